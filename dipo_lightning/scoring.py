@@ -1,0 +1,149 @@
+"""Teacher-forced scores of given answers: one forward serves every number that is read from a row's tokens.
+
+Only the positions that predict an answer token reach the output projection, and their log-probabilities are taken in
+float32 whatever the model computes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dipo_lightning.row_batches import evaluation_mode, gather, own_batches, plan_batches
+
+Example = tuple[list[int], list[int]]
+"""``input_ids`` and ``labels`` of one row, as a `PromptStyle` makes them; -100 where a token is not scored."""
+
+BATCH_TOKENS = 2048
+CHUNK_ELEMENTS = 2**24  # float32 logits held at a time: 64 MiB
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What the model gives to the n scored tokens of one row.
+
+    Attributes:
+        logprobs: (n,) float32 log-probability of each token, nats.
+        correct: (n,) bool, whether the token is the model's first choice there.
+        z_scores: (n,) float32, the log-probability standardised over the vocabulary: (log p - mu) / sigma under the
+            model's own distribution (Min-K++, Zhang et al. 2024, arXiv 2404.02936); None where not asked for.
+    """
+
+    logprobs: Tensor
+    correct: Tensor
+    z_scores: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """n, the tokens scored."""
+        return len(self.logprobs)
+
+    @property
+    def nll(self) -> float:
+        """Mean negative log-likelihood of a token, nats; NaN where there is none."""
+        return -self.logprobs.double().mean().item()
+
+    @property
+    def loss(self) -> float:
+        """Summed negative log-likelihood of the row, nats."""
+        return -self.logprobs.double().sum().item()
+
+
+def score(
+    policy: nn.Module,
+    examples: Sequence[Example],
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    z_scores: Collection[int] = (),
+    device: torch.device | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> list[TokenScores]:
+    """Score the supervised tokens of every example; collective, and the same list on every process.
+
+    Args:
+        policy: A ``transformers`` causal LM or a peft model around one, sharded or not.
+        examples: The rows, in any order of length. One with no supervised token gets empty scores.
+        batch_tokens: Most tokens of a forward, padding included.
+        z_scores: Indices of the examples that need `TokenScores.z_scores`.
+        device: Where the batches go; default is where the policy's parameters are.
+        progress: Called with the number of rows done after each of this process's batches.
+    """
+    device = device or next(policy.parameters()).device
+    scored = [i for i, (_, labels) in enumerate(examples) if any(label != -100 for label in labels[1:])]
+    plan = [[scored[i] for i in batch] for batch in plan_batches([len(examples[i][0]) for i in scored], batch_tokens)]
+    wanted = frozenset(z_scores)
+    results: dict[int, TokenScores] = {}
+    with evaluation_mode(policy):
+        for batch, own in own_batches(plan):
+            rows = _score_batch(policy, [examples[i] for i in batch], [i in wanted for i in batch], device)
+            if own:
+                results.update(zip(batch, rows, strict=True))
+                if progress is not None:
+                    progress(len(batch))
+    results = gather(results)
+    nothing = TokenScores(torch.empty(0), torch.empty(0, dtype=torch.bool))
+    return [results.get(i, nothing) for i in range(len(examples))]
+
+
+def _score_batch(
+    policy: nn.Module, examples: Sequence[Example], wanted: Sequence[bool], device: torch.device
+) -> list[TokenScores]:
+    """Run one forward and split what its answer positions say by row."""
+    length = max(len(ids) for ids, _ in examples)
+    ids = torch.tensor([row + [0] * (length - len(row)) for row, _ in examples])
+    labels = torch.tensor([row + [-100] * (length - len(row)) for _, row in examples])
+    lengths = torch.tensor([len(row) for row, _ in examples])
+    positions = nn.functional.pad(labels[:, 1:] != -100, (0, 1))  # the position before a token predicts it
+    output = policy(
+        input_ids=ids.to(device),
+        attention_mask=(torch.arange(length) < lengths[:, None]).long().to(device),
+        logits_to_keep=positions.to(device),
+        use_cache=False,
+    ).logits
+    logits = output if output.dim() == 2 else output[positions.to(device)]  # an architecture that ignores the mask
+    counts = positions.sum(1)
+    z_rows = torch.tensor(wanted).repeat_interleave(counts)
+    logprobs, correct, z = token_statistics(logits, labels[:, 1:][positions[:, :-1]].to(device), z_rows.to(device))
+    parts = zip(wanted, *(values.cpu().split(counts.tolist()) for values in (logprobs, correct, z)), strict=True)
+    return [TokenScores(p.clone(), c.clone(), s.clone() if want else None) for want, p, c, s in parts]
+
+
+def token_statistics(
+    logits: Tensor, labels: Tensor, z_rows: Tensor, chunk_elements: int = CHUNK_ELEMENTS
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Read log-probability, first choice and z-score of each label from its logits, a chunk of positions at a time.
+
+    Args:
+        logits: (N, V), any floating dtype.
+        labels: (N,) int64.
+        z_rows: (N,) bool, the positions whose z-score is wanted; elsewhere it is 0.
+        chunk_elements: Most logits that are held in float32 at once.
+
+    Returns:
+        (N,) float32 log-probabilities, (N,) bool first choices, (N,) float32 z-scores.
+    """
+    rows = max(1, chunk_elements // logits.shape[-1])
+    parts = [_chunk(*chunk) for chunk in _chunks(logits, labels, z_rows, rows)]
+    logprobs, correct, z = (torch.cat(values) for values in zip(*parts, strict=True))
+    return logprobs, correct, z
+
+
+def _chunks(logits: Tensor, labels: Tensor, z_rows: Tensor, rows: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    yield from zip(logits.split(rows), labels.split(rows), z_rows.split(rows), strict=True)
+
+
+def _chunk(logits: Tensor, labels: Tensor, z_rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    logp = logits.float().log_softmax(-1)
+    chosen = logp.gather(-1, labels[:, None]).squeeze(-1)
+    z = torch.zeros_like(chosen)
+    if z_rows.any():
+        picked = logp[z_rows]
+        probs = picked.exp()
+        mean = (probs * picked).nan_to_num(0.0).sum(-1)  # 0 * -inf is 0: such a token never comes
+        square = (probs * picked.square()).nan_to_num(0.0).sum(-1)
+        deviation = (square - mean.square()).clamp_min(torch.finfo(torch.float32).eps).sqrt()
+        z[z_rows] = (chosen[z_rows] - mean) / deviation
+    return chosen, logits.argmax(-1) == labels, z

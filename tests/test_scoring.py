@@ -1,0 +1,134 @@
+"""Scores of batches equal a plain computation of one row at a time, and leave no trace."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from dipo_lightning.row_batches import evaluation_mode, own_batches, plan_batches
+from dipo_lightning.scoring import score, token_statistics
+from tests.toys import FAMILIES, VOCABULARY, toy_model
+
+
+def rows(count: int, seed: int = 0) -> list[tuple[list[int], list[int]]]:
+    """Rows of 3 to 30 tokens whose supervised part starts anywhere after the first token."""
+    draw = random.Random(seed)
+    made = []
+    for _ in range(count):
+        ids = [draw.randrange(3, VOCABULARY) for _ in range(draw.randrange(3, 30))]
+        start = draw.randrange(1, len(ids))
+        made.append((ids, [-100] * start + ids[start:]))
+    return made
+
+
+def plain_score(model: torch.nn.Module, example: tuple[list[int], list[int]]) -> tuple[torch.Tensor, ...]:
+    """One row alone, all logits, float64: log-probabilities, first choices, Min-K++ z-scores."""
+    ids, labels = example
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids])).logits[0, :-1].double()
+    kept = torch.tensor(labels[1:]) != -100
+    logp = logits.log_softmax(-1)[kept]
+    chosen = logp[torch.arange(len(logp)), torch.tensor(labels[1:])[kept]]
+    mean = (logp.exp() * logp).sum(-1)
+    deviation = (logp.exp() * (logp - mean[:, None]) ** 2).sum(-1).sqrt()
+    return chosen, logp.argmax(-1) == torch.tensor(labels[1:])[kept], (chosen - mean) / deviation
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batched_scores_equal_one_row_at_a_time(family: str) -> None:
+    model = toy_model(family)
+    examples = rows(17)
+    scores = score(model, examples, batch_tokens=64, z_scores=range(17))
+    for example, got in zip(examples, scores, strict=True):
+        logp, correct, z = plain_score(model, example)
+        torch.testing.assert_close(got.logprobs.double(), logp, rtol=1e-5, atol=1e-5)
+        assert torch.equal(got.correct, correct)
+        torch.testing.assert_close(got.z_scores.double(), z, rtol=1e-4, atol=1e-4)
+        assert got.nll == pytest.approx(-logp.mean().item(), rel=1e-5)
+        assert got.loss == pytest.approx(-logp.sum().item(), rel=1e-5)
+        assert got.logprobs.dtype == torch.float32
+
+
+def test_z_scores_only_where_asked_for() -> None:
+    scores = score(toy_model(), rows(5), z_scores={1, 3})
+    assert [s.z_scores is not None for s in scores] == [False, True, False, True, False]
+
+
+def test_a_row_without_supervised_tokens_is_empty_and_nan() -> None:
+    examples = [([5, 6, 7], [-100, -100, -100]), ([5, 6], [-100, 6])]
+    empty, full = score(toy_model(), examples)
+    assert empty.tokens == 0
+    assert np.isnan(empty.nll)
+    assert full.tokens == 1
+    assert full.nll > 0
+
+
+def test_order_of_rows_does_not_matter() -> None:
+    model = toy_model()
+    examples = rows(9)
+    forward = score(model, examples)
+    backward = score(model, examples[::-1])[::-1]
+    for a, b in zip(forward, backward, strict=True):
+        torch.testing.assert_close(a.logprobs, b.logprobs, rtol=1e-5, atol=1e-6)
+
+
+def test_chunks_do_not_change_statistics() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(23, 50, generator=generator).bfloat16()
+    labels = torch.randint(0, 50, (23,), generator=generator)
+    wanted = torch.arange(23) % 2 == 0
+    whole = token_statistics(logits, labels, wanted)
+    parts = token_statistics(logits, labels, wanted, chunk_elements=150)
+    for a, b in zip(whole, parts, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_token_that_never_comes_leaves_z_scores_finite() -> None:
+    logits = torch.tensor([[0.0, 1.0, float("-inf")]])
+    logprobs, _, z = token_statistics(logits, torch.tensor([0]), torch.tensor([True]))
+    assert torch.isfinite(logprobs).all()
+    assert torch.isfinite(z).all()
+
+
+def test_plan_holds_every_row_once_within_budget() -> None:
+    lengths = [3, 50, 7, 7, 120, 1, 9]
+    plan = plan_batches(lengths, 60)
+    assert sorted(i for batch in plan for i in batch) == list(range(7))
+    assert plan[0] == [4]  # the longest first, alone where it is over the budget
+    for batch in plan[1:]:
+        assert len(batch) * max(lengths[i] for i in batch) <= 60
+
+
+def test_every_process_runs_the_same_number_of_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = [[0], [1], [2], [3], [4]]
+    seen = []
+    for rank in range(3):
+        monkeypatch.setattr("dipo_lightning.row_batches.rank_and_world", lambda rank=rank: (rank, 3))
+        seen.append(list(own_batches(plan)))
+    assert [len(share) for share in seen] == [2, 2, 2]
+    assert sorted(batch[0] for share in seen for batch, own in share if own) == [0, 1, 2, 3, 4]
+    assert seen[2][1] == ([4], False)
+
+
+def test_modes_and_random_states_come_back() -> None:
+    model = toy_model().train()
+    model.model.layers[0].eval()  # a frozen block of a user's
+    modes = [module.training for module in model.modules()]
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    with evaluation_mode(model):
+        assert not any(module.training for module in model.modules())
+        assert not torch.is_grad_enabled()
+        torch.rand(3), np.random.rand(3), random.random()
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1]).all()
+    assert random.getstate() == states[2]
+    assert torch.is_grad_enabled()
+
+
+def test_modes_come_back_after_an_error() -> None:
+    model = toy_model().train()
+    with pytest.raises(IndexError):
+        score(model, [([VOCABULARY + 5, 4], [-100, 4])])
+    assert model.training
