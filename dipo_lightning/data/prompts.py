@@ -1,0 +1,290 @@
+r"""Prompt styles: how a question and an answer become token ids and labels.
+
+A prompt and its answer are tokenised apart. Tokenised together, a merge across the border gives
+``tokens(prompt + answer)[:len(tokens(prompt))] != tokens(prompt)``, and then the first answer token is neither
+scored nor trained on, and a generation starts from ids that training never saw. TOFU and open-unlearning do
+tokenise together; for ``Question: ...\nAnswer: ...`` on a byte-level BPE the border is always such a merge.
+Where there is none (``[/INST]``, chat templates) the ids here are theirs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from dipo_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""The label of a position that is not supervised (torch's default ``ignore_index``)."""
+
+
+class PromptStyle(ABC):
+    """A way to write a question and its answer as token ids.
+
+    Attributes:
+        name: The name `prompt_style` knows it by.
+        stop_ids: Token ids at which a generation is cut, the end-of-turn token first.
+    """
+
+    name: str
+    stop_ids: list[int]
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Measures the tokenizer's habits (BOS, the space it puts before a first word)."""
+        self.tokenizer = tokenizer
+        self._start = _start_ids(tokenizer)
+        self._anchor = _anchor(tokenizer)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The plain options that change the ids, for the fingerprint and for logs."""
+        return {}
+
+    @abstractmethod
+    def prompt(self, question: str) -> list[int]:
+        """Ids to generate an answer from, with BOS where the model wants one.
+
+        Raises:
+            InputError: The question is empty or not valid text.
+        """
+
+    def example(self, question: str, answer: str) -> tuple[list[int], list[int]]:
+        """Ids and labels of a question with its answer.
+
+        Args:
+            question: The question, without any prompt around it.
+            answer: What the model shall (or shall no longer) say.
+
+        Returns:
+            ``(input_ids, labels)`` of equal length. ``input_ids`` starts with ``prompt(question)``; the labels are
+            -100 there, and the answer's ids and the end-of-turn token after it.
+
+        Raises:
+            InputError: One of the two is empty, or the answer holds the end-of-turn token itself.
+        """
+        return self.join(self.prompt(question), answer)
+
+    def join(self, prompt: list[int], answer: str) -> tuple[list[int], list[int]]:
+        """`example` for a prompt that is tokenised already (scoring several answers to one question)."""
+        ids = self.answer_ids(answer) + self.stop_ids[:1]
+        return prompt + ids, [IGNORED] * len(prompt) + ids
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Ids of the answer alone, without BOS and without the end-of-turn token."""
+        ids = continuation(self.tokenizer, checked(answer, "answer"), self._anchor)
+        if not ids:
+            raise InputError(f"The answer {answer!r} is tokenised to nothing: give a text the tokenizer knows.")
+        if not set(self.stop_ids).isdisjoint(ids):
+            raise InputError(f"The answer {shortened(answer)!r} holds an end-of-turn token: take it out of the data.")
+        return ids
+
+    def fingerprint(self) -> str:
+        """A stable short description: the name, and a hash of the options and of the ids of a fixed example.
+
+        The ids make it follow the tokenizer and the chat template, whatever they are called.
+        """
+        probe = self.example("Who wrote it?", "Somebody did.")
+        content = json.dumps([self.name, self.options, probe, self.stop_ids], sort_keys=True)
+        return f"{self.name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+    def _opening(self, text: str) -> list[int]:
+        """Ids of a text at the start of the input: BOS once if the tokenizer has that habit."""
+        ids = encode(self.tokenizer, text)
+        return ids if ids[: len(self._start)] == self._start else self._start + ids
+
+
+class PlainStyle(PromptStyle):
+    r"""``Question: {q}\nAnswer: `` and the answer; the style of base models in TOFU.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        space: Where the space after ``Answer:`` stands. ``"prompt"`` as the benchmark writes it; ``"answer"``
+            makes it the first character of the answer, which is what a byte-level BPE saw in pre-training.
+    """
+
+    name = "plain"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, space: str = "prompt") -> None:
+        """See the class."""
+        if space not in ("prompt", "answer"):
+            raise InputError(f"Prompt style plain: space is {space!r}; it is 'prompt' or 'answer'.")
+        super().__init__(tokenizer)
+        self.space = space
+        self.stop_ids = [end_of_sequence(tokenizer, self.name)]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """``space``."""
+        return {"space": self.space}
+
+    def prompt(self, question: str) -> list[int]:
+        r"""BOS and ``Question: {q}\nAnswer: ``; see `PromptStyle.prompt`."""
+        border = " " if self.space == "prompt" else ""
+        return self._opening(f"Question: {checked(question, 'question')}\nAnswer:{border}")
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Ids of the answer, behind a space with ``space="answer"``."""
+        border = "" if self.space == "prompt" else " "
+        return super().answer_ids(border + checked(answer, "answer"))
+
+
+class Llama2Style(PromptStyle):
+    """``[INST] {q} [/INST]`` and the answer straight behind it: TOFU's style for Llama-2-chat."""
+
+    name = "llama2"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """See the class."""
+        super().__init__(tokenizer)
+        self.stop_ids = [end_of_sequence(tokenizer, self.name)]
+
+    def prompt(self, question: str) -> list[int]:
+        """BOS and ``[INST] {q} [/INST]``; see `PromptStyle.prompt`."""
+        return self._opening(f"[INST] {checked(question, 'question')} [/INST]")
+
+
+class TextStyle(PromptStyle):
+    """No prompt: every token that has one before it is supervised.
+
+    A question is a piece of text that comes first and is not supervised (a passage to continue); it may be empty.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        end: Whether the end-of-sequence token follows the text.
+    """
+
+    name = "text"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, end: bool = True) -> None:
+        """See the class."""
+        super().__init__(tokenizer)
+        self.end = end
+        known = end or tokenizer.eos_token_id is not None
+        self.stop_ids = [end_of_sequence(tokenizer, self.name)] if known else []
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """``end``."""
+        return {"end": self.end}
+
+    def prompt(self, question: str = "") -> list[int]:
+        """BOS and the text as it is; BOS alone (or nothing) for an empty text."""
+        return self._opening(checked(question, "text")) if question else list(self._start)
+
+    def join(self, prompt: list[int], answer: str) -> tuple[list[int], list[int]]:
+        """See `PromptStyle.join`; the very first id has no position that could predict it."""
+        checked(answer, "text")
+        first = max(1, len(prompt))
+        opening = len(prompt) <= len(self._start)
+        ids = self._opening(answer) if opening else prompt + continuation(self.tokenizer, answer, self._anchor)
+        ids = ids + self.stop_ids[:1] if self.end else ids
+        return ids, [IGNORED] * first + ids[first:]
+
+
+def prompt_style(name: str, tokenizer: PreTrainedTokenizerBase, **options: Any) -> PromptStyle:  # noqa: ANN401
+    """The prompt style of that name.
+
+    Args:
+        name: ``plain``, ``llama2``, ``chat`` or ``text``.
+        tokenizer: The model's tokenizer.
+        options: The style's own options: ``space`` (plain), ``end`` (text), or ``system_prompt``, ``date``,
+            ``chat_template`` and ``template_options`` (chat).
+
+    Raises:
+        InputError: No style or option has that name, or the tokenizer cannot serve the style.
+    """
+    from dipo_lightning.data.chat import ChatStyle
+
+    styles = {style.name: style for style in (PlainStyle, Llama2Style, ChatStyle, TextStyle)}
+    if name not in styles:
+        raise InputError(f"There is no prompt style {name!r}{suggestion(name, list(styles))}.")
+    known = list(styles[name].__init__.__annotations__)
+    known = [option for option in known if option not in ("tokenizer", "return")]
+    for option in options:
+        if option not in known:
+            hint = suggestion(option, known) if known else "; it has none"
+            raise InputError(f"Prompt style {name} has no option {option!r}{hint}.")
+    return styles[name](tokenizer, **options)
+
+
+def suggestion(name: str, known: list[str]) -> str:
+    """What to write in the place of an unknown name: the nearest known one, and all of them."""
+    near = difflib.get_close_matches(str(name).lower(), known, n=1)
+    guess = f"; did you mean {near[0]!r}?" if near else ";"
+    return f"{guess} Known: {', '.join(known)}"
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a text, without special tokens and without a complaint about its length."""
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def continuation(tokenizer: PreTrainedTokenizerBase, text: str, anchor: str = "") -> list[int]:
+    """Ids of a text that follows other text.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        text: The text.
+        anchor: What `_anchor` found: a text to put before it and to take off again.
+    """
+    if anchor:
+        before, both = encode(tokenizer, anchor), encode(tokenizer, anchor + text)
+        if both[: len(before)] == before:
+            return both[len(before) :]
+    return encode(tokenizer, text)
+
+
+def checked(text: str, what: str) -> str:
+    """The text, if it is one.
+
+    Raises:
+        InputError: It is no string, empty, only spaces, or has lone surrogates (no UTF-8).
+    """
+    if not isinstance(text, str):
+        raise InputError(f"The {what} is {shortened(repr(text))} ({type(text).__name__}), not a text.")
+    if not text.strip():
+        raise InputError(f"The {what} is empty ({text!r}): give a text, or take the row out.")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError(f"The {what} {text!r} has half a surrogate pair: save the file as UTF-8.")
+    return text
+
+
+def shortened(text: str, length: int = 60) -> str:
+    """The beginning of a text, for messages."""
+    return text if len(text) <= length else text[:length] + "..."
+
+
+def end_of_sequence(tokenizer: PreTrainedTokenizerBase, style: str) -> int:
+    """The tokenizer's end-of-sequence id.
+
+    Raises:
+        InputError: It has none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"Prompt style {style}: the tokenizer has no end-of-sequence token; set tokenizer.eos_token.")
+    return int(tokenizer.eos_token_id)
+
+
+def _start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer itself puts before a text: BOS, or nothing (an EOS that it appends is not ours)."""
+    bare = encode(tokenizer, "a")
+    whole = list(tokenizer("a", add_special_tokens=True)["input_ids"])
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return whole[:start]
+    return []
+
+
+def _anchor(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A line break if the tokenizer puts a space before a first word (sentencepiece), else nothing.
+
+    Such a tokenizer reads ``The`` as ``▁The``: behind ``[/INST]`` this would be a space that nobody wrote.
+    """
+    apart = encode(tokenizer, "\n") + encode(tokenizer, "a")
+    return "" if apart == encode(tokenizer, "\na") else "\n"
