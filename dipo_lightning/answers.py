@@ -1,0 +1,178 @@
+"""The supervised positions of a batch, as a model sees them: what every objective is computed from.
+
+Positions are selected before the output projection, so prompts and padding never reach the vocabulary, and all
+halves of a batch (forget, retain, ...) share one forward.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
+
+from dipo_lightning.data.collation import TokenBatch, selected_labels, selected_rows, supervised_positions
+from dipo_lightning.models.head import decoder, output_projection
+from dipo_lightning.sharding import is_sharded
+
+
+@dataclass
+class Answers:
+    """One half of a batch at its N supervised positions, flattened row by row.
+
+    Attributes:
+        batch: The token batch itself (``input_ids`` (B, L), ``attention_mask``, ``labels``, ``index`` (B,)).
+        hidden: (N, H) final hidden states, where the head is computed from them; else None.
+        projection: (V, H) weight of the output projection that goes with ``hidden``.
+        denominators: ``rows`` and the supervised tokens of each half to divide sums by, so that terms are means over
+            the global batch; None divides by what is in this batch.
+        half: Which half of the batch this is.
+    """
+
+    batch: TokenBatch
+    hidden: Tensor | None = None
+    projection: Tensor | None = None
+    denominators: Mapping[str, float] | None = None
+    half: str = "forget"
+    _logits: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def logits(self) -> Tensor:
+        """(N, V) logits of the model at the supervised positions."""
+        if self._logits is None:
+            assert self.hidden is not None
+            assert self.projection is not None
+            self._logits = self.hidden @ self.projection.T
+        return self._logits
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """(N,) int64, the supervised token that each position predicts."""
+        return selected_labels(self.batch["labels"])
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """(N,) int64, the row of the batch each position belongs to."""
+        return selected_rows(self.batch["labels"])
+
+    @property
+    def count(self) -> int:
+        """B, the rows of this half."""
+        return self.batch["input_ids"].shape[0]
+
+    @property
+    def row_denominator(self) -> float:
+        """What a sum over rows is divided by."""
+        return self.denominators["rows"] if self.denominators else float(self.count)
+
+    @property
+    def token_denominator(self) -> float:
+        """What a sum over supervised tokens is divided by."""
+        if self.denominators and self.half in self.denominators:
+            return self.denominators[self.half]
+        return float(max(1, len(self.labels)))
+
+
+Compute = Callable[[dict[str, Answers]], dict[str, Tensor]]
+
+
+def compute_answers(
+    model: nn.Module,
+    halves: Mapping[str, TokenBatch],
+    compute: Compute,
+    denominators: Mapping[str, float] | None = None,
+    from_hidden: bool = False,
+) -> dict[str, Tensor]:
+    """Run ``model`` once over all halves and return what ``compute`` makes of their supervised positions.
+
+    Args:
+        model: A ``transformers`` causal LM, sharded or not.
+        halves: Token batches by name; they are concatenated, padded to the longest.
+        compute: Called with one `Answers` a half. With ``from_hidden`` it runs inside the model's forward, where a
+            sharded output projection is gathered.
+        denominators: See `Answers`.
+        from_hidden: Give hidden states and the projection instead of logits; right for a purely linear head only.
+    """
+    joined = concatenate(list(halves.values()))
+    if from_hidden:
+        run = getattr(model, "_from_hidden", None)
+        if run is None:  # attached once, so that FSDP2 gathers the root's parameters around it
+            model._from_hidden = run = types.MethodType(_run_from_hidden, model)  # type: ignore[assignment]
+            if is_sharded(model):
+                register_fsdp_forward_method(model, "_from_hidden")
+                run = model._from_hidden
+        return run(joined, halves, compute, denominators)
+    logits = answer_logits(model, joined)
+    return compute(_split(halves, denominators, logits=logits))
+
+
+def answer_logits(model: nn.Module, batch: TokenBatch) -> Tensor:
+    """Return the (N, V) logits of ``model`` at the supervised positions of ``batch``."""
+    positions = supervised_positions(batch["labels"])
+    output = model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        logits_to_keep=positions,
+        use_cache=False,
+    )
+    return output.logits
+
+
+def answer_hidden(model: nn.Module, batch: TokenBatch) -> Tensor:
+    """Return the (N, H) final hidden states of ``model`` at the supervised positions; not through FSDP2's root."""
+    output = decoder(model)(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+    )
+    return output.last_hidden_state[supervised_positions(batch["labels"])]
+
+
+def concatenate(batches: list[TokenBatch]) -> TokenBatch:
+    """Stack token batches into one, right-padded to the longest."""
+    if len(batches) == 1:
+        return batches[0]
+    length = max(batch["input_ids"].shape[1] for batch in batches)
+    fill = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+    joined: dict[str, Tensor] = {
+        name: torch.cat(
+            [nn.functional.pad(batch[name], (0, length - batch[name].shape[1]), value=value) for batch in batches]  # type: ignore[literal-required]
+        )
+        for name, value in fill.items()
+    }
+    joined["index"] = torch.cat([batch["index"] for batch in batches])
+    return joined  # type: ignore[return-value]
+
+
+def _run_from_hidden(
+    model: nn.Module,
+    joined: TokenBatch,
+    halves: Mapping[str, TokenBatch],
+    compute: Compute,
+    denominators: Mapping[str, float] | None,
+) -> dict[str, Tensor]:
+    hidden = answer_hidden(model, joined)
+    return compute(_split(halves, denominators, hidden=hidden, projection=output_projection(model)))
+
+
+def _split(
+    halves: Mapping[str, TokenBatch],
+    denominators: Mapping[str, float] | None,
+    logits: Tensor | None = None,
+    hidden: Tensor | None = None,
+    projection: Tensor | None = None,
+) -> dict[str, Answers]:
+    """Give each half its own positions of the joined forward."""
+    counts = [int(supervised_positions(batch["labels"]).sum()) for batch in halves.values()]
+    values: Any = logits if logits is not None else hidden
+    answers = {}
+    for (half, batch), part in zip(halves.items(), torch.split(values, counts), strict=True):
+        answers[half] = Answers(batch, projection=projection, denominators=denominators, half=half)
+        if logits is not None:
+            answers[half]._logits = part
+        else:
+            answers[half].hidden = part
+    return answers

@@ -1,0 +1,44 @@
+"""Writes the trained model as a Hugging Face folder that ``AutoModelForCausalLM.from_pretrained`` loads."""
+
+from pathlib import Path
+from typing import Literal
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from dipo_lightning.errors import InputError
+from dipo_lightning.models.export import save_model
+
+
+class ExportModel(Callback):
+    """Exports the policy, and the tokenizer of the data module, when training ends.
+
+    Args:
+        folder: Where to; inside the run's log folder if relative and ``inside_run``. It must be absent or empty.
+        adapters: For LoRA: ``merged`` into the weights, or ``separate`` (a peft folder).
+        inside_run: Take a relative ``folder`` from the run's log folder, so that no run overwrites another's.
+    """
+
+    def __init__(
+        self, folder: str = "model", adapters: Literal["merged", "separate"] = "merged", inside_run: bool = True
+    ) -> None:
+        self.folder, self.adapters, self.inside_run = folder, adapters, inside_run
+        self.path: Path | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse a folder that holds something, before the model is loaded."""
+        root = Path(trainer.log_dir or trainer.default_root_dir) if self.inside_run else Path()
+        self.path = root / self.folder
+        if stage == "fit" and trainer.is_global_zero and self.path.exists() and any(self.path.iterdir()):
+            raise InputError(f"{self.path} is not empty; ExportModel would overwrite it. Name another folder or remove it.")
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the folder; every rank takes part in gathering the weights, rank 0 writes."""
+        assert self.path is not None
+        policy: nn.Module = pl_module.policy  # type: ignore[assignment]
+        tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+        save_model(policy, self.path, tokenizer, merge=self.adapters == "merged", write=trainer.is_global_zero)
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            print(f"The model is in {self.path}")

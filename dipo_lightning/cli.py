@@ -1,0 +1,179 @@
+"""The command line: LightningCLI (``fit``, ``validate``, ``test``) and the commands that are no Trainer method.
+
+A command of the second kind is a plain function whose signature and docstring are its options and its help.
+"""
+
+import difflib
+import importlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from dipo_lightning.errors import DiPOError
+
+COMMANDS = {
+    "quickstart": "dipo_lightning.quickstart:quickstart",
+    "score": "dipo_lightning.metrics.score:print_score",
+}
+"""The commands that are no Trainer method, by name, as ``module:function``."""
+
+TRAINER_COMMANDS = ("fit", "validate", "test")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code; an error that the user can mend is one sentence and code 2."""
+    args = list(sys.argv[1:] if args is None else args)
+    try:
+        if args and args[0] in COMMANDS:
+            run_command(args[0], args[1:])
+        elif args and args[0] in TRAINER_COMMANDS:
+            run_trainer(args)
+        else:
+            return show_commands(args)
+    except DiPOError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run_command(name: str, args: list[str]) -> None:
+    """Parse ``args`` by the signature of the function behind ``name``, and call it."""
+    from jsonargparse import auto_cli
+
+    module, function = COMMANDS[name].split(":")
+    auto_cli(getattr(importlib.import_module(module), function), args=args, prog=f"dipo-lightning {name}")
+
+
+def run_trainer(args: list[str]) -> None:
+    """Run ``fit``, ``validate`` or ``test`` through LightningCLI."""
+    trainer_cli()(args)
+
+
+def show_commands(args: list[str]) -> int:
+    """Print what commands there are; an unknown one is an error with the nearest right one."""
+    if args and args[0] == "--version":
+        from dipo_lightning import __version__
+
+        print(__version__)
+        return 0
+    lines = [f"  {name:<16}{_summary(name)}" for name in (*TRAINER_COMMANDS, *COMMANDS)]
+    usage = "usage: dipo-lightning COMMAND [options]   (COMMAND --help explains the options)\n\n" + "\n".join(lines)
+    if args and not args[0].startswith("-"):
+        near = difflib.get_close_matches(args[0], [*TRAINER_COMMANDS, *COMMANDS], n=1)
+        print(f"error: there is no command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""), file=sys.stderr)
+        print(usage, file=sys.stderr)
+        return 2
+    print(usage)
+    return 0
+
+
+def trainer_cli() -> Any:  # noqa: ANN401
+    """Return the LightningCLI of this project as a callable of the arguments (imports Lightning only when needed)."""
+    import lightning.pytorch as pl
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+    import dipo_lightning.callbacks  # noqa: F401  (short class names in YAML)
+    from dipo_lightning.data.module import TokenizedDataModule  # noqa: F401
+    from dipo_lightning.modules.dipo import DiPOModule
+
+    class Parser(LightningArgumentParser):
+        """Names the nearest right option where one is not known."""
+
+        def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
+            super().error(message + suggestion(message, self), ex)
+
+    class SaveConfig(SaveConfigCallback):
+        """Also writes the config as text into TensorBoard."""
+
+        def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+            experiment = getattr(trainer.logger, "experiment", None)
+            if hasattr(experiment, "add_text"):
+                text = self.parser.dump(self.config, skip_none=False)
+                experiment.add_text("config", "\n".join("    " + line for line in text.splitlines()))
+
+    class DiPOCLI(LightningCLI):
+        """Any module and data module by class name; one tokenizer for both; a checkpoint never overrides an option."""
+
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            parser.set_defaults({"model": {"class_path": f"{DiPOModule.__module__}.DiPOModule"}})
+            parser.link_arguments("model.init_args.pretrained", "data.init_args.tokenizer")
+
+        def _parse_ckpt_path(self) -> None:
+            """Do nothing: Lightning would let the checkpoint's hyper-parameters override the command line."""
+
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            return {name: skip for name, skip in LightningCLI.subcommands().items() if name in TRAINER_COMMANDS}
+
+        def after_fit(self) -> None:
+            self._say_where()
+
+        def after_validate(self) -> None:
+            self._say_where()
+
+        def after_test(self) -> None:
+            self._say_where()
+
+        def _say_where(self) -> None:
+            if self.trainer.is_global_zero and self.trainer.log_dir:
+                print(f"Results are in {self.trainer.log_dir}")
+
+    def run(args: list[str]) -> DiPOCLI:
+        return DiPOCLI(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"inference_mode": False, "log_every_n_steps": 1, "default_root_dir": "runs"},
+            seed_everything_default=0,
+            parser_kwargs={"prog": "dipo-lightning"},
+            parser_class=Parser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    return run
+
+
+def suggestion(message: str, parser: Any) -> str:  # noqa: ANN401
+    """Return a hint at the nearest right option for a parser's message about an unknown one, or nothing."""
+    found = re.search(r"(?:[Uu]nrecognized arguments: --|Key ')([\w.]+)", message)
+    if found is None:
+        return ""
+    unknown = found.group(1).split(".")[-1]
+    known = {action.dest.split(".")[-1] for action in parser._actions} | set(_init_names(message, parser))
+    near = difflib.get_close_matches(unknown, sorted(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _init_names(message: str, parser: Any) -> list[str]:  # noqa: ANN401
+    """Return the option names of the classes that a message may be about: the package's public ones."""
+    import inspect
+
+    import dipo_lightning
+
+    names: list[str] = []
+    for public in dipo_lightning.__all__:
+        value = getattr(dipo_lightning, public)
+        if inspect.isclass(value):
+            for base in value.__mro__:
+                names += [name for name in inspect.signature(base.__init__).parameters if base.__module__.startswith("dipo")]
+    return names
+
+
+def _summary(name: str) -> str:
+    summaries = {
+        "fit": "Unlearn (or fine-tune) a model, evaluating while it trains.",
+        "validate": "Run the evaluation callbacks on a model.",
+        "test": "Run the evaluation callbacks on a model and write its log.",
+        "quickstart": "Make data, a model that knows it, unlearn a part, and show that it did.",
+        "score": "Compute every aggregate of an evaluation log, without a model.",
+    }
+    return summaries.get(name, "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""A loader that resumes in the middle of an epoch and tells each batch what to divide its sums by.
+
+A mean over the tokens of a micro-batch is not the mean over the global batch where ranks or micro-batches hold
+different counts. So each batch carries ``denominators``: the count of its whole optimiser step over all ranks, divided
+by the number of micro-batches in it. ``sum / denominator``, averaged over ranks and micro-batches as Lightning and
+FSDP2 do, is then exactly the mean over the global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from dipo_lightning.data.pairs import EpochSampler
+
+
+class ResumableLoader(DataLoader):
+    """A DataLoader over `EpochSampler` keys that can start an epoch part-way through.
+
+    Attributes:
+        done: Batches given out in the current epoch.
+        skip: Batches to pass over at the start of the next epoch; set on resume.
+        accumulate: Micro-batches of an optimiser step.
+    """
+
+    skip: int = 0
+    done: int = 0
+    accumulate: int = 1
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield the batches of the current epoch, each with its ``denominators``."""
+        skip, self.skip = self.skip, 0
+        denominators = self.denominators()
+        # A generator starts on the first request, when Lightning has already set the sampler's epoch.
+        for self.done, batch in enumerate(super().__iter__(), 1):
+            if self.done > skip:
+                yield {**batch, "denominators": denominators[(self.done - 1) // self.accumulate]}
+
+    def denominators(self) -> list[dict[str, float]]:
+        """Return, for each optimiser step of the current epoch, rows and supervised tokens a micro-batch and rank."""
+        sampler, size = self.sampler, self.batch_size
+        assert isinstance(sampler, EpochSampler)
+        assert size is not None
+        ranks = sampler.keys_of_all_ranks()
+        share = 1 / (self.accumulate * len(ranks))
+        steps = []
+        for start in range(0, len(ranks[0]), size * self.accumulate):
+            keys = [key for rank in ranks for key in rank[start : start + size * self.accumulate]]
+            totals: dict[str, float] = {"rows": len(keys) * share}
+            for key in keys:
+                for half, count in self.dataset.token_counts(key).items():  # type: ignore[attr-defined]
+                    totals[half] = totals.get(half, 0) + count * share
+            steps.append(totals)
+        return steps

@@ -1,0 +1,144 @@
+"""What the LightningDataModules share: the tokenizer, the prompt style, the resumable loader and its state."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from dipo_lightning.data.collation import collate
+from dipo_lightning.data.loader import ResumableLoader
+from dipo_lightning.data.pairs import EpochSampler, Example
+from dipo_lightning.data.prompts import PromptStyle, prompt_style
+from dipo_lightning.data.tokenization import tokenize_rows
+from dipo_lightning.errors import InputError
+from dipo_lightning.models.loading import load_tokenizer
+
+
+class TokenizedDataModule(pl.LightningDataModule):
+    """Base of the package's data modules: rows become token batches under one prompt style.
+
+    A subclass gives the training rows in `training_set`; everything else (right padding from lengths, one sampler for
+    any number of ranks, resuming inside an epoch) is here.
+
+    Args:
+        tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; usually the model's own.
+        prompt: Prompt style: ``chat`` (the model's chat template), ``plain``, ``llama2`` or ``text``.
+        system_prompt: System message of the chat template, or None for the template's own habit.
+        max_length: Longest row in tokens; what is cut off is counted and reported.
+        batch_size: Rows of one process and one micro-batch (for unlearning: as many forget as retain rows).
+        num_workers: Loader processes; 0 loads in the training process.
+        seed: Seed of the order and of the pairing.
+    """
+
+    tokenizer: Any = None
+    style: PromptStyle
+
+    def __init__(
+        self,
+        tokenizer: str,
+        prompt: Literal["chat", "plain", "llama2", "text"] = "chat",
+        system_prompt: str | None = None,
+        max_length: int = 512,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("max_length", max_length)):
+            if value < 1:
+                raise InputError(f"data.{name} is {value}; it must be at least 1.")
+        if num_workers < 0:
+            raise InputError(f"data.num_workers is {num_workers}; it must be 0 or more.")
+        self.tokenizer_source, self.prompt, self.system_prompt = tokenizer, prompt, system_prompt
+        self.max_length, self.batch_size, self.num_workers, self.seed = max_length, batch_size, num_workers, seed
+        self._training: Dataset | None = None
+        self._loader: ResumableLoader | None = None
+        self._resume: dict[str, int] | None = None
+
+    def check(self) -> None:
+        """Read and check everything that can be wrong with the data before a model is loaded; idempotent."""
+        if self.tokenizer is None:
+            self.tokenizer = load_tokenizer(self.tokenizer_source)
+            options = {"system_prompt": self.system_prompt} if self.system_prompt else {}
+            self.style = prompt_style(self.prompt, self.tokenizer, **options)
+
+    def setup(self, stage: str) -> None:
+        """Tokenise the rows that ``stage`` needs, once."""
+        self.check()
+        if stage == TrainerFn.FITTING and self._training is None:
+            self._training = self.training_set()
+            rows = len(self._training)  # type: ignore[arg-type]
+            if self.batch_size > rows:
+                raise InputError(
+                    f"data.batch_size is {self.batch_size}, but there are only {rows} rows to train on; "
+                    f"set it to {rows} or less."
+                )
+
+    def training_set(self) -> Dataset:
+        """Return the tokenised training rows (`ForgetRetainPairs` or `TrainingRows`)."""
+        raise TypeError(f"{type(self).__name__} must define training_set()")
+
+    def tokenize(self, rows: list[dict[str, Any]], name: str) -> list[Example]:
+        """Tokenise ``rows`` in the prompt style, saying how many of ``name`` were cut or left out."""
+        tokenized = tokenize_rows(rows, self.style, self.max_length)
+        if tokenized.truncated:
+            rank_zero_warn(
+                f"{tokenized.truncated} of {len(rows)} {name} rows are longer than data.max_length={self.max_length} "
+                "tokens and were cut at the end.",
+                category=UserWarning,
+            )
+        rank_zero_info(f"{len(tokenized)} {name} rows tokenised")
+        return list(tokenized)
+
+    def collate(self, items: list[dict[str, Example]]) -> dict[str, dict[str, torch.Tensor]]:
+        """Collate pairs half by half into right-padded token batches."""
+        return {half: collate([item[half] for item in items], self.tokenizer.pad_token_id) for half in items[0]}
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Return the training loader; the order is a pure function of (seed, epoch, world size)."""
+        trainer = self.trainer
+        ranks = (trainer.distributed_sampler_kwargs if trainer else None) or {"num_replicas": 1, "rank": 0}
+        assert self._training is not None
+        sampler = EpochSampler(self._training, shuffle=True, seed=self.seed, **ranks)
+        self._loader = ResumableLoader(
+            self._training,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=self.collate,
+            pin_memory=torch.cuda.is_available(),
+        )
+        self._loader.accumulate = trainer.accumulate_grad_batches if trainer else 1
+        if self._resume is not None:
+            self._loader.skip = self._resume["done"] % max(1, self._resume["length"])
+            self._resume = None
+        return self._loader
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Return one empty step: ``validate`` exists to run the evaluation callbacks; ``fit`` has no such loop."""
+        fitting = self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
+        return [] if fitting else self.test_dataloader()
+
+    def test_dataloader(self) -> DataLoader:
+        """Return one empty step: ``test`` exists to run the evaluation callbacks."""
+        ranks = self.trainer.world_size if self.trainer else 1
+        return DataLoader(TensorDataset(torch.zeros(ranks)), batch_size=1)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how far into the epoch the loader is (the same on every rank)."""
+        if self._loader is None:
+            return {}
+        return {"done": self._loader.done, "length": len(self._loader)}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Remember how far the interrupted epoch had come; applied when, or if, the loader exists."""
+        if state_dict and self._loader is not None:
+            self._loader.skip = state_dict["done"] % max(1, state_dict["length"])
+        elif state_dict:
+            self._resume = dict(state_dict)

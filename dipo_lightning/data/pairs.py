@@ -1,0 +1,117 @@
+"""Forget rows paired with retain rows: a pure function of (seed, epoch, index).
+
+Being pure, the pairing is the same for any number of workers and ranks and after a resume. Lightning's combined
+loaders are not: they repeat one permutation inside an epoch and give both sets the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypedDict
+
+import torch
+from torch.utils.data import Dataset, DistributedSampler
+
+
+class Example(TypedDict):
+    """One tokenised row: ids, labels (-100 where not supervised) and the row's place in its file."""
+
+    input_ids: list[int]
+    labels: list[int]
+    index: int
+
+
+def supervised_count(example: Example) -> int:
+    """Return how many tokens of ``example`` are predicted and supervised (the first token is never predicted)."""
+    return sum(label != -100 for label in example["labels"][1:])
+
+
+class ForgetRetainPairs(Dataset):
+    """One epoch is one pass over the forget rows, each with a retain row drawn for that epoch.
+
+    Args:
+        forget: Tokenised rows to forget.
+        retain: Tokenised rows to keep, or None to train on the forget rows alone.
+        seed: Seed of the pairing.
+        alternative: For methods that prefer another answer (IdkDPO): gives the example for ``(epoch, index)``.
+    """
+
+    def __init__(
+        self,
+        forget: Sequence[Example],
+        retain: Sequence[Example] | None,
+        seed: int = 0,
+        alternative: Callable[[int, int], Example] | None = None,
+    ) -> None:
+        self.forget, self.retain, self.seed, self.alternative = forget, retain, seed, alternative
+        self._counts = {"forget": [supervised_count(row) for row in forget]}
+        self._counts["retain"] = [supervised_count(row) for row in retain or ()]
+        self._partners: tuple[int, torch.Tensor] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of forget rows."""
+        return len(self.forget)
+
+    def partner(self, epoch: int, index: int) -> int:
+        """Return the retain row that meets forget row ``index`` in ``epoch``."""
+        if self.retain is None:
+            raise ValueError("there are no retain rows to pair with")
+        if self._partners is None or self._partners[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._partners = epoch, torch.randperm(len(self.retain), generator=generator)
+        return int(self._partners[1][index % len(self.retain)])
+
+    def __getitem__(self, key: int) -> dict[str, Example]:
+        """Return the halves of a pair; ``key`` is ``epoch * len(self) + index`` (see `EpochSampler`)."""
+        epoch, index = divmod(key, len(self))
+        halves = {"forget": self.forget[index]}
+        if self.retain is not None:
+            halves["retain"] = self.retain[self.partner(epoch, index)]
+        if self.alternative is not None:
+            halves["alternative"] = self.alternative(epoch, index)
+        return halves
+
+    def token_counts(self, key: int) -> dict[str, int]:
+        """Return the supervised tokens of each half, without making a batch."""
+        epoch, index = divmod(key, len(self))
+        counts = {"forget": self._counts["forget"][index]}
+        if self.retain is not None:
+            counts["retain"] = self._counts["retain"][self.partner(epoch, index)]
+        return counts
+
+
+class TrainingRows(Dataset):
+    """Rows to fine-tune on, with the interface of `ForgetRetainPairs` and one half, ``train``."""
+
+    def __init__(self, rows: Sequence[Example]) -> None:
+        self.rows = rows
+        self._counts = [supervised_count(row) for row in rows]
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.rows)
+
+    def __getitem__(self, key: int) -> dict[str, Example]:
+        """Return the row of ``key`` (``epoch * len(self) + index``)."""
+        return {"train": self.rows[key % len(self)]}
+
+    def token_counts(self, key: int) -> dict[str, int]:
+        """Return the supervised tokens of the row of ``key``."""
+        return {"train": self._counts[key % len(self)]}
+
+
+class EpochSampler(DistributedSampler):
+    """Yields ``epoch * len(dataset) + index``, so that an item can depend on the epoch in any worker."""
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield this rank's keys of the current epoch."""
+        return (self.epoch * len(self.dataset) + index for index in super().__iter__())  # type: ignore[arg-type]
+
+    def keys_of_all_ranks(self) -> list[list[int]]:
+        """Return the keys of every rank in the current epoch; each rank computes the same lists, without talking."""
+        rank = self.rank
+        keys = []
+        for self.rank in range(self.num_replicas):
+            keys.append(list(self))
+        self.rank = rank
+        return keys

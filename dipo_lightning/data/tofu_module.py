@@ -1,0 +1,36 @@
+"""TOFU, or data in its schema, as a data module."""
+
+from typing import Any
+
+from dipo_lightning.data.tofu import load_tofu
+from dipo_lightning.data.unlearning import UnlearningDataModule, first_rows
+
+
+class TOFUDataModule(UnlearningDataModule):
+    """Forgets TOFU's ``forgetXX`` and keeps the rest, ``retainYY``.
+
+    Args:
+        tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from.
+        data: ``locuslab/TOFU`` on the hub, or a folder of JSON-lines files in its schema.
+        split: The forget split: ``forget01``, ``forget05``, ``forget10``, or another the folder has.
+        **options: Those of `UnlearningDataModule` but ``forget`` and ``retain``.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        data: str = "locuslab/TOFU",
+        split: str = "forget10",
+        forget_rows: int | None = None,
+        retain_rows: int | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(tokenizer, forget=data, forget_rows=forget_rows, retain_rows=retain_rows, **options)
+        self.data, self.split = data, split
+
+    def read(self) -> None:
+        """Read the split's training rows."""
+        tofu = load_tofu(self.data, self.split)
+        forget_limit, retain_limit = self.limits
+        self.forget_rows = first_rows(tofu.train_forget, forget_limit, "forget_rows")
+        self.retain_rows = first_rows(tofu.train_retain, retain_limit, "retain_rows")

@@ -1,0 +1,16 @@
+"""Errors that are the user's to mend: a sentence that says what was wrong, where, and what to do.
+
+The command line prints such an error without a traceback and exits with code 2.
+"""
+
+
+class DiPOError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class InputError(DiPOError, ValueError):
+    """Something that was given (an option, a file, a model, a log) cannot be used as it is."""
+
+
+class RunError(DiPOError, RuntimeError):
+    """A run cannot go on and still be right (a non-finite loss, a full disk, a cache of other weights)."""

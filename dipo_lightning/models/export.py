@@ -1,0 +1,67 @@
+"""From a policy, sharded or not, with adapters or without, to a Hugging Face folder of safetensors."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from dipo_lightning.sharding import full_state_dict, is_sharded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def save_model(
+    policy: nn.Module,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    merge: bool = True,
+    write: bool = True,
+) -> None:
+    """Save ``policy`` as safetensors with its config, generation config and tokenizer.
+
+    Collective where the policy is sharded: every rank calls it, one writes. The folder appears whole or not at all.
+
+    Args:
+        policy: A ``transformers`` causal LM, or a peft model around one.
+        folder: The folder to write; what it holds is replaced.
+        tokenizer: Saved beside the model.
+        merge: Merge LoRA adapters into the weights; else a peft model is saved as adapters.
+        write: Whether this process writes (rank 0).
+    """
+    state = full_state_dict(policy) if is_sharded(policy) else None
+    if not write:
+        return
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if hasattr(policy, "merge_and_unload") and merge:
+        merged_copy(policy, state).save_pretrained(partial)
+    else:
+        policy.save_pretrained(partial, state_dict=state)  # type: ignore[operator]
+    if tokenizer is not None:
+        tokenizer.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def merged_copy(policy: nn.Module, state: dict | None = None) -> nn.Module:
+    """Return an unsharded copy of a peft model with the adapters merged into its weights; ``policy`` is left alone.
+
+    Args:
+        policy: The peft model.
+        state: Its gathered state dict where it is sharded.
+    """
+    if state is None:
+        return copy.deepcopy(policy).to("cpu").merge_and_unload()  # type: ignore[operator]
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_config(policy.get_base_model().config)  # type: ignore[operator]
+    fresh = get_peft_model(base, policy.peft_config["default"])  # type: ignore[index]
+    fresh.load_state_dict(state)
+    return fresh.merge_and_unload()

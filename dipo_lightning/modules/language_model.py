@@ -1,0 +1,179 @@
+"""The LightningModule that holds a causal language model: loading, adapters, sharding, optimiser, logging."""
+
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.models.loading import load_policy
+from dipo_lightning.models.lora import LoRA, add_lora
+from dipo_lightning.sharding import is_sharded, shard, transformer_blocks
+
+
+class LanguageModelModule(pl.LightningModule):
+    """A policy (any ``transformers`` causal LM) under Lightning, on one device or sharded over many.
+
+    Hyper-parameters are plain values, so every checkpoint can be loaded with ``weights_only``.
+
+    Args:
+        pretrained: Hub name, folder, GGUF file, or ``package:NAME`` for a model inside an installed Python package.
+        optimizer: Optimiser class and its arguments; gets the trainable parameters.
+        schedule: Learning rate over the run after the warm-up: ``constant``, ``linear`` (to 0) or ``cosine`` (to 0).
+        warmup_steps: Optimiser steps over which the learning rate rises from 0.
+        lora_rank: Rank of LoRA adapters; None trains all weights.
+        lora_alpha: LoRA scale: adapters are multiplied by ``lora_alpha / lora_rank``.
+        lora_dropout: Dropout before the adapters.
+        lora_targets: Names of the modules that get adapters, or ``all-linear``.
+        activation_checkpointing: Recompute activations in the backward pass instead of storing them.
+        compile_blocks: Compile each transformer block with ``torch.compile``.
+        cpu_offload: Under ``fsdp2``, keep weights and optimiser states in host memory between uses.
+        compute_dtype: Under ``fsdp2``, the dtype of the forward and backward pass; ``auto`` is bfloat16 on a GPU and
+            float32 on a CPU. Weights stay in float32. On one device or with DDP use the Trainer's ``bf16-mixed``.
+        revision: Version of a hub model.
+        trust_remote_code: Allow a hub model or folder to run its own code on this machine. Off unless named.
+    """
+
+    policy: nn.Module | None = None
+
+    def __init__(
+        self,
+        pretrained: str,
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.01),
+        schedule: Literal["constant", "linear", "cosine"] = "constant",
+        warmup_steps: int = 0,
+        lora_rank: int | None = None,
+        lora_alpha: float = 16.0,
+        lora_dropout: float = 0.0,
+        lora_targets: str | list[str] = "all-linear",
+        activation_checkpointing: bool = False,
+        compile_blocks: bool = False,
+        cpu_offload: bool = False,
+        compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["optimizer"])
+        self.pretrained, self.optimizer = str(pretrained), optimizer
+        self.schedule, self.warmup_steps = schedule, warmup_steps
+        if warmup_steps < 0:
+            raise InputError(f"model.warmup_steps is {warmup_steps}; it must be 0 or more.")
+        self.lora = None
+        if lora_rank is not None:
+            self.lora = LoRA(rank=lora_rank, alpha=lora_alpha, dropout=lora_dropout, targets=lora_targets)
+        self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
+        self.cpu_offload, self.compute_dtype = cpu_offload, compute_dtype
+        self.revision, self.trust_remote_code = revision, trust_remote_code
+
+    def setup(self, stage: str) -> None:
+        """Refuse combinations that cannot be right, before the model is loaded."""
+        strategy, precision = self.trainer.strategy, str(self.trainer.precision)
+        if isinstance(strategy, FSDPStrategy):
+            raise InputError("trainer.strategy is fsdp (FSDP1), which is not supported; write strategy: fsdp2.")
+        if precision not in ("32-true", "bf16-mixed"):
+            raise InputError(
+                f"trainer.precision is {precision}; a policy and a reference stored in it would not agree at step 0. "
+                "Use 32-true (with model.compute_dtype under fsdp2) or bf16-mixed."
+            )
+        if isinstance(strategy, ModelParallelStrategy):
+            if precision != "32-true":
+                raise InputError(
+                    f"trainer.precision is {precision} with fsdp2; write precision: 32-true and choose the dtype of "
+                    "the computation with model.compute_dtype."
+                )
+            if self.trainer.validate_loop.inference_mode:
+                raise InputError(
+                    "trainer.inference_mode is true with fsdp2: the step after an evaluation would fail. "
+                    "Write inference_mode: false."
+                )
+
+    def configure_model(self) -> None:
+        """Load the policy and shard it where the strategy has a mesh; does nothing the second time."""
+        if self.policy is None:
+            self.policy = self.prepare(self.load(), self.lora).train()
+
+    def load(self) -> nn.Module:
+        """Load the pretrained model in float32 onto the CPU."""
+        return load_policy(self.pretrained, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+    def prepare(self, model: nn.Module, lora: LoRA | None = None, trainable: bool = True) -> nn.Module:
+        """Add adapters, then checkpointing, then compilation, then sharding: the order in which they compose."""
+        if lora is not None:
+            model = add_lora(model, lora)
+        if trainable and self.activation_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        if self.compile_blocks:
+            for block in transformer_blocks(model):
+                block.compile()
+        strategy = self.trainer.strategy if self._trainer is not None else None
+        if isinstance(strategy, ModelParallelStrategy):
+            assert self.device_mesh is not None
+            model = shard(model, self.device_mesh["data_parallel"], self._dtype(), self.cpu_offload)
+        return model
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimiser over the trainable parameters, and the schedule where one is asked for."""
+        optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        if self.schedule == "constant" and not self.warmup_steps:
+            return optimizer
+        from transformers import get_scheduler
+
+        name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = get_scheduler(name, optimizer, num_warmup_steps=self.warmup_steps, num_training_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+        """Do nothing: evaluation is the callbacks' work."""
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+        """Do nothing: evaluation is the callbacks' work."""
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the norm of the whole gradient, before clipping, where logs are due; stop if it is not finite."""
+        if not self.logs_are_due:
+            return
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        self.log("train/gradient_norm", norm)
+
+    @property
+    def logs_are_due(self) -> bool:
+        """Whether this optimiser step is one that is logged (``Trainer(log_every_n_steps=...)``)."""
+        return (self.trainer.global_step + 1) % max(1, self.trainer.log_every_n_steps) == 0
+
+    def log_terms(self, terms: dict[str, Tensor], prefix: str = "train/") -> None:
+        """Log scalars, averaged over ranks in one reduction, at the steps that are logged."""
+        if not self.logs_are_due or not terms:
+            return
+        values = torch.stack([value.detach().float() for value in terms.values()])
+        if self.trainer.world_size > 1:
+            values = self.trainer.strategy.reduce(values, reduce_op="mean")  # type: ignore[assignment]
+        self.log_dict(dict(zip((prefix + name for name in terms), values.unbind(), strict=True)))
+
+    def stop_if_not_finite(self, loss: Tensor, batch: dict[str, Any], terms: dict[str, Tensor]) -> None:
+        """Raise a `RunError` that names the rows and the terms where ``loss`` is NaN or infinite."""
+        if bool(torch.isfinite(loss)):
+            return
+        rows = {half: part["index"].tolist() for half, part in batch.items() if isinstance(part, dict) and "index" in part}
+        values = {name: float(value) for name, value in terms.items()}
+        raise RunError(
+            f"The loss is {float(loss)} at step {self.trainer.global_step}. Terms: {values}. Rows of the batch: {rows}. "
+            "Lower the learning rate, clip gradients (trainer.gradient_clip_val), or look at these rows."
+        )
+
+    def _dtype(self) -> torch.dtype:
+        if self.compute_dtype == "auto":
+            return torch.bfloat16 if self.trainer.strategy.root_device.type == "cuda" else torch.float32
+        return getattr(torch, self.compute_dtype)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the policy is sharded over processes."""
+        return self.policy is not None and is_sharded(self.policy)

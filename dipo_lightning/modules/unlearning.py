@@ -1,0 +1,123 @@
+"""One unlearning step: ``loss = gamma * forget + lambda_ * retain``, for any method.
+
+A method is a subclass that defines `UnlearningModule.forget_loss`; nothing has to be registered.
+"""
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from dipo_lightning.answers import Answers, compute_answers
+from dipo_lightning.errors import InputError
+from dipo_lightning.modules.language_model import LanguageModelModule
+from dipo_lightning.objectives.retain import retain_kl, retain_nll
+from dipo_lightning.reference import AdaptersOffReference, LiveReference, Reference
+
+
+class UnlearningModule(LanguageModelModule):
+    """Holds the policy and, for methods that need one, the frozen reference.
+
+    The reference stands outside the module tree: it is never trained, saved, clipped or counted.
+
+    Args:
+        pretrained: The model that must forget; also the reference.
+        gamma: Weight of the forget term.
+        lambda_: Weight of the retain term.
+        retain_loss: ``nll`` (mean token NLL of the retain answers), ``kl`` (KL from the reference to the policy on
+            them) or ``none``.
+        reference: ``live`` (a frozen copy), ``adapters_off`` (the policy without its LoRA adapters) or ``auto``, the
+            cheapest that is exact.
+        **options: Those of `LanguageModelModule`.
+    """
+
+    #: Whether the forget loss asks for the reference; a method without one loads none.
+    needs_reference: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        pretrained: str,
+        gamma: float = 1.0,
+        lambda_: float = 1.0,
+        retain_loss: Literal["nll", "kl", "none"] = "nll",
+        reference: Literal["auto", "live", "adapters_off"] = "auto",
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(pretrained, **options)
+        self.save_hyperparameters(ignore=["optimizer"])
+        for name, value in (("gamma", gamma), ("lambda_", lambda_)):
+            if value < 0:
+                raise InputError(f"model.{name} is {value}; the weight of a term must be 0 or more.")
+        if reference == "adapters_off" and self.lora is None:
+            raise InputError("model.reference is adapters_off, but there are no adapters; set model.lora_rank.")
+        self.gamma, self.lambda_, self.retain_loss_name, self.reference_name = gamma, lambda_, retain_loss, reference
+        self.reference: Reference | None = None
+
+    def configure_model(self) -> None:
+        """Load the policy, and whatever stands for the reference."""
+        super().configure_model()
+        if self.reference is None and self.trainer.training and self.reference_is_needed:
+            self.reference = self.make_reference()
+
+    @property
+    def reference_is_needed(self) -> bool:
+        """Whether some term of the loss asks for the reference."""
+        return self.needs_reference or self.retain_loss_name == "kl"
+
+    def make_reference(self) -> Reference:
+        """Build the reference that ``reference`` names."""
+        assert self.policy is not None
+        if self.lora is not None and self.reference_name in ("auto", "adapters_off"):
+            return AdaptersOffReference(self.policy)
+        reference = LiveReference(self.prepare(self.load(), trainable=False))
+        return reference if self.sharded else reference.to(self.trainer.strategy.root_device)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Return ``gamma * forget + lambda_ * retain`` over the global batch, logging every term."""
+        assert self.policy is not None
+        halves = {half: batch[half] for half in self.halves(batch)}
+        terms = compute_answers(self.policy, halves, self.losses, batch.get("denominators"), self.from_hidden)
+        loss = self.gamma * terms["forget"]
+        if "retain" in terms:
+            loss = loss + self.lambda_ * terms["retain"]
+        self.stop_if_not_finite(loss, batch, terms)
+        self.log_terms({"loss": loss, **terms})
+        self.log("loss", loss.detach(), prog_bar=True, logger=False)
+        return loss
+
+    #: Whether `forget_loss` gets hidden states and the projection instead of logits (see `compute_answers`).
+    from_hidden: bool = False
+
+    def halves(self, batch: dict[str, Any]) -> list[str]:
+        """Return the halves of ``batch`` that go through the policy, in order."""
+        return [half for half in ("forget", "retain") if half in batch and not self._skips(half)]
+
+    def losses(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
+        """Return the terms of the loss, ``forget`` and ``retain``, and what else is worth logging."""
+        terms = self.forget_terms(answers)
+        if "retain" in answers:
+            terms["retain"] = self.retain_loss(answers["retain"])
+        return terms
+
+    def forget_terms(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
+        """Return ``{"forget": loss}``; override to log more or to use another half (``alternative``)."""
+        return {"forget": self.forget_loss(answers["forget"])}
+
+    def forget_loss(self, forget: Answers) -> Tensor:
+        """Return the scalar forget loss; the one thing that a method must define."""
+        raise TypeError(f"{type(self).__name__} must define forget_loss(self, forget)")
+
+    def retain_loss(self, retain: Answers) -> Tensor:
+        """Return the scalar retain loss that ``retain_loss`` names."""
+        if self.retain_loss_name == "kl":
+            return retain_kl(retain.logits, self.reference_logits(retain), denominator=retain.token_denominator)
+        return retain_nll(retain.logits, retain.labels, denominator=retain.token_denominator)
+
+    def reference_logits(self, answers: Answers) -> Tensor:
+        """Return the reference's (N, V) logits at the positions of ``answers``, without a gradient."""
+        assert self.reference is not None
+        with torch.no_grad():
+            return self.reference.logits(answers.batch)
+
+    def _skips(self, half: str) -> bool:
+        return half == "retain" and (self.retain_loss_name == "none" or self.lambda_ == 0)

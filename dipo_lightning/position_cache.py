@@ -1,0 +1,138 @@
+"""One vector for each supervised position of a data set, computed once and memory-mapped from disk.
+
+It is keyed by everything the vectors depend on; another key is another folder, so that a stale cache is never found.
+Rows are marked done one by one: a cache whose making was cut off goes on where it stopped, and is not read before it
+is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dipo_lightning.data.collation import TokenBatch, collate
+from dipo_lightning.data.pairs import Example, supervised_count
+from dipo_lightning.errors import RunError
+
+FORMAT = "dipo-lightning/positions/1"
+
+
+def cache_key(examples: Sequence[Example], **content: Any) -> str:  # noqa: ANN401
+    """Return a hash of the tokenised rows and of everything else that the vectors depend on (plain values)."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for example in examples:
+        digest.update(json.dumps([example["index"], example["input_ids"], example["labels"]]).encode())
+    return digest.hexdigest()
+
+
+class PositionCache:
+    """(positions, width) float32 vectors on disk, read by row index.
+
+    Args:
+        root: Folder of all caches; this one's is ``root/key[:16]``.
+        key: See `cache_key`.
+        examples: The tokenised rows, in order.
+        width: Numbers a position.
+
+    Raises:
+        RunError: The folder holds a cache of another key, shape or format, or a truncated one.
+    """
+
+    def __init__(self, root: Path, key: str, examples: Sequence[Example], width: int) -> None:
+        self.folder, self.examples, self.width = root / key[:16], examples, width
+        counts = [supervised_count(example) for example in examples]
+        self.starts = np.concatenate([[0], np.cumsum(counts)])
+        self.slots = {example["index"]: slot for slot, example in enumerate(examples)}
+        self.manifest = {"format": FORMAT, "key": key, "rows": len(examples), "positions": int(sum(counts)), "width": width}
+
+    def create(self) -> None:
+        """Make the files where there are none; one process does this, before any other opens them."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        manifest = self.folder / "manifest.json"
+        if not manifest.exists():
+            np.memmap(self.folder / "values.bin", np.float32, "w+", shape=self.shape).flush()
+            np.memmap(self.folder / "done.bin", np.uint8, "w+", shape=(len(self.examples),)).flush()
+            partial = manifest.with_suffix(".partial")
+            partial.write_text(json.dumps(self.manifest))
+            partial.rename(manifest)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(positions, width)."""
+        return max(1, self.manifest["positions"]), self.width  # type: ignore[return-value]
+
+    def open(self) -> None:
+        """Map the files, after checking that they are this cache's."""
+        try:
+            found = json.loads((self.folder / "manifest.json").read_text())
+        except (OSError, ValueError) as error:
+            raise RunError(f"The cache {self.folder} cannot be read ({error}); delete it and run again.") from error
+        if found != self.manifest:
+            raise RunError(f"The cache {self.folder} is of other data or weights ({found}); delete it and run again.")
+        sizes = {"values.bin": 4 * self.shape[0] * self.width, "done.bin": len(self.examples)}
+        for name, size in sizes.items():
+            if (self.folder / name).stat().st_size != size:
+                raise RunError(f"The cache file {self.folder / name} is truncated; delete {self.folder} and run again.")
+        self.values = np.memmap(self.folder / "values.bin", np.float32, "r+", shape=self.shape)
+        self.done = np.memmap(self.folder / "done.bin", np.uint8, "r+", shape=(len(self.examples),))
+        self.missing = np.flatnonzero(self.done == 0).tolist()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row is there."""
+        return bool(self.done.all())
+
+    def build(
+        self, compute: Callable[[TokenBatch], Tensor], batch_size: int, device: torch.device, rank: int = 0, world: int = 1
+    ) -> None:
+        """Fill in the missing rows; each rank computes its share, and every rank the same number of batches.
+
+        All ranks must have called `open` before the first one gets here, so that they see the same rows missing.
+
+        Args:
+            compute: Gives (N, width) for a token batch; may be collective.
+            batch_size: Rows of a batch.
+            device: Where batches go.
+            rank: This process.
+            world: Number of processes; all see the same folder.
+        """
+        batches = list(_shares(self.missing, batch_size, rank, world))
+        for slots, own in tqdm(batches, desc="reference cache", disable=rank != 0 or not batches, unit="batch"):
+            batch = collate([self.examples[slot] for slot in slots], pad_token_id=0)
+            values = compute({name: value.to(device) for name, value in batch.items()})  # type: ignore[misc, arg-type]
+            if own:
+                self._write(slots, values.float().cpu().numpy())
+
+    def _write(self, slots: Sequence[int], values: np.ndarray) -> None:
+        start = 0
+        for slot in slots:
+            length = int(self.starts[slot + 1] - self.starts[slot])
+            self.values[self.starts[slot] : self.starts[slot + 1]] = values[start : start + length]
+            start += length
+        self.values.flush()  # the vectors are on disk before their rows are called done
+        self.done[list(slots)] = 1
+        self.done.flush()
+
+    def read(self, index: Tensor) -> Tensor:
+        """Return (N, width) float32 vectors of the rows ``index`` (B,), row after row, on its device."""
+        parts = []
+        for row in index.tolist():
+            slot = self.slots[row]
+            parts.append(self.values[self.starts[slot] : self.starts[slot + 1]])
+        return torch.from_numpy(np.concatenate(parts)).to(index.device, non_blocking=True)
+
+
+def _shares(slots: list[int], batch_size: int, rank: int, world: int) -> Iterator[tuple[list[int], bool]]:
+    """Yield this rank's batches of ``slots`` and whether they count; short ranks repeat the last one."""
+    batches = [slots[start : start + batch_size] for start in range(0, len(slots), batch_size)]
+    for start in range(0, len(batches), world):
+        position = start + rank
+        yield batches[min(position, len(batches) - 1)], position < len(batches)

@@ -1,0 +1,179 @@
+"""What stands for the frozen model (the policy before unlearning).
+
+A reference is held outside the module tree, so that it is never trained, saved, clipped or counted; for the same
+reason it moves itself to the device and is sharded by its own call.
+
+| reference            | exact for                      | costs                                                        |
+|----------------------|--------------------------------|--------------------------------------------------------------|
+| `LiveReference`      | everything                     | a second model, a forward a step                             |
+| `AdaptersOffReference` | everything, with LoRA        | a forward a step                                             |
+| `HiddenStatesReference` | the forget rows             | a vector a token on disk, the output projection              |
+| `DirectionsReference` | DiPO's margin, frozen projection | two vectors and two scalars a token on disk, no vocabulary work |
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dipo_lightning.answers import answer_logits, compute_answers
+from dipo_lightning.errors import RunError
+from dipo_lightning.models.head import output_projection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dipo_lightning.data.collation import TokenBatch
+    from dipo_lightning.position_cache import PositionCache
+
+
+class Reference(Protocol):
+    """Gives the frozen model's view of the supervised positions of a token batch, without a gradient."""
+
+    def logits(self, batch: TokenBatch) -> Tensor:
+        """Return (N, V) logits."""
+
+    def hidden(self, batch: TokenBatch) -> Tensor:
+        """Return (N, H) final hidden states."""
+
+    @property
+    def projection(self) -> Tensor:
+        """(V, H) output projection that goes with `hidden`."""
+
+
+class ModelReference:
+    """A reference that is a model and runs a forward; the base of the two below."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._projection: Tensor | None = None
+
+    def frozen(self) -> AbstractContextManager:
+        """Return the context in which ``model`` is the reference."""
+        return nullcontext()
+
+    @torch.no_grad()
+    def logits(self, batch: TokenBatch) -> Tensor:
+        """Return (N, V) logits at the supervised positions."""
+        with self.frozen():
+            return answer_logits(self.model, batch)
+
+    @torch.no_grad()
+    def hidden(self, batch: TokenBatch) -> Tensor:
+        """Return (N, H) final hidden states at the supervised positions."""
+        with self.frozen():
+            return hidden_states(self.model, batch)
+
+    @property
+    def projection(self) -> Tensor:
+        """(V, H) output projection, whole on every rank."""
+        if self._projection is None:
+            self._projection = whole(output_projection(self.model))
+        return self._projection
+
+
+class LiveReference(ModelReference):
+    """A second copy of the model, frozen; exact for every method, at the price of its weights and a forward.
+
+    Args:
+        model: The copy; it is set to evaluation mode and frozen here.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model.requires_grad_(False).eval())
+
+    def to(self, device: torch.device) -> LiveReference:
+        """Move the copy to ``device`` (a sharded one is there already)."""
+        self.model.to(device)
+        return self
+
+
+class AdaptersOffReference(ModelReference):
+    """The policy itself with its LoRA adapters switched off: exact, and without a byte of memory.
+
+    Args:
+        model: The policy, a ``peft`` model whose base weights are frozen.
+    """
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Switch adapters and dropout off for the length of a block."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with self.model.disable_adapter():  # type: ignore[operator]
+                yield
+        finally:
+            self.model.train(training)
+
+
+class CachedReference:
+    """Reads what a `PositionCache` holds; it knows the forget rows only, and refuses others.
+
+    Args:
+        cache: A complete cache over the forget rows.
+
+    Raises:
+        RunError: The cache is not complete.
+    """
+
+    def __init__(self, cache: PositionCache) -> None:
+        if not cache.complete:
+            raise RunError(f"The cache {cache.folder} is not complete; run again to finish it.")
+        self.cache = cache
+
+
+class HiddenStatesReference(CachedReference):
+    """The reference's final hidden states from disk, and a frozen copy of its output projection.
+
+    Args:
+        cache: (N, H) hidden states of the forget rows.
+        projection: (V, H) output projection, frozen, on the device of the policy.
+    """
+
+    def __init__(self, cache: PositionCache, projection: Tensor) -> None:
+        super().__init__(cache)
+        self.projection = projection
+
+    def hidden(self, batch: TokenBatch) -> Tensor:
+        """Return (N, H) cached hidden states in the dtype of the projection."""
+        return self.cache.read(batch["index"]).to(self.projection.dtype)
+
+    def logits(self, batch: TokenBatch) -> Tensor:
+        """Return (N, V) logits; exact for a purely linear head."""
+        return self.hidden(batch) @ self.projection.T
+
+
+class DirectionsReference(CachedReference):
+    """DiPO's margin from one dot product a position: no reference model and no vocabulary-sized work.
+
+    Exact while the output projection does not change (derived in `dipo_lightning.objectives.chunked`).
+
+    Args:
+        cache: (N, 2H + 2): preferred and dispreferred direction, and their two offsets.
+    """
+
+    def directions(self, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return g_preferred, g_dispreferred (N, H) and c_preferred, c_dispreferred (N,), float32."""
+        values = self.cache.read(batch["index"])
+        width = (values.shape[1] - 2) // 2
+        return values[:, :width], values[:, width : 2 * width], values[:, -2], values[:, -1]
+
+    def logits(self, batch: TokenBatch) -> Tensor:
+        """Refuse: directions hold no logits."""
+        raise RunError("reference: directions holds no logits; a method that asks for them needs reference: live.")
+
+
+def hidden_states(model: nn.Module, batch: TokenBatch) -> Tensor:
+    """Return (N, H) final hidden states of ``model`` at the supervised positions, sharded or not."""
+    return compute_answers(model, {"all": batch}, lambda halves: {"hidden": halves["all"].hidden}, from_hidden=True)[  # type: ignore[dict-item]
+        "hidden"
+    ]
+
+
+def whole(weight: Tensor) -> Tensor:
+    """Return a weight without its gradient, gathered where it is sharded (collective)."""
+    return weight.full_tensor().detach() if hasattr(weight, "full_tensor") else weight.detach()

@@ -1,0 +1,117 @@
+"""The pairing is a pure function of (seed, epoch, index), and sums are divided by the counts of the global batch."""
+
+import pytest
+import torch
+
+from dipo_lightning.data.collation import collate
+from dipo_lightning.data.loader import ResumableLoader
+from dipo_lightning.data.pairs import EpochSampler, ForgetRetainPairs, TrainingRows, supervised_count
+
+
+def rows(count: int, start: int = 0) -> list[dict]:
+    """Rows of different lengths: row i has i % 3 + 1 supervised tokens after two of prompt."""
+    made = []
+    for index in range(count):
+        answer = [10 + (start + index) % 50] * (index % 3 + 1)
+        made.append({"input_ids": [1, 2, *answer], "labels": [-100, -100, *answer], "index": index})
+    return made
+
+
+def loader(pairs: ForgetRetainPairs, rank: int = 0, ranks: int = 1, batch_size: int = 2, accumulate: int = 1, workers: int = 0) -> ResumableLoader:
+    sampler = EpochSampler(pairs, num_replicas=ranks, rank=rank, shuffle=True, seed=3)
+    made = ResumableLoader(
+        pairs,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=lambda items: {half: collate([item[half] for item in items], 0) for half in items[0]},
+    )
+    made.accumulate = accumulate
+    return made
+
+
+def order(batches: list[dict]) -> list[list[tuple[int, int]]]:
+    return [
+        list(zip(batch["forget"]["index"].tolist(), batch["retain"]["index"].tolist(), strict=True)) for batch in batches
+    ]
+
+
+def test_an_epoch_is_one_pass_over_the_forget_rows_with_new_partners_each_epoch() -> None:
+    pairs = ForgetRetainPairs(rows(7), rows(20), seed=1)
+    made = loader(pairs)
+    seen = []
+    for epoch in range(3):
+        made.sampler.set_epoch(epoch)
+        met = [pair for batch in order(list(made)) for pair in batch]
+        assert sorted(forget for forget, _ in met) == list(range(7))
+        assert len({retain for _, retain in met}) == 7
+        seen.append(dict(met))
+    assert seen[0] != seen[1] != seen[2]
+    assert seen[1] == {index: ForgetRetainPairs(rows(7), rows(20), seed=1).partner(1, index) for index in range(7)}
+    other = {index: ForgetRetainPairs(rows(7), rows(20), seed=2).partner(1, index) for index in range(7)}
+    assert other != seen[1]
+
+
+def test_more_forget_rows_than_retain_rows_use_retain_rows_again() -> None:
+    pairs = ForgetRetainPairs(rows(8), rows(3), seed=0)
+    partners = [pairs.partner(0, index) for index in range(8)]
+    assert sorted(set(partners)) == [0, 1, 2]
+    assert max(partners.count(partner) for partner in set(partners)) == 3
+
+
+def test_without_retain_rows_a_batch_has_the_forget_half_only() -> None:
+    batch = next(iter(loader(ForgetRetainPairs(rows(4), None))))
+    assert "retain" not in batch
+    assert set(batch["denominators"]) == {"rows", "forget"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_order_does_not_depend_on_workers_and_resumes_in_the_middle(workers: int) -> None:
+    pairs = ForgetRetainPairs(rows(9), rows(20), seed=1)
+    whole = loader(pairs)
+    whole.sampler.set_epoch(2)
+    expected = order(list(whole))
+    resumed = loader(pairs, workers=workers)
+    resumed.sampler.set_epoch(2)
+    resumed.skip = 2
+    assert order(list(resumed)) == expected[2:]
+    assert resumed.done == len(expected)
+    assert order(list(resumed)) == expected, "the next epoch starts at its first batch"
+
+
+def test_ranks_share_out_the_batch_of_one_process() -> None:
+    pairs = ForgetRetainPairs(rows(8), rows(20), seed=1)
+    alone = loader(pairs, batch_size=4)
+    two = [loader(pairs, rank=rank, ranks=2) for rank in range(2)]
+    for made in (alone, *two):
+        made.sampler.set_epoch(1)
+    for together, first, second in zip(order(list(alone)), *(order(list(made)) for made in two), strict=True):
+        assert sorted(together) == sorted(first + second)
+
+
+@pytest.mark.parametrize(("ranks", "accumulate", "batch_size"), [(1, 1, 4), (2, 1, 2), (1, 4, 1), (2, 2, 1), (2, 3, 1)])
+def test_sums_over_denominators_average_to_the_mean_of_the_global_batch(
+    ranks: int, accumulate: int, batch_size: int
+) -> None:
+    pairs = ForgetRetainPairs(rows(8), rows(20), seed=1)
+    made = [loader(pairs, rank, ranks, batch_size, accumulate) for rank in range(ranks)]
+    for each in made:
+        each.sampler.set_epoch(1)
+    batches = [list(each) for each in made]
+    for start in range(0, len(batches[0]), accumulate):
+        window = [batch for rank in batches for batch in rank[start : start + accumulate]]
+        for half in ("forget", "retain"):
+            labels = [batch[half]["labels"][:, 1:] for batch in window]
+            values = [torch.where(each != -100, each.double(), 0.0) for each in labels]
+            mean = sum(each.sum() for each in values) / sum((each != -100).sum() for each in labels)
+            # Lightning divides each micro-batch by `accumulate`, the gradient average divides by the ranks
+            terms = [each.sum() / batch["denominators"][half] for each, batch in zip(values, window, strict=True)]
+            torch.testing.assert_close(sum(terms) / (accumulate * ranks), mean)
+        total = sum(batch["forget"]["index"].numel() / batch["denominators"]["rows"] for batch in window)
+        assert total / (accumulate * ranks) == pytest.approx(1.0)
+
+
+def test_training_rows_follow_the_same_keys() -> None:
+    made = TrainingRows(rows(3))
+    assert made[5]["train"]["index"] == 2
+    assert made.token_counts(4) == {"train": supervised_count(rows(3)[1])}

@@ -1,0 +1,107 @@
+"""A cache of vectors is keyed by what it depends on, resumes where it was cut off, and is never read half-made."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dipo_lightning.data.collation import TokenBatch, selected_labels
+from dipo_lightning.errors import RunError
+from dipo_lightning.position_cache import PositionCache, cache_key
+
+EXAMPLES = [
+    {"input_ids": [1, *([5 + index] * (index + 2))], "labels": [-100, -100, *([5 + index] * (index + 1))], "index": 3 * index}
+    for index in range(5)
+]
+
+
+def vectors(batch: TokenBatch) -> Tensor:
+    """(N, 2): the label of each position and its square."""
+    labels = selected_labels(batch["labels"]).float()
+    return torch.stack([labels, labels**2], -1)
+
+
+def made(root: Path, key: str | None = None) -> PositionCache:
+    cache = PositionCache(root, key or cache_key(EXAMPLES, weights="a"), EXAMPLES, width=2)
+    cache.create()
+    cache.open()
+    return cache
+
+
+def test_reads_what_was_computed_in_the_order_asked_for(tmp_path: Path) -> None:
+    cache = made(tmp_path)
+    assert not cache.complete
+    cache.build(vectors, batch_size=2, device=torch.device("cpu"))
+    assert cache.complete
+    read = made(tmp_path).read(torch.tensor([9, 0]))
+    assert read.tolist() == [[8, 64]] * 4 + [[5, 25]]
+
+
+def test_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
+    seen = []
+
+    def failing(batch: TokenBatch) -> Tensor:
+        seen.append(batch["index"].tolist())
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return vectors(batch)
+
+    cache = made(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        cache.build(failing, batch_size=2, device=torch.device("cpu"))
+    again = made(tmp_path)
+    assert not again.complete
+    seen.clear()
+    seen.append([])
+    seen.append([])
+    again.build(failing, batch_size=2, device=torch.device("cpu"))
+    assert seen[2:] == [[6, 9], [12]]
+    assert again.complete
+    assert again.read(torch.tensor([12]))[0].tolist() == [9, 81]
+
+
+def test_two_ranks_fill_it_with_the_same_number_of_batches(tmp_path: Path) -> None:
+    ranks = [made(tmp_path), made(tmp_path)]
+    calls = [0, 0]
+    for rank, cache in enumerate(ranks):
+
+        def counted(batch: TokenBatch, rank: int = rank) -> Tensor:
+            calls[rank] += 1
+            return vectors(batch)
+
+        cache.build(counted, batch_size=1, device=torch.device("cpu"), rank=rank, world=2)
+    assert calls == [3, 3]
+    assert made(tmp_path).complete
+
+
+def test_other_weights_or_rows_are_another_cache(tmp_path: Path) -> None:
+    keys = {
+        cache_key(EXAMPLES, weights="a"),
+        cache_key(EXAMPLES, weights="b"),
+        cache_key(EXAMPLES[:-1], weights="a"),
+        cache_key([{**EXAMPLES[0], "index": 1}, *EXAMPLES[1:]], weights="a"),
+    }
+    assert len(keys) == 4
+    first = made(tmp_path, "k" * 64)
+    first.build(vectors, batch_size=2, device=torch.device("cpu"))
+    assert not made(tmp_path, "l" * 64).complete
+
+
+def test_a_foreign_or_truncated_cache_is_refused(tmp_path: Path) -> None:
+    cache = made(tmp_path)
+    cache.build(vectors, batch_size=2, device=torch.device("cpu"))
+    manifest = cache.folder / "manifest.json"
+    good = manifest.read_text()
+    manifest.write_text(json.dumps({**json.loads(good), "key": "0" * 64}))
+    with pytest.raises(RunError, match="other data or weights"):
+        made(tmp_path)
+    manifest.write_text(good[:10])
+    with pytest.raises(RunError, match="cannot be read"):
+        made(tmp_path)
+    manifest.write_text(good)
+    values = cache.folder / "values.bin"
+    values.write_bytes(values.read_bytes()[:-4])
+    with pytest.raises(RunError, match="truncated"):
+        made(tmp_path)
