@@ -6,7 +6,7 @@ import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dipo_lightning.data.prompts import IGNORED, PromptStyle, checked, encode, shortened
+from dipo_lightning.data.prompts import PromptStyle, checked, encode, shortened
 from dipo_lightning.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,7 +58,6 @@ class ChatStyle(PromptStyle):
         chat_template: str | Path | None = None,
         template_options: dict[str, Any] | None = None,
     ) -> None:
-        """See the class."""
         super().__init__(tokenizer)
         self.template = _fixed_clock(_day(date)) + _template(tokenizer, chat_template)
         self.system_prompt = None if system_prompt is None else checked(system_prompt, "system prompt")
@@ -77,10 +76,10 @@ class ChatStyle(PromptStyle):
         """The template up to where the answer begins; see `PromptStyle.prompt`."""
         return self.conversation_prompt([{"role": "user", "content": checked(question, "question")}])
 
-    def example(self, question: str, answer: str) -> tuple[list[int], list[int]]:
-        """See `PromptStyle.example`; the answer is what the template makes of it (most trim it)."""
-        turns = [{"role": "user", "content": checked(question, "question")}]
-        return self.conversation([*turns, {"role": "assistant", "content": answer}])
+    def join(self, prompt: list[int], answer: str) -> tuple[list[int], list[int]]:
+        """See `PromptStyle.join`; the answer is what the template makes of it (most trim it)."""
+        turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": answer}]
+        return super().join(prompt, self._shown(turns))
 
     def conversation_prompt(self, messages: Messages) -> list[int]:
         """Ids to generate the next assistant turn from.
@@ -99,17 +98,18 @@ class ChatStyle(PromptStyle):
         Raises:
             InputError: The last turn is not the assistant's, or the template refuses the conversation.
         """
-        if not messages or messages[-1]["role"] != "assistant":
+        if len(messages) < 2 or messages[-1]["role"] != "assistant":
             raise InputError("A conversation must end with a turn of the assistant, the one to learn or forget.")
-        checked(messages[-1]["content"], "answer")
-        text = self._prompt_text(messages[:-1])
-        whole = self._render(messages)
+        return super().join(self.conversation_prompt(messages[:-1]), self._shown(messages))
+
+    def _shown(self, messages: Messages) -> str:
+        """The last turn as the template writes it, without what stands around it."""
+        answer = checked(messages[-1]["content"], "answer")
+        text, whole = self._prompt_text(messages[:-1]), self._render(messages)
         if not whole.startswith(text) or not whole.endswith(self._tail):
-            answer = shortened(messages[-1]["content"])
+            answer = shortened(answer)
             raise InputError(f"The chat template does not show the answer {answer!r} as it is: give chat_template.")
-        prompt = encode(self.tokenizer, text)
-        ids = self.answer_ids(whole[len(text) :].removesuffix(self._tail)) + self.stop_ids[:1]
-        return prompt + ids, [IGNORED] * len(prompt) + ids
+        return whole[len(text) :].removesuffix(self._tail)
 
     def _prompt_text(self, messages: Messages) -> str:
         return self._render(messages, generation=True) + self._lead

@@ -111,7 +111,6 @@ class PlainStyle(PromptStyle):
     name = "plain"
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, space: str = "prompt") -> None:
-        """See the class."""
         if space not in ("prompt", "answer"):
             raise InputError(f"Prompt style plain: space is {space!r}; it is 'prompt' or 'answer'.")
         super().__init__(tokenizer)
@@ -140,7 +139,6 @@ class Llama2Style(PromptStyle):
     name = "llama2"
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """See the class."""
         super().__init__(tokenizer)
         self.stop_ids = [end_of_sequence(tokenizer, self.name)]
 
@@ -162,7 +160,6 @@ class TextStyle(PromptStyle):
     name = "text"
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, end: bool = True) -> None:
-        """See the class."""
         super().__init__(tokenizer)
         self.end = end
         known = end or tokenizer.eos_token_id is not None
@@ -187,7 +184,7 @@ class TextStyle(PromptStyle):
         return ids, [IGNORED] * first + ids[first:]
 
 
-def prompt_style(name: str, tokenizer: PreTrainedTokenizerBase, **options: Any) -> PromptStyle:  # noqa: ANN401
+def prompt_style(name: str, tokenizer: PreTrainedTokenizerBase, **options: Any) -> PromptStyle:
     """The prompt style of that name.
 
     Args:

@@ -48,6 +48,7 @@ def split(family, style, question="Who wrote it?", answer="The author.", **optio
     ids, labels = chosen.example(question, answer)
     assert ids[: len(prompt)] == prompt
     assert labels == [IGNORED] * len(prompt) + ids[len(prompt) :]
+    assert chosen.join(prompt, answer) == (ids, labels)
     return words.decode(prompt), words.decode(ids[len(prompt) :])
 
 
