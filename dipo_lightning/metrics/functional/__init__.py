@@ -1,0 +1,52 @@
+"""The mathematics of the measurements: pure functions, one idea a file."""
+
+from dipo_lightning.metrics.functional.forget_quality import ForgetQualityResult, forget_quality, paired_forget_quality
+from dipo_lightning.metrics.functional.membership import (
+    membership_auc,
+    rank_auc,
+    reference_score,
+    zlib_score,
+)
+from dipo_lightning.metrics.functional.memorization import exact_memorization, extraction_strength, tokens_correct
+from dipo_lightning.metrics.functional.min_k import min_k, min_k_plus_plus, standardized_logprobs
+from dipo_lightning.metrics.functional.model_utility import harmonic_mean, model_utility
+from dipo_lightning.metrics.functional.privleak import PUBLISHED_RETRAIN_AUC, privleak, privleak_auc
+from dipo_lightning.metrics.functional.probability import answer_probability, normalized_probability
+from dipo_lightning.metrics.functional.rouge import RougeL, rouge_l
+from dipo_lightning.metrics.functional.truth_ratio import (
+    TRUTH_RATIO_VARIANTS,
+    TruthRatioVariant,
+    forget_truth_ratio,
+    log_truth_ratio,
+    utility_truth_ratio,
+)
+
+__all__ = [
+    "PUBLISHED_RETRAIN_AUC",
+    "TRUTH_RATIO_VARIANTS",
+    "ForgetQualityResult",
+    "RougeL",
+    "TruthRatioVariant",
+    "answer_probability",
+    "exact_memorization",
+    "extraction_strength",
+    "forget_quality",
+    "forget_truth_ratio",
+    "harmonic_mean",
+    "log_truth_ratio",
+    "membership_auc",
+    "min_k",
+    "min_k_plus_plus",
+    "model_utility",
+    "normalized_probability",
+    "paired_forget_quality",
+    "privleak",
+    "privleak_auc",
+    "rank_auc",
+    "reference_score",
+    "rouge_l",
+    "standardized_logprobs",
+    "tokens_correct",
+    "utility_truth_ratio",
+    "zlib_score",
+]

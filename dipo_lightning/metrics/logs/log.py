@@ -1,0 +1,85 @@
+"""What an evaluation log says, whatever format it was written in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dipo_lightning.errors import InputError
+
+Row = Mapping[str, Any]
+Rows = Sequence[Row]
+Sets = Mapping[str, Rows]
+
+TOFU_FORMAT = "dipo-lightning/tofu/1"
+MUSE_FORMAT = "dipo-lightning/muse/1"
+OPEN_UNLEARNING_FORMAT = "open-unlearning/tofu"
+TOFU_AUTHORS_FORMAT = "locuslab/tofu"
+
+
+@dataclass(frozen=True)
+class EvaluationLog:
+    """Rows of an evaluation with what is known about how they were made.
+
+    Attributes:
+        format: `dipo-lightning/tofu/1`, `dipo-lightning/muse/1`, `open-unlearning/tofu` or `locuslab/tofu`.
+        settings: How it was evaluated (split, prompt_style, truth_ratio, ...); what a foreign format does not say is
+            absent.
+        sets: Rows by set name, each a dict with at least `index`.
+        skipped: Rows that could not be scored by set name, each with `index` and `reason`.
+        aggregates: What the log itself says its numbers are; empty in formats that store none.
+        provenance: Versions, seeds and fingerprints, where given.
+        path: Where it was read from.
+    """
+
+    format: str
+    settings: dict[str, Any]
+    sets: dict[str, list[dict[str, Any]]]
+    skipped: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    aggregates: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+
+def with_skipped(sets: Sets, skipped: Sets | None) -> dict[str, list[Row]]:
+    """The sets with a row that holds nothing but its index and the reason for each skipped one, ordered by index.
+
+    Args:
+        sets: Rows by set name.
+        skipped: Skipped rows by set name.
+
+    Returns:
+        A new mapping; the rows themselves are not copied.
+    """
+    names = dict.fromkeys([*sets, *(skipped or {})])
+    whole = {name: [*sets.get(name, ()), *(skipped or {}).get(name, ())] for name in names}
+    return {
+        name: sorted(unique_rows(f"set {name!r}", rows), key=lambda row: row["index"]) for name, rows in whole.items()
+    }
+
+
+def unique_rows(where: str, rows: Iterable[Row]) -> list[Row]:
+    """Refuse a set in which an index stands twice or is missing.
+
+    Args:
+        where: Which set, for the message.
+        rows: Its rows.
+
+    Returns:
+        The rows as a list.
+
+    Raises:
+        InputError: A row has no integer index, or shares it with another.
+    """
+    rows = list(rows)
+    seen: set[int] = set()
+    for position, row in enumerate(rows):
+        index = row.get("index")
+        if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+            raise InputError(f"{where}, row number {position}: `index` must be an integer >= 0, got {index!r}")
+        if index in seen:
+            raise InputError(f"{where}: row {index} stands in it twice; each row counts once")
+        seen.add(index)
+    return rows

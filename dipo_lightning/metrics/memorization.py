@@ -1,0 +1,33 @@
+"""How much of the forget answers the model still produces, token by token."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dipo_lightning.metrics.rows import RowMean
+
+
+class ExactMemorization(RowMean):
+    """Mean share of answer tokens whose most probable prediction is right."""
+
+    def update(self, index: Tensor, exact_memorization: Tensor) -> None:
+        """Add rows.
+
+        Args:
+            index: (B,) row indices.
+            exact_memorization: (B,) from `functional.exact_memorization`.
+        """
+        super().update(index, exact_memorization)
+
+
+class ExtractionStrength(RowMean):
+    """Mean of 1 - k/n, k the shortest prefix after which the model continues an answer by itself."""
+
+    def update(self, index: Tensor, extraction_strength: Tensor) -> None:
+        """Add rows.
+
+        Args:
+            index: (B,) row indices.
+            extraction_strength: (B,) from `functional.extraction_strength`.
+        """
+        super().update(index, extraction_strength)

@@ -1,0 +1,92 @@
+"""Score a log: read it, check it against the reference, aggregate, and see whether what it says of itself holds."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from dipo_lightning.metrics import muse, tofu
+from dipo_lightning.metrics.logs.comparing import check_comparable
+from dipo_lightning.metrics.logs.log import MUSE_FORMAT, TOFU_FORMAT, EvaluationLog
+from dipo_lightning.metrics.logs.reading import read_log
+
+_RELATIVE, _ABSOLUTE = 1e-6, 1e-9
+# What follows from the rows of two models and not of one.
+_NEEDS_REFERENCE = ("forget_quality", "forget_quality_absent", "privleak", "privleak_absent", "privleak_auc_retrain")
+
+
+def score(
+    path: str | Path,
+    reference: str | Path | None = None,
+    truth_ratio: str = "geometric",
+    *,
+    auc_retrain: float | None = None,
+) -> dict[str, Any]:
+    """All aggregates of a log.
+
+    Args:
+        path: A log of any known format.
+        reference: A log of the retain model on the same rows, of any known format of the same benchmark.
+        truth_ratio: `geometric`, `arithmetic` or `open_unlearning` (TOFU).
+        auc_retrain: The retrained model's AUC, where there is no log of it (MUSE).
+
+    Returns:
+        The aggregates under flat names. For this package's own logs also `stored_aggregates_hold`: whether the
+        aggregates in the file follow from its rows (None where it has none), and `stored_aggregates_differ`: which do
+        not, with {stored, recomputed}.
+
+    Raises:
+        InputError: A log cannot be read, the two cannot be compared, or the variant is unknown.
+    """
+    log = read_log(path)
+    other = read_log(reference) if reference is not None else None
+    if other is not None:
+        check_comparable(log, other)
+    result = _aggregate(log, other, truth_ratio, auc_retrain)
+    if log.format not in (TOFU_FORMAT, MUSE_FORMAT):
+        return result
+    own_variant = log.settings.get("truth_ratio", "geometric")
+    differing = stored_differences(log, _aggregate(log, other, own_variant, auc_retrain), other is not None)
+    holds = not differing if log.aggregates else None
+    return result | {"stored_aggregates_hold": holds, "stored_aggregates_differ": differing}
+
+
+def stored_differences(log: EvaluationLog, recomputed: dict[str, Any], with_reference: bool) -> dict[str, Any]:
+    """Aggregates of a log that do not follow from its rows.
+
+    Args:
+        log: With its stored aggregates.
+        recomputed: From its rows, with the log's own truth ratio.
+        with_reference: Whether a reference was at hand: without, forget quality and PrivLeak are not compared.
+
+    Returns:
+        `{name: {"stored": ..., "recomputed": ...}}`; empty where all hold.
+    """
+    names = [name for name in log.aggregates if name in recomputed and not name.endswith("_absent")]
+    if not with_reference:
+        names = [name for name in names if name not in _NEEDS_REFERENCE]
+    return {
+        name: {"stored": log.aggregates[name], "recomputed": recomputed[name]}
+        for name in names
+        if not _same(log.aggregates[name], recomputed[name])
+    }
+
+
+def _aggregate(
+    log: EvaluationLog, reference: EvaluationLog | None, truth_ratio: str, auc_retrain: float | None
+) -> dict[str, Any]:
+    if log.format == MUSE_FORMAT:
+        variant = log.settings.get("variant", "muse")
+        return muse.aggregate(log.sets, reference, variant, auc_retrain=auc_retrain, skipped=log.skipped)
+    return tofu.aggregate(log.sets, reference, truth_ratio, skipped=log.skipped)
+
+
+def _same(stored: Any, recomputed: Any) -> bool:
+    """Equal up to rounding, through nested dicts and lists."""
+    if isinstance(stored, dict) and isinstance(recomputed, dict):
+        return stored.keys() == recomputed.keys() and all(_same(stored[key], recomputed[key]) for key in stored)
+    numbers = [isinstance(value, int | float) for value in (stored, recomputed)]
+    if all(numbers):
+        return math.isclose(stored, recomputed, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
+    return bool(stored == recomputed)
