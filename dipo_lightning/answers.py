@@ -18,6 +18,9 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 
 from dipo_lightning.data.collation import TokenBatch, selected_labels, selected_rows, supervised_positions
 from dipo_lightning.models.head import decoder, output_projection
+from dipo_lightning.objectives.chunked import chunked_nll
+from dipo_lightning.objectives.likelihood import token_nll
+from dipo_lightning.objectives.sequences import sequence_reduce
 from dipo_lightning.sharding import is_sharded
 
 
@@ -59,6 +62,17 @@ class Answers:
     def rows(self) -> Tensor:
         """(N,) int64, the row of the batch each position belongs to."""
         return selected_rows(self.batch["labels"])
+
+    @cached_property
+    def nll(self) -> Tensor:
+        """(N,) negative log-likelihood of each supervised token; from hidden states in a memory without N x V."""
+        if self.hidden is not None and self.projection is not None and self._logits is None:
+            return chunked_nll(self.hidden, self.projection, self.labels)
+        return token_nll(self.logits, self.labels)
+
+    def sequence_nll(self, reduction: str = "sum") -> Tensor:
+        """(B,) summed or mean NLL of each row's answer."""
+        return sequence_reduce(self.nll, self.rows, self.count, reduction)
 
     @property
     def count(self) -> int:

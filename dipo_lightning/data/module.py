@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
@@ -14,7 +14,7 @@ from dipo_lightning.data.collation import collate
 from dipo_lightning.data.loader import ResumableLoader
 from dipo_lightning.data.pairs import EpochSampler, Example
 from dipo_lightning.data.prompts import PromptStyle, prompt_style
-from dipo_lightning.data.tokenization import tokenize_rows
+from dipo_lightning.data.tokenization import pieces, tokenize_rows
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.loading import load_tokenizer
 
@@ -84,16 +84,23 @@ class TokenizedDataModule(pl.LightningDataModule):
         raise TypeError(f"{type(self).__name__} must define training_set()")
 
     def tokenize(self, rows: list[dict[str, Any]], name: str) -> list[Example]:
-        """Tokenise ``rows`` in the prompt style, saying how many of ``name`` were cut or left out."""
+        """Tokenise ``rows`` in the prompt style, saying how many of ``name`` were cut.
+
+        Plain texts are joined and cut into pieces of ``max_length`` tokens, every token supervised.
+        """
+        if "text" in rows[0]:
+            made = pieces([row["text"] for row in rows], self.tokenizer, self.max_length)
+            rank_zero_info(f"{len(rows)} {name} texts, in {len(made)} pieces of {self.max_length} tokens")
+            return cast("list[Example]", made)
         tokenized = tokenize_rows(rows, self.style, self.max_length)
         if tokenized.truncated:
             rank_zero_warn(
-                f"{tokenized.truncated} of {len(rows)} {name} rows are longer than data.max_length={self.max_length} "
-                "tokens and were cut at the end.",
+                f"{len(tokenized.truncated)} of {len(rows)} {name} rows are longer than data.max_length="
+                f"{self.max_length} tokens and were cut at the end.",
                 category=UserWarning,
             )
-        rank_zero_info(f"{len(tokenized)} {name} rows tokenised")
-        return list(tokenized)
+        rank_zero_info(tokenized.report(name))
+        return tokenized.examples  # type: ignore[return-value]
 
     def collate(self, items: list[dict[str, Example]]) -> dict[str, dict[str, torch.Tensor]]:
         """Collate pairs half by half into right-padded token batches."""

@@ -1,5 +1,6 @@
 """What to forget and what to keep, from files: `UnlearningDataModule`; and rows to fine-tune on: `FineTuningDataModule`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,12 @@ class UnlearningDataModule(TokenizedDataModule):
         if self.retain_rows is not None:
             retain = self.tokenize(self.retain_rows, "retain")
         return ForgetRetainPairs(forget, retain, self.seed)
+
+    @property
+    def forget_examples(self) -> Sequence[Example]:
+        """The tokenised forget rows, after `setup` for ``fit``."""
+        assert isinstance(self._training, ForgetRetainPairs)
+        return self._training.forget
 
 
 class FineTuningDataModule(TokenizedDataModule):

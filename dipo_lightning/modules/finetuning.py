@@ -18,11 +18,7 @@ class FineTuningModule(LanguageModelModule):
         terms = compute_answers(
             self.policy,
             {"train": batch["train"]},
-            lambda halves: {
-                "loss": retain_nll(
-                    halves["train"].logits, halves["train"].labels, denominator=halves["train"].token_denominator
-                )
-            },
+            lambda halves: {"loss": retain_nll(halves["train"].nll, halves["train"].token_denominator)},
             batch.get("denominators"),
         )
         self.stop_if_not_finite(terms["loss"], batch, terms)

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.models.head import output_projection
 from dipo_lightning.models.loading import load_policy
 from dipo_lightning.models.lora import LoRA, add_lora
 from dipo_lightning.sharding import is_sharded, shard, transformer_blocks
@@ -31,14 +32,13 @@ class LanguageModelModule(pl.LightningModule):
         lora_targets: Names of the modules that get adapters, or ``all-linear``.
         activation_checkpointing: Recompute activations in the backward pass instead of storing them.
         compile_blocks: Compile each transformer block with ``torch.compile``.
+        freeze_projection: Train everything but the output projection (and the embedding tied to it).
         cpu_offload: Under ``fsdp2``, keep weights and optimiser states in host memory between uses.
         compute_dtype: Under ``fsdp2``, the dtype of the forward and backward pass; ``auto`` is bfloat16 on a GPU and
             float32 on a CPU. Weights stay in float32. On one device or with DDP use the Trainer's ``bf16-mixed``.
         revision: Version of a hub model.
         trust_remote_code: Allow a hub model or folder to run its own code on this machine. Off unless named.
     """
-
-    policy: nn.Module | None = None
 
     def __init__(
         self,
@@ -52,6 +52,7 @@ class LanguageModelModule(pl.LightningModule):
         lora_targets: str | list[str] = "all-linear",
         activation_checkpointing: bool = False,
         compile_blocks: bool = False,
+        freeze_projection: bool = False,
         cpu_offload: bool = False,
         compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         revision: str | None = None,
@@ -59,6 +60,7 @@ class LanguageModelModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer"])
+        self.policy: nn.Module | None = None
         self.pretrained, self.optimizer = str(pretrained), optimizer
         self.schedule, self.warmup_steps = schedule, warmup_steps
         if warmup_steps < 0:
@@ -67,7 +69,7 @@ class LanguageModelModule(pl.LightningModule):
         if lora_rank is not None:
             self.lora = LoRA(rank=lora_rank, alpha=lora_alpha, dropout=lora_dropout, targets=lora_targets)
         self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
-        self.cpu_offload, self.compute_dtype = cpu_offload, compute_dtype
+        self.freeze_projection, self.cpu_offload, self.compute_dtype = freeze_projection, cpu_offload, compute_dtype
         self.revision, self.trust_remote_code = revision, trust_remote_code
 
     def setup(self, stage: str) -> None:
@@ -95,7 +97,12 @@ class LanguageModelModule(pl.LightningModule):
     def configure_model(self) -> None:
         """Load the policy and shard it where the strategy has a mesh; does nothing the second time."""
         if self.policy is None:
-            self.policy = self.prepare(self.load(), self.lora).train()
+            model = self.load()
+            self.inspect(model)
+            self.policy = self.prepare(model, self.lora).train()
+
+    def inspect(self, model: nn.Module) -> None:
+        """Look at the pretrained model before adapters and sharding change it; a place to override."""
 
     def load(self) -> nn.Module:
         """Load the pretrained model in float32 onto the CPU."""
@@ -105,6 +112,8 @@ class LanguageModelModule(pl.LightningModule):
         """Add adapters, then checkpointing, then compilation, then sharding: the order in which they compose."""
         if lora is not None:
             model = add_lora(model, lora)
+        if self.freeze_projection:
+            output_projection(model).requires_grad_(False)
         if trainable and self.activation_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
         if self.compile_blocks:

@@ -5,14 +5,18 @@ A method is a subclass that defines `UnlearningModule.forget_loss`; nothing has 
 
 from typing import Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
 
 from dipo_lightning.answers import Answers, compute_answers
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.models.head import linear_head
+from dipo_lightning.models.fingerprint import model_fingerprint
 from dipo_lightning.modules.language_model import LanguageModelModule
+from dipo_lightning.modules.reference_choice import build_reference, choose_reference
 from dipo_lightning.objectives.retain import retain_kl, retain_nll
-from dipo_lightning.reference import AdaptersOffReference, LiveReference, Reference
+from dipo_lightning.reference import CachedReference, Reference
 
 
 class UnlearningModule(LanguageModelModule):
@@ -26,8 +30,10 @@ class UnlearningModule(LanguageModelModule):
         lambda_: Weight of the retain term.
         retain_loss: ``nll`` (mean token NLL of the retain answers), ``kl`` (KL from the reference to the policy on
             them) or ``none``.
-        reference: ``live`` (a frozen copy), ``adapters_off`` (the policy without its LoRA adapters) or ``auto``, the
-            cheapest that is exact.
+        reference: ``live`` (a frozen copy), ``adapters_off`` (the policy without its LoRA adapters), ``hidden_states``
+            (the reference's last hidden states of the forget rows, cached on disk), ``directions`` (DiPO with a frozen
+            output projection: cached dot-product directions) or ``auto``, the cheapest that is exact.
+        reference_cache: Folder of the caches; each is keyed by data, tokenizer and weights.
         **options: Those of `LanguageModelModule`.
     """
 
@@ -40,7 +46,8 @@ class UnlearningModule(LanguageModelModule):
         gamma: float = 1.0,
         lambda_: float = 1.0,
         retain_loss: Literal["nll", "kl", "none"] = "nll",
-        reference: Literal["auto", "live", "adapters_off"] = "auto",
+        reference: Literal["auto", "live", "adapters_off", "hidden_states", "directions"] = "auto",
+        reference_cache: str = "runs/reference_cache",
         **options: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(pretrained, **options)
@@ -51,30 +58,39 @@ class UnlearningModule(LanguageModelModule):
         if reference == "adapters_off" and self.lora is None:
             raise InputError("model.reference is adapters_off, but there are no adapters; set model.lora_rank.")
         self.gamma, self.lambda_, self.retain_loss_name, self.reference_name = gamma, lambda_, retain_loss, reference
+        self.reference_cache = reference_cache
         self.reference: Reference | None = None
+        self.head_is_linear = False
+        self.weights_fingerprint = ""
+
+    def inspect(self, model: nn.Module) -> None:
+        """Find out, before sharding, whether the head is purely linear, and which weights a cache would be of."""
+        self.head_is_linear = linear_head(model) is not None
+        if self.head_is_linear and self._trainer is not None and self.reference_halves:
+            self.weights_fingerprint = model_fingerprint(model)
 
     def configure_model(self) -> None:
         """Load the policy, and whatever stands for the reference."""
         super().configure_model()
-        if self.reference is None and self.trainer.training and self.reference_is_needed:
+        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if self.reference is None and fitting and self.reference_halves:
             self.reference = self.make_reference()
 
     @property
-    def reference_is_needed(self) -> bool:
-        """Whether some term of the loss asks for the reference."""
-        return self.needs_reference or self.retain_loss_name == "kl"
+    def reference_halves(self) -> list[str]:
+        """The halves of a batch on which some term of the loss asks for the reference."""
+        return ["forget"] * self.needs_reference + ["retain"] * (self.retain_loss_name == "kl")
 
     def make_reference(self) -> Reference:
-        """Build the reference that ``reference`` names."""
-        assert self.policy is not None
-        if self.lora is not None and self.reference_name in ("auto", "adapters_off"):
-            return AdaptersOffReference(self.policy)
-        reference = LiveReference(self.prepare(self.load(), trainable=False))
-        return reference if self.sharded else reference.to(self.trainer.strategy.root_device)
+        """Build the reference that ``reference`` names, or the cheapest exact one, and say which."""
+        name, why = choose_reference(self)
+        rank_zero_info(f"reference: {name} ({why})")
+        return build_reference(self, name)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return ``gamma * forget + lambda_ * retain`` over the global batch, logging every term."""
         assert self.policy is not None
+        self.read_reference(batch)
         halves = {half: batch[half] for half in self.halves(batch)}
         terms = compute_answers(self.policy, halves, self.losses, batch.get("denominators"), self.from_hidden)
         loss = self.gamma * terms["forget"]
@@ -91,6 +107,12 @@ class UnlearningModule(LanguageModelModule):
     def halves(self, batch: dict[str, Any]) -> list[str]:
         """Return the halves of ``batch`` that go through the policy, in order."""
         return [half for half in ("forget", "retain") if half in batch and not self._skips(half)]
+
+    def read_reference(self, batch: dict[str, Any]) -> None:
+        """Read what the forget loss needs of the reference before the policy runs; a place to override.
+
+        Needed with ``from_hidden`` only, where the loss is computed inside the policy's forward.
+        """
 
     def losses(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
         """Return the terms of the loss, ``forget`` and ``retain``, and what else is worth logging."""
@@ -111,13 +133,14 @@ class UnlearningModule(LanguageModelModule):
         """Return the scalar retain loss that ``retain_loss`` names."""
         if self.retain_loss_name == "kl":
             return retain_kl(retain.logits, self.reference_logits(retain), denominator=retain.token_denominator)
-        return retain_nll(retain.logits, retain.labels, denominator=retain.token_denominator)
+        return retain_nll(retain.nll, denominator=retain.token_denominator)
 
     def reference_logits(self, answers: Answers) -> Tensor:
         """Return the reference's (N, V) logits at the positions of ``answers``, without a gradient."""
         assert self.reference is not None
-        with torch.no_grad():
-            return self.reference.logits(answers.batch)
+        if answers.half != "forget" and isinstance(self.reference, CachedReference):
+            raise RunError(f"the cached reference knows the forget rows only, not {answers.half}; use reference: live")
+        return self.reference.logits(answers.batch)
 
     def _skips(self, half: str) -> bool:
         return half == "retain" and (self.retain_loss_name == "none" or self.lambda_ == 0)

@@ -1,0 +1,1 @@
+"""LightningModules: when, and on what, an objective is computed."""

@@ -1,0 +1,116 @@
+"""Which reference an unlearning module uses, and how it is made: the cheapest that is exact, unless one is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dipo_lightning.data.collation import TokenBatch
+from dipo_lightning.errors import InputError
+from dipo_lightning.models.head import output_projection
+from dipo_lightning.position_cache import PositionCache, cache_key
+from dipo_lightning.reference import (
+    AdaptersOffReference,
+    HiddenStatesReference,
+    LiveReference,
+    Reference,
+    hidden_states,
+    whole,
+)
+
+if TYPE_CHECKING:
+    from dipo_lightning.modules.unlearning import UnlearningModule
+
+CACHE_BATCH_SIZE = 8
+
+
+def choose_reference(module: UnlearningModule) -> tuple[str, str]:
+    """Return the name of the reference to use, and why it is that one.
+
+    Raises:
+        InputError: The one asked for cannot be exact here.
+    """
+    name, obstacle = module.reference_name, obstacle_to_caching(module)
+    if name in ("hidden_states", "directions") and obstacle:
+        raise InputError(f"model.reference is {name}, but {obstacle}. Use live or auto.")
+    if name != "auto":
+        return name, "asked for"
+    if obstacle is None:
+        return "hidden_states", "one cached vector a token instead of a second model"
+    return ("live" if module.lora is None else "adapters_off"), obstacle
+
+
+def obstacle_to_caching(module: UnlearningModule) -> str | None:
+    """Return why the reference cannot be cached for this module and data, or None."""
+    if not module.head_is_linear:
+        return "the model's logits are not a plain product of hidden states and the output projection"
+    if module.reference_halves != ["forget"]:
+        return f"the reference is asked for on these rows: {', '.join(module.reference_halves)}"
+    if getattr(getattr(module.trainer, "datamodule", None), "forget_examples", None) is None:
+        return "the data module has no forget_examples to cache"
+    return None
+
+
+def build_reference(module: UnlearningModule, name: str) -> Reference:
+    """Build the reference called ``name`` (all but ``directions``, which is DiPO's own)."""
+    assert module.policy is not None
+    device = module.trainer.strategy.root_device
+    if name == "adapters_off":
+        return AdaptersOffReference(module.policy)
+    if name == "live":
+        reference = LiveReference(module.prepare(module.load(), trainable=False))
+        return reference if module.sharded else reference.to(device)
+    if name != "hidden_states":
+        raise InputError(f"model.reference is {name}, which {type(module).__name__} cannot use; use live or auto.")
+    projection = whole(output_projection(module.policy))
+    if output_projection(module.policy).requires_grad:
+        projection = projection.clone()
+    policy = module.policy
+    cache = open_cache(module, projection.shape[1], lambda batch: hidden_states(policy, batch), kind=name)
+    return HiddenStatesReference(cache, projection.to(device))
+
+
+def open_cache(
+    module: UnlearningModule,
+    width: int,
+    compute: Callable[[TokenBatch], Tensor],
+    **key: Any,  # noqa: ANN401
+) -> PositionCache:
+    """Open the cache of the forget rows, and compute what is missing of it: all ranks together, once.
+
+    The policy is the reference until its first step; this runs before a checkpoint is restored into it.
+
+    Args:
+        module: The module, with its policy loaded.
+        width: Numbers a position.
+        compute: Gives (N, width) for a token batch; called without gradients, in evaluation mode.
+        **key: What the numbers depend on besides data and weights; plain values.
+    """
+    assert module.policy is not None
+    trainer, strategy = module.trainer, module.trainer.strategy
+    examples = trainer.datamodule.forget_examples  # type: ignore[attr-defined]
+    key |= {
+        "weights": module.weights_fingerprint,
+        "precision": str(trainer.precision),
+        "dtype": module.compute_dtype,
+        "device": strategy.root_device.type,
+    }
+    cache = PositionCache(Path(module.reference_cache), cache_key(examples, **key), examples, width)
+    if trainer.is_global_zero:
+        cache.create()
+    strategy.barrier()
+    cache.open()
+    strategy.barrier()  # every rank has seen the same rows missing before one is filled in
+    if not cache.complete:
+        if not module.sharded:
+            module.policy.to(strategy.root_device)
+        module.policy.eval()
+        with torch.no_grad(), strategy.precision_plugin.forward_context():
+            cache.build(compute, CACHE_BATCH_SIZE, strategy.root_device, trainer.global_rank, trainer.world_size)
+        module.policy.train()
+        strategy.barrier()
+    return cache

@@ -1,0 +1,106 @@
+"""RMU: steers a layer's hidden states on forget rows to a random direction (arXiv 2403.03218)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dipo_lightning.answers import Answers, answer_logits
+from dipo_lightning.data.collation import TokenBatch, supervised_positions
+from dipo_lightning.errors import InputError
+from dipo_lightning.modules.unlearning import UnlearningModule
+from dipo_lightning.objectives.rmu import control_vector, rmu_forget, rmu_retain
+from dipo_lightning.sharding import transformer_blocks
+
+
+class RMUModule(UnlearningModule):
+    """Moves the hidden states of one layer on the forget answers to a fixed random vector, and keeps the others.
+
+    The retain term is the mean squared distance of the policy's hidden states to the reference's.
+
+    Args:
+        pretrained: The model that must forget; also the reference.
+        layer: The transformer block whose output is steered, counted from 0.
+        coefficient: Length of the control vector.
+        control_seed: Seed of its direction.
+        **options: Those of `UnlearningModule`.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        layer: int = 7,
+        coefficient: float = 2.0,
+        control_seed: int = 0,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(pretrained, **options)
+        self.save_hyperparameters(ignore=["optimizer"])
+        if self.retain_loss_name == "kl":
+            raise InputError("model.retain_loss is kl; RMU keeps hidden states instead. Use nll (its own term) or none.")
+        self.layer, self.coefficient, self.control_seed = layer, coefficient, control_seed
+        self._captured: dict[str, Tensor] = {}
+
+    @property
+    def reference_halves(self) -> list[str]:
+        """The retain rows only: the forget term's target is random."""
+        return [] if self._skips("retain") else ["retain"]
+
+    def inspect(self, model: nn.Module) -> None:
+        """Refuse a layer that the model does not have."""
+        super().inspect(model)
+        blocks = len(transformer_blocks(model))
+        if not 0 <= self.layer < blocks:
+            raise InputError(f"model.layer is {self.layer}, but the model has {blocks} blocks: give 0 to {blocks - 1}.")
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Run the ordinary step while the steered layer's output is recorded."""
+        assert self.policy is not None
+        with recorded(self.policy, self.layer) as states:
+            self._captured = states
+            return super().training_step(batch, batch_idx)
+
+    def losses(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
+        """Return both terms from the layer's states of the joint forward."""
+        hidden = self._captured.pop("hidden")
+        states, start = {}, 0
+        for half, part in answers.items():
+            states[half] = at_answers(hidden[start : start + part.count], part.batch)
+            start += part.count
+        forget = answers["forget"]
+        control = control_vector(hidden.shape[-1], self.coefficient, self.control_seed).to(hidden)
+        terms = {"forget": rmu_forget(states["forget"], control, forget.token_denominator)}
+        if "retain" in answers:
+            kept = self.reference_states(answers["retain"].batch)
+            terms["retain"] = rmu_retain(states["retain"], kept, answers["retain"].token_denominator)
+        return terms
+
+    def reference_states(self, batch: TokenBatch) -> Tensor:
+        """Return the (N, H) states of the steered layer in the reference, without a gradient."""
+        reference: Any = self.reference
+        with torch.no_grad(), reference.frozen(), recorded(reference.model, self.layer) as states:
+            answer_logits(reference.model, batch)
+        return at_answers(states["hidden"], batch)
+
+
+@contextmanager
+def recorded(model: nn.Module, layer: int) -> Iterator[dict[str, Tensor]]:
+    """Record the output (B, L, H) of a transformer block as ``hidden`` while a block of code runs."""
+    states: dict[str, Tensor] = {}
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ANN401
+        states["hidden"] = output[0] if isinstance(output, tuple) else output
+
+    handle = transformer_blocks(model)[layer].register_forward_hook(keep)
+    try:
+        yield states
+    finally:
+        handle.remove()
+
+
+def at_answers(hidden: Tensor, batch: TokenBatch) -> Tensor:
+    """Return the (N, H) states at the supervised positions of ``batch``; padding on the right is cut off."""
+    positions = supervised_positions(batch["labels"])
+    return hidden[:, : positions.shape[1]][positions]
