@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox", "phi", "gemma2", "opt", "mistral")
-"""Every family that `toy_model` builds: with and without tied embeddings, biases, soft-capped logits, learned positions."""
+"""Every family that `toy_model` builds: with and without tied embeddings, biases, soft caps, learned positions."""
 
 LINEAR_HEADS = ("llama", "qwen2", "gpt2", "gpt_neox", "opt", "mistral")
 """The families whose logits are exactly `hidden @ W.T`; Phi adds a bias, Gemma-2 soft-caps."""
@@ -79,7 +79,7 @@ def toy_tokenizer(add_bos: bool = True, chat: bool = True) -> PreTrainedTokenize
 
 
 def toy_config(family: str = "llama", **overrides: Any) -> Any:
-    """The configuration of a toy model of `family` (one of `FAMILIES`); `overrides` are fields of that configuration."""
+    """The configuration of a toy model of `family` (one of `FAMILIES`); `overrides` are fields of it."""
     common: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "pad_token_id": 0,

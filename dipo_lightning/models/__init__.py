@@ -1,0 +1,1 @@
+"""Causal language models: where they come from, loading, their linear head, LoRA adapters."""

@@ -1,0 +1,102 @@
+"""The output head of a causal LM, and whether its logits are exactly ``hidden @ W.T``.
+
+Losses computed from hidden states stand on that identity. Some families add a bias (Phi), bend the logits (Gemma-2's
+soft cap) or scale them (Cohere, Granite), and new ones will do other things; so the head is not recognised by name but
+fed hidden states whose logits are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """A head whose logits are exactly ``hidden @ W.T``.
+
+    Attributes:
+        vocabulary: V, the rows of W.
+        width: H, the size of a hidden state.
+        tied: Whether W is the input embedding too.
+    """
+
+    vocabulary: int
+    width: int
+    tied: bool
+
+
+def decoder(model: nn.Module) -> nn.Module:
+    """Return the module that gives the final hidden states (``last_hidden_state`` (B, L, H)), also in a PeftModel."""
+    return _causal(model).get_decoder()
+
+
+def output_projection(model: nn.Module) -> nn.Parameter:
+    """Return the weight W (V, H) of the output projection, also inside a PeftModel."""
+    return _causal(model).get_output_embeddings().weight
+
+
+@torch.no_grad()
+def linear_head(model: nn.Module) -> LinearHead | None:
+    """Find out whether the logits are exactly ``decoder(model)(...).last_hidden_state @ output_projection(model).T``.
+
+    One forward of two tokens, in which the decoder's output is replaced: by a zero state, whose logits must be zero
+    (no bias), and by a large random one, whose logits must be its product with W (no soft cap, no scale). A projection
+    that has a bias or an adapter is refused even where that is zero now, since training changes it.
+
+    Args:
+        model: A causal LM or a PeftModel around one, with all weights on one device; call it before sharding.
+
+    Returns:
+        What the head is, or None where the identity does not hold.
+    """
+    causal = _causal(model)
+    projection = causal.get_output_embeddings()
+    if type(projection) is not nn.Linear or projection.bias is not None:
+        return None
+    weight = projection.weight
+    states = torch.zeros(1, 2, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    # One state is zero; the other has logits of some 100, beyond any soft cap.
+    direction = torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(0)).to(states)
+    states[0, 1] = direction * (100 / (weight @ direction).abs().max().clamp_min(torch.finfo(weight.dtype).tiny))
+    logits = _logits_of(causal, states)
+    if logits is None:
+        return None
+    expected = nn.functional.linear(states, weight)
+    tolerance = 1e-5 if weight.dtype == torch.float32 else 1e-2
+    same = torch.allclose(logits.to(expected.dtype), expected, rtol=tolerance, atol=100 * tolerance)
+    if not same or logits[0, 0].count_nonzero():
+        return None
+    return LinearHead(*weight.shape, tied=weight is causal.get_input_embeddings().weight)
+
+
+def _causal(model: nn.Module) -> Any:
+    """The transformers model itself, without a PeftModel around it."""
+    unwrap: Callable[[], nn.Module] | None = getattr(model, "get_base_model", None)
+    return model if unwrap is None else unwrap()
+
+
+def _logits_of(causal: Any, states: Tensor) -> Tensor | None:
+    """The logits that the model makes of `states` (1, 2, H), or None where its decoder gives no such states."""
+    fits = []
+
+    def replace(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        hidden = getattr(output, "last_hidden_state", None)
+        fits.append(hidden is not None and hidden.shape == states.shape)
+        if fits[-1]:
+            output.last_hidden_state = states.to(hidden)
+        return output
+
+    handle = causal.get_decoder().register_forward_hook(replace)
+    training = causal.training
+    try:
+        tokens = torch.zeros(1, 2, dtype=torch.long, device=states.device)
+        logits = causal.eval()(input_ids=tokens, use_cache=False).logits
+    finally:
+        handle.remove()
+        causal.train(training)
+    return logits if fits == [True] else None

@@ -1,0 +1,197 @@
+"""Load a causal language model and its tokenizer: quietly, from safetensors or GGUF only, or say why not."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dipo_lightning.errors import InputError
+from dipo_lightning.models.source import ModelSource, find_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_log = logging.getLogger(__name__)
+
+
+def load_policy(
+    pretrained: str,
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
+    """Load a causal language model onto the CPU, all of its weights in `dtype`, in evaluation mode.
+
+    Args:
+        pretrained: Hub name, folder, GGUF file, folder with one GGUF file, or ``package:NAME``. For anything that is
+            on this machine the network is not asked.
+        dtype: Of the weights; GGUF blocks are unpacked to it.
+        revision: Branch, tag or commit of a hub model.
+        trust_remote_code: Allow the model's own Python code to run.
+        attn_implementation: Such as ``sdpa`` (what transformers chooses by itself where it can) or ``eager``.
+
+    Raises:
+        InputError: There is no such model, it is no causal language model, its weights are pickles or incomplete,
+            or it can't be reached.
+    """
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    source = find_source(pretrained)
+    config = load_config(source, revision, trust_remote_code)
+    _check_causal(config, source)
+    _check_weights(source)
+    arguments = source.arguments(revision, trust_remote_code)
+    if source.gguf is not None:  # dense, also where kernels for packed blocks are installed: they are to be trained
+        arguments["quantization_config"] = GgufConfig(dequantize=True)
+    else:
+        arguments["use_safetensors"] = True
+    if attn_implementation is not None:
+        arguments["attn_implementation"] = attn_implementation
+    with _quiet(source), _explained(source, "model"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.location,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with names and shapes
+            **arguments,
+        )
+    model, report = loaded
+    _check_complete(report, model, source)
+    return model
+
+
+def load_tokenizer(
+    pretrained: str, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer that has an EOS and a pad token (EOS is made the pad token where there is none).
+
+    Args:
+        pretrained: As for `load_policy`; a folder needs the tokenizer's files only.
+        revision: Branch, tag or commit of a hub model.
+        trust_remote_code: Allow the tokenizer's own Python code to run.
+
+    Raises:
+        InputError: There is no such tokenizer, it can't be reached, or it has no EOS token.
+    """
+    from transformers import AutoTokenizer
+
+    source = find_source(pretrained)
+    arguments = source.arguments(revision, trust_remote_code)
+    with _quiet(source), _explained(source, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **arguments)
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"The tokenizer of {source} has no EOS token, so nothing would teach the model where an answer ends. "
+            'Name one in tokenizer_config.json ("eos_token").'
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+        _log.info("The tokenizer of %s has no pad token; padding with %s (masked).", source, tokenizer.eos_token)
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+    """Raise an `InputError` where `tokenizer` can give ids that the model of `config` has no embedding for."""
+    rows = config.get_text_config().vocab_size
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= rows:
+        raise InputError(
+            f"The tokenizer {tokenizer.name_or_path!r} has ids up to {highest}, but the model {config.name_or_path!r} "
+            f"has {rows} embeddings. Use the model's own tokenizer."
+        )
+
+
+def load_config(source: ModelSource, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Load the configuration of a model: kilobytes, except for GGUF, whose whole header is read (seconds)."""
+    from transformers import AutoConfig
+
+    if source.local and source.gguf is None and not (Path(source.location) / "config.json").is_file():
+        raise InputError(f"{source} holds no config.json and no GGUF file, so it is no model that can be loaded.")
+    with _quiet(source), _explained(source, "model"):
+        return AutoConfig.from_pretrained(source.location, **source.arguments(revision, trust_remote_code))
+
+
+def _check_causal(config: PreTrainedConfig, source: ModelSource) -> None:
+    """Refuse other kinds of model from the configuration, before their weights are read or downloaded."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return
+    named = config.architectures or []  # GGUF names none: there the kind of configuration decides
+    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or (named and not known & set(named)):
+        kind = ", ".join(named) or config.model_type
+        raise InputError(f"{source} is a {kind}, not a causal language model; only those can be unlearned here.")
+
+
+def _check_weights(source: ModelSource) -> None:
+    """Refuse a folder of pickled weights: unpickling runs whatever code the file holds."""
+    if not source.local or source.gguf is not None:
+        return
+    files = {path.suffix for path in Path(source.location).iterdir()}
+    if ".safetensors" in files:
+        return
+    if files & {".bin", ".pt", ".pth"}:
+        raise InputError(
+            f"{source} holds pickled weights only, which can run code when loaded. If you trust them, convert them "
+            "once: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) writes safetensors."
+        )
+    raise InputError(f"{source} holds a config.json but no weights (*.safetensors).")
+
+
+def _check_complete(report: dict[str, Any], model: PreTrainedModel, source: ModelSource) -> None:
+    """Refuse weights that transformers would quietly make up."""
+    absent = sorted(report["missing_keys"])
+    absent += sorted(f"{key} ({tuple(is_)}, not {tuple(wanted)})" for key, is_, wanted in report["mismatched_keys"])
+    if absent:
+        raise InputError(
+            f"{source} does not hold all weights of a {type(model).__name__} as its config.json describes it; random "
+            f"ones would stand in for {len(absent)}, such as {absent[0]}. Merge adapters first; copy all files."
+        )
+    assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+
+
+@contextlib.contextmanager
+def _explained(source: ModelSource, what: str) -> Iterator[None]:
+    """Turn what transformers and the hub raise about a source into an `InputError` that says what to do."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, ImportError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = str(error).strip() or type(error).__name__
+        if "trust_remote_code" in reason:
+            advice = "Its code runs only with trust_remote_code: true; read it before you allow that."
+        elif source.local:
+            advice = "Check that the folder is a complete copy of a Hugging Face model."
+        else:
+            advice = "Check the name, the network and `hf auth login`; there is no such folder here either."
+        raise InputError(f"The {what} {source} could not be loaded. {advice} ({reason})") from error
+
+
+@contextlib.contextmanager
+def _quiet(source: ModelSource) -> Iterator[None]:
+    """Silence what loading prints; the progress of a download stays."""
+    from transformers import logging as transformers_logging
+
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    with contextlib.ExitStack() as stack:
+        stack.callback(transformers_logging.set_verbosity, verbosity)
+        if source.local:
+            transformers_logging.disable_progress_bar()
+            if bars:
+                stack.callback(transformers_logging.enable_progress_bar)
+        if source.gguf is not None:  # its progress bar asks nobody
+            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        yield

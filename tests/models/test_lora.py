@@ -1,0 +1,53 @@
+"""Adapters through peft."""
+
+import pytest
+import torch
+
+from dipo_lightning.errors import InputError
+from dipo_lightning.models.lora import LoRA, add_lora
+from tests.toys import FAMILIES, toy_model
+
+IDS = torch.arange(3, 15).view(2, 6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_start_as_nothing_and_switch_off_exactly(family):
+    model = toy_model(family)
+    before = model(IDS).logits
+    wrapped = add_lora(model, LoRA(rank=2))
+    assert torch.equal(wrapped(IDS).logits, before)
+    trainable = [name for name, parameter in wrapped.named_parameters() if parameter.requires_grad]
+    assert trainable
+    assert all("lora_" in name for name in trainable)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.ones_(parameter)
+    assert not torch.allclose(wrapped(IDS).logits, before)
+    with wrapped.disable_adapter():
+        assert torch.equal(wrapped(IDS).logits, before)
+
+
+def test_targets_choose_the_modules():
+    wrapped = add_lora(toy_model("llama"), LoRA(rank=3, alpha=6, targets=["q_proj", "mlp.up_proj"]))
+    names = [name.split(".lora_A")[0] for name, _ in wrapped.named_parameters() if "lora_A" in name]
+    adapted = {name.rpartition(".")[2] for name in names}
+    assert adapted == {"q_proj", "up_proj"}
+    assert wrapped.base_model.model.model.layers[0].self_attn.q_proj.scaling == {"default": 2.0}
+    one = add_lora(toy_model("llama"), LoRA(targets="q_proj"))
+    assert sum("lora_A" in name for name, _ in one.named_parameters()) == 2
+
+
+def test_one_unknown_target_among_known_ones_is_named_with_those_there_are():
+    with pytest.raises(InputError, match=r"'query' names no linear module.*down_proj.*q_proj"):
+        add_lora(toy_model("llama"), LoRA(targets=["q_proj", "query"]))
+
+
+def test_a_tied_output_projection_is_no_target():
+    with pytest.raises(InputError, match="tied"):
+        add_lora(toy_model("qwen2"), LoRA(targets=["lm_head"]))
+
+
+@pytest.mark.parametrize("wrong", [{"rank": 0}, {"dropout": 1.0}, {"dropout": -0.1}, {"targets": []}])
+def test_impossible_settings(wrong):
+    with pytest.raises(InputError, match=f"LoRA {next(iter(wrong))}"):
+        LoRA(**wrong)
