@@ -38,7 +38,7 @@ class PromptStyle(ABC):
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Measures the tokenizer's habits (BOS, the space it puts before a first word)."""
         self.tokenizer = tokenizer
-        self._start = _start_ids(tokenizer)
+        self._start = start_ids(tokenizer)
         self._anchor = _anchor(tokenizer)
 
     @property
@@ -268,7 +268,7 @@ def end_of_sequence(tokenizer: PreTrainedTokenizerBase, style: str) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the tokenizer itself puts before a text: BOS, or nothing (an EOS that it appends is not ours)."""
     bare = encode(tokenizer, "a")
     whole = list(tokenizer("a", add_special_tokens=True)["input_ids"])

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dipo_lightning.data.prompts import shortened
 from dipo_lightning.errors import InputError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -83,8 +84,13 @@ def available(folder: Path) -> list[str]:
 
 
 def is_hub_name(source: str) -> bool:
-    """Whether this can be a data set's name on the hub: ``name`` or ``owner/name``, and no data file's ending."""
-    return bool(re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source)) and Path(source).suffix not in SUFFIXES
+    """Whether this can be a data set's name on the hub: ``owner/name``, no data file's ending, no folder's beginning.
+
+    A mistyped path must not become a call over the network that takes half a minute to fail.
+    """
+    path = Path(source)
+    named = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) is not None
+    return named and path.suffix.lower() not in SUFFIXES and not Path(path.parts[0]).is_dir()
 
 
 def hub_records(name: str, config: str | None = None, split: str = "train") -> list[Record]:
@@ -108,6 +114,32 @@ def hub_records(name: str, config: str | None = None, split: str = "train") -> l
     return [Record(f"{label}, row {index}", dict(row)) for index, row in enumerate(rows)]
 
 
+def text_field(record: Record, name: str) -> str:
+    """The text in one field of a record.
+
+    Raises:
+        InputError: The field is missing, no text, or empty.
+    """
+    value = record.fields.get(name)
+    if value is None:
+        there = ", ".join(field for field, content in record.fields.items() if content is not None)
+        raise InputError(f"{record.where}: there is no {name!r}; it has {there or 'no fields'}.")
+    return checked_text(value, f"{record.where}: {name!r}")
+
+
+def checked_text(value: object, label: str) -> str:
+    """The value, if it is a text that isn't empty.
+
+    Raises:
+        InputError: It isn't; the message starts with ``label``.
+    """
+    if not isinstance(value, str):
+        raise InputError(f"{label} is {shortened(repr(value))} ({type(value).__name__}), not a text.")
+    if not value.strip():
+        raise InputError(f"{label} is empty.")
+    return value
+
+
 def _json_records(path: Path) -> Iterator[Record]:
     text = path.read_text(encoding="utf-8-sig")
     if text.lstrip().startswith("["):
@@ -124,14 +156,13 @@ def _json_records(path: Path) -> Iterator[Record]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                hint = "" if error.pos else " (each line must be one whole JSON object)"
-                raise InputError(
-                    f"{path}, line {number}: broken JSON: {error.msg} at column {error.colno}{hint}."
-                ) from error
+                problem = f"broken JSON: {error.msg} at column {error.colno}; each line must be one whole object"
+                raise InputError(f"{path}, line {number}: {problem}.") from error
             yield _record(f"{path}, line {number}", row)
 
 
 def _csv_records(path: Path) -> Iterator[Record]:
+    csv.field_size_limit(2**31 - 1)  # documents are longer than the 128 KiB that Python starts with
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
@@ -140,7 +171,8 @@ def _csv_records(path: Path) -> Iterator[Record]:
                     raise InputError(f"{path}, line {reader.line_num}: not as many columns as the header has.")
                 yield Record(f"{path}, line {reader.line_num}", dict(row))
         except csv.Error as error:
-            raise InputError(f"{path}, line {reader.line_num}: broken CSV: {error}.") from error
+            # The inner reader's count: the outer one's lags behind by the row that failed.
+            raise InputError(f"{path}, line {reader.reader.line_num}: broken CSV: {error}.") from error
 
 
 def _parquet_records(path: Path) -> Iterator[Record]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dipo_lightning.data.overlap import refuse_overlap
-from dipo_lightning.data.records import Record, available, config_records
+from dipo_lightning.data.records import Record, available, checked_text, config_records, text_field
 from dipo_lightning.errors import InputError
 
 Rows = list[dict[str, Any]]
@@ -97,7 +97,7 @@ def _rows(source: str | Path, config: str, paraphrased: bool = False, wrong: boo
     rows = []
     for index, record in enumerate(config_records(source, config)):
         for name in texts:
-            _check_text(record, name, record.fields.get(name))
+            text_field(record, name)
         if wrong:
             _check_wrong(record)
         rows.append({"index": index, "where": record.where, **record.fields})
@@ -110,21 +110,12 @@ def _holdout(source: str | Path, config: str) -> Rows:
     return _rows(folder, config) if folder.is_dir() and config in available(folder) else []
 
 
-def _check_text(record: Record, name: str, value: object) -> None:
-    if value is None:
-        raise InputError(f"{record.where}: there is no {name!r}; it has {', '.join(record.fields) or 'no fields'}.")
-    if not isinstance(value, str):
-        raise InputError(f"{record.where}: {name!r} is a {type(value).__name__}, not a text.")
-    if not value.strip():
-        raise InputError(f"{record.where}: {name!r} is empty.")
-
-
 def _check_wrong(record: Record) -> None:
     """The wrong answers are a list with at least one text."""
     answers = record.fields.get("perturbed_answer")
     if answers is None:
-        _check_text(record, "perturbed_answer", None)
+        text_field(record, "perturbed_answer")
     if not isinstance(answers, list) or not answers:
         raise InputError(f"{record.where}: 'perturbed_answer' must be a list of at least one wrong answer.")
     for answer in answers:
-        _check_text(record, "perturbed_answer", answer)
+        checked_text(answer, f"{record.where}: a 'perturbed_answer'")

@@ -90,7 +90,7 @@ BAD = [
     ({"retain90": [qa(2), qa(1)]}, r"forget10.json, line 2 is .*retain90.json, line 2"),
     ({"retain90": [{"question": "who wrote  BOOK 0?", "answer": " author 0. "}]}, "1 of 2 forget10 rows are retain90"),
     ({"forget10": [qa(0), without(qa(1), "answer")]}, r"forget10.json, line 2: there is no 'answer'; it has question"),
-    ({"forget10": [qa(0), qa(1, answer=7)]}, "line 2: 'answer' is a int, not a text"),
+    ({"forget10": [qa(0), qa(1, answer=7)]}, "line 2: 'answer' is 7 .int., not a text"),
     ({"forget10": [qa(0, question=" ")]}, "line 1: 'question' is empty"),
     ({"forget10": ""}, "no rows"),
     ({"forget10": '{"question": "a", "answer": "b"}\n{"question":'}, r"forget10.json, line 2: broken JSON"),
@@ -99,7 +99,7 @@ BAD = [
     ({"forget10_perturbed": [evaluation(0, wrong=0)]}, "at least one wrong answer"),
     ({"real_authors_perturbed": [qa(7, perturbed_answer="A")]}, "must be a list"),
     ({"world_facts_perturbed": [qa(8, perturbed_answer=["A", ""])]}, "'perturbed_answer' is empty"),
-    ({"world_facts_perturbed": [qa(8, perturbed_answer=["A", None])]}, "no 'perturbed_answer'"),
+    ({"world_facts_perturbed": [qa(8, perturbed_answer=["A", None])]}, "'perturbed_answer' is None"),
     ({"holdout10": [qa(3)]}, "holdout rows are retain90 rows"),
 ]
 
