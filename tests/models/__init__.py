@@ -1,0 +1,1 @@
+"""Tests of dipo_lightning.models."""

@@ -1,0 +1,143 @@
+"""Imports point one way: a module may import its own room and the floors below, and nothing beside or above."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "dipo_lightning"
+
+FLOORS = (
+    {"errors"},
+    {"objectives", "metrics.functional", "data.prompts", "sharding", "row_batches"},
+    {"models", "metrics", "generation", "scoring"},
+    {"data", "report"},
+    {"answers"},
+    {"position_cache"},
+    {"reference"},
+    {"modules", "callbacks"},
+    {"cli"},
+)
+"""From the ground up. Rooms on one floor don't know of each other: callbacks never import modules."""
+
+SAME_ROOM = {"data.chat": "data.prompts", "quickstart": "cli", "__main__": "cli"}
+"""A module that belongs to the room of another: the chat template is a prompt style, a command is the command line."""
+
+HEAVY = {"transformers", "datasets", "matplotlib", "peft", "tensorboard", "nltk", "gguf", "accelerate"}
+"""Imported where they are used, inside functions: mathematics needs none, and errors come at once."""
+
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def room(module):
+    """The room of a dotted name below the package: the longest one that `FLOORS` or `SAME_ROOM` lists."""
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        name = ".".join(parts[:length])
+        if name in SAME_ROOM:
+            return SAME_ROOM[name]
+        if any(name in floor for floor in FLOORS):
+            return name
+    pytest.fail(f"dipo_lightning.{module} is in no room: say in FLOORS where it belongs")
+
+
+def floor_of(name):
+    return next(number for number, floor in enumerate(FLOORS) if name in floor)
+
+
+def imported(tree):
+    """Every name a file imports, also inside functions and for type checking, as (line, dotted name)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def wrong_ways(module, source):
+    """What `source`, the text of `module`, imports from beside or above, one sentence each."""
+    here, wrong = room(module), []
+    for line, name in imported(ast.parse(source)):
+        target = name.removeprefix("dipo_lightning.")
+        if target == name or target == "__version__":
+            continue
+        there = room(target)
+        if there != here and floor_of(there) >= floor_of(here):
+            wrong.append(f"dipo_lightning/{module.replace('.', '/')}:{line} imports {target} ({here} -> {there})")
+    return wrong
+
+
+def at_import_time(tree):
+    """The top-level packages that are imported when the module is: not those inside functions or for type checking."""
+    waiting, found = list(tree.body), set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.partition(".")[0])
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting += node.orelse
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            waiting += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+    return found
+
+
+def test_imports_point_one_way():
+    wrong = [
+        line
+        for module, path in MODULES.items()
+        if module != "__init__"
+        for line in wrong_ways(module, path.read_text())
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("callbacks.tofu", "def f():\n    from dipo_lightning.modules.dipo import DiPOModule"),
+        ("objectives.dipo", "from dipo_lightning import sharding"),
+        ("data.prompts", "import dipo_lightning.data.tofu"),
+        ("metrics.functional.rouge", "from dipo_lightning.metrics import rows"),
+        ("models.loading", "from dipo_lightning.cli import main"),
+    ],
+)
+def test_the_walk_sees_an_import_that_points_up(module, source):
+    assert len(wrong_ways(module, source)) == 1
+
+
+def test_heavy_libraries_are_imported_where_they_are_used():
+    trees = {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
+    heavy = {module: found for module, tree in trees.items() if (found := at_import_time(tree) & HEAVY)}
+    assert not heavy
+    assert at_import_time(ast.parse("try:\n    import peft\nexcept ImportError:\n    peft = None")) == {"peft"}
+
+
+def test_the_package_and_its_leaves_load_without_the_heavy_libraries():
+    leaves = [module for module in MODULES if room_is_light(module)]
+    names = ["dipo_lightning", *(f"dipo_lightning.{module}" for module in leaves)]
+    code = (
+        f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\nprint(set(sys.modules) & {HEAVY})"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    assert run.stdout.strip() == "set()"
+
+
+def room_is_light(module):
+    """Rooms that don't stand on Lightning, which brings torchmetrics and with it the face of transformers."""
+    return module != "__init__" and room(module) in {"errors", "objectives", "data.prompts"}
+
+
+def test_every_public_name_is_there():
+    import dipo_lightning
+
+    assert all(getattr(dipo_lightning, name) for name in dipo_lightning.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        dipo_lightning.Nothing  # noqa: B018
