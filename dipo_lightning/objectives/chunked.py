@@ -1,0 +1,303 @@
+"""The DiPO margin from hidden states: equal to the plain one, in a memory that does not grow with tokens x vocabulary.
+
+With d = preferred - dispreferred, W the policy's output projection and x its hidden states, a token's margin is
+
+    <d, W x - h_ref> = <W^T d, x> - <d, h_ref>
+
+so with g = W^T d the gradient on x is g, and the gradient on W is the sum of d x^T. The forward keeps g (hidden size a
+token); the backward makes d again chunk by chunk, or keeps it where one chunk holds all positions. In units of N V H
+multiply-adds the cost is 1 (reference logits) + 1 (g) + 1 (gradient on W; + 1 where d is made again), as plain
+cross-entropy on full logits has 3. Where W is frozen it is 2.
+
+Only for heads that are a plain projection: a bias or a soft cap needs the full-logits path (`dipo.margin`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dipo_lightning.errors import InputError
+from dipo_lightning.objectives.factored import factor
+from dipo_lightning.objectives.options import PairOptions
+from dipo_lightning.objectives.pair import working_dtype
+from dipo_lightning.objectives.projection import (
+    WeightGradient,
+    align,
+    check_chunk_size,
+    check_projection,
+    piece_size,
+    project,
+    slices,
+)
+
+Source = Literal["reference", "policy"]
+
+
+class MarginWithRewards(NamedTuple):
+    """Token margins and both rewards.
+
+    Attributes:
+        margin: (N,) with gradient.
+        preferred: (N,) R(preferred) / beta, without gradient.
+        dispreferred: (N,) R(dispreferred) / beta, without gradient; margin = preferred - dispreferred.
+    """
+
+    margin: Tensor
+    preferred: Tensor
+    dispreferred: Tensor
+
+
+class _Plan(NamedTuple):
+    """What is fixed for one call."""
+
+    options: PairOptions
+    chunk_size: int
+    source: Source
+    with_rewards: bool
+    shared: bool
+
+    def explicit(self, dtype: torch.dtype) -> bool:
+        """Whether policy logits are formed.
+
+        They are for rewards and for pairs made from them, and in half precision: there both logits must be rounded
+        alike, so that the margin is exactly 0 where the policy is the reference.
+        """
+        half = dtype not in (torch.float32, torch.float64)
+        return self.source == "policy" or self.with_rewards or (half and not self.shared)
+
+
+class _Workspace:
+    """Buffers and tensors of one pass over the positions."""
+
+    def __init__(self, plan: _Plan, hidden: Tensor, weight: Tensor, reference: tuple[Tensor, Tensor]) -> None:
+        self.plan, self.hidden, self.weight, self.reference = plan, hidden, weight, reference
+        self.dtype = working_dtype(weight, reference[1])
+        self.size = piece_size(hidden.device, plan.chunk_size)
+
+    def buffer(self, count: int) -> Tensor:
+        """Make an uninitialised (count, V) buffer."""
+        return torch.empty(count, self.weight.shape[0], dtype=self.dtype, device=self.hidden.device)
+
+    def fill(self, chunk: slice, out: Tensor) -> None:
+        """Write the differences d of a chunk into `out` (n, V), nothing else."""
+        source = (self.hidden, self.weight) if self.plan.source == "policy" else self.reference
+        for piece in slices(len(out), self.size):
+            logits = project(source[0][chunk][piece], source[1], out[piece])
+            pair = factor(logits, self.plan.options, in_place=True)
+            pair.dense(pair.preferred - pair.dispreferred, in_place=True)
+
+    def fill_and_measure(self, chunk: slice, out: Tensor, scratch: Tensor) -> Tensor:
+        """Write d into `out` and measure <d, h_ref> of the reference's logits.
+
+        Returns:
+            (n,).
+        """
+        values = []
+        for piece in slices(len(out), self.size):
+            logits = project(self.reference[0][chunk][piece], self.reference[1], out[piece])
+            kept = scratch[: len(logits)].copy_(logits)
+            pair = factor(logits, self.plan.options, in_place=True)
+            difference = pair.dense(pair.preferred - pair.dispreferred, in_place=True)
+            values.append(kept.mul_(difference).sum(-1))
+        return torch.cat(values)
+
+    def fill_and_compare(self, chunk: slice, out: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:
+        """Write d into `out` and measure the margin <d, h_policy - h_ref> and the preferred reward.
+
+        Returns:
+            Two (n,) tensors; the reward is 0 unless asked for.
+        """
+        margins, rewards = [], []
+        for piece in slices(len(out), self.size):
+            logits = project(self.reference[0][chunk][piece], self.reference[1], out[piece])
+            gap = project(self.hidden[chunk][piece], self.weight, scratch[: len(logits)])
+            reward = logits.new_zeros(len(logits))
+            if self.plan.source == "policy":
+                base = gap.clone()
+                gap.sub_(logits)
+                if self.plan.with_rewards:
+                    reward = -(logits.softmax(-1) * gap).sum(-1)
+                logits.copy_(base)
+            else:
+                gap.sub_(logits)
+            pair = factor(logits, self.plan.options, in_place=True)
+            if self.plan.with_rewards:
+                origin = pair.preferred if self.plan.source == "policy" else pair.preferred - pair.base
+                reward += (pair.dense(origin) * gap).sum(-1)
+            difference = pair.dense(pair.preferred - pair.dispreferred, in_place=True)
+            margins.append(gap.mul_(difference).sum(-1))
+            rewards.append(reward)
+        return torch.cat(margins), torch.cat(rewards)
+
+
+class _ChunkedMargin(torch.autograd.Function):
+    """Token margins with the gradient worked out by hand."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        reference_hidden: Tensor,
+        reference_weight: Tensor,
+        plan: _Plan,
+    ) -> tuple[Tensor, Tensor]:
+        work = _Workspace(plan, hidden, weight, (reference_hidden, reference_weight))
+        count = len(hidden)
+        explicit = plan.explicit(weight.dtype)
+        margins = torch.empty(count, dtype=work.dtype, device=hidden.device)
+        preferred = torch.zeros_like(margins)
+        directions = torch.empty_like(hidden, dtype=work.dtype) if not explicit or ctx.needs_input_grad[0] else None
+        differences = work.buffer(min(count, plan.chunk_size))
+        scratch = None if plan.shared and not explicit else work.buffer(min(count, work.size))
+        for chunk in slices(count, plan.chunk_size):
+            out = differences[: chunk.stop - chunk.start]
+            offset = None
+            if scratch is None:
+                work.fill(chunk, out)
+            elif explicit:
+                margins[chunk], preferred[chunk] = work.fill_and_compare(chunk, out, scratch)
+            else:
+                offset = work.fill_and_measure(chunk, out, scratch)
+            if directions is not None:
+                directions[chunk] = out.to(weight.dtype) @ weight
+            if not explicit and directions is not None:
+                gap = hidden[chunk] - reference_hidden[chunk] if offset is None else hidden[chunk]
+                margins[chunk] = (directions[chunk] * gap).sum(-1)
+                if offset is not None:
+                    margins[chunk] -= offset
+        keep = ctx.needs_input_grad[1] and count <= plan.chunk_size
+        ctx.plan = plan
+        ctx.save_for_backward(
+            hidden,
+            weight,
+            reference_hidden,
+            reference_weight,
+            directions,
+            differences.to(weight.dtype) if keep else None,
+        )
+        ctx.mark_non_differentiable(preferred)
+        return margins, preferred
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, reference_hidden, reference_weight, directions, differences = ctx.saved_tensors
+        grad_hidden = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_hidden = (directions * upstream.unsqueeze(-1)).to(hidden.dtype)
+        if ctx.needs_input_grad[1]:
+            weighted = hidden * upstream.unsqueeze(-1)
+            total = WeightGradient(weight)
+            if differences is not None:
+                total.add(differences, weighted)
+            else:
+                work = _Workspace(ctx.plan, hidden, weight, (reference_hidden, reference_weight))
+                buffer = work.buffer(ctx.plan.chunk_size)
+                for chunk in slices(len(hidden), ctx.plan.chunk_size):
+                    out = buffer[: chunk.stop - chunk.start]
+                    work.fill(chunk, out)
+                    total.add(out, weighted[chunk])
+            grad_weight = total.result()
+        return grad_hidden, grad_weight, None, None, None
+
+
+def _apply(
+    hidden: Tensor,
+    weight: Tensor,
+    reference_hidden: Tensor,
+    reference_weight: Tensor,
+    options: PairOptions,
+    chunk_size: int,
+    source: Source,
+    with_rewards: bool,
+) -> tuple[Tensor, Tensor]:
+    """Check, align the dtypes and run the function outside autocast."""
+    check_chunk_size(chunk_size)
+    check_projection(hidden, weight, "policy")
+    check_projection(reference_hidden, reference_weight, "reference")
+    options.check_vocabulary(weight.shape[0])
+    if source not in ("reference", "policy"):
+        raise InputError(f"source is {source!r}; use 'reference' or 'policy'")
+    if len(hidden) != len(reference_hidden) or len(weight) != len(reference_weight):
+        raise InputError(
+            f"the policy has {len(hidden)} positions and {len(weight)} tokens, the reference {len(reference_hidden)} "
+            f"and {len(reference_weight)}; both must be the same batch and vocabulary"
+        )
+    shared = reference_weight is weight and source == "reference"
+    hidden, weight = align(hidden, weight)
+    reference_hidden, reference_weight = align(reference_hidden.detach(), reference_weight.detach())
+    with torch.autocast(hidden.device.type, enabled=False):
+        result: tuple[Tensor, Tensor] = _ChunkedMargin.apply(  # type: ignore[no-untyped-call]
+            hidden,
+            weight,
+            reference_hidden,
+            reference_weight,
+            _Plan(options, chunk_size, source, with_rewards, shared),
+        )
+    return result
+
+
+def chunked_margin(
+    hidden: Tensor,
+    weight: Tensor,
+    reference_hidden: Tensor,
+    reference_weight: Tensor,
+    options: PairOptions,
+    chunk_size: int = 1024,
+    source: Source = "reference",
+) -> Tensor:
+    """Compute the margin of each position from hidden states.
+
+    Args:
+        hidden: (N, H) the policy's last hidden states (after the final norm) at the selected positions.
+        weight: (V, H) the policy's output projection. Give the *same tensor* as `reference_weight` where the
+            projection is frozen: the margin is then exactly 0 where the hidden states are equal.
+        reference_hidden: (N, H_ref) the reference's last hidden states at the same positions.
+        reference_weight: (V, H_ref) the reference's output projection.
+        options: how the pair is made.
+        chunk_size: positions whose vocabulary-sized values may live at the same time.
+        source: whose logits the pair is made from; `policy` logits are taken as constants.
+
+    Returns:
+        (N,) <d, h_policy - h_reference>, float32 (float64 for float64 inputs), differentiable once in `hidden` and
+        `weight`. Reduce with `sequence_sum` or `sequence_mean`.
+
+    Raises:
+        InputError: when shapes or options do not fit.
+    """
+    return _apply(hidden, weight, reference_hidden, reference_weight, options, chunk_size, source, False)[0]
+
+
+def chunked_margin_with_rewards(
+    hidden: Tensor,
+    weight: Tensor,
+    reference_hidden: Tensor,
+    reference_weight: Tensor,
+    options: PairOptions,
+    chunk_size: int = 1024,
+    source: Source = "reference",
+) -> MarginWithRewards:
+    """Compute `chunked_margin` and both rewards of each position; the policy's projection is run for it (N V H more).
+
+    Args:
+        hidden: (N, H), as for `chunked_margin`.
+        weight: (V, H).
+        reference_hidden: (N, H_ref).
+        reference_weight: (V, H_ref).
+        options: how the pair is made.
+        chunk_size: positions whose vocabulary-sized values may live at the same time.
+        source: whose logits the pair is made from.
+
+    Returns:
+        Margins and rewards over beta.
+
+    Raises:
+        InputError: when shapes or options do not fit.
+    """
+    margin, preferred = _apply(hidden, weight, reference_hidden, reference_weight, options, chunk_size, source, True)
+    return MarginWithRewards(margin, preferred, preferred - margin.detach())

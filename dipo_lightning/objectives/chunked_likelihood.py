@@ -1,0 +1,110 @@
+"""Token NLL from hidden states, chunk by chunk: cross-entropy without the (tokens, vocabulary) logits.
+
+With p the policy's probabilities, W its output projection and y the label, nll = lse - <W_y, x>, its gradient on x is
+W^T p - W_y and the one on W is the sum of (p - onehot) x^T. As in `chunked`, the forward keeps W^T p (hidden size a
+token) and the backward makes p again, or keeps it where one chunk holds all positions. Any upstream weight a token is
+allowed, which sequence losses (NPO, SimNPO, DPO) need.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dipo_lightning.objectives.pair import working_dtype
+from dipo_lightning.objectives.projection import (
+    WeightGradient,
+    align,
+    check_chunk_size,
+    check_projection,
+    piece_size,
+    project,
+    slices,
+)
+
+
+def _residuals(hidden: Tensor, weight: Tensor, labels: Tensor, out: Tensor) -> Tensor:
+    """Write softmax - onehot of each position into `out` (n, V).
+
+    Returns:
+        (n,) NLL.
+    """
+    values = []
+    for piece in slices(len(hidden), piece_size(hidden.device, len(hidden))):
+        logits = project(hidden[piece], weight, out[piece])
+        places = labels[piece].unsqueeze(-1)
+        chosen = logits.gather(-1, places)
+        top, where = logits.max(-1, keepdim=True)
+        probability = torch.softmax(logits, -1, out=logits)
+        # softmax at the largest logit is 1 / sum exp(h - top): the log-sum-exp without another pass
+        values.append((top - probability.gather(-1, where).log() - chosen).squeeze(-1))
+        probability.scatter_add_(-1, places, torch.full_like(chosen, -1.0))
+    return torch.cat(values)
+
+
+class _ChunkedNLL(torch.autograd.Function):
+    """Token NLL with the gradient worked out by hand."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk_size: int) -> Tensor:
+        count, dtype = len(hidden), working_dtype(weight)
+        buffer = torch.empty(min(count, chunk_size), len(weight), dtype=dtype, device=hidden.device)
+        nll = torch.empty(count, dtype=dtype, device=hidden.device)
+        directions = torch.empty_like(hidden, dtype=dtype) if ctx.needs_input_grad[0] else None
+        for chunk in slices(count, chunk_size):
+            out = buffer[: chunk.stop - chunk.start]
+            nll[chunk] = _residuals(hidden[chunk], weight, labels[chunk], out)
+            if directions is not None:
+                directions[chunk] = out.to(weight.dtype) @ weight
+        keep = ctx.needs_input_grad[1] and count <= chunk_size
+        ctx.chunk_size = chunk_size
+        ctx.save_for_backward(hidden, weight, labels, directions, buffer.to(weight.dtype) if keep else None)
+        return nll
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, labels, directions, residuals = ctx.saved_tensors
+        grad_hidden = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_hidden = (directions * upstream.unsqueeze(-1)).to(hidden.dtype)
+        if ctx.needs_input_grad[1]:
+            weighted = hidden * upstream.unsqueeze(-1)
+            total = WeightGradient(weight)
+            if residuals is not None:
+                total.add(residuals, weighted)
+            else:
+                shape = (ctx.chunk_size, len(weight))
+                buffer = torch.empty(shape, dtype=working_dtype(weight), device=hidden.device)
+                for chunk in slices(len(hidden), ctx.chunk_size):
+                    out = buffer[: chunk.stop - chunk.start]
+                    _residuals(hidden[chunk], weight, labels[chunk], out)
+                    total.add(out, weighted[chunk])
+            grad_weight = total.result()
+        return grad_hidden, grad_weight, None, None
+
+
+def chunked_nll(hidden: Tensor, weight: Tensor, labels: Tensor, chunk_size: int = 1024) -> Tensor:
+    """Compute the NLL of each supervised token from hidden states; equal to `token_nll(hidden @ weight.T, labels)`.
+
+    Args:
+        hidden: (N, H) last hidden states (after the final norm) at the selected positions.
+        weight: (V, H) output projection, without bias or soft cap.
+        labels: (N,) int64 tokens in [0, V).
+        chunk_size: positions whose vocabulary-sized values may live at the same time.
+
+    Returns:
+        (N,) nats, float32 (float64 for float64 inputs), differentiable once in `hidden` and `weight`.
+
+    Raises:
+        InputError: when shapes do not fit.
+    """
+    check_chunk_size(chunk_size)
+    check_projection(hidden, weight, "policy")
+    hidden, weight = align(hidden, weight)
+    with torch.autocast(hidden.device.type, enabled=False):
+        result: Tensor = _ChunkedNLL.apply(hidden, weight, labels, chunk_size)  # type: ignore[no-untyped-call]
+    return result
