@@ -1,0 +1,254 @@
+"""MUSE measured while a model unlearns: memorised text, knowledge, privacy leakage, and every row behind them."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+
+from dipo_lightning.callbacks.evaluation import Document, Evaluation, comparison_table
+from dipo_lightning.callbacks.muse_rows import MUSEOptions, MUSEPlan, evaluate_muse, plan_muse
+from dipo_lightning.callbacks.tensorboard import answers_table
+from dipo_lightning.data.muse import HUB_NAMES, load_muse
+from dipo_lightning.errors import InputError
+from dipo_lightning.metrics.functional.privleak import PUBLISHED_RETRAIN_AUC, privleak
+from dipo_lightning.metrics.logs import MUSE_FORMAT, EvaluationLog, check_comparable, read_log
+from dipo_lightning.metrics.muse import MUSE_SETS, aggregate
+
+SHOWN = {
+    "verbmem": "VerbMem (forget)",
+    "knowmem_forget": "KnowMem (forget)",
+    "knowmem_retain": "KnowMem (retain, utility)",
+    "privleak": "PrivLeak (0 is good)",
+    "privleak_auc": "AUC forget / holdout",
+}
+FAST_DEV_ROWS = 2
+WITHOUT = "none"
+
+
+class MUSEEvaluation(Evaluation):
+    """Evaluates the policy on MUSE, or on a corpus in its schema (Shi et al., 2024, arXiv 2407.06460).
+
+    Logs ``muse/verbmem``, ``muse/knowmem_forget``, ``muse/knowmem_retain`` (MUSE's utility), ``muse/privleak`` and its
+    AUCs. PrivLeak compares with a model that never saw the forget set. What stands for it is, in this order:
+    ``reference_log``; ``baseline``; the published AUC, on the published corpora. Where there is nothing, that is an
+    error: an unsaid 0.5 would be another metric.
+
+    Args:
+        data: ``muse-bench/MUSE-News`` or ``muse-bench/MUSE-Books`` on the hub, or a folder in their schema; None takes
+            the data module's.
+        reference_log: This package's evaluation log of the retrained model.
+        baseline: Instead of it, the retrained model's AUC: a number (0.5 says that its two samples look alike),
+            ``news`` or ``books`` (the published ones), or ``none`` to measure no PrivLeak (for the retrained model
+            itself).
+        variant: ``muse`` (ROUGE without stemmer, in percent) or ``open_unlearning`` (with stemmer, between 0 and 1).
+        rows: Only the first so many rows of each set; None for all.
+        verbmem_tokens: Most tokens of a continuation, and of the true text it is compared with.
+        knowmem_tokens: Most tokens of an answer.
+        min_k_fraction: Share of the least likely tokens that Min-K averages.
+        on_missing: What to do with a row without a value (a text too short for Min-K, a loss that isn't finite):
+            ``skip`` leaves it out and lists it, ``raise`` ends the run.
+        allow_overlap: Go on where retain2 or the holdout set has documents that are trained on; the published corpora
+            are taken as they are.
+        batch_tokens: Most tokens of a scoring forward, padding included.
+        generation_rows: Most rows of a generation batch.
+        samples: How many rows of a set are shown with their first and present texts in TensorBoard.
+        every_n_epochs: Evaluate at the end of every n-th epoch; None for not at epochs.
+        every_n_steps: Evaluate after every n-th optimiser step; None for not at steps.
+        at_start: Evaluate before the first step.
+        at_end: Evaluate after the last step, unless that has just been done.
+    """
+
+    name = "muse"
+
+    def __init__(
+        self,
+        data: str | None = None,
+        reference_log: str | None = None,
+        baseline: float | Literal["news", "books", "none"] | None = None,
+        variant: Literal["muse", "open_unlearning"] = "muse",
+        rows: int | None = None,
+        verbmem_tokens: int = 128,
+        knowmem_tokens: int = 32,
+        min_k_fraction: float = 0.4,
+        on_missing: Literal["skip", "raise"] = "skip",
+        allow_overlap: bool = False,
+        batch_tokens: int = 2048,
+        generation_rows: int = 16,
+        samples: int = 10,
+        every_n_epochs: int | None = 1,
+        every_n_steps: int | None = None,
+        at_start: bool = True,
+        at_end: bool = True,
+    ) -> None:
+        super().__init__(every_n_epochs, every_n_steps, at_start, at_end)
+        self.source, self.reference_log, self.baseline = data, reference_log, baseline
+        self.rows, self.allow_overlap, self.samples = rows, allow_overlap, samples
+        self.options = MUSEOptions(
+            variant=variant,
+            verbmem_tokens=verbmem_tokens,
+            knowmem_tokens=knowmem_tokens,
+            min_k_fraction=min_k_fraction,
+            batch_tokens=batch_tokens,
+            batch_rows=generation_rows,
+            on_missing=on_missing,
+        )
+        self._check_options()
+        self.plan: MUSEPlan | None = None
+        self.corpus = ""
+        self.reference: EvaluationLog | None = None
+        self.auc_retrain: float | None = None
+        self._tokenizer: Any = None
+
+    def _check_options(self) -> None:
+        for option in ("rows", "verbmem_tokens", "knowmem_tokens", "batch_tokens", "batch_rows"):
+            value = getattr(self.options, option, self.rows)
+            if value is not None and value < 1:
+                name = "generation_rows" if option == "batch_rows" else option
+                raise InputError(f"MUSEEvaluation.{name} is {value}; it must be at least 1.")
+        if not 0 < self.options.min_k_fraction <= 1:
+            raise InputError(f"MUSEEvaluation.min_k_fraction is {self.options.min_k_fraction}; it must be in (0, 1].")
+        if self.samples < 0:
+            raise InputError(f"MUSEEvaluation.samples is {self.samples}; it must be 0 or more.")
+        if self.options.variant not in ("muse", "open_unlearning"):
+            raise InputError(f"MUSEEvaluation.variant is {self.options.variant!r}; it is muse or open_unlearning.")
+        if self.options.on_missing not in ("skip", "raise"):
+            raise InputError(f"MUSEEvaluation.on_missing is {self.options.on_missing!r}; it is skip or raise.")
+        if self.baseline is not None and self.reference_log is not None:
+            raise InputError("MUSEEvaluation has both reference_log and baseline; PrivLeak compares with one of them.")
+        if isinstance(self.baseline, str):
+            if self.baseline not in (*PUBLISHED_RETRAIN_AUC, WITHOUT):
+                raise InputError(f"MUSEEvaluation.baseline is {self.baseline!r}; it is a number, news, books or none.")
+        elif self.baseline is not None:
+            privleak(0.0, self.baseline)  # refuses what cannot be divided by
+
+    def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read the corpus and the reference log, tokenise, and make sure that they belong together."""
+        datamodule = getattr(trainer, "datamodule", None)
+        self._tokenizer = getattr(datamodule, "tokenizer", None)
+        if self._tokenizer is None:
+            raise InputError(
+                "MUSEEvaluation needs a tokenizer: use a data module of this package, or one with `tokenizer`."
+            )
+        self.corpus = self.source or getattr(datamodule, "data", None) or HUB_NAMES[0]
+        self._choose_baseline()
+        part = getattr(datamodule, "forget", None)
+        data = load_muse(
+            self.corpus,
+            part if isinstance(part, str) else "train/forget",
+            first=FAST_DEV_ROWS if trainer.fast_dev_run else self.rows,
+            allow_overlap=self.allow_overlap or self._is_published,
+        )
+        self.plan = plan_muse(data, self._tokenizer, self.options)
+        if self.reference is not None and not trainer.fast_dev_run:
+            self._check_reference(self.reference, self.plan)
+
+    @property
+    def _is_published(self) -> bool:
+        return self.corpus in HUB_NAMES and not Path(self.corpus).is_dir()
+
+    def _choose_baseline(self) -> None:
+        """Decide what PrivLeak compares with, or refuse to guess."""
+        self.reference, self.auc_retrain = None, None
+        if self.reference_log is not None:
+            self.reference = read_log(self.reference_log)
+        elif isinstance(self.baseline, str) and self.baseline != WITHOUT:
+            self.auc_retrain = PUBLISHED_RETRAIN_AUC[self.baseline]
+        elif self.baseline is None and self._is_published:
+            self.auc_retrain = PUBLISHED_RETRAIN_AUC["news" if self.corpus.endswith("News") else "books"]
+        elif self.baseline is None:
+            raise InputError(
+                f"PrivLeak on {self.corpus} has nothing to compare with. Give MUSEEvaluation.reference_log, the log of "
+                "a model trained without the forget set; or baseline: 0.5, if you mean that such a model tells "
+                "nothing; or baseline: none to measure no PrivLeak (for that model itself)."
+            )
+        elif self.baseline != WITHOUT:
+            self.auc_retrain = float(self.baseline)
+
+    def _check_reference(self, reference: EvaluationLog, plan: MUSEPlan) -> None:
+        """Refuse the log of another corpus or of other rows."""
+        planned = EvaluationLog(MUSE_FORMAT, self.settings, plan.rows, plan.skipped)
+        check_comparable(planned, reference)
+        for name in ("privleak_forget", "privleak_holdout"):
+            texts = {row["index"]: row["text"] for row in plan.rows[name]}
+            for row in reference.sets.get(name, ()):
+                if row.get("text", texts.get(row["index"])) != texts.get(row["index"]):
+                    raise InputError(
+                        f"{self.reference_log} is of another corpus: row {row['index']} of {name} begins "
+                        f"{row['text'][:40]!r} there, and {texts.get(row['index'], '')[:40]!r} in {self.corpus}."
+                    )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that changes a number, as plain values."""
+        return {
+            "data": self.corpus,
+            "variant": self.options.variant,
+            "rows": self.rows,
+            "verbmem_tokens": self.options.verbmem_tokens,
+            "knowmem_tokens": self.options.knowmem_tokens,
+            "min_k_fraction": self.options.min_k_fraction,
+            "on_missing": self.options.on_missing,
+            "reference_log": self.reference_log,
+            "baseline": self.baseline,
+        }
+
+    def evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Document:
+        """Measure every row, then all that is computed from rows."""
+        assert self.plan is not None
+        policy: torch.nn.Module = pl_module.policy  # type: ignore[assignment]
+        evaluated = evaluate_muse(
+            policy,
+            self.plan,
+            self.options,
+            self._tokenizer,
+            device=pl_module.device,
+            progress=lambda total, what: self.progress(trainer, total, what),
+        )
+        variant, reference = self.options.variant, self.reference
+        if trainer.fast_dev_run:
+            reference = None  # measured on all rows, not on two
+        aggregates = aggregate(
+            evaluated.sets, reference, variant, auc_retrain=self.auc_retrain, skipped=evaluated.skipped
+        )
+        if aggregates["privleak"] is None and self.baseline == WITHOUT:
+            aggregates["privleak_absent"] = "baseline is none"
+        return {
+            "format": MUSE_FORMAT,
+            "settings": self.settings,
+            "provenance": {},
+            "sets": {name: evaluated.sets[name] for name in MUSE_SETS},
+            "aggregates": aggregates,
+            "skipped": evaluated.skipped,
+        }
+
+    def summary(self, document: Document) -> str:
+        """Return the table of the few numbers that matter, and what is missing from it."""
+        where, aggregates = document["provenance"], document["aggregates"]
+        title = f"MUSE ({document['settings']['variant']}), epoch {where['epoch']}, step {where['step']}:"
+        before = None if self.first is None else self.scalars(self.first)
+        lines = [comparison_table(title, before, self.scalars(document), SHOWN)]
+        if reason := aggregates.get("privleak_absent"):
+            lines.append(f"  No PrivLeak: {reason}.")
+        lines += [f"  {len(rows)} rows of {name} have no value and were left out (see `skipped` in the file)."
+                  for name, rows in document["skipped"].items()]  # fmt: skip
+        return "\n".join(lines)
+
+    def hyperparameter_metrics(self, document: Document) -> dict[str, float]:
+        """The four that MUSE compares methods by, where they are."""
+        scalars = self.scalars(document)
+        names = ("verbmem", "knowmem_forget", "knowmem_retain", "privleak")
+        return {name: scalars[name] for name in names if name in scalars}
+
+    def write_tensorboard(self, experiment: Any, document: Document, step: int) -> None:  # noqa: ANN401
+        """Show what the model said first and says now, and how likely it finds the texts."""
+        first = self.first or document
+        for name in ("verbmem", "knowmem_forget", "knowmem_retain"):
+            before, now = (
+                [{"question": row.get("prompt"), **row} for row in found["sets"][name]] for found in (first, document)
+            )
+            experiment.add_text(f"muse/{name}_texts", answers_table(before[: self.samples], now), step)
+        for name in ("privleak_forget", "privleak_holdout"):
+            values = torch.tensor([row["min_k"] for row in document["sets"][name]])
+            if values.numel():
+                experiment.add_histogram(f"muse/{name}_min_k", values, step)

@@ -1,0 +1,49 @@
+"""The made-up newspaper is MUSE's schema, repeats for a seed, and shares nothing between what must not meet."""
+
+from __future__ import annotations
+
+import pytest
+
+from dipo_lightning.data.fictitious_news import fictitious_news, write_fictitious_news
+from dipo_lightning.data.muse import forget_texts, load_muse
+from dipo_lightning.errors import InputError
+
+
+def test_it_is_read_like_muse(tmp_path):
+    data = load_muse(write_fictitious_news(tmp_path / "news", articles=10))
+    assert [len(data.train_forget), len(data.train_retain), len(data.retain2)] == [10, 20, 20]
+    assert {name: len(rows) for name, rows in data.privleak.items()} == {"forget": 10, "retain": 10, "holdout": 10}
+    assert {name: len(rows) for name, rows in data.knowmem.items()} == {"forget": 30, "retain": 30}
+    assert {name: len(rows) for name, rows in data.in_context.items()} == {"forget": 10, "retain": 10}
+    first = data.train_forget[0]["text"]
+    assert first.startswith(data.verbmem[0]["prompt"] + data.verbmem[0]["gt"])
+    assert f"Question: {data.knowmem['forget'][0]['question']}\nAnswer: {data.knowmem['forget'][0]['answer']}" in first
+    assert data.knowmem["retain"][0]["question"] in data.retain2[0]["text"]
+
+
+def test_folds_are_nested_and_requests_are_apart(tmp_path):
+    write_fictitious_news(tmp_path, articles=10)
+    scal = [[row["text"] for row in forget_texts(tmp_path, f"scal/forget_{k}")] for k in (1, 2, 3, 4)]
+    sust = [[row["text"] for row in forget_texts(tmp_path, f"sust/forget_{k}")] for k in (1, 2, 3, 4)]
+    assert [len(part) for part in scal] == [10, 20, 30, 40]
+    assert all(small == large[: len(small)] for small, large in zip(scal, scal[1:], strict=False))
+    assert sum(sust, []) == scal[3]
+    assert len(set(scal[3])) == 40
+
+
+def test_no_question_has_two_answers():
+    rows = fictitious_news(seed=3, articles=20)
+    questions = [row["question"] for side in ("forget", "retain") for row in rows[f"knowmem/{side}_qa"]]
+    examples = [row["question"] for side in ("forget", "retain") for row in rows[f"knowmem/{side}_qa_icl"]]
+    assert len(set(questions + examples)) == len(questions) + len(examples)
+
+
+def test_the_seed_decides():
+    assert fictitious_news(seed=1) == fictitious_news(seed=1)
+    assert fictitious_news(seed=1) != fictitious_news(seed=2)
+
+
+@pytest.mark.parametrize("articles", [9, 251])
+def test_a_size_that_cannot_be(articles):
+    with pytest.raises(InputError, match="from 10 to 250"):
+        fictitious_news(articles=articles)
