@@ -18,7 +18,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 
 from dipo_lightning.data.collation import TokenBatch, selected_labels, selected_rows, supervised_positions
 from dipo_lightning.models.head import decoder, output_projection
-from dipo_lightning.objectives.chunked import chunked_nll
+from dipo_lightning.objectives.chunked_likelihood import chunked_nll
 from dipo_lightning.objectives.likelihood import token_nll
 from dipo_lightning.objectives.sequences import sequence_reduce
 from dipo_lightning.sharding import is_sharded

@@ -38,6 +38,14 @@ class ResumableLoader(DataLoader):
             if self.done > skip:
                 yield {**batch, "denominators": denominators[(self.done - 1) // self.accumulate]}
 
+    def state_dict(self) -> dict[str, int]:
+        """Return how far into the epoch the loader is: the same on every rank, so that rank 0's serves all."""
+        return {"done": self.done, "length": len(self)}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on after the batches that were given out; after the last one, with a new epoch."""
+        self.skip = state_dict["done"] % max(1, state_dict["length"])
+
     def denominators(self) -> list[dict[str, float]]:
         """Return, for each optimiser step of the current epoch, rows and supervised tokens a micro-batch and rank."""
         sampler, size = self.sampler, self.batch_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
@@ -123,14 +124,17 @@ class TokenizedDataModule(pl.LightningDataModule):
         )
         self._loader.accumulate = trainer.accumulate_grad_batches if trainer else 1
         if self._resume is not None:
-            self._loader.skip = self._resume["done"] % max(1, self._resume["length"])
+            self._loader.load_state_dict(self._resume)
             self._resume = None
         return self._loader
 
     def val_dataloader(self) -> DataLoader | list:
         """Return one empty step: ``validate`` exists to run the evaluation callbacks; ``fit`` has no such loop."""
         fitting = self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
-        return [] if fitting else self.test_dataloader()
+        if not fitting:
+            return self.test_dataloader()
+        warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # it is meant
+        return []
 
     def test_dataloader(self) -> DataLoader:
         """Return one empty step: ``test`` exists to run the evaluation callbacks."""
@@ -138,14 +142,12 @@ class TokenizedDataModule(pl.LightningDataModule):
         return DataLoader(TensorDataset(torch.zeros(ranks)), batch_size=1)
 
     def state_dict(self) -> dict[str, int]:
-        """Return how far into the epoch the loader is (the same on every rank)."""
-        if self._loader is None:
-            return {}
-        return {"done": self._loader.done, "length": len(self._loader)}
+        """Return the loader's state; kept here too, since Lightning restores a loader's only if nothing came before."""
+        return {} if self._loader is None else self._loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Remember how far the interrupted epoch had come; applied when, or if, the loader exists."""
+        """Hand the state to the loader, now or when it is made."""
         if state_dict and self._loader is not None:
-            self._loader.skip = state_dict["done"] % max(1, state_dict["length"])
+            self._loader.load_state_dict(state_dict)
         elif state_dict:
             self._resume = dict(state_dict)

@@ -1,9 +1,10 @@
 """TOFU, or data in its schema, as a data module."""
 
+from pathlib import Path
 from typing import Any
 
-from dipo_lightning.data.tofu import load_tofu
-from dipo_lightning.data.unlearning import UnlearningDataModule, first_rows
+from dipo_lightning.data.tofu import HUB_NAME, load_tofu
+from dipo_lightning.data.unlearning import FineTuningDataModule, UnlearningDataModule, first_rows
 
 
 class TOFUDataModule(UnlearningDataModule):
@@ -19,7 +20,7 @@ class TOFUDataModule(UnlearningDataModule):
     def __init__(
         self,
         tokenizer: str,
-        data: str = "locuslab/TOFU",
+        data: str = HUB_NAME,
         split: str = "forget10",
         forget_rows: int | None = None,
         retain_rows: int | None = None,
@@ -34,3 +35,26 @@ class TOFUDataModule(UnlearningDataModule):
         forget_limit, retain_limit = self.limits
         self.forget_rows = first_rows(tofu.train_forget, forget_limit, "forget_rows")
         self.retain_rows = first_rows(tofu.train_retain, retain_limit, "retain_rows")
+
+
+class TOFUFineTuningDataModule(FineTuningDataModule):
+    """Rows of TOFU, or of data in its schema, to fine-tune on: makes the target and the retain model.
+
+    Args:
+        tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from.
+        data: ``locuslab/TOFU`` on the hub, or a folder of JSON-lines files in its schema.
+        train: Its configurations to train on, one after the other: ``full`` for a target, ``retain90`` for a retain model.
+        **options: Those of `FineTuningDataModule`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        data: str = HUB_NAME,
+        train: str | list[str] = "full",
+        rows: int | list[int | None] | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        folder, names = Path(data).expanduser(), [train] if isinstance(train, str) else train
+        sources = [str(folder / f"{name}.json") if folder.is_dir() else f"{data}:{name}" for name in names]
+        super().__init__(tokenizer, train=sources, rows=rows, **options)

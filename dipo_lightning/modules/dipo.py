@@ -5,17 +5,27 @@ numbers is claimed. What the paper states, what is derived and what was chosen s
 `dipo_lightning.objectives.dipo`.
 """
 
+from dataclasses import asdict
 from typing import Any, Literal
 
-from torch import Tensor
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
 
 from dipo_lightning.answers import Answers
+from dipo_lightning.data.collation import TokenBatch
 from dipo_lightning.errors import InputError
+from dipo_lightning.models.head import output_projection
+from dipo_lightning.modules.reference_choice import obstacle_to_caching, open_cache
 from dipo_lightning.modules.unlearning import UnlearningModule
+from dipo_lightning.objectives.chunked import chunked_margin, chunked_margin_with_rewards
 from dipo_lightning.objectives.dipo import dipo_loss, rewards
+from dipo_lightning.objectives.directions import directions, margin_from_directions
 from dipo_lightning.objectives.options import PairOptions
 from dipo_lightning.objectives.pair import pair_parts
 from dipo_lightning.objectives.sequences import batch_mean, sequence_reduce
+from dipo_lightning.position_cache import PositionCache
+from dipo_lightning.reference import DirectionsReference, Reference, hidden_states, whole
 
 
 class DiPOModule(UnlearningModule):
@@ -38,6 +48,9 @@ class DiPOModule(UnlearningModule):
         alpha: Strength of suppression and amplification; with ``centered``, 1 pulls the set down to the rest.
         reduction: ``sum`` (the sequence KL) or ``mean`` over the positions of a row; long rows want ``mean``.
         scale: Factor of the loss: ``2/beta`` (as NPO writes it) or ``1`` (as DPO writes it).
+        form: How the margin is computed: ``logits`` (plain), ``hidden`` (chunk by chunk from hidden states, in a memory
+            without tokens x vocabulary) or ``auto``: ``hidden`` where the model's head allows it. All are exact.
+        chunk_size: Positions whose vocabulary-sized values may live at the same time, for ``hidden``.
         **options: Those of `UnlearningModule`.
     """
 
@@ -54,6 +67,8 @@ class DiPOModule(UnlearningModule):
         alpha: float = 1.0,
         reduction: Literal["sum", "mean"] = "sum",
         scale: Literal["2/beta", "1"] = "2/beta",
+        form: Literal["auto", "logits", "hidden"] = "auto",
+        chunk_size: int = 1024,
         **options: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(pretrained, **options)
@@ -61,6 +76,9 @@ class DiPOModule(UnlearningModule):
         if not beta > 0:
             raise InputError(f"model.beta is {beta}; it must be above 0.")
         self.beta, self.source, self.reduction, self.scale = beta, source, reduction, scale
+        self.form, self.chunk_size = form, chunk_size
+        if chunk_size < 1:
+            raise InputError(f"model.chunk_size is {chunk_size}; it must be at least 1.")
         self.pair = PairOptions(selection=selection, k=k, p=p, rho=rho, memory_vector=memory_vector, alpha=alpha)
 
     def setup(self, stage: str) -> None:
@@ -70,26 +88,89 @@ class DiPOModule(UnlearningModule):
         if tokenizer is not None:
             self.pair.check_vocabulary(len(tokenizer))
 
+    def inspect(self, model: nn.Module) -> None:
+        """Also settle the form of the margin, now that the head is known."""
+        super().inspect(model)
+        if self.form == "hidden" and not self.head_is_linear:
+            raise InputError("model.form is hidden, but the model's head is not a plain projection. Use auto or logits.")
+        self.from_hidden = self.form != "logits" and self.head_is_linear and self.retain_loss_name != "kl"
+
+    def make_reference(self) -> Reference:
+        """Prefer cached directions where the output projection is frozen: no reference and no vocabulary work."""
+        assert self.policy is not None
+        frozen = not output_projection(self.policy).requires_grad
+        possible = frozen and self.source == "reference" and self.from_hidden and obstacle_to_caching(self) is None
+        if self.reference_name == "directions" and not possible:
+            raise InputError(
+                "model.reference is directions, which needs a frozen output projection (LoRA without it, or "
+                "model.freeze_projection), source: reference, and a model and data that can be cached. Use auto."
+            )
+        if not possible or self.reference_name not in ("auto", "directions"):
+            return super().make_reference()
+        rank_zero_info("reference: directions (the output projection is frozen)")
+        return DirectionsReference(self.direction_cache())
+
+    def direction_cache(self) -> PositionCache:
+        """Open the cache of both directions and offsets of every forget position."""
+        policy: Any = self.policy
+        projection = whole(output_projection(policy)).to(self.trainer.strategy.root_device)
+
+        def compute(batch: TokenBatch) -> Tensor:
+            found = directions(hidden_states(policy, batch), projection, projection, self.pair, self.chunk_size)
+            offsets = torch.stack([found.preferred_offset, found.dispreferred_offset], -1)
+            return torch.cat([found.preferred, found.dispreferred, offsets], -1)
+
+        return open_cache(self, 2 * projection.shape[1] + 2, compute, kind="directions", pair=asdict(self.pair))
+
+    def read_reference(self, batch: dict[str, Any]) -> None:
+        """Read the reference's side of the margin before the policy's forward begins."""
+        if isinstance(self.reference, DirectionsReference):
+            self._frozen = self.reference.directions(batch["forget"])
+        elif self.from_hidden:
+            assert self.reference is not None
+            self._frozen = self.reference.hidden(batch["forget"]), self.reference.projection
+
     def forget_terms(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
         """Return the forget loss, the margin (of a row, and of a token), and the rewards of both distributions."""
         forget = answers["forget"]
-        preferred, dispreferred = (
-            sequence_reduce(reward, forget.rows, forget.count, self.reduction) for reward in self.token_rewards(forget)
-        )
-        margin = preferred - dispreferred
+        token_margin, token_rewards = self.token_margins(forget)
+
+        def of_rows(values: Tensor) -> Tensor:
+            return sequence_reduce(values, forget.rows, forget.count, self.reduction)
+
+        margin = of_rows(token_margin)
         loss = dipo_loss(margin, self.beta, self.scale)
         positions = len(forget.labels) / forget.count if self.reduction == "sum" else 1.0
-        return {
+        terms = {
             "forget": batch_mean(loss, forget.row_denominator),
             "margin": margin.detach().mean(),
             "margin_per_token": margin.detach().mean() / positions,
-            "reward_preferred": self.beta * preferred.detach().mean(),
-            "reward_dispreferred": self.beta * dispreferred.detach().mean(),
         }
+        for name, reward in zip(("preferred", "dispreferred"), token_rewards, strict=False):
+            terms[f"reward_{name}"] = self.beta * of_rows(reward.detach()).mean()
+        return terms
 
-    def token_rewards(self, forget: Answers) -> tuple[Tensor, Tensor]:
-        """Return, for each position (N,), the rewards over beta of the preferred and the dispreferred distribution."""
+    def token_margins(self, forget: Answers) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the margin of each position (N,), and the rewards over beta of both distributions where they are due.
+
+        Three exact ways: from cached directions, from hidden states chunk by chunk, and from logits.
+        """
+        if isinstance(self.reference, DirectionsReference):
+            assert forget.hidden is not None
+            vectors, offsets = self._frozen[:2], self._frozen[2:]
+            rewards_found = tuple(
+                margin_from_directions(forget.hidden, vector, offset)
+                for vector, offset in zip(vectors, offsets, strict=True)
+            )
+            return rewards_found[0] - rewards_found[1], rewards_found
+        if self.from_hidden:
+            inputs = (forget.hidden, forget.projection, *self._frozen, self.pair, self.chunk_size, self.source)
+            if not self.logs_are_due:  # the rewards cost the policy's projection
+                return chunked_margin(*inputs), ()  # type: ignore[arg-type]
+            found = chunked_margin_with_rewards(*inputs)  # type: ignore[arg-type]
+            return found.margin, (found.preferred, found.dispreferred)
         reference = self.reference_logits(forget)
         base = reference if self.source == "reference" else forget.logits.detach()
         parts = pair_parts(base, self.pair, None if self.source == "reference" else reference)
-        return rewards(*parts, forget.logits, reference, beta=1.0)
+        preferred, dispreferred = rewards(*parts, forget.logits, reference, beta=1.0)
+        return preferred - dispreferred, (preferred, dispreferred)

@@ -171,9 +171,9 @@ class LanguageModelModule(pl.LightningModule):
         if bool(torch.isfinite(loss)):
             return
         rows = {half: part["index"].tolist() for half, part in batch.items() if isinstance(part, dict) and "index" in part}
-        values = {name: float(value) for name, value in terms.items()}
+        values = {name: float(value.detach()) for name, value in terms.items()}
         raise RunError(
-            f"The loss is {float(loss)} at step {self.trainer.global_step}. Terms: {values}. Rows of the batch: {rows}. "
+            f"The loss is {float(loss.detach())} at step {self.trainer.global_step}. Terms: {values}. Rows of the batch: {rows}. "
             "Lower the learning rate, clip gradients (trainer.gradient_clip_val), or look at these rows."
         )
 
