@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dipo_lightning.metrics.functional.min_k import standardized_logprobs
 from dipo_lightning.row_batches import evaluation_mode, gather, own_batches, plan_batches
 
 Example = tuple[list[int], list[int]]
@@ -28,8 +29,8 @@ class TokenScores:
     Attributes:
         logprobs: (n,) float32 log-probability of each token, nats.
         correct: (n,) bool, whether the token is the model's first choice there.
-        z_scores: (n,) float32, the log-probability standardised over the vocabulary: (log p - mu) / sigma under the
-            model's own distribution (Min-K++, Zhang et al. 2024, arXiv 2404.02936); None where not asked for.
+        z_scores: (n,) float32, the log-probability standardised over the vocabulary, as Min-K++ takes it
+            (`standardized_logprobs`); None where not asked for.
     """
 
     logprobs: Tensor
@@ -136,14 +137,8 @@ def _chunks(logits: Tensor, labels: Tensor, z_rows: Tensor, rows: int) -> Iterat
 
 
 def _chunk(logits: Tensor, labels: Tensor, z_rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    logp = logits.float().log_softmax(-1)
-    chosen = logp.gather(-1, labels[:, None]).squeeze(-1)
+    chosen = logits.float().log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1)
     z = torch.zeros_like(chosen)
     if z_rows.any():
-        picked = logp[z_rows]
-        probs = picked.exp()
-        mean = (probs * picked).nan_to_num(0.0).sum(-1)  # 0 * -inf is 0: such a token never comes
-        square = (probs * picked.square()).nan_to_num(0.0).sum(-1)
-        deviation = (square - mean.square()).clamp_min(torch.finfo(torch.float32).eps).sqrt()
-        z[z_rows] = (chosen[z_rows] - mean) / deviation
+        z[z_rows] = standardized_logprobs(logits[z_rows], labels[z_rows])
     return chosen, logits.argmax(-1) == labels, z

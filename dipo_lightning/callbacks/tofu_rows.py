@@ -1,0 +1,232 @@
+"""TOFU's evaluation rows: every answer scored once, every question answered once, for any model and any rows.
+
+What each row needs is collected first and scored in one plan over all sets, so that rows of like length meet whatever
+they are for; each number is then read from those scores.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from dipo_lightning.data.prompts import PromptStyle
+from dipo_lightning.errors import InputError
+from dipo_lightning.generation import BATCH_ROWS, generate
+from dipo_lightning.metrics.functional.membership import zlib_score
+from dipo_lightning.metrics.functional.memorization import exact_memorization, extraction_strength
+from dipo_lightning.metrics.functional.min_k import MUSE_FRACTION, min_k, min_k_plus_plus
+from dipo_lightning.metrics.functional.rouge import rouge_l
+from dipo_lightning.scoring import BATCH_TOKENS, Example, TokenScores, score
+
+Row = dict[str, Any]
+Progress = Callable[[int, str], AbstractContextManager[Callable[[int], object]]]
+"""Given a total and what is counted, a context that yields the function to call with the rows done."""
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """How rows are measured.
+
+    Attributes:
+        batch_tokens: Most tokens of a scoring forward, padding included.
+        batch_rows: Most rows of a generation batch.
+        max_new_tokens: Most tokens of a generated answer.
+        generate: Whether to generate answers; without them there is no ROUGE and no model utility.
+        min_k_fraction: Share of the least likely tokens that Min-K and Min-K++ average.
+        on_missing: What to do with a row that has no value (an answer without tokens, a loss that isn't finite).
+    """
+
+    batch_tokens: int = BATCH_TOKENS
+    batch_rows: int = BATCH_ROWS
+    max_new_tokens: int = 200
+    generate: bool = True
+    min_k_fraction: float = MUSE_FRACTION
+    on_missing: str = "skip"
+
+
+@dataclass
+class _Plan:
+    """One row and where its scores are: indices into the list of examples."""
+
+    set_name: str
+    index: int
+    source: Row
+    prompt: list[int]
+    answer: int
+    paraphrase: int | None
+    wrong: list[int]
+    detailed: bool
+    length: int = 0
+
+
+@dataclass
+class EvaluatedRows:
+    """The rows of each set, and the rows that have no value with the reason, both by set."""
+
+    sets: dict[str, list[Row]] = field(default_factory=dict)
+    skipped: dict[str, list[Row]] = field(default_factory=dict)
+
+    def skip(self, set_name: str, index: int, reason: str, on_missing: str) -> None:
+        """Leave a row out, or refuse to.
+
+        Raises:
+            InputError: ``on_missing`` is ``raise``.
+        """
+        if on_missing == "raise":
+            raise InputError(
+                f"Row {index} of {set_name} has no value: {reason} Mend the data, or leave such rows out with "
+                "on_missing: skip (the reference log must then leave out the same rows)."
+            )
+        self.skipped.setdefault(set_name, []).append({"index": index, "reason": reason})
+
+
+def evaluate_rows(
+    policy: nn.Module,
+    style: PromptStyle,
+    sets: Mapping[str, Sequence[Row]],
+    options: RowOptions,
+    *,
+    detailed: Sequence[str] = ("forget", "holdout"),
+    silent: Sequence[str] = ("holdout",),
+    device: torch.device | None = None,
+    progress: Progress = lambda total, what: nullcontext(lambda done: None),
+) -> EvaluatedRows:
+    """Measure every row of every set; collective, and the same on every process.
+
+    Args:
+        policy: A ``transformers`` causal LM or a peft model around one.
+        style: How a question and an answer become tokens.
+        sets: Rows of TOFU's schema by set: ``question``, ``answer``, and where the set has them ``paraphrased_answer``
+            and ``perturbed_answer`` (wrong answers).
+        options: See `RowOptions`.
+        detailed: Sets whose answers also get memorisation and membership scores.
+        silent: Sets whose questions aren't answered.
+        device: Where the batches go; default is where the policy's parameters are.
+        progress: Shows how far it is.
+    """
+    evaluated = EvaluatedRows({name: [] for name in sets})
+    examples: list[Example] = []
+    plans = _plan(style, sets, detailed, examples, evaluated, options.on_missing)
+    wanted = {plan.answer for plan in plans if plan.detailed}
+    with progress(len(examples), "answers scored") as done:
+        scores = score(
+            policy, examples, batch_tokens=options.batch_tokens, z_scores=wanted, device=device, progress=done
+        )
+    asked = [plan for plan in plans if options.generate and plan.set_name not in silent]
+    said = _answers(policy, style, asked, options, device, progress)
+    texts = {(plan.set_name, plan.index): text for plan, text in zip(asked, said, strict=True)}
+    for plan in plans:
+        row = _row(plan, scores, texts.get((plan.set_name, plan.index)), options.min_k_fraction)
+        if problem := _problem(row):
+            evaluated.skip(plan.set_name, plan.index, problem, options.on_missing)
+        else:
+            evaluated.sets[plan.set_name].append(row)
+    return evaluated
+
+
+def _plan(
+    style: PromptStyle,
+    sets: Mapping[str, Sequence[Row]],
+    detailed: Sequence[str],
+    examples: list[Example],
+    evaluated: EvaluatedRows,
+    on_missing: str,
+) -> list[_Plan]:
+    """Tokenise every answer of every row once, its question once."""
+    plans = []
+    for set_name, rows in sets.items():
+        for position, row in enumerate(rows):
+            index = row.get("index", position)
+            texts = [row["answer"], *row.get("perturbed_answer", ())]
+            if "paraphrased_answer" in row:
+                texts.append(row["paraphrased_answer"])
+            try:
+                prompt = style.prompt(row["question"])
+                made = [style.join(prompt, text) for text in texts]
+            except InputError as error:
+                evaluated.skip(set_name, index, str(error), on_missing)
+                continue
+            first, count = len(examples), len(row.get("perturbed_answer", ()))
+            examples.extend(made)
+            plans.append(
+                _Plan(
+                    set_name=set_name,
+                    index=index,
+                    source=row,
+                    prompt=prompt,
+                    answer=first,
+                    wrong=list(range(first + 1, first + 1 + count)),
+                    paraphrase=first + 1 + count if "paraphrased_answer" in row else None,
+                    detailed=set_name in detailed,
+                    length=sum(label != -100 for label in made[0][1]),
+                )
+            )
+    return plans
+
+
+def _answers(
+    policy: nn.Module,
+    style: PromptStyle,
+    plans: Sequence[_Plan],
+    options: RowOptions,
+    device: torch.device | None,
+    progress: Progress,
+) -> list[str]:
+    """Let the policy answer every question greedily, cut at the end-of-turn token."""
+    with progress(len(plans), "questions answered") as done:
+        said = generate(
+            policy,
+            [plan.prompt for plan in plans],
+            max_new_tokens=options.max_new_tokens,
+            stop_ids=style.stop_ids,
+            batch_rows=options.batch_rows,
+            expected=[plan.length for plan in plans],
+            device=device,
+            progress=done,
+        )
+    return [style.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in said]
+
+
+def _row(plan: _Plan, scores: Sequence[TokenScores], text: str | None, fraction: float) -> Row:
+    """Read everything a row needs from its scores."""
+    answer = scores[plan.answer]
+    nll = answer.nll
+    row: Row = {
+        "index": plan.index,
+        "question": plan.source["question"],
+        "answer": plan.source["answer"],
+        "nll": nll,
+        "tokens": answer.tokens,
+        "correct_nll": nll if plan.paraphrase is None else scores[plan.paraphrase].nll,
+        "wrong_nll": [scores[i].nll for i in plan.wrong],
+        "generation": text,
+        "rouge_l_recall": None if text is None else rouge_l([text], [plan.source["answer"]]).recall.item(),
+    }
+    return row | (_details(answer, plan.source["answer"], fraction) if plan.detailed else {})
+
+
+def _details(answer: TokenScores, text: str, fraction: float) -> Row:
+    """Memorisation and membership scores of one answer, from the tokens it was scored by."""
+    rows = torch.zeros(answer.tokens, dtype=torch.long)
+    nll = torch.tensor([answer.nll], dtype=torch.float64)
+    assert answer.z_scores is not None
+    return {
+        "exact_memorization": exact_memorization(answer.correct, rows, 1).item(),
+        "extraction_strength": extraction_strength(answer.correct, rows, 1).item(),
+        "min_k": min_k(answer.logprobs, rows, 1, fraction).item(),
+        "min_k_plus_plus": min_k_plus_plus(answer.z_scores, rows, 1, fraction).item(),
+        "zlib": zlib_score(nll, [text]).item(),
+        "loss": nll.item(),
+    }
+
+
+def _problem(row: Row) -> str | None:
+    """Say what keeps a row from having a value."""
+    values = {"answer": [row["nll"]], "correct answer": [row["correct_nll"]], "wrong answers": row["wrong_nll"]}
+    for name, nlls in values.items():
+        if not torch.tensor(nlls).isfinite().all():
+            return f"The log-likelihood of its {name} is not finite ({nlls})."
+    return None
