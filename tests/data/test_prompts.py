@@ -283,3 +283,22 @@ def test_any_text_round_trips_or_is_refused(question, answer):
     assert words.decode(prompt) == f"<|begin_of_text|>Question: {question}\nAnswer: "
     supervised = [label for label in labels if label != IGNORED]
     assert words.decode(supervised) == answer + "<|end_of_text|>"
+
+
+def test_reasoning_is_off_unless_asked_for():
+    template = "{{ '/think ' if enable_thinking is not defined or enable_thinking else '/no_think ' }}" + small.CHATML
+    assert split("chatml", "chat", chat_template=template)[0].startswith("/no_think <|im_start|>")
+    options = {"enable_thinking": True}
+    assert split("chatml", "chat", chat_template=template, template_options=options)[0].startswith(
+        "/think <|im_start|>"
+    )
+
+
+def test_an_added_run_of_line_breaks_ends_no_turn():
+    words = small.byte_level(["<|im_start|>", "<|im_end|>"], "<|im_end|>")
+    words.add_tokens(["\n\n"])
+    template = small.CHATML.replace("message.content + '", "message.content + '\n\n")
+    assert template != small.CHATML
+    ids, labels = prompt_style("chat", words, chat_template=template).example("Who?", "Nobody.")
+    assert words.decode([label for label in labels if label != IGNORED]) == "Nobody.<|im_end|>"
+    assert words.decode(ids).count("\n\n") == 1  # behind the question: what follows the answer is the end of its turn
