@@ -12,10 +12,10 @@ from dipo_lightning.errors import InputError
 from dipo_lightning.metrics import functional
 from dipo_lightning.metrics.functional.model_utility import UTILITY_SETS
 from dipo_lightning.metrics.functional.truth_ratio import check_truth_ratio_variant
-from dipo_lightning.metrics.rows import RowMean, RowValues, mean_or_nan
+from dipo_lightning.metrics.rows import MeanOverRows, RowValues, mean_or_nan
 
 
-class Probability(RowMean):
+class Probability(MeanOverRows):
     """Mean probability of the answers, `exp(-nll)`."""
 
     def update(self, index: Tensor, nll: Tensor) -> None:
@@ -25,10 +25,10 @@ class Probability(RowMean):
             index: (B,) row indices.
             nll: (B,) mean token NLL of the answers in nats.
         """
-        super().update(index, functional.answer_probability(_double(nll)))
+        self._append(index=index, value=functional.answer_probability(_double(nll)))
 
 
-class NormalizedProbability(RowMean):
+class NormalizedProbability(MeanOverRows):
     """Mean share of the right answer's probability among its options."""
 
     higher_is_better = True
@@ -41,7 +41,7 @@ class NormalizedProbability(RowMean):
             nll: (B,) mean token NLL of the right answers in nats.
             wrong_nll: (B, K) the same of the wrong ones.
         """
-        super().update(index, functional.normalized_probability(_double(nll), _double(wrong_nll)))
+        self._append(index=index, value=functional.normalized_probability(_double(nll), _double(wrong_nll)))
 
 
 class _LogRatios(RowValues):

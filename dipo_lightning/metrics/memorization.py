@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dipo_lightning.metrics.rows import RowMean
+from dipo_lightning.metrics.rows import MeanOverRows
 
 
-class ExactMemorization(RowMean):
+class ExactMemorization(MeanOverRows):
     """Mean share of answer tokens whose most probable prediction is right."""
 
     def update(self, index: Tensor, exact_memorization: Tensor) -> None:
@@ -17,10 +17,10 @@ class ExactMemorization(RowMean):
             index: (B,) row indices.
             exact_memorization: (B,) from `functional.exact_memorization`.
         """
-        super().update(index, exact_memorization)
+        self._append(index=index, value=exact_memorization)
 
 
-class ExtractionStrength(RowMean):
+class ExtractionStrength(MeanOverRows):
     """Mean of 1 - k/n, k the shortest prefix after which the model continues an answer by itself."""
 
     def update(self, index: Tensor, extraction_strength: Tensor) -> None:
@@ -30,4 +30,4 @@ class ExtractionStrength(RowMean):
             index: (B,) row indices.
             extraction_strength: (B,) from `functional.extraction_strength`.
         """
-        super().update(index, extraction_strength)
+        self._append(index=index, value=extraction_strength)

@@ -72,6 +72,15 @@ class RowValues(Metric):
         super().reset()
         self.unscored = torch.empty(0, dtype=torch.long)
 
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the rows of another metric of the same class, or of its state.
+
+        Counts as an update: torchmetrics would go on giving the value computed before, and warn where there was none.
+        """
+        super().merge_state(incoming_state)
+        self._computed = None
+        self._update_count += 1
+
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Gather the states of all ranks.
 
@@ -119,7 +128,7 @@ class RowValues(Metric):
             return state
         return torch.cat(state) if state else torch.empty(0, dtype=self._float, device=self.device)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> RowValues:
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> torch.nn.Module:
         """Move the states with the module, but never change their kind: bfloat16 has no index above 256."""
 
         def move(tensor: Tensor) -> Tensor:
@@ -141,10 +150,18 @@ def mean_or_nan(values: Tensor) -> Tensor:
     return values.mean() if values.numel() else values.new_tensor(math.nan)
 
 
-class RowMean(RowValues):
-    """Mean over rows of one value a row."""
+class MeanOverRows(RowValues):
+    """Mean over rows of one `value` a row; a subclass says in `update` what the value is."""
 
     columns = ("value",)
+
+    def compute(self) -> Tensor:
+        """Mean over the rows that can be scored; NaN where there is none."""
+        return mean_or_nan(self._scored()["value"])
+
+
+class RowMean(MeanOverRows):
+    """Mean over rows of a given value."""
 
     def update(self, index: Tensor, value: Tensor) -> None:
         """Add rows.
@@ -154,7 +171,3 @@ class RowMean(RowValues):
             value: (B,) its value; NaN where it cannot be scored.
         """
         self._append(index=index, value=value)
-
-    def compute(self) -> Tensor:
-        """Mean over the rows that can be scored; NaN where there is none."""
-        return mean_or_nan(self._scored()["value"])

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from dipo_lightning.metrics.functional.muse import muse_scale, muse_stemmer
 from dipo_lightning.metrics.functional.rouge import rouge_l
-from dipo_lightning.metrics.rows import RowMean
+from dipo_lightning.metrics.rows import MeanOverRows
 
 
-class ROUGERecall(RowMean):
+class ROUGERecall(MeanOverRows):
     """Mean ROUGE-L recall of generations against answers.
 
     Args:
@@ -33,10 +33,10 @@ class ROUGERecall(RowMean):
             generations: B texts of the model.
             answers: B texts to find in them.
         """
-        super().update(index, rouge_l(generations, answers, stemmer=self.stemmer).recall)
+        self._append(index=index, value=rouge_l(generations, answers, stemmer=self.stemmer).recall)
 
 
-class _MuseRouge(RowMean):
+class _MuseRouge(MeanOverRows):
     """Mean ROUGE-L F1 in MUSE's or open-unlearning's manner.
 
     Args:
@@ -58,7 +58,7 @@ class _MuseRouge(RowMean):
             generations: B texts of the model, cut as the benchmark says.
             targets: B texts to compare them with.
         """
-        super().update(index, rouge_l(generations, targets, stemmer=self.stemmer).f1)
+        self._append(index=index, value=rouge_l(generations, targets, stemmer=self.stemmer).f1)
 
     def compute(self) -> Tensor:
         """Mean F1, in percent or between 0 and 1; NaN where there is no row."""

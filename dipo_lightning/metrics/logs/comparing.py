@@ -10,6 +10,7 @@ from dipo_lightning.metrics.logs.log import MUSE_FORMAT, OPEN_UNLEARNING_FORMAT,
 COMPARED_SETTINGS = ("split", "truth_ratio", "prompt_style", "min_k_fraction", "variant")
 """Settings that change a row's numbers; compared where both logs state them."""
 
+_FINGERPRINT = re.compile(r"-[0-9a-f]{12}$")
 _TOFU_SETS = ("forget", "holdout")
 _MUSE_SETS = ("privleak_forget", "privleak_holdout")
 
@@ -31,13 +32,20 @@ def check_comparable(log: EvaluationLog, reference: EvaluationLog) -> None:
         raise InputError(f"{pair}: one is of MUSE, the other of TOFU ({log.format}, {reference.format})")
     for key in COMPARED_SETTINGS:
         mine, other = log.settings.get(key), reference.settings.get(key)
-        if mine is not None and other is not None and mine != other:
+        if mine is not None and other is not None and not _same_setting(str(mine), str(other)):
             raise InputError(f"{pair}: {key} is {mine!r} in the log and {other!r} in the reference")
     whole, other_whole = with_skipped(log.sets, log.skipped), with_skipped(reference.sets, reference.skipped)
     contained = OPEN_UNLEARNING_FORMAT in (log.format, reference.format)
     for name in _MUSE_SETS if log.format == MUSE_FORMAT else _TOFU_SETS:
         if whole.get(name) and other_whole.get(name):
             _check_rows(f"{pair}: set {name!r}", whole[name], other_whole[name], contained)
+
+
+def _same_setting(mine: str, other: str) -> bool:
+    """Equal; a prompt style's name alone says nothing against a fingerprint (`plain-0123456789ab`) of that style."""
+    if bool(_FINGERPRINT.search(mine)) == bool(_FINGERPRINT.search(other)):
+        return mine == other
+    return _FINGERPRINT.sub("", mine) == _FINGERPRINT.sub("", other)
 
 
 def _check_rows(where: str, rows: list[Row], others: list[Row], contained: bool) -> None:

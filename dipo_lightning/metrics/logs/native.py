@@ -13,10 +13,10 @@ NATIVE_FORMATS = (TOFU_FORMAT, MUSE_FORMAT)
 
 _TOFU_ROW = ("nll", "correct_nll", "wrong_nll", "rouge_l_recall")
 # What a row of a set must have; its value may be null where it could not be scored.
-_REQUIRED = {
-    TOFU_FORMAT: {name: _TOFU_ROW for name in ("forget", "retain", "real_authors", "world_facts")} | {"holdout": ()},
-    MUSE_FORMAT: {name: ("rouge",) for name in ("verbmem", "knowmem_forget", "knowmem_retain")}
-    | {f"privleak_{name}": ("min_k",) for name in ("forget", "retain", "holdout")},
+_REQUIRED: dict[str, dict[str, tuple[str, ...]]] = {
+    TOFU_FORMAT: dict.fromkeys(("forget", "retain", "real_authors", "world_facts"), _TOFU_ROW) | {"holdout": ()},
+    MUSE_FORMAT: dict.fromkeys(("verbmem", "knowmem_forget", "knowmem_retain"), ("rouge",))
+    | dict.fromkeys(("privleak_forget", "privleak_retain", "privleak_holdout"), ("min_k",)),
 }
 _NUMBERS = (
     *("nll", "correct_nll", "rouge_l_recall", "exact_memorization", "extraction_strength", "min_k"),

@@ -1,0 +1,175 @@
+"""Pure functions against independent computations."""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+from scipy.special import log_softmax
+from scipy.stats import hmean
+
+from dipo_lightning.errors import InputError
+from dipo_lightning.metrics import functional
+
+RNG = np.random.default_rng(7)
+
+
+def double(values):
+    return torch.as_tensor(np.asarray(values), dtype=torch.float64)
+
+
+def test_probability_and_normalised_probability():
+    nll, wrong = RNG.uniform(0, 5, 20), RNG.uniform(0, 5, (20, 3))
+    assert functional.answer_probability(double(nll)).numpy() == pytest.approx(np.exp(-nll))
+    share = np.exp(-nll) / (np.exp(-nll) + np.exp(-wrong).sum(1))
+    assert functional.normalized_probability(double(nll), double(wrong)).numpy() == pytest.approx(share)
+
+
+def test_collapsed_model_gives_numbers_and_not_zero_by_zero():
+    nll, wrong = double([2000.0]), double([[2001.0, 2002.0]])
+    assert functional.normalized_probability(nll, wrong).item() == pytest.approx(1 / (1 + math.exp(-1) + math.exp(-2)))
+    for variant in functional.TRUTH_RATIO_VARIANTS:
+        assert math.isfinite(functional.log_truth_ratio(nll, wrong, variant).item())
+    arithmetic = functional.log_truth_ratio(nll, wrong, "arithmetic").item()
+    assert arithmetic == pytest.approx(math.log((math.exp(-1) + math.exp(-2)) / 2))
+
+
+def test_truth_ratio_variants_are_the_published_formulas():
+    correct, wrong = RNG.uniform(0, 30, 50), RNG.uniform(0, 30, (50, 5))
+    p = np.exp(-correct)
+    published = {
+        "geometric": np.exp(-wrong.mean(1)) / p,
+        "arithmetic": np.exp(-wrong).mean(1) / p,
+        "open_unlearning": np.exp(-wrong.mean(1)) / (p + 1e-10),
+    }
+    for variant, ratio in published.items():
+        found = functional.log_truth_ratio(double(correct), double(wrong), variant)
+        assert found.exp().numpy() == pytest.approx(ratio, rel=1e-9)
+        assert functional.forget_truth_ratio(found).item() == pytest.approx(np.minimum(ratio, 1 / ratio).mean())
+        assert functional.utility_truth_ratio(found).item() == pytest.approx(np.maximum(0, 1 - ratio).mean())
+
+
+def test_truth_ratio_below_one_means_the_right_answer_is_likelier():
+    assert functional.log_truth_ratio(double(0.1), double([3.0, 4.0])).item() < 0
+
+
+def test_unknown_truth_ratio_is_refused_with_the_choices():
+    with pytest.raises(InputError, match="geometric, arithmetic, open_unlearning"):
+        functional.log_truth_ratio(double(1.0), double([1.0]), "harmonic")
+
+
+def test_model_utility_is_the_harmonic_mean_of_nine():
+    parts = RNG.uniform(0.01, 1, 9)
+    assert functional.model_utility(double(parts)).item() == pytest.approx(hmean(parts))
+    parts[4] = 0
+    assert functional.model_utility(double(parts)).item() == 0
+    with pytest.raises(ValueError, match="9 numbers"):
+        functional.model_utility(double(parts[:8]))
+    with pytest.raises(ValueError, match=">= 0"):
+        functional.harmonic_mean(double([0.5, -0.1]))
+
+
+TEXTS = st.text(alphabet="abcdeing ,.'-é1", max_size=40)
+
+
+@settings(deadline=None, max_examples=60)
+@given(prediction=TEXTS, target=TEXTS, stemmer=st.booleans())
+def test_rouge_equals_google(prediction, target, stemmer):
+    google = RougeScorer(["rougeL"], use_stemmer=stemmer).score(target, prediction)["rougeL"]
+    ours = functional.rouge_l([prediction], [target], stemmer=stemmer)
+    assert ours.recall.item() == pytest.approx(google.recall, abs=1e-6)
+    assert ours.f1.item() == pytest.approx(google.fmeasure, abs=1e-6)
+
+
+def test_rouge_stemmer_matters_and_lists_are_wanted():
+    running = (["They are running"], ["He runs"])
+    assert functional.rouge_l(*running, stemmer=True).recall.item() == pytest.approx(0.5)
+    assert functional.rouge_l(*running, stemmer=False).recall.item() == 0
+    with pytest.raises(ValueError, match="lists of texts"):
+        functional.rouge_l("a text", ["a text"])
+    with pytest.raises(ValueError, match="as many"):
+        functional.rouge_l(["a", "b"], ["a"])
+
+
+def flat(rows_of_values, dtype=torch.bool):
+    rows = torch.tensor([i for i, values in enumerate(rows_of_values) for _ in values], dtype=torch.long)
+    return torch.tensor([v for values in rows_of_values for v in values], dtype=dtype), rows
+
+
+@given(st.lists(st.lists(st.booleans(), max_size=8), min_size=1, max_size=5))
+def test_memorisation_against_its_definition(rows_of_correct):
+    correct, rows = flat(rows_of_correct)
+    exact = functional.exact_memorization(correct, rows, len(rows_of_correct)).tolist()
+    strength = functional.extraction_strength(correct, rows, len(rows_of_correct)).tolist()
+    for values, exact_row, strength_row in zip(rows_of_correct, exact, strength, strict=True):
+        if not values:
+            assert math.isnan(exact_row)
+            assert math.isnan(strength_row)
+            continue
+        k = next(k for k in range(len(values) + 1) if all(values[k:]))
+        assert exact_row == pytest.approx(sum(values) / len(values))
+        assert strength_row == pytest.approx(1 - k / len(values), abs=1e-6)
+
+
+def test_extraction_strength_reaches_both_ends():
+    correct, rows = flat([[True, True, False], [True, True, True], [False, True, True]])
+    assert functional.extraction_strength(correct, rows, 3).tolist() == pytest.approx([0, 1, 2 / 3])
+
+
+def test_tokens_correct():
+    logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]])
+    assert functional.tokens_correct(logits, torch.tensor([1, 2])).tolist() == [True, False]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.lists(st.floats(-20, 0), max_size=12), min_size=1, max_size=4),
+    st.sampled_from([0.2, 0.4, 0.29, 1.0]),
+)
+def test_min_k_against_its_definition(rows_of_logprobs, fraction):
+    logprobs, rows = flat(rows_of_logprobs, torch.float64)
+    found = functional.min_k(logprobs, rows, len(rows_of_logprobs), fraction).tolist()
+    for values, score in zip(rows_of_logprobs, found, strict=True):
+        if not values:
+            assert math.isnan(score)
+            continue
+        kept = max(1, int(fraction * len(values)))
+        assert score == pytest.approx(-np.mean(sorted(values)[:kept]), abs=1e-9)
+
+
+def test_min_k_default_is_muse_and_fraction_is_checked():
+    logprobs, rows = flat([[-5.0, -1.0, -4.0, -2.0, -3.0]], torch.float64)
+    assert functional.min_k(logprobs, rows, 1).item() == pytest.approx(4.5)
+    assert functional.min_k(logprobs, rows, 1, fraction=0.2).item() == pytest.approx(5)
+    with pytest.raises(ValueError, match="fraction"):
+        functional.min_k(logprobs, rows, 1, fraction=40)
+
+
+def test_min_k_plus_plus_against_numpy():
+    logits, labels = RNG.normal(size=(6, 11)) * 3, RNG.integers(0, 10, 6)
+    logits[:, 10] = -np.inf  # a token that the model cannot say must not turn the moments into NaN
+    logprobs = log_softmax(logits[:, :10], axis=1)
+    p = np.exp(logprobs)
+    mean = (p * logprobs).sum(1)
+    variance = (p * logprobs**2).sum(1) - mean**2
+    z = (logprobs[np.arange(6), labels] - mean) / np.sqrt(variance)
+    found = functional.standardized_logprobs(torch.tensor(logits), torch.tensor(labels))
+    assert found.numpy() == pytest.approx(z, rel=1e-4)
+    rows = torch.tensor([0, 0, 0, 1, 1, 1])
+    score = functional.min_k_plus_plus(found, rows, 2, fraction=0.7)
+    assert score.numpy() == pytest.approx([-np.sort(z[:3])[:2].mean(), -np.sort(z[3:])[:2].mean()], rel=1e-4)
+
+
+def test_zlib_and_reference_scores():
+    texts = ["a" * 100, "héllo"]
+    sizes = np.array([len(zlib.compress(text.encode())) for text in texts])
+    assert functional.zlib_score(double([2.0, 3.0]), texts).numpy() == pytest.approx([2, 3] / sizes)
+    assert functional.reference_score(double([2.0]), double([2.5])).item() == -0.5
+    with pytest.raises(ValueError, match="as many texts"):
+        functional.zlib_score(double([2.0]), texts)
