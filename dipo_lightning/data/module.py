@@ -29,7 +29,8 @@ class TokenizedDataModule(pl.LightningDataModule):
     Args:
         tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; usually the model's own.
         prompt: Prompt style: ``chat`` (the model's chat template), ``plain``, ``llama2`` or ``text``.
-        system_prompt: System message of the chat template, or None for the template's own habit.
+        prompt_options: Options of the style: ``system_prompt``, ``date``, ``chat_template`` (text or file) and
+            ``template_options`` for ``chat``; ``space`` (``prompt`` or ``answer``) for ``plain``; ``end`` for ``text``.
         max_length: Longest row in tokens; what is cut off is counted and reported.
         batch_size: Rows of one process and one micro-batch (for unlearning: as many forget as retain rows).
         num_workers: Loader processes; 0 loads in the training process.
@@ -43,7 +44,7 @@ class TokenizedDataModule(pl.LightningDataModule):
         self,
         tokenizer: str,
         prompt: Literal["chat", "plain", "llama2", "text"] = "chat",
-        system_prompt: str | None = None,
+        prompt_options: dict[str, Any] | None = None,
         max_length: int = 512,
         batch_size: int = 8,
         num_workers: int = 0,
@@ -55,7 +56,7 @@ class TokenizedDataModule(pl.LightningDataModule):
                 raise InputError(f"data.{name} is {value}; it must be at least 1.")
         if num_workers < 0:
             raise InputError(f"data.num_workers is {num_workers}; it must be 0 or more.")
-        self.tokenizer_source, self.prompt, self.system_prompt = tokenizer, prompt, system_prompt
+        self.tokenizer_source, self.prompt, self.prompt_options = tokenizer, prompt, prompt_options or {}
         self.max_length, self.batch_size, self.num_workers, self.seed = max_length, batch_size, num_workers, seed
         self._training: Dataset | None = None
         self._loader: ResumableLoader | None = None
@@ -65,8 +66,7 @@ class TokenizedDataModule(pl.LightningDataModule):
         """Read and check everything that can be wrong with the data before a model is loaded; idempotent."""
         if self.tokenizer is None:
             self.tokenizer = load_tokenizer(self.tokenizer_source)
-            options = {"system_prompt": self.system_prompt} if self.system_prompt else {}
-            self.style = prompt_style(self.prompt, self.tokenizer, **options)
+            self.style = prompt_style(self.prompt, self.tokenizer, **self.prompt_options)
 
     def setup(self, stage: str) -> None:
         """Tokenise the rows that ``stage`` needs, once."""
@@ -96,7 +96,7 @@ class TokenizedDataModule(pl.LightningDataModule):
         tokenized = tokenize_rows(rows, self.style, self.max_length)
         if tokenized.truncated:
             rank_zero_warn(
-                f"{len(tokenized.truncated)} of {len(rows)} {name} rows are longer than data.max_length="
+                f"{tokenized.truncated} of {len(rows)} {name} rows are longer than data.max_length="
                 f"{self.max_length} tokens and were cut at the end.",
                 category=UserWarning,
             )

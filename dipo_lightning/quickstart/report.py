@@ -34,7 +34,7 @@ def write_report(folder: Path, evaluations: list[Path], seconds: float) -> None:
     places = {
         "numbers": "results.json",
         "picture": "forget_quality.png",
-        "unlearned model": "model",
+        "unlearned model": "models/unlearned",
         "every row and text": "unlearned/run/evaluations",
         "TensorBoard": "unlearned/run",
     }

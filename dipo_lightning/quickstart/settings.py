@@ -24,7 +24,7 @@ def finetuning(folder: Path, train: str, name: str, seed: int) -> dict[str, Any]
     """Return the config of ``fit`` that trains the untrained model on the file ``train`` and exports it.
 
     Args:
-        folder: The quickstart's folder, which holds ``data`` and ``untrained``.
+        folder: The quickstart's folder, which holds ``data`` and ``models/untrained``.
         train: Name of the training file.
         name: Name of the run and of the exported model's folder.
         seed: Of the order of the rows.
@@ -35,12 +35,12 @@ def finetuning(folder: Path, train: str, name: str, seed: int) -> dict[str, Any]
             **_trainer(folder, name, FINETUNING["epochs"]),
             "gradient_clip_val": 1.0,
             "enable_checkpointing": False,
-            "callbacks": [_export(folder / name)],
+            "callbacks": [_export(folder / "models" / name)],
         },
         "model": {
             "class_path": "dipo_lightning.FineTuningModule",
             "init_args": {
-                "pretrained": str(folder / "untrained"),
+                "pretrained": str(folder / "models" / "untrained"),
                 "optimizer": _adamw(FINETUNING["lr"]),
                 "schedule": "linear",
                 "warmup_steps": 20,
@@ -59,10 +59,10 @@ def finetuning(folder: Path, train: str, name: str, seed: int) -> dict[str, Any]
 
 
 def measuring(folder: Path, name: str, seed: int) -> dict[str, Any]:
-    """Return the config of ``test`` that evaluates the model in ``folder/name`` and writes its log."""
+    """Return the config of ``test`` that evaluates the model in ``folder/models/name`` and writes its log."""
     config = unlearning(folder, seed)
     config["trainer"] |= _trainer(folder, f"{name}-log", 1) | {"callbacks": [_evaluation(folder, reference=False)]}
-    config["model"]["init_args"]["pretrained"] = str(folder / name)
+    config["model"]["init_args"]["pretrained"] = str(folder / "models" / name)
     return config
 
 
@@ -73,12 +73,12 @@ def unlearning(folder: Path, seed: int) -> dict[str, Any]:
         "trainer": {
             **_trainer(folder, "unlearned", UNLEARNING["epochs"]),
             "gradient_clip_val": 1.0,
-            "callbacks": [_evaluation(folder, reference=True), _export(folder / "model")],
+            "callbacks": [_evaluation(folder, reference=True), _export(folder / "models" / "unlearned")],
         },
         "model": {
             "class_path": "dipo_lightning.DiPOModule",
             "init_args": {
-                "pretrained": str(folder / "target"),
+                "pretrained": str(folder / "models" / "target"),
                 "optimizer": _adamw(UNLEARNING["lr"]),
                 "reference_cache": str(folder / "reference_cache"),
                 **DIPO,

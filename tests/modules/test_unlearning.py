@@ -211,6 +211,7 @@ def test_what_cannot_be_right_is_refused_before_the_model_is_loaded(files: Path,
         fit(files, DiPOModule, trainer=trainer)
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_resume_ends_with_the_weights_of_an_uninterrupted_run(files: Path, tmp_path: Path) -> None:
     whole, _ = fit(files, DiPOModule, steps=5)
     keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
