@@ -5,15 +5,18 @@ A command of the second kind is a plain function whose signature and docstring a
 
 import difflib
 import importlib
-import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from dipo_lightning.errors import DiPOError
+from dipo_lightning.parser_messages import explained
 
 COMMANDS = {
     "quickstart": "dipo_lightning.quickstart:quickstart",
+    "muse-small": "dipo_lightning.muse_small:muse_small",
+    "scalability": "dipo_lightning.scaling:scalability",
+    "sustainability": "dipo_lightning.scaling:sustainability",
     "score": "dipo_lightning.metrics.score:print_score",
 }
 """The commands that are no Trainer method, by name, as ``module:function``."""
@@ -78,10 +81,14 @@ def trainer_cli() -> Any:  # noqa: ANN401
     from dipo_lightning.modules.dipo import DiPOModule
 
     class Parser(LightningArgumentParser):
-        """Names the nearest right option where one is not known."""
+        """Says in a sentence what is wrong, with the nearest right option where one is not known."""
 
-        def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-            super().error(message + suggestion(message, self), ex)
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            if not self.exit_on_error:  # inside the parse of a larger one, which will say it
+                super().error(message, ex)
+            command = self.prog.replace(" [options]", "")
+            print(f"error: {explained(message, self)}\n{command} --help explains the options", file=sys.stderr)
+            sys.exit(2)
 
     class SaveConfig(SaveConfigCallback):
         """Also writes the config as text into TensorBoard."""
@@ -98,6 +105,15 @@ def trainer_cli() -> Any:  # noqa: ANN401
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             parser.set_defaults({"model": {"class_path": f"{DiPOModule.__module__}.DiPOModule"}})
             parser.link_arguments("model.init_args.pretrained", "data.init_args.tokenizer")
+
+        def instantiate_classes(self) -> None:
+            try:
+                super().instantiate_classes()
+            except ValueError as error:  # jsonargparse wraps what a constructor raises, under its own long report
+                raise root_cause(error) from error
+
+        def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+            self.config = parser.parse_args(args)
 
         def _parse_ckpt_path(self) -> None:
             """Do nothing: Lightning would let the checkpoint's hyper-parameters override the command line."""
@@ -138,30 +154,12 @@ def trainer_cli() -> Any:  # noqa: ANN401
     return run
 
 
-def suggestion(message: str, parser: Any) -> str:  # noqa: ANN401
-    """Return a hint at the nearest right option for a parser's message about an unknown one, or nothing."""
-    found = re.search(r"(?:[Uu]nrecognized arguments: --|Key ')([\w.]+)", message)
-    if found is None:
-        return ""
-    unknown = found.group(1).split(".")[-1]
-    known = {action.dest.split(".")[-1] for action in parser._actions} | set(_init_names(message, parser))
-    near = difflib.get_close_matches(unknown, sorted(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
-
-
-def _init_names(message: str, parser: Any) -> list[str]:  # noqa: ANN401
-    """Return the option names of the classes that a message may be about: the package's public ones."""
-    import inspect
-
-    import dipo_lightning
-
-    names: list[str] = []
-    for public in dipo_lightning.__all__:
-        value = getattr(dipo_lightning, public)
-        if inspect.isclass(value):
-            for base in value.__mro__:
-                names += [name for name in inspect.signature(base.__init__).parameters if base.__module__.startswith("dipo")]
-    return names
+def root_cause(error: BaseException) -> BaseException:
+    """Return the error of this package that led to ``error``, or ``error`` itself."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, DiPOError):
+        cause = cause.__cause__ or cause.__context__
+    return cause or error
 
 
 def _summary(name: str) -> str:
@@ -170,6 +168,9 @@ def _summary(name: str) -> str:
         "validate": "Run the evaluation callbacks on a model.",
         "test": "Run the evaluation callbacks on a model and write its log.",
         "quickstart": "Make data, a model that knows it, unlearn a part, and show that it did.",
+        "muse-small": "Make a small corpus in MUSE's schema, and models that know it with and without a part.",
+        "scalability": "Unlearn forget sets of growing size, each from the target.",
+        "sustainability": "Unlearn one request after another, each from the last model.",
         "score": "Compute every aggregate of an evaluation log, without a model.",
     }
     return summaries.get(name, "")

@@ -8,9 +8,12 @@ class DiPOError(Exception):
     """Base of every error this package raises on purpose."""
 
 
-class InputError(DiPOError, ValueError):
-    """Something that was given (an option, a file, a model, a log) cannot be used as it is."""
+class InputError(DiPOError):
+    """Something that was given (an option, a file, a model, a log) cannot be used as it is.
+
+    Not a ``ValueError``: parsers take those for "try the next type" and would bury the sentence.
+    """
 
 
-class RunError(DiPOError, RuntimeError):
+class RunError(DiPOError):
     """A run cannot go on and still be right (a non-finite loss, a full disk, a cache of other weights)."""

@@ -122,7 +122,7 @@ class LanguageModelModule(pl.LightningModule):
         strategy = self.trainer.strategy if self._trainer is not None else None
         if isinstance(strategy, ModelParallelStrategy):
             assert self.device_mesh is not None
-            model = shard(model, self.device_mesh["data_parallel"], self._dtype(), self.cpu_offload)
+            model = shard(model, self.device_mesh["data_parallel"], self.forward_dtype, self.cpu_offload)
         return model
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -177,7 +177,9 @@ class LanguageModelModule(pl.LightningModule):
             "Lower the learning rate, clip gradients (trainer.gradient_clip_val), or look at these rows."
         )
 
-    def _dtype(self) -> torch.dtype:
+    @property
+    def forward_dtype(self) -> torch.dtype:
+        """The dtype that a sharded model computes in."""
         if self.compute_dtype == "auto":
             return torch.bfloat16 if self.trainer.strategy.root_device.type == "cuda" else torch.float32
         return getattr(torch, self.compute_dtype)
