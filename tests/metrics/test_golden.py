@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from dipo_lightning.errors import InputError
 from dipo_lightning.metrics.functional import rouge_l
 from dipo_lightning.metrics.logs import read_log
 from dipo_lightning.metrics.scoring import score
+from dipo_lightning.metrics.tofu import row_log_ratio
 
 # Model utility, the same with the arithmetic truth ratio, forget truth ratio, forget ROUGE-L recall and probability.
 GOLDEN = {
@@ -57,11 +60,6 @@ def test_other_split_is_refused(log_path):
 
 
 def test_logged_truth_ratio_is_the_rows_own(log_path):
-    import json
-    import math
-
-    from dipo_lightning.metrics.tofu import row_log_ratio
-
     content = json.loads(log_path("full").read_text())["eval_log_forget.json"]
     rows = read_log(log_path("full")).sets["forget"]
     found = [math.exp(row_log_ratio(row, "geometric")) for row in rows]

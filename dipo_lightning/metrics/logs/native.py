@@ -11,12 +11,14 @@ from dipo_lightning.metrics.logs.log import MUSE_FORMAT, TOFU_FORMAT, Evaluation
 
 NATIVE_FORMATS = (TOFU_FORMAT, MUSE_FORMAT)
 
-_TOFU_ROW = ("nll", "correct_nll", "wrong_nll", "rouge_l_recall")
+_TOFU_ROW: tuple[str, ...] = ("nll", "correct_nll", "wrong_nll", "rouge_l_recall")
 # What a row of a set must have; its value may be null where it could not be scored.
+_ROUGE_ROW: tuple[str, ...] = ("rouge",)
+_MIN_K_ROW: tuple[str, ...] = ("min_k",)
 _REQUIRED: dict[str, dict[str, tuple[str, ...]]] = {
     TOFU_FORMAT: dict.fromkeys(("forget", "retain", "real_authors", "world_facts"), _TOFU_ROW) | {"holdout": ()},
-    MUSE_FORMAT: dict.fromkeys(("verbmem", "knowmem_forget", "knowmem_retain"), ("rouge",))
-    | dict.fromkeys(("privleak_forget", "privleak_retain", "privleak_holdout"), ("min_k",)),
+    MUSE_FORMAT: dict.fromkeys(("verbmem", "knowmem_forget", "knowmem_retain"), _ROUGE_ROW)
+    | dict.fromkeys(("privleak_forget", "privleak_retain", "privleak_holdout"), _MIN_K_ROW),
 }
 _NUMBERS = (
     *("nll", "correct_nll", "rouge_l_recall", "exact_memorization", "extraction_strength", "min_k"),
