@@ -1,4 +1,4 @@
-"""What to forget and what to keep, from files: `UnlearningDataModule`; and rows to fine-tune on: `FineTuningDataModule`."""
+"""What to forget and what to keep, from files (`UnlearningDataModule`); rows to fine-tune on (`FineTuningDataModule`)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from dipo_lightning.data.alternatives import Alternatives, read_alternatives
 from dipo_lightning.data.files import read_rows
 from dipo_lightning.data.module import TokenizedDataModule
 from dipo_lightning.data.overlap import refuse_overlap
@@ -16,7 +17,8 @@ from dipo_lightning.errors import InputError
 class UnlearningDataModule(TokenizedDataModule):
     """Pairs each row to forget with a row to keep; one epoch is one pass over what must be forgotten.
 
-    The retain partner is a pure function of (seed, epoch, index). A batch holds ``forget`` and ``retain`` token batches.
+    The retain partner is a pure function of (seed, epoch, index). A batch holds ``forget`` and ``retain`` token batches,
+    and ``alternative`` where there are alternatives.
 
     Args:
         tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; usually the model's own.
@@ -25,6 +27,9 @@ class UnlearningDataModule(TokenizedDataModule):
         forget_rows: Use the first n forget rows only.
         retain_rows: Use the first n retain rows only.
         columns: Names of the columns where they are not recognised, such as ``{question: ask, answer: reply}``.
+        alternatives: Other answers to the forget questions, for methods that prefer them (IdkDPO): ``idk`` for the
+            package's list of "I don't know" lines, a text file with one answer a line, or a list of answers. Each epoch
+            draws anew; the draw is a pure function of (seed, epoch, index).
         **options: Those of `TokenizedDataModule`.
     """
 
@@ -36,10 +41,12 @@ class UnlearningDataModule(TokenizedDataModule):
         forget_rows: int | None = None,
         retain_rows: int | None = None,
         columns: dict[str, str] | None = None,
+        alternatives: str | list[str] | None = None,
         **options: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(tokenizer, **options)
         self.forget_source, self.retain_source, self.columns = forget, retain, columns
+        self.alternative_lines = None if alternatives is None else read_alternatives(alternatives)
         self.limits = forget_rows, retain_rows
         self.forget_rows: list[dict[str, Any]] = []
         self.retain_rows: list[dict[str, Any]] | None = None
@@ -61,7 +68,9 @@ class UnlearningDataModule(TokenizedDataModule):
     def read(self) -> None:
         """Read ``forget_rows`` and ``retain_rows``; a benchmark's data module overrides this."""
         forget_limit, retain_limit = self.limits
-        self.forget_rows = first_rows(read_rows(self.forget_source, **(self.columns or {})), forget_limit, "forget_rows")
+        self.forget_rows = first_rows(
+            read_rows(self.forget_source, **(self.columns or {})), forget_limit, "forget_rows"
+        )
         if self.retain_source is not None:
             self.retain_rows = first_rows(
                 read_rows(self.retain_source, **(self.columns or {})), retain_limit, "retain_rows"
@@ -73,7 +82,11 @@ class UnlearningDataModule(TokenizedDataModule):
         retain: list[Example] | None = None
         if self.retain_rows is not None:
             retain = self.tokenize(self.retain_rows, "retain")
-        return ForgetRetainPairs(forget, retain, self.seed)
+        alternative = None
+        if self.alternative_lines is not None:
+            lines, rows = self.alternative_lines, self.forget_rows
+            alternative = Alternatives(lines, rows, self.style, self.max_length, self.seed)
+        return ForgetRetainPairs(forget, retain, self.seed, alternative)
 
     @property
     def forget_examples(self) -> Sequence[Example]:
@@ -135,5 +148,7 @@ def first_rows(rows: list[dict[str, Any]], limit: int | None, option: str) -> li
     if limit is None:
         return rows
     if not 1 <= limit <= len(rows):
-        raise InputError(f"data.{option} is {limit}, but there are {len(rows)} rows; give 1 to {len(rows)}, or nothing.")
+        raise InputError(
+            f"data.{option} is {limit}, but there are {len(rows)} rows; give 1 to {len(rows)}, or nothing."
+        )
     return rows[:limit]
