@@ -1,0 +1,152 @@
+"""What the processes run, and the test process too, to compare: plain arguments in, plain values and arrays out."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from transformers import AutoModelForCausalLM
+
+from dipo_lightning.data.pairs import EpochSampler
+from dipo_lightning.data.unlearning import UnlearningDataModule
+from dipo_lightning.modules.dipo import DiPOModule
+from dipo_lightning.modules.preference import NPOModule
+from dipo_lightning.modules.unlearning import UnlearningModule
+from dipo_lightning.sharding import full_state_dict, is_sharded
+from tests.toys import save_toy
+
+METHODS: dict[str, type[UnlearningModule]] = {"dipo": DiPOModule, "npo": NPOModule}
+FORGET_ROWS, RETAIN_ROWS = 16, 24
+
+
+def write_task(folder: Path, family: str = "llama") -> Path:
+    """Write a toy model and rows whose answers have from 1 to 40 words, so that no two ranks hold as many tokens."""
+    save_toy(folder / "model", family)
+    for name, count in (("forget", FORGET_ROWS), ("retain", RETAIN_ROWS)):
+        rows = [
+            {"question": f"Who is {name} {row}?", "answer": " ".join(["It is", *map(str, range(row * row * 7 % 40))])}
+            for row in range(count)
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+class Record(Callback):
+    """Keeps the loss of every micro-batch, the rows it held, and the terms of every step."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.rows: list[list[int]] = []
+        self.terms: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.losses.append(float(outputs["loss"]))
+        self.rows.append(batch["forget"]["index"].tolist())
+        self.terms.append({name: float(value) for name, value in trainer.logged_metrics.items()})
+
+
+def train(
+    task: str,
+    method: str = "dipo",
+    strategy: str = "auto",
+    devices: int = 1,
+    batch_size: int = 2,
+    accumulate: int = 1,
+    clip: float | None = None,
+    optimizer: str | None = None,
+    epochs: int = 1,
+    max_steps: int = -1,
+    precision: str = "32-true",
+    ckpt_path: str | None = None,
+    save: str | None = None,
+    sharded_checkpoint: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train the toy and return losses, rows and final weights (rank 0; the others return none)."""
+    pl.seed_everything(0, verbose=False)  # the adapters' first values
+    module = METHODS[method](
+        f"{task}/model", optimizer=OPTIMIZERS[optimizer or ("sgd_clipped" if clip else "sgd")], reference_cache=f"{task}/cache/{devices}", **options
+    )
+    data = make_data(task, batch_size)
+    record = Record()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy=strategy_of(strategy, sharded_checkpoint),
+        precision=precision,
+        max_epochs=epochs,
+        max_steps=max_steps,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=clip,
+        callbacks=[record],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        inference_mode=False,
+        default_root_dir=task,
+    )
+    trainer.fit(module, data, ckpt_path=ckpt_path)
+    if save is not None:
+        trainer.save_checkpoint(save)
+    return {
+        "losses": record.losses,
+        "rows": record.rows,
+        "terms": record.terms,
+        "weights": weights(module),
+        "reference": type(module.reference).__name__,
+    }
+
+
+def make_data(task: str, batch_size: int) -> UnlearningDataModule:
+    files = f"{task}/forget.jsonl", f"{task}/retain.jsonl"
+    return UnlearningDataModule(f"{task}/model", *files, prompt="plain", batch_size=batch_size)
+
+
+def strategy_of(name: str, sharded_checkpoint: bool = False) -> Any:
+    if name == "fsdp2" and sharded_checkpoint:
+        from dipo_lightning.sharding import FSDP2Strategy
+
+        return FSDP2Strategy(save_distributed_checkpoint=True)
+    return name
+
+
+def weights(module: UnlearningModule) -> dict[str, np.ndarray]:
+    """The whole weights of the policy, on rank 0."""
+    assert module.policy is not None
+    state = full_state_dict(module.policy) if is_sharded(module.policy) else module.policy.state_dict()
+    return {name: value.detach().cpu().numpy() for name, value in state.items()}
+
+
+OPTIMIZERS: dict[str, Any] = {
+    # Adam's first step is the gradient over its own size: where that is rounding noise, so is the step. Plain SGD
+    # passes rounding on as it is; AdamW gets an epsilon above the noise.
+    "sgd": functools.partial(torch.optim.SGD, lr=1e-3, momentum=0.9),
+    "sgd_clipped": functools.partial(torch.optim.SGD, lr=5e-2, momentum=0.9),
+    "adamw": functools.partial(torch.optim.AdamW, lr=1e-3, eps=1e-2),
+}
+"""Steps small enough that losses fall: a run that diverges amplifies any rounding."""
+
+
+def token_counts(task: str, devices: int, batch_size: int) -> list[int]:
+    """The supervised retain tokens in each batch of this process, one epoch."""
+    data = make_data(task, batch_size)
+    data.setup("fit")
+    training = data.train_dataloader().dataset
+    sampler = EpochSampler(training, num_replicas=devices, rank=int(os.environ.get("LOCAL_RANK", 0)), shuffle=True)
+    counts = [training.token_counts(key)["retain"] for key in sampler]
+    return [sum(counts[start : start + batch_size]) for start in range(0, len(counts), batch_size)]
+
+
+def pretrained_weights(task: str) -> dict[str, np.ndarray]:
+    """The weights before training."""
+    model = AutoModelForCausalLM.from_pretrained(f"{task}/model")
+    return {name: value.numpy() for name, value in model.state_dict().items()}

@@ -1,0 +1,108 @@
+"""Two processes on gloo that stay alive for the whole test session and run one job after the other.
+
+Starting two processes with torch, Lightning and transformers costs eight seconds, a job a tenth of one. A job is a
+function of `tests.distributed.jobs` by name, with plain arguments; both processes run it, and both results come back.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pydoc
+import socket
+import sys
+import tomllib
+import traceback
+import warnings
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+WORLD = 2
+
+
+class JobFailed(AssertionError):
+    """A job raised on some process, or did not end in time."""
+
+
+class Pool:
+    """Two processes that a Trainer takes for its own: started by someone else, under ``LOCAL_RANK``."""
+
+    def __init__(self, logs: Path) -> None:
+        self.logs, self.workers, self.connections = logs, [], []
+
+    def start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.workers, self.connections = [], []
+        for rank in range(WORLD):
+            here, there = context.Pipe()
+            worker = context.Process(target=serve, args=(rank, port, self.logs / f"rank{rank}.txt", there), daemon=True)
+            worker.start()
+            there.close()
+            self.workers.append(worker)
+            self.connections.append(here)
+
+    def run(self, job: str, timeout: float = 120, **arguments: Any) -> list[Any]:
+        """Run ``job`` on both processes and return what each returned, by rank."""
+        if not self.workers:
+            self.start()
+        for connection in self.connections:
+            connection.send((job, arguments))
+        results, errors = [], []
+        for rank, connection in enumerate(self.connections):
+            # The other process may wait in a collective for the one that failed: it gets little time after that.
+            if not connection.poll(5 if errors else timeout):
+                errors.append(f"rank {rank}: no answer")
+                continue
+            try:
+                ok, value = connection.recv()
+            except (EOFError, ConnectionResetError):
+                ok, value = False, "the process died"
+            (results if ok else errors).append(value if ok else f"rank {rank}: {value}")
+        if errors:
+            self.stop()
+            output = "\n".join(path.read_text()[-4000:] for path in sorted(self.logs.glob("rank*.txt")))
+            raise JobFailed(f"{job}({arguments})\n" + "\n".join(errors) + f"\n--- output\n{output}")
+        return results
+
+    def stop(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+            worker.join()
+        self.workers = []
+
+
+def serve(rank: int, port: int, log: Path, connection: Connection) -> None:
+    """Answer jobs until the other end hangs up."""
+    environment = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": WORLD, "MASTER_ADDR": "127.0.0.1"}
+    os.environ.update({name: str(value) for name, value in environment.items()} | {"MASTER_PORT": str(port)})
+    sys.stdout = sys.stderr = log.open("w", buffering=1)
+
+    import torch
+
+    from tests.distributed import jobs
+
+    torch.set_num_threads(1)
+    while True:
+        try:
+            job, arguments = connection.recv()
+        except EOFError:
+            break
+        try:
+            with warnings.catch_warnings():
+                filter_warnings()
+                connection.send((True, getattr(jobs, job)(**arguments)))
+        except Exception:  # whatever a job raises is the test's to report
+            connection.send((False, traceback.format_exc()))
+
+
+def filter_warnings() -> None:
+    """Apply pytest's own filters: warnings are errors here too."""
+    pyproject = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    for line in tomllib.loads(pyproject.read_text())["tool"]["pytest"]["ini_options"]["filterwarnings"]:
+        action, message, category, *_ = [*line.split(":"), "", ""]
+        kind: Any = pydoc.locate(category) if category else Warning
+        warnings.filterwarnings(action, message, kind)

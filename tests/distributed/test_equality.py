@@ -1,0 +1,115 @@
+"""Two processes do what one does with the same global batch: losses and weights, for every way of training."""
+
+from __future__ import annotations
+
+import functools
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.distributed import jobs
+from tests.distributed.pool import WORLD, Pool
+
+TOLERANCE = 1e-6
+"""Relative to the largest number of a tensor; float32 has 6e-8, and sums in another order cost a few of those."""
+
+SMALLEST_SCALE = 1e-2
+"""Adapters start at zero, so they are no larger than what the steps added, and that is a sum with its own rounding."""
+
+Case = dict[str, Any]
+
+
+def case(strategy: str, method: str, reference: str, lora: bool, accumulate: int, clip: bool) -> Case:
+    chosen = {"strategy": strategy, "method": method, "reference": reference, "accumulate": accumulate}
+    if lora:
+        chosen |= {"lora_rank": 4}
+    if clip:
+        chosen |= {"clip": 1.0}  # far below the gradient's norm, so that it acts in every step
+    return chosen
+
+
+def references(method: str, lora: bool) -> list[str]:
+    return ["live", "hidden_states"] + ["adapters_off"] * lora + ["directions"] * (lora and method == "dipo")
+
+
+FULL = [
+    case(strategy, method, reference, lora, accumulate, clip)
+    for strategy, method, lora, accumulate, clip in product(
+        ("ddp", "fsdp2"), ("dipo", "npo"), (False, True), (1, 2), (False, True)
+    )
+    for reference in references(method, lora)
+]
+
+#: Every pair of two choices occurs at least once.
+COVERING = [
+    case("ddp", "dipo", "live", False, 2, True),
+    case("fsdp2", "dipo", "live", False, 1, False),
+    case("fsdp2", "npo", "live", False, 2, True),
+    case("ddp", "npo", "hidden_states", False, 1, False),
+    case("fsdp2", "dipo", "hidden_states", False, 1, True),
+    case("fsdp2", "dipo", "adapters_off", True, 2, True),
+    case("ddp", "npo", "adapters_off", True, 1, True),
+    case("ddp", "dipo", "directions", True, 2, False),
+    case("fsdp2", "npo", "hidden_states", True, 2, False),
+    case("fsdp2", "dipo", "directions", True, 1, True),
+]
+
+
+def name(chosen: Case) -> str:
+    return "-".join(f"{key}={value}" if not isinstance(value, str) else value for key, value in chosen.items())
+
+
+@functools.cache
+def one_process(task: str, chosen: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    return jobs.train(task, **dict(chosen))
+
+
+def compare(pool: Pool, task: str, chosen: Case, **options: Any) -> dict[str, Any]:
+    """Train on two processes and on one, and assert that losses and weights are the same; returns rank 0's result."""
+    micro = 2
+    options |= {"epochs": chosen["accumulate"]}  # as many optimiser steps with accumulation as without
+    alone = {key: value for key, value in chosen.items() if key not in ("strategy", "accumulate")} | options
+    one = one_process(task, tuple(sorted({**alone, "batch_size": micro * WORLD * chosen["accumulate"]}.items())))
+    ranks = pool.run("train", task=task, devices=WORLD, batch_size=micro, **chosen, **options)
+    losses = np.mean([rank["losses"] for rank in ranks], axis=0).reshape(-1, chosen["accumulate"]).sum(1)
+    np.testing.assert_allclose(losses, one["losses"], rtol=TOLERANCE)
+    assert_same_weights(ranks[0]["weights"], one["weights"])
+    return ranks[0]
+
+
+def assert_same_weights(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float = TOLERANCE) -> None:
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        difference = np.abs(found[key] - value).max() / max(np.abs(value).max(), SMALLEST_SCALE)
+        assert difference <= tolerance, f"{key} differs by {difference:.1e}"
+
+
+@pytest.mark.parametrize("chosen", COVERING, ids=name)
+def test_two_processes_equal_one(pool: Pool, task: str, chosen: Case) -> None:
+    compare(pool, task, chosen)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chosen", FULL, ids=name)
+def test_two_processes_equal_one_in_every_combination(pool: Pool, task: str, chosen: Case) -> None:
+    compare(pool, task, chosen)
+
+
+def test_adam_with_an_epsilon_above_rounding(pool: Pool, task: str) -> None:
+    compare(pool, task, case("fsdp2", "dipo", "live", False, 2, True), optimizer="adamw")
+
+
+def test_ranks_hold_different_counts_so_that_a_mean_of_means_would_be_seen(pool: Pool, task: str) -> None:
+    """The answers' mean token NLL: over the global batch, not the mean of the ranks' means."""
+    ranks = pool.run("token_counts", task=task, devices=WORLD, batch_size=2)
+    first, second = (np.array(rank) for rank in ranks)
+    assert (np.abs(first / second - 1) > 0.2).any()
+
+
+def test_the_weights_have_moved(task: str) -> None:
+    """Else the comparisons above would compare the pretrained model with itself."""
+    start = jobs.pretrained_weights(task)
+    trained = one_process(task, (("batch_size", 4), ("method", "dipo"), ("reference", "live")))["weights"]
+    assert any(np.abs(trained[key] - start[key]).max() > 1e-2 for key in start)
