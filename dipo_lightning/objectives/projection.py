@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dipo_lightning.errors import InputError
 
-_CACHE_PIECE = 64
+_CACHE_PIECE = 256
 
 
 def check_projection(hidden: Tensor, weight: Tensor, name: str) -> None:
