@@ -1,4 +1,4 @@
-"""What to forget and what to keep, from files (`UnlearningDataModule`); rows to fine-tune on (`FineTuningDataModule`)."""
+"""What to forget and what to keep, from files (`UnlearningDataModule`), and rows to fine-tune on."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +17,8 @@ from dipo_lightning.errors import InputError
 class UnlearningDataModule(TokenizedDataModule):
     """Pairs each row to forget with a row to keep; one epoch is one pass over what must be forgotten.
 
-    The retain partner is a pure function of (seed, epoch, index). A batch holds ``forget`` and ``retain`` token batches,
-    and ``alternative`` where there are alternatives.
+    The retain partner is a pure function of (seed, epoch, index). A batch holds ``forget`` and ``retain`` token
+    batches, and ``alternative`` where there are alternatives.
 
     Args:
         tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; usually the model's own.

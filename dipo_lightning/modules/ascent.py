@@ -1,6 +1,6 @@
 """Methods that push the answer's own likelihood down: GradAscent, GradDiff, KL, WGA and CE-U."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -20,17 +20,39 @@ class GradDiffModule(UnlearningModule):
 
 
 class GradAscentModule(GradDiffModule):
-    """Gradient ascent alone, without a retain term. Source: TOFU, arXiv 2401.06121."""
+    """Gradient ascent alone, without a retain term. Source: TOFU, arXiv 2401.06121.
 
-    def __init__(self, pretrained: str, **options: Any) -> None:  # noqa: ANN401
-        super().__init__(pretrained, **{"retain_loss": "none", **options})
+    Args:
+        pretrained: The model that must forget.
+        retain_loss: ``none``; with another it is no longer this method.
+        **options: Those of `UnlearningModule`.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        retain_loss: Literal["nll", "kl", "none"] = "none",
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(pretrained, retain_loss=retain_loss, **options)
 
 
 class KLModule(GradDiffModule):
-    """Gradient ascent, held by KL(reference || policy) on the retain answers. Source: TOFU, arXiv 2401.06121."""
+    """Gradient ascent, held by KL(reference || policy) on the retain answers. Source: TOFU, arXiv 2401.06121.
 
-    def __init__(self, pretrained: str, **options: Any) -> None:  # noqa: ANN401
-        super().__init__(pretrained, **{"retain_loss": "kl", **options})
+    Args:
+        pretrained: The model that must forget; also the reference on the retain answers.
+        retain_loss: ``kl``; with another it is no longer this method.
+        **options: Those of `UnlearningModule`.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        retain_loss: Literal["nll", "kl", "none"] = "kl",
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(pretrained, retain_loss=retain_loss, **options)
 
 
 class WGAModule(UnlearningModule):
