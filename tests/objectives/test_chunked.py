@@ -90,10 +90,10 @@ def test_rewards(chunk_size: int, source: str) -> None:
         torch.testing.assert_close(with_rewards, without, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("chunk_size", [4, 100])
+@pytest.mark.parametrize("chunk_size", [2, 100])
 def test_gradcheck(chunk_size: int) -> None:
     hidden, weight, *reference = tensors()
-    small = (hidden[:5], weight[:30], reference[0][:5], reference[1][:30])
+    small = (hidden[:3, :2], weight[:14, :2], reference[0][:3], reference[1][:14])
     assert torch.autograd.gradcheck(lambda x, w: chunked_margin(x, w, *small[2:], OPTIONS[0], chunk_size), small[:2])
 
 

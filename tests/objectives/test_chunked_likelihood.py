@@ -48,8 +48,8 @@ def test_low_precision_is_near(chunk_size: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("chunk_size", [2, 100])
 def test_gradcheck(chunk_size: int) -> None:
     hidden, weight = tensors()
-    labels = torch.tensor([0, 3, 29, 7, 7])
-    small = (hidden[:5], weight[:30])
+    labels = torch.tensor([0, 7, 7])
+    small = (hidden[:3, :2], weight[:9, :2])
     assert torch.autograd.gradcheck(lambda x, w: chunked_nll(x, w, labels, chunk_size), small)
 
 
