@@ -60,6 +60,7 @@ class Evaluation(pl.Callback):
         self.first: Document | None = None
         self.last: Document | None = None
         self._last_step: int | None = None
+        self._described = False  # whether the loggers of this process have the hyper-parameters with their metrics
 
     # What a subclass gives.
 
@@ -99,7 +100,7 @@ class Evaluation(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check everything before the model is loaded, and forget an earlier run."""
         if stage == TrainerFn.FITTING:
-            self.files, self.first, self.last, self._last_step = [], None, None, None
+            self.files, self.first, self.last, self._last_step, self._described = [], None, None, None, False
         self.check(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -167,22 +168,23 @@ class Evaluation(pl.Callback):
             trainer.callback_metrics.update(tensors)
             for logger in trainer.loggers:
                 logger.log_metrics(scalars, step=trainer.global_step)
-                self._log_hyperparameters(logger, pl_module, document, trainer.global_step)
+                self._log_hyperparameters(logger, document, trainer.global_step)
+            self._described = True
         else:
             pl_module.log_dict(tensors, on_epoch=True, rank_zero_only=False)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 self.write_tensorboard(logger.experiment, document, trainer.global_step)
 
-    def _log_hyperparameters(self, logger: Any, pl_module: pl.LightningModule, document: Document, step: int) -> None:  # noqa: ANN401
+    def _log_hyperparameters(self, logger: Any, document: Document, step: int) -> None:  # noqa: ANN401
         """Give the HPARAMS tab its metrics: it stays empty unless hyper-parameters are logged together with some."""
         metrics = {f"hp/{key}": value for key, value in self.hyperparameter_metrics(document).items()}
         if not isinstance(logger, TensorBoardLogger) or not metrics:
             return
-        if self.first is None:
-            logger.log_hyperparams(dict(pl_module.hparams), metrics, step)
-        else:
+        if self._described:
             logger.log_metrics(metrics, step)
+        else:  # `hparams`: what the Trainer gave this logger of the module and the data module
+            logger.log_hyperparams(dict(logger.hparams), metrics, step)
 
     def _write(self, trainer: pl.Trainer, document: Document, file: str) -> None:
         """Write the document on rank 0, and say where and what it found."""

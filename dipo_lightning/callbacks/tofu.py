@@ -200,6 +200,8 @@ class TOFUEvaluation(Evaluation):
         return self._document(evaluated)
 
     def _document(self, evaluated: EvaluatedRows) -> Document:
+        if self.reference is not None:
+            add_reference_scores(evaluated, self.reference)
         aggregates = aggregate(
             evaluated.sets, reference=self.reference, truth_ratio=self.truth_ratio, skipped=evaluated.skipped
         )
@@ -243,3 +245,12 @@ class TOFUEvaluation(Evaluation):
         if self.options.generate:
             first = (self.first or document)["sets"]["forget"]
             write_answers(experiment, answers_table(first[: self.samples], forget), step)
+
+
+def add_reference_scores(evaluated: EvaluatedRows, reference: EvaluationLog) -> None:
+    """Give the forget and holdout rows their loss less the reference's, a membership score, where its log has one."""
+    for name in ("forget", "holdout"):
+        others = {row["index"]: row.get("nll") for row in reference.sets.get(name, ())}
+        for row in evaluated.sets.get(name, ()):
+            if (other := others.get(row["index"])) is not None:
+                row["reference"] = row["nll"] - other

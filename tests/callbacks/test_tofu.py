@@ -107,7 +107,10 @@ def test_written_rows_give_the_written_aggregates(tmp_path: Path, data: Path, re
         assert json.loads(json.dumps(again)) == document["aggregates"]
         assert 0 < document["aggregates"]["forget_quality"]["p"] <= 1
         assert document["aggregates"]["forget_quality"]["n"] == SIZES["forget"]
-        assert "forget_min_k_plus_plus_auc" in document["aggregates"]
+        attacks = ("loss", "zlib", "min_k", "min_k_plus_plus", "reference")
+        assert all(0 <= document["aggregates"][f"forget_{attack}_auc"] <= 1 for attack in attacks)
+        for row, other in zip(log.sets["forget"], read_log(reference).sets["forget"], strict=True):
+            assert row["reference"] == row["nll"] - other["nll"]
         assert document["settings"]["prompt_style"] == ToyData().style.fingerprint()
         assert document["provenance"]["versions"]["torch"]
 
