@@ -5,11 +5,13 @@ A command of the second kind is a plain function whose signature and docstring a
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
-from dipo_lightning.errors import DiPOError
+from dipo_lightning.errors import DiPOError, InputError
 from dipo_lightning.parser_messages import explained
 
 COMMANDS = {
@@ -17,7 +19,10 @@ COMMANDS = {
     "muse-small": "dipo_lightning.muse_small:muse_small",
     "scalability": "dipo_lightning.scaling:scalability",
     "sustainability": "dipo_lightning.scaling:sustainability",
-    "score": "dipo_lightning.metrics.score:print_score",
+    "score": "dipo_lightning.metrics.scoring:print_score",
+    "report": "dipo_lightning.report.page:report",
+    "export": "dipo_lightning.models.checkpoint:export",
+    "chat": "dipo_lightning.chat:chat",
 }
 """The commands that are no Trainer method, by name, as ``module:function``."""
 
@@ -73,10 +78,13 @@ def show_commands(args: list[str]) -> int:
 
 def trainer_cli() -> Any:  # noqa: ANN401
     """Return the LightningCLI of this project as a callable of the arguments (imports Lightning only when needed)."""
+    # Lightning 2.6 calls jsonargparse by old names; its users can do nothing about that
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     import lightning.pytorch as pl
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
     import dipo_lightning.callbacks  # noqa: F401  (short class names in YAML)
+    from dipo_lightning.callbacks.tensorboard_layout import write_layout
     from dipo_lightning.data.module import TokenizedDataModule  # noqa: F401
     from dipo_lightning.modules.dipo import DiPOModule
 
@@ -91,13 +99,15 @@ def trainer_cli() -> Any:  # noqa: ANN401
             sys.exit(2)
 
     class SaveConfig(SaveConfigCallback):
-        """Also writes the config as text into TensorBoard."""
+        """Also writes the config as text into TensorBoard, and the layout of its charts."""
 
         def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
             experiment = getattr(trainer.logger, "experiment", None)
             if hasattr(experiment, "add_text"):
                 text = self.parser.dump(self.config, skip_none=False)
                 experiment.add_text("config", "\n".join("    " + line for line in text.splitlines()))
+            if stage == "fit":
+                write_layout(experiment)
 
     class DiPOCLI(LightningCLI):
         """Any module and data module by class name; one tokenizer for both; a checkpoint never overrides an option."""
@@ -105,6 +115,11 @@ def trainer_cli() -> Any:  # noqa: ANN401
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             parser.set_defaults({"model": {"class_path": f"{DiPOModule.__module__}.DiPOModule"}})
             parser.link_arguments("model.init_args.pretrained", "data.init_args.tokenizer")
+
+        def before_instantiate_classes(self) -> None:
+            path = self.config[self.subcommand].get("ckpt_path")
+            if path and path not in ("best", "last", "hpc") and not Path(path).exists():
+                raise InputError(f"ckpt_path is {path}, which is not there; give a checkpoint's path, last or best.")
 
         def instantiate_classes(self) -> None:
             try:
@@ -172,6 +187,9 @@ def _summary(name: str) -> str:
         "scalability": "Unlearn forget sets of growing size, each from the target.",
         "sustainability": "Unlearn one request after another, each from the last model.",
         "score": "Compute every aggregate of an evaluation log, without a model.",
+        "report": "Write a run's results as one HTML page.",
+        "export": "Write a checkpoint as a Hugging Face folder with a model card.",
+        "chat": "Talk to the original and the unlearned model side by side.",
     }
     return summaries.get(name, "")
 

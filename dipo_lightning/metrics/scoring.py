@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dipo_lightning.metrics import muse, tofu
 from dipo_lightning.metrics.logs.comparing import check_comparable
@@ -90,3 +91,16 @@ def _same(stored: Any, recomputed: Any) -> bool:
     if all(numbers):
         return math.isclose(stored, recomputed, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
     return bool(stored == recomputed)
+
+
+def print_score(
+    log: str, reference: str | None = None, truth_ratio: Literal["geometric", "arithmetic", "open_unlearning"] = "geometric"
+) -> None:
+    """Print every aggregate of an evaluation log as JSON, without a model.
+
+    Args:
+        log: The log: this package's, open-unlearning's ``TOFU_EVAL.json`` or TOFU's ``eval_log_aggregated.json``.
+        reference: Log of the model trained without the forget set, for forget quality.
+        truth_ratio: Variant of the truth ratio.
+    """
+    print(json.dumps(score(log, reference, truth_ratio), indent=2, ensure_ascii=False))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.models.head import output_projection
-from dipo_lightning.models.loading import load_policy
+from dipo_lightning.models.loading import check_tokenizer, load_policy
 from dipo_lightning.models.lora import LoRA, add_lora
 from dipo_lightning.sharding import is_sharded, shard, transformer_blocks
 
@@ -102,7 +102,14 @@ class LanguageModelModule(pl.LightningModule):
             self.policy = self.prepare(model, self.lora).train()
 
     def inspect(self, model: nn.Module) -> None:
-        """Look at the pretrained model before adapters and sharding change it; a place to override."""
+        """Look at the pretrained model before adapters and sharding change it; a place to override.
+
+        Raises:
+            InputError: The data module's tokenizer has ids that the model has no embedding for.
+        """
+        tokenizer = getattr(getattr(self._trainer, "datamodule", None), "tokenizer", None)
+        if tokenizer is not None:
+            check_tokenizer(tokenizer, model.config)  # type: ignore[arg-type]
 
     def load(self) -> nn.Module:
         """Load the pretrained model in float32 onto the CPU."""

@@ -16,7 +16,7 @@ from dipo_lightning.models.fingerprint import model_fingerprint
 from dipo_lightning.modules.language_model import LanguageModelModule
 from dipo_lightning.modules.reference_choice import build_reference, choose_reference
 from dipo_lightning.objectives.retain import retain_kl, retain_nll
-from dipo_lightning.reference import CachedReference, Reference
+from dipo_lightning.reference import CachedReference, ModelReference, Reference
 
 
 class UnlearningModule(LanguageModelModule):
@@ -65,6 +65,7 @@ class UnlearningModule(LanguageModelModule):
 
     def inspect(self, model: nn.Module) -> None:
         """Find out, before sharding, whether the head is purely linear, and which weights a cache would be of."""
+        super().inspect(model)
         self.head_is_linear = linear_head(model) is not None
         if self.head_is_linear and self._trainer is not None and self.reference_halves:
             self.weights_fingerprint = model_fingerprint(model)
@@ -90,8 +91,10 @@ class UnlearningModule(LanguageModelModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return ``gamma * forget + lambda_ * retain`` over the global batch, logging every term."""
         assert self.policy is not None
-        self.read_reference(batch)
         halves = {half: batch[half] for half in self.halves(batch)}
+        if isinstance(self.reference, ModelReference):
+            self.reference.expect(halves.values())
+        self.read_reference(batch)
         terms = compute_answers(self.policy, halves, self.losses, batch.get("denominators"), self.from_hidden)
         loss = self.gamma * terms["forget"]
         if "retain" in terms:
