@@ -36,9 +36,9 @@ def forget_quality_picture(evaluations: Sequence[Mapping[str, Any]], path: str |
     _draw(lower, utility, MODEL, "model utility", "no answers generated: no model utility")
     if quality:
         upper.axhline(math.log10(SIGNIFICANT), color="0.4", linestyle="--", linewidth=1)
-        upper.annotate(f"p = {SIGNIFICANT}", (1, math.log10(SIGNIFICANT)), (-2, 2), ("axes fraction", "data"),
-                       textcoords="offset points", ha="right", fontsize=8, color="0.4")  # fmt: skip
-    lower.set_ylim(bottom=0)
+        upper.annotate(f"p = {SIGNIFICANT}", (0, math.log10(SIGNIFICANT)), (3, -9), ("axes fraction", "data"),
+                       textcoords="offset points", ha="left", fontsize=8, color="0.4")  # fmt: skip
+    lower.set_ylim(0, 1.2 * max((value for _, value in utility), default=1.0) or 1.0)
     lower.set_xlabel("optimiser step")
     upper.set_title(str(evaluations[0].get("settings", {}).get("split", "")))
     path = Path(path)
