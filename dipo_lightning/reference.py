@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from dipo_lightning.answers import answer_logits, compute_answers
+from dipo_lightning.answers import answer_logits, compute_answers, concatenate
+from dipo_lightning.data.collation import supervised_positions
 from dipo_lightning.errors import RunError
 from dipo_lightning.models.head import output_projection
+from dipo_lightning.sharding import is_sharded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from dipo_lightning.data.collation import TokenBatch
     from dipo_lightning.position_cache import PositionCache
@@ -45,11 +47,26 @@ class Reference(Protocol):
 
 
 class ModelReference:
-    """A reference that is a model and runs a forward; the base of the two below."""
+    """A reference that is a model and runs a forward; the base of the two below.
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    Args:
+        model: A ``transformers`` causal LM, sharded or not.
+        dtype: What a sharded model computes in, if it is one.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
+        self.model, self.dtype = model, dtype
         self._projection: Tensor | None = None
+        self._halves: list[TokenBatch] = []
+        self._parts: dict[str, tuple[Tensor, ...]] = {}
+
+    def expect(self, halves: Iterable[TokenBatch]) -> None:
+        """Name the token batches that share the next forward of the policy; the reference will run on all of them.
+
+        A matrix product rounds by its shape. On the forget rows alone the reference would be a rounding away from the
+        policy's joint forward; on the same joint batch both are equal to the last bit until the first step.
+        """
+        self._halves, self._parts = list(halves), {}
 
     def frozen(self) -> AbstractContextManager:
         """Return the context in which ``model`` is the reference."""
@@ -58,20 +75,32 @@ class ModelReference:
     @torch.no_grad()
     def logits(self, batch: TokenBatch) -> Tensor:
         """Return (N, V) logits at the supervised positions."""
-        with self.frozen():
-            return answer_logits(self.model, batch)
+        return self._part("logits", batch, answer_logits)
 
     @torch.no_grad()
     def hidden(self, batch: TokenBatch) -> Tensor:
         """Return (N, H) final hidden states at the supervised positions."""
-        with self.frozen():
-            return hidden_states(self.model, batch)
+        return self._part("hidden", batch, hidden_states)
+
+    def _part(self, name: str, batch: TokenBatch, run: Callable[[nn.Module, TokenBatch], Tensor]) -> Tensor:
+        """Return what ``run`` gives for ``batch``, out of the joint forward where it is one of the halves."""
+        place = next((place for place, half in enumerate(self._halves) if half is batch), None)
+        if place is None:
+            with self.frozen():
+                return run(self.model, batch)
+        if name not in self._parts:
+            counts = [int(supervised_positions(half["labels"]).sum()) for half in self._halves]
+            with self.frozen():
+                self._parts[name] = run(self.model, concatenate(self._halves)).split(counts)
+        return self._parts[name][place]
 
     @property
     def projection(self) -> Tensor:
-        """(V, H) output projection, whole on every rank."""
+        """(V, H) output projection, whole on every rank and as the model computes with it."""
         if self._projection is None:
-            self._projection = whole(output_projection(self.model))
+            if is_sharded(self.model):
+                self.model.reshard()  # type: ignore[operator]  # gathered weights are views of a buffer that goes away
+            self._projection = whole(output_projection(self.model)).to(self.dtype)
         return self._projection
 
 
@@ -80,10 +109,11 @@ class LiveReference(ModelReference):
 
     Args:
         model: The copy; it is set to evaluation mode and frozen here.
+        dtype: What a sharded model computes in, if it is one.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model.requires_grad_(False).eval())
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
+        super().__init__(model.requires_grad_(False).eval(), dtype)
 
     def to(self, device: torch.device) -> LiveReference:
         """Move the copy to ``device`` (a sharded one is there already)."""

@@ -6,7 +6,7 @@ One code path serves one device and many: a model is sharded block by block, bot
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,9 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from dipo_lightning.errors import InputError
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -26,7 +29,8 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     Args:
         save_distributed_checkpoint: Write a checkpoint as a folder of shards instead of one file that loads anywhere.
-        **kwargs: Passed on to ``ModelParallelStrategy`` (``timeout``, ``process_group_backend``).
+        **kwargs: Passed on to ``ModelParallelStrategy`` (``timeout``, ``process_group_backend``; with CPU offload on
+            GPUs the norm of the gradient is summed on the host, which needs ``cpu:gloo,cuda:nccl``).
     """
 
     def __init__(self, save_distributed_checkpoint: bool = False, **kwargs: Any) -> None:  # noqa: ANN401
@@ -37,12 +41,44 @@ class FSDP2Strategy(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
+    def model_to_device(self) -> None:
+        """Move what `shard` has not placed; weights that are offloaded to the host stay there."""
+        assert self.model is not None
+        if all(_placed(parameter, self.root_device) for parameter in self.model.parameters()):
+            super().model_to_device()
+
 
 if "fsdp2" not in StrategyRegistry:
     StrategyRegistry.register("fsdp2", FSDP2Strategy, description="FSDP2 over every process")
 
 
-def shard(model: nn.Module, mesh: DeviceMesh, dtype: torch.dtype, offload: bool = False) -> nn.Module:
+def check_strategy(strategy: Any) -> None:  # noqa: ANN401
+    """Refuse strategies that would not train rightly here, by what stands in ``Trainer(strategy=...)`` or its YAML.
+
+    Lightning refuses some of them itself, but when it builds the Trainer and without naming the one to use.
+
+    Args:
+        strategy: A name, a strategy, or a ``class_path`` mapping.
+
+    Raises:
+        InputError: It is FSDP1, DeepSpeed, or Lightning's bare ``ModelParallelStrategy``.
+    """
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    if isinstance(strategy, Mapping) or hasattr(strategy, "class_path"):
+        name = str(strategy["class_path"])
+    name = name.rpartition(".")[2]
+    if name == "FSDPStrategy" or name in ("fsdp", "fsdp_cpu_offload"):
+        raise InputError(
+            f"trainer.strategy is {name} (FSDP1): it cannot clip by norm and would train and save the reference. "
+            "Write strategy: fsdp2" + (" and model.cpu_offload: true." if name.endswith("offload") else ".")
+        )
+    if name == "ModelParallelStrategy" or name.lower().startswith(("deepspeed", "xla")):
+        raise InputError(f"trainer.strategy is {name}, which is not supported; write strategy: fsdp2 (or ddp, or auto).")
+
+
+def shard(
+    model: nn.Module, mesh: DeviceMesh, dtype: torch.dtype, offload: bool = False, trainable: bool = True
+) -> nn.Module:
     """Shard a causal language model over ``mesh``, block by block, and return it.
 
     Args:
@@ -50,6 +86,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, dtype: torch.dtype, offload: bool 
         mesh: One-dimensional mesh over the data-parallel processes.
         dtype: Compute dtype of parameters and activations; gradients are reduced in float32.
         offload: Keep parameters, gradients and optimiser states in host memory between uses.
+        trainable: Whether a backward pass follows a forward: the root's parameters then stay gathered for it.
     """
     options: dict[str, Any] = {
         "mesh": mesh,
@@ -59,7 +96,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, dtype: torch.dtype, offload: bool 
         options["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
     for block in transformer_blocks(model):
         fully_shard(block, **options)
-    return fully_shard(model, **options)
+    return fully_shard(model, reshard_after_forward=None if trainable else True, **options)
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:
@@ -95,3 +132,8 @@ def unsharded(model: nn.Module) -> Iterator[nn.Module]:
 def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     """Gather the whole state dict to rank 0's host memory (empty elsewhere); collective where the model is sharded."""
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def _placed(parameter: nn.Parameter, device: torch.device) -> bool:
+    """Tell whether a parameter may be moved to ``device``: all but those that were offloaded from it to the host."""
+    return not isinstance(parameter, DTensor) or parameter.device.type == device.type

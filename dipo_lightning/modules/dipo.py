@@ -128,7 +128,11 @@ class DiPOModule(UnlearningModule):
             self._frozen = self.reference.directions(batch["forget"])
         elif self.from_hidden:
             assert self.reference is not None
-            self._frozen = self.reference.hidden(batch["forget"]), self.reference.projection
+            assert self.policy is not None
+            hidden = self.reference.hidden(batch["forget"])
+            # A frozen projection is the reference's own: taken as the same tensor, the margin of equal states is 0.
+            trained = output_projection(self.policy).requires_grad
+            self._frozen = hidden, self.reference.projection if trained else None
 
     def forget_terms(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
         """Return the forget loss, the margin (of a row, and of a token), and the rewards of both distributions."""
@@ -164,7 +168,9 @@ class DiPOModule(UnlearningModule):
             )
             return rewards_found[0] - rewards_found[1], rewards_found
         if self.from_hidden:
-            inputs = (forget.hidden, forget.projection, *self._frozen, self.pair, self.chunk_size, self.source)
+            hidden, projection = self._frozen
+            frozen = hidden, forget.projection if projection is None else projection
+            inputs = (forget.hidden, forget.projection, *frozen, self.pair, self.chunk_size, self.source)
             if not self.logs_are_due:  # the rewards cost the policy's projection
                 return chunked_margin(*inputs), ()  # type: ignore[arg-type]
             found = chunked_margin_with_rewards(*inputs)  # type: ignore[arg-type]

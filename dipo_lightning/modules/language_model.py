@@ -5,7 +5,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -13,7 +13,7 @@ from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.models.head import output_projection
 from dipo_lightning.models.loading import check_tokenizer, load_policy
 from dipo_lightning.models.lora import LoRA, add_lora
-from dipo_lightning.sharding import is_sharded, shard, transformer_blocks
+from dipo_lightning.sharding import check_strategy, is_sharded, shard, transformer_blocks
 
 
 class LanguageModelModule(pl.LightningModule):
@@ -75,8 +75,7 @@ class LanguageModelModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse combinations that cannot be right, before the model is loaded."""
         strategy, precision = self.trainer.strategy, str(self.trainer.precision)
-        if isinstance(strategy, FSDPStrategy):
-            raise InputError("trainer.strategy is fsdp (FSDP1), which is not supported; write strategy: fsdp2.")
+        check_strategy(strategy)
         if precision not in ("32-true", "bf16-mixed"):
             raise InputError(
                 f"trainer.precision is {precision}; a policy and a reference stored in it would not agree at step 0. "
@@ -111,9 +110,9 @@ class LanguageModelModule(pl.LightningModule):
         if tokenizer is not None:
             check_tokenizer(tokenizer, model.config)  # type: ignore[arg-type]
 
-    def load(self) -> nn.Module:
-        """Load the pretrained model in float32 onto the CPU."""
-        return load_policy(self.pretrained, revision=self.revision, trust_remote_code=self.trust_remote_code)
+    def load(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """Load the pretrained model onto the CPU; training needs float32."""
+        return load_policy(self.pretrained, dtype=dtype, revision=self.revision, trust_remote_code=self.trust_remote_code)
 
     def prepare(self, model: nn.Module, lora: LoRA | None = None, trainable: bool = True) -> nn.Module:
         """Add adapters, then checkpointing, then compilation, then sharding: the order in which they compose."""
@@ -129,7 +128,7 @@ class LanguageModelModule(pl.LightningModule):
         strategy = self.trainer.strategy if self._trainer is not None else None
         if isinstance(strategy, ModelParallelStrategy):
             assert self.device_mesh is not None
-            model = shard(model, self.device_mesh["data_parallel"], self.forward_dtype, self.cpu_offload)
+            model = shard(model, self.device_mesh["data_parallel"], self.forward_dtype, self.cpu_offload, trainable)
         return model
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

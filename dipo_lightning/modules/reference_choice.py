@@ -62,12 +62,17 @@ def build_reference(module: UnlearningModule, name: str) -> Reference:
     if name == "adapters_off":
         return AdaptersOffReference(module.policy)
     if name == "live":
-        reference = LiveReference(module.prepare(module.load(), trainable=False))
-        return reference if module.sharded else reference.to(device)
+        if not module.sharded:
+            return LiveReference(module.prepare(module.load(), trainable=False)).to(device)
+        # What the policy computes with is its weights rounded to this dtype: the copy may be stored in it.
+        dtype = module.forward_dtype
+        return LiveReference(module.prepare(module.load(dtype), trainable=False), dtype)
     if name != "hidden_states":
         raise InputError(f"model.reference is {name}, which {type(module).__name__} cannot use; use live or auto.")
     projection = whole(output_projection(module.policy))
-    if output_projection(module.policy).requires_grad:
+    if module.sharded:
+        projection = projection.to(module.forward_dtype)
+    elif output_projection(module.policy).requires_grad:
         projection = projection.clone()
     policy = module.policy
     cache = open_cache(module, projection.shape[1], lambda batch: hidden_states(policy, batch), kind=name)

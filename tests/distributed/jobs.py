@@ -12,8 +12,10 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from dipo_lightning.answers import Answers
 from dipo_lightning.data.pairs import EpochSampler
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.modules.dipo import DiPOModule
@@ -22,7 +24,38 @@ from dipo_lightning.modules.unlearning import UnlearningModule
 from dipo_lightning.sharding import full_state_dict, is_sharded
 from tests.toys import save_toy
 
-METHODS: dict[str, type[UnlearningModule]] = {"dipo": DiPOModule, "npo": NPOModule}
+
+
+class Gaps(UnlearningModule):
+    """Notes, inside each training step, the largest difference between the policy's and the reference's outputs."""
+
+    gaps: list[float]
+
+    def reference_logits(self, answers: Answers) -> Tensor:
+        logits = super().reference_logits(answers)
+        self.note(answers.logits - logits)
+        return logits
+
+    def token_margins(self, forget: Answers) -> Any:
+        margin, rewards = super().token_margins(forget)  # type: ignore[misc]
+        self.note(margin)
+        if self.from_hidden and hasattr(self.reference, "hidden"):
+            self.note(forget.hidden - self.reference.hidden(forget.batch))  # type: ignore[union-attr, operator]
+        return margin, rewards
+
+    def note(self, difference: Tensor) -> None:
+        self.gaps = [*getattr(self, "gaps", []), float(difference.detach().abs().max())]
+
+
+class RecordedDiPO(Gaps, DiPOModule):
+    pass
+
+
+class RecordedNPO(Gaps, NPOModule):
+    pass
+
+
+METHODS: dict[str, type[Gaps]] = {"dipo": RecordedDiPO, "npo": RecordedNPO}
 FORGET_ROWS, RETAIN_ROWS = 16, 24
 
 
@@ -103,6 +136,7 @@ def train(
         "terms": record.terms,
         "weights": weights(module),
         "reference": type(module.reference).__name__,
+        "gaps": module.gaps,
     }
 
 
