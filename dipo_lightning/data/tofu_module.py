@@ -58,3 +58,4 @@ class TOFUFineTuningDataModule(FineTuningDataModule):
         folder, names = Path(data).expanduser(), [train] if isinstance(train, str) else train
         sources = [str(folder / f"{name}.json") if folder.is_dir() else f"{data}:{name}" for name in names]
         super().__init__(tokenizer, train=sources, rows=rows, **options)
+        self.data = data

@@ -18,7 +18,8 @@ def read_log(path: str | Path) -> EvaluationLog:
     """Read a log, whichever of the known formats it has.
 
     Args:
-        path: This package's own JSON log, open-unlearning's TOFU_EVAL.json or TOFU's eval_log_aggregated.json.
+        path: This package's own JSON log, open-unlearning's TOFU_EVAL.json or TOFU's eval_log_aggregated.json; or the
+            folder of a run, whose last evaluation is read.
 
     Returns:
         Its rows and what is known about them.
@@ -27,6 +28,8 @@ def read_log(path: str | Path) -> EvaluationLog:
         InputError: There is no such file, it is not JSON or cut off, its format is unknown, or it lacks something.
     """
     path = Path(path)
+    if path.is_dir():
+        path = last_evaluation(path)
     content = _load(path)
     if not isinstance(content, Mapping):
         raise InputError(f"{path}: an evaluation log is a JSON object, this is a {type(content).__name__}")
@@ -45,6 +48,18 @@ def read_log(path: str | Path) -> EvaluationLog:
         f"{path}: unknown format (its keys: {keys}). Known are logs of this package, open-unlearning's TOFU_EVAL.json "
         "and TOFU's eval_log_aggregated.json."
     )
+
+
+def last_evaluation(folder: Path) -> Path:
+    """Return the evaluation that was written last anywhere in ``folder``.
+
+    Raises:
+        InputError: There is none.
+    """
+    logs = [*folder.glob("*.json"), *folder.glob("**/evaluations/*.json")]
+    if not logs:
+        raise InputError(f"{folder}: no evaluation log in this folder; name a log, or a run that evaluated its model")
+    return max(logs, key=lambda log: (log.stat().st_mtime_ns, log.name))
 
 
 def _load(path: Path) -> Any:
