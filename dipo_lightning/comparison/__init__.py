@@ -1,0 +1,38 @@
+"""``dipo-lightning compare``: methods, settings and seeds side by side, on one base."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from dipo_lightning.comparison.plan import read_comparison
+from dipo_lightning.comparison.report import write_report
+from dipo_lightning.comparison.work import Work
+from dipo_lightning.errors import RunError
+
+__all__ = ["compare"]
+
+
+def compare(comparison: str, dry_run: bool = False) -> None:
+    """Run methods side by side, and write a table, comparison.csv and a picture.
+
+    Runs that are finished are not run again, and an interrupted one goes on from its last checkpoint. A run that fails
+    is reported, and the others go on.
+
+    Args:
+        comparison: YAML file of the comparison, such as configs/compare/quickstart.yaml.
+        dry_run: Say what would be run, and run nothing.
+    """
+    if (here := str(Path.cwd())) not in sys.path:  # a method from one's own project
+        sys.path.insert(0, here)
+    plan = read_comparison(comparison)
+    work = Work(plan)
+    if dry_run:
+        print("\n".join(work.planned()))
+        return
+    findings = work.do()
+    text = write_report(plan, findings)
+    print(f"\n{text}\nEverything is in {plan.output}: comparison.md, comparison.csv, comparison.png and the runs.")
+    if findings.failures:
+        names = ", ".join(failure.title for failure in findings.failures)
+        raise RunError(f"{names}: failed, the others are in the table; {plan.output}/comparison.md says why.")

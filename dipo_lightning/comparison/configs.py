@@ -1,0 +1,165 @@
+"""The config of one run: the base's trainer, data and model, with another method in it."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dipo_lightning.comparison.plan import Method, Settings
+from dipo_lightning.errors import InputError
+
+Config = dict[str, Any]
+
+OUTSIDE_THE_LOSS = {"reference_cache"}
+"""Options of `UnlearningModule` that say nothing of the loss, so that every method may share the base's."""
+
+
+def read_base(pattern: str, seed: int) -> Config:
+    """Read the base config of ``seed``.
+
+    Raises:
+        InputError: It cannot be read, or is not the config of a ``fit``.
+    """
+    path = Path(pattern.replace("{seed}", str(seed)))
+    if not path.is_file():
+        raise InputError(
+            f"There is no base config {path}. `base` is the config of a run that unlearns; the quickstart leaves one: "
+            f"dipo-lightning quickstart --seed {seed} --output {path.parent}"
+        )
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {error}") from error
+    if not isinstance(config, dict) or not {"model", "data"} <= config.keys():
+        raise InputError(f"{path} is no config of `dipo-lightning fit`: it has no `model` or no `data`.")
+    for part in ("model", "data"):
+        config[part] = subclass(config[part])
+    return config
+
+
+def run_config(base: Config, method: Method, settings: Settings, seed: int, folder: Path, export: bool) -> Config:
+    """Return the config of one run.
+
+    Args:
+        base: From `read_base`.
+        method: Whose class takes the place of the base's.
+        settings: The options that are its own.
+        seed: Of the run and of its data's order.
+        folder: Where everything of the run goes.
+        export: Whether to write the unlearned model into it.
+    """
+    config = copy.deepcopy(base)
+    config.pop("ckpt_path", None)
+    config["seed_everything"] = seed
+    config["trainer"] = trainer_section(config.get("trainer") or {}, folder, export)
+    config["model"] = model_section(config["model"], method)
+    if "seed" in accepted_options(import_class(config["data"]["class_path"])):
+        config["data"]["init_args"]["seed"] = seed
+    accepted = accepted_options(import_class(config["model"]["class_path"]))
+    for option, value in settings.items():
+        assign(config, "optimizer.init_args.lr" if option == "lr" and "lr" not in accepted else option, value)
+    return config
+
+
+def trainer_section(trainer: Config, folder: Path, export: bool) -> Config:
+    """Return the base's Trainer with its logs and checkpoints in ``folder``, and nothing that writes elsewhere."""
+    kept = [callback for callback in callbacks(trainer) if not callback["class_path"].endswith("ExportModel")]
+    for callback in kept:
+        if callback["class_path"].endswith("ModelCheckpoint"):
+            callback["init_args"].pop("dirpath", None)
+    if export:
+        kept.append({"class_path": "dipo_lightning.ExportModel", "init_args": {"folder": "model"}})
+    logger = {
+        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+        "init_args": {"save_dir": str(folder), "name": "", "version": ""},
+    }
+    places = {"callbacks": kept, "logger": logger, "default_root_dir": str(folder), "enable_progress_bar": False}
+    return trainer | places
+
+
+def model_section(base: Config, method: Method) -> Config:
+    """Return the model section of ``method``.
+
+    The base's options of the loss belong to the base's method; another method starts from its own defaults. What
+    remains shared is how the model is loaded, adapted and optimised.
+    """
+    own = import_class(base["class_path"])
+    cls = own if method.class_path is None else import_class(method.class_path)
+    options = base["init_args"]
+    if cls is not own:
+        shared = shared_options() & accepted_options(cls)
+        options = {name: value for name, value in options.items() if name in shared}
+    return {"class_path": method.class_path or base["class_path"], "init_args": copy.deepcopy(options)}
+
+
+def shared_options() -> set[str]:
+    """Return the names of the model options that any method may have from the base."""
+    from dipo_lightning.modules.language_model import LanguageModelModule
+
+    return accepted_options(LanguageModelModule) | OUTSIDE_THE_LOSS
+
+
+def accepted_options(cls: type) -> set[str]:
+    """Return the names that a class accepts, following ``**options`` up to its base classes."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+        names |= {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return names - {"self"}
+
+
+def import_class(path: str) -> type:
+    """Return the class at a dotted path; a bare name is one of the package's public classes.
+
+    Raises:
+        InputError: It cannot be imported.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module or "dipo_lightning"), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"The class {path} cannot be imported ({error}). A class of your own must lie in the folder that you call "
+            "the command from, on PYTHONPATH, or in an installed package."
+        ) from error
+    if not isinstance(found, type):
+        raise InputError(f"{path} is no class.")
+    return found
+
+
+def assign(config: Config, option: str, value: Any) -> None:
+    """Set an option by its dotted name (see `Method.settings`) in ``config``."""
+    first, _, rest = option.partition(".")
+    if first == "trainer":
+        place, names = config["trainer"], rest.split(".")
+    else:
+        part, names = ("data", rest.split(".")) if first == "data" else ("model", option.split("."))
+        place = config[part]["init_args"]
+        if names[0] == "optimizer" and len(names) > 1:
+            adamw = {"class_path": "torch.optim.AdamW", "init_args": {"weight_decay": 0.01}}  # the modules' own default
+            place["optimizer"] = subclass(place.get("optimizer") or adamw)
+    for name in names[:-1]:
+        place = place.setdefault(name, {})
+    place[names[-1]] = value
+
+
+def callbacks(trainer: Config) -> list[Config]:
+    """Return the callbacks of a Trainer's section in their long form."""
+    found = trainer.get("callbacks") or []
+    return [subclass(callback) for callback in (found if isinstance(found, list) else [found])]
+
+
+def subclass(value: str | Config) -> Config:
+    """Return a section in its long form, with ``class_path`` and ``init_args``."""
+    if isinstance(value, str):
+        return {"class_path": value, "init_args": {}}
+    return {**value, "init_args": dict(value.get("init_args") or {})}

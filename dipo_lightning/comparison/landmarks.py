@@ -1,0 +1,32 @@
+"""The retrained model, the one that never saw the forget set: read from the log that the base compares with."""
+
+from __future__ import annotations
+
+from dipo_lightning.comparison.configs import Config, callbacks
+from dipo_lightning.comparison.results import Row, add_utility_kept, flat
+from dipo_lightning.errors import InputError
+from dipo_lightning.metrics.logs import read_log
+from dipo_lightning.metrics.tofu import aggregate
+
+
+def retrained_row(base: Config, seed: int, target: Row | None) -> Row | None:
+    """Return the row of the retrained model of ``base``; None where the base names no log, or one without utility.
+
+    Its forget quality is p = 1 by definition: it is compared with itself.
+    """
+    found = [callback["init_args"] for callback in callbacks(base.get("trainer") or {})]
+    options = next((options for options in found if options.get("reference_log")), None)
+    if options is None:
+        return None
+    try:
+        log = read_log(options["reference_log"])
+    except InputError as error:
+        print(f"The retrained model is not shown: {error}")
+        return None
+    aggregates = log.aggregates or aggregate(log.sets, truth_ratio=options.get("truth_ratio", "geometric"))
+    row: Row = {"method": "retrained", "settings": "", "seed": seed, "epoch": None, "step": None, **flat(aggregates)}
+    if row["model_utility"] is None:
+        return None
+    row |= {"forget_quality_p": 1.0, "log10_p": 0.0}
+    add_utility_kept([row], target)
+    return row

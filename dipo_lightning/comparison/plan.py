@@ -1,0 +1,147 @@
+"""What is compared: the YAML of a comparison, checked, as plain dataclasses."""
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dipo_lightning.errors import InputError
+
+Settings = dict[str, Any]
+
+
+@dataclass
+class Method:
+    """A method with its settings, and a grid of settings to choose from.
+
+    Attributes:
+        name: How tables and pictures call it.
+        class_path: Its LightningModule, of this package or of one's own; None takes the base's.
+        settings: Options that differ from the class's defaults. A plain name is an option of the model, ``lr`` the
+            optimiser's learning rate, ``data.NAME`` an option of the data module, ``trainer.NAME`` one of the Trainer.
+        grid: Values to choose from, by option; every combination is tried on the selection seed.
+    """
+
+    name: str
+    class_path: str | None = None
+    settings: Settings = field(default_factory=dict)
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+
+    def candidates(self) -> list[Settings]:
+        """Return the settings at every point of the grid; without a grid, the one there is."""
+        values = itertools.product(*self.grid.values())
+        return [self.settings | dict(zip(self.grid, point, strict=True)) for point in values]
+
+
+@dataclass
+class Selection:
+    """How a grid is decided: on a seed, or a base, that is not reported on.
+
+    The rule: among the settings that keep ``keep_utility`` of the target's model utility, the one with the highest
+    forget quality (log10 p); if none keeps it, the one with the highest utility.
+
+    Attributes:
+        seed: The seed of the selection runs; none of the reported ones.
+        base: The base of the selection runs where it is not the reported one (with ``{seed}`` filled in).
+        keep_utility: The share of the target's model utility that must be kept.
+        epoch: ``last`` reports every run at its end; ``any`` lets the selection also choose, for every method, at which
+            epoch it is read.
+        allow_same_data: Choose on the very data that is reported on; the report then says so.
+    """
+
+    seed: int | None = None
+    base: str | None = None
+    keep_utility: float = 0.95
+    epoch: Literal["last", "any"] = "last"
+    allow_same_data: bool = False
+
+
+@dataclass
+class FinishedRun:
+    """A run made elsewhere that takes part as it is.
+
+    Attributes:
+        path: Its folder, the one that holds ``evaluations``.
+        name: How to call it; None takes its method's class.
+        settings: A few words on its settings.
+        seed: Its seed; None takes the one it was run with.
+    """
+
+    path: str
+    name: str | None = None
+    settings: str = ""
+    seed: int | None = None
+
+
+@dataclass
+class Comparison:
+    """The whole of it.
+
+    Attributes:
+        base: The config that every run starts from; ``{seed}`` in it is replaced by the run's seed.
+        output: Folder for the runs, the tables and the picture.
+        methods: What is compared.
+        seeds: Each method is run with each of them, and they are what is reported.
+        selection: How grids are decided.
+        runs: Finished runs to show beside.
+        export: Keep the unlearned models.
+        keep_checkpoints: Keep the checkpoints of finished runs.
+    """
+
+    base: str
+    output: str
+    methods: list[Method] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    selection: Selection = field(default_factory=Selection)
+    runs: list[FinishedRun] = field(default_factory=list)
+    export: bool = False
+    keep_checkpoints: bool = False
+
+    def selects(self, method: Method) -> bool:
+        """Whether something of ``method`` is chosen on the selection seed."""
+        return len(method.candidates()) > 1 or self.selection.epoch == "any"
+
+
+def read_comparison(path: str | Path) -> Comparison:
+    """Read and check the YAML of a comparison.
+
+    Raises:
+        InputError: The file cannot be read, or it asks for something that cannot be right.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"There is no comparison {path}; give a YAML file, such as configs/compare/quickstart.yaml.")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Comparison)
+    try:
+        comparison = Comparison(**vars(parser.instantiate_classes(parser.parse_path(str(path)))))
+    except ArgumentError as error:
+        raise InputError(f"{path}: {error.message or error}") from error
+    _check(comparison, path)
+    return comparison
+
+
+def _check(comparison: Comparison, path: Path) -> None:
+    names = [method.name for method in comparison.methods]
+    if not names and not comparison.runs:
+        raise InputError(f"{path} compares nothing; list `methods`, or finished `runs`.")
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{path} has two methods called {name!r}; give each a name of its own.")
+    if len(set(comparison.seeds)) < len(comparison.seeds) or not comparison.seeds:
+        raise InputError(f"{path}: seeds is {comparison.seeds}; list at least one seed, each once.")
+    for method in comparison.methods:
+        empty = [option for option, values in method.grid.items() if not values]
+        if empty:
+            raise InputError(f"{path}: the grid of {method.name} has no value for {empty[0]}.")
+    selected = [method.name for method in comparison.methods if comparison.selects(method)]
+    selection = comparison.selection
+    if selected and selection.seed is None:
+        raise InputError(f"{path}: the settings of {', '.join(selected)} are to be chosen; give selection.seed.")
+    if selected and selection.seed in comparison.seeds and not selection.allow_same_data:
+        raise InputError(
+            f"{path}: selection.seed is {selection.seed}, which is reported on. Settings chosen on what is reported "
+            "look better than they are: take another seed."
+        )

@@ -1,0 +1,143 @@
+"""What a comparison leaves: comparison.md, comparison.csv, comparison.png, and selection.csv where it chose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dipo_lightning.comparison.plan import Comparison
+from dipo_lightning.comparison.results import Row, by_epoch, target_row
+from dipo_lightning.comparison.running import Failure
+from dipo_lightning.comparison.selection import Candidate, Choice, considered, rule
+from dipo_lightning.comparison.tables import Line, Spread, markdown_table, ranked, verdict, write_csv
+from dipo_lightning.report.comparison_picture import Point, comparison_picture
+
+
+@dataclass
+class Findings:
+    """Everything that was measured.
+
+    Attributes:
+        runs: The rows of every reported run, by (method, settings): a list of runs, each its rows.
+        epochs: The epoch at which a method is reported where that was chosen, by (method, settings).
+        candidates: What the selection seed measured.
+        choices: What was chosen, by method.
+        retrained: A row for every seed's retrained model.
+        failures: The runs that failed.
+    """
+
+    runs: dict[tuple[str, str], list[list[Row]]] = field(default_factory=dict)
+    epochs: dict[tuple[str, str], int | None] = field(default_factory=dict)
+    candidates: list[Candidate] = field(default_factory=list)
+    choices: dict[str, Choice] = field(default_factory=dict)
+    retrained: list[Row] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def targets(self) -> list[Row]:
+        """A row a seed for the model before unlearning; all runs of a seed start from the same."""
+        rows = [target_row(rows) for runs in self.runs.values() for rows in runs]
+        return list({row["seed"]: row | {"method": "target", "settings": ""} for row in rows if row}.values())
+
+    def lines(self) -> list[Line]:
+        """Return the lines of the table."""
+        return [
+            Line(method, settings, [row for rows in runs if (row := self.reported(rows, (method, settings)))])
+            for (method, settings), runs in self.runs.items()
+        ]
+
+    def reported(self, rows: Sequence[Row], key: tuple[str, str]) -> Row | None:
+        """Return the row of one run that is reported: at the chosen epoch, or the last."""
+        epochs = by_epoch(rows)
+        chosen = self.epochs.get(key)
+        return epochs[chosen] if chosen in epochs else next(reversed(epochs.values()), None)
+
+
+def write_report(comparison: Comparison, findings: Findings) -> str:
+    """Write the files into ``comparison.output``, and return the Markdown."""
+    folder = Path(comparison.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [row for runs in findings.runs.values() for run in runs for row in run]
+    write_csv([*findings.targets, *findings.retrained, *rows], folder / "comparison.csv")
+    if findings.candidates:
+        tried = [row for candidate in findings.candidates for row in candidate.rows]
+        write_csv(tried, folder / "selection.csv")
+    drawn = trajectories(findings)
+    if any(drawn.values()):
+        marks = [point_of(landmark) for landmark in (findings.targets, findings.retrained)]
+        keep = comparison.selection.keep_utility
+        comparison_picture(drawn, folder / "comparison.png", target=marks[0], retrained=marks[1], keep=keep)
+    text = markdown(comparison, findings, picture=any(drawn.values()))
+    (folder / "comparison.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
+    """Return the report as Markdown."""
+    share, lines = comparison.selection.keep_utility, findings.lines()
+    seeds = ", ".join(map(str, comparison.seeds))
+    landmarks = [("target", findings.targets), ("retrained", findings.retrained)]
+    marks = [Line(name, "", rows) for name, rows in landmarks if rows]
+    parts = [
+        "# Comparison",
+        verdict(lines, share),
+        markdown_table([*ranked(lines, share), *marks]),
+        f"Base `{comparison.base}`, seeds {seeds}. Numbers are means over seeds with [lowest, highest]; utility kept "
+        "is the share of the target's model utility on the same seed. Every epoch of every run is in `comparison.csv`.",
+    ]
+    if picture:
+        parts.append("![Forget quality against model utility](comparison.png)")
+    if findings.candidates:
+        parts += ["## How settings were chosen", selection_text(comparison, findings)]
+    if findings.failures:
+        parts += ["## Runs that failed", "\n".join(f"- {failure}" for failure in findings.failures)]
+    return "\n\n".join(parts) + "\n"
+
+
+def selection_text(comparison: Comparison, findings: Findings) -> str:
+    """Return the rule and a table of what it chose from."""
+    selection = comparison.selection
+    text = rule(selection)
+    if selection.allow_same_data:
+        text += " The same data is reported on: read the numbers of methods with a larger grid with that in mind."
+    lines = [
+        "| method | settings | epoch | forget quality, log10 p | utility kept | chosen |",
+        "|---|---|---|---|---|---|",
+    ]
+    for candidate in findings.candidates:
+        choice = findings.choices.get(candidate.method)
+        for row in considered(candidate.rows, selection.epoch):
+            chosen = choice is not None and choice.settings == candidate.settings
+            chosen = chosen and (choice is None or choice.epoch in (None, row["epoch"]))
+            numbers = ["-" if row[name] is None else f"{row[name]:.3f}" for name in ("log10_p", "utility_kept")]
+            cells = [candidate.method, candidate.label or "-", str(row["epoch"]), *numbers, "yes" if chosen else ""]
+            lines.append(f"| {' | '.join(cells)} |")
+    return text + "\n\n" + "\n".join(lines)
+
+
+def trajectories(findings: Findings) -> Mapping[str, list[Point]]:
+    """Return the points of each method, epoch by epoch, over its seeds."""
+    methods = [method for method, _ in findings.runs]
+    drawn: dict[str, list[Point]] = {}
+    for key, runs in findings.runs.items():
+        method, settings = key
+        name = method if methods.count(method) == 1 else f"{method} {settings}"
+        reported = [id(findings.reported(rows, key)) for rows in runs]
+        seeds = [by_epoch(rows) for rows in runs]
+        points = []
+        for epoch in sorted({epoch for rows in seeds for epoch in rows}):
+            rows = [run[epoch] for run in seeds if epoch in run]
+            if point := point_of(rows, reported=any(id(row) in reported for row in rows)):
+                points.append(point)
+        drawn[name] = points
+    return drawn
+
+
+def point_of(rows: Sequence[Row], reported: bool = False) -> Point | None:
+    """Return the point of one epoch from the rows of its seeds; None where a number is missing."""
+    utility, quality = (Spread.of(row.get(name) for row in rows) for name in ("model_utility", "log10_p"))
+    if utility is None or quality is None:
+        return None
+    ranges = (utility.low, utility.high), (quality.low, quality.high)
+    return Point(utility.mean, quality.mean, *ranges, reported=reported)

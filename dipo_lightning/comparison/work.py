@@ -1,0 +1,163 @@
+"""The course of a comparison: try the grids on the selection seed, choose, run what is reported, collect."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from dipo_lightning.comparison.configs import Config, read_base, run_config
+from dipo_lightning.comparison.landmarks import retrained_row
+from dipo_lightning.comparison.plan import Comparison, FinishedRun, Method, Settings
+from dipo_lightning.comparison.report import Findings
+from dipo_lightning.comparison.results import Row, add_utility_kept, by_epoch, evaluation_rows, target_row
+from dipo_lightning.comparison.running import Failure, Run, execute
+from dipo_lightning.comparison.selection import Candidate, Choice, choose
+from dipo_lightning.errors import InputError, RunError
+
+
+class Work:
+    """Does a comparison, one run after the other.
+
+    Args:
+        plan: What is compared.
+
+    Raises:
+        InputError: A base cannot be read, or settings would be chosen on the data that is reported on.
+    """
+
+    def __init__(self, plan: Comparison) -> None:
+        self.plan, self.findings = plan, Findings()
+        self.bases = {seed: read_base(plan.base, seed) for seed in plan.seeds} if plan.methods else {}
+        self.selected = [method for method in plan.methods if plan.selects(method)]
+        self.selection_base: Config = {}
+        if self.selected:
+            assert plan.selection.seed is not None
+            self.selection_base = read_base(plan.selection.base or plan.base, plan.selection.seed)
+            self._refuse_same_data()
+
+    def planned(self) -> list[str]:
+        """Return what would be done, a line a run."""
+        lines = []
+        for method in self.plan.methods:
+            if method in self.selected:
+                tries = [self.selection_run(method, settings) for settings in method.candidates()]
+                lines += [f"{run.state:<12}{run.title}, to choose by" for run in tries]
+                lines.append(f"{'then':<12}{method.name}, as chosen, seeds {', '.join(map(str, self.plan.seeds))}")
+            else:
+                runs = [self.reported_run(method, method.candidates()[0], seed) for seed in self.plan.seeds]
+                lines += [f"{run.state:<12}{run.title}" for run in runs]
+        return [*lines, *(f"{'given':<12}{run.path}" for run in self.plan.runs)]
+
+    def do(self) -> Findings:
+        """Run what is missing, and return everything that was measured."""
+        given = [self.given_rows(run) for run in self.plan.runs]  # a wrong path is said before anything runs
+        for method in self.plan.methods:
+            try:
+                choice = self.choice(method)
+            except RunError as error:
+                self.findings.failures.append(Failure(method.name, str(error)))
+                continue
+            self.findings.choices[method.name] = choice
+            key = method.name, label(choice.settings)
+            self.findings.epochs[key] = choice.epoch
+            for seed in self.plan.seeds:
+                rows = self.measured(self.reported_run(method, choice.settings, seed))
+                if rows:
+                    self.findings.runs.setdefault(key, []).append(rows)
+        for rows in given:
+            self.findings.runs.setdefault((rows[0]["method"], rows[0]["settings"]), []).append(rows)
+        targets = {row["seed"]: row for row in self.findings.targets}
+        self.findings.retrained = [
+            row for seed, base in self.bases.items() if (row := retrained_row(base, seed, targets.get(seed)))
+        ]
+        return self.findings
+
+    def choice(self, method: Method) -> Choice:
+        """Return the settings of ``method`` that are reported: those it has, or those that the selection seed favours.
+
+        Raises:
+            RunError: Every run of its grid failed, or none can be chosen by.
+        """
+        settings = method.candidates()
+        if method not in self.selected:
+            return Choice(settings[0])
+        tried = []
+        for candidate in settings:
+            if rows := self.measured(self.selection_run(method, candidate)):
+                tried.append(Candidate(method.name, candidate, label(candidate), rows))
+        self.findings.candidates += tried
+        return choose(tried, self.plan.selection)
+
+    def measured(self, run: Run) -> list[Row] | None:
+        """Bring ``run`` to its end and return its rows; None, and a failure to report, if it fails."""
+        done = "finished earlier" if run.state == "finished" else "done"
+        print(f"{run.title} ...", end=" ", flush=True)
+        failure = execute(run, self.plan.keep_checkpoints)
+        if failure:
+            print(f"FAILED: {failure.reason}", flush=True)
+            self.findings.failures.append(failure)
+            return None
+        rows = evaluation_rows(run.folder, run.method, run.settings, run.seed)
+        add_utility_kept(rows, target_row(rows))
+        print(f"{done}: {outcome(rows[-1])}", flush=True)
+        return rows
+
+    def given_rows(self, run: FinishedRun) -> list[Row]:
+        """Return the rows of a finished run."""
+        rows = evaluation_rows(Path(run.path), run.name, run.settings, run.seed)
+        if not by_epoch(rows):
+            raise InputError(f"{run.path} has no evaluation after a first step: it is no run that unlearns.")
+        add_utility_kept(rows, target_row(rows))
+        return rows
+
+    def reported_run(self, method: Method, settings: Settings, seed: int) -> Run:
+        """Return a run whose numbers are reported."""
+        return self._run("runs", self.bases[seed], method, settings, seed)
+
+    def selection_run(self, method: Method, settings: Settings) -> Run:
+        """Return a run that settings are chosen by."""
+        assert self.plan.selection.seed is not None
+        return self._run("selection", self.selection_base, method, settings, self.plan.selection.seed)
+
+    def _run(self, part: str, base: Config, method: Method, settings: Settings, seed: int) -> Run:
+        words = label(settings)
+        folder = Path(self.plan.output) / part / file_name(method.name) / file_name(words or "default") / f"seed{seed}"
+        config = run_config(base, method, settings, seed, folder, self.plan.export and part == "runs")
+        return Run(method.name, words, seed, folder, config)
+
+    def _refuse_same_data(self) -> None:
+        """Refuse to choose on the rows that are reported on, unless that was asked for."""
+        if self.plan.selection.allow_same_data:
+            return
+        for seed, base in self.bases.items():
+            if _data_of(base) == _data_of(self.selection_base):
+                raise InputError(
+                    f"Settings would be chosen on the data that seed {seed} is reported on. Give the selection a base "
+                    "with data of its own: `{seed}` in `base`, or selection.base; or accept it with "
+                    "selection.allow_same_data: true, and the report will say so."
+                )
+
+
+def _data_of(base: Config) -> Any:  # noqa: ANN401
+    return {name: value for name, value in base["data"]["init_args"].items() if name != "seed"}
+
+
+def label(settings: Settings) -> str:
+    """Say settings in a line: ``beta=0.02, lr=0.001``."""
+    values = ((name, value if isinstance(value, str) else json.dumps(value)) for name, value in settings.items())
+    return ", ".join(f"{name}={value}" for name, value in values)
+
+
+def file_name(text: str) -> str:
+    """Return a name for a folder: readable, and different for different texts."""
+    safe = re.sub(r"[^\w.=+-]+", "_", text)[:60]
+    return safe if safe == text.replace(", ", "_") else f"{safe}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def outcome(row: Row) -> str:
+    """Say what an evaluation found, in a line."""
+    names = {"log10_p": "log10 p", "model_utility": "model utility", "utility_kept": "kept"}
+    return ", ".join(f"{words} {row[name]:.3g}" for name, words in names.items() if row.get(name) is not None)

@@ -1,0 +1,118 @@
+"""Forget quality against model utility, a trajectory a method: the picture of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dipo_lightning.errors import InputError
+
+COLOURS = (
+    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
+    *("#7b3294", "#8c510a", "#4d4d4d", "#b2182b", "#1b7837", "#6a51a3"),
+)
+MARKERS = "osD^vP<X>phd"
+LOWEST = -20.0
+"""Where the axis ends below: what is further down is drawn at its edge and marked."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One epoch of a method: means over its seeds, and their range.
+
+    Attributes:
+        utility: Model utility.
+        quality: Forget quality, log10 p.
+        utility_range: Lowest and highest utility of the seeds.
+        quality_range: Lowest and highest log10 p of the seeds.
+        reported: Whether this is the epoch that the table reports.
+    """
+
+    utility: float
+    quality: float
+    utility_range: tuple[float, float]
+    quality_range: tuple[float, float]
+    reported: bool = False
+
+
+def comparison_picture(
+    trajectories: Mapping[str, Sequence[Point]],
+    path: str | Path,
+    target: Point | None = None,
+    retrained: Point | None = None,
+    keep: float = 0.95,
+) -> Path:
+    """Draw every method's way from the target, epoch by epoch, and write a PNG.
+
+    Args:
+        trajectories: Points of each method, first epoch to last.
+        path: Where the picture goes.
+        target: The model before unlearning; every trajectory starts there.
+        retrained: The model that never saw the forget set; its quality is 0 by definition.
+        keep: Share of the target's utility that is marked.
+
+    Raises:
+        InputError: There is no point at all.
+    """
+    from matplotlib.figure import Figure
+
+    if not any(trajectories.values()):
+        raise InputError("There is nothing to draw: no run has both a forget quality and a model utility.")
+    figure = Figure(figsize=(9.2, 6.0), layout="constrained", dpi=150)
+    axes = figure.add_subplot()
+    everything = [point for points in trajectories.values() for point in points] + [p for p in (target,) if p]
+    lowest = max(LOWEST, min(point.quality_range[0] for point in everything))
+    for place, (name, points) in enumerate(trajectories.items()):
+        _trajectory(axes, name, points, target, COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], lowest)
+    _landmarks(axes, target, retrained, keep, lowest)
+    axes.set_xlabel("model utility (higher keeps more)")
+    axes.set_ylabel("forget quality, log10 p (0: not to be told from the retrained model)")
+    axes.set_ylim(lowest * 1.05 - 0.1, 0.04 * abs(lowest) + 0.1)
+    axes.grid(alpha=0.25)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    axes.set_title("Small marks: epochs. Large marks: as reported, with the range over seeds.", fontsize=10)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+def _trajectory(
+    axes: Any,  # noqa: ANN401
+    name: str,
+    points: Sequence[Point],
+    target: Point | None,
+    colour: str,
+    marker: str,
+    lowest: float,
+) -> None:
+    """Draw the line through a method's epochs, and its reported point with the range over seeds."""
+    way = [point for point in (target, *points) if point is not None]
+    at = [(point.utility, max(point.quality, lowest)) for point in way]
+    axes.plot(*zip(*at, strict=True), color=colour, linewidth=1.1, alpha=0.6, zorder=2)
+    axes.scatter(*zip(*at[target is not None :], strict=True), color=colour, marker=marker, s=14, alpha=0.7, zorder=3)
+    for point in points:
+        if not point.reported:
+            continue
+        utility, quality = point.utility, max(point.quality, lowest)
+        below, above = (min(max(quality - lowest, 0), quality - max(point.quality_range[0], lowest)),
+                        max(point.quality_range[1] - quality, 0))  # fmt: skip
+        sides = [[utility - point.utility_range[0]], [point.utility_range[1] - utility]]
+        label = name if point.quality >= lowest else f"{name} (at log10 p = {point.quality:.0f})"
+        axes.errorbar(
+            utility, quality, xerr=sides, yerr=[[below], [above]], color=colour, marker=marker, markersize=10,
+            markeredgecolor="white", capsize=3, linewidth=1.4, linestyle="", label=label, zorder=5,
+        )  # fmt: skip
+
+
+def _landmarks(axes: Any, target: Point | None, retrained: Point | None, keep: float, lowest: float) -> None:  # noqa: ANN401
+    """Draw the target, the retrained model, and the utility that must be kept."""
+    if target is not None:
+        quality = max(target.quality, lowest)
+        axes.scatter(target.utility, quality, color="black", marker="*", s=240, label="target", zorder=6)
+        axes.axvline(keep * target.utility, color="0.35", linestyle="--", linewidth=1, label=f"{keep:g} of its utility")
+    if retrained is not None:
+        style = {"facecolors": "none", "edgecolors": "black", "linewidths": 2}
+        axes.scatter(retrained.utility, retrained.quality, marker="D", s=110, label="retrained", zorder=6, **style)
