@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 import dipo_lightning
+from dipo_lightning.data.fingerprint import fingerprints
 
 PACKAGES = ("torch", "transformers", "lightning", "peft", "scipy", "torchmetrics")
 
@@ -18,6 +19,7 @@ def provenance(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, 
         "versions": {"dipo_lightning": dipo_lightning.__version__} | installed_versions(),
         "method": type(pl_module).__name__,
         "pretrained": getattr(pl_module, "pretrained", None),
+        "data": fingerprints(getattr(trainer, "datamodule", None)),
         "seed": int(seed) if seed is not None else None,
         "precision": str(trainer.precision),
         "strategy": type(trainer.strategy).__name__,

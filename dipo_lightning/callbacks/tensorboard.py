@@ -51,9 +51,9 @@ def answers_table(first: Sequence[Row], now: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def write_answers(experiment: Any, table: str, step: int) -> None:  # noqa: ANN401
+def write_answers(experiment: Any, table: str, step: int, tag: str = "tofu/forget_answers") -> None:  # noqa: ANN401
     """Add the table of answers as text."""
-    experiment.add_text("tofu/forget_answers", table, step)
+    experiment.add_text(tag, table, step)
 
 
 def escape(text: str, longest: int = LONGEST) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dipo_lightning.data.chat import ChatStyle
 from dipo_lightning.data.prompts import PromptStyle
 from dipo_lightning.errors import InputError
 from dipo_lightning.generation import BATCH_ROWS, generate
@@ -100,7 +101,7 @@ def evaluate_rows(
         policy: A ``transformers`` causal LM or a peft model around one.
         style: How a question and an answer become tokens.
         sets: Rows of TOFU's schema by set: ``question``, ``answer``, and where the set has them ``paraphrased_answer``
-            and ``perturbed_answer`` (wrong answers).
+            and ``perturbed_answer`` (wrong answers); with ``messages`` the whole conversation is the question.
         options: See `RowOptions`.
         detailed: Sets whose answers also get memorisation and membership scores.
         silent: Sets whose questions aren't answered.
@@ -144,7 +145,7 @@ def _plan(
             if "paraphrased_answer" in row:
                 texts.append(row["paraphrased_answer"])
             try:
-                prompt = style.prompt(row["question"])
+                prompt = _prompt(style, row)
                 made = [style.join(prompt, text) for text in texts]
             except InputError as error:
                 evaluated.skip(set_name, index, str(error), on_missing)
@@ -165,6 +166,16 @@ def _plan(
                 )
             )
     return plans
+
+
+def _prompt(style: PromptStyle, row: Row) -> list[int]:
+    """Ids that the answer follows: of the question, or of all that a conversation says before it."""
+    if "messages" in row and isinstance(style, ChatStyle):
+        return style.conversation_prompt(row["messages"][:-1])
+    prompt = style.prompt(row["question"])
+    if not prompt:
+        raise InputError("There is nothing to continue from: the text is too short.")
+    return prompt
 
 
 def _answers(

@@ -49,7 +49,8 @@ def read_rows(
 
     Returns:
         One dictionary a row: ``question`` and ``answer``, or ``messages``, or ``text``; and ``index`` (from 0, over all
-        sources) and ``where`` (its place, for messages).
+        sources) and ``where`` (its place, for messages). Where the source has them also ``paraphrased_answer`` and
+        ``perturbed_answer`` (a list of wrong answers), for the truth ratio.
 
     Raises:
         InputError: A source or column is not there, a file is empty or broken, or a row lacks a text; names the line.
@@ -118,8 +119,21 @@ def _columns(record: Record, chosen: Mapping[str, str]) -> dict[str, str]:
 
 def _row(record: Record, columns: Mapping[str, str]) -> dict[str, Any]:
     if "messages" in columns:
-        return {"messages": _turns(record, columns["messages"])}
-    return {role: text_field(record, name) for role, name in columns.items()}
+        return {"messages": _turns(record, columns["messages"]), **_other_answers(record)}
+    return {role: text_field(record, name) for role, name in columns.items()} | _other_answers(record)
+
+
+def _other_answers(record: Record) -> dict[str, Any]:
+    """The right answer in other words and the wrong answers, where the record has them."""
+    found: dict[str, Any] = {}
+    if record.fields.get("paraphrased_answer") not in (None, ""):
+        found["paraphrased_answer"] = text_field(record, "paraphrased_answer")
+    wrong = record.fields.get("perturbed_answer")
+    if wrong not in (None, "", []):
+        label = f"{record.where}: 'perturbed_answer'"
+        answers = wrong if isinstance(wrong, list) else [wrong]
+        found["perturbed_answer"] = [checked_text(answer, label) for answer in answers]
+    return found
 
 
 def _turns(record: Record, name: str) -> list[dict[str, str]]:

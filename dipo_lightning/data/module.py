@@ -89,7 +89,14 @@ class TokenizedDataModule(pl.LightningDataModule):
 
         Plain texts are joined and cut into pieces of ``max_length`` tokens, every token supervised.
         """
-        if "text" in rows[0]:
+        plain = ["text" in row for row in rows]
+        if any(plain) and not all(plain):
+            odd = rows[plain.index(not plain[0])]
+            raise InputError(
+                f"{odd.get('where', name)}: plain text and questions with answers are mixed among the {name} rows; "
+                "give files of one kind (plain text can be forgotten while questions are kept, and the other way round)."
+            )
+        if plain[0]:
             made = pieces([row["text"] for row in rows], self.tokenizer, self.max_length)
             rank_zero_info(f"{len(rows)} {name} texts, in {len(made)} pieces of {self.max_length} tokens")
             return cast("list[Example]", made)
