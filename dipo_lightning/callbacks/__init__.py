@@ -2,7 +2,16 @@
 
 from dipo_lightning.callbacks.export import ExportModel
 from dipo_lightning.callbacks.muse import MUSEEvaluation
+from dipo_lightning.callbacks.own_data import MemorizationEvaluation
+from dipo_lightning.callbacks.results_page import ResultsPage
 from dipo_lightning.callbacks.stopping import StopAtThreshold
 from dipo_lightning.callbacks.tofu import TOFUEvaluation
 
-__all__ = ["ExportModel", "MUSEEvaluation", "StopAtThreshold", "TOFUEvaluation"]
+__all__ = [
+    "ExportModel",
+    "MUSEEvaluation",
+    "MemorizationEvaluation",
+    "ResultsPage",
+    "StopAtThreshold",
+    "TOFUEvaluation",
+]

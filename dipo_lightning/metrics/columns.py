@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,3 +68,18 @@ def absent(name: str, reason: str) -> dict[str, Any]:
         `{name: None, name_absent: reason}`.
     """
     return {name: None, f"{name}_absent": reason}
+
+
+def flat_numbers(aggregates: Mapping[str, Any]) -> dict[str, float]:
+    """Every number among aggregates under one name; those of a group, `{"a": {"p": 1}}`, as `a_p`.
+
+    Args:
+        aggregates: Of an evaluation; what is no number is left out.
+    """
+    found: dict[str, float] = {}
+    for name, value in aggregates.items():
+        parts = value if isinstance(value, Mapping) else {"": value}
+        for part, one in parts.items():
+            if isinstance(one, int | float) and not isinstance(one, bool):
+                found[f"{name}_{part}" if part else name] = float(one)
+    return found

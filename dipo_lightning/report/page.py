@@ -1,0 +1,197 @@
+"""One self-contained HTML page of a run: settings, numbers in plain words, curves, answers before and after."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.metrics.columns import flat_numbers
+from dipo_lightning.models.private import without_secrets
+from dipo_lightning.report.charts import evaluation_charts, training_charts
+from dipo_lightning.report.meanings import meaning
+from dipo_lightning.report.run_folder import Document, RunFolder, read_run
+from dipo_lightning.report.text import visible, word_changes
+
+PAGE = "results.html"
+ROWS = 100
+_TITLES = {"tofu": "TOFU", "muse": "MUSE", "own": "Your own data"}
+_HEADLINES = {
+    "tofu": ("forget_quality_p", "model_utility", "forget_rouge", "retain_rouge"),
+    "muse": ("verbmem", "knowmem_forget", "knowmem_retain", "privleak"),
+    "own": ("forget_rouge", "forget_probability", "retain_rouge", "utility"),
+}
+_SET_TITLES = {
+    "forget": "What must be forgotten",
+    "retain": "What must be kept",
+    "real_authors": "Real authors",
+    "world_facts": "World facts",
+    "verbmem": "Continuations of the text to forget",
+    "knowmem_forget": "Questions about the text to forget",
+    "knowmem_retain": "Questions about the text to keep",
+}
+
+
+def report(run_folder: str, output: str | None = None, rows: int = ROWS) -> None:
+    """Write a run's results as one HTML page that needs no network.
+
+    Args:
+        run_folder: Log folder of a run with an evaluation callback (what ``fit`` prints at its end).
+        output: The file to write; default is ``results.html`` in that folder.
+        rows: Most rows of each set whose answers are shown.
+    """
+    print(f"The results page is {write_page(run_folder, output, rows)}")
+
+
+def write_page(run_folder: str | Path, output: str | Path | None = None, rows: int = ROWS) -> Path:
+    """Write the page and return its path; see `report`.
+
+    Raises:
+        InputError: There is no run, or a file of it is broken.
+        RunError: The page can't be written.
+    """
+    if rows < 0:
+        raise InputError(f"rows is {rows}; it must be 0 or more.")
+    run = read_run(run_folder)
+    path = Path(output) if output is not None else run.path / PAGE
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(render(run, rows), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RunError(f"The results page could not be written to {path}: {error.strerror or error}.") from error
+    return path
+
+
+def render(run: RunFolder, rows: int = ROWS) -> str:
+    """Return the page of a run as HTML; every text in it is escaped, and it can run no script."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("dipo_lightning.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    last = next(iter(run.evaluations.values()))[-1]
+    return environment.get_template("page.html.jinja").render(
+        name=visible(_run_name(run.path)),
+        provenance=_provenance(last["provenance"]),
+        evaluations=[_evaluation(name, documents, rows) for name, documents in run.evaluations.items()],
+        training=training_charts(run.curves),
+        config=None if run.config is None else visible(without_secrets_in_yaml(run.config), 100_000),
+    )
+
+
+def without_secrets_in_yaml(text: str) -> str:
+    """Take secrets out of a configuration's text, line by line, and leave the rest as it was written."""
+    lines = []
+    for line in text.split("\n"):
+        name, colon, value = line.partition(": ")
+        lines.append(f"{name}{colon}{without_secrets(value, name.strip(' -'))}")
+    return "\n".join(lines)
+
+
+def _run_name(path: Path) -> str:
+    """The last names of a log folder: ``unlearned/version_0``."""
+    return "/".join(path.resolve().parts[-2:])
+
+
+def _evaluation(name: str, documents: Sequence[Document], most: int) -> dict[str, Any]:
+    """One evaluation's part of the page."""
+    scalars = [flat_numbers(document["aggregates"]) for document in documents]
+    first, last = documents[0], documents[-1]
+    before = scalars[0] if len(documents) > 1 else {}
+    lines = [_line(key, before.get(key), scalars[-1][key]) for key in scalars[-1]]
+    return {
+        "title": _TITLES.get(name, name),
+        "steps": [document["provenance"].get("step") for document in (first, last)],
+        "compared": len(documents) > 1,
+        "headlines": [line for key in _HEADLINES.get(name, ()) for line in lines if line["key"] == key],
+        "lines": lines,
+        "absent": _absent(last["aggregates"]),
+        "charts": evaluation_charts(documents, scalars),
+        "sets": _sets(first, last, most, compared=len(documents) > 1),
+        "settings": _flat(without_secrets(last.get("settings", {}))),
+        "skipped": {key: len(rows) for key, rows in (last.get("skipped") or {}).items()},
+    }
+
+
+def _line(key: str, before: float | None, now: float) -> dict[str, Any]:
+    """A line of the table: before, now, and whether the change is the wanted one."""
+    label, words, wanted = meaning(key)
+    direction = ""
+    if before is not None and wanted and f"{before:.3g}" != f"{now:.3g}":
+        direction = "good" if (now > before) == (wanted == "up") else "bad"
+    return {
+        "key": key,
+        "label": label,
+        "words": words,
+        "wanted": {"up": "higher is better", "down": "lower is better"}.get(wanted, ""),
+        "before": None if before is None else f"{before:.3g}",
+        "now": f"{now:.3g}",
+        "change": "" if before is None else f"{now - before:+.3g}",
+        "direction": direction,
+    }
+
+
+def _absent(aggregates: Mapping[str, Any]) -> dict[str, str]:
+    """What could not be computed, and why."""
+    ending = "_absent"
+    return {
+        meaning(key.removesuffix(ending)).label: visible(str(reason))
+        for key, reason in aggregates.items()
+        if key.endswith(ending)
+    }
+
+
+def _sets(first: Document, last: Document, most: int, compared: bool) -> list[dict[str, Any]]:
+    """The answers of every set that has any, before and after."""
+    found = []
+    for name, rows in last["sets"].items():
+        said = [row for row in rows if isinstance(row.get("generation"), str)]
+        if not said:
+            continue
+        old = {row["index"]: row.get("generation") or "" for row in first["sets"].get(name, ())} if compared else {}
+        shown = [_answers(row, old.get(row["index"])) for row in said[:most]]
+        title = _SET_TITLES.get(name, name.replace("_", " "))
+        changed = sum(row["generation"] != old.get(row["index"]) for row in said) if compared else None
+        found.append({"name": name, "title": title, "rows": shown, "total": len(said), "changed": changed})
+    return found
+
+
+def _answers(row: Mapping[str, Any], before: str | None) -> dict[str, Any]:
+    """One row: question, truth, and the two answers in pieces that tell what changed."""
+    after = visible(row["generation"])
+    then, now = word_changes(visible(before), after) if before is not None else (None, word_changes(after, after)[1])
+    return {
+        "index": row["index"],
+        "question": visible(str(row.get("question") or row.get("prompt") or "")),
+        "answer": visible(str(row.get("answer") or "")),
+        "before": then,
+        "after": now,
+        "same": before == row["generation"],
+        "rouge": row.get("rouge_l_recall", row.get("rouge")),
+    }
+
+
+def _provenance(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """How the run was made, for the head of the page."""
+    known = {
+        "method": "method", "pretrained": "model", "seed": "seed", "precision": "precision", "device": "device",
+        "processes": "processes", "strategy": "strategy", "epoch": "epochs", "step": "optimiser steps",
+    }  # fmt: skip
+    found = {label: visible(str(provenance[key])) for key, label in known.items() if provenance.get(key) is not None}
+    for half, what in (provenance.get("data") or {}).items():
+        found[f"{half} rows"] = f"{what['rows']}, SHA-256 {what['sha256'][:16]}…"
+    versions = provenance.get("versions") or {}
+    return found | {"versions": ", ".join(f"{name} {version}" for name, version in versions.items())}
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {key: visible(str(value)) for key, value in settings.items()}
