@@ -132,9 +132,14 @@ class AdaptersOffReference(ModelReference):
     def frozen(self) -> Iterator[None]:
         """Switch adapters and dropout off for the length of a block."""
         training = self.model.training
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.model.eval()
         try:
             with self.model.disable_adapter():  # type: ignore[operator]
+                # peft also freezes the adapters, and FSDP2 settles the dtype of gradients in the first forward, by
+                # what is trainable then: it would reduce bfloat16 gradients for float32 weights.
+                for parameter in trained:
+                    parameter.requires_grad_(True)
                 yield
         finally:
             self.model.train(training)

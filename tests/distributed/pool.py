@@ -6,6 +6,7 @@ function of `tests.distributed.jobs` by name, with plain arguments; both process
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import pydoc
@@ -86,6 +87,7 @@ def serve(rank: int, port: int, log: Path, connection: Connection) -> None:
     from tests.distributed import jobs
 
     torch.set_num_threads(1)
+    logging.getLogger("lightning").setLevel(logging.WARNING)
     while True:
         try:
             job, arguments = connection.recv()
