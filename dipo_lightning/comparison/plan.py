@@ -116,7 +116,7 @@ def read_comparison(path: str | Path) -> Comparison:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Comparison)
     try:
-        comparison = Comparison(**vars(parser.instantiate_classes(parser.parse_path(str(path)))))
+        comparison = Comparison(**vars(parser.instantiate(parser.parse_path(str(path)))))
     except ArgumentError as error:
         raise InputError(f"{path}: {error.message or error}") from error
     _check(comparison, path)

@@ -1,0 +1,82 @@
+"""A base, and an actor that stands for the command line: it writes evaluations as a run would, in no time."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Acted = Callable[[list[str], Path], int]
+TARGET = 0.8
+
+
+def write_base(folder: Path, seed: int = 0, **options: Any) -> Path:
+    """A base for DiPO with data of its own a seed, and a log of the retrained model."""
+    data = {"data": f"data{seed}", "prompt": "plain", "seed": seed, "batch_size": 4}
+    log = folder / "retrained.json"
+    aggregates = {"model_utility": 0.78, "forget_probability": 0.2}
+    folder.mkdir(parents=True, exist_ok=True)
+    log.write_text(
+        json.dumps({"format": "dipo-lightning/tofu/1", "settings": {}, "sets": {}, "aggregates": aggregates})
+    )
+    evaluation = {"class_path": "dipo_lightning.TOFUEvaluation", "init_args": {"reference_log": str(log)}}
+    export = {"class_path": "dipo_lightning.callbacks.ExportModel", "init_args": {"folder": "models/unlearned"}}
+    model = {
+        "pretrained": "target",
+        "beta": 0.1,
+        "gamma": 2.0,
+        "retain_loss": "kl",
+        "reference": "live",
+        "lora_rank": 4,
+    }
+    config = {
+        "seed_everything": seed,
+        "trainer": {"max_epochs": 2, "callbacks": [evaluation, export]},
+        "model": {"class_path": "dipo_lightning.DiPOModule", "init_args": model | {"reference_cache": "cache"}},
+        "data": {"class_path": "dipo_lightning.TOFUDataModule", "init_args": data | options},
+    }
+    path = folder / "unlearn.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def evaluation(epoch: int, utility: float | None, log10_p: float | None, seed: int = 0) -> dict[str, Any]:
+    """An evaluation's document, as short as can be."""
+    quality = None if log10_p is None else {"p": 10**log10_p, "log10_p": log10_p, "d": 0.5, "n": 40}
+    return {
+        "provenance": {"epoch": epoch, "step": epoch * 5, "seed": seed, "method": "DiPOModule"},
+        "aggregates": {"forget_quality": quality, "model_utility": utility, "forget_probability": 0.1 * epoch},
+    }
+
+
+def write_evaluations(folder: Path, documents: list[dict[str, Any]]) -> None:
+    """Write documents where a run writes them."""
+    (folder / "evaluations").mkdir(parents=True, exist_ok=True)
+    for document in documents:
+        name = f"tofu_epoch={document['provenance']['epoch']:03d}.json"
+        (folder / "evaluations" / name).write_text(json.dumps(document))
+
+
+def actor(calls: list[list[str]]) -> Acted:
+    """Stand for ``running.start``: GradAscent breaks down, small betas forget more and keep less."""
+
+    def start(arguments: list[str], log: Path) -> int:
+        calls.append(arguments)
+        config = yaml.safe_load(Path(arguments[2]).read_text())
+        folder, seed = Path(config["trainer"]["default_root_dir"]), config["seed_everything"]
+        options = config["model"]["init_args"]
+        log.write_text(f"seed {seed}\n")
+        if config["model"]["class_path"].endswith("GradAscentModule"):
+            log.write_text("a warning\nerror: The loss is nan at step 3.\n")
+            return 2
+        beta = options.get("beta", 0.1)
+        kept = [1.0, 0.9 + beta / 2, 0.93 + beta / 2]
+        quality = [-8.0, -60 * beta, -40 * beta - seed / 10]
+        pairs = zip(kept, quality, strict=True)
+        write_evaluations(folder, [evaluation(n, TARGET * share, q, seed) for n, (share, q) in enumerate(pairs)])
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        (folder / "checkpoints" / "epoch=1.ckpt").write_bytes(b"")
+        return 0
+
+    return start

@@ -1,0 +1,192 @@
+"""`dipo-lightning compare` from its YAML to its files, with an actor in the place of the runs."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dipo_lightning.cli import main
+from dipo_lightning.comparison import running
+from tests.comparison.acted import actor, evaluation, write_base, write_evaluations
+
+DIPO = {"name": "DiPO", "class_path": "dipo_lightning.DiPOModule", "grid": {"beta": [0.02, 0.05, 0.1]}}
+NPO = {"name": "NPO", "class_path": "dipo_lightning.NPOModule", "settings": {"beta": 0.2}}
+BROKEN = {"name": "GradAscent", "class_path": "dipo_lightning.GradAscentModule"}
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    made: list[list[str]] = []
+    monkeypatch.setattr(running, "start", actor(made))
+    return made
+
+
+def write(folder: Path, methods: list[dict[str, Any]] = (DIPO, NPO), **options: Any) -> str:  # type: ignore[assignment]
+    for seed in (0, 1, 9):
+        write_base(folder / f"base{seed}", seed)
+    plan = {
+        "base": f"{folder}/base{{seed}}/unlearn.yaml",
+        "output": str(folder / "out"),
+        "seeds": [0, 1],
+        "selection": {"seed": 9},
+        "methods": list(methods),
+    }
+    path = folder / "comparison.yaml"
+    path.write_text(yaml.safe_dump(plan | options))
+    return str(path)
+
+
+def table(folder: Path, name: str = "comparison.csv") -> list[dict[str, str]]:
+    with (folder / "out" / name).open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_from_the_yaml_to_the_table(tmp_path: Path, calls: list[list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", write(tmp_path)]) == 0
+    assert len(calls) == 3 + 2 + 2  # DiPO's grid on seed 9, then two methods on two seeds
+    rows = table(tmp_path)
+    assert list(rows[0])[:8] == [
+        *("method", "settings", "seed", "epoch", "step"),
+        *("forget_quality_p", "log10_p", "model_utility"),
+    ]
+    last = {(row["method"], row["seed"]): row for row in rows}
+    assert set(last) == {(m, s) for m in ("target", "retrained", "DiPO", "NPO") for s in "01"}
+    # beta = 0.05 keeps 0.955: more forgetting than 0.1, which keeps more than it has to
+    assert last["DiPO", "1"]["settings"] == "beta=0.05"
+    assert float(last["DiPO", "1"]["log10_p"]) == pytest.approx(-2.1)
+    assert float(last["DiPO", "1"]["utility_kept"]) == pytest.approx(0.955)
+    assert float(last["NPO", "0"]["log10_p"]) == pytest.approx(-8.0)
+    assert float(last["target", "0"]["model_utility"]) == pytest.approx(0.8)
+    assert float(last["retrained", "0"]["utility_kept"]) == pytest.approx(0.78 / 0.8)
+    assert len([row for row in rows if row["method"] == "NPO"]) == 2 * 3  # every epoch of every seed
+    assert [row["settings"] for row in table(tmp_path, "selection.csv")][::3] == ["beta=0.02", "beta=0.05", "beta=0.1"]
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "model utility: DiPO, log10 p = -2.05 (2 of 2 keep it)" in text
+    assert "| DiPO | beta=0.05 | 2 | 2 | -2.05 [-2.10, -2.00] | 0.764 | 0.955 | 0.200 |" in text
+    assert text.index("| DiPO |") < text.index("| NPO |") < text.index("| target |") < text.index("| retrained |")
+    assert "| DiPO | beta=0.05 | 2 | -2.900 | 0.955 | yes |" in text
+    assert "chosen on the runs of seed 9" in text
+    assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert text in capsys.readouterr().out
+
+
+def test_what_is_finished_is_not_run_again(tmp_path: Path, calls: list[list[str]]) -> None:
+    path = write(tmp_path)
+    main(["compare", path])
+    first = (tmp_path / "out" / "comparison.csv").read_text()
+    assert not list((tmp_path / "out").rglob("*.ckpt"))  # they were there to resume
+    calls.clear()
+    assert main(["compare", path]) == 0
+    assert calls == []
+    assert (tmp_path / "out" / "comparison.csv").read_text() == first
+    write(tmp_path, [DIPO, NPO | {"settings": {"beta": 0.3}}])
+    main(["compare", path])
+    assert len(calls) == 2
+
+
+def test_an_interrupted_run_goes_on_from_its_newest_checkpoint(tmp_path: Path, calls: list[list[str]]) -> None:
+    path = write(tmp_path, [NPO], seeds=[0])
+    main(["compare", path])
+    run = next((tmp_path / "out" / "runs").rglob("seed0"))
+    (run / running.DONE).unlink()
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "epoch=0.ckpt").write_bytes(b"")
+    calls.clear()
+    main(["compare", path])
+    assert calls == [
+        ["fit", "--config", str(run / "run.yaml"), "--ckpt_path", str(run / "checkpoints" / "epoch=0.ckpt")]
+    ]
+
+
+def test_a_run_of_another_base_is_kept_aside_and_done_anew(tmp_path: Path, calls: list[list[str]]) -> None:
+    path = write(tmp_path, [NPO], seeds=[0])
+    main(["compare", path])
+    write_base(tmp_path / "base0", batch_size=8)
+    calls.clear()
+    main(["compare", path])
+    assert len(calls) == 1
+    assert len(list((tmp_path / "out" / "runs").rglob("seed0-earlier1"))) == 1
+
+
+def test_a_run_that_fails_is_reported_and_the_others_go_on(
+    tmp_path: Path, calls: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, [BROKEN, NPO])
+    assert main(["compare", path]) == 2
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "- GradAscent seed 0: exit code 2: The loss is nan at step 3. (" in text
+    assert "| NPO | beta=0.2 | 2 |" in text
+    assert "GradAscent seed 0, GradAscent seed 1" in capsys.readouterr().err
+    calls.clear()
+    main(["compare", path])
+    assert len(calls) == 2  # only what failed is tried again
+
+
+def test_a_grid_that_fails_takes_only_its_method_out(tmp_path: Path, calls: list[list[str]]) -> None:
+    assert main(["compare", write(tmp_path, [BROKEN | {"grid": {"gamma": [1.0, 2.0]}}, NPO])]) == 2
+    assert "- GradAscent: every run of its grid failed" in (tmp_path / "out" / "comparison.md").read_text()
+    assert {row["method"] for row in table(tmp_path)} == {"target", "retrained", "NPO"}
+
+
+def test_the_epoch_may_be_chosen_too(tmp_path: Path, calls: list[list[str]]) -> None:
+    main(["compare", write(tmp_path, [NPO], selection={"seed": 9, "epoch": "any"})])
+    assert len(calls) == 1 + 2
+    assert "| NPO | beta=0.2 | 2 | 2 | -8.10" not in (tmp_path / "out" / "comparison.md").read_text()
+    assert "| 2 | -8.900 | 1.030 | yes |" in (tmp_path / "out" / "comparison.md").read_text()
+
+
+def test_finished_runs_take_part(tmp_path: Path, calls: list[list[str]]) -> None:
+    documents = [evaluation(0, 0.8, -8.0, seed=4), evaluation(1, 0.4, -0.5, seed=4)]
+    write_evaluations(tmp_path / "mine" / "version_0", documents)
+    assert main(["compare", write(tmp_path, [], runs=[{"path": str(tmp_path / "mine")}])]) == 0
+    assert calls == []
+    row = table(tmp_path)[-1]
+    assert (row["method"], row["seed"], row["utility_kept"]) == ("DiPO", "4", "0.5")
+    assert "No method keeps 0.95" in (tmp_path / "out" / "comparison.md").read_text()
+
+
+def test_a_dry_run_says_what_is_missing(
+    tmp_path: Path, calls: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path)
+    main(["compare", path])
+    write(tmp_path, [DIPO, NPO, BROKEN])
+    calls.clear()
+    capsys.readouterr()
+    assert main(["compare", path, "--dry_run=true"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert calls == []
+    assert [line.split()[0] for line in lines] == [*["finished"] * 3, "then", *["finished"] * 2, *["new"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"selection": {}}, "give selection.seed"),
+        ({"selection": {"seed": 1}}, "which is reported on"),
+        ({"base": "{folder}/base0/unlearn.yaml"}, "on the data that seed 0 is reported on"),
+        ({"methods": [NPO, NPO]}, "two methods called 'NPO'"),
+        ({"methods": []}, "compares nothing"),
+        ({"seeds": []}, "at least one seed"),
+        ({"methods": [NPO | {"grid": {"lr": []}}]}, "no value for lr"),
+        ({"methods": [{"settings": {"beta": 1}}]}, "name"),
+        ({"outputt": "x"}, "outputt"),
+        ({"runs": [{"path": "{folder}/nothing"}]}, "of 0 runs"),
+    ],
+)
+def test_what_cannot_be_right_is_said_before_anything_runs(
+    tmp_path: Path, calls: list[list[str]], capsys: pytest.CaptureFixture[str], options: dict[str, Any], message: str
+) -> None:
+    filled = json.loads(json.dumps(options).replace("{folder}", str(tmp_path)))
+    assert main(["compare", write(tmp_path, **filled)]) == 2
+    assert message in capsys.readouterr().err
+    assert calls == []
+
+
+def test_choosing_on_the_reported_data_can_be_allowed_and_is_then_said(tmp_path: Path, calls: list[list[str]]) -> None:
+    base = f"{tmp_path}/base0/unlearn.yaml"
+    assert main(["compare", write(tmp_path, base=base, selection={"seed": 9, "allow_same_data": True})]) == 0
+    assert "The same data is reported on" in (tmp_path / "out" / "comparison.md").read_text()

@@ -1,0 +1,125 @@
+"""The config of a run: the base's, with another method in it and nothing of the base's own method."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dipo_lightning import DiPOModule
+from dipo_lightning.comparison.configs import accepted_options, read_base, run_config
+from dipo_lightning.comparison.plan import Method
+from dipo_lightning.errors import InputError
+from tests.comparison.acted import write_base
+
+OWN = f"{__name__}.Own"
+
+
+class Own(DiPOModule):
+    """A method of a user's project: a subclass, registered nowhere."""
+
+    def __init__(self, pretrained: str, strength: float = 1.0, **options: Any) -> None:
+        super().__init__(pretrained, **options)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> dict[str, Any]:
+    return read_base(str(write_base(tmp_path)), seed=0)
+
+
+def made(
+    base: dict[str, Any], class_path: str | None, seed: int = 3, export: bool = False, **settings: Any
+) -> dict[str, Any]:
+    return run_config(base, Method("name", class_path), settings, seed, Path("out"), export)
+
+
+def test_another_method_keeps_the_model_and_drops_the_loss(base: dict[str, Any]) -> None:
+    model = made(base, "dipo_lightning.NPOModule")["model"]
+    assert model["class_path"] == "dipo_lightning.NPOModule"
+    assert model["init_args"] == {"pretrained": "target", "lora_rank": 4, "reference_cache": "cache"}
+
+
+@pytest.mark.parametrize("class_path", [None, "dipo_lightning.DiPOModule", "dipo_lightning.modules.dipo.DiPOModule"])
+def test_the_base_s_own_method_keeps_its_options(base: dict[str, Any], class_path: str | None) -> None:
+    options = made(base, class_path, alpha=2.0)["model"]["init_args"]
+    assert options == base["model"]["init_args"] | {"alpha": 2.0}
+
+
+def test_a_method_from_outside_needs_its_class_path_only(base: dict[str, Any]) -> None:
+    options = made(base, OWN, strength=0.5)["model"]["init_args"]
+    assert options == {"pretrained": "target", "lora_rank": 4, "reference_cache": "cache", "strength": 0.5}
+    assert {"strength", "beta", "gamma", "lora_rank", "optimizer"} <= accepted_options(Own)
+
+
+def test_settings_reach_the_optimiser_the_data_and_the_trainer(base: dict[str, Any]) -> None:
+    settings = {"lr": 1e-3, "data.alternatives": "idk", "trainer.max_epochs": 7, "optimizer.init_args.eps": 1e-6}
+    config = made(base, "dipo_lightning.IdkDPOModule", **settings)
+    optimizer = config["model"]["init_args"]["optimizer"]
+    assert optimizer == {
+        "class_path": "torch.optim.AdamW",
+        "init_args": {"weight_decay": 0.01, "lr": 1e-3, "eps": 1e-6},
+    }
+    assert config["data"]["init_args"]["alternatives"] == "idk"
+    assert config["trainer"]["max_epochs"] == 7
+
+
+def test_the_optimiser_of_the_base_is_shared(base: dict[str, Any]) -> None:
+    base["model"]["init_args"]["optimizer"] = {
+        "class_path": "torch.optim.SGD",
+        "init_args": {"lr": 1.0, "momentum": 0.9},
+    }
+    optimizer = made(base, "dipo_lightning.NPOModule", lr=0.5)["model"]["init_args"]["optimizer"]
+    assert optimizer == {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5, "momentum": 0.9}}
+
+
+def test_everything_is_written_into_the_run_s_folder(base: dict[str, Any]) -> None:
+    checkpoint = {
+        "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+        "init_args": {"dirpath": "/x", "save_last": True},
+    }
+    base["trainer"]["callbacks"].append(checkpoint)
+    base["ckpt_path"] = "old.ckpt"
+    before = copy.deepcopy(base)
+    config = made(base, None)
+    assert base == before
+    assert config["seed_everything"] == config["data"]["init_args"]["seed"] == 3
+    assert "ckpt_path" not in config
+    trainer = config["trainer"]
+    assert trainer["default_root_dir"] == trainer["logger"]["init_args"]["save_dir"] == "out"
+    assert [callback["init_args"] for callback in trainer["callbacks"]][1:] == [{"save_last": True}]
+    exported = made(base, None, export=True)["trainer"]["callbacks"][-1]
+    assert exported == {"class_path": "dipo_lightning.ExportModel", "init_args": {"folder": "model"}}
+
+
+def test_each_seed_may_have_a_base_of_its_own(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        write_base(tmp_path / f"quick-seed{seed}", seed)
+    bases = [read_base(f"{tmp_path}/quick-seed{{seed}}/unlearn.yaml", seed) for seed in (1, 2)]
+    assert [base["data"]["init_args"]["data"] for base in bases] == ["data1", "data2"]
+
+
+def test_short_forms_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "base.yaml"
+    path.write_text(yaml.safe_dump({"model": "dipo_lightning.NPOModule", "data": {"class_path": "TOFUDataModule"}}))
+    config = made(read_base(str(path), 0), None)
+    assert config["model"] == {"class_path": "dipo_lightning.NPOModule", "init_args": {}}
+    assert config["data"]["init_args"] == {"seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "quickstart leaves one"), ("a: [", "is not YAML"), ("model: {}", "no config of"), ("7", "no config of")],
+)
+def test_a_base_that_is_none_is_said(tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "base.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_base(str(path), 0)
+
+
+@pytest.mark.parametrize("class_path", ["no_such_package.Method", "dipo_lightning.NoSuchModule", "os.path.join"])
+def test_a_class_that_is_none_is_said(base: dict[str, Any], class_path: str) -> None:
+    with pytest.raises(InputError, match="cannot be imported|is no class"):
+        made(base, class_path)

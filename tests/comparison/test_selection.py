@@ -1,0 +1,64 @@
+"""The rule that chooses settings, on made-up measurements."""
+
+import pytest
+
+from dipo_lightning.comparison.plan import Method, Selection
+from dipo_lightning.comparison.results import Row
+from dipo_lightning.comparison.selection import Candidate, choose, rule
+from dipo_lightning.errors import RunError
+
+
+def rows(*measured: tuple[float | None, float | None]) -> list[Row]:
+    """The target, and (log10 p, utility kept) of each epoch after it."""
+    pairs = [(-9.0, 1.0), *measured]
+    return [{"epoch": n, "step": 5 * n, "log10_p": q, "utility_kept": u} for n, (q, u) in enumerate(pairs)]
+
+
+def candidates(*runs: list[Row]) -> list[Candidate]:
+    return [Candidate("m", {"beta": number}, f"beta={number}", run) for number, run in enumerate(runs)]
+
+
+def chosen(*runs: list[Row], **options: object) -> tuple[int, int | None]:
+    choice = choose(candidates(*runs), Selection(seed=9, **options))  # type: ignore[arg-type]
+    return choice.settings["beta"], choice.epoch
+
+
+def test_the_highest_quality_among_those_that_keep_the_utility() -> None:
+    assert chosen(rows((-3, 0.99)), rows((-1, 0.96)), rows((-0.1, 0.90))) == (1, None)
+
+
+def test_the_last_epoch_counts_unless_any_may() -> None:
+    one, other = rows((-0.5, 0.97), (-4, 0.97)), rows((-0.2, 0.5), (-2, 0.96))
+    assert chosen(one, other) == (1, None)
+    assert chosen(one, other, epoch="any") == (0, 1)
+
+
+def test_where_none_keeps_the_utility_the_highest_utility() -> None:
+    assert chosen(rows((-1, 0.7)), rows((-6, 0.8))) == (1, None)
+    assert chosen(rows((-1, 0.7)), rows((-6, 0.8)), keep_utility=0.6) == (0, None)
+
+
+def test_ties_go_to_the_utility_then_to_the_first() -> None:
+    assert chosen(rows((-1, 0.96)), rows((-1, 0.98)), rows((-1, 0.98))) == (1, None)
+
+
+def test_the_target_s_own_row_is_never_chosen() -> None:
+    assert chosen(rows((-10, 0.99)), epoch="any") == (0, 1)
+
+
+def test_nothing_to_choose_by_is_said() -> None:
+    with pytest.raises(RunError, match="neither|both a forget quality"):
+        chosen(rows((None, 0.9)), rows((-1, None)))
+    with pytest.raises(RunError, match="every run of its grid failed"):
+        choose([], Selection(seed=9))
+
+
+def test_a_grid_is_every_combination_over_the_settings() -> None:
+    method = Method("m", None, {"k": 5, "beta": 1}, {"beta": [2, 3], "lr": [0.1, 0.2]})
+    assert method.candidates() == [{"k": 5, "beta": b, "lr": lr} for b in (2, 3) for lr in (0.1, 0.2)]
+    assert Method("m", None, {"k": 5}).candidates() == [{"k": 5}]
+
+
+def test_the_rule_is_said_with_its_numbers() -> None:
+    assert "seed 9" in rule(Selection(seed=9))
+    assert "0.9 of the target" in rule(Selection(seed=9, keep_utility=0.9))
