@@ -22,9 +22,9 @@ FLOORS = (
 )
 """From the ground up. Rooms on one floor don't know of each other: callbacks never import modules."""
 
-SAME_ROOM = dict.fromkeys(("quickstart", "muse_small", "comparison", "parser_messages", "__main__"), "cli") | {
-    "data.chat": "data.prompts"
-}
+SAME_ROOM = dict.fromkeys(
+    ("quickstart", "muse_small", "comparison", "export", "chat", "parser_messages", "__main__"), "cli"
+) | {"data.chat": "data.prompts"}
 """A module that belongs to the room of another: the chat template is a prompt style, a command is the command line."""
 
 HEAVY = {"transformers", "datasets", "matplotlib", "peft", "tensorboard", "nltk", "gguf", "accelerate"}

@@ -7,8 +7,10 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
+from dipo_lightning.data.fingerprint import fingerprints
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.export import save_model
+from dipo_lightning.report.card import CardFacts, model_card
 
 
 class ExportModel(Callback):
@@ -31,14 +33,36 @@ class ExportModel(Callback):
         root = Path(trainer.log_dir or trainer.default_root_dir) if self.inside_run else Path()
         self.path = root / self.folder
         if stage == "fit" and trainer.is_global_zero and self.path.exists() and any(self.path.iterdir()):
-            raise InputError(f"{self.path} is not empty; ExportModel would overwrite it. Name another folder or remove it.")
+            raise InputError(
+                f"{self.path} is not empty; ExportModel would overwrite it. Name another folder or remove it."
+            )
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the folder; every rank takes part in gathering the weights, rank 0 writes."""
         assert self.path is not None
         policy: nn.Module = pl_module.policy  # type: ignore[assignment]
         tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
-        save_model(policy, self.path, tokenizer, merge=self.adapters == "merged", write=trainer.is_global_zero)
+        run = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is collective
+        card = self._card(trainer, pl_module, run) if trainer.is_global_zero else None
+        save_model(
+            policy, self.path, tokenizer, merge=self.adapters == "merged", write=trainer.is_global_zero, card=card
+        )
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             print(f"The model is in {self.path}")
+
+    def _card(self, trainer: pl.Trainer, pl_module: pl.LightningModule, run: Path) -> str:
+        """Write the model card from the module's settings, the data and the evaluations of this run."""
+        assert self.path is not None
+        adapters = self.adapters == "separate" and hasattr(pl_module.policy, "merge_and_unload")
+        facts = CardFacts(
+            name=self.path.resolve().name,
+            base=str(getattr(pl_module, "pretrained", "a language model")),
+            method=type(pl_module).__name__,
+            settings=dict(pl_module.hparams),
+            data=fingerprints(getattr(trainer, "datamodule", None)),
+            run=run,
+            step=trainer.global_step,
+            adapters=adapters,
+        )
+        return model_card(facts)

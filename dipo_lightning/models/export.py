@@ -21,6 +21,7 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase | None = None,
     merge: bool = True,
     write: bool = True,
+    card: str | None = None,
 ) -> None:
     """Save ``policy`` as safetensors with its config, generation config and tokenizer.
 
@@ -32,6 +33,7 @@ def save_model(
         tokenizer: Saved beside the model.
         merge: Merge LoRA adapters into the weights; else a peft model is saved as adapters.
         write: Whether this process writes (rank 0).
+        card: Text of the model card, ``README.md``.
     """
     state = full_state_dict(policy) if is_sharded(policy) else None
     if not write:
@@ -45,6 +47,8 @@ def save_model(
         policy.save_pretrained(partial, state_dict=state)  # type: ignore[operator]
     if tokenizer is not None:
         tokenizer.save_pretrained(partial)
+    if card is not None:
+        (partial / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import PurePath, PureWindowsPath
 from typing import Any
 
 REMOVED = "(removed)"
@@ -12,6 +12,7 @@ _SECRET_NAME = re.compile(r"(^|_)(token|tokens|secret|password|passwd|credential
 _SECRET_VALUE = re.compile(
     r"\b(hf|api_org)_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bsk-[\w-]{20,}|://[^/\s:@]+:[^/\s@]+@"
 )
+_WHOLE_PATH = re.compile(r"(~|[A-Za-z]:)?[/\\]")
 _LOCAL_PATH = re.compile(r"(?<![\w.:/])(~|[A-Za-z]:)?[/\\](?:[^/\\\s'\"]+[/\\])*([^/\\\s'\"]+)[/\\]?")
 
 
@@ -39,4 +40,8 @@ def without_paths(value: Any) -> Any:
         return [without_paths(item) for item in value]
     if isinstance(value, PurePath):
         value = str(value)
-    return _LOCAL_PATH.sub(lambda match: match[2], value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    if _WHOLE_PATH.match(value) and "\n" not in value:  # its folders may have spaces in their names
+        return PureWindowsPath(value).name or value
+    return _LOCAL_PATH.sub(lambda match: match[2], value)

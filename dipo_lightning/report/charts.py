@@ -6,7 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dipo_lightning.report.run_folder import Curve, Document
 
@@ -109,7 +109,7 @@ def svg_image(curves: Mapping[str, Curve]) -> str:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    style = {"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "dipo-lightning"}
+    style: dict[Any, Any] = {"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "dipo-lightning"}
     with mpl.rc_context({**style, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
         figure = Figure(figsize=(5.2, 2.9), layout="constrained")
         axes = figure.add_subplot()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,7 +63,8 @@ def write_page(run_folder: str | Path, output: str | Path | None = None, rows: i
         partial.write_text(render(run, rows), encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise RunError(f"The results page could not be written to {path}: {error.strerror or error}.") from error
     return path
 
@@ -109,7 +111,7 @@ def _evaluation(name: str, documents: Sequence[Document], most: int) -> dict[str
     before = scalars[0] if len(documents) > 1 else {}
     lines = [_line(key, before.get(key), scalars[-1][key]) for key in scalars[-1]]
     return {
-        "title": _TITLES.get(name, name),
+        "title": _TITLES.get(name, visible(name)),
         "steps": [document["provenance"].get("step") for document in (first, last)],
         "compared": len(documents) > 1,
         "headlines": [line for key in _HEADLINES.get(name, ()) for line in lines if line["key"] == key],
@@ -118,7 +120,7 @@ def _evaluation(name: str, documents: Sequence[Document], most: int) -> dict[str
         "charts": evaluation_charts(documents, scalars),
         "sets": _sets(first, last, most, compared=len(documents) > 1),
         "settings": _flat(without_secrets(last.get("settings", {}))),
-        "skipped": {key: len(rows) for key, rows in (last.get("skipped") or {}).items()},
+        "skipped": {visible(key): len(rows) for key, rows in (last.get("skipped") or {}).items()},
     }
 
 
@@ -129,8 +131,8 @@ def _line(key: str, before: float | None, now: float) -> dict[str, Any]:
     if before is not None and wanted and f"{before:.3g}" != f"{now:.3g}":
         direction = "good" if (now > before) == (wanted == "up") else "bad"
     return {
-        "key": key,
-        "label": label,
+        "key": visible(key),
+        "label": visible(label),
         "words": words,
         "wanted": {"up": "higher is better", "down": "lower is better"}.get(wanted, ""),
         "before": None if before is None else f"{before:.3g}",
@@ -144,7 +146,7 @@ def _absent(aggregates: Mapping[str, Any]) -> dict[str, str]:
     """What could not be computed, and why."""
     ending = "_absent"
     return {
-        meaning(key.removesuffix(ending)).label: visible(str(reason))
+        visible(meaning(key.removesuffix(ending)).label): visible(str(reason))
         for key, reason in aggregates.items()
         if key.endswith(ending)
     }
@@ -159,7 +161,7 @@ def _sets(first: Document, last: Document, most: int, compared: bool) -> list[di
             continue
         old = {row["index"]: row.get("generation") or "" for row in first["sets"].get(name, ())} if compared else {}
         shown = [_answers(row, old.get(row["index"])) for row in said[:most]]
-        title = _SET_TITLES.get(name, name.replace("_", " "))
+        title = _SET_TITLES.get(name, visible(name.replace("_", " ")))
         changed = sum(row["generation"] != old.get(row["index"]) for row in said) if compared else None
         found.append({"name": name, "title": title, "rows": shown, "total": len(said), "changed": changed})
     return found
@@ -194,4 +196,4 @@ def _provenance(provenance: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, str]:
-    return {key: visible(str(value)) for key, value in settings.items()}
+    return {visible(key): visible(str(value)) for key, value in settings.items()}

@@ -41,16 +41,22 @@ def read_run(folder: str | Path) -> RunFolder:
         InputError: There is no such folder, no evaluation in it, or several runs; or a file is broken.
     """
     path = _find(Path(folder).expanduser())
-    run = RunFolder(path)
-    for file in sorted((path / "evaluations").glob("*.json")):
-        run.evaluations.setdefault(file.name.split("_epoch=")[0], []).append(read_document(file))
-    for documents in run.evaluations.values():
-        documents.sort(key=lambda document: document.get("provenance", {}).get("step", 0))
+    run = RunFolder(path, read_documents(path))
     for name in ("config.yaml", "hparams.yaml"):
         if run.config is None and (path / name).is_file():
             run.config = (path / name).read_text(encoding="utf-8", errors="replace").strip() or None
     run.curves = _curves(path)
     return run
+
+
+def read_documents(folder: Path) -> dict[str, list[Document]]:
+    """Read the evaluations of a run's folder, by name and in the order of their steps."""
+    found: dict[str, list[Document]] = {}
+    for file in sorted((folder / "evaluations").glob("*.json")):
+        found.setdefault(file.name.split("_epoch=")[0], []).append(read_document(file))
+    for documents in found.values():
+        documents.sort(key=lambda document: document["provenance"].get("step", 0))
+    return found
 
 
 def read_document(file: Path) -> Document:

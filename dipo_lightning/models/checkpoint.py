@@ -1,0 +1,133 @@
+"""From a Lightning checkpoint, one file or a folder of shards, back to the model that it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dipo_lightning.errors import InputError
+from dipo_lightning.models.loading import load_policy, load_tokenizer
+from dipo_lightning.models.lora import LoRA, add_lora
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_PREFIX = "policy."
+_SHARDS = ".metadata"  # torch.distributed.checkpoint's own file
+_META = "meta.pt"  # what Lightning puts beside the shards
+
+
+@dataclass
+class Checkpoint:
+    """What a checkpoint says.
+
+    Attributes:
+        path: The file or folder.
+        settings: The module's hyper-parameters, plain values.
+        weights: The policy's state dict.
+        epoch: Epochs begun when it was written.
+        step: Optimiser steps done.
+    """
+
+    path: Path
+    settings: dict[str, Any]
+    weights: dict[str, Tensor]
+    epoch: int
+    step: int
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint without running anything that it holds (``weights_only``), onto the CPU.
+
+    Args:
+        path: A ``.ckpt`` file, or a folder of shards as ``save_distributed_checkpoint`` writes it.
+
+    Raises:
+        InputError: There is no such checkpoint, it is broken, holds more than plain values and tensors, or is none of
+            a module of this package.
+    """
+    path = Path(path).expanduser()
+    content = _read_shards(path) if path.is_dir() else _read_file(path)
+    settings, state = content.get("hyper_parameters") or {}, content.get("state_dict") or {}
+    weights = {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
+    if not weights or "pretrained" not in settings:
+        raise InputError(
+            f"{path} is no checkpoint of a module of this package (a policy's weights, and `pretrained` among the "
+            "hyper-parameters). Give one that `dipo-lightning fit` wrote."
+        )
+    return Checkpoint(path, dict(settings), weights, int(content.get("epoch", 0)), int(content.get("global_step", 0)))
+
+
+def restore(checkpoint: Checkpoint, pretrained: str | None = None) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """Build the model that a checkpoint holds, in evaluation mode, with its tokenizer.
+
+    Args:
+        checkpoint: From `read_checkpoint`.
+        pretrained: Where the original model is now, if it was moved.
+
+    Raises:
+        InputError: The original model isn't found, or is another one than the checkpoint's.
+    """
+    settings = checkpoint.settings
+    source = str(pretrained or settings["pretrained"])
+    where: dict[str, Any] = {
+        "revision": settings.get("revision"),
+        "trust_remote_code": bool(settings.get("trust_remote_code")),
+    }
+    try:
+        policy: nn.Module = load_policy(source, **where)
+        tokenizer = load_tokenizer(source, **where)
+    except InputError as error:
+        raise InputError(
+            f"The checkpoint continues from {source}: {error} If it was moved, give --pretrained."
+        ) from error
+    if settings.get("lora_rank") is not None:
+        names = ("rank", "alpha", "dropout", "targets")
+        policy = add_lora(policy, LoRA(**{name: settings[f"lora_{name}"] for name in names}))
+    try:
+        policy.load_state_dict(checkpoint.weights)
+    except RuntimeError as error:
+        reason = str(error).split("\n\t")[1] if "\n\t" in str(error) else str(error)
+        raise InputError(
+            f"The weights of {checkpoint.path} don't fit {source}: {reason} Give the model it was trained from with "
+            "--pretrained."
+        ) from error
+    return policy.eval(), tokenizer
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such checkpoint.") from error
+    except UnpicklingError as error:
+        raise InputError(f"{path} holds more than tensors and plain values, so it is not loaded: {error}") from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise InputError(f"{path} can't be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is no Lightning checkpoint.")
+    return content
+
+
+def _read_shards(folder: Path) -> dict[str, Any]:
+    """Read the weights of a folder of shards, and nothing of the optimiser's."""
+    if not (folder / _SHARDS).is_file() or not (folder / _META).is_file():
+        raise InputError(f"{folder} is a folder, but holds no sharded checkpoint ({_SHARDS} and {_META}).")
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    content = _read_file(folder / _META)
+    reader = FileSystemReader(folder)
+    state: dict[str, Any] = {
+        name: torch.empty(kept.size, dtype=kept.properties.dtype)
+        for name, kept in reader.read_metadata().state_dict_metadata.items()
+        if name.startswith(f"state_dict.{_PREFIX}") and isinstance(kept, TensorStorageMetadata)
+    }
+    load(state, storage_reader=reader, no_dist=True)
+    return content | {"state_dict": {name.removeprefix("state_dict."): value for name, value in state.items()}}

@@ -1,0 +1,193 @@
+"""The model card of an unlearned model: method, settings, data fingerprint and measured results, in Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath, PureWindowsPath
+from typing import Any
+
+import yaml
+
+from dipo_lightning.metrics.columns import flat_numbers
+from dipo_lightning.models.private import without_paths, without_secrets
+from dipo_lightning.report.meanings import meaning
+from dipo_lightning.report.run_folder import Document, read_documents
+
+_NOT_SHOWN = ("pretrained", "reference_cache", "trust_remote_code", "revision")
+_RUN_SETTINGS = {
+    "trainer": (
+        *("max_epochs", "max_steps", "precision", "strategy", "accumulate_grad_batches", "gradient_clip_val"),
+        *("devices", "num_nodes"),
+    ),
+    "data": ("class_path", "split", "prompt", "prompt_options", "max_length", "batch_size", "seed"),
+    "model": ("optimizer",),
+}
+_MOST_LINES = 40
+
+
+@dataclass
+class CardFacts:
+    """What a card states.
+
+    Attributes:
+        name: The model's own name.
+        base: The model it was made from: a hub name, or a path whose last part is shown.
+        method: Class of the module.
+        settings: The module's hyper-parameters.
+        data: Rows and fingerprints by half (`dipo_lightning.data.fingerprint.fingerprints`).
+        run: The run's log folder, whose evaluations and configuration are read; None for no run.
+        step: Optimiser step of the weights; results of a later one aren't theirs.
+        adapters: Whether the folder holds LoRA adapters only.
+    """
+
+    name: str
+    base: str
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    run: Path | None = None
+    step: int | None = None
+    adapters: bool = False
+
+
+def model_card(facts: CardFacts) -> str:
+    """Write the card; no access token and no path of this machine is in it.
+
+    Args:
+        facts: What is known of the model.
+
+    Returns:
+        Markdown with the hub's YAML header.
+    """
+    evaluations = {} if facts.run is None else _until(read_documents(facts.run), facts.step)
+    data = facts.data or next((d[-1]["provenance"]["data"] for d in evaluations.values() if _has_data(d[-1])), {})
+    shown = {key: value for key, value in facts.settings.items() if key not in _NOT_SHOWN and not key.startswith("_")}
+    parts = [
+        _header(facts),
+        f"# {_plain(facts.name)}\n\n`{_code(_base_name(facts.base))}` after unlearning with **{_plain(facts.method)}**"
+        " of [dipo-lightning](https://pypi.org/project/dipo-lightning/).",
+        _use(facts),
+        "## Method and settings\n\n" + _table("setting", _public(shown)),
+        _run_section(facts.run),
+        _data_section(data),
+        _results(evaluations, facts.step),
+        _LIMITS,
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+_LIMITS = """## Limits
+
+Unlearning is no proof of erasure. The numbers above are about these rows and these questions; others, asked in other
+words, may still be answered. Further training can bring forgotten text back, and somebody with the weights can look for
+traces that no answer shows."""
+
+
+def _header(facts: CardFacts) -> str:
+    tags = ["machine-unlearning", "dipo-lightning", facts.method.lower().removesuffix("module")]
+    head: dict[str, Any] = {"library_name": "peft" if facts.adapters else "transformers"}
+    if _is_hub_name(facts.base):
+        head["base_model"] = facts.base
+    head |= {"pipeline_tag": "text-generation", "tags": tags}
+    return "---\n" + yaml.safe_dump(head, sort_keys=False) + "---"
+
+
+def _use(facts: CardFacts) -> str:
+    if facts.adapters:
+        base = facts.base if _is_hub_name(facts.base) else "FOLDER_OF_THE_BASE_MODEL"
+        return (
+            "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+            f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "THIS_FOLDER")\n```'
+        )
+    return (
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")\n```'
+    )
+
+
+def _run_section(run: Path | None) -> str:
+    """The settings of the run that a reader needs to repeat it, from its saved configuration."""
+    file = run / "config.yaml" if run is not None else None
+    if file is None or not file.is_file():
+        return ""
+    config = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    found = {"seed_everything": config.get("seed_everything")}
+    for part, names in _RUN_SETTINGS.items():
+        section = config.get(part) or {}
+        values = {**section, **(section.get("init_args") or {})}
+        found |= {f"{part}.{name}": values[name] for name in names if values.get(name) is not None}
+    return "## Run\n\n" + _table("setting", _public(found))
+
+
+def _data_section(data: Mapping[str, Any]) -> str:
+    if not data:
+        return "## Data\n\nNo fingerprint of the data was recorded."
+    lines = [f"| {half} | {what['rows']} | `{what['sha256']}` |" for half, what in data.items()]
+    return "## Data\n\n| half | rows | SHA-256 of the rows |\n|---|---|---|\n" + "\n".join(lines)
+
+
+def _results(evaluations: Mapping[str, Sequence[Document]], step: int | None) -> str:
+    parts = []
+    for name, documents in evaluations.items():
+        now, made = flat_numbers(documents[-1]["aggregates"]), documents[-1]["provenance"].get("step")
+        before = flat_numbers(documents[0]["aggregates"]) if len(documents) > 1 else {}
+        first = documents[0]["provenance"].get("step")
+        old = "" if made == step or step is None else f" (the weights are those of step {step})"
+        lines = [
+            f"| {meaning(key).label} | {_number(before.get(key))} | {_number(value)} |" for key, value in now.items()
+        ]
+        parts.append(
+            f"Evaluation `{name}`: before at step {first}, after at step {made}{old}.\n\n"
+            "| number | before | after |\n|---|---|---|\n" + "\n".join(lines[:_MOST_LINES])
+        )
+    return "## Measured results\n\n" + ("\n\n".join(parts) or "No evaluation was made of these weights.")
+
+
+def _until(evaluations: Mapping[str, Sequence[Document]], step: int | None) -> dict[str, list[Document]]:
+    """Leave out what was measured after the weights were written."""
+    found = {}
+    for name, documents in evaluations.items():
+        kept = [d for d in documents if step is None or d["provenance"].get("step", 0) <= step]
+        if kept:
+            found[name] = kept
+    return found
+
+
+def _has_data(document: Document) -> bool:
+    return bool(document["provenance"].get("data"))
+
+
+def _public(values: Mapping[str, Any]) -> dict[str, Any]:
+    return without_paths(without_secrets(values))
+
+
+def _table(head: str, values: Mapping[str, Any]) -> str:
+    lines = [f"| {_plain(key)} | `{_code(str(value))}` |" for key, value in values.items() if value is not None]
+    return f"| {head} | value |\n|---|---|\n" + "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _is_hub_name(base: str) -> bool:
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", base)) and not Path(base).exists()
+
+
+def _base_name(base: str) -> str:
+    if _is_hub_name(base) or base.startswith("package:"):
+        return base
+    return (PureWindowsPath(base) if "\\" in base else PurePath(base)).name
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(text.split()))
+
+
+def _code(text: str) -> str:
+    """Text for between backticks in a table cell."""
+    return " ".join(text.replace("`", "'").replace("|", "/").split())

@@ -1,0 +1,201 @@
+"""The results page: everything in it, everything escaped, nothing from elsewhere, and a real browser shows it."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from dipo_lightning.cli import main
+from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.report.meanings import meaning
+from dipo_lightning.report.page import PAGE, without_secrets_in_yaml, write_page
+from dipo_lightning.report.run_folder import read_run
+from tests.own_run import own_run
+
+HOSTILE = "</td><script>alert('x')</script><img src=x onerror=alert(1)> \x1b[31m\x00\u202e & \"quoted\" {{ 7*7 }}"
+
+
+class Page(HTMLParser):
+    """Collects tags with their attributes, and the text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def named(self, name):
+        return [attributes for tag, attributes in self.tags if tag == name]
+
+
+def document(step, generation, forget_rouge=0.5, **aggregates):
+    row = {"index": 0, "question": "Who?", "answer": "Ann.", "generation": generation, "rouge_l_recall": forget_rouge}
+    return {
+        "format": "dipo-lightning/own/1",
+        "settings": {"max_new_tokens": 8},
+        "provenance": {"step": step, "method": "DiPOModule", "seed": 0},
+        "sets": {"forget": [row]},
+        "aggregates": {"forget_rouge": forget_rouge, **aggregates},
+        "skipped": {},
+    }
+
+
+def write_run(folder, *documents):
+    (folder / "evaluations").mkdir(parents=True)
+    for one in documents:
+        file = folder / "evaluations" / f"own_epoch=000_step={one['provenance']['step']:05d}.json"
+        file.write_text(json.dumps(one), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return own_run(tmp_path_factory.mktemp("run"))
+
+
+def test_a_run_writes_its_page(run, capsys):
+    page = Page((run / PAGE).read_text(encoding="utf-8"))
+    images = page.named("img")
+    assert len(images) >= 4
+    assert all(image["src"].startswith("data:image/svg+xml;base64,") and image["alt"] for image in images)
+    for text in ("run/first", "forget: ROUGE-L recall", "extraction strength", "What must be forgotten", "SHA-256",
+                 "max_new_tokens", "GradDiffModule", "The two terms of the loss", "no proof of erasure"):  # fmt: skip
+        assert text in page.text, text
+    assert not page.named("script")
+    assert "alert(1)" in page.text
+    assert "\x1b" not in page.text
+    assert "\\u001b[31mteacher" in page.text
+    again = run / "again.html"
+    assert main(["report", str(run.parent), "--output", str(again)]) == 0
+    assert str(again) in capsys.readouterr().out
+    assert again.read_text() == (run / PAGE).read_text()
+
+
+def test_nothing_comes_from_elsewhere(run):
+    text = (run / PAGE).read_text(encoding="utf-8")
+    page = Page(text)
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", text)
+    assert "url(" not in text
+    assert "@import" not in text
+    policy = [meta["content"] for meta in page.named("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+def test_hostile_texts_are_shown_and_not_run(tmp_path):
+    one = document(0, HOSTILE)
+    one["settings"]["data"] = one["provenance"]["pretrained"] = HOSTILE
+    one["sets"]["forget"][0] |= {"question": HOSTILE, "answer": HOSTILE}
+    one["sets"][HOSTILE] = [{"index": 0, "prompt": HOSTILE, "generation": HOSTILE}]
+    one["aggregates"][HOSTILE] = 1.0
+    one["aggregates"]["utility_absent"] = HOSTILE
+    folder = write_run(tmp_path / "<b>run</b>", one)
+    (folder / "config.yaml").write_text(HOSTILE, encoding="utf-8")
+    page = Page(write_page(folder).read_text(encoding="utf-8"))
+    assert not page.named("script")
+    assert not page.named("img")
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert page.text.count("<script>alert('x')</script>") >= 8
+    assert "{{ 7*7 }}" in page.text
+    assert not set("\x00\x1b\u202e") & set(page.text)
+
+
+def test_what_changed_is_marked_word_by_word(tmp_path):
+    folder = write_run(tmp_path / "run", document(0, "Ann wrote it.", 0.9), document(4, "Bo wrote it.", 0.1))
+    text = write_page(folder).read_text(encoding="utf-8")
+    assert "<del>Ann</del> wrote it." in text
+    assert "<ins>Bo</ins> wrote it." in text
+    assert "1 of 1 answers changed" in text
+    assert '<span class="was">0.9</span>' in text
+    assert '<span class="good">0.1</span>' in text, "less of what must be forgotten is the wanted way"
+    assert "Before is step 0, after is step 4" in text
+
+
+def test_one_evaluation_compares_nothing(tmp_path):
+    text = write_page(write_run(tmp_path / "run", document(3, "Ann."))).read_text(encoding="utf-8")
+    assert "there is nothing to compare it with" in text
+    assert "<ins>" not in text
+    assert "<del>" not in text
+
+
+def test_rows_are_limited(tmp_path):
+    one = document(0, "Ann.")
+    one["sets"]["forget"] = [{**one["sets"]["forget"][0], "index": i} for i in range(5)]
+    folder = write_run(tmp_path / "run", one)
+    assert write_page(folder, rows=2).read_text().count("<article") == 2
+    with pytest.raises(InputError, match="rows is -1"):
+        write_page(folder, rows=-1)
+
+
+def test_secrets_are_taken_out_of_the_configuration():
+    text = "logger:\n  api_key: abc123\n  hub: hf_" + "x" * 30 + "\n  pad_token_id: 0\n- token: 'q'\nname: a: b"
+    shown = without_secrets_in_yaml(text)
+    assert shown.split("\n")[1:] == [
+        "  api_key: (removed)",
+        "  hub: (removed)",
+        "  pad_token_id: 0",
+        "- token: (removed)",
+        "name: a: b",
+    ]
+
+
+def test_bad_folders_are_named(tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        read_run(tmp_path / "absent")
+    with pytest.raises(InputError, match="MemorizationEvaluation"):
+        read_run(tmp_path)
+    for name in ("one", "two"):
+        write_run(tmp_path / name, document(0, "Ann."))
+    with pytest.raises(InputError, match=r"holds 2 runs.*one.*two"):
+        read_run(tmp_path)
+    (tmp_path / "one" / "evaluations" / "own_epoch=1.json").write_text("{")
+    with pytest.raises(InputError, match=r"own_epoch=1\.json: not an evaluation"):
+        read_run(tmp_path / "one")
+    (tmp_path / "one" / "evaluations" / "own_epoch=1.json").write_text("{}")
+    with pytest.raises(InputError, match="not an evaluation of this package"):
+        read_run(tmp_path / "one")
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(RunError, match="could not be written"):
+        write_page(tmp_path / "two", blocked / "page.html")
+
+
+def test_every_number_has_plain_words():
+    names = ["forget_quality_p", "model_utility", "utility", "privleak", "verbmem", "forget_loss_auc"]
+    parts = ("probability", "rouge", "truth_ratio", "exact_memorization", "extraction_strength", "min_k")
+    names += [f"{which}_{part}" for which in ("forget", "retain", "real_authors", "world_facts") for part in parts]
+    assert all(meaning(name).words for name in names)
+    assert meaning("retain_rouge").wanted == "up"
+    assert meaning("forget_rouge").wanted == "down"
+    assert meaning("forget_min_k").wanted == "up", "Min-K counts surprise"
+    assert meaning("forget_truth_ratio").wanted == "up"
+    assert meaning("my_number") == ("my number", "", "")
+
+
+@pytest.mark.slow
+def test_a_browser_shows_it(run, tmp_path):
+    """Chromium renders the page without a complaint, with every image drawn and no script run."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+             "--disable-background-networking", "--disable-component-update", "--hide-scrollbars")  # fmt: skip
+    picture = tmp_path / "page.png"
+    command = [browser, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,2000",
+               "--enable-logging=stderr", f"--screenshot={picture}", "--dump-dom", (run / PAGE).as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr, "the page's own policy or markup was refused"
+    assert 'alt="The two terms of the loss"' in done.stdout
+    assert picture.stat().st_size > 30_000
+    from matplotlib.image import imread
+
+    pixels = imread(picture)[..., :3]
+    blue = abs(pixels - [0.0, 0.447, 0.698]).sum(axis=-1) < 0.1  # the curves' second colour, inside an SVG image
+    assert blue.sum() > 100
