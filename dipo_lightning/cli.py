@@ -22,7 +22,7 @@ COMMANDS = {
     "compare": "dipo_lightning.comparison:compare",
     "score": "dipo_lightning.metrics.scoring:print_score",
     "report": "dipo_lightning.report.page:report",
-    "export": "dipo_lightning.models.checkpoint:export",
+    "export": "dipo_lightning.export:export",
     "chat": "dipo_lightning.chat:chat",
 }
 """The commands that are no Trainer method, by name, as ``module:function``."""
