@@ -30,7 +30,10 @@ def compare(comparison: str, dry_run: bool = False) -> None:
     if dry_run:
         print("\n".join(work.planned()))
         return
-    findings = work.do()
+    try:
+        findings = work.do()
+    except KeyboardInterrupt as interrupt:
+        raise RunError("Interrupted. The same command goes on from here.") from interrupt
     text = write_report(plan, findings)
     print(f"\n{text}\nEverything is in {plan.output}: comparison.md, comparison.csv, comparison.png and the runs.")
     if findings.failures:

@@ -16,6 +16,8 @@ COLOURS = (
 MARKERS = "osD^vP<X>phd"
 LOWEST = -20.0
 """Where the axis ends below: what is further down is drawn at its edge and marked."""
+NEAR = 0.9
+"""A second panel shows the part above this share of the target's utility, where methods that hold it are close."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +62,27 @@ def comparison_picture(
 
     if not any(trajectories.values()):
         raise InputError("There is nothing to draw: no run has both a forget quality and a model utility.")
-    figure = Figure(figsize=(9.2, 6.0), layout="constrained", dpi=150)
-    axes = figure.add_subplot()
-    everything = [point for points in trajectories.values() for point in points] + [p for p in (target,) if p]
+    everything = [*(point for points in trajectories.values() for point in points), *filter(None, [target, retrained])]
     lowest = max(LOWEST, min(point.quality_range[0] for point in everything))
-    for place, (name, points) in enumerate(trajectories.items()):
-        _trajectory(axes, name, points, target, COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], lowest)
-    _landmarks(axes, target, retrained, keep, lowest)
-    axes.set_xlabel("model utility (higher keeps more)")
-    axes.set_ylabel("forget quality, log10 p (0: not to be told from the retrained model)")
-    axes.set_ylim(lowest * 1.05 - 0.1, 0.04 * abs(lowest) + 0.1)
-    axes.grid(alpha=0.25)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    axes.set_title("Small marks: epochs. Large marks: as reported, with the range over seeds.", fontsize=10)
+    zoomed = target is not None and min(point.utility for point in everything) < NEAR * target.utility
+    figure = Figure(figsize=(13.0 if zoomed else 9.2, 6.0), layout="constrained", dpi=150)
+    panels = figure.subplots(1, 2 if zoomed else 1, sharey=True, squeeze=False)[0]
+    for axes in panels:
+        for place, (name, points) in enumerate(trajectories.items()):
+            style = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+            _trajectory(axes, name, points, target, style, lowest)
+        _landmarks(axes, target, retrained, keep, lowest)
+        axes.set_xlabel("model utility (higher keeps more)")
+        axes.grid(alpha=0.25)
+    panels[0].set_ylabel("forget quality, log10 p (0: not to be told from the retrained model)")
+    panels[0].set_ylim(lowest * 1.05 - 0.1, 0.04 * abs(lowest) + 0.1)
+    panels[0].set_title("Small marks: epochs. Large marks: as reported, with the range over seeds.", fontsize=10)
+    panels[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    if zoomed:
+        assert target is not None
+        highest = max(point.utility_range[1] for point in everything)
+        panels[1].set_xlim(NEAR * target.utility, highest + 0.01 * target.utility)
+        panels[1].set_title(f"The same, above {NEAR:g} of the target's utility", fontsize=10)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
@@ -84,11 +94,11 @@ def _trajectory(
     name: str,
     points: Sequence[Point],
     target: Point | None,
-    colour: str,
-    marker: str,
+    style: tuple[str, str],
     lowest: float,
 ) -> None:
     """Draw the line through a method's epochs, and its reported point with the range over seeds."""
+    colour, marker = style
     way = [point for point in (target, *points) if point is not None]
     at = [(point.utility, max(point.quality, lowest)) for point in way]
     axes.plot(*zip(*at, strict=True), color=colour, linewidth=1.1, alpha=0.6, zorder=2)
