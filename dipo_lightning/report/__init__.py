@@ -1,0 +1,1 @@
+"""Tables, pictures and pages from what runs wrote: no model is needed."""
