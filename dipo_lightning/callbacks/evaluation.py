@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from dipo_lightning.callbacks.files import write_json
 from dipo_lightning.callbacks.provenance import provenance
 from dipo_lightning.errors import InputError
+from dipo_lightning.metrics.columns import flat_numbers
 from dipo_lightning.row_batches import evaluation_mode
 
 Document = dict[str, Any]
@@ -76,13 +77,7 @@ class Evaluation(pl.Callback):
 
         A group of numbers, ``forget_quality: {p: ..., d: ...}``, becomes ``forget_quality_p``, ``forget_quality_d``.
         """
-        found: dict[str, float] = {}
-        for name, value in document["aggregates"].items():
-            parts = value if isinstance(value, dict) else {"": value}
-            for part, number in parts.items():
-                if isinstance(number, int | float) and not isinstance(number, bool):
-                    found[f"{name}_{part}" if part else name] = float(number)
-        return found
+        return flat_numbers(document["aggregates"])
 
     def summary(self, document: Document) -> str:
         """Return the short table that is printed after an evaluation."""

@@ -30,6 +30,12 @@ _MONTH_NAMES = (
 _MONTHS = tuple(name[:3] for name in _MONTH_NAMES)
 _DAY_NAMES = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _PROBE = "Xanadu"
+NAMED_TEMPLATES = {
+    "chatml": "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+}
+"""Templates that are known by name, for a base model whose tokenizer has none."""
 
 
 class ChatStyle(PromptStyle):
@@ -44,7 +50,8 @@ class ChatStyle(PromptStyle):
         tokenizer: The model's tokenizer.
         system_prompt: A system message. Without one the template's own default stands, if it has one.
         date: The date that templates print (Llama-3 asks for today's), as ``26 Jul 2024``.
-        chat_template: A template to use in place of the tokenizer's: its text, or a file with it.
+        chat_template: A template to use in place of the tokenizer's: its text, a file with it, or a name: ``chatml``,
+            or one of several that the tokenizer has.
         template_options: Further variables of the template. ``enable_thinking`` is false unless it is given.
     """
 
@@ -173,10 +180,16 @@ def _template(tokenizer: PreTrainedTokenizerBase, given: str | Path | None) -> s
         return str(tokenizer.get_chat_template())
     if isinstance(given, str) and "{" in given:
         return given
+    own = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
+    if str(given) in (named := NAMED_TEMPLATES | own):
+        return str(named[str(given)])
     try:
         return Path(given).expanduser().read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"chat_template {str(given)!r} is neither a template nor a file: {error.strerror}.") from error
+        raise InputError(
+            f"chat_template {str(given)!r} is neither a template nor a file ({error.strerror}), nor the name of one: "
+            f"{', '.join(named)}."
+        ) from error
 
 
 def _day(date: str) -> datetime.date:

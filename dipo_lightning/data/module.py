@@ -29,7 +29,7 @@ class TokenizedDataModule(pl.LightningDataModule):
     Args:
         tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; usually the model's own.
         prompt: Prompt style: ``chat`` (the model's chat template), ``plain``, ``llama2`` or ``text``.
-        prompt_options: Options of the style: ``system_prompt``, ``date``, ``chat_template`` (text or file) and
+        prompt_options: Options of the style: ``system_prompt``, ``date``, ``chat_template`` (text, file or name) and
             ``template_options`` for ``chat``; ``space`` (``prompt`` or ``answer``) for ``plain``; ``end`` for ``text``.
         max_length: Longest row in tokens; what is cut off is counted and reported.
         batch_size: Rows of one process and one micro-batch (for unlearning: as many forget as retain rows).
