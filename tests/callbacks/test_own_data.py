@@ -120,6 +120,18 @@ def test_kinds_may_differ_between_the_sets_but_not_within_one(tmp_path, model):
         fit(tmp_path, model, [FORGET[0], {"text": TEXT}])
 
 
+def test_validate_returns_the_numbers(tmp_path, model):
+    files = [write(tmp_path / f"{name}.jsonl", rows) for name, rows in (("forget", FORGET), ("retain", RETAIN))]
+    data = UnlearningDataModule(str(model), *files, batch_size=1)
+    run = trainer(tmp_path, MemorizationEvaluation(generate=False, retain_rows=2))
+    [numbers] = run.validate(GradDiffModule(str(model)), data, verbose=False)
+    [document] = read(tmp_path)
+    assert numbers["own/forget_probability"] == pytest.approx(document["aggregates"]["forget_probability"])
+    assert len(document["sets"]["retain"]) == 2
+    assert "forget_rouge" not in document["aggregates"], "nothing was generated"
+    assert document["sets"]["forget"][0]["generation"] is None
+
+
 def test_a_data_module_without_rows_is_refused(tmp_path):
     from tests.callbacks.small_tofu import ToyData, ToyModule
 
