@@ -55,8 +55,37 @@ def run_command(name: str, args: list[str]) -> None:
 
 
 def run_trainer(args: list[str]) -> None:
-    """Run ``fit``, ``validate`` or ``test`` through LightningCLI."""
-    trainer_cli()(args)
+    """Run ``fit``, ``validate`` or ``test`` through LightningCLI, with DiPO where no model class is named."""
+    default = [] if names_a_model(args) else ["--model=dipo_lightning.DiPOModule"]
+    trainer_cli()([args[0], *default, *args[1:]])
+
+
+def names_a_model(args: Sequence[str]) -> bool:
+    """Whether the options, or a config among them, name the model's class.
+
+    DiPO is not the parser's own default: its options' defaults would then stay when a config names another class (NPO
+    with DiPO's beta).
+    """
+    for place, argument in enumerate(args):
+        option, _, value = argument.partition("=")
+        if option in ("--model", "--model.class_path"):
+            return True
+        if option in ("--config", "-c"):
+            path = Path(value or "".join(args[place + 1 : place + 2]))
+            if path.is_file() and _has_model_class(path):
+                return True
+    return False
+
+
+def _has_model_class(path: Path) -> bool:
+    import yaml
+
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return False  # the parser says what is wrong with it
+    model = config.get("model") if isinstance(config, dict) else None
+    return isinstance(model, str) or (isinstance(model, dict) and "class_path" in model)
 
 
 def show_commands(args: list[str]) -> int:
@@ -87,7 +116,7 @@ def trainer_cli() -> Any:  # noqa: ANN401
     import dipo_lightning.callbacks  # noqa: F401  (short class names in YAML)
     from dipo_lightning.callbacks.tensorboard_layout import write_layout
     from dipo_lightning.data.module import TokenizedDataModule  # noqa: F401
-    from dipo_lightning.modules.dipo import DiPOModule
+    from dipo_lightning.sharding import check_strategy
 
     class Parser(LightningArgumentParser):
         """Says in a sentence what is wrong, with the nearest right option where one is not known."""
@@ -114,10 +143,10 @@ def trainer_cli() -> Any:  # noqa: ANN401
         """Any module and data module by class name; one tokenizer for both; a checkpoint never overrides an option."""
 
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-            parser.set_defaults({"model": {"class_path": f"{DiPOModule.__module__}.DiPOModule"}})
             parser.link_arguments("model.init_args.pretrained", "data.init_args.tokenizer")
 
         def before_instantiate_classes(self) -> None:
+            check_strategy(self.config[self.subcommand].trainer.strategy)
             path = self.config[self.subcommand].get("ckpt_path")
             if path and path not in ("best", "last", "hpc") and not Path(path).exists():
                 raise InputError(f"ckpt_path is {path}, which is not there; give a checkpoint's path, last or best.")
