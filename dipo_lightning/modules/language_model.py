@@ -121,7 +121,7 @@ class LanguageModelModule(pl.LightningModule):
         if self.freeze_projection:
             output_projection(model).requires_grad_(False)
         if trainable and self.activation_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+            model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         if self.compile_blocks:
             for block in transformer_blocks(model):
                 block.compile()
