@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 import dipo_lightning
-from dipo_lightning.cli import main
+from dipo_lightning.cli import main, names_a_model
 from dipo_lightning.modules.unlearning import UnlearningModule
 from tests.callbacks.small_tofu import write_tofu
 from tests.toys import save_toy
@@ -107,3 +107,48 @@ def test_idk_dpo_without_alternatives_says_what_to_write(
     options = [f"--config={base}", "--model=dipo_lightning.IdkDPOModule", "--trainer.logger=false"]
     assert main(["fit", *options, f"--trainer.default_root_dir={tmp_path}"]) == 2
     assert "data.alternatives" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", sorted(FILES))
+def test_a_class_that_is_named_has_its_own_defaults(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    config = yaml.safe_load(base.read_text())
+    stated = yaml.safe_load(FILES[method].read_text())["model"]
+    config["model"] = {"class_path": stated["class_path"], "init_args": {"pretrained": "anything"}}
+    (tmp_path / "named.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit):
+        main(["fit", f"--config={tmp_path / 'named.yaml'}", "--print_config"])
+    options = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    mine = stated["init_args"].keys() - {"optimizer"}
+    assert {name: options[name] for name in mine} == {name: stated["init_args"][name] for name in mine}
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["fit", "--model.beta=1"], False),
+        (["fit", "--model", "dipo_lightning.NPOModule"], True),
+        (["fit", "--model=dipo_lightning.NPOModule"], True),
+        (["fit", "--model.class_path=dipo_lightning.NPOModule"], True),
+        (["fit", "--config=short.yaml"], True),
+        (["fit", "-c", "long.yaml"], True),
+        (["fit", "--config", "none.yaml"], False),
+        (["fit", "--config", "none.yaml", "--config", "long.yaml"], True),
+        (["fit", "--config=absent.yaml"], False),
+        (["fit", "--config=broken.yaml"], False),
+    ],
+)
+def test_dipo_is_the_method_only_where_none_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], named: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    contents = {
+        "short": "model: A",
+        "long": "model: {class_path: A}",
+        "none": "model: {init_args: {}}",
+        "broken": "a: [",
+    }
+    for name, text in contents.items():
+        Path(f"{name}.yaml").write_text(text)
+    assert names_a_model(args) is named
