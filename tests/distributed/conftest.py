@@ -27,6 +27,14 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
 
 
 @pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    """One process, for strategies that would leave a process group behind in the test process."""
+    pool = Pool(tmp_path_factory.mktemp("alone"), world=1)
+    yield pool
+    pool.stop()
+
+
+@pytest.fixture(scope="session")
 def task(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a toy model and rows of very different lengths."""
     return str(write_task(tmp_path_factory.mktemp("task")))

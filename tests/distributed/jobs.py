@@ -5,17 +5,22 @@ from __future__ import annotations
 import functools
 import json
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from dipo_lightning.answers import Answers
+from dipo_lightning.callbacks.export import ExportModel
+from dipo_lightning.callbacks.tofu import TOFUEvaluation
 from dipo_lightning.data.pairs import EpochSampler
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.modules.dipo import DiPOModule
@@ -53,6 +58,20 @@ class RecordedDiPO(Gaps, DiPOModule):
 
 class RecordedNPO(Gaps, NPOModule):
     pass
+
+
+class Evaluations(TOFUEvaluation):
+    """Keeps the rows and aggregates of every evaluation."""
+
+    def __init__(self, data: str) -> None:
+        small = {"max_new_tokens": 6, "batch_tokens": 200, "generation_rows": 5}
+        super().__init__("forget10", data, every_n_steps=1, every_n_epochs=None, **small)  # type: ignore[arg-type]
+        self.documents: list[dict[str, Any]] = []
+
+    def evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        document = super().evaluate(trainer, pl_module)
+        self.documents.append({key: document[key] for key in ("sets", "aggregates")})
+        return document
 
 
 METHODS: dict[str, type[Gaps]] = {"dipo": RecordedDiPO, "npo": RecordedNPO}
@@ -98,17 +117,35 @@ def train(
     max_steps: int = -1,
     precision: str = "32-true",
     ckpt_path: str | None = None,
-    save: str | None = None,
+    save: tuple[str, int] | None = None,
     sharded_checkpoint: bool = False,
+    export: tuple[str, str] | None = None,
+    evaluate: str | None = None,
+    compiler: str | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Train the toy and return losses, rows and final weights (rank 0; the others return none)."""
+    """Train the toy and return what happened and the final weights (on rank 0).
+
+    Args:
+        save: Folder and optimiser step of a checkpoint, ``folder/step.ckpt``.
+        export: Folder of the final model, and ``merged`` or ``separate`` adapters.
+        evaluate: Folder in TOFU's schema, to evaluate on before training and after each step.
+        compiler: The backend that ``compile_blocks`` compiles with; torch's default takes minutes here.
+    """
     pl.seed_everything(0, verbose=False)  # the adapters' first values
     module = METHODS[method](
         f"{task}/model", optimizer=OPTIMIZERS[optimizer or ("sgd_clipped" if clip else "sgd")], reference_cache=f"{task}/cache/{devices}", **options
     )
     data = make_data(task, batch_size)
     record = Record()
+    callbacks: list[Callback] = [record]
+    if save is not None:
+        callbacks.append(ModelCheckpoint(save[0], "{step}", every_n_train_steps=save[1], save_top_k=-1))
+    if export is not None:
+        callbacks.append(ExportModel(export[0], export[1], inside_run=False))  # type: ignore[arg-type]
+    evaluations = Evaluations(evaluate) if evaluate else None
+    if evaluations is not None:
+        callbacks.append(evaluations)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=devices,
@@ -118,31 +155,46 @@ def train(
         max_steps=max_steps,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=clip,
-        callbacks=[record],
+        callbacks=callbacks,
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=save is not None,
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=1,
         inference_mode=False,
         default_root_dir=task,
     )
-    trainer.fit(module, data, ckpt_path=ckpt_path)
-    if save is not None:
-        trainer.save_checkpoint(save)
+    with warnings.catch_warnings(), compiled_by(compiler):
+        if ckpt_path is not None:  # what it resumes from is there
+            warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty", UserWarning)
+        trainer.fit(module, data, ckpt_path=ckpt_path)
     return {
         "losses": record.losses,
         "rows": record.rows,
         "terms": record.terms,
         "weights": weights(module),
         "reference": type(module.reference).__name__,
-        "gaps": module.gaps,
+        "gaps": getattr(module, "gaps", []),
+        "documents": evaluations.documents if evaluations else [],
     }
 
 
 def make_data(task: str, batch_size: int) -> UnlearningDataModule:
     files = f"{task}/forget.jsonl", f"{task}/retain.jsonl"
     return UnlearningDataModule(f"{task}/model", *files, prompt="plain", batch_size=batch_size)
+
+
+@contextmanager
+def compiled_by(backend: str | None) -> Iterator[None]:
+    # A warning of torch's compiler about itself, which it would raise in its own middle.
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
+    original = torch.nn.Module.compile
+    if backend is not None:
+        torch.nn.Module.compile = functools.partialmethod(original, backend=backend)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.nn.Module.compile = original  # type: ignore[method-assign]
 
 
 def strategy_of(name: str, sharded_checkpoint: bool = False) -> Any:

@@ -29,8 +29,10 @@ class JobFailed(AssertionError):
 class Pool:
     """Two processes that a Trainer takes for its own: started by someone else, under ``LOCAL_RANK``."""
 
-    def __init__(self, logs: Path) -> None:
-        self.logs, self.workers, self.connections = logs, [], []
+    def __init__(self, logs: Path, world: int = WORLD) -> None:
+        self.logs, self.world = logs, world
+        self.workers: list[multiprocessing.process.BaseProcess] = []
+        self.connections: list[Connection] = []
 
     def start(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -38,9 +40,11 @@ class Pool:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.workers, self.connections = [], []
-        for rank in range(WORLD):
+        for rank in range(self.world):
             here, there = context.Pipe()
-            worker = context.Process(target=serve, args=(rank, port, self.logs / f"rank{rank}.txt", there), daemon=True)
+            place = {"LOCAL_RANK": rank, "NODE_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            log = self.logs / f"rank{rank}.txt"
+            worker = context.Process(target=serve, args=(place, log, there), daemon=True)
             worker.start()
             there.close()
             self.workers.append(worker)
@@ -76,10 +80,9 @@ class Pool:
         self.workers = []
 
 
-def serve(rank: int, port: int, log: Path, connection: Connection) -> None:
-    """Answer jobs until the other end hangs up."""
-    environment = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": WORLD, "MASTER_ADDR": "127.0.0.1"}
-    os.environ.update({name: str(value) for name, value in environment.items()} | {"MASTER_PORT": str(port)})
+def serve(place: dict[str, Any], log: Path, connection: Connection) -> None:
+    """Answer jobs until the other end hangs up; ``place`` is what Lightning reads from the environment."""
+    os.environ.update({name: str(value) for name, value in place.items()})
     sys.stdout = sys.stderr = log.open("w", buffering=1)
 
     import torch

@@ -1,0 +1,111 @@
+"""Checkpoints and exports: nothing of the reference in them, and any number of processes goes on from any other's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.distributed.checkpoint import FileSystemReader
+from transformers import AutoModelForCausalLM
+
+from tests.distributed import jobs
+from tests.distributed.pool import WORLD, Pool
+from tests.distributed.test_equality import assert_same_weights
+
+STEPS, SAVED = 7, 3  # four optimiser steps an epoch: the checkpoint is in the middle of one, and the end of the next
+RUN: dict[str, Any] = {"method": "dipo", "reference": "live", "clip": 1.0, "epochs": 2, "max_steps": STEPS}
+GLOBAL_BATCH = 4
+CHECKPOINT = f"step={SAVED}.ckpt"
+
+
+@pytest.fixture(scope="module")
+def whole_run(task: str) -> dict[str, Any]:
+    """One process, uninterrupted."""
+    folder = f"{task}/one"
+    return jobs.train(task, batch_size=GLOBAL_BATCH, save=(folder, SAVED), **RUN) | {"path": f"{folder}/{CHECKPOINT}"}
+
+
+def on_two(pool: Pool, task: str, strategy: str, **options: Any) -> list[dict[str, Any]]:
+    """Train on two processes; a run that resumes has the checkpoint callback that Lightning asks for."""
+    folder = {"save": (str(Path(options["ckpt_path"]).parent), SAVED)} if "ckpt_path" in options else {}
+    arguments = RUN | {"devices": WORLD, "batch_size": GLOBAL_BATCH // WORLD, "strategy": strategy} | folder | options
+    return pool.run("train", task=task, **arguments)
+
+
+def rows_of_steps(ranks: list[dict[str, Any]]) -> list[list[int]]:
+    return [sorted(sum(parts, [])) for parts in zip(*(rank["rows"] for rank in ranks), strict=True)]
+
+
+def assert_goes_on(whole: dict[str, Any], resumed: list[dict[str, Any]]) -> None:
+    """The resumed run had the rows that were left, in order, and ends where the uninterrupted one does."""
+    assert rows_of_steps(resumed) == rows_of_steps([whole])[SAVED:]
+    assert_same_weights(resumed[0]["weights"], whole["weights"], 2e-6)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_one_file_of_two_processes_holds_the_policy_only_and_goes_on_on_one(
+    pool: Pool, task: str, whole_run: dict[str, Any], strategy: str
+) -> None:
+    on_two(pool, task, strategy, save=(f"{task}/{strategy}", SAVED))
+    path = f"{task}/{strategy}/{CHECKPOINT}"
+    saved = torch.load(path, weights_only=True)
+    assert set(saved["state_dict"]) == {f"policy.{name}" for name in whole_run["weights"]}
+    resumed = jobs.train(task, batch_size=GLOBAL_BATCH, ckpt_path=path, save=(f"{task}/{strategy}", SAVED), **RUN)
+    assert_goes_on(whole_run, [resumed])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_one_process_goes_on_on_two(pool: Pool, task: str, whole_run: dict[str, Any], strategy: str) -> None:
+    assert_goes_on(whole_run, on_two(pool, task, strategy, ckpt_path=whole_run["path"]))
+
+
+def test_shards_hold_the_policy_only_and_go_on_on_two_and_on_one(
+    pool: Pool, alone: Pool, task: str, whole_run: dict[str, Any]
+) -> None:
+    on_two(pool, task, "fsdp2", save=(f"{task}/shards", SAVED), sharded_checkpoint=True)
+    path = Path(f"{task}/shards/{CHECKPOINT}")
+    keys = FileSystemReader(path).read_metadata().state_dict_metadata
+    weights = {key for key in keys if not key.startswith("optimizer")}
+    assert weights == {f"state_dict.policy.{name}" for name in whole_run["weights"]}
+    assert_goes_on(whole_run, on_two(pool, task, "fsdp2", ckpt_path=str(path)))
+    arguments = RUN | {"batch_size": GLOBAL_BATCH, "strategy": "fsdp2", "ckpt_path": str(path)}
+    arguments["save"] = f"{task}/shards", SAVED
+    assert_goes_on(whole_run, alone.run("train", task=task, **arguments))
+
+
+def test_resuming_in_an_accumulated_epoch(pool: Pool, task: str) -> None:
+    options = {"accumulate": 2, "max_steps": 4, "epochs": 2}  # two optimiser steps an epoch
+    whole = on_two(pool, task, "fsdp2", save=(f"{task}/accumulated", 3), **options)
+    resumed = on_two(pool, task, "fsdp2", ckpt_path=f"{task}/accumulated/step=3.ckpt", **options)
+    assert rows_of_steps(resumed) == rows_of_steps(whole)[6:]
+    assert_same_weights(resumed[0]["weights"], whole[0]["weights"])
+
+
+@pytest.mark.parametrize("adapters", [None, "merged", "separate"])
+def test_a_sharded_policy_exports_what_an_unsharded_one_does(
+    pool: Pool, task: str, tmp_path: Path, adapters: str | None
+) -> None:
+    options = {"lora_rank": 4, "reference": "adapters_off"} if adapters else {}
+    kind = adapters or "merged"
+    jobs.train(task, batch_size=GLOBAL_BATCH, export=(f"{tmp_path}/one", kind), **RUN | options)
+    on_two(pool, task, "fsdp2", export=(f"{tmp_path}/two", kind), **options)
+    files = {name: sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("one", "two")}
+    assert files["one"] == files["two"]
+    assert ("adapter_config.json" in files["one"]) == (adapters == "separate")
+    assert_same_weights(load(tmp_path / "two"), load(tmp_path / "one"), 2e-6)
+    trained, start = load(tmp_path / "two"), jobs.pretrained_weights(task)
+    assert any(np.abs(trained[name] - start[name]).max() > 1e-3 for name in start.keys() & trained.keys())
+
+
+def load(folder: Path) -> dict[str, np.ndarray]:
+    """The weights as transformers loads them, adapters merged in by peft where they are separate."""
+    if (folder / "adapter_config.json").exists():
+        from peft import AutoPeftModelForCausalLM
+
+        model = AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload()
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder)
+    return {name: value.numpy() for name, value in model.state_dict().items()}

@@ -1,0 +1,69 @@
+"""What saves memory or time changes no number: checkpointing, offloading, compiling; and evaluating inside a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.callbacks.small_tofu import write_tofu
+from tests.distributed import jobs
+from tests.distributed.pool import WORLD, Pool
+from tests.distributed.test_equality import assert_same_weights, case, compare
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "activation_checkpointing": {"activation_checkpointing": True},
+    "cpu_offload": {"cpu_offload": True},
+    "compile_blocks": {"compile_blocks": True, "compiler": "aot_eager"},
+    "all": {"activation_checkpointing": True, "cpu_offload": True, "compile_blocks": True, "compiler": "aot_eager"},
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("lora", [False, True])
+def test_an_option_changes_no_number(pool: Pool, task: str, option: str, lora: bool) -> None:
+    chosen = case("fsdp2", "dipo", "adapters_off" if lora else "live", lora, 1, True)
+    compare(pool, task, chosen, changes=OPTIONS[option])
+
+
+@pytest.mark.parametrize("option", ["activation_checkpointing", "compile_blocks"])
+def test_an_option_changes_no_number_under_ddp(pool: Pool, task: str, option: str) -> None:
+    compare(pool, task, case("ddp", "npo", "live", False, 1, True), changes=OPTIONS[option])
+
+
+@pytest.mark.parametrize(("strategy", "lora"), [("ddp", False), ("fsdp2", False), ("fsdp2", True)])
+def test_evaluation_inside_a_run_gives_what_one_process_gives(
+    pool: Pool, task: str, tmp_path: Path, strategy: str, lora: bool
+) -> None:
+    """On sets of 3, 4, 5 and 6 rows, with generation, five times in one run."""
+    run: dict[str, Any] = {"method": "dipo", "clip": 1.0, "reference": "live", **({"lora_rank": 4} if lora else {})}
+    data = str(write_tofu(tmp_path / "tofu"))
+    one = jobs.train(task, batch_size=4, evaluate=data, **run)
+    arguments = run | {"devices": WORLD, "batch_size": 2, "strategy": strategy}
+    ranks = pool.run("train", task=task, evaluate=data, **arguments)
+    assert ranks[0]["documents"] == ranks[1]["documents"]
+    assert len(one["documents"]) == len(ranks[0]["documents"]) == 5
+    for found, expected in zip(ranks[0]["documents"], one["documents"], strict=True):
+        assert_same_document(found, expected)
+    unwatched = pool.run("train", task=task, **arguments)
+    assert [rank["losses"] for rank in ranks] == [rank["losses"] for rank in unwatched]
+    assert_same_weights(ranks[0]["weights"], unwatched[0]["weights"], 0.0)
+
+
+def assert_same_document(found: Any, expected: Any, where: str = "") -> None:
+    """Equal texts, indices and counts; numbers up to rounding."""
+    assert type(found) is type(expected), where
+    if isinstance(expected, dict):
+        assert list(found) == list(expected), where
+        for key in expected:
+            assert_same_document(found[key], expected[key], f"{where}/{key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for place, value in enumerate(expected):
+            assert_same_document(found[place], value, f"{where}/{place}")
+    elif isinstance(expected, float):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6, err_msg=where)
+    else:
+        assert found == expected, where
