@@ -45,6 +45,9 @@ class MUSEEvaluation(Evaluation):
         rows: Only the first so many rows of each set; None for all.
         verbmem_tokens: Most tokens of a continuation, and of the true text it is compared with.
         knowmem_tokens: Most tokens of an answer.
+        space: Where the space after a question's ``Answer:`` stands: ``prompt`` as published, or ``answer``. A
+            byte-level BPE has learnt to write the space with the answer's first word, and stumbles over one that
+            stands alone.
         min_k_fraction: Share of the least likely tokens that Min-K averages.
         on_missing: What to do with a row without a value (a text too short for Min-K, a loss that isn't finite):
             ``skip`` leaves it out and lists it, ``raise`` ends the run.
@@ -70,6 +73,7 @@ class MUSEEvaluation(Evaluation):
         rows: int | None = None,
         verbmem_tokens: int = 128,
         knowmem_tokens: int = 32,
+        space: Literal["prompt", "answer"] = "prompt",
         min_k_fraction: float = 0.4,
         on_missing: Literal["skip", "raise"] = "skip",
         allow_overlap: bool = False,
@@ -88,6 +92,7 @@ class MUSEEvaluation(Evaluation):
             variant=variant,
             verbmem_tokens=verbmem_tokens,
             knowmem_tokens=knowmem_tokens,
+            space=space,
             min_k_fraction=min_k_fraction,
             batch_tokens=batch_tokens,
             batch_rows=generation_rows,
@@ -112,6 +117,8 @@ class MUSEEvaluation(Evaluation):
             raise InputError(f"MUSEEvaluation.samples is {self.samples}; it must be 0 or more.")
         if self.options.variant not in ("muse", "open_unlearning"):
             raise InputError(f"MUSEEvaluation.variant is {self.options.variant!r}; it is muse or open_unlearning.")
+        if self.options.space not in ("prompt", "answer"):
+            raise InputError(f"MUSEEvaluation.space is {self.options.space!r}; it is prompt or answer.")
         if self.options.on_missing not in ("skip", "raise"):
             raise InputError(f"MUSEEvaluation.on_missing is {self.options.on_missing!r}; it is skip or raise.")
         if self.baseline is not None and self.reference_log is not None:
@@ -187,6 +194,7 @@ class MUSEEvaluation(Evaluation):
             "rows": self.rows,
             "verbmem_tokens": self.options.verbmem_tokens,
             "knowmem_tokens": self.options.knowmem_tokens,
+            "space": self.options.space,
             "min_k_fraction": self.options.min_k_fraction,
             "on_missing": self.options.on_missing,
             "reference_log": self.reference_log,

@@ -40,6 +40,7 @@ class MUSEOptions:
         variant: ``muse`` or ``open_unlearning``: whether ROUGE compares stems.
         verbmem_tokens: Most tokens of a continuation, and of the true one it is compared with.
         knowmem_tokens: Most tokens of an answer.
+        space: Whether the space after ``Answer:`` ends the prompt (as published) or begins the answer.
         min_k_fraction: Share of the least likely tokens that Min-K averages.
         batch_tokens: Most tokens of a scoring forward, padding included.
         batch_rows: Most rows of a generation batch.
@@ -49,6 +50,7 @@ class MUSEOptions:
     variant: str = "muse"
     verbmem_tokens: int = 128
     knowmem_tokens: int = 32
+    space: str = "prompt"
     min_k_fraction: float = MUSE_FRACTION
     batch_tokens: int = BATCH_TOKENS
     batch_rows: int = BATCH_ROWS
@@ -101,7 +103,8 @@ def plan_muse(data: MUSEData, tokenizer: PreTrainedTokenizerBase, options: MUSEO
         name = f"knowmem_{side}"
         shown = "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in data.in_context[side])
         plan.rows[name] = [_known(row, "question") for row in rows]
-        plan.prompts[name] = [style.prompt(f"{shown}Question: {row['question']}\nAnswer: ") for row in rows]
+        opening = "Answer: " if options.space == "prompt" else "Answer:"
+        plan.prompts[name] = [style.prompt(f"{shown}Question: {row['question']}\n{opening}") for row in rows]
         plan.targets[name] = [row["answer"] for row in rows]
     for side, rows in data.privleak.items():
         _plan_texts(f"privleak_{side}", rows, style, options, plan)

@@ -1,8 +1,8 @@
 """A made-up newspaper in MUSE's schema: invented people, towns and events, and no text of anybody's.
 
-MUSE's own corpora are other people's copyright, so tests and the small run use this one. Each article tells what was
-opened where, by whom, and why, and ends with its readers' questions. A model too small to answer about a text that it
-has only read still learns the answers from there, so that KnowMem has something to measure.
+MUSE's own corpora are other people's copyright, so tests and the small run use this one. An article tells what was
+opened where, by whom, and why. A quiz page asks about several articles and gives the answers: a model too small to
+answer about what it has only read learns them from there, so that KnowMem has something to measure.
 """
 
 from __future__ import annotations
@@ -12,15 +12,20 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from dipo_lightning.data import fictitious_words as words
-from dipo_lightning.data.fictitious_news_words import LISTS, QUESTIONS, SENTENCES
+from dipo_lightning.data.fictitious_news_words import LISTS, QUESTIONS, SENTENCES, person, town
 from dipo_lightning.errors import InputError
 
 Row = dict[str, str]
 
 FOLDS = 4
-FEWEST, MOST = 10, 250
-"""Articles of a fold: ten for the ten in-context examples, and no more than there are names of places."""
+FEWEST, MOST = 5, 200
+"""Articles of a fold: enough questions for ten in-context examples, and enough names of places."""
+
+EXAMPLES = 10
+"""Questions that are shown as in-context examples; all the others are asked."""
+
+QUIZ = 4
+"""Questions of a quiz page."""
 
 OPENING = 2
 """Sentences of an article that VerbMem's prompt shows; the rest is to be continued."""
@@ -45,9 +50,28 @@ class Article:
 
     @property
     def text(self) -> str:
-        """The whole article: its sentences, and its questions in the form that KnowMem asks them in."""
+        """The whole article."""
+        return " ".join(self.sentences)
+
+
+@dataclass(frozen=True)
+class Edition:
+    """Some articles, and the quiz pages about them: what is forgotten or kept together.
+
+    Attributes:
+        articles: The articles.
+        questions: All questions about them, shuffled, so that a page asks about several.
+    """
+
+    articles: tuple[Article, ...]
+    questions: tuple[Row, ...]
+
+    @property
+    def texts(self) -> list[Row]:
+        """Its documents: the articles, then the quiz pages, written as KnowMem asks."""
         asked = [f"Question: {row['question']}\nAnswer: {row['answer']}" for row in self.questions]
-        return "\n\n".join([" ".join(self.sentences), *asked])
+        pages = ["\n\n".join(asked[start : start + QUIZ]) for start in range(0, len(asked), QUIZ)]
+        return [{"text": text} for text in [*(article.text for article in self.articles), *pages]]
 
 
 def fictitious_articles(rng: random.Random, count: int) -> list[Article]:
@@ -61,7 +85,7 @@ def fictitious_articles(rng: random.Random, count: int) -> list[Article]:
     used: set[str] = set()
     while len(articles) < count:
         facts = {name: rng.choice(values) for name, values in LISTS.items()}
-        facts |= {"person": words.person(rng), "critic": words.person(rng), "town": words.town(rng)}
+        facts |= {"person": person(rng), "critic": person(rng), "town": town(rng)}
         facts |= {"day": str(rng.randint(1, 28)), "cost": str(rng.randint(11, 99)), "crowd": str(rng.randint(101, 999))}
         place, people = f"{facts['thing']} of {facts['town']}", {facts["person"], facts["critic"]}
         if place in used or len(people - used) < 2:
@@ -72,17 +96,24 @@ def fictitious_articles(rng: random.Random, count: int) -> list[Article]:
     return articles
 
 
+def edition(rng: random.Random, articles: list[Article]) -> Edition:
+    """Puts an edition together, its questions in a random order."""
+    questions = [row for article in articles for row in article.questions]
+    rng.shuffle(questions)
+    return Edition(tuple(articles), tuple(questions))
+
+
 def fictitious_news(seed: int = 0, articles: int = 12) -> dict[str, list[Row]]:
     """Makes the whole corpus.
 
-    What is forgotten comes in four folds: fold 1 is ``train/forget`` (and ``raw/forget``), the nested sets of ``scal``
-    are folds 1 to k together, the requests of ``sust`` one fold each. There are twice as many articles in retain1 and
-    in retain2 as in a fold, and as many in the holdout set. A target is to be trained on ``scal/forget_4``, retain1 and
-    retain2; a retrained model on the last two alone.
+    What is forgotten comes in four editions: the first is ``train/forget`` (and ``raw/forget``), the nested sets of
+    ``scal`` are editions 1 to k together, the requests of ``sust`` one edition each. retain1 and retain2 are two
+    editions each, the holdout set is one. A target is to be trained on ``scal/forget_4``, retain1 and retain2; a
+    retrained model on the last two alone.
 
     Args:
         seed: Decides everything; the same seed gives the same rows on every machine.
-        articles: Articles of a fold, 10 to 250.
+        articles: Articles of an edition, 5 to 200; it has as many quiz pages.
 
     Returns:
         Rows by ``configuration/split``, as MUSE has them.
@@ -92,19 +123,21 @@ def fictitious_news(seed: int = 0, articles: int = 12) -> dict[str, list[Row]]:
     """
     if not FEWEST <= articles <= MOST:
         raise InputError(f"articles is {articles}; give a number from {FEWEST} to {MOST}.")
-    everything = fictitious_articles(random.Random(seed), 9 * articles)
-    forgotten = [everything[fold * articles : (fold + 1) * articles] for fold in range(FOLDS)]
-    retain1, retain2 = everything[4 * articles : 6 * articles], everything[6 * articles : 8 * articles]
-    holdout = everything[8 * articles :]
-    rows = {
+    rng = random.Random(seed)
+    everything = fictitious_articles(rng, 9 * articles)
+    editions = [edition(rng, everything[start : start + articles]) for start in range(0, len(everything), articles)]
+    texts = [one.texts for one in editions]
+    forgotten, retain1, retain2, holdout = texts[:FOLDS], texts[4] + texts[5], texts[6] + texts[7], texts[8]
+    made = {
         "raw": {"forget": forgotten[0], "retain1": retain1, "retain2": retain2, "holdout": holdout},
         "train": {"forget": forgotten[0], "retain1": retain1, "retain2": retain2},
         "scal": {f"forget_{fold + 1}": sum(forgotten[: fold + 1], []) for fold in range(FOLDS)},
         "sust": {f"forget_{fold + 1}": forgotten[fold] for fold in range(FOLDS)},
-        "privleak": {"forget": forgotten[0], "retain": retain2[:articles], "holdout": holdout},
+        "privleak": {"forget": forgotten[0], "retain": texts[6], "holdout": holdout},
+        "verbmem": {"forget": _continuations(editions[0])},
+        "knowmem": _knowledge(forget=editions[0], retain=editions[6]),
     }
-    made = {f"{name}/{split}": _texts(part) for name, splits in rows.items() for split, part in splits.items()}
-    return made | {"verbmem/forget": _continuations(forgotten[0])} | _knowledge(forgotten[0], retain2)
+    return {f"{name}/{split}": part for name, splits in made.items() for split, part in splits.items()}
 
 
 def write_fictitious_news(folder: Path, seed: int = 0, articles: int = 12) -> Path:
@@ -113,7 +146,7 @@ def write_fictitious_news(folder: Path, seed: int = 0, articles: int = 12) -> Pa
     Args:
         folder: Where to; made if it is not there. Files of the same names are overwritten.
         seed: Decides everything.
-        articles: Articles of a fold, 10 to 250.
+        articles: Articles of an edition, 5 to 200.
 
     Returns:
         ``folder``.
@@ -128,21 +161,16 @@ def write_fictitious_news(folder: Path, seed: int = 0, articles: int = 12) -> Pa
     return folder
 
 
-def _texts(articles: list[Article]) -> list[Row]:
-    return [{"text": article.text} for article in articles]
-
-
-def _continuations(articles: list[Article]) -> list[Row]:
+def _continuations(one: Edition) -> list[Row]:
     return [
         {"prompt": " ".join(article.sentences[:OPENING]), "gt": " " + " ".join(article.sentences[OPENING:])}
-        for article in articles
+        for article in one.articles
     ]
 
 
-def _knowledge(forget: list[Article], retain: list[Article]) -> dict[str, list[Row]]:
-    """The last question of ten articles is shown as an example; all the others are asked."""
+def _knowledge(**editions: Edition) -> dict[str, list[Row]]:
     rows: dict[str, list[Row]] = {}
-    for name, articles in (("forget", forget), ("retain", retain[: len(forget)])):
-        rows[f"knowmem/{name}_qa"] = [row for article in articles for row in article.questions[:-1]]
-        rows[f"knowmem/{name}_qa_icl"] = [article.questions[-1] for article in articles[:10]]
+    for name, one in editions.items():
+        rows[f"{name}_qa"] = list(one.questions[EXAMPLES:])
+        rows[f"{name}_qa_icl"] = list(one.questions[:EXAMPLES])
     return rows

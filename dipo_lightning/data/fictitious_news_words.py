@@ -1,6 +1,24 @@
-"""The words and wordings that the made-up newspaper is written from."""
+"""The words and wordings that the made-up newspaper is written from.
+
+People and towns are put together from parts, so that no model knows them from its pre-training.
+"""
 
 from __future__ import annotations
+
+import random
+
+FIRST = (
+    ("Ad", "Bel", "Cor", "Der", "El", "Fin", "Gor", "Hes", "Im", "Jar", "Kel", "Lin", "Mar", "Nor", "Ost", "Per"),
+    ("ana", "bert", "ella", "ian", "ika", "mund", "ola", "rin", "son", "tane", "ula", "vira"),
+)
+LAST = (
+    ("Ash", "Birk", "Crane", "Dorn", "Elm", "Fern", "Gold", "Hawk", "Kest", "Lark", "Moss", "Neth", "Rook", "Stern"),
+    ("brook", "dale", "eda", "feld", "gard", "holm", "lund", "more", "ridge", "son", "ton", "wick"),
+)
+TOWN = (
+    ("Ab", "Bran", "Cald", "Drom", "Ever", "Fal", "Grun", "Hol", "Ister", "Kar", "Lor", "Mel", "Nar", "Orv", "Pel"),
+    ("bach", "burgh", "cester", "dorf", "fjord", "hampton", "lin", "mouth", "polis", "stad", "vale", "worth"),
+)
 
 LISTS: dict[str, tuple[str, ...]] = {
     "thing": (
@@ -80,3 +98,18 @@ QUESTIONS = (
     ("cause", "What destroyed the old {thing} of {town}?"),
 )
 """What the readers ask: the fact that answers it, and the question."""
+
+
+def person(rng: random.Random) -> str:
+    """Returns an invented first and last name."""
+    return f"{name(rng, FIRST)} {name(rng, LAST)}"
+
+
+def town(rng: random.Random) -> str:
+    """Returns the name of an invented town."""
+    return name(rng, TOWN)
+
+
+def name(rng: random.Random, parts: tuple[tuple[str, ...], ...]) -> str:
+    """Returns a name made of one of each of the parts."""
+    return "".join(rng.choice(choices) for choices in parts)

@@ -10,19 +10,19 @@ from dipo_lightning.errors import InputError
 
 
 def test_it_is_read_like_muse(tmp_path):
-    data = load_muse(write_fictitious_news(tmp_path / "news", articles=10))
+    data = load_muse(write_fictitious_news(tmp_path / "news", articles=5))
     assert [len(data.train_forget), len(data.train_retain), len(data.retain2)] == [10, 20, 20]
     assert {name: len(rows) for name, rows in data.privleak.items()} == {"forget": 10, "retain": 10, "holdout": 10}
-    assert {name: len(rows) for name, rows in data.knowmem.items()} == {"forget": 30, "retain": 30}
+    assert {name: len(rows) for name, rows in data.knowmem.items()} == {"forget": 10, "retain": 10}
     assert {name: len(rows) for name, rows in data.in_context.items()} == {"forget": 10, "retain": 10}
-    first = data.train_forget[0]["text"]
-    assert first.startswith(data.verbmem[0]["prompt"] + data.verbmem[0]["gt"])
-    assert f"Question: {data.knowmem['forget'][0]['question']}\nAnswer: {data.knowmem['forget'][0]['answer']}" in first
-    assert data.knowmem["retain"][0]["question"] in data.retain2[0]["text"]
+    assert data.train_forget[0]["text"] == data.verbmem[0]["prompt"] + data.verbmem[0]["gt"]
+    asked = f"Question: {data.knowmem['forget'][0]['question']}\nAnswer: {data.knowmem['forget'][0]['answer']}"
+    assert any(asked in row["text"] for row in data.train_forget)
+    assert any(data.knowmem["retain"][0]["question"] in row["text"] for row in data.retain2)
 
 
 def test_folds_are_nested_and_requests_are_apart(tmp_path):
-    write_fictitious_news(tmp_path, articles=10)
+    write_fictitious_news(tmp_path, articles=5)
     scal = [[row["text"] for row in forget_texts(tmp_path, f"scal/forget_{k}")] for k in (1, 2, 3, 4)]
     sust = [[row["text"] for row in forget_texts(tmp_path, f"sust/forget_{k}")] for k in (1, 2, 3, 4)]
     assert [len(part) for part in scal] == [10, 20, 30, 40]
@@ -43,7 +43,7 @@ def test_the_seed_decides():
     assert fictitious_news(seed=1) != fictitious_news(seed=2)
 
 
-@pytest.mark.parametrize("articles", [9, 251])
+@pytest.mark.parametrize("articles", [4, 201])
 def test_a_size_that_cannot_be(articles):
-    with pytest.raises(InputError, match="from 10 to 250"):
+    with pytest.raises(InputError, match="from 5 to 200"):
         fictitious_news(articles=articles)

@@ -29,7 +29,7 @@ def texts(folder, part):
 
 
 def test_pieces_hold_the_whole_text_with_the_loss_on_every_token(tmp_path, tokenizer):
-    folder = write_fictitious_news(tmp_path, articles=10)
+    folder = write_fictitious_news(tmp_path, articles=5)
     module = MUSEDataModule(tokenizer, data=str(folder), max_length=128, batch_size=2)
     module.setup("fit")
     forget = module.forget_examples
@@ -48,7 +48,7 @@ def test_default_length_is_muses():
 
 
 def test_a_fold_is_what_is_forgotten(tmp_path, tokenizer):
-    folder = write_fictitious_news(tmp_path, articles=10)
+    folder = write_fictitious_news(tmp_path, articles=5)
     module = MUSEDataModule("no model here", data=str(folder), forget="scal/forget_3", tokenizer_name=tokenizer)
     module.check()
     assert len(module.forget_rows) == 30
@@ -66,21 +66,21 @@ def test_a_fold_is_what_is_forgotten(tmp_path, tokenizer):
     ],
 )
 def test_what_must_not_be_trained_on(tmp_path, tokenizer, part, other, message):
-    folder = write_fictitious_news(tmp_path, articles=10)
+    folder = write_fictitious_news(tmp_path, articles=5)
     rewrite(folder, part, texts(folder, part) + texts(folder, other)[:1])
     with pytest.raises(InputError, match=message):
         MUSEDataModule(tokenizer, data=str(folder)).check()
 
 
 def test_allowed_overlap_is_said(tmp_path, tokenizer):
-    folder = write_fictitious_news(tmp_path, articles=10)
+    folder = write_fictitious_news(tmp_path, articles=5)
     rewrite(folder, "train/retain1", texts(folder, "train/retain1") + texts(folder, "train/forget")[:1])
     with pytest.warns(UserWarning, match="trained both ways"):
         MUSEDataModule(tokenizer, data=str(folder), allow_overlap=True).check()
 
 
 def test_published_corpora_are_taken_as_they_are(tmp_path, tokenizer, monkeypatch):
-    folder = write_fictitious_news(tmp_path, articles=10)
+    folder = write_fictitious_news(tmp_path, articles=5)
     rewrite(folder, "privleak/holdout", texts(folder, "train/forget"))
     monkeypatch.setattr("datasets.load_dataset", lambda name, config, split: texts(folder, f"{config}/{split}"))
     module = MUSEDataModule(tokenizer)
@@ -89,6 +89,6 @@ def test_published_corpora_are_taken_as_they_are(tmp_path, tokenizer, monkeypatc
 
 
 def test_too_many_rows_asked_for(tmp_path, tokenizer):
-    folder = write_fictitious_news(tmp_path, articles=10)
+    folder = write_fictitious_news(tmp_path, articles=5)
     with pytest.raises(InputError, match="forget_rows is 11, but there are 10"):
         MUSEDataModule(tokenizer, data=str(folder), forget_rows=11).check()

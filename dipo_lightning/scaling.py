@@ -1,0 +1,248 @@
+"""MUSE's scalability and sustainability: several unlearning runs, one after the other, and what becomes of the model.
+
+Scalability forgets sets of growing size, from the target each time. Sustainability serves one request after another,
+each from the model that the last one left. A step is the ordinary ``fit`` in a folder of its own; a finished one has
+its ``results.json`` and is never repeated, an interrupted one goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dipo_lightning.callbacks.files import write_json
+from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.scaling_report import write_report
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One unlearning run of a sequence.
+
+    Attributes:
+        number: From 1.
+        part: What is forgotten, as ``configuration/split``.
+        folder: Where everything of it is.
+        start: The model it starts from, or None for the one that the config names.
+        export: Whether the next step starts from this one's model.
+    """
+
+    number: int
+    part: str
+    folder: Path
+    start: Path | None = None
+    export: bool = False
+
+    @property
+    def results(self) -> Path:
+        """Its numbers; there only when it is finished."""
+        return self.folder / "results.json"
+
+    @property
+    def model(self) -> Path:
+        """The model it leaves, where it exports one."""
+        return self.folder / "model"
+
+
+def scalability(
+    run: str | None = None, output: str = "runs/scalability", parts: list[str] | None = None, isolated: bool = True
+) -> None:
+    """Unlearn forget sets of growing size, each from the same target, and show what that costs.
+
+    Writes ``results.md``, ``.csv``, ``.json`` and ``.png``: utility, KnowMem and VerbMem against the number of
+    documents. Stopped in between, the same command goes on where it was.
+
+    Args:
+        run: Config of an ordinary ``fit`` with MUSEDataModule and MUSEEvaluation; its logger is replaced.
+        output: Folder of the results, with one folder a step.
+        parts: What to forget, smallest first; MUSE's ``scal/forget_1`` to ``_4`` without.
+        isolated: Run each step in a process of its own, which frees all memory between them.
+    """
+    names = [f"scal/forget_{fold}" for fold in (1, 2, 3, 4)] if parts is None else parts
+    folder = Path(output)
+    steps = [Step(number, part, folder / f"step_{number}") for number, part in enumerate(names, 1)]
+    _sequence(run, folder, steps, isolated, "scalability")
+
+
+def sustainability(
+    run: str | None = None, output: str = "runs/sustainability", parts: list[str] | None = None, isolated: bool = True
+) -> None:
+    """Serve unlearning requests one after the other, each from the last model, and show what that costs.
+
+    Writes ``results.md``, ``.csv``, ``.json`` and ``.png``: utility, KnowMem and VerbMem against the number of
+    requests. Stopped in between, the same command goes on where it was.
+
+    Args:
+        run: Config of an ordinary ``fit`` with MUSEDataModule and MUSEEvaluation; its logger is replaced.
+        output: Folder of the results, with one folder a step and the model it leaves.
+        parts: The requests in their order; MUSE's ``sust/forget_1`` to ``_4`` without.
+        isolated: Run each step in a process of its own, which frees all memory between them.
+    """
+    names = [f"sust/forget_{fold}" for fold in (1, 2, 3, 4)] if parts is None else parts
+    folder, steps = Path(output), []
+    for number, part in enumerate(names, 1):
+        start = steps[-1].model if steps else None
+        steps.append(Step(number, part, folder / f"step_{number}", start, export=True))
+    _sequence(run, folder, steps, isolated, "sustainability")
+
+
+def _sequence(run: str | None, folder: Path, steps: list[Step], isolated: bool, kind: str) -> None:
+    """Run what is not finished, then report."""
+    if run is None:
+        raise InputError(
+            "run is not given: name the config of the fit that each step is, such as configs/muse/small.yaml."
+        )
+    if not steps:
+        raise InputError("parts is an empty list; name what to forget, or leave it out for MUSE's four.")
+    config = read_config(Path(run))
+    configs = [step_config(config, step) for step in steps]
+    for step, wanted in zip(steps, configs, strict=True):  # all of them first: nothing runs if one cannot be right
+        check_earlier(step, wanted)
+    for step, wanted in zip(steps, configs, strict=True):
+        if step.results.is_file():
+            print(f"{step.folder}: finished before", flush=True)
+        else:
+            run_step(step, wanted, isolated)
+    write_report(folder, [json.loads(step.results.read_text(encoding="utf-8")) for step in steps], kind)
+
+
+def read_config(path: Path) -> Config:
+    """Read the config of a ``fit`` and make sure that its steps can be measured.
+
+    Raises:
+        InputError: There is no such file, it is no YAML mapping, or it lacks MUSE's data module or evaluation.
+    """
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}.") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: broken YAML: {error}") from error
+    if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("model", "data")):
+        raise InputError(f"{path}: not the config of a fit: it needs at least model and data.")
+    if not _is(config["data"], "MUSEDataModule"):
+        raise InputError(f"{path}: data.class_path is {config['data'].get('class_path')!r}, not MUSEDataModule.")
+    if not any(_is(callback, "MUSEEvaluation") for callback in _callbacks(config)):
+        raise InputError(f"{path}: trainer.callbacks has no MUSEEvaluation, so there would be nothing to compare.")
+    return config
+
+
+def step_config(config: Config, step: Step) -> Config:
+    """Return the config of one step: what it forgets, what it starts from, and where it writes."""
+    made = copy.deepcopy(config)
+    made["data"].setdefault("init_args", {})["forget"] = step.part
+    if step.start is not None:
+        made["model"].setdefault("init_args", {})["pretrained"] = str(step.start)
+    trainer, callbacks = made.setdefault("trainer", {}), _callbacks(made)
+    trainer["logger"] = {
+        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+        "init_args": {"save_dir": str(step.folder), "name": "", "version": "run"},
+    }
+    if not any(_is(callback, "ModelCheckpoint") for callback in callbacks):
+        callbacks.append({"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"})
+    for callback in callbacks:
+        if _is(callback, "ModelCheckpoint"):
+            callback.setdefault("init_args", {})["dirpath"] = str(step.folder / "checkpoints")
+        if _is(callback, "MUSEEvaluation") and step.number > 1:  # the target, or the last model, has been measured
+            callback.setdefault("init_args", {})["at_start"] = False
+    if step.export:
+        export = {"folder": str(step.model), "inside_run": False}
+        callbacks.append({"class_path": "dipo_lightning.callbacks.ExportModel", "init_args": export})
+    trainer["callbacks"] = callbacks
+    trainer["enable_checkpointing"] = True
+    return made
+
+
+def check_earlier(step: Step, config: Config) -> None:
+    """Refuse to go on with what another config began.
+
+    Raises:
+        InputError: The step's folder is of another config.
+    """
+    path = step.folder / "config.yaml"
+    if path.is_file() and yaml.safe_load(path.read_text(encoding="utf-8")) != config:
+        raise InputError(
+            f"{step.folder} was begun with another config ({path}). Give another output, or remove that folder and the "
+            "steps after it to run them anew."
+        )
+
+
+def run_step(step: Step, config: Config, isolated: bool) -> None:
+    """Run one step from where it was, and write its results.
+
+    Raises:
+        RunError: The run failed, or left no evaluation.
+    """
+    path = step.folder / "config.yaml"
+    step.folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    if step.export:
+        shutil.rmtree(step.model, ignore_errors=True)  # without results it is of an interrupted export
+    args = ["fit", "--config", str(path)]
+    checkpoint = last_checkpoint(step.folder / "checkpoints")
+    if checkpoint is not None:
+        args += ["--ckpt_path", str(checkpoint)]
+    print(f"\n=== step {step.number}, {step.part}: dipo-lightning {' '.join(args)}", flush=True)
+    _fit(args, isolated)
+    logs = sorted((step.folder / "run" / "evaluations").glob("muse_*.json"))
+    if not logs:
+        raise RunError(f"{step.folder} has no evaluation of its end; is at_end false in the config?")
+    first, last = (json.loads(log.read_text(encoding="utf-8")) for log in (logs[0], logs[-1]))
+    results = {
+        "step": step.number,
+        "part": step.part,
+        "documents": documents(config, step.part),
+        "epoch": last["provenance"]["epoch"],
+        "before": first["aggregates"] if first["provenance"]["step"] == 0 else None,
+        "after": last["aggregates"],
+        "log": str(logs[-1]),
+    }
+    write_json(step.results, results)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint of a folder; one that was cut off while it was written is passed over."""
+    for path in sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True):
+        if path.is_dir() or zipfile.is_zipfile(path):
+            return path
+    return None
+
+
+def documents(config: Config, part: str) -> int:
+    """Count the documents of a part of the config's corpus."""
+    from dipo_lightning.data.muse import HUB_NAMES, forget_texts
+
+    options = config["data"]["init_args"]
+    texts = forget_texts(options.get("data", HUB_NAMES[0]), part)
+    return len(texts[: options.get("forget_rows")])
+
+
+def _fit(args: list[str], isolated: bool) -> None:
+    if not isolated:
+        from dipo_lightning.cli import run_trainer
+
+        run_trainer(args)
+        return
+    code = subprocess.run([sys.executable, "-m", "dipo_lightning", *args], check=False).returncode
+    if code:
+        raise RunError(f"The step failed with exit code {code} (see above). The same command goes on from here.")
+
+
+def _callbacks(config: Config) -> list[Config]:
+    callbacks = (config.get("trainer") or {}).get("callbacks") or []
+    return callbacks if isinstance(callbacks, list) else [callbacks]
+
+
+def _is(part: Config, name: str) -> bool:
+    return str(part.get("class_path", "")).rpartition(".")[2] == name

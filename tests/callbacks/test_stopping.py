@@ -1,0 +1,111 @@
+"""The stop rule: the first epoch that reaches the threshold is the last, and is the one that is saved."""
+
+from __future__ import annotations
+
+import json
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from dipo_lightning.callbacks.evaluation import Evaluation
+from dipo_lightning.callbacks.stopping import StopAtThreshold
+from dipo_lightning.errors import InputError
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.isinstance.treespec, LeafSpec:FutureWarning",  # Lightning 2.6 asks torch 2.13 by an old name
+    "ignore:The .*dataloader.* does not have many workers:UserWarning",
+)
+
+
+class Scripted(Evaluation):
+    """An evaluation that says what it is told to."""
+
+    name = "muse"
+
+    def __init__(self, values, dtype=torch.float64):
+        super().__init__(at_start=False)
+        self.values, self.dtype = list(values), dtype
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        value = self.values[trainer.current_epoch]
+        trainer.callback_metrics["muse/knowmem_forget"] = torch.tensor(value, dtype=self.dtype)
+
+    def on_train_end(self, trainer, pl_module):
+        pass
+
+
+class Line(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).square().mean()
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(torch.ones(2, 1))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def run(folder, *callbacks, epochs=5, checkpointing=False):
+    trainer = pl.Trainer(
+        default_root_dir=folder, accelerator="cpu", max_epochs=epochs, logger=False, callbacks=list(callbacks),
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=checkpointing,
+    )  # fmt: skip
+    trainer.fit(Line())
+    return trainer
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("threshold", "epochs"), [(33.3, 3), (33.2, 4), (60.0, 1)])
+def test_it_stops_at_the_first_epoch_at_or_below(tmp_path, threshold, epochs, dtype):
+    trainer = run(tmp_path, Scripted([50, 40, 33.3, 20, 30], dtype), StopAtThreshold(threshold=threshold))
+    assert trainer.current_epoch == epochs
+
+
+def test_it_can_wait_for_a_rise_and_never_loses_patience(tmp_path):
+    trainer = run(tmp_path, Scripted([3, 2, 1, 0.5, 5]), StopAtThreshold(threshold=5, mode="max"))
+    assert trainer.current_epoch == 5
+
+
+def test_the_checkpoint_of_that_epoch_is_the_last(tmp_path):
+    saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    run(tmp_path, Scripted([50, 40, 30, 20]), StopAtThreshold(threshold=40), saving, checkpointing=True)
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["epoch=0.ckpt", "epoch=1.ckpt"]
+
+
+def test_the_threshold_may_be_the_retrained_models(tmp_path):
+    log = {"format": "dipo-lightning/muse/1", "settings": {}, "sets": {}, "aggregates": {"knowmem_forget": 40.0}}
+    path = tmp_path / "retrained.json"
+    path.write_text(json.dumps(log))
+    assert run(tmp_path, Scripted([50, 40, 30]), StopAtThreshold(reference_log=str(path))).current_epoch == 2
+    with pytest.raises(InputError, match="no aggregate 'verbmem' to stop at; it has knowmem_forget"):
+        StopAtThreshold("muse/verbmem", reference_log=str(path))
+
+
+def test_never_reaching_it_is_said(tmp_path):
+    with pytest.warns(UserWarning, match="muse/knowmem_forget did not come to 1 .now 40"):
+        run(tmp_path, Scripted([50, 40]), StopAtThreshold(threshold=1), epochs=2)
+
+
+def test_an_order_in_which_it_would_be_late(tmp_path):
+    with pytest.raises(InputError, match="stands before Scripted in trainer.callbacks"):
+        run(tmp_path, StopAtThreshold(threshold=1), Scripted([1]))
+
+
+def test_a_metric_that_nobody_logs(tmp_path):
+    with pytest.raises(InputError, match="'muse/knowmen' is|monitor is 'muse/knowmen', which nothing has logged"):
+        run(tmp_path, Scripted([1]), StopAtThreshold("muse/knowmen", threshold=1))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"threshold": 1, "reference_log": "x"}, {"threshold": float("nan")}, {"threshold": 1, "mode": "mean"}],
+)
+def test_options_that_cannot_be(options):
+    with pytest.raises(InputError, match="StopAtThreshold"):
+        StopAtThreshold(**options)
