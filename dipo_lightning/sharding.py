@@ -102,7 +102,8 @@ def shard(
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:
     """Return the repeated blocks of a ``transformers`` model (its ``_no_split_modules``), in the order of use."""
     names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
-    return [module for module in model.modules() if type(module).__name__ in names]
+    # Sharding gives a block a class of its own, derived from the original one.
+    return [module for module in model.modules() if any(kind.__name__ in names for kind in type(module).__mro__)]
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -118,8 +118,7 @@ class LanguageModelModule(pl.LightningModule):
         """Add adapters, then checkpointing, then compilation, then sharding: the order in which they compose."""
         if lora is not None:
             model = add_lora(model, lora)
-        if self.freeze_projection:
-            output_projection(model).requires_grad_(False)
+        self.freeze(model)
         if trainable and self.activation_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         if self.compile_blocks:
@@ -130,6 +129,11 @@ class LanguageModelModule(pl.LightningModule):
             assert self.device_mesh is not None
             model = shard(model, self.device_mesh["data_parallel"], self.forward_dtype, self.cpu_offload, trainable)
         return model
+
+    def freeze(self, model: nn.Module) -> None:
+        """Take the gradient from what is not trained, before sharding; a place to override."""
+        if self.freeze_projection:
+            output_projection(model).requires_grad_(False)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser over the trainable parameters, and the schedule where one is asked for."""

@@ -55,6 +55,15 @@ class RMUModule(UnlearningModule):
         if not 0 <= self.layer < blocks:
             raise InputError(f"model.layer is {self.layer}, but the model has {blocks} blocks: give 0 to {blocks - 1}.")
 
+    def freeze(self, model: nn.Module) -> None:
+        """Also freeze what lies behind the steered layer: it gets no gradient, which DDP would wait for."""
+        super().freeze(model)
+        with torch.enable_grad(), recorded(model, self.layer) as states:
+            model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=False)
+        trained = leaves(states["hidden"])
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter in trained)
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Run the ordinary step while the steered layer's output is recorded."""
         assert self.policy is not None
@@ -98,6 +107,21 @@ def recorded(model: nn.Module, layer: int) -> Iterator[dict[str, Tensor]]:
         yield states
     finally:
         handle.remove()
+
+
+def leaves(value: Tensor) -> set[Tensor]:
+    """Return the parameters that a backward pass from ``value`` reaches."""
+    found: set[Tensor] = set()
+    seen, todo = set(), [value.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(node.variable)
+        todo += [following for following, _ in node.next_functions]
+    return found
 
 
 def at_answers(hidden: Tensor, batch: TokenBatch) -> Tensor:

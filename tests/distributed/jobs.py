@@ -23,8 +23,11 @@ from dipo_lightning.callbacks.export import ExportModel
 from dipo_lightning.callbacks.tofu import TOFUEvaluation
 from dipo_lightning.data.pairs import EpochSampler
 from dipo_lightning.data.unlearning import UnlearningDataModule
+from dipo_lightning.modules.ascent import GradDiffModule
 from dipo_lightning.modules.dipo import DiPOModule
-from dipo_lightning.modules.preference import NPOModule
+from dipo_lightning.modules.preference import NPOModule, SimNPOModule
+from dipo_lightning.modules.rmu import RMUModule
+from dipo_lightning.modules.undial import UNDIALModule
 from dipo_lightning.modules.unlearning import UnlearningModule
 from dipo_lightning.sharding import full_state_dict, is_sharded
 from tests.toys import save_toy
@@ -74,7 +77,14 @@ class Evaluations(TOFUEvaluation):
         return document
 
 
-METHODS: dict[str, type[Gaps]] = {"dipo": RecordedDiPO, "npo": RecordedNPO}
+METHODS: dict[str, type[UnlearningModule]] = {
+    "dipo": RecordedDiPO,
+    "npo": RecordedNPO,
+    "simnpo": SimNPOModule,
+    "undial": UNDIALModule,
+    "rmu": RMUModule,
+    "grad_diff": GradDiffModule,
+}
 FORGET_ROWS, RETAIN_ROWS = 16, 24
 
 

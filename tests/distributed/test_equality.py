@@ -104,6 +104,21 @@ def test_adam_with_an_epsilon_above_rounding(pool: Pool, task: str) -> None:
     compare(pool, task, case("fsdp2", "dipo", "live", False, 2, True), optimizer="adamw")
 
 
+OTHERS: dict[str, Case] = {
+    "simnpo": {},
+    "undial": {"reference": "live"},
+    "rmu": {"reference": "live", "layer": 0},  # the blocks behind the steered one get no gradient
+    "grad_diff": {"retain_loss": "kl", "reference": "live"},
+}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("method", OTHERS)
+def test_other_methods(pool: Pool, task: str, strategy: str, method: str) -> None:
+    chosen = {"strategy": strategy, "method": method, "accumulate": 1, "clip": 1.0}
+    compare(pool, task, chosen | OTHERS[method])
+
+
 def test_ranks_hold_different_counts_so_that_a_mean_of_means_would_be_seen(pool: Pool, task: str) -> None:
     """The answers' mean token NLL: over the global batch, not the mean of the ranks' means."""
     ranks = pool.run("token_counts", task=task, devices=WORLD, batch_size=2)
