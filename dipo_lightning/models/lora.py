@@ -76,6 +76,16 @@ def add_lora(model: nn.Module, lora: LoRA) -> PeftModel:
     return get_peft_model(model, config)
 
 
+def adapts_projection(model: nn.Module, lora: LoRA) -> bool:
+    """Tell whether the output projection of a ``transformers`` causal LM would get an adapter."""
+    if lora.targets == ALL_LINEAR:
+        return False
+    targets = [lora.targets] if isinstance(lora.targets, str) else lora.targets
+    projection = model.get_output_embeddings()  # type: ignore[operator]
+    names = [name for name, module in model.named_modules() if module is projection]
+    return any(name == target or name.endswith(f".{target}") for name in names for target in targets)
+
+
 def _check_targets(model: Any, targets: list[str], linear: dict[str, nn.Module]) -> None:
     """Peft ignores a target that matches nothing as long as another one matches."""
     tied = model.get_output_embeddings() if model.config.get_text_config().tie_word_embeddings else None

@@ -13,6 +13,7 @@ from dipo_lightning.answers import Answers, compute_answers
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.models.head import linear_head
 from dipo_lightning.models.fingerprint import model_fingerprint
+from dipo_lightning.models.lora import adapts_projection
 from dipo_lightning.modules.language_model import LanguageModelModule
 from dipo_lightning.modules.reference_choice import build_reference, choose_reference
 from dipo_lightning.objectives.retain import retain_kl, retain_nll
@@ -66,7 +67,8 @@ class UnlearningModule(LanguageModelModule):
     def inspect(self, model: nn.Module) -> None:
         """Find out, before sharding, whether the head is purely linear, and which weights a cache would be of."""
         super().inspect(model)
-        self.head_is_linear = linear_head(model) is not None
+        adapted = self.lora is not None and adapts_projection(model, self.lora)
+        self.head_is_linear = not adapted and linear_head(model) is not None
         if self.head_is_linear and self._trainer is not None and self.reference_halves:
             self.weights_fingerprint = model_fingerprint(model)
 

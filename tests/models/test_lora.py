@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.models.lora import LoRA, add_lora
+from dipo_lightning.models.lora import LoRA, adapts_projection, add_lora
 from tests.toys import FAMILIES, toy_model
 
 IDS = torch.arange(3, 15).view(2, 6)
@@ -51,3 +51,16 @@ def test_a_tied_output_projection_is_no_target():
 def test_impossible_settings(wrong):
     with pytest.raises(InputError, match=f"LoRA {next(iter(wrong))}"):
         LoRA(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("targets", "adapted"),
+    [("all-linear", False), (["q_proj"], False), (["q_proj", "lm_head"], True), ("lm_head", True)],
+)
+def test_an_adapter_on_the_output_projection_is_noticed(targets: str | list[str], adapted: bool) -> None:
+    """The loss is then not computed from hidden states and the bare projection, which would pass by the adapter."""
+    model = toy_model("llama")
+    lora = LoRA(targets=targets)
+    assert adapts_projection(model, lora) == adapted
+    projection = add_lora(model, lora).get_base_model().get_output_embeddings()
+    assert hasattr(projection, "lora_A") == adapted
