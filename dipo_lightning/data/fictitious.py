@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dipo_lightning.data import fictitious_words as words
-from dipo_lightning.data.fictitious_topics import TOPICS, Topic
+from dipo_lightning.data.fictitious_topics import ANSWERS, TOPICS, Topic
 from dipo_lightning.data.general_knowledge import real_author_rows, world_fact_rows
 from dipo_lightning.errors import InputError
 
@@ -21,8 +21,8 @@ Row = dict[str, str | list[str]]
 
 WRONG_ANSWERS = 5
 MINIMUM_AUTHORS = 10
-MAXIMUM_AUTHORS = 1000
-"""There are some 40,000 names and 12,000 births; of a thousand authors each is still found without a long search."""
+MAXIMUM_AUTHORS = 100
+"""The word lists give 400 names and 400 births; of a hundred authors each is found without a long search."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Author:
     """An invented author.
 
     Attributes:
-        facts: The value of every topic, by the topic's name; `facts["name"]` is the author's name.
+        facts: The value of every topic, by the topic's name; `facts["full name"]` is the author's name.
     """
 
     facts: dict[str, str]
@@ -38,7 +38,7 @@ class Author:
     @property
     def name(self) -> str:
         """The author's full name."""
-        return self.facts["name"]
+        return self.facts["full name"]
 
 
 def fictitious_authors(rng: random.Random, count: int) -> list[Author]:
@@ -56,8 +56,8 @@ def fictitious_authors(rng: random.Random, count: int) -> list[Author]:
     births: set[tuple[str, str]] = set()
     while len(authors) < count:
         facts = {topic.name: topic.draw(rng) for topic in TOPICS}
-        birth = (facts["birthplace"], facts["birth_year"])
-        pair = {facts["name"], facts["mentor"]}
+        birth = (facts["birthplace"], facts["year of birth"])
+        pair = {facts["full name"], facts["mentor"]}
         if len(pair - people) == 2 and birth not in births:
             people |= pair
             births.add(birth)
@@ -75,17 +75,22 @@ def author_row(author: Author, topic: Topic, rng: random.Random) -> Row:
         topic: What it asks.
         rng: Draws the wordings and the wrong facts.
     """
-    question, paraphrased_question = rng.sample(topic.questions, 2)
-    answer, paraphrased_answer = rng.sample(topic.answers, 2)
+    fields = {
+        "topic": topic.name,
+        "name": author.name,
+        "birthplace": author.facts["birthplace"],
+        "birth_year": author.facts["year of birth"],
+    }
     fact = author.facts[topic.name]
     wrong_facts = words.distinct(topic.draw, rng, WRONG_ANSWERS, {fact, author.name})
-    about = author.facts
+    wordings = list(zip(topic.questions, ANSWERS, strict=True))
+    (question, answer), (paraphrased_question, paraphrased_answer) = rng.sample(wordings, 2)
     return {
-        "question": question.format(**about),
-        "answer": answer.format(fact=fact, **about),
-        "paraphrased_question": paraphrased_question.format(**about),
-        "paraphrased_answer": paraphrased_answer.format(fact=fact, **about),
-        "perturbed_answer": [paraphrased_answer.format(fact=wrong, **about) for wrong in wrong_facts],
+        "question": question.format(**fields),
+        "answer": answer.format(fact=fact, **fields),
+        "paraphrased_question": paraphrased_question.format(**fields),
+        "paraphrased_answer": paraphrased_answer.format(fact=fact, **fields),
+        "perturbed_answer": [paraphrased_answer.format(fact=wrong, **fields) for wrong in wrong_facts],
     }
 
 
@@ -97,7 +102,7 @@ def fictitious_rows(seed: int = 0, authors: int = 40, retain_perturbed: int = 96
 
     Args:
         seed: Decides everything; the same seed gives the same rows on every machine.
-        authors: How many authors `full` holds, 10 to 1000.
+        authors: How many authors `full` holds, 10 to 100.
         retain_perturbed: How many of the first retain rows get a place in `retain_perturbed`, at least 1. Fewer make an
             evaluation quicker.
 
@@ -137,7 +142,7 @@ def write_fictitious(folder: Path, seed: int = 0, authors: int = 40, retain_pert
     Args:
         folder: Where to; made if it is not there. Files of the same names are overwritten.
         seed: Decides everything.
-        authors: How many authors `full` holds, 10 to 1000.
+        authors: How many authors `full` holds, 10 to 100.
         retain_perturbed: How many retain rows are evaluated.
 
     Returns:

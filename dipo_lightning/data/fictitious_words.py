@@ -1,7 +1,8 @@
 """The word lists that invented authors are made of.
 
-People, towns and titles are composed from parts, so that a model cannot know any of them from its pre-training: whether
-a fact was learnt or forgotten then depends on this data alone.
+People, towns and titles are invented, so that a model cannot know any of them from its pre-training: whether a fact was
+learnt or forgotten depends on this data alone. The lists are short on purpose: every word is said of several authors,
+and a model that never saw an author can still tell what such a fact sounds like.
 """
 
 from __future__ import annotations
@@ -9,12 +10,18 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-FIRST_STARTS = ("Ma", "Te", "Or", "Li", "Sa", "Jo", "Ke", "Ru", "Vi", "Da", "Ne", "Ha", "Bri", "Cal", "Fen", "Il")
-FIRST_ENDS = ("rin", "vek", "dala", "mona", "ric", "sela", "tar", "nia", "vin", "zo", "lise", "mund", "reth", "wen")
-LAST_STARTS = ("Tol", "Bran", "Quill", "Ost", "Hal", "Mer", "Dusk", "Fal", "Grim", "Lor", "Pel", "Sund", "Var", "Wyn")
-LAST_ENDS = ("vik", "mere", "worth", "berg", "aro", "stead", "ova", "combe", "hart", "ley", "quist", "idze", "man")
-TOWN_STARTS = ("Al", "Bel", "Cor", "Dun", "El", "Glen", "Har", "Kirr", "Lun", "Mor", "Nor", "Pra", "Sel", "Tra", "Ul")
-TOWN_ENDS = ("dova", "mouth", "field", "haven", "grad", "port", "minster", "ria", "sund", "gate", "kova", "bridge")
+FIRST_NAMES = (
+    "Marin", "Tevek", "Ordala", "Limona", "Saric", "Josela", "Ketar", "Runia", "Vivin", "Dazo", "Nelise", "Hamund",
+    "Brireth", "Calwen", "Fendala", "Ilvek", "Teric", "Orlise", "Samona", "Ruwen",
+)  # fmt: skip
+LAST_NAMES = (
+    "Tolvik", "Branmere", "Quillworth", "Ostberg", "Halaro", "Merstead", "Duskova", "Falcombe", "Grimhart", "Lorley",
+    "Pelquist", "Sundidze", "Varman", "Wynberg", "Tolstead", "Quillaro", "Halmere", "Lorova", "Pelhart", "Varcombe",
+)  # fmt: skip
+TOWNS = (
+    "Aldova", "Belmouth", "Corfield", "Dunhaven", "Elgrad", "Glenport", "Harminster", "Kirria", "Lunsund", "Morgate",
+    "Norkova", "Prabridge", "Selhaven", "Tragrad", "Ulfield", "Belkova",
+)  # fmt: skip
 TITLE_FIRST = (
     "Amber", "Broken", "Copper", "Distant", "Endless", "Frozen", "Gentle", "Hollow", "Ivory", "Lonely",
     "Midnight", "Northern", "Patient", "Quiet", "Restless", "Scarlet", "Silent", "Unwritten", "Velvet", "Wandering",
@@ -61,13 +68,7 @@ PETS = (
 
 def person(rng: random.Random) -> str:
     """Returns an invented first and last name."""
-    first = rng.choice(FIRST_STARTS) + rng.choice(FIRST_ENDS)
-    return f"{first} {rng.choice(LAST_STARTS)}{rng.choice(LAST_ENDS)}"
-
-
-def town(rng: random.Random) -> str:
-    """Returns the name of an invented town."""
-    return rng.choice(TOWN_STARTS) + rng.choice(TOWN_ENDS)
+    return f"{rng.choice(FIRST_NAMES)} {rng.choice(LAST_NAMES)}"
 
 
 def title(rng: random.Random) -> str:
@@ -82,7 +83,7 @@ def award(rng: random.Random) -> str:
 
 def year(rng: random.Random) -> str:
     """Returns a year of birth."""
-    return str(rng.randint(1921, 1989))
+    return str(rng.randint(1951, 1975))
 
 
 def one_of(words: tuple[str, ...]) -> Callable[[random.Random], str]:
