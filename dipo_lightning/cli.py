@@ -24,6 +24,7 @@ COMMANDS = {
     "report": "dipo_lightning.report.page:report",
     "export": "dipo_lightning.export:export",
     "chat": "dipo_lightning.chat:chat",
+    "plan": "dipo_lightning.planning:plan",
 }
 """The commands that are no Trainer method, by name, as ``module:function``."""
 
@@ -177,8 +178,9 @@ def trainer_cli() -> Any:  # noqa: ANN401
             self._say_where()
 
         def _say_where(self) -> None:
-            if self.trainer.is_global_zero and self.trainer.log_dir:
-                print(f"Results are in {self.trainer.log_dir}")
+            folder = self.trainer.log_dir  # every process takes part in finding it out
+            if self.trainer.is_global_zero and folder:
+                print(f"Results are in {folder}")
 
     def run(args: list[str]) -> DiPOCLI:
         return DiPOCLI(
@@ -217,6 +219,7 @@ def _summary(name: str) -> str:
         "scalability": "Unlearn forget sets of growing size, each from the target.",
         "sustainability": "Unlearn one request after another, each from the last model.",
         "compare": "Run methods side by side on one base: a table, a CSV and a picture.",
+        "plan": "Tell the memory that a run takes on each GPU, without loading weights.",
         "score": "Compute every aggregate of an evaluation log, without a model.",
         "report": "Write a run's results as one HTML page.",
         "export": "Write a checkpoint as a Hugging Face folder with a model card.",
