@@ -8,7 +8,7 @@ reason it moves itself to the device and is sharded by its own call.
 | `LiveReference`      | everything                     | a second model, a forward a step                             |
 | `AdaptersOffReference` | everything, with LoRA        | a forward a step                                             |
 | `HiddenStatesReference` | the forget rows             | a vector a token on disk, the output projection              |
-| `DirectionsReference` | DiPO's margin, frozen projection | two vectors and two scalars a token on disk, no vocabulary work |
+| `DirectionsReference` | DiPO's margin, frozen projection | two vectors a token on disk, no vocabulary work |
 """
 
 from __future__ import annotations

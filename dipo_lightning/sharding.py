@@ -73,7 +73,7 @@ def check_strategy(strategy: Any) -> None:  # noqa: ANN401
             "Write strategy: fsdp2" + (" and model.cpu_offload: true." if name.endswith("offload") else ".")
         )
     if name == "ModelParallelStrategy" or name.lower().startswith(("deepspeed", "xla")):
-        raise InputError(f"trainer.strategy is {name}, which is not supported; write strategy: fsdp2 (or ddp, or auto).")
+        raise InputError(f"trainer.strategy is {name}, which is not supported; write strategy: fsdp2, ddp or auto.")
 
 
 def shard(
@@ -82,7 +82,7 @@ def shard(
     """Shard a causal language model over ``mesh``, block by block, and return it.
 
     Args:
-        model: A ``transformers`` causal LM (or a peft model around one) with all weights on the CPU or the mesh's device.
+        model: A ``transformers`` causal LM or a peft model around one, all weights on the CPU or the mesh's device.
         mesh: One-dimensional mesh over the data-parallel processes.
         dtype: Compute dtype of parameters and activations; gradients are reduced in float32.
         offload: Keep parameters, gradients and optimiser states in host memory between uses.
@@ -96,7 +96,8 @@ def shard(
         options["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
     for block in transformer_blocks(model):
         fully_shard(block, **options)
-    return fully_shard(model, reshard_after_forward=None if trainable else True, **options)
+    fully_shard(model, reshard_after_forward=None if trainable else True, **options)
+    return model
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:
@@ -132,7 +133,8 @@ def unsharded(model: nn.Module) -> Iterator[nn.Module]:
 
 def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     """Gather the whole state dict to rank 0's host memory (empty elsewhere); collective where the model is sharded."""
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    state: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return state
 
 
 def _placed(parameter: nn.Parameter, device: torch.device) -> bool:

@@ -12,7 +12,8 @@ from dipo_lightning.errors import InputError
 from dipo_lightning.models.head import decoder
 from dipo_lightning.models.loading import load_policy
 from dipo_lightning.models.lora import LoRA, add_lora
-from dipo_lightning.planning import Run, configuration, count, make_plan, memory, plan, saved_bytes
+from dipo_lightning.planning import make_plan, plan
+from dipo_lightning.planning_memory import Run, configuration, count, memory, saved_bytes
 from tests.toys import FAMILIES, save_toy
 
 SMALL: dict[str, Any] = {"batch_size": 1, "length": 24, "answer_length": 4, "compute_dtype": "float32"}

@@ -118,7 +118,7 @@ class LanguageModelModule(pl.LightningModule):
         """Add adapters, then checkpointing, then compilation, then sharding: the order in which they compose."""
         if lora is not None:
             model = add_lora(model, lora)
-        self.freeze(model)
+        self.freeze_untrained(model)
         if trainable and self.activation_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         if self.compile_blocks:
@@ -130,7 +130,7 @@ class LanguageModelModule(pl.LightningModule):
             model = shard(model, self.device_mesh["data_parallel"], self.forward_dtype, self.cpu_offload, trainable)
         return model
 
-    def freeze(self, model: nn.Module) -> None:
+    def freeze_untrained(self, model: nn.Module) -> None:
         """Take the gradient from what is not trained, before sharding; a place to override."""
         if self.freeze_projection:
             output_projection(model).requires_grad_(False)

@@ -39,7 +39,7 @@ class RMUModule(UnlearningModule):
         super().__init__(pretrained, **options)
         self.save_hyperparameters(ignore=["optimizer"])
         if self.retain_loss_name == "kl":
-            raise InputError("model.retain_loss is kl; RMU keeps hidden states instead. Use nll (its own term) or none.")
+            raise InputError("model.retain_loss is kl; RMU keeps hidden states instead. Use nll (its term) or none.")
         self.layer, self.coefficient, self.control_seed = layer, coefficient, control_seed
         self._captured: dict[str, Tensor] = {}
 
@@ -55,9 +55,9 @@ class RMUModule(UnlearningModule):
         if not 0 <= self.layer < blocks:
             raise InputError(f"model.layer is {self.layer}, but the model has {blocks} blocks: give 0 to {blocks - 1}.")
 
-    def freeze(self, model: nn.Module) -> None:
+    def freeze_untrained(self, model: nn.Module) -> None:
         """Also freeze what lies behind the steered layer: it gets no gradient, which DDP would wait for."""
-        super().freeze(model)
+        super().freeze_untrained(model)
         with torch.enable_grad(), recorded(model, self.layer) as states:
             model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=False)
         trained = leaves(states["hidden"])

@@ -33,7 +33,6 @@ from dipo_lightning.sharding import full_state_dict, is_sharded
 from tests.toys import save_toy
 
 
-
 class Gaps(UnlearningModule):
     """Notes, inside each training step, the largest difference between the policy's and the reference's outputs."""
 
@@ -143,9 +142,9 @@ def train(
         compiler: The backend that ``compile_blocks`` compiles with; torch's default takes minutes here.
     """
     pl.seed_everything(0, verbose=False)  # the adapters' first values
-    module = METHODS[method](
-        f"{task}/model", optimizer=OPTIMIZERS[optimizer or ("sgd_clipped" if clip else "sgd")], reference_cache=f"{task}/cache/{devices}", **options
-    )
+    chosen = OPTIMIZERS[optimizer or ("sgd_clipped" if clip else "sgd")]
+    cache = f"{task}/cache/{devices}"
+    module = METHODS[method](f"{task}/model", optimizer=chosen, reference_cache=cache, **options)
     data = make_data(task, batch_size)
     record = Record()
     callbacks: list[Callback] = [record]

@@ -82,7 +82,9 @@ def compare(pool: Pool, task: str, chosen: Case, changes: Case | None = None, **
     assert_same_weights(ranks[0]["weights"], one["weights"])
 
 
-def assert_same_weights(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float = TOLERANCE) -> None:
+def assert_same_weights(
+    found: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float = TOLERANCE
+) -> None:
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         difference = np.abs(found[key] - value).max() / max(np.abs(value).max(), SMALLEST_SCALE)

@@ -1,0 +1,233 @@
+"""The memory of each part of a run on one GPU, counted from the model's configuration: no weights are loaded.
+
+With P parameters, T of them trainable, P_root those outside the blocks (embedding, projection, last norm), P_block
+those of one block, W GPUs and c bytes a number of the computation (2 for bfloat16), one GPU holds
+
+    weights       4 P / W                 float32
+    gradients     4 T / W                 float32
+    optimizer     8 T / W                 AdamW's two moments, float32
+    reference     live: c P / W; hidden_states and live with a trained projection: + c V H, whole on every GPU;
+                  adapters_off and directions: 0
+    gathered      c (P_root + 2 P_block)  what FSDP2 holds whole: root and two blocks; once more for a live reference
+    reductions    (c + 4) max(T_root, T_block)   a whole gradient, and its float32 copy on the way to its shards
+    activations   what autograd saves in a forward of all rows of a micro-batch: measured on a model without memory
+    loss          vocabulary-sized values of the loss
+
+and W = 1 for what is not split under ``strategy: ddp``. P and T are counted, activations are traced; the rest follows
+from the formulas. Not counted: fragmentation, the CUDA context and NCCL, for which ``planning.RESERVE`` is kept free.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from dipo_lightning.errors import InputError
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama-3.2-1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64,
+                     "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+                     "tie_word_embeddings": True},
+    "llama-3.1-8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+                     "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256},
+    "llama-2-13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
+                    "num_attention_heads": 40, "num_key_value_heads": 40, "vocab_size": 32000},
+    "llama-3.1-70b": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+                      "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256},
+}  # fmt: skip
+"""Shapes that can be planned for by name, offline."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a plan is for; see `plan` for the meaning of the fields."""
+
+    gpus: int = 1
+    memory_gb: float = 80.0
+    batch_size: int = 8
+    length: int = 512
+    answer_length: int = 64
+    trainable: Literal["full", "lora"] = "full"
+    lora_rank: int = 8
+    reference: Literal["live", "hidden_states", "adapters_off", "directions", "none"] = "live"
+    strategy: Literal["fsdp2", "ddp"] = "fsdp2"
+    activation_checkpointing: bool = False
+    form: Literal["hidden", "logits"] = "hidden"
+    chunk_size: int = 1024
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        for name in ("gpus", "batch_size", "length", "answer_length", "lora_rank", "chunk_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.memory_gb <= 0:
+            raise InputError(f"memory_gb is {self.memory_gb}; it must be above 0.")
+        if self.answer_length > self.length:
+            raise InputError(f"answer_length is {self.answer_length}, more than the {self.length} tokens of a row.")
+        if self.trainable == "full" and self.reference in ("adapters_off", "directions"):
+            raise InputError(f"reference is {self.reference}, which needs trainable: lora here.")
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of a number of the computation."""
+        return 2 if self.compute_dtype == "bfloat16" else 4
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the computation."""
+        return getattr(torch, self.compute_dtype)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of parameters: all, outside the blocks, and of the largest block; trainable ones likewise."""
+
+    total: int
+    root: int
+    block: int
+    trainable: int
+    trainable_root: int
+    trainable_block: int
+    vocabulary: int
+    width: int
+    layers: int
+
+
+def configuration(pretrained: str) -> Any:  # noqa: ANN401
+    """Return the ``transformers`` configuration of a shape by name or of a model, without its weights."""
+    from transformers import AutoConfig
+
+    from dipo_lightning.models.loading import load_config
+    from dipo_lightning.models.source import find_source
+
+    if pretrained.lower() in SHAPES:
+        return AutoConfig.for_model("llama", max_position_embeddings=131072, **SHAPES[pretrained.lower()])
+    return load_config(find_source(pretrained))
+
+
+def count(config: Any, run: Run) -> Counts:  # noqa: ANN401
+    """Count the parameters of the model on the meta device; a tied weight counts once."""
+    from dipo_lightning.models.head import output_projection
+    from dipo_lightning.sharding import transformer_blocks
+
+    model = empty_model(config, run, torch.float32)
+    blocks = transformer_blocks(model)
+    inside = {id(parameter) for block in blocks for parameter in block.parameters()}
+    root = [parameter for parameter in model.parameters() if id(parameter) not in inside]
+    vocabulary, width = output_projection(model).shape
+    return Counts(
+        total=_size(list(model.parameters())),
+        root=_size(root),
+        block=max(_size(list(block.parameters())) for block in blocks),
+        trainable=_size(list(model.parameters()), trained=True),
+        trainable_root=_size(root, trained=True),
+        trainable_block=max(_size(list(block.parameters()), trained=True) for block in blocks),
+        vocabulary=vocabulary,
+        width=width,
+        layers=len(blocks),
+    )
+
+
+def memory(counts: Counts, run: Run) -> dict[str, float]:
+    """Return the bytes of every part but the activations, by the formulas above."""
+    sharded = run.strategy == "fsdp2"
+    shards, c = run.gpus if sharded else 1, run.bytes
+    trained_projection = counts.trainable_root > 0
+    head = c * counts.vocabulary * counts.width
+    live = run.reference == "live"
+    stored = c if sharded else 4
+    reference = stored * counts.total / shards if live else 0.0
+    if run.reference == "hidden_states" or (live and trained_projection and sharded):
+        reference += head
+    if sharded:
+        gathered = c * (counts.root + 2 * counts.block) * (2 if live else 1)
+        reductions = (c + 4) * max(counts.trainable_root, counts.trainable_block)
+    else:  # autocast keeps its casts of the weights until the backward pass is over; DDP keeps buckets of gradients
+        gathered = c * counts.total if c < 4 else 0
+        reductions = 4 * counts.trainable if run.gpus > 1 else 0
+    return {
+        "weights": 4 * counts.total / shards,
+        "gradients": 4 * counts.trainable / shards,
+        "optimizer": 8 * counts.trainable / shards,
+        "reference": reference,
+        "gathered": gathered,
+        "reductions": reductions,
+        "loss": loss_memory(counts, run),
+    }
+
+
+def loss_memory(counts: Counts, run: Run) -> float:
+    """Return the bytes of the vocabulary-sized values of the loss.
+
+    From hidden states: four float32 buffers of a chunk. From logits: the policy's and their gradient for both halves,
+    the reference's, and six float32 values (two differences, probabilities, their log) at each forget position and
+    two (log-softmax and its gradient) at each retain position.
+    """
+    half = run.batch_size * run.answer_length
+    if run.form == "hidden":
+        return 4 * 4 * counts.vocabulary * min(half, run.chunk_size)
+    reference = 0 if run.reference in ("none", "directions") else run.bytes * 2 * half
+    return counts.vocabulary * (2 * run.bytes * 2 * half + reference + 4 * (6 + 2) * half)
+
+
+def activations(config: Any, counts: Counts, run: Run) -> float:  # noqa: ANN401
+    """Return the bytes of activations that a micro-batch keeps for the backward pass.
+
+    A forward of one and of two blocks gives what a block keeps and what the rest does; nothing is allocated.
+    """
+    one, two = (saved_bytes(config, run, layers) for layers in (1, 2))
+    block, rest = two - one, max(0.0, 2 * one - two)
+    if not run.activation_checkpointing:
+        return rest + counts.layers * block
+    inputs = run.bytes * 2 * run.batch_size * run.length * counts.width
+    return rest + counts.layers * inputs + block
+
+
+def saved_bytes(config: Any, run: Run, layers: int) -> float:  # noqa: ANN401
+    """Return the bytes that autograd saves in a forward of the first ``layers`` blocks, without the weights."""
+    import copy
+
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from dipo_lightning.models.head import decoder
+
+    config = copy.deepcopy(config)
+    config.get_text_config().num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    saved: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    model = empty_model(config, run, run.dtype).train()
+    with FakeTensorMode():
+        for module in model.modules():  # from the meta device, which has no kernels of its own, to one that has
+            for name, parameter in module.named_parameters(recurse=False):
+                empty = torch.empty(parameter.shape, dtype=run.dtype)
+                module.register_parameter(name, nn.Parameter(empty, parameter.requires_grad))
+            for name, buffer in module.named_buffers(recurse=False):
+                module.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype))
+        tokens = torch.zeros(2 * run.batch_size, run.length, dtype=torch.long)
+        weights = {shape for parameter in model.parameters() for shape in (parameter.shape, parameter.shape[::-1])}
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            decoder(model)(input_ids=tokens, use_cache=False)
+        return float(sum(t.untyped_storage().nbytes() for t in saved.values() if t.shape not in weights))
+
+
+def empty_model(config: Any, run: Run, dtype: torch.dtype) -> nn.Module:  # noqa: ANN401
+    """Build the model of ``config`` on the meta device, with adapters where the run has them."""
+    from transformers import AutoModelForCausalLM
+
+    from dipo_lightning.models.lora import LoRA, add_lora
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return add_lora(model, LoRA(rank=run.lora_rank)) if run.trainable == "lora" else model
+
+
+def _size(parameters: list[nn.Parameter], trained: bool = False) -> int:
+    return sum(parameter.numel() for parameter in parameters if parameter.requires_grad or not trained)
