@@ -28,6 +28,11 @@ COMMANDS = {
 }
 """The commands that are no Trainer method, by name, as ``module:function``."""
 
+RUN_HELP = (
+    "Folder that stands for this one run (fit): its logs, evaluations and checkpoints go there. The same command again "
+    "goes on from the last checkpoint, to the same result; after the end it says so and does nothing."
+)
+
 TRAINER_COMMANDS = ("fit", "validate", "test")
 
 
@@ -112,11 +117,15 @@ def trainer_cli() -> Any:  # noqa: ANN401
     # Lightning 2.6 calls jsonargparse by old names; its users can do nothing about that
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     import lightning.pytorch as pl
+    from jsonargparse import Namespace
+    from lightning.pytorch.callbacks import Checkpoint as AnyCheckpoint
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-    import dipo_lightning.callbacks  # noqa: F401  (short class names in YAML)
+    from dipo_lightning.callbacks import Checkpoint  # and short class names of all of them in YAML
     from dipo_lightning.callbacks.tensorboard_layout import write_layout
     from dipo_lightning.data.module import TokenizedDataModule  # noqa: F401
+    from dipo_lightning.models.checkpoint import read_settled
+    from dipo_lightning.run_folder import is_finished, last_checkpoint, prepare_run
     from dipo_lightning.sharding import check_strategy
 
     class Parser(LightningArgumentParser):
@@ -145,12 +154,44 @@ def trainer_cli() -> Any:  # noqa: ANN401
 
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             parser.link_arguments("model.init_args.pretrained", "data.init_args.tokenizer")
+            parser.add_argument("--run", type=str | None, default=None, help=RUN_HELP)
 
         def before_instantiate_classes(self) -> None:
-            check_strategy(self.config[self.subcommand].trainer.strategy)
-            path = self.config[self.subcommand].get("ckpt_path")
-            if path and path not in ("best", "last", "hpc") and not Path(path).exists():
-                raise InputError(f"ckpt_path is {path}, which is not there; give a checkpoint's path, last or best.")
+            config = self.config[self.subcommand]
+            check_strategy(config.trainer.strategy)
+            if config.run and self.subcommand == "fit":
+                self._enter_run(Path(config.run))
+            config.weights_only = True  # no pickle is ever run
+            path = config.get("ckpt_path")
+            if path and path not in ("best", "last", "hpc"):
+                if not Path(path).exists():
+                    raise InputError(f"ckpt_path is {path}, which is not there; give a checkpoint, last or best.")
+                read_settled(Path(path))
+
+        def _enter_run(self, folder: Path) -> None:
+            """Let everything of the run be in ``folder``, and go on from its last checkpoint if it has one."""
+            config = self.config[self.subcommand]
+            if is_finished(folder):
+                print(f"This run is finished; nothing is repeated. Results are in {folder}")
+                raise SystemExit(0)
+            found = prepare_run(folder) if int(os.environ.get("LOCAL_RANK", "0")) == 0 else last_checkpoint(folder)
+            if found:
+                print(f"Going on from {found}")
+                config.ckpt_path = str(found)
+            config.trainer.default_root_dir = str(folder)
+            if config.trainer.logger is not False:
+                place = Namespace(save_dir=str(folder), name="", version="", default_hp_metric=False)
+                config.trainer.logger = Namespace(
+                    class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=place
+                )
+
+        def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:  # noqa: ANN401
+            callbacks = self._get(self.config_init, "trainer").callbacks
+            enabled = self._get(self.config_init, "trainer").enable_checkpointing is not False
+            listed = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+            if enabled and not any(isinstance(callback, AnyCheckpoint) for callback in listed):
+                self.trainer_defaults["callbacks"] = [Checkpoint()]
+            return super().instantiate_trainer(**kwargs)
 
         def instantiate_classes(self) -> None:
             try:

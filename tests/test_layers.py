@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dipo_lightning"
 
 FLOORS = (
     {"errors"},
-    {"objectives", "metrics.functional", "data.prompts", "sharding", "row_batches"},
+    {"objectives", "metrics.functional", "data.prompts", "sharding", "row_batches", "random_states"},
     {"models", "metrics", "generation", "scoring"},
     {"data", "report"},
     {"answers"},
@@ -23,7 +23,11 @@ FLOORS = (
 """From the ground up. Rooms on one floor don't know of each other: callbacks never import modules."""
 
 SAME_ROOM = dict.fromkeys(
-    ("quickstart", "muse_small", "comparison", "export", "chat", "parser_messages", "__main__"), "cli"
+    (
+        *("quickstart", "muse_small", "scaling", "scaling_report", "comparison", "export", "chat"),
+        *("parser_messages", "run_folder", "__main__"),
+    ),
+    "cli",
 ) | {"data.chat": "data.prompts"}
 """A module that belongs to the room of another: the chat template is a prompt style, a command is the command line."""
 

@@ -128,6 +128,7 @@ class TokenizedDataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             collate_fn=self.collate,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(self.seed),  # starting an epoch draws nothing from dropout's generator
         )
         self._loader.accumulate = trainer.accumulate_grad_batches if trainer else 1
         if self._resume is not None:

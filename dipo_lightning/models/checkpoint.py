@@ -63,6 +63,22 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(path, dict(settings), weights, int(content.get("epoch", 0)), int(content.get("global_step", 0)))
 
 
+def read_settled(path: Path) -> dict[str, Any]:
+    """Read everything of a checkpoint but a sharded one's weights, after checking that training can go on from it.
+
+    Raises:
+        InputError: It is truncated, holds more than plain values and tensors, or is none of Lightning's.
+    """
+    content = _read_file(path / _META) if path.is_dir() else _read_file(path)
+    missing = {"loops", "callbacks", "global_step"} - set(content)
+    if missing:
+        raise InputError(
+            f"{path} is no checkpoint that training can go on from (it has no {', '.join(sorted(missing))}). Give one "
+            "that `dipo-lightning fit` wrote."
+        )
+    return content
+
+
 def restore(checkpoint: Checkpoint, pretrained: str | None = None) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """Build the model that a checkpoint holds, in evaluation mode, with its tokenizer.
 

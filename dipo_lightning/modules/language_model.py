@@ -13,6 +13,8 @@ from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.models.head import output_projection
 from dipo_lightning.models.loading import check_tokenizer, load_policy
 from dipo_lightning.models.lora import LoRA, add_lora
+from dipo_lightning.random_states import random_states, set_random_states
+from dipo_lightning.row_batches import gather
 from dipo_lightning.sharding import check_strategy, is_sharded, shard, transformer_blocks
 
 
@@ -61,6 +63,7 @@ class LanguageModelModule(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer"])
         self.policy: nn.Module | None = None
+        self._random_states: dict[int, dict[str, Any]] = {}
         self.pretrained, self.optimizer = str(pretrained), optimizer
         self.schedule, self.warmup_steps = schedule, warmup_steps
         if warmup_steps < 0:
@@ -152,6 +155,20 @@ class LanguageModelModule(pl.LightningModule):
 
     def test_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
         """Do nothing: evaluation is the callbacks' work."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add every process's random states; collective."""
+        checkpoint["random_states"] = gather({self.global_rank: random_states()})
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the random states until the first batch: what comes before it draws numbers too."""
+        self._random_states = checkpoint.get("random_states", {})
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+        """Before the first batch after a resume, put this process's random states back."""
+        states, self._random_states = self._random_states, {}
+        if self.global_rank in states and len(states) == self.trainer.world_size:
+            set_random_states(states[self.global_rank])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the whole gradient, before clipping, where logs are due; stop if it is not finite."""

@@ -223,3 +223,18 @@ def test_resume_ends_with_the_weights_of_an_uninterrupted_run(files: Path, tmp_p
         resumed, _ = fit(files, DiPOModule, steps=5, ckpt_path=path, trainer=settings)
         for (name, a), b in zip(weights(whole).items(), weights(resumed).values(), strict=True):
             assert torch.equal(a, b), (step, name)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_resume_with_dropout_is_exact_at_every_step(files: Path, tmp_path: Path, accumulate: int) -> None:
+    options: dict[str, Any] = {"steps": 4, "lora_rank": 2, "lora_dropout": 0.5}
+    trainer = {"enable_checkpointing": True, "accumulate_grad_batches": accumulate}
+    every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole, _ = fit(files, GradDiffModule, trainer=trainer | {"callbacks": [every]}, **options)
+    for step in (1, 2, 3):
+        again = ModelCheckpoint(tmp_path, filename="again-{step}", every_n_train_steps=1, save_top_k=-1)
+        path = str(tmp_path / f"step={step}.ckpt")
+        resumed, _ = fit(files, GradDiffModule, trainer=trainer | {"callbacks": [again]}, ckpt_path=path, **options)
+        for (name, a), b in zip(weights(whole).items(), weights(resumed).values(), strict=True):
+            assert torch.equal(a, b), (step, name)

@@ -1,0 +1,192 @@
+"""One checkpoint that is always whole, and everything that going on from it exactly needs."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+
+from dipo_lightning.errors import InputError, RunError
+
+FOLDER, LAST, FINISHED = "checkpoints", "last.ckpt", "finished"
+
+
+class Checkpoint(CheckpointBase):
+    """Keeps ``checkpoints/last.ckpt`` in the run's folder; with ``fit --run FOLDER`` the same command goes on from it.
+
+    The file is written under another name, to the disk, and then renamed: it is whole, or the one before is still
+    there. It is written after the evaluation of its step, and notes how far the event files went. On SIGTERM the run
+    saves after the step in hand and ends.
+
+    Args:
+        every_n_epochs: Save at the end of every n-th epoch; None for not at epochs. Always at the end of training.
+        every_n_steps: Save after every n-th optimiser step; None for not at steps.
+        folder: Where to; None for ``checkpoints`` in the run's log folder.
+    """
+
+    def __init__(
+        self, every_n_epochs: int | None = 1, every_n_steps: int | None = None, folder: str | None = None
+    ) -> None:
+        for option, value in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps)):
+            if value is not None and value < 1:
+                raise InputError(f"Checkpoint.{option} is {value}; it must be at least 1, or null for never.")
+        self.every_n_epochs, self.every_n_steps, self.folder = every_n_epochs, every_n_steps, folder
+        self.path = Path(LAST)
+        self._saved_step: int | None = None
+        self._state: dict[str, Any] = {}
+        self._pending: dict[str, Any] | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Decide where it is written; collective."""
+        folder = (
+            Path(trainer.log_dir or trainer.default_root_dir) / FOLDER if self.folder is None else Path(self.folder)
+        )
+        self.path = trainer.strategy.broadcast(folder) / LAST
+        self._saved_step = None
+
+    @property
+    def last_good(self) -> Path | None:
+        """The checkpoint that a run can go on from, if there is one."""
+        return self.path if self.path.exists() else None
+
+    # When it is written.
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log what the interrupted run had computed and not yet logged when it was saved."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            for logger in trainer.loggers:
+                logger.log_metrics(pending["metrics"], step=pending["step"])
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:
+        """Save after every n-th optimiser step and on SIGTERM; at the end of an epoch its evaluation comes first."""
+        step = trainer.global_step
+        due = self.every_n_steps is not None and step % self.every_n_steps == 0
+        ends = batch_idx + 1 >= trainer.num_training_batches or step == trainer.max_steps
+        in_step = trainer.fit_loop._should_accumulate()
+        if step and not in_step and not ends and (due or trainer.received_sigterm) and step != self._saved_step:
+            self.save(trainer, {"pending": self._not_yet_logged(trainer)})
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save at the end of every n-th epoch but the last, whose final evaluation comes first."""
+        epoch, step = trainer.current_epoch + 1, trainer.global_step
+        last = trainer.should_stop or epoch == trainer.max_epochs or step == trainer.max_steps
+        due = self.every_n_epochs is not None and epoch % self.every_n_epochs == 0
+        due = due or (self.every_n_steps is not None and step % self.every_n_steps == 0)
+        if (due and not last) or trainer.received_sigterm:
+            self.save(trainer, {})
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the trained policy; what is left to do (exports, pages) is done again after an interruption."""
+        self.save(trainer, {"trained": True})
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that nothing is left to do."""
+        if trainer.is_global_zero and self.path.exists():
+            self.path.with_name(FINISHED).touch()
+
+    # How it is written.
+
+    def save(self, trainer: pl.Trainer, state: dict[str, Any]) -> None:
+        """Write ``last.ckpt``, a file or a folder of shards, whole or not at all; collective.
+
+        Raises:
+            RunError: It can't be written; the checkpoint before it is as it was.
+        """
+        self._state = state | {"events": self._event_sizes(trainer)}
+        partial = self.path.with_name(self.path.name + ".partial")
+        try:
+            if trainer.is_global_zero:
+                remove(partial)
+            trainer.save_checkpoint(partial)
+            if trainer.is_global_zero:
+                replace(partial, self.path)
+        except (OSError, RuntimeError) as error:  # torch's writer says a full disk with a RuntimeError
+            if isinstance(error, RuntimeError) and "write" not in str(error):
+                raise
+            remove(partial)
+            before = f"The one before is whole: {self.path}." if self.path.exists() else "There is none before it."
+            reason = str(error).splitlines()[0]
+            raise RunError(f"The checkpoint {self.path} could not be written ({reason}). {before}") from error
+        trainer.strategy.barrier()
+        self._saved_step = trainer.global_step
+
+    def _not_yet_logged(self, trainer: pl.Trainer) -> dict[str, Any] | None:
+        """What Lightning will log of this step, after the hook in which the checkpoint is written."""
+        if not trainer._logger_connector.should_update_logs:
+            return None
+        metrics = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        return {"metrics": metrics | {"epoch": trainer.current_epoch}, "step": step} if metrics else None
+
+    def _event_sizes(self, trainer: pl.Trainer) -> dict[str, int]:
+        sizes: dict[str, int] = {}
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                logger.experiment.flush()
+                sizes |= {path.name: path.stat().st_size for path in event_files(Path(logger.log_dir))}
+        return sizes
+
+    # What it holds: plain values.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the run had left to log, how large its event files were, and whether training was over."""
+        return self._state
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on where the run was; a run that was stopped early stays stopped."""
+        state = checkpoint["callbacks"].get(self.state_key, {})
+        self._pending = state.get("pending")
+        if state.get("trained"):
+            trainer.should_stop = True
+
+
+def event_files(folder: Path) -> Iterator[Path]:
+    """TensorBoard's event files of a run."""
+    yield from sorted(folder.glob("events.out.tfevents.*"))
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def replace(partial: Path, path: Path) -> None:
+    """Put ``partial`` in the place of ``path`` after it has reached the disk."""
+    for file in [partial, *partial.rglob("*")] if partial.is_dir() else [partial]:
+        sync(file)
+    if path.is_dir() or (partial.is_dir() and path.exists()):  # a folder can't be replaced in one step
+        old = path.with_name(path.name + ".old")
+        remove(old)
+        path.rename(old)
+        partial.rename(path)
+        remove(old)
+    else:
+        partial.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
