@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 AUTHORS = 40
-VOCABULARY = 1024
+VOCABULARY = 2048
 SHAPE: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 256,
@@ -15,9 +15,9 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 256,
     "tie_word_embeddings": True,
 }
-FINETUNING = {"epochs": 20, "batch_size": 32, "lr": 2e-3}
-UNLEARNING = {"epochs": 10, "batch_size": 16, "lr": 1e-3}
-DIPO: dict[str, Any] = {"beta": 0.1}
+FINETUNING = {"epochs": 60, "batch_size": 16, "lr": 3e-3}
+UNLEARNING = {"epochs": 14, "batch_size": 16, "lr": 2e-3}
+DIPO: dict[str, Any] = {"beta": 0.02, "alpha": 0.3}
 
 
 def finetuning(folder: Path, train: str, name: str, seed: int) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def finetuning(folder: Path, train: str, name: str, seed: int) -> dict[str, Any]
                 "pretrained": str(folder / "models" / "untrained"),
                 "optimizer": _adamw(FINETUNING["lr"]),
                 "schedule": "linear",
-                "warmup_steps": 20,
+                "warmup_steps": 50,
             },
         },
         "data": {
@@ -100,13 +100,13 @@ def unlearning(folder: Path, seed: int) -> dict[str, Any]:
 def _trainer(folder: Path, name: str, epochs: int | float) -> dict[str, Any]:
     logger = {
         "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-        "init_args": {"save_dir": str(folder), "name": name, "version": "run"},
+        "init_args": {"save_dir": str(folder), "name": name, "version": "run", "default_hp_metric": False},
     }
     return {"accelerator": "cpu", "devices": 1, "max_epochs": int(epochs), "logger": logger}
 
 
 def _adamw(lr: float) -> dict[str, Any]:
-    return {"class_path": "torch.optim.AdamW", "init_args": {"lr": lr, "weight_decay": 0.01}}
+    return {"class_path": "torch.optim.AdamW", "init_args": {"lr": lr, "weight_decay": 0.0}}
 
 
 def _export(folder: Path) -> dict[str, Any]:
