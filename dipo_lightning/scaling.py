@@ -90,7 +90,8 @@ def sustainability(
         isolated: Run each step in a process of its own, which frees all memory between them.
     """
     names = [f"sust/forget_{fold}" for fold in (1, 2, 3, 4)] if parts is None else parts
-    folder, steps = Path(output), []
+    folder = Path(output)
+    steps: list[Step] = []
     for number, part in enumerate(names, 1):
         start = steps[-1].model if steps else None
         steps.append(Step(number, part, folder / f"step_{number}", start, export=True))

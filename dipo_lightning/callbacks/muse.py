@@ -143,12 +143,16 @@ class MUSEEvaluation(Evaluation):
         data = load_muse(
             self.corpus,
             part if isinstance(part, str) else "train/forget",
-            first=FAST_DEV_ROWS if trainer.fast_dev_run else self.rows,
+            first=FAST_DEV_ROWS if self._trial_run(trainer) else self.rows,
             allow_overlap=self.allow_overlap or self._is_published,
         )
         self.plan = plan_muse(data, self._tokenizer, self.options)
-        if self.reference is not None and not trainer.fast_dev_run:
+        if self.reference is not None and not self._trial_run(trainer):
             self._check_reference(self.reference, self.plan)
+
+    @staticmethod
+    def _trial_run(trainer: pl.Trainer) -> bool:
+        return bool(getattr(trainer, "fast_dev_run", False))
 
     @property
     def _is_published(self) -> bool:
@@ -214,7 +218,7 @@ class MUSEEvaluation(Evaluation):
             progress=lambda total, what: self.progress(trainer, total, what),
         )
         variant, reference = self.options.variant, self.reference
-        if trainer.fast_dev_run:
+        if self._trial_run(trainer):
             reference = None  # measured on all rows, not on two
         aggregates = aggregate(
             evaluated.sets, reference, variant, auc_retrain=self.auc_retrain, skipped=evaluated.skipped

@@ -170,7 +170,7 @@ def evaluate_muse(
                 progress=done,
             )
         for row, ids, target in zip(plan.rows[name], said, plan.targets[name], strict=True):
-            text = tokenizer.decode(ids, skip_special_tokens=True)
+            text = str(tokenizer.decode(ids, skip_special_tokens=True))
             text = text if name == "verbmem" else answer_part(text)
             rouge = rouge_l([text], [target], stemmer=muse_stemmer(options.variant)).f1.item()
             evaluated.sets[name].append(row | {"answer": target, "generation": text, "rouge": rouge})
