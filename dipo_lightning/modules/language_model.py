@@ -64,6 +64,7 @@ class LanguageModelModule(pl.LightningModule):
         self.save_hyperparameters(ignore=["optimizer"])
         self.policy: nn.Module | None = None
         self._random_states: dict[int, dict[str, Any]] = {}
+        self._last_batch: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
         self.pretrained, self.optimizer = str(pretrained), optimizer
         self.schedule, self.warmup_steps = schedule, warmup_steps
         if warmup_steps < 0:
@@ -172,12 +173,13 @@ class LanguageModelModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the whole gradient, before clipping, where logs are due; stop if it is not finite."""
-        if not self.logs_are_due:
-            return
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        self.log("train/gradient_norm", norm)
+        if not bool(torch.isfinite(norm)):
+            raise RunError(self._not_finite(f"The gradient's norm is {float(norm)}"))
+        if self.logs_are_due:
+            self.log("train/gradient_norm", norm)
 
     @property
     def logs_are_due(self) -> bool:
@@ -195,13 +197,22 @@ class LanguageModelModule(pl.LightningModule):
 
     def stop_if_not_finite(self, loss: Tensor, batch: dict[str, Any], terms: dict[str, Tensor]) -> None:
         """Raise a `RunError` that names the rows and the terms where ``loss`` is NaN or infinite."""
-        if bool(torch.isfinite(loss)):
-            return
-        rows = {half: part["index"].tolist() for half, part in batch.items() if isinstance(part, dict) and "index" in part}
-        values = {name: float(value.detach()) for name, value in terms.items()}
-        raise RunError(
-            f"The loss is {float(loss.detach())} at step {self.trainer.global_step}. Terms: {values}. Rows of the batch: {rows}. "
-            "Lower the learning rate, clip gradients (trainer.gradient_clip_val), or look at these rows."
+        rows = {half: part["index"] for half, part in batch.items() if isinstance(part, dict) and "index" in part}
+        self._last_batch = rows, {name: value.detach() for name, value in terms.items()}
+        if not bool(torch.isfinite(loss)):
+            raise RunError(self._not_finite(f"The loss is {float(loss.detach())}"))
+
+    def _not_finite(self, what: str) -> str:
+        """Say where the run was, which rows it had, and which checkpoint is good."""
+        rows, terms = self._last_batch
+        paths = [getattr(callback, "last_good", None) for callback in self.trainer.checkpoint_callbacks]
+        good = next((path for path in paths if path is not None), None)
+        return (
+            f"{what} at step {self.trainer.global_step}. "
+            f"Terms: {({name: float(value) for name, value in terms.items()})}. "
+            f"Rows of the batch: {({half: index.tolist() for half, index in rows.items()})}. "
+            + (f"The last good checkpoint is {good}. " if good else "There is no checkpoint before it. ")
+            + "Lower the learning rate, clip gradients (trainer.gradient_clip_val), or look at these rows."
         )
 
     @property

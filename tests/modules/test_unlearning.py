@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from dipo_lightning import DiPOModule, UnlearningDataModule, UnlearningModule
 from dipo_lightning.answers import Answers
+from dipo_lightning.callbacks import Checkpoint
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.modules.ascent import CEUModule, GradAscentModule, GradDiffModule, KLModule, WGAModule
 from dipo_lightning.modules.preference import NPOModule, SimNPOModule
@@ -195,6 +196,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(files: Path)
 
     with pytest.raises(RunError, match=r"The loss is nan at step 0.*forget': \[\d, \d\]"):
         fit(files, Broken)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_names_rows_and_checkpoint(files: Path, tmp_path: Path) -> None:
+    class Broken(GradDiffModule):
+        def forget_loss(self, forget: Answers) -> torch.Tensor:
+            loss = super().forget_loss(forget)
+            return loss if self.global_step == 0 else loss + (loss - loss).abs().sqrt()  # sqrt has no slope at 0
+
+    keep = Checkpoint(every_n_steps=1, folder=str(tmp_path))
+    said = r"gradient's norm is nan at step 1.*'forget': .*forget': \[\d, \d\].*last.ckpt"
+    with pytest.raises(RunError, match=said):
+        fit(files, Broken, steps=3, trainer={"callbacks": [keep], "enable_checkpointing": True})
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 1
+    assert all(torch.isfinite(value).all() for value in saved["state_dict"].values())
 
 
 def test_a_module_without_a_forget_loss_says_so(files: Path) -> None:
