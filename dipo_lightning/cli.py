@@ -6,6 +6,7 @@ A command of the second kind is a plain function whose signature and docstring a
 import difflib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +50,11 @@ def main(args: Sequence[str] | None = None) -> int:
     except DiPOError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except SystemExit as stop:
+        if type(stop).__name__ != "SIGTERMException":  # Lightning's: exit code 0, as if the run had ended
+            raise
+        print("Stopped by SIGTERM; the same command with --run goes on from the last checkpoint.", file=sys.stderr)
+        return 128 + signal.SIGTERM
     return 0
 
 

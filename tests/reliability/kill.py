@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tests.reliability.toy_run import differences, outcome, start, write_config, write_inputs  # noqa: E402
+from tests.reliability.toy_run import differences, outcome, start, warm_up, write_config, write_inputs  # noqa: E402
 
 
 def killed_after(config: Path, seconds: float) -> bool:
@@ -49,7 +49,7 @@ def waiting_for(run: Path, place: str) -> str:
 
 
 def trial(
-    folder: Path, number: int, length: float, first: float, options: dict, kills: int, draw: random.Random
+    folder: Path, number: int, window: tuple[float, float], options: dict, kills: int, draw: random.Random
 ) -> tuple[list[str], Path]:
     """Kill and restart one run; returns where it was killed."""
     run = folder / f"trial{number}"
@@ -64,27 +64,23 @@ def trial(
     return places, run
 
 
-def trials(
-    folder: Path, count: int, workers: int = 0, lora: bool = False, kills: int = 3, seed: int = 0, epochs: int = 4
-) -> int:
+def trials(folder: Path, count: int, kills: int = 3, seed: int = 0, **options: Any) -> int:
     """Run the uninterrupted fit and every trial, print the table; returns how many were identical."""
-    options = {"workers": workers, "lora": lora, "epochs": epochs}
     write_inputs(folder)
+    warm_up()
     started = time.monotonic()
     killed_after(write_config(folder, folder / "whole", **options), 600)
     length = time.monotonic() - started
     logged = min(path.stat().st_mtime for path in (folder / "whole").rglob("*") if path.is_file())
-    first = max(0.0, length - (time.time() - logged) - 0.3)  # imports before it are the same in every run
+    first = max(0.0, length - (time.time() - logged))  # what comes before it is the same in every run
     whole, draw, same = outcome(folder / "whole"), random.Random(seed), 0
     print(f"uninterrupted: {length:.1f} s, its first file after {first:.1f} s; {options}")
     for number in range(count):
         places, run = trial(folder, number, (first, length), options, kills, draw)
         odd = differences(whole, outcome(run))
         same += not odd
-        print(
-            f"{number + 1:>3}  killed: {', '.join(places) or '-':<70} {'identical' if not odd else 'DIFFERS: ' + ', '.join(odd)}",
-            flush=True,
-        )
+        verdict = "identical" if not odd else "DIFFERS: " + ", ".join(odd)
+        print(f"{number + 1:>3}  killed: {', '.join(places) or '-':<70} {verdict}", flush=True)
     print(f"{same} of {count} identical")
     return same
 
@@ -98,9 +94,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        same = trials(
-            Path(folder), arguments.trials, arguments.workers, arguments.lora, arguments.kills, arguments.seed
-        )
+        options = {"workers": arguments.workers, "lora": arguments.lora}
+        same = trials(Path(folder), arguments.trials, arguments.kills, arguments.seed, **options)
     return int(same != arguments.trials)
 
 

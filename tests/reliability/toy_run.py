@@ -66,7 +66,7 @@ def command(config: str) -> None:
     log = os.open(Path(config).with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    os.environ["OMP_NUM_THREADS"] = "1"
+    multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as without the server
     from dipo_lightning.cli import main
 
     sys.exit(main(["fit", "--config", config]))
@@ -79,6 +79,15 @@ def start(config: Path) -> Any:
     process = context.Process(target=command, args=(str(config),))
     process.start()
     return process
+
+
+def warm_up() -> None:
+    """Wait until the server has imported everything, so that it isn't counted as a part of the first run."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.reliability.imports"])
+    process = context.Process(target=int)
+    process.start()
+    process.join()
 
 
 def outcome(run: Path) -> dict[str, Any]:
