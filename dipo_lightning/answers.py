@@ -114,9 +114,10 @@ def compute_answers(
     """
     joined = concatenate(list(halves.values()))
     if from_hidden:
-        run = getattr(model, "_from_hidden", None)
+        run: Any = getattr(model, "_from_hidden", None)
         if run is None:  # attached once, so that FSDP2 gathers the root's parameters around it
-            model._from_hidden = run = types.MethodType(_run_from_hidden, model)  # type: ignore[assignment]
+            run = types.MethodType(_run_from_hidden, model)
+            model._from_hidden = run
             if is_sharded(model):
                 register_fsdp_forward_method(model, "_from_hidden")
                 run = model._from_hidden
@@ -139,9 +140,7 @@ def answer_logits(model: nn.Module, batch: TokenBatch) -> Tensor:
 
 def answer_hidden(model: nn.Module, batch: TokenBatch) -> Tensor:
     """Return the (N, H) final hidden states of ``model`` at the supervised positions; not through FSDP2's root."""
-    output = decoder(model)(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-    )
+    output = decoder(model)(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     return output.last_hidden_state[supervised_positions(batch["labels"])]
 
 
@@ -153,12 +152,12 @@ def concatenate(batches: list[TokenBatch]) -> TokenBatch:
     fill = {"input_ids": 0, "attention_mask": 0, "labels": -100}
     joined: dict[str, Tensor] = {
         name: torch.cat(
-            [nn.functional.pad(batch[name], (0, length - batch[name].shape[1]), value=value) for batch in batches]  # type: ignore[literal-required]
+            [nn.functional.pad(batch[name], (0, length - batch[name].shape[1]), value=value) for batch in batches]
         )
         for name, value in fill.items()
     }
     joined["index"] = torch.cat([batch["index"] for batch in batches])
-    return joined  # type: ignore[return-value]
+    return joined
 
 
 def _run_from_hidden(

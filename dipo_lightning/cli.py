@@ -111,7 +111,10 @@ def show_commands(args: list[str]) -> int:
     usage = "usage: dipo-lightning COMMAND [options]   (COMMAND --help explains the options)\n\n" + "\n".join(lines)
     if args and not args[0].startswith("-"):
         near = difflib.get_close_matches(args[0], [*TRAINER_COMMANDS, *COMMANDS], n=1)
-        print(f"error: there is no command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""), file=sys.stderr)
+        print(
+            f"error: there is no command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""),
+            file=sys.stderr,
+        )
         print(usage, file=sys.stderr)
         return 2
     print(usage)
@@ -148,7 +151,7 @@ def trainer_cli() -> Any:  # noqa: ANN401
         """Also writes the config as text into TensorBoard, and the layout of its charts."""
 
         def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-            experiment = getattr(trainer.logger, "experiment", None)
+            experiment: Any = getattr(trainer.logger, "experiment", None)
             if hasattr(experiment, "add_text"):
                 text = self.parser.dump(self.config, skip_none=False)
                 experiment.add_text("config", "\n".join("    " + line for line in text.splitlines()))

@@ -150,8 +150,8 @@ def _plain_settings(policy: nn.Module) -> Iterator[None]:
     saved = [(owner, owner.generation_config) for owner in owners]
     try:
         for owner, _ in saved:
-            owner.generation_config = GenerationConfig()  # type: ignore[assignment]
+            owner.generation_config = GenerationConfig()
         yield
     finally:
         for owner, config in saved:
-            owner.generation_config = config  # type: ignore[assignment]
+            owner.generation_config = config

@@ -28,7 +28,9 @@ def explained(message: str, parser: Any) -> str:  # noqa: ANN401
         parser: The parser, for the options that there are.
     """
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    kept = [line for line in lines if line and not any(("- " + line).startswith(n) or line.startswith(n) for n in NOISE)]
+    kept = [
+        line for line in lines if line and not any(("- " + line).startswith(n) or line.startswith(n) for n in NOISE)
+    ]
     return " ".join(kept) + suggestion(message, parser)
 
 

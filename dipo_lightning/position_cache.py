@@ -51,7 +51,13 @@ class PositionCache:
         counts = [supervised_count(example) for example in examples]
         self.starts = np.concatenate([[0], np.cumsum(counts)])
         self.slots = {example["index"]: slot for slot, example in enumerate(examples)}
-        self.manifest = {"format": FORMAT, "key": key, "rows": len(examples), "positions": int(sum(counts)), "width": width}
+        self.manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "key": key,
+            "rows": len(examples),
+            "positions": int(sum(counts)),
+            "width": width,
+        }
 
     def create(self) -> None:
         """Make the files where there are none; one process does this, before any other opens them."""
@@ -67,7 +73,7 @@ class PositionCache:
     @property
     def shape(self) -> tuple[int, int]:
         """(positions, width)."""
-        return max(1, self.manifest["positions"]), self.width  # type: ignore[return-value]
+        return max(1, self.manifest["positions"]), self.width
 
     def open(self) -> None:
         """Map the files, after checking that they are this cache's."""
@@ -91,7 +97,12 @@ class PositionCache:
         return bool(self.done.all())
 
     def build(
-        self, compute: Callable[[TokenBatch], Tensor], batch_size: int, device: torch.device, rank: int = 0, world: int = 1
+        self,
+        compute: Callable[[TokenBatch], Tensor],
+        batch_size: int,
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         """Fill in the missing rows; each rank computes its share, and every rank the same number of batches.
 
@@ -107,7 +118,7 @@ class PositionCache:
         batches = list(_shares(self.missing, batch_size, rank, world))
         for slots, own in tqdm(batches, desc="reference cache", disable=rank != 0 or not batches, unit="batch"):
             batch = collate([self.examples[slot] for slot in slots], pad_token_id=0)
-            values = compute({name: value.to(device) for name, value in batch.items()})  # type: ignore[misc, arg-type]
+            values = compute({name: value.to(device) for name, value in batch.items()})
             if own:
                 self._write(slots, values.float().cpu().numpy())
 

@@ -13,7 +13,8 @@ def random_states() -> dict[str, Any]:
     A checkpoint that is loaded with ``weights_only`` can hold nothing else.
     """
     version, words, normal = random.getstate()
-    name, keys, position, has_normal, cached = np.random.get_state()
+    state: Any = np.random.get_state()
+    name, keys, position, has_normal, cached = state
     return {
         "python": [version, torch.tensor(words), normal],
         "numpy": [str(name), torch.tensor(keys.astype(np.int64)), int(position), int(has_normal), float(cached)],

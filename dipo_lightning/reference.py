@@ -201,6 +201,15 @@ class DirectionsReference(CachedReference):
         """Refuse: directions hold no logits."""
         raise RunError("reference: directions holds no logits; a method that asks for them needs reference: live.")
 
+    def hidden(self, batch: TokenBatch) -> Tensor:
+        """Refuse: directions hold no hidden states."""
+        raise RunError("reference: directions holds no hidden states; use reference: hidden_states.")
+
+    @property
+    def projection(self) -> Tensor:
+        """Refuse: directions hold no projection."""
+        raise RunError("reference: directions holds no projection; use reference: hidden_states.")
+
 
 def hidden_states(model: nn.Module, batch: TokenBatch) -> Tensor:
     """Return (N, H) final hidden states of ``model`` at the supervised positions, sharded or not."""

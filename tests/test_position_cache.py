@@ -12,7 +12,11 @@ from dipo_lightning.errors import RunError
 from dipo_lightning.position_cache import PositionCache, cache_key
 
 EXAMPLES = [
-    {"input_ids": [1, *([5 + index] * (index + 2))], "labels": [-100, -100, *([5 + index] * (index + 1))], "index": 3 * index}
+    {
+        "input_ids": [1, *([5 + index] * (index + 2))],
+        "labels": [-100, -100, *([5 + index] * (index + 1))],
+        "index": 3 * index,
+    }
     for index in range(5)
 ]
 

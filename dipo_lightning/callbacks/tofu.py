@@ -134,10 +134,10 @@ class TOFUEvaluation(Evaluation):
         if split is None:
             raise InputError("TOFUEvaluation.split is not given and the data module has none; write split: forget10.")
         source = self.source or getattr(datamodule, "data", None) or HUB_NAME
-        self.data = load_tofu(source, split, first=FAST_DEV_ROWS if trainer.fast_dev_run else self.rows)
+        self.data = load_tofu(source, split, first=FAST_DEV_ROWS if _is_trial(trainer) else self.rows)
         self.style = self._style(datamodule)
         self.reference, self._no_reference = None, None
-        if self.reference_log is not None and trainer.fast_dev_run:
+        if self.reference_log is not None and _is_trial(trainer):
             self._no_reference = f"fast_dev_run measures only {FAST_DEV_ROWS} rows of each set"
         elif self.reference_log is not None:
             self.reference = read_log(self.reference_log)
@@ -254,3 +254,8 @@ def add_reference_scores(evaluated: EvaluatedRows, reference: EvaluationLog) -> 
         for row in evaluated.sets.get(name, ()):
             if (other := others.get(row["index"])) is not None:
                 row["reference"] = row["nll"] - other
+
+
+def _is_trial(trainer: pl.Trainer) -> bool:
+    """Tell whether the Trainer makes a ``fast_dev_run``."""
+    return bool(getattr(trainer, "fast_dev_run", False))

@@ -198,7 +198,7 @@ def _answers(
             device=device,
             progress=done,
         )
-    return [style.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in said]
+    return [str(style.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in said]
 
 
 def _row(plan: _Plan, scores: Sequence[TokenScores], text: str | None, fraction: float) -> Row:

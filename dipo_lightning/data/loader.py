@@ -29,7 +29,7 @@ class ResumableLoader(DataLoader):
     done: int = 0
     accumulate: int = 1
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         """Yield the batches of the current epoch, each with its ``denominators``."""
         skip, self.skip = self.skip, 0
         denominators = self.denominators()

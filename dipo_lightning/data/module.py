@@ -94,7 +94,7 @@ class TokenizedDataModule(pl.LightningDataModule):
             odd = rows[plain.index(not plain[0])]
             raise InputError(
                 f"{odd.get('where', name)}: plain text and questions with answers are mixed among the {name} rows; "
-                "give files of one kind (plain text can be forgotten while questions are kept, and the other way round)."
+                "give files of one kind (text can be forgotten while questions are kept, and the other way round)."
             )
         if plain[0]:
             made = pieces([row["text"] for row in rows], self.tokenizer, self.max_length)
@@ -128,7 +128,9 @@ class TokenizedDataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             collate_fn=self.collate,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(self.seed),  # starting an epoch draws nothing from dropout's generator
+            generator=torch.Generator().manual_seed(
+                self.seed
+            ),  # starting an epoch draws nothing from dropout's generator
         )
         self._loader.accumulate = trainer.accumulate_grad_batches if trainer else 1
         if self._resume is not None:

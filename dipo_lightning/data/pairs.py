@@ -109,9 +109,9 @@ class EpochSampler(DistributedSampler):
 
     def keys_of_all_ranks(self) -> list[list[int]]:
         """Return the keys of every rank in the current epoch; each rank computes the same lists, without talking."""
-        rank = self.rank
-        keys = []
-        for self.rank in range(self.num_replicas):
+        own, keys = self.rank, []
+        for rank in range(self.num_replicas):
+            self.rank = rank
             keys.append(list(self))
-        self.rank = rank
+        self.rank = own
         return keys

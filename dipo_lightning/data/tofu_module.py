@@ -43,7 +43,8 @@ class TOFUFineTuningDataModule(FineTuningDataModule):
     Args:
         tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from.
         data: ``locuslab/TOFU`` on the hub, or a folder of JSON-lines files in its schema.
-        train: Its configurations to train on, one after the other: ``full`` for a target, ``retain90`` for a retain model.
+        train: Its configurations to train on, one after the other: ``full`` for a target, ``retain90`` for a
+            retain model.
         **options: Those of `FineTuningDataModule`.
     """
 

@@ -94,7 +94,9 @@ def _same(stored: Any, recomputed: Any) -> bool:
 
 
 def print_score(
-    log: str, reference: str | None = None, truth_ratio: Literal["geometric", "arithmetic", "open_unlearning"] = "geometric"
+    log: str,
+    reference: str | None = None,
+    truth_ratio: Literal["geometric", "arithmetic", "open_unlearning"] = "geometric",
 ) -> None:
     """Print every aggregate of an evaluation log as JSON, without a model.
 

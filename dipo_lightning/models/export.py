@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -35,6 +35,7 @@ def save_model(
         write: Whether this process writes (rank 0).
         card: Text of the model card, ``README.md``.
     """
+    saver: Any = policy
     state = full_state_dict(policy) if is_sharded(policy) else None
     if not write:
         return
@@ -44,7 +45,7 @@ def save_model(
     if hasattr(policy, "merge_and_unload") and merge:
         merged_copy(policy, state).save_pretrained(partial)
     else:
-        policy.save_pretrained(partial, state_dict=state)  # type: ignore[operator]
+        saver.save_pretrained(partial, state_dict=state)
     if tokenizer is not None:
         tokenizer.save_pretrained(partial)
     if card is not None:
@@ -53,7 +54,7 @@ def save_model(
     partial.rename(folder)
 
 
-def merged_copy(policy: nn.Module, state: dict | None = None) -> nn.Module:
+def merged_copy(policy: Any, state: dict | None = None) -> Any:  # noqa: ANN401
     """Return an unsharded copy of a peft model with the adapters merged into its weights; ``policy`` is left alone.
 
     Args:
@@ -61,11 +62,11 @@ def merged_copy(policy: nn.Module, state: dict | None = None) -> nn.Module:
         state: Its gathered state dict where it is sharded.
     """
     if state is None:
-        return copy.deepcopy(policy).to("cpu").merge_and_unload()  # type: ignore[operator]
+        return copy.deepcopy(policy).to("cpu").merge_and_unload()
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_config(policy.get_base_model().config)  # type: ignore[operator]
-    fresh = get_peft_model(base, policy.peft_config["default"])  # type: ignore[index]
+    base = AutoModelForCausalLM.from_config(policy.get_base_model().config)
+    fresh = get_peft_model(base, policy.peft_config["default"])
     fresh.load_state_dict(state)
     return fresh.merge_and_unload()

@@ -77,6 +77,7 @@ class DiPOModule(UnlearningModule):
             raise InputError(f"model.beta is {beta}; it must be above 0.")
         self.beta, self.source, self.reduction, self.scale = beta, source, reduction, scale
         self.form, self.chunk_size = form, chunk_size
+        self._frozen: Any = None  # the reference's side of the current batch's margin
         if chunk_size < 1:
             raise InputError(f"model.chunk_size is {chunk_size}; it must be at least 1.")
         self.pair = PairOptions(selection=selection, k=k, p=p, rho=rho, memory_vector=memory_vector, alpha=alpha)
@@ -92,7 +93,9 @@ class DiPOModule(UnlearningModule):
         """Also settle the form of the margin, now that the head is known."""
         super().inspect(model)
         if self.form == "hidden" and not self.head_is_linear:
-            raise InputError("model.form is hidden, but the model's head is not a plain projection. Use auto or logits.")
+            raise InputError(
+                "model.form is hidden, but the model's head is not a plain projection. Use auto or logits."
+            )
         self.from_hidden = self.form != "logits" and self.head_is_linear and self.retain_loss_name != "kl"
 
     def make_reference(self) -> Reference:

@@ -116,7 +116,9 @@ class LanguageModelModule(pl.LightningModule):
 
     def load(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Load the pretrained model onto the CPU; training needs float32."""
-        return load_policy(self.pretrained, dtype=dtype, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        return load_policy(
+            self.pretrained, dtype=dtype, revision=self.revision, trust_remote_code=self.trust_remote_code
+        )
 
     def prepare(self, model: nn.Module, lora: LoRA | None = None, trainable: bool = True) -> nn.Module:
         """Add adapters, then checkpointing, then compilation, then sharding: the order in which they compose."""
@@ -184,7 +186,7 @@ class LanguageModelModule(pl.LightningModule):
     @property
     def logs_are_due(self) -> bool:
         """Whether this optimiser step is one that is logged (``Trainer(log_every_n_steps=...)``)."""
-        return (self.trainer.global_step + 1) % max(1, self.trainer.log_every_n_steps) == 0
+        return (self.trainer.global_step + 1) % max(1, getattr(self.trainer, "log_every_n_steps", 1)) == 0
 
     def log_terms(self, terms: dict[str, Tensor], prefix: str = "train/") -> None:
         """Log scalars, averaged over ranks in one reduction, at the steps that are logged."""
@@ -192,7 +194,7 @@ class LanguageModelModule(pl.LightningModule):
             return
         values = torch.stack([value.detach().float() for value in terms.values()])
         if self.trainer.world_size > 1:
-            values = self.trainer.strategy.reduce(values, reduce_op="mean")  # type: ignore[assignment]
+            values = self.trainer.strategy.reduce(values, reduce_op="mean")
         self.log_dict(dict(zip((prefix + name for name in terms), values.unbind(), strict=True)))
 
     def stop_if_not_finite(self, loss: Tensor, batch: dict[str, Any], terms: dict[str, Tensor]) -> None:
@@ -209,8 +211,8 @@ class LanguageModelModule(pl.LightningModule):
         good = next((path for path in paths if path is not None), None)
         return (
             f"{what} at step {self.trainer.global_step}. "
-            f"Terms: {({name: float(value) for name, value in terms.items()})}. "
-            f"Rows of the batch: {({half: index.tolist() for half, index in rows.items()})}. "
+            f"Terms: { ({name: float(value) for name, value in terms.items()}) }. "
+            f"Rows of the batch: { ({half: index.tolist() for half, index in rows.items()}) }. "
             + (f"The last good checkpoint is {good}. " if good else "There is no checkpoint before it. ")
             + "Lower the learning rate, clip gradients (trainer.gradient_clip_val), or look at these rows."
         )

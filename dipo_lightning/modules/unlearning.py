@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from dipo_lightning.answers import Answers, compute_answers
 from dipo_lightning.errors import InputError, RunError
-from dipo_lightning.models.head import linear_head
 from dipo_lightning.models.fingerprint import model_fingerprint
+from dipo_lightning.models.head import linear_head
 from dipo_lightning.models.lora import adapts_projection
 from dipo_lightning.modules.language_model import LanguageModelModule
 from dipo_lightning.modules.reference_choice import build_reference, choose_reference

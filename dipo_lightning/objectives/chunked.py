@@ -144,7 +144,7 @@ def _apply(
     hidden, weight = align(hidden, weight)
     reference_hidden, reference_weight = align(reference_hidden.detach(), reference_weight.detach())
     with torch.autocast(hidden.device.type, enabled=False):
-        result: tuple[Tensor, Tensor] = _ChunkedMargin.apply(  # type: ignore[no-untyped-call]
+        result: tuple[Tensor, Tensor] = _ChunkedMargin.apply(
             hidden,
             weight,
             reference_hidden,

@@ -106,5 +106,5 @@ def chunked_nll(hidden: Tensor, weight: Tensor, labels: Tensor, chunk_size: int 
     check_projection(hidden, weight, "policy")
     hidden, weight = align(hidden, weight)
     with torch.autocast(hidden.device.type, enabled=False):
-        result: Tensor = _ChunkedNLL.apply(hidden, weight, labels, chunk_size)  # type: ignore[no-untyped-call]
+        result: Tensor = _ChunkedNLL.apply(hidden, weight, labels, chunk_size)
     return result

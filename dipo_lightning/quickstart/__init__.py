@@ -45,7 +45,9 @@ def prepare(folder: Path, seed: int) -> None:
     lines = (folder / "data" / "full.json").read_text(encoding="utf-8").splitlines()
     rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
     texts = [f"Question: {row['question']}\nAnswer: {row['answer']}" for row in rows]
-    write_untrained(folder / "models" / "untrained", train_tokenizer(texts, settings.VOCABULARY), seed, **settings.SHAPE)
+    write_untrained(
+        folder / "models" / "untrained", train_tokenizer(texts, settings.VOCABULARY), seed, **settings.SHAPE
+    )
 
 
 def run(command: str, path: Path, config: dict[str, Any], what: str) -> None:

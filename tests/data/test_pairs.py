@@ -17,7 +17,9 @@ def rows(count: int, start: int = 0) -> list[dict]:
     return made
 
 
-def loader(pairs: ForgetRetainPairs, rank: int = 0, ranks: int = 1, batch_size: int = 2, accumulate: int = 1, workers: int = 0) -> ResumableLoader:
+def loader(
+    pairs: ForgetRetainPairs, rank: int = 0, ranks: int = 1, batch_size: int = 2, accumulate: int = 1, workers: int = 0
+) -> ResumableLoader:
     sampler = EpochSampler(pairs, num_replicas=ranks, rank=rank, shuffle=True, seed=3)
     made = ResumableLoader(
         pairs,
@@ -32,7 +34,8 @@ def loader(pairs: ForgetRetainPairs, rank: int = 0, ranks: int = 1, batch_size: 
 
 def order(batches: list[dict]) -> list[list[tuple[int, int]]]:
     return [
-        list(zip(batch["forget"]["index"].tolist(), batch["retain"]["index"].tolist(), strict=True)) for batch in batches
+        list(zip(batch["forget"]["index"].tolist(), batch["retain"]["index"].tolist(), strict=True))
+        for batch in batches
     ]
 
 

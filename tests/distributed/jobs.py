@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,6 @@ from transformers import AutoModelForCausalLM
 from dipo_lightning.answers import Answers
 from dipo_lightning.callbacks.export import ExportModel
 from dipo_lightning.callbacks.tofu import TOFUEvaluation
-from dipo_lightning.data.pairs import EpochSampler
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.modules.ascent import GradDiffModule
 from dipo_lightning.modules.dipo import DiPOModule
@@ -60,6 +58,13 @@ class RecordedDiPO(Gaps, DiPOModule):
 
 class RecordedNPO(Gaps, NPOModule):
     pass
+
+
+class OwnCounts(Callback):
+    """Takes the global counts out of the batch, so that each process averages over its own."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        del batch["denominators"]
 
 
 class Evaluations(TOFUEvaluation):
@@ -131,6 +136,7 @@ def train(
     export: tuple[str, str] | None = None,
     evaluate: str | None = None,
     compiler: str | None = None,
+    own_counts: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Train the toy and return what happened and the final weights (on rank 0).
@@ -140,6 +146,7 @@ def train(
         export: Folder of the final model, and ``merged`` or ``separate`` adapters.
         evaluate: Folder in TOFU's schema, to evaluate on before training and after each step.
         compiler: The backend that ``compile_blocks`` compiles with; torch's default takes minutes here.
+        own_counts: Make the mistake of dividing by what the process's own batch holds.
     """
     pl.seed_everything(0, verbose=False)  # the adapters' first values
     chosen = OPTIMIZERS[optimizer or ("sgd_clipped" if clip else "sgd")]
@@ -148,6 +155,8 @@ def train(
     data = make_data(task, batch_size)
     record = Record()
     callbacks: list[Callback] = [record]
+    if own_counts:
+        callbacks.append(OwnCounts())
     if save is not None:
         callbacks.append(ModelCheckpoint(save[0], "{step}", every_n_train_steps=save[1], save_top_k=-1))
     if export is not None:
@@ -229,16 +238,6 @@ OPTIMIZERS: dict[str, Any] = {
     "adamw": functools.partial(torch.optim.AdamW, lr=1e-3, eps=1e-2),
 }
 """Steps small enough that losses fall: a run that diverges amplifies any rounding."""
-
-
-def token_counts(task: str, devices: int, batch_size: int) -> list[int]:
-    """The supervised retain tokens in each batch of this process, one epoch."""
-    data = make_data(task, batch_size)
-    data.setup("fit")
-    training = data.train_dataloader().dataset
-    sampler = EpochSampler(training, num_replicas=devices, rank=int(os.environ.get("LOCAL_RANK", 0)), shuffle=True)
-    counts = [training.token_counts(key)["retain"] for key in sampler]
-    return [sum(counts[start : start + batch_size]) for start in range(0, len(counts), batch_size)]
 
 
 def pretrained_weights(task: str) -> dict[str, np.ndarray]:

@@ -38,7 +38,10 @@ METHODS = {
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     for name, count in (("forget", 4), ("retain", 9)):
-        rows = [{"question": f"Who is {name} {i}?", "answer": f"The {name} person {'very ' * (i % 3)}{i * 37}."} for i in range(count)]
+        rows = [
+            {"question": f"Who is {name} {i}?", "answer": f"The {name} person {'very ' * (i % 3)}{i * 37}."}
+            for i in range(count)
+        ]
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for family in FAMILIES:
         save_toy(folder / family, family)
@@ -58,7 +61,10 @@ def fit(
     data = UnlearningDataModule(
         str(files / family), str(files / "forget.jsonl"), str(files / "retain.jsonl"), prompt="plain", batch_size=2
     )
-    settings: dict[str, Any] = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.05), "reference_cache": str(files / "cache")}
+    settings: dict[str, Any] = {
+        "optimizer": lambda p: torch.optim.SGD(p, lr=0.05),
+        "reference_cache": str(files / "cache"),
+    }
     module = cls(str(files / family), **(settings | options))
     made = pl.Trainer(
         **{
