@@ -16,7 +16,7 @@ SHAPE: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 FINETUNING = {"epochs": 60, "batch_size": 16, "lr": 3e-3}
-UNLEARNING = {"epochs": 14, "batch_size": 16, "lr": 2e-3}
+UNLEARNING = {"epochs": 10, "batch_size": 16, "lr": 1e-3}
 DIPO: dict[str, Any] = {"beta": 0.02, "alpha": 0.3}
 
 
@@ -80,6 +80,7 @@ def unlearning(folder: Path, seed: int) -> dict[str, Any]:
             "init_args": {
                 "pretrained": str(folder / "models" / "target"),
                 "optimizer": _adamw(UNLEARNING["lr"]),
+                "schedule": "linear",
                 "reference_cache": str(folder / "reference_cache"),
                 **DIPO,
             },
