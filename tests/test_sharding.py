@@ -21,7 +21,7 @@ REFUSED = ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_2", FSDPStrategy(), Mode
            {"class_path": "lightning.pytorch.strategies.FSDPStrategy"}]  # fmt: skip
 
 
-@pytest.mark.parametrize("strategy", REFUSED, ids=str)
+@pytest.mark.parametrize("strategy", REFUSED, ids=lambda each: each if isinstance(each, str) else type(each).__name__)
 def test_strategies_that_would_not_train_rightly_are_refused(strategy: Any) -> None:
     with pytest.raises(InputError, match="write strategy: fsdp2|Write strategy: fsdp2"):
         check_strategy(strategy)
@@ -31,7 +31,7 @@ def test_strategies_that_would_not_train_rightly_are_refused(strategy: Any) -> N
     "strategy",
     ["auto", "ddp", "fsdp2", "ddp_find_unused_parameters_true", DDPStrategy(), FSDP2Strategy(),
      {"class_path": "dipo_lightning.FSDP2Strategy", "init_args": {"save_distributed_checkpoint": True}}],
-    ids=str,
+    ids=lambda each: each if isinstance(each, str) else type(each).__name__,
 )  # fmt: skip
 def test_others_are_not(strategy: Any) -> None:
     check_strategy(strategy)
