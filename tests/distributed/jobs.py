@@ -27,6 +27,7 @@ from dipo_lightning.modules.preference import NPOModule, SimNPOModule
 from dipo_lightning.modules.rmu import RMUModule
 from dipo_lightning.modules.undial import UNDIALModule
 from dipo_lightning.modules.unlearning import UnlearningModule
+from dipo_lightning.reference import DirectionsReference
 from dipo_lightning.sharding import full_state_dict, is_sharded
 from tests.toys import save_toy
 
@@ -44,7 +45,7 @@ class Gaps(UnlearningModule):
     def token_margins(self, forget: Answers) -> Any:
         margin, rewards = super().token_margins(forget)  # type: ignore[misc]
         self.note(margin)
-        if self.from_hidden and hasattr(self.reference, "hidden"):
+        if self.from_hidden and not isinstance(self.reference, DirectionsReference):
             self.note(forget.hidden - self.reference.hidden(forget.batch))  # type: ignore[union-attr, operator]
         return margin, rewards
 
