@@ -132,7 +132,6 @@ def trainer_cli() -> Any:  # noqa: ANN401
 
     from dipo_lightning.callbacks import Checkpoint  # and short class names of all of them in YAML
     from dipo_lightning.callbacks.tensorboard_layout import write_layout
-    from dipo_lightning.data.module import TokenizedDataModule  # noqa: F401
     from dipo_lightning.models.checkpoint import read_settled
     from dipo_lightning.run_folder import is_finished, last_checkpoint, prepare_run
     from dipo_lightning.sharding import check_strategy
