@@ -44,6 +44,11 @@ def collate(
     return batch
 
 
+def collate_halves(items: Sequence[Mapping[str, Mapping[str, Any]]], pad_token_id: int) -> dict[str, TokenBatch]:
+    """Right-padded batches of pairs, half by half; a plain function, so that any kind of loader worker can have it."""
+    return {half: collate([item[half] for item in items], pad_token_id) for half in items[0]}
+
+
 def collate_prompts(
     prompts: Sequence[Sequence[int]],
     pad_token_id: int,

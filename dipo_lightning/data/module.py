@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any, Literal, cast
 
@@ -11,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from dipo_lightning.data.collation import collate
+from dipo_lightning.data.collation import collate_halves
 from dipo_lightning.data.loader import ResumableLoader
 from dipo_lightning.data.pairs import EpochSampler, Example
 from dipo_lightning.data.prompts import PromptStyle, prompt_style
@@ -110,10 +111,6 @@ class TokenizedDataModule(pl.LightningDataModule):
         rank_zero_info(tokenized.report(name))
         return tokenized.examples  # type: ignore[return-value]
 
-    def collate(self, items: list[dict[str, Example]]) -> dict[str, dict[str, torch.Tensor]]:
-        """Collate pairs half by half into right-padded token batches."""
-        return {half: collate([item[half] for item in items], self.tokenizer.pad_token_id) for half in items[0]}
-
     def train_dataloader(self) -> ResumableLoader:
         """Return the training loader; the order is a pure function of (seed, epoch, world size)."""
         trainer = self.trainer
@@ -126,7 +123,7 @@ class TokenizedDataModule(pl.LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            collate_fn=self.collate,
+            collate_fn=functools.partial(collate_halves, pad_token_id=self.tokenizer.pad_token_id),
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(
                 self.seed
