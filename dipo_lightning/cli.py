@@ -133,7 +133,7 @@ def trainer_cli() -> Any:  # noqa: ANN401
     from dipo_lightning.callbacks import Checkpoint  # and short class names of all of them in YAML
     from dipo_lightning.callbacks.tensorboard_layout import write_layout
     from dipo_lightning.models.checkpoint import read_settled
-    from dipo_lightning.run_folder import is_finished, last_checkpoint, prepare_run
+    from dipo_lightning.run_folder import is_finished, is_first_process, last_checkpoint, prepare_run
     from dipo_lightning.sharding import check_strategy
 
     class Parser(LightningArgumentParser):
@@ -167,24 +167,26 @@ def trainer_cli() -> Any:  # noqa: ANN401
         def before_instantiate_classes(self) -> None:
             config = self.config[self.subcommand]
             check_strategy(config.trainer.strategy)
-            if config.run and self.subcommand == "fit":
-                self._enter_run(Path(config.run))
+            goes_on = bool(config.run) and self.subcommand == "fit" and self._enter_run(Path(config.run))
             config.weights_only = True  # no pickle is ever run
             path = config.get("ckpt_path")
-            if path and path not in ("best", "last", "hpc"):
+            if path and not goes_on and path not in ("best", "last", "hpc"):
                 if not Path(path).exists():
                     raise InputError(f"ckpt_path is {path}, which is not there; give a checkpoint, last or best.")
                 read_settled(Path(path))
 
-        def _enter_run(self, folder: Path) -> None:
-            """Let everything of the run be in ``folder``, and go on from its last checkpoint if it has one."""
+        def _enter_run(self, folder: Path) -> bool:
+            """Let everything of the run be in ``folder``; returns whether it goes on from its last checkpoint."""
             config = self.config[self.subcommand]
+            first = is_first_process()
             if is_finished(folder):
-                print(f"This run is finished; nothing is repeated. Results are in {folder}")
+                if first:
+                    print(f"This run is finished; nothing is repeated. Results are in {folder}")
                 raise SystemExit(0)
-            found = prepare_run(folder) if int(os.environ.get("LOCAL_RANK", "0")) == 0 else last_checkpoint(folder)
+            found = prepare_run(folder) if first else last_checkpoint(folder)
             if found:
-                print(f"Going on from {found}")
+                if first:
+                    print(f"Going on from {found}")
                 config.ckpt_path = str(found)
             config.trainer.default_root_dir = str(folder)
             if config.trainer.logger is not False:
@@ -192,6 +194,7 @@ def trainer_cli() -> Any:  # noqa: ANN401
                 config.trainer.logger = Namespace(
                     class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=place
                 )
+            return found is not None
 
         def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:  # noqa: ANN401
             callbacks = self._get(self.config_init, "trainer").callbacks

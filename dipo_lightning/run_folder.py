@@ -48,7 +48,25 @@ def prepare_run(folder: Path) -> Path | None:
 def last_checkpoint(folder: Path) -> Path | None:
     """The checkpoint that a run in ``folder`` goes on from, if there is one."""
     last = folder / FOLDER / LAST
-    return last if last.exists() else None
+    # The first process may be about to rename the old one: asked for in this order, one of the two is there.
+    return last if any(path.exists() for path in (last.with_name(LAST + ".old"), last)) else None
+
+
+def is_first_process() -> bool:
+    """Whether this is the first process of all nodes, by the same sign that the Trainer will go by."""
+    from lightning.pytorch.plugins.environments import (
+        LightningEnvironment,
+        LSFEnvironment,
+        MPIEnvironment,
+        SLURMEnvironment,
+        TorchElasticEnvironment,
+    )
+
+    for kind in (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment):
+        if kind.detect():
+            return kind().global_rank() == 0
+    started = LightningEnvironment()  # its global rank is known only once the Trainer is there
+    return started.node_rank() == 0 and started.local_rank() == 0
 
 
 def is_finished(folder: Path) -> bool:
