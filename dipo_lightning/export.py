@@ -13,6 +13,7 @@ def export(
     output: str | None = None,
     adapters: Literal["merged", "separate"] = "merged",
     pretrained: str | None = None,
+    trust_remote_code: bool = False,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder: safetensors, tokenizer, generation config, model card.
 
@@ -23,6 +24,7 @@ def export(
         output: The folder to write; it must be absent or empty. Default is one beside the checkpoint, with its name.
         adapters: For LoRA: ``merged`` into the weights, or ``separate`` (a peft folder).
         pretrained: Where the original model is now, if it was moved since.
+        trust_remote_code: Allow the original model's own Python code to run; what the checkpoint says doesn't count.
     """
     from dipo_lightning.models.checkpoint import read_checkpoint, restore
     from dipo_lightning.models.export import save_model
@@ -35,7 +37,7 @@ def export(
     found = read_checkpoint(checkpoint)
     if adapters == "separate" and found.settings.get("lora_rank") is None:
         raise InputError(f"{found.path} holds no adapters; leave --adapters out.")
-    policy, tokenizer = restore(found, pretrained)
+    policy, tokenizer = restore(found, pretrained, trust_remote_code)
     run = found.path.resolve().parent.parent  # RUN/checkpoints/x.ckpt
     facts = CardFacts(
         name=folder.resolve().name,

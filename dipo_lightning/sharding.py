@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 
 from dipo_lightning.errors import InputError
+from dipo_lightning.shard_files import check_shards
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -46,6 +48,13 @@ class FSDP2Strategy(ModelParallelStrategy):
         assert self.model is not None
         if all(_placed(parameter, self.root_device) for parameter in self.model.parameters()):
             super().model_to_device()
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load a checkpoint of either kind; what lies in it is never run."""
+        path = Path(self.broadcast(checkpoint_path))
+        if path.is_dir():
+            check_shards(path)
+        return super().load_checkpoint(path, weights_only=True)
 
 
 if "fsdp2" not in StrategyRegistry:

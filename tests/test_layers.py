@@ -28,7 +28,7 @@ SAME_ROOM = dict.fromkeys(
         *("planning", "planning_memory", "parser_messages", "run_folder", "__main__"),
     ),
     "cli",
-) | {"data.chat": "data.prompts"}
+) | {"data.chat": "data.prompts", "shard_files": "sharding"}
 """A module that belongs to the room of another: the chat template is a prompt style, a command is the command line."""
 
 HEAVY = {"transformers", "datasets", "matplotlib", "peft", "tensorboard", "nltk", "gguf", "accelerate"}

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.loading import load_policy, load_tokenizer
 from dipo_lightning.models.lora import LoRA, add_lora
+from dipo_lightning.shard_files import CONTENTS, SafeReader, check_shards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PREFIX = "policy."
-_SHARDS = ".metadata"  # torch.distributed.checkpoint's own file
 _META = "meta.pt"  # what Lightning puts beside the shards
 
 
@@ -69,7 +69,7 @@ def read_settled(path: Path) -> dict[str, Any]:
     Raises:
         InputError: It is truncated, holds more than plain values and tensors, or is none of Lightning's.
     """
-    content = _read_file(path / _META) if path.is_dir() else _read_file(path)
+    content = _read_meta(path) if path.is_dir() else _read_file(path)
     missing = {"loops", "callbacks", "global_step"} - set(content)
     if missing:
         raise InputError(
@@ -79,22 +79,22 @@ def read_settled(path: Path) -> dict[str, Any]:
     return content
 
 
-def restore(checkpoint: Checkpoint, pretrained: str | None = None) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def restore(
+    checkpoint: Checkpoint, pretrained: str | None = None, trust_remote_code: bool = False
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """Build the model that a checkpoint holds, in evaluation mode, with its tokenizer.
 
     Args:
         checkpoint: From `read_checkpoint`.
         pretrained: Where the original model is now, if it was moved.
+        trust_remote_code: Allow the original model's own code to run. A checkpoint can't allow that itself.
 
     Raises:
         InputError: The original model isn't found, or is another one than the checkpoint's.
     """
     settings = checkpoint.settings
     source = str(pretrained or settings["pretrained"])
-    where: dict[str, Any] = {
-        "revision": settings.get("revision"),
-        "trust_remote_code": bool(settings.get("trust_remote_code")),
-    }
+    where: dict[str, Any] = {"revision": settings.get("revision"), "trust_remote_code": trust_remote_code}
     try:
         policy: nn.Module = load_policy(source, **where)
         tokenizer = load_tokenizer(source, **where)
@@ -130,16 +130,21 @@ def _read_file(path: Path) -> dict[str, Any]:
     return content
 
 
+def _read_meta(folder: Path) -> dict[str, Any]:
+    """Read what lies beside the shards, after checking that these can't run anything either."""
+    if not (folder / CONTENTS).is_file() or not (folder / _META).is_file():
+        raise InputError(f"{folder} is a folder, but holds no sharded checkpoint ({CONTENTS} and {_META}).")
+    check_shards(folder)
+    return _read_file(folder / _META)
+
+
 def _read_shards(folder: Path) -> dict[str, Any]:
     """Read the weights of a folder of shards, and nothing of the optimiser's."""
-    if not (folder / _SHARDS).is_file() or not (folder / _META).is_file():
-        raise InputError(f"{folder} is a folder, but holds no sharded checkpoint ({_SHARDS} and {_META}).")
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    content = _read_file(folder / _META)
-    reader = FileSystemReader(folder)
+    content = _read_meta(folder)
+    reader = SafeReader(folder)
     state: dict[str, Any] = {
         name: torch.empty(kept.size, dtype=kept.properties.dtype)
         for name, kept in reader.read_metadata().state_dict_metadata.items()

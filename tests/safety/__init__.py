@@ -1,0 +1,1 @@
+"""Nothing that comes from outside is run, asked for or obeyed."""
