@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from dipo_lightning.errors import DiPOError, InputError
 from dipo_lightning.parser_messages import explained
+from dipo_lightning.report.text import printable
 
 COMMANDS = {
     "quickstart": "dipo_lightning.quickstart:quickstart",
@@ -48,7 +49,7 @@ def main(args: Sequence[str] | None = None) -> int:
         else:
             return show_commands(args)
     except DiPOError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except SystemExit as stop:
         if type(stop).__name__ != "SIGTERMException":  # Lightning's: exit code 0, as if the run had ended
@@ -143,7 +144,9 @@ def trainer_cli() -> Any:  # noqa: ANN401
             if not self.exit_on_error:  # inside the parse of a larger one, which will say it
                 super().error(message, ex)
             command = self.prog.replace(" [options]", "")
-            print(f"error: {explained(message, self)}\n{command} --help explains the options", file=sys.stderr)
+            print(
+                f"error: {printable(explained(message, self))}\n{command} --help explains the options", file=sys.stderr
+            )
             sys.exit(2)
 
     class SaveConfig(SaveConfigCallback):

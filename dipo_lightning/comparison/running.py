@@ -16,6 +16,7 @@ import yaml
 
 import dipo_lightning
 from dipo_lightning.comparison.configs import Config
+from dipo_lightning.report.text import printable
 
 State = Literal["finished", "interrupted", "new"]
 CONFIG, LOG, DONE = "run.yaml", "log.txt", "finished.json"
@@ -126,7 +127,7 @@ def last_words(log: Path, code: int) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     last = (errors or lines)[-1].removeprefix("error: ")
-    return f"exit code {code}: {last}"
+    return f"exit code {code}: {printable(last)}"
 
 
 def make_room(run: Run) -> None:

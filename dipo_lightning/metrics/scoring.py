@@ -105,4 +105,4 @@ def print_score(
         reference: Log of the model trained without the forget set, for forget quality.
         truth_ratio: Variant of the truth ratio.
     """
-    print(json.dumps(score(log, reference, truth_ratio), indent=2, ensure_ascii=False))
+    print(json.dumps(score(log, reference, truth_ratio), indent=2))

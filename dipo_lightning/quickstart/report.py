@@ -8,6 +8,7 @@ from typing import Any
 
 from dipo_lightning.callbacks.files import write_json
 from dipo_lightning.report.run_picture import forget_quality_picture
+from dipo_lightning.report.text import printable
 
 SHOWN = 3
 
@@ -68,9 +69,14 @@ def answers(name: str, before: dict[str, Any], after: dict[str, Any]) -> str:
     pairs = list(zip(before["sets"][name], after["sets"][name], strict=True))
     for old, new in pairs[:: max(1, len(pairs) // SHOWN)][:SHOWN]:
         lines += [
-            f"  {old['question']}",
-            f"    truth   {old['answer']}",
-            f"    before  {old['generation']}",
-            f"    after   {new['generation']}",
+            f"  {_line(old['question'])}",
+            f"    truth   {_line(old['answer'])}",
+            f"    before  {_line(old['generation'])}",
+            f"    after   {_line(new['generation'])}",
         ]
     return "\n".join(lines)
+
+
+def _line(text: str) -> str:
+    """A model's text on one line, without anything that a terminal would obey."""
+    return " ".join(printable(text).split())
