@@ -75,15 +75,22 @@ class ModelReference:
     @torch.no_grad()
     def logits(self, batch: TokenBatch) -> Tensor:
         """Return (N, V) logits at the supervised positions."""
-        return self._part("logits", batch, answer_logits)
+        return self.part("logits", batch, answer_logits)
 
     @torch.no_grad()
     def hidden(self, batch: TokenBatch) -> Tensor:
         """Return (N, H) final hidden states at the supervised positions."""
-        return self._part("hidden", batch, hidden_states)
+        return self.part("hidden", batch, hidden_states)
 
-    def _part(self, name: str, batch: TokenBatch, run: Callable[[nn.Module, TokenBatch], Tensor]) -> Tensor:
-        """Return what ``run`` gives for ``batch``, out of the joint forward where it is one of the halves."""
+    @torch.no_grad()
+    def part(self, name: str, batch: TokenBatch, run: Callable[[nn.Module, TokenBatch], Tensor]) -> Tensor:
+        """Return what ``run`` gives for ``batch``, out of the joint forward where it is one of the halves.
+
+        Args:
+            name: What it is, so that several halves share one forward.
+            batch: The token batch.
+            run: Called with the model and a token batch, joint or not; gives a row a supervised position.
+        """
         place = next((place for place, half in enumerate(self._halves) if half is batch), None)
         if place is None:
             with self.frozen():

@@ -89,8 +89,11 @@ class RMUModule(UnlearningModule):
     def reference_states(self, batch: TokenBatch) -> Tensor:
         """Return the (N, H) states of the steered layer in the reference, without a gradient."""
         reference: Any = self.reference
-        with torch.no_grad(), reference.frozen(), recorded(reference.model, self.layer) as states:
-            answer_logits(reference.model, batch)
+        return reference.part("states", batch, self._states)
+
+    def _states(self, model: nn.Module, batch: TokenBatch) -> Tensor:
+        with recorded(model, self.layer) as states:
+            answer_logits(model, batch)
         return at_answers(states["hidden"], batch)
 
 

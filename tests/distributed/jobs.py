@@ -61,6 +61,13 @@ class RecordedNPO(Gaps, NPOModule):
     pass
 
 
+class RecordedRMU(Gaps, RMUModule):
+    def losses(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
+        terms = super().losses(answers)
+        self.note(terms["retain"])  # the mean squared distance of the steered layer's states
+        return terms
+
+
 class OwnCounts(Callback):
     """Takes the global counts out of the batch, so that each process averages over its own."""
 
@@ -87,7 +94,7 @@ METHODS: dict[str, type[UnlearningModule]] = {
     "npo": RecordedNPO,
     "simnpo": SimNPOModule,
     "undial": UNDIALModule,
-    "rmu": RMUModule,
+    "rmu": RecordedRMU,
     "grad_diff": GradDiffModule,
 }
 FORGET_ROWS, RETAIN_ROWS = 16, 24

@@ -21,6 +21,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "dipo": {"method": "dipo"},
     "dipo-logits-kl": {"method": "dipo", "form": "logits", "retain_loss": "kl"},
     "npo": {"method": "npo"},
+    "rmu": {"method": "rmu", "layer": 0},
 }
 
 REFERENCES: dict[str, dict[str, Any]] = {
