@@ -11,8 +11,8 @@ from tests.reliability.toy_run import differences, outcome, start, warm_up, writ
 
 
 def test_runs_that_were_killed_end_as_the_uninterrupted_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert trials(tmp_path, 2, kills=2, seed=5, workers=0, lora=True, epochs=2) == 2
-    assert capsys.readouterr().out.endswith("2 of 2 identical\n")
+    assert trials(tmp_path, 3, kills=2, seed=5, epochs=2, combinations=((2, True), (0, True))) == 3
+    assert capsys.readouterr().out.endswith("3 of 3 identical\n")
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:

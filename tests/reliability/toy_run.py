@@ -60,23 +60,30 @@ def write_config(folder: Path, run: Path, workers: int = 0, lora: bool = False, 
     return path
 
 
-def command(config: str) -> None:
-    """Be ``dipo-lightning fit --config CONFIG`` in a process group of its own, with everything it prints in a log."""
+def command(config: str, trap: tuple[str, int] | None = None) -> None:
+    """Be ``dipo-lightning fit --config CONFIG`` in a process group of its own, with everything it prints in a log.
+
+    Args:
+        trap: Where to die, see `tests.reliability.traps`.
+    """
     os.setsid()
     log = os.open(Path(config).with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as without the server
     from dipo_lightning.cli import main
+    from tests.reliability.traps import set_trap
 
+    if trap is not None:
+        set_trap(*trap)
     sys.exit(main(["fit", "--config", config]))
 
 
-def start(config: Path) -> Any:
+def start(config: Path, trap: tuple[str, int] | None = None) -> Any:
     """Start the command; a server that has imported everything forks it, so that a start takes no seconds."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.reliability.imports"])
-    process = context.Process(target=command, args=(str(config),))
+    process = context.Process(target=command, args=(str(config), trap))
     process.start()
     return process
 
