@@ -1,22 +1,24 @@
-"""What every evaluation shares: when it runs, that training doesn't notice it, and where its results go."""
+"""What every evaluation shares: that training doesn't notice it, and where its results go."""
 
 import json
-import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from dipo_lightning.callbacks.evaluated_rows import EvaluatedRows
+from dipo_lightning.callbacks.evaluation_schedule import Scheduled
+from dipo_lightning.callbacks.evaluation_summary import summary_table
 from dipo_lightning.callbacks.files import write_json
 from dipo_lightning.callbacks.provenance import provenance
+from dipo_lightning.data.prompts import PromptStyle, prompt_style
 from dipo_lightning.errors import InputError
 from dipo_lightning.metrics.columns import flat_numbers
 from dipo_lightning.row_batches import evaluation_mode
@@ -24,8 +26,11 @@ from dipo_lightning.row_batches import evaluation_mode
 Document = dict[str, Any]
 """One evaluation as it is written: format, settings, provenance, sets (rows), aggregates, skipped."""
 
+FAST_DEV_ROWS = 2
+"""Rows of each set that ``fast_dev_run`` measures."""
 
-class Evaluation(pl.Callback):
+
+class Evaluation(Scheduled):
     """Base of the callbacks that measure a policy during ``fit``, ``validate`` and ``test``.
 
     A subclass names itself (``name``), checks its options in `check` and measures in `evaluate`; both run on every
@@ -41,6 +46,11 @@ class Evaluation(pl.Callback):
     """
 
     name = "evaluation"
+    title: ClassVar[str] = "Evaluation"
+    #: What the printed table shows, by scalar name; every scalar where this is empty.
+    shown: ClassVar[Mapping[str, str]] = {}
+    #: What the table gives the reason for when it is not there, by aggregate name.
+    may_be_absent: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
         self,
@@ -49,18 +59,10 @@ class Evaluation(pl.Callback):
         at_start: bool = True,
         at_end: bool = True,
     ) -> None:
-        super().__init__()
-        for option, value in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps)):
-            if value is not None and value < 1:
-                raise InputError(
-                    f"{type(self).__name__}.{option} is {value}; it must be at least 1, or null for never."
-                )
-        self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
-        self.at_start, self.at_end = at_start, at_end
+        super().__init__(every_n_epochs, every_n_steps, at_start, at_end)
         self.files: list[str] = []
         self.first: Document | None = None
         self.last: Document | None = None
-        self._last_step: int | None = None
         self._described = False  # whether the loggers of this process have the hyper-parameters with their metrics
 
     # What a subclass gives.
@@ -79,9 +81,15 @@ class Evaluation(pl.Callback):
         """
         return flat_numbers(document["aggregates"])
 
+    def describe(self, document: Document) -> str:
+        """Return what was measured, for the first line of the table."""
+        return self.title
+
     def summary(self, document: Document) -> str:
         """Return the short table that is printed after an evaluation."""
-        return "\n".join(f"  {name:<36}{value:.4g}" for name, value in self.scalars(document).items())
+        now, before = self.scalars(document), None if self.first is None else self.scalars(self.first)
+        names = self.shown or {name: name for name in now}
+        return summary_table(self.describe(document), before, now, names, document, self.may_be_absent)
 
     def hyperparameter_metrics(self, document: Document) -> dict[str, float]:
         """Return the few numbers that TensorBoard's HPARAMS tab compares runs by."""
@@ -90,7 +98,58 @@ class Evaluation(pl.Callback):
     def write_tensorboard(self, experiment: Any, document: Document, step: int) -> None:  # noqa: ANN401
         """Add text, histograms and figures to a ``SummaryWriter``; called on rank 0 only."""
 
-    # When it runs.
+    # What subclasses take from the run.
+
+    @staticmethod
+    def is_trial(trainer: pl.Trainer) -> bool:
+        """Tell whether the Trainer makes a ``fast_dev_run``, which measures `FAST_DEV_ROWS` rows of a set."""
+        return bool(getattr(trainer, "fast_dev_run", False))
+
+    def tokenizer_of(self, trainer: pl.Trainer) -> Any:  # noqa: ANN401
+        """Return the data module's tokenizer.
+
+        Raises:
+            InputError: It has none.
+        """
+        tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+        if tokenizer is None:
+            raise InputError(
+                f"{type(self).__name__} needs a tokenizer: use a data module of this package, or one with `tokenizer`."
+            )
+        return tokenizer
+
+    def style_of(
+        self, trainer: pl.Trainer, chosen: Literal["chat", "plain", "llama2", "text"] | None = None
+    ) -> PromptStyle:
+        """Return the prompt style that is chosen, or the data module's.
+
+        Raises:
+            InputError: None is chosen and the data module has none, or no tokenizer.
+        """
+        if chosen is not None:
+            return prompt_style(chosen, self.tokenizer_of(trainer))
+        style = getattr(getattr(trainer, "datamodule", None), "style", None)
+        if not isinstance(style, PromptStyle):
+            raise InputError(
+                f"{type(self).__name__} needs a prompt style; use a data module of this package, or one that has "
+                "`tokenizer` and `style`."
+            )
+        return style
+
+    def document(
+        self, log_format: str, settings: dict[str, Any], rows: EvaluatedRows, aggregates: dict[str, Any]
+    ) -> Document:
+        """Put an evaluation together as it is written; its provenance is added when it is over."""
+        return {
+            "format": log_format,
+            "settings": settings,
+            "provenance": {},
+            "sets": rows.sets,
+            "aggregates": aggregates,
+            "skipped": rows.skipped,
+        }
+
+    # What a run of it is.
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check everything before the model is loaded, and forget an earlier run."""
@@ -98,50 +157,8 @@ class Evaluation(pl.Callback):
             self.files, self.first, self.last, self._last_step, self._described = [], None, None, None, False
         self.check(trainer, pl_module)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluate before the first step."""
-        if self.at_start and trainer.global_step == 0:
-            self._run_once(trainer, pl_module, trainer.current_epoch)
-
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: STEP_OUTPUT,
-        batch: Any,
-        batch_idx: int,  # noqa: ANN401
-    ) -> None:
-        """Evaluate after every n-th optimiser step."""
-        if self.every_n_steps and trainer.global_step > 0 and trainer.global_step % self.every_n_steps == 0:
-            self._run_once(trainer, pl_module, trainer.current_epoch)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluate after every n-th epoch; ``ModelCheckpoint`` and ``EarlyStopping`` come after this."""
-        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._run_once(trainer, pl_module, trainer.current_epoch + 1)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluate the final policy."""
-        if self.at_end:
-            self._run_once(trainer, pl_module, trainer.current_epoch)
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluate in ``trainer.validate``; the validation loop inside ``fit`` isn't one of ours."""
-        if trainer.state.fn == TrainerFn.VALIDATING:
-            self._run(trainer, pl_module, trainer.current_epoch)
-
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluate in ``trainer.test``."""
-        self._run(trainer, pl_module, trainer.current_epoch)
-
-    def _run_once(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> None:
-        if self._last_step != trainer.global_step:
-            self._last_step = trainer.global_step
-            self._run(trainer, pl_module, epoch)
-
-    # What a run of it is.
-
-    def _run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> None:
+    def run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> None:
+        """Measure, log and write."""
         started = time.monotonic()
         with evaluation_mode(pl_module), trainer.strategy.precision_plugin.forward_context():
             document = self.evaluate(trainer, pl_module)
@@ -210,23 +227,3 @@ class Evaluation(pl.Callback):
         self._last_step, self.files = state_dict["last_step"], list(state_dict["files"])
         if self.files and os.path.exists(self.files[0]):
             self.first = json.loads(Path(self.files[0]).read_text(encoding="utf-8"))
-
-
-def comparison_table(title: str, before: dict[str, float] | None, now: dict[str, float], names: dict[str, str]) -> str:
-    """Write a short table: a title, then each named scalar now, and before where there was one.
-
-    Args:
-        title: First line.
-        before: Scalars of the first evaluation of the run; None in that evaluation itself.
-        now: Scalars of this one.
-        names: What is shown, by scalar name.
-    """
-
-    def cell(values: dict[str, float], name: str) -> str:
-        value = values.get(name, math.nan)
-        return f"{'-' if math.isnan(value) else f'{value:.4g}':>12}"
-
-    lines = [title] if before is None else [title, f"  {'':<28}{'first':>12}{'now':>12}"]
-    for name, label in names.items():
-        lines.append(f"  {label:<28}{'' if before is None else cell(before, name)}{cell(now, name)}")
-    return "\n".join(lines)

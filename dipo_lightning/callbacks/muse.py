@@ -1,19 +1,20 @@
 """MUSE measured while a model unlearns: memorised text, knowledge, privacy leakage, and every row behind them."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
 
-from dipo_lightning.callbacks.evaluation import Document, Evaluation, comparison_table
+from dipo_lightning.callbacks.evaluation import FAST_DEV_ROWS, Document, Evaluation
+from dipo_lightning.callbacks.evaluation_options import check_choice, check_measuring, check_numbers
 from dipo_lightning.callbacks.muse_rows import MUSEOptions, MUSEPlan, evaluate_muse, plan_muse
 from dipo_lightning.callbacks.tensorboard import answers_table
 from dipo_lightning.data.muse import HUB_NAMES, load_muse
 from dipo_lightning.errors import InputError
 from dipo_lightning.metrics.functional.privleak import PUBLISHED_RETRAIN_AUC, privleak
 from dipo_lightning.metrics.logs import MUSE_FORMAT, EvaluationLog, check_comparable, read_log
-from dipo_lightning.metrics.muse import MUSE_SETS, aggregate
+from dipo_lightning.metrics.muse import aggregate
 
 SHOWN = {
     "verbmem": "VerbMem (forget)",
@@ -22,7 +23,6 @@ SHOWN = {
     "privleak": "PrivLeak (0 is good)",
     "privleak_auc": "AUC forget / holdout",
 }
-FAST_DEV_ROWS = 2
 WITHOUT = "none"
 
 
@@ -63,6 +63,8 @@ class MUSEEvaluation(Evaluation):
     """
 
     name = "muse"
+    shown = SHOWN
+    may_be_absent: ClassVar = {"privleak": "PrivLeak"}
 
     def __init__(
         self,
@@ -106,21 +108,13 @@ class MUSEEvaluation(Evaluation):
         self._tokenizer: Any = None
 
     def _check_options(self) -> None:
-        for option in ("rows", "verbmem_tokens", "knowmem_tokens", "batch_tokens", "batch_rows"):
-            value = getattr(self.options, option, self.rows)
-            if value is not None and value < 1:
-                name = "generation_rows" if option == "batch_rows" else option
-                raise InputError(f"MUSEEvaluation.{name} is {value}; it must be at least 1.")
-        if not 0 < self.options.min_k_fraction <= 1:
-            raise InputError(f"MUSEEvaluation.min_k_fraction is {self.options.min_k_fraction}; it must be in (0, 1].")
-        if self.samples < 0:
-            raise InputError(f"MUSEEvaluation.samples is {self.samples}; it must be 0 or more.")
-        if self.options.variant not in ("muse", "open_unlearning"):
-            raise InputError(f"MUSEEvaluation.variant is {self.options.variant!r}; it is muse or open_unlearning.")
-        if self.options.space not in ("prompt", "answer"):
-            raise InputError(f"MUSEEvaluation.space is {self.options.space!r}; it is prompt or answer.")
-        if self.options.on_missing not in ("skip", "raise"):
-            raise InputError(f"MUSEEvaluation.on_missing is {self.options.on_missing!r}; it is skip or raise.")
+        options = self.options
+        check_measuring(self, options)
+        tokens = {"verbmem_tokens": options.verbmem_tokens, "knowmem_tokens": options.knowmem_tokens}
+        check_numbers(self, {"rows": self.rows, **tokens})
+        check_numbers(self, {"samples": self.samples}, least=0)
+        check_choice(self, "variant", options.variant, ("muse", "open_unlearning"))
+        check_choice(self, "space", options.space, ("prompt", "answer"))
         if self.baseline is not None and self.reference_log is not None:
             raise InputError("MUSEEvaluation has both reference_log and baseline; PrivLeak compares with one of them.")
         if isinstance(self.baseline, str):
@@ -132,27 +126,19 @@ class MUSEEvaluation(Evaluation):
     def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the corpus and the reference log, tokenise, and make sure that they belong together."""
         datamodule = getattr(trainer, "datamodule", None)
-        self._tokenizer = getattr(datamodule, "tokenizer", None)
-        if self._tokenizer is None:
-            raise InputError(
-                "MUSEEvaluation needs a tokenizer: use a data module of this package, or one with `tokenizer`."
-            )
+        self._tokenizer = self.tokenizer_of(trainer)
         self.corpus = self.source or getattr(datamodule, "data", None) or HUB_NAMES[0]
         self._choose_baseline()
         part = getattr(datamodule, "forget", None)
         data = load_muse(
             self.corpus,
             part if isinstance(part, str) else "train/forget",
-            first=FAST_DEV_ROWS if self._trial_run(trainer) else self.rows,
+            first=FAST_DEV_ROWS if self.is_trial(trainer) else self.rows,
             allow_overlap=self.allow_overlap or self._is_published,
         )
         self.plan = plan_muse(data, self._tokenizer, self.options)
-        if self.reference is not None and not self._trial_run(trainer):
+        if self.reference is not None and not self.is_trial(trainer):
             self._check_reference(self.reference, self.plan)
-
-    @staticmethod
-    def _trial_run(trainer: pl.Trainer) -> bool:
-        return bool(getattr(trainer, "fast_dev_run", False))
 
     @property
     def _is_published(self) -> bool:
@@ -218,33 +204,18 @@ class MUSEEvaluation(Evaluation):
             progress=lambda total, what: self.progress(trainer, total, what),
         )
         variant, reference = self.options.variant, self.reference
-        if self._trial_run(trainer):
+        if self.is_trial(trainer):
             reference = None  # measured on all rows, not on two
         aggregates = aggregate(
             evaluated.sets, reference, variant, auc_retrain=self.auc_retrain, skipped=evaluated.skipped
         )
         if aggregates["privleak"] is None and self.baseline == WITHOUT:
             aggregates["privleak_absent"] = "baseline is none"
-        return {
-            "format": MUSE_FORMAT,
-            "settings": self.settings,
-            "provenance": {},
-            "sets": {name: evaluated.sets[name] for name in MUSE_SETS},
-            "aggregates": aggregates,
-            "skipped": evaluated.skipped,
-        }
+        return self.document(MUSE_FORMAT, self.settings, evaluated, aggregates)
 
-    def summary(self, document: Document) -> str:
-        """Return the table of the few numbers that matter, and what is missing from it."""
-        where, aggregates = document["provenance"], document["aggregates"]
-        title = f"MUSE ({document['settings']['variant']}), epoch {where['epoch']}, step {where['step']}:"
-        before = None if self.first is None else self.scalars(self.first)
-        lines = [comparison_table(title, before, self.scalars(document), SHOWN)]
-        if reason := aggregates.get("privleak_absent"):
-            lines.append(f"  No PrivLeak: {reason}.")
-        lines += [f"  {len(rows)} rows of {name} have no value and were left out (see `skipped` in the file)."
-                  for name, rows in document["skipped"].items()]  # fmt: skip
-        return "\n".join(lines)
+    def describe(self, document: Document) -> str:
+        """Return the benchmark and the manner of its ROUGE."""
+        return f"MUSE ({document['settings']['variant']})"
 
     def hyperparameter_metrics(self, document: Document) -> dict[str, float]:
         """The four that MUSE compares methods by, where they are."""

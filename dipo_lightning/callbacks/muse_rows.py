@@ -14,47 +14,38 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dipo_lightning.callbacks.tofu_rows import EvaluatedRows, Progress
+from dipo_lightning.callbacks.evaluated_rows import EvaluatedRows, MeasuringOptions, Progress, Row
 from dipo_lightning.data.muse import MUSEData
 from dipo_lightning.data.prompts import TextStyle, encode, shortened, start_ids
 from dipo_lightning.errors import InputError
-from dipo_lightning.generation import BATCH_ROWS, generate
-from dipo_lightning.metrics.functional.min_k import MUSE_FRACTION, min_k
+from dipo_lightning.generation import generate
+from dipo_lightning.metrics.functional.min_k import min_k
 from dipo_lightning.metrics.functional.muse import muse_stemmer
 from dipo_lightning.metrics.functional.rouge import rouge_l
-from dipo_lightning.scoring import BATCH_TOKENS, Example, TokenScores, score
+from dipo_lightning.scoring import Example, TokenScores, score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Row = dict[str, Any]
 ANSWER_ENDS = ("\n\n", "\nQuestion", "Question:")
 """Where the answer to a knowledge question ends, whatever comes first."""
 
 
-@dataclass(frozen=True)
-class MUSEOptions:
-    """How rows are measured.
+@dataclass(frozen=True, kw_only=True)
+class MUSEOptions(MeasuringOptions):
+    """How rows are measured; a row without a value is a text too short for Min-K, or has a loss that isn't finite.
 
     Attributes:
         variant: ``muse`` or ``open_unlearning``: whether ROUGE compares stems.
         verbmem_tokens: Most tokens of a continuation, and of the true one it is compared with.
         knowmem_tokens: Most tokens of an answer.
         space: Whether the space after ``Answer:`` ends the prompt (as published) or begins the answer.
-        min_k_fraction: Share of the least likely tokens that Min-K averages.
-        batch_tokens: Most tokens of a scoring forward, padding included.
-        batch_rows: Most rows of a generation batch.
-        on_missing: What to do with a row that has no value: ``skip`` or ``raise``.
     """
 
     variant: str = "muse"
     verbmem_tokens: int = 128
     knowmem_tokens: int = 32
     space: str = "prompt"
-    min_k_fraction: float = MUSE_FRACTION
-    batch_tokens: int = BATCH_TOKENS
-    batch_rows: int = BATCH_ROWS
-    on_missing: str = "skip"
 
 
 @dataclass

@@ -1,14 +1,16 @@
 """Evaluation on a user's own rows, without a retrained model: what is still remembered, and what is kept."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
 
-from dipo_lightning.callbacks.evaluation import Document, Evaluation, comparison_table
+from dipo_lightning.callbacks.evaluated_rows import EvaluatedRows
+from dipo_lightning.callbacks.evaluation import FAST_DEV_ROWS, Document, Evaluation
+from dipo_lightning.callbacks.evaluation_options import check_measuring, check_numbers
 from dipo_lightning.callbacks.own_rows import evenly, question_rows, row_style
 from dipo_lightning.callbacks.tensorboard import answers_table, write_answers
-from dipo_lightning.callbacks.tofu_rows import EvaluatedRows, RowOptions, evaluate_rows
+from dipo_lightning.callbacks.tofu_rows import RowOptions, evaluate_rows
 from dipo_lightning.data.prompts import PromptStyle
 from dipo_lightning.errors import InputError
 from dipo_lightning.metrics.functional.truth_ratio import check_truth_ratio_variant
@@ -25,7 +27,6 @@ SHOWN = {
     "retain_rouge": "retain ROUGE-L recall",
     "utility": "utility (on retain rows)",
 }
-FAST_DEV_ROWS = 2
 
 
 class MemorizationEvaluation(Evaluation):
@@ -56,6 +57,8 @@ class MemorizationEvaluation(Evaluation):
     """
 
     name = "own"
+    shown = SHOWN
+    may_be_absent: ClassVar = {"utility": "utility"}
 
     def __init__(
         self,
@@ -91,42 +94,29 @@ class MemorizationEvaluation(Evaluation):
         self.styles: dict[str, PromptStyle] = {}
 
     def _check_options(self) -> None:
-        numbers = {
-            "forget_rows": self.limits["forget"],
-            "retain_rows": self.limits["retain"],
-            "max_new_tokens": self.options.max_new_tokens,
-            "batch_tokens": self.options.batch_tokens,
-            "generation_rows": self.options.batch_rows,
-        }
-        for option, value in numbers.items():
-            if value is not None and value < 1:
-                raise InputError(f"MemorizationEvaluation.{option} is {value}; it must be at least 1.")
+        check_measuring(self, self.options)
+        rows = {"forget_rows": self.limits["forget"], "retain_rows": self.limits["retain"]}
+        check_numbers(self, {**rows, "max_new_tokens": self.options.max_new_tokens})
+        check_numbers(self, {"samples": self.samples}, least=0)
         if self.text_tokens < 2:
             raise InputError(f"MemorizationEvaluation.text_tokens is {self.text_tokens}; two halves need at least 2.")
-        if not 0 < self.options.min_k_fraction <= 1:
-            raise InputError(
-                f"MemorizationEvaluation.min_k_fraction is {self.options.min_k_fraction}; it must be in (0, 1]."
-            )
-        if self.options.on_missing not in ("skip", "raise"):
-            raise InputError(
-                f"MemorizationEvaluation.on_missing is {self.options.on_missing!r}; it must be skip or raise."
-            )
         check_truth_ratio_variant(self.truth_ratio)
 
     def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the rows and the prompt style of the data module."""
         datamodule = getattr(trainer, "datamodule", None)
-        forget, style = getattr(datamodule, "forget_rows", None), getattr(datamodule, "style", None)
-        if not forget or not isinstance(style, PromptStyle):
+        forget = getattr(datamodule, "forget_rows", None)
+        if not forget:
             raise InputError(
                 "MemorizationEvaluation measures the rows of the data module; use UnlearningDataModule, or one that "
                 "has `forget_rows`, `retain_rows` and `style`."
             )
+        style = self.style_of(trainer)
         halves = {"forget": forget, "retain": getattr(datamodule, "retain_rows", None) or []}
         self.sets, self.styles = {}, {}
         for name, rows in halves.items():
             if rows:
-                chosen = evenly(rows, FAST_DEV_ROWS if getattr(trainer, "fast_dev_run", False) else self.limits[name])
+                chosen = evenly(rows, FAST_DEV_ROWS if self.is_trial(trainer) else self.limits[name])
                 self.styles[name] = row_style(chosen, style)
                 self.sets[name] = question_rows(chosen, style.tokenizer, self.text_tokens)
 
@@ -162,14 +152,8 @@ class MemorizationEvaluation(Evaluation):
             )
             evaluated.sets |= found.sets
             evaluated.skipped |= found.skipped
-        return {
-            "format": OWN_FORMAT,
-            "settings": self.settings,
-            "provenance": {},
-            "sets": evaluated.sets,
-            "aggregates": own_aggregates(evaluated.sets, self.truth_ratio),
-            "skipped": evaluated.skipped,
-        }
+        aggregates = own_aggregates(evaluated.sets, self.truth_ratio)
+        return self.document(OWN_FORMAT, self.settings, evaluated, aggregates)
 
     def _by_style(self) -> list[tuple[PromptStyle, list[str]]]:
         """The sets that are written alike, together: rows of like length meet in one batch."""
@@ -178,19 +162,9 @@ class MemorizationEvaluation(Evaluation):
             groups.setdefault(style.name, (style, []))[1].append(name)
         return list(groups.values())
 
-    def summary(self, document: Document) -> str:
-        """Return the table of the numbers that matter, before and now."""
-        where, now = document["provenance"], self.scalars(document)
-        counts = ", ".join(f"{len(rows)} {name}" for name, rows in document["sets"].items())
-        before = None if self.first is None else self.scalars(self.first)
-        measured = {name: label for name, label in SHOWN.items() if name in now}
-        title = f"Own data ({counts} rows), epoch {where['epoch']}, step {where['step']}:"
-        lines = [comparison_table(title, before, now, measured)]
-        if reason := document["aggregates"].get("utility_absent"):
-            lines.append(f"  No utility: {reason}.")
-        lines += [f"  {len(rows)} rows of {name} have no value and were left out (see `skipped` in the file)."
-                  for name, rows in document["skipped"].items()]  # fmt: skip
-        return "\n".join(lines)
+    def describe(self, document: Document) -> str:
+        """Return whose rows they are, and how many."""
+        return f"Own data ({', '.join(f'{len(rows)} {name}' for name, rows in document['sets'].items())} rows)"
 
     def hyperparameter_metrics(self, document: Document) -> dict[str, float]:
         """What is still said of the forget rows, and the utility, where they are."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from dipo_lightning.callbacks.evaluated_rows import Row
 from dipo_lightning.data.prompts import PromptStyle, TextStyle, encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Row = dict[str, Any]
 
 
 def evenly(rows: Sequence[Row], most: int | None) -> list[Row]:

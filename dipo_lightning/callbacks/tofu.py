@@ -1,15 +1,17 @@
 """TOFU measured while a model unlearns: forget quality, model utility, and every row behind them."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
 
-from dipo_lightning.callbacks.evaluation import Document, Evaluation, comparison_table
+from dipo_lightning.callbacks.evaluated_rows import EvaluatedRows
+from dipo_lightning.callbacks.evaluation import FAST_DEV_ROWS, Document, Evaluation
+from dipo_lightning.callbacks.evaluation_options import check_choice, check_measuring, check_numbers
 from dipo_lightning.callbacks.tensorboard import answers_table, truth_ratios, write_answers, write_truth_ratios
-from dipo_lightning.callbacks.tofu_rows import EvaluatedRows, RowOptions, evaluate_rows
-from dipo_lightning.data.prompts import PromptStyle, prompt_style
+from dipo_lightning.callbacks.tofu_rows import RowOptions, evaluate_rows
+from dipo_lightning.data.prompts import PromptStyle
 from dipo_lightning.data.tofu import HUB_NAME, TOFUData, load_tofu
 from dipo_lightning.errors import InputError
 from dipo_lightning.metrics.logs import TOFU_FORMAT, EvaluationLog, check_comparable, read_log
@@ -24,7 +26,6 @@ SHOWN = {
     "forget_rouge": "forget ROUGE-L recall",
     "retain_rouge": "retain ROUGE-L recall",
 }
-FAST_DEV_ROWS = 2
 
 
 class TOFUEvaluation(Evaluation):
@@ -60,6 +61,8 @@ class TOFUEvaluation(Evaluation):
     """
 
     name = "tofu"
+    shown = SHOWN
+    may_be_absent: ClassVar = {"forget_quality": "forget quality", "model_utility": "model utility"}
 
     def __init__(
         self,
@@ -94,7 +97,7 @@ class TOFUEvaluation(Evaluation):
             min_k_fraction=min_k_fraction,
             on_missing=on_missing,
         )
-        self._check_numbers()
+        self._check_options()
         self.data: TOFUData | None = None
         self.style: PromptStyle | None = None
         self.reference: EvaluationLog | None = None
@@ -105,27 +108,11 @@ class TOFUEvaluation(Evaluation):
         """Let evaluations of several splits stand in one run."""
         return self._generate_state_key(split=self.split, data=self.source)
 
-    def _check_numbers(self) -> None:
-        numbers = {
-            "rows": self.rows,
-            "max_new_tokens": self.options.max_new_tokens,
-            "batch_tokens": self.options.batch_tokens,
-            "generation_rows": self.options.batch_rows,
-        }
-        for option, value in numbers.items():
-            if value is not None and value < 1:
-                raise InputError(f"TOFUEvaluation.{option} is {value}; it must be at least 1.")
-        if self.samples < 0:
-            raise InputError(f"TOFUEvaluation.samples is {self.samples}; it must be 0 or more.")
-        if not 0 < self.options.min_k_fraction <= 1:
-            raise InputError(f"TOFUEvaluation.min_k_fraction is {self.options.min_k_fraction}; it must be in (0, 1].")
-        choices = {
-            "truth_ratio": (self.truth_ratio, ("geometric", "arithmetic", "open_unlearning")),
-            "on_missing": (self.options.on_missing, ("skip", "raise")),
-        }
-        for option, (chosen, known) in choices.items():
-            if chosen not in known:
-                raise InputError(f"TOFUEvaluation.{option} is {chosen!r}; it must be one of {', '.join(known)}.")
+    def _check_options(self) -> None:
+        check_measuring(self, self.options)
+        check_numbers(self, {"rows": self.rows, "max_new_tokens": self.options.max_new_tokens})
+        check_numbers(self, {"samples": self.samples}, least=0)
+        check_choice(self, "truth_ratio", self.truth_ratio, ("geometric", "arithmetic", "open_unlearning"))
 
     def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the data and the reference log, and make sure that they belong together."""
@@ -134,25 +121,14 @@ class TOFUEvaluation(Evaluation):
         if split is None:
             raise InputError("TOFUEvaluation.split is not given and the data module has none; write split: forget10.")
         source = self.source or getattr(datamodule, "data", None) or HUB_NAME
-        self.data = load_tofu(source, split, first=FAST_DEV_ROWS if _is_trial(trainer) else self.rows)
-        self.style = self._style(datamodule)
+        self.data = load_tofu(source, split, first=FAST_DEV_ROWS if self.is_trial(trainer) else self.rows)
+        self.style = self.style_of(trainer, self.prompt_style)
         self.reference, self._no_reference = None, None
-        if self.reference_log is not None and _is_trial(trainer):
+        if self.reference_log is not None and self.is_trial(trainer):
             self._no_reference = f"fast_dev_run measures only {FAST_DEV_ROWS} rows of each set"
         elif self.reference_log is not None:
             self.reference = read_log(self.reference_log)
             self._check_reference(self.reference, self.data)
-
-    def _style(self, datamodule: Any) -> PromptStyle:  # noqa: ANN401
-        style, tokenizer = getattr(datamodule, "style", None), getattr(datamodule, "tokenizer", None)
-        if self.prompt_style is None and isinstance(style, PromptStyle):
-            return style
-        if tokenizer is None or self.prompt_style is None:
-            raise InputError(
-                "TOFUEvaluation needs a tokenizer and a prompt style; use a data module of this package, or one that "
-                "has `tokenizer` (and `style`, or write prompt_style: chat)."
-            )
-        return prompt_style(self.prompt_style, tokenizer)
 
     def _check_reference(self, reference: EvaluationLog, data: TOFUData) -> None:
         planned = {
@@ -207,27 +183,11 @@ class TOFUEvaluation(Evaluation):
         )
         if self._no_reference:
             aggregates["forget_quality_absent"] = self._no_reference
-        return {
-            "format": TOFU_FORMAT,
-            "settings": self.settings,
-            "provenance": {},
-            "sets": evaluated.sets,
-            "aggregates": aggregates,
-            "skipped": evaluated.skipped,
-        }
+        return self.document(TOFU_FORMAT, self.settings, evaluated, aggregates)
 
-    def summary(self, document: Document) -> str:
-        """Return the table of the few numbers that matter, and why one of them is absent."""
-        where = document["provenance"]
-        title = f"TOFU {document['settings']['split']}, epoch {where['epoch']}, step {where['step']}:"
-        before = None if self.first is None else self.scalars(self.first)
-        lines = [comparison_table(title, before, self.scalars(document), SHOWN)]
-        for name in ("forget_quality", "model_utility"):
-            if reason := document["aggregates"].get(f"{name}_absent"):
-                lines.append(f"  No {name.replace('_', ' ')}: {reason}.")
-        lines += [f"  {len(rows)} rows of {name} have no value and were left out (see `skipped` in the file)."
-                  for name, rows in document["skipped"].items()]  # fmt: skip
-        return "\n".join(lines)
+    def describe(self, document: Document) -> str:
+        """Return the data set and its forget split."""
+        return f"TOFU {document['settings']['split']}"
 
     def hyperparameter_metrics(self, document: Document) -> dict[str, float]:
         """Forget quality and model utility, where they are."""
@@ -254,8 +214,3 @@ def add_reference_scores(evaluated: EvaluatedRows, reference: EvaluationLog) -> 
         for row in evaluated.sets.get(name, ()):
             if (other := others.get(row["index"])) is not None:
                 row["reference"] = row["nll"] - other
-
-
-def _is_trial(trainer: pl.Trainer) -> bool:
-    """Tell whether the Trainer makes a ``fast_dev_run``."""
-    return bool(getattr(trainer, "fast_dev_run", False))

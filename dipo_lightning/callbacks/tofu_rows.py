@@ -4,48 +4,36 @@ What each row needs is collected first and scored in one plan over all sets, so 
 they are for; each number is then read from those scores.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from dipo_lightning.callbacks.evaluated_rows import EvaluatedRows, MeasuringOptions, Progress, Row
 from dipo_lightning.data.chat import ChatStyle
 from dipo_lightning.data.prompts import PromptStyle
 from dipo_lightning.errors import InputError
-from dipo_lightning.generation import BATCH_ROWS, generate
+from dipo_lightning.generation import generate
 from dipo_lightning.metrics.functional.membership import zlib_score
 from dipo_lightning.metrics.functional.memorization import exact_memorization, extraction_strength
-from dipo_lightning.metrics.functional.min_k import MUSE_FRACTION, min_k, min_k_plus_plus
+from dipo_lightning.metrics.functional.min_k import min_k, min_k_plus_plus
 from dipo_lightning.metrics.functional.rouge import rouge_l
-from dipo_lightning.scoring import BATCH_TOKENS, Example, TokenScores, score
-
-Row = dict[str, Any]
-Progress = Callable[[int, str], AbstractContextManager[Callable[[int], object]]]
-"""Given a total and what is counted, a context that yields the function to call with the rows done."""
+from dipo_lightning.scoring import Example, TokenScores, score
 
 
-@dataclass(frozen=True)
-class RowOptions:
-    """How rows are measured.
+@dataclass(frozen=True, kw_only=True)
+class RowOptions(MeasuringOptions):
+    """How rows are measured; a row without a value has an answer without tokens, or a loss that isn't finite.
 
     Attributes:
-        batch_tokens: Most tokens of a scoring forward, padding included.
-        batch_rows: Most rows of a generation batch.
         max_new_tokens: Most tokens of a generated answer.
         generate: Whether to generate answers; without them there is no ROUGE and no model utility.
-        min_k_fraction: Share of the least likely tokens that Min-K and Min-K++ average.
-        on_missing: What to do with a row that has no value (an answer without tokens, a loss that isn't finite).
     """
 
-    batch_tokens: int = BATCH_TOKENS
-    batch_rows: int = BATCH_ROWS
     max_new_tokens: int = 200
     generate: bool = True
-    min_k_fraction: float = MUSE_FRACTION
-    on_missing: str = "skip"
 
 
 @dataclass
@@ -61,27 +49,6 @@ class _Plan:
     wrong: list[int]
     detailed: bool
     length: int = 0
-
-
-@dataclass
-class EvaluatedRows:
-    """The rows of each set, and the rows that have no value with the reason, both by set."""
-
-    sets: dict[str, list[Row]] = field(default_factory=dict)
-    skipped: dict[str, list[Row]] = field(default_factory=dict)
-
-    def skip(self, set_name: str, index: int, reason: str, on_missing: str) -> None:
-        """Leave a row out, or refuse to.
-
-        Raises:
-            InputError: ``on_missing`` is ``raise``.
-        """
-        if on_missing == "raise":
-            raise InputError(
-                f"Row {index} of {set_name} has no value: {reason} Mend the data, or leave such rows out with "
-                "on_missing: skip (the reference log must then leave out the same rows)."
-            )
-        self.skipped.setdefault(set_name, []).append({"index": index, "reason": reason})
 
 
 def evaluate_rows(
