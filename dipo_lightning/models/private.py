@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import PurePath, PureWindowsPath
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 REMOVED = "(removed)"
@@ -30,6 +30,18 @@ def without_secrets(value: Any, name: str = "") -> Any:
     if isinstance(value, str):
         return REMOVED if value and _SECRET_NAME.search(name) else _SECRET_VALUE.sub(REMOVED, value)
     return value
+
+
+def without_home(value: Any) -> Any:
+    """Return plain values with the path of the user's home, which has the user's name in it, written as ``~``."""
+    if isinstance(value, Mapping):
+        return {key: without_home(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_home(item) for item in value]
+    home = str(Path.home())
+    if not isinstance(value, str) or len(home) < 2:
+        return value
+    return re.sub(rf"(?<![\w.~-]){re.escape(home)}(?=[/\\]|$)", "~", value)
 
 
 def without_paths(value: Any) -> Any:

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.models.fingerprint import model_fingerprint
 from dipo_lightning.models.head import output_projection
 from dipo_lightning.models.loading import check_tokenizer, load_policy
 from dipo_lightning.models.lora import LoRA, add_lora
@@ -63,6 +64,7 @@ class LanguageModelModule(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer"])
         self.policy: nn.Module | None = None
+        self.weights_fingerprint = ""
         self._random_states: dict[int, dict[str, Any]] = {}
         self._last_batch: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
         self.pretrained, self.optimizer = str(pretrained), optimizer
@@ -105,7 +107,9 @@ class LanguageModelModule(pl.LightningModule):
             self.policy = self.prepare(model, self.lora).train()
 
     def inspect(self, model: nn.Module) -> None:
-        """Look at the pretrained model before adapters and sharding change it; a place to override.
+        """Look at the pretrained model before adapters and sharding change it, and note which weights it has.
+
+        A place to override.
 
         Raises:
             InputError: The data module's tokenizer has ids that the model has no embedding for.
@@ -113,6 +117,8 @@ class LanguageModelModule(pl.LightningModule):
         tokenizer = getattr(getattr(self._trainer, "datamodule", None), "tokenizer", None)
         if tokenizer is not None:
             check_tokenizer(tokenizer, model.config)  # type: ignore[arg-type]
+        if self._trainer is not None:  # results and caches will say whose they are
+            self.weights_fingerprint = model_fingerprint(model)
 
     def load(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Load the pretrained model onto the CPU; training needs float32."""

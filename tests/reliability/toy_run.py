@@ -26,7 +26,7 @@ def write_inputs(folder: Path, rows: int = 10) -> None:
         (folder / f"{name}.jsonl").write_text("\n".join(lines))
 
 
-def write_config(folder: Path, run: Path, workers: int = 0, lora: bool = False, epochs: int = 4) -> Path:
+def write_config(folder: Path, run: Path, workers: int = 0, lora: bool = False, epochs: int = 4, seed: int = 1) -> Path:
     """Write a run's config; accumulation over two batches, an evaluation and a checkpoint every two steps."""
     evaluation = {"max_new_tokens": 6, "every_n_steps": 2}
     model: dict[str, Any] = {
@@ -38,7 +38,7 @@ def write_config(folder: Path, run: Path, workers: int = 0, lora: bool = False, 
     if lora:
         model |= {"lora_rank": 2, "lora_dropout": 0.3}
     config = {
-        "seed_everything": 1,
+        "seed_everything": seed,
         "trainer": {
             "accelerator": "cpu", "max_epochs": epochs, "accumulate_grad_batches": 2,
             "enable_progress_bar": False, "enable_model_summary": False,
@@ -79,6 +79,18 @@ def command(config: str, trap: tuple[str, int] | None = None) -> None:
     sys.exit(main(["fit", "--config", config]))
 
 
+def run_here(config: Path) -> None:
+    """Be the command in this process.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    from dipo_lightning.cli import main
+
+    if code := main(["fit", "--config", str(config)]):
+        raise RuntimeError(f"the run ended with code {code}")
+
+
 def start(config: Path, trap: tuple[str, int] | None = None) -> Any:
     """Start the command; a server that has imported everything forks it, so that a start takes no seconds."""
     context = multiprocessing.get_context("forkserver")
@@ -105,12 +117,23 @@ def outcome(run: Path) -> dict[str, Any]:
     evaluations = {}
     for path in sorted((run / "evaluations").glob("*.json")):
         document = json.loads(path.read_text())
-        document["provenance"].pop("seconds", None)
+        document["provenance"] = comparable(document["provenance"])
         evaluations[path.name] = document
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}, purge_orphaned_data=False).Reload()
     scalars = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     return {"weights": saved["state_dict"], "optimizer": saved["optimizer_states"], "evaluations": evaluations,
             "scalars": {tag: points for tag, points in scalars.items() if "seconds" not in tag}}  # fmt: skip
+
+
+def comparable(provenance: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what two runs of one command may differ in: how long it took, where it wrote, who loaded the rows."""
+    kept = {name: value for name, value in provenance.items() if name != "seconds"}
+    config = json.loads(json.dumps(kept["config"]))
+    for section, name in (("", "run"), ("trainer", "default_root_dir"), ("trainer", "logger"),
+                          ("model", "reference_cache"), ("data", "num_workers")):  # fmt: skip
+        part = config.get(section, config)
+        part.get("init_args", part).pop(name)
+    return kept | {"config": config}
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
