@@ -25,7 +25,7 @@ FLOORS = (
 SAME_ROOM = dict.fromkeys(
     (
         *("quickstart", "muse_small", "scaling", "scaling_report", "comparison", "export", "chat"),
-        *("planning", "planning_memory", "parser_messages", "run_folder", "__main__"),
+        *("planning", "planning_memory", "parser_messages", "run_folder", "trainer_cli", "__main__"),
     ),
     "cli",
 ) | {"data.chat": "data.prompts", "shard_files": "sharding"}

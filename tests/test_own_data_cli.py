@@ -18,7 +18,7 @@ def test_from_files_to_results(tmp_path, monkeypatch, capsys):
                "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
                "--trainer.callbacks+=MemorizationEvaluation", "--trainer.callbacks.max_new_tokens=4",
                "--trainer.callbacks+=ResultsPage", "--trainer.callbacks+=ExportModel",
-               "--model.pretrained=model", "--data=UnlearningDataModule", "--data.forget=forget.jsonl",
+               "--model.pretrained=model", "--data.forget=forget.jsonl",
                "--data.retain=retain.jsonl", "--data.batch_size=1"]  # fmt: skip
     for version in range(2):
         assert main(options) == 0

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 import dipo_lightning
-from dipo_lightning.cli import main, names_a_model
+from dipo_lightning.cli import main, names
 from dipo_lightning.modules.unlearning import UnlearningModule
 from tests.callbacks.small_tofu import write_tofu
 from tests.toys import save_toy
@@ -151,4 +151,5 @@ def test_dipo_is_the_method_only_where_none_is_named(
     }
     for name, text in contents.items():
         Path(f"{name}.yaml").write_text(text)
-    assert names_a_model(args) is named
+    assert names("model", args) is named
+    assert not names("data", args)
