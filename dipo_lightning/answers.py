@@ -17,11 +17,15 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 
 from dipo_lightning.data.collation import TokenBatch, selected_labels, selected_rows, supervised_positions
-from dipo_lightning.models.head import decoder, output_projection
+from dipo_lightning.models.head import Head, decoder, output_head
 from dipo_lightning.objectives.chunked_likelihood import chunked_nll
 from dipo_lightning.objectives.likelihood import token_nll
+from dipo_lightning.objectives.recomputed import in_chunks
 from dipo_lightning.objectives.sequences import sequence_reduce
 from dipo_lightning.sharding import is_sharded
+
+CHUNK_SIZE = 1024
+"""Positions whose vocabulary-sized values may live at the same time, where a likelihood comes from hidden states."""
 
 
 @dataclass
@@ -31,7 +35,7 @@ class Answers:
     Attributes:
         batch: The token batch itself (``input_ids`` (B, L), ``attention_mask``, ``labels``, ``index`` (B,)).
         hidden: (N, H) final hidden states, where the head is computed from them; else None.
-        projection: (V, H) weight of the output projection that goes with ``hidden``.
+        head: What makes logits of ``hidden``.
         denominators: ``rows`` and the supervised tokens of each half to divide sums by, so that terms are means over
             the global batch; None divides by what is in this batch.
         half: Which half of the batch this is.
@@ -39,7 +43,7 @@ class Answers:
 
     batch: TokenBatch
     hidden: Tensor | None = None
-    projection: Tensor | None = None
+    head: Head | None = None
     denominators: Mapping[str, float] | None = None
     half: str = "forget"
     _logits: Tensor | None = field(default=None, repr=False)
@@ -49,8 +53,8 @@ class Answers:
         """(N, V) logits of the model at the supervised positions."""
         if self._logits is None:
             assert self.hidden is not None
-            assert self.projection is not None
-            self._logits = self.hidden @ self.projection.T
+            assert self.head is not None
+            self._logits = self.head(self.hidden)
         return self._logits
 
     @cached_property
@@ -66,9 +70,12 @@ class Answers:
     @cached_property
     def nll(self) -> Tensor:
         """(N,) negative log-likelihood of each supervised token; from hidden states in a memory without N x V."""
-        if self.hidden is not None and self.projection is not None and self._logits is None:
-            return chunked_nll(self.hidden, self.projection, self.labels)
-        return token_nll(self.logits, self.labels)
+        if self.hidden is None or self.head is None or self._logits is not None:
+            return token_nll(self.logits, self.labels)
+        if self.head.linear:
+            return chunked_nll(self.hidden, self.head.weight, self.labels, CHUNK_SIZE)
+        head = self.head
+        return in_chunks(lambda x, y: (token_nll(head(x), y),), CHUNK_SIZE, self.hidden, self.labels)[0]
 
     def sequence_nll(self, reduction: str = "sum") -> Tensor:
         """(B,) summed or mean NLL of each row's answer."""
@@ -110,7 +117,7 @@ def compute_answers(
         compute: Called with one `Answers` a half. With ``from_hidden`` it runs inside the model's forward, where a
             sharded output projection is gathered.
         denominators: See `Answers`.
-        from_hidden: Give hidden states and the projection instead of logits; right for a purely linear head only.
+        from_hidden: Give hidden states and the head instead of logits; right where `head_is_known` says so.
     """
     joined = concatenate(list(halves.values()))
     if from_hidden:
@@ -168,7 +175,7 @@ def _run_from_hidden(
     denominators: Mapping[str, float] | None,
 ) -> dict[str, Tensor]:
     hidden = answer_hidden(model, joined)
-    return compute(_split(halves, denominators, hidden=hidden, projection=output_projection(model)))
+    return compute(_split(halves, denominators, hidden=hidden, head=output_head(model)))
 
 
 def _split(
@@ -176,14 +183,14 @@ def _split(
     denominators: Mapping[str, float] | None,
     logits: Tensor | None = None,
     hidden: Tensor | None = None,
-    projection: Tensor | None = None,
+    head: Head | None = None,
 ) -> dict[str, Answers]:
     """Give each half its own positions of the joined forward."""
     counts = [int(supervised_positions(batch["labels"]).sum()) for batch in halves.values()]
     values: Any = logits if logits is not None else hidden
     answers = {}
     for (half, batch), part in zip(halves.items(), torch.split(values, counts), strict=True):
-        answers[half] = Answers(batch, projection=projection, denominators=denominators, half=half)
+        answers[half] = Answers(batch, head=head, denominators=denominators, half=half)
         if logits is not None:
             answers[half]._logits = part
         else:

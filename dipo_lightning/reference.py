@@ -14,6 +14,7 @@ reason it moves itself to the device and is sharded by its own call.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from dipo_lightning.answers import answer_logits, compute_answers, concatenate
 from dipo_lightning.data.collation import supervised_positions
 from dipo_lightning.errors import RunError
-from dipo_lightning.models.head import output_projection
+from dipo_lightning.models.head import Head, output_head
 from dipo_lightning.sharding import is_sharded
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class ModelReference:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
         self.model, self.dtype = model, dtype
-        self._projection: Tensor | None = None
+        self._head: Head | None = None
         self._halves: list[TokenBatch] = []
         self._parts: dict[str, tuple[Tensor, ...]] = {}
 
@@ -104,11 +105,18 @@ class ModelReference:
     @property
     def projection(self) -> Tensor:
         """(V, H) output projection, whole on every rank and as the model computes with it."""
-        if self._projection is None:
+        return self.head.weight
+
+    @property
+    def head(self) -> Head:
+        """The whole head, on every rank and as the model computes with it."""
+        if self._head is None:
             if is_sharded(self.model):
                 self.model.reshard()  # type: ignore[operator]  # gathered weights are views of a buffer that goes away
-            self._projection = whole(output_projection(self.model)).to(self.dtype)
-        return self._projection
+            head = output_head(self.model)
+            bias = None if head.bias is None else whole(head.bias).to(self.dtype)
+            self._head = replace(head, weight=whole(head.weight).to(self.dtype), bias=bias)
+        return self._head
 
 
 class LiveReference(ModelReference):

@@ -2,7 +2,8 @@
 
 Losses computed from hidden states stand on that identity. Some families add a bias (Phi), bend the logits (Gemma-2's
 soft cap) or scale them (Cohere, Granite), and new ones will do other things; so the head is not recognised by name but
-fed hidden states whose logits are known.
+fed hidden states whose logits are known. `Head` writes the four of them down; what it doesn't describe is told apart
+in the same way, and computed by the model itself.
 """
 
 from __future__ import annotations
@@ -28,6 +29,58 @@ class LinearHead:
     vocabulary: int
     width: int
     tied: bool
+
+
+@dataclass(frozen=True)
+class Head:
+    """From hidden states to logits, as a model does it: ``cap(scale * (hidden @ W.T + b))``.
+
+    Attributes:
+        weight: (V, H).
+        bias: (V,), or None.
+        scale: Factor of the logits.
+        cap: c of the soft cap ``c * tanh(logits / c)``, or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    cap: float | None = None
+
+    @property
+    def linear(self) -> bool:
+        """Whether this is the product with ``weight`` and nothing else."""
+        return self.bias is None and self.scale == 1 and self.cap is None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Return (..., V) logits of (..., H) hidden states."""
+        logits = nn.functional.linear(hidden, self.weight, self.bias)
+        if self.scale != 1:
+            logits = logits * self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
+def output_head(model: nn.Module) -> Head:
+    """Read the head off a model and its configuration; right where `head_is_known` says so."""
+    causal = _causal(model)
+    projection, config = causal.get_output_embeddings(), causal.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1.0)
+    return Head(projection.weight, projection.bias, scale, getattr(config, "final_logit_softcapping", None))
+
+
+@torch.no_grad()
+def head_is_known(model: nn.Module) -> bool:
+    """Find out whether `output_head` gives the logits of ``model``, by the forward that `linear_head` makes.
+
+    Args:
+        model: A causal LM or a PeftModel around one, with all weights on one device; call it before sharding.
+    """
+    causal = _causal(model)
+    if type(causal.get_output_embeddings()) is not nn.Linear:
+        return False
+    head = output_head(model)
+    logits, expected = _logits_of(causal, states := _probes(head.weight)), head(states)
+    return logits is not None and _same(logits, expected)
 
 
 def decoder(model: nn.Module) -> nn.Module:
@@ -59,19 +112,25 @@ def linear_head(model: nn.Module) -> LinearHead | None:
     if type(projection) is not nn.Linear or projection.bias is not None:
         return None
     weight = projection.weight
-    states = torch.zeros(1, 2, weight.shape[1], dtype=weight.dtype, device=weight.device)
-    # One state is zero; the other has logits of some 100, beyond any soft cap.
-    direction = torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(0)).to(states)
-    states[0, 1] = direction * (100 / (weight @ direction).abs().max().clamp_min(torch.finfo(weight.dtype).tiny))
+    states = _probes(weight)
     logits = _logits_of(causal, states)
-    if logits is None:
-        return None
-    expected = nn.functional.linear(states, weight)
-    tolerance = 1e-5 if weight.dtype == torch.float32 else 1e-2
-    same = torch.allclose(logits.to(expected.dtype), expected, rtol=tolerance, atol=100 * tolerance)
-    if not same or logits[0, 0].count_nonzero():
+    if logits is None or not _same(logits, nn.functional.linear(states, weight)) or logits[0, 0].count_nonzero():
         return None
     return LinearHead(*weight.shape, tied=weight is causal.get_input_embeddings().weight)
+
+
+def _probes(weight: Tensor) -> Tensor:
+    """Hidden states (1, 2, H): zero, and one that has logits of some 100, beyond any soft cap."""
+    states = torch.zeros(1, 2, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    direction = torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(0)).to(states)
+    states[0, 1] = direction * (100 / (weight @ direction).abs().max().clamp_min(torch.finfo(weight.dtype).tiny))
+    return states
+
+
+def _same(logits: Tensor, expected: Tensor) -> bool:
+    """Whether the model's logits are what is expected, up to the rounding of their dtype."""
+    tolerance = 1e-5 if expected.dtype == torch.float32 else 1e-2
+    return torch.allclose(logits.to(expected.dtype), expected, rtol=tolerance, atol=100 * tolerance)
 
 
 def _causal(model: nn.Module) -> Any:

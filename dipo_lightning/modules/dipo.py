@@ -23,9 +23,10 @@ from dipo_lightning.objectives.dipo import dipo_loss, rewards
 from dipo_lightning.objectives.directions import directions, margin_from_directions
 from dipo_lightning.objectives.options import PairOptions
 from dipo_lightning.objectives.pair import pair_parts
+from dipo_lightning.objectives.recomputed import in_chunks
 from dipo_lightning.objectives.sequences import batch_mean, sequence_reduce
 from dipo_lightning.position_cache import PositionCache
-from dipo_lightning.reference import DirectionsReference, Reference, hidden_states, whole
+from dipo_lightning.reference import DirectionsReference, ModelReference, Reference, hidden_states, whole
 
 
 class DiPOModule(UnlearningModule):
@@ -49,7 +50,8 @@ class DiPOModule(UnlearningModule):
         reduction: ``sum`` (the sequence KL) or ``mean`` over the positions of a row; long rows want ``mean``.
         scale: Factor of the loss: ``2/beta`` (as NPO writes it) or ``1`` (as DPO writes it).
         form: How the margin is computed: ``logits`` (plain), ``hidden`` (chunk by chunk from hidden states, in a memory
-            without tokens x vocabulary) or ``auto``: ``hidden`` where the model's head allows it. All are exact.
+            without tokens x vocabulary; a head with a soft cap, a bias or a scale is run again for the gradient) or
+            ``auto``: ``hidden`` where the model's head is known. All are exact.
         chunk_size: Positions whose vocabulary-sized values may live at the same time, for ``hidden``.
         **options: Those of `UnlearningModule`.
     """
@@ -78,6 +80,7 @@ class DiPOModule(UnlearningModule):
         self.beta, self.source, self.reduction, self.scale = beta, source, reduction, scale
         self.form, self.chunk_size = form, chunk_size
         self._frozen: Any = None  # the reference's side of the current batch's margin
+        self._watched: dict[str, Tensor] = {}  # what the current loss logs beside itself
         if chunk_size < 1:
             raise InputError(f"model.chunk_size is {chunk_size}; it must be at least 1.")
         self.pair = PairOptions(selection=selection, k=k, p=p, rho=rho, memory_vector=memory_vector, alpha=alpha)
@@ -92,11 +95,12 @@ class DiPOModule(UnlearningModule):
     def inspect(self, model: nn.Module) -> None:
         """Also settle the form of the margin, now that the head is known."""
         super().inspect(model)
-        if self.form == "hidden" and not self.head_is_linear:
+        if self.form == "hidden" and not self.head_is_known:
             raise InputError(
-                "model.form is hidden, but the model's head is not a plain projection. Use auto or logits."
+                "model.form is hidden, but the model's head is none that can be computed from hidden states. "
+                "Use auto or logits."
             )
-        self.from_hidden = self.form != "logits" and self.head_is_linear and self.retain_loss_name != "kl"
+        self.from_hidden = self.form != "logits" and self.head_is_known and self.retain_loss_name != "kl"
 
     def make_reference(self) -> Reference:
         """Prefer cached directions where the output projection is frozen: no reference and no vocabulary work."""
@@ -129,6 +133,9 @@ class DiPOModule(UnlearningModule):
         """Read the reference's side of the margin before the policy's forward begins."""
         if isinstance(self.reference, DirectionsReference):
             self._frozen = self.reference.directions(batch["forget"])
+        elif self.from_hidden and not self.head_is_linear:
+            assert isinstance(self.reference, ModelReference)
+            self._frozen = self.reference.hidden(batch["forget"]), self.reference.head
         elif self.from_hidden:
             assert self.reference is not None
             assert self.policy is not None
@@ -139,28 +146,28 @@ class DiPOModule(UnlearningModule):
 
     def forget_terms(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
         """Return the forget loss, the margin (of a row, and of a token), and the rewards of both distributions."""
-        forget = answers["forget"]
+        self._watched = {}
+        return {"forget": self.forget_loss(answers["forget"]), **self._watched}
+
+    def forget_loss(self, forget: Answers) -> Tensor:
+        """Return the mean loss of the rows, and keep the margin and the rewards for the log."""
         token_margin, token_rewards = self.token_margins(forget)
 
         def of_rows(values: Tensor) -> Tensor:
             return sequence_reduce(values, forget.rows, forget.count, self.reduction)
 
         margin = of_rows(token_margin)
-        loss = dipo_loss(margin, self.beta, self.scale)
         positions = len(forget.labels) / forget.count if self.reduction == "sum" else 1.0
-        terms = {
-            "forget": batch_mean(loss, forget.row_denominator),
-            "margin": margin.detach().mean(),
-            "margin_per_token": margin.detach().mean() / positions,
-        }
+        self._watched = {"margin": margin.detach().mean(), "margin_per_token": margin.detach().mean() / positions}
         for name, reward in zip(("preferred", "dispreferred"), token_rewards, strict=False):
-            terms[f"reward_{name}"] = self.beta * of_rows(reward.detach()).mean()
-        return terms
+            self._watched[f"reward_{name}"] = self.beta * of_rows(reward.detach()).mean()
+        return batch_mean(dipo_loss(margin, self.beta, self.scale), forget.row_denominator)
 
     def token_margins(self, forget: Answers) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the margin of each position (N,), and the rewards over beta of both distributions where they are due.
 
-        Three exact ways: from cached directions, from hidden states chunk by chunk, and from logits.
+        Four exact ways: from cached directions, from hidden states chunk by chunk (in closed form where the head is a
+        plain projection, else by running it again for the gradient), and from logits.
         """
         if isinstance(self.reference, DirectionsReference):
             assert forget.hidden is not None
@@ -170,16 +177,32 @@ class DiPOModule(UnlearningModule):
                 for vector, offset in zip(vectors, offsets, strict=True)
             )
             return rewards_found[0] - rewards_found[1], rewards_found
+        if self.from_hidden and not self.head_is_linear:
+            assert forget.hidden is not None
+            head, (hidden, frozen_head) = forget.head, self._frozen
+            margin, *found = in_chunks(
+                lambda x, y: self.plain_margins(head(x), frozen_head(y)),  # type: ignore[misc]
+                self.chunk_size,
+                forget.hidden,
+                hidden,
+            )
+            return margin, tuple(found)
         if self.from_hidden:
-            hidden, projection = self._frozen
-            frozen = hidden, forget.projection if projection is None else projection
-            inputs = (forget.hidden, forget.projection, *frozen, self.pair, self.chunk_size, self.source)
+            assert forget.head is not None
+            weight, (hidden, projection) = forget.head.weight, self._frozen
+            frozen = hidden, weight if projection is None else projection
+            inputs = (forget.hidden, weight, *frozen, self.pair, self.chunk_size, self.source)
             if not self.logs_are_due:  # the rewards cost the policy's projection
                 return chunked_margin(*inputs), ()  # type: ignore[arg-type]
-            found = chunked_margin_with_rewards(*inputs)  # type: ignore[arg-type]
-            return found.margin, (found.preferred, found.dispreferred)
-        reference = self.reference_logits(forget)
-        base = reference if self.source == "reference" else forget.logits.detach()
-        parts = pair_parts(base, self.pair, None if self.source == "reference" else reference)
-        preferred, dispreferred = rewards(*parts, forget.logits, reference, beta=1.0)
-        return preferred - dispreferred, (preferred, dispreferred)
+            measured = chunked_margin_with_rewards(*inputs)  # type: ignore[arg-type]
+            return measured.margin, (measured.preferred, measured.dispreferred)
+        margin, *found = self.plain_margins(forget.logits, self.reference_logits(forget))
+        return margin, tuple(found)
+
+    def plain_margins(self, policy_logits: Tensor, reference_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return margin and both rewards over beta (N,) of each position, from the logits (N, V) of both models."""
+        from_reference = self.source == "reference"
+        base = reference_logits if from_reference else policy_logits.detach()
+        parts = pair_parts(base, self.pair, None if from_reference else reference_logits)
+        preferred, dispreferred = rewards(*parts, policy_logits, reference_logits, beta=1.0)
+        return preferred - dispreferred, preferred, dispreferred

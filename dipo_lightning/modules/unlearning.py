@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from dipo_lightning.answers import Answers, compute_answers
 from dipo_lightning.errors import InputError, RunError
-from dipo_lightning.models.fingerprint import model_fingerprint
-from dipo_lightning.models.head import linear_head
+from dipo_lightning.models.head import head_is_known, linear_head
 from dipo_lightning.models.lora import adapts_projection
 from dipo_lightning.modules.language_model import LanguageModelModule
 from dipo_lightning.modules.reference_choice import build_reference, choose_reference
@@ -61,16 +60,14 @@ class UnlearningModule(LanguageModelModule):
         self.gamma, self.lambda_, self.retain_loss_name, self.reference_name = gamma, lambda_, retain_loss, reference
         self.reference_cache = reference_cache
         self.reference: Reference | None = None
-        self.head_is_linear = False
-        self.weights_fingerprint = ""
+        self.head_is_linear = self.head_is_known = False
 
     def inspect(self, model: nn.Module) -> None:
-        """Find out, before sharding, whether the head is purely linear, and which weights a cache would be of."""
+        """Find out, before sharding, what the head is."""
         super().inspect(model)
         adapted = self.lora is not None and adapts_projection(model, self.lora)
         self.head_is_linear = not adapted and linear_head(model) is not None
-        if self.head_is_linear and self._trainer is not None and self.reference_halves:
-            self.weights_fingerprint = model_fingerprint(model)
+        self.head_is_known = self.head_is_linear or (not adapted and head_is_known(model))
 
     def configure_model(self) -> None:
         """Load the policy, and whatever stands for the reference."""

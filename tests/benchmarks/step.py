@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import logging
 import statistics
 import tempfile
 import time
@@ -45,7 +46,7 @@ TARGETS = (
 Measured = dict[str, float]
 
 
-def load(model: str, layers: int | None) -> nn.Module:
+def load(model: str, layers: int | None) -> Any:
     if model == "tiny":
         from tests.toys import toy_model
 
@@ -85,7 +86,7 @@ def step(variant: Variant, policy: nn.Module, optimizer: torch.optim.Optimizer, 
 
 
 def measure(
-    policy: nn.Module, size: tuple[int, int], prompt: int, names: Sequence[str], options: argparse.Namespace
+    policy: Any, size: tuple[int, int], prompt: int, names: Sequence[str], options: argparse.Namespace
 ) -> dict[str, Measured]:
     """Warm up, measure all variants in turns, and return medians."""
     device = torch.device(options.device)
@@ -174,6 +175,7 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", module="lightning")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     policy = load(options.model, options.layers)
     document: dict[str, Any] = {"torch": torch.__version__, "options": {k: str(v) for k, v in vars(options).items()}}
     for size in options.sizes:

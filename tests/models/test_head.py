@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from dipo_lightning.models.head import LinearHead, decoder, linear_head, output_projection
+from dipo_lightning.models.head import (
+    LinearHead,
+    decoder,
+    head_is_known,
+    linear_head,
+    output_head,
+    output_projection,
+)
 from dipo_lightning.models.lora import LoRA, add_lora
 from tests.toys import FAMILIES, LINEAR_HEADS, VOCABULARY, toy_model
 
@@ -50,9 +57,30 @@ def test_scaled_logits(family, field):
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
     common = sizes | {"intermediate_size": 32, "vocab_size": 64, "pad_token_id": 0}
+    ids = torch.arange(3, 15).view(2, 6)
     for scale in (0.5, 1.0):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **common, **{field: scale}))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **common, **{field: scale})).eval()
         assert (linear_head(model) is not None) == (scale == 1.0)
+        assert head_is_known(model)
+        assert torch.equal(output_head(model)(decoder(model)(ids).last_hidden_state), model(ids).logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_head_of_every_family_is_known(family):
+    model, ids = toy_model(family), torch.arange(3, 15).view(2, 6)
+    assert head_is_known(model)
+    head = output_head(model)
+    assert head.linear == (family in LINEAR_HEADS)
+    assert torch.equal(head(decoder(model)(ids).last_hidden_state), model(ids).logits)
+
+
+def test_a_head_that_does_something_else_is_not_known():
+    model = toy_model("gemma2")
+    model.config.final_logit_softcapping = None  # read by the model itself too
+    assert head_is_known(model)
+    model.lm_head.register_forward_hook(lambda _module, _inputs, output: output.clamp(max=3.0))
+    assert not head_is_known(model)
+    assert not head_is_known(add_lora(toy_model("llama"), LoRA(targets=["q_proj", "lm_head"])))
 
 
 def test_the_probe_leaves_no_trace():
