@@ -14,10 +14,10 @@ from dipo_lightning.metrics.functional.truth_ratio import (
     forget_truth_ratio,
     utility_truth_ratio,
 )
-from dipo_lightning.metrics.logs.log import Rows, Sets
+from dipo_lightning.metrics.logs.log import OWN_FORMAT, Rows, Sets
 from dipo_lightning.metrics.tofu import row_log_ratio
 
-OWN_FORMAT = "dipo-lightning/own/1"
+__all__ = ["MEMORY", "OWN_FORMAT", "own_aggregates"]
 MEMORY = ("exact_memorization", "extraction_strength", "min_k", "min_k_plus_plus")
 """Scores of single answers, averaged over the rows of a set."""
 

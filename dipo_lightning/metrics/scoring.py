@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
+from dipo_lightning.errors import InputError
 from dipo_lightning.metrics import muse, tofu
 from dipo_lightning.metrics.logs.comparing import check_comparable
-from dipo_lightning.metrics.logs.log import MUSE_FORMAT, TOFU_FORMAT, EvaluationLog
+from dipo_lightning.metrics.logs.log import MUSE_FORMAT, OWN_FORMAT, EvaluationLog
+from dipo_lightning.metrics.logs.native import NATIVE_FORMATS
 from dipo_lightning.metrics.logs.reading import read_log
+from dipo_lightning.metrics.own import own_aggregates
 
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-9
 # What follows from the rows of two models and not of one.
-_NEEDS_REFERENCE = ("forget_quality", "forget_quality_absent", "privleak", "privleak_absent", "privleak_auc_retrain")
+_NEEDS_REFERENCE = ("forget_quality", "privleak", "privleak_auc_retrain")
 
 
 def score(
@@ -34,8 +38,8 @@ def score(
 
     Returns:
         The aggregates under flat names. For this package's own logs also `stored_aggregates_hold`: whether the
-        aggregates in the file follow from its rows (None where it has none), and `stored_aggregates_differ`: which do
-        not, with {stored, recomputed}.
+        aggregates in the file follow from its rows (None where it has none), `stored_aggregates_differ`: which do not,
+        with {stored, recomputed}, and `stored_aggregates_unchecked`: which need the log of a second model to say.
 
     Raises:
         InputError: A log cannot be read, the two cannot be compared, or the variant is unknown.
@@ -45,38 +49,54 @@ def score(
     if other is not None:
         check_comparable(log, other)
     result = _aggregate(log, other, truth_ratio, auc_retrain)
-    if log.format not in (TOFU_FORMAT, MUSE_FORMAT):
+    if log.format not in NATIVE_FORMATS:
         return result
     own_variant = log.settings.get("truth_ratio", "geometric")
-    differing = stored_differences(log, _aggregate(log, other, own_variant, auc_retrain), other is not None)
-    holds = not differing if log.aggregates else None
-    return result | {"stored_aggregates_hold": holds, "stored_aggregates_differ": differing}
+    stored_auc = log.aggregates.get("privleak_auc_retrain") if log.format == MUSE_FORMAT and other is None else None
+    baseline = stored_auc if auc_retrain is None else auc_retrain
+    compared = _aggregate(log, other, own_variant, baseline)
+    unchecked = [name for name in _NEEDS_REFERENCE if other is None or log.aggregates.get(name) is None]
+    if baseline is not None:  # PrivLeak follows from the rows and the number it was compared with
+        unchecked = [name for name in unchecked if not name.startswith("privleak")]
+    differing = stored_differences(log, compared, unchecked)
+    return result | {
+        "stored_aggregates_hold": not differing if log.aggregates else None,
+        "stored_aggregates_differ": differing,
+        "stored_aggregates_unchecked": [name for name in unchecked if log.aggregates.get(name) is not None],
+    }
 
 
-def stored_differences(log: EvaluationLog, recomputed: dict[str, Any], with_reference: bool) -> dict[str, Any]:
+def stored_differences(
+    log: EvaluationLog, recomputed: dict[str, Any], unchecked: Collection[str] = ()
+) -> dict[str, Any]:
     """Aggregates of a log that do not follow from its rows.
 
     Args:
         log: With its stored aggregates.
         recomputed: From its rows, with the log's own truth ratio.
-        with_reference: Whether a reference was at hand: without, forget quality and PrivLeak are not compared.
+        unchecked: Names that the rows of this log alone say nothing about.
 
     Returns:
-        `{name: {"stored": ..., "recomputed": ...}}`; empty where all hold.
+        `{name: {"stored": ..., "recomputed": ...}}`; empty where all hold. A stored number that the rows don't give at
+        all is one of them.
     """
-    names = [name for name in log.aggregates if name in recomputed and not name.endswith("_absent")]
-    if not with_reference:
-        names = [name for name in names if name not in _NEEDS_REFERENCE]
+    names = [name for name in log.aggregates if not name.endswith("_absent") and name not in unchecked]
+    if recomputed.get("unscored_rows") and "unscored_rows" not in names:
+        names.append("unscored_rows")  # rows without a value were passed over in silence
     return {
-        name: {"stored": log.aggregates[name], "recomputed": recomputed[name]}
+        name: {"stored": log.aggregates.get(name), "recomputed": recomputed.get(name)}
         for name in names
-        if not _same(log.aggregates[name], recomputed[name])
+        if not _same(log.aggregates.get(name), recomputed.get(name))
     }
 
 
 def _aggregate(
     log: EvaluationLog, reference: EvaluationLog | None, truth_ratio: str, auc_retrain: float | None
 ) -> dict[str, Any]:
+    if log.format == OWN_FORMAT:
+        if reference is not None:
+            raise InputError(f"{log.path} is of one's own data, which is measured without a second model's log.")
+        return own_aggregates(log.sets, truth_ratio)
     if log.format == MUSE_FORMAT:
         variant = log.settings.get("variant", "muse")
         return muse.aggregate(log.sets, reference, variant, auc_retrain=auc_retrain, skipped=log.skipped)
