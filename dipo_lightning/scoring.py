@@ -6,7 +6,7 @@ float32 whatever the model computes in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +14,14 @@ from torch import Tensor, nn
 
 from dipo_lightning.metrics.functional.min_k import standardized_logprobs
 from dipo_lightning.row_batches import evaluation_mode, gather, own_batches, plan_batches
-
-Example = tuple[list[int], list[int]]
-"""``input_ids`` and ``labels`` of one row, as a `PromptStyle` makes them; -100 where a token is not scored."""
+from dipo_lightning.shared_prompts import (
+    Example,
+    attention_window,
+    can_share_prompts,
+    group_by_prompt,
+    pack,
+    prompt_of,
+)
 
 BATCH_TOKENS = 2048
 CHUNK_ELEMENTS = 2**24  # float32 logits held at a time: 64 MiB
@@ -73,67 +78,73 @@ def score(
         progress: Called with the number of rows done after each of this process's batches.
     """
     device = device or next(policy.parameters()).device
-    scored = [i for i, (_, labels) in enumerate(examples) if any(label != -100 for label in labels[1:])]
-    plan = [[scored[i] for i in batch] for batch in plan_batches([len(examples[i][0]) for i in scored], batch_tokens)]
+    groups = _groups(policy, examples, batch_tokens)
     wanted = frozenset(z_scores)
     results: dict[int, TokenScores] = {}
     with evaluation_mode(policy):
-        for batch, own in own_batches(plan):
-            rows = _score_batch(policy, [examples[i] for i in batch], [i in wanted for i in batch], device)
+        for numbers, own in own_batches(plan_batches([tokens for _, tokens in groups], batch_tokens)):
+            batch = [groups[number][0] for number in numbers]
+            flat = [index for group in batch for index in group]
+            scored = _score_batch(
+                policy, [[examples[i] for i in g] for g in batch], [i in wanted for i in flat], device
+            )
             if own:
-                results.update(zip(batch, rows, strict=True))
+                results.update(zip(flat, scored, strict=True))
                 if progress is not None:
-                    progress(len(batch))
+                    progress(len(flat))
     results = gather(results)
     nothing = TokenScores(torch.empty(0), torch.empty(0, dtype=torch.bool))
     return [results.get(i, nothing) for i in range(len(examples))]
 
 
+def _groups(policy: nn.Module, examples: Sequence[Example], batch_tokens: int) -> list[tuple[list[int], int]]:
+    """Return what becomes one row of a batch: indices of examples that share a prompt, and the row's tokens."""
+    scored = [i for i, (_, labels) in enumerate(examples) if any(label != -100 for label in labels[1:])]
+    if can_share_prompts(policy):
+        groups = group_by_prompt(examples, scored, batch_tokens, attention_window(policy))
+    else:
+        groups = [[index] for index in scored]
+    prompts = [len(prompt_of(examples[group[0]])) for group in groups]
+    return [
+        (group, prompt + sum(len(examples[i][0]) - prompt for i in group))
+        for group, prompt in zip(groups, prompts, strict=True)
+    ]
+
+
 def _score_batch(
-    policy: nn.Module, examples: Sequence[Example], wanted: Sequence[bool], device: torch.device
+    policy: nn.Module, groups: Sequence[Sequence[Example]], wanted: Sequence[bool], device: torch.device
 ) -> list[TokenScores]:
-    """Run one forward and split what its answer positions say by row."""
-    length = max(len(ids) for ids, _ in examples)
-    ids = torch.tensor([row + [0] * (length - len(row)) for row, _ in examples])
-    labels = torch.tensor([row + [-100] * (length - len(row)) for _, row in examples])
-    lengths = torch.tensor([len(row) for row, _ in examples])
-    positions = nn.functional.pad(labels[:, 1:] != -100, (0, 1))  # the position before a token predicts it
-    output = policy(
-        input_ids=ids.to(device),
-        attention_mask=(torch.arange(length) < lengths[:, None]).long().to(device),
-        logits_to_keep=positions.to(device),
-        use_cache=False,
-    ).logits
-    logits = output if output.dim() == 2 else output[positions.to(device)]  # an architecture that ignores the mask
-    counts = positions.sum(1)
-    z_rows = torch.tensor(wanted).repeat_interleave(counts)
-    logprobs, correct, z = token_statistics(logits, labels[:, 1:][positions[:, :-1]].to(device), z_rows.to(device))
-    parts = zip(wanted, *(values.cpu().split(counts.tolist()) for values in (logprobs, correct, z)), strict=True)
+    """Run one forward and split what its answer positions say by example."""
+    batch = pack(groups)
+    output = policy(**batch.inputs(policy, device), use_cache=False).logits
+    # an architecture may ignore the mask of positions
+    logits = output if output.dim() == 2 else output[batch.predictors.to(device)]
+    z_rows = torch.tensor(wanted).repeat_interleave(torch.tensor(batch.counts))
+    statistics = token_statistics(logits, batch.index.to(device), batch.labels.to(device), z_rows.to(device))
+    parts = zip(wanted, *(values.cpu().split(batch.counts) for values in statistics), strict=True)
     return [TokenScores(p.clone(), c.clone(), s.clone() if want else None) for want, p, c, s in parts]
 
 
 def token_statistics(
-    logits: Tensor, labels: Tensor, z_rows: Tensor, chunk_elements: int = CHUNK_ELEMENTS
+    logits: Tensor, index: Tensor, labels: Tensor, z_rows: Tensor, chunk_elements: int = CHUNK_ELEMENTS
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Read log-probability, first choice and z-score of each label from its logits, a chunk of positions at a time.
 
     Args:
-        logits: (N, V), any floating dtype.
+        logits: (M, V), any floating dtype.
+        index: (N,) int64, the row of ``logits`` that predicts each label; some predict several.
         labels: (N,) int64.
-        z_rows: (N,) bool, the positions whose z-score is wanted; elsewhere it is 0.
+        z_rows: (N,) bool, the labels whose z-score is wanted; elsewhere it is 0.
         chunk_elements: Most logits that are held in float32 at once.
 
     Returns:
         (N,) float32 log-probabilities, (N,) bool first choices, (N,) float32 z-scores.
     """
     rows = max(1, chunk_elements // logits.shape[-1])
-    parts = [_chunk(*chunk) for chunk in _chunks(logits, labels, z_rows, rows)]
+    chunks = zip(index.split(rows), labels.split(rows), z_rows.split(rows), strict=True)
+    parts = [_chunk(logits[places], chosen, z) for places, chosen, z in chunks]
     logprobs, correct, z = (torch.cat(values) for values in zip(*parts, strict=True))
     return logprobs, correct, z
-
-
-def _chunks(logits: Tensor, labels: Tensor, z_rows: Tensor, rows: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    yield from zip(logits.split(rows), labels.split(rows), z_rows.split(rows), strict=True)
 
 
 def _chunk(logits: Tensor, labels: Tensor, z_rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dipo_lightning"
 
 FLOORS = (
     {"errors"},
-    {"objectives", "metrics.functional", "data.prompts", "sharding", "row_batches", "random_states"},
+    {"objectives", "metrics.functional", "data.prompts", "sharding", "row_batches", "random_states", "shared_prompts"},
     {"models", "metrics", "generation", "scoring"},
     {"data", "report"},
     {"answers"},

@@ -8,6 +8,7 @@ import torch
 
 from dipo_lightning.row_batches import evaluation_mode, own_batches, plan_batches
 from dipo_lightning.scoring import score, token_statistics
+from dipo_lightning.shared_prompts import can_share_prompts
 from tests.toys import FAMILIES, VOCABULARY, toy_model
 
 
@@ -33,6 +34,83 @@ def plain_score(model: torch.nn.Module, example: tuple[list[int], list[int]]) ->
     mean = (logp.exp() * logp).sum(-1)
     deviation = (logp.exp() * (logp - mean[:, None]) ** 2).sum(-1).sqrt()
     return chosen, logp.argmax(-1) == torch.tensor(labels[1:])[kept], (chosen - mean) / deviation
+
+
+def rows_with_shared_prompts(seed: int = 0) -> list[tuple[list[int], list[int]]]:
+    """Five prompts of 8 to 20 tokens, each with one to seven answers; one answer has a token that is not scored."""
+    draw = random.Random(seed)
+    made = []
+    for answers in (7, 1, 3, 5, 2):
+        prompt = [draw.randrange(3, VOCABULARY) for _ in range(draw.randrange(8, 20))]
+        for _ in range(answers):
+            answer = [draw.randrange(3, VOCABULARY) for _ in range(draw.randrange(1, 9))]
+            made.append((prompt + answer, [-100] * len(prompt) + answer))
+    ids, labels = made[0]
+    made[0] = ([*ids, 5, 6], [*labels, -100, 6])
+    draw.shuffle(made)
+    return made
+
+
+def tokens_computed(model: torch.nn.Module, examples: list, **options: object) -> tuple[list, int, bool]:
+    """Scores, the tokens that went through the model, and whether any answers shared a row."""
+    seen, shared = [], []
+
+    def watch(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        seen.append(kwargs["input_ids"].numel())
+        shared.append("position_ids" in kwargs)
+
+    handle = model.register_forward_pre_hook(watch, with_kwargs=True)
+    scores = score(model, examples, **options)
+    handle.remove()
+    return scores, sum(seen), any(shared)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_that_share_a_prompt_are_scored_as_if_alone(family: str, implementation: str) -> None:
+    model = toy_model(family)
+    if implementation == "sdpa" and not model._supports_sdpa:
+        pytest.skip(f"transformers has no sdpa for {family}")
+    model.set_attn_implementation(implementation)
+    examples = rows_with_shared_prompts()
+    scores, computed, shared = tokens_computed(model, examples, batch_tokens=128, z_scores=range(18))
+    assert shared
+    assert computed < 0.8 * sum(len(ids) for ids, _ in examples)
+    for example, got in zip(examples, scores, strict=True):
+        logp, correct, z = plain_score(model, example)
+        torch.testing.assert_close(got.logprobs.double(), logp, rtol=1e-5, atol=1e-5)
+        assert torch.equal(got.correct, correct)
+        torch.testing.assert_close(got.z_scores.double(), z, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_shared_prompts_in_bfloat16(mixed: bool) -> None:
+    model = toy_model() if mixed else toy_model().bfloat16()
+    examples = rows_with_shared_prompts()
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        scores, _, shared = tokens_computed(model, examples)
+    assert shared
+    exact = score(toy_model(), examples)
+    for one, other in zip(scores, exact, strict=True):
+        torch.testing.assert_close(one.logprobs, other.logprobs, rtol=0.05, atol=0.05)
+
+
+def test_a_sliding_window_is_never_widened() -> None:
+    model = toy_model("gemma2", sliding_window=20)
+    examples = rows_with_shared_prompts(seed=1)
+    scores, _, shared = tokens_computed(model, examples)
+    assert shared, "short rows fit the window"
+    for example, got in zip(examples, scores, strict=True):
+        torch.testing.assert_close(got.logprobs.double(), plain_score(model, example)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_with_a_state_gets_a_row_for_each_answer() -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    model = MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, hidden_size=16, state_size=4, num_hidden_layers=1))
+    assert not can_share_prompts(model)
+    assert can_share_prompts(toy_model())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -78,15 +156,16 @@ def test_chunks_do_not_change_statistics() -> None:
     logits = torch.randn(23, 50, generator=generator).bfloat16()
     labels = torch.randint(0, 50, (23,), generator=generator)
     wanted = torch.arange(23) % 2 == 0
-    whole = token_statistics(logits, labels, wanted)
-    parts = token_statistics(logits, labels, wanted, chunk_elements=150)
+    index = torch.arange(23)
+    whole = token_statistics(logits, index, labels, wanted)
+    parts = token_statistics(logits, index, labels, wanted, chunk_elements=150)
     for a, b in zip(whole, parts, strict=True):
         assert torch.equal(a, b)
 
 
 def test_a_token_that_never_comes_leaves_z_scores_finite() -> None:
     logits = torch.tensor([[0.0, 1.0, float("-inf")]])
-    logprobs, _, z = token_statistics(logits, torch.tensor([0]), torch.tensor([True]))
+    logprobs, _, z = token_statistics(logits, torch.tensor([0]), torch.tensor([0]), torch.tensor([True]))
     assert torch.isfinite(logprobs).all()
     assert torch.isfinite(z).all()
 
