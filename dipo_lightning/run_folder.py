@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dipo_lightning.callbacks.checkpoint import FINISHED, FOLDER, LAST, event_files
+from dipo_lightning.callbacks.checkpoint import FINISHED, FOLDER, LAST, MARK, event_files
 from dipo_lightning.errors import InputError, RunError
-
-MARK = "run"
 
 
 def prepare_run(folder: Path) -> Path | None:

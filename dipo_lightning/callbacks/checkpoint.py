@@ -11,17 +11,20 @@ from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from dipo_lightning.callbacks.stop_signals import StopSignals, requeue
 from dipo_lightning.errors import InputError, RunError
 
 FOLDER, LAST, FINISHED = "checkpoints", "last.ckpt", "finished"
+MARK = "run"  # a file beside the checkpoint of a run that the same command goes on with
 
 
 class Checkpoint(CheckpointBase):
     """Keeps ``checkpoints/last.ckpt`` in the run's folder; with ``fit --run FOLDER`` the same command goes on from it.
 
     The file is written under another name, to the disk, and then renamed: it is whole, or the one before is still
-    there. It is written after the evaluation of its step, and notes how far the event files went. On SIGTERM the run
-    saves after the step in hand and ends.
+    there. It is written after the evaluation of its step, and notes how far the event files went. On SIGTERM, and on
+    the signal by which SLURM announces preemption (SIGUSR1, ``sbatch --signal=SIGUSR1@90``), the run saves after the
+    step in hand and ends; a run with ``--run`` is then queued again, but for ``SLURMEnvironment(auto_requeue=False)``.
 
     Args:
         every_n_epochs: Save at the end of every n-th epoch; None for not at epochs. Always at the end of training.
@@ -40,6 +43,7 @@ class Checkpoint(CheckpointBase):
         self._saved_step: int | None = None
         self._state: dict[str, Any] = {}
         self._pending: dict[str, Any] | None = None
+        self.signals = StopSignals()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Decide where it is written; collective."""
@@ -57,7 +61,8 @@ class Checkpoint(CheckpointBase):
     # When it is written.
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log what the interrupted run had computed and not yet logged when it was saved."""
+        """Log what the interrupted run had computed and not yet logged when it was saved; listen for signals."""
+        self.signals.listen(trainer)
         pending, self._pending = self._pending, None
         if pending is not None:
             for logger in trainer.loggers:
@@ -71,13 +76,18 @@ class Checkpoint(CheckpointBase):
         batch: Any,  # noqa: ANN401
         batch_idx: int,
     ) -> None:
-        """Save after every n-th optimiser step and on SIGTERM; at the end of an epoch its evaluation comes first."""
+        """Save after every n-th optimiser step and on a signal; at the end of an epoch its evaluation comes first."""
         step = trainer.global_step
         due = self.every_n_steps is not None and step % self.every_n_steps == 0
         ends = batch_idx + 1 >= trainer.num_training_batches or step == trainer.max_steps
         in_step = trainer.fit_loop._should_accumulate()
-        if step and not in_step and not ends and (due or trainer.received_sigterm) and step != self._saved_step:
+        if in_step or ends:
+            return
+        stop = self.signals.agreed(trainer)
+        if step and (due or stop) and step != self._saved_step:
             self.save(trainer, {"pending": self._not_yet_logged(trainer)})
+        if stop:
+            self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save at the end of every n-th epoch but the last, whose final evaluation comes first."""
@@ -85,8 +95,20 @@ class Checkpoint(CheckpointBase):
         last = trainer.should_stop or epoch == trainer.max_epochs or step == trainer.max_steps
         due = self.every_n_epochs is not None and epoch % self.every_n_epochs == 0
         due = due or (self.every_n_steps is not None and step % self.every_n_steps == 0)
-        if (due and not last) or trainer.received_sigterm:
+        stop = self.signals.agreed(trainer)
+        if (due and not last) or stop:
             self.save(trainer, {})
+        if stop:
+            self._stop(trainer)
+
+    def _stop(self, trainer: pl.Trainer) -> None:
+        """Let Lightning end the run after this hook, as it does on SIGTERM, and say what was saved."""
+        trainer._signal_connector.received_sigterm = True
+        if trainer.is_global_zero:
+            said = f"{self.signals.describe()}: the run is saved at step {trainer.global_step} ({self.path}) and ends."
+            if self.signals.preempted and self.path.with_name(MARK).exists():
+                said += " " + requeue()
+            print(said, flush=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the trained policy; what is left to do (exports, pages) is done again after an interruption."""

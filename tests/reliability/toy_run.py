@@ -60,12 +60,14 @@ def write_config(folder: Path, run: Path, workers: int = 0, lora: bool = False, 
     return path
 
 
-def command(config: str, trap: tuple[str, int] | None = None) -> None:
+def command(config: str, trap: tuple[str, int] | None = None, environment: dict[str, str] | None = None) -> None:
     """Be ``dipo-lightning fit --config CONFIG`` in a process group of its own, with everything it prints in a log.
 
     Args:
         trap: Where to die, see `tests.reliability.traps`.
+        environment: Variables to set.
     """
+    os.environ.update(environment or {})
     os.setsid()
     log = os.open(Path(config).with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -91,11 +93,11 @@ def run_here(config: Path) -> None:
         raise RuntimeError(f"the run ended with code {code}")
 
 
-def start(config: Path, trap: tuple[str, int] | None = None) -> Any:
+def start(config: Path, trap: tuple[str, int] | None = None, environment: dict[str, str] | None = None) -> Any:
     """Start the command; a server that has imported everything forks it, so that a start takes no seconds."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.reliability.imports"])
-    process = context.Process(target=command, args=(str(config), trap))
+    process = context.Process(target=command, args=(str(config), trap, environment))
     process.start()
     return process
 
