@@ -35,6 +35,7 @@ def write_report(folder: Path, evaluations: list[Path], seconds: float) -> None:
     places = {
         "numbers": "results.json",
         "picture": "forget_quality.png",
+        "page for a browser": "unlearned/run/results.html",
         "unlearned model": "models/unlearned",
         "every row and text": "unlearned/run/evaluations",
         "TensorBoard": "unlearned/run",

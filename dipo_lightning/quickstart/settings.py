@@ -73,7 +73,11 @@ def unlearning(folder: Path, seed: int) -> dict[str, Any]:
         "trainer": {
             **_trainer(folder, "unlearned", UNLEARNING["epochs"]),
             "gradient_clip_val": 1.0,
-            "callbacks": [_evaluation(folder, reference=True), _export(folder / "models" / "unlearned")],
+            "callbacks": [
+                _evaluation(folder, reference=True),
+                _export(folder / "models" / "unlearned"),
+                {"class_path": "dipo_lightning.callbacks.ResultsPage"},
+            ],
         },
         "model": {
             "class_path": "dipo_lightning.DiPOModule",
