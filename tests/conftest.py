@@ -7,6 +7,17 @@ from pathlib import Path
 import pytest
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many drawn cases really ran (tests/properties), on however many processes."""
+    reports = [report for kind in terminalreporter.stats.values() for report in kind]
+    noted = [
+        dict(getattr(report, "user_properties", ())) for report in reports if getattr(report, "when", "") == "teardown"
+    ]
+    ran = sum(properties.get("cases", 0) for properties in noted)
+    if ran:
+        terminalreporter.write_line(f"{ran} drawn cases")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with the published benchmark data that may stand beside the repository; skips where it doesn't."""
