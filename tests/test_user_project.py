@@ -1,13 +1,17 @@
 """A project of somebody else's, as the README invites: 20 lines that subclass DiPOModule, named in YAML."""
 
+import math
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.callbacks.small_tofu import write_tofu
+from dipo_lightning import UnlearningDataModule
+from tests.callbacks.small_tofu import trainer, write_tofu
 from tests.toys import save_toy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,3 +90,19 @@ def test_a_project_of_twenty_lines(tmp_path: Path) -> None:
     assert {faded[0], faded[-1]} == {1.0, 0.25}
     before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("model", "logs/version_0/model"))
     assert any((before[name] != after[name]).any() for name in before)
+
+
+def test_the_method_in_the_readme(tmp_path: Path) -> None:
+    snippet = re.search(r"```python\n(.*?class MyMethod.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert snippet is not None
+    names: dict = {}
+    exec(snippet[1], names)
+    model, data = save_toy(tmp_path / "model"), write_tofu(tmp_path / "data")
+    module = names["MyMethod"](str(model), optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    pairs = UnlearningDataModule(
+        str(model), str(data / "forget10.json"), str(data / "retain90.json"), prompt="plain", batch_size=2
+    )
+    run = trainer(tmp_path, max_steps=3)
+    run.fit(module, pairs)
+    assert module.reference is None
+    assert math.isfinite(run.callback_metrics["train/forget"])
