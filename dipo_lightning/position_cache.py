@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from dipo_lightning.data.pairs import Example, supervised_count
 from dipo_lightning.errors import RunError
 
 FORMAT = "dipo-lightning/positions/1"
+_BLOCK = 2**24
 
 
 def cache_key(examples: Sequence[Example], **content: Any) -> str:  # noqa: ANN401
@@ -60,20 +62,35 @@ class PositionCache:
         }
 
     def create(self) -> None:
-        """Make the files where there are none; one process does this, before any other opens them."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        manifest = self.folder / "manifest.json"
-        if not manifest.exists():
-            np.memmap(self.folder / "values.bin", np.float32, "w+", shape=self.shape).flush()
-            np.memmap(self.folder / "done.bin", np.uint8, "w+", shape=(len(self.examples),)).flush()
-            partial = manifest.with_suffix(".partial")
-            partial.write_text(json.dumps(self.manifest))
-            partial.rename(manifest)
+        """Make the files where there are none; one process does this, before any other opens them.
+
+        Raises:
+            RunError: They cannot be written, or the disk has no room for them.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            manifest = self.folder / "manifest.json"
+            if not manifest.exists():
+                for name, size in self.sizes.items():
+                    allocate(self.folder / name, size)
+                partial = manifest.with_suffix(".partial")
+                partial.write_text(json.dumps(self.manifest))
+                partial.rename(manifest)
+        except OSError as error:
+            raise RunError(
+                f"The cache {self.folder} ({sum(self.sizes.values()) / 1e6:.1f} MB) cannot be written: "
+                f"{error.strerror or error}. Set model.reference_cache to a folder with room, or model.reference: live."
+            ) from error
 
     @property
     def shape(self) -> tuple[int, int]:
         """(positions, width)."""
         return max(1, self.manifest["positions"]), self.width
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file."""
+        return {"values.bin": 4 * self.shape[0] * self.width, "done.bin": len(self.examples)}
 
     def open(self) -> None:
         """Map the files, after checking that they are this cache's."""
@@ -83,8 +100,7 @@ class PositionCache:
             raise RunError(f"The cache {self.folder} cannot be read ({error}); delete it and run again.") from error
         if found != self.manifest:
             raise RunError(f"The cache {self.folder} is of other data or weights ({found}); delete it and run again.")
-        sizes = {"values.bin": 4 * self.shape[0] * self.width, "done.bin": len(self.examples)}
-        for name, size in sizes.items():
+        for name, size in self.sizes.items():
             if (self.folder / name).stat().st_size != size:
                 raise RunError(f"The cache file {self.folder / name} is truncated; delete {self.folder} and run again.")
         self.values = np.memmap(self.folder / "values.bin", np.float32, "r+", shape=self.shape)
@@ -139,6 +155,16 @@ class PositionCache:
             slot = self.slots[row]
             parts.append(self.values[self.starts[slot] : self.starts[slot + 1]])
         return torch.from_numpy(np.concatenate(parts)).to(index.device, non_blocking=True)
+
+
+def allocate(path: Path, size: int) -> None:
+    """Make a file of ``size`` zero bytes that the disk has room for: a mapped file without room ends in SIGBUS."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            for start in range(0, size, _BLOCK):
+                file.write(bytes(min(_BLOCK, size - start)))
 
 
 def _shares(slots: list[int], batch_size: int, rank: int, world: int) -> Iterator[tuple[list[int], bool]]:

@@ -1,6 +1,7 @@
 """Callbacks: evaluation during training, pictures, and export."""
 
 from dipo_lightning.callbacks.checkpoint import Checkpoint
+from dipo_lightning.callbacks.collapse import StopOnCollapse
 from dipo_lightning.callbacks.export import ExportModel
 from dipo_lightning.callbacks.muse import MUSEEvaluation
 from dipo_lightning.callbacks.own_data import MemorizationEvaluation
@@ -15,5 +16,6 @@ __all__ = [
     "MemorizationEvaluation",
     "ResultsPage",
     "StopAtThreshold",
+    "StopOnCollapse",
     "TOFUEvaluation",
 ]

@@ -66,7 +66,8 @@ class LanguageModelModule(pl.LightningModule):
         self.policy: nn.Module | None = None
         self.weights_fingerprint = ""
         self._random_states: dict[int, dict[str, Any]] = {}
-        self._last_batch: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
+        self._batches: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []  # of the optimiser step: rows and terms
+        self._stepped = False
         self.pretrained, self.optimizer = str(pretrained), optimizer
         self.schedule, self.warmup_steps = schedule, warmup_steps
         if warmup_steps < 0:
@@ -185,7 +186,8 @@ class LanguageModelModule(pl.LightningModule):
         norm = torch.nn.utils.get_total_norm(gradients)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if not bool(torch.isfinite(norm)):
-            raise RunError(self._not_finite(f"The gradient's norm is {float(norm)}"))
+            raise RunError(self.situation(f"The gradient's norm is {float(norm)}"))
+        self._stepped = True
         if self.logs_are_due:
             self.log("train/gradient_norm", norm)
 
@@ -206,19 +208,29 @@ class LanguageModelModule(pl.LightningModule):
     def stop_if_not_finite(self, loss: Tensor, batch: dict[str, Any], terms: dict[str, Tensor]) -> None:
         """Raise a `RunError` that names the rows and the terms where ``loss`` is NaN or infinite."""
         rows = {half: part["index"] for half, part in batch.items() if isinstance(part, dict) and "index" in part}
-        self._last_batch = rows, {name: value.detach() for name, value in terms.items()}
+        if self._stepped:
+            self._batches, self._stepped = [], False
+        self._batches.append((rows, {name: value.detach() for name, value in terms.items()}))
         if not bool(torch.isfinite(loss)):
-            raise RunError(self._not_finite(f"The loss is {float(loss.detach())}"))
+            raise RunError(self.situation(f"The loss is {float(loss.detach())}", self._batches[-1:]))
 
-    def _not_finite(self, what: str) -> str:
-        """Say where the run was, which rows it had, and which checkpoint is good."""
-        rows, terms = self._last_batch
-        paths = [getattr(callback, "last_good", None) for callback in self.trainer.checkpoint_callbacks]
-        good = next((path for path in paths if path is not None), None)
+    def situation(self, what: str, batches: list[tuple[dict[str, Tensor], dict[str, Tensor]]] | None = None) -> str:
+        """Say where the run was when ``what`` happened.
+
+        Args:
+            what: What happened, the beginning of the sentence.
+            batches: Rows and terms of the micro-batches it happened in; None for all of the optimiser step.
+        """
+        batches = self._batches if batches is None else batches
+        rows: dict[str, list[int]] = {}
+        for halves, _ in batches:
+            for half, index in halves.items():
+                rows.setdefault(half, []).extend(index.tolist())
+        terms = [{name: float(value) for name, value in values.items()} for _, values in batches]
+        good = last_good_checkpoint(self.trainer)
         return (
             f"{what} at step {self.trainer.global_step}. "
-            f"Terms: { ({name: float(value) for name, value in terms.items()}) }. "
-            f"Rows of the batch: { ({half: index.tolist() for half, index in rows.items()}) }. "
+            f"Terms: {', '.join(map(str, terms)) or 'none'}. Rows of the batch: {rows}. "
             + (f"The last good checkpoint is {good}. " if good else "There is no checkpoint before it. ")
             + "Lower the learning rate, clip gradients (trainer.gradient_clip_val), or look at these rows."
         )
@@ -234,3 +246,12 @@ class LanguageModelModule(pl.LightningModule):
     def sharded(self) -> bool:
         """Whether the policy is sharded over processes."""
         return self.policy is not None and is_sharded(self.policy)
+
+
+def last_good_checkpoint(trainer: pl.Trainer) -> str | None:
+    """Return the checkpoint that was written last, by this package's callback or by Lightning's."""
+    for callback in trainer.checkpoint_callbacks:
+        for name in ("last_good", "last_model_path", "best_model_path"):
+            if path := getattr(callback, name, None):
+                return str(path)
+    return None
