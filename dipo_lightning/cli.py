@@ -4,6 +4,7 @@ A command of the second kind is a plain function whose signature and docstring a
 """
 
 import difflib
+import errno
 import importlib
 import signal
 import sys
@@ -27,6 +28,9 @@ COMMANDS = {
 }
 """The commands that are no Trainer method, by name, as ``module:function``."""
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""A disk that is full or can't be written to; such an error seldom names its file."""
+
 TRAINER_COMMANDS = ("fit", "validate", "test")
 DEFAULT_CLASSES = {"model": "DiPOModule", "data": "UnlearningDataModule"}
 
@@ -43,6 +47,12 @@ def main(args: Sequence[str] | None = None) -> int:
             return show_commands(args)
     except DiPOError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None and error.errno not in DISK_ERRORS:  # not about a file of the user's
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        print(f"error: {printable(f'{error.strerror}{where}')}", file=sys.stderr)
         return 2
     except SystemExit as stop:
         if type(stop).__name__ != "SIGTERMException":  # Lightning's: exit code 0, as if the run had ended

@@ -219,6 +219,16 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_rows_and_checkpoi
     assert all(torch.isfinite(value).all() for value in saved["state_dict"].values())
 
 
+def test_the_rows_of_all_micro_batches_of_the_step_are_named(files: Path) -> None:
+    class Broken(GradDiffModule):
+        def forget_loss(self, forget: Answers) -> torch.Tensor:
+            loss = super().forget_loss(forget)
+            return loss if self.global_step == 0 else loss + (loss - loss).abs().sqrt()
+
+    with pytest.raises(RunError, match=r"norm is nan at step 1\..*forget': \[\d(, \d){3}\]"):
+        fit(files, Broken, steps=3, trainer={"accumulate_grad_batches": 2})
+
+
 def test_a_module_without_a_forget_loss_says_so(files: Path) -> None:
     with pytest.raises(TypeError, match="must define forget_loss"):
         fit(files, UnlearningModule)
