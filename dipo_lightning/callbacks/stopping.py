@@ -8,6 +8,8 @@ from typing import Literal
 import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dipo_lightning.callbacks.evaluation import Evaluation
@@ -67,6 +69,8 @@ class StopAtThreshold(EarlyStopping):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse to stand before the evaluation that it waits for: it would always be an epoch late."""
         super().setup(trainer, pl_module, stage)
+        if stage == TrainerFn.FITTING:
+            self.stopping_reason = EarlyStoppingReason.NOT_STOPPED  # what a checkpoint says comes after this
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         for callback in callbacks[callbacks.index(self) :]:
             if isinstance(callback, Evaluation) and self.monitor.startswith(f"{callback.name}/"):
@@ -74,6 +78,15 @@ class StopAtThreshold(EarlyStopping):
                     f"StopAtThreshold watches {self.monitor}, but stands before {type(callback).__name__} in "
                     "trainer.callbacks; write it behind."
                 )
+
+    @property
+    def reached(self) -> bool:
+        """Whether the threshold has been reached, in this process or before an interruption."""
+        return self.stopping_reason == EarlyStoppingReason.STOPPING_THRESHOLD
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Train no further where the checkpoint is of the epoch that reached it: Lightning would."""
+        trainer.should_stop = trainer.should_stop or self.reached
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop where the metric is there, and has reached the threshold."""
@@ -84,9 +97,8 @@ class StopAtThreshold(EarlyStopping):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say so where it was never reached."""
-        value = trainer.callback_metrics.get(self.monitor)
-        reached = value is not None and bool(self.monitor_op(value, self.stopping_threshold))
-        if not reached:
+        if not self.reached:
+            value = trainer.callback_metrics.get(self.monitor)
             now = "never logged" if value is None else f"now {value:.4g}"
             rank_zero_warn(
                 f"{self.monitor} did not come to {self.threshold:.4g} ({now}); train longer, or forget harder.",

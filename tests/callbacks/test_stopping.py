@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import lightning.pytorch as pl
 import pytest
@@ -51,12 +52,12 @@ class Line(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def run(folder, *callbacks, epochs=5, checkpointing=False):
+def run(folder, *callbacks, epochs=5, checkpointing=False, checkpoint=None):
     trainer = pl.Trainer(
         default_root_dir=folder, accelerator="cpu", max_epochs=epochs, logger=False, callbacks=list(callbacks),
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=checkpointing,
     )  # fmt: skip
-    trainer.fit(Line())
+    trainer.fit(Line(), ckpt_path=checkpoint, weights_only=True)
     return trainer
 
 
@@ -76,6 +77,20 @@ def test_the_checkpoint_of_that_epoch_is_the_last(tmp_path):
     saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
     run(tmp_path, Scripted([50, 40, 30, 20]), StopAtThreshold(threshold=40), saving, checkpointing=True)
     assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["epoch=0.ckpt", "epoch=1.ckpt"]
+
+
+def test_a_run_resumed_behind_its_last_epoch_trains_no_further(tmp_path):
+    def again(checkpoint=None):
+        saving = ModelCheckpoint(tmp_path / "checkpoints", filename="{epoch}", save_top_k=-1)
+        parts = Scripted([50, 40, 30, 20]), StopAtThreshold(threshold=40), saving
+        return run(tmp_path, *parts, checkpointing=True, checkpoint=checkpoint)
+
+    again()
+    (tmp_path / "checkpoints").rename(tmp_path / "kept")
+    for epoch in (0, 1):  # of an epoch before the one that reached it, and of that one
+        trainer = again(tmp_path / "kept" / f"epoch={epoch}.ckpt")
+        assert (trainer.current_epoch, trainer.global_step) == (2, 4)
+        shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
 
 
 def test_the_threshold_may_be_the_retrained_models(tmp_path):
