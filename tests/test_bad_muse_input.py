@@ -1,0 +1,115 @@
+"""A corpus in MUSE's schema that cannot be right: a sentence and exit code 2, before a model is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dipo_lightning.cli import main
+from dipo_lightning.data.fictitious_news import write_fictitious_news
+from tests.toys import save_toy
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus, and a toy model beside it."""
+    root = tmp_path_factory.mktemp("good")
+    save_toy(root / "model", max_position_embeddings=2048)
+    write_fictitious_news(root / "news", articles=5)
+    return root
+
+
+def rows(folder: Path, part: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (folder / f"{part}.jsonl").read_text().splitlines()]
+
+
+def replaced(part: str, field: str, value: object):
+    """The first row of a part has another value in a field."""
+
+    def change(folder: Path) -> list[dict[str, object]]:
+        return [{**rows(folder, part)[0], field: value}, *rows(folder, part)[1:]]
+
+    return part, change
+
+
+CASES = {
+    "another column": (("train/forget", lambda f: [{"content": "x"}]), "line 1: there is no 'text'; it has content"),
+    "a document that is a list": (replaced("train/retain1", "text", ["x"]), "(list), not a text"),
+    "an empty document": (replaced("train/forget", "text", " \n"), "line 1: 'text' is empty"),
+    "an empty document to be measured": (replaced("privleak/holdout", "text", ""), "holdout.jsonl, line 1"),
+    "a continuation that is missing": (("verbmem/forget", lambda f: [{"prompt": "The mayor"}]), "no 'gt'"),
+    "a question without an answer": (replaced("knowmem/retain_qa", "answer", ""), "'answer' is empty"),
+    "nine in-context examples": (
+        ("knowmem/forget_qa_icl", lambda f: rows(f, "knowmem/forget_qa_icl")[:9]),
+        "forget_qa_icl has 9 in-context examples; MUSE's questions need 10",
+    ),
+    "a part without rows": (("privleak/forget", lambda f: []), "no rows"),
+    "texts shorter than Min-K needs": (
+        ("privleak/holdout", lambda f: [{"text": "a"}, {"text": "b"}]),
+        "No text of privleak/holdout can be scored. Too short for Min-K",
+    ),
+    "retain2 that is trained on": (("train/retain2", lambda f: rows(f, "train/retain1")[:1]), "retain2 rows are"),
+    "holdout that is forgotten": (("privleak/holdout", lambda f: rows(f, "train/forget")[:2]), "holdout rows are"),
+    "a document to forget and to keep": (
+        ("train/retain1", lambda f: rows(f, "train/retain1") + rows(f, "train/forget")[3:4]),
+        "1 of 10 documents of train/forget are in train/retain1 too",
+    ),
+}
+
+
+def config(root: Path, news: Path) -> dict:
+    evaluation = {"baseline": 0.5, "rows": 2, "verbmem_tokens": 2, "knowmem_tokens": 2}
+    return {
+        "trainer": {"accelerator": "cpu", "max_steps": 1, "logger": False, "enable_checkpointing": False,
+                    "enable_progress_bar": False, "enable_model_summary": False,
+                    "callbacks": [{"class_path": "dipo_lightning.callbacks.MUSEEvaluation", "init_args": evaluation}]},
+        "model": {"class_path": "dipo_lightning.GradDiffModule", "init_args": {"pretrained": str(root / "model")}},
+        "data": {"class_path": "dipo_lightning.MUSEDataModule",
+                 "init_args": {"data": str(news), "max_length": 64, "batch_size": 1}},
+    }  # fmt: skip
+
+
+def run(folder: Path, settings: dict) -> int:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    try:
+        return main(["fit", "--config", str(path)])
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("logging.raiseExceptions", False)  # Lightning's handler holds the stream of an earlier test
+    return tmp_path
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_bad_corpus_is_a_sentence_and_exit_code_2(
+    good: Path, here: Path, case: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*args: object, **options: object) -> None:
+        raise AssertionError("the model was loaded before the corpus was checked")
+
+    monkeypatch.setattr("dipo_lightning.modules.language_model.load_policy", load)
+    (part, change), said = CASES[case]
+    news = here / "news"
+    shutil.copytree(good / "news", news)
+    changed = change(news)
+    (news / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+    code = run(here, config(good, news))
+    errors = capsys.readouterr().err
+    assert code == 2, errors
+    message = errors[errors.index("error: ") :]
+    assert said in message
+    assert "Traceback" not in errors
+    assert len(message) < 700, message
+
+
+def test_the_good_corpus_runs(good: Path, here: Path) -> None:
+    assert run(here, config(good, good / "news")) == 0
