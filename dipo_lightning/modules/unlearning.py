@@ -75,6 +75,7 @@ class UnlearningModule(LanguageModelModule):
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         if self.reference is None and fitting and self.reference_halves:
             self.reference = self.make_reference()
+            self.refuse_saved_reference()
 
     @property
     def reference_halves(self) -> list[str]:
@@ -86,6 +87,19 @@ class UnlearningModule(LanguageModelModule):
         name, why = choose_reference(self)
         rank_zero_info(f"reference: {name} ({why})")
         return build_reference(self, name)
+
+    def refuse_saved_reference(self) -> None:
+        """Refuse a reference that an own `make_reference` has put into the module tree.
+
+        Raises:
+            InputError: It is there, and would be trained, clipped and saved with the policy.
+        """
+        model = self.reference if isinstance(self.reference, nn.Module) else getattr(self.reference, "model", None)
+        if model is not self.policy and any(module is model for module in self.modules()):
+            raise InputError(
+                f"The reference of {type(self).__name__} is one of its submodules, so every checkpoint would hold it and "
+                "the optimiser would train it. Hold it in a LiveReference, and assign it to nothing but self.reference."
+            )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return ``gamma * forget + lambda_ * retain`` over the global batch, logging every term."""

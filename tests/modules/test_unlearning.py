@@ -243,6 +243,19 @@ def test_what_cannot_be_right_is_refused_before_the_model_is_loaded(files: Path,
         fit(files, DiPOModule, trainer=trainer)
 
 
+@pytest.mark.parametrize("held", ["itself", "inside"])
+def test_a_reference_that_would_be_saved_is_refused(files: Path, held: str) -> None:
+    class Keeping(NPOModule):
+        def make_reference(self) -> Any:
+            if held == "itself":
+                return self.load()
+            self.copy = self.load()
+            return LiveReference(self.copy)
+
+    with pytest.raises(InputError, match="one of its submodules, so every checkpoint would hold it"):
+        fit(files, Keeping)
+
+
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_resume_ends_with_the_weights_of_an_uninterrupted_run(files: Path, tmp_path: Path) -> None:
     whole, _ = fit(files, DiPOModule, steps=5)
