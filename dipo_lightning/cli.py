@@ -64,10 +64,14 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def run_command(name: str, args: list[str]) -> None:
     """Parse ``args`` by the signature of the function behind ``name``, and call it."""
-    from jsonargparse import auto_cli
+    from jsonargparse import ArgumentParser, auto_cli
 
+    from dipo_lightning.parser_messages import Sentences
+
+    parser = type("Parser", (Sentences, ArgumentParser), {})
     module, function = COMMANDS[name].split(":")
-    auto_cli(getattr(importlib.import_module(module), function), args=args, prog=f"dipo-lightning {name}")
+    called = getattr(importlib.import_module(module), function)
+    auto_cli(called, args=args, prog=f"dipo-lightning {name}", parser_class=parser)
 
 
 def run_trainer(args: list[str]) -> None:

@@ -31,6 +31,8 @@ def export(
     from dipo_lightning.report.card import CardFacts, model_card
 
     source = Path(checkpoint)
+    if not source.name:
+        raise InputError(f"{checkpoint!r} names no checkpoint; give a .ckpt file of fit, or a folder of shards.")
     folder = Path(output) if output is not None else source.with_name(f"{source.name.removesuffix('.ckpt')}-model")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty; export would overwrite it. Name another folder or remove it.")

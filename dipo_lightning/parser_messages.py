@@ -6,8 +6,11 @@ import difflib
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
+
+from dipo_lightning.report.text import printable
 
 NOISE = (
     "Does not validate against any of the Union subtypes",
@@ -18,6 +21,21 @@ NOISE = (
     "Given value: ",
 )
 """Lines of the parser's report on a value that may be of several types, which say nothing to a user."""
+
+
+class Sentences:
+    """Makes a parser say in a sentence what is wrong, with the nearest right option where one is not known."""
+
+    prog: str
+    exit_on_error: bool
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the sentence and leave with code 2."""
+        if not self.exit_on_error:  # inside the parse of a larger one, which will say it
+            super().error(message, ex)  # type: ignore[misc]
+        command = self.prog.replace(" [options]", "")
+        print(f"error: {printable(explained(message, self))}\n{command} --help explains the options", file=sys.stderr)
+        sys.exit(2)
 
 
 def explained(message: str, parser: Any) -> str:  # noqa: ANN401

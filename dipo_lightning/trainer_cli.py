@@ -1,9 +1,8 @@
 """LightningCLI of this project: ``fit``, ``validate`` and ``test`` of any module and data module by class name."""
 
 import os
-import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 # Lightning 2.6 calls jsonargparse by old names; its users can do nothing about that
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -17,8 +16,7 @@ from dipo_lightning.callbacks import Checkpoint  # and short class names of all 
 from dipo_lightning.callbacks.tensorboard_layout import write_layout
 from dipo_lightning.errors import DiPOError, InputError
 from dipo_lightning.models.checkpoint import read_settled
-from dipo_lightning.parser_messages import explained
-from dipo_lightning.report.text import printable
+from dipo_lightning.parser_messages import Sentences
 from dipo_lightning.run_folder import is_finished, is_first_process, last_checkpoint, prepare_run
 from dipo_lightning.sharding import check_strategy
 
@@ -30,20 +28,27 @@ RUN_HELP = (
 )
 
 
-class Parser(LightningArgumentParser):
+class Parser(Sentences, LightningArgumentParser):
     """Says in a sentence what is wrong, with the nearest right option where one is not known."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the sentence and leave with code 2."""
-        if not self.exit_on_error:  # inside the parse of a larger one, which will say it
-            super().error(message, ex)
-        command = self.prog.replace(" [options]", "")
-        print(f"error: {printable(explained(message, self))}\n{command} --help explains the options", file=sys.stderr)
-        sys.exit(2)
 
 
 class SaveConfig(SaveConfigCallback):
-    """Also writes the config as text into TensorBoard, and the layout of its charts."""
+    """Writes the config once the checkpoint is found to fit; also as text into TensorBoard, with its charts' layout."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write nothing yet: a run that is refused leaves the folder, and the config in it, as it was."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the config of a fit; collective."""
+        super().setup(trainer, pl_module, "fit")
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the config of a validation; collective."""
+        super().setup(trainer, pl_module, "validate")
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the config of a test; collective."""
+        super().setup(trainer, pl_module, "test")
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write them once a run, on the first process."""

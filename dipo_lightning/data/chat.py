@@ -178,6 +178,8 @@ def _template(tokenizer: PreTrainedTokenizerBase, given: str | Path | None) -> s
                 "Take the style plain, or give chat_template."
             )
         return str(tokenizer.get_chat_template())
+    if not isinstance(given, str | Path):
+        raise InputError(f"chat_template is {given!r}; give a template, a file, or the name of one.")
     if isinstance(given, str) and "{" in given:
         return given
     own = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
@@ -185,9 +187,10 @@ def _template(tokenizer: PreTrainedTokenizerBase, given: str | Path | None) -> s
         return str(named[str(given)])
     try:
         return Path(given).expanduser().read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no text in UTF-8, or a NUL in the name
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"chat_template {str(given)!r} is neither a template nor a file ({error.strerror}), nor the name of one: "
+            f"chat_template {str(given)!r} is neither a template nor a file ({reason}), nor the name of one: "
             f"{', '.join(named)}."
         ) from error
 
