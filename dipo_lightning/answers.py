@@ -18,7 +18,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 
 from dipo_lightning.data.collation import TokenBatch, selected_labels, selected_rows, supervised_positions
 from dipo_lightning.models.head import Head, decoder, output_head
-from dipo_lightning.objectives.chunked_likelihood import chunked_nll
+from dipo_lightning.objectives.chunked_likelihood import chunked_nll, chunked_nll_sum
 from dipo_lightning.objectives.likelihood import token_nll
 from dipo_lightning.objectives.recomputed import in_chunks
 from dipo_lightning.objectives.sequences import sequence_reduce
@@ -76,6 +76,13 @@ class Answers:
             return chunked_nll(self.hidden, self.head.weight, self.labels, CHUNK_SIZE)
         head = self.head
         return in_chunks(lambda x, y: (token_nll(head(x), y),), CHUNK_SIZE, self.hidden, self.labels)[0]
+
+    @property
+    def mean_nll(self) -> Tensor:
+        """Sum of ``nll`` over `token_denominator`, without the single ones where nothing else asks for them."""
+        if self.hidden is not None and self.head is not None and self.head.linear and "nll" not in self.__dict__:
+            return chunked_nll_sum(self.hidden, self.head.weight, self.labels, CHUNK_SIZE) / self.token_denominator
+        return self.nll.sum() / self.token_denominator
 
     def sequence_nll(self, reduction: str = "sum") -> Tensor:
         """(B,) summed or mean NLL of each row's answer."""

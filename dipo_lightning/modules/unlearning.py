@@ -15,7 +15,7 @@ from dipo_lightning.models.head import head_is_known, linear_head
 from dipo_lightning.models.lora import adapts_projection
 from dipo_lightning.modules.language_model import LanguageModelModule
 from dipo_lightning.modules.reference_choice import build_reference, choose_reference
-from dipo_lightning.objectives.retain import retain_kl, retain_nll
+from dipo_lightning.objectives.retain import retain_kl
 from dipo_lightning.reference import CachedReference, ModelReference, Reference
 
 
@@ -97,7 +97,7 @@ class UnlearningModule(LanguageModelModule):
         model = self.reference if isinstance(self.reference, nn.Module) else getattr(self.reference, "model", None)
         if model is not self.policy and any(module is model for module in self.modules()):
             raise InputError(
-                f"The reference of {type(self).__name__} is one of its submodules, so every checkpoint would hold it and "
+                f"The reference of {type(self).__name__} is one of its submodules: every checkpoint would hold it and "
                 "the optimiser would train it. Hold it in a LiveReference, and assign it to nothing but self.reference."
             )
 
@@ -149,7 +149,7 @@ class UnlearningModule(LanguageModelModule):
         """Return the scalar retain loss that ``retain_loss`` names."""
         if self.retain_loss_name == "kl":
             return retain_kl(retain.logits, self.reference_logits(retain), denominator=retain.token_denominator)
-        return retain_nll(retain.nll, denominator=retain.token_denominator)
+        return retain.mean_nll
 
     def reference_logits(self, answers: Answers) -> Tensor:
         """Return the reference's (N, V) logits at the positions of ``answers``, without a gradient."""

@@ -24,10 +24,10 @@ from dipo_lightning.errors import InputError
 from dipo_lightning.objectives.differences import Plan, Source, Workspace
 from dipo_lightning.objectives.options import PairOptions
 from dipo_lightning.objectives.projection import (
-    WeightGradient,
     align,
     check_chunk_size,
     check_projection,
+    closed_gradients,
     slices,
 )
 
@@ -99,23 +99,19 @@ class _ChunkedMargin(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, reference_hidden, reference_weight, directions, differences = ctx.saved_tensors
-        grad_hidden = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_hidden = (directions * upstream.unsqueeze(-1)).to(hidden.dtype)
-        if ctx.needs_input_grad[1]:
-            weighted = hidden * upstream.unsqueeze(-1)
-            total = WeightGradient(weight)
-            if differences is not None:
-                total.add(differences, weighted)
-            else:
-                work = Workspace(ctx.plan, hidden, weight, (reference_hidden, reference_weight))
-                buffer = work.buffer(ctx.plan.chunk_size)
-                for chunk in slices(len(hidden), ctx.plan.chunk_size):
-                    out = buffer[: chunk.stop - chunk.start]
-                    work.fill(chunk, out)
-                    total.add(out, weighted[chunk])
-            grad_weight = total.result()
-        return grad_hidden, grad_weight, None, None, None
+        work = Workspace(ctx.plan, hidden, weight, (reference_hidden, reference_weight))
+        for_hidden, for_weight, *_ = ctx.needs_input_grad
+        gradients = closed_gradients(
+            hidden,
+            weight,
+            upstream,
+            directions if for_hidden else None,
+            differences,
+            work.fill if for_weight else None,
+            work.buffer,
+            ctx.plan.chunk_size,
+        )
+        return *gradients, None, None, None
 
 
 def _apply(

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.objectives.chunked_likelihood import chunked_nll
+from dipo_lightning.objectives.chunked_likelihood import chunked_nll, chunked_nll_sum
 from dipo_lightning.objectives.likelihood import token_nll
 
 N, H, V = 11, 6, 150
@@ -45,6 +45,33 @@ def test_low_precision_is_near(chunk_size: int, dtype: torch.dtype) -> None:
         assert (found.double() - expected).norm() < limit * expected.norm()
 
 
+@pytest.mark.parametrize("chunk_size", [1, 4, N, 100])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_sum(chunk_size: int, dtype: torch.dtype) -> None:
+    given = tensors(dtype)
+    exact = tuple(value.detach().double().requires_grad_() for value in given)
+    right = token_nll(exact[0] @ exact[1].T, LABELS).sum()
+    found = chunked_nll_sum(*given, LABELS, chunk_size)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    limit = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.03}[dtype]
+    assert abs(found.double() - right) < limit * right
+    gradients = [torch.autograd.grad(-3 * value, leaves) for value, leaves in ((found, given), (right, exact))]
+    for gradient, expected in zip(*gradients, strict=True):
+        assert gradient.dtype == dtype
+        assert (gradient.double() - expected).norm() < limit * expected.norm()
+
+
+@pytest.mark.parametrize("leaf", [0, 1])
+def test_the_sum_with_one_gradient_or_none(leaf: int) -> None:
+    given = tensors()
+    expected = torch.autograd.grad(token_nll(given[0] @ given[1].T, LABELS).sum(), given)[leaf]
+    given[1 - leaf].requires_grad_(False)
+    chunked_nll_sum(*given, LABELS, 4).backward()
+    torch.testing.assert_close(given[leaf].grad, expected, rtol=1e-10, atol=1e-10)
+    given[leaf].requires_grad_(False)
+    assert not chunked_nll_sum(*given, LABELS, 4).requires_grad
+
+
 @pytest.mark.parametrize("chunk_size", [2, 100])
 def test_gradcheck(chunk_size: int) -> None:
     hidden, weight = tensors()
@@ -82,9 +109,12 @@ def test_under_autocast() -> None:
 
 def test_no_positions() -> None:
     hidden, weight = tensors()
-    chunked_nll(hidden[:0], weight, LABELS[:0]).sum().backward()
-    assert (hidden.grad == 0).all()
-    assert (weight.grad == 0).all()
+    for none in (chunked_nll(hidden[:0], weight, LABELS[:0]).sum(), chunked_nll_sum(hidden[:0], weight, LABELS[:0])):
+        hidden.grad = weight.grad = None
+        none.backward()
+        assert none == 0
+        assert (hidden.grad == 0).all()
+        assert (weight.grad == 0).all()
 
 
 def test_errors() -> None:
