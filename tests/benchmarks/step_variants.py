@@ -133,14 +133,15 @@ def package_variant(name: str, policy: nn.Module, reference: nn.Module, batch: B
     device = batch["forget"]["input_ids"].device
     module: Any = cls("shared", reference_cache=str(cache), **options)
     module.load = lambda dtype=torch.float32: policy if module.policy is None else reference
-    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "inference_mode")
+    silent = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "inference_mode")
+    quiet: dict[str, Any] = dict.fromkeys(silent, False)
     pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
         precision="bf16-mixed" if device.type == "cuda" else "32-true",
         max_steps=0,
         log_every_n_steps=NEVER,  # a logged step also measures both rewards
-        **dict.fromkeys(quiet, False),
+        **quiet,
     ).fit(module, Rows(batch))
     module.log = module.log_dict = lambda *_, **__: None  # outside a loop there is nothing to log to
     resident = 0
