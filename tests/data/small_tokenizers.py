@@ -24,6 +24,11 @@ CHATML = """{%- for message in messages %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
 
+SMOLLM2 = (
+    """{%- if messages[0]['role'] != 'system' %}{{- '<|im_start|>system\nBe helpful.<|im_end|>\n' }}{%- endif %}"""
+    + CHATML
+)
+
 QWEN3 = """{%- for message in messages %}
     {{- '<|im_start|>' + message.role + '\n' }}
     {%- if message.role == 'assistant' and loop.last %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -23,6 +24,7 @@ def tokenizer(family):
     return {
         "llama3": lambda: byte(HEADERS, "<|end_of_text|>", "<|begin_of_text|>", True, small.LLAMA3),
         "chatml": lambda: byte(["<|im_start|>", "<|im_end|>"], "<|im_end|>", template=small.CHATML),
+        "smollm2": lambda: byte(["<|im_start|>", "<|im_end|>"], "<|im_end|>", "<|im_start|>", template=small.SMOLLM2),
         "qwen3": lambda: byte(["<|im_start|>", "<|im_end|>"], "<|im_end|>", template=small.QWEN3),
         "gemma": lambda: byte(
             ["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"], "<eos>", "<bos>", True, small.GEMMA
@@ -49,6 +51,9 @@ def split(family, style, question="Who wrote it?", answer="The author.", **optio
     assert ids[: len(prompt)] == prompt
     assert labels == [IGNORED] * len(prompt) + ids[len(prompt) :]
     assert chosen.join(prompt, answer) == (ids, labels)
+    marks = words.get_added_vocab()
+    written = re.findall("|".join(map(re.escape, marks)), words.decode(ids)) if marks else []
+    assert [marks[mark] for mark in written] == [number for number in ids if number in marks.values()]  # no loose bytes
     return words.decode(prompt), words.decode(ids[len(prompt) :])
 
 
@@ -69,6 +74,13 @@ def split(family, style, question="Who wrote it?", answer="The author.", **optio
         (
             "chatml",
             "chat",
+            "<|im_start|>user\nWho wrote it?<|im_end|>\n<|im_start|>assistant\n",
+            "The author.<|im_end|>",
+        ),
+        (
+            "smollm2",
+            "chat",
+            "<|im_start|>system\nBe helpful.<|im_end|>\n"
             "<|im_start|>user\nWho wrote it?<|im_end|>\n<|im_start|>assistant\n",
             "The author.<|im_end|>",
         ),
