@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -122,7 +123,9 @@ def _read_file(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such checkpoint.") from error
     except UnpicklingError as error:
-        raise InputError(f"{path} holds more than tensors and plain values, so it is not loaded: {error}") from error
+        what = re.search(r"GLOBAL (\S+)", str(error))  # the rest of torch's text tells how to load it all the same
+        held = f" ({what[1]})" if what else ""
+        raise InputError(f"{path} holds more than tensors and plain values{held}, so it is not loaded.") from error
     except (RuntimeError, EOFError, OSError) as error:
         raise InputError(f"{path} can't be read as a checkpoint: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):

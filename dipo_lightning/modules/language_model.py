@@ -167,12 +167,36 @@ class LanguageModelModule(pl.LightningModule):
         """Do nothing: evaluation is the callbacks' work."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add every process's random states; collective."""
+        """Add every process's random states and the fingerprint of the weights before training; collective."""
         checkpoint["random_states"] = gather({self.global_rank: random_states()})
+        checkpoint["weights_fingerprint"] = self.weights_fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the random states until the first batch: what comes before it draws numbers too."""
+        """Refuse a checkpoint of another model; keep the random states until the first batch, for others draw too."""
+        self.refuse_another_model(checkpoint)
         self._random_states = checkpoint.get("random_states", {})
+
+    def refuse_another_model(self, checkpoint: dict[str, Any]) -> None:
+        """Make sure that a checkpoint goes on from the weights that were loaded.
+
+        Raises:
+            InputError: It is of a model with other parameters, or with these and other values before training.
+        """
+        kept = {name: tuple(value.shape) for name, value in checkpoint.get("state_dict", {}).items()}
+        own = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        odd = sorted(name for name in kept.keys() | own.keys() if kept.get(name) != own.get(name))
+        before = checkpoint.get("weights_fingerprint")
+        if kept and odd:
+            there, here = (shapes.get(odd[0], "absent") for shapes in (kept, own))
+            reason = f"{len(odd)} parameters differ; {odd[0]} is {there} there and {here} here"
+        elif before and self.weights_fingerprint and before != self.weights_fingerprint:
+            reason = "it began with other weights"
+        else:
+            return
+        raise InputError(
+            f"The checkpoint is not of this run's model {self.pretrained} ({reason}). Give the model and the LoRA "
+            "options that it was made with, or another folder to --run."
+        )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
         """Before the first batch after a resume, put this process's random states back."""
