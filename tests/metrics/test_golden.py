@@ -67,8 +67,11 @@ def test_logged_truth_ratio_is_the_rows_own(log_path):
 
 
 @pytest.mark.parametrize("name", ["forget", "retain", "real_authors", "world_facts"])
-def test_rouge_of_logged_texts_equals_google(name, log_path):
-    rows = read_log(log_path("retain90")).sets[name]
+@pytest.mark.parametrize(
+    "model", ["retain90", *(pytest.param(model, marks=pytest.mark.slow) for model in ("full", "retain95", "retain99"))]
+)
+def test_rouge_of_logged_texts_equals_google(model, name, log_path):
+    rows = read_log(log_path(model)).sets[name]
     google = RougeScorer(["rougeL"], use_stemmer=True)
     ours = rouge_l([row["generation"] for row in rows], [row["answer"] for row in rows], stemmer=True)
     theirs = [google.score(row["answer"], row["generation"])["rougeL"] for row in rows]
