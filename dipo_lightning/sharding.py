@@ -16,7 +16,13 @@ from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 
 from dipo_lightning.errors import InputError
@@ -106,6 +112,10 @@ def shard(
     for block in transformer_blocks(model):
         fully_shard(block, **options)
     fully_shard(model, reshard_after_forward=None if trainable else True, **options)
+    if hasattr(model, "get_base_model"):
+        # peft generates through the model that it wraps. FSDP2 takes the first module that runs for the root: where a
+        # run begins with generating, the blocks would be roots of their own, and the next forward would fail.
+        register_fsdp_forward_method(model, "generate")
     return model
 
 

@@ -6,6 +6,7 @@ import hashlib
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 _CHUNK = 1 << 26  # elements copied to the host at a time: 256 MB of float32
@@ -24,6 +25,11 @@ def model_fingerprint(model: nn.Module, trainable_only: bool = False) -> str:
     Returns:
         64 hexadecimal digits (SHA-256).
     """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # A root stays gathered after its forward: in the dtype of the computation, and in a buffer that FSDP2 could
+            # not free any more once NumPy had looked at it.
+            module.reshard()
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         if trainable_only and not parameter.requires_grad:

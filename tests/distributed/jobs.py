@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lightning.pytorch as pl
 import numpy as np
@@ -18,8 +22,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from dipo_lightning.answers import Answers
+from dipo_lightning.callbacks.evaluation import Evaluation
 from dipo_lightning.callbacks.export import ExportModel
+from dipo_lightning.callbacks.muse import MUSEEvaluation
+from dipo_lightning.callbacks.own_data import MemorizationEvaluation
 from dipo_lightning.callbacks.tofu import TOFUEvaluation
+from dipo_lightning.cli import main
+from dipo_lightning.data.muse_module import MUSEDataModule
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.modules.ascent import GradDiffModule
 from dipo_lightning.modules.dipo import DiPOModule
@@ -75,18 +84,27 @@ class OwnCounts(Callback):
         del batch["denominators"]
 
 
-class Evaluations(TOFUEvaluation):
-    """Keeps the rows and aggregates of every evaluation."""
+def recorded(kind: str, data: str) -> tuple[Evaluation, list[dict[str, Any]]]:
+    """An evaluation before training and after each step, and the list that gets its rows and aggregates."""
+    often: dict[str, Any] = {"every_n_steps": 1, "every_n_epochs": None, "batch_tokens": 200}
+    callback: Evaluation
+    if kind == "tofu":
+        callback = TOFUEvaluation("forget10", data, max_new_tokens=6, generation_rows=5, **often)
+    elif kind == "muse":
+        few: dict[str, Any] = {"rows": 5, "verbmem_tokens": 6, "knowmem_tokens": 4, "generation_rows": 2}
+        callback = MUSEEvaluation(data, baseline=0.5, **few, **often)
+    else:
+        callback = MemorizationEvaluation(forget_rows=7, retain_rows=5, max_new_tokens=6, generation_rows=3, **often)
+    documents: list[dict[str, Any]] = []
+    original = callback.evaluate
 
-    def __init__(self, data: str) -> None:
-        small = {"max_new_tokens": 6, "batch_tokens": 200, "generation_rows": 5}
-        super().__init__("forget10", data, every_n_steps=1, every_n_epochs=None, **small)  # type: ignore[arg-type]
-        self.documents: list[dict[str, Any]] = []
-
-    def evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        document = super().evaluate(trainer, pl_module)
-        self.documents.append({key: document[key] for key in ("sets", "aggregates")})
+    def evaluate(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        document = original(trainer, pl_module)
+        documents.append({key: document[key] for key in ("sets", "aggregates", "skipped")})
         return document
+
+    callback.evaluate = evaluate  # type: ignore[method-assign]
+    return callback, documents
 
 
 METHODS: dict[str, type[UnlearningModule]] = {
@@ -100,9 +118,9 @@ METHODS: dict[str, type[UnlearningModule]] = {
 FORGET_ROWS, RETAIN_ROWS = 16, 24
 
 
-def write_task(folder: Path, family: str = "llama") -> Path:
+def write_task(folder: Path, family: str = "llama", **overrides: Any) -> Path:
     """Write a toy model and rows whose answers have from 1 to 40 words, so that no two ranks hold as many tokens."""
-    save_toy(folder / "model", family)
+    save_toy(folder / "model", family, **overrides)
     for name, count in (("forget", FORGET_ROWS), ("retain", RETAIN_ROWS)):
         rows = [
             {"question": f"Who is {name} {row}?", "answer": " ".join(["It is", *map(str, range(row * row * 7 % 40))])}
@@ -142,7 +160,8 @@ def train(
     save: tuple[str, int] | None = None,
     sharded_checkpoint: bool = False,
     export: tuple[str, str] | None = None,
-    evaluate: str | None = None,
+    evaluate: tuple[str, str] | None = None,
+    measured: bool = True,
     compiler: str | None = None,
     own_counts: bool = False,
     **options: Any,
@@ -152,7 +171,9 @@ def train(
     Args:
         save: Folder and optimiser step of a checkpoint, ``folder/step.ckpt``.
         export: Folder of the final model, and ``merged`` or ``separate`` adapters.
-        evaluate: Folder in TOFU's schema, to evaluate on before training and after each step.
+        evaluate: ``tofu``, ``muse`` or ``own``, and the folder of its data, to evaluate on before training and after
+            each step. For ``muse`` it is also what is trained on.
+        measured: Whether the evaluation takes place; the same data is trained on without.
         compiler: The backend that ``compile_blocks`` compiles with; torch's default takes minutes here.
         own_counts: Make the mistake of dividing by what the process's own batch holds.
     """
@@ -160,7 +181,7 @@ def train(
     chosen = OPTIMIZERS[optimizer or ("sgd_clipped" if clip else "sgd")]
     cache = f"{task}/cache/{devices}"
     module = METHODS[method](f"{task}/model", optimizer=chosen, reference_cache=cache, **options)
-    data = make_data(task, batch_size)
+    data = make_data(task, batch_size, evaluate[1] if evaluate and evaluate[0] == "muse" else None)
     record = Record()
     callbacks: list[Callback] = [record]
     if own_counts:
@@ -169,9 +190,10 @@ def train(
         callbacks.append(ModelCheckpoint(save[0], "{step}", every_n_train_steps=save[1], save_top_k=-1))
     if export is not None:
         callbacks.append(ExportModel(export[0], export[1], inside_run=False))  # type: ignore[arg-type]
-    evaluations = Evaluations(evaluate) if evaluate else None
-    if evaluations is not None:
-        callbacks.append(evaluations)
+    documents: list[dict[str, Any]] = []
+    if evaluate is not None and measured:
+        evaluation, documents = recorded(*evaluate)
+        callbacks.append(evaluation)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=devices,
@@ -201,11 +223,13 @@ def train(
         "weights": weights(module),
         "reference": type(module.reference).__name__,
         "gaps": getattr(module, "gaps", []),
-        "documents": evaluations.documents if evaluations else [],
+        "documents": documents,
     }
 
 
-def make_data(task: str, batch_size: int) -> UnlearningDataModule:
+def make_data(task: str, batch_size: int, muse: str | None = None) -> UnlearningDataModule:
+    if muse is not None:
+        return MUSEDataModule(f"{task}/model", muse, max_length=128, batch_size=batch_size)
     files = f"{task}/forget.jsonl", f"{task}/retain.jsonl"
     return UnlearningDataModule(f"{task}/model", *files, prompt="plain", batch_size=batch_size)
 
@@ -252,3 +276,44 @@ def pretrained_weights(task: str) -> dict[str, np.ndarray]:
     """The weights before training."""
     model = AutoModelForCausalLM.from_pretrained(f"{task}/model")
     return {name: value.numpy() for name, value in model.state_dict().items()}
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a process in the middle of a run."""
+
+
+def command_line(
+    arguments: list[str], environment: dict[str, str], interrupt_after: int | None = None
+) -> tuple[int | None, str]:
+    """Run ``dipo-lightning`` with ``arguments`` and return its exit code (None if interrupted) and what it printed.
+
+    Args:
+        environment: Set for the length of the run instead of what the pool set; ``NODE`` stands for the rank.
+        interrupt_after: Optimiser steps after which the run is cut off.
+    """
+    rank = os.environ.get("LOCAL_RANK", "0")
+    values = {name: rank if value == "NODE" else value for name, value in environment.items()}
+    printed = io.StringIO()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ, values))
+        if environment:
+            os.environ.pop("NODE_RANK", None)
+            if "LOCAL_RANK" not in environment:
+                os.environ.pop("LOCAL_RANK", None)
+        if interrupt_after is not None:
+            stack.enter_context(mock.patch.object(UnlearningModule, "on_train_batch_end", interrupt(interrupt_after)))
+        stack.enter_context(contextlib.redirect_stdout(printed))
+        try:
+            return main(arguments), printed.getvalue()
+        except SystemExit as stop:
+            return int(stop.code or 0), printed.getvalue()
+        except Interrupted:
+            return None, printed.getvalue()
+
+
+def interrupt(after: int) -> Any:
+    def on_train_batch_end(self: UnlearningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.trainer.global_step == after:
+            raise Interrupted
+
+    return on_train_batch_end

@@ -63,17 +63,21 @@ def one_process(task: str, chosen: tuple[tuple[str, Any], ...]) -> dict[str, Any
     return jobs.train(task, **dict(chosen))
 
 
-def compare(pool: Pool, task: str, chosen: Case, changes: Case | None = None, **options: Any) -> None:
+def compare(
+    pool: Pool, task: str, chosen: Case, changes: Case | None = None, timeout: float = 120, **options: Any
+) -> None:
     """Train on two processes and on one, and assert that losses and weights are the same.
 
     Args:
         changes: Options of the two processes only, which must change nothing.
+        timeout: Seconds that the two processes may take.
     """
     micro = 2
     options |= {"epochs": chosen["accumulate"]}  # as many optimiser steps with accumulation as without
     alone = {key: value for key, value in chosen.items() if key not in ("strategy", "accumulate")} | options
     one = one_process(task, tuple(sorted({**alone, "batch_size": micro * WORLD * chosen["accumulate"]}.items())))
-    ranks = pool.run("train", task=task, devices=WORLD, batch_size=micro, **chosen, **options, **(changes or {}))
+    arguments = {"devices": WORLD, "batch_size": micro, **chosen, **options, **(changes or {})}
+    ranks = pool.run("train", timeout, task=task, **arguments)
     losses = np.mean([rank["losses"] for rank in ranks], axis=0).reshape(-1, chosen["accumulate"]).sum(1)
     np.testing.assert_allclose(losses, one["losses"], rtol=TOLERANCE)
     assert_same_weights(ranks[0]["weights"], one["weights"])

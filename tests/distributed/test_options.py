@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import shutil
 from typing import Any
 
 import numpy as np
 import pytest
 
+from dipo_lightning.data.fictitious_news import write_fictitious_news
 from tests.callbacks.small_tofu import write_tofu
 from tests.distributed import jobs
 from tests.distributed.pool import WORLD, Pool
@@ -33,21 +34,43 @@ def test_an_option_changes_no_number_under_ddp(pool: Pool, task: str, option: st
     compare(pool, task, case("ddp", "npo", "live", False, 1, True), changes=OPTIONS[option])
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("cc") is None and shutil.which("g++") is None, reason="no C compiler for inductor")
+@pytest.mark.parametrize("lora", [False, True])
+def test_compiled_code_changes_no_number(pool: Pool, task: str, lora: bool) -> None:
+    """The backend of users; what stands above traces the blocks and runs them as they are."""
+    chosen = case("fsdp2", "dipo", "adapters_off" if lora else "live", lora, 1, True)
+    compare(pool, task, chosen, changes={"compile_blocks": True}, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The data of each evaluation (in most sets a number of rows that two does not divide), and what is trained on."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    jobs.write_task(folder / "task", max_position_embeddings=2048)  # room for MUSE's ten examples in a prompt
+    write_tofu(folder / "tofu")  # 3, 3, 4, 5 and 6 rows
+    write_fictitious_news(folder / "muse", articles=6)  # 5 rows are taken of each set
+    return {name: str(folder / name) for name in ("task", "tofu", "muse", "own")}
+
+
+@pytest.mark.parametrize("kind", ["tofu", "muse", "own"])
 @pytest.mark.parametrize(("strategy", "lora"), [("ddp", False), ("fsdp2", False), ("fsdp2", True)])
 def test_evaluation_inside_a_run_gives_what_one_process_gives(
-    pool: Pool, task: str, tmp_path: Path, strategy: str, lora: bool
+    pool: Pool, evaluated: dict[str, str], kind: str, strategy: str, lora: bool
 ) -> None:
-    """On sets of 3, 4, 5 and 6 rows, with generation, five times in one run."""
+    """With generation, several times in one run, which goes on as if nothing had been."""
+    task = evaluated["task"]
     run: dict[str, Any] = {"method": "dipo", "clip": 1.0, "reference": "live", **({"lora_rank": 4} if lora else {})}
-    data = str(write_tofu(tmp_path / "tofu"))
-    one = jobs.train(task, batch_size=4, evaluate=data, **run)
+    run |= {"max_steps": 3, "evaluate": (kind, evaluated[kind])}
+    one = jobs.train(task, batch_size=4, **run)
     arguments = run | {"devices": WORLD, "batch_size": 2, "strategy": strategy}
-    ranks = pool.run("train", task=task, evaluate=data, **arguments)
+    ranks = pool.run("train", task=task, **arguments)
     assert ranks[0]["documents"] == ranks[1]["documents"]
-    assert len(one["documents"]) == len(ranks[0]["documents"]) == 5
+    assert len(one["documents"]) == len(ranks[0]["documents"]) == 4
+    assert one["documents"][0] != one["documents"][-1]
     for found, expected in zip(ranks[0]["documents"], one["documents"], strict=True):
         assert_same_document(found, expected)
-    unwatched = pool.run("train", task=task, **arguments)
+    unwatched = pool.run("train", task=task, **arguments | {"measured": False})
     assert [rank["losses"] for rank in ranks] == [rank["losses"] for rank in unwatched]
     assert_same_weights(ranks[0]["weights"], unwatched[0]["weights"], 0.0)
 
