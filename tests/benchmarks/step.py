@@ -33,7 +33,7 @@ from torch import nn
 
 from dipo_lightning.models.head import output_projection
 from tests.benchmarks.peak_memory import PeakMemory
-from tests.benchmarks.step_variants import BARE, NAMES, Variant, bytes_of, make_batch, make_variant
+from tests.benchmarks.step_variants import BARE, BARE_FROZEN, NAMES, Variant, bytes_of, make_batch, make_variant
 
 TARGETS = (
     ("step", "dipo hidden_states", "grad_diff", 1.05),
@@ -110,9 +110,10 @@ def measure(
         name: {key: statistics.median(found[key] for found in all_found) for key in all_found[0]}
         for name, all_found in rounds.items()
     }
-    if BARE in medians:
-        for found in medians.values():
-            found["loss"] = found["held"] - medians[BARE]["held"]
+    for name, found in medians.items():
+        bare = medians.get(BARE_FROZEN if variants[name].frozen else BARE)
+        if bare is not None:
+            found["loss"] = found["held"] - bare["held"]
     return medians
 
 

@@ -36,7 +36,17 @@ PACKAGE: dict[str, tuple[type[UnlearningModule], dict[str, Any]]] = {
 }
 USUAL = ("dipo usual", "npo usual", "fine-tuning")
 BARE = "model alone"  # the decoder's forward and backward without any head: what the memory of a loss stands on
-NAMES = (BARE, "fine-tuning", "grad_diff", "grad_diff frozen", "npo usual", "dipo usual", *list(PACKAGE)[:4])
+BARE_FROZEN = "model alone, frozen"
+NAMES = (
+    BARE,
+    BARE_FROZEN,
+    "fine-tuning",
+    "grad_diff",
+    "grad_diff frozen",
+    "npo usual",
+    "dipo usual",
+    *list(PACKAGE)[:4],
+)
 
 
 @dataclass
@@ -157,8 +167,8 @@ def make_variant(name: str, policy: nn.Module, reference: nn.Module, batch: Batc
     if name in PACKAGE:
         return package_variant(name, policy, reference, batch, cache)
     joined = concatenate(list(batch.values()))
-    if name == BARE:
-        return Variant(lambda: answer_hidden(policy, joined).float().square().mean())
+    if name in (BARE, BARE_FROZEN):
+        return Variant(lambda: answer_hidden(policy, joined).float().square().mean(), frozen=name == BARE_FROZEN)
     if name == "fine-tuning":
         return Variant(lambda: mean_nll(policy, joined))
     usual = {"npo usual": usual_npo, "dipo usual": usual_dipo}[name]
