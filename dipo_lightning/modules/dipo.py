@@ -192,7 +192,7 @@ class DiPOModule(UnlearningModule):
             weight, (hidden, projection) = forget.head.weight, self._frozen
             frozen = hidden, weight if projection is None else projection
             inputs = (forget.hidden, weight, *frozen, self.pair, self.chunk_size, self.source)
-            if not self.logs_are_due:  # the rewards cost the policy's projection
+            if not self.logs_are_due:  # the rewards can cost the policy's projection
                 return chunked_margin(*inputs), ()  # type: ignore[arg-type]
             measured = chunked_margin_with_rewards(*inputs)  # type: ignore[arg-type]
             return measured.margin, (measured.preferred, measured.dispreferred)

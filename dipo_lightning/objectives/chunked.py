@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.objectives.differences import Plan, Source, Workspace
+from dipo_lightning.objectives.differences import Inside, Plan, Source, Workspace
 from dipo_lightning.objectives.options import PairOptions
 from dipo_lightning.objectives.projection import (
     align,
@@ -69,12 +69,13 @@ class _ChunkedMargin(torch.autograd.Function):
         for chunk in slices(count, plan.chunk_size):
             out = differences[: chunk.stop - chunk.start]
             offset = None
+            insides: list[Inside] | None = [] if plan.with_rewards else None
             if scratch is None:
-                work.fill(chunk, out)
+                work.fill(chunk, out, insides)
             elif explicit:
                 margins[chunk], preferred[chunk] = work.fill_and_compare(chunk, out, scratch)
             else:
-                offset = work.fill_and_measure(chunk, out, scratch)
+                offset = work.fill_and_measure(chunk, out, scratch, insides)
             if directions is not None:
                 directions[chunk] = out.to(weight.dtype) @ weight
             if not explicit and directions is not None:
@@ -82,6 +83,10 @@ class _ChunkedMargin(torch.autograd.Function):
                 margins[chunk] = (directions[chunk] * gap).sum(-1)
                 if offset is not None:
                     margins[chunk] -= offset
+            start = chunk.start
+            for inside in insides or ():
+                piece = slice(start, start := start + len(inside.share))
+                preferred[piece] = inside.preferred(margins[piece], hidden[piece], weight)
         keep = ctx.needs_input_grad[1] and count <= plan.chunk_size
         ctx.plan = plan
         ctx.save_for_backward(
@@ -190,7 +195,9 @@ def chunked_margin_with_rewards(
     chunk_size: int = 1024,
     source: Source = "reference",
 ) -> MarginWithRewards:
-    """Compute `chunked_margin` and both rewards of each position; the policy's projection is run for it (N V H more).
+    """Compute `chunked_margin` and both rewards of each position.
+
+    With a small set (`top_k`, centered) in float32 they cost next to nothing, else another policy projection (N V H).
 
     Args:
         hidden: (N, H), as for `chunked_margin`.

@@ -44,6 +44,7 @@ class FactoredPair:
     Attributes:
         outside: (N, V) the shared distribution outside the M largest logits; 0 on those.
         indices: (N, M) int64, where the M largest logits are.
+        logits: (N, M) these logits.
         normalizer: (N, 1) log-sum-exp of the logits outside.
         base: softmax of the logits.
         preferred: softmax of logits - alpha * memory vector.
@@ -52,6 +53,7 @@ class FactoredPair:
 
     outside: Tensor
     indices: Tensor
+    logits: Tensor
     normalizer: Tensor
     base: Member
     preferred: Member
@@ -145,6 +147,7 @@ def factor(logits: Tensor, options: PairOptions, in_place: bool = False) -> Fact
     return FactoredPair(
         outside,
         kept,
+        inside,
         normalizer,
         _normalize(normalizer, inside),
         _normalize(normalizer, inside - shift),

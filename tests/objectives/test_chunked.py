@@ -71,23 +71,49 @@ def test_equal_to_plain_in_float32(options: PairOptions, chunk_size: int) -> Non
 
 
 @pytest.mark.parametrize(("chunk_size", "source"), list(itertools.product([4, 100], ["reference", "policy"])))
-def test_rewards(chunk_size: int, source: str) -> None:
+@pytest.mark.parametrize("options", [*OPTIONS, PairOptions("top_k", k=40), PairOptions("top_k", memory_vector="raw")])
+def test_rewards(options: PairOptions, chunk_size: int, source: str) -> None:
     given = tensors()
     policy, reference = given[0] @ given[1].T, given[2] @ given[3].T
     base, extra = (reference, None) if source == "reference" else (policy, reference)
-    expected = rewards(*pair_parts(base, OPTIONS[0], extra), policy, reference, 1.0)
-    found = chunked_margin_with_rewards(*given, OPTIONS[0], chunk_size, source)
+    expected = rewards(*pair_parts(base, options, extra), policy, reference, 1.0)
+    found = chunked_margin_with_rewards(*given, options, chunk_size, source)
     torch.testing.assert_close(found.preferred, expected[0].detach(), rtol=0, atol=1e-10)
     torch.testing.assert_close(found.dispreferred, expected[1].detach(), rtol=0, atol=1e-10)
     assert not found.preferred.requires_grad
     assert not found.dispreferred.requires_grad
     pairs = zip(
         loss_and_gradients(found.margin, given),
-        loss_and_gradients(chunked_margin(*given, OPTIONS[0], chunk_size, source), given),
+        loss_and_gradients(chunked_margin(*given, options, chunk_size, source), given),
         strict=True,
     )
     for with_rewards, without in pairs:
         torch.testing.assert_close(with_rewards, without, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("chunk_size", [4, 100])
+def test_rewards_with_a_frozen_projection(chunk_size: int) -> None:
+    hidden, weight, _, _ = tensors()
+    given = (hidden, weight, hidden.detach().flip(0), weight)
+    policy, reference = given[0] @ weight.T, given[2] @ weight.T
+    expected = rewards(*pair_parts(reference, OPTIONS[0]), policy, reference, 1.0)
+    found = chunked_margin_with_rewards(*given, OPTIONS[0], chunk_size)
+    torch.testing.assert_close(found.preferred, expected[0].detach(), rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.dispreferred, expected[1].detach(), rtol=0, atol=1e-10)
+
+
+def test_rewards_where_nothing_lies_outside_the_set() -> None:
+    """All logits equal: the pair is no pair; and one token with nearly all the mass, as on memorised text."""
+    weight = torch.zeros(20, 2)
+    weight[3] = torch.tensor([60.0, 0.0])
+    hidden = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    other = weight + 0.1 * torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    options = PairOptions("top_k", k=1)
+    found = chunked_margin_with_rewards(hidden, other, hidden, weight, options)
+    policy, reference = hidden.double() @ other.double().T, hidden.double() @ weight.double().T
+    expected = rewards(*pair_parts(reference, options), policy, reference, 1.0)
+    torch.testing.assert_close(found.preferred.double(), expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.dispreferred.double(), expected[1], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("chunk_size", [2, 100])
