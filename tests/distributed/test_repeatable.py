@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,13 @@ def test_twice_on_two_processes_gives_the_same_weights_and_results(
     pool: Pool, task: str, tmp_path: Path, strategy: str
 ) -> None:
     tofu = str(write_tofu(tmp_path / "tofu"))
-    options = {"devices": WORLD, "strategy": strategy, "lora_rank": 2, "lora_dropout": 0.3, "max_steps": 3}
+    options: dict[str, Any] = {
+        "devices": WORLD,
+        "strategy": strategy,
+        "lora_rank": 2,
+        "lora_dropout": 0.3,
+        "max_steps": 3,
+    }
     first, again = (pool.run("train", task=task, evaluate=("tofu", tofu), **options) for _ in range(2))
     for one, other in zip(first, again, strict=True):
         assert one["losses"] == other["losses"]
