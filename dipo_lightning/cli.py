@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dipo_lightning.errors import DiPOError
+from dipo_lightning.errors import DiPOError, InputError
 from dipo_lightning.report.text import printable
 
 COMMANDS = {
@@ -104,8 +104,10 @@ def _has_class(part: str, path: Path) -> bool:
 
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except yaml.YAMLError:
         return False  # the parser says what is wrong with it
+    except UnicodeDecodeError as error:
+        raise InputError(f"The config {path} is no text in UTF-8 ({error.reason}).") from error
     value = config.get(part) if isinstance(config, dict) else None
     return isinstance(value, str) or (isinstance(value, dict) and "class_path" in value)
 

@@ -1,8 +1,8 @@
 """What a checkpoint's folder of shards holds besides tensors, read without running anything that lies in it.
 
-torch's own reader unpickles the table of contents (``.metadata``), and every value that is no tensor, with full rights. So
-both are looked at here first: the table with an unpickler that knows torch's own record types only, the values with
-``weights_only``.
+torch's own reader unpickles the table of contents (``.metadata``), and every value that is no tensor, with full rights.
+So both are looked at here first: the table with an unpickler that knows torch's own record types only, the values
+with ``weights_only``.
 """
 
 from __future__ import annotations

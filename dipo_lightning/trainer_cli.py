@@ -75,6 +75,8 @@ class DiPOCLI(LightningCLI):
         goes_on = bool(config.run) and self.subcommand == "fit" and self._enter_run(Path(config.run))
         config.weights_only = True  # no pickle is ever run
         path = config.get("ckpt_path")
+        if path in ("", "best") and self.subcommand == "fit":
+            raise InputError(f"ckpt_path is {path!r}, but nothing was trained yet; give a checkpoint or last.")
         if path and not goes_on and path not in ("best", "last", "hpc"):
             if not Path(path).exists():
                 raise InputError(f"ckpt_path is {path}, which is not there; give a checkpoint, last or best.")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 DRAWN: Counter[str] = Counter()
@@ -35,10 +35,24 @@ VALUE = st.recursive(
 )
 
 
-def cases(count: int) -> Callable[[Any], Any]:
-    """Draw ``count`` cases, the same in every run, and count those that run."""
+def cases(count: int, shrink: bool = True) -> Callable[[Any], Any]:
+    """Draw ``count`` cases, the same in every run, and count those that run.
+
+    Args:
+        count: How many.
+        shrink: Whether to look for a smaller case that fails too; takes hundreds of runs.
+    """
     checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.large_base_example]
-    chosen = settings(max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=checks)
+    phases = [Phase.explicit, Phase.generate, *([Phase.shrink] if shrink else [])]
+    chosen = settings(
+        max_examples=count,
+        phases=phases,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=checks,
+        report_multiple_bugs=shrink,
+    )
 
     def decorate(test: Any) -> Any:
         inner, name = test.hypothesis.inner_test, f"{test.__module__}.{test.__qualname__}"

@@ -36,7 +36,8 @@ def payload(folder: Path, name: str) -> Any:
 
 
 UNSAFE = {"pickle.load", "pickle.loads", "dill.load", "dill.loads", "joblib.load", "marshal.loads", "shelve.open",
-          "eval", "exec", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "os.system", "pandas.read_pickle"}  # fmt: skip
+          "eval", "exec", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "os.system",
+          "pandas.read_pickle"}  # fmt: skip
 
 
 def unsafe_lines(source: str) -> list[int]:
