@@ -31,7 +31,7 @@ def parts(config):
     yield from config["trainer"]["callbacks"]
 
 
-@pytest.mark.parametrize("name", ["news", "books", "small"])
+@pytest.mark.parametrize("name", ["news", "books", "small", "smollm2"])
 def test_every_class_and_option_exists(name):
     for part in parts(read(name)):
         module, _, cls = part["class_path"].rpartition(".")
@@ -50,6 +50,12 @@ def test_the_published_settings(name):
     saving = next(c["init_args"] for c in trainer["callbacks"] if c["class_path"].endswith("ModelCheckpoint"))
     assert (saving["save_top_k"], saving["every_n_epochs"]) == (-1, 1)
     assert model["reduction"] == "mean"
+
+
+def test_what_keeps_the_memory_small_is_on():
+    model, data = read("smollm2")["model"]["init_args"], read("smollm2")["data"]["init_args"]
+    assert (model["activation_checkpointing"], model["form"], model["reference"]) == (True, "hidden", "hidden_states")
+    assert (data["max_length"], data["batch_size"], model["reduction"]) == (2048, 1, "mean")
 
 
 @pytest.mark.parametrize(("name", "config"), [("scalability", "scal"), ("sustainability", "sust")])
