@@ -293,6 +293,7 @@ def command_line(
     """
     rank = os.environ.get("LOCAL_RANK", "0")
     values = {name: rank if value == "NODE" else value for name, value in environment.items()}
+    values["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # set by the command's first import, and taken back with these
     printed = io.StringIO()
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.dict(os.environ, values))
