@@ -192,9 +192,10 @@ class DiPOModule(UnlearningModule):
             weight, (hidden, projection) = forget.head.weight, self._frozen
             frozen = hidden, weight if projection is None else projection
             inputs = (forget.hidden, weight, *frozen, self.pair, self.chunk_size, self.source)
-            if not self.logs_are_due:  # the rewards can cost the policy's projection
+            first = self.trainer.global_step == 0  # the policy is the reference: the margin shall be 0, not rounding
+            if not (first or self.logs_are_due):
                 return chunked_margin(*inputs), ()  # type: ignore[arg-type]
-            measured = chunked_margin_with_rewards(*inputs)  # type: ignore[arg-type]
+            measured = chunked_margin_with_rewards(*inputs, compare=first)  # type: ignore[arg-type]
             return measured.margin, (measured.preferred, measured.dispreferred)
         margin, *found = self.plain_margins(forget.logits, self.reference_logits(forget))
         return margin, tuple(found)

@@ -21,7 +21,7 @@ class FineTuningModule(LanguageModelModule):
             lambda halves: {"loss": retain_nll(halves["train"].nll, halves["train"].token_denominator)},
             batch.get("denominators"),
         )
-        self.stop_if_not_finite(terms["loss"], batch, terms)
+        self.remember(terms["loss"], batch, terms)
         self.log_terms(terms)
         self.log("loss", terms["loss"].detach(), prog_bar=True, logger=False)
         return terms["loss"]

@@ -1,6 +1,7 @@
 """The LightningModule that holds a causal language model: loading, adapters, sharding, optimiser, logging."""
 
-from typing import Any, Literal
+import math
+from typing import Any, Literal, TypeAlias
 
 import lightning.pytorch as pl
 import torch
@@ -17,6 +18,9 @@ from dipo_lightning.models.lora import LoRA, add_lora
 from dipo_lightning.random_states import random_states, set_random_states
 from dipo_lightning.row_batches import gather
 from dipo_lightning.sharding import check_strategy, is_sharded, shard, transformer_blocks
+
+MicroBatch: TypeAlias = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]
+"""The rows of each half, the terms of the loss, and the loss, none with a gradient."""
 
 
 class LanguageModelModule(pl.LightningModule):
@@ -66,7 +70,7 @@ class LanguageModelModule(pl.LightningModule):
         self.policy: nn.Module | None = None
         self.weights_fingerprint = ""
         self._random_states: dict[int, dict[str, Any]] = {}
-        self._batches: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []  # of the optimiser step: rows and terms
+        self._batches: list[MicroBatch] = []  # of the optimiser step
         self._stepped = False
         self.pretrained, self.optimizer = str(pretrained), optimizer
         self.schedule, self.warmup_steps = schedule, warmup_steps
@@ -205,12 +209,16 @@ class LanguageModelModule(pl.LightningModule):
             set_random_states(states[self.global_rank])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the norm of the whole gradient, before clipping, where logs are due; stop if it is not finite."""
+        """Log the norm of the whole gradient, before clipping, where logs are due; stop if it or a loss is not finite.
+
+        One look at the device an optimiser step, and on all processes alike: after a backward pass that none skipped.
+        """
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        if not bool(torch.isfinite(norm)):
-            raise RunError(self.situation(f"The gradient's norm is {float(norm)}"))
+        numbers = torch.stack([norm, *(loss.to(norm) for _, _, loss in self._batches)])
+        if not bool(torch.isfinite(numbers).all()):
+            raise RunError(self._not_finite(numbers.tolist()))
         self._stepped = True
         if self.logs_are_due:
             self.log("train/gradient_norm", norm)
@@ -229,16 +237,22 @@ class LanguageModelModule(pl.LightningModule):
             values = self.trainer.strategy.reduce(values, reduce_op="mean")
         self.log_dict(dict(zip((prefix + name for name in terms), values.unbind(), strict=True)))
 
-    def stop_if_not_finite(self, loss: Tensor, batch: dict[str, Any], terms: dict[str, Tensor]) -> None:
-        """Raise a `RunError` that names the rows and the terms where ``loss`` is NaN or infinite."""
+    def remember(self, loss: Tensor, batch: dict[str, Any], terms: dict[str, Tensor]) -> None:
+        """Keep a micro-batch's rows, terms and loss until the optimiser steps: it does not if one is not finite."""
         rows = {half: part["index"] for half, part in batch.items() if isinstance(part, dict) and "index" in part}
         if self._stepped:
             self._batches, self._stepped = [], False
-        self._batches.append((rows, {name: value.detach() for name, value in terms.items()}))
-        if not bool(torch.isfinite(loss)):
-            raise RunError(self.situation(f"The loss is {float(loss.detach())}", self._batches[-1:]))
+        self._batches.append((rows, {name: value.detach() for name, value in terms.items()}, loss.detach()))
 
-    def situation(self, what: str, batches: list[tuple[dict[str, Tensor], dict[str, Tensor]]] | None = None) -> str:
+    def _not_finite(self, numbers: list[float]) -> str:
+        """Say which of the gradient's norm and the losses is not finite: a loss, if one is, for the norm follows it."""
+        norm, *losses = numbers
+        for loss, batch in zip(losses, self._batches, strict=True):
+            if not math.isfinite(loss):
+                return self.situation(f"The loss is {loss}", [batch])
+        return self.situation(f"The gradient's norm is {norm}")
+
+    def situation(self, what: str, batches: list[MicroBatch] | None = None) -> str:
         """Say where the run was when ``what`` happened.
 
         Args:
@@ -247,10 +261,10 @@ class LanguageModelModule(pl.LightningModule):
         """
         batches = self._batches if batches is None else batches
         rows: dict[str, list[int]] = {}
-        for halves, _ in batches:
+        for halves, _, _ in batches:
             for half, index in halves.items():
                 rows.setdefault(half, []).extend(index.tolist())
-        terms = [{name: float(value) for name, value in values.items()} for _, values in batches]
+        terms = [{name: float(value) for name, value in values.items()} for _, values, _ in batches]
         good = last_good_checkpoint(self.trainer)
         return (
             f"{what} at step {self.trainer.global_step}. "

@@ -112,7 +112,7 @@ class UnlearningModule(LanguageModelModule):
         loss = self.gamma * terms["forget"]
         if "retain" in terms:
             loss = loss + self.lambda_ * terms["retain"]
-        self.stop_if_not_finite(loss, batch, terms)
+        self.remember(loss, batch, terms)
         self.log_terms({"loss": loss, **terms})
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return loss

@@ -128,6 +128,7 @@ def _apply(
     chunk_size: int,
     source: Source,
     with_rewards: bool,
+    compare: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Check, align the dtypes and run the function outside autocast."""
     check_chunk_size(chunk_size)
@@ -150,7 +151,7 @@ def _apply(
             weight,
             reference_hidden,
             reference_weight,
-            Plan(options, chunk_size, source, with_rewards, shared),
+            Plan(options, chunk_size, source, with_rewards, shared, compare),
         )
     return result
 
@@ -194,6 +195,7 @@ def chunked_margin_with_rewards(
     options: PairOptions,
     chunk_size: int = 1024,
     source: Source = "reference",
+    compare: bool = False,
 ) -> MarginWithRewards:
     """Compute `chunked_margin` and both rewards of each position.
 
@@ -207,6 +209,8 @@ def chunked_margin_with_rewards(
         options: how the pair is made.
         chunk_size: positions whose vocabulary-sized values may live at the same time.
         source: whose logits the pair is made from.
+        compare: form the policy's logits beside the reference's (N V H more): all three are then exactly 0 where both
+            are equal, also where the projection is trained.
 
     Returns:
         Margins and rewards over beta.
@@ -214,5 +218,7 @@ def chunked_margin_with_rewards(
     Raises:
         InputError: when shapes or options do not fit.
     """
-    margin, preferred = _apply(hidden, weight, reference_hidden, reference_weight, options, chunk_size, source, True)
+    margin, preferred = _apply(
+        hidden, weight, reference_hidden, reference_weight, options, chunk_size, source, True, compare
+    )
     return MarginWithRewards(margin, preferred, preferred - margin.detach())

@@ -24,18 +24,19 @@ class Plan(NamedTuple):
     source: Source
     with_rewards: bool
     shared: bool
+    compare: bool = False
 
     def explicit(self, dtype: torch.dtype) -> bool:
         """Whether policy logits are formed.
 
-        They are for rewards and for pairs made from them, and in half precision: there both logits must be rounded
-        alike, so that the margin is exactly 0 where the policy is the reference.
+        They are for pairs made from them and for most rewards; and where both logits must be rounded alike, so that the
+        margin is exactly 0 where the policy is the reference: in half precision, or where it is asked for.
         """
         half = dtype not in (torch.float32, torch.float64)
         options = self.options
         few = options.selection == "top_k" and options.k <= _FEW and options.memory_vector == "centered"
         dear = self.with_rewards and (half or not few)  # else they follow from the margin: see `Inside`
-        return self.source == "policy" or dear or (half and not self.shared)
+        return self.source == "policy" or dear or ((half or self.compare) and not self.shared)
 
 
 class Inside(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -150,10 +151,11 @@ def package_variant(name: str, policy: nn.Module, reference: nn.Module, batch: B
         devices=1,
         precision="bf16-mixed" if device.type == "cuda" else "32-true",
         max_steps=0,
-        log_every_n_steps=NEVER,  # a logged step also measures both rewards
         **quiet,
     ).fit(module, Rows(batch))
     module.log = module.log_dict = lambda *_, **__: None  # outside a loop there is nothing to log to
+    # A step like any other: neither the first one nor one that is logged, which also measure both rewards.
+    module._trainer = SimpleNamespace(global_step=1, log_every_n_steps=NEVER)
     resident = 0
     if name.startswith("dipo live"):
         resident = bytes_of(reference.parameters())

@@ -105,7 +105,13 @@ def models(family: str, dtype: torch.dtype, frozen: bool, lora: bool = False) ->
 
 
 def ours(
-    family: str, path: str, dtype: torch.dtype, options: dict[str, Any], lora: bool = False, logged: bool = False
+    family: str,
+    path: str,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+    lora: bool = False,
+    logged: bool = False,
+    first: bool = False,
 ) -> DiPOModule:
     """The package's module with a policy, and what stands for the reference."""
     chosen = PATHS[path] | options | {"beta": BETA, "alpha": ALPHA}
@@ -113,7 +119,7 @@ def ours(
         chosen |= {"lora_rank": LORA.rank, "freeze_projection": False}
     module = DiPOModule("toy", **chosen)
     policy, reference = models(family, dtype, module.freeze_projection, lora)
-    trainer = SimpleNamespace(global_step=0, log_every_n_steps=1 if logged else 10**9, datamodule=None)
+    trainer = SimpleNamespace(global_step=0 if first else 5, log_every_n_steps=1 if logged else 10**9, datamodule=None)
     module.policy, module._trainer = policy, trainer
     before_adapters: Any = policy
     module.inspect(before_adapters.get_base_model() if lora else policy)
@@ -223,9 +229,10 @@ def test_reduction_and_scale(family: str, path: str, options: dict[str, Any]) ->
     compare(family, path, torch.float32, options)
 
 
+@pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize(("family", "path", "source"), CASES)
-def test_the_step_that_is_logged(family: str, path: str, source: str) -> None:
-    compare(family, path, torch.float32, {"source": source}, logged=True)
+def test_the_step_that_is_logged_and_the_first(family: str, path: str, source: str, first: bool) -> None:
+    compare(family, path, torch.float32, {"source": source}, logged=True, first=first)
 
 
 @pytest.mark.parametrize("family", LINEAR + OTHER)

@@ -137,6 +137,15 @@ def test_only_the_gradient_that_is_needed(chunk_size: int, source: str, for_hidd
     torch.testing.assert_close(leaf.grad, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_all_three_are_exactly_zero_where_logits_are_compared(options: PairOptions, dtype: torch.dtype) -> None:
+    hidden, weight, _, _ = tensors(dtype)
+    start = hidden.detach().clone(), weight.detach().clone()
+    for value in chunked_margin_with_rewards(hidden, weight, *start, options, 4, compare=True):
+        assert (value == 0).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("trained", [False, True])
 def test_exactly_zero_at_the_reference(dtype: torch.dtype, trained: bool) -> None:
