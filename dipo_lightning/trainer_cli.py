@@ -16,6 +16,7 @@ from dipo_lightning.callbacks import Checkpoint  # and short class names of all 
 from dipo_lightning.callbacks.tensorboard_layout import write_layout
 from dipo_lightning.errors import DiPOError, InputError
 from dipo_lightning.models.checkpoint import read_settled
+from dipo_lightning.models.private import without_home
 from dipo_lightning.parser_messages import Sentences
 from dipo_lightning.run_folder import is_finished, is_first_process, last_checkpoint, prepare_run
 from dipo_lightning.sharding import check_strategy
@@ -54,7 +55,7 @@ class SaveConfig(SaveConfigCallback):
         """Write them once a run, on the first process."""
         experiment: Any = getattr(trainer.logger, "experiment", None)
         if hasattr(experiment, "add_text"):
-            text = self.parser.dump(self.config, skip_none=False)
+            text = without_home(self.parser.dump(self.config, skip_none=False))
             experiment.add_text("config", "\n".join("    " + line for line in text.splitlines()))
         if stage == "fit":
             write_layout(experiment)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from dipo_lightning.models.private import without_home
 from dipo_lightning.sharding import full_state_dict, is_sharded
 
 if TYPE_CHECKING:
@@ -46,12 +48,20 @@ def save_model(
         merged_copy(policy, state).save_pretrained(partial)
     else:
         saver.save_pretrained(partial, state_dict=state)
+        _hide_home(partial / "adapter_config.json")
     if tokenizer is not None:
         tokenizer.save_pretrained(partial)
     if card is not None:
         (partial / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def _hide_home(file: Path) -> None:
+    """Take this user's home folder out of where adapters say that their base model lies."""
+    if file.is_file():
+        content = without_home(json.loads(file.read_text(encoding="utf-8")))
+        file.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def merged_copy(policy: Any, state: dict | None = None) -> Any:  # noqa: ANN401

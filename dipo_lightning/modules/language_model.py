@@ -5,6 +5,7 @@ from typing import Any, Literal, TypeAlias
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -15,6 +16,7 @@ from dipo_lightning.models.fingerprint import model_fingerprint
 from dipo_lightning.models.head import output_projection
 from dipo_lightning.models.loading import check_tokenizer, load_policy
 from dipo_lightning.models.lora import LoRA, add_lora
+from dipo_lightning.models.private import without_home, without_secrets
 from dipo_lightning.random_states import random_states, set_random_states
 from dipo_lightning.row_batches import gather
 from dipo_lightning.sharding import check_strategy, is_sharded, shard, transformer_blocks
@@ -82,6 +84,11 @@ class LanguageModelModule(pl.LightningModule):
         self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
         self.freeze_projection, self.cpu_offload, self.compute_dtype = freeze_projection, cpu_offload, compute_dtype
         self.revision, self.trust_remote_code = revision, trust_remote_code
+
+    @property
+    def hparams_initial(self) -> Any:
+        """The hyper-parameters as loggers write them: without secrets and without this user's home."""
+        return AttributeDict(without_secrets(without_home(dict(super().hparams_initial))))
 
     def setup(self, stage: str) -> None:
         """Refuse combinations that cannot be right, before the model is loaded."""

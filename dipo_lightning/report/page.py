@@ -10,7 +10,7 @@ from typing import Any
 
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.metrics.columns import flat_numbers
-from dipo_lightning.models.private import without_secrets
+from dipo_lightning.models.private import without_home, without_secrets
 from dipo_lightning.report.charts import evaluation_charts, training_charts
 from dipo_lightning.report.meanings import meaning
 from dipo_lightning.report.run_folder import Document, RunFolder, read_run
@@ -86,7 +86,7 @@ def render(run: RunFolder, rows: int = ROWS) -> str:
         provenance=_provenance(last["provenance"]),
         evaluations=[_evaluation(name, documents, rows) for name, documents in run.evaluations.items()],
         training=training_charts(run.curves),
-        config=None if run.config is None else visible(without_secrets_in_yaml(run.config), 100_000),
+        config=None if run.config is None else visible(without_secrets_in_yaml(without_home(run.config)), 100_000),
     )
 
 
