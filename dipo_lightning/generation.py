@@ -37,6 +37,13 @@ class _Row:
     def remaining(self) -> int:
         return self.limit - len(self.said)
 
+    def take(self, tokens: Sequence[int], stop_ids: Sequence[int]) -> None:
+        """Say ``tokens`` up to the first stop id or the limit."""
+        tokens = tokens[: self.remaining]
+        stop = next((i for i, token in enumerate(tokens) if token in stop_ids), None)
+        self.said += tokens if stop is None else tokens[:stop]
+        self.done = stop is not None or self.remaining == 0
+
 
 def generate(
     policy: nn.Module,
@@ -46,6 +53,7 @@ def generate(
     stop_ids: Sequence[int],
     batch_rows: int = BATCH_ROWS,
     expected: Sequence[int] | None = None,
+    known: Sequence[Sequence[int]] | None = None,
     device: torch.device | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[list[int]]:
@@ -60,13 +68,18 @@ def generate(
         batch_rows: Most rows of a batch.
         expected: Tokens each row will probably need (the length of the true answer): rows that end together are put
             together. Changes the speed, not the result.
+        known: What greedy decoding of each row is known to begin with (`TokenScores.greedy_start`).
         device: Where the batches go; default is where the policy's parameters are.
         progress: Called with the number of rows that ended after each round.
     """
     device = device or next(policy.parameters()).device
     expected = expected if expected is not None else [max_new_tokens] * len(prompts)
     rows = [_Row(i, list(p), max_new_tokens, e) for i, (p, e) in enumerate(zip(prompts, expected, strict=True))]
-    going = [row for row in rows if row.limit > 0]
+    for row, tokens in zip(rows, known or [()] * len(rows), strict=True):
+        row.take(tokens, stop_ids)
+    going = [row for row in rows if not row.done]
+    if progress is not None:
+        progress(len(rows) - len(going))
     with evaluation_mode(policy), _plain_settings(policy), unsharded(policy):
         while going:
             _round(policy, rows, going, list(stop_ids), batch_rows, device)
@@ -89,11 +102,7 @@ def _round(
         if own:
             results.update(zip(batch, continued, strict=True))
     for index, tokens in gather(results).items():
-        row = rows[index]
-        tokens = tokens[: row.remaining]
-        stop = next((i for i, token in enumerate(tokens) if token in stop_ids), None)
-        row.said += tokens if stop is None else tokens[:stop]
-        row.done = stop is not None or row.remaining == 0
+        rows[index].take(tokens, stop_ids)
 
 
 def _continue_batch(policy: nn.Module, rows: list[_Row], stop_ids: list[int], device: torch.device) -> list[list[int]]:

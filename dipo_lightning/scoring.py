@@ -34,18 +34,28 @@ class TokenScores:
     Attributes:
         logprobs: (n,) float32 log-probability of each token, nats.
         correct: (n,) bool, whether the token is the model's first choice there.
+        choices: (n,) int64, the model's first choice.
         z_scores: (n,) float32, the log-probability standardised over the vocabulary, as Min-K++ takes it
             (`standardized_logprobs`); None where not asked for.
     """
 
     logprobs: Tensor
     correct: Tensor
+    choices: Tensor
     z_scores: Tensor | None = None
 
     @property
     def tokens(self) -> int:
         """n, the tokens scored."""
         return len(self.logprobs)
+
+    def greedy_start(self) -> list[int]:
+        """Return what greedy decoding says first: the scored tokens while they are its choice, and its own after them.
+
+        Holds where every token of the answer is scored.
+        """
+        wrong = (~self.correct).nonzero().flatten().tolist()
+        return self.choices[: wrong[0] + 1 if wrong else None].tolist()
 
     @property
     def nll(self) -> float:
@@ -93,7 +103,7 @@ def score(
                 if progress is not None:
                     progress(len(flat))
     results = gather(results)
-    nothing = TokenScores(torch.empty(0), torch.empty(0, dtype=torch.bool))
+    nothing = TokenScores(torch.empty(0), torch.empty(0, dtype=torch.bool), torch.empty(0, dtype=torch.long))
     return [results.get(i, nothing) for i in range(len(examples))]
 
 
@@ -122,12 +132,12 @@ def _score_batch(
     z_rows = torch.tensor(wanted).repeat_interleave(torch.tensor(batch.counts))
     statistics = token_statistics(logits, batch.index.to(device), batch.labels.to(device), z_rows.to(device))
     parts = zip(wanted, *(values.cpu().split(batch.counts) for values in statistics), strict=True)
-    return [TokenScores(p.clone(), c.clone(), s.clone() if want else None) for want, p, c, s in parts]
+    return [TokenScores(p.clone(), ok.clone(), c.clone(), z.clone() if want else None) for want, p, ok, c, z in parts]
 
 
 def token_statistics(
     logits: Tensor, index: Tensor, labels: Tensor, z_rows: Tensor, chunk_elements: int = CHUNK_ELEMENTS
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Read log-probability, first choice and z-score of each label from its logits, a chunk of positions at a time.
 
     Args:
@@ -138,13 +148,14 @@ def token_statistics(
         chunk_elements: Most logits that are held in float32 at once.
 
     Returns:
-        (N,) float32 log-probabilities, (N,) bool first choices, (N,) float32 z-scores.
+        (N,) float32 log-probabilities, (N,) bool whether the label is the first choice, (N,) int64 first choices, (N,)
+        float32 z-scores.
     """
     rows = max(1, chunk_elements // logits.shape[-1])
     chunks = zip(index.split(rows), labels.split(rows), z_rows.split(rows), strict=True)
     parts = [_chunk(logits[places], chosen, z) for places, chosen, z in chunks]
-    logprobs, correct, z = (torch.cat(values) for values in zip(*parts, strict=True))
-    return logprobs, correct, z
+    logprobs, choices, z = (torch.cat(values) for values in zip(*parts, strict=True))
+    return logprobs, choices == labels, choices, z
 
 
 def _chunk(logits: Tensor, labels: Tensor, z_rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -152,4 +163,4 @@ def _chunk(logits: Tensor, labels: Tensor, z_rows: Tensor) -> tuple[Tensor, Tens
     z = torch.zeros_like(chosen)
     if z_rows.any():
         z[z_rows] = standardized_logprobs(logits[z_rows], labels[z_rows])
-    return chosen, logits.argmax(-1) == labels, z
+    return chosen, logits.argmax(-1), z

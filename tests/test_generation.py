@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from dipo_lightning.generation import generate
+from dipo_lightning.scoring import score
 from tests.toys import EOS, FAMILIES, VOCABULARY, toy_model, toy_tokenizer
 
 EOS_ID = toy_tokenizer().convert_tokens_to_ids(EOS)
@@ -44,6 +45,42 @@ def test_batches_equal_one_at_a_time(family: str) -> None:
     alone = [plain_generate(model, prompt, 12, stop_ids) for prompt in asked]
     assert len({len(said) for said in alone}) > 1  # rows end at different places
     assert generate(model, asked, max_new_tokens=12, stop_ids=stop_ids, batch_rows=3) == alone
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_know_how_decoding_begins(family: str) -> None:
+    model = toy_model(family)
+    asked = prompts(9)
+    stop_ids = stops_that_come(model, asked)
+    alone = [plain_generate(model, prompt, 12, stop_ids) for prompt in asked]
+    answers = []
+    for number, said in enumerate(alone):  # what it will say itself, with a stop; with a wrong token; something else
+        ended = [*said, *(stop_ids[:1] if len(said) < 12 else [])]
+        wrong = [*said[:3], (said[3] + 1) % VOCABULARY if len(said) > 3 else 7, 5]
+        answers.append((ended, wrong, [9, 8])[number % 3])
+    examples = [(p + a, [-100] * len(p) + a) for p, a in zip(asked, answers, strict=True)]
+    known = [found.greedy_start() for found in score(model, examples)]
+    assert any(known[0])
+    for start, said in zip(known, alone, strict=True):
+        assert said[: len(start)] == start[: len(said)]
+    computed = []
+    handle = model.register_forward_pre_hook(lambda m, a, k: computed.append(len(k["input_ids"])), with_kwargs=True)
+    assert generate(model, asked, max_new_tokens=12, stop_ids=stop_ids, known=known) == alone
+    with_known = sum(computed)
+    computed.clear()
+    assert generate(model, asked, max_new_tokens=12, stop_ids=stop_ids) == alone
+    handle.remove()
+    assert with_known < sum(computed)
+
+
+def test_an_answer_known_to_its_end_is_not_decoded() -> None:
+    def refuse(*args: object) -> None:
+        pytest.fail("the model was asked")
+
+    model = toy_model()
+    model.register_forward_pre_hook(refuse)
+    got = generate(model, [[3, 4], [5]], max_new_tokens=3, stop_ids=[9], known=[[7, 9, 8], [6, 6, 6, 6]])
+    assert got == [[7], [6, 6, 6]]
 
 
 def test_stragglers_go_on_together_and_are_not_changed() -> None:

@@ -165,7 +165,7 @@ def test_chunks_do_not_change_statistics() -> None:
 
 def test_a_token_that_never_comes_leaves_z_scores_finite() -> None:
     logits = torch.tensor([[0.0, 1.0, float("-inf")]])
-    logprobs, _, z = token_statistics(logits, torch.tensor([0]), torch.tensor([0]), torch.tensor([True]))
+    logprobs, _, _, z = token_statistics(logits, torch.tensor([0]), torch.tensor([0]), torch.tensor([True]))
     assert torch.isfinite(logprobs).all()
     assert torch.isfinite(z).all()
 

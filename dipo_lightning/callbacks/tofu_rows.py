@@ -84,7 +84,7 @@ def evaluate_rows(
             policy, examples, batch_tokens=options.batch_tokens, z_scores=wanted, device=device, progress=done
         )
     asked = [plan for plan in plans if options.generate and plan.set_name not in silent]
-    said = _answers(policy, style, asked, options, device, progress)
+    said = _answers(policy, style, asked, scores, options, device, progress)
     texts = {(plan.set_name, plan.index): text for plan, text in zip(asked, said, strict=True)}
     for plan in plans:
         row = _row(plan, scores, texts.get((plan.set_name, plan.index)), options.min_k_fraction)
@@ -149,11 +149,15 @@ def _answers(
     policy: nn.Module,
     style: PromptStyle,
     plans: Sequence[_Plan],
+    scores: Sequence[TokenScores],
     options: RowOptions,
     device: torch.device | None,
     progress: Progress,
 ) -> list[str]:
-    """Let the policy answer every question greedily, cut at the end-of-turn token."""
+    """Let the policy answer every question greedily, cut at the end-of-turn token.
+
+    As far as it says the true answer, its scores have told so.
+    """
     with progress(len(plans), "questions answered") as done:
         said = generate(
             policy,
@@ -162,6 +166,7 @@ def _answers(
             stop_ids=style.stop_ids,
             batch_rows=options.batch_rows,
             expected=[plan.length for plan in plans],
+            known=[scores[plan.answer].greedy_start() for plan in plans],
             device=device,
             progress=done,
         )

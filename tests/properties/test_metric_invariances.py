@@ -183,4 +183,5 @@ def row_scores(logits: torch.Tensor, example: Example) -> TokenScores:
     places = [i for i in range(len(ids) - 1) if labels[i + 1] != -100]
     chosen, targets = logits[places], torch.tensor([labels[i + 1] for i in places])
     logprobs = chosen.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
-    return TokenScores(logprobs, tokens_correct(chosen, targets), standardized_logprobs(chosen, targets))
+    correct = tokens_correct(chosen, targets)
+    return TokenScores(logprobs, correct, chosen.argmax(-1), standardized_logprobs(chosen, targets))
