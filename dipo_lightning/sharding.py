@@ -6,6 +6,7 @@ One code path serves one device and many: a model is sharded block by block, bot
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -24,6 +25,7 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.shard_files import check_shards
@@ -60,7 +62,16 @@ class FSDP2Strategy(ModelParallelStrategy):
         path = Path(self.broadcast(checkpoint_path))
         if path.is_dir():
             check_shards(path)
-        return super().load_checkpoint(path, weights_only=True)
+            return super().load_checkpoint(path, weights_only=True)
+        optimizers, self.optimizers = self.optimizers, []
+        try:
+            checkpoint = super().load_checkpoint(path, weights_only=True)
+        finally:
+            self.optimizers = optimizers
+        states = checkpoint["optimizer_states"] if optimizers else []  # validate has no optimiser
+        for optimizer, state in zip(optimizers, states, strict=True):
+            load_optimizer_state(self.lightning_module, optimizer, state)  # type: ignore[arg-type]
+        return checkpoint
 
 
 if "fsdp2" not in StrategyRegistry:
@@ -154,6 +165,35 @@ def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     """Gather the whole state dict to rank 0's host memory (empty elsewhere); collective where the model is sharded."""
     state: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     return state
+
+
+def load_optimizer_state(model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimiser's state from a checkpoint file, of whatever strategy; collective.
+
+    Without sharding a state is keyed by the parameter's number in the optimiser. Lightning takes that for its number in
+    the model, which is another one where some parameters are frozen, and fails where no parameter has a state.
+
+    Args:
+        model: What the names of parameters are relative to.
+        optimizer: The optimiser of a sharded model.
+        state: Its whole saved state.
+    """
+    if not state["state"]:  # plain SGD
+        optimizer.load_state_dict({"state": {}, "param_groups": _numbered(state["param_groups"])})
+        return
+    if isinstance(next(iter(state["state"])), int):
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+        groups = [{**group, "params": [order[i] for i in group["params"]]} for group in state["param_groups"]]
+        state = {"state": {order[i]: values for i, values in state["state"].items()}, "param_groups": groups}
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_optimizer_state_dict(model, optimizer, optim_state_dict=state, options=options)
+
+
+def _numbered(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Number the parameters of all groups one after the other, as torch's own optimisers save them."""
+    numbers = itertools.count()
+    return [{**group, "params": [next(numbers) for _ in group["params"]]} for group in groups]
 
 
 def _placed(parameter: nn.Parameter, device: torch.device) -> bool:

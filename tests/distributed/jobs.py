@@ -265,6 +265,7 @@ def weights(module: UnlearningModule) -> dict[str, np.ndarray]:
 OPTIMIZERS: dict[str, Any] = {
     # Adam's first step is the gradient over its own size: where that is rounding noise, so is the step. Plain SGD
     # passes rounding on as it is; AdamW gets an epsilon above the noise.
+    "plain_sgd": functools.partial(torch.optim.SGD, lr=1e-2),  # the one that has no state
     "sgd": functools.partial(torch.optim.SGD, lr=1e-3, momentum=0.9),
     "sgd_clipped": functools.partial(torch.optim.SGD, lr=5e-2, momentum=0.9),
     "adamw": functools.partial(torch.optim.AdamW, lr=1e-3, eps=1e-2),
@@ -304,6 +305,7 @@ def command_line(
         if interrupt_after is not None:
             stack.enter_context(mock.patch.object(UnlearningModule, "on_train_batch_end", interrupt(interrupt_after)))
         stack.enter_context(contextlib.redirect_stdout(printed))
+        warnings.filterwarnings("ignore", "Using `DistributedSampler` with the dataloaders", UserWarning)  # validate
         try:
             return main(arguments), printed.getvalue()
         except SystemExit as stop:

@@ -21,11 +21,13 @@ GLOBAL_BATCH = 4
 CHECKPOINT = f"step={SAVED}.ckpt"
 
 
-@pytest.fixture(scope="module")
-def whole_run(task: str) -> dict[str, Any]:
-    """One process, uninterrupted."""
-    folder = f"{task}/one"
-    return jobs.train(task, batch_size=GLOBAL_BATCH, save=(folder, SAVED), **RUN) | {"path": f"{folder}/{CHECKPOINT}"}
+@pytest.fixture(scope="module", params=["full", "lora"])
+def whole_run(request: pytest.FixtureRequest, task: str) -> dict[str, Any]:
+    """One process, uninterrupted; ``folder`` holds what is saved of runs like it, ``options`` makes them so."""
+    options = {"lora_rank": 4} if request.param == "lora" else {}
+    folder = f"{task}/{request.param}"
+    found = jobs.train(task, batch_size=GLOBAL_BATCH, save=(f"{folder}/one", SAVED), **RUN, **options)
+    return found | {"path": f"{folder}/one/{CHECKPOINT}", "folder": folder, "options": options}
 
 
 def on_two(pool: Pool, task: str, strategy: str, **options: Any) -> list[dict[str, Any]]:
@@ -33,6 +35,11 @@ def on_two(pool: Pool, task: str, strategy: str, **options: Any) -> list[dict[st
     folder = {"save": (str(Path(options["ckpt_path"]).parent), SAVED)} if "ckpt_path" in options else {}
     arguments = RUN | {"devices": WORLD, "batch_size": GLOBAL_BATCH // WORLD, "strategy": strategy} | folder | options
     return pool.run("train", task=task, **arguments)
+
+
+def on_one(alone: Pool, task: str, **options: Any) -> list[dict[str, Any]]:
+    """Train on one process that shards over itself."""
+    return alone.run("train", task=task, batch_size=GLOBAL_BATCH, strategy="fsdp2", **RUN, **options)
 
 
 def rows_of_steps(ranks: list[dict[str, Any]]) -> list[list[int]]:
@@ -49,31 +56,46 @@ def assert_goes_on(whole: dict[str, Any], resumed: list[dict[str, Any]]) -> None
 def test_one_file_of_two_processes_holds_the_policy_only_and_goes_on_on_one(
     pool: Pool, task: str, whole_run: dict[str, Any], strategy: str
 ) -> None:
-    on_two(pool, task, strategy, save=(f"{task}/{strategy}", SAVED))
-    path = f"{task}/{strategy}/{CHECKPOINT}"
+    folder, options = f"{whole_run['folder']}/{strategy}", whole_run["options"]
+    on_two(pool, task, strategy, save=(folder, SAVED), **options)
+    path = f"{folder}/{CHECKPOINT}"
     saved = torch.load(path, weights_only=True)
     assert set(saved["state_dict"]) == {f"policy.{name}" for name in whole_run["weights"]}
-    resumed = jobs.train(task, batch_size=GLOBAL_BATCH, ckpt_path=path, save=(f"{task}/{strategy}", SAVED), **RUN)
-    assert_goes_on(whole_run, [resumed])
+    arguments = {"ckpt_path": path, "save": (folder, SAVED), **RUN, **options}
+    assert_goes_on(whole_run, [jobs.train(task, batch_size=GLOBAL_BATCH, **arguments)])
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_one_process_goes_on_on_two(pool: Pool, task: str, whole_run: dict[str, Any], strategy: str) -> None:
-    assert_goes_on(whole_run, on_two(pool, task, strategy, ckpt_path=whole_run["path"]))
+    resumed = on_two(pool, task, strategy, ckpt_path=whole_run["path"], **whole_run["options"])
+    assert_goes_on(whole_run, resumed)
+
+
+def test_an_optimizer_without_a_state_goes_on_on_two(pool: Pool, task: str) -> None:
+    options = {**RUN, "optimizer": "plain_sgd"}
+    whole = jobs.train(task, batch_size=GLOBAL_BATCH, save=(f"{task}/plain", SAVED), **options)
+    resumed = on_two(pool, task, "fsdp2", ckpt_path=f"{task}/plain/{CHECKPOINT}", optimizer="plain_sgd")
+    assert_goes_on(whole, resumed)
 
 
 def test_shards_hold_the_policy_only_and_go_on_on_two_and_on_one(
     pool: Pool, alone: Pool, task: str, whole_run: dict[str, Any]
 ) -> None:
-    on_two(pool, task, "fsdp2", save=(f"{task}/shards", SAVED), sharded_checkpoint=True)
-    path = Path(f"{task}/shards/{CHECKPOINT}")
+    folder, options = f"{whole_run['folder']}/shards", whole_run["options"]
+    on_two(pool, task, "fsdp2", save=(folder, SAVED), sharded_checkpoint=True, **options)
+    path = Path(folder) / CHECKPOINT
     keys = FileSystemReader(path).read_metadata().state_dict_metadata
     weights = {key for key in keys if not key.startswith("optimizer")}
     assert weights == {f"state_dict.policy.{name}" for name in whole_run["weights"]}
-    assert_goes_on(whole_run, on_two(pool, task, "fsdp2", ckpt_path=str(path)))
-    arguments = RUN | {"batch_size": GLOBAL_BATCH, "strategy": "fsdp2", "ckpt_path": str(path)}
-    arguments["save"] = f"{task}/shards", SAVED
-    assert_goes_on(whole_run, alone.run("train", task=task, **arguments))
+    assert_goes_on(whole_run, on_two(pool, task, "fsdp2", ckpt_path=str(path), **options))
+    assert_goes_on(whole_run, on_one(alone, task, ckpt_path=str(path), save=(folder, SAVED), **options))
+
+
+def test_shards_of_one_process_go_on_on_two(pool: Pool, alone: Pool, task: str, whole_run: dict[str, Any]) -> None:
+    folder, options = f"{whole_run['folder']}/one_shard", whole_run["options"]
+    on_one(alone, task, save=(folder, SAVED), sharded_checkpoint=True, **options)
+    assert (Path(folder) / CHECKPOINT / ".metadata").is_file()
+    assert_goes_on(whole_run, on_two(pool, task, "fsdp2", ckpt_path=f"{folder}/{CHECKPOINT}", **options))
 
 
 def test_resuming_in_an_accumulated_epoch(pool: Pool, task: str) -> None:

@@ -90,6 +90,9 @@ def test_two_nodes_give_what_one_process_gives(
     again = pool.run("command_line", arguments=arguments, environment=environment)
     assert "nothing is repeated" in again[0][1]
     assert again[1][1] == ""
+    validate = ["validate", *(argument for argument in arguments[1:] if not argument.startswith("--run="))]
+    validate += [f"--ckpt_path={saved}", "--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}"]
+    assert [code for code, _ in pool.run("command_line", arguments=validate, environment=environment)] == [0, 0]
 
 
 @pytest.mark.slow
