@@ -207,9 +207,7 @@ def _details(answer: TokenScores, text: str, fraction: float) -> Row:
 
 
 def _problem(row: Row) -> str | None:
-    """Say what keeps a row from having a value."""
+    """Say what keeps a row from having a value; answers that share a prompt are NaN together."""
     values = {"answer": [row["nll"]], "correct answer": [row["correct_nll"]], "wrong answers": row["wrong_nll"]}
-    for name, nlls in values.items():
-        if not torch.tensor(nlls).isfinite().all():
-            return f"The log-likelihood of its {name} is not finite ({nlls})."
-    return None
+    bad = {name: nlls for name, nlls in values.items() if not torch.tensor(nlls).isfinite().all()}
+    return f"The log-likelihood of its {', its '.join(bad)} is not finite ({bad})." if bad else None
