@@ -39,6 +39,51 @@ def test_log_ratio_is_exactly_zero(pool: Pool, task: str, computing: str, loss: 
         assert max(later) > 0  # and it is measured: one step later it is something
 
 
+@pytest.mark.parametrize("computing", ["fsdp2-float32", "fsdp2-bfloat16"])
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_log_ratio_is_exactly_zero_on_one_process_that_shards_over_itself(
+    alone: Pool, task: str, computing: str, reference: str
+) -> None:
+    options = COMPUTING[computing] | REFERENCES[reference]
+    [rank] = alone.run("train", task=task, batch_size=3, max_steps=2, **options)
+    assert rank["gaps"][0] == 0
+    assert max(rank["gaps"][1:]) > 0
+
+
+SAVING: dict[str, dict[str, Any]] = {
+    "activation_checkpointing": {"activation_checkpointing": True},
+    "cpu_offload": {"cpu_offload": True},
+    "compile_blocks": {"compile_blocks": True, "compiler": "aot_eager"},
+    "accumulation and clipping": {"accumulate": 2, "clip": 1.0},
+}
+
+
+@pytest.mark.parametrize("saving", SAVING)
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_what_saves_memory_leaves_it_at_zero(pool: Pool, task: str, saving: str, reference: str) -> None:
+    options = SAVING[saving] | REFERENCES[reference] | COMPUTING["fsdp2-bfloat16"]
+    for rank in pool.run("train", task=task, devices=WORLD, batch_size=2, max_steps=2, **options):
+        assert rank["gaps"][0] == 0
+        assert max(rank["gaps"][1:]) > 0
+
+
+CACHED: dict[str, tuple[dict[str, Any], float]] = {
+    "hidden_states": ({"reference": "hidden_states"}, 2e-6),
+    "directions": ({"reference": "directions", "lora_rank": 4}, 2e-6),
+}
+"""What was computed once in other batches than the policy's: a matrix product rounds by its shape."""
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("reference", CACHED)
+def test_a_cached_reference_is_a_rounding_away(pool: Pool, task: str, strategy: str, reference: str) -> None:
+    options, bound = CACHED[reference]
+    arguments = {"strategy": strategy, "devices": WORLD, "batch_size": 2, "max_steps": 2, **options}
+    for rank in pool.run("train", task=task, **arguments):
+        assert rank["gaps"][0] <= bound
+        assert max(rank["gaps"][1:]) > 100 * bound
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_log_ratio_is_exactly_zero_on_one_device(task: str, precision: str, loss: str) -> None:
