@@ -6,6 +6,7 @@ A command of the second kind is a plain function whose signature and docstring a
 import difflib
 import errno
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if args and args[0] in COMMANDS:
             run_command(args[0], args[1:])
+            sys.stdout.flush()
         elif args and args[0] in TRAINER_COMMANDS:
             run_trainer(args)
         else:
@@ -48,6 +50,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except DiPOError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of the output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         if error.filename is None and error.errno not in DISK_ERRORS:  # not about a file of the user's
             raise
