@@ -9,7 +9,7 @@ import json
 import random
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dipo_lightning.errors import InputError
 
@@ -24,11 +24,32 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 1024,
     "tie_word_embeddings": True,
 }
-EPOCHS, BATCH_SIZE, RATE = 4, 4, 3e-3
-ORDERS = 10
-"""Orders in which an epoch reads the corpus: in one order alone a model learns what comes next, not what is asked."""
-FOLDS = ("scal/forget_4", "train/retain1", "train/retain2")
-"""What the target reads; the retrained model reads all but the first."""
+BATCH_SIZE, RATE = 4, 3e-3
+VERBMEM_TOKENS = 64
+"""Half of MUSE's: the made articles are short."""
+FORGOTTEN, KEPT = "scal/forget_4", ("train/retain1", "train/retain2")
+
+
+class Reading(NamedTuple):
+    """How a model comes to know its part of the corpus.
+
+    Attributes:
+        start: The model that it begins as.
+        epochs: Passes over what it reads.
+        orders: How often, each time in another order, an epoch reads a part: in one order alone a model learns what
+            comes next, not what is asked.
+    """
+
+    start: str
+    epochs: int
+    orders: dict[str, int]
+
+
+READINGS = {
+    "retrained": Reading("untrained", 4, dict.fromkeys(KEPT, 10)),
+    "target": Reading("retrained", 3, {FORGOTTEN: 8, **dict.fromkeys(KEPT, 6)}),
+}
+"""The retrained model reads what is kept, and no more; the target goes on from there with all of it."""
 
 
 def muse_small(output: str = "runs/muse-small", seed: int = 0) -> None:
@@ -44,9 +65,9 @@ def muse_small(output: str = "runs/muse-small", seed: int = 0) -> None:
     folder = Path(output)
     _check_earlier(folder, seed)
     prepare(folder, seed)
-    for name, parts in (("target", FOLDS), ("retrained", FOLDS[1:])):
+    for name, reading in READINGS.items():
         if not (folder / name).is_dir():
-            write_reading(folder, name, parts, seed)
+            write_reading(folder, name, reading, seed)
             _run("fit", folder, f"making-{name}", training(folder, name, seed))
             (folder / "making" / name).rename(folder / name)
     if not (folder / "retrained.json").is_file():
@@ -64,31 +85,33 @@ def prepare(folder: Path, seed: int) -> None:
 
     write_fictitious_news(folder / "news", seed, ARTICLES)
     corpus = load_muse(folder / "news")
-    rows = forget_texts(folder / "news", FOLDS[0]) + corpus.train_retain + corpus.retain2
+    rows = forget_texts(folder / "news", FORGOTTEN) + corpus.train_retain + corpus.retain2
     tokenizer = train_tokenizer([row["text"] for row in rows], VOCABULARY)
     write_untrained(folder / "untrained", tokenizer, seed, **SHAPE)
 
 
-def write_reading(folder: Path, name: str, parts: tuple[str, ...], seed: int) -> None:
-    """Write what a model is trained on: articles and single questions of those parts, in several random orders."""
+def write_reading(folder: Path, name: str, reading: Reading, seed: int) -> None:
+    """Write what a model is trained on: articles and single questions of its parts, in random orders."""
     from dipo_lightning.data.records import file_records
 
-    records = [record for part in parts for record in file_records(folder / "news" / f"{part}.jsonl")]
-    units = [unit for record in records for unit in record.fields["text"].split("\n\n")]
     rng = random.Random(seed)
-    texts = [unit for _ in range(ORDERS) for unit in rng.sample(units, len(units))]
+    texts: list[str] = []
+    for part, orders in reading.orders.items():
+        records = file_records(folder / "news" / f"{part}.jsonl")
+        texts += [unit for record in records for unit in record.fields["text"].split("\n\n")] * orders
+    rng.shuffle(texts)
     lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
     (folder / f"reading-{name}.jsonl").write_text(lines, encoding="utf-8")
 
 
 def training(folder: Path, name: str, seed: int) -> dict[str, Any]:
-    """Return the config of ``fit`` that trains the untrained model on what `write_reading` wrote."""
+    """Return the config of ``fit`` that trains on what `write_reading` wrote."""
     shutil.rmtree(folder / "making", ignore_errors=True)  # an interrupted one
     export = {"folder": str(folder / "making" / name), "inside_run": False}
     return {
         "seed_everything": seed,
         "trainer": {
-            **_trainer(folder, f"making-{name}", EPOCHS),
+            **_trainer(folder, f"making-{name}", READINGS[name].epochs),
             "gradient_clip_val": 1.0,
             "enable_checkpointing": False,
             "callbacks": [{"class_path": "dipo_lightning.callbacks.ExportModel", "init_args": export}],
@@ -96,7 +119,7 @@ def training(folder: Path, name: str, seed: int) -> dict[str, Any]:
         "model": {
             "class_path": "dipo_lightning.FineTuningModule",
             "init_args": {
-                "pretrained": str(folder / "untrained"),
+                "pretrained": str(folder / READINGS[name].start),
                 "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": RATE, "weight_decay": 0.0}},
                 "schedule": "linear",
                 "warmup_steps": 20,
@@ -117,7 +140,7 @@ def training(folder: Path, name: str, seed: int) -> dict[str, Any]:
 
 def measuring(folder: Path, seed: int) -> dict[str, Any]:
     """Return the config of ``test`` that writes the log of the retrained model."""
-    evaluation = {"baseline": "none", "space": "answer"}
+    evaluation = {"baseline": "none", "space": "answer", "verbmem_tokens": VERBMEM_TOKENS}
     return {
         "seed_everything": seed,
         "trainer": {
@@ -153,7 +176,13 @@ def _trainer(folder: Path, name: str, epochs: int) -> dict[str, Any]:
 
 def _check_earlier(folder: Path, seed: int) -> None:
     """Refuse to mix what two seeds or two sizes made."""
-    made = {"seed": seed, "articles": ARTICLES, "shape": SHAPE, "training": [EPOCHS, ORDERS, BATCH_SIZE, RATE, LENGTH]}
+    readings = {name: [*reading] for name, reading in READINGS.items()}
+    made = {
+        "seed": seed,
+        "articles": ARTICLES,
+        "shape": SHAPE,
+        "training": [readings, BATCH_SIZE, RATE, LENGTH, VERBMEM_TOKENS],
+    }
     note = folder / "made.json"
     if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != made:
         raise InputError(f"{folder} was made with other settings ({note}); remove it, or give another output.")
