@@ -22,7 +22,8 @@ from dipo_lightning.generation import generate
 from dipo_lightning.metrics.functional.min_k import min_k
 from dipo_lightning.metrics.functional.muse import muse_stemmer
 from dipo_lightning.metrics.functional.rouge import rouge_l
-from dipo_lightning.scoring import Example, TokenScores, score
+from dipo_lightning.scoring import TokenScores, score
+from dipo_lightning.shared_prompts import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

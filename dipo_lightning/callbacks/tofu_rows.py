@@ -20,7 +20,8 @@ from dipo_lightning.metrics.functional.membership import zlib_score
 from dipo_lightning.metrics.functional.memorization import exact_memorization, extraction_strength
 from dipo_lightning.metrics.functional.min_k import min_k, min_k_plus_plus
 from dipo_lightning.metrics.functional.rouge import rouge_l
-from dipo_lightning.scoring import Example, TokenScores, score
+from dipo_lightning.scoring import TokenScores, score
+from dipo_lightning.shared_prompts import Example
 
 
 @dataclass(frozen=True, kw_only=True)
