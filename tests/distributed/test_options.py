@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 import numpy as np
@@ -32,15 +31,6 @@ def test_an_option_changes_no_number(pool: Pool, task: str, option: str, lora: b
 @pytest.mark.parametrize("option", ["activation_checkpointing", "compile_blocks"])
 def test_an_option_changes_no_number_under_ddp(pool: Pool, task: str, option: str) -> None:
     compare(pool, task, case("ddp", "npo", "live", False, 1, True), changes=OPTIONS[option])
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("cc") is None and shutil.which("g++") is None, reason="no C compiler for inductor")
-@pytest.mark.parametrize("lora", [False, True])
-def test_compiled_code_changes_no_number(pool: Pool, task: str, lora: bool) -> None:
-    """The backend of users; what stands above traces the blocks and runs them as they are."""
-    chosen = case("fsdp2", "dipo", "adapters_off" if lora else "live", lora, 1, True)
-    compare(pool, task, chosen, changes={"compile_blocks": True}, timeout=600)
 
 
 @pytest.fixture(scope="module")
