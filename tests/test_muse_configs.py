@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from dipo_lightning import scaling
+from dipo_lightning import muse_small, scaling
 from dipo_lightning.objectives.dipo import dipo_loss, margin
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs" / "muse"
@@ -50,6 +50,14 @@ def test_the_published_settings(name):
     saving = next(c["init_args"] for c in trainer["callbacks"] if c["class_path"].endswith("ModelCheckpoint"))
     assert (saving["save_top_k"], saving["every_n_epochs"]) == (-1, 1)
     assert model["reduction"] == "mean"
+
+
+def test_the_small_run_is_measured_as_its_retrained_model_was():
+    callbacks = read("small")["trainer"]["callbacks"]
+    options = next(c["init_args"] for c in callbacks if c["class_path"].endswith("MUSEEvaluation"))
+    [measured] = muse_small.measuring(Path("."), 0)["trainer"]["callbacks"]
+    differing = {name: value for name, value in options.items() if name != "reference_log"}
+    assert measured["init_args"] == {**differing, "baseline": "none"}
 
 
 def test_what_keeps_the_memory_small_is_on():
