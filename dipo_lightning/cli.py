@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dipo_lightning.errors import DiPOError, InputError
+from dipo_lightning.errors import DiPOError, InputError, root_cause
 from dipo_lightning.report.text import printable
 
 COMMANDS = {
@@ -54,6 +54,9 @@ def main(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
+        if isinstance(cause := root_cause(error), DiPOError):  # the loggers' last words failed after ours
+            print(f"error: {printable(str(cause))}", file=sys.stderr)
+            return 2
         if error.filename is None and error.errno not in DISK_ERRORS:  # not about a file of the user's
             raise
         where = f": {error.filename}" if error.filename else ""

@@ -17,3 +17,11 @@ class InputError(DiPOError):
 
 class RunError(DiPOError):
     """A run cannot go on and still be right (a non-finite loss, a full disk, a cache of other weights)."""
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return the error of this package that led to ``error``, or ``error`` itself."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, DiPOError):
+        cause = cause.__cause__ or cause.__context__
+    return cause or error

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from dipo_lightning.callbacks import Checkpoint  # and short class names of all of them in YAML
 from dipo_lightning.callbacks.tensorboard_layout import write_layout
-from dipo_lightning.errors import DiPOError, InputError
+from dipo_lightning.errors import InputError, root_cause
 from dipo_lightning.models.checkpoint import read_settled
 from dipo_lightning.models.private import without_home
 from dipo_lightning.parser_messages import Sentences
@@ -169,11 +169,3 @@ def run(args: list[str]) -> DiPOCLI:
         auto_configure_optimizers=False,
         args=args,
     )
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """Return the error of this package that led to ``error``, or ``error`` itself."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, DiPOError):
-        cause = cause.__cause__ or cause.__context__
-    return cause or error

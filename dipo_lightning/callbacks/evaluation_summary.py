@@ -53,5 +53,7 @@ def comparison_table(
 
     lines = [title] if before is None else [title, f"  {'':<28}{'first':>12}{'now':>12}"]
     for name, label in names.items():
+        if name not in now and name not in (before or {}):
+            continue  # not measured in this run
         lines.append(f"  {label:<28}{'' if before is None else cell(before, name)}{cell(now, name)}")
     return "\n".join(lines)

@@ -252,7 +252,7 @@ def test_a_reference_that_would_be_saved_is_refused(files: Path, held: str) -> N
             self.copy = self.load()
             return LiveReference(self.copy)
 
-    with pytest.raises(InputError, match="one of its submodules, so every checkpoint would hold it"):
+    with pytest.raises(InputError, match="one of its submodules: every checkpoint would hold it"):
         fit(files, Keeping)
 
 

@@ -142,6 +142,7 @@ FULL: dict[str, tuple[Any, str, int, int, str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's writer, same disk
 @pytest.mark.parametrize("case", FULL)
 def test_a_full_disk_ends_the_run_and_the_same_command_goes_on_when_there_is_room(
     case: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], full_disk: Callable
