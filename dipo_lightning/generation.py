@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dipo_lightning.causal_lm import causal_lm
 from dipo_lightning.row_batches import evaluation_mode, gather, own_batches
 from dipo_lightning.sharding import unsharded
 
@@ -154,7 +155,7 @@ def _plain_settings(policy: nn.Module) -> Iterator[None]:
     """
     from transformers import GenerationConfig
 
-    base = policy.get_base_model() if hasattr(policy, "get_base_model") else policy  # type: ignore[operator]
+    base = causal_lm(policy)
     owners = [policy] if base is policy else [policy, base]
     saved = [(owner, owner.generation_config) for owner in owners]
     try:

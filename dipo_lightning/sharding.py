@@ -27,6 +27,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from dipo_lightning.causal_lm import causal_lm
 from dipo_lightning.errors import InputError
 from dipo_lightning.shard_files import check_shards
 
@@ -123,7 +124,7 @@ def shard(
     for block in transformer_blocks(model):
         fully_shard(block, **options)
     fully_shard(model, reshard_after_forward=None if trainable else True, **options)
-    if hasattr(model, "get_base_model"):
+    if causal_lm(model) is not model:
         # peft generates through the model that it wraps. FSDP2 takes the first module that runs for the root: where a
         # run begins with generating, the blocks would be roots of their own, and the next forward would fail.
         register_fsdp_forward_method(model, "generate")

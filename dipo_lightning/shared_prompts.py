@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dipo_lightning.causal_lm import causal_lm
+
 Example = tuple[list[int], list[int]]
 """``input_ids`` and ``labels`` of one row, as a `PromptStyle` makes them; -100 where a token is not scored."""
 
@@ -172,7 +174,7 @@ def can_share_prompts(policy: nn.Module) -> bool:
     So it is with attention alone, through the common interface of ``transformers``, which takes a whole mask; not with
     layers that carry a state from token to token.
     """
-    causal: Any = _causal(policy)
+    causal = causal_lm(policy)
     layers = getattr(_config(policy), "layer_types", None) or ["full_attention"]
     return (
         getattr(causal, "_supports_attention_backend", False)
@@ -182,9 +184,5 @@ def can_share_prompts(policy: nn.Module) -> bool:
     )
 
 
-def _causal(policy: Any) -> Any:  # noqa: ANN401
-    return policy.get_base_model() if hasattr(policy, "get_base_model") else policy
-
-
 def _config(policy: nn.Module) -> Any:  # noqa: ANN401
-    return _causal(policy).config.get_text_config()
+    return causal_lm(policy).config.get_text_config()

@@ -8,12 +8,13 @@ in the same way, and computed by the model itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from dipo_lightning.causal_lm import causal_lm
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Head:
 
 def output_head(model: nn.Module) -> Head:
     """Read the head off a model and its configuration; right where `head_is_known` says so."""
-    causal = _causal(model)
+    causal = causal_lm(model)
     projection, config = causal.get_output_embeddings(), causal.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1.0)
     return Head(projection.weight, projection.bias, scale, getattr(config, "final_logit_softcapping", None))
@@ -75,7 +76,7 @@ def head_is_known(model: nn.Module) -> bool:
     Args:
         model: A causal LM or a PeftModel around one, with all weights on one device; call it before sharding.
     """
-    causal = _causal(model)
+    causal = causal_lm(model)
     if type(causal.get_output_embeddings()) is not nn.Linear:
         return False
     head = output_head(model)
@@ -85,12 +86,12 @@ def head_is_known(model: nn.Module) -> bool:
 
 def decoder(model: nn.Module) -> nn.Module:
     """Return the module that gives the final hidden states (``last_hidden_state`` (B, L, H)), also in a PeftModel."""
-    return _causal(model).get_decoder()
+    return causal_lm(model).get_decoder()
 
 
 def output_projection(model: nn.Module) -> nn.Parameter:
     """Return the weight W (V, H) of the output projection, also inside a PeftModel."""
-    return _causal(model).get_output_embeddings().weight
+    return causal_lm(model).get_output_embeddings().weight
 
 
 @torch.no_grad()
@@ -107,7 +108,7 @@ def linear_head(model: nn.Module) -> LinearHead | None:
     Returns:
         What the head is, or None where the identity does not hold.
     """
-    causal = _causal(model)
+    causal = causal_lm(model)
     projection = causal.get_output_embeddings()
     if type(projection) is not nn.Linear or projection.bias is not None:
         return None
@@ -131,12 +132,6 @@ def _same(logits: Tensor, expected: Tensor) -> bool:
     """Whether the model's logits are what is expected, up to the rounding of their dtype."""
     tolerance = 1e-5 if expected.dtype == torch.float32 else 1e-2
     return torch.allclose(logits.to(expected.dtype), expected, rtol=tolerance, atol=100 * tolerance)
-
-
-def _causal(model: nn.Module) -> Any:
-    """The transformers model itself, without a PeftModel around it."""
-    unwrap: Callable[[], nn.Module] | None = getattr(model, "get_base_model", None)
-    return model if unwrap is None else unwrap()
 
 
 def _logits_of(causal: Any, states: Tensor) -> Tensor | None:
