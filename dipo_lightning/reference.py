@@ -233,6 +233,30 @@ def hidden_states(model: nn.Module, batch: TokenBatch) -> Tensor:
     ]
 
 
+def without_rounding(cached: Tensor, own: Tensor, size: Tensor | None = None) -> Tensor:
+    """Return what the policy itself says before the first step, where a cache says the same up to rounding.
+
+    Until then the policy is the reference, and the cached values are its own, computed in other batches: a matrix
+    product rounds by its shape. Taken from the policy, the log-ratio is exactly 0. A policy that someone has changed
+    meanwhile is not within rounding, and keeps the cached values.
+
+    Args:
+        cached: The reference's values, any shape.
+        own: The policy's in their place, the same shape.
+        size: Values whose norm the rounding is relative to; default `own`.
+
+    Returns:
+        `own` without a gradient, or `cached`: they are one if they differ by less than half the digits of the dtype in
+        which the forward computes.
+    """
+    own = own.detach()
+    kind = own.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else own.dtype
+    distance = torch.linalg.vector_norm((cached - own).float())
+    near = distance <= torch.finfo(dtype).eps ** 0.5 * torch.linalg.vector_norm((own if size is None else size).float())
+    return own if near else cached
+
+
 def whole(weight: Tensor) -> Tensor:
     """Return a weight without its gradient, gathered where it is sharded (collective)."""
     return weight.full_tensor().detach() if hasattr(weight, "full_tensor") else weight.detach()

@@ -26,7 +26,15 @@ from dipo_lightning.objectives.pair import pair_parts
 from dipo_lightning.objectives.recomputed import in_chunks
 from dipo_lightning.objectives.sequences import batch_mean, sequence_reduce
 from dipo_lightning.position_cache import PositionCache
-from dipo_lightning.reference import DirectionsReference, ModelReference, Reference, hidden_states, whole
+from dipo_lightning.reference import (
+    CachedReference,
+    DirectionsReference,
+    ModelReference,
+    Reference,
+    hidden_states,
+    whole,
+    without_rounding,
+)
 
 
 class DiPOModule(UnlearningModule):
@@ -169,14 +177,15 @@ class DiPOModule(UnlearningModule):
         Four exact ways: from cached directions, from hidden states chunk by chunk (in closed form where the head is a
         plain projection, else by running it again for the gradient), and from logits.
         """
+        first = self.trainer.global_step == 0  # the policy is the reference: the margin shall be 0, not rounding
         if isinstance(self.reference, DirectionsReference):
             assert forget.hidden is not None
-            vectors, offsets = self._frozen[:2], self._frozen[2:]
-            rewards_found = tuple(
-                margin_from_directions(forget.hidden, vector, offset)
-                for vector, offset in zip(vectors, offsets, strict=True)
-            )
-            return rewards_found[0] - rewards_found[1], rewards_found
+            measured = []
+            for vector, offset in zip(self._frozen[:2], self._frozen[2:], strict=True):
+                reward = margin_from_directions(forget.hidden, vector, torch.zeros_like(offset))
+                size = torch.linalg.vector_norm(vector, dim=-1) * torch.linalg.vector_norm(forget.hidden, dim=-1)
+                measured.append(reward - (without_rounding(offset, reward, size) if first else offset))
+            return measured[0] - measured[1], tuple(measured)
         if self.from_hidden and not self.head_is_linear:
             assert forget.hidden is not None
             head, (hidden, frozen_head) = forget.head, self._frozen
@@ -190,9 +199,10 @@ class DiPOModule(UnlearningModule):
         if self.from_hidden:
             assert forget.head is not None
             weight, (hidden, projection) = forget.head.weight, self._frozen
+            if first and isinstance(self.reference, CachedReference):
+                hidden = without_rounding(hidden, forget.hidden)
             frozen = hidden, weight if projection is None else projection
             inputs = (forget.hidden, weight, *frozen, self.pair, self.chunk_size, self.source)
-            first = self.trainer.global_step == 0  # the policy is the reference: the margin shall be 0, not rounding
             if not (first or self.logs_are_due):
                 return chunked_margin(*inputs), ()  # type: ignore[arg-type]
             measured = chunked_margin_with_rewards(*inputs, compare=first)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from dipo_lightning.models.lora import adapts_projection
 from dipo_lightning.modules.language_model import LanguageModelModule
 from dipo_lightning.modules.reference_choice import build_reference, choose_reference
 from dipo_lightning.objectives.retain import retain_kl
-from dipo_lightning.reference import CachedReference, ModelReference, Reference
+from dipo_lightning.reference import CachedReference, ModelReference, Reference, without_rounding
 
 
 class UnlearningModule(LanguageModelModule):
@@ -156,7 +156,10 @@ class UnlearningModule(LanguageModelModule):
         assert self.reference is not None
         if answers.half != "forget" and isinstance(self.reference, CachedReference):
             raise RunError(f"the cached reference knows the forget rows only, not {answers.half}; use reference: live")
-        return self.reference.logits(answers.batch)
+        logits = self.reference.logits(answers.batch)
+        if isinstance(self.reference, CachedReference) and self.trainer.global_step == 0:
+            return without_rounding(logits, answers.logits)
+        return logits
 
     def _skips(self, half: str) -> bool:
         return half == "retain" and (self.retain_loss_name == "none" or self.lambda_ == 0)

@@ -36,7 +36,7 @@ from dipo_lightning.modules.preference import NPOModule, SimNPOModule
 from dipo_lightning.modules.rmu import RMUModule
 from dipo_lightning.modules.undial import UNDIALModule
 from dipo_lightning.modules.unlearning import UnlearningModule
-from dipo_lightning.reference import DirectionsReference
+from dipo_lightning.reference import CachedReference
 from dipo_lightning.sharding import full_state_dict, is_sharded
 from tests.toys import save_toy
 
@@ -54,7 +54,7 @@ class Gaps(UnlearningModule):
     def token_margins(self, forget: Answers) -> Any:
         margin, rewards = super().token_margins(forget)  # type: ignore[misc]
         self.note(margin)
-        if self.from_hidden and not isinstance(self.reference, DirectionsReference):
+        if self.from_hidden and not isinstance(self.reference, CachedReference):
             self.note(forget.hidden - self.reference.hidden(forget.batch))  # type: ignore[union-attr, operator]
         return margin, rewards
 
@@ -82,6 +82,19 @@ class OwnCounts(Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         del batch["denominators"]
+
+
+class Nudge(Callback):
+    """Changes the policy's blocks by a share of their weights, when the reference is there and no step is taken."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        with torch.no_grad():
+            for name, parameter in pl_module.named_parameters():
+                if ".layers." in name:
+                    parameter.mul_(1 + self.share)
 
 
 def recorded(kind: str, data: str) -> tuple[Evaluation, list[dict[str, Any]]]:
@@ -164,6 +177,7 @@ def train(
     measured: bool = True,
     compiler: str | None = None,
     own_counts: bool = False,
+    nudge: float | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Train the toy and return what happened and the final weights (on rank 0).
@@ -176,6 +190,7 @@ def train(
         measured: Whether the evaluation takes place; the same data is trained on without.
         compiler: The backend that ``compile_blocks`` compiles with; torch's default takes minutes here.
         own_counts: Make the mistake of dividing by what the process's own batch holds.
+        nudge: Change the policy's blocks by this share before the first step.
     """
     pl.seed_everything(0, verbose=False)  # the adapters' first values
     chosen = OPTIMIZERS[optimizer or ("sgd_clipped" if clip else "sgd")]
@@ -186,6 +201,8 @@ def train(
     callbacks: list[Callback] = [record]
     if own_counts:
         callbacks.append(OwnCounts())
+    if nudge is not None:
+        callbacks.append(Nudge(nudge))
     if save is not None:
         callbacks.append(ModelCheckpoint(save[0], "{step}", every_n_train_steps=save[1], save_top_k=-1))
     if export is not None:
