@@ -1,7 +1,6 @@
 """The LightningModule that holds a causal language model: loading, adapters, sharding, optimiser, logging."""
 
-import math
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -17,12 +16,10 @@ from dipo_lightning.models.head import output_projection
 from dipo_lightning.models.loading import check_tokenizer, load_policy
 from dipo_lightning.models.lora import LoRA, add_lora
 from dipo_lightning.models.private import without_home, without_secrets
+from dipo_lightning.modules.broken_step import MicroBatch, describe, what_is_not_finite
 from dipo_lightning.random_states import random_states, set_random_states
 from dipo_lightning.row_batches import gather
 from dipo_lightning.sharding import check_strategy, is_sharded, shard, transformer_blocks
-
-MicroBatch: TypeAlias = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]
-"""The rows of each half, the terms of the loss, and the loss, none with a gradient."""
 
 
 class LanguageModelModule(pl.LightningModule):
@@ -225,7 +222,7 @@ class LanguageModelModule(pl.LightningModule):
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         numbers = torch.stack([norm, *(loss.to(norm) for _, _, loss in self._batches)])
         if not bool(torch.isfinite(numbers).all()):
-            raise RunError(self._not_finite(numbers.tolist()))
+            raise RunError(self.situation(*what_is_not_finite(numbers.tolist(), self._batches)))
         self._stepped = True
         if self.logs_are_due:
             self.log("train/gradient_norm", norm)
@@ -246,18 +243,9 @@ class LanguageModelModule(pl.LightningModule):
 
     def remember(self, loss: Tensor, batch: dict[str, Any], terms: dict[str, Tensor]) -> None:
         """Keep a micro-batch's rows, terms and loss until the optimiser steps: it does not if one is not finite."""
-        rows = {half: part["index"] for half, part in batch.items() if isinstance(part, dict) and "index" in part}
         if self._stepped:
             self._batches, self._stepped = [], False
-        self._batches.append((rows, {name: value.detach() for name, value in terms.items()}, loss.detach()))
-
-    def _not_finite(self, numbers: list[float]) -> str:
-        """Say which of the gradient's norm and the losses is not finite: a loss, if one is, for the norm follows it."""
-        norm, *losses = numbers
-        for loss, batch in zip(losses, self._batches, strict=True):
-            if not math.isfinite(loss):
-                return self.situation(f"The loss is {loss}", [batch])
-        return self.situation(f"The gradient's norm is {norm}")
+        self._batches.append(MicroBatch.of(loss, batch, terms))
 
     def situation(self, what: str, batches: list[MicroBatch] | None = None) -> str:
         """Say where the run was when ``what`` happened.
@@ -266,19 +254,7 @@ class LanguageModelModule(pl.LightningModule):
             what: What happened, the beginning of the sentence.
             batches: Rows and terms of the micro-batches it happened in; None for all of the optimiser step.
         """
-        batches = self._batches if batches is None else batches
-        rows: dict[str, list[int]] = {}
-        for halves, _, _ in batches:
-            for half, index in halves.items():
-                rows.setdefault(half, []).extend(index.tolist())
-        terms = [{name: float(value) for name, value in values.items()} for _, values, _ in batches]
-        good = last_good_checkpoint(self.trainer)
-        return (
-            f"{what} at step {self.trainer.global_step}. "
-            f"Terms: {', '.join(map(str, terms)) or 'none'}. Rows of the batch: {rows}. "
-            + (f"The last good checkpoint is {good}. " if good else "There is no checkpoint before it. ")
-            + "Lower the learning rate, clip gradients (trainer.gradient_clip_val), or look at these rows."
-        )
+        return describe(what, self._batches if batches is None else batches, self.trainer)
 
     @property
     def forward_dtype(self) -> torch.dtype:
@@ -291,12 +267,3 @@ class LanguageModelModule(pl.LightningModule):
     def sharded(self) -> bool:
         """Whether the policy is sharded over processes."""
         return self.policy is not None and is_sharded(self.policy)
-
-
-def last_good_checkpoint(trainer: pl.Trainer) -> str | None:
-    """Return the checkpoint that was written last, by this package's callback or by Lightning's."""
-    for callback in trainer.checkpoint_callbacks:
-        for name in ("last_good", "last_model_path", "best_model_path"):
-            if path := getattr(callback, name, None):
-                return str(path)
-    return None
