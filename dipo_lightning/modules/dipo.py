@@ -180,12 +180,7 @@ class DiPOModule(UnlearningModule):
         first = self.trainer.global_step == 0  # the policy is the reference: the margin shall be 0, not rounding
         if isinstance(self.reference, DirectionsReference):
             assert forget.hidden is not None
-            measured = []
-            for vector, offset in zip(self._frozen[:2], self._frozen[2:], strict=True):
-                reward = margin_from_directions(forget.hidden, vector, torch.zeros_like(offset))
-                size = torch.linalg.vector_norm(vector, dim=-1) * torch.linalg.vector_norm(forget.hidden, dim=-1)
-                measured.append(reward - (without_rounding(offset, reward, size) if first else offset))
-            return measured[0] - measured[1], tuple(measured)
+            return self.direction_margins(forget.hidden, first)
         if self.from_hidden and not self.head_is_linear:
             assert forget.hidden is not None
             head, (hidden, frozen_head) = forget.head, self._frozen
@@ -209,6 +204,15 @@ class DiPOModule(UnlearningModule):
             return measured.margin, (measured.preferred, measured.dispreferred)
         margin, *found = self.plain_margins(forget.logits, self.reference_logits(forget))
         return margin, tuple(found)
+
+    def direction_margins(self, hidden: Tensor, first: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return margin and both rewards over beta (N,) of each position, from hidden states (N, H) and the cache."""
+        found = []
+        for vector, offset in zip(self._frozen[:2], self._frozen[2:], strict=True):
+            reward = margin_from_directions(hidden, vector, torch.zeros_like(offset))
+            size = torch.linalg.vector_norm(vector, dim=-1) * torch.linalg.vector_norm(hidden, dim=-1)
+            found.append(reward - (without_rounding(offset, reward, size) if first else offset))
+        return found[0] - found[1], tuple(found)
 
     def plain_margins(self, policy_logits: Tensor, reference_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return margin and both rewards over beta (N,) of each position, from the logits (N, V) of both models."""
