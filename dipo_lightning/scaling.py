@@ -3,6 +3,11 @@
 Scalability forgets sets of growing size, from the target each time. Sustainability serves one request after another,
 each from the model that the last one left. A step is the ordinary ``fit`` in a folder of its own; a finished one has
 its ``results.json`` and is never repeated, an interrupted one goes on from its last checkpoint.
+
+MUSE's questions, continuations and privacy texts are all about the first forget set. A stop rule on them can choose how
+long the first step trains; of a later request it knows nothing (the first one's KnowMem is down already, so that each
+would end after one epoch, forgotten or not). As in MUSE's published scripts, the other steps therefore train for as
+many epochs as the first one took.
 """
 
 from __future__ import annotations
@@ -24,6 +29,10 @@ from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.scaling_report import write_report
 
 Config = dict[str, Any]
+
+STOP_RULES = ("StopAtThreshold", "EarlyStopping")
+ABOUT_THE_FIRST = ("muse/verbmem", "muse/knowmem_forget", "muse/privleak")
+"""What measures the first forget set, whatever a step forgets; names may go on (``muse/privleak_auc``)."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,8 @@ def scalability(
     """Unlearn forget sets of growing size, each from the same target, and show what that costs.
 
     Writes ``results.md``, ``.csv``, ``.json`` and ``.png``: utility, KnowMem and VerbMem against the number of
-    documents. Stopped in between, the same command goes on where it was.
+    documents. KnowMem and VerbMem are about the first set, which the larger ones hold. A stop rule on them chooses the
+    epochs of the first step, and the others train for as many. Stopped in between, the same command goes on.
 
     Args:
         run: Config of an ordinary ``fit`` with MUSEDataModule and MUSEEvaluation; its logger is replaced.
@@ -81,7 +91,9 @@ def sustainability(
     """Serve unlearning requests one after the other, each from the last model, and show what that costs.
 
     Writes ``results.md``, ``.csv``, ``.json`` and ``.png``: utility, KnowMem and VerbMem against the number of
-    requests. Stopped in between, the same command goes on where it was.
+    requests. KnowMem and VerbMem are about the first request: later rows show whether it stays forgotten. A stop rule
+    on them chooses the epochs of the first step, and the others train for as many. Stopped in between, the same command
+    goes on.
 
     Args:
         run: Config of an ordinary ``fit`` with MUSEDataModule and MUSEEvaluation; its logger is replaced.
@@ -107,14 +119,13 @@ def _sequence(run: str | None, folder: Path, steps: list[Step], isolated: bool, 
     if not steps:
         raise InputError("parts is an empty list; name what to forget, or leave it out for MUSE's four.")
     config = read_config(Path(run))
-    configs = [step_config(config, step) for step in steps]
-    for step, wanted in zip(steps, configs, strict=True):  # all of them first: nothing runs if one cannot be right
-        check_earlier(step, wanted)
-    for step, wanted in zip(steps, configs, strict=True):
+    for step in steps:  # all of them first: nothing runs if one cannot be right
+        check_earlier(step, step_config(config, step, epochs_taken(steps[0])))
+    for step in steps:
         if step.results.is_file():
             print(f"{step.folder}: finished before", flush=True)
         else:
-            run_step(step, wanted, isolated)
+            run_step(step, step_config(config, step, epochs_taken(steps[0])), isolated)
     write_report(folder, [json.loads(step.results.read_text(encoding="utf-8")) for step in steps], kind)
 
 
@@ -139,9 +150,26 @@ def read_config(path: Path) -> Config:
     return config
 
 
-def step_config(config: Config, step: Step) -> Config:
-    """Return the config of one step: what it forgets, what it starts from, and where it writes."""
+def epochs_taken(first: Step) -> int | None:
+    """Return how many epochs the first step trained for, or None where it isn't finished."""
+    if not first.results.is_file():
+        return None
+    return max(1, int(json.loads(first.results.read_text(encoding="utf-8"))["epoch"]))
+
+
+def step_config(config: Config, step: Step, epochs: int | None = None) -> Config:
+    """Return the config of one step: what it forgets, what it starts from, and where it writes.
+
+    Args:
+        config: Of an ordinary ``fit``.
+        step: The step.
+        epochs: What the first step took, where it is finished: instead of a rule that watches the first forget set.
+    """
     made = copy.deepcopy(config)
+    watching = [callback for callback in _callbacks(made) if _watches_the_first(callback)]
+    if watching and step.number > 1 and epochs is not None:
+        made["trainer"]["callbacks"] = [callback for callback in _callbacks(made) if callback not in watching]
+        made["trainer"]["max_epochs"] = epochs
     made["data"].setdefault("init_args", {})["forget"] = step.part
     if step.start is not None:
         made["model"].setdefault("init_args", {})["pretrained"] = str(step.start)
@@ -247,3 +275,9 @@ def _callbacks(config: Config) -> list[Config]:
 
 def _is(part: Config, name: str) -> bool:
     return str(part.get("class_path", "")).rpartition(".")[2] == name
+
+
+def _watches_the_first(callback: Config) -> bool:
+    """Whether this ends training by what is measured of the first forget set."""
+    monitor = (callback.get("init_args") or {}).get("monitor", ABOUT_THE_FIRST[1])  # StopAtThreshold's own
+    return any(_is(callback, rule) for rule in STOP_RULES) and str(monitor).startswith(ABOUT_THE_FIRST)

@@ -127,6 +127,40 @@ def test_a_finished_step_is_never_repeated_and_an_interrupted_one_goes_on(tmp_pa
     assert len(fits.calls) == 5
 
 
+def names(content) -> list[str]:
+    return [callback["class_path"].rpartition(".")[2] for callback in content["trainer"]["callbacks"]]
+
+
+@pytest.mark.parametrize("kind", ["scalability", "sustainability"])
+def test_what_is_measured_of_the_first_set_ends_the_first_step_only(tmp_path, config, monkeypatch, kind):
+    """MUSE's questions are about the first set; its scripts give the other steps the epochs that the first one took."""
+    retained = {"monitor": "muse/knowmem_retain", "threshold": 10.0}  # not of the first set: a rule of every step
+    rules = [{"class_path": "dipo_lightning.callbacks.StopAtThreshold", "init_args": {"threshold": 30.0}},
+             {"class_path": "dipo_lightning.callbacks.StopAtThreshold", "init_args": retained}]  # fmt: skip
+
+    def with_rules(content):
+        content["trainer"]["max_epochs"] = 7
+        content["trainer"]["callbacks"] += rules
+
+    run, sequence = edited(config, with_rules), getattr(scaling, kind)
+    monkeypatch.setattr(scaling, "_fit", Recorder(fails_at=3))
+    with pytest.raises(KeyboardInterrupt):
+        sequence(run, str(tmp_path / "out"))
+    sequence(run, str(tmp_path / "out"))  # finds its own configs again
+    made = [yaml.safe_load((tmp_path / "out" / f"step_{k}" / "config.yaml").read_text()) for k in (1, 2, 3, 4)]
+    assert [one["trainer"]["max_epochs"] for one in made] == [7, 1, 1, 1]
+    assert [names(one).count("StopAtThreshold") for one in made] == [2, 1, 1, 1]
+    left = [c["init_args"] for c in made[1]["trainer"]["callbacks"] if c["class_path"] == rules[0]["class_path"]]
+    assert left == [retained]
+
+
+def test_without_a_rule_every_step_trains_as_long_as_the_config_says(tmp_path, config, monkeypatch):
+    fits = Recorder()
+    monkeypatch.setattr(scaling, "_fit", fits)
+    scaling.sustainability(edited(config, lambda c: c["trainer"].update(max_epochs=7)), str(tmp_path / "out"))
+    assert {yaml.safe_load(Path(args[2]).read_text())["trainer"]["max_epochs"] for args in fits.calls} == {7}
+
+
 def test_results_of_another_config_are_not_mixed(tmp_path, config, monkeypatch):
     monkeypatch.setattr(scaling, "_fit", Recorder())
     scaling.scalability(str(config), str(tmp_path / "out"), parts=["scal/forget_1"])
