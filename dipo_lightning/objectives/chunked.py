@@ -21,13 +21,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dipo_lightning.errors import InputError
+from dipo_lightning.objectives.closed import Kept, closed_gradients, keep
 from dipo_lightning.objectives.differences import Inside, Plan, Source, Workspace
 from dipo_lightning.objectives.options import PairOptions
 from dipo_lightning.objectives.projection import (
     align,
     check_chunk_size,
     check_projection,
-    closed_gradients,
     slices,
 )
 
@@ -58,6 +58,20 @@ class _ChunkedMargin(torch.autograd.Function):
         reference_weight: Tensor,
         plan: Plan,
     ) -> tuple[Tensor, Tensor]:
+        """Compute margins and preferred rewards chunk by chunk.
+
+        Args:
+            ctx: Autograd's context.
+            hidden: (N, H) the policy's hidden states, in the dtype of ``weight``.
+            weight: (V, H) the policy's projection, of any floating-point dtype.
+            reference_hidden: (N, H_ref), in the dtype of ``reference_weight``; no gradient.
+            reference_weight: (V, H_ref); no gradient.
+            plan: What is fixed for the call.
+
+        Returns:
+            (N,) margins, and (N,) preferred rewards over beta without a gradient (0 unless the plan asks for them),
+            float32 or, where a projection is float64, float64.
+        """
         work = Workspace(plan, hidden, weight, (reference_hidden, reference_weight))
         count = len(hidden)
         explicit = plan.explicit(weight.dtype)
@@ -87,36 +101,28 @@ class _ChunkedMargin(torch.autograd.Function):
             for inside in insides or ():
                 piece = slice(start, start := start + len(inside.share))
                 preferred[piece] = inside.preferred(margins[piece], hidden[piece], weight)
-        keep = ctx.needs_input_grad[1] and count <= plan.chunk_size
         ctx.plan = plan
-        ctx.save_for_backward(
-            hidden,
-            weight,
-            reference_hidden,
-            reference_weight,
-            directions,
-            differences.to(weight.dtype) if keep else None,
-        )
+        keep(ctx, hidden, weight, directions, differences, plan.chunk_size, reference_hidden, reference_weight)
         ctx.mark_non_differentiable(preferred)
         return margins, preferred
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, reference_hidden, reference_weight, directions, differences = ctx.saved_tensors
-        work = Workspace(ctx.plan, hidden, weight, (reference_hidden, reference_weight))
-        for_hidden, for_weight, *_ = ctx.needs_input_grad
-        gradients = closed_gradients(
-            hidden,
-            weight,
-            upstream,
-            directions if for_hidden else None,
-            differences,
-            work.fill if for_weight else None,
-            work.buffer,
-            ctx.plan.chunk_size,
-        )
-        return *gradients, None, None, None
+        """Compute the gradients on ``hidden`` (N, H) and ``weight`` (V, H), each in its dtype, or None.
+
+        Args:
+            ctx: Autograd's context.
+            upstream: (N,) gradient on the margins, in their dtype.
+            _: That on the rewards, which have none.
+
+        Returns:
+            One for each argument of the forward pass; the reference and the plan get None.
+        """
+        kept = Kept.of(ctx)
+        reference_hidden, reference_weight = kept.others
+        work = Workspace(ctx.plan, kept.hidden, kept.weight, (reference_hidden, reference_weight))
+        return *closed_gradients(ctx, kept, upstream, work.fill, work.buffer), None, None, None
 
 
 def _apply(

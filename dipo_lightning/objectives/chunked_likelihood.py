@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dipo_lightning.objectives.closed import Kept, WeightGradient, closed_gradients, keep
 from dipo_lightning.objectives.pair import working_dtype
 from dipo_lightning.objectives.projection import (
-    WeightGradient,
     align,
     check_chunk_size,
     check_projection,
-    closed_gradients,
     piece_size,
     project,
     slices,
@@ -51,6 +50,18 @@ class _ChunkedNLL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk_size: int) -> Tensor:
+        """Compute the NLL of each token chunk by chunk.
+
+        Args:
+            ctx: Autograd's context.
+            hidden: (N, H), in the dtype of ``weight``.
+            weight: (V, H), of any floating-point dtype.
+            labels: (N,) int64.
+            chunk_size: Positions whose residuals (V numbers each) may live at the same time.
+
+        Returns:
+            (N,) nats, float32 or, where ``weight`` is float64, float64.
+        """
         count, dtype = len(hidden), working_dtype(weight)
         buffer = _buffer(hidden, weight, min(count, chunk_size))
         nll = torch.empty(count, dtype=dtype, device=hidden.device)
@@ -60,25 +71,29 @@ class _ChunkedNLL(torch.autograd.Function):
             nll[chunk] = _residuals(hidden[chunk], weight, labels[chunk], out)
             if directions is not None:
                 directions[chunk] = out.to(weight.dtype) @ weight
-        keep = ctx.needs_input_grad[1] and count <= chunk_size
-        ctx.chunk_size = chunk_size
-        ctx.save_for_backward(hidden, weight, labels, directions, buffer.to(weight.dtype) if keep else None)
+        keep(ctx, hidden, weight, directions, buffer, chunk_size, labels)
         return nll
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, labels, directions, residuals = ctx.saved_tensors
-        for_hidden, for_weight, *_ = ctx.needs_input_grad
+        """Compute the gradients on ``hidden`` (N, H) and ``weight`` (V, H), each in its dtype, or None.
+
+        Args:
+            ctx: Autograd's context.
+            upstream: (N,) gradient on the NLLs, in their dtype.
+
+        Returns:
+            One for each argument of the forward pass; labels and chunk size get None.
+        """
+        kept = Kept.of(ctx)
+        hidden, weight, (labels,) = kept.hidden, kept.weight, kept.others
         gradients = closed_gradients(
-            hidden,
-            weight,
+            ctx,
+            kept,
             upstream,
-            directions if for_hidden else None,
-            residuals,
-            (lambda chunk, out: _residuals(hidden[chunk], weight, labels[chunk], out)) if for_weight else None,
-            lambda count: _buffer(hidden, weight, count),
-            ctx.chunk_size,
+            fill=lambda chunk, out: _residuals(hidden[chunk], weight, labels[chunk], out),
+            buffer=lambda count: _buffer(hidden, weight, count),
         )
         return *gradients, None, None
 
@@ -91,6 +106,18 @@ class _SummedNLL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk_size: int) -> Tensor:
+        """Compute the sum and, where they are needed, both its gradients, chunk by chunk.
+
+        Args:
+            ctx: Autograd's context.
+            hidden: (N, H), in the dtype of ``weight``.
+            weight: (V, H), of any floating-point dtype.
+            labels: (N,) int64.
+            chunk_size: Positions whose residuals (V numbers each) may live at the same time.
+
+        Returns:
+            () nats, float32 or, where ``weight`` is float64, float64.
+        """
         for_hidden, for_weight, *_ = ctx.needs_input_grad
         buffer = _buffer(hidden, weight, min(len(hidden), chunk_size))
         total = hidden.new_zeros((), dtype=buffer.dtype)
@@ -109,6 +136,11 @@ class _SummedNLL(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradients that the forward pass made by ``upstream`` (), the gradient on the sum.
+
+        Returns:
+            (N, H) on ``hidden`` and (V, H) on ``weight``, each in its dtype, or None; None for labels and chunk size.
+        """
         return (
             *(None if value is None else (value * upstream).to(value.dtype) for value in ctx.saved_tensors),
             None,
@@ -117,6 +149,7 @@ class _SummedNLL(torch.autograd.Function):
 
 
 def _buffer(hidden: Tensor, weight: Tensor, count: int) -> Tensor:
+    """Make an uninitialised (count, V) buffer for residuals, float32 or, where the weight is float64, float64."""
     return torch.empty(count, len(weight), dtype=working_dtype(weight), device=hidden.device)
 
 

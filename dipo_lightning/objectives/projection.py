@@ -6,7 +6,7 @@ over it. So buffers are made once a call, and filled piece by piece while the pi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -71,64 +71,3 @@ def project(hidden: Tensor, weight: Tensor, out: Tensor) -> Tensor:
     if out.dtype == weight.dtype:
         return torch.mm(hidden, weight.t(), out=out)
     return out.copy_(hidden @ weight.t())
-
-
-def closed_gradients(
-    hidden: Tensor,
-    weight: Tensor,
-    upstream: Tensor,
-    directions: Tensor | None,
-    kept: Tensor | None,
-    fill: Callable[[slice, Tensor], object] | None,
-    buffer: Callable[[int], Tensor],
-    chunk_size: int,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Compute the gradients of token values whose gradient on the logits is a vector that can be made again.
-
-    Args:
-        hidden: (N, H).
-        weight: (V, H).
-        upstream: (N,) gradient on the values.
-        directions: (N, H) the vectors times the weight; None where the hidden states need no gradient.
-        kept: (N, V) the vectors themselves where they were kept.
-        fill: Writes those of a slice of positions into (n, V); None where the weight needs no gradient.
-        buffer: Makes an (n, V) tensor for it.
-        chunk_size: Positions whose vectors may live at the same time.
-
-    Returns:
-        Gradients on ``hidden`` and on ``weight``, each None where it is not needed.
-    """
-    grad_hidden = None if directions is None else (directions * upstream.unsqueeze(-1)).to(hidden.dtype)
-    if fill is None:
-        return grad_hidden, None
-    weighted = hidden * upstream.unsqueeze(-1)
-    total = WeightGradient(weight)
-    if kept is not None:
-        total.add(kept, weighted)
-        return grad_hidden, total.result()
-    space = buffer(min(len(hidden), chunk_size))
-    for chunk in slices(len(hidden), chunk_size):
-        out = space[: chunk.stop - chunk.start]
-        fill(chunk, out)
-        total.add(out, weighted[chunk])
-    return grad_hidden, total.result()
-
-
-class WeightGradient:
-    """Adds up sum_t d_t hidden_t^T over chunks in one (V, H) tensor."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self.total: Tensor | None = None
-        self._weight = weight
-
-    def add(self, differences: Tensor, hidden: Tensor) -> None:
-        """Add differences (n, V) transposed times hidden (n, H)."""
-        left, right = differences.to(self._weight.dtype).t(), hidden.to(self._weight.dtype)
-        if self.total is None:
-            self.total = left @ right
-        else:
-            self.total.addmm_(left, right)
-
-    def result(self) -> Tensor:
-        """Give the sum; zero when nothing was added."""
-        return torch.zeros_like(self._weight) if self.total is None else self.total
