@@ -31,9 +31,9 @@ SHOWN = {
 class TOFUEvaluation(Evaluation):
     """Evaluates the policy on TOFU, or on data in its schema (Maini et al., 2024, arXiv 2401.06121).
 
-    Logs ``tofu/forget_quality_p``, ``tofu/forget_quality_log10_p``, ``tofu/model_utility`` and its nine parts, and
-    memorisation and membership inference on the forget set. Without ``reference_log`` everything but forget quality
-    is measured.
+    Logs ``tofu/forget_quality_p``, ``tofu/forget_quality_log10_p``, ``tofu/model_utility`` and its nine parts, and of
+    the forget set memorisation, membership inference, and the fluency and perplexity of what the policy says to it.
+    Without ``reference_log`` everything but forget quality is measured.
 
     Args:
         split: The forget split, ``forget01``, ``forget05``, ``forget10`` or another of ``data``; None takes the data

@@ -39,7 +39,7 @@ class RowOptions(MeasuringOptions):
 
 @dataclass
 class _Plan:
-    """One row and where its scores are: indices into the list of examples."""
+    """One row, where its scores are (indices into the list of examples), and what the policy said to its question."""
 
     set_name: str
     index: int
@@ -50,6 +50,8 @@ class _Plan:
     wrong: list[int]
     detailed: bool
     length: int = 0
+    said: list[int] | None = None
+    said_nll: float | None = None
 
 
 def evaluate_rows(
@@ -86,9 +88,11 @@ def evaluate_rows(
         )
     asked = [plan for plan in plans if options.generate and plan.set_name not in silent]
     said = _answers(policy, style, asked, scores, options, device, progress)
-    texts = {(plan.set_name, plan.index): text for plan, text in zip(asked, said, strict=True)}
+    for plan, ids in zip(asked, said, strict=True):
+        plan.said = ids
+    _score_said(policy, [plan for plan in asked if plan.detailed], options, device, progress)
     for plan in plans:
-        row = _row(plan, scores, texts.get((plan.set_name, plan.index)), options.min_k_fraction)
+        row = _row(plan, scores, style, options.min_k_fraction)
         if problem := _problem(row):
             evaluated.skip(plan.set_name, plan.index, problem, options.on_missing)
         else:
@@ -154,13 +158,13 @@ def _answers(
     options: RowOptions,
     device: torch.device | None,
     progress: Progress,
-) -> list[str]:
+) -> list[list[int]]:
     """Let the policy answer every question greedily, cut at the end-of-turn token.
 
     As far as it says the true answer, its scores have told so.
     """
     with progress(len(plans), "questions answered") as done:
-        said = generate(
+        return generate(
             policy,
             [plan.prompt for plan in plans],
             max_new_tokens=options.max_new_tokens,
@@ -171,11 +175,27 @@ def _answers(
             device=device,
             progress=done,
         )
-    return [str(style.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in said]
 
 
-def _row(plan: _Plan, scores: Sequence[TokenScores], text: str | None, fraction: float) -> Row:
+def _score_said(
+    policy: nn.Module,
+    plans: Sequence[_Plan],
+    options: RowOptions,
+    device: torch.device | None,
+    progress: Progress,
+) -> None:
+    """Find out how sure the policy was of what it said itself."""
+    spoken = [plan for plan in plans if plan.said]
+    examples = [(plan.prompt + plan.said, [-100] * len(plan.prompt) + plan.said) for plan in spoken if plan.said]
+    with progress(len(examples), "own answers scored") as done:
+        scores = score(policy, examples, batch_tokens=options.batch_tokens, device=device, progress=done)
+    for plan, found in zip(spoken, scores, strict=True):
+        plan.said_nll = found.nll
+
+
+def _row(plan: _Plan, scores: Sequence[TokenScores], style: PromptStyle, fraction: float) -> Row:
     """Read everything a row needs from its scores."""
+    text = None if plan.said is None else str(style.tokenizer.decode(plan.said, skip_special_tokens=True)).strip()
     answer = scores[plan.answer]
     nll = answer.nll
     row: Row = {
@@ -189,6 +209,8 @@ def _row(plan: _Plan, scores: Sequence[TokenScores], text: str | None, fraction:
         "generation": text,
         "rouge_l_recall": None if text is None else rouge_l([text], [plan.source["answer"]]).recall.item(),
     }
+    if plan.detailed and plan.said is not None:
+        row |= {"generation_nll": plan.said_nll, "generation_tokens": len(plan.said)}
     return row | (_details(answer, plan.source["answer"], fraction) if plan.detailed else {})
 
 
@@ -210,5 +232,7 @@ def _details(answer: TokenScores, text: str, fraction: float) -> Row:
 def _problem(row: Row) -> str | None:
     """Say what keeps a row from having a value; answers that share a prompt are NaN together."""
     values = {"answer": [row["nll"]], "correct answer": [row["correct_nll"]], "wrong answers": row["wrong_nll"]}
+    if row.get("generation_nll") is not None:
+        values["own answer"] = [row["generation_nll"]]
     bad = {name: nlls for name, nlls in values.items() if not torch.tensor(nlls).isfinite().all()}
     return f"The log-likelihood of its {', its '.join(bad)} is not finite ({bad})." if bad else None

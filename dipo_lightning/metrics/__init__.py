@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dipo_lightning.metrics.membership import MembershipAUC, PrivLeak
     from dipo_lightning.metrics.memorization import ExactMemorization, ExtractionStrength
     from dipo_lightning.metrics.rows import RowMean, RowValues
-    from dipo_lightning.metrics.text import KnowMem, ROUGERecall, VerbMem
+    from dipo_lightning.metrics.text import Fluency, KnowMem, Perplexity, ROUGERecall, VerbMem
 
 _HOMES = {
     "ForgetQuality": "likelihood",
@@ -34,7 +34,9 @@ _HOMES = {
     "ExtractionStrength": "memorization",
     "RowMean": "rows",
     "RowValues": "rows",
+    "Fluency": "text",
     "KnowMem": "text",
+    "Perplexity": "text",
     "ROUGERecall": "text",
     "VerbMem": "text",
 }
@@ -42,11 +44,13 @@ _HOMES = {
 __all__ = [
     "ExactMemorization",
     "ExtractionStrength",
+    "Fluency",
     "ForgetQuality",
     "KnowMem",
     "MembershipAUC",
     "ModelUtility",
     "NormalizedProbability",
+    "Perplexity",
     "PrivLeak",
     "Probability",
     "ROUGERecall",

@@ -14,6 +14,7 @@ from dipo_lightning.metrics.functional.truth_ratio import (
     forget_truth_ratio,
     utility_truth_ratio,
 )
+from dipo_lightning.metrics.generations import generation_aggregates
 from dipo_lightning.metrics.logs.log import OWN_FORMAT, Rows, Sets
 from dipo_lightning.metrics.tofu import row_log_ratio
 
@@ -50,6 +51,7 @@ def _parts(name: str, rows: Rows, truth_ratio: str) -> dict[str, float]:
         "probability": mean_of_numbers(answer_probability(column(rows, "nll"))),
         "rouge": mean_of_numbers(column(rows, "rouge_l_recall")),
         **{key: mean_of_numbers(column(rows, key)) for key in MEMORY},
+        **generation_aggregates(rows),
     }
     ratios = [row_log_ratio(row, truth_ratio) for row in rows if row.get("wrong_nll")]
     log_ratio = torch.tensor(ratios, dtype=torch.float64)

@@ -1,15 +1,17 @@
-"""Metrics of generated texts: ROUGE-L recall (TOFU), VerbMem and KnowMem (MUSE)."""
+"""Metrics of generated texts: ROUGE-L recall, fluency and perplexity (TOFU), VerbMem and KnowMem (MUSE)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
+from dipo_lightning.metrics.functional.fluency import ngram_entropy, perplexity
 from dipo_lightning.metrics.functional.muse import muse_scale, muse_stemmer
 from dipo_lightning.metrics.functional.rouge import rouge_l
-from dipo_lightning.metrics.rows import MeanOverRows
+from dipo_lightning.metrics.rows import MeanOverRows, RowValues, mean_or_nan
 
 
 class ROUGERecall(MeanOverRows):
@@ -34,6 +36,43 @@ class ROUGERecall(MeanOverRows):
             answers: B texts to find in them.
         """
         self._append(index=index, value=rouge_l(generations, answers, stemmer=self.stemmer).recall)
+
+
+class Fluency(MeanOverRows):
+    """Mean n-gram entropy of generations, in bits (`functional.ngram_entropy`)."""
+
+    higher_is_better = True
+
+    def update(self, index: Tensor, generations: Sequence[str]) -> None:
+        """Add rows.
+
+        Args:
+            index: (B,) row indices.
+            generations: B texts of the model.
+        """
+        self._append(index=index, value=ngram_entropy(generations))
+
+
+class Perplexity(RowValues):
+    """Perplexity of the generations under the model that said them: the exponential of the mean NLL of all tokens."""
+
+    higher_is_better = False
+    columns = ("nll", "tokens")
+
+    def update(self, index: Tensor, nll: Tensor, tokens: Tensor) -> None:
+        """Add rows.
+
+        Args:
+            index: (B,) row indices.
+            nll: (B,) mean token NLL of the generations in nats.
+            tokens: (B,) how many tokens they have; where nothing was said the row counts nothing.
+        """
+        self._append(index=index, nll=torch.where(tokens > 0, nll, torch.zeros_like(nll)), tokens=tokens)
+
+    def compute(self) -> Tensor:
+        """Perplexity, 1 or more; NaN where nothing was said."""
+        rows = self._scored()
+        return perplexity(rows["nll"], rows["tokens"]) if rows["nll"].numel() else mean_or_nan(rows["nll"])
 
 
 class _MuseRouge(MeanOverRows):

@@ -22,6 +22,7 @@ from dipo_lightning.metrics.functional.truth_ratio import (
     log_truth_ratio,
     utility_truth_ratio,
 )
+from dipo_lightning.metrics.generations import generation_aggregates
 from dipo_lightning.metrics.logs.log import EvaluationLog, Row, Rows, Sets, with_skipped
 
 TOFU_SETS = ("forget", *UTILITY_SETS)
@@ -61,7 +62,8 @@ def aggregate(
     Returns:
         `model_utility`, its nine parts (`retain_probability`, ...), `forget_probability`, `forget_rouge`,
         `forget_truth_ratio`, `forget_quality` as {p, log10_p, d, n}; where the rows have them
-        `forget_exact_memorization`, `forget_extraction_strength`, `forget_<attack>_auc` (1: members are told from
+        `forget_exact_memorization`, `forget_extraction_strength`, `forget_fluency` and `forget_perplexity` of what is
+        said to the forget questions, `forget_<attack>_auc` (1: members are told from
         holdout rows, 0.5: not at all) and `privleak` in percent. Plain Python numbers.
 
     Raises:
@@ -74,6 +76,7 @@ def aggregate(
     for name in TOFU_SETS:
         result |= _set_aggregates(name, scores.get(name))
     result |= _memorization(whole.get("forget", []))
+    result |= {f"forget_{name}": value for name, value in generation_aggregates(whole.get("forget", [])).items()}
     result |= membership_aggregates(whole.get("forget", []), whole.get("holdout", []))
     reference_sets = _reference_sets(reference)
     result = _utility(result) | _forget_quality(whole.get("forget"), reference_sets, truth_ratio) | result

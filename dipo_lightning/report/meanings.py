@@ -43,6 +43,16 @@ _PARTS = {
         "Share of the answer that the model completes without a fault once it is given the rest. 0: nothing can be "
         "drawn out; 1: all of it, from the question alone.",
     ),
+    "fluency": Meaning(
+        "fluency",
+        "How varied the words of the model's own answers are: the entropy of their word pairs and triples, in bits. "
+        "Far below what it was, the model repeats itself. Longer answers have more.",
+    ),
+    "perplexity": Meaning(
+        "perplexity of its own answers",
+        "How many tokens the model wavers between while it answers. 1 is certain; far above what it was, the words do "
+        "not belong together.",
+    ),
     "min_k": Meaning(
         "Min-K", "Mean surprise (nats) at the least expected tokens of the answer. Low for a text that was learnt."
     ),
@@ -120,6 +130,8 @@ def _wanted(set_name: str, part: str) -> str:
     """Which way a number of a set should go; Min-K counts surprise, which should rise where forgetting is wanted."""
     if set_name == "holdout":
         return ""
+    if part in ("fluency", "perplexity"):
+        return "up" if part == "fluency" else "down"
     more_memory = part not in ("min_k", "min_k_plus_plus")
     if set_name == "forget":
         return "up" if not more_memory or part == "truth_ratio" else "down"

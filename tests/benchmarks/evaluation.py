@@ -20,6 +20,7 @@ from dipo_lightning.data.prompts import PromptStyle, prompt_style
 from dipo_lightning.data.tofu import load_tofu
 from dipo_lightning.metrics.functional.rouge import rouge_l
 from dipo_lightning.metrics.tofu import aggregate
+from dipo_lightning.shared_prompts import Example
 
 Rows = Sequence[dict[str, Any]]
 PerToken = Callable[[Tensor, Tensor], float]
@@ -30,12 +31,10 @@ def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 @torch.no_grad()
-def plain_metric(
-    model: Any, style: PromptStyle, pairs: Sequence[tuple[str, str]], size: int, f: PerToken
-) -> list[float]:
+def plain_metric(model: Any, examples: Sequence[Example], size: int, f: PerToken) -> list[float]:
     """One metric: right-padded batches in the given order, all logits, ``f(log-probabilities (n, V), labels (n,))``."""
     values = []
-    for batch in batches([style.example(*pair) for pair in pairs], size):
+    for batch in batches(examples, size):
         length = max(len(ids) for ids, _ in batch)
         ids = torch.tensor([row + [0] * (length - len(row)) for row, _ in batch])
         mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row, _ in batch])
@@ -80,8 +79,8 @@ DETAILS: dict[str, PerToken] = {
 }
 
 
-def plain_generations(model: Any, style: PromptStyle, rows: Rows, size: int, limit: int) -> list[str]:
-    texts = []
+def plain_generations(model: Any, style: PromptStyle, rows: Rows, size: int, limit: int) -> list[list[int]]:
+    answers = []
     for batch in batches([style.prompt(row["question"]) for row in rows], size):
         length = max(map(len, batch))
         ids = torch.tensor([[0] * (length - len(row)) + row for row in batch])
@@ -97,8 +96,8 @@ def plain_generations(model: Any, style: PromptStyle, rows: Rows, size: int, lim
         )
         for new in said[:, length:].tolist():
             end = next((i for i, token in enumerate(new) if token in stop), len(new))
-            texts.append(style.tokenizer.decode(new[:end], skip_special_tokens=True).strip())
-    return texts
+            answers.append(new[:end])
+    return answers
 
 
 def plain_evaluation(
@@ -107,26 +106,33 @@ def plain_evaluation(
     """Everything `evaluate_rows` measures, metric by metric."""
     done = {}
     for name, rows in sets.items():
-        answers = [(row["question"], row["answer"]) for row in rows]
-        correct = [(row["question"], row.get("paraphrased_answer", row["answer"])) for row in rows]
+        answers = [style.example(row["question"], row["answer"]) for row in rows]
+        correct = [style.example(row["question"], row.get("paraphrased_answer", row["answer"])) for row in rows]
         made = [
             {"index": row["index"], "nll": v}
-            for row, v in zip(rows, plain_metric(model, style, answers, size, nll), strict=True)
+            for row, v in zip(rows, plain_metric(model, answers, size, nll), strict=True)
         ]
-        for row, value in zip(made, plain_metric(model, style, correct, size, nll), strict=True):
+        for row, value in zip(made, plain_metric(model, correct, size, nll), strict=True):
             row["correct_nll"], row["wrong_nll"] = value, []
         for _ in range(2 if "paraphrased_answer" not in rows[0] else 1):  # probability over options, then truth ratio
             for row in made:
                 row["wrong_nll"] = []
             for k in range(len(rows[0]["perturbed_answer"])):
-                wrong = [(row["question"], row["perturbed_answer"][k]) for row in rows]
-                for row, value in zip(made, plain_metric(model, style, wrong, size, nll), strict=True):
+                wrong = [style.example(row["question"], row["perturbed_answer"][k]) for row in rows]
+                for row, value in zip(made, plain_metric(model, wrong, size, nll), strict=True):
                     row["wrong_nll"].append(value)
         for key, f in DETAILS.items() if name == "forget" else ():
-            for row, value in zip(made, plain_metric(model, style, answers, size, f), strict=True):
+            for row, value in zip(made, plain_metric(model, answers, size, f), strict=True):
                 row[key] = value
-        for row, source, text in zip(made, rows, plain_generations(model, style, rows, size, limit), strict=True):
-            row["generation"], row["rouge_l_recall"] = text, rouge_l([text], [source["answer"]]).recall.item()
+        said = plain_generations(model, style, rows, size, limit)
+        for row, source, ids in zip(made, rows, said, strict=True):
+            text = row["generation"] = style.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            row["rouge_l_recall"] = rouge_l([text], [source["answer"]]).recall.item()
+        if name == "forget":
+            prompts = [style.prompt(row["question"]) for row in rows]
+            own = [(prompt + ids, [-100] * len(prompt) + ids) for prompt, ids in zip(prompts, said, strict=True)]
+            for row, ids, value in zip(made, said, plain_metric(model, own, size, nll), strict=True):
+                row |= {"generation_nll": value, "generation_tokens": len(ids)}
         done[name] = made
     return done
 

@@ -73,7 +73,12 @@ def test_rows_equal_one_at_a_time(tmp_path: Path, data: Path) -> None:
     source = {name: [json.loads(line) for line in text.splitlines()] for name, text in texts.items()}
 
     def nll(question: str, answer: str) -> float:
-        ids, labels = style.example(question, answer)
+        return nll_of(*style.example(question, answer))
+
+    def own_nll(prompt: list[int], said: list[int]) -> float:
+        return nll_of(prompt + said, [-100] * len(prompt) + said)
+
+    def nll_of(ids: list[int], labels: list[int]) -> float:
         with torch.no_grad():
             logp = policy(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
         values = [-logp[t - 1, label].item() for t, label in enumerate(labels) if label != -100]
@@ -95,6 +100,9 @@ def test_rows_equal_one_at_a_time(tmp_path: Path, data: Path) -> None:
             said = plain_generate(policy, style.prompt(question), 8, style.stop_ids)
             text = style.tokenizer.decode(said, skip_special_tokens=True).strip()
             assert got["generation"] == text
+            if name == "forget":
+                assert got["generation_tokens"] == len(said) > 0
+                assert got["generation_nll"] == pytest.approx(own_nll(style.prompt(question), said), rel=1e-4)
             assert got["rouge_l_recall"] == rouge_l([text], [given["answer"]]).recall.item()
 
 

@@ -36,6 +36,8 @@ def all_metrics() -> dict[str, Any]:
         "exact": metrics.ExactMemorization(),
         "strength": metrics.ExtractionStrength(),
         "rouge": metrics.ROUGERecall(),
+        "fluency": metrics.Fluency(),
+        "perplexity": metrics.Perplexity(),
         "verbmem": metrics.VerbMem(),
         "knowmem": metrics.KnowMem("open_unlearning"),
         "auc": metrics.MembershipAUC(),
@@ -57,6 +59,8 @@ def fill(found: dict[str, Any], sets: dict[str, list[dict]]) -> None:
         found["forget_quality"].update(index, correct, wrong)
         found["exact"].update(index, values_of(rows, "exact_memorization"))
         found["strength"].update(index, values_of(rows, "extraction_strength"))
+        found["fluency"].update(index, texts[0])
+        found["perplexity"].update(index, *(values_of(rows, f"generation_{key}") for key in ("nll", "tokens")))
         for name in ("rouge", "verbmem", "knowmem"):
             found[name].update(index, *texts)
         for name in ("auc", "privleak"):

@@ -51,6 +51,7 @@ def _row(name: str, index: int, texts: random.Random, numbers: random.Random, kn
     if name == "forget":
         row |= {"exact_memorization": numbers.random(), "extraction_strength": numbers.random()}
         row |= {"min_k": numbers.uniform(0, 4), "zlib": numbers.uniform(0.0, 0.08)}
+        row |= {"generation_nll": 0.1 + 0.05 * index, "generation_tokens": 3 + index}
     return row
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.special import log_softmax
+from scipy.stats import entropy as scipy_entropy
 from scipy.stats import hmean
 
 from dipo_lightning.errors import InputError
@@ -73,6 +75,36 @@ def test_model_utility_is_the_harmonic_mean_of_nine():
         functional.model_utility(double(parts[:8]))
     with pytest.raises(ValueError, match=">= 0"):
         functional.harmonic_mean(double([0.5, -0.1]))
+
+
+WORDS = st.lists(st.sampled_from(["a", "b", "c", "it", "says"]), max_size=12)
+
+
+@given(st.lists(WORDS, min_size=1, max_size=4))
+def test_fluency_against_scipy(answers):
+    found = functional.ngram_entropy([" ".join(words) for words in answers]).tolist()
+    for words, fluency in zip(answers, found, strict=True):
+        bits = []
+        for size in (2, 3):
+            ngrams = [tuple(words[i : i + size]) for i in range(len(words) - size + 1)]
+            bits.append(scipy_entropy(list(Counter(ngrams).values()), base=2) if ngrams else 0.0)
+        assert fluency == pytest.approx(np.average(bits, weights=[1, 2]), abs=1e-12)
+
+
+def test_fluency_of_known_texts():
+    distinct = " ".join(map(str, range(9)))  # eight bigrams and seven trigrams, each once
+    found = functional.ngram_entropy([distinct, "no no no no no", "", "one"]).tolist()
+    assert found == pytest.approx([(3 + 2 * math.log2(7)) / 3, 0, 0, 0])
+    with pytest.raises(ValueError, match="lists of texts"):
+        functional.ngram_entropy("a text")
+
+
+def test_perplexity_is_that_of_all_tokens_together():
+    tokens = [RNG.uniform(0, 3, n) for n in (1, 4, 7)]
+    nll, lengths = double([values.mean() for values in tokens] + [math.nan]), torch.tensor([1, 4, 7, 0])
+    expected = math.exp(np.concatenate(tokens).mean())
+    assert functional.perplexity(nll, lengths).item() == pytest.approx(expected)
+    assert functional.perplexity(nll[3:], lengths[3:]).isnan()
 
 
 TEXTS = st.text(alphabet="abcdeing ,.'-é1", max_size=40)

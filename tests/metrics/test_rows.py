@@ -143,6 +143,11 @@ def test_classes_agree_with_the_aggregate_function():
     ):
         metric.update(tensor(rows, "index"), tensor(rows, key))
         assert metric.compute().item() == pytest.approx(found[f"forget_{key}"], rel=1e-12)
+    fluency, perplexity = metrics.Fluency(), metrics.Perplexity()
+    fluency.update(tensor(rows, "index"), [row["generation"] for row in rows])
+    perplexity.update(*(tensor(rows, key) for key in ("index", "generation_nll", "generation_tokens")))
+    assert fluency.compute().item() == pytest.approx(found["forget_fluency"], rel=1e-12)
+    assert perplexity.compute().item() == pytest.approx(found["forget_perplexity"], rel=1e-12)
     others = {row["index"]: tofu.row_log_ratio(row, "geometric") for row in reference["forget"]}
     quality = metrics.ForgetQuality(others)
     quality.update(tensor(rows, "index"), tensor(rows, "correct_nll"), tensor(rows, "wrong_nll"))
@@ -172,4 +177,4 @@ def test_options_are_checked():
 def test_names_of_the_package_are_what_it_says():
     assert all(isinstance(getattr(metrics, name), type) for name in metrics.__all__)
     with pytest.raises(AttributeError, match="no attribute"):
-        metrics.Perplexity  # noqa: B018
+        metrics.Surprise  # noqa: B018

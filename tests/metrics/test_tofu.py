@@ -28,6 +28,11 @@ def test_aggregates_equal_an_independent_computation(sets):
     found = tofu.aggregate(sets)
     independent = expected(sets)
     assert {name: found[name] for name in independent} == pytest.approx(independent, rel=1e-12)
+    rows = sets["forget"]
+    tokens = sum(row["generation_tokens"] for row in rows)
+    surprise = sum(row["generation_nll"] * row["generation_tokens"] for row in rows) / tokens
+    assert found["forget_perplexity"] == pytest.approx(math.exp(surprise))
+    assert 1 < found["forget_fluency"] < math.log2(6)  # seven words each: at most six pairs and five triples
     assert found["forget_quality"] is None
     assert "no log of a retain model" in found["forget_quality_absent"]
     json.dumps(found, allow_nan=False)

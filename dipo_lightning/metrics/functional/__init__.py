@@ -1,5 +1,6 @@
 """The mathematics of the measurements: pure functions, one idea a file."""
 
+from dipo_lightning.metrics.functional.fluency import ngram_entropy, perplexity
 from dipo_lightning.metrics.functional.forget_quality import ForgetQualityResult, forget_quality, paired_forget_quality
 from dipo_lightning.metrics.functional.membership import (
     membership_auc,
@@ -38,8 +39,10 @@ __all__ = [
     "min_k",
     "min_k_plus_plus",
     "model_utility",
+    "ngram_entropy",
     "normalized_probability",
     "paired_forget_quality",
+    "perplexity",
     "privleak",
     "privleak_auc",
     "rank_auc",

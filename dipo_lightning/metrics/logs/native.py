@@ -24,6 +24,7 @@ _REQUIRED: dict[str, dict[str, tuple[str, ...]]] = {
 _NUMBERS = (
     *("nll", "correct_nll", "rouge_l_recall", "exact_memorization", "extraction_strength", "min_k"),
     *("min_k_plus_plus", "zlib", "loss", "reference", "rouge"),
+    *("generation_nll", "generation_tokens"),
 )
 
 
