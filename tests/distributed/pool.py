@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 WORLD = 2
+START_TIMEOUT = 300
+"""Seconds that the imports of both processes may take on a machine that has other work; a job's own time is its own."""
 
 
 class JobFailed(AssertionError):
-    """A job raised on some process, or did not end in time."""
+    """A process did not start, or a job raised on one or did not end in time."""
 
 
 class Pool:
@@ -35,6 +37,7 @@ class Pool:
         self.connections: list[Connection] = []
 
     def start(self) -> None:
+        """Start the processes and wait until each has imported what jobs need."""
         context = multiprocessing.get_context("spawn")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -49,6 +52,7 @@ class Pool:
             there.close()
             self.workers.append(worker)
             self.connections.append(here)
+        self.answers("start", START_TIMEOUT)
 
     def run(self, job: str, timeout: float = 120, **arguments: Any) -> list[Any]:
         """Run ``job`` on both processes and return what each returned, by rank."""
@@ -56,6 +60,10 @@ class Pool:
             self.start()
         for connection in self.connections:
             connection.send((job, arguments))
+        return self.answers(f"{job}({arguments})", timeout)
+
+    def answers(self, question: str, timeout: float) -> list[Any]:
+        """Wait for what every process has to say to ``question`` and return it by rank."""
         results, errors = [], []
         for rank, connection in enumerate(self.connections):
             # The other process may wait in a collective for the one that failed: it gets little time after that.
@@ -70,7 +78,7 @@ class Pool:
         if errors:
             self.stop()
             output = "\n".join(path.read_text()[-4000:] for path in sorted(self.logs.glob("rank*.txt")))
-            raise JobFailed(f"{job}({arguments})\n" + "\n".join(errors) + f"\n--- output\n{output}")
+            raise JobFailed(f"{question}\n" + "\n".join(errors) + f"\n--- output\n{output}")
         return results
 
     def stop(self) -> None:
@@ -81,7 +89,13 @@ class Pool:
 
 
 def serve(place: dict[str, Any], log: Path, connection: Connection) -> None:
-    """Answer jobs until the other end hangs up; ``place`` is what Lightning reads from the environment."""
+    """Say that all is imported, then answer jobs until the other end hangs up.
+
+    Args:
+        place: What Lightning reads from the environment.
+        log: Where output goes.
+        connection: To the pool.
+    """
     os.environ.update({name: str(value) for name, value in place.items()})
     sys.stdout = sys.stderr = log.open("w", buffering=1)
 
@@ -91,6 +105,7 @@ def serve(place: dict[str, Any], log: Path, connection: Connection) -> None:
 
     torch.set_num_threads(1)
     logging.getLogger("lightning").setLevel(logging.WARNING)
+    connection.send((True, "ready"))
     while True:
         try:
             job, arguments = connection.recv()
