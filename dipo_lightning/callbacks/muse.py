@@ -1,16 +1,17 @@
 """MUSE measured while a model unlearns: memorised text, knowledge, privacy leakage, and every row behind them."""
 
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 
 from dipo_lightning.callbacks.evaluation import FAST_DEV_ROWS, Document, Evaluation
 from dipo_lightning.callbacks.evaluation_options import check_choice, check_measuring, check_numbers
 from dipo_lightning.callbacks.muse_rows import MUSEOptions, MUSEPlan, evaluate_muse, plan_muse
 from dipo_lightning.callbacks.tensorboard import answers_table
-from dipo_lightning.data.muse import HUB_NAMES, load_muse
+from dipo_lightning.data.muse import HUB_NAMES, MUSEData, load_muse
+from dipo_lightning.data.muse_module import MUSEDataModule, is_published
 from dipo_lightning.errors import InputError
 from dipo_lightning.metrics.functional.privleak import PUBLISHED_RETRAIN_AUC, privleak
 from dipo_lightning.metrics.logs import MUSE_FORMAT, EvaluationLog, check_comparable, read_log
@@ -36,7 +37,7 @@ class MUSEEvaluation(Evaluation):
 
     Args:
         data: ``muse-bench/MUSE-News`` or ``muse-bench/MUSE-Books`` on the hub, or a folder in their schema; None takes
-            the data module's.
+            the MUSEDataModule's. Any other data module needs it.
         reference_log: This package's evaluation log of the retrained model.
         baseline: Instead of it, the retrained model's AUC: a number (0.5 says that its two samples look alike),
             ``news`` or ``books`` (the published ones), or ``none`` to measure no PrivLeak (for the retrained model
@@ -51,8 +52,8 @@ class MUSEEvaluation(Evaluation):
         min_k_fraction: Share of the least likely tokens that Min-K averages.
         on_missing: What to do with a row without a value (a text too short for Min-K, a loss that isn't finite):
             ``skip`` leaves it out and lists it, ``raise`` ends the run.
-        allow_overlap: Go on where retain2 or the holdout set has documents that are trained on; the published corpora
-            are taken as they are.
+        allow_overlap: Go on where retain2 or the holdout set has documents that are trained on, in this corpus or by
+            the run; the published corpora are taken as they are.
         batch_tokens: Most tokens of a scoring forward, padding included.
         generation_rows: Most rows of a generation batch.
         samples: How many rows of a set are shown with their first and present texts in TensorBoard.
@@ -125,24 +126,29 @@ class MUSEEvaluation(Evaluation):
 
     def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the corpus and the reference log, tokenise, and make sure that they belong together."""
-        datamodule = getattr(trainer, "datamodule", None)
+        module = getattr(trainer, "datamodule", None)
+        own = module if isinstance(module, MUSEDataModule) else None
         self._tokenizer = self.tokenizer_of(trainer)
-        self.corpus = self.source or getattr(datamodule, "data", None) or HUB_NAMES[0]
+        self.corpus = self.source or (own.data if own else "")
+        if not self.corpus:
+            raise InputError(
+                f"MUSEEvaluation.data is not given, and there is no MUSEDataModule to take it from: give "
+                f"{' or '.join(HUB_NAMES)}, or a folder in their schema."
+            )
         self._choose_baseline()
-        part = getattr(datamodule, "forget", None)
+        trains_on_it = own is not None and own.data == self.corpus
+        allow_overlap = self.allow_overlap or (own is not None and own.allow_overlap)
         data = load_muse(
             self.corpus,
-            part if isinstance(part, str) else "train/forget",
+            own.forget if own and trains_on_it else "train/forget",
             first=FAST_DEV_ROWS if self.is_trial(trainer) else self.rows,
-            allow_overlap=self.allow_overlap or self._is_published,
+            allow_overlap=allow_overlap or is_published(self.corpus),
         )
+        if trainer.state.fn == TrainerFn.FITTING and not (trains_on_it or allow_overlap):
+            refuse_trained(data, module)
         self.plan = plan_muse(data, self._tokenizer, self.options)
         if self.reference is not None and not self.is_trial(trainer):
             self._check_reference(self.reference, self.plan)
-
-    @property
-    def _is_published(self) -> bool:
-        return self.corpus in HUB_NAMES and not Path(self.corpus).is_dir()
 
     def _choose_baseline(self) -> None:
         """Decide what PrivLeak compares with, or refuse to guess."""
@@ -151,7 +157,7 @@ class MUSEEvaluation(Evaluation):
             self.reference = read_log(self.reference_log)
         elif isinstance(self.baseline, str) and self.baseline != WITHOUT:
             self.auc_retrain = PUBLISHED_RETRAIN_AUC[self.baseline]
-        elif self.baseline is None and self._is_published:
+        elif self.baseline is None and is_published(self.corpus):
             self.auc_retrain = PUBLISHED_RETRAIN_AUC["news" if self.corpus.endswith("News") else "books"]
         elif self.baseline is None:
             raise InputError(
@@ -235,3 +241,14 @@ class MUSEEvaluation(Evaluation):
             values = torch.tensor([row["min_k"] for row in document["sets"][name]])
             if values.numel():
                 experiment.add_histogram(f"muse/{name}_min_k", values, step)
+
+
+def refuse_trained(data: MUSEData, datamodule: Any) -> None:  # noqa: ANN401
+    """Refuse a run of another data module that trains on what must not be trained on.
+
+    Raises:
+        InputError: It forgets or keeps documents of retain2 or of the holdout set, or fine-tunes on the latter.
+    """
+    unlearned = {f"data.{name}": getattr(datamodule, f"{name}_rows", None) or [] for name in ("forget", "retain")}
+    data.refuse_trained(unlearned)
+    data.refuse_trained({"data.train": getattr(datamodule, "train_rows", None) or []}, retain2=False)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dipo_lightning.data.overlap import refuse_overlap
-from dipo_lightning.data.records import config_records, text_field
+from dipo_lightning.data.records import config_files, config_records, text_field
 from dipo_lightning.errors import InputError
 
 Rows = list[dict[str, Any]]
@@ -31,6 +32,7 @@ class MUSEData:
         knowmem: ``question`` and ``answer`` by ``forget`` and ``retain``.
         in_context: The ten ``question`` and ``answer`` that stand before each question, by ``forget`` and ``retain``.
         privleak: ``text`` by ``forget`` (members), ``retain`` and ``holdout`` (non-members).
+        holdout: ``text`` of the documents that the non-members come from, where a folder has them.
     """
 
     train_forget: Rows
@@ -40,6 +42,25 @@ class MUSEData:
     knowmem: dict[str, Rows]
     in_context: dict[str, Rows]
     privleak: dict[str, Rows]
+    holdout: Rows
+
+    def refuse_trained(self, trained: Mapping[str, Rows], retain2: bool = True) -> None:
+        """Refuse what is measured as never trained on, and is.
+
+        Args:
+            trained: Rows that are trained on, by a name for the message.
+            retain2: Whether retain2 is among what must not be trained on; a target has read it.
+
+        Raises:
+            InputError: It is; names the first such row of both.
+        """
+        apart = {"privleak/holdout": self.privleak["holdout"], "raw/holdout": self.holdout}
+        apart |= {"retain2": self.retain2} if retain2 else {}
+        for name, rows in apart.items():
+            for other, others in trained.items():
+                refuse_overlap(
+                    rows, others, (name, other), "Take such rows out of one of the two, or set allow_overlap: true."
+                )
 
 
 def load_muse(
@@ -51,7 +72,8 @@ def load_muse(
         source: ``muse-bench/MUSE-News`` or ``muse-bench/MUSE-Books`` on the hub, or a folder of
             ``<configuration>/<split>.jsonl`` (or ``.parquet``).
         forget: What is to be forgotten, as ``configuration/split``: ``train/forget``, ``raw/forget``,
-            ``scal/forget_2`` or ``sust/forget_1``.
+            ``scal/forget_2`` or ``sust/forget_1``. retain1 and retain2 are those of ``raw`` with ``raw/forget``, and
+            those of ``train`` with all others.
         first: Only so many rows of each evaluation set, from the first. All without.
         allow_overlap: Go on where retain2 or the holdout set has documents that are trained on.
 
@@ -61,19 +83,19 @@ def load_muse(
     """
     if first is not None and first < 1:
         raise InputError(f"first is {first}; give a number of rows from 1, or none for all.")
+    config = configuration(forget)
     data = MUSEData(
         train_forget=forget_texts(source, forget),
-        train_retain=_rows(source, "train/retain1", "text"),
-        retain2=_rows(source, "train/retain2", "text"),
+        train_retain=_rows(source, f"{config}/retain1", "text"),
+        retain2=_rows(source, f"{config}/retain2", "text"),
         verbmem=_rows(source, "verbmem/forget", "prompt", "gt")[:first],
         knowmem={name: _rows(source, f"knowmem/{name}_qa", "question", "answer")[:first] for name in _SIDES},
         in_context={name: _in_context(source, f"knowmem/{name}_qa_icl") for name in _SIDES},
         privleak={name: _rows(source, f"privleak/{name}", "text")[:first] for name in (*_SIDES, "holdout")},
+        holdout=_held_out(source),
     )
     if not allow_overlap:
-        for name, rows in (("retain2", data.retain2), ("holdout", data.privleak["holdout"])):
-            refuse_overlap(rows, data.train_forget, (name, forget))
-            refuse_overlap(rows, data.train_retain, (name, "train/retain1"))
+        data.refuse_trained({forget: data.train_forget, f"{config}/retain1": data.train_retain})
     return data
 
 
@@ -94,7 +116,18 @@ def forget_texts(source: str | Path, part: str = "train/forget") -> Rows:
     return _rows(source, part, "text")
 
 
+def configuration(forget: str) -> str:
+    """The configuration whose retain1 and retain2 go with a part that is forgotten."""
+    return "raw" if forget.startswith("raw/") else "train"
+
+
 _SIDES = ("forget", "retain")
+
+
+def _held_out(source: str | Path) -> Rows:
+    """Of a folder that has them; a hub's are not fetched for a check alone."""
+    there = config_files(Path(source).expanduser(), "raw", "holdout")
+    return _rows(source, "raw/holdout", "text") if there else []
 
 
 def _in_context(source: str | Path, part: str) -> Rows:

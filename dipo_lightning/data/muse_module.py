@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from dipo_lightning.data.muse import HUB_NAMES, load_muse
+from dipo_lightning.data.muse import HUB_NAMES, configuration, load_muse
 from dipo_lightning.data.overlap import overlap
 from dipo_lightning.data.unlearning import UnlearningDataModule, first_rows
 from dipo_lightning.errors import InputError
@@ -22,7 +22,8 @@ class MUSEDataModule(UnlearningDataModule):
         data: ``muse-bench/MUSE-News`` or ``muse-bench/MUSE-Books`` on the hub, or a folder of
             ``<configuration>/<split>.jsonl`` in their schema.
         forget: What is to be forgotten, as ``configuration/split``: ``train/forget``, ``raw/forget``,
-            ``scal/forget_1`` to ``_4`` or ``sust/forget_1`` to ``_4``.
+            ``scal/forget_1`` to ``_4`` or ``sust/forget_1`` to ``_4``. retain1 is that of ``raw`` with ``raw/forget``,
+            and that of ``train`` with all others.
         forget_rows: Use the first n forget documents only.
         retain_rows: Use the first n retain documents only.
         max_length: Tokens of a piece.
@@ -71,7 +72,8 @@ class MUSEDataModule(UnlearningDataModule):
         corpus = load_muse(self.data, self.forget, allow_overlap=self.allow_overlap or is_published(self.data))
         pairs = overlap(corpus.train_forget, corpus.train_retain)
         if pairs:
-            problem = f"{len(pairs)} of {len(corpus.train_forget)} documents of {self.forget} are in train/retain1 too"
+            both = f"{self.forget} are in {configuration(self.forget)}/retain1 too"
+            problem = f"{len(pairs)} of {len(corpus.train_forget)} documents of {both}"
             if not (self.allow_overlap or is_published(self.data)):
                 where = corpus.train_forget[pairs[0][0]]["where"]
                 raise InputError(

@@ -27,8 +27,19 @@ def overlap(first: Rows, second: Rows) -> list[tuple[int, int]]:
     return [(position, other) for position, other in found if other is not None]
 
 
-def refuse_overlap(first: Rows, second: Rows, names: tuple[str, str] = ("forget", "retain")) -> None:
+def refuse_overlap(
+    first: Rows,
+    second: Rows,
+    names: tuple[str, str] = ("forget", "retain"),
+    remedy: str = "Take such rows out of one of the two.",
+) -> None:
     """Stop where two sets share rows: what is trained to be forgotten and kept at once comes out as neither.
+
+    Args:
+        first: Rows with ``question`` and ``answer``, or ``messages``, or ``text``.
+        second: The same.
+        names: What the sets are called in the message.
+        remedy: What to do, for the message.
 
     Raises:
         InputError: They do; names the places of the first shared row and says how many there are.
@@ -39,7 +50,7 @@ def refuse_overlap(first: Rows, second: Rows, names: tuple[str, str] = ("forget"
         raise InputError(
             f"{len(pairs)} of {len(first)} {names[0]} rows are {names[1]} rows too. The first: "
             f"{_place(first[position], position, names[0])} is {_place(second[other], other, names[1])}. "
-            f"Take such rows out of one of the two."
+            f"{remedy}"
         )
 
 

@@ -55,7 +55,8 @@ def config_records(source: str | Path, config: str, split: str = "train") -> lis
     """Records of one configuration of a data set with several.
 
     Args:
-        source: A folder with ``<config>.json`` (or another ending) or ``<config>/<split>.json``; or a hub name.
+        source: A folder with ``<config>.json`` (or another ending) or ``<config>/<split>.json``; or a copy of a hub
+            data set's files (``<config>/<split>-00000-of-00001.parquet``); or a hub name.
         config: The configuration.
         split: The split within it.
 
@@ -67,14 +68,26 @@ def config_records(source: str | Path, config: str, split: str = "train") -> lis
         if folder.exists() or not is_hub_name(str(source)):
             raise InputError(f"{source}: neither a folder nor a data set's name on the hub (owner/name).")
         return hub_records(str(source), config, split)
+    paths = config_files(folder, config, split)
+    if paths:
+        return [record for path in paths for record in file_records(path)]
+    asked = config if split == "train" else f"{config}/{split}"
+    found = ", ".join(available(folder)) or "nothing that I read"
+    raise InputError(f"{folder}: there is no {asked} ({'/'.join(SUFFIXES)}); there is {found}.")
+
+
+def config_files(folder: Path, config: str, split: str = "train") -> list[Path]:
+    """The files of one split in a folder, or none: one file, or the parts that the hub keeps it in."""
     stems = [folder / config / split] + ([folder / config] if split == "train" else [])
     for stem in stems:
         for suffix in SUFFIXES:
             path = stem.with_name(stem.name + suffix)
             if path.is_file():
-                return file_records(path)
-    found = ", ".join(available(folder)) or "nothing that I read"
-    raise InputError(f"{folder}: there is no {stems[-1].relative_to(folder)} ({'/'.join(SUFFIXES)}); there is {found}.")
+                return [path]
+            parts = sorted(stem.parent.glob(f"{stem.name}-[0-9]*-of-[0-9]*{suffix}"))
+            if parts:
+                return parts
+    return []
 
 
 def available(folder: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -13,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from dipo_lightning.callbacks.muse import MUSEEvaluation
 from dipo_lightning.data.fictitious_news import write_fictitious_news
 from dipo_lightning.data.muse_module import MUSEDataModule
+from dipo_lightning.data.unlearning import FineTuningDataModule, UnlearningDataModule
 from dipo_lightning.errors import InputError
 from dipo_lightning.metrics.logs import read_log
 from dipo_lightning.metrics.muse import aggregate
@@ -141,6 +143,63 @@ def test_the_published_auc_is_for_the_published_corpus_only(folder, monkeypatch)
 def test_no_silent_baseline(tmp_path, folder):
     with pytest.raises(InputError, match="has nothing to compare with.*baseline: 0.5"):
         trainer(tmp_path, MUSEEvaluation(**OPTIONS)).test(ToyModule(), datamodule=data(folder), verbose=False)
+
+
+def rows_of(folder, forget, retain):
+    """Another data module of ours, on files."""
+    return UnlearningDataModule(
+        str(folder / "toy"), str(forget), str(retain), prompt="text", max_length=256, batch_size=1
+    )
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_beside_any_data_module(tmp_path, folder, command):
+    """On a folder in the schema, whatever the run is about."""
+    news, callback = folder / "news", MUSEEvaluation(data=str(folder / "news"), baseline=0.5, **OPTIONS)
+    (tmp_path / "mine.jsonl").write_text('{"text": "A text of mine."}\n' * 2)
+    module = rows_of(folder, tmp_path / "mine.jsonl", news / "train" / "retain1.jsonl")
+    getattr(trainer(tmp_path, callback, max_steps=1), command)(ToyModule(), datamodule=module)
+    assert callback.last["settings"]["data"] == str(news)
+    assert {len(rows) for rows in callback.last["sets"].values()} == {4}
+
+
+def test_nothing_is_measured_unasked(tmp_path, folder):
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text('{"text": "A text of mine."}\n' * 2)
+    module = rows_of(folder, mine, folder / "news" / "train" / "retain1.jsonl")
+    with pytest.raises(InputError, match="data is not given, and there is no MUSEDataModule.*MUSE-News or"):
+        trainer(tmp_path, MUSEEvaluation(baseline=0.5), max_epochs=1).fit(ToyModule(), datamodule=module)
+
+
+@pytest.mark.parametrize(
+    ("forget", "retain", "message"),
+    [
+        ("train/forget", "privleak/holdout", "10 of 10 privleak/holdout rows are data.retain rows"),
+        ("train/retain2", "train/retain1", "20 of 20 retain2 rows are data.forget rows"),
+    ],
+)
+def test_what_is_held_out_is_trained_on_by_another_data_module(tmp_path, folder, forget, retain, message):
+    news = folder / "news"
+    options = OPTIONS | {"rows": None, "data": str(news), "baseline": 0.5}
+    module = rows_of(folder, news / f"{forget}.jsonl", news / f"{retain}.jsonl")
+    with pytest.raises(InputError, match=message):
+        trainer(tmp_path, MUSEEvaluation(**options), max_epochs=1).fit(ToyModule(), datamodule=module)
+    allowed = MUSEEvaluation(**options | {"allow_overlap": True})
+    run = trainer(tmp_path, allowed)
+    run.datamodule, run.state.fn = module, "fit"
+    allowed.check(run, None)
+
+
+def test_a_target_has_read_retain2_but_not_the_holdout_set(folder):
+    news = folder / "news"
+    for part, refused in (("train/retain2", False), ("raw/holdout", True)):
+        callback = MUSEEvaluation(data=str(news), baseline=0.5, **OPTIONS)
+        run = trainer(folder, callback)
+        run.datamodule, run.state.fn = FineTuningDataModule(str(folder / "toy"), str(news / f"{part}.jsonl")), "fit"
+        run.datamodule.check()
+        said = pytest.raises(InputError, match="holdout rows are data.train rows") if refused else nullcontext()
+        with said:
+            callback.check(run, None)
 
 
 def test_a_reference_of_other_rows_or_another_corpus(tmp_path, folder, reference):

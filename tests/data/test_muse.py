@@ -79,7 +79,7 @@ BAD = [
     ({"verbmem/forget": [{"prompt": "a", "gt": 4}]}, "'gt' is 4 .int."),
     ({"knowmem/retain_qa": []}, "no rows"),
     ({"train/retain2": texts("retain1", 1)}, "1 of 1 retain2 rows are train/retain1 rows"),
-    ({"privleak/holdout": texts("forget", 1)}, "1 of 1 holdout rows are train/forget rows"),
+    ({"privleak/holdout": texts("forget", 1)}, "1 of 1 privleak/holdout rows are train/forget rows"),
     ({"privleak/holdout": texts("new", 1) + texts("retain1", 1)}, "line 2 is .*retain1.jsonl, line 1"),
 ]
 
@@ -93,6 +93,39 @@ def test_a_folder_that_cannot_be(tmp_path, changed, message):
 def test_overlap_can_be_allowed(tmp_path):
     write(tmp_path, small_muse() | {"privleak/holdout": texts("forget", 1)})
     assert load_muse(tmp_path, allow_overlap=True).privleak["holdout"][0]["text"] == "forget report 0."
+
+
+def test_raw_is_a_configuration_of_its_own(tmp_path):
+    write(tmp_path, small_muse())
+    with pytest.raises(InputError, match="no raw/retain1"):
+        load_muse(tmp_path, forget="raw/forget")
+    raw = {f"raw/{name}": texts(f"raw {name}", 2) for name in ("retain1", "retain2", "holdout")}
+    data = load_muse(write(tmp_path, raw), forget="raw/forget")
+    found = (data.train_forget, data.train_retain, data.retain2, data.holdout)
+    assert [rows[1]["text"] for rows in found] == [
+        f"raw {name} report 1." for name in ("forget", "retain1", "retain2", "holdout")
+    ]
+    write(tmp_path, {"raw/holdout": texts("retain1", 1)})  # no excerpt of it is measured, but it is held out
+    with pytest.raises(InputError, match="1 of 1 raw/holdout rows are train/retain1 rows .*or set allow_overlap: true"):
+        load_muse(tmp_path)
+
+
+def test_a_copy_of_the_hubs_files(tmp_path):
+    """Snapshots have a split in one or several files, each with its number."""
+    import pyarrow
+    import pyarrow.parquet
+
+    for part, rows in small_muse().items():
+        (tmp_path / part).parent.mkdir(exist_ok=True)
+        cut = len(rows) if part != "train/forget" else 2
+        for number, some in enumerate(filter(None, (rows[:cut], rows[cut:]))):
+            name = f"{part}-{number:05d}-of-{1 + (cut < len(rows)):05d}.parquet"
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(some), tmp_path / name)
+    plain = load_muse(write(tmp_path / "plain", small_muse()))
+    copied = load_muse(tmp_path)
+    assert [row["text"] for row in copied.train_forget] == [row["text"] for row in plain.train_forget]
+    assert copied.train_forget[2]["where"].endswith("train/forget-00001-of-00002.parquet, row 0")
+    assert [row["index"] for row in copied.train_forget] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("part", ["train/retain2", "knowmem/retain_qa_icl", "privleak/retain"])
