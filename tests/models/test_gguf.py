@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.models.fingerprint import model_fingerprint
 from dipo_lightning.models.head import LinearHead, linear_head
 from dipo_lightning.models.loading import check_tokenizer, load_policy, load_tokenizer
@@ -36,3 +37,24 @@ def test_smollm2_from_gguf_answers_trains_and_saves(tmp_path, capfd):
     again = load_tokenizer(str(tmp_path))
     assert again(text).input_ids == tokenizer(text).input_ids
     assert again.chat_template == tokenizer.chat_template
+
+
+SYSTEM = [9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182]
+QUESTION, ANSWER = [4150, 357, 47], [58, 81, 556, 23725, 31804, 1250, 30]
+"""``system\nYou are ... Hugging Face``, `` wrote it?`` and ``Jaime Vasquez did.`` by the published tokenizer alone."""
+
+
+@pytest.mark.skipif(not list(FOLDER.glob("*.gguf")), reason=f"no GGUF file in {FOLDER}: make smollm2")
+@pytest.mark.parametrize(
+    ("style", "prompt"),
+    [
+        ("chat", [1, *SYSTEM, 2, 198, 1, 4093, 198, 10576, *QUESTION, 2, 198, 1, 520, 9531, 198]),
+        ("plain", [17872, 42, 6244, *QUESTION, 198, 21350, 42, 216]),
+    ],
+)
+def test_smollm2_reads_these_very_tokens(style, prompt):
+    made = prompt_style(style, load_tokenizer(str(FOLDER)))
+    assert made.prompt("Who wrote it?") == prompt
+    answer = [*ANSWER, 2]
+    assert made.example("Who wrote it?", "Jaime Vasquez did.") == (prompt + answer, [-100] * len(prompt) + answer)
+    assert made.stop_ids == [2]
