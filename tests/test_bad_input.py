@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from dipo_lightning.cli import main
+from tests.refused import TRAINER, assert_a_sentence, fit, write_rows
 from tests.toys import save_toy
 
 
@@ -15,13 +15,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A toy model, good and bad files, and things that are no models."""
     root = tmp_path_factory.mktemp("bad")
     save_toy(root / "model")
-    write(root / "forget.jsonl", [{"question": f"Who is {i}?", "answer": f"Person {i}."} for i in range(4)])
-    write(root / "retain.jsonl", [{"question": f"What is {i}?", "answer": f"Thing {i}."} for i in range(6)])
-    write(root / "no_answer.jsonl", [{"question": "Who?", "answer": "I."}, {"question": "Who else?"}])
-    write(root / "number.jsonl", [{"question": "Who?", "answer": 7}])
-    write(root / "blank.jsonl", [{"question": "Who?", "answer": "  "}])
-    write(root / "shared.jsonl", [{"question": "What is 3?", "answer": "Thing 3."}, {"question": "Q?", "answer": "A."}])
-    write(root / "other.jsonl", [{"ask": "Who?", "reply": "I."}])
+    write_rows(root / "forget.jsonl", [{"question": f"Who is {i}?", "answer": f"Person {i}."} for i in range(4)])
+    write_rows(root / "retain.jsonl", [{"question": f"What is {i}?", "answer": f"Thing {i}."} for i in range(6)])
+    write_rows(root / "no_answer.jsonl", [{"question": "Who?", "answer": "I."}, {"question": "Who else?"}])
+    write_rows(root / "number.jsonl", [{"question": "Who?", "answer": 7}])
+    write_rows(root / "blank.jsonl", [{"question": "Who?", "answer": "  "}])
+    write_rows(
+        root / "shared.jsonl", [{"question": "What is 3?", "answer": "Thing 3."}, {"question": "Q?", "answer": "A."}]
+    )
+    write_rows(root / "other.jsonl", [{"ask": "Who?", "reply": "I."}])
     (root / "empty.jsonl").write_text("")
     (root / "broken.jsonl").write_text('{"question": "Who?", "answer": "I."}\n{"question": \n')
     (root / "nothing").mkdir()
@@ -38,14 +40,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def write(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 def config(folder: Path) -> dict:
     return {
-        "trainer": {"accelerator": "cpu", "max_steps": 1, "logger": False, "enable_checkpointing": False,
-                    "enable_progress_bar": False, "enable_model_summary": False},
+        "trainer": TRAINER,
         "model": {"class_path": "dipo_lightning.DiPOModule",
                   "init_args": {"pretrained": str(folder / "model"), "reference_cache": str(folder / "cache")}},
         "data": {"class_path": "dipo_lightning.UnlearningDataModule",
@@ -121,30 +118,15 @@ def odd_tokenizers(folder: Path) -> None:
 @pytest.mark.usefixtures("odd_tokenizers")
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input_is_a_sentence_and_exit_code_2(
-    folder: Path, case: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, here: Path, case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("logging.raiseExceptions", False)  # Lightning's handler holds the stream of an earlier test
     options, said = CASES[case]
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(config(folder)))
-    try:
-        code = main(["fit", "--config", str(path), *(option.format(folder) for option in options)])
-    except SystemExit as stopped:
-        code = stopped.code
-    errors = capsys.readouterr().err
-    assert code == 2, errors
-    message = errors[errors.index("error: ") :]
-    assert said in message
-    assert "Traceback" not in errors
-    assert len(message) < 700, message
+    code = fit(here, config(folder), *(option.format(folder) for option in options))
+    assert_a_sentence(code, capsys.readouterr().err, said)
 
 
-def test_the_good_configuration_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(config(folder)))
-    assert main(["fit", "--config", str(path)]) == 0
+def test_the_good_configuration_runs(folder: Path, here: Path) -> None:
+    assert fit(here, config(folder)) == 0
 
 
 def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,10 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 
-from dipo_lightning.cli import main
 from dipo_lightning.data.fictitious_news import write_fictitious_news
+from tests.refused import TRAINER, assert_a_sentence, fit, write_rows
 from tests.toys import save_toy
 
 
@@ -64,29 +63,12 @@ CASES = {
 def config(root: Path, news: Path) -> dict:
     evaluation = {"baseline": 0.5, "rows": 2, "verbmem_tokens": 2, "knowmem_tokens": 2}
     return {
-        "trainer": {"accelerator": "cpu", "max_steps": 1, "logger": False, "enable_checkpointing": False,
-                    "enable_progress_bar": False, "enable_model_summary": False,
-                    "callbacks": [{"class_path": "dipo_lightning.callbacks.MUSEEvaluation", "init_args": evaluation}]},
+        "trainer": {**TRAINER, "callbacks": [{"class_path": "dipo_lightning.callbacks.MUSEEvaluation",
+                                              "init_args": evaluation}]},
         "model": {"class_path": "dipo_lightning.GradDiffModule", "init_args": {"pretrained": str(root / "model")}},
         "data": {"class_path": "dipo_lightning.MUSEDataModule",
                  "init_args": {"data": str(news), "max_length": 64, "batch_size": 1}},
     }  # fmt: skip
-
-
-def run(folder: Path, settings: dict) -> int:
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    try:
-        return main(["fit", "--config", str(path)])
-    except SystemExit as stopped:
-        return int(stopped.code or 0)
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("logging.raiseExceptions", False)  # Lightning's handler holds the stream of an earlier test
-    return tmp_path
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -100,16 +82,10 @@ def test_a_bad_corpus_is_a_sentence_and_exit_code_2(
     (part, change), said = CASES[case]
     news = here / "news"
     shutil.copytree(good / "news", news)
-    changed = change(news)
-    (news / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
-    code = run(here, config(good, news))
-    errors = capsys.readouterr().err
-    assert code == 2, errors
-    message = errors[errors.index("error: ") :]
-    assert said in message
-    assert "Traceback" not in errors
-    assert len(message) < 700, message
+    write_rows(news / f"{part}.jsonl", change(news))
+    code = fit(here, config(good, news))
+    assert_a_sentence(code, capsys.readouterr().err, said)
 
 
 def test_the_good_corpus_runs(good: Path, here: Path) -> None:
-    assert run(here, config(good, good / "news")) == 0
+    assert fit(here, config(good, good / "news")) == 0
