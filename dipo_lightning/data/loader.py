@@ -23,11 +23,18 @@ class ResumableLoader(DataLoader):
         done: Batches given out in the current epoch.
         skip: Batches to pass over at the start of the next epoch; set on resume.
         accumulate: Micro-batches of an optimiser step.
+        limit: ``trainer.limit_train_batches``, which ends an epoch before the loader does: a number, or a share.
     """
 
     skip: int = 0
     done: int = 0
     accumulate: int = 1
+    limit: int | float = 1.0
+
+    @property
+    def batches(self) -> int:
+        """Batches of an epoch."""
+        return min(self.limit, len(self)) if isinstance(self.limit, int) else int(self.limit * len(self))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         """Yield the batches of the current epoch, each with its ``denominators``."""
@@ -40,7 +47,7 @@ class ResumableLoader(DataLoader):
 
     def state_dict(self) -> dict[str, int]:
         """Return how far into the epoch the loader is: the same on every rank, so that rank 0's serves all."""
-        return {"done": self.done, "length": len(self)}
+        return {"done": self.done, "length": self.batches}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on after the batches that were given out; after the last one, with a new epoch."""
@@ -51,7 +58,7 @@ class ResumableLoader(DataLoader):
         sampler, size = self.sampler, self.batch_size
         assert isinstance(sampler, EpochSampler)
         assert size is not None
-        ranks = sampler.keys_of_all_ranks()
+        ranks = [keys[: self.batches * size] for keys in sampler.keys_of_all_ranks()]
         share = 1 / (self.accumulate * len(ranks))
         steps = []
         for start in range(0, len(ranks[0]), size * self.accumulate):

@@ -129,7 +129,8 @@ class TokenizedDataModule(pl.LightningDataModule):
                 self.seed
             ),  # starting an epoch draws nothing from dropout's generator
         )
-        self._loader.accumulate = trainer.accumulate_grad_batches if trainer else 1
+        if trainer:
+            self._loader.accumulate, self._loader.limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
         if self._resume is not None:
             self._loader.load_state_dict(self._resume)
             self._resume = None
