@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported: without a network it waits and asks again
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
