@@ -14,6 +14,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from dipo_lightning.data.pairs import EpochSampler
+from dipo_lightning.errors import InputError
 
 
 class ResumableLoader(DataLoader):
@@ -45,13 +46,32 @@ class ResumableLoader(DataLoader):
             if self.done > skip:
                 yield {**batch, "denominators": denominators[(self.done - 1) // self.accumulate]}
 
+    def _epoch(self) -> dict[str, int]:
+        """What a number of batches stands for: the batches of an epoch, and the rows of one over all ranks."""
+        assert isinstance(self.sampler, EpochSampler)
+        assert self.batch_size is not None
+        return {"length": self.batches, "rows": self.batch_size * self.sampler.num_replicas}
+
     def state_dict(self) -> dict[str, int]:
         """Return how far into the epoch the loader is: the same on every rank, so that rank 0's serves all."""
-        return {"done": self.done, "length": self.batches}
+        return {"done": self.done, **self._epoch()}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on after the batches that were given out; after the last one, with a new epoch."""
-        self.skip = state_dict["done"] % max(1, state_dict["length"])
+        """Go on after the batches that were given out; after the last one, with a new epoch.
+
+        Raises:
+            InputError: It is the state of a loader inside an epoch of other batches.
+        """
+        here = self._epoch()
+        saved = {name: state_dict.get(name, value) for name, value in here.items()}  # earlier states have no rows
+        skip = state_dict["done"] % max(1, saved["length"])
+        if skip and saved != here:
+            raise InputError(
+                f"The checkpoint was written inside an epoch of {saved['length']} batches of {saved['rows']} rows; "
+                f"here an epoch has {here['length']} of {here['rows']}, and other rows would be left out. Keep "
+                "data.batch_size x processes, the data and trainer.limit_train_batches as they were."
+            )
+        self.skip = skip
 
     def denominators(self) -> list[dict[str, float]]:
         """Return, for each optimiser step of the current epoch, rows and supervised tokens a micro-batch and rank."""

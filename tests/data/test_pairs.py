@@ -6,6 +6,7 @@ import torch
 from dipo_lightning.data.collation import collate
 from dipo_lightning.data.loader import ResumableLoader
 from dipo_lightning.data.pairs import EpochSampler, ForgetRetainPairs, TrainingRows, supervised_count
+from dipo_lightning.errors import InputError
 
 
 def rows(count: int, start: int = 0) -> list[dict]:
@@ -80,6 +81,29 @@ def test_the_order_does_not_depend_on_workers_and_resumes_in_the_middle(workers:
     assert order(list(resumed)) == expected[2:]
     assert resumed.done == len(expected)
     assert order(list(resumed)) == expected, "the next epoch starts at its first batch"
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "ranks", "count"), [(1, 1, 9), (4, 2, 9), (3, 1, 9), (4, 1, 16)],
+    ids=["smaller batches", "more processes", "smaller batches, but as many", "more rows"],
+)  # fmt: skip
+def test_other_batches_in_the_middle_of_an_epoch_are_refused(batch_size: int, ranks: int, count: int) -> None:
+    saved = loader(ForgetRetainPairs(rows(9), rows(20)), batch_size=4)
+    other = loader(ForgetRetainPairs(rows(count), rows(20)), ranks=ranks, batch_size=batch_size)
+    saved.done = 2
+    with pytest.raises(InputError, match="inside an epoch of 3 batches of 4 rows; here an epoch has"):
+        other.load_state_dict(saved.state_dict())
+    saved.done = 3
+    other.load_state_dict(saved.state_dict())
+    assert other.skip == 0, "at the end of an epoch it does not matter"
+
+
+def test_the_same_batches_on_more_processes_go_on() -> None:
+    saved = loader(ForgetRetainPairs(rows(9), rows(20)), batch_size=4)
+    saved.done = 2
+    halves = loader(ForgetRetainPairs(rows(9), rows(20)), ranks=2, batch_size=2)
+    halves.load_state_dict(saved.state_dict())
+    assert halves.skip == 2
 
 
 def test_ranks_share_out_the_batch_of_one_process() -> None:
