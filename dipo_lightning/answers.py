@@ -17,15 +17,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 
 from dipo_lightning.data.collation import TokenBatch, selected_labels, selected_rows, supervised_positions
+from dipo_lightning.errors import RunError
 from dipo_lightning.models.head import Head, decoder, output_head
 from dipo_lightning.objectives.chunked_likelihood import chunked_nll, chunked_nll_sum
 from dipo_lightning.objectives.likelihood import token_nll
 from dipo_lightning.objectives.recomputed import in_chunks
 from dipo_lightning.objectives.sequences import sequence_reduce
 from dipo_lightning.sharding import is_sharded
-
-CHUNK_SIZE = 1024
-"""Positions whose vocabulary-sized values may live at the same time, where a likelihood comes from hidden states."""
 
 
 @dataclass
@@ -39,6 +37,8 @@ class Answers:
         denominators: ``rows`` and the supervised tokens of each half to divide sums by, so that terms are means over
             the global batch; None divides by what is in this batch.
         half: Which half of the batch this is.
+        chunk_size: Positions whose vocabulary-sized values may live at the same time, where a likelihood comes from
+            hidden states.
     """
 
     batch: TokenBatch
@@ -46,6 +46,7 @@ class Answers:
     head: Head | None = None
     denominators: Mapping[str, float] | None = None
     half: str = "forget"
+    chunk_size: int = 1024
     _logits: Tensor | None = field(default=None, repr=False)
 
     @property
@@ -73,15 +74,16 @@ class Answers:
         if self.hidden is None or self.head is None or self._logits is not None:
             return token_nll(self.logits, self.labels)
         if self.head.linear:
-            return chunked_nll(self.hidden, self.head.weight, self.labels, CHUNK_SIZE)
+            return chunked_nll(self.hidden, self.head.weight, self.labels, self.chunk_size)
         head = self.head
-        return in_chunks(lambda x, y: (token_nll(head(x), y),), CHUNK_SIZE, self.hidden, self.labels)[0]
+        return in_chunks(lambda x, y: (token_nll(head(x), y),), self.chunk_size, self.hidden, self.labels)[0]
 
     @property
     def mean_nll(self) -> Tensor:
         """Sum of ``nll`` over `token_denominator`, without the single ones where nothing else asks for them."""
         if self.hidden is not None and self.head is not None and self.head.linear and "nll" not in self.__dict__:
-            return chunked_nll_sum(self.hidden, self.head.weight, self.labels, CHUNK_SIZE) / self.token_denominator
+            total = chunked_nll_sum(self.hidden, self.head.weight, self.labels, self.chunk_size)
+            return total / self.token_denominator
         return self.nll.sum() / self.token_denominator
 
     def sequence_nll(self, reduction: str = "sum") -> Tensor:
@@ -100,8 +102,16 @@ class Answers:
 
     @property
     def token_denominator(self) -> float:
-        """What a sum over supervised tokens is divided by."""
-        if self.denominators and self.half in self.denominators:
+        """What a sum over supervised tokens is divided by.
+
+        Raises:
+            RunError: The data module counts the tokens of other halves, but not of this one.
+        """
+        if self.denominators:
+            if self.half not in self.denominators:
+                raise RunError(
+                    f"The data module counts no tokens of {self.half}: average over its rows (row_denominator)."
+                )
             return self.denominators[self.half]
         return float(max(1, len(self.labels)))
 

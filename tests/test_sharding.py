@@ -105,7 +105,3 @@ def test_trainer_files_name_a_strategy_and_precision_that_pass(name: str) -> Non
     if isinstance(strategy, dict):
         strategy = FSDP2Strategy(**strategy["init_args"])
     pl.Trainer(**settings | accelerator | {"strategy": strategy, "logger": False, "enable_checkpointing": False})
-
-
-def test_importing_does_not_ask_for_a_gpu() -> None:
-    assert not torch.cuda.is_initialized()

@@ -59,7 +59,7 @@ class DiPOModule(UnlearningModule):
         scale: Factor of the loss: ``2/beta`` (as NPO writes it) or ``1`` (as DPO writes it).
         form: How the margin is computed: ``logits`` (plain), ``hidden`` (chunk by chunk from hidden states, in a memory
             without tokens x vocabulary; a head with a soft cap, a bias or a scale is run again for the gradient) or
-            ``auto``: ``hidden`` where the model's head is known. All are exact.
+            ``auto``: ``hidden`` where the model's head is known and ``retain_loss`` is not ``kl``. All are exact.
         chunk_size: Positions whose vocabulary-sized values may live at the same time, for ``hidden``.
         **options: Those of `UnlearningModule`.
     """
@@ -89,6 +89,10 @@ class DiPOModule(UnlearningModule):
         self.form, self.chunk_size = form, chunk_size
         self._frozen: Any = None  # the reference's side of the current batch's margin
         self._watched: dict[str, Tensor] = {}  # what the current loss logs beside itself
+        if form == "hidden" and self.retain_loss_name == "kl":
+            raise InputError(
+                "model.form is hidden, but retain_loss: kl needs logits. Use form: auto, or retain_loss: nll."
+            )
         if chunk_size < 1:
             raise InputError(f"model.chunk_size is {chunk_size}; it must be at least 1.")
         self.pair = PairOptions(selection=selection, k=k, p=p, rho=rho, memory_vector=memory_vector, alpha=alpha)
@@ -165,11 +169,17 @@ class DiPOModule(UnlearningModule):
             return sequence_reduce(values, forget.rows, forget.count, self.reduction)
 
         margin = of_rows(token_margin)
-        positions = len(forget.labels) / forget.count if self.reduction == "sum" else 1.0
-        self._watched = {"margin": margin.detach().mean(), "margin_per_token": margin.detach().mean() / positions}
+        total, rows = margin.detach().sum(), forget.row_denominator
+        per_token = total / forget.token_denominator if self.reduction == "sum" else total / rows
+        self._watched = {"margin": total / rows, "margin_per_token": per_token}
         for name, reward in zip(("preferred", "dispreferred"), token_rewards, strict=False):
-            self._watched[f"reward_{name}"] = self.beta * of_rows(reward.detach()).mean()
+            self._watched[f"reward_{name}"] = self.beta * of_rows(reward.detach()).sum() / rows
         return batch_mean(dipo_loss(margin, self.beta, self.scale), forget.row_denominator)
+
+    def retain_loss(self, retain: Answers) -> Tensor:
+        """Return the retain loss, in chunks of the same size as the margin's."""
+        retain.chunk_size = self.chunk_size
+        return super().retain_loss(retain)
 
     def token_margins(self, forget: Answers) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the margin of each position (N,), and the rewards over beta of both distributions where they are due.

@@ -22,6 +22,5 @@ class FineTuningModule(LanguageModelModule):
             batch.get("denominators"),
         )
         self.remember(terms["loss"], batch, terms)
-        self.log_terms(terms)
         self.log("loss", terms["loss"].detach(), prog_bar=True, logger=False)
         return terms["loss"]

@@ -7,6 +7,7 @@ import torch
 from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from dipo_lightning.models.head import output_projection
 from dipo_lightning.models.loading import check_tokenizer, load_policy
 from dipo_lightning.models.lora import LoRA, add_lora
 from dipo_lightning.models.private import without_home, without_secrets
-from dipo_lightning.modules.broken_step import MicroBatch, describe, what_is_not_finite
+from dipo_lightning.modules.micro_batches import MicroBatch, describe, mean_terms, what_is_not_finite
 from dipo_lightning.random_states import random_states, set_random_states
 from dipo_lightning.row_batches import gather
 from dipo_lightning.sharding import check_strategy, is_sharded, shard, transformer_blocks
@@ -96,7 +97,10 @@ class LanguageModelModule(pl.LightningModule):
                 f"trainer.precision is {precision}; a policy and a reference stored in it would not agree at step 0. "
                 "Use 32-true (with model.compute_dtype under fsdp2) or bf16-mixed."
             )
-        if isinstance(strategy, ModelParallelStrategy):
+        if not isinstance(strategy, ModelParallelStrategy):
+            if self.cpu_offload or self.compute_dtype != "auto":
+                rank_zero_warn("model.cpu_offload and model.compute_dtype do nothing without trainer.strategy: fsdp2.")
+        else:
             if precision != "32-true":
                 raise InputError(
                     f"trainer.precision is {precision} with fsdp2; write precision: 32-true and choose the dtype of "
@@ -213,9 +217,10 @@ class LanguageModelModule(pl.LightningModule):
             set_random_states(states[self.global_rank])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the norm of the whole gradient, before clipping, where logs are due; stop if it or a loss is not finite.
+        """Log the step's terms and the norm of its gradient, before clipping, where logs are due.
 
-        One look at the device an optimiser step, and on all processes alike: after a backward pass that none skipped.
+        A norm or a loss that is not finite ends the run. One look at the device an optimiser step, and on all processes
+        alike: after a backward pass that none skipped.
         """
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -226,6 +231,7 @@ class LanguageModelModule(pl.LightningModule):
         self._stepped = True
         if self.logs_are_due:
             self.log("train/gradient_norm", norm)
+            self.log_terms(mean_terms(self._batches, self.trainer.accumulate_grad_batches))
 
     @property
     def logs_are_due(self) -> bool:
@@ -242,7 +248,11 @@ class LanguageModelModule(pl.LightningModule):
         self.log_dict(dict(zip((prefix + name for name in terms), values.unbind(), strict=True)))
 
     def remember(self, loss: Tensor, batch: dict[str, Any], terms: dict[str, Tensor]) -> None:
-        """Keep a micro-batch's rows, terms and loss until the optimiser steps: it does not if one is not finite."""
+        """Keep a micro-batch's rows, terms and loss until the optimiser steps.
+
+        Then they are logged, or said if the step breaks. A term is a sum over what its `Answers` divide by: its mean
+        over the micro-batches and ranks is then the mean over the global batch.
+        """
         if self._stepped:
             self._batches, self._stepped = [], False
         self._batches.append(MicroBatch.of(loss, batch, terms))

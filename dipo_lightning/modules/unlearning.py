@@ -113,7 +113,6 @@ class UnlearningModule(LanguageModelModule):
         if "retain" in terms:
             loss = loss + self.lambda_ * terms["retain"]
         self.remember(loss, batch, terms)
-        self.log_terms({"loss": loss, **terms})
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return loss
 

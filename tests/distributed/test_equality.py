@@ -80,6 +80,11 @@ def compare(
     ranks = pool.run("train", timeout, task=task, **arguments)
     losses = np.mean([rank["losses"] for rank in ranks], axis=0).reshape(-1, chosen["accumulate"]).sum(1)
     np.testing.assert_allclose(losses, one["losses"], rtol=TOLERANCE)
+    for rank in ranks:  # what is logged is the mean over the global batch too, at each optimiser step
+        for found, expected in zip(
+            rank["terms"][chosen["accumulate"] - 1 :: chosen["accumulate"]], one["terms"], strict=True
+        ):
+            assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert_same_weights(ranks[0]["weights"], one["weights"])
 
 

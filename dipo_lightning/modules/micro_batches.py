@@ -1,4 +1,4 @@
-"""What is said of an optimiser step that broke: which number, on which rows, and the checkpoint before it."""
+"""What is said of an optimiser step's micro-batches: their terms, and if it broke, which number and on which rows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
 
 
@@ -28,6 +29,17 @@ class MicroBatch(NamedTuple):
         """Take from a training batch, its loss and the loss's terms what is kept of them."""
         rows = {half: part["index"] for half, part in batch.items() if isinstance(part, dict) and "index" in part}
         return cls(rows, {name: value.detach() for name, value in terms.items()}, loss.detach())
+
+
+def mean_terms(batches: Sequence[MicroBatch], accumulate: int) -> dict[str, Tensor]:
+    """Return the loss and every term of an optimiser step, on this rank.
+
+    Args:
+        batches: Its micro-batches; the last step of an epoch may have fewer than `accumulate`, and is weighted so.
+        accumulate: Micro-batches of a whole step, which each has been multiplied by.
+    """
+    parts = [{"loss": batch.loss, **batch.terms} for batch in batches]
+    return {name: torch.stack([part[name] for part in parts]).sum() / accumulate for name in parts[0]}
 
 
 def what_is_not_finite(numbers: Sequence[float], batches: list[MicroBatch]) -> tuple[str, list[MicroBatch]]:
