@@ -111,8 +111,11 @@ class Checkpoint(CheckpointBase):
             print(said, flush=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the trained policy; what is left to do (exports, pages) is done again after an interruption."""
-        self.save(trainer, {"trained": True})
+        """Save the trained policy; what is left to do (exports, pages) is done again after an interruption.
+
+        The limits of the run (``max_epochs``, ``max_steps``) are the next one's to set; a stop rule's word stays.
+        """
+        self.save(trainer, {"stopped": trainer.should_stop})
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note that nothing is left to do."""
@@ -164,16 +167,25 @@ class Checkpoint(CheckpointBase):
     # What it holds: plain values.
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the run had left to log, how large its event files were, and whether training was over."""
+        """Return what the run had left to log, how large its event files were, and whether it was stopped early."""
         return self._state
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note that an epoch which ``max_steps`` cut off, and Lightning counts as done, is left to go on with."""
+        progress = checkpoint["loops"]["fit_loop"]
+        if not progress["epoch_loop.batch_progress"]["is_last_batch"]:
+            for epochs in progress["epoch_progress"].values():
+                epochs["processed"] = epochs["completed"] = epochs["started"] - 1
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Go on where the run was; a run that was stopped early stays stopped."""
+        """Go on where the run was, up to the limits of this one; a run that was stopped early stays stopped."""
         state = checkpoint["callbacks"].get(self.state_key, {})
         self._pending = state.get("pending")
-        if state.get("trained"):
+        if state.get("stopped"):
             trainer.should_stop = True
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.refused import TRAINER, assert_a_sentence, fit
-from tests.reliability.toy_run import write_inputs
+from tests.reliability.toy_run import differences, write_inputs
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -43,3 +44,35 @@ def test_other_batches_in_the_middle_of_an_epoch_are_refused(
     assert_a_sentence(
         code, capsys.readouterr().err, "inside an epoch of 5 batches of 2 rows; here an epoch has 10 of 1"
     )
+
+
+def trained(here: Path, name: str) -> dict[str, Any]:
+    """The weights and optimiser states that a run ended with."""
+    saved = torch.load(here / name / "last.ckpt", weights_only=True)
+    return {"weights": saved["state_dict"], "optimizer": saved["optimizer_states"], "evaluations": {}, "scalars": {},
+            "place": (saved["epoch"], saved["global_step"])}  # fmt: skip
+
+
+@pytest.mark.parametrize("limit", ["max_epochs=2", "max_steps=3", "max_steps=8"])
+def test_a_finished_run_is_made_longer(folder: Path, here: Path, limit: str) -> None:
+    """Its limit was the end of an epoch, or the middle of one: the longer run is the uninterrupted one."""
+    assert run(folder, here, "whole", "--trainer.max_epochs=3") == 0
+    assert run(folder, here, "first", "--trainer.max_epochs=3", f"--trainer.{limit}") == 0
+    goes_on = f"--ckpt_path={here / 'first' / 'last.ckpt'}"
+    assert run(folder, here, "same", "--trainer.max_epochs=3", f"--trainer.{limit}", goes_on) == 0
+    assert not (here / "same").exists(), "at the same limits there is nothing to do"
+    assert run(folder, here, "longer", "--trainer.max_epochs=3", goes_on) == 0
+    whole, longer = trained(here, "whole"), trained(here, "longer")
+    assert differences(whole, trained(here, "first")) == ["weights", "optimizer"]
+    assert differences(whole, longer) == []
+    assert whole["place"] == longer["place"] == (3, 15)
+
+
+def test_a_run_that_a_rule_stopped_stays_stopped(folder: Path, here: Path) -> None:
+    stops = ["--trainer.max_epochs=3", "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping",
+             "--trainer.callbacks.monitor=train/loss", "--trainer.callbacks.stopping_threshold=1e9",
+             "--trainer.callbacks.check_on_train_epoch_end=true"]  # fmt: skip
+    assert run(folder, here, "first", *stops) == 0
+    assert trained(here, "first")["place"] == (1, 5)
+    assert run(folder, here, "again", *stops, f"--ckpt_path={here / 'first' / 'last.ckpt'}") == 0
+    assert not (here / "again").exists()
