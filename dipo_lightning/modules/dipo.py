@@ -76,7 +76,7 @@ class DiPOModule(UnlearningModule):
         memory_vector: Literal["centered", "raw"] = "centered",
         alpha: float = 1.0,
         reduction: Literal["sum", "mean"] = "sum",
-        scale: Literal["2/beta", "1"] = "2/beta",
+        scale: Literal["2/beta", 1] = "2/beta",
         form: Literal["auto", "logits", "hidden"] = "auto",
         chunk_size: int = 1024,
         **options: Any,  # noqa: ANN401

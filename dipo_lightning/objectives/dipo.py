@@ -34,7 +34,7 @@ from dipo_lightning.objectives.pair import working_dtype
 from dipo_lightning.objectives.sequences import sequence_length, sequence_reduce
 
 Reduction = Literal["sum", "mean"]
-Scale = Literal["2/beta", "1"]
+Scale = Literal["2/beta", 1]
 
 
 def margin(
@@ -140,9 +140,9 @@ def scale_factor(beta: float, scale: Scale = "2/beta") -> float:
         raise InputError(f"beta is {beta!r}; use a number > 0")
     if scale == "2/beta":
         return 2.0 / beta
-    if scale == "1":
+    if scale == 1:
         return 1.0
-    raise InputError(f"scale is {scale!r}; use '2/beta' or '1'")
+    raise InputError(f"scale is {scale!r}; use '2/beta' or 1")
 
 
 def dipo_loss(margin: Tensor, beta: float, scale: Scale = "2/beta") -> Tensor:

@@ -223,7 +223,7 @@ def test_float64_in_every_combination(
     compare(family, path, torch.float64, selection | {"source": source, "memory_vector": memory})
 
 
-@pytest.mark.parametrize("options", [{"reduction": "mean"}, {"scale": "1"}], ids=str)
+@pytest.mark.parametrize("options", [{"reduction": "mean"}, {"scale": 1}], ids=str)
 @pytest.mark.parametrize(("family", "path"), sorted({case[:2] for case in CASES}))
 def test_reduction_and_scale(family: str, path: str, options: dict[str, Any]) -> None:
     compare(family, path, torch.float32, options)

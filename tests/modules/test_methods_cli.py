@@ -1,9 +1,10 @@
 """Every method through the command line: a base and the method's small file, a few steps on a toy model."""
 
 import csv
+import inspect
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 import dipo_lightning
 from dipo_lightning.cli import main, names
+from dipo_lightning.modules.dipo import DiPOModule
 from dipo_lightning.modules.unlearning import UnlearningModule
 from tests.callbacks.small_tofu import write_tofu
 from tests.toys import save_toy
@@ -122,6 +124,23 @@ def test_a_class_that_is_named_has_its_own_defaults(
     options = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
     mine = stated["init_args"].keys() - {"optimizer"}
     assert {name: options[name] for name in mine} == {name: stated["init_args"][name] for name in mine}
+
+
+CHOICES = [
+    (name, value)
+    for kind in DiPOModule.__mro__[:3]
+    for name, parameter in inspect.signature(kind.__init__).parameters.items()
+    if get_origin(parameter.annotation) is Literal
+    for value in get_args(parameter.annotation)
+]
+
+
+def test_every_choice_can_be_written(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert {("scale", 1), ("reference", "directions"), ("schedule", "cosine")} <= set(CHOICES)
+    for name, value in CHOICES:
+        with pytest.raises(SystemExit):
+            main(["fit", f"--config={base}", f"--model.{name}={value}", "--print_config"])
+        assert yaml.safe_load(capsys.readouterr().out)["model"]["init_args"][name] == value
 
 
 @pytest.mark.parametrize(

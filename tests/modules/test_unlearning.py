@@ -104,7 +104,7 @@ def test_every_method_takes_finite_steps_and_logs_its_terms(files: Path, cls: ty
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_dipo_starts_at_log_two_with_an_exact_live_reference(files: Path, family: str) -> None:
-    _, trainer = fit(files, DiPOModule, family, steps=1, reference="live", scale="1", beta=0.1)
+    _, trainer = fit(files, DiPOModule, family, steps=1, reference="live", scale=1, beta=0.1)
     logged = trainer.callback_metrics
     assert float(logged["train/margin"]) == 0.0
     assert float(logged["train/forget"]) == pytest.approx(0.6931472, abs=1e-7)
@@ -167,7 +167,7 @@ def test_dipo_without_retain_term_or_with_kl(files: Path) -> None:
         {"memory_vector": "raw"},
         {"alpha": 2.5, "k": 3},
         {"reduction": "mean", "beta": 1.0},
-        {"scale": "1"},
+        {"scale": 1},
     ],
     ids=str,
 )
