@@ -26,7 +26,7 @@ COLUMNS = (
 
 
 def evaluation_rows(folder: Path, method: str | None = None, settings: str = "", seed: int | None = None) -> list[Row]:
-    """Read the evaluations of a run.
+    """Read the TOFU evaluations of a run.
 
     Args:
         folder: Of the run; it, or one folder below it, holds ``evaluations``.
@@ -44,7 +44,7 @@ def evaluation_rows(folder: Path, method: str | None = None, settings: str = "",
     if len(places) != 1:
         raise InputError(f"{folder} holds the evaluations of {len(places)} runs; name the folder of one run.")
     rows = []
-    for path in places[0].glob("*.json"):
+    for path in places[0].glob("tofu_epoch=*.json"):  # other evaluations of a step lie beside them
         document = _read(path)
         where = document["provenance"]
         rows.append(
@@ -58,7 +58,7 @@ def evaluation_rows(folder: Path, method: str | None = None, settings: str = "",
             }
         )
     if not rows:
-        raise InputError(f"{places[0]} is empty: the run has no evaluation callback, or did not get to it.")
+        raise InputError(f"{places[0]} has no evaluation of TOFU: the run has no TOFUEvaluation, or did not get to it.")
     return sorted(rows, key=lambda row: (row["epoch"] or 0, row["step"] or 0))
 
 

@@ -50,12 +50,13 @@ def evaluation(epoch: int, utility: float | None, log10_p: float | None, seed: i
     }
 
 
-def write_evaluations(folder: Path, documents: list[dict[str, Any]]) -> None:
-    """Write documents where a run writes them."""
+def write_evaluations(folder: Path, documents: list[dict[str, Any]], name: str = "tofu") -> None:
+    """Write documents where a run writes them, as the evaluation of that name does."""
     (folder / "evaluations").mkdir(parents=True, exist_ok=True)
     for document in documents:
-        name = f"tofu_epoch={document['provenance']['epoch']:03d}.json"
-        (folder / "evaluations" / name).write_text(json.dumps(document))
+        made = document["provenance"]
+        file = folder / "evaluations" / f"{name}_epoch={made['epoch']:03d}_step={made['step']:05d}.json"
+        file.write_text(json.dumps(document))
 
 
 def actor(calls: list[list[str]]) -> Acted:
