@@ -54,7 +54,8 @@ def run_config(base: Config, method: Method, settings: Settings, seed: int, fold
         export: Whether to write the unlearned model into it.
     """
     config = copy.deepcopy(base)
-    config.pop("ckpt_path", None)
+    for place in ("ckpt_path", "run"):  # of the base's own run
+        config.pop(place, None)
     config["seed_everything"] = seed
     config["trainer"] = trainer_section(config.get("trainer") or {}, folder, export)
     config["model"] = model_section(config["model"], method)
@@ -70,8 +71,9 @@ def trainer_section(trainer: Config, folder: Path, export: bool) -> Config:
     """Return the base's Trainer with its logs and checkpoints in ``folder``, and nothing that writes elsewhere."""
     kept = [callback for callback in callbacks(trainer) if not callback["class_path"].endswith("ExportModel")]
     for callback in kept:
-        if callback["class_path"].endswith("ModelCheckpoint"):
-            callback["init_args"].pop("dirpath", None)
+        if callback["class_path"].endswith("Checkpoint"):
+            named = [place for place in ("dirpath", "folder") if callback["init_args"].get(place)]
+            callback["init_args"] |= dict.fromkeys(named, str(folder / "checkpoints"))
     if export:
         kept.append({"class_path": "dipo_lightning.ExportModel", "init_args": {"folder": "model"}})
     logger = {

@@ -95,15 +95,13 @@ class Work:
         """Bring ``run`` to its end and return its rows; None, and a failure to report, if it fails."""
         done = "finished earlier" if run.state == "finished" else "done"
         print(f"{run.title} ...", end=" ", flush=True)
-        failure = execute(run, self.plan.keep_checkpoints)
-        if failure:
-            print(f"FAILED: {failure.reason}", flush=True)
-            self.findings.failures.append(failure)
+        found = execute(run, self.plan.keep_checkpoints) or rows_of(run)
+        if isinstance(found, Failure):
+            print(f"FAILED: {found.reason}", flush=True)
+            self.findings.failures.append(found)
             return None
-        rows = evaluation_rows(run.folder, run.method, run.settings, run.seed)
-        add_utility_kept(rows, target_row(rows))
-        print(f"{done}: {outcome(rows[-1])}", flush=True)
-        return rows
+        print(f"{done}: {outcome(found[-1])}", flush=True)
+        return found
 
     def given_rows(self, run: FinishedRun) -> list[Row]:
         """Return the rows of a finished run."""
@@ -143,6 +141,16 @@ class Work:
 
 def _data_of(base: Config) -> Any:  # noqa: ANN401
     return {name: value for name, value in base["data"]["init_args"].items() if name != "seed"}
+
+
+def rows_of(run: Run) -> list[Row] | Failure:
+    """Return the rows of a run that came to its end, or why they cannot be read."""
+    try:
+        rows = evaluation_rows(run.folder, run.method, run.settings, run.seed)
+    except InputError as error:
+        return Failure(run.title, str(error))
+    add_utility_kept(rows, target_row(rows))
+    return rows
 
 
 def label(settings: Settings) -> str:

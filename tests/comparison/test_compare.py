@@ -125,6 +125,16 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(
     assert len(calls) == 2  # only what failed is tried again
 
 
+def test_a_run_that_cannot_be_read_fails_and_the_others_go_on(tmp_path: Path, calls: list[list[str]]) -> None:
+    path = write(tmp_path, [DIPO | {"grid": {}}, NPO], seeds=[0])
+    main(["compare", path])
+    next((tmp_path / "out" / "runs" / "DiPO").rglob("tofu_epoch=001*.json")).write_text("{")
+    assert main(["compare", path]) == 2
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "- DiPO seed 0: " in text
+    assert "| NPO | beta=0.2 | 1 |" in text
+
+
 def test_a_grid_that_fails_takes_only_its_method_out(tmp_path: Path, calls: list[list[str]]) -> None:
     assert main(["compare", write(tmp_path, [BROKEN | {"grid": {"gamma": [1.0, 2.0]}}, NPO])]) == 2
     assert "- GradAscent: every run of its grid failed" in (tmp_path / "out" / "comparison.md").read_text()

@@ -74,20 +74,27 @@ def test_the_optimiser_of_the_base_is_shared(base: dict[str, Any]) -> None:
 
 
 def test_everything_is_written_into_the_run_s_folder(base: dict[str, Any]) -> None:
-    checkpoint = {
-        "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-        "init_args": {"dirpath": "/x", "save_last": True},
-    }
-    base["trainer"]["callbacks"].append(checkpoint)
-    base["ckpt_path"] = "old.ckpt"
+    base["trainer"]["callbacks"] += [
+        {
+            "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+            "init_args": {"dirpath": "/x", "save_last": True},
+        },
+        {"class_path": "dipo_lightning.callbacks.Checkpoint", "init_args": {"folder": "/x", "every_n_steps": 5}},
+        {"class_path": "Checkpoint", "init_args": {"folder": None}},
+    ]
+    base |= {"ckpt_path": "old.ckpt", "run": "runs/base"}
     before = copy.deepcopy(base)
     config = made(base, None)
     assert base == before
     assert config["seed_everything"] == config["data"]["init_args"]["seed"] == 3
-    assert "ckpt_path" not in config
+    assert not {"ckpt_path", "run"} & config.keys()
     trainer = config["trainer"]
     assert trainer["default_root_dir"] == trainer["logger"]["init_args"]["save_dir"] == "out"
-    assert [callback["init_args"] for callback in trainer["callbacks"]][1:] == [{"save_last": True}]
+    assert [callback["init_args"] for callback in trainer["callbacks"]][1:] == [
+        {"dirpath": "out/checkpoints", "save_last": True},
+        {"folder": "out/checkpoints", "every_n_steps": 5},
+        {"folder": None},
+    ]
     exported = made(base, None, export=True)["trainer"]["callbacks"][-1]
     assert exported == {"class_path": "dipo_lightning.ExportModel", "init_args": {"folder": "model"}}
 
