@@ -49,7 +49,7 @@ def comparison_picture(
     """Draw every method's way from the target, epoch by epoch, and write a PNG.
 
     Args:
-        trajectories: Points of each method, first epoch to last.
+        trajectories: Points of each method, first epoch to last; a method without one is left out.
         path: Where the picture goes.
         target: The model before unlearning; every trajectory starts there.
         retrained: The model that never saw the forget set; its quality is 0 by definition.
@@ -60,7 +60,8 @@ def comparison_picture(
     """
     from matplotlib.figure import Figure
 
-    if not any(trajectories.values()):
+    trajectories = {name: points for name, points in trajectories.items() if points}
+    if not trajectories:
         raise InputError("There is nothing to draw: no run has both a forget quality and a model utility.")
     everything = [*(point for points in trajectories.values() for point in points), *filter(None, [target, retrained])]
     lowest = max(LOWEST, min(point.quality_range[0] for point in everything))
