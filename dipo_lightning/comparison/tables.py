@@ -83,10 +83,20 @@ def _markdown_line(line: Line) -> str:
 
 def verdict(lines: Sequence[Line], share: float) -> str:
     """Say which method has the highest forget quality among those that keep ``share`` of the utility."""
-    keeping = [line for line in ranked(lines, share) if line.keeps(share) and line.quality > float("-inf")]
+    if lines and all(line.spread("utility_kept") is None for line in lines):
+        return (
+            "Utility kept is unknown: no run was measured before its first step with a model utility "
+            "(TOFUEvaluation's at_start: true and generate: true)."
+        )
+    keeping = [line for line in ranked(lines, share) if line.keeps(share)]
     if not keeping:
         return f"No method keeps {share:g} of the target's model utility."
     best = keeping[0]
+    if best.quality == float("-inf"):
+        return (
+            f"Forget quality is unknown for those that keep {share:g} of the target's model utility: "
+            "TOFUEvaluation needs reference_log, the log of a retrained model."
+        )
     return (
         f"Highest forget quality among those that keep at least {share:g} of the target's model utility: "
         f"{best.method}, log10 p = {best.quality:.2f} ({len(keeping)} of {len(lines)} keep it)."
