@@ -197,10 +197,10 @@ def saved_bytes(config: Any, run: Run, layers: int) -> float:  # noqa: ANN401
     config.get_text_config().num_hidden_layers = layers
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layers]
-    saved: dict[int, torch.Tensor] = {}
+    saved: set[torch.UntypedStorage] = set()  # a storage is one object, whatever tensors are views of it
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        saved[tensor.untyped_storage()._cdata] = tensor
+        saved.add(tensor.untyped_storage())
         return tensor
 
     model = empty_model(config, run, run.dtype).train()
@@ -212,10 +212,10 @@ def saved_bytes(config: Any, run: Run, layers: int) -> float:  # noqa: ANN401
             for name, buffer in module.named_buffers(recurse=False):
                 module.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype))
         tokens = torch.zeros(2 * run.batch_size, run.length, dtype=torch.long)
-        weights = {shape for parameter in model.parameters() for shape in (parameter.shape, parameter.shape[::-1])}
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             decoder(model)(input_ids=tokens, use_cache=False)
-        return float(sum(t.untyped_storage().nbytes() for t in saved.values() if t.shape not in weights))
+        saved -= {parameter.untyped_storage() for parameter in model.parameters()}
+        return float(sum(storage.nbytes() for storage in saved))
 
 
 def empty_model(config: Any, run: Run, dtype: torch.dtype) -> nn.Module:  # noqa: ANN401

@@ -73,6 +73,12 @@ def test_activations_are_what_autograd_saves(tmp_path: Path, family: str, layers
     assert saved_bytes(configuration(folder), Run(**SMALL), layers) == pytest.approx(real, rel=0.02)
 
 
+def test_activations_in_the_shape_of_a_weight_are_counted() -> None:
+    """16 rows of 512 tokens in 2048 numbers, (8192, 2048), are what a weight of Llama-3.2-1B is."""
+    shorter, here, longer = (saved_bytes(configuration("llama-3.2-1b"), Run(length=n), 1) for n in (511, 512, 513))
+    assert here == pytest.approx((shorter + longer) / 2, rel=1e-3)
+
+
 def test_splitting_divides_what_is_split_and_nothing_else() -> None:
     one, eight = (make_plan("llama-3.2-1b", Run(gpus=gpus)).parts for gpus in (1, 8))
     for name in ("weights", "gradients", "optimizer"):
