@@ -171,8 +171,9 @@ def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
 def load_optimizer_state(model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Load an optimiser's state from a checkpoint file, of whatever strategy; collective.
 
-    Without sharding a state is keyed by the parameter's number in the optimiser. Lightning takes that for its number in
-    the model, which is another one where some parameters are frozen, and fails where no parameter has a state.
+    A file keys states by number: without sharding by the parameter's number in the optimiser, with FSDP2 by the one in
+    the model, where frozen ones count too. Lightning takes both for the latter, and fails where no parameter has a
+    state. What both have in common is the order in the groups.
 
     Args:
         model: What the names of parameters are relative to.
@@ -185,8 +186,10 @@ def load_optimizer_state(model: nn.Module, optimizer: Optimizer, state: dict[str
     if isinstance(next(iter(state["state"])), int):
         names = {parameter: name for name, parameter in model.named_parameters()}
         order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-        groups = [{**group, "params": [order[i] for i in group["params"]]} for group in state["param_groups"]]
-        state = {"state": {order[i]: values for i, values in state["state"].items()}, "param_groups": groups}
+        numbers = [number for group in state["param_groups"] for number in group["params"]]
+        named = dict(zip(numbers, order, strict=True))
+        groups = [{**group, "params": [named[i] for i in group["params"]]} for group in state["param_groups"]]
+        state = {"state": {named[i]: values for i, values in state["state"].items()}, "param_groups": groups}
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_optimizer_state_dict(model, optimizer, optim_state_dict=state, options=options)
 

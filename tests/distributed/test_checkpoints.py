@@ -71,6 +71,23 @@ def test_one_process_goes_on_on_two(pool: Pool, task: str, whole_run: dict[str, 
     assert_goes_on(whole_run, resumed)
 
 
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model whose first parameter is its output projection too."""
+    return str(jobs.write_task(tmp_path_factory.mktemp("tied"), "qwen2"))
+
+
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 4}, {"freeze_projection": True}], ids=str)
+def test_one_file_of_two_that_share_goes_on_on_two(
+    pool: Pool, tied: str, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Frozen parameters stand before trained ones: a number in the optimiser is none in the model."""
+    whole = on_two(pool, tied, "fsdp2", save=(str(tmp_path), SAVED), **options)
+    resumed = on_two(pool, tied, "fsdp2", ckpt_path=str(tmp_path / CHECKPOINT), **options)
+    assert rows_of_steps(resumed) == rows_of_steps(whole)[SAVED:]
+    assert_same_weights(resumed[0]["weights"], whole[0]["weights"])
+
+
 def test_an_optimizer_without_a_state_goes_on_on_two(pool: Pool, task: str) -> None:
     options = {**RUN, "optimizer": "plain_sgd"}
     whole = jobs.train(task, batch_size=GLOBAL_BATCH, save=(f"{task}/plain", SAVED), **options)
