@@ -117,5 +117,8 @@ def open_cache(
         with torch.no_grad(), strategy.precision_plugin.forward_context():
             cache.build(compute, CACHE_BATCH_SIZE, strategy.root_device, trainer.global_rank, trainer.world_size)
         module.policy.train()
+        if module.sharded:
+            # A forward without a backward leaves the root gathered, and the optimiser would get those copies.
+            module.policy.reshard()  # type: ignore[operator]
         strategy.barrier()
     return cache

@@ -37,7 +37,7 @@ from dipo_lightning.modules.rmu import RMUModule
 from dipo_lightning.modules.undial import UNDIALModule
 from dipo_lightning.modules.unlearning import UnlearningModule
 from dipo_lightning.reference import CachedReference
-from dipo_lightning.sharding import full_state_dict, is_sharded
+from dipo_lightning.sharding import FSDP2Strategy, full_state_dict, is_sharded
 from tests.toys import save_toy
 
 
@@ -244,6 +244,12 @@ def train(
     }
 
 
+def train_where_it_lies(**options: Any) -> dict[str, Any]:
+    """Train what the strategy moves nowhere, as it does with weights that are offloaded from a GPU."""
+    with mock.patch.object(FSDP2Strategy, "model_to_device"):
+        return train(**options)
+
+
 def make_data(task: str, batch_size: int, muse: str | None = None) -> UnlearningDataModule:
     if muse is not None:
         return MUSEDataModule(f"{task}/model", muse, max_length=128, batch_size=batch_size)
@@ -266,8 +272,6 @@ def compiled_by(backend: str | None) -> Iterator[None]:
 
 def strategy_of(name: str, sharded_checkpoint: bool = False) -> Any:
     if name == "fsdp2" and sharded_checkpoint:
-        from dipo_lightning.sharding import FSDP2Strategy
-
         return FSDP2Strategy(save_distributed_checkpoint=True)
     return name
 

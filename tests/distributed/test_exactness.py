@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,3 +95,11 @@ def test_the_policy_as_source_and_a_mean(pool: Pool, tasks: dict[str, str], fami
         chosen = path | options | saving | {"strategy": strategy, "method": "dipo"}
         ranks = pool.run("train", task=task, devices=WORLD, batch_size=2, max_steps=3, **chosen)
         np.testing.assert_allclose(np.mean([rank["losses"] for rank in ranks], axis=0), one["losses"], rtol=1e-5)
+
+
+def test_what_is_offloaded_is_trained_after_a_cache_was_made_with_it(pool: Pool, tmp_path: Path) -> None:
+    task = str(jobs.write_task(tmp_path))
+    options = {"method": "dipo", "reference": "hidden_states", "strategy": "fsdp2", "cpu_offload": True}
+    ranks = pool.run("train_where_it_lies", task=task, devices=WORLD, batch_size=2, max_steps=1, **options)
+    start = jobs.pretrained_weights(task)
+    assert not [name for name, value in ranks[0]["weights"].items() if np.array_equal(value, start[name])]
