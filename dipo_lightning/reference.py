@@ -141,6 +141,7 @@ class AdaptersOffReference(ModelReference):
 
     Args:
         model: The policy, a ``peft`` model whose base weights are frozen.
+        dtype: What a sharded model computes in, if it is one.
     """
 
     @contextmanager

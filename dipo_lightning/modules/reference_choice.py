@@ -60,7 +60,7 @@ def build_reference(module: UnlearningModule, name: str) -> Reference:
     assert module.policy is not None
     device = module.trainer.strategy.root_device
     if name == "adapters_off":
-        return AdaptersOffReference(module.policy)
+        return AdaptersOffReference(module.policy, module.forward_dtype if module.sharded else None)
     if name == "live":
         if not module.sharded:
             return LiveReference(module.prepare(module.load(), trainable=False)).to(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,6 +49,19 @@ def test_log_ratio_is_exactly_zero_on_one_process_that_shards_over_itself(
     [rank] = alone.run("train", task=task, batch_size=3, max_steps=2, **options)
     assert rank["gaps"][0] == 0
     assert max(rank["gaps"][1:]) > 0
+
+
+@pytest.mark.parametrize("family", ["gemma2", "phi"])
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_log_ratio_is_exactly_zero_with_a_head_that_is_more_than_a_product(
+    pool: Pool, tmp_path: Path, family: str, reference: str
+) -> None:
+    """The head is run outside the sharded model, which computes in another dtype than its weights have."""
+    options = {"method": "dipo", **COMPUTING["fsdp2-bfloat16"], **REFERENCES[reference]}
+    task = str(jobs.write_task(tmp_path, family))
+    for rank in pool.run("train", task=task, devices=WORLD, batch_size=2, max_steps=2, **options):
+        assert rank["gaps"][0] == 0
+        assert max(rank["gaps"][1:]) > 0
 
 
 SAVING: dict[str, dict[str, Any]] = {
