@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint as AnyCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from dipo_lightning.callbacks import Checkpoint  # and short class names of all of them in YAML
+from dipo_lightning.callbacks.evaluation import refuse_twins
 from dipo_lightning.callbacks.tensorboard_layout import write_layout
 from dipo_lightning.errors import InputError, root_cause
 from dipo_lightning.models.checkpoint import read_settled
@@ -107,6 +108,7 @@ class DiPOCLI(LightningCLI):
         callbacks = self._get(self.config_init, "trainer").callbacks
         enabled = self._get(self.config_init, "trainer").enable_checkpointing is not False
         listed = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+        refuse_twins(listed)  # Lightning would refuse those of one class, without saying what to do
         if enabled and not any(isinstance(callback, AnyCheckpoint) for callback in listed):
             self.trainer_defaults["callbacks"] = [Checkpoint()]
         return super().instantiate_trainer(**kwargs)

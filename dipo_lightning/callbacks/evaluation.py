@@ -3,7 +3,8 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -155,6 +156,7 @@ class Evaluation(Scheduled):
         """Check everything before the model is loaded, and forget an earlier run."""
         if stage == TrainerFn.FITTING:
             self.files, self.first, self.last, self._last_step, self._described = [], None, None, None, False
+        refuse_twins(trainer.callbacks)  # type: ignore[attr-defined]
         self.check(trainer, pl_module)
 
     def run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> None:
@@ -227,3 +229,18 @@ class Evaluation(Scheduled):
         self._last_step, self.files = state_dict["last_step"], list(state_dict["files"])
         if self.files and os.path.exists(self.files[0]):
             self.first = json.loads(Path(self.files[0]).read_text(encoding="utf-8"))
+
+
+def refuse_twins(callbacks: Iterable[object]) -> None:
+    """Refuse two evaluations of one name in a run: one would overwrite the other's files and scalars.
+
+    Raises:
+        InputError: There are two.
+    """
+    names = Counter(callback.name for callback in callbacks if isinstance(callback, Evaluation))
+    for name, count in names.items():
+        if count > 1:
+            raise InputError(
+                f"trainer.callbacks has {count} evaluations named {name!r}; their files and scalars would overwrite "
+                "each other. Measure the others with `validate`."
+            )

@@ -103,11 +103,6 @@ class TOFUEvaluation(Evaluation):
         self.reference: EvaluationLog | None = None
         self._no_reference: str | None = None
 
-    @property
-    def state_key(self) -> str:
-        """Let evaluations of several splits stand in one run."""
-        return self._generate_state_key(split=self.split, data=self.source)
-
     def _check_options(self) -> None:
         check_measuring(self, self.options)
         check_numbers(self, {"rows": self.rows, "max_new_tokens": self.options.max_new_tokens})

@@ -10,7 +10,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from dipo_lightning.callbacks.evaluation import refuse_twins
+from dipo_lightning.callbacks.muse import MUSEEvaluation
+from dipo_lightning.callbacks.own_data import MemorizationEvaluation
 from dipo_lightning.callbacks.tofu import TOFUEvaluation
+from dipo_lightning.cli import main
 from dipo_lightning.errors import InputError
 from dipo_lightning.metrics.functional.rouge import rouge_l
 from dipo_lightning.metrics.logs import read_log
@@ -256,6 +260,27 @@ def test_what_cannot_be_right_is_refused_before_the_model_is_loaded(
     options = {key: str(reference) if value == "REFERENCE" else value for key, value in options.items()}
     with pytest.raises(InputError, match=message):
         trainer(tmp_path, TOFUEvaluation(**options)).fit(Unloaded(), datamodule=ToyData(data))
+
+
+class OwnTOFU(TOFUEvaluation):
+    """A user's own, which writes the same files."""
+
+
+def test_two_evaluations_of_one_name_are_refused(tmp_path: Path, data: Path) -> None:
+    with pytest.raises(InputError, match="trainer.callbacks has 2 evaluations named 'tofu'"):
+        fit(tmp_path, data, TOFUEvaluation(**OPTIONS), OwnTOFU(**OPTIONS))
+    refuse_twins([TOFUEvaluation(), MemorizationEvaluation(), MUSEEvaluation()])
+
+
+def test_an_evaluation_added_to_one_that_is_there_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    added = ["--trainer.callbacks+=TOFUEvaluation", "--trainer.callbacks+=TOFUEvaluation"]
+    parts = ["--model.pretrained=model", "--data.forget=forget.jsonl", "--trainer.accelerator=cpu"]
+    assert main(["fit", *parts, *added]) == 2
+    assert "2 evaluations named 'tofu'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_fast_dev_run_is_quick_and_leaves_the_reference_out(tmp_path: Path, data: Path, reference: Path) -> None:
