@@ -51,7 +51,8 @@ class Scheduled(pl.Callback):
     ) -> None:
         """Evaluate after every n-th optimiser step."""
         if self.every_n_steps and trainer.global_step > 0 and trainer.global_step % self.every_n_steps == 0:
-            self._run_once(trainer, pl_module, trainer.current_epoch)
+            ended = batch_idx + 1 >= trainer.num_training_batches  # the epoch: one evaluation serves for both
+            self._run_once(trainer, pl_module, trainer.current_epoch + ended)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate after every n-th epoch; ``ModelCheckpoint`` and ``EarlyStopping`` come after this."""

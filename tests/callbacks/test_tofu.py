@@ -58,9 +58,9 @@ def test_training_does_not_notice_evaluations(tmp_path: Path, data: Path) -> Non
     assert [Path(file).name for file in callback.files] == [
         "tofu_epoch=000_step=00000.json",
         "tofu_epoch=000_step=00001.json",
-        "tofu_epoch=000_step=00002.json",
+        "tofu_epoch=001_step=00002.json",
         "tofu_epoch=001_step=00003.json",
-        "tofu_epoch=001_step=00004.json",
+        "tofu_epoch=002_step=00004.json",
     ]
     assert run.global_step == 4
     for (name, a), b in zip(without.named_parameters(), with_it.parameters(), strict=True):
