@@ -37,6 +37,11 @@ class StopOnCollapse(pl.Callback):
         self.monitor, self.share, self.minimum = monitor, share, minimum
         self.first: float | None = None
 
+    @property
+    def state_key(self) -> str:
+        """Let rules about several metrics stand in one run."""
+        return self._generate_state_key(monitor=self.monitor)
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse to stand before the evaluation that it waits for: the collapsed model would be saved first."""
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
