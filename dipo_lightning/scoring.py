@@ -85,7 +85,8 @@ def score(
         batch_tokens: Most tokens of a forward, padding included.
         z_scores: Indices of the examples that need `TokenScores.z_scores`.
         device: Where the batches go; default is where the policy's parameters are.
-        progress: Called with the number of rows done after each of this process's batches.
+        progress: Called with the number of rows done after each of this process's batches, and at the end with those of
+            the others.
     """
     device = device or next(policy.parameters()).device
     groups = _groups(policy, examples, batch_tokens)
@@ -102,7 +103,10 @@ def score(
                 results.update(zip(flat, scored, strict=True))
                 if progress is not None:
                     progress(len(flat))
+    done = len(results)
     results = gather(results)
+    if progress is not None:
+        progress(len(results) - done)
     nothing = TokenScores(torch.empty(0), torch.empty(0, dtype=torch.bool), torch.empty(0, dtype=torch.long))
     return [results.get(i, nothing) for i in range(len(examples))]
 

@@ -190,6 +190,17 @@ def test_every_process_runs_the_same_number_of_batches(monkeypatch: pytest.Monke
     assert seen[2][1] == ([4], False)
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_progress_counts_every_row_that_is_scored(monkeypatch: pytest.MonkeyPatch, world: int) -> None:
+    model, examples, counts = toy_model(), rows(9), []
+    whole = dict(enumerate(score(model, examples)))
+    monkeypatch.setattr("dipo_lightning.row_batches.rank_and_world", lambda: (0, world))
+    monkeypatch.setattr("dipo_lightning.scoring.gather", lambda own: whole | own)
+    score(model, examples, batch_tokens=64, progress=counts.append)
+    assert sum(counts) == 9
+    assert (counts[-1] > 0) == (world == 2), "the other process's rows are counted once it has given them"
+
+
 def test_modes_and_random_states_come_back() -> None:
     model = toy_model().train()
     model.model.layers[0].eval()  # a frozen block of a user's
