@@ -33,6 +33,7 @@ _PUBLIC = {
     "MemorizationEvaluation": "dipo_lightning.callbacks.own_data",
     "MUSEEvaluation": "dipo_lightning.callbacks.muse",
     "StopAtThreshold": "dipo_lightning.callbacks.stopping",
+    "StopOnCollapse": "dipo_lightning.callbacks.collapse",
     "ExportModel": "dipo_lightning.callbacks.export",
     "ResultsPage": "dipo_lightning.callbacks.results_page",
     "FSDP2Strategy": "dipo_lightning.sharding",

@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Checkpoint as AnyCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+import dipo_lightning
 from dipo_lightning.callbacks import Checkpoint  # and short class names of all of them in YAML
 from dipo_lightning.callbacks.evaluation import refuse_twins
 from dipo_lightning.callbacks.tensorboard_layout import write_layout
@@ -157,6 +158,8 @@ def run(args: list[str]) -> DiPOCLI:
         DiPOError: If something is wrong that the user can mend.
         SystemExit: With code 2 if an option is wrong, with 0 after ``--help`` and ``--print_config``.
     """
+    for name in dipo_lightning.__all__:  # the parser knows a class by its bare name once it is loaded
+        getattr(dipo_lightning, name)
     return DiPOCLI(
         pl.LightningModule,
         pl.LightningDataModule,
