@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dipo_lightning.data.overlap import refuse_overlap
-from dipo_lightning.data.records import Record, available, checked_text, config_records, text_field
+from dipo_lightning.data.records import Record, checked_text, config_files, config_records, text_field
 from dipo_lightning.errors import InputError
 
 Rows = list[dict[str, Any]]
@@ -107,7 +107,7 @@ def _rows(source: str | Path, config: str, paraphrased: bool = False, wrong: boo
 def _holdout(source: str | Path, config: str) -> Rows:
     """Rows of the holdout set, if a folder has one (the benchmark itself has none)."""
     folder = Path(source).expanduser()
-    return _rows(folder, config) if folder.is_dir() and config in available(folder) else []
+    return _rows(folder, config) if folder.is_dir() and config_files(folder, config) else []
 
 
 def _check_wrong(record: Record) -> None:

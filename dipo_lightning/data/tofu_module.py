@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from dipo_lightning.data.records import config_files
 from dipo_lightning.data.tofu import HUB_NAME, load_tofu
 from dipo_lightning.data.unlearning import FineTuningDataModule, UnlearningDataModule, first_rows
 
@@ -57,6 +58,11 @@ class TOFUFineTuningDataModule(FineTuningDataModule):
         **options: Any,  # noqa: ANN401
     ) -> None:
         folder, names = Path(data).expanduser(), [train] if isinstance(train, str) else train
-        sources = [str(folder / f"{name}.json") if folder.is_dir() else f"{data}:{name}" for name in names]
-        super().__init__(tokenizer, train=sources, rows=rows, **options)
+        sources = [_files(folder, name) if folder.is_dir() else f"{data}:{name}" for name in names]
+        super().__init__(tokenizer, train=sources, rows=rows, **options)  # type: ignore[arg-type]  # parts of one
         self.data = data
+
+
+def _files(folder: Path, config: str) -> list[str]:
+    """The file of a configuration or its parts; where there is none, the name that the message says is missing."""
+    return [str(path) for path in config_files(folder, config) or [folder / f"{config}.json"]]

@@ -7,7 +7,9 @@ import json
 import pytest
 
 from dipo_lightning.data.tofu import load_tofu, retain_split
+from dipo_lightning.data.tofu_module import TOFUFineTuningDataModule
 from dipo_lightning.errors import InputError
+from tests.toys import save_toy
 
 
 def qa(number, **fields):
@@ -56,6 +58,46 @@ def test_holdout_is_read_where_there_is_one(tmp_path):
     data = load_tofu(write(tmp_path, small_tofu() | {"holdout10": [qa(20), qa(21)]}))
     assert data.sets["holdout"] == data.holdout
     assert [row["question"] for row in data.holdout] == ["Who wrote book 20?", "Who wrote book 21?"]
+
+
+PARTS = {
+    "a folder": {"train.json": [0, 1, 2]},
+    "parts": {"train-00000-of-00002.jsonl": [0, 1], "train-00001-of-00002.jsonl": [2]},
+    "JSON lines": {".jsonl": [0, 1, 2]},
+}
+
+
+def write_parts(folder, config, parts, first):
+    """Rows of a configuration in another of the layouts that are read; returns their questions."""
+    for name, numbers in parts.items():
+        path = folder / f"{config}{name}" if name.startswith(".") else folder / config / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(qa(first + number)) + "\n" for number in numbers), encoding="utf-8")
+    return [qa(first + number)["question"] for numbers in parts.values() for number in numbers]
+
+
+@pytest.mark.parametrize("layout", PARTS)
+def test_a_holdout_in_any_layout_is_read(tmp_path, layout):
+    asked = write_parts(write(tmp_path, small_tofu()), "holdout10", PARTS[layout], first=20)
+    assert [row["question"] for row in load_tofu(tmp_path).holdout] == asked
+
+
+@pytest.mark.parametrize("layout", PARTS)
+def test_fine_tuning_reads_what_unlearning_reads(tmp_path, layout):
+    asked = write_parts(write(tmp_path, small_tofu()), "full", PARTS[layout], first=30)
+    save_toy(tmp_path / "model")
+    data = TOFUFineTuningDataModule(
+        str(tmp_path / "model"), str(tmp_path), train=["full", "retain90"], rows=[None, 2], prompt="plain"
+    )
+    data.check()
+    assert [row["question"] for row in data.train_rows] == [*asked, qa(2)["question"], qa(3)["question"]]
+
+
+def test_fine_tuning_names_a_configuration_that_is_missing(tmp_path):
+    save_toy(tmp_path / "model")
+    data = TOFUFineTuningDataModule(str(tmp_path / "model"), str(write(tmp_path, small_tofu())), train="full")
+    with pytest.raises(InputError, match=r"full.json: there is no such file; beside it: forget10.json"):
+        data.check()
 
 
 @pytest.mark.parametrize(("split", "forget"), [("forget01", 40), ("forget05", 200), ("forget10", 400)])
