@@ -34,7 +34,8 @@ def score(
         path: A log of any known format.
         reference: A log of the retain model on the same rows, of any known format of the same benchmark.
         truth_ratio: `geometric`, `arithmetic` or `open_unlearning` (TOFU).
-        auc_retrain: The retrained model's AUC, where there is no log of it (MUSE).
+        auc_retrain: The retrained model's AUC, where there is no log of it (MUSE); without either the one that the
+            log stores.
 
     Returns:
         The aggregates under flat names. For this package's own logs also `stored_aggregates_hold`: whether the
@@ -48,15 +49,17 @@ def score(
     other = read_log(reference) if reference is not None else None
     if other is not None:
         check_comparable(log, other)
-    result = _aggregate(log, other, truth_ratio, auc_retrain)
+    if auc_retrain is not None and log.format != MUSE_FORMAT:
+        raise InputError(f"auc_retrain is for logs of MUSE, and {log.path} is none; give a log of the retrained model.")
+    # PrivLeak follows from the rows and the number it was compared with
+    stored_auc = log.aggregates.get("privleak_auc_retrain") if log.format == MUSE_FORMAT and other is None else None
+    result = _aggregate(log, other, truth_ratio, stored_auc if auc_retrain is None else auc_retrain)
     if log.format not in NATIVE_FORMATS:
         return result
     own_variant = log.settings.get("truth_ratio", "geometric")
-    stored_auc = log.aggregates.get("privleak_auc_retrain") if log.format == MUSE_FORMAT and other is None else None
-    baseline = stored_auc if auc_retrain is None else auc_retrain
-    compared = _aggregate(log, other, own_variant, baseline)
+    compared = _aggregate(log, other, own_variant, stored_auc)
     unchecked = [name for name in _NEEDS_REFERENCE if other is None or log.aggregates.get(name) is None]
-    if baseline is not None:  # PrivLeak follows from the rows and the number it was compared with
+    if stored_auc is not None:
         unchecked = [name for name in unchecked if not name.startswith("privleak")]
     differing = stored_differences(log, compared, unchecked)
     return result | {
@@ -117,12 +120,14 @@ def print_score(
     log: str,
     reference: str | None = None,
     truth_ratio: Literal["geometric", "arithmetic", "open_unlearning"] = "geometric",
+    auc_retrain: float | None = None,
 ) -> None:
     """Print every aggregate of an evaluation log as JSON, without a model.
 
     Args:
         log: The log: this package's, open-unlearning's ``TOFU_EVAL.json`` or TOFU's ``eval_log_aggregated.json``.
-        reference: Log of the model trained without the forget set, for forget quality.
+        reference: Log of the model trained without the forget set, for forget quality and PrivLeak.
         truth_ratio: Variant of the truth ratio.
+        auc_retrain: The retrained model's AUC, where there is no log of it (MUSE); else the one that the log stores.
     """
-    print(json.dumps(score(log, reference, truth_ratio), indent=2))
+    print(json.dumps(score(log, reference, truth_ratio, auc_retrain=auc_retrain), indent=2))

@@ -79,6 +79,26 @@ def test_the_command_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert json.loads(capsys.readouterr().out)["stored_aggregates_hold"] is True
 
 
+def test_privleak_of_a_log_against_the_number_it_stores_or_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = muse_log()
+    path = write(tmp_path, log)
+    for options, auc in (([], 0.4), (["--auc_retrain=0.8"], 0.8)):
+        assert main(["score", str(path), *options]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["privleak_auc_retrain"] == auc
+        assert found["privleak"] == pytest.approx(100 * (found["privleak_auc"] - auc) / auc)
+        assert found["stored_aggregates_hold"] is True, "what the file says is of the number that it was made with"
+    log["aggregates"] = muse.aggregate(log["sets"])
+    assert score(write(tmp_path, log), auc_retrain=0.8)["stored_aggregates_hold"] is True
+
+
+def test_a_retrained_auc_for_a_log_of_another_benchmark_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="auc_retrain is for logs of MUSE"):
+        score(write(tmp_path, tofu_log()), auc_retrain=0.5)
+
+
 def test_own_data_has_no_second_model(tmp_path: Path) -> None:
     path = write(tmp_path, own_log())
     with pytest.raises(InputError, match="without a second model"):
