@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from dipo_lightning.cli import DEFAULT_CLASSES
 from dipo_lightning.comparison.plan import Method, Settings
 from dipo_lightning.errors import InputError
 
@@ -37,8 +38,11 @@ def read_base(pattern: str, seed: int) -> Config:
         raise InputError(f"{path} is not YAML: {error}") from error
     if not isinstance(config, dict) or not {"model", "data"} <= config.keys():
         raise InputError(f"{path} is no config of `dipo-lightning fit`: it has no `model` or no `data`.")
-    for part in ("model", "data"):
-        config[part] = subclass(config[part])
+    for part, usual in DEFAULT_CLASSES.items():  # as `fit` reads a section without a class
+        section = config[part]
+        if isinstance(section, dict) and not {"class_path", "init_args"} & section.keys():
+            section = {"init_args": section}
+        config[part] = {"class_path": f"dipo_lightning.{usual}", **subclass(section)}
     return config
 
 

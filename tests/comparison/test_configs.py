@@ -114,6 +114,17 @@ def test_short_forms_are_read(tmp_path: Path) -> None:
     assert config["data"]["init_args"] == {"seed": 3}
 
 
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_sections_without_a_class_are_of_the_usual_one(tmp_path: Path, wrapped: bool) -> None:
+    sections = {"model": {"pretrained": "x", "beta": 0.3}, "data": {"forget": "mine.json"}}
+    path = tmp_path / "base.yaml"
+    path.write_text(yaml.safe_dump({k: {"init_args": v} for k, v in sections.items()} if wrapped else sections))
+    config = made(read_base(str(path), 0), None)
+    assert config["model"] == {"class_path": "dipo_lightning.DiPOModule", "init_args": sections["model"]}
+    assert config["data"]["class_path"] == "dipo_lightning.UnlearningDataModule"
+    assert config["data"]["init_args"] == {"forget": "mine.json", "seed": 3}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(None, "quickstart leaves one"), ("a: [", "is not YAML"), ("model: {}", "no config of"), ("7", "no config of")],
