@@ -37,6 +37,13 @@ class ResumableLoader(DataLoader):
         """Batches of an epoch."""
         return min(self.limit, len(self)) if isinstance(self.limit, int) else int(self.limit * len(self))
 
+    @property
+    def repeated(self) -> int:
+        """Rows that an epoch has twice, so that all ranks have as many."""
+        assert isinstance(self.sampler, EpochSampler)
+        given = min(self.sampler.total_size, self.batches * self._epoch()["rows"])
+        return max(0, given - len(self.sampler.dataset))  # type: ignore[arg-type]
+
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         """Yield the batches of the current epoch, each with its ``denominators``."""
         skip, self.skip = self.skip, 0

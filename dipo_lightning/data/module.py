@@ -131,6 +131,11 @@ class TokenizedDataModule(pl.LightningDataModule):
         )
         if trainer:
             self._loader.accumulate, self._loader.limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
+        if repeated := self._loader.repeated:
+            rank_zero_info(
+                f"{len(sampler.dataset)} rows do not divide by {sampler.num_replicas} processes, which take as many "  # type: ignore[arg-type]
+                f"each: {repeated} of them {'is' if repeated == 1 else 'are'} trained on twice in every epoch."
+            )
         if self._resume is not None:
             self._loader.load_state_dict(self._resume)
             self._resume = None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,6 +53,25 @@ def test_spawned_workers_give_the_same_batches(folder: Path) -> None:
     made.multiprocessing_context = "spawn"
     for batch, other in zip(made, expected, strict=True):
         assert_same(batch, other)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "limit", "said"),
+    [(3, 1.0, "1 of them is trained on twice"), (4, 1.0, "3 of them are"), (3, 0.5, ""), (5, 1.0, ""), (1, 1.0, "")],
+)
+def test_rows_that_fill_up_the_processes_are_said(
+    folder: Path, caplog: pytest.LogCaptureFixture, ranks: int, limit: float, said: str
+) -> None:
+    """Five rows: each process takes as many, and the last ones come again; not where the epoch ends before them."""
+    given = {"distributed_sampler_kwargs": {"num_replicas": ranks, "rank": 0}, "accumulate_grad_batches": 1}
+    files = (str(folder / name) for name in ("model", "forget.jsonl", "retain.jsonl"))
+    data: Any = UnlearningDataModule(*files, prompt="plain", batch_size=1 if limit == 0.5 else 2)
+    data.trainer = SimpleNamespace(**given, limit_train_batches=limit)
+    data.setup("fit")
+    with caplog.at_level(logging.INFO):
+        data.train_dataloader()
+    assert said in caplog.text
+    assert ("5 rows do not divide" in caplog.text) is bool(said)
 
 
 def assert_same(batch: dict[str, Any], other: dict[str, Any]) -> None:
