@@ -112,15 +112,27 @@ def shared_options() -> set[str]:
 
 def accepted_options(cls: type) -> set[str]:
     """Return the names that a class accepts, following ``**options`` up to its base classes."""
-    names: set[str] = set()
+    return set(_parameters(cls))
+
+
+def usual_options(cls: type) -> Config:
+    """Return what the options of a class are where they are not given; without those that must be."""
+    defaults = {name: parameter.default for name, parameter in _parameters(cls).items()}
+    return {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty}
+
+
+def _parameters(cls: type) -> dict[str, inspect.Parameter]:
+    found: dict[str, inspect.Parameter] = {}
     for base in cls.__mro__:
         if "__init__" not in vars(base):
             continue
-        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-        names |= {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        parameters = dict(inspect.signature(vars(base)["__init__"]).parameters)
+        rest = [name for name, one in parameters.items() if one.kind is one.VAR_KEYWORD]
+        found = parameters | found  # a subclass's own default counts
+        if not rest:
             break
-    return names - {"self"}
+        del found[rest[0]]
+    return {name: parameter for name, parameter in found.items() if name != "self"}
 
 
 def import_class(path: str) -> type:

@@ -66,9 +66,10 @@ def _utility(pair: tuple[Candidate, Row]) -> float:
 
 def rule(selection: Selection) -> str:
     """Say the rule, for the report."""
+    runs = f"the runs of seed {selection.seed}" + ("" if selection.allow_same_data else ", which are not reported")
     where = "at any epoch, which is then reported too" if selection.epoch == "any" else "at the last epoch"
     return (
-        f"Settings were chosen on the runs of seed {selection.seed}, which are not reported: among the candidates that "
-        f"keep at least {selection.keep_utility:g} of the target's model utility, the one with the highest forget "
-        f"quality (log10 p) {where}; where none keeps it, the one with the highest model utility."
+        f"Settings were chosen on {runs}: among the candidates that keep at least {selection.keep_utility:g} of the "
+        f"target's model utility, the one with the highest forget quality (log10 p) {where}; where none keeps it, the "
+        "one with the highest model utility."
     )

@@ -6,9 +6,8 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
 
-from dipo_lightning.comparison.configs import Config, read_base, run_config
+from dipo_lightning.comparison.configs import Config, import_class, read_base, run_config, usual_options
 from dipo_lightning.comparison.landmarks import retrained_row
 from dipo_lightning.comparison.plan import Comparison, FinishedRun, Method, Settings
 from dipo_lightning.comparison.report import Findings
@@ -16,6 +15,9 @@ from dipo_lightning.comparison.results import Row, add_utility_kept, by_epoch, e
 from dipo_lightning.comparison.running import Failure, Run, execute
 from dipo_lightning.comparison.selection import Candidate, Choice, choose
 from dipo_lightning.errors import InputError, RunError
+
+NAMES_OF_ROWS = {"data", "split", "forget", "train"}
+"""Options of the data modules that say which rows there are; with the same ones, a run is on the same data."""
 
 
 class Work:
@@ -139,8 +141,11 @@ class Work:
                 )
 
 
-def _data_of(base: Config) -> Any:  # noqa: ANN401
-    return {name: value for name, value in base["data"]["init_args"].items() if name != "seed"}
+def _data_of(base: Config) -> Config:
+    """Return the options that name the rows of a base; where none is known by name, every option but the seed."""
+    options = usual_options(import_class(base["data"]["class_path"])) | base["data"]["init_args"]
+    naming = {name: value for name, value in options.items() if name in NAMES_OF_ROWS}
+    return naming or {name: value for name, value in options.items() if name != "seed"}
 
 
 def rows_of(run: Run) -> list[Row] | Failure:

@@ -196,6 +196,20 @@ def test_what_cannot_be_right_is_said_before_anything_runs(
     assert calls == []
 
 
+@pytest.mark.parametrize("options", [{"batch_size": 16}, {"split": "forget10", "max_length": 64}, {"retain_rows": 9}])
+def test_other_options_make_no_other_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict[str, Any]
+) -> None:
+    path = write_base(tmp_path / "other", 9, data="data0", **options)
+    assert main(["compare", write(tmp_path, selection={"seed": 9, "base": str(path)})]) == 2
+    assert "on the data that seed 0 is reported on" in capsys.readouterr().err
+
+
+def test_another_split_is_other_data(tmp_path: Path, calls: list[list[str]]) -> None:
+    path = write_base(tmp_path / "other", 9, data="data0", split="forget05")
+    assert main(["compare", write(tmp_path, selection={"seed": 9, "base": str(path)})]) == 0
+
+
 def test_choosing_on_the_reported_data_can_be_allowed_and_is_then_said(tmp_path: Path, calls: list[list[str]]) -> None:
     base = f"{tmp_path}/base0/unlearn.yaml"
     assert main(["compare", write(tmp_path, base=base, selection={"seed": 9, "allow_same_data": True})]) == 0

@@ -62,3 +62,5 @@ def test_a_grid_is_every_combination_over_the_settings() -> None:
 def test_the_rule_is_said_with_its_numbers() -> None:
     assert "seed 9" in rule(Selection(seed=9))
     assert "0.9 of the target" in rule(Selection(seed=9, keep_utility=0.9))
+    assert "which are not reported" in rule(Selection(seed=9))
+    assert "not reported" not in rule(Selection(seed=9, allow_same_data=True))
