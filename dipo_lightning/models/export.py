@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from dipo_lightning.causal_lm import causal_lm
 from dipo_lightning.models.private import without_home
 from dipo_lightning.sharding import full_state_dict, is_sharded
 
@@ -74,9 +75,10 @@ def merged_copy(policy: Any, state: dict | None = None) -> Any:  # noqa: ANN401
     if state is None:
         return copy.deepcopy(policy).to("cpu").merge_and_unload()
     from peft import get_peft_model
-    from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_config(policy.get_base_model().config)
+    inner = causal_lm(policy)
+    base = type(inner)(copy.deepcopy(inner.config))  # by its own class, which may come from outside transformers
+    base.generation_config = copy.deepcopy(inner.generation_config)
     fresh = get_peft_model(base, policy.peft_config["default"])
     fresh.load_state_dict(state)
     return fresh.merge_and_unload()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -124,15 +125,18 @@ def test_resuming_in_an_accumulated_epoch(pool: Pool, task: str) -> None:
 
 
 @pytest.mark.parametrize("adapters", [None, "merged", "separate"])
-def test_a_sharded_policy_exports_what_an_unsharded_one_does(
-    pool: Pool, task: str, tmp_path: Path, adapters: str | None
-) -> None:
+def test_a_sharded_policy_exports_what_an_unsharded_one_does(pool: Pool, tmp_path: Path, adapters: str | None) -> None:
     options = {"lora_rank": 4, "reference": "adapters_off"} if adapters else {}
     kind = adapters or "merged"
+    task = str(jobs.write_task(tmp_path / "task", rms_norm_eps=3e-6))
+    defaults = Path(task) / "model" / "generation_config.json"
+    defaults.write_text(json.dumps({**json.loads(defaults.read_text()), "do_sample": True, "temperature": 0.3}))
     jobs.train(task, batch_size=GLOBAL_BATCH, export=(f"{tmp_path}/one", kind), **RUN | options)
     on_two(pool, task, "fsdp2", export=(f"{tmp_path}/two", kind), **options)
     files = {name: sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("one", "two")}
     assert files["one"] == files["two"]
+    for name in {"config.json", "generation_config.json"} & set(files["one"]):
+        assert (tmp_path / "two" / name).read_text() == (tmp_path / "one" / name).read_text()
     assert ("adapter_config.json" in files["one"]) == (adapters == "separate")
     assert_same_weights(load(tmp_path / "two"), load(tmp_path / "one"), 2e-6)
     trained, start = load(tmp_path / "two"), jobs.pretrained_weights(task)
