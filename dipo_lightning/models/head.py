@@ -18,21 +18,6 @@ from dipo_lightning.causal_lm import causal_lm
 
 
 @dataclass(frozen=True)
-class LinearHead:
-    """A head whose logits are exactly ``hidden @ W.T``.
-
-    Attributes:
-        vocabulary: V, the rows of W.
-        width: H, the size of a hidden state.
-        tied: Whether W is the input embedding too.
-    """
-
-    vocabulary: int
-    width: int
-    tied: bool
-
-
-@dataclass(frozen=True)
 class Head:
     """From hidden states to logits, as a model does it: ``cap(scale * (hidden @ W.T + b))``.
 
@@ -95,7 +80,7 @@ def output_projection(model: nn.Module) -> nn.Parameter:
 
 
 @torch.no_grad()
-def linear_head(model: nn.Module) -> LinearHead | None:
+def linear_head(model: nn.Module) -> Head | None:
     """Find out whether the logits are exactly ``decoder(model)(...).last_hidden_state @ output_projection(model).T``.
 
     One forward of two tokens, in which the decoder's output is replaced: by a zero state, whose logits must be zero
@@ -106,7 +91,7 @@ def linear_head(model: nn.Module) -> LinearHead | None:
         model: A causal LM or a PeftModel around one, with all weights on one device; call it before sharding.
 
     Returns:
-        What the head is, or None where the identity does not hold.
+        The head, or None where the identity does not hold.
     """
     causal = causal_lm(model)
     projection = causal.get_output_embeddings()
@@ -117,7 +102,7 @@ def linear_head(model: nn.Module) -> LinearHead | None:
     logits = _logits_of(causal, states)
     if logits is None or not _same(logits, nn.functional.linear(states, weight)) or logits[0, 0].count_nonzero():
         return None
-    return LinearHead(*weight.shape, tied=weight is causal.get_input_embeddings().weight)
+    return Head(weight)
 
 
 def _probes(weight: Tensor) -> Tensor:
