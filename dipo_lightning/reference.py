@@ -201,7 +201,7 @@ class HiddenStatesReference(CachedReference):
 class DirectionsReference(CachedReference):
     """DiPO's margin from one dot product a position: no reference model and no vocabulary-sized work.
 
-    Exact while the output projection does not change (derived in `dipo_lightning.objectives.chunked`).
+    Exact while the output projection does not change (derived in `dipo_lightning.objectives.directions`).
 
     Args:
         cache: (N, 2H + 2): preferred and dispreferred direction, and their two offsets.
