@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dipo_lightning.comparison.configs import Config, callbacks
-from dipo_lightning.comparison.results import Row, add_utility_kept, flat
+from dipo_lightning.comparison.results import Row, add_utility_kept, measures
 from dipo_lightning.errors import InputError
 from dipo_lightning.metrics.logs import read_log
 from dipo_lightning.metrics.tofu import aggregate
@@ -24,7 +24,8 @@ def retrained_row(base: Config, seed: int, target: Row | None) -> Row | None:
         print(f"The retrained model is not shown: {error}")
         return None
     aggregates = log.aggregates or aggregate(log.sets, truth_ratio=options.get("truth_ratio", "geometric"))
-    row: Row = {"method": "retrained", "settings": "", "seed": seed, "epoch": None, "step": None, **flat(aggregates)}
+    row: Row = {"method": "retrained", "settings": "", "seed": seed, "epoch": None, "step": None}
+    row |= measures(aggregates)
     if row["model_utility"] is None:
         return None
     row |= {"forget_quality_p": 1.0, "log10_p": 0.0}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dipo_lightning.errors import InputError
+from dipo_lightning.metrics.columns import flat_numbers
+from dipo_lightning.report.run_folder import read_document
 
 Row = dict[str, Any]
 """method, settings, seed, epoch, step, forget_quality_p, log10_p, model_utility, and every other aggregate."""
@@ -45,7 +46,7 @@ def evaluation_rows(folder: Path, method: str | None = None, settings: str = "",
         raise InputError(f"{folder} holds the evaluations of {len(places)} runs; name the folder of one run.")
     rows = []
     for path in places[0].glob("tofu_epoch=*.json"):  # other evaluations of a step lie beside them
-        document = _read(path)
+        document = read_document(path)
         where = document["provenance"]
         rows.append(
             {
@@ -54,7 +55,7 @@ def evaluation_rows(folder: Path, method: str | None = None, settings: str = "",
                 "seed": where.get("seed") if seed is None else seed,
                 "epoch": where.get("epoch"),
                 "step": where.get("step"),
-                **flat(document["aggregates"]),
+                **measures(document["aggregates"]),
             }
         )
     if not rows:
@@ -62,15 +63,10 @@ def evaluation_rows(folder: Path, method: str | None = None, settings: str = "",
     return sorted(rows, key=lambda row: (row["epoch"] or 0, row["step"] or 0))
 
 
-def flat(aggregates: Mapping[str, Any]) -> Row:
+def measures(aggregates: Mapping[str, Any]) -> Row:
     """Return every number among ``aggregates``, with forget quality as ``forget_quality_p`` and ``log10_p``."""
-    found: Row = {"forget_quality_p": None, "log10_p": None, "model_utility": None}
-    for name, value in aggregates.items():
-        parts = value.items() if isinstance(value, Mapping) else [("", value)]
-        for part, number in parts:
-            if isinstance(number, int | float) and not isinstance(number, bool):
-                full = f"{name}_{part}" if part else name
-                found["log10_p" if full == "forget_quality_log10_p" else full] = number
+    found: Row = {"forget_quality_p": None, "model_utility": None, **flat_numbers(aggregates)}
+    found["log10_p"] = found.pop("forget_quality_log10_p", None)
     return found
 
 
@@ -90,13 +86,3 @@ def add_utility_kept(rows: Sequence[Row], target: Row | None) -> None:
     for row in rows:
         now = row["model_utility"]
         row["utility_kept"] = None if now is None or not before else now / before
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no JSON: {error}") from error
-    if not isinstance(document, dict) or not {"provenance", "aggregates"} <= document.keys():
-        raise InputError(f"{path} is no evaluation of this package: it has no `provenance` or no `aggregates`.")
-    return document

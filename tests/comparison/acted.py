@@ -46,6 +46,7 @@ def evaluation(epoch: int, utility: float | None, log10_p: float | None, seed: i
     quality = None if log10_p is None else {"p": 10**log10_p, "log10_p": log10_p, "d": 0.5, "n": 40}
     return {
         "provenance": {"epoch": epoch, "step": epoch * 5, "seed": seed, "method": "DiPOModule"},
+        "sets": {},
         "aggregates": {"forget_quality": quality, "model_utility": utility, "forget_probability": 0.1 * epoch},
     }
 
