@@ -101,7 +101,7 @@ def open_cache(
     key |= {
         "weights": module.weights_fingerprint,
         "precision": str(trainer.precision),
-        "dtype": module.compute_dtype,
+        "dtype": str(module.forward_dtype if module.sharded else torch.float32),
         "device": strategy.root_device.type,
     }
     cache = PositionCache(Path(module.reference_cache), cache_key(examples, **key), examples, width)

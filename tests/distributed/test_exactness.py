@@ -103,3 +103,12 @@ def test_what_is_offloaded_is_trained_after_a_cache_was_made_with_it(pool: Pool,
     ranks = pool.run("train_where_it_lies", task=task, devices=WORLD, batch_size=2, max_steps=1, **options)
     start = jobs.pretrained_weights(task)
     assert not [name for name, value in ranks[0]["weights"].items() if np.array_equal(value, start[name])]
+
+
+def test_a_cache_is_of_the_dtype_that_was_computed_in(pool: Pool, tmp_path: Path) -> None:
+    """What stands in the option does not say it: "auto" is another one on each device."""
+    task = str(jobs.write_task(tmp_path))
+    for caches, strategy, dtype in ((1, "fsdp2", "bfloat16"), (2, "ddp", "auto"), (2, "fsdp2", "float32")):
+        options = {"strategy": strategy, "compute_dtype": dtype, "method": "npo", "reference": "hidden_states"}
+        pool.run("train", task=task, devices=WORLD, batch_size=2, max_steps=1, **options)
+        assert len(list((tmp_path / "cache" / str(WORLD)).iterdir())) == caches
