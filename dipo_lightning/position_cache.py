@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from dipo_lightning.data.collation import TokenBatch, collate
 from dipo_lightning.data.pairs import Example, supervised_count
 from dipo_lightning.errors import RunError
+from dipo_lightning.row_batches import gather, own_batches, rank_and_world
 
 FORMAT = "dipo-lightning/positions/1"
 _BLOCK = 2**24
@@ -43,9 +44,6 @@ class PositionCache:
         key: See `cache_key`.
         examples: The tokenised rows, in order.
         width: Numbers a position.
-
-    Raises:
-        RunError: The folder holds a cache of another key, shape or format, or a truncated one.
     """
 
     def __init__(self, root: Path, key: str, examples: Sequence[Example], width: int) -> None:
@@ -93,7 +91,11 @@ class PositionCache:
         return {"values.bin": 4 * self.shape[0] * self.width, "done.bin": len(self.examples)}
 
     def open(self) -> None:
-        """Map the files, after checking that they are this cache's."""
+        """Map the files as they are on disk now, after checking that they are this cache's.
+
+        Raises:
+            RunError: The folder holds a cache of another key, shape or format, or a truncated one.
+        """
         try:
             found = json.loads((self.folder / "manifest.json").read_text())
         except (OSError, ValueError) as error:
@@ -112,47 +114,53 @@ class PositionCache:
         """Whether every row is there."""
         return bool(self.done.all())
 
-    def build(
-        self,
-        compute: Callable[[TokenBatch], Tensor],
-        batch_size: int,
-        device: torch.device,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        """Fill in the missing rows; each rank computes its share, and every rank the same number of batches.
+    def build(self, compute: Callable[[TokenBatch], Tensor], batch_size: int, device: torch.device) -> None:
+        """Fill in the missing rows: every process computes its share, and the first one writes what all have.
 
-        All ranks must have called `open` before the first one gets here, so that they see the same rows missing.
+        One writer, because hosts that share a folder do not share the pages they map of a file: each would write its
+        own copy of a page back, with the others' rows missing.
+
+        Collective. All have called `open` before the first one gets here, so that they see the same rows missing, and
+        call it again, behind a barrier, to see what was written.
 
         Args:
             compute: Gives (N, width) for a token batch; may be collective.
             batch_size: Rows of a batch.
             device: Where batches go.
-            rank: This process.
-            world: Number of processes; all see the same folder.
         """
-        batches = list(_shares(self.missing, batch_size, rank, world))
-        for slots, own in tqdm(batches, desc="reference cache", disable=rank != 0 or not batches, unit="batch"):
+        first = rank_and_world()[0] == 0
+        starts = range(0, len(self.missing), batch_size)
+        batches = list(own_batches([self.missing[start : start + batch_size] for start in starts]))
+        for slots, own in tqdm(batches, desc="reference cache", disable=not first or not batches, unit="batch"):
             batch = collate([self.examples[slot] for slot in slots], pad_token_id=0)
-            values = compute({name: value.to(device) for name, value in batch.items()})
-            if own:
-                self._write(slots, values.float().cpu().numpy())
+            values = compute({name: value.to(device) for name, value in batch.items()}).float().cpu().numpy()
+            ends = np.cumsum([self.starts[slot + 1] - self.starts[slot] for slot in slots])
+            rows = gather(dict(zip(slots, np.split(values, ends[:-1]), strict=True)) if own else {})
+            if first:
+                self._write(rows)
 
-    def _write(self, slots: Sequence[int], values: np.ndarray) -> None:
-        start = 0
-        for slot in slots:
-            length = int(self.starts[slot + 1] - self.starts[slot])
-            self.values[self.starts[slot] : self.starts[slot + 1]] = values[start : start + length]
-            start += length
+    def _write(self, rows: Mapping[int, np.ndarray]) -> None:
+        """Write the vectors of each slot, and call it done."""
+        for slot, values in rows.items():
+            self.values[self.starts[slot] : self.starts[slot + 1]] = values
         self.values.flush()  # the vectors are on disk before their rows are called done
-        self.done[list(slots)] = 1
+        self.done[list(rows)] = 1
         self.done.flush()
 
     def read(self, index: Tensor) -> Tensor:
-        """Return (N, width) float32 vectors of the rows ``index`` (B,), row after row, on its device."""
+        """Return (N, width) float32 vectors of the rows ``index`` (B,), row after row, on its device.
+
+        Raises:
+            RunError: The cache was made of other rows.
+        """
         parts = []
         for row in index.tolist():
-            slot = self.slots[row]
+            slot = self.slots.get(row)
+            if slot is None:
+                raise RunError(
+                    f"The cache {self.folder} knows no row {row}: a batch holds rows that are not among the data "
+                    "module's forget_examples. Set model.reference: live."
+                )
             parts.append(self.values[self.starts[slot] : self.starts[slot + 1]])
         return torch.from_numpy(np.concatenate(parts)).to(index.device, non_blocking=True)
 
@@ -165,11 +173,3 @@ def allocate(path: Path, size: int) -> None:
         else:
             for start in range(0, size, _BLOCK):
                 file.write(bytes(min(_BLOCK, size - start)))
-
-
-def _shares(slots: list[int], batch_size: int, rank: int, world: int) -> Iterator[tuple[list[int], bool]]:
-    """Yield this rank's batches of ``slots`` and whether they count; short ranks repeat the last one."""
-    batches = [slots[start : start + batch_size] for start in range(0, len(slots), batch_size)]
-    for start in range(0, len(batches), world):
-        position = start + rank
-        yield batches[min(position, len(batches) - 1)], position < len(batches)

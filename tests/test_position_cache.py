@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from dipo_lightning import position_cache, row_batches
 from dipo_lightning.data.collation import TokenBatch, selected_labels
 from dipo_lightning.errors import RunError
 from dipo_lightning.position_cache import PositionCache, cache_key
@@ -66,18 +68,38 @@ def test_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     assert again.read(torch.tensor([12]))[0].tolist() == [9, 81]
 
 
-def test_two_ranks_fill_it_with_the_same_number_of_batches(tmp_path: Path) -> None:
-    ranks = [made(tmp_path), made(tmp_path)]
-    calls = [0, 0]
-    for rank, cache in enumerate(ranks):
+def test_two_ranks_compute_the_same_number_of_batches_and_the_first_writes_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches, seen, sent = [made(tmp_path), made(tmp_path)], ([], []), []
 
-        def counted(batch: TokenBatch, rank: int = rank) -> Tensor:
-            calls[rank] += 1
+    def send(rows: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+        sent.append(rows)
+        return rows
+
+    def join(rows: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+        return rows | sent.pop(0)
+
+    for rank, exchange in ((1, send), (0, join)):
+        assert not made(tmp_path).done.any()
+        for module in (row_batches, position_cache):
+            monkeypatch.setattr(module, "rank_and_world", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr(position_cache, "gather", exchange)
+
+        def seeing(batch: TokenBatch, rank: int = rank) -> Tensor:
+            seen[rank].extend(batch["index"].tolist())
             return vectors(batch)
 
-        cache.build(counted, batch_size=1, device=torch.device("cpu"), rank=rank, world=2)
-    assert calls == [3, 3]
-    assert made(tmp_path).complete
+        caches[rank].build(seeing, batch_size=1, device=torch.device("cpu"))
+    assert seen == ([0, 6, 12], [3, 9, 12])  # the short one repeats the last
+    again = made(tmp_path)
+    assert again.complete
+    assert again.read(torch.tensor([3, 12]))[:, 0].tolist() == [6] * 2 + [9] * 5
+
+
+def test_a_row_that_it_does_not_know_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="knows no row 7"):
+        made(tmp_path).read(torch.tensor([3, 7]))
 
 
 def test_other_weights_or_rows_are_another_cache(tmp_path: Path) -> None:

@@ -115,10 +115,11 @@ def open_cache(
             module.policy.to(strategy.root_device)
         module.policy.eval()
         with torch.no_grad(), strategy.precision_plugin.forward_context():
-            cache.build(compute, CACHE_BATCH_SIZE, strategy.root_device, trainer.global_rank, trainer.world_size)
+            cache.build(compute, CACHE_BATCH_SIZE, strategy.root_device)
         module.policy.train()
         if module.sharded:
             # A forward without a backward leaves the root gathered, and the optimiser would get those copies.
             module.policy.reshard()  # type: ignore[operator]
         strategy.barrier()
+        cache.open()
     return cache
