@@ -5,11 +5,14 @@ numbers is claimed. What the paper states, what is derived and what was chosen s
 `dipo_lightning.objectives.dipo`.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from dipo_lightning.answers import Answers
@@ -98,11 +101,14 @@ class DiPOModule(UnlearningModule):
         self.pair = PairOptions(selection=selection, k=k, p=p, rho=rho, memory_vector=memory_vector, alpha=alpha)
 
     def setup(self, stage: str) -> None:
-        """Also refuse a confident set as large as the vocabulary, before the model is loaded."""
+        """Also refuse a confident set as large as the vocabulary, and warn of a sum that saturates: before loading."""
         super().setup(stage)
-        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        datamodule = getattr(self.trainer, "datamodule", None)
+        tokenizer = getattr(datamodule, "tokenizer", None)
         if tokenizer is not None:
             self.pair.check_vocabulary(len(tokenizer))
+        if stage == TrainerFn.FITTING and self.reduction == "sum":
+            warn_of_saturation(self.beta, getattr(datamodule, "forget_examples", ()))
 
     def inspect(self, model: nn.Module) -> None:
         """Also settle the form of the margin, now that the head is known."""
@@ -231,3 +237,22 @@ class DiPOModule(UnlearningModule):
         parts = pair_parts(base, self.pair, None if from_reference else reference_logits)
         preferred, dispreferred = rewards(*parts, policy_logits, reference_logits, beta=1.0)
         return preferred - dispreferred, preferred, dispreferred
+
+
+def warn_of_saturation(beta: float, examples: Sequence[dict[str, Any]], early: float = 0.1) -> None:
+    """Say so where a margin summed over long rows brakes the loss while a token has hardly moved.
+
+    Args:
+        beta: Of the loss; half of its first push is gone where beta times the margin is ln 3.
+        examples: The rows to forget, with their ``labels``.
+        early: Nats a token that are hardly anything: what was learnt by heart lies several below.
+    """
+    lengths = sorted(sum(label != -100 for label in example["labels"][1:]) for example in examples)
+    typical = lengths[len(lengths) // 2] if lengths else 0
+    if beta * typical * early > math.log(3):
+        rank_zero_warn(
+            f"model.reduction is sum and half of the forget rows have {typical} tokens or more: with beta {beta:g} the "
+            f"loss pushes half as hard once a token has moved by {math.log(3) / beta / typical:.2g} nats, and stops "
+            "before much is forgotten. Set model.reduction: mean (and beta: 1.0), or a smaller beta.",
+            category=UserWarning,
+        )

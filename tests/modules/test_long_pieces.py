@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -9,6 +12,7 @@ import torch
 from dipo_lightning import DiPOModule
 from dipo_lightning.data.fictitious_news import write_fictitious_news
 from dipo_lightning.data.muse_module import MUSEDataModule
+from dipo_lightning.modules.dipo import warn_of_saturation
 from tests.toys import save_toy
 
 
@@ -51,3 +55,29 @@ def test_the_margin_of_a_token_is_logged_beside_that_of_a_piece(tmp_path, reduct
     for piece, token, positions in margins.seen[1:]:
         assert token > 0
         assert token == pytest.approx(piece / positions if reduction == "sum" else piece)
+
+
+@pytest.mark.parametrize(("tokens", "beta", "said"), [(2047, 0.02, True), (2047, 0.001, False), (255, 0.02, False)])
+def test_a_sum_that_saturates_is_said(tokens, beta, said):
+    """At the length that is named the push is half of the first: 2 sigmoid(-beta u)."""
+    examples = [{"labels": [-100, *range(tokens)]}] * 3
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_saturation(beta, examples)
+    assert [f"{tokens} tokens or more" in str(warning.message) for warning in caught] == [True] * said
+    if said:
+        nats = float(re.search(r"moved by (\S+) nats", str(caught[0].message))[1])
+        assert 2 * torch.sigmoid(torch.tensor(-beta * tokens * nats)).item() == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_run_on_long_pieces_says_it(tmp_path):
+    write_fictitious_news(tmp_path / "news", articles=5)
+    save_toy(tmp_path / "toy")
+    module = DiPOModule(str(tmp_path / "toy"), beta=1.0, reference_cache=str(tmp_path / "cache"))
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, inference_mode=False,
+    )  # fmt: skip
+    data = MUSEDataModule(str(tmp_path / "toy"), data=str(tmp_path / "news"), max_length=96, batch_size=2)
+    with pytest.warns(UserWarning, match=r"95 tokens or more.*Set model\.reduction: mean"):
+        trainer.fit(module, datamodule=data)
