@@ -99,8 +99,8 @@ def test_the_policy_as_source_and_a_mean(pool: Pool, tasks: dict[str, str], fami
 
 def test_what_is_offloaded_is_trained_after_a_cache_was_made_with_it(pool: Pool, tmp_path: Path) -> None:
     task = str(jobs.write_task(tmp_path))
-    options = {"method": "dipo", "reference": "hidden_states", "strategy": "fsdp2", "cpu_offload": True}
-    ranks = pool.run("train_where_it_lies", task=task, devices=WORLD, batch_size=2, max_steps=1, **options)
+    options: dict[str, Any] = {"method": "dipo", "reference": "hidden_states", "cpu_offload": True, "max_steps": 1}
+    ranks = pool.run("train_where_it_lies", task=task, devices=WORLD, batch_size=2, strategy="fsdp2", **options)
     start = jobs.pretrained_weights(task)
     assert not [name for name, value in ranks[0]["weights"].items() if np.array_equal(value, start[name])]
 
@@ -109,6 +109,6 @@ def test_a_cache_is_of_the_dtype_that_was_computed_in(pool: Pool, tmp_path: Path
     """What stands in the option does not say it: "auto" is another one on each device."""
     task = str(jobs.write_task(tmp_path))
     for caches, strategy, dtype in ((1, "fsdp2", "bfloat16"), (2, "ddp", "auto"), (2, "fsdp2", "float32")):
-        options = {"strategy": strategy, "compute_dtype": dtype, "method": "npo", "reference": "hidden_states"}
-        pool.run("train", task=task, devices=WORLD, batch_size=2, max_steps=1, **options)
+        options: dict[str, Any] = {"compute_dtype": dtype, "method": "npo", "reference": "hidden_states"}
+        pool.run("train", task=task, devices=WORLD, batch_size=2, max_steps=1, strategy=strategy, **options)
         assert len(list((tmp_path / "cache" / str(WORLD)).iterdir())) == caches
