@@ -57,8 +57,8 @@ class DiPOModule(UnlearningModule):
         p: Mass of the set for ``top_p``, in (0, 1).
         rho: Fraction of the largest probability for ``relative``, in (0, 1].
         memory_vector: ``centered`` (logits of the set above the largest logit outside it) or ``raw`` (the logits).
-        alpha: Strength of suppression and amplification; with ``centered``, 1 pulls the set down to the rest. The margin
-            grows with it, so a smaller one wants a larger beta, or the sigmoid brakes late.
+        alpha: Strength of suppression and amplification; with ``centered``, 1 pulls the set down to the rest. The
+            margin grows with it, so a smaller one wants a larger beta, or the sigmoid brakes late.
         reduction: ``sum`` (the sequence KL) or ``mean`` over the positions of a row; long rows want ``mean``.
         scale: Factor of the loss: ``2/beta`` (as NPO writes it) or ``1`` (as DPO writes it).
         form: How the margin is computed: ``logits`` (plain), ``hidden`` (chunk by chunk from hidden states, in a memory
