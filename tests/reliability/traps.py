@@ -80,8 +80,9 @@ def half_a_file(path: Path, target: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-def half_a_row(cache: Any, slots: Any, values: Any) -> None:
+def half_a_row(cache: Any, rows: Any) -> None:
     """Write wrong numbers of the first row only, and mark none as done."""
-    start = cache.starts[slots[0]]
+    slot, values = next(iter(rows.items()))
+    start = cache.starts[slot]
     cache.values[start : start + 1] = values[:1] + 1
     cache.values.flush()
