@@ -30,13 +30,11 @@ from dipo_lightning.objectives.recomputed import in_chunks
 from dipo_lightning.objectives.sequences import batch_mean, sequence_reduce
 from dipo_lightning.position_cache import PositionCache
 from dipo_lightning.reference import (
-    CachedReference,
     DirectionsReference,
     ModelReference,
     Reference,
     hidden_states,
     whole,
-    without_rounding,
 )
 
 
@@ -194,10 +192,9 @@ class DiPOModule(UnlearningModule):
         Four exact ways: from cached directions, from hidden states chunk by chunk (in closed form where the head is a
         plain projection, else by running it again for the gradient), and from logits.
         """
-        first = self.trainer.global_step == 0  # the policy is the reference: the margin shall be 0, not rounding
         if isinstance(self.reference, DirectionsReference):
             assert forget.hidden is not None
-            return self.direction_margins(forget.hidden, first)
+            return self.direction_margins(forget.hidden)
         if self.from_hidden and not self.head_is_linear:
             assert forget.hidden is not None
             head, (hidden, frozen_head) = forget.head, self._frozen
@@ -211,10 +208,10 @@ class DiPOModule(UnlearningModule):
         if self.from_hidden:
             assert forget.head is not None
             weight, (hidden, projection) = forget.head.weight, self._frozen
-            if first and isinstance(self.reference, CachedReference):
-                hidden = without_rounding(hidden, forget.hidden)
+            hidden = self.without_rounding(hidden, forget.hidden)  # type: ignore[arg-type]
             frozen = hidden, weight if projection is None else projection
             inputs = (forget.hidden, weight, *frozen, self.pair, self.chunk_size, self.source)
+            first = self.trainer.global_step == 0  # the policy is the reference: the margin shall be 0, not rounding
             if not (first or self.logs_are_due):
                 return chunked_margin(*inputs), ()  # type: ignore[arg-type]
             measured = chunked_margin_with_rewards(*inputs, compare=first)  # type: ignore[arg-type]
@@ -222,13 +219,13 @@ class DiPOModule(UnlearningModule):
         margin, *found = self.plain_margins(forget.logits, self.reference_logits(forget))
         return margin, tuple(found)
 
-    def direction_margins(self, hidden: Tensor, first: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def direction_margins(self, hidden: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return margin and both rewards over beta (N,) of each position, from hidden states (N, H) and the cache."""
         found = []
         for vector, offset in zip(self._frozen[:2], self._frozen[2:], strict=True):
             reward = margin_from_directions(hidden, vector, torch.zeros_like(offset))
             size = torch.linalg.vector_norm(vector, dim=-1) * torch.linalg.vector_norm(hidden, dim=-1)
-            found.append(reward - (without_rounding(offset, reward, size) if first else offset))
+            found.append(reward - self.without_rounding(offset, reward, size))
         return found[0] - found[1], tuple(found)
 
     def plain_margins(self, policy_logits: Tensor, reference_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -155,10 +155,19 @@ class UnlearningModule(LanguageModelModule):
         assert self.reference is not None
         if answers.half != "forget" and isinstance(self.reference, CachedReference):
             raise RunError(f"the cached reference knows the forget rows only, not {answers.half}; use reference: live")
-        logits = self.reference.logits(answers.batch)
-        if isinstance(self.reference, CachedReference) and self.trainer.global_step == 0:
-            return without_rounding(logits, answers.logits)
-        return logits
+        return self.without_rounding(self.reference.logits(answers.batch), answers.logits)
+
+    def without_rounding(self, frozen: Tensor, own: Tensor, size: Tensor | None = None) -> Tensor:
+        """Return the reference's values, or before the first step the policy's own where a cache holds them rounded.
+
+        Args:
+            frozen: The reference's values.
+            own: The policy's in their place.
+            size: See `dipo_lightning.reference.without_rounding`.
+        """
+        if self.trainer.global_step == 0 and isinstance(self.reference, CachedReference):
+            return without_rounding(frozen, own, size)
+        return frozen
 
     def _skips(self, half: str) -> bool:
         return half == "retain" and (self.retain_loss_name == "none" or self.lambda_ == 0)
