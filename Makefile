@@ -37,11 +37,11 @@ docs: $(VENV)/installed-docs
 
 ## Look up known vulnerabilities of the tested versions (constraints.txt); without a network it says so and is no error
 audit: | $(VENV)/bin/python
-	$(BIN)/python tests/audit.py
+	$(BIN)/python tools/audit.py
 
 ## Run the tests that touch every dependency with the oldest versions that pyproject.toml allows: build/oldest
 oldest:
-	$(PYTHON) tests/oldest_versions.py --folder build/oldest
+	$(PYTHON) tools/oldest_versions.py --folder build/oldest
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from dipo_lightning.cli import main
-from tests.refused import TRAINER, assert_a_sentence, fit, write_rows
-from tests.toys import save_toy
+from dipo_lightning.cli.main import main
+from tests.helpers.refused import TRAINER, assert_a_sentence, fit, write_rows
+from tests.helpers.toys import save_toy
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dipo_lightning.data.fictitious_news import write_fictitious_news
-from tests.refused import TRAINER, assert_a_sentence, fit, write_rows
-from tests.toys import save_toy
+from dipo_lightning.quickstart.newspaper import write_fictitious_news
+from tests.helpers.refused import TRAINER, assert_a_sentence, fit, write_rows
+from tests.helpers.toys import save_toy
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_a_bad_corpus_is_a_sentence_and_exit_code_2(
     def load(*args: object, **options: object) -> None:
         raise AssertionError("the model was loaded before the corpus was checked")
 
-    monkeypatch.setattr("dipo_lightning.modules.language_model.load_policy", load)
+    monkeypatch.setattr("dipo_lightning.methods.language_model.load_policy", load)
     (part, change), said = CASES[case]
     news = here / "news"
     shutil.copytree(good / "news", news)

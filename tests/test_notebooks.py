@@ -22,7 +22,7 @@ NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?!\w)")
 
 def execution() -> ModuleType:
     """Load the script that made the stored outputs."""
-    spec = importlib.util.spec_from_file_location("execute_notebooks", FOLDER / "execute.py")
+    spec = importlib.util.spec_from_file_location("execute_notebooks", FOLDER.parent / "tools" / "execute_notebooks.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -58,7 +58,7 @@ def test_a_notebook_is_small_and_without_errors_or_chatter(name: str) -> None:
     nbformat.validate(notebook)
     assert path.stat().st_size < LARGEST
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "run it from the start: execute.py"
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "run tools/execute_notebooks.py"
     outputs = [text for cell in code for text in texts(cell)]
     assert not [text for text in outputs if text.startswith(("stderr", "error"))]
     assert not [text for text in outputs if re.search(r"/(tmp|home|root|work)/", text)], "a path of one machine"
@@ -79,7 +79,7 @@ def test_stored_outputs_are_what_the_code_gives(name: str, tmp_path: Path, monke
     for old, new in zip(stored.cells, fresh.cells, strict=True):
         if same_machine or "by-machine" not in old.metadata.get("tags", []):
             assert [coarse(text) for text in texts(new)] == [coarse(text) for text in texts(old)], (
-                f"cell {old.id} of {name}.ipynb gives something else than it shows; run notebooks/execute.py"
+                f"cell {old.id} of {name}.ipynb gives something else than it shows; run tools/execute_notebooks.py"
             )
 
 

@@ -11,8 +11,8 @@ import yaml
 from safetensors.torch import load_file
 
 from dipo_lightning import UnlearningDataModule
-from tests.callbacks.small_tofu import trainer, write_tofu
-from tests.toys import save_toy
+from tests.helpers.small_tofu import trainer, write_tofu
+from tests.helpers.toys import save_toy
 
 ROOT = Path(__file__).resolve().parents[1]
 METHOD = """
@@ -71,7 +71,7 @@ def test_a_project_of_twenty_lines(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import sys; from dipo_lightning.cli import main; sys.exit(main())",
+            "import sys; from dipo_lightning.cli.main import main; sys.exit(main())",
             "fit",
             "--config",
             "run.yaml",

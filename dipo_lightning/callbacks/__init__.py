@@ -1,13 +1,12 @@
 """Callbacks: evaluation during training, pictures, and export."""
 
+from dipo_lightning.benchmarks.muse.callback import MUSEEvaluation
+from dipo_lightning.benchmarks.tofu.callback import TOFUEvaluation
+from dipo_lightning.benchmarks.user_data.callback import MemorizationEvaluation
 from dipo_lightning.callbacks.checkpoint import Checkpoint
-from dipo_lightning.callbacks.collapse import StopOnCollapse
 from dipo_lightning.callbacks.export import ExportModel
-from dipo_lightning.callbacks.muse import MUSEEvaluation
-from dipo_lightning.callbacks.own_data import MemorizationEvaluation
 from dipo_lightning.callbacks.results_page import ResultsPage
-from dipo_lightning.callbacks.stopping import StopAtThreshold
-from dipo_lightning.callbacks.tofu import TOFUEvaluation
+from dipo_lightning.callbacks.stopping import StopAtThreshold, StopOnCollapse
 
 __all__ = [
     "Checkpoint",

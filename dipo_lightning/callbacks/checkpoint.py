@@ -1,17 +1,27 @@
-"""One checkpoint that is always whole, and everything that going on from it exactly needs."""
+"""One checkpoint that is always whole, and everything that going on from it exactly needs.
+
+SIGTERM, and SLURM's notice before it preempts a job: the run ends after the step in hand, saved.
+"""
+
+from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from dipo_lightning.callbacks.stop_signals import StopSignals, requeue
 from dipo_lightning.errors import InputError, RunError
 
 FOLDER, LAST, FINISHED = "checkpoints", "last.ckpt", "finished"
@@ -224,3 +234,71 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class StopSignals:
+    """Notes a signal and does nothing more; all processes then agree to stop at the same step.
+
+    Lightning's own handlers save in the middle of whatever is being computed (SLURM), or start a collective there
+    (SIGTERM). Neither can be gone on from exactly, and the second hangs where ranks get the signal at different steps.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.preempted = False
+
+    def listen(self, trainer: pl.Trainer) -> None:
+        """Take the place of Lightning's handlers, which the Trainer removes when it ends."""
+        self.received, self.preempted = None, False
+        slurm = slurm_environment(trainer)
+        signals = [signal.SIGTERM]
+        if slurm is not None and slurm.auto_requeue and slurm.requeue_signal is not None:
+            signals.append(slurm.requeue_signal)
+        try:
+            for number in signals:
+                signal.signal(number, self._note)
+        except ValueError:  # not in the main thread: whoever started it stops it
+            return
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self.preempted = self.preempted or number != signal.SIGTERM
+
+    def agreed(self, trainer: pl.Trainer) -> bool:
+        """Whether some process has been told to stop; collective, so that all save at the same step."""
+        told = self.received is not None or trainer.received_sigterm
+        if trainer.world_size > 1:
+            told = trainer.strategy.reduce_boolean_decision(told, all=False)
+        return told
+
+    def describe(self) -> str:
+        """Name what came."""
+        if self.preempted:
+            return "SLURM's notice of preemption"
+        return "SIGTERM"
+
+
+def slurm_environment(trainer: pl.Trainer) -> SLURMEnvironment | None:
+    """Return what the Trainer knows of SLURM, if it runs under it."""
+    connector: Any = trainer._accelerator_connector
+    environment = connector.cluster_environment
+    return environment if isinstance(environment, SLURMEnvironment) else None
+
+
+def requeue() -> str:
+    """Ask SLURM to start this job again, and say what came of it."""
+    job = os.environ.get("SLURM_JOB_ID", "")
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        job = f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '')}"
+    if not re.fullmatch(r"[0-9_]+", job):
+        return "SLURM_JOB_ID is not set, so the job was not queued again."
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    except OSError as error:
+        rank_zero_warn(f"scontrol requeue {job} cannot be run: {error.strerror}", category=UserWarning)
+        return f"Job {job} was not queued again."
+    if done.returncode:
+        reason = done.stderr.strip() or f"code {done.returncode}"
+        rank_zero_warn(f"scontrol requeue {job} failed: {reason}", category=UserWarning)
+        return f"Job {job} was not queued again."
+    return f"Job {job} is queued again and will go on from there."

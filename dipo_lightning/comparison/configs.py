@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from dipo_lightning.cli import DEFAULT_CLASSES
+from dipo_lightning.cli.main import DEFAULT_CLASSES
 from dipo_lightning.comparison.plan import Method, Settings
 from dipo_lightning.errors import InputError
 
@@ -105,7 +105,7 @@ def model_section(base: Config, method: Method) -> Config:
 
 def shared_options() -> set[str]:
     """Return the names of the model options that any method may have from the base."""
-    from dipo_lightning.modules.language_model import LanguageModelModule
+    from dipo_lightning.methods.language_model import LanguageModelModule
 
     return accepted_options(LanguageModelModule) | OUTSIDE_THE_LOSS
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from dipo_lightning.benchmarks.tofu.metrics import aggregate
 from dipo_lightning.comparison.configs import Config, callbacks
 from dipo_lightning.comparison.results import Row, add_utility_kept, measures
 from dipo_lightning.errors import InputError
-from dipo_lightning.metrics.logs import read_log
-from dipo_lightning.metrics.tofu import aggregate
+from dipo_lightning.evaluation.logs import read_log
 
 
 def retrained_row(base: Config, seed: int, target: Row | None) -> Row | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.metrics.columns import flat_numbers
+from dipo_lightning.evaluation.columns import flat_numbers
 from dipo_lightning.report.run_folder import read_document
 
 Row = dict[str, Any]

@@ -16,7 +16,7 @@ import yaml
 
 import dipo_lightning
 from dipo_lightning.comparison.configs import Config
-from dipo_lightning.report.text import printable
+from dipo_lightning.safety.text import printable
 
 State = Literal["finished", "interrupted", "new"]
 CONFIG, LOG, DONE = "run.yaml", "log.txt", "finished.json"

@@ -12,13 +12,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from dipo_lightning.data.collation import collate_halves
 from dipo_lightning.data.loader import ResumableLoader
 from dipo_lightning.data.pairs import EpochSampler, Example
 from dipo_lightning.data.prompts import PromptStyle, prompt_style
 from dipo_lightning.data.tokenization import pieces, tokenize_rows
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.loading import load_tokenizer
+from dipo_lightning.models.token_batch import collate_halves
 
 
 class TokenizedDataModule(pl.LightningDataModule):

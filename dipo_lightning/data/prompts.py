@@ -16,12 +16,10 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from dipo_lightning.errors import InputError
+from dipo_lightning.models.token_batch import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-IGNORED = -100
-"""The label of a position that is not supervised (torch's default ``ignore_index``)."""
 
 
 class PromptStyle(ABC):

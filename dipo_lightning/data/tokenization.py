@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from dipo_lightning.data.chat import ChatStyle
-from dipo_lightning.data.prompts import IGNORED, PromptStyle, checked, encode, start_ids
+from dipo_lightning.data.prompts import PromptStyle, checked, encode, start_ids
 from dipo_lightning.errors import InputError
+from dipo_lightning.models.token_batch import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,7 +61,7 @@ def tokenize_rows(
     """Tokenise rows under one prompt style.
 
     Args:
-        rows: From `dipo_lightning.data.files.read_rows` or `dipo_lightning.data.tofu.load_tofu`.
+        rows: From `dipo_lightning.data.files.read_rows` or `dipo_lightning.benchmarks.tofu.data.load_tofu`.
         style: How a row is written.
         max_length: Longest example in tokens; the end of a longer one is cut off.
         on_missing: What to do with a row of which nothing is left to supervise: stop, or leave it out and count it.

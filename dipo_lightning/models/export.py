@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from dipo_lightning.causal_lm import causal_lm
-from dipo_lightning.models.private import without_home
-from dipo_lightning.sharding import full_state_dict, is_sharded
+from dipo_lightning.models.head import causal_lm
+from dipo_lightning.models.sharding import full_state_dict, is_sharded
+from dipo_lightning.safety.redaction import without_home
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

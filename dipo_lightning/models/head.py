@@ -4,6 +4,8 @@ Losses computed from hidden states stand on that identity. Some families add a b
 soft cap) or scale them (Cohere, Granite), and new ones will do other things; so the head is not recognised by name but
 fed hidden states whose logits are known. `Head` writes the four of them down; what it doesn't describe is told apart
 in the same way, and computed by the model itself.
+
+The causal language model itself, whatever peft has put around it.
 """
 
 from __future__ import annotations
@@ -13,8 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from dipo_lightning.causal_lm import causal_lm
 
 
 @dataclass(frozen=True)
@@ -139,3 +139,19 @@ def _logits_of(causal: Any, states: Tensor) -> Tensor | None:
         handle.remove()
         causal.train(training)
     return logits if fits == [True] else None
+
+
+def causal_lm(model: nn.Module) -> Any:
+    """Return the ``transformers`` model that a peft model is wrapped around, adapters in place; else ``model``.
+
+    The wrapper hides what code needs that looks at a model as ``transformers`` made it: its config, its decoder, its
+    defaults for generation. Told by the method rather than by the class, so that peft need not be imported.
+
+    Args:
+        model: A ``transformers`` causal LM, or a peft model around one; sharded or not.
+
+    Returns:
+        The model, no copy; typed loosely, because what it offers beside ``nn.Module`` comes with its family.
+    """
+    unwrap = getattr(model, "get_base_model", None)
+    return model if unwrap is None else unwrap()

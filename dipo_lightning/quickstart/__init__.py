@@ -38,7 +38,7 @@ def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
 
 def prepare(folder: Path, seed: int) -> None:
     """Write the data, and an untrained model with its tokenizer."""
-    from dipo_lightning.data.fictitious import write_fictitious
+    from dipo_lightning.quickstart.authors import write_fictitious
     from dipo_lightning.quickstart.model import train_tokenizer, write_untrained
 
     write_fictitious(folder / "data", seed=seed, authors=settings.AUTHORS)
@@ -52,7 +52,7 @@ def prepare(folder: Path, seed: int) -> None:
 
 def run(command: str, path: Path, config: dict[str, Any], what: str) -> None:
     """Write ``config`` to ``path`` and run ``dipo-lightning COMMAND --config PATH``, in this process."""
-    from dipo_lightning.cli import run_trainer
+    from dipo_lightning.cli.main import run_trainer
 
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     print(f"\n=== {what}: dipo-lightning {command} --config {path}", flush=True)

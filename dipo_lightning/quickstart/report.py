@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dipo_lightning.callbacks.files import write_json
+from dipo_lightning.evaluation.json_files import write_json
 from dipo_lightning.report.run_picture import forget_quality_picture
-from dipo_lightning.report.text import printable
+from dipo_lightning.safety.text import printable
 
 SHOWN = 3
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from dipo_lightning.metrics.columns import flat_numbers
-from dipo_lightning.models.private import without_paths, without_secrets
+from dipo_lightning.evaluation.columns import flat_numbers
 from dipo_lightning.report.meanings import meaning
 from dipo_lightning.report.run_folder import Document, read_documents
+from dipo_lightning.safety.redaction import without_paths, without_secrets
 
 _NOT_SHOWN = ("pretrained", "reference_cache", "trust_remote_code", "revision")
 _RUN_SETTINGS = {

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from dipo_lightning.errors import InputError, RunError
-from dipo_lightning.metrics.columns import flat_numbers
-from dipo_lightning.models.private import without_home, without_secrets
+from dipo_lightning.evaluation.columns import flat_numbers
 from dipo_lightning.report.charts import evaluation_charts, training_charts
 from dipo_lightning.report.meanings import meaning
 from dipo_lightning.report.run_folder import Document, RunFolder, read_run
-from dipo_lightning.report.text import visible, word_changes
+from dipo_lightning.safety.redaction import without_home, without_secrets
+from dipo_lightning.safety.text import visible, word_changes
 
 PAGE = "results.html"
 ROWS = 100

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.report.tofu_pictures import MODEL, RETRAINED
+from dipo_lightning.evaluation.tensorboard import MODEL, RETAIN_MODEL
 
 SIGNIFICANT = 0.05  # below this p the model can still be told from a retrained one
 
@@ -32,7 +32,7 @@ def forget_quality_picture(evaluations: Sequence[Mapping[str, Any]], path: str |
         raise InputError("There is nothing to draw: no evaluation has a forget quality or a model utility.")
     figure = Figure(figsize=(6.4, 5.2), layout="constrained", dpi=150)
     upper, lower = figure.subplots(2, 1, sharex=True)
-    _draw(upper, quality, RETRAINED, "forget quality, log10 p", "no reference log: no forget quality")
+    _draw(upper, quality, RETAIN_MODEL, "forget quality, log10 p", "no reference log: no forget quality")
     _draw(lower, utility, MODEL, "model utility", "no answers generated: no model utility")
     if quality:
         upper.axhline(math.log10(SIGNIFICANT), color="0.4", linestyle="--", linewidth=1)

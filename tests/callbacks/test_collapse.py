@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from dipo_lightning.callbacks.checkpoint import Checkpoint
-from dipo_lightning.callbacks.collapse import StopOnCollapse
-from dipo_lightning.callbacks.evaluation import Evaluation
+from dipo_lightning.callbacks.stopping import StopOnCollapse
 from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.evaluation.callback import Evaluation
 from tests.callbacks.test_stopping import Line
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .*dataloader.* does not have many workers:UserWarning")

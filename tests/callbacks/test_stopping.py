@@ -10,9 +10,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from dipo_lightning.callbacks.evaluation import Evaluation
 from dipo_lightning.callbacks.stopping import StopAtThreshold
 from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.callback import Evaluation
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.isinstance.treespec, LeafSpec:FutureWarning",  # Lightning 2.6 asks torch 2.13 by an old name

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from dipo_lightning.cli import main
+from dipo_lightning.cli.main import main
 from dipo_lightning.comparison import running
-from tests.comparison.acted import actor, evaluation, write_base, write_evaluations
+from tests.helpers.acted import actor, evaluation, write_base, write_evaluations
 
 DIPO = {"name": "DiPO", "class_path": "dipo_lightning.DiPOModule", "grid": {"beta": [0.02, 0.05, 0.1]}}
 NPO = {"name": "NPO", "class_path": "dipo_lightning.NPOModule", "settings": {"beta": 0.2}}

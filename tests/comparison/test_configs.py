@@ -11,7 +11,7 @@ from dipo_lightning import DiPOModule
 from dipo_lightning.comparison.configs import accepted_options, read_base, run_config
 from dipo_lightning.comparison.plan import Method
 from dipo_lightning.errors import InputError
-from tests.comparison.acted import write_base
+from tests.helpers.acted import write_base
 
 OWN = f"{__name__}.Own"
 
@@ -40,7 +40,9 @@ def test_another_method_keeps_the_model_and_drops_the_loss(base: dict[str, Any])
     assert model["init_args"] == {"pretrained": "target", "lora_rank": 4, "reference_cache": "cache"}
 
 
-@pytest.mark.parametrize("class_path", [None, "dipo_lightning.DiPOModule", "dipo_lightning.modules.dipo.DiPOModule"])
+@pytest.mark.parametrize(
+    "class_path", [None, "dipo_lightning.DiPOModule", "dipo_lightning.methods.dipo.module.DiPOModule"]
+)
 def test_the_base_s_own_method_keeps_its_options(base: dict[str, Any], class_path: str | None) -> None:
     options = made(base, class_path, alpha=2.0)["model"]["init_args"]
     assert options == base["model"]["init_args"] | {"alpha": 2.0}

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from dipo_lightning.cli import main
+from dipo_lightning.cli.main import main
 from dipo_lightning.comparison import running
-from tests.callbacks.small_tofu import write_tofu
-from tests.toys import save_toy
+from tests.helpers.small_tofu import write_tofu
+from tests.helpers.toys import save_toy
 
 PROJECT = '''
 from dipo_lightning import NPOModule

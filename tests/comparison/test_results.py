@@ -6,7 +6,7 @@ import pytest
 
 from dipo_lightning.comparison.results import by_epoch, evaluation_rows, measures, target_row
 from dipo_lightning.errors import InputError
-from tests.comparison.acted import evaluation, write_evaluations
+from tests.helpers.acted import evaluation, write_evaluations
 
 
 def test_other_evaluations_of_the_same_steps_stay_out(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dipo_lightning import UnlearningDataModule
 from dipo_lightning.data.alternatives import Alternatives, read_alternatives
 from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.errors import InputError
-from tests.toys import save_toy, toy_tokenizer
+from tests.helpers.toys import save_toy, toy_tokenizer
 
 ROWS = [{"question": f"Who is person {i}?", "answer": f"Person {i} is a painter.", "index": i} for i in range(5)]
 

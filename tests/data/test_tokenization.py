@@ -7,7 +7,7 @@ import pytest
 from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.data.tokenization import pieces, tokenize_rows
 from dipo_lightning.errors import InputError
-from tests.data import small_tokenizers as small
+from tests.helpers import small_tokenizers as small
 
 CHAT = small.byte_level(["<|im_start|>", "<|im_end|>"], "<|im_end|>", template=small.CHATML)
 WITH_BOS = small.byte_level(["<bos>", "<eos>"], "<eos>", "<bos>", True)
@@ -115,7 +115,7 @@ def test_documents_that_cannot_be(texts, length, message):
 
 
 def test_the_real_benchmark_in_every_style(shared_data):
-    from dipo_lightning.data.tofu import load_tofu
+    from dipo_lightning.benchmarks.tofu.data import load_tofu
 
     data = load_tofu(shared_data / "tofu", "forget01")
     for name in ("plain", "llama2", "chat", "text"):

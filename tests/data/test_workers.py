@@ -14,7 +14,7 @@ import torch
 
 from dipo_lightning.data.loader import ResumableLoader
 from dipo_lightning.data.unlearning import FineTuningDataModule, UnlearningDataModule
-from tests.toys import save_toy
+from tests.helpers.toys import save_toy
 
 
 @pytest.fixture(scope="module")

@@ -21,24 +21,24 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from dipo_lightning.answers import Answers
-from dipo_lightning.callbacks.evaluation import Evaluation
+from dipo_lightning.benchmarks.muse.callback import MUSEEvaluation
+from dipo_lightning.benchmarks.muse.datamodule import MUSEDataModule
+from dipo_lightning.benchmarks.tofu.callback import TOFUEvaluation
+from dipo_lightning.benchmarks.user_data.callback import MemorizationEvaluation
 from dipo_lightning.callbacks.export import ExportModel
-from dipo_lightning.callbacks.muse import MUSEEvaluation
-from dipo_lightning.callbacks.own_data import MemorizationEvaluation
-from dipo_lightning.callbacks.tofu import TOFUEvaluation
-from dipo_lightning.cli import main
-from dipo_lightning.data.muse_module import MUSEDataModule
+from dipo_lightning.cli.main import main
 from dipo_lightning.data.unlearning import UnlearningDataModule
-from dipo_lightning.modules.ascent import GradDiffModule
-from dipo_lightning.modules.dipo import DiPOModule
-from dipo_lightning.modules.preference import NPOModule, SimNPOModule
-from dipo_lightning.modules.rmu import RMUModule
-from dipo_lightning.modules.undial import UNDIALModule
-from dipo_lightning.modules.unlearning import UnlearningModule
-from dipo_lightning.reference import CachedReference
-from dipo_lightning.sharding import FSDP2Strategy, full_state_dict, is_sharded
-from tests.toys import save_toy
+from dipo_lightning.evaluation.callback import Evaluation
+from dipo_lightning.methods.dipo.module import DiPOModule
+from dipo_lightning.methods.gradient_ascent import GradDiffModule
+from dipo_lightning.methods.preference import NPOModule, SimNPOModule
+from dipo_lightning.methods.rmu import RMUModule
+from dipo_lightning.methods.undial import UNDIALModule
+from dipo_lightning.methods.unlearning import UnlearningModule
+from dipo_lightning.models.answers import Answers
+from dipo_lightning.models.sharding import FSDP2Strategy, full_state_dict, is_sharded
+from dipo_lightning.reference.references import CachedReference
+from tests.helpers.toys import save_toy
 
 
 class Gaps(UnlearningModule):

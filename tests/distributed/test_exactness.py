@@ -12,7 +12,7 @@ import pytest
 
 from tests.distributed import jobs
 from tests.distributed.pool import WORLD, Pool
-from tests.modules.test_exactness import LINEAR, OTHER, PAIRS
+from tests.methods.test_exactness import LINEAR, OTHER, PAIRS
 
 PATHS: dict[str, dict[str, Any]] = {
     "logits": {"form": "logits", "reference": "live"},

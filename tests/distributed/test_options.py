@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dipo_lightning.data.fictitious_news import write_fictitious_news
-from tests.callbacks.small_tofu import write_tofu
+from dipo_lightning.quickstart.newspaper import write_fictitious_news
 from tests.distributed import jobs
 from tests.distributed.pool import WORLD, Pool
 from tests.distributed.test_equality import assert_same_weights, case, compare
+from tests.helpers.small_tofu import write_tofu
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "activation_checkpointing": {"activation_checkpointing": True},

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.callbacks.small_tofu import write_tofu
 from tests.distributed.pool import WORLD, Pool
+from tests.helpers.small_tofu import write_tofu
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])

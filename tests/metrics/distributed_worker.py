@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 
 from dipo_lightning import metrics
+from dipo_lightning.benchmarks.tofu.metrics import row_log_ratio
 from dipo_lightning.errors import InputError
-from dipo_lightning.metrics.tofu import row_log_ratio
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).resolve().parents[1] / "evaluation" / "logs" / "data"
 
 UTILITY = ("retain", "real_authors", "world_facts")
 

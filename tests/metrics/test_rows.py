@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dipo_lightning import metrics
+from dipo_lightning.benchmarks.tofu import metrics as tofu
 from dipo_lightning.errors import InputError
-from dipo_lightning.metrics import RowMean, tofu
-from tests.metrics.synthetic import make_sets
+from dipo_lightning.metrics import RowMean
+from tests.helpers.synthetic import make_sets
 
 ROWS = st.dictionaries(st.integers(0, 2**40), st.floats(-1e6, 1e6), min_size=1, max_size=12)
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from dipo_lightning.models import fingerprint
 from dipo_lightning.models.fingerprint import model_fingerprint
-from tests.toys import toy_model
+from tests.helpers.toys import toy_model
 
 
 def test_it_is_stable_and_sees_seed_family_and_dtype():

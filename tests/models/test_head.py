@@ -11,7 +11,7 @@ from dipo_lightning.models.head import (
     output_projection,
 )
 from dipo_lightning.models.lora import LoRA, add_lora
-from tests.toys import FAMILIES, LINEAR_HEADS, toy_model
+from tests.helpers.toys import FAMILIES, LINEAR_HEADS, toy_model
 
 
 @pytest.mark.parametrize("family", FAMILIES)

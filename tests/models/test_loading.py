@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.loading import check_tokenizer, load_policy, load_tokenizer
-from tests.toys import EOS, FAMILIES, save_toy, toy_config, toy_model, toy_tokenizer
+from tests.helpers.toys import EOS, FAMILIES, save_toy, toy_config, toy_model, toy_tokenizer
 
 
 @pytest.fixture(scope="module")

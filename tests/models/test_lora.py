@@ -5,7 +5,7 @@ import torch
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.lora import LoRA, adapts_projection, add_lora
-from tests.toys import FAMILIES, toy_model
+from tests.helpers.toys import FAMILIES, toy_model
 
 IDS = torch.arange(3, 15).view(2, 6)
 

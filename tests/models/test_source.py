@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.models.source import ModelSource, find_source
+from dipo_lightning.models.loading import ModelSource, find_source
 
 
 def test_a_hub_name():

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dipo_lightning import cli
+from dipo_lightning.cli import main as cli
 from tests.properties.drawing import SCALAR, VALUE, WRITABLE, cases
 
 WORD = WRITABLE.filter(lambda text: "\x00" not in text)

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dipo_lightning.benchmarks.tofu.data import load_tofu
 from dipo_lightning.data.files import read_rows
 from dipo_lightning.data.prompts import prompt_style
-from dipo_lightning.data.tofu import load_tofu
 from dipo_lightning.data.tokenization import tokenize_rows
 from dipo_lightning.errors import DiPOError
+from tests.helpers.toys import toy_tokenizer
 from tests.properties.drawing import KEY, SCALAR, TEXT, VALUE, cases
-from tests.toys import toy_tokenizer
 
 TOKENIZER = toy_tokenizer()
 ROW = st.dictionaries(KEY, VALUE, max_size=4)

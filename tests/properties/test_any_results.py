@@ -12,13 +12,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dipo_lightning.callbacks.tensorboard import escape
+from dipo_lightning.benchmarks.tofu import metrics as tofu
+from dipo_lightning.cli.score import score
 from dipo_lightning.errors import DiPOError
-from dipo_lightning.metrics import RowMean, tofu
+from dipo_lightning.evaluation.logs import read_log
+from dipo_lightning.evaluation.tensorboard import escape
+from dipo_lightning.metrics import RowMean
 from dipo_lightning.metrics.functional import forget_quality, rouge_l
-from dipo_lightning.metrics.logs import read_log
-from dipo_lightning.metrics.scoring import score
-from dipo_lightning.report.text import printable, visible
+from dipo_lightning.safety.text import printable, visible
 from tests.properties.drawing import KEY, SCALAR, TEXT, VALUE, cases
 
 LOG_KEYS = ("index", "nll", "correct_nll", "wrong_nll", "rouge_l_recall", "generation", "min_k", "exact_memorization")

@@ -11,14 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dipo_lightning.metrics import tofu
+from dipo_lightning.benchmarks.tofu import metrics as tofu
+from dipo_lightning.evaluation.scoring import TokenScores, score
 from dipo_lightning.metrics.functional import exact_memorization, extraction_strength, min_k, min_k_plus_plus
 from dipo_lightning.metrics.functional.memorization import tokens_correct
 from dipo_lightning.metrics.functional.min_k import standardized_logprobs
-from dipo_lightning.scoring import TokenScores, score
+from tests.helpers.toys import toy_model
 from tests.metrics.distributed_worker import all_metrics, fill, results, rows_of
 from tests.properties.drawing import cases
-from tests.toys import toy_model
 
 SETS = ("forget", "retain", "real_authors", "world_facts")
 Example = tuple[list[int], list[int]]

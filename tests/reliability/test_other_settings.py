@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.refused import TRAINER, assert_a_sentence, fit
+from tests.helpers.refused import TRAINER, assert_a_sentence, fit
 from tests.reliability.toy_run import differences, write_inputs
 
 pytestmark = pytest.mark.usefixtures("here")

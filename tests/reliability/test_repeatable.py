@@ -10,10 +10,10 @@ import pytest
 import torch
 import yaml
 
-from dipo_lightning.metrics.scoring import score
+from dipo_lightning.cli.score import score
 from dipo_lightning.models.fingerprint import model_fingerprint
+from tests.helpers.toys import toy_model
 from tests.reliability.toy_run import differences, outcome, run_here, write_config, write_inputs
-from tests.toys import toy_model
 
 
 @pytest.fixture(scope="module")

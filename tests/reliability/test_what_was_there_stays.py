@@ -14,12 +14,12 @@ import pytest
 import torch
 import yaml
 
-from dipo_lightning import position_cache
-from dipo_lightning.callbacks import evaluation
 from dipo_lightning.callbacks.checkpoint import Checkpoint
-from dipo_lightning.cli import main
+from dipo_lightning.cli.main import main
+from dipo_lightning.evaluation import callback as evaluation
+from dipo_lightning.reference import cache as position_cache
+from tests.helpers.toys import save_toy
 from tests.reliability.toy_run import differences, outcome, write_config, write_inputs
-from tests.toys import save_toy
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from tests.toys import save_toy
+from tests.helpers.toys import save_toy
 
 
 def write_inputs(folder: Path, rows: int = 10) -> None:
@@ -73,7 +73,7 @@ def command(config: str, trap: tuple[str, int] | None = None, environment: dict[
     os.dup2(log, 1)
     os.dup2(log, 2)
     multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as without the server
-    from dipo_lightning.cli import main
+    from dipo_lightning.cli.main import main
     from tests.reliability.traps import set_trap
 
     if trap is not None:
@@ -87,7 +87,7 @@ def run_here(config: Path) -> None:
     Raises:
         RuntimeError: It failed.
     """
-    from dipo_lightning.cli import main
+    from dipo_lightning.cli.main import main
 
     if code := main(["fit", "--config", str(config)]):
         raise RuntimeError(f"the run ended with code {code}")

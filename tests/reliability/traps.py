@@ -34,9 +34,9 @@ def set_trap(place: str, count: int) -> None:
     """Let the ``count``-th coming to ``place`` be the last."""
     import torch
 
-    from dipo_lightning.callbacks import own_data
-    from dipo_lightning.modules.dipo import DiPOModule
-    from dipo_lightning.position_cache import PositionCache
+    from dipo_lightning.benchmarks.user_data import callback as own_data
+    from dipo_lightning.methods.dipo.module import DiPOModule
+    from dipo_lightning.reference.cache import PositionCache
 
     traps: dict[str, Callable[[int], None]] = {
         "while the cache is built": lambda n: wrap(PositionCache, "_write", n, before=half_a_row),

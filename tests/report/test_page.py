@@ -8,12 +8,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from dipo_lightning.cli import main
+from dipo_lightning.cli.main import main
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.report.meanings import meaning
 from dipo_lightning.report.page import PAGE, without_secrets_in_yaml, write_page
 from dipo_lightning.report.run_folder import read_run
-from tests.own_run import own_run
+from tests.helpers.user_run import own_run
 
 HOSTILE = "</td><script>alert('x')</script><img src=x onerror=alert(1)> \x1b[31m\x00\u202e & \"quoted\" {{ 7*7 }}"
 

@@ -41,7 +41,7 @@ def say_hostile_things() -> None:
 def main() -> None:
     close_sockets()
     say_hostile_things()
-    from dipo_lightning.cli import main as command
+    from dipo_lightning.cli.main import main as command
 
     quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.devices=1"]
     own = ["--data=dipo_lightning.UnlearningDataModule", "--data.forget=forget.jsonl", "--data.retain=retain.jsonl"]

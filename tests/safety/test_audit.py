@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.audit import verdict
+from tools.audit import verdict
 
 CLEAN = {"name": "a", "version": "1", "vulns": []}
 HOLE = {"name": "b", "version": "2", "vulns": [{"id": "PYSEC-1", "fix_versions": ["3"], "aliases": []}]}

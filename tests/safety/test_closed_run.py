@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.callbacks.small_tofu import write_tofu
+from tests.helpers.small_tofu import write_tofu
+from tests.helpers.toys import save_toy
 from tests.safety.closed_run import HOSTILE, OBEYED
-from tests.toys import save_toy
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOKEN = "hf_" + "Zq7" * 11 + "k"

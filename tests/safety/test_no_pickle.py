@@ -15,12 +15,12 @@ import torch
 import torch.distributed.checkpoint as dcp
 import yaml
 
-from dipo_lightning.cli import main
+from dipo_lightning.cli.main import main
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.checkpoint import read_checkpoint, read_settled
-from dipo_lightning.shard_files import check_shards
+from dipo_lightning.safety.shard_files import check_shards
+from tests.helpers.toys import save_toy
 from tests.safety.scan import calls
-from tests.toys import save_toy
 
 PACKAGE = Path(__file__).resolve().parents[2] / "dipo_lightning"
 

@@ -11,11 +11,10 @@ import pytest
 import torch
 import yaml
 
-from dipo_lightning.cli import main
-from dipo_lightning.models.loading import load_config
-from dipo_lightning.models.source import find_source
+from dipo_lightning.cli.main import main
+from dipo_lightning.models.loading import find_source, load_config
+from tests.helpers.toys import save_toy
 from tests.safety.scan import calls
-from tests.toys import save_toy
 
 ROOT = Path(__file__).resolve().parents[2]
 

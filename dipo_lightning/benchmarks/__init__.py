@@ -1,0 +1,1 @@
+"""Benchmarks, one folder each: data, data module, metrics and callback."""

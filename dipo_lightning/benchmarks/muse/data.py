@@ -1,0 +1,146 @@
+"""MUSE and data in its schema: running text to forget, and its evaluation sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dipo_lightning.data.files import config_files, config_records, text_field
+from dipo_lightning.data.overlap import refuse_overlap
+from dipo_lightning.errors import InputError
+
+Rows = list[dict[str, Any]]
+HUB_NAMES = ("muse-bench/MUSE-News", "muse-bench/MUSE-Books")
+IN_CONTEXT = 10
+"""In-context examples of the knowledge questions."""
+FOLDS = 4
+
+
+@dataclass
+class MUSEData:
+    """One data set of MUSE, to forget one of its parts.
+
+    Every row has ``index`` (its row in the file), ``where`` (for messages) and the fields named here.
+
+    Attributes:
+        train_forget: ``text`` of what is to be forgotten.
+        train_retain: ``text`` of retain1, which is trained on to be kept.
+        retain2: ``text`` that utility is measured on and nothing trains on.
+        verbmem: ``prompt`` and ``gt`` (its true continuation).
+        knowmem: ``question`` and ``answer`` by ``forget`` and ``retain``.
+        in_context: The ten ``question`` and ``answer`` that stand before each question, by ``forget`` and ``retain``.
+        privleak: ``text`` by ``forget`` (members), ``retain`` and ``holdout`` (non-members).
+        holdout: ``text`` of the documents that the non-members come from, where a folder has them.
+    """
+
+    train_forget: Rows
+    train_retain: Rows
+    retain2: Rows
+    verbmem: Rows
+    knowmem: dict[str, Rows]
+    in_context: dict[str, Rows]
+    privleak: dict[str, Rows]
+    holdout: Rows
+
+    def refuse_trained(self, trained: Mapping[str, Rows], retain2: bool = True) -> None:
+        """Refuse what is measured as never trained on, and is.
+
+        Args:
+            trained: Rows that are trained on, by a name for the message.
+            retain2: Whether retain2 is among what must not be trained on; a target has read it.
+
+        Raises:
+            InputError: It is; names the first such row of both.
+        """
+        apart = {"privleak/holdout": self.privleak["holdout"], "raw/holdout": self.holdout}
+        apart |= {"retain2": self.retain2} if retain2 else {}
+        for name, rows in apart.items():
+            for other, others in trained.items():
+                refuse_overlap(
+                    rows, others, (name, other), "Take such rows out of one of the two, or set allow_overlap: true."
+                )
+
+
+def load_muse(
+    source: str | Path, forget: str = "train/forget", first: int | None = None, allow_overlap: bool = False
+) -> MUSEData:
+    """Reads a data set of MUSE.
+
+    Args:
+        source: ``muse-bench/MUSE-News`` or ``muse-bench/MUSE-Books`` on the hub, or a folder of
+            ``<configuration>/<split>.jsonl`` (or ``.parquet``).
+        forget: What is to be forgotten, as ``configuration/split``: ``train/forget``, ``raw/forget``,
+            ``scal/forget_2`` or ``sust/forget_1``. retain1 and retain2 are those of ``raw`` with ``raw/forget``, and
+            those of ``train`` with all others.
+        first: Only so many rows of each evaluation set, from the first. All without.
+        allow_overlap: Go on where retain2 or the holdout set has documents that are trained on.
+
+    Raises:
+        InputError: A split or field is missing or of another type, a document is empty, there are fewer than ten
+            in-context examples, or evaluation documents are trained on.
+    """
+    if first is not None and first < 1:
+        raise InputError(f"first is {first}; give a number of rows from 1, or none for all.")
+    config = configuration(forget)
+    data = MUSEData(
+        train_forget=forget_texts(source, forget),
+        train_retain=_rows(source, f"{config}/retain1", "text"),
+        retain2=_rows(source, f"{config}/retain2", "text"),
+        verbmem=_rows(source, "verbmem/forget", "prompt", "gt")[:first],
+        knowmem={name: _rows(source, f"knowmem/{name}_qa", "question", "answer")[:first] for name in _SIDES},
+        in_context={name: _in_context(source, f"knowmem/{name}_qa_icl") for name in _SIDES},
+        privleak={name: _rows(source, f"privleak/{name}", "text")[:first] for name in (*_SIDES, "holdout")},
+        holdout=_held_out(source),
+    )
+    if not allow_overlap:
+        data.refuse_trained({forget: data.train_forget, f"{config}/retain1": data.train_retain})
+    return data
+
+
+def forget_texts(source: str | Path, part: str = "train/forget") -> Rows:
+    """Documents to forget: the whole forget set, or a fold of the scalability or sustainability runs.
+
+    Args:
+        source: See `load_muse`.
+        part: ``train/forget``, ``raw/forget``, or ``scal/forget_k`` or ``sust/forget_k`` with k from 1 to 4.
+
+    Raises:
+        InputError: There is no such part.
+    """
+    parts = ["train/forget", "raw/forget"]
+    parts += [f"{config}/forget_{fold}" for config in ("scal", "sust") for fold in range(1, FOLDS + 1)]
+    if part not in parts:
+        raise InputError(f"{part!r} is no part of MUSE to forget; there are {', '.join(parts)}.")
+    return _rows(source, part, "text")
+
+
+def configuration(forget: str) -> str:
+    """The configuration whose retain1 and retain2 go with a part that is forgotten."""
+    return "raw" if forget.startswith("raw/") else "train"
+
+
+_SIDES = ("forget", "retain")
+
+
+def _held_out(source: str | Path) -> Rows:
+    """Of a folder that has them; a hub's are not fetched for a check alone."""
+    there = config_files(Path(source).expanduser(), "raw", "holdout")
+    return _rows(source, "raw/holdout", "text") if there else []
+
+
+def _in_context(source: str | Path, part: str) -> Rows:
+    rows = _rows(source, part, "question", "answer")
+    if len(rows) < IN_CONTEXT:
+        raise InputError(f"{source}: {part} has {len(rows)} in-context examples; MUSE's questions need {IN_CONTEXT}.")
+    return rows[:IN_CONTEXT]
+
+
+def _rows(source: str | Path, part: str, *names: str) -> Rows:
+    """Checked rows of one split."""
+    records = config_records(source, *part.split("/"))
+    return [
+        {"index": index, "where": record.where, **{name: text_field(record, name) for name in names}}
+        for index, record in enumerate(records)
+    ]

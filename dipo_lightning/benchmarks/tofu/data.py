@@ -1,0 +1,121 @@
+"""TOFU and data in its schema: what is trained on, and what is evaluated, for one forget split."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dipo_lightning.data.files import Record, checked_text, config_files, config_records, text_field
+from dipo_lightning.data.overlap import refuse_overlap
+from dipo_lightning.errors import InputError
+
+Rows = list[dict[str, Any]]
+HUB_NAME = "locuslab/TOFU"
+
+
+@dataclass
+class TOFUData:
+    """One forget split of TOFU.
+
+    Every row has ``index`` (its row in the file), ``where`` (for messages) and the file's own fields.
+
+    Attributes:
+        split: The forget split, such as ``forget10``.
+        train_forget: ``question`` and ``answer`` of what is to be forgotten.
+        train_retain: The same of the rest.
+        forget: Evaluation rows: ``question``, ``answer``, ``paraphrased_answer``, ``perturbed_answer`` (wrong ones).
+        retain: The same of the retain set.
+        real_authors: ``question``, ``answer``, ``perturbed_answer``.
+        world_facts: The same.
+        holdout: ``question`` and ``answer`` of rows that no model was trained on; empty where the data has none.
+    """
+
+    split: str
+    train_forget: Rows
+    train_retain: Rows
+    forget: Rows
+    retain: Rows
+    real_authors: Rows
+    world_facts: Rows
+    holdout: Rows = field(default_factory=list)
+
+    @property
+    def sets(self) -> dict[str, Rows]:
+        """The four evaluation sets by name, and ``holdout`` where there is one."""
+        sets = {name: getattr(self, name) for name in ("forget", "retain", "real_authors", "world_facts")}
+        return sets | ({"holdout": self.holdout} if self.holdout else {})
+
+
+def load_tofu(source: str | Path = HUB_NAME, split: str = "forget10", first: int | None = None) -> TOFUData:
+    """Reads one forget split.
+
+    Args:
+        source: ``locuslab/TOFU`` (or another data set on the hub of its schema), or a folder of JSON-lines files.
+        split: ``forget01``, ``forget05``, ``forget10``, or another the folder has.
+        first: Only so many rows of each evaluation set, from the first (TOFU's own script takes 300). All without.
+
+    Raises:
+        InputError: A file or field is missing or of another type, forget and retain share rows, or ``first`` is
+            less than one.
+    """
+    if first is not None and first < 1:
+        raise InputError(f"first is {first}; give a number of rows from 1, or none for all.")
+    retain = retain_split(split)
+    data = TOFUData(
+        split=split,
+        train_forget=_rows(source, split),
+        train_retain=_rows(source, retain),
+        forget=_rows(source, f"{split}_perturbed", paraphrased=True, wrong=True)[:first],
+        retain=_rows(source, "retain_perturbed", paraphrased=True, wrong=True)[:first],
+        real_authors=_rows(source, "real_authors_perturbed", wrong=True)[:first],
+        world_facts=_rows(source, "world_facts_perturbed", wrong=True)[:first],
+        holdout=_holdout(source, split.replace("forget", "holdout"))[:first],
+    )
+    refuse_overlap(data.train_forget, data.train_retain, (split, retain))
+    refuse_overlap(data.holdout, data.train_forget, ("holdout", split))
+    refuse_overlap(data.holdout, data.train_retain, ("holdout", retain))
+    return data
+
+
+def retain_split(split: str) -> str:
+    """The retain split that belongs to a forget split: ``retain90`` for ``forget10``.
+
+    Raises:
+        InputError: The name isn't ``forget`` and a percentage of two digits.
+    """
+    match = re.fullmatch(r"forget(\d\d)", split)
+    if not match or not 1 <= int(match[1]) <= 99:
+        raise InputError(f"{split!r} is no forget split of TOFU; it is written like forget10 (01, 05 and 10 exist).")
+    return f"retain{100 - int(match[1]):02d}"
+
+
+def _rows(source: str | Path, config: str, paraphrased: bool = False, wrong: bool = False) -> Rows:
+    """Checked rows of one configuration."""
+    texts = ("question", "answer") + (("paraphrased_answer",) if paraphrased else ())
+    rows = []
+    for index, record in enumerate(config_records(source, config)):
+        for name in texts:
+            text_field(record, name)
+        if wrong:
+            _check_wrong(record)
+        rows.append({"index": index, "where": record.where, **record.fields})
+    return rows
+
+
+def _holdout(source: str | Path, config: str) -> Rows:
+    """Rows of the holdout set, if a folder has one (the benchmark itself has none)."""
+    folder = Path(source).expanduser()
+    return _rows(folder, config) if folder.is_dir() and config_files(folder, config) else []
+
+
+def _check_wrong(record: Record) -> None:
+    """The wrong answers are a list with at least one text."""
+    answers = record.fields.get("perturbed_answer")
+    if answers is None:
+        text_field(record, "perturbed_answer")
+    if not isinstance(answers, list) or not answers:
+        raise InputError(f"{record.where}: 'perturbed_answer' must be a list of at least one wrong answer.")
+    for answer in answers:
+        checked_text(answer, f"{record.where}: a 'perturbed_answer'")

@@ -1,0 +1,68 @@
+"""TOFU, or data in its schema, as a data module."""
+
+from pathlib import Path
+from typing import Any
+
+from dipo_lightning.benchmarks.tofu.data import HUB_NAME, load_tofu
+from dipo_lightning.data.files import config_files
+from dipo_lightning.data.unlearning import FineTuningDataModule, UnlearningDataModule, first_rows
+
+
+class TOFUDataModule(UnlearningDataModule):
+    """Forgets TOFU's ``forgetXX`` and keeps the rest, ``retainYY``.
+
+    Args:
+        tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from.
+        data: ``locuslab/TOFU`` on the hub, or a folder of JSON-lines files in its schema.
+        split: The forget split: ``forget01``, ``forget05``, ``forget10``, or another the folder has.
+        **options: Those of `UnlearningDataModule` but ``forget`` and ``retain``.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        data: str = HUB_NAME,
+        split: str = "forget10",
+        forget_rows: int | None = None,
+        retain_rows: int | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(tokenizer, forget=data, forget_rows=forget_rows, retain_rows=retain_rows, **options)
+        self.data, self.split = data, split
+
+    def read(self) -> None:
+        """Read the split's training rows."""
+        tofu = load_tofu(self.data, self.split)
+        forget_limit, retain_limit = self.limits
+        self.forget_rows = first_rows(tofu.train_forget, forget_limit, "forget_rows")
+        self.retain_rows = first_rows(tofu.train_retain, retain_limit, "retain_rows")
+
+
+class TOFUFineTuningDataModule(FineTuningDataModule):
+    """Rows of TOFU, or of data in its schema, to fine-tune on: makes the target and the retain model.
+
+    Args:
+        tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from.
+        data: ``locuslab/TOFU`` on the hub, or a folder of JSON-lines files in its schema.
+        train: Its configurations to train on, one after the other: ``full`` for a target, ``retain90`` for a
+            retain model.
+        **options: Those of `FineTuningDataModule`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        data: str = HUB_NAME,
+        train: str | list[str] = "full",
+        rows: int | list[int | None] | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        folder, names = Path(data).expanduser(), [train] if isinstance(train, str) else train
+        sources = [_files(folder, name) if folder.is_dir() else f"{data}:{name}" for name in names]
+        super().__init__(tokenizer, train=sources, rows=rows, **options)  # type: ignore[arg-type]  # parts of one
+        self.data = data
+
+
+def _files(folder: Path, config: str) -> list[str]:
+    """The file of a configuration or its parts; where there is none, the name that the message says is missing."""
+    return [str(path) for path in config_files(folder, config) or [folder / f"{config}.json"]]

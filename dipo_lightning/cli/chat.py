@@ -1,0 +1,134 @@
+"""The command ``chat``: the same questions to the original and to the unlearned model, side by side in a terminal."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+from dipo_lightning.data.prompts import PromptStyle, prompt_style
+from dipo_lightning.errors import InputError
+from dipo_lightning.safety.text import printable
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NARROW = 72  # in a terminal narrower than this the answers stand below each other
+HELP = "/new forgets the conversation, /quit (or end of input) ends."
+
+
+def chat(
+    original: str,
+    unlearned: str,
+    prompt: Literal["chat", "plain", "llama2", "text"] = "chat",
+    max_new_tokens: int = 200,
+    system_prompt: str | None = None,
+) -> None:
+    """Talk to the original and the unlearned model side by side; reads questions from the terminal, line by line.
+
+    With ``--prompt chat`` each model remembers its own side of the conversation; else every line stands alone.
+
+    Args:
+        original: The model before: hub name, folder or GGUF file.
+        unlearned: The model after: hub name or folder.
+        prompt: Prompt style, the one that was unlearned with.
+        max_new_tokens: Most tokens of an answer.
+        system_prompt: What the model is told first, for ``--prompt chat``.
+    """
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
+    options = {} if system_prompt is None else {"system_prompt": system_prompt}
+    speakers = [
+        Speaker(title, source, prompt, max_new_tokens, options)
+        for title, source in (("original", original), ("unlearned", unlearned))
+    ]
+    print(f"Ask both models. {HELP}")
+    talk(speakers, sys.stdin, sys.stdout, shutil.get_terminal_size().columns)
+
+
+class Speaker:
+    """One model and its side of the conversation.
+
+    Args:
+        title: What it is called.
+        source: Where it is loaded from.
+        prompt: Prompt style.
+        max_new_tokens: Most tokens of an answer.
+        options: Options of the prompt style.
+    """
+
+    def __init__(
+        self, title: str, source: str, prompt: str, max_new_tokens: int, options: dict[str, Any] | None = None
+    ) -> None:
+        from dipo_lightning.models.loading import load_policy, load_tokenizer
+
+        self.title, self.max_new_tokens = title, max_new_tokens
+        self.style: PromptStyle = prompt_style(prompt, load_tokenizer(source), **(options or {}))
+        self.policy: nn.Module = load_policy(source)
+        self.turns: list[dict[str, str]] = []
+
+    def answer(self, question: str) -> str:
+        """Answer greedily, and remember both; without anything in it that a terminal would obey."""
+        from dipo_lightning.data.chat import ChatStyle
+        from dipo_lightning.evaluation.generation import generate
+
+        if isinstance(self.style, ChatStyle):
+            ids = self.style.conversation_prompt([*self.turns, {"role": "user", "content": question}])
+        else:
+            ids = self.style.prompt(question)
+        [said] = generate(self.policy, [ids], max_new_tokens=self.max_new_tokens, stop_ids=self.style.stop_ids)
+        text = str(self.style.tokenizer.decode(said, skip_special_tokens=True)).strip()
+        self.turns += [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
+        return printable(text)
+
+
+def talk(speakers: list[Speaker], lines: TextIO, output: TextIO, width: int) -> None:
+    """Answer line after line until the input ends or says ``/quit``.
+
+    Args:
+        speakers: The models.
+        lines: Where the questions come from.
+        output: Where the answers go.
+        width: Columns of the terminal.
+    """
+    for line in _questions(lines, output):
+        if line in ("/quit", "/exit"):
+            break
+        if line == "/new":
+            for speaker in speakers:
+                speaker.turns.clear()
+            print("A new conversation.", file=output)
+        elif line.startswith("/"):
+            print(f"There is no {printable(line)}. {HELP}", file=output)
+        else:
+            answers = [(speaker.title, speaker.answer(line)) for speaker in speakers]
+            print(side_by_side(answers, width), file=output, flush=True)
+
+
+def _questions(lines: TextIO, output: TextIO) -> Iterator[str]:
+    """Yield lines that hold something, asking for each."""
+    while True:
+        print("\n> ", end="", file=output, flush=True)
+        line = lines.readline()
+        if not line:
+            print(file=output)
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def side_by_side(answers: list[tuple[str, str]], width: int) -> str:
+    """Set titled texts in columns, or below each other where ``width`` is too narrow for that."""
+    if width < NARROW:
+        return "\n\n".join(f"{title}:\n{textwrap.fill(text, max(20, width))}" for title, text in answers)
+    column = (width - 3 * (len(answers) - 1)) // len(answers)
+    blocks = [[title, "-" * column, *_wrapped(text, column)] for title, text in answers]
+    rows = zip_longest(*blocks, fillvalue="")
+    return "\n".join(" | ".join(cell.ljust(column) for cell in row).rstrip() for row in rows)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return [part for line in text.split("\n") for part in textwrap.wrap(line, width) or [""]]

@@ -1,0 +1,164 @@
+"""The command line: LightningCLI (``fit``, ``validate``, ``test``) and the commands that are no Trainer method.
+
+A command of the second kind is a plain function whose signature and docstring are its options and its help.
+"""
+
+import difflib
+import errno
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dipo_lightning.errors import DiPOError, InputError, root_cause
+from dipo_lightning.safety.text import printable
+
+COMMANDS = {
+    "quickstart": "dipo_lightning.quickstart:quickstart",
+    "muse-small": "dipo_lightning.quickstart.muse_small:muse_small",
+    "scalability": "dipo_lightning.comparison.sequences:scalability",
+    "sustainability": "dipo_lightning.comparison.sequences:sustainability",
+    "compare": "dipo_lightning.comparison:compare",
+    "score": "dipo_lightning.cli.score:print_score",
+    "report": "dipo_lightning.report.page:report",
+    "export": "dipo_lightning.cli.export:export",
+    "chat": "dipo_lightning.cli.chat:chat",
+    "plan": "dipo_lightning.cli.plan:plan",
+}
+"""The commands that are no Trainer method, by name, as ``module:function``."""
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""A disk that is full or can't be written to; such an error seldom names its file."""
+
+TRAINER_COMMANDS = ("fit", "validate", "test")
+DEFAULT_CLASSES = {"model": "DiPOModule", "data": "UnlearningDataModule"}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code; an error that the user can mend is one sentence and code 2."""
+    args = list(sys.argv[1:] if args is None else args)
+    try:
+        if args and args[0] in COMMANDS:
+            run_command(args[0], args[1:])
+            sys.stdout.flush()
+        elif args and args[0] in TRAINER_COMMANDS:
+            run_trainer(args)
+        else:
+            return show_commands(args)
+    except DiPOError as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of the output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if isinstance(cause := root_cause(error), DiPOError):  # the loggers' last words failed after ours
+            print(f"error: {printable(str(cause))}", file=sys.stderr)
+            return 2
+        if error.filename is None and error.errno not in DISK_ERRORS:  # not about a file of the user's
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        print(f"error: {printable(f'{error.strerror}{where}')}", file=sys.stderr)
+        return 2
+    except SystemExit as stop:
+        if type(stop).__name__ != "SIGTERMException":  # Lightning's: exit code 0, as if the run had ended
+            raise
+        print("Stopped by SIGTERM; the same command with --run goes on from the last checkpoint.", file=sys.stderr)
+        return 128 + signal.SIGTERM
+    return 0
+
+
+def run_command(name: str, args: list[str]) -> None:
+    """Parse ``args`` by the signature of the function behind ``name``, and call it."""
+    from jsonargparse import ArgumentParser, auto_cli
+
+    from dipo_lightning.cli.messages import Sentences
+
+    parser = type("Parser", (Sentences, ArgumentParser), {})
+    module, function = COMMANDS[name].split(":")
+    called = getattr(importlib.import_module(module), function)
+    auto_cli(called, args=args, prog=f"dipo-lightning {name}", parser_class=parser)
+
+
+def run_trainer(args: list[str]) -> None:
+    """Run ``fit``, ``validate`` or ``test`` through LightningCLI, with the usual classes where none is named."""
+    default = [f"--{part}=dipo_lightning.{name}" for part, name in DEFAULT_CLASSES.items() if not names(part, args)]
+    from dipo_lightning.cli.trainer import run  # imports Lightning
+
+    run([args[0], *default, *args[1:]])
+
+
+def names(part: str, args: Sequence[str]) -> bool:
+    """Whether the options, or a config among them, name the class of ``part`` (``model`` or ``data``).
+
+    A default class is not the parser's own: its options' defaults would then stay when a config names another class
+    (NPO with DiPO's beta).
+    """
+    for place, argument in enumerate(args):
+        option, _, value = argument.partition("=")
+        if option in (f"--{part}", f"--{part}.class_path"):
+            return True
+        if option in ("--config", "-c"):
+            path = Path(value or "".join(args[place + 1 : place + 2]))
+            if path.is_file() and _has_class(part, path):
+                return True
+    return False
+
+
+def _has_class(part: str, path: Path) -> bool:
+    import yaml
+
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        return False  # the parser says what is wrong with it
+    except UnicodeDecodeError as error:
+        raise InputError(f"The config {path} is no text in UTF-8 ({error.reason}).") from error
+    value = config.get(part) if isinstance(config, dict) else None
+    return isinstance(value, str) or (isinstance(value, dict) and "class_path" in value)
+
+
+def show_commands(args: list[str]) -> int:
+    """Print what commands there are; an unknown one is an error with the nearest right one."""
+    if args and args[0] == "--version":
+        from dipo_lightning import __version__
+
+        print(__version__)
+        return 0
+    lines = [f"  {name:<16}{_summary(name)}" for name in (*TRAINER_COMMANDS, *COMMANDS)]
+    usage = "usage: dipo-lightning COMMAND [options]   (COMMAND --help explains the options)\n\n" + "\n".join(lines)
+    if args and not args[0].startswith("-"):
+        near = difflib.get_close_matches(args[0], [*TRAINER_COMMANDS, *COMMANDS], n=1)
+        print(
+            f"error: there is no command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""),
+            file=sys.stderr,
+        )
+        print(usage, file=sys.stderr)
+        return 2
+    print(usage)
+    return 0
+
+
+def _summary(name: str) -> str:
+    summaries = {
+        "fit": "Unlearn (or fine-tune) a model, evaluating while it trains.",
+        "validate": "Run the evaluation callbacks on a model.",
+        "test": "Run the evaluation callbacks on a model and write its log.",
+        "quickstart": "Make data, a model that knows it, unlearn a part, and show that it did.",
+        "muse-small": "Make a small corpus in MUSE's schema, and models that know it with and without a part.",
+        "scalability": "Unlearn forget sets of growing size, each from the target.",
+        "sustainability": "Unlearn one request after another, each from the last model.",
+        "compare": "Run methods side by side on one base: a table, a CSV and a picture.",
+        "plan": "Tell the memory that a run takes on each GPU, without loading weights.",
+        "score": "Compute every aggregate of an evaluation log, without a model.",
+        "report": "Write a run's results as one HTML page.",
+        "export": "Write a checkpoint as a Hugging Face folder with a model card.",
+        "chat": "Talk to the original and the unlearned model side by side.",
+    }
+    return summaries.get(name, "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,362 @@
+"""The memory of each part of a run on one GPU, counted from the model's configuration: no weights are loaded.
+
+With P parameters, T of them trainable, P_root those outside the blocks (embedding, projection, last norm), P_block
+those of one block, W GPUs and c bytes a number of the computation (2 for bfloat16), one GPU holds
+
+    weights       4 P / W                 float32
+    gradients     4 T / W                 float32
+    optimizer     8 T / W                 AdamW's two moments, float32
+    reference     live: c P / W; hidden_states and live with a trained projection: + c V H, whole on every GPU;
+                  adapters_off and directions: 0
+    gathered      c (P_root + 2 P_block)  what FSDP2 holds whole: root and two blocks; once more for a live reference
+    reductions    (c + 4) max(T_root, T_block)   a whole gradient, and its float32 copy on the way to its shards
+    activations   what autograd saves in a forward of all rows of a micro-batch: measured on a model without memory
+    loss          vocabulary-sized values of the loss
+
+and W = 1 for what is not split under ``strategy: ddp``. P and T are counted, activations are traced; the rest follows
+from the formulas. Not counted: fragmentation, the CUDA context and NCCL, for which ``planning.RESERVE`` is kept free.
+
+Whether a run fits its GPUs, part by part; the formulas stand in `dipo_lightning.cli.plan`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from dipo_lightning.errors import InputError
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama-3.2-1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64,
+                     "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+                     "tie_word_embeddings": True},
+    "llama-3.1-8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+                     "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256},
+    "llama-2-13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
+                    "num_attention_heads": 40, "num_key_value_heads": 40, "vocab_size": 32000},
+    "llama-3.1-70b": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+                      "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256},
+}  # fmt: skip
+"""Shapes that can be planned for by name, offline."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a plan is for; see `plan` for the meaning of the fields."""
+
+    gpus: int = 1
+    memory_gb: float = 80.0
+    batch_size: int = 8
+    length: int = 512
+    answer_length: int = 64
+    trainable: Literal["full", "lora"] = "full"
+    lora_rank: int = 8
+    reference: Literal["live", "hidden_states", "adapters_off", "directions", "none"] = "live"
+    strategy: Literal["fsdp2", "ddp"] = "fsdp2"
+    activation_checkpointing: bool = False
+    form: Literal["hidden", "logits"] = "hidden"
+    chunk_size: int = 1024
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        for name in ("gpus", "batch_size", "length", "answer_length", "lora_rank", "chunk_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.memory_gb <= 0:
+            raise InputError(f"memory_gb is {self.memory_gb}; it must be above 0.")
+        if self.answer_length > self.length:
+            raise InputError(f"answer_length is {self.answer_length}, more than the {self.length} tokens of a row.")
+        if self.trainable == "full" and self.reference in ("adapters_off", "directions"):
+            raise InputError(f"reference is {self.reference}, which needs trainable: lora here.")
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of a number of the computation."""
+        return 2 if self.compute_dtype == "bfloat16" else 4
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the computation."""
+        return getattr(torch, self.compute_dtype)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of parameters: all, outside the blocks, and of the largest block; trainable ones likewise."""
+
+    total: int
+    root: int
+    block: int
+    trainable: int
+    trainable_root: int
+    trainable_block: int
+    vocabulary: int
+    width: int
+    layers: int
+
+
+def configuration(pretrained: str) -> Any:  # noqa: ANN401
+    """Return the ``transformers`` configuration of a shape by name or of a model, without its weights."""
+    from transformers import AutoConfig
+
+    from dipo_lightning.models.loading import find_source, load_config
+
+    if pretrained.lower() in SHAPES:
+        return AutoConfig.for_model("llama", max_position_embeddings=131072, **SHAPES[pretrained.lower()])
+    return load_config(find_source(pretrained))
+
+
+def count(config: Any, run: Run) -> Counts:  # noqa: ANN401
+    """Count the parameters of the model on the meta device; a tied weight counts once."""
+    from dipo_lightning.models.head import output_projection
+    from dipo_lightning.models.sharding import transformer_blocks
+
+    model = empty_model(config, run, torch.float32)
+    blocks = transformer_blocks(model)
+    inside = {id(parameter) for block in blocks for parameter in block.parameters()}
+    root = [parameter for parameter in model.parameters() if id(parameter) not in inside]
+    vocabulary, width = output_projection(model).shape
+    return Counts(
+        total=_size(list(model.parameters())),
+        root=_size(root),
+        block=max(_size(list(block.parameters())) for block in blocks),
+        trainable=_size(list(model.parameters()), trained=True),
+        trainable_root=_size(root, trained=True),
+        trainable_block=max(_size(list(block.parameters()), trained=True) for block in blocks),
+        vocabulary=vocabulary,
+        width=width,
+        layers=len(blocks),
+    )
+
+
+def memory(counts: Counts, run: Run) -> dict[str, float]:
+    """Return the bytes of every part but the activations, by the formulas above."""
+    sharded = run.strategy == "fsdp2"
+    shards, c = run.gpus if sharded else 1, run.bytes
+    trained_projection = counts.trainable_root > 0
+    head = c * counts.vocabulary * counts.width
+    live = run.reference == "live"
+    stored = c if sharded else 4
+    reference = stored * counts.total / shards if live else 0.0
+    if run.reference == "hidden_states" or (live and trained_projection and sharded):
+        reference += head
+    if sharded:
+        gathered = c * (counts.root + 2 * counts.block) * (2 if live else 1)
+        reductions = (c + 4) * max(counts.trainable_root, counts.trainable_block)
+    else:  # autocast keeps its casts of the weights until the backward pass is over; DDP keeps buckets of gradients
+        gathered = c * counts.total if c < 4 else 0
+        reductions = 4 * counts.trainable if run.gpus > 1 else 0
+    return {
+        "weights": 4 * counts.total / shards,
+        "gradients": 4 * counts.trainable / shards,
+        "optimizer": 8 * counts.trainable / shards,
+        "reference": reference,
+        "gathered": gathered,
+        "reductions": reductions,
+        "loss": loss_memory(counts, run),
+    }
+
+
+def loss_memory(counts: Counts, run: Run) -> float:
+    """Return the bytes of the vocabulary-sized values of the loss.
+
+    From hidden states: four float32 buffers of a chunk. From logits: the policy's and their gradient for both halves,
+    the reference's, and six float32 values (two differences, probabilities, their log) at each forget position and
+    two (log-softmax and its gradient) at each retain position.
+    """
+    half = run.batch_size * run.answer_length
+    if run.form == "hidden":
+        return 4 * 4 * counts.vocabulary * min(half, run.chunk_size)
+    reference = 0 if run.reference in ("none", "directions") else run.bytes * 2 * half
+    return counts.vocabulary * (2 * run.bytes * 2 * half + reference + 4 * (6 + 2) * half)
+
+
+def activations(config: Any, counts: Counts, run: Run) -> float:  # noqa: ANN401
+    """Return the bytes of activations that a micro-batch keeps for the backward pass.
+
+    A forward of one and of two blocks gives what a block keeps and what the rest does; nothing is allocated.
+    """
+    one, two = (saved_bytes(config, run, layers) for layers in (1, 2))
+    block, rest = two - one, max(0.0, 2 * one - two)
+    if not run.activation_checkpointing:
+        return rest + counts.layers * block
+    inputs = run.bytes * 2 * run.batch_size * run.length * counts.width
+    return rest + counts.layers * inputs + block
+
+
+def saved_bytes(config: Any, run: Run, layers: int) -> float:  # noqa: ANN401
+    """Return the bytes that autograd saves in a forward of the first ``layers`` blocks, without the weights."""
+    import copy
+
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from dipo_lightning.models.head import decoder
+
+    config = copy.deepcopy(config)
+    config.get_text_config().num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    saved: set[torch.UntypedStorage] = set()  # a storage is one object, whatever tensors are views of it
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved.add(tensor.untyped_storage())
+        return tensor
+
+    model = empty_model(config, run, run.dtype).train()
+    with FakeTensorMode():
+        for module in model.modules():  # from the meta device, which has no kernels of its own, to one that has
+            for name, parameter in module.named_parameters(recurse=False):
+                empty = torch.empty(parameter.shape, dtype=run.dtype)
+                module.register_parameter(name, nn.Parameter(empty, parameter.requires_grad))
+            for name, buffer in module.named_buffers(recurse=False):
+                module.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype))
+        tokens = torch.zeros(2 * run.batch_size, run.length, dtype=torch.long)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            decoder(model)(input_ids=tokens, use_cache=False)
+        saved -= {parameter.untyped_storage() for parameter in model.parameters()}
+        return float(sum(storage.nbytes() for storage in saved))
+
+
+def empty_model(config: Any, run: Run, dtype: torch.dtype) -> nn.Module:  # noqa: ANN401
+    """Build the model of ``config`` on the meta device, with adapters where the run has them."""
+    from transformers import AutoModelForCausalLM
+
+    from dipo_lightning.models.lora import LoRA, add_lora
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return add_lora(model, LoRA(rank=run.lora_rank)) if run.trainable == "lora" else model
+
+
+def _size(parameters: list[nn.Parameter], trained: bool = False) -> int:
+    return sum(parameter.numel() for parameter in parameters if parameter.requires_grad or not trained)
+
+
+RESERVE = 0.1
+"""Share of a GPU's memory that a plan leaves free."""
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes on each GPU by what takes them.
+
+    Attributes:
+        model: Name of the model.
+        run: What was planned for.
+        counts: Numbers of parameters.
+        parts: Bytes of each part.
+    """
+
+    model: str
+    run: Run
+    counts: Counts
+    parts: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def total(self) -> float:
+        """Bytes of all parts together: an upper bound, since not all peak at the same time."""
+        return sum(self.parts.values())
+
+    @property
+    def host(self) -> float:
+        """Bytes of host memory of each process while it loads: the whole model in float32, before it is split."""
+        return 4.0 * self.counts.total
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits a GPU with `RESERVE` left free."""
+        return self.total <= (1 - RESERVE) * self.run.memory_gb * GB
+
+    def __str__(self) -> str:
+        """Write the plan as a table."""
+        run, counts = self.run, self.counts
+        rows = [f"  {name:<13}{value / GB:9.2f} GB" for name, value in {**self.parts, "total": self.total}.items()]
+        room = f"{(1 - RESERVE) * run.memory_gb:.0f} of {run.memory_gb:.0f} GB"
+        return "\n".join(
+            [
+                f"{self.model}: {counts.total / 1e9:.3f} B parameters, {counts.trainable / 1e9:.4f} B trained, on "
+                f"{run.gpus} GPU(s) of {run.memory_gb:.0f} GB ({run.strategy}, {run.compute_dtype})",
+                f"a micro-batch of {run.batch_size} forget and {run.batch_size} retain rows of {run.length} tokens, "
+                f"{run.answer_length} of them answer; reference: {run.reference}; activation_checkpointing: "
+                f"{str(run.activation_checkpointing).lower()}",
+                *rows,
+                f"{'fits' if self.fits else 'does NOT fit'}: {room} may be used; computed, not measured.",
+                f"Each process loads the whole model first: {self.host / GB:.0f} GB of host memory a process.",
+            ]
+        )
+
+
+def plan(
+    pretrained: str,
+    gpus: int = 1,
+    memory_gb: float = 80.0,
+    batch_size: int = 8,
+    length: int = 512,
+    answer_length: int = 64,
+    trainable: Literal["full", "lora"] = "full",
+    lora_rank: int = 8,
+    reference: Literal["live", "hidden_states", "adapters_off", "directions", "none"] = "live",
+    strategy: Literal["fsdp2", "ddp"] = "fsdp2",
+    activation_checkpointing: bool = False,
+    form: Literal["hidden", "logits"] = "hidden",
+    chunk_size: int = 1024,
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16",
+) -> Plan:
+    """Print the memory that a run takes on each GPU, and whether it fits; no weights are loaded.
+
+    Args:
+        pretrained: Hub name, folder or GGUF file, of which the configuration is read; or a shape by name:
+            llama-3.2-1b, llama-3.1-8b, llama-2-13b, llama-3.1-70b.
+        gpus: Number of GPUs, all nodes together.
+        memory_gb: Memory of one GPU, in 10^9 bytes.
+        batch_size: Forget rows of a micro-batch on one GPU, with as many retain rows.
+        length: Tokens of the longest row, padding included.
+        answer_length: Supervised tokens of a row.
+        trainable: All weights, or LoRA adapters on every linear module of the blocks.
+        lora_rank: Rank of the adapters.
+        reference: As model.reference; none for methods without one.
+        strategy: As trainer.strategy.
+        activation_checkpointing: As model.activation_checkpointing.
+        form: hidden computes the loss chunk by chunk from hidden states (DiPO's default); logits keeps all logits of
+            the supervised positions (every other method).
+        chunk_size: Positions of a chunk.
+        compute_dtype: Dtype of the computation.
+
+    Returns:
+        The plan.
+    """
+    run = Run(
+        gpus, memory_gb, batch_size, length, answer_length, trainable, lora_rank, reference, strategy,
+        activation_checkpointing, form, chunk_size, compute_dtype,
+    )  # fmt: skip
+    made = make_plan(pretrained, run)
+    print(made)
+    return made
+
+
+def make_plan(pretrained: str, run: Run) -> Plan:
+    """Return the plan of ``run`` for a model."""
+    config = configuration(pretrained)
+    counts = count(config, run)
+    return Plan(pretrained, run, counts, memory(counts, run) | {"activations": activations(config, counts, run)})
+
+
+def markdown_table(models: tuple[str, ...] = tuple(SHAPES), worlds: tuple[int, ...] = (1, 8, 64)) -> str:
+    """Return the README's table: GB on each GPU of 80 GB, full fine-tuning and LoRA, with checkpointing."""
+    ways = {
+        "full, live reference": {"reference": "live"},
+        "full, hidden_states": {"reference": "hidden_states"},
+        "LoRA, adapters_off": {"trainable": "lora", "reference": "adapters_off"},
+    }
+    lines = ["| model | training | " + " | ".join(f"{world} GPU{'s' * (world > 1)}" for world in worlds) + " |"]
+    lines.append("|---|---|" + "---:|" * len(worlds))
+    for model in models:
+        for way, options in ways.items():
+            plans = [make_plan(model, Run(gpus=n, activation_checkpointing=True, **options)) for n in worlds]  # type: ignore[arg-type]
+            cells = [f"{made.total / GB:.1f}" if made.fits else f"~~{made.total / GB:.1f}~~" for made in plans]
+            lines.append(f"| {model} | {way} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

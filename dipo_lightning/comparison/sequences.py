@@ -1,0 +1,355 @@
+"""What a sequence of unlearning runs ends with: a table in three formats, and a picture.
+
+MUSE's scalability and sustainability: several unlearning runs, one after the other, and what becomes of the model.
+
+Scalability forgets sets of growing size, from the target each time. Sustainability serves one request after another,
+each from the model that the last one left. A step is the ordinary ``fit`` in a folder of its own; a finished one has
+its ``results.json`` and is never repeated, an interrupted one goes on from its last checkpoint.
+
+MUSE's questions, continuations and privacy texts are all about the first forget set. A stop rule on them can choose how
+long the first step trains; of a later request it knows nothing (the first one's KnowMem is down already, so that each
+would end after one epoch, forgotten or not). As in MUSE's published scripts, the other steps therefore train for as
+many epochs as the first one took.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import math
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.evaluation.json_files import write_json
+
+COLUMNS = {
+    "knowmem_retain": "utility (KnowMem retain)",
+    "knowmem_forget": "KnowMem forget",
+    "verbmem": "VerbMem forget",
+    "privleak": "PrivLeak",
+}
+DRAWN = ("knowmem_retain", "knowmem_forget", "verbmem")
+AXES = {"scalability": ("documents", "documents to forget"), "sustainability": ("step", "requests served")}
+
+
+def write_report(folder: Path, results: list[dict[str, Any]], kind: str) -> None:
+    """Write ``results.json``, ``.csv``, ``.md`` and ``.png``, and print the table.
+
+    Args:
+        folder: Where to.
+        results: Of each step, in order.
+        kind: ``scalability`` or ``sustainability``: what the numbers stand against.
+    """
+    rows = table_rows(results, kind)
+    write_json(folder / "results.json", {"kind": kind, "rows": rows, "steps": results})
+    with (folder / "results.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    table = markdown(rows, kind)
+    (folder / "results.md").write_text(table + "\n", encoding="utf-8")
+    picture(rows, kind, folder / "results.png")
+    print(f"\n{table}\n\nTable, numbers and picture: {folder}/results.md, .csv, .json, .png")
+
+
+def table_rows(results: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """Return one row a step, and one of the target before the first where it was measured."""
+    key, _ = AXES[kind]
+    measured = [(result[key], result["part"], result["after"]) for result in results]
+    if results[0]["before"] is not None:
+        measured.insert(0, (0, "the target", results[0]["before"]))
+    return [{key: at, "part": part, **{name: found.get(name) for name in COLUMNS}} for at, part, found in measured]
+
+
+def markdown(rows: list[dict[str, Any]], kind: str) -> str:
+    """Return the table in Markdown."""
+    key, label = AXES[kind]
+    lines = [f"| {label} | forgotten | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for row in rows:
+        cells = ("-" if row[name] is None else f"{row[name]:.2f}" for name in COLUMNS)
+        lines.append(f"| {row[key]} | {row['part']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def picture(rows: list[dict[str, Any]], kind: str, path: Path) -> None:
+    """Draw utility, KnowMem and VerbMem against size or number of requests."""
+    from matplotlib.figure import Figure
+
+    key, label = AXES[kind]
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for name, marker in zip(DRAWN, "osv", strict=True):
+        values = [math.nan if row[name] is None else row[name] for row in rows]
+        axes.plot([row[key] for row in rows], values, marker=marker, label=COLUMNS[name])
+    axes.set_xlabel(label)
+    axes.set_ylabel("ROUGE-L F1")
+    axes.set_xticks([row[key] for row in rows])
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    axes.set_title(f"MUSE: {kind}")
+    figure.savefig(path, dpi=150)
+
+
+Config = dict[str, Any]
+
+STOP_RULES = ("StopAtThreshold", "EarlyStopping")
+ABOUT_THE_FIRST = ("muse/verbmem", "muse/knowmem_forget", "muse/privleak")
+"""What measures the first forget set, whatever a step forgets; names may go on (``muse/privleak_auc``)."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One unlearning run of a sequence.
+
+    Attributes:
+        number: From 1.
+        part: What is forgotten, as ``configuration/split``.
+        folder: Where everything of it is.
+        start: The model it starts from, or None for the one that the config names.
+        export: Whether the next step starts from this one's model.
+    """
+
+    number: int
+    part: str
+    folder: Path
+    start: Path | None = None
+    export: bool = False
+
+    @property
+    def results(self) -> Path:
+        """Its numbers; there only when it is finished."""
+        return self.folder / "results.json"
+
+    @property
+    def model(self) -> Path:
+        """The model it leaves, where it exports one."""
+        return self.folder / "model"
+
+
+def scalability(
+    run: str | None = None, output: str = "runs/scalability", parts: list[str] | None = None, isolated: bool = True
+) -> None:
+    """Unlearn forget sets of growing size, each from the same target, and show what that costs.
+
+    Writes ``results.md``, ``.csv``, ``.json`` and ``.png``: utility, KnowMem and VerbMem against the number of
+    documents. KnowMem and VerbMem are about the first set, which the larger ones hold. A stop rule on them chooses the
+    epochs of the first step, and the others train for as many. Stopped in between, the same command goes on.
+
+    Args:
+        run: Config of an ordinary ``fit`` with MUSEDataModule and MUSEEvaluation; its logger is replaced.
+        output: Folder of the results, with one folder a step.
+        parts: What to forget, smallest first; MUSE's ``scal/forget_1`` to ``_4`` without.
+        isolated: Run each step in a process of its own, which frees all memory between them.
+    """
+    names = [f"scal/forget_{fold}" for fold in (1, 2, 3, 4)] if parts is None else parts
+    folder = Path(output)
+    steps = [Step(number, part, folder / f"step_{number}") for number, part in enumerate(names, 1)]
+    _sequence(run, folder, steps, isolated, "scalability")
+
+
+def sustainability(
+    run: str | None = None, output: str = "runs/sustainability", parts: list[str] | None = None, isolated: bool = True
+) -> None:
+    """Serve unlearning requests one after the other, each from the last model, and show what that costs.
+
+    Writes ``results.md``, ``.csv``, ``.json`` and ``.png``: utility, KnowMem and VerbMem against the number of
+    requests. KnowMem and VerbMem are about the first request: later rows show whether it stays forgotten. A stop rule
+    on them chooses the epochs of the first step, and the others train for as many. Stopped in between, the same command
+    goes on.
+
+    Args:
+        run: Config of an ordinary ``fit`` with MUSEDataModule and MUSEEvaluation; its logger is replaced.
+        output: Folder of the results, with one folder a step and the model it leaves.
+        parts: The requests in their order; MUSE's ``sust/forget_1`` to ``_4`` without.
+        isolated: Run each step in a process of its own, which frees all memory between them.
+    """
+    names = [f"sust/forget_{fold}" for fold in (1, 2, 3, 4)] if parts is None else parts
+    folder = Path(output)
+    steps: list[Step] = []
+    for number, part in enumerate(names, 1):
+        start = steps[-1].model if steps else None
+        steps.append(Step(number, part, folder / f"step_{number}", start, export=True))
+    _sequence(run, folder, steps, isolated, "sustainability")
+
+
+def _sequence(run: str | None, folder: Path, steps: list[Step], isolated: bool, kind: str) -> None:
+    """Run what is not finished, then report."""
+    if run is None:
+        raise InputError(
+            "run is not given: name the config of the fit that each step is, such as configs/muse/small.yaml."
+        )
+    if not steps:
+        raise InputError("parts is an empty list; name what to forget, or leave it out for MUSE's four.")
+    config = read_config(Path(run))
+    for step in steps:  # all of them first: nothing runs if one cannot be right
+        check_earlier(step, step_config(config, step, epochs_taken(steps[0])))
+    for step in steps:
+        if step.results.is_file():
+            print(f"{step.folder}: finished before", flush=True)
+        else:
+            run_step(step, step_config(config, step, epochs_taken(steps[0])), isolated)
+    write_report(folder, [json.loads(step.results.read_text(encoding="utf-8")) for step in steps], kind)
+
+
+def read_config(path: Path) -> Config:
+    """Read the config of a ``fit`` and make sure that its steps can be measured.
+
+    Raises:
+        InputError: There is no such file, it is no YAML mapping, or it lacks MUSE's data module or evaluation.
+    """
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}.") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: broken YAML: {error}") from error
+    if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("model", "data")):
+        raise InputError(f"{path}: not the config of a fit: it needs at least model and data.")
+    if not _is(config["data"], "MUSEDataModule"):
+        raise InputError(f"{path}: data.class_path is {config['data'].get('class_path')!r}, not MUSEDataModule.")
+    if not any(_is(callback, "MUSEEvaluation") for callback in _callbacks(config)):
+        raise InputError(f"{path}: trainer.callbacks has no MUSEEvaluation, so there would be nothing to compare.")
+    return config
+
+
+def epochs_taken(first: Step) -> int | None:
+    """Return how many epochs the first step trained for, or None where it isn't finished."""
+    if not first.results.is_file():
+        return None
+    return max(1, int(json.loads(first.results.read_text(encoding="utf-8"))["epoch"]))
+
+
+def step_config(config: Config, step: Step, epochs: int | None = None) -> Config:
+    """Return the config of one step: what it forgets, what it starts from, and where it writes.
+
+    Args:
+        config: Of an ordinary ``fit``.
+        step: The step.
+        epochs: What the first step took, where it is finished: instead of a rule that watches the first forget set.
+    """
+    made = copy.deepcopy(config)
+    watching = [callback for callback in _callbacks(made) if _watches_the_first(callback)]
+    if watching and step.number > 1 and epochs is not None:
+        made["trainer"]["callbacks"] = [callback for callback in _callbacks(made) if callback not in watching]
+        made["trainer"]["max_epochs"] = epochs
+    made["data"].setdefault("init_args", {})["forget"] = step.part
+    if step.start is not None:
+        made["model"].setdefault("init_args", {})["pretrained"] = str(step.start)
+    trainer, callbacks = made.setdefault("trainer", {}), _callbacks(made)
+    trainer["logger"] = {
+        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+        "init_args": {"save_dir": str(step.folder), "name": "", "version": "run"},
+    }
+    if not any(_is(callback, "ModelCheckpoint") for callback in callbacks):
+        callbacks.append({"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"})
+    for callback in callbacks:
+        if _is(callback, "ModelCheckpoint"):
+            callback.setdefault("init_args", {})["dirpath"] = str(step.folder / "checkpoints")
+        if _is(callback, "MUSEEvaluation") and step.number > 1:  # the target, or the last model, has been measured
+            callback.setdefault("init_args", {})["at_start"] = False
+    if step.export:
+        export = {"folder": str(step.model), "inside_run": False}
+        callbacks.append({"class_path": "dipo_lightning.callbacks.ExportModel", "init_args": export})
+    trainer["callbacks"] = callbacks
+    trainer["enable_checkpointing"] = True
+    return made
+
+
+def check_earlier(step: Step, config: Config) -> None:
+    """Refuse to go on with what another config began.
+
+    Raises:
+        InputError: The step's folder is of another config.
+    """
+    path = step.folder / "config.yaml"
+    if path.is_file() and yaml.safe_load(path.read_text(encoding="utf-8")) != config:
+        raise InputError(
+            f"{step.folder} was begun with another config ({path}). Give another output, or remove that folder and the "
+            "steps after it to run them anew."
+        )
+
+
+def run_step(step: Step, config: Config, isolated: bool) -> None:
+    """Run one step from where it was, and write its results.
+
+    Raises:
+        RunError: The run failed, or left no evaluation.
+    """
+    path = step.folder / "config.yaml"
+    step.folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    if step.export:
+        shutil.rmtree(step.model, ignore_errors=True)  # without results it is of an interrupted export
+    args = ["fit", "--config", str(path)]
+    checkpoint = last_checkpoint(step.folder / "checkpoints")
+    if checkpoint is not None:
+        args += ["--ckpt_path", str(checkpoint)]
+    print(f"\n=== step {step.number}, {step.part}: dipo-lightning {' '.join(args)}", flush=True)
+    _fit(args, isolated)
+    logs = sorted((step.folder / "run" / "evaluations").glob("muse_*.json"))
+    if not logs:
+        raise RunError(f"{step.folder} has no evaluation of its end; is at_end false in the config?")
+    first, last = (json.loads(log.read_text(encoding="utf-8")) for log in (logs[0], logs[-1]))
+    results = {
+        "step": step.number,
+        "part": step.part,
+        "documents": documents(config, step.part),
+        "epoch": last["provenance"]["epoch"],
+        "before": first["aggregates"] if first["provenance"]["step"] == 0 else None,
+        "after": last["aggregates"],
+        "log": str(logs[-1]),
+    }
+    write_json(step.results, results)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint of a folder; one that was cut off while it was written is passed over."""
+    for path in sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True):
+        if path.is_dir() or zipfile.is_zipfile(path):
+            return path
+    return None
+
+
+def documents(config: Config, part: str) -> int:
+    """Count the documents of a part of the config's corpus."""
+    from dipo_lightning.benchmarks.muse.data import HUB_NAMES, forget_texts
+
+    options = config["data"]["init_args"]
+    texts = forget_texts(options.get("data", HUB_NAMES[0]), part)
+    return len(texts[: options.get("forget_rows")])
+
+
+def _fit(args: list[str], isolated: bool) -> None:
+    if not isolated:
+        from dipo_lightning.cli.main import run_trainer
+
+        run_trainer(args)
+        return
+    code = subprocess.run([sys.executable, "-m", "dipo_lightning", *args], check=False).returncode
+    if code:
+        raise RunError(f"The step failed with exit code {code} (see above). The same command goes on from here.")
+
+
+def _callbacks(config: Config) -> list[Config]:
+    callbacks = (config.get("trainer") or {}).get("callbacks") or []
+    return callbacks if isinstance(callbacks, list) else [callbacks]
+
+
+def _is(part: Config, name: str) -> bool:
+    return str(part.get("class_path", "")).rpartition(".")[2] == name
+
+
+def _watches_the_first(callback: Config) -> bool:
+    """Whether this ends training by what is measured of the first forget set."""
+    monitor = (callback.get("init_args") or {}).get("monitor", ABOUT_THE_FIRST[1])  # StopAtThreshold's own
+    return any(_is(callback, rule) for rule in STOP_RULES) and str(monitor).startswith(ABOUT_THE_FIRST)

@@ -1,0 +1,1 @@
+"""Evaluation during training and after: schedule, scoring, generation, rows and logs."""

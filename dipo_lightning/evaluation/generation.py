@@ -1,0 +1,167 @@
+"""Batched greedy decoding that gives each prompt what it would get alone, on every process.
+
+A batch that waits for its last row decodes mostly padding, so it stops when few rows are left, and those go on together
+with the stragglers of the other batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dipo_lightning.models.distributed import evaluation_mode, gather, own_batches
+from dipo_lightning.models.head import causal_lm
+from dipo_lightning.models.sharding import unsharded
+
+BATCH_ROWS = 64
+FEW = 0.25  # a batch stops when no more than this share of its rows goes on ...
+FEWEST = 8  # ... unless it began with so few that a new batch would cost more than it saves
+
+
+@dataclass
+class _Row:
+    """One prompt on its way: what it has said, how much more it may say, and how much it is expected to."""
+
+    index: int
+    prompt: list[int]
+    limit: int
+    expected: int
+    said: list[int] = field(default_factory=list)
+    done: bool = False
+
+    @property
+    def remaining(self) -> int:
+        return self.limit - len(self.said)
+
+    def take(self, tokens: Sequence[int], stop_ids: Sequence[int]) -> None:
+        """Say ``tokens`` up to the first stop id or the limit."""
+        tokens = tokens[: self.remaining]
+        stop = next((i for i, token in enumerate(tokens) if token in stop_ids), None)
+        self.said += tokens if stop is None else tokens[:stop]
+        self.done = stop is not None or self.remaining == 0
+
+
+def generate(
+    policy: nn.Module,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    batch_rows: int = BATCH_ROWS,
+    expected: Sequence[int] | None = None,
+    known: Sequence[Sequence[int]] | None = None,
+    device: torch.device | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> list[list[int]]:
+    """Continue every prompt greedily, cut before its first stop id; collective, the same list on every process.
+
+    Args:
+        policy: A ``transformers`` causal LM or a peft model around one, sharded or not. A sharded one is gathered
+            once for the whole call, which needs room for it.
+        prompts: Token ids of each prompt, none empty.
+        max_new_tokens: Most tokens a row is given.
+        stop_ids: A row ends at the first of these (end of turn, end of sequence); may be empty.
+        batch_rows: Most rows of a batch.
+        expected: Tokens each row will probably need (the length of the true answer): rows that end together are put
+            together. Changes the speed, not the result.
+        known: What greedy decoding of each row is known to begin with (`TokenScores.greedy_start`).
+        device: Where the batches go; default is where the policy's parameters are.
+        progress: Called with the number of rows that ended after each round.
+    """
+    device = device or next(policy.parameters()).device
+    expected = expected if expected is not None else [max_new_tokens] * len(prompts)
+    rows = [_Row(i, list(p), max_new_tokens, e) for i, (p, e) in enumerate(zip(prompts, expected, strict=True))]
+    for row, tokens in zip(rows, known or [()] * len(rows), strict=True):
+        row.take(tokens, stop_ids)
+    going = [row for row in rows if not row.done]
+    if progress is not None:
+        progress(len(rows) - len(going))
+    with evaluation_mode(policy), _plain_settings(policy), unsharded(policy):
+        while going:
+            _round(policy, rows, going, list(stop_ids), batch_rows, device)
+            ended = [row for row in going if row.done]
+            going = [row for row in going if not row.done]
+            if progress is not None:
+                progress(len(ended))
+    return [row.said for row in rows]
+
+
+def _round(
+    policy: nn.Module, rows: list[_Row], going: list[_Row], stop_ids: list[int], batch_rows: int, device: torch.device
+) -> None:
+    """Take every unfinished row some tokens further; each gets at least one."""
+    order = sorted(going, key=lambda r: (len(r.said), r.expected, len(r.prompt), r.index), reverse=True)
+    plan = [[row.index for row in order[i : i + batch_rows]] for i in range(0, len(order), batch_rows)]
+    results: dict[int, list[int]] = {}
+    for batch, own in own_batches(plan):
+        continued = _continue_batch(policy, [rows[i] for i in batch], stop_ids, device)
+        if own:
+            results.update(zip(batch, continued, strict=True))
+    for index, tokens in gather(results).items():
+        rows[index].take(tokens, stop_ids)
+
+
+def _continue_batch(policy: nn.Module, rows: list[_Row], stop_ids: list[int], device: torch.device) -> list[list[int]]:
+    """Decode one left-padded batch until few of its rows are left; returns the new ids, padding after a stop."""
+    from transformers import GenerationConfig, StoppingCriteriaList
+
+    contexts = [row.prompt + row.said for row in rows]
+    length = max(map(len, contexts))
+    ids = torch.tensor([[0] * (length - len(c)) + c for c in contexts])
+    padding = torch.tensor([length - len(c) for c in contexts])
+    few = 0 if len(rows) <= FEWEST else int(len(rows) * FEW)
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max(row.remaining for row in rows),
+        eos_token_id=stop_ids or None,
+        pad_token_id=stop_ids[0] if stop_ids else 0,
+        use_cache=True,
+    )
+    output = policy.generate(  # type: ignore[operator]
+        input_ids=ids.to(device),
+        attention_mask=(torch.arange(length) >= padding[:, None]).long().to(device),
+        generation_config=config,
+        stopping_criteria=StoppingCriteriaList([_FewLeft(length, stop_ids, few)]) if few and stop_ids else None,
+        synced_gpus=False,  # the weights are gathered: no forward waits for another process
+    )
+    return output[:, length:].tolist()
+
+
+class _FewLeft:
+    """Ends a batch when no more than ``few`` of its rows have not said a stop id."""
+
+    def __init__(self, start: int, stop_ids: list[int], few: int) -> None:
+        self.start, self.stop_ids, self.few = start, stop_ids, few
+        self.done: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:  # noqa: ANN401, ARG002
+        stops = torch.tensor(self.stop_ids, device=input_ids.device)
+        ended = torch.isin(input_ids[:, -1], stops)
+        self.done = ended if self.done is None else self.done | ended
+        return ((~self.done).sum() <= self.few).expand(len(input_ids))
+
+
+@contextmanager
+def _plain_settings(policy: nn.Module) -> Iterator[None]:
+    """Put the model's own generation defaults aside: a repetition penalty or a temperature isn't greedy decoding.
+
+    ``generate`` fills every unset field of a given configuration from the model's. A peft model hands its own to the
+    model it wraps, so both are set and both come back.
+    """
+    from transformers import GenerationConfig
+
+    base = causal_lm(policy)
+    owners = [policy] if base is policy else [policy, base]
+    saved = [(owner, owner.generation_config) for owner in owners]
+    try:
+        for owner, _ in saved:
+            owner.generation_config = GenerationConfig()
+        yield
+    finally:
+        for owner, config in saved:
+            owner.generation_config = config

@@ -1,0 +1,93 @@
+"""Where a result comes from: versions, seeds, fingerprints of data and weights, and the whole configuration."""
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import yaml
+from lightning.pytorch.cli import SaveConfigCallback
+
+import dipo_lightning
+from dipo_lightning.data.fingerprint import fingerprints
+from dipo_lightning.models.fingerprint import model_fingerprint
+from dipo_lightning.safety.redaction import without_home, without_secrets
+
+PACKAGES = ("torch", "transformers", "lightning", "peft", "scipy", "torchmetrics")
+
+
+def provenance(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+    """Return what somebody needs to know to repeat a measurement made under ``trainer``; collective.
+
+    Nothing in it depends on when it was made, or on whether the run was interrupted before.
+    """
+    seed, data = os.environ.get("PL_GLOBAL_SEED"), getattr(trainer, "datamodule", None)
+    found = {
+        "versions": {"dipo_lightning": dipo_lightning.__version__} | installed_versions(),
+        "method": type(pl_module).__name__,
+        "pretrained": getattr(pl_module, "pretrained", None),
+        "model": weights(pl_module),
+        "data": fingerprints(data),
+        "seed": int(seed) if seed is not None else None,
+        "data_seed": getattr(data, "seed", None),
+        "precision": str(trainer.precision),
+        "strategy": type(trainer.strategy).__name__,
+        "device": pl_module.device.type,
+        "processes": trainer.world_size,
+        "config": configuration(trainer, pl_module),
+    }
+    return without_home(without_secrets(found))
+
+
+def weights(pl_module: pl.LightningModule) -> dict[str, str]:
+    """Fingerprint the weights: those that were loaded, and those of the policy that can have changed since.
+
+    Returns:
+        ``pretrained``: SHA-256 of the loaded model, where the module knows it; ``trained``: of the policy's trainable
+        parameters as they are now. Of a LoRA run these are the adapters, so an evaluation doesn't read the rest again.
+    """
+    found = {"pretrained": getattr(pl_module, "weights_fingerprint", "")}
+    policy = getattr(pl_module, "policy", None)
+    if policy is not None:
+        found["trained"] = model_fingerprint(policy, trainable_only=True)
+    return {name: value for name, value in found.items() if value}
+
+
+def configuration(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+    """Return the options of the run as plain values: the command line's config, or what a Python program has set."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, SaveConfigCallback):
+            config = yaml.safe_load(callback.parser.dump(callback.config, skip_none=False))
+            run, checkpoint = config.get("run"), config.get("ckpt_path")
+            if run and checkpoint and Path(run) in Path(checkpoint).parents:
+                config["ckpt_path"] = None  # the run's own, from which it went on
+            return config
+    names = ("max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val", "limit_train_batches")
+    settings = {name: getattr(trainer, name, None) for name in names}
+    return {"trainer": settings, "model": {"class_path": class_path(pl_module), "init_args": plain(pl_module.hparams)}}
+
+
+def class_path(value: object) -> str:
+    """Return where the class of ``value`` is imported from."""
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401
+    """Return what JSON can hold of ``value``; text in place of anything else."""
+    if isinstance(value, dict):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of the packages whose numbers end up in a result."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

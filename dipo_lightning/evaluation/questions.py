@@ -1,0 +1,238 @@
+"""TOFU's evaluation rows: every answer scored once, every question answered once, for any model and any rows.
+
+What each row needs is collected first and scored in one plan over all sets, so that rows of like length meet whatever
+they are for; each number is then read from those scores.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dipo_lightning.data.chat import ChatStyle
+from dipo_lightning.data.prompts import PromptStyle
+from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.generation import generate
+from dipo_lightning.evaluation.rows import EvaluatedRows, MeasuringOptions, Progress, Row
+from dipo_lightning.evaluation.scoring import TokenScores, score
+from dipo_lightning.evaluation.shared_prompts import Example
+from dipo_lightning.metrics.functional.membership import zlib_score
+from dipo_lightning.metrics.functional.memorization import exact_memorization, extraction_strength
+from dipo_lightning.metrics.functional.min_k import min_k, min_k_plus_plus
+from dipo_lightning.metrics.functional.rouge import rouge_l
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowOptions(MeasuringOptions):
+    """How rows are measured; a row without a value has an answer without tokens, or a loss that isn't finite.
+
+    Attributes:
+        max_new_tokens: Most tokens of a generated answer.
+        generate: Whether to generate answers; without them there is no ROUGE and no model utility.
+    """
+
+    max_new_tokens: int = 200
+    generate: bool = True
+
+
+@dataclass
+class _Plan:
+    """One row, where its scores are (indices into the list of examples), and what the policy said to its question."""
+
+    set_name: str
+    index: int
+    source: Row
+    prompt: list[int]
+    answer: int
+    paraphrase: int | None
+    wrong: list[int]
+    detailed: bool
+    length: int = 0
+    said: list[int] | None = None
+    said_nll: float | None = None
+
+
+def evaluate_rows(
+    policy: nn.Module,
+    style: PromptStyle,
+    sets: Mapping[str, Sequence[Row]],
+    options: RowOptions,
+    *,
+    detailed: Sequence[str] = ("forget", "holdout"),
+    silent: Sequence[str] = ("holdout",),
+    device: torch.device | None = None,
+    progress: Progress = lambda total, what: nullcontext(lambda done: None),
+) -> EvaluatedRows:
+    """Measure every row of every set; collective, and the same on every process.
+
+    Args:
+        policy: A ``transformers`` causal LM or a peft model around one.
+        style: How a question and an answer become tokens.
+        sets: Rows of TOFU's schema by set: ``question``, ``answer``, and where the set has them ``paraphrased_answer``
+            and ``perturbed_answer`` (wrong answers); with ``messages`` the whole conversation is the question.
+        options: See `RowOptions`.
+        detailed: Sets whose answers also get memorisation and membership scores.
+        silent: Sets whose questions aren't answered.
+        device: Where the batches go; default is where the policy's parameters are.
+        progress: Shows how far it is.
+    """
+    evaluated = EvaluatedRows({name: [] for name in sets})
+    examples: list[Example] = []
+    plans = _plan(style, sets, detailed, examples, evaluated, options.on_missing)
+    wanted = {plan.answer for plan in plans if plan.detailed}
+    with progress(len(examples), "answers scored") as done:
+        scores = score(
+            policy, examples, batch_tokens=options.batch_tokens, z_scores=wanted, device=device, progress=done
+        )
+    asked = [plan for plan in plans if options.generate and plan.set_name not in silent]
+    said = _answers(policy, style, asked, scores, options, device, progress)
+    for plan, ids in zip(asked, said, strict=True):
+        plan.said = ids
+    _score_said(policy, [plan for plan in asked if plan.detailed], options, device, progress)
+    for plan in plans:
+        row = _row(plan, scores, style, options.min_k_fraction)
+        if problem := _problem(row):
+            evaluated.skip(plan.set_name, plan.index, problem, options.on_missing)
+        else:
+            evaluated.sets[plan.set_name].append(row)
+    return evaluated
+
+
+def _plan(
+    style: PromptStyle,
+    sets: Mapping[str, Sequence[Row]],
+    detailed: Sequence[str],
+    examples: list[Example],
+    evaluated: EvaluatedRows,
+    on_missing: str,
+) -> list[_Plan]:
+    """Tokenise every answer of every row once, its question once."""
+    plans = []
+    for set_name, rows in sets.items():
+        for position, row in enumerate(rows):
+            index = row.get("index", position)
+            texts = [row["answer"], *row.get("perturbed_answer", ())]
+            if "paraphrased_answer" in row:
+                texts.append(row["paraphrased_answer"])
+            try:
+                prompt = _prompt(style, row)
+                made = [style.join(prompt, text) for text in texts]
+            except InputError as error:
+                evaluated.skip(set_name, index, str(error), on_missing)
+                continue
+            first, count = len(examples), len(row.get("perturbed_answer", ()))
+            examples.extend(made)
+            plans.append(
+                _Plan(
+                    set_name=set_name,
+                    index=index,
+                    source=row,
+                    prompt=prompt,
+                    answer=first,
+                    wrong=list(range(first + 1, first + 1 + count)),
+                    paraphrase=first + 1 + count if "paraphrased_answer" in row else None,
+                    detailed=set_name in detailed,
+                    length=sum(label != -100 for label in made[0][1]),
+                )
+            )
+    return plans
+
+
+def _prompt(style: PromptStyle, row: Row) -> list[int]:
+    """Ids that the answer follows: of the question, or of all that a conversation says before it."""
+    if "messages" in row and isinstance(style, ChatStyle):
+        return style.conversation_prompt(row["messages"][:-1])
+    prompt = style.prompt(row["question"])
+    if not prompt:
+        raise InputError("There is nothing to continue from: the text is too short.")
+    return prompt
+
+
+def _answers(
+    policy: nn.Module,
+    style: PromptStyle,
+    plans: Sequence[_Plan],
+    scores: Sequence[TokenScores],
+    options: RowOptions,
+    device: torch.device | None,
+    progress: Progress,
+) -> list[list[int]]:
+    """Let the policy answer every question greedily, cut at the end-of-turn token.
+
+    As far as it says the true answer, its scores have told so.
+    """
+    with progress(len(plans), "questions answered") as done:
+        return generate(
+            policy,
+            [plan.prompt for plan in plans],
+            max_new_tokens=options.max_new_tokens,
+            stop_ids=style.stop_ids,
+            batch_rows=options.batch_rows,
+            expected=[plan.length for plan in plans],
+            known=[scores[plan.answer].greedy_start() for plan in plans],
+            device=device,
+            progress=done,
+        )
+
+
+def _score_said(
+    policy: nn.Module,
+    plans: Sequence[_Plan],
+    options: RowOptions,
+    device: torch.device | None,
+    progress: Progress,
+) -> None:
+    """Find out how sure the policy was of what it said itself."""
+    spoken = [plan for plan in plans if plan.said]
+    examples = [(plan.prompt + plan.said, [-100] * len(plan.prompt) + plan.said) for plan in spoken if plan.said]
+    with progress(len(examples), "own answers scored") as done:
+        scores = score(policy, examples, batch_tokens=options.batch_tokens, device=device, progress=done)
+    for plan, found in zip(spoken, scores, strict=True):
+        plan.said_nll = found.nll
+
+
+def _row(plan: _Plan, scores: Sequence[TokenScores], style: PromptStyle, fraction: float) -> Row:
+    """Read everything a row needs from its scores."""
+    text = None if plan.said is None else str(style.tokenizer.decode(plan.said, skip_special_tokens=True)).strip()
+    answer = scores[plan.answer]
+    nll = answer.nll
+    row: Row = {
+        "index": plan.index,
+        "question": plan.source["question"],
+        "answer": plan.source["answer"],
+        "nll": nll,
+        "tokens": answer.tokens,
+        "correct_nll": nll if plan.paraphrase is None else scores[plan.paraphrase].nll,
+        "wrong_nll": [scores[i].nll for i in plan.wrong],
+        "generation": text,
+        "rouge_l_recall": None if text is None else rouge_l([text], [plan.source["answer"]]).recall.item(),
+    }
+    if plan.detailed and plan.said is not None:
+        row |= {"generation_nll": plan.said_nll, "generation_tokens": len(plan.said)}
+    return row | (_details(answer, plan.source["answer"], fraction) if plan.detailed else {})
+
+
+def _details(answer: TokenScores, text: str, fraction: float) -> Row:
+    """Memorisation and membership scores of one answer, from the tokens it was scored by."""
+    rows = torch.zeros(answer.tokens, dtype=torch.long)
+    nll = torch.tensor([answer.nll], dtype=torch.float64)
+    assert answer.z_scores is not None
+    return {
+        "exact_memorization": exact_memorization(answer.correct, rows, 1).item(),
+        "extraction_strength": extraction_strength(answer.correct, rows, 1).item(),
+        "min_k": min_k(answer.logprobs, rows, 1, fraction).item(),
+        "min_k_plus_plus": min_k_plus_plus(answer.z_scores, rows, 1, fraction).item(),
+        "zlib": zlib_score(nll, [text]).item(),
+        "loss": nll.item(),
+    }
+
+
+def _problem(row: Row) -> str | None:
+    """Say what keeps a row from having a value; answers that share a prompt are NaN together."""
+    values = {"answer": [row["nll"]], "correct answer": [row["correct_nll"]], "wrong answers": row["wrong_nll"]}
+    if row.get("generation_nll") is not None:
+        values["own answer"] = [row["generation_nll"]]
+    bad = {name: nlls for name, nlls in values.items() if not torch.tensor(nlls).isfinite().all()}
+    return f"The log-likelihood of its {', its '.join(bad)} is not finite ({bad})." if bad else None

@@ -1,0 +1,1 @@
+"""Distribution Preference Optimization (DiPO, arXiv 2510.04773)."""

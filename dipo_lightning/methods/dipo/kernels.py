@@ -1,0 +1,369 @@
+"""The vocabulary-sized work of the chunked margin: d = preferred - dispreferred, and what is measured with it.
+
+The DiPO margin from hidden states: equal to the plain one, in a memory that does not grow with tokens x vocabulary.
+
+With d = preferred - dispreferred, W the policy's output projection and x its hidden states, a token's margin is
+
+    <d, W x - h_ref> = <W^T d, x> - <d, h_ref>
+
+so with g = W^T d the gradient on x is g, and the gradient on W is the sum of d x^T. The forward keeps g (hidden size a
+token); the backward makes d again chunk by chunk, or keeps it where one chunk holds all positions. In units of N V H
+multiply-adds the cost is 1 (reference logits) + 1 (g) + 1 (gradient on W; + 1 where d is made again), as plain
+cross-entropy on full logits has 3. Where W is frozen it is 2.
+
+Only for heads that are a plain projection: a bias or a soft cap needs the full-logits path (`dipo.margin`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dipo_lightning.errors import InputError
+from dipo_lightning.losses.chunking import (
+    Kept,
+    align,
+    check_chunk_size,
+    check_projection,
+    closed_gradients,
+    keep,
+    piece_size,
+    project,
+    slices,
+)
+from dipo_lightning.losses.reductions import working_dtype
+from dipo_lightning.methods.dipo.factored import FactoredPair, factor
+from dipo_lightning.methods.dipo.pair import PairOptions
+
+Source = Literal["reference", "policy"]
+_FEW = 16
+
+
+class Plan(NamedTuple):
+    """What is fixed for one call."""
+
+    options: PairOptions
+    chunk_size: int
+    source: Source
+    with_rewards: bool
+    shared: bool
+    compare: bool = False
+
+    def explicit(self, dtype: torch.dtype) -> bool:
+        """Whether policy logits are formed.
+
+        They are for pairs made from them and for most rewards; and where both logits must be rounded alike, so that the
+        margin is exactly 0 where the policy is the reference: in half precision, or where it is asked for.
+        """
+        half = dtype not in (torch.float32, torch.float64)
+        options = self.options
+        few = options.selection == "top_k" and options.k <= _FEW and options.memory_vector == "centered"
+        dear = self.with_rewards and (half or not few)  # else they follow from the margin: see `Inside`
+        return self.source == "policy" or dear or ((half or self.compare) and not self.shared)
+
+
+class Inside(NamedTuple):
+    """What the preferred reward takes beside the margin, in exchange for the policy's projection.
+
+    Outside the M tokens of the confident set, both differences are a multiple of one distribution: with o for it,
+
+        margin    = (m_w - m_l) <o, gap> + sum_i (w_i - l_i) gap_i
+        preferred = (m_w - m_b) <o, gap> + sum_i (w_i - b_i) gap_i
+
+    where m is the mass outside, and w, l, b the probabilities of preferred, dispreferred and base. So <o, gap> follows
+    from the margin, and of the policy's logits only those of the set are asked for.
+
+    Attributes:
+        indices: (n, M) int64 the tokens of the set.
+        logits: (n, M) the reference's logits on them.
+        share: (n,) (m_w - m_b) / (m_w - m_l), which lies in [0, 1] for a centered memory vector.
+        weights: (n, M) w - b - share * (w - l).
+    """
+
+    indices: Tensor
+    logits: Tensor
+    share: Tensor
+    weights: Tensor
+
+    def preferred(self, margin: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
+        """Compute the preferred reward over beta (n,) from the margin (n,) and hidden states (n, H)."""
+        logits = torch.einsum("nmh,nh->nm", weight[self.indices], hidden)
+        return self.share * margin + (self.weights * (logits - self.logits)).sum(-1)
+
+
+def _inside(pair: FactoredPair) -> Inside:
+    """Take what `Inside` holds out of a pair."""
+    towards, whole = pair.preferred - pair.base, pair.preferred - pair.dispreferred
+    share = torch.where(whole.mass == 0, 0, towards.mass / whole.mass)
+    return Inside(pair.indices, pair.logits, share.squeeze(-1), towards.values - share * whole.values)
+
+
+class Workspace:
+    """Buffers and tensors of one pass over the positions."""
+
+    def __init__(self, plan: Plan, hidden: Tensor, weight: Tensor, reference: tuple[Tensor, Tensor]) -> None:
+        self.plan, self.hidden, self.weight, self.reference = plan, hidden, weight, reference
+        self.dtype = working_dtype(weight, reference[1])
+        self.size = piece_size(hidden.device, plan.chunk_size)
+
+    def buffer(self, count: int) -> Tensor:
+        """Make an uninitialised (count, V) buffer."""
+        return torch.empty(count, self.weight.shape[0], dtype=self.dtype, device=self.hidden.device)
+
+    def fill(self, chunk: slice, out: Tensor, insides: list[Inside] | None = None) -> None:
+        """Write the differences d of a chunk into `out` (n, V), and append each piece's `Inside` where asked."""
+        source = (self.hidden, self.weight) if self.plan.source == "policy" else self.reference
+        for piece in slices(len(out), self.size):
+            logits = project(source[0][chunk][piece], source[1], out[piece])
+            pair = factor(logits, self.plan.options, in_place=True)
+            if insides is not None:
+                insides.append(_inside(pair))
+            pair.dense(pair.preferred - pair.dispreferred, in_place=True)
+
+    def fill_and_measure(
+        self, chunk: slice, out: Tensor, scratch: Tensor, insides: list[Inside] | None = None
+    ) -> Tensor:
+        """Write d into `out` and measure <d, h_ref> of the reference's logits; `insides` as for `fill`.
+
+        Returns:
+            (n,).
+        """
+        values = []
+        for piece in slices(len(out), self.size):
+            logits = project(self.reference[0][chunk][piece], self.reference[1], out[piece])
+            kept = scratch[: len(logits)].copy_(logits)
+            pair = factor(logits, self.plan.options, in_place=True)
+            if insides is not None:
+                insides.append(_inside(pair))
+            difference = pair.dense(pair.preferred - pair.dispreferred, in_place=True)
+            values.append(kept.mul_(difference).sum(-1))
+        return torch.cat(values)
+
+    def fill_and_compare(self, chunk: slice, out: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:
+        """Write d into `out` and measure the margin <d, h_policy - h_ref> and the preferred reward.
+
+        Returns:
+            Two (n,) tensors; the reward is 0 unless asked for.
+        """
+        margins, rewards = [], []
+        for piece in slices(len(out), self.size):
+            logits = project(self.reference[0][chunk][piece], self.reference[1], out[piece])
+            gap = project(self.hidden[chunk][piece], self.weight, scratch[: len(logits)])
+            reward = logits.new_zeros(len(logits))
+            if self.plan.source == "policy":
+                base = gap.clone()
+                gap.sub_(logits)
+                if self.plan.with_rewards:
+                    reward = -(logits.softmax(-1) * gap).sum(-1)
+                logits.copy_(base)
+            else:
+                gap.sub_(logits)
+            pair = factor(logits, self.plan.options, in_place=True)
+            if self.plan.with_rewards:
+                origin = pair.preferred if self.plan.source == "policy" else pair.preferred - pair.base
+                reward += (pair.dense(origin) * gap).sum(-1)
+            difference = pair.dense(pair.preferred - pair.dispreferred, in_place=True)
+            margins.append(gap.mul_(difference).sum(-1))
+            rewards.append(reward)
+        return torch.cat(margins), torch.cat(rewards)
+
+
+class MarginWithRewards(NamedTuple):
+    """Token margins and both rewards.
+
+    Attributes:
+        margin: (N,) with gradient.
+        preferred: (N,) R(preferred) / beta, without gradient.
+        dispreferred: (N,) R(dispreferred) / beta, without gradient; margin = preferred - dispreferred.
+    """
+
+    margin: Tensor
+    preferred: Tensor
+    dispreferred: Tensor
+
+
+class _ChunkedMargin(torch.autograd.Function):
+    """Token margins with the gradient worked out by hand."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        reference_hidden: Tensor,
+        reference_weight: Tensor,
+        plan: Plan,
+    ) -> tuple[Tensor, Tensor]:
+        """Compute margins and preferred rewards chunk by chunk.
+
+        Args:
+            ctx: Autograd's context.
+            hidden: (N, H) the policy's hidden states, in the dtype of ``weight``.
+            weight: (V, H) the policy's projection, of any floating-point dtype.
+            reference_hidden: (N, H_ref), in the dtype of ``reference_weight``; no gradient.
+            reference_weight: (V, H_ref); no gradient.
+            plan: What is fixed for the call.
+
+        Returns:
+            (N,) margins, and (N,) preferred rewards over beta without a gradient (0 unless the plan asks for them),
+            float32 or, where a projection is float64, float64.
+        """
+        work = Workspace(plan, hidden, weight, (reference_hidden, reference_weight))
+        count = len(hidden)
+        explicit = plan.explicit(weight.dtype)
+        margins = torch.empty(count, dtype=work.dtype, device=hidden.device)
+        preferred = torch.zeros_like(margins)
+        directions = torch.empty_like(hidden, dtype=work.dtype) if not explicit or ctx.needs_input_grad[0] else None
+        differences = work.buffer(min(count, plan.chunk_size))
+        scratch = None if plan.shared and not explicit else work.buffer(min(count, work.size))
+        for chunk in slices(count, plan.chunk_size):
+            out = differences[: chunk.stop - chunk.start]
+            offset = None
+            insides: list[Inside] | None = [] if plan.with_rewards else None
+            if scratch is None:
+                work.fill(chunk, out, insides)
+            elif explicit:
+                margins[chunk], preferred[chunk] = work.fill_and_compare(chunk, out, scratch)
+            else:
+                offset = work.fill_and_measure(chunk, out, scratch, insides)
+            if directions is not None:
+                directions[chunk] = out.to(weight.dtype) @ weight
+            if not explicit and directions is not None:
+                gap = hidden[chunk] - reference_hidden[chunk] if offset is None else hidden[chunk]
+                margins[chunk] = (directions[chunk] * gap).sum(-1)
+                if offset is not None:
+                    margins[chunk] -= offset
+            start = chunk.start
+            for inside in insides or ():
+                piece = slice(start, start := start + len(inside.share))
+                preferred[piece] = inside.preferred(margins[piece], hidden[piece], weight)
+        ctx.plan = plan
+        keep(ctx, hidden, weight, directions, differences, plan.chunk_size, reference_hidden, reference_weight)
+        ctx.mark_non_differentiable(preferred)
+        return margins, preferred
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute the gradients on ``hidden`` (N, H) and ``weight`` (V, H), each in its dtype, or None.
+
+        Args:
+            ctx: Autograd's context.
+            upstream: (N,) gradient on the margins, in their dtype.
+            _: That on the rewards, which have none.
+
+        Returns:
+            One for each argument of the forward pass; the reference and the plan get None.
+        """
+        kept = Kept.of(ctx)
+        reference_hidden, reference_weight = kept.others
+        work = Workspace(ctx.plan, kept.hidden, kept.weight, (reference_hidden, reference_weight))
+        return *closed_gradients(ctx, kept, upstream, work.fill, work.buffer), None, None, None
+
+
+def _apply(
+    hidden: Tensor,
+    weight: Tensor,
+    reference_hidden: Tensor,
+    reference_weight: Tensor,
+    options: PairOptions,
+    chunk_size: int,
+    source: Source,
+    with_rewards: bool,
+    compare: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Check, align the dtypes and run the function outside autocast."""
+    check_chunk_size(chunk_size)
+    check_projection(hidden, weight, "policy")
+    check_projection(reference_hidden, reference_weight, "reference")
+    options.check_vocabulary(weight.shape[0])
+    if source not in ("reference", "policy"):
+        raise InputError(f"source is {source!r}; use 'reference' or 'policy'")
+    if len(hidden) != len(reference_hidden) or len(weight) != len(reference_weight):
+        raise InputError(
+            f"the policy has {len(hidden)} positions and {len(weight)} tokens, the reference {len(reference_hidden)} "
+            f"and {len(reference_weight)}; both must be the same batch and vocabulary"
+        )
+    shared = reference_weight is weight and source == "reference"
+    hidden, weight = align(hidden, weight)
+    reference_hidden, reference_weight = align(reference_hidden.detach(), reference_weight.detach())
+    with torch.autocast(hidden.device.type, enabled=False):
+        result: tuple[Tensor, Tensor] = _ChunkedMargin.apply(
+            hidden,
+            weight,
+            reference_hidden,
+            reference_weight,
+            Plan(options, chunk_size, source, with_rewards, shared, compare),
+        )
+    return result
+
+
+def chunked_margin(
+    hidden: Tensor,
+    weight: Tensor,
+    reference_hidden: Tensor,
+    reference_weight: Tensor,
+    options: PairOptions,
+    chunk_size: int = 1024,
+    source: Source = "reference",
+) -> Tensor:
+    """Compute the margin of each position from hidden states.
+
+    Args:
+        hidden: (N, H) the policy's last hidden states (after the final norm) at the selected positions.
+        weight: (V, H) the policy's output projection. Give the *same tensor* as `reference_weight` where the
+            projection is frozen: the margin is then exactly 0 where the hidden states are equal.
+        reference_hidden: (N, H_ref) the reference's last hidden states at the same positions.
+        reference_weight: (V, H_ref) the reference's output projection.
+        options: how the pair is made.
+        chunk_size: positions whose vocabulary-sized values may live at the same time.
+        source: whose logits the pair is made from; `policy` logits are taken as constants.
+
+    Returns:
+        (N,) <d, h_policy - h_reference>, float32 (float64 for float64 inputs), differentiable once in `hidden` and
+        `weight`. Reduce with `sequence_sum` or `sequence_mean`.
+
+    Raises:
+        InputError: when shapes or options do not fit.
+    """
+    return _apply(hidden, weight, reference_hidden, reference_weight, options, chunk_size, source, False)[0]
+
+
+def chunked_margin_with_rewards(
+    hidden: Tensor,
+    weight: Tensor,
+    reference_hidden: Tensor,
+    reference_weight: Tensor,
+    options: PairOptions,
+    chunk_size: int = 1024,
+    source: Source = "reference",
+    compare: bool = False,
+) -> MarginWithRewards:
+    """Compute `chunked_margin` and both rewards of each position.
+
+    With a small set (`top_k`, centered) in float32 they cost next to nothing, else another policy projection (N V H).
+
+    Args:
+        hidden: (N, H), as for `chunked_margin`.
+        weight: (V, H).
+        reference_hidden: (N, H_ref).
+        reference_weight: (V, H_ref).
+        options: how the pair is made.
+        chunk_size: positions whose vocabulary-sized values may live at the same time.
+        source: whose logits the pair is made from.
+        compare: form the policy's logits beside the reference's (N V H more): all three are then exactly 0 where both
+            are equal, also where the projection is trained.
+
+    Returns:
+        Margins and rewards over beta.
+
+    Raises:
+        InputError: when shapes or options do not fit.
+    """
+    margin, preferred = _apply(
+        hidden, weight, reference_hidden, reference_weight, options, chunk_size, source, True, compare
+    )
+    return MarginWithRewards(margin, preferred, preferred - margin.detach())

@@ -1,0 +1,191 @@
+"""What a pair of distributions is made with: one validated value, shared by the plain and the fast code.
+
+The pair of distributions: forgetting-promoting (preferred) and memory-promoting (dispreferred).
+
+With base logits h, the confident set S and the memory vector m (zero outside S)
+
+    preferred    = softmax(h - alpha * m)
+    dispreferred = softmax(h + alpha * m)
+
+The idea is that of "Distribution Preference Optimization" (arXiv 2510.04773); the selection rules and the two forms of
+m are this package's reconstruction. `distribution_pair` is the plain form to read and to test against; training uses
+`pair_difference`, which gives the same numbers from one softmax.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dipo_lightning.errors import InputError
+from dipo_lightning.losses.reductions import working_dtype
+
+Selection = Literal["top_k", "top_p", "relative"]
+MemoryVector = Literal["centered", "raw"]
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """How the preferred and the dispreferred distribution are made from base logits.
+
+    The published text gives the idea (amplify or suppress high-confidence logits); these forms are this package's.
+
+    Attributes:
+        selection: which tokens are high-confidence: the `k` largest logits (`top_k`), the smallest set of most likely
+            tokens whose probability reaches `p` (`top_p`), or every token at least `rho` times as likely as the most
+            likely one (`relative`).
+        k: set size for `top_k`.
+        p: probability to reach for `top_p`, in (0, 1).
+        rho: share of the largest probability for `relative`, in (0, 1].
+        memory_vector: `centered` (logit minus the largest logit outside the set; a constant added to all logits
+            changes nothing) or `raw` (the logit itself).
+        alpha: strength, > 0. With `centered`, 1 pulls the whole set down to the largest logit outside it.
+    """
+
+    selection: Selection = "top_k"
+    k: int = 10
+    p: float = 0.9
+    rho: float = 0.1
+    memory_vector: MemoryVector = "centered"
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            InputError: naming the option, its value and what is allowed.
+        """
+        check_selection(self.selection, self.k, self.p, self.rho)
+        if self.memory_vector not in get_args(MemoryVector):
+            raise InputError(f"memory_vector is {self.memory_vector!r}; use one of {list(get_args(MemoryVector))}")
+        if not (self.alpha > 0 and math.isfinite(self.alpha)):
+            raise InputError(f"alpha is {self.alpha!r}; use a finite number > 0 (at 0 the pair is no pair)")
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Check against a vocabulary.
+
+        Args:
+            vocab_size: width V of the logits.
+
+        Raises:
+            InputError: when `top_k` would select the whole vocabulary, or the vocabulary has a single token.
+        """
+        check_set_size(self.selection, self.k, vocab_size)
+
+
+def check_selection(selection: str, k: int, p: float, rho: float) -> None:
+    """Check a selection and its number.
+
+    Raises:
+        InputError: naming the option, its value and what is allowed.
+    """
+    if selection not in get_args(Selection):
+        raise InputError(f"selection is {selection!r}; use one of {list(get_args(Selection))}")
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise InputError(f"k is {k!r}; use a whole number >= 1")
+    if not 0 < p < 1:
+        raise InputError(f"p is {p!r}; use a probability with 0 < p < 1 (at 1 no token would be left outside the set)")
+    if not 0 < rho <= 1:
+        raise InputError(f"rho is {rho!r}; use a share with 0 < rho <= 1")
+
+
+def check_set_size(selection: str, k: int, vocab_size: int) -> None:
+    """Check that some token stays outside the set.
+
+    Raises:
+        InputError: when none can.
+    """
+    if vocab_size < 2:
+        raise InputError(f"the vocabulary has {vocab_size} token(s); a pair of distributions needs at least 2")
+    if selection == "top_k" and k >= vocab_size:
+        raise InputError(
+            f"k is {k} but the vocabulary has {vocab_size} tokens; use k < {vocab_size}, so that a token stays outside"
+        )
+
+
+def confident_set(
+    logits: Tensor, selection: Selection = "top_k", k: int = 10, p: float = 0.9, rho: float = 0.1
+) -> Tensor:
+    """Select the high-confidence tokens of each position.
+
+    One token always stays outside (the one with the smallest logit, where a rule would take everything), because the
+    centered memory vector is measured from the largest logit outside.
+
+    Args:
+        logits: (N, V) base logits.
+        selection: `top_k`, `top_p` or `relative`; see `PairOptions`.
+        k: set size for `top_k`, 1 <= k < V.
+        p: probability to reach for `top_p`.
+        rho: share of the largest probability for `relative`.
+
+    Returns:
+        (N, V) bool. Equal logits at the edge of a set are taken in the order of their index.
+
+    Raises:
+        InputError: when an option is out of range.
+    """
+    check_selection(selection, k, p, rho)
+    check_set_size(selection, k, logits.shape[-1])
+    logits = logits.to(working_dtype(logits))
+    order = logits.argsort(dim=-1, descending=True, stable=True)
+    ranked = logits.softmax(-1).gather(-1, order)
+    if selection == "top_k":
+        chosen = torch.arange(logits.shape[-1], device=logits.device).expand_as(order) < k
+    elif selection == "top_p":
+        before = ranked.cumsum(-1).roll(1, dims=-1)
+        before[..., 0] = 0
+        chosen = before < p
+    else:
+        chosen = ranked >= rho * ranked[..., :1]
+    chosen[..., -1] = False
+    return torch.zeros_like(chosen).scatter(-1, order, chosen)
+
+
+def memory_vector(logits: Tensor, confident: Tensor, kind: MemoryVector = "centered") -> Tensor:
+    """Compute what is suppressed or amplified.
+
+    Args:
+        logits: (N, V) base logits.
+        confident: (N, V) bool, the confident set.
+        kind: `centered`: logit - tau on the set, tau being the largest logit outside it; `raw`: the logit itself.
+            Softmax ignores a constant added to all logits; `raw` does not, and amplifies where it should suppress when
+            the logits are negative.
+
+    Returns:
+        (N, V), zero outside the set.
+
+    Raises:
+        InputError: when `kind` is unknown, or `centered` meets a set that leaves no token outside.
+    """
+    if kind == "raw":
+        return logits.masked_fill(~confident, 0.0)
+    if kind != "centered":
+        raise InputError(f"memory_vector is {kind!r}; use 'centered' or 'raw'")
+    if bool(confident.all(-1).any()):
+        raise InputError("a confident set holds the whole vocabulary; leave at least one token outside")
+    tau = logits.masked_fill(confident, -math.inf).amax(-1, keepdim=True)
+    return (logits - tau).masked_fill(~confident, 0.0)
+
+
+def distribution_pair(logits: Tensor, options: PairOptions) -> tuple[Tensor, Tensor]:
+    """Build both distributions, the plain way.
+
+    Args:
+        logits: (N, V) base logits; bfloat16 and float16 are raised to float32. Gradients are not followed: the pair is
+            a target.
+        options: how the pair is made.
+
+    Returns:
+        (N, V) log-probabilities of the preferred and of the dispreferred distribution.
+
+    Raises:
+        InputError: when the options do not fit the vocabulary.
+    """
+    logits = logits.detach().to(working_dtype(logits))
+    confident = confident_set(logits, options.selection, options.k, options.p, options.rho)
+    shift = options.alpha * memory_vector(logits, confident, options.memory_vector)
+    return (logits - shift).log_softmax(-1), (logits + shift).log_softmax(-1)

@@ -1,0 +1,149 @@
+"""Forget losses that only push the answer's tokens down: gradient ascent, its weighted form, and CE-U.
+
+Each is a mean over tokens; `denominator` is the global token count under data parallelism (see `token_mean`).
+
+Methods that push the answer's own likelihood down: GradAscent, GradDiff, KL, WGA and CE-U.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from dipo_lightning.errors import InputError
+from dipo_lightning.losses.reductions import token_mean, working_dtype
+from dipo_lightning.methods.unlearning import UnlearningModule
+from dipo_lightning.models.answers import Answers
+
+
+def grad_ascent(nll: Tensor, denominator: float | Tensor | None = None) -> Tensor:
+    """Gradient ascent: minus the mean token NLL. Unbounded below. Source: TOFU, arXiv 2401.06121.
+
+    GradDiff and KL are this loss with a retain term beside it.
+
+    Args:
+        nll: (N,) token NLL of the forget answers (`token_nll`).
+        denominator: global token count; None uses N.
+
+    Returns:
+        Scalar.
+    """
+    return -token_mean(nll, denominator)
+
+
+def wga(nll: Tensor, beta: float = 1.0, denominator: float | Tensor | None = None) -> Tensor:
+    """Weighted gradient ascent: -mean(p^beta * NLL), the weight taken as a constant. Source: arXiv 2502.19301.
+
+    Tokens that are already unlikely weigh little, which brakes the ascent.
+
+    Args:
+        nll: (N,) token NLL of the forget answers.
+        beta: exponent, >= 0; 0 is gradient ascent.
+        denominator: global token count; None uses N.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        InputError: when beta is negative.
+    """
+    if not beta >= 0:
+        raise InputError(f"beta is {beta!r}; use a number >= 0")
+    weight = torch.exp(-beta * nll.detach())
+    return -token_mean(weight * nll, denominator)
+
+
+def ce_u(logits: Tensor, labels: Tensor, denominator: float | Tensor | None = None) -> Tensor:
+    """Cross-entropy unlearning: towards the policy's own distribution without the label. Source: arXiv 2503.01224.
+
+    Args:
+        logits: (N, V) policy logits on the forget answers.
+        labels: (N,) int64 tokens to forget.
+        denominator: global token count; None uses N.
+
+    Returns:
+        Scalar mean of CE(target, policy); the target is a constant.
+    """
+    logits = logits.to(working_dtype(logits))
+    target = logits.detach().scatter(-1, labels.unsqueeze(-1), -math.inf).softmax(-1)
+    return token_mean(-(target * logits.log_softmax(-1)).sum(-1), denominator)
+
+
+class GradDiffModule(UnlearningModule):
+    """Gradient ascent on the forget answers and descent on the retain answers. Source: TOFU, arXiv 2401.06121."""
+
+    needs_reference: ClassVar[bool] = False
+
+    def forget_loss(self, forget: Answers) -> Tensor:
+        """Return minus the mean token NLL."""
+        return grad_ascent(forget.nll, forget.token_denominator)
+
+
+class GradAscentModule(GradDiffModule):
+    """Gradient ascent alone, without a retain term. Source: TOFU, arXiv 2401.06121.
+
+    Args:
+        pretrained: The model that must forget.
+        retain_loss: ``none``; with another it is no longer this method.
+        **options: Those of `UnlearningModule`.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        retain_loss: Literal["nll", "kl", "none"] = "none",
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(pretrained, retain_loss=retain_loss, **options)
+
+
+class KLModule(GradDiffModule):
+    """Gradient ascent, held by KL(reference || policy) on the retain answers. Source: TOFU, arXiv 2401.06121.
+
+    Args:
+        pretrained: The model that must forget; also the reference on the retain answers.
+        retain_loss: ``kl``; with another it is no longer this method.
+        **options: Those of `UnlearningModule`.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        retain_loss: Literal["nll", "kl", "none"] = "kl",
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(pretrained, retain_loss=retain_loss, **options)
+
+
+class WGAModule(UnlearningModule):
+    """Gradient ascent weighted by each token's probability. Source: arXiv 2502.19301.
+
+    Args:
+        pretrained: The model that must forget.
+        beta: Exponent of the weight ``p ** beta``.
+        **options: Those of `UnlearningModule`.
+    """
+
+    needs_reference: ClassVar[bool] = False
+
+    def __init__(self, pretrained: str, beta: float = 1.0, **options: Any) -> None:  # noqa: ANN401
+        super().__init__(pretrained, **options)
+        self.save_hyperparameters(ignore=["optimizer"])
+        self.beta = beta
+
+    def forget_loss(self, forget: Answers) -> Tensor:
+        """Return minus the weighted mean token NLL."""
+        return wga(forget.nll, self.beta, forget.token_denominator)
+
+
+class CEUModule(UnlearningModule):
+    """Cross-entropy to the policy's own distribution with the answer's token taken out. Source: arXiv 2503.01224."""
+
+    needs_reference: ClassVar[bool] = False
+
+    def forget_loss(self, forget: Answers) -> Tensor:
+        """Return the mean cross-entropy."""
+        return ce_u(forget.logits, forget.labels, forget.token_denominator)

@@ -1,0 +1,285 @@
+"""The LightningModule that holds a causal language model: loading, adapters, sharding, optimiser, logging."""
+
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.data import AttributeDict
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.methods.step import (
+    MicroBatch,
+    describe,
+    mean_terms,
+    random_states,
+    set_random_states,
+    what_is_not_finite,
+)
+from dipo_lightning.models.distributed import gather
+from dipo_lightning.models.fingerprint import model_fingerprint
+from dipo_lightning.models.head import output_projection
+from dipo_lightning.models.loading import check_tokenizer, load_policy
+from dipo_lightning.models.lora import LoRA, add_lora
+from dipo_lightning.models.sharding import check_strategy, is_sharded, shard, transformer_blocks
+from dipo_lightning.safety.redaction import without_home, without_secrets
+
+
+class LanguageModelModule(pl.LightningModule):
+    """A policy (any ``transformers`` causal LM) under Lightning, on one device or sharded over many.
+
+    Hyper-parameters are plain values, so every checkpoint can be loaded with ``weights_only``.
+
+    Args:
+        pretrained: Hub name, folder, GGUF file, or ``package:NAME`` for a model inside an installed Python package.
+        optimizer: Optimiser class and its arguments; gets the trainable parameters.
+        schedule: Learning rate over the run after the warm-up: ``constant``, ``linear`` (to 0) or ``cosine`` (to 0).
+        warmup_steps: Optimiser steps over which the learning rate rises from 0.
+        lora_rank: Rank of LoRA adapters; None trains all weights.
+        lora_alpha: LoRA scale: adapters are multiplied by ``lora_alpha / lora_rank``.
+        lora_dropout: Dropout before the adapters.
+        lora_targets: Names of the modules that get adapters, or ``all-linear``.
+        activation_checkpointing: Recompute activations in the backward pass instead of storing them.
+        compile_blocks: Compile each transformer block with ``torch.compile``.
+        freeze_projection: Train everything but the output projection (and the embedding tied to it).
+        cpu_offload: Under ``fsdp2``, keep weights and optimiser states in host memory between uses.
+        compute_dtype: Under ``fsdp2``, the dtype of the forward and backward pass; ``auto`` is bfloat16 on a GPU and
+            float32 on a CPU. Weights stay in float32. On one device or with DDP use the Trainer's ``bf16-mixed``.
+        revision: Version of a hub model.
+        trust_remote_code: Allow a hub model or folder to run its own code on this machine. Off unless named.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.01),
+        schedule: Literal["constant", "linear", "cosine"] = "constant",
+        warmup_steps: int = 0,
+        lora_rank: int | None = None,
+        lora_alpha: float = 16.0,
+        lora_dropout: float = 0.0,
+        lora_targets: str | list[str] = "all-linear",
+        activation_checkpointing: bool = False,
+        compile_blocks: bool = False,
+        freeze_projection: bool = False,
+        cpu_offload: bool = False,
+        compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["optimizer"])
+        self.policy: nn.Module | None = None
+        self.weights_fingerprint = ""
+        self._random_states: dict[int, dict[str, Any]] = {}
+        self._batches: list[MicroBatch] = []  # of the optimiser step
+        self._stepped = False
+        self.pretrained, self.optimizer = str(pretrained), optimizer
+        self.schedule, self.warmup_steps = schedule, warmup_steps
+        if warmup_steps < 0:
+            raise InputError(f"model.warmup_steps is {warmup_steps}; it must be 0 or more.")
+        self.lora = None
+        if lora_rank is not None:
+            self.lora = LoRA(rank=lora_rank, alpha=lora_alpha, dropout=lora_dropout, targets=lora_targets)
+        self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
+        self.freeze_projection, self.cpu_offload, self.compute_dtype = freeze_projection, cpu_offload, compute_dtype
+        self.revision, self.trust_remote_code = revision, trust_remote_code
+
+    @property
+    def hparams_initial(self) -> Any:
+        """The hyper-parameters as loggers write them: without secrets and without this user's home."""
+        return AttributeDict(without_secrets(without_home(dict(super().hparams_initial))))
+
+    def setup(self, stage: str) -> None:
+        """Refuse combinations that cannot be right, before the model is loaded."""
+        strategy, precision = self.trainer.strategy, str(self.trainer.precision)
+        check_strategy(strategy)
+        if precision not in ("32-true", "bf16-mixed"):
+            raise InputError(
+                f"trainer.precision is {precision}; a policy and a reference stored in it would not agree at step 0. "
+                "Use 32-true (with model.compute_dtype under fsdp2) or bf16-mixed."
+            )
+        if not isinstance(strategy, ModelParallelStrategy):
+            if self.cpu_offload or self.compute_dtype != "auto":
+                rank_zero_warn("model.cpu_offload and model.compute_dtype do nothing without trainer.strategy: fsdp2.")
+        else:
+            if precision != "32-true":
+                raise InputError(
+                    f"trainer.precision is {precision} with fsdp2; write precision: 32-true and choose the dtype of "
+                    "the computation with model.compute_dtype."
+                )
+            if self.trainer.validate_loop.inference_mode:
+                raise InputError(
+                    "trainer.inference_mode is true with fsdp2: the step after an evaluation would fail. "
+                    "Write inference_mode: false."
+                )
+
+    def configure_model(self) -> None:
+        """Load the policy and shard it where the strategy has a mesh; does nothing the second time."""
+        if self.policy is None:
+            model = self.load()
+            self.inspect(model)
+            self.policy = self.prepare(model, self.lora).train()
+
+    def inspect(self, model: nn.Module) -> None:
+        """Look at the pretrained model before adapters and sharding change it, and note which weights it has.
+
+        A place to override.
+
+        Raises:
+            InputError: The data module's tokenizer has ids that the model has no embedding for.
+        """
+        tokenizer = getattr(getattr(self._trainer, "datamodule", None), "tokenizer", None)
+        if tokenizer is not None:
+            check_tokenizer(tokenizer, model.config)  # type: ignore[arg-type]
+        if self._trainer is not None:  # results and caches will say whose they are
+            self.weights_fingerprint = model_fingerprint(model)
+
+    def load(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """Load the pretrained model onto the CPU; training needs float32."""
+        return load_policy(
+            self.pretrained, dtype=dtype, revision=self.revision, trust_remote_code=self.trust_remote_code
+        )
+
+    def prepare(self, model: nn.Module, lora: LoRA | None = None, trainable: bool = True) -> nn.Module:
+        """Add adapters, then checkpointing, then compilation, then sharding: the order in which they compose."""
+        if lora is not None:
+            model = add_lora(model, lora)
+        self.freeze_untrained(model)
+        if trainable and self.activation_checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        if self.compile_blocks:
+            for block in transformer_blocks(model):
+                block.compile()
+        strategy = self.trainer.strategy if self._trainer is not None else None
+        if isinstance(strategy, ModelParallelStrategy):
+            assert self.device_mesh is not None
+            model = shard(model, self.device_mesh["data_parallel"], self.forward_dtype, self.cpu_offload, trainable)
+        return model
+
+    def freeze_untrained(self, model: nn.Module) -> None:
+        """Take the gradient from what is not trained, before sharding; a place to override."""
+        if self.freeze_projection:
+            output_projection(model).requires_grad_(False)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimiser over the trainable parameters, and the schedule where one is asked for."""
+        optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        if self.schedule == "constant" and not self.warmup_steps:
+            return optimizer
+        from transformers import get_scheduler
+
+        name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = get_scheduler(name, optimizer, num_warmup_steps=self.warmup_steps, num_training_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+        """Do nothing: evaluation is the callbacks' work."""
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+        """Do nothing: evaluation is the callbacks' work."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add every process's random states and the fingerprint of the weights before training; collective."""
+        checkpoint["random_states"] = gather({self.global_rank: random_states()})
+        checkpoint["weights_fingerprint"] = self.weights_fingerprint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model; keep the random states until the first batch, for others draw too."""
+        self.refuse_another_model(checkpoint)
+        self._random_states = checkpoint.get("random_states", {})
+
+    def refuse_another_model(self, checkpoint: dict[str, Any]) -> None:
+        """Make sure that a checkpoint goes on from the weights that were loaded.
+
+        Raises:
+            InputError: It is of a model with other parameters, or with these and other values before training.
+        """
+        kept = {name: tuple(value.shape) for name, value in checkpoint.get("state_dict", {}).items()}
+        own = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        odd = sorted(name for name in kept.keys() | own.keys() if kept.get(name) != own.get(name))
+        before = checkpoint.get("weights_fingerprint")
+        if kept and odd:
+            there, here = (shapes.get(odd[0], "absent") for shapes in (kept, own))
+            reason = f"{len(odd)} parameters differ; {odd[0]} is {there} there and {here} here"
+        elif before and self.weights_fingerprint and before != self.weights_fingerprint:
+            reason = "it began with other weights"
+        else:
+            return
+        raise InputError(
+            f"The checkpoint is not of this run's model {self.pretrained} ({reason}). Give the model and the LoRA "
+            "options that it was made with, or another folder to --run."
+        )
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+        """Before the first batch after a resume, put this process's random states back."""
+        states, self._random_states = self._random_states, {}
+        if self.global_rank in states and len(states) == self.trainer.world_size:
+            set_random_states(states[self.global_rank])
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the step's terms and the norm of its gradient, before clipping, where logs are due.
+
+        A norm or a loss that is not finite ends the run. One look at the device an optimiser step, and on all processes
+        alike: after a backward pass that none skipped.
+        """
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        numbers = torch.stack([norm, *(loss.to(norm) for _, _, loss in self._batches)])
+        if not bool(torch.isfinite(numbers).all()):
+            raise RunError(self.situation(*what_is_not_finite(numbers.tolist(), self._batches)))
+        self._stepped = True
+        if self.logs_are_due:
+            self.log("train/gradient_norm", norm)
+            self.log_terms(mean_terms(self._batches, self.trainer.accumulate_grad_batches))
+
+    @property
+    def logs_are_due(self) -> bool:
+        """Whether this optimiser step is one that is logged (``Trainer(log_every_n_steps=...)``)."""
+        return (self.trainer.global_step + 1) % max(1, getattr(self.trainer, "log_every_n_steps", 1)) == 0
+
+    def log_terms(self, terms: dict[str, Tensor], prefix: str = "train/") -> None:
+        """Log scalars, averaged over ranks in one reduction, at the steps that are logged."""
+        if not self.logs_are_due or not terms:
+            return
+        values = torch.stack([value.detach().float() for value in terms.values()])
+        if self.trainer.world_size > 1:
+            values = self.trainer.strategy.reduce(values, reduce_op="mean")
+        self.log_dict(dict(zip((prefix + name for name in terms), values.unbind(), strict=True)))
+
+    def remember(self, loss: Tensor, batch: dict[str, Any], terms: dict[str, Tensor]) -> None:
+        """Keep a micro-batch's rows, terms and loss until the optimiser steps.
+
+        Then they are logged, or said if the step breaks. A term is a sum over what its `Answers` divide by: its mean
+        over the micro-batches and ranks is then the mean over the global batch.
+        """
+        if self._stepped:
+            self._batches, self._stepped = [], False
+        self._batches.append(MicroBatch.of(loss, batch, terms))
+
+    def situation(self, what: str, batches: list[MicroBatch] | None = None) -> str:
+        """Say where the run was when ``what`` happened.
+
+        Args:
+            what: What happened, the beginning of the sentence.
+            batches: Rows and terms of the micro-batches it happened in; None for all of the optimiser step.
+        """
+        return describe(what, self._batches if batches is None else batches, self.trainer)
+
+    @property
+    def forward_dtype(self) -> torch.dtype:
+        """The dtype that a sharded model computes in."""
+        if self.compute_dtype == "auto":
+            return torch.bfloat16 if self.trainer.strategy.root_device.type == "cuda" else torch.float32
+        return getattr(torch, self.compute_dtype)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the policy is sharded over processes."""
+        return self.policy is not None and is_sharded(self.policy)

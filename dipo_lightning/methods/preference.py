@@ -1,0 +1,197 @@
+"""Preference losses over whole answers: NPO, SimNPO and DPO with an "I don't know" answer.
+
+They take sequence NLLs (`sequence_nll`, or `chunked_nll` summed over rows), never raw logits, and return one loss a
+sequence. beta is a positive number throughout.
+
+Preference methods on whole answers: NPO, SimNPO and DPO.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from dipo_lightning.errors import InputError
+from dipo_lightning.losses.likelihood import sequence_nll
+from dipo_lightning.losses.reductions import batch_mean
+from dipo_lightning.methods.unlearning import UnlearningModule
+from dipo_lightning.models.answers import Answers
+
+
+def _preference(gap: Tensor, beta: float) -> Tensor:
+    """Compute -(2 / beta) log sigmoid(beta * gap)."""
+    if not beta > 0:
+        raise InputError(f"beta is {beta!r}; use a number > 0")
+    return -(2.0 / beta) * logsigmoid(beta * gap)
+
+
+def npo(nll: Tensor, reference_nll: Tensor, beta: float = 0.1) -> Tensor:
+    """Negative preference optimization. Source: arXiv 2404.05868.
+
+    -(2 / beta) log sigmoid(beta (l - l_ref)), with l the answer's summed NLL. As beta -> 0 its gradient becomes that of
+    gradient ascent on l.
+
+    Args:
+        nll: (count,) summed NLL of the forget answers under the policy.
+        reference_nll: (count,) the same under the frozen reference.
+        beta: inverse temperature.
+
+    Returns:
+        (count,) losses.
+
+    Raises:
+        InputError: when beta is not positive.
+    """
+    return _preference(nll - reference_nll.detach(), beta)
+
+
+def simnpo(nll: Tensor, beta: float = 4.5, delta: float = 0.0) -> Tensor:
+    """NPO without a reference, normalised by length. Source: arXiv 2410.07163.
+
+    -(2 / beta) log sigmoid(beta (l - delta)), with l the answer's mean token NLL.
+
+    Args:
+        nll: (count,) mean token NLL of the forget answers under the policy.
+        beta: inverse temperature.
+        delta: reward margin in nats a token.
+
+    Returns:
+        (count,) losses.
+
+    Raises:
+        InputError: when beta is not positive.
+    """
+    return _preference(nll - delta, beta)
+
+
+def dpo(
+    preferred_nll: Tensor,
+    preferred_reference_nll: Tensor,
+    dispreferred_nll: Tensor,
+    dispreferred_reference_nll: Tensor,
+    beta: float = 0.1,
+) -> Tensor:
+    """Direct preference optimization between two answers, as TOFU's IdkDPO uses it. Source: arXiv 2401.06121.
+
+    -(2 / beta) log sigmoid(beta [(l_ref,w - l_w) - (l_ref,l - l_l)]), summed NLLs.
+
+    Args:
+        preferred_nll: (count,) summed NLL of the preferred answer (an "I don't know" line) under the policy.
+        preferred_reference_nll: (count,) the same under the reference.
+        dispreferred_nll: (count,) summed NLL of the answer to forget under the policy.
+        dispreferred_reference_nll: (count,) the same under the reference.
+        beta: inverse temperature.
+
+    Returns:
+        (count,) losses.
+
+    Raises:
+        InputError: when beta is not positive.
+    """
+    gain = preferred_reference_nll.detach() - preferred_nll
+    loss = dispreferred_reference_nll.detach() - dispreferred_nll
+    return _preference(gain - loss, beta)
+
+
+class NPOModule(UnlearningModule):
+    """Negative preference optimization: the answer is dispreferred. Source: arXiv 2404.05868.
+
+    Args:
+        pretrained: The model that must forget; also the reference.
+        beta: Inverse temperature.
+        **options: Those of `UnlearningModule`.
+    """
+
+    def __init__(self, pretrained: str, beta: float = 0.1, **options: Any) -> None:  # noqa: ANN401
+        super().__init__(pretrained, **options)
+        self.save_hyperparameters(ignore=["optimizer"])
+        self.beta = positive(beta, "beta")
+
+    def forget_loss(self, forget: Answers) -> Tensor:
+        """Return the mean loss of the rows."""
+        losses = npo(forget.sequence_nll(), self.reference_nll(forget), self.beta)
+        return batch_mean(losses, forget.row_denominator)
+
+    def reference_nll(self, answers: Answers) -> Tensor:
+        """(B,) summed NLL of the answers under the reference."""
+        with torch.no_grad():
+            return sequence_nll(self.reference_logits(answers), answers.labels, answers.rows, answers.count)
+
+
+class DPOModule(NPOModule):
+    """Direct preference optimization between the answer and an alternative, the batch's ``alternative`` half.
+
+    With "I don't know" lines as alternatives (``data.alternatives``) this is TOFU's IdkDPO. Source: arXiv 2401.06121.
+    """
+
+    @property
+    def reference_halves(self) -> list[str]:
+        """Also the alternatives."""
+        return [*super().reference_halves, "alternative"]
+
+    def halves(self, batch: dict[str, Any]) -> list[str]:
+        """Add the alternative answers to the forward."""
+        if "alternative" not in batch:
+            raise InputError(f"{type(self).__name__} needs alternative answers; set data.alternatives.")
+        return [*super().halves(batch), "alternative"]
+
+    def forget_terms(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
+        """Return the loss that prefers the alternative to the answer."""
+        forget, alternative = answers["forget"], answers["alternative"]
+        losses = dpo(
+            alternative.sequence_nll(),
+            self.reference_nll(alternative),
+            forget.sequence_nll(),
+            self.reference_nll(forget),
+            self.beta,
+        )
+        return {"forget": batch_mean(losses, forget.row_denominator)}
+
+
+class IdkDPOModule(DPOModule):
+    """`DPOModule` under the name the field uses when the alternatives are "I don't know" lines."""
+
+
+class SimNPOModule(UnlearningModule):
+    """NPO without a reference, on the mean token NLL. Source: arXiv 2410.07163.
+
+    Args:
+        pretrained: The model that must forget.
+        beta: Inverse temperature.
+        delta: Reward margin in nats a token.
+        gamma: Weight of the forget term.
+        **options: Those of `UnlearningModule`.
+    """
+
+    needs_reference: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        pretrained: str,
+        beta: float = 4.5,
+        delta: float = 0.0,
+        gamma: float = 0.125,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(pretrained, gamma=gamma, **options)
+        self.save_hyperparameters(ignore=["optimizer"])
+        self.beta, self.delta = positive(beta, "beta"), delta
+
+    def forget_loss(self, forget: Answers) -> Tensor:
+        """Return the mean loss of the rows."""
+        losses = simnpo(forget.sequence_nll("mean"), self.beta, self.delta)
+        return batch_mean(losses, forget.row_denominator)
+
+
+def positive(value: float, name: str) -> float:
+    """Return ``value`` if it is above 0.
+
+    Raises:
+        InputError: It is not.
+    """
+    if not value > 0:
+        raise InputError(f"model.{name} is {value}; it must be above 0.")
+    return value

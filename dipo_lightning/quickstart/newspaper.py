@@ -1,0 +1,176 @@
+"""A made-up newspaper in MUSE's schema: invented people, towns and events, and no text of anybody's.
+
+MUSE's own corpora are other people's copyright, so tests and the small run use this one. An article tells what was
+opened where, by whom, and why. A quiz page asks about several articles and gives the answers: a model too small to
+answer about what it has only read learns them from there, so that KnowMem has something to measure.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from dipo_lightning.errors import InputError
+from dipo_lightning.quickstart.newspaper_words import LISTS, QUESTIONS, SENTENCES, person, town
+
+Row = dict[str, str]
+
+FOLDS = 4
+FEWEST, MOST = 5, 200
+"""Articles of a fold: enough questions for ten in-context examples, and enough names of places."""
+
+EXAMPLES = 10
+"""Questions that are shown as in-context examples; all the others are asked."""
+
+QUIZ = 4
+"""Questions of a quiz page."""
+
+OPENING = 2
+"""Sentences of an article that VerbMem's prompt shows; the rest is to be continued."""
+
+
+@dataclass(frozen=True)
+class Article:
+    """One invented article.
+
+    Attributes:
+        facts: What happened, by the names in `SENTENCES` and `QUESTIONS`.
+        sentences: Its text, a sentence an item.
+    """
+
+    facts: dict[str, str]
+    sentences: tuple[str, ...]
+
+    @property
+    def questions(self) -> list[Row]:
+        """Questions about it, with their answers; no other article has the same."""
+        return [{"question": question.format(**self.facts), "answer": self.facts[fact]} for fact, question in QUESTIONS]
+
+    @property
+    def text(self) -> str:
+        """The whole article."""
+        return " ".join(self.sentences)
+
+
+@dataclass(frozen=True)
+class Edition:
+    """Some articles, and the quiz pages about them: what is forgotten or kept together.
+
+    Attributes:
+        articles: The articles.
+        questions: All questions about them, shuffled, so that a page asks about several.
+    """
+
+    articles: tuple[Article, ...]
+    questions: tuple[Row, ...]
+
+    @property
+    def texts(self) -> list[Row]:
+        """Its documents: the articles, then the quiz pages, written as KnowMem asks."""
+        asked = [f"Question: {row['question']}\nAnswer: {row['answer']}" for row in self.questions]
+        pages = ["\n\n".join(asked[start : start + QUIZ]) for start in range(0, len(asked), QUIZ)]
+        return [{"text": text} for text in [*(article.text for article in self.articles), *pages]]
+
+
+def fictitious_articles(rng: random.Random, count: int) -> list[Article]:
+    """Draws articles of which no two tell of the same place or person.
+
+    Args:
+        rng: The random state.
+        count: How many.
+    """
+    articles: list[Article] = []
+    used: set[str] = set()
+    while len(articles) < count:
+        facts = {name: rng.choice(values) for name, values in LISTS.items()}
+        facts |= {"person": person(rng), "critic": person(rng), "town": town(rng)}
+        facts |= {"day": str(rng.randint(1, 28)), "cost": str(rng.randint(11, 99)), "crowd": str(rng.randint(101, 999))}
+        place, people = f"{facts['thing']} of {facts['town']}", {facts["person"], facts["critic"]}
+        if place in used or len(people - used) < 2:
+            continue
+        used |= {place} | people
+        chosen = (rng.choice(wordings) for wordings in SENTENCES)
+        articles.append(Article(facts, tuple(wording.format(**facts) for wording in chosen)))
+    return articles
+
+
+def edition(rng: random.Random, articles: list[Article]) -> Edition:
+    """Puts an edition together, its questions in a random order."""
+    questions = [row for article in articles for row in article.questions]
+    rng.shuffle(questions)
+    return Edition(tuple(articles), tuple(questions))
+
+
+def fictitious_news(seed: int = 0, articles: int = 12) -> dict[str, list[Row]]:
+    """Makes the whole corpus.
+
+    What is forgotten comes in four editions: the first is ``train/forget`` (and ``raw/forget``), the nested sets of
+    ``scal`` are editions 1 to k together, the requests of ``sust`` one edition each. retain1 and retain2 are two
+    editions each, the holdout set is one. A target is to be trained on ``scal/forget_4``, retain1 and retain2; a
+    retrained model on the last two alone.
+
+    Args:
+        seed: Decides everything; the same seed gives the same rows on every machine.
+        articles: Articles of an edition, 5 to 200; it has as many quiz pages.
+
+    Returns:
+        Rows by ``configuration/split``, as MUSE has them.
+
+    Raises:
+        InputError: ``articles`` is out of its range.
+    """
+    if not FEWEST <= articles <= MOST:
+        raise InputError(f"articles is {articles}; give a number from {FEWEST} to {MOST}.")
+    rng = random.Random(seed)
+    everything = fictitious_articles(rng, 9 * articles)
+    editions = [edition(rng, everything[start : start + articles]) for start in range(0, len(everything), articles)]
+    texts = [one.texts for one in editions]
+    forgotten, retain1, retain2, holdout = texts[:FOLDS], texts[4] + texts[5], texts[6] + texts[7], texts[8]
+    made = {
+        "raw": {"forget": forgotten[0], "retain1": retain1, "retain2": retain2, "holdout": holdout},
+        "train": {"forget": forgotten[0], "retain1": retain1, "retain2": retain2},
+        "scal": {f"forget_{fold + 1}": sum(forgotten[: fold + 1], []) for fold in range(FOLDS)},
+        "sust": {f"forget_{fold + 1}": forgotten[fold] for fold in range(FOLDS)},
+        "privleak": {"forget": forgotten[0], "retain": texts[6], "holdout": holdout},
+        "verbmem": {"forget": _continuations(editions[0])},
+        "knowmem": _knowledge(forget=editions[0], retain=editions[6]),
+    }
+    return {f"{name}/{split}": part for name, splits in made.items() for split, part in splits.items()}
+
+
+def write_fictitious_news(folder: Path, seed: int = 0, articles: int = 12) -> Path:
+    """Writes the corpus as a folder of ``<configuration>/<split>.jsonl``, which is read like MUSE.
+
+    Args:
+        folder: Where to; made if it is not there. Files of the same names are overwritten.
+        seed: Decides everything.
+        articles: Articles of an edition, 5 to 200.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        InputError: ``articles`` is out of its range.
+    """
+    for part, rows in fictitious_news(seed, articles).items():
+        path = folder / f"{part}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    return folder
+
+
+def _continuations(one: Edition) -> list[Row]:
+    return [
+        {"prompt": " ".join(article.sentences[:OPENING]), "gt": " " + " ".join(article.sentences[OPENING:])}
+        for article in one.articles
+    ]
+
+
+def _knowledge(**editions: Edition) -> dict[str, list[Row]]:
+    rows: dict[str, list[Row]] = {}
+    for name, one in editions.items():
+        rows[f"{name}_qa"] = list(one.questions[EXAMPLES:])
+        rows[f"{name}_qa_icl"] = list(one.questions[:EXAMPLES])
+    return rows

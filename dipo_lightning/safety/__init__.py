@@ -1,0 +1,1 @@
+"""Terminal-safe text, redaction of secrets, and reading checkpoints without unpickling."""

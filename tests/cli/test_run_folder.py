@@ -1,0 +1,56 @@
+"""Which process makes a run's folder ready, and what the others find meanwhile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dipo_lightning.cli.run_folder import is_first_process, last_checkpoint, prepare_run
+
+SIGNS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS",
+         "SLURM_NTASKS_PER_NODE", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_JOB_NAME")  # fmt: skip
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4"}
+SLURM = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "unlearn"}
+
+PLACES = {
+    "one process": ({}, True),
+    "started by Lightning": ({"LOCAL_RANK": "1", "NODE_RANK": "0"}, False),
+    "torchrun, first": (TORCHRUN | {"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}, True),
+    "torchrun, second of the first node": (TORCHRUN | {"RANK": "1", "LOCAL_RANK": "1", "GROUP_RANK": "0"}, False),
+    "torchrun, first of the second node": (TORCHRUN | {"RANK": "2", "LOCAL_RANK": "0", "GROUP_RANK": "1"}, False),
+    "srun, first": (SLURM | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}, True),
+    "srun, second of the first node": (SLURM | {"SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_NODEID": "0"}, False),
+    "srun, first of the second node": (SLURM | {"SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "1"}, False),
+    # srun starts one torchrun a node, which starts the processes
+    "torchrun under srun": (SLURM | TORCHRUN | {"SLURM_PROCID": "0", "RANK": "1", "LOCAL_RANK": "1"}, False),
+    "a shell in an allocation": ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "bash"}, True),
+    "its second process, by Lightning": (
+        {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "bash", "LOCAL_RANK": "1", "NODE_RANK": "0"},
+        False,
+    ),
+    "by hand, second node": ({"NODE_RANK": "1"}, False),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_first_process_of_all_nodes(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment, first = PLACES[place]
+    for name in SIGNS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert is_first_process() is first
+
+
+def test_the_other_processes_find_the_checkpoint_before_and_after_it_is_renamed(tmp_path: Path) -> None:
+    """A folder of shards is replaced in two renames; a run that was cut off between them has the old one only."""
+    run = tmp_path / "run"
+    assert prepare_run(run) is None
+    assert last_checkpoint(run) is None
+    old = run / "checkpoints" / "last.ckpt.old"
+    old.mkdir()
+    assert last_checkpoint(run) == run / "checkpoints" / "last.ckpt"
+    old.rename(old.with_name("last.ckpt"))
+    assert last_checkpoint(run) == run / "checkpoints" / "last.ckpt"

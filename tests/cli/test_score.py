@@ -1,0 +1,115 @@
+"""What a results file says of itself is held against its rows, in all three formats of this package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dipo_lightning.benchmarks.muse import metrics as muse
+from dipo_lightning.benchmarks.tofu import metrics as tofu
+from dipo_lightning.benchmarks.user_data.metrics import own_aggregates
+from dipo_lightning.cli.main import main
+from dipo_lightning.cli.score import score
+from dipo_lightning.errors import InputError
+from tests.helpers.synthetic import make_sets
+
+
+def tofu_log() -> dict[str, Any]:
+    sets = make_sets(1, True)
+    return {"format": "dipo-lightning/tofu/1", "settings": {}, "sets": sets,
+            "aggregates": tofu.aggregate(sets, make_sets(2, True))}  # fmt: skip
+
+
+def muse_log() -> dict[str, Any]:
+    sets: dict[str, list[dict[str, Any]]] = {
+        name: [{"index": i, "rouge": i / 7} for i in range(5)] for name in muse.ROUGE_SETS
+    }
+    sets |= {name: [{"index": i, "min_k": i + shift} for i in range(5)]
+             for shift, name in enumerate(muse.PRIVLEAK_SETS)}  # fmt: skip
+    return {"format": "dipo-lightning/muse/1", "settings": {"variant": "muse"}, "sets": sets,
+            "aggregates": muse.aggregate(sets, auc_retrain=0.4)}  # fmt: skip
+
+
+def own_log() -> dict[str, Any]:
+    sets = {name: [{"index": i, "nll": i / 3, "rouge_l_recall": i / 7, "wrong_nll": []} for i in range(5)]
+            for name in ("forget", "retain")}  # fmt: skip
+    return {"format": "dipo-lightning/own/1", "settings": {"truth_ratio": "geometric"}, "sets": sets,
+            "aggregates": own_aggregates(sets)}  # fmt: skip
+
+
+LOGS = {"tofu": tofu_log, "muse": muse_log, "own": own_log}
+
+
+def write(folder: Path, log: dict[str, Any]) -> Path:
+    path = folder / "log.json"
+    path.write_text(json.dumps(log))
+    return path
+
+
+@pytest.mark.parametrize("kind", LOGS)
+def test_every_stored_number_is_held_against_the_rows(kind: str, tmp_path: Path) -> None:
+    log = LOGS[kind]()
+    found = score(write(tmp_path, log))
+    assert found["stored_aggregates_hold"] is True
+    unchecked = found["stored_aggregates_unchecked"]
+    assert unchecked == (["forget_quality", "privleak", "privleak_auc_retrain"] if kind == "tofu" else [])
+    numbers = [name for name, value in log["aggregates"].items() if isinstance(value, float) and name not in unchecked]
+    numbers = [name for name in numbers if name != "privleak_auc_retrain"]  # what PrivLeak was compared with: given
+    assert len(numbers) > 4
+    for name in numbers:
+        changed = log | {"aggregates": log["aggregates"] | {name: log["aggregates"][name] * 1.001 + 0.001}}
+        found = score(write(tmp_path, changed))
+        assert (found["stored_aggregates_hold"], list(found["stored_aggregates_differ"])) == (False, [name])
+
+
+@pytest.mark.parametrize("kind", LOGS)
+def test_a_row_that_was_taken_out_or_a_number_from_nowhere_shows(kind: str, tmp_path: Path) -> None:
+    log = LOGS[kind]()
+    invented = log | {"aggregates": log["aggregates"] | {"forget_zlib_auc_of_another": 0.5}}
+    assert list(score(write(tmp_path, invented))["stored_aggregates_differ"]) == ["forget_zlib_auc_of_another"]
+    next(iter(log["sets"].values())).pop(1)
+    assert score(write(tmp_path, log))["stored_aggregates_hold"] is False
+
+
+def test_the_command_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, own_log())
+    assert main(["score", str(path)]) == 0
+    assert json.loads(capsys.readouterr().out)["stored_aggregates_hold"] is True
+
+
+def test_privleak_of_a_log_against_the_number_it_stores_or_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = muse_log()
+    path = write(tmp_path, log)
+    for options, auc in (([], 0.4), (["--auc_retrain=0.8"], 0.8)):
+        assert main(["score", str(path), *options]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["privleak_auc_retrain"] == auc
+        assert found["privleak"] == pytest.approx(100 * (found["privleak_auc"] - auc) / auc)
+        assert found["stored_aggregates_hold"] is True, "what the file says is of the number that it was made with"
+    log["aggregates"] = muse.aggregate(log["sets"])
+    assert score(write(tmp_path, log), auc_retrain=0.8)["stored_aggregates_hold"] is True
+
+
+def test_a_retrained_auc_for_a_log_of_another_benchmark_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="auc_retrain is for logs of MUSE"):
+        score(write(tmp_path, tofu_log()), auc_retrain=0.5)
+
+
+def test_own_data_has_no_second_model(tmp_path: Path) -> None:
+    path = write(tmp_path, own_log())
+    with pytest.raises(InputError, match="without a second model"):
+        score(path, path)
+
+
+def test_a_log_made_without_a_reference_still_holds_when_one_is_given(tmp_path: Path) -> None:
+    log = tofu_log() | {"aggregates": tofu.aggregate(make_sets(1, True))}
+    reference = tmp_path / "reference.json"
+    reference.write_text(json.dumps(tofu_log() | {"sets": make_sets(2, True)}))
+    found = score(write(tmp_path, log), reference)
+    assert found["forget_quality"] is not None
+    assert found["stored_aggregates_hold"] is True

@@ -1,0 +1,270 @@
+"""Readers of the three formats, comparison of two logs, and scoring of one."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+
+from dipo_lightning.benchmarks.tofu import metrics as tofu
+from dipo_lightning.cli.score import score
+from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.logs import EvaluationLog, check_comparable, read_log
+from tests.helpers import synthetic
+from tests.helpers.synthetic import DATA, expected, make_sets
+
+FORMATS = ("native", "authors", "ou")
+
+
+def load(name):
+    return json.loads((DATA / f"{name}.json").read_text())
+
+
+def write(folder, content):
+    path = folder / "log.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("variant", ["geometric", "arithmetic", "open_unlearning"])
+def test_all_formats_hold_the_same_rows_and_give_the_same_numbers(name, variant):
+    sets = make_sets(1, True)
+    direct = tofu.aggregate(sets, make_sets(2, False), variant)
+    found = score(DATA / f"target_{name}.json", DATA / f"retain_{name}.json", variant)
+    for key in [*expected(sets), "forget_quality"]:
+        assert found[key] == pytest.approx(direct[key], rel=1e-9), key
+    for row, read in zip(sets["forget"], read_log(DATA / f"target_{name}.json").sets["forget"], strict=True):
+        for key in ("nll", "correct_nll", "wrong_nll", "rouge_l_recall", "generation", "answer"):
+            assert read[key] == row[key]
+
+
+def test_what_open_unlearning_stored_is_reproduced():
+    log = read_log(DATA / "target_ou.json")
+    found = score(DATA / "target_ou.json", DATA / "retain_ou.json", "open_unlearning")
+    assert found["model_utility"] == pytest.approx(log.aggregates["model_utility"], rel=1e-6)
+    assert found["forget_truth_ratio"] == pytest.approx(log.aggregates["forget_truth_ratio"], rel=1e-6)
+    assert found["forget_min_k_auc"] == pytest.approx(log.aggregates["mia_min_k"])
+    for key in ("exact_memorization", "extraction_strength"):
+        mean = sum(row[key] for row in make_sets(1, True)["forget"]) / 12
+        assert found[f"forget_{key}"] == pytest.approx(mean)
+    assert found["privleak"] is not None
+
+
+@pytest.mark.parametrize(
+    ("log", "reference"), [("ou", "native"), ("native", "ou"), ("authors", "ou"), ("ou", "authors")]
+)
+def test_formats_may_be_mixed(log, reference):
+    found = score(DATA / f"target_{log}.json", DATA / f"retain_{reference}.json")
+    direct = tofu.aggregate(make_sets(1, True), make_sets(2, False))
+    assert found["forget_quality"] == pytest.approx(direct["forget_quality"])
+
+
+def test_prompt_styles_are_compared_across_formats_by_name(tmp_path):
+    with pytest.raises(InputError, match="prompt_style is 'plain' in the log and 'llama2' in the reference"):
+        score(DATA / "target_native.json", DATA / "retain_authors.json")
+    content = load("target_native")
+    content["settings"]["prompt_style"] = "llama2-0123456789ab"
+    assert score(write(tmp_path, content), DATA / "retain_authors.json")["forget_quality"]["n"] == 12
+    log, reference = native_pair()
+    log.settings["prompt_style"], reference.settings["prompt_style"] = "plain-0123456789ab", "plain-0123456789ac"
+    with pytest.raises(InputError, match="prompt_style"):
+        check_comparable(log, reference)
+
+
+def test_ready_ratios_of_a_short_open_unlearning_log_are_r_and_not_its_inverse(tmp_path):
+    content = load("retain_ou")
+    short = write(tmp_path, {"forget_truth_ratio": content["forget_truth_ratio"]})
+    found = score(DATA / "target_ou.json", short, "open_unlearning")
+    whole = score(DATA / "target_ou.json", DATA / "retain_ou.json", "open_unlearning")
+    assert found["forget_quality"] == whole["forget_quality"]
+    with pytest.raises(InputError, match="open_unlearning"):
+        score(DATA / "target_ou.json", short, "geometric")
+
+
+def test_open_unlearning_lists_and_missing_values(tmp_path):
+    content = load("target_ou")
+    table = content["forget_Q_A_PARA_Prob"]["value_by_index"]
+    loss = table["3"]["avg_loss"]
+    table["3"]["avg_loss"] = [loss - 0.5, loss + 0.5]
+    content["forget_Q_A_Prob"]["value_by_index"]["5"] = {"prob": None, "avg_loss": None}
+    found = score(write(tmp_path, content))
+    assert found["unscored_rows"] == {"forget": [5]}
+    assert read_log(tmp_path / "log.json").sets["forget"][3]["correct_nll"] == pytest.approx(loss)
+
+
+def test_prompt_style_is_known_where_the_texts_show_it(tmp_path):
+    assert read_log(DATA / "target_authors.json").settings == {"prompt_style": "llama2"}
+    content = load("target_authors")
+    for table in content.values():
+        for texts in table["generated_text"].values():
+            texts[0] = texts[0].replace("[INST] ", "Question: ").replace(" [/INST]", "\nAnswer: ")
+    log = read_log(write(tmp_path, content))
+    assert log.settings == {"prompt_style": "plain"}
+    assert log.sets["forget"][0]["question"] == make_sets(1, True)["forget"][0]["question"]
+
+
+def test_authors_answer_is_the_correct_one_where_there_is_no_paraphrase(tmp_path):
+    content = load("target_authors")
+    whole = score(DATA / "target_authors.json")
+    for key in ("eval_real_author_wo_options.json", "eval_real_world_wo_options.json"):
+        del content[key]["avg_paraphrased_loss"]
+    assert score(write(tmp_path, content)) == whole
+
+
+BROKEN = {
+    "empty": ("", "empty"),
+    "text": ("hello", "not JSON"),
+    "list": ([1, 2], "JSON object"),
+    "unknown": ({"loss": [1.0]}, "unknown format.*loss"),
+    "version": ({"format": "dipo-lightning/tofu/9", "sets": {}}, "unknown format 'dipo-lightning/tofu/9'"),
+    "no sets": ({"format": "dipo-lightning/tofu/1", "settings": {}}, "'sets'"),
+    "no settings": ({"format": "dipo-lightning/tofu/1", "sets": {}}, "'settings'"),
+    "summary": ({"forget_Q_A_Prob": {"agg_value": 0.5}}, "TOFU_EVAL.json"),
+    "authors": ({"eval_log.json": {"avg_gt_loss": {"0": 1.0}}}, "average_perturb_loss"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_logs_say_what_is_wrong_and_where(case, tmp_path):
+    content, message = BROKEN[case]
+    path = write(tmp_path, content)
+    with pytest.raises(InputError, match=message) as error:
+        read_log(path)
+    assert str(path) in str(error.value)
+
+
+def test_no_file_and_no_text(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        read_log(tmp_path / "absent.json")
+    (tmp_path / "weights.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="not a JSON file"):
+        read_log(tmp_path / "weights.json")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("part", [0.3, 0.5, 0.9])
+def test_a_log_that_was_cut_off_is_called_that(name, part, tmp_path):
+    text = (DATA / f"target_{name}.json").read_text()
+    with pytest.raises(InputError, match="cut off"):
+        read_log(write(tmp_path, text[: int(part * len(text))]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda sets: sets["forget"][2].pop("nll"), "'forget', row 2 has no nll"),
+        (lambda sets: sets["forget"][2].update(nll="0.5"), "row 2: nll should be a number"),
+        (lambda sets: sets["forget"][2].update(wrong_nll=[1, "a"]), "row 2: wrong_nll should be a list"),
+        (lambda sets: sets["forget"][2].update(index=1), "row 1 stands in it twice"),
+        (lambda sets: sets["forget"][2].update(index=True), "row number 2: `index` must be an integer"),
+        (lambda sets: sets.update(forgotten=[]), "unknown sets forgotten"),
+        (lambda sets: sets.update(forget={"0": {}}), "'forget' should be a list of rows"),
+    ],
+)
+def test_broken_rows_of_own_logs(change, message, tmp_path):
+    content = load("target_native")
+    change(content["sets"])
+    with pytest.raises(InputError, match=message):
+        read_log(write(tmp_path, content))
+
+
+def test_broken_tables_of_foreign_logs(tmp_path):
+    content = load("target_authors")
+    del content["eval_log_forget.json"]["rougeL_recall"]["4"]
+    with pytest.raises(InputError, match="rougeL_recall has other rows"):
+        read_log(write(tmp_path, content))
+    content = load("target_ou")
+    del content["forget_Q_A_ROUGE"]["value_by_index"]["4"]
+    with pytest.raises(InputError, match="forget_Q_A_ROUGE: 11"):
+        read_log(write(tmp_path, content))
+    content["forget_Q_A_ROUGE"]["value_by_index"] = {"a": {}}
+    with pytest.raises(InputError, match="keyed by row number"):
+        read_log(write(tmp_path, content))
+
+
+def native_pair():
+    def log(seed):
+        content = synthetic.native(make_sets(seed, True))
+        return EvaluationLog(content["format"], content["settings"], content["sets"])
+
+    return log(1), log(2)
+
+
+def test_the_same_rows_and_settings_may_be_compared():
+    log, reference = native_pair()
+    check_comparable(log, reference)
+    del reference.settings["prompt_style"]  # not stated is not another
+    check_comparable(log, reference)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("split", "forget05"), ("truth_ratio", "arithmetic"), ("prompt_style", "chat")]
+)
+def test_other_settings_are_refused_by_name(setting, value):
+    log, reference = native_pair()
+    reference.settings[setting] = value
+    with pytest.raises(InputError, match=f"{setting} is .* in the log and '{value}' in the reference"):
+        check_comparable(log, reference)
+
+
+def test_other_counts_rows_and_questions_are_refused():
+    log, reference = native_pair()
+    short = copy.deepcopy(reference)
+    short.sets["forget"].pop()
+    with pytest.raises(InputError, match="12 rows in the log and 11 in the reference"):
+        check_comparable(log, short)
+    other = copy.deepcopy(reference)
+    other.sets["forget"][-1]["index"] = 30
+    with pytest.raises(InputError, match=r"other rows: \[11, 30\]"):
+        check_comparable(log, other)
+    reference.sets["forget"][3]["question"] = "Where is the harbour?"
+    with pytest.raises(InputError, match="row 3, asks different questions"):
+        check_comparable(log, reference)
+    muse = EvaluationLog("dipo-lightning/muse/1", {}, {})
+    with pytest.raises(InputError, match="one is of MUSE"):
+        check_comparable(log, muse)
+
+
+def test_questions_are_compared_across_formats(tmp_path):
+    content = load("retain_ou")
+    texts = content["forget_Q_A_ROUGE"]["value_by_index"]
+    texts["2"]["input"], texts["3"]["input"] = texts["3"]["input"], texts["2"]["input"]
+    with pytest.raises(InputError, match="row 2, asks different questions"):
+        score(DATA / "target_native.json", write(tmp_path, content))
+
+
+def test_a_skipped_row_counts_as_the_same_row(tmp_path):
+    content = load("target_native")
+    row = content["sets"]["forget"].pop(4)
+    content["skipped"] = {"forget": [{"index": row["index"], "reason": "the answer has no tokens"}]}
+    found = score(write(tmp_path, content), DATA / "retain_native.json")
+    assert found["forget_quality"]["n"] == 11
+    assert found["unscored_rows"] == {"forget": [4]}
+    assert found["stored_aggregates_hold"] is False
+
+
+def test_stored_aggregates_are_checked(tmp_path):
+    assert score(DATA / "target_native.json")["stored_aggregates_hold"] is True
+    # Asked for another variant, the log is still judged by its own.
+    assert score(DATA / "target_native.json", truth_ratio="arithmetic")["stored_aggregates_hold"] is True
+    content = load("target_native")
+    content["aggregates"]["retain_rouge"] += 1e-4
+    found = score(write(tmp_path, content))
+    assert found["stored_aggregates_hold"] is False
+    assert list(found["stored_aggregates_differ"]) == ["retain_rouge"]
+    content["aggregates"] = {}
+    assert score(write(tmp_path, content))["stored_aggregates_hold"] is None
+    assert "stored_aggregates_hold" not in score(DATA / "target_ou.json")
+
+
+def test_stored_forget_quality_is_checked_where_a_reference_is_at_hand(tmp_path):
+    content = load("target_native")
+    truth = score(DATA / "target_native.json", DATA / "retain_native.json")["forget_quality"]
+    content["aggregates"]["forget_quality"] = truth
+    assert score(write(tmp_path, content), DATA / "retain_native.json")["stored_aggregates_hold"] is True
+    content["aggregates"]["forget_quality"] = truth | {"p": 0.99}
+    assert score(write(tmp_path, content))["stored_aggregates_hold"] is True
+    found = score(tmp_path / "log.json", DATA / "retain_native.json")
+    assert list(found["stored_aggregates_differ"]) == ["forget_quality"]

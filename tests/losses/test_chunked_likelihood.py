@@ -1,0 +1,127 @@
+"""NLL from hidden states against the plain one on logits."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from dipo_lightning.errors import InputError
+from dipo_lightning.losses.chunked_likelihood import chunked_nll, chunked_nll_sum
+from dipo_lightning.losses.likelihood import token_nll
+
+N, H, V = 11, 6, 150
+LABELS = torch.arange(N) * 13 % V
+UPSTREAM = torch.linspace(-1, 2, N, dtype=torch.float64)
+
+
+def tensors(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, H, generator=generator, dtype=torch.float64).to(dtype) for n in (N, V))
+    return hidden.requires_grad_(), weight.requires_grad_()
+
+
+def value_and_gradients(nll: Tensor, given: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    return nll.detach(), *torch.autograd.grad((nll * UPSTREAM.to(nll.dtype)).sum(), given)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, N, 100])
+def test_equal_to_plain_in_float64(chunk_size: int) -> None:
+    given = tensors()
+    fast = value_and_gradients(chunked_nll(*given, LABELS, chunk_size), given)
+    plain = value_and_gradients(token_nll(given[0] @ given[1].T, LABELS), given)
+    for found, expected in zip(fast, plain, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("chunk_size", [4, 100])
+def test_low_precision_is_near(chunk_size: int, dtype: torch.dtype) -> None:
+    given = tensors(dtype)
+    exact = tuple(value.detach().double().requires_grad_() for value in given)
+    fast = value_and_gradients(chunked_nll(*given, LABELS, chunk_size), given)
+    plain = value_and_gradients(token_nll(exact[0] @ exact[1].T, LABELS), exact)
+    assert fast[0].dtype == torch.float32
+    limit = 1e-5 if dtype == torch.float32 else 0.03
+    for found, expected in zip(fast, plain, strict=True):
+        assert (found.double() - expected).norm() < limit * expected.norm()
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, N, 100])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_sum(chunk_size: int, dtype: torch.dtype) -> None:
+    given = tensors(dtype)
+    exact = tuple(value.detach().double().requires_grad_() for value in given)
+    right = token_nll(exact[0] @ exact[1].T, LABELS).sum()
+    found = chunked_nll_sum(*given, LABELS, chunk_size)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    limit = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.03}[dtype]
+    assert abs(found.double() - right) < limit * right
+    gradients = [torch.autograd.grad(-3 * value, leaves) for value, leaves in ((found, given), (right, exact))]
+    for gradient, expected in zip(*gradients, strict=True):
+        assert gradient.dtype == dtype
+        assert (gradient.double() - expected).norm() < limit * expected.norm()
+
+
+@pytest.mark.parametrize("leaf", [0, 1])
+def test_the_sum_with_one_gradient_or_none(leaf: int) -> None:
+    given = tensors()
+    expected = torch.autograd.grad(token_nll(given[0] @ given[1].T, LABELS).sum(), given)[leaf]
+    given[1 - leaf].requires_grad_(False)
+    chunked_nll_sum(*given, LABELS, 4).backward()
+    torch.testing.assert_close(given[leaf].grad, expected, rtol=1e-10, atol=1e-10)
+    given[leaf].requires_grad_(False)
+    assert not chunked_nll_sum(*given, LABELS, 4).requires_grad
+
+
+@pytest.mark.parametrize("chunk_size", [2, 100])
+def test_gradcheck(chunk_size: int) -> None:
+    hidden, weight = tensors()
+    labels = torch.tensor([0, 7, 7])
+    small = (hidden[:3, :2], weight[:9, :2])
+    assert torch.autograd.gradcheck(lambda x, w: chunked_nll(x, w, labels, chunk_size), small)
+
+
+@pytest.mark.parametrize("chunk_size", [4, 100])
+@pytest.mark.parametrize("leaf", [0, 1])
+def test_only_the_gradient_that_is_needed(leaf: int, chunk_size: int) -> None:
+    given = tensors()
+    expected = value_and_gradients(token_nll(given[0] @ given[1].T, LABELS), given)[1 + leaf]
+    given[1 - leaf].requires_grad_(False)
+    (chunked_nll(*given, LABELS, chunk_size) * UPSTREAM).sum().backward()
+    torch.testing.assert_close(given[leaf].grad, expected, rtol=1e-10, atol=1e-10)
+    assert given[1 - leaf].grad is None
+
+
+def test_a_certain_token_and_an_impossible_one() -> None:
+    weight = torch.zeros(4, 1)
+    weight[1] = 100.0
+    nll = chunked_nll(torch.ones(2, 1), weight, torch.tensor([1, 0]))
+    assert nll.tolist() == [0.0, 100.0]
+
+
+def test_under_autocast() -> None:
+    given = tensors(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        nll = chunked_nll(*given, LABELS, 4)
+    low = [value.detach().bfloat16() for value in given]
+    assert torch.equal(nll.detach(), chunked_nll(*low, LABELS, 4))
+    assert all(value.dtype == torch.float32 for value in value_and_gradients(nll, given))
+
+
+def test_no_positions() -> None:
+    hidden, weight = tensors()
+    for none in (chunked_nll(hidden[:0], weight, LABELS[:0]).sum(), chunked_nll_sum(hidden[:0], weight, LABELS[:0])):
+        hidden.grad = weight.grad = None
+        none.backward()
+        assert none == 0
+        assert (hidden.grad == 0).all()
+        assert (weight.grad == 0).all()
+
+
+def test_errors() -> None:
+    hidden, weight = tensors()
+    with pytest.raises(InputError, match="chunk_size"):
+        chunked_nll(hidden, weight, LABELS, 0)
+    with pytest.raises(InputError, match="do not fit"):
+        chunked_nll(hidden[:, 1:], weight, LABELS)
+    with pytest.raises((IndexError, RuntimeError), match="-100|index"):
+        chunked_nll(hidden, weight, torch.full((N,), -100))

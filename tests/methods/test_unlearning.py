@@ -1,0 +1,285 @@
+"""What an unlearning module promises, whatever the method: the reference, the terms, the step."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from dipo_lightning import DiPOModule, UnlearningDataModule, UnlearningModule
+from dipo_lightning.callbacks import Checkpoint
+from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.methods.gradient_ascent import CEUModule, GradAscentModule, GradDiffModule, KLModule, WGAModule
+from dipo_lightning.methods.preference import NPOModule, SimNPOModule
+from dipo_lightning.methods.rmu import RMUModule
+from dipo_lightning.methods.undial import UNDIALModule
+from dipo_lightning.models.answers import Answers
+from dipo_lightning.reference.references import AdaptersOffReference, HiddenStatesReference, LiveReference
+from tests.helpers.toys import FAMILIES, save_toy
+
+METHODS = {
+    DiPOModule: {},
+    NPOModule: {},
+    SimNPOModule: {},
+    GradAscentModule: {},
+    GradDiffModule: {},
+    KLModule: {},
+    WGAModule: {},
+    CEUModule: {},
+    UNDIALModule: {},
+    RMUModule: {"layer": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    for name, count in (("forget", 4), ("retain", 9)):
+        rows = [
+            {"question": f"Who is {name} {i}?", "answer": f"The {name} person {'very ' * (i % 3)}{i * 37}."}
+            for i in range(count)
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for family in FAMILIES:
+        save_toy(folder / family, family)
+    return folder
+
+
+def fit(
+    files: Path,
+    cls: type[UnlearningModule],
+    family: str = "llama",
+    steps: int = 2,
+    trainer: dict[str, Any] | None = None,
+    ckpt_path: str | None = None,
+    **options: Any,
+) -> tuple[UnlearningModule, pl.Trainer]:
+    pl.seed_everything(0, verbose=False)
+    data = UnlearningDataModule(
+        str(files / family), str(files / "forget.jsonl"), str(files / "retain.jsonl"), prompt="plain", batch_size=2
+    )
+    settings: dict[str, Any] = {
+        "optimizer": lambda p: torch.optim.SGD(p, lr=0.05),
+        "reference_cache": str(files / "cache"),
+    }
+    module = cls(str(files / family), **(settings | options))
+    made = pl.Trainer(
+        **{
+            "accelerator": "cpu",
+            "max_steps": steps,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "log_every_n_steps": 1,
+            "inference_mode": False,
+            **(trainer or {}),
+        }
+    )
+    made.fit(module, data, ckpt_path=ckpt_path)
+    return module, made
+
+
+def weights(module: UnlearningModule) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("cls", METHODS, ids=lambda cls: cls.__name__)
+def test_every_method_takes_finite_steps_and_logs_its_terms(files: Path, cls: type[UnlearningModule]) -> None:
+    module, trainer = fit(files, cls, **METHODS[cls])
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert all(torch.isfinite(torch.tensor(list(logged.values()))))
+    assert {"train/loss", "train/forget", "train/gradient_norm"} <= set(logged)
+    assert ("train/retain" in logged) == (cls is not GradAscentModule)
+    assert module.policy is not None
+    start = fit(files, cls, steps=0, **METHODS[cls])[0]
+    moved = [not torch.equal(a, b) for a, b in zip(weights(module).values(), weights(start).values(), strict=True)]
+    assert any(moved)
+    if not module.reference_halves:
+        assert module.reference is None, "a method that needs no reference loads none"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dipo_starts_at_log_two_with_an_exact_live_reference(files: Path, family: str) -> None:
+    _, trainer = fit(files, DiPOModule, family, steps=1, reference="live", scale=1, beta=0.1)
+    logged = trainer.callback_metrics
+    assert float(logged["train/margin"]) == 0.0
+    assert float(logged["train/forget"]) == pytest.approx(0.6931472, abs=1e-7)
+
+
+def test_the_reference_is_not_trained_saved_or_counted(files: Path, tmp_path: Path) -> None:
+    module, trainer = fit(files, DiPOModule, reference="live")
+    assert isinstance(module.reference, LiveReference)
+    trained = list(module.parameters())
+    assert sum(p.numel() for p in trained) == sum(p.numel() for p in module.policy.parameters())
+    assert not any(p is q for p in module.reference.model.parameters() for q in trained)
+    fresh = fit(files, DiPOModule, steps=0, reference="live")[0]
+    for after, before in zip(module.reference.model.parameters(), fresh.reference.model.parameters(), strict=True):
+        assert torch.equal(after, before)
+        assert not after.requires_grad
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    saved = torch.load(tmp_path / "x.ckpt", weights_only=True)["state_dict"]
+    assert all(name.startswith("policy.") for name in saved)
+    assert len(saved) == len(module.policy.state_dict())
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("cls", [DiPOModule, NPOModule, UNDIALModule], ids=lambda cls: cls.__name__)
+def test_every_reference_gives_the_same_training(files: Path, cls: type[UnlearningModule], lora: bool) -> None:
+    options = {"lora_rank": 4} if lora else {}
+    live, _ = fit(files, cls, reference="live", **options)
+    auto, _ = fit(files, cls, **options)
+    assert isinstance(auto.reference, HiddenStatesReference) or lora
+    for (name, a), b in zip(weights(live).items(), weights(auto).values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+    if lora:
+        off, _ = fit(files, cls, reference="adapters_off", **options)
+        assert isinstance(off.reference, AdaptersOffReference)
+        for (name, a), b in zip(weights(live).items(), weights(off).values(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_a_head_that_breaks_the_algebra_gets_a_live_reference(files: Path) -> None:
+    for family in ("gemma2", "phi"):
+        module, _ = fit(files, DiPOModule, family)
+        assert isinstance(module.reference, LiveReference)
+        with pytest.raises(InputError, match="hidden_states, but the model's logits"):
+            fit(files, DiPOModule, family, reference="hidden_states")
+
+
+def test_dipo_without_retain_term_or_with_kl(files: Path) -> None:
+    _, trainer = fit(files, DiPOModule, retain_loss="none")
+    assert "train/retain" not in trainer.callback_metrics
+    module, trainer = fit(files, DiPOModule, retain_loss="kl", steps=1)
+    assert float(trainer.callback_metrics["train/retain"]) == pytest.approx(0.0, abs=1e-6)
+    assert isinstance(module.reference, LiveReference)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"source": "policy"},
+        {"selection": "top_p", "p": 0.5},
+        {"selection": "relative", "rho": 0.2},
+        {"memory_vector": "raw"},
+        {"alpha": 2.5, "k": 3},
+        {"reduction": "mean", "beta": 1.0},
+        {"scale": 1},
+    ],
+    ids=str,
+)
+def test_every_option_of_dipo_changes_the_step(files: Path, options: dict[str, Any]) -> None:
+    plain, _ = fit(files, DiPOModule)
+    other, trainer = fit(files, DiPOModule, **options)
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
+    assert any(not torch.equal(a, b) for a, b in zip(weights(plain).values(), weights(other).values(), strict=True))
+
+
+def test_gradient_accumulation_does_not_change_the_step(files: Path) -> None:
+    whole, _ = fit(files, DiPOModule, steps=2)
+    data = UnlearningDataModule(
+        str(files / "llama"), str(files / "forget.jsonl"), str(files / "retain.jsonl"), prompt="plain", batch_size=1
+    )
+    pl.seed_everything(0, verbose=False)
+    parts = DiPOModule(
+        str(files / "llama"), optimizer=lambda p: torch.optim.SGD(p, lr=0.05), reference_cache=str(files / "cache")
+    )
+    pl.Trainer(
+        accelerator="cpu", max_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, inference_mode=False, accumulate_grad_batches=2,
+    ).fit(parts, data)  # fmt: skip
+    for (name, a), b in zip(weights(whole).items(), weights(parts).values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(files: Path) -> None:
+    class Broken(GradDiffModule):
+        def forget_loss(self, forget: Answers) -> torch.Tensor:
+            return super().forget_loss(forget) * float("nan")
+
+    with pytest.raises(RunError, match=r"The loss is nan at step 0.*forget': \[\d, \d\]"):
+        fit(files, Broken)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_names_rows_and_checkpoint(files: Path, tmp_path: Path) -> None:
+    class Broken(GradDiffModule):
+        def forget_loss(self, forget: Answers) -> torch.Tensor:
+            loss = super().forget_loss(forget)
+            return loss if self.global_step == 0 else loss + (loss - loss).abs().sqrt()  # sqrt has no slope at 0
+
+    keep = Checkpoint(every_n_steps=1, folder=str(tmp_path))
+    said = r"gradient's norm is nan at step 1.*'forget': .*forget': \[\d, \d\].*last.ckpt"
+    with pytest.raises(RunError, match=said):
+        fit(files, Broken, steps=3, trainer={"callbacks": [keep], "enable_checkpointing": True})
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 1
+    assert all(torch.isfinite(value).all() for value in saved["state_dict"].values())
+
+
+def test_the_rows_of_all_micro_batches_of_the_step_are_named(files: Path) -> None:
+    class Broken(GradDiffModule):
+        def forget_loss(self, forget: Answers) -> torch.Tensor:
+            loss = super().forget_loss(forget)
+            return loss if self.global_step == 0 else loss + (loss - loss).abs().sqrt()
+
+    with pytest.raises(RunError, match=r"norm is nan at step 1\..*forget': \[\d(, \d){3}\]"):
+        fit(files, Broken, steps=3, trainer={"accumulate_grad_batches": 2})
+
+
+def test_a_module_without_a_forget_loss_says_so(files: Path) -> None:
+    with pytest.raises(TypeError, match="must define forget_loss"):
+        fit(files, UnlearningModule)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [({"precision": "bf16-true"}, "precision is bf16-true"), ({"precision": "16-true"}, "precision is 16-true")],
+)
+def test_what_cannot_be_right_is_refused_before_the_model_is_loaded(files: Path, trainer: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        fit(files, DiPOModule, trainer=trainer)
+
+
+@pytest.mark.parametrize("held", ["itself", "inside"])
+def test_a_reference_that_would_be_saved_is_refused(files: Path, held: str) -> None:
+    class Keeping(NPOModule):
+        def make_reference(self) -> Any:
+            if held == "itself":
+                return self.load()
+            self.copy = self.load()
+            return LiveReference(self.copy)
+
+    with pytest.raises(InputError, match="one of its submodules: every checkpoint would hold it"):
+        fit(files, Keeping)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_resume_ends_with_the_weights_of_an_uninterrupted_run(files: Path, tmp_path: Path) -> None:
+    whole, _ = fit(files, DiPOModule, steps=5)
+    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    fit(files, DiPOModule, steps=5, trainer={"callbacks": [keep], "enable_checkpointing": True})
+    for step in (1, 2, 3):  # in the middle of an epoch, at its end, in the middle of the next
+        again = ModelCheckpoint(tmp_path, filename="again-{step}", every_n_train_steps=1, save_top_k=-1)
+        settings = {"callbacks": [again], "enable_checkpointing": True}
+        path = str(tmp_path / f"step={step}.ckpt")
+        resumed, _ = fit(files, DiPOModule, steps=5, ckpt_path=path, trainer=settings)
+        for (name, a), b in zip(weights(whole).items(), weights(resumed).values(), strict=True):
+            assert torch.equal(a, b), (step, name)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_resume_with_dropout_is_exact_at_every_step(files: Path, tmp_path: Path, accumulate: int) -> None:
+    options: dict[str, Any] = {"steps": 4, "lora_rank": 2, "lora_dropout": 0.5}
+    trainer = {"enable_checkpointing": True, "accumulate_grad_batches": accumulate}
+    every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole, _ = fit(files, GradDiffModule, trainer=trainer | {"callbacks": [every]}, **options)
+    for step in (1, 2, 3):
+        again = ModelCheckpoint(tmp_path, filename="again-{step}", every_n_train_steps=1, save_top_k=-1)
+        path = str(tmp_path / f"step={step}.ckpt")
+        resumed, _ = fit(files, GradDiffModule, trainer=trainer | {"callbacks": [again]}, ckpt_path=path, **options)
+        for (name, a), b in zip(weights(whole).items(), weights(resumed).values(), strict=True):
+            assert torch.equal(a, b), (step, name)
