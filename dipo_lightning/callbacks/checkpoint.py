@@ -83,7 +83,7 @@ class Checkpoint(CheckpointBase):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         outputs: STEP_OUTPUT,
-        batch: Any,  # noqa: ANN401
+        batch: Any,
         batch_idx: int,
     ) -> None:
         """Save after every n-th optimiser step and on a signal; at the end of an epoch its evaluation comes first."""

@@ -27,13 +27,13 @@ class StopAtThreshold(EarlyStopping):
     """Ends training after the first epoch whose metric is at or below (``min``) or above (``max``) a threshold.
 
     Lightning's EarlyStopping without its patience, and with the threshold itself as reached. MUSE takes the first
-    epoch whose forget KnowMem is at or below the retrained model's. A ``ModelCheckpoint`` that saves each epoch has
+    epoch whose forget KnowMem is at or below the retain model's. A ``ModelCheckpoint`` that saves each epoch has
     saved that one when training ends, as its last.
 
     Args:
         monitor: Name of the metric, as the evaluation logs it.
         threshold: The value to reach.
-        reference_log: Instead of it, this package's evaluation log of the retrained model, whose aggregate of that
+        retain_log: Instead of it, this package's evaluation log of the retain model, whose aggregate of that
             name is the threshold.
         mode: ``min`` for a metric that must fall to the threshold, ``max`` for one that must rise to it.
         verbose: Say at each epoch how far it is.
@@ -43,17 +43,17 @@ class StopAtThreshold(EarlyStopping):
         self,
         monitor: str = "muse/knowmem_forget",
         threshold: float | None = None,
-        reference_log: str | None = None,
+        retain_log: str | None = None,
         mode: Literal["min", "max"] = "min",
         verbose: bool = False,
     ) -> None:
-        if (threshold is None) == (reference_log is None):
-            raise InputError("StopAtThreshold needs one of threshold and reference_log (the retrained model's log).")
+        if (threshold is None) == (retain_log is None):
+            raise InputError("StopAtThreshold needs one of threshold and retain_log (the retain model's log).")
         if mode not in ("min", "max"):
             raise InputError(f"StopAtThreshold.mode is {mode!r}; it is min or max.")
         if threshold is None:
-            assert reference_log is not None
-            threshold = threshold_from_log(reference_log, monitor)
+            assert retain_log is not None
+            threshold = threshold_from_log(retain_log, monitor)
         if not math.isfinite(threshold):
             raise InputError(f"StopAtThreshold.threshold is {threshold}; it must be a finite number.")
         super().__init__(
@@ -184,7 +184,7 @@ class StopOnCollapse(pl.Callback):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         outputs: STEP_OUTPUT,
-        batch: Any,  # noqa: ANN401
+        batch: Any,
         batch_idx: int,
     ) -> None:
         """Look after an evaluation at a step."""

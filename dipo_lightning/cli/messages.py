@@ -38,7 +38,7 @@ class Sentences:
         sys.exit(2)
 
 
-def explained(message: str, parser: Any) -> str:  # noqa: ANN401
+def explained(message: str, parser: Any) -> str:
     """Return ``message`` without the parser's report on types, and with the nearest right option.
 
     Args:
@@ -52,7 +52,7 @@ def explained(message: str, parser: Any) -> str:  # noqa: ANN401
     return " ".join(kept) + suggestion(message, parser)
 
 
-def suggestion(message: str, parser: Any) -> str:  # noqa: ANN401
+def suggestion(message: str, parser: Any) -> str:
     """Return a hint at the nearest right option for a message about an unknown one, or nothing."""
     found = re.search(r"Option '([\w.]+)' is not accepted|nrecognized arguments: --([\w.]+)", message)
     if found is None:

@@ -97,7 +97,7 @@ class Counts:
     layers: int
 
 
-def configuration(pretrained: str) -> Any:  # noqa: ANN401
+def configuration(pretrained: str) -> Any:
     """Return the ``transformers`` configuration of a shape by name or of a model, without its weights."""
     from transformers import AutoConfig
 
@@ -108,7 +108,7 @@ def configuration(pretrained: str) -> Any:  # noqa: ANN401
     return load_config(find_source(pretrained))
 
 
-def count(config: Any, run: Run) -> Counts:  # noqa: ANN401
+def count(config: Any, run: Run) -> Counts:
     """Count the parameters of the model on the meta device; a tied weight counts once."""
     from dipo_lightning.models.head import output_projection
     from dipo_lightning.models.sharding import transformer_blocks
@@ -173,7 +173,7 @@ def loss_memory(counts: Counts, run: Run) -> float:
     return counts.vocabulary * (2 * run.bytes * 2 * half + reference + 4 * (6 + 2) * half)
 
 
-def activations(config: Any, counts: Counts, run: Run) -> float:  # noqa: ANN401
+def activations(config: Any, counts: Counts, run: Run) -> float:
     """Return the bytes of activations that a micro-batch keeps for the backward pass.
 
     A forward of one and of two blocks gives what a block keeps and what the rest does; nothing is allocated.
@@ -186,7 +186,7 @@ def activations(config: Any, counts: Counts, run: Run) -> float:  # noqa: ANN401
     return rest + counts.layers * inputs + block
 
 
-def saved_bytes(config: Any, run: Run, layers: int) -> float:  # noqa: ANN401
+def saved_bytes(config: Any, run: Run, layers: int) -> float:
     """Return the bytes that autograd saves in a forward of the first ``layers`` blocks, without the weights."""
     import copy
 
@@ -219,7 +219,7 @@ def saved_bytes(config: Any, run: Run, layers: int) -> float:  # noqa: ANN401
         return float(sum(storage.nbytes() for storage in saved))
 
 
-def empty_model(config: Any, run: Run, dtype: torch.dtype) -> nn.Module:  # noqa: ANN401
+def empty_model(config: Any, run: Run, dtype: torch.dtype) -> nn.Module:
     """Build the model of ``config`` on the meta device, with adapters where the run has them."""
     from transformers import AutoModelForCausalLM
 

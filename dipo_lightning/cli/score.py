@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from dipo_lightning.benchmarks.muse import metrics as muse
 from dipo_lightning.benchmarks.tofu import metrics as tofu
-from dipo_lightning.benchmarks.user_data.metrics import own_aggregates
+from dipo_lightning.benchmarks.user_data.metrics import user_data_aggregates
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.logs.comparing import check_comparable
-from dipo_lightning.evaluation.logs.log import MUSE_FORMAT, OWN_FORMAT, EvaluationLog
+from dipo_lightning.evaluation.logs.log import MUSE_FORMAT, USER_DATA_FORMAT, EvaluationLog
 from dipo_lightning.evaluation.logs.native import NATIVE_FORMATS
 from dipo_lightning.evaluation.logs.reading import read_log
 
@@ -35,7 +35,7 @@ def score(
         path: A log of any known format.
         reference: A log of the retain model on the same rows, of any known format of the same benchmark.
         truth_ratio: `geometric`, `arithmetic` or `open_unlearning` (TOFU).
-        auc_retrain: The retrained model's AUC, where there is no log of it (MUSE); without either the one that the
+        auc_retrain: The retain model's AUC, where there is no log of it (MUSE); without either the one that the
             log stores.
 
     Returns:
@@ -51,7 +51,7 @@ def score(
     if other is not None:
         check_comparable(log, other)
     if auc_retrain is not None and log.format != MUSE_FORMAT:
-        raise InputError(f"auc_retrain is for logs of MUSE, and {log.path} is none; give a log of the retrained model.")
+        raise InputError(f"auc_retrain is for logs of MUSE, and {log.path} is none; give a log of the retain model.")
     # PrivLeak follows from the rows and the number it was compared with
     stored_auc = log.aggregates.get("privleak_auc_retrain") if log.format == MUSE_FORMAT and other is None else None
     result = _aggregate(log, other, truth_ratio, stored_auc if auc_retrain is None else auc_retrain)
@@ -97,10 +97,10 @@ def stored_differences(
 def _aggregate(
     log: EvaluationLog, reference: EvaluationLog | None, truth_ratio: str, auc_retrain: float | None
 ) -> dict[str, Any]:
-    if log.format == OWN_FORMAT:
+    if log.format == USER_DATA_FORMAT:
         if reference is not None:
             raise InputError(f"{log.path} is of one's own data, which is measured without a second model's log.")
-        return own_aggregates(log.sets, truth_ratio)
+        return user_data_aggregates(log.sets, truth_ratio)
     if log.format == MUSE_FORMAT:
         variant = log.settings.get("variant", "muse")
         return muse.aggregate(log.sets, reference, variant, auc_retrain=auc_retrain, skipped=log.skipped)
@@ -129,6 +129,6 @@ def print_score(
         log: The log: this package's, open-unlearning's ``TOFU_EVAL.json`` or TOFU's ``eval_log_aggregated.json``.
         reference: Log of the model trained without the forget set, for forget quality and PrivLeak.
         truth_ratio: Variant of the truth ratio.
-        auc_retrain: The retrained model's AUC, where there is no log of it (MUSE); else the one that the log stores.
+        auc_retrain: The retain model's AUC, where there is no log of it (MUSE); else the one that the log stores.
     """
     print(json.dumps(score(log, reference, truth_ratio, auc_retrain=auc_retrain), indent=2))

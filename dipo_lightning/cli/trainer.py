@@ -104,7 +104,7 @@ class DiPOCLI(LightningCLI):
             config.trainer.logger = Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=place)
         return found is not None
 
-    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:  # noqa: ANN401
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Keep checkpoints with this package's callback where the config names none."""
         callbacks = self._get(self.config_init, "trainer").callbacks
         enabled = self._get(self.config_init, "trainer").enable_checkpointing is not False

@@ -23,7 +23,7 @@ class Findings:
         epochs: The epoch at which a method is reported where that was chosen, by (method, settings).
         candidates: What the selection seed measured.
         choices: What was chosen, by method.
-        retrained: A row for every seed's retrained model.
+        retain: A row for every seed's retain model.
         failures: The runs that failed.
     """
 
@@ -31,7 +31,7 @@ class Findings:
     epochs: dict[tuple[str, str], int | None] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)
     choices: dict[str, Choice] = field(default_factory=dict)
-    retrained: list[Row] = field(default_factory=list)
+    retain: list[Row] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
     @property
@@ -59,15 +59,15 @@ def write_report(comparison: Comparison, findings: Findings) -> str:
     folder = Path(comparison.output)
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row for runs in findings.runs.values() for run in runs for row in run]
-    write_csv([*findings.targets, *findings.retrained, *rows], folder / "comparison.csv")
+    write_csv([*findings.targets, *findings.retain, *rows], folder / "comparison.csv")
     if findings.candidates:
         tried = [row for candidate in findings.candidates for row in candidate.rows]
         write_csv(tried, folder / "selection.csv")
     drawn = trajectories(findings)
     if any(drawn.values()):
-        marks = [point_of(landmark) for landmark in (findings.targets, findings.retrained)]
+        marks = [point_of(landmark) for landmark in (findings.targets, findings.retain)]
         keep = comparison.selection.keep_utility
-        comparison_picture(drawn, folder / "comparison.png", target=marks[0], retrained=marks[1], keep=keep)
+        comparison_picture(drawn, folder / "comparison.png", target=marks[0], retain=marks[1], keep=keep)
     text = markdown(comparison, findings, picture=any(drawn.values()))
     (folder / "comparison.md").write_text(text, encoding="utf-8")
     return text
@@ -77,7 +77,7 @@ def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
     """Return the report as Markdown."""
     share, lines = comparison.selection.keep_utility, findings.lines()
     seeds = ", ".join(map(str, comparison.seeds))
-    landmarks = [("target", findings.targets), ("retrained", findings.retrained)]
+    landmarks = [("target", findings.targets), ("retain", findings.retain)]
     marks = [Line(name, "", rows) for name, rows in landmarks if rows]
     parts = [
         "# Comparison",

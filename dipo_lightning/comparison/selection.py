@@ -43,7 +43,7 @@ def choose(candidates: Sequence[Candidate], selection: Selection) -> Choice:
     if not tried:
         raise RunError(
             "no candidate has both a forget quality and a model utility to choose by; the base's evaluation needs "
-            "reference_log, generate: true and at_start: true"
+            "retain_log, generate: true and at_start: true"
         )
     keeping = [pair for pair in tried if pair[1]["utility_kept"] >= selection.keep_utility]
     best = max(keeping, key=_quality) if keeping else max(tried, key=_utility)

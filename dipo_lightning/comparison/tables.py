@@ -95,7 +95,7 @@ def verdict(lines: Sequence[Line], share: float) -> str:
     if best.quality == float("-inf"):
         return (
             f"Forget quality is unknown for those that keep {share:g} of the target's model utility: "
-            "TOFUEvaluation needs reference_log, the log of a retrained model."
+            "TOFUEvaluation needs retain_log, the log of a retain model."
         )
     return (
         f"Highest forget quality among those that keep at least {share:g} of the target's model utility: "

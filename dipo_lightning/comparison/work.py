@@ -8,10 +8,10 @@ import re
 from pathlib import Path
 
 from dipo_lightning.comparison.configs import Config, import_class, read_base, run_config, usual_options
-from dipo_lightning.comparison.landmarks import retrained_row
 from dipo_lightning.comparison.plan import Comparison, FinishedRun, Method, Settings
 from dipo_lightning.comparison.report import Findings
 from dipo_lightning.comparison.results import Row, add_utility_kept, by_epoch, evaluation_rows, target_row
+from dipo_lightning.comparison.retain_model import retain_row
 from dipo_lightning.comparison.running import Failure, Run, execute
 from dipo_lightning.comparison.selection import Candidate, Choice, choose
 from dipo_lightning.errors import InputError, RunError
@@ -72,8 +72,8 @@ class Work:
         for rows in given:
             self.findings.runs.setdefault((rows[0]["method"], rows[0]["settings"]), []).append(rows)
         targets = {row["seed"]: row for row in self.findings.targets}
-        self.findings.retrained = [
-            row for seed, base in self.bases.items() if (row := retrained_row(base, seed, targets.get(seed)))
+        self.findings.retain = [
+            row for seed, base in self.bases.items() if (row := retain_row(base, seed, targets.get(seed)))
         ]
         return self.findings
 

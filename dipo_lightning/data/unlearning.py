@@ -42,7 +42,7 @@ class UnlearningDataModule(TokenizedDataModule):
         retain_rows: int | None = None,
         columns: dict[str, str] | None = None,
         alternatives: str | list[str] | None = None,
-        **options: Any,  # noqa: ANN401
+        **options: Any,
     ) -> None:
         super().__init__(tokenizer, **options)
         self.forget_source, self.retain_source, self.columns = forget, retain, columns
@@ -112,7 +112,7 @@ class FineTuningDataModule(TokenizedDataModule):
         train: str | list[str],
         rows: int | list[int | None] | None = None,
         columns: dict[str, str] | None = None,
-        **options: Any,  # noqa: ANN401
+        **options: Any,
     ) -> None:
         super().__init__(tokenizer, **options)
         self.train_sources = [train] if isinstance(train, str | Path) else list(train)

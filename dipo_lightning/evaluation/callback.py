@@ -101,7 +101,7 @@ class Evaluation(Scheduled):
         """Return the few numbers that TensorBoard's HPARAMS tab compares runs by."""
         return {}
 
-    def write_tensorboard(self, experiment: Any, document: Document, step: int) -> None:  # noqa: ANN401
+    def write_tensorboard(self, experiment: Any, document: Document, step: int) -> None:
         """Add text, histograms and figures to a ``SummaryWriter``; called on rank 0 only."""
 
     # What subclasses take from the run.
@@ -111,7 +111,7 @@ class Evaluation(Scheduled):
         """Tell whether the Trainer makes a ``fast_dev_run``, which measures `FAST_DEV_ROWS` rows of a set."""
         return bool(getattr(trainer, "fast_dev_run", False))
 
-    def tokenizer_of(self, trainer: pl.Trainer) -> Any:  # noqa: ANN401
+    def tokenizer_of(self, trainer: pl.Trainer) -> Any:
         """Return the data module's tokenizer.
 
         Raises:
@@ -195,7 +195,7 @@ class Evaluation(Scheduled):
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 self.write_tensorboard(logger.experiment, document, trainer.global_step)
 
-    def _log_hyperparameters(self, logger: Any, document: Document, step: int) -> None:  # noqa: ANN401
+    def _log_hyperparameters(self, logger: Any, document: Document, step: int) -> None:
         """Give the HPARAMS tab its metrics: it stays empty unless hyper-parameters are logged together with some."""
         metrics = {f"hp/{key}": value for key, value in self.hyperparameter_metrics(document).items()}
         if not isinstance(logger, TensorBoardLogger) or not metrics:

@@ -139,7 +139,7 @@ class _FewLeft:
         self.start, self.stop_ids, self.few = start, stop_ids, few
         self.done: Tensor | None = None
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:  # noqa: ANN401, ARG002
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         stops = torch.tensor(self.stop_ids, device=input_ids.device)
         ended = torch.isin(input_ids[:, -1], stops)
         self.done = ended if self.done is None else self.done | ended

@@ -30,7 +30,7 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
         raise RunError(f"The evaluation could not be written to {path}: {error.strerror or error}.") from error
 
 
-def finite(value: Any) -> Any:  # noqa: ANN401
+def finite(value: Any) -> Any:
     """Return plain values with null for every number that isn't finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None

@@ -73,7 +73,7 @@ def class_path(value: object) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def plain(value: Any) -> Any:  # noqa: ANN401
+def plain(value: Any) -> Any:
     """Return what JSON can hold of ``value``; text in place of anything else."""
     if isinstance(value, dict):
         return {str(name): plain(item) for name, item in value.items()}

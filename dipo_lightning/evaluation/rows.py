@@ -85,7 +85,7 @@ def check_numbers(owner: object, numbers: Mapping[str, int | None], least: int =
             raise InputError(f"{_name(owner)}.{option} is {value}; it must be at least {least}.")
 
 
-def check_choice(owner: object, option: str, chosen: Any, known: Sequence[str]) -> None:  # noqa: ANN401
+def check_choice(owner: object, option: str, chosen: Any, known: Sequence[str]) -> None:
     """Refuse a name that isn't known.
 
     Raises:

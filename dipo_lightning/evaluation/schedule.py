@@ -47,7 +47,7 @@ class Scheduled(pl.Callback):
         pl_module: pl.LightningModule,
         outputs: STEP_OUTPUT,
         batch: Any,
-        batch_idx: int,  # noqa: ANN401
+        batch_idx: int,
     ) -> None:
         """Evaluate after every n-th optimiser step."""
         if self.every_n_steps and trainer.global_step > 0 and trainer.global_step % self.every_n_steps == 0:

@@ -184,5 +184,5 @@ def can_share_prompts(policy: nn.Module) -> bool:
     )
 
 
-def _config(policy: nn.Module) -> Any:  # noqa: ANN401
+def _config(policy: nn.Module) -> Any:
     return causal_lm(policy).config.get_text_config()

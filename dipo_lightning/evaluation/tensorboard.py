@@ -30,7 +30,7 @@ def answers_table(first: Sequence[Row], now: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def write_answers(experiment: Any, table: str, step: int, tag: str = "tofu/forget_answers") -> None:  # noqa: ANN401
+def write_answers(experiment: Any, table: str, step: int, tag: str = "tofu/forget_answers") -> None:
     """Add the table of answers as text."""
     experiment.add_text(tag, table, step)
 
@@ -69,11 +69,14 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
         "forget quality (p) against model utility": ["Multiline", ["^tofu/forget_quality_p$", "^tofu/model_utility$"]],
     },
     "2 What it still says": {
-        "probability of the answers": ["Multiline", ["^(tofu|own)/(forget|retain)_probability$"]],
-        "ROUGE-L recall of the answers": ["Multiline", ["^(tofu|own)/(forget|retain)_rouge$"]],
-        "forget quality, log10 p (0: as if retrained)": ["Multiline", ["^(tofu|own)/forget_quality_log10_p$"]],
+        "probability of the answers": ["Multiline", ["^(tofu|user_data)/(forget|retain)_probability$"]],
+        "ROUGE-L recall of the answers": ["Multiline", ["^(tofu|user_data)/(forget|retain)_rouge$"]],
+        "forget quality, log10 p (0: as if retrained)": ["Multiline", ["^(tofu|user_data)/forget_quality_log10_p$"]],
         "MUSE: memory of what must go and of what must stay": ["Multiline", ["^muse/(verbmem|knowmem_).*"]],
-        "utility on the user's own rows": ["Multiline", ["^own/utility$", "^own/forget_exact_memorization$"]],
+        "utility on user data": [
+            "Multiline",
+            ["^user_data/utility$", "^user_data/forget_exact_memorization$"],
+        ],
     },
     "3 Optimisation": {
         "whole loss": ["Multiline", ["^train/loss$"]],
@@ -83,7 +86,7 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
 """Categories, their charts, and the regular expressions of the tags that each shows."""
 
 
-def write_layout(experiment: Any) -> None:  # noqa: ANN401
+def write_layout(experiment: Any) -> None:
     """Add the layout to a run; call it once a run, at the start of ``fit``.
 
     Args:

@@ -95,7 +95,7 @@ class GradAscentModule(GradDiffModule):
         self,
         pretrained: str,
         retain_loss: Literal["nll", "kl", "none"] = "none",
-        **options: Any,  # noqa: ANN401
+        **options: Any,
     ) -> None:
         super().__init__(pretrained, retain_loss=retain_loss, **options)
 
@@ -113,7 +113,7 @@ class KLModule(GradDiffModule):
         self,
         pretrained: str,
         retain_loss: Literal["nll", "kl", "none"] = "kl",
-        **options: Any,  # noqa: ANN401
+        **options: Any,
     ) -> None:
         super().__init__(pretrained, retain_loss=retain_loss, **options)
 
@@ -129,7 +129,7 @@ class WGAModule(UnlearningModule):
 
     needs_reference: ClassVar[bool] = False
 
-    def __init__(self, pretrained: str, beta: float = 1.0, **options: Any) -> None:  # noqa: ANN401
+    def __init__(self, pretrained: str, beta: float = 1.0, **options: Any) -> None:
         super().__init__(pretrained, **options)
         self.save_hyperparameters(ignore=["optimizer"])
         self.beta = beta

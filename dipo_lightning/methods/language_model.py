@@ -178,10 +178,10 @@ class LanguageModelModule(pl.LightningModule):
         scheduler = get_scheduler(name, optimizer, num_warmup_steps=self.warmup_steps, num_training_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Do nothing: evaluation is the callbacks' work."""
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         """Do nothing: evaluation is the callbacks' work."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -216,7 +216,7 @@ class LanguageModelModule(pl.LightningModule):
             "options that it was made with, or another folder to --run."
         )
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Before the first batch after a resume, put this process's random states back."""
         states, self._random_states = self._random_states, {}
         if self.global_rank in states and len(states) == self.trainer.world_size:

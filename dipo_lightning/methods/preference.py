@@ -105,7 +105,7 @@ class NPOModule(UnlearningModule):
         **options: Those of `UnlearningModule`.
     """
 
-    def __init__(self, pretrained: str, beta: float = 0.1, **options: Any) -> None:  # noqa: ANN401
+    def __init__(self, pretrained: str, beta: float = 0.1, **options: Any) -> None:
         super().__init__(pretrained, **options)
         self.save_hyperparameters(ignore=["optimizer"])
         self.beta = positive(beta, "beta")
@@ -118,7 +118,7 @@ class NPOModule(UnlearningModule):
     def reference_nll(self, answers: Answers) -> Tensor:
         """(B,) summed NLL of the answers under the reference."""
         with torch.no_grad():
-            return sequence_nll(self.reference_logits(answers), answers.labels, answers.rows, answers.count)
+            return sequence_nll(self.retain_logits(answers), answers.labels, answers.rows, answers.count)
 
 
 class DPOModule(NPOModule):
@@ -174,7 +174,7 @@ class SimNPOModule(UnlearningModule):
         beta: float = 4.5,
         delta: float = 0.0,
         gamma: float = 0.125,
-        **options: Any,  # noqa: ANN401
+        **options: Any,
     ) -> None:
         super().__init__(pretrained, gamma=gamma, **options)
         self.save_hyperparameters(ignore=["optimizer"])

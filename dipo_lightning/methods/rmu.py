@@ -85,7 +85,7 @@ class RMUModule(UnlearningModule):
         layer: int = 7,
         coefficient: float = 2.0,
         control_seed: int = 0,
-        **options: Any,  # noqa: ANN401
+        **options: Any,
     ) -> None:
         super().__init__(pretrained, **options)
         self.save_hyperparameters(ignore=["optimizer"])
@@ -153,7 +153,7 @@ def recorded(model: nn.Module, layer: int) -> Iterator[dict[str, Tensor]]:
     """Record the output (B, L, H) of a transformer block as ``hidden`` while a block of code runs."""
     states: dict[str, Tensor] = {}
 
-    def keep(module: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ANN401
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
         states["hidden"] = output[0] if isinstance(output, tuple) else output
 
     handle = transformer_blocks(model)[layer].register_forward_hook(keep)

@@ -15,11 +15,11 @@ from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers
 
 
-def undial_target(reference_logits: Tensor, labels: Tensor, strength: float = 10.0) -> Tensor:
+def undial_target(retain_logits: Tensor, labels: Tensor, strength: float = 10.0) -> Tensor:
     """Build the teacher softmax(h_ref - strength * onehot(label)).
 
     Args:
-        reference_logits: (N, V) logits of the frozen reference.
+        retain_logits: (N, V) logits of the frozen reference.
         labels: (N,) int64 tokens to forget.
         strength: what is taken off the label's logit, in nats, >= 0.
 
@@ -31,14 +31,14 @@ def undial_target(reference_logits: Tensor, labels: Tensor, strength: float = 10
     """
     if not strength >= 0:
         raise InputError(f"strength is {strength!r}; use a number >= 0")
-    logits = reference_logits.detach().to(working_dtype(reference_logits))
+    logits = retain_logits.detach().to(working_dtype(retain_logits))
     places = labels.unsqueeze(-1)
     return logits.scatter(-1, places, logits.gather(-1, places) - strength).softmax(-1)
 
 
 def undial(
     policy_logits: Tensor,
-    reference_logits: Tensor,
+    retain_logits: Tensor,
     labels: Tensor,
     strength: float = 10.0,
     denominator: float | Tensor | None = None,
@@ -47,7 +47,7 @@ def undial(
 
     Args:
         policy_logits: (N, V) policy logits at the answer positions.
-        reference_logits: (N, V) reference logits at the same positions.
+        retain_logits: (N, V) reference logits at the same positions.
         labels: (N,) int64 tokens to forget.
         strength: what is taken off the label's logit, in nats, >= 0.
         denominator: global token count; None uses N.
@@ -58,7 +58,7 @@ def undial(
     Raises:
         InputError: when the strength is negative.
     """
-    target = undial_target(reference_logits, labels, strength)
+    target = undial_target(retain_logits, labels, strength)
     policy = policy_logits.to(working_dtype(policy_logits)).log_softmax(-1)
     return token_mean(-(target * policy).sum(-1), denominator)
 
@@ -72,12 +72,12 @@ class UNDIALModule(UnlearningModule):
         **options: Those of `UnlearningModule`.
     """
 
-    def __init__(self, pretrained: str, strength: float = 10.0, **options: Any) -> None:  # noqa: ANN401
+    def __init__(self, pretrained: str, strength: float = 10.0, **options: Any) -> None:
         super().__init__(pretrained, **options)
         self.save_hyperparameters(ignore=["optimizer"])
         self.strength = strength
 
     def forget_loss(self, forget: Answers) -> Tensor:
         """Return the mean cross-entropy over the answer tokens."""
-        reference = self.reference_logits(forget)
+        reference = self.retain_logits(forget)
         return undial(forget.logits, reference, forget.labels, self.strength, forget.token_denominator)

@@ -48,7 +48,7 @@ class UnlearningModule(LanguageModelModule):
         retain_loss: Literal["nll", "kl", "none"] = "nll",
         reference: Literal["auto", "live", "adapters_off", "hidden_states", "directions"] = "auto",
         reference_cache: str = "runs/reference_cache",
-        **options: Any,  # noqa: ANN401
+        **options: Any,
     ) -> None:
         super().__init__(pretrained, **options)
         self.save_hyperparameters(ignore=["optimizer"])
@@ -147,10 +147,10 @@ class UnlearningModule(LanguageModelModule):
     def retain_loss(self, retain: Answers) -> Tensor:
         """Return the scalar retain loss that ``retain_loss`` names."""
         if self.retain_loss_name == "kl":
-            return retain_kl(retain.logits, self.reference_logits(retain), denominator=retain.token_denominator)
+            return retain_kl(retain.logits, self.retain_logits(retain), denominator=retain.token_denominator)
         return retain.mean_nll
 
-    def reference_logits(self, answers: Answers) -> Tensor:
+    def retain_logits(self, answers: Answers) -> Tensor:
         """Return the reference's (N, V) logits at the positions of ``answers``, without a gradient."""
         assert self.reference is not None
         if answers.half != "forget" and isinstance(self.reference, CachedReference):

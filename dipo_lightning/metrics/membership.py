@@ -45,10 +45,10 @@ class MembershipAUC(_TwoSamples):
 
 
 class PrivLeak(_TwoSamples):
-    """MUSE's PrivLeak in percent: 0 is what the retrained model shows, very negative is under-unlearned.
+    """MUSE's PrivLeak in percent: 0 is what the retain model shows, very negative is under-unlearned.
 
     Args:
-        auc_retrain: MUSE's AUC of the retrained model, P(s_holdout < s_forget); `functional.PUBLISHED_RETRAIN_AUC` has
+        auc_retrain: MUSE's AUC of the retain model, P(s_holdout < s_forget); `functional.PUBLISHED_RETRAIN_AUC` has
             those of the published models. There is no default: a silent 0.5 would be another metric.
         nan: See `RowValues`.
         **kwargs: Options of `torchmetrics.Metric`.

@@ -65,7 +65,7 @@ def _hide_home(file: Path) -> None:
         file.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
-def merged_copy(policy: Any, state: dict | None = None) -> Any:  # noqa: ANN401
+def merged_copy(policy: Any, state: dict | None = None) -> Any:
     """Return an unsharded copy of a peft model with the adapters merged into its weights; ``policy`` is left alone.
 
     Args:

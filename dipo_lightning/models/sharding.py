@@ -44,7 +44,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             GPUs the norm of the gradient is summed on the host, which needs ``cpu:gloo,cuda:nccl``).
     """
 
-    def __init__(self, save_distributed_checkpoint: bool = False, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(self, save_distributed_checkpoint: bool = False, **kwargs: Any) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=save_distributed_checkpoint, **kwargs)
 
     def setup_environment(self) -> None:
@@ -79,7 +79,7 @@ if "fsdp2" not in StrategyRegistry:
     StrategyRegistry.register("fsdp2", FSDP2Strategy, description="FSDP2 over every process")
 
 
-def check_strategy(strategy: Any) -> None:  # noqa: ANN401
+def check_strategy(strategy: Any) -> None:
     """Refuse strategies that would not train rightly here, by what stands in ``Trainer(strategy=...)`` or its YAML.
 
     Lightning refuses some of them itself, but when it builds the Trainer and without naming the one to use.

@@ -18,7 +18,7 @@ def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
     """Unlearn fictitious authors from a tiny model, and show that it did.
 
     Makes data of invented authors, trains a tiny Llama on all of it (the target) and one without the part to forget
-    (the retrained model, the honest answer), unlearns that part with DiPO, and evaluates each epoch. No network.
+    (the retain model, the honest answer), unlearns that part with DiPO, and evaluates each epoch. No network.
 
     Args:
         seed: Seed of the data, the models and the training.
@@ -28,10 +28,10 @@ def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
     _move_aside(folder)
     started = time.monotonic()
     prepare(folder, seed)
-    for name, train in (("target", "full.json"), ("retrained", "retain90.json")):
+    for name, train in (("target", "full.json"), ("retain", "retain90.json")):
         run("fit", folder / f"{name}.yaml", settings.finetuning(folder, train, name, seed), f"training: {name}")
-    run("test", folder / "retrained-log.yaml", settings.measuring(folder, "retrained", seed), "evaluating: retrained")
-    shutil.copy(_evaluations(folder / "retrained-log")[-1], folder / "retrained.json")
+    run("test", folder / "retain-log.yaml", settings.measuring(folder, "retain", seed), "evaluating: retain")
+    shutil.copy(_evaluations(folder / "retain-log")[-1], folder / "retain.json")
     run("fit", folder / "unlearn.yaml", settings.unlearning(folder, seed), "unlearning with DiPO")
     write_report(folder, _evaluations(folder / "unlearned"), time.monotonic() - started)
 

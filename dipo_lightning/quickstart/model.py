@@ -45,7 +45,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     )
 
 
-def write_untrained(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int, **shape: Any) -> Path:  # noqa: ANN401
+def write_untrained(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int, **shape: Any) -> Path:
     """Write a Llama with random weights and its tokenizer as a Hugging Face folder.
 
     Args:

@@ -46,16 +46,16 @@ class Reading(NamedTuple):
 
 
 READINGS = {
-    "retrained": Reading("untrained", 4, dict.fromkeys(KEPT, 10)),
-    "target": Reading("retrained", 3, {FORGOTTEN: 8, **dict.fromkeys(KEPT, 6)}),
+    "retain": Reading("untrained", 4, dict.fromkeys(KEPT, 10)),
+    "target": Reading("retain", 3, {FORGOTTEN: 8, **dict.fromkeys(KEPT, 6)}),
 }
-"""The retrained model reads what is kept, and no more; the target goes on from there with all of it."""
+"""The retain model reads what is kept, and no more; the target goes on from there with all of it."""
 
 
 def muse_small(output: str = "runs/muse-small", seed: int = 0) -> None:
     """Make a small corpus in MUSE's schema, a model that knows it, and one that never saw what is to be forgotten.
 
-    Writes ``news`` (the corpus), ``target``, ``retrained`` and ``retrained.json`` (its evaluation) into the folder.
+    Writes ``news`` (the corpus), ``target``, ``retain`` and ``retain.json`` (its evaluation) into the folder.
     What is already there is not made again. Then run: dipo-lightning fit --config configs/muse/small.yaml
 
     Args:
@@ -70,11 +70,11 @@ def muse_small(output: str = "runs/muse-small", seed: int = 0) -> None:
             write_reading(folder, name, reading, seed)
             _run("fit", folder, f"making-{name}", training(folder, name, seed))
             (folder / "making" / name).rename(folder / name)
-    if not (folder / "retrained.json").is_file():
-        _run("test", folder, "measuring-retrained", measuring(folder, seed))
-        logs = sorted((folder / "measuring-retrained" / "run" / "evaluations").glob("*.json"))
-        shutil.copy(logs[-1], folder / "retrained.json")
-    print(f"{folder} has the corpus, the target and the retrained model with its log.")
+    if not (folder / "retain.json").is_file():
+        _run("test", folder, "measuring-retain", measuring(folder, seed))
+        logs = sorted((folder / "measuring-retain" / "run" / "evaluations").glob("*.json"))
+        shutil.copy(logs[-1], folder / "retain.json")
+    print(f"{folder} has the corpus, the target and the retain model with its log.")
 
 
 def prepare(folder: Path, seed: int) -> None:
@@ -139,17 +139,17 @@ def training(folder: Path, name: str, seed: int) -> dict[str, Any]:
 
 
 def measuring(folder: Path, seed: int) -> dict[str, Any]:
-    """Return the config of ``test`` that writes the log of the retrained model."""
+    """Return the config of ``test`` that writes the log of the retain model."""
     evaluation = {"baseline": "none", "space": "answer", "verbmem_tokens": VERBMEM_TOKENS}
     return {
         "seed_everything": seed,
         "trainer": {
-            **_trainer(folder, "measuring-retrained", 1),
+            **_trainer(folder, "measuring-retain", 1),
             "callbacks": [{"class_path": "dipo_lightning.callbacks.MUSEEvaluation", "init_args": evaluation}],
         },
         "model": {
             "class_path": "dipo_lightning.FineTuningModule",
-            "init_args": {"pretrained": str(folder / "retrained")},
+            "init_args": {"pretrained": str(folder / "retain")},
         },
         "data": {
             "class_path": "dipo_lightning.MUSEDataModule",

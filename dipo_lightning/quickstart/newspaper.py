@@ -109,7 +109,7 @@ def fictitious_news(seed: int = 0, articles: int = 12) -> dict[str, list[Row]]:
     What is forgotten comes in four editions: the first is ``train/forget`` (and ``raw/forget``), the nested sets of
     ``scal`` are editions 1 to k together, the requests of ``sust`` one edition each. retain1 and retain2 are two
     editions each, the holdout set is one. A target is to be trained on ``scal/forget_4``, retain1 and retain2; a
-    retrained model on the last two alone.
+    retain model on the last two alone.
 
     Args:
         seed: Decides everything; the same seed gives the same rows on every machine.

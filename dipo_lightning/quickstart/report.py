@@ -22,11 +22,11 @@ def write_report(folder: Path, evaluations: list[Path], seconds: float) -> None:
         seconds: How long all of it took.
     """
     logs = [json.loads(path.read_text(encoding="utf-8")) for path in evaluations]
-    retrained = json.loads((folder / "retrained.json").read_text(encoding="utf-8"))
-    models = {"target": logs[0], "unlearned": logs[-1], "retrained": retrained}
+    retain = json.loads((folder / "retain.json").read_text(encoding="utf-8"))
+    models = {"target": logs[0], "unlearned": logs[-1], "retain": retain}
     results = {name: summary(log) for name, log in models.items()}
-    rows = len(retrained["sets"]["forget"])
-    results["retrained"]["forget_quality"] = {"p": 1.0, "log10_p": 0.0, "d": 0.0, "n": rows}  # against itself
+    rows = len(retain["sets"]["forget"])
+    results["retain"]["forget_quality"] = {"p": 1.0, "log10_p": 0.0, "d": 0.0, "n": rows}  # against itself
     write_json(folder / "results.json", {**results, "seconds": round(seconds, 1)})
     forget_quality_picture(logs, folder / "forget_quality.png")
     print("\n" + table(results))

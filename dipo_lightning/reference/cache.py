@@ -28,7 +28,7 @@ FORMAT = "dipo-lightning/positions/1"
 _BLOCK = 2**24
 
 
-def cache_key(examples: Sequence[Example], **content: Any) -> str:  # noqa: ANN401
+def cache_key(examples: Sequence[Example], **content: Any) -> str:
     """Return a hash of the tokenised rows and of everything else that the vectors depend on (plain values)."""
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for example in examples:

@@ -116,7 +116,7 @@ def open_cache(
     module: PolicyOwner,
     width: int,
     compute: Callable[[TokenBatch], Tensor],
-    **key: Any,  # noqa: ANN401
+    **key: Any,
 ) -> PositionCache:
     """Open the cache of the forget rows, and compute what is missing of it: all ranks together, once.
 

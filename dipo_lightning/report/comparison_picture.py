@@ -43,7 +43,7 @@ def comparison_picture(
     trajectories: Mapping[str, Sequence[Point]],
     path: str | Path,
     target: Point | None = None,
-    retrained: Point | None = None,
+    retain: Point | None = None,
     keep: float = 0.95,
 ) -> Path:
     """Draw every method's way from the target, epoch by epoch, and write a PNG.
@@ -52,7 +52,7 @@ def comparison_picture(
         trajectories: Points of each method, first epoch to last; a method without one is left out.
         path: Where the picture goes.
         target: The model before unlearning; every trajectory starts there.
-        retrained: The model that never saw the forget set; its quality is 0 by definition.
+        retain: The model that never saw the forget set; its quality is 0 by definition.
         keep: Share of the target's utility that is marked.
 
     Raises:
@@ -63,7 +63,7 @@ def comparison_picture(
     trajectories = {name: points for name, points in trajectories.items() if points}
     if not trajectories:
         raise InputError("There is nothing to draw: no run has both a forget quality and a model utility.")
-    everything = [*(point for points in trajectories.values() for point in points), *filter(None, [target, retrained])]
+    everything = [*(point for points in trajectories.values() for point in points), *filter(None, [target, retain])]
     lowest = max(LOWEST, min(point.quality_range[0] for point in everything))
     zoomed = target is not None and min(point.utility for point in everything) < NEAR * target.utility
     figure = Figure(figsize=(13.0 if zoomed else 9.2, 6.0), layout="constrained", dpi=150)
@@ -72,10 +72,10 @@ def comparison_picture(
         for place, (name, points) in enumerate(trajectories.items()):
             style = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
             _trajectory(axes, name, points, target, style, lowest)
-        _landmarks(axes, target, retrained, keep, lowest)
+        _landmarks(axes, target, retain, keep, lowest)
         axes.set_xlabel("model utility (higher keeps more)")
         axes.grid(alpha=0.25)
-    panels[0].set_ylabel("forget quality, log10 p (0: not to be told from the retrained model)")
+    panels[0].set_ylabel("forget quality, log10 p (0: not to be told from the retain model)")
     panels[0].set_ylim(lowest * 1.05 - 0.1, 0.04 * abs(lowest) + 0.1)
     panels[0].set_title("Small marks: epochs. Large marks: as reported, with the range over seeds.", fontsize=10)
     panels[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
@@ -91,7 +91,7 @@ def comparison_picture(
 
 
 def _trajectory(
-    axes: Any,  # noqa: ANN401
+    axes: Any,
     name: str,
     points: Sequence[Point],
     target: Point | None,
@@ -118,12 +118,12 @@ def _trajectory(
         )  # fmt: skip
 
 
-def _landmarks(axes: Any, target: Point | None, retrained: Point | None, keep: float, lowest: float) -> None:  # noqa: ANN401
-    """Draw the target, the retrained model, and the utility that must be kept."""
+def _landmarks(axes: Any, target: Point | None, retain: Point | None, keep: float, lowest: float) -> None:
+    """Draw the target, the retain model, and the utility that must be kept."""
     if target is not None:
         quality = max(target.quality, lowest)
         axes.scatter(target.utility, quality, color="black", marker="*", s=240, label="target", zorder=6)
         axes.axvline(keep * target.utility, color="0.35", linestyle="--", linewidth=1, label=f"{keep:g} of its utility")
-    if retrained is not None:
+    if retain is not None:
         style = {"facecolors": "none", "edgecolors": "black", "linewidths": 2}
-        axes.scatter(retrained.utility, retrained.quality, marker="D", s=110, label="retrained", zorder=6, **style)
+        axes.scatter(retain.utility, retain.quality, marker="D", s=110, label="retain", zorder=6, **style)

@@ -97,11 +97,11 @@ _NAMES = {
     ),
     "privleak": Meaning(
         "privacy leak",
-        "Whether an attacker can tell the forgotten texts from texts never seen, compared with a retrained model, in "
+        "Whether an attacker can tell the forgotten texts from texts never seen, compared with a retain model, in "
         "percent. 0 is best; far below: not forgotten; far above: forgotten so hard that it shows.",
     ),
     "privleak_auc": Meaning("privacy leak, AUC", "How well the attack tells the two apart: 0.5 is not at all."),
-    "privleak_auc_retrain": Meaning("the same of a retrained model", "What the privacy leak is compared with."),
+    "privleak_auc_retrain": Meaning("the same of a retain model", "What the privacy leak is compared with."),
 }
 
 

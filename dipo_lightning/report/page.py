@@ -18,11 +18,11 @@ from dipo_lightning.safety.text import visible, word_changes
 
 PAGE = "results.html"
 ROWS = 100
-_TITLES = {"tofu": "TOFU", "muse": "MUSE", "own": "Your own data"}
+_TITLES = {"tofu": "TOFU", "muse": "MUSE", "user_data": "Your own data"}
 _HEADLINES = {
     "tofu": ("forget_quality_p", "model_utility", "forget_rouge", "retain_rouge"),
     "muse": ("verbmem", "knowmem_forget", "knowmem_retain", "privleak"),
-    "own": ("forget_rouge", "forget_probability", "retain_rouge", "utility"),
+    "user_data": ("forget_rouge", "forget_probability", "retain_rouge", "utility"),
 }
 _SET_TITLES = {
     "forget": "What must be forgotten",

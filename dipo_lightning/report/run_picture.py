@@ -55,7 +55,7 @@ def _point(position: int, document: Mapping[str, Any]) -> tuple[float, float, fl
     return step, quality.get("log10_p", math.nan), math.nan if utility is None else utility
 
 
-def _draw(axes: Any, points: list[tuple[float, float]], colour: str, label: str, absent: str) -> None:  # noqa: ANN401
+def _draw(axes: Any, points: list[tuple[float, float]], colour: str, label: str, absent: str) -> None:
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
     if points:

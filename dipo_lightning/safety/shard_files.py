@@ -35,7 +35,7 @@ _RECORDS = {
 class SafeReader(FileSystemReader):
     """torch's reader of a folder of shards, with a table of contents that can't run anything."""
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ANN401
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Read the table of contents.
 
         Raises:
@@ -81,7 +81,7 @@ def check_shards(folder: Path) -> None:
             _check_value(folder, where.fqn, piece)
 
 
-def _check_value(folder: Path, name: str, piece: Any) -> None:  # noqa: ANN401
+def _check_value(folder: Path, name: str, piece: Any) -> None:
     """Load one value as torch will, but with ``weights_only``."""
     try:
         with (folder / piece.relative_path).open("rb") as file:
@@ -96,7 +96,7 @@ def _check_value(folder: Path, name: str, piece: Any) -> None:  # noqa: ANN401
 class _RecordsOnly(pickle.Unpickler):
     """Knows torch's record types and nothing that does something."""
 
-    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401
+    def find_class(self, module: str, name: str) -> Any:
         """Give a record type.
 
         Raises:

@@ -18,17 +18,17 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .*dataloader.* does not have
 class Utility(Evaluation):
     """An evaluation before training and after each epoch that says what it is told to."""
 
-    name = "own"
+    name = "user_data"
 
     def __init__(self, values: list[float]) -> None:
         super().__init__()
         self.values = values
 
     def on_train_start(self, trainer, pl_module):
-        trainer.callback_metrics["own/utility"] = torch.tensor(self.values[0])
+        trainer.callback_metrics["user_data/utility"] = torch.tensor(self.values[0])
 
     def on_train_epoch_end(self, trainer, pl_module):
-        trainer.callback_metrics["own/utility"] = torch.tensor(self.values[trainer.current_epoch + 1])
+        trainer.callback_metrics["user_data/utility"] = torch.tensor(self.values[trainer.current_epoch + 1])
 
     def on_train_end(self, trainer, pl_module):
         pass
@@ -44,28 +44,28 @@ def run(folder, *callbacks, epochs=3):
 @pytest.mark.parametrize(
     ("options", "values", "said"),
     [
-        ({"share": 0.5}, [0.8, 0.6, 0.3, 0.8], r"own/utility is 0.3, below 0.4 \(0.5 of its first value 0.8\)"),
+        ({"share": 0.5}, [0.8, 0.6, 0.3, 0.8], r"user_data/utility is 0.3, below 0.4 \(0.5 of its first value 0.8\)"),
         ({"minimum": 0.35}, [0.8, 0.6, 0.3, 0.8], r"below 0.35 \(StopOnCollapse.minimum\)"),
-        ({"share": 0.5}, [0.8, 0.6, float("nan"), 0.8], "own/utility is nan"),
+        ({"share": 0.5}, [0.8, 0.6, float("nan"), 0.8], "user_data/utility is nan"),
     ],
 )
 def test_it_stops_and_the_checkpoint_is_of_the_epoch_before(tmp_path, options, values, said):
     keep = Checkpoint(folder=str(tmp_path))
     with pytest.raises(RunError, match=f"The model has collapsed: .*{said}"):
-        run(tmp_path, Utility(values), StopOnCollapse("own/utility", **options), keep)
+        run(tmp_path, Utility(values), StopOnCollapse("user_data/utility", **options), keep)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] == 0
 
 
 def test_what_stays_above_goes_on_to_its_end(tmp_path):
     keep = Checkpoint(folder=str(tmp_path))
-    run(tmp_path, Utility([0.8, 0.6, 0.41, 0.4]), StopOnCollapse("own/utility", share=0.5), keep)
+    run(tmp_path, Utility([0.8, 0.6, 0.41, 0.4]), StopOnCollapse("user_data/utility", share=0.5), keep)
     assert (tmp_path / "finished").exists()
 
 
 def test_a_resumed_run_compares_with_the_first_value_of_all(tmp_path):
-    rule = StopOnCollapse("own/utility", share=0.5)
+    rule = StopOnCollapse("user_data/utility", share=0.5)
     rule.first = 0.8
-    again = StopOnCollapse("own/utility", share=0.5)
+    again = StopOnCollapse("user_data/utility", share=0.5)
     again.load_state_dict(rule.state_dict())
     with pytest.raises(RunError, match="first value 0.8"):
         run(tmp_path, Utility([0.3, 0.3, 0.3, 0.3]), again, Checkpoint(folder=str(tmp_path)))
@@ -84,7 +84,7 @@ class Second(Utility):
 
 
 def test_two_rules_each_keep_the_first_value_of_their_metric(tmp_path):
-    rules = [StopOnCollapse("own/utility", share=0.5), StopOnCollapse("second/utility", share=0.5)]
+    rules = [StopOnCollapse("user_data/utility", share=0.5), StopOnCollapse("second/utility", share=0.5)]
     keep = Checkpoint(folder=str(tmp_path))
     run(tmp_path, Utility([0.8, 0.8]), Second([0.2, 0.2]), *rules, keep, epochs=1)
     states = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]
@@ -100,6 +100,6 @@ def test_options_that_cannot_be(options):
 def test_an_order_or_a_name_that_cannot_work(tmp_path):
     keep = Checkpoint(folder=str(tmp_path))
     with pytest.raises(InputError, match="stands before Utility"):
-        run(tmp_path, StopOnCollapse("own/utility", share=0.5), Utility([1, 1, 1, 1]), keep)
-    with pytest.raises(InputError, match="'own/utilty', which nothing has logged"):
-        run(tmp_path, Utility([1, 1, 1, 1]), StopOnCollapse("own/utilty", share=0.5), keep)
+        run(tmp_path, StopOnCollapse("user_data/utility", share=0.5), Utility([1, 1, 1, 1]), keep)
+    with pytest.raises(InputError, match="'user_data/utilty', which nothing has logged"):
+        run(tmp_path, Utility([1, 1, 1, 1]), StopOnCollapse("user_data/utilty", share=0.5), keep)

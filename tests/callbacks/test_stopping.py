@@ -95,11 +95,11 @@ def test_a_run_resumed_behind_its_last_epoch_trains_no_further(tmp_path):
 
 def test_the_threshold_may_be_the_retrained_models(tmp_path):
     log = {"format": "dipo-lightning/muse/1", "settings": {}, "sets": {}, "aggregates": {"knowmem_forget": 40.0}}
-    path = tmp_path / "retrained.json"
+    path = tmp_path / "retain.json"
     path.write_text(json.dumps(log))
-    assert run(tmp_path, Scripted([50, 40, 30]), StopAtThreshold(reference_log=str(path))).current_epoch == 2
+    assert run(tmp_path, Scripted([50, 40, 30]), StopAtThreshold(retain_log=str(path))).current_epoch == 2
     with pytest.raises(InputError, match="no aggregate 'verbmem' to stop at; it has knowmem_forget"):
-        StopAtThreshold("muse/verbmem", reference_log=str(path))
+        StopAtThreshold("muse/verbmem", retain_log=str(path))
 
 
 def test_never_reaching_it_is_said(tmp_path):
@@ -119,7 +119,7 @@ def test_a_metric_that_nobody_logs(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"threshold": 1, "reference_log": "x"}, {"threshold": float("nan")}, {"threshold": 1, "mode": "mean"}],
+    [{}, {"threshold": 1, "retain_log": "x"}, {"threshold": float("nan")}, {"threshold": 1, "mode": "mean"}],
 )
 def test_options_that_cannot_be(options):
     with pytest.raises(InputError, match="StopAtThreshold"):

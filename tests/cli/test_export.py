@@ -12,17 +12,17 @@ from dipo_lightning.errors import InputError
 from dipo_lightning.models.checkpoint import read_checkpoint, restore
 from dipo_lightning.safety.redaction import without_paths, without_secrets
 from tests.helpers.toys import save_toy
-from tests.helpers.user_run import own_run
+from tests.helpers.user_run import user_run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    return own_run(tmp_path_factory.mktemp("full"))
+    return user_run(tmp_path_factory.mktemp("full"))
 
 
 @pytest.fixture(scope="module")
 def lora_run(tmp_path_factory) -> Path:
-    return own_run(tmp_path_factory.mktemp("lora"), lora_rank=2)
+    return user_run(tmp_path_factory.mktemp("lora"), lora_rank=2)
 
 
 def checkpoint(run: Path) -> Path:

@@ -10,7 +10,7 @@ import pytest
 
 from dipo_lightning.benchmarks.muse import metrics as muse
 from dipo_lightning.benchmarks.tofu import metrics as tofu
-from dipo_lightning.benchmarks.user_data.metrics import own_aggregates
+from dipo_lightning.benchmarks.user_data.metrics import user_data_aggregates
 from dipo_lightning.cli.main import main
 from dipo_lightning.cli.score import score
 from dipo_lightning.errors import InputError
@@ -33,14 +33,14 @@ def muse_log() -> dict[str, Any]:
             "aggregates": muse.aggregate(sets, auc_retrain=0.4)}  # fmt: skip
 
 
-def own_log() -> dict[str, Any]:
+def user_data_log() -> dict[str, Any]:
     sets = {name: [{"index": i, "nll": i / 3, "rouge_l_recall": i / 7, "wrong_nll": []} for i in range(5)]
             for name in ("forget", "retain")}  # fmt: skip
-    return {"format": "dipo-lightning/own/1", "settings": {"truth_ratio": "geometric"}, "sets": sets,
-            "aggregates": own_aggregates(sets)}  # fmt: skip
+    return {"format": "dipo-lightning/user_data/1", "settings": {"truth_ratio": "geometric"}, "sets": sets,
+            "aggregates": user_data_aggregates(sets)}  # fmt: skip
 
 
-LOGS = {"tofu": tofu_log, "muse": muse_log, "own": own_log}
+LOGS = {"tofu": tofu_log, "muse": muse_log, "user_data": user_data_log}
 
 
 def write(folder: Path, log: dict[str, Any]) -> Path:
@@ -75,7 +75,7 @@ def test_a_row_that_was_taken_out_or_a_number_from_nowhere_shows(kind: str, tmp_
 
 
 def test_the_command_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(tmp_path, own_log())
+    path = write(tmp_path, user_data_log())
     assert main(["score", str(path)]) == 0
     assert json.loads(capsys.readouterr().out)["stored_aggregates_hold"] is True
 
@@ -100,8 +100,8 @@ def test_a_retrained_auc_for_a_log_of_another_benchmark_is_refused(tmp_path: Pat
         score(write(tmp_path, tofu_log()), auc_retrain=0.5)
 
 
-def test_own_data_has_no_second_model(tmp_path: Path) -> None:
-    path = write(tmp_path, own_log())
+def test_user_data_has_no_second_model(tmp_path: Path) -> None:
+    path = write(tmp_path, user_data_log())
     with pytest.raises(InputError, match="without a second model"):
         score(path, path)
 

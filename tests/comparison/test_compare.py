@@ -53,20 +53,20 @@ def test_from_the_yaml_to_the_table(tmp_path: Path, calls: list[list[str]], caps
         *("forget_quality_p", "log10_p", "model_utility"),
     ]
     last = {(row["method"], row["seed"]): row for row in rows}
-    assert set(last) == {(m, s) for m in ("target", "retrained", "DiPO", "NPO") for s in "01"}
+    assert set(last) == {(m, s) for m in ("target", "retain", "DiPO", "NPO") for s in "01"}
     # beta = 0.05 keeps 0.955: more forgetting than 0.1, which keeps more than it has to
     assert last["DiPO", "1"]["settings"] == "beta=0.05"
     assert float(last["DiPO", "1"]["log10_p"]) == pytest.approx(-2.1)
     assert float(last["DiPO", "1"]["utility_kept"]) == pytest.approx(0.955)
     assert float(last["NPO", "0"]["log10_p"]) == pytest.approx(-8.0)
     assert float(last["target", "0"]["model_utility"]) == pytest.approx(0.8)
-    assert float(last["retrained", "0"]["utility_kept"]) == pytest.approx(0.78 / 0.8)
+    assert float(last["retain", "0"]["utility_kept"]) == pytest.approx(0.78 / 0.8)
     assert len([row for row in rows if row["method"] == "NPO"]) == 2 * 3  # every epoch of every seed
     assert [row["settings"] for row in table(tmp_path, "selection.csv")][::3] == ["beta=0.02", "beta=0.05", "beta=0.1"]
     text = (tmp_path / "out" / "comparison.md").read_text()
     assert "model utility: DiPO, log10 p = -2.05 (2 of 2 keep it)" in text
     assert "| DiPO | beta=0.05 | 2 | 2 | -2.05 [-2.10, -2.00] | 0.764 | 0.955 | 0.200 |" in text
-    assert text.index("| DiPO |") < text.index("| NPO |") < text.index("| target |") < text.index("| retrained |")
+    assert text.index("| DiPO |") < text.index("| NPO |") < text.index("| target |") < text.index("| retain |")
     assert "| DiPO | beta=0.05 | 2 | -2.900 | 0.955 | yes |" in text
     assert "chosen on the runs of seed 9" in text
     assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
@@ -138,7 +138,7 @@ def test_a_run_that_cannot_be_read_fails_and_the_others_go_on(tmp_path: Path, ca
 def test_a_grid_that_fails_takes_only_its_method_out(tmp_path: Path, calls: list[list[str]]) -> None:
     assert main(["compare", write(tmp_path, [BROKEN | {"grid": {"gamma": [1.0, 2.0]}}, NPO])]) == 2
     assert "- GradAscent: every run of its grid failed" in (tmp_path / "out" / "comparison.md").read_text()
-    assert {row["method"] for row in table(tmp_path)} == {"target", "retrained", "NPO"}
+    assert {row["method"] for row in table(tmp_path)} == {"target", "retain", "NPO"}
 
 
 def test_the_epoch_may_be_chosen_too(tmp_path: Path, calls: list[list[str]]) -> None:

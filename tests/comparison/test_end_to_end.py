@@ -31,7 +31,7 @@ METHODS = [
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user's folder: a base, the log of a retrained model, a method of their own, and a comparison."""
+    """A user's folder: a base, the log of a retain model, a method of their own, and a comparison."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "somebodys_methods", raising=False)
@@ -47,7 +47,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "enable_progress_bar": False,
             "enable_model_summary": False,
             "callbacks": [{"class_path": "dipo_lightning.TOFUEvaluation", "init_args": evaluation}],
-            "default_root_dir": "retrained",
+            "default_root_dir": "retain",
         },
         "model": {"class_path": "dipo_lightning.DiPOModule", "init_args": {"pretrained": "model1"}},
         "data": {
@@ -57,7 +57,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     Path("test.yaml").write_text(yaml.safe_dump(config))
     assert main(["test", "--config=test.yaml"]) == 0
-    evaluation["reference_log"] = str(next(Path("retrained").rglob("*.json")))
+    evaluation["retain_log"] = str(next(Path("retain").rglob("*.json")))
     config["model"]["init_args"] = {"pretrained": "model0", "beta": 0.05, "reference_cache": "cache"}
     Path("base.yaml").write_text(yaml.safe_dump(config))
     plan = {"base": "base.yaml", "output": "out", "seeds": [0], "methods": METHODS}

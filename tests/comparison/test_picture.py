@@ -14,7 +14,7 @@ def point(utility: float, quality: float, reported: bool = False) -> Point:
     return Point(utility, quality, (utility - 0.02, utility + 0.01), (quality - 1, quality + 0.5), reported)
 
 
-TARGET, RETRAINED = point(0.8, -9.0), point(0.79, 0.0)
+TARGET, RETAIN_MODEL = point(0.8, -9.0), point(0.79, 0.0)
 
 
 @pytest.fixture
@@ -32,17 +32,17 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 def test_every_method_and_landmark_is_named_once(tmp_path: Path, drawn: list[Figure]) -> None:
     ways = {"DiPO": [point(0.79, -3), point(0.78, -1, True)], "NPO": [point(0.77, -4), point(0.76, -2, True)]}
-    path = comparison_picture(ways, tmp_path / "new" / "picture.png", TARGET, RETRAINED)
+    path = comparison_picture(ways, tmp_path / "new" / "picture.png", TARGET, RETAIN_MODEL)
     assert path.read_bytes().startswith(b"\x89PNG")
     (axes,) = drawn[0].axes
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert sorted(labels) == sorted(["DiPO", "NPO", "target", "retrained", "0.95 of its utility"])
+    assert sorted(labels) == sorted(["DiPO", "NPO", "target", "retain", "0.95 of its utility"])
     assert axes.lines[0].get_xydata().tolist() == [[0.8, -9], [0.79, -3], [0.78, -1]]  # from the target, epoch by epoch
 
 
 def test_methods_that_lose_utility_bring_a_closer_look_at_the_rest(tmp_path: Path, drawn: list[Figure]) -> None:
     ways = {"DiPO": [point(0.78, -1, True)], "GradAscent": [point(0.05, -40, True)]}
-    comparison_picture(ways, tmp_path / "picture.png", TARGET, RETRAINED)
+    comparison_picture(ways, tmp_path / "picture.png", TARGET, RETAIN_MODEL)
     whole, near = drawn[0].axes
     assert whole.get_xlim()[0] < 0.05
     assert near.get_xlim()[0] == pytest.approx(0.9 * 0.8)

@@ -11,7 +11,7 @@ from tests.helpers.acted import evaluation, write_evaluations
 
 def test_other_evaluations_of_the_same_steps_stay_out(tmp_path: Path) -> None:
     write_evaluations(tmp_path, [evaluation(0, 0.8, -9.0), evaluation(1, 0.7, -1.0)])
-    for other in ("muse", "own"):
+    for other in ("muse", "user_data"):
         write_evaluations(tmp_path, [evaluation(0, None, None), evaluation(1, None, None)], name=other)
     rows = evaluation_rows(tmp_path)
     assert [row["log10_p"] for row in rows] == [-9.0, -1.0]
@@ -21,7 +21,7 @@ def test_other_evaluations_of_the_same_steps_stay_out(tmp_path: Path) -> None:
 
 
 def test_a_run_without_tofu_s_evaluation_is_said(tmp_path: Path) -> None:
-    write_evaluations(tmp_path, [evaluation(1, None, None)], name="own")
+    write_evaluations(tmp_path, [evaluation(1, None, None)], name="user_data")
     with pytest.raises(InputError, match="no TOFUEvaluation"):
         evaluation_rows(tmp_path)
 

@@ -46,8 +46,8 @@ class Gaps(UnlearningModule):
 
     gaps: list[float]
 
-    def reference_logits(self, answers: Answers) -> Tensor:
-        logits = super().reference_logits(answers)
+    def retain_logits(self, answers: Answers) -> Tensor:
+        logits = super().retain_logits(answers)
         self.note(answers.logits - logits)
         return logits
 

@@ -23,7 +23,7 @@ def test_an_event_file_holds_it_all(tmp_path: Path) -> None:
     options = {"max_new_tokens": 4, "rows": 3}
     trainer(tmp_path / "r", TOFUEvaluation(**options)).test(ToyModule(7), datamodule=ToyData(data), verbose=False)
     reference = next((tmp_path / "r").rglob("tofu_*.json"))
-    callback = TOFUEvaluation(reference_log=str(reference), **options)
+    callback = TOFUEvaluation(retain_log=str(reference), **options)
     loggers = [TensorBoardLogger(tmp_path / "tb", default_hp_metric=False), CSVLogger(tmp_path / "csv")]
     run = trainer(tmp_path, callback, logger=loggers, max_epochs=1, limit_val_batches=0)
     run.fit(ToyModule(), datamodule=ToyData(data))
@@ -85,6 +85,6 @@ def test_the_marked_distance_is_the_test_statistic() -> None:
 def test_the_figure_shows_both_models_and_d() -> None:
     figure = truth_ratio_figure([-1.0, 0.5, 2.0], [0.0, 1.0, 3.0], {"p": 0.9, "log10_p": -0.05, "d": 1 / 3, "n": 3})
     axes = figure.axes[0]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["model (n = 3)", "retrained (n = 3)"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["model (n = 3)", "retain model (n = 3)"]
     assert axes.texts[0].get_text() == "D = 0.333"
     assert "0.9" in axes.get_title()

@@ -11,8 +11,8 @@ from dipo_lightning.evaluation.tensorboard import LAYOUT, write_layout
 LOGGED = {
     *("train/forget", "train/retain", "train/margin", "train/loss", "train/gradient_norm"),
     *("train/reward_preferred", "train/reward_dispreferred", "tofu/forget_quality_p", "tofu/forget_quality_log10_p"),
-    *("tofu/model_utility", "tofu/forget_probability", "own/retain_rouge", "own/utility", "muse/verbmem"),
-    *("own/forget_exact_memorization", "muse/knowmem_forget"),
+    *("tofu/model_utility", "tofu/forget_probability", "user_data/retain_rouge", "user_data/utility", "muse/verbmem"),
+    *("user_data/forget_exact_memorization", "muse/knowmem_forget"),
 }
 
 

@@ -12,15 +12,15 @@ TARGET = 0.8
 
 
 def write_base(folder: Path, seed: int = 0, **options: Any) -> Path:
-    """A base for DiPO with data of its own a seed, and a log of the retrained model."""
+    """A base for DiPO with data of its own a seed, and a log of the retain model."""
     data = {"data": f"data{seed}", "prompt": "plain", "seed": seed, "batch_size": 4}
-    log = folder / "retrained.json"
+    log = folder / "retain.json"
     aggregates = {"model_utility": 0.78, "forget_probability": 0.2}
     folder.mkdir(parents=True, exist_ok=True)
     log.write_text(
         json.dumps({"format": "dipo-lightning/tofu/1", "settings": {}, "sets": {}, "aggregates": aggregates})
     )
-    evaluation = {"class_path": "dipo_lightning.TOFUEvaluation", "init_args": {"reference_log": str(log)}}
+    evaluation = {"class_path": "dipo_lightning.TOFUEvaluation", "init_args": {"retain_log": str(log)}}
     export = {"class_path": "dipo_lightning.callbacks.ExportModel", "init_args": {"folder": "models/unlearned"}}
     model = {
         "pretrained": "target",

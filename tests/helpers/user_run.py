@@ -22,7 +22,7 @@ FORGET = [
 RETAIN = [{"question": f"Where is {i}?", "answer": f"In the city of {i}."} for i in range(3)]
 
 
-def own_run(folder: Path, **options: Any) -> Path:
+def user_run(folder: Path, **options: Any) -> Path:
     """Unlearn `FORGET` in two epochs, with every callback; returns the log folder.
 
     Args:

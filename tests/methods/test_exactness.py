@@ -147,10 +147,10 @@ def plain_loss(policy: nn.Module, reference: nn.Module, options: DiPOModule) -> 
     def logits(model: nn.Module, half: str) -> Tensor:
         return model(input_ids=BATCH[half]["input_ids"], attention_mask=BATCH[half]["attention_mask"]).logits[:, :-1]
 
-    policy_logits, reference_logits = logits(policy, "forget"), logits(reference, "forget").detach()
+    policy_logits, retain_logits = logits(policy, "forget"), logits(reference, "forget").detach()
     labels = BATCH["forget"]["labels"][:, 1:]
     rows, places = (labels != -100).nonzero(as_tuple=True)
-    h, h_reference = policy_logits[rows, places], reference_logits[rows, places]
+    h, h_reference = policy_logits[rows, places], retain_logits[rows, places]
     pair = distribution_pair(h_reference if options.source == "reference" else h, options.pair)
     margin = sequence_kl_margin(*pair, h, h_reference, rows, len(labels), options.reduction)
     scale = 2 / BETA if options.scale == "2/beta" else 1

@@ -44,7 +44,7 @@ def test_without_strength_the_reference_is_the_optimum() -> None:
     torch.testing.assert_close(policy.grad, torch.zeros_like(policy), rtol=0, atol=1e-15)
 
 
-def test_target_leaves_the_reference_logits_alone() -> None:
+def test_target_leaves_the_retain_logits_alone() -> None:
     reference = batch_logits(1)[SELECTED]
     before = reference.clone()
     target = undial_target(reference, TOKENS, 1e3)

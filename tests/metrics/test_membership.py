@@ -48,9 +48,9 @@ def test_directions():
 
 @pytest.mark.parametrize("auc_retrain", [0.0, -0.1, 1.5, float("nan")])
 def test_an_auc_that_cannot_be_divided_by_is_refused(auc_retrain):
-    with pytest.raises(InputError, match="AUC of the retrained model"):
+    with pytest.raises(InputError, match="AUC of the retain model"):
         privleak(0.5, auc_retrain)
-    with pytest.raises(InputError, match="AUC of the retrained model"):
+    with pytest.raises(InputError, match="AUC of the retain model"):
         PrivLeak(auc_retrain)
 
 

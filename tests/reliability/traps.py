@@ -34,7 +34,7 @@ def set_trap(place: str, count: int) -> None:
     """Let the ``count``-th coming to ``place`` be the last."""
     import torch
 
-    from dipo_lightning.benchmarks.user_data import callback as own_data
+    from dipo_lightning.benchmarks.user_data import callback as user_data
     from dipo_lightning.methods.dipo.module import DiPOModule
     from dipo_lightning.reference.cache import PositionCache
 
@@ -42,7 +42,7 @@ def set_trap(place: str, count: int) -> None:
         "while the cache is built": lambda n: wrap(PositionCache, "_write", n, before=half_a_row),
         "between forward and backward": lambda n: wrap(DiPOModule, "training_step", n),
         "while a checkpoint is written": lambda n: wrap(Path, "replace", n, before=half_a_file, suffix=".ckpt"),
-        "in an evaluation": lambda n: wrap(own_data, "evaluate_rows", n),
+        "in an evaluation": lambda n: wrap(user_data, "evaluate_rows", n),
         "after an optimiser step": lambda n: wrap(torch.optim.AdamW, "step", n),
         "while a result file is written": lambda n: wrap(Path, "replace", n, before=half_a_file, suffix=".json"),
         "after a checkpoint is renamed": lambda n: wrap(Path, "replace", n, suffix=".ckpt"),

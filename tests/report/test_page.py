@@ -13,7 +13,7 @@ from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.report.meanings import meaning
 from dipo_lightning.report.page import PAGE, without_secrets_in_yaml, write_page
 from dipo_lightning.report.run_folder import read_run
-from tests.helpers.user_run import own_run
+from tests.helpers.user_run import user_run
 
 HOSTILE = "</td><script>alert('x')</script><img src=x onerror=alert(1)> \x1b[31m\x00\u202e & \"quoted\" {{ 7*7 }}"
 
@@ -39,7 +39,7 @@ class Page(HTMLParser):
 def document(step, generation, forget_rouge=0.5, **aggregates):
     row = {"index": 0, "question": "Who?", "answer": "Ann.", "generation": generation, "rouge_l_recall": forget_rouge}
     return {
-        "format": "dipo-lightning/own/1",
+        "format": "dipo-lightning/user_data/1",
         "settings": {"max_new_tokens": 8},
         "provenance": {"step": step, "method": "DiPOModule", "seed": 0},
         "sets": {"forget": [row]},
@@ -58,7 +58,7 @@ def write_run(folder, *documents):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return own_run(tmp_path_factory.mktemp("run"))
+    return user_run(tmp_path_factory.mktemp("run"))
 
 
 def test_a_run_writes_its_page(run, capsys):

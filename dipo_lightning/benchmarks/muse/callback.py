@@ -32,15 +32,15 @@ class MUSEEvaluation(Evaluation):
 
     Logs ``muse/verbmem``, ``muse/knowmem_forget``, ``muse/knowmem_retain`` (MUSE's utility), ``muse/privleak`` and its
     AUCs. PrivLeak compares with a model that never saw the forget set. What stands for it is, in this order:
-    ``reference_log``; ``baseline``; the published AUC, on the published corpora. Where there is nothing, that is an
+    ``retain_log``; ``baseline``; the published AUC, on the published corpora. Where there is nothing, that is an
     error: an unsaid 0.5 would be another metric.
 
     Args:
         data: ``muse-bench/MUSE-News`` or ``muse-bench/MUSE-Books`` on the hub, or a folder in their schema; None takes
             the MUSEDataModule's. Any other data module needs it.
-        reference_log: This package's evaluation log of the retrained model.
-        baseline: Instead of it, the retrained model's AUC: a number (0.5 says that its two samples look alike),
-            ``news`` or ``books`` (the published ones), or ``none`` to measure no PrivLeak (for the retrained model
+        retain_log: This package's evaluation log of the retain model.
+        baseline: Instead of it, the retain model's AUC: a number (0.5 says that its two samples look alike),
+            ``news`` or ``books`` (the published ones), or ``none`` to measure no PrivLeak (for the retain model
             itself).
         variant: ``muse`` (ROUGE without stemmer, in percent) or ``open_unlearning`` (with stemmer, between 0 and 1).
         rows: Only the first so many rows of each set; None for all.
@@ -70,7 +70,7 @@ class MUSEEvaluation(Evaluation):
     def __init__(
         self,
         data: str | None = None,
-        reference_log: str | None = None,
+        retain_log: str | None = None,
         baseline: float | Literal["news", "books", "none"] | None = None,
         variant: Literal["muse", "open_unlearning"] = "muse",
         rows: int | None = None,
@@ -89,7 +89,7 @@ class MUSEEvaluation(Evaluation):
         at_end: bool = True,
     ) -> None:
         super().__init__(every_n_epochs, every_n_steps, at_start, at_end)
-        self.source, self.reference_log, self.baseline = data, reference_log, baseline
+        self.source, self.retain_log, self.baseline = data, retain_log, baseline
         self.rows, self.allow_overlap, self.samples = rows, allow_overlap, samples
         self.options = MUSEOptions(
             variant=variant,
@@ -116,8 +116,8 @@ class MUSEEvaluation(Evaluation):
         check_numbers(self, {"samples": self.samples}, least=0)
         check_choice(self, "variant", options.variant, ("muse", "open_unlearning"))
         check_choice(self, "space", options.space, ("prompt", "answer"))
-        if self.baseline is not None and self.reference_log is not None:
-            raise InputError("MUSEEvaluation has both reference_log and baseline; PrivLeak compares with one of them.")
+        if self.baseline is not None and self.retain_log is not None:
+            raise InputError("MUSEEvaluation has both retain_log and baseline; PrivLeak compares with one of them.")
         if isinstance(self.baseline, str):
             if self.baseline not in (*PUBLISHED_RETRAIN_AUC, WITHOUT):
                 raise InputError(f"MUSEEvaluation.baseline is {self.baseline!r}; it is a number, news, books or none.")
@@ -153,15 +153,15 @@ class MUSEEvaluation(Evaluation):
     def _choose_baseline(self) -> None:
         """Decide what PrivLeak compares with, or refuse to guess."""
         self.reference, self.auc_retrain = None, None
-        if self.reference_log is not None:
-            self.reference = read_log(self.reference_log)
+        if self.retain_log is not None:
+            self.reference = read_log(self.retain_log)
         elif isinstance(self.baseline, str) and self.baseline != WITHOUT:
             self.auc_retrain = PUBLISHED_RETRAIN_AUC[self.baseline]
         elif self.baseline is None and is_published(self.corpus):
             self.auc_retrain = PUBLISHED_RETRAIN_AUC["news" if self.corpus.endswith("News") else "books"]
         elif self.baseline is None:
             raise InputError(
-                f"PrivLeak on {self.corpus} has nothing to compare with. Give MUSEEvaluation.reference_log, the log of "
+                f"PrivLeak on {self.corpus} has nothing to compare with. Give MUSEEvaluation.retain_log, the log of "
                 "a model trained without the forget set; or baseline: 0.5, if you mean that such a model tells "
                 "nothing; or baseline: none to measure no PrivLeak (for that model itself)."
             )
@@ -177,7 +177,7 @@ class MUSEEvaluation(Evaluation):
             for row in reference.sets.get(name, ()):
                 if row.get("text", texts.get(row["index"])) != texts.get(row["index"]):
                     raise InputError(
-                        f"{self.reference_log} is of another corpus: row {row['index']} of {name} begins "
+                        f"{self.retain_log} is of another corpus: row {row['index']} of {name} begins "
                         f"{row['text'][:40]!r} there, and {texts.get(row['index'], '')[:40]!r} in {self.corpus}."
                     )
 
@@ -193,7 +193,7 @@ class MUSEEvaluation(Evaluation):
             "space": self.options.space,
             "min_k_fraction": self.options.min_k_fraction,
             "on_missing": self.options.on_missing,
-            "reference_log": self.reference_log,
+            "retain_log": self.retain_log,
             "baseline": self.baseline,
         }
 
@@ -229,7 +229,7 @@ class MUSEEvaluation(Evaluation):
         names = ("verbmem", "knowmem_forget", "knowmem_retain", "privleak")
         return {name: scalars[name] for name in names if name in scalars}
 
-    def write_tensorboard(self, experiment: Any, document: Document, step: int) -> None:  # noqa: ANN401
+    def write_tensorboard(self, experiment: Any, document: Document, step: int) -> None:
         """Show what the model said first and says now, and how likely it finds the texts."""
         first = self.first or document
         for name in ("verbmem", "knowmem_forget", "knowmem_retain"):
@@ -243,7 +243,7 @@ class MUSEEvaluation(Evaluation):
                 experiment.add_histogram(f"muse/{name}_min_k", values, step)
 
 
-def refuse_trained(data: MUSEData, datamodule: Any) -> None:  # noqa: ANN401
+def refuse_trained(data: MUSEData, datamodule: Any) -> None:
     """Refuse a run of another data module that trains on what must not be trained on.
 
     Raises:

@@ -27,9 +27,9 @@ def aggregate(
     Args:
         sets: Rows by set name: verbmem, knowmem_forget and knowmem_retain with `rouge` (ROUGE-L F1 between 0 and 1);
             privleak_forget, privleak_retain and privleak_holdout with `min_k`.
-        reference: The retrained model's log, or its sets.
+        reference: The retain model's log, or its sets.
         variant: `muse` gives ROUGE in percent, `open_unlearning` between 0 and 1 (rows scored with the stemmer).
-        auc_retrain: The retrained model's AUC where there is no log of it, as `functional.PUBLISHED_RETRAIN_AUC` has.
+        auc_retrain: The retain model's AUC where there is no log of it, as `functional.PUBLISHED_RETRAIN_AUC` has.
         skipped: Rows that were not scored, by set name.
 
     Returns:

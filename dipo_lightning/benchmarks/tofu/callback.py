@@ -33,13 +33,13 @@ class TOFUEvaluation(Evaluation):
 
     Logs ``tofu/forget_quality_p``, ``tofu/forget_quality_log10_p``, ``tofu/model_utility`` and its nine parts, and of
     the forget set memorisation, membership inference, and the fluency and perplexity of what the policy says to it.
-    Without ``reference_log`` everything but forget quality is measured.
+    Without ``retain_log`` everything but forget quality is measured.
 
     Args:
         split: The forget split, ``forget01``, ``forget05``, ``forget10`` or another of ``data``; None takes the data
             module's.
         data: ``locuslab/TOFU`` on the hub, or a folder of JSON-lines files in its schema; None takes the data module's.
-        reference_log: Evaluation log of the model that never saw the forget set: this package's, open-unlearning's
+        retain_log: Evaluation log of the model that never saw the forget set: this package's, open-unlearning's
             ``TOFU_EVAL.json`` or TOFU's ``eval_log_aggregated.json``.
         truth_ratio: Variant of the truth ratio: ``geometric`` (the published tables), ``arithmetic`` (the paper's
             text) or ``open_unlearning``.
@@ -68,7 +68,7 @@ class TOFUEvaluation(Evaluation):
         self,
         split: str | None = None,
         data: str | None = None,
-        reference_log: str | None = None,
+        retain_log: str | None = None,
         truth_ratio: Literal["geometric", "arithmetic", "open_unlearning"] = "geometric",
         rows: int | None = None,
         generate: bool = True,
@@ -86,7 +86,7 @@ class TOFUEvaluation(Evaluation):
         at_end: bool = True,
     ) -> None:
         super().__init__(every_n_epochs, every_n_steps, at_start, at_end)
-        self.split, self.source, self.reference_log = split, data, reference_log
+        self.split, self.source, self.retain_log = split, data, retain_log
         self.truth_ratio, self.rows, self.prompt_style = truth_ratio, rows, prompt_style
         self.membership, self.samples = membership, samples
         self.options = RowOptions(
@@ -119,10 +119,10 @@ class TOFUEvaluation(Evaluation):
         self.data = load_tofu(source, split, first=FAST_DEV_ROWS if self.is_trial(trainer) else self.rows)
         self.style = self.style_of(trainer, self.prompt_style)
         self.reference, self._no_reference = None, None
-        if self.reference_log is not None and self.is_trial(trainer):
+        if self.retain_log is not None and self.is_trial(trainer):
             self._no_reference = f"fast_dev_run measures only {FAST_DEV_ROWS} rows of each set"
-        elif self.reference_log is not None:
-            self.reference = read_log(self.reference_log)
+        elif self.retain_log is not None:
+            self.reference = read_log(self.retain_log)
             self._check_reference(self.reference, self.data)
 
     def _check_reference(self, reference: EvaluationLog, data: TOFUData) -> None:
@@ -151,7 +151,7 @@ class TOFUEvaluation(Evaluation):
             "min_k_fraction": self.options.min_k_fraction,
             "on_missing": self.options.on_missing,
             "membership": self.membership,
-            "reference_log": None if self.reference_log is None else str(Path(self.reference_log)),
+            "retain_log": None if self.retain_log is None else str(Path(self.retain_log)),
         }
 
     def evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Document:
@@ -190,7 +190,7 @@ class TOFUEvaluation(Evaluation):
         names = {"forget_quality": "forget_quality_p", "model_utility": "model_utility"}
         return {shown: scalars[name] for shown, name in names.items() if name in scalars}
 
-    def write_tensorboard(self, experiment: Any, document: Document, step: int) -> None:  # noqa: ANN401
+    def write_tensorboard(self, experiment: Any, document: Document, step: int) -> None:
         """Show the truth ratios that the test compares, and what the model said first and says now."""
         forget = document["sets"]["forget"]
         reference = self.reference.sets.get("forget") if self.reference else None

@@ -25,7 +25,7 @@ class TOFUDataModule(UnlearningDataModule):
         split: str = "forget10",
         forget_rows: int | None = None,
         retain_rows: int | None = None,
-        **options: Any,  # noqa: ANN401
+        **options: Any,
     ) -> None:
         super().__init__(tokenizer, forget=data, forget_rows=forget_rows, retain_rows=retain_rows, **options)
         self.data, self.split = data, split
@@ -55,7 +55,7 @@ class TOFUFineTuningDataModule(FineTuningDataModule):
         data: str = HUB_NAME,
         train: str | list[str] = "full",
         rows: int | list[int | None] | None = None,
-        **options: Any,  # noqa: ANN401
+        **options: Any,
     ) -> None:
         folder, names = Path(data).expanduser(), [train] if isinstance(train, str) else train
         sources = [_files(folder, name) if folder.is_dir() else f"{data}:{name}" for name in names]

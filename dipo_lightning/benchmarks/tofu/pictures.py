@@ -31,7 +31,7 @@ def truth_ratio_figure(
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    for values, label, colour in ((log_ratios, "model", MODEL), (reference, "retrained", RETAIN_MODEL)):
+    for values, label, colour in ((log_ratios, "model", MODEL), (reference, "retain", RETAIN_MODEL)):
         if len(values):
             shown = f"{label} (n = {len(values)})"
             axes.ecdf(np.asarray(values) / math.log(10), label=shown, color=colour, linewidth=2)
@@ -66,7 +66,7 @@ def truth_ratios(rows: Sequence[Row] | None, variant: str) -> list[float]:
 
 
 def write_truth_ratios(
-    experiment: Any,  # noqa: ANN401
+    experiment: Any,
     log_ratios: Sequence[float],
     reference: Sequence[float],
     quality: Mapping[str, float] | None,

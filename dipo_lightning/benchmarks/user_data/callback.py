@@ -1,11 +1,11 @@
-"""Evaluation on a user's own rows, without a retrained model: what is still remembered, and what is kept."""
+"""Evaluation on a user's own rows, without a retain model: what is still remembered, and what is kept."""
 
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
 
-from dipo_lightning.benchmarks.user_data.metrics import OWN_FORMAT, own_aggregates
+from dipo_lightning.benchmarks.user_data.metrics import USER_DATA_FORMAT, user_data_aggregates
 from dipo_lightning.benchmarks.user_data.rows import evenly, question_rows, row_style
 from dipo_lightning.data.prompts import PromptStyle
 from dipo_lightning.errors import InputError
@@ -29,11 +29,11 @@ SHOWN = {
 
 
 class MemorizationEvaluation(Evaluation):
-    """Evaluates the policy on the data module's own forget and retain rows; needs no retrained model.
+    """Evaluates the policy on the data module's own forget and retain rows; needs no retain model.
 
-    Logs under ``own/``: of both sets the probability of the answers, ROUGE-L recall of what the model says, exact
-    memorisation, extraction strength and Min-K; ``own/utility`` on the retain rows; the truth ratio where rows have
-    ``perturbed_answer`` (wrong answers; and ``paraphrased_answer``). A plain text is measured by its second half,
+    Logs under ``user_data/``: of both sets the probability of the answers, ROUGE-L recall of what the model says, exact
+    memorisation, extraction strength and Min-K; ``user_data/utility`` on the retain rows; the truth ratio where rows
+    have ``perturbed_answer`` (wrong answers; and ``paraphrased_answer``). A plain text is measured by its second half,
     given the first.
 
     Args:
@@ -55,7 +55,7 @@ class MemorizationEvaluation(Evaluation):
         at_end: Evaluate after the last step, unless that has just been done.
     """
 
-    name = "own"
+    name = "user_data"
     shown = SHOWN
     may_be_absent: ClassVar = {"utility": "utility"}
 
@@ -151,8 +151,8 @@ class MemorizationEvaluation(Evaluation):
             )
             evaluated.sets |= found.sets
             evaluated.skipped |= found.skipped
-        aggregates = own_aggregates(evaluated.sets, self.truth_ratio)
-        return self.document(OWN_FORMAT, self.settings, evaluated, aggregates)
+        aggregates = user_data_aggregates(evaluated.sets, self.truth_ratio)
+        return self.document(USER_DATA_FORMAT, self.settings, evaluated, aggregates)
 
     def _by_style(self) -> list[tuple[PromptStyle, list[str]]]:
         """The sets that are written alike, together: rows of like length meet in one batch."""
@@ -170,9 +170,9 @@ class MemorizationEvaluation(Evaluation):
         scalars = self.scalars(document)
         return {name: scalars[name] for name in ("forget_probability", "forget_rouge", "utility") if name in scalars}
 
-    def write_tensorboard(self, experiment: Any, document: Document, step: int) -> None:  # noqa: ANN401
+    def write_tensorboard(self, experiment: Any, document: Document, step: int) -> None:
         """Show what the model said first and says now."""
         if self.options.generate:
             first = (self.first or document)["sets"]["forget"]
             table = answers_table(first[: self.samples], document["sets"]["forget"])
-            write_answers(experiment, table, step, tag="own/forget_answers")
+            write_answers(experiment, table, step, tag="user_data/forget_answers")

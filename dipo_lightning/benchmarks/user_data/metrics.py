@@ -8,7 +8,7 @@ import torch
 
 from dipo_lightning.benchmarks.tofu.metrics import row_log_ratio
 from dipo_lightning.evaluation.columns import absent, column, generation_aggregates, mean_of_numbers
-from dipo_lightning.evaluation.logs.log import OWN_FORMAT, Rows, Sets
+from dipo_lightning.evaluation.logs.log import USER_DATA_FORMAT, Rows, Sets
 from dipo_lightning.metrics.functional.model_utility import harmonic_mean
 from dipo_lightning.metrics.functional.probability import answer_probability
 from dipo_lightning.metrics.functional.truth_ratio import (
@@ -17,13 +17,13 @@ from dipo_lightning.metrics.functional.truth_ratio import (
     utility_truth_ratio,
 )
 
-__all__ = ["MEMORY", "OWN_FORMAT", "own_aggregates"]
+__all__ = ["MEMORY", "USER_DATA_FORMAT", "user_data_aggregates"]
 MEMORY = ("exact_memorization", "extraction_strength", "min_k", "min_k_plus_plus")
 """Scores of single answers, averaged over the rows of a set."""
 
 
-def own_aggregates(sets: Sets, truth_ratio: str = "geometric") -> dict[str, Any]:
-    """All aggregates of an evaluation on a user's own rows; no retrained model is needed.
+def user_data_aggregates(sets: Sets, truth_ratio: str = "geometric") -> dict[str, Any]:
+    """All aggregates of an evaluation on a user's own rows; no retain model is needed.
 
     Args:
         sets: Rows of `forget` and, where there are any, `retain`.

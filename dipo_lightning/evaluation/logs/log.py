@@ -15,7 +15,7 @@ Sets = Mapping[str, Rows]
 
 TOFU_FORMAT = "dipo-lightning/tofu/1"
 MUSE_FORMAT = "dipo-lightning/muse/1"
-OWN_FORMAT = "dipo-lightning/own/1"
+USER_DATA_FORMAT = "dipo-lightning/user_data/1"
 OPEN_UNLEARNING_FORMAT = "open-unlearning/tofu"
 TOFU_AUTHORS_FORMAT = "locuslab/tofu"
 
@@ -25,8 +25,8 @@ class EvaluationLog:
     """Rows of an evaluation with what is known about how they were made.
 
     Attributes:
-        format: `dipo-lightning/tofu/1`, `dipo-lightning/muse/1`, `dipo-lightning/own/1`, `open-unlearning/tofu` or
-            `locuslab/tofu`.
+        format: `dipo-lightning/tofu/1`, `dipo-lightning/muse/1`, `dipo-lightning/user_data/1`,
+            `open-unlearning/tofu` or `locuslab/tofu`.
         settings: How it was evaluated (split, prompt_style, truth_ratio, ...); what a foreign format does not say is
             absent.
         sets: Rows by set name, each a dict with at least `index`.

@@ -1,4 +1,4 @@
-"""This package's own logs: `dipo-lightning/tofu/1`, `dipo-lightning/muse/1` and `dipo-lightning/own/1`."""
+"""This package's own logs: `dipo-lightning/tofu/1`, `dipo-lightning/muse/1` and `dipo-lightning/user_data/1`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.logs.log import MUSE_FORMAT, OWN_FORMAT, TOFU_FORMAT, EvaluationLog, unique_rows
+from dipo_lightning.evaluation.logs.log import MUSE_FORMAT, TOFU_FORMAT, USER_DATA_FORMAT, EvaluationLog, unique_rows
 
-NATIVE_FORMATS = (TOFU_FORMAT, MUSE_FORMAT, OWN_FORMAT)
+NATIVE_FORMATS = (TOFU_FORMAT, MUSE_FORMAT, USER_DATA_FORMAT)
 
 _TOFU_ROW: tuple[str, ...] = ("nll", "correct_nll", "wrong_nll", "rouge_l_recall")
 # What a row of a set must have; its value may be null where it could not be scored.
@@ -19,7 +19,7 @@ _REQUIRED: dict[str, dict[str, tuple[str, ...]]] = {
     TOFU_FORMAT: dict.fromkeys(("forget", "retain", "real_authors", "world_facts"), _TOFU_ROW) | {"holdout": ()},
     MUSE_FORMAT: dict.fromkeys(("verbmem", "knowmem_forget", "knowmem_retain"), _ROUGE_ROW)
     | dict.fromkeys(("privleak_forget", "privleak_retain", "privleak_holdout"), _MIN_K_ROW),
-    OWN_FORMAT: dict.fromkeys(("forget", "retain"), ("nll",)),
+    USER_DATA_FORMAT: dict.fromkeys(("forget", "retain"), ("nll",)),
 }
 _NUMBERS = (
     *("nll", "correct_nll", "rouge_l_recall", "exact_memorization", "extraction_strength", "min_k"),

@@ -183,13 +183,13 @@ def pair_difference(logits: Tensor, options: PairOptions) -> Tensor:
     return pair.dense(pair.preferred - pair.dispreferred, in_place=True)
 
 
-def pair_parts(logits: Tensor, options: PairOptions, reference_logits: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def pair_parts(logits: Tensor, options: PairOptions, retain_logits: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Compute both distributions minus the reference's, which is what the rewards need.
 
     Args:
         logits: (N, V) finite base logits of the pair.
         options: how the pair is made.
-        reference_logits: (N, V) logits of the reference where the pair is made from others (the policy's).
+        retain_logits: (N, V) logits of the reference where the pair is made from others (the policy's).
 
     Returns:
         (N, V) preferred - reference and (N, V) dispreferred - reference; their difference is `pair_difference`.
@@ -202,7 +202,7 @@ def pair_parts(logits: Tensor, options: PairOptions, reference_logits: Tensor | 
     if not len(base):
         return torch.zeros_like(base), torch.zeros_like(base)
     pair = factor(base, options)
-    if reference_logits is None:
+    if retain_logits is None:
         return pair.dense(pair.preferred - pair.base), pair.dense(pair.dispreferred - pair.base, in_place=True)
-    reference = reference_logits.detach().to(base.dtype).softmax(-1)
+    reference = retain_logits.detach().to(base.dtype).softmax(-1)
     return pair.dense(pair.preferred) - reference, pair.dense(pair.dispreferred, in_place=True) - reference

@@ -39,7 +39,7 @@ Scale = Literal["2/beta", 1]
 def margin(
     difference: Tensor,
     policy_logits: Tensor,
-    reference_logits: Tensor,
+    retain_logits: Tensor,
     rows: Tensor,
     count: int,
     reduction: Reduction = "sum",
@@ -49,7 +49,7 @@ def margin(
     Args:
         difference: (N, V) preferred - dispreferred, without gradient (`pair_difference`).
         policy_logits: (N, V) policy logits at the selected positions; the gradient on them is the difference.
-        reference_logits: (N, V) reference logits at the same positions.
+        retain_logits: (N, V) reference logits at the same positions.
         rows: (N,) int64 row of each position.
         count: number of rows of the batch.
         reduction: `sum` over the positions (sequence KL) or their `mean`.
@@ -60,8 +60,8 @@ def margin(
     Raises:
         InputError: when `reduction` is unknown.
     """
-    dtype = working_dtype(difference, policy_logits, reference_logits)
-    gap = policy_logits.to(dtype) - reference_logits.detach().to(dtype)
+    dtype = working_dtype(difference, policy_logits, retain_logits)
+    gap = policy_logits.to(dtype) - retain_logits.detach().to(dtype)
     return sequence_reduce((difference.detach() * gap).sum(-1), rows, count, reduction)
 
 
@@ -69,7 +69,7 @@ def sequence_kl_margin(
     log_preferred: Tensor,
     log_dispreferred: Tensor,
     policy_logits: Tensor,
-    reference_logits: Tensor,
+    retain_logits: Tensor,
     rows: Tensor,
     count: int,
     reduction: Reduction = "sum",
@@ -82,7 +82,7 @@ def sequence_kl_margin(
         log_preferred: (N, V) log-probabilities.
         log_dispreferred: (N, V) log-probabilities.
         policy_logits: (N, V).
-        reference_logits: (N, V).
+        retain_logits: (N, V).
         rows: (N,) int64 row of each position.
         count: number of rows of the batch.
         reduction: `sum` or `mean` over positions.
@@ -93,9 +93,9 @@ def sequence_kl_margin(
     Raises:
         InputError: when `reduction` is unknown.
     """
-    dtype = working_dtype(log_preferred, policy_logits, reference_logits)
+    dtype = working_dtype(log_preferred, policy_logits, retain_logits)
     policy = policy_logits.to(dtype).log_softmax(-1)
-    reference = reference_logits.detach().to(dtype).log_softmax(-1)
+    reference = retain_logits.detach().to(dtype).log_softmax(-1)
 
     def sequence_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
         return sequence_reduce((log_p.exp() * (log_p - log_q)).sum(-1), rows, count, reduction)
@@ -106,7 +106,7 @@ def sequence_kl_margin(
 
 
 def rewards(
-    preferred_part: Tensor, dispreferred_part: Tensor, policy_logits: Tensor, reference_logits: Tensor, beta: float
+    preferred_part: Tensor, dispreferred_part: Tensor, policy_logits: Tensor, retain_logits: Tensor, beta: float
 ) -> tuple[Tensor, Tensor]:
     """Compute the rewards R(preferred) and R(dispreferred) of each position.
 
@@ -114,14 +114,14 @@ def rewards(
         preferred_part: (N, V) preferred - reference distribution (`pair_parts`).
         dispreferred_part: (N, V) dispreferred - reference distribution.
         policy_logits: (N, V).
-        reference_logits: (N, V).
+        retain_logits: (N, V).
         beta: inverse temperature of the preference model, > 0.
 
     Returns:
         Two (N,) tensors; beta * u is the sum over positions of first minus second.
     """
-    dtype = working_dtype(preferred_part, policy_logits, reference_logits)
-    gap = policy_logits.to(dtype) - reference_logits.detach().to(dtype)
+    dtype = working_dtype(preferred_part, policy_logits, retain_logits)
+    gap = policy_logits.to(dtype) - retain_logits.detach().to(dtype)
     return beta * (preferred_part * gap).sum(-1), beta * (dispreferred_part * gap).sum(-1)
 
 

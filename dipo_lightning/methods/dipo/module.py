@@ -75,7 +75,7 @@ class DiPOModule(UnlearningModule):
         scale: Literal["2/beta", 1] = "2/beta",
         form: Literal["auto", "logits", "hidden"] = "auto",
         chunk_size: int = 1024,
-        **options: Any,  # noqa: ANN401
+        **options: Any,
     ) -> None:
         super().__init__(pretrained, **options)
         self.save_hyperparameters(ignore=["optimizer"])
@@ -210,7 +210,7 @@ class DiPOModule(UnlearningModule):
                 return chunked_margin(*inputs), ()  # type: ignore[arg-type]
             measured = chunked_margin_with_rewards(*inputs, compare=first)  # type: ignore[arg-type]
             return measured.margin, (measured.preferred, measured.dispreferred)
-        margin, *found = self.plain_margins(forget.logits, self.reference_logits(forget))
+        margin, *found = self.plain_margins(forget.logits, self.retain_logits(forget))
         return margin, tuple(found)
 
     def direction_margins(self, hidden: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -222,12 +222,12 @@ class DiPOModule(UnlearningModule):
             found.append(reward - self.without_rounding(offset, reward, size))
         return found[0] - found[1], tuple(found)
 
-    def plain_margins(self, policy_logits: Tensor, reference_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def plain_margins(self, policy_logits: Tensor, retain_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return margin and both rewards over beta (N,) of each position, from the logits (N, V) of both models."""
         from_reference = self.source == "reference"
-        base = reference_logits if from_reference else policy_logits.detach()
-        parts = pair_parts(base, self.pair, None if from_reference else reference_logits)
-        preferred, dispreferred = rewards(*parts, policy_logits, reference_logits, beta=1.0)
+        base = retain_logits if from_reference else policy_logits.detach()
+        parts = pair_parts(base, self.pair, None if from_reference else retain_logits)
+        preferred, dispreferred = rewards(*parts, policy_logits, retain_logits, beta=1.0)
         return preferred - dispreferred, preferred, dispreferred
 
 

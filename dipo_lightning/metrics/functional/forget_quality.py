@@ -76,7 +76,7 @@ def ks_log_probability(distance: int, n: int) -> tuple[float, float]:
     return p, log10_p
 
 
-def forget_quality(log_ratio: Tensor, reference_log_ratio: Tensor) -> ForgetQualityResult:
+def forget_quality(log_ratio: Tensor, retain_log_ratio: Tensor) -> ForgetQualityResult:
     """Two-sided test between the truth ratios of a model and of the model trained without the forget set.
 
     The test sees only the order of the values, so log R serves as well as R. A p at one n does not compare with a p at
@@ -84,7 +84,7 @@ def forget_quality(log_ratio: Tensor, reference_log_ratio: Tensor) -> ForgetQual
 
     Args:
         log_ratio: (n,) log R of the model's forget rows.
-        reference_log_ratio: (n,) log R of the retain model on the same rows.
+        retain_log_ratio: (n,) log R of the retain model on the same rows.
 
     Returns:
         p, log10 p, D and n.
@@ -93,25 +93,25 @@ def forget_quality(log_ratio: Tensor, reference_log_ratio: Tensor) -> ForgetQual
         ValueError: The samples are not 1-D, empty, of different sizes, or hold NaN.
     """
     n = log_ratio.numel()
-    distance = ks_distance(log_ratio, reference_log_ratio)
+    distance = ks_distance(log_ratio, retain_log_ratio)
     p, log10_p = ks_log_probability(distance, n)
     return ForgetQualityResult(p=p, log10_p=log10_p, d=distance / n, n=n)
 
 
 def paired_forget_quality(
-    log_ratio: Mapping[int, float], reference_log_ratio: Mapping[int, float]
+    log_ratio: Mapping[int, float], retain_log_ratio: Mapping[int, float]
 ) -> ForgetQualityResult | None:
     """Forget quality over the rows that both models have a number for.
 
     Args:
         log_ratio: log R by row index; NaN where a row cannot be scored.
-        reference_log_ratio: The same of the retain model.
+        retain_log_ratio: The same of the retain model.
 
     Returns:
         The test's outcome, or None where no row can be compared.
     """
-    common = sorted(log_ratio.keys() & reference_log_ratio.keys())
-    pairs = [(log_ratio[index], reference_log_ratio[index]) for index in common]
+    common = sorted(log_ratio.keys() & retain_log_ratio.keys())
+    pairs = [(log_ratio[index], retain_log_ratio[index]) for index in common]
     pairs = [pair for pair in pairs if not (math.isnan(pair[0]) or math.isnan(pair[1]))]
     if not pairs:
         return None

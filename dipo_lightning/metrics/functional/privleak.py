@@ -1,4 +1,4 @@
-"""PrivLeak (MUSE, Shi et al., 2024): what a membership attack still sees, against the retrained model."""
+"""PrivLeak (MUSE, Shi et al., 2024): what a membership attack still sees, against the retain model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from dipo_lightning.errors import InputError
 from dipo_lightning.metrics.functional.membership import rank_auc
 
-# AUC of the published retrained models, P(s_holdout < s_forget) with Min-40%.
+# AUC of the published retain models, P(s_holdout < s_forget) with Min-40%.
 PUBLISHED_RETRAIN_AUC = {"news": 0.4772, "books": 0.5393}
 
 
@@ -42,7 +42,7 @@ def privleak(auc: float | Tensor, auc_retrain: float | Tensor) -> float:
     reference = float(auc_retrain)
     if not 0 < reference <= 1:
         raise InputError(
-            f"PrivLeak divides by the AUC of the retrained model, which must be in (0, 1]: got {reference}. "
+            f"PrivLeak divides by the AUC of the retain model, which must be in (0, 1]: got {reference}. "
             "Give the AUC of a model that was trained without the forget set (0.5 where none is known)."
         )
     return 100 * (float(auc) - reference) / reference

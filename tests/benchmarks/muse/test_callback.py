@@ -78,7 +78,7 @@ def trainer(where, *callbacks, **options):
 
 @pytest.fixture(scope="module")
 def reference(folder):
-    """The log of another toy, which stands for the retrained model."""
+    """The log of another toy, which stands for the retain model."""
     callback = MUSEEvaluation(baseline="none", **OPTIONS)
     found = trainer(folder, callback).test(ToyModule(seed=7), datamodule=data(folder), verbose=False)
     assert "muse/privleak" not in found[0]
@@ -89,7 +89,7 @@ def reference(folder):
 def test_a_run_writes_every_row_and_all_numbers(tmp_path, folder, reference):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    callback = MUSEEvaluation(reference_log=reference, **OPTIONS)
+    callback = MUSEEvaluation(retain_log=reference, **OPTIONS)
     logger = pl.loggers.TensorBoardLogger(tmp_path, name="", version="run")
     run = trainer(tmp_path, callback, max_epochs=2, logger=logger, log_every_n_steps=1)
     run.fit(ToyModule(), datamodule=data(folder))
@@ -210,7 +210,7 @@ def test_a_reference_of_other_rows_or_another_corpus(tmp_path, folder, reference
         ({"variant": "open_unlearning"}, "variant is 'open_unlearning' in the log"),
     ]
     for changed, message in cases:
-        run = trainer(tmp_path, MUSEEvaluation(reference_log=reference, **OPTIONS | changed))
+        run = trainer(tmp_path, MUSEEvaluation(retain_log=reference, **OPTIONS | changed))
         module = ToyModule()
         with pytest.raises(InputError, match=message):
             run.test(module, datamodule=data(folder), verbose=False)
@@ -225,7 +225,7 @@ def test_a_reference_of_other_rows_or_another_corpus(tmp_path, folder, reference
         ({"variant": "muse2"}, "variant is 'muse2'"),
         ({"baseline": "new"}, "baseline is 'new'"),
         ({"baseline": 0.0}, r"must be in \(0, 1\]"),
-        ({"baseline": 0.5, "reference_log": "x.json"}, "both reference_log and baseline"),
+        ({"baseline": 0.5, "retain_log": "x.json"}, "both retain_log and baseline"),
         ({"space": "both"}, "space is 'both'"),
     ],
 )

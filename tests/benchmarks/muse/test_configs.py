@@ -57,7 +57,7 @@ def test_the_small_run_is_measured_as_its_retrained_model_was():
     callbacks = read("small")["trainer"]["callbacks"]
     options = next(c["init_args"] for c in callbacks if c["class_path"].endswith("MUSEEvaluation"))
     [measured] = muse_small.measuring(Path("."), 0)["trainer"]["callbacks"]
-    differing = {name: value for name, value in options.items() if name != "reference_log"}
+    differing = {name: value for name, value in options.items() if name != "retain_log"}
     assert measured["init_args"] == {**differing, "baseline": "none"}
 
 

@@ -38,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The log of another toy, which stands for the retrained model."""
+    """The log of another toy, which stands for the retain model."""
     folder = tmp_path_factory.mktemp("reference")
     trainer(folder, TOFUEvaluation(**OPTIONS)).test(ToyModule(seed=7), datamodule=ToyData(data), verbose=False)
     return next(folder.rglob("evaluations/*.json"))
@@ -111,7 +111,7 @@ def test_rows_equal_one_at_a_time(tmp_path: Path, data: Path) -> None:
 
 
 def test_written_rows_give_the_written_aggregates(tmp_path: Path, data: Path, reference: Path) -> None:
-    callback = TOFUEvaluation(reference_log=str(reference), **OPTIONS)
+    callback = TOFUEvaluation(retain_log=str(reference), **OPTIONS)
     fit(tmp_path, data, callback, max_epochs=1)
     for document, path in zip(read(tmp_path), callback.files, strict=True):
         log = read_log(path)
@@ -130,7 +130,7 @@ def test_written_rows_give_the_written_aggregates(tmp_path: Path, data: Path, re
 def test_checkpoint_and_early_stopping_watch_it(tmp_path: Path, data: Path, reference: Path) -> None:
     keep = ModelCheckpoint(tmp_path, monitor="tofu/retain_probability", mode="max", filename="best")
     stop = EarlyStopping("tofu/forget_quality_p", mode="max", stopping_threshold=-1.0)  # any p is above: stop at once
-    callback = TOFUEvaluation(reference_log=str(reference), **OPTIONS)
+    callback = TOFUEvaluation(retain_log=str(reference), **OPTIONS)
     _, run = fit(tmp_path, data, stop, keep, callback, enable_checkpointing=True, max_epochs=5)
     assert run.current_epoch == 1
     assert keep.best_model_score.item() == callback.last["aggregates"]["retain_probability"]
@@ -138,7 +138,7 @@ def test_checkpoint_and_early_stopping_watch_it(tmp_path: Path, data: Path, refe
 
 
 def test_validate_and_test_return_the_scalars(tmp_path: Path, data: Path, reference: Path) -> None:
-    callback = TOFUEvaluation(reference_log=str(reference), **OPTIONS)
+    callback = TOFUEvaluation(retain_log=str(reference), **OPTIONS)
     run, module = trainer(tmp_path, callback), ToyModule().eval()
     validated = run.validate(module, datamodule=ToyData(data), verbose=False)[0]
     tested = run.test(module, datamodule=ToyData(data), verbose=False)[0]
@@ -249,9 +249,9 @@ class Unloaded(ToyModule):
     [
         ({"data": "/nowhere"}, "nowhere"),
         ({"split": "forget03"}, "forget03"),
-        ({"reference_log": "/nowhere/log.json"}, "nowhere"),
-        ({"rows": 3, "reference_log": "REFERENCE"}, "3 rows in the log and 6 in the reference"),
-        ({"prompt_style": "llama2", "reference_log": "REFERENCE"}, "prompt_style"),
+        ({"retain_log": "/nowhere/log.json"}, "nowhere"),
+        ({"rows": 3, "retain_log": "REFERENCE"}, "3 rows in the log and 6 in the reference"),
+        ({"prompt_style": "llama2", "retain_log": "REFERENCE"}, "prompt_style"),
     ],
 )
 def test_what_cannot_be_right_is_refused_before_the_model_is_loaded(
@@ -284,7 +284,7 @@ def test_an_evaluation_added_to_one_that_is_there_is_refused(
 
 
 def test_fast_dev_run_is_quick_and_leaves_the_reference_out(tmp_path: Path, data: Path, reference: Path) -> None:
-    callback = TOFUEvaluation(reference_log=str(reference), **OPTIONS)
+    callback = TOFUEvaluation(retain_log=str(reference), **OPTIONS)
     fit(tmp_path, data, callback, fast_dev_run=True)
     assert len(callback.last["sets"]["retain"]) == 2
     assert "fast_dev_run" in callback.last["aggregates"]["forget_quality_absent"]

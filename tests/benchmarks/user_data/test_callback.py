@@ -63,7 +63,7 @@ def fit(tmp_path, model, forget, retain=RETAIN, prompt="chat", epochs=1, **optio
 def test_every_layout_is_measured_before_and_after(tmp_path, model, layout):
     forget = LAYOUTS[layout]
     before, after = fit(tmp_path, model, forget)
-    assert before["format"] == "dipo-lightning/own/1"
+    assert before["format"] == "dipo-lightning/user_data/1"
     assert [row["index"] for row in after["sets"]["forget"]] == list(range(len(forget)))
     assert not before["skipped"]
     for name in ("forget", "retain"):
@@ -126,7 +126,7 @@ def test_validate_returns_the_numbers(tmp_path, model):
     run = trainer(tmp_path, MemorizationEvaluation(generate=False, retain_rows=2))
     [numbers] = run.validate(GradDiffModule(str(model)), data, verbose=False)
     [document] = read(tmp_path)
-    assert numbers["own/forget_probability"] == pytest.approx(document["aggregates"]["forget_probability"])
+    assert numbers["user_data/forget_probability"] == pytest.approx(document["aggregates"]["forget_probability"])
     assert len(document["sets"]["retain"]) == 2
     assert "forget_rouge" not in document["aggregates"], "nothing was generated"
     assert document["sets"]["forget"][0]["generation"] is None

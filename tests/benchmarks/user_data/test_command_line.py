@@ -33,4 +33,4 @@ def test_from_files_to_results(tmp_path, monkeypatch, capsys):
         events = EventAccumulator(str(run)).Reload()
         assert len(events.Tensors("custom_scalars__config__")) == 1
         assert "config/text_summary" in events.Tags()["tensors"]
-        assert {"own/forget_rouge", "own/utility", "train/margin"} <= set(events.Tags()["scalars"])
+        assert {"user_data/forget_rouge", "user_data/utility", "train/margin"} <= set(events.Tags()["scalars"])
