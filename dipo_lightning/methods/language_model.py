@@ -198,7 +198,7 @@ class LanguageModelModule(pl.LightningModule):
         """Make sure that a checkpoint goes on from the weights that were loaded.
 
         Raises:
-            InputError: It is of a model with other parameters, or with these and other values or settings before training.
+            InputError: It is of a model with other parameters, or began with other values or settings of these.
         """
         kept = {name: tuple(value.shape) for name, value in checkpoint.get("state_dict", {}).items()}
         own = {name: tuple(value.shape) for name, value in self.state_dict().items()}
