@@ -60,6 +60,18 @@ def test_truth_ratio_variants_are_the_published_formulas():
         assert functional.utility_truth_ratio(found).item() == pytest.approx(np.maximum(0, 1 - ratio).mean())
 
 
+def test_open_unlearnings_variant_has_its_epsilon_in_every_denominator():
+    nll, wrong = RNG.uniform(15, 30, 9), RNG.uniform(15, 30, (9, 3))
+    p, others = np.exp(-nll), np.exp(-wrong)
+    found = functional.normalized_probability(double(nll), double(wrong), "open_unlearning")
+    assert found.numpy() == pytest.approx(p / (p + others.sum(1) + 1e-10), rel=1e-9)
+    ratio = np.array([0.0, 1e-12, 0.5, 1.0, 3.0, 1e9])
+    log_ratio = double(ratio).log()
+    assert functional.forget_truth_ratio(log_ratio, "open_unlearning").item() == pytest.approx(
+        np.minimum(ratio, 1 / (ratio + 1e-10)).mean(), rel=1e-12
+    )
+
+
 def test_truth_ratio_below_one_means_the_right_answer_is_likelier():
     assert functional.log_truth_ratio(double(0.1), double([3.0, 4.0])).item() < 0
 
