@@ -196,7 +196,7 @@ class LanguageModelModule(pl.LightningModule):
         """Make sure that a checkpoint goes on from the weights that were loaded.
 
         Raises:
-            InputError: It is of a model with other parameters, or with these and other values before training.
+            InputError: It is of a model with other parameters, or began with other values or settings of these.
         """
         kept = {name: tuple(value.shape) for name, value in checkpoint.get("state_dict", {}).items()}
         own = {name: tuple(value.shape) for name, value in self.state_dict().items()}
@@ -206,7 +206,7 @@ class LanguageModelModule(pl.LightningModule):
             there, here = (shapes.get(odd[0], "absent") for shapes in (kept, own))
             reason = f"{len(odd)} parameters differ; {odd[0]} is {there} there and {here} here"
         elif before and self.weights_fingerprint and before != self.weights_fingerprint:
-            reason = "it began with other weights"
+            reason = "it began with other weights or another config.json"
         else:
             return
         raise InputError(

@@ -19,6 +19,12 @@ USER_DATA_FORMAT = "dipo-lightning/user_data/1"
 OPEN_UNLEARNING_FORMAT = "open-unlearning/tofu"
 TOFU_AUTHORS_FORMAT = "locuslab/tofu"
 
+END_OF_TURN = "excluded"
+"""The setting `end_of_turn`: memorisation and Min-K leave out the token that ends an answer, as open-unlearning does.
+
+Logs of this package without it come from before, and include the token.
+"""
+
 
 @dataclass(frozen=True)
 class EvaluationLog:
@@ -43,6 +49,15 @@ class EvaluationLog:
     aggregates: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
+
+    @property
+    def end_of_turn(self) -> str | None:
+        """Whether the Min-K scores include the token that ends an answer; None where there is nothing to tell by."""
+        if self.format == OPEN_UNLEARNING_FORMAT:
+            return END_OF_TURN
+        if "end_of_turn" in self.settings or self.format != TOFU_FORMAT:
+            return self.settings.get("end_of_turn")
+        return "included" if any("min_k" in row for row in self.sets.get("holdout", ())) else None
 
 
 def with_skipped(sets: Sets, skipped: Sets | None) -> dict[str, list[Row]]:
