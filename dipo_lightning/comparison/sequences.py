@@ -326,7 +326,7 @@ def documents(config: Config, part: str) -> int:
 
     options = config["data"]["init_args"]
     texts = forget_texts(options.get("data", HUB_NAMES[0]), part)
-    return len(texts[: options.get("forget_rows")])
+    return len(texts[: options.get("max_forget_rows")])
 
 
 def _fit(args: list[str], isolated: bool) -> None:
