@@ -50,7 +50,12 @@ def test_evaluation_inside_a_run_gives_what_one_process_gives(
 ) -> None:
     """With generation, several times in one run, which goes on as if nothing had been."""
     task = evaluated["task"]
-    run: dict[str, Any] = {"method": "dipo", "clip": 1.0, "reference": "live", **({"lora_rank": 4} if lora else {})}
+    run: dict[str, Any] = {
+        "method": "dipo",
+        "clip": 1.0,
+        "reference": "live",
+        **({"lora": {"rank": 4}} if lora else {}),
+    }
     run |= {"max_steps": 3, "evaluate": (kind, evaluated[kind])}
     one = jobs.train(task, batch_size=4, **run)
     arguments = run | {"devices": WORLD, "batch_size": 2, "strategy": strategy}
