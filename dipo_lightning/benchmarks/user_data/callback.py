@@ -10,6 +10,7 @@ from dipo_lightning.benchmarks.user_data.rows import evenly, question_rows, row_
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Document, Evaluation
+from dipo_lightning.evaluation.logs.log import END_OF_TURN
 from dipo_lightning.evaluation.questions import RowOptions, evaluate_rows
 from dipo_lightning.evaluation.rows import EvaluatedRows, check_measuring, check_numbers
 from dipo_lightning.evaluation.tensorboard import answers_table, write_answers
@@ -131,6 +132,7 @@ class MemorizationEvaluation(Evaluation):
             "max_new_tokens": self.options.max_new_tokens,
             "text_tokens": self.text_tokens,
             "min_k_fraction": self.options.min_k_fraction,
+            "end_of_turn": END_OF_TURN,
             "on_missing": self.options.on_missing,
         }
 
