@@ -141,9 +141,8 @@ def read_rows(
                     raise
                 missing.append(error)
     if missing:
-        rank_zero_warn(
-            f"{len(missing)} of {len(missing) + len(rows)} rows left out. The first: {missing[0]}", category=UserWarning
-        )
+        left = f"{len(missing)} of {len(missing) + len(rows)} rows left out"
+        rank_zero_warn(f"{left}. The first: {missing[0]}", category=UserWarning)
     if not len(rows):
         raise InputError(f"No row is left. The first that was left out: {missing[0]}")
     return rows
