@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dipo_lightning.models.distributed import evaluation_mode, gather, own_batches
 from dipo_lightning.models.head import causal_lm
-from dipo_lightning.models.inspection import leaves_rows_alone, position_limit, same_logits
+from dipo_lightning.models.inspection import check_ids, leaves_rows_alone, position_limit, same_logits
 from dipo_lightning.models.sharding import unsharded
 
 BATCH_ROWS = 64
@@ -83,6 +83,7 @@ def generate(
     rows = [_Row(i, list(p), max_new_tokens, e) for i, (p, e) in enumerate(zip(prompts, expected, strict=True))]
     for row, tokens in zip(rows, known or [()] * len(rows), strict=True):
         row.take(tokens, stop_ids)
+    check_ids(policy, prompts)
     limit = position_limit(policy)
     for row in rows:
         row.limit = min(row.limit, max(len(row.said), (limit or row.limit + len(row.prompt)) - len(row.prompt)))

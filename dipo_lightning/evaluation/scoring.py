@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from dipo_lightning.evaluation.shared_prompts import (
@@ -23,7 +24,13 @@ from dipo_lightning.evaluation.shared_prompts import (
 )
 from dipo_lightning.metrics.functional.min_k import standardized_logprobs
 from dipo_lightning.models.distributed import evaluation_mode, gather, own_batches, plan_batches
-from dipo_lightning.models.inspection import leaves_rows_alone, same_logits
+from dipo_lightning.models.inspection import (
+    check_ids,
+    context_length,
+    leaves_rows_alone,
+    position_limit,
+    same_logits,
+)
 
 BATCH_TOKENS = 2048
 CHUNK_ELEMENTS = 2**24  # float32 logits held at a time: 64 MiB
@@ -96,6 +103,7 @@ def score(
             the others.
     """
     device = device or next(policy.parameters()).device
+    examples = fitted(policy, examples)
     wanted = frozenset(z_scores)
     results: dict[int, TokenScores] = {}
     with evaluation_mode(policy):
@@ -113,6 +121,30 @@ def score(
         progress(len(results) - done)
     nothing = TokenScores(torch.empty(0), torch.empty(0, dtype=torch.bool), torch.empty(0, dtype=torch.long))
     return [results.get(i, nothing) for i in range(len(examples))]
+
+
+def fitted(policy: nn.Module, examples: Sequence[Example]) -> Sequence[Example]:
+    """Cut examples where the policy's table of positions ends, and say how many.
+
+    Raises:
+        InputError: An example holds an id that the policy has no embedding for.
+    """
+    check_ids(policy, [ids for ids, _ in examples])
+    limit, context = position_limit(policy), context_length(policy)
+    longest = max((len(ids) for ids, _ in examples), default=0)
+    if limit is not None and longest > limit:
+        count = sum(len(ids) > limit for ids, _ in examples)
+        rank_zero_warn(
+            f"{count} of {len(examples)} evaluated texts are longer than the model's {limit} positions (up to "
+            f"{longest} tokens): they are cut at the end, and one that has no scored token left is skipped."
+        )
+        return [(ids[:limit], labels[:limit]) for ids, labels in examples]
+    if context is not None and longest > context:
+        rank_zero_warn(
+            f"The longest evaluated text has {longest} tokens, more than the {context} that the model was made for "
+            "(max_position_embeddings)."
+        )
+    return examples
 
 
 Group = list[int]

@@ -7,10 +7,12 @@ table for. Names of families would go out of date, so a layout of rows is compar
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from dipo_lightning.errors import InputError
@@ -68,6 +70,62 @@ def check_causal(model: nn.Module, name: object) -> None:
             "left to right can be unlearned here (an encoder such as BERT needs is_decoder: true in config.json, and "
             "weights that were trained so)."
         )
+
+
+def check_rows(data: Any, model: nn.Module) -> None:
+    """Compare the training rows with what the model has embeddings and positions for, before the first step.
+
+    Args:
+        data: A data module with its tokenizer, set up.
+        model: The causal LM, before sharding.
+
+    Raises:
+        InputError: A row holds an id without an embedding, or is longer than a table of positions.
+    """
+    rows = vocabulary_size(model)
+    odd = {index: token for token, index in data.tokenizer.get_vocab().items() if index >= rows}
+    limit, context = position_limit(model), context_length(model)
+    longest = getattr(data, "longest", 0)
+    if odd or (limit is not None and longest > limit):
+        for name, example in _training_rows(data):
+            ids = example["input_ids"]
+            if found := sorted(odd.keys() & set(ids)):
+                raise InputError(
+                    f"{name} row {example['index']} holds {odd[found[0]]!r}, id {found[0]}, but the model has only "
+                    f"{rows} embeddings: change the row, or use the model's own tokenizer."
+                )
+            if limit is not None and len(ids) > limit:
+                raise InputError(
+                    f"{name} row {example['index']} has {len(ids)} tokens, but the model has positions for {limit} "
+                    f"only: set data.max_length to {limit} or less."
+                )
+    elif context is not None and longest > context:
+        rank_zero_warn(
+            f"The longest training row has {longest} tokens, more than the {context} that the model was made for "
+            f"(max_position_embeddings). It runs, but was not trained on such: data.max_length of {context} cuts them."
+        )
+
+
+def check_ids(model: nn.Module, texts: Sequence[Sequence[int]]) -> None:
+    """Refuse token ids that the model has no embedding for.
+
+    Raises:
+        InputError: There is such an id; names its place among ``texts``.
+    """
+    rows = vocabulary_size(model)
+    for number, ids in enumerate(texts):
+        if max(ids, default=0) >= rows:
+            raise InputError(
+                f"Text {number} of {len(texts)} holds the token id {max(ids)}, but the model has only {rows} "
+                "embeddings: change the row, or use the model's own tokenizer."
+            )
+
+
+def _training_rows(data: Any) -> Iterator[tuple[str, Any]]:
+    """All training examples with the name of their set."""
+    for name in ("forget", "retain", "rows"):
+        for example in getattr(getattr(data, "_training", None), name, None) or ():
+            yield ("training" if name == "rows" else name), example
 
 
 def vocabulary_size(model: nn.Module) -> int:

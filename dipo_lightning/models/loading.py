@@ -91,7 +91,9 @@ def find_source(pretrained: str) -> ModelSource:
         return ModelSource(str(path.parent), path.name, local=True)
     if path.suffix == ".gguf" or not _HUB_NAME.fullmatch(pretrained):
         near = _near_matches(path)
-        raise InputError(f"There is no model {pretrained!r}: no such file or folder, and no hub name (owner/name).{near}")
+        raise InputError(
+            f"There is no model {pretrained!r}: no such file or folder, and no hub name (owner/name).{near}"
+        )
     return ModelSource(pretrained, None, local=False)
 
 
@@ -131,7 +133,9 @@ def _from_adapters(folder: Path, files: list[str]) -> ModelSource:
     config = json.loads((folder / _ADAPTER_CONFIG).read_text(encoding="utf-8"))
     base = config.get("base_model_name_or_path")
     if not base or Path(base).expanduser().resolve() == folder.resolve():
-        raise InputError(f"{folder / _ADAPTER_CONFIG} does not name the model of its adapters (base_model_name_or_path).")
+        raise InputError(
+            f"{folder / _ADAPTER_CONFIG} does not name the model of its adapters (base_model_name_or_path)."
+        )
     try:
         found = find_source(base)
     except InputError as error:
@@ -256,17 +260,6 @@ def load_tokenizer(
         tokenizer.pad_token = tokenizer.eos_token
         _log.info("The tokenizer of %s has no pad token; padding with %s (masked).", source, tokenizer.eos_token)
     return tokenizer
-
-
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
-    """Raise an `InputError` where `tokenizer` can give ids that the model of `config` has no embedding for."""
-    rows = config.get_text_config().vocab_size
-    highest = max(tokenizer.get_vocab().values())
-    if highest >= rows:
-        raise InputError(
-            f"The tokenizer {tokenizer.name_or_path!r} has ids up to {highest}, but the model {config.name_or_path!r} "
-            f"has {rows} embeddings. Use the model's own tokenizer."
-        )
 
 
 def load_config(source: ModelSource, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
