@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -142,7 +143,11 @@ class Relearning(Attack):
         if hasattr(pupil, "merge_and_unload"):
             pupil = pupil.merge_and_unload()
         pupil = pupil.float().requires_grad_(True)
-        return pupil if self.lora is None else add_lora(pupil, self.lora)
+        if self.lora is None:
+            return pupil
+        with isolate_rng():
+            torch.manual_seed(self.seed)
+            return add_lora(pupil, self.lora)
 
 
 def batches(rows: int, batch_size: int, seed: int) -> Iterator[list[int]]:
@@ -196,7 +201,7 @@ def train(
                 loss = summed_loss(policy, [examples[rows[place]] for place in part], device) / max(1, tokens)
                 if not loss.isfinite():
                     raise RunError(f"The loss of relearning is {loss.item()} at step {step}; take a smaller lr.")
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         yield step

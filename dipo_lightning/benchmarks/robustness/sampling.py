@@ -176,7 +176,7 @@ def draw_tokens(logits: Tensor, uniform: Tensor) -> Tensor:
 def _repeated(cache: Any, samples: int) -> Any:
     if not hasattr(cache, "batch_repeat_interleave"):
         raise InputError(
-            f"Sampling repeats the cache of a prompt, which a {type(cache).__name__} does not allow: leave sampling out."
+            f"Sampling repeats the cache of a prompt, which {type(cache).__name__} does not allow: leave sampling out."
         )
     cache = copy.copy(cache)
     cache.batch_repeat_interleave(samples)
