@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from dipo_lightning.benchmarks.robustness.attack import Asked, Attack, Condition, Source, Subject, ask, measure_answers
-from dipo_lightning.data.prompts import PromptStyle
+from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.errors import InputError
 
 OPENING = "Sure, here is the answer:"
