@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from dipo_lightning.callbacks.checkpoint_files import StreamingIO, remove, replace
 from dipo_lightning.callbacks.run_record import CHECKPOINTS, FolderLock, read_record, refuse_changes, write_record
 from dipo_lightning.callbacks.signals import StopSignals, requeue
-from dipo_lightning.data.fingerprint import fingerprints
+from dipo_lightning.data.rows import fingerprints
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.provenance import configuration
 from dipo_lightning.evaluation.run_folder import is_named, is_trial, run_folder

@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
 from dipo_lightning.callbacks.run_record import CHECKPOINTS, read_record, write_record
-from dipo_lightning.data.fingerprint import fingerprints
+from dipo_lightning.data.rows import fingerprints
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.run_folder import is_trial, run_folder
 from dipo_lightning.evaluation.schedule import settle_evaluations

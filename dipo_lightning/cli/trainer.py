@@ -26,7 +26,7 @@ from dipo_lightning.cli.run_folder import (
     loggers_in,
     prepare_run,
 )
-from dipo_lightning.data.fingerprint import fingerprints
+from dipo_lightning.data.rows import fingerprints
 from dipo_lightning.errors import InputError, root_cause
 from dipo_lightning.evaluation.callback import refuse_twins
 from dipo_lightning.evaluation.json_files import write_text
@@ -93,11 +93,10 @@ def in_yaml(options: Any) -> str:
 
 
 class DiPOCLI(LightningCLI):
-    """Any module and data module by class name; one tokenizer for both; a checkpoint never overrides an option."""
+    """Any module and data module by class name; a checkpoint never overrides an option."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Give the data the tokenizer of the model, and add ``--run``."""
-        parser.link_arguments("model.init_args.pretrained", "data.init_args.tokenizer")
+        """Add ``--run``."""
         parser.add_argument("--run", type=str | None, default=None, help=RUN_HELP)
 
     def before_instantiate_classes(self) -> None:

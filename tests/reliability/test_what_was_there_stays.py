@@ -78,7 +78,7 @@ BROKEN: dict[str, tuple[str, Callable[[Path], Any], list[str], str]] = {
         "run/checkpoints/last.ckpt", lambda path: None, ["--model.pretrained={}/other"], "model.pretrained was"
     ),
     "a checkpoint without the adapters": (
-        "run/checkpoints/last.ckpt", lambda path: None, ["--model.lora_rank=2"], "model.lora_rank was not given, now 2"
+        "run/checkpoints/last.ckpt", lambda path: None, ["--model.lora.rank=2"], "model.lora.rank was not given, now 2"
     ),
     "a cache of other weights": ("run-cache/*/manifest.json", other_key, [], "of other data or weights"),
     "a cut cache": ("run-cache/*/values.bin", truncate, [], "is truncated"),
