@@ -295,13 +295,11 @@ class Checkpoint(Savepoint, CheckpointBase):
             trainer.save_checkpoint(partial)
             if trainer.is_global_zero:
                 replace(partial, target)
-        except (OSError, RuntimeError) as error:  # torch's writer says a full disk with a RuntimeError
-            if isinstance(error, RuntimeError) and "write" not in str(error):
-                raise
+        except OSError as error:
             remove(partial)
             kept = newest(self.path.parent)
             before = f"The one before is whole: {kept}." if kept else "There is none before it."
-            reason = str(error).splitlines()[0]
+            reason = error.strerror or str(error)
             raise RunError(f"The checkpoint {target} could not be written ({reason}). {before}") from error
         if target == self.path:
             self._saved_step = trainer.global_step

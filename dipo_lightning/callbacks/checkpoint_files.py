@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -29,9 +30,12 @@ class StreamingIO(TorchCheckpointIO):
         try:
             torch.save(checkpoint, partial)
             replace(partial, target)
-        except BaseException:
+        except RuntimeError as error:  # how torch's writer says that the disk is full
+            if not any(sign in str(error) for sign in ("iostream", "unexpected pos", "PytorchStreamWriter")):
+                raise
+            raise OSError(errno.ENOSPC, "no room on the disk, or it can't be written", str(target)) from error
+        finally:
             partial.unlink(missing_ok=True)
-            raise
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read ``path``, its tensors as they are asked for."""
