@@ -62,6 +62,7 @@ class TOFUEvaluation(Evaluation):
     """
 
     name = "tofu"
+    utility = "model_utility"
     shown = SHOWN
     may_be_absent: ClassVar = {"forget_quality": "forget quality", "model_utility": "model utility"}
 

@@ -57,6 +57,7 @@ class MemorizationEvaluation(Evaluation):
     """
 
     name = "user_data"
+    utility = "utility"
     shown = SHOWN
     may_be_absent: ClassVar = {"utility": "utility"}
 
