@@ -3,8 +3,18 @@
 The command line prints such an error without a traceback and exits with code 2.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Iterable
+
+RENAMED = {
+    **{f"lora_{name}": f"model.lora.{name}" for name in ("rank", "alpha", "dropout", "targets")},
+    **{name: f"model.pair.{name}" for name in ("source", "selection", "k", "p", "rho", "memory_vector", "alpha")},
+    **{name: f"schedule.{name}" for name in ("every_n_epochs", "every_n_steps", "at_start", "at_end")},
+    **{name: f"measuring.{name}" for name in ("batch_tokens", "generation_rows", "max_new_tokens", "generate")},
+    **{name: f"measuring.{name}" for name in ("min_k_fraction", "on_missing")},
+    **{name: f"max_{name}" for name in ("rows", "forget_rows", "retain_rows")},
+    "reference_log": "retain_log",
+}
+"""Today's full name of an option, by the one it had."""
 
 
 class DiPOError(Exception):
@@ -30,40 +40,8 @@ def root_cause(error: BaseException) -> BaseException:
     return cause or error
 
 
-class RenamedOptions:
-    """Mixin for classes that are built from YAML: a former name of an option is refused with its present one.
-
-    Attributes:
-        renamed_options: Present name by former name; those of base classes count too. A name with a dot,
-            ``schedule.at_start``, is a field of an option.
-    """
-
-    renamed_options: ClassVar[Mapping[str, str]] = {}
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Refuse former names.
-
-        Raises:
-            InputError: An option has a former name.
-        """
-        for name in kwargs:
-            if present := present_name(cls, name):
-                raise InputError(f"{cls.__name__}.{name} is now {present}.")
-        return super().__new__(cls)
-
-
-def present_name(kind: type, former: str) -> str | None:
-    """Return the present name of an option of a class by its former one; None where it has none."""
-    for base in kind.__mro__:
-        if name := vars(base).get("renamed_options", {}).get(former):
-            return str(name)
-    return None
-
-
-def classes_that_renamed(former: str, kind: type = RenamedOptions) -> Iterator[type]:
-    """Yield the loaded classes that have given an option another name."""
-    one: type
-    for one in kind.__subclasses__():
-        if former in vars(one).get("renamed_options", {}):
-            yield one
-        yield from classes_that_renamed(former, one)
+def refuse_unknown(owner: str, options: Iterable[str]) -> None:
+    """Raise an `InputError` for the first of the options that a class was given and does not have, if there is one."""
+    for option in options:
+        hint = f"; it is {RENAMED[option]} now" if option in RENAMED else ""
+        raise InputError(f"{owner} has no option {option}{hint}.")

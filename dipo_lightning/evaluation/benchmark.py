@@ -70,12 +70,14 @@ class ForeignFormat:
 
     Attributes:
         name: The format's name, `EvaluationLog.format`.
+        file: The file's usual name and its author, for messages.
         recognises: Whether a JSON object is such a log.
         read: Make the log of a JSON object and its path.
         whole_prompts: Whether its `question` holds the whole prompt, question included.
     """
 
     name: str
+    file: str
     recognises: Callable[[Mapping[str, Any]], bool]
     read: Callable[[Mapping[str, Any], Path], EvaluationLog]
     whole_prompts: bool = False
@@ -139,6 +141,10 @@ class Benchmark:
     def settings_of(self, log: EvaluationLog) -> dict[str, Any]:
         """Return the settings from which a log's numbers are computed again."""
         return dict(log.settings)
+
+    def refusal(self, log: EvaluationLog, retain: EvaluationLog) -> str:
+        """Return the reason why two logs with the same settings and rows can't be compared; empty if they can."""
+        return ""
 
     def describe(self, settings: Mapping[str, Any], sets: Sets) -> str:
         """Return what was measured, for the first line of the printed table."""

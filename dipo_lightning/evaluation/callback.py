@@ -20,7 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torchmetrics import Metric, MetricCollection
 
 from dipo_lightning.data.prompts import PromptStyle, prompt_style
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, refuse_unknown
 from dipo_lightning.evaluation.aggregates import (
     Meanings,
     aggregates,
@@ -68,10 +68,6 @@ class Evaluation(Scheduled):
 
     benchmark: ClassVar[Benchmark]
     name: ClassVar[str] = "evaluation"
-    renamed_options = {
-        name: f"measuring.{name}"
-        for name in ("batch_tokens", "generation_rows", "max_new_tokens", "generate", "min_k_fraction", "on_missing")
-    }
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Take the name of the benchmark."""
@@ -85,8 +81,10 @@ class Evaluation(Scheduled):
         measuring: Measuring | None = None,
         metrics: dict[str, Any] | None = None,
         samples: int = 20,
+        **unknown: Any,
     ) -> None:
         super().__init__(schedule)
+        refuse_unknown(type(self).__name__, unknown)
         self.measuring = measuring or Measuring()
         self.measuring.check(self)
         check_numbers(self, {"samples": samples}, least=0)

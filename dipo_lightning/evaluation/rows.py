@@ -78,6 +78,12 @@ class Row(TypedDict, total=False):
     reference: float | None
 
 
+END_OF_TURN = "excluded"
+"""The setting `end_of_turn`: memorisation and Min-K leave out the token that ends an answer, as open-unlearning does.
+
+Logs of this package without it come from before, and include the token.
+"""
+
 Sets = Mapping[str, Sequence[Row]]
 """Rows by the name of their set."""
 

@@ -7,7 +7,6 @@ import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from dipo_lightning.errors import RenamedOptions
 from dipo_lightning.evaluation.rows import check_numbers
 
 
@@ -28,14 +27,12 @@ class Schedule:
     at_end: bool = True
 
 
-class Scheduled(pl.Callback, RenamedOptions):
+class Scheduled(pl.Callback):
     """Calls `run` when its schedule says so, and never twice at one step of a fit.
 
     Args:
         schedule: When; None for the start, the end and every epoch.
     """
-
-    renamed_options = {name: f"schedule.{name}" for name in ("every_n_epochs", "every_n_steps", "at_start", "at_end")}
 
     def __init__(self, schedule: Schedule | None = None) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.metrics import functional
+from dipo_lightning.metrics.functional.truth_ratio import check_truth_ratio_variant
 from dipo_lightning.metrics.rows import Meaning, Row, RowSet, RowValues, mean_or_nan
 
 
@@ -21,16 +22,23 @@ class _Answers(RowValues):
         among_options: Names of the sets whose probability is the share of the right answer among its options.
         complete: Leave a row that lacks one of the three numbers out of all three, as TOFU does. A number that no row
             of its set has (no text was generated) says nothing of single rows.
+        variant: Of the truth ratio; ``open_unlearning`` adds 1e-10 to every denominator.
         **kwargs: See `RowValues`.
     """
 
     columns = ("probability", "rouge", "log_ratio")
 
     def __init__(
-        self, *sets: RowSet | str, among_options: Collection[str] = (), complete: bool = False, **kwargs: Any
+        self,
+        *sets: RowSet | str,
+        among_options: Collection[str] = (),
+        complete: bool = False,
+        variant: str = "geometric",
+        **kwargs: Any,
     ) -> None:
+        check_truth_ratio_variant(variant)
         super().__init__(*sets, **kwargs)
-        self.among_options, self.complete = frozenset(among_options), complete
+        self.among_options, self.complete, self.variant = frozenset(among_options), complete, variant
 
     def values(self, row: Row, of: RowSet) -> Sequence[float | None]:
         """Return the three numbers of a row, from `nll`, `wrong_nll`, `rouge_l_recall` and `log_ratio`."""
@@ -43,7 +51,7 @@ class _Answers(RowValues):
         if of.name not in self.among_options:
             return functional.answer_probability(nll).item()
         wrong = [torch.nan if value is None else value for value in row.get("wrong_nll") or [None]]
-        return functional.normalized_probability(nll, torch.tensor(wrong, dtype=torch.float64)).item()
+        return functional.normalized_probability(nll, torch.tensor(wrong, dtype=torch.float64), self.variant).item()
 
     def by_set(self) -> dict[str, dict[str, Tensor]]:
         """Return the numbers that count, without NaN, by set and column."""
@@ -60,6 +68,13 @@ class _Answers(RowValues):
                     self.unscored[of.name] = table["index"][mine][bad].long().tolist()
             found[of.name] = {name: values[~values.isnan()] for name, values in numbers.items()}
         return found
+
+    def _truth_ratio(self, of: RowSet, log_ratio: Tensor) -> Tensor:
+        if not log_ratio.numel():
+            return mean_or_nan(log_ratio)
+        if of.forget:
+            return functional.forget_truth_ratio(log_ratio, self.variant)
+        return functional.utility_truth_ratio(log_ratio)
 
 
 class Probability(_Answers):
@@ -105,13 +120,7 @@ class TruthRatio(_Answers):
     def compute(self) -> Tensor:
         """Truth ratio between 0 and 1; NaN without rows."""
         [of], [part] = self.sets, self.by_set().values()
-        return _truth_ratio(of, part["log_ratio"])
-
-
-def _truth_ratio(of: RowSet, log_ratio: Tensor) -> Tensor:
-    if not log_ratio.numel():
-        return mean_or_nan(log_ratio)
-    return functional.forget_truth_ratio(log_ratio) if of.forget else functional.utility_truth_ratio(log_ratio)
+        return self._truth_ratio(of, part["log_ratio"])
 
 
 class ModelUtility(_Answers):
@@ -132,7 +141,7 @@ class ModelUtility(_Answers):
         found: dict[str, Tensor] = {}
         for of, part in zip(self.sets, self.by_set().values(), strict=True):
             found |= {f"{of.name}_{name}": mean_or_nan(part[name]) for name in ("probability", "rouge")}
-            found[f"{of.name}_truth_ratio"] = _truth_ratio(of, part["log_ratio"])
+            found[f"{of.name}_truth_ratio"] = self._truth_ratio(of, part["log_ratio"])
         missing = [name for name, value in found.items() if value.isnan()]
         if missing and self.complete:
             return self._nothing(f"without scored rows: {', '.join(missing)}")

@@ -7,7 +7,12 @@ from typing import Any, ClassVar
 
 from torchmetrics import Metric
 
-from dipo_lightning.benchmarks import Benchmark, Chart, Headline
+from dipo_lightning.benchmarks import Benchmark, Chart, ForeignFormat, Headline
+from dipo_lightning.evaluation.logs.open_unlearning import (
+    OPEN_UNLEARNING_MUSE_FORMAT,
+    is_open_unlearning_muse_log,
+    read_open_unlearning_muse_log,
+)
 from dipo_lightning.evaluation.rows import EvaluationLog, Sets
 from dipo_lightning.metrics import KnowMem, PrivLeak, RowSet, VerbMem
 
@@ -34,6 +39,14 @@ class MUSE(Benchmark):
     name = "muse"
     title = "MUSE"
     format = "dipo-lightning/muse/1"
+    foreign_formats = (
+        ForeignFormat(
+            OPEN_UNLEARNING_MUSE_FORMAT,
+            "open-unlearning's MUSE_EVAL.json",
+            is_open_unlearning_muse_log,
+            read_open_unlearning_muse_log,
+        ),
+    )
     sets = (VERBMEM, KNOWMEM_FORGET, KNOWMEM_RETAIN, *PRIVLEAK.values())
     headline = Headline(
         forget="knowmem_forget",

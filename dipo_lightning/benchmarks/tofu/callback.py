@@ -13,7 +13,7 @@ from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Evaluation
 from dipo_lightning.evaluation.logs import check_comparable, read_log
 from dipo_lightning.evaluation.questions import MAX_NEW_TOKENS, evaluate_rows
-from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog, Row, check_choice, check_numbers
+from dipo_lightning.evaluation.rows import END_OF_TURN, EvaluatedRows, EvaluationLog, Row, check_choice, check_numbers
 
 
 class TOFUEvaluation(Evaluation):
@@ -39,7 +39,6 @@ class TOFUEvaluation(Evaluation):
     """
 
     benchmark = TOFU()
-    renamed_options = {"rows": "max_rows", "reference_log": "retain_log"}
 
     def __init__(
         self,
@@ -101,6 +100,7 @@ class TOFUEvaluation(Evaluation):
             "generate": self.measuring.generate,
             "max_new_tokens": self.measuring.max_new_tokens or MAX_NEW_TOKENS,
             "min_k_fraction": self.measuring.min_k_fraction,
+            "end_of_turn": END_OF_TURN,
             "on_missing": self.measuring.on_missing,
             "membership": self.membership,
             "retain_log": None if self.retain_log is None else str(Path(self.retain_log)),

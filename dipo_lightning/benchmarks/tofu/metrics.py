@@ -15,7 +15,7 @@ from dipo_lightning.evaluation.logs.open_unlearning import (
     is_open_unlearning_log,
     read_open_unlearning_log,
 )
-from dipo_lightning.evaluation.rows import EvaluationLog, Sets, add_log_ratios
+from dipo_lightning.evaluation.rows import END_OF_TURN, EvaluationLog, Sets, add_log_ratios
 from dipo_lightning.metrics import (
     ExactMemorization,
     ExtractionStrength,
@@ -31,7 +31,6 @@ from dipo_lightning.metrics import (
     TruthRatio,
 )
 from dipo_lightning.metrics.functional.membership import ATTACKS
-from dipo_lightning.metrics.functional.truth_ratio import check_truth_ratio_variant
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,8 +52,14 @@ class TOFU(Benchmark):
     title = "TOFU"
     format = "dipo-lightning/tofu/1"
     foreign_formats = (
-        ForeignFormat(TOFU_AUTHORS_FORMAT, is_authors_log, read_authors_log),
-        ForeignFormat(OPEN_UNLEARNING_FORMAT, is_open_unlearning_log, read_open_unlearning_log, whole_prompts=True),
+        ForeignFormat(TOFU_AUTHORS_FORMAT, "TOFU's eval_log_aggregated.json", is_authors_log, read_authors_log),
+        ForeignFormat(
+            OPEN_UNLEARNING_FORMAT,
+            "open-unlearning's TOFU_EVAL.json",
+            is_open_unlearning_log,
+            read_open_unlearning_log,
+            whole_prompts=True,
+        ),
     )
     sets = (FORGET, RETAIN, REAL_AUTHORS, WORLD_FACTS, HOLDOUT)
     headline = Headline(
@@ -100,9 +105,9 @@ class TOFU(Benchmark):
 
     def metrics(self, settings: Mapping[str, Any], retain: EvaluationLog | None = None) -> dict[str, Metric]:
         """Return forget quality, model utility and its nine parts, and the forget set's memory, fluency and attacks."""
-        check_truth_ratio_variant(settings.get("truth_ratio", "geometric"))
+        variant = settings.get("truth_ratio", "geometric")
         answered = (FORGET, RETAIN, REAL_AUTHORS, WORLD_FACTS)
-        whole: dict[str, Any] = {"among_options": OPTIONS, "complete": True}
+        whole: dict[str, Any] = {"among_options": OPTIONS, "complete": True, "variant": variant}
         found: dict[str, Metric] = {
             "model_utility": ModelUtility(*answered[1:], **whole),
             "forget_quality": ForgetQuality(FORGET, None if retain is None else retain.sets.get("forget", [])),
@@ -123,6 +128,24 @@ class TOFU(Benchmark):
     def prepare(self, sets: Sets, settings: Mapping[str, Any]) -> None:
         """Add each row's log truth ratio."""
         add_log_ratios(sets, settings.get("truth_ratio", "geometric"))
+
+    def refusal(self, log: EvaluationLog, retain: EvaluationLog) -> str:
+        """Refuse a PrivLeak between scores with and scores without the token that ends an answer."""
+        mine, other = self._end_of_turn(log), self._end_of_turn(retain)
+        if mine == other or None in (mine, other) or not (log.sets.get("holdout") and retain.sets.get("holdout")):
+            return ""
+        return (
+            f"PrivLeak would compare Min-K scores of two definitions; the token that ends an answer is {mine} in the "
+            f"log and {other} in the reference. Evaluate the model whose scores include it again."
+        )
+
+    def _end_of_turn(self, log: EvaluationLog) -> str | None:
+        """Whether the Min-K scores include the token that ends an answer; None where there is nothing to tell by."""
+        if log.format == OPEN_UNLEARNING_FORMAT:
+            return END_OF_TURN
+        if "end_of_turn" in log.settings or log.format != self.format:
+            return log.settings.get("end_of_turn")
+        return "included" if any("min_k" in row for row in log.sets.get("holdout", ())) else None
 
     def describe(self, settings: Mapping[str, Any], sets: Sets) -> str:
         """Return the data set and its forget split."""

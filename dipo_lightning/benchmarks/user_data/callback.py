@@ -12,7 +12,7 @@ from dipo_lightning.data.prompts import PromptStyle
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Evaluation
 from dipo_lightning.evaluation.questions import evaluate_rows
-from dipo_lightning.evaluation.rows import EvaluatedRows, check_numbers
+from dipo_lightning.evaluation.rows import END_OF_TURN, EvaluatedRows, check_numbers
 from dipo_lightning.metrics.functional.truth_ratio import check_truth_ratio_variant
 
 MAX_NEW_TOKENS = 128
@@ -36,7 +36,6 @@ class MemorizationEvaluation(Evaluation):
     """
 
     benchmark = UserData()
-    renamed_options = {"forget_rows": "max_forget_rows", "retain_rows": "max_retain_rows"}
 
     def __init__(
         self,
@@ -87,6 +86,7 @@ class MemorizationEvaluation(Evaluation):
             "max_new_tokens": self.measuring.max_new_tokens or MAX_NEW_TOKENS,
             "text_tokens": self.text_tokens,
             "min_k_fraction": self.measuring.min_k_fraction,
+            "end_of_turn": END_OF_TURN,
             "on_missing": self.measuring.on_missing,
         }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from torchmetrics import Metric
@@ -22,22 +22,33 @@ from dipo_lightning.metrics import (
     RowSet,
     TruthRatio,
 )
-from dipo_lightning.metrics.functional.truth_ratio import check_truth_ratio_variant
 
 FORGET = RowSet("forget", "What must be forgotten", "what must be forgotten", True, ("nll",))
 RETAIN = RowSet("retain", "What must be kept", "what must be kept", False, ("nll",))
-PARTS = {
+ANSWERS: dict[str, Callable[..., Metric]] = {
     "probability": Probability,
     "rouge": ROUGERecall,
+    "truth_ratio": TruthRatio,
+}
+MEMORY: dict[str, Callable[..., Metric]] = {
     "exact_memorization": ExactMemorization,
     "extraction_strength": ExtractionStrength,
     "min_k": MinK,
     "min_k_plus_plus": MinKPlusPlus,
     "fluency": Fluency,
     "perplexity": Perplexity,
-    "truth_ratio": TruthRatio,
 }
 """Measured of both sets, each where its rows have the numbers."""
+
+
+class Utility(ModelUtility):
+    """Harmonic mean of the retain rows' probability, ROUGE-L recall and truth ratio, of those that were measured."""
+
+    label = "utility"
+    meaning = (
+        "What the model can still do on your retain rows: harmonic mean of their probability, ROUGE and (where it was "
+        "measured) truth ratio."
+    )
 
 
 class UserData(Benchmark):
@@ -80,11 +91,11 @@ class UserData(Benchmark):
 
     def metrics(self, settings: Mapping[str, Any], retain: EvaluationLog | None = None) -> dict[str, Metric]:
         """Return the utility on the retain rows, and the same numbers of both sets."""
-        check_truth_ratio_variant(settings.get("truth_ratio", "geometric"))
-        found: dict[str, Metric] = {"utility": ModelUtility(RETAIN)}
-        found["utility"].label = "utility"
+        variant = {"variant": settings.get("truth_ratio", "geometric")}
+        found: dict[str, Metric] = {"utility": Utility(RETAIN, **variant)}
         for of in self.sets:
-            found |= {f"{of.name}_{part}": metric(of, optional=True) for part, metric in PARTS.items()}
+            found |= {f"{of.name}_{part}": metric(of, optional=True, **variant) for part, metric in ANSWERS.items()}
+            found |= {f"{of.name}_{part}": metric(of, optional=True) for part, metric in MEMORY.items()}
         return found
 
     def prepare(self, sets: Sets, settings: Mapping[str, Any]) -> None:

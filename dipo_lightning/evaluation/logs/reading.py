@@ -17,8 +17,8 @@ def read_log(path: str | Path) -> EvaluationLog:
     """Read a log, whichever of the known formats it has.
 
     Args:
-        path: This package's own JSON log, open-unlearning's TOFU_EVAL.json or TOFU's eval_log_aggregated.json; or the
-            folder of a run, whose last evaluation is read.
+        path: This package's own JSON log, one of another package that a benchmark knows, or the folder of a run, whose
+            last evaluation is read.
 
     Returns:
         Its rows and what is known about them.
@@ -48,8 +48,8 @@ def read_log(path: str | Path) -> EvaluationLog:
             return foreign.read(content, path)
     keys = ", ".join(list(content)[:5]) or "none"
     raise InputError(
-        f"{path}: unknown format (its keys: {keys}). Known are logs of this package, open-unlearning's TOFU_EVAL.json "
-        "and TOFU's eval_log_aggregated.json."
+        f"{path}: unknown format (its keys: {keys}). Known are logs of this package and "
+        f"{', '.join(one.file for benchmark in known for one in benchmark.foreign_formats)}."
     )
 
 
