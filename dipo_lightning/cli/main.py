@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dipo_lightning.cli.configs import with_shipped_configs
 from dipo_lightning.errors import DiPOError, InputError, root_cause
 from dipo_lightning.safety.text import printable
 
@@ -84,6 +85,7 @@ def run_command(name: str, args: list[str]) -> None:
 
 def run_trainer(args: list[str]) -> None:
     """Run ``fit``, ``validate`` or ``test`` through LightningCLI, with the usual classes where none is named."""
+    args = with_shipped_configs(args)
     default = [f"--{part}=dipo_lightning.{name}" for part, name in DEFAULT_CLASSES.items() if not names(part, args)]
     from dipo_lightning.cli.trainer import run  # imports Lightning
 

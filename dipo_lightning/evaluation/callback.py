@@ -19,7 +19,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from torchmetrics import Metric, MetricCollection
 
-from dipo_lightning.data.prompts import PromptStyle, prompt_style
+from dipo_lightning.data.encoding import PromptStyle
+from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.errors import InputError, refuse_unknown
 from dipo_lightning.evaluation.aggregates import (
     Meanings,

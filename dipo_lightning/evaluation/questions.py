@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dipo_lightning.data.chat import ChatStyle
-from dipo_lightning.data.prompts import PromptStyle
+from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.generation import BATCH_ROWS, generate
 from dipo_lightning.evaluation.rows import EvaluatedRows, Measuring, Progress, Row

@@ -8,7 +8,7 @@ import torch
 
 from dipo_lightning.benchmarks.user_data.metrics import UserData
 from dipo_lightning.benchmarks.user_data.rows import evenly, question_rows, row_style
-from dipo_lightning.data.prompts import PromptStyle
+from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Evaluation
 from dipo_lightning.evaluation.questions import evaluate_rows

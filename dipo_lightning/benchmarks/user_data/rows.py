@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dipo_lightning.data.prompts import PromptStyle, TextStyle, encode
+from dipo_lightning.data.encoding import PromptStyle, encode
+from dipo_lightning.data.prompts import TextStyle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
