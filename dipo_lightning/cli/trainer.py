@@ -17,7 +17,7 @@ from dipo_lightning.callbacks import Checkpoint  # and short class names of all 
 from dipo_lightning.cli.messages import Sentences
 from dipo_lightning.cli.run_folder import is_finished, is_first_process, last_checkpoint, prepare_run
 from dipo_lightning.errors import InputError, root_cause
-from dipo_lightning.evaluation.callback import refuse_twins
+from dipo_lightning.evaluation.callback import Evaluation, refuse_twins
 from dipo_lightning.evaluation.tensorboard import write_layout
 from dipo_lightning.models.checkpoint import read_settled
 from dipo_lightning.models.sharding import check_strategy
@@ -60,7 +60,8 @@ class SaveConfig(SaveConfigCallback):
             text = without_home(self.parser.dump(self.config, skip_none=False))
             experiment.add_text("config", "\n".join("    " + line for line in text.splitlines()))
         if stage == "fit":
-            write_layout(experiment)
+            callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+            write_layout(experiment, [one for one in callbacks if isinstance(one, Evaluation)])
 
 
 class DiPOCLI(LightningCLI):
