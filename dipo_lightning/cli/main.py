@@ -27,6 +27,7 @@ COMMANDS = {
     "export": "dipo_lightning.cli.export:export",
     "chat": "dipo_lightning.cli.chat:chat",
     "plan": "dipo_lightning.cli.plan:plan",
+    "clean": "dipo_lightning.cli.clean:clean",
 }
 """The commands that are no Trainer method, by name, as ``module:function``."""
 
@@ -158,6 +159,7 @@ def _summary(name: str) -> str:
         "report": "Write a run's results as one HTML page.",
         "export": "Write a checkpoint as a Hugging Face folder with a model card.",
         "chat": "Talk to the original and the unlearned model side by side.",
+        "clean": "Remove the copies of what was to be forgotten from a run.",
     }
     return summaries.get(name, "")
 
