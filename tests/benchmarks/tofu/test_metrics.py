@@ -84,7 +84,7 @@ def test_a_row_without_a_number_is_left_out_everywhere_in_its_set_and_named(sets
 def test_skipped_rows_count_as_present_in_both_and_scored_in_neither(sets):
     reference = make_sets(6, False)
     missing = sets["forget"].pop(2)
-    with pytest.raises(InputError, match="11 here, 12 in the reference.*row 2"):
+    with pytest.raises(InputError, match="11 here, 12 in the retain model's log.*row 2"):
         tofu(sets, reference)
     skipped = {"forget": [{"index": missing["index"], "reason": "the answer has no tokens"}]}
     found = tofu(sets, reference, skipped=skipped)

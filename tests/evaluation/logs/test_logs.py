@@ -287,17 +287,17 @@ def test_other_counts_rows_and_questions_are_refused():
     short = copy.deepcopy(reference)
     short.sets["forget"].pop()
     with pytest.raises(InputError, match="12 rows in the log and 11 in the reference"):
-        check_comparable(log, short)
+        check_comparable(log, short, TOFU())
     other = copy.deepcopy(reference)
     other.sets["forget"][-1]["index"] = 30
     with pytest.raises(InputError, match=r"other rows: \[11, 30\]"):
-        check_comparable(log, other)
+        check_comparable(log, other, TOFU())
     reference.sets["forget"][3]["question"] = "Where is the harbour?"
     with pytest.raises(InputError, match="row 3, asks different questions"):
         check_comparable(log, reference, TOFU())
     muse = EvaluationLog("dipo-lightning/muse/1", {}, {})
     with pytest.raises(InputError, match="one is of MUSE"):
-        check_comparable(log, muse)
+        check_comparable(log, muse, TOFU())
 
 
 def test_questions_are_compared_across_formats(tmp_path):
