@@ -19,7 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 import dipo_lightning
 from dipo_lightning.callbacks import Checkpoint  # and short class names of all of them in YAML
 from dipo_lightning.callbacks.checkpoint import newest
-from dipo_lightning.callbacks.run_record import CHECKPOINTS, read_record, refuse_changes
+from dipo_lightning.callbacks.run_record import CHECKPOINTS, describe_run, read_record, refuse_changes
 from dipo_lightning.cli.messages import Sentences
 from dipo_lightning.cli.run_folder import (
     asks_for_more,
@@ -28,8 +28,8 @@ from dipo_lightning.cli.run_folder import (
     is_first_process,
     loggers_in,
     prepare_run,
+    read_fingerprints,
 )
-from dipo_lightning.data.rows import fingerprints
 from dipo_lightning.errors import InputError, root_cause
 from dipo_lightning.evaluation.callback import Evaluation, refuse_twins
 from dipo_lightning.evaluation.json_files import write_text
@@ -121,6 +121,8 @@ class DiPOCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.private:
             os.umask(0o077)
+        if config.trainer.barebones:
+            raise InputError("trainer.barebones switches off logs, checkpoints and evaluations; leave it out.")
         check_strategy(config.trainer.strategy)
         check_model_path(config.model.get("init_args", {}).get("pretrained"))
         limits = (config.trainer.max_epochs, config.trainer.max_time)
@@ -188,11 +190,8 @@ class DiPOCLI(LightningCLI):
                 print(f"Resuming from {self.config_init[self.subcommand].ckpt_path}")
             return
         config = without_secrets(yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand])
-        check = getattr(self.datamodule, "check", None)
-        if check is not None:
-            check()
-        record = read_record(folder / CHECKPOINTS) or {}
-        refuse_changes(record, config, fingerprints(self.datamodule), folder)
+        now = describe_run(config, read_fingerprints(self.datamodule, getattr(self.model, "pretrained", None)))
+        refuse_changes(read_record(folder / CHECKPOINTS) or {}, now, folder)
         if asks_for_more(folder, config):
             return
         if is_first_process():
