@@ -1,5 +1,6 @@
 """When a callback runs: at the start, every few epochs or steps, at the end, in validation and in a test."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,27 +10,35 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from dipo_lightning.evaluation.rows import check_numbers
 
 
-class Scheduled(pl.Callback):
-    """Calls `run` when its options say so, and never twice at one step of a fit.
+@dataclass
+class Schedule:
+    """Moments of a fit at which a callback runs.
 
-    Args:
-        every_n_epochs: Run at the end of every n-th epoch; None for not at epochs.
-        every_n_steps: Run after every n-th optimiser step; None for not at steps.
-        at_start: Run before the first step; not on a resume.
-        at_end: Run after the last step, unless that has just been done.
+    Attributes:
+        every_n_epochs: At the end of every n-th epoch; None for not at epochs.
+        every_n_steps: After every n-th optimiser step; None for not at steps.
+        at_start: Before the first step; not on a resume.
+        at_end: After the last step, unless it has just run.
     """
 
-    def __init__(
-        self,
-        every_n_epochs: int | None = 1,
-        every_n_steps: int | None = None,
-        at_start: bool = True,
-        at_end: bool = True,
-    ) -> None:
+    every_n_epochs: int | None = 1
+    every_n_steps: int | None = None
+    at_start: bool = True
+    at_end: bool = True
+
+
+class Scheduled(pl.Callback):
+    """Calls `run` when its schedule says so, and never twice at one step of a fit.
+
+    Args:
+        schedule: When; None for the start, the end and every epoch.
+    """
+
+    def __init__(self, schedule: Schedule | None = None) -> None:
         super().__init__()
-        check_numbers(self, {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps})
-        self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
-        self.at_start, self.at_end = at_start, at_end
+        self.schedule = schedule or Schedule()
+        numbers = ("every_n_epochs", "every_n_steps")
+        check_numbers(self, {f"schedule.{name}": getattr(self.schedule, name) for name in numbers})
         self._last_step: int | None = None
 
     def run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> None:
@@ -38,7 +47,7 @@ class Scheduled(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate before the first step."""
-        if self.at_start and trainer.global_step == 0:
+        if self.schedule.at_start and trainer.global_step == 0:
             self._run_once(trainer, pl_module, trainer.current_epoch)
 
     def on_train_batch_end(
@@ -50,18 +59,20 @@ class Scheduled(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Evaluate after every n-th optimiser step."""
-        if self.every_n_steps and trainer.global_step > 0 and trainer.global_step % self.every_n_steps == 0:
+        every = self.schedule.every_n_steps
+        if every and trainer.global_step > 0 and trainer.global_step % every == 0:
             ended = batch_idx + 1 >= trainer.num_training_batches  # the epoch: one evaluation serves for both
             self._run_once(trainer, pl_module, trainer.current_epoch + ended)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate after every n-th epoch; ``ModelCheckpoint`` and ``EarlyStopping`` come after this."""
-        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+        every = self.schedule.every_n_epochs
+        if every and (trainer.current_epoch + 1) % every == 0:
             self._run_once(trainer, pl_module, trainer.current_epoch + 1)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate the final policy."""
-        if self.at_end:
+        if self.schedule.at_end:
             self._run_once(trainer, pl_module, trainer.current_epoch)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -7,10 +7,10 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
+from dipo_lightning.report.meanings import meaning
 
 from dipo_lightning.cli.main import main
 from dipo_lightning.errors import InputError, RunError
-from dipo_lightning.report.meanings import meaning
 from dipo_lightning.report.page import PAGE, without_secrets_in_yaml, write_page
 from dipo_lightning.report.run_folder import read_run
 from tests.helpers.user_run import user_run
