@@ -13,6 +13,7 @@ RENAMED = {
     **{name: f"measuring.{name}" for name in ("min_k_fraction", "on_missing")},
     **{name: f"max_{name}" for name in ("rows", "forget_rows", "retain_rows")},
     "reference_log": "retain_log",
+    "tokenizer_name": "data.tokenizer",
 }
 """Today's full name of an option, by the one it had."""
 
