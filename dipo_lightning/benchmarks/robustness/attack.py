@@ -72,6 +72,7 @@ class Condition:
     kind: str = "answers"
 
 
+@dataclass
 class Attack:
     """One way to get forgotten knowledge back; an attack of your own is a subclass.
 
