@@ -8,6 +8,8 @@ from collections.abc import Iterable
 RENAMED = {
     **{f"lora_{name}": f"model.lora.{name}" for name in ("rank", "alpha", "dropout", "targets")},
     **{name: f"model.pair.{name}" for name in ("source", "selection", "k", "p", "rho", "memory_vector", "alpha")},
+    **{name: f"max_{name}" for name in ("forget_rows", "retain_rows")},
+    "tokenizer_name": "data.tokenizer",
 }
 """Today's full name of an option, by the one it had."""
 

@@ -20,13 +20,16 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
-from dipo_lightning.data.prompts import PromptStyle, prompt_style
+from dipo_lightning.data.encoding import PromptStyle
+from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.columns import flat_numbers
 from dipo_lightning.evaluation.json_files import write_json
-from dipo_lightning.evaluation.provenance import provenance
+from dipo_lightning.evaluation.provenance import provenance, weights
 from dipo_lightning.evaluation.rows import EvaluatedRows
-from dipo_lightning.evaluation.schedule import Scheduled
+from dipo_lightning.evaluation.run_folder import is_trial, run_folder
+from dipo_lightning.evaluation.schedule import Scheduled, interruptible
+from dipo_lightning.models.checkpoint import read_settled
 from dipo_lightning.models.distributed import evaluation_mode
 
 Document = dict[str, Any]
@@ -42,7 +45,7 @@ class Evaluation(Scheduled):
     A subclass names itself (``name``), checks its options in `check` and measures in `evaluate`; both run on every
     process. Scalars go to every logger at ``trainer.global_step`` and into ``trainer.callback_metrics``, where
     ``ModelCheckpoint`` and ``EarlyStopping`` find them as ``{name}/...``. Every evaluation is one JSON file under
-    ``{trainer.log_dir}/evaluations``. The module measured is the LightningModule's ``policy``.
+    ``evaluations`` in the run's folder. The module measured is the LightningModule's ``policy``.
 
     Args:
         every_n_epochs: Evaluate at the end of every n-th epoch; None for not at epochs.
@@ -53,6 +56,8 @@ class Evaluation(Scheduled):
 
     name = "evaluation"
     title: ClassVar[str] = "Evaluation"
+    #: Name of the scalar that says what the model can still do; more is better.
+    utility: ClassVar[str] = ""
     #: What the printed table shows, by scalar name; every scalar where this is empty.
     shown: ClassVar[Mapping[str, str]] = {}
     #: What the table gives the reason for when it is not there, by aggregate name.
@@ -109,7 +114,7 @@ class Evaluation(Scheduled):
     @staticmethod
     def is_trial(trainer: pl.Trainer) -> bool:
         """Tell whether the Trainer makes a ``fast_dev_run``, which measures `FAST_DEV_ROWS` rows of a set."""
-        return bool(getattr(trainer, "fast_dev_run", False))
+        return is_trial(trainer)
 
     def tokenizer_of(self, trainer: pl.Trainer) -> Any:
         """Return the data module's tokenizer.
@@ -167,33 +172,41 @@ class Evaluation(Scheduled):
     def run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> None:
         """Measure, log and write."""
         started = time.monotonic()
-        with evaluation_mode(pl_module), trainer.strategy.precision_plugin.forward_context():
+        forward = trainer.strategy.precision_plugin.forward_context()
+        with evaluation_mode(pl_module), forward, interruptible(trainer):
             document = self.evaluate(trainer, pl_module)
-        document["provenance"] = provenance(trainer, pl_module) | {
-            "epoch": epoch,
-            "step": trainer.global_step,
-            "seconds": round(time.monotonic() - started, 3),
-        }
+        epoch, step = position(trainer, epoch)
+        seconds = round(time.monotonic() - started, 3)
+        document["provenance"] = provenance(trainer, pl_module) | {"epoch": epoch, "step": step, "seconds": seconds}
         self._publish(trainer, pl_module, document)
-        self._write(trainer, document, f"{self.name}_epoch={epoch:03d}_step={trainer.global_step:05d}.json")
+        self._write(trainer, document)
         self.first, self.last = self.first or document, document
+
+    def outdated(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+        """Tell whether the last evaluation is of another step, or of other weights; collective."""
+        if super().outdated(trainer, pl_module) or not self.files:
+            return True
+        last = self.last or json.loads(Path(self.files[-1]).read_text(encoding="utf-8"))
+        return last["provenance"].get("model", {}).get("trained") != weights(pl_module).get("trained")
 
     def _publish(self, trainer: pl.Trainer, pl_module: pl.LightningModule, document: Document) -> None:
         """Log the scalars; in validate and test through Lightning, which returns them to the caller."""
         scalars = {f"{self.name}/{key}": value for key, value in self.scalars(document).items()}
+        step = document["provenance"]["step"]
         # float64: a p-value of 1e-119 is 0 in float32
         tensors = {key: torch.tensor(value, dtype=torch.float64) for key, value in scalars.items()}
         if trainer.state.fn == TrainerFn.FITTING:
             trainer.callback_metrics.update(tensors)
             for logger in trainer.loggers:
-                logger.log_metrics(scalars, step=trainer.global_step)
-                self._log_hyperparameters(logger, document, trainer.global_step)
+                logger.log_metrics(scalars, step=step)
+                self._log_hyperparameters(logger, document, step)
             self._described = True
-        else:
+        else:  # `step`: where Lightning then logs the others
+            tensors["step"] = torch.tensor(float(step))
             pl_module.log_dict(tensors, on_epoch=True, rank_zero_only=False)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                self.write_tensorboard(logger.experiment, document, trainer.global_step)
+                self.write_tensorboard(logger.experiment, document, step)
 
     def _log_hyperparameters(self, logger: Any, document: Document, step: int) -> None:
         """Give the HPARAMS tab its metrics: it stays empty unless hyper-parameters are logged together with some."""
@@ -205,14 +218,27 @@ class Evaluation(Scheduled):
         else:  # `hparams`: what the Trainer gave this logger of the module and the data module
             logger.log_hyperparams(dict(logger.hparams), metrics, step)
 
-    def _write(self, trainer: pl.Trainer, document: Document, file: str) -> None:
+    def _write(self, trainer: pl.Trainer, document: Document) -> None:
         """Write the document on rank 0, and say where and what it found."""
-        folder = trainer.log_dir  # collective
-        path = Path(folder or trainer.default_root_dir) / "evaluations" / file
+        path = trainer.strategy.broadcast(self._path(run_folder(trainer) / "evaluations", trainer, document))
         if trainer.is_global_zero:
             write_json(path, document)
             trainer.print(f"{self.summary(document)}\nEvery row and text: {path}")
-        self.files.append(str(path))
+        if str(path) not in self.files:
+            self.files.append(str(path))
+
+    def _path(self, folder: Path, trainer: pl.Trainer, document: Document) -> Path:
+        """Return where an evaluation is written: one file a step of a fit, and one more for each validation or test."""
+        where = document["provenance"]
+        name = f"{self.name}_epoch={where['epoch']:03d}_step={where['step']:05d}"
+        assert trainer.state.fn is not None
+        if trainer.state.fn == TrainerFn.FITTING:
+            return folder / f"{name}.json"
+        name, number = f"{name}_{trainer.state.fn.value}", 2
+        path = folder / f"{name}.json"
+        while path.exists():
+            path, number = folder / f"{name}_{number}.json", number + 1
+        return path
 
     @contextmanager
     def progress(self, trainer: pl.Trainer, total: int, what: str) -> Iterator[Callable[[int], object]]:
@@ -234,6 +260,20 @@ class Evaluation(Scheduled):
         self._last_step, self.files = state_dict["last_step"], list(state_dict["files"])
         if self.files and os.path.exists(self.files[0]):
             self.first = json.loads(Path(self.files[0]).read_text(encoding="utf-8"))
+
+
+def position(trainer: pl.Trainer, epoch: int) -> tuple[int, int]:
+    """Return the epochs and optimiser steps behind the weights that ``trainer`` evaluates.
+
+    Args:
+        trainer: In ``fit``, or in ``validate`` or ``test``, where a checkpoint that was loaded tells both.
+        epoch: The epochs behind the trainer itself.
+    """
+    path = trainer.ckpt_path
+    if trainer.state.fn == TrainerFn.FITTING or not path:
+        return epoch, trainer.global_step
+    checkpoint = read_settled(Path(path))
+    return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"], checkpoint["global_step"]
 
 
 def refuse_twins(callbacks: Iterable[object]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dipo_lightning.data.chat import ChatStyle
-from dipo_lightning.data.prompts import PromptStyle
+from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.rows import EvaluatedRows, MeasuringOptions, Progress, Row

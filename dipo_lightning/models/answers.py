@@ -190,7 +190,8 @@ def answer_logits(model: nn.Module, batch: TokenBatch) -> Tensor:
     """Return the (N, V) logits of ``model`` at the supervised positions of ``batch``."""
     positions = supervised_positions(batch["labels"])
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    return model(**inputs, logits_to_keep=positions, use_cache=False).logits
+    logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits
+    return logits if logits.dim() == 2 else logits[positions]  # some families ignore the positions
 
 
 def answer_hidden(model: nn.Module, batch: TokenBatch) -> Tensor:

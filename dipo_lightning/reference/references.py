@@ -200,7 +200,8 @@ def without_rounding(cached: Tensor, own: Tensor, size: Tensor | None = None) ->
     kind = own.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else own.dtype
     norm = torch.linalg.vector_norm
-    distance = float(norm((cached - own).float()) / norm((own if size is None else size).float()))
+    scale = own if size is None else size.detach()
+    distance = float(norm((cached - own).float()) / norm(scale.float()))
     if distance > torch.finfo(dtype).eps ** 0.5:
         raise RunError(
             f"The reference cache and the policy differ by {distance:.1%} before the first step, where they are one "

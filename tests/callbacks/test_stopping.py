@@ -26,7 +26,7 @@ class Scripted(Evaluation):
     name = "muse"
 
     def __init__(self, values, dtype=torch.float64):
-        super().__init__(at_start=False)
+        super().__init__(at_start=False, at_end=False)
         self.values, self.dtype = list(values), dtype
 
     def on_train_epoch_end(self, trainer, pl_module):

@@ -65,6 +65,7 @@ class MUSEEvaluation(Evaluation):
     """
 
     name = "muse"
+    utility = "knowmem_retain"
     shown = SHOWN
     may_be_absent: ClassVar = {"privleak": "PrivLeak"}
 

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from dipo_lightning.benchmarks.muse.data import MUSEData
-from dipo_lightning.data.prompts import TextStyle, encode, shortened, start_ids
+from dipo_lightning.data.encoding import encode, shortened, start_ids
+from dipo_lightning.data.prompts import TextStyle
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.rows import EvaluatedRows, MeasuringOptions, Progress, Row

@@ -9,7 +9,7 @@ import torch
 from dipo_lightning.benchmarks.tofu.data import HUB_NAME, TOFUData, load_tofu
 from dipo_lightning.benchmarks.tofu.metrics import aggregate, row_log_ratio
 from dipo_lightning.benchmarks.tofu.pictures import truth_ratios, write_truth_ratios
-from dipo_lightning.data.prompts import PromptStyle
+from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Document, Evaluation
 from dipo_lightning.evaluation.logs import TOFU_FORMAT, EvaluationLog, check_comparable, read_log
@@ -62,6 +62,7 @@ class TOFUEvaluation(Evaluation):
     """
 
     name = "tofu"
+    utility = "model_utility"
     shown = SHOWN
     may_be_absent: ClassVar = {"forget_quality": "forget quality", "model_utility": "model utility"}
 

@@ -7,7 +7,7 @@ import torch
 
 from dipo_lightning.benchmarks.user_data.metrics import USER_DATA_FORMAT, user_data_aggregates
 from dipo_lightning.benchmarks.user_data.rows import evenly, question_rows, row_style
-from dipo_lightning.data.prompts import PromptStyle
+from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Document, Evaluation
 from dipo_lightning.evaluation.logs.log import END_OF_TURN
@@ -57,6 +57,7 @@ class MemorizationEvaluation(Evaluation):
     """
 
     name = "user_data"
+    utility = "utility"
     shown = SHOWN
     may_be_absent: ClassVar = {"utility": "utility"}
 

@@ -17,6 +17,8 @@ TOFU_FORMAT = "dipo-lightning/tofu/1"
 MUSE_FORMAT = "dipo-lightning/muse/1"
 USER_DATA_FORMAT = "dipo-lightning/user_data/1"
 OPEN_UNLEARNING_FORMAT = "open-unlearning/tofu"
+OPEN_UNLEARNING_MUSE_FORMAT = "open-unlearning/muse"
+MUSE_FORMATS = (MUSE_FORMAT, OPEN_UNLEARNING_MUSE_FORMAT)
 TOFU_AUTHORS_FORMAT = "locuslab/tofu"
 
 END_OF_TURN = "excluded"
@@ -32,7 +34,7 @@ class EvaluationLog:
 
     Attributes:
         format: `dipo-lightning/tofu/1`, `dipo-lightning/muse/1`, `dipo-lightning/user_data/1`,
-            `open-unlearning/tofu` or `locuslab/tofu`.
+            `open-unlearning/tofu`, `open-unlearning/muse` or `locuslab/tofu`.
         settings: How it was evaluated (split, prompt_style, truth_ratio, ...); what a foreign format does not say is
             absent.
         sets: Rows by set name, each a dict with at least `index`.
