@@ -28,7 +28,7 @@ from dipo_lightning.cli.run_folder import (
 )
 from dipo_lightning.data.rows import fingerprints
 from dipo_lightning.errors import InputError, root_cause
-from dipo_lightning.evaluation.callback import refuse_twins
+from dipo_lightning.evaluation.callback import Evaluation, refuse_twins
 from dipo_lightning.evaluation.json_files import write_text
 from dipo_lightning.evaluation.run_folder import is_trial, run_folder, set_run_folder
 from dipo_lightning.evaluation.tensorboard import write_layout
@@ -84,7 +84,8 @@ class SaveConfig(SaveConfigCallback):
             lines = in_yaml(without_home(options)).splitlines()
             experiment.add_text("config", "\n".join(f"    {line}" for line in lines))
         if fitting:
-            write_layout(experiment)
+            callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+            write_layout(experiment, [one for one in callbacks if isinstance(one, Evaluation)])
 
 
 def in_yaml(options: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -35,27 +36,35 @@ class Savepoint(pl.Callback):
         """Save what is not saved yet and end the run; the state is that of before the evaluation."""
 
 
-class Scheduled(pl.Callback):
-    """Calls `run` when its options say so, and never twice at one step of a fit with the same weights.
+@dataclass
+class Schedule:
+    """Moments of a fit at which a callback runs.
 
-    Args:
-        every_n_epochs: Run at the end of every n-th epoch; None for not at epochs.
-        every_n_steps: Run after every n-th optimiser step; None for not at steps.
-        at_start: Run before the first step; not on a resume.
-        at_end: Run after the last step, unless that has just been done.
+    Attributes:
+        every_n_epochs: At the end of every n-th epoch; None for not at epochs.
+        every_n_steps: After every n-th optimiser step; None for not at steps.
+        at_start: Before the first step; not on a resume.
+        at_end: After the last step, unless it has just run.
     """
 
-    def __init__(
-        self,
-        every_n_epochs: int | None = 1,
-        every_n_steps: int | None = None,
-        at_start: bool = True,
-        at_end: bool = True,
-    ) -> None:
+    every_n_epochs: int | None = 1
+    every_n_steps: int | None = None
+    at_start: bool = True
+    at_end: bool = True
+
+
+class Scheduled(pl.Callback):
+    """Calls `run` when its schedule says so, and never twice at one step of a fit with the same weights.
+
+    Args:
+        schedule: When; None for the start, the end and every epoch.
+    """
+
+    def __init__(self, schedule: Schedule | None = None) -> None:
         super().__init__()
-        check_numbers(self, {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps})
-        self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
-        self.at_start, self.at_end = at_start, at_end
+        self.schedule = schedule or Schedule()
+        numbers = ("every_n_epochs", "every_n_steps")
+        check_numbers(self, {f"schedule.{name}": getattr(self.schedule, name) for name in numbers})
         self._last_step: int | None = None
 
     def run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> None:
@@ -64,7 +73,7 @@ class Scheduled(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate before the first step."""
-        if self.at_start and trainer.global_step == 0:
+        if self.schedule.at_start and trainer.global_step == 0:
             self._run_once(trainer, pl_module, trainer.current_epoch, "on_train_start")
 
     def on_train_batch_end(
@@ -81,13 +90,14 @@ class Scheduled(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate after every n-th epoch; ``ModelCheckpoint`` and ``EarlyStopping`` come after this."""
-        by_epochs = bool(self.every_n_epochs) and (trainer.current_epoch + 1) % (self.every_n_epochs or 1) == 0
+        every = self.schedule.every_n_epochs
+        by_epochs = bool(every) and (trainer.current_epoch + 1) % (every or 1) == 0
         if by_epochs or self._due_by_steps(trainer):
             self._run_once(trainer, pl_module, trainer.current_epoch + 1, "on_train_epoch_end")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate the final policy."""
-        if self.at_end:
+        if self.schedule.at_end:
             self._run_once(trainer, pl_module, trainer.current_epoch, "on_train_end")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -100,7 +110,7 @@ class Scheduled(pl.Callback):
         It is not where the run was interrupted in its last evaluation, or where a callback (weight averaging) changed
         the weights when training had ended.
         """
-        if self.at_end and trainer.global_step and self.outdated(trainer, pl_module):
+        if self.schedule.at_end and trainer.global_step and self.outdated(trainer, pl_module):
             self._last_step = None
             self._run_once(trainer, pl_module, trainer.current_epoch, "on_fit_end")
 
@@ -119,7 +129,8 @@ class Scheduled(pl.Callback):
 
     def _due_by_steps(self, trainer: pl.Trainer) -> bool:
         step = trainer.global_step
-        return bool(self.every_n_steps) and step > 0 and step % (self.every_n_steps or 1) == 0
+        every = self.schedule.every_n_steps
+        return bool(every) and step > 0 and step % (every or 1) == 0
 
     def _run_once(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int, hook: Hook) -> None:
         if self._last_step == trainer.global_step:
