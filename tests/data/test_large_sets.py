@@ -80,7 +80,7 @@ def test_the_longest_rows_of_a_large_set_are_looked_at_before_the_first_step(
     monkeypatch.setattr(module_file, "LONGEST", 5)
     with pytest.raises(InputError, match=r"its prompt alone has \d+ tokens"):
         data(folder, max_length=12)
-    with pytest.warns(UserWarning, match="of the 5 longest of 30 retain rows are longer than data.max_length=30"):
+    with pytest.warns(UserWarning, match=r"of the 5 longest of 30 \w+ rows are longer than data.max_length=30"):
         data(folder, max_length=30)
 
 

@@ -23,6 +23,7 @@ import lightning.pytorch as pl  # noqa: E402
 
 from dipo_lightning import GradDiffModule, UnlearningDataModule  # noqa: E402
 from dipo_lightning.callbacks import MemorizationEvaluation  # noqa: E402
+from dipo_lightning.evaluation.rows import Measuring  # noqa: E402
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -92,7 +93,7 @@ def main() -> None:
         enable_progress_bar=False,
         inference_mode=False,
         default_root_dir=folder,
-        callbacks=[MemorizationEvaluation(generate=False, every_n_epochs=None, at_end=False), FirstStep()],
+        callbacks=[MemorizationEvaluation(measuring=Measuring(generate=False)), FirstStep()],
     )
     trainer.fit(GradDiffModule(str(folder / "model")), data)
 
