@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from dipo_lightning.comparison.configs import Config
+Config = dict[str, Any]
 
 AUTHORS = 40
 VOCABULARY = 2048
