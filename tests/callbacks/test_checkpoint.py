@@ -141,7 +141,7 @@ def test_a_checkpoint_is_validated_under_its_own_step_and_overwrites_nothing(fol
     assert names == {f"user_data_epoch=001_step=00002_validate{number}.json" for number in ("", "_2")}
     assert {name: (run_folder(made) / "evaluations" / name).read_bytes() for name in before} == before
     assert results["step"] == 2
-    fresh = trainer(tmp_path / "fresh", MemorizationEvaluation())
+    fresh = trainer(tmp_path / "fresh", MemorizationEvaluation(), Checkpoint())
     fresh.test(GradDiffModule(str(folder / "model")), data(folder), ckpt_path=saved, weights_only=True, verbose=False)
     assert [path.name for path in evaluations(fresh)] == ["user_data_epoch=001_step=00002_test.json"]
 
