@@ -17,6 +17,7 @@ from dipo_lightning.errors import DiPOError, InputError, root_cause
 from dipo_lightning.safety.text import printable
 
 COMMANDS = {
+    "forget": "dipo_lightning.cli.forget:forget",
     "quickstart": "dipo_lightning.quickstart:quickstart",
     "muse-small": "dipo_lightning.quickstart.muse_small:muse_small",
     "scalability": "dipo_lightning.comparison.sequences:scalability",
@@ -149,6 +150,7 @@ def _summary(name: str) -> str:
         "fit": "Unlearn (or fine-tune) a model, evaluating while it trains.",
         "validate": "Run the evaluation callbacks on a model.",
         "test": "Run the evaluation callbacks on a model and write its log.",
+        "forget": "Make a model forget a file of rows, and say whether it did.",
         "quickstart": "Make data, a model that knows it, unlearn a part, and show that it did.",
         "muse-small": "Make a small corpus in MUSE's schema, and models that know it with and without a part.",
         "scalability": "Unlearn forget sets of growing size, each from the target.",
