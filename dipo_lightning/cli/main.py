@@ -32,6 +32,9 @@ COMMANDS = {
 }
 """The commands that are no Trainer method, by name, as ``module:function``."""
 
+LAST_ARGUMENT = {"forget": (2, "retain")}
+"""Commands with one more argument that may be left out: its place, and the option that it stands for."""
+
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """A disk that is full or can't be written to; such an error seldom names its file."""
 
@@ -79,6 +82,10 @@ def run_command(name: str, args: list[str]) -> None:
 
     from dipo_lightning.cli.messages import Sentences
 
+    if name in LAST_ARGUMENT:
+        place, option = LAST_ARGUMENT[name]
+        if len(args) > place and not any(argument.startswith("-") for argument in args[: place + 1]):
+            args = [*args[:place], f"--{option}", *args[place:]]
     parser = type("Parser", (Sentences, ArgumentParser), {})
     module, function = COMMANDS[name].split(":")
     called = getattr(importlib.import_module(module), function)
