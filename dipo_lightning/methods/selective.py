@@ -209,6 +209,7 @@ class SelectiveModule(UnlearningModule):
         self._wordings: list[list[PrivateExample]] = []  # by row, one for each template
         self._alternatives: list[PrivateExample] = []
         self._general: list[dict[str, Any]] = []
+        self._endings: list[int] = []  # tokens that end a sentence or the turn
         self._blind: Answers | None = None
         self._current: list[PrivateExample] = []
 
@@ -237,6 +238,10 @@ class SelectiveModule(UnlearningModule):
             [self._example(number, row, template, shared) for template in TEMPLATES]
             for number, row in enumerate(data.forget_rows)
         ]
+        ends = [
+            data.tokenizer(sign, add_special_tokens=False)["input_ids"] for sign in (".", " .", ",", "!", "?", "\n")
+        ]
+        self._endings = sorted({ids[-1] for ids in ends if ids} | set(data.style.stop_ids))
         assert isinstance(self.reference, ModelReference)
         with self.reference.frozen():
             self._alternatives = self._blind_answers(self.reference.model, shared)
@@ -308,7 +313,7 @@ class SelectiveModule(UnlearningModule):
         found = []
         for example, first, answers in zip(asked, begun, said, strict=True):
             known = {word.text for word in self._secret_words(example.index)}
-            fresh = [ids for ids in dict.fromkeys(map(tuple, answers)) if ids and not self._says(ids, known)]
+            fresh = [ids for ids in dict.fromkeys(map(tuple, answers)) if self._is_variant(ids, known)]
             found += [self._continued(example, first, list(ids), shared) for ids in fresh[: self.alternatives]]
         return found
 
@@ -341,9 +346,10 @@ class SelectiveModule(UnlearningModule):
         answer = self.trainer.datamodule.forget_rows[number]["answer"]  # type: ignore[attr-defined]
         return [word for span in self.private[number] for word in words(answer[span.start : span.end])]
 
-    def _says(self, ids: Sequence[int], known: set[str]) -> bool:
-        text = self.trainer.datamodule.tokenizer.decode(list(ids))  # type: ignore[attr-defined]
-        return any(word.text in known for word in words(text))
+    def _is_variant(self, ids: Sequence[int], known: set[str]) -> bool:
+        """Whether an answer says some word, and no private one."""
+        said = vocabulary([self.trainer.datamodule.tokenizer.decode(list(ids))])  # type: ignore[attr-defined]
+        return bool(said) and said.isdisjoint(known)
 
     # One step.
 
@@ -422,13 +428,17 @@ class SelectiveModule(UnlearningModule):
         return torch.tensor(flags, dtype=torch.bool, device=forget.labels.device)
 
     def _banned(self, forget: Answers, positions: Tensor, vocabulary_size: int) -> Tensor:
-        """(n, V) bool: the private words' first tokens, and the true token."""
+        """(n, V) bool: the private words' first tokens and the true token; where a value begins also ends of a text."""
         banned = torch.zeros(len(positions), vocabulary_size, dtype=torch.bool, device=positions.device)
         for place, sequence in enumerate(forget.sequence_ids[positions].tolist()):
             banned[place, self._current[sequence].banned] = True
         secret = torch.tensor([example.secret for example in self._current], device=positions.device)
         labels = forget.labels[positions][:, None]
-        return banned | torch.zeros_like(banned).scatter(1, labels, secret[forget.sequence_ids[positions]][:, None])
+        banned |= torch.zeros_like(banned).scatter(1, labels, secret[forget.sequence_ids[positions]][:, None])
+        private = self._flags(forget)
+        begins = private & ~private.roll(1)
+        banned[:, self._endings] |= begins[positions][:, None]
+        return banned
 
     # Asking the policy.
 

@@ -20,6 +20,7 @@ from dipo_lightning.benchmarks.user_data.probes import general_paragraphs, gener
 from dipo_lightning.benchmarks.user_data.verdict import Kept, ValueReport
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.private import (
+    Span,
     find_private,
     says,
     share_of_words,
@@ -34,6 +35,9 @@ from dipo_lightning.models.distributed import evaluation_mode
 from dipo_lightning.models.token_batch import IGNORED
 
 Row = Mapping[str, Any]
+
+VARIANTS = 5
+"""False variants of a private value that are scored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,7 @@ class Examination:
         values: Private values by forget row, in order.
         probability: Geometric mean probability per token of each value, given its answer up to it, by row and value.
         rank: Rank of the first token of each value.
+        variants: Probability of the likeliest false variant of each value: another value of its kind in its place.
         greedy: Greedy answer to each forget question.
         reworded: Greedy answers to its rewordings.
         sampled: Sampled answers to the question and its rewordings.
@@ -75,6 +80,7 @@ class Examination:
     values: list[list[str]]
     probability: list[list[float]]
     rank: list[list[int]]
+    variants: list[list[float | None]]
     greedy: list[str]
     reworded: list[list[str]]
     sampled: list[list[str]]
@@ -132,6 +138,7 @@ def examine(
         values,
         probability,
         rank,
+        _variant_scores(policy, style, forget, values, [*retain, *neighbours]),
         [answers[0] for answers in grouped],
         [answers[1:] for answers in grouped],
         sampled,
@@ -150,8 +157,10 @@ def value_reports(
     Args:
         before: The target's.
         after: The unlearned model's.
-        floors: Probability of each value under a model that never knew, by row and value; None where unknown.
+        floors: Probability of each value under a model that never knew, by row and value; without them that of the
+            likeliest false variant under the unlearned model itself.
     """
+    floors = after.variants if floors is None else floors
     reports = []
     for index, values in enumerate(after.values):
         for place, value in enumerate(values):
@@ -162,7 +171,7 @@ def value_reports(
                     value,
                     before.probability[index][place],
                     after.probability[index][place],
-                    None if floors is None else floors[index][place],
+                    floors[index][place],
                     says(after.greedy[index], value),
                     any(says(answer, value) for answer in after.reworded[index]),
                     len(said),
@@ -260,6 +269,61 @@ def _value_scores(
             probabilities.append([float(likelihood[one].mean().exp()) if one.any() else 0.0 for one in flags])
             ranks.append([int(rank[one][0]) if one.any() else 0 for one in flags])
     return probabilities, ranks
+
+
+def _kind(value: str) -> tuple[bool, bool, int]:
+    """Values of one kind are alike in having digits, in being names, and in their number of words."""
+    return any(sign.isdigit() for sign in value), value[:1].isupper(), min(3, len(value.split()))
+
+
+def false_variants(value: str, pool: Sequence[str], count: int = VARIANTS) -> list[str]:
+    """Choose other values of the kind of a private one: in digits, capitals and number of words, as far as there are.
+
+    Args:
+        value: A private value.
+        pool: Values of other rows.
+        count: How many at most.
+    """
+    kind = _kind(value)
+    others = [one for one in dict.fromkeys(pool) if not says(one, value) and not says(value, one)]
+    likeness = {one: sum(a == b for a, b in zip(_kind(one), kind, strict=True)) for one in others}
+    best = max(likeness.values(), default=0)
+    return sorted(one for one in others if likeness[one] == best)[:count]
+
+
+def _variant_scores(
+    policy: nn.Module,
+    style: PromptStyle,
+    rows: Sequence[Row],
+    values: Sequence[Sequence[str]],
+    others: Sequence[Row],
+) -> list[list[float | None]]:
+    """Probability per token of the likeliest false variant of each value, in its place; None where there is none."""
+    pool = [value for row in values for value in row]
+    for row in others:
+        pool += [row["answer"][span.start : span.end] for span in find_private(row["question"], row["answer"], ())]
+    examples, owners = [], []
+    for number, (row, wanted) in enumerate(zip(rows, values, strict=True)):
+        for place, value in enumerate(wanted):
+            (span, *_) = spans_of_values(row["answer"], [value])
+            for variant in false_variants(value, pool):
+                examples.append(_variant_example(style, row, span, variant))
+                owners.append((number, place))
+    found: list[list[float | None]] = [[None] * len(wanted) for wanted in values]
+    for (number, place), scores in zip(owners, score(policy, examples), strict=True):
+        if scores.tokens:
+            found[number][place] = max(found[number][place] or 0.0, math.exp(-scores.nll))
+    return found
+
+
+def _variant_example(style: PromptStyle, row: Row, span: Span, variant: str) -> tuple[list[int], list[int]]:
+    """The answer with a variant in the place of a value, of which only the variant's tokens are scored."""
+    answer = row["answer"][: span.start] + variant + row["answer"][span.end :]
+    ids, labels = style.example(row["question"], answer)
+    start = next(place for place, label in enumerate(labels) if label != IGNORED)
+    places = token_places(style.tokenizer, ids[start:], answer)
+    flags = token_flags(places, [Span(span.start, span.start + len(variant))])
+    return ids, [IGNORED] * start + [token if flag else IGNORED for token, flag in zip(ids[start:], flags, strict=True)]
 
 
 def _row_scores(policy: nn.Module, style: PromptStyle, rows: Sequence[Row]) -> list[float]:
