@@ -22,7 +22,7 @@ METHODS = {
 """Methods that the command knows by a short name."""
 
 BATCH_SIZE = 8
-STEPS = 24
+STEPS = 40
 """Optimiser steps at most for up to `BATCH_SIZE` x 2 rows; the stopping rule ends most runs sooner."""
 PASSES = 6
 """Passes over more rows than that, at most."""

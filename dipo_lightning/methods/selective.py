@@ -15,11 +15,15 @@ says what a model that never knew would say. With ``dispreferred: reference`` it
 DiPO's -2/beta log sigmoid(beta u_t) per token. Derived here from `dipo_lightning.methods.dipo.loss`; the pair is this
 package's.
 
+A divergence hardly pulls at a token of probability 0.02, and twenty samples still say it. So the true token of a
+private position is also pushed down by its log-probability, but no further than to ``ceiling``.
+
 The policy is also asked during training: private values that it says in samples become training rows at once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -135,6 +139,21 @@ def contrast_loss(target: Tensor, reference: Tensor, logits: Tensor, beta: float
     return -2 / beta * logsigmoid(beta * margin)
 
 
+def excess(logits: Tensor, labels: Tensor, ceiling: float) -> Tensor:
+    """How far the log-probability of each label lies above that of the ceiling.
+
+    Args:
+        logits: (n, V).
+        labels: (n,) int64.
+        ceiling: A probability.
+
+    Returns:
+        (n,) nats, 0 where the label is at or below the ceiling.
+    """
+    likelihood = logits.log_softmax(-1).gather(1, labels[:, None])[:, 0]
+    return (likelihood - math.log(ceiling)).clamp(min=0)
+
+
 @dataclass
 class PrivateExample:
     """A prompt with an answer whose private tokens are known.
@@ -169,6 +188,8 @@ class SelectiveModule(UnlearningModule):
         dispreferred: ``policy`` (a target that is approached, not passed) or ``reference`` (DiPO's margin per token).
         beta: Inverse temperature of the margin, for ``dispreferred: reference``.
         sentence_weight: Weight of the divergence from the reference at the other positions of the forget answers.
+        ceiling: Probability down to which the true token of a private position is pushed.
+        ceiling_weight: Weight of that push; 0 for none.
         general_weight: Weight of the divergence from the reference on its own answers to general questions; 0 for none.
         alternatives: Answers of the blind reference per forget row that are trained on as well; 0 for none.
         samples: Answers per forget row and wording that are sampled when the policy is asked.
@@ -186,9 +207,11 @@ class SelectiveModule(UnlearningModule):
         dispreferred: Literal["policy", "reference"] = "policy",
         beta: float = 0.5,
         sentence_weight: float = 1.0,
+        ceiling: float = 1e-4,
+        ceiling_weight: float = 0.2,
         general_weight: float = 1.0,
         alternatives: int = 3,
-        samples: int = 3,
+        samples: int = 6,
         check_every: int = 8,
         stop: bool = True,
         retain_loss: Literal["nll", "kl", "none"] = "kl",
@@ -202,7 +225,10 @@ class SelectiveModule(UnlearningModule):
             if value < 0:
                 raise InputError(f"model.{name} is {value}; it must be 0 or more.")
         self.dispreferred, self.beta = dispreferred, beta
+        if not 0 < ceiling < 1:
+            raise InputError(f"model.ceiling is {ceiling}; it must be between 0 and 1.")
         self.sentence_weight, self.general_weight = sentence_weight, general_weight
+        self.ceiling, self.ceiling_weight = ceiling, ceiling_weight
         self.alternatives, self.samples, self.check_every, self.stop = alternatives, samples, check_every, stop
         self.private: list[list[Span]] = []
         self.leaks: list[PrivateExample] = []
@@ -397,17 +423,23 @@ class SelectiveModule(UnlearningModule):
         private = self._flags(forget)
         assert self._blind is not None
 
-        def values(positions: Tensor, policy: Tensor, frozen: Tensor, blind: Tensor) -> tuple[Tensor]:
+        def values(positions: Tensor, policy: Tensor, frozen: Tensor, blind: Tensor) -> tuple[Tensor, Tensor]:
             target = blind_target(frozen, blind, private[positions], self._banned(forget, positions, blind.shape[-1]))
             found = divergence(target, policy)
             if self.dispreferred == "reference":
                 pushed = contrast_loss(target, frozen, policy, self.beta)
                 found = torch.where(private[positions], pushed, found)
-            return (found,)
+            return found, excess(policy, forget.labels[positions], self.ceiling)
 
-        (tokens,) = over_logits(values, forget, reference, self._blind)
-        terms = {"private": mean_of(tokens, private), "sentence": mean_of(tokens, ~private)}
-        total = terms["private"] + self.sentence_weight * terms["sentence"]
+        tokens, above = over_logits(values, forget, reference, self._blind)
+        secret = torch.tensor([example.secret for example in self._current], device=private.device)
+        terms = {
+            "private": mean_of(tokens, private),
+            "above_ceiling": mean_of(above, private & secret[forget.sequence_ids]),
+            "sentence": mean_of(tokens, ~private),
+        }
+        total = terms["private"] + self.ceiling_weight * terms["above_ceiling"]
+        total = total + self.sentence_weight * terms["sentence"]
         if "general" in answers:
             general = answers["general"]
             (kept,) = over_logits(
