@@ -32,6 +32,8 @@ LEARNING_RATE, WIDTH = 1e-4, 576
 HELD_OUT, FEWEST_HELD_OUT = 0.15, 20
 """Share of the retain rows that is not trained on, where there are at least so many rows."""
 NEIGHBOURS = 50
+SAMPLES_BEFORE = 2
+"""Sampled answers of the target to each question: it is known to say them."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ def forget(
     )
     _say(settings, rows)
     effort = {"samples": samples, "seed": seed}
-    before = _examined(folder / "before.json", model, rows, style_name, effort, "target")
+    few = effort | {"samples": min(samples, SAMPLES_BEFORE)}
+    before = _examined(folder / "before.json", model, rows, style_name, few, "target")
     config = run_config(folder, model, settings, style_name, seed, accelerator, bool(rows.retain))
     _fit(folder, config)
     unlearned = folder / "run" / "model"
