@@ -19,7 +19,7 @@ from dipo_lightning.data.pairs import EpochSampler, Example
 from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.data.rows import Rows
 from dipo_lightning.data.tokenization import LazyRows, pieces, tokenize_rows
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, refuse_unknown
 from dipo_lightning.models.loading import load_tokenizer
 from dipo_lightning.models.token_batch import collate_parts
 
@@ -67,8 +67,10 @@ class TokenizedDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         on_missing: Literal["raise", "skip"] = "raise",
+        **unknown: Any,
     ) -> None:
         super().__init__()
+        refuse_unknown(type(self).__name__, unknown)
         for name, value in (("batch_size", batch_size), ("max_length", max_length)):
             if value < 1:
                 raise InputError(f"data.{name} is {value}; it must be at least 1.")
