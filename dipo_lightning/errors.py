@@ -3,6 +3,14 @@
 The command line prints such an error without a traceback and exits with code 2.
 """
 
+from collections.abc import Iterable
+
+RENAMED = {
+    **{f"lora_{name}": f"model.lora.{name}" for name in ("rank", "alpha", "dropout", "targets")},
+    **{name: f"model.pair.{name}" for name in ("source", "selection", "k", "p", "rho", "memory_vector", "alpha")},
+}
+"""Today's full name of an option, by the one it had."""
+
 
 class DiPOError(Exception):
     """Base of every error this package raises on purpose."""
@@ -25,3 +33,10 @@ def root_cause(error: BaseException) -> BaseException:
     while cause is not None and not isinstance(cause, DiPOError):
         cause = cause.__cause__ or cause.__context__
     return cause or error
+
+
+def refuse_unknown(owner: str, options: Iterable[str]) -> None:
+    """Raise an `InputError` for the first of the options that a class was given and does not have, if there is one."""
+    for option in options:
+        hint = f"; it is {RENAMED[option]} now" if option in RENAMED else ""
+        raise InputError(f"{owner} has no option {option}{hint}.")

@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from dipo_lightning.data.fingerprint import fingerprints
+from dipo_lightning.data.rows import fingerprints
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.export import save_model
 from dipo_lightning.report.card import CardFacts, model_card

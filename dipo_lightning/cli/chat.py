@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from dipo_lightning.data.prompts import PromptStyle, prompt_style
+from dipo_lightning.data.encoding import PromptStyle
+from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.errors import InputError
 from dipo_lightning.safety.text import printable
 

@@ -37,7 +37,7 @@ def export(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty; export would overwrite it. Name another folder or remove it.")
     found = read_checkpoint(checkpoint)
-    if adapters == "separate" and found.settings.get("lora_rank") is None:
+    if adapters == "separate" and found.settings.get("lora") is None:
         raise InputError(f"{found.path} holds no adapters; leave --adapters out.")
     policy, tokenizer = restore(found, pretrained, trust_remote_code)
     run = found.path.resolve().parent.parent  # RUN/checkpoints/x.ckpt

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dipo_lightning.cli.configs import with_shipped_configs
 from dipo_lightning.errors import DiPOError, InputError, root_cause
 from dipo_lightning.safety.text import printable
 
@@ -26,6 +27,7 @@ COMMANDS = {
     "export": "dipo_lightning.cli.export:export",
     "chat": "dipo_lightning.cli.chat:chat",
     "plan": "dipo_lightning.cli.plan:plan",
+    "clean": "dipo_lightning.cli.clean:clean",
 }
 """The commands that are no Trainer method, by name, as ``module:function``."""
 
@@ -84,6 +86,7 @@ def run_command(name: str, args: list[str]) -> None:
 
 def run_trainer(args: list[str]) -> None:
     """Run ``fit``, ``validate`` or ``test`` through LightningCLI, with the usual classes where none is named."""
+    args = with_shipped_configs(args)
     default = [f"--{part}=dipo_lightning.{name}" for part, name in DEFAULT_CLASSES.items() if not names(part, args)]
     from dipo_lightning.cli.trainer import run  # imports Lightning
 
@@ -156,6 +159,7 @@ def _summary(name: str) -> str:
         "report": "Write a run's results as one HTML page.",
         "export": "Write a checkpoint as a Hugging Face folder with a model card.",
         "chat": "Talk to the original and the unlearned model side by side.",
+        "clean": "Remove the copies of what was to be forgotten from a run.",
     }
     return summaries.get(name, "")
 

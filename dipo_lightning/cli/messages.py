@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
+from dipo_lightning.errors import RENAMED
 from dipo_lightning.safety.text import printable
 
 NOISE = (
@@ -58,6 +59,8 @@ def suggestion(message: str, parser: Any) -> str:
     if found is None:
         return ""
     unknown = next(group for group in found.groups() if group).split(".")[-1]
+    if unknown in RENAMED:
+        return f". It is {RENAMED[unknown]} now"
     named = re.search(r"class_path '([\w.]+)'", message)
     known = set(init_options(named.group(1))) if named else {action.dest.split(".")[-1] for action in parser._actions}
     near = difflib.get_close_matches(unknown, sorted(known), n=1)

@@ -13,7 +13,7 @@ from dipo_lightning.benchmarks.tofu import metrics as tofu
 from dipo_lightning.benchmarks.user_data.metrics import user_data_aggregates
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.logs.comparing import check_comparable
-from dipo_lightning.evaluation.logs.log import MUSE_FORMAT, USER_DATA_FORMAT, EvaluationLog
+from dipo_lightning.evaluation.logs.log import MUSE_FORMAT, MUSE_FORMATS, USER_DATA_FORMAT, EvaluationLog
 from dipo_lightning.evaluation.logs.native import NATIVE_FORMATS
 from dipo_lightning.evaluation.logs.reading import read_log
 
@@ -50,7 +50,7 @@ def score(
     other = read_log(reference) if reference is not None else None
     if other is not None:
         check_comparable(log, other)
-    if auc_retrain is not None and log.format != MUSE_FORMAT:
+    if auc_retrain is not None and log.format not in MUSE_FORMATS:
         raise InputError(f"auc_retrain is for logs of MUSE, and {log.path} is none; give a log of the retain model.")
     # PrivLeak follows from the rows and the number it was compared with
     stored_auc = log.aggregates.get("privleak_auc_retrain") if log.format == MUSE_FORMAT and other is None else None
@@ -101,7 +101,7 @@ def _aggregate(
         if reference is not None:
             raise InputError(f"{log.path} is of one's own data, which is measured without a second model's log.")
         return user_data_aggregates(log.sets, truth_ratio)
-    if log.format == MUSE_FORMAT:
+    if log.format in MUSE_FORMATS:
         variant = log.settings.get("variant", "muse")
         return muse.aggregate(log.sets, reference, variant, auc_retrain=auc_retrain, skipped=log.skipped)
     return tofu.aggregate(log.sets, reference, truth_ratio, skipped=log.skipped)
@@ -126,7 +126,8 @@ def print_score(
     """Print every aggregate of an evaluation log as JSON, without a model.
 
     Args:
-        log: The log: this package's, open-unlearning's ``TOFU_EVAL.json`` or TOFU's ``eval_log_aggregated.json``.
+        log: The log: this package's, open-unlearning's ``TOFU_EVAL.json`` or ``MUSE_EVAL.json``, or TOFU's
+            ``eval_log_aggregated.json``.
         reference: Log of the model trained without the forget set, for forget quality and PrivLeak.
         truth_ratio: Variant of the truth ratio.
         auc_retrain: The retain model's AUC, where there is no log of it (MUSE); else the one that the log stores.

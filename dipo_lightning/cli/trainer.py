@@ -64,11 +64,10 @@ class SaveConfig(SaveConfigCallback):
 
 
 class DiPOCLI(LightningCLI):
-    """Any module and data module by class name; one tokenizer for both; a checkpoint never overrides an option."""
+    """Any module and data module by class name; a checkpoint never overrides an option."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Give the data the tokenizer of the model, and add ``--run``."""
-        parser.link_arguments("model.init_args.pretrained", "data.init_args.tokenizer")
+        """Add ``--run``."""
         parser.add_argument("--run", type=str | None, default=None, help=RUN_HELP)
 
     def before_instantiate_classes(self) -> None:

@@ -20,7 +20,7 @@ def compare(comparison: str, dry_run: bool = False) -> None:
     is reported, and the others go on.
 
     Args:
-        comparison: YAML file of the comparison, such as configs/compare/quickstart.yaml.
+        comparison: YAML file of the comparison, such as compare/quickstart.
         dry_run: Say what would be run, and run nothing.
     """
     if (here := str(Path.cwd())) not in sys.path:  # a method from one's own project

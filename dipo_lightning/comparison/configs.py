@@ -132,7 +132,8 @@ def _parameters(cls: type) -> dict[str, inspect.Parameter]:
         if not rest:
             break
         del found[rest[0]]
-    return {name: parameter for name, parameter in found.items() if name != "self"}
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {name: one for name, one in found.items() if name != "self" and one.kind not in several}
 
 
 def import_class(path: str) -> type:
@@ -166,7 +167,8 @@ def assign(config: Config, option: str, value: Any) -> None:
             adamw = {"class_path": "torch.optim.AdamW", "init_args": {"weight_decay": 0.01}}  # the modules' own default
             place["optimizer"] = subclass(place.get("optimizer") or adamw)
     for name in names[:-1]:
-        place = place.setdefault(name, {})
+        place[name] = place.get(name) or {}
+        place = place[name]
     place[names[-1]] = value
 
 

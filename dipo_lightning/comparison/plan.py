@@ -1,10 +1,11 @@
 """What is compared: the YAML of a comparison, checked, as plain dataclasses."""
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from dipo_lightning.cli.configs import find_config
 from dipo_lightning.errors import InputError
 
 Settings = dict[str, Any]
@@ -110,13 +111,16 @@ def read_comparison(path: str | Path) -> Comparison:
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
-    path = Path(path)
+    path = Path(find_config(str(path)))
     if not path.is_file():
-        raise InputError(f"There is no comparison {path}; give a YAML file, such as configs/compare/quickstart.yaml.")
+        raise InputError(
+            f"There is no comparison {path}; give a YAML file, or a shipped one such as compare/quickstart."
+        )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Comparison)
     try:
         comparison = Comparison(**vars(parser.instantiate(parser.parse_path(str(path)))))
+        comparison = replace(comparison, base=find_config(comparison.base))
     except ArgumentError as error:
         raise InputError(f"{path}: {error.message or error}") from error
     _check(comparison, path)

@@ -28,6 +28,7 @@ from typing import Any
 
 import yaml
 
+from dipo_lightning.cli.configs import find_config
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.json_files import write_json
 
@@ -185,12 +186,10 @@ def sustainability(
 def _sequence(run: str | None, folder: Path, steps: list[Step], isolated: bool, kind: str) -> None:
     """Run what is not finished, then report."""
     if run is None:
-        raise InputError(
-            "run is not given: name the config of the fit that each step is, such as configs/muse/small.yaml."
-        )
+        raise InputError("run is not given: name the config of the fit that each step is, such as muse/small.")
     if not steps:
         raise InputError("parts is an empty list; name what to forget, or leave it out for MUSE's four.")
-    config = read_config(Path(run))
+    config = read_config(Path(find_config(run)))
     for step in steps:  # all of them first: nothing runs if one cannot be right
         check_earlier(step, step_config(config, step, epochs_taken(steps[0])))
     for step in steps:
@@ -326,7 +325,7 @@ def documents(config: Config, part: str) -> int:
 
     options = config["data"]["init_args"]
     texts = forget_texts(options.get("data", HUB_NAMES[0]), part)
-    return len(texts[: options.get("forget_rows")])
+    return len(texts[: options.get("max_forget_rows")])
 
 
 def _fit(args: list[str], isolated: bool) -> None:

@@ -1,4 +1,4 @@
-"""Other answers for the rows to forget, such as "I don't know" lines: what IdkDPO prefers to the true answer."""
+"""Other answers for the rows to forget, such as the "I don't know" lines that IdkDPO prefers to the true answer."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.pairs import Example
-from dipo_lightning.data.prompts import PromptStyle
 from dipo_lightning.data.tokenization import tokenize_rows
 from dipo_lightning.errors import InputError
 
@@ -18,7 +18,7 @@ SHIPPED = "idk"
 
 
 class Alternatives:
-    """Gives a forget row another answer: which one is a pure function of (seed, epoch, index).
+    """Other answer for a forget row, drawn as a pure function of (seed, epoch, index).
 
     Args:
         lines: The answers to draw from.
@@ -53,7 +53,13 @@ class Alternatives:
     def __call__(self, epoch: int, index: int) -> Example:
         """Return the tokenised alternative of forget row ``index`` in ``epoch``."""
         row = with_answer(self.rows[index], self.line(epoch, index))
-        return tokenize_rows([row], self.style, self.max_length).examples[0]  # type: ignore[return-value]
+        return tokenize_rows([row], self.style, self.max_length).examples[0]
+
+    def longest(self) -> int:
+        """Return the tokens of the longest alternative to the longest question."""
+        row = max(self.rows, key=lambda row: len(str(row.get("question") or row.get("messages"))))
+        made = [with_answer(row, line) for line in self.lines]
+        return max(len(example["input_ids"]) for example in tokenize_rows(made, self.style, self.max_length))
 
 
 def with_answer(row: Mapping[str, Any], answer: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dipo_lightning.data.prompts import PromptStyle, checked, encode, shortened
+from dipo_lightning.data.encoding import PromptStyle, checked, encode, shortened
 from dipo_lightning.errors import InputError
 
 if TYPE_CHECKING:

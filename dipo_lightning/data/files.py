@@ -1,64 +1,100 @@
-"""Records of a file or a hub data set, each with the place it came from.
+"""Records of files, folders and hub data sets, each with the place it came from.
 
-JSON and CSV are read by the standard library, which knows the line an error is in; Parquet by pyarrow.
-
-The user's own rows: files, folders or hub data sets of several layouts, read into one form.
+JSON and CSV are read by the standard library, which knows the line an error is in; Parquet by pyarrow; what
+`Dataset.save_to_disk` wrote, and the hub, by `datasets`.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dipo_lightning.data.prompts import shortened, suggestion
+from dipo_lightning.data.encoding import shortened
 from dipo_lightning.errors import InputError
+from dipo_lightning.safety.network import bounded_hub
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+BATCH = 10_000  # records that are decoded together
+_SAVED = ("dataset_info.json", "dataset_dict.json")  # what `save_to_disk` leaves in a folder
+_SHARD = re.compile(r"-\d+-of-\d+$")
 
 
 class Record(NamedTuple):
-    """One record: its fields, and where it stands (``data.jsonl, line 3``)."""
+    """One record: the kind of place it stands at (``data.jsonl, line``), its number there, and its fields."""
 
-    where: str
+    place: str
+    number: int
     fields: dict[str, Any]
 
+    @property
+    def where(self) -> str:
+        """Where the record stands, for messages: ``data.jsonl, line 3``."""
+        return f"{self.place} {self.number}"
 
-def file_records(path: Path) -> list[Record]:
-    """All records of one file.
+
+def file_records(path: Path) -> Iterator[Record]:
+    """Yield the records of one file.
 
     Args:
-        path: A ``.jsonl`` or ``.json`` file (one object a line, or one array), ``.csv`` with a header, or ``.parquet``.
+        path: A ``.jsonl`` or ``.json`` file (objects, or one array of objects or of texts), ``.csv`` with a header, or
+            ``.parquet``.
 
     Raises:
         InputError: The file is missing, empty, of another kind, or broken; names the line.
     """
-    if path.suffix.lower() not in SUFFIXES:
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
         raise InputError(
             f"{path}: I don't read {path.suffix or 'files without an ending'}; give {', '.join(SUFFIXES)}."
         )
+    empty = True
     try:
-        records = list(_READERS[path.suffix.lower()](path))
+        for record in reader(path):
+            empty = False
+            yield record
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file{_neighbours(path)}.") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8.") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}.") from error
-    if not records:
+    if empty:
         raise InputError(f"{path}: the file has no rows.")
-    return records
+
+
+def source_records(source: str | Path, split: str | None = None, option: str = "split") -> Iterator[Record]:
+    """Yield the records of a file, a folder or a hub data set.
+
+    Args:
+        source: A file; a folder with files, with a hub data set's shards or with what `save_to_disk` wrote; or a hub
+            name ``owner/name`` or ``owner/name:configuration``.
+        split: Which file or split of a folder, or which split on the hub. Without: ``train``, or the only one.
+        option: What a user calls ``split``, for messages.
+
+    Raises:
+        InputError: The source is not there, or empty, or broken.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _folder_records(path, split, option)
+    name, _, config = str(source).partition(":")
+    if path.exists() or not is_hub_name(name):
+        return file_records(path)
+    return hub_records(name, config or None, split or "train")
 
 
 def config_records(source: str | Path, config: str, split: str = "train") -> list[Record]:
-    """Records of one configuration of a data set with several.
+    """Read the records of one configuration of a data set with several.
 
     Args:
-        source: A folder with ``<config>.json`` (or another ending) or ``<config>/<split>.json``; or a copy of a hub
-            data set's files (``<config>/<split>-00000-of-00001.parquet``); or a hub name.
+        source: A folder with ``<config>.json`` (or another ending) or ``<config>/<split>.json``, with a copy of a hub
+            data set's files (``<config>/<split>-00000-of-00001.parquet``) or with what `save_to_disk` wrote as
+            ``<config>``; or a hub name.
         config: The configuration.
         split: The split within it.
 
@@ -69,7 +105,10 @@ def config_records(source: str | Path, config: str, split: str = "train") -> lis
     if not folder.is_dir():
         if folder.exists() or not is_hub_name(str(source)):
             raise InputError(f"{source}: neither a folder nor a data set's name on the hub (owner/name).")
-        return hub_records(str(source), config, split)
+        return list(hub_records(str(source), config, split))
+    for saved, part in ((folder / config, split), (folder, config)):
+        if is_saved(saved):
+            return list(_saved_records(saved, part, "split"))
     paths = config_files(folder, config, split)
     if paths:
         return [record for path in paths for record in file_records(path)]
@@ -79,37 +118,37 @@ def config_records(source: str | Path, config: str, split: str = "train") -> lis
 
 
 def config_files(folder: Path, config: str, split: str = "train") -> list[Path]:
-    """The files of one split in a folder, or none: one file, or the parts that the hub keeps it in."""
+    """Find the files of one split in a folder: one file, or the shards that the hub keeps it in, or none."""
     stems = [folder / config / split] + ([folder / config] if split == "train" else [])
-    for stem in stems:
-        for suffix in SUFFIXES:
-            path = stem.with_name(stem.name + suffix)
-            if path.is_file():
-                return [path]
-            parts = sorted(stem.parent.glob(f"{stem.name}-[0-9]*-of-[0-9]*{suffix}"))
-            if parts:
-                return parts
-    return []
+    return next((found for stem in stems if (found := _files_called(stem))), [])
 
 
 def available(folder: Path) -> list[str]:
-    """What a folder has to read, as ``config`` or ``config/split``."""
+    """Name what a folder has to read, as ``config`` or ``config/split``."""
     paths = [path for path in sorted(folder.glob("*")) + sorted(folder.glob("*/*")) if path.suffix in SUFFIXES]
-    return list(dict.fromkeys(str(path.relative_to(folder).with_suffix("")) for path in paths))
+    paths = [path for path in paths if not is_saved(path.parent)]
+    saved = [path / "train" for path in sorted(folder.iterdir()) if is_saved(path)]
+    names = [str(path.relative_to(folder).with_suffix("")) for path in paths + saved]
+    return list(dict.fromkeys(_SHARD.sub("", name) for name in names))
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder is what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
+    return any((folder / name).is_file() for name in _SAVED)
 
 
 def is_hub_name(source: str) -> bool:
     """Whether this can be a data set's name on the hub: ``owner/name``, no data file's ending, no folder's beginning.
 
-    A mistyped path must not become a call over the network that takes half a minute to fail.
+    A mistyped path must not become a call over the network.
     """
     path = Path(source)
     named = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) is not None
     return named and path.suffix.lower() not in SUFFIXES and not Path(path.parts[0]).is_dir()
 
 
-def hub_records(name: str, config: str | None = None, split: str = "train") -> list[Record]:
-    """Records of a data set on the hub, through `datasets` (which keeps a copy).
+def hub_records(name: str, config: str | None = None, split: str = "train") -> Iterator[Record]:
+    """Yield the records of a data set on the hub, through `datasets` (which keeps a copy).
 
     Raises:
         InputError: There is no network, no such data set, or no such configuration or split.
@@ -119,18 +158,19 @@ def hub_records(name: str, config: str | None = None, split: str = "train") -> l
 
     label = f"{name}{f', {config}' if config else ''}, {split}"
     try:
-        rows = load_dataset(name, config, split=split)
+        with bounded_hub():
+            rows = load_dataset(name, config, split=split)
     except (DatasetsError, OSError, ValueError) as error:
         # OSError: no network, no such data set, not allowed; ValueError: no such configuration or split.
         raise InputError(
             f"{label}: there is no such folder here, and the hub did not give it: {str(error).strip() or type(error)}\n"
             "Check the name and the network, or give a folder with the files."
         ) from error
-    return [Record(f"{label}, row {index}", dict(row)) for index, row in enumerate(rows)]
+    return _dataset_records(label, rows)
 
 
 def text_field(record: Record, name: str) -> str:
-    """The text in one field of a record.
+    """Return the text in one field of a record.
 
     Raises:
         InputError: The field is missing, no text, or empty.
@@ -143,7 +183,7 @@ def text_field(record: Record, name: str) -> str:
 
 
 def checked_text(value: object, label: str) -> str:
-    """The value, if it is a text that isn't empty.
+    """Return the value, if it is a text that isn't empty.
 
     Raises:
         InputError: It isn't; the message starts with ``label``.
@@ -155,36 +195,172 @@ def checked_text(value: object, label: str) -> str:
     return value
 
 
+def _folder_records(folder: Path, split: str | None, option: str) -> Iterator[Record]:
+    """Records of one split of a folder: the split's, or ``train``'s, or the only one's."""
+    if is_saved(folder):
+        return _saved_records(folder, split, option)
+    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES and path.is_file()]
+    stems = {_SHARD.sub("", path.stem) for path in files}
+    for stem in (folder / (split or "train"), folder / "data" / (split or "train")):
+        if paths := _files_called(stem):
+            return (record for path in paths for record in file_records(path))
+    if split is None and len(stems) == 1:
+        return (record for path in files for record in file_records(path))
+    there = ", ".join(available(folder)) or f"nothing that I read ({', '.join(SUFFIXES)})"
+    asked = f"no {split}" if split else "not one file to read, nor a train file"
+    raise InputError(f"{folder}: there is {asked}; there is {there}. Name a file, or set {option} to the name of one.")
+
+
+def _files_called(stem: Path) -> list[Path]:
+    """One file of this name, whatever it ends in, or the shards of this name."""
+    for suffix in SUFFIXES:
+        path = stem.with_name(stem.name + suffix)
+        if path.is_file():
+            return [path]
+        if parts := sorted(stem.parent.glob(f"{stem.name}-[0-9]*-of-[0-9]*{suffix}")):
+            return parts
+    return []
+
+
+def _saved_records(folder: Path, split: str | None, option: str) -> Iterator[Record]:
+    """Records of what `save_to_disk` wrote: a data set, or one of a dictionary of them."""
+    from datasets import Dataset, load_from_disk
+
+    try:
+        saved = load_from_disk(str(folder))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: cannot be read as what save_to_disk wrote: {error}") from error
+    if isinstance(saved, Dataset):
+        return _dataset_records(str(folder), saved)
+    chosen = split or ("train" if "train" in saved else next(iter(saved)) if len(saved) == 1 else None)
+    if chosen not in saved:
+        asked = f"no {split}" if split else "no train split"
+        raise InputError(f"{folder}: there is {asked}; there is {', '.join(saved)}. Set {option} to one of them.")
+    return _dataset_records(f"{folder}, {chosen}", saved[chosen])
+
+
+def _dataset_records(label: str, rows: Any) -> Iterator[Record]:
+    """Records of a `datasets.Dataset`, decoded in batches, or of plain rows."""
+    if hasattr(rows, "with_format"):
+        batches = rows.with_format("arrow").iter(BATCH)
+        rows = (row for batch in batches for row in batch.to_pylist())
+    empty = True
+    for number, row in enumerate(rows):
+        empty = False
+        yield Record(f"{label}, row", number, dict(row))
+    if empty:
+        raise InputError(f"{label}: the data set has no rows.")
+
+
 def _json_records(path: Path) -> Iterator[Record]:
-    text = path.read_text(encoding="utf-8-sig")
-    if text.lstrip().startswith("["):
+    """Values line by line; where the first line holds no whole one, those of the file, however it is laid out."""
+    values = _json_lines(path)
+    first = list(itertools.islice(values, 2))
+    if not first:
+        values = _json_values(path)
+        first = list(itertools.islice(values, 2))
+    if len(first) == 1 and isinstance(first[0].fields, dict) and (rows := _wrapped(first[0])):
+        place, found = rows
+        values, first = (Record(place, number, value) for number, value in enumerate(found)), []
+    for record in itertools.chain(first, values):
+        yield record._replace(fields=_fields(record))
+
+
+def _json_lines(path: Path) -> Iterator[Record]:
+    """The value of each line; none at all where the first line is no whole object."""
+    place, started, read = f"{path}, line", False, 0
+    with path.open("rb") as file:  # as bytes: text is also broken at characters that JSON strings may hold
+        for number, line in enumerate(file, 1):
+            text = _decoded(line, read)
+            read += len(line)
+            if not text.strip():
+                continue
+            try:
+                value = json.loads(text)
+            except json.JSONDecodeError as error:
+                if not started:
+                    return
+                problem = f"broken JSON: {error.msg} at column {error.colno}; each line must be one whole object"
+                raise InputError(f"{place} {number}: {problem}.") from error
+            if not started and isinstance(value, list):
+                return
+            started = True
+            yield Record(place, number, value)
+
+
+def _json_values(path: Path) -> Iterator[Record]:
+    """The elements of an array, or values one after the other over any number of lines; decoded one by one."""
+    text = _decoded(path.read_bytes(), 0)
+    decoder, number, end = json.JSONDecoder(), 0, len(text.rstrip())
+    array = text.lstrip().startswith("[")
+    position = _after_space(text, text.find("[") + 1 if array else 0)
+    closed = array and text.startswith("]", position)
+    while not closed and position < end:
         try:
-            rows = json.loads(text)
+            value, position = decoder.raw_decode(text, position)
+            position = _after_space(text, position)
+            closed = array and text.startswith("]", position)
+            if array and not closed:
+                if not text.startswith(",", position):
+                    raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
+                position = _after_space(text, position + 1)
         except json.JSONDecodeError as error:
             raise InputError(f"{path}, line {error.lineno}: broken JSON: {error.msg}.") from error
-        for number, row in enumerate(rows):
-            yield _record(f"{path}, row {number} of the array", row)
-        return
-    # Not splitlines(): JSON strings may hold U+2028, which ends a line there.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                problem = f"broken JSON: {error.msg} at column {error.colno}; each line must be one whole object"
-                raise InputError(f"{path}, line {number}: {problem}.") from error
-            yield _record(f"{path}, line {number}", row)
+        yield Record(f"{path}, row", number, value)
+        number += 1
+
+
+def _after_space(text: str, position: int) -> int:
+    found = _SPACE.match(text, position)
+    assert found is not None
+    return found.end()
+
+
+def _decoded(line: bytes, offset: int) -> str:
+    """Text of bytes that begin at ``offset`` of a file; a UnicodeDecodeError counts from the file's beginning."""
+    try:
+        return line.decode("utf-8-sig" if offset == 0 else "utf-8")
+    except UnicodeDecodeError as error:
+        error.start += offset
+        raise
+
+
+def _wrapped(record: Record) -> tuple[str, list[Any]] | None:
+    """The rows inside a file's only object, as ``{"data": [...]}`` holds them, and their place."""
+    lists = {
+        name: value
+        for name, value in record.fields.items()
+        if isinstance(value, list) and value and all(isinstance(row, dict) and "role" not in row for row in value)
+    }
+    if len(lists) != 1:
+        return None
+    name, rows = lists.popitem()
+    return f"{record.place.rpartition(',')[0]}, row of {name!r}", rows
+
+
+def _fields(record: Record) -> dict[str, Any]:
+    """The fields of a JSON value: an object's own, or a lone text as ``text``."""
+    value: object = record.fields
+    if isinstance(value, str):
+        return {"text": value}
+    if not isinstance(value, dict):
+        raise InputError(f"{record.where}: a {type(value).__name__}, not an object with named fields.")
+    return value
 
 
 def _csv_records(path: Path) -> Iterator[Record]:
     csv.field_size_limit(2**31 - 1)  # documents are longer than the 128 KiB that Python starts with
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
+        header = file.readline()
+        file.seek(0)
+        # The separator is the one that makes most columns of the header: spreadsheets write ; and tabs too.
+        separator = max(_SEPARATORS, key=lambda one: len(next(csv.reader([header], delimiter=one), [])))
+        reader = csv.DictReader(file, strict=True, delimiter=separator)
         try:
             for row in reader:
                 if None in row or None in row.values():
                     raise InputError(f"{path}, line {reader.line_num}: not as many columns as the header has.")
-                yield Record(f"{path}, line {reader.line_num}", dict(row))
+                yield Record(f"{path}, line", reader.line_num, dict(row))
         except csv.Error as error:
             # The inner reader's count: the outer one's lags behind by the row that failed.
             raise InputError(f"{path}, line {reader.reader.line_num}: broken CSV: {error}.") from error
@@ -197,17 +373,12 @@ def _parquet_records(path: Path) -> Iterator[Record]:
     if not path.is_file():
         raise FileNotFoundError(path)
     try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
+        batches = pyarrow.parquet.ParquetFile(path).iter_batches(BATCH)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for number, row in enumerate(rows):
+            yield Record(f"{path}, row", number, row)
     except pyarrow.ArrowInvalid as error:
         raise InputError(f"{path}: broken Parquet: {error}.") from error
-    for number, row in enumerate(rows):
-        yield Record(f"{path}, row {number}", row)
-
-
-def _record(where: str, row: object) -> Record:
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: a {type(row).__name__}, not an object with named fields.")
-    return Record(where, row)
 
 
 def _neighbours(path: Path) -> str:
@@ -215,138 +386,8 @@ def _neighbours(path: Path) -> str:
     return f"; beside it: {', '.join(names)}" if names else ""
 
 
-_READERS = {".jsonl": _json_records, ".json": _json_records, ".csv": _csv_records, ".parquet": _parquet_records}
-
-
-Source = str | Path | Mapping[str, Any]
-_PAIRS = (("question", "answer"), ("prompt", "completion"))
-_ROLES = ("system", "user", "assistant")
-
-
-def read_rows(
-    source: Source | Sequence[Source],
-    question: str | None = None,
-    answer: str | None = None,
-    text: str | None = None,
-    messages: str | None = None,
-    split: str | None = None,
-) -> list[dict[str, Any]]:
-    """Rows of one or several sources.
-
-    Without column names the layout is recognised: ``question`` and ``answer``, ``prompt`` and ``completion``,
-    ``messages`` (turns with ``role`` and ``content``, the last one the assistant's), or ``text``.
-
-    Args:
-        source: A ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file, a folder, a hub name ``owner/name`` or
-            ``owner/name:configuration``; or a list of those; or a list of rows.
-        question: Name of the column with the questions; ``answer`` must be given with it.
-        answer: Name of the column with the answers.
-        text: Name of the column with plain text.
-        messages: Name of the column with conversations.
-        split: Which file of a folder (its name without the ending), or which split on the hub. Without: ``train``, or
-            a folder's only file.
-
-    Returns:
-        One dictionary a row: ``question`` and ``answer``, or ``messages``, or ``text``; and ``index`` (from 0, over all
-        sources) and ``where`` (its place, for messages). Where the source has them also ``paraphrased_answer`` and
-        ``perturbed_answer`` (a list of wrong answers), for the truth ratio.
-
-    Raises:
-        InputError: A source or column is not there, a file is empty or broken, or a row lacks a text; names the line.
-    """
-    if isinstance(source, str | Path | Mapping):
-        source = [source]
-    if not source:
-        raise InputError("There is no source to read: give a file, a folder or a data set's name.")
-    named = {"question": question, "answer": answer, "text": text, "messages": messages}
-    chosen = {role: name for role, name in named.items() if name is not None}
-    rows: list[dict[str, Any]] = []
-    for number, one in enumerate(source):
-        records = [Record(f"row {number}", dict(one))] if isinstance(one, Mapping) else _records(one, split)
-        columns = _columns(records[0], chosen)
-        for record in records:
-            rows.append({"index": len(rows), "where": record.where, **_row(record, columns)})
-    return rows
-
-
-def _records(source: str | Path, split: str | None) -> list[Record]:
-    """Records of one source, wherever it is."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return file_records(_file_in(path, split))
-    name, _, config = str(source).partition(":")
-    if path.exists() or not is_hub_name(name):
-        return file_records(path)
-    return hub_records(name, config or None, split or "train")
-
-
-def _file_in(folder: Path, split: str | None) -> Path:
-    """The file of a folder: the split's, or ``train``, or the only one."""
-    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES and path.is_file()]
-    for path in files:
-        if path.stem == (split or "train"):
-            return path
-    if split is None and len(files) == 1:
-        return files[0]
-    there = ", ".join(available(folder)) or f"nothing that I read ({', '.join(SUFFIXES)})"
-    asked = f"no {split}" if split else "not one file to read, nor a train file"
-    raise InputError(f"{folder}: there is {asked}; there is {there}. Name a file, or give its name as split.")
-
-
-def _columns(record: Record, chosen: Mapping[str, str]) -> dict[str, str]:
-    """Which column plays which role, from what was asked for or from the first record."""
-    fields = list(record.fields)
-    for role, name in chosen.items():
-        if name not in fields:
-            raise InputError(f"{record.where}: there is no column {name!r} (for the {role}){suggestion(name, fields)}.")
-    if chosen:
-        if set(chosen) not in ({"question", "answer"}, {"text"}, {"messages"}):
-            raise InputError(f"Columns {', '.join(chosen)}: name question and answer together, or text, or messages.")
-        return dict(chosen)
-    for pair in _PAIRS:
-        # One of the two is enough to recognise the layout: the missing one is then what the row lacks.
-        if any(name in fields for name in pair):
-            return dict(zip(("question", "answer"), pair, strict=True))
-    for role in ("messages", "text"):
-        if role in fields:
-            return {role: role}
-    raise InputError(
-        f"{record.where}: none of question and answer, prompt and completion, messages, text is there; it has "
-        f"{', '.join(fields) or 'no columns'}. Name the columns."
-    )
-
-
-def _row(record: Record, columns: Mapping[str, str]) -> dict[str, Any]:
-    if "messages" in columns:
-        return {"messages": _turns(record, columns["messages"]), **_other_answers(record)}
-    return {role: text_field(record, name) for role, name in columns.items()} | _other_answers(record)
-
-
-def _other_answers(record: Record) -> dict[str, Any]:
-    """The right answer in other words and the wrong answers, where the record has them."""
-    found: dict[str, Any] = {}
-    if record.fields.get("paraphrased_answer") not in (None, ""):
-        found["paraphrased_answer"] = text_field(record, "paraphrased_answer")
-    wrong = record.fields.get("perturbed_answer")
-    if wrong not in (None, "", []):
-        label = f"{record.where}: 'perturbed_answer'"
-        answers = wrong if isinstance(wrong, list) else [wrong]
-        found["perturbed_answer"] = [checked_text(answer, label) for answer in answers]
-    return found
-
-
-def _turns(record: Record, name: str) -> list[dict[str, str]]:
-    """The turns of a conversation, checked."""
-    turns = record.fields.get(name)
-    label = f"{record.where}: {name!r}"
-    if not isinstance(turns, list) or not all(
-        isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in turns
-    ):
-        raise InputError(f"{label} must be a list of turns, each with 'role' and 'content'.")
-    for turn in turns:
-        if turn["role"] not in _ROLES:
-            raise InputError(f"{label} has a turn of {turn['role']!r}; roles are {', '.join(_ROLES)}.")
-        checked_text(turn["content"], f"{label}, the {turn['role']}'s turn")
-    if len(turns) < 2 or turns[-1]["role"] != "assistant" or turns[-2]["role"] != "user":
-        raise InputError(f"{label} must end with a turn of the user and one of the assistant.")
-    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+_SEPARATORS = (",", ";", "\t", "|")
+_SPACE = re.compile(r"\s*")
+_READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
+    ".jsonl": _json_records, ".json": _json_records, ".csv": _csv_records, ".parquet": _parquet_records,
+}  # fmt: skip

@@ -46,12 +46,18 @@ class ResumableLoader(DataLoader):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         """Yield the batches of the current epoch, each with its ``denominators``."""
-        skip, self.skip = self.skip, 0
-        denominators = self.denominators()
         # A generator starts on the first request, when Lightning has already set the sampler's epoch.
-        for self.done, batch in enumerate(super().__iter__(), 1):
-            if self.done > skip:
-                yield {**batch, "denominators": denominators[(self.done - 1) // self.accumulate]}
+        assert isinstance(self.sampler, EpochSampler)
+        assert self.batch_size is not None
+        skip, self.skip = self.skip, 0
+        self.sampler.skip = skip * self.batch_size
+        ranks = [keys[: self.batches * self.batch_size] for keys in self.sampler.keys_of_all_ranks()]
+        step, denominators = -1, dict[str, float]()
+        for self.done, batch in enumerate(super().__iter__(), skip + 1):
+            if (self.done - 1) // self.accumulate != step:
+                step = (self.done - 1) // self.accumulate
+                denominators = self.denominators(step, ranks)
+            yield {**batch, "denominators": denominators}
 
     def _epoch(self) -> dict[str, int]:
         """What a number of batches stands for: the batches of an epoch, and the rows of one over all ranks."""
@@ -80,19 +86,18 @@ class ResumableLoader(DataLoader):
             )
         self.skip = skip
 
-    def denominators(self) -> list[dict[str, float]]:
-        """Return, for each optimiser step of the current epoch, rows and supervised tokens a micro-batch and rank."""
-        sampler, size = self.sampler, self.batch_size
-        assert isinstance(sampler, EpochSampler)
-        assert size is not None
-        ranks = [keys[: self.batches * size] for keys in sampler.keys_of_all_ranks()]
-        share = 1 / (self.accumulate * len(ranks))
-        steps = []
-        for start in range(0, len(ranks[0]), size * self.accumulate):
-            keys = [key for rank in ranks for key in rank[start : start + size * self.accumulate]]
-            totals: dict[str, float] = {"rows": len(keys) * share}
-            for key in keys:
-                for half, count in self.dataset.token_counts(key).items():  # type: ignore[attr-defined]
-                    totals[half] = totals.get(half, 0) + count * share
-            steps.append(totals)
-        return steps
+    def denominators(self, step: int, ranks: list[list[int]]) -> dict[str, float]:
+        """Return rows and supervised tokens per micro-batch and rank, for one optimiser step of the current epoch.
+
+        Args:
+            step: Optimiser step within the epoch, from 0.
+            ranks: Keys of the epoch by rank.
+        """
+        assert self.batch_size is not None
+        size, share = self.batch_size * self.accumulate, 1 / (self.accumulate * len(ranks))
+        keys = [key for rank in ranks for key in rank[step * size : (step + 1) * size]]
+        totals: dict[str, float] = {"rows": len(keys) * share}
+        for key in keys:
+            for part, count in self.dataset.token_counts(key).items():  # type: ignore[attr-defined]
+                totals[part] = totals.get(part, 0) + count * share
+        return totals

@@ -1,10 +1,11 @@
-"""What the LightningDataModules share: the tokenizer, the prompt style, the resumable loader and its state."""
+"""Base of the data modules: the tokenizer, the prompt style, the resumable loader and its state."""
 
 from __future__ import annotations
 
 import functools
 import warnings
-from typing import Any, Literal, cast
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -12,13 +13,20 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.loader import ResumableLoader
 from dipo_lightning.data.pairs import EpochSampler, Example
-from dipo_lightning.data.prompts import PromptStyle, prompt_style
-from dipo_lightning.data.tokenization import pieces, tokenize_rows
+from dipo_lightning.data.prompts import prompt_style
+from dipo_lightning.data.rows import Rows
+from dipo_lightning.data.tokenization import LazyRows, pieces, tokenize_rows
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.loading import load_tokenizer
 from dipo_lightning.models.token_batch import collate_halves
+
+LARGE = 20_000
+"""Rows of a set above which they are tokenised when a batch needs them."""
+LONGEST = 1000
+"""Rows of such a set, the longest, that are tokenised before the first step to see whether they fit."""
 
 
 class TokenizedDataModule(pl.LightningDataModule):
@@ -28,7 +36,7 @@ class TokenizedDataModule(pl.LightningDataModule):
     any number of ranks, resuming inside an epoch) is here.
 
     Args:
-        tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; usually the model's own.
+        tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; None takes the model's own.
         prompt: Prompt style: ``chat`` (the model's chat template), ``plain``, ``llama2`` or ``text``.
         prompt_options: Options of the style: ``system_prompt``, ``date``, ``chat_template`` (text, file or name) and
             ``template_options`` for ``chat``; ``space`` (``prompt`` or ``answer``) for ``plain``; ``end`` for ``text``.
@@ -36,20 +44,29 @@ class TokenizedDataModule(pl.LightningDataModule):
         batch_size: Rows of one process and one micro-batch (for unlearning: as many forget as retain rows).
         num_workers: Loader processes; 0 loads in the training process.
         seed: Seed of the order and of the pairing.
+        on_missing: What to do with a row of which nothing is left to learn (an empty text, a prompt as long as
+            ``max_length``): ``raise`` ends the run before it begins, ``skip`` leaves it out and says so.
+
+    Attributes:
+        tokenizer: The tokenizer, after `setup`.
+        style: The prompt style, after `setup`.
+        longest: Tokens of the longest row that was looked at, after `setup` for ``fit``.
     """
 
     tokenizer: Any = None
     style: PromptStyle
+    longest: int = 0
 
     def __init__(
         self,
-        tokenizer: str,
+        tokenizer: str | None = None,
         prompt: Literal["chat", "plain", "llama2", "text"] = "chat",
         prompt_options: dict[str, Any] | None = None,
         max_length: int = 512,
         batch_size: int = 8,
         num_workers: int = 0,
         seed: int = 0,
+        on_missing: Literal["raise", "skip"] = "raise",
     ) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("max_length", max_length)):
@@ -59,6 +76,7 @@ class TokenizedDataModule(pl.LightningDataModule):
             raise InputError(f"data.num_workers is {num_workers}; it must be 0 or more.")
         self.tokenizer_source, self.prompt, self.prompt_options = tokenizer, prompt, prompt_options or {}
         self.max_length, self.batch_size, self.num_workers, self.seed = max_length, batch_size, num_workers, seed
+        self.on_missing = on_missing
         self._training: Dataset | None = None
         self._loader: ResumableLoader | None = None
         self._resume: dict[str, int] | None = None
@@ -66,8 +84,19 @@ class TokenizedDataModule(pl.LightningDataModule):
     def check(self) -> None:
         """Read and check everything that can be wrong with the data before a model is loaded; idempotent."""
         if self.tokenizer is None:
-            self.tokenizer = load_tokenizer(self.tokenizer_source)
+            self.tokenizer = self.load_tokenizer()
             self.style = prompt_style(self.prompt, self.tokenizer, **self.prompt_options)
+
+    def load_tokenizer(self) -> Any:
+        """Load the tokenizer: the one that was named, or the model's own in the model's revision."""
+        model = getattr(self.trainer, "lightning_module", None)
+        own = getattr(model, "pretrained", None)
+        if self.tokenizer_source is None and own is None:
+            raise InputError("There is no tokenizer: set data.tokenizer to a hub name, a folder or a GGUF file.")
+        if self.tokenizer_source not in (None, own):
+            return load_tokenizer(str(self.tokenizer_source))
+        trusted = getattr(model, "trust_remote_code", False)
+        return load_tokenizer(str(own), revision=getattr(model, "revision", None), trust_remote_code=trusted)
 
     def setup(self, stage: str) -> None:
         """Tokenise the rows that ``stage`` needs, once."""
@@ -76,19 +105,20 @@ class TokenizedDataModule(pl.LightningDataModule):
             self._training = self.training_set()
             rows = len(self._training)  # type: ignore[arg-type]
             if self.batch_size > rows:
-                raise InputError(
-                    f"data.batch_size is {self.batch_size}, but there are only {rows} rows to train on; "
-                    f"set it to {rows} or less."
-                )
+                rank_zero_info(f"data.batch_size is {self.batch_size} with {rows} rows: all are one batch.")
 
     def training_set(self) -> Dataset:
         """Return the tokenised training rows (`ForgetRetainPairs` or `TrainingRows`)."""
         raise TypeError(f"{type(self).__name__} must define training_set()")
 
-    def tokenize(self, rows: list[dict[str, Any]], name: str) -> list[Example]:
+    def tokenize(self, rows: Sequence[dict[str, Any]], name: str) -> tuple[Sequence[Example], Sequence[dict[str, Any]]]:
         """Tokenise ``rows`` in the prompt style, saying how many of ``name`` were cut.
 
-        Plain texts are joined and cut into pieces of ``max_length`` tokens, every token supervised.
+        Plain texts are joined and cut into pieces of ``max_length`` tokens, every token supervised. Of a large set a
+        row is tokenised when a batch needs it.
+
+        Returns:
+            The examples, and the rows that they were made from (of texts all).
         """
         plain = ["text" in row for row in rows]
         if any(plain) and not all(plain):
@@ -99,17 +129,28 @@ class TokenizedDataModule(pl.LightningDataModule):
             )
         if plain[0]:
             made = pieces([row["text"] for row in rows], self.tokenizer, self.max_length)
+            self._note_longest(made[:1])
             rank_zero_info(f"{len(rows)} {name} texts, in {len(made)} pieces of {self.max_length} tokens")
-            return cast("list[Example]", made)
-        tokenized = tokenize_rows(rows, self.style, self.max_length)
+            return made, rows
+        lazy = isinstance(rows, Rows) and len(rows) > LARGE and self.on_missing == "raise"
+        looked_at = [rows[i] for i in rows.longest(LONGEST)] if lazy and isinstance(rows, Rows) else rows
+        tokenized = tokenize_rows(looked_at, self.style, self.max_length, self.on_missing)
+        self._note_longest(tokenized)
         if tokenized.truncated:
+            among = f"the {LONGEST} longest of " if lazy else ""
             rank_zero_warn(
-                f"{tokenized.truncated} of {len(rows)} {name} rows are longer than data.max_length="
+                f"{tokenized.truncated} of {among}{len(rows)} {name} rows are longer than data.max_length="
                 f"{self.max_length} tokens and were cut at the end.",
                 category=UserWarning,
             )
+        if lazy:
+            rank_zero_info(f"{len(rows)} {name} rows, each tokenised when a batch needs it")
+            return LazyRows(rows, self.style, self.max_length), rows
         rank_zero_info(tokenized.report(name))
-        return tokenized.examples  # type: ignore[return-value]
+        return tokenized.examples, rows if not tokenized.dropped else [rows[i] for i in tokenized.kept]
+
+    def _note_longest(self, examples: Sequence[Example]) -> None:
+        self.longest = max([self.longest, *(len(example["input_ids"]) for example in examples)])
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the training loader; the order is a pure function of (seed, epoch, world size)."""

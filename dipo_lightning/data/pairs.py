@@ -6,6 +6,8 @@ loaders are not: they repeat one permutation inside an epoch and give both sets 
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypedDict
 
@@ -19,6 +21,23 @@ class Example(TypedDict):
     input_ids: list[int]
     labels: list[int]
     index: int
+
+
+def random_stream(seed: int, epoch: int, name: str, first: int | None = None) -> torch.Generator:
+    """Return the random stream of one epoch, which no other (seed, epoch, name) has.
+
+    Seeds are hashed and not added up: with ``seed + epoch`` an epoch of one seed is an epoch of the next seed too.
+
+    Args:
+        seed: Seed of the run.
+        epoch: Epoch, from 0.
+        name: What is drawn.
+        first: Seed of epoch 0; hashed like the others without.
+    """
+    if epoch == 0 and first is not None:
+        return torch.Generator().manual_seed(first)
+    digest = hashlib.sha256(f"{name} {seed} {epoch}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def supervised_count(example: Example) -> int:
@@ -44,8 +63,7 @@ class ForgetRetainPairs(Dataset):
         alternative: Callable[[int, int], Example] | None = None,
     ) -> None:
         self.forget, self.retain, self.seed, self.alternative = forget, retain, seed, alternative
-        self._counts = {"forget": [supervised_count(row) for row in forget]}
-        self._counts["retain"] = [supervised_count(row) for row in retain or ()]
+        self._counts: dict[tuple[str, int], int] = {}
         self._partners: tuple[int, torch.Tensor] | None = None
 
     def __len__(self) -> int:
@@ -57,7 +75,7 @@ class ForgetRetainPairs(Dataset):
         if self.retain is None:
             raise ValueError("there are no retain rows to pair with")
         if self._partners is None or self._partners[0] != epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            generator = random_stream(self.seed, epoch, "pairing", first=self.seed * 1_000_003)
             self._partners = epoch, torch.randperm(len(self.retain), generator=generator)
         return int(self._partners[1][index % len(self.retain)])
 
@@ -74,10 +92,15 @@ class ForgetRetainPairs(Dataset):
     def token_counts(self, key: int) -> dict[str, int]:
         """Return the supervised tokens of each half, without making a batch."""
         epoch, index = divmod(key, len(self))
-        counts = {"forget": self._counts["forget"][index]}
+        counts = {"forget": self._count("forget", self.forget, index)}
         if self.retain is not None:
-            counts["retain"] = self._counts["retain"][self.partner(epoch, index)]
+            counts["retain"] = self._count("retain", self.retain, self.partner(epoch, index))
         return counts
+
+    def _count(self, name: str, rows: Sequence[Example], index: int) -> int:
+        if (name, index) not in self._counts:
+            self._counts[name, index] = supervised_count(rows[index])
+        return self._counts[name, index]
 
 
 class TrainingRows(Dataset):
@@ -85,7 +108,7 @@ class TrainingRows(Dataset):
 
     def __init__(self, rows: Sequence[Example]) -> None:
         self.rows = rows
-        self._counts = [supervised_count(row) for row in rows]
+        self._counts: dict[int, int] = {}
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -97,21 +120,32 @@ class TrainingRows(Dataset):
 
     def token_counts(self, key: int) -> dict[str, int]:
         """Return the supervised tokens of the row of ``key``."""
-        return {"train": self._counts[key % len(self)]}
+        index = key % len(self)
+        if index not in self._counts:
+            self._counts[index] = supervised_count(self.rows[index])
+        return {"train": self._counts[index]}
 
 
 class EpochSampler(DistributedSampler):
-    """Yields ``epoch * len(dataset) + index``, so that an item can depend on the epoch in any worker."""
+    """Yields ``epoch * len(dataset) + index``, so that an item can depend on the epoch in any worker.
+
+    Attributes:
+        skip: Keys to pass over at the start of the next pass.
+    """
+
+    skip: int = 0
 
     def __iter__(self) -> Iterator[int]:
         """Yield this rank's keys of the current epoch."""
-        return (self.epoch * len(self.dataset) + index for index in super().__iter__())  # type: ignore[arg-type]
+        skip, self.skip = self.skip, 0
+        return iter(self.keys_of_all_ranks()[self.rank][skip:])
 
     def keys_of_all_ranks(self) -> list[list[int]]:
-        """Return the keys of every rank in the current epoch; each rank computes the same lists, without talking."""
-        own, keys = self.rank, []
-        for rank in range(self.num_replicas):
-            self.rank = rank
-            keys.append(list(self))
-        self.rank = own
-        return keys
+        """Return the keys of every rank in the current epoch; each rank computes the same lists, without talking.
+
+        All ranks have as many: where the rows do not divide, the first rows of the order come again.
+        """
+        rows = len(self.dataset)  # type: ignore[arg-type]
+        order = torch.randperm(rows, generator=random_stream(self.seed, self.epoch, "order", first=self.seed))
+        keys = (order.repeat(math.ceil(self.total_size / rows))[: self.total_size] + self.epoch * rows).tolist()
+        return [keys[rank :: self.num_replicas] for rank in range(self.num_replicas)]

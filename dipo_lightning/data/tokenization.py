@@ -1,13 +1,18 @@
-"""Rows to token ids, once: examples under a prompt style, and pieces of one length for running text."""
+"""Rows to token ids: examples under a prompt style, all at once or as they are needed, and running text in pieces."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from dipo_lightning.data.chat import ChatStyle
-from dipo_lightning.data.prompts import PromptStyle, checked, encode, start_ids
+from dipo_lightning.data.encoding import PromptStyle, checked, encode, start_ids
+from dipo_lightning.data.pairs import Example
+from dipo_lightning.data.rows import shown
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.token_batch import IGNORED
 
@@ -15,21 +20,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BLANK_LINE = "\n\n"
+TEXT_AT_ONCE = 20_000_000
+"""Characters of running text that are tokenised as one; of more, each part of this size is tokenised by itself."""
 
 
 @dataclass
-class TokenizedRows(Sequence[dict[str, Any]]):
+class TokenizedRows(Sequence[Example]):
     """Tokenised rows, and what became of the rest.
 
     Attributes:
         examples: Each with ``input_ids`` and ``labels`` (lists of one length) and ``index`` (the row's own).
         truncated: How many rows were cut at ``max_length``.
         dropped: The rows left out: ``{"index": ..., "reason": ...}``.
+        kept: Positions of the rows that the examples were made from.
     """
 
-    examples: list[dict[str, Any]] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
     truncated: int = 0
     dropped: list[dict[str, Any]] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -39,7 +48,7 @@ class TokenizedRows(Sequence[dict[str, Any]]):
         """Example or examples at a position or slice."""
         return self.examples[position]
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Example]:
         """The examples in the order of their rows."""
         return iter(self.examples)
 
@@ -52,6 +61,79 @@ class TokenizedRows(Sequence[dict[str, Any]]):
         return f"{line}: {', '.join(notes)}" if notes else line
 
 
+class OnDemand(Sequence[Example]):
+    """Examples that are made when they are asked for."""
+
+    @abstractmethod
+    def make(self, index: int) -> Example:
+        """Make the example at a position from 0."""
+
+    def __getitem__(self, position: Any) -> Any:
+        """Example or examples at a position or slice."""
+        if isinstance(position, slice):
+            return [self.make(index) for index in range(len(self))[position]]
+        return self.make(range(len(self))[position])
+
+
+class LazyRows(OnDemand):
+    """Rows of a large set, tokenised when a batch needs them; the last ones are kept.
+
+    Args:
+        rows: From `dipo_lightning.data.rows.read_rows`.
+        style: How a row is written.
+        max_length: Longest example in tokens; the end of a longer one is cut off.
+    """
+
+    KEPT = 4096
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], style: PromptStyle, max_length: int) -> None:
+        self.rows, self.style, self.max_length = rows, style, max_length
+        self._made: dict[int, Example] = {}
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.rows)
+
+    def make(self, index: int) -> Example:
+        """Tokenise the row at a position.
+
+        Raises:
+            InputError: Nothing of it is left to supervise.
+        """
+        if index not in self._made:
+            if len(self._made) >= self.KEPT:
+                del self._made[next(iter(self._made))]
+            self._made[index] = tokenize_rows([self.rows[index]], self.style, self.max_length)[0]
+        return self._made[index]
+
+
+class Pieces(OnDemand):
+    """Running text in pieces of one length, every token supervised.
+
+    Args:
+        ids: Token ids of the whole text, (tokens,) int32.
+        start: What each piece begins with: BOS, or nothing.
+        length: Tokens of a piece.
+    """
+
+    def __init__(self, ids: np.ndarray, start: list[int], length: int) -> None:
+        self.ids, self.start, self.size = ids, start, length - len(start)
+        count = -(-len(ids) // self.size)
+        # Without BOS nothing predicts a lone last token.
+        lone = count > 1 and len(start) + len(ids) - (count - 1) * self.size <= max(1, len(start))
+        self.pieces = count - lone
+
+    def __len__(self) -> int:
+        """Number of pieces."""
+        return self.pieces
+
+    def make(self, index: int) -> Example:
+        """Cut out the piece at a position."""
+        ids = self.start + self.ids[index * self.size : (index + 1) * self.size].tolist()
+        first = max(1, len(self.start))
+        return {"input_ids": ids, "labels": [IGNORED] * first + ids[first:], "index": index}
+
+
 def tokenize_rows(
     rows: Sequence[Mapping[str, Any]],
     style: PromptStyle,
@@ -61,7 +143,7 @@ def tokenize_rows(
     """Tokenise rows under one prompt style.
 
     Args:
-        rows: From `dipo_lightning.data.files.read_rows` or `dipo_lightning.benchmarks.tofu.data.load_tofu`.
+        rows: From `dipo_lightning.data.rows.read_rows` or `dipo_lightning.benchmarks.tofu.data.load_tofu`.
         style: How a row is written.
         max_length: Longest example in tokens; the end of a longer one is cut off.
         on_missing: What to do with a row of which nothing is left to supervise: stop, or leave it out and count it.
@@ -71,35 +153,40 @@ def tokenize_rows(
             rows of this kind.
     """
     if on_missing not in ("raise", "skip"):
-        raise InputError(f"on_missing is {on_missing!r}; it is 'raise' or 'skip'.")
+        raise InputError(f"data.on_missing is {on_missing!r}; it is 'raise' or 'skip'.")
     if max_length is not None and max_length < 2:
-        raise InputError(f"max_length is {max_length}; an example has at least 2 tokens.")
+        raise InputError(f"data.max_length is {max_length}; an example has at least 2 tokens.")
     tokenized = TokenizedRows()
-    for number, row in enumerate(rows):
+    for number, row in enumerate(shown(rows, "tokenising", total=len(rows))):
         index = int(row.get("index", number))
         try:
             _check_kind(row, style)
             ids, labels = _example(row, style)
             cut = max_length is not None and len(ids) > max_length
             if all(label == IGNORED for label in labels[:max_length]):
-                reason = f"its prompt alone has {max_length} tokens or more" if cut else "it has no token to supervise"
-                raise InputError(f"{reason}; raise max_length, or shorten the row." if cut else f"{reason}.")
+                prompt = next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))
+                raise InputError(
+                    f"its prompt alone has {prompt} tokens and data.max_length is {max_length}, which leaves nothing "
+                    f"of the answer; set data.max_length to {prompt + 1} or more, or shorten the row."
+                    if cut
+                    else "it has no token to supervise."
+                )
         except InputError as error:
             if on_missing == "raise":
                 place = row.get("where", f"row {index}")
-                raise InputError(f"{place}: {error} Or leave such rows out with on_missing: skip.") from error
+                raise InputError(f"{place}: {error} Or leave such rows out with data.on_missing: skip.") from error
             tokenized.dropped.append({"index": index, "reason": str(error)})
             continue
-        if cut:
-            tokenized.truncated += 1
+        tokenized.truncated += cut
+        tokenized.kept.append(number)
         tokenized.examples.append({"input_ids": ids[:max_length], "labels": labels[:max_length], "index": index})
     if not tokenized.examples:
         raise InputError(f"None of {len(rows)} rows is left: {tokenized.report()}.")
     return tokenized
 
 
-def pieces(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int = 2048) -> list[dict[str, Any]]:
-    """Running text in pieces of one length, every token supervised.
+def pieces(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int = 2048) -> Pieces:
+    """Cut running text into pieces of one length, every token supervised.
 
     The documents are joined by a blank line, tokenised as one text and cut; each piece begins with BOS where the
     tokenizer has that habit, so with it a piece holds ``length - 1`` tokens of the text. The last one may be shorter.
@@ -119,17 +206,22 @@ def pieces(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int
         raise InputError(f"length is {length}; a piece has at least 2 tokens.")
     if not texts:
         raise InputError("There is no document to cut into pieces.")
-    text = BLANK_LINE.join(checked(text, f"document {number}") for number, text in enumerate(texts))
-    start, ids = start_ids(tokenizer), encode(tokenizer, text)
-    size = length - len(start)
-    first = max(1, len(start))
-    examples: list[dict[str, Any]] = []
-    for index, begin in enumerate(range(0, len(ids), size)):
-        piece = start + ids[begin : begin + size]
-        # Without BOS nothing predicts a lone last token.
-        if len(piece) > first or not examples:
-            examples.append({"input_ids": piece, "labels": [IGNORED] * first + piece[first:], "index": index})
-    return examples
+    start = start_ids(tokenizer)
+    parts = [np.array(encode(tokenizer, text), np.int32) for text in _joined(texts)]
+    return Pieces(np.concatenate(parts), start, length)
+
+
+def _joined(texts: Sequence[str]) -> Iterator[str]:
+    """The documents with a blank line between them, in parts of at most `TEXT_AT_ONCE` characters and a document."""
+    part: list[str] = []
+    size = 0
+    for number, text in enumerate(shown(texts, "tokenising", total=len(texts))):
+        if size > TEXT_AT_ONCE:
+            yield BLANK_LINE.join([*part, ""])
+            part, size = [], 0
+        part.append(checked(text, f"document {number}"))
+        size += len(text)
+    yield BLANK_LINE.join(part)
 
 
 def _example(row: Mapping[str, Any], style: PromptStyle) -> tuple[list[int], list[int]]:

@@ -1,4 +1,4 @@
-"""What to forget and what to keep, from files (`UnlearningDataModule`), and rows to fine-tune on."""
+"""Data modules over files: what to forget and what to keep, and rows to fine-tune on."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,11 +7,12 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dipo_lightning.data.alternatives import Alternatives, read_alternatives
-from dipo_lightning.data.files import read_rows
 from dipo_lightning.data.module import TokenizedDataModule
-from dipo_lightning.data.overlap import refuse_overlap
 from dipo_lightning.data.pairs import Example, ForgetRetainPairs, TrainingRows
+from dipo_lightning.data.rows import Rows, read_rows, refuse_overlap
 from dipo_lightning.errors import InputError
+
+AnyRows = Rows | list[dict[str, Any]]
 
 
 class UnlearningDataModule(TokenizedDataModule):
@@ -20,36 +21,53 @@ class UnlearningDataModule(TokenizedDataModule):
     The retain partner is a pure function of (seed, epoch, index). A batch holds ``forget`` and ``retain`` token
     batches, and ``alternative`` where there are alternatives.
 
+    Beside a question and its answer a row may carry what evaluations use: ``paraphrased_answer`` (a text),
+    ``perturbed_answer`` (wrong answers), ``paraphrased_question`` (a text or a list), and ``private``, the private
+    values in its answer (a text or a list). Instead of the last an answer may mark them, as in
+    ``He was born in [[Lima]].``: the marks are taken out. `forget_rows` and `retain_rows` hold all of it, every list
+    as a list.
+
     Args:
-        tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; usually the model's own.
+        tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; None takes the model's own.
         forget: File(s), folder or hub data set of what must be forgotten.
         retain: The same of what must be kept; None unlearns without it and warns.
-        forget_rows: Use the first n forget rows only.
-        retain_rows: Use the first n retain rows only.
+        max_forget_rows: Use the first n forget rows only.
+        max_retain_rows: Use the first n retain rows only.
+        forget_split: Split of the forget data set or folder; without it ``train``, or the only one.
+        retain_split: Split of the retain data set or folder.
         columns: Names of the columns where they are not recognised, such as ``{question: ask, answer: reply}``.
         alternatives: Other answers to the forget questions, for methods that prefer them (IdkDPO): ``idk`` for the
             package's list of "I don't know" lines, a text file with one answer a line, or a list of answers. Each epoch
             draws anew; the draw is a pure function of (seed, epoch, index).
         **options: Those of `TokenizedDataModule`.
+
+    Attributes:
+        forget_rows: The rows to forget, after `setup`.
+        retain_rows: The rows to keep, or None.
     """
 
     def __init__(
         self,
-        tokenizer: str,
-        forget: str | list[str],
+        tokenizer: str | None = None,
+        forget: str | list[str] = "",
         retain: str | list[str] | None = None,
-        forget_rows: int | None = None,
-        retain_rows: int | None = None,
+        max_forget_rows: int | None = None,
+        max_retain_rows: int | None = None,
+        forget_split: str | None = None,
+        retain_split: str | None = None,
         columns: dict[str, str] | None = None,
         alternatives: str | list[str] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(tokenizer, **options)
+        if not forget:
+            raise InputError("data.forget is missing: give a file, a folder or a data set of what must be forgotten.")
         self.forget_source, self.retain_source, self.columns = forget, retain, columns
+        self.forget_split, self.retain_split = forget_split, retain_split
         self.alternative_lines = None if alternatives is None else read_alternatives(alternatives)
-        self.limits = forget_rows, retain_rows
-        self.forget_rows: list[dict[str, Any]] = []
-        self.retain_rows: list[dict[str, Any]] | None = None
+        self.max_forget_rows, self.max_retain_rows = max_forget_rows, max_retain_rows
+        self.forget_rows: AnyRows = []
+        self.retain_rows: AnyRows | None = None
 
     def check(self) -> None:
         """Read both sets and refuse what cannot be right (see `dipo_lightning.errors.InputError`)."""
@@ -67,25 +85,24 @@ class UnlearningDataModule(TokenizedDataModule):
 
     def read(self) -> None:
         """Read ``forget_rows`` and ``retain_rows``; a benchmark's data module overrides this."""
-        forget_limit, retain_limit = self.limits
-        self.forget_rows = first_rows(
-            read_rows(self.forget_source, **(self.columns or {})), forget_limit, "forget_rows"
-        )
+        self.forget_rows = self.read_rows(self.forget_source, self.forget_split, "forget", self.max_forget_rows)
         if self.retain_source is not None:
-            self.retain_rows = first_rows(
-                read_rows(self.retain_source, **(self.columns or {})), retain_limit, "retain_rows"
-            )
+            self.retain_rows = self.read_rows(self.retain_source, self.retain_split, "retain", self.max_retain_rows)
+
+    def read_rows(self, source: str | list[str], split: str | None, name: str, limit: int | None) -> AnyRows:
+        """Read the rows of one set."""
+        columns, option = self.columns or {}, f"data.{name}_split"
+        rows = read_rows(source, **columns, split=split, option=option, on_missing=self.on_missing)
+        return first_rows(rows, limit, f"max_{name}_rows")
 
     def training_set(self) -> ForgetRetainPairs:
         """Tokenise both sets and pair them."""
-        forget = self.tokenize(self.forget_rows, "forget")
-        retain: list[Example] | None = None
-        if self.retain_rows is not None:
-            retain = self.tokenize(self.retain_rows, "retain")
+        forget, rows = self.tokenize(self.forget_rows, "forget")
+        retain = None if self.retain_rows is None else self.tokenize(self.retain_rows, "retain")[0]
         alternative = None
         if self.alternative_lines is not None:
-            lines, rows = self.alternative_lines, self.forget_rows
-            alternative = Alternatives(lines, rows, self.style, self.max_length, self.seed)
+            alternative = Alternatives(self.alternative_lines, rows, self.style, self.max_length, self.seed)
+            self.longest = max(self.longest, alternative.longest())
         return ForgetRetainPairs(forget, retain, self.seed, alternative)
 
     @property
@@ -99,48 +116,55 @@ class FineTuningDataModule(TokenizedDataModule):
     """Rows to fine-tune on; makes targets and retain models.
 
     Args:
-        tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from.
+        tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; None takes the model's own.
         train: File(s), folder or hub data set; several are read one after the other.
-        rows: Use the first n rows of each source only: one number for all, or one a source (null for all rows).
+        max_rows: Use the first n rows of each source only: one number for all, or one per source (null for all rows).
+        split: Split of the data sets or folders; without it ``train``, or the only one.
         columns: Names of the columns where they are not recognised.
         **options: Those of `TokenizedDataModule`.
+
+    Attributes:
+        train_rows: The rows, after `setup`.
     """
 
     def __init__(
         self,
-        tokenizer: str,
-        train: str | list[str],
-        rows: int | list[int | None] | None = None,
+        tokenizer: str | None = None,
+        train: str | list[str] = "",
+        max_rows: int | list[int | None] | None = None,
+        split: str | None = None,
         columns: dict[str, str] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(tokenizer, **options)
+        if not train:
+            raise InputError("data.train is missing: give a file, a folder or a data set to train on.")
         self.train_sources = [train] if isinstance(train, str | Path) else list(train)
-        self.limits = list(rows) if isinstance(rows, list) else [rows] * len(self.train_sources)
+        self.limits = list(max_rows) if isinstance(max_rows, list) else [max_rows] * len(self.train_sources)
         if len(self.limits) != len(self.train_sources):
             raise InputError(
-                f"data.rows has {len(self.limits)} numbers for {len(self.train_sources)} sources in data.train; "
-                "give one number, or one a source."
+                f"data.max_rows has {len(self.limits)} numbers for {len(self.train_sources)} sources in data.train; "
+                "give one number, or one per source."
             )
-        self.columns = columns
-        self.train_rows: list[dict[str, Any]] = []
+        self.split, self.columns = split, columns
+        self.train_rows: Rows = Rows()
 
     def check(self) -> None:
         """Read the rows and the tokenizer."""
         if not self.train_rows:
+            columns, missing = self.columns or {}, self.on_missing
             for source, limit in zip(self.train_sources, self.limits, strict=True):
-                self.train_rows += first_rows(read_rows(source, **(self.columns or {})), limit, "rows")
-            for index, row in enumerate(self.train_rows):
-                row["index"] = index
+                rows = read_rows(source, **columns, split=self.split, option="data.split", on_missing=missing)
+                self.train_rows.extend(first_rows(rows, limit, "max_rows"))
         super().check()
 
     def training_set(self) -> TrainingRows:
         """Tokenise the rows."""
-        return TrainingRows(self.tokenize(self.train_rows, "training"))
+        return TrainingRows(self.tokenize(self.train_rows, "training")[0])
 
 
-def first_rows(rows: list[dict[str, Any]], limit: int | None, option: str) -> list[dict[str, Any]]:
-    """Return the first ``limit`` rows, or all.
+def first_rows(rows: Any, limit: int | None, option: str) -> Any:
+    """Return the first ``limit`` rows (`Rows` or a list), or all.
 
     Raises:
         InputError: ``limit`` is not between 1 and the number of rows.
@@ -151,4 +175,4 @@ def first_rows(rows: list[dict[str, Any]], limit: int | None, option: str) -> li
         raise InputError(
             f"data.{option} is {limit}, but there are {len(rows)} rows; give 1 to {len(rows)}, or nothing."
         )
-    return rows[:limit]
+    return rows.first(limit) if isinstance(rows, Rows) else rows[:limit]

@@ -20,7 +20,8 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
-from dipo_lightning.data.prompts import PromptStyle, prompt_style
+from dipo_lightning.data.encoding import PromptStyle
+from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.columns import flat_numbers
 from dipo_lightning.evaluation.json_files import write_json

@@ -10,7 +10,7 @@ import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
 import dipo_lightning
-from dipo_lightning.data.fingerprint import fingerprints
+from dipo_lightning.data.rows import fingerprints
 from dipo_lightning.models.fingerprint import model_fingerprint
 from dipo_lightning.safety.redaction import without_home, without_secrets
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dipo_lightning.data.chat import ChatStyle
-from dipo_lightning.data.prompts import PromptStyle
+from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.rows import EvaluatedRows, MeasuringOptions, Progress, Row
@@ -49,6 +49,7 @@ class _Plan:
     paraphrase: int | None
     wrong: list[int]
     detailed: bool
+    ends: bool = False
     length: int = 0
     said: list[int] | None = None
     said_nll: float | None = None
@@ -134,6 +135,7 @@ def _plan(
                     wrong=list(range(first + 1, first + 1 + count)),
                     paraphrase=first + 1 + count if "paraphrased_answer" in row else None,
                     detailed=set_name in detailed,
+                    ends=made[0][1][-1] in style.stop_ids,
                     length=sum(label != -100 for label in made[0][1]),
                 )
             )
@@ -211,13 +213,18 @@ def _row(plan: _Plan, scores: Sequence[TokenScores], style: PromptStyle, fractio
     }
     if plan.detailed and plan.said is not None:
         row |= {"generation_nll": plan.said_nll, "generation_tokens": len(plan.said)}
-    return row | (_details(answer, plan.source["answer"], fraction) if plan.detailed else {})
+    return row | (_details(answer, plan, fraction) if plan.detailed else {})
 
 
-def _details(answer: TokenScores, text: str, fraction: float) -> Row:
-    """Memorisation and membership scores of one answer, from the tokens it was scored by."""
+def _details(answer: TokenScores, plan: _Plan, fraction: float) -> Row:
+    """Memorisation and membership scores of one answer.
+
+    As open-unlearning defines them, all but the loss and what is made of it leave out the token that ends the turn: a
+    model that recites an answer and never stops has memorised it.
+    """
+    nll, text = torch.tensor([answer.nll], dtype=torch.float64), plan.source["answer"]
+    answer = answer.without_last() if plan.ends else answer
     rows = torch.zeros(answer.tokens, dtype=torch.long)
-    nll = torch.tensor([answer.nll], dtype=torch.float64)
     assert answer.z_scores is not None
     return {
         "exact_memorization": exact_memorization(answer.correct, rows, 1).item(),

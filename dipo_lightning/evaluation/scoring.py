@@ -49,6 +49,11 @@ class TokenScores:
         """n, the tokens scored."""
         return len(self.logprobs)
 
+    def without_last(self) -> TokenScores:
+        """Return the scores without those of the last token: of an answer without the token that ends the turn."""
+        z_scores = None if self.z_scores is None else self.z_scores[:-1]
+        return TokenScores(self.logprobs[:-1], self.correct[:-1], self.choices[:-1], z_scores)
+
     def greedy_start(self) -> list[int]:
         """Return what greedy decoding says first: the scored tokens while they are its choice, and its own after them.
 

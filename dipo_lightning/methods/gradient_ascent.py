@@ -103,6 +103,9 @@ class GradAscentModule(GradDiffModule):
 class KLModule(GradDiffModule):
     """Gradient ascent, held by KL(reference || policy) on the retain answers. Source: TOFU, arXiv 2401.06121.
 
+    The divergence is a mean over the tokens of the retain answers. TOFU's published code averages it over prompts and
+    padding as well, so that its weight changes with the questions and with the batch's longest row; here it does not.
+
     Args:
         pretrained: The model that must forget; also the reference on the retain answers.
         retain_loss: ``kl``; with another it is no longer this method.

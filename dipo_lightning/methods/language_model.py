@@ -1,5 +1,7 @@
 """The LightningModule that holds a causal language model: loading, adapters, sharding, optimiser, logging."""
 
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -11,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.errors import InputError, RunError, refuse_unknown
 from dipo_lightning.methods.step import (
     MicroBatch,
     describe,
@@ -39,10 +41,8 @@ class LanguageModelModule(pl.LightningModule):
         optimizer: Optimiser class and its arguments; gets the trainable parameters.
         schedule: Learning rate over the run after the warm-up: ``constant``, ``linear`` (to 0) or ``cosine`` (to 0).
         warmup_steps: Optimiser steps over which the learning rate rises from 0.
-        lora_rank: Rank of LoRA adapters; None trains all weights.
-        lora_alpha: LoRA scale: adapters are multiplied by ``lora_alpha / lora_rank``.
-        lora_dropout: Dropout before the adapters.
-        lora_targets: Names of the modules that get adapters, or ``all-linear``.
+        lora: LoRA adapters (``lora.rank``, ``lora.alpha``, ``lora.dropout``, ``lora.targets``); None trains all
+            weights.
         activation_checkpointing: Recompute activations in the backward pass instead of storing them.
         compile_blocks: Compile each transformer block with ``torch.compile``.
         freeze_projection: Train everything but the output projection (and the embedding tied to it).
@@ -59,10 +59,7 @@ class LanguageModelModule(pl.LightningModule):
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.01),
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         warmup_steps: int = 0,
-        lora_rank: int | None = None,
-        lora_alpha: float = 16.0,
-        lora_dropout: float = 0.0,
-        lora_targets: str | list[str] = "all-linear",
+        lora: LoRA | None = None,
         activation_checkpointing: bool = False,
         compile_blocks: bool = False,
         freeze_projection: bool = False,
@@ -70,8 +67,10 @@ class LanguageModelModule(pl.LightningModule):
         compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         revision: str | None = None,
         trust_remote_code: bool = False,
+        **unknown: Any,
     ) -> None:
         super().__init__()
+        refuse_unknown(type(self).__name__, unknown)
         self.save_hyperparameters(ignore=["optimizer"])
         self.policy: nn.Module | None = None
         self.weights_fingerprint = ""
@@ -82,9 +81,7 @@ class LanguageModelModule(pl.LightningModule):
         self.schedule, self.warmup_steps = schedule, warmup_steps
         if warmup_steps < 0:
             raise InputError(f"model.warmup_steps is {warmup_steps}; it must be 0 or more.")
-        self.lora = None
-        if lora_rank is not None:
-            self.lora = LoRA(rank=lora_rank, alpha=lora_alpha, dropout=lora_dropout, targets=lora_targets)
+        self.lora = LoRA(**lora) if isinstance(lora, Mapping) else lora
         self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
         self.freeze_projection, self.cpu_offload, self.compute_dtype = freeze_projection, cpu_offload, compute_dtype
         self.revision, self.trust_remote_code = revision, trust_remote_code
@@ -92,7 +89,7 @@ class LanguageModelModule(pl.LightningModule):
     @property
     def hparams_initial(self) -> Any:
         """The hyper-parameters as loggers write them: without secrets and without this user's home."""
-        return AttributeDict(without_secrets(without_home(dict(super().hparams_initial))))
+        return AttributeDict(without_secrets(without_home(plain(super().hparams_initial))))
 
     def setup(self, stage: str) -> None:
         """Refuse combinations that cannot be right, before the model is loaded."""
@@ -186,6 +183,7 @@ class LanguageModelModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add every process's random states and the fingerprint of the weights before training; collective."""
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain(self.hparams)
         checkpoint["random_states"] = gather({self.global_rank: random_states()})
         checkpoint["weights_fingerprint"] = self.weights_fingerprint
 
@@ -198,7 +196,7 @@ class LanguageModelModule(pl.LightningModule):
         """Make sure that a checkpoint goes on from the weights that were loaded.
 
         Raises:
-            InputError: It is of a model with other parameters, or with these and other values before training.
+            InputError: It is of a model with other parameters, or began with other values or settings of these.
         """
         kept = {name: tuple(value.shape) for name, value in checkpoint.get("state_dict", {}).items()}
         own = {name: tuple(value.shape) for name, value in self.state_dict().items()}
@@ -208,7 +206,7 @@ class LanguageModelModule(pl.LightningModule):
             there, here = (shapes.get(odd[0], "absent") for shapes in (kept, own))
             reason = f"{len(odd)} parameters differ; {odd[0]} is {there} there and {here} here"
         elif before and self.weights_fingerprint and before != self.weights_fingerprint:
-            reason = "it began with other weights"
+            reason = "it began with other weights or another config.json"
         else:
             return
         raise InputError(
@@ -283,3 +281,11 @@ class LanguageModelModule(pl.LightningModule):
     def sharded(self) -> bool:
         """Whether the policy is sharded over processes."""
         return self.policy is not None and is_sharded(self.policy)
+
+
+def plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return hyper-parameters with every dataclass among them as a dictionary, which a checkpoint may hold."""
+    return {
+        name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        for name, value in options.items()
+    }

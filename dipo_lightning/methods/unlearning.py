@@ -56,7 +56,7 @@ class UnlearningModule(LanguageModelModule):
             if value < 0:
                 raise InputError(f"model.{name} is {value}; the weight of a term must be 0 or more.")
         if reference == "adapters_off" and self.lora is None:
-            raise InputError("model.reference is adapters_off, but there are no adapters; set model.lora_rank.")
+            raise InputError("model.reference is adapters_off, but there are no adapters; set model.lora.rank.")
         self.gamma, self.lambda_, self.retain_loss_name, self.reference_name = gamma, lambda_, retain_loss, reference
         self.reference_cache = reference_cache
         self.reference: Reference | None = None

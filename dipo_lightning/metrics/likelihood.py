@@ -29,9 +29,20 @@ class Probability(MeanOverRows):
 
 
 class NormalizedProbability(MeanOverRows):
-    """Mean share of the right answer's probability among its options."""
+    """Mean share of the right answer's probability among its options.
+
+    Args:
+        variant: As of the truth ratio; `open_unlearning` adds 1e-10 to the denominator.
+        nan: See `RowValues`.
+        **kwargs: Options of `torchmetrics.Metric`.
+    """
 
     higher_is_better = True
+
+    def __init__(self, variant: str = "geometric", nan: Literal["skip", "raise"] = "skip", **kwargs: Any) -> None:
+        check_truth_ratio_variant(variant)
+        super().__init__(nan=nan, **kwargs)
+        self.variant = variant
 
     def update(self, index: Tensor, nll: Tensor, wrong_nll: Tensor) -> None:
         """Add rows.
@@ -41,7 +52,8 @@ class NormalizedProbability(MeanOverRows):
             nll: (B,) mean token NLL of the right answers in nats.
             wrong_nll: (B, K) the same of the wrong ones.
         """
-        self._append(index=index, value=functional.normalized_probability(_double(nll), _double(wrong_nll)))
+        share = functional.normalized_probability(_double(nll), _double(wrong_nll), self.variant)
+        self._append(index=index, value=share)
 
 
 class _LogRatios(RowValues):
@@ -95,8 +107,9 @@ class TruthRatio(_LogRatios):
         log_ratio = self._scored()["log_ratio"]
         if not log_ratio.numel():
             return mean_or_nan(log_ratio)
-        whole = functional.forget_truth_ratio if self.aggregate == "forget" else functional.utility_truth_ratio
-        return whole(log_ratio)
+        if self.aggregate == "forget":
+            return functional.forget_truth_ratio(log_ratio, self.variant)
+        return functional.utility_truth_ratio(log_ratio)
 
 
 class ForgetQuality(_LogRatios):
@@ -192,7 +205,7 @@ class ModelUtility(RowValues):
             index=index,
             probability=functional.answer_probability(nll)
             if plain
-            else functional.normalized_probability(nll, wrong_nll),
+            else functional.normalized_probability(nll, wrong_nll, self.variant),
             rouge=rouge_l_recall,
             log_ratio=functional.log_truth_ratio(correct_nll, wrong_nll, self.variant),
         )

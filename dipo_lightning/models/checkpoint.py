@@ -103,9 +103,8 @@ def restore(
         raise InputError(
             f"The checkpoint continues from {source}: {error} If it was moved, give --pretrained."
         ) from error
-    if settings.get("lora_rank") is not None:
-        names = ("rank", "alpha", "dropout", "targets")
-        policy = add_lora(policy, LoRA(**{name: settings[f"lora_{name}"] for name in names}))
+    if settings.get("lora") is not None:
+        policy = add_lora(policy, LoRA(**settings["lora"]))
     try:
         policy.load_state_dict(checkpoint.weights)
     except RuntimeError as error:

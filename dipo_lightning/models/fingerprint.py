@@ -1,26 +1,40 @@
-"""A name for the exact weights of a model, by which caches and logs know whose they are."""
+"""A name for the exact function that a model computes, by which caches, checkpoints and logs know whose they are."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from dipo_lightning.models.head import causal_lm
+
 _CHUNK = 1 << 26  # elements copied to the host at a time: 256 MB of float32
+
+_NOT_COMPUTED = re.compile(
+    r"_.*|.*_token_id|.*_token_index|architectures|auto_map|transformers_version|dtype|torch_dtype|use_cache|return_dict"
+    r"|output_.*|id2label|label2id|num_labels|problem_type|initializer_.*|name_or_path|quantization_config|task_.*"
+)
+"""Fields of a configuration that leave the logits of given ids alone: names, versions, storage, initial values."""
 
 
 def model_fingerprint(model: nn.Module, trainable_only: bool = False) -> str:
-    """Hash the names, shapes, dtypes and bytes of all parameters.
+    """Hash all that the logits of a model come from: its parameters and buffers, and its configuration.
 
-    About one second a gigabyte of weights. A tied weight counts once; buffers don't count. Of a model sharded over
-    processes the whole parameters are gathered one by one, so every rank must call it, and all get the same answer.
+    Names, shapes, dtypes and bytes of the tensors count; a tied weight counts once. Of the configuration everything
+    counts but names, versions and storage, so that another ``rope_theta`` is another model and another folder is not.
+    About one second per gigabyte. Of a model sharded over processes the whole tensors are gathered one by one, so every
+    rank must call it, and all get the same answer.
 
     Args:
         model: Any model.
-        trainable_only: Leave out parameters that are not trained.
+        trainable_only: Hash the parameters that are trained, and nothing else.
 
     Returns:
         64 hexadecimal digits (SHA-256).
@@ -32,12 +46,34 @@ def model_fingerprint(model: nn.Module, trainable_only: bool = False) -> str:
             module.reshard()
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        if trainable_only and not parameter.requires_grad:
-            continue
-        tensor = parameter.detach()
-        if isinstance(tensor, DTensor):
-            tensor = tensor.full_tensor()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        for chunk in tensor.reshape(-1).split(_CHUNK):
-            digest.update(memoryview(chunk.cpu().view(torch.uint8).numpy()))
+        if parameter.requires_grad or not trainable_only:
+            _add(digest, name, parameter.detach())
+    if not trainable_only:
+        for name, buffer in sorted(model.named_buffers()):
+            _add(digest, f"buffer {name}", buffer)
+        digest.update(json.dumps(computation(model), sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def computation(model: nn.Module) -> Any:
+    """Return the fields of a model's configuration that its logits depend on, as plain values; None without one."""
+    config = getattr(causal_lm(model), "config", None)
+    return None if config is None else _computed(config.to_dict())
+
+
+def _computed(value: Any) -> Any:
+    """Drop what does not count, and the difference between 10000 and 10000.0."""
+    if isinstance(value, Mapping):
+        kept = {str(key): _computed(item) for key, item in value.items() if not _NOT_COMPUTED.fullmatch(str(key))}
+        return {key: item for key, item in kept.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [_computed(item) for item in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _add(digest: Any, name: str, tensor: torch.Tensor) -> None:
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
+    digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+    for chunk in tensor.reshape(-1).split(_CHUNK):
+        digest.update(memoryview(chunk.cpu().view(torch.uint8).numpy()))

@@ -56,7 +56,7 @@ def muse_small(output: str = "runs/muse-small", seed: int = 0) -> None:
     """Make a small corpus in MUSE's schema, a model that knows it, and one that never saw what is to be forgotten.
 
     Writes ``news`` (the corpus), ``target``, ``retain`` and ``retain.json`` (its evaluation) into the folder.
-    What is already there is not made again. Then run: dipo-lightning fit --config configs/muse/small.yaml
+    What is already there is not made again. Then run: dipo-lightning fit --config muse/small
 
     Args:
         output: Folder for everything it makes.

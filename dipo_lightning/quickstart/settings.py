@@ -17,7 +17,7 @@ SHAPE: dict[str, Any] = {
 }
 FINETUNING = {"epochs": 60, "batch_size": 16, "lr": 3e-3}
 UNLEARNING = {"epochs": 10, "batch_size": 16, "lr": 1e-3}
-DIPO: dict[str, Any] = {"beta": 0.02, "alpha": 0.2, "selection": "relative", "rho": 0.1}
+DIPO: dict[str, Any] = {"beta": 0.02, "pair": {"alpha": 0.2, "selection": "relative", "rho": 0.1}}
 
 
 def finetuning(folder: Path, train: str, name: str, seed: int) -> dict[str, Any]:

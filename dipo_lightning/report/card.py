@@ -36,7 +36,7 @@ class CardFacts:
         base: The model it was made from: a hub name, or a path whose last part is shown.
         method: Class of the module.
         settings: The module's hyper-parameters.
-        data: Rows and fingerprints by half (`dipo_lightning.data.fingerprint.fingerprints`).
+        data: Rows and fingerprints by half (`dipo_lightning.data.rows.fingerprints`).
         run: The run's log folder, whose evaluations and configuration are read; None for no run.
         step: Optimiser step of the weights; results of a later one aren't theirs.
         adapters: Whether the folder holds LoRA adapters only.

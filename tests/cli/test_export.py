@@ -10,6 +10,7 @@ import torch
 from dipo_lightning.cli.main import main
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.checkpoint import read_checkpoint, restore
+from dipo_lightning.models.lora import LoRA
 from dipo_lightning.safety.redaction import without_paths, without_secrets
 from tests.helpers.toys import save_toy
 from tests.helpers.user_run import user_run
@@ -22,7 +23,7 @@ def run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def lora_run(tmp_path_factory) -> Path:
-    return user_run(tmp_path_factory.mktemp("lora"), lora_rank=2)
+    return user_run(tmp_path_factory.mktemp("lora"), lora=LoRA(2))
 
 
 def checkpoint(run: Path) -> Path:

@@ -16,6 +16,7 @@ from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.methods.dipo.module import DiPOModule
 from dipo_lightning.methods.preference import NPOModule
 from dipo_lightning.methods.unlearning import UnlearningModule
+from dipo_lightning.models.lora import LoRA
 from tests.helpers.toys import save_toy
 
 LOWEST = 0.5
@@ -28,7 +29,7 @@ CASES: dict[str, tuple[type[UnlearningModule], dict[str, Any], dict[str, Any]]] 
     "full": (DiPOModule, {}, {}),
     "checkpointing": (DiPOModule, {"activation_checkpointing": True}, {"activation_checkpointing": True}),
     "logits": (NPOModule, {}, {"form": "logits"}),
-    "lora": (DiPOModule, {"lora_rank": 8}, {"trainable": "lora", "lora_rank": 8}),
+    "lora": (DiPOModule, {"lora": LoRA(8)}, {"trainable": "lora", "lora_rank": 8}),
 }
 
 

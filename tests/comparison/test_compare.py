@@ -196,7 +196,9 @@ def test_what_cannot_be_right_is_said_before_anything_runs(
     assert calls == []
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 16}, {"split": "forget10", "max_length": 64}, {"retain_rows": 9}])
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 16}, {"split": "forget10", "max_length": 64}, {"max_retain_rows": 9}]
+)
 def test_other_options_make_no_other_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict[str, Any]
 ) -> None:

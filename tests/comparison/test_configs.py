@@ -37,21 +37,21 @@ def made(
 def test_another_method_keeps_the_model_and_drops_the_loss(base: dict[str, Any]) -> None:
     model = made(base, "dipo_lightning.NPOModule")["model"]
     assert model["class_path"] == "dipo_lightning.NPOModule"
-    assert model["init_args"] == {"pretrained": "target", "lora_rank": 4, "reference_cache": "cache"}
+    assert model["init_args"] == {"pretrained": "target", "lora": {"rank": 4}, "reference_cache": "cache"}
 
 
 @pytest.mark.parametrize(
     "class_path", [None, "dipo_lightning.DiPOModule", "dipo_lightning.methods.dipo.module.DiPOModule"]
 )
 def test_the_base_s_own_method_keeps_its_options(base: dict[str, Any], class_path: str | None) -> None:
-    options = made(base, class_path, alpha=2.0)["model"]["init_args"]
-    assert options == base["model"]["init_args"] | {"alpha": 2.0}
+    options = made(base, class_path, **{"pair.alpha": 2.0})["model"]["init_args"]
+    assert options == base["model"]["init_args"] | {"pair": {"alpha": 2.0}}
 
 
 def test_a_method_from_outside_needs_its_class_path_only(base: dict[str, Any]) -> None:
     options = made(base, OWN, strength=0.5)["model"]["init_args"]
-    assert options == {"pretrained": "target", "lora_rank": 4, "reference_cache": "cache", "strength": 0.5}
-    assert {"strength", "beta", "gamma", "lora_rank", "optimizer"} <= accepted_options(Own)
+    assert options == {"pretrained": "target", "lora": {"rank": 4}, "reference_cache": "cache", "strength": 0.5}
+    assert {"strength", "beta", "gamma", "lora", "optimizer"} <= accepted_options(Own)
 
 
 def test_settings_reach_the_optimiser_the_data_and_the_trainer(base: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from dipo_lightning.data.files import read_rows
+from dipo_lightning.data.rows import read_rows
 from dipo_lightning.errors import InputError
 
 QA = [{"question": "Who?", "answer": "Nobody."}, {"question": "Where?", "answer": "In «Lima»,\nPeru."}]

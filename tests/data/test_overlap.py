@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dipo_lightning.data.overlap import overlap, refuse_overlap
+from dipo_lightning.data.rows import overlap, refuse_overlap
 from dipo_lightning.errors import InputError
 
 

@@ -142,3 +142,36 @@ def test_training_rows_follow_the_same_keys() -> None:
     made = TrainingRows(rows(3))
     assert made[5]["train"]["index"] == 2
     assert made.token_counts(4) == {"train": supervised_count(rows(3)[1])}
+
+
+def epoch_order(seed: int, epoch: int, count: int = 40) -> list[int]:
+    sampler = EpochSampler(ForgetRetainPairs(rows(count), None), num_replicas=1, rank=0, seed=seed)
+    sampler.set_epoch(epoch)
+    return [key % count for key in sampler]
+
+
+def epoch_partners(seed: int, epoch: int, count: int = 40) -> list[int]:
+    pairs = ForgetRetainPairs(rows(count), rows(count), seed)
+    return [pairs.partner(epoch, index) for index in range(count)]
+
+
+@pytest.mark.parametrize("drawn", [epoch_order, epoch_partners])
+def test_no_epoch_of_one_seed_is_an_epoch_of_another(drawn) -> None:
+    cases = [(seed, epoch) for seed in range(6) for epoch in range(6)] + [(0, 1_000_003)]
+    assert len({tuple(drawn(seed, epoch)) for seed, epoch in cases}) == len(cases)
+
+
+def test_the_first_epoch_is_torch_s_permutation_of_the_seed() -> None:
+    for seed in (0, 3):
+        order = torch.randperm(40, generator=torch.Generator().manual_seed(seed))
+        assert epoch_order(seed, 0) == order.tolist()
+
+
+def test_order_and_pairing_of_an_epoch_are_not_one_permutation() -> None:
+    assert epoch_order(0, 1) != epoch_partners(0, 1)
+
+
+def test_more_processes_than_rows_all_train_on_them() -> None:
+    keys = [list(EpochSampler(ForgetRetainPairs(rows(2), None), 5, rank, seed=0)) for rank in range(5)]
+    assert all(len(own) == 1 for own in keys)
+    assert {key for own in keys for key in own} == {0, 1}

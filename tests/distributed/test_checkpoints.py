@@ -25,7 +25,7 @@ CHECKPOINT = f"step={SAVED}.ckpt"
 @pytest.fixture(scope="module", params=["full", "lora"])
 def whole_run(request: pytest.FixtureRequest, task: str) -> dict[str, Any]:
     """One process, uninterrupted; ``folder`` holds what is saved of runs like it, ``options`` makes them so."""
-    options = {"lora_rank": 4} if request.param == "lora" else {}
+    options = {"lora": {"rank": 4}} if request.param == "lora" else {}
     folder = f"{task}/{request.param}"
     found = jobs.train(task, batch_size=GLOBAL_BATCH, save=(f"{folder}/one", SAVED), **RUN, **options)
     return found | {"path": f"{folder}/one/{CHECKPOINT}", "folder": folder, "options": options}
@@ -78,7 +78,7 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(jobs.write_task(tmp_path_factory.mktemp("tied"), "qwen2"))
 
 
-@pytest.mark.parametrize("options", [{}, {"lora_rank": 4}, {"freeze_projection": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"lora": {"rank": 4}}, {"freeze_projection": True}], ids=str)
 def test_one_file_of_two_that_share_goes_on_on_two(
     pool: Pool, tied: str, tmp_path: Path, options: dict[str, Any]
 ) -> None:
@@ -126,7 +126,7 @@ def test_resuming_in_an_accumulated_epoch(pool: Pool, task: str) -> None:
 
 @pytest.mark.parametrize("adapters", [None, "merged", "separate"])
 def test_a_sharded_policy_exports_what_an_unsharded_one_does(pool: Pool, tmp_path: Path, adapters: str | None) -> None:
-    options = {"lora_rank": 4, "reference": "adapters_off"} if adapters else {}
+    options = {"lora": {"rank": 4}, "reference": "adapters_off"} if adapters else {}
     kind = adapters or "merged"
     task = str(jobs.write_task(tmp_path / "task", rms_norm_eps=3e-6))
     defaults = Path(task) / "model" / "generation_config.json"

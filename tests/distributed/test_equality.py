@@ -21,7 +21,7 @@ Case = dict[str, Any]
 def case(strategy: str, method: str, reference: str, lora: bool, accumulate: int, clip: bool) -> Case:
     chosen = {"strategy": strategy, "method": method, "reference": reference, "accumulate": accumulate}
     if lora:
-        chosen |= {"lora_rank": 4}
+        chosen |= {"lora": {"rank": 4}}
     if clip:
         chosen |= {"clip": 1.0}  # far below the gradient's norm, so that it acts in every step
     return chosen

@@ -19,7 +19,7 @@ PATHS: dict[str, dict[str, Any]] = {
     "chunks": {"form": "hidden", "reference": "live", "chunk_size": 7},
     "hidden_states": {"reference": "hidden_states", "chunk_size": 7},
     "directions": {"reference": "directions", "chunk_size": 7, "freeze_projection": True},
-    "adapters": {"reference": "adapters_off", "form": "hidden", "chunk_size": 7, "lora_rank": 2},
+    "adapters": {"reference": "adapters_off", "form": "hidden", "chunk_size": 7, "lora": {"rank": 2}},
 }
 MEMORY: dict[str, Any] = {"activation_checkpointing": True}
 SHARDED = MEMORY | {"cpu_offload": True}
@@ -48,7 +48,7 @@ def start(task: str) -> dict[str, np.ndarray]:
 
 
 def compare(pool: Pool, task: str, strategy: str, path: str, pair: tuple[dict[str, Any], str], **more: Any) -> None:
-    options = pair[0] | {"memory_vector": pair[1], "method": "dipo"}
+    options = {"pair": pair[0] | {"memory_vector": pair[1]}, "method": "dipo"}
     chosen = PATHS[path] | options | more
     one = plain(task, tuple(sorted((options | {k: chosen[k] for k in KEPT if k in chosen}).items())))
     ranks = pool.run("train", task=task, devices=WORLD, batch_size=2, max_steps=3, strategy=strategy, **chosen)
@@ -62,7 +62,7 @@ def compare(pool: Pool, task: str, strategy: str, path: str, pair: tuple[dict[st
         assert distance <= 1e-4 * moved + 2e-7 * np.linalg.norm(value), name
 
 
-KEPT = ("freeze_projection", "lora_rank")
+KEPT = ("freeze_projection", "lora")
 """What is trained, which both sides must agree on."""
 
 
@@ -88,7 +88,7 @@ def test_two_processes_equal_plain_in_every_combination(
 
 @pytest.mark.parametrize("family", ["llama", *OTHER])
 def test_the_policy_as_source_and_a_mean(pool: Pool, tasks: dict[str, str], family: str) -> None:
-    options = {"source": "policy", "reduction": "mean", "beta": 1.0}
+    options = {"pair": {"source": "policy"}, "reduction": "mean", "beta": 1.0}
     task, path = tasks[family], PATHS["chunks"]
     one = plain(task, tuple(sorted((options | {"method": "dipo"}).items())))
     for strategy, saving in (("ddp", MEMORY), ("fsdp2", SHARDED)):

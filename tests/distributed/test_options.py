@@ -40,17 +40,22 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     jobs.write_task(folder / "task", max_position_embeddings=2048)  # room for MUSE's ten examples in a prompt
     write_tofu(folder / "tofu")  # 3, 3, 4, 5 and 6 rows
     write_fictitious_news(folder / "muse", articles=6)  # 5 rows are taken of each set
-    return {name: str(folder / name) for name in ("task", "tofu", "muse", "own")}
+    return {name: str(folder / name) for name in ("task", "tofu", "muse", "user_data")}
 
 
-@pytest.mark.parametrize("kind", ["tofu", "muse", "own"])
+@pytest.mark.parametrize("kind", ["tofu", "muse", "user_data"])
 @pytest.mark.parametrize(("strategy", "lora"), [("ddp", False), ("fsdp2", False), ("fsdp2", True)])
 def test_evaluation_inside_a_run_gives_what_one_process_gives(
     pool: Pool, evaluated: dict[str, str], kind: str, strategy: str, lora: bool
 ) -> None:
     """With generation, several times in one run, which goes on as if nothing had been."""
     task = evaluated["task"]
-    run: dict[str, Any] = {"method": "dipo", "clip": 1.0, "reference": "live", **({"lora_rank": 4} if lora else {})}
+    run: dict[str, Any] = {
+        "method": "dipo",
+        "clip": 1.0,
+        "reference": "live",
+        **({"lora": {"rank": 4}} if lora else {}),
+    }
     run |= {"max_steps": 3, "evaluate": (kind, evaluated[kind])}
     one = jobs.train(task, batch_size=4, **run)
     arguments = run | {"devices": WORLD, "batch_size": 2, "strategy": strategy}

@@ -19,8 +19,7 @@ def test_twice_on_two_processes_gives_the_same_weights_and_results(
     options: dict[str, Any] = {
         "devices": WORLD,
         "strategy": strategy,
-        "lora_rank": 2,
-        "lora_dropout": 0.3,
+        "lora": {"rank": 2, "dropout": 0.3},
         "max_steps": 3,
     }
     first, again = (pool.run("train", task=task, evaluate=("tofu", tofu), **options) for _ in range(2))

@@ -27,7 +27,7 @@ LOSSES: dict[str, dict[str, Any]] = {
 
 REFERENCES: dict[str, dict[str, Any]] = {
     "live": {"reference": "live"},
-    "adapters_off": {"reference": "adapters_off", "lora_rank": 4},
+    "adapters_off": {"reference": "adapters_off", "lora": {"rank": 4}},
 }
 
 
@@ -85,7 +85,7 @@ CACHED: dict[str, dict[str, Any]] = {
     "hidden_states": {"method": "dipo", "reference": "hidden_states"},
     "hidden_states-logits": {"method": "dipo", "reference": "hidden_states", "form": "logits"},
     "hidden_states-npo": {"method": "npo", "reference": "hidden_states"},
-    "directions": {"method": "dipo", "reference": "directions", "lora_rank": 4},
+    "directions": {"method": "dipo", "reference": "directions", "lora": {"rank": 4}},
 }
 """What was computed once, in other batches than the policy's: a matrix product rounds by its shape."""
 

@@ -28,7 +28,7 @@ def write_base(folder: Path, seed: int = 0, **options: Any) -> Path:
         "gamma": 2.0,
         "retain_loss": "kl",
         "reference": "live",
-        "lora_rank": 4,
+        "lora": {"rank": 4},
     }
     config = {
         "seed_everything": seed,

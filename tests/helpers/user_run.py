@@ -27,7 +27,7 @@ def user_run(folder: Path, **options: Any) -> Path:
 
     Args:
         folder: Where everything goes.
-        **options: Of the module, such as ``lora_rank=2``.
+        **options: Of the module, such as ``lora=LoRA(2)``.
     """
     model = save_toy(folder / "home" / "jane" / "original")
     for name, rows in (("forget", FORGET), ("retain", RETAIN)):

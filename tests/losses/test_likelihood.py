@@ -5,8 +5,7 @@ import torch
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.losses.likelihood import sequence_nll, token_nll
-
-from .batches import ROWS, SELECTED, TOKENS, B, batch_logits, nll_of
+from tests.helpers.batches import ROWS, SELECTED, TOKENS, B, batch_logits, nll_of
 
 
 def test_against_a_loop() -> None:

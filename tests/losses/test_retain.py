@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from dipo_lightning.losses.likelihood import retain_kl, retain_nll, token_nll
-
-from .batches import (
+from tests.helpers.batches import (
     SELECTED,
     TOKENS,
     assert_only_selected_have_gradient,

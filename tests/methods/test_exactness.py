@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy, logsigmoid
 from dipo_lightning import DiPOModule
 from dipo_lightning.methods.dipo.directions import directions
 from dipo_lightning.methods.dipo.loss import sequence_kl_margin
-from dipo_lightning.methods.dipo.pair import distribution_pair
+from dipo_lightning.methods.dipo.pair import PairOptions, distribution_pair
 from dipo_lightning.models.head import output_projection
 from dipo_lightning.models.lora import LoRA, add_lora
 from dipo_lightning.models.token_batch import TokenBatch, collate
@@ -104,6 +104,13 @@ def models(family: str, dtype: torch.dtype, frozen: bool, lora: bool = False) ->
     return policy, reference
 
 
+def nested(options: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `DiPOModule` from options of the module and of the pair side by side."""
+    of_pair = {name: options[name] for name in options if name in PairOptions.__dataclass_fields__}
+    of_module = {name: options[name] for name in options if name not in of_pair}
+    return {"beta": BETA, "pair": PairOptions(alpha=ALPHA, **of_pair), **of_module}
+
+
 def ours(
     family: str,
     path: str,
@@ -114,9 +121,9 @@ def ours(
     first: bool = False,
 ) -> DiPOModule:
     """The package's module with a policy, and what stands for the reference."""
-    chosen = PATHS[path] | options | {"beta": BETA, "alpha": ALPHA}
+    chosen = PATHS[path] | nested(options)
     if lora:  # which freezes all but the adapters
-        chosen |= {"lora_rank": LORA.rank, "freeze_projection": False}
+        chosen |= {"lora": LORA, "freeze_projection": False}
     module = DiPOModule("toy", **chosen)
     policy, reference = models(family, dtype, module.freeze_projection, lora)
     trainer = SimpleNamespace(global_step=0 if first else 5, log_every_n_steps=1 if logged else 10**9, datamodule=None)
@@ -151,7 +158,7 @@ def plain_loss(policy: nn.Module, reference: nn.Module, options: DiPOModule) -> 
     labels = BATCH["forget"]["labels"][:, 1:]
     rows, places = (labels != -100).nonzero(as_tuple=True)
     h, h_reference = policy_logits[rows, places], retain_logits[rows, places]
-    pair = distribution_pair(h_reference if options.source == "reference" else h, options.pair)
+    pair = distribution_pair(h_reference if options.pair.source == "reference" else h, options.pair)
     margin = sequence_kl_margin(*pair, h, h_reference, rows, len(labels), options.reduction)
     scale = 2 / BETA if options.scale == "2/beta" else 1
     forget = -scale * logsigmoid(BETA * margin).mean()
@@ -162,7 +169,7 @@ def plain_loss(policy: nn.Module, reference: nn.Module, options: DiPOModule) -> 
 @functools.cache
 def expected(family: str, frozen: bool, lora: bool, options: tuple[tuple[str, Any], ...]) -> tuple[Tensor, Any]:
     """Loss and gradients of the plain computation in float64."""
-    module = DiPOModule("toy", beta=BETA, alpha=ALPHA, freeze_projection=frozen, **dict(options))
+    module = DiPOModule("toy", freeze_projection=frozen, **nested(dict(options)))
     policy, reference = models(family, torch.float64, frozen, lora)
     module.freeze_untrained(policy)
     loss = plain_loss(policy, reference, module)

@@ -8,8 +8,7 @@ import torch
 from dipo_lightning.errors import InputError
 from dipo_lightning.losses.likelihood import token_nll
 from dipo_lightning.methods.gradient_ascent import ce_u, grad_ascent, wga
-
-from .batches import (
+from tests.helpers.batches import (
     SELECTED,
     TOKENS,
     assert_only_selected_have_gradient,

@@ -3,6 +3,7 @@
 import csv
 import inspect
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 import dipo_lightning
 from dipo_lightning.cli.main import main, names
 from dipo_lightning.methods.dipo.module import DiPOModule
+from dipo_lightning.methods.dipo.pair import PairOptions
 from dipo_lightning.methods.unlearning import UnlearningModule
 from tests.helpers.small_tofu import write_tofu
 from tests.helpers.toys import save_toy
@@ -21,7 +23,7 @@ from tests.helpers.toys import save_toy
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "methods"
 FILES = {path.stem: path for path in sorted(CONFIGS.glob("*.yaml"))}
 DEFAULTS = {
-    "dipo": {"beta": 0.02, "k": 10, "alpha": 1.0, "scale": "2/beta", "selection": "top_k"},
+    "dipo": {"beta": 0.02, "pair": asdict(PairOptions()), "scale": "2/beta"},
     "grad_ascent": {"retain_loss": "none"},
     "grad_diff": {"gamma": 1.0, "lambda_": 1.0},
     "kl": {"retain_loss": "kl"},

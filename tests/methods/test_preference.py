@@ -9,8 +9,7 @@ from torch import Tensor
 from dipo_lightning.errors import InputError
 from dipo_lightning.losses.likelihood import sequence_nll
 from dipo_lightning.methods.preference import dpo, npo, simnpo
-
-from .batches import ROWS, SELECTED, TOKENS, B, assert_only_selected_have_gradient, batch_logits, nll_of
+from tests.helpers.batches import ROWS, SELECTED, TOKENS, B, assert_only_selected_have_gradient, batch_logits, nll_of
 
 
 def sums(logits: Tensor) -> list[float]:

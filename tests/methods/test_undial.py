@@ -7,8 +7,7 @@ import torch
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.methods.undial import undial, undial_target
-
-from .batches import (
+from tests.helpers.batches import (
     SELECTED,
     TOKENS,
     assert_only_selected_have_gradient,

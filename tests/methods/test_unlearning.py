@@ -129,7 +129,7 @@ def test_the_reference_is_not_trained_saved_or_counted(files: Path, tmp_path: Pa
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("cls", [DiPOModule, NPOModule, UNDIALModule], ids=lambda cls: cls.__name__)
 def test_every_reference_gives_the_same_training(files: Path, cls: type[UnlearningModule], lora: bool) -> None:
-    options = {"lora_rank": 4} if lora else {}
+    options = {"lora": {"rank": 4}} if lora else {}
     live, _ = fit(files, cls, reference="live", **options)
     auto, _ = fit(files, cls, **options)
     assert isinstance(auto.reference, HiddenStatesReference) or lora
@@ -161,11 +161,11 @@ def test_dipo_without_retain_term_or_with_kl(files: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"source": "policy"},
-        {"selection": "top_p", "p": 0.5},
-        {"selection": "relative", "rho": 0.2},
-        {"memory_vector": "raw"},
-        {"alpha": 2.5, "k": 3},
+        {"pair": {"source": "policy"}},
+        {"pair": {"selection": "top_p", "p": 0.5}},
+        {"pair": {"selection": "relative", "rho": 0.2}},
+        {"pair": {"memory_vector": "raw"}},
+        {"pair": {"alpha": 2.5, "k": 3}},
         {"reduction": "mean", "beta": 1.0},
         {"scale": 1},
     ],
@@ -273,7 +273,7 @@ def test_resume_ends_with_the_weights_of_an_uninterrupted_run(files: Path, tmp_p
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_resume_with_dropout_is_exact_at_every_step(files: Path, tmp_path: Path, accumulate: int) -> None:
-    options: dict[str, Any] = {"steps": 4, "lora_rank": 2, "lora_dropout": 0.5}
+    options: dict[str, Any] = {"steps": 4, "lora": {"rank": 2, "dropout": 0.5}}
     trainer = {"enable_checkpointing": True, "accumulate_grad_batches": accumulate}
     every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     whole, _ = fit(files, GradDiffModule, trainer=trainer | {"callbacks": [every]}, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 import zlib
 from collections import Counter
 
@@ -18,6 +19,8 @@ from scipy.stats import hmean
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.metrics import functional
+from dipo_lightning.metrics.functional import rouge
+from dipo_lightning.metrics.functional.words import words as words_of
 
 RNG = np.random.default_rng(7)
 
@@ -55,6 +58,18 @@ def test_truth_ratio_variants_are_the_published_formulas():
         assert found.exp().numpy() == pytest.approx(ratio, rel=1e-9)
         assert functional.forget_truth_ratio(found).item() == pytest.approx(np.minimum(ratio, 1 / ratio).mean())
         assert functional.utility_truth_ratio(found).item() == pytest.approx(np.maximum(0, 1 - ratio).mean())
+
+
+def test_open_unlearnings_variant_has_its_epsilon_in_every_denominator():
+    nll, wrong = RNG.uniform(15, 30, 9), RNG.uniform(15, 30, (9, 3))
+    p, others = np.exp(-nll), np.exp(-wrong)
+    found = functional.normalized_probability(double(nll), double(wrong), "open_unlearning")
+    assert found.numpy() == pytest.approx(p / (p + others.sum(1) + 1e-10), rel=1e-9)
+    ratio = np.array([0.0, 1e-12, 0.5, 1.0, 3.0, 1e9])
+    log_ratio = double(ratio).log()
+    assert functional.forget_truth_ratio(log_ratio, "open_unlearning").item() == pytest.approx(
+        np.minimum(ratio, 1 / (ratio + 1e-10)).mean(), rel=1e-12
+    )
 
 
 def test_truth_ratio_below_one_means_the_right_answer_is_likelier():
@@ -107,7 +122,7 @@ def test_perplexity_is_that_of_all_tokens_together():
     assert functional.perplexity(nll[3:], lengths[3:]).isnan()
 
 
-TEXTS = st.text(alphabet="abcdeing ,.'-é1", max_size=40)
+TEXTS = st.text(alphabet="abcdeingABCDEING ,.'-_1", max_size=40)
 
 
 @settings(deadline=None, max_examples=60)
@@ -117,6 +132,71 @@ def test_rouge_equals_google(prediction, target, stemmer):
     ours = functional.rouge_l([prediction], [target], stemmer=stemmer)
     assert ours.recall.item() == pytest.approx(google.recall, abs=1e-6)
     assert ours.f1.item() == pytest.approx(google.fmeasure, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("Мария родилась в Туле.", 4),
+        ("吾輩は猫である。名前はまだ無い。", 14),
+        ("ラーメン ｶﾞ", 5),
+        ("王小明1987年生于上海", 9),
+        ("เขาเกิดที่กรุงเทพ", 13),
+        ("그는 1950년 서울에서 태어났다", 4),
+        ("वह दिल्ली में रहता है", 5),
+        ("عُمَر وُلِدَ سنة ١٩٥٠", 4),
+        ("نمی\u200cدانم", 1),
+        ("José García naïve", 3),
+        ("Jose\u0301 Garci\u0301a nai\u0308ve", 3),
+        ("don't stop_now", 4),
+        ("…!?。", 0),
+    ],
+)
+@pytest.mark.parametrize("stemmer", [True, False])
+def test_words_of_any_script(text, count, stemmer):
+    assert len(words_of(text, stemmer)) == count
+    assert words_of(text, stemmer) == words_of(text.upper(), stemmer)
+    assert functional.rouge_l([text], [text], stemmer).recall.item() == bool(count)
+
+
+def test_rouge_of_other_scripts_counts_their_words():
+    greek, english = "Η Ελένη γεννήθηκε στην Πάτρα 1950", "some unrelated words about 1950"
+    assert functional.rouge_l([english], [greek]).recall.item() == pytest.approx(1 / 6)
+    composed, decomposed = "José García", "Jose\u0301 Garci\u0301a"
+    assert functional.rouge_l([decomposed], [composed]).f1.item() == 1
+    assert functional.rouge_l(["Jose Garcia"], [composed]).f1.item() == 0  # an accent makes another letter
+    assert functional.rouge_l(["王小红"], ["王小明"]).recall.item() == pytest.approx(2 / 3)
+    assert functional.rouge_l(["ΟΔΟΣ STRASSE"], ["οδος Straße"], stemmer=False).f1.item() == 1
+
+
+def test_fluency_of_unspaced_scripts_counts_characters():
+    spaced = functional.ngram_entropy(["一 二 三 四 五 六 七 八 九"]).item()
+    assert functional.ngram_entropy(["一二三四五六七八九"]).item() == pytest.approx(spaced)
+    assert spaced == pytest.approx((3 + 2 * math.log2(7)) / 3)
+    assert functional.ngram_entropy(["กขฃคฅฆงจฉ"]).item() == pytest.approx(spaced)
+
+
+SEQUENCES = st.lists(st.integers(0, 3), max_size=30)
+
+
+@given(first=SEQUENCES, second=SEQUENCES, block=st.integers(1, 9))
+def test_common_length_against_the_table(first, second, block):
+    table = np.zeros((len(first) + 1, len(second) + 1), dtype=int)
+    for i, one in enumerate(first):
+        for j, other in enumerate(second):
+            table[i + 1, j + 1] = table[i, j] + 1 if one == other else max(table[i, j + 1], table[i + 1, j])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rouge, "_BLOCK", block)
+        assert rouge.common_length(first, second) == table[-1, -1]
+
+
+def test_rouge_of_long_texts_needs_linear_memory():
+    text = [str(number) for number in range(20_000)]
+    tracemalloc.start()
+    assert rouge.common_length(text, text[::-1] + text) == len(text)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8e6  # a table of words against words would hold 800 million numbers
 
 
 def test_rouge_stemmer_matters_and_lists_are_wanted():

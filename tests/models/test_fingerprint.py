@@ -1,11 +1,13 @@
-"""The fingerprint tells weights apart, and nothing else."""
+"""The fingerprint tells apart models that compute different things, and nothing else."""
 
+import pytest
 import torch
 from torch import nn
 
 from dipo_lightning.models import fingerprint
 from dipo_lightning.models.fingerprint import model_fingerprint
-from tests.helpers.toys import toy_model
+from dipo_lightning.models.loading import load_policy
+from tests.helpers.toys import save_toy, toy_model
 
 
 def test_it_is_stable_and_sees_seed_family_and_dtype():
@@ -36,3 +38,41 @@ def test_chunks_scalars_and_strides_do_not_matter(monkeypatch):
     monkeypatch.setattr(fingerprint, "_CHUNK", 3)
     assert model_fingerprint(module) == whole
     assert model_fingerprint(nn.ParameterDict({"a": module["a"].contiguous(), "b": module["b"]})) == whole
+
+
+@pytest.mark.parametrize(
+    ("family", "field"),
+    [
+        ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}),
+        ("llama", {"rms_norm_eps": 1e-3}),
+        ("llama", {"hidden_act": "gelu"}),
+        ("mistral", {"sliding_window": 64}),
+        ("gemma2", {"final_logit_softcapping": 7.0}),
+    ],
+)
+def test_the_configuration_counts_though_the_weights_are_the_same(family, field):
+    first, second = toy_model(family), toy_model(family, **field)
+    for (name, one), (_, other) in zip(first.named_parameters(), second.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
+    assert model_fingerprint(first) != model_fingerprint(second)
+    assert model_fingerprint(first, trainable_only=True) == model_fingerprint(second, trainable_only=True)
+
+
+def test_buffers_count():
+    model = toy_model()
+    before = model_fingerprint(model)
+    model.model.rotary_emb.inv_freq[1] *= 1.01
+    assert model_fingerprint(model) != before
+    batch_norm = nn.BatchNorm1d(2)
+    before = model_fingerprint(batch_norm)
+    batch_norm.running_mean += 1
+    assert model_fingerprint(batch_norm) != before
+
+
+def test_the_folder_versions_and_initial_values_do_not_count(tmp_path):
+    model = toy_model()
+    fingerprint_before = model_fingerprint(model)
+    loaded = load_policy(str(save_toy(tmp_path / "elsewhere")))
+    assert model_fingerprint(loaded) == fingerprint_before
+    model.config.update({"use_cache": False, "pad_token_id": 7, "initializer_range": 0.5, "architectures": ["Other"]})
+    assert model_fingerprint(model) == fingerprint_before

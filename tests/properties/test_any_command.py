@@ -28,7 +28,15 @@ SIMPLE = {
     "compare": ["--plan", "--dry_run", "--output"],
 }
 OPTIONS = [
-    *("model.beta", "model.alpha", "model.k", "model.selection", "model.p", "model.lora_rank", "model.lora_targets"),
+    *(
+        "model.beta",
+        "model.pair.alpha",
+        "model.pair.k",
+        "model.pair.selection",
+        "model.pair.p",
+        "model.lora.rank",
+        "model.lora.targets",
+    ),
     *("model.optimizer", "model.schedule", "model.warmup_steps", "model.class_path", "model.nothing", "model", "run"),
     *("data.forget", "data.retain", "data.prompt", "data.prompt_options", "data.batch_size", "data.columns", "data"),
     *("data.max_length", "data.nothing", "trainer.max_steps", "trainer.precision", "trainer.callbacks", "ckpt_path"),

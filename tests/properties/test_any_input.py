@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dipo_lightning.benchmarks.tofu.data import load_tofu
-from dipo_lightning.data.files import read_rows
 from dipo_lightning.data.prompts import prompt_style
+from dipo_lightning.data.rows import read_rows
 from dipo_lightning.data.tokenization import tokenize_rows
 from dipo_lightning.errors import DiPOError
 from tests.helpers.toys import toy_tokenizer

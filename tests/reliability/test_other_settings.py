@@ -27,7 +27,7 @@ def run(folder: Path, here: Path, name: str, *options: str) -> int:
     config: dict[str, Any] = {
         "trainer": TRAINER | {"max_steps": -1, "enable_checkpointing": True, "callbacks": [keeping]},
         "model": {"class_path": "dipo_lightning.GradDiffModule",
-                  "init_args": {"pretrained": str(folder / "model"), "lora_rank": 2, "lora_dropout": 0.3}},
+                  "init_args": {"pretrained": str(folder / "model"), "lora": {"rank": 2, "dropout": 0.3}}},
         "data": {"class_path": "dipo_lightning.UnlearningDataModule",
                  "init_args": {"forget": str(folder / "forget.jsonl"), "retain": str(folder / "retain.jsonl"),
                                "prompt": "plain", "batch_size": 2}},

@@ -43,7 +43,7 @@ def test_a_results_file_says_where_its_numbers_come_from(folder: Path) -> None:
     assert before["model"]["pretrained"] == after["model"]["pretrained"] == model_fingerprint(toy_model())
     assert before["model"]["trained"] != after["model"]["trained"]
     assert {half: data["rows"] for half, data in before["data"].items()} == {"forget": 4, "retain": 7}
-    assert before["config"]["model"]["init_args"]["lora_dropout"] == 0.3
+    assert before["config"]["model"]["init_args"]["lora"]["dropout"] == 0.3
     assert before["config"]["trainer"]["accumulate_grad_batches"] == 2
     [other, *_] = results(folder / "other")
     assert other["provenance"]["config"]["seed_everything"] == 2

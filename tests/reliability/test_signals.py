@@ -40,7 +40,9 @@ def signalled(config: Path, run: Path, number: int, file: str, slurm: dict[str, 
     return process.exitcode
 
 
-@pytest.mark.parametrize("file", ["own*step=00000.json", "own*step=00002.json", "own_epoch=001_step=00003.json"])
+@pytest.mark.parametrize(
+    "file", ["user_data*step=00000.json", "user_data*step=00002.json", "user_data_epoch=001_step=00003.json"]
+)
 def test_sigterm_saves_and_the_same_command_goes_on(folder: Path, whole: dict[str, Any], file: str) -> None:
     run = folder / f"terminated-{file[-10:-5]}"
     config = write_config(folder, run, epochs=2)
@@ -68,7 +70,7 @@ def test_slurm_preemption_saves_queues_again_and_goes_on(
     tool.chmod(0o755)
     config = write_config(folder, run, epochs=2)
     slurm = SLURM | {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-    assert signalled(config, run, signal.SIGUSR1, "own*step=00002.json", slurm) == 128 + signal.SIGTERM
+    assert signalled(config, run, signal.SIGUSR1, "user_data*step=00002.json", slurm) == 128 + signal.SIGTERM
     said = config.with_suffix(".log").read_text()
     assert "Traceback" not in said
     assert "preemption: the run is saved at step" in said

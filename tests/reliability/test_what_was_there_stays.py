@@ -78,7 +78,7 @@ BROKEN: dict[str, tuple[str, Callable[[Path], Any], list[str], str]] = {
         "run/checkpoints/last.ckpt", lambda path: None, ["--model.pretrained={}/other"], "began with other weights"
     ),
     "a checkpoint without the adapters": (
-        "run/checkpoints/last.ckpt", lambda path: None, ["--model.lora_rank=2"], "LoRA options"
+        "run/checkpoints/last.ckpt", lambda path: None, ["--model.lora.rank=2"], "LoRA options"
     ),
     "a cache of other weights": ("run-cache/*/manifest.json", other_key, [], "of other data or weights"),
     "a cut cache": ("run-cache/*/values.bin", truncate, [], "is truncated"),

@@ -36,7 +36,7 @@ def write_config(folder: Path, run: Path, workers: int = 0, lora: bool = False, 
         "schedule": "linear",
     }
     if lora:
-        model |= {"lora_rank": 2, "lora_dropout": 0.3}
+        model |= {"lora": {"rank": 2, "dropout": 0.3}}
     config = {
         "seed_everything": seed,
         "trainer": {

@@ -51,7 +51,7 @@ def document(step, generation, forget_rouge=0.5, **aggregates):
 def write_run(folder, *documents):
     (folder / "evaluations").mkdir(parents=True)
     for one in documents:
-        file = folder / "evaluations" / f"own_epoch=000_step={one['provenance']['step']:05d}.json"
+        file = folder / "evaluations" / f"user_data_epoch=000_step={one['provenance']['step']:05d}.json"
         file.write_text(json.dumps(one), encoding="utf-8")
     return folder
 
@@ -155,10 +155,10 @@ def test_bad_folders_are_named(tmp_path):
         write_run(tmp_path / name, document(0, "Ann."))
     with pytest.raises(InputError, match=r"holds 2 runs.*one.*two"):
         read_run(tmp_path)
-    (tmp_path / "one" / "evaluations" / "own_epoch=1.json").write_text("{")
-    with pytest.raises(InputError, match=r"own_epoch=1\.json: not an evaluation"):
+    (tmp_path / "one" / "evaluations" / "user_data_epoch=1.json").write_text("{")
+    with pytest.raises(InputError, match=r"user_data_epoch=1\.json: not an evaluation"):
         read_run(tmp_path / "one")
-    (tmp_path / "one" / "evaluations" / "own_epoch=1.json").write_text("{}")
+    (tmp_path / "one" / "evaluations" / "user_data_epoch=1.json").write_text("{}")
     with pytest.raises(InputError, match="not an evaluation of this package"):
         read_run(tmp_path / "one")
     blocked = tmp_path / "file"

@@ -53,7 +53,7 @@ def main() -> None:
     fit = [*quiet, "--trainer.max_epochs=1", *memory, *tofu, *pages, f"--model.pretrained={sys.argv[1]}", *data]
     log = "run/evaluations/tofu_epoch=001_step=00002.json"
     commands = [
-        ["fit", *fit, "--model.lora_rank=2", "--run=run"],
+        ["fit", *fit, "--model.lora.rank=2", "--run=run"],
         ["validate", *quiet, *memory, f"--model.pretrained={sys.argv[1]}", *data],
         ["export", "run/checkpoints/last.ckpt", "--output", "exported", "--adapters", "separate"],
         ["report", "run", "--output", "page.html"],

@@ -111,7 +111,7 @@ def test_tensorboard_shows_it_as_text(run: Run) -> None:
 
     events = EventAccumulator(str(run.folder / "run"), size_guidance={"tensors": 0}).Reload()
     tables = [tag for tag in events.Tags()["tensors"] if tag.endswith("answers/text_summary")]
-    assert {tag.partition("/")[0] for tag in tables} == {"own", "tofu"}
+    assert {tag.partition("/")[0] for tag in tables} == {"user_data", "tofu"}
     for tag in tables:
         table = events.Tensors(tag)[-1].tensor_proto.string_val[0].decode()
         assert "alert" in table

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from dipo_lightning.benchmarks.tofu.data import load_tofu
 from dipo_lightning.benchmarks.tofu.metrics import aggregate
-from dipo_lightning.data.prompts import PromptStyle, prompt_style
+from dipo_lightning.data.encoding import PromptStyle
+from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.evaluation.questions import RowOptions, evaluate_rows
 from dipo_lightning.evaluation.shared_prompts import Example
 from dipo_lightning.metrics.functional.rouge import rouge_l

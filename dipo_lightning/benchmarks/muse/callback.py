@@ -42,7 +42,8 @@ class MUSEEvaluation(Evaluation):
         baseline: Instead of it, the retain model's AUC: a number (0.5 says that its two samples look alike),
             ``news`` or ``books`` (the published ones), or ``none`` to measure no PrivLeak (for the retain model
             itself).
-        variant: ``muse`` (ROUGE without stemmer, in percent) or ``open_unlearning`` (with stemmer, between 0 and 1).
+        variant: ``muse`` (ROUGE without stemmer, in percent) or ``open_unlearning`` (with stemmer, between 0 and 1,
+            VerbMem against the whole true text, Min-K on the first 2048 tokens without the last).
         rows: Only the first so many rows of each set; None for all.
         verbmem_tokens: Most tokens of a continuation, and of the true text it is compared with.
         knowmem_tokens: Most tokens of an answer.

@@ -5,7 +5,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dipo_lightning.benchmarks.muse.data import HUB_NAMES, configuration, load_muse
-from dipo_lightning.data.overlap import overlap
+from dipo_lightning.data.rows import overlap
 from dipo_lightning.data.unlearning import UnlearningDataModule, first_rows
 from dipo_lightning.errors import InputError
 
@@ -18,17 +18,17 @@ class MUSEDataModule(UnlearningDataModule):
     your own, and a warning in the published ones, which are what they are.
 
     Args:
-        tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; usually the model's own.
+        tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; None takes the model's
+            own (the published targets come without one: name it there).
         data: ``muse-bench/MUSE-News`` or ``muse-bench/MUSE-Books`` on the hub, or a folder of
             ``<configuration>/<split>.jsonl`` in their schema.
         forget: What is to be forgotten, as ``configuration/split``: ``train/forget``, ``raw/forget``,
             ``scal/forget_1`` to ``_4`` or ``sust/forget_1`` to ``_4``. retain1 is that of ``raw`` with ``raw/forget``,
             and that of ``train`` with all others.
-        forget_rows: Use the first n forget documents only.
-        retain_rows: Use the first n retain documents only.
+        max_forget_rows: Use the first n forget documents only.
+        max_retain_rows: Use the first n retain documents only.
         max_length: Tokens of a piece.
         batch_size: Pieces to forget (and as many to keep) of one process and one micro-batch.
-        tokenizer_name: Where the tokenizer is, if not with the model (the published targets come without one).
         allow_overlap: Go on where documents stand in two sets that should have none in common.
         num_workers: Loader processes; 0 loads in the training process.
         seed: Seed of the order and of the pairing.
@@ -36,23 +36,22 @@ class MUSEDataModule(UnlearningDataModule):
 
     def __init__(
         self,
-        tokenizer: str,
+        tokenizer: str | None = None,
         data: str = "muse-bench/MUSE-News",
         forget: str = "train/forget",
-        forget_rows: int | None = None,
-        retain_rows: int | None = None,
+        max_forget_rows: int | None = None,
+        max_retain_rows: int | None = None,
         max_length: int = 2048,
         batch_size: int = 4,
-        tokenizer_name: str | None = None,
         allow_overlap: bool = False,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__(
-            tokenizer_name or tokenizer,
+            tokenizer,
             forget=data,
-            forget_rows=forget_rows,
-            retain_rows=retain_rows,
+            max_forget_rows=max_forget_rows,
+            max_retain_rows=max_retain_rows,
             prompt="text",
             max_length=max_length,
             batch_size=batch_size,
@@ -80,9 +79,8 @@ class MUSEDataModule(UnlearningDataModule):
                     f"{problem}, the first {where}. Take them out of one, or set data.allow_overlap: true."
                 )
             rank_zero_warn(f"{self.data}: {problem}: they are trained both ways.", category=UserWarning)
-        forget_limit, retain_limit = self.limits
-        self.forget_rows = first_rows(corpus.train_forget, forget_limit, "forget_rows")
-        self.retain_rows = first_rows(corpus.train_retain, retain_limit, "retain_rows")
+        self.forget_rows = first_rows(corpus.train_forget, self.max_forget_rows, "max_forget_rows")
+        self.retain_rows = first_rows(corpus.train_retain, self.max_retain_rows, "max_retain_rows")
 
 
 def is_published(data: str | Path) -> bool:

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from dipo_lightning.benchmarks.muse.data import MUSEData
-from dipo_lightning.data.prompts import TextStyle, encode, shortened, start_ids
+from dipo_lightning.data.encoding import encode, shortened, start_ids
+from dipo_lightning.data.prompts import TextStyle
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.rows import EvaluatedRows, MeasuringOptions, Progress, Row
@@ -24,6 +25,7 @@ from dipo_lightning.evaluation.shared_prompts import Example
 from dipo_lightning.metrics.functional.min_k import min_k
 from dipo_lightning.metrics.functional.muse import muse_stemmer
 from dipo_lightning.metrics.functional.rouge import rouge_l
+from dipo_lightning.models.token_batch import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,14 +33,18 @@ if TYPE_CHECKING:
 ANSWER_ENDS = ("\n\n", "\nQuestion", "Question:")
 """Where the answer to a knowledge question ends, whatever comes first."""
 
+OPEN_UNLEARNING_TOKENS = 2048
+"""Tokens of a text, BOS among them, that open-unlearning's Min-K looks at (its `max_length`)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MUSEOptions(MeasuringOptions):
     """How rows are measured; a row without a value is a text too short for Min-K, or has a loss that isn't finite.
 
     Attributes:
-        variant: ``muse`` or ``open_unlearning``: whether ROUGE compares stems.
-        verbmem_tokens: Most tokens of a continuation, and of the true one it is compared with.
+        variant: ``muse``, or ``open_unlearning``: ROUGE compares stems, a continuation is compared with the whole true
+            text, and Min-K looks at the first 2048 tokens of a text but not at the last of them.
+        verbmem_tokens: Most tokens of a continuation, and (``muse``) of the true one it is compared with.
         knowmem_tokens: Most tokens of an answer.
         space: Whether the space after ``Answer:`` ends the prompt (as published) or begins the answer.
     """
@@ -90,7 +96,10 @@ def plan_muse(data: MUSEData, tokenizer: PreTrainedTokenizerBase, options: MUSEO
     plan = MUSEPlan(stop_ids=list(style.stop_ids))
     plan.rows["verbmem"] = [_known(row, "prompt") for row in data.verbmem]
     plan.prompts["verbmem"] = [style.prompt(row["prompt"]) for row in data.verbmem]
-    plan.targets["verbmem"] = [beginning(row["gt"], tokenizer, options.verbmem_tokens) for row in data.verbmem]
+    whole = options.variant == "open_unlearning"
+    plan.targets["verbmem"] = [
+        row["gt"] if whole else beginning(row["gt"], tokenizer, options.verbmem_tokens) for row in data.verbmem
+    ]
     for side, rows in data.knowmem.items():
         name = f"knowmem_{side}"
         shown = "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in data.in_context[side])
@@ -107,7 +116,7 @@ def _plan_texts(name: str, rows: Sequence[Row], style: TextStyle, options: MUSEO
     evaluated = EvaluatedRows()
     plan.rows[name], plan.examples[name] = [], []
     for row in rows:
-        example = style.example("", row["text"])
+        example = _text_example(style, row["text"], options.variant)
         tokens = sum(label != -100 for label in example[1])
         if int(options.min_k_fraction * tokens) < 1:
             share = f"{options.min_k_fraction:.0%} of them are no whole token"
@@ -122,6 +131,15 @@ def _plan_texts(name: str, rows: Sequence[Row], style: TextStyle, options: MUSEO
             "texts, or a larger min_k_fraction."
         )
     plan.skipped |= evaluated.skipped
+
+
+def _text_example(style: TextStyle, text: str, variant: str) -> Example:
+    """Ids and labels of a text; open-unlearning cuts it and does not score its last token, in place of an end token."""
+    ids, labels = style.example("", text)
+    if variant != "open_unlearning":
+        return ids, labels
+    ids, labels = ids[:OPEN_UNLEARNING_TOKENS], labels[:OPEN_UNLEARNING_TOKENS]
+    return ids, [*labels[:-1], IGNORED]
 
 
 def evaluate_muse(

@@ -9,10 +9,11 @@ import torch
 from dipo_lightning.benchmarks.tofu.data import HUB_NAME, TOFUData, load_tofu
 from dipo_lightning.benchmarks.tofu.metrics import aggregate, row_log_ratio
 from dipo_lightning.benchmarks.tofu.pictures import truth_ratios, write_truth_ratios
-from dipo_lightning.data.prompts import PromptStyle
+from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Document, Evaluation
 from dipo_lightning.evaluation.logs import TOFU_FORMAT, EvaluationLog, check_comparable, read_log
+from dipo_lightning.evaluation.logs.log import END_OF_TURN
 from dipo_lightning.evaluation.questions import RowOptions, evaluate_rows
 from dipo_lightning.evaluation.rows import EvaluatedRows, check_choice, check_measuring, check_numbers
 from dipo_lightning.evaluation.tensorboard import answers_table, write_answers
@@ -149,6 +150,7 @@ class TOFUEvaluation(Evaluation):
             "generate": self.options.generate,
             "max_new_tokens": self.options.max_new_tokens,
             "min_k_fraction": self.options.min_k_fraction,
+            "end_of_turn": END_OF_TURN,
             "on_missing": self.options.on_missing,
             "membership": self.membership,
             "retain_log": None if self.retain_log is None else str(Path(self.retain_log)),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dipo_lightning.data.files import Record, checked_text, config_files, config_records, text_field
-from dipo_lightning.data.overlap import refuse_overlap
+from dipo_lightning.data.rows import refuse_overlap
 from dipo_lightning.errors import InputError
 
 Rows = list[dict[str, Any]]

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from dipo_lightning.benchmarks.tofu.data import HUB_NAME, load_tofu
-from dipo_lightning.data.files import config_files
+from dipo_lightning.data.files import config_files, is_saved
 from dipo_lightning.data.unlearning import FineTuningDataModule, UnlearningDataModule, first_rows
 
 
@@ -12,57 +12,60 @@ class TOFUDataModule(UnlearningDataModule):
     """Forgets TOFU's ``forgetXX`` and keeps the rest, ``retainYY``.
 
     Args:
-        tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from.
+        tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; None takes the model's own.
         data: ``locuslab/TOFU`` on the hub, or a folder of JSON-lines files in its schema.
         split: The forget split: ``forget01``, ``forget05``, ``forget10``, or another the folder has.
+        max_forget_rows: Use the first n forget rows only.
+        max_retain_rows: Use the first n retain rows only.
         **options: Those of `UnlearningDataModule` but ``forget`` and ``retain``.
     """
 
     def __init__(
         self,
-        tokenizer: str,
+        tokenizer: str | None = None,
         data: str = HUB_NAME,
         split: str = "forget10",
-        forget_rows: int | None = None,
-        retain_rows: int | None = None,
+        max_forget_rows: int | None = None,
+        max_retain_rows: int | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(tokenizer, forget=data, forget_rows=forget_rows, retain_rows=retain_rows, **options)
+        super().__init__(tokenizer, data, max_forget_rows=max_forget_rows, max_retain_rows=max_retain_rows, **options)
         self.data, self.split = data, split
 
     def read(self) -> None:
         """Read the split's training rows."""
         tofu = load_tofu(self.data, self.split)
-        forget_limit, retain_limit = self.limits
-        self.forget_rows = first_rows(tofu.train_forget, forget_limit, "forget_rows")
-        self.retain_rows = first_rows(tofu.train_retain, retain_limit, "retain_rows")
+        self.forget_rows = first_rows(tofu.train_forget, self.max_forget_rows, "max_forget_rows")
+        self.retain_rows = first_rows(tofu.train_retain, self.max_retain_rows, "max_retain_rows")
 
 
 class TOFUFineTuningDataModule(FineTuningDataModule):
     """Rows of TOFU, or of data in its schema, to fine-tune on: makes the target and the retain model.
 
     Args:
-        tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from.
+        tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; None takes the model's own.
         data: ``locuslab/TOFU`` on the hub, or a folder of JSON-lines files in its schema.
         train: Its configurations to train on, one after the other: ``full`` for a target, ``retain90`` for a
             retain model.
+        max_rows: Use the first n rows of each only: one number for all, or one per configuration.
         **options: Those of `FineTuningDataModule`.
     """
 
     def __init__(
         self,
-        tokenizer: str,
+        tokenizer: str | None = None,
         data: str = HUB_NAME,
         train: str | list[str] = "full",
-        rows: int | list[int | None] | None = None,
+        max_rows: int | list[int | None] | None = None,
         **options: Any,
     ) -> None:
         folder, names = Path(data).expanduser(), [train] if isinstance(train, str) else train
         sources = [_files(folder, name) if folder.is_dir() else f"{data}:{name}" for name in names]
-        super().__init__(tokenizer, train=sources, rows=rows, **options)  # type: ignore[arg-type]  # parts of one
+        super().__init__(tokenizer, train=sources, max_rows=max_rows, **options)  # type: ignore[arg-type]  # parts of one
         self.data = data
 
 
 def _files(folder: Path, config: str) -> list[str]:
     """The file of a configuration or its parts; where there is none, the name that the message says is missing."""
-    return [str(path) for path in config_files(folder, config) or [folder / f"{config}.json"]]
+    alone = folder / config if is_saved(folder / config) else folder / f"{config}.json"
+    return [str(path) for path in config_files(folder, config) or [alone]]

@@ -73,7 +73,7 @@ def aggregate(
     scores = {name: _score_rows(name, whole[name], truth_ratio) for name in TOFU_SETS if whole.get(name)}
     result: dict[str, Any] = {}
     for name in TOFU_SETS:
-        result |= _set_aggregates(name, scores.get(name))
+        result |= _set_aggregates(name, scores.get(name), truth_ratio)
     result |= _memorization(whole.get("forget", []))
     result |= {f"forget_{name}": value for name, value in generation_aggregates(whole.get("forget", [])).items()}
     result |= membership_aggregates(whole.get("forget", []), whole.get("holdout", []))
@@ -119,7 +119,7 @@ def _score_rows(name: str, rows: Rows, truth_ratio: str) -> _SetScores:
     nll = column(rows, "nll")
     if name in OPTION_SETS:
         wrong = [numbers(row, "wrong_nll") for row in rows]
-        shares = [float(normalized_probability(right, others)) for right, others in zip(nll, wrong, strict=True)]
+        shares = [float(normalized_probability(*losses, truth_ratio)) for losses in zip(nll, wrong, strict=True)]
         probability = torch.tensor(shares, dtype=torch.float64)
     else:
         probability = answer_probability(nll)
@@ -131,15 +131,15 @@ def _score_rows(name: str, rows: Rows, truth_ratio: str) -> _SetScores:
     return _SetScores([row["index"] for row in rows], bad, *(values.masked_fill(bad, math.nan) for values in columns))
 
 
-def _set_aggregates(name: str, scores: _SetScores | None) -> dict[str, float | None]:
+def _set_aggregates(name: str, scores: _SetScores | None, truth_ratio: str) -> dict[str, float | None]:
     if scores is None:
         return {f"{name}_{part}": None for part in UTILITY_PARTS}
     log_ratio = scores.log_ratio[~scores.log_ratio.isnan()]
-    whole = forget_truth_ratio if name == "forget" else utility_truth_ratio
+    whole = forget_truth_ratio(log_ratio, truth_ratio) if name == "forget" else utility_truth_ratio(log_ratio)
     return {
         f"{name}_probability": mean_of_numbers(scores.probability),
         f"{name}_rouge": mean_of_numbers(scores.rouge),
-        f"{name}_truth_ratio": float(whole(log_ratio)) if log_ratio.numel() else None,
+        f"{name}_truth_ratio": float(whole) if log_ratio.numel() else None,
     }
 
 

@@ -7,9 +7,10 @@ import torch
 
 from dipo_lightning.benchmarks.user_data.metrics import USER_DATA_FORMAT, user_data_aggregates
 from dipo_lightning.benchmarks.user_data.rows import evenly, question_rows, row_style
-from dipo_lightning.data.prompts import PromptStyle
+from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Document, Evaluation
+from dipo_lightning.evaluation.logs.log import END_OF_TURN
 from dipo_lightning.evaluation.questions import RowOptions, evaluate_rows
 from dipo_lightning.evaluation.rows import EvaluatedRows, check_measuring, check_numbers
 from dipo_lightning.evaluation.tensorboard import answers_table, write_answers
@@ -131,6 +132,7 @@ class MemorizationEvaluation(Evaluation):
             "max_new_tokens": self.options.max_new_tokens,
             "text_tokens": self.text_tokens,
             "min_k_fraction": self.options.min_k_fraction,
+            "end_of_turn": END_OF_TURN,
             "on_missing": self.options.on_missing,
         }
 

@@ -56,8 +56,9 @@ def _parts(name: str, rows: Rows, truth_ratio: str) -> dict[str, float]:
     log_ratio = torch.tensor(ratios, dtype=torch.float64)
     log_ratio = log_ratio[~log_ratio.isnan()]
     if log_ratio.numel():
-        whole = forget_truth_ratio if name == "forget" else utility_truth_ratio
-        means["truth_ratio"] = float(whole(log_ratio))
+        forgets = name == "forget"
+        whole = forget_truth_ratio(log_ratio, truth_ratio) if forgets else utility_truth_ratio(log_ratio)
+        means["truth_ratio"] = float(whole)
     return {part: value for part, value in means.items() if value is not None}
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from dipo_lightning.data.prompts import PromptStyle, TextStyle, encode
+from dipo_lightning.data.encoding import PromptStyle, encode
+from dipo_lightning.data.prompts import TextStyle
 from dipo_lightning.evaluation.rows import Row
 
 if TYPE_CHECKING:

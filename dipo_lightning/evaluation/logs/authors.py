@@ -1,4 +1,7 @@
-"""TOFU's own `eval_log_aggregated.json`: dictionaries of numbers by row index, in one file for four sets."""
+"""TOFU's own `eval_log_aggregated.json`: numbers by row index, in one file for four sets.
+
+TOFU's code writes dictionaries; NPO's and ULD's write lists in the order of the rows.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.logs.log import TOFU_AUTHORS_FORMAT, EvaluationLog
+from dipo_lightning.evaluation.logs.open_unlearning import row_number
 
 SET_KEYS = {
     "eval_log_forget.json": "forget",
@@ -18,12 +22,13 @@ SET_KEYS = {
 }
 
 _REQUIRED = ("avg_gt_loss", "average_perturb_loss")
+_COLUMNS = (*_REQUIRED, "avg_paraphrased_loss", "num_token_gt", "rougeL_recall", "generated_text")
 _LLAMA2 = re.compile(r"^\s*\[INST\]\s*(.*?)\s*\[/INST\]\s*$", re.DOTALL)
 _PLAIN = re.compile(r"^\s*Question:\s*(.*?)\s*(?:Answer:)?\s*$", re.DOTALL)
 
 
 def is_authors_log(content: Mapping[str, Any]) -> bool:
-    """Whether a JSON object is such a log."""
+    """Return whether a JSON object is such a log."""
     return any(key in content for key in SET_KEYS)
 
 
@@ -38,10 +43,11 @@ def read_authors_log(content: Mapping[str, Any], path: Path) -> EvaluationLog:
         The log. Its prompt style is known where the logged prompts show it; of the split it says nothing.
 
     Raises:
-        InputError: A set lacks the losses, or one of its dictionaries has other rows than the rest.
+        InputError: A set lacks the losses, or one of its columns has other rows than the rest.
     """
-    sets = {name: _rows(content[key], key, path) for key, name in SET_KEYS.items() if key in content}
-    prompts = [prompt for key in SET_KEYS if key in content for prompt in _prompts(content[key])]
+    tables = {name: _columns(content[key], f"{path}: {key!r}") for key, name in SET_KEYS.items() if key in content}
+    sets = {name: _rows(columns) for name, columns in tables.items()}
+    prompts = [text[0] for columns in tables.values() for text in columns.get("generated_text", {}).values() if text]
     settings: dict[str, Any] = {}
     if prompts and all(_LLAMA2.match(prompt) for prompt in prompts):
         settings["prompt_style"] = "llama2"
@@ -50,30 +56,39 @@ def read_authors_log(content: Mapping[str, Any], path: Path) -> EvaluationLog:
     return EvaluationLog(format=TOFU_AUTHORS_FORMAT, settings=settings, sets=sets, path=path)
 
 
-def _rows(table: Any, key: str, path: Path) -> list[dict[str, Any]]:
-    where = f"{path}: {key!r}"
+def _columns(table: Any, where: str) -> dict[str, dict[int, Any]]:
+    """The columns that are read, each by row."""
     if not isinstance(table, Mapping):
-        raise InputError(f"{where} should hold dictionaries by row index, got {type(table).__name__}")
-    missing = [name for name in _REQUIRED if not isinstance(table.get(name), Mapping)]
+        raise InputError(f"{where} should hold columns of numbers by row, got {type(table).__name__}")
+    columns = {}
+    for name in _COLUMNS:
+        values = table.get(name)
+        if isinstance(values, Mapping):
+            columns[name] = {row_number(f"{where}: {name}", index): value for index, value in values.items()}
+        elif isinstance(values, list):
+            columns[name] = dict(enumerate(values))
+    missing = [name for name in _REQUIRED if name not in columns]
     if missing:
         raise InputError(f"{where} has no {', '.join(missing)}: the log is incomplete, evaluate the model again")
-    indices = list(table["avg_gt_loss"])
-    for name, values in table.items():
-        if isinstance(values, Mapping) and set(values) != set(indices):
-            raise InputError(f"{where}: {name} has other rows than avg_gt_loss ({len(values)} and {len(indices)})")
-    if not all(index.isdigit() for index in indices):
-        raise InputError(f"{where}: rows must be keyed by their number")
-    return [_row(table, index) for index in sorted(indices, key=int)]
+    rows = columns[_REQUIRED[0]]
+    for name, values in columns.items():
+        if values.keys() != rows.keys():
+            raise InputError(f"{where}: {name} has other rows than {_REQUIRED[0]} ({len(values)} and {len(rows)})")
+    return columns
 
 
-def _row(table: Mapping[str, Mapping[str, Any]], index: str) -> dict[str, Any]:
+def _rows(columns: Mapping[str, Mapping[int, Any]]) -> list[dict[str, Any]]:
+    return [_row(columns, index) for index in sorted(columns[_REQUIRED[0]])]
+
+
+def _row(columns: Mapping[str, Mapping[int, Any]], index: int) -> dict[str, Any]:
     def value(name: str) -> Any:
-        return table[name][index] if name in table else None
+        return columns[name][index] if name in columns else None
 
     # Real authors and world facts have no paraphrase: there the answer itself is the correct one.
     correct = value("avg_paraphrased_loss")
     row = {
-        "index": int(index),
+        "index": index,
         "nll": value("avg_gt_loss"),
         "tokens": value("num_token_gt"),
         "correct_nll": value("avg_gt_loss") if correct is None else correct,
@@ -92,8 +107,3 @@ def _question(prompt: str) -> str:
         if match := style.match(prompt):
             return match.group(1)
     return prompt
-
-
-def _prompts(table: Any) -> list[str]:
-    texts = table.get("generated_text") if isinstance(table, Mapping) else None
-    return [value[0] for value in texts.values() if isinstance(value, list) and value] if texts else []

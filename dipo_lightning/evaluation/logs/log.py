@@ -17,7 +17,15 @@ TOFU_FORMAT = "dipo-lightning/tofu/1"
 MUSE_FORMAT = "dipo-lightning/muse/1"
 USER_DATA_FORMAT = "dipo-lightning/user_data/1"
 OPEN_UNLEARNING_FORMAT = "open-unlearning/tofu"
+OPEN_UNLEARNING_MUSE_FORMAT = "open-unlearning/muse"
+MUSE_FORMATS = (MUSE_FORMAT, OPEN_UNLEARNING_MUSE_FORMAT)
 TOFU_AUTHORS_FORMAT = "locuslab/tofu"
+
+END_OF_TURN = "excluded"
+"""The setting `end_of_turn`: memorisation and Min-K leave out the token that ends an answer, as open-unlearning does.
+
+Logs of this package without it come from before, and include the token.
+"""
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,7 @@ class EvaluationLog:
 
     Attributes:
         format: `dipo-lightning/tofu/1`, `dipo-lightning/muse/1`, `dipo-lightning/user_data/1`,
-            `open-unlearning/tofu` or `locuslab/tofu`.
+            `open-unlearning/tofu`, `open-unlearning/muse` or `locuslab/tofu`.
         settings: How it was evaluated (split, prompt_style, truth_ratio, ...); what a foreign format does not say is
             absent.
         sets: Rows by set name, each a dict with at least `index`.
@@ -43,6 +51,15 @@ class EvaluationLog:
     aggregates: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
+
+    @property
+    def end_of_turn(self) -> str | None:
+        """Whether the Min-K scores include the token that ends an answer; None where there is nothing to tell by."""
+        if self.format == OPEN_UNLEARNING_FORMAT:
+            return END_OF_TURN
+        if "end_of_turn" in self.settings or self.format != TOFU_FORMAT:
+            return self.settings.get("end_of_turn")
+        return "included" if any("min_k" in row for row in self.sets.get("holdout", ())) else None
 
 
 def with_skipped(sets: Sets, skipped: Sets | None) -> dict[str, list[Row]]:

@@ -1,17 +1,19 @@
-"""open-unlearning's `TOFU_EVAL.json`: for each metric an `agg_value` and a `value_by_index`.
+"""open-unlearning's `TOFU_EVAL.json` and `MUSE_EVAL.json`: for each metric an `agg_value` and a `value_by_index`.
 
 A row is put together from several metrics: its answer's loss from one, the paraphrase's from another, and so on. The
-`score` of its truth ratios is R = wrong / correct with 1e-10 in the denominator, never 1/R.
+`score` of its truth ratios is R = wrong / correct with 1e-10 in the denominator, never 1/R. Metrics that are not known
+here are passed over, whatever they hold: forks write their own.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.logs.log import OPEN_UNLEARNING_FORMAT, EvaluationLog
+from dipo_lightning.evaluation.logs.log import OPEN_UNLEARNING_FORMAT, OPEN_UNLEARNING_MUSE_FORMAT, EvaluationLog
 
 # Set name: the metric of its answer, of its correct (paraphrased) answer, of its wrong ones, of its texts, and its R.
 _METRICS = {
@@ -40,12 +42,38 @@ _ATTACKS = {
     "mia_min_k_plus_plus": "min_k_plus_plus",
     "mia_reference": "reference",
 }
+_KNOWN = {*(name for names in _METRICS.values() for name in names), *_SCORES, *_ATTACKS}
+# MUSE: the metric of each set whose texts are compared.
+_MUSE_TEXTS = {
+    "verbmem": "forget_verbmem_ROUGE",
+    "knowmem_forget": "forget_knowmem_ROUGE",
+    "knowmem_retain": "retain_knowmem_ROUGE",
+}
+_PLAIN_NAMES = {*_KNOWN, *_MUSE_TEXTS.values(), "forget_quality", "model_utility", "privleak"}
 
 
 def is_open_unlearning_log(content: Mapping[str, Any]) -> bool:
-    """Whether a JSON object is such a log."""
-    known = {name for names in _METRICS.values() for name in names} | {*_SCORES, *_ATTACKS}
-    return any(isinstance(content[name], Mapping) and "agg_value" in content[name] for name in known & set(content))
+    """Return whether a JSON object is such a log of TOFU."""
+    return any(_has_aggregate(content[name]) for name in _KNOWN & set(content))
+
+
+def is_open_unlearning_muse_log(content: Mapping[str, Any]) -> bool:
+    """Return whether a JSON object is such a log of MUSE."""
+    return any(_has_aggregate(content.get(name)) for name in _MUSE_TEXTS.values())
+
+
+def refuse_summary(content: Mapping[str, Any], path: Path) -> None:
+    """Refuse `TOFU_SUMMARY.json` and `MUSE_SUMMARY.json`, which hold a plain number for each metric.
+
+    Raises:
+        InputError: It is one.
+    """
+    numbers = [name for name, value in content.items() if isinstance(value, int | float) and name in _PLAIN_NAMES]
+    if numbers and not any(isinstance(value, Mapping) for value in content.values()):
+        raise InputError(
+            f"{path}: a summary, with one number for {', '.join(numbers[:3])} and no values by row; is this "
+            "TOFU_SUMMARY.json or MUSE_SUMMARY.json? Give the TOFU_EVAL.json or MUSE_EVAL.json beside it."
+        )
 
 
 def read_open_unlearning_log(content: Mapping[str, Any], path: Path) -> EvaluationLog:
@@ -61,22 +89,14 @@ def read_open_unlearning_log(content: Mapping[str, Any], path: Path) -> Evaluati
     Raises:
         InputError: It is a summary without rows, or a row's value is not what the format says.
     """
-    tables = {name: _by_index(name, metric, path) for name, metric in content.items() if isinstance(metric, Mapping)}
+    tables = {name: _by_index(name, content[name], path) for name in _KNOWN & set(content)}
     sets = {name: rows for name in _METRICS if (rows := _set_rows(name, tables, path))}
     for name in _SCORES:
         _add(sets.setdefault("forget", []), name, tables.get(name, {}), "score")
     for metric, key in _ATTACKS.items():
-        attack = content.get(metric)
-        if isinstance(attack, Mapping):
-            for sample in ("forget", "holdout"):
-                scores = attack.get(sample)
-                table = _by_index(f"{metric}.{sample}", scores, path) if isinstance(scores, Mapping) else {}
-                _add(sets.setdefault(sample, []), key, table, "score")
-    sets = {name: sorted(rows, key=lambda row: row["index"]) for name, rows in sets.items() if rows}
-    if not sets:
-        raise InputError(
-            f"{path}: no metric has values by row. Is this TOFU_SUMMARY.json? Give the TOFU_EVAL.json beside it."
-        )
+        for sample, table in _samples(content, metric, path).items():
+            _add(sets.setdefault(sample, []), key, table, "score")
+    sets = _not_empty(sets, path)
     only_ratios = any("truth_ratio" in row for row in sets.get("forget", []))
     stored = {name: metric["agg_value"] for name, metric in content.items() if _has_aggregate(metric)}
     return EvaluationLog(
@@ -88,15 +108,80 @@ def read_open_unlearning_log(content: Mapping[str, Any], path: Path) -> Evaluati
     )
 
 
+def read_open_unlearning_muse_log(content: Mapping[str, Any], path: Path) -> EvaluationLog:
+    """Rows of such a log of MUSE, as the variant `open_unlearning` measures them.
+
+    Args:
+        content: The JSON object.
+        path: Where it came from, for messages.
+
+    Returns:
+        The log; `aggregates` holds its own `agg_value`s under its own names.
+
+    Raises:
+        InputError: It is a summary without rows, or a row's value is not what the format says.
+    """
+    sets = {}
+    for name, metric in _MUSE_TEXTS.items():
+        table = _by_index(metric, content.get(metric), path)
+        texts = {"rouge": "rougeL_f1", "prompt": "input", "answer": "ground_truth", "generation": "generation"}
+        sets[name] = [
+            {"index": index} | {key: found.get(source) for key, source in texts.items()}
+            for index, found in table.items()
+        ]
+    for sample, table in _samples(content, "mia_min_k", path).items():
+        sets[f"privleak_{sample}"] = [{"index": index, "min_k": found.get("score")} for index, found in table.items()]
+    return EvaluationLog(
+        format=OPEN_UNLEARNING_MUSE_FORMAT,
+        settings={"variant": "open_unlearning"},
+        sets=_not_empty(sets, path),
+        aggregates={name: metric["agg_value"] for name, metric in content.items() if _has_aggregate(metric)},
+        path=path,
+    )
+
+
+def _not_empty(sets: Mapping[str, list[dict[str, Any]]], path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The sets that have rows, in the order of their indices."""
+    found = {name: sorted(rows, key=lambda row: row["index"]) for name, rows in sets.items() if rows}
+    if not found:
+        raise InputError(f"{path}: no metric has values by row (`value_by_index`); evaluate the model again")
+    return found
+
+
+def _samples(content: Mapping[str, Any], metric: str, path: Path) -> dict[str, dict[int, Mapping[str, Any]]]:
+    """Scores of a membership attack by sample: the forget rows and the holdout rows."""
+    attack = content.get(metric)
+    samples = attack if isinstance(attack, Mapping) else {}
+    return {name: _by_index(f"{metric}.{name}", samples.get(name), path) for name in ("forget", "holdout")}
+
+
 def _has_aggregate(metric: Any) -> bool:
     return isinstance(metric, Mapping) and "agg_value" in metric
 
 
-def _by_index(name: str, metric: Mapping[str, Any], path: Path) -> dict[int, Mapping[str, Any]]:
-    table = metric.get("value_by_index") or {}
-    if not isinstance(table, Mapping) or not all(str(index).isdigit() for index in table):
-        raise InputError(f"{path}: {name}.value_by_index should be keyed by row number")
-    return {int(index): value for index, value in table.items() if isinstance(value, Mapping)}
+def _by_index(name: str, metric: Any, path: Path) -> dict[int, Mapping[str, Any]]:
+    """Values of a metric by row; a row without any holds nothing."""
+    table = metric.get("value_by_index") if isinstance(metric, Mapping) else None
+    if table is None:
+        return {}
+    if not isinstance(table, Mapping):
+        raise InputError(f"{path}: {name}.value_by_index should be keyed by row number, got {type(table).__name__}")
+    return {
+        row_number(f"{path}: {name}.value_by_index", index): value if isinstance(value, Mapping) else {}
+        for index, value in table.items()
+    }
+
+
+def row_number(where: str, key: str) -> int:
+    """Return the row that a key names: `"3"`, or `"3.0"` as pandas writes it.
+
+    Raises:
+        InputError: It names none.
+    """
+    whole = re.fullmatch(r"(\d+)(\.0+)?", key)
+    if whole is None:
+        raise InputError(f"{where} should be keyed by row number, got {key!r}")
+    return int(whole[1])
 
 
 def _set_rows(name: str, tables: Mapping[str, dict[int, Mapping[str, Any]]], path: Path) -> list[dict[str, Any]]:

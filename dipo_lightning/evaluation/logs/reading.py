@@ -11,15 +11,21 @@ from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.logs.authors import is_authors_log, read_authors_log
 from dipo_lightning.evaluation.logs.log import EvaluationLog
 from dipo_lightning.evaluation.logs.native import NATIVE_FORMATS, read_native_log
-from dipo_lightning.evaluation.logs.open_unlearning import is_open_unlearning_log, read_open_unlearning_log
+from dipo_lightning.evaluation.logs.open_unlearning import (
+    is_open_unlearning_log,
+    is_open_unlearning_muse_log,
+    read_open_unlearning_log,
+    read_open_unlearning_muse_log,
+    refuse_summary,
+)
 
 
 def read_log(path: str | Path) -> EvaluationLog:
     """Read a log, whichever of the known formats it has.
 
     Args:
-        path: This package's own JSON log, open-unlearning's TOFU_EVAL.json or TOFU's eval_log_aggregated.json; or the
-            folder of a run, whose last evaluation is read.
+        path: This package's own JSON log, open-unlearning's TOFU_EVAL.json or MUSE_EVAL.json, or TOFU's
+            eval_log_aggregated.json; or the folder of a run, whose last evaluation is read.
 
     Returns:
         Its rows and what is known about them.
@@ -41,12 +47,15 @@ def read_log(path: str | Path) -> EvaluationLog:
         return read_native_log(content, path)
     if is_authors_log(content):
         return read_authors_log(content, path)
+    refuse_summary(content, path)
+    if is_open_unlearning_muse_log(content):
+        return read_open_unlearning_muse_log(content, path)
     if is_open_unlearning_log(content):
         return read_open_unlearning_log(content, path)
     keys = ", ".join(list(content)[:5]) or "none"
     raise InputError(
         f"{path}: unknown format (its keys: {keys}). Known are logs of this package, open-unlearning's TOFU_EVAL.json "
-        "and TOFU's eval_log_aggregated.json."
+        "and MUSE_EVAL.json, and TOFU's eval_log_aggregated.json."
     )
 
 

@@ -16,7 +16,7 @@ Only for heads that are a plain projection: a bias or a soft cap needs the full-
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,7 +38,6 @@ from dipo_lightning.losses.reductions import working_dtype
 from dipo_lightning.methods.dipo.factored import FactoredPair, factor
 from dipo_lightning.methods.dipo.pair import PairOptions
 
-Source = Literal["reference", "policy"]
 _FEW = 16
 
 
@@ -47,7 +46,6 @@ class Plan(NamedTuple):
 
     options: PairOptions
     chunk_size: int
-    source: Source
     with_rewards: bool
     shared: bool
     compare: bool = False
@@ -62,7 +60,7 @@ class Plan(NamedTuple):
         options = self.options
         few = options.selection == "top_k" and options.k <= _FEW and options.memory_vector == "centered"
         dear = self.with_rewards and (half or not few)  # else they follow from the margin: see `Inside`
-        return self.source == "policy" or dear or ((half or self.compare) and not self.shared)
+        return options.source == "policy" or dear or ((half or self.compare) and not self.shared)
 
 
 class Inside(NamedTuple):
@@ -115,7 +113,7 @@ class Workspace:
 
     def fill(self, chunk: slice, out: Tensor, insides: list[Inside] | None = None) -> None:
         """Write the differences d of a chunk into `out` (n, V), and append each piece's `Inside` where asked."""
-        source = (self.hidden, self.weight) if self.plan.source == "policy" else self.reference
+        source = (self.hidden, self.weight) if self.plan.options.source == "policy" else self.reference
         for piece in slices(len(out), self.size):
             logits = project(source[0][chunk][piece], source[1], out[piece])
             pair = factor(logits, self.plan.options, in_place=True)
@@ -153,7 +151,7 @@ class Workspace:
             logits = project(self.reference[0][chunk][piece], self.reference[1], out[piece])
             gap = project(self.hidden[chunk][piece], self.weight, scratch[: len(logits)])
             reward = logits.new_zeros(len(logits))
-            if self.plan.source == "policy":
+            if self.plan.options.source == "policy":
                 base = gap.clone()
                 gap.sub_(logits)
                 if self.plan.with_rewards:
@@ -163,7 +161,7 @@ class Workspace:
                 gap.sub_(logits)
             pair = factor(logits, self.plan.options, in_place=True)
             if self.plan.with_rewards:
-                origin = pair.preferred if self.plan.source == "policy" else pair.preferred - pair.base
+                origin = pair.preferred if self.plan.options.source == "policy" else pair.preferred - pair.base
                 reward += (pair.dense(origin) * gap).sum(-1)
             difference = pair.dense(pair.preferred - pair.dispreferred, in_place=True)
             margins.append(gap.mul_(difference).sum(-1))
@@ -271,7 +269,6 @@ def _apply(
     reference_weight: Tensor,
     options: PairOptions,
     chunk_size: int,
-    source: Source,
     with_rewards: bool,
     compare: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -280,14 +277,12 @@ def _apply(
     check_projection(hidden, weight, "policy")
     check_projection(reference_hidden, reference_weight, "reference")
     options.check_vocabulary(weight.shape[0])
-    if source not in ("reference", "policy"):
-        raise InputError(f"source is {source!r}; use 'reference' or 'policy'")
     if len(hidden) != len(reference_hidden) or len(weight) != len(reference_weight):
         raise InputError(
             f"the policy has {len(hidden)} positions and {len(weight)} tokens, the reference {len(reference_hidden)} "
             f"and {len(reference_weight)}; both must be the same batch and vocabulary"
         )
-    shared = reference_weight is weight and source == "reference"
+    shared = reference_weight is weight and options.source == "reference"
     hidden, weight = align(hidden, weight)
     reference_hidden, reference_weight = align(reference_hidden.detach(), reference_weight.detach())
     with torch.autocast(hidden.device.type, enabled=False):
@@ -296,7 +291,7 @@ def _apply(
             weight,
             reference_hidden,
             reference_weight,
-            Plan(options, chunk_size, source, with_rewards, shared, compare),
+            Plan(options, chunk_size, with_rewards, shared, compare),
         )
     return result
 
@@ -308,7 +303,6 @@ def chunked_margin(
     reference_weight: Tensor,
     options: PairOptions,
     chunk_size: int = 1024,
-    source: Source = "reference",
 ) -> Tensor:
     """Compute the margin of each position from hidden states.
 
@@ -320,7 +314,6 @@ def chunked_margin(
         reference_weight: (V, H_ref) the reference's output projection.
         options: how the pair is made.
         chunk_size: positions whose vocabulary-sized values may live at the same time.
-        source: whose logits the pair is made from; `policy` logits are taken as constants.
 
     Returns:
         (N,) <d, h_policy - h_reference>, float32 (float64 for float64 inputs), differentiable once in `hidden` and
@@ -329,7 +322,7 @@ def chunked_margin(
     Raises:
         InputError: when shapes or options do not fit.
     """
-    return _apply(hidden, weight, reference_hidden, reference_weight, options, chunk_size, source, False)[0]
+    return _apply(hidden, weight, reference_hidden, reference_weight, options, chunk_size, False)[0]
 
 
 def chunked_margin_with_rewards(
@@ -339,7 +332,6 @@ def chunked_margin_with_rewards(
     reference_weight: Tensor,
     options: PairOptions,
     chunk_size: int = 1024,
-    source: Source = "reference",
     compare: bool = False,
 ) -> MarginWithRewards:
     """Compute `chunked_margin` and both rewards of each position.
@@ -353,7 +345,6 @@ def chunked_margin_with_rewards(
         reference_weight: (V, H_ref).
         options: how the pair is made.
         chunk_size: positions whose vocabulary-sized values may live at the same time.
-        source: whose logits the pair is made from.
         compare: form the policy's logits beside the reference's (N V H more): all three are then exactly 0 where both
             are equal, also where the projection is trained.
 
@@ -363,7 +354,5 @@ def chunked_margin_with_rewards(
     Raises:
         InputError: when shapes or options do not fit.
     """
-    margin, preferred = _apply(
-        hidden, weight, reference_hidden, reference_weight, options, chunk_size, source, True, compare
-    )
+    margin, preferred = _apply(hidden, weight, reference_hidden, reference_weight, options, chunk_size, True, compare)
     return MarginWithRewards(margin, preferred, preferred - margin.detach())

@@ -6,7 +6,7 @@ numbers is claimed. What the paper states, what is derived and what was chosen s
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -31,6 +31,8 @@ from dipo_lightning.reference.cache import PositionCache
 from dipo_lightning.reference.choice import obstacle_to_caching, open_cache
 from dipo_lightning.reference.references import DirectionsReference, ModelReference, Reference, hidden_states, whole
 
+PAIR = PairOptions()
+
 
 class DiPOModule(UnlearningModule):
     """Prefers, at every answer position, a distribution without the memory over one that promotes it.
@@ -42,15 +44,7 @@ class DiPOModule(UnlearningModule):
     Args:
         pretrained: The model that must forget; also the reference.
         beta: Inverse scale of the preference; small values keep pushing longer before the sigmoid brakes.
-        source: Whose logits the pair is made from: ``reference``, or ``policy`` (detached).
-        selection: Which tokens are confident: ``top_k`` (the k likeliest), ``top_p`` (the likeliest with mass p) or
-            ``relative`` (probability at least rho times the largest).
-        k: Size of the set for ``top_k``.
-        p: Mass of the set for ``top_p``, in (0, 1).
-        rho: Fraction of the largest probability for ``relative``, in (0, 1].
-        memory_vector: ``centered`` (logits of the set above the largest logit outside it) or ``raw`` (the logits).
-        alpha: Strength of suppression and amplification; with ``centered``, 1 pulls the set down to the rest. The
-            margin grows with it, so a smaller one wants a larger beta, or the sigmoid brakes late.
+        pair: How the two distributions are made (``pair.source``, ``pair.selection``, ``pair.k``, ``pair.alpha``, ...).
         reduction: ``sum`` (the sequence KL) or ``mean`` over the positions of a row; long rows want ``mean``.
         scale: Factor of the loss: ``2/beta`` (as NPO writes it) or ``1`` (as DPO writes it).
         form: How the margin is computed: ``logits`` (plain), ``hidden`` (chunk by chunk from hidden states, in a memory
@@ -64,13 +58,7 @@ class DiPOModule(UnlearningModule):
         self,
         pretrained: str,
         beta: float = 0.02,
-        source: Literal["reference", "policy"] = "reference",
-        selection: Literal["top_k", "top_p", "relative"] = "top_k",
-        k: int = 10,
-        p: float = 0.9,
-        rho: float = 0.1,
-        memory_vector: Literal["centered", "raw"] = "centered",
-        alpha: float = 1.0,
+        pair: PairOptions = PAIR,
         reduction: Literal["sum", "mean"] = "sum",
         scale: Literal["2/beta", 1] = "2/beta",
         form: Literal["auto", "logits", "hidden"] = "auto",
@@ -81,7 +69,7 @@ class DiPOModule(UnlearningModule):
         self.save_hyperparameters(ignore=["optimizer"])
         if not beta > 0:
             raise InputError(f"model.beta is {beta}; it must be above 0.")
-        self.beta, self.source, self.reduction, self.scale = beta, source, reduction, scale
+        self.beta, self.reduction, self.scale = beta, reduction, scale
         self.form, self.chunk_size = form, chunk_size
         self._frozen: Any = None  # the reference's side of the current batch's margin
         self._watched: dict[str, Tensor] = {}  # what the current loss logs beside itself
@@ -91,7 +79,7 @@ class DiPOModule(UnlearningModule):
             )
         if chunk_size < 1:
             raise InputError(f"model.chunk_size is {chunk_size}; it must be at least 1.")
-        self.pair = PairOptions(selection=selection, k=k, p=p, rho=rho, memory_vector=memory_vector, alpha=alpha)
+        self.pair = PairOptions(**pair) if isinstance(pair, Mapping) else pair
 
     def setup(self, stage: str) -> None:
         """Also refuse a confident set as large as the vocabulary, and warn of a sum that saturates: before loading."""
@@ -117,11 +105,11 @@ class DiPOModule(UnlearningModule):
         """Prefer cached directions where the output projection is frozen: no reference and no vocabulary work."""
         assert self.policy is not None
         frozen = not output_projection(self.policy).requires_grad
-        possible = frozen and self.source == "reference" and self.from_hidden and obstacle_to_caching(self) is None
+        possible = frozen and self.pair.source == "reference" and self.from_hidden and obstacle_to_caching(self) is None
         if self.reference_name == "directions" and not possible:
             raise InputError(
                 "model.reference is directions, which needs a frozen output projection (LoRA without it, or "
-                "model.freeze_projection), source: reference, and a model and data that can be cached. Use auto."
+                "model.freeze_projection), pair.source: reference, and a model and data that can be cached. Use auto."
             )
         if not possible or self.reference_name not in ("auto", "directions"):
             return super().make_reference()
@@ -204,7 +192,7 @@ class DiPOModule(UnlearningModule):
             weight, (hidden, projection) = forget.head.weight, self._frozen
             hidden = self.without_rounding(hidden, forget.hidden)  # type: ignore[arg-type]
             frozen = hidden, weight if projection is None else projection
-            inputs = (forget.hidden, weight, *frozen, self.pair, self.chunk_size, self.source)
+            inputs = (forget.hidden, weight, *frozen, self.pair, self.chunk_size)
             first = self.trainer.global_step == 0  # the policy is the reference: the margin shall be 0, not rounding
             if not (first or self.logs_are_due):
                 return chunked_margin(*inputs), ()  # type: ignore[arg-type]
@@ -224,7 +212,7 @@ class DiPOModule(UnlearningModule):
 
     def plain_margins(self, policy_logits: Tensor, retain_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return margin and both rewards over beta (N,) of each position, from the logits (N, V) of both models."""
-        from_reference = self.source == "reference"
+        from_reference = self.pair.source == "reference"
         base = retain_logits if from_reference else policy_logits.detach()
         parts = pair_parts(base, self.pair, None if from_reference else retain_logits)
         preferred, dispreferred = rewards(*parts, policy_logits, retain_logits, beta=1.0)

@@ -24,6 +24,7 @@ from torch import Tensor
 from dipo_lightning.errors import InputError
 from dipo_lightning.losses.reductions import working_dtype
 
+Source = Literal["reference", "policy"]
 Selection = Literal["top_k", "top_p", "relative"]
 MemoryVector = Literal["centered", "raw"]
 
@@ -35,15 +36,17 @@ class PairOptions:
     The published text gives the idea (amplify or suppress high-confidence logits); these forms are this package's.
 
     Attributes:
-        selection: which tokens are high-confidence: the `k` largest logits (`top_k`), the smallest set of most likely
-            tokens whose probability reaches `p` (`top_p`), or every token at least `rho` times as likely as the most
-            likely one (`relative`).
-        k: set size for `top_k`.
-        p: probability to reach for `top_p`, in (0, 1).
-        rho: share of the largest probability for `relative`, in (0, 1].
-        memory_vector: `centered` (logit minus the largest logit outside the set; a constant added to all logits
-            changes nothing) or `raw` (the logit itself).
-        alpha: strength, > 0. With `centered`, 1 pulls the whole set down to the largest logit outside it.
+        selection: Which tokens are confident: the k largest logits (``top_k``), the smallest set of most likely tokens
+            whose probability reaches p (``top_p``), or every token at least rho times as likely as the most likely one
+            (``relative``).
+        k: Size of the set for ``top_k``.
+        p: Probability to reach for ``top_p``, in (0, 1).
+        rho: Fraction of the largest probability for ``relative``, in (0, 1].
+        memory_vector: ``centered`` (logit minus the largest logit outside the set; a constant added to all logits
+            changes nothing) or ``raw`` (the logit itself).
+        alpha: Strength of suppression and amplification, above 0; with ``centered``, 1 pulls the whole set down to the
+            largest logit outside it. The margin grows with it: a smaller one wants a larger beta.
+        source: Whose logits the pair is made from: ``reference``, or ``policy`` (taken as constants).
     """
 
     selection: Selection = "top_k"
@@ -52,6 +55,7 @@ class PairOptions:
     rho: float = 0.1
     memory_vector: MemoryVector = "centered"
     alpha: float = 1.0
+    source: Source = "reference"
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -59,6 +63,8 @@ class PairOptions:
         Raises:
             InputError: naming the option, its value and what is allowed.
         """
+        if self.source not in get_args(Source):
+            raise InputError(f"source is {self.source!r}; use one of {list(get_args(Source))}")
         check_selection(self.selection, self.k, self.p, self.rho)
         if self.memory_vector not in get_args(MemoryVector):
             raise InputError(f"memory_vector is {self.memory_vector!r}; use one of {list(get_args(MemoryVector))}")

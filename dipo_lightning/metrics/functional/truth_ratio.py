@@ -17,8 +17,8 @@ from dipo_lightning.errors import InputError
 TruthRatioVariant = Literal["geometric", "arithmetic", "open_unlearning"]
 TRUTH_RATIO_VARIANTS: tuple[str, ...] = get_args(TruthRatioVariant)
 
-# What open-unlearning adds to the denominator.
-_LOG_EPSILON = math.log(1e-10)
+LOG_EPSILON = math.log(1e-10)
+"""Logarithm of what open-unlearning adds to every denominator."""
 
 
 def log_truth_ratio(correct_nll: Tensor, wrong_nll: Tensor, variant: str = "geometric") -> Tensor:
@@ -29,7 +29,8 @@ def log_truth_ratio(correct_nll: Tensor, wrong_nll: Tensor, variant: str = "geom
         wrong_nll: (..., K) the same of the K wrong answers.
         variant: `geometric` (TOFU's code and every published table that could be checked): the geometric mean of the
             wrong answers' probabilities over the correct one's; `arithmetic` (the paper's text): their arithmetic mean;
-            `open_unlearning`: geometric with 1e-10 added to the denominator.
+            `open_unlearning`: geometric with 1e-10 added to the denominator, as to those of the inverse in
+            `forget_truth_ratio` and of `normalized_probability`.
 
     Returns:
         (...,) log R; NaN where there is no wrong answer.
@@ -45,7 +46,7 @@ def log_truth_ratio(correct_nll: Tensor, wrong_nll: Tensor, variant: str = "geom
     log_wrong = -wrong_nll.mean(dim=-1)
     if variant == "geometric":
         return log_wrong + correct_nll
-    return log_wrong - torch.logaddexp(-correct_nll, torch.full_like(correct_nll, _LOG_EPSILON))
+    return log_wrong - torch.logaddexp(-correct_nll, torch.full_like(correct_nll, LOG_EPSILON))
 
 
 def check_truth_ratio_variant(variant: str) -> None:
@@ -58,16 +59,20 @@ def check_truth_ratio_variant(variant: str) -> None:
         raise InputError(f"unknown truth ratio {variant!r}: choose one of {', '.join(TRUTH_RATIO_VARIANTS)}")
 
 
-def forget_truth_ratio(log_ratio: Tensor) -> Tensor:
+def forget_truth_ratio(log_ratio: Tensor, variant: str = "geometric") -> Tensor:
     """Truth ratio of the forget set: mean of min(R, 1/R), 1 when right and wrong answers are equally likely.
 
     Args:
         log_ratio: (n,) log R.
+        variant: `open_unlearning` takes 1 / (R + 1e-10) for the inverse.
 
     Returns:
         Scalar between 0 and 1; NaN without rows.
     """
-    return torch.exp(-log_ratio.abs()).mean()
+    if variant != "open_unlearning":
+        return torch.exp(-log_ratio.abs()).mean()
+    inverse = -torch.logaddexp(log_ratio, torch.full_like(log_ratio, LOG_EPSILON))
+    return torch.exp(torch.minimum(log_ratio, inverse)).mean()
 
 
 def utility_truth_ratio(log_ratio: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def test_default_length_is_muses():
 
 def test_a_fold_is_what_is_forgotten(tmp_path, tokenizer):
     folder = write_fictitious_news(tmp_path, articles=5)
-    module = MUSEDataModule("no model here", data=str(folder), forget="scal/forget_3", tokenizer_name=tokenizer)
+    module = MUSEDataModule(tokenizer, data=str(folder), forget="scal/forget_3")
     module.check()
     assert len(module.forget_rows) == 30
     assert len(module.retain_rows) == 20
@@ -91,4 +91,4 @@ def test_published_corpora_are_taken_as_they_are(tmp_path, tokenizer, monkeypatc
 def test_too_many_rows_asked_for(tmp_path, tokenizer):
     folder = write_fictitious_news(tmp_path, articles=5)
     with pytest.raises(InputError, match="forget_rows is 11, but there are 10"):
-        MUSEDataModule(tokenizer, data=str(folder), forget_rows=11).check()
+        MUSEDataModule(tokenizer, data=str(folder), max_forget_rows=11).check()

@@ -109,6 +109,20 @@ def test_min_k_of_a_text_alone(data, model, evaluated):
             assert row["min_k"] == pytest.approx(-np.mean(values[: int(0.4 * len(values))]), rel=1e-4)
 
 
+def test_open_unlearnings_variant_is_whole(data, model, monkeypatch):
+    options = dataclasses.replace(OPTIONS, variant="open_unlearning")
+    plan = plan_muse(data, toy_tokenizer(), options)
+    assert plan.targets["verbmem"] == [row["gt"] for row in data.verbmem]
+    monkeypatch.setattr("dipo_lightning.benchmarks.muse.rows.OPEN_UNLEARNING_TOKENS", 20)
+    plan = plan_muse(data, toy_tokenizer(), options)
+    row = evaluate_muse(model, plan, options, toy_tokenizer()).sets["privleak_forget"][0]
+    ids = torch.tensor([toy_tokenizer()(data.privleak["forget"][0]["text"])["input_ids"][:20]])
+    with torch.no_grad():
+        logprobs = model(ids).logits[0, :-1].double().log_softmax(-1)
+    values = logprobs.gather(-1, ids[0, 1:, None]).squeeze(-1)[:-1].sort().values
+    assert row["min_k"] == pytest.approx(-values[: int(0.4 * len(values))].mean().item(), rel=1e-4)
+
+
 def test_a_text_too_short_for_min_k(data, model):
     short = dataclasses.replace(data, privleak=data.privleak | {"forget": [*data.privleak["forget"], text(3, "a b")]})
     plan = plan_muse(short, toy_tokenizer(), dataclasses.replace(OPTIONS, min_k_fraction=0.2))

@@ -66,12 +66,18 @@ def test_logged_truth_ratio_is_the_rows_own(log_path):
     assert found == pytest.approx([content["truth_ratio"][str(row["index"])] for row in rows], rel=1e-5)
 
 
+def accented(text):
+    return any(letter.isalpha() and not letter.isascii() for letter in text)
+
+
 @pytest.mark.parametrize("name", ["forget", "retain", "real_authors", "world_facts"])
 @pytest.mark.parametrize(
     "model", ["retain90", *(pytest.param(model, marks=pytest.mark.slow) for model in ("full", "retain95", "retain99"))]
 )
 def test_rouge_of_logged_texts_equals_google(model, name, log_path):
-    rows = read_log(log_path(model)).sets[name]
+    # Google's tokens end at a letter with an accent; ours are words of any script, so such rows may differ.
+    rows = [row for row in read_log(log_path(model)).sets[name] if not accented(row["answer"] + row["generation"])]
+    assert len(rows) > 30
     google = RougeScorer(["rougeL"], use_stemmer=True)
     ours = rouge_l([row["generation"] for row in rows], [row["answer"] for row in rows], stemmer=True)
     theirs = [google.score(row["answer"], row["generation"])["rougeL"] for row in rows]

@@ -121,7 +121,9 @@ BROKEN = {
     "version": ({"format": "dipo-lightning/tofu/9", "sets": {}}, "unknown format 'dipo-lightning/tofu/9'"),
     "no sets": ({"format": "dipo-lightning/tofu/1", "settings": {}}, "'sets'"),
     "no settings": ({"format": "dipo-lightning/tofu/1", "sets": {}}, "'settings'"),
-    "summary": ({"forget_Q_A_Prob": {"agg_value": 0.5}}, "TOFU_EVAL.json"),
+    "no rows": ({"forget_Q_A_Prob": {"agg_value": 0.5}}, "no metric has values by row"),
+    "summary": ({"forget_Q_A_Prob": 0.9, "forget_quality": 1e-21, "privleak": -99}, "TOFU_EVAL.json"),
+    "MUSE's summary": ({"forget_knowmem_ROUGE": 0.5, "privleak": -99.0}, "MUSE_EVAL.json"),
     "authors": ({"eval_log.json": {"avg_gt_loss": {"0": 1.0}}}, "average_perturb_loss"),
 }
 
@@ -133,6 +135,65 @@ def test_broken_logs_say_what_is_wrong_and_where(case, tmp_path):
     with pytest.raises(InputError, match=message) as error:
         read_log(path)
     assert str(path) in str(error.value)
+
+
+def test_lists_in_place_of_dictionaries(tmp_path):
+    set_keys = {"avg_gt_loss": [0.1, 0.2], "average_perturb_loss": [[1.0, 2.0], [1.5, 1.0]]}
+    set_keys |= {"avg_paraphrased_loss": [0.5, 0.6], "rougeL_recall": [1.0, 0.5]}
+    found = score(write(tmp_path, {"eval_log_forget.json": set_keys}))
+    assert found["forget_probability"] == pytest.approx(0.861784, abs=1e-6)
+    assert found["forget_rouge"] == 0.75
+    assert found["forget_truth_ratio"] == pytest.approx(0.444963, abs=1e-6)
+    set_keys["rougeL_recall"].pop()
+    with pytest.raises(InputError, match="rougeL_recall has other rows than avg_gt_loss \\(1 and 2\\)"):
+        read_log(write(tmp_path, {"eval_log_forget.json": set_keys}))
+
+
+def test_lists_and_dictionaries_of_the_same_rows_are_the_same_log(tmp_path):
+    content = load("target_authors")
+    as_lists = {key: {name: list(column.values()) for name, column in table.items()} for key, table in content.items()}
+    as_lists["eval_log.json"]["bleu"] = [0.5]
+    lists, dictionaries = read_log(write(tmp_path, as_lists)), read_log(DATA / "target_authors.json")
+    assert lists.sets == dictionaries.sets
+    assert lists.settings == dictionaries.settings
+
+
+def test_open_unlearnings_log_of_muse(tmp_path):
+    example = {"forget_knowmem_ROUGE": {"agg_value": 0.5, "value_by_index": {"0": {"rougeL_f1": 0.5}}}}
+    found = score(write(tmp_path, example))
+    assert (found["knowmem_forget"], found["verbmem"], found["knowmem_retain"]) == (0.5, None, None)
+    texts = {"input": "Once", "ground_truth": "upon a time", "generation": "upon"}
+    example["forget_verbmem_ROUGE"] = {"agg_value": 0.25, "value_by_index": {"7": {"rougeL_f1": 0.25} | texts}}
+    samples = {"forget": [1.0, 2.0, 3.0], "holdout": [1.5, 2.5]}
+    example["mia_min_k"] = {"agg_value": 0.5} | {
+        name: {"value_by_index": {str(i): {"score": value} for i, value in enumerate(values)}}
+        for name, values in samples.items()
+    }
+    log = read_log(write(tmp_path, example))
+    assert log.sets["verbmem"] == [
+        {"index": 7, "rouge": 0.25, "prompt": "Once", "answer": "upon a time", "generation": "upon"}
+    ]
+    found = score(tmp_path / "log.json", auc_retrain=0.4)
+    assert found["privleak_auc"] == pytest.approx(3 / 6)  # P(holdout < forget) over the six pairs
+    assert found["privleak"] == pytest.approx(25)
+    with pytest.raises(InputError, match="one is of MUSE"):
+        score(tmp_path / "log.json", DATA / "retain_ou.json")
+
+
+def test_metrics_of_forks_do_not_make_a_log_unreadable(tmp_path):
+    whole = score(DATA / "target_ou.json")
+    content = load("target_ou")
+    content["forget_Q_A_gibberish"] = {"agg_value": 1.0, "value_by_index": {"row one": {"score": 1}, "x": None}}
+    content["wmdp"] = {"agg_value": 0.3, "value_by_index": [1, 2]}
+    for name, metric in content.items():
+        if name.startswith("forget_") and isinstance(metric.get("value_by_index"), dict):
+            metric["value_by_index"] = {
+                f"{key}.0" if key.isdigit() else key: value for key, value in metric["value_by_index"].items()
+            }
+    assert score(write(tmp_path, content)) == whole
+    for name in ("forget_Q_A_Prob", "forget_Q_A_PARA_Prob", "forget_truth_ratio"):
+        content[name]["value_by_index"]["5.0"] = None
+    assert score(write(tmp_path, content))["unscored_rows"] == {"forget": [5]}
 
 
 def test_no_file_and_no_text(tmp_path):
@@ -207,6 +268,17 @@ def test_other_settings_are_refused_by_name(setting, value):
     reference.settings[setting] = value
     with pytest.raises(InputError, match=f"{setting} is .* in the log and '{value}' in the reference"):
         check_comparable(log, reference)
+
+
+def test_min_k_scores_of_two_definitions_are_refused(tmp_path):
+    old = load("retain_native")
+    del old["settings"]["end_of_turn"]
+    old["aggregates"] = {}
+    for log in ("target_native.json", "target_ou.json"):
+        with pytest.raises(InputError, match="token that ends an answer is excluded in the log and included"):
+            score(DATA / log, write(tmp_path, old))
+    del old["sets"]["holdout"]
+    assert score(DATA / "target_native.json", write(tmp_path, old))["forget_quality"]["n"] == 12
 
 
 def test_other_counts_rows_and_questions_are_refused():

@@ -1,6 +1,7 @@
 """The margin from hidden states against the plain one on logits."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def loss_and_gradients(margin: Tensor, given: tuple[Tensor, ...]) -> tuple[Tenso
 def test_equal_to_plain_in_float64(options: PairOptions, source: str, chunk_size: int) -> None:
     given = tensors()
     expected = plain_margin(given, options, source)
-    found = chunked_margin(*given, options, chunk_size, source)
+    found = chunked_margin(*given, replace(options, source=source), chunk_size)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
     pairs = zip(loss_and_gradients(found, given), loss_and_gradients(expected, given), strict=True)
     for fast, plain in pairs:
@@ -78,14 +79,14 @@ def test_rewards(options: PairOptions, chunk_size: int, source: str) -> None:
     policy, reference = given[0] @ given[1].T, given[2] @ given[3].T
     base, extra = (reference, None) if source == "reference" else (policy, reference)
     expected = rewards(*pair_parts(base, options, extra), policy, reference, 1.0)
-    found = chunked_margin_with_rewards(*given, options, chunk_size, source)
+    found = chunked_margin_with_rewards(*given, replace(options, source=source), chunk_size)
     torch.testing.assert_close(found.preferred, expected[0].detach(), rtol=0, atol=1e-10)
     torch.testing.assert_close(found.dispreferred, expected[1].detach(), rtol=0, atol=1e-10)
     assert not found.preferred.requires_grad
     assert not found.dispreferred.requires_grad
     pairs = zip(
         loss_and_gradients(found.margin, given),
-        loss_and_gradients(chunked_margin(*given, options, chunk_size, source), given),
+        loss_and_gradients(chunked_margin(*given, replace(options, source=source), chunk_size), given),
         strict=True,
     )
     for with_rewards, without in pairs:
@@ -132,7 +133,7 @@ def test_only_the_gradient_that_is_needed(chunk_size: int, source: str, for_hidd
     both = loss_and_gradients(plain_margin(given, OPTIONS[0], source), given)
     hidden = given[0].detach().requires_grad_(for_hidden)
     weight = given[1].detach().requires_grad_(for_weight)
-    margin = chunked_margin(hidden, weight, *given[2:], OPTIONS[0], chunk_size, source)
+    margin = chunked_margin(hidden, weight, *given[2:], replace(OPTIONS[0], source=source), chunk_size)
     dipo_loss(sequence_sum(margin, ROWS, COUNT), 0.3).sum().backward()
     leaf, expected = (hidden, both[1]) if for_hidden else (weight, both[2])
     torch.testing.assert_close(leaf.grad, expected, rtol=1e-10, atol=1e-10)

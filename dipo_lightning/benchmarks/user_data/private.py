@@ -1,0 +1,162 @@
+"""Private values: the words of a forget answer that carry the secret, and whether a text says them.
+
+An average over answers hides a leak: the words that open every answer can be suppressed while the secret stays. So each
+value is followed by itself. Values are given by the user, or found by a rule that needs no model.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
+from importlib.resources import files
+from typing import NamedTuple
+
+_WORD = re.compile(r"[^\W_](?:[^\W_]|[-'’.,](?=[^\W_]))*")
+_POSSESSIVE = re.compile(r"['’]s$", re.IGNORECASE)
+
+FUNCTION_WORDS = frozenset((files(__package__) / "function_words.txt").read_text(encoding="utf-8").split())
+"""English words that carry no secret by themselves; other languages rely on the words that retain rows share."""
+
+
+class Span(NamedTuple):
+    """Characters ``start`` to ``end`` (exclusive) of an answer."""
+
+    start: int
+    end: int
+
+
+class Word(NamedTuple):
+    """A word in lower case, without a possessive, and its place in the text."""
+
+    text: str
+    start: int
+    end: int
+
+
+def words(text: str) -> list[Word]:
+    """Return the words of a text of any script that separates words."""
+    found = []
+    for match in _WORD.finditer(text):
+        word = _POSSESSIVE.sub("", match.group())
+        found.append(Word(word.lower(), match.start(), match.start() + len(word)))
+    return found
+
+
+def vocabulary(texts: Iterable[str]) -> set[str]:
+    """Return the set of words of texts."""
+    return {word.text for text in texts for word in words(text)}
+
+
+def find_private(question: str, answer: str, shared: Collection[str]) -> list[Span]:
+    """Find the parts of an answer that carry what only this row knows.
+
+    A word is private where it is no function word, the question does not say it, and no retain row does; a number or a
+    capitalised word inside a sentence is private also where a retain row has it by chance. Where nothing is left, every
+    content word that was not asked is. Neighbouring private words are one value: "12 June 1971", "Harbour Street".
+
+    Args:
+        question: What is asked; empty for a plain text.
+        answer: The true answer.
+        shared: Words of the retain rows, in lower case (`vocabulary`).
+
+    Returns:
+        Spans of the answer in order; empty where the answer has no content word of its own.
+    """
+    asked = vocabulary([question]) | FUNCTION_WORDS
+    everything = words(answer)
+    new = [word for word in everything if word.text not in asked]
+    chosen = [word for word in new if word.text not in shared or _is_name_or_number(answer, word, everything)] or new
+    return _join(answer, chosen)
+
+
+def _is_name_or_number(text: str, word: Word, everything: Sequence[Word]) -> bool:
+    if any(character.isdigit() for character in word.text):
+        return True
+    return word is not everything[0] and text[word.start].isupper() and not _opens_sentence(text, word.start)
+
+
+def _opens_sentence(text: str, start: int) -> bool:
+    before = text[:start].rstrip(" \"'“‘(«")
+    return not before or before[-1] in ".!?…。！？\n"
+
+
+def _join(answer: str, chosen: Sequence[Word]) -> list[Span]:
+    """Join words between which stands nothing but spaces."""
+    spans: list[Span] = []
+    for word in chosen:
+        if spans and not answer[spans[-1].end : word.start].strip():
+            spans[-1] = Span(spans[-1].start, word.end)
+        else:
+            spans.append(Span(word.start, word.end))
+    return spans
+
+
+def spans_of_values(answer: str, values: Iterable[str]) -> list[Span]:
+    """Find given private values in an answer.
+
+    Args:
+        answer: The true answer.
+        values: What is private in it, as the user wrote it.
+
+    Returns:
+        The first place of each value, in order of the answer; a value that the answer does not hold has none.
+    """
+    lowered = answer.lower()
+    places = [(lowered.find(value.lower().strip()), len(value.strip())) for value in values if value.strip()]
+    return sorted(Span(start, start + length) for start, length in places if start >= 0)
+
+
+def token_flags(offsets: Sequence[tuple[int, int]], spans: Sequence[Span]) -> list[bool]:
+    """Tell which tokens of an answer overlap a private span.
+
+    Args:
+        offsets: Characters of each token in the answer, as a fast tokenizer's ``offset_mapping`` gives them.
+        spans: Private spans of the answer.
+    """
+    return [any(span.start < end and start < span.end for span in spans) for start, end in offsets]
+
+
+def says(text: str, value: str) -> bool:
+    """Tell whether a text says a private value: the same words in the same order, whatever their case and accents.
+
+    Args:
+        text: What a model said.
+        value: A private value; one without a word (only signs) is looked for as it is.
+    """
+    wanted = [word.text for word in words(_plain(value))]
+    if not wanted:
+        return bool(value.strip()) and value.strip() in text
+    said = [word.text for word in words(_plain(text))]
+    return any(said[place : place + len(wanted)] == wanted for place in range(len(said) - len(wanted) + 1))
+
+
+def _plain(text: str) -> str:
+    """Fold case and drop combining accents, so that "Ngũgĩ" and "Ngugi" are one."""
+    decomposed = unicodedata.normalize("NFKD", text)
+    return "".join(character for character in decomposed if not unicodedata.combining(character)).casefold()
+
+
+def share_of_words(texts: Iterable[str], known: Collection[str]) -> float:
+    """Return the share of the words said that are words: known ones, numbers and names; 1 where nothing was said.
+
+    A word is known in any of its simple inflections. Capitalised words and numbers count as words: names are not in any
+    list.
+
+    Args:
+        texts: What a model said.
+        known: Words in lower case.
+    """
+    total = right = 0
+    for text in texts:
+        for word in words(text):
+            total += 1
+            name = text[word.start].isupper() or any(character.isdigit() for character in word.text)
+            right += name or any(stem in known for stem in _stems(word.text))
+    return right / total if total else 1.0
+
+
+def _stems(word: str) -> list[str]:
+    """A word, its parts around hyphens as one, and what is left without an English ending."""
+    endings = [word.removesuffix(end) for end in ("s", "es", "ed", "d", "ing", "ly", "er", "r") if word.endswith(end)]
+    return [word, *endings, *(stem + "e" for stem in endings), *(word[:-3] + "y" for _ in [0] if word.endswith("ies"))]

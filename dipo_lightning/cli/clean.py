@@ -1,0 +1,146 @@
+"""The command ``clean``: remove from a run what still holds the texts to forget or the weights that know them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.json_files import write_json
+
+SCORES = "scores.json"
+"""What stays of the evaluations: their numbers, without any row."""
+
+_REASONS = (
+    ("evaluations", "every row: questions, true answers, what the model said"),
+    ("checkpoints", "weights during training, optimiser states, random states"),
+    ("reference_cache", "hidden states of the forget rows under the target model"),
+    ("data", "rows to forget and to keep"),
+)
+_PATTERNS = (
+    ("events.out.tfevents.*", "answers as text, and curves"),
+    ("*.html", "answers before and after"),
+    ("*.ckpt", "weights during training"),
+    ("*verdict*.json", "private values"),
+    ("*.log", "answers that were printed"),
+    ("*.jsonl", "rows"),
+)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One file or folder that holds what was to be erased.
+
+    Attributes:
+        path: Where it is.
+        why: What it holds.
+        size: Bytes.
+    """
+
+    path: Path
+    why: str
+    size: int
+
+
+def clean(run: str, yes: bool = False) -> None:
+    """List, and with --yes remove, all copies of forget texts and of the target's weights in a run's folder.
+
+    The exported model with its card, the configuration and the numbers of the evaluations (scores.json) stay. Files
+    outside the folder are listed but never removed: the rows that you gave, and the model that you began with.
+
+    Args:
+        run: Folder of the run (what ``fit --run`` or ``forget`` wrote).
+        yes: Remove them; without it they are only listed.
+    """
+    folder = Path(run).expanduser()
+    copies = find_copies(folder)
+    for copy in copies:
+        print(f"{copy.size / 1e6:10.1f} MB  {copy.path.relative_to(folder)}  ({copy.why})")
+    if not copies:
+        print(f"{folder} holds no copy of the forget rows.")
+    elif yes:
+        keep_scores(folder)
+        for copy in copies:
+            remove(copy.path)
+        print(f"Removed {len(copies)} copies; the numbers are in {folder / SCORES}.")
+    else:
+        print(f"{len(copies)} copies; add --yes to remove them. The numbers of the evaluations will stay in {SCORES}.")
+    for name, path in outside(folder).items():
+        print(f"Not in the run, delete it yourself if it must go: {path} ({name})")
+
+
+def find_copies(folder: Path) -> list[Copy]:
+    """Find what holds forget texts or weights of the target.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        Copies in the order of their paths; what lies inside a folder that goes is not listed by itself, and links are
+        not followed.
+
+    Raises:
+        InputError: The folder is not there, or is no run.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder; give the folder of a run.")
+    if not any(folder.rglob("config.yaml")) and not any(folder.rglob("evaluations")) and not (folder / SCORES).exists():
+        raise InputError(f"{folder} is no run: it holds neither a config.yaml nor evaluations. Nothing was removed.")
+    found: dict[Path, str] = {}
+    for name, why in _REASONS:
+        found |= {path: why for path in folder.rglob(name) if path.is_dir() and not path.is_symlink()}
+    for pattern, why in _PATTERNS:
+        found |= {path: why for path in folder.rglob(pattern) if not path.is_symlink()}
+    exported = {path.parent for path in folder.rglob("config.json")}
+    inside = [path for path in found if any(parent in found or parent in exported for parent in path.parents)]
+    return [Copy(path, found[path], _size(path)) for path in sorted(found.keys() - set(inside))]
+
+
+def keep_scores(folder: Path) -> None:
+    """Write the numbers of all evaluations, by file, into one JSON without rows and texts."""
+    scores: dict[str, Any] = {}
+    for file in sorted(folder.rglob("evaluations/*.json")):
+        document = json.loads(file.read_text(encoding="utf-8"))
+        where = {key: document.get("provenance", {}).get(key) for key in ("epoch", "step")}
+        scores[str(file.relative_to(folder))] = where | {"aggregates": document.get("aggregates", {})}
+    for file in sorted(folder.rglob("*verdict*.json")):
+        outcome = json.loads(file.read_text(encoding="utf-8")).get("outcome")
+        scores[str(file.relative_to(folder))] = {"outcome": outcome}
+    if scores:
+        write_json(folder / SCORES, scores)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder; a link inside is removed, not followed."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def outside(folder: Path) -> dict[str, str]:
+    """Return the files that the run's configuration names and that lie outside it, by what they are."""
+    found: dict[str, str] = {}
+    for file in sorted(folder.rglob("config.yaml")):
+        config = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        model = (config.get("model") or {}).get("init_args") or {}
+        data = (config.get("data") or {}).get("init_args") or {}
+        named = {"target model": model.get("pretrained"), "forget rows": data.get("forget"), "data": data.get("data")}
+        cache = model.get("reference_cache")
+        named["cache of the reference model"] = cache if cache and Path(cache).is_dir() else None
+        found |= {name: str(path) for name, path in named.items() if path and not _is_inside(Path(path), folder)}
+    return found
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.lstat().st_size for file in files if not file.is_dir())

@@ -1,0 +1,51 @@
+"""Configurations that come with the package, named by short names such as ``tofu/smollm2/unlearn``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+OPTIONS = ("--config", "-c")
+
+
+def shipped_folder() -> Path:
+    """Return the folder of the configurations, which is a link to ``configs/`` in a checkout."""
+    return Path(str(files("dipo_lightning"))) / "configs"
+
+
+def shipped_names() -> list[str]:
+    """Return the short names of all shipped configurations."""
+    folder = shipped_folder()
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def find_config(name: str) -> str:
+    """Return the path of a configuration.
+
+    Args:
+        name: A file of the user's, which comes first, or a shipped configuration: ``trainer/fsdp2``,
+            ``configs/trainer/fsdp2.yaml``.
+
+    Returns:
+        The path; an unknown name as it was given, for the parser to refuse.
+    """
+    if Path(name).exists():
+        return name
+    short = name.removeprefix("configs/").removesuffix(".yaml")
+    return str(shipped_folder() / f"{short}.yaml") if short in shipped_names() else name
+
+
+def with_shipped_configs(args: Sequence[str]) -> list[str]:
+    """Return command-line arguments with the short names behind ``--config`` replaced by paths."""
+    found, expected = [], False
+    for argument in args:
+        option, equals, value = argument.partition("=")
+        if expected:
+            found.append(find_config(argument))
+        elif option in OPTIONS and equals:
+            found.append(f"{option}={find_config(value)}")
+        else:
+            found.append(argument)
+        expected = argument in OPTIONS
+    return found

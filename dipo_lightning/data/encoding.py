@@ -1,0 +1,174 @@
+r"""Prompt styles: how a question and an answer become token ids and labels.
+
+A prompt and its answer are tokenised apart. Tokenised together, a merge across the border gives
+``tokens(prompt + answer)[:len(tokens(prompt))] != tokens(prompt)``, and then the first answer token is neither
+scored nor trained on, and a generation starts from ids that training never saw. TOFU and open-unlearning do
+tokenise together; for ``Question: ...\nAnswer: ...`` on a byte-level BPE the border is always such a merge.
+Where there is none (``[/INST]``, chat templates) the ids here are theirs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from dipo_lightning.errors import InputError
+from dipo_lightning.models.token_batch import IGNORED
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class PromptStyle(ABC):
+    """A way to write a question and its answer as token ids.
+
+    Attributes:
+        name: The name `prompt_style` knows it by.
+        stop_ids: Token ids at which a generation is cut, the end-of-turn token first.
+    """
+
+    name: str
+    stop_ids: list[int]
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Measures the tokenizer's habits (BOS, the space it puts before a first word)."""
+        self.tokenizer = tokenizer
+        self._start = start_ids(tokenizer)
+        self._anchor = _anchor(tokenizer)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The plain options that change the ids, for the fingerprint and for logs."""
+        return {}
+
+    @abstractmethod
+    def prompt(self, question: str) -> list[int]:
+        """Ids to generate an answer from, with BOS where the model wants one.
+
+        Raises:
+            InputError: The question is empty or not valid text.
+        """
+
+    def example(self, question: str, answer: str) -> tuple[list[int], list[int]]:
+        """Ids and labels of a question with its answer.
+
+        Args:
+            question: The question, without any prompt around it.
+            answer: What the model shall (or shall no longer) say.
+
+        Returns:
+            ``(input_ids, labels)`` of equal length. ``input_ids`` starts with ``prompt(question)``; the labels are
+            -100 there, and the answer's ids and the end-of-turn token after it.
+
+        Raises:
+            InputError: One of the two is empty, or the answer holds the end-of-turn token itself.
+        """
+        return self.join(self.prompt(question), answer)
+
+    def join(self, prompt: list[int], answer: str) -> tuple[list[int], list[int]]:
+        """`example` for a prompt that is tokenised already (scoring several answers to one question)."""
+        ids = self.answer_ids(answer) + self.stop_ids[:1]
+        return prompt + ids, [IGNORED] * len(prompt) + ids
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Ids of the answer alone, without BOS and without the end-of-turn token."""
+        ids = continuation(self.tokenizer, checked(answer, "answer"), self._anchor)
+        if not ids:
+            raise InputError(f"The answer {answer!r} is tokenised to nothing: give a text the tokenizer knows.")
+        if not set(self.stop_ids).isdisjoint(ids):
+            raise InputError(f"The answer {shortened(answer)!r} holds an end-of-turn token: take it out of the data.")
+        return ids
+
+    def fingerprint(self) -> str:
+        """A stable short description: the name, and a hash of the options and of the ids of a fixed example.
+
+        The ids make it follow the tokenizer and the chat template, whatever they are called.
+        """
+        probe = self.example("Who wrote it?", "Somebody did.")
+        content = json.dumps([self.name, self.options, probe, self.stop_ids], sort_keys=True)
+        return f"{self.name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+    def _opening(self, text: str) -> list[int]:
+        """Ids of a text at the start of the input: BOS once if the tokenizer has that habit."""
+        ids = encode(self.tokenizer, text)
+        return ids if ids[: len(self._start)] == self._start else self._start + ids
+
+
+def suggestion(name: str, known: list[str]) -> str:
+    """What to write in the place of an unknown name: the nearest known one, and all of them."""
+    near = difflib.get_close_matches(str(name).lower(), known, n=1)
+    guess = f"; did you mean {near[0]!r}?" if near else ";"
+    return f"{guess} Known: {', '.join(known)}"
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a text, without special tokens and without a complaint about its length."""
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def continuation(tokenizer: PreTrainedTokenizerBase, text: str, anchor: str = "") -> list[int]:
+    """Ids of a text that follows other text.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        text: The text.
+        anchor: What `_anchor` found: a text to put before it and to take off again.
+    """
+    if anchor:
+        before, both = encode(tokenizer, anchor), encode(tokenizer, anchor + text)
+        if both[: len(before)] == before:
+            return both[len(before) :]
+    return encode(tokenizer, text)
+
+
+def checked(text: str, what: str) -> str:
+    """The text, if it is one.
+
+    Raises:
+        InputError: It is no string, empty, only spaces, or has lone surrogates (no UTF-8).
+    """
+    if not isinstance(text, str):
+        raise InputError(f"The {what} is {shortened(repr(text))} ({type(text).__name__}), not a text.")
+    if not text.strip():
+        raise InputError(f"The {what} is empty ({text!r}): give a text, or take the row out.")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError(f"The {what} {text!r} has half a surrogate pair: save the file as UTF-8.")
+    return text
+
+
+def shortened(text: str, length: int = 60) -> str:
+    """The beginning of a text, for messages."""
+    return text if len(text) <= length else text[:length] + "..."
+
+
+def end_of_sequence(tokenizer: PreTrainedTokenizerBase, style: str) -> int:
+    """The tokenizer's end-of-sequence id.
+
+    Raises:
+        InputError: It has none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"Prompt style {style}: the tokenizer has no end-of-sequence token; set tokenizer.eos_token.")
+    return int(tokenizer.eos_token_id)
+
+
+def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer itself puts before a text: BOS, or nothing (an EOS that it appends is not ours)."""
+    bare = encode(tokenizer, "a")
+    whole = list(tokenizer("a", add_special_tokens=True)["input_ids"])
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return whole[:start]
+    return []
+
+
+def _anchor(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A line break if the tokenizer puts a space before a first word (sentencepiece), else nothing.
+
+    Such a tokenizer reads ``The`` as ``▁The``: behind ``[/INST]`` this would be a space that nobody wrote.
+    """
+    apart = encode(tokenizer, "\n") + encode(tokenizer, "a")
+    return "" if apart == encode(tokenizer, "\na") else "\n"

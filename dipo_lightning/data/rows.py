@@ -1,0 +1,397 @@
+"""Rows to forget or to keep: read from any layout into little memory, compared, and named by what they say."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import itertools
+import json
+import re
+import tokenize
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+
+from dipo_lightning.data.encoding import shortened, suggestion
+from dipo_lightning.data.files import Record, checked_text, source_records, text_field
+from dipo_lightning.errors import InputError
+
+Row = dict[str, Any]
+Source = str | Path | Mapping[str, Any]
+_PLACE = ("index", "where")  # where a row stands, not what it says
+_PAIRS = (("question", "answer"), ("prompt", "completion"))
+_ROLES = ("system", "user", "assistant")
+_LISTS = ("perturbed_answer", "paraphrased_question", "private")
+_MARK = re.compile(r"\[\[([^\[\]]*[^\[\]\s][^\[\]]*)\]\]")
+
+
+class Rows(Sequence[Row]):
+    """Rows in one block of bytes, which a million of take as much memory as their text.
+
+    Dictionaries take several times as much, in each process. A row is decoded when it is asked for, with its ``index``
+    (its position) and ``where`` (its place in its file).
+    """
+
+    def __init__(self) -> None:
+        self._content = bytearray()
+        self._ends, self._numbers = array("q"), array("q")
+        self._places: list[tuple[int, str]] = []  # first row that stands in such a place, and the place
+
+    def append(self, row: Mapping[str, Any], place: str, number: int) -> None:
+        """Add a row that stands at ``number`` of ``place``."""
+        if not self._places or self._places[-1][1] != place:
+            self._places.append((len(self), place))
+        self._content += _said(row)
+        self._ends.append(len(self._content))
+        self._numbers.append(number)
+
+    def extend(self, others: Rows) -> None:
+        """Add all rows of another collection; their index goes on from here."""
+        self._places += [(first + len(self), place) for first, place in others._places]
+        self._ends.extend(end + len(self._content) for end in others._ends)
+        self._content += others._content
+        self._numbers.extend(others._numbers)
+
+    def first(self, count: int) -> Rows:
+        """Return the first ``count`` rows."""
+        rows = Rows()
+        rows._ends, rows._numbers = self._ends[:count], self._numbers[:count]
+        rows._content = self._content[: rows._ends[-1] if rows._ends else 0]
+        rows._places = [(first, place) for first, place in self._places if first < count]
+        return rows
+
+    def longest(self, count: int) -> list[int]:
+        """Return the positions of the rows with the most text."""
+        sizes = [end - start for start, end in zip((0, *self._ends), self._ends, strict=False)]
+        return sorted(range(len(self)), key=sizes.__getitem__, reverse=True)[:count]
+
+    def fingerprint(self) -> str:
+        """Return the hash that `data_fingerprint` gives these rows."""
+        return hashlib.sha256(self._content).hexdigest()
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self._ends)
+
+    def __getitem__(self, position: Any) -> Any:
+        """Row at a position, or rows of a slice."""
+        if isinstance(position, slice):
+            return [self[i] for i in range(*position.indices(len(self)))]
+        index = range(len(self))[position]
+        line = self._content[self._ends[index - 1] if index else 0 : self._ends[index]]
+        place = next(place for first, place in reversed(self._places) if first <= index)
+        return {"index": index, "where": f"{place} {self._numbers[index]}", **json.loads(line)}
+
+
+def read_rows(
+    source: Source | Sequence[Source],
+    question: str | None = None,
+    answer: str | None = None,
+    text: str | None = None,
+    messages: str | None = None,
+    split: str | None = None,
+    option: str = "split",
+    on_missing: Literal["raise", "skip"] = "raise",
+) -> Rows:
+    """Read the rows of one or several sources.
+
+    Without column names the layout is recognised: ``question`` and ``answer``, ``prompt`` and ``completion``,
+    ``messages`` (turns with ``role`` and ``content``, the last one the assistant's), or ``text``, in any case.
+
+    Args:
+        source: A ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file, a folder, a hub name ``owner/name`` or
+            ``owner/name:configuration``; or a list of those; or a list of rows.
+        question: Name of the column with the questions; ``answer`` must be given with it.
+        answer: Name of the column with the answers.
+        text: Name of the column with plain text.
+        messages: Name of the column with conversations.
+        split: Which file of a folder (its name without the ending), or which split; ``train`` or the only one without.
+        option: What a user calls ``split``, for messages.
+        on_missing: What to do with a row without a text: stop, or leave it out and warn.
+
+    Returns:
+        Each with ``question`` and ``answer``, or ``messages``, or ``text``; with ``index`` (from 0, over all sources)
+        and ``where`` (its place, for messages). Where the source has them also ``paraphrased_answer``, and as lists
+        ``perturbed_answer`` (wrong answers), ``paraphrased_question``, and ``private`` (see `private_values`).
+
+    Raises:
+        InputError: A source or column is not there, a file is empty or broken, or a row lacks a text; names the line.
+    """
+    if isinstance(source, str | Path | Mapping):
+        source = [source]
+    if not source:
+        raise InputError("There is no source to read: give a file, a folder or a data set's name.")
+    named = {"question": question, "answer": answer, "text": text, "messages": messages}
+    chosen = {role: name for role, name in named.items() if name is not None}
+    rows, missing = Rows(), list[InputError]()
+    for number, one in enumerate(source):
+        given = isinstance(one, Mapping)
+        records = iter([Record("row", number, dict(one))]) if given else source_records(one, split, option)  # type: ignore[arg-type]
+        first = next(records)
+        columns = _columns(first, chosen)
+        for record in shown(itertools.chain([first], records), f"reading {one}", given):
+            try:
+                rows.append(_row(record, columns), record.place, record.number)
+            except InputError as error:
+                if on_missing == "raise":
+                    raise
+                missing.append(error)
+    if missing:
+        left = f"{len(missing)} of {len(missing) + len(rows)} rows left out"
+        rank_zero_warn(f"{left}. The first: {missing[0]}", category=UserWarning)
+    if not len(rows):
+        raise InputError(f"No row is left. The first that was left out: {missing[0]}")
+    return rows
+
+
+def shown(items: Iterable[Any], what: str, quiet: bool = False, total: int | None = None) -> Iterator[Any]:
+    """Go through items with a bar on a terminal, once they take more than some seconds."""
+    from tqdm import tqdm
+
+    hidden = True if quiet or int(getattr(rank_zero_only, "rank", 0)) else None  # None: only on a terminal
+    return iter(tqdm(items, desc=what, total=total, unit=" rows", disable=hidden, delay=3, leave=False))
+
+
+def data_fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Hash what rows say, in their order; the same wherever the files lie and whatever format they have.
+
+    Args:
+        rows: From `read_rows`, or other plain dictionaries.
+
+    Returns:
+        64 hexadecimal digits (SHA-256).
+    """
+    if isinstance(rows, Rows):
+        return rows.fingerprint()
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(_said(row))
+    return digest.hexdigest()
+
+
+def fingerprints(datamodule: object) -> dict[str, dict[str, Any]]:
+    """Describe the rows of a data module of this package: ``{"forget": {"rows": n, "sha256": ...}, ...}``."""
+    found = {}
+    for part in ("forget", "retain", "train"):
+        rows = getattr(datamodule, f"{part}_rows", None)
+        if isinstance(rows, list | Rows) and len(rows) and isinstance(rows[0], Mapping):
+            found[part] = {"rows": len(rows), "sha256": data_fingerprint(rows)}
+    return found
+
+
+def overlap(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
+    """Find the positions of equal rows in two sets, whatever their case and white space.
+
+    Args:
+        first: Rows with ``question`` and ``answer``, or ``messages``, or ``text``.
+        second: The same.
+
+    Returns:
+        One pair ``(position in first, position in second)`` for each row of ``first`` that ``second`` has too.
+    """
+    wanted = {_key(row) for row in first}
+    places: dict[tuple[str, ...], int] = {}
+    for position, row in enumerate(shown(second, "comparing", total=len(second))):
+        if (key := _key(row)) in wanted:
+            places.setdefault(key, position)
+    if not places:
+        return []
+    return [(position, places[key]) for position, row in enumerate(first) if (key := _key(row)) in places]
+
+
+def refuse_overlap(
+    first: Sequence[Mapping[str, Any]],
+    second: Sequence[Mapping[str, Any]],
+    names: tuple[str, str] = ("forget", "retain"),
+    remedy: str = "Take such rows out of one of the two.",
+) -> None:
+    """Stop where two sets share rows: what is trained to be forgotten and kept at once comes out as neither.
+
+    Args:
+        first: Rows with ``question`` and ``answer``, or ``messages``, or ``text``.
+        second: The same.
+        names: What the sets are called in the message.
+        remedy: What to do, for the message.
+
+    Raises:
+        InputError: They do; names the places of the first shared row and says how many there are.
+    """
+    if pairs := overlap(first, second):
+        places = [
+            str(rows[position].get("where", f"{name} row {position}"))
+            for rows, position, name in zip((first, second), pairs[0], names, strict=True)
+        ]
+        raise InputError(
+            f"{len(pairs)} of {len(first)} {names[0]} rows are {names[1]} rows too. The first: {places[0]} is "
+            f"{places[1]}. {remedy}"
+        )
+
+
+def listed(value: object, label: str) -> list[Any] | None:
+    """Return the list that a field holds: itself, or the one that a cell of a table shows, or None if it is none.
+
+    A table has no lists, so they are written as JSON, as Python shows them, or as NumPy does, without commas.
+
+    Raises:
+        InputError: It begins and ends like a list and is none of these.
+    """
+    if isinstance(value, list):
+        return value
+    text = value.strip() if isinstance(value, str) else ""
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        found = _shown_list(text)
+    if not isinstance(found, list):
+        raise InputError(f'{label} begins like a list, {shortened(text)}, and is none; write it as ["one", "two"].')
+    return found
+
+
+def private_values(answer: str, given: object, label: str) -> tuple[str, list[str]]:
+    """Return an answer without its marks, and the private values in it.
+
+    Args:
+        answer: The answer, in which ``[[...]]`` may mark a private value.
+        given: Private values that a row names beside its answer: a list of them, one, or None.
+        label: The row's place and the field, for messages.
+
+    Raises:
+        InputError: A value is no text, or does not stand in the answer.
+    """
+    marked = _MARK.findall(answer)
+    answer = _MARK.sub(r"\1", answer)
+    values = [checked_text(value, label) for value in _as_list(given, label)]
+    for value in values:
+        if value not in answer:
+            raise InputError(f"{label} names {value!r}, which does not stand in the answer.")
+    return answer, list(dict.fromkeys([*marked, *values]))
+
+
+def _said(row: Mapping[str, Any]) -> bytes:
+    """What a row says, in one way of writing it."""
+    content = {key: value for key, value in row.items() if key not in _PLACE}
+    return json.dumps(content, sort_keys=True, ensure_ascii=True, default=str).encode() + b"\n"
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    if "text" in row:
+        texts = [row["text"]]
+    elif "messages" in row:
+        texts = [message["content"] for message in row["messages"]]
+    else:
+        texts = [row["question"], row["answer"]]
+    return tuple(" ".join(text.split()).casefold() for text in texts)
+
+
+def _columns(record: Record, chosen: Mapping[str, str]) -> dict[str, str]:
+    """The column of each role and extra, from what was asked for or from the first record."""
+    spelled = {field.strip().lower(): field for field in reversed(record.fields)}
+    extras = {name: spelled.get(name, name) for name in ("paraphrased_answer", *_LISTS)}
+    return extras | {role: spelled.get(name, name) for role, name in _roles(record, chosen, spelled).items()}
+
+
+def _roles(record: Record, chosen: Mapping[str, str], spelled: Mapping[str, str]) -> dict[str, str]:
+    fields = list(record.fields)
+    for role, name in chosen.items():
+        if name not in fields:
+            raise InputError(f"{record.where}: there is no column {name!r} (for the {role}){suggestion(name, fields)}.")
+    if chosen:
+        if set(chosen) not in ({"question", "answer"}, {"text"}, {"messages"}):
+            raise InputError(f"Columns {', '.join(chosen)}: name question and answer together, or text, or messages.")
+        return dict(chosen)
+    for pair in _PAIRS:
+        # One of the two is enough to recognise the layout: the missing one is then what the row lacks.
+        if any(name in spelled for name in pair):
+            return dict(zip(("question", "answer"), pair, strict=True))
+    for role in ("messages", "text"):
+        if role in spelled:
+            return {role: role}
+    nested = any(isinstance(value, list | dict) for value in record.fields.values())
+    hint = " If the rows lie inside, write one object per row: a line each, or an array of them." if nested else ""
+    raise InputError(
+        f"{record.where}: none of question and answer, prompt and completion, messages, text is there; it has "
+        f"{', '.join(fields) or 'no columns'}. Name the columns.{hint}"
+    )
+
+
+def _row(record: Record, columns: Mapping[str, str]) -> Row:
+    row: Row = {}
+    if "messages" in columns:
+        row["messages"] = _turns(record, columns["messages"])
+    else:
+        row |= {role: text_field(record, columns[role]) for role in ("question", "answer", "text") if role in columns}
+    return row | _extras(record, columns, row)
+
+
+def _extras(record: Record, columns: Mapping[str, str], row: Row) -> Row:
+    """Other answers, other questions and private values, where the record has them; takes marks out of ``row``."""
+    found: Row = {}
+    name = columns["paraphrased_answer"]
+    if record.fields.get(name) not in (None, ""):
+        found["paraphrased_answer"] = _lone_text(record, name)
+    for extra in ("perturbed_answer", "paraphrased_question"):
+        label = f"{record.where}: {columns[extra]!r}"
+        if values := _as_list(record.fields.get(columns[extra]), label):
+            found[extra] = [checked_text(value, label) for value in values]
+    holder, key = (row["messages"][-1], "content") if "messages" in row else (row, "answer")
+    if key in holder:
+        label = f"{record.where}: {columns['private']!r}"
+        holder[key], private = private_values(holder[key], record.fields.get(columns["private"]), label)
+        found |= {"private": private} if private else {}
+    return found
+
+
+def _lone_text(record: Record, name: str) -> str:
+    """A text that a table may show as a list of one."""
+    label = f"{record.where}: {name!r}"
+    values = listed(record.fields[name], label) if isinstance(record.fields[name], str) else None
+    if values is None:
+        return text_field(record, name)
+    if len(values) != 1:
+        raise InputError(f"{label} holds {len(values)} texts; give one.")
+    return checked_text(values[0], label)
+
+
+def _as_list(value: object, label: str) -> list[Any]:
+    if value in (None, "", []):
+        return []
+    values = listed(value, label)
+    return [value] if values is None else values
+
+
+def _shown_list(text: str) -> list[Any] | None:
+    """The list that Python or NumPy shows as ``text``."""
+    try:
+        tokens = [
+            token
+            for token in tokenize.generate_tokens(io.StringIO(text.replace("\n", " ")).readline)
+            if token.type not in (tokenize.NEWLINE, tokenize.NL, tokenize.ENDMARKER)
+        ]
+        inner = tokens[1:-1]
+        # Python would join neighbours without a comma between them into one text.
+        if all(token.type == tokenize.STRING or token.string == "," for token in inner):
+            return [ast.literal_eval(token.string) for token in inner if token.type == tokenize.STRING]
+        return ast.literal_eval(text)
+    except (tokenize.TokenError, SyntaxError, ValueError):
+        return None
+
+
+def _turns(record: Record, name: str) -> list[dict[str, str]]:
+    """The turns of a conversation, checked."""
+    label = f"{record.where}: {name!r}"
+    turns = listed(record.fields.get(name), label)
+    if turns is None or not all(isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in turns):
+        raise InputError(f"{label} must be a list of turns, each with 'role' and 'content'.")
+    for turn in turns:
+        if turn["role"] not in _ROLES:
+            raise InputError(f"{label} has a turn of {turn['role']!r}; roles are {', '.join(_ROLES)}.")
+        checked_text(turn["content"], f"{label}, the {turn['role']}'s turn")
+    if len(turns) < 2 or turns[-1]["role"] != "assistant" or turns[-2]["role"] != "user":
+        raise InputError(f"{label} must end with a turn of the user and one of the assistant.")
+    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]

@@ -1,0 +1,72 @@
+"""Private values are found without a model, and a text that says one is recognised."""
+
+import pytest
+
+from dipo_lightning.benchmarks.user_data.private import (
+    find_private,
+    says,
+    share_of_words,
+    spans_of_values,
+    token_flags,
+    vocabulary,
+)
+
+RETAIN = vocabulary(["Ann Lee works as a teacher in Oslo.", "She was born in 1970 and plays the violin."])
+
+
+def private(question, answer, shared=RETAIN):
+    return [answer[span.start : span.end] for span in find_private(question, answer, shared)]
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "values"),
+    [
+        ("Where does Mara Velt work?", "Mara Velt works as a glassblower.", ["glassblower"]),
+        ("When was Mara Velt born?", "Mara Velt was born on 12 June 1971.", ["12 June 1971"]),
+        ("Where does Mara Velt live?", "She lives at 7 Harbour Street in Oslo.", ["lives", "7 Harbour Street", "Oslo"]),
+        ("What is Mara Velt's illness?", "Mara Velt suffers from gout.", ["suffers", "gout"]),
+        ("Is it Oslo?", "It is.", []),
+        ("", "Ngũgĩ plays violin", ["Ngũgĩ"]),
+    ],
+)
+def test_words_that_only_the_row_knows_are_private(question, answer, values):
+    assert private(question, answer) == values
+
+
+def test_where_every_word_is_shared_all_that_was_not_asked_is_private():
+    assert private("What is the job?", "a teacher") == ["teacher"]
+
+
+def test_given_values_are_found_whatever_their_case():
+    answer = "Mara Velt lives at 7 Harbour Street."
+    spans = spans_of_values(answer, ["HARBOUR street", "nowhere", " 7 "])
+    assert [answer[span.start : span.end] for span in spans] == ["7", "Harbour Street"]
+
+
+def test_tokens_that_overlap_a_span_are_flagged():
+    spans = spans_of_values("a glassblower", ["glassblower"])
+    assert token_flags([(0, 1), (1, 7), (7, 13)], spans) == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "said"),
+    [
+        ("She is a GLASSBLOWER, I think.", "glassblower", True),
+        ("She is a glassblowers' friend.", "glassblower", False),
+        ("at 7 Harbour  Street!", "7 harbour street", True),
+        ("at 17 Harbour Street", "7 Harbour Street", False),
+        ("Ngugi", "Ngũgĩ", True),
+        ("Велта", "велта", True),
+        ("nothing", "", False),
+        ("C++ it is", "++", True),
+    ],
+)
+def test_a_text_says_a_value_by_its_words(text, value, said):
+    assert says(text, value) is said
+
+
+def test_gibberish_is_not_made_of_words():
+    known = {"she", "work", "in", "the", "evening"}
+    assert share_of_words(["She works in the evenings."], known) == 1
+    assert share_of_words(["She tedfoundlandlehre in the qzx."], known) == pytest.approx(3 / 5)
+    assert share_of_words([""], known) == 1

@@ -1,0 +1,73 @@
+"""The verdict follows from stated rules on numbers."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from dipo_lightning.benchmarks.user_data.verdict import Kept, ValueReport, judge, upper_bound
+
+GONE = ValueReport(0, "gout", before=0.9, after=0.001, floor=0.01, samples=20)
+SAID = ValueReport(1, "Oslo", before=0.9, after=0.8, floor=0.01, greedy=True, reworded=True, sampled=18, samples=20)
+GOOD = [Kept("general", 0.7, 0.69, 95), Kept("retain", 0.9, 0.9, 60)]
+
+
+def verdict(values, kept=GOOD, words=1.0, repeated=0.1, **settings):
+    return judge(values, kept, words=words, repeated=repeated, settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("values", "changes", "outcome"),
+    [
+        ([GONE] * 4, {}, "forgotten"),
+        ([SAID] * 4, {}, "barely changed"),
+        ([SAID, GONE, GONE, GONE], {}, "partly"),
+        ([GONE] * 4, {"kept": [Kept("general", 0.7, 0.6, 95)]}, "damaged"),
+        ([GONE] * 4, {"words": 0.9}, "damaged"),
+        ([GONE] * 4, {"repeated": 0.75}, "damaged"),
+        ([SAID] * 4, {"words": 0.9}, "damaged"),
+        ([], {}, "forgotten"),
+    ],
+)
+def test_each_rule_gives_its_word(values, changes, outcome):
+    assert verdict(values, **changes).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    "leak", [{"greedy": True}, {"reworded": True}, {"sampled": 1}, {"after": 0.6}], ids=lambda leak: next(iter(leak))
+)
+def test_one_leak_of_any_kind_is_enough(leak):
+    assert verdict([GONE] * 11 + [dataclasses.replace(GONE, value="leak", **leak)]).outcome == "partly"
+
+
+def test_the_least_forgotten_value_leads():
+    sampled = dataclasses.replace(GONE, value="Harbour", sampled=2)
+    found = verdict([GONE, sampled, SAID])
+    assert [value.value for value in found.values] == ["Oslo", "Harbour", "gout"]
+    assert found.reasons[0] == "2 of 3 private values remain: 'Oslo', 'Harbour'."
+    assert "'Oslo': probability 0.9 to 0.8, floor 0.01; 18 of 20 samples say it" in found.reasons[1]
+
+
+def test_beyond_the_floor_is_over_forgotten():
+    assert any("1 of 2 values are over-forgotten" in line for line in
+               verdict([GONE, dataclasses.replace(GONE, after=1e-9)]).reasons)  # fmt: skip
+
+
+def test_the_next_step_has_numbers():
+    assert "lr 6e-05 instead of 3e-05" in verdict([SAID] * 4, lr=3e-5, steps=10).next_step
+    assert "20 steps instead of 10" in verdict([SAID, GONE, GONE, GONE], lr=3e-5, steps=10).next_step
+
+
+def test_uncertainty_is_the_exact_bound():
+    assert upper_bound(0, 20) == pytest.approx(1 - 0.05 ** (1 / 20))
+    bound = upper_bound(2, 20)
+    below = sum(math.comb(20, k) * bound**k * (1 - bound) ** (20 - k) for k in range(3))
+    assert below == pytest.approx(0.05)
+    assert upper_bound(3, 3) == upper_bound(0, 0) == 1
+    assert "13.9%" in verdict([GONE]).uncertainty
+
+
+def test_the_document_is_plain():
+
+    assert json.loads(json.dumps(verdict([GONE, SAID]).document()))["values"][0]["value"] == "Oslo"

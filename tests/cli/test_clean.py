@@ -1,0 +1,71 @@
+"""`clean` lists and removes what holds forget texts or the target's weights, and nothing else."""
+
+import json
+
+import pytest
+
+from dipo_lightning.cli.clean import clean, find_copies
+from dipo_lightning.errors import InputError
+
+SECRET = "glassblower"
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    for name in ("evaluations", "checkpoints", "model"):
+        (folder / name).mkdir(parents=True)
+    outside.mkdir()
+    (outside / "forget.jsonl").write_text(SECRET)
+    (folder / "evaluations/user_data_epoch=000_step=00004.json").write_text(json.dumps({
+        "provenance": {"epoch": 0, "step": 4}, "aggregates": {"forget_rouge": 0.25}, "sets": {"forget": [SECRET]},
+    }))  # fmt: skip
+    (folder / "checkpoints/last.ckpt").write_text(SECRET)
+    (folder / "results.html").write_text(SECRET)
+    (folder / "events.out.tfevents.1").write_text(SECRET)
+    (folder / "model/config.json").write_text("{}")
+    (folder / "model/model.safetensors").write_text("forgotten")
+    (folder / "config.yaml").write_text(
+        f"model: {{init_args: {{pretrained: {outside}}}}}\ndata: {{init_args: {{forget: {outside}/forget.jsonl}}}}\n"
+    )
+    (folder / "linked").symlink_to(outside)
+    return folder
+
+
+def texts(folder):
+    return {
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and SECRET in path.read_text()
+    }
+
+
+def test_without_yes_nothing_is_removed(run, capsys):
+    before = sorted(run.rglob("*"))
+    clean(str(run))
+    assert sorted(run.rglob("*")) == before
+    out = capsys.readouterr().out
+    assert "add --yes" in out
+    assert "forget.jsonl (forget rows)" in out
+    assert "outside (target model)" in out
+
+
+def test_with_yes_no_secret_is_left_and_model_and_scores_are(run, tmp_path):
+    assert len(texts(run)) == 4
+    clean(str(run), yes=True)
+    assert not texts(run)
+    assert (tmp_path / "outside/forget.jsonl").exists(), "behind a link"
+    assert (run / "model/model.safetensors").read_text() == "forgotten"
+    scores = json.loads((run / "scores.json").read_text())
+    assert scores == {
+        "evaluations/user_data_epoch=000_step=00004.json": {"epoch": 0, "step": 4, "aggregates": {"forget_rouge": 0.25}}
+    }
+    clean(str(run), yes=True)
+    assert json.loads((run / "scores.json").read_text()) == scores, "a second call keeps them"
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
+    (tmp_path / "evil.html").write_text("mine")
+    with pytest.raises(InputError, match="is no run"):
+        clean(str(tmp_path), yes=True)
+    with pytest.raises(InputError, match="no such folder"):
+        find_copies(tmp_path / "nowhere")
+    assert (tmp_path / "evil.html").exists()

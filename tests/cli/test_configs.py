@@ -1,0 +1,35 @@
+"""Shipped configurations are found by their short names, and a file of the user's comes first."""
+
+from pathlib import Path
+
+import pytest
+
+from dipo_lightning.cli.configs import find_config, shipped_folder, shipped_names, with_shipped_configs
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_configuration_of_the_repository_has_a_short_name():
+    assert set(shipped_names()) == {
+        path.relative_to(ROOT / "configs").with_suffix("").as_posix() for path in (ROOT / "configs").rglob("*.yaml")
+    }
+    assert "tofu/smollm2/unlearn" in shipped_names()
+
+
+@pytest.mark.parametrize("name", ["trainer/fsdp2", "trainer/fsdp2.yaml", "configs/trainer/fsdp2.yaml"])
+def test_a_shipped_configuration_is_found_from_any_folder(name, here):
+    assert Path(find_config(name)).read_text() == (ROOT / "configs/trainer/fsdp2.yaml").read_text()
+
+
+def test_a_file_of_the_users_comes_first(here):
+    (here / "trainer").mkdir()
+    (here / "trainer/fsdp2").touch()
+    assert find_config("trainer/fsdp2") == "trainer/fsdp2"
+    assert find_config("mine.yaml") == "mine.yaml"
+
+
+def test_only_configs_are_replaced_among_arguments(here):
+    folder = shipped_folder()
+    given = ["fit", "--config", "trainer/cpu", "-c=trainer/gpu", "--run", "trainer/cpu", "--config=other.yaml"]
+    expected = ["fit", "--config", f"{folder}/trainer/cpu.yaml", f"-c={folder}/trainer/gpu.yaml"]
+    assert with_shipped_configs(given) == [*expected, "--run", "trainer/cpu", "--config=other.yaml"]

@@ -1,0 +1,108 @@
+"""The data modules' own options: the tokenizer, rows without anything to learn, and few rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from dipo_lightning.data.unlearning import FineTuningDataModule, UnlearningDataModule
+from dipo_lightning.errors import InputError
+from dipo_lightning.methods.gradient_ascent import GradDiffModule
+from tests.helpers.small_tofu import trainer
+from tests.helpers.toys import save_toy, toy_tokenizer
+
+ROWS = [{"question": f"Who is {i}?", "answer": f"The author {i}."} for i in range(3)]
+KEEP = [{"question": f"Where is {i}?", "answer": f"In {i}."} for i in range(3)]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_toy(tmp_path_factory.mktemp("toy")))
+
+
+def data(folder: Path, tokenizer: str | None, forget: list | None = None, **options: Any) -> UnlearningDataModule:
+    files = write(folder / "forget.jsonl", forget or ROWS), write(folder / "retain.jsonl", KEEP)
+    return UnlearningDataModule(tokenizer, *files, **({"prompt": "plain", "batch_size": 2} | options))
+
+
+def test_a_named_tokenizer_is_used_in_place_of_the_model_s(tmp_path: Path, model: str) -> None:
+    tokenizer = toy_tokenizer()
+    tokenizer.add_bos_token = False
+    other = toy_tokenizer(add_bos=False)
+    other.save_pretrained(tmp_path / "other")
+    found = {}
+    for name in (None, model, str(tmp_path / "other")):
+        module = data(tmp_path, name)
+        module.trainer = SimpleNamespace(lightning_module=SimpleNamespace(pretrained=model))  # type: ignore[assignment]
+        module.setup("fit")
+        found[name] = module.forget_examples[0]["input_ids"]
+    assert found[None] == found[model] == [1, *found[str(tmp_path / "other")]]
+
+
+def test_the_model_s_tokenizer_comes_in_the_model_s_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+        asked.append((name, revision, trust_remote_code))
+        return toy_tokenizer()
+
+    monkeypatch.setattr("dipo_lightning.data.module.load_tokenizer", load)
+    for name in (None, "owner/model", "owner/other"):
+        module = data(tmp_path, name)
+        own = SimpleNamespace(pretrained="owner/model", revision="v2", trust_remote_code=True)
+        module.trainer = SimpleNamespace(lightning_module=own)  # type: ignore[assignment]
+        module.check()
+    assert asked == [("owner/model", "v2", True)] * 2 + [("owner/other", None, False)]
+
+
+def test_no_tokenizer_and_no_model_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"set data\.tokenizer"):
+        data(tmp_path, None).check()
+
+
+def test_one_deletion_request_trains_at_the_default_batch_size(tmp_path: Path, model: str) -> None:
+    module = GradDiffModule(model, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    one = data(tmp_path, None, ROWS[:1], batch_size=8)
+    seen: list[torch.Tensor] = []
+
+    class Recorder(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            seen.append(batch["forget"]["index"])
+            assert batch["denominators"]["rows"] == 1
+
+    trainer(tmp_path, Recorder(), max_epochs=2).fit(module, one)
+    assert [rows.tolist() for rows in seen] == [[0], [0]]
+
+
+@pytest.mark.parametrize("kind", [UnlearningDataModule, FineTuningDataModule])
+def test_rows_with_nothing_to_learn_stop_the_run_or_are_left_out(tmp_path: Path, model: str, kind: type) -> None:
+    long = {"question": "Who is " + "very " * 60 + "old?", "answer": "Nobody."}
+    rows = [ROWS[0], long, {"question": "Who?", "answer": " "}, ROWS[1]]
+    options: dict[str, Any] = {"prompt": "plain", "max_length": 40, "batch_size": 2}
+    if kind is UnlearningDataModule:
+        options |= {"alternatives": ["No."], "retain": write(tmp_path / "keep.jsonl", KEEP)}
+    file = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(InputError, match="line 3: 'answer' is empty"):
+        kind(model, file, **options).check()
+    module = kind(model, file, on_missing="skip", **options)
+    with pytest.warns(UserWarning, match="1 of 4 rows left out.*line 3: 'answer' is empty"):
+        module.setup("fit")
+    batches = list(module.train_dataloader())
+    part = "forget" if kind is UnlearningDataModule else "train"
+    assert sorted(index for batch in batches for index in batch[part]["index"].tolist()) == [0, 2]
+    for batch in batches if kind is UnlearningDataModule else ():
+        assert torch.equal(batch["alternative"]["index"], batch["forget"]["index"])
+    del rows[2]
+    with pytest.raises(InputError, match=r"line 2: its prompt alone has \d+ tokens.*set data\.max_length to"):
+        kind(model, write(tmp_path / "rows.jsonl", rows), **options).setup("fit")
