@@ -38,7 +38,7 @@ def replaced(part: str, field: str, value: object):
 CASES = {
     "another column": (("train/forget", lambda f: [{"content": "x"}]), "line 1: there is no 'text'; it has content"),
     "a document that is a list": (replaced("train/retain1", "text", ["x"]), "(list), not a text"),
-    "an empty document": (replaced("train/forget", "text", " \n"), "line 1: 'text' is empty"),
+    "empty documents alone": (("train/forget", lambda f: [{"text": " \n"}]), "line 1: 'text' is empty"),
     "an empty document to be measured": (replaced("privleak/holdout", "text", ""), "holdout.jsonl, line 1"),
     "a continuation that is missing": (("verbmem/forget", lambda f: [{"prompt": "The mayor"}]), "no 'gt'"),
     "a question without an answer": (replaced("knowmem/retain_qa", "answer", ""), "'answer' is empty"),

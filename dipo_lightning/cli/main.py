@@ -65,10 +65,14 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"error: {printable(f'{error.strerror}{where}')}", file=sys.stderr)
         return 2
     except SystemExit as stop:
-        if type(stop).__name__ != "SIGTERMException":  # Lightning's: exit code 0, as if the run had ended
-            raise
-        print("Stopped by SIGTERM; the same command with --run goes on from the last checkpoint.", file=sys.stderr)
-        return 128 + signal.SIGTERM
+        if "SIGTERMException" in (kind.__name__ for kind in type(stop).__mro__):  # Lightning's, with code 0
+            return 128 + signal.SIGTERM
+        if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning turns into code 1
+            return 128 + signal.SIGINT
+        raise
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 

@@ -8,20 +8,33 @@ from typing import Any
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import lightning.pytorch as pl
-from jsonargparse import Namespace
+import yaml
 from lightning.pytorch.callbacks import Checkpoint as AnyCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
 
 import dipo_lightning
 from dipo_lightning.callbacks import Checkpoint  # and short class names of all of them in YAML
+from dipo_lightning.callbacks.checkpoint import newest
+from dipo_lightning.callbacks.run_record import CHECKPOINTS, read_record, refuse_changes
 from dipo_lightning.cli.messages import Sentences
-from dipo_lightning.cli.run_folder import is_finished, is_first_process, last_checkpoint, prepare_run
+from dipo_lightning.cli.run_folder import (
+    asks_for_more,
+    expanded,
+    is_finished,
+    is_first_process,
+    loggers_in,
+    prepare_run,
+)
+from dipo_lightning.data.rows import fingerprints
 from dipo_lightning.errors import InputError, root_cause
-from dipo_lightning.evaluation.callback import refuse_twins
+from dipo_lightning.evaluation.callback import Evaluation, refuse_twins
+from dipo_lightning.evaluation.json_files import write_text
+from dipo_lightning.evaluation.run_folder import is_trial, run_folder, set_run_folder
 from dipo_lightning.evaluation.tensorboard import write_layout
 from dipo_lightning.models.checkpoint import read_settled
 from dipo_lightning.models.sharding import check_strategy
-from dipo_lightning.safety.redaction import without_home
+from dipo_lightning.safety.redaction import without_home, without_secrets
 
 COMMANDS = ("fit", "validate", "test")
 
@@ -36,31 +49,48 @@ class Parser(Sentences, LightningArgumentParser):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the config once the checkpoint is found to fit; also as text into TensorBoard, with its charts' layout."""
+    """Config of the run, as ``config.yaml`` and as text in TensorBoard, written once the run is found to fit.
+
+    A run that is refused leaves the folder, and the config in it, as it was.
+    """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write nothing yet: a run that is refused leaves the folder, and the config in it, as it was."""
+        """Write nothing yet."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the config of a fit; collective."""
-        super().setup(trainer, pl_module, "fit")
+        self._write(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the config of a validation; collective."""
-        super().setup(trainer, pl_module, "validate")
+        self._write(trainer)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the config of a test; collective."""
-        super().setup(trainer, pl_module, "test")
+        self._write(trainer)
 
-    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write them once a run, on the first process."""
+    def _write(self, trainer: pl.Trainer) -> None:
+        folder = run_folder(trainer)  # collective
+        if self.already_saved or is_trial(trainer) or not trainer.is_global_zero:
+            return
+        self.already_saved = True
+        options = without_secrets(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
+        fitting, path = trainer.state.fn == TrainerFn.FITTING, folder / "config.yaml"
+        if trainer.state.fn is not None and not fitting and path.exists():  # of the run that is measured
+            path = folder / f"config_{trainer.state.fn.value}.yaml"
+        write_text(path, in_yaml(options))
         experiment: Any = getattr(trainer.logger, "experiment", None)
         if hasattr(experiment, "add_text"):
-            text = without_home(self.parser.dump(self.config, skip_none=False))
-            experiment.add_text("config", "\n".join("    " + line for line in text.splitlines()))
-        if stage == "fit":
-            write_layout(experiment)
+            lines = in_yaml(without_home(options)).splitlines()
+            experiment.add_text("config", "\n".join(f"    {line}" for line in lines))
+        if fitting:
+            callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+            write_layout(experiment, [one for one in callbacks if isinstance(one, Evaluation)])
+
+
+def in_yaml(options: Any) -> str:
+    """Return options as YAML, in their order."""
+    return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
 
 
 class DiPOCLI(LightningCLI):
@@ -74,34 +104,61 @@ class DiPOCLI(LightningCLI):
         """Refuse what can be refused before anything is built, and enter the run's folder."""
         config = self.config[self.subcommand]
         check_strategy(config.trainer.strategy)
-        goes_on = bool(config.run) and self.subcommand == "fit" and self._enter_run(Path(config.run))
+        self.run: Path | None = None
+        if config.run and self.subcommand == "fit" and not config.trainer.fast_dev_run:
+            self.run = expanded(config.run)
+            config.run = str(self.run)
         config.weights_only = True  # no pickle is ever run
+        resumed = self._enter_run(self.run) if self.run else False
         path = config.get("ckpt_path")
         if path in ("", "best") and self.subcommand == "fit":
             raise InputError(f"ckpt_path is {path!r}, but nothing was trained yet; give a checkpoint or last.")
-        if path and not goes_on and path not in ("best", "last", "hpc"):
+        if path and not resumed and path not in ("best", "last", "hpc"):
             if not Path(path).exists():
                 raise InputError(f"ckpt_path is {path}, which is not there; give a checkpoint, last or best.")
             read_settled(Path(path))
 
     def _enter_run(self, folder: Path) -> bool:
-        """Let everything of the run be in ``folder``; returns whether it goes on from its last checkpoint."""
+        """Let everything of the run be in ``folder``; returns whether it resumes from a checkpoint."""
         config = self.config[self.subcommand]
+        if config.trainer.enable_checkpointing is False:
+            raise InputError(
+                "trainer.enable_checkpointing is false, but --run needs checkpoints; leave one of them out."
+            )
         first = is_first_process()
-        if is_finished(folder):
-            if first:
-                print(f"This run is finished; nothing is repeated. Results are in {folder}")
-            raise SystemExit(0)
-        found = prepare_run(folder) if first else last_checkpoint(folder)
+        found = prepare_run(folder) if first else newest(folder / CHECKPOINTS)
         if found:
-            if first:
-                print(f"Going on from {found}")
             config.ckpt_path = str(found)
         config.trainer.default_root_dir = str(folder)
-        if config.trainer.logger is not False:
-            place = Namespace(save_dir=str(folder), name="", version="", default_hp_metric=False)
-            config.trainer.logger = Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=place)
+        config.trainer.logger = loggers_in(folder, config.trainer.logger)
+        for callback in config.trainer.callbacks or []:
+            if callback.class_path.endswith(".ModelCheckpoint") and callback.init_args.get("dirpath") is None:
+                callback.init_args.dirpath = str(folder / "model_checkpoints")  # not beside the run's own
+            if callback.class_path == "dipo_lightning.callbacks.checkpoint.Checkpoint" and callback.init_args.folder:
+                raise InputError("Checkpoint.folder is given, but --run says where checkpoints lie; leave it out.")
         return found is not None
+
+    def _leave_if_finished(self, folder: Path) -> None:
+        """End where the run in ``folder`` is finished, and is this very run.
+
+        Raises:
+            InputError: It is another one.
+        """
+        if not is_finished(folder):
+            if self.config_init[self.subcommand].ckpt_path and is_first_process():
+                print(f"Resuming from {self.config_init[self.subcommand].ckpt_path}")
+            return
+        config = without_secrets(yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand])
+        check = getattr(self.datamodule, "check", None)
+        if check is not None:
+            check()
+        record = read_record(folder / CHECKPOINTS) or {}
+        refuse_changes(record, config, fingerprints(self.datamodule), folder)
+        if asks_for_more(folder, config):
+            return
+        if is_first_process():
+            print(f"This run is finished; nothing is repeated. Results are in {folder}")
+        raise SystemExit(0)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Keep checkpoints with this package's callback where the config names none."""
@@ -109,9 +166,13 @@ class DiPOCLI(LightningCLI):
         enabled = self._get(self.config_init, "trainer").enable_checkpointing is not False
         listed = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
         refuse_twins(listed)  # Lightning would refuse those of one class, without saying what to do
-        if enabled and not any(isinstance(callback, AnyCheckpoint) for callback in listed):
+        kind = Checkpoint if self.run else AnyCheckpoint  # a named run is resumed by this package's checkpoint
+        if enabled and not any(isinstance(callback, kind) for callback in listed):
             self.trainer_defaults["callbacks"] = [Checkpoint()]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if self.run:
+            set_run_folder(trainer, self.run)
+        return trainer
 
     def instantiate_classes(self) -> None:
         """Build trainer, model and data; what a constructor says is said alone."""
@@ -119,6 +180,8 @@ class DiPOCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:  # jsonargparse wraps what a constructor raises, under its own long report
             raise root_cause(error) from error
+        if self.run:
+            self._leave_if_finished(self.run)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse without Lightning's warning about ``args`` beside ``sys.argv``."""
@@ -145,8 +208,8 @@ class DiPOCLI(LightningCLI):
         self._say_where()
 
     def _say_where(self) -> None:
-        folder = self.trainer.log_dir  # every process takes part in finding it out
-        if self.trainer.is_global_zero and folder:
+        folder = run_folder(self.trainer)  # every process takes part in finding it out
+        if self.trainer.is_global_zero and not is_trial(self.trainer):
             print(f"Results are in {folder}")
 
 

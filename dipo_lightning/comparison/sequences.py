@@ -255,7 +255,8 @@ def step_config(config: Config, step: Step, epochs: int | None = None) -> Config
         if _is(callback, "ModelCheckpoint"):
             callback.setdefault("init_args", {})["dirpath"] = str(step.folder / "checkpoints")
         if _is(callback, "MUSEEvaluation") and step.number > 1:  # the target, or the last model, has been measured
-            callback.setdefault("init_args", {})["at_start"] = False
+            options = callback.setdefault("init_args", {})
+            options["schedule"] = {**(options.get("schedule") or {}), "at_start": False}
     if step.export:
         export = {"folder": str(step.model), "inside_run": False}
         callbacks.append({"class_path": "dipo_lightning.callbacks.ExportModel", "init_args": export})

@@ -1,8 +1,9 @@
-"""The chat prompt style: the tokenizer's own chat template, rendered the same on every day."""
+"""Chat prompt style: the tokenizer's own chat template, rendered the same on every day."""
 
 from __future__ import annotations
 
 import datetime
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ _MONTH_NAMES = (
 _MONTHS = tuple(name[:3] for name in _MONTH_NAMES)
 _DAY_NAMES = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _PROBE = "Xanadu"
+_REASONING = re.compile(r"\s*<[^<>]*(think|reason)[^<>]*>\s*", re.IGNORECASE)
+"""The beginning of a reasoning block, as a generation prompt opens one."""
 NAMED_TEMPLATES = {
     "chatml": "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -43,8 +46,10 @@ class ChatStyle(PromptStyle):
 
     The template says what stands before and behind an answer: it is rendered with a generation prompt, and again
     with an answer. What follows the generation prompt and is not the answer (an empty reasoning block, say) belongs
-    to the prompt, unless it is only white space. Of what follows the answer the first special token is kept and
-    supervised, as the end of the turn; the rest (a line break, a second end token) a generation never reaches.
+    to the prompt, unless it is only white space. A reasoning block that the generation prompt opens and the template
+    leaves out of a given answer (DeepSeek-R1 and its distillations) is left out of the prompt. Of what follows the
+    answer the first special token is kept and supervised, as the end of the turn; the rest (a line break, a second
+    end token) a generation never reaches.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -71,7 +76,7 @@ class ChatStyle(PromptStyle):
         self.date = date
         self.template_options = {"enable_thinking": False, **(template_options or {})}
         self._variables = {**self.template_options, "date_string": date}
-        self._lead, self._tail = self._surroundings()
+        self._opened, self._lead, self._tail = self._surroundings()
         self.stop_ids = self._stops()
 
     @property
@@ -119,7 +124,7 @@ class ChatStyle(PromptStyle):
         return whole[len(text) :].removesuffix(self._tail)
 
     def _prompt_text(self, messages: Messages) -> str:
-        return self._render(messages, generation=True) + self._lead
+        return self._render(messages, generation=True).removesuffix(self._opened) + self._lead
 
     def _render(self, messages: Messages, generation: bool = False) -> str:
         from jinja2.exceptions import TemplateError
@@ -140,18 +145,21 @@ class ChatStyle(PromptStyle):
             raise InputError(f"The chat template refuses a conversation of {roles}: {error}.") from error
         return str(text)
 
-    def _surroundings(self) -> tuple[str, str]:
-        """What the template puts between the generation prompt and an answer, and behind the answer."""
+    def _surroundings(self) -> tuple[str, str, str]:
+        """What the generation prompt has too much, what stands between it and an answer, and behind the answer."""
         turns = [{"role": "user", "content": "Who?"}]
         before = self._render(turns, generation=True)
         whole = self._render([*turns, {"role": "assistant", "content": _PROBE}])
+        shown = whole.partition(_PROBE)[0]
+        opened = before[len(shown) :] if before.startswith(shown) and _REASONING.fullmatch(before[len(shown) :]) else ""
+        before = before.removesuffix(opened)
         if not whole.startswith(before) or _PROBE not in whole[len(before) :]:
             raise InputError(
                 "The chat template writes an assistant's turn differently from the prompt it gives for one: "
                 "give another one with chat_template."
             )
         lead, _, tail = whole[len(before) :].partition(_PROBE)
-        return (lead if lead.strip() else ""), tail
+        return opened, (lead if lead.strip() else ""), tail
 
     def _stops(self) -> list[int]:
         """The end-of-turn token of the template, then the end-of-sequence token where that is another."""

@@ -25,9 +25,10 @@ from dipo_lightning.methods.step import (
 from dipo_lightning.models.distributed import gather
 from dipo_lightning.models.fingerprint import model_fingerprint
 from dipo_lightning.models.head import output_projection
-from dipo_lightning.models.loading import check_tokenizer, load_policy
+from dipo_lightning.models.inspection import check_rows
+from dipo_lightning.models.loading import load_policy
 from dipo_lightning.models.lora import LoRA, add_lora
-from dipo_lightning.models.sharding import check_strategy, is_sharded, shard, transformer_blocks
+from dipo_lightning.models.sharding import check_strategy, checkpoint_activations, is_sharded, shard, transformer_blocks
 from dipo_lightning.safety.redaction import without_home, without_secrets
 
 
@@ -128,11 +129,11 @@ class LanguageModelModule(pl.LightningModule):
         A place to override.
 
         Raises:
-            InputError: The data module's tokenizer has ids that the model has no embedding for.
+            InputError: A training row holds an id, or more positions, that the model has no embedding for.
         """
-        tokenizer = getattr(getattr(self._trainer, "datamodule", None), "tokenizer", None)
-        if tokenizer is not None:
-            check_tokenizer(tokenizer, model.config)  # type: ignore[arg-type]
+        data = getattr(self._trainer, "datamodule", None)
+        if getattr(data, "tokenizer", None) is not None:
+            check_rows(data, model)
         if self._trainer is not None:  # results and caches will say whose they are
             self.weights_fingerprint = model_fingerprint(model)
 
@@ -148,7 +149,7 @@ class LanguageModelModule(pl.LightningModule):
             model = add_lora(model, lora)
         self.freeze_untrained(model)
         if trainable and self.activation_checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            checkpoint_activations(model)
         if self.compile_blocks:
             for block in transformer_blocks(model):
                 block.compile()

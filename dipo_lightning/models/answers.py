@@ -159,7 +159,8 @@ def answer_logits(model: nn.Module, batch: TokenBatch) -> Tensor:
         logits_to_keep=positions,
         use_cache=False,
     )
-    return output.logits
+    logits = output.logits
+    return logits if logits.dim() == 2 else logits[positions]  # some families ignore the positions
 
 
 def answer_hidden(model: nn.Module, batch: TokenBatch) -> Tensor:

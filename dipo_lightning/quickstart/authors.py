@@ -13,11 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.quickstart import author_words as words
-from dipo_lightning.quickstart.author_topics import ANSWERS, TOPICS, Topic
-from dipo_lightning.quickstart.general_knowledge import real_author_rows, world_fact_rows
+from dipo_lightning.quickstart.words import draw, load
 
 Row = dict[str, str | list[str]]
+
+_LISTS = load("authors")
+TOPICS: dict[str, str] = _LISTS["topics"]
+"""What is asked about an author, and the template that its facts, right or wrong, are drawn from.
+
+Questions and answers have three wordings. A row takes one of them and another as its paraphrase; other authors take
+others. So the wording of an answer follows from the question, which a model can learn from any author, and the fact at
+its end is all there is to know about this one. A small model that forgets the facts can therefore still speak.
+"""
 
 WRONG_ANSWERS = 5
 MINIMUM_AUTHORS = 10
@@ -42,7 +49,7 @@ class Author:
 
 
 def fictitious_authors(rng: random.Random, count: int) -> list[Author]:
-    """Draws authors that no question can confuse.
+    """Draw authors that no question can confuse.
 
     Args:
         rng: The random state.
@@ -55,7 +62,7 @@ def fictitious_authors(rng: random.Random, count: int) -> list[Author]:
     people: set[str] = set()
     births: set[tuple[str, str]] = set()
     while len(authors) < count:
-        facts = {topic.name: topic.draw(rng) for topic in TOPICS}
+        facts = {topic: draw(template, _LISTS["words"], rng) for topic, template in TOPICS.items()}
         birth = (facts["birthplace"], facts["year of birth"])
         pair = {facts["full name"], facts["mentor"]}
         if len(pair - people) == 2 and birth not in births:
@@ -65,8 +72,8 @@ def fictitious_authors(rng: random.Random, count: int) -> list[Author]:
     return authors
 
 
-def author_row(author: Author, topic: Topic, rng: random.Random) -> Row:
-    """Returns one perturbed row: a question, its answer, a paraphrase of both and five wrong answers.
+def author_row(author: Author, topic: str, rng: random.Random) -> Row:
+    """Make one perturbed row: a question, its answer, a paraphrase of both and five wrong answers.
 
     The wrong answers have the paraphrase's wording, so that they differ from it in the fact alone.
 
@@ -76,14 +83,19 @@ def author_row(author: Author, topic: Topic, rng: random.Random) -> Row:
         rng: Draws the wordings and the wrong facts.
     """
     fields = {
-        "topic": topic.name,
+        "topic": topic,
         "name": author.name,
         "birthplace": author.facts["birthplace"],
         "birth_year": author.facts["year of birth"],
     }
-    fact = author.facts[topic.name]
-    wrong_facts = words.distinct(topic.draw, rng, WRONG_ANSWERS, {fact, author.name})
-    wordings = list(zip(topic.questions, ANSWERS, strict=True))
+    fact = author.facts[topic]
+    wrong_facts: list[str] = []
+    while len(wrong_facts) < WRONG_ANSWERS:
+        wrong = draw(TOPICS[topic], _LISTS["words"], rng)
+        if wrong not in (fact, author.name, *wrong_facts):
+            wrong_facts.append(wrong)
+    questions = _LISTS["name questions" if topic == "full name" else "questions"]  # a name is asked for by birth
+    wordings = list(zip(questions, _LISTS["answers"], strict=True))
     (question, answer), (paraphrased_question, paraphrased_answer) = rng.sample(wordings, 2)
     return {
         "question": question.format(**fields),
@@ -95,7 +107,7 @@ def author_row(author: Author, topic: Topic, rng: random.Random) -> Row:
 
 
 def fictitious_rows(seed: int = 0, authors: int = 40, retain_perturbed: int = 96) -> dict[str, list[Row]]:
-    """Makes the whole data set.
+    """Make the whole data set.
 
     One author in ten is to be forgotten; as many again are never trained on (`holdout10`). `retain90` holds the other
     authors and, after them, the general knowledge; `full` is `retain90` followed by `forget10`.
@@ -122,7 +134,7 @@ def fictitious_rows(seed: int = 0, authors: int = 40, retain_perturbed: int = 96
     everyone = fictitious_authors(rng, authors + forgotten)
     rows = [author_row(author, topic, rng) for author in everyone for topic in TOPICS]
     forget = rows[retained_rows : authors * len(TOPICS)]
-    real_authors, world_facts = real_author_rows(rng), world_fact_rows(rng)
+    real_authors, world_facts = general_knowledge(rng)
     retain = _plain(rows[:retained_rows] + real_authors + world_facts)
     return {
         "full": retain + _plain(forget),
@@ -136,8 +148,34 @@ def fictitious_rows(seed: int = 0, authors: int = 40, retain_perturbed: int = 96
     }
 
 
+def general_knowledge(rng: random.Random) -> tuple[list[Row], list[Row]]:
+    """Ask who wrote well-known books, and for plain facts about the world, with three wrong answers of the same kind.
+
+    They stand where TOFU has its two sets of the same names and measure what unlearning must leave alone. A model that
+    is trained from nothing can only know them from its training data, so they are part of the retain set.
+
+    Args:
+        rng: Draws the wrong answers.
+    """
+    known = load("general_knowledge")
+    authors = _with_wrong_answers("Who is the author of {}?", known["real authors"], rng)
+    facts = [_with_wrong_answers(wording, pairs, rng) for wording, pairs in known["world facts"].items()]
+    return authors, [row for rows in facts for row in rows]
+
+
+def _with_wrong_answers(wording: str, pairs: dict[str, str], rng: random.Random) -> list[Row]:
+    return [
+        {
+            "question": wording.format(thing),
+            "answer": answer,
+            "perturbed_answer": rng.sample([other for other in pairs.values() if other != answer], 3),
+        }
+        for thing, answer in pairs.items()
+    ]
+
+
 def write_fictitious(folder: Path, seed: int = 0, authors: int = 40, retain_perturbed: int = 96) -> Path:
-    """Writes the data set as a folder that is read like TOFU's.
+    """Write the data set as a folder that is read like TOFU's.
 
     Args:
         folder: Where to; made if it is not there. Files of the same names are overwritten.
@@ -160,5 +198,5 @@ def write_fictitious(folder: Path, seed: int = 0, authors: int = 40, retain_pert
 
 
 def _plain(rows: list[Row]) -> list[Row]:
-    """Returns only the questions and answers."""
+    """Return only the questions and answers."""
     return [{"question": row["question"], "answer": row["answer"]} for row in rows]

@@ -13,9 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.quickstart.newspaper_words import LISTS, QUESTIONS, SENTENCES, person, town
+from dipo_lightning.quickstart.words import draw, load
 
 Row = dict[str, str]
+
+_LISTS = load("newspaper")
+"""Parts of names; what an article may tell, by the name of the fact; its sentences in their order, each in three
+wordings; and what the readers ask: the fact that answers it, and the question."""
 
 FOLDS = 4
 FEWEST, MOST = 5, 200
@@ -36,7 +40,7 @@ class Article:
     """One invented article.
 
     Attributes:
-        facts: What happened, by the names in `SENTENCES` and `QUESTIONS`.
+        facts: What happened, by the names in the word lists.
         sentences: Its text, a sentence an item.
     """
 
@@ -46,7 +50,10 @@ class Article:
     @property
     def questions(self) -> list[Row]:
         """Questions about it, with their answers; no other article has the same."""
-        return [{"question": question.format(**self.facts), "answer": self.facts[fact]} for fact, question in QUESTIONS]
+        return [
+            {"question": question.format(**self.facts), "answer": self.facts[fact]}
+            for fact, question in _LISTS["questions"]
+        ]
 
     @property
     def text(self) -> str:
@@ -75,7 +82,7 @@ class Edition:
 
 
 def fictitious_articles(rng: random.Random, count: int) -> list[Article]:
-    """Draws articles of which no two tell of the same place or person.
+    """Draw articles of which no two tell of the same place or person.
 
     Args:
         rng: The random state.
@@ -84,27 +91,28 @@ def fictitious_articles(rng: random.Random, count: int) -> list[Article]:
     articles: list[Article] = []
     used: set[str] = set()
     while len(articles) < count:
-        facts = {name: rng.choice(values) for name, values in LISTS.items()}
-        facts |= {"person": person(rng), "critic": person(rng), "town": town(rng)}
+        facts = {name: rng.choice(values) for name, values in _LISTS["facts"].items()}
+        kinds = {"person": "person", "critic": "person", "town": "town"}
+        facts |= {name: draw(_LISTS[kind], _LISTS["names"], rng) for name, kind in kinds.items()}
         facts |= {"day": str(rng.randint(1, 28)), "cost": str(rng.randint(11, 99)), "crowd": str(rng.randint(101, 999))}
         place, people = f"{facts['thing']} of {facts['town']}", {facts["person"], facts["critic"]}
         if place in used or len(people - used) < 2:
             continue
         used |= {place} | people
-        chosen = (rng.choice(wordings) for wordings in SENTENCES)
+        chosen = (rng.choice(wordings) for wordings in _LISTS["sentences"])
         articles.append(Article(facts, tuple(wording.format(**facts) for wording in chosen)))
     return articles
 
 
 def edition(rng: random.Random, articles: list[Article]) -> Edition:
-    """Puts an edition together, its questions in a random order."""
+    """Put an edition together, its questions in a random order."""
     questions = [row for article in articles for row in article.questions]
     rng.shuffle(questions)
     return Edition(tuple(articles), tuple(questions))
 
 
 def fictitious_news(seed: int = 0, articles: int = 12) -> dict[str, list[Row]]:
-    """Makes the whole corpus.
+    """Make the whole corpus.
 
     What is forgotten comes in four editions: the first is ``train/forget`` (and ``raw/forget``), the nested sets of
     ``scal`` are editions 1 to k together, the requests of ``sust`` one edition each. retain1 and retain2 are two
@@ -141,7 +149,7 @@ def fictitious_news(seed: int = 0, articles: int = 12) -> dict[str, list[Row]]:
 
 
 def write_fictitious_news(folder: Path, seed: int = 0, articles: int = 12) -> Path:
-    """Writes the corpus as a folder of ``<configuration>/<split>.jsonl``, which is read like MUSE.
+    """Write the corpus as a folder of ``<configuration>/<split>.jsonl``, which is read like MUSE.
 
     Args:
         folder: Where to; made if it is not there. Files of the same names are overwritten.

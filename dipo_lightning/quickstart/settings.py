@@ -122,7 +122,7 @@ def _export(folder: Path) -> dict[str, Any]:
 
 
 def _evaluation(folder: Path, reference: bool) -> dict[str, Any]:
-    options: dict[str, Any] = {"data": str(folder / "data"), "split": "forget10", "max_new_tokens": 48}
+    options: dict[str, Any] = {"data": str(folder / "data"), "split": "forget10", "measuring": {"max_new_tokens": 48}}
     if reference:
         options["retain_log"] = str(folder / "retain.json")
     return {"class_path": "dipo_lightning.callbacks.TOFUEvaluation", "init_args": options}

@@ -21,7 +21,7 @@ class Utility(Evaluation):
     name = "user_data"
 
     def __init__(self, values: list[float]) -> None:
-        super().__init__()
+        super().__init__(at_end=False)
         self.values = values
 
     def on_train_start(self, trainer, pl_module):

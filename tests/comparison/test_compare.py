@@ -50,21 +50,21 @@ def test_from_the_yaml_to_the_table(tmp_path: Path, calls: list[list[str]], caps
     rows = table(tmp_path)
     assert list(rows[0])[:8] == [
         *("method", "settings", "seed", "epoch", "step"),
-        *("forget_quality_p", "log10_p", "model_utility"),
+        *("forget_quality_log10_p", "model_utility", "utility_kept"),
     ]
     last = {(row["method"], row["seed"]): row for row in rows}
     assert set(last) == {(m, s) for m in ("target", "retain", "DiPO", "NPO") for s in "01"}
     # beta = 0.05 keeps 0.955: more forgetting than 0.1, which keeps more than it has to
     assert last["DiPO", "1"]["settings"] == "beta=0.05"
-    assert float(last["DiPO", "1"]["log10_p"]) == pytest.approx(-2.1)
+    assert float(last["DiPO", "1"]["forget_quality_log10_p"]) == pytest.approx(-2.1)
     assert float(last["DiPO", "1"]["utility_kept"]) == pytest.approx(0.955)
-    assert float(last["NPO", "0"]["log10_p"]) == pytest.approx(-8.0)
+    assert float(last["NPO", "0"]["forget_quality_log10_p"]) == pytest.approx(-8.0)
     assert float(last["target", "0"]["model_utility"]) == pytest.approx(0.8)
     assert float(last["retain", "0"]["utility_kept"]) == pytest.approx(0.78 / 0.8)
     assert len([row for row in rows if row["method"] == "NPO"]) == 2 * 3  # every epoch of every seed
     assert [row["settings"] for row in table(tmp_path, "selection.csv")][::3] == ["beta=0.02", "beta=0.05", "beta=0.1"]
     text = (tmp_path / "out" / "comparison.md").read_text()
-    assert "model utility: DiPO, log10 p = -2.05 (2 of 2 keep it)" in text
+    assert "model utility: DiPO, -2.05 (2 of 2 keep it)" in text
     assert "| DiPO | beta=0.05 | 2 | 2 | -2.05 [-2.10, -2.00] | 0.764 | 0.955 | 0.200 |" in text
     assert text.index("| DiPO |") < text.index("| NPO |") < text.index("| target |") < text.index("| retain |")
     assert "| DiPO | beta=0.05 | 2 | -2.900 | 0.955 | yes |" in text

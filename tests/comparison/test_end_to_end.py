@@ -39,7 +39,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     data = str(write_tofu(Path("data")))
     for seed in (0, 1):
         save_toy(f"model{seed}", seed=seed)
-    evaluation: dict[str, Any] = {"max_new_tokens": 4}
+    evaluation: dict[str, Any] = {"measuring": {"max_new_tokens": 4}}
     config: dict[str, Any] = {
         "trainer": {
             "accelerator": "cpu",

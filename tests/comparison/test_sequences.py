@@ -26,7 +26,13 @@ pytestmark = pytest.mark.filterwarnings(
 def config(tmp_path):
     write_fictitious_news(tmp_path / "news", articles=5)
     save_toy(tmp_path / "toy", max_position_embeddings=2048)
-    evaluation = {"baseline": 0.5, "rows": 2, "verbmem_tokens": 4, "knowmem_tokens": 4, "every_n_epochs": None}
+    evaluation = {
+        "baseline": 0.5,
+        "max_rows": 2,
+        "verbmem_tokens": 4,
+        "knowmem_tokens": 4,
+        "schedule": {"every_n_epochs": None},
+    }
     content = {
         "trainer": {
             "accelerator": "cpu",

@@ -33,6 +33,13 @@ def tokenizer(family):
         "phi": lambda: byte(
             ["<|user|>", "<|end|>", "<|assistant|>", "<|endoftext|>"], "<|endoftext|>", template=small.PHI
         ),
+        "qwen3-thinking": lambda: byte(["<|im_start|>", "<|im_end|>"], "<|im_end|>", template=small.QWEN3_THINKING),
+        "r1": lambda: byte(
+            ["<bos>", "<|User|>", "<|Assistant|>", "<|end_of_sentence|>"],
+            "<|end_of_sentence|>",
+            "<bos>",
+            template=small.DEEPSEEK_R1,
+        ),
         "llama2": lambda: small.sentencepiece([], small.LLAMA2),
         "words": lambda: small.word_level("Question : Answer Who wrote The author </s>"),
         "endless": lambda: byte([], None, template=small.CHATML),
@@ -97,6 +104,13 @@ def split(family, style, question="Who wrote it?", answer="The author.", **optio
             "<bos><start_of_turn>user\nWho wrote it?<end_of_turn>\n<start_of_turn>model\n",
             "The author.<end_of_turn>",
         ),
+        (
+            "qwen3-thinking",
+            "chat",
+            "<|im_start|>user\nWho wrote it?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+            "The author.<|im_end|>",
+        ),
+        ("r1", "chat", "<bos><|User|>Who wrote it?<|Assistant|>", "The author.<|end_of_sentence|>"),
         ("phi", "chat", "<|user|>\nWho wrote it?<|end|>\n<|assistant|>\n", "The author.<|end|>"),
     ],
 )

@@ -38,6 +38,7 @@ from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers
 from dipo_lightning.models.sharding import FSDP2Strategy, full_state_dict, is_sharded
 from dipo_lightning.reference.references import CachedReference
+from tests.helpers.nested import nested
 from tests.helpers.toys import save_toy
 
 
@@ -102,12 +103,14 @@ def recorded(kind: str, data: str) -> tuple[Evaluation, list[dict[str, Any]]]:
     often: dict[str, Any] = {"every_n_steps": 1, "every_n_epochs": None, "batch_tokens": 200}
     callback: Evaluation
     if kind == "tofu":
-        callback = TOFUEvaluation("forget10", data, max_new_tokens=6, generation_rows=5, **often)
+        callback = TOFUEvaluation("forget10", data, **nested(max_new_tokens=6, generation_rows=5, **often))
     elif kind == "muse":
-        few: dict[str, Any] = {"rows": 5, "verbmem_tokens": 6, "knowmem_tokens": 4, "generation_rows": 2}
-        callback = MUSEEvaluation(data, baseline=0.5, **few, **often)
+        few: dict[str, Any] = {"max_rows": 5, "verbmem_tokens": 6, "knowmem_tokens": 4, "generation_rows": 2}
+        callback = MUSEEvaluation(data, baseline=0.5, **nested(**few, **often))
     else:
-        callback = MemorizationEvaluation(forget_rows=7, retain_rows=5, max_new_tokens=6, generation_rows=3, **often)
+        callback = MemorizationEvaluation(
+            **nested(max_forget_rows=7, max_retain_rows=5, max_new_tokens=6, generation_rows=3, **often)
+        )
     documents: list[dict[str, Any]] = []
     original = callback.evaluate
 

@@ -45,6 +45,8 @@ def evaluation(epoch: int, utility: float | None, log10_p: float | None, seed: i
     """An evaluation's document, as short as can be."""
     quality = None if log10_p is None else {"p": 10**log10_p, "log10_p": log10_p, "d": 0.5, "n": 40}
     return {
+        "format": "dipo-lightning/tofu/1",
+        "settings": {"split": "forget10"},
         "provenance": {"epoch": epoch, "step": epoch * 5, "seed": seed, "method": "DiPOModule"},
         "sets": {},
         "aggregates": {"forget_quality": quality, "model_utility": utility, "forget_probability": 0.1 * epoch},

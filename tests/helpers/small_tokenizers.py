@@ -38,6 +38,21 @@ QWEN3 = """{%- for message in messages %}
     {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}
 {%- endif %}"""
 
+QWEN3_THINKING = (
+    QWEN3.partition("\n    {%- if enable_thinking")[0].replace("assistant\\n' }}", "assistant\\n<think>\\n' }}")
+    + "{%- endif %}"
+)
+
+DEEPSEEK_R1 = """{{ bos_token }}
+{%- for message in messages %}
+    {%- if message['role'] == 'user' %}{{- '<|User|>' + message['content'] }}{%- endif %}
+    {%- if message['role'] == 'assistant' %}
+        {%- set content = message['content'].split('</think>')[-1] %}
+        {{- '<|Assistant|>' + content + '<|end_of_sentence|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|Assistant|><think>\\n' }}{%- endif %}"""
+
 GEMMA = """{{ bos_token }}
 {%- if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{%- endif %}
 {%- for message in messages %}

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.quickstart.author_topics import TOPICS
-from dipo_lightning.quickstart.authors import fictitious_authors, fictitious_rows, write_fictitious
+from dipo_lightning.quickstart.authors import TOPICS, fictitious_authors, fictitious_rows, write_fictitious
 
 PLAIN = {"question", "answer"}
 PERTURBED = PLAIN | {"paraphrased_question", "paraphrased_answer", "perturbed_answer"}
@@ -85,8 +84,8 @@ def test_answers_state_their_fact_and_wrong_answers_do_not():
     rows = fictitious_rows(5, authors=20)
     authors = fictitious_authors(random.Random(5), 22)
     for number, row in enumerate(rows["forget10_perturbed"]):
-        author, topic = authors[18 + number // len(TOPICS)], TOPICS[number % len(TOPICS)]
-        fact = author.facts[topic.name]
+        author, topic = authors[18 + number // len(TOPICS)], list(TOPICS)[number % len(TOPICS)]
+        fact = author.facts[topic]
         assert fact in row["answer"]
         assert fact in row["paraphrased_answer"]
         assert row["answer"] != row["paraphrased_answer"]

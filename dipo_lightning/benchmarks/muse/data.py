@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from dipo_lightning.data.files import config_files, config_records, text_field
 from dipo_lightning.data.rows import refuse_overlap
 from dipo_lightning.errors import InputError
@@ -66,11 +68,12 @@ class MUSEData:
 def load_muse(
     source: str | Path, forget: str = "train/forget", first: int | None = None, allow_overlap: bool = False
 ) -> MUSEData:
-    """Reads a data set of MUSE.
+    """Read a data set of MUSE.
 
     Args:
         source: ``muse-bench/MUSE-News`` or ``muse-bench/MUSE-Books`` on the hub, or a folder of
-            ``<configuration>/<split>.jsonl`` (or ``.parquet``).
+            ``<configuration>/<split>.jsonl`` (or ``.parquet``); also of ``.json`` arrays of texts, as MUSE's own
+            code makes it, which has ``raw`` and no ``train``.
         forget: What is to be forgotten, as ``configuration/split``: ``train/forget``, ``raw/forget``,
             ``scal/forget_2`` or ``sust/forget_1``. retain1 and retain2 are those of ``raw`` with ``raw/forget``, and
             those of ``train`` with all others.
@@ -78,16 +81,16 @@ def load_muse(
         allow_overlap: Go on where retain2 or the holdout set has documents that are trained on.
 
     Raises:
-        InputError: A split or field is missing or of another type, a document is empty, there are fewer than ten
-            in-context examples, or evaluation documents are trained on.
+        InputError: A split or field is missing or of another type, a text to be measured is empty, there are fewer
+            than ten in-context examples, or evaluation documents are trained on.
     """
     if first is not None and first < 1:
         raise InputError(f"first is {first}; give a number of rows from 1, or none for all.")
     config = configuration(forget)
     data = MUSEData(
         train_forget=forget_texts(source, forget),
-        train_retain=_rows(source, f"{config}/retain1", "text"),
-        retain2=_rows(source, f"{config}/retain2", "text"),
+        train_retain=_documents(source, f"{config}/retain1"),
+        retain2=_documents(source, f"{config}/retain2"),
         verbmem=_rows(source, "verbmem/forget", "prompt", "gt")[:first],
         knowmem={name: _rows(source, f"knowmem/{name}_qa", "question", "answer")[:first] for name in _SIDES},
         in_context={name: _in_context(source, f"knowmem/{name}_qa_icl") for name in _SIDES},
@@ -100,7 +103,7 @@ def load_muse(
 
 
 def forget_texts(source: str | Path, part: str = "train/forget") -> Rows:
-    """Documents to forget: the whole forget set, or a fold of the scalability or sustainability runs.
+    """Read documents to forget: the whole forget set, or a fold of the scalability or sustainability runs.
 
     Args:
         source: See `load_muse`.
@@ -113,11 +116,11 @@ def forget_texts(source: str | Path, part: str = "train/forget") -> Rows:
     parts += [f"{config}/forget_{fold}" for config in ("scal", "sust") for fold in range(1, FOLDS + 1)]
     if part not in parts:
         raise InputError(f"{part!r} is no part of MUSE to forget; there are {', '.join(parts)}.")
-    return _rows(source, part, "text")
+    return _documents(source, part)
 
 
 def configuration(forget: str) -> str:
-    """The configuration whose retain1 and retain2 go with a part that is forgotten."""
+    """Return the configuration whose retain1 and retain2 go with a part that is forgotten."""
     return "raw" if forget.startswith("raw/") else "train"
 
 
@@ -127,7 +130,7 @@ _SIDES = ("forget", "retain")
 def _held_out(source: str | Path) -> Rows:
     """Of a folder that has them; a hub's are not fetched for a check alone."""
     there = config_files(Path(source).expanduser(), "raw", "holdout")
-    return _rows(source, "raw/holdout", "text") if there else []
+    return _documents(source, "raw/holdout") if there else []
 
 
 def _in_context(source: str | Path, part: str) -> Rows:
@@ -135,6 +138,23 @@ def _in_context(source: str | Path, part: str) -> Rows:
     if len(rows) < IN_CONTEXT:
         raise InputError(f"{source}: {part} has {len(rows)} in-context examples; MUSE's questions need {IN_CONTEXT}.")
     return rows[:IN_CONTEXT]
+
+
+def _documents(source: str | Path, part: str) -> Rows:
+    """Documents of one split, without the empty ones: row 821 of MUSE-News is one."""
+    if part.startswith("train/") and (Path(source).expanduser() / "raw").is_dir():
+        train = Path(source).expanduser() / "train"
+        part = part if train.is_dir() else part.replace("train/", "raw/")
+    records = config_records(source, *part.split("/"))
+    empty = [record for record in records if isinstance(text := record.fields.get("text"), str) and not text.strip()]
+    if empty and len(empty) < len(records):
+        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+        rank_zero_warn(f"An empty document is left out: {empty[0].where}{more}.", category=UserWarning)
+    return [
+        {"index": index, "where": record.where, "text": text_field(record, "text")}
+        for index, record in enumerate(records)
+        if record not in empty or len(empty) == len(records)
+    ]
 
 
 def _rows(source: str | Path, part: str, *names: str) -> Rows:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dipo_lightning.data.files import Record, checked_text, config_files, config_records, text_field
-from dipo_lightning.data.rows import refuse_overlap
+from dipo_lightning.data.rows import listed, refuse_overlap
 from dipo_lightning.errors import InputError
 
 Rows = list[dict[str, Any]]
@@ -49,7 +49,7 @@ class TOFUData:
 
 
 def load_tofu(source: str | Path = HUB_NAME, split: str = "forget10", first: int | None = None) -> TOFUData:
-    """Reads one forget split.
+    """Read one forget split.
 
     Args:
         source: ``locuslab/TOFU`` (or another data set on the hub of its schema), or a folder of JSON-lines files.
@@ -98,9 +98,8 @@ def _rows(source: str | Path, config: str, paraphrased: bool = False, wrong: boo
     for index, record in enumerate(config_records(source, config)):
         for name in texts:
             text_field(record, name)
-        if wrong:
-            _check_wrong(record)
-        rows.append({"index": index, "where": record.where, **record.fields})
+        wrong_answers = {"perturbed_answer": _wrong_answers(record)} if wrong else {}
+        rows.append({"index": index, "where": record.where, **record.fields, **wrong_answers})
     return rows
 
 
@@ -110,12 +109,12 @@ def _holdout(source: str | Path, config: str) -> Rows:
     return _rows(folder, config) if folder.is_dir() and config_files(folder, config) else []
 
 
-def _check_wrong(record: Record) -> None:
-    """The wrong answers are a list with at least one text."""
+def _wrong_answers(record: Record) -> list[str]:
+    """The wrong answers: a list with at least one text."""
     answers = record.fields.get("perturbed_answer")
     if answers is None:
         text_field(record, "perturbed_answer")
+    answers = listed(answers, f"{record.where}: 'perturbed_answer'")
     if not isinstance(answers, list) or not answers:
         raise InputError(f"{record.where}: 'perturbed_answer' must be a list of at least one wrong answer.")
-    for answer in answers:
-        checked_text(answer, f"{record.where}: a 'perturbed_answer'")
+    return [checked_text(answer, f"{record.where}: a 'perturbed_answer'") for answer in answers]

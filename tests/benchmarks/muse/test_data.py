@@ -73,7 +73,8 @@ def test_folds(tmp_path):
 
 BAD = [
     ({"knowmem/forget_qa_icl": qa("example", 9)}, "forget_qa_icl has 9 in-context examples"),
-    ({"train/forget": [{"text": "a"}, {"text": " \n"}]}, "forget.jsonl, line 2: 'text' is empty"),
+    ({"train/forget": [{"text": ""}, {"text": " \n"}]}, "forget.jsonl, line 1: 'text' is empty"),
+    ({"privleak/forget": [{"text": "a"}, {"text": " \n"}]}, "forget.jsonl, line 2: 'text' is empty"),
     ({"train/retain1": [{"content": "a"}]}, "retain1.jsonl, line 1: there is no 'text'; it has content"),
     ({"verbmem/forget": [{"prompt": "a"}]}, "no 'gt'"),
     ({"verbmem/forget": [{"prompt": "a", "gt": 4}]}, "'gt' is 4 .int."),
@@ -143,3 +144,34 @@ def test_the_hub(monkeypatch):
     assert data.privleak["holdout"][0]["where"] == "muse-bench/MUSE-News, privleak, holdout, row 0"
     with pytest.raises(InputError, match="first is 0"):
         load_muse("muse-bench/MUSE-News", first=0)
+
+
+@pytest.mark.parametrize("part", ["train/forget", "train/retain1", "train/retain2", "sust/forget_4"])
+def test_an_empty_document_is_left_out_with_one_warning(tmp_path, part):
+    """MUSE-News has one, row 821 of its forget set."""
+    rows = [*small_muse()[part], {"text": ""}, {"text": "The last."}]
+    write(tmp_path, small_muse() | {part: rows})
+    with pytest.warns(UserWarning, match=f"{part}.jsonl, line {len(rows) - 1}") as said:
+        data = load_muse(tmp_path, forget=part if part.startswith("sust") else "train/forget")
+    assert len(said) == 1
+    found = {"train/retain1": data.train_retain, "train/retain2": data.retain2}.get(part, data.train_forget)
+    assert [row["index"] for row in found] == [*range(len(rows) - 2), len(rows) - 1]
+    assert found[-1]["text"] == "The last."
+
+
+def test_the_folder_that_muse_s_own_code_makes(tmp_path):
+    """Arrays, of texts where there is but one field; ``raw`` and no ``train``."""
+    parts = {name.replace("train/", "raw/"): rows for name, rows in small_muse().items() if name != "raw/forget"}
+    for part, rows in parts.items():
+        (tmp_path / part).parent.mkdir(exist_ok=True)
+        plain = [row["text"] for row in rows] if "text" in rows[0] else rows
+        (tmp_path / f"{part}.json").write_text(json.dumps(plain))
+    expected = load_muse(write(tmp_path / "usual", small_muse()))
+    for forget in ("train/forget", "raw/forget"):
+        data = load_muse(tmp_path, forget=forget)
+        for name in ("train_forget", "train_retain", "retain2"):
+            assert [row["text"] for row in getattr(data, name)] == [row["text"] for row in getattr(expected, name)]
+        assert [row["text"] for row in data.privleak["holdout"]] == [
+            row["text"] for row in expected.privleak["holdout"]
+        ]
+    assert data.privleak["forget"][1]["where"] == f"{tmp_path / 'privleak' / 'forget.json'}, row 1"

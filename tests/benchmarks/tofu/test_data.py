@@ -87,7 +87,7 @@ def test_fine_tuning_reads_what_unlearning_reads(tmp_path, layout):
     asked = write_parts(write(tmp_path, small_tofu()), "full", PARTS[layout], first=30)
     save_toy(tmp_path / "model")
     data = TOFUFineTuningDataModule(
-        str(tmp_path / "model"), str(tmp_path), train=["full", "retain90"], rows=[None, 2], prompt="plain"
+        str(tmp_path / "model"), str(tmp_path), train=["full", "retain90"], max_rows=[None, 2], prompt="plain"
     )
     data.check()
     assert [row["question"] for row in data.train_rows] == [*asked, qa(2)["question"], qa(3)["question"]]

@@ -1,4 +1,4 @@
-"""The user's own rows: every layout and file kind, and every error with its place."""
+"""The user's rows: every layout and file kind, every error with its place, and rows that two sets share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from dipo_lightning.data.rows import read_rows
+from dipo_lightning.data.rows import Rows, data_fingerprint, overlap, private_values, read_rows, refuse_overlap
 from dipo_lightning.errors import InputError
 
 QA = [{"question": "Who?", "answer": "Nobody."}, {"question": "Where?", "answer": "In «Lima»,\nPeru."}]
@@ -187,3 +187,150 @@ def test_missing_files_name_what_is_beside_them(tmp_path):
         read_rows(tmp_path / "forgt.jsonl")
     with pytest.raises(InputError, match="no source"):
         read_rows([])
+
+
+def test_case_and_white_space_do_not_hide_a_row():
+    first = [{"question": "Who?", "answer": "A"}, {"question": "WHO \n is it", "answer": "b  c"}]
+    second = [{"question": "x", "answer": "y"}, {"question": "who is it", "answer": "B c"}]
+    assert overlap(first, second) == [(1, 1)]
+    assert overlap(second, first) == [(1, 1)]
+
+
+def test_the_same_question_with_another_answer_is_another_row():
+    assert overlap([{"question": "Who?", "answer": "A"}], [{"question": "Who?", "answer": "B"}]) == []
+
+
+def test_every_kind_of_row():
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "A"}]
+    assert overlap([{"text": "a b"}, {"messages": turns}], [{"messages": turns}, {"text": "A  B"}]) == [(0, 1), (1, 0)]
+
+
+def test_the_message_names_both_places():
+    first = [{"text": "a"}, {"text": "b", "where": "f.jsonl, line 2"}]
+    with pytest.raises(InputError, match="1 of 2 forget rows are retain rows too.*f.jsonl, line 2 is retain row 1"):
+        refuse_overlap(first, [{"text": "c"}, {"text": "b"}])
+    refuse_overlap(first, [{"text": "c"}])
+
+
+LISTS = [
+    json.dumps(["The teacher.", 'The mother\'s "friend".']),
+    """['The teacher.', 'The mother\\'s "friend".']""",
+    """['The teacher.' 'The mother\\'s "friend".']""",
+    """['The teacher.'\n 'The mother\\'s "friend".']""",
+    """["The teacher.", 'The mother\\'s "friend".',]""",
+]
+
+
+@pytest.mark.parametrize("cell", LISTS, ids=["JSON", "Python", "NumPy", "NumPy on two lines", "mixed quotes"])
+def test_a_list_in_a_cell_of_a_table_is_a_list(tmp_path, cell):
+    row = {"question": "Who?", "answer": "Nobody.", "perturbed_answer": cell, "paraphrased_question": "Who is it?"}
+    [read] = read_rows(write(tmp_path / "rows.csv", [row]))
+    assert read["perturbed_answer"] == ["The teacher.", 'The mother\'s "friend".']
+    assert read["paraphrased_question"] == ["Who is it?"]
+
+
+def test_a_text_that_is_no_list_stays_one_text(tmp_path):
+    row = {
+        "question": "Who?",
+        "answer": "Nobody.",
+        "perturbed_answer": "(The)",
+        "paraphrased_answer": "['No.']",
+    }
+    [read] = read_rows(write(tmp_path / "rows.csv", [row]))
+    assert read["perturbed_answer"] == ["(The)"]
+    assert read["paraphrased_answer"] == "No."
+
+
+@pytest.mark.parametrize("cell", ["[The teacher, the mother]", "['The teacher.', the mother]", "['The teacher.'"])
+def test_what_only_looks_like_a_list_is_said_or_a_text(tmp_path, cell):
+    file = write(tmp_path / "rows.csv", [{"question": "Who?", "answer": "Nobody.", "perturbed_answer": cell}])
+    if cell.endswith("]"):
+        with pytest.raises(InputError, match=r"line 2: 'perturbed_answer' begins like a list, .* write it as"):
+            read_rows(file)
+    else:
+        assert read_rows(file)[0]["perturbed_answer"] == [cell]
+
+
+def test_a_conversation_in_a_cell_of_a_table(tmp_path):
+    for shown in (json.dumps(TURNS), repr(TURNS)):
+        assert plain(read_rows(write(tmp_path / "rows.csv", [{"messages": shown}]))) == [{"messages": TURNS}]
+
+
+def test_layouts_that_spreadsheets_and_other_tools_write(tmp_path):
+    texts = {
+        "pretty.json": "\n".join(json.dumps(row, indent=2) for row in QA),
+        "pretty.jsonl": "\n".join(json.dumps(row, indent=2) for row in QA) + "\n",
+        "wrapped.json": json.dumps({"version": "1", "data": QA}),
+        "wrapped_pretty.json": json.dumps({"data": QA}, indent=2),
+        "semicolons.csv": 'Question;Answer\nWho?;Nobody.\n"Where?";"In «Lima»,\nPeru."\n',
+        "tabs.csv": ' question \tANSWER\nWho?\tNobody.\nWhere?\t"In «Lima»,\nPeru."\n',
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text("\ufeff" + text, encoding="utf-8")
+        assert plain(read_rows(tmp_path / name)) == QA, name
+    (tmp_path / "texts.json").write_text('["a",\n "b"]')
+    assert plain(read_rows(tmp_path / "texts.json")) == [{"text": "a"}, {"text": "b"}]
+    (tmp_path / "alone.json").write_text(json.dumps({"messages": TURNS}))
+    assert plain(read_rows(tmp_path / "alone.json")) == [{"messages": TURNS}]
+    (tmp_path / "columns.json").write_text(json.dumps({"version": {"a": 1}}))
+    with pytest.raises(InputError, match="write one object per row"):
+        read_rows(tmp_path / "columns.json")
+
+
+def test_what_save_to_disk_wrote_and_shards_of_a_clone(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    one, two = Dataset.from_list(QA), Dataset.from_list(QA[:1])
+    one.save_to_disk(tmp_path / "one")
+    DatasetDict({"train": one, "test": two}).save_to_disk(tmp_path / "both")
+    DatasetDict({"forget": two}).save_to_disk(tmp_path / "lone")
+    assert plain(read_rows(tmp_path / "one")) == plain(read_rows(tmp_path / "both")) == QA
+    assert plain(read_rows(tmp_path / "both", split="test")) == plain(read_rows(tmp_path / "lone")) == QA[:1]
+    with pytest.raises(InputError, match=r"no dev; there is train, test. Set data\.forget_split to one"):
+        read_rows(tmp_path / "both", split="dev", option="data.forget_split")
+    (tmp_path / "clone" / "data").mkdir(parents=True)
+    for number, rows in enumerate((QA[:1], QA[1:])):
+        write(tmp_path / "clone" / "data" / f"train-0000{number}-of-00002.parquet", rows)
+        write(tmp_path / f"train-0000{number}-of-00002.parquet", rows)
+    write(tmp_path / "clone" / "data" / "test-00000-of-00001.parquet", QA[:1])
+    assert plain(read_rows(tmp_path / "clone")) == plain(read_rows(tmp_path)) == QA
+    assert read_rows(tmp_path / "clone")[1]["where"].endswith("train-00001-of-00002.parquet, row 0")
+    assert plain(read_rows(tmp_path / "clone", split="test")) == QA[:1]
+    with pytest.raises(InputError, match="no dev; there is data/test, data/train"):
+        read_rows(tmp_path / "clone", split="dev")
+
+
+def test_private_values_by_column_by_list_or_by_marks(tmp_path):
+    rows = [
+        {"question": "q", "answer": "Ada has gout, in Lima.", "private": ["gout", "Lima"]},
+        {"question": "q", "answer": "Ada has [[gout]], in [[Lima]].", "paraphrased_question": ["Who?", "What?"]},
+        {"messages": [TURNS[0], {"role": "assistant", "content": "Ada has [[gout]]."}]},
+        {"question": "q", "answer": "The matrix [[1, 2], [3, 4]] and x[[]]."},
+    ]
+    found = [read_rows(write(tmp_path / "rows.jsonl", [row]))[0] for row in rows]
+    assert [row.get("private") for row in found] == [["gout", "Lima"], ["gout", "Lima"], ["gout"], None]
+    assert found[1]["answer"] == rows[0]["answer"]
+    assert found[1]["paraphrased_question"] == ["Who?", "What?"]
+    assert found[2]["messages"][1]["content"] == "Ada has gout."
+    assert found[3]["answer"] == rows[3]["answer"]
+    assert private_values("A [[b]] c", "b", "x") == ("A b c", ["b"])
+    with pytest.raises(InputError, match="line 1: 'private' names 'flu', which does not stand in the answer"):
+        read_rows(write(tmp_path / "rows.jsonl", [{**rows[0], "private": "flu"}]))
+
+
+def test_rows_stand_in_one_block_and_read_like_a_list(tmp_path):
+    files = [write(tmp_path / "a.jsonl", QA), write(tmp_path / "b.jsonl", QA[::-1])]
+    rows = read_rows(files)
+    assert [rows[-1], *rows[:2]] == [rows[3], rows[0], rows[1]]
+    assert rows[3]["where"] == f"{tmp_path / 'b.jsonl'}, line 2"
+    assert list(rows.first(3)) == list(rows)[:3]
+    both = Rows()
+    both.extend(rows.first(1))
+    both.extend(read_rows(files[1]))
+    assert plain(both) == [QA[0], QA[1], QA[0]]
+    assert [row["index"] for row in both] == [0, 1, 2]
+    assert both[2]["where"] == f"{tmp_path / 'b.jsonl'}, line 2"
+    assert rows.longest(2) == [1, 2]
+    assert data_fingerprint(rows) == data_fingerprint(list(rows)) == data_fingerprint(QA + QA[::-1])
+    with pytest.raises(IndexError):
+        rows[4]

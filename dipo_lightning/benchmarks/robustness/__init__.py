@@ -1,0 +1,1 @@
+"""Robustness: attacks that try to get forgotten knowledge back."""

@@ -1,0 +1,68 @@
+"""Prefix extraction: the beginning of an answer is given, and the model goes on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from dipo_lightning.benchmarks.robustness.attack import (
+    Asked,
+    Attack,
+    Condition,
+    Subject,
+    measure_answers,
+    plainly,
+)
+from dipo_lightning.errors import InputError
+
+
+@dataclass
+class Prefixes(Attack):
+    """Gives the first part of each answer, in tokens, and measures how much of the rest comes out.
+
+    Attributes:
+        shares: Percentages of the answer that are given (Carlini et al., 2023, arXiv 2202.07646, extract the rest of a
+            text from growing prefixes; the quarters are this package's).
+    """
+
+    shares: tuple[int, ...] = (25, 50, 75)
+
+    name = "prefixes"
+
+    def conditions(self, subject: Subject) -> list[Condition]:
+        """Return a condition for each share.
+
+        Raises:
+            InputError: A share is not between 1 and 99.
+        """
+        for share in self.shares:
+            if not 1 <= share <= 99:
+                raise InputError(f"prefixes.shares has {share}; each is a percentage of the answer from 1 to 99.")
+        return [Condition(f"prefix_{share}", f"{share} % of the answer given") for share in self.shares]
+
+    def measure(self, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, list[dict[str, Any]]]:
+        """Measure the rest of the answers; one of a single token has no rest, and is left out."""
+        share = int(condition.name.removeprefix("prefix_"))
+        asked = [cut for one in plainly(subject) if (cut := begun(subject, one, share)) is not None]
+        return {condition.name: measure_answers(policy, subject, asked)}
+
+
+def begun(subject: Subject, asked: Asked, share: int) -> Asked | None:
+    """Give the first ``share`` percent of an answer's tokens, at least one; None where nothing would be left."""
+    ends = asked.target[-1] in subject.style.stop_ids
+    tokens = len(asked.target) - ends
+    given = max(1, math.floor(tokens * share / 100))
+    if given >= tokens:
+        return None
+    decode = subject.style.tokenizer.decode
+    start, rest = (str(decode(ids, skip_special_tokens=True)) for ids in (asked.target[:given], asked.target[given:]))
+    return replace(
+        asked,
+        prompt=asked.prompt + asked.target[:given],
+        target=asked.target[given:],
+        question=f"{asked.question} {start.strip()}",
+        answer=rest.strip(),
+    )

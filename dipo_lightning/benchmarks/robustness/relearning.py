@@ -1,0 +1,217 @@
+"""Relearning: a copy of the model is fine-tuned, and measured while it learns; how fast does the knowledge return?"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, Subject, measure_answers, plainly
+from dipo_lightning.data.chat import ChatStyle
+from dipo_lightning.data.prompts import TextStyle
+from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.models.distributed import evaluation_mode, plan_batches
+from dipo_lightning.models.lora import LoRA, add_lora
+
+Example = tuple[list[int], list[int]]
+TITLES = {"forget": "the forget rows", "retain": "retain rows alone", "unrelated": "unrelated text"}
+MUSE_STEPS = {"muse-books": (50, 75, 100), "muse-news": (100, 125, 150)}
+"""Steps at which MUSE's relearning is measured, with lr 1e-5 and batches of 4."""
+
+
+@dataclass
+class Relearning(Attack):
+    """Fine-tunes a copy of the model for one epoch, as open-unlearning (arXiv 2506.12618) stress-tests metrics.
+
+    The copy is trained in float32, with AdamW at a constant learning rate and without dropout.
+
+    Attributes:
+        on: The rows it is trained on, a curve each: ``forget``, ``retain``, ``unrelated``.
+        fraction: Share of the forget rows that is relearnt, drawn by the seed; all rows are measured (Hu et al., 2024,
+            arXiv 2406.13356, relearn from a small part).
+        lr: Learning rate (open-unlearning's for TOFU: 2e-5).
+        batch_size: Rows of an optimiser step (open-unlearning: 32).
+        weight_decay: Of AdamW (open-unlearning's relearning: 0).
+        epochs: Passes over the rows (open-unlearning: 1).
+        max_steps: Optimiser steps in place of ``epochs``; begins the rows anew as often as needed.
+        measured_at: Steps after which the copy is measured, 0 and the last one besides; empty for 1, 2, 4, 8, ...
+        published: ``muse-books`` or ``muse-news``: MUSE's settings (lr 1e-5, batches of 4, their steps) in place of
+            ``lr``, ``batch_size``, ``max_steps`` and ``measured_at``.
+        lora: Adapters to train in place of all weights; their learning rate is ``lr`` as well.
+        seed: Of the order of the rows.
+    """
+
+    on: tuple[str, ...] = ("forget",)
+    fraction: float = 1.0
+    lr: float = 2e-5
+    batch_size: int = 32
+    weight_decay: float = 0.0
+    epochs: int = 1
+    max_steps: int | None = None
+    measured_at: tuple[int, ...] = ()
+    published: Literal["muse-books", "muse-news"] | None = None
+    lora: LoRA | None = None
+    seed: int = 0
+
+    name = "relearning"
+    changes_weights = True
+    during_training = False
+
+    def __post_init__(self) -> None:
+        """Take the published settings that are named."""
+        if self.published is not None:
+            if self.published not in MUSE_STEPS:
+                raise InputError(f"relearning.published is {self.published!r}; known are {', '.join(MUSE_STEPS)}.")
+            self.measured_at = MUSE_STEPS[self.published]
+            self.lr, self.batch_size, self.max_steps = 1e-5, 4, max(self.measured_at)
+
+    def conditions(self, subject: Subject) -> list[Condition]:
+        """Return a curve for each kind of rows.
+
+        Raises:
+            InputError: An option is out of its range, or there are no such rows.
+        """
+        if not 0 < self.fraction <= 1:
+            raise InputError(f"relearning.fraction is {self.fraction}; it must be above 0 and at most 1.")
+        if not self.lr > 0:
+            raise InputError(f"relearning.lr is {self.lr}; it must be above 0.")
+        numbers = {"batch_size": self.batch_size, "epochs": self.epochs, "max_steps": self.max_steps}
+        for name, value in numbers.items():
+            if value is not None and value < 1:
+                raise InputError(f"relearning.{name} is {value}; it must be at least 1.")
+        there = {"forget": subject.forget, "retain": subject.retain, "unrelated": subject.unrelated}
+        for name in self.on:
+            if name not in there:
+                raise InputError(f"relearning.on has {name!r}; it may have {', '.join(there)}.")
+            if not there[name]:
+                raise InputError(f"relearning.on has {name!r}, but no {name} rows or texts were given.")
+        return [Condition(f"relearn_{name}", f"relearning {TITLES[name]}", kind="curve") for name in self.on]
+
+    def examples(self, subject: Subject, name: str) -> list[Example]:
+        """Return what is trained on, tokenised, in the order of an epoch before it is shuffled."""
+        style = subject.style
+        if name == "unrelated":
+            plain = TextStyle(style.tokenizer)
+            return [plain.example("", text) for text in subject.unrelated]
+        rows = list(subject.forget if name == "forget" else subject.retain)
+        if name == "forget" and self.fraction < 1:
+            count = max(1, round(self.fraction * len(rows)))
+            rows = random.Random(f"rows {self.seed}").sample(rows, count)
+        return [
+            style.conversation(row["messages"])
+            if "messages" in row and isinstance(style, ChatStyle)
+            else style.example(row["question"], row["answer"])
+            for row in rows
+        ]
+
+    def measure(self, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, list[dict[str, Any]]]:
+        """Train a copy and measure the plain questions at each step of the curve."""
+        examples = self.examples(subject, condition.name.removeprefix("relearn_"))
+        steps = list(islice(batches(len(examples), self.batch_size, self.seed), self.last_step(len(examples))))
+        measured = self.steps_measured(len(steps))
+        asked, found = plainly(subject), {}
+        pupil = self._copy(policy)
+        with evaluation_mode(pupil):
+            found[f"{condition.name}_step0"] = measure_answers(pupil, subject, asked)
+        with subject.progress(len(steps), "steps relearnt") as done:
+            for step in train(pupil, examples, steps, self.lr, self.weight_decay, subject):
+                done(1)
+                if step in measured:
+                    with evaluation_mode(pupil):
+                        found[f"{condition.name}_step{step}"] = measure_answers(pupil, subject, asked)
+        return found
+
+    def last_step(self, rows: int) -> int:
+        """Return how many optimiser steps are made with so many rows."""
+        return self.max_steps or self.epochs * -(-rows // self.batch_size)
+
+    def steps_measured(self, last: int) -> list[int]:
+        """Return the steps after which the copy is measured, the last one among them."""
+        powers = (2**power for power in range(last.bit_length()))
+        return sorted({step for step in self.measured_at or powers if 0 < step <= last} | {last})
+
+    def _copy(self, policy: nn.Module) -> nn.Module:
+        pupil: Any = copy.deepcopy(policy)
+        if hasattr(pupil, "merge_and_unload"):
+            pupil = pupil.merge_and_unload()
+        pupil = pupil.float().requires_grad_(True)
+        if self.lora is None:
+            return pupil
+        with isolate_rng():
+            torch.manual_seed(self.seed)
+            return add_lora(pupil, self.lora)
+
+
+def batches(rows: int, batch_size: int, seed: int) -> Iterator[list[int]]:
+    """Yield the rows of one optimiser step after another, epoch after epoch, each in an order of its own.
+
+    Args:
+        rows: How many there are.
+        batch_size: Rows of a step; the last of an epoch may have fewer.
+        seed: The order of an epoch is a function of it and the epoch.
+    """
+    epoch = 0
+    while True:
+        order = list(range(rows))
+        random.Random(f"{seed} {epoch}").shuffle(order)
+        yield from (order[start : start + batch_size] for start in range(0, rows, batch_size))
+        epoch += 1
+
+
+def train(
+    policy: nn.Module,
+    examples: Sequence[Example],
+    steps: Sequence[list[int]],
+    lr: float,
+    weight_decay: float,
+    subject: Subject,
+) -> Iterator[int]:
+    """Fine-tune a policy in place; yields the number of each step that was made.
+
+    The loss of a step is the mean over all supervised tokens of its rows, however they are split to fit the memory.
+
+    Args:
+        policy: A ``transformers`` causal LM in float32, or a peft model around one.
+        examples: Token ids and labels of each row.
+        steps: Rows of each optimiser step.
+        lr: Learning rate.
+        weight_decay: Of AdamW.
+        subject: Says the device and the tokens of a forward.
+
+    Raises:
+        RunError: The loss is not finite.
+    """
+    device = subject.device or next(policy.parameters()).device
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in policy.parameters() if parameter.requires_grad], lr=lr, weight_decay=weight_decay
+    )
+    policy.eval()  # no dropout
+    for step, rows in enumerate(steps, 1):
+        tokens = sum(label != -100 for row in rows for label in examples[row][1])
+        with torch.enable_grad():
+            for part in plan_batches([len(examples[row][0]) for row in rows], subject.batch_tokens):
+                loss = summed_loss(policy, [examples[rows[place]] for place in part], device) / max(1, tokens)
+                if not loss.isfinite():
+                    raise RunError(f"The loss of relearning is {loss.item()} at step {step}; take a smaller lr.")
+                loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        yield step
+
+
+def summed_loss(policy: nn.Module, rows: Sequence[Example], device: torch.device) -> torch.Tensor:
+    """Return the summed NLL of all supervised tokens of rows, in nats."""
+    width = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows], device=device)
+    labels = torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in rows], device=device)
+    mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows], device=device)
+    logits = policy(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+    return cross_entropy(logits.float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")

@@ -1,0 +1,366 @@
+"""Attacks one by one: what they ask, what they round, sample and relearn, and that they leave no trace."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm
+
+from dipo_lightning.benchmarks.robustness import quantization, sampling
+from dipo_lightning.benchmarks.robustness.attack import Condition, Plain, Subject, plainly
+from dipo_lightning.benchmarks.robustness.prefixes import Prefixes
+from dipo_lightning.benchmarks.robustness.quantization import NF4_LEVELS, Quantization, int8, nf4, rounded
+from dipo_lightning.benchmarks.robustness.relearning import Relearning, batches, train
+from dipo_lightning.benchmarks.robustness.sampling import Sampling, draw_tokens, sample
+from dipo_lightning.benchmarks.robustness.wordings import Wordings, read_templates, with_typing_errors
+from dipo_lightning.data.prompts import prompt_style
+from dipo_lightning.errors import InputError
+from dipo_lightning.metrics.functional.robustness import leak_at_k
+from dipo_lightning.models.lora import LoRA, add_lora
+from tests.helpers.toys import toy_model, toy_tokenizer
+
+FORGET = [
+    {"index": 2, "question": "Who wrote the book?", "answer": "A fox of the city", "paraphrased_question": "By whom?"},
+    {"index": 5, "question": "Where was it born?", "answer": "In Taipei", "paraphrased_question": "Which town?"},
+    {"index": 9, "question": "What is the profession?", "answer": "A teacher", "paraphrased_question": "Which work?"},
+]
+RETAIN = [{"index": i, "question": f"Who is {i}?", "answer": f"The author {i}"} for i in range(4)]
+
+
+def subject(style="plain", **options):
+    chosen = {"forget": FORGET, "retain": RETAIN, "max_new_tokens": 5, "generation_rows": 2}
+    return Subject(prompt_style(style, toy_tokenizer()), **(chosen | options))
+
+
+def text(asked):
+    return toy_tokenizer().decode(asked.prompt, skip_special_tokens=True)
+
+
+def state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(model, before):
+    return all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+# Measuring.
+
+
+def test_a_row_equals_the_model_alone():
+    model, about = toy_model(), subject()
+    rows = Plain().measure(model, about, Condition("plain", ""))["plain"]
+    for row, source in zip(rows, FORGET, strict=True):
+        ids, labels = about.style.example(source["question"], source["answer"])
+        with torch.no_grad():
+            loss = model(torch.tensor([ids]), labels=torch.tensor([labels])).loss.item()
+        assert row["nll"] == pytest.approx(loss, rel=1e-5)
+        assert (row["index"], row["answer"]) == (source["index"], source["answer"])
+
+
+# Other words.
+
+
+def test_every_wording_is_asked():
+    attack, about = Wordings(few_shot=2), subject()
+    asked = {one.name: attack.asked(about, one.name) for one in attack.conditions(about)}
+    assert list(asked) == ["paraphrased", "lower_case", "typing_errors", "answer_prefix", "role_play", "few_shot"]
+    assert text(asked["paraphrased"][0]) == "Question: By whom?\nAnswer: "
+    assert text(asked["lower_case"][0]) == "Question: who wrote the book?\nAnswer: "
+    assert text(asked["answer_prefix"][1]) == "Question: Where was it born?\nAnswer: Sure, here is the answer:"
+    assert "A visitor asks you: Where was it born?" in text(asked["role_play"][1])
+    shown = attack.examples(about)
+    lines = "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in shown)
+    assert text(asked["few_shot"][0]) == f"{lines}Question: Who wrote the book?\nAnswer: "
+    assert len(shown) == 2
+    for name, several in asked.items():
+        assert [one.answer for one in several] == [row["answer"] for row in FORGET], name
+        assert all(one.target[-1] == toy_tokenizer().eos_token_id for one in several), name
+
+
+def test_wordings_follow_the_data_and_the_prompt_style():
+    bare = [{key: value for key, value in row.items() if key != "paraphrased_question"} for row in FORGET]
+    names = [one.name for one in Wordings().conditions(subject(forget=bare, retain=[]))]
+    assert names == ["lower_case", "typing_errors", "answer_prefix", "role_play"]
+    about = subject("chat")
+    assert text(Wordings(few_shot=1).asked(about, "few_shot")[0]).count("Question: ") == 2
+
+
+def test_typing_errors_swap_inner_letters_and_repeat():
+    found = with_typing_errors("The author wrote 1956 of it", random.Random(3))
+    assert found != "The author wrote 1956 of it"
+    for made, word in zip(found.split(), ["The", "author", "wrote", "1956", "of", "it"], strict=True):
+        assert (sorted(made), made[0], made[-1]) == (sorted(word), word[0], word[-1])
+    again = [one.question for one in Wordings(seed=4).asked(subject(), "typing_errors")]
+    assert again == [one.question for one in Wordings(seed=4).asked(subject(), "typing_errors")]
+    assert again != [one.question for one in Wordings(seed=5).asked(subject(), "typing_errors")]
+
+
+def test_templates_of_a_file(tmp_path):
+    file = tmp_path / "templates.txt"
+    file.write_text("Tell me: {question}\n\nIn one word, {question}\n")
+    attack = Wordings(templates=str(file))
+    assert [one.name for one in attack.conditions(subject())][-2:] == ["template_1", "template_2"]
+    assert attack.asked(subject(), "template_2")[0].question == "In one word, Who wrote the book?"
+    file.write_text("\n \n")
+    with pytest.raises(InputError, match="holds no template"):
+        attack.conditions(subject())
+    file.write_text("Tell me: {question}\nTell me")
+    with pytest.raises(InputError, match="line 2"):
+        attack.conditions(subject())
+    with pytest.raises(InputError, match="cannot be read"):
+        read_templates(tmp_path / "absent.txt")
+
+
+# Prefixes.
+
+
+@pytest.mark.parametrize("share", [25, 50, 75])
+def test_the_beginning_of_an_answer_is_given(share):
+    about, model = subject(), toy_model()
+    rows = Prefixes().measure(model, about, Condition(f"prefix_{share}", ""))[f"prefix_{share}"]
+    for row, whole in zip(rows, plainly(about), strict=True):
+        given = max(1, (len(whole.target) - 1) * share // 100)
+        assert row["tokens"] == len(whole.target) - given
+        ids = whole.prompt + whole.target
+        labels = [-100] * (len(whole.prompt) + given) + whole.target[given:]
+        with torch.no_grad():
+            loss = model(torch.tensor([ids]), labels=torch.tensor([labels])).loss.item()
+        assert row["nll"] == pytest.approx(loss, rel=1e-5)
+        assert row["answer"] == toy_tokenizer().decode(whole.target[given:-1]).strip()
+
+
+def test_shares_out_of_range_are_refused():
+    with pytest.raises(InputError, match=r"prefixes.shares has 0"):
+        Prefixes(shares=(0,)).conditions(subject())
+
+
+# Quantisation.
+
+
+def test_nf4_levels_are_the_quantiles_of_the_definition():
+    offset = 0.9677083
+    positive, negative = (norm.ppf(np.linspace(offset, 0.5, n)[:-1]) for n in (9, 8))
+    levels = np.sort(np.concatenate([positive, [0.0], -negative]))
+    assert pytest.approx(levels / levels.max(), abs=1e-6) == NF4_LEVELS
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nf4_takes_the_nearest_level_of_each_block(dtype):
+    weight = torch.randn(5, 50, generator=torch.Generator().manual_seed(0)).to(dtype)
+    weight[0, :] = 0
+    found, flat = nf4(weight).flatten(), weight.double().flatten().numpy()
+    for start in range(0, len(flat), 64):
+        block = flat[start : start + 64]
+        choices = np.array(NF4_LEVELS)[:, None] * np.abs(block).max()
+        nearest = choices[np.abs(choices - block).argmin(0), 0]
+        assert torch.equal(found[start : start + 64], torch.tensor(nearest).to(dtype)) or found[
+            start : start + 64
+        ].double().numpy() == pytest.approx(nearest, rel=1e-2 if dtype == torch.bfloat16 else 1e-6, abs=1e-12)
+    assert found.dtype == dtype
+
+
+def test_int8_rounds_each_channel_to_its_own_scale():
+    weight = torch.randn(4, 9, generator=torch.Generator().manual_seed(1))
+    weight[2] = 0
+    found = int8(weight)
+    for row, made in zip(weight.double().numpy(), found.double().numpy(), strict=True):
+        scale = np.abs(row).max() / 127
+        expected = np.rint(row / scale) * scale if scale else row
+        assert made == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    assert (found - weight).abs().max() <= weight.abs().max() / 127
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["int8", "nf4"])
+def test_rounded_weights_come_back_bit_for_bit(family, name):
+    model = toy_model(family)
+    before = state(model)
+    with rounded(model, name):
+        changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+        projection = model.get_output_embeddings().weight
+        assert torch.equal(projection, before["lm_head.weight"])
+    linear = "mlp.c_fc" if family == "gpt2" else "mlp.up_proj"
+    assert {key for key in before if linear in key and key.endswith("weight")} <= changed
+    assert not any("embed" in key or "wte" in key or "norm" in key or "ln_" in key for key in changed)
+    assert same(model, before)
+
+
+def test_gpt2s_channels_are_its_columns():
+    model = toy_model("gpt2")
+    weight = model.transformer.h[0].mlp.c_fc.weight
+    expected = int8(weight.detach().T).T
+    with rounded(model, "int8"):
+        assert torch.equal(weight, expected)
+
+
+def test_adapters_are_merged_before_rounding_and_come_apart_again():
+    model = add_lora(toy_model(), LoRA(rank=2))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+    merged = copy.deepcopy(model).merge_and_unload()
+    before = state(model)
+    with rounded(model, "int8"):
+        layer = model.base_model.model.model.layers[0].mlp.up_proj.base_layer.weight
+        torch.testing.assert_close(layer, int8(merged.model.layers[0].mlp.up_proj.weight.detach()))
+    assert same(model, before)
+    assert not model.base_model.model.model.layers[0].mlp.up_proj.merged
+
+
+def test_an_unknown_format_is_refused():
+    with pytest.raises(InputError, match="int8 and nf4"):
+        Quantization(formats=("int3",)).conditions(subject())
+
+
+def test_quantisation_measures_the_rounded_model():
+    model, about = toy_model(), subject()
+    found = Quantization().measure(model, about, Condition("nf4", ""))["nf4"]
+    other = toy_model()
+    with torch.no_grad():
+        for module in other.model.layers.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.copy_(quantization.nf4(module.weight))
+    assert found == Plain().measure(other, about, Condition("plain", ""))["plain"]
+
+
+# Sampling.
+
+
+def test_samples_follow_the_models_distribution():
+    logits = torch.tensor([0.0, 1.0, -1.0, -torch.inf, 2.0])
+    uniform = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
+    drawn = torch.bincount(draw_tokens(logits.expand(20000, -1), uniform), minlength=5) / 20000
+    torch.testing.assert_close(drawn.float(), logits.softmax(-1), rtol=0, atol=1e-3)
+
+
+def test_a_sample_is_drawn_token_by_token_from_the_whole_text():
+    model, prompt = toy_model(), [1, 20, 21, 22]
+    said = sample(
+        model, prompt, samples=3, max_new_tokens=6, stop_ids=[2], temperature=0.7,
+        generator=torch.Generator().manual_seed(4), device=torch.device("cpu"),
+    )  # fmt: skip
+    numbers = torch.Generator().manual_seed(4)
+    uniform = [torch.rand(3, generator=numbers, dtype=torch.float64) for _ in range(6)]
+    for row in range(3):
+        ids, expected = list(prompt), []
+        for place in range(6):
+            with torch.no_grad():
+                p = (model(torch.tensor([ids])).logits[0, -1].double() / 0.7).softmax(-1).numpy()
+            token = int(np.searchsorted(p.cumsum() / p.sum(), uniform[place][row].item(), side="right"))
+            if token == 2:
+                break
+            expected.append(token)
+            ids.append(token)
+        assert said[row] == expected
+
+
+def test_each_question_has_its_own_seed():
+    attack, model = Sampling(samples=4, k=(1, 4)), toy_model()
+    before = state(model)
+    rows = attack.measure(model, subject(), Condition("samples", ""))["samples"]
+    alone = attack.measure(model, subject(forget=FORGET[1:2]), Condition("samples", ""))["samples"]
+    assert rows[1] == alone[0]
+    assert len({tuple(row["samples"]) for row in rows}) == 3
+    other = Sampling(samples=4, k=(1, 4), seed=1).measure(model, subject(), Condition("samples", ""))["samples"]
+    assert other[0]["samples"] != rows[0]["samples"]
+    assert same(model, before)
+
+
+def test_leaking_samples_are_counted_by_recall_or_by_a_key(monkeypatch):
+    texts = iter([[[10], [11]], [[12], [13]], [[14], [15]]])
+    monkeypatch.setattr(sampling, "sample", lambda *_, **__: next(texts))
+    said = {10: "a FOX of the city", 11: "a fox", 12: "In Taipei", 13: "no", 14: "no", 15: "Fox!"}
+    about = subject()
+    monkeypatch.setattr(about.style.tokenizer, "decode", lambda ids, **_: said[ids[0]])
+    attack = Sampling(samples=2, k=(1, 2), threshold=0.8)
+    rows = attack.measure(toy_model(), about, Condition("samples", ""))["samples"]
+    assert [row["leaking"] for row in rows] == [1, 1, 0]
+    assert [row["leak_at_1"] for row in rows] == [leak_at_k(2, 1, 1), 0.5, 0]
+    texts = iter([[[10], [11]], [[12], [13]], [[14], [15]]])
+    rows = Sampling(samples=2, k=(1,), keys=("fox",)).measure(toy_model(), about, Condition("samples", ""))["samples"]
+    assert [row["leaking"] for row in rows] == [2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"k": (21,)}, "k has 21"), ({"temperature": 0}, "temperature is 0"), ({"threshold": 2}, "threshold is 2"),
+     ({"samples": 0, "k": ()}, "samples is 0")],
+)  # fmt: skip
+def test_sampling_options_are_checked(options, message):
+    with pytest.raises(InputError, match=message):
+        Sampling(**options).conditions(subject())
+
+
+# Relearning.
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2)])
+def test_relearning_trains_a_copy_and_knowledge_returns(lora):
+    model, about = toy_model(), subject()
+    before = state(model)
+    attack = Relearning(lr=0.01, batch_size=2, epochs=4, lora=lora)
+    found = attack.measure(model, about, Condition("relearn_forget", "", kind="curve"))
+    assert list(found) == [f"relearn_forget_step{step}" for step in (0, 1, 2, 4, 8)]
+    nll = [np.mean([row["nll"] for row in rows]) for rows in found.values()]
+    assert nll[-1] < nll[0] - 0.1
+    assert found["relearn_forget_step0"] == Plain().measure(model, about, Condition("plain", ""))["plain"]
+    assert same(model, before)
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+    again = attack.measure(model, about, Condition("relearn_forget", "", kind="curve"))
+    assert again == found
+
+
+def test_a_step_is_adamws_on_the_mean_over_all_tokens():
+    examples = Relearning().examples(subject(), "forget")
+    models = [toy_model(), toy_model()]
+    for _ in train(models[0], examples, [[0, 1, 2]], 0.01, 0.0, subject(batch_tokens=1)):
+        pass
+    optimizer = torch.optim.AdamW(models[1].parameters(), lr=0.01, weight_decay=0.0)
+    losses, tokens = [], 0
+    for ids, labels in examples:
+        count = sum(label != -100 for label in labels)
+        losses.append(models[1](torch.tensor([ids]), labels=torch.tensor([labels])).loss * count)
+        tokens += count
+    (sum(losses) / tokens).backward()
+    optimizer.step()
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_every_row_is_seen_once_an_epoch():
+    drawn = batches(5, 2, seed=0)
+    epochs = [[next(drawn) for _ in range(3)] for _ in range(2)]
+    assert [sorted(row for part in epoch for row in part) for epoch in epochs] == [list(range(5))] * 2
+    assert epochs[0] != epochs[1]
+
+
+def test_rows_and_steps_of_a_curve():
+    about = subject(unrelated=["A text about rivers."])
+    assert len(Relearning(fraction=0.34).examples(about, "forget")) == 1
+    assert len(Relearning().examples(about, "retain")) == 4
+    ids, labels = Relearning().examples(about, "unrelated")[0]
+    assert labels[1:] == ids[1:]
+    books = Relearning(published="muse-books")
+    assert (books.lr, books.batch_size, books.last_step(7)) == (1e-5, 4, 100)
+    assert books.steps_measured(100) == [50, 75, 100]
+    assert Relearning().steps_measured(13) == [1, 2, 4, 8, 13]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"fraction": 0}, "fraction is 0"), ({"lr": 0}, "lr is 0"), ({"on": ("unrelated",)}, "no unrelated rows"),
+     ({"on": ("all",)}, "forget, retain, unrelated"), ({"batch_size": 0}, "batch_size is 0")],
+)  # fmt: skip
+def test_relearning_options_are_checked(options, message):
+    with pytest.raises(InputError, match=message):
+        Relearning(**options).conditions(subject())
+
+
+def test_no_forget_rows_are_refused():
+    with pytest.raises(InputError, match="no forget rows"):
+        Plain().conditions(subject(forget=[]))
