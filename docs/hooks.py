@@ -16,6 +16,14 @@ ROOT = Path(__file__).resolve().parents[1]
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 _OPTIONS = re.compile(r"^\{\{ options (\w+) \}\}$", re.MULTILINE)
 _COMMANDS = "{{ commands }}"
+ALSO = {
+    "PairOptions": "dipo_lightning.methods.dipo.pair",
+    "LoRA": "dipo_lightning.models.lora",
+    "Evaluation": "dipo_lightning.evaluation.callback",
+    "Row": "dipo_lightning.evaluation.rows",
+    "Checkpoint": "dipo_lightning.callbacks.checkpoint",
+}
+"""Modules of the documented classes that are no public names."""
 
 
 def on_page_content(content: str, **_: Any) -> str:
@@ -41,7 +49,7 @@ def command(name: str, path: str) -> str:
 
 def class_options(name: str) -> str:
     """Describe a class that a configuration names: its summary and a table of its options."""
-    cls = resolve(table("", "_PUBLIC").get(name, "dipo_lightning") + f".{name}")
+    cls = resolve((table("", "_PUBLIC") | ALSO)[name] + f".{name}")
     return f"{text_of(cls)}\n\n{option_table(cls)}"
 
 
