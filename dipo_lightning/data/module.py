@@ -120,7 +120,7 @@ class TokenizedDataModule(pl.LightningDataModule):
         Returns:
             The examples, and the rows that they were made from (of texts all).
         """
-        plain = ["text" in row for row in rows]
+        plain = rows.plain if isinstance(rows, Rows) else ["text" in row for row in rows]
         if any(plain) and not all(plain):
             odd = rows[plain.index(not plain[0])]
             raise InputError(
