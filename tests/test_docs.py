@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from dipo_lightning.cli.configs import find_config
-from dipo_lightning.cli.main import COMMANDS, TRAINER_COMMANDS, main
+from dipo_lightning.cli.main import COMMANDS, TRAINER_COMMANDS, main, with_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -85,9 +85,10 @@ def parse(words: list[str]) -> None:
 
         module, function = COMMANDS[name].split(":")
         parser = ArgumentParser(exit_on_error=False)
-        parser.add_function_arguments(getattr(importlib.import_module(module), function), as_positional=True)
+        called = getattr(importlib.import_module(module), function)
+        parser.add_function_arguments(called, as_positional=True)
         if arguments != ["--help"]:
-            parser.parse_args(arguments)
+            parser.parse_args(with_flags(called, arguments))
     else:
         assert words[0] in ("--version", "--help"), words
 

@@ -6,11 +6,13 @@ A command of the second kind is a plain function whose signature and docstring a
 import difflib
 import errno
 import importlib
+import inspect
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from dipo_lightning.cli.configs import with_shipped_configs
 from dipo_lightning.errors import DiPOError, InputError, root_cause
@@ -34,6 +36,8 @@ COMMANDS = {
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """A disk that is full or can't be written to; such an error seldom names its file."""
+
+SWITCH_VALUES = ("true", "false", "yes", "no")
 
 TRAINER_COMMANDS = ("fit", "validate", "test")
 DEFAULT_CLASSES = {"model": "DiPOModule", "data": "UnlearningDataModule"}
@@ -86,7 +90,18 @@ def run_command(name: str, args: list[str]) -> None:
     parser = type("Parser", (Sentences, ArgumentParser), {})
     module, function = COMMANDS[name].split(":")
     called = getattr(importlib.import_module(module), function)
-    auto_cli(called, args=args, prog=f"dipo-lightning {name}", parser_class=parser)
+    auto_cli(called, args=with_flags(called, args), prog=f"dipo-lightning {name}", parser_class=parser)
+
+
+def with_flags(function: Callable[..., Any], args: Sequence[str]) -> list[str]:
+    """Return the arguments with ``--yes`` written as ``--yes=true`` where a switch has no value of its own."""
+    parameters = inspect.signature(function).parameters
+    switches = {f"--{name}" for name, one in parameters.items() if one.annotation in (bool, "bool")}
+    following = [*args[1:], ""]
+    return [
+        f"{argument}=true" if argument in switches and after.lower() not in SWITCH_VALUES else argument
+        for argument, after in zip(args, following, strict=False)
+    ]
 
 
 def run_trainer(args: list[str]) -> None:
