@@ -70,7 +70,7 @@ def check(folder: Path) -> None:
         rows = list(csv.DictReader(file))
     epochs = [(row["method"], row["epoch"]) for row in rows if row["method"] in ("DiPO", "Doubled")]
     assert epochs == [(name, epoch) for name in ("DiPO", "Doubled") for epoch in "012"]
-    assert all(math.isfinite(float(row["log10_p"])) for row in rows)
+    assert all(math.isfinite(float(row["forget_quality_log10_p"])) for row in rows)
     first = {row["method"]: row["forget_probability"] for row in rows if row["epoch"] == "0"}
     last = {row["method"]: row["forget_probability"] for row in rows if row["epoch"] == "2"}
     assert first["DiPO"] == first["Doubled"] == first["target"]
