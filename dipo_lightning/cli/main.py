@@ -27,6 +27,7 @@ COMMANDS = {
     "export": "dipo_lightning.cli.export:export",
     "chat": "dipo_lightning.cli.chat:chat",
     "plan": "dipo_lightning.cli.plan:plan",
+    "attack": "dipo_lightning.cli.attack:attack",
     "clean": "dipo_lightning.cli.clean:clean",
 }
 """The commands that are no Trainer method, by name, as ``module:function``."""
@@ -162,6 +163,7 @@ def _summary(name: str) -> str:
         "score": "Compute every aggregate of an evaluation log, without a model.",
         "report": "Write a run's results as one HTML page.",
         "export": "Write a checkpoint as a Hugging Face folder with a model card.",
+        "attack": "Try to get forgotten knowledge back: other words, rounding, sampling, relearning.",
         "chat": "Talk to the original and the unlearned model side by side.",
         "clean": "Remove the copies of what was to be forgotten from a run.",
     }

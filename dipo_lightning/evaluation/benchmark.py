@@ -135,6 +135,10 @@ class Benchmark:
         """
         raise TypeError(f"{type(self).__name__} must define metrics()")
 
+    def sets_of(self, settings: Mapping[str, Any]) -> tuple[RowSet, ...]:
+        """Return the sets that a log with these settings may hold; `sets` where they don't depend on the settings."""
+        return self.sets
+
     def prepare(self, sets: Sets, settings: Mapping[str, Any]) -> None:
         """Add to measured or read rows what follows from their other fields, in place."""
 

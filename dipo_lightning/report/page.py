@@ -101,7 +101,7 @@ def _evaluation(name: str, documents: Sequence[Document], most: int) -> dict[str
     lines = [_line(key, meanings[key], before.get(key), scalars[-1][key]) for key in scalars[-1]]
     further = [key for key in lines if key["key"] in (last.get("settings", {}).get("metrics") or {})]
     shown = benchmark.shown[:HEADLINES] if benchmark else ()
-    titles = {one.name: one.title for one in benchmark.sets} if benchmark else {}
+    titles = {one.name: one.title for one in benchmark.sets_of(last.get("settings", {}))} if benchmark else {}
     return {
         "title": visible(benchmark.title if benchmark else name),
         "steps": [document["provenance"].get("step") for document in (first, last)],

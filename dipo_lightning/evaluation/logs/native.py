@@ -31,7 +31,7 @@ def read_native_log(content: Mapping[str, Any], path: Path, benchmark: Benchmark
     for key in ("skipped", "aggregates", "provenance"):
         if content.get(key) is not None and not isinstance(content[key], Mapping):
             raise InputError(f"{path}: {key!r} should be an object, got {content[key]!r}")
-    required = {one.name: one.required for one in benchmark.sets}
+    required = {one.name: one.required for one in benchmark.sets_of(content["settings"])}
     unknown = [name for name in content["sets"] if name not in required]
     if unknown:
         raise InputError(f"{path}: unknown sets {', '.join(unknown)}; {content['format']} has {', '.join(required)}")
