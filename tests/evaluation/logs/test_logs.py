@@ -177,7 +177,7 @@ def test_open_unlearnings_log_of_muse(tmp_path):
     found = score(tmp_path / "log.json", auc_retrain=0.4)
     assert found["privleak_auc"] == pytest.approx(3 / 6)  # P(holdout < forget) over the six pairs
     assert found["privleak"] == pytest.approx(25)
-    with pytest.raises(InputError, match="the other of MUSE"):
+    with pytest.raises(InputError, match="one is of MUSE"):
         score(tmp_path / "log.json", DATA / "retain_ou.json")
 
 
