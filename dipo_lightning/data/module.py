@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.loader import ResumableLoader
-from dipo_lightning.data.pairs import EpochSampler, Example
+from dipo_lightning.data.pairs import EpochSampler, Example, FirstRowsSampler
 from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.data.rows import Rows
 from dipo_lightning.data.tokenization import LazyRows, pieces, tokenize_rows
@@ -157,7 +157,8 @@ class TokenizedDataModule(pl.LightningDataModule):
         trainer = self.trainer
         ranks = (trainer.distributed_sampler_kwargs if trainer else None) or {"num_replicas": 1, "rank": 0}
         assert self._training is not None
-        sampler = EpochSampler(self._training, shuffle=True, seed=self.seed, **ranks)
+        kind = FirstRowsSampler if getattr(trainer, "overfit_batches", 0) else EpochSampler
+        sampler = kind(self._training, shuffle=True, seed=self.seed, **ranks)
         self._loader = ResumableLoader(
             self._training,
             batch_size=self.batch_size,
