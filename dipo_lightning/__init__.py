@@ -33,6 +33,8 @@ _PUBLIC = {
     "TOFUEvaluation": "dipo_lightning.benchmarks.tofu.callback",
     "MemorizationEvaluation": "dipo_lightning.benchmarks.user_data.callback",
     "MUSEEvaluation": "dipo_lightning.benchmarks.muse.callback",
+    "Measuring": "dipo_lightning.evaluation.rows",
+    "Schedule": "dipo_lightning.evaluation.schedule",
     "StopAtThreshold": "dipo_lightning.callbacks.stopping",
     "StopOnCollapse": "dipo_lightning.callbacks.stopping",
     "ExportModel": "dipo_lightning.callbacks.export",

@@ -8,7 +8,11 @@ from collections.abc import Iterable
 RENAMED = {
     **{f"lora_{name}": f"model.lora.{name}" for name in ("rank", "alpha", "dropout", "targets")},
     **{name: f"model.pair.{name}" for name in ("source", "selection", "k", "p", "rho", "memory_vector", "alpha")},
-    **{name: f"max_{name}" for name in ("forget_rows", "retain_rows")},
+    **{name: f"schedule.{name}" for name in ("every_n_epochs", "every_n_steps", "at_start", "at_end")},
+    **{name: f"measuring.{name}" for name in ("batch_tokens", "generation_rows", "max_new_tokens", "generate")},
+    **{name: f"measuring.{name}" for name in ("min_k_fraction", "on_missing")},
+    **{name: f"max_{name}" for name in ("rows", "forget_rows", "retain_rows")},
+    "reference_log": "retain_log",
     "tokenizer_name": "data.tokenizer",
 }
 """Today's full name of an option, by the one it had."""

@@ -70,7 +70,7 @@ CASES = {
     "an unknown option of a prompt style": (["--data.prompt_options={{spice: prompt}}"], "did you mean 'space'"),
     "a tokenizer without a chat template": (["--data.prompt=chat", "--model.pretrained={}/no_chat"], "chat template"),
     "a tokenizer without an end of sequence": (["--model.pretrained={}/no_eos"], "no EOS token"),
-    "a tokenizer of one's own that is too large": (["--data.tokenizer={}/large_tokenizer"], "embeddings"),
+    "a tokenizer of one's own that is too large": (["--data.tokenizer={}/large_tokenizer"], "row 0 holds 'Who', id"),
     "a prompt longer than the limit": (["--data.max_length=4"], "Or leave such rows out with data.on_missing: skip"),
     "a tokenizer too large for the model": (["--model.pretrained={}/large_tokenizer"], "embeddings"),
     "a model that is not there": (["--model.pretrained={}/absent/model"], "absent"),
@@ -113,7 +113,7 @@ def odd_tokenizers(folder: Path) -> None:
         elif name == "no_eos":
             tokenizer.eos_token = None
         else:
-            tokenizer.add_tokens([f"<extra{i}>" for i in range(9)])
+            tokenizer.add_tokens(["<unused>", "Who"])  # a row holds the second
         tokenizer.save_pretrained(folder / name)
     assert plain.eos_token is not None
 

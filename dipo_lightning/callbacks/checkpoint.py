@@ -1,45 +1,56 @@
-"""One checkpoint that is always whole, and everything that going on from it exactly needs.
-
-SIGTERM, and SLURM's notice before it preempts a job: the run ends after the step in hand, saved.
-"""
+"""Crash-safe checkpoint callback that stores everything an exact resume needs, and keeps a folder to one run."""
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import signal
-import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from dipo_lightning.callbacks.checkpoint_files import StreamingIO, remove, replace
+from dipo_lightning.callbacks.run_record import (
+    CHECKPOINTS,
+    FolderLock,
+    describe_run,
+    read_record,
+    refuse_changes,
+    write_record,
+)
+from dipo_lightning.callbacks.signals import StopSignals, requeue
+from dipo_lightning.data.rows import fingerprints
 from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.evaluation.provenance import configuration
+from dipo_lightning.evaluation.run_folder import is_named, is_trial, run_folder
+from dipo_lightning.evaluation.schedule import Hook, Savepoint, Scheduled
+from dipo_lightning.safety.redaction import without_secrets
 
-FOLDER, LAST, FINISHED = "checkpoints", "last.ckpt", "finished"
-MARK = "run"  # a file beside the checkpoint of a run that the same command goes on with
+LAST, EVALUATING, FINISHED = "last.ckpt", "evaluating.ckpt", "finished"
 
 
-class Checkpoint(CheckpointBase):
-    """Keeps ``checkpoints/last.ckpt`` in the run's folder; with ``fit --run FOLDER`` the same command goes on from it.
+class Checkpoint(Savepoint, CheckpointBase):
+    """Keeps ``checkpoints/last.ckpt`` in the run's folder; ``fit --run FOLDER`` resumes from it, to the same result.
 
-    The file is written under another name, to the disk, and then renamed: it is whole, or the one before is still
-    there. It is written after the evaluation of its step, and notes how far the event files went. On SIGTERM, and on
+    The file is written beside its target, to the disk, and then renamed: it is whole, or the one before is still
+    there. A step that is evaluated is saved before (``evaluating.ckpt``) and after its evaluation. On SIGTERM, and on
     the signal by which SLURM announces preemption (SIGUSR1, ``sbatch --signal=SIGUSR1@90``), the run saves after the
-    step in hand and ends; a run with ``--run`` is then queued again, but for ``SLURMEnvironment(auto_requeue=False)``.
+    step in hand, or leaves the evaluation in hand, and ends; a run with ``--run`` is then queued again, but for
+    ``SLURMEnvironment(auto_requeue=False)``.
+
+    The folder also has the run's record: a resume with other options or other data is refused, and so is a second
+    process.
 
     Args:
         every_n_epochs: Save at the end of every n-th epoch; None for not at epochs. Always at the end of training.
         every_n_steps: Save after every n-th optimiser step; None for not at steps.
-        folder: Where to; None for ``checkpoints`` in the run's log folder.
+        folder: Where to; None for ``checkpoints`` in the run's folder.
     """
 
     def __init__(
@@ -50,31 +61,86 @@ class Checkpoint(CheckpointBase):
                 raise InputError(f"Checkpoint.{option} is {value}; it must be at least 1, or null for never.")
         self.every_n_epochs, self.every_n_steps, self.folder = every_n_epochs, every_n_steps, folder
         self.path = Path(LAST)
-        self._saved_step: int | None = None
-        self._state: dict[str, Any] = {}
-        self._pending: dict[str, Any] | None = None
         self.signals = StopSignals()
+        self._lock = FolderLock()
+        self._saved_step: int | None = None
+        self._evaluating_step: int | None = None
+        self._state: dict[str, Any] = {}
+        self._loaded: dict[str, Any] = {}
+        self._record: dict[str, Any] = {}
+        self._earlier_events: list[Path] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Decide where it is written; collective."""
-        folder = (
-            Path(trainer.log_dir or trainer.default_root_dir) / FOLDER if self.folder is None else Path(self.folder)
-        )
+        """Take the run's folder, or refuse it, before the model is loaded; collective.
+
+        Raises:
+            InputError: Another process trains there, or the folder is of a run with other options or data.
+        """
+        folder = run_folder(trainer) / CHECKPOINTS if self.folder is None else Path(self.folder)
         self.path = trainer.strategy.broadcast(folder) / LAST
-        self._saved_step = None
+        self._saved_step = self._evaluating_step = None
+        self._loaded, self._record, self._earlier_events = {}, {}, []
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = StreamingIO()
+        if stage != TrainerFn.FITTING or is_trial(trainer):
+            return
+        problem: InputError | RunError | None = None
+        if trainer.is_global_zero:
+            try:
+                self._take_folder(trainer, pl_module)
+            except (InputError, RunError) as error:
+                problem = error
+        problem = trainer.strategy.broadcast(problem)
+        if problem is not None:
+            self._lock.release()
+            raise problem
+
+    def _take_folder(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lock the folder, and compare its record, or that of the checkpoint's folder, with this run."""
+        folder = self.path.parent
+        self._lock.hold(folder)
+        config = without_secrets(configuration(trainer, pl_module))
+        self._record = describe_run(config, fingerprints(getattr(trainer, "datamodule", None)))
+        self._earlier_events = list(event_files(folder.parent)) if is_named(trainer) else []
+        if is_named(trainer):
+            self._compare(folder)
+        elif config.get("ckpt_path"):
+            self._compare(Path(config["ckpt_path"]).parent)
+        if read_record(folder) is None:
+            write_record(folder, **self._record)
+
+    def _compare(self, folder: Path) -> None:
+        if (record := read_record(folder)) is not None:
+            refuse_changes(record, self._record, folder.parent)
+
+    def _begin(self, trainer: pl.Trainer) -> None:
+        """Make the folder's state that of the checkpoint, now that nothing refuses the run any more."""
+        events, self._earlier_events = self._earlier_events, []
+        if trainer.is_global_zero and self._record:
+            drop_later_events(events, self._loaded.get("events", {}))
+            self.path.with_name(FINISHED).unlink(missing_ok=True)
+            write_record(self.path.parent, **self._record)
+        self._record = {}
 
     @property
     def last_good(self) -> Path | None:
-        """The checkpoint that a run can go on from, if there is one."""
+        """The checkpoint that a run can be resumed from, if there is one."""
         return self.path if self.path.exists() else None
 
     # When it is written.
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse the optimisers of another class."""
+        self._check_optimizers(trainer)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log what the interrupted run had computed and not yet logged when it was saved; listen for signals."""
+        """Do what the interrupted run had still to do at its step: its evaluations, and what it had not yet logged."""
+        self._begin(trainer)
         self.signals.listen(trainer)
-        pending, self._pending = self._pending, None
-        if pending is not None:
+        loaded, self._loaded = self._loaded, {}
+        if hook := loaded.get("hook"):
+            replay(trainer, pl_module, hook)
+        if pending := loaded.get("pending"):
             for logger in trainer.loggers:
                 logger.log_metrics(pending["metrics"], step=pending["step"])
 
@@ -88,37 +154,24 @@ class Checkpoint(CheckpointBase):
     ) -> None:
         """Save after every n-th optimiser step and on a signal; at the end of an epoch its evaluation comes first."""
         step = trainer.global_step
-        due = self.every_n_steps is not None and step % self.every_n_steps == 0
         ends = batch_idx + 1 >= trainer.num_training_batches or step == trainer.max_steps
-        in_step = trainer.fit_loop._should_accumulate()
-        if in_step or ends:
+        if trainer.fit_loop._should_accumulate() or ends:
             return
         stop = self.signals.agreed(trainer)
-        if step and (due or stop) and step != self._saved_step:
-            self.save(trainer, {"pending": self._not_yet_logged(trainer)})
+        if step and (self._due(trainer, "on_train_batch_end") or stop) and step != self._saved_step:
+            self.save(trainer, self._state_in(trainer, "on_train_batch_end"))
         if stop:
             self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save at the end of every n-th epoch but the last, whose final evaluation comes first."""
-        epoch, step = trainer.current_epoch + 1, trainer.global_step
-        last = trainer.should_stop or epoch == trainer.max_epochs or step == trainer.max_steps
-        due = self.every_n_epochs is not None and epoch % self.every_n_epochs == 0
-        due = due or (self.every_n_steps is not None and step % self.every_n_steps == 0)
+        step = trainer.global_step
+        last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs or step == trainer.max_steps
         stop = self.signals.agreed(trainer)
-        if (due and not last) or stop:
+        if (self._due(trainer, "on_train_epoch_end") and not last) or stop:
             self.save(trainer, {})
         if stop:
             self._stop(trainer)
-
-    def _stop(self, trainer: pl.Trainer) -> None:
-        """Let Lightning end the run after this hook, as it does on SIGTERM, and say what was saved."""
-        trainer._signal_connector.received_sigterm = True
-        if trainer.is_global_zero:
-            said = f"{self.signals.describe()}: the run is saved at step {trainer.global_step} ({self.path}) and ends."
-            if self.signals.preempted and self.path.with_name(MARK).exists():
-                said += " " + requeue()
-            print(said, flush=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the trained policy; what is left to do (exports, pages) is done again after an interruption.
@@ -129,37 +182,146 @@ class Checkpoint(CheckpointBase):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note that nothing is left to do."""
+        self._begin(trainer)
         if trainer.is_global_zero and self.path.exists():
             self.path.with_name(FINISHED).touch()
 
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give the folder back."""
+        self._lock.release()
+        self.signals.forget()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Give the folder back; after Ctrl-C, say what is saved and how it is resumed."""
+        self.signals.forget()
+        self._lock.release()
+        if (
+            isinstance(exception, KeyboardInterrupt)
+            and trainer.is_global_zero
+            and trainer.state.fn == TrainerFn.FITTING
+        ):
+            saved = newest(self.path.parent)
+            kept = f"Saved: {saved}. {self._advice(trainer)}" if saved else "No checkpoint was written yet."
+            print(f"\nInterrupted at step {trainer.global_step}. {kept}", flush=True)
+
+    def _due(self, trainer: pl.Trainer, hook: Hook) -> bool:
+        """Tell whether the step is to be saved in ``hook``."""
+        by_steps = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+        if hook != "on_train_epoch_end":
+            return by_steps
+        return by_steps or (self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0)
+
+    # Around an evaluation.
+
+    def before_evaluation(self, trainer: pl.Trainer, hook: Hook) -> None:
+        """Save the step, where it is to be saved, as it is before it is evaluated; collective."""
+        self._begin(trainer)
+        self.signals.listen(trainer)
+        step = trainer.global_step
+        last = trainer.current_epoch + 1 == trainer.max_epochs or step == trainer.max_steps
+        ends = hook == "on_train_end" or (hook == "on_train_epoch_end" and last)
+        if hook in ("on_train_start", "on_fit_end") or step in (self._evaluating_step, self._saved_step):
+            return
+        if ends or self._due(trainer, hook):
+            self._save_evaluating(trainer, hook)
+
+    def _save_evaluating(self, trainer: pl.Trainer, hook: Hook) -> None:
+        self.save(trainer, self._state_in(trainer, hook) | {"hook": hook}, self.path.with_name(EVALUATING))
+        self._evaluating_step = trainer.global_step
+
+    @contextmanager
+    def interruptible(self, trainer: pl.Trainer) -> Iterator[None]:
+        """While an evaluation computes, let a signal end it at once; of several processes only if its step is saved."""
+        self.signals.interrupt = trainer.world_size == 1 or trainer.global_step in (0, self._evaluating_step)
+        try:
+            self.signals.obey()
+            yield
+        finally:
+            self.signals.interrupt = False
+
+    def evaluation_interrupted(self, trainer: pl.Trainer, hook: Hook) -> None:
+        """Save the step if it is not saved yet, and say so."""
+        step = trainer.global_step
+        if hook not in ("on_train_start", "on_fit_end") and step not in (self._evaluating_step, self._saved_step):
+            self._save_evaluating(trainer, hook)
+        self._say_stopped(trainer)
+
+    def forget_evaluated(self, trainer: pl.Trainer) -> None:
+        """Drop the checkpoint of the step that was just evaluated (its model has collapsed); ``last.ckpt`` stays."""
+        if trainer.is_global_zero:
+            remove(self.path.with_name(EVALUATING))
+
+    def _stop(self, trainer: pl.Trainer) -> None:
+        """Let Lightning end the run after this hook, as it does on SIGTERM, and say what was saved."""
+        trainer._signal_connector.received_sigterm = True
+        self._say_stopped(trainer)
+
+    def _say_stopped(self, trainer: pl.Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
+        saved = newest(self.path.parent)
+        if saved is None:
+            said = f"{self.signals.describe()}: the run ends before its first step; there is nothing to save."
+        else:
+            said = f"{self.signals.describe()}: the run is saved at step {trainer.global_step} ({saved}) and ends."
+            if self.signals.preempted and is_named(trainer):
+                said += " " + requeue()
+            else:
+                said += " " + self._advice(trainer)
+        print(said, flush=True)
+
+    def _advice(self, trainer: pl.Trainer) -> str:
+        if is_named(trainer):
+            return "The same command resumes it."
+        if self.folder is None:
+            return f"`dipo-lightning fit` with the same options and `--run {self.path.parent.parent}` resumes it."
+        return f"The same options and `ckpt_path: {newest(self.path.parent)}` resume it."
+
     # How it is written.
 
-    def save(self, trainer: pl.Trainer, state: dict[str, Any]) -> None:
-        """Write ``last.ckpt``, a file or a folder of shards, whole or not at all; collective.
+    def save(self, trainer: pl.Trainer, state: dict[str, Any], path: Path | None = None) -> None:
+        """Write a checkpoint, a file or a folder of shards, whole or not at all; collective.
+
+        Args:
+            trainer: In ``fit``.
+            state: Of this callback.
+            path: Where to; None for ``last.ckpt``, which also takes the place of ``evaluating.ckpt``.
 
         Raises:
             RunError: It can't be written; the checkpoint before it is as it was.
         """
-        self._state = state | {"events": self._event_sizes(trainer)}
-        partial = self.path.with_name(self.path.name + ".partial")
+        if is_trial(trainer):
+            return
+        target = path or self.path
+        optimizers = [type(optimizer).__name__ for optimizer in trainer.optimizers]
+        self._state = state | {"events": self._event_sizes(trainer), "optimizers": optimizers}
+        partial = target.with_name(target.name + ".partial")
         try:
             if trainer.is_global_zero:
                 remove(partial)
             trainer.save_checkpoint(partial)
             if trainer.is_global_zero:
-                replace(partial, self.path)
-        except (OSError, RuntimeError) as error:  # torch's writer says a full disk with a RuntimeError
-            if isinstance(error, RuntimeError) and "write" not in str(error):
-                raise
+                replace(partial, target)
+        except OSError as error:
             remove(partial)
-            before = f"The one before is whole: {self.path}." if self.path.exists() else "There is none before it."
-            reason = str(error).splitlines()[0]
-            raise RunError(f"The checkpoint {self.path} could not be written ({reason}). {before}") from error
+            kept = newest(self.path.parent)
+            before = f"The one before is whole: {kept}." if kept else "There is none before it."
+            reason = error.strerror or str(error)
+            raise RunError(f"The checkpoint {target} could not be written ({reason}). {before}") from error
+        if target == self.path:
+            self._saved_step = trainer.global_step
+            if trainer.is_global_zero:
+                remove(self.path.with_name(EVALUATING))
         trainer.strategy.barrier()
-        self._saved_step = trainer.global_step
+
+    def _state_in(self, trainer: pl.Trainer, hook: Hook) -> dict[str, Any]:
+        """Return what only this callback knows of a step that is saved in ``hook``."""
+        if hook == "on_train_batch_end":
+            return {"pending": self._not_yet_logged(trainer)}
+        return {"stopped": trainer.should_stop} if hook == "on_train_end" else {}
 
     def _not_yet_logged(self, trainer: pl.Trainer) -> dict[str, Any] | None:
-        """What Lightning will log of this step, after the hook in which the checkpoint is written."""
+        """Return what Lightning will log of this step, after the hook in which the checkpoint is written."""
         if not trainer._logger_connector.should_update_logs:
             return None
         metrics = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
@@ -177,26 +339,87 @@ class Checkpoint(CheckpointBase):
     # What it holds: plain values.
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the run had left to log, how large its event files were, and whether it was stopped early."""
+        """Return what the run had left to do and log, how large its event files were, and whether it stopped early."""
         return self._state
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Note that an epoch which ``max_steps`` cut off, and Lightning counts as done, is left to go on with."""
+        """Note that an epoch which ``max_steps`` cut off, and Lightning counts as done, is left to be finished.
+
+        Secrets among the hyper-parameters stay out of the file.
+        """
         progress = checkpoint["loops"]["fit_loop"]
         if not progress["epoch_loop.batch_progress"]["is_last_batch"]:
             for epochs in progress["epoch_progress"].values():
                 epochs["processed"] = epochs["completed"] = epochs["started"] - 1
+        for name in ("hyper_parameters", "datamodule_hyper_parameters"):
+            if name in checkpoint:
+                checkpoint[name] = without_secrets(checkpoint[name])
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Go on where the run was, up to the limits of this one; a run that was stopped early stays stopped."""
-        state = checkpoint["callbacks"].get(self.state_key, {})
-        self._pending = state.get("pending")
-        if state.get("stopped"):
+        """Resume where the run was, up to the limits of this one; a run that was stopped early stays stopped."""
+        self._loaded = checkpoint["callbacks"].get(self.state_key, {})
+        if self._loaded.get("stopped"):
             trainer.should_stop = True
+        if trainer.ckpt_path and self._record and not is_named(trainer):  # in Python it is known only now
+            self._compare(Path(trainer.ckpt_path).parent)
+        self._check_optimizers(trainer)
+
+    def _check_optimizers(self, trainer: pl.Trainer) -> None:
+        """Refuse the state of another optimiser, as soon as both are known."""
+        before, now = self._loaded.get("optimizers"), [type(optimizer).__name__ for optimizer in trainer.optimizers]
+        if before and now and before != now:
+            raise InputError(
+                f"The checkpoint was written with the optimizer {', '.join(before)}, this run has {', '.join(now)}, "
+                "which cannot take its state. Give the old one as model.optimizer, or train anew in another folder."
+            )
+
+
+def replay(trainer: pl.Trainer, pl_module: pl.LightningModule, hook: Hook) -> None:
+    """Call what was still to be called in ``hook`` when a step was saved before its evaluation; collective.
+
+    That is the first scheduled callback and everything behind it, in Lightning's order.
+    """
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    first = next((place for place, one in enumerate(callbacks) if isinstance(one, Scheduled)), len(callbacks))
+    rest = [one for one in callbacks[first:] if not isinstance(one, Checkpoint)]
+    pl_module._current_fx_name = hook
+    if hook == "on_train_batch_end":
+        batch_idx = trainer.fit_loop.epoch_loop.batch_idx
+        for one in rest:
+            if isinstance(one, Scheduled | CheckpointBase) or getattr(one, "follows_evaluations", False):
+                one.on_train_batch_end(trainer, pl_module, None, None, batch_idx)
+    elif hook == "on_train_epoch_end":
+        progress = trainer.fit_loop.epoch_progress.current
+        progress.completed -= 1  # as in the hook; Lightning has counted the epoch since
+        rest.sort(key=lambda one: isinstance(one, CheckpointBase | EarlyStopping))  # these come last
+        for one in rest:
+            one.on_train_epoch_end(trainer, pl_module)
+        progress.completed += 1
+    pl_module._current_fx_name = None
+
+
+def newest(folder: Path) -> Path | None:
+    """Return the checkpoint that a run resumes from, if there is one: of a step in evaluation, else the last."""
+    for path in (folder / EVALUATING, folder / LAST):
+        # The first process may be about to rename the old one: asked for in this order, one of the two is there.
+        if path.with_name(path.name + ".old").exists() or path.exists():
+            return path
+    return None
+
+
+def checkpoint_state(path: Path) -> dict[str, Any]:
+    """Read what the `Checkpoint` callback left in a checkpoint, after checking that it is whole and one of ours.
+
+    Raises:
+        InputError: It is truncated, foreign or no checkpoint.
+    """
+    from dipo_lightning.models.checkpoint import read_settled
+
+    return read_settled(path).get("callbacks", {}).get("Checkpoint", {})
 
 
 def event_files(folder: Path) -> Iterator[Path]:
@@ -204,101 +427,23 @@ def event_files(folder: Path) -> Iterator[Path]:
     yield from sorted(folder.glob("events.out.tfevents.*"))
 
 
-def remove(path: Path) -> None:
-    """Delete a file or a folder if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def drop_later_events(files: list[Path], sizes: dict[str, int]) -> None:
+    """Cut event files to what they were at the checkpoint: what came after is computed and logged again, the same.
 
+    Args:
+        files: What the interrupted run wrote.
+        sizes: Their sizes at the checkpoint, by name; one that was not there then goes.
 
-def replace(partial: Path, path: Path) -> None:
-    """Put ``partial`` in the place of ``path`` after it has reached the disk."""
-    for file in [partial, *partial.rglob("*")] if partial.is_dir() else [partial]:
-        sync(file)
-    if path.is_dir() or (partial.is_dir() and path.exists()):  # a folder can't be replaced in one step
-        old = path.with_name(path.name + ".old")
-        remove(old)
-        path.rename(old)
-        partial.rename(path)
-        remove(old)
-    else:
-        partial.replace(path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-class StopSignals:
-    """Notes a signal and does nothing more; all processes then agree to stop at the same step.
-
-    Lightning's own handlers save in the middle of whatever is being computed (SLURM), or start a collective there
-    (SIGTERM). Neither can be gone on from exactly, and the second hangs where ranks get the signal at different steps.
+    Raises:
+        RunError: They can't be written.
     """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self.preempted = False
-
-    def listen(self, trainer: pl.Trainer) -> None:
-        """Take the place of Lightning's handlers, which the Trainer removes when it ends."""
-        self.received, self.preempted = None, False
-        slurm = slurm_environment(trainer)
-        signals = [signal.SIGTERM]
-        if slurm is not None and slurm.auto_requeue and slurm.requeue_signal is not None:
-            signals.append(slurm.requeue_signal)
+    for path in files:
+        size = sizes.get(path.name)
         try:
-            for number in signals:
-                signal.signal(number, self._note)
-        except ValueError:  # not in the main thread: whoever started it stops it
-            return
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self.preempted = self.preempted or number != signal.SIGTERM
-
-    def agreed(self, trainer: pl.Trainer) -> bool:
-        """Whether some process has been told to stop; collective, so that all save at the same step."""
-        told = self.received is not None or trainer.received_sigterm
-        if trainer.world_size > 1:
-            told = trainer.strategy.reduce_boolean_decision(told, all=False)
-        return told
-
-    def describe(self) -> str:
-        """Name what came."""
-        if self.preempted:
-            return "SLURM's notice of preemption"
-        return "SIGTERM"
-
-
-def slurm_environment(trainer: pl.Trainer) -> SLURMEnvironment | None:
-    """Return what the Trainer knows of SLURM, if it runs under it."""
-    connector: Any = trainer._accelerator_connector
-    environment = connector.cluster_environment
-    return environment if isinstance(environment, SLURMEnvironment) else None
-
-
-def requeue() -> str:
-    """Ask SLURM to start this job again, and say what came of it."""
-    job = os.environ.get("SLURM_JOB_ID", "")
-    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
-        job = f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '')}"
-    if not re.fullmatch(r"[0-9_]+", job):
-        return "SLURM_JOB_ID is not set, so the job was not queued again."
-    try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
-    except OSError as error:
-        rank_zero_warn(f"scontrol requeue {job} cannot be run: {error.strerror}", category=UserWarning)
-        return f"Job {job} was not queued again."
-    if done.returncode:
-        reason = done.stderr.strip() or f"code {done.returncode}"
-        rank_zero_warn(f"scontrol requeue {job} failed: {reason}", category=UserWarning)
-        return f"Job {job} was not queued again."
-    return f"Job {job} is queued again and will go on from there."
+            if size is None:
+                path.unlink()
+            elif path.stat().st_size > size:
+                with path.open("r+b") as file:
+                    file.truncate(size)
+        except OSError as error:
+            raise RunError(f"{path} cannot be written: {error.strerror or error}.") from error

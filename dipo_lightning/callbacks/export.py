@@ -1,14 +1,18 @@
-"""Writes the trained model as a Hugging Face folder that ``AutoModelForCausalLM.from_pretrained`` loads."""
+"""Export of the trained model as a Hugging Face folder that ``AutoModelForCausalLM.from_pretrained`` loads."""
 
 from pathlib import Path
 from typing import Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
+from dipo_lightning.callbacks.run_record import CHECKPOINTS, read_record, write_record
 from dipo_lightning.data.rows import fingerprints
 from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.run_folder import is_trial, run_folder
+from dipo_lightning.evaluation.schedule import settle_evaluations
 from dipo_lightning.models.export import save_model
 from dipo_lightning.report.card import CardFacts, model_card
 
@@ -29,27 +33,40 @@ class ExportModel(Callback):
         self.path: Path | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse a folder that holds something, before the model is loaded."""
-        root = Path(trainer.log_dir or trainer.default_root_dir) if self.inside_run else Path()
+        """Refuse a folder that holds something else than this run's own export, before the model is loaded."""
+        root = run_folder(trainer) if self.inside_run else Path()
         self.path = root / self.folder
-        if stage == "fit" and trainer.is_global_zero and self.path.exists() and any(self.path.iterdir()):
-            raise InputError(
-                f"{self.path} is not empty; ExportModel would overwrite it. Name another folder or remove it."
-            )
+        if stage != TrainerFn.FITTING or is_trial(trainer) or not trainer.is_global_zero:
+            return
+        if self.path.exists() and any(self.path.iterdir()):
+            record = read_record(run_folder(trainer) / CHECKPOINTS) or {}
+            if str(self.path.resolve()) not in record.get("exports", []):
+                raise InputError(
+                    f"{self.path} is not empty; ExportModel would overwrite it. Name another folder or remove it."
+                )
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the folder; every rank takes part in gathering the weights, rank 0 writes."""
         assert self.path is not None
+        if is_trial(trainer):
+            return
+        settle_evaluations(trainer, pl_module)  # the card tells what the exported weights measured
         policy: nn.Module = pl_module.policy  # type: ignore[assignment]
         tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
-        run = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is collective
-        card = self._card(trainer, pl_module, run) if trainer.is_global_zero else None
-        save_model(
-            policy, self.path, tokenizer, merge=self.adapters == "merged", write=trainer.is_global_zero, card=card
-        )
+        write, run = trainer.is_global_zero, run_folder(trainer)
+        card = self._card(trainer, pl_module, run) if write else None
+        if write:
+            self._note(run / CHECKPOINTS)
+        save_model(policy, self.path, tokenizer, merge=self.adapters == "merged", write=write, card=card)
         trainer.strategy.barrier()
-        if trainer.is_global_zero:
+        if write:
             print(f"The model is in {self.path}")
+
+    def _note(self, folder: Path) -> None:
+        """Record whose export this is: a run that is cut off after it, and resumed, may write it again."""
+        assert self.path is not None
+        if (record := read_record(folder)) is not None:
+            write_record(folder, exports=sorted({*record.get("exports", []), str(self.path.resolve())}))
 
     def _card(self, trainer: pl.Trainer, pl_module: pl.LightningModule, run: Path) -> str:
         """Write the model card from the module's settings, the data and the evaluations of this run."""

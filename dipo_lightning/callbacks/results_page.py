@@ -1,11 +1,11 @@
-"""Writes the results page when training has ended: everything a run found, in one HTML file."""
-
-from pathlib import Path
+"""Results page at the end of training: everything a run found, in one HTML file."""
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from dipo_lightning.evaluation.run_folder import is_trial, run_folder
+from dipo_lightning.evaluation.schedule import settle_evaluations
 from dipo_lightning.report.page import PAGE, write_page
 
 
@@ -23,8 +23,9 @@ class ResultsPage(Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the page on rank 0, and say where it is."""
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is collective
-        if not trainer.is_global_zero:
+        settle_evaluations(trainer, pl_module)
+        folder = run_folder(trainer)  # collective
+        if not trainer.is_global_zero or is_trial(trainer):
             return
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -1,7 +1,4 @@
-"""Stops at the first epoch whose metric has reached what was asked for: MUSE's rule, for any metric.
-
-Stops a run whose model has lost what it should keep: hours of training a collapsed model help nobody.
-"""
+"""Stop rules on what an evaluation measures: a threshold that is reached (MUSE's rule), a utility that collapses."""
 
 from __future__ import annotations
 
@@ -18,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from dipo_lightning.callbacks.checkpoint import Checkpoint
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.callback import Evaluation
 from dipo_lightning.evaluation.logs import read_log
@@ -142,14 +140,13 @@ class StopOnCollapse(pl.Callback):
     not saved over it. Write it behind the evaluation that logs the utility.
 
     Args:
-        monitor: Name of the metric, as the evaluation logs it; more is better.
+        monitor: Name of the metric, as the evaluation logs it; more is better. None takes the utility of the run's
+            evaluation: ``tofu/model_utility``, ``muse/knowmem_retain``, ``user_data/utility``.
         share: Smallest share of its first value (of the model before unlearning).
         minimum: Smallest value, instead of or besides the share.
     """
 
-    def __init__(
-        self, monitor: str = "tofu/model_utility", share: float | None = None, minimum: float | None = None
-    ) -> None:
+    def __init__(self, monitor: str | None = None, share: float | None = None, minimum: float | None = None) -> None:
         super().__init__()
         if share is None and minimum is None:
             raise InputError("StopOnCollapse needs share (of the first value) or minimum.")
@@ -157,17 +154,31 @@ class StopOnCollapse(pl.Callback):
             raise InputError(f"StopOnCollapse.share is {share}; it must be in (0, 1].")
         if minimum is not None and not math.isfinite(minimum):
             raise InputError(f"StopOnCollapse.minimum is {minimum}; it must be a finite number.")
-        self.monitor, self.share, self.minimum = monitor, share, minimum
+        self.given, self.share, self.minimum = monitor, share, minimum
+        self.monitor = monitor or ""
         self.first: float | None = None
+
+    follows_evaluations = True
+    """It looks at what an evaluation of the same step has logged."""
 
     @property
     def state_key(self) -> str:
         """Let rules about several metrics stand in one run."""
-        return self._generate_state_key(monitor=self.monitor)
+        return self._generate_state_key(monitor=self.given)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse to stand before the evaluation that it waits for: the collapsed model would be saved first."""
+        """Find the utility, and refuse to stand before its evaluation: the collapsed model would be saved first."""
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if self.given is None:
+            utilities = [
+                f"{one.name}/{one.utility}" for one in callbacks if isinstance(one, Evaluation) and one.utility
+            ]
+            if not utilities:
+                raise InputError(
+                    "StopOnCollapse has no utility to watch: trainer.callbacks has no evaluation that measures one. "
+                    "Add one, or name what to watch as monitor."
+                )
+            self.monitor = utilities[0]
         for callback in callbacks[callbacks.index(self) :]:
             if isinstance(callback, Evaluation) and self.monitor.startswith(f"{callback.name}/"):
                 raise InputError(
@@ -208,6 +219,9 @@ class StopOnCollapse(pl.Callback):
             floors.append((self.share * self.first, f"{self.share:g} of its first value {self.first:.4g}"))
         for floor, name in floors:
             if not value >= floor:  # a value that is no number is no utility
+                for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                    if isinstance(callback, Checkpoint):
+                        callback.forget_evaluated(trainer)
                 what = f"The model has collapsed: {self.monitor} is {value:.4g}, below {floor:.4g} ({name})"
                 situation = getattr(pl_module, "situation", None)  # any LightningModule may be evaluated
                 raise RunError(situation(what) if situation else f"{what}, at step {trainer.global_step}.")

@@ -19,6 +19,8 @@ from the formulas. Not counted: fragmentation, the CUDA context and NCCL, for wh
 Whether a run fits its GPUs, part by part; the formulas stand in `dipo_lightning.cli.plan`.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -121,10 +123,10 @@ def count(config: Any, run: Run) -> Counts:
     return Counts(
         total=_size(list(model.parameters())),
         root=_size(root),
-        block=max(_size(list(block.parameters())) for block in blocks),
+        block=max((_size(list(block.parameters())) for block in blocks), default=0),
         trainable=_size(list(model.parameters()), trained=True),
         trainable_root=_size(root, trained=True),
-        trainable_block=max(_size(list(block.parameters()), trained=True) for block in blocks),
+        trainable_block=max((_size(list(block.parameters()), trained=True) for block in blocks), default=0),
         vocabulary=vocabulary,
         width=width,
         layers=len(blocks),
@@ -174,30 +176,28 @@ def loss_memory(counts: Counts, run: Run) -> float:
 
 
 def activations(config: Any, counts: Counts, run: Run) -> float:
-    """Return the bytes of activations that a micro-batch keeps for the backward pass.
+    """Return the bytes of activations that a micro-batch keeps for the backward pass, without the weights.
 
-    A forward of one and of two blocks gives what a block keeps and what the rest does; nothing is allocated.
+    One forward tells what each block keeps and what the rest does; nothing is allocated. With checkpointing each block
+    keeps its input, and the largest is recomputed.
     """
-    one, two = (saved_bytes(config, run, layers) for layers in (1, 2))
-    block, rest = two - one, max(0.0, 2 * one - two)
+    rest, blocks = saved_bytes(config, run)
     if not run.activation_checkpointing:
-        return rest + counts.layers * block
+        return rest + sum(blocks)
     inputs = run.bytes * 2 * run.batch_size * run.length * counts.width
-    return rest + counts.layers * inputs + block
+    return rest + counts.layers * inputs + max(blocks, default=0.0)
 
 
-def saved_bytes(config: Any, run: Run, layers: int) -> float:
-    """Return the bytes that autograd saves in a forward of the first ``layers`` blocks, without the weights."""
-    import copy
+def saved_bytes(config: Any, run: Run) -> tuple[float, list[float]]:
+    """Return the bytes that autograd saves in a forward, without the weights: outside the blocks, and in each block.
 
+    Of blocks of one class and size only the first is computed, and stands for the others.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from dipo_lightning.models.head import decoder
+    from dipo_lightning.models.sharding import transformer_blocks
 
-    config = copy.deepcopy(config)
-    config.get_text_config().num_hidden_layers = layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:layers]
     saved: set[torch.UntypedStorage] = set()  # a storage is one object, whatever tensors are views of it
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -212,11 +212,32 @@ def saved_bytes(config: Any, run: Run, layers: int) -> float:
                 module.register_parameter(name, nn.Parameter(empty, parameter.requires_grad))
             for name, buffer in module.named_buffers(recurse=False):
                 module.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype))
+        weights = {parameter.untyped_storage() for parameter in model.parameters()}
+
+        def size() -> float:
+            return float(sum(storage.nbytes() for storage in saved - weights))
+
+        blocks = transformer_blocks(model)
+        kinds = [(type(block), *(parameter.shape for parameter in block.parameters())) for block in blocks]
+        outputs: dict[Any, tuple[Any, float]] = {}
+        for block, kind in zip(blocks, kinds, strict=True):
+            block.forward = functools.partial(_first_of_kind, block.forward, kind, outputs, size)
         tokens = torch.zeros(2 * run.batch_size, run.length, dtype=torch.long)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             decoder(model)(input_ids=tokens, use_cache=False)
-        saved -= {parameter.untyped_storage() for parameter in model.parameters()}
-        return float(sum(storage.nbytes() for storage in saved))
+        rest = size() - sum(kept for _, kept in outputs.values())
+        return rest, [outputs[kind][1] for kind in kinds]
+
+
+def _first_of_kind(
+    forward: Any, kind: Any, outputs: dict[Any, tuple[Any, float]], size: Callable[[], float], *args: Any, **kwargs: Any
+) -> Any:
+    """Run a block if it is the first of its kind, noting the bytes it saves; else return what that one returned."""
+    if kind not in outputs:
+        before = size()
+        output = forward(*args, **kwargs)
+        outputs[kind] = output, size() - before
+    return outputs[kind][0]
 
 
 def empty_model(config: Any, run: Run, dtype: torch.dtype) -> nn.Module:

@@ -1,57 +1,116 @@
-"""``fit --run FOLDER``: a folder that stands for one run, so that the same command goes on where it was cut off."""
+"""``fit --run FOLDER``: a folder that stands for one run, so that the same command resumes where it was cut off."""
 
 from __future__ import annotations
 
+import copy
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dipo_lightning.callbacks.checkpoint import FINISHED, FOLDER, LAST, MARK, event_files
+from jsonargparse import Namespace
+
+from dipo_lightning.callbacks.checkpoint import FINISHED, checkpoint_state, newest
+from dipo_lightning.callbacks.run_record import CHECKPOINTS, RECORD, read_record
+from dipo_lightning.data.rows import fingerprints
 from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.evaluation.run_folder import PRIVATE
+
+CONFIG, LOG = "run.yaml", "log.txt"
+"""What a command that starts runs keeps in their folders."""
+
+TENSORBOARD, CSV = "lightning.pytorch.loggers.TensorBoardLogger", "lightning.pytorch.loggers.CSVLogger"
+
+
+def expanded(folder: str) -> Path:
+    """Return the run's folder with ``~`` and ``$VARIABLES`` filled in.
+
+    Raises:
+        InputError: It names a variable that is not set.
+    """
+    path = os.path.expanduser(os.path.expandvars(folder))
+    if "$" in path:
+        raise InputError(f"run is {folder}, which names a variable that is not set.")
+    return Path(path)
 
 
 def prepare_run(folder: Path) -> Path | None:
-    """Make ``folder`` ready to start in or to go on in: what was logged after its last checkpoint is dropped.
+    """Return the checkpoint to resume from, or None for a start.
 
-    It will be computed and logged again, the same.
+    Raises:
+        InputError: The folder holds something that is no run, or its checkpoint can't be read.
+        RunError: It can't be made.
+    """
+    kept = folder / CHECKPOINTS
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=PRIVATE, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"The run's folder {folder} cannot be written: {error.strerror or error}.") from error
+    if any(folder.iterdir()) and not (kept / RECORD).exists():
+        begun = {path.name for path in folder.iterdir()} <= {CHECKPOINTS, CONFIG, LOG} and not any(kept.glob("*.ckpt"))
+        if not begun:  # killed before its record was written: nothing but the lock
+            raise InputError(f"{folder} is not empty and holds no run that can be resumed; name an empty folder.")
+    found = newest(kept)
+    if found is not None:
+        old = found.with_name(found.name + ".old")
+        if not found.exists() and old.exists():  # cut off between the two renames of a folder of shards
+            old.rename(found)
+        checkpoint_state(found)
+    return found
+
+
+def read_fingerprints(datamodule: Any, pretrained: str | None) -> dict[str, Any]:
+    """Read the rows of a data module, without tokenising them, and return their fingerprints."""
+    reader = copy.copy(datamodule)
+    if hasattr(reader, "read"):
+        reader.read()
+    elif hasattr(reader, "check"):
+        reader.tokenizer_source = getattr(reader, "tokenizer_source", None) or pretrained
+        reader.check()
+    return fingerprints(reader)
+
+
+def is_finished(folder: Path) -> bool:
+    """Tell whether the run in ``folder`` came to its end."""
+    return (folder / CHECKPOINTS / FINISHED).exists()
+
+
+def asks_for_more(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Tell whether ``config`` asks for more epochs or steps than the finished run in ``folder`` has."""
+    record = read_record(folder / CHECKPOINTS) or {}
+    before, now = (side.get("trainer") or {} for side in (record.get("config") or {}, config))
+    return any(before.get(name) != now.get(name) for name in ("max_epochs", "max_steps"))
+
+
+def loggers_in(folder: Path, given: Any) -> Any:
+    """Return the config's loggers with their files in the run's folder; TensorBoard's where it names none.
 
     Args:
         folder: The run's folder.
-
-    Returns:
-        The checkpoint to go on from, or None for a start.
-
-    Raises:
-        InputError: The folder holds something that is no run.
-        RunError: The folder can't be written, or its checkpoint can't be read.
+        given: ``trainer.logger``: true, false, null, a logger or a list of them.
     """
-    last, mark = folder / FOLDER / LAST, folder / FOLDER / MARK
-    if folder.exists() and any(folder.iterdir()) and not mark.exists():
-        raise InputError(f"{folder} is not empty and holds no run made with --run; name an empty folder.")
-    sizes: dict[str, int] = {}
-    old = last.with_name(LAST + ".old")
-    if not last.exists() and old.exists():  # cut off between the two renames of a folder of shards
-        old.rename(last)
-    if last.exists():
-        sizes = checkpoint_state(last).get("events", {})
-    try:
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-        for path in event_files(folder):
-            _cut(path, sizes.get(path.name))
-    except OSError as error:
-        raise RunError(f"The run's folder {folder} cannot be written: {error.strerror or error}.") from error
-    return last_checkpoint(folder)
+    if given is False:
+        return False
+    if given in (None, True):
+        given = Namespace(class_path=TENSORBOARD, init_args=Namespace(default_hp_metric=False))
+    loggers = given if isinstance(given, list) else [given]
+    return [_logger_in(folder, logger) for logger in loggers]
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint that a run in ``folder`` goes on from, if there is one."""
-    last = folder / FOLDER / LAST
-    # The first process may be about to rename the old one: asked for in this order, one of the two is there.
-    return last if any(path.exists() for path in (last.with_name(LAST + ".old"), last)) else None
+def _logger_in(folder: Path, logger: Namespace) -> Namespace:
+    options = Namespace(**vars(logger.get("init_args") or Namespace()))
+    if logger.class_path == TENSORBOARD:
+        options.update(Namespace(save_dir=str(folder), name="", version=""))
+    elif logger.class_path == CSV:  # which empties a folder that it finds: a new version for each part of the run
+        options.update(Namespace(save_dir=str(folder), name="csv", version=None))
+    elif options.get("save_dir", "") in (None, ".", "lightning_logs"):
+        options.save_dir = str(folder)
+    return Namespace(class_path=logger.class_path, init_args=options)
 
 
 def is_first_process() -> bool:
-    """Whether this is the first process of all nodes, by the same sign that the Trainer will go by."""
+    """Tell whether this is the first process of all nodes, by the same sign that the Trainer will go by."""
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.fabric.plugins.environments.lsf import LSFEnvironment
     from lightning.fabric.plugins.environments.mpi import MPIEnvironment
@@ -63,28 +122,3 @@ def is_first_process() -> bool:
             return kind().global_rank() == 0
     started = LightningEnvironment()  # its global rank is known only once the Trainer is there
     return started.node_rank() == 0 and started.local_rank() == 0
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether the run came to its end."""
-    return (folder / FOLDER / FINISHED).exists()
-
-
-def checkpoint_state(path: Path) -> dict[str, Any]:
-    """Read what the `Checkpoint` callback left in a checkpoint, after checking that it is whole and one of ours.
-
-    Raises:
-        InputError: It is truncated, foreign or no checkpoint.
-    """
-    from dipo_lightning.models.checkpoint import read_settled
-
-    return read_settled(path).get("callbacks", {}).get("Checkpoint", {})
-
-
-def _cut(path: Path, size: int | None) -> None:
-    """Cut a file to the size it had at the checkpoint; one that was not there then goes."""
-    if size is None:
-        path.unlink()
-    elif path.stat().st_size > size:
-        with path.open("r+b") as file:
-            file.truncate(size)

@@ -1,25 +1,23 @@
-"""Score a log: read it, check it against the reference, aggregate, and see whether what it says of itself holds."""
+"""Score a log: read it, check it against the retain model's, aggregate, and see whether its own numbers hold."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from dipo_lightning.benchmarks.muse import metrics as muse
-from dipo_lightning.benchmarks.tofu import metrics as tofu
-from dipo_lightning.benchmarks.user_data.metrics import user_data_aggregates
+from torchmetrics import Metric
+
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.logs.comparing import check_comparable
-from dipo_lightning.evaluation.logs.log import MUSE_FORMAT, MUSE_FORMATS, USER_DATA_FORMAT, EvaluationLog
-from dipo_lightning.evaluation.logs.native import NATIVE_FORMATS
-from dipo_lightning.evaluation.logs.reading import read_log
+from dipo_lightning.evaluation.aggregates import log_aggregates, logged_metrics, user_metrics
+from dipo_lightning.evaluation.benchmark import Benchmark, find_benchmark
+from dipo_lightning.evaluation.callback import prepared
+from dipo_lightning.evaluation.logs import check_comparable, read_log
+from dipo_lightning.evaluation.rows import EvaluationLog, with_skipped
 
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-9
-# What follows from the rows of two models and not of one.
-_NEEDS_REFERENCE = ("forget_quality", "privleak", "privleak_auc_retrain")
 
 
 def score(
@@ -28,46 +26,93 @@ def score(
     truth_ratio: str = "geometric",
     *,
     auc_retrain: float | None = None,
+    metrics: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All aggregates of a log.
 
     Args:
         path: A log of any known format.
         reference: A log of the retain model on the same rows, of any known format of the same benchmark.
-        truth_ratio: `geometric`, `arithmetic` or `open_unlearning` (TOFU).
-        auc_retrain: The retain model's AUC, where there is no log of it (MUSE); without either the one that the
+        truth_ratio: `geometric`, `arithmetic` or `open_unlearning`, for rows with wrong answers.
+        auc_retrain: The retain model's AUC for PrivLeak, where there is no log of it; without either the one that the
             log stores.
+        metrics: Further metrics by name, as the callbacks take them; they come before those that the log names.
 
     Returns:
-        The aggregates under flat names. For this package's own logs also `stored_aggregates_hold`: whether the
-        aggregates in the file follow from its rows (None where it has none), `stored_aggregates_differ`: which do not,
-        with {stored, recomputed}, and `stored_aggregates_unchecked`: which need the log of a second model to say.
+        The aggregates by name. For this package's own logs also `stored_aggregates_hold`: whether the aggregates in the
+        file follow from its rows (None where it has none), `stored_aggregates_differ`: which do not, with {stored,
+        recomputed}, and `stored_aggregates_unchecked`: which need the log of a second model, or a class that cannot be
+        imported here, to say.
 
     Raises:
-        InputError: A log cannot be read, the two cannot be compared, or the variant is unknown.
+        InputError: A log or metric cannot be read, the two cannot be compared, or the variant is unknown.
     """
     log = read_log(path)
-    other = read_log(reference) if reference is not None else None
-    if other is not None:
-        check_comparable(log, other)
-    if auc_retrain is not None and log.format not in MUSE_FORMATS:
-        raise InputError(f"auc_retrain is for logs of MUSE, and {log.path} is none; give a log of the retain model.")
-    # PrivLeak follows from the rows and the number it was compared with
-    stored_auc = log.aggregates.get("privleak_auc_retrain") if log.format == MUSE_FORMAT and other is None else None
-    result = _aggregate(log, other, truth_ratio, stored_auc if auc_retrain is None else auc_retrain)
-    if log.format not in NATIVE_FORMATS:
+    benchmark = find_benchmark(log.format, log.benchmark)
+    assert benchmark is not None  # it has been read
+    retain = None if reference is None else _retain(benchmark, log, reference)
+    options: dict[str, Any] = {"truth_ratio": truth_ratio} if "truth_ratio" in benchmark.score_options else {}
+    if auc_retrain is not None:
+        if "auc_retrain" not in benchmark.score_options:
+            raise InputError(
+                f"auc_retrain is no option of {benchmark.title}, which {log.path} is of; give the retain model's log."
+            )
+        options["auc_retrain"] = auc_retrain
+    own = benchmark.settings_of(log) | ({"auc_retrain": None} if retain is not None else {})
+    further, missing = _further(log, benchmark.metrics(own), metrics or {})
+    result = _aggregate(log, benchmark, retain, own | options, further)
+    if log.format != benchmark.format:
         return result
-    own_variant = log.settings.get("truth_ratio", "geometric")
-    compared = _aggregate(log, other, own_variant, stored_auc)
-    unchecked = [name for name in _NEEDS_REFERENCE if other is None or log.aggregates.get(name) is None]
-    if stored_auc is not None:
-        unchecked = [name for name in unchecked if not name.startswith("privleak")]
+    compared = _aggregate(log, benchmark, retain, own, further)
+    unchecked = _unchecked(benchmark, log, compared, retain is not None) + list(missing)
     differing = stored_differences(log, compared, unchecked)
     return result | {
         "stored_aggregates_hold": not differing if log.aggregates else None,
         "stored_aggregates_differ": differing,
         "stored_aggregates_unchecked": [name for name in unchecked if log.aggregates.get(name) is not None],
+        **{f"{name}_absent": reason for name, reason in missing.items()},
     }
+
+
+def _retain(benchmark: Benchmark, log: EvaluationLog, path: str | Path) -> EvaluationLog:
+    if not benchmark.compared_sets:
+        raise InputError(f"{log.path}: {benchmark.title} is measured without a second model's log; leave it out.")
+    retain = read_log(path)
+    check_comparable(log, retain, benchmark)
+    return retain
+
+
+def _further(
+    log: EvaluationLog, own: Mapping[str, Metric], given: Mapping[str, Any]
+) -> tuple[dict[str, Metric], dict[str, str]]:
+    """Return the user's metrics, and the reasons for those of the log that are missing."""
+    chosen = user_metrics(given, own)
+    named, missing = logged_metrics(log.settings, own)
+    return named | chosen, {name: reason for name, reason in missing.items() if name not in chosen}
+
+
+def _unchecked(benchmark: Benchmark, log: EvaluationLog, compared: Mapping[str, Any], has_retain: bool) -> list[str]:
+    """Name the aggregates that take a retain model which is not there to compute again."""
+    names = []
+    for name, metric in benchmark.metrics(benchmark.settings_of(log)).items():
+        parts = [f"{name}_{part}" if part else name for part in getattr(metric, "needs_retain", ())]
+        names += [
+            part for part in parts
+            if log.aggregates.get(part) is None or (not has_retain and compared.get(part) is None)
+        ]  # fmt: skip
+    return names
+
+
+def _aggregate(
+    log: EvaluationLog,
+    benchmark: Benchmark,
+    retain: EvaluationLog | None,
+    settings: Mapping[str, Any],
+    further: Mapping[str, Metric],
+) -> dict[str, Any]:
+    sets = with_skipped(log.sets, log.skipped)
+    retain = None if retain is None else prepared(retain, benchmark, settings)
+    return log_aggregates(benchmark, sets, settings, retain, further)
 
 
 def stored_differences(
@@ -94,19 +139,6 @@ def stored_differences(
     }
 
 
-def _aggregate(
-    log: EvaluationLog, reference: EvaluationLog | None, truth_ratio: str, auc_retrain: float | None
-) -> dict[str, Any]:
-    if log.format == USER_DATA_FORMAT:
-        if reference is not None:
-            raise InputError(f"{log.path} is of one's own data, which is measured without a second model's log.")
-        return user_data_aggregates(log.sets, truth_ratio)
-    if log.format in MUSE_FORMATS:
-        variant = log.settings.get("variant", "muse")
-        return muse.aggregate(log.sets, reference, variant, auc_retrain=auc_retrain, skipped=log.skipped)
-    return tofu.aggregate(log.sets, reference, truth_ratio, skipped=log.skipped)
-
-
 def _same(stored: Any, recomputed: Any) -> bool:
     """Equal up to rounding, through nested dicts and lists."""
     if isinstance(stored, dict) and isinstance(recomputed, dict):
@@ -122,14 +154,16 @@ def print_score(
     reference: str | None = None,
     truth_ratio: Literal["geometric", "arithmetic", "open_unlearning"] = "geometric",
     auc_retrain: float | None = None,
+    metrics: dict[str, Any] | None = None,
 ) -> None:
     """Print every aggregate of an evaluation log as JSON, without a model.
 
     Args:
-        log: The log: this package's, open-unlearning's ``TOFU_EVAL.json`` or ``MUSE_EVAL.json``, or TOFU's
-            ``eval_log_aggregated.json``.
+        log: The log: this package's, open-unlearning's ``TOFU_EVAL.json`` or TOFU's ``eval_log_aggregated.json``.
         reference: Log of the model trained without the forget set, for forget quality and PrivLeak.
         truth_ratio: Variant of the truth ratio.
         auc_retrain: The retain model's AUC, where there is no log of it (MUSE); else the one that the log stores.
+        metrics: Metrics of your own by name, ``{my_metric: my_project.MyMetric}``. Those that the log names are
+            computed too where their class can be imported.
     """
-    print(json.dumps(score(log, reference, truth_ratio, auc_retrain=auc_retrain), indent=2))
+    print(json.dumps(score(log, reference, truth_ratio, auc_retrain=auc_retrain, metrics=metrics), indent=2))

@@ -1,6 +1,8 @@
 """LightningCLI of this project: ``fit``, ``validate`` and ``test`` of any module and data module by class name."""
 
+import difflib
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +10,37 @@ from typing import Any
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import lightning.pytorch as pl
-from jsonargparse import Namespace
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint as AnyCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
 
 import dipo_lightning
 from dipo_lightning.callbacks import Checkpoint  # and short class names of all of them in YAML
+from dipo_lightning.callbacks.checkpoint import newest
+from dipo_lightning.callbacks.run_record import CHECKPOINTS, describe_run, read_record, refuse_changes
 from dipo_lightning.cli.messages import Sentences
-from dipo_lightning.cli.run_folder import is_finished, is_first_process, last_checkpoint, prepare_run
+from dipo_lightning.cli.run_folder import (
+    asks_for_more,
+    expanded,
+    is_finished,
+    is_first_process,
+    loggers_in,
+    prepare_run,
+    read_fingerprints,
+)
 from dipo_lightning.errors import InputError, root_cause
-from dipo_lightning.evaluation.callback import refuse_twins
+from dipo_lightning.evaluation.callback import Evaluation, refuse_twins
+from dipo_lightning.evaluation.json_files import write_text
+from dipo_lightning.evaluation.run_folder import is_trial, run_folder, set_run_folder
+from dipo_lightning.evaluation.schedule import Scheduled
 from dipo_lightning.evaluation.tensorboard import write_layout
+from dipo_lightning.methods.language_model import LanguageModelModule
 from dipo_lightning.models.checkpoint import read_settled
+from dipo_lightning.models.loading import find_source
 from dipo_lightning.models.sharding import check_strategy
-from dipo_lightning.safety.redaction import without_home
+from dipo_lightning.safety.redaction import without_home, without_secrets
 
 COMMANDS = ("fit", "validate", "test")
 
@@ -31,77 +50,153 @@ RUN_HELP = (
 )
 
 
+PRIVATE_HELP = (
+    "Let nobody else read what the command writes (umask 077): evaluations, pages and checkpoints hold what is to be "
+    "forgotten. With false your own umask counts."
+)
+
+EPOCHS = 5
+"""Epochs of a fit that names no limit: TOFU's number."""
+
+
 class Parser(Sentences, LightningArgumentParser):
     """Says in a sentence what is wrong, with the nearest right option where one is not known."""
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the config once the checkpoint is found to fit; also as text into TensorBoard, with its charts' layout."""
+    """Config of the run, as ``config.yaml`` and as text in TensorBoard, written once the run is found to fit.
+
+    A run that is refused leaves the folder, and the config in it, as it was.
+    """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write nothing yet: a run that is refused leaves the folder, and the config in it, as it was."""
+        """Write nothing yet."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the config of a fit; collective."""
-        super().setup(trainer, pl_module, "fit")
+        self._write(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the config of a validation; collective."""
-        super().setup(trainer, pl_module, "validate")
+        self._write(trainer)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the config of a test; collective."""
-        super().setup(trainer, pl_module, "test")
+        self._write(trainer)
 
-    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write them once a run, on the first process."""
+    def _write(self, trainer: pl.Trainer) -> None:
+        folder = run_folder(trainer)  # collective
+        if self.already_saved or is_trial(trainer) or not trainer.is_global_zero:
+            return
+        self.already_saved = True
+        options = without_secrets(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
+        fitting, path = trainer.state.fn == TrainerFn.FITTING, folder / "config.yaml"
+        if trainer.state.fn is not None and not fitting and path.exists():  # of the run that is measured
+            path = folder / f"config_{trainer.state.fn.value}.yaml"
+        write_text(path, in_yaml(options))
         experiment: Any = getattr(trainer.logger, "experiment", None)
         if hasattr(experiment, "add_text"):
-            text = without_home(self.parser.dump(self.config, skip_none=False))
-            experiment.add_text("config", "\n".join("    " + line for line in text.splitlines()))
-        if stage == "fit":
-            write_layout(experiment)
+            lines = in_yaml(without_home(options)).splitlines()
+            experiment.add_text("config", "\n".join(f"    {line}" for line in lines))
+        if fitting:
+            callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+            write_layout(experiment, [one for one in callbacks if isinstance(one, Evaluation)])
+
+
+def in_yaml(options: Any) -> str:
+    """Return options as YAML, in their order."""
+    return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
 
 
 class DiPOCLI(LightningCLI):
     """Any module and data module by class name; a checkpoint never overrides an option."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add ``--run``."""
+        """Add ``--run`` and ``--private``."""
         parser.add_argument("--run", type=str | None, default=None, help=RUN_HELP)
+        parser.add_argument("--private", type=bool, default=True, help=PRIVATE_HELP)
 
     def before_instantiate_classes(self) -> None:
         """Refuse what can be refused before anything is built, and enter the run's folder."""
         config = self.config[self.subcommand]
+        if config.private:
+            os.umask(0o077)
+        if config.trainer.barebones:
+            raise InputError("trainer.barebones switches off logs, checkpoints and evaluations; leave it out.")
         check_strategy(config.trainer.strategy)
-        goes_on = bool(config.run) and self.subcommand == "fit" and self._enter_run(Path(config.run))
+        check_model_path(config.model.get("init_args", {}).get("pretrained"))
+        limits = (config.trainer.max_epochs, config.trainer.max_time)
+        if self.subcommand == "fit" and limits == (None, None) and config.trainer.max_steps == -1:
+            config.trainer.max_epochs = EPOCHS  # Lightning's own default is 1000
+            if is_first_process():
+                print(f"trainer.max_epochs is not given: training for {EPOCHS}.")
+        self.run: Path | None = None
+        if config.run and self.subcommand == "fit" and not config.trainer.fast_dev_run:
+            self.run = expanded(config.run)
+            config.run = str(self.run)
         config.weights_only = True  # no pickle is ever run
+        resumed = self._enter_run(self.run) if self.run else False
         path = config.get("ckpt_path")
         if path in ("", "best") and self.subcommand == "fit":
             raise InputError(f"ckpt_path is {path!r}, but nothing was trained yet; give a checkpoint or last.")
-        if path and not goes_on and path not in ("best", "last", "hpc"):
+        if path and not resumed and path not in ("best", "last", "hpc"):
             if not Path(path).exists():
                 raise InputError(f"ckpt_path is {path}, which is not there; give a checkpoint, last or best.")
             read_settled(Path(path))
 
-    def _enter_run(self, folder: Path) -> bool:
-        """Let everything of the run be in ``folder``; returns whether it goes on from its last checkpoint."""
+    def _refuse_to_measure_nothing(self) -> None:
+        """Refuse a validation or test that no callback and no step of the module would measure anything in."""
         config = self.config[self.subcommand]
+        limit = f"limit_{'val' if self.subcommand == 'validate' else 'test'}_batches"
+        if config.trainer[limit] in (0, 0.0):
+            raise InputError(f"trainer.{limit} is 0, so that nothing would be measured; leave it out.")
+        step = "validation_step" if self.subcommand == "validate" else "test_step"
+        own = getattr(type(self.model), step, None) is not getattr(LanguageModelModule, step)
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        if not own and not any(isinstance(callback, Scheduled) for callback in callbacks):
+            raise InputError(
+                f"{self.subcommand} would measure nothing: trainer.callbacks has no evaluation. Add one, such as "
+                "--trainer.callbacks+=MemorizationEvaluation, TOFUEvaluation or MUSEEvaluation."
+            )
+
+    def _enter_run(self, folder: Path) -> bool:
+        """Let everything of the run be in ``folder``; returns whether it resumes from a checkpoint."""
+        config = self.config[self.subcommand]
+        if config.trainer.enable_checkpointing is False:
+            raise InputError(
+                "trainer.enable_checkpointing is false, but --run needs checkpoints; leave one of them out."
+            )
         first = is_first_process()
-        if is_finished(folder):
-            if first:
-                print(f"This run is finished; nothing is repeated. Results are in {folder}")
-            raise SystemExit(0)
-        found = prepare_run(folder) if first else last_checkpoint(folder)
+        found = prepare_run(folder) if first else newest(folder / CHECKPOINTS)
         if found:
-            if first:
-                print(f"Going on from {found}")
             config.ckpt_path = str(found)
         config.trainer.default_root_dir = str(folder)
-        if config.trainer.logger is not False:
-            place = Namespace(save_dir=str(folder), name="", version="", default_hp_metric=False)
-            config.trainer.logger = Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=place)
+        config.trainer.logger = loggers_in(folder, config.trainer.logger)
+        for callback in config.trainer.callbacks or []:
+            if callback.class_path.endswith(".ModelCheckpoint") and callback.init_args.get("dirpath") is None:
+                callback.init_args.dirpath = str(folder / "model_checkpoints")  # not beside the run's own
+            if callback.class_path == "dipo_lightning.callbacks.checkpoint.Checkpoint" and callback.init_args.folder:
+                raise InputError("Checkpoint.folder is given, but --run says where checkpoints lie; leave it out.")
         return found is not None
+
+    def _leave_if_finished(self, folder: Path) -> None:
+        """End where the run in ``folder`` is finished, and is this very run.
+
+        Raises:
+            InputError: It is another one.
+        """
+        if not is_finished(folder):
+            if self.config_init[self.subcommand].ckpt_path and is_first_process():
+                print(f"Resuming from {self.config_init[self.subcommand].ckpt_path}")
+            return
+        config = without_secrets(yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand])
+        now = describe_run(config, read_fingerprints(self.datamodule, getattr(self.model, "pretrained", None)))
+        refuse_changes(read_record(folder / CHECKPOINTS) or {}, now, folder)
+        if asks_for_more(folder, config):
+            return
+        if is_first_process():
+            print(f"This run is finished; nothing is repeated. Results are in {folder}")
+        raise SystemExit(0)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Keep checkpoints with this package's callback where the config names none."""
@@ -109,9 +204,13 @@ class DiPOCLI(LightningCLI):
         enabled = self._get(self.config_init, "trainer").enable_checkpointing is not False
         listed = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
         refuse_twins(listed)  # Lightning would refuse those of one class, without saying what to do
-        if enabled and not any(isinstance(callback, AnyCheckpoint) for callback in listed):
+        kind = Checkpoint if self.run else AnyCheckpoint  # a named run is resumed by this package's checkpoint
+        if enabled and not any(isinstance(callback, kind) for callback in listed):
             self.trainer_defaults["callbacks"] = [Checkpoint()]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if self.run:
+            set_run_folder(trainer, self.run)
+        return trainer
 
     def instantiate_classes(self) -> None:
         """Build trainer, model and data; what a constructor says is said alone."""
@@ -119,6 +218,10 @@ class DiPOCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:  # jsonargparse wraps what a constructor raises, under its own long report
             raise root_cause(error) from error
+        if self.subcommand != "fit":
+            self._refuse_to_measure_nothing()
+        if self.run:
+            self._leave_if_finished(self.run)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse without Lightning's warning about ``args`` beside ``sys.argv``."""
@@ -145,8 +248,8 @@ class DiPOCLI(LightningCLI):
         self._say_where()
 
     def _say_where(self) -> None:
-        folder = self.trainer.log_dir  # every process takes part in finding it out
-        if self.trainer.is_global_zero and folder:
+        folder = run_folder(self.trainer)  # every process takes part in finding it out
+        if self.trainer.is_global_zero and not is_trial(self.trainer):
             print(f"Results are in {folder}")
 
 
@@ -159,6 +262,21 @@ def run(args: list[str]) -> DiPOCLI:
     """
     for name in dipo_lightning.__all__:  # the parser knows a class by its bare name once it is loaded
         getattr(dipo_lightning, name)
+    if (here := os.getcwd()) not in sys.path:  # a class of the user's own project
+        sys.path.insert(0, here)
+    umask = os.umask(0o077)
+    os.umask(umask)
+    try:
+        return _run(args)
+    except (MisconfigurationException, ValueError, ModuleNotFoundError) as error:
+        if not raised_by_lightning(error):
+            raise
+        raise InputError(" ".join(str(error).split())) from error
+    finally:
+        os.umask(umask)
+
+
+def _run(args: list[str]) -> DiPOCLI:
     return DiPOCLI(
         pl.LightningModule,
         pl.LightningDataModule,
@@ -173,3 +291,29 @@ def run(args: list[str]) -> DiPOCLI:
         auto_configure_optimizers=False,
         args=args,
     )
+
+
+def raised_by_lightning(error: BaseException) -> bool:
+    """Tell whether an error is Lightning's own refusal of what it was given."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("lightning.")
+
+
+def check_model_path(pretrained: Any) -> None:
+    """Refuse a mistyped path before anything asks the network for it.
+
+    Raises:
+        InputError: The model's folder is not there, and looks like a local path.
+    """
+    if not isinstance(pretrained, str):
+        return
+    source = find_source(pretrained)
+    folder = Path(pretrained).parent
+    if not source.local and folder != Path() and folder.is_dir():
+        near = difflib.get_close_matches(Path(pretrained).name, [path.name for path in folder.iterdir()], n=1)
+        hint = f" Did you mean {str(folder / near[0])!r}?" if near else ""
+        raise InputError(
+            f"There is no model {pretrained!r}: the folder {str(folder)!r} has nothing of that name.{hint}"
+        )

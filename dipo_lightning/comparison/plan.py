@@ -83,6 +83,7 @@ class Comparison:
         output: Folder for the runs, the tables and the picture.
         methods: What is compared.
         seeds: Each method is run with each of them, and they are what is reported.
+        evaluation: Name of the evaluation whose numbers are compared (``tofu``, ...); None takes the base's first.
         selection: How grids are decided.
         runs: Finished runs to show beside.
         export: Keep the unlearned models.
@@ -93,6 +94,7 @@ class Comparison:
     output: str
     methods: list[Method] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0])
+    evaluation: str | None = None
     selection: Selection = field(default_factory=Selection)
     runs: list[FinishedRun] = field(default_factory=list)
     export: bool = False

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dipo_lightning.comparison.plan import Comparison
-from dipo_lightning.comparison.results import Row, by_epoch, target_row
+from dipo_lightning.comparison.results import Row, Scale, by_epoch, target_row
 from dipo_lightning.comparison.running import Failure
 from dipo_lightning.comparison.selection import Candidate, Choice, considered, rule
 from dipo_lightning.comparison.tables import Line, Spread, markdown_table, ranked, verdict, write_csv
-from dipo_lightning.report.comparison_picture import Point, comparison_picture
+from dipo_lightning.report.comparison_picture import Axes, Point, comparison_picture
 
 
 @dataclass
@@ -19,6 +19,7 @@ class Findings:
     """Everything that was measured.
 
     Attributes:
+        scale: The numbers that runs are compared by.
         runs: The rows of every reported run, by (method, settings): a list of runs, each its rows.
         epochs: The epoch at which a method is reported where that was chosen, by (method, settings).
         candidates: What the selection seed measured.
@@ -27,6 +28,7 @@ class Findings:
         failures: The runs that failed.
     """
 
+    scale: Scale
     runs: dict[tuple[str, str], list[list[Row]]] = field(default_factory=dict)
     epochs: dict[tuple[str, str], int | None] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)
@@ -58,16 +60,23 @@ def write_report(comparison: Comparison, findings: Findings) -> str:
     """Write the files into ``comparison.output``, and return the Markdown."""
     folder = Path(comparison.output)
     folder.mkdir(parents=True, exist_ok=True)
+    scale = findings.scale
     rows = [row for runs in findings.runs.values() for run in runs for row in run]
-    write_csv([*findings.targets, *findings.retain, *rows], folder / "comparison.csv")
+    write_csv([*findings.targets, *findings.retain, *rows], folder / "comparison.csv", scale)
     if findings.candidates:
         tried = [row for candidate in findings.candidates for row in candidate.rows]
-        write_csv(tried, folder / "selection.csv")
+        write_csv(tried, folder / "selection.csv", scale)
     drawn = trajectories(findings)
     if any(drawn.values()):
-        marks = [point_of(landmark) for landmark in (findings.targets, findings.retain)]
+        marks = [point_of(landmark, scale) for landmark in (findings.targets, findings.retain)]
         keep = comparison.selection.keep_utility
-        comparison_picture(drawn, folder / "comparison.png", target=marks[0], retain=marks[1], keep=keep)
+        axes = Axes(
+            scale.label(scale.headline.utility),
+            scale.label(scale.headline.forget),
+            scale.meanings[scale.headline.forget].wanted,
+            scale.headline.lowest,
+        )
+        comparison_picture(drawn, folder / "comparison.png", axes, target=marks[0], retain=marks[1], keep=keep)
     text = markdown(comparison, findings, picture=any(drawn.values()))
     (folder / "comparison.md").write_text(text, encoding="utf-8")
     return text
@@ -75,19 +84,19 @@ def write_report(comparison: Comparison, findings: Findings) -> str:
 
 def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
     """Return the report as Markdown."""
-    share, lines = comparison.selection.keep_utility, findings.lines()
+    share, lines, scale = comparison.selection.keep_utility, findings.lines(), findings.scale
     seeds = ", ".join(map(str, comparison.seeds))
     landmarks = [("target", findings.targets), ("retain", findings.retain)]
     marks = [Line(name, "", rows) for name, rows in landmarks if rows]
     parts = [
         "# Comparison",
-        verdict(lines, share),
-        markdown_table([*ranked(lines, share), *marks]),
+        verdict(lines, share, scale),
+        markdown_table([*ranked(lines, share, scale), *marks], scale),
         f"Base `{comparison.base}`, seeds {seeds}. Numbers are means over seeds with [lowest, highest]; utility kept "
-        "is the share of the target's model utility on the same seed. Every epoch of every run is in `comparison.csv`.",
+        "is the share of the target's on the same seed. Every epoch of every run is in `comparison.csv`.",
     ]
     if picture:
-        parts.append("![Forget quality against model utility](comparison.png)")
+        parts.append("![Forgetting against utility](comparison.png)")
     if findings.candidates:
         parts += ["## How settings were chosen", selection_text(comparison, findings)]
     if findings.failures:
@@ -98,11 +107,12 @@ def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
 def selection_text(comparison: Comparison, findings: Findings) -> str:
     """Return the rule and a table of what it chose from."""
     selection = comparison.selection
-    text = rule(selection)
+    scale = findings.scale
+    text = rule(selection, scale)
     if selection.allow_same_data:
         text += " The same data is reported on: read the numbers of methods with a larger grid with that in mind."
     lines = [
-        "| method | settings | epoch | forget quality, log10 p | utility kept | chosen |",
+        f"| method | settings | epoch | {scale.label(scale.headline.forget)} | utility kept | chosen |",
         "|---|---|---|---|---|---|",
     ]
     for candidate in findings.candidates:
@@ -110,7 +120,8 @@ def selection_text(comparison: Comparison, findings: Findings) -> str:
         for row in considered(candidate.rows, selection.epoch):
             chosen = choice is not None and choice.settings == candidate.settings
             chosen = chosen and (choice is None or choice.epoch in (None, row["epoch"]))
-            numbers = ["-" if row[name] is None else f"{row[name]:.3f}" for name in ("log10_p", "utility_kept")]
+            values = (scale.forgetting(row), row["utility_kept"])
+            numbers = ["-" if value is None else f"{value:.3f}" for value in values]
             cells = [candidate.method, candidate.label or "-", str(row["epoch"]), *numbers, "yes" if chosen else ""]
             lines.append(f"| {' | '.join(cells)} |")
     return text + "\n\n" + "\n".join(lines)
@@ -128,15 +139,17 @@ def trajectories(findings: Findings) -> Mapping[str, list[Point]]:
         points = []
         for epoch in sorted({epoch for rows in seeds for epoch in rows}):
             rows = [run[epoch] for run in seeds if epoch in run]
-            if point := point_of(rows, reported=any(id(row) in reported for row in rows)):
+            if point := point_of(rows, findings.scale, reported=any(id(row) in reported for row in rows)):
                 points.append(point)
         drawn[name] = points
     return drawn
 
 
-def point_of(rows: Sequence[Row], reported: bool = False) -> Point | None:
+def point_of(rows: Sequence[Row], scale: Scale, reported: bool = False) -> Point | None:
     """Return the point of one epoch from the rows of its seeds; None where a number is missing."""
-    utility, quality = (Spread.of(row.get(name) for row in rows) for name in ("model_utility", "log10_p"))
+    utility, quality = (
+        Spread.of(row.get(name) for row in rows) for name in (scale.headline.utility, scale.headline.forget)
+    )
     if utility is None or quality is None:
         return None
     ranges = (utility.low, utility.high), (quality.low, quality.high)

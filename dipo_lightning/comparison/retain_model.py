@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dipo_lightning.benchmarks.tofu.metrics import aggregate
 from dipo_lightning.comparison.configs import Config, callbacks
-from dipo_lightning.comparison.results import Row, add_utility_kept, measures
+from dipo_lightning.comparison.results import Row, Scale, add_utility_kept
 from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.aggregates import flat_numbers, log_aggregates
 from dipo_lightning.evaluation.logs import read_log
+from dipo_lightning.evaluation.rows import with_skipped
 
 
-def retain_row(base: Config, seed: int, target: Row | None) -> Row | None:
+def retain_row(base: Config, seed: int, target: Row | None, scale: Scale) -> Row | None:
     """Return the row of the retain model of ``base``; None where the base names no log, or one without utility.
 
-    Its forget quality is p = 1 by definition: it is compared with itself.
+    Compared with itself it has the values that the benchmark defines, such as p = 1.
     """
     found = [callback["init_args"] for callback in callbacks(base.get("trainer") or {})]
     options = next((options for options in found if options.get("retain_log")), None)
@@ -20,14 +21,16 @@ def retain_row(base: Config, seed: int, target: Row | None) -> Row | None:
         return None
     try:
         log = read_log(options["retain_log"])
+        chosen = {name: options[name] for name in scale.benchmark.score_options if name in options}
+        settings = {**log.settings, **chosen}
+        aggregates = log.aggregates or log_aggregates(scale.benchmark, with_skipped(log.sets, log.skipped), settings)
     except InputError as error:
         print(f"The retain model is not shown: {error}")
         return None
-    aggregates = log.aggregates or aggregate(log.sets, truth_ratio=options.get("truth_ratio", "geometric"))
     row: Row = {"method": "retain", "settings": "", "seed": seed, "epoch": None, "step": None}
-    row |= measures(aggregates)
-    if row["model_utility"] is None:
+    row |= flat_numbers(aggregates)
+    if scale.utility(row) is None:
         return None
-    row |= {"forget_quality_p": 1.0, "log10_p": 0.0}
-    add_utility_kept([row], target)
+    row |= scale.benchmark.retain_values
+    add_utility_kept([row], target, scale)
     return row

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dipo_lightning.comparison.plan import Selection, Settings
-from dipo_lightning.comparison.results import Row, by_epoch
+from dipo_lightning.comparison.results import Row, Scale, by_epoch
 from dipo_lightning.errors import RunError
 
 
@@ -28,25 +28,26 @@ class Choice:
     epoch: int | None = None
 
 
-def choose(candidates: Sequence[Candidate], selection: Selection) -> Choice:
+def choose(candidates: Sequence[Candidate], selection: Selection, scale: Scale) -> Choice:
     """Apply the rule (see `Selection`) to the candidates of one method.
 
     Ties go to the higher utility, then to the earlier candidate, then to the earlier epoch.
 
     Raises:
-        RunError: There is no candidate, or none has a forget quality and a model utility.
+        RunError: There is no candidate, or none has both numbers that runs are compared by.
     """
     if not candidates:
         raise RunError("every run of its grid failed, so that nothing could be chosen")
     tried = [(candidate, row) for candidate in candidates for row in considered(candidate.rows, selection.epoch)]
-    tried = [pair for pair in tried if pair[1]["log10_p"] is not None and pair[1]["utility_kept"] is not None]
+    tried = [pair for pair in tried if scale.forgetting(pair[1]) is not None and pair[1]["utility_kept"] is not None]
     if not tried:
-        raise RunError(
-            "no candidate has both a forget quality and a model utility to choose by; the base's evaluation needs "
-            "retain_log, generate: true and at_start: true"
-        )
+        pair = f"a {scale.label(scale.headline.forget)} and a {scale.label(scale.headline.utility)}"
+        raise RunError(f"no candidate has both {pair} to choose by; the base's evaluation needs {scale.headline.needs}")
     keeping = [pair for pair in tried if pair[1]["utility_kept"] >= selection.keep_utility]
-    best = max(keeping, key=_quality) if keeping else max(tried, key=_utility)
+    if keeping:
+        best = max(keeping, key=lambda pair: (scale.goodness(scale.forgetting(pair[1])), pair[1]["utility_kept"]))
+    else:
+        best = max(tried, key=lambda pair: float(pair[1]["utility_kept"]))
     return Choice(best[0].settings, best[1]["epoch"] if selection.epoch == "any" else None)
 
 
@@ -56,20 +57,13 @@ def considered(rows: Sequence[Row], epoch: str) -> list[Row]:
     return found if epoch == "any" else found[-1:]
 
 
-def _quality(pair: tuple[Candidate, Row]) -> tuple[float, float]:
-    return pair[1]["log10_p"], pair[1]["utility_kept"]
-
-
-def _utility(pair: tuple[Candidate, Row]) -> float:
-    return pair[1]["utility_kept"]
-
-
-def rule(selection: Selection) -> str:
+def rule(selection: Selection, scale: Scale) -> str:
     """Say the rule, for the report."""
+    forgetting, utility = scale.label(scale.headline.forget), scale.label(scale.headline.utility)
     runs = f"the runs of seed {selection.seed}" + ("" if selection.allow_same_data else ", which are not reported")
     where = "at any epoch, which is then reported too" if selection.epoch == "any" else "at the last epoch"
     return (
         f"Settings were chosen on {runs}: among the candidates that keep at least {selection.keep_utility:g} of the "
-        f"target's model utility, the one with the highest forget quality (log10 p) {where}; where none keeps it, the "
-        "one with the highest model utility."
+        f"target's {utility}, the one that is best in {forgetting} {where}; where none keeps it, the one with the "
+        f"highest {utility}."
     )

@@ -7,13 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dipo_lightning.comparison.results import COLUMNS, Row
-
-HEADER = (
-    "| method | settings | seeds | epoch | forget quality, log10 p | model utility | utility kept "
-    "| forget probability |\n"
-    "|---|---|---|---|---|---|---|---|"
-)
+from dipo_lightning.comparison.results import COLUMNS, Row, Scale
 
 
 @dataclass(frozen=True)
@@ -54,26 +48,28 @@ class Line:
         kept = self.spread("utility_kept")
         return kept is not None and kept.mean >= share
 
-    @property
-    def quality(self) -> float:
-        """The mean log10 p, to sort by."""
-        spread = self.spread("log10_p")
-        return float("-inf") if spread is None else spread.mean
+    def goodness(self, scale: Scale) -> float:
+        """Return the mean number of forgetting so that a higher one is better; -inf where there is none."""
+        spread = self.spread(scale.headline.forget)
+        return scale.goodness(None if spread is None else spread.mean)
 
 
-def ranked(lines: Iterable[Line], share: float) -> list[Line]:
-    """Sort: first those that keep ``share`` of the utility, each part by forget quality."""
-    return sorted(lines, key=lambda line: (not line.keeps(share), -line.quality))
+def ranked(lines: Iterable[Line], share: float, scale: Scale) -> list[Line]:
+    """Sort: first those that keep ``share`` of the utility, each part by forgetting."""
+    return sorted(lines, key=lambda line: (not line.keeps(share), -line.goodness(scale)))
 
 
-def markdown_table(lines: Sequence[Line]) -> str:
+def markdown_table(lines: Sequence[Line], scale: Scale) -> str:
     """Write the table."""
-    return "\n".join([HEADER, *(_markdown_line(line) for line in lines)])
+    others = scale.columns([row for line in lines for row in line.rows])
+    columns = [scale.headline.forget, scale.headline.utility, "utility_kept", *others]
+    labels = ["utility kept" if name == "utility_kept" else scale.label(name) for name in columns]
+    header = f"| method | settings | seeds | epoch | {' | '.join(labels)} |\n{'|---' * (4 + len(labels))}|"
+    return "\n".join([header, *(_markdown_line(line, columns, scale) for line in lines)])
 
 
-def _markdown_line(line: Line) -> str:
-    columns = (("log10_p", 2), ("model_utility", 3), ("utility_kept", 3), ("forget_probability", 3))
-    spreads = [(line.spread(column), digits) for column, digits in columns]
+def _markdown_line(line: Line, columns: Sequence[str], scale: Scale) -> str:
+    spreads = [(line.spread(column), 2 if scale.meanings[column].unit == "log10" else 3) for column in columns]
     numbers = ["-" if spread is None else spread.text(digits) for spread, digits in spreads]
     epochs = sorted({row["epoch"] for row in line.rows if row["epoch"] is not None})
     epoch = ", ".join(map(str, epochs)) or "-"
@@ -81,33 +77,36 @@ def _markdown_line(line: Line) -> str:
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
-def verdict(lines: Sequence[Line], share: float) -> str:
-    """Say which method has the highest forget quality among those that keep ``share`` of the utility."""
+def verdict(lines: Sequence[Line], share: float, scale: Scale) -> str:
+    """Say which method has forgotten best among those that keep ``share`` of the utility; several in a tie."""
+    forgetting, utility = scale.label(scale.headline.forget), scale.label(scale.headline.utility)
     if lines and all(line.spread("utility_kept") is None for line in lines):
         return (
-            "Utility kept is unknown: no run was measured before its first step with a model utility "
-            "(TOFUEvaluation's at_start: true and generate: true)."
+            f"Utility kept is unknown: no run was measured before its first step with its {utility} "
+            f"(it needs {scale.headline.needs})."
         )
-    keeping = [line for line in ranked(lines, share) if line.keeps(share)]
+    keeping = [line for line in ranked(lines, share, scale) if line.keeps(share)]
     if not keeping:
-        return f"No method keeps {share:g} of the target's model utility."
-    best = keeping[0]
-    if best.quality == float("-inf"):
+        return f"No method keeps {share:g} of the target's {utility}."
+    best = keeping[0].spread(scale.headline.forget)
+    if best is None:
         return (
-            f"Forget quality is unknown for those that keep {share:g} of the target's model utility: "
-            "TOFUEvaluation needs retain_log, the log of a retain model."
+            f"The {forgetting} is unknown for those that keep {share:g} of the target's {utility}: it needs "
+            f"{scale.headline.needs}."
         )
+    winners = [line.method for line in keeping if line.goodness(scale) == keeping[0].goodness(scale)]
     return (
-        f"Highest forget quality among those that keep at least {share:g} of the target's model utility: "
-        f"{best.method}, log10 p = {best.quality:.2f} ({len(keeping)} of {len(lines)} keep it)."
+        f"Best in {forgetting} among those that keep at least {share:g} of the target's {utility}: "
+        f"{' and '.join(winners)}, {best.mean:.2f} ({len(keeping)} of {len(lines)} keep it)."
     )
 
 
-def write_csv(rows: Sequence[Row], path: Path) -> Path:
-    """Write every row, the named columns first and every other number after them; absent ones stay empty."""
-    others = sorted({name for row in rows for name in row} - set(COLUMNS))
+def write_csv(rows: Sequence[Row], path: Path, scale: Scale) -> Path:
+    """Write every row, the compared numbers first and every other number after them; absent ones stay empty."""
+    first = [*COLUMNS, scale.headline.forget, scale.headline.utility, "utility_kept"]
+    others = sorted({name for row in rows for name in row} - set(first))
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [*COLUMNS, *others], restval="")
+        writer = csv.DictWriter(file, [*first, *others], restval="")
         writer.writeheader()
         writer.writerows(rows)
     return path

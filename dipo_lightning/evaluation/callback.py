@@ -1,7 +1,4 @@
-"""What every evaluation shares: that training doesn't notice it, and where its results go.
-
-The short table that is printed after an evaluation.
-"""
+"""The callback that measures a policy: training doesn't notice it; its results go to console, loggers and files."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -19,19 +17,33 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
+from torchmetrics import Metric, MetricCollection
 
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.prompts import prompt_style
-from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.columns import flat_numbers
+from dipo_lightning.errors import InputError, refuse_unknown
+from dipo_lightning.evaluation.aggregates import (
+    Meanings,
+    aggregates,
+    class_path,
+    flat_numbers,
+    metric_collection,
+    metric_meanings,
+    metric_specs,
+    user_metrics,
+)
+from dipo_lightning.evaluation.benchmark import Benchmark
 from dipo_lightning.evaluation.json_files import write_json
-from dipo_lightning.evaluation.provenance import provenance
-from dipo_lightning.evaluation.rows import EvaluatedRows
-from dipo_lightning.evaluation.schedule import Scheduled
-from dipo_lightning.models.distributed import evaluation_mode
+from dipo_lightning.evaluation.provenance import provenance, run_settings, weights
+from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog, Measuring, check_numbers, with_skipped
+from dipo_lightning.evaluation.run_folder import is_trial, run_folder
+from dipo_lightning.evaluation.schedule import Schedule, Scheduled, interruptible
+from dipo_lightning.evaluation.tensorboard import answers_table
+from dipo_lightning.models.checkpoint import read_settled
+from dipo_lightning.models.distributed import evaluation_mode, rank_and_world
 
 Document = dict[str, Any]
-"""One evaluation as it is written: format, settings, provenance, sets (rows), aggregates, skipped."""
+"""One evaluation as it is written: format, benchmark, settings, provenance, sets (rows), aggregates, skipped."""
 
 FAST_DEV_ROWS = 2
 """Rows of each set that ``fast_dev_run`` measures."""
@@ -40,33 +52,51 @@ FAST_DEV_ROWS = 2
 class Evaluation(Scheduled):
     """Base of the callbacks that measure a policy during ``fit``, ``validate`` and ``test``.
 
-    A subclass names itself (``name``), checks its options in `check` and measures in `evaluate`; both run on every
-    process. Scalars go to every logger at ``trainer.global_step`` and into ``trainer.callback_metrics``, where
-    ``ModelCheckpoint`` and ``EarlyStopping`` find them as ``{name}/...``. Every evaluation is one JSON file under
-    ``{trainer.log_dir}/evaluations``. The module measured is the LightningModule's ``policy``.
+    A subclass names its `benchmark`, checks its options in `check`, says in `settings` how it measures, and measures
+    rows in `measure`; all run on every process. The benchmark's metrics, and those that a user adds, are fed with the
+    rows, and what they compute goes to every logger at ``trainer.global_step`` and into ``trainer.callback_metrics``,
+    where ``ModelCheckpoint`` and ``EarlyStopping`` find it as ``{name}/...``. Every evaluation is one JSON file under
+    ``evaluations`` in the run's folder. The module measured is the LightningModule's ``policy``.
 
     Args:
-        every_n_epochs: Evaluate at the end of every n-th epoch; None for not at epochs.
-        every_n_steps: Evaluate after every n-th optimiser step; None for not at steps.
-        at_start: Evaluate before the first step (the answers "before"); not on a resume.
-        at_end: Evaluate after the last step, unless that has just been done.
+        schedule: When to evaluate: ``every_n_epochs`` (1), ``every_n_steps``, ``at_start`` (the answers "before"),
+            ``at_end``.
+        measuring: How rows are measured: ``batch_tokens``, ``generation_rows``, ``max_new_tokens``, ``generate``,
+            ``min_k_fraction``, ``on_missing``.
+        metrics: Further metrics by name: a class path, ``class_path`` with ``init_args``, or a metric. Any torchmetrics
+            metric whose ``update`` takes ``rows``, the evaluated rows by set name, such as a subclass of
+            `dipo_lightning.metrics.RowMean`.
+        samples: How many rows of a set are shown with their first and present answers in TensorBoard.
     """
 
-    name = "evaluation"
-    title: ClassVar[str] = "Evaluation"
-    #: What the printed table shows, by scalar name; every scalar where this is empty.
-    shown: ClassVar[Mapping[str, str]] = {}
-    #: What the table gives the reason for when it is not there, by aggregate name.
-    may_be_absent: ClassVar[Mapping[str, str]] = {}
+    benchmark: ClassVar[Benchmark]
+    name: ClassVar[str] = "evaluation"
+    utility: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Take the names of the benchmark and of its utility."""
+        super().__init_subclass__(**kwargs)
+        if "benchmark" in vars(cls):
+            cls.name, cls.utility = cls.benchmark.name, cls.benchmark.headline.utility
 
     def __init__(
         self,
-        every_n_epochs: int | None = 1,
-        every_n_steps: int | None = None,
-        at_start: bool = True,
-        at_end: bool = True,
+        schedule: Schedule | None = None,
+        measuring: Measuring | None = None,
+        metrics: dict[str, Any] | None = None,
+        samples: int = 20,
+        **unknown: Any,
     ) -> None:
-        super().__init__(every_n_epochs, every_n_steps, at_start, at_end)
+        super().__init__(schedule)
+        refuse_unknown(type(self).__name__, unknown)
+        self.measuring = measuring or Measuring()
+        self.measuring.check(self)
+        check_numbers(self, {"samples": samples}, least=0)
+        self.metrics, self.samples = dict(metrics or {}), samples
+        self.retain: EvaluationLog | None = None
+        self.no_retain = ""  # the reason why there is no retain log, where it is not that none was given
+        self.measures = MetricCollection({})
+        self.meanings = Meanings()
         self.files: list[str] = []
         self.first: Document | None = None
         self.last: Document | None = None
@@ -77,9 +107,40 @@ class Evaluation(Scheduled):
     def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse with an `InputError` what can't be right, before any model is loaded; called in ``setup``."""
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that changes a number, as plain values; known after `check`."""
+        return {}
+
+    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> EvaluatedRows:
+        """Measure ``pl_module.policy`` row by row; collective, and the same rows on every process."""
+        raise TypeError(f"{type(self).__name__} must define measure()")
+
+    # What an evaluation consists of.
+
     def evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Document:
-        """Measure ``pl_module.policy``; collective, and the same document on every process."""
-        raise TypeError(f"{type(self).__name__} must define evaluate()")
+        """Measure every row, feed the metrics, and return the evaluation as it is written, without its provenance."""
+        rows, settings = self.measure(trainer, pl_module), self.all_settings()
+        self.benchmark.prepare(rows.sets, settings)
+        several = rank_and_world()[1] > 1  # processes exchange tensors where the strategy has them
+        found = aggregates(self.measures, rows.whole(), pl_module.device if several else None)
+        for name in [name for name in found if name.endswith("_absent") and self.no_retain]:
+            metric = self.measures[name.removesuffix("_absent")]
+            if getattr(metric, "needs_retain", ()):
+                found[name] = self.no_retain
+        return {
+            "format": self.benchmark.format,
+            "benchmark": class_path(type(self.benchmark)),
+            "settings": settings,
+            "provenance": {},
+            "sets": rows.sets,
+            "aggregates": found,
+            "skipped": rows.skipped,
+        }
+
+    def all_settings(self) -> dict[str, Any]:
+        """Return the settings, with the metrics that the user added where there are any."""
+        return self.settings | ({"metrics": metric_specs(self.metrics)} if self.metrics else {})
 
     def scalars(self, document: Document) -> dict[str, float]:
         """Return what is logged, by its name after ``{self.name}/``: every number among the aggregates.
@@ -88,29 +149,37 @@ class Evaluation(Scheduled):
         """
         return flat_numbers(document["aggregates"])
 
-    def describe(self, document: Document) -> str:
-        """Return what was measured, for the first line of the table."""
-        return self.title
-
     def summary(self, document: Document) -> str:
         """Return the short table that is printed after an evaluation."""
         now, before = self.scalars(document), None if self.first is None else self.scalars(self.first)
-        names = self.shown or {name: name for name in now}
-        return summary_table(self.describe(document), before, now, names, document, self.may_be_absent)
-
-    def hyperparameter_metrics(self, document: Document) -> dict[str, float]:
-        """Return the few numbers that TensorBoard's HPARAMS tab compares runs by."""
-        return {}
+        shown = [*(self.benchmark.shown or now)]
+        shown += [key for key in now if key not in shown and any(_is_part(key, name) for name in self.metrics)]
+        title = self.benchmark.describe(document["settings"], document["sets"])
+        return summary_table(
+            title, before, now, {key: self.meanings[key].label for key in shown}, document, self.meanings
+        )
 
     def write_tensorboard(self, experiment: Any, document: Document, step: int) -> None:
-        """Add text, histograms and figures to a ``SummaryWriter``; called on rank 0 only."""
+        """Add texts, histograms and figures to a ``SummaryWriter``; called on rank 0 only."""
+        sets, first = document["sets"], (self.first or document)["sets"]
+        for tag, figure in self.benchmark.pictures(sets, document["aggregates"], self.retain).items():
+            experiment.add_figure(f"{self.name}/{tag}", figure, step)
+        for tag, (name, field) in self.benchmark.histograms.items():
+            values = [row[field] for row in sets.get(name, ()) if row.get(field) is not None]
+            values = [value for value in values if math.isfinite(value)]
+            if values:
+                experiment.add_histogram(f"{self.name}/{tag}", torch.tensor(values), step)
+        for name, tag in self.benchmark.answers.items():
+            if any(row.get("generation") is not None for row in sets.get(name, ())):
+                table = answers_table(first.get(name, [])[: self.samples], sets[name])
+                experiment.add_text(f"{self.name}/{tag}", table, step)
 
     # What subclasses take from the run.
 
     @staticmethod
     def is_trial(trainer: pl.Trainer) -> bool:
         """Tell whether the Trainer makes a ``fast_dev_run``, which measures `FAST_DEV_ROWS` rows of a set."""
-        return bool(getattr(trainer, "fast_dev_run", False))
+        return is_trial(trainer)
 
     def tokenizer_of(self, trainer: pl.Trainer) -> Any:
         """Return the data module's tokenizer.
@@ -143,19 +212,6 @@ class Evaluation(Scheduled):
             )
         return style
 
-    def document(
-        self, log_format: str, settings: dict[str, Any], rows: EvaluatedRows, aggregates: dict[str, Any]
-    ) -> Document:
-        """Put an evaluation together as it is written; its provenance is added when it is over."""
-        return {
-            "format": log_format,
-            "settings": settings,
-            "provenance": {},
-            "sets": rows.sets,
-            "aggregates": aggregates,
-            "skipped": rows.skipped,
-        }
-
     # What a run of it is.
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -164,56 +220,91 @@ class Evaluation(Scheduled):
             self.files, self.first, self.last, self._last_step, self._described = [], None, None, None, False
         refuse_twins(trainer.callbacks)  # type: ignore[attr-defined]
         self.check(trainer, pl_module)
+        if hasattr(self, "benchmark"):
+            self.prepare_metrics()
+
+    def prepare_metrics(self) -> None:
+        """Make the metrics that rows will be fed to; the settings and the retain log are known."""
+        settings = self.settings
+        if self.retain is not None:
+            self.retain = prepared(self.retain, self.benchmark, settings)
+        own = self.benchmark.metrics(settings, self.retain)
+        metrics: dict[str, Metric] = {**own, **user_metrics(self.metrics, own)}
+        self.measures, self.meanings = metric_collection(metrics), metric_meanings(metrics)
 
     def run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> None:
         """Measure, log and write."""
         started = time.monotonic()
-        with evaluation_mode(pl_module), trainer.strategy.precision_plugin.forward_context():
+        forward = trainer.strategy.precision_plugin.forward_context()
+        with evaluation_mode(pl_module), forward, interruptible(trainer):
             document = self.evaluate(trainer, pl_module)
-        document["provenance"] = provenance(trainer, pl_module) | {
-            "epoch": epoch,
-            "step": trainer.global_step,
-            "seconds": round(time.monotonic() - started, 3),
-        }
+        epoch, step = position(trainer, epoch)
+        seconds = round(time.monotonic() - started, 3)
+        document["provenance"] = provenance(trainer, pl_module) | {"epoch": epoch, "step": step, "seconds": seconds}
         self._publish(trainer, pl_module, document)
-        self._write(trainer, document, f"{self.name}_epoch={epoch:03d}_step={trainer.global_step:05d}.json")
+        self._write(trainer, document)
         self.first, self.last = self.first or document, document
+
+    def outdated(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+        """Tell whether the last evaluation is of another step, or of other weights; collective."""
+        if super().outdated(trainer, pl_module) or not self.files:
+            return True
+        last = self.last or json.loads(Path(self.files[-1]).read_text(encoding="utf-8"))
+        return last["provenance"].get("model", {}).get("trained") != weights(pl_module).get("trained")
 
     def _publish(self, trainer: pl.Trainer, pl_module: pl.LightningModule, document: Document) -> None:
         """Log the scalars; in validate and test through Lightning, which returns them to the caller."""
         scalars = {f"{self.name}/{key}": value for key, value in self.scalars(document).items()}
+        step = document["provenance"]["step"]
         # float64: a p-value of 1e-119 is 0 in float32
         tensors = {key: torch.tensor(value, dtype=torch.float64) for key, value in scalars.items()}
         if trainer.state.fn == TrainerFn.FITTING:
             trainer.callback_metrics.update(tensors)
             for logger in trainer.loggers:
-                logger.log_metrics(scalars, step=trainer.global_step)
-                self._log_hyperparameters(logger, document, trainer.global_step)
+                logger.log_metrics(scalars, step=step)
+                self._log_hyperparameters(logger, document, step, trainer, pl_module)
             self._described = True
-        else:
+        else:  # `step`: where Lightning then logs the others
+            tensors["step"] = torch.tensor(float(step))
             pl_module.log_dict(tensors, on_epoch=True, rank_zero_only=False)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                self.write_tensorboard(logger.experiment, document, trainer.global_step)
+                self.write_tensorboard(logger.experiment, document, step)
 
-    def _log_hyperparameters(self, logger: Any, document: Document, step: int) -> None:
+    def _log_hyperparameters(
+        self, logger: Any, document: Document, step: int, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
         """Give the HPARAMS tab its metrics: it stays empty unless hyper-parameters are logged together with some."""
-        metrics = {f"hp/{key}": value for key, value in self.hyperparameter_metrics(document).items()}
+        scalars, names = self.scalars(document), self.benchmark.hyperparameter_metrics
+        metrics = {f"hp/{key}": scalars[key] for key in names if key in scalars}
         if not isinstance(logger, TensorBoardLogger) or not metrics:
             return
         if self._described:
             logger.log_metrics(metrics, step)
         else:  # `hparams`: what the Trainer gave this logger of the module and the data module
-            logger.log_hyperparams(dict(logger.hparams), metrics, step)
+            logger.log_hyperparams(dict(logger.hparams) | run_settings(trainer, pl_module), metrics, step)
 
-    def _write(self, trainer: pl.Trainer, document: Document, file: str) -> None:
+    def _write(self, trainer: pl.Trainer, document: Document) -> None:
         """Write the document on rank 0, and say where and what it found."""
-        folder = trainer.log_dir  # collective
-        path = Path(folder or trainer.default_root_dir) / "evaluations" / file
+        path = trainer.strategy.broadcast(self._path(run_folder(trainer) / "evaluations", trainer, document))
         if trainer.is_global_zero:
             write_json(path, document)
             trainer.print(f"{self.summary(document)}\nEvery row and text: {path}")
-        self.files.append(str(path))
+        if str(path) not in self.files:
+            self.files.append(str(path))
+
+    def _path(self, folder: Path, trainer: pl.Trainer, document: Document) -> Path:
+        """Return where an evaluation is written: one file a step of a fit, and one more for each validation or test."""
+        where = document["provenance"]
+        name = f"{self.name}_epoch={where['epoch']:03d}_step={where['step']:05d}"
+        assert trainer.state.fn is not None
+        if trainer.state.fn == TrainerFn.FITTING:
+            return folder / f"{name}.json"
+        name, number = f"{name}_{trainer.state.fn.value}", 2
+        path = folder / f"{name}.json"
+        while path.exists():
+            path, number = folder / f"{name}_{number}.json", number + 1
+        return path
 
     @contextmanager
     def progress(self, trainer: pl.Trainer, total: int, what: str) -> Iterator[Callable[[int], object]]:
@@ -237,6 +328,20 @@ class Evaluation(Scheduled):
             self.first = json.loads(Path(self.files[0]).read_text(encoding="utf-8"))
 
 
+def position(trainer: pl.Trainer, epoch: int) -> tuple[int, int]:
+    """Return the epochs and optimiser steps behind the weights that ``trainer`` evaluates.
+
+    Args:
+        trainer: In ``fit``, or in ``validate`` or ``test``, where a checkpoint that was loaded tells both.
+        epoch: The epochs behind the trainer itself.
+    """
+    path = trainer.ckpt_path
+    if trainer.state.fn == TrainerFn.FITTING or not path:
+        return epoch, trainer.global_step
+    checkpoint = read_settled(Path(path))
+    return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"], checkpoint["global_step"]
+
+
 def refuse_twins(callbacks: Iterable[object]) -> None:
     """Refuse two evaluations of one name in a run: one would overwrite the other's files and scalars.
 
@@ -252,13 +357,28 @@ def refuse_twins(callbacks: Iterable[object]) -> None:
             )
 
 
+def prepared(log: EvaluationLog, benchmark: Benchmark, settings: Mapping[str, Any]) -> EvaluationLog:
+    """Return a retain model's log as metrics take it: skipped rows among the others, and what follows from them.
+
+    Raises:
+        InputError: Its rows don't give what these settings need.
+    """
+    sets = with_skipped(log.sets, log.skipped)
+    benchmark.prepare(sets, settings)
+    return replace(log, sets=sets)
+
+
+def _is_part(key: str, name: str) -> bool:
+    return key == name or key.startswith(f"{name}_")
+
+
 def summary_table(
     title: str,
     before: dict[str, float] | None,
     now: dict[str, float],
     names: Mapping[str, str],
     document: Mapping[str, Any],
-    absent: Mapping[str, str],
+    meanings: Meanings,
 ) -> str:
     """Write the table, then what is missing from it and why.
 
@@ -268,13 +388,13 @@ def summary_table(
         now: Scalars of this one.
         names: What is shown, by scalar name.
         document: This evaluation.
-        absent: What may be missing, by the name of its aggregate; ``NAME_absent`` beside it is the reason.
+        meanings: Of its numbers.
     """
     where = document["provenance"]
     lines = [comparison_table(f"{title}, epoch {where['epoch']}, step {where['step']}:", before, now, names)]
-    for name, label in absent.items():
-        if reason := document["aggregates"].get(f"{name}_absent"):
-            lines.append(f"  No {label}: {reason}.")
+    for name, reason in document["aggregates"].items():
+        if name.endswith("_absent"):
+            lines.append(f"  No {meanings[name.removesuffix('_absent')].label}: {reason}.")
     lines += [f"  {len(rows)} rows of {name} have no value and were left out (see `skipped` in the file)."
               for name, rows in document["skipped"].items()]  # fmt: skip
     return "\n".join(lines)
@@ -296,9 +416,9 @@ def comparison_table(
         value = values.get(name, math.nan)
         return f"{'-' if math.isnan(value) else f'{value:.4g}':>12}"
 
-    lines = [title] if before is None else [title, f"  {'':<28}{'first':>12}{'now':>12}"]
+    lines = [title] if before is None else [title, f"  {'':<32}{'first':>12}{'now':>12}"]
     for name, label in names.items():
         if name not in now and name not in (before or {}):
             continue  # not measured in this run
-        lines.append(f"  {label:<28}{'' if before is None else cell(before, name)}{cell(now, name)}")
+        lines.append(f"  {label:<32}{'' if before is None else cell(before, name)}{cell(now, name)}")
     return "\n".join(lines)

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from dipo_lightning.models.distributed import evaluation_mode, gather, own_batches
 from dipo_lightning.models.head import causal_lm
+from dipo_lightning.models.inspection import check_ids, leaves_rows_alone, position_limit, same_logits
 from dipo_lightning.models.sharding import unsharded
 
 BATCH_ROWS = 64
 FEW = 0.25  # a batch stops when no more than this share of its rows goes on ...
+PROBED = 4  # tokens by which a model's decoding is compared with its definition
 FEWEST = 8  # ... unless it began with so few that a new batch would cost more than it saves
 
 
@@ -37,6 +39,10 @@ class _Row:
     @property
     def remaining(self) -> int:
         return self.limit - len(self.said)
+
+    @property
+    def context(self) -> list[int]:
+        return self.prompt + self.said
 
     def take(self, tokens: Sequence[int], stop_ids: Sequence[int]) -> None:
         """Say ``tokens`` up to the first stop id or the limit."""
@@ -64,7 +70,7 @@ def generate(
         policy: A ``transformers`` causal LM or a peft model around one, sharded or not. A sharded one is gathered
             once for the whole call, which needs room for it.
         prompts: Token ids of each prompt, none empty.
-        max_new_tokens: Most tokens a row is given.
+        max_new_tokens: Most tokens a row is given; fewer where the model's table of positions ends.
         stop_ids: A row ends at the first of these (end of turn, end of sequence); may be empty.
         batch_rows: Most rows of a batch.
         expected: Tokens each row will probably need (the length of the true answer): rows that end together are put
@@ -78,12 +84,19 @@ def generate(
     rows = [_Row(i, list(p), max_new_tokens, e) for i, (p, e) in enumerate(zip(prompts, expected, strict=True))]
     for row, tokens in zip(rows, known or [()] * len(rows), strict=True):
         row.take(tokens, stop_ids)
+    check_ids(policy, prompts)
+    limit = position_limit(policy)
+    for row in rows:
+        row.limit = min(row.limit, max(len(row.said), (limit or row.limit + len(row.prompt)) - len(row.prompt)))
+        row.done = row.done or row.remaining == 0
     going = [row for row in rows if not row.done]
     if progress is not None:
         progress(len(rows) - len(going))
     with evaluation_mode(policy), plain_settings(policy), unsharded(policy):
+        together = _what_may_go_together(policy, going, limit, device)
         while going:
-            _round(policy, rows, going, list(stop_ids), batch_rows, device)
+            plan = _plan(going, 1 if together == "plain" else batch_rows, together)
+            _round(policy, rows, plan, list(stop_ids), limit, device, together == "plain")
             ended = [row for row in going if row.done]
             going = [row for row in going if not row.done]
             if progress is not None:
@@ -91,45 +104,134 @@ def generate(
     return [row.said for row in rows]
 
 
+def _what_may_go_together(policy: nn.Module, rows: Sequence[_Row], limit: int | None, device: torch.device) -> str:
+    """Find out how rows get what a forward of the row alone, without a cache, says.
+
+    The shortest prompt beside the longest shows whether the padding in front of it disturbs it, as it does models that
+    carry a state from token to token without regard to the mask, or that count positions from the start.
+
+    Returns:
+        ``padded`` (rows of any length share a batch), ``equal`` (those of one length do), or ``plain`` where the
+        family's own decoding gives something else (RoBERTa's positions): row by row and without it.
+    """
+    prompts = sorted((row.prompt for row in rows), key=len)
+    if not prompts:
+        return "plain"
+    short, long = prompts[0], prompts[-1]
+    steps = PROBED if limit is None else min(PROBED, limit - len(long))
+
+    def alike(company: list[int]) -> Callable[[], bool]:
+        return lambda: _continued_alike(policy, short, company, steps, device)
+
+    if len(short) < len(long) and leaves_rows_alone(policy, "left-padded", len(long), alike(long)):
+        return "padded"
+    return "equal" if leaves_rows_alone(policy, "equal", len(long), alike(short[::-1])) else "plain"
+
+
+def _continued_alike(
+    policy: nn.Module, prompt: list[int], company: list[int], steps: int, device: torch.device
+) -> bool:
+    """Compare the logits of a few greedy tokens after a prompt, from a batch with another and one by one."""
+    beside = _generate(policy, [prompt, company], steps, device, logits=True)
+    said = beside.sequences[0, -len(beside.logits) :].tolist()
+    for step, logits in enumerate(beside.logits):
+        expected = _next_logits(policy, prompt + said[:step], device)
+        if not same_logits(logits[0], expected):
+            return False
+    return True
+
+
+def _next_logits(policy: nn.Module, ids: list[int], device: torch.device) -> Tensor:
+    """Return the (V,) logits of the token after ``ids``, computed from nothing else."""
+    row = torch.tensor([ids], device=device)
+    return policy(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False).logits[0, -1]
+
+
+def _plan(going: Sequence[_Row], batch_rows: int, together: str) -> list[list[int]]:
+    """Put rows that end together into batches; indices of each."""
+    order = sorted(going, key=lambda r: (len(r.said), r.expected, len(r.prompt), r.index), reverse=True)
+    kinds: dict[int, list[int]] = {}
+    for row in order:
+        kinds.setdefault(0 if together == "padded" else len(row.context), []).append(row.index)
+    return [kind[i : i + batch_rows] for kind in kinds.values() for i in range(0, len(kind), batch_rows)]
+
+
 def _round(
-    policy: nn.Module, rows: list[_Row], going: list[_Row], stop_ids: list[int], batch_rows: int, device: torch.device
+    policy: nn.Module,
+    rows: list[_Row],
+    plan: list[list[int]],
+    stop_ids: list[int],
+    limit: int | None,
+    device: torch.device,
+    plain: bool,
 ) -> None:
     """Take every unfinished row some tokens further; each gets at least one."""
-    order = sorted(going, key=lambda r: (len(r.said), r.expected, len(r.prompt), r.index), reverse=True)
-    plan = [[row.index for row in order[i : i + batch_rows]] for i in range(0, len(order), batch_rows)]
     results: dict[int, list[int]] = {}
     for batch, own in own_batches(plan):
-        continued = _continue_batch(policy, [rows[i] for i in batch], stop_ids, device)
+        if plain:
+            continued = [_continue_plainly(policy, rows[i], stop_ids, device) for i in batch]
+        else:
+            continued = _continue_batch(policy, [rows[i] for i in batch], stop_ids, limit, device)
         if own:
             results.update(zip(batch, continued, strict=True))
     for index, tokens in gather(results).items():
         rows[index].take(tokens, stop_ids)
 
 
-def _continue_batch(policy: nn.Module, rows: list[_Row], stop_ids: list[int], device: torch.device) -> list[list[int]]:
+def _continue_batch(
+    policy: nn.Module, rows: list[_Row], stop_ids: list[int], limit: int | None, device: torch.device
+) -> list[list[int]]:
     """Decode one left-padded batch until few of its rows are left; returns the new ids, padding after a stop."""
+    contexts = [row.context for row in rows]
+    length = max(map(len, contexts))
+    new = max(row.remaining for row in rows)
+    if limit is not None:  # also of the rows that have ended: they are fed until the batch ends
+        new = min(new, limit - length)
+    few = 0 if len(rows) <= FEWEST else int(len(rows) * FEW)
+    stopping = _FewLeft(length, stop_ids, few) if few and stop_ids else None
+    output = _generate(policy, contexts, new, device, stop_ids, stopping)
+    return output.sequences[:, length:].tolist()
+
+
+def _continue_plainly(policy: nn.Module, row: _Row, stop_ids: list[int], device: torch.device) -> list[int]:
+    """Decode one row from the definition: each token from a forward of all before it."""
+    said: list[int] = []
+    while len(said) < row.remaining and not (said and said[-1] in stop_ids):
+        said.append(int(_next_logits(policy, row.context + said, device).argmax()))
+    return said
+
+
+def _generate(
+    policy: nn.Module,
+    contexts: Sequence[list[int]],
+    new: int,
+    device: torch.device,
+    stop_ids: Sequence[int] = (),
+    stopping: _FewLeft | None = None,
+    logits: bool = False,
+) -> Any:
+    """Let ``transformers`` decode one batch, padded on the left."""
     from transformers import GenerationConfig, StoppingCriteriaList
 
-    contexts = [row.prompt + row.said for row in rows]
     length = max(map(len, contexts))
     ids = torch.tensor([[0] * (length - len(c)) + c for c in contexts])
     padding = torch.tensor([length - len(c) for c in contexts])
-    few = 0 if len(rows) <= FEWEST else int(len(rows) * FEW)
     config = GenerationConfig(
         do_sample=False,
-        max_new_tokens=max(row.remaining for row in rows),
-        eos_token_id=stop_ids or None,
+        max_new_tokens=new,
+        eos_token_id=list(stop_ids) or None,
         pad_token_id=stop_ids[0] if stop_ids else 0,
         use_cache=True,
+        return_dict_in_generate=True,
+        output_logits=logits,
     )
-    output = policy.generate(  # type: ignore[operator]
+    return policy.generate(  # type: ignore[operator]
         input_ids=ids.to(device),
         attention_mask=(torch.arange(length) >= padding[:, None]).long().to(device),
         generation_config=config,
-        stopping_criteria=StoppingCriteriaList([_FewLeft(length, stop_ids, few)]) if few and stop_ids else None,
+        stopping_criteria=None if stopping is None else StoppingCriteriaList([stopping]),
         synced_gpus=False,  # the weights are gathered: no forward waits for another process
     )
-    return output[:, length:].tolist()
 
 
 class _FewLeft:

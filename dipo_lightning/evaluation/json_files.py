@@ -1,4 +1,4 @@
-"""Writing a result so that a reader finds all of it or nothing."""
+"""Result files that a reader finds whole or not at all."""
 
 import json
 import math
@@ -9,10 +9,8 @@ from typing import Any
 from dipo_lightning.errors import RunError
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write ``document`` to ``path`` in one step: under another name, to the disk, then renamed.
-
-    Numbers that aren't finite become null: ``NaN`` is no JSON, and most readers refuse it.
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` in one step: under another name, to the disk, then renamed.
 
     Raises:
         RunError: The file can't be written (a full disk, no permission).
@@ -21,13 +19,24 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as file:
-            json.dump(finite(document), file, ensure_ascii=False, indent=1, allow_nan=False)
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise RunError(f"The evaluation could not be written to {path}: {error.strerror or error}.") from error
+        raise RunError(f"{path} could not be written: {error.strerror or error}.") from error
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write ``document`` to ``path`` in one step, as `write_text` does.
+
+    Numbers that aren't finite become null: ``NaN`` is no JSON, and most readers refuse it.
+
+    Raises:
+        RunError: The file can't be written (a full disk, no permission).
+    """
+    write_text(path, json.dumps(finite(document), ensure_ascii=False, indent=1, allow_nan=False))
 
 
 def finite(value: Any) -> Any:

@@ -7,6 +7,7 @@ they are for; each number is then read from those scores.
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,8 +15,8 @@ from torch import nn
 from dipo_lightning.data.chat import ChatStyle
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.generation import generate
-from dipo_lightning.evaluation.rows import EvaluatedRows, MeasuringOptions, Progress, Row
+from dipo_lightning.evaluation.generation import BATCH_ROWS, generate
+from dipo_lightning.evaluation.rows import EvaluatedRows, Measuring, Progress, Row
 from dipo_lightning.evaluation.scoring import TokenScores, score
 from dipo_lightning.evaluation.shared_prompts import Example
 from dipo_lightning.metrics.functional.membership import zlib_score
@@ -23,18 +24,9 @@ from dipo_lightning.metrics.functional.memorization import exact_memorization, e
 from dipo_lightning.metrics.functional.min_k import min_k, min_k_plus_plus
 from dipo_lightning.metrics.functional.rouge import rouge_l
 
-
-@dataclass(frozen=True, kw_only=True)
-class RowOptions(MeasuringOptions):
-    """How rows are measured; a row without a value has an answer without tokens, or a loss that isn't finite.
-
-    Attributes:
-        max_new_tokens: Most tokens of a generated answer.
-        generate: Whether to generate answers; without them there is no ROUGE and no model utility.
-    """
-
-    max_new_tokens: int = 200
-    generate: bool = True
+MAX_NEW_TOKENS = 200
+Source = Mapping[str, Any]
+"""A row to be measured, as it was read."""
 
 
 @dataclass
@@ -43,7 +35,7 @@ class _Plan:
 
     set_name: str
     index: int
-    source: Row
+    source: Source
     prompt: list[int]
     answer: int
     paraphrase: int | None
@@ -58,8 +50,8 @@ class _Plan:
 def evaluate_rows(
     policy: nn.Module,
     style: PromptStyle,
-    sets: Mapping[str, Sequence[Row]],
-    options: RowOptions,
+    sets: Mapping[str, Sequence[Source]],
+    options: Measuring,
     *,
     detailed: Sequence[str] = ("forget", "holdout"),
     silent: Sequence[str] = ("holdout",),
@@ -73,7 +65,7 @@ def evaluate_rows(
         style: How a question and an answer become tokens.
         sets: Rows of TOFU's schema by set: ``question``, ``answer``, and where the set has them ``paraphrased_answer``
             and ``perturbed_answer`` (wrong answers); with ``messages`` the whole conversation is the question.
-        options: See `RowOptions`.
+        options: How to measure; 200 new tokens and 64 rows a generation batch where they are None.
         detailed: Sets whose answers also get memorisation and membership scores.
         silent: Sets whose questions aren't answered.
         device: Where the batches go; default is where the policy's parameters are.
@@ -103,7 +95,7 @@ def evaluate_rows(
 
 def _plan(
     style: PromptStyle,
-    sets: Mapping[str, Sequence[Row]],
+    sets: Mapping[str, Sequence[Source]],
     detailed: Sequence[str],
     examples: list[Example],
     evaluated: EvaluatedRows,
@@ -142,7 +134,7 @@ def _plan(
     return plans
 
 
-def _prompt(style: PromptStyle, row: Row) -> list[int]:
+def _prompt(style: PromptStyle, row: Source) -> list[int]:
     """Ids that the answer follows: of the question, or of all that a conversation says before it."""
     if "messages" in row and isinstance(style, ChatStyle):
         return style.conversation_prompt(row["messages"][:-1])
@@ -157,7 +149,7 @@ def _answers(
     style: PromptStyle,
     plans: Sequence[_Plan],
     scores: Sequence[TokenScores],
-    options: RowOptions,
+    options: Measuring,
     device: torch.device | None,
     progress: Progress,
 ) -> list[list[int]]:
@@ -169,9 +161,9 @@ def _answers(
         return generate(
             policy,
             [plan.prompt for plan in plans],
-            max_new_tokens=options.max_new_tokens,
+            max_new_tokens=options.max_new_tokens or MAX_NEW_TOKENS,
             stop_ids=style.stop_ids,
-            batch_rows=options.batch_rows,
+            batch_rows=options.generation_rows or BATCH_ROWS,
             expected=[plan.length for plan in plans],
             known=[scores[plan.answer].greedy_start() for plan in plans],
             device=device,
@@ -182,7 +174,7 @@ def _answers(
 def _score_said(
     policy: nn.Module,
     plans: Sequence[_Plan],
-    options: RowOptions,
+    options: Measuring,
     device: torch.device | None,
     progress: Progress,
 ) -> None:
@@ -212,8 +204,10 @@ def _row(plan: _Plan, scores: Sequence[TokenScores], style: PromptStyle, fractio
         "rouge_l_recall": None if text is None else rouge_l([text], [plan.source["answer"]]).recall.item(),
     }
     if plan.detailed and plan.said is not None:
-        row |= {"generation_nll": plan.said_nll, "generation_tokens": len(plan.said)}
-    return row | (_details(answer, plan, fraction) if plan.detailed else {})
+        row["generation_nll"], row["generation_tokens"] = plan.said_nll, len(plan.said)
+    if plan.detailed:
+        row.update(_details(answer, plan, fraction))
+    return row
 
 
 def _details(answer: TokenScores, plan: _Plan, fraction: float) -> Row:
@@ -238,7 +232,8 @@ def _details(answer: TokenScores, plan: _Plan, fraction: float) -> Row:
 
 def _problem(row: Row) -> str | None:
     """Say what keeps a row from having a value; answers that share a prompt are NaN together."""
-    values = {"answer": [row["nll"]], "correct answer": [row["correct_nll"]], "wrong answers": row["wrong_nll"]}
+    values: dict[str, list[float | None]] = {"answer": [row["nll"]], "correct answer": [row["correct_nll"]]}
+    values["wrong answers"] = row["wrong_nll"]
     if row.get("generation_nll") is not None:
         values["own answer"] = [row["generation_nll"]]
     bad = {name: nlls for name, nlls in values.items() if not torch.tensor(nlls).isfinite().all()}

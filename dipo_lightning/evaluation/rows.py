@@ -1,40 +1,127 @@
-"""What every row-by-row evaluation has: options of measuring, the rows it found, and those that have no value.
-
-The checks of options that evaluations have in common: each names the callback, the option and what it may be.
-"""
+"""Evaluated rows: their one type, how they are measured, those that have no value, and logs of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import torch
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.generation import BATCH_ROWS
 from dipo_lightning.evaluation.scoring import BATCH_TOKENS
 from dipo_lightning.metrics.functional.min_k import MUSE_FRACTION
+from dipo_lightning.metrics.functional.truth_ratio import log_truth_ratio
 
-Row = dict[str, Any]
 Progress = Callable[[int, str], AbstractContextManager[Callable[[int], object]]]
 """Given a total and what is counted, a context that yields the function to call with the rows done."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class MeasuringOptions:
-    """How rows are measured, whatever is asked of them.
+class Row(TypedDict, total=False):
+    """One evaluated row, live and in logs; a field is absent where its set has no such number, None where it failed.
+
+    A benchmark whose rows hold more extends it. NLLs are means per token in nats.
+
+    Attributes:
+        index: The row's place in its data set.
+        question: The question or prompt, for a reader.
+        prompt: The same of a text to continue.
+        answer: The true answer.
+        text: Beginning of a text that was scored whole.
+        generation: The model's own answer.
+        reason: Why a skipped row has no value.
+        nll: Of the answer, or of the text.
+        tokens: Tokens scored of it.
+        correct_nll: Of the paraphrased answer; of the answer itself where there is none.
+        wrong_nll: Of each wrong answer.
+        log_ratio: Natural logarithm of the truth ratio R, in the variant of the evaluation's settings.
+        truth_ratio: R of open-unlearning's variant, where a foreign log holds nothing that it could be computed from.
+        rouge_l_recall: ROUGE-L recall of the generation.
+        rouge: ROUGE-L F1 of the generation (MUSE).
+        generation_nll: Of the generation under the model that said it.
+        generation_tokens: Tokens generated.
+        exact_memorization: Share of the answer's tokens that are the model's first choice.
+        extraction_strength: See `dipo_lightning.metrics.functional.extraction_strength`.
+        min_k: Min-K score in nats.
+        min_k_plus_plus: Min-K++ score.
+        zlib: NLL per compressed byte.
+        loss: NLL as the loss attack takes it.
+        reference: `nll` less that of the retain model.
+    """
+
+    index: int
+    question: str
+    prompt: str
+    answer: str
+    text: str
+    generation: str | None
+    reason: str
+    nll: float | None
+    tokens: float | None
+    correct_nll: float | None
+    wrong_nll: list[float | None]
+    log_ratio: float | None
+    truth_ratio: float | None
+    rouge_l_recall: float | None
+    rouge: float | None
+    generation_nll: float | None
+    generation_tokens: float | None
+    exact_memorization: float | None
+    extraction_strength: float | None
+    min_k: float | None
+    min_k_plus_plus: float | None
+    zlib: float | None
+    loss: float | None
+    reference: float | None
+
+
+END_OF_TURN = "excluded"
+"""The setting `end_of_turn`: memorisation and Min-K leave out the token that ends an answer, as open-unlearning does.
+
+Logs of this package without it come from before, and include the token.
+"""
+
+Sets = Mapping[str, Sequence[Row]]
+"""Rows by the name of their set."""
+
+
+@dataclass
+class Measuring:
+    """How rows are measured.
 
     Attributes:
         batch_tokens: Most tokens of a scoring forward, padding included.
-        batch_rows: Most rows of a generation batch.
+        generation_rows: Most rows of a generation batch; None takes the benchmark's own.
+        max_new_tokens: Most tokens of a generated answer; None takes the benchmark's own.
+        generate: Whether to generate answers; without them there is no ROUGE, and it is faster.
         min_k_fraction: Share of the least likely tokens that Min-K and Min-K++ average.
-        on_missing: What to do with a row that has no value: ``skip`` or ``raise``.
+        on_missing: What to do with a row without a value (an answer without tokens, a loss that isn't finite):
+            ``skip`` leaves it out and lists it, ``raise`` ends the run.
     """
 
     batch_tokens: int = BATCH_TOKENS
-    batch_rows: int = BATCH_ROWS
+    generation_rows: int | None = None
+    max_new_tokens: int | None = None
+    generate: bool = True
     min_k_fraction: float = MUSE_FRACTION
-    on_missing: str = "skip"
+    on_missing: Literal["skip", "raise"] = "skip"
+
+    def check(self, owner: object) -> None:
+        """Refuse what no evaluation can measure by.
+
+        Raises:
+            InputError: Naming the option of ``owner``, a callback.
+        """
+        numbers = ("batch_tokens", "generation_rows", "max_new_tokens")
+        check_numbers(owner, {f"measuring.{name}": getattr(self, name) for name in numbers})
+        if not 0 < self.min_k_fraction <= 1:
+            raise InputError(
+                f"{type(owner).__name__}.measuring.min_k_fraction is {self.min_k_fraction}; it must be in (0, 1]."
+            )
+        check_choice(owner, "measuring.on_missing", self.on_missing, ("skip", "raise"))
 
 
 @dataclass
@@ -53,47 +140,130 @@ class EvaluatedRows:
         if on_missing == "raise":
             raise InputError(
                 f"Row {index} of {set_name} has no value: {reason} Mend the data, or leave such rows out with "
-                "on_missing: skip (the reference log must then leave out the same rows)."
+                "on_missing: skip (the retain model's log must then leave out the same rows)."
             )
         self.skipped.setdefault(set_name, []).append({"index": index, "reason": reason})
 
+    def whole(self) -> dict[str, list[Row]]:
+        """Return the sets with the skipped rows among them; see `with_skipped`."""
+        return with_skipped(self.sets, self.skipped)
 
-def check_measuring(owner: object, options: MeasuringOptions) -> None:
-    """Refuse what no evaluation can measure by.
+
+@dataclass(frozen=True)
+class EvaluationLog:
+    """Rows of an evaluation with what is known about how they were made.
+
+    Attributes:
+        format: Name of the format, which tells the benchmark; ``dipo-lightning/tofu/1`` or of another package.
+        settings: How it was evaluated (split, prompt_style, truth_ratio, ...); what a foreign format does not say is
+            absent.
+        sets: Rows by set name.
+        skipped: Rows that could not be scored by set name, each with `index` and `reason`.
+        aggregates: What the log itself says its numbers are; empty in formats that store none.
+        provenance: Versions, seeds and fingerprints, where given.
+        path: Where it was read from.
+        benchmark: Class path of the benchmark; empty in foreign formats.
+    """
+
+    format: str
+    settings: dict[str, Any]
+    sets: dict[str, list[Row]]
+    skipped: dict[str, list[Row]] = field(default_factory=dict)
+    aggregates: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+    benchmark: str = ""
+
+
+def with_skipped(sets: Sets, skipped: Sets | None) -> dict[str, list[Row]]:
+    """The sets with a row that holds nothing but its index and the reason for each skipped one, ordered by index.
 
     Args:
-        owner: The callback, for the message.
-        options: Its options of measuring.
+        sets: Rows by set name.
+        skipped: Skipped rows by set name.
+
+    Returns:
+        A new mapping; the rows themselves are not copied.
 
     Raises:
-        InputError: Naming the option as the callback's own argument.
+        InputError: A row stands twice in a set, or has no index.
     """
-    check_numbers(owner, {"batch_tokens": options.batch_tokens, "generation_rows": options.batch_rows})
-    if not 0 < options.min_k_fraction <= 1:
-        raise InputError(f"{_name(owner)}.min_k_fraction is {options.min_k_fraction}; it must be in (0, 1].")
-    check_choice(owner, "on_missing", options.on_missing, ("skip", "raise"))
+    names = dict.fromkeys([*sets, *(skipped or {})])
+    whole = {name: [*sets.get(name, ()), *(skipped or {}).get(name, ())] for name in names}
+    return {
+        name: sorted(unique_rows(f"set {name!r}", rows), key=lambda row: row["index"]) for name, rows in whole.items()
+    }
+
+
+def unique_rows(where: str, rows: Iterable[Row]) -> list[Row]:
+    """Refuse a set in which an index stands twice or is missing.
+
+    Args:
+        where: Its name, for the message.
+        rows: Its rows.
+
+    Returns:
+        The rows as a list.
+
+    Raises:
+        InputError: A row has no integer index, or shares it with another.
+    """
+    rows = list(rows)
+    seen: set[int] = set()
+    for position, row in enumerate(rows):
+        index = row.get("index")
+        if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+            raise InputError(f"{where}, row number {position}: `index` must be an integer >= 0, got {index!r}")
+        if index in seen:
+            raise InputError(f"{where}: row {index} stands in it twice; each row counts once")
+        seen.add(index)
+    return rows
+
+
+def add_log_ratios(sets: Sets, variant: str) -> None:
+    """Give every row that has wrong answers its `log_ratio`.
+
+    Args:
+        sets: Rows by set name, changed in place.
+        variant: Of the truth ratio: ``geometric``, ``arithmetic`` or ``open_unlearning``.
+
+    Raises:
+        InputError: The variant is unknown, or a row holds only open-unlearning's ready ratio and another is asked for.
+    """
+    for rows in sets.values():
+        for row in rows:
+            ratio = row.get("truth_ratio")
+            if row.get("wrong_nll"):
+                numbers = [math.nan if value is None else value for value in row["wrong_nll"]]
+                correct = row.get("correct_nll")
+                nll = torch.tensor(math.nan if correct is None else correct, dtype=torch.float64)
+                value = log_truth_ratio(nll, torch.tensor(numbers, dtype=torch.float64), variant).item()
+                row["log_ratio"] = None if math.isnan(value) else value
+            elif ratio is not None:
+                if variant != "open_unlearning":
+                    raise InputError(
+                        f"row {row['index']} holds open-unlearning's truth ratio but not the losses it comes from: "
+                        f"{variant!r} cannot be computed from it; ask for truth_ratio='open_unlearning'"
+                    )
+                row["log_ratio"] = math.log(ratio) if ratio > 0 else -math.inf
 
 
 def check_numbers(owner: object, numbers: Mapping[str, int | None], least: int = 1) -> None:
     """Refuse a number below ``least``; None is no number.
 
     Raises:
-        InputError: Naming the first such option.
+        InputError: Naming the first such option of ``owner``, a callback.
     """
     for option, value in numbers.items():
         if value is not None and value < least:
-            raise InputError(f"{_name(owner)}.{option} is {value}; it must be at least {least}.")
+            raise InputError(f"{type(owner).__name__}.{option} is {value}; it must be at least {least}.")
 
 
 def check_choice(owner: object, option: str, chosen: Any, known: Sequence[str]) -> None:
     """Refuse a name that isn't known.
 
     Raises:
-        InputError: Naming the option and what it may be.
+        InputError: Naming the option of ``owner``, a callback, and what it may be.
     """
     if chosen not in known:
-        raise InputError(f"{_name(owner)}.{option} is {chosen!r}; it must be {' or '.join(known)}.")
-
-
-def _name(owner: object) -> str:
-    return type(owner).__name__
+        raise InputError(f"{type(owner).__name__}.{option} is {chosen!r}; it must be {' or '.join(known)}.")

@@ -1,35 +1,70 @@
 """When a callback runs: at the start, every few epochs or steps, at the end, in validation and in a test."""
 
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from dipo_lightning.evaluation.rows import check_numbers
 
+Hook = Literal["on_train_start", "on_train_batch_end", "on_train_epoch_end", "on_train_end", "on_fit_end"]
 
-class Scheduled(pl.Callback):
-    """Calls `run` when its options say so, and never twice at one step of a fit.
 
-    Args:
-        every_n_epochs: Run at the end of every n-th epoch; None for not at epochs.
-        every_n_steps: Run after every n-th optimiser step; None for not at steps.
-        at_start: Run before the first step; not on a resume.
-        at_end: Run after the last step, unless that has just been done.
+class StopRequested(SIGTERMException):
+    """The run was told to stop (SIGTERM) while an evaluation was computing; ends it as Lightning's exception does."""
+
+
+class Savepoint(pl.Callback):
+    """Base of a callback that saves a step before it is evaluated, and lets an evaluation be interrupted."""
+
+    def before_evaluation(self, trainer: pl.Trainer, hook: Hook) -> None:
+        """Save the step that an evaluation in ``hook`` is about to measure; collective."""
+
+    @contextmanager
+    def interruptible(self, trainer: pl.Trainer) -> Iterator[None]:
+        """While the block runs, let a request to stop raise `StopRequested`."""
+        yield
+
+    def evaluation_interrupted(self, trainer: pl.Trainer, hook: Hook) -> None:
+        """Save what is not saved yet and end the run; the state is that of before the evaluation."""
+
+
+@dataclass
+class Schedule:
+    """Moments of a fit at which a callback runs.
+
+    Attributes:
+        every_n_epochs: At the end of every n-th epoch; None for not at epochs.
+        every_n_steps: After every n-th optimiser step; None for not at steps.
+        at_start: Before the first step; not on a resume.
+        at_end: After the last step, unless it has just run.
     """
 
-    def __init__(
-        self,
-        every_n_epochs: int | None = 1,
-        every_n_steps: int | None = None,
-        at_start: bool = True,
-        at_end: bool = True,
-    ) -> None:
+    every_n_epochs: int | None = 1
+    every_n_steps: int | None = None
+    at_start: bool = True
+    at_end: bool = True
+
+
+class Scheduled(pl.Callback):
+    """Calls `run` when its schedule says so, and never twice at one step of a fit with the same weights.
+
+    Args:
+        schedule: When; None for the start, the end and every epoch.
+    """
+
+    def __init__(self, schedule: Schedule | None = None) -> None:
         super().__init__()
-        check_numbers(self, {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps})
-        self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
-        self.at_start, self.at_end = at_start, at_end
+        self.schedule = schedule or Schedule()
+        numbers = ("every_n_epochs", "every_n_steps")
+        check_numbers(self, {f"schedule.{name}": getattr(self.schedule, name) for name in numbers})
         self._last_step: int | None = None
 
     def run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> None:
@@ -38,8 +73,8 @@ class Scheduled(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate before the first step."""
-        if self.at_start and trainer.global_step == 0:
-            self._run_once(trainer, pl_module, trainer.current_epoch)
+        if self.schedule.at_start and trainer.global_step == 0:
+            self._run_once(trainer, pl_module, trainer.current_epoch, "on_train_start")
 
     def on_train_batch_end(
         self,
@@ -49,20 +84,39 @@ class Scheduled(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Evaluate after every n-th optimiser step."""
-        if self.every_n_steps and trainer.global_step > 0 and trainer.global_step % self.every_n_steps == 0:
-            ended = batch_idx + 1 >= trainer.num_training_batches  # the epoch: one evaluation serves for both
-            self._run_once(trainer, pl_module, trainer.current_epoch + ended)
+        """Evaluate after every n-th optimiser step; after the last one of an epoch when the epoch ends."""
+        if self._due_by_steps(trainer) and batch_idx + 1 < trainer.num_training_batches:
+            self._run_once(trainer, pl_module, trainer.current_epoch, "on_train_batch_end")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate after every n-th epoch; ``ModelCheckpoint`` and ``EarlyStopping`` come after this."""
-        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._run_once(trainer, pl_module, trainer.current_epoch + 1)
+        every = self.schedule.every_n_epochs
+        by_epochs = bool(every) and (trainer.current_epoch + 1) % (every or 1) == 0
+        if by_epochs or self._due_by_steps(trainer):
+            self._run_once(trainer, pl_module, trainer.current_epoch + 1, "on_train_epoch_end")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate the final policy."""
-        if self.at_end:
-            self._run_once(trainer, pl_module, trainer.current_epoch)
+        if self.schedule.at_end:
+            self._run_once(trainer, pl_module, trainer.current_epoch, "on_train_end")
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Evaluate the final policy where that is still to be done."""
+        self.settle(trainer, pl_module)
+
+    def settle(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make sure that the last measurement is of the final policy; collective, and nothing to do the second time.
+
+        It is not where the run was interrupted in its last evaluation, or where a callback (weight averaging) changed
+        the weights when training had ended.
+        """
+        if self.schedule.at_end and trainer.global_step and self.outdated(trainer, pl_module):
+            self._last_step = None
+            self._run_once(trainer, pl_module, trainer.current_epoch, "on_fit_end")
+
+    def outdated(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+        """Tell whether the last measurement is of other weights than the module's; collective."""
+        return self._last_step != trainer.global_step
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate in ``trainer.validate``; the validation loop inside ``fit`` isn't one of ours."""
@@ -73,7 +127,39 @@ class Scheduled(pl.Callback):
         """Evaluate in ``trainer.test``."""
         self.run(trainer, pl_module, trainer.current_epoch)
 
-    def _run_once(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> None:
-        if self._last_step != trainer.global_step:
-            self._last_step = trainer.global_step
+    def _due_by_steps(self, trainer: pl.Trainer) -> bool:
+        step = trainer.global_step
+        every = self.schedule.every_n_steps
+        return bool(every) and step > 0 and step % (every or 1) == 0
+
+    def _run_once(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int, hook: Hook) -> None:
+        if self._last_step == trainer.global_step:
+            return
+        keepers = [callback for callback in trainer.callbacks if isinstance(callback, Savepoint)]  # type: ignore[attr-defined]
+        for keeper in keepers:
+            keeper.before_evaluation(trainer, hook)
+        try:
             self.run(trainer, pl_module, epoch)
+        except StopRequested:
+            for keeper in keepers:
+                keeper.evaluation_interrupted(trainer, hook)
+            raise
+        self._last_step = trainer.global_step
+
+
+@contextmanager
+def interruptible(trainer: pl.Trainer) -> Iterator[None]:
+    """Let a request to stop the run end the block, which computes and leaves nothing half done, by `StopRequested`."""
+    keeper = next((callback for callback in trainer.callbacks if isinstance(callback, Savepoint)), None)  # type: ignore[attr-defined]
+    if keeper is None or trainer.state.fn != TrainerFn.FITTING:
+        yield
+        return
+    with keeper.interruptible(trainer):
+        yield
+
+
+def settle_evaluations(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    """Settle every scheduled callback of a run before its results are exported or shown; collective."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Scheduled):
+            callback.settle(trainer, pl_module)

@@ -10,10 +10,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from dipo_lightning.evaluation.shared_prompts import (
     Example,
+    PackedBatch,
     attention_window,
     can_share_prompts,
     group_by_prompt,
@@ -22,6 +24,13 @@ from dipo_lightning.evaluation.shared_prompts import (
 )
 from dipo_lightning.metrics.functional.min_k import standardized_logprobs
 from dipo_lightning.models.distributed import evaluation_mode, gather, own_batches, plan_batches
+from dipo_lightning.models.inspection import (
+    check_ids,
+    context_length,
+    leaves_rows_alone,
+    position_limit,
+    same_logits,
+)
 
 BATCH_TOKENS = 2048
 CHUNK_ELEMENTS = 2**24  # float32 logits held at a time: 64 MiB
@@ -94,16 +103,14 @@ def score(
             the others.
     """
     device = device or next(policy.parameters()).device
-    groups = _groups(policy, examples, batch_tokens)
+    examples = fitted(policy, examples)
     wanted = frozenset(z_scores)
     results: dict[int, TokenScores] = {}
     with evaluation_mode(policy):
-        for numbers, own in own_batches(plan_batches([tokens for _, tokens in groups], batch_tokens)):
-            batch = [groups[number][0] for number in numbers]
+        for batch, own in own_batches(_plan(policy, examples, batch_tokens, device)):
             flat = [index for group in batch for index in group]
-            scored = _score_batch(
-                policy, [[examples[i] for i in g] for g in batch], [i in wanted for i in flat], device
-            )
+            groups = [[examples[i] for i in group] for group in batch]
+            scored = _score_batch(policy, groups, [i in wanted for i in flat], device)
             if own:
                 results.update(zip(flat, scored, strict=True))
                 if progress is not None:
@@ -116,18 +123,99 @@ def score(
     return [results.get(i, nothing) for i in range(len(examples))]
 
 
-def _groups(policy: nn.Module, examples: Sequence[Example], batch_tokens: int) -> list[tuple[list[int], int]]:
-    """Return what becomes one row of a batch: indices of examples that share a prompt, and the row's tokens."""
+def fitted(policy: nn.Module, examples: Sequence[Example]) -> Sequence[Example]:
+    """Cut examples where the policy's table of positions ends, and say how many.
+
+    Raises:
+        InputError: An example holds an id that the policy has no embedding for.
+    """
+    check_ids(policy, [ids for ids, _ in examples])
+    limit, context = position_limit(policy), context_length(policy)
+    longest = max((len(ids) for ids, _ in examples), default=0)
+    if limit is not None and longest > limit:
+        count = sum(len(ids) > limit for ids, _ in examples)
+        rank_zero_warn(
+            f"{count} of {len(examples)} evaluated texts are longer than the model's {limit} positions (up to "
+            f"{longest} tokens): they are cut at the end, and one that has no scored token left is skipped."
+        )
+        return [(ids[:limit], labels[:limit]) for ids, labels in examples]
+    if context is not None and longest > context:
+        rank_zero_warn(
+            f"The longest evaluated text has {longest} tokens, more than the {context} that the model was made for "
+            "(max_position_embeddings)."
+        )
+    return examples
+
+
+Group = list[int]
+"""Indices of examples that share one row of a batch."""
+
+
+def _plan(policy: nn.Module, examples: Sequence[Example], budget: int, device: torch.device) -> list[list[Group]]:
+    """Plan batches of rows; answers that share a row never meet a row that is alone, whose mask is another one."""
     scored = [i for i, (_, labels) in enumerate(examples) if any(label != -100 for label in labels[1:])]
+    groups = [[index] for index in scored]
     if can_share_prompts(policy):
-        groups = group_by_prompt(examples, scored, batch_tokens, attention_window(policy))
-    else:
-        groups = [[index] for index in scored]
-    prompts = [len(prompt_of(examples[group[0]])) for group in groups]
-    return [
-        (group, prompt + sum(len(examples[i][0]) - prompt for i in group))
-        for group, prompt in zip(groups, prompts, strict=True)
-    ]
+        grouped = group_by_prompt(examples, scored, budget, attention_window(policy))
+        if _may_share(policy, examples, [group for group in grouped if len(group) > 1], device):
+            groups = grouped
+    shared, alone = ([group for group in groups if (len(group) > 1) is many] for many in (True, False))
+    together = _may_pad(policy, examples, alone, device)
+    batches = []
+    for kind, equal in ((shared, False), (alone, not together)):
+        lengths = [_tokens(examples, group) for group in kind]
+        batches += [[kind[i] for i in batch] for batch in plan_batches(lengths, budget, equal)]
+    return sorted(batches, key=lambda batch: -_tokens(examples, batch[0]))
+
+
+def _tokens(examples: Sequence[Example], group: Group) -> int:
+    """Return the length of a group's row."""
+    prompt = len(prompt_of(examples[group[0]])) if len(group) > 1 else 0
+    return prompt + sum(len(examples[i][0]) - prompt for i in group)
+
+
+def _may_share(policy: nn.Module, examples: Sequence[Example], groups: list[Group], device: torch.device) -> bool:
+    """Tell whether answers in one row are scored as if alone, by the group with the longest of them."""
+    if not groups:
+        return False
+    group = max(groups, key=lambda group: max(len(examples[i][0]) for i in group))
+    group = sorted(group, key=lambda i: len(examples[i][0]))[-2:]
+
+    def try_out() -> bool:
+        together = _answer_logits(policy, pack([[examples[i] for i in group]]), device)
+        alone = [_answer_logits(policy, pack([[examples[i]]]), device) for i in group]
+        return same_logits(together, torch.cat(alone))
+
+    return leaves_rows_alone(policy, "shared", len(examples[group[-1]][0]), try_out)
+
+
+def _may_pad(policy: nn.Module, examples: Sequence[Example], groups: list[Group], device: torch.device) -> bool:
+    """Tell whether rows are scored as if alone beside the longest, to whose length they are padded."""
+    rows = sorted((examples[group[0]] for group in groups), key=lambda example: len(example[0]))
+    long = rows[-1] if rows else ([], [])
+    shorter = [row for row in rows if len(row[0]) < len(long[0])]
+    if not shorter:
+        return True
+    padded = [shorter[0], shorter[-1]]
+
+    def try_out() -> bool:
+        together = _answer_logits(policy, pack([[row] for row in (*padded, long)]), device)
+        alone = torch.cat([_answer_logits(policy, pack([[row]]), device) for row in padded])
+        return same_logits(together[: len(alone)], alone)
+
+    return leaves_rows_alone(policy, "padded", len(long[0]), try_out)
+
+
+def _answer_logits(policy: nn.Module, batch: PackedBatch, device: torch.device) -> Tensor:
+    """Return the (N, V) logits of all scored tokens."""
+    return _predictor_logits(policy, batch, device)[batch.index.to(device)]
+
+
+def _predictor_logits(policy: nn.Module, batch: PackedBatch, device: torch.device) -> Tensor:
+    """Return the (M, V) logits at the batch's predictors."""
+    output = policy(**batch.inputs(policy, device), use_cache=False).logits
+    # an architecture may ignore the mask of positions
+    return output if output.dim() == 2 else output[batch.predictors.to(device)]
 
 
 def _score_batch(
@@ -135,9 +223,7 @@ def _score_batch(
 ) -> list[TokenScores]:
     """Run one forward and split what its answer positions say by example."""
     batch = pack(groups)
-    output = policy(**batch.inputs(policy, device), use_cache=False).logits
-    # an architecture may ignore the mask of positions
-    logits = output if output.dim() == 2 else output[batch.predictors.to(device)]
+    logits = _predictor_logits(policy, batch, device)
     z_rows = torch.tensor(wanted).repeat_interleave(torch.tensor(batch.counts))
     statistics = token_statistics(logits, batch.index.to(device), batch.labels.to(device), z_rows.to(device))
     parts = zip(wanted, *(values.cpu().split(batch.counts) for values in statistics), strict=True)

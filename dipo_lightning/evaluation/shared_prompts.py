@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dipo_lightning.models.head import causal_lm
+from dipo_lightning.models.inspection import attention_implementation
 
 Example = tuple[list[int], list[int]]
 """``input_ids`` and ``labels`` of one row, as a `PromptStyle` makes them; -100 where a token is not scored."""
@@ -44,14 +44,19 @@ class PackedBatch:
     labels: Tensor
     counts: list[int]
 
+    @property
+    def shared(self) -> bool:
+        """Whether some row holds more than one answer."""
+        return bool(self.segments.max() > 1)
+
     def inputs(self, policy: nn.Module, device: torch.device) -> dict[str, Tensor]:
         """Return the arguments of the policy's forward: a plain mask where no row holds more than one answer."""
         arguments = {"input_ids": self.ids, "logits_to_keep": self.predictors}
-        if self.segments.max() <= 1:
-            arguments["attention_mask"] = (self.segments >= 0).long()
-        else:
+        if self.shared:
             arguments["position_ids"] = self.positions
             arguments["attention_mask"] = attention(self.segments, attention_implementation(policy))
+        else:
+            arguments["attention_mask"] = (self.segments >= 0).long()
         return {name: value.to(device) for name, value in arguments.items()}
 
 
@@ -133,8 +138,8 @@ def group_by_prompt(
         examples: All examples.
         indices: Which of them to group; each has a scored token.
         most_tokens: Most tokens of a group, unless it is a single example.
-        window: Longest example that may be laid out beside others: the sliding window of the model's attention, whose
-            bound a mask that is given whole would override. None for no bound.
+        window: Longest example that may be laid out beside others: what the model's attention sees at once, a bound
+            that a mask given whole would override. None for no bound.
 
     Returns:
         Indices of each group, in the order in which they came.
@@ -158,31 +163,20 @@ def group_by_prompt(
 
 
 def attention_window(policy: nn.Module) -> int | None:
-    """Return the sliding window of the policy's attention, or None where there is none."""
-    window = getattr(_config(policy), "sliding_window", None)
-    return window if isinstance(window, int) else None
-
-
-def attention_implementation(policy: nn.Module) -> str:
-    """Return the name that ``transformers`` has for the policy's attention, such as ``sdpa``."""
-    return str(getattr(_config(policy), "_attn_implementation", ""))
+    """Return the most tokens that every layer of the policy sees at once, or None for no bound."""
+    config = causal_lm(policy).config.get_text_config(decoder=True)
+    bounds = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min((bound for bound in bounds if isinstance(bound, int)), default=None)
 
 
 def can_share_prompts(policy: nn.Module) -> bool:
-    """Whether the policy computes each token from its position and the tokens its mask shows, and nothing else.
+    """Tell whether the policy's layers are attention alone, through an interface that takes a whole mask.
 
-    So it is with attention alone, through the common interface of ``transformers``, which takes a whole mask; not with
-    layers that carry a state from token to token.
+    Necessary, not sufficient: some families ignore such a mask or the positions, which only a trial shows.
     """
     causal = causal_lm(policy)
-    layers = getattr(_config(policy), "layer_types", None) or ["full_attention"]
     return (
         getattr(causal, "_supports_attention_backend", False)
         and not getattr(causal, "_is_stateful", True)
-        and set(layers) <= {"full_attention", "sliding_attention"}
         and attention_implementation(policy) in ("sdpa", "eager")
     )
-
-
-def _config(policy: nn.Module) -> Any:
-    return causal_lm(policy).config.get_text_config()

@@ -1,11 +1,13 @@
-"""What TensorBoard shows of an evaluation beside its scalars: distributions and texts.
+"""Texts and layout of TensorBoard: answers as a table that is safe to show, and charts of what belongs together."""
 
-The layout of TensorBoard's CUSTOM SCALARS tab: what belongs together, drawn in one chart.
-"""
+from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dipo_lightning.evaluation.callback import Evaluation
 
 Row = Mapping[str, Any]
 LONGEST = 400
@@ -25,14 +27,10 @@ def answers_table(first: Sequence[Row], now: Sequence[Row]) -> str:
     lines = ["| question | true answer | first | now |", "|---|---|---|---|"]
     for row in first:
         if row["index"] in present:
-            texts = (row["question"], row["answer"], row["generation"], present[row["index"]]["generation"])
+            question = row.get("question", row.get("prompt"))
+            texts = (question, row.get("answer"), row.get("generation"), present[row["index"]].get("generation"))
             lines.append("| " + " | ".join(escape(text or "") for text in texts) + " |")
     return "\n".join(lines)
-
-
-def write_answers(experiment: Any, table: str, step: int, tag: str = "tofu/forget_answers") -> None:
-    """Add the table of answers as text."""
-    experiment.add_text(tag, table, step)
 
 
 def escape(text: str, longest: int = LONGEST) -> str:
@@ -61,36 +59,42 @@ def _escaped(character: str) -> str:
     return character
 
 
-LAYOUT: dict[str, dict[str, list[Any]]] = {
-    "1 Is it forgetting, and at what price?": {
+Layout = dict[str, dict[str, list[Any]]]
+"""Categories, their charts, and the regular expressions of the tags that each shows."""
+
+_TRAINING: Layout = {
+    "1 Training": {
         "forget and retain terms of the loss": ["Multiline", ["^train/forget$", "^train/retain$"]],
         "margin of a forget row": ["Multiline", ["^train/margin$"]],
         "rewards of both distributions": ["Multiline", ["^train/reward_.*"]],
-        "forget quality (p) against model utility": ["Multiline", ["^tofu/forget_quality_p$", "^tofu/model_utility$"]],
-    },
-    "2 What it still says": {
-        "probability of the answers": ["Multiline", ["^(tofu|user_data)/(forget|retain)_probability$"]],
-        "ROUGE-L recall of the answers": ["Multiline", ["^(tofu|user_data)/(forget|retain)_rouge$"]],
-        "forget quality, log10 p (0: as if retrained)": ["Multiline", ["^(tofu|user_data)/forget_quality_log10_p$"]],
-        "MUSE: memory of what must go and of what must stay": ["Multiline", ["^muse/(verbmem|knowmem_).*"]],
-        "utility on user data": [
-            "Multiline",
-            ["^user_data/utility$", "^user_data/forget_exact_memorization$"],
-        ],
-    },
+    }
+}
+_OPTIMISATION: Layout = {
     "3 Optimisation": {
         "whole loss": ["Multiline", ["^train/loss$"]],
         "norm of the gradient before clipping": ["Multiline", ["^train/gradient_norm$"]],
     },
 }
-"""Categories, their charts, and the regular expressions of the tags that each shows."""
 
 
-def write_layout(experiment: Any) -> None:
+def layout(evaluations: Iterable[Evaluation]) -> Layout:
+    """Return the charts of a run: of its training, and those of the benchmarks that it is evaluated on."""
+    measured: dict[str, list[Any]] = {}
+    for one in evaluations:
+        for chart in one.benchmark.charts:
+            names = [f"^{one.name}/{curve}$" for curve in chart.curves]
+            measured[f"{one.benchmark.title}: {chart.title}"] = ["Multiline", names]
+        for name in one.metrics:
+            measured[f"{one.benchmark.title}: {name}"] = ["Multiline", [f"^{one.name}/{name}(_.*)?$"]]
+    return _TRAINING | ({"2 Evaluation": measured} if measured else {}) | _OPTIMISATION
+
+
+def write_layout(experiment: Any, evaluations: Iterable[Evaluation] = ()) -> None:
     """Add the layout to a run; call it once a run, at the start of ``fit``.
 
     Args:
         experiment: A ``SummaryWriter``, or what a logger has in its place: anything else is left alone.
+        evaluations: The run's evaluation callbacks.
     """
     if hasattr(experiment, "add_custom_scalars"):
-        experiment.add_custom_scalars(LAYOUT)
+        experiment.add_custom_scalars(layout(evaluations))

@@ -7,9 +7,10 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.data import AttributeDict
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -23,11 +24,13 @@ from dipo_lightning.methods.step import (
     what_is_not_finite,
 )
 from dipo_lightning.models.distributed import gather
+from dipo_lightning.models.dropout import dropout_rates
 from dipo_lightning.models.fingerprint import model_fingerprint
 from dipo_lightning.models.head import output_projection
-from dipo_lightning.models.loading import check_tokenizer, load_policy
+from dipo_lightning.models.inspection import check_rows
+from dipo_lightning.models.loading import load_policy
 from dipo_lightning.models.lora import LoRA, add_lora
-from dipo_lightning.models.sharding import check_strategy, is_sharded, shard, transformer_blocks
+from dipo_lightning.models.sharding import check_strategy, checkpoint_activations, is_sharded, shard, transformer_blocks
 from dipo_lightning.safety.redaction import without_home, without_secrets
 
 
@@ -43,6 +46,8 @@ class LanguageModelModule(pl.LightningModule):
         warmup_steps: Optimiser steps over which the learning rate rises from 0.
         lora: LoRA adapters (``lora.rank``, ``lora.alpha``, ``lora.dropout``, ``lora.targets``); None trains all
             weights.
+        dropout: ``off``, or ``keep`` what the model's own configuration says (0.1 in GPT-2, OPT and Phi-2); the policy
+            then differs from the reference before the first step.
         activation_checkpointing: Recompute activations in the backward pass instead of storing them.
         compile_blocks: Compile each transformer block with ``torch.compile``.
         freeze_projection: Train everything but the output projection (and the embedding tied to it).
@@ -60,6 +65,7 @@ class LanguageModelModule(pl.LightningModule):
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         warmup_steps: int = 0,
         lora: LoRA | None = None,
+        dropout: Literal["off", "keep"] = "off",
         activation_checkpointing: bool = False,
         compile_blocks: bool = False,
         freeze_projection: bool = False,
@@ -82,6 +88,7 @@ class LanguageModelModule(pl.LightningModule):
         if warmup_steps < 0:
             raise InputError(f"model.warmup_steps is {warmup_steps}; it must be 0 or more.")
         self.lora = LoRA(**lora) if isinstance(lora, Mapping) else lora
+        self.dropout, self.keeps_dropout = dropout, False
         self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
         self.freeze_projection, self.cpu_offload, self.compute_dtype = freeze_projection, cpu_offload, compute_dtype
         self.revision, self.trust_remote_code = revision, trust_remote_code
@@ -95,6 +102,11 @@ class LanguageModelModule(pl.LightningModule):
         """Refuse combinations that cannot be right, before the model is loaded."""
         strategy, precision = self.trainer.strategy, str(self.trainer.precision)
         check_strategy(strategy)
+        if any(isinstance(callback, StochasticWeightAveraging) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise InputError(
+                "StochasticWeightAveraging copies the module before its model is loaded, so it would average nothing. "
+                "Use lightning.pytorch.callbacks.EMAWeightAveraging or WeightAveraging."
+            )
         if precision not in ("32-true", "bf16-mixed"):
             raise InputError(
                 f"trainer.precision is {precision}; a policy and a reference stored in it would not agree at step 0. "
@@ -120,6 +132,7 @@ class LanguageModelModule(pl.LightningModule):
         if self.policy is None:
             model = self.load()
             self.inspect(model)
+            self.settle_dropout(model)
             self.policy = self.prepare(model, self.lora).train()
 
     def inspect(self, model: nn.Module) -> None:
@@ -128,13 +141,23 @@ class LanguageModelModule(pl.LightningModule):
         A place to override.
 
         Raises:
-            InputError: The data module's tokenizer has ids that the model has no embedding for.
+            InputError: A training row holds an id, or more positions, that the model has no embedding for.
         """
-        tokenizer = getattr(getattr(self._trainer, "datamodule", None), "tokenizer", None)
-        if tokenizer is not None:
-            check_tokenizer(tokenizer, model.config)  # type: ignore[arg-type]
+        data = getattr(self._trainer, "datamodule", None)
+        if getattr(data, "tokenizer", None) is not None:
+            check_rows(data, model)
         if self._trainer is not None:  # results and caches will say whose they are
             self.weights_fingerprint = model_fingerprint(model)
+
+    def settle_dropout(self, model: nn.Module) -> None:
+        """Switch the dropout of the model's own configuration off, or leave it, and say so where there is any."""
+        rates = dropout_rates(model, switch_off=self.dropout == "off")
+        found = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+        self.keeps_dropout = self.dropout == "keep" and bool(found)
+        if self.keeps_dropout:
+            rank_zero_info(f"dropout: kept ({found}); the policy differs from the reference before the first step")
+        elif found:
+            rank_zero_info(f"dropout: switched off ({found}); model.dropout: keep trains with it")
 
     def load(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Load the pretrained model onto the CPU; training needs float32."""
@@ -148,7 +171,7 @@ class LanguageModelModule(pl.LightningModule):
             model = add_lora(model, lora)
         self.freeze_untrained(model)
         if trainable and self.activation_checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            checkpoint_activations(model)
         if self.compile_blocks:
             for block in transformer_blocks(model):
                 block.compile()

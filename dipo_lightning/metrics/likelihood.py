@@ -1,229 +1,224 @@
-"""Metrics of answers' likelihoods: probability, truth ratio, forget quality, model utility (TOFU)."""
+"""Metrics of answers: probability, ROUGE-L recall, truth ratio, model utility, forget quality (TOFU)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Collection, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.metrics import functional
-from dipo_lightning.metrics.functional.model_utility import UTILITY_SETS
 from dipo_lightning.metrics.functional.truth_ratio import check_truth_ratio_variant
-from dipo_lightning.metrics.rows import MeanOverRows, RowValues, mean_or_nan
+from dipo_lightning.metrics.rows import Meaning, Row, RowSet, RowValues, mean_or_nan
 
 
-class Probability(MeanOverRows):
-    """Mean probability of the answers, `exp(-nll)`."""
-
-    def update(self, index: Tensor, nll: Tensor) -> None:
-        """Add rows.
-
-        Args:
-            index: (B,) row indices.
-            nll: (B,) mean token NLL of the answers in nats.
-        """
-        self._append(index=index, value=functional.answer_probability(_double(nll)))
-
-
-class NormalizedProbability(MeanOverRows):
-    """Mean share of the right answer's probability among its options.
+class _Answers(RowValues):
+    """Probability, ROUGE-L recall and log truth ratio of answers.
 
     Args:
-        variant: As of the truth ratio; `open_unlearning` adds 1e-10 to the denominator.
-        nan: See `RowValues`.
-        **kwargs: Options of `torchmetrics.Metric`.
+        *sets: The sets whose rows count.
+        among_options: Names of the sets whose probability is the share of the right answer among its options.
+        complete: Leave a row that lacks one of the three numbers out of all three, as TOFU does. A number that no row
+            of its set has (no text was generated) says nothing of single rows.
+        variant: Of the truth ratio; ``open_unlearning`` adds 1e-10 to every denominator.
+        **kwargs: See `RowValues`.
     """
 
-    higher_is_better = True
-
-    def __init__(self, variant: str = "geometric", nan: Literal["skip", "raise"] = "skip", **kwargs: Any) -> None:
-        check_truth_ratio_variant(variant)
-        super().__init__(nan=nan, **kwargs)
-        self.variant = variant
-
-    def update(self, index: Tensor, nll: Tensor, wrong_nll: Tensor) -> None:
-        """Add rows.
-
-        Args:
-            index: (B,) row indices.
-            nll: (B,) mean token NLL of the right answers in nats.
-            wrong_nll: (B, K) the same of the wrong ones.
-        """
-        share = functional.normalized_probability(_double(nll), _double(wrong_nll), self.variant)
-        self._append(index=index, value=share)
-
-
-class _LogRatios(RowValues):
-    """log R of each row."""
-
-    columns = ("log_ratio",)
-
-    def __init__(self, variant: str = "geometric", nan: Literal["skip", "raise"] = "skip", **kwargs: Any) -> None:
-        check_truth_ratio_variant(variant)
-        super().__init__(nan=nan, **kwargs)
-        self.variant = variant
-
-    def update(self, index: Tensor, correct_nll: Tensor, wrong_nll: Tensor) -> None:
-        """Add rows.
-
-        Args:
-            index: (B,) row indices.
-            correct_nll: (B,) mean token NLL of the correct (paraphrased) answers in nats.
-            wrong_nll: (B, K) the same of the wrong ones.
-        """
-        log_ratio = functional.log_truth_ratio(_double(correct_nll), _double(wrong_nll), self.variant)
-        self._append(index=index, log_ratio=log_ratio)
-
-
-class TruthRatio(_LogRatios):
-    """Truth ratio of a set.
-
-    Args:
-        aggregate: `forget`: mean of min(R, 1/R); `utility`: mean of max(0, 1 - R).
-        variant: `geometric`, `arithmetic` or `open_unlearning`.
-        nan: See `RowValues`.
-        **kwargs: Options of `torchmetrics.Metric`.
-    """
-
-    higher_is_better = True
+    columns = ("probability", "rouge", "log_ratio")
 
     def __init__(
         self,
-        aggregate: Literal["forget", "utility"] = "forget",
+        *sets: RowSet | str,
+        among_options: Collection[str] = (),
+        complete: bool = False,
         variant: str = "geometric",
-        nan: Literal["skip", "raise"] = "skip",
         **kwargs: Any,
     ) -> None:
-        super().__init__(variant=variant, nan=nan, **kwargs)
-        if aggregate not in ("forget", "utility"):
-            raise InputError(f"aggregate={aggregate!r} is not an option: choose forget or utility")
-        self.aggregate = aggregate
+        check_truth_ratio_variant(variant)
+        super().__init__(*sets, **kwargs)
+        self.among_options, self.complete, self.variant = frozenset(among_options), complete, variant
 
-    def compute(self) -> Tensor:
-        """Truth ratio between 0 and 1; NaN where no row can be scored."""
-        log_ratio = self._scored()["log_ratio"]
+    def values(self, row: Row, of: RowSet) -> Sequence[float | None]:
+        """Return the three numbers of a row, from `nll`, `wrong_nll`, `rouge_l_recall` and `log_ratio`."""
+        return self._probability(row, of), row.get("rouge_l_recall"), row.get("log_ratio")
+
+    def _probability(self, row: Row, of: RowSet) -> float | None:
+        if row.get("nll") is None:
+            return None
+        nll = torch.tensor(row["nll"], dtype=torch.float64)
+        if of.name not in self.among_options:
+            return functional.answer_probability(nll).item()
+        wrong = [torch.nan if value is None else value for value in row.get("wrong_nll") or [None]]
+        return functional.normalized_probability(nll, torch.tensor(wrong, dtype=torch.float64), self.variant).item()
+
+    def by_set(self) -> dict[str, dict[str, Tensor]]:
+        """Return the numbers that count, without NaN, by set and column."""
+        table, found = self.table(), {}
+        self.unscored = {}
+        for group, of in enumerate(self.sets):
+            mine = table["group"] == group
+            numbers = {name: table[name][mine] for name in self.columns}
+            if self.complete and bool(mine.any()):
+                given = [values.isnan() for values in numbers.values() if not bool(values.isnan().all())]
+                bad = torch.stack(given).any(dim=0) if given else torch.ones_like(mine[mine])
+                numbers = {name: values.masked_fill(bad, torch.nan) for name, values in numbers.items()}
+                if bool(bad.any()):
+                    self.unscored[of.name] = table["index"][mine][bad].long().tolist()
+            found[of.name] = {name: values[~values.isnan()] for name, values in numbers.items()}
+        return found
+
+    def _truth_ratio(self, of: RowSet, log_ratio: Tensor) -> Tensor:
         if not log_ratio.numel():
             return mean_or_nan(log_ratio)
-        if self.aggregate == "forget":
+        if of.forget:
             return functional.forget_truth_ratio(log_ratio, self.variant)
         return functional.utility_truth_ratio(log_ratio)
 
 
-class ForgetQuality(_LogRatios):
+class Probability(_Answers):
+    """Mean probability of the answers, or of each right answer among its options."""
+
+    label = "probability"
+    meaning = (
+        "How likely the model finds the true answer: the geometric mean over its tokens (for multiple choice, its "
+        "share among the options). 1 is certain."
+    )
+    remembers = 1
+    names_set = True
+
+    def compute(self) -> Tensor:
+        """Mean between 0 and 1; NaN without rows."""
+        return mean_or_nan(torch.cat([part["probability"] for part in self.by_set().values()]))
+
+
+class ROUGERecall(_Answers):
+    """Mean ROUGE-L recall of the model's own answers against the true ones."""
+
+    label = "ROUGE-L recall"
+    meaning = "Share of the true answer's words that the model's own answer holds, in their order. 1 is word for word."
+    remembers = 1
+    names_set = True
+
+    def compute(self) -> Tensor:
+        """Mean between 0 and 1; NaN without rows."""
+        return mean_or_nan(torch.cat([part["rouge"] for part in self.by_set().values()]))
+
+
+class TruthRatio(_Answers):
+    """Truth ratio of a set: mean of min(R, 1/R) where it is to be forgotten, of max(0, 1 - R) elsewhere."""
+
+    label = "truth ratio"
+    meaning = (
+        "Compares wrong answers with the right one in other words. For what must be forgotten, 1 means that both are "
+        "equally likely, as if never learnt; for what must be kept, 1 means that the right one is far likelier."
+    )
+    higher_is_better = True
+    names_set = True
+
+    def compute(self) -> Tensor:
+        """Truth ratio between 0 and 1; NaN without rows."""
+        [of], [part] = self.sets, self.by_set().values()
+        return self._truth_ratio(of, part["log_ratio"])
+
+
+class ModelUtility(_Answers):
+    """Harmonic mean of probability, ROUGE-L recall and truth ratio of all sets.
+
+    With `complete` all of them are needed; without, those that were measured count.
+    """
+
+    label = "model utility"
+    meaning = (
+        "What the model can still do: harmonic mean of probability, ROUGE and truth ratio on what must be kept and on "
+        "what it knows besides. One bad part pulls it down."
+    )
+    higher_is_better = True
+
+    def compute(self) -> Tensor:
+        """Utility between 0 and 1; NaN, with the reason, where a part is missing."""
+        found: dict[str, Tensor] = {}
+        for of, part in zip(self.sets, self.by_set().values(), strict=True):
+            found |= {f"{of.name}_{name}": mean_or_nan(part[name]) for name in ("probability", "rouge")}
+            found[f"{of.name}_truth_ratio"] = self._truth_ratio(of, part["log_ratio"])
+        missing = [name for name, value in found.items() if value.isnan()]
+        if missing and self.complete:
+            return self._nothing(f"without scored rows: {', '.join(missing)}")
+        if len(missing) == len(found):
+            return self._nothing(f"there are no {' or '.join(of.name for of in self.sets)} rows to measure it on")
+        return functional.harmonic_mean(torch.stack([value for value in found.values() if not value.isnan()]))
+
+
+class ForgetQuality(RowValues):
     """Two-sample test between the truth ratios of this model and of the retain model, row by row the same.
 
     Args:
-        reference: log R of the retain model by row index (of the same variant).
-        variant: `geometric`, `arithmetic` or `open_unlearning`.
-        nan: See `RowValues`; a row the reference has as NaN is left out as well.
-        **kwargs: Options of `torchmetrics.Metric`.
+        of: The set that is to be forgotten.
+        retain_rows: The retain model's rows of that set, with their `log_ratio`; None where there is no log of it.
+        **kwargs: See `RowValues`.
     """
 
+    columns = ("log_ratio",)
+    label = "forget quality"
     higher_is_better = True
+    needs_retain = ("",)
+    parts: ClassVar = {
+        "p": Meaning(
+            "forget quality (p)",
+            "A statistical test against a model that never saw what must be forgotten: the chance of a difference as "
+            "large as this one if both behaved alike. Below 0.05 the two can be told apart. 1 is the best possible.",
+            higher_is_better=True,
+        ),
+        "log10_p": Meaning(
+            "forget quality, log10 p", "The same on a scale that shows small values.", "log10", higher_is_better=True
+        ),
+        "d": Meaning(
+            "forget quality, distance",
+            "The largest gap between the two distributions that the test compares.",
+            higher_is_better=False,
+        ),
+        "n": Meaning("rows in that test", "How many forget rows both models were measured on."),
+    }
 
-    def __init__(
-        self,
-        reference: Mapping[int, float],
-        variant: str = "geometric",
-        nan: Literal["skip", "raise"] = "skip",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(variant=variant, nan=nan, **kwargs)
-        if not reference:
-            raise InputError("forget quality compares with a retain model: its truth ratios are missing")
-        self.reference = {int(index): float(value) for index, value in reference.items()}
+    def __init__(self, of: RowSet | str, retain_rows: Sequence[Row] | None, **kwargs: Any) -> None:
+        super().__init__(of, **kwargs)
+        self.retain: dict[int, float] | None = None
+        if retain_rows is not None:
+            self.retain = {row["index"]: _nan(row.get("log_ratio")) for row in retain_rows}
 
-    def compute(self) -> dict[str, Tensor]:
-        """`p`, `log10_p`, `d` and `n`, scalars.
+    def values(self, row: Row, of: RowSet) -> Sequence[float | None]:
+        """Return log R of a row."""
+        return (row.get("log_ratio"),)
+
+    def compute(self) -> Tensor | dict[str, Tensor]:
+        """`p`, `log10_p`, `d` and `n`; NaN, with the reason, where nothing can be compared.
 
         Raises:
-            InputError: The rows are not those of the reference.
+            InputError: The rows are not those of the retain model.
         """
-        rows = self._scored()
-        scored = dict(zip(rows["index"].long().tolist(), rows["log_ratio"].tolist(), strict=True))
-        seen = set(scored) | set(self.unscored.tolist())
-        if seen != set(self.reference):
-            odd = sorted(seen ^ set(self.reference))
+        table = self.table()
+        mine = dict(zip(table["index"].long().tolist(), table["log_ratio"].tolist(), strict=True))
+        if self.retain is None:
+            return self._nothing("no log of a retain model was given to compare with")
+        if not mine:
+            return self._nothing("the log has no forget rows")
+        if not self.retain:
+            return self._nothing("the retain model's log has no forget rows")
+        if mine.keys() != self.retain.keys():
+            odd = sorted(mine.keys() ^ self.retain.keys())
             raise InputError(
-                f"forget quality needs the same rows of both models: {len(seen)} rows here, {len(self.reference)} in "
-                f"the reference, {len(odd)} only in one of them (the first is row {odd[0]})"
+                f"forget quality needs the same forget rows of both models: {len(mine)} here, {len(self.retain)} in "
+                f"the retain model's log, {len(odd)} only in one of them (the first is row {odd[0]})"
             )
-        result = functional.paired_forget_quality(scored, self.reference)
-        values = result._asdict() if result else {"p": torch.nan, "log10_p": torch.nan, "d": torch.nan, "n": 0}
-        return {name: torch.tensor(value, dtype=self._float, device=self.device) for name, value in values.items()}
+        outcome = functional.paired_forget_quality(mine, self.retain)
+        if outcome is None:
+            return self._nothing("no forget row has a truth ratio under both models")
+        return {
+            name: torch.tensor(value) if name == "n" else self._scalar(value)
+            for name, value in outcome._asdict().items()
+        }
 
 
-class ModelUtility(RowValues):
-    """Harmonic mean of {retain, real authors, world facts} x {probability, ROUGE-L recall, truth ratio}.
-
-    Args:
-        variant: Of the truth ratio: `geometric`, `arithmetic` or `open_unlearning`.
-        nan: See `RowValues`.
-        **kwargs: Options of `torchmetrics.Metric`.
-    """
-
-    higher_is_better = True
-    keys = ("group", "index")
-    columns = ("probability", "rouge", "log_ratio")
-
-    def __init__(self, variant: str = "geometric", nan: Literal["skip", "raise"] = "skip", **kwargs: Any) -> None:
-        check_truth_ratio_variant(variant)
-        super().__init__(nan=nan, **kwargs)
-        self.variant = variant
-
-    def update(
-        self,
-        name: str,
-        index: Tensor,
-        nll: Tensor,
-        correct_nll: Tensor,
-        wrong_nll: Tensor,
-        rouge_l_recall: Tensor | Sequence[float],
-    ) -> None:
-        """Add rows of one set.
-
-        Args:
-            name: `retain`, `real_authors` or `world_facts`.
-            index: (B,) row indices within the set.
-            nll: (B,) mean token NLL of the answers in nats.
-            correct_nll: (B,) the same of the paraphrased answers (of the answers themselves where there are none).
-            wrong_nll: (B, K) the same of the wrong answers.
-            rouge_l_recall: (B,) ROUGE-L recall of the generations.
-
-        Raises:
-            ValueError: The set is not part of model utility.
-        """
-        if name not in UTILITY_SETS:
-            raise ValueError(f"{name!r} is not part of model utility: {', '.join(UTILITY_SETS)}")
-        nll, correct_nll, wrong_nll = _double(nll), _double(correct_nll), _double(wrong_nll)
-        plain = name == "retain"
-        self._append(
-            group=torch.full_like(nll, UTILITY_SETS.index(name)),
-            index=index,
-            probability=functional.answer_probability(nll)
-            if plain
-            else functional.normalized_probability(nll, wrong_nll, self.variant),
-            rouge=rouge_l_recall,
-            log_ratio=functional.log_truth_ratio(correct_nll, wrong_nll, self.variant),
-        )
-
-    def compute(self) -> Tensor:
-        """Model utility between 0 and 1; NaN while one of the three sets has no rows that can be scored."""
-        rows = self._scored()
-        parts = []
-        for group in range(len(UTILITY_SETS)):
-            mine = rows["group"] == group
-            if not bool(mine.any()):
-                return mean_or_nan(rows["rouge"][mine])
-            parts += [rows["probability"][mine].mean(), rows["rouge"][mine].mean()]
-            parts += [functional.utility_truth_ratio(rows["log_ratio"][mine])]
-        return functional.harmonic_mean(torch.stack(parts))
-
-
-def _double(values: Tensor) -> Tensor:
-    """float64 where the device has it: a model's NLLs may come in half precision."""
-    values = torch.as_tensor(values)
-    return values.to(torch.float32 if values.device.type == "mps" else torch.float64)
+def _nan(value: float | None) -> float:
+    return torch.nan if value is None else value

@@ -1,33 +1,107 @@
-"""One value a row, exact on any number of ranks: the state under every metric of this package.
+"""Metrics over evaluated rows, exact on any number of ranks: state, and words for a reader.
 
-Forget quality and AUCs need every row's value, and a sampler that pads the last batch repeats rows. So each value
+A metric is given rows by the name of their set, ``update({"forget": [row, ...], ...})``, takes its numbers from the
+sets it is about and forgets the rest of the row. Forget quality and AUCs need every row's number, so each number
 travels with its row's index, and a row counts once however often and wherever it was seen.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from dipo_lightning.errors import InputError
+Row = Mapping[str, Any]
+Rows = Mapping[str, Sequence[Row]]
+"""Evaluated rows by the name of their set."""
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """A set of evaluated rows.
+
+    Attributes:
+        name: Its name in logs, such as ``forget``.
+        title: Heading over its rows, for a reader.
+        about: Its rows in words that fit after "on".
+        forget: Whether the model is to forget them (True) or to keep them (False); None where neither is asked of it.
+        required: Fields that each of its rows has in a log; null where a row could not be scored.
+    """
+
+    name: str
+    title: str = ""
+    about: str = ""
+    forget: bool | None = None
+    required: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """One number for a reader.
+
+    Attributes:
+        label: Its name.
+        words: Its definition in plain words.
+        unit: ``nats``, ``bits``, ``%``, ``log10``; empty for a number without one.
+        higher_is_better: The direction that is wanted; None for neither, or where `near` says which value is.
+        near: The value that is best, where one is (PrivLeak: 0).
+        floor: Whether the level of a model that never knew the rows is the goal: what lies beyond it is over-forgotten.
+    """
+
+    label: str
+    words: str = ""
+    unit: str = ""
+    higher_is_better: bool | None = None
+    near: float | None = None
+    floor: bool = False
+
+    @property
+    def wanted(self) -> str:
+        """The direction in words; empty where there is none."""
+        if self.near is not None:
+            return f"best near {self.near:g}"
+        return {True: "higher is better", False: "lower is better", None: ""}[self.higher_is_better]
+
+    def better(self, first: float, second: float) -> bool | None:
+        """Whether ``first`` is better than ``second``; None where no direction is wanted."""
+        if self.near is not None:
+            return abs(first - self.near) < abs(second - self.near)
+        return None if self.higher_is_better is None else (first > second) == self.higher_is_better
 
 
 class RowValues(Metric):
-    """Named values of rows, each row once.
+    """Numbers of rows, each row once.
 
-    A subclass names its columns and implements `update` (ending in `_append`) and `compute` (on `_scored`). All states
-    are 1-D float64 (float32 on mps), the index too: ranks gather them at different lengths, which works for one kind of
-    tensor only. Where a row was seen twice with different values, the smallest counts, so that neither the order nor
-    the sharding of the rows can be seen in the result.
+    A subclass names its columns and implements `values` and `compute` (on `scored`). All states are 1-D float64
+    (float32 on mps), the index too: ranks gather them at different lengths, which works for one kind of tensor only.
+    Where a row was seen twice with different values, the smallest counts, so that neither the order nor the sharding of
+    the rows can be seen in the result.
+
+    ``compute`` returns a scalar, NaN where it cannot be computed, or a dictionary of scalars described by `parts`.
+
+    Attributes:
+        label: Name for a reader; the set's is put before it.
+        meaning: Definition in plain words.
+        unit: See `Meaning`.
+        near: See `Meaning`.
+        remembers: 1 where a higher number means that more of the rows is remembered, -1 where it means less: the wanted
+            direction follows from whether the set is to be forgotten. 0 leaves it to ``higher_is_better``.
+        parts: Meaning of each entry of a dictionary; ``""`` is the metric's own name.
+        flat: Whether the entries of a dictionary are published beside each other, ``NAME_PART``, not in a group.
+        needs_retain: The entries (``""`` for a scalar) that take a retain model to compute.
+        names_set: Whether the label names the set, for a metric about one.
+        reason: Sentence on why there is no number, after `compute`; empty where there is one or nothing to say.
+        unscored: Indices of the rows without a number by set, after `compute`.
 
     Args:
-        nan: What becomes of a row with a value that is NaN (an answer without tokens): `skip` leaves it out and keeps
-            its index in `unscored` after `compute`; `raise` makes `compute` raise an InputError, on every rank.
+        *sets: The sets whose rows count.
+        optional: Leave a number that no row gives out of the results; else it is published as null.
+        lists_unscored: List the rows without a number in the results.
         **kwargs: Options of `torchmetrics.Metric`.
     """
 
@@ -35,42 +109,96 @@ class RowValues(Metric):
     is_differentiable = False
     higher_is_better: bool | None = None
 
-    columns: tuple[str, ...] = ()
-    """The values of a row."""
+    columns: ClassVar[tuple[str, ...]] = ("number",)
+    label: str = ""
+    meaning: str = ""
+    unit: str = ""
+    near: float | None = None
+    remembers: ClassVar[int] = 0
+    parts: ClassVar[Mapping[str, Meaning]] = {}
+    flat: ClassVar[bool] = False
+    needs_retain: ClassVar[tuple[str, ...]] = ()
+    names_set: ClassVar[bool] = False
 
-    keys: tuple[str, ...] = ("index",)
-    """What tells two rows apart; a metric over several sets adds `group`."""
-
-    def __init__(self, nan: Literal["skip", "raise"] = "skip", **kwargs: Any) -> None:
+    def __init__(
+        self, *sets: RowSet | str, optional: bool = False, lists_unscored: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        if nan not in ("skip", "raise"):
-            raise InputError(f"nan={nan!r} is not an option: choose skip or raise")
-        self.nan = nan
-        self.unscored: Tensor = torch.empty(0, dtype=torch.long)
-        for name in (*self.keys, *self.columns):
+        self.sets = [one if isinstance(one, RowSet) else RowSet(one) for one in sets]
+        self.optional, self.lists_unscored = optional, lists_unscored
+        self.reason = ""
+        self.unscored: dict[str, list[int]] = {}
+        for name in self._names:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
-    def rows(self) -> dict[str, Tensor]:
-        """Keys and columns of the rows seen so far (by all ranks inside `compute`), each once, ordered by key.
+    def values(self, row: Row, of: RowSet) -> Sequence[float | None]:
+        """Return the number of a row for each column; None or NaN where it has none.
+
+        Args:
+            row: One row.
+            of: The set it is in.
+        """
+        raise TypeError(f"{type(self).__name__} must define values()")
+
+    def update(self, rows: Rows) -> None:
+        """Add evaluated rows.
+
+        Args:
+            rows: By the name of their set; sets that the metric is not about are passed over.
+
+        Raises:
+            ValueError: The index of a row is negative.
+        """
+        found = [
+            (group, row["index"], *map(_number, self.values(row, of)))
+            for group, of in enumerate(self.sets)
+            for row in rows.get(of.name, ())
+        ]
+        if any(index < 0 for _, index, *_ in found):
+            raise ValueError(f"{type(self).__name__}: the index of a row cannot be negative")
+        if found:
+            columns = torch.tensor(found, dtype=torch.float64).unbind(1)
+            for name, values in zip(self._names, columns, strict=True):
+                getattr(self, name).append(values.to(self.device, self._float))
+
+    def table(self) -> dict[str, Tensor]:
+        """Return ``group``, ``index`` and the columns of the rows seen so far, each row once, ordered by both.
+
+        Inside `compute` these are the rows of all ranks.
 
         Returns:
-            1-D float tensors of one length.
+            1-D float tensors of one length; ``group`` is the place of the row's set in `sets`.
         """
-        names = (*self.keys, *self.columns)
-        table = {name: self._state(name) for name in names}
-        order = torch.arange(table[names[0]].numel(), device=table[names[0]].device)
-        for name in reversed(names):  # a lexicographic sort; NaN comes last, so a number wins over it
+        table = {name: self._state(name) for name in self._names}
+        order = torch.arange(table["index"].numel(), device=table["index"].device)
+        for name in reversed(self._names):  # a lexicographic sort; NaN comes last, so a number wins over it
             order = order[torch.argsort(table[name][order], stable=True)]
         table = {name: values[order] for name, values in table.items()}
         first = torch.ones_like(order, dtype=torch.bool)
         if first.numel() > 1:
-            first[1:] = torch.stack([table[name][1:] != table[name][:-1] for name in self.keys]).any(dim=0)
+            first[1:] = torch.stack([table[name][1:] != table[name][:-1] for name in ("group", "index")]).any(dim=0)
         return {name: values[first] for name, values in table.items()}
+
+    def scored(self, *columns: str) -> dict[str, Tensor]:
+        """Return the `table` without the rows that lack a number, and note those in `unscored`.
+
+        Args:
+            *columns: The numbers that a row needs; all of them by default.
+        """
+        table = self.table()
+        bad = torch.stack([table[name].isnan() for name in columns or self.columns]).any(dim=0)
+        self._note_unscored(table, bad)
+        return {name: values[~bad] for name, values in table.items()}
+
+    def _note_unscored(self, table: Mapping[str, Tensor], bad: Tensor) -> None:
+        self.unscored = {}
+        for group, index in zip(table["group"][bad].tolist(), table["index"][bad].tolist(), strict=True):
+            self.unscored.setdefault(self.sets[int(group)].name, []).append(int(index))
 
     def reset(self) -> None:
         """Forget all rows."""
         super().reset()
-        self.unscored = torch.empty(0, dtype=torch.long)
+        self.unscored, self.reason = {}, ""
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Add the rows of another metric of the same class, or of its state.
@@ -87,34 +215,14 @@ class RowValues(Metric):
         A rank without rows takes part with empty tensors of the right kind; torchmetrics would make them in its own
         default dtype.
         """
-        for name in (*self.keys, *self.columns):
+        for name in self._names:
             if isinstance(getattr(self, name), list) and not getattr(self, name):
                 setattr(self, name, [self._state(name)])
         super().sync(*args, **kwargs)
 
-    def _append(self, **values: Tensor | Sequence[float]) -> None:
-        """Add rows: one 1-D value for every key and column, all of one length."""
-        rows = {name: torch.as_tensor(value).detach().reshape(-1) for name, value in values.items()}
-        if set(rows) != {*self.keys, *self.columns} or len({value.numel() for value in rows.values()}) != 1:
-            sizes = {name: value.numel() for name, value in rows.items()}
-            raise ValueError(f"{type(self).__name__} needs one value a row for each of its columns, got {sizes}")
-        if bool((rows["index"] < 0).any()):
-            raise ValueError(f"{type(self).__name__}: the index of a row cannot be negative")
-        for name, value in rows.items():
-            getattr(self, name).append(value.to(self.device, self._float))
-
-    def _scored(self) -> dict[str, Tensor]:
-        """The rows without NaN; keeps the indices of the others in `unscored`."""
-        table = self.rows()
-        bad = torch.stack([table[name].isnan() for name in self.columns]).any(dim=0)
-        self.unscored = table["index"][bad].long()
-        if self.nan == "raise" and self.unscored.numel():
-            raise InputError(
-                f"{type(self).__name__}: {self.unscored.numel()} rows cannot be scored (NaN), the first of them row "
-                f"{int(self.unscored[0])}. Does their answer have tokens, and is the model finite? "
-                "nan='skip' leaves such rows out."
-            )
-        return {name: values[~bad] for name, values in table.items()}
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return ("group", "index", *self.columns)
 
     @property
     def _float(self) -> torch.dtype:
@@ -137,6 +245,36 @@ class RowValues(Metric):
 
         return super()._apply(move, exclude_state)
 
+    def _scalar(self, value: float) -> Tensor:
+        return torch.tensor(value, dtype=self._float, device=self.device)
+
+    def _nothing(self, reason: str = "") -> Tensor:
+        """Return NaN, and keep the reason."""
+        self.reason = reason
+        return self._scalar(math.nan)
+
+
+class RowMean(RowValues):
+    """Mean over rows of one number per row.
+
+    A subclass names the row's `field`, or computes the number in `value`.
+    """
+
+    field: ClassVar[str] = ""
+    names_set = True
+
+    def value(self, row: Row) -> float | None:
+        """Return the number of a row; None where it has none."""
+        return row.get(self.field)
+
+    def values(self, row: Row, of: RowSet) -> Sequence[float | None]:
+        """Return the row's one number."""
+        return (self.value(row),)
+
+    def compute(self) -> Tensor:
+        """Mean over the rows that have the number; NaN where there is none."""
+        return mean_or_nan(self.scored()["number"])
+
 
 def mean_or_nan(values: Tensor) -> Tensor:
     """Mean of a column; NaN without rows.
@@ -150,24 +288,27 @@ def mean_or_nan(values: Tensor) -> Tensor:
     return values.mean() if values.numel() else values.new_tensor(math.nan)
 
 
-class MeanOverRows(RowValues):
-    """Mean over rows of one `value` a row; a subclass says in `update` what the value is."""
+def meanings(name: str, metric: Metric) -> dict[str, Meaning]:
+    """Return the meaning of every number that a metric publishes, by the number's name.
 
-    columns = ("value",)
+    Args:
+        name: The metric's name in its collection.
+        metric: Any torchmetrics metric; one that says nothing of itself has its name as label.
+    """
+    parts: Mapping[str, Meaning] = getattr(metric, "parts", {})
+    if parts:
+        return {f"{name}_{part}" if part else name: meaning for part, meaning in parts.items()}
+    label = getattr(metric, "label", "") or name.replace("_", " ")
+    words, unit = getattr(metric, "meaning", ""), getattr(metric, "unit", "")
+    near, higher, floor = getattr(metric, "near", None), metric.higher_is_better, False
+    if isinstance(metric, RowValues) and metric.names_set and len(metric.sets) == 1:
+        [of] = metric.sets
+        label = f"{of.name.replace('_', ' ')}: {label}"
+        words = f"On {of.about}. {words}" if of.about else words
+        if metric.remembers and of.forget is not None:
+            higher, floor = (metric.remembers > 0) != of.forget, of.forget
+    return {name: Meaning(label, words, unit, higher, near, floor)}
 
-    def compute(self) -> Tensor:
-        """Mean over the rows that can be scored; NaN where there is none."""
-        return mean_or_nan(self._scored()["value"])
 
-
-class RowMean(MeanOverRows):
-    """Mean over rows of a given value."""
-
-    def update(self, index: Tensor, value: Tensor) -> None:
-        """Add rows.
-
-        Args:
-            index: (B,) index of each row in its data set.
-            value: (B,) its value; NaN where it cannot be scored.
-        """
-        self._append(index=index, value=value)
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

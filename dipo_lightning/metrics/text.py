@@ -1,115 +1,92 @@
-"""Metrics of generated texts: ROUGE-L recall, fluency and perplexity (TOFU), VerbMem and KnowMem (MUSE)."""
+"""Metrics of generated texts: fluency and perplexity of answers, VerbMem and KnowMem (MUSE)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from dipo_lightning.metrics.functional.fluency import ngram_entropy, perplexity
-from dipo_lightning.metrics.functional.muse import muse_scale, muse_stemmer
-from dipo_lightning.metrics.functional.rouge import rouge_l
-from dipo_lightning.metrics.rows import MeanOverRows, RowValues, mean_or_nan
+from dipo_lightning.metrics.functional.muse import muse_scale
+from dipo_lightning.metrics.rows import Row, RowMean, RowSet, RowValues
 
 
-class ROUGERecall(MeanOverRows):
-    """Mean ROUGE-L recall of generations against answers.
+class Fluency(RowMean):
+    """Mean n-gram entropy of the model's own answers, in bits (`functional.ngram_entropy`)."""
 
-    Args:
-        stemmer: Compare Porter stems, as TOFU does.
-        nan: See `RowValues`.
-        **kwargs: Options of `torchmetrics.Metric`.
-    """
-
-    def __init__(self, stemmer: bool = True, nan: Literal["skip", "raise"] = "skip", **kwargs: Any) -> None:
-        super().__init__(nan=nan, **kwargs)
-        self.stemmer = stemmer
-
-    def update(self, index: Tensor, generations: Sequence[str], answers: Sequence[str]) -> None:
-        """Add rows.
-
-        Args:
-            index: (B,) row indices.
-            generations: B texts of the model.
-            answers: B texts to find in them.
-        """
-        self._append(index=index, value=rouge_l(generations, answers, stemmer=self.stemmer).recall)
-
-
-class Fluency(MeanOverRows):
-    """Mean n-gram entropy of generations, in bits (`functional.ngram_entropy`)."""
-
+    label = "fluency"
+    meaning = (
+        "How varied the words of the model's own answers are: the entropy of their word pairs and triples. Far below "
+        "what it was, the model repeats itself. Longer answers have more."
+    )
+    unit = "bits"
     higher_is_better = True
 
-    def update(self, index: Tensor, generations: Sequence[str]) -> None:
-        """Add rows.
-
-        Args:
-            index: (B,) row indices.
-            generations: B texts of the model.
-        """
-        self._append(index=index, value=ngram_entropy(generations))
+    def value(self, row: Row) -> float | None:
+        """Return the entropy of a row's `generation`."""
+        text = row.get("generation")
+        return None if text is None else ngram_entropy([str(text)]).item()
 
 
 class Perplexity(RowValues):
-    """Perplexity of the generations under the model that said them: the exponential of the mean NLL of all tokens."""
+    """Perplexity of the model's own answers: the exponential of the mean NLL of all tokens it said."""
 
-    higher_is_better = False
     columns = ("nll", "tokens")
+    label = "perplexity of its own answers"
+    meaning = (
+        "How many tokens the model wavers between while it answers. 1 is certain; far above what it was, the words do "
+        "not belong together."
+    )
+    higher_is_better = False
+    names_set = True
 
-    def update(self, index: Tensor, nll: Tensor, tokens: Tensor) -> None:
-        """Add rows.
-
-        Args:
-            index: (B,) row indices.
-            nll: (B,) mean token NLL of the generations in nats.
-            tokens: (B,) how many tokens they have; where nothing was said the row counts nothing.
-        """
-        self._append(index=index, nll=torch.where(tokens > 0, nll, torch.zeros_like(nll)), tokens=tokens)
+    def values(self, row: Row, of: RowSet) -> Sequence[float | None]:
+        """Return mean NLL in nats and number of tokens of what was said; none where nothing was."""
+        return row.get("generation_nll"), row.get("generation_tokens")
 
     def compute(self) -> Tensor:
         """Perplexity, 1 or more; NaN where nothing was said."""
-        rows = self._scored()
-        return perplexity(rows["nll"], rows["tokens"]) if rows["nll"].numel() else mean_or_nan(rows["nll"])
+        table = self.scored()
+        return perplexity(table["nll"], table["tokens"])
 
 
-class _MuseRouge(MeanOverRows):
+class _MUSERouge(RowMean):
     """Mean ROUGE-L F1 in MUSE's or open-unlearning's manner.
 
     Args:
-        variant: `muse`: stemmer off, in percent; `open_unlearning`: stemmer on, between 0 and 1.
-        nan: See `RowValues`.
-        **kwargs: Options of `torchmetrics.Metric`.
+        *sets: The sets whose rows count; their `rouge` is F1 between 0 and 1.
+        variant: ``muse`` reports it in percent, ``open_unlearning`` between 0 and 1.
+        **kwargs: See `RowValues`.
+
+    Raises:
+        InputError: The variant is unknown.
     """
 
-    def __init__(self, variant: str = "muse", nan: Literal["skip", "raise"] = "skip", **kwargs: Any) -> None:
-        super().__init__(nan=nan, **kwargs)
+    field = "rouge"
+    remembers = 1
+    names_set = False
+
+    def __init__(self, *sets: RowSet | str, variant: str = "muse", **kwargs: Any) -> None:
+        super().__init__(*sets, **kwargs)
         self.scale = muse_scale(variant)
-        self.stemmer = muse_stemmer(variant)
-
-    def update(self, index: Tensor, generations: Sequence[str], targets: Sequence[str]) -> None:
-        """Add rows.
-
-        Args:
-            index: (B,) row indices.
-            generations: B texts of the model, cut as the benchmark says.
-            targets: B texts to compare them with.
-        """
-        self._append(index=index, value=rouge_l(generations, targets, stemmer=self.stemmer).f1)
+        self.unit = "%" if variant == "muse" else ""
 
     def compute(self) -> Tensor:
-        """Mean F1, in percent or between 0 and 1; NaN where there is no row."""
+        """Mean F1, in percent or between 0 and 1; NaN without rows."""
         return self.scale * super().compute()
 
 
-class VerbMem(_MuseRouge):
-    """Verbatim memorisation: the greedy continuation of a prompt against the true one, ROUGE-L F1.
+class VerbMem(_MUSERouge):
+    """Verbatim memorisation: the greedy continuation of a prompt against the true one, ROUGE-L F1."""
 
-    Cut both at 128 tokens before.
-    """
+    label = "VerbMem"
+    meaning = "ROUGE-L F1 between the text to forget and the model's continuation of its beginning."
 
 
-class KnowMem(_MuseRouge):
+class KnowMem(_MUSERouge):
     """Knowledge memorisation: the greedy answer to a question against the true one, ROUGE-L F1."""
+
+    label = "KnowMem"
+    meaning = "ROUGE-L F1 of the model's answers to questions about the text."
+    names_set = True

@@ -18,12 +18,13 @@ from torch import nn
 T = TypeVar("T")
 
 
-def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def plan_batches(lengths: Sequence[int], budget: int, equal: bool = False) -> list[list[int]]:
     """Group rows of like length so that no batch holds more than ``budget`` tokens, padding included.
 
     Args:
         lengths: Tokens of each row.
         budget: Most tokens of a batch; a longer row gets a batch of its own.
+        equal: Put together rows of one length only, for models that padding disturbs.
 
     Returns:
         Indices of each batch, the longest rows first: what doesn't fit the memory fails at once.
@@ -31,7 +32,7 @@ def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     batches: list[list[int]] = []
     room = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if room == 0:
+        if room == 0 or (equal and lengths[index] != lengths[batches[-1][0]]):
             batches.append([])
             room = max(1, budget // max(1, lengths[index]))
         batches[-1].append(index)
@@ -39,7 +40,7 @@ def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return batches
 
 
-def own_batches(batches: Sequence[list[int]]) -> Iterator[tuple[list[int], bool]]:
+def own_batches(batches: Sequence[list[T]]) -> Iterator[tuple[list[T], bool]]:
     """Give this process its batches, the same number on every process.
 
     A sharded model gathers its weights in every forward, so a process without work has to take part: it is given the

@@ -6,8 +6,10 @@ Load a causal language model and its tokenizer: quietly, from safetensors or GGU
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib.util
 import io
+import json
 import logging
 import re
 from collections.abc import Iterator
@@ -18,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dipo_lightning.errors import InputError
+from dipo_lightning.models.inspection import check_causal
+from dipo_lightning.safety.network import bounded_hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _PACKAGE = "package:"
+_ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -35,19 +40,25 @@ class ModelSource:
         location: A folder, or a name on the hub.
         gguf: Name of the GGUF file in that folder; None for a folder of safetensors and for the hub.
         local: Whether `location` is a folder on this machine, for which the network is never asked.
+        adapters: A folder of LoRA adapters for the model at `location`; None for whole models.
+        revision: The version of a hub model that its adapters were trained on.
     """
 
     location: str
     gguf: str | None
     local: bool
+    adapters: str | None = None
+    revision: str | None = None
 
     def __str__(self) -> str:
         """Name the file or folder, for messages."""
-        return str(Path(self.location) / self.gguf) if self.gguf else self.location
+        named = str(Path(self.location) / self.gguf) if self.gguf else self.location
+        return named if self.adapters is None else f"{named} with the adapters in {self.adapters}"
 
     def arguments(self, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
         """Return the keyword arguments common to every `from_pretrained`."""
         arguments: dict[str, Any] = {"local_files_only": self.local, "trust_remote_code": trust_remote_code}
+        revision = revision or self.revision
         if revision is not None:
             if self.local:
                 raise InputError(f"A revision ({revision}) can be chosen for a hub model only, but {self} is local.")
@@ -79,20 +90,60 @@ def find_source(pretrained: str) -> ModelSource:
             raise InputError(f"{path} is a file, but not a .gguf file. Give the folder that holds config.json instead.")
         return ModelSource(str(path.parent), path.name, local=True)
     if path.suffix == ".gguf" or not _HUB_NAME.fullmatch(pretrained):
-        raise InputError(f"There is no model {pretrained!r}: no such file or folder, and no hub name (owner/name).")
+        near = _near_matches(path)
+        raise InputError(
+            f"There is no model {pretrained!r}: no such file or folder, and no hub name (owner/name).{near}"
+        )
     return ModelSource(pretrained, None, local=False)
 
 
+def _near_matches(path: Path) -> str:
+    """Say which files and folders beside a path that isn't there have a name like its own."""
+    folder = path.parent
+    while not folder.is_dir() and folder != folder.parent:
+        path, folder = folder, folder.parent
+    names = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")] if folder.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=3)
+    return f" Did you mean {', '.join(str(folder / name) for name in near)}?" if near else ""
+
+
 def _from_folder(folder: Path) -> ModelSource:
-    """Take the safetensors of a folder, or its one GGUF file."""
+    """Take the safetensors of a folder, or its one GGUF file, or its adapters and the model that they belong to."""
     files = sorted(path.name for path in folder.iterdir())
-    weights = [name for name in files if name.endswith(".safetensors")]
+    weights = [name for name in files if name.endswith(".safetensors") and name != _ADAPTER_WEIGHTS]
     ggufs = [name for name in files if name.endswith(".gguf")]
+    if _ADAPTER_CONFIG in files and (weights or ggufs):
+        raise InputError(
+            f"{folder} holds a whole model ({(weights + ggufs)[0]}) and LoRA adapters ({_ADAPTER_CONFIG}), and nothing "
+            "says whether the adapters are in the weights already. Move the one that you do not mean to another folder."
+        )
+    if _ADAPTER_CONFIG in files:
+        return _from_adapters(folder, files)
     if ggufs and not weights:
         if len(ggufs) > 1:
             raise InputError(f"{folder} holds {len(ggufs)} GGUF files; give the path of one: {', '.join(ggufs)}.")
         return ModelSource(str(folder), ggufs[0], local=True)
     return ModelSource(str(folder), None, local=True)
+
+
+def _from_adapters(folder: Path, files: list[str]) -> ModelSource:
+    """Find the model that a folder's adapters were trained on, as their configuration names it."""
+    if _ADAPTER_WEIGHTS not in files:
+        raise InputError(f"{folder} holds {_ADAPTER_CONFIG} but no {_ADAPTER_WEIGHTS}; pickled adapters are not read.")
+    config = json.loads((folder / _ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    base = config.get("base_model_name_or_path")
+    if not base or Path(base).expanduser().resolve() == folder.resolve():
+        raise InputError(
+            f"{folder / _ADAPTER_CONFIG} does not name the model of its adapters (base_model_name_or_path)."
+        )
+    try:
+        found = find_source(base)
+    except InputError as error:
+        raise InputError(f"The adapters in {folder} belong to another model. {error}") from error
+    if found.adapters is not None:
+        raise InputError(f"The adapters in {folder} belong to other adapters, in {found.adapters}; merge those first.")
+    revision = None if found.local else config.get("revision")
+    return ModelSource(found.location, found.gguf, found.local, str(folder), revision)
 
 
 def _from_package(name: str) -> ModelSource:
@@ -128,8 +179,8 @@ def load_policy(
     """Load a causal language model onto the CPU, all of its weights in `dtype`, in evaluation mode.
 
     Args:
-        pretrained: Hub name, folder, GGUF file, folder with one GGUF file, or ``package:NAME``. For anything that is
-            on this machine the network is not asked.
+        pretrained: Hub name, folder, GGUF file, folder with one GGUF file, folder of LoRA adapters (merged into their
+            model), or ``package:NAME``. For anything that is on this machine the network is not asked.
         dtype: Of the weights; GGUF blocks are unpacked to it.
         revision: Branch, tag or commit of a hub model.
         trust_remote_code: Allow the model's own Python code to run.
@@ -163,7 +214,20 @@ def load_policy(
         )
     model, report = loaded
     _check_complete(report, model, source)
+    if source.adapters is not None:
+        model = _with_adapters(model, source)
+    check_causal(model, source)
     return model
+
+
+def _with_adapters(model: PreTrainedModel, source: ModelSource) -> PreTrainedModel:
+    """Merge a folder's adapters into the model that they were trained on."""
+    from peft import PeftModel
+
+    assert source.adapters is not None
+    with _explained(source, "model"):
+        adapted: Any = PeftModel.from_pretrained(model, source.adapters, local_files_only=True)
+    return adapted.merge_and_unload().eval()
 
 
 def load_tokenizer(
@@ -182,6 +246,8 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     source = find_source(pretrained)
+    if source.adapters is not None and (Path(source.adapters) / "tokenizer_config.json").is_file():
+        source, revision = ModelSource(source.adapters, None, local=True), None
     arguments = source.arguments(revision, trust_remote_code)
     with _quiet(source), _explained(source, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source.location, **arguments)
@@ -194,17 +260,6 @@ def load_tokenizer(
         tokenizer.pad_token = tokenizer.eos_token
         _log.info("The tokenizer of %s has no pad token; padding with %s (masked).", source, tokenizer.eos_token)
     return tokenizer
-
-
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
-    """Raise an `InputError` where `tokenizer` can give ids that the model of `config` has no embedding for."""
-    rows = config.get_text_config().vocab_size
-    highest = max(tokenizer.get_vocab().values())
-    if highest >= rows:
-        raise InputError(
-            f"The tokenizer {tokenizer.name_or_path!r} has ids up to {highest}, but the model {config.name_or_path!r} "
-            f"has {rows} embeddings. Use the model's own tokenizer."
-        )
 
 
 def load_config(source: ModelSource, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -274,6 +329,7 @@ def _explained(source: ModelSource, what: str) -> Iterator[None]:
             advice = "Check that the folder is a complete copy of a Hugging Face model."
         else:
             advice = "Check the name, the network and `hf auth login`; there is no such folder here either."
+            advice += _near_matches(Path(source.location))
         raise InputError(f"The {what} {source} could not be loaded. {advice} ({reason})") from error
 
 
@@ -286,6 +342,8 @@ def _quiet(source: ModelSource) -> Iterator[None]:
     transformers_logging.set_verbosity_error()
     with contextlib.ExitStack() as stack:
         stack.callback(transformers_logging.set_verbosity, verbosity)
+        if not source.local:
+            stack.enter_context(bounded_hub())
         if source.local:
             transformers_logging.disable_progress_bar()
             if bars:

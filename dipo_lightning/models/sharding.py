@@ -7,8 +7,10 @@ One code path serves one device and many: a model is sharded block by block, bot
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.head import causal_lm
@@ -132,10 +135,31 @@ def shard(
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the repeated blocks of a ``transformers`` model (its ``_no_split_modules``), in the order of use."""
-    names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
-    # Sharding gives a block a class of its own, derived from the original one.
-    return [module for module in model.modules() if any(kind.__name__ in names for kind in type(module).__mro__)]
+    """Return the repeated blocks of a causal LM, in the order of use; empty where it has no list of modules.
+
+    Of all lists the blocks' holds most weights, which tells it from lists of adapters, norms and experts. Towers that
+    read images or sounds are left out.
+    """
+    lists = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and not re.search("vision|visual|image|audio|speech", name)
+    ]
+    return list(max(lists, key=_numbers, default=()))
+
+
+def _numbers(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Recompute each block's activations in the backward pass, also where ``transformers`` does not offer it."""
+    causal = causal_lm(model)
+    if getattr(causal, "supports_gradient_checkpointing", False):
+        causal.activation_checkpointing_enable({"use_reentrant": False})
+        return
+    for block in transformer_blocks(model):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dipo_lightning.evaluation.json_files import write_json
-from dipo_lightning.report.run_picture import forget_quality_picture
+from dipo_lightning.report.run_picture import headline_picture
 from dipo_lightning.safety.text import printable
 
 SHOWN = 3
@@ -28,17 +28,17 @@ def write_report(folder: Path, evaluations: list[Path], seconds: float) -> None:
     rows = len(retain["sets"]["forget"])
     results["retain"]["forget_quality"] = {"p": 1.0, "log10_p": 0.0, "d": 0.0, "n": rows}  # against itself
     write_json(folder / "results.json", {**results, "seconds": round(seconds, 1)})
-    forget_quality_picture(logs, folder / "forget_quality.png")
+    headline_picture(logs, folder / "forget_quality.png")
     print("\n" + table(results))
     for name in ("forget", "retain"):
         print("\n" + answers(name, logs[0], logs[-1]))
     places = {
         "numbers": "results.json",
         "picture": "forget_quality.png",
-        "page for a browser": "unlearned/run/results.html",
+        "page for a browser": "unlearned/results.html",
         "unlearned model": "models/unlearned",
-        "every row and text": "unlearned/run/evaluations",
-        "TensorBoard": "unlearned/run",
+        "every row and text": "unlearned/evaluations",
+        "TensorBoard": "unlearned",
     }
     print(f"\nDone in {seconds:.0f} s. What it left:")
     for what, place in places.items():

@@ -10,8 +10,7 @@ from typing import Any
 
 import yaml
 
-from dipo_lightning.evaluation.columns import flat_numbers
-from dipo_lightning.report.meanings import meaning
+from dipo_lightning.evaluation.aggregates import document_meanings, flat_numbers
 from dipo_lightning.report.run_folder import Document, read_documents
 from dipo_lightning.safety.redaction import without_paths, without_secrets
 
@@ -135,9 +134,11 @@ def _results(evaluations: Mapping[str, Sequence[Document]], step: int | None) ->
         now, made = flat_numbers(documents[-1]["aggregates"]), documents[-1]["provenance"].get("step")
         before = flat_numbers(documents[0]["aggregates"]) if len(documents) > 1 else {}
         first = documents[0]["provenance"].get("step")
+        meanings = document_meanings(documents[-1])
         old = "" if made == step or step is None else f" (the weights are those of step {step})"
         lines = [
-            f"| {meaning(key).label} | {_number(before.get(key))} | {_number(value)} |" for key, value in now.items()
+            f"| {_plain(meanings[key].label)} | {_number(before.get(key))} | {_number(value)} |"
+            for key, value in now.items()
         ]
         parts.append(
             f"Evaluation `{name}`: before at step {first}, after at step {made}{old}.\n\n"

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dipo_lightning.evaluation.benchmark import Benchmark
 from dipo_lightning.report.run_folder import Curve, Document
 
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by colour-blind readers
@@ -43,28 +44,6 @@ _TRAINING: Sequence[tuple[str, str, dict[str, str]]] = (
         {"train/gradient_norm": "norm"},
     ),
 )
-_EVALUATION: Sequence[tuple[str, str, dict[str, str]]] = (
-    (
-        "What it still says: ROUGE-L recall",
-        "Words of the true answers that the model says itself.",
-        {"forget_rouge": "must be forgotten", "retain_rouge": "must be kept"},
-    ),
-    (
-        "How likely it finds the true answers",
-        "Probability, geometric mean over tokens.",
-        {"forget_probability": "must be forgotten", "retain_probability": "must be kept"},
-    ),
-    (
-        "Forget quality against model utility",
-        "Both should be high: forgotten as if never learnt, and as able as before.",
-        {"forget_quality_p": "forget quality (p)", "model_utility": "model utility"},
-    ),
-    (
-        "Memory and utility",
-        "MUSE: verbatim memory and knowledge of the text.",
-        {"verbmem": "verbatim memory", "knowmem_forget": "knowledge to lose", "knowmem_retain": "knowledge to keep"},
-    ),
-)
 
 
 def training_charts(curves: Mapping[str, Curve]) -> list[Chart]:
@@ -76,12 +55,25 @@ def training_charts(curves: Mapping[str, Curve]) -> list[Chart]:
     return charts
 
 
-def evaluation_charts(documents: Sequence[Document], scalars: Sequence[Mapping[str, float]]) -> list[Chart]:
+def charts_of(document: Document, benchmark: Benchmark | None) -> list[tuple[str, str, dict[str, str]]]:
+    """Return the charts of an evaluation: its benchmark's, and one for each metric that the user added."""
+    found = [(one.title, one.words, dict(one.curves)) for one in benchmark.charts] if benchmark else []
+    for name in document.get("settings", {}).get("metrics") or {}:
+        found.append((name.replace("_", " "), "A metric added to this evaluation.", {name: name}))
+    return found
+
+
+def evaluation_charts(
+    documents: Sequence[Document],
+    scalars: Sequence[Mapping[str, float]],
+    charts: Sequence[tuple[str, str, dict[str, str]]],
+) -> list[Chart]:
     """Draw the numbers of a run's evaluations over its steps; nothing for a single one.
 
     Args:
         documents: In the order of their steps.
         scalars: The numbers of each.
+        charts: Title, words and label by name of each chart.
     """
     if len(documents) < 2:
         return []
@@ -91,7 +83,7 @@ def evaluation_charts(documents: Sequence[Document], scalars: Sequence[Mapping[s
         name: [(step, values[name]) for step, values in zip(steps, scalars, strict=True) if name in values]
         for name in names
     }
-    return _charts(_EVALUATION, curves)
+    return _charts(charts, curves)
 
 
 def _charts(wanted: Sequence[tuple[str, str, dict[str, str]]], curves: Mapping[str, Curve]) -> list[Chart]:

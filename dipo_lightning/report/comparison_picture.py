@@ -1,4 +1,4 @@
-"""Forget quality against model utility, a trajectory a method: the picture of a comparison."""
+"""Forgetting against utility, a trajectory per method: the picture of a comparison."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ COLOURS = (
     *("#7b3294", "#8c510a", "#4d4d4d", "#b2182b", "#1b7837", "#6a51a3"),
 )
 MARKERS = "osD^vP<X>phd"
-LOWEST = -20.0
-"""Where the axis ends below: what is further down is drawn at its edge and marked."""
 NEAR = 0.9
 """A second panel shows the part above this share of the target's utility, where methods that hold it are close."""
 
@@ -25,10 +23,10 @@ class Point:
     """One epoch of a method: means over its seeds, and their range.
 
     Attributes:
-        utility: Model utility.
-        quality: Forget quality, log10 p.
+        utility: Utility.
+        quality: The number of forgetting.
         utility_range: Lowest and highest utility of the seeds.
-        quality_range: Lowest and highest log10 p of the seeds.
+        quality_range: Lowest and highest number of forgetting of the seeds.
         reported: Whether this is the epoch that the table reports.
     """
 
@@ -39,9 +37,27 @@ class Point:
     reported: bool = False
 
 
+@dataclass(frozen=True)
+class Axes:
+    """The two numbers that are drawn.
+
+    Attributes:
+        utility: Name of the one to the right.
+        forgetting: Name of the one upwards.
+        wanted: Direction of the second one.
+        lowest: Where its axis ends below: what is further down is drawn at its edge and marked.
+    """
+
+    utility: str
+    forgetting: str
+    wanted: str = "higher is better"
+    lowest: float | None = None
+
+
 def comparison_picture(
     trajectories: Mapping[str, Sequence[Point]],
     path: str | Path,
+    names: Axes,
     target: Point | None = None,
     retain: Point | None = None,
     keep: float = 0.95,
@@ -51,8 +67,9 @@ def comparison_picture(
     Args:
         trajectories: Points of each method, first epoch to last; a method without one is left out.
         path: Where the picture goes.
+        names: What is drawn.
         target: The model before unlearning; every trajectory starts there.
-        retain: The model that never saw the forget set; its quality is 0 by definition.
+        retain: The model that never saw the forget set; compared with itself.
         keep: Share of the target's utility that is marked.
 
     Raises:
@@ -62,9 +79,10 @@ def comparison_picture(
 
     trajectories = {name: points for name, points in trajectories.items() if points}
     if not trajectories:
-        raise InputError("There is nothing to draw: no run has both a forget quality and a model utility.")
+        raise InputError("There is nothing to draw: no run has both numbers.")
     everything = [*(point for points in trajectories.values() for point in points), *filter(None, [target, retain])]
-    lowest = max(LOWEST, min(point.quality_range[0] for point in everything))
+    lowest = min(point.quality_range[0] for point in everything)
+    lowest = lowest if names.lowest is None else max(names.lowest, lowest)
     zoomed = target is not None and min(point.utility for point in everything) < NEAR * target.utility
     figure = Figure(figsize=(13.0 if zoomed else 9.2, 6.0), layout="constrained", dpi=150)
     panels = figure.subplots(1, 2 if zoomed else 1, sharey=True, squeeze=False)[0]
@@ -73,10 +91,12 @@ def comparison_picture(
             style = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
             _trajectory(axes, name, points, target, style, lowest)
         _landmarks(axes, target, retain, keep, lowest)
-        axes.set_xlabel("model utility (higher keeps more)")
+        axes.set_xlabel(f"{names.utility} (higher keeps more)")
         axes.grid(alpha=0.25)
-    panels[0].set_ylabel("forget quality, log10 p (0: not to be told from the retain model)")
-    panels[0].set_ylim(lowest * 1.05 - 0.1, 0.04 * abs(lowest) + 0.1)
+    panels[0].set_ylabel(f"{names.forgetting} ({names.wanted})")
+    highest = max(point.quality_range[1] for point in everything)
+    margin = 0.05 * (highest - lowest) or 0.1
+    panels[0].set_ylim(lowest - margin, highest + margin)
     panels[0].set_title("Small marks: epochs. Large marks: as reported, with the range over seeds.", fontsize=10)
     panels[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     if zoomed:
@@ -111,7 +131,7 @@ def _trajectory(
         below, above = (min(max(quality - lowest, 0), quality - max(point.quality_range[0], lowest)),
                         max(point.quality_range[1] - quality, 0))  # fmt: skip
         sides = [[utility - point.utility_range[0]], [point.utility_range[1] - utility]]
-        label = name if point.quality >= lowest else f"{name} (at log10 p = {point.quality:.0f})"
+        label = name if point.quality >= lowest else f"{name} (at {point.quality:.0f})"
         axes.errorbar(
             utility, quality, xerr=sides, yerr=[[below], [above]], color=colour, marker=marker, markersize=10,
             markeredgecolor="white", capsize=3, linewidth=1.4, linestyle="", label=label, zorder=5,

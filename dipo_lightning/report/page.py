@@ -9,30 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from dipo_lightning.errors import InputError, RunError
-from dipo_lightning.evaluation.columns import flat_numbers
-from dipo_lightning.report.charts import evaluation_charts, training_charts
-from dipo_lightning.report.meanings import meaning
+from dipo_lightning.evaluation.aggregates import Meanings, document_meanings, flat_numbers
+from dipo_lightning.evaluation.benchmark import find_benchmark
+from dipo_lightning.metrics.rows import Meaning
+from dipo_lightning.report.charts import charts_of, evaluation_charts, training_charts
 from dipo_lightning.report.run_folder import Document, RunFolder, read_run
-from dipo_lightning.safety.redaction import without_home, without_secrets
+from dipo_lightning.safety.redaction import without_home, without_secrets, without_secrets_in_yaml
 from dipo_lightning.safety.text import visible, word_changes
 
 PAGE = "results.html"
 ROWS = 100
-_TITLES = {"tofu": "TOFU", "muse": "MUSE", "user_data": "Your own data"}
-_HEADLINES = {
-    "tofu": ("forget_quality_p", "model_utility", "forget_rouge", "retain_rouge"),
-    "muse": ("verbmem", "knowmem_forget", "knowmem_retain", "privleak"),
-    "user_data": ("forget_rouge", "forget_probability", "retain_rouge", "utility"),
-}
-_SET_TITLES = {
-    "forget": "What must be forgotten",
-    "retain": "What must be kept",
-    "real_authors": "Real authors",
-    "world_facts": "World facts",
-    "verbmem": "Continuations of the text to forget",
-    "knowmem_forget": "Questions about the text to forget",
-    "knowmem_retain": "Questions about the text to keep",
-}
+HEADLINES = 7
+"""Most numbers of a benchmark that stand on top."""
 
 
 def report(run_folder: str, output: str | None = None, rows: int = ROWS) -> None:
@@ -90,15 +78,6 @@ def render(run: RunFolder, rows: int = ROWS) -> str:
     )
 
 
-def without_secrets_in_yaml(text: str) -> str:
-    """Take secrets out of a configuration's text, line by line, and leave the rest as it was written."""
-    lines = []
-    for line in text.split("\n"):
-        name, colon, value = line.partition(": ")
-        lines.append(f"{name}{colon}{without_secrets(value, name.strip(' -'))}")
-    return "\n".join(lines)
-
-
 def _run_name(path: Path) -> str:
     """The last names of a log folder: ``unlearned/version_0``."""
     return "/".join(path.resolve().parts[-2:])
@@ -108,33 +87,36 @@ def _evaluation(name: str, documents: Sequence[Document], most: int) -> dict[str
     """One evaluation's part of the page."""
     scalars = [flat_numbers(document["aggregates"]) for document in documents]
     first, last = documents[0], documents[-1]
+    benchmark, meanings = find_benchmark(last.get("format", ""), last.get("benchmark", "")), document_meanings(last)
     before = scalars[0] if len(documents) > 1 else {}
-    lines = [_line(key, before.get(key), scalars[-1][key]) for key in scalars[-1]]
+    lines = [_line(key, meanings[key], before.get(key), scalars[-1][key]) for key in scalars[-1]]
+    further = [key for key in lines if key["key"] in (last.get("settings", {}).get("metrics") or {})]
+    shown = benchmark.shown[:HEADLINES] if benchmark else ()
+    titles = {one.name: one.title for one in benchmark.sets_of(last.get("settings", {}))} if benchmark else {}
     return {
-        "title": _TITLES.get(name, visible(name)),
+        "title": visible(benchmark.title if benchmark else name),
         "steps": [document["provenance"].get("step") for document in (first, last)],
         "compared": len(documents) > 1,
-        "headlines": [line for key in _HEADLINES.get(name, ()) for line in lines if line["key"] == key],
+        "headlines": [line for key in shown for line in lines if line["key"] == key] + further,
         "lines": lines,
-        "absent": _absent(last["aggregates"]),
-        "charts": evaluation_charts(documents, scalars),
-        "sets": _sets(first, last, most, compared=len(documents) > 1),
+        "absent": _absent(last["aggregates"], meanings),
+        "charts": evaluation_charts(documents, scalars, charts_of(last, benchmark)),
+        "sets": _sets(first, last, most, titles, compared=len(documents) > 1),
         "settings": _flat(without_secrets(last.get("settings", {}))),
         "skipped": {visible(key): len(rows) for key, rows in (last.get("skipped") or {}).items()},
     }
 
 
-def _line(key: str, before: float | None, now: float) -> dict[str, Any]:
+def _line(key: str, meaning: Meaning, before: float | None, now: float) -> dict[str, Any]:
     """A line of the table: before, now, and whether the change is the wanted one."""
-    label, words, wanted = meaning(key)
     direction = ""
-    if before is not None and wanted and f"{before:.3g}" != f"{now:.3g}":
-        direction = "good" if (now > before) == (wanted == "up") else "bad"
+    if before is not None and f"{before:.3g}" != f"{now:.3g}":
+        direction = {True: "good", False: "bad", None: ""}[meaning.better(now, before)]
     return {
         "key": visible(key),
-        "label": visible(label),
-        "words": words,
-        "wanted": {"up": "higher is better", "down": "lower is better"}.get(wanted, ""),
+        "label": visible(meaning.label + (f" ({meaning.unit})" if meaning.unit else "")),
+        "words": visible(meaning.words),
+        "wanted": meaning.wanted,
         "before": None if before is None else f"{before:.3g}",
         "now": f"{now:.3g}",
         "change": "" if before is None else f"{now - before:+.3g}",
@@ -142,17 +124,19 @@ def _line(key: str, before: float | None, now: float) -> dict[str, Any]:
     }
 
 
-def _absent(aggregates: Mapping[str, Any]) -> dict[str, str]:
+def _absent(aggregates: Mapping[str, Any], meanings: Meanings) -> dict[str, str]:
     """What could not be computed, and why."""
     ending = "_absent"
     return {
-        visible(meaning(key.removesuffix(ending)).label): visible(str(reason))
+        visible(meanings[key.removesuffix(ending)].label): visible(str(reason))
         for key, reason in aggregates.items()
         if key.endswith(ending)
     }
 
 
-def _sets(first: Document, last: Document, most: int, compared: bool) -> list[dict[str, Any]]:
+def _sets(
+    first: Document, last: Document, most: int, titles: Mapping[str, str], compared: bool
+) -> list[dict[str, Any]]:
     """The answers of every set that has any, before and after."""
     found = []
     for name, rows in last["sets"].items():
@@ -161,7 +145,7 @@ def _sets(first: Document, last: Document, most: int, compared: bool) -> list[di
             continue
         old = {row["index"]: row.get("generation") or "" for row in first["sets"].get(name, ())} if compared else {}
         shown = [_answers(row, old.get(row["index"])) for row in said[:most]]
-        title = _SET_TITLES.get(name, visible(name.replace("_", " ")))
+        title = titles.get(name) or visible(name.replace("_", " "))
         changed = sum(row["generation"] != old.get(row["index"]) for row in said) if compared else None
         found.append({"name": name, "title": title, "rows": shown, "total": len(said), "changed": changed})
     return found

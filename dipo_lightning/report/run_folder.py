@@ -20,7 +20,7 @@ class RunFolder:
 
     Attributes:
         path: The folder.
-        evaluations: Documents by the evaluation's name (``tofu``, ``own``, ``muse``), in the order of their steps.
+        evaluations: Documents by the evaluation's name (its benchmark's), in the order of their steps.
         config: Text of the configuration; None where none was saved.
         curves: Scalars of training by tag, ``train/forget``; empty where nothing was logged.
     """
@@ -49,10 +49,10 @@ def read_run(folder: str | Path) -> RunFolder:
     return run
 
 
-def read_documents(folder: Path) -> dict[str, list[Document]]:
-    """Read the evaluations of a run's folder, by name and in the order of their steps."""
+def read_documents(folder: Path, name: str | None = None) -> dict[str, list[Document]]:
+    """Read the evaluations of a run's folder, by name and in the order of their steps; those of one name, or all."""
     found: dict[str, list[Document]] = {}
-    for file in sorted((folder / "evaluations").glob("*.json")):
+    for file in sorted((folder / "evaluations").glob(f"{name}_epoch=*.json" if name else "*.json")):
         found.setdefault(file.name.split("_epoch=")[0], []).append(read_document(file))
     for documents in found.values():
         documents.sort(key=lambda document: document["provenance"].get("step", 0))
@@ -85,8 +85,8 @@ def _find(folder: Path) -> Path:
     if runs:
         raise InputError(f"{folder} holds {len(runs)} runs; give one of them: {', '.join(map(str, runs[:6]))}.")
     raise InputError(
-        f"{folder}: no evaluations/*.json in it. Run with an evaluation callback (MemorizationEvaluation, "
-        "TOFUEvaluation, MUSEEvaluation), or give another folder."
+        f"{folder}: no evaluations/*.json in it. Run with an evaluation callback in trainer.callbacks, or give another "
+        "folder."
     )
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from dipo_lightning.callbacks.stopping import StopAtThreshold
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.callback import Evaluation
+from dipo_lightning.evaluation.schedule import Schedule
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.isinstance.treespec, LeafSpec:FutureWarning",  # Lightning 2.6 asks torch 2.13 by an old name
@@ -26,7 +27,7 @@ class Scripted(Evaluation):
     name = "muse"
 
     def __init__(self, values, dtype=torch.float64):
-        super().__init__(at_start=False)
+        super().__init__(Schedule(at_start=False, at_end=False))
         self.values, self.dtype = list(values), dtype
 
     def on_train_epoch_end(self, trainer, pl_module):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dipo_lightning.cli.run_folder import is_first_process, last_checkpoint, prepare_run
+from dipo_lightning.callbacks.checkpoint import newest
+from dipo_lightning.cli.run_folder import is_first_process, prepare_run
 
 SIGNS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS",
          "SLURM_NTASKS_PER_NODE", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_JOB_NAME")  # fmt: skip
@@ -48,9 +49,10 @@ def test_the_other_processes_find_the_checkpoint_before_and_after_it_is_renamed(
     """A folder of shards is replaced in two renames; a run that was cut off between them has the old one only."""
     run = tmp_path / "run"
     assert prepare_run(run) is None
-    assert last_checkpoint(run) is None
-    old = run / "checkpoints" / "last.ckpt.old"
-    old.mkdir()
-    assert last_checkpoint(run) == run / "checkpoints" / "last.ckpt"
+    kept = run / "checkpoints"
+    assert newest(kept) is None
+    old = kept / "last.ckpt.old"
+    old.mkdir(parents=True)
+    assert newest(kept) == kept / "last.ckpt"
     old.rename(old.with_name("last.ckpt"))
-    assert last_checkpoint(run) == run / "checkpoints" / "last.ckpt"
+    assert newest(kept) == kept / "last.ckpt"

@@ -8,36 +8,35 @@ from typing import Any
 
 import pytest
 
-from dipo_lightning.benchmarks.muse import metrics as muse
-from dipo_lightning.benchmarks.tofu import metrics as tofu
-from dipo_lightning.benchmarks.user_data.metrics import user_data_aggregates
 from dipo_lightning.cli.main import main
 from dipo_lightning.cli.score import score
 from dipo_lightning.errors import InputError
+from tests.helpers.aggregate import muse, tofu, user_data
 from tests.helpers.synthetic import make_sets
 
 
 def tofu_log() -> dict[str, Any]:
     sets = make_sets(1, True)
     return {"format": "dipo-lightning/tofu/1", "settings": {}, "sets": sets,
-            "aggregates": tofu.aggregate(sets, make_sets(2, True))}  # fmt: skip
+            "aggregates": tofu(sets, make_sets(2, True))}  # fmt: skip
 
 
 def muse_log() -> dict[str, Any]:
     sets: dict[str, list[dict[str, Any]]] = {
-        name: [{"index": i, "rouge": i / 7} for i in range(5)] for name in muse.ROUGE_SETS
+        name: [{"index": i, "rouge": i / 7} for i in range(5)]
+        for name in ("verbmem", "knowmem_forget", "knowmem_retain")
     }
     sets |= {name: [{"index": i, "min_k": i + shift} for i in range(5)]
-             for shift, name in enumerate(muse.PRIVLEAK_SETS)}  # fmt: skip
+             for shift, name in enumerate(("privleak_forget", "privleak_retain", "privleak_holdout"))}  # fmt: skip
     return {"format": "dipo-lightning/muse/1", "settings": {"variant": "muse"}, "sets": sets,
-            "aggregates": muse.aggregate(sets, auc_retrain=0.4)}  # fmt: skip
+            "aggregates": muse(sets, auc_retrain=0.4)}  # fmt: skip
 
 
 def user_data_log() -> dict[str, Any]:
     sets = {name: [{"index": i, "nll": i / 3, "rouge_l_recall": i / 7, "wrong_nll": []} for i in range(5)]
             for name in ("forget", "retain")}  # fmt: skip
     return {"format": "dipo-lightning/user_data/1", "settings": {"truth_ratio": "geometric"}, "sets": sets,
-            "aggregates": user_data_aggregates(sets)}  # fmt: skip
+            "aggregates": user_data(sets)}  # fmt: skip
 
 
 LOGS = {"tofu": tofu_log, "muse": muse_log, "user_data": user_data_log}
@@ -91,12 +90,12 @@ def test_privleak_of_a_log_against_the_number_it_stores_or_another(
         assert found["privleak_auc_retrain"] == auc
         assert found["privleak"] == pytest.approx(100 * (found["privleak_auc"] - auc) / auc)
         assert found["stored_aggregates_hold"] is True, "what the file says is of the number that it was made with"
-    log["aggregates"] = muse.aggregate(log["sets"])
+    log["aggregates"] = muse(log["sets"])
     assert score(write(tmp_path, log), auc_retrain=0.8)["stored_aggregates_hold"] is True
 
 
 def test_a_retrained_auc_for_a_log_of_another_benchmark_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="auc_retrain is for logs of MUSE"):
+    with pytest.raises(InputError, match="auc_retrain is no option of TOFU"):
         score(write(tmp_path, tofu_log()), auc_retrain=0.5)
 
 
@@ -107,7 +106,7 @@ def test_user_data_has_no_second_model(tmp_path: Path) -> None:
 
 
 def test_a_log_made_without_a_reference_still_holds_when_one_is_given(tmp_path: Path) -> None:
-    log = tofu_log() | {"aggregates": tofu.aggregate(make_sets(1, True))}
+    log = tofu_log() | {"aggregates": tofu(make_sets(1, True))}
     reference = tmp_path / "reference.json"
     reference.write_text(json.dumps(tofu_log() | {"sets": make_sets(2, True)}))
     found = score(write(tmp_path, log), reference)

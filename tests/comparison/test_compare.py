@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from dipo_lightning.cli import child
 from dipo_lightning.cli.main import main
-from dipo_lightning.comparison import running
 from tests.helpers.acted import actor, evaluation, write_base, write_evaluations
 
 DIPO = {"name": "DiPO", "class_path": "dipo_lightning.DiPOModule", "grid": {"beta": [0.02, 0.05, 0.1]}}
@@ -20,7 +20,7 @@ BROKEN = {"name": "GradAscent", "class_path": "dipo_lightning.GradAscentModule"}
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     made: list[list[str]] = []
-    monkeypatch.setattr(running, "start", actor(made))
+    monkeypatch.setattr(child, "start", actor(made))
     return made
 
 
@@ -50,21 +50,21 @@ def test_from_the_yaml_to_the_table(tmp_path: Path, calls: list[list[str]], caps
     rows = table(tmp_path)
     assert list(rows[0])[:8] == [
         *("method", "settings", "seed", "epoch", "step"),
-        *("forget_quality_p", "log10_p", "model_utility"),
+        *("forget_quality_log10_p", "model_utility", "utility_kept"),
     ]
     last = {(row["method"], row["seed"]): row for row in rows}
     assert set(last) == {(m, s) for m in ("target", "retain", "DiPO", "NPO") for s in "01"}
     # beta = 0.05 keeps 0.955: more forgetting than 0.1, which keeps more than it has to
     assert last["DiPO", "1"]["settings"] == "beta=0.05"
-    assert float(last["DiPO", "1"]["log10_p"]) == pytest.approx(-2.1)
+    assert float(last["DiPO", "1"]["forget_quality_log10_p"]) == pytest.approx(-2.1)
     assert float(last["DiPO", "1"]["utility_kept"]) == pytest.approx(0.955)
-    assert float(last["NPO", "0"]["log10_p"]) == pytest.approx(-8.0)
+    assert float(last["NPO", "0"]["forget_quality_log10_p"]) == pytest.approx(-8.0)
     assert float(last["target", "0"]["model_utility"]) == pytest.approx(0.8)
     assert float(last["retain", "0"]["utility_kept"]) == pytest.approx(0.78 / 0.8)
     assert len([row for row in rows if row["method"] == "NPO"]) == 2 * 3  # every epoch of every seed
     assert [row["settings"] for row in table(tmp_path, "selection.csv")][::3] == ["beta=0.02", "beta=0.05", "beta=0.1"]
     text = (tmp_path / "out" / "comparison.md").read_text()
-    assert "model utility: DiPO, log10 p = -2.05 (2 of 2 keep it)" in text
+    assert "model utility: DiPO, -2.05 (2 of 2 keep it)" in text
     assert "| DiPO | beta=0.05 | 2 | 2 | -2.05 [-2.10, -2.00] | 0.764 | 0.955 | 0.200 |" in text
     assert text.index("| DiPO |") < text.index("| NPO |") < text.index("| target |") < text.index("| retain |")
     assert "| DiPO | beta=0.05 | 2 | -2.900 | 0.955 | yes |" in text
@@ -87,18 +87,15 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path, calls: list[list[str]
     assert len(calls) == 2
 
 
-def test_an_interrupted_run_goes_on_from_its_newest_checkpoint(tmp_path: Path, calls: list[list[str]]) -> None:
+def test_an_interrupted_run_is_resumed_in_its_folder(tmp_path: Path, calls: list[list[str]]) -> None:
     path = write(tmp_path, [NPO], seeds=[0])
     main(["compare", path])
     run = next((tmp_path / "out" / "runs").rglob("seed0"))
-    (run / running.DONE).unlink()
-    (run / "checkpoints").mkdir()
-    (run / "checkpoints" / "epoch=0.ckpt").write_bytes(b"")
+    (run / "checkpoints" / "finished").unlink()
+    (run / "checkpoints" / "last.ckpt").write_bytes(b"")
     calls.clear()
     main(["compare", path])
-    assert calls == [
-        ["fit", "--config", str(run / "run.yaml"), "--ckpt_path", str(run / "checkpoints" / "epoch=0.ckpt")]
-    ]
+    assert calls == [["fit", "--config", str(run / "run.yaml"), "--run", str(run)]]
 
 
 def test_a_run_of_another_base_is_kept_aside_and_done_anew(tmp_path: Path, calls: list[list[str]]) -> None:

@@ -2,16 +2,21 @@
 
 import pytest
 
+from dipo_lightning.benchmarks.tofu import TOFU
 from dipo_lightning.comparison.plan import Method, Selection
-from dipo_lightning.comparison.results import Row
+from dipo_lightning.comparison.results import Row, Scale
 from dipo_lightning.comparison.selection import Candidate, choose, rule
 from dipo_lightning.errors import RunError
+
+SCALE = Scale.of(TOFU())
 
 
 def rows(*measured: tuple[float | None, float | None]) -> list[Row]:
     """The target, and (log10 p, utility kept) of each epoch after it."""
     pairs = [(-9.0, 1.0), *measured]
-    return [{"epoch": n, "step": 5 * n, "log10_p": q, "utility_kept": u} for n, (q, u) in enumerate(pairs)]
+    return [
+        {"epoch": n, "step": 5 * n, "forget_quality_log10_p": q, "utility_kept": u} for n, (q, u) in enumerate(pairs)
+    ]
 
 
 def candidates(*runs: list[Row]) -> list[Candidate]:
@@ -19,7 +24,7 @@ def candidates(*runs: list[Row]) -> list[Candidate]:
 
 
 def chosen(*runs: list[Row], **options: object) -> tuple[int, int | None]:
-    choice = choose(candidates(*runs), Selection(seed=9, **options))  # type: ignore[arg-type]
+    choice = choose(candidates(*runs), Selection(seed=9, **options), SCALE)  # type: ignore[arg-type]
     return choice.settings["beta"], choice.epoch
 
 
@@ -47,10 +52,10 @@ def test_the_target_s_own_row_is_never_chosen() -> None:
 
 
 def test_nothing_to_choose_by_is_said() -> None:
-    with pytest.raises(RunError, match="neither|both a forget quality"):
+    with pytest.raises(RunError, match="both a forget quality, log10 p and a model utility.*retain_log"):
         chosen(rows((None, 0.9)), rows((-1, None)))
     with pytest.raises(RunError, match="every run of its grid failed"):
-        choose([], Selection(seed=9))
+        choose([], Selection(seed=9), SCALE)
 
 
 def test_a_grid_is_every_combination_over_the_settings() -> None:
@@ -60,7 +65,7 @@ def test_a_grid_is_every_combination_over_the_settings() -> None:
 
 
 def test_the_rule_is_said_with_its_numbers() -> None:
-    assert "seed 9" in rule(Selection(seed=9))
-    assert "0.9 of the target" in rule(Selection(seed=9, keep_utility=0.9))
-    assert "which are not reported" in rule(Selection(seed=9))
-    assert "not reported" not in rule(Selection(seed=9, allow_same_data=True))
+    assert "seed 9" in rule(Selection(seed=9), SCALE)
+    assert "0.9 of the target" in rule(Selection(seed=9, keep_utility=0.9), SCALE)
+    assert "which are not reported" in rule(Selection(seed=9), SCALE)
+    assert "not reported" not in rule(Selection(seed=9, allow_same_data=True), SCALE)

@@ -37,7 +37,7 @@ from dipo_lightning.methods.undial import UNDIALModule
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers
 from dipo_lightning.models.sharding import FSDP2Strategy, full_state_dict, is_sharded
-from dipo_lightning.reference.references import CachedReference
+from tests.helpers.nested import nested
 from tests.helpers.toys import save_toy
 
 
@@ -46,17 +46,18 @@ class Gaps(UnlearningModule):
 
     gaps: list[float]
 
-    def retain_logits(self, answers: Answers) -> Tensor:
-        logits = super().retain_logits(answers)
-        self.note(answers.logits - logits)
-        return logits
+    def reference_answers(self, answers: Answers) -> Answers:
+        frozen = super().reference_answers(answers)
+        if answers.hidden is None or frozen.hidden is None:
+            self.note(answers.logits - frozen.logits)
+        else:
+            self.note(answers.hidden - frozen.hidden)
+        return frozen
 
     def token_margins(self, forget: Answers) -> Any:
-        margin, rewards = super().token_margins(forget)  # type: ignore[misc]
-        self.note(margin)
-        if self.from_hidden and not isinstance(self.reference, CachedReference):
-            self.note(forget.hidden - self.reference.hidden(forget.batch))  # type: ignore[union-attr, operator]
-        return margin, rewards
+        found = super().token_margins(forget)  # type: ignore[misc]
+        self.note(found.margin)
+        return found
 
     def note(self, difference: Tensor) -> None:
         self.gaps = [*getattr(self, "gaps", []), float(difference.detach().abs().max())]
@@ -100,14 +101,17 @@ class Nudge(Callback):
 def recorded(kind: str, data: str) -> tuple[Evaluation, list[dict[str, Any]]]:
     """An evaluation before training and after each step, and the list that gets its rows and aggregates."""
     often: dict[str, Any] = {"every_n_steps": 1, "every_n_epochs": None, "batch_tokens": 200}
+    often["metrics"] = {"words": "tests.helpers.user_project.Words"}
     callback: Evaluation
     if kind == "tofu":
-        callback = TOFUEvaluation("forget10", data, max_new_tokens=6, generation_rows=5, **often)
+        callback = TOFUEvaluation("forget10", data, **nested(max_new_tokens=6, generation_rows=5, **often))
     elif kind == "muse":
-        few: dict[str, Any] = {"rows": 5, "verbmem_tokens": 6, "knowmem_tokens": 4, "generation_rows": 2}
-        callback = MUSEEvaluation(data, baseline=0.5, **few, **often)
+        few: dict[str, Any] = {"max_rows": 5, "verbmem_tokens": 6, "knowmem_tokens": 4, "generation_rows": 2}
+        callback = MUSEEvaluation(data, baseline=0.5, **nested(**few, **often))
     else:
-        callback = MemorizationEvaluation(forget_rows=7, retain_rows=5, max_new_tokens=6, generation_rows=3, **often)
+        callback = MemorizationEvaluation(
+            **nested(max_forget_rows=7, max_retain_rows=5, max_new_tokens=6, generation_rows=3, **often)
+        )
     documents: list[dict[str, Any]] = []
     original = callback.evaluate
 

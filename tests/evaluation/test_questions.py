@@ -9,7 +9,8 @@ import torch
 
 from dipo_lightning.data.prompts import TextStyle, prompt_style
 from dipo_lightning.evaluation import questions
-from dipo_lightning.evaluation.questions import RowOptions, evaluate_rows
+from dipo_lightning.evaluation.questions import evaluate_rows
+from dipo_lightning.evaluation.rows import Measuring
 from dipo_lightning.evaluation.scoring import TokenScores
 from tests.helpers.toys import toy_model, toy_tokenizer
 
@@ -42,7 +43,7 @@ def published(model, ids, labels, fraction):
 @pytest.mark.parametrize("style", ["plain", "text"])
 def test_scores_leave_out_the_token_that_ends_the_answer(style):
     model, style = toy_model(), prompt_style(style, toy_tokenizer())
-    found = evaluate_rows(model, style, {"forget": ROWS}, RowOptions(generate=False)).sets["forget"]
+    found = evaluate_rows(model, style, {"forget": ROWS}, Measuring(generate=False)).sets["forget"]
     for source, row in zip(ROWS, found, strict=True):
         example = style.example(source["question"], source["answer"])
         assert row["tokens"] == sum(label != -100 for label in example[1])
@@ -52,7 +53,7 @@ def test_scores_leave_out_the_token_that_ends_the_answer(style):
 
 def test_a_text_without_an_end_is_scored_whole():
     model, style = toy_model(), TextStyle(toy_tokenizer(), end=False)
-    row = evaluate_rows(model, style, {"forget": ROWS[:1]}, RowOptions(generate=False)).sets["forget"][0]
+    row = evaluate_rows(model, style, {"forget": ROWS[:1]}, Measuring(generate=False)).sets["forget"][0]
     ids, labels = style.example(ROWS[0]["question"], ROWS[0]["answer"])
     for name, value in published(model, [*ids, 0], [*labels, 0], 0.4).items():
         assert row[name] == pytest.approx(value, rel=1e-4), name
@@ -73,7 +74,7 @@ def test_an_answer_that_is_recited_and_never_ended_is_memorised(monkeypatch):
 
     monkeypatch.setattr(questions, "score", recite)
     style = prompt_style("plain", toy_tokenizer())
-    row = evaluate_rows(toy_model(), style, {"forget": ROWS[:1]}, RowOptions(generate=False)).sets["forget"][0]
+    row = evaluate_rows(toy_model(), style, {"forget": ROWS[:1]}, Measuring(generate=False)).sets["forget"][0]
     assert (row["extraction_strength"], row["exact_memorization"], row["min_k"]) == (1, 1, 0)
     assert row["loss"] == pytest.approx(50 / row["tokens"])
     assert math.isfinite(row["zlib"])

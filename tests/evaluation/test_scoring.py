@@ -222,3 +222,24 @@ def test_modes_come_back_after_an_error() -> None:
     with pytest.raises(IndexError):
         score(model, [([VOCABULARY + 5, 4], [-100, 4])])
     assert model.training
+
+
+def window_rows() -> list[tuple[list[int], list[int]]]:
+    """One question of 37 ids and three answers: 81, 41 and 45 ids in all."""
+    draw = random.Random(0)
+    prompt = [draw.randrange(3, VOCABULARY) for _ in range(37)]
+    answers = [[draw.randrange(3, VOCABULARY) for _ in range(count)] for count in (44, 4, 8)]
+    return [(prompt + answer, [-100] * 37 + answer) for answer in answers]
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2"])
+def test_a_row_beyond_the_sliding_window_is_scored_alike_alone_and_in_company(family: str) -> None:
+    model = toy_model(family, sliding_window=64)
+    examples = window_rows()
+    scores, _, shared = tokens_computed(model, examples)
+    assert shared, "the two short answers fit the window together"
+    for example, got in zip(examples, scores, strict=True):
+        want, correct, _ = plain_score(model, example)
+        torch.testing.assert_close(got.logprobs.double(), want, rtol=1e-5, atol=1e-5)
+        assert torch.equal(got.correct, correct)
+        assert got.nll == pytest.approx(score(model, [example])[0].nll, rel=1e-6)

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dipo_lightning.benchmarks.tofu.callback import TOFUEvaluation
 from dipo_lightning.benchmarks.tofu.pictures import largest_distance, truth_ratio_figure
 from dipo_lightning.evaluation.tensorboard import answers_table, escape
+from tests.helpers.nested import nested
 from tests.helpers.small_tofu import ToyData, ToyModule, read, trainer, write_tofu
 
 pytestmark = pytest.mark.filterwarnings(
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 def test_an_event_file_holds_it_all(tmp_path: Path) -> None:
     data = write_tofu(tmp_path / "data")
-    options = {"max_new_tokens": 4, "rows": 3}
+    options = nested(max_new_tokens=4, max_rows=3)
     trainer(tmp_path / "r", TOFUEvaluation(**options)).test(ToyModule(7), datamodule=ToyData(data), verbose=False)
     reference = next((tmp_path / "r").rglob("tofu_*.json"))
     callback = TOFUEvaluation(retain_log=str(reference), **options)
@@ -32,7 +33,7 @@ def test_an_event_file_holds_it_all(tmp_path: Path) -> None:
     files = read(tmp_path / "tb")
     assert list(steps) == [0, 2]
     assert steps[2] == pytest.approx(files[-1]["aggregates"]["retain_probability"])
-    assert [e.value for e in events.Scalars("hp/forget_quality")] == [
+    assert [e.value for e in events.Scalars("hp/forget_quality_p")] == [
         pytest.approx(document["aggregates"]["forget_quality"]["p"]) for document in files
     ]
     assert "tofu/forget_quality" in events.Tags()["images"]
@@ -85,6 +86,6 @@ def test_the_marked_distance_is_the_test_statistic() -> None:
 def test_the_figure_shows_both_models_and_d() -> None:
     figure = truth_ratio_figure([-1.0, 0.5, 2.0], [0.0, 1.0, 3.0], {"p": 0.9, "log10_p": -0.05, "d": 1 / 3, "n": 3})
     axes = figure.axes[0]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["model (n = 3)", "retain model (n = 3)"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["model (n = 3)", "retain (n = 3)"]
     assert axes.texts[0].get_text() == "D = 0.333"
     assert "0.9" in axes.get_title()

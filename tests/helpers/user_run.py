@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from dipo_lightning.callbacks import ExportModel, MemorizationEvaluation, ResultsPage
 from dipo_lightning.data.unlearning import UnlearningDataModule
+from dipo_lightning.evaluation.rows import Measuring
 from dipo_lightning.methods.gradient_ascent import GradDiffModule
 from tests.helpers.small_tofu import trainer
 from tests.helpers.toys import save_toy
@@ -38,7 +39,7 @@ def user_run(folder: Path, **options: Any) -> Path:
     module = GradDiffModule(str(model), optimizer=lambda p: torch.optim.SGD(p, lr=0.05), **options)
     logger = TensorBoardLogger(folder, name="run", version="first")
     callbacks = [
-        MemorizationEvaluation(max_new_tokens=8),
+        MemorizationEvaluation(measuring=Measuring(max_new_tokens=8)),
         ExportModel(),
         ResultsPage(),
         ModelCheckpoint(filename="last"),

@@ -9,73 +9,48 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dipo_lightning import metrics
-from dipo_lightning.benchmarks.tofu.metrics import row_log_ratio
-from dipo_lightning.errors import InputError
+from dipo_lightning.benchmarks.muse import MUSE
+from dipo_lightning.benchmarks.tofu import TOFU
+from dipo_lightning.evaluation.aggregates import aggregates, metric_collection
+from dipo_lightning.evaluation.rows import EvaluationLog, add_log_ratios
+from dipo_lightning.metrics import RowMean
 
 DATA = Path(__file__).resolve().parents[1] / "evaluation" / "logs" / "data"
 
-UTILITY = ("retain", "real_authors", "world_facts")
-
 
 def rows_of(model: str) -> dict[str, list[dict]]:
-    return json.loads((DATA / f"{model}_native.json").read_text())["sets"]
+    sets = json.loads((DATA / f"{model}_native.json").read_text())["sets"]
+    add_log_ratios(sets, "geometric")
+    sets |= {f"privleak_{name}": sets[name] for name in ("forget", "holdout")}
+    rouge = [row | {"rouge": row["rouge_l_recall"]} for row in sets["retain"]]
+    return sets | dict.fromkeys(("verbmem", "knowmem_forget", "knowmem_retain"), rouge)
 
 
-def values_of(rows: list[dict], key: str) -> torch.Tensor:
-    return torch.tensor([row[key] for row in rows], dtype=torch.float64)
+class Words(RowMean):
+    """A user's own metric: words of what the model says about the forget rows."""
+
+    def __init__(self) -> None:
+        super().__init__("forget")
+
+    def value(self, row: Any) -> float:
+        return len(row["generation"].split())
 
 
 def all_metrics() -> dict[str, Any]:
-    reference = {row["index"]: row_log_ratio(row, "geometric") for row in rows_of("retain")["forget"]}
-    return {
-        "probability": metrics.Probability(),
-        "normalized": metrics.NormalizedProbability(),
-        "truth_ratio": metrics.TruthRatio(),
-        "forget_quality": metrics.ForgetQuality(reference),
-        "exact": metrics.ExactMemorization(),
-        "strength": metrics.ExtractionStrength(),
-        "rouge": metrics.ROUGERecall(),
-        "fluency": metrics.Fluency(),
-        "perplexity": metrics.Perplexity(),
-        "verbmem": metrics.VerbMem(),
-        "knowmem": metrics.KnowMem("open_unlearning"),
-        "auc": metrics.MembershipAUC(),
-        "privleak": metrics.PrivLeak(0.5),
-        "utility": metrics.ModelUtility(),
-    }
+    retain = EvaluationLog(TOFU.format, {}, rows_of("retain"))  # type: ignore[arg-type]  # read from JSON
+    muse = {f"muse_{name}": metric for name, metric in MUSE().metrics({}, retain).items()}
+    return {**TOFU().metrics({}, retain), **muse, "words": Words()}
 
 
 def fill(found: dict[str, Any], sets: dict[str, list[dict]]) -> None:
-    """Update every metric, a batch of two rows at a time: ranks make different numbers of updates."""
-    for start in range(0, len(sets["forget"]), 2):
-        rows = sets["forget"][start : start + 2]
-        index, nll = values_of(rows, "index").long(), values_of(rows, "nll")
-        correct, wrong = values_of(rows, "correct_nll"), values_of(rows, "wrong_nll")
-        texts = [row["generation"] for row in rows], [row["answer"] for row in rows]
-        found["probability"].update(index, nll)
-        found["normalized"].update(index, nll, wrong)
-        found["truth_ratio"].update(index, correct, wrong)
-        found["forget_quality"].update(index, correct, wrong)
-        found["exact"].update(index, values_of(rows, "exact_memorization"))
-        found["strength"].update(index, values_of(rows, "extraction_strength"))
-        found["fluency"].update(index, texts[0])
-        found["perplexity"].update(index, *(values_of(rows, f"generation_{key}") for key in ("nll", "tokens")))
-        for name in ("rouge", "verbmem", "knowmem"):
-            found[name].update(index, *texts)
-        for name in ("auc", "privleak"):
-            found[name].update(index, values_of(rows, "min_k"), True)
-    if sets["holdout"]:
-        for name in ("auc", "privleak"):
-            found[name].update(values_of(sets["holdout"], "index"), values_of(sets["holdout"], "min_k"), False)
-    for name in UTILITY:
-        if rows := sets[name]:
-            keys = ("index", "nll", "correct_nll", "wrong_nll", "rouge_l_recall")
-            found["utility"].update(name, *(values_of(rows, key) for key in keys))
+    """Update every metric, a batch of two rows of each set at a time: ranks make different numbers of updates."""
+    for start in range(0, max(map(len, sets.values()), default=0) or 1, 2):
+        for metric in found.values():
+            metric.update({name: rows[start : start + 2] for name, rows in sets.items()})
 
 
 def results(found: dict[str, Any]) -> dict[str, Any]:
-    return {name: metric.compute() for name, metric in found.items()}
+    return {name: repr(metric.compute()) for name, metric in found.items()}
 
 
 def uneven(rows: list[dict], rank: int) -> list[dict]:
@@ -85,7 +60,7 @@ def uneven(rows: list[dict], rank: int) -> list[dict]:
 
 
 def run(rank: int, folder: str) -> None:
-    """Compute everything with uneven shards, then with all rows on rank 0 and none on rank 1."""
+    """Compute everything with uneven shards, with all rows on rank 0 and none on rank 1, and as a callback does."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     sets = rows_of("target")
@@ -93,16 +68,11 @@ def run(rank: int, folder: str) -> None:
         "uneven": {name: uneven(rows, rank) for name, rows in sets.items()},
         "empty": {name: rows if rank == 0 else [] for name, rows in sets.items()},
     }
-    outcome = {}
+    outcome: dict[str, Any] = {}
     for case, shard in shards.items():
         found = all_metrics()
         fill(found, shard)
         outcome[case] = results(found)
-    missing = metrics.RowMean(nan="raise")
-    missing.update(torch.tensor([rank]), torch.tensor([float("nan") if rank else 1.0]))
-    try:
-        missing.compute()
-    except InputError as error:  # on both ranks, or the other would wait for ever
-        outcome["raised"] = str(error)
+    outcome["callback"] = aggregates(metric_collection(all_metrics()), sets)  # type: ignore[arg-type]
     torch.save(outcome, Path(folder) / f"rank{rank}.pt")
     dist.destroy_process_group()

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
+from dipo_lightning.evaluation.aggregates import aggregates, metric_collection
 from tests.metrics.distributed_worker import all_metrics, fill, results, rows_of, run
 
 
@@ -14,9 +15,12 @@ def test_two_processes_give_the_bits_of_one(tmp_path):
     single = all_metrics()
     fill(single, rows_of("target"))
     expected = results(single)
+    numbers = aggregates(metric_collection(all_metrics()), rows_of("target"))
+    assert numbers["words"] > 1
+    assert numbers["forget_quality"]["n"] == 12
     mp.spawn(run, args=(str(tmp_path),), nprocs=2)
     for rank in range(2):
         outcome = torch.load(tmp_path / f"rank{rank}.pt")
         for case in ("uneven", "empty"):
             assert outcome[case] == expected, (rank, case)
-        assert "row 1" in outcome["raised"]
+        assert outcome["callback"] == numbers

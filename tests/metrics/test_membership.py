@@ -16,6 +16,11 @@ from dipo_lightning.metrics.functional import PUBLISHED_RETRAIN_AUC, membership_
 SCORES = st.lists(st.integers(-4, 4).map(lambda i: -120 + i / 2), min_size=1, max_size=15)
 
 
+def two_samples(forget, holdout):
+    samples = {"forget": forget, "holdout": holdout}
+    return {name: [{"index": i, "min_k": float(v)} for i, v in enumerate(values)] for name, values in samples.items()}
+
+
 @settings(deadline=None)
 @given(members=SCORES, others=SCORES)
 def test_auc_equals_sklearn_with_ties(members, others):
@@ -31,9 +36,8 @@ def test_scores_around_minus_120_are_not_squashed():
     members, others = rng.normal(-120.5, 0.5, 200), rng.normal(-120, 0.5, 200)
     expected = roc_auc_score([0] * 200 + [1] * 200, np.concatenate([members, others]))
     assert 0.6 < expected < 0.9
-    metric = MembershipAUC()
-    metric.update(torch.arange(200), torch.tensor(members), True)
-    metric.update(torch.arange(200), torch.tensor(others), False)
+    metric = MembershipAUC("forget", "holdout", attack="min_k")
+    metric.update(two_samples(members, others))
     assert metric.compute().item() == pytest.approx(expected, abs=1e-12)
 
 
@@ -51,22 +55,24 @@ def test_an_auc_that_cannot_be_divided_by_is_refused(auc_retrain):
     with pytest.raises(InputError, match="AUC of the retain model"):
         privleak(0.5, auc_retrain)
     with pytest.raises(InputError, match="AUC of the retain model"):
-        PrivLeak(auc_retrain)
+        PrivLeak("forget", "holdout", auc_retrain=auc_retrain)
 
 
 def test_privleak_has_no_silent_reference():
-    with pytest.raises(TypeError, match="auc_retrain"):
-        PrivLeak()
+    metric = PrivLeak("forget", "holdout")
+    metric.update(two_samples([1.0, 2.0], [1.5]))
+    assert torch.isnan(metric.compute()[""])
+    assert "neither a retain model's log nor its AUC" in metric.reason
 
 
 def test_privleak_metric_keeps_the_samples_apart():
-    metric = PrivLeak(auc_retrain=0.5)
-    metric.update(torch.tensor([0]), torch.tensor([1.0]), True)
+    metric = PrivLeak("forget", "holdout", auc_retrain=0.5)
+    metric.update(two_samples([1.0], []))
     assert torch.isnan(metric.compute())  # nothing is held out yet
     metric.reset()
-    forget, holdout = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.5, 2.0, 2.5])
     # The indices of both samples start at 0: rows of one must not replace rows of the other.
-    member = torch.tensor([True] * 3 + [False] * 3)
-    metric.update(torch.arange(3).repeat(2), torch.cat([forget, holdout]), member)
+    metric.update(two_samples([1.0, 2.0, 3.0], [1.5, 2.0, 2.5]))
     expected = roc_auc_score([1] * 3 + [0] * 3, [1, 2, 3, 1.5, 2, 2.5])
-    assert metric.compute().item() == pytest.approx(100 * (expected - 0.5) / 0.5)
+    found = metric.compute()
+    assert found[""].item() == pytest.approx(100 * (expected - 0.5) / 0.5)
+    assert (found["auc"].item(), found["auc_retrain"].item()) == (pytest.approx(expected), 0.5)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import socket
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.models.loading import check_tokenizer, load_policy, load_tokenizer
+from dipo_lightning.models.export import save_model
+from dipo_lightning.models.loading import load_policy, load_tokenizer
+from dipo_lightning.models.lora import LoRA, add_lora
 from tests.helpers.toys import EOS, FAMILIES, save_toy, toy_config, toy_model, toy_tokenizer
 
 
@@ -34,7 +37,6 @@ def test_the_saved_weights_come_back_quietly(family, tmp_path, no_network, capfd
     model, expected = load_policy(str(tmp_path)), toy_model(family).state_dict()
     assert {name: value.dtype for name, value in model.state_dict().items()} == dict.fromkeys(expected, torch.float32)
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
-    check_tokenizer(load_tokenizer(str(tmp_path)), model.config)
     assert capfd.readouterr() == ("", "")
 
 
@@ -143,7 +145,76 @@ def test_a_tokenizer_without_eos_or_none_at_all(tmp_path):
         load_tokenizer(str(tmp_path))
 
 
-def test_a_tokenizer_larger_than_the_embedding(llama):
-    check_tokenizer(toy_tokenizer(), toy_config(vocab_size=320))
-    with pytest.raises(InputError, match="ids up to 319, but the model .* has 319 embeddings"):
-        check_tokenizer(toy_tokenizer(), toy_config(vocab_size=319))
+def test_an_encoder_is_refused(tmp_path):
+    from transformers import BertConfig, BertLMHeadModel
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    for folder, is_decoder in ((tmp_path / "encoder", False), (tmp_path / "decoder", True)):
+        config = BertConfig(vocab_size=64, initializer_range=0.2, is_decoder=is_decoder, **sizes)
+        BertLMHeadModel(config).save_pretrained(folder)
+    load_policy(str(tmp_path / "decoder"))
+    with pytest.raises(InputError, match="encoder is no causal language model: its tokens see the tokens after them"):
+        load_policy(str(tmp_path / "encoder"))
+
+
+@pytest.fixture(scope="module")
+def adapters(llama, tmp_path_factory):
+    """A folder of adapters of `llama`, and the logits with them."""
+    folder = tmp_path_factory.mktemp("adapters")
+    policy = add_lora(load_policy(str(llama)), LoRA(rank=2))
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    save_model(policy, folder / "separate", toy_tokenizer(), merge=False)
+    save_model(policy, folder / "whole", toy_tokenizer())
+    return folder
+
+
+IDS = torch.arange(3, 12)[None]
+
+
+def test_an_export_of_adapters_is_read_like_the_merged_one(adapters, llama, no_network):
+    assert not (adapters / "separate" / "config.json").exists()
+    read, merged, base = (load_policy(str(folder)) for folder in (adapters / "separate", adapters / "whole", llama))
+    torch.testing.assert_close(read(IDS).logits, merged(IDS).logits, rtol=1e-4, atol=1e-4)
+    assert (read(IDS).logits - base(IDS).logits).abs().max() > 0.1
+    assert load_tokenizer(str(adapters / "separate")).eos_token == EOS
+
+
+def test_adapters_beside_whole_weights_are_refused(adapters, tmp_path):
+    shutil.copytree(adapters / "whole", tmp_path, dirs_exist_ok=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(adapters / "separate" / name, tmp_path)
+    for load in (load_policy, load_tokenizer):
+        with pytest.raises(InputError, match=r"holds a whole model \(model.safetensors\) and LoRA adapters"):
+            load(str(tmp_path))
+
+
+def test_adapters_whose_model_is_gone_or_that_are_pickles(adapters, tmp_path):
+    shutil.copytree(adapters / "separate", tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    for base, message in (
+        (str(tmp_path), "does not name the model"),
+        (str(tmp_path / "x/y"), "belong to another model. There is"),
+    ):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))
+        with pytest.raises(InputError, match=message):
+            load_policy(str(tmp_path))
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(InputError, match="pickled adapters are not read"):
+        load_policy(str(tmp_path))
+
+
+def test_a_mistyped_folder_gets_the_near_ones(tmp_path):
+    (tmp_path / "models" / "smollm2").mkdir(parents=True)
+    for wrong in ("models/smolm2", "model/smollm2"):
+        with pytest.raises(InputError, match=r"no such file or folder.*Did you mean .*/models"):
+            load_policy(str(tmp_path / wrong))
+
+
+def test_a_mistyped_folder_that_looks_like_a_hub_name(tmp_path, monkeypatch):
+    (tmp_path / "models" / "smollm2").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dipo_lightning.safety.network.hub_answers", lambda endpoint: False)
+    with pytest.raises(InputError, match="models/smolm2 could not be loaded.*Did you mean models/smollm2?"):
+        load_policy("models/smolm2")

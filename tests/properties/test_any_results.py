@@ -12,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dipo_lightning.benchmarks.tofu import metrics as tofu
 from dipo_lightning.cli.score import score
 from dipo_lightning.errors import DiPOError
 from dipo_lightning.evaluation.logs import read_log
@@ -20,6 +19,7 @@ from dipo_lightning.evaluation.tensorboard import escape
 from dipo_lightning.metrics import RowMean
 from dipo_lightning.metrics.functional import forget_quality, rouge_l
 from dipo_lightning.safety.text import printable, visible
+from tests.helpers.aggregate import tofu
 from tests.properties.drawing import KEY, SCALAR, TEXT, VALUE, cases
 
 LOG_KEYS = ("index", "nll", "correct_nll", "wrong_nll", "rouge_l_recall", "generation", "min_k", "exact_memorization")
@@ -66,11 +66,11 @@ def test_logs_of_any_content_are_scored_or_refused(tmp_path: Path, document: Any
 def test_aggregates_of_any_numbers_do_not_depend_on_the_order(sets: Any, draw: Any, variant: str) -> None:
     shuffled = {name: draw.draw(st.permutations(rows)) for name, rows in sets.items()}
     try:
-        found = tofu.aggregate(sets, sets, variant)
+        found = tofu(sets, sets, variant)
     except DiPOError as error:
         assert str(error)  # noqa: PT017
     else:
-        assert repr(tofu.aggregate(shuffled, shuffled, variant)) == repr(found)
+        assert repr(tofu(shuffled, shuffled, variant)) == repr(found)
 
 
 @cases(100)

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dipo_lightning.benchmarks.tofu import metrics as tofu
 from dipo_lightning.evaluation.scoring import TokenScores, score
 from dipo_lightning.metrics.functional import exact_memorization, extraction_strength, min_k, min_k_plus_plus
 from dipo_lightning.metrics.functional.memorization import tokens_correct
 from dipo_lightning.metrics.functional.min_k import standardized_logprobs
+from tests.helpers.aggregate import tofu
 from tests.helpers.toys import toy_model
 from tests.metrics.distributed_worker import all_metrics, fill, results, rows_of
 from tests.properties.drawing import cases
@@ -99,8 +99,8 @@ def test_order_and_batch_size_from_models_to_aggregates(
     reference = dict.fromkeys(SETS, questions_as_rows(model("llama", 3), questions))
     rows = questions_as_rows(policy, questions, batch_tokens)
     shuffled = {name: draw.draw(st.permutations(rows)) for name in SETS}
-    found = numbers(tofu.aggregate(shuffled, reference))
-    expected = numbers(tofu.aggregate(dict.fromkeys(SETS, questions_as_rows(policy, questions)), reference))
+    found = numbers(tofu(shuffled, reference))
+    expected = numbers(tofu(dict.fromkeys(SETS, questions_as_rows(policy, questions)), reference))
     assert {"model_utility", "forget_quality_p", "forget_truth_ratio"} <= set(found)
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
 

@@ -37,7 +37,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("muse")
     fewer = yaml.safe_load(Path(SMALL).read_text())
     evaluation, _, checkpoint = fewer["trainer"]["callbacks"]  # without the rule, which asks at each epoch
-    evaluation["init_args"]["every_n_epochs"] = None
+    evaluation["init_args"]["schedule"] = {"every_n_epochs": None}
     fewer["trainer"] |= {"max_epochs": 5, "callbacks": [evaluation, checkpoint]}
     (folder / FEWER).write_text(yaml.safe_dump(fewer))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}

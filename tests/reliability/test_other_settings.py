@@ -41,9 +41,7 @@ def test_other_batches_in_the_middle_of_an_epoch_are_refused(
     assert run(folder, here, "begun", "--trainer.max_steps=3") == 0
     goes_on = f"--ckpt_path={here / 'begun' / 'last.ckpt'}"
     code = run(folder, here, "other", "--trainer.max_epochs=2", goes_on, "--data.batch_size=1")
-    assert_a_sentence(
-        code, capsys.readouterr().err, "inside an epoch of 5 batches of 2 rows; here an epoch has 10 of 1"
-    )
+    assert_a_sentence(code, capsys.readouterr().err, "data.batch_size was 2, now 1")
 
 
 def trained(here: Path, name: str) -> dict[str, Any]:
@@ -60,7 +58,7 @@ def test_a_finished_run_is_made_longer(folder: Path, here: Path, limit: str) -> 
     assert run(folder, here, "first", "--trainer.max_epochs=3", f"--trainer.{limit}") == 0
     goes_on = f"--ckpt_path={here / 'first' / 'last.ckpt'}"
     assert run(folder, here, "same", "--trainer.max_epochs=3", f"--trainer.{limit}", goes_on) == 0
-    assert not (here / "same").exists(), "at the same limits there is nothing to do"
+    assert not (here / "same" / "last.ckpt").exists(), "at the same limits there is nothing to do"
     assert run(folder, here, "longer", "--trainer.max_epochs=3", goes_on) == 0
     whole, longer = trained(here, "whole"), trained(here, "longer")
     assert differences(whole, trained(here, "first")) == ["weights", "optimizer"]
@@ -75,4 +73,4 @@ def test_a_run_that_a_rule_stopped_stays_stopped(folder: Path, here: Path) -> No
     assert run(folder, here, "first", *stops) == 0
     assert trained(here, "first")["place"] == (1, 5)
     assert run(folder, here, "again", *stops, f"--ckpt_path={here / 'first' / 'last.ckpt'}") == 0
-    assert not (here / "again").exists()
+    assert not (here / "again" / "last.ckpt").exists()

@@ -53,7 +53,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(folder: Path, whole: dict[st
     assert (run / "checkpoints" / "last.ckpt").exists()
     assert not (run / "checkpoints" / "finished").exists()
     killed_after(config, 300)
-    assert "Going on from" in config.with_suffix(".log").read_text()
+    assert "Resuming from" in config.with_suffix(".log").read_text()
     assert differences(outcome(run), whole) == []
 
 

@@ -72,18 +72,18 @@ BROKEN: dict[str, tuple[str, Callable[[Path], Any], list[str], str]] = {
     "a foreign checkpoint": ("run/checkpoints/last.ckpt", lambda path: torch.save({"a": 1}, path), [], "go on from"),
     "a pickle": ("run/checkpoints/last.ckpt", lambda path: torch.save({"a": Path}, path), [], "more than tensors"),
     "a checkpoint of another architecture": (
-        "run/checkpoints/last.ckpt", lambda path: None, ["--model.pretrained={}/narrow"], "parameters differ"
+        "run/checkpoints/last.ckpt", lambda path: None, ["--model.pretrained={}/narrow"], "model.pretrained was"
     ),
     "a checkpoint of other weights": (
-        "run/checkpoints/last.ckpt", lambda path: None, ["--model.pretrained={}/other"], "began with other weights"
+        "run/checkpoints/last.ckpt", lambda path: None, ["--model.pretrained={}/other"], "model.pretrained was"
     ),
     "a checkpoint without the adapters": (
-        "run/checkpoints/last.ckpt", lambda path: None, ["--model.lora.rank=2"], "LoRA options"
+        "run/checkpoints/last.ckpt", lambda path: None, ["--model.lora.rank=2"], "model.lora.rank was not given, now 2"
     ),
     "a cache of other weights": ("run-cache/*/manifest.json", other_key, [], "of other data or weights"),
     "a cut cache": ("run-cache/*/values.bin", truncate, [], "is truncated"),
     "a folder of something else": (
-        "run/checkpoints/run", lambda path: path.unlink(), [], "is not empty and holds no run"
+        "run/checkpoints/run.json", lambda path: path.unlink(), [], "is not empty and holds no run"
     ),
 }  # fmt: skip
 
@@ -137,7 +137,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str, int, int],
 
 FULL: dict[str, tuple[Any, str, int, int, str]] = {
     "at the second checkpoint": (Checkpoint, "save", 2, 60_000, "could not be written"),
-    "at an evaluation": (evaluation, "write_json", 2, 1_000, "could not be written to"),
+    "at an evaluation": (evaluation, "write_json", 2, 1_000, "could not be written"),
     "at the cache": (position_cache, "allocate", 1, 1_000, "cannot be written: File too large"),
 }
 
@@ -154,7 +154,7 @@ def test_a_full_disk_ends_the_run_and_the_same_command_goes_on_when_there_is_roo
     assert said in message
     if case == "at the second checkpoint":
         assert "The one before is whole" in message
-        assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 1
+        assert torch.load(tmp_path / "run" / "checkpoints" / "evaluating.ckpt", weights_only=True)["global_step"] == 1
     assert not list(tmp_path.rglob("*.partial"))
     assert main(["fit", "--config", str(config)]) == 0
     assert differences(outcome(tmp_path / "run"), outcome(folder / "whole")) == []

@@ -28,7 +28,7 @@ def write_inputs(folder: Path, rows: int = 10) -> None:
 
 def write_config(folder: Path, run: Path, workers: int = 0, lora: bool = False, epochs: int = 4, seed: int = 1) -> Path:
     """Write a run's config; accumulation over two batches, an evaluation and a checkpoint every two steps."""
-    evaluation = {"max_new_tokens": 6, "every_n_steps": 2}
+    evaluation = {"measuring": {"max_new_tokens": 6}, "schedule": {"every_n_steps": 2}}
     model: dict[str, Any] = {
         "pretrained": str(folder / "model"),
         "reference_cache": str(run.with_name(run.name + "-cache")),

@@ -46,9 +46,9 @@ def main() -> None:
     quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.devices=1"]
     own = ["--data=dipo_lightning.UnlearningDataModule", "--data.forget=forget.jsonl", "--data.retain=retain.jsonl"]
     data = [*own, "--data.batch_size=2", "--data.prompt=plain"]
-    memory = ["--trainer.callbacks+=MemorizationEvaluation", "--trainer.callbacks.max_new_tokens=4"]
-    tofu = ["--trainer.callbacks+=TOFUEvaluation", "--trainer.callbacks.data=tofu", "--trainer.callbacks.rows=3",
-            "--trainer.callbacks.split=forget10",             "--trainer.callbacks.max_new_tokens=4"]  # fmt: skip
+    memory = ["--trainer.callbacks+=MemorizationEvaluation", "--trainer.callbacks.measuring.max_new_tokens=4"]
+    tofu = ["--trainer.callbacks+=TOFUEvaluation", "--trainer.callbacks.data=tofu", "--trainer.callbacks.max_rows=3",
+            "--trainer.callbacks.split=forget10", "--trainer.callbacks.measuring.max_new_tokens=4"]  # fmt: skip
     pages = ["--trainer.callbacks+=ResultsPage", "--trainer.callbacks+=ExportModel"]
     fit = [*quiet, "--trainer.max_epochs=1", *memory, *tofu, *pages, f"--model.pretrained={sys.argv[1]}", *data]
     log = "run/evaluations/tofu_epoch=001_step=00002.json"

@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dipo_lightning.benchmarks.tofu import TOFU
 from dipo_lightning.benchmarks.tofu.data import load_tofu
-from dipo_lightning.benchmarks.tofu.metrics import aggregate
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.prompts import prompt_style
-from dipo_lightning.evaluation.questions import RowOptions, evaluate_rows
+from dipo_lightning.evaluation.aggregates import log_aggregates
+from dipo_lightning.evaluation.questions import evaluate_rows
+from dipo_lightning.evaluation.rows import Measuring
 from dipo_lightning.evaluation.shared_prompts import Example
 from dipo_lightning.metrics.functional.rouge import rouge_l
 
@@ -184,13 +186,13 @@ def main() -> None:
         return result
 
     limit = options.max_new_tokens
-    timed("ours, scores alone", lambda: evaluate_rows(model, style, sets, RowOptions(generate=False)))
-    ours = timed("ours", lambda: evaluate_rows(model, style, sets, RowOptions(max_new_tokens=limit)))
+    timed("ours, scores alone", lambda: evaluate_rows(model, style, sets, Measuring(generate=False)))
+    ours = timed("ours", lambda: evaluate_rows(model, style, sets, Measuring(max_new_tokens=limit)))
     plain = timed("straightforward", lambda: plain_evaluation(model, style, sets, options.batch_size, limit))
     print(f"ratio {parts['straightforward'] / parts['ours']:.2f}")
     for name, value in differences(plain, ours.sets).items():
         print(f"  {name:<30}{value:.2e}")
-    ours_numbers, plain_numbers = aggregate(ours.sets), aggregate(plain)
+    ours_numbers, plain_numbers = (log_aggregates(TOFU(), rows, {}) for rows in (ours.sets, plain))
     for name, value in plain_numbers.items():
         if isinstance(value, float) and name in ours_numbers:
             print(

@@ -1,58 +1,97 @@
-"""From MUSE's rows to its numbers: the one function for live evaluations and for logs."""
+"""MUSE's sets, numbers and logs."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from dipo_lightning.evaluation.columns import column, mean_of_numbers
-from dipo_lightning.evaluation.logs.log import EvaluationLog, Sets, with_skipped
-from dipo_lightning.evaluation.membership import privleak_aggregates
-from dipo_lightning.metrics.functional.muse import muse_scale
+from torchmetrics import Metric
 
-ROUGE_SETS = ("verbmem", "knowmem_forget", "knowmem_retain")
-PRIVLEAK_SETS = ("privleak_forget", "privleak_retain", "privleak_holdout")
-MUSE_SETS = (*ROUGE_SETS, *PRIVLEAK_SETS)
+from dipo_lightning.benchmarks import Benchmark, Chart, ForeignFormat, Headline
+from dipo_lightning.evaluation.logs.open_unlearning import (
+    OPEN_UNLEARNING_MUSE_FORMAT,
+    is_open_unlearning_muse_log,
+    read_open_unlearning_muse_log,
+)
+from dipo_lightning.evaluation.rows import EvaluationLog, Sets
+from dipo_lightning.metrics import KnowMem, PrivLeak, RowSet, VerbMem
+
+VERBMEM = RowSet("verbmem", "Continuations of the text to forget", "the text to forget", True, ("rouge",))
+KNOWMEM_FORGET = RowSet(
+    "knowmem_forget", "Questions about the text to forget", "questions about the text to forget", True, ("rouge",)
+)
+KNOWMEM_RETAIN = RowSet(
+    "knowmem_retain", "Questions about the text to keep", "questions about the text to keep", False, ("rouge",)
+)
+PRIVLEAK = {
+    name: RowSet(f"privleak_{name}", title, title.lower(), forget, ("min_k",))
+    for name, title, forget in (
+        ("forget", "Texts to forget", True),
+        ("holdout", "Texts the model never saw", None),
+        ("retain", "Texts to keep", False),
+    )
+}
 
 
-def aggregate(
-    sets: Sets,
-    reference: EvaluationLog | Sets | None = None,
-    variant: str = "muse",
-    *,
-    auc_retrain: float | None = None,
-    skipped: Sets | None = None,
-) -> dict[str, Any]:
-    """All aggregates of a MUSE evaluation.
+class MUSE(Benchmark):
+    """MUSE: running text to forget, measured by memorised text, knowledge and privacy leakage."""
 
-    Args:
-        sets: Rows by set name: verbmem, knowmem_forget and knowmem_retain with `rouge` (ROUGE-L F1 between 0 and 1);
-            privleak_forget, privleak_retain and privleak_holdout with `min_k`.
-        reference: The retain model's log, or its sets.
-        variant: `muse` gives ROUGE in percent, `open_unlearning` between 0 and 1 (rows scored with the stemmer).
-        auc_retrain: The retain model's AUC where there is no log of it, as `functional.PUBLISHED_RETRAIN_AUC` has.
-        skipped: Rows that were not scored, by set name.
+    name = "muse"
+    title = "MUSE"
+    format = "dipo-lightning/muse/1"
+    foreign_formats = (
+        ForeignFormat(
+            OPEN_UNLEARNING_MUSE_FORMAT,
+            "open-unlearning's MUSE_EVAL.json",
+            is_open_unlearning_muse_log,
+            read_open_unlearning_muse_log,
+        ),
+    )
+    sets = (VERBMEM, KNOWMEM_FORGET, KNOWMEM_RETAIN, *PRIVLEAK.values())
+    headline = Headline(
+        forget="knowmem_forget",
+        utility="knowmem_retain",
+        beside=("verbmem", "privleak"),
+        needs="measuring.generate: true and schedule.at_start: true",
+    )
+    shown = ("verbmem", "knowmem_forget", "knowmem_retain", "privleak", "privleak_auc")
+    hyperparameter_metrics = ("verbmem", "knowmem_forget", "knowmem_retain", "privleak")
+    retain_values: ClassVar = {"privleak": 0.0}
+    compared_sets = ("privleak_forget", "privleak_holdout")
+    score_options = ("auc_retrain",)
+    charts = (
+        Chart(
+            "memory of what must go and of what must stay",
+            "Verbatim memory and knowledge of the text.",
+            {
+                "verbmem": "verbatim memory",
+                "knowmem_forget": "knowledge to lose",
+                "knowmem_retain": "knowledge to keep",
+            },
+        ),
+    )
+    answers: ClassVar = {name: f"{name}_texts" for name in ("verbmem", "knowmem_forget", "knowmem_retain")}
+    histograms: ClassVar = {f"{name}_min_k": (name, "min_k") for name in ("privleak_forget", "privleak_holdout")}
 
-    Returns:
-        `verbmem`, `knowmem_forget`, `knowmem_retain` (MUSE's utility), `privleak` in percent with its AUCs; None where
-        there are no rows, for `privleak` with the reason under `privleak_absent`; `unscored_rows` where there are any.
+    def metrics(self, settings: Mapping[str, Any], retain: EvaluationLog | None = None) -> dict[str, Metric]:
+        """Return VerbMem, KnowMem of both sides (that of retain is MUSE's utility) and PrivLeak with its AUCs."""
+        rouge = {"variant": settings.get("variant", "muse"), "lists_unscored": True}
+        return {
+            "verbmem": VerbMem(VERBMEM, **rouge),
+            "knowmem_forget": KnowMem(KNOWMEM_FORGET, **rouge),
+            "knowmem_retain": KnowMem(KNOWMEM_RETAIN, **rouge),
+            "privleak": PrivLeak(
+                *PRIVLEAK.values(),
+                retain_rows=None if retain is None else retain.sets,
+                auc_retrain=settings.get("auc_retrain"),
+                lists_unscored=True,
+            ),
+        }
 
-    Raises:
-        InputError: The variant is unknown, `auc_retrain` is not in (0, 1], or a row stands twice in a set.
-    """
-    scale = muse_scale(variant)
-    whole = with_skipped(sets, skipped)
-    result: dict[str, Any] = {}
-    unscored: dict[str, list[int]] = {}
-    for name in MUSE_SETS:
-        rows = whole.get(name, [])
-        values = column(rows, "rouge" if name in ROUGE_SETS else "min_k")
-        bad = [row["index"] for row, is_bad in zip(rows, values.isnan().tolist(), strict=True) if is_bad]
-        if bad:
-            unscored[name] = bad
-        if name in ROUGE_SETS:
-            mean = mean_of_numbers(values)
-            result[name] = None if mean is None else scale * mean
-    if isinstance(reference, EvaluationLog):
-        reference = reference.sets
-    result |= privleak_aggregates(whole, reference, auc_retrain, ("privleak_forget", "privleak_holdout"))
-    return result | ({"unscored_rows": unscored} if unscored else {})
+    def settings_of(self, log: EvaluationLog) -> dict[str, Any]:
+        """Return a log's settings, with the AUC that its PrivLeak was compared with."""
+        return {**log.settings, "auc_retrain": log.aggregates.get("privleak_auc_retrain")}
+
+    def describe(self, settings: Mapping[str, Any], sets: Sets) -> str:
+        """Return the benchmark and the manner of its ROUGE."""
+        return f"MUSE ({settings['variant']})"

@@ -19,7 +19,7 @@ from dipo_lightning.data.encoding import encode, shortened, start_ids
 from dipo_lightning.data.prompts import TextStyle
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.generation import generate
-from dipo_lightning.evaluation.rows import EvaluatedRows, MeasuringOptions, Progress, Row
+from dipo_lightning.evaluation.rows import EvaluatedRows, Measuring, Progress, Row
 from dipo_lightning.evaluation.scoring import TokenScores, score
 from dipo_lightning.evaluation.shared_prompts import Example
 from dipo_lightning.metrics.functional.min_k import min_k
@@ -37,9 +37,13 @@ OPEN_UNLEARNING_TOKENS = 2048
 """Tokens of a text, BOS among them, that open-unlearning's Min-K looks at (its `max_length`)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class MUSEOptions(MeasuringOptions):
-    """How rows are measured; a row without a value is a text too short for Min-K, or has a loss that isn't finite.
+BATCH_ROWS = 16
+"""Most rows of a generation batch: prompts are long."""
+
+
+@dataclass(frozen=True)
+class MUSEOptions:
+    """What is asked of MUSE's texts.
 
     Attributes:
         variant: ``muse``, or ``open_unlearning``: ROUGE compares stems, a continuation is compared with the whole true
@@ -81,20 +85,32 @@ class MUSEPlan:
         return max([*prompts, *(len(ids) for rows in self.examples.values() for ids, _ in rows)], default=0)
 
 
-def plan_muse(data: MUSEData, tokenizer: PreTrainedTokenizerBase, options: MUSEOptions) -> MUSEPlan:
+def plan_muse(
+    data: MUSEData, tokenizer: PreTrainedTokenizerBase, options: MUSEOptions, measuring: Measuring
+) -> MUSEPlan:
     """Tokenise everything that is to be measured.
 
     Args:
         data: The evaluation sets.
         tokenizer: The model's.
         options: See `MUSEOptions`.
+        measuring: See `Measuring`; nothing is generated without ``generate``.
 
     Raises:
         InputError: A text is too short for Min-K and ``on_missing`` is ``raise``, or no text of a set is long enough.
     """
     style = TextStyle(tokenizer, end=False)
     plan = MUSEPlan(stop_ids=list(style.stop_ids))
-    plan.rows["verbmem"] = [_known(row, "prompt") for row in data.verbmem]
+    if measuring.generate:
+        _plan_generations(data, style, options, plan)
+    for side, rows in data.privleak.items():
+        _plan_texts(f"privleak_{side}", rows, style, options.variant, measuring, plan)
+    return plan
+
+
+def _plan_generations(data: MUSEData, style: TextStyle, options: MUSEOptions, plan: MUSEPlan) -> None:
+    tokenizer = style.tokenizer
+    plan.rows["verbmem"] = [{"index": row["index"], "prompt": row["prompt"]} for row in data.verbmem]
     plan.prompts["verbmem"] = [style.prompt(row["prompt"]) for row in data.verbmem]
     whole = options.variant == "open_unlearning"
     plan.targets["verbmem"] = [
@@ -103,25 +119,29 @@ def plan_muse(data: MUSEData, tokenizer: PreTrainedTokenizerBase, options: MUSEO
     for side, rows in data.knowmem.items():
         name = f"knowmem_{side}"
         shown = "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in data.in_context[side])
-        plan.rows[name] = [_known(row, "question") for row in rows]
+        plan.rows[name] = [{"index": row["index"], "question": row["question"]} for row in rows]
         opening = "Answer: " if options.space == "prompt" else "Answer:"
         plan.prompts[name] = [style.prompt(f"{shown}Question: {row['question']}\n{opening}") for row in rows]
         plan.targets[name] = [row["answer"] for row in rows]
-    for side, rows in data.privleak.items():
-        _plan_texts(f"privleak_{side}", rows, style, options, plan)
-    return plan
 
 
-def _plan_texts(name: str, rows: Sequence[Row], style: TextStyle, options: MUSEOptions, plan: MUSEPlan) -> None:
+def _plan_texts(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    style: TextStyle,
+    variant: str,
+    measuring: Measuring,
+    plan: MUSEPlan,
+) -> None:
     evaluated = EvaluatedRows()
     plan.rows[name], plan.examples[name] = [], []
     for row in rows:
-        example = _text_example(style, row["text"], options.variant)
+        example = _text_example(style, row["text"], variant)
         tokens = sum(label != -100 for label in example[1])
-        if int(options.min_k_fraction * tokens) < 1:
-            share = f"{options.min_k_fraction:.0%} of them are no whole token"
+        if int(measuring.min_k_fraction * tokens) < 1:
+            share = f"{measuring.min_k_fraction:.0%} of them are no whole token"
             reason = f"Too short for Min-K: {shortened(row['text'])!r} has {tokens} tokens, and {share}."
-            evaluated.skip(name, row["index"], reason, options.on_missing)
+            evaluated.skip(name, row["index"], reason, measuring.on_missing)
             continue
         plan.rows[name].append({"index": row["index"], "text": shortened(row["text"], 120), "tokens": tokens})
         plan.examples[name].append(example)
@@ -146,6 +166,7 @@ def evaluate_muse(
     policy: nn.Module,
     plan: MUSEPlan,
     options: MUSEOptions,
+    measuring: Measuring,
     tokenizer: PreTrainedTokenizerBase,
     *,
     device: torch.device | None = None,
@@ -157,6 +178,7 @@ def evaluate_muse(
         policy: A ``transformers`` causal LM or a peft model around one.
         plan: From `plan_muse`.
         options: Those that the plan was made with.
+        measuring: The same.
         tokenizer: The model's.
         device: Where the batches go; default is where the policy's parameters are.
         progress: Shows how far it is.
@@ -175,7 +197,7 @@ def evaluate_muse(
                 prompts,
                 max_new_tokens=new_tokens(name, options),
                 stop_ids=plan.stop_ids,
-                batch_rows=options.batch_rows,
+                batch_rows=measuring.generation_rows or BATCH_ROWS,
                 device=device,
                 progress=done,
             )
@@ -183,24 +205,24 @@ def evaluate_muse(
             text = str(tokenizer.decode(ids, skip_special_tokens=True))
             text = text if name == "verbmem" else answer_part(text)
             rouge = rouge_l([text], [target], stemmer=muse_stemmer(options.variant)).f1.item()
-            evaluated.sets[name].append(row | {"answer": target, "generation": text, "rouge": rouge})
+            evaluated.sets[name].append({**row, "answer": target, "generation": text, "rouge": rouge})
     examples = [example for name in plan.examples for example in plan.examples[name]]
     with progress(len(examples), "texts scored") as done:
-        scores = iter(score(policy, examples, batch_tokens=options.batch_tokens, device=device, progress=done))
+        scores = iter(score(policy, examples, batch_tokens=measuring.batch_tokens, device=device, progress=done))
     for name in plan.examples:
         for row in plan.rows[name]:
-            _add_scores(name, row, next(scores), options, evaluated)
+            _add_scores(name, row, next(scores), measuring, evaluated)
     return evaluated
 
 
-def _add_scores(name: str, row: Row, scores: TokenScores, options: MUSEOptions, evaluated: EvaluatedRows) -> None:
+def _add_scores(name: str, row: Row, scores: TokenScores, measuring: Measuring, evaluated: EvaluatedRows) -> None:
     rows = torch.zeros(scores.tokens, dtype=torch.long)
-    value = min_k(scores.logprobs, rows, 1, options.min_k_fraction)
+    value = min_k(scores.logprobs, rows, 1, measuring.min_k_fraction)
     if not value.isfinite().all():
         reason = f"The log-likelihood of its tokens is not finite ({scores.nll})."
-        evaluated.skip(name, row["index"], reason, options.on_missing)
+        evaluated.skip(name, row["index"], reason, measuring.on_missing)
         return
-    evaluated.sets[name].append(row | {"min_k": value.item(), "nll": scores.nll})
+    evaluated.sets[name].append({**row, "min_k": value.item(), "nll": scores.nll})
 
 
 def new_tokens(name: str, options: MUSEOptions) -> int:
@@ -219,10 +241,6 @@ def answer_part(text: str) -> str:
     for end in ANSWER_ENDS:
         text = text.split(end)[0]
     return text
-
-
-def _known(row: Mapping[str, Any], key: str) -> Row:
-    return {"index": row["index"], key: row[key]}
 
 
 def _check_length(policy: nn.Module, longest: int) -> None:

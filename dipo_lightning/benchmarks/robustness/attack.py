@@ -36,6 +36,7 @@ class Subject:
         forget: Rows that were to be forgotten: ``index``, ``question``, ``answer``, for TOFU ``paraphrased_question``.
         retain: Rows that were kept.
         unrelated: Texts that have to do with neither.
+        trained: The forget rows as they were trained on, where those are not the questions: rows with ``text``.
         max_new_tokens: Most tokens of a generated answer (TOFU's published evaluation: 200).
         batch_tokens: Most tokens of a scoring forward, padding included.
         generation_rows: Most rows of a generation batch.
@@ -47,6 +48,7 @@ class Subject:
     forget: Sequence[Source]
     retain: Sequence[Source] = ()
     unrelated: Sequence[str] = ()
+    trained: Sequence[Source] = ()
     max_new_tokens: int = 200
     batch_tokens: int = BATCH_TOKENS
     generation_rows: int = BATCH_ROWS
@@ -70,6 +72,7 @@ class Condition:
     kind: str = "answers"
 
 
+@dataclass
 class Attack:
     """One way to get forgotten knowledge back; an attack of your own is a subclass.
 

@@ -14,8 +14,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, Subject, measure_answers, plainly
+from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, Source, Subject, measure_answers, plainly
 from dipo_lightning.data.chat import ChatStyle
+from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.prompts import TextStyle
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.models.distributed import evaluation_mode, plan_batches
@@ -23,6 +24,8 @@ from dipo_lightning.models.lora import LoRA, add_lora
 
 Example = tuple[list[int], list[int]]
 TITLES = {"forget": "the forget rows", "retain": "retain rows alone", "unrelated": "unrelated text"}
+TEXT_LENGTH = 2048
+"""Most tokens of a text that are trained on (MUSE's pieces)."""
 MUSE_STEPS = {"muse-books": (50, 75, 100), "muse-news": (100, 125, 150)}
 """Steps at which MUSE's relearning is measured, with lr 1e-5 and batches of 4."""
 
@@ -101,16 +104,11 @@ class Relearning(Attack):
         if name == "unrelated":
             plain = TextStyle(style.tokenizer)
             return [plain.example("", text) for text in subject.unrelated]
-        rows = list(subject.forget if name == "forget" else subject.retain)
+        rows = list((subject.trained or subject.forget) if name == "forget" else subject.retain)
         if name == "forget" and self.fraction < 1:
             count = max(1, round(self.fraction * len(rows)))
             rows = random.Random(f"rows {self.seed}").sample(rows, count)
-        return [
-            style.conversation(row["messages"])
-            if "messages" in row and isinstance(style, ChatStyle)
-            else style.example(row["question"], row["answer"])
-            for row in rows
-        ]
+        return [_example(style, row) for row in rows]
 
     def measure(self, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, list[dict[str, Any]]]:
         """Train a copy and measure the plain questions at each step of the curve."""
@@ -148,6 +146,15 @@ class Relearning(Attack):
         with isolate_rng():
             torch.manual_seed(self.seed)
             return add_lora(pupil, self.lora)
+
+
+def _example(style: PromptStyle, row: Source) -> Example:
+    if "text" in row:
+        ids, labels = TextStyle(style.tokenizer, end=False).example("", row["text"])
+        return ids[:TEXT_LENGTH], labels[:TEXT_LENGTH]
+    if "messages" in row and isinstance(style, ChatStyle):
+        return style.conversation(row["messages"])
+    return style.example(row["question"], row["answer"])
 
 
 def batches(rows: int, batch_size: int, seed: int) -> Iterator[list[int]]:

@@ -1,189 +1,162 @@
-"""From TOFU's rows to all its numbers: the one function for live evaluations and for logs of every format."""
+"""TOFU's sets, numbers, logs and pictures."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
+from torchmetrics import Metric
 
-from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.columns import absent, column, generation_aggregates, mean_of_numbers, number, numbers
-from dipo_lightning.evaluation.logs.log import EvaluationLog, Row, Rows, Sets, with_skipped
-from dipo_lightning.evaluation.membership import membership_aggregates, privleak_aggregates
-from dipo_lightning.metrics.functional.forget_quality import paired_forget_quality
-from dipo_lightning.metrics.functional.model_utility import UTILITY_PARTS, UTILITY_SETS, model_utility
-from dipo_lightning.metrics.functional.probability import answer_probability, normalized_probability
-from dipo_lightning.metrics.functional.truth_ratio import (
-    check_truth_ratio_variant,
-    forget_truth_ratio,
-    log_truth_ratio,
-    utility_truth_ratio,
+from dipo_lightning.benchmarks import Benchmark, Chart, ForeignFormat, Headline
+from dipo_lightning.evaluation.logs.authors import TOFU_AUTHORS_FORMAT, is_authors_log, read_authors_log
+from dipo_lightning.evaluation.logs.open_unlearning import (
+    OPEN_UNLEARNING_FORMAT,
+    is_open_unlearning_log,
+    read_open_unlearning_log,
 )
+from dipo_lightning.evaluation.rows import END_OF_TURN, EvaluationLog, Sets, add_log_ratios
+from dipo_lightning.metrics import (
+    ExactMemorization,
+    ExtractionStrength,
+    Fluency,
+    ForgetQuality,
+    MembershipAUC,
+    ModelUtility,
+    Perplexity,
+    PrivLeak,
+    Probability,
+    ROUGERecall,
+    RowSet,
+    TruthRatio,
+)
+from dipo_lightning.metrics.functional.membership import ATTACKS
 
-TOFU_SETS = ("forget", *UTILITY_SETS)
-OPTION_SETS = ("real_authors", "world_facts")
-"""Sets whose probability is normalised over the options."""
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-
-@dataclass(frozen=True)
-class _SetScores:
-    """The three numbers of each row of a set, (n,) float64; all NaN in the rows that are `unscored`, (n,) bool."""
-
-    index: list[int]
-    unscored: Tensor
-    probability: Tensor
-    rouge: Tensor
-    log_ratio: Tensor
-
-
-def aggregate(
-    sets: Sets,
-    reference: EvaluationLog | Sets | None = None,
-    truth_ratio: str = "geometric",
-    *,
-    skipped: Sets | None = None,
-) -> dict[str, Any]:
-    """All aggregates of a TOFU evaluation.
-
-    A row with a value that is no number (an answer without tokens) is left out of its set's aggregates and listed under
-    `unscored_rows`. What cannot be computed is None, with the reason under `<name>_absent`.
-
-    Args:
-        sets: Rows by set name: forget, retain, real_authors, world_facts, and holdout for membership inference.
-        reference: The retain model's log, or its sets, on the same forget rows; for forget quality and PrivLeak.
-        truth_ratio: `geometric`, `arithmetic` or `open_unlearning`.
-        skipped: Rows that were not scored, by set name; they must be the same rows as the reference's or its skipped.
-
-    Returns:
-        `model_utility`, its nine parts (`retain_probability`, ...), `forget_probability`, `forget_rouge`,
-        `forget_truth_ratio`, `forget_quality` as {p, log10_p, d, n}; where the rows have them
-        `forget_exact_memorization`, `forget_extraction_strength`, `forget_fluency` and `forget_perplexity` of what is
-        said to the forget questions, `forget_<attack>_auc` (1: members are told from
-        holdout rows, 0.5: not at all) and `privleak` in percent. Plain Python numbers.
-
-    Raises:
-        InputError: The variant is unknown, a row is twice in a set, or the reference has other rows.
-    """
-    check_truth_ratio_variant(truth_ratio)
-    whole = with_skipped(sets, skipped)
-    scores = {name: _score_rows(name, whole[name], truth_ratio) for name in TOFU_SETS if whole.get(name)}
-    result: dict[str, Any] = {}
-    for name in TOFU_SETS:
-        result |= _set_aggregates(name, scores.get(name), truth_ratio)
-    result |= _memorization(whole.get("forget", []))
-    result |= {f"forget_{name}": value for name, value in generation_aggregates(whole.get("forget", [])).items()}
-    result |= membership_aggregates(whole.get("forget", []), whole.get("holdout", []))
-    reference_sets = _reference_sets(reference)
-    result = _utility(result) | _forget_quality(whole.get("forget"), reference_sets, truth_ratio) | result
-    if "forget_min_k_auc" in result:
-        result |= privleak_aggregates(whole, reference_sets)
-    unscored = {
-        name: [index for index, bad in zip(table.index, table.unscored.tolist(), strict=True) if bad]
-        for name, table in scores.items()
-        if bool(table.unscored.any())
-    }
-    return result | ({"unscored_rows": unscored} if unscored else {})
+_ROW = ("nll", "correct_nll", "wrong_nll", "rouge_l_recall")
+FORGET = RowSet("forget", "What must be forgotten", "what must be forgotten", True, _ROW)
+RETAIN = RowSet("retain", "What must be kept", "what must be kept", False, _ROW)
+REAL_AUTHORS = RowSet("real_authors", "Real authors", "questions about real authors", False, _ROW)
+WORLD_FACTS = RowSet("world_facts", "World facts", "questions about the world", False, _ROW)
+HOLDOUT = RowSet("holdout", "Rows the model never saw", "rows the model never saw")
+OPTIONS = ("real_authors", "world_facts")
+"""Sets whose probability is that of the right answer among its options."""
 
 
-def row_log_ratio(row: Row, truth_ratio: str) -> float:
-    """Natural logarithm of the truth ratio R of a row.
+class TOFU(Benchmark):
+    """TOFU: question-answer pairs about invented authors, some of whom are to be forgotten."""
 
-    Args:
-        row: With `correct_nll` and `wrong_nll`, or with a ready `truth_ratio` (open-unlearning's R) where a foreign log
-            holds nothing else.
-        truth_ratio: Which variant.
+    name = "tofu"
+    title = "TOFU"
+    format = "dipo-lightning/tofu/1"
+    foreign_formats = (
+        ForeignFormat(TOFU_AUTHORS_FORMAT, "TOFU's eval_log_aggregated.json", is_authors_log, read_authors_log),
+        ForeignFormat(
+            OPEN_UNLEARNING_FORMAT,
+            "open-unlearning's TOFU_EVAL.json",
+            is_open_unlearning_log,
+            read_open_unlearning_log,
+            whole_prompts=True,
+        ),
+    )
+    sets = (FORGET, RETAIN, REAL_AUTHORS, WORLD_FACTS, HOLDOUT)
+    headline = Headline(
+        forget="forget_quality_log10_p",
+        utility="model_utility",
+        beside=("forget_probability",),
+        needs="retain_log (the log of a retain model), measuring.generate: true and schedule.at_start: true",
+        mark=(math.log10(0.05), "p = 0.05"),
+        lowest=-20.0,
+    )
+    shown = (
+        *("forget_quality_p", "forget_quality_log10_p", "model_utility", "forget_truth_ratio", "forget_probability"),
+        *("forget_rouge", "retain_rouge"),
+    )
+    hyperparameter_metrics = ("forget_quality_p", "model_utility")
+    retain_values: ClassVar = {"forget_quality_p": 1.0, "forget_quality_log10_p": 0.0}
+    compared_sets = ("forget", "holdout")
+    score_options = ("truth_ratio",)
+    charts = (
+        Chart(
+            "ROUGE-L recall: what it still says",
+            "Words of the true answers that the model says itself.",
+            {"forget_rouge": "must be forgotten", "retain_rouge": "must be kept"},
+        ),
+        Chart(
+            "probability of the true answers",
+            "Geometric mean over tokens.",
+            {"forget_probability": "must be forgotten", "retain_probability": "must be kept"},
+        ),
+        Chart(
+            "forget quality (p) against model utility",
+            "Both should be high: forgotten as if never learnt, and as able as before.",
+            {"forget_quality_p": "forget quality (p)", "model_utility": "model utility"},
+        ),
+        Chart(
+            "forget quality, log10 p",
+            "0 is a model that cannot be told from one that never saw what must be forgotten.",
+            {"forget_quality_log10_p": "log10 p"},
+        ),
+    )
+    answers: ClassVar = {"forget": "forget_answers"}
+    histograms: ClassVar = {"forget_log_truth_ratio": ("forget", "log_ratio")}
 
-    Returns:
-        log R; NaN where the row cannot be scored.
+    def metrics(self, settings: Mapping[str, Any], retain: EvaluationLog | None = None) -> dict[str, Metric]:
+        """Return forget quality, model utility and its nine parts, and the forget set's memory, fluency and attacks."""
+        variant = settings.get("truth_ratio", "geometric")
+        answered = (FORGET, RETAIN, REAL_AUTHORS, WORLD_FACTS)
+        whole: dict[str, Any] = {"among_options": OPTIONS, "complete": True, "variant": variant}
+        found: dict[str, Metric] = {
+            "model_utility": ModelUtility(*answered[1:], **whole),
+            "forget_quality": ForgetQuality(FORGET, None if retain is None else retain.sets.get("forget", [])),
+        }
+        for of in answered:
+            found[f"{of.name}_probability"] = Probability(of, **whole, lists_unscored=True)
+            found[f"{of.name}_rouge"] = ROUGERecall(of, **whole)
+            found[f"{of.name}_truth_ratio"] = TruthRatio(of, **whole)
+        found["forget_exact_memorization"] = ExactMemorization(FORGET, optional=True)
+        found["forget_extraction_strength"] = ExtractionStrength(FORGET, optional=True)
+        found["forget_fluency"] = Fluency(FORGET, optional=True)
+        found["forget_perplexity"] = Perplexity(FORGET, optional=True)
+        for attack in ATTACKS:
+            found[f"forget_{attack}_auc"] = MembershipAUC(FORGET, HOLDOUT, attack=attack, optional=True)
+        retain_rows = None if retain is None else retain.sets
+        return found | {"privleak": PrivLeak(FORGET, HOLDOUT, retain_rows=retain_rows, optional=True)}
 
-    Raises:
-        InputError: Only a ready R is known, and another variant than open-unlearning's is asked for.
-    """
-    if "correct_nll" not in row and row.get("truth_ratio") is not None:
-        if truth_ratio != "open_unlearning":
-            raise InputError(
-                f"row {row['index']} holds open-unlearning's truth ratio but not the losses it comes from: "
-                f"{truth_ratio!r} cannot be computed from it; ask for truth_ratio='open_unlearning'"
-            )
-        ratio = float(row["truth_ratio"])
-        return math.log(ratio) if ratio > 0 else -math.inf
-    correct = torch.tensor(number(row.get("correct_nll")), dtype=torch.float64)
-    return float(log_truth_ratio(correct, numbers(row, "wrong_nll"), truth_ratio))
+    def prepare(self, sets: Sets, settings: Mapping[str, Any]) -> None:
+        """Add each row's log truth ratio."""
+        add_log_ratios(sets, settings.get("truth_ratio", "geometric"))
 
-
-def _score_rows(name: str, rows: Rows, truth_ratio: str) -> _SetScores:
-    nll = column(rows, "nll")
-    if name in OPTION_SETS:
-        wrong = [numbers(row, "wrong_nll") for row in rows]
-        shares = [float(normalized_probability(*losses, truth_ratio)) for losses in zip(nll, wrong, strict=True)]
-        probability = torch.tensor(shares, dtype=torch.float64)
-    else:
-        probability = answer_probability(nll)
-    log_ratio = torch.tensor([row_log_ratio(row, truth_ratio) for row in rows], dtype=torch.float64)
-    columns = (probability, column(rows, "rouge_l_recall"), log_ratio)
-    # A number that no row has (no text was generated) says nothing about single rows.
-    given = [values for values in columns if not bool(values.isnan().all())]
-    bad = torch.stack([values.isnan() for values in given]).any(dim=0) if given else torch.ones_like(nll).bool()
-    return _SetScores([row["index"] for row in rows], bad, *(values.masked_fill(bad, math.nan) for values in columns))
-
-
-def _set_aggregates(name: str, scores: _SetScores | None, truth_ratio: str) -> dict[str, float | None]:
-    if scores is None:
-        return {f"{name}_{part}": None for part in UTILITY_PARTS}
-    log_ratio = scores.log_ratio[~scores.log_ratio.isnan()]
-    whole = forget_truth_ratio(log_ratio, truth_ratio) if name == "forget" else utility_truth_ratio(log_ratio)
-    return {
-        f"{name}_probability": mean_of_numbers(scores.probability),
-        f"{name}_rouge": mean_of_numbers(scores.rouge),
-        f"{name}_truth_ratio": float(whole) if log_ratio.numel() else None,
-    }
-
-
-def _utility(parts: Mapping[str, Any]) -> dict[str, Any]:
-    names = [f"{name}_{part}" for name in UTILITY_SETS for part in UTILITY_PARTS]
-    missing = [name for name in names if parts[name] is None]
-    if missing:
-        return {"model_utility": None, "model_utility_absent": f"without scored rows: {', '.join(missing)}"}
-    return {"model_utility": float(model_utility([parts[name] for name in names]))}
-
-
-def _forget_quality(rows: Rows | None, reference: Sets | None, truth_ratio: str) -> dict[str, Any]:
-    if reference is None:
-        return absent("forget_quality", "no log of a retain model was given to compare with")
-    if not rows:
-        return absent("forget_quality", "the log has no forget rows")
-    if not reference.get("forget"):
-        return absent("forget_quality", "the retain model's log has no forget rows")
-    mine = {row["index"]: row_log_ratio(row, truth_ratio) for row in rows}
-    other = {row["index"]: row_log_ratio(row, truth_ratio) for row in reference["forget"]}
-    if mine.keys() != other.keys():
-        odd = sorted(mine.keys() ^ other.keys())
-        raise InputError(
-            f"forget quality needs the same forget rows of both models: {len(mine)} here, {len(other)} in the "
-            f"reference, {len(odd)} only in one of them (the first is row {odd[0]})"
+    def refusal(self, log: EvaluationLog, retain: EvaluationLog) -> str:
+        """Refuse a PrivLeak between scores with and scores without the token that ends an answer."""
+        mine, other = self._end_of_turn(log), self._end_of_turn(retain)
+        if mine == other or None in (mine, other) or not (log.sets.get("holdout") and retain.sets.get("holdout")):
+            return ""
+        return (
+            f"PrivLeak would compare Min-K scores of two definitions; the token that ends an answer is {mine} in the "
+            f"log and {other} in the reference. Evaluate the model whose scores include it again."
         )
-    outcome = paired_forget_quality(mine, other)
-    if outcome is None:
-        return absent("forget_quality", "no forget row has a truth ratio under both models")
-    return {"forget_quality": outcome._asdict()}
 
+    def _end_of_turn(self, log: EvaluationLog) -> str | None:
+        """Whether the Min-K scores include the token that ends an answer; None where there is nothing to tell by."""
+        if log.format == OPEN_UNLEARNING_FORMAT:
+            return END_OF_TURN
+        if "end_of_turn" in log.settings or log.format != self.format:
+            return log.settings.get("end_of_turn")
+        return "included" if any("min_k" in row for row in log.sets.get("holdout", ())) else None
 
-def _memorization(rows: Rows) -> dict[str, float]:
-    result = {}
-    for key in ("exact_memorization", "extraction_strength"):
-        value = mean_of_numbers(column(rows, key))
-        if value is not None:
-            result[f"forget_{key}"] = value
-    return result
+    def describe(self, settings: Mapping[str, Any], sets: Sets) -> str:
+        """Return the data set and its forget split."""
+        return f"TOFU {settings['split']}"
 
+    def pictures(self, sets: Sets, aggregates: Mapping[str, Any], retain: EvaluationLog | None) -> dict[str, Figure]:
+        """Return the two distributions of truth ratios whose distance is the test statistic."""
+        from dipo_lightning.benchmarks.tofu.pictures import finite_log_ratios, truth_ratio_figure
 
-def _reference_sets(reference: EvaluationLog | Sets | None) -> dict[str, list[Row]] | None:
-    if reference is None:
-        return None
-    if isinstance(reference, EvaluationLog):
-        return with_skipped(reference.sets, reference.skipped)
-    return with_skipped(reference, None)
+        mine = finite_log_ratios(sets.get("forget", ()))
+        if not mine:
+            return {}
+        other = finite_log_ratios(retain.sets.get("forget", ()) if retain else ())
+        return {"forget_quality": truth_ratio_figure(mine, other, aggregates.get("forget_quality"))}

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dipo_lightning.benchmarks.tofu.metrics import row_log_ratio
+from dipo_lightning.evaluation.rows import Row
 from dipo_lightning.evaluation.tensorboard import MARK, MODEL, RETAIN_MODEL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Row = Mapping[str, Any]
 
 
 def truth_ratio_figure(
@@ -59,21 +57,7 @@ def largest_distance(first: Sequence[float], second: Sequence[float]) -> tuple[f
     return float(places[at]), float(shares[:, at].min()), float(shares[:, at].max())
 
 
-def truth_ratios(rows: Sequence[Row] | None, variant: str) -> list[float]:
-    """Return the finite natural logarithms of R of the rows, in ``variant``."""
-    values = [row_log_ratio(row, variant) for row in rows or ()]
-    return [value for value in values if math.isfinite(value)]
-
-
-def write_truth_ratios(
-    experiment: Any,
-    log_ratios: Sequence[float],
-    reference: Sequence[float],
-    quality: Mapping[str, float] | None,
-    step: int,
-) -> None:
-    """Add the histogram of log R, and the two distributions whose distance is the test statistic."""
-    if not log_ratios:
-        return
-    experiment.add_histogram("tofu/forget_log_truth_ratio", np.asarray(log_ratios), step)
-    experiment.add_figure("tofu/forget_quality", truth_ratio_figure(log_ratios, reference, quality), step)
+def finite_log_ratios(rows: Sequence[Row]) -> list[float]:
+    """Return the finite natural logarithms of R of the rows."""
+    values = [row.get("log_ratio") for row in rows]
+    return [value for value in values if value is not None and math.isfinite(value)]

@@ -1,69 +1,107 @@
-"""From the rows of one's own data to the numbers: memory of what must go, and of what must stay."""
+"""Sets, numbers and logs of a user's own data: memory of what must go, and of what must stay."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
-import torch
+from torchmetrics import Metric
 
-from dipo_lightning.benchmarks.tofu.metrics import row_log_ratio
-from dipo_lightning.evaluation.columns import absent, column, generation_aggregates, mean_of_numbers
-from dipo_lightning.evaluation.logs.log import USER_DATA_FORMAT, Rows, Sets
-from dipo_lightning.metrics.functional.model_utility import harmonic_mean
-from dipo_lightning.metrics.functional.probability import answer_probability
-from dipo_lightning.metrics.functional.truth_ratio import (
-    check_truth_ratio_variant,
-    forget_truth_ratio,
-    utility_truth_ratio,
+from dipo_lightning.benchmarks import Benchmark, Chart, Headline
+from dipo_lightning.evaluation.rows import EvaluationLog, Sets, add_log_ratios
+from dipo_lightning.metrics import (
+    ExactMemorization,
+    ExtractionStrength,
+    Fluency,
+    MinK,
+    MinKPlusPlus,
+    ModelUtility,
+    Perplexity,
+    Probability,
+    ROUGERecall,
+    RowSet,
+    TruthRatio,
 )
 
-__all__ = ["MEMORY", "USER_DATA_FORMAT", "user_data_aggregates"]
-MEMORY = ("exact_memorization", "extraction_strength", "min_k", "min_k_plus_plus")
-"""Scores of single answers, averaged over the rows of a set."""
+FORGET = RowSet("forget", "What must be forgotten", "what must be forgotten", True, ("nll",))
+RETAIN = RowSet("retain", "What must be kept", "what must be kept", False, ("nll",))
+ANSWERS: dict[str, Callable[..., Metric]] = {
+    "probability": Probability,
+    "rouge": ROUGERecall,
+    "truth_ratio": TruthRatio,
+}
+MEMORY: dict[str, Callable[..., Metric]] = {
+    "exact_memorization": ExactMemorization,
+    "extraction_strength": ExtractionStrength,
+    "min_k": MinK,
+    "min_k_plus_plus": MinKPlusPlus,
+    "fluency": Fluency,
+    "perplexity": Perplexity,
+}
+"""Measured of both sets, each where its rows have the numbers."""
 
 
-def user_data_aggregates(sets: Sets, truth_ratio: str = "geometric") -> dict[str, Any]:
-    """All aggregates of an evaluation on a user's own rows; no retain model is needed.
+class Utility(ModelUtility):
+    """Harmonic mean of the retain rows' probability, ROUGE-L recall and truth ratio, of those that were measured."""
 
-    Args:
-        sets: Rows of `forget` and, where there are any, `retain`.
-        truth_ratio: `geometric`, `arithmetic` or `open_unlearning`; over the rows that have wrong answers.
-
-    Returns:
-        `forget_probability`, `forget_rouge`, `forget_exact_memorization`, ... and the same of `retain`, each where its
-        rows have it; and `utility`, the harmonic mean of the retain rows' probability, ROUGE-L recall and truth ratio
-        (of those that were measured), or None with the reason under `utility_absent`. Plain Python numbers.
-
-    Raises:
-        InputError: There is no such variant of the truth ratio.
-    """
-    check_truth_ratio_variant(truth_ratio)
-    result: dict[str, Any] = {}
-    for name, rows in sets.items():
-        result |= {f"{name}_{part}": value for part, value in _parts(name, rows, truth_ratio).items()}
-    return _utility(result) | result
+    label = "utility"
+    meaning = (
+        "What the model can still do on your retain rows: harmonic mean of their probability, ROUGE and (where it was "
+        "measured) truth ratio."
+    )
 
 
-def _parts(name: str, rows: Rows, truth_ratio: str) -> dict[str, float]:
-    """Mean of every number that some row of the set has."""
-    means = {
-        "probability": mean_of_numbers(answer_probability(column(rows, "nll"))),
-        "rouge": mean_of_numbers(column(rows, "rouge_l_recall")),
-        **{key: mean_of_numbers(column(rows, key)) for key in MEMORY},
-        **generation_aggregates(rows),
-    }
-    ratios = [row_log_ratio(row, truth_ratio) for row in rows if row.get("wrong_nll")]
-    log_ratio = torch.tensor(ratios, dtype=torch.float64)
-    log_ratio = log_ratio[~log_ratio.isnan()]
-    if log_ratio.numel():
-        forgets = name == "forget"
-        whole = forget_truth_ratio(log_ratio, truth_ratio) if forgets else utility_truth_ratio(log_ratio)
-        means["truth_ratio"] = float(whole)
-    return {part: value for part, value in means.items() if value is not None}
+class UserData(Benchmark):
+    """The forget and retain rows that a user unlearns with."""
 
+    name = "user_data"
+    title = "Your own data"
+    format = "dipo-lightning/user_data/1"
+    sets = (FORGET, RETAIN)
+    headline = Headline(
+        forget="forget_probability",
+        utility="utility",
+        beside=("forget_rouge",),
+        needs="retain rows and schedule.at_start: true",
+    )
+    shown = (
+        *("forget_probability", "forget_rouge", "forget_exact_memorization", "forget_extraction_strength"),
+        *("forget_min_k", "forget_truth_ratio", "retain_probability", "retain_rouge", "utility"),
+    )
+    hyperparameter_metrics = ("forget_probability", "forget_rouge", "utility")
+    score_options = ("truth_ratio",)
+    charts = (
+        Chart(
+            "ROUGE-L recall: what it still says",
+            "Words of the true answers that the model says itself.",
+            {"forget_rouge": "must be forgotten", "retain_rouge": "must be kept"},
+        ),
+        Chart(
+            "probability of the true answers",
+            "Geometric mean over tokens.",
+            {"forget_probability": "must be forgotten", "retain_probability": "must be kept"},
+        ),
+        Chart(
+            "memory and utility",
+            "What is memorised of what must go, and what the model can still do on what must stay.",
+            {"forget_exact_memorization": "exact memorisation", "utility": "utility"},
+        ),
+    )
+    answers: ClassVar = {"forget": "forget_answers"}
 
-def _utility(parts: dict[str, Any]) -> dict[str, Any]:
-    measured = [parts[name] for name in ("retain_probability", "retain_rouge", "retain_truth_ratio") if name in parts]
-    if not measured:
-        return absent("utility", "there are no retain rows to measure it on")
-    return {"utility": float(harmonic_mean(torch.tensor(measured, dtype=torch.float64)))}
+    def metrics(self, settings: Mapping[str, Any], retain: EvaluationLog | None = None) -> dict[str, Metric]:
+        """Return the utility on the retain rows, and the same numbers of both sets."""
+        variant = {"variant": settings.get("truth_ratio", "geometric")}
+        found: dict[str, Metric] = {"utility": Utility(RETAIN, **variant)}
+        for of in self.sets:
+            found |= {f"{of.name}_{part}": metric(of, optional=True, **variant) for part, metric in ANSWERS.items()}
+            found |= {f"{of.name}_{part}": metric(of, optional=True) for part, metric in MEMORY.items()}
+        return found
+
+    def prepare(self, sets: Sets, settings: Mapping[str, Any]) -> None:
+        """Add the log truth ratio of each row that has wrong answers."""
+        add_log_ratios(sets, settings.get("truth_ratio", "geometric"))
+
+    def describe(self, settings: Mapping[str, Any], sets: Sets) -> str:
+        """Return whose rows they are, and how many."""
+        return f"Own data ({', '.join(f'{len(rows)} {name}' for name, rows in sets.items())} rows)"

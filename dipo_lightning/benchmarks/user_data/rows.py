@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dipo_lightning.data.encoding import PromptStyle, encode
 from dipo_lightning.data.prompts import TextStyle
-from dipo_lightning.evaluation.rows import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Row = dict[str, Any]
+"""A row as it was read."""
 
 
 def evenly(rows: Sequence[Row], most: int | None) -> list[Row]:

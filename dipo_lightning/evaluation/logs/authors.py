@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.logs.log import TOFU_AUTHORS_FORMAT, EvaluationLog
 from dipo_lightning.evaluation.logs.open_unlearning import row_number
+from dipo_lightning.evaluation.rows import EvaluationLog, Row
+
+TOFU_AUTHORS_FORMAT = "locuslab/tofu"
 
 SET_KEYS = {
     "eval_log_forget.json": "forget",
@@ -77,17 +79,17 @@ def _columns(table: Any, where: str) -> dict[str, dict[int, Any]]:
     return columns
 
 
-def _rows(columns: Mapping[str, Mapping[int, Any]]) -> list[dict[str, Any]]:
+def _rows(columns: Mapping[str, Mapping[int, Any]]) -> list[Row]:
     return [_row(columns, index) for index in sorted(columns[_REQUIRED[0]])]
 
 
-def _row(columns: Mapping[str, Mapping[int, Any]], index: int) -> dict[str, Any]:
+def _row(columns: Mapping[str, Mapping[int, Any]], index: int) -> Row:
     def value(name: str) -> Any:
         return columns[name][index] if name in columns else None
 
     # Real authors and world facts have no paraphrase: there the answer itself is the correct one.
     correct = value("avg_paraphrased_loss")
-    row = {
+    row: Row = {
         "index": index,
         "nll": value("avg_gt_loss"),
         "tokens": value("num_token_gt"),

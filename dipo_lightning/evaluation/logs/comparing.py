@@ -5,17 +5,13 @@ from __future__ import annotations
 import re
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.logs.log import MUSE_FORMATS, OPEN_UNLEARNING_FORMAT, EvaluationLog, Row, with_skipped
-
-COMPARED_SETTINGS = ("split", "truth_ratio", "prompt_style", "min_k_fraction", "variant")
-"""Settings that change a row's numbers; compared where both logs state them."""
+from dipo_lightning.evaluation.benchmark import Benchmark, find_benchmark
+from dipo_lightning.evaluation.rows import EvaluationLog, Row, with_skipped
 
 _FINGERPRINT = re.compile(r"-[0-9a-f]{12}$")
-_TOFU_SETS = ("forget", "holdout")
-_MUSE_SETS = ("privleak_forget", "privleak_holdout")
 
 
-def check_comparable(log: EvaluationLog, reference: EvaluationLog) -> None:
+def check_comparable(log: EvaluationLog, reference: EvaluationLog, benchmark: Benchmark) -> None:
     """Refuse a reference that was evaluated on something else, saying on what.
 
     What a foreign format does not say is not compared; counts, indices and questions are, where both logs have them.
@@ -23,33 +19,28 @@ def check_comparable(log: EvaluationLog, reference: EvaluationLog) -> None:
     Args:
         log: Of the model in question.
         reference: Of the retain model.
+        benchmark: The log's.
 
     Raises:
         InputError: The benchmarks, a setting, the rows or their questions differ.
     """
     pair = f"{log.path or 'the log'} cannot be compared with {reference.path or 'the reference'}"
-    if (log.format in MUSE_FORMATS) != (reference.format in MUSE_FORMATS):
-        raise InputError(f"{pair}: one is of MUSE, the other of TOFU ({log.format}, {reference.format})")
-    for key in COMPARED_SETTINGS:
+    other_benchmark = find_benchmark(reference.format, reference.benchmark)
+    if type(other_benchmark) is not type(benchmark):
+        name = reference.format if other_benchmark is None else other_benchmark.title
+        raise InputError(f"{pair}: one is of {benchmark.title}, the other of {name} ({log.format}, {reference.format})")
+    for key in benchmark.compared_settings:
         mine, other = log.settings.get(key), reference.settings.get(key)
         if mine is not None and other is not None and not _same_setting(str(mine), str(other)):
             raise InputError(f"{pair}: {key} is {mine!r} in the log and {other!r} in the reference")
-    _check_end_of_turn(pair, log, reference)
+    if reason := benchmark.refusal(log, reference):
+        raise InputError(f"{pair}: {reason}")
     whole, other_whole = with_skipped(log.sets, log.skipped), with_skipped(reference.sets, reference.skipped)
-    contained = OPEN_UNLEARNING_FORMAT in (log.format, reference.format)
-    for name in _MUSE_SETS if log.format in MUSE_FORMATS else _TOFU_SETS:
+    whole_prompts = {one.name for one in benchmark.foreign_formats if one.whole_prompts}
+    contained = bool(whole_prompts & {log.format, reference.format})
+    for name in benchmark.compared_sets:
         if whole.get(name) and other_whole.get(name):
             _check_rows(f"{pair}: set {name!r}", whole[name], other_whole[name], contained)
-
-
-def _check_end_of_turn(pair: str, log: EvaluationLog, reference: EvaluationLog) -> None:
-    """Refuse a PrivLeak between scores with and scores without the token that ends an answer."""
-    mine, other = log.end_of_turn, reference.end_of_turn
-    if mine != other and None not in (mine, other) and log.sets.get("holdout") and reference.sets.get("holdout"):
-        raise InputError(
-            f"{pair}: PrivLeak would compare Min-K scores of two definitions; the token that ends an answer is {mine} "
-            f"in the log and {other} in the reference. Evaluate the model whose scores include it again."
-        )
 
 
 def _same_setting(mine: str, other: str) -> bool:

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.logs.log import OPEN_UNLEARNING_FORMAT, OPEN_UNLEARNING_MUSE_FORMAT, EvaluationLog
+from dipo_lightning.evaluation.rows import EvaluationLog, Row
+
+OPEN_UNLEARNING_FORMAT = "open-unlearning/tofu"
+OPEN_UNLEARNING_MUSE_FORMAT = "open-unlearning/muse"
 
 # Set name: the metric of its answer, of its correct (paraphrased) answer, of its wrong ones, of its texts, and its R.
 _METRICS = {
@@ -53,8 +56,8 @@ _PLAIN_NAMES = {*_KNOWN, *_MUSE_TEXTS.values(), "forget_quality", "model_utility
 
 
 def is_open_unlearning_log(content: Mapping[str, Any]) -> bool:
-    """Return whether a JSON object is such a log of TOFU."""
-    return any(_has_aggregate(content[name]) for name in _KNOWN & set(content))
+    """Return whether a JSON object is such a log of TOFU, or a summary, which the reader refuses."""
+    return is_summary(content) or any(_has_aggregate(content[name]) for name in _KNOWN & set(content))
 
 
 def is_open_unlearning_muse_log(content: Mapping[str, Any]) -> bool:
@@ -62,18 +65,10 @@ def is_open_unlearning_muse_log(content: Mapping[str, Any]) -> bool:
     return any(_has_aggregate(content.get(name)) for name in _MUSE_TEXTS.values())
 
 
-def refuse_summary(content: Mapping[str, Any], path: Path) -> None:
-    """Refuse `TOFU_SUMMARY.json` and `MUSE_SUMMARY.json`, which hold a plain number for each metric.
-
-    Raises:
-        InputError: It is one.
-    """
+def is_summary(content: Mapping[str, Any]) -> bool:
+    """Return whether a JSON object is a `TOFU_SUMMARY.json` or `MUSE_SUMMARY.json`: a plain number for each metric."""
     numbers = [name for name, value in content.items() if isinstance(value, int | float) and name in _PLAIN_NAMES]
-    if numbers and not any(isinstance(value, Mapping) for value in content.values()):
-        raise InputError(
-            f"{path}: a summary, with one number for {', '.join(numbers[:3])} and no values by row; is this "
-            "TOFU_SUMMARY.json or MUSE_SUMMARY.json? Give the TOFU_EVAL.json or MUSE_EVAL.json beside it."
-        )
+    return bool(numbers) and not any(isinstance(value, Mapping) for value in content.values())
 
 
 def read_open_unlearning_log(content: Mapping[str, Any], path: Path) -> EvaluationLog:
@@ -89,6 +84,11 @@ def read_open_unlearning_log(content: Mapping[str, Any], path: Path) -> Evaluati
     Raises:
         InputError: It is a summary without rows, or a row's value is not what the format says.
     """
+    if is_summary(content):
+        raise InputError(
+            f"{path}: a summary, with one number for {', '.join(list(content)[:3])} and no values by row; is this "
+            "TOFU_SUMMARY.json or MUSE_SUMMARY.json? Give the TOFU_EVAL.json or MUSE_EVAL.json beside it."
+        )
     tables = {name: _by_index(name, content[name], path) for name in _KNOWN & set(content)}
     sets = {name: rows for name in _METRICS if (rows := _set_rows(name, tables, path))}
     for name in _SCORES:
@@ -96,13 +96,13 @@ def read_open_unlearning_log(content: Mapping[str, Any], path: Path) -> Evaluati
     for metric, key in _ATTACKS.items():
         for sample, table in _samples(content, metric, path).items():
             _add(sets.setdefault(sample, []), key, table, "score")
-    sets = _not_empty(sets, path)
-    only_ratios = any("truth_ratio" in row for row in sets.get("forget", []))
+    whole = _not_empty(sets, path)
+    only_ratios = any("truth_ratio" in row for row in whole.get("forget", []))
     stored = {name: metric["agg_value"] for name, metric in content.items() if _has_aggregate(metric)}
     return EvaluationLog(
         format=OPEN_UNLEARNING_FORMAT,
         settings={"truth_ratio": "open_unlearning"} if only_ratios else {},
-        sets=sets,
+        sets=whole,
         aggregates=stored,
         path=path,
     )
@@ -140,7 +140,7 @@ def read_open_unlearning_muse_log(content: Mapping[str, Any], path: Path) -> Eva
     )
 
 
-def _not_empty(sets: Mapping[str, list[dict[str, Any]]], path: Path) -> dict[str, list[dict[str, Any]]]:
+def _not_empty(sets: Mapping[str, list[Any]], path: Path) -> dict[str, list[Row]]:
     """The sets that have rows, in the order of their indices."""
     found = {name: sorted(rows, key=lambda row: row["index"]) for name, rows in sets.items() if rows}
     if not found:

@@ -8,24 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.logs.authors import is_authors_log, read_authors_log
-from dipo_lightning.evaluation.logs.log import EvaluationLog
-from dipo_lightning.evaluation.logs.native import NATIVE_FORMATS, read_native_log
-from dipo_lightning.evaluation.logs.open_unlearning import (
-    is_open_unlearning_log,
-    is_open_unlearning_muse_log,
-    read_open_unlearning_log,
-    read_open_unlearning_muse_log,
-    refuse_summary,
-)
+from dipo_lightning.evaluation.benchmark import find_benchmark, installed_benchmarks
+from dipo_lightning.evaluation.logs.native import read_native_log
+from dipo_lightning.evaluation.rows import EvaluationLog
 
 
 def read_log(path: str | Path) -> EvaluationLog:
     """Read a log, whichever of the known formats it has.
 
     Args:
-        path: This package's own JSON log, open-unlearning's TOFU_EVAL.json or MUSE_EVAL.json, or TOFU's
-            eval_log_aggregated.json; or the folder of a run, whose last evaluation is read.
+        path: This package's own JSON log, one of another package that a benchmark knows, or the folder of a run, whose
+            last evaluation is read.
 
     Returns:
         Its rows and what is known about them.
@@ -39,23 +32,24 @@ def read_log(path: str | Path) -> EvaluationLog:
     content = _load(path)
     if not isinstance(content, Mapping):
         raise InputError(f"{path}: an evaluation log is a JSON object, this is a {type(content).__name__}")
+    known = installed_benchmarks()
     if "format" in content:
-        if content["format"] not in NATIVE_FORMATS:
+        benchmark = find_benchmark(str(content["format"]), str(content.get("benchmark") or ""))
+        if benchmark is None or benchmark.format != content["format"]:
+            named = content.get("benchmark")
             raise InputError(
-                f"{path}: unknown format {content['format']!r}; this version reads {', '.join(NATIVE_FORMATS)}"
+                f"{path}: unknown format {content['format']!r}; this version reads "
+                f"{', '.join(one.format for one in known)}"
+                + (f", and the class that the log names, {named}, cannot be imported here" if named else "")
             )
-        return read_native_log(content, path)
-    if is_authors_log(content):
-        return read_authors_log(content, path)
-    refuse_summary(content, path)
-    if is_open_unlearning_muse_log(content):
-        return read_open_unlearning_muse_log(content, path)
-    if is_open_unlearning_log(content):
-        return read_open_unlearning_log(content, path)
+        return read_native_log(content, path, benchmark)
+    for foreign in (one for benchmark in known for one in benchmark.foreign_formats):
+        if foreign.recognises(content):
+            return foreign.read(content, path)
     keys = ", ".join(list(content)[:5]) or "none"
     raise InputError(
-        f"{path}: unknown format (its keys: {keys}). Known are logs of this package, open-unlearning's TOFU_EVAL.json "
-        "and MUSE_EVAL.json, and TOFU's eval_log_aggregated.json."
+        f"{path}: unknown format (its keys: {keys}). Known are logs of this package and "
+        f"{', '.join(one.file for benchmark in known for one in benchmark.foreign_formats)}."
     )
 
 

@@ -13,11 +13,12 @@ from sklearn.metrics import roc_auc_score
 
 from dipo_lightning.benchmarks.muse.callback import MUSEEvaluation
 from dipo_lightning.benchmarks.muse.datamodule import MUSEDataModule
-from dipo_lightning.benchmarks.muse.metrics import aggregate
 from dipo_lightning.data.unlearning import FineTuningDataModule, UnlearningDataModule
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.logs import read_log
 from dipo_lightning.quickstart.newspaper import write_fictitious_news
+from tests.helpers.aggregate import muse
+from tests.helpers.nested import nested
 from tests.helpers.toys import save_toy, toy_model
 
 pytestmark = pytest.mark.filterwarnings(
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:The .*dataloader.* does not have many workers:UserWarning",
 )
 
-OPTIONS = {"rows": 4, "verbmem_tokens": 6, "knowmem_tokens": 4}
+OPTIONS = {"max_rows": 4, "verbmem_tokens": 6, "knowmem_tokens": 4}
 
 
 class ToyModule(pl.LightningModule):
@@ -103,7 +104,7 @@ def test_a_run_writes_every_row_and_all_numbers(tmp_path, folder, reference):
     assert first["sets"]["verbmem"][0]["prompt"] == last["sets"]["verbmem"][0]["prompt"]
     assert first["sets"]["privleak_forget"][0]["min_k"] != last["sets"]["privleak_forget"][0]["min_k"]
     log = read_log(callback.files[-1])
-    assert aggregate(log.sets, read_log(reference)) == last["aggregates"]
+    assert muse(log.sets, read_log(reference)) == last["aggregates"]
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     assert "muse/knowmem_retain" in events.Tags()["scalars"]
     assert any(tag.startswith("muse/verbmem_texts") for tag in events.Tags()["tensors"])
@@ -180,7 +181,7 @@ def test_nothing_is_measured_unasked(tmp_path, folder):
 )
 def test_what_is_held_out_is_trained_on_by_another_data_module(tmp_path, folder, forget, retain, message):
     news = folder / "news"
-    options = OPTIONS | {"rows": None, "data": str(news), "baseline": 0.5}
+    options = OPTIONS | {"max_rows": None, "data": str(news), "baseline": 0.5}
     module = rows_of(folder, news / f"{forget}.jsonl", news / f"{retain}.jsonl")
     with pytest.raises(InputError, match=message):
         trainer(tmp_path, MUSEEvaluation(**options), max_epochs=1).fit(ToyModule(), datamodule=module)
@@ -205,7 +206,7 @@ def test_a_target_has_read_retain2_but_not_the_holdout_set(folder):
 def test_a_reference_of_other_rows_or_another_corpus(tmp_path, folder, reference):
     write_fictitious_news(tmp_path / "other", seed=1, articles=5)
     cases = [
-        ({"rows": 3}, "has 3 rows in the log and 4 in the reference"),
+        ({"max_rows": 3}, "has 3 rows in the log and 4 in the reference"),
         ({"data": str(tmp_path / "other")}, "is of another corpus: row 0 of privleak_forget"),
         ({"variant": "open_unlearning"}, "variant is 'open_unlearning' in the log"),
     ]
@@ -219,7 +220,7 @@ def test_a_reference_of_other_rows_or_another_corpus(tmp_path, folder, reference
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rows": 0}, "rows is 0"),
+        ({"max_rows": 0}, "max_rows is 0"),
         ({"generation_rows": 0}, "generation_rows is 0"),
         ({"min_k_fraction": 0.0}, "min_k_fraction is 0.0"),
         ({"variant": "muse2"}, "variant is 'muse2'"),
@@ -231,4 +232,4 @@ def test_a_reference_of_other_rows_or_another_corpus(tmp_path, folder, reference
 )
 def test_options_that_cannot_be(options, message):
     with pytest.raises(InputError, match=message):
-        MUSEEvaluation(**options)
+        MUSEEvaluation(**nested(**options))

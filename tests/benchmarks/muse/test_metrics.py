@@ -6,14 +6,15 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import roc_auc_score
 
-from dipo_lightning.benchmarks.muse import metrics as muse
 from dipo_lightning.cli.score import score
 from dipo_lightning.errors import InputError
 from dipo_lightning.metrics import KnowMem, VerbMem
+from dipo_lightning.metrics.functional.muse import muse_stemmer
+from dipo_lightning.metrics.functional.rouge import rouge_l
+from tests.helpers.aggregate import muse
 
 RNG = np.random.default_rng(3)
 TEXTS = [("She was running home", "He runs home"), ("nothing", "the old harbour"), ("the sea", "the sea")]
@@ -37,18 +38,18 @@ def auc(sets):
 
 def test_aggregates():
     sets, retrain = make_sets(0.0), make_sets(1.2)
-    found = muse.aggregate(sets, retrain)
+    found = muse(sets, retrain)
     for name in ("verbmem", "knowmem_forget", "knowmem_retain"):
         assert found[name] == pytest.approx(100 * np.mean([row["rouge"] for row in sets[name]]))
     assert found["privleak"] == pytest.approx(100 * (auc(sets) - auc(retrain)) / auc(retrain))
     assert found["privleak"] < 0
-    given = muse.aggregate(sets, variant="open_unlearning", auc_retrain=0.4772)
+    given = muse(sets, variant="open_unlearning", auc_retrain=0.4772)
     assert given["verbmem"] == pytest.approx(found["verbmem"] / 100)
     assert given["privleak"] == pytest.approx(100 * (auc(sets) - 0.4772) / 0.4772)
 
 
 def test_privleak_without_a_reference_is_absent_and_not_half():
-    found = muse.aggregate(make_sets(0.0))
+    found = muse(make_sets(0.0))
     assert found["privleak"] is None
     assert "retain model" in found["privleak_absent"]
     assert found["privleak_auc"] > 0
@@ -56,15 +57,15 @@ def test_privleak_without_a_reference_is_absent_and_not_half():
 
 def test_a_retrained_model_that_memorised_all_gives_no_privleak():
     retrain = make_sets(-100.0)
-    assert "nothing to divide by" in muse.aggregate(make_sets(0.0), retrain)["privleak_absent"]
+    assert "nothing to divide by" in muse(make_sets(0.0), retrain)["privleak_absent"]
 
 
 def test_rows_without_a_score_are_named():
     sets = make_sets(0.0)
     sets["verbmem"][2]["rouge"] = None
-    found = muse.aggregate(sets, skipped={"privleak_holdout": [{"index": 10, "reason": "empty"}]})
+    found = muse(sets, skipped={"privleak_holdout": [{"index": 10, "reason": "empty"}]})
     assert found["unscored_rows"] == {"verbmem": [2], "privleak_holdout": [10]}
-    assert muse.aggregate({})["verbmem"] is None
+    assert muse({})["verbmem"] is None
 
 
 @pytest.mark.parametrize("metric_class", [VerbMem, KnowMem])
@@ -72,16 +73,17 @@ def test_rows_without_a_score_are_named():
 def test_rouge_metrics_equal_google(metric_class, variant, stemmer, scale):
     google = RougeScorer(["rougeL"], use_stemmer=stemmer)
     expected = scale * np.mean([google.score(target, text)["rougeL"].fmeasure for text, target in TEXTS])
-    metric = metric_class(variant)
-    for i, (text, target) in enumerate(TEXTS):
-        metric.update(torch.tensor([i]), [text], [target])
-    metric.update(torch.tensor([0]), [TEXTS[0][0]], [TEXTS[0][1]])  # a padded sampler's repetition
+    metric = metric_class("verbmem", variant=variant)
+    found = [rouge_l([text], [target], stemmer=muse_stemmer(variant)).f1.item() for text, target in TEXTS]
+    rows = [{"index": index, "rouge": value} for index, value in enumerate(found)]
+    metric.update({"verbmem": rows})
+    metric.update({"verbmem": rows[:1]})  # a padded sampler's repetition
     assert metric.compute().item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_own_log_is_scored(tmp_path):
     sets, retrain = make_sets(0.0), make_sets(1.2)
-    stored = muse.aggregate(sets, retrain)
+    stored = muse(sets, retrain)
     for name, content, aggregates in (("log", sets, stored), ("retrain", retrain, {})):
         log = {"format": "dipo-lightning/muse/1", "settings": {"variant": "muse"}, "sets": content}
         (tmp_path / f"{name}.json").write_text(json.dumps(log | {"aggregates": aggregates}))

@@ -12,10 +12,12 @@ from rouge_score import rouge_scorer
 from dipo_lightning.benchmarks.muse.data import load_muse
 from dipo_lightning.benchmarks.muse.rows import MUSEOptions, answer_part, beginning, evaluate_muse, plan_muse
 from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.rows import Measuring
 from dipo_lightning.quickstart.newspaper import write_fictitious_news
 from tests.helpers.toys import toy_model, toy_tokenizer
 
-OPTIONS = MUSEOptions(verbmem_tokens=12, knowmem_tokens=6, batch_rows=4)
+OPTIONS = MUSEOptions(verbmem_tokens=12, knowmem_tokens=6)
+MEASURING = Measuring(generation_rows=4)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,9 @@ def model():
 
 @pytest.fixture(scope="module")
 def evaluated(data, model):
-    return evaluate_muse(model, plan_muse(data, toy_tokenizer(), OPTIONS), OPTIONS, toy_tokenizer())
+    return evaluate_muse(
+        model, plan_muse(data, toy_tokenizer(), OPTIONS, MEASURING), OPTIONS, MEASURING, toy_tokenizer()
+    )
 
 
 def alone(model, text, tokens):
@@ -42,14 +46,14 @@ def alone(model, text, tokens):
 
 
 def test_prompts_are_the_published_ones(data):
-    plan, tokenizer = plan_muse(data, toy_tokenizer(), OPTIONS), toy_tokenizer()
+    plan, tokenizer = plan_muse(data, toy_tokenizer(), OPTIONS, MEASURING), toy_tokenizer()
     for side in ("forget", "retain"):
         shown = "".join(f"Question: {r['question']}\nAnswer: {r['answer']}\n\n" for r in data.in_context[side])
         text = f"{shown}Question: {data.knowmem[side][1]['question']}\nAnswer: "
         assert plan.prompts[f"knowmem_{side}"][1] == tokenizer(text)["input_ids"]
         assert shown.count("Question:") == 10
     assert plan.prompts["verbmem"][0] == tokenizer(data.verbmem[0]["prompt"])["input_ids"]
-    apart = plan_muse(data, toy_tokenizer(), dataclasses.replace(OPTIONS, space="answer"))
+    apart = plan_muse(data, toy_tokenizer(), dataclasses.replace(OPTIONS, space="answer"), MEASURING)
     assert tokenizer.decode(apart.prompts["knowmem_forget"][0]).endswith("\nAnswer:")
 
 
@@ -91,9 +95,9 @@ def test_stems_are_compared_by_open_unlearning_only(data, model, monkeypatch):
     rouge = {}
     for variant in ("muse", "open_unlearning"):
         options = dataclasses.replace(OPTIONS, variant=variant)
-        plan = plan_muse(data, toy_tokenizer(), options)
+        plan = plan_muse(data, toy_tokenizer(), options, MEASURING)
         plan.targets["verbmem"] = ["he opens a bridge"] * 3
-        rouge[variant] = evaluate_muse(model, plan, options, tokenizer).sets["verbmem"][0]["rouge"]
+        rouge[variant] = evaluate_muse(model, plan, options, MEASURING, tokenizer).sets["verbmem"][0]["rouge"]
     assert rouge["muse"] == pytest.approx(0.25, abs=1e-6)
     assert rouge["open_unlearning"] == pytest.approx(0.75, abs=1e-6)
 
@@ -111,11 +115,11 @@ def test_min_k_of_a_text_alone(data, model, evaluated):
 
 def test_open_unlearnings_variant_is_whole(data, model, monkeypatch):
     options = dataclasses.replace(OPTIONS, variant="open_unlearning")
-    plan = plan_muse(data, toy_tokenizer(), options)
+    plan = plan_muse(data, toy_tokenizer(), options, MEASURING)
     assert plan.targets["verbmem"] == [row["gt"] for row in data.verbmem]
     monkeypatch.setattr("dipo_lightning.benchmarks.muse.rows.OPEN_UNLEARNING_TOKENS", 20)
-    plan = plan_muse(data, toy_tokenizer(), options)
-    row = evaluate_muse(model, plan, options, toy_tokenizer()).sets["privleak_forget"][0]
+    plan = plan_muse(data, toy_tokenizer(), options, MEASURING)
+    row = evaluate_muse(model, plan, options, MEASURING, toy_tokenizer()).sets["privleak_forget"][0]
     ids = torch.tensor([toy_tokenizer()(data.privleak["forget"][0]["text"])["input_ids"][:20]])
     with torch.no_grad():
         logprobs = model(ids).logits[0, :-1].double().log_softmax(-1)
@@ -125,28 +129,38 @@ def test_open_unlearnings_variant_is_whole(data, model, monkeypatch):
 
 def test_a_text_too_short_for_min_k(data, model):
     short = dataclasses.replace(data, privleak=data.privleak | {"forget": [*data.privleak["forget"], text(3, "a b")]})
-    plan = plan_muse(short, toy_tokenizer(), dataclasses.replace(OPTIONS, min_k_fraction=0.2))
+    plan = plan_muse(short, toy_tokenizer(), OPTIONS, dataclasses.replace(MEASURING, min_k_fraction=0.2))
     assert [row["index"] for row in plan.skipped["privleak_forget"]] == [3]
     assert "Too short for Min-K: 'a b' has" in plan.skipped["privleak_forget"][0]["reason"]
-    found = evaluate_muse(model, plan, OPTIONS, toy_tokenizer())
+    found = evaluate_muse(model, plan, OPTIONS, MEASURING, toy_tokenizer())
     assert [row["index"] for row in found.sets["privleak_forget"]] == [0, 1, 2]
     with pytest.raises(InputError, match="Row 3 of privleak_forget has no value: Too short for Min-K"):
-        plan_muse(short, toy_tokenizer(), dataclasses.replace(OPTIONS, min_k_fraction=0.2, on_missing="raise"))
+        plan_muse(
+            short, toy_tokenizer(), OPTIONS, dataclasses.replace(MEASURING, min_k_fraction=0.2, on_missing="raise")
+        )
     alone = dataclasses.replace(data, privleak=data.privleak | {"holdout": [text(0, "a")]})
     with pytest.raises(InputError, match="No text of privleak/holdout can be scored"):
-        plan_muse(alone, toy_tokenizer(), OPTIONS)
+        plan_muse(alone, toy_tokenizer(), OPTIONS, MEASURING)
 
 
 def test_a_context_too_short(data):
     with pytest.raises(InputError, match="tokens .with what is generated., but the model was made for 512"):
-        evaluate_muse(toy_model("llama"), plan_muse(data, toy_tokenizer(), OPTIONS), OPTIONS, toy_tokenizer())
+        evaluate_muse(
+            toy_model("llama"),
+            plan_muse(data, toy_tokenizer(), OPTIONS, MEASURING),
+            OPTIONS,
+            MEASURING,
+            toy_tokenizer(),
+        )
 
 
 def test_a_model_that_gives_no_numbers(data):
     broken = toy_model("llama", max_position_embeddings=2048)
     with torch.no_grad():
         broken.lm_head.weight[7] = torch.nan
-    found = evaluate_muse(broken, plan_muse(data, toy_tokenizer(), OPTIONS), OPTIONS, toy_tokenizer())
+    found = evaluate_muse(
+        broken, plan_muse(data, toy_tokenizer(), OPTIONS, MEASURING), OPTIONS, MEASURING, toy_tokenizer()
+    )
     assert found.sets["privleak_forget"] == []
     assert "not finite" in found.skipped["privleak_forget"][0]["reason"]
 

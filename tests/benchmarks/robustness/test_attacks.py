@@ -72,7 +72,7 @@ def test_every_wording_is_asked():
     assert text(asked["paraphrased"][0]) == "Question: By whom?\nAnswer: "
     assert text(asked["lower_case"][0]) == "Question: who wrote the book?\nAnswer: "
     assert text(asked["answer_prefix"][1]) == "Question: Where was it born?\nAnswer: Sure, here is the answer:"
-    assert "A visitor asks you: Where was it born?" in text(asked["role_play"][1])
+    assert 'A visitor asks you "Where was it born?"' in text(asked["role_play"][1])
     shown = attack.examples(about)
     lines = "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in shown)
     assert text(asked["few_shot"][0]) == f"{lines}Question: Who wrote the book?\nAnswer: "

@@ -12,7 +12,6 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from dipo_lightning.benchmarks.muse.callback import MUSEEvaluation
 from dipo_lightning.benchmarks.tofu.callback import TOFUEvaluation
-from dipo_lightning.benchmarks.tofu.metrics import aggregate
 from dipo_lightning.benchmarks.user_data.callback import MemorizationEvaluation
 from dipo_lightning.cli.main import main
 from dipo_lightning.errors import InputError
@@ -20,6 +19,8 @@ from dipo_lightning.evaluation.callback import refuse_twins
 from dipo_lightning.evaluation.logs import read_log
 from dipo_lightning.metrics.functional.rouge import rouge_l
 from tests.evaluation.test_generation import plain_generate
+from tests.helpers.aggregate import tofu
+from tests.helpers.nested import nested
 from tests.helpers.small_tofu import SIZES, ToyData, ToyModule, read, trainer, write_tofu
 from tests.helpers.toys import toy_model
 
@@ -40,7 +41,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The log of another toy, which stands for the retain model."""
     folder = tmp_path_factory.mktemp("reference")
-    trainer(folder, TOFUEvaluation(**OPTIONS)).test(ToyModule(seed=7), datamodule=ToyData(data), verbose=False)
+    trainer(folder, TOFUEvaluation(**nested(**OPTIONS))).test(
+        ToyModule(seed=7), datamodule=ToyData(data), verbose=False
+    )
     return next(folder.rglob("evaluations/*.json"))
 
 
@@ -53,7 +56,7 @@ def fit(folder: Path, data: Path, *callbacks: pl.Callback, **options: Any) -> tu
 
 def test_training_does_not_notice_evaluations(tmp_path: Path, data: Path) -> None:
     without, _ = fit(tmp_path / "a", data)
-    callback = TOFUEvaluation(every_n_steps=1, rows=2, **OPTIONS)
+    callback = TOFUEvaluation(**nested(every_n_steps=1, max_rows=2, **OPTIONS))
     with_it, run = fit(tmp_path / "b", data, callback)
     assert [Path(file).name for file in callback.files] == [
         "tofu_epoch=000_step=00000.json",
@@ -69,7 +72,7 @@ def test_training_does_not_notice_evaluations(tmp_path: Path, data: Path) -> Non
 
 def test_rows_equal_one_at_a_time(tmp_path: Path, data: Path) -> None:
     module = ToyModule()
-    trainer(tmp_path, TOFUEvaluation(**OPTIONS)).test(module, datamodule=ToyData(data), verbose=False)
+    trainer(tmp_path, TOFUEvaluation(**nested(**OPTIONS))).test(module, datamodule=ToyData(data), verbose=False)
     document = read(tmp_path)[0]
     style, policy = ToyData().style, module.policy.eval()
     files = {"forget": "forget10_perturbed", "real_authors": "real_authors_perturbed", "holdout": "holdout10"}
@@ -111,11 +114,11 @@ def test_rows_equal_one_at_a_time(tmp_path: Path, data: Path) -> None:
 
 
 def test_written_rows_give_the_written_aggregates(tmp_path: Path, data: Path, reference: Path) -> None:
-    callback = TOFUEvaluation(retain_log=str(reference), **OPTIONS)
+    callback = TOFUEvaluation(**nested(retain_log=str(reference), **OPTIONS))
     fit(tmp_path, data, callback, max_epochs=1)
     for document, path in zip(read(tmp_path), callback.files, strict=True):
         log = read_log(path)
-        again = aggregate(log.sets, reference=read_log(reference), skipped=log.skipped)
+        again = tofu(log.sets, read_log(reference), skipped=log.skipped)
         assert json.loads(json.dumps(again)) == document["aggregates"]
         assert 0 < document["aggregates"]["forget_quality"]["p"] <= 1
         assert document["aggregates"]["forget_quality"]["n"] == SIZES["forget"]
@@ -130,7 +133,7 @@ def test_written_rows_give_the_written_aggregates(tmp_path: Path, data: Path, re
 def test_checkpoint_and_early_stopping_watch_it(tmp_path: Path, data: Path, reference: Path) -> None:
     keep = ModelCheckpoint(tmp_path, monitor="tofu/retain_probability", mode="max", filename="best")
     stop = EarlyStopping("tofu/forget_quality_p", mode="max", stopping_threshold=-1.0)  # any p is above: stop at once
-    callback = TOFUEvaluation(retain_log=str(reference), **OPTIONS)
+    callback = TOFUEvaluation(**nested(retain_log=str(reference), **OPTIONS))
     _, run = fit(tmp_path, data, stop, keep, callback, enable_checkpointing=True, max_epochs=5)
     assert run.current_epoch == 1
     assert keep.best_model_score.item() == callback.last["aggregates"]["retain_probability"]
@@ -138,7 +141,7 @@ def test_checkpoint_and_early_stopping_watch_it(tmp_path: Path, data: Path, refe
 
 
 def test_validate_and_test_return_the_scalars(tmp_path: Path, data: Path, reference: Path) -> None:
-    callback = TOFUEvaluation(retain_log=str(reference), **OPTIONS)
+    callback = TOFUEvaluation(**nested(retain_log=str(reference), **OPTIONS))
     run, module = trainer(tmp_path, callback), ToyModule().eval()
     validated = run.validate(module, datamodule=ToyData(data), verbose=False)[0]
     tested = run.test(module, datamodule=ToyData(data), verbose=False)[0]
@@ -148,11 +151,11 @@ def test_validate_and_test_return_the_scalars(tmp_path: Path, data: Path, refere
 
 
 def test_a_resumed_run_goes_on(tmp_path: Path, data: Path) -> None:
-    whole = TOFUEvaluation(rows=2, **OPTIONS)
+    whole = TOFUEvaluation(**nested(max_rows=2, **OPTIONS))
     fit(tmp_path / "whole", data, whole)
-    _, run = fit(tmp_path / "half", data, TOFUEvaluation(rows=2, **OPTIONS), max_epochs=1)
+    _, run = fit(tmp_path / "half", data, TOFUEvaluation(**nested(max_rows=2, **OPTIONS)), max_epochs=1)
     run.save_checkpoint(tmp_path / "half.ckpt")
-    callback = TOFUEvaluation(rows=2, **OPTIONS)
+    callback = TOFUEvaluation(**nested(max_rows=2, **OPTIONS))
     run = trainer(tmp_path / "rest", callback, limit_val_batches=0)
     run.fit(ToyModule(), datamodule=ToyData(data), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     names = [Path(file).name for file in callback.files]
@@ -163,7 +166,7 @@ def test_a_resumed_run_goes_on(tmp_path: Path, data: Path) -> None:
 def test_without_reference_it_says_why_there_is_no_forget_quality(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, run = fit(tmp_path, data, TOFUEvaluation(at_start=False, **OPTIONS), max_epochs=1)
+    _, run = fit(tmp_path, data, TOFUEvaluation(**nested(at_start=False, **OPTIONS)), max_epochs=1)
     shown = capsys.readouterr().out
     assert "No forget quality: no log of a retain model was given" in shown
     assert str(next(tmp_path.rglob("tofu_*.json"))) in shown
@@ -172,7 +175,7 @@ def test_without_reference_it_says_why_there_is_no_forget_quality(
 
 
 def test_the_table_holds_first_and_now(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    callback = TOFUEvaluation(**OPTIONS)
+    callback = TOFUEvaluation(**nested(**OPTIONS))
     fit(tmp_path, data, callback, max_epochs=1)
     line = [line for line in capsys.readouterr().out.splitlines() if "model utility " in line][-1]
     values = [document["aggregates"]["model_utility"] for document in (callback.first, callback.last)]
@@ -180,7 +183,9 @@ def test_the_table_holds_first_and_now(tmp_path: Path, data: Path, capsys: pytes
 
 
 def test_without_generation_there_is_no_rouge(tmp_path: Path, data: Path) -> None:
-    trainer(tmp_path, TOFUEvaluation(generate=False)).test(ToyModule(), datamodule=ToyData(data), verbose=False)
+    trainer(tmp_path, TOFUEvaluation(**nested(generate=False))).test(
+        ToyModule(), datamodule=ToyData(data), verbose=False
+    )
     document = read(tmp_path)[0]
     assert document["sets"]["forget"][0]["rouge_l_recall"] is None
     assert document["aggregates"]["model_utility"] is None
@@ -214,7 +219,7 @@ def one_broken_row(data: Path, tmp_path: Path) -> Path:
 
 def test_a_row_without_a_value_is_skipped_and_listed(tmp_path: Path, one_broken_row: Path) -> None:
     module = BrokenToy()
-    run = trainer(tmp_path, TOFUEvaluation(**OPTIONS))
+    run = trainer(tmp_path, TOFUEvaluation(**nested(**OPTIONS)))
     run.test(module, datamodule=ToyData(one_broken_row), verbose=False)
     document = read(tmp_path)[0]
     assert [row["index"] for row in document["sets"]["forget"]] == [0, 1, 3, 4, 5]
@@ -224,19 +229,33 @@ def test_a_row_without_a_value_is_skipped_and_listed(tmp_path: Path, one_broken_
 
 
 def test_a_row_without_a_value_ends_the_run_where_asked(tmp_path: Path, one_broken_row: Path) -> None:
-    run = trainer(tmp_path, TOFUEvaluation(on_missing="raise", **OPTIONS))
+    run = trainer(tmp_path, TOFUEvaluation(**nested(on_missing="raise", **OPTIONS)))
     with pytest.raises(InputError, match="Row 2 of forget has no value"):
         run.test(BrokenToy(), datamodule=ToyData(one_broken_row), verbose=False)
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("rows", 0), ("max_new_tokens", 0), ("batch_tokens", -1), ("every_n_epochs", 0), ("min_k_fraction", 1.5),
-     ("truth_ratio", "harmonic"), ("on_missing", "ignore"), ("samples", -1)],
+    [("max_rows", 0), ("measuring.max_new_tokens", 0), ("measuring.batch_tokens", -1), ("schedule.every_n_epochs", 0),
+     ("measuring.min_k_fraction", 1.5), ("truth_ratio", "harmonic"), ("samples", -1),
+     ("measuring.on_missing", "ignore")],
 )  # fmt: skip
 def test_wrong_options_are_named(option: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"TOFUEvaluation.{option} is"):
-        TOFUEvaluation(**{option: value})
+        TOFUEvaluation(**nested(**{option.rpartition(".")[2]: value}))
+
+
+@pytest.mark.parametrize(
+    ("former", "present"),
+    [
+        ("every_n_epochs", "schedule.every_n_epochs"),
+        ("rows", "max_rows"),
+        ("max_new_tokens", "measuring.max_new_tokens"),
+    ],
+)
+def test_a_former_name_of_an_option_is_answered_with_the_present_one(former: str, present: str) -> None:
+    with pytest.raises(InputError, match=f"TOFUEvaluation has no option {former}; it is {present} now"):
+        TOFUEvaluation(**{former: 1})
 
 
 class Unloaded(ToyModule):
@@ -250,7 +269,7 @@ class Unloaded(ToyModule):
         ({"data": "/nowhere"}, "nowhere"),
         ({"split": "forget03"}, "forget03"),
         ({"retain_log": "/nowhere/log.json"}, "nowhere"),
-        ({"rows": 3, "retain_log": "REFERENCE"}, "3 rows in the log and 6 in the reference"),
+        ({"max_rows": 3, "retain_log": "REFERENCE"}, "3 rows in the log and 6 in the reference"),
         ({"prompt_style": "llama2", "retain_log": "REFERENCE"}, "prompt_style"),
     ],
 )
@@ -268,7 +287,7 @@ class OwnTOFU(TOFUEvaluation):
 
 def test_two_evaluations_of_one_name_are_refused(tmp_path: Path, data: Path) -> None:
     with pytest.raises(InputError, match="trainer.callbacks has 2 evaluations named 'tofu'"):
-        fit(tmp_path, data, TOFUEvaluation(**OPTIONS), OwnTOFU(**OPTIONS))
+        fit(tmp_path, data, TOFUEvaluation(**nested(**OPTIONS)), OwnTOFU(**nested(**OPTIONS)))
     refuse_twins([TOFUEvaluation(), MemorizationEvaluation(), MUSEEvaluation()])
 
 
@@ -284,7 +303,7 @@ def test_an_evaluation_added_to_one_that_is_there_is_refused(
 
 
 def test_fast_dev_run_is_quick_and_leaves_the_reference_out(tmp_path: Path, data: Path, reference: Path) -> None:
-    callback = TOFUEvaluation(retain_log=str(reference), **OPTIONS)
+    callback = TOFUEvaluation(**nested(retain_log=str(reference), **OPTIONS))
     fit(tmp_path, data, callback, fast_dev_run=True)
     assert len(callback.last["sets"]["retain"]) == 2
     assert "fast_dev_run" in callback.last["aggregates"]["forget_quality_absent"]

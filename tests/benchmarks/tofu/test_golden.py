@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from dipo_lightning.benchmarks.tofu.metrics import row_log_ratio
 from dipo_lightning.cli.score import score
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.logs import read_log
+from dipo_lightning.evaluation.rows import add_log_ratios
 from dipo_lightning.metrics.functional import rouge_l
 
 # Model utility, the same with the arithmetic truth ratio, forget truth ratio, forget ROUGE-L recall and probability.
@@ -61,8 +61,10 @@ def test_other_split_is_refused(log_path):
 
 def test_logged_truth_ratio_is_the_rows_own(log_path):
     content = json.loads(log_path("full").read_text())["eval_log_forget.json"]
-    rows = read_log(log_path("full")).sets["forget"]
-    found = [math.exp(row_log_ratio(row, "geometric")) for row in rows]
+    sets = read_log(log_path("full")).sets
+    add_log_ratios(sets, "geometric")
+    rows = sets["forget"]
+    found = [math.exp(row["log_ratio"]) for row in rows]
     assert found == pytest.approx([content["truth_ratio"][str(row["index"])] for row in rows], rel=1e-5)
 
 

@@ -10,8 +10,8 @@ import pytest
 from scipy.stats import ks_2samp
 from sklearn.metrics import roc_auc_score
 
-from dipo_lightning.benchmarks.tofu import metrics as tofu
 from dipo_lightning.errors import InputError
+from tests.helpers.aggregate import tofu
 from tests.helpers.synthetic import expected, make_sets
 
 
@@ -25,7 +25,7 @@ def ratios(rows):
 
 
 def test_aggregates_equal_an_independent_computation(sets):
-    found = tofu.aggregate(sets)
+    found = tofu(sets)
     independent = expected(sets)
     assert {name: found[name] for name in independent} == pytest.approx(independent, rel=1e-12)
     rows = sets["forget"]
@@ -40,7 +40,7 @@ def test_aggregates_equal_an_independent_computation(sets):
 
 def test_forget_quality_and_privleak_with_a_reference(sets):
     reference = make_sets(6, False)
-    found = tofu.aggregate(sets, reference)
+    found = tofu(sets, reference)
     quality = ks_2samp(ratios(sets["forget"]), ratios(reference["forget"]), method="exact")
     assert found["forget_quality"] == pytest.approx(
         {"p": quality.pvalue, "log10_p": math.log10(quality.pvalue), "d": quality.statistic, "n": 12}
@@ -59,24 +59,24 @@ def test_the_loss_attack_takes_the_mean_loss_whatever_else_is_there(sets):
         row["loss"] = 1000 - row["nll"]
     label = [0] * 12 + [1] * 8
     scores = [row["nll"] for name in ("forget", "holdout") for row in sets[name]]
-    assert tofu.aggregate(sets)["forget_loss_auc"] == pytest.approx(roc_auc_score(label, scores))
+    assert tofu(sets)["forget_loss_auc"] == pytest.approx(roc_auc_score(label, scores))
     for row in sets["holdout"]:
         del row["nll"]
     scores = [row["loss"] for name in ("forget", "holdout") for row in sets[name]]
-    assert tofu.aggregate(sets)["forget_loss_auc"] == pytest.approx(roc_auc_score(label, scores))
+    assert tofu(sets)["forget_loss_auc"] == pytest.approx(roc_auc_score(label, scores))
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_row_order_does_not_matter(sets, order):
     shuffled = {name: rows[3:] + rows[:3] if order > 0 else rows[::-1] for name, rows in sets.items()}
-    assert tofu.aggregate(shuffled, make_sets(6, False)) == tofu.aggregate(sets, make_sets(6, False))
+    assert tofu(shuffled, make_sets(6, False)) == tofu(sets, make_sets(6, False))
 
 
 def test_a_row_without_a_number_is_left_out_everywhere_in_its_set_and_named(sets):
     smaller = copy.deepcopy(sets)
     del smaller["retain"][4]
     sets["retain"][4]["nll"] = None
-    found, without = tofu.aggregate(sets), tofu.aggregate(smaller)
+    found, without = tofu(sets), tofu(smaller)
     assert found.pop("unscored_rows") == {"retain": [4]}
     assert found == without
 
@@ -84,10 +84,10 @@ def test_a_row_without_a_number_is_left_out_everywhere_in_its_set_and_named(sets
 def test_skipped_rows_count_as_present_in_both_and_scored_in_neither(sets):
     reference = make_sets(6, False)
     missing = sets["forget"].pop(2)
-    with pytest.raises(InputError, match="11 here, 12 in the reference.*row 2"):
-        tofu.aggregate(sets, reference)
+    with pytest.raises(InputError, match="11 here, 12 in the retain model's log.*row 2"):
+        tofu(sets, reference)
     skipped = {"forget": [{"index": missing["index"], "reason": "the answer has no tokens"}]}
-    found = tofu.aggregate(sets, reference, skipped=skipped)
+    found = tofu(sets, reference, skipped=skipped)
     assert found["forget_quality"]["n"] == 11
     assert found["unscored_rows"] == {"forget": [2]}
 
@@ -95,7 +95,7 @@ def test_skipped_rows_count_as_present_in_both_and_scored_in_neither(sets):
 def test_a_row_twice_is_refused(sets):
     sets["world_facts"].append(sets["world_facts"][0])
     with pytest.raises(InputError, match="'world_facts': row 0 stands in it twice"):
-        tofu.aggregate(sets)
+        tofu(sets)
 
 
 def test_a_collapsed_model_gives_numbers(sets):
@@ -105,7 +105,7 @@ def test_a_collapsed_model_gives_numbers(sets):
             row["correct_nll"] += 3000
             row["wrong_nll"] = [value + 3000 for value in row["wrong_nll"]]
             row["rouge_l_recall"] = 0.0
-    found = tofu.aggregate(sets, make_sets(6, False), "arithmetic")
+    found = tofu(sets, make_sets(6, False), "arithmetic")
     assert found["model_utility"] == 0
     assert found["forget_quality"]["n"] == 12
     assert 0 < found["forget_truth_ratio"] <= 1
@@ -115,17 +115,17 @@ def test_what_is_absent_is_said(sets):
     del sets["world_facts"]
     for row in sets["retain"]:
         row["rouge_l_recall"] = None
-    found = tofu.aggregate(sets, {"retain": []})
+    found = tofu(sets, {"retain": []})
     assert found["model_utility"] is None
     assert "retain_rouge, world_facts_probability" in found["model_utility_absent"]
     assert found["retain_probability"] == pytest.approx(expected(make_sets(5, True))["retain_probability"])
     assert "retain model's log has no forget rows" in found["forget_quality_absent"]
     assert "unscored_rows" not in found
-    assert "forget rows" in tofu.aggregate({}, sets)["forget_quality_absent"]
+    assert "forget rows" in tofu({}, sets)["forget_quality_absent"]
 
 
 def test_a_ready_ratio_serves_only_its_own_variant():
     rows = {"forget": [{"index": 0, "truth_ratio": 0.5}, {"index": 1, "truth_ratio": 0.0}]}
-    assert tofu.aggregate(rows, truth_ratio="open_unlearning")["forget_truth_ratio"] == 0.25
+    assert tofu(rows, truth_ratio="open_unlearning")["forget_truth_ratio"] == 0.25
     with pytest.raises(InputError, match="ask for truth_ratio='open_unlearning'"):
-        tofu.aggregate(rows)
+        tofu(rows)

@@ -12,6 +12,7 @@ from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.errors import InputError
 from dipo_lightning.methods.gradient_ascent import GradDiffModule
+from tests.helpers.nested import nested
 from tests.helpers.small_tofu import read, trainer
 from tests.helpers.toys import save_toy, toy_tokenizer
 
@@ -54,7 +55,7 @@ def fit(tmp_path, model, forget, retain=RETAIN, prompt="chat", epochs=1, **optio
         max_length=64,
     )
     module = GradDiffModule(str(model), optimizer=lambda p: torch.optim.SGD(p, lr=0.05))
-    evaluation = MemorizationEvaluation(**({"max_new_tokens": 6, "text_tokens": 40} | options))
+    evaluation = MemorizationEvaluation(**nested(**({"max_new_tokens": 6, "text_tokens": 40} | options)))
     trainer(tmp_path, evaluation, max_epochs=epochs).fit(module, data)
     return read(tmp_path)
 
@@ -120,11 +121,14 @@ def test_kinds_may_differ_between_the_sets_but_not_within_one(tmp_path, model):
         fit(tmp_path, model, [FORGET[0], {"text": TEXT}])
 
 
-def test_validate_returns_the_numbers(tmp_path, model):
+def test_validate_returns_the_numbers(tmp_path, model, caplog):
     files = [write(tmp_path / f"{name}.jsonl", rows) for name, rows in (("forget", FORGET), ("retain", RETAIN))]
     data = UnlearningDataModule(str(model), *files, batch_size=1)
-    run = trainer(tmp_path, MemorizationEvaluation(generate=False, retain_rows=2))
-    [numbers] = run.validate(GradDiffModule(str(model)), data, verbose=False)
+    run = trainer(tmp_path, MemorizationEvaluation(**nested(generate=False, max_retain_rows=2)))
+    with caplog.at_level("INFO"):
+        [numbers] = run.validate(GradDiffModule(str(model)), data, verbose=False)
+    assert f"measures 2 of {len(RETAIN)} retain rows" in caplog.text
+    assert f"of {len(FORGET)} forget rows" not in caplog.text
     [document] = read(tmp_path)
     assert numbers["user_data/forget_probability"] == pytest.approx(document["aggregates"]["forget_probability"])
     assert len(document["sets"]["retain"]) == 2
@@ -141,12 +145,13 @@ def test_a_data_module_without_rows_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "match"),
-    [({"forget_rows": 0}, "forget_rows is 0"), ({"text_tokens": 1}, "two halves"), ({"min_k_fraction": 0}, "min_k"),
-     ({"on_missing": "drop"}, "skip or raise"), ({"truth_ratio": "harmonic"}, "harmonic")],
+    [({"max_forget_rows": 0}, "max_forget_rows is 0"), ({"text_tokens": 1}, "two halves"),
+     ({"min_k_fraction": 0}, "min_k"), ({"on_missing": "drop"}, "skip or raise"),
+     ({"truth_ratio": "harmonic"}, "harmonic")],
 )  # fmt: skip
 def test_options_are_checked(options, match):
     with pytest.raises(InputError, match=match):
-        MemorizationEvaluation(**options)
+        MemorizationEvaluation(**nested(**options))
 
 
 def test_a_text_is_halved_between_words():

@@ -16,7 +16,7 @@ def test_from_files_to_results(tmp_path, monkeypatch, capsys):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     options = ["fit", "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.max_epochs=1",
                "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
-               "--trainer.callbacks+=MemorizationEvaluation", "--trainer.callbacks.max_new_tokens=4",
+               "--trainer.callbacks+=MemorizationEvaluation", "--trainer.callbacks.measuring.max_new_tokens=4",
                "--trainer.callbacks+=ResultsPage", "--trainer.callbacks+=ExportModel",
                "--model.pretrained=model", "--data.forget=forget.jsonl",
                "--data.retain=retain.jsonl", "--data.batch_size=1"]  # fmt: skip

@@ -7,11 +7,12 @@ import json
 
 import pytest
 
-from dipo_lightning.benchmarks.tofu import metrics as tofu
+from dipo_lightning.benchmarks.tofu import TOFU
 from dipo_lightning.cli.score import score
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.logs import EvaluationLog, check_comparable, read_log
 from tests.helpers import synthetic
+from tests.helpers.aggregate import tofu
 from tests.helpers.synthetic import DATA, expected, make_sets
 
 FORMATS = ("native", "authors", "ou")
@@ -31,7 +32,7 @@ def write(folder, content):
 @pytest.mark.parametrize("variant", ["geometric", "arithmetic", "open_unlearning"])
 def test_all_formats_hold_the_same_rows_and_give_the_same_numbers(name, variant):
     sets = make_sets(1, True)
-    direct = tofu.aggregate(sets, make_sets(2, False), variant)
+    direct = tofu(sets, make_sets(2, False), variant)
     found = score(DATA / f"target_{name}.json", DATA / f"retain_{name}.json", variant)
     for key in [*expected(sets), "forget_quality"]:
         assert found[key] == pytest.approx(direct[key], rel=1e-9), key
@@ -57,7 +58,7 @@ def test_what_open_unlearning_stored_is_reproduced():
 )
 def test_formats_may_be_mixed(log, reference):
     found = score(DATA / f"target_{log}.json", DATA / f"retain_{reference}.json")
-    direct = tofu.aggregate(make_sets(1, True), make_sets(2, False))
+    direct = tofu(make_sets(1, True), make_sets(2, False))
     assert found["forget_quality"] == pytest.approx(direct["forget_quality"])
 
 
@@ -70,7 +71,7 @@ def test_prompt_styles_are_compared_across_formats_by_name(tmp_path):
     log, reference = native_pair()
     log.settings["prompt_style"], reference.settings["prompt_style"] = "plain-0123456789ab", "plain-0123456789ac"
     with pytest.raises(InputError, match="prompt_style"):
-        check_comparable(log, reference)
+        check_comparable(log, reference, TOFU())
 
 
 def test_ready_ratios_of_a_short_open_unlearning_log_are_r_and_not_its_inverse(tmp_path):
@@ -255,9 +256,9 @@ def native_pair():
 
 def test_the_same_rows_and_settings_may_be_compared():
     log, reference = native_pair()
-    check_comparable(log, reference)
+    check_comparable(log, reference, TOFU())
     del reference.settings["prompt_style"]  # not stated is not another
-    check_comparable(log, reference)
+    check_comparable(log, reference, TOFU())
 
 
 @pytest.mark.parametrize(
@@ -267,7 +268,7 @@ def test_other_settings_are_refused_by_name(setting, value):
     log, reference = native_pair()
     reference.settings[setting] = value
     with pytest.raises(InputError, match=f"{setting} is .* in the log and '{value}' in the reference"):
-        check_comparable(log, reference)
+        check_comparable(log, reference, TOFU())
 
 
 def test_min_k_scores_of_two_definitions_are_refused(tmp_path):
@@ -286,17 +287,17 @@ def test_other_counts_rows_and_questions_are_refused():
     short = copy.deepcopy(reference)
     short.sets["forget"].pop()
     with pytest.raises(InputError, match="12 rows in the log and 11 in the reference"):
-        check_comparable(log, short)
+        check_comparable(log, short, TOFU())
     other = copy.deepcopy(reference)
     other.sets["forget"][-1]["index"] = 30
     with pytest.raises(InputError, match=r"other rows: \[11, 30\]"):
-        check_comparable(log, other)
+        check_comparable(log, other, TOFU())
     reference.sets["forget"][3]["question"] = "Where is the harbour?"
     with pytest.raises(InputError, match="row 3, asks different questions"):
-        check_comparable(log, reference)
+        check_comparable(log, reference, TOFU())
     muse = EvaluationLog("dipo-lightning/muse/1", {}, {})
-    with pytest.raises(InputError, match="one is of MUSE"):
-        check_comparable(log, muse)
+    with pytest.raises(InputError, match="the other of MUSE"):
+        check_comparable(log, muse, TOFU())
 
 
 def test_questions_are_compared_across_formats(tmp_path):

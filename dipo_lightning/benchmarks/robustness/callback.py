@@ -1,0 +1,112 @@
+"""Cheap attacks on the policy while it unlearns: other words, begun answers, rounded weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, Subject
+from dipo_lightning.benchmarks.robustness.data import at_most, subject_of
+from dipo_lightning.benchmarks.robustness.metrics import Robustness, settings_pictures
+from dipo_lightning.benchmarks.robustness.prefixes import Prefixes
+from dipo_lightning.benchmarks.robustness.quantization import Quantization
+from dipo_lightning.benchmarks.robustness.running import build_attacks, planned, settings_of
+from dipo_lightning.benchmarks.robustness.wordings import Wordings
+from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Document, Evaluation
+from dipo_lightning.evaluation.generation import BATCH_ROWS
+from dipo_lightning.evaluation.rows import EvaluatedRows, check_numbers
+from dipo_lightning.evaluation.schedule import Schedule
+
+
+class RobustnessEvaluation(Evaluation):
+    """Attacks the policy by a schedule, on any number of processes; the weights come back bit for bit.
+
+    Logs ``robustness/unlearned_{condition}_{number}`` for every condition, and ``robustness/worst_rouge``, what the
+    strongest attack brings back. Relearning, sampling, and the same attacks on the retain model and the target belong
+    to ``dipo-lightning attack``.
+
+    Args:
+        wordings: Other words for the questions; see `Wordings`.
+        prefixes: Begun answers; see `Prefixes`.
+        quantization: Rounded weights; see `Quantization`.
+        attacks: The attacks to make, by name.
+        further: Attacks of your own by name: a class path, or ``class_path`` with ``init_args``.
+        max_forget_rows: Most forget rows that are asked, spread evenly over all; None for all.
+        schedule: When; by default before the first step and after the last.
+        **options: Those of `Evaluation`: ``measuring`` (200 new tokens, 64 rows a generation batch), ``metrics``.
+    """
+
+    benchmark = Robustness()
+
+    def __init__(
+        self,
+        wordings: Wordings | None = None,
+        prefixes: Prefixes | None = None,
+        quantization: Quantization | None = None,
+        attacks: tuple[str, ...] = ("wordings", "prefixes", "quantization"),
+        further: dict[str, Any] | None = None,
+        max_forget_rows: int | None = 100,
+        schedule: Schedule | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(schedule=schedule or Schedule(every_n_epochs=None), **options)
+        own: dict[str, Attack] = {
+            "wordings": wordings or Wordings(),
+            "prefixes": prefixes or Prefixes(),
+            "quantization": quantization or Quantization(),
+        }
+        for name in attacks:
+            if name not in own:
+                raise InputError(
+                    f"RobustnessEvaluation.attacks has {name!r}; it may have {', '.join(own)}. The others take longer: "
+                    "`dipo-lightning attack` makes them."
+                )
+        check_numbers(self, {"max_forget_rows": max_forget_rows})
+        self.attacks = build_attacks([own[name] for name in attacks], further)
+        self.max_forget_rows = max_forget_rows
+        self.subject: Subject | None = None
+        self.plan: list[tuple[Attack, Condition]] = []
+
+    def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the questions of the data module, and refuse an attack that cannot be made."""
+        found = subject_of(getattr(trainer, "datamodule", None), self.style_of(trainer))
+        limit = FAST_DEV_ROWS if self.is_trial(trainer) else self.max_forget_rows
+        self.subject = replace(
+            found,
+            forget=at_most(found.forget, limit),
+            max_new_tokens=self.measuring.max_new_tokens or found.max_new_tokens,
+            batch_tokens=self.measuring.batch_tokens,
+            generation_rows=self.measuring.generation_rows or BATCH_ROWS,
+        )
+        self.plan = planned(self.attacks, self.subject)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that changes a number, as plain values."""
+        assert self.subject is not None
+        return settings_of(self.plan, self.subject, ["unlearned"], {})
+
+    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> EvaluatedRows:
+        """Measure the policy under every condition."""
+        assert self.subject is not None
+        policy: torch.nn.Module = pl_module.policy  # type: ignore[assignment]
+        subject = replace(
+            self.subject,
+            device=pl_module.device,
+            progress=lambda total, what: self.progress(trainer, total, what),
+        )
+        evaluated = EvaluatedRows()
+        for attack, condition in self.plan:
+            found = attack.measure(policy, subject, condition)
+            evaluated.sets |= {f"unlearned_{name}": rows for name, rows in found.items()}  # type: ignore[misc]
+        return evaluated
+
+    def write_tensorboard(self, experiment: Any, document: Document, step: int) -> None:
+        """Add a picture of each attack."""
+        super().write_tensorboard(experiment, document, step)
+        for name, figure in settings_pictures(document["settings"], document["aggregates"]).items():
+            experiment.add_figure(f"{self.name}/{name}", figure, step)

@@ -1,0 +1,125 @@
+"""The questions that attacks ask: from TOFU, MUSE, a user's files, or the data module of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dipo_lightning.benchmarks.muse.data import load_muse
+from dipo_lightning.benchmarks.robustness.attack import Source, Subject
+from dipo_lightning.benchmarks.tofu.data import load_tofu
+from dipo_lightning.benchmarks.user_data.rows import evenly, question_rows, row_style
+from dipo_lightning.data.encoding import PromptStyle
+from dipo_lightning.data.files import config_files, is_hub_name
+from dipo_lightning.data.rows import read_rows
+from dipo_lightning.errors import InputError
+
+TEXT_TOKENS = 256
+"""Tokens of a plain text that are looked at: the first half is the question, the second the answer."""
+
+
+def tofu_subject(style: PromptStyle, data: str, split: str) -> Subject:
+    """Return TOFU's forget questions, with their paraphrases where the data has them, and its retain rows."""
+    tofu = load_tofu(data, split)
+    return Subject(style, tofu.forget, tofu.train_retain)
+
+
+def muse_subject(style: PromptStyle, data: str, forget: str = "train/forget") -> Subject:
+    """Return MUSE's knowledge questions; relearning trains on the forget documents."""
+    muse = load_muse(data, forget, allow_overlap=True)
+    return Subject(style, muse.knowmem["forget"], muse.knowmem["retain"], trained=muse.train_forget, max_new_tokens=32)
+
+
+def user_subject(style: PromptStyle, forget: Sequence[Any], retain: Sequence[Any]) -> Subject:
+    """Return a user's rows as questions; of a plain text the second half is asked for."""
+    tokenizer = style.tokenizer
+    chosen = row_style(list(forget[:1]), style)
+    forget_rows, retain_rows = (
+        _numbered(question_rows(list(rows), tokenizer, TEXT_TOKENS)) for rows in (forget, retain)
+    )
+    return Subject(chosen, forget_rows, retain_rows, trained=[row for row in forget if "text" in row])
+
+
+def read_subject(
+    style: PromptStyle,
+    data: str | None,
+    split: str | None,
+    forget: str | None,
+    retain: str | None,
+    unrelated: str | None = None,
+    max_rows: int | None = None,
+) -> Subject:
+    """Read what attacks ask.
+
+    Args:
+        style: The model's prompt style.
+        data: A data set in TOFU's schema (with ``split``) or MUSE's, on the hub or in a folder.
+        split: TOFU's forget split.
+        forget: In place of ``data``, a user's file or folder of what was to be forgotten.
+        retain: The same of what was kept.
+        unrelated: A text file for relearning on unrelated text, one text per blank line.
+        max_rows: Most forget rows, spread evenly over all.
+
+    Raises:
+        InputError: Neither or both of ``data`` and ``forget`` are given, or a file cannot be read.
+    """
+    if (data is None) == (forget is None):
+        raise InputError("Give either data (TOFU with split, or MUSE) or forget (your own rows): what was unlearned.")
+    if max_rows is not None and max_rows < 1:
+        raise InputError(f"max_rows is {max_rows}; it must be at least 1.")
+    if forget is not None:
+        found = user_subject(style, read_rows(forget), read_rows(retain) if retain else [])
+    elif split is not None:
+        assert data is not None
+        found = tofu_subject(style, data, split)
+    elif _is_muse(str(data)):
+        found = muse_subject(style, str(data))
+    else:
+        raise InputError(f"data is {data}, which needs the forget split as well: split=forget10, say.")
+    texts = [] if unrelated is None else _texts(Path(unrelated).expanduser())
+    return replace(found, forget=at_most(found.forget, max_rows), unrelated=texts)
+
+
+def at_most(rows: Sequence[Source], most: int | None) -> list[Source]:
+    """Return at most so many rows, spread evenly over all; None for all."""
+    return list(evenly([dict(row) for row in rows], most))
+
+
+def subject_of(datamodule: Any, style: PromptStyle) -> Subject:
+    """Return the questions of the data that a run's data module unlearns.
+
+    Raises:
+        InputError: It has no forget rows.
+    """
+    if not getattr(datamodule, "forget_rows", None) and not hasattr(datamodule, "split"):
+        raise InputError("RobustnessEvaluation asks the rows of the data module; it needs `forget_rows` and `style`.")
+    data, split = getattr(datamodule, "data", None), getattr(datamodule, "split", None)
+    if data is not None and split is not None:
+        return tofu_subject(style, str(data), str(split))
+    if data is not None and _is_muse(str(data)):
+        return muse_subject(style, str(data), str(getattr(datamodule, "forget", "train/forget")))
+    return user_subject(style, datamodule.forget_rows, getattr(datamodule, "retain_rows", None) or [])
+
+
+def _is_muse(data: str) -> bool:
+    folder = Path(data).expanduser()
+    if folder.is_dir():
+        return bool(config_files(folder, "knowmem", "forget_qa"))
+    return is_hub_name(data) and "MUSE" in data
+
+
+def _texts(path: Path) -> list[str]:
+    try:
+        found = [part.strip() for part in path.read_text(encoding="utf-8").split("\n\n") if part.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"unrelated: {path} cannot be read as UTF-8 text: {reason}.") from error
+    if not found:
+        raise InputError(f"unrelated: {path} holds no text.")
+    return found
+
+
+def _numbered(rows: Sequence[dict[str, Any]]) -> list[Source]:
+    return [{"index": place, **row} for place, row in enumerate(rows)]

@@ -1,0 +1,221 @@
+"""The numbers of an evaluation: a collection of torchmetrics metrics, fed with rows; the same live and from a log."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+
+from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.benchmark import Benchmark, find_benchmark, import_class
+from dipo_lightning.evaluation.rows import Sets
+from dipo_lightning.metrics.rows import Meaning, RowValues, meanings
+from dipo_lightning.models.distributed import rank_and_world
+
+
+def metric_collection(metrics: Mapping[str, Metric]) -> MetricCollection:
+    """Return the metrics as a collection in their order."""
+    collection = MetricCollection({}, compute_groups=False)
+    for name, metric in metrics.items():  # one by one: given together they would be sorted by name
+        collection.add_metrics({name: metric})
+    return collection
+
+
+def aggregates(collection: MetricCollection, rows: Sets, device: torch.device | None = None) -> dict[str, Any]:
+    """Compute every metric from rows; collective, and the same on every process.
+
+    Args:
+        collection: Of an evaluation's metrics; what it was fed with before is forgotten.
+        rows: Prepared rows by set name, skipped ones among them, all of them on every process; each process feeds its
+            share.
+        device: Where processes exchange tensors; default is the CPU.
+
+    Returns:
+        Plain values by name: numbers, groups of numbers, None for what cannot be computed, with the reason under
+        ``NAME_absent``; and ``unscored_rows`` by set where there are any.
+
+    Raises:
+        InputError: A metric's result is no number and no group of numbers, or cannot be compared with the retain model.
+    """
+    rank, world = rank_and_world()
+    collection.reset()
+    collection.to(device or torch.device("cpu"))
+    collection.update({name: list(some)[rank::world] for name, some in rows.items()})
+    found: dict[str, Any] = {}
+    unscored: dict[str, list[int]] = {}
+    for name, metric in collection.items():
+        found |= _published(name, metric, metric.compute())
+        if isinstance(metric, RowValues) and metric.lists_unscored:
+            unscored |= metric.unscored
+    return found | ({"unscored_rows": unscored} if unscored else {})
+
+
+def _published(name: str, metric: Metric, value: Any) -> dict[str, Any]:
+    """Return what a metric's result adds to the aggregates."""
+    if isinstance(value, Mapping):
+        group = {str(part): _plain(f"{name}.{part}", number) for part, number in value.items()}
+        if not getattr(metric, "flat", False):
+            return {name: group}
+        found = {f"{name}_{part}" if part else name: number for part, number in group.items()}
+    else:
+        found = {name: _plain(name, value)}
+    reason = getattr(metric, "reason", "")
+    if found.get(name) is None:
+        if getattr(metric, "optional", False) and not reason:
+            return {}
+        return found | ({f"{name}_absent": reason} if reason else {})
+    return found
+
+
+def _plain(name: str, value: Any) -> float | int | None:
+    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if not isinstance(number, int | float):
+        raise InputError(f"The metric {name} gives {number!r}; it must be a number, or a dictionary of numbers.")
+    return None if math.isnan(number) else number
+
+
+def log_aggregates(
+    benchmark: Benchmark,
+    sets: Sets,
+    settings: Mapping[str, Any],
+    retain: Any = None,
+    metrics: Mapping[str, Metric] | None = None,
+) -> dict[str, Any]:
+    """Compute every number of a log's rows.
+
+    Args:
+        benchmark: What they are rows of.
+        sets: Rows by set name, skipped ones among them; prepared in place.
+        settings: How they were evaluated.
+        retain: Log of the retain model, prepared; None where there is none.
+        metrics: Further metrics by name.
+    """
+    benchmark.prepare(sets, settings)
+    return aggregates(metric_collection({**benchmark.metrics(settings, retain), **(metrics or {})}), sets)
+
+
+def flat_numbers(found: Mapping[str, Any]) -> dict[str, float]:
+    """Return every number among aggregates under one name; those of a group, ``{"a": {"p": 1}}``, as ``a_p``.
+
+    Args:
+        found: Aggregates of an evaluation; what is no number is left out.
+    """
+    flat: dict[str, float] = {}
+    for name, value in found.items():
+        parts = value if isinstance(value, Mapping) else {"": value}
+        for part, one in parts.items():
+            if isinstance(one, int | float) and not isinstance(one, bool):
+                flat[f"{name}_{part}" if part else name] = float(one)
+    return flat
+
+
+# Metrics that a user adds.
+
+
+def user_metrics(chosen: Mapping[str, Any], taken: Mapping[str, Metric]) -> dict[str, Metric]:
+    """Build the metrics that a user adds to an evaluation.
+
+    Args:
+        chosen: By name a class path, ``{class_path: ..., init_args: {...}}``, or a metric.
+        taken: The benchmark's own metrics.
+
+    Raises:
+        InputError: A name is taken, a class cannot be imported or built, or is no metric whose ``update`` takes rows.
+    """
+    found: dict[str, Metric] = {}
+    for name, spec in chosen.items():
+        if name in taken or not str(name).isidentifier() or hasattr(MetricCollection, name):
+            raise InputError(f"metrics.{name}: the name is taken, or is no plain word; choose another.")
+        if isinstance(spec, Metric):
+            _check_update(name, type(spec))
+            found[name] = spec
+        else:
+            found[name] = _built(name, {"class_path": spec} if isinstance(spec, str) else spec)
+    return found
+
+
+def _built(name: str, spec: Any) -> Metric:
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("class_path"), str):
+        raise InputError(f"metrics.{name} is {spec!r}; give a class, my_project.MyMetric, or class_path and init_args.")
+    kind = import_class(spec["class_path"], Metric)
+    _check_update(name, kind)
+    try:
+        return kind(**(spec.get("init_args") or {}))
+    except TypeError as error:
+        raise InputError(f"metrics.{name}: {spec['class_path']} cannot be made of its init_args: {error}.") from error
+
+
+def _check_update(name: str, kind: type[Metric]) -> None:
+    """Refuse a metric that is not over evaluated rows, before it is built."""
+    taken = list(inspect.signature(kind.update).parameters)[1:]
+    if taken != ["rows"]:
+        raise InputError(
+            f"metrics.{name}: the update of {class_path(kind)} takes {', '.join(taken) or 'nothing'}; a metric over "
+            "evaluated rows takes one argument, `rows`, the rows by set name (see dipo_lightning.metrics.RowMean)."
+        )
+
+
+def metric_specs(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the user's metrics as plain values for an evaluation's settings: class paths and arguments."""
+    return {name: class_path(type(spec)) if isinstance(spec, Metric) else spec for name, spec in chosen.items()}
+
+
+def logged_metrics(
+    settings: Mapping[str, Any], taken: Mapping[str, Metric]
+) -> tuple[dict[str, Metric], dict[str, str]]:
+    """Build those of a log's user metrics whose classes can be imported here.
+
+    Returns:
+        The metrics, and the reasons why the others are not among them, both by name.
+    """
+    found: dict[str, Metric] = {}
+    missing: dict[str, str] = {}
+    for name, spec in (settings.get("metrics") or {}).items():
+        try:
+            found |= user_metrics({name: spec}, taken)
+        except InputError as error:
+            missing[name] = str(error)
+    return found, missing
+
+
+def class_path(kind: type) -> str:
+    """Return where a class is imported from."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+# What numbers mean.
+
+
+class Meanings(dict[str, Meaning]):
+    """Meaning of each number by name; one that nothing is known of has its name as label."""
+
+    def __missing__(self, name: str) -> Meaning:
+        """Return a meaning without words."""
+        return Meaning(name.replace("_", " "))
+
+
+def metric_meanings(metrics: Mapping[str, Metric]) -> Meanings:
+    """Return what the numbers of metrics mean."""
+    found = Meanings()
+    for name, metric in metrics.items():
+        found[name] = Meaning(getattr(metric, "label", "") or name.replace("_", " "))
+        found |= meanings(name, metric)
+    return found
+
+
+def document_meanings(document: Mapping[str, Any]) -> Meanings:
+    """Return what the numbers of an evaluation mean, as far as its metrics' classes can be imported here."""
+    benchmark = find_benchmark(document.get("format", ""), document.get("benchmark", ""))
+    if benchmark is None:
+        return Meanings()
+    settings = document.get("settings") or {}
+    try:
+        own = benchmark.metrics(settings)
+    except (InputError, KeyError):  # settings that this version does not know
+        return Meanings()
+    return metric_meanings({**own, **logged_metrics(settings, own)[0]})

@@ -1,0 +1,213 @@
+"""The contract of a benchmark, and where one is found.
+
+`score`, `report`, `compare`, the callbacks, TensorBoard and the log readers ask a `Benchmark` for all they need to know
+of its sets, its numbers and its logs.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torchmetrics import Metric
+
+from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.rows import EvaluationLog, Row, Sets
+from dipo_lightning.metrics.rows import RowSet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ENTRY_POINTS = "dipo_lightning.benchmarks"
+"""Group of entry points under which an installed package names its benchmarks."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Numbers that are drawn together over the steps of a run.
+
+    Attributes:
+        title: Its title.
+        words: A sentence on what it shows.
+        curves: Label of each curve by the number's name.
+    """
+
+    title: str
+    words: str
+    curves: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The pair of numbers that runs are compared by.
+
+    Attributes:
+        forget: Name of the number that says how well it was forgotten.
+        utility: Name of the number that says what is left; more is better.
+        beside: Names of further numbers that a table of runs shows.
+        needs: The options without which they are not measured, for messages.
+        mark: A value of ``forget`` that pictures mark with a line, with its name.
+        lowest: Where pictures end below: what is further down is drawn at their edge.
+    """
+
+    forget: str
+    utility: str
+    beside: tuple[str, ...] = ()
+    needs: str = "at_start: true"
+    mark: tuple[float, str] | None = None
+    lowest: float | None = None
+
+
+@dataclass(frozen=True)
+class ForeignFormat:
+    """A log format of another package that holds a benchmark's rows.
+
+    Attributes:
+        name: The format's name, `EvaluationLog.format`.
+        file: The file's usual name and its author, for messages.
+        recognises: Whether a JSON object is such a log.
+        read: Make the log of a JSON object and its path.
+        whole_prompts: Whether its `question` holds the whole prompt, question included.
+    """
+
+    name: str
+    file: str
+    recognises: Callable[[Mapping[str, Any]], bool]
+    read: Callable[[Mapping[str, Any], Path], EvaluationLog]
+    whole_prompts: bool = False
+
+
+class Benchmark:
+    """Everything about a benchmark but its data and how they are measured.
+
+    A subclass sets the attributes and defines `metrics`. It needs no registration: an evaluation's log names its class.
+    An installed package may name it as an entry point of the group ``dipo_lightning.benchmarks``.
+
+    Attributes:
+        name: Prefix of its numbers and files, such as ``tofu``.
+        title: Its name for a reader.
+        format: Name of its log format, with a version.
+        foreign_formats: Formats of other packages that are read as its rows.
+        sets: The sets of rows that a log may hold.
+        row: Type of its rows, `Row` or a subclass; a log's numbers are checked by it.
+        headline: What runs are compared by.
+        shown: Names of the numbers in the table that is printed after an evaluation, and on top of the results page.
+        hyperparameter_metrics: Names of the numbers that TensorBoard's HPARAMS tab compares runs by.
+        retain_values: What a retain model's numbers are by definition, compared with itself.
+        compared_settings: Settings that change a row's numbers; two logs that state one must agree.
+        compared_sets: Sets that are compared row by row with a retain model's.
+        score_options: Settings that ``score`` may replace.
+        charts: Charts of the results page and of TensorBoard.
+        answers: Sets whose generated answers are shown, with the tag of the table.
+        histograms: Set and field of the rows whose distribution is shown, by tag.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    format: ClassVar[str]
+    foreign_formats: ClassVar[tuple[ForeignFormat, ...]] = ()
+    sets: ClassVar[tuple[RowSet, ...]] = ()
+    row: ClassVar[type] = Row
+    headline: ClassVar[Headline]
+    shown: ClassVar[tuple[str, ...]] = ()
+    hyperparameter_metrics: ClassVar[tuple[str, ...]] = ()
+    retain_values: ClassVar[Mapping[str, float]] = {}
+    compared_settings: ClassVar[tuple[str, ...]] = ("split", "truth_ratio", "prompt_style", "min_k_fraction", "variant")
+    compared_sets: ClassVar[tuple[str, ...]] = ()
+    score_options: ClassVar[tuple[str, ...]] = ()
+    charts: ClassVar[tuple[Chart, ...]] = ()
+    answers: ClassVar[Mapping[str, str]] = {}
+    histograms: ClassVar[Mapping[str, tuple[str, str]]] = {}
+
+    def metrics(self, settings: Mapping[str, Any], retain: EvaluationLog | None = None) -> dict[str, Metric]:
+        """Return the metrics of an evaluation by name, ready to be fed with rows; see `dipo_lightning.metrics.rows`.
+
+        Args:
+            settings: How it was or will be evaluated; what is not said has its default. Empty where the metrics are
+                asked for their meaning only.
+            retain: Log of the retain model, prepared; None where there is none.
+        """
+        raise TypeError(f"{type(self).__name__} must define metrics()")
+
+    def sets_of(self, settings: Mapping[str, Any]) -> tuple[RowSet, ...]:
+        """Return the sets that a log with these settings may hold; `sets` where they don't depend on the settings."""
+        return self.sets
+
+    def prepare(self, sets: Sets, settings: Mapping[str, Any]) -> None:
+        """Add to measured or read rows what follows from their other fields, in place."""
+
+    def settings_of(self, log: EvaluationLog) -> dict[str, Any]:
+        """Return the settings from which a log's numbers are computed again."""
+        return dict(log.settings)
+
+    def refusal(self, log: EvaluationLog, retain: EvaluationLog) -> str:
+        """Return the reason why two logs with the same settings and rows can't be compared; empty if they can."""
+        return ""
+
+    def describe(self, settings: Mapping[str, Any], sets: Sets) -> str:
+        """Return what was measured, for the first line of the printed table."""
+        return self.title
+
+    def pictures(self, sets: Sets, aggregates: Mapping[str, Any], retain: EvaluationLog | None) -> dict[str, Figure]:
+        """Return pictures of an evaluation by their tag."""
+        return {}
+
+
+def find_benchmark(log_format: str, class_path: str = "") -> Benchmark | None:
+    """Return the benchmark that a log belongs to; None if it is not known here.
+
+    Args:
+        log_format: Name of the log's format.
+        class_path: The class that the log names, imported where it is no installed benchmark's.
+    """
+    for benchmark in installed_benchmarks():
+        if log_format == benchmark.format or any(log_format == one.name for one in benchmark.foreign_formats):
+            return benchmark
+    if not class_path:
+        return None
+    try:
+        found = import_class(class_path, Benchmark)()
+    except InputError:
+        return None
+    return found if found.format == log_format else None
+
+
+@functools.cache
+def installed_benchmarks() -> tuple[Benchmark, ...]:
+    """Return the benchmarks of this package, a folder each, and those that other installed packages name."""
+    package = importlib.import_module("dipo_lightning.benchmarks")
+    folders = (
+        importlib.import_module(f"{package.__name__}.{one.name}") for one in pkgutil.iter_modules(package.__path__)
+    )
+    own = [kind for folder in folders for kind in vars(folder).values() if _is_benchmark(kind)]
+    others = [kind for point in entry_points(group=ENTRY_POINTS) if _is_benchmark(kind := point.load())]
+    return tuple(kind() for kind in [*own, *others])
+
+
+def _is_benchmark(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Benchmark) and kind is not Benchmark
+
+
+def import_class(path: str, base: type) -> Any:
+    """Return the subclass of ``base`` at a dotted path.
+
+    Raises:
+        InputError: It cannot be imported, or is something else.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"The class {path} cannot be imported ({error}). A class of your own must lie in the folder that you call "
+            "the command from, on PYTHONPATH, or in an installed package."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise InputError(f"{path} is no {base.__module__.partition('.')[0]}.{base.__name__}.")
+    return found

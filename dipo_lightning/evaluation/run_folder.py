@@ -1,0 +1,75 @@
+"""The folder of a run, under every logger and without one: evaluations, checkpoints, exports and pages lie in it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+PRIVATE = 0o700
+"""Mode of a new run folder: what a model is to forget is private by nature."""
+
+_folders: WeakKeyDictionary[pl.Trainer, Path] = WeakKeyDictionary()
+_named: WeakSet[pl.Trainer] = WeakSet()
+_trials: WeakKeyDictionary[pl.Trainer, tempfile.TemporaryDirectory] = WeakKeyDictionary()
+
+
+def run_folder(trainer: pl.Trainer) -> Path:
+    """Return the run folder of ``trainer``; collective the first time.
+
+    It is the versioned folder of a first logger that has one (TensorBoard's, CSV), else a new ``run_N`` below
+    ``default_root_dir``: no run writes into another's. A ``fast_dev_run`` gets a temporary folder, which goes with it.
+    """
+    if trainer not in _folders:
+        chosen = _choose(trainer) if trainer.is_global_zero else Path()
+        _folders[trainer] = trainer.strategy.broadcast(chosen)
+    return _folders[trainer]
+
+
+def set_run_folder(trainer: pl.Trainer, folder: Path) -> None:
+    """Let ``folder`` be the run folder of ``trainer``, whatever its loggers; to be called on every process."""
+    _folders[trainer] = folder
+    _named.add(trainer)
+
+
+def is_named(trainer: pl.Trainer) -> bool:
+    """Tell whether the user named the run's folder (``--run``), so that the same command finds it again."""
+    return trainer in _named
+
+
+def is_trial(trainer: pl.Trainer) -> bool:
+    """Tell whether the Trainer makes a ``fast_dev_run``, of which nothing is kept."""
+    return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def _choose(trainer: pl.Trainer) -> Path:
+    if is_trial(trainer):
+        _trials[trainer] = tempfile.TemporaryDirectory(prefix="fast_dev_run-", ignore_cleanup_errors=True)
+        return Path(_trials[trainer].name)
+    first: Any = trainer.loggers[0] if trainer.loggers else None
+    if isinstance(first, TensorBoardLogger | CSVLogger):
+        folder = Path(first.log_dir)
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=PRIVATE, exist_ok=True)
+        return folder
+    return _new_folder(Path(trainer.default_root_dir or os.getcwd()))
+
+
+def _new_folder(root: Path) -> Path:
+    """Make the first ``run_N`` that is not there; of two runs that start together each gets its own."""
+    root.mkdir(parents=True, exist_ok=True)
+    number = 0
+    while True:
+        folder = root / f"run_{number}"
+        try:
+            folder.mkdir(mode=PRIVATE)
+        except FileExistsError:
+            number += 1
+        else:
+            return folder

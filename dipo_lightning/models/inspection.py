@@ -1,0 +1,161 @@
+"""Properties of a causal language model that its configuration does not state, found by trying it out on itself.
+
+Families differ in what disturbs a row: padding in front of it, other answers beside it, more positions than it has a
+table for. Names of families would go out of date, so a layout of rows is compared with the same rows alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from dipo_lightning.errors import InputError
+from dipo_lightning.models.head import causal_lm
+
+_tried: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()  # longest row that a layout left alone
+
+
+def leaves_rows_alone(model: nn.Module, layout: str, length: int, try_out: Callable[[], bool]) -> bool:
+    """Tell whether a layout of rows changes no row's logits, trying it out on longer rows than the model has seen.
+
+    Args:
+        model: The model, or a peft model around it.
+        layout: A name for the layout.
+        length: Longest row that is to be laid out so.
+        try_out: Compares a row of that length in this layout and alone; collective where the model is sharded.
+    """
+    known = _tried.setdefault(causal_lm(model), {})
+    layout = f"{layout} {attention_implementation(model)}"
+    if length > known.get(layout, 0):
+        known[layout] = length if try_out() else -torch.inf
+    elif known.get(layout, 0) > -torch.inf:
+        return True
+    return known[layout] > 0
+
+
+def same_logits(logits: Tensor, expected: Tensor) -> bool:
+    """Tell whether (..., V) logits agree up to the rounding of their dtype, measured by their spread over V."""
+    gap = (logits.float() - expected.float()).abs() / expected.float().std(-1, keepdim=True).clamp_min(1e-6)
+    return bool(gap.max() < 1e-3 if logits.dtype == torch.float32 else gap.mean() < 0.1)
+
+
+def attention_implementation(model: nn.Module) -> str:
+    """Return the name that ``transformers`` has for the model's attention, such as ``sdpa``."""
+    return str(getattr(causal_lm(model).config.get_text_config(decoder=True), "_attn_implementation", ""))
+
+
+@torch.no_grad()
+def check_causal(model: nn.Module, name: object) -> None:
+    """Try out on a model, before it is sharded, that no token sees a later one.
+
+    Args:
+        model: A ``transformers`` causal LM in evaluation mode, all weights on one device.
+        name: The model's name or folder, for the message.
+
+    Raises:
+        InputError: The logits of a token change with the one after it, as in an encoder.
+    """
+    ids = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 0]], device=next(model.parameters()).device)
+    ids %= model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, :-1]
+    if not same_logits(logits[0], logits[1]):
+        raise InputError(
+            f"{name} is no causal language model: its tokens see the tokens after them. Only models that predict from "
+            "left to right can be unlearned here (an encoder such as BERT needs is_decoder: true in config.json, and "
+            "weights that were trained so)."
+        )
+
+
+def check_rows(data: Any, model: nn.Module) -> None:
+    """Compare the training rows with what the model has embeddings and positions for, before the first step.
+
+    Args:
+        data: A data module with its tokenizer, set up.
+        model: The causal LM, before sharding.
+
+    Raises:
+        InputError: A row holds an id without an embedding, or is longer than a table of positions.
+    """
+    rows = vocabulary_size(model)
+    odd = {index: token for token, index in data.tokenizer.get_vocab().items() if index >= rows}
+    limit, context = position_limit(model), context_length(model)
+    longest = getattr(data, "longest", 0)
+    if odd or (limit is not None and longest > limit):
+        for name, example in _training_rows(data):
+            ids = example["input_ids"]
+            if found := sorted(odd.keys() & set(ids)):
+                raise InputError(
+                    f"{name} row {example['index']} holds {odd[found[0]]!r}, id {found[0]}, but the model has only "
+                    f"{rows} embeddings: change the row, or use the model's own tokenizer."
+                )
+            if limit is not None and len(ids) > limit:
+                raise InputError(
+                    f"{name} row {example['index']} has {len(ids)} tokens, but the model has positions for {limit} "
+                    f"only: set data.max_length to {limit} or less."
+                )
+    elif context is not None and longest > context:
+        rank_zero_warn(
+            f"The longest training row has {longest} tokens, more than the {context} that the model was made for "
+            f"(max_position_embeddings). It runs, but was not trained on such: data.max_length of {context} cuts them."
+        )
+
+
+def check_ids(model: nn.Module, texts: Sequence[Sequence[int]]) -> None:
+    """Refuse token ids that the model has no embedding for.
+
+    Raises:
+        InputError: There is such an id; names its place among ``texts``.
+    """
+    rows = vocabulary_size(model)
+    for number, ids in enumerate(texts):
+        if max(ids, default=0) >= rows:
+            raise InputError(
+                f"Text {number} of {len(texts)} holds the token id {max(ids)}, but the model has only {rows} "
+                "embeddings: change the row, or use the model's own tokenizer."
+            )
+
+
+def _training_rows(data: Any) -> Iterator[tuple[str, Any]]:
+    """All training examples with the name of their set."""
+    for name in ("forget", "retain", "rows"):
+        for example in getattr(getattr(data, "_training", None), name, None) or ():
+            yield ("training" if name == "rows" else name), example
+
+
+def vocabulary_size(model: nn.Module) -> int:
+    """Return the number of token ids that the model has an embedding for."""
+    return int(causal_lm(model).get_input_embeddings().num_embeddings)
+
+
+def position_limit(model: nn.Module) -> int | None:
+    """Return the most tokens of a row where positions are looked up in a table (GPT-2, OPT, CTRL, GPT-J), else None.
+
+    A table is a matrix named after positions with about as many rows as the configuration has positions: some have a
+    few more than they use. One with a padding index counts positions from behind it (RoBERTa). Rotary embeddings and
+    ALiBi compute what they need, and so do tables that grow.
+    """
+    positions = context_length(model)
+    if positions is None:
+        return None
+    for name, module in causal_lm(model).named_modules():
+        if hasattr(module, "make_weights"):  # grows
+            continue
+        for key, table in {**vars(module), **module._buffers, **module._parameters}.items():
+            named = re.search(r"pos|wpe", f"{name.rpartition('.')[2]}.{key}")
+            if named and isinstance(table, Tensor) and table.dim() == 2 and positions <= len(table) <= positions + 8:
+                before = getattr(module, "padding_idx", None)
+                return min(positions, len(table) - (0 if before is None else before + 1))
+    return None
+
+
+def context_length(model: nn.Module) -> int | None:
+    """Return the positions that the configuration names (``max_position_embeddings``), None where it names none."""
+    config = causal_lm(model).config.get_text_config(decoder=True)
+    length = getattr(config, "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None

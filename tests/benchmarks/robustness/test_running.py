@@ -1,0 +1,209 @@
+"""The attack command: every model, every row in a log that `score` recomputes, and nothing attacked is changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from dipo_lightning.benchmarks.robustness import running
+from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, measure_answers, plainly
+from dipo_lightning.benchmarks.robustness.running import build_attacks, markdown_table
+from dipo_lightning.cli.main import main
+from dipo_lightning.cli.score import score
+from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.logs import read_log
+from dipo_lightning.report.card import CardFacts, model_card
+from dipo_lightning.report.page import write_page
+from tests.helpers.small_tofu import write_tofu
+from tests.helpers.toys import save_toy
+
+
+class Shouting(Attack):
+    """An attack of a user."""
+
+    name = "shouting"
+
+    def conditions(self, subject):
+        return [Condition("upper_case", "question in capitals")]
+
+    def measure(self, policy, subject, condition):
+        return {condition.name: measure_answers(policy, subject, plainly(subject))}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("attack")
+    write_tofu(root / "data")
+    for seed, name in enumerate(("unlearned", "retain", "target")):
+        save_toy(root / name, seed=seed)
+    return root
+
+
+def options(root, *further):
+    found = [str(root / "unlearned"), "--data", str(root / "data"), "--split", "forget10", "--prompt", "plain"]
+    found += ["--max_new_tokens", "4", "--wordings.few_shot", "2", "--max_rows", "3"]
+    found += ["--sampling.samples", "3", "--sampling.k", "[1,3]"]
+    found += ["--relearning.lr", "0.01", "--relearning.batch_size", "2"]
+    return ["attack", *found, *further]
+
+
+def hashes(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def output(folders):
+    before = hashes(folders)
+    models = ["--retain", str(folders / "retain"), "--target", str(folders / "target")]
+    assert main(options(folders, "--output", str(folders / "out"), *models)) == 0
+    after = hashes(folders)
+    assert {name: after[name] for name in before} == before, "an attack changed a file of what it attacked"
+    return folders / "out"
+
+
+def test_every_attack_on_every_model_is_a_log_that_score_recomputes(output):
+    found, log = score(output / "robustness.json"), read_log(output / "robustness.json")
+    assert found["stored_aggregates_hold"] is True
+    names = ["plain", "lower_case", "typing_errors", "answer_prefix", "role_play", "few_shot", "int8", "nf4"]
+    names += ["prefix_25", "prefix_50", "prefix_75", *(f"relearn_forget_step{step}" for step in (0, 1, 2))]
+    for model in ("unlearned", "retain", "target"):
+        for name in names:
+            rows = log.sets[f"{model}_{name}"]
+            assert found[f"{model}_{name}_rouge"] == pytest.approx(sum(r["rouge_l_recall"] for r in rows) / len(rows))
+            assert f"{model}_{name}_extraction_strength" in found
+        rows = log.sets[f"{model}_samples"]
+        assert found[f"{model}_samples_leak_at_3"] == sum(row["leaking"] > 0 for row in rows) / 3
+    assert found["worst_rouge"] == max(
+        value for name, value in found.items() if name.startswith("unlearned_") and name.endswith("_rouge")
+    )
+    gains = {
+        model: found[f"{model}_relearn_forget_step2_probability"] - found[f"{model}_relearn_forget_step0_probability"]
+        for model in ("unlearned", "retain")
+    }
+    assert found["relearn_forget_r_probability"] == pytest.approx(min(gains["retain"] / gains["unlearned"], 1))
+    before, after = (found[f"unlearned_{name}_probability"] for name in ("plain", "nf4"))
+    assert found["nf4_q_probability"] == pytest.approx(min((1 - after) / (1 - before), 1))
+    content = json.loads((output / "robustness.json").read_text())
+    content["aggregates"]["nf4_q_rouge"] = 0.123
+    (output / "changed.json").write_text(json.dumps(content))
+    assert list(score(output / "changed.json")["stored_aggregates_differ"]) == ["nf4_q_rouge"]
+    (output / "changed.json").unlink()
+
+
+def test_a_table_and_a_picture_of_each_attack_are_written(output):
+    table = (output / "robustness.md").read_text()
+    assert "| what was tried | unlearned | retain | target |" in table
+    for title in ("plain question", "typing errors", "weights in nf4", "Q of weights in nf4", "leak@3 of 3 sampled"):
+        assert f"| {title}" in table
+    assert "relearning the forget rows, step 2" in table
+    assert {path.stem for path in output.glob("*.png")} == {
+        "wordings", "prefixes", "quantization", "sampling", "relearning"
+    }  # fmt: skip
+
+
+def test_a_killed_attack_goes_on_and_gives_the_same(folders, output, monkeypatch):
+    whole = json.loads((output / "robustness.json").read_text())
+    parts = sorted((output / "parts").iterdir())
+    for path in parts[::2]:
+        path.unlink()
+    (output / "robustness.json").unlink()
+    measured = []
+    monkeypatch.setattr(running, "write_json", lambda path, content: (measured.append(path), write(path, content)))
+    models = ["--retain", str(folders / "retain"), "--target", str(folders / "target")]
+    assert main(options(folders, "--output", str(output), *models)) == 0
+    assert {path for path in measured if path.parent.name == "parts"} == set(parts[::2])
+    assert json.loads((output / "robustness.json").read_text()) == whole
+
+
+def write(path, content):
+    path.write_text(json.dumps(content))
+
+
+def test_other_options_in_the_same_folder_are_refused(folders, output, capsys):
+    assert main(options(folders, "--output", str(output), "--sampling.seed", "5")) == 2
+    assert "other options, data or weights" in capsys.readouterr().err
+
+
+def test_a_model_that_never_knew_gains_as_much_as_itself(folders, tmp_path):
+    chosen = ["--attacks", "[relearning]", "--retain", str(folders / "unlearned"), "--output", str(tmp_path / "out")]
+    assert main(options(folders, *chosen)) == 0
+    found = score(tmp_path / "out" / "robustness.json")
+    for part in ("probability", "rouge", "extraction_strength"):
+        assert found[f"relearn_forget_r_{part}"] == 1
+
+
+def test_without_a_retain_model_r_is_absent_and_why(folders, tmp_path, capsys):
+    assert main(options(folders, "--attacks", "[relearning]", "--output", str(tmp_path / "out"))) == 0
+    assert "No retain model was given" in capsys.readouterr().out
+    found = score(tmp_path / "out" / "robustness.json")
+    assert found["relearn_forget_r_rouge"] is None
+    assert "no retain model" in found["relearn_forget_r_rouge_absent"]
+
+
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        (["--attacks", "[hypnosis]"], "There is no attack 'hypnosis'"),
+        (["--relearning.fraction", "0"], "fraction is 0"),
+        (["--sampling.k", "[5]"], "k has 5"),
+        (["--max_rows", "0"], "max_rows is 0"),
+        (["--wordings.templates", "/nowhere.txt"], "cannot be read"),
+        (["--forget", "rows.jsonl"], "either data"),
+        (["--further", '{"mine": "nowhere.Attack"}'], "further.mine"),
+    ],
+)
+def test_bad_input_gets_a_sentence(folders, tmp_path, further, message, capsys):
+    assert main(options(folders, "--output", str(tmp_path / "out"), *further)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_attacks_of_a_user(folders, tmp_path):
+    chosen = ["--attacks", "[]", "--further", f'{{"mine": "{__name__}.Shouting"}}', "--output", str(tmp_path / "out")]
+    assert main(options(folders, *chosen)) == 0
+    assert "unlearned_upper_case_rouge" in score(tmp_path / "out" / "robustness.json")
+    with pytest.raises(InputError, match=r"is no dipo_lightning.benchmarks.robustness.Attack"):
+        build_attacks([], {"mine": "pathlib.Path"})
+
+
+def test_a_user_s_own_rows(folders, tmp_path):
+    rows = [{"question": f"Who is {i}?", "answer": f"The author {i}"} for i in range(3)]
+    for name, some in (("forget", rows), ("kept", rows[1:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, some)))
+    args = ["attack", str(folders / "unlearned"), "--prompt", "plain", "--forget", str(tmp_path / "forget.jsonl")]
+    args += ["--kept", str(tmp_path / "kept.jsonl"), "--attacks", "[wordings]", "--max_new_tokens", "3"]
+    assert main([*args, "--output", str(tmp_path / "out")]) == 0
+    assert "unlearned_few_shot_rouge" in score(tmp_path / "out" / "robustness.json")
+
+
+def test_a_run_gives_its_model_and_data_and_its_page_and_card_a_section(folders, tmp_path):
+    run = tmp_path / "run"
+    (run / "evaluations").mkdir(parents=True)
+    save_toy(run / "model", seed=0)
+    data = f"data:\n  class_path: dipo_lightning.TOFUDataModule\n  init_args: {{data: {folders / 'data'}, "
+    (run / "config.yaml").write_text(data + "split: forget10, prompt: plain}\n")
+    args = ["attack", str(run), "--attacks", "[quantization]", "--max_new_tokens", "3", "--max_rows", "2"]
+    assert main(args) == 0
+    assert (run / "attacks" / "robustness.json").exists()
+    page = write_page(run).read_text()
+    assert "What was tried to get it back, and what came back" in page
+    card = model_card(CardFacts(name="x", base="y", method="DiPOModule", run=run))
+    assert "int8" in card
+    assert "strongest attack" in card
+
+
+def test_a_run_without_a_model_says_what_to_do(tmp_path, capsys):
+    (tmp_path / "run" / "evaluations").mkdir(parents=True)
+    assert main(["attack", str(tmp_path / "run")]) == 2
+    assert "export" in capsys.readouterr().err
+
+
+def test_the_table_of_a_log_is_made_from_the_log_alone(output):
+    content = json.loads((output / "robustness.json").read_text())
+    assert markdown_table(content) == Path(output / "robustness.md").read_text().strip()
