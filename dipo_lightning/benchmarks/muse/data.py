@@ -47,13 +47,7 @@ class MUSEData:
     holdout: Rows
 
     def first(self, rows: int | None) -> MUSEData:
-        """Return the same with only so many rows of each evaluation set, from the first; None for all.
-
-        Raises:
-            InputError: ``rows`` is less than one.
-        """
-        if rows is not None and rows < 1:
-            raise InputError(f"first is {rows}; give a number of rows from 1, or none for all.")
+        """Return the same with only so many rows of each evaluation set, from the first; None for all."""
         knowmem, privleak = (
             {name: found[:rows] for name, found in sets.items()} for sets in (self.knowmem, self.privleak)
         )
@@ -97,6 +91,8 @@ def load_muse(
         InputError: A split or field is missing or of another type, a text to be measured is empty, there are fewer
             than ten in-context examples, or evaluation documents are trained on.
     """
+    if first is not None and first < 1:
+        raise InputError(f"first is {first}; give a number of rows from 1, or none for all.")
     config = configuration(forget)
     data = MUSEData(
         train_forget=forget_texts(source, forget),

@@ -48,13 +48,7 @@ class TOFUData:
         return sets | ({"holdout": self.holdout} if self.holdout else {})
 
     def first(self, rows: int | None) -> TOFUData:
-        """Return the same with only so many rows of each evaluation set, from the first; None for all.
-
-        Raises:
-            InputError: ``rows`` is less than one.
-        """
-        if rows is not None and rows < 1:
-            raise InputError(f"first is {rows}; give a number of rows from 1, or none for all.")
+        """Return the same with only so many rows of each evaluation set, from the first; None for all."""
         cut: dict[str, Any] = {name: found[:rows] for name, found in self.sets.items()}
         return replace(self, **cut)
 
@@ -71,6 +65,8 @@ def load_tofu(source: str | Path = HUB_NAME, split: str = "forget10", first: int
         InputError: A file or field is missing or of another type, forget and retain share rows, or ``first`` is
             less than one.
     """
+    if first is not None and first < 1:
+        raise InputError(f"first is {first}; give a number of rows from 1, or none for all.")
     retain = retain_split(split)
     data = TOFUData(
         split=split,
