@@ -21,7 +21,7 @@ from dipo_lightning.data.rows import Rows
 from dipo_lightning.data.tokenization import LazyRows, pieces, tokenize_rows
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.loading import load_tokenizer
-from dipo_lightning.models.token_batch import collate_halves
+from dipo_lightning.models.token_batch import collate_parts
 
 LARGE = 20_000
 """Rows of a set above which they are tokenised when a batch needs them."""
@@ -120,7 +120,7 @@ class TokenizedDataModule(pl.LightningDataModule):
         Returns:
             The examples, and the rows that they were made from (of texts all).
         """
-        plain = ["text" in row for row in rows]
+        plain = rows.plain if isinstance(rows, Rows) else ["text" in row for row in rows]
         if any(plain) and not all(plain):
             odd = rows[plain.index(not plain[0])]
             raise InputError(
@@ -164,7 +164,7 @@ class TokenizedDataModule(pl.LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            collate_fn=functools.partial(collate_halves, pad_token_id=self.tokenizer.pad_token_id),
+            collate_fn=functools.partial(collate_parts, pad_token_id=self.tokenizer.pad_token_id),
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(
                 self.seed

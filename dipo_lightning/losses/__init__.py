@@ -1,5 +1,5 @@
-"""Unlearning objectives: pure functions of tensors, one idea a file.
+"""Tensor functions that the methods share: pure, without models, Lightning or files.
 
-Nothing here knows of models, Lightning or files. Positions are selected before they come here: `logits` (N, V) and
-`labels` (N,) hold supervised positions only, `rows` (N,) says which row of the batch each belongs to.
+Positions are selected before they come here: `logits` (N, V) and `labels` (N,) hold supervised positions only,
+`sequence_ids` (N,) says which sequence of the batch each belongs to.
 """

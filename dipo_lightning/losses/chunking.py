@@ -1,43 +1,35 @@
-"""What the chunked objectives share: walking positions in chunks and projecting them into a buffer that is reused.
+"""Token values from hidden states in chunks of positions, in a memory that does not grow with tokens x vocabulary.
+
+Two ways, both exact:
+
+- `in_chunks` runs any function of a chunk's positions, keeps nothing of it, and runs it again in the backward pass.
+- `ClosedForm` is for values whose gradient on the logits is a vector d that can be made again. With x the hidden state
+  of a token, W the output projection and u the gradient on the token's value, the gradient on x is u W^T d and that on
+  W the sum of u d x^T over the tokens. The forward pass keeps W^T d, of hidden size; d itself, of vocabulary size, is
+  kept only where one chunk holds all positions.
 
 A vocabulary-sized buffer is 100 MB and more, and on a CPU asking the system for one costs as much as several passes
-over it. So buffers are made once a call, and filled piece by piece while the piece is in the cache.
-
-Gradients worked out by hand, for token values whose gradient on the logits is a vector that can be made again.
-
-With d the vector of a token, x its hidden state, W the output projection and u the gradient on the token's value, the
-gradient on x is u W^T d and the one on W is the sum of u d x^T over the tokens. So a forward pass keeps W^T d, of
-hidden size; d itself, of vocabulary size, it keeps only where one chunk holds all positions.
-
-All this is for autograd functions whose first two inputs are ``hidden`` (N, H) and ``weight`` (V, H), of one dtype.
-
-Any token-wise objective in chunks of positions, for heads whose algebra allows no closed form.
-
-A soft cap or a bias breaks what `chunked` stands on. What lies between hidden states and token values is then run chunk
-by chunk, kept by no one, and run again in the backward pass: the memory doesn't grow with tokens x vocabulary either,
-and the projection runs once more than on full logits.
+over it: buffers are made once per call, and filled piece by piece while the piece is in the processor's cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from dipo_lightning.errors import InputError
+from dipo_lightning.losses.reductions import working_dtype
 
 _CACHE_PIECE = 256
 
 
 def check_projection(hidden: Tensor, weight: Tensor, name: str) -> None:
-    """Check that hidden states fit an output projection.
-
-    Raises:
-        InputError: naming the pair and both shapes.
-    """
+    """Raise an `InputError` that names the model and both shapes where hidden states do not fit a projection."""
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise InputError(
             f"{name} hidden states {tuple(hidden.shape)} do not fit the output projection {tuple(weight.shape)}; "
@@ -46,11 +38,7 @@ def check_projection(hidden: Tensor, weight: Tensor, name: str) -> None:
 
 
 def check_chunk_size(chunk_size: int) -> None:
-    """Check a chunk size.
-
-    Raises:
-        InputError: when it is not at least 1.
-    """
+    """Raise an `InputError` where a chunk size is not at least 1."""
     if chunk_size < 1:
         raise InputError(f"chunk_size is {chunk_size}; use a number of positions >= 1")
 
@@ -73,125 +61,17 @@ def piece_size(device: torch.device, chunk_size: int) -> int:
     return min(chunk_size, _CACHE_PIECE) if device.type == "cpu" else chunk_size
 
 
+def vocabulary_buffer(hidden: Tensor, weight: Tensor, chunk_size: int, *others: Tensor) -> Tensor:
+    """Make an uninitialised (positions of a chunk, V) buffer, float32 or, where a weight is float64, float64."""
+    dtype = working_dtype(weight, *others)
+    return torch.empty(min(len(hidden), chunk_size), len(weight), dtype=dtype, device=hidden.device)
+
+
 def project(hidden: Tensor, weight: Tensor, out: Tensor) -> Tensor:
-    """Write logits hidden @ weight^T into a float32 or float64 buffer.
-
-    Args:
-        hidden: (n, H), in the dtype of the weight.
-        weight: (V, H).
-        out: (n, V) contiguous.
-
-    Returns:
-        `out`.
-    """
+    """Write logits hidden @ weight^T into a contiguous float32 or float64 buffer `out` (n, V), and return it."""
     if out.dtype == weight.dtype:
         return torch.mm(hidden, weight.t(), out=out)
     return out.copy_(hidden @ weight.t())
-
-
-class Kept(NamedTuple):
-    """What a forward pass kept.
-
-    Attributes:
-        hidden: (N, H).
-        weight: (V, H).
-        directions: (N, H) the vectors times the weight, float32 or float64; None where nothing asked for them.
-        vectors: (N, V) the vectors, in the dtype of the weight; None where the weight needs no gradient or they are to
-            be made again.
-        others: What making them again takes beside ``hidden`` and ``weight``.
-    """
-
-    hidden: Tensor
-    weight: Tensor
-    directions: Tensor | None
-    vectors: Tensor | None
-    others: tuple[Tensor, ...]
-
-    @classmethod
-    def of(cls, ctx: Any) -> Kept:
-        """Take it out of a context, once a backward pass: activation checkpointing gives no tensor a second time."""
-        hidden, weight, directions, vectors, *others = ctx.saved_tensors
-        return cls(hidden, weight, directions, vectors, tuple(others))
-
-
-def keep(
-    ctx: Any,
-    hidden: Tensor,
-    weight: Tensor,
-    directions: Tensor | None,
-    vectors: Tensor,
-    chunk_size: int,
-    *others: Tensor,
-) -> None:
-    """Keep in a forward pass what the gradients take, for `Kept.of` in the backward pass.
-
-    Args:
-        ctx: The context of the autograd function.
-        hidden: (N, H).
-        weight: (V, H).
-        directions: (N, H), as in `Kept`.
-        vectors: (n, V) those of the last chunk, float32 or float64: all of them where one chunk holds all positions.
-        chunk_size: Positions whose vectors may live at the same time.
-        *others: As in `Kept`.
-    """
-    whole = ctx.needs_input_grad[1] and len(hidden) <= chunk_size
-    ctx.chunk_size = chunk_size
-    ctx.save_for_backward(hidden, weight, directions, vectors.to(weight.dtype) if whole else None, *others)
-
-
-def closed_gradients(
-    ctx: Any, kept: Kept, upstream: Tensor, fill: Callable[[slice, Tensor], object], buffer: Callable[[int], Tensor]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Compute the gradients in a backward pass.
-
-    Args:
-        ctx: The context that `keep` was given.
-        kept: What `Kept.of` took out of it.
-        upstream: (N,) gradient on the values, float32 or float64.
-        fill: Writes the vectors of a slice of positions into (n, V).
-        buffer: Makes an (n, V) tensor for it.
-
-    Returns:
-        Gradients on ``hidden`` and on ``weight``, in their shape and dtype, each None where it is not needed.
-    """
-    for_hidden, for_weight, *_ = ctx.needs_input_grad
-    hidden, weight, directions, vectors, _ = kept
-    grad_hidden = None
-    if for_hidden and directions is not None:
-        grad_hidden = (directions * upstream.unsqueeze(-1)).to(hidden.dtype)
-    if not for_weight:
-        return grad_hidden, None
-    weighted = hidden * upstream.unsqueeze(-1)
-    total = WeightGradient(weight)
-    if vectors is not None:
-        total.add(vectors, weighted)
-        return grad_hidden, total.result()
-    space = buffer(min(len(hidden), ctx.chunk_size))
-    for chunk in slices(len(hidden), ctx.chunk_size):
-        out = space[: chunk.stop - chunk.start]
-        fill(chunk, out)
-        total.add(out, weighted[chunk])
-    return grad_hidden, total.result()
-
-
-class WeightGradient:
-    """Adds up sum_t d_t hidden_t^T over chunks in one (V, H) tensor."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self.total: Tensor | None = None
-        self._weight = weight
-
-    def add(self, differences: Tensor, hidden: Tensor) -> None:
-        """Add differences (n, V) transposed times hidden (n, H)."""
-        left, right = differences.to(self._weight.dtype).t(), hidden.to(self._weight.dtype)
-        if self.total is None:
-            self.total = left @ right
-        else:
-            self.total.addmm_(left, right)
-
-    def result(self) -> Tensor:
-        """Give the sum; zero when nothing was added."""
-        return torch.zeros_like(self._weight) if self.total is None else self.total
 
 
 def in_chunks(function: Callable[..., tuple[Tensor, ...]], chunk_size: int, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -207,7 +87,7 @@ def in_chunks(function: Callable[..., tuple[Tensor, ...]], chunk_size: int, *inp
         (N, ...) tensors, differentiable as ``function`` is.
 
     Raises:
-        InputError: when ``chunk_size`` is below 1.
+        InputError: ``chunk_size`` is below 1.
     """
     check_chunk_size(chunk_size)
     parts = [
@@ -215,3 +95,86 @@ def in_chunks(function: Callable[..., tuple[Tensor, ...]], chunk_size: int, *inp
         for chunk in list(slices(len(inputs[0]), chunk_size)) or [slice(0, 0)]
     ]
     return tuple(torch.cat(values) for values in zip(*parts, strict=True))
+
+
+class ClosedForm(torch.autograd.Function):
+    """Base of functions whose first inputs are ``hidden`` (N, H) and ``weight`` (V, H), of one dtype.
+
+    A subclass's forward pass returns (N,) values, computed from vectors d, and ends with `keep`.
+    """
+
+    @staticmethod
+    def keep(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        directions: Tensor | None,
+        vectors: Tensor,
+        chunk_size: int,
+        fill: Callable[..., object],
+        *others: Tensor,
+    ) -> None:
+        """Keep what the gradients take.
+
+        Args:
+            ctx: Autograd's context.
+            hidden: (N, H).
+            weight: (V, H).
+            directions: (N, H) the vectors times the weight, float32 or float64; None where nothing asks for them.
+            vectors: (n, V) those of the last chunk: all of them where one chunk holds all positions.
+            chunk_size: Positions whose vectors may live at the same time.
+            fill: Called with a slice, a buffer (n, V), hidden, weight and the others; writes the vectors of the slice.
+            *others: Tensors that making the vectors again takes.
+        """
+        whole = ctx.needs_input_grad[1] and len(hidden) <= chunk_size
+        ctx.fill, ctx.chunk_size = fill, chunk_size
+        ctx.save_for_backward(hidden, weight, directions, vectors.to(weight.dtype) if whole else None, *others)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute the gradients on ``hidden`` (N, H) and ``weight`` (V, H), each in its dtype, or None.
+
+        Args:
+            ctx: Autograd's context.
+            upstream: (N,) gradient on the values, float32 or float64.
+            *_: Those on other outputs, which have none.
+        """
+        for_hidden, for_weight, *rest = ctx.needs_input_grad
+        # Read once: activation checkpointing gives no tensor a second time.
+        hidden, weight, directions, vectors, *others = ctx.saved_tensors
+        grad_hidden = grad_weight = None
+        if for_hidden:
+            grad_hidden = (directions * upstream.unsqueeze(-1)).to(hidden.dtype)
+        if for_weight:
+            weighted, total = hidden * upstream.unsqueeze(-1), WeightGradient(weight)
+            if vectors is not None:
+                total.add(vectors, weighted)
+            else:
+                space = vocabulary_buffer(hidden, weight, ctx.chunk_size, upstream)
+                for chunk in slices(len(hidden), ctx.chunk_size):
+                    out = space[: chunk.stop - chunk.start]
+                    ctx.fill(chunk, out, hidden, weight, *others)
+                    total.add(out, weighted[chunk])
+            grad_weight = total.result()
+        return grad_hidden, grad_weight, *([None] * len(rest))
+
+
+class WeightGradient:
+    """Adds up sum_t d_t hidden_t^T over chunks in one (V, H) tensor."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.total: Tensor | None = None
+        self._weight = weight
+
+    def add(self, vectors: Tensor, hidden: Tensor) -> None:
+        """Add vectors (n, V) transposed times hidden (n, H)."""
+        left, right = vectors.to(self._weight.dtype).t(), hidden.to(self._weight.dtype)
+        if self.total is None:
+            self.total = left @ right
+        else:
+            self.total.addmm_(left, right)
+
+    def result(self) -> Tensor:
+        """Give the sum; zero when nothing was added."""
+        return torch.zeros_like(self._weight) if self.total is None else self.total

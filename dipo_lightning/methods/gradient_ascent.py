@@ -1,8 +1,6 @@
-"""Forget losses that only push the answer's tokens down: gradient ascent, its weighted form, and CE-U.
+"""Methods that push the answer's own likelihood down: GradAscent, GradDiff, KL, WGA and CE-U.
 
-Each is a mean over tokens; `denominator` is the global token count under data parallelism (see `token_mean`).
-
-Methods that push the answer's own likelihood down: GradAscent, GradDiff, KL, WGA and CE-U.
+Each loss is a mean over tokens; `denominator` is the global token count under data parallelism (see `global_mean`).
 """
 
 from __future__ import annotations
@@ -14,9 +12,9 @@ import torch
 from torch import Tensor
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.reductions import token_mean, working_dtype
+from dipo_lightning.losses.reductions import global_mean, working_dtype
 from dipo_lightning.methods.unlearning import UnlearningModule
-from dipo_lightning.models.answers import Answers
+from dipo_lightning.models.answers import Answers, over_logits
 
 
 def grad_ascent(nll: Tensor, denominator: float | Tensor | None = None) -> Tensor:
@@ -26,12 +24,12 @@ def grad_ascent(nll: Tensor, denominator: float | Tensor | None = None) -> Tenso
 
     Args:
         nll: (N,) token NLL of the forget answers (`token_nll`).
-        denominator: global token count; None uses N.
+        denominator: Global token count; None is N.
 
     Returns:
         Scalar.
     """
-    return -token_mean(nll, denominator)
+    return -global_mean(nll, denominator)
 
 
 def wga(nll: Tensor, beta: float = 1.0, denominator: float | Tensor | None = None) -> Tensor:
@@ -41,8 +39,8 @@ def wga(nll: Tensor, beta: float = 1.0, denominator: float | Tensor | None = Non
 
     Args:
         nll: (N,) token NLL of the forget answers.
-        beta: exponent, >= 0; 0 is gradient ascent.
-        denominator: global token count; None uses N.
+        beta: Exponent, >= 0; 0 is gradient ascent.
+        denominator: Global token count; None is N.
 
     Returns:
         Scalar.
@@ -53,23 +51,22 @@ def wga(nll: Tensor, beta: float = 1.0, denominator: float | Tensor | None = Non
     if not beta >= 0:
         raise InputError(f"beta is {beta!r}; use a number >= 0")
     weight = torch.exp(-beta * nll.detach())
-    return -token_mean(weight * nll, denominator)
+    return -global_mean(weight * nll, denominator)
 
 
-def ce_u(logits: Tensor, labels: Tensor, denominator: float | Tensor | None = None) -> Tensor:
+def ce_u(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy unlearning: towards the policy's own distribution without the label. Source: arXiv 2503.01224.
 
     Args:
         logits: (N, V) policy logits on the forget answers.
         labels: (N,) int64 tokens to forget.
-        denominator: global token count; None uses N.
 
     Returns:
-        Scalar mean of CE(target, policy); the target is a constant.
+        (N,) CE(target, policy); the target is a constant.
     """
     logits = logits.to(working_dtype(logits))
     target = logits.detach().scatter(-1, labels.unsqueeze(-1), -math.inf).softmax(-1)
-    return token_mean(-(target * logits.log_softmax(-1)).sum(-1), denominator)
+    return -(target * logits.log_softmax(-1)).sum(-1)
 
 
 class GradDiffModule(UnlearningModule):
@@ -91,12 +88,7 @@ class GradAscentModule(GradDiffModule):
         **options: Those of `UnlearningModule`.
     """
 
-    def __init__(
-        self,
-        pretrained: str,
-        retain_loss: Literal["nll", "kl", "none"] = "none",
-        **options: Any,
-    ) -> None:
+    def __init__(self, pretrained: str, retain_loss: Literal["nll", "kl", "none"] = "none", **options: Any) -> None:
         super().__init__(pretrained, retain_loss=retain_loss, **options)
 
 
@@ -112,12 +104,7 @@ class KLModule(GradDiffModule):
         **options: Those of `UnlearningModule`.
     """
 
-    def __init__(
-        self,
-        pretrained: str,
-        retain_loss: Literal["nll", "kl", "none"] = "kl",
-        **options: Any,
-    ) -> None:
+    def __init__(self, pretrained: str, retain_loss: Literal["nll", "kl", "none"] = "kl", **options: Any) -> None:
         super().__init__(pretrained, retain_loss=retain_loss, **options)
 
 
@@ -134,7 +121,6 @@ class WGAModule(UnlearningModule):
 
     def __init__(self, pretrained: str, beta: float = 1.0, **options: Any) -> None:
         super().__init__(pretrained, **options)
-        self.save_hyperparameters(ignore=["optimizer"])
         self.beta = beta
 
     def forget_loss(self, forget: Answers) -> Tensor:
@@ -149,4 +135,5 @@ class CEUModule(UnlearningModule):
 
     def forget_loss(self, forget: Answers) -> Tensor:
         """Return the mean cross-entropy."""
-        return ce_u(forget.logits, forget.labels, forget.token_denominator)
+        losses = over_logits(lambda positions, logits: (ce_u(logits, forget.labels[positions]),), forget)[0]
+        return global_mean(losses, forget.token_denominator)

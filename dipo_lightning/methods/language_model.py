@@ -9,7 +9,7 @@ import torch
 from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ from dipo_lightning.methods.step import (
     what_is_not_finite,
 )
 from dipo_lightning.models.distributed import gather
+from dipo_lightning.models.dropout import dropout_rates
 from dipo_lightning.models.fingerprint import model_fingerprint
 from dipo_lightning.models.head import output_projection
 from dipo_lightning.models.inspection import check_rows
@@ -44,6 +45,8 @@ class LanguageModelModule(pl.LightningModule):
         warmup_steps: Optimiser steps over which the learning rate rises from 0.
         lora: LoRA adapters (``lora.rank``, ``lora.alpha``, ``lora.dropout``, ``lora.targets``); None trains all
             weights.
+        dropout: ``off``, or ``keep`` what the model's own configuration says (0.1 in GPT-2, OPT and Phi-2); the policy
+            then differs from the reference before the first step.
         activation_checkpointing: Recompute activations in the backward pass instead of storing them.
         compile_blocks: Compile each transformer block with ``torch.compile``.
         freeze_projection: Train everything but the output projection (and the embedding tied to it).
@@ -61,6 +64,7 @@ class LanguageModelModule(pl.LightningModule):
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         warmup_steps: int = 0,
         lora: LoRA | None = None,
+        dropout: Literal["off", "keep"] = "off",
         activation_checkpointing: bool = False,
         compile_blocks: bool = False,
         freeze_projection: bool = False,
@@ -83,6 +87,7 @@ class LanguageModelModule(pl.LightningModule):
         if warmup_steps < 0:
             raise InputError(f"model.warmup_steps is {warmup_steps}; it must be 0 or more.")
         self.lora = LoRA(**lora) if isinstance(lora, Mapping) else lora
+        self.dropout, self.keeps_dropout = dropout, False
         self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
         self.freeze_projection, self.cpu_offload, self.compute_dtype = freeze_projection, cpu_offload, compute_dtype
         self.revision, self.trust_remote_code = revision, trust_remote_code
@@ -121,6 +126,7 @@ class LanguageModelModule(pl.LightningModule):
         if self.policy is None:
             model = self.load()
             self.inspect(model)
+            self.settle_dropout(model)
             self.policy = self.prepare(model, self.lora).train()
 
     def inspect(self, model: nn.Module) -> None:
@@ -136,6 +142,16 @@ class LanguageModelModule(pl.LightningModule):
             check_rows(data, model)
         if self._trainer is not None:  # results and caches will say whose they are
             self.weights_fingerprint = model_fingerprint(model)
+
+    def settle_dropout(self, model: nn.Module) -> None:
+        """Switch the dropout of the model's own configuration off, or leave it, and say so where there is any."""
+        rates = dropout_rates(model, switch_off=self.dropout == "off")
+        found = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+        self.keeps_dropout = self.dropout == "keep" and bool(found)
+        if self.keeps_dropout:
+            rank_zero_info(f"dropout: kept ({found}); the policy differs from the reference before the first step")
+        elif found:
+            rank_zero_info(f"dropout: switched off ({found}); model.dropout: keep trains with it")
 
     def load(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Load the pretrained model onto the CPU; training needs float32."""

@@ -1,22 +1,17 @@
-"""Preference losses over whole answers: NPO, SimNPO and DPO with an "I don't know" answer.
+"""Preference methods on whole answers: NPO, SimNPO, and DPO with an "I don't know" answer.
 
-They take sequence NLLs (`sequence_nll`, or `chunked_nll` summed over rows), never raw logits, and return one loss a
-sequence. beta is a positive number throughout.
-
-Preference methods on whole answers: NPO, SimNPO and DPO.
+The losses take the NLL of sequences, never raw logits, and return one loss per sequence. beta is positive throughout.
 """
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.likelihood import sequence_nll
-from dipo_lightning.losses.reductions import batch_mean
+from dipo_lightning.losses.reductions import global_mean
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers
 
@@ -35,12 +30,12 @@ def npo(nll: Tensor, reference_nll: Tensor, beta: float = 0.1) -> Tensor:
     gradient ascent on l.
 
     Args:
-        nll: (count,) summed NLL of the forget answers under the policy.
-        reference_nll: (count,) the same under the frozen reference.
+        nll: (B,) summed NLL of the forget answers under the policy.
+        reference_nll: (B,) the same under the frozen reference.
         beta: inverse temperature.
 
     Returns:
-        (count,) losses.
+        (B,) losses.
 
     Raises:
         InputError: when beta is not positive.
@@ -54,12 +49,12 @@ def simnpo(nll: Tensor, beta: float = 4.5, delta: float = 0.0) -> Tensor:
     -(2 / beta) log sigmoid(beta (l - delta)), with l the answer's mean token NLL.
 
     Args:
-        nll: (count,) mean token NLL of the forget answers under the policy.
+        nll: (B,) mean token NLL of the forget answers under the policy.
         beta: inverse temperature.
-        delta: reward margin in nats a token.
+        delta: reward margin in nats per token.
 
     Returns:
-        (count,) losses.
+        (B,) losses.
 
     Raises:
         InputError: when beta is not positive.
@@ -79,14 +74,14 @@ def dpo(
     -(2 / beta) log sigmoid(beta [(l_ref,w - l_w) - (l_ref,l - l_l)]), summed NLLs.
 
     Args:
-        preferred_nll: (count,) summed NLL of the preferred answer (an "I don't know" line) under the policy.
-        preferred_reference_nll: (count,) the same under the reference.
-        dispreferred_nll: (count,) summed NLL of the answer to forget under the policy.
-        dispreferred_reference_nll: (count,) the same under the reference.
+        preferred_nll: (B,) summed NLL of the preferred answer (an "I don't know" line) under the policy.
+        preferred_reference_nll: (B,) the same under the reference.
+        dispreferred_nll: (B,) summed NLL of the answer to forget under the policy.
+        dispreferred_reference_nll: (B,) the same under the reference.
         beta: inverse temperature.
 
     Returns:
-        (count,) losses.
+        (B,) losses.
 
     Raises:
         InputError: when beta is not positive.
@@ -107,48 +102,42 @@ class NPOModule(UnlearningModule):
 
     def __init__(self, pretrained: str, beta: float = 0.1, **options: Any) -> None:
         super().__init__(pretrained, **options)
-        self.save_hyperparameters(ignore=["optimizer"])
         self.beta = positive(beta, "beta")
 
     def forget_loss(self, forget: Answers) -> Tensor:
-        """Return the mean loss of the rows."""
-        losses = npo(forget.sequence_nll(), self.reference_nll(forget), self.beta)
-        return batch_mean(losses, forget.row_denominator)
-
-    def reference_nll(self, answers: Answers) -> Tensor:
-        """(B,) summed NLL of the answers under the reference."""
-        with torch.no_grad():
-            return sequence_nll(self.retain_logits(answers), answers.labels, answers.rows, answers.count)
+        """Return the mean loss of the sequences."""
+        losses = npo(forget.sequence_nll(), self.reference_answers(forget).sequence_nll(), self.beta)
+        return global_mean(losses, forget.sequence_denominator)
 
 
 class DPOModule(NPOModule):
-    """Direct preference optimization between the answer and an alternative, the batch's ``alternative`` half.
+    """Direct preference optimization between the answer and an alternative, the batch's ``alternative`` part.
 
     With "I don't know" lines as alternatives (``data.alternatives``) this is TOFU's IdkDPO. Source: arXiv 2401.06121.
     """
 
     @property
-    def reference_halves(self) -> list[str]:
+    def reference_parts(self) -> list[str]:
         """Also the alternatives."""
-        return [*super().reference_halves, "alternative"]
+        return [*super().reference_parts, "alternative"]
 
-    def halves(self, batch: dict[str, Any]) -> list[str]:
+    def parts(self, batch: dict[str, Any]) -> list[str]:
         """Add the alternative answers to the forward."""
         if "alternative" not in batch:
             raise InputError(f"{type(self).__name__} needs alternative answers; set data.alternatives.")
-        return [*super().halves(batch), "alternative"]
+        return [*super().parts(batch), "alternative"]
 
     def forget_terms(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
         """Return the loss that prefers the alternative to the answer."""
         forget, alternative = answers["forget"], answers["alternative"]
         losses = dpo(
             alternative.sequence_nll(),
-            self.reference_nll(alternative),
+            self.reference_answers(alternative).sequence_nll(),
             forget.sequence_nll(),
-            self.reference_nll(forget),
+            self.reference_answers(forget).sequence_nll(),
             self.beta,
         )
-        return {"forget": batch_mean(losses, forget.row_denominator)}
+        return {"forget": global_mean(losses, forget.sequence_denominator)}
 
 
 class IdkDPOModule(DPOModule):
@@ -161,7 +150,7 @@ class SimNPOModule(UnlearningModule):
     Args:
         pretrained: The model that must forget.
         beta: Inverse temperature.
-        delta: Reward margin in nats a token.
+        delta: Reward margin in nats per token.
         gamma: Weight of the forget term.
         **options: Those of `UnlearningModule`.
     """
@@ -169,21 +158,15 @@ class SimNPOModule(UnlearningModule):
     needs_reference: ClassVar[bool] = False
 
     def __init__(
-        self,
-        pretrained: str,
-        beta: float = 4.5,
-        delta: float = 0.0,
-        gamma: float = 0.125,
-        **options: Any,
+        self, pretrained: str, beta: float = 4.5, delta: float = 0.0, gamma: float = 0.125, **options: Any
     ) -> None:
         super().__init__(pretrained, gamma=gamma, **options)
-        self.save_hyperparameters(ignore=["optimizer"])
         self.beta, self.delta = positive(beta, "beta"), delta
 
     def forget_loss(self, forget: Answers) -> Tensor:
-        """Return the mean loss of the rows."""
+        """Return the mean loss of the sequences."""
         losses = simnpo(forget.sequence_nll("mean"), self.beta, self.delta)
-        return batch_mean(losses, forget.row_denominator)
+        return global_mean(losses, forget.sequence_denominator)
 
 
 def positive(value: float, name: str) -> float:

@@ -1,7 +1,4 @@
-"""RMU: steer one layer's hidden states on the forget text to a random direction. Source: arXiv 2403.03218.
-
-RMU: steers a layer's hidden states on forget rows to a random direction (arXiv 2403.03218).
-"""
+"""RMU: steering of one layer's hidden states on the forget answers to a random direction (arXiv 2403.03218)."""
 
 from __future__ import annotations
 
@@ -14,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.reductions import token_mean, working_dtype
+from dipo_lightning.losses.reductions import global_mean, working_dtype
 from dipo_lightning.methods.unlearning import UnlearningModule
-from dipo_lightning.models.answers import Answers, answer_logits
+from dipo_lightning.models.answers import Answers, compute_answers, split
 from dipo_lightning.models.sharding import transformer_blocks
-from dipo_lightning.models.token_batch import TokenBatch, supervised_positions
+from dipo_lightning.models.token_batch import TokenBatch, concatenate, supervised_positions
+from dipo_lightning.reference.references import ModelReference
 
 
 def control_vector(size: int, coefficient: float, seed: int = 0) -> Tensor:
@@ -42,7 +40,7 @@ def rmu_forget(hidden: Tensor, control: Tensor, denominator: float | Tensor | No
     Args:
         hidden: (N, H) the policy's hidden states of the steered layer at the selected positions.
         control: (H,) from `control_vector`.
-        denominator: global token count; None uses N.
+        denominator: Global token count; None is N.
 
     Returns:
         Scalar, averaged over tokens and over H.
@@ -56,14 +54,14 @@ def rmu_retain(hidden: Tensor, reference_hidden: Tensor, denominator: float | Te
     Args:
         hidden: (N, H) the policy's hidden states of the steered layer.
         reference_hidden: (N, H) the frozen reference's, at the same positions.
-        denominator: global token count; None uses N.
+        denominator: Global token count; None is N.
 
     Returns:
         Scalar, averaged over tokens and over H.
     """
     dtype = working_dtype(hidden)
     gap = hidden.to(dtype) - reference_hidden.detach().to(dtype)
-    return token_mean(gap.square().mean(-1), denominator)
+    return global_mean(gap.square().mean(-1), denominator)
 
 
 class RMUModule(UnlearningModule):
@@ -80,22 +78,17 @@ class RMUModule(UnlearningModule):
     """
 
     def __init__(
-        self,
-        pretrained: str,
-        layer: int = 7,
-        coefficient: float = 2.0,
-        control_seed: int = 0,
-        **options: Any,
+        self, pretrained: str, layer: int = 7, coefficient: float = 2.0, control_seed: int = 0, **options: Any
     ) -> None:
         super().__init__(pretrained, **options)
-        self.save_hyperparameters(ignore=["optimizer"])
         if self.retain_loss_name == "kl":
             raise InputError("model.retain_loss is kl; RMU keeps hidden states instead. Use nll (its term) or none.")
         self.layer, self.coefficient, self.control_seed = layer, coefficient, control_seed
         self._captured: dict[str, Tensor] = {}
+        self._kept: dict[str, Tensor] = {}  # the reference's states of the current batch, by part
 
     @property
-    def reference_halves(self) -> list[str]:
+    def reference_parts(self) -> list[str]:
         """The retain rows only: the forget term's target is random."""
         return [] if self._skips("retain") else ["retain"]
 
@@ -122,30 +115,23 @@ class RMUModule(UnlearningModule):
             self._captured = states
             return super().training_step(batch, batch_idx)
 
+    def read_reference(self, parts: dict[str, TokenBatch]) -> None:
+        """Record the reference's states of the steered layer on the joint batch, without a gradient."""
+        if isinstance(self.reference, ModelReference):
+            with torch.no_grad(), self.reference.frozen(), recorded(self.reference.model, self.layer) as states:
+                compute_answers(self.reference.model, parts, lambda _: {}, from_hidden=self.from_hidden)
+            self._kept = at_answers(states["hidden"], parts)
+
     def losses(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
         """Return both terms from the layer's states of the joint forward."""
-        hidden = self._captured.pop("hidden")
-        states, start = {}, 0
-        for half, part in answers.items():
-            states[half] = at_answers(hidden[start : start + part.count], part.batch)
-            start += part.count
+        states = at_answers(self._captured.pop("hidden"), {part: one.batch for part, one in answers.items()})
         forget = answers["forget"]
-        control = control_vector(hidden.shape[-1], self.coefficient, self.control_seed).to(hidden)
+        control = control_vector(states["forget"].shape[-1], self.coefficient, self.control_seed).to(states["forget"])
         terms = {"forget": rmu_forget(states["forget"], control, forget.token_denominator)}
         if "retain" in answers:
-            kept = self.reference_states(answers["retain"].batch)
-            terms["retain"] = rmu_retain(states["retain"], kept, answers["retain"].token_denominator)
+            denominator = answers["retain"].token_denominator
+            terms["retain"] = rmu_retain(states["retain"], self._kept["retain"], denominator)
         return terms
-
-    def reference_states(self, batch: TokenBatch) -> Tensor:
-        """Return the (N, H) states of the steered layer in the reference, without a gradient."""
-        reference: Any = self.reference
-        return reference.part("states", batch, self._states)
-
-    def _states(self, model: nn.Module, batch: TokenBatch) -> Tensor:
-        with recorded(model, self.layer) as states:
-            answer_logits(model, batch)
-        return at_answers(states["hidden"], batch)
 
 
 @contextmanager
@@ -178,7 +164,7 @@ def leaves(value: Tensor) -> set[Tensor]:
     return found
 
 
-def at_answers(hidden: Tensor, batch: TokenBatch) -> Tensor:
-    """Return the (N, H) states at the supervised positions of ``batch``; padding on the right is cut off."""
-    positions = supervised_positions(batch["labels"])
-    return hidden[:, : positions.shape[1]][positions]
+def at_answers(hidden: Tensor, parts: dict[str, TokenBatch]) -> dict[str, Tensor]:
+    """Return the (N, H) states of each part at its supervised positions, from those (B, L, H) of the joint batch."""
+    joint = supervised_positions(concatenate(list(parts.values()))["labels"])
+    return dict(zip(parts, split(hidden[joint], parts), strict=True))

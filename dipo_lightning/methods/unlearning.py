@@ -3,6 +3,7 @@
 A method is a subclass that defines `UnlearningModule.forget_loss`; nothing has to be registered.
 """
 
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from lightning.pytorch.trainer.states import TrainerFn
@@ -10,13 +11,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from dipo_lightning.errors import InputError, RunError
-from dipo_lightning.losses.likelihood import retain_kl
+from dipo_lightning.losses.likelihood import token_kl
 from dipo_lightning.methods.language_model import LanguageModelModule
-from dipo_lightning.models.answers import Answers, compute_answers
-from dipo_lightning.models.head import head_is_known, linear_head
+from dipo_lightning.models.answers import Answers, compute_answers, over_logits
+from dipo_lightning.models.head import Head, known_head
 from dipo_lightning.models.lora import adapts_projection
+from dipo_lightning.models.token_batch import TokenBatch
 from dipo_lightning.reference.choice import build_reference, choose_reference
-from dipo_lightning.reference.references import CachedReference, ModelReference, Reference, without_rounding
+from dipo_lightning.reference.references import ModelReference, Reference, without_rounding
 
 
 class UnlearningModule(LanguageModelModule):
@@ -34,6 +36,9 @@ class UnlearningModule(LanguageModelModule):
             (the reference's last hidden states of the forget rows, cached on disk), ``directions`` (DiPO with a frozen
             output projection: cached dot-product directions) or ``auto``, the cheapest that is exact.
         reference_cache: Folder of the caches; each is keyed by data, tokenizer and weights.
+        form: What losses are computed from: ``logits`` of all answer positions, ``hidden`` states (chunk by chunk, in a
+            memory without tokens x vocabulary) or ``auto``: ``hidden`` where the model's head is known. Both are exact.
+        chunk_size: Positions whose vocabulary-sized values may live at the same time, for ``hidden``.
         **options: Those of `LanguageModelModule`.
     """
 
@@ -48,38 +53,47 @@ class UnlearningModule(LanguageModelModule):
         retain_loss: Literal["nll", "kl", "none"] = "nll",
         reference: Literal["auto", "live", "adapters_off", "hidden_states", "directions"] = "auto",
         reference_cache: str = "runs/reference_cache",
+        form: Literal["auto", "logits", "hidden"] = "auto",
+        chunk_size: int = 1024,
         **options: Any,
     ) -> None:
         super().__init__(pretrained, **options)
-        self.save_hyperparameters(ignore=["optimizer"])
         for name, value in (("gamma", gamma), ("lambda_", lambda_)):
             if value < 0:
                 raise InputError(f"model.{name} is {value}; the weight of a term must be 0 or more.")
         if reference == "adapters_off" and self.lora is None:
             raise InputError("model.reference is adapters_off, but there are no adapters; set model.lora.rank.")
+        if chunk_size < 1:
+            raise InputError(f"model.chunk_size is {chunk_size}; it must be at least 1.")
         self.gamma, self.lambda_, self.retain_loss_name, self.reference_name = gamma, lambda_, retain_loss, reference
-        self.reference_cache = reference_cache
+        self.reference_cache, self.form, self.chunk_size = reference_cache, form, chunk_size
         self.reference: Reference | None = None
-        self.head_is_linear = self.head_is_known = False
+        self.head: Head | None = None
+        self.from_hidden = False
+        self._frozen: dict[str, Answers] = {}  # the reference's answers to the current batch, by part
 
     def inspect(self, model: nn.Module) -> None:
-        """Find out, before sharding, what the head is."""
+        """Find out, before sharding, what the head is, and settle what losses are computed from."""
         super().inspect(model)
-        adapted = self.lora is not None and adapts_projection(model, self.lora)
-        self.head_is_linear = not adapted and linear_head(model) is not None
-        self.head_is_known = self.head_is_linear or (not adapted and head_is_known(model))
+        self.head = None if self.lora is not None and adapts_projection(model, self.lora) else known_head(model)
+        if self.form == "hidden" and self.head is None:
+            raise InputError(
+                "model.form is hidden, but the model's head is none that can be computed from hidden states. "
+                "Use auto or logits."
+            )
+        self.from_hidden = self.form != "logits" and self.head is not None
 
     def configure_model(self) -> None:
         """Load the policy, and whatever stands for the reference."""
         super().configure_model()
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        if self.reference is None and fitting and self.reference_halves:
+        if self.reference is None and fitting and self.reference_parts:
             self.reference = self.make_reference()
             self.refuse_saved_reference()
 
     @property
-    def reference_halves(self) -> list[str]:
-        """The halves of a batch on which some term of the loss asks for the reference."""
+    def reference_parts(self) -> list[str]:
+        """The parts of a batch on which some term of the loss asks for the reference."""
         return ["forget"] * self.needs_reference + ["retain"] * (self.retain_loss_name == "kl")
 
     def make_reference(self) -> Reference:
@@ -104,30 +118,31 @@ class UnlearningModule(LanguageModelModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return ``gamma * forget + lambda_ * retain`` over the global batch, logging every term."""
         assert self.policy is not None
-        halves = {half: batch[half] for half in self.halves(batch)}
-        if isinstance(self.reference, ModelReference):
-            self.reference.expect(halves.values())
-        self.read_reference(batch)
-        terms = compute_answers(self.policy, halves, self.losses, batch.get("denominators"), self.from_hidden)
+        parts = {part: batch[part] for part in self.parts(batch)}
+        self.read_reference(parts)
+        terms = compute_answers(
+            self.policy, parts, self.losses, batch.get("denominators"), self.from_hidden, self.chunk_size
+        )
         loss = self.gamma * terms["forget"]
         if "retain" in terms:
             loss = loss + self.lambda_ * terms["retain"]
         self.remember(loss, batch, terms)
-        self.log("loss", loss.detach(), prog_bar=True, logger=False)
+        self.log_bar(loss, terms)
         return loss
 
-    #: Whether `forget_loss` gets hidden states and the projection instead of logits (see `compute_answers`).
-    from_hidden: bool = False
+    def log_bar(self, loss: Tensor, terms: dict[str, Tensor]) -> None:
+        """Show the step's loss in the progress bar; a place to show another number."""
+        self.log("loss", loss.detach(), prog_bar=True, logger=False)
 
-    def halves(self, batch: dict[str, Any]) -> list[str]:
-        """Return the halves of ``batch`` that go through the policy, in order."""
-        return [half for half in ("forget", "retain") if half in batch and not self._skips(half)]
+    def parts(self, batch: dict[str, Any]) -> list[str]:
+        """Return the parts of ``batch`` that go through the policy, in order."""
+        return [part for part in ("forget", "retain") if part in batch and not self._skips(part)]
 
-    def read_reference(self, batch: dict[str, Any]) -> None:
-        """Read what the forget loss needs of the reference before the policy runs; a place to override.
-
-        Needed with ``from_hidden`` only, where the loss is computed inside the policy's forward.
-        """
+    def read_reference(self, parts: dict[str, TokenBatch]) -> None:
+        """Get the reference's answers before the policy's forward, within which losses are computed."""
+        self._frozen = {}
+        if self.reference is not None:
+            self._frozen = self.reference.answers(parts, from_hidden=self.from_hidden, chunk_size=self.chunk_size)
 
     def losses(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
         """Return the terms of the loss, ``forget`` and ``retain``, and what else is worth logging."""
@@ -137,7 +152,7 @@ class UnlearningModule(LanguageModelModule):
         return terms
 
     def forget_terms(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
-        """Return ``{"forget": loss}``; override to log more or to use another half (``alternative``)."""
+        """Return ``{"forget": loss}``; override to log more or to use another part (``alternative``)."""
         return {"forget": self.forget_loss(answers["forget"])}
 
     def forget_loss(self, forget: Answers) -> Tensor:
@@ -146,28 +161,41 @@ class UnlearningModule(LanguageModelModule):
 
     def retain_loss(self, retain: Answers) -> Tensor:
         """Return the scalar retain loss that ``retain_loss`` names."""
-        if self.retain_loss_name == "kl":
-            return retain_kl(retain.logits, self.retain_logits(retain), denominator=retain.token_denominator)
-        return retain.mean_nll
+        if self.retain_loss_name == "nll":
+            return retain.mean_nll
+        (divergence,) = over_logits(
+            lambda _, policy, reference: (token_kl(policy, reference),), retain, self.reference_answers(retain)
+        )
+        return divergence.sum() / retain.token_denominator
 
-    def retain_logits(self, answers: Answers) -> Tensor:
-        """Return the reference's (N, V) logits at the positions of ``answers``, without a gradient."""
-        assert self.reference is not None
-        if answers.half != "forget" and isinstance(self.reference, CachedReference):
-            raise RunError(f"the cached reference knows the forget rows only, not {answers.half}; use reference: live")
-        return self.without_rounding(self.reference.logits(answers.batch), answers.logits)
+    def reference_answers(self, answers: Answers) -> Answers:
+        """Return the reference's answers at the same positions, without a gradient.
 
-    def without_rounding(self, frozen: Tensor, own: Tensor, size: Tensor | None = None) -> Tensor:
-        """Return the reference's values, or before the first step the policy's own where a cache holds them rounded.
+        Before the first step a cache's are the policy's own, to the last bit.
 
-        Args:
-            frozen: The reference's values.
-            own: The policy's in their place.
-            size: See `dipo_lightning.reference.references.without_rounding`.
+        Raises:
+            RunError: The reference does not know this part of the batch, or a cache is of another policy.
         """
-        if self.trainer.global_step == 0 and isinstance(self.reference, CachedReference):
-            return without_rounding(frozen, own, size)
-        return frozen
+        if answers.part not in self._frozen:
+            raise RunError(
+                f"The reference ({type(self.reference).__name__}) knows nothing of this batch's {answers.part} part; "
+                "set model.reference: live."
+            )
+        frozen = self._frozen[answers.part]
+        if not self.at_start or isinstance(self.reference, ModelReference):
+            return frozen
+        if frozen.hidden is None or answers.hidden is None:
+            return replace(frozen, hidden=None, _logits=without_rounding(frozen.logits, answers.logits))
+        return replace(frozen, hidden=without_rounding(frozen.hidden, answers.hidden))
 
-    def _skips(self, half: str) -> bool:
-        return half == "retain" and (self.retain_loss_name == "none" or self.lambda_ == 0)
+    def reference_logits(self, answers: Answers) -> Tensor:
+        """Return the reference's (N, V) logits at the positions of ``answers``, without a gradient."""
+        return self.reference_answers(answers).logits
+
+    @property
+    def at_start(self) -> bool:
+        """Whether the policy still is the reference: no step is taken, and no dropout changes it."""
+        return self.trainer.global_step == 0 and not self.keeps_dropout
+
+    def _skips(self, part: str) -> bool:
+        return part == "retain" and (self.retain_loss_name == "none" or self.lambda_ == 0)

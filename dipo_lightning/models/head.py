@@ -1,11 +1,8 @@
-"""The output head of a causal LM, and whether its logits are exactly ``hidden @ W.T``.
+"""The output head of a causal LM: its projection and what a family does to the logits behind it.
 
-Losses computed from hidden states stand on that identity. Some families add a bias (Phi), bend the logits (Gemma-2's
-soft cap) or scale them (Cohere, Granite), and new ones will do other things; so the head is not recognised by name but
-fed hidden states whose logits are known. `Head` writes the four of them down; what it doesn't describe is told apart
-in the same way, and computed by the model itself.
-
-The causal language model itself, whatever peft has put around it.
+Losses computed from hidden states stand on knowing it. Some families add a bias (Phi), bend the logits (Gemma-2's soft
+cap) or scale them (Cohere, Granite), and new ones will do other things; so a head is not recognised by name but fed
+hidden states whose logits are known. What `Head` doesn't describe is left to the model itself.
 """
 
 from __future__ import annotations
@@ -47,26 +44,11 @@ class Head:
 
 
 def output_head(model: nn.Module) -> Head:
-    """Read the head off a model and its configuration; right where `head_is_known` says so."""
+    """Read the head off a model and its configuration; right where `known_head` finds it."""
     causal = causal_lm(model)
     projection, config = causal.get_output_embeddings(), causal.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1.0)
     return Head(projection.weight, projection.bias, scale, getattr(config, "final_logit_softcapping", None))
-
-
-@torch.no_grad()
-def head_is_known(model: nn.Module) -> bool:
-    """Find out whether `output_head` gives the logits of ``model``, by the forward that `linear_head` makes.
-
-    Args:
-        model: A causal LM or a PeftModel around one, with all weights on one device; call it before sharding.
-    """
-    causal = causal_lm(model)
-    if type(causal.get_output_embeddings()) is not nn.Linear:
-        return False
-    head = output_head(model)
-    logits, expected = _logits_of(causal, states := _probes(head.weight)), head(states)
-    return logits is not None and _same(logits, expected)
 
 
 def decoder(model: nn.Module) -> nn.Module:
@@ -80,29 +62,30 @@ def output_projection(model: nn.Module) -> nn.Parameter:
 
 
 @torch.no_grad()
-def linear_head(model: nn.Module) -> Head | None:
-    """Find out whether the logits are exactly ``decoder(model)(...).last_hidden_state @ output_projection(model).T``.
+def known_head(model: nn.Module) -> Head | None:
+    """Find out whether the logits are exactly what `output_head` makes of ``decoder(model)(...).last_hidden_state``.
 
-    One forward of two tokens, in which the decoder's output is replaced: by a zero state, whose logits must be zero
-    (no bias), and by a large random one, whose logits must be its product with W (no soft cap, no scale). A projection
-    that has a bias or an adapter is refused even where that is zero now, since training changes it.
+    One forward of two tokens, in which the decoder's output is replaced: by a zero state, whose logits show a bias, and
+    by a large random one, whose logits show a scale or a cap. A projection with an adapter is refused even where that
+    is zero now, since training changes it.
 
     Args:
         model: A causal LM or a PeftModel around one, with all weights on one device; call it before sharding.
 
     Returns:
-        The head, or None where the identity does not hold.
+        The head, or None where the logits are made in another way.
     """
     causal = causal_lm(model)
-    projection = causal.get_output_embeddings()
-    if type(projection) is not nn.Linear or projection.bias is not None:
+    if type(causal.get_output_embeddings()) is not nn.Linear:
         return None
-    weight = projection.weight
-    states = _probes(weight)
-    logits = _logits_of(causal, states)
-    if logits is None or not _same(logits, nn.functional.linear(states, weight)) or logits[0, 0].count_nonzero():
+    head = output_head(model)
+    states = _probes(head.weight)
+    logits, expected = _logits_of(causal, states), head(states)
+    if logits is None or not _same(logits, expected):
         return None
-    return Head(weight)
+    if head.bias is None and logits[0, 0].count_nonzero():
+        return None
+    return head
 
 
 def _probes(weight: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""One vector for each supervised position of a data set, computed once and memory-mapped from disk.
+"""Vectors of every supervised position of a data set, computed once and memory-mapped from disk.
 
-It is keyed by everything the vectors depend on; another key is another folder, so that a stale cache is never found.
-Rows are marked done one by one: a cache whose making was cut off goes on where it stopped, and is not read before it
-is complete.
+A cache is keyed by everything its vectors depend on; another key is another folder, so that a stale one is never found.
+It is made under another name, by one run at a time, and renamed when it is whole: a cut-off making goes on where it
+stopped, and nothing half-made is read. Every row carries a checksum.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,8 +26,9 @@ from dipo_lightning.errors import RunError
 from dipo_lightning.models.distributed import gather, own_batches, rank_and_world
 from dipo_lightning.models.token_batch import TokenBatch, collate
 
-FORMAT = "dipo-lightning/positions/1"
+FORMAT = "dipo-lightning/positions/2"
 _BLOCK = 2**24
+_WRITTEN = 1 << 32  # above the 32 bits of a checksum, so that no written row has the mark 0
 
 
 def cache_key(examples: Sequence[Example], **content: Any) -> str:
@@ -40,55 +43,60 @@ class PositionCache:
     """(positions, width) float32 vectors on disk, read by row index.
 
     Args:
-        root: Folder of all caches; this one's is ``root/key[:16]``.
+        root: Folder of all caches; this one's is ``root/key[:16]``, and ``root/key[:16].partial`` until it is whole.
         key: See `cache_key`.
         examples: The tokenised rows, in order.
-        width: Numbers a position.
+        width: Numbers per position.
     """
 
     def __init__(self, root: Path, key: str, examples: Sequence[Example], width: int) -> None:
         self.folder, self.examples, self.width = root / key[:16], examples, width
+        self.partial = self.folder.with_name(self.folder.name + ".partial")
         counts = [supervised_count(example) for example in examples]
         self.starts = np.concatenate([[0], np.cumsum(counts)])
         self.slots = {example["index"]: slot for slot, example in enumerate(examples)}
-        self.manifest: dict[str, Any] = {
-            "format": FORMAT,
-            "key": key,
-            "rows": len(examples),
-            "positions": int(sum(counts)),
-            "width": width,
-        }
+        self.shape = (max(1, int(sum(counts))), width)
+        self.sizes = {"values.bin": 4 * self.shape[0] * width, "marks.bin": 8 * len(examples)}
+        self.manifest = {"format": FORMAT, "key": key, "rows": len(examples), "shape": list(self.shape)}
+        self._checked: set[int] = set()
+        self._lock: IO[str] | None = None
 
-    def create(self) -> None:
-        """Make the files where there are none; one process does this, before any other opens them.
+    def claim(self) -> None:
+        """Make sure that the cache is whole, or that this process alone makes it: wait for another run that does.
+
+        Called by one process of a run, before any of them opens the cache.
 
         Raises:
-            RunError: They cannot be written, or the disk has no room for them.
+            RunError: It cannot be written, or the disk has no room for it.
         """
+        if self.folder.exists():
+            return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            manifest = self.folder / "manifest.json"
-            if not manifest.exists():
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = locked(self.folder.with_suffix(".lock"))
+            manifest = self.partial / "manifest.json"
+            if not self.folder.exists() and not manifest.exists():
+                self.partial.mkdir(exist_ok=True)
                 for name, size in self.sizes.items():
-                    allocate(self.folder / name, size)
-                partial = manifest.with_suffix(".partial")
-                partial.write_text(json.dumps(self.manifest))
-                partial.rename(manifest)
+                    allocate(self.partial / name, size)
+                manifest.with_suffix(".new").write_text(json.dumps(self.manifest))
+                manifest.with_suffix(".new").rename(manifest)
         except OSError as error:
+            self.release()
             raise RunError(
                 f"The cache {self.folder} ({sum(self.sizes.values()) / 1e6:.1f} MB) cannot be written: "
                 f"{error.strerror or error}. Set model.reference_cache to a folder with room, or model.reference: live."
             ) from error
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(positions, width)."""
-        return max(1, self.manifest["positions"]), self.width
+    def finish(self) -> None:
+        """Give the cache its own name, by the process that has claimed it; every row is there."""
+        self.partial.rename(self.folder)
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Bytes of each file."""
-        return {"values.bin": 4 * self.shape[0] * self.width, "done.bin": len(self.examples)}
+    def release(self) -> None:
+        """Let another run make the cache."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def open(self) -> None:
         """Map the files as they are on disk now, after checking that they are this cache's.
@@ -96,23 +104,22 @@ class PositionCache:
         Raises:
             RunError: The folder holds a cache of another key, shape or format, or a truncated one.
         """
+        self.complete = self.folder.exists()
+        folder, mode = (self.folder, "r") if self.complete else (self.partial, "r+")
         try:
-            found = json.loads((self.folder / "manifest.json").read_text())
+            found = json.loads((folder / "manifest.json").read_text())
         except (OSError, ValueError) as error:
-            raise RunError(f"The cache {self.folder} cannot be read ({error}); delete it and run again.") from error
+            raise RunError(f"The cache {folder} cannot be read ({error}); delete it and run again.") from error
         if found != self.manifest:
-            raise RunError(f"The cache {self.folder} is of other data or weights ({found}); delete it and run again.")
+            raise RunError(f"The cache {folder} is of other data or weights ({found}); delete it and run again.")
         for name, size in self.sizes.items():
-            if (self.folder / name).stat().st_size != size:
-                raise RunError(f"The cache file {self.folder / name} is truncated; delete {self.folder} and run again.")
-        self.values = np.memmap(self.folder / "values.bin", np.float32, "r+", shape=self.shape)
-        self.done = np.memmap(self.folder / "done.bin", np.uint8, "r+", shape=(len(self.examples),))
-        self.missing = np.flatnonzero(self.done == 0).tolist()
-
-    @property
-    def complete(self) -> bool:
-        """Whether every row is there."""
-        return bool(self.done.all())
+            if (folder / name).stat().st_size != size:
+                raise RunError(f"The cache file {folder / name} is truncated; delete {folder} and run again.")
+        self.values = np.memmap(folder / "values.bin", np.float32, mode, shape=self.shape)  # type: ignore[call-overload]
+        self.marks = np.memmap(folder / "marks.bin", np.uint64, mode, shape=(len(self.examples),))  # type: ignore[call-overload]
+        self.missing = np.flatnonzero(self.marks == 0).tolist()
+        if self.complete and self.missing:
+            raise RunError(f"The cache {folder} lacks {len(self.missing)} rows; delete it and run again.")
 
     def build(self, compute: Callable[[TokenBatch], Tensor], batch_size: int, device: torch.device) -> None:
         """Fill in the missing rows: every process computes its share, and the first one writes what all have.
@@ -120,8 +127,7 @@ class PositionCache:
         One writer, because hosts that share a folder do not share the pages they map of a file: each would write its
         own copy of a page back, with the others' rows missing.
 
-        Collective. All have called `open` before the first one gets here, so that they see the same rows missing, and
-        call it again, behind a barrier, to see what was written.
+        Collective. All have called `open` before the first one gets here, so that they see the same rows missing.
 
         Args:
             compute: Gives (N, width) for a token batch; may be collective.
@@ -140,18 +146,23 @@ class PositionCache:
                 self._write(rows)
 
     def _write(self, rows: Mapping[int, np.ndarray]) -> None:
-        """Write the vectors of each slot, and call it done."""
+        """Write the vectors of each slot, and then their checksums, by which they count as written."""
         for slot, values in rows.items():
             self.values[self.starts[slot] : self.starts[slot + 1]] = values
-        self.values.flush()  # the vectors are on disk before their rows are called done
-        self.done[list(rows)] = 1
-        self.done.flush()
+        self.values.flush()
+        for slot in rows:
+            self.marks[slot] = self._mark(slot)
+        self.marks.flush()
+
+    def _mark(self, slot: int) -> int:
+        """Return the checksum of a row's vectors, and that they are written."""
+        return _WRITTEN | zlib.crc32(self.values[self.starts[slot] : self.starts[slot + 1]].tobytes())
 
     def read(self, index: Tensor) -> Tensor:
         """Return (N, width) float32 vectors of the rows ``index`` (B,), row after row, on its device.
 
         Raises:
-            RunError: The cache was made of other rows.
+            RunError: The cache was made of other rows, or a row's vectors are not those that were written.
         """
         parts = []
         for row in index.tolist():
@@ -161,6 +172,9 @@ class PositionCache:
                     f"The cache {self.folder} knows no row {row}: a batch holds rows that are not among the data "
                     "module's forget_examples. Set model.reference: live."
                 )
+            if slot not in self._checked and int(self.marks[slot]) != self._mark(slot):
+                raise RunError(f"The cache {self.folder} is damaged (row {row}); delete it and run again.")
+            self._checked.add(slot)
             parts.append(self.values[self.starts[slot] : self.starts[slot + 1]])
         return torch.from_numpy(np.concatenate(parts)).to(index.device, non_blocking=True)
 
@@ -168,8 +182,23 @@ class PositionCache:
 def allocate(path: Path, size: int) -> None:
     """Make a file of ``size`` zero bytes that the disk has room for: a mapped file without room ends in SIGBUS."""
     with path.open("wb") as file:
-        if hasattr(os, "posix_fallocate"):
+        if hasattr(os, "posix_fallocate") and size:
             os.posix_fallocate(file.fileno(), 0, size)
         else:
             for start in range(0, size, _BLOCK):
                 file.write(bytes(min(_BLOCK, size - start)))
+
+
+def locked(path: Path) -> IO[str]:
+    """Lock a file, waiting for whoever holds it; closing what is returned, or the end of the process, frees it."""
+    file = path.open("w")
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        rank_zero_info(f"Another run is making what {path} is the lock of; waiting for it.")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    return file

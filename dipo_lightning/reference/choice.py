@@ -1,15 +1,16 @@
-"""Which reference an unlearning module uses, and how it is made: the cheapest that is exact, unless one is named."""
+"""Choice and making of the reference that an unlearning module uses: the cheapest exact one, unless one is named."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dipo_lightning.errors import InputError
+from dipo_lightning.models.answers import Answers, compute_answers
 from dipo_lightning.models.head import output_projection
 from dipo_lightning.models.token_batch import TokenBatch
 from dipo_lightning.reference.cache import PositionCache, cache_key
@@ -18,50 +19,13 @@ from dipo_lightning.reference.references import (
     HiddenStatesReference,
     LiveReference,
     Reference,
-    hidden_states,
     whole,
 )
 
 CACHE_BATCH_SIZE = 8
 
 
-class PolicyOwner(Protocol):
-    """LightningModule that trains a policy against a reference: what `build_reference` asks of it."""
-
-    policy: Any
-    trainer: Any
-    lora: Any
-    reference_cache: str
-    weights_fingerprint: str
-
-    @property
-    def reference_name(self) -> str:
-        """Name of the reference that was asked for, or ``auto``."""
-
-    @property
-    def reference_halves(self) -> list[str]:
-        """Parts of a batch that the reference is asked for."""
-
-    @property
-    def head_is_linear(self) -> bool:
-        """Whether the logits are exactly hidden states times the output projection."""
-
-    @property
-    def forward_dtype(self) -> torch.dtype:
-        """Dtype that a sharded model computes in."""
-
-    @property
-    def sharded(self) -> bool:
-        """Whether the policy is sharded."""
-
-    def load(self, dtype: torch.dtype = torch.float32) -> Any:
-        """Load the pretrained model."""
-
-    def prepare(self, model: Any, lora: Any = None, trainable: bool = True) -> Any:
-        """Add adapters, checkpointing, compilation and sharding."""
-
-
-def choose_reference(module: PolicyOwner) -> tuple[str, str]:
+def choose_reference(module: Any) -> tuple[str, str]:
     """Return the name of the reference to use, and why it is that one.
 
     Raises:
@@ -77,18 +41,18 @@ def choose_reference(module: PolicyOwner) -> tuple[str, str]:
     return ("live" if module.lora is None else "adapters_off"), obstacle
 
 
-def obstacle_to_caching(module: PolicyOwner) -> str | None:
+def obstacle_to_caching(module: Any) -> str | None:
     """Return why the reference cannot be cached for this module and data, or None."""
-    if not module.head_is_linear:
+    if module.head is None or not module.head.linear:
         return "the model's logits are not a plain product of hidden states and the output projection"
-    if module.reference_halves != ["forget"]:
-        return f"the reference is asked for on these rows: {', '.join(module.reference_halves)}"
+    if module.reference_parts != ["forget"]:
+        return f"the reference is asked for on these rows: {', '.join(module.reference_parts)}"
     if getattr(getattr(module.trainer, "datamodule", None), "forget_examples", None) is None:
         return "the data module has no forget_examples to cache"
     return None
 
 
-def build_reference(module: PolicyOwner, name: str) -> Reference:
+def build_reference(module: Any, name: str) -> Reference:
     """Build the reference called ``name`` (all but ``directions``, which is DiPO's own)."""
     assert module.policy is not None
     device = module.trainer.strategy.root_device
@@ -107,28 +71,21 @@ def build_reference(module: PolicyOwner, name: str) -> Reference:
         projection = projection.to(module.forward_dtype)
     elif output_projection(module.policy).requires_grad:
         projection = projection.clone()
-    policy = module.policy
-    cache = open_cache(module, projection.shape[1], lambda batch: hidden_states(policy, batch), kind=name)
+    cache = open_cache(module, projection.shape[1], lambda hidden: hidden, kind=name)
     return HiddenStatesReference(cache, projection.to(device))
 
 
-def open_cache(
-    module: PolicyOwner,
-    width: int,
-    compute: Callable[[TokenBatch], Tensor],
-    **key: Any,
-) -> PositionCache:
+def open_cache(module: Any, width: int, compute: Callable[[Tensor], Tensor], **key: Any) -> PositionCache:
     """Open the cache of the forget rows, and compute what is missing of it: all ranks together, once.
 
     The policy is the reference until its first step; this runs before a checkpoint is restored into it.
 
     Args:
-        module: The module, with its policy loaded.
-        width: Numbers a position.
-        compute: Gives (N, width) for a token batch; called without gradients, in evaluation mode.
+        module: The LightningModule, with its policy loaded.
+        width: Numbers per position.
+        compute: Gives (N, width) for hidden states (N, H); called without gradients.
         **key: What the numbers depend on besides data and weights; plain values.
     """
-    assert module.policy is not None
     trainer, strategy = module.trainer, module.trainer.strategy
     examples = trainer.datamodule.forget_examples
     key |= {
@@ -137,22 +94,46 @@ def open_cache(
         "dtype": str(module.forward_dtype if module.sharded else torch.float32),
         "device": strategy.root_device.type,
     }
-    cache = PositionCache(Path(module.reference_cache), cache_key(examples, **key), examples, width)
-    if trainer.is_global_zero:
-        cache.create()
-    strategy.barrier()
-    cache.open()
-    strategy.barrier()  # every rank has seen the same rows missing before one is filled in
-    if not cache.complete:
-        if not module.sharded:
-            module.policy.to(strategy.root_device)
-        module.policy.eval()
-        with torch.no_grad(), strategy.precision_plugin.forward_context():
-            cache.build(compute, CACHE_BATCH_SIZE, strategy.root_device)
-        module.policy.train()
-        if module.sharded:
-            # A forward without a backward leaves the root gathered, and the optimiser would get those copies.
-            module.policy.reshard()
+    cache = PositionCache(Path(module.reference_cache).expanduser(), cache_key(examples, **key), examples, width)
+    try:
+        if trainer.is_global_zero:
+            cache.claim()
         strategy.barrier()
         cache.open()
+        strategy.barrier()  # every rank has seen the same rows missing before one is filled in
+        if not cache.complete:
+            fill(module, cache, compute)
+            strategy.barrier()
+            if trainer.is_global_zero:
+                cache.finish()
+            strategy.barrier()
+            cache.open()
+    finally:
+        cache.release()
     return cache
+
+
+def fill(module: Any, cache: PositionCache, compute: Callable[[Tensor], Tensor]) -> None:
+    """Compute the missing rows of a cache with the policy in evaluation mode; arguments as for `open_cache`."""
+    policy, strategy = module.policy, module.trainer.strategy
+    if not module.sharded:
+        policy.to(strategy.root_device)
+
+    def of_batch(batch: TokenBatch) -> Tensor:
+        found = compute_answers(policy, {"forget": batch}, hidden_states, from_hidden=True)
+        return compute(found["hidden"])
+
+    policy.eval()
+    with torch.no_grad(), strategy.precision_plugin.forward_context():
+        cache.build(of_batch, CACHE_BATCH_SIZE, strategy.root_device)
+    policy.train()
+    if module.sharded:
+        # A forward without a backward leaves the root gathered, and the optimiser would get those copies.
+        policy.reshard()
+
+
+def hidden_states(answers: dict[str, Answers]) -> dict[str, Tensor]:
+    """Return the hidden states of the forget rows, from within a forward."""
+    hidden = answers["forget"].hidden
+    assert hidden is not None
+    return {"hidden": hidden}

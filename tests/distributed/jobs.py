@@ -37,7 +37,6 @@ from dipo_lightning.methods.undial import UNDIALModule
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers
 from dipo_lightning.models.sharding import FSDP2Strategy, full_state_dict, is_sharded
-from dipo_lightning.reference.references import CachedReference
 from tests.helpers.nested import nested
 from tests.helpers.toys import save_toy
 
@@ -47,17 +46,18 @@ class Gaps(UnlearningModule):
 
     gaps: list[float]
 
-    def retain_logits(self, answers: Answers) -> Tensor:
-        logits = super().retain_logits(answers)
-        self.note(answers.logits - logits)
-        return logits
+    def reference_answers(self, answers: Answers) -> Answers:
+        frozen = super().reference_answers(answers)
+        if answers.hidden is None or frozen.hidden is None:
+            self.note(answers.logits - frozen.logits)
+        else:
+            self.note(answers.hidden - frozen.hidden)
+        return frozen
 
     def token_margins(self, forget: Answers) -> Any:
-        margin, rewards = super().token_margins(forget)  # type: ignore[misc]
-        self.note(margin)
-        if self.from_hidden and not isinstance(self.reference, CachedReference):
-            self.note(forget.hidden - self.reference.hidden(forget.batch))  # type: ignore[union-attr, operator]
-        return margin, rewards
+        found = super().token_margins(forget)  # type: ignore[misc]
+        self.note(found.margin)
+        return found
 
     def note(self, difference: Tensor) -> None:
         self.gaps = [*getattr(self, "gaps", []), float(difference.detach().abs().max())]

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.chunked_likelihood import chunked_nll, chunked_nll_sum
-from dipo_lightning.losses.likelihood import token_nll
+from dipo_lightning.losses.likelihood import chunked_nll, chunked_nll_sum, token_nll
 
 N, H, V = 11, 6, 150
 LABELS = torch.arange(N) * 13 % V

@@ -1,11 +1,24 @@
-"""Token and sequence NLL."""
+"""Token and sequence NLL, and KL, against loops."""
+
+import math
 
 import pytest
 import torch
 
-from dipo_lightning.errors import InputError
-from dipo_lightning.losses.likelihood import sequence_nll, token_nll
-from tests.helpers.batches import ROWS, SELECTED, TOKENS, B, batch_logits, nll_of
+from dipo_lightning.losses.likelihood import token_kl, token_nll
+from dipo_lightning.losses.reductions import global_mean, sequence_reduce
+from tests.helpers.batches import (
+    ROWS,
+    SELECTED,
+    TOKENS,
+    B,
+    assert_only_selected_have_gradient,
+    batch_logits,
+    mean,
+    nll_of,
+    per_answer,
+    probabilities,
+)
 
 
 def test_against_a_loop() -> None:
@@ -13,9 +26,9 @@ def test_against_a_loop() -> None:
     expected = nll_of(logits)
     flat = [value for answer in expected for value in answer]
     torch.testing.assert_close(token_nll(logits[SELECTED], TOKENS).tolist(), flat)
-    sums = sequence_nll(logits[SELECTED], TOKENS, ROWS, B)
+    sums = sequence_reduce(token_nll(logits[SELECTED], TOKENS), ROWS, B, "sum")
     torch.testing.assert_close(sums.tolist(), [sum(answer, 0.0) for answer in expected])
-    means = sequence_nll(logits[SELECTED], TOKENS, ROWS, B, "mean")
+    means = sequence_reduce(token_nll(logits[SELECTED], TOKENS), ROWS, B, "mean")
     torch.testing.assert_close(means.tolist(), [sum(answer, 0.0) / max(len(answer), 1) for answer in expected])
     assert sums[2] == 0
 
@@ -30,6 +43,45 @@ def test_an_unsupervised_label_is_an_error_not_a_silent_zero() -> None:
         token_nll(torch.zeros(1, 5), torch.tensor([-100]))
 
 
-def test_unknown_reduction() -> None:
-    with pytest.raises(InputError, match="reduction"):
-        sequence_nll(torch.zeros(1, 5), torch.tensor([1]), torch.tensor([0]), 1, "max")
+def test_mean_nll() -> None:
+    logits = batch_logits(0).requires_grad_()
+    loss = global_mean(token_nll(logits[SELECTED], TOKENS))
+    assert loss.item() == pytest.approx(mean(nll_of(logits)), abs=1e-12)
+    loss.backward()
+    assert_only_selected_have_gradient(logits.grad)
+
+
+def test_kl() -> None:
+    policy, reference = batch_logits(0).requires_grad_(), batch_logits(1)
+    loss = global_mean(token_kl(policy[SELECTED], reference[SELECTED]))
+
+    def value(row: int, t: int, token: int) -> float:
+        pairs = zip(probabilities(reference[row, t].tolist()), probabilities(policy[row, t].tolist()), strict=True)
+        return sum(q * math.log(q / p) for q, p in pairs)
+
+    assert loss.item() == pytest.approx(mean(per_answer(value)), abs=1e-12)
+    assert global_mean(token_kl(policy[SELECTED], reference[SELECTED]), 1.0).item() == pytest.approx(
+        loss.item() * len(TOKENS)
+    )
+    loss.backward()
+    closed = (policy.detach().softmax(-1) - reference.softmax(-1))[SELECTED] / len(TOKENS)
+    torch.testing.assert_close(policy.grad[SELECTED], closed, rtol=0, atol=1e-12)
+    assert_only_selected_have_gradient(policy.grad)
+
+
+def test_kl_at_the_reference_is_zero_with_zero_gradient() -> None:
+    policy = batch_logits(1).requires_grad_()
+    loss = global_mean(token_kl(policy[SELECTED], policy[SELECTED]))
+    loss.backward()
+    assert loss.item() == 0.0
+    torch.testing.assert_close(policy.grad, torch.zeros_like(policy), rtol=0, atol=1e-15)
+
+
+def test_kl_of_bfloat16_logits_is_float32() -> None:
+    low = batch_logits(0)[SELECTED].bfloat16()
+    assert token_kl(low, low + 1).dtype == torch.float32
+
+
+def test_no_token_gives_zero() -> None:
+    assert global_mean(torch.zeros(0)).item() == 0.0
+    assert global_mean(token_kl(torch.zeros(0, 5), torch.zeros(0, 5))).item() == 0.0

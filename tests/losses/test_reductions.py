@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.reductions import batch_mean, sequence_mean, sequence_reduce, sequence_sum, token_mean
+from dipo_lightning.losses.reductions import global_mean, sequence_mean, sequence_reduce, sequence_sum
 
 VALUES = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0], dtype=torch.float64)
 ROWS = torch.tensor([0, 0, 2, 2, 2])
@@ -25,7 +25,7 @@ def test_nothing_selected() -> None:
     empty = torch.zeros(0)
     rows = torch.zeros(0, dtype=torch.int64)
     assert sequence_mean(empty, rows, 2).tolist() == [0.0, 0.0]
-    assert token_mean(empty).item() == 0.0
+    assert global_mean(empty).item() == 0.0
 
 
 def test_reduce_by_name() -> None:
@@ -36,7 +36,7 @@ def test_reduce_by_name() -> None:
 
 
 def test_global_denominator_makes_parts_add_up_to_the_whole() -> None:
-    parts = token_mean(VALUES[:2], 5.0) + token_mean(VALUES[2:], torch.tensor(5.0))
+    parts = global_mean(VALUES[:2], 5.0) + global_mean(VALUES[2:], torch.tensor(5.0))
     assert parts.item() == pytest.approx(VALUES.mean().item(), abs=1e-12)
-    assert batch_mean(VALUES[:3]).item() == pytest.approx(7 / 3)
-    assert batch_mean(VALUES[:3], 7).item() == 1.0
+    assert global_mean(VALUES[:3]).item() == pytest.approx(7 / 3)
+    assert global_mean(VALUES[:3], 7).item() == 1.0

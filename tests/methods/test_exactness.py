@@ -1,6 +1,6 @@
 """Every path of the DiPO step against the plain one: two models, logits of all positions, every option of the loss.
 
-The plain computation shares nothing with the paths but the definition of the pair (`distribution_pair`, which is tested
+The plain computation shares nothing with the paths but the definition of the pair (`make_pair`, which is tested
 against it) and the form of the margin as sequence KL divergences. It runs in float64 on the same weights.
 """
 
@@ -20,7 +20,9 @@ from torch.nn.functional import cross_entropy, logsigmoid
 from dipo_lightning import DiPOModule
 from dipo_lightning.methods.dipo.directions import directions
 from dipo_lightning.methods.dipo.loss import sequence_kl_margin
-from dipo_lightning.methods.dipo.pair import PairOptions, distribution_pair
+from dipo_lightning.methods.dipo.margins import choose_margins
+from dipo_lightning.methods.dipo.pair import PairOptions
+from dipo_lightning.models.answers import Answers, answer_hidden
 from dipo_lightning.models.head import output_projection
 from dipo_lightning.models.lora import LoRA, add_lora
 from dipo_lightning.models.token_batch import TokenBatch, collate
@@ -29,7 +31,6 @@ from dipo_lightning.reference.references import (
     DirectionsReference,
     HiddenStatesReference,
     LiveReference,
-    hidden_states,
 )
 from tests.helpers.toys import VOCABULARY, toy_model
 
@@ -70,14 +71,14 @@ def make_batch() -> dict[str, TokenBatch]:
     """Rows of several lengths with prompts, one of them without an answer."""
     generator = torch.Generator().manual_seed(3)
 
-    def half(lengths: list[tuple[int, int]]) -> TokenBatch:
+    def part(lengths: list[tuple[int, int]]) -> TokenBatch:
         examples = []
         for index, (prompt, answer) in enumerate(lengths):
             ids = torch.randint(3, VOCABULARY, (prompt + answer,), generator=generator).tolist()
             examples.append({"index": index, "input_ids": ids, "labels": [-100] * prompt + ids[prompt:]})
         return collate(examples, pad_token_id=0)
 
-    return {"forget": half([(4, 6), (2, 3), (5, 0)]), "retain": half([(3, 4), (1, 2)])}
+    return {"forget": part([(4, 6), (2, 3), (5, 0)]), "retain": part([(3, 4), (1, 2)])}
 
 
 BATCH = make_batch()
@@ -119,12 +120,14 @@ def ours(
     lora: bool = False,
     logged: bool = False,
     first: bool = False,
+    cls: type[DiPOModule] = DiPOModule,
 ) -> DiPOModule:
     """The package's module with a policy, and what stands for the reference."""
     chosen = PATHS[path] | nested(options)
     if lora:  # which freezes all but the adapters
         chosen |= {"lora": LORA, "freeze_projection": False}
-    module = DiPOModule("toy", **chosen)
+    module = cls("toy", **chosen)
+    module.keeps_dropout = True  # the policy has moved away from the reference before the first step
     policy, reference = models(family, dtype, module.freeze_projection, lora)
     trainer = SimpleNamespace(global_step=0 if first else 5, log_every_n_steps=1 if logged else 10**9, datamodule=None)
     module.policy, module._trainer = policy, trainer
@@ -133,7 +136,7 @@ def ours(
     module.freeze_untrained(policy)
     module.log_terms = module.log = lambda *_, **__: None
     with torch.no_grad():
-        hidden, weight = hidden_states(reference, BATCH["forget"]), output_projection(reference).detach()
+        hidden, weight = answer_hidden(reference, BATCH["forget"]), output_projection(reference).detach()
         if path.startswith("hidden_states"):
             module.reference = HiddenStatesReference(InMemory(hidden), weight)  # type: ignore[arg-type]
         elif path == "directions":
@@ -145,20 +148,22 @@ def ours(
             module.reference = AdaptersOffReference(policy)
         else:
             module.reference = LiveReference(reference)
+    module.margins = choose_margins(module)
     return module
 
 
 def plain_loss(policy: nn.Module, reference: nn.Module, options: DiPOModule) -> Tensor:
     """The loss from logits of all positions, forget and retain rows each in their own forward."""
 
-    def logits(model: nn.Module, half: str) -> Tensor:
-        return model(input_ids=BATCH[half]["input_ids"], attention_mask=BATCH[half]["attention_mask"]).logits[:, :-1]
+    def logits(model: nn.Module, part: str) -> Tensor:
+        return model(input_ids=BATCH[part]["input_ids"], attention_mask=BATCH[part]["attention_mask"]).logits[:, :-1]
 
-    policy_logits, retain_logits = logits(policy, "forget"), logits(reference, "forget").detach()
+    policy_logits, reference_logits = logits(policy, "forget"), logits(reference, "forget").detach()
     labels = BATCH["forget"]["labels"][:, 1:]
     rows, places = (labels != -100).nonzero(as_tuple=True)
-    h, h_reference = policy_logits[rows, places], retain_logits[rows, places]
-    pair = distribution_pair(h_reference if options.pair.source == "reference" else h, options.pair)
+    h, h_reference = policy_logits[rows, places], reference_logits[rows, places]
+    answers = Answers(BATCH["forget"], positions=torch.arange(len(h)))
+    pair = options.make_pair((h_reference if options.pair.source == "reference" else h).detach(), answers)
     margin = sequence_kl_margin(*pair, h, h_reference, rows, len(labels), options.reduction)
     scale = 2 / BETA if options.scale == "2/beta" else 1
     forget = -scale * logsigmoid(BETA * margin).mean()

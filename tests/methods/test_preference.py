@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.likelihood import sequence_nll
+from dipo_lightning.losses.likelihood import token_nll
+from dipo_lightning.losses.reductions import sequence_reduce
 from dipo_lightning.methods.preference import dpo, npo, simnpo
 from tests.helpers.batches import ROWS, SELECTED, TOKENS, B, assert_only_selected_have_gradient, batch_logits, nll_of
 
@@ -17,7 +18,7 @@ def sums(logits: Tensor) -> list[float]:
 
 
 def nll(logits: Tensor, reduction: str = "sum") -> Tensor:
-    return sequence_nll(logits[SELECTED], TOKENS, ROWS, B, reduction)
+    return sequence_reduce(token_nll(logits[SELECTED], TOKENS), ROWS, B, reduction)
 
 
 def preference_by_hand(gap: float, beta: float) -> float:

@@ -98,7 +98,7 @@ def test_every_method_takes_finite_steps_and_logs_its_terms(files: Path, cls: ty
     start = fit(files, cls, steps=0, **METHODS[cls])[0]
     moved = [not torch.equal(a, b) for a, b in zip(weights(module).values(), weights(start).values(), strict=True)]
     assert any(moved)
-    if not module.reference_halves:
+    if not module.reference_parts:
         assert module.reference is None, "a method that needs no reference loads none"
 
 

@@ -8,7 +8,7 @@ import torch
 
 from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.models.fingerprint import model_fingerprint
-from dipo_lightning.models.head import linear_head
+from dipo_lightning.models.head import known_head
 from dipo_lightning.models.loading import load_policy, load_tokenizer
 
 pytestmark = pytest.mark.real_model
@@ -29,7 +29,7 @@ def test_smollm2_from_gguf_answers_trains_and_saves(tmp_path, capfd):
 
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert linear_head(model) is not None
+    assert known_head(model).linear
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert model_fingerprint(load_policy(str(tmp_path))) == model_fingerprint(model)

@@ -33,7 +33,16 @@ from torch import nn
 
 from dipo_lightning.models.head import output_projection
 from tools.benchmarks.peak_memory import PeakMemory
-from tools.benchmarks.step_variants import BARE, BARE_FROZEN, NAMES, Variant, bytes_of, make_batch, make_variant
+from tools.benchmarks.step_variants import (
+    BARE,
+    BARE_FROZEN,
+    NAMES,
+    USUAL_NAMES,
+    Variant,
+    bytes_of,
+    make_batch,
+    make_variant,
+)
 
 TARGETS = (
     ("step", "dipo hidden_states", "grad_diff", 1.05),
@@ -161,7 +170,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--prompt", type=int, help="tokens of a row that are not supervised; a quarter below 256, else 0"
     )
-    parser.add_argument("--variants", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME", help=str(NAMES))
+    parser.add_argument(
+        "--variants", nargs="+", choices=NAMES, default=list(USUAL_NAMES), metavar="NAME", help=str(NAMES)
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)

@@ -18,27 +18,48 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid
 
 from dipo_lightning.methods.dipo.module import DiPOModule
-from dipo_lightning.methods.gradient_ascent import GradDiffModule
+from dipo_lightning.methods.dipo.pair import PairOptions
+from dipo_lightning.methods.gradient_ascent import GradDiffModule, WGAModule
+from dipo_lightning.methods.preference import DPOModule, NPOModule, SimNPOModule
 from dipo_lightning.methods.unlearning import UnlearningModule
-from dipo_lightning.models.answers import answer_hidden, concatenate
-from dipo_lightning.models.token_batch import TokenBatch, collate
+from dipo_lightning.models.answers import Answers, answer_hidden
+from dipo_lightning.models.token_batch import TokenBatch, collate, concatenate
 
 BETA, K = 0.1, 10
 NEVER = 10**9
 Batch = dict[str, TokenBatch]
+
+FORMS: dict[str, dict[str, Any]] = {"": {}, ", full logits": {"form": "logits"}}
+LIKELIHOOD: dict[str, type[UnlearningModule]] = {
+    "npo": NPOModule,
+    "simnpo": SimNPOModule,
+    "dpo": DPOModule,
+    "grad_diff": GradDiffModule,
+    "wga": WGAModule,
+}
+
+
+class OtherPair(DiPOModule):
+    """DiPO with a pair of its own, which changes all logits: the generic path."""
+
+    def make_pair(self, logits: Tensor, forget: Answers) -> tuple[Tensor, Tensor]:
+        return (0.5 * logits).log_softmax(-1), (2 * logits).log_softmax(-1)
+
 
 PACKAGE: dict[str, tuple[type[UnlearningModule], dict[str, Any]]] = {
     "dipo live, full logits": (DiPOModule, {"reference": "live", "form": "logits"}),
     "dipo live, chunked": (DiPOModule, {"reference": "live"}),
     "dipo hidden_states": (DiPOModule, {"reference": "hidden_states"}),
     "dipo directions": (DiPOModule, {"reference": "directions", "freeze_projection": True}),
-    "grad_diff": (GradDiffModule, {}),
+    "dipo, another pair": (OtherPair, {"reference": "live"}),
     "grad_diff frozen": (GradDiffModule, {"freeze_projection": True}),
+    **{name + form: (cls, options) for name, cls in LIKELIHOOD.items() for form, options in FORMS.items()},
 }
 USUAL = ("dipo usual", "npo usual", "fine-tuning")
 BARE = "model alone"  # the decoder's forward and backward without any head: what the memory of a loss stands on
 BARE_FROZEN = "model alone, frozen"
-NAMES = (
+NAMES = (BARE, BARE_FROZEN, *USUAL, *PACKAGE)
+USUAL_NAMES = (
     BARE,
     BARE_FROZEN,
     "fine-tuning",
@@ -69,7 +90,7 @@ def make_batch(rows: int, length: int, prompt: int, vocabulary: int, device: tor
     """Forget and retain rows of random tokens, all of one length; all tokens after the prompt are supervised."""
     generator = torch.Generator().manual_seed(0)
 
-    def half() -> TokenBatch:
+    def part() -> TokenBatch:
         ids = torch.randint(vocabulary, (rows, length), generator=generator).tolist()
         examples = [
             {"index": index, "input_ids": row, "labels": [-100] * prompt + row[prompt:]}
@@ -77,7 +98,7 @@ def make_batch(rows: int, length: int, prompt: int, vocabulary: int, device: tor
         ]
         return {name: value.to(device) for name, value in collate(examples, 0).items()}
 
-    return {"forget": half(), "retain": half()}
+    return {"forget": part(), "retain": part()}
 
 
 def sequence_nlls(logits: Tensor, labels: Tensor) -> Tensor:
@@ -86,13 +107,13 @@ def sequence_nlls(logits: Tensor, labels: Tensor) -> Tensor:
     return cross_entropy(shifted, labels[:, 1:], ignore_index=-100, reduction="none").sum(-1)
 
 
-def logits_of(model: Any, half: TokenBatch) -> Tensor:
-    return model(input_ids=half["input_ids"], attention_mask=half["attention_mask"], use_cache=False).logits
+def logits_of(model: Any, part: TokenBatch) -> Tensor:
+    return model(input_ids=part["input_ids"], attention_mask=part["attention_mask"], use_cache=False).logits
 
 
-def mean_nll(model: Any, half: TokenBatch) -> Tensor:
+def mean_nll(model: Any, part: TokenBatch) -> Tensor:
     """The loss that ``transformers`` itself computes, over logits of all positions."""
-    inputs = {name: half[name] for name in ("input_ids", "attention_mask", "labels")}
+    inputs = {name: part[name] for name in ("input_ids", "attention_mask", "labels")}
     return model(**inputs, use_cache=False).loss
 
 
@@ -140,7 +161,7 @@ def package_variant(name: str, policy: nn.Module, reference: nn.Module, batch: B
     """The training step of the package's module: its reference is made as ``fit`` makes it."""
     cls, options = PACKAGE[name]
     if issubclass(cls, DiPOModule):
-        options = options | {"beta": BETA, "k": K}
+        options = options | {"beta": BETA, "pair": PairOptions(k=K)}
     device = batch["forget"]["input_ids"].device
     module: Any = cls("shared", reference_cache=str(cache), **options)
     module.load = lambda dtype=torch.float32: policy if module.policy is None else reference
@@ -157,10 +178,12 @@ def package_variant(name: str, policy: nn.Module, reference: nn.Module, batch: B
     # A step like any other: neither the first one nor one that is logged, which also measure both rewards.
     module._trainer = SimpleNamespace(global_step=1, log_every_n_steps=NEVER)
     resident = 0
-    if name.startswith("dipo live"):
+    if getattr(module.reference, "model", None) is reference:
         resident = bytes_of(reference.parameters())
     elif name == "dipo hidden_states":
-        resident = bytes_of([module.reference.projection])
+        resident = bytes_of([module.reference.head.weight])
+    if issubclass(cls, DPOModule):
+        batch = batch | {"alternative": batch["retain"]}
     return Variant(lambda: module.training_step(batch, 0), bool(options.get("freeze_projection")), resident)
 
 

@@ -162,37 +162,16 @@ def _normalize(outside: Tensor, inside: Tensor) -> Member:
     return Member(joint[:, :1], joint[:, 1:])
 
 
-def pair_difference(logits: Tensor, options: PairOptions) -> Tensor:
-    """Compute preferred minus dispreferred, from one softmax and a correction on the confident set.
-
-    Args:
-        logits: (N, V) finite base logits; bfloat16 and float16 are raised to float32. Gradients are not followed.
-        options: how the pair is made.
-
-    Returns:
-        (N, V) difference d; each row sums to 0.
-
-    Raises:
-        InputError: when the options do not fit the vocabulary.
-    """
-    options.check_vocabulary(logits.shape[-1])
-    base = logits.detach().to(working_dtype(logits))
-    if not len(base):
-        return torch.zeros_like(base)
-    pair = factor(base, options)
-    return pair.dense(pair.preferred - pair.dispreferred, in_place=True)
-
-
-def pair_parts(logits: Tensor, options: PairOptions, retain_logits: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def pair_parts(logits: Tensor, options: PairOptions, reference_logits: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Compute both distributions minus the reference's, which is what the rewards need.
 
     Args:
         logits: (N, V) finite base logits of the pair.
         options: how the pair is made.
-        retain_logits: (N, V) logits of the reference where the pair is made from others (the policy's).
+        reference_logits: (N, V) logits of the reference where the pair is made from others (the policy's).
 
     Returns:
-        (N, V) preferred - reference and (N, V) dispreferred - reference; their difference is `pair_difference`.
+        (N, V) preferred - reference and (N, V) dispreferred - reference.
 
     Raises:
         InputError: when the options do not fit the vocabulary.
@@ -202,7 +181,7 @@ def pair_parts(logits: Tensor, options: PairOptions, retain_logits: Tensor | Non
     if not len(base):
         return torch.zeros_like(base), torch.zeros_like(base)
     pair = factor(base, options)
-    if retain_logits is None:
+    if reference_logits is None:
         return pair.dense(pair.preferred - pair.base), pair.dense(pair.dispreferred - pair.base, in_place=True)
-    reference = retain_logits.detach().to(base.dtype).softmax(-1)
+    reference = reference_logits.detach().to(base.dtype).softmax(-1)
     return pair.dense(pair.preferred) - reference, pair.dense(pair.dispreferred, in_place=True) - reference

@@ -1,17 +1,14 @@
-"""The vocabulary-sized work of the chunked margin: d = preferred - dispreferred, and what is measured with it.
-
-The DiPO margin from hidden states: equal to the plain one, in a memory that does not grow with tokens x vocabulary.
+"""The DiPO margin from hidden states: equal to the plain one, in a memory that does not grow with tokens x vocabulary.
 
 With d = preferred - dispreferred, W the policy's output projection and x its hidden states, a token's margin is
 
     <d, W x - h_ref> = <W^T d, x> - <d, h_ref>
 
-so with g = W^T d the gradient on x is g, and the gradient on W is the sum of d x^T. The forward keeps g (hidden size a
-token); the backward makes d again chunk by chunk, or keeps it where one chunk holds all positions. In units of N V H
+so with g = W^T d the gradient on x is g, and the gradient on W is the sum of d x^T. The forward keeps g (of hidden
+size); the backward makes d again chunk by chunk, or keeps it where one chunk holds all positions. In units of N V H
 multiply-adds the cost is 1 (reference logits) + 1 (g) + 1 (gradient on W; + 1 where d is made again), as plain
-cross-entropy on full logits has 3. Where W is frozen it is 2.
-
-Only for heads that are a plain projection: a bias or a soft cap needs the full-logits path (`dipo.margin`).
+cross-entropy on full logits has 3. Where W is frozen it is 2. Only for the package's own pair, and for heads that are a
+plain projection.
 """
 
 from __future__ import annotations
@@ -20,22 +17,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.losses.chunking import (
-    Kept,
+    ClosedForm,
     align,
     check_chunk_size,
     check_projection,
-    closed_gradients,
-    keep,
     piece_size,
     project,
     slices,
+    vocabulary_buffer,
 )
-from dipo_lightning.losses.reductions import working_dtype
 from dipo_lightning.methods.dipo.factored import FactoredPair, factor
+from dipo_lightning.methods.dipo.loss import TokenMargins
 from dipo_lightning.methods.dipo.pair import PairOptions
 
 _FEW = 16
@@ -102,14 +97,9 @@ def _inside(pair: FactoredPair) -> Inside:
 class Workspace:
     """Buffers and tensors of one pass over the positions."""
 
-    def __init__(self, plan: Plan, hidden: Tensor, weight: Tensor, reference: tuple[Tensor, Tensor]) -> None:
+    def __init__(self, plan: Plan, hidden: Tensor, weight: Tensor, reference: tuple[Tensor, ...]) -> None:
         self.plan, self.hidden, self.weight, self.reference = plan, hidden, weight, reference
-        self.dtype = working_dtype(weight, reference[1])
         self.size = piece_size(hidden.device, plan.chunk_size)
-
-    def buffer(self, count: int) -> Tensor:
-        """Make an uninitialised (count, V) buffer."""
-        return torch.empty(count, self.weight.shape[0], dtype=self.dtype, device=self.hidden.device)
 
     def fill(self, chunk: slice, out: Tensor, insides: list[Inside] | None = None) -> None:
         """Write the differences d of a chunk into `out` (n, V), and append each piece's `Inside` where asked."""
@@ -169,21 +159,7 @@ class Workspace:
         return torch.cat(margins), torch.cat(rewards)
 
 
-class MarginWithRewards(NamedTuple):
-    """Token margins and both rewards.
-
-    Attributes:
-        margin: (N,) with gradient.
-        preferred: (N,) R(preferred) / beta, without gradient.
-        dispreferred: (N,) R(dispreferred) / beta, without gradient; margin = preferred - dispreferred.
-    """
-
-    margin: Tensor
-    preferred: Tensor
-    dispreferred: Tensor
-
-
-class _ChunkedMargin(torch.autograd.Function):
+class _ChunkedMargin(ClosedForm):
     """Token margins with the gradient worked out by hand."""
 
     @staticmethod
@@ -195,28 +171,20 @@ class _ChunkedMargin(torch.autograd.Function):
         reference_weight: Tensor,
         plan: Plan,
     ) -> tuple[Tensor, Tensor]:
-        """Compute margins and preferred rewards chunk by chunk.
+        """Compute margins (N,) and, without a gradient, preferred rewards over beta (N,) chunk by chunk.
 
-        Args:
-            ctx: Autograd's context.
-            hidden: (N, H) the policy's hidden states, in the dtype of ``weight``.
-            weight: (V, H) the policy's projection, of any floating-point dtype.
-            reference_hidden: (N, H_ref), in the dtype of ``reference_weight``; no gradient.
-            reference_weight: (V, H_ref); no gradient.
-            plan: What is fixed for the call.
-
-        Returns:
-            (N,) margins, and (N,) preferred rewards over beta without a gradient (0 unless the plan asks for them),
-            float32 or, where a projection is float64, float64.
+        Hidden states have the dtype of their projection; rewards are 0 unless the plan asks for them.
         """
         work = Workspace(plan, hidden, weight, (reference_hidden, reference_weight))
-        count = len(hidden)
-        explicit = plan.explicit(weight.dtype)
-        margins = torch.empty(count, dtype=work.dtype, device=hidden.device)
+        count, explicit = len(hidden), plan.explicit(weight.dtype)
+        differences = vocabulary_buffer(hidden, weight, plan.chunk_size, reference_weight)
+        margins = torch.empty(count, dtype=differences.dtype, device=hidden.device)
         preferred = torch.zeros_like(margins)
-        directions = torch.empty_like(hidden, dtype=work.dtype) if not explicit or ctx.needs_input_grad[0] else None
-        differences = work.buffer(min(count, plan.chunk_size))
-        scratch = None if plan.shared and not explicit else work.buffer(min(count, work.size))
+        asked = not explicit or ctx.needs_input_grad[0]
+        directions = torch.empty_like(hidden, dtype=differences.dtype) if asked else None
+        scratch = None
+        if explicit or not plan.shared:
+            scratch = vocabulary_buffer(hidden, weight, work.size, reference_weight)
         for chunk in slices(count, plan.chunk_size):
             out = differences[: chunk.stop - chunk.start]
             offset = None
@@ -238,28 +206,14 @@ class _ChunkedMargin(torch.autograd.Function):
             for inside in insides or ():
                 piece = slice(start, start := start + len(inside.share))
                 preferred[piece] = inside.preferred(margins[piece], hidden[piece], weight)
-        ctx.plan = plan
-        keep(ctx, hidden, weight, directions, differences, plan.chunk_size, reference_hidden, reference_weight)
+
+        def fill(chunk: slice, out: Tensor, hidden: Tensor, weight: Tensor, *reference: Tensor) -> None:
+            Workspace(plan, hidden, weight, reference).fill(chunk, out)
+
+        others = reference_hidden, reference_weight
+        _ChunkedMargin.keep(ctx, hidden, weight, directions, differences, plan.chunk_size, fill, *others)
         ctx.mark_non_differentiable(preferred)
         return margins, preferred
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        """Compute the gradients on ``hidden`` (N, H) and ``weight`` (V, H), each in its dtype, or None.
-
-        Args:
-            ctx: Autograd's context.
-            upstream: (N,) gradient on the margins, in their dtype.
-            _: That on the rewards, which have none.
-
-        Returns:
-            One for each argument of the forward pass; the reference and the plan get None.
-        """
-        kept = Kept.of(ctx)
-        reference_hidden, reference_weight = kept.others
-        work = Workspace(ctx.plan, kept.hidden, kept.weight, (reference_hidden, reference_weight))
-        return *closed_gradients(ctx, kept, upstream, work.fill, work.buffer), None, None, None
 
 
 def _apply(
@@ -333,7 +287,7 @@ def chunked_margin_with_rewards(
     options: PairOptions,
     chunk_size: int = 1024,
     compare: bool = False,
-) -> MarginWithRewards:
+) -> TokenMargins:
     """Compute `chunked_margin` and both rewards of each position.
 
     With a small set (`top_k`, centered) in float32 they cost next to nothing, else another policy projection (N V H).
@@ -355,4 +309,4 @@ def chunked_margin_with_rewards(
         InputError: when shapes or options do not fit.
     """
     margin, preferred = _apply(hidden, weight, reference_hidden, reference_weight, options, chunk_size, True, compare)
-    return MarginWithRewards(margin, preferred, preferred - margin.detach())
+    return TokenMargins(margin, preferred, preferred - margin.detach())

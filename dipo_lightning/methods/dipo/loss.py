@@ -23,106 +23,87 @@ arXiv 2510.04773 for the method, whose full text was not available: a reconstruc
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.reductions import sequence_length, sequence_reduce, working_dtype
+from dipo_lightning.losses.reductions import sequence_reduce, working_dtype
 
 Reduction = Literal["sum", "mean"]
 Scale = Literal["2/beta", 1]
 
 
-def margin(
-    difference: Tensor,
-    policy_logits: Tensor,
-    retain_logits: Tensor,
-    rows: Tensor,
-    count: int,
-    reduction: Reduction = "sum",
-) -> Tensor:
-    """Compute the margin u of each sequence.
+class TokenMargins(NamedTuple):
+    """Margins of single positions, and the rewards that they are the difference of.
+
+    Attributes:
+        margin: (N,) with gradient.
+        preferred: (N,) R(preferred) / beta; None where it was not asked for.
+        dispreferred: (N,) R(dispreferred) / beta, so that margin = preferred - dispreferred; None likewise.
+    """
+
+    margin: Tensor
+    preferred: Tensor | None = None
+    dispreferred: Tensor | None = None
+
+
+def token_margins(
+    preferred_part: Tensor, dispreferred_part: Tensor, policy_logits: Tensor, reference_logits: Tensor
+) -> TokenMargins:
+    """Compute the margin and both rewards over beta of each position.
 
     Args:
-        difference: (N, V) preferred - dispreferred, without gradient (`pair_difference`).
-        policy_logits: (N, V) policy logits at the selected positions; the gradient on them is the difference.
-        retain_logits: (N, V) reference logits at the same positions.
-        rows: (N,) int64 row of each position.
-        count: number of rows of the batch.
-        reduction: `sum` over the positions (sequence KL) or their `mean`.
-
-    Returns:
-        (count,) margins in nats (a token, for `mean`); 0 for a row without positions.
-
-    Raises:
-        InputError: when `reduction` is unknown.
+        preferred_part: (N, V) preferred - reference distribution, without gradient.
+        dispreferred_part: (N, V) dispreferred - reference distribution, without gradient.
+        policy_logits: (N, V); the gradient of the margin on them is preferred - dispreferred.
+        reference_logits: (N, V).
     """
-    dtype = working_dtype(difference, policy_logits, retain_logits)
-    gap = policy_logits.to(dtype) - retain_logits.detach().to(dtype)
-    return sequence_reduce((difference.detach() * gap).sum(-1), rows, count, reduction)
+    dtype = working_dtype(preferred_part, policy_logits, reference_logits)
+    gap = policy_logits.to(dtype) - reference_logits.detach().to(dtype)
+    preferred, dispreferred = (preferred_part * gap).sum(-1), (dispreferred_part * gap).sum(-1)
+    return TokenMargins(preferred - dispreferred, preferred, dispreferred)
 
 
 def sequence_kl_margin(
     log_preferred: Tensor,
     log_dispreferred: Tensor,
     policy_logits: Tensor,
-    retain_logits: Tensor,
-    rows: Tensor,
-    count: int,
+    reference_logits: Tensor,
+    sequence_ids: Tensor,
+    batch_size: int,
     reduction: Reduction = "sum",
 ) -> Tensor:
     """Compute the margin as the published text states it: differences of sequence KL divergences.
 
-    The slow and literal form, for explanation and for tests; equal to `margin`.
+    The slow and literal form, for explanation and for tests; equal to the sum of `token_margins`.
 
     Args:
         log_preferred: (N, V) log-probabilities.
         log_dispreferred: (N, V) log-probabilities.
         policy_logits: (N, V).
-        retain_logits: (N, V).
-        rows: (N,) int64 row of each position.
-        count: number of rows of the batch.
+        reference_logits: (N, V).
+        sequence_ids: (N,) int64 sequence of each position.
+        batch_size: Number of sequences B.
         reduction: `sum` or `mean` over positions.
 
     Returns:
-        (count,) margins in nats.
+        (B,) margins in nats.
 
     Raises:
         InputError: when `reduction` is unknown.
     """
-    dtype = working_dtype(log_preferred, policy_logits, retain_logits)
+    dtype = working_dtype(log_preferred, policy_logits, reference_logits)
     policy = policy_logits.to(dtype).log_softmax(-1)
-    reference = retain_logits.detach().to(dtype).log_softmax(-1)
+    reference = reference_logits.detach().to(dtype).log_softmax(-1)
 
     def sequence_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-        return sequence_reduce((log_p.exp() * (log_p - log_q)).sum(-1), rows, count, reduction)
+        return sequence_reduce((log_p.exp() * (log_p - log_q)).sum(-1), sequence_ids, batch_size, reduction)
 
     towards = sequence_kl(log_dispreferred, policy) - sequence_kl(log_preferred, policy)
     start = sequence_kl(log_dispreferred, reference) - sequence_kl(log_preferred, reference)
     return towards - start
-
-
-def rewards(
-    preferred_part: Tensor, dispreferred_part: Tensor, policy_logits: Tensor, retain_logits: Tensor, beta: float
-) -> tuple[Tensor, Tensor]:
-    """Compute the rewards R(preferred) and R(dispreferred) of each position.
-
-    Args:
-        preferred_part: (N, V) preferred - reference distribution (`pair_parts`).
-        dispreferred_part: (N, V) dispreferred - reference distribution.
-        policy_logits: (N, V).
-        retain_logits: (N, V).
-        beta: inverse temperature of the preference model, > 0.
-
-    Returns:
-        Two (N,) tensors; beta * u is the sum over positions of first minus second.
-    """
-    dtype = working_dtype(preferred_part, policy_logits, retain_logits)
-    gap = policy_logits.to(dtype) - retain_logits.detach().to(dtype)
-    return beta * (preferred_part * gap).sum(-1), beta * (dispreferred_part * gap).sum(-1)
 
 
 def scale_factor(beta: float, scale: Scale = "2/beta") -> float:
@@ -148,43 +129,14 @@ def dipo_loss(margin: Tensor, beta: float, scale: Scale = "2/beta") -> Tensor:
     """Compute the forget loss -scale * log sigmoid(beta * u) of each sequence.
 
     Args:
-        margin: (count,) margins u.
+        margin: (B,) margins u.
         beta: inverse temperature, > 0.
         scale: `2/beta` or `1`.
 
     Returns:
-        (count,) losses; scale * log 2 where the policy is the reference.
+        (B,) losses; scale * log 2 where the policy is the reference.
 
     Raises:
         InputError: when beta is not positive or the scale is unknown.
     """
     return -scale_factor(beta, scale) * logsigmoid(beta * margin)
-
-
-def dipo_logit_gradient(
-    margin: Tensor,
-    difference: Tensor,
-    rows: Tensor,
-    beta: float,
-    scale: Scale = "2/beta",
-    reduction: Reduction = "sum",
-) -> Tensor:
-    """Compute the gradient of the summed forget loss on the policy logits in closed form.
-
-    dL_f / dh_t = -scale * beta * sigmoid(-beta u) * (preferred_t - dispreferred_t), over the length for `mean`.
-
-    Args:
-        margin: (count,) margins u.
-        difference: (N, V) preferred - dispreferred.
-        rows: (N,) int64 row of each position.
-        beta: inverse temperature, > 0.
-        scale: `2/beta` or `1`.
-        reduction: as the margin was reduced.
-
-    Returns:
-        (N, V).
-    """
-    weight = -scale_factor(beta, scale) * beta * torch.sigmoid(-beta * margin)
-    if reduction == "mean":
-        weight = weight / sequence_length(rows, len(margin)).clamp(min=1)
-    return weight[rows].unsqueeze(-1) * difference

@@ -1,6 +1,4 @@
-"""What a pair of distributions is made with: one validated value, shared by the plain and the fast code.
-
-The pair of distributions: forgetting-promoting (preferred) and memory-promoting (dispreferred).
+"""The pair of distributions: forgetting-promoting (preferred) and memory-promoting (dispreferred).
 
 With base logits h, the confident set S and the memory vector m (zero outside S)
 
@@ -8,8 +6,8 @@ With base logits h, the confident set S and the memory vector m (zero outside S)
     dispreferred = softmax(h + alpha * m)
 
 The idea is that of "Distribution Preference Optimization" (arXiv 2510.04773); the selection rules and the two forms of
-m are this package's reconstruction. `distribution_pair` is the plain form to read and to test against; training uses
-`pair_difference`, which gives the same numbers from one softmax.
+m are this package's reconstruction. `make_pair` is the definition, which everything else is tested against; the
+accelerators (`factored`, `kernels`, `directions`) give the same numbers from one softmax.
 """
 
 from __future__ import annotations
@@ -177,13 +175,13 @@ def memory_vector(logits: Tensor, confident: Tensor, kind: MemoryVector = "cente
     return (logits - tau).masked_fill(~confident, 0.0)
 
 
-def distribution_pair(logits: Tensor, options: PairOptions) -> tuple[Tensor, Tensor]:
-    """Build both distributions, the plain way.
+def make_pair(logits: Tensor, options: PairOptions) -> tuple[Tensor, Tensor]:
+    """Build both distributions of each position.
 
     Args:
         logits: (N, V) base logits; bfloat16 and float16 are raised to float32. Gradients are not followed: the pair is
             a target.
-        options: how the pair is made.
+        options: Selection, memory vector and strength.
 
     Returns:
         (N, V) log-probabilities of the preferred and of the dispreferred distribution.

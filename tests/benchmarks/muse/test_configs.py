@@ -11,8 +11,9 @@ import torch
 import yaml
 
 from dipo_lightning.comparison import sequences as scaling
-from dipo_lightning.methods.dipo.loss import dipo_loss, margin
+from dipo_lightning.methods.dipo.loss import dipo_loss
 from dipo_lightning.quickstart import muse_small
+from tests.helpers.plain_dipo import margin
 
 FOLDER = Path(__file__).resolve().parents[3] / "configs" / "muse"
 

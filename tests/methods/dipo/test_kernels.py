@@ -11,8 +11,9 @@ from dipo_lightning.errors import InputError
 from dipo_lightning.losses.reductions import sequence_sum
 from dipo_lightning.methods.dipo.factored import pair_parts
 from dipo_lightning.methods.dipo.kernels import chunked_margin, chunked_margin_with_rewards
-from dipo_lightning.methods.dipo.loss import dipo_loss, rewards
-from dipo_lightning.methods.dipo.pair import PairOptions, distribution_pair
+from dipo_lightning.methods.dipo.loss import dipo_loss
+from dipo_lightning.methods.dipo.pair import PairOptions, make_pair
+from tests.helpers.plain_dipo import rewards
 
 N, H, H_REF, V, COUNT = 11, 6, 4, 150, 3
 ROWS = torch.arange(N) * COUNT // N
@@ -37,7 +38,7 @@ def plain_margin(given: tuple[Tensor, ...], options: PairOptions, source: str) -
     """Token margins from full logits, probabilities and autograd."""
     hidden, weight, reference_hidden, reference_weight = given
     policy, reference = hidden @ weight.T, reference_hidden @ reference_weight.T
-    preferred, dispreferred = distribution_pair(reference if source == "reference" else policy, options)
+    preferred, dispreferred = make_pair(reference if source == "reference" else policy, options)
     ratio = policy.log_softmax(-1) - reference.log_softmax(-1)
     return ((preferred.exp() - dispreferred.exp()) * ratio).sum(-1)
 
@@ -232,7 +233,6 @@ def test_memory_does_not_grow_with_the_positions() -> None:
     ("change", "message"),
     [
         ({"chunk_size": 0}, "chunk_size is 0"),
-        ({"source": "both"}, "source is 'both'"),
         ({"hidden": torch.zeros(N, H + 1)}, "policy hidden states"),
         ({"reference_hidden": torch.zeros(N, H_REF + 1)}, "reference hidden states"),
         ({"reference_hidden": torch.zeros(N + 1, H_REF)}, "both must be the same batch"),

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.losses.reductions import sequence_sum
-from dipo_lightning.methods.dipo.factored import pair_difference, pair_parts
-from dipo_lightning.methods.dipo.loss import dipo_logit_gradient, dipo_loss, margin, rewards, sequence_kl_margin
-from dipo_lightning.methods.dipo.pair import PairOptions, distribution_pair
+from dipo_lightning.methods.dipo.factored import pair_parts
+from dipo_lightning.methods.dipo.loss import dipo_loss, sequence_kl_margin
+from dipo_lightning.methods.dipo.pair import PairOptions, make_pair
+from tests.helpers.plain_dipo import dipo_logit_gradient, margin, pair_difference, rewards
 
 N, V, COUNT = 9, 23, 4
 ROWS = torch.tensor([0, 0, 0, 1, 1, 3, 3, 3, 3])  # row 2 has no answer token
@@ -36,7 +37,7 @@ def kl(p: Tensor, q: Tensor) -> Tensor:
 
 def margin_by_loop(policy_logits: Tensor, options: PairOptions, reduction: str) -> Tensor:
     """The definition of the margin, position by position, from probabilities alone."""
-    preferred, dispreferred = (member.exp() for member in distribution_pair(REFERENCE, options))
+    preferred, dispreferred = (member.exp() for member in make_pair(REFERENCE, options))
     policy, reference = policy_logits.softmax(-1), REFERENCE.softmax(-1)
     result = []
     for row in range(COUNT):
@@ -58,7 +59,7 @@ def margin_by_loop(policy_logits: Tensor, options: PairOptions, reduction: str) 
 def test_three_forms_of_the_margin_agree(options: PairOptions, reduction: str) -> None:
     expected = margin_by_loop(POLICY, options, reduction)
     fast = margin(pair_difference(REFERENCE, options), POLICY, REFERENCE, ROWS, COUNT, reduction)
-    literal = sequence_kl_margin(*distribution_pair(REFERENCE, options), POLICY, REFERENCE, ROWS, COUNT, reduction)
+    literal = sequence_kl_margin(*make_pair(REFERENCE, options), POLICY, REFERENCE, ROWS, COUNT, reduction)
     torch.testing.assert_close(fast, expected, rtol=0, atol=1e-10)
     torch.testing.assert_close(literal, expected, rtol=0, atol=1e-10)
     assert expected[2] == 0
@@ -71,7 +72,7 @@ def test_rewards_are_the_definition_up_to_nothing(options: PairOptions) -> None:
     policy, reference = POLICY.softmax(-1), REFERENCE.softmax(-1)
     token_reward = beta * (policy / reference).log() + beta * (reference * (reference / policy).log()).sum(-1, True)
     found = rewards(*pair_parts(REFERENCE, options), POLICY, REFERENCE, beta)
-    for member, reward in zip(distribution_pair(REFERENCE, options), found, strict=True):
+    for member, reward in zip(make_pair(REFERENCE, options), found, strict=True):
         torch.testing.assert_close(reward, (member.exp() * token_reward).sum(-1), rtol=0, atol=1e-10)
     u = margin(pair_difference(REFERENCE, options), POLICY, REFERENCE, ROWS, COUNT)
     torch.testing.assert_close(sequence_sum(found[0] - found[1], ROWS, COUNT), beta * u, rtol=0, atol=1e-10)
@@ -81,7 +82,7 @@ def test_rewards_of_a_pair_made_from_the_policy() -> None:
     found = rewards(*pair_parts(POLICY, OPTIONS[0], REFERENCE), POLICY, REFERENCE, 1.0)
     policy, reference = POLICY.softmax(-1), REFERENCE.softmax(-1)
     token_reward = (policy / reference).log() + (reference * (reference / policy).log()).sum(-1, True)
-    for member, reward in zip(distribution_pair(POLICY, OPTIONS[0]), found, strict=True):
+    for member, reward in zip(make_pair(POLICY, OPTIONS[0]), found, strict=True):
         torch.testing.assert_close(reward, (member.exp() * token_reward).sum(-1), rtol=0, atol=1e-10)
 
 
@@ -111,7 +112,7 @@ def test_at_the_reference(options: PairOptions) -> None:
     loss = loss_of(policy, options, beta, 1, "sum")
     assert torch.equal(loss, torch.full((COUNT,), math.log(2), dtype=torch.float64))
     loss.sum().backward()
-    log_preferred, log_dispreferred = distribution_pair(REFERENCE, options)
+    log_preferred, log_dispreferred = make_pair(REFERENCE, options)
     expected = -(beta / 2) * (log_preferred.exp() - log_dispreferred.exp())
     torch.testing.assert_close(policy.grad, expected, rtol=0, atol=1e-10)
 
@@ -163,7 +164,7 @@ def test_prompt_and_padding_contribute_exactly_nothing() -> None:
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_descent_step_moves_towards_the_preferred(options: PairOptions) -> None:
-    preferred, dispreferred = distribution_pair(REFERENCE, options)
+    preferred, dispreferred = make_pair(REFERENCE, options)
 
     def gap(policy: Tensor) -> Tensor:
         policy = policy.log_softmax(-1)

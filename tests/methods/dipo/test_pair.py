@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.methods.dipo.factored import pair_difference, pair_parts
-from dipo_lightning.methods.dipo.pair import PairOptions, confident_set, distribution_pair, memory_vector
+from dipo_lightning.methods.dipo.factored import pair_parts
+from dipo_lightning.methods.dipo.pair import PairOptions, confident_set, make_pair, memory_vector
+from tests.helpers.plain_dipo import pair_difference
 
 SELECTIONS = ("top_k", "top_p", "relative")
 KINDS = ("centered", "raw")
@@ -52,7 +53,7 @@ def test_by_hand(options: PairOptions, chosen: set[int], kind: str) -> None:
     preferred, dispreferred = (
         torch.tensor([x], dtype=torch.float64) for x in by_hand(LOGITS[0].tolist(), chosen, 1.3, kind)
     )
-    log_preferred, log_dispreferred = distribution_pair(LOGITS, options)
+    log_preferred, log_dispreferred = make_pair(LOGITS, options)
     torch.testing.assert_close(log_preferred.exp(), preferred, rtol=0, atol=1e-14)
     torch.testing.assert_close(log_dispreferred.exp(), dispreferred, rtol=0, atol=1e-14)
     torch.testing.assert_close(pair_difference(LOGITS, options), preferred - dispreferred, rtol=0, atol=1e-14)
@@ -65,7 +66,7 @@ def test_by_hand(options: PairOptions, chosen: set[int], kind: str) -> None:
 
 
 def test_centered_alpha_one_pulls_the_set_down_to_tau() -> None:
-    log_preferred, _ = distribution_pair(LOGITS, PairOptions("top_k", k=2))
+    log_preferred, _ = make_pair(LOGITS, PairOptions("top_k", k=2))
     torch.testing.assert_close(log_preferred[0, [0, 2]], log_preferred[0, 3].expand(2))
 
 
@@ -103,7 +104,7 @@ def away_from_edges(logits: Tensor, options: PairOptions) -> bool:
 def test_fast_is_plain(problem: tuple[Tensor, PairOptions, bool]) -> None:
     logits, options, ties = problem
     assume(options.selection == "top_k" or away_from_edges(logits, options))
-    log_preferred, log_dispreferred = distribution_pair(logits, options)
+    log_preferred, log_dispreferred = make_pair(logits, options)
     plain, fast = log_preferred.exp() - log_dispreferred.exp(), pair_difference(logits, options)
     if ties and options.memory_vector == "raw":  # which of equal logits are taken is free: compare what was made
         plain, fast = plain.sort(-1).values, fast.sort(-1).values
@@ -161,7 +162,7 @@ def test_inputs_are_left_alone_and_not_followed() -> None:
     before = logits.detach().clone()
     assert not pair_difference(logits, PairOptions()).requires_grad
     assert not pair_parts(logits, PairOptions())[0].requires_grad
-    assert not distribution_pair(logits, PairOptions())[0].requires_grad
+    assert not make_pair(logits, PairOptions())[0].requires_grad
     assert torch.equal(logits.detach(), before)
 
 
@@ -174,7 +175,7 @@ def test_errors() -> None:
     with pytest.raises(InputError, match="k is 10"):
         pair_difference(torch.zeros(1, 4), PairOptions())
     with pytest.raises(InputError, match="k is 10"):
-        distribution_pair(torch.zeros(1, 4), PairOptions())
+        make_pair(torch.zeros(1, 4), PairOptions())
     with pytest.raises(InputError, match="whole vocabulary"):
         memory_vector(LOGITS, torch.ones(1, 4, dtype=torch.bool))
     with pytest.raises(InputError, match="memory_vector"):

@@ -20,6 +20,7 @@ from dipo_lightning.methods.dipo.pair import PairOptions
         ({"rho": 0.0}, "rho"),
         ({"rho": 1.5}, "rho"),
         ({"memory_vector": "centred"}, "memory_vector"),
+        ({"source": "both"}, "source is 'both'"),
         ({"alpha": 0.0}, "alpha"),
         ({"alpha": -1.0}, "alpha"),
         ({"alpha": float("nan")}, "alpha"),

@@ -1,0 +1,162 @@
+"""Computation of the margin of each position: one exact way for every pair and head, and two accelerators.
+
+`choose_margins` picks one when the model and the reference are known. `ExactMargins` holds always: it makes the pair
+from logits, a few positions at a time. `SparseMargins` and `CachedMargins` say by `holds` what they need; both take
+the package's own pair, and are tested equal to the first.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from dipo_lightning.methods.dipo.directions import directions, margin_from_directions
+from dipo_lightning.methods.dipo.factored import pair_parts
+from dipo_lightning.methods.dipo.kernels import chunked_margin, chunked_margin_with_rewards
+from dipo_lightning.methods.dipo.loss import TokenMargins, token_margins
+from dipo_lightning.models.answers import Answers, over_logits
+from dipo_lightning.models.head import output_projection
+from dipo_lightning.models.token_batch import TokenBatch
+from dipo_lightning.reference.choice import obstacle_to_caching, open_cache
+from dipo_lightning.reference.references import DirectionsReference, whole, without_rounding
+
+
+class Margins(Protocol):
+    """Computes margins for a `DiPOModule`."""
+
+    def read(self, forget: TokenBatch) -> None:
+        """Read what else the margin takes before the policy's forward."""
+
+    def __call__(self, forget: Answers) -> TokenMargins:
+        """Return the margin of each position, and the rewards where they are due."""
+
+
+class ExactMargins:
+    """Any pair and any head: from the logits of both models, chunk by chunk over positions.
+
+    Args:
+        module: The `DiPOModule`, whose `make_pair` defines the pair.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.parts = self.fast_parts if module.has_own_pair else self.parts_of_pair
+
+    def read(self, forget: TokenBatch) -> None:
+        """Read nothing: the module has the reference's answers."""
+
+    def __call__(self, forget: Answers) -> TokenMargins:
+        """Return margins and rewards from logits."""
+
+        def margins(positions: Tensor, policy: Tensor, reference: Tensor) -> tuple[Tensor, ...]:
+            base = reference if self.module.pair.source == "reference" else policy
+            parts = self.parts(base.detach(), reference, forget.at(positions))
+            return tuple(token_margins(*parts, policy, reference))  # type: ignore[arg-type]
+
+        return TokenMargins(*over_logits(margins, forget, self.module.reference_answers(forget)))
+
+    def parts_of_pair(self, base: Tensor, reference: Tensor, forget: Answers) -> tuple[Tensor, Tensor]:
+        """Return both distributions of the module's pair minus the reference's, (n, V) each."""
+        log_preferred, log_dispreferred = (log_p.detach() for log_p in self.module.make_pair(base, forget))
+        start = reference.detach().to(log_preferred.dtype).softmax(-1)
+        return log_preferred.exp() - start, log_dispreferred.exp() - start
+
+    def fast_parts(self, base: Tensor, reference: Tensor, forget: Answers) -> tuple[Tensor, Tensor]:
+        """Return the same of the package's own pair, with one softmax."""
+        options = self.module.pair
+        return pair_parts(base, options, None if options.source == "reference" else reference)
+
+
+class SparseMargins:
+    """The package's own pair under a purely linear head: a kernel that never forms the policy's logits in full.
+
+    Args:
+        module: The `DiPOModule`.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.trained = output_projection(module.policy).requires_grad
+
+    @staticmethod
+    def holds(module: Any) -> bool:
+        """Tell whether margins can be computed so."""
+        return module.has_own_pair and module.from_hidden and module.head.linear
+
+    def read(self, forget: TokenBatch) -> None:
+        """Read nothing: the module has the reference's answers."""
+
+    def __call__(self, forget: Answers) -> TokenMargins:
+        """Return margins, and at the first step and those that are logged the rewards."""
+        module, frozen = self.module, self.module.reference_answers(forget)
+        weight = forget.head.weight  # type: ignore[union-attr]
+        # A frozen projection is the reference's own: taken as the same tensor, the margin of equal states is 0.
+        inputs: tuple[Any, Any, Any, Any] = (
+            forget.hidden,
+            weight,
+            frozen.hidden,
+            frozen.head.weight if self.trained else weight,
+        )
+        first = module.trainer.global_step == 0  # the policy is the reference: the margin shall be 0, not rounding
+        if first or module.logs_are_due:
+            return chunked_margin_with_rewards(*inputs, module.pair, module.chunk_size, compare=first)
+        return TokenMargins(chunked_margin(*inputs, module.pair, module.chunk_size))
+
+
+class CachedMargins:
+    """The package's own pair under a frozen linear head: one dot product with a cached direction per position.
+
+    Args:
+        module: The `DiPOModule`, whose reference is a `DirectionsReference`.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.directions: tuple[Tensor, ...] = ()
+
+    @staticmethod
+    def holds(module: Any) -> bool:
+        """Tell whether margins can be computed so."""
+        frozen = not output_projection(module.policy).requires_grad
+        from_reference = module.pair.source == "reference"
+        return frozen and from_reference and SparseMargins.holds(module) and obstacle_to_caching(module) is None
+
+    def read(self, forget: TokenBatch) -> None:
+        """Read the directions of the batch."""
+        self.directions = self.module.reference.directions(forget)
+
+    def __call__(self, forget: Answers) -> TokenMargins:
+        """Return margins and rewards from hidden states."""
+        hidden: Any = forget.hidden
+        found = []
+        for vector, offset in zip(self.directions[:2], self.directions[2:], strict=True):
+            reward = margin_from_directions(hidden, vector, torch.zeros_like(offset))
+            if self.module.at_start:
+                size = torch.linalg.vector_norm(vector, dim=-1) * torch.linalg.vector_norm(hidden, dim=-1)
+                offset = without_rounding(offset, reward, size)
+            found.append(reward - offset)
+        return TokenMargins(found[0] - found[1], *found)
+
+
+def choose_margins(module: Any) -> Margins:
+    """Choose the cheapest exact way for a module whose policy and reference are loaded."""
+    if isinstance(module.reference, DirectionsReference):
+        return CachedMargins(module)
+    return SparseMargins(module) if SparseMargins.holds(module) else ExactMargins(module)
+
+
+def cache_directions(module: Any) -> DirectionsReference:
+    """Open the cache of both directions and offsets of every forget position."""
+    rank_zero_info("reference: directions (the output projection is frozen)")
+    projection = whole(output_projection(module.policy)).to(module.trainer.strategy.root_device)
+
+    def compute(hidden: Tensor) -> Tensor:
+        found = directions(hidden, projection, projection, module.pair, module.chunk_size)
+        offsets = torch.stack([found.preferred_offset, found.dispreferred_offset], -1)
+        return torch.cat([found.preferred, found.dispreferred, offsets], -1)
+
+    key = {"kind": "directions", "pair": vars(module.pair)}
+    return DirectionsReference(open_cache(module, 2 * projection.shape[1] + 2, compute, **key))
