@@ -13,6 +13,7 @@ from dipo_lightning.comparison.report import Findings
 from dipo_lightning.comparison.results import (
     Row,
     Scale,
+    add_columns_beside,
     add_utility_kept,
     by_epoch,
     evaluation_rows,
@@ -126,6 +127,7 @@ class Work:
         scale = self.findings.scale
         documents = read_evaluations(Path(run.path), scale.benchmark.name)[1]
         rows = evaluation_rows(documents, run.name, run.settings, run.seed)
+        add_columns_beside(rows, Path(run.path))
         if not by_epoch(rows):
             raise InputError(f"{run.path} has no evaluation after a first step: it is no run that unlearns.")
         add_utility_kept(rows, target_row(rows), scale)
@@ -179,7 +181,7 @@ def evaluated_on(base: Config, path: str, name: str | None) -> Benchmark:
     """
     classes = [import_class(callback["class_path"]) for callback in callbacks(base.get("trainer") or {})]
     kinds = [getattr(kind, "benchmark", None) for kind in classes]
-    found = [kind for kind in kinds if isinstance(kind, Benchmark)]
+    found = [kind for kind in kinds if isinstance(kind, Benchmark) and not kind.columns_beside]
     for benchmark in found:
         if name in (None, benchmark.name):
             return benchmark
@@ -194,6 +196,7 @@ def rows_of(run: Run, scale: Scale) -> list[Row] | Failure:
     except InputError as error:
         return Failure(run.title, str(error))
     rows = evaluation_rows(documents, run.method, run.settings, run.seed)
+    add_columns_beside(rows, run.folder)
     add_utility_kept(rows, target_row(rows), scale)
     return rows
 

@@ -161,6 +161,7 @@ class Robustness(Benchmark):
     headline = Headline(forget="worst_rouge", utility="", needs="RobustnessEvaluation, or `dipo-lightning attack`")
     shown = ("unlearned_plain_rouge", "worst_rouge", "unlearned_plain_probability", "worst_probability")
     hyperparameter_metrics = ("worst_rouge",)
+    columns_beside = ("worst_*", "unlearned_samples_leak_at_*", "*_r_rouge", "*_q_rouge")
 
     def sets_of(self, settings: Mapping[str, Any]) -> tuple[RowSet, ...]:
         """Return a set for each model and condition, for a curve one for each step."""
