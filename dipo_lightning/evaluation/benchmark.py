@@ -49,7 +49,7 @@ class Headline:
 
     Attributes:
         forget: Name of the number that says how well it was forgotten.
-        utility: Name of the number that says what is left; more is better.
+        utility: Name of the number that says what is left; more is better. Empty where none is measured.
         beside: Names of further numbers that a table of runs shows.
         needs: The options without which they are not measured, for messages.
         mark: A value of ``forget`` that pictures mark with a line, with its name.
@@ -156,6 +156,10 @@ class Benchmark:
     def describe(self, settings: Mapping[str, Any], sets: Sets) -> str:
         """Return what was measured, for the first line of the printed table."""
         return self.title
+
+    def table(self, document: Mapping[str, Any]) -> str:
+        """Return the Markdown table of an evaluation for model cards; nothing for a plain list of its numbers."""
+        return ""
 
     def pictures(self, sets: Sets, aggregates: Mapping[str, Any], retain: EvaluationLog | None) -> dict[str, Figure]:
         """Return pictures of an evaluation by their tag."""
