@@ -108,7 +108,7 @@ def config_records(source: str | Path, config: str, split: str = "train") -> lis
         return list(hub_records(str(source), config, split))
     for saved, part in ((folder / config, split), (folder, config)):
         if is_saved(saved):
-            return list(_saved_records(saved, part, "split"))
+            return list(_saved_records(saved, part))
     paths = config_files(folder, config, split)
     if paths:
         return [record for path in paths for record in file_records(path)]
@@ -222,7 +222,7 @@ def _files_called(stem: Path) -> list[Path]:
     return []
 
 
-def _saved_records(folder: Path, split: str | None, option: str) -> Iterator[Record]:
+def _saved_records(folder: Path, split: str | None, option: str | None = None) -> Iterator[Record]:
     """Records of what `save_to_disk` wrote: a data set, or one of a dictionary of them."""
     from datasets import Dataset, load_from_disk
 
@@ -235,7 +235,8 @@ def _saved_records(folder: Path, split: str | None, option: str) -> Iterator[Rec
     chosen = split or ("train" if "train" in saved else next(iter(saved)) if len(saved) == 1 else None)
     if chosen not in saved:
         asked = f"no {split}" if split else "no train split"
-        raise InputError(f"{folder}: there is {asked}; there is {', '.join(saved)}. Set {option} to one of them.")
+        hint = f" Set {option} to one of them." if option else ""
+        raise InputError(f"{folder}: there is {asked}; there is {', '.join(saved)}.{hint}")
     return _dataset_records(f"{folder}, {chosen}", saved[chosen])
 
 
