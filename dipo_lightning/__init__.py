@@ -32,6 +32,7 @@ _PUBLIC = {
     "TOFUEvaluation": "dipo_lightning.benchmarks.tofu.callback",
     "MemorizationEvaluation": "dipo_lightning.benchmarks.user_data.callback",
     "MUSEEvaluation": "dipo_lightning.benchmarks.muse.callback",
+    "RobustnessEvaluation": "dipo_lightning.benchmarks.robustness.callback",
     "Measuring": "dipo_lightning.evaluation.rows",
     "Schedule": "dipo_lightning.evaluation.schedule",
     "StopAtThreshold": "dipo_lightning.callbacks.stopping",

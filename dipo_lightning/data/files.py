@@ -33,7 +33,7 @@ class Record(NamedTuple):
 
     @property
     def where(self) -> str:
-        """Where the record stands, for messages: ``data.jsonl, line 3``."""
+        """The record's place, for messages: ``data.jsonl, line 3``."""
         return f"{self.place} {self.number}"
 
 
@@ -133,12 +133,12 @@ def available(folder: Path) -> list[str]:
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether a folder is what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
+    """Tell a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
     return any((folder / name).is_file() for name in _SAVED)
 
 
 def is_hub_name(source: str) -> bool:
-    """Whether this can be a data set's name on the hub: ``owner/name``, no data file's ending, no folder's beginning.
+    """Tell a data set's name on the hub: ``owner/name``, without a data file's ending or a folder's beginning.
 
     A mistyped path must not become a call over the network.
     """

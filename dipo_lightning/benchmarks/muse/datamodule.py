@@ -84,5 +84,5 @@ class MUSEDataModule(UnlearningDataModule):
 
 
 def is_published(data: str | Path) -> bool:
-    """Whether this is one of MUSE's own corpora on the hub, and no folder of that name."""
+    """Tell MUSE's own corpora on the hub from other data, and from folders of their names."""
     return str(data) in HUB_NAMES and not Path(data).is_dir()
