@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dipo_lightning.benchmarks.robustness import running
-from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, measure_answers, plainly
+from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, ask, measure_answers
 from dipo_lightning.benchmarks.robustness.running import build_attacks
 from dipo_lightning.benchmarks.robustness.tables import markdown_table
 from dipo_lightning.cli.attack import run_settings
@@ -32,7 +32,8 @@ class Shouting(Attack):
         return [Condition("upper_case", "question in capitals")]
 
     def measure(self, policy, subject, condition):
-        return {condition.name: measure_answers(policy, subject, plainly(subject))}
+        asked = [ask(subject.style, row, row["question"].upper()) for row in subject.forget]
+        return {condition.name: measure_answers(policy, subject, asked)}
 
 
 @pytest.fixture(scope="module")
