@@ -9,8 +9,8 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from dipo_lightning.errors import DiPOError, InputError, root_cause
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 COMMANDS = {
+    "forget": "dipo_lightning.cli.forget:forget",
     "quickstart": "dipo_lightning.quickstart:quickstart",
     "muse-small": "dipo_lightning.quickstart.muse_small:muse_small",
     "scalability": "dipo_lightning.comparison.sequences:scalability",
@@ -33,10 +34,14 @@ COMMANDS = {
 }
 """The commands that are no Trainer method, by name, as ``module:function``."""
 
+LAST_ARGUMENT = {"forget": (2, "retain")}
+"""Commands with one more argument that may be left out: its place, and the option that it stands for."""
+
 SUMMARIES = {
     "fit": "Unlearn (or fine-tune) a model, evaluating while it trains.",
     "validate": "Run the evaluation callbacks on a model.",
     "test": "Run the evaluation callbacks on a model and write its log.",
+    "forget": "Make a model forget a file of rows, and say whether it did.",
     "quickstart": "Make data, a model that knows it, unlearn a part, and show that it did.",
     "muse-small": "Make a small corpus in MUSE's schema, and models that know it with and without a part.",
     "scalability": "Unlearn forget sets of growing size, each from the target.",
@@ -54,6 +59,8 @@ SUMMARIES = {
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """A disk that is full or can't be written to; such an error seldom names its file."""
+
+SWITCH_VALUES = ("true", "false", "yes", "no")
 
 TRAINER_COMMANDS = ("fit", "validate", "test")
 DEFAULT_CLASSES = {"model": "DiPOModule", "data": "UnlearningDataModule"}
@@ -126,10 +133,27 @@ def run_command(name: str, args: list[str]) -> None:
 
     from dipo_lightning.cli.messages import Sentences
 
+    if name in LAST_ARGUMENT:
+        place, option = LAST_ARGUMENT[name]
+        if len(args) > place and not any(argument.startswith("-") for argument in args[: place + 1]):
+            args = [*args[:place], f"--{option}", *args[place:]]
     parser = type("Parser", (Sentences, ArgumentParser), {})
     module, function = COMMANDS[name].split(":")
     called = getattr(importlib.import_module(module), function)
-    auto_cli(called, args=args, prog=f"dipo-lightning {name}", parser_class=parser)
+    auto_cli(called, args=with_flags(called, args), prog=f"dipo-lightning {name}", parser_class=parser)
+
+
+def with_flags(function: Callable[..., Any], args: Sequence[str]) -> list[str]:
+    """Return the arguments with ``--yes`` written as ``--yes=true`` where a switch has no value of its own."""
+    import inspect
+
+    parameters = inspect.signature(function).parameters
+    switches = {f"--{name}" for name, one in parameters.items() if one.annotation in (bool, "bool")}
+    following = [*args[1:], ""]
+    return [
+        f"{argument}=true" if argument in switches and after.lower() not in SWITCH_VALUES else argument
+        for argument, after in zip(args, following, strict=False)
+    ]
 
 
 def run_trainer(args: list[str]) -> None:

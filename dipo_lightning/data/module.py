@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from dipo_lightning.data.pairs import EpochSampler, Example, FirstRowsSampler
 from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.data.rows import Rows
 from dipo_lightning.data.tokenization import LazyRows, pieces, tokenize_rows
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, refuse_unknown
 from dipo_lightning.models.loading import load_tokenizer
 from dipo_lightning.models.token_batch import collate_parts
 
@@ -67,8 +66,10 @@ class TokenizedDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         on_missing: Literal["raise", "skip"] = "raise",
+        **unknown: Any,
     ) -> None:
         super().__init__()
+        refuse_unknown(type(self).__name__, unknown)
         for name, value in (("batch_size", batch_size), ("max_length", max_length)):
             if value < 1:
                 raise InputError(f"data.{name} is {value}; it must be at least 1.")
@@ -165,7 +166,7 @@ class TokenizedDataModule(pl.LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            collate_fn=functools.partial(collate_parts, pad_token_id=self.tokenizer.pad_token_id),
+            collate_fn=collate_parts,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(
                 self.seed

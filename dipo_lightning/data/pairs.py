@@ -127,7 +127,7 @@ class TrainingRows(Dataset):
 
 
 class EpochSampler(DistributedSampler):
-    """Yields ``epoch * len(dataset) + index``, so that an item can depend on the epoch in any worker.
+    """Sampler of the keys ``epoch * len(dataset) + index``: with them an item can depend on the epoch in any worker.
 
     Attributes:
         skip: Keys to pass over at the start of the next pass.

@@ -282,7 +282,7 @@ def private_values(answer: str, given: object, label: str) -> tuple[str, list[st
 
 
 def _said(row: Mapping[str, Any]) -> bytes:
-    """What a row says, in one way of writing it."""
+    """Write what a row says, and not where it stands, always alike."""
     content = {key: value for key, value in row.items() if key not in _PLACE}
     return json.dumps(content, sort_keys=True, ensure_ascii=True, default=str).encode() + b"\n"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,7 +93,7 @@ def generate(
     going = [row for row in rows if not row.done]
     if progress is not None:
         progress(len(rows) - len(going))
-    with evaluation_mode(policy), _plain_settings(policy), unsharded(policy):
+    with evaluation_mode(policy), plain_settings(policy), unsharded(policy):
         together = _what_may_go_together(policy, going, limit, device)
         while going:
             plan = _plan(going, 1 if together == "plain" else batch_rows, together)
@@ -107,8 +108,8 @@ def generate(
 def _what_may_go_together(policy: nn.Module, rows: Sequence[_Row], limit: int | None, device: torch.device) -> str:
     """Find out how rows get what a forward of the row alone, without a cache, says.
 
-    The shortest prompt beside the longest shows whether the padding in front of it disturbs it, as it does models that
-    carry a state from token to token without regard to the mask, or that count positions from the start.
+    Shorter prompts beside the longest show whether the padding in front of them disturbs them, as it does where a state
+    is carried from token to token without regard to the mask, or positions are counted from the start.
 
     Returns:
         ``padded`` (rows of any length share a batch), ``equal`` (those of one length do), or ``plain`` where the
@@ -117,15 +118,17 @@ def _what_may_go_together(policy: nn.Module, rows: Sequence[_Row], limit: int | 
     prompts = sorted((row.prompt for row in rows), key=len)
     if not prompts:
         return "plain"
-    short, long = prompts[0], prompts[-1]
+    long = prompts[-1]
+    shorter = [prompt for prompt in prompts if len(prompt) < len(long)]
     steps = PROBED if limit is None else min(PROBED, limit - len(long))
 
-    def alike(company: list[int]) -> Callable[[], bool]:
-        return lambda: _continued_alike(policy, short, company, steps, device)
+    def padded() -> bool:
+        return all(_continued_alike(policy, prompt, long, steps, device) for prompt in (shorter[0], shorter[-1]))
 
-    if len(short) < len(long) and leaves_rows_alone(policy, "left-padded", len(long), alike(long)):
+    if shorter and leaves_rows_alone(policy, "left-padded", len(long), padded):
         return "padded"
-    return "equal" if leaves_rows_alone(policy, "equal", len(long), alike(short[::-1])) else "plain"
+    alike = partial(_continued_alike, policy, long, long[::-1], steps, device)
+    return "equal" if leaves_rows_alone(policy, "equal", len(long), alike) else "plain"
 
 
 def _continued_alike(
@@ -249,7 +252,7 @@ class _FewLeft:
 
 
 @contextmanager
-def _plain_settings(policy: nn.Module) -> Iterator[None]:
+def plain_settings(policy: nn.Module) -> Iterator[None]:
     """Put the model's own generation defaults aside: a repetition penalty or a temperature isn't greedy decoding.
 
     ``generate`` fills every unset field of a given configuration from the model's. A peft model hands its own to the

@@ -30,7 +30,7 @@ FORGOTTEN, KEPT = "scal/forget_4", ("train/retain1", "train/retain2")
 
 
 class Reading(NamedTuple):
-    """How a model comes to know its part of the corpus.
+    """Training by which a model comes to know its part of the corpus.
 
     Attributes:
         start: The model that it begins as.

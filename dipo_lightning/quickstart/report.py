@@ -1,4 +1,4 @@
-"""What the quickstart ends with: a table, answers before and after, a picture, and where everything is."""
+"""End of the quickstart: a table, answers before and after, a picture, and a list of what lies where."""
 
 from __future__ import annotations
 
