@@ -48,7 +48,10 @@ CONFIG = {
         "callbacks": [{"class_path": "ExportModel"}],
         "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "logs", "name": ""}},
     },
-    "model": {"class_path": "my_project.FadingDiPO", "init_args": {"pretrained": "model", "fade": 0.25, "k": 3}},
+    "model": {
+        "class_path": "my_project.FadingDiPO",
+        "init_args": {"pretrained": "model", "fade": 0.25, "pair": {"k": 3}},
+    },
     "data": {
         "class_path": "my_project.EvenRows",
         "init_args": {
