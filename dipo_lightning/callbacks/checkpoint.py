@@ -16,7 +16,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from dipo_lightning.callbacks.checkpoint_files import StreamingIO, remove, replace
-from dipo_lightning.callbacks.run_record import CHECKPOINTS, FolderLock, read_record, refuse_changes, write_record
+from dipo_lightning.callbacks.run_record import (
+    CHECKPOINTS,
+    FolderLock,
+    describe_run,
+    read_record,
+    refuse_changes,
+    write_record,
+)
 from dipo_lightning.callbacks.signals import StopSignals, requeue
 from dipo_lightning.data.rows import fingerprints
 from dipo_lightning.errors import InputError, RunError
@@ -93,7 +100,7 @@ class Checkpoint(Savepoint, CheckpointBase):
         folder = self.path.parent
         self._lock.hold(folder)
         config = without_secrets(configuration(trainer, pl_module))
-        self._record = {"config": config, "data": fingerprints(getattr(trainer, "datamodule", None))}
+        self._record = describe_run(config, fingerprints(getattr(trainer, "datamodule", None)))
         self._earlier_events = list(event_files(folder.parent)) if is_named(trainer) else []
         if is_named(trainer):
             self._compare(folder)
@@ -104,7 +111,7 @@ class Checkpoint(Savepoint, CheckpointBase):
 
     def _compare(self, folder: Path) -> None:
         if (record := read_record(folder)) is not None:
-            refuse_changes(record, self._record["config"], self._record["data"], folder.parent)
+            refuse_changes(record, self._record, folder.parent)
 
     def _begin(self, trainer: pl.Trainer) -> None:
         """Make the folder's state that of the checkpoint, now that nothing refuses the run any more."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -30,6 +32,9 @@ ANY_CALLBACK = frozenset({
 })  # fmt: skip
 """Callbacks that change no number of a run."""
 
+_LOOKED_AT = 1 << 20
+"""Bytes at either end of a model's file."""
+
 MAY_GROW = ("trainer.max_epochs", "trainer.max_steps")
 
 
@@ -54,25 +59,53 @@ def write_record(folder: Path, **content: Any) -> None:
     write_json(folder / RECORD, (read_record(folder) or {}) | content)
 
 
-def refuse_changes(record: Mapping[str, Any], config: Mapping[str, Any], data: Mapping[str, Any], place: Path) -> None:
+def describe_run(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a record holds of a run.
+
+    Args:
+        config: Its options, without secrets.
+        data: Fingerprints of its rows.
+    """
+    options = (config.get("model") or {}).get("init_args") or {}
+    return {"config": dict(config), "data": dict(data), "model": model_files(options.get("pretrained"))}
+
+
+def model_files(pretrained: Any) -> str | None:
+    """Return a hash of a local model's files by their sizes, beginnings and ends; None of a model of the hub.
+
+    A quick look for other weights under the same name; a resume compares the weights themselves.
+    """
+    path = Path(str(pretrained)).expanduser()
+    digest = hashlib.sha256()
+    found = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("config.json")])
+    for file in found:
+        size = file.stat().st_size
+        with file.open("rb") as content:
+            start = content.read(_LOOKED_AT)
+            content.seek(max(0, size - _LOOKED_AT))
+            digest.update(f"{file.name} {size}".encode() + start + content.read(_LOOKED_AT))
+    return digest.hexdigest() if found else None
+
+
+def refuse_changes(record: Mapping[str, Any], now: Mapping[str, Any], place: Path) -> None:
     """Make sure that a run goes on with the options and the data that it began with.
 
     Args:
         record: Of the run, from `read_record`.
-        config: Options of this command.
-        data: Fingerprints of its data.
+        now: What this command would record, from `describe_run`.
         place: The run's folder, for the message.
 
     Raises:
         InputError: They differ in something that its results depend on.
     """
-    changes = differences(record.get("config") or {}, config, same_data=data == record.get("data"))
-    for part in sorted(data.keys() | (record.get("data") or {}).keys()):
-        before, now = (side.get(part) or {} for side in (record.get("data") or {}, data))
-        if before and now and before != now:
-            changes.append(
-                f"the {part} rows ({before.get('rows')} rows then, {now.get('rows')} now; their texts differ)"
-            )
+    rows = [side.get("data") or {} for side in (record, now)]
+    changes = differences(record.get("config") or {}, now["config"], same_data=rows[0] == rows[1])
+    for part in sorted(rows[0].keys() & rows[1].keys()):
+        if rows[0][part] != rows[1][part]:
+            counts = " then, ".join(str(side[part].get("rows")) for side in rows)
+            changes.append(f"the {part} rows ({counts} now) have other texts")
+    if record.get("model") and now["model"] and record["model"] != now["model"]:
+        changes.append("the files of the model have changed")
     if changes:
         more = f"; and {len(changes) - 8} more" if len(changes) > 8 else ""
         raise InputError(
@@ -160,13 +193,22 @@ class FolderLock:
         self._file: TextIO | None = None
 
     @property
+    def held(self) -> bool:
+        """Whether this process has the lock."""
+        return self._file is not None
+
+    @property
     def handle(self) -> int:
         """The file descriptor, for a child that is to hold the lock as long as it lives."""
         assert self._file is not None
         return self._file.fileno()
 
-    def hold(self, folder: Path) -> None:
+    def hold(self, folder: Path, patience: float = 0.0) -> None:
         """Take the lock; does nothing where the system has none.
+
+        Args:
+            folder: What is locked.
+            patience: Seconds to wait for another process, such as the child of a command that was killed.
 
         Raises:
             InputError: Another process has it.
@@ -182,8 +224,16 @@ class FolderLock:
             file = (folder / LOCK).open("a+", encoding="utf-8")
         except OSError as error:
             raise RunError(f"The run's folder {folder} cannot be written: {error.strerror or error}.") from error
+        until = time.monotonic() + patience
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= until:
+                        raise
+                    time.sleep(0.2)
         except BlockingIOError as error:
             file.seek(0)
             who = file.read().strip() or "another process"

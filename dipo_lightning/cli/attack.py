@@ -76,7 +76,8 @@ def attack(
     import torch
 
     from dipo_lightning.benchmarks.robustness.data import read_subject
-    from dipo_lightning.benchmarks.robustness.running import attack_models, build_attacks, markdown_table
+    from dipo_lightning.benchmarks.robustness.running import attack_models, build_attacks
+    from dipo_lightning.benchmarks.robustness.tables import markdown_table
     from dipo_lightning.data.prompts import prompt_style
     from dipo_lightning.models.loading import load_policy, load_tokenizer
 

@@ -3,20 +3,22 @@
 A command of the second kind is a plain function whose signature and docstring are its options and its help.
 """
 
-import difflib
+from __future__ import annotations
+
 import errno
-import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from dipo_lightning.cli.configs import with_shipped_configs
 from dipo_lightning.errors import DiPOError, InputError, root_cause
-from dipo_lightning.safety.text import printable
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 COMMANDS = {
+    "forget": "dipo_lightning.cli.forget:forget",
     "quickstart": "dipo_lightning.quickstart:quickstart",
     "muse-small": "dipo_lightning.quickstart.muse_small:muse_small",
     "scalability": "dipo_lightning.comparison.sequences:scalability",
@@ -32,16 +34,47 @@ COMMANDS = {
 }
 """The commands that are no Trainer method, by name, as ``module:function``."""
 
+LAST_ARGUMENT = {"forget": (2, "retain")}
+"""Commands with one more argument that may be left out: its place, and the option that it stands for."""
+
+SUMMARIES = {
+    "fit": "Unlearn (or fine-tune) a model, evaluating while it trains.",
+    "validate": "Run the evaluation callbacks on a model.",
+    "test": "Run the evaluation callbacks on a model and write its log.",
+    "forget": "Make a model forget a file of rows, and say whether it did.",
+    "quickstart": "Make data, a model that knows it, unlearn a part, and show that it did.",
+    "muse-small": "Make a small corpus in MUSE's schema, and models that know it with and without a part.",
+    "scalability": "Unlearn forget sets of growing size, each from the target.",
+    "sustainability": "Unlearn one request after another, each from the last model.",
+    "compare": "Run methods side by side on one base: a table, a CSV and a picture.",
+    "plan": "Tell the memory that a run takes on each GPU, without loading weights.",
+    "score": "Compute every aggregate of an evaluation log, without a model.",
+    "report": "Write a run's results as one HTML page.",
+    "export": "Write a checkpoint as a Hugging Face folder with a model card.",
+    "attack": "Try to get forgotten knowledge back: other words, rounding, sampling, relearning.",
+    "chat": "Talk to the original and the unlearned model side by side.",
+    "clean": "Remove the copies of what was to be forgotten from a run.",
+}
+"""A line on every command, which `--help` shows without importing anything."""
+
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """A disk that is full or can't be written to; such an error seldom names its file."""
+
+SWITCH_VALUES = ("true", "false", "yes", "no")
 
 TRAINER_COMMANDS = ("fit", "validate", "test")
 DEFAULT_CLASSES = {"model": "DiPOModule", "data": "UnlearningDataModule"}
 
 
+PARENT = "DIPO_LIGHTNING_PARENT"
+"""Environment variable with the process that a run ends with."""
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; an error that the user can mend is one sentence and code 2."""
     args = list(sys.argv[1:] if args is None else args)
+    if parent := os.environ.pop(PARENT, None):
+        end_with(int(parent))
     try:
         if args and args[0] in COMMANDS:
             run_command(args[0], args[1:])
@@ -51,20 +84,17 @@ def main(args: Sequence[str] | None = None) -> int:
         else:
             return show_commands(args)
     except DiPOError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
+        return refused(str(error))
     except BrokenPipeError:  # the reader of the output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         if isinstance(cause := root_cause(error), DiPOError):  # the loggers' last words failed after ours
-            print(f"error: {printable(str(cause))}", file=sys.stderr)
-            return 2
+            return refused(str(cause))
         if error.filename is None and error.errno not in DISK_ERRORS:  # not about a file of the user's
             raise
         where = f": {error.filename}" if error.filename else ""
-        print(f"error: {printable(f'{error.strerror}{where}')}", file=sys.stderr)
-        return 2
+        return refused(f"{error.strerror}{where}")
     except SystemExit as stop:
         if "SIGTERMException" in (kind.__name__ for kind in type(stop).__mro__):  # Lightning's, with code 0
             return 128 + signal.SIGTERM
@@ -77,20 +107,59 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
+def refused(reason: str) -> int:
+    """Print why a command was refused, and return its exit code."""
+    from dipo_lightning.safety.text import printable
+
+    print(f"error: {printable(reason)}", file=sys.stderr)
+    return 2
+
+
+def end_with(parent: int) -> None:
+    """Let the kernel send this process SIGTERM when its parent is gone, however that ended."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it was gone before
+        raise SystemExit(128 + signal.SIGTERM)
+
+
 def run_command(name: str, args: list[str]) -> None:
     """Parse ``args`` by the signature of the function behind ``name``, and call it."""
+    import importlib
+
     from jsonargparse import ArgumentParser, auto_cli
 
     from dipo_lightning.cli.messages import Sentences
 
+    if name in LAST_ARGUMENT:
+        place, option = LAST_ARGUMENT[name]
+        if len(args) > place and not any(argument.startswith("-") for argument in args[: place + 1]):
+            args = [*args[:place], f"--{option}", *args[place:]]
     parser = type("Parser", (Sentences, ArgumentParser), {})
     module, function = COMMANDS[name].split(":")
     called = getattr(importlib.import_module(module), function)
-    auto_cli(called, args=args, prog=f"dipo-lightning {name}", parser_class=parser)
+    auto_cli(called, args=with_flags(called, args), prog=f"dipo-lightning {name}", parser_class=parser)
+
+
+def with_flags(function: Callable[..., Any], args: Sequence[str]) -> list[str]:
+    """Return the arguments with ``--yes`` written as ``--yes=true`` where a switch has no value of its own."""
+    import inspect
+
+    parameters = inspect.signature(function).parameters
+    switches = {f"--{name}" for name, one in parameters.items() if one.annotation in (bool, "bool")}
+    following = [*args[1:], ""]
+    return [
+        f"{argument}=true" if argument in switches and after.lower() not in SWITCH_VALUES else argument
+        for argument, after in zip(args, following, strict=False)
+    ]
 
 
 def run_trainer(args: list[str]) -> None:
     """Run ``fit``, ``validate`` or ``test`` through LightningCLI, with the usual classes where none is named."""
+    from dipo_lightning.cli.configs import with_shipped_configs
+
     args = with_shipped_configs(args)
     default = [f"--{part}=dipo_lightning.{name}" for part, name in DEFAULT_CLASSES.items() if not names(part, args)]
     from dipo_lightning.cli.trainer import run  # imports Lightning
@@ -99,11 +168,13 @@ def run_trainer(args: list[str]) -> None:
 
 
 def names(part: str, args: Sequence[str]) -> bool:
-    """Whether the options, or a config among them, name the class of ``part`` (``model`` or ``data``).
+    """Tell whether the options, or a config among them, name the class of ``part`` (``model`` or ``data``).
 
     A default class is not the parser's own: its options' defaults would then stay when a config names another class
     (NPO with DiPO's beta).
     """
+    from pathlib import Path
+
     for place, argument in enumerate(args):
         option, _, value = argument.partition("=")
         if option in (f"--{part}", f"--{part}.class_path"):
@@ -135,39 +206,17 @@ def show_commands(args: list[str]) -> int:
 
         print(__version__)
         return 0
-    lines = [f"  {name:<16}{_summary(name)}" for name in (*TRAINER_COMMANDS, *COMMANDS)]
+    lines = [f"  {name:<16}{summary}" for name, summary in SUMMARIES.items()]
     usage = "usage: dipo-lightning COMMAND [options]   (COMMAND --help explains the options)\n\n" + "\n".join(lines)
     if args and not args[0].startswith("-"):
-        near = difflib.get_close_matches(args[0], [*TRAINER_COMMANDS, *COMMANDS], n=1)
-        print(
-            f"error: there is no command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""),
-            file=sys.stderr,
-        )
-        print(usage, file=sys.stderr)
+        import difflib
+
+        near = difflib.get_close_matches(args[0], list(SUMMARIES), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        print(f"error: there is no command {args[0]!r}.{hint}\n{usage}", file=sys.stderr)
         return 2
     print(usage)
     return 0
-
-
-def _summary(name: str) -> str:
-    summaries = {
-        "fit": "Unlearn (or fine-tune) a model, evaluating while it trains.",
-        "validate": "Run the evaluation callbacks on a model.",
-        "test": "Run the evaluation callbacks on a model and write its log.",
-        "quickstart": "Make data, a model that knows it, unlearn a part, and show that it did.",
-        "muse-small": "Make a small corpus in MUSE's schema, and models that know it with and without a part.",
-        "scalability": "Unlearn forget sets of growing size, each from the target.",
-        "sustainability": "Unlearn one request after another, each from the last model.",
-        "compare": "Run methods side by side on one base: a table, a CSV and a picture.",
-        "plan": "Tell the memory that a run takes on each GPU, without loading weights.",
-        "score": "Compute every aggregate of an evaluation log, without a model.",
-        "report": "Write a run's results as one HTML page.",
-        "export": "Write a checkpoint as a Hugging Face folder with a model card.",
-        "attack": "Try to get forgotten knowledge back: other words, rounding, sampling, relearning.",
-        "chat": "Talk to the original and the unlearned model side by side.",
-        "clean": "Remove the copies of what was to be forgotten from a run.",
-    }
-    return summaries.get(name, "")
 
 
 if __name__ == "__main__":

@@ -223,8 +223,14 @@ def saved_bytes(config: Any, run: Run) -> tuple[float, list[float]]:
         for block, kind in zip(blocks, kinds, strict=True):
             block.forward = functools.partial(_first_of_kind, block.forward, kind, outputs, size)
         tokens = torch.zeros(2 * run.batch_size, run.length, dtype=torch.long)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            decoder(model)(input_ids=tokens, use_cache=False)
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                decoder(model)(input_ids=tokens, use_cache=False)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(
+                f"The activations of a {config.model_type} model cannot be planned, its code needs real values "
+                f"({error}). Measure a step of a run instead."
+            ) from error
         rest = size() - sum(kept for _, kept in outputs.values())
         return rest, [outputs[kind][1] for kind in kinds]
 

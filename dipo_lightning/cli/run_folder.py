@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +12,12 @@ from jsonargparse import Namespace
 
 from dipo_lightning.callbacks.checkpoint import FINISHED, checkpoint_state, newest
 from dipo_lightning.callbacks.run_record import CHECKPOINTS, RECORD, read_record
+from dipo_lightning.data.rows import fingerprints
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.run_folder import PRIVATE
+
+CONFIG, LOG = "run.yaml", "log.txt"
+"""What a command that starts runs keeps in their folders."""
 
 TENSORBOARD, CSV = "lightning.pytorch.loggers.TensorBoardLogger", "lightning.pytorch.loggers.CSVLogger"
 
@@ -43,7 +48,7 @@ def prepare_run(folder: Path) -> Path | None:
     except OSError as error:
         raise RunError(f"The run's folder {folder} cannot be written: {error.strerror or error}.") from error
     if any(folder.iterdir()) and not (kept / RECORD).exists():
-        begun = {path.name for path in folder.iterdir()} <= {CHECKPOINTS} and not any(kept.glob("*.ckpt"))
+        begun = {path.name for path in folder.iterdir()} <= {CHECKPOINTS, CONFIG, LOG} and not any(kept.glob("*.ckpt"))
         if not begun:  # killed before its record was written: nothing but the lock
             raise InputError(f"{folder} is not empty and holds no run that can be resumed; name an empty folder.")
     found = newest(kept)
@@ -53,6 +58,17 @@ def prepare_run(folder: Path) -> Path | None:
             old.rename(found)
         checkpoint_state(found)
     return found
+
+
+def read_fingerprints(datamodule: Any, pretrained: str | None) -> dict[str, Any]:
+    """Read the rows of a data module, without tokenising them, and return their fingerprints."""
+    reader = copy.copy(datamodule)
+    if hasattr(reader, "read"):
+        reader.read()
+    elif hasattr(reader, "check"):
+        reader.tokenizer_source = getattr(reader, "tokenizer_source", None) or pretrained
+        reader.check()
+    return fingerprints(reader)
 
 
 def is_finished(folder: Path) -> bool:

@@ -1,6 +1,8 @@
 """LightningCLI of this project: ``fit``, ``validate`` and ``test`` of any module and data module by class name."""
 
+import difflib
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import lightning.pytorch as pl
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint as AnyCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
@@ -16,7 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 import dipo_lightning
 from dipo_lightning.callbacks import Checkpoint  # and short class names of all of them in YAML
 from dipo_lightning.callbacks.checkpoint import newest
-from dipo_lightning.callbacks.run_record import CHECKPOINTS, read_record, refuse_changes
+from dipo_lightning.callbacks.run_record import CHECKPOINTS, describe_run, read_record, refuse_changes
 from dipo_lightning.cli.messages import Sentences
 from dipo_lightning.cli.run_folder import (
     asks_for_more,
@@ -25,14 +28,17 @@ from dipo_lightning.cli.run_folder import (
     is_first_process,
     loggers_in,
     prepare_run,
+    read_fingerprints,
 )
-from dipo_lightning.data.rows import fingerprints
 from dipo_lightning.errors import InputError, root_cause
 from dipo_lightning.evaluation.callback import Evaluation, refuse_twins
 from dipo_lightning.evaluation.json_files import write_text
 from dipo_lightning.evaluation.run_folder import is_trial, run_folder, set_run_folder
+from dipo_lightning.evaluation.schedule import Scheduled
 from dipo_lightning.evaluation.tensorboard import write_layout
+from dipo_lightning.methods.language_model import LanguageModelModule
 from dipo_lightning.models.checkpoint import read_settled
+from dipo_lightning.models.loading import find_source
 from dipo_lightning.models.sharding import check_strategy
 from dipo_lightning.safety.redaction import without_home, without_secrets
 
@@ -42,6 +48,15 @@ RUN_HELP = (
     "Folder that stands for this one run (fit): its logs, evaluations and checkpoints go there. The same command again "
     "goes on from the last checkpoint, to the same result; after the end it says so and does nothing."
 )
+
+
+PRIVATE_HELP = (
+    "Let nobody else read what the command writes (umask 077): evaluations, pages and checkpoints hold what is to be "
+    "forgotten. With false your own umask counts."
+)
+
+EPOCHS = 5
+"""Epochs of a fit that names no limit: TOFU's number."""
 
 
 class Parser(Sentences, LightningArgumentParser):
@@ -97,13 +112,24 @@ class DiPOCLI(LightningCLI):
     """Any module and data module by class name; a checkpoint never overrides an option."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add ``--run``."""
+        """Add ``--run`` and ``--private``."""
         parser.add_argument("--run", type=str | None, default=None, help=RUN_HELP)
+        parser.add_argument("--private", type=bool, default=True, help=PRIVATE_HELP)
 
     def before_instantiate_classes(self) -> None:
         """Refuse what can be refused before anything is built, and enter the run's folder."""
         config = self.config[self.subcommand]
+        if config.private:
+            os.umask(0o077)
+        if config.trainer.barebones:
+            raise InputError("trainer.barebones switches off logs, checkpoints and evaluations; leave it out.")
         check_strategy(config.trainer.strategy)
+        check_model_path(config.model.get("init_args", {}).get("pretrained"))
+        limits = (config.trainer.max_epochs, config.trainer.max_time)
+        if self.subcommand == "fit" and limits == (None, None) and config.trainer.max_steps == -1:
+            config.trainer.max_epochs = EPOCHS  # Lightning's own default is 1000
+            if is_first_process():
+                print(f"trainer.max_epochs is not given: training for {EPOCHS}.")
         self.run: Path | None = None
         if config.run and self.subcommand == "fit" and not config.trainer.fast_dev_run:
             self.run = expanded(config.run)
@@ -117,6 +143,21 @@ class DiPOCLI(LightningCLI):
             if not Path(path).exists():
                 raise InputError(f"ckpt_path is {path}, which is not there; give a checkpoint, last or best.")
             read_settled(Path(path))
+
+    def _refuse_to_measure_nothing(self) -> None:
+        """Refuse a validation or test that no callback and no step of the module would measure anything in."""
+        config = self.config[self.subcommand]
+        limit = f"limit_{'val' if self.subcommand == 'validate' else 'test'}_batches"
+        if config.trainer[limit] in (0, 0.0):
+            raise InputError(f"trainer.{limit} is 0, so that nothing would be measured; leave it out.")
+        step = "validation_step" if self.subcommand == "validate" else "test_step"
+        own = getattr(type(self.model), step, None) is not getattr(LanguageModelModule, step)
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        if not own and not any(isinstance(callback, Scheduled) for callback in callbacks):
+            raise InputError(
+                f"{self.subcommand} would measure nothing: trainer.callbacks has no evaluation. Add one, such as "
+                "--trainer.callbacks+=MemorizationEvaluation, TOFUEvaluation or MUSEEvaluation."
+            )
 
     def _enter_run(self, folder: Path) -> bool:
         """Let everything of the run be in ``folder``; returns whether it resumes from a checkpoint."""
@@ -149,11 +190,8 @@ class DiPOCLI(LightningCLI):
                 print(f"Resuming from {self.config_init[self.subcommand].ckpt_path}")
             return
         config = without_secrets(yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand])
-        check = getattr(self.datamodule, "check", None)
-        if check is not None:
-            check()
-        record = read_record(folder / CHECKPOINTS) or {}
-        refuse_changes(record, config, fingerprints(self.datamodule), folder)
+        now = describe_run(config, read_fingerprints(self.datamodule, getattr(self.model, "pretrained", None)))
+        refuse_changes(read_record(folder / CHECKPOINTS) or {}, now, folder)
         if asks_for_more(folder, config):
             return
         if is_first_process():
@@ -180,6 +218,8 @@ class DiPOCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:  # jsonargparse wraps what a constructor raises, under its own long report
             raise root_cause(error) from error
+        if self.subcommand != "fit":
+            self._refuse_to_measure_nothing()
         if self.run:
             self._leave_if_finished(self.run)
 
@@ -222,6 +262,21 @@ def run(args: list[str]) -> DiPOCLI:
     """
     for name in dipo_lightning.__all__:  # the parser knows a class by its bare name once it is loaded
         getattr(dipo_lightning, name)
+    if (here := os.getcwd()) not in sys.path:  # a class of the user's own project
+        sys.path.insert(0, here)
+    umask = os.umask(0o077)
+    os.umask(umask)
+    try:
+        return _run(args)
+    except (MisconfigurationException, ValueError, ModuleNotFoundError) as error:
+        if not raised_by_lightning(error):
+            raise
+        raise InputError(" ".join(str(error).split())) from error
+    finally:
+        os.umask(umask)
+
+
+def _run(args: list[str]) -> DiPOCLI:
     return DiPOCLI(
         pl.LightningModule,
         pl.LightningDataModule,
@@ -236,3 +291,29 @@ def run(args: list[str]) -> DiPOCLI:
         auto_configure_optimizers=False,
         args=args,
     )
+
+
+def raised_by_lightning(error: BaseException) -> bool:
+    """Tell whether an error is Lightning's own refusal of what it was given."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("lightning.")
+
+
+def check_model_path(pretrained: Any) -> None:
+    """Refuse a mistyped path before anything asks the network for it.
+
+    Raises:
+        InputError: The model's folder is not there, and looks like a local path.
+    """
+    if not isinstance(pretrained, str):
+        return
+    source = find_source(pretrained)
+    folder = Path(pretrained).parent
+    if not source.local and folder != Path() and folder.is_dir():
+        near = difflib.get_close_matches(Path(pretrained).name, [path.name for path in folder.iterdir()], n=1)
+        hint = f" Did you mean {str(folder / near[0])!r}?" if near else ""
+        raise InputError(
+            f"There is no model {pretrained!r}: the folder {str(folder)!r} has nothing of that name.{hint}"
+        )

@@ -16,7 +16,7 @@ __all__ = ["compare"]
 def compare(comparison: str, dry_run: bool = False) -> None:
     """Run methods side by side, and write a table, comparison.csv and a picture.
 
-    Runs that are finished are not run again, and an interrupted one goes on from its last checkpoint. A run that fails
+    Runs that are finished are not run again, and an interrupted one resumes from its last checkpoint. A run that fails
     is reported, and the others go on.
 
     Args:
@@ -33,7 +33,9 @@ def compare(comparison: str, dry_run: bool = False) -> None:
     try:
         findings = work.do()
     except KeyboardInterrupt as interrupt:
-        raise RunError("Interrupted. The same command goes on from here.") from interrupt
+        raise RunError("Interrupted. The same command resumes from here.") from interrupt
+    finally:
+        work.lock.release()
     text = write_report(plan, findings)
     print(f"\n{text}\nEverything is in {plan.output}: comparison.md, comparison.csv, comparison.png and the runs.")
     if findings.failures:

@@ -46,7 +46,7 @@ def read_base(pattern: str, seed: int) -> Config:
     return config
 
 
-def run_config(base: Config, method: Method, settings: Settings, seed: int, folder: Path, export: bool) -> Config:
+def run_config(base: Config, method: Method, settings: Settings, seed: int, export: bool) -> Config:
     """Return the config of one run.
 
     Args:
@@ -54,14 +54,13 @@ def run_config(base: Config, method: Method, settings: Settings, seed: int, fold
         method: Whose class takes the place of the base's.
         settings: The options that are its own.
         seed: Of the run and of its data's order.
-        folder: Where everything of the run goes.
         export: Whether to write the unlearned model into it.
     """
     config = copy.deepcopy(base)
     for place in ("ckpt_path", "run"):  # of the base's own run
         config.pop(place, None)
     config["seed_everything"] = seed
-    config["trainer"] = trainer_section(config.get("trainer") or {}, folder, export)
+    config["trainer"] = trainer_section(config.get("trainer") or {}, export)
     config["model"] = model_section(config["model"], method)
     if "seed" in accepted_options(import_class(config["data"]["class_path"])):
         config["data"]["init_args"]["seed"] = seed
@@ -71,21 +70,19 @@ def run_config(base: Config, method: Method, settings: Settings, seed: int, fold
     return config
 
 
-def trainer_section(trainer: Config, folder: Path, export: bool) -> Config:
-    """Return the base's Trainer with its logs and checkpoints in ``folder``, and nothing that writes elsewhere."""
+def trainer_section(trainer: Config, export: bool) -> Config:
+    """Return the base's Trainer without the places that it writes to: all of a run lies in its folder."""
     kept = [callback for callback in callbacks(trainer) if not callback["class_path"].endswith("ExportModel")]
     for callback in kept:
         if callback["class_path"].endswith("Checkpoint"):
-            named = [place for place in ("dirpath", "folder") if callback["init_args"].get(place)]
-            callback["init_args"] |= dict.fromkeys(named, str(folder / "checkpoints"))
+            callback["init_args"] = {
+                name: value for name, value in callback["init_args"].items() if name not in ("dirpath", "folder")
+            }
     if export:
         kept.append({"class_path": "dipo_lightning.ExportModel", "init_args": {"folder": "model"}})
-    logger = {
-        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-        "init_args": {"save_dir": str(folder), "name": "", "version": ""},
-    }
-    places = {"callbacks": kept, "logger": logger, "default_root_dir": str(folder), "enable_progress_bar": False}
-    return trainer | places
+    places = ("logger", "default_root_dir", "enable_checkpointing")
+    rest = {name: value for name, value in trainer.items() if name not in places}
+    return rest | {"callbacks": kept, "enable_progress_bar": False}
 
 
 def model_section(base: Config, method: Method) -> Config:

@@ -1,25 +1,24 @@
-"""One run after the other, each a process of the ordinary command line; a finished one is not run again."""
+"""One run of a comparison: its state, and bringing it to its end."""
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 import shutil
-import subprocess
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
-import dipo_lightning
-from dipo_lightning.comparison.configs import Config
-from dipo_lightning.safety.text import printable
+from dipo_lightning.callbacks.checkpoint import newest
+from dipo_lightning.callbacks.run_record import CHECKPOINTS, FolderLock, model_files, read_record
+from dipo_lightning.cli import child
+from dipo_lightning.cli.run_folder import CONFIG, LOG, is_finished, read_fingerprints
+from dipo_lightning.comparison.configs import Config, import_class
+from dipo_lightning.errors import RunError
 
 State = Literal["finished", "interrupted", "new"]
-CONFIG, LOG, DONE = "run.yaml", "log.txt", "finished.json"
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class Run:
         seed: Its seed.
         folder: Where everything of it lies.
         config: What ``fit`` reads.
+        changes_data: Whether its settings say which rows there are.
     """
 
     method: str
@@ -39,6 +39,7 @@ class Run:
     seed: int
     folder: Path
     config: Config
+    changes_data: bool = False
 
     @property
     def title(self) -> str:
@@ -47,13 +48,38 @@ class Run:
 
     @property
     def state(self) -> State:
-        """Whether its results are there, or a checkpoint to go on from, or nothing that is of this config."""
-        written = self.folder / CONFIG
-        if not written.is_file() or yaml.safe_load(written.read_text(encoding="utf-8")) != self.config:
+        """Whether its results are there, or a checkpoint to resume from, or nothing of this config, data and model."""
+        if not self._same_config() or self._outdated():
             return "new"
-        if (self.folder / DONE).is_file():
+        if is_finished(self.folder):
             return "finished"
-        return "interrupted" if checkpoint(self.folder) else "new"
+        return "interrupted" if newest(self.folder / CHECKPOINTS) else "new"
+
+    def _same_config(self) -> bool:
+        try:
+            return yaml.safe_load((self.folder / CONFIG).read_text(encoding="utf-8")) == self.config
+        except (OSError, ValueError, yaml.YAMLError):  # none, or one that was cut off in writing
+            return False
+
+    def _outdated(self) -> bool:
+        """Whether the folder is of other rows or of another model under the same names."""
+        record = read_record(self.folder / CHECKPOINTS)
+        if record is None:
+            return False
+        pretrained = self.config["model"]["init_args"].get("pretrained")
+        rows = rows_now(json.dumps([self.config["data"], pretrained], sort_keys=True))
+        return record.get("data") != rows or record.get("model") != model_files(pretrained)
+
+
+@functools.cache
+def rows_now(section: str) -> dict[str, Any]:
+    """Return the fingerprints of the rows that a config names, read once a process.
+
+    Args:
+        section: Of the data, and the model's name, as JSON.
+    """
+    data, pretrained = json.loads(section)
+    return read_fingerprints(import_class(data["class_path"])(**data["init_args"]), pretrained)
 
 
 @dataclass(frozen=True)
@@ -69,8 +95,13 @@ class Failure:
         return f"{self.title}: {self.reason}" + (f" ({self.log})" if self.log else "")
 
 
-def execute(run: Run, keep_checkpoints: bool = False) -> Failure | None:
+def execute(run: Run, keep_checkpoints: bool = False, lock: FolderLock | None = None) -> Failure | None:
     """Bring ``run`` to its end, from its last checkpoint if it has one; does nothing if it is finished.
+
+    Args:
+        run: The run.
+        keep_checkpoints: Keep what it could be resumed from.
+        lock: Of the comparison's folder.
 
     Returns:
         None, or why it failed.
@@ -80,60 +111,19 @@ def execute(run: Run, keep_checkpoints: bool = False) -> Failure | None:
         return None
     if state == "new":
         make_room(run)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(run.folder / "model", ignore_errors=True)  # what an interrupted export left
-    path = run.folder / CONFIG
-    path.write_text(yaml.safe_dump(run.config, sort_keys=False), encoding="utf-8")
-    arguments = ["fit", "--config", str(path)]
-    if state == "interrupted":
-        arguments += ["--ckpt_path", str(checkpoint(run.folder))]
-    started = time.monotonic()
-    code = start(arguments, run.folder / LOG)
-    if code:
-        return Failure(run.title, last_words(run.folder / LOG, code), run.folder / LOG)
-    (run.folder / DONE).write_text(json.dumps({"seconds": round(time.monotonic() - started, 1)}), encoding="utf-8")
-    if not keep_checkpoints:  # they were there to go on from
-        shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+    try:
+        child.fit(run.config, run.folder, lock, quiet=True)
+    except RunError as error:
+        return Failure(run.title, str(error), run.folder / LOG)
+    if not keep_checkpoints:
+        for path in (run.folder / CHECKPOINTS).glob("*.ckpt"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     return None
-
-
-def start(arguments: list[str], log: Path) -> int:
-    """Run ``dipo-lightning ARGUMENTS`` as a process of its own, so that nothing of one run reaches the next.
-
-    Args:
-        arguments: Of the command line.
-        log: What it prints is added to this file.
-
-    Returns:
-        Its exit code.
-    """
-    package = str(Path(dipo_lightning.__file__).resolve().parents[1])
-    paths = [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")]), package]  # a method of one's own; this package
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    with log.open("a", encoding="utf-8") as file:
-        print(f"$ dipo-lightning {' '.join(arguments)}", file=file, flush=True)
-        command = [sys.executable, "-m", "dipo_lightning", *arguments]
-        return subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False).returncode
-
-
-def checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint of a run, or None."""
-    found = list((folder / "checkpoints").glob("*.ckpt"))
-    return max(found, key=lambda path: path.stat().st_mtime) if found else None
-
-
-def last_words(log: Path, code: int) -> str:
-    """Return the error that a run ended with, as far as its log tells."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error: ")]
-    last = (errors or lines)[-1].removeprefix("error: ")
-    return f"exit code {code}: {printable(last)}"
 
 
 def make_room(run: Run) -> None:
     """Clear the folder of ``run``: an attempt without a checkpoint goes, what is of another config is kept aside."""
-    written = run.folder / CONFIG
-    if written.is_file() and yaml.safe_load(written.read_text(encoding="utf-8")) == run.config:
+    if run._same_config() and not is_finished(run.folder) and not newest(run.folder / CHECKPOINTS):
         shutil.rmtree(run.folder)
     if not run.folder.exists():
         return

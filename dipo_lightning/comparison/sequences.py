@@ -1,10 +1,8 @@
-"""What a sequence of unlearning runs ends with: a table in three formats, and a picture.
-
-MUSE's scalability and sustainability: several unlearning runs, one after the other, and what becomes of the model.
+"""MUSE's scalability and sustainability: several unlearning runs in a row, and a report of what becomes of the model.
 
 Scalability forgets sets of growing size, from the target each time. Sustainability serves one request after another,
 each from the model that the last one left. A step is the ordinary ``fit`` in a folder of its own; a finished one has
-its ``results.json`` and is never repeated, an interrupted one goes on from its last checkpoint.
+its ``results.json`` and is never repeated, an interrupted one resumes from its last checkpoint.
 
 MUSE's questions, continuations and privacy texts are all about the first forget set. A stop rule on them can choose how
 long the first step trains; of a later request it knows nothing (the first one's KnowMem is down already, so that each
@@ -18,17 +16,16 @@ import copy
 import csv
 import json
 import math
-import shutil
-import subprocess
-import sys
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dipo_lightning.callbacks.run_record import FolderLock
+from dipo_lightning.cli import child
 from dipo_lightning.cli.configs import find_config
+from dipo_lightning.cli.run_folder import CONFIG
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.json_files import write_json
 
@@ -137,9 +134,7 @@ class Step:
         return self.folder / "model"
 
 
-def scalability(
-    run: str | None = None, output: str = "runs/scalability", parts: list[str] | None = None, isolated: bool = True
-) -> None:
+def scalability(run: str | None = None, output: str = "runs/scalability", parts: list[str] | None = None) -> None:
     """Unlearn forget sets of growing size, each from the same target, and show what that costs.
 
     Writes ``results.md``, ``.csv``, ``.json`` and ``.png``: utility, KnowMem and VerbMem against the number of
@@ -150,17 +145,14 @@ def scalability(
         run: Config of an ordinary ``fit`` with MUSEDataModule and MUSEEvaluation; its logger is replaced.
         output: Folder of the results, with one folder a step.
         parts: What to forget, smallest first; MUSE's ``scal/forget_1`` to ``_4`` without.
-        isolated: Run each step in a process of its own, which frees all memory between them.
     """
     names = [f"scal/forget_{fold}" for fold in (1, 2, 3, 4)] if parts is None else parts
     folder = Path(output)
     steps = [Step(number, part, folder / f"step_{number}") for number, part in enumerate(names, 1)]
-    _sequence(run, folder, steps, isolated, "scalability")
+    _sequence(run, folder, steps, "scalability")
 
 
-def sustainability(
-    run: str | None = None, output: str = "runs/sustainability", parts: list[str] | None = None, isolated: bool = True
-) -> None:
+def sustainability(run: str | None = None, output: str = "runs/sustainability", parts: list[str] | None = None) -> None:
     """Serve unlearning requests one after the other, each from the last model, and show what that costs.
 
     Writes ``results.md``, ``.csv``, ``.json`` and ``.png``: utility, KnowMem and VerbMem against the number of
@@ -172,7 +164,6 @@ def sustainability(
         run: Config of an ordinary ``fit`` with MUSEDataModule and MUSEEvaluation; its logger is replaced.
         output: Folder of the results, with one folder a step and the model it leaves.
         parts: The requests in their order; MUSE's ``sust/forget_1`` to ``_4`` without.
-        isolated: Run each step in a process of its own, which frees all memory between them.
     """
     names = [f"sust/forget_{fold}" for fold in (1, 2, 3, 4)] if parts is None else parts
     folder = Path(output)
@@ -180,10 +171,10 @@ def sustainability(
     for number, part in enumerate(names, 1):
         start = steps[-1].model if steps else None
         steps.append(Step(number, part, folder / f"step_{number}", start, export=True))
-    _sequence(run, folder, steps, isolated, "sustainability")
+    _sequence(run, folder, steps, "sustainability")
 
 
-def _sequence(run: str | None, folder: Path, steps: list[Step], isolated: bool, kind: str) -> None:
+def _sequence(run: str | None, folder: Path, steps: list[Step], kind: str) -> None:
     """Run what is not finished, then report."""
     if run is None:
         raise InputError("run is not given: name the config of the fit that each step is, such as muse/small.")
@@ -192,11 +183,16 @@ def _sequence(run: str | None, folder: Path, steps: list[Step], isolated: bool, 
     config = read_config(Path(find_config(run)))
     for step in steps:  # all of them first: nothing runs if one cannot be right
         check_earlier(step, step_config(config, step, epochs_taken(steps[0])))
-    for step in steps:
-        if step.results.is_file():
-            print(f"{step.folder}: finished before", flush=True)
-        else:
-            run_step(step, step_config(config, step, epochs_taken(steps[0])), isolated)
+    lock = FolderLock()
+    lock.hold(folder, patience=30.0)  # for what a killed command left: its run saves and ends
+    try:
+        for step in steps:
+            if step.results.is_file():
+                print(f"{step.folder}: finished before", flush=True)
+            else:
+                run_step(step, step_config(config, step, epochs_taken(steps[0])), lock)
+    finally:
+        lock.release()
     write_report(folder, [json.loads(step.results.read_text(encoding="utf-8")) for step in steps], kind)
 
 
@@ -245,23 +241,18 @@ def step_config(config: Config, step: Step, epochs: int | None = None) -> Config
     if step.start is not None:
         made["model"].setdefault("init_args", {})["pretrained"] = str(step.start)
     trainer, callbacks = made.setdefault("trainer", {}), _callbacks(made)
-    trainer["logger"] = {
-        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-        "init_args": {"save_dir": str(step.folder), "name": "", "version": "run"},
-    }
-    if not any(_is(callback, "ModelCheckpoint") for callback in callbacks):
-        callbacks.append({"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"})
+    for place in ("logger", "default_root_dir", "enable_checkpointing"):  # all of a step lies in its folder
+        trainer.pop(place, None)
     for callback in callbacks:
+        options = callback.setdefault("init_args", {})
         if _is(callback, "ModelCheckpoint"):
-            callback.setdefault("init_args", {})["dirpath"] = str(step.folder / "checkpoints")
+            options.pop("dirpath", None)
         if _is(callback, "MUSEEvaluation") and step.number > 1:  # the target, or the last model, has been measured
-            options = callback.setdefault("init_args", {})
-            options["schedule"] = {**(options.get("schedule") or {}), "at_start": False}
+            options.setdefault("schedule", {})["at_start"] = False
     if step.export:
         export = {"folder": str(step.model), "inside_run": False}
         callbacks.append({"class_path": "dipo_lightning.callbacks.ExportModel", "init_args": export})
     trainer["callbacks"] = callbacks
-    trainer["enable_checkpointing"] = True
     return made
 
 
@@ -271,7 +262,7 @@ def check_earlier(step: Step, config: Config) -> None:
     Raises:
         InputError: The step's folder is of another config.
     """
-    path = step.folder / "config.yaml"
+    path = step.folder / CONFIG
     if path.is_file() and yaml.safe_load(path.read_text(encoding="utf-8")) != config:
         raise InputError(
             f"{step.folder} was begun with another config ({path}). Give another output, or remove that folder and the "
@@ -279,24 +270,15 @@ def check_earlier(step: Step, config: Config) -> None:
         )
 
 
-def run_step(step: Step, config: Config, isolated: bool) -> None:
-    """Run one step from where it was, and write its results.
+def run_step(step: Step, config: Config, lock: FolderLock) -> None:
+    """Bring one step to its end from where it was, and write its results.
 
     Raises:
         RunError: The run failed, or left no evaluation.
     """
-    path = step.folder / "config.yaml"
-    step.folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    if step.export:
-        shutil.rmtree(step.model, ignore_errors=True)  # without results it is of an interrupted export
-    args = ["fit", "--config", str(path)]
-    checkpoint = last_checkpoint(step.folder / "checkpoints")
-    if checkpoint is not None:
-        args += ["--ckpt_path", str(checkpoint)]
-    print(f"\n=== step {step.number}, {step.part}: dipo-lightning {' '.join(args)}", flush=True)
-    _fit(args, isolated)
-    logs = sorted((step.folder / "run" / "evaluations").glob("muse_*.json"))
+    print(f"\n=== step {step.number}, {step.part}: dipo-lightning fit --run {step.folder}", flush=True)
+    child.fit(config, step.folder, lock)
+    logs = sorted((step.folder / "evaluations").glob("muse_*.json"))
     if not logs:
         raise RunError(f"{step.folder} has no evaluation of its end; is at_end false in the config?")
     first, last = (json.loads(log.read_text(encoding="utf-8")) for log in (logs[0], logs[-1]))
@@ -312,14 +294,6 @@ def run_step(step: Step, config: Config, isolated: bool) -> None:
     write_json(step.results, results)
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint of a folder; one that was cut off while it was written is passed over."""
-    for path in sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True):
-        if path.is_dir() or zipfile.is_zipfile(path):
-            return path
-    return None
-
-
 def documents(config: Config, part: str) -> int:
     """Count the documents of a part of the config's corpus."""
     from dipo_lightning.benchmarks.muse.data import HUB_NAMES, forget_texts
@@ -327,17 +301,6 @@ def documents(config: Config, part: str) -> int:
     options = config["data"]["init_args"]
     texts = forget_texts(options.get("data", HUB_NAMES[0]), part)
     return len(texts[: options.get("max_forget_rows")])
-
-
-def _fit(args: list[str], isolated: bool) -> None:
-    if not isolated:
-        from dipo_lightning.cli.main import run_trainer
-
-        run_trainer(args)
-        return
-    code = subprocess.run([sys.executable, "-m", "dipo_lightning", *args], check=False).returncode
-    if code:
-        raise RunError(f"The step failed with exit code {code} (see above). The same command goes on from here.")
 
 
 def _callbacks(config: Config) -> list[Config]:

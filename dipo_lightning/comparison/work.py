@@ -6,13 +6,16 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+from dipo_lightning.callbacks.run_record import FolderLock
 from dipo_lightning.comparison.configs import Config, callbacks, import_class, read_base, run_config, usual_options
 from dipo_lightning.comparison.plan import Comparison, FinishedRun, Method, Settings
 from dipo_lightning.comparison.report import Findings
 from dipo_lightning.comparison.results import (
     Row,
     Scale,
+    add_columns_beside,
     add_utility_kept,
     by_epoch,
     evaluation_rows,
@@ -24,6 +27,9 @@ from dipo_lightning.comparison.running import Failure, Run, execute
 from dipo_lightning.comparison.selection import Candidate, Choice, choose
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.benchmark import Benchmark
+
+PATIENCE = 30.0
+"""Seconds to wait for what a killed comparison left: its run saves and ends."""
 
 NAMES_OF_ROWS = {"data", "split", "forget", "train"}
 """Options of the data modules that say which rows there are; with the same ones, a run is on the same data."""
@@ -40,7 +46,8 @@ class Work:
     """
 
     def __init__(self, plan: Comparison) -> None:
-        self.plan = plan
+        self.plan, self.lock = plan, FolderLock()
+        self.sources: dict[int | None, tuple[str, dict[str, Any]]] = {}
         self.bases = {seed: read_base(plan.base, seed) for seed in plan.seeds} if plan.methods else {}
         benchmarks = [evaluated_on(base, plan.base, plan.evaluation) for base in self.bases.values()]
         benchmarks += [read_evaluations(Path(run.path), plan.evaluation)[0] for run in plan.runs]
@@ -69,6 +76,7 @@ class Work:
 
     def do(self) -> Findings:
         """Run what is missing, and return everything that was measured."""
+        self.lock.hold(Path(self.plan.output), patience=PATIENCE)
         given = [self.given_rows(run) for run in self.plan.runs]  # a wrong path is said before anything runs
         for method in self.plan.methods:
             try:
@@ -113,7 +121,8 @@ class Work:
         """Bring ``run`` to its end and return its rows; None, and a failure to report, if it fails."""
         done = "finished earlier" if run.state == "finished" else "done"
         print(f"{run.title} ...", end=" ", flush=True)
-        found = execute(run, self.plan.keep_checkpoints) or rows_of(run, self.findings.scale)
+        found: Failure | list[Row]
+        found = execute(run, self.plan.keep_checkpoints, self.lock) or self.rows_of(run)
         if isinstance(found, Failure):
             print(f"FAILED: {found.reason}", flush=True)
             self.findings.failures.append(found)
@@ -126,10 +135,47 @@ class Work:
         scale = self.findings.scale
         documents = read_evaluations(Path(run.path), scale.benchmark.name)[1]
         rows = evaluation_rows(documents, run.name, run.settings, run.seed)
+        add_columns_beside(rows, Path(run.path))
         if not by_epoch(rows):
             raise InputError(f"{run.path} has no evaluation after a first step: it is no run that unlearns.")
+        self._refuse_another_base(run.path, rows[0]["seed"], documents[0]["provenance"])
         add_utility_kept(rows, target_row(rows), scale)
         return rows
+
+    def rows_of(self, run: Run) -> list[Row] | Failure:
+        """Return the rows of a run that came to its end, or why they cannot be read."""
+        scale = self.findings.scale
+        try:
+            documents = read_evaluations(run.folder, scale.benchmark.name)[1]
+        except InputError as error:
+            return Failure(run.title, str(error))
+        if run.folder.is_relative_to(Path(self.plan.output) / "runs") and not run.changes_data:
+            self._refuse_another_base(run.title, run.seed, documents[0]["provenance"])
+        rows = evaluation_rows(documents, run.method, run.settings, run.seed)
+        add_columns_beside(rows, run.folder)
+        add_utility_kept(rows, target_row(rows), scale)
+        return rows
+
+    def _refuse_another_base(self, title: str, seed: int | None, provenance: dict[str, Any]) -> None:
+        """Refuse to show runs of one seed side by side that started from other weights, or forgot other rows.
+
+        Raises:
+            InputError: Their evaluations say so.
+        """
+        first, other = self.sources.setdefault(seed, (title, provenance))
+        models = [(one.get("model") or {}).get("pretrained") for one in (other, provenance)]
+        rows = [{part: of["sha256"] for part, of in (one.get("data") or {}).items()} for one in (other, provenance)]
+        parts = [part for part in rows[0].keys() & rows[1].keys() if rows[0][part] != rows[1][part]]
+        if all(models) and models[0] != models[1]:
+            what = "started from other weights"
+        elif parts:
+            what = f"had other {' and '.join(sorted(parts))} rows"
+        else:
+            return
+        raise InputError(
+            f"{title} {what} than {first}, so that one table of seed {seed} would mix them. Remove the folder of the "
+            "older one to run it anew, or give another output."
+        )
 
     def reported_run(self, method: Method, settings: Settings, seed: int) -> Run:
         """Return a run whose numbers are reported."""
@@ -143,8 +189,9 @@ class Work:
     def _run(self, part: str, base: Config, method: Method, settings: Settings, seed: int) -> Run:
         words = label(settings)
         folder = Path(self.plan.output) / part / file_name(method.name) / file_name(words or "default") / f"seed{seed}"
-        config = run_config(base, method, settings, seed, folder, self.plan.export and part == "runs")
-        return Run(method.name, words, seed, folder, config)
+        config = run_config(base, method, settings, seed, self.plan.export and part == "runs")
+        changes_data = any(name.startswith("data.") for name in settings)
+        return Run(method.name, words, seed, folder, config, changes_data)
 
     def _refuse_same_data(self) -> None:
         """Refuse to choose on the rows that are reported on, unless that was asked for."""
@@ -179,23 +226,12 @@ def evaluated_on(base: Config, path: str, name: str | None) -> Benchmark:
     """
     classes = [import_class(callback["class_path"]) for callback in callbacks(base.get("trainer") or {})]
     kinds = [getattr(kind, "benchmark", None) for kind in classes]
-    found = [kind for kind in kinds if isinstance(kind, Benchmark)]
+    found = [kind for kind in kinds if isinstance(kind, Benchmark) and not kind.columns_beside]
     for benchmark in found:
         if name in (None, benchmark.name):
             return benchmark
     has = f"it has {', '.join(one.name for one in found)}" if found else "it has none"
     raise InputError(f"The base {path} needs {name or 'an'} evaluation callback in trainer.callbacks; {has}.")
-
-
-def rows_of(run: Run, scale: Scale) -> list[Row] | Failure:
-    """Return the rows of a run that came to its end, or why they cannot be read."""
-    try:
-        documents = read_evaluations(run.folder, scale.benchmark.name)[1]
-    except InputError as error:
-        return Failure(run.title, str(error))
-    rows = evaluation_rows(documents, run.method, run.settings, run.seed)
-    add_utility_kept(rows, target_row(rows), scale)
-    return rows
 
 
 def label(settings: Settings) -> str:

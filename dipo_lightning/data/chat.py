@@ -146,7 +146,7 @@ class ChatStyle(PromptStyle):
         return str(text)
 
     def _surroundings(self) -> tuple[str, str, str]:
-        """What the generation prompt has too much, what stands between it and an answer, and behind the answer."""
+        """Find the reasoning block that a generation prompt alone opens, and what stands around an answer."""
         turns = [{"role": "user", "content": "Who?"}]
         before = self._render(turns, generation=True)
         whole = self._render([*turns, {"role": "assistant", "content": _PROBE}])

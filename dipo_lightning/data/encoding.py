@@ -1,4 +1,4 @@
-r"""Prompt styles: how a question and an answer become token ids and labels.
+r"""Base of the prompt styles, which write a question and an answer as token ids and labels.
 
 A prompt and its answer are tokenised apart. Tokenised together, a merge across the border gives
 ``tokens(prompt + answer)[:len(tokens(prompt))] != tokens(prompt)``, and then the first answer token is neither
@@ -34,7 +34,7 @@ class PromptStyle(ABC):
     stop_ids: list[int]
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Measures the tokenizer's habits (BOS, the space it puts before a first word)."""
+        """Find out the tokenizer's habits: BOS, the space it puts before a first word."""
         self.tokenizer = tokenizer
         self._start = start_ids(tokenizer)
         self._anchor = _anchor(tokenizer)
@@ -98,7 +98,7 @@ class PromptStyle(ABC):
 
 
 def suggestion(name: str, known: list[str]) -> str:
-    """What to write in the place of an unknown name: the nearest known one, and all of them."""
+    """Suggest the nearest known name for an unknown one, and list all of them."""
     near = difflib.get_close_matches(str(name).lower(), known, n=1)
     guess = f"; did you mean {near[0]!r}?" if near else ";"
     return f"{guess} Known: {', '.join(known)}"
@@ -156,7 +156,7 @@ def end_of_sequence(tokenizer: PreTrainedTokenizerBase, style: str) -> int:
 
 
 def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer itself puts before a text: BOS, or nothing (an EOS that it appends is not ours)."""
+    """Find the ids that the tokenizer itself puts before a text: BOS, or none (an EOS that it appends is left out)."""
     bare = encode(tokenizer, "a")
     whole = list(tokenizer("a", add_special_tokens=True)["input_ids"])
     for start in range(len(whole) - len(bare) + 1):

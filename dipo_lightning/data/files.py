@@ -33,7 +33,7 @@ class Record(NamedTuple):
 
     @property
     def where(self) -> str:
-        """Where the record stands, for messages: ``data.jsonl, line 3``."""
+        """The record's place, for messages: ``data.jsonl, line 3``."""
         return f"{self.place} {self.number}"
 
 
@@ -108,7 +108,7 @@ def config_records(source: str | Path, config: str, split: str = "train") -> lis
         return list(hub_records(str(source), config, split))
     for saved, part in ((folder / config, split), (folder, config)):
         if is_saved(saved):
-            return list(_saved_records(saved, part, "split"))
+            return list(_saved_records(saved, part))
     paths = config_files(folder, config, split)
     if paths:
         return [record for path in paths for record in file_records(path)]
@@ -133,12 +133,12 @@ def available(folder: Path) -> list[str]:
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether a folder is what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
+    """Tell a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
     return any((folder / name).is_file() for name in _SAVED)
 
 
 def is_hub_name(source: str) -> bool:
-    """Whether this can be a data set's name on the hub: ``owner/name``, no data file's ending, no folder's beginning.
+    """Tell a data set's name on the hub: ``owner/name``, without a data file's ending or a folder's beginning.
 
     A mistyped path must not become a call over the network.
     """
@@ -222,7 +222,7 @@ def _files_called(stem: Path) -> list[Path]:
     return []
 
 
-def _saved_records(folder: Path, split: str | None, option: str) -> Iterator[Record]:
+def _saved_records(folder: Path, split: str | None, option: str | None = None) -> Iterator[Record]:
     """Records of what `save_to_disk` wrote: a data set, or one of a dictionary of them."""
     from datasets import Dataset, load_from_disk
 
@@ -235,7 +235,8 @@ def _saved_records(folder: Path, split: str | None, option: str) -> Iterator[Rec
     chosen = split or ("train" if "train" in saved else next(iter(saved)) if len(saved) == 1 else None)
     if chosen not in saved:
         asked = f"no {split}" if split else "no train split"
-        raise InputError(f"{folder}: there is {asked}; there is {', '.join(saved)}. Set {option} to one of them.")
+        hint = f" Set {option} to one of them." if option else ""
+        raise InputError(f"{folder}: there is {asked}; there is {', '.join(saved)}.{hint}")
     return _dataset_records(f"{folder}, {chosen}", saved[chosen])
 
 

@@ -60,7 +60,7 @@ class ResumableLoader(DataLoader):
             yield {**batch, "denominators": denominators}
 
     def _epoch(self) -> dict[str, int]:
-        """What a number of batches stands for: the batches of an epoch, and the rows of one over all ranks."""
+        """Batches of an epoch, and rows of a batch over all ranks: both give a number of batches its meaning."""
         assert isinstance(self.sampler, EpochSampler)
         assert self.batch_size is not None
         return {"length": self.batches, "rows": self.batch_size * self.sampler.num_replicas}

@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.loader import ResumableLoader
-from dipo_lightning.data.pairs import EpochSampler, Example
+from dipo_lightning.data.pairs import EpochSampler, Example, FirstRowsSampler
 from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.data.rows import Rows
 from dipo_lightning.data.tokenization import LazyRows, pieces, tokenize_rows
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, refuse_unknown
 from dipo_lightning.models.loading import load_tokenizer
 from dipo_lightning.models.token_batch import collate_parts
 
@@ -67,8 +67,10 @@ class TokenizedDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         on_missing: Literal["raise", "skip"] = "raise",
+        **unknown: Any,
     ) -> None:
         super().__init__()
+        refuse_unknown(type(self).__name__, unknown)
         for name, value in (("batch_size", batch_size), ("max_length", max_length)):
             if value < 1:
                 raise InputError(f"data.{name} is {value}; it must be at least 1.")
@@ -120,7 +122,7 @@ class TokenizedDataModule(pl.LightningDataModule):
         Returns:
             The examples, and the rows that they were made from (of texts all).
         """
-        plain = ["text" in row for row in rows]
+        plain = rows.plain if isinstance(rows, Rows) else ["text" in row for row in rows]
         if any(plain) and not all(plain):
             odd = rows[plain.index(not plain[0])]
             raise InputError(
@@ -157,7 +159,8 @@ class TokenizedDataModule(pl.LightningDataModule):
         trainer = self.trainer
         ranks = (trainer.distributed_sampler_kwargs if trainer else None) or {"num_replicas": 1, "rank": 0}
         assert self._training is not None
-        sampler = EpochSampler(self._training, shuffle=True, seed=self.seed, **ranks)
+        kind = FirstRowsSampler if getattr(trainer, "overfit_batches", 0) else EpochSampler
+        sampler = kind(self._training, shuffle=True, seed=self.seed, **ranks)
         self._loader = ResumableLoader(
             self._training,
             batch_size=self.batch_size,

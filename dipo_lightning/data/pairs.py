@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler, SequentialSampler
 
 
 class Example(TypedDict):
@@ -127,7 +127,7 @@ class TrainingRows(Dataset):
 
 
 class EpochSampler(DistributedSampler):
-    """Yields ``epoch * len(dataset) + index``, so that an item can depend on the epoch in any worker.
+    """Sampler of the keys ``epoch * len(dataset) + index``: with them an item can depend on the epoch in any worker.
 
     Attributes:
         skip: Keys to pass over at the start of the next pass.
@@ -148,4 +148,24 @@ class EpochSampler(DistributedSampler):
         rows = len(self.dataset)  # type: ignore[arg-type]
         order = torch.randperm(rows, generator=random_stream(self.seed, self.epoch, "order", first=self.seed))
         keys = (order.repeat(math.ceil(self.total_size / rows))[: self.total_size] + self.epoch * rows).tolist()
+        return [keys[rank :: self.num_replicas] for rank in range(self.num_replicas)]
+
+
+class FirstRowsSampler(EpochSampler, SequentialSampler):
+    """Yields the first rows in their order, the same in every epoch: what ``trainer.overfit_batches`` asks for.
+
+    A `SequentialSampler`, which Lightning leaves in its place there.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        EpochSampler.__init__(self, *args, **options)
+
+    def __len__(self) -> int:
+        """Return the number of this rank's keys."""
+        return self.num_samples
+
+    def keys_of_all_ranks(self) -> list[list[int]]:
+        """Return the keys of every rank."""
+        rows = len(self.dataset)  # type: ignore[arg-type]
+        keys = [key % rows for key in range(self.total_size)]
         return [keys[rank :: self.num_replicas] for rank in range(self.num_replicas)]

@@ -39,6 +39,8 @@ class Rows(Sequence[Row]):
     def __init__(self) -> None:
         self._content = bytearray()
         self._ends, self._numbers = array("q"), array("q")
+        self.plain = bytearray()  # 1 for a row of plain text
+        self.keys = array("q")  # hashes by which `overlap` finds equal rows; they hold in this process
         self._places: list[tuple[int, str]] = []  # first row that stands in such a place, and the place
 
     def append(self, row: Mapping[str, Any], place: str, number: int) -> None:
@@ -48,6 +50,8 @@ class Rows(Sequence[Row]):
         self._content += _said(row)
         self._ends.append(len(self._content))
         self._numbers.append(number)
+        self.plain.append("text" in row)
+        self.keys.append(hash(_key(row)))
 
     def extend(self, others: Rows) -> None:
         """Add all rows of another collection; their index goes on from here."""
@@ -55,11 +59,14 @@ class Rows(Sequence[Row]):
         self._ends.extend(end + len(self._content) for end in others._ends)
         self._content += others._content
         self._numbers.extend(others._numbers)
+        self.plain += others.plain
+        self.keys.extend(others.keys)
 
     def first(self, count: int) -> Rows:
         """Return the first ``count`` rows."""
         rows = Rows()
         rows._ends, rows._numbers = self._ends[:count], self._numbers[:count]
+        rows.plain, rows.keys = self.plain[:count], self.keys[:count]
         rows._content = self._content[: rows._ends[-1] if rows._ends else 0]
         rows._places = [(first, place) for first, place in self._places if first < count]
         return rows
@@ -193,14 +200,15 @@ def overlap(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, An
     Returns:
         One pair ``(position in first, position in second)`` for each row of ``first`` that ``second`` has too.
     """
-    wanted = {_key(row) for row in first}
-    places: dict[tuple[str, ...], int] = {}
-    for position, row in enumerate(shown(second, "comparing", total=len(second))):
-        if (key := _key(row)) in wanted:
+    keys, others = (
+        rows.keys if isinstance(rows, Rows) else [hash(_key(row)) for row in rows] for rows in (first, second)
+    )
+    wanted, places = set(keys), dict[int, int]()
+    for position, key in enumerate(others):
+        if key in wanted:
             places.setdefault(key, position)
-    if not places:
-        return []
-    return [(position, places[key]) for position, row in enumerate(first) if (key := _key(row)) in places]
+    found = [(position, places[key]) for position, key in enumerate(keys) if key in places]
+    return [(position, other) for position, other in found if _key(first[position]) == _key(second[other])]
 
 
 def refuse_overlap(
@@ -264,8 +272,8 @@ def private_values(answer: str, given: object, label: str) -> tuple[str, list[st
     Raises:
         InputError: A value is no text, or does not stand in the answer.
     """
-    marked = _MARK.findall(answer)
-    answer = _MARK.sub(r"\1", answer)
+    marked = _MARK.findall(answer) if "[[" in answer else []
+    answer = _MARK.sub(r"\1", answer) if marked else answer
     values = [checked_text(value, label) for value in _as_list(given, label)]
     for value in values:
         if value not in answer:
@@ -274,9 +282,13 @@ def private_values(answer: str, given: object, label: str) -> tuple[str, list[st
 
 
 def _said(row: Mapping[str, Any]) -> bytes:
-    """What a row says, in one way of writing it."""
+    """Write what a row says, and not where it stands, always alike."""
     content = {key: value for key, value in row.items() if key not in _PLACE}
     return json.dumps(content, sort_keys=True, ensure_ascii=True, default=str).encode() + b"\n"
+
+
+def _hashes(rows: Sequence[Mapping[str, Any]]) -> Sequence[int]:
+    return rows.keys if isinstance(rows, Rows) else [hash(_key(row)) for row in rows]
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -326,6 +338,8 @@ def _row(record: Record, columns: Mapping[str, str]) -> Row:
         row["messages"] = _turns(record, columns["messages"])
     else:
         row |= {role: text_field(record, columns[role]) for role in ("question", "answer", "text") if role in columns}
+    if len(record.fields) == len(row) and "[[" not in str(row):
+        return row
     return row | _extras(record, columns, row)
 
 

@@ -236,7 +236,7 @@ def _example(row: Mapping[str, Any], style: PromptStyle) -> tuple[list[int], lis
 
 
 def _check_kind(row: Mapping[str, Any], style: PromptStyle) -> None:
-    """Whether the style can write rows like this one."""
+    """Refuse a row that the style can't write."""
     if "text" in row and style.name != "text":
         raise InputError(f"The rows are plain text, which prompt style {style.name} can't write: take the style text.")
     if "messages" in row and not isinstance(style, ChatStyle):

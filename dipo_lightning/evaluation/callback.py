@@ -34,7 +34,7 @@ from dipo_lightning.evaluation.aggregates import (
 )
 from dipo_lightning.evaluation.benchmark import Benchmark
 from dipo_lightning.evaluation.json_files import write_json
-from dipo_lightning.evaluation.provenance import provenance, weights
+from dipo_lightning.evaluation.provenance import provenance, run_settings, weights
 from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog, Measuring, check_numbers, with_skipped
 from dipo_lightning.evaluation.run_folder import is_trial, run_folder
 from dipo_lightning.evaluation.schedule import Schedule, Scheduled, interruptible
@@ -262,7 +262,7 @@ class Evaluation(Scheduled):
             trainer.callback_metrics.update(tensors)
             for logger in trainer.loggers:
                 logger.log_metrics(scalars, step=step)
-                self._log_hyperparameters(logger, document, step)
+                self._log_hyperparameters(logger, document, step, trainer, pl_module)
             self._described = True
         else:  # `step`: where Lightning then logs the others
             tensors["step"] = torch.tensor(float(step))
@@ -271,7 +271,9 @@ class Evaluation(Scheduled):
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 self.write_tensorboard(logger.experiment, document, step)
 
-    def _log_hyperparameters(self, logger: Any, document: Document, step: int) -> None:
+    def _log_hyperparameters(
+        self, logger: Any, document: Document, step: int, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
         """Give the HPARAMS tab its metrics: it stays empty unless hyper-parameters are logged together with some."""
         scalars, names = self.scalars(document), self.benchmark.hyperparameter_metrics
         metrics = {f"hp/{key}": scalars[key] for key in names if key in scalars}
@@ -280,7 +282,7 @@ class Evaluation(Scheduled):
         if self._described:
             logger.log_metrics(metrics, step)
         else:  # `hparams`: what the Trainer gave this logger of the module and the data module
-            logger.log_hyperparams(dict(logger.hparams), metrics, step)
+            logger.log_hyperparams(dict(logger.hparams) | run_settings(trainer, pl_module), metrics, step)
 
     def _write(self, trainer: pl.Trainer, document: Document) -> None:
         """Write the document on rank 0, and say where and what it found."""

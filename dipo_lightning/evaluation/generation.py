@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from dipo_lightning.models.sharding import unsharded
 
 BATCH_ROWS = 64
 FEW = 0.25  # a batch stops when no more than this share of its rows goes on ...
+PROBED = 4  # tokens by which a model's decoding is compared with its definition
 FEWEST = 8  # ... unless it began with so few that a new batch would cost more than it saves
 
 
@@ -91,10 +93,11 @@ def generate(
     going = [row for row in rows if not row.done]
     if progress is not None:
         progress(len(rows) - len(going))
-    with evaluation_mode(policy), _plain_settings(policy), unsharded(policy):
-        together = _what_may_go_together(policy, going, device)
+    with evaluation_mode(policy), plain_settings(policy), unsharded(policy):
+        together = _what_may_go_together(policy, going, limit, device)
         while going:
-            _round(policy, rows, _plan(going, batch_rows, together), list(stop_ids), limit, device)
+            plan = _plan(going, 1 if together == "plain" else batch_rows, together)
+            _round(policy, rows, plan, list(stop_ids), limit, device, together == "plain")
             ended = [row for row in going if row.done]
             going = [row for row in going if not row.done]
             if progress is not None:
@@ -102,44 +105,57 @@ def generate(
     return [row.said for row in rows]
 
 
-def _what_may_go_together(policy: nn.Module, rows: Sequence[_Row], device: torch.device) -> str:
-    """Find out which rows may share a batch: ``all``, those of ``equal`` length, or each is to go ``alone``.
+def _what_may_go_together(policy: nn.Module, rows: Sequence[_Row], limit: int | None, device: torch.device) -> str:
+    """Find out how rows get what a forward of the row alone, without a cache, says.
 
-    The shortest prompt beside the longest shows whether the padding in front of it disturbs it, as it does models that
-    carry a state from token to token without regard to the mask, or that count positions from the start.
+    Shorter prompts beside the longest show whether the padding in front of them disturbs them, as it does where a state
+    is carried from token to token without regard to the mask, or positions are counted from the start.
+
+    Returns:
+        ``padded`` (rows of any length share a batch), ``equal`` (those of one length do), or ``plain`` where the
+        family's own decoding gives something else (RoBERTa's positions): row by row and without it.
     """
     prompts = sorted((row.prompt for row in rows), key=len)
-    if len(prompts) < 2:
-        return "all"
-    short, long = prompts[0], prompts[-1]
+    if not prompts:
+        return "plain"
+    long = prompts[-1]
+    shorter = [prompt for prompt in prompts if len(prompt) < len(long)]
+    steps = PROBED if limit is None else min(PROBED, limit - len(long))
 
-    def alike(company: list[int]) -> Callable[[], bool]:
-        return lambda: _continued_alike(policy, short, company, device)
+    def padded() -> bool:
+        return all(_continued_alike(policy, prompt, long, steps, device) for prompt in (shorter[0], shorter[-1]))
 
-    if len(short) == len(long) or leaves_rows_alone(policy, "left-padded", len(long), alike(long)):
-        return "all"
-    return "equal" if leaves_rows_alone(policy, "equal", len(long), alike(short[::-1])) else "alone"
+    if shorter and leaves_rows_alone(policy, "left-padded", len(long), padded):
+        return "padded"
+    alike = partial(_continued_alike, policy, long, long[::-1], steps, device)
+    return "equal" if leaves_rows_alone(policy, "equal", len(long), alike) else "plain"
 
 
-def _continued_alike(policy: nn.Module, prompt: list[int], company: list[int], device: torch.device) -> bool:
-    """Compare the logits of a few greedy tokens after a prompt alone and in a batch with another."""
-    alone, beside = (_generate(policy, batch, 4, device, logits=True) for batch in ([prompt], [prompt, company]))
-    for step, (expected, logits) in enumerate(zip(alone.logits, beside.logits, strict=True)):
-        if not same_logits(logits[0], expected[0]):
+def _continued_alike(
+    policy: nn.Module, prompt: list[int], company: list[int], steps: int, device: torch.device
+) -> bool:
+    """Compare the logits of a few greedy tokens after a prompt, from a batch with another and one by one."""
+    beside = _generate(policy, [prompt, company], steps, device, logits=True)
+    said = beside.sequences[0, -len(beside.logits) :].tolist()
+    for step, logits in enumerate(beside.logits):
+        expected = _next_logits(policy, prompt + said[:step], device)
+        if not same_logits(logits[0], expected):
             return False
-        if alone.sequences[0, len(prompt) + step] != beside.sequences[0, step - len(alone.logits)]:
-            return True  # a tie: from here on they may differ
     return True
+
+
+def _next_logits(policy: nn.Module, ids: list[int], device: torch.device) -> Tensor:
+    """Return the (V,) logits of the token after ``ids``, computed from nothing else."""
+    row = torch.tensor([ids], device=device)
+    return policy(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False).logits[0, -1]
 
 
 def _plan(going: Sequence[_Row], batch_rows: int, together: str) -> list[list[int]]:
     """Put rows that end together into batches; indices of each."""
     order = sorted(going, key=lambda r: (len(r.said), r.expected, len(r.prompt), r.index), reverse=True)
-    if together == "alone":
-        return [[row.index] for row in order]
     kinds: dict[int, list[int]] = {}
     for row in order:
-        kinds.setdefault(len(row.context) if together == "equal" else 0, []).append(row.index)
+        kinds.setdefault(0 if together == "padded" else len(row.context), []).append(row.index)
     return [kind[i : i + batch_rows] for kind in kinds.values() for i in range(0, len(kind), batch_rows)]
 
 
@@ -150,11 +166,15 @@ def _round(
     stop_ids: list[int],
     limit: int | None,
     device: torch.device,
+    plain: bool,
 ) -> None:
     """Take every unfinished row some tokens further; each gets at least one."""
     results: dict[int, list[int]] = {}
     for batch, own in own_batches(plan):
-        continued = _continue_batch(policy, [rows[i] for i in batch], stop_ids, limit, device)
+        if plain:
+            continued = [_continue_plainly(policy, rows[i], stop_ids, device) for i in batch]
+        else:
+            continued = _continue_batch(policy, [rows[i] for i in batch], stop_ids, limit, device)
         if own:
             results.update(zip(batch, continued, strict=True))
     for index, tokens in gather(results).items():
@@ -174,6 +194,14 @@ def _continue_batch(
     stopping = _FewLeft(length, stop_ids, few) if few and stop_ids else None
     output = _generate(policy, contexts, new, device, stop_ids, stopping)
     return output.sequences[:, length:].tolist()
+
+
+def _continue_plainly(policy: nn.Module, row: _Row, stop_ids: list[int], device: torch.device) -> list[int]:
+    """Decode one row from the definition: each token from a forward of all before it."""
+    said: list[int] = []
+    while len(said) < row.remaining and not (said and said[-1] in stop_ids):
+        said.append(int(_next_logits(policy, row.context + said, device).argmax()))
+    return said
 
 
 def _generate(
@@ -224,7 +252,7 @@ class _FewLeft:
 
 
 @contextmanager
-def _plain_settings(policy: nn.Module) -> Iterator[None]:
+def plain_settings(policy: nn.Module) -> Iterator[None]:
     """Put the model's own generation defaults aside: a repetition penalty or a temperature isn't greedy decoding.
 
     ``generate`` fills every unset field of a given configuration from the model's. A peft model hands its own to the

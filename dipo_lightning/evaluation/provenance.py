@@ -68,6 +68,22 @@ def configuration(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[st
     return {"trainer": settings, "model": {"class_path": class_path(pl_module), "init_args": plain(pl_module.hparams)}}
 
 
+def run_settings(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+    """Return what runs are compared by beside the module's hyper-parameters: method, lr, batch, length and seeds."""
+    seed, data = os.environ.get("PL_GLOBAL_SEED"), getattr(trainer, "datamodule", None)
+    found = {
+        "method": type(pl_module).__name__.removesuffix("Module"),
+        "lr": trainer.optimizers[0].defaults.get("lr") if trainer.optimizers else None,
+        "batch_size": getattr(data, "batch_size", None),
+        "global_batch_size": getattr(data, "batch_size", 1) * trainer.world_size * trainer.accumulate_grad_batches,
+        "max_epochs": trainer.max_epochs,
+        "max_steps": trainer.max_steps,
+        "seed": int(seed) if seed is not None else None,
+        "data_seed": getattr(data, "seed", None),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def class_path(value: object) -> str:
     """Return where the class of ``value`` is imported from."""
     return f"{type(value).__module__}.{type(value).__qualname__}"

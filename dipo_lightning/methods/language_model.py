@@ -7,6 +7,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.data import AttributeDict
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -101,6 +102,11 @@ class LanguageModelModule(pl.LightningModule):
         """Refuse combinations that cannot be right, before the model is loaded."""
         strategy, precision = self.trainer.strategy, str(self.trainer.precision)
         check_strategy(strategy)
+        if any(isinstance(callback, StochasticWeightAveraging) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise InputError(
+                "StochasticWeightAveraging copies the module before its model is loaded, so it would average nothing. "
+                "Use lightning.pytorch.callbacks.EMAWeightAveraging or WeightAveraging."
+            )
         if precision not in ("32-true", "bf16-mixed"):
             raise InputError(
                 f"trainer.precision is {precision}; a policy and a reference stored in it would not agree at step 0. "

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from torch import nn
 
+from dipo_lightning.errors import RunError
 from dipo_lightning.models.head import causal_lm
 from dipo_lightning.models.sharding import full_state_dict, is_sharded
 from dipo_lightning.safety.redaction import without_home
@@ -28,7 +31,8 @@ def save_model(
 ) -> None:
     """Save ``policy`` as safetensors with its config, generation config and tokenizer.
 
-    Collective where the policy is sharded: every rank calls it, one writes. The folder appears whole or not at all.
+    Collective where the policy is sharded: every rank calls it, one writes. The folder appears whole or not at all,
+    and all its files have the mode that the umask gives (safetensors' own is 600).
 
     Args:
         policy: A ``transformers`` causal LM, or a peft model around one.
@@ -37,14 +41,36 @@ def save_model(
         merge: Merge LoRA adapters into the weights; else a peft model is saved as adapters.
         write: Whether this process writes (rank 0).
         card: Text of the model card, ``README.md``.
+
+    Raises:
+        RunError: The folder can't be written (a full disk, no permission); what was there is as it was.
     """
-    saver: Any = policy
     state = full_state_dict(policy) if is_sharded(policy) else None
     if not write:
         return
     partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write(policy, state, partial, tokenizer, merge, card)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RunError(f"The model could not be written to {folder}: {reason}.") from error
+
+
+def _write(
+    policy: nn.Module,
+    state: dict | None,
+    partial: Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    merge: bool,
+    card: str | None,
+) -> None:
+    """Write the files of an export."""
+    saver: Any = policy
     if hasattr(policy, "merge_and_unload") and merge:
         merged_copy(policy, state).save_pretrained(partial)
     else:
@@ -54,8 +80,9 @@ def save_model(
         tokenizer.save_pretrained(partial)
     if card is not None:
         (partial / "README.md").write_text(card, encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    os.umask(umask := os.umask(0o077))
+    for file in partial.rglob("*"):
+        file.chmod((0o777 if file.is_dir() else 0o666) & ~umask)
 
 
 def _hide_home(file: Path) -> None:

@@ -53,7 +53,9 @@ def output_head(model: nn.Module) -> Head:
 
 def decoder(model: nn.Module) -> nn.Module:
     """Return the module that gives the final hidden states (``last_hidden_state`` (B, L, H)), also in a PeftModel."""
-    return causal_lm(model).get_decoder()
+    causal = causal_lm(model)
+    found = causal.get_decoder()
+    return found if hasattr(found, "get_input_embeddings") else causal.base_model  # ModernBERT's is its projection
 
 
 def output_projection(model: nn.Module) -> nn.Parameter:
@@ -113,7 +115,7 @@ def _logits_of(causal: Any, states: Tensor) -> Tensor | None:
             output.last_hidden_state = states.to(hidden)
         return output
 
-    handle = causal.get_decoder().register_forward_hook(replace)
+    handle = decoder(causal).register_forward_hook(replace)
     training = causal.training
     try:
         tokens = torch.zeros(1, 2, dtype=torch.long, device=states.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from dipo_lightning.errors import InputError
@@ -71,9 +72,40 @@ def add_lora(model: nn.Module, lora: LoRA) -> PeftModel:
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         target_modules=targets,
+        exclude_modules=_excluded(model, linear) if targets == ALL_LINEAR else None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in linear.values()),  # GPT-2 stores W transposed
     )
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise InputError(f"LoRA targets {lora.targets} do not fit this model: {error}") from error
+
+
+_STATE_SPACE = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+
+
+def _excluded(model: Any, linear: dict[str, nn.Module]) -> list[str] | None:
+    """Name the modules that are linear by class only: routers, grouped projections, what a kernel reads itself.
+
+    State-space layers hand the weight of ``out_proj`` to a kernel, so peft refuses adapters there.
+    """
+    odd = [name for name, module in linear.items() if not _maps_rows(module)]
+    if model.config.model_type in _STATE_SPACE:
+        odd += [name for name in linear if name.endswith(("out_proj", "conv1d"))]
+    return odd or None
+
+
+def _maps_rows(module: Any) -> bool:
+    """Tell whether a module maps (..., in) to (..., out), as its weight says."""
+    if type(module) is nn.Linear or not isinstance(module, nn.Linear):
+        return True
+    rows = torch.zeros(1, 2, module.in_features, dtype=module.weight.dtype, device=module.weight.device)
+    try:
+        with torch.no_grad():
+            output = module(rows)
+    except (RuntimeError, ValueError, TypeError):
+        return False
+    return isinstance(output, torch.Tensor) and output.shape == (1, 2, module.out_features)
 
 
 def adapts_projection(model: nn.Module, lora: LoRA) -> bool:

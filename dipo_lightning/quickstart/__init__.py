@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dipo_lightning.cli import child
+from dipo_lightning.errors import RunError
 from dipo_lightning.quickstart import settings
+from dipo_lightning.quickstart.attacks import attack_quickstart
 from dipo_lightning.quickstart.report import write_report
 
 
@@ -18,7 +19,8 @@ def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
     """Unlearn fictitious authors from a tiny model, and show that it did.
 
     Makes data of invented authors, trains a tiny Llama on all of it (the target) and one without the part to forget
-    (the retain model, the honest answer), unlearns that part with DiPO, and evaluates each epoch. No network.
+    (the retain model, the honest answer), unlearns that part with DiPO, evaluates each epoch, and tries to get it back.
+    No network.
 
     Args:
         seed: Seed of the data, the models and the training.
@@ -29,11 +31,51 @@ def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
     started = time.monotonic()
     prepare(folder, seed)
     for name, train in (("target", "full.json"), ("retain", "retain90.json")):
-        run("fit", folder / f"{name}.yaml", settings.finetuning(folder, train, name, seed), f"training: {name}")
-    run("test", folder / "retain-log.yaml", settings.measuring(folder, "retain", seed), "evaluating: retain")
-    shutil.copy(_evaluations(folder / "retain-log")[-1], folder / "retain.json")
-    run("fit", folder / "unlearn.yaml", settings.unlearning(folder, seed), "unlearning with DiPO")
-    write_report(folder, _evaluations(folder / "unlearned"), time.monotonic() - started)
+        print(f"\n=== training: {name}", flush=True)
+        child.fit(settings.filled("finetuning", folder=str(folder), name=name, train=train, seed=seed), folder / name)
+    log = measure_retain(folder, seed)
+    shutil.copy(log, folder / "retain.json")
+    print("\n=== unlearning with DiPO", flush=True)
+    config = settings.filled("unlearning", folder=str(folder), seed=seed)
+    child.write_config(folder / "unlearn.yaml", config)  # what comparisons start from
+    child.fit(config, folder / "unlearned")
+    write_report(folder, evaluations(folder / "unlearned"), time.monotonic() - started)
+    print("\n=== does it stay forgotten? other words, rounded weights, ten steps of relearning", flush=True)
+    attack_quickstart(folder, seed)
+
+
+def measure_retain(folder: Path, seed: int) -> Path:
+    """Evaluate the retain model; returns its log."""
+    config = settings.filled("unlearning", folder=str(folder), seed=seed)
+    config["model"]["init_args"]["pretrained"] = str(folder / "models" / "retain")
+    evaluation = config["trainer"]["callbacks"][0]
+    del evaluation["init_args"]["retain_log"]
+    config["trainer"] |= {"callbacks": [evaluation], "logger": logger_in(folder / "retain-log")}
+    return test(config, folder / "retain-log")
+
+
+def logger_in(folder: Path) -> dict[str, Any]:
+    """Return a logger that makes ``folder`` the folder of a run."""
+    options = {"save_dir": str(folder), "name": "", "version": ""}
+    return {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": options}
+
+
+def test(config: dict[str, Any], folder: Path) -> Path:
+    """Run ``test`` with a configuration that writes into ``folder``, and return its evaluation.
+
+    Raises:
+        RunError: It failed.
+    """
+    print(f"\n=== evaluating: {folder}", flush=True)
+    child.write_config(folder.with_suffix(".yaml"), config)
+    if child.start(["test", "--config", str(folder.with_suffix(".yaml"))]):
+        raise RunError(f"The evaluation in {folder} failed (see above).")
+    return evaluations(folder)[-1]
+
+
+def evaluations(run_folder: Path) -> list[Path]:
+    """Return the evaluations of a run, first to last."""
+    return sorted((run_folder / "evaluations").glob("*.json"))
 
 
 def prepare(folder: Path, seed: int) -> None:
@@ -48,20 +90,6 @@ def prepare(folder: Path, seed: int) -> None:
     write_untrained(
         folder / "models" / "untrained", train_tokenizer(texts, settings.VOCABULARY), seed, **settings.SHAPE
     )
-
-
-def run(command: str, path: Path, config: dict[str, Any], what: str) -> None:
-    """Write ``config`` to ``path`` and run ``dipo-lightning COMMAND --config PATH``, in this process."""
-    from dipo_lightning.cli.main import run_trainer
-
-    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    print(f"\n=== {what}: dipo-lightning {command} --config {path}", flush=True)
-    run_trainer([command, "--config", str(path)])
-
-
-def _evaluations(run_folder: Path) -> list[Path]:
-    """Return the evaluation logs of a run, first to last."""
-    return sorted((run_folder / "run" / "evaluations").glob("*.json"))
 
 
 def _move_aside(folder: Path) -> None:

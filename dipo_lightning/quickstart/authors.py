@@ -19,7 +19,7 @@ Row = dict[str, str | list[str]]
 
 _LISTS = load("authors")
 TOPICS: dict[str, str] = _LISTS["topics"]
-"""What is asked about an author, and the template that its facts, right or wrong, are drawn from.
+"""Questions about an author: each with the template that its facts, right or wrong, are drawn from.
 
 Questions and answers have three wordings. A row takes one of them and another as its paraphrase; other authors take
 others. So the wording of an answer follows from the question, which a model can learn from any author, and the fact at

@@ -11,11 +11,13 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dipo_lightning.cli import child
 from dipo_lightning.errors import InputError
+from dipo_lightning.quickstart import test
+from dipo_lightning.quickstart.settings import filled, shipped
 
 ARTICLES = 6
 VOCABULARY = 512
-LENGTH = 256
 SHAPE: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 256,
@@ -24,14 +26,11 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 1024,
     "tie_word_embeddings": True,
 }
-BATCH_SIZE, RATE = 4, 3e-3
-VERBMEM_TOKENS = 64
-"""Half of MUSE's: the made articles are short."""
 FORGOTTEN, KEPT = "scal/forget_4", ("train/retain1", "train/retain2")
 
 
 class Reading(NamedTuple):
-    """How a model comes to know its part of the corpus.
+    """Training by which a model comes to know its part of the corpus.
 
     Attributes:
         start: The model that it begins as.
@@ -68,12 +67,14 @@ def muse_small(output: str = "runs/muse-small", seed: int = 0) -> None:
     for name, reading in READINGS.items():
         if not (folder / name).is_dir():
             write_reading(folder, name, reading, seed)
-            _run("fit", folder, f"making-{name}", training(folder, name, seed))
+            values = {"name": name, "seed": seed, "start": reading.start, "epochs": reading.epochs}
+            print(f"\n=== training: {name}", flush=True)
+            child.fit(filled("muse_training", folder=str(folder), **values), folder / f"making-{name}")
             (folder / "making" / name).rename(folder / name)
     if not (folder / "retain.json").is_file():
-        _run("test", folder, "measuring-retain", measuring(folder, seed))
-        logs = sorted((folder / "measuring-retain" / "run" / "evaluations").glob("*.json"))
-        shutil.copy(logs[-1], folder / "retain.json")
+        config = filled("muse_measuring", folder=str(folder), seed=seed)
+        log = test(config, folder / "measuring-retain")
+        shutil.copy(log, folder / "retain.json")
     print(f"{folder} has the corpus, the target and the retain model with its log.")
 
 
@@ -104,76 +105,6 @@ def write_reading(folder: Path, name: str, reading: Reading, seed: int) -> None:
     (folder / f"reading-{name}.jsonl").write_text(lines, encoding="utf-8")
 
 
-def training(folder: Path, name: str, seed: int) -> dict[str, Any]:
-    """Return the config of ``fit`` that trains on what `write_reading` wrote."""
-    shutil.rmtree(folder / "making", ignore_errors=True)  # an interrupted one
-    export = {"folder": str(folder / "making" / name), "inside_run": False}
-    return {
-        "seed_everything": seed,
-        "trainer": {
-            **_trainer(folder, f"making-{name}", READINGS[name].epochs),
-            "gradient_clip_val": 1.0,
-            "enable_checkpointing": False,
-            "callbacks": [{"class_path": "dipo_lightning.callbacks.ExportModel", "init_args": export}],
-        },
-        "model": {
-            "class_path": "dipo_lightning.FineTuningModule",
-            "init_args": {
-                "pretrained": str(folder / READINGS[name].start),
-                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": RATE, "weight_decay": 0.0}},
-                "schedule": "linear",
-                "warmup_steps": 20,
-            },
-        },
-        "data": {
-            "class_path": "dipo_lightning.FineTuningDataModule",
-            "init_args": {
-                "train": str(folder / f"reading-{name}.jsonl"),
-                "prompt": "text",
-                "max_length": LENGTH,
-                "batch_size": BATCH_SIZE,
-                "seed": seed,
-            },
-        },
-    }
-
-
-def measuring(folder: Path, seed: int) -> dict[str, Any]:
-    """Return the config of ``test`` that writes the log of the retain model."""
-    evaluation = {"baseline": "none", "space": "answer", "verbmem_tokens": VERBMEM_TOKENS}
-    return {
-        "seed_everything": seed,
-        "trainer": {
-            **_trainer(folder, "measuring-retain", 1),
-            "callbacks": [{"class_path": "dipo_lightning.callbacks.MUSEEvaluation", "init_args": evaluation}],
-        },
-        "model": {
-            "class_path": "dipo_lightning.FineTuningModule",
-            "init_args": {"pretrained": str(folder / "retain")},
-        },
-        "data": {
-            "class_path": "dipo_lightning.MUSEDataModule",
-            "init_args": {"data": str(folder / "news"), "max_length": LENGTH},
-        },
-    }
-
-
-def _run(command: str, folder: Path, name: str, config: dict[str, Any]) -> None:
-    from dipo_lightning.quickstart import run
-
-    shutil.rmtree(folder / name, ignore_errors=True)
-    run(command, folder / f"{name}.yaml", config, name)
-
-
-def _trainer(folder: Path, name: str, epochs: int) -> dict[str, Any]:
-    logger = {
-        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-        "init_args": {"save_dir": str(folder), "name": name, "version": "run"},
-    }
-    progress = {"enable_progress_bar": False, "enable_model_summary": False}
-    return {"accelerator": "cpu", "devices": 1, "max_epochs": epochs, "logger": logger, **progress}
-
-
 def _check_earlier(folder: Path, seed: int) -> None:
     """Refuse to mix what two seeds or two sizes made."""
     readings = {name: [*reading] for name, reading in READINGS.items()}
@@ -181,7 +112,7 @@ def _check_earlier(folder: Path, seed: int) -> None:
         "seed": seed,
         "articles": ARTICLES,
         "shape": SHAPE,
-        "training": [readings, BATCH_SIZE, RATE, LENGTH, VERBMEM_TOKENS],
+        "training": [readings, *(shipped(name) for name in ("muse_training", "muse_measuring"))],
     }
     note = folder / "made.json"
     if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != made:

@@ -1,4 +1,4 @@
-"""What the quickstart ends with: a table, answers before and after, a picture, and where everything is."""
+"""End of the quickstart: a table, answers before and after, a picture, and a list of what lies where."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def write_report(folder: Path, evaluations: list[Path], seconds: float) -> None:
     places = {
         "numbers": "results.json",
         "picture": "forget_quality.png",
-        "page for a browser": "unlearned/run/results.html",
+        "page for a browser": "unlearned/results.html",
         "unlearned model": "models/unlearned",
-        "every row and text": "unlearned/run/evaluations",
-        "TensorBoard": "unlearned/run",
+        "every row and text": "unlearned/evaluations",
+        "TensorBoard": "unlearned",
     }
     print(f"\nDone in {seconds:.0f} s. What it left:")
     for what, place in places.items():

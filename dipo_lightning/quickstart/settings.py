@@ -1,9 +1,14 @@
-"""The settings of the quickstart: one set for every seed, as the YAML that the ordinary commands read."""
+"""Settings of the embedded examples: shapes of the tiny models, and the configurations that the commands read."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
+from importlib.resources import files
 from typing import Any
+
+import yaml
+
+Config = dict[str, Any]
 
 AUTHORS = 40
 VOCABULARY = 2048
@@ -15,114 +20,30 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 256,
     "tie_word_embeddings": True,
 }
-FINETUNING = {"epochs": 60, "batch_size": 16, "lr": 3e-3}
-UNLEARNING = {"epochs": 10, "batch_size": 16, "lr": 1e-3}
-DIPO: dict[str, Any] = {"beta": 0.02, "pair": {"alpha": 0.2, "selection": "relative", "rho": 0.1}}
 
 
-def finetuning(folder: Path, train: str, name: str, seed: int) -> dict[str, Any]:
-    """Return the config of ``fit`` that trains the untrained model on the file ``train`` and exports it.
+def shipped(template: str) -> Config:
+    """Return a shipped configuration, with its placeholders."""
+    text = files("dipo_lightning.quickstart").joinpath("configs", f"{template}.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)
+
+
+def filled(template: str, /, **values: Any) -> Config:
+    """Return the shipped configuration ``template`` with its ``{placeholders}`` filled in.
 
     Args:
-        folder: The quickstart's folder, which holds ``data`` and ``models/untrained``.
-        train: Name of the training file.
-        name: Name of the run and of the exported model's folder.
-        seed: Of the order of the rows.
+        template: Name of a file in ``quickstart/configs``.
+        **values: By placeholder; a text that is nothing but a placeholder becomes the value itself.
     """
-    return {
-        "seed_everything": seed,
-        "trainer": {
-            **_trainer(folder, name, FINETUNING["epochs"]),
-            "gradient_clip_val": 1.0,
-            "enable_checkpointing": False,
-            "callbacks": [_export(folder / "models" / name)],
-        },
-        "model": {
-            "class_path": "dipo_lightning.FineTuningModule",
-            "init_args": {
-                "pretrained": str(folder / "models" / "untrained"),
-                "optimizer": _adamw(FINETUNING["lr"]),
-                "schedule": "linear",
-                "warmup_steps": 50,
-            },
-        },
-        "data": {
-            "class_path": "dipo_lightning.FineTuningDataModule",
-            "init_args": {
-                "train": str(folder / "data" / train),
-                "prompt": "plain",
-                "batch_size": FINETUNING["batch_size"],
-                "seed": seed,
-            },
-        },
-    }
 
+    def fill(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: fill(item) for key, item in part.items()}
+        if isinstance(part, list):
+            return [fill(item) for item in part]
+        if not isinstance(part, str):
+            return part
+        whole = re.fullmatch(r"\{(\w+)\}", part)
+        return values[whole[1]] if whole else part.format(**values)
 
-def measuring(folder: Path, name: str, seed: int) -> dict[str, Any]:
-    """Return the config of ``test`` that evaluates the model in ``folder/models/name`` and writes its log."""
-    config = unlearning(folder, seed)
-    config["trainer"] |= _trainer(folder, f"{name}-log", 1) | {"callbacks": [_evaluation(folder, reference=False)]}
-    config["model"]["init_args"]["pretrained"] = str(folder / "models" / name)
-    return config
-
-
-def unlearning(folder: Path, seed: int) -> dict[str, Any]:
-    """Return the config of ``fit`` that makes the target forget and evaluates each epoch."""
-    return {
-        "seed_everything": seed,
-        "trainer": {
-            **_trainer(folder, "unlearned", UNLEARNING["epochs"]),
-            "gradient_clip_val": 1.0,
-            "callbacks": [
-                _evaluation(folder, reference=True),
-                _export(folder / "models" / "unlearned"),
-                {"class_path": "dipo_lightning.callbacks.ResultsPage"},
-            ],
-        },
-        "model": {
-            "class_path": "dipo_lightning.DiPOModule",
-            "init_args": {
-                "pretrained": str(folder / "models" / "target"),
-                "optimizer": _adamw(UNLEARNING["lr"]),
-                "schedule": "linear",
-                "reference_cache": str(folder / "reference_cache"),
-                **DIPO,
-            },
-        },
-        "data": {
-            "class_path": "dipo_lightning.TOFUDataModule",
-            "init_args": {
-                "data": str(folder / "data"),
-                "split": "forget10",
-                "prompt": "plain",
-                "batch_size": UNLEARNING["batch_size"],
-                "seed": seed,
-            },
-        },
-    }
-
-
-def _trainer(folder: Path, name: str, epochs: int | float) -> dict[str, Any]:
-    logger = {
-        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-        "init_args": {"save_dir": str(folder), "name": name, "version": "run", "default_hp_metric": False},
-    }
-    return {"accelerator": "cpu", "devices": 1, "max_epochs": int(epochs), "logger": logger}
-
-
-def _adamw(lr: float) -> dict[str, Any]:
-    return {"class_path": "torch.optim.AdamW", "init_args": {"lr": lr, "weight_decay": 0.0}}
-
-
-def _export(folder: Path) -> dict[str, Any]:
-    return {
-        "class_path": "dipo_lightning.callbacks.ExportModel",
-        "init_args": {"folder": str(folder), "inside_run": False},
-    }
-
-
-def _evaluation(folder: Path, reference: bool) -> dict[str, Any]:
-    options: dict[str, Any] = {"data": str(folder / "data"), "split": "forget10", "measuring": {"max_new_tokens": 48}}
-    if reference:
-        options["retain_log"] = str(folder / "retain.json")
-    return {"class_path": "dipo_lightning.callbacks.TOFUEvaluation", "init_args": options}
+    return fill(shipped(template))

@@ -14,7 +14,7 @@ from dipo_lightning.evaluation.benchmark import find_benchmark
 from dipo_lightning.metrics.rows import Meaning
 from dipo_lightning.report.charts import charts_of, evaluation_charts, training_charts
 from dipo_lightning.report.run_folder import Document, RunFolder, read_run
-from dipo_lightning.safety.redaction import without_home, without_secrets
+from dipo_lightning.safety.redaction import without_home, without_secrets, without_secrets_in_yaml
 from dipo_lightning.safety.text import visible, word_changes
 
 PAGE = "results.html"
@@ -76,15 +76,6 @@ def render(run: RunFolder, rows: int = ROWS) -> str:
         training=training_charts(run.curves),
         config=None if run.config is None else visible(without_secrets_in_yaml(without_home(run.config)), 100_000),
     )
-
-
-def without_secrets_in_yaml(text: str) -> str:
-    """Take secrets out of a configuration's text, line by line, and leave the rest as it was written."""
-    lines = []
-    for line in text.split("\n"):
-        name, colon, value = line.partition(": ")
-        lines.append(f"{name}{colon}{without_secrets(value, name.strip(' -'))}")
-    return "\n".join(lines)
 
 
 def _run_name(path: Path) -> str:

@@ -37,7 +37,7 @@ def bounded_hub() -> Iterator[None]:
 
 @functools.cache
 def hub_answers(endpoint: str, patience: float = PATIENCE) -> bool:
-    """Whether anything answers at the hub's address; asked once per process.
+    """Find out if anything answers at the hub's address; asked once per process.
 
     In a thread, since looking up a name has no time limit of its own.
     """

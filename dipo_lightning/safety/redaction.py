@@ -7,10 +7,34 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
+import yaml
+
 REMOVED = "(removed)"
-_SECRET_NAME = re.compile(r"(^|_)(token|tokens|secret|password|passwd|credentials?|auth|api_?key|access_?key)$", re.I)
+
+_SECRET_WORD = re.compile(
+    r"(^|_)(secrets?|passwords?|passwd|pwd|passphrase|credentials?|bearer|authorization|dsn)(_|$)"
+    r"|(^|_)(auth|cookie|connection_string)$"
+    r"|(api|access|private|secret|ssh|account|storage|subscription|encryption|signing|service|license)_?keys?(_id)?$"
+)
+_TOKEN = re.compile(r"(?:^|([a-z0-9]+)_)tokens?$")
+_ORDINARY_TOKENS = frozenset({
+    "pad", "bos", "eos", "unk", "sep", "cls", "mask", "image", "audio", "video", "boi", "eoi", "start", "end", "stop",
+    "think", "special", "new", "max", "min", "next", "first", "last", "forced", "prompt", "answer", "response", "extra",
+    "suppress", "verbmem", "knowmem", "num", "ignore", "turn",
+})  # fmt: skip
+_NO_TOKEN = re.compile(r"[-+.\d_eE]*|null|none|true|false|<.*>|\[.*\]|\W*", re.I)
 _SECRET_VALUE = re.compile(
-    r"\b(hf|api_org)_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bsk-[\w-]{20,}|://[^/\s:@]+:[^/\s@]+@"
+    r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}"
+    r"|\bsk-[\w-]{20,}|\bxox[abeprs]-[\w-]{10,}|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bAIza[\w-]{30,}|\bya29\.[\w-]{20,}"
+    r"|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*|(?<=Bearer )[\w.~+/=-]{8,}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"
+    r"|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)|(?<=://)[^/\s:@]{16,}(?=@)",
+    re.S,
+)
+_SECRET_IN_TEXT = re.compile(
+    r"((?:api|access|secret|private)[ _-]?key|secret|token|passw(?:or)?d|passphrase|sig|signature)"
+    r"(\s+is\s+|[\"']?\s*[:=]\s*[\"']?)(?=[^\s\"',;&]*\d)[^\s\"',;&]{6,}",
+    re.I,
 )
 _WHOLE_PATH = re.compile(r"(~|[A-Za-z]:)?[/\\]")
 _LOCAL_PATH = re.compile(r"(?<![\w.:/])(~|[A-Za-z]:)?[/\\](?:[^/\\\s'\"]+[/\\])*([^/\\\s'\"]+)[/\\]?")
@@ -18,6 +42,9 @@ _LOCAL_PATH = re.compile(r"(?<![\w.:/])(~|[A-Za-z]:)?[/\\](?:[^/\\\s'\"]+[/\\])*
 
 def without_secrets(value: Any, name: str = "") -> Any:
     """Return plain values with what looks like a secret taken out, by its name or by its form.
+
+    Everything that is written of a run's options passes through here: ``config.yaml``, TensorBoard, evaluations, pages,
+    cards, the run's record.
 
     Args:
         value: Strings, numbers, lists and mappings.
@@ -27,9 +54,35 @@ def without_secrets(value: Any, name: str = "") -> Any:
         return {key: without_secrets(item, str(key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [without_secrets(item, name) for item in value]
+    if value is None or isinstance(value, bool) or value == "":
+        return value
+    if _is_secret(name, value):
+        return REMOVED
     if isinstance(value, str):
-        return REMOVED if value and _SECRET_NAME.search(name) else _SECRET_VALUE.sub(REMOVED, value)
+        return _SECRET_IN_TEXT.sub(rf"\1\2{REMOVED}", _SECRET_VALUE.sub(REMOVED, value))
     return value
+
+
+def without_secrets_in_yaml(text: str) -> str:
+    """Return a configuration's text as it was written, or, where it holds secrets, written anew without them."""
+    try:
+        options = yaml.safe_load(text)
+    except yaml.YAMLError:  # broken: line by line
+        parts = [line.partition(": ") for line in text.splitlines()]
+        return "\n".join(f"{name}{colon}{without_secrets(value, name.strip(' -'))}" for name, colon, value in parts)
+    clean = without_secrets(options)
+    return text if clean == options else yaml.safe_dump(clean, sort_keys=False, allow_unicode=True)
+
+
+def _is_secret(name: str, value: Any) -> bool:
+    """Tell whether the value under ``name`` is to stay secret whatever it looks like."""
+    words = re.sub(r"[-. ]", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)).lower()
+    if _SECRET_WORD.search(words):
+        return isinstance(value, str | int | float)
+    token = _TOKEN.search(words)
+    if token is None or token[1] in _ORDINARY_TOKENS or not isinstance(value, str):
+        return False
+    return _NO_TOKEN.fullmatch(value) is None
 
 
 def without_home(value: Any) -> Any:

@@ -10,6 +10,7 @@ from dipo_lightning.callbacks.checkpoint import Checkpoint
 from dipo_lightning.callbacks.stopping import StopOnCollapse
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.callback import Evaluation
+from dipo_lightning.evaluation.schedule import Schedule
 from tests.callbacks.test_stopping import Line
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .*dataloader.* does not have many workers:UserWarning")
@@ -21,7 +22,7 @@ class Utility(Evaluation):
     name = "user_data"
 
     def __init__(self, values: list[float]) -> None:
-        super().__init__(at_end=False)
+        super().__init__(Schedule(at_end=False))
         self.values = values
 
     def on_train_start(self, trainer, pl_module):

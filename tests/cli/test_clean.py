@@ -5,6 +5,7 @@ import json
 import pytest
 
 from dipo_lightning.cli.clean import clean, find_copies
+from dipo_lightning.cli.main import main
 from dipo_lightning.errors import InputError
 
 SECRET = "glassblower"
@@ -69,3 +70,12 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         find_copies(tmp_path / "nowhere")
     assert (tmp_path / "evil.html").exists()
+
+
+def test_a_switch_needs_no_value(tmp_path):
+    (tmp_path / "config.yaml").write_text("model: {}\n")
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    assert main(["clean", str(tmp_path), "--yes", "false"]) == 0
+    assert (tmp_path / "rows.jsonl").exists()
+    assert main(["clean", str(tmp_path), "--yes"]) == 0
+    assert not (tmp_path / "rows.jsonl").exists()

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from dipo_lightning.cli import child
 from dipo_lightning.cli.main import main
-from dipo_lightning.comparison import running
 from tests.helpers.acted import actor, evaluation, write_base, write_evaluations
 
 DIPO = {"name": "DiPO", "class_path": "dipo_lightning.DiPOModule", "grid": {"beta": [0.02, 0.05, 0.1]}}
@@ -20,7 +20,7 @@ BROKEN = {"name": "GradAscent", "class_path": "dipo_lightning.GradAscentModule"}
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     made: list[list[str]] = []
-    monkeypatch.setattr(running, "start", actor(made))
+    monkeypatch.setattr(child, "start", actor(made))
     return made
 
 
@@ -87,18 +87,15 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path, calls: list[list[str]
     assert len(calls) == 2
 
 
-def test_an_interrupted_run_goes_on_from_its_newest_checkpoint(tmp_path: Path, calls: list[list[str]]) -> None:
+def test_an_interrupted_run_is_resumed_in_its_folder(tmp_path: Path, calls: list[list[str]]) -> None:
     path = write(tmp_path, [NPO], seeds=[0])
     main(["compare", path])
     run = next((tmp_path / "out" / "runs").rglob("seed0"))
-    (run / running.DONE).unlink()
-    (run / "checkpoints").mkdir()
-    (run / "checkpoints" / "epoch=0.ckpt").write_bytes(b"")
+    (run / "checkpoints" / "finished").unlink()
+    (run / "checkpoints" / "last.ckpt").write_bytes(b"")
     calls.clear()
     main(["compare", path])
-    assert calls == [
-        ["fit", "--config", str(run / "run.yaml"), "--ckpt_path", str(run / "checkpoints" / "epoch=0.ckpt")]
-    ]
+    assert calls == [["fit", "--config", str(run / "run.yaml"), "--run", str(run)]]
 
 
 def test_a_run_of_another_base_is_kept_aside_and_done_anew(tmp_path: Path, calls: list[list[str]]) -> None:

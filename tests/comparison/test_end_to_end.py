@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from dipo_lightning.cli import child
 from dipo_lightning.cli.main import main
-from dipo_lightning.comparison import running
 from tests.helpers.small_tofu import write_tofu
 from tests.helpers.toys import save_toy
 
@@ -70,7 +70,7 @@ def check(folder: Path) -> None:
         rows = list(csv.DictReader(file))
     epochs = [(row["method"], row["epoch"]) for row in rows if row["method"] in ("DiPO", "Doubled")]
     assert epochs == [(name, epoch) for name in ("DiPO", "Doubled") for epoch in "012"]
-    assert all(math.isfinite(float(row["log10_p"])) for row in rows)
+    assert all(math.isfinite(float(row["forget_quality_log10_p"])) for row in rows)
     first = {row["method"]: row["forget_probability"] for row in rows if row["epoch"] == "0"}
     last = {row["method"]: row["forget_probability"] for row in rows if row["epoch"] == "2"}
     assert first["DiPO"] == first["Doubled"] == first["target"]
@@ -82,13 +82,13 @@ def check(folder: Path) -> None:
     assert (folder / "out" / "comparison.png").is_file()
 
 
-def in_this_process(arguments: list[str], log: Path) -> int:
+def in_this_process(arguments: list[str], log: Path, lock: object) -> int:
     log.write_text("in this process\n")
     return main(arguments)
 
 
 def test_a_method_from_outside_takes_part(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "start", in_this_process)
+    monkeypatch.setattr(child, "start", in_this_process)
     assert main(["compare", "comparison.yaml"]) == 0
     check(project)
 
@@ -104,5 +104,5 @@ def test_each_run_is_a_process_of_its_own(project: Path) -> None:
 
 def test_the_exit_code_and_the_words_of_a_process_come_back(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
-    assert running.start(["fitt"], log) == 2
-    assert running.last_words(log, 2).startswith("exit code 2: there is no command 'fitt'")
+    assert child.start(["fitt"], log) == 2
+    assert child.last_words(log, 2).startswith("exit code 2: there is no command 'fitt'")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dipo_lightning.cli import child
 from dipo_lightning.comparison import sequences as scaling
 from dipo_lightning.errors import InputError
 from dipo_lightning.quickstart.newspaper import write_fictitious_news
@@ -78,24 +79,23 @@ class Recorder:
         self.calls: list[list[str]] = []
         self.fails_at = fails_at
 
-    def __call__(self, args: list[str], isolated: bool) -> None:
+    def __call__(self, args: list[str], log: Path | None, lock: object) -> int:
         self.calls.append(args)
         folder = Path(args[2]).parent
-        checkpoint = folder / "checkpoints" / "epoch=0.ckpt"
         if len(self.calls) == self.fails_at:
-            checkpoint.mkdir(parents=True)
             raise KeyboardInterrupt
         for epoch, score in ((0, 90.0), (1, 50.0 - len(self.calls))):
-            log = folder / "run" / "evaluations" / f"muse_epoch={epoch:03d}_step={epoch:05d}.json"
+            log = folder / "evaluations" / f"muse_epoch={epoch:03d}_step={epoch:05d}.json"
             log.parent.mkdir(parents=True, exist_ok=True)
             names = ("verbmem", "knowmem_forget", "knowmem_retain", "privleak")
             provenance = {"epoch": epoch, "step": epoch}
             log.write_text(json.dumps({"aggregates": dict.fromkeys(names, score), "provenance": provenance}))
+        return 0
 
 
 def test_scalability_starts_from_the_target_each_time(tmp_path, config, monkeypatch):
     fits = Recorder()
-    monkeypatch.setattr(scaling, "_fit", fits)
+    monkeypatch.setattr(child, "start", fits)
     scaling.scalability(str(config), str(tmp_path / "out"))
     made = [yaml.safe_load(Path(args[2]).read_text()) for args in fits.calls]
     assert [one["data"]["init_args"]["forget"] for one in made] == [f"scal/forget_{k}" for k in (1, 2, 3, 4)]
@@ -109,7 +109,7 @@ def test_scalability_starts_from_the_target_each_time(tmp_path, config, monkeypa
 
 def test_sustainability_starts_from_the_last_model(tmp_path, config, monkeypatch):
     fits = Recorder()
-    monkeypatch.setattr(scaling, "_fit", fits)
+    monkeypatch.setattr(child, "start", fits)
     scaling.sustainability(str(config), str(tmp_path / "out"))
     made = [yaml.safe_load(Path(args[2]).read_text()) for args in fits.calls]
     starts = [one["model"]["init_args"]["pretrained"] for one in made]
@@ -121,14 +121,14 @@ def test_sustainability_starts_from_the_last_model(tmp_path, config, monkeypatch
 
 def test_a_finished_step_is_never_repeated_and_an_interrupted_one_goes_on(tmp_path, config, monkeypatch):
     fits = Recorder(fails_at=3)
-    monkeypatch.setattr(scaling, "_fit", fits)
+    monkeypatch.setattr(child, "start", fits)
     with pytest.raises(KeyboardInterrupt):
         scaling.scalability(str(config), str(tmp_path / "out"))
     scaling.scalability(str(config), str(tmp_path / "out"))
     folders = [Path(args[2]).parent.name for args in fits.calls]
     assert folders == ["step_1", "step_2", "step_3", "step_3", "step_4"]
-    assert fits.calls[2][3:] == []
-    assert fits.calls[3][3:] == ["--ckpt_path", str(tmp_path / "out" / "step_3" / "checkpoints" / "epoch=0.ckpt")]
+    assert fits.calls[2] == fits.calls[3]
+    assert fits.calls[3][3:] == ["--run", str(tmp_path / "out" / "step_3")]
     scaling.scalability(str(config), str(tmp_path / "out"))
     assert len(fits.calls) == 5
 
@@ -149,11 +149,11 @@ def test_what_is_measured_of_the_first_set_ends_the_first_step_only(tmp_path, co
         content["trainer"]["callbacks"] += rules
 
     run, sequence = edited(config, with_rules), getattr(scaling, kind)
-    monkeypatch.setattr(scaling, "_fit", Recorder(fails_at=3))
+    monkeypatch.setattr(child, "start", Recorder(fails_at=3))
     with pytest.raises(KeyboardInterrupt):
         sequence(run, str(tmp_path / "out"))
     sequence(run, str(tmp_path / "out"))  # finds its own configs again
-    made = [yaml.safe_load((tmp_path / "out" / f"step_{k}" / "config.yaml").read_text()) for k in (1, 2, 3, 4)]
+    made = [yaml.safe_load((tmp_path / "out" / f"step_{k}" / "run.yaml").read_text()) for k in (1, 2, 3, 4)]
     assert [one["trainer"]["max_epochs"] for one in made] == [7, 1, 1, 1]
     assert [names(one).count("StopAtThreshold") for one in made] == [2, 1, 1, 1]
     left = [c["init_args"] for c in made[1]["trainer"]["callbacks"] if c["class_path"] == rules[0]["class_path"]]
@@ -162,26 +162,17 @@ def test_what_is_measured_of_the_first_set_ends_the_first_step_only(tmp_path, co
 
 def test_without_a_rule_every_step_trains_as_long_as_the_config_says(tmp_path, config, monkeypatch):
     fits = Recorder()
-    monkeypatch.setattr(scaling, "_fit", fits)
+    monkeypatch.setattr(child, "start", fits)
     scaling.sustainability(edited(config, lambda c: c["trainer"].update(max_epochs=7)), str(tmp_path / "out"))
     assert {yaml.safe_load(Path(args[2]).read_text())["trainer"]["max_epochs"] for args in fits.calls} == {7}
 
 
 def test_results_of_another_config_are_not_mixed(tmp_path, config, monkeypatch):
-    monkeypatch.setattr(scaling, "_fit", Recorder())
+    monkeypatch.setattr(child, "start", Recorder())
     scaling.scalability(str(config), str(tmp_path / "out"), parts=["scal/forget_1"])
     edited(config, lambda content: content["model"]["init_args"].update(gamma=2.0))
     with pytest.raises(InputError, match="step_1 was begun with another config"):
         scaling.scalability(str(config), str(tmp_path / "out"), parts=["scal/forget_1"])
-
-
-def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
-    import torch
-
-    torch.save({"epoch": 1}, tmp_path / "whole.ckpt")
-    (tmp_path / "cut.ckpt").write_bytes((tmp_path / "whole.ckpt").read_bytes()[:-50])
-    assert scaling.last_checkpoint(tmp_path).name == "whole.ckpt"
-    assert scaling.last_checkpoint(tmp_path / "nowhere") is None
 
 
 @pytest.mark.parametrize(
@@ -209,7 +200,7 @@ def test_what_is_not_given(tmp_path, config):
 @pytest.mark.slow
 def test_a_real_sequence_hands_its_model_on(tmp_path, config):
     out = tmp_path / "out"
-    scaling.sustainability(str(config), str(out), parts=["sust/forget_1", "sust/forget_2"], isolated=False)
+    scaling.sustainability(str(config), str(out), parts=["sust/forget_1", "sust/forget_2"])
     steps = [json.loads((out / f"step_{k}" / "results.json").read_text()) for k in (1, 2)]
     assert steps[0]["before"] is not None
     assert steps[1]["before"] is None
@@ -217,5 +208,5 @@ def test_a_real_sequence_hands_its_model_on(tmp_path, config):
     # Stopped after its training, before its results: the last checkpoint is all that is needed.
     after = steps[1]["after"]
     (out / "step_2" / "results.json").unlink()
-    scaling.sustainability(str(config), str(out), parts=["sust/forget_1", "sust/forget_2"], isolated=False)
+    scaling.sustainability(str(config), str(out), parts=["sust/forget_1", "sust/forget_2"])
     assert json.loads((out / "step_2" / "results.json").read_text())["after"] == after

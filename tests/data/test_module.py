@@ -66,6 +66,11 @@ def test_the_model_s_tokenizer_comes_in_the_model_s_revision(tmp_path: Path, mon
     assert asked == [("owner/model", "v2", True)] * 2 + [("owner/other", None, False)]
 
 
+def test_an_old_name_of_a_limit_names_the_new_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="UnlearningDataModule has no option forget_rows; it is max_forget_rows now"):
+        data(tmp_path, None, forget_rows=3)
+
+
 def test_no_tokenizer_and_no_model_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"set data\.tokenizer"):
         data(tmp_path, None).check()

@@ -101,6 +101,7 @@ class Nudge(Callback):
 def recorded(kind: str, data: str) -> tuple[Evaluation, list[dict[str, Any]]]:
     """An evaluation before training and after each step, and the list that gets its rows and aggregates."""
     often: dict[str, Any] = {"every_n_steps": 1, "every_n_epochs": None, "batch_tokens": 200}
+    often["metrics"] = {"words": "tests.helpers.user_project.Words"}
     callback: Evaluation
     if kind == "tofu":
         callback = TOFUEvaluation("forget10", data, **nested(max_new_tokens=6, generation_rows=5, **often))

@@ -86,6 +86,6 @@ def test_the_marked_distance_is_the_test_statistic() -> None:
 def test_the_figure_shows_both_models_and_d() -> None:
     figure = truth_ratio_figure([-1.0, 0.5, 2.0], [0.0, 1.0, 3.0], {"p": 0.9, "log10_p": -0.05, "d": 1 / 3, "n": 3})
     axes = figure.axes[0]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["model (n = 3)", "retain model (n = 3)"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["model (n = 3)", "retain (n = 3)"]
     assert axes.texts[0].get_text() == "D = 0.333"
     assert "0.9" in axes.get_title()

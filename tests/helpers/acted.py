@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-Acted = Callable[[list[str], Path], int]
+Acted = Callable[..., int]
 TARGET = 0.8
 
 
@@ -63,12 +63,12 @@ def write_evaluations(folder: Path, documents: list[dict[str, Any]], name: str =
 
 
 def actor(calls: list[list[str]]) -> Acted:
-    """Stand for ``running.start``: GradAscent breaks down, small betas forget more and keep less."""
+    """Stand for ``child.start``: GradAscent breaks down, small betas forget more and keep less."""
 
-    def start(arguments: list[str], log: Path) -> int:
+    def start(arguments: list[str], log: Path, lock: Any = None) -> int:
         calls.append(arguments)
         config = yaml.safe_load(Path(arguments[2]).read_text())
-        folder, seed = Path(config["trainer"]["default_root_dir"]), config["seed_everything"]
+        folder, seed = Path(arguments[-1]), config["seed_everything"]
         options = config["model"]["init_args"]
         log.write_text(f"seed {seed}\n")
         if config["model"]["class_path"].endswith("GradAscentModule"):
@@ -80,7 +80,8 @@ def actor(calls: list[list[str]]) -> Acted:
         pairs = zip(kept, quality, strict=True)
         write_evaluations(folder, [evaluation(n, TARGET * share, q, seed) for n, (share, q) in enumerate(pairs)])
         (folder / "checkpoints").mkdir(exist_ok=True)
-        (folder / "checkpoints" / "epoch=1.ckpt").write_bytes(b"")
+        (folder / "checkpoints" / "last.ckpt").write_bytes(b"")
+        (folder / "checkpoints" / "finished").touch()
         return 0
 
     return start

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import Llama4ForCausalLM, Llama4TextConfig, MambaConfig, MambaForCausalLM
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.lora import LoRA, adapts_projection, add_lora
@@ -64,3 +65,25 @@ def test_an_adapter_on_the_output_projection_is_noticed(targets: str | list[str]
     assert adapts_projection(model, lora) == adapted
     projection = add_lora(model, lora).get_base_model().get_output_embeddings()
     assert hasattr(projection, "lora_A") == adapted
+
+
+def test_all_linear_leaves_out_what_is_linear_by_class_only():
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "intermediate_size_mlp": 64, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 2}
+    config = Llama4TextConfig(vocab_size=320, pad_token_id=0, **sizes)
+    wrapped = add_lora(Llama4ForCausalLM(config), LoRA(rank=2))
+    wrapped(IDS, use_cache=False).logits.sum().backward()
+    adapted = {
+        name.split(".lora_A")[0].rpartition(".")[2] for name, _ in wrapped.named_parameters() if "lora_A" in name
+    }
+    assert {"q_proj", "o_proj", "up_proj"} <= adapted
+    assert "router" not in adapted
+
+
+def test_all_linear_of_a_state_space_model():
+    model = MambaForCausalLM(MambaConfig(vocab_size=320, hidden_size=16, state_size=4, num_hidden_layers=1))
+    wrapped = add_lora(model, LoRA(rank=2))
+    wrapped(IDS, use_cache=False).logits.sum().backward()
+    assert any("in_proj.lora_A" in name for name, _ in wrapped.named_parameters())
+    with pytest.raises(InputError, match="do not fit this model.*out_proj"):
+        add_lora(MambaForCausalLM(model.config), LoRA(targets=["out_proj"]))

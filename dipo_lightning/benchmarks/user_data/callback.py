@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from dipo_lightning.benchmarks.user_data.metrics import UserData
 from dipo_lightning.benchmarks.user_data.rows import evenly, question_rows, row_style
@@ -27,8 +28,8 @@ class MemorizationEvaluation(Evaluation):
     given the first.
 
     Args:
-        max_forget_rows: How many forget rows, spread evenly over all; None for all.
-        max_retain_rows: How many retain rows, spread evenly over all; None for all.
+        max_forget_rows: Most forget rows, spread evenly over all; None for all.
+        max_retain_rows: Most retain rows, spread evenly over all; None for all.
         truth_ratio: Variant of the truth ratio: ``geometric``, ``arithmetic`` or ``open_unlearning``.
         text_tokens: Tokens of a plain text that are looked at, both halves together.
         **options: Those of `Evaluation`: ``schedule``, ``measuring`` (128 new tokens, 64 rows a generation batch),
@@ -39,7 +40,7 @@ class MemorizationEvaluation(Evaluation):
 
     def __init__(
         self,
-        max_forget_rows: int | None = None,
+        max_forget_rows: int | None = 1000,
         max_retain_rows: int | None = 100,
         truth_ratio: Literal["geometric", "arithmetic", "open_unlearning"] = "geometric",
         text_tokens: int = 256,
@@ -71,6 +72,11 @@ class MemorizationEvaluation(Evaluation):
         for name, rows in parts.items():
             if rows:
                 chosen = evenly(rows, FAST_DEV_ROWS if self.is_trial(trainer) else limits[name])
+                if len(chosen) < len(rows):
+                    rank_zero_info(
+                        f"MemorizationEvaluation measures {len(chosen)} of {len(rows)} {name} rows, spread evenly over "
+                        f"all: max_{name}_rows."
+                    )
                 self.styles[name] = row_style(chosen, style)
                 self.sets[name] = question_rows(chosen, style.tokenizer, self.text_tokens)
 

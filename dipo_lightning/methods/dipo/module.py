@@ -161,7 +161,8 @@ def warn_of_saturation(beta: float, examples: Sequence[dict[str, Any]], early: f
         examples: The rows to forget, with their ``labels``.
         early: Nats per token that are hardly anything: what was learnt by heart lies several below.
     """
-    lengths = sorted(sum(label != -100 for label in example["labels"][1:]) for example in examples)
+    some = examples[:: max(1, len(examples) // 1000)]  # of a large set a sample: rows are tokenised by need
+    lengths = sorted(sum(label != -100 for label in example["labels"][1:]) for example in some)
     typical = lengths[len(lengths) // 2] if lengths else 0
     if beta * typical * early > math.log(3):
         rank_zero_warn(

@@ -181,7 +181,7 @@ def test_nothing_is_measured_unasked(tmp_path, folder):
 )
 def test_what_is_held_out_is_trained_on_by_another_data_module(tmp_path, folder, forget, retain, message):
     news = folder / "news"
-    options = OPTIONS | {"rows": None, "data": str(news), "baseline": 0.5}
+    options = OPTIONS | {"max_rows": None, "data": str(news), "baseline": 0.5}
     module = rows_of(folder, news / f"{forget}.jsonl", news / f"{retain}.jsonl")
     with pytest.raises(InputError, match=message):
         trainer(tmp_path, MUSEEvaluation(**options), max_epochs=1).fit(ToyModule(), datamodule=module)

@@ -54,6 +54,25 @@ def test_small_folder(tmp_path):
     }
 
 
+def test_tables_and_saved_data_sets_say_the_same(tmp_path):
+    import pandas
+    from datasets import Dataset, DatasetDict
+
+    expected = load_tofu(write(tmp_path, small_tofu()))
+    for name, rows in small_tofu().items():
+        (tmp_path / "tables").mkdir(exist_ok=True)
+        pandas.DataFrame(rows).to_csv(tmp_path / "tables" / f"{name}.csv", index=False)
+        Dataset.from_list(rows).save_to_disk(tmp_path / "saved" / name)
+    DatasetDict({name: Dataset.from_list(rows) for name, rows in small_tofu().items()}).save_to_disk(tmp_path / "one")
+    for folder in ("tables", "saved", "one"):
+        found = load_tofu(tmp_path / folder)
+        for name, rows in expected.sets.items():
+            for row, other in zip(rows, found.sets[name], strict=True):
+                assert {**row, "where": ""} == {**other, "where": ""}
+    with pytest.raises(InputError, match="one: there is no forget05; there is forget10, "):
+        load_tofu(tmp_path / "one", "forget05")
+
+
 def test_holdout_is_read_where_there_is_one(tmp_path):
     data = load_tofu(write(tmp_path, small_tofu() | {"holdout10": [qa(20), qa(21)]}))
     assert data.sets["holdout"] == data.holdout

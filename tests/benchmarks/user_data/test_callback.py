@@ -121,11 +121,14 @@ def test_kinds_may_differ_between_the_sets_but_not_within_one(tmp_path, model):
         fit(tmp_path, model, [FORGET[0], {"text": TEXT}])
 
 
-def test_validate_returns_the_numbers(tmp_path, model):
+def test_validate_returns_the_numbers(tmp_path, model, caplog):
     files = [write(tmp_path / f"{name}.jsonl", rows) for name, rows in (("forget", FORGET), ("retain", RETAIN))]
     data = UnlearningDataModule(str(model), *files, batch_size=1)
     run = trainer(tmp_path, MemorizationEvaluation(**nested(generate=False, max_retain_rows=2)))
-    [numbers] = run.validate(GradDiffModule(str(model)), data, verbose=False)
+    with caplog.at_level("INFO"):
+        [numbers] = run.validate(GradDiffModule(str(model)), data, verbose=False)
+    assert f"measures 2 of {len(RETAIN)} retain rows" in caplog.text
+    assert f"of {len(FORGET)} forget rows" not in caplog.text
     [document] = read(tmp_path)
     assert numbers["user_data/forget_probability"] == pytest.approx(document["aggregates"]["forget_probability"])
     assert len(document["sets"]["retain"]) == 2

@@ -296,7 +296,7 @@ def test_other_counts_rows_and_questions_are_refused():
     with pytest.raises(InputError, match="row 3, asks different questions"):
         check_comparable(log, reference, TOFU())
     muse = EvaluationLog("dipo-lightning/muse/1", {}, {})
-    with pytest.raises(InputError, match="one is of MUSE"):
+    with pytest.raises(InputError, match="the other of MUSE"):
         check_comparable(log, muse, TOFU())
 
 

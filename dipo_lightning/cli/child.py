@@ -1,0 +1,133 @@
+"""Runs as child processes of the ordinary command line: skipped when finished, resumed when cut, not left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+
+import dipo_lightning
+from dipo_lightning.callbacks.run_record import FolderLock
+from dipo_lightning.cli.main import PARENT
+from dipo_lightning.cli.run_folder import CONFIG, LOG
+from dipo_lightning.errors import RunError
+from dipo_lightning.evaluation.json_files import write_text
+from dipo_lightning.safety.text import printable
+
+
+def write_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Write a configuration as YAML, whole or not at all."""
+    write_text(path, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+
+def fit(config: Mapping[str, Any], folder: Path, lock: FolderLock | None = None, quiet: bool = False) -> None:
+    """Bring the run of ``config`` in ``folder`` to its end, by ``dipo-lightning fit --run FOLDER`` as a child.
+
+    Args:
+        config: What ``fit`` reads; kept as ``run.yaml`` in the folder.
+        folder: The run's folder.
+        lock: Of the caller's folder, which the child holds as long as it lives.
+        quiet: Keep what it prints in ``log.txt`` in the folder, instead of showing it.
+
+    Raises:
+        RunError: It failed; the reason is its last error.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(folder / CONFIG, config)
+    log = folder / LOG if quiet else None
+    code = start(["fit", "--config", str(folder / CONFIG), "--run", str(folder)], log, lock)
+    if code:
+        raise RunError(
+            last_words(log, code) if log else f"The run in {folder} failed with exit code {code} (see above)."
+        )
+
+
+def start(arguments: list[str], log: Path | None = None, lock: FolderLock | None = None) -> int:
+    """Run ``dipo-lightning ARGUMENTS`` as a child that gets this process's signals and ends with it.
+
+    Args:
+        arguments: Of the command line.
+        log: What it prints is added to this file; None to show it.
+        lock: A lock that it shares.
+
+    Returns:
+        Its exit code.
+
+    Raises:
+        KeyboardInterrupt: This process was interrupted; the child has ended.
+        SystemExit: It was told to stop (SIGTERM); the child has ended.
+    """
+    package = str(Path(dipo_lightning.__file__).resolve().parents[1])
+    paths = [
+        os.getcwd(),
+        *filter(None, [os.environ.get("PYTHONPATH")]),
+        package,
+    ]  # the user's own classes; this package
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), PARENT: str(os.getpid())}
+    command = [sys.executable, "-m", "dipo_lightning", *arguments]
+    with _output(log, arguments) as output:
+        child = subprocess.Popen(
+            command, stdout=output, stderr=output and subprocess.STDOUT, env=environment,
+            pass_fds=[] if lock is None or not lock.held else [lock.handle],
+        )  # fmt: skip
+        with _forwarded_to(child) as received:
+            try:
+                code = child.wait()
+            finally:
+                if child.poll() is None:
+                    child.terminate()
+                    child.wait()
+    if signal.SIGINT in received:
+        raise KeyboardInterrupt
+    if received:
+        raise SystemExit(128 + received[0])
+    return code
+
+
+@contextmanager
+def _output(log: Path | None, arguments: list[str]) -> Iterator[Any]:
+    if log is None:
+        sys.stdout.flush()
+        yield None
+        return
+    with log.open("a", encoding="utf-8") as file:
+        print(f"$ dipo-lightning {' '.join(arguments)}", file=file, flush=True)
+        yield file
+
+
+@contextmanager
+def _forwarded_to(child: subprocess.Popen) -> Iterator[list[int]]:
+    """Pass SIGTERM and SIGINT on while the block runs; yields those that came."""
+    received: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        child.send_signal(number)
+
+    before = {}
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, forward)
+    except ValueError:  # not in the main thread: whoever started it is told
+        before = {}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def last_words(log: Path, code: int) -> str:
+    """Return the error that a run ended with, as far as its log tells."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    last = (errors or lines)[-1].removeprefix("error: ")
+    return f"exit code {code}: {printable(last)}"

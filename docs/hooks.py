@@ -1,0 +1,118 @@
+"""MkDocs hooks: formulas become MathML, which browsers draw without a script; tables of options come from the code."""
+
+from __future__ import annotations
+
+import ast
+import html
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import griffe
+from latex2mathml.converter import convert
+
+ROOT = Path(__file__).resolve().parents[1]
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+_OPTIONS = re.compile(r"^\{\{ options (\w+) \}\}$", re.MULTILINE)
+_COMMANDS = "{{ commands }}"
+ALSO = {
+    "PairOptions": "dipo_lightning.methods.dipo.pair",
+    "LoRA": "dipo_lightning.models.lora",
+    "Evaluation": "dipo_lightning.evaluation.callback",
+    "Row": "dipo_lightning.evaluation.rows",
+    "Checkpoint": "dipo_lightning.callbacks.checkpoint",
+}
+"""Modules of the documented classes that are no public names."""
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Replace each formula of a page by its MathML."""
+    return _FORMULA.sub(_formula, content)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replace ``{{ commands }}`` and ``{{ options Class }}`` by tables of their options."""
+    if _COMMANDS in markdown:
+        every = "\n\n".join(command(*one) for one in table("cli.main", "COMMANDS").items())
+        markdown = markdown.replace(_COMMANDS, every)
+    return _OPTIONS.sub(lambda match: class_options(match.group(1)), markdown)
+
+
+def command(name: str, path: str) -> str:
+    """Describe a command: its summary, its positional arguments and a table of its options."""
+    function = resolve(path.replace(":", "."))
+    required = [one.name for one in function.parameters if one.default is None]
+    usage = " ".join(["dipo-lightning", name, *(one.upper() for one in required), "[options]"])
+    return f"## {name}\n\n```text\n{usage}\n```\n\n{text_of(function)}\n\n{option_table(function, prefix='--')}"
+
+
+def class_options(name: str) -> str:
+    """Describe a class that a configuration names: its summary and a table of its options."""
+    cls = resolve((table("", "_PUBLIC") | ALSO)[name] + f".{name}")
+    return f"{text_of(cls)}\n\n{option_table(cls)}"
+
+
+def option_table(member: Any, prefix: str = "") -> str:
+    """Return a table of the options that a docstring explains, with their types and defaults."""
+    rows = ["| option | default | meaning |", "|---|---|---|"]
+    for section in sections_of(member):
+        if section.kind.value in ("parameters", "attributes"):
+            rows += [_row(member, one, prefix) for one in section.value]
+    return "\n".join(rows) if len(rows) > 2 else ""
+
+
+def _row(member: Any, option: Any, prefix: str) -> str:
+    default = _default(member, option.name).replace("|", "\\|")
+    meaning = " ".join(_plain(option.description).split()).replace("|", "\\|")
+    name = option.name if option.name.startswith("*") else f"{prefix}{option.name}"
+    kind = "" if option.annotation is None or option.name.startswith("*") else str(option.annotation)
+    note = f"<br>`{kind}`".replace("|", "\\|") if kind else ""
+    return f"| `{name}`{note} | {default} | {meaning} |"
+
+
+def _default(member: Any, name: str) -> str:
+    parameters = getattr(member, "parameters", None)
+    known = parameters is not None and name in parameters
+    value = parameters[name].default if known else getattr(member.members.get(name), "value", None)
+    if value is None or name.startswith("*"):
+        return ""
+    shown = str(value)
+    return "those of its class" if shown.isupper() or len(shown) > 40 else f"`{shown}`"
+
+
+def text_of(member: Any) -> str:
+    """Return the text of a docstring without its sections."""
+    return "\n\n".join(_plain(one.value) for one in sections_of(member) if one.kind.value == "text")
+
+
+def sections_of(member: Any) -> list[Any]:
+    """Return the parsed sections of a docstring."""
+    return member.docstring.parse("google", warnings=False) if member.docstring else []
+
+
+def _plain(text: str) -> str:
+    """Turn reStructuredText's code marks into Markdown's."""
+    return text.replace("``", "`")
+
+
+def resolve(path: str) -> Any:
+    """Return the class or function at a dotted path, read from the sources without importing them."""
+    return package()[path.removeprefix("dipo_lightning.")]
+
+
+def table(module: str, name: str) -> dict[str, str]:
+    """Return a dictionary of strings that a module defines."""
+    return ast.literal_eval(str((package()[module] if module else package())[name].value))
+
+
+@cache
+def package() -> Any:
+    """Return the parsed package."""
+    return griffe.load("dipo_lightning", search_paths=[ROOT], allow_inspection=False)
+
+
+def _formula(match: re.Match[str]) -> str:
+    inline = match.group(1) == "span"
+    mathml = convert(html.unescape(match.group(2)).strip(), display="inline" if inline else "block")
+    return mathml if inline else f'<div class="formula">{mathml}</div>'

@@ -1,0 +1,157 @@
+"""A benchmark and a metric from outside the package: through fit, score, report and compare."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dipo_lightning.benchmarks.tofu.callback import TOFUEvaluation
+from dipo_lightning.cli import child
+from dipo_lightning.cli.main import main
+from dipo_lightning.cli.score import score
+from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.benchmark import find_benchmark, installed_benchmarks
+from tests.helpers import user_project
+from tests.helpers.synthetic import DATA
+from tests.helpers.toys import save_toy
+from tests.helpers.user_project import CAPITALS, Capitals, Words
+
+CLASS = "tests.helpers.user_project.CapitalsEvaluation"
+WORDS, LETTERS = "tests.helpers.user_project.Words", "tests.helpers.user_project.Letters"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a toy model, its rows, and a base that evaluates on capitals."""
+    monkeypatch.chdir(tmp_path)
+    save_toy("model")
+    for name, capitals in CAPITALS.items():
+        rows = [{"question": f"Capital of {country}?", "answer": capital} for country, capital in capitals.items()]
+        Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config: dict[str, Any] = {
+        "trainer": {
+            "accelerator": "cpu",
+            "max_epochs": 1,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "callbacks": [{"class_path": CLASS, "init_args": {"metrics": {"letters": LETTERS}}}],
+        },
+        "model": {"class_path": "dipo_lightning.GradDiffModule", "init_args": {"pretrained": "model"}},
+        "data": {
+            "class_path": "dipo_lightning.UnlearningDataModule",
+            "init_args": {"forget": "asked.jsonl", "retain": "kept.jsonl", "prompt": "plain", "batch_size": 1},
+        },
+    }
+    Path("base.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+def test_a_made_up_benchmark_and_metric_go_all_the_way(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    methods = [{"name": "GradDiff"}, {"name": "NPO", "class_path": "dipo_lightning.NPOModule"}]
+    plan = {"base": "base.yaml", "output": "out", "seeds": [0], "methods": methods}
+    Path("comparison.yaml").write_text(yaml.safe_dump(plan))
+    monkeypatch.setattr(child, "start", lambda arguments, log, lock: log.write_text("here") and main(arguments))
+    assert main(["compare", "comparison.yaml"]) == 0
+    said = capsys.readouterr().out
+    assert "Capitals, epoch 1, step 2:" in said
+    assert "asked: capitals known" in said
+    assert "letters of the answers" in said
+    with open("out/comparison.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[5:8] == ["asked_known", "kept_known", "utility_kept"]
+    assert {row["letters"] for row in rows} == {"4.0"}
+    text = Path("out/comparison.md").read_text()
+    assert "| asked: capitals known | kept: capitals known | utility kept | letters |" in text
+    run = next(Path("out/runs/NPO").rglob("evaluations")).parent
+    last = max(run.glob("evaluations/*.json"))
+    assert last.name.startswith("capitals_epoch=001")
+    found = score(last)
+    assert found["stored_aggregates_hold"] is True
+    assert found["letters"] == 4.0
+    assert found["asked_known"] == json.loads(last.read_text())["aggregates"]["asked_known"]
+    assert main(["report", str(run)]) == 0
+    page = (run / "results.html").read_text()
+    for words in (
+        "Capitals",
+        "asked: capitals known",
+        "Share of the capital",
+        "letters of the answers",
+        "Known",
+    ):
+        assert words in page, words
+
+
+def test_a_broken_row_of_a_made_up_benchmark_is_named(tmp_path: Path) -> None:
+    log = {"format": Capitals.format, "benchmark": f"{user_project.__name__}.Capitals", "settings": {}, "sets": {}}
+    path = tmp_path / "log.json"
+    for row, message in (({"index": 0}, "has no known"), ({"index": 0, "known": "yes"}, "known should be a number")):
+        path.write_text(json.dumps(log | {"sets": {"asked": [row]}}))
+        with pytest.raises(InputError, match=message):
+            score(path)
+    path.write_text(json.dumps(log | {"benchmark": "nowhere.Capitals"}))
+    with pytest.raises(InputError, match=r"unknown format 'my-project/capitals/1'.*nowhere\.Capitals, cannot"):
+        score(path)
+    path.write_text(json.dumps(log | {"benchmark": "pathlib.Path"}))
+    with pytest.raises(InputError, match="unknown format"):
+        score(path)
+
+
+def test_the_package_s_own_benchmarks_are_folders() -> None:
+    assert {"muse", "tofu", "user_data"} <= {one.name for one in installed_benchmarks()}
+    assert len({one.format for one in installed_benchmarks()}) == len(installed_benchmarks())
+    found = find_benchmark("locuslab/tofu")
+    assert found is not None
+    assert found.name == "tofu"
+    assert find_benchmark("of somebody else") is None
+
+
+def log_with(tmp_path: Path, chosen: dict[str, Any], stored: float) -> Path:
+    log = json.loads((DATA / "target_native.json").read_text())
+    log["settings"]["metrics"] = chosen
+    log["aggregates"]["words"] = stored
+    path = tmp_path / "log.json"
+    path.write_text(json.dumps(log))
+    return path
+
+
+def test_score_computes_the_metrics_that_a_log_names(tmp_path: Path) -> None:
+    found = score(log_with(tmp_path, {"words": WORDS}, 7.0))
+    assert (found["words"], found["stored_aggregates_hold"]) == (7.0, True)
+    found = score(log_with(tmp_path, {"words": WORDS}, 8.0))
+    assert found["stored_aggregates_differ"] == {"words": {"stored": 8.0, "recomputed": 7.0}}
+
+
+def test_score_takes_a_metric_that_is_given_and_leaves_out_what_it_cannot_import(tmp_path: Path) -> None:
+    path = log_with(tmp_path, {"words": "nowhere.Words"}, 7.0)
+    found = score(path)
+    assert "words" not in found
+    assert "nowhere.Words cannot be imported" in found["words_absent"]
+    assert found["stored_aggregates_unchecked"] == ["words"]
+    assert found["stored_aggregates_hold"] is True
+    spec = {"class_path": WORDS, "init_args": {"sets": ["forget"]}}
+    assert score(path, metrics={"words": spec})["words"] == 7.0
+    assert main(["score", str(path), "--metrics", json.dumps({"words": WORDS})]) == 0
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"words": "nowhere.Words"}, "nowhere.Words cannot be imported"),
+        ({"words": "pathlib.Path"}, "pathlib.Path is no torchmetrics.Metric"),
+        ({"words": "torchmetrics.text.BLEUScore"}, r"metrics.words: the update of .*BLEUScore takes preds, target"),
+        ({"words": {"class_path": WORDS, "init_args": {"setts": 1}}}, "cannot be made of its init_args"),
+        ({"words": 3}, "metrics.words is 3"),
+        ({"model_utility": WORDS}, "the name is taken"),
+        ({"my words": Words()}, "no plain word"),
+    ],
+)
+def test_a_metric_that_cannot_be_is_refused(chosen: dict[str, Any], message: str) -> None:
+    evaluation = TOFUEvaluation(metrics=chosen)
+    evaluation.__class__ = type("Ready", (TOFUEvaluation,), {"settings": {}})  # as after `check`
+    with pytest.raises(InputError, match=message):
+        evaluation.prepare_metrics()

@@ -1,0 +1,95 @@
+"""Large sets: rows are tokenised when a batch needs them, and a batch is the same as if all had been at once."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dipo_lightning.data import module as module_file
+from dipo_lightning.data import tokenization
+from dipo_lightning.data.unlearning import UnlearningDataModule
+from dipo_lightning.errors import InputError
+from tests.helpers.small_tokenizers import byte_level
+from tests.helpers.toys import save_toy
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("large")
+    save_toy(root / "model")
+    for name in ("forget", "retain"):
+        rows = [{"question": f"Who is {name} {i}?", "answer": f"A {name} {'very ' * (i % 4)}."} for i in range(30)]
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def data(folder: Path, **options: Any) -> UnlearningDataModule:
+    files = (str(folder / name) for name in ("model", "forget.jsonl", "retain.jsonl"))
+    made = UnlearningDataModule(*files, **({"prompt": "plain", "batch_size": 4, "seed": 3} | options))
+    made.setup("fit")
+    return made
+
+
+def test_a_large_set_gives_the_batches_of_a_small_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = data(folder, alternatives="idk")
+    monkeypatch.setattr(module_file, "LARGE", 20)
+    monkeypatch.setattr(module_file, "LONGEST", 5)
+    monkeypatch.setattr(tokenization.LazyRows, "KEPT", 3)
+    lazy = data(folder, alternatives="idk")
+    assert isinstance(lazy.forget_examples, tokenization.LazyRows)
+    assert list(lazy.forget_examples) == list(expected.forget_examples)
+    assert lazy.forget_examples[3:5] == expected.forget_examples[3:5]
+    assert lazy.longest == expected.longest
+    loaders = [made.train_dataloader() for made in (expected, lazy)]
+    for epoch in range(2):
+        for loader in loaders:
+            loader.sampler.set_epoch(epoch)
+        for batch, other in zip(*loaders, strict=True):
+            assert batch["denominators"] == other["denominators"]
+            for part in ("forget", "retain", "alternative"):
+                assert torch.equal(batch[part]["input_ids"], other[part]["input_ids"])
+    copied = pickle.loads(pickle.dumps(lazy.forget_examples))  # as a spawned worker gets them
+    assert copied[7] == expected.forget_examples[7]
+
+
+def test_only_what_is_needed_is_tokenised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_file, "LARGE", 20)
+    monkeypatch.setattr(module_file, "LONGEST", 2)
+    asked: list[int] = []
+    original = tokenization.tokenize_rows
+
+    def counted(rows: Any, *options: Any) -> Any:
+        asked.extend(row["index"] for row in rows)
+        return original(rows, *options)
+
+    monkeypatch.setattr(tokenization, "tokenize_rows", counted)
+    made = data(folder)
+    next(iter(made.train_dataloader()))
+    assert len(asked) == 8, "four rows to forget and four to keep, each once"
+
+
+def test_the_longest_rows_of_a_large_set_are_looked_at_before_the_first_step(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module_file, "LARGE", 20)
+    monkeypatch.setattr(module_file, "LONGEST", 5)
+    with pytest.raises(InputError, match=r"its prompt alone has \d+ tokens"):
+        data(folder, max_length=12)
+    with pytest.warns(UserWarning, match=r"of the 5 longest of 30 \w+ rows are longer than data.max_length=30"):
+        data(folder, max_length=30)
+
+
+def test_long_text_in_parts_holds_the_same_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = byte_level(["</s>"], "</s>")
+    texts = [f"Document {i} about a teacher." for i in range(9)]
+    whole = tokenization.pieces(texts, tokenizer, 16)
+    monkeypatch.setattr(tokenization, "TEXT_AT_ONCE", 60)
+    parts = tokenization.pieces(texts, tokenizer, 16)
+    for made in (whole, parts):
+        ids = [token for piece in made for token in piece["input_ids"]]
+        assert tokenizer.decode(ids) == "\n\n".join(texts)

@@ -1,0 +1,76 @@
+"""Secrets are taken out of a run's options by their name or their form, and ordinary settings stay."""
+
+from __future__ import annotations
+
+import pytest
+
+from dipo_lightning.safety.redaction import REMOVED, without_secrets
+
+SECRETS = {
+    "api_key": "abc",
+    "apiKey": "abc",
+    "WANDB_API_KEY": "abc",
+    "aws_access_key_id": "AKIX",
+    "aws_secret_access_key": "x",
+    "access_token": "x1",
+    "hf_token": "y",
+    "slack_token": "z",
+    "client_secret": "x",
+    "password": 12345,
+    "db-password": "x",
+    "private_key": "k",
+    "tokens": ["first-secret"],
+}
+
+ORDINARY = {
+    "max_new_tokens": 48,
+    "verbmem_tokens": "64",
+    "pad_token": "<pad>",
+    "eos_token_id": 2,
+    "tokenizer": "org/name",
+    "stop_tokens": ["</s>"],
+    "image_token": "img",
+    "monitor": "a/b",
+    "author": "me",
+    "key": "value",
+    "token": None,
+    "url": "https://example.org/a?step=10",
+    "prompt": "Say the secret word, and the token of love: none",
+    "optimizer": {"lr": 1e-3},
+    "tokens": 8,
+    "authors": "Ann",
+    "secretary": "Bob",
+    "cache": "package:a/b",
+}
+
+IN_TEXT = {
+    "https://user:hunter2@host/db": "hunter2",
+    "https://0123456789abcdef0123@host/repo.git": "0123456789abcdef0123",
+    "https://host/x?access_token=abc123def&step=3": "abc123def",
+    "You are helpful. Your API key is 9f8e7d6c5b4a; keep it.": "9f8e7d6c5b4a",
+    "Use token: tk12345678": "tk12345678",
+    "Authorization: Bearer abcdefgh12345678": "abcdefgh12345678",
+    "AKIAABCDEFGHIJKLMNOP is the id": "AKIAABCDEFGHIJKLMNOP",
+    "hub hf_" + "a" * 30: "a" * 30,
+    "github_pat_" + "b" * 30: "b" * 30,
+    "-----BEGIN PRIVATE KEY-----\nabc\n-----END PRIVATE KEY-----": "abc",
+}
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_name_hides_its_value(name: str) -> None:
+    value = SECRETS[name]
+    expected = [REMOVED] if isinstance(value, list) else REMOVED
+    assert without_secrets({"logger": [{"init_args": {name: value}}]}) == {"logger": [{"init_args": {name: expected}}]}
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_an_ordinary_setting_stays(name: str) -> None:
+    assert without_secrets({name: ORDINARY[name]}) == {name: ORDINARY[name]}
+
+
+@pytest.mark.parametrize("text", IN_TEXT)
+def test_a_secret_in_a_text_goes_and_the_text_stays(text: str) -> None:
+    shown = without_secrets({"system_prompt": text})["system_prompt"]
+    assert IN_TEXT[text] not in shown
+    assert REMOVED in shown
