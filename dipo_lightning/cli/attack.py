@@ -76,7 +76,8 @@ def attack(
     import torch
 
     from dipo_lightning.benchmarks.robustness.data import read_subject
-    from dipo_lightning.benchmarks.robustness.running import attack_models, build_attacks, markdown_table
+    from dipo_lightning.benchmarks.robustness.running import attack_models, build_attacks
+    from dipo_lightning.benchmarks.robustness.tables import markdown_table
     from dipo_lightning.data.prompts import prompt_style
     from dipo_lightning.models.loading import load_policy, load_tokenizer
 
@@ -151,8 +152,9 @@ def run_settings(folder: Path) -> dict[str, Any]:
     options = (config.get("data") or {}).get("init_args") or {}
     documents = sorted(evaluations.glob("*.json"), key=lambda path: path.stat().st_mtime)
     provenance = json.loads(documents[-1].read_text(encoding="utf-8"))["provenance"] if documents else {}
+    asked = ("data", "split") if options.get("data") else ("forget", "retain")  # MUSE's data module has `forget` too
     return {
-        **{name: options.get(name) for name in ("data", "split", "forget", "retain", "prompt", "prompt_options")},
+        **{name: options.get(name) for name in (*asked, "prompt", "prompt_options")},
         "model": model,
         "provenance": provenance,
         "evaluations": evaluations,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 COMMANDS = {
+    "forget": "dipo_lightning.cli.forget:forget",
     "quickstart": "dipo_lightning.quickstart:quickstart",
     "muse-small": "dipo_lightning.quickstart.muse_small:muse_small",
     "scalability": "dipo_lightning.comparison.sequences:scalability",
@@ -33,10 +34,14 @@ COMMANDS = {
 }
 """The commands that are no Trainer method, by name, as ``module:function``."""
 
+LAST_ARGUMENT = {"forget": (2, "retain")}
+"""Commands with one more argument that may be left out: its place, and the option that it stands for."""
+
 SUMMARIES = {
     "fit": "Unlearn (or fine-tune) a model, evaluating while it trains.",
     "validate": "Run the evaluation callbacks on a model.",
     "test": "Run the evaluation callbacks on a model and write its log.",
+    "forget": "Make a model forget a file of rows, and say whether it did.",
     "quickstart": "Make data, a model that knows it, unlearn a part, and show that it did.",
     "muse-small": "Make a small corpus in MUSE's schema, and models that know it with and without a part.",
     "scalability": "Unlearn forget sets of growing size, each from the target.",
@@ -138,6 +143,10 @@ def run_command(name: str, args: list[str]) -> None:
 
     from dipo_lightning.cli.messages import Sentences
 
+    if name in LAST_ARGUMENT:
+        place, option = LAST_ARGUMENT[name]
+        if len(args) > place and not any(argument.startswith("-") for argument in args[: place + 1]):
+            args = [*args[:place], f"--{option}", *args[place:]]
     parser = type("Parser", (Sentences, ArgumentParser), {})
     module, function = COMMANDS[name].split(":")
     called = getattr(importlib.import_module(module), function)

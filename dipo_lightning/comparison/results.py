@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,6 +83,8 @@ def read_evaluations(folder: Path, name: str | None = None) -> tuple[Benchmark, 
     if len(places) != 1:
         raise InputError(f"{folder} holds the evaluations of {len(places)} runs; name the folder of one run.")
     found = read_documents(places[0].parent, name)
+    if name is None:
+        found = {key: documents for key, documents in found.items() if not _columns_beside(documents[-1])}
     if name is None and len(found) > 1:
         raise InputError(f"{places[0]} has several evaluations; give `evaluation`: one of {', '.join(found)}.")
     documents = next(iter(found.values()), [])
@@ -117,6 +120,33 @@ def evaluation_rows(
         for document in documents
     ]
     return sorted(rows, key=lambda row: (row["epoch"] or 0, row["step"] or 0))
+
+
+def add_columns_beside(rows: Sequence[Row], folder: Path) -> None:
+    """Give each row the numbers that other evaluations of its step add to a comparison, such as scores of attacks.
+
+    Args:
+        rows: Of one run.
+        folder: Of the run; it, or one folder below it, holds ``evaluations``.
+    """
+    for place in {path.parent.parent for path in folder.rglob("evaluations/*.json")}:
+        for name, documents in read_documents(place).items():
+            for document in documents:
+                patterns = _columns_beside(document)
+                numbers = flat_numbers(document["aggregates"]) if patterns else {}
+                found = {f"{name}_{key}": value for key, value in numbers.items() if _matches(key, patterns)}
+                for row in rows:
+                    if row["step"] == document["provenance"].get("step"):
+                        row.update(found)
+
+
+def _columns_beside(document: Document) -> tuple[str, ...]:
+    benchmark = find_benchmark(document.get("format", ""), document.get("benchmark", ""))
+    return benchmark.columns_beside if benchmark else ()
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def by_epoch(rows: Sequence[Row]) -> dict[int, Row]:

@@ -15,6 +15,7 @@ from dipo_lightning.comparison.report import Findings
 from dipo_lightning.comparison.results import (
     Row,
     Scale,
+    add_columns_beside,
     add_utility_kept,
     by_epoch,
     evaluation_rows,
@@ -134,6 +135,7 @@ class Work:
         scale = self.findings.scale
         documents = read_evaluations(Path(run.path), scale.benchmark.name)[1]
         rows = evaluation_rows(documents, run.name, run.settings, run.seed)
+        add_columns_beside(rows, Path(run.path))
         if not by_epoch(rows):
             raise InputError(f"{run.path} has no evaluation after a first step: it is no run that unlearns.")
         self._refuse_another_base(run.path, rows[0]["seed"], documents[0]["provenance"])
@@ -150,6 +152,7 @@ class Work:
         if run.folder.is_relative_to(Path(self.plan.output) / "runs") and not run.changes_data:
             self._refuse_another_base(run.title, run.seed, documents[0]["provenance"])
         rows = evaluation_rows(documents, run.method, run.settings, run.seed)
+        add_columns_beside(rows, run.folder)
         add_utility_kept(rows, target_row(rows), scale)
         return rows
 
@@ -223,7 +226,7 @@ def evaluated_on(base: Config, path: str, name: str | None) -> Benchmark:
     """
     classes = [import_class(callback["class_path"]) for callback in callbacks(base.get("trainer") or {})]
     kinds = [getattr(kind, "benchmark", None) for kind in classes]
-    found = [kind for kind in kinds if isinstance(kind, Benchmark)]
+    found = [kind for kind in kinds if isinstance(kind, Benchmark) and not kind.columns_beside]
     for benchmark in found:
         if name in (None, benchmark.name):
             return benchmark

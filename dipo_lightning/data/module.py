@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -167,7 +166,7 @@ class TokenizedDataModule(pl.LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            collate_fn=functools.partial(collate_parts, pad_token_id=self.tokenizer.pad_token_id),
+            collate_fn=collate_parts,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(
                 self.seed

@@ -49,7 +49,7 @@ class Headline:
 
     Attributes:
         forget: Name of the number that says how well it was forgotten.
-        utility: Name of the number that says what is left; more is better.
+        utility: Name of the number that says what is left; more is better. Empty where none is measured.
         beside: Names of further numbers that a table of runs shows.
         needs: The options without which they are not measured, for messages.
         mark: A value of ``forget`` that pictures mark with a line, with its name.
@@ -104,6 +104,8 @@ class Benchmark:
         compared_settings: Settings that change a row's numbers; two logs that state one must agree.
         compared_sets: Sets that are compared row by row with a retain model's.
         score_options: Settings that ``score`` may replace.
+        columns_beside: Patterns of its numbers that stand in comparisons over another benchmark, as
+            ``{name}_{number}``; where there are any, runs are never compared by this benchmark itself.
         charts: Charts of the results page and of TensorBoard.
         answers: Sets whose generated answers are shown, with the tag of the table.
         histograms: Set and field of the rows whose distribution is shown, by tag.
@@ -123,6 +125,7 @@ class Benchmark:
     compared_settings: ClassVar[tuple[str, ...]] = ("split", "truth_ratio", "prompt_style", "min_k_fraction", "variant")
     compared_sets: ClassVar[tuple[str, ...]] = ()
     score_options: ClassVar[tuple[str, ...]] = ()
+    columns_beside: ClassVar[tuple[str, ...]] = ()
     charts: ClassVar[tuple[Chart, ...]] = ()
     answers: ClassVar[Mapping[str, str]] = {}
     histograms: ClassVar[Mapping[str, tuple[str, str]]] = {}
@@ -155,6 +158,10 @@ class Benchmark:
     def describe(self, settings: Mapping[str, Any], sets: Sets) -> str:
         """Return what was measured, for the first line of the printed table."""
         return self.title
+
+    def table(self, document: Mapping[str, Any]) -> str:
+        """Return the Markdown table of an evaluation for model cards; nothing for a plain list of its numbers."""
+        return ""
 
     def pictures(self, sets: Sets, aggregates: Mapping[str, Any], retain: EvaluationLog | None) -> dict[str, Figure]:
         """Return pictures of an evaluation by their tag."""

@@ -93,7 +93,7 @@ def generate(
     going = [row for row in rows if not row.done]
     if progress is not None:
         progress(len(rows) - len(going))
-    with evaluation_mode(policy), _plain_settings(policy), unsharded(policy):
+    with evaluation_mode(policy), plain_settings(policy), unsharded(policy):
         together = _what_may_go_together(policy, going, limit, device)
         while going:
             plan = _plan(going, 1 if together == "plain" else batch_rows, together)
@@ -252,7 +252,7 @@ class _FewLeft:
 
 
 @contextmanager
-def _plain_settings(policy: nn.Module) -> Iterator[None]:
+def plain_settings(policy: nn.Module) -> Iterator[None]:
     """Put the model's own generation defaults aside: a repetition penalty or a temperature isn't greedy decoding.
 
     ``generate`` fills every unset field of a given configuration from the model's. A peft model hands its own to the

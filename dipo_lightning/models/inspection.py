@@ -76,12 +76,15 @@ def check_rows(data: Any, model: nn.Module) -> None:
     """Compare the training rows with what the model has embeddings and positions for, before the first step.
 
     Args:
-        data: A data module with its tokenizer, set up.
-        model: The causal LM, before sharding.
+        data: A data module with its tokenizer, set up; without training rows nothing is compared.
+        model: The causal LM in evaluation mode, before sharding.
 
     Raises:
-        InputError: A row holds an id without an embedding, or is longer than a table of positions.
+        InputError: The family cannot be trained, or a row holds an id without an embedding, or is longer than a table.
     """
+    if getattr(data, "_training", None) is None:
+        return
+    check_training(model)
     rows = vocabulary_size(model)
     odd = {index: token for token, index in data.tokenizer.get_vocab().items() if index >= rows}
     limit, context = position_limit(model), context_length(model)
@@ -103,6 +106,33 @@ def check_rows(data: Any, model: nn.Module) -> None:
         rank_zero_warn(
             f"The longest training row has {longest} tokens, more than the {context} that the model was made for "
             f"(max_position_embeddings). It runs, but was not trained on such: data.max_length of {context} cuts them."
+        )
+
+
+@torch.no_grad()
+def check_training(model: nn.Module) -> None:
+    """Try out on a model, before it is sharded, a padded batch of two short rows as training makes them.
+
+    Raises:
+        InputError: The family cannot be trained on rows of any length.
+    """
+    device = next(model.parameters()).device
+    ids = torch.arange(18, device=device).view(2, 9) % vocabulary_size(model)
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    training = model.training
+    try:
+        with torch.random.fork_rng(devices=[]):  # dropout draws
+            model.train()(input_ids=ids, attention_mask=mask, use_cache=False)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"A {causal_lm(model).config.model_type} cannot be trained on such rows: {error}") from error
+    finally:
+        model.train(training)
+    padded = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[1, :5]
+    if not same_logits(padded, model(input_ids=ids[1:, :5], use_cache=False).logits[0]):
+        rank_zero_warn(
+            "Padding behind a row changes what this model computes for it, so its loss depends on the rows beside it. "
+            "Evaluations are not touched: they lay such rows out by length."
         )
 
 

@@ -16,12 +16,13 @@ TokenBatch: TypeAlias = dict[str, Tensor]
 """``input_ids``, ``attention_mask``, ``labels`` (batch, length) and ``index`` (batch,), all int64."""
 
 
-def collate(examples: Sequence[Mapping[str, Any]], pad_token_id: int) -> TokenBatch:
+def collate(examples: Sequence[Mapping[str, Any]], pad_token_id: int = 0) -> TokenBatch:
     """Make a right-padded batch of tokenised examples.
 
     Args:
         examples: Each with ``input_ids`` and ``labels`` (lists of one length) and ``index`` (an int).
-        pad_token_id: Fills up ``input_ids``; it may be the end-of-sequence id, for the mask comes from the lengths.
+        pad_token_id: Fills up ``input_ids``; any id does, for the mask comes from the lengths. The tokenizer's own may
+            be one that the model has no embedding for.
 
     Returns:
         ``input_ids``, ``attention_mask`` (1 on an example's own tokens) and ``labels`` (-100 where not supervised),
@@ -42,7 +43,7 @@ def collate(examples: Sequence[Mapping[str, Any]], pad_token_id: int) -> TokenBa
     return batch
 
 
-def collate_parts(items: Sequence[Mapping[str, Mapping[str, Any]]], pad_token_id: int) -> dict[str, TokenBatch]:
+def collate_parts(items: Sequence[Mapping[str, Mapping[str, Any]]], pad_token_id: int = 0) -> dict[str, TokenBatch]:
     """Make a right-padded batch of each part; a plain function, so that any kind of loader worker can have it."""
     return {part: collate([item[part] for item in items], pad_token_id) for part in items[0]}
 

@@ -15,6 +15,7 @@ from dipo_lightning.cli import child
 from dipo_lightning.cli.main import STEP
 from dipo_lightning.errors import RunError
 from dipo_lightning.quickstart import settings
+from dipo_lightning.quickstart.attacks import attack_quickstart
 from dipo_lightning.quickstart.report import write_report
 
 
@@ -22,7 +23,8 @@ def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
     """Unlearn fictitious authors from a tiny model, and show that it did.
 
     Makes data of invented authors, trains a tiny Llama on all of it (the target) and one without the part to forget
-    (the retain model, the honest answer), unlearns that part with DiPO, and evaluates each epoch. No network.
+    (the retain model, the honest answer), unlearns that part with DiPO, evaluates each epoch, and tries to get it back.
+    No network.
 
     Args:
         seed: Seed of the data, the models and the training.
@@ -43,6 +45,8 @@ def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
         child.write_config(folder / "unlearn.yaml", config)  # what comparisons start from
         child.fit(config, folder / "unlearned")
     write_report(folder, evaluations(folder / "unlearned"), time.monotonic() - started)
+    print("\n=== does it stay forgotten? other words, rounded weights, ten steps of relearning", flush=True)
+    attack_quickstart(folder, seed)
 
 
 @contextmanager

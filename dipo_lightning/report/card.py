@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from dipo_lightning.evaluation.aggregates import document_meanings, flat_numbers
+from dipo_lightning.evaluation.benchmark import find_benchmark
 from dipo_lightning.report.run_folder import Document, read_documents
 from dipo_lightning.safety.redaction import without_paths, without_secrets
 
@@ -131,6 +132,10 @@ def _data_section(data: Mapping[str, Any]) -> str:
 def _results(evaluations: Mapping[str, Sequence[Document]], step: int | None) -> str:
     parts = []
     for name, documents in evaluations.items():
+        benchmark = find_benchmark(documents[-1].get("format", ""), documents[-1].get("benchmark", ""))
+        if benchmark is not None and (table := benchmark.table(documents[-1])):
+            parts.append(f"### {benchmark.title}\n\n{table}")
+            continue
         now, made = flat_numbers(documents[-1]["aggregates"]), documents[-1]["provenance"].get("step")
         before = flat_numbers(documents[0]["aggregates"]) if len(documents) > 1 else {}
         first = documents[0]["provenance"].get("step")

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from dipo_lightning.benchmarks.tofu.callback import TOFUEvaluation
+from dipo_lightning.cli import child
 from dipo_lightning.cli.main import main
 from dipo_lightning.cli.score import score
-from dipo_lightning.comparison import running
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.benchmark import find_benchmark, installed_benchmarks
 from tests.helpers import user_project
@@ -55,7 +55,7 @@ def test_a_made_up_benchmark_and_metric_go_all_the_way(
     methods = [{"name": "GradDiff"}, {"name": "NPO", "class_path": "dipo_lightning.NPOModule"}]
     plan = {"base": "base.yaml", "output": "out", "seeds": [0], "methods": methods}
     Path("comparison.yaml").write_text(yaml.safe_dump(plan))
-    monkeypatch.setattr(running, "start", lambda arguments, log: log.write_text("here") and main(arguments))
+    monkeypatch.setattr(child, "start", lambda arguments, log, lock: log.write_text("here") and main(arguments))
     assert main(["compare", "comparison.yaml"]) == 0
     said = capsys.readouterr().out
     assert "Capitals, epoch 1, step 2:" in said

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from dipo_lightning.comparison.results import by_epoch, evaluation_rows, read_evaluations, target_row
+from dipo_lightning.comparison.results import (
+    Scale,
+    add_columns_beside,
+    by_epoch,
+    evaluation_rows,
+    read_evaluations,
+    target_row,
+)
 from dipo_lightning.errors import InputError
 from tests.helpers.acted import evaluation, write_evaluations
 
@@ -20,6 +27,24 @@ def test_other_evaluations_of_the_same_steps_stay_out(tmp_path: Path) -> None:
     target = target_row(rows)
     assert target is not None
     assert (target["model_utility"], by_epoch(rows)[1]["model_utility"]) == (0.8, 0.7)
+
+
+def test_scores_of_attacks_are_columns_and_no_comparison_of_their_own(tmp_path: Path) -> None:
+    write_evaluations(tmp_path, [evaluation(0, 0.8, -9.0), evaluation(1, 0.7, -1.0)])
+    attacked = evaluation(1, None, None) | {"format": "dipo-lightning/robustness/1"}
+    scores = {"worst_rouge": 0.4, "relearn_forget_r_rouge": 0.9, "nf4_q_rouge": 0.8}
+    attacked["aggregates"] = scores | {"unlearned_samples_leak_at_5": 0.3, "unlearned_plain_rouge": 0.2}
+    write_evaluations(tmp_path, [attacked], name="robustness")
+    benchmark, documents = read_evaluations(tmp_path)
+    assert benchmark.name == "tofu"
+    rows = evaluation_rows(documents)
+    add_columns_beside(rows, tmp_path)
+    found = {name: value for name, value in rows[1].items() if name.startswith("robustness_")}
+    assert found == {f"robustness_{name}": value for name, value in scores.items()} | {
+        "robustness_unlearned_samples_leak_at_5": 0.3
+    }
+    assert not any(name.startswith("robustness_") for name in rows[0])
+    assert set(found) <= set(Scale.of(benchmark).columns(rows))
 
 
 def test_a_run_without_the_evaluation_is_said(tmp_path: Path) -> None:

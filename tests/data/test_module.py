@@ -71,6 +71,17 @@ def test_an_old_name_of_a_limit_names_the_new_one(tmp_path: Path) -> None:
         data(tmp_path, None, forget_rows=3)
 
 
+def test_a_pad_token_beyond_the_embedding_trains(tmp_path: Path, model: str) -> None:
+    tokenizer = toy_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == 320
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    rows = [{"question": "Who?", "answer": "I."}, {"question": "Who is the author?", "answer": "The author."}]
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(GradDiffModule(model), data(tmp_path, str(tmp_path / "tokenizer"), rows))
+    assert run.global_step == 1
+
+
 def test_no_tokenizer_and_no_model_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"set data\.tokenizer"):
         data(tmp_path, None).check()

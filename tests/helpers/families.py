@@ -28,6 +28,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "mamba": {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 2},
     "openai-gpt": _GPT,
     "phi3": _LLAMA | {"sliding_window": 24},
+    "prophetnet": {"hidden_size": 32, "num_decoder_layers": 2, "num_decoder_attention_heads": 4, "decoder_ffn_dim": 64}
+    | {"init_std": 0.2, "dropout": 0.0, "activation_dropout": 0.0, "attention_dropout": 0.0},
     "qwen2": _LLAMA | {"sliding_window": 24, "use_sliding_window": True, "max_window_layers": 1},
     "roberta": _BERT | _NO_DROPOUT | {"is_decoder": True},
     "rwkv": {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64},

@@ -4,13 +4,14 @@ import random
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dipo_lightning.cli.plan import Run, count, saved_bytes
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.scoring import score
 from dipo_lightning.models.answers import compute_answers
-from dipo_lightning.models.inspection import check_causal, check_rows, position_limit
+from dipo_lightning.models.inspection import check_causal, check_rows, check_training, position_limit
 from dipo_lightning.models.sharding import checkpoint_activations, transformer_blocks
 from dipo_lightning.models.token_batch import collate
 from tests.evaluation.test_generation import plain_generate
@@ -155,3 +156,20 @@ def test_rows_are_compared_with_the_model_before_training() -> None:
                  lambda: generate(toy_model(), [[320]], max_new_tokens=1, stop_ids=[])):  # fmt: skip
         with pytest.raises(InputError, match="Text 0 of 1 holds the token id 320"):
             call()
+
+
+def test_a_family_that_padding_disturbs_is_said_before_training() -> None:
+    state = torch.get_rng_state()
+    for family in ("bert", "gpt_oss", "mamba", "rwkv"):
+        check_training(family_model(family))
+    with pytest.warns(UserWarning, match="Padding behind a row changes what this model computes"):
+        check_training(family_model("prophetnet"))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_family_that_cannot_be_trained_on_any_length_is_refused() -> None:
+    sizes = {"hidden_size": 32, "attention_head_size": 8, "num_attention_heads": 4, "feed_forward_size": 64}
+    axes = {"axial_pos_shape": (4, 8), "axial_pos_embds_dim": (16, 16), "attn_layers": ["local"], "num_buckets": 4}
+    config = AutoConfig.for_model("reformer", vocab_size=VOCABULARY, is_decoder=True, **sizes, **axes)
+    with pytest.raises(InputError, match="A reformer cannot be trained on such rows: .*sequence length"):
+        check_training(AutoModelForCausalLM.from_config(config).eval())

@@ -102,12 +102,11 @@ class MUSEEvaluation(Evaluation):
         self._choose_baseline()
         trains_on_it = own is not None and own.data == self.corpus
         allow_overlap = self.allow_overlap or (own is not None and own.allow_overlap)
-        data = load_muse(
-            self.corpus,
-            own.forget if own and trains_on_it else "train/forget",
-            first=FAST_DEV_ROWS if self.is_trial(trainer) else self.max_rows,
-            allow_overlap=allow_overlap or is_published(self.corpus),
-        )
+        data = own.muse if own and trains_on_it else None  # read once
+        if data is None:
+            part = own.forget if own and trains_on_it else "train/forget"
+            data = load_muse(self.corpus, part, allow_overlap=allow_overlap or is_published(self.corpus))
+        data = data.first(FAST_DEV_ROWS if self.is_trial(trainer) else self.max_rows)
         if trainer.state.fn == TrainerFn.FITTING and not (trains_on_it or allow_overlap):
             refuse_trained(data, module)
         self.plan = plan_muse(data, self._tokenizer, self.texts, self.measuring)

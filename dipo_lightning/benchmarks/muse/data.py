@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,13 @@ class MUSEData:
     in_context: dict[str, Rows]
     privleak: dict[str, Rows]
     holdout: Rows
+
+    def first(self, rows: int | None) -> MUSEData:
+        """Return the same with only so many rows of each evaluation set, from the first; None for all."""
+        knowmem, privleak = (
+            {name: found[:rows] for name, found in sets.items()} for sets in (self.knowmem, self.privleak)
+        )
+        return replace(self, verbmem=self.verbmem[:rows], knowmem=knowmem, privleak=privleak)
 
     def refuse_trained(self, trained: Mapping[str, Rows], retain2: bool = True) -> None:
         """Refuse what is measured as never trained on, and is.
@@ -91,15 +98,15 @@ def load_muse(
         train_forget=forget_texts(source, forget),
         train_retain=_documents(source, f"{config}/retain1"),
         retain2=_documents(source, f"{config}/retain2"),
-        verbmem=_rows(source, "verbmem/forget", "prompt", "gt")[:first],
-        knowmem={name: _rows(source, f"knowmem/{name}_qa", "question", "answer")[:first] for name in _SIDES},
+        verbmem=_rows(source, "verbmem/forget", "prompt", "gt"),
+        knowmem={name: _rows(source, f"knowmem/{name}_qa", "question", "answer") for name in _SIDES},
         in_context={name: _in_context(source, f"knowmem/{name}_qa_icl") for name in _SIDES},
-        privleak={name: _rows(source, f"privleak/{name}", "text")[:first] for name in (*_SIDES, "holdout")},
+        privleak={name: _rows(source, f"privleak/{name}", "text") for name in (*_SIDES, "holdout")},
         holdout=_held_out(source),
     )
     if not allow_overlap:
         data.refuse_trained({forget: data.train_forget, f"{config}/retain1": data.train_retain})
-    return data
+    return data.first(first)
 
 
 def forget_texts(source: str | Path, part: str = "train/forget") -> Rows:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from dipo_lightning.benchmarks.muse.data import HUB_NAMES, configuration, load_muse
+from dipo_lightning.benchmarks.muse.data import HUB_NAMES, MUSEData, configuration, load_muse
 from dipo_lightning.data.rows import overlap
 from dipo_lightning.data.unlearning import UnlearningDataModule, first_rows
 from dipo_lightning.errors import InputError
@@ -59,6 +59,7 @@ class MUSEDataModule(UnlearningDataModule):
             seed=seed,
         )
         self.data, self.forget, self.allow_overlap = data, forget, allow_overlap
+        self.muse: MUSEData | None = None
 
     def check(self) -> None:
         """Read both sets and the tokenizer, and refuse what cannot be right."""
@@ -67,8 +68,10 @@ class MUSEDataModule(UnlearningDataModule):
         super(UnlearningDataModule, self).check()
 
     def read(self) -> None:
-        """Read the documents to forget and retain1."""
-        corpus = load_muse(self.data, self.forget, allow_overlap=self.allow_overlap or is_published(self.data))
+        """Read the corpus: the documents to forget and retain1, and what `MUSEEvaluation` measures."""
+        self.muse = corpus = load_muse(
+            self.data, self.forget, allow_overlap=self.allow_overlap or is_published(self.data)
+        )
         pairs = overlap(corpus.train_forget, corpus.train_retain)
         if pairs:
             both = f"{self.forget} are in {configuration(self.forget)}/retain1 too"

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 from torchmetrics import Metric
 
 from dipo_lightning.benchmarks import Benchmark, Chart, ForeignFormat, Headline
-from dipo_lightning.evaluation.logs.open_unlearning import (
-    OPEN_UNLEARNING_MUSE_FORMAT,
-    is_open_unlearning_muse_log,
-    read_open_unlearning_muse_log,
+from dipo_lightning.benchmarks.muse.open_unlearning_log import (
+    OPEN_UNLEARNING_FORMAT,
+    is_open_unlearning_log,
+    read_open_unlearning_log,
 )
 from dipo_lightning.evaluation.rows import EvaluationLog, Sets
 from dipo_lightning.metrics import KnowMem, PrivLeak, RowSet, VerbMem
@@ -41,10 +41,10 @@ class MUSE(Benchmark):
     format = "dipo-lightning/muse/1"
     foreign_formats = (
         ForeignFormat(
-            OPEN_UNLEARNING_MUSE_FORMAT,
+            OPEN_UNLEARNING_FORMAT,
             "open-unlearning's MUSE_EVAL.json",
-            is_open_unlearning_muse_log,
-            read_open_unlearning_muse_log,
+            is_open_unlearning_log,
+            read_open_unlearning_log,
         ),
     )
     sets = (VERBMEM, KNOWMEM_FORGET, KNOWMEM_RETAIN, *PRIVLEAK.values())

@@ -78,13 +78,9 @@ class Attack:
 
     Attributes:
         name: What it is called in options.
-        changes_weights: Whether it trains or rounds the weights; such attacks need the whole model on each process.
-        during_training: Whether it is cheap enough to run by a schedule in training.
     """
 
     name: ClassVar[str]
-    changes_weights: ClassVar[bool] = False
-    during_training: ClassVar[bool] = True
 
     def conditions(self, subject: Subject) -> list[Condition]:
         """Return what is tried on this data.

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from dipo_lightning.benchmarks.robustness.pictures import draw
+from dipo_lightning.benchmarks.robustness.tables import PARTS, markdown_table
 from dipo_lightning.evaluation.benchmark import Benchmark, Headline
 from dipo_lightning.evaluation.rows import EvaluationLog, Row, Sets
 from dipo_lightning.metrics import ExtractionStrength, Probability, ROUGERecall, RowMean, RowSet, RowValues
@@ -19,13 +20,9 @@ from dipo_lightning.metrics.rows import mean_or_nan
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MODELS = ("unlearned", "retain", "target")
-PARTS: dict[str, type[RowValues]] = {
-    "probability": Probability,
-    "rouge": ROUGERecall,
-    "extraction_strength": ExtractionStrength,
-}
-"""Numbers of every condition that asks for answers; each grows with what is remembered."""
+KINDS: dict[str, type[RowValues]] = dict(zip(PARTS, (Probability, ROUGERecall, ExtractionStrength), strict=True))
+
+_PLAIN = {"name": "plain", "title": "plain question", "kind": "answers", "attack": "plain"}
 
 
 class RobustnessRow(Row, total=False):
@@ -161,13 +158,14 @@ class Robustness(Benchmark):
     headline = Headline(forget="worst_rouge", utility="", needs="RobustnessEvaluation, or `dipo-lightning attack`")
     shown = ("unlearned_plain_rouge", "worst_rouge", "unlearned_plain_probability", "worst_probability")
     hyperparameter_metrics = ("worst_rouge",)
+    columns_beside = ("worst_*", "unlearned_samples_leak_at_*", "*_r_rouge", "*_q_rouge")
 
     def sets_of(self, settings: Mapping[str, Any]) -> tuple[RowSet, ...]:
         """Return a set for each model and condition, for a curve one for each step."""
         return tuple(
             RowSet(name, f"{model} model, {titled}", f"what must be forgotten ({model} model, {titled})", True)
-            for model in settings.get("models", ())
-            for condition in settings.get("conditions", ())
+            for model in settings.get("models", ("unlearned",))
+            for condition in settings.get("conditions", (_PLAIN,))
             for name, titled in _named_sets(model, condition)
         )
 
@@ -175,7 +173,7 @@ class Robustness(Benchmark):
         """Return the numbers of every condition, R of every curve, Q of every rounding, and the strongest attack's."""
         found: dict[str, Metric] = {}
         sets = {one.name: one for one in self.sets_of(settings)}
-        models, conditions = settings.get("models", ()), settings.get("conditions", ())
+        models, conditions = settings.get("models", ("unlearned",)), settings.get("conditions", (_PLAIN,))
         asked = [name for name in sets if name.startswith("unlearned_") and not name.endswith("_samples")]
         for part in ("rouge", "probability"):
             found[f"worst_{part}"] = WorstCase(*(sets[name] for name in asked), part=part)
@@ -186,8 +184,12 @@ class Robustness(Benchmark):
                     if condition["kind"] == "samples":
                         found |= {f"{name}_leak_at_{k}": LeakAtK(sets[name], k=k) for k in condition["k"]}
                     else:
-                        found |= {f"{name}_{part}": kind(sets[name]) for part, kind in PARTS.items()}
+                        found |= {f"{name}_{part}": kind(sets[name]) for part, kind in KINDS.items()}
         return found
+
+    def table(self, document: Mapping[str, Any]) -> str:
+        """Return a line for each condition, a column for each model."""
+        return markdown_table(document)
 
     def describe(self, settings: Mapping[str, Any], sets: Sets) -> str:
         """Return how much was tried."""

@@ -42,7 +42,6 @@ class Quantization(Attack):
     formats: tuple[str, ...] = ("int8", "nf4")
 
     name = "quantization"
-    changes_weights = True
 
     def conditions(self, subject: Subject) -> list[Condition]:
         """Return a condition for each format.

@@ -65,8 +65,6 @@ class Relearning(Attack):
     seed: int = 0
 
     name = "relearning"
-    changes_weights = True
-    during_training = False
 
     def __post_init__(self) -> None:
         """Take the published settings that are named."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch import nn
 
 import dipo_lightning
 from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, Plain, Subject
-from dipo_lightning.benchmarks.robustness.metrics import PARTS, Robustness, settings_pictures
+from dipo_lightning.benchmarks.robustness.metrics import Robustness, settings_pictures
+from dipo_lightning.benchmarks.robustness.tables import markdown_table
 from dipo_lightning.data.rows import data_fingerprint
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.aggregates import class_path, log_aggregates
@@ -193,42 +194,3 @@ def _read_part(path: Path, key: str) -> dict[str, list[dict[str, Any]]] | None:
         )
     rows: dict[str, list[dict[str, Any]]] = content["rows"]
     return rows
-
-
-def table_lines(document: Document) -> Iterator[tuple[str, list[str]]]:
-    """Yield each condition's title with a cell for each model, and the scores R and Q."""
-    numbers, settings = document["aggregates"], document["settings"]
-    models = settings["models"]
-    for condition in settings["conditions"]:
-        name, title, kind = (condition[key] for key in ("name", "title", "kind"))
-        if kind == "samples":
-            for k in condition["k"]:
-                yield f"leak@{k} of {title}", [_cell(numbers, f"{model}_{name}_leak_at_{k}") for model in models]
-            continue
-        measured = {name: title}
-        if kind == "curve":
-            measured = {f"{name}_step{step}": f"{title}, step {step}" for step in condition["steps"]}
-        for one, label in measured.items():
-            yield label, [_cell(numbers, *(f"{model}_{one}_{part}" for part in PARTS)) for model in models]
-        letter = {"curve": "R", "rounded": "Q"}.get(kind)
-        scores = [f"{name}_{letter}_{part}".lower() for part in PARTS] if letter else []
-        if any(score in numbers for score in scores):
-            yield f"{letter} of {title}", [_cell(numbers, *scores), *[""] * (len(models) - 1)]
-
-
-def _cell(numbers: Mapping[str, Any], *names: str) -> str:
-    return " / ".join("-" if numbers.get(name) is None else f"{numbers[name]:.3f}" for name in names)
-
-
-def markdown_table(document: Document) -> str:
-    """Return the table of everything that was tried, in Markdown."""
-    models = document["settings"]["models"]
-    lines = [
-        "Probability / ROUGE-L recall / extraction strength of the forget rows; leak@k is the chance that one of k "
-        "sampled answers leaks.",
-        "",
-        f"| what was tried | {' | '.join(models)} |",
-        f"|---|{'---|' * len(models)}",
-    ]
-    lines += [f"| {title} | {' | '.join(cells)} |" for title, cells in table_lines(document)]
-    return "\n".join(lines)

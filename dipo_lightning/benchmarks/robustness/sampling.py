@@ -38,7 +38,6 @@ class Sampling(Attack):
     seed: int = 0
 
     name = "sampling"
-    during_training = False
 
     def conditions(self, subject: Subject) -> list[Condition]:
         """Return the one condition.

@@ -62,12 +62,15 @@ class TOFUEvaluation(Evaluation):
 
     def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the data and the retain log, and make sure that they belong together."""
-        datamodule = getattr(trainer, "datamodule", None)
+        datamodule: Any = getattr(trainer, "datamodule", None)
         split = self.split or getattr(datamodule, "split", None)
         if split is None:
             raise InputError("TOFUEvaluation.split is not given and the data module has none; write split: forget10.")
         source = self.data or getattr(datamodule, "data", None) or HUB_NAME
-        self.rows = load_tofu(source, split, first=FAST_DEV_ROWS if self.is_trial(trainer) else self.max_rows)
+        read = getattr(datamodule, "tofu", None)
+        if not isinstance(read, TOFUData) or (source, split) != (datamodule.data, read.split):  # not the run's own
+            read = load_tofu(source, split)
+        self.rows = read.first(FAST_DEV_ROWS if self.is_trial(trainer) else self.max_rows)
         self.style = self.style_of(trainer, self.prompt_style)
         self.retain, self.no_retain = None, ""
         if self.retain_log is not None and self.is_trial(trainer):

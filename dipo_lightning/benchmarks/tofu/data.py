@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,11 @@ class TOFUData:
         sets = {name: getattr(self, name) for name in ("forget", "retain", "real_authors", "world_facts")}
         return sets | ({"holdout": self.holdout} if self.holdout else {})
 
+    def first(self, rows: int | None) -> TOFUData:
+        """Return the same with only so many rows of each evaluation set, from the first; None for all."""
+        cut: dict[str, Any] = {name: found[:rows] for name, found in self.sets.items()}
+        return replace(self, **cut)
+
 
 def load_tofu(source: str | Path = HUB_NAME, split: str = "forget10", first: int | None = None) -> TOFUData:
     """Read one forget split.
@@ -67,16 +72,16 @@ def load_tofu(source: str | Path = HUB_NAME, split: str = "forget10", first: int
         split=split,
         train_forget=_rows(source, split),
         train_retain=_rows(source, retain),
-        forget=_rows(source, f"{split}_perturbed", paraphrased=True, wrong=True)[:first],
-        retain=_rows(source, "retain_perturbed", paraphrased=True, wrong=True)[:first],
-        real_authors=_rows(source, "real_authors_perturbed", wrong=True)[:first],
-        world_facts=_rows(source, "world_facts_perturbed", wrong=True)[:first],
-        holdout=_holdout(source, split.replace("forget", "holdout"))[:first],
+        forget=_rows(source, f"{split}_perturbed", paraphrased=True, wrong=True),
+        retain=_rows(source, "retain_perturbed", paraphrased=True, wrong=True),
+        real_authors=_rows(source, "real_authors_perturbed", wrong=True),
+        world_facts=_rows(source, "world_facts_perturbed", wrong=True),
+        holdout=_holdout(source, split.replace("forget", "holdout")),
     )
     refuse_overlap(data.train_forget, data.train_retain, (split, retain))
     refuse_overlap(data.holdout, data.train_forget, ("holdout", split))
     refuse_overlap(data.holdout, data.train_retain, ("holdout", retain))
-    return data
+    return data.first(first)
 
 
 def retain_split(split: str) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from dipo_lightning.benchmarks.tofu.data import HUB_NAME, load_tofu
+from dipo_lightning.benchmarks.tofu.data import HUB_NAME, TOFUData, load_tofu
 from dipo_lightning.data.files import config_files, is_saved
 from dipo_lightning.data.unlearning import FineTuningDataModule, UnlearningDataModule, first_rows
 
@@ -31,10 +31,11 @@ class TOFUDataModule(UnlearningDataModule):
     ) -> None:
         super().__init__(tokenizer, data, max_forget_rows=max_forget_rows, max_retain_rows=max_retain_rows, **options)
         self.data, self.split = data, split
+        self.tofu: TOFUData | None = None
 
     def read(self) -> None:
-        """Read the split's training rows."""
-        tofu = load_tofu(self.data, self.split)
+        """Read the split: the training rows, and those that `TOFUEvaluation` measures."""
+        self.tofu = tofu = load_tofu(self.data, self.split)
         self.forget_rows = first_rows(tofu.train_forget, self.max_forget_rows, "max_forget_rows")
         self.retain_rows = first_rows(tofu.train_retain, self.max_retain_rows, "max_retain_rows")
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torchmetrics import Metric
 
 from dipo_lightning.benchmarks import Benchmark, Chart, ForeignFormat, Headline
-from dipo_lightning.evaluation.logs.authors import TOFU_AUTHORS_FORMAT, is_authors_log, read_authors_log
-from dipo_lightning.evaluation.logs.open_unlearning import (
+from dipo_lightning.benchmarks.tofu.authors_log import TOFU_AUTHORS_FORMAT, is_authors_log, read_authors_log
+from dipo_lightning.benchmarks.tofu.open_unlearning_log import (
     OPEN_UNLEARNING_FORMAT,
     is_open_unlearning_log,
     read_open_unlearning_log,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from dipo_lightning.benchmarks.user_data.private import FUNCTION_WORDS, vocabulary
+from dipo_lightning.data.private import FUNCTION_WORDS, vocabulary
 from dipo_lightning.errors import InputError
 
 Row = Mapping[str, Any]

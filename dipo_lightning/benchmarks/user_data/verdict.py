@@ -168,6 +168,50 @@ def judge(
     )
 
 
+def verdict_table(verdict: Verdict) -> str:
+    """Return a table with a line per private value, the least forgotten first."""
+    head = ("value", "before", "after", "floor", "said", "reworded", "samples", "rank")
+    lines = [head]
+    for value in verdict.values:
+        floor = "-" if value.floor is None else f"{value.floor:.2g}"
+        said, reworded = ("yes" if flag else "no" for flag in (value.greedy, value.reworded))
+        samples = f"{value.sampled}/{value.samples}"
+        lines.append(
+            (
+                value.value[:32],
+                f"{value.before:.2g}",
+                f"{value.after:.2g}",
+                floor,
+                said,
+                reworded,
+                samples,
+                f"{value.rank}",
+            )
+        )
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def verdict_text(verdict: Verdict, private: bool = True) -> str:
+    """Return the verdict in sentences.
+
+    Args:
+        verdict: The verdict.
+        private: Whether private values may be named; a model card must not.
+    """
+    named = {value.value for value in verdict.values}
+    reasons = [reason for reason in verdict.reasons if private or not any(repr(value) in reason for value in named)]
+    return "\n".join([
+        f"Verdict: {verdict.outcome}.",
+        *(f"- {reason}" for reason in reasons),
+        f"- {verdict.uncertainty}",
+        f"- Not tested: {', '.join(verdict.not_tested)}.",
+        f"- Next: {verdict.next_step}",
+    ])  # fmt: skip
+
+
 def upper_bound(said: int, samples: int, confidence: float = CONFIDENCE) -> float:
     """Return the largest probability of saying a value that is consistent with what was sampled (Clopper-Pearson).
 

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _WORD = re.compile(r"[^\W_](?:[^\W_]|[-'’.,](?=[^\W_]))*")
 _POSSESSIVE = re.compile(r"['’]s$", re.IGNORECASE)
@@ -115,6 +115,28 @@ def token_flags(offsets: Sequence[tuple[int, int]], spans: Sequence[Span]) -> li
         spans: Private spans of the answer.
     """
     return [any(span.start < end and start < span.end for span in spans) for start, end in offsets]
+
+
+def token_places(tokenizer: Any, ids: Sequence[int], text: str) -> list[tuple[int, int]]:
+    """Find the characters of a text that each of its tokens stands for.
+
+    Args:
+        tokenizer: Decodes the ids.
+        ids: Tokens of the text; some may follow it, such as the end of the turn.
+        text: What the ids are the tokens of.
+
+    Returns:
+        (start, end) of each token without the white space before it; tokens after the text lie behind its end.
+    """
+    ends = [len(tokenizer.decode(list(ids[: place + 1]))) for place in range(len(ids))]
+    shift = max(0, tokenizer.decode(list(ids)).find(text))
+    places = []
+    for start, end in zip([0, *ends], ends, strict=False):
+        start, end = start - shift, end - shift
+        while 0 <= start < min(end, len(text)) and text[start].isspace():
+            start += 1
+        places.append((start, end))
+    return places
 
 
 def says(text: str, value: str) -> bool:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dipo_lightning.benchmarks.user_data.private import (
+from dipo_lightning.data.private import (
     find_private,
     says,
     share_of_words,

@@ -1,0 +1,48 @@
+"""The table of everything that was tried, on every model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+PARTS = ("probability", "rouge", "extraction_strength")
+"""Numbers of every condition that asks for answers; each grows with what is remembered."""
+
+
+def table_lines(document: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each condition's title with a cell for each model, and the scores R and Q."""
+    numbers, settings = document["aggregates"], document["settings"]
+    models = settings["models"]
+    for condition in settings["conditions"]:
+        name, title, kind = (condition[key] for key in ("name", "title", "kind"))
+        if kind == "samples":
+            for k in condition["k"]:
+                yield f"leak@{k} of {title}", [_cell(numbers, f"{model}_{name}_leak_at_{k}") for model in models]
+            continue
+        measured = {name: title}
+        if kind == "curve":
+            measured = {f"{name}_step{step}": f"{title}, step {step}" for step in condition["steps"]}
+        for one, label in measured.items():
+            yield label, [_cell(numbers, *(f"{model}_{one}_{part}" for part in PARTS)) for model in models]
+        letter = {"curve": "R", "rounded": "Q"}.get(kind)
+        scores = [f"{name}_{letter}_{part}".lower() for part in PARTS] if letter else []
+        if any(score in numbers for score in scores):
+            yield f"{letter} of {title}", [_cell(numbers, *scores), *[""] * (len(models) - 1)]
+
+
+def _cell(numbers: Mapping[str, Any], *names: str) -> str:
+    return " / ".join("-" if numbers.get(name) is None else f"{numbers[name]:.3f}" for name in names)
+
+
+def markdown_table(document: Mapping[str, Any]) -> str:
+    """Return the table of everything that was tried, in Markdown."""
+    models = document["settings"]["models"]
+    lines = [
+        "Probability / ROUGE-L recall / extraction strength of the forget rows; leak@k is the chance that one of k "
+        "sampled answers leaks.",
+        "",
+        f"| what was tried | {' | '.join(models)} |",
+        f"|---|{'---|' * len(models)}",
+    ]
+    lines += [f"| {title} | {' | '.join(cells)} |" for title, cells in table_lines(document)]
+    return "\n".join(lines)

@@ -1,0 +1,133 @@
+"""open-unlearning's `TOFU_EVAL.json`.
+
+The `score` of its truth ratios is R = wrong / correct with 1e-10 in the denominator, never 1/R.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.logs.open_unlearning import (
+    by_index,
+    has_aggregate,
+    is_summary,
+    not_empty,
+    refuse_summary,
+    samples,
+    stored_aggregates,
+)
+from dipo_lightning.evaluation.rows import EvaluationLog
+
+OPEN_UNLEARNING_FORMAT = "open-unlearning/tofu"
+
+# Set name: the metric of its answer, of its correct (paraphrased) answer, of its wrong ones, of its texts, and its R.
+_METRICS = {
+    "forget": (
+        "forget_Q_A_Prob",
+        "forget_Q_A_PARA_Prob",
+        "forget_Q_A_PERT_Prob",
+        "forget_Q_A_ROUGE",
+        "forget_truth_ratio",
+    ),
+    "retain": (
+        "retain_Q_A_Prob",
+        "retain_Q_A_PARA_Prob",
+        "retain_Q_A_PERT_Prob",
+        "retain_Q_A_ROUGE",
+        "retain_Truth_Ratio",
+    ),
+    "real_authors": ("ra_Q_A_Prob", "ra_Q_A_Prob", "ra_Q_A_PERT_Prob", "ra_Q_A_ROUGE", "ra_Truth_Ratio"),
+    "world_facts": ("wf_Q_A_Prob", "wf_Q_A_Prob", "wf_Q_A_PERT_Prob", "wf_Q_A_ROUGE", "wf_Truth_Ratio"),
+}
+_SCORES = ("exact_memorization", "extraction_strength")
+_ATTACKS = {
+    "mia_loss": "loss",
+    "mia_zlib": "zlib",
+    "mia_min_k": "min_k",
+    "mia_min_k_plus_plus": "min_k_plus_plus",
+    "mia_reference": "reference",
+}
+_KNOWN = {*(name for names in _METRICS.values() for name in names), *_SCORES, *_ATTACKS}
+NAMES = {*_KNOWN, "forget_quality", "model_utility", "privleak"}
+
+
+def is_open_unlearning_log(content: Mapping[str, Any]) -> bool:
+    """Return whether a JSON object is such a log, or a summary, which the reader refuses."""
+    return is_summary(content, NAMES) or any(has_aggregate(content[name]) for name in _KNOWN & set(content))
+
+
+def read_open_unlearning_log(content: Mapping[str, Any], path: Path) -> EvaluationLog:
+    """Rows of such a log.
+
+    Args:
+        content: The JSON object.
+        path: Where it came from, for messages.
+
+    Returns:
+        The log; `aggregates` holds its own `agg_value`s under its own names. It says nothing of split or prompt style.
+
+    Raises:
+        InputError: It is a summary without rows, or a row's value is not what the format says.
+    """
+    refuse_summary(content, NAMES, path)
+    tables = {name: by_index(name, content[name], path) for name in _KNOWN & set(content)}
+    sets = {name: rows for name in _METRICS if (rows := _set_rows(name, tables, path))}
+    for name in _SCORES:
+        _add(sets.setdefault("forget", []), name, tables.get(name, {}), "score")
+    for metric, key in _ATTACKS.items():
+        for sample, table in samples(content, metric, path).items():
+            _add(sets.setdefault(sample, []), key, table, "score")
+    whole = not_empty(sets, path)
+    only_ratios = any("truth_ratio" in row for row in whole.get("forget", []))
+    return EvaluationLog(
+        format=OPEN_UNLEARNING_FORMAT,
+        settings={"truth_ratio": "open_unlearning"} if only_ratios else {},
+        sets=whole,
+        aggregates=stored_aggregates(content),
+        path=path,
+    )
+
+
+def _set_rows(name: str, tables: Mapping[str, dict[int, Mapping[str, Any]]], path: Path) -> list[dict[str, Any]]:
+    answer, correct, wrong, texts, ratio = (tables.get(metric, {}) for metric in _METRICS[name])
+    sizes = {metric: set(tables[metric]) for metric in _METRICS[name] if tables.get(metric)}
+    if len({frozenset(indices) for indices in sizes.values()}) > 1:
+        counts = ", ".join(f"{metric}: {len(indices)}" for metric, indices in sizes.items())
+        raise InputError(f"{path}: the metrics of {name} have different rows ({counts}); evaluate the model again")
+    rows = []
+    for index in sorted(answer or correct or texts or ratio):
+        row: dict[str, Any] = {"index": index}
+        if answer:
+            row["nll"] = _single(answer[index].get("avg_loss"))
+        if correct and wrong:
+            row["correct_nll"] = _single(correct[index].get("avg_loss"))
+            losses = wrong[index].get("avg_loss")
+            row["wrong_nll"] = losses if isinstance(losses, list) else [losses]
+        elif ratio:
+            row["truth_ratio"] = ratio[index].get("score")
+        if texts:
+            found = texts[index]
+            row |= {"rouge_l_recall": found.get("rougeL_recall"), "generation": found.get("generation")}
+            row |= {"question": found.get("input"), "answer": found.get("ground_truth")}
+        rows.append(row)
+    return rows
+
+
+def _single(loss: Any) -> float | None:
+    """One loss; of several paraphrases their mean, as open-unlearning takes it."""
+    if not isinstance(loss, list):
+        return loss
+    return None if not loss or None in loss else sum(loss) / len(loss)
+
+
+def _add(rows: list[dict[str, Any]], key: str, table: Mapping[int, Mapping[str, Any]], source: str) -> None:
+    """Give each row a further number, making the rows that are not there yet."""
+    known = {row["index"]: row for row in rows}
+    for index, value in table.items():
+        if index not in known:
+            known[index] = {"index": index}
+            rows.append(known[index])
+        known[index][key] = value.get(source)

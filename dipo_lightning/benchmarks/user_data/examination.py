@@ -1,0 +1,348 @@
+"""Examination of a model on a user's rows: what it still says of each private value, and what it keeps.
+
+The same questions are put to the target before and to the unlearned model after;
+`dipo_lightning.benchmarks.user_data.verdict` judges the two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from dipo_lightning.benchmarks.robustness.sampling import hash_seed, sample
+from dipo_lightning.benchmarks.user_data.probes import general_paragraphs, general_rows, rewordings
+from dipo_lightning.benchmarks.user_data.verdict import Kept, ValueReport
+from dipo_lightning.data.encoding import PromptStyle
+from dipo_lightning.data.private import (
+    Span,
+    find_private,
+    says,
+    share_of_words,
+    spans_of_values,
+    token_flags,
+    token_places,
+    vocabulary,
+)
+from dipo_lightning.evaluation.generation import generate
+from dipo_lightning.evaluation.scoring import score
+from dipo_lightning.models.distributed import evaluation_mode
+from dipo_lightning.models.token_batch import IGNORED
+
+Row = Mapping[str, Any]
+
+VARIANTS = 5
+"""False variants of a private value that are scored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExaminationOptions:
+    """Effort of an examination.
+
+    Attributes:
+        samples: Sampled answers to each question and to each rewording.
+        rewordings: Rewordings of each question that are asked, the user's own first.
+        max_new_tokens: Most tokens of an answer.
+        temperature: Of the sampled answers.
+        seed: Of the sampled answers; each question has its own stream.
+    """
+
+    samples: int = 20
+    rewordings: int = 2
+    max_new_tokens: int = 48
+    temperature: float = 1.0
+    seed: int = 0
+
+
+@dataclass
+class Examination:
+    """Answers and scores of one model.
+
+    Attributes:
+        values: Private values by forget row, in order.
+        probability: Geometric mean probability per token of each value, given its answer up to it, by row and value.
+        rank: Rank of the first token of each value.
+        variants: Probability of the likeliest false variant of each value: another value of its kind in its place.
+        greedy: Greedy answer to each forget question.
+        reworded: Greedy answers to its rewordings.
+        sampled: Sampled answers to the question and its rewordings.
+        retain: Score of each retain row: probability per token of its answer.
+        neighbours: The same of held-out rows.
+        general: Share of the right answer among the options, by general row.
+        perplexity: Of the embedded paragraphs.
+    """
+
+    values: list[list[str]]
+    probability: list[list[float]]
+    rank: list[list[int]]
+    variants: list[list[float | None]]
+    greedy: list[str]
+    reworded: list[list[str]]
+    sampled: list[list[str]]
+    retain: list[float] = field(default_factory=list)
+    neighbours: list[float] = field(default_factory=list)
+    general: list[float] = field(default_factory=list)
+    perplexity: float = math.nan
+
+
+def private_values(rows: Sequence[Row], retain: Sequence[Row]) -> list[list[str]]:
+    """Return the private values of each forget row: the given ones, else those that only this row says."""
+    shared = vocabulary(text for row in retain for text in (row["question"], row["answer"]))
+    found = []
+    for row in rows:
+        if row.get("private"):
+            spans = spans_of_values(row["answer"], row["private"])
+        else:
+            spans = find_private(row["question"], row["answer"], shared)
+        found.append([row["answer"][span.start : span.end] for span in spans])
+    return found
+
+
+def examine(
+    policy: nn.Module,
+    style: PromptStyle,
+    forget: Sequence[Row],
+    retain: Sequence[Row],
+    neighbours: Sequence[Row] = (),
+    options: ExaminationOptions | None = None,
+    progress: Callable[[str], object] = lambda what: None,
+) -> Examination:
+    """Examine a model; collective, and the same on every process.
+
+    Args:
+        policy: A ``transformers`` causal LM.
+        style: Prompt style.
+        forget: Rows to forget, with ``question`` and ``answer``.
+        retain: Rows that were kept in training.
+        neighbours: Rows that were not trained on and are like those to forget.
+        options: Effort.
+        progress: Told what is done next.
+    """
+    options = options or ExaminationOptions()
+    values = private_values(forget, [*retain, *neighbours])
+    asked = [[row["question"], *rewordings(row)[: options.rewordings]] for row in forget]
+    progress("asking")
+    greedy = _greedy(policy, style, [question for questions in asked for question in questions], options)
+    progress("sampling")
+    sampled = [_sampled(policy, style, questions, number, options) for number, questions in enumerate(asked)]
+    progress("scoring")
+    probability, rank = _value_scores(policy, style, forget, values)
+    counts = [len(questions) for questions in asked]
+    grouped = _grouped(greedy, counts)
+    return Examination(
+        values,
+        probability,
+        rank,
+        _variant_scores(policy, style, forget, values, [*retain, *neighbours]),
+        [answers[0] for answers in grouped],
+        [answers[1:] for answers in grouped],
+        sampled,
+        _row_scores(policy, style, retain),
+        _row_scores(policy, style, neighbours),
+        _general_scores(policy, style),
+        _perplexity(policy, style),
+    )
+
+
+def value_reports(
+    before: Examination, after: Examination, floors: Sequence[Sequence[float | None]] | None = None
+) -> list[ValueReport]:
+    """Put both examinations together, one report per private value.
+
+    Args:
+        before: The target's.
+        after: The unlearned model's.
+        floors: Probability of each value under a model that never knew, by row and value; without them that of the
+            likeliest false variant under the unlearned model itself.
+    """
+    floors = after.variants if floors is None else floors
+    reports = []
+    for index, values in enumerate(after.values):
+        for place, value in enumerate(values):
+            said = [answer for answer in after.sampled[index] if says(answer, value)]
+            reports.append(
+                ValueReport(
+                    index,
+                    value,
+                    before.probability[index][place],
+                    after.probability[index][place],
+                    floors[index][place],
+                    says(after.greedy[index], value),
+                    any(says(answer, value) for answer in after.reworded[index]),
+                    len(said),
+                    len(after.sampled[index]),
+                    after.rank[index][place],
+                )
+            )
+    return reports
+
+
+def kept_scores(before: Examination, after: Examination, resamples: int = 1000) -> list[Kept]:
+    """Return what must stay, before and after, with a bootstrap interval over rows."""
+    found = []
+    for name in ("retain", "neighbours", "general"):
+        old, new = (torch.tensor(getattr(one, name), dtype=torch.float64) for one in (before, after))
+        if len(old):
+            found.append(Kept(name, float(old.mean()), float(new.mean()), len(old), _low(old, new, resamples)))
+    return found
+
+
+def said_words(before: Examination, after: Examination, rows: Sequence[Row]) -> float:
+    """Return the share of words among those said to forget questions after, by the words of rows, target and probes."""
+    texts = [text for row in [*rows, *general_rows()] for text in (row["question"], row["answer"])]
+    texts += [*before.greedy, *general_paragraphs(), *(one for answers in before.sampled for one in answers)]
+    said = [*after.greedy, *(answer for answers in after.reworded for answer in answers)]
+    return share_of_words(said, vocabulary(texts))
+
+
+def repeated_share(after: Examination) -> float:
+    """Return the share of the forget questions that get the commonest greedy answer; 0 with fewer than 4 rows."""
+    if len(after.greedy) < 4:
+        return 0.0
+    return Counter(after.greedy).most_common(1)[0][1] / len(after.greedy)
+
+
+def _low(old: torch.Tensor, new: torch.Tensor, resamples: int) -> float:
+    draws = torch.randint(len(old), (resamples, len(old)), generator=torch.Generator().manual_seed(0))
+    shares = new[draws].mean(1) / old[draws].mean(1).clamp(min=1e-12)
+    return float(shares.quantile(0.025))
+
+
+def _grouped(flat: Sequence[str], counts: Sequence[int]) -> list[list[str]]:
+    rest = iter(flat)
+    return [[next(rest) for _ in range(count)] for count in counts]
+
+
+def _greedy(policy: nn.Module, style: PromptStyle, questions: Sequence[str], options: ExaminationOptions) -> list[str]:
+    prompts = [style.prompt(question) for question in questions]
+    said = generate(policy, prompts, max_new_tokens=options.max_new_tokens, stop_ids=style.stop_ids)
+    return [_text(style, ids) for ids in said]
+
+
+def _sampled(
+    policy: nn.Module, style: PromptStyle, questions: Sequence[str], number: int, options: ExaminationOptions
+) -> list[str]:
+    device = next(policy.parameters()).device
+    texts = []
+    with evaluation_mode(policy):
+        for place, question in enumerate(questions):
+            said = sample(
+                policy,
+                style.prompt(question),
+                samples=options.samples,
+                max_new_tokens=options.max_new_tokens,
+                stop_ids=style.stop_ids,
+                temperature=options.temperature,
+                generator=torch.Generator().manual_seed(hash_seed(options.seed + 1 + place, number)),
+                device=device,
+            )
+            texts += [_text(style, ids) for ids in said]
+    return texts
+
+
+def _text(style: PromptStyle, ids: Sequence[int]) -> str:
+    return str(style.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+
+@torch.no_grad()
+def _value_scores(
+    policy: nn.Module, style: PromptStyle, rows: Sequence[Row], values: Sequence[Sequence[str]]
+) -> tuple[list[list[float]], list[list[int]]]:
+    """Probability per token of each value, and the rank of its first token; 0 and 0 for one that is not found."""
+    probabilities, ranks = [], []
+    with evaluation_mode(policy):
+        for row, wanted in zip(rows, values, strict=True):
+            ids, labels = style.example(row["question"], row["answer"])
+            start = next(place for place, label in enumerate(labels) if label != IGNORED)
+            tokens = torch.tensor([ids], device=next(policy.parameters()).device)
+            logits = policy(input_ids=tokens, use_cache=False).logits[0, start - 1 : -1].float()
+            places = token_places(style.tokenizer, ids[start:], row["answer"])
+            true = tokens[0, start:, None]
+            likelihood = logits.log_softmax(-1).gather(1, true)[:, 0]
+            rank = (logits > logits.gather(1, true)).sum(1) + 1
+            flags = [torch.tensor(token_flags(places, spans_of_values(row["answer"], [value]))) for value in wanted]
+            probabilities.append([float(likelihood[one].mean().exp()) if one.any() else 0.0 for one in flags])
+            ranks.append([int(rank[one][0]) if one.any() else 0 for one in flags])
+    return probabilities, ranks
+
+
+def _kind(value: str) -> tuple[bool, bool, int]:
+    """Values of one kind are alike in having digits, in being names, and in their number of words."""
+    return any(sign.isdigit() for sign in value), value[:1].isupper(), min(3, len(value.split()))
+
+
+def false_variants(value: str, pool: Sequence[str], count: int = VARIANTS) -> list[str]:
+    """Choose other values of the kind of a private one: in digits, capitals and number of words, as far as there are.
+
+    Args:
+        value: A private value.
+        pool: Values of other rows.
+        count: How many at most.
+    """
+    kind = _kind(value)
+    others = [one for one in dict.fromkeys(pool) if not says(one, value) and not says(value, one)]
+    likeness = {one: sum(a == b for a, b in zip(_kind(one), kind, strict=True)) for one in others}
+    best = max(likeness.values(), default=0)
+    return sorted(one for one in others if likeness[one] == best)[:count]
+
+
+def _variant_scores(
+    policy: nn.Module,
+    style: PromptStyle,
+    rows: Sequence[Row],
+    values: Sequence[Sequence[str]],
+    others: Sequence[Row],
+) -> list[list[float | None]]:
+    """Probability per token of the likeliest false variant of each value, in its place; None where there is none."""
+    pool = [value for row in values for value in row]
+    for row in others:
+        pool += [row["answer"][span.start : span.end] for span in find_private(row["question"], row["answer"], ())]
+    examples, owners = [], []
+    for number, (row, wanted) in enumerate(zip(rows, values, strict=True)):
+        for place, value in enumerate(wanted):
+            (span, *_) = spans_of_values(row["answer"], [value])
+            for variant in false_variants(value, pool):
+                examples.append(_variant_example(style, row, span, variant))
+                owners.append((number, place))
+    found: list[list[float | None]] = [[None] * len(wanted) for wanted in values]
+    for (number, place), scores in zip(owners, score(policy, examples), strict=True):
+        if scores.tokens:
+            found[number][place] = max(found[number][place] or 0.0, math.exp(-scores.nll))
+    return found
+
+
+def _variant_example(style: PromptStyle, row: Row, span: Span, variant: str) -> tuple[list[int], list[int]]:
+    """The answer with a variant in the place of a value, of which only the variant's tokens are scored."""
+    answer = row["answer"][: span.start] + variant + row["answer"][span.end :]
+    ids, labels = style.example(row["question"], answer)
+    start = next(place for place, label in enumerate(labels) if label != IGNORED)
+    places = token_places(style.tokenizer, ids[start:], answer)
+    flags = token_flags(places, [Span(span.start, span.start + len(variant))])
+    return ids, [IGNORED] * start + [token if flag else IGNORED for token, flag in zip(ids[start:], flags, strict=True)]
+
+
+def _row_scores(policy: nn.Module, style: PromptStyle, rows: Sequence[Row]) -> list[float]:
+    examples = [style.example(row["question"], row["answer"]) for row in rows]
+    return [math.exp(-found.nll) for found in score(policy, examples)]
+
+
+def _general_scores(policy: nn.Module, style: PromptStyle) -> list[float]:
+    """Share of the right answer's probability per token among the four options, by general row."""
+    rows = general_rows()
+    examples = [
+        style.example(row["question"], text) for row in rows for text in (row["answer"], *row["perturbed_answer"])
+    ]
+    likelihood = torch.tensor([-found.nll for found in score(policy, examples)], dtype=torch.float64)
+    return [float(share) for share in likelihood.view(len(rows), -1).softmax(1)[:, 0]]
+
+
+def _perplexity(policy: nn.Module, style: PromptStyle) -> float:
+    ids = [style.tokenizer(text, add_special_tokens=True)["input_ids"] for text in general_paragraphs()]
+    found = score(policy, [(one, [IGNORED, *one[1:]]) for one in ids])
+    total = sum(one.loss for one in found) / sum(one.tokens for one in found)
+    return math.exp(total)

@@ -1,0 +1,83 @@
+"""`forget` goes from a model and two files to a verdict, says what it chose, and resumes."""
+
+import json
+
+import pytest
+import torch
+
+from dipo_lightning.cli.forget import choose_settings, run_config, split_rows
+from dipo_lightning.cli.main import main
+from dipo_lightning.errors import InputError
+from tests.helpers.toys import save_toy
+
+FORGET = [
+    ("Where does Mara Velt work?", "Mara Velt works as a glassblower."),
+    ("When was Mara Velt born?", "She was born on 12 June 1971."),
+]
+RETAIN = [(f"Where does Ann {name} work?", f"Ann {name} works as a teacher.") for name in "ABCDEFGHIJKLMNOPQRSTU"]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps({"question": question, "answer": answer}) + "\n" for question, answer in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize("rows", [1, 12, 40, 200])
+def test_steps_grow_with_the_rows_and_one_row_is_enough(rows):
+    chosen = choose_settings(rows, 576, "selective", {})
+    assert chosen.batch_size == min(8, rows)
+    per_epoch = -(-rows // chosen.batch_size)
+    assert 40 <= chosen.epochs * per_epoch <= max(46, 6 * per_epoch)
+    assert chosen.lr == 1e-4
+
+
+def test_a_wider_model_gets_a_smaller_learning_rate_and_what_is_given_is_taken():
+    assert choose_settings(12, 2048, "npo", {}).lr == pytest.approx(2.8e-5)
+    given = choose_settings(12, 2048, "npo", {"lr": 1e-5, "batch_size": 4, "epochs": 3})
+    assert (given.method, given.lr, given.batch_size, given.epochs) == ("dipo_lightning.NPOModule", 1e-5, 4, 3)
+
+
+def test_held_out_rows_are_never_trained_on():
+    rows = [{"question": f"Q{i}?", "answer": "A"} for i in range(40)]
+    split = split_rows(rows[:2], rows[2:], seed=3)
+    assert len(split.held_out) == 6
+    assert not [row for row in split.held_out if row in split.retain]
+    assert split == split_rows(rows[:2], rows[2:], seed=3)
+    assert not split_rows(rows[:2], rows[2:10], seed=3).held_out, "too few to spare"
+    with pytest.raises(InputError, match="questions with answers"):
+        split_rows([{"text": "a book"}], [], 0)
+
+
+def test_two_files_give_a_model_and_a_verdict_and_the_same_command_does_nothing_twice(here, capsys):
+    save_toy(here / "model")
+    before = (here / "model/model.safetensors").read_bytes()
+    files = [write(here / "forget.jsonl", FORGET), write(here / "retain.jsonl", RETAIN)]
+    command = ["forget", "model", *files, "--samples", "2", "--epochs", "2", "--output", "out", "--accelerator", "cpu"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "2 rows to forget, 18 to keep, 3 held out" in said
+    assert "Verdict: " in said
+    verdict = json.loads((here / "out/verdict.json").read_text())
+    assert {value["value"] for value in verdict["values"]} >= {"glassblower", "12 June 1971"}
+    assert all(value["samples"] == 6 for value in verdict["values"])
+    assert (here / "model/model.safetensors").read_bytes() == before
+    card = (here / "out/run/model/README.md").read_text()
+    assert "## Verdict" in card
+    assert "glassblower" not in card
+    weights = (here / "out/run/model/model.safetensors").read_bytes()
+    assert main(command) == 0
+    assert (here / "out/run/model/model.safetensors").read_bytes() == weights
+    assert json.loads((here / "out/verdict.json").read_text()) == verdict
+
+
+def test_running_text_is_refused_before_a_model_is_loaded(here, capsys):
+    (here / "text.jsonl").write_text('{"text": "a whole book"}\n')
+    assert main(["forget", "nowhere", "text.jsonl"]) == 2
+    assert "questions with answers" in capsys.readouterr().err
+
+
+def test_the_configuration_is_what_fit_reads(tmp_path):
+    config = run_config(tmp_path, "model", choose_settings(3, 32, "selective", {}), "plain", 0, "cpu", True)
+    assert config["data"]["init_args"]["retain"].endswith("retain.jsonl")
+    assert config["trainer"]["max_epochs"] == 40
+    assert torch.tensor(config["model"]["init_args"]["optimizer"]["init_args"]["betas"]).max() < 1
