@@ -123,9 +123,11 @@ class Evaluations(io.TextIOBase):
 def quiet() -> Iterator[None]:
     """Keep noise from the console while a command runs."""
     is_step = os.environ.get(STEP) == "1" and not is_verbose()
+    from transformers.utils import logging as transformers_logging
+
     essential, plain = Essential(logging.WARNING if is_step else logging.NOTSET), warnings.formatwarning
     loggers = [logging.getLogger(name) for name in LOGGERS]
-    handlers = [] if is_verbose() else [handler for one in loggers for handler in one.handlers]
+    handlers = [] if is_verbose() else {handler for one in loggers for handler in handlers_of(one)}
 
     def sentence(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> str:
         text = " ".join(str(message).split())
@@ -135,14 +137,17 @@ def quiet() -> Iterator[None]:
         deprecated = issubclass(category, DeprecationWarning | PendingDeprecationWarning | FutureWarning)
         return "" if deprecated or not essential.shows(text) else f"warning: {text}\n"
 
+    bars = is_verbose() or (sys.stderr.isatty() and not is_step)
+    if not bars:
+        transformers_logging.disable_progress_bar()
     for handler in handlers:
         handler.addFilter(essential)
     for logger in loggers:
         logger.addHandler(LOG_FILE)
-    warnings.formatwarning = sentence  # type: ignore[assignment]
+    warnings.formatwarning = sentence
     try:
         if is_step:
-            with redirect_stdout(Evaluations(sys.stdout)):  # type: ignore[type-var]
+            with redirect_stdout(Evaluations(sys.stdout)):
                 yield
         else:
             yield
@@ -152,8 +157,18 @@ def quiet() -> Iterator[None]:
             logger.removeHandler(LOG_FILE)
         for handler in handlers:
             handler.removeFilter(essential)
+        if not bars:
+            transformers_logging.enable_progress_bar()
         LOG_FILE.path = None
         LOG_FILE.lines.clear()
+
+
+def handlers_of(logger: logging.Logger) -> Iterator[logging.Handler]:
+    """Yield the handlers that get a logger's records, its parents' too but for the root's, which are the user's."""
+    one: logging.Logger | None = logger
+    while one is not None and one is not logging.root:
+        yield from one.handlers
+        one = one.parent if one.propagate else None
 
 
 def trainer_options(given: Any, callbacks: Sequence[Any]) -> tuple[dict[str, bool], list[pl.Callback]]:

@@ -73,6 +73,7 @@ def test_a_fit_prints_a_line_per_evaluation_and_one_table(here, capfd):
     save_toy(here / "model")
     write_rows(here / "forget.jsonl", [{"question": f"Who is {i}?", "answer": f"Person {i}."} for i in range(4)])
     write_rows(here / "retain.jsonl", [{"question": f"What is {i}?", "answer": f"Thing {i}."} for i in range(4)])
+    capfd.readouterr()
     data = ["--data.forget", "forget.jsonl", "--data.retain", "retain.jsonl", "--data.prompt", "plain"]
     callback = ["--trainer.callbacks+=MemorizationEvaluation", "--trainer.callbacks.measuring.generate=false"]
     trainer = ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "2", "--run", "run"]
