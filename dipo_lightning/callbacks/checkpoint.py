@@ -36,7 +36,7 @@ LAST, EVALUATING, FINISHED = "last.ckpt", "evaluating.ckpt", "finished"
 
 
 class Checkpoint(Savepoint, CheckpointBase):
-    """Keeps ``checkpoints/last.ckpt`` in the run's folder; ``fit --run FOLDER`` resumes from it, to the same result.
+    """Crash-safe ``checkpoints/last.ckpt`` in the run's folder; ``fit --run FOLDER`` resumes from it exactly.
 
     The file is written beside its target, to the disk, and then renamed: it is whole, or the one before is still
     there. A step that is evaluated is saved before (``evaluating.ckpt``) and after its evaluation. On SIGTERM, and on

@@ -18,7 +18,7 @@ from dipo_lightning.report.card import CardFacts, model_card
 
 
 class ExportModel(Callback):
-    """Exports the policy, and the tokenizer of the data module, when training ends.
+    """Export of the policy, and of the data module's tokenizer, when training ends.
 
     Args:
         folder: Where to; inside the run's log folder if relative and ``inside_run``. It must be absent or empty.

@@ -10,7 +10,7 @@ from dipo_lightning.report.page import PAGE, write_page
 
 
 class ResultsPage(Callback):
-    """Writes ``results.html`` into the run's log folder at the end of ``fit``, after the last evaluation.
+    """Page ``results.html``, written into the run's folder at the end of ``fit``, after the last evaluation.
 
     The page needs no network and no server. ``dipo-lightning report RUN_FOLDER`` writes it again.
 

@@ -1,4 +1,4 @@
-"""What a run folder notes of its run, so that nothing else is trained into it: options, data, exports, and a lock."""
+"""Record of a run in its folder (options, data, exports) and a lock, so that nothing else is trained into it."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ class FolderLock:
 
     @property
     def held(self) -> bool:
-        """Whether this process has the lock."""
+        """True if this process has the lock."""
         return self._file is not None
 
     @property

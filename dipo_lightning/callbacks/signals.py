@@ -21,7 +21,7 @@ from dipo_lightning.evaluation.schedule import StopRequested
 
 
 class StopSignals:
-    """Notes a signal; all processes then agree to stop at the same step.
+    """Stop signals: one is noted, and all processes then agree to stop at the same step.
 
     Attributes:
         interrupt: Whether a signal ends what is being computed (an evaluation of a saved step) at once.

@@ -22,7 +22,7 @@ from dipo_lightning.evaluation.logs import read_log
 
 
 class StopAtThreshold(EarlyStopping):
-    """Ends training after the first epoch whose metric is at or below (``min``) or above (``max``) a threshold.
+    """Stop rule: the first epoch whose metric is at or below (``min``) or above (``max``) a threshold is the last.
 
     Lightning's EarlyStopping without its patience, and with the threshold itself as reached. MUSE takes the first
     epoch whose forget KnowMem is at or below the retain model's. A ``ModelCheckpoint`` that saves each epoch has
@@ -85,7 +85,7 @@ class StopAtThreshold(EarlyStopping):
 
     @property
     def reached(self) -> bool:
-        """Whether the threshold has been reached, in this process or before an interruption."""
+        """True if the threshold has been reached, in this process or before an interruption."""
         return self.stopping_reason == EarlyStoppingReason.STOPPING_THRESHOLD
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -134,7 +134,7 @@ def threshold_from_log(path: str, monitor: str) -> float:
 
 
 class StopOnCollapse(pl.Callback):
-    """Ends the run with an error when a utility falls below a share of its first value, or below a number.
+    """Stop rule: an error when a utility falls below a share of its first value, or below a number.
 
     The error names the step, the terms and rows of the last batch and the last good checkpoint: the collapsed model is
     not saved over it. Write it behind the evaluation that logs the utility.

@@ -40,7 +40,7 @@ USELESS = re.compile(
 
 
 def is_verbose() -> bool:
-    """Whether everything is to be shown."""
+    """Tell whether everything is to be shown."""
     return os.environ.get(VERBOSE) == "1"
 
 

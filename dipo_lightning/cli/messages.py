@@ -1,4 +1,4 @@
-"""What a parser has to say about a wrong option, in a sentence, with the nearest right one."""
+"""Messages about a wrong option: one sentence, with the nearest right option."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ INSIDE = {
 
 
 class Sentences:
-    """Makes a parser say in a sentence what is wrong, with the nearest right option where one is not known."""
+    """Mix-in of a parser whose errors are one sentence, with the nearest right option for an unknown one."""
 
     prog: str
     exit_on_error: bool

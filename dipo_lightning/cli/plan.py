@@ -1,7 +1,7 @@
 """The memory of each part of a run on one GPU, counted from the model's configuration: no weights are loaded.
 
 With P parameters, T of them trainable, P_root those outside the blocks (embedding, projection, last norm), P_block
-those of one block, W GPUs and c bytes a number of the computation (2 for bfloat16), one GPU holds
+those of one block, W GPUs and c bytes per number of the computation (2 for bfloat16), one GPU holds
 
     weights       4 P / W                 float32
     gradients     4 T / W                 float32
@@ -45,7 +45,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """What a plan is for; see `plan` for the meaning of the fields."""
+    """Run that is planned; see `plan` for the meaning of the fields."""
 
     gpus: int = 1
     memory_gb: float = 80.0
@@ -295,7 +295,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether it fits a GPU with `RESERVE` left free."""
+        """True if it fits a GPU with `RESERVE` left free."""
         return self.total <= (1 - RESERVE) * self.run.memory_gb * GB
 
     def __str__(self) -> str:

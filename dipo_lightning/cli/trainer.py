@@ -61,7 +61,7 @@ EPOCHS = 5
 
 
 class Parser(Sentences, LightningArgumentParser):
-    """Says in a sentence what is wrong, with the nearest right option where one is not known."""
+    """Parser whose errors are one sentence, with the nearest right option for an unknown one."""
 
 
 class SaveConfig(SaveConfigCallback):

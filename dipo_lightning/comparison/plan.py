@@ -1,4 +1,4 @@
-"""What is compared: the YAML of a comparison, checked, as plain dataclasses."""
+"""Plan of a comparison: its YAML, checked, as plain dataclasses."""
 
 import itertools
 from dataclasses import dataclass, field, replace
@@ -36,7 +36,7 @@ class Method:
 
 @dataclass
 class Selection:
-    """How a grid is decided: on a seed, or a base, that is not reported on.
+    """Rule by which a grid is decided: on a seed, or a base, that is not reported on.
 
     The rule: among the settings that keep ``keep_utility`` of the target's model utility, the one with the highest
     forget quality (log10 p); if none keeps it, the one with the highest utility.
@@ -101,7 +101,7 @@ class Comparison:
     keep_checkpoints: bool = False
 
     def selects(self, method: Method) -> bool:
-        """Whether something of ``method`` is chosen on the selection seed."""
+        """Tell whether something of ``method`` is chosen on the selection seed."""
         return len(method.candidates()) > 1 or self.selection.epoch == "any"
 
 

@@ -1,4 +1,4 @@
-"""What a comparison leaves: comparison.md, comparison.csv, comparison.png, and selection.csv where it chose."""
+"""Results of a comparison: comparison.md, comparison.csv, comparison.png, and selection.csv where it chose."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Findings:
 
     @property
     def targets(self) -> list[Row]:
-        """A row a seed for the model before unlearning; all runs of a seed start from the same."""
+        """One row per seed for the model before unlearning; all runs of a seed start from the same."""
         rows = [target_row(rows) for runs in self.runs.values() for rows in runs]
         return list({row["seed"]: row | {"method": "target", "settings": ""} for row in rows if row}.values())
 
@@ -68,7 +68,7 @@ def write_report(comparison: Comparison, findings: Findings) -> str:
         write_csv(tried, folder / "selection.csv", scale)
     drawn = trajectories(findings)
     if any(drawn.values()):
-        marks = [point_of(landmark, scale) for landmark in (findings.targets, findings.retain)]
+        marks = [point_of(runs, scale) for runs in (findings.targets, findings.retain)]
         keep = comparison.selection.keep_utility
         axes = Axes(
             scale.label(scale.headline.utility),
@@ -86,8 +86,8 @@ def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
     """Return the report as Markdown."""
     share, lines, scale = comparison.selection.keep_utility, findings.lines(), findings.scale
     seeds = ", ".join(map(str, comparison.seeds))
-    landmarks = [("target", findings.targets), ("retain", findings.retain)]
-    marks = [Line(name, "", rows) for name, rows in landmarks if rows]
+    marked = [("target", findings.targets), ("retain", findings.retain)]
+    marks = [Line(name, "", rows) for name, rows in marked if rows]
     parts = [
         "# Comparison",
         verdict(lines, share, scale),

@@ -43,12 +43,12 @@ class Run:
 
     @property
     def title(self) -> str:
-        """What it is, in a line."""
+        """Title of the run, in a line."""
         return " ".join(filter(None, [self.method, f"({self.settings})" if self.settings else "", f"seed {self.seed}"]))
 
     @property
     def state(self) -> State:
-        """Whether its results are there, or a checkpoint to resume from, or nothing of this config, data and model."""
+        """State of the run: its results are there, a checkpoint to resume from, or nothing of this config and data."""
         if not self._same_config() or self._outdated():
             return "new"
         if is_finished(self.folder):
@@ -62,7 +62,7 @@ class Run:
             return False
 
     def _outdated(self) -> bool:
-        """Whether the folder is of other rows or of another model under the same names."""
+        """Tell whether the folder is of other rows or of another model under the same names."""
         record = read_record(self.folder / CHECKPOINTS)
         if record is None:
             return False

@@ -1,4 +1,4 @@
-"""Which settings of a grid are taken: a stated rule, on runs that are not reported."""
+"""Choice of a grid's settings by a stated rule, on runs that are not reported."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def write_report(folder: Path, results: list[dict[str, Any]], kind: str) -> None
 
 
 def table_rows(results: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    """Return one row a step, and one of the target before the first where it was measured."""
+    """Return one row per step, and one of the target before the first where it was measured."""
     key, _ = AXES[kind]
     measured = [(result[key], result["part"], result["after"]) for result in results]
     if results[0]["before"] is not None:
@@ -313,6 +313,6 @@ def _is(part: Config, name: str) -> bool:
 
 
 def _watches_the_first(callback: Config) -> bool:
-    """Whether this ends training by what is measured of the first forget set."""
+    """Tell whether this ends training by what is measured of the first forget set."""
     monitor = (callback.get("init_args") or {}).get("monitor", ABOUT_THE_FIRST[1])  # StopAtThreshold's own
     return any(_is(callback, rule) for rule in STOP_RULES) and str(monitor).startswith(ABOUT_THE_FIRST)

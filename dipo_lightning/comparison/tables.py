@@ -44,7 +44,7 @@ class Line:
         return Spread.of(row.get(column) for row in self.rows)
 
     def keeps(self, share: float) -> bool:
-        """Whether the mean of the utility kept is at least ``share``."""
+        """Tell whether the mean of the utility kept is at least ``share``."""
         kept = self.spread("utility_kept")
         return kept is not None and kept.mean >= share
 

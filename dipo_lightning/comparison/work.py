@@ -36,7 +36,7 @@ NAMES_OF_ROWS = {"data", "split", "forget", "train"}
 
 
 class Work:
-    """Does a comparison, one run after the other.
+    """Runs of a comparison, done one after the other.
 
     Args:
         plan: What is compared.

@@ -80,17 +80,17 @@ class ForgetRetainPairs(Dataset):
         return int(self._partners[1][index % len(self.retain)])
 
     def __getitem__(self, key: int) -> dict[str, Example]:
-        """Return the halves of a pair; ``key`` is ``epoch * len(self) + index`` (see `EpochSampler`)."""
+        """Return the parts of a pair; ``key`` is ``epoch * len(self) + index`` (see `EpochSampler`)."""
         epoch, index = divmod(key, len(self))
-        halves = {"forget": self.forget[index]}
+        parts = {"forget": self.forget[index]}
         if self.retain is not None:
-            halves["retain"] = self.retain[self.partner(epoch, index)]
+            parts["retain"] = self.retain[self.partner(epoch, index)]
         if self.alternative is not None:
-            halves["alternative"] = self.alternative(epoch, index)
-        return halves
+            parts["alternative"] = self.alternative(epoch, index)
+        return parts
 
     def token_counts(self, key: int) -> dict[str, int]:
-        """Return the supervised tokens of each half, without making a batch."""
+        """Return the supervised tokens of each part, without making a batch."""
         epoch, index = divmod(key, len(self))
         counts = {"forget": self._count("forget", self.forget, index)}
         if self.retain is not None:
@@ -104,7 +104,7 @@ class ForgetRetainPairs(Dataset):
 
 
 class TrainingRows(Dataset):
-    """Rows to fine-tune on, with the interface of `ForgetRetainPairs` and one half, ``train``."""
+    """Rows to fine-tune on, with the interface of `ForgetRetainPairs` and one part, ``train``."""
 
     def __init__(self, rows: Sequence[Example]) -> None:
         self.rows = rows
@@ -152,7 +152,7 @@ class EpochSampler(DistributedSampler):
 
 
 class FirstRowsSampler(EpochSampler, SequentialSampler):
-    """Yields the first rows in their order, the same in every epoch: what ``trainer.overfit_batches`` asks for.
+    """Sampler of the first rows in their order, the same in every epoch, as ``trainer.overfit_batches`` asks for.
 
     A `SequentialSampler`, which Lightning leaves in its place there.
     """

@@ -16,7 +16,7 @@ AnyRows = Rows | list[dict[str, Any]]
 
 
 class UnlearningDataModule(TokenizedDataModule):
-    """Pairs each row to forget with a row to keep; one epoch is one pass over what must be forgotten.
+    """Rows to forget, each paired with a row to keep; one epoch is one pass over the forget rows.
 
     The retain partner is a pure function of (seed, epoch, index). A batch holds ``forget`` and ``retain`` token
     batches, and ``alternative`` where there are alternatives.
@@ -113,7 +113,7 @@ class UnlearningDataModule(TokenizedDataModule):
 
 
 class FineTuningDataModule(TokenizedDataModule):
-    """Rows to fine-tune on; makes targets and retain models.
+    """Rows to fine-tune on, for target and retain models.
 
     Args:
         tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; None takes the model's own.

@@ -238,7 +238,7 @@ def _generate(
 
 
 class _FewLeft:
-    """Ends a batch when no more than ``few`` of its rows have not said a stop id."""
+    """Stopping criterion: a batch ends when no more than ``few`` of its rows have not said a stop id."""
 
     def __init__(self, start: int, stop_ids: list[int], few: int) -> None:
         self.start, self.stop_ids, self.few = start, stop_ids, few

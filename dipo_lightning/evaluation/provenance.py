@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, seeds, fingerprints of data and weights, and the whole configuration."""
+"""Provenance of a result: versions, seeds, fingerprints of data and weights, and the whole configuration."""
 
 import os
 from importlib.metadata import PackageNotFoundError, version

@@ -90,7 +90,7 @@ Sets = Mapping[str, Sequence[Row]]
 
 @dataclass
 class Measuring:
-    """How rows are measured.
+    """Options by which rows are measured.
 
     Attributes:
         batch_tokens: Most tokens of a scoring forward, padding included.

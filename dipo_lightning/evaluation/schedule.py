@@ -1,4 +1,4 @@
-"""When a callback runs: at the start, every few epochs or steps, at the end, in validation and in a test."""
+"""Schedule of a callback: at the start, every few epochs or steps, at the end, in validation and in a test."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Schedule:
 
 
 class Scheduled(pl.Callback):
-    """Calls `run` when its schedule says so, and never twice at one step of a fit with the same weights.
+    """Callback that runs by a schedule, and never twice at one step of a fit with the same weights.
 
     Args:
         schedule: When; None for the start, the end and every epoch.

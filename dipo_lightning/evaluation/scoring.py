@@ -38,7 +38,7 @@ CHUNK_ELEMENTS = 2**24  # float32 logits held at a time: 64 MiB
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What the model gives to the n scored tokens of one row.
+    """Log-probabilities and ranks that the model gives to the n scored tokens of one row.
 
     Attributes:
         logprobs: (n,) float32 log-probability of each token, nats.

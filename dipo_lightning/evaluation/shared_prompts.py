@@ -46,7 +46,7 @@ class PackedBatch:
 
     @property
     def shared(self) -> bool:
-        """Whether some row holds more than one answer."""
+        """True if some row holds more than one answer."""
         return bool(self.segments.max() > 1)
 
     def inputs(self, policy: nn.Module, device: torch.device) -> dict[str, Tensor]:

@@ -161,7 +161,7 @@ class ClosedForm(torch.autograd.Function):
 
 
 class WeightGradient:
-    """Adds up sum_t d_t hidden_t^T over chunks in one (V, H) tensor."""
+    """Accumulator of sum_t d_t hidden_t^T over chunks in one (V, H) tensor."""
 
     def __init__(self, weight: Tensor) -> None:
         self.total: Tensor | None = None

@@ -9,7 +9,7 @@ from dipo_lightning.models.answers import compute_answers
 
 
 class FineTuningModule(LanguageModelModule):
-    """Minimises the mean NLL of the supervised tokens of the batch's ``train`` part."""
+    """Fine-tuning: minimises the mean NLL of the supervised tokens of the batch's ``train`` part."""
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the mean token NLL over the global batch."""

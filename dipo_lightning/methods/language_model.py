@@ -262,7 +262,7 @@ class LanguageModelModule(pl.LightningModule):
 
     @property
     def logs_are_due(self) -> bool:
-        """Whether this optimiser step is one that is logged (``Trainer(log_every_n_steps=...)``)."""
+        """True if this optimiser step is one that is logged (``Trainer(log_every_n_steps=...)``)."""
         return (self.trainer.global_step + 1) % max(1, getattr(self.trainer, "log_every_n_steps", 1)) == 0
 
     def log_terms(self, terms: dict[str, Tensor], prefix: str = "train/") -> None:
@@ -302,7 +302,7 @@ class LanguageModelModule(pl.LightningModule):
 
     @property
     def sharded(self) -> bool:
-        """Whether the policy is sharded over processes."""
+        """True if the policy is sharded over processes."""
         return self.policy is not None and is_sharded(self.policy)
 
 

@@ -51,7 +51,7 @@ def rmu_distance(hidden: Tensor, target: Tensor, denominator: float | Tensor | N
 
 
 class RMUModule(UnlearningModule):
-    """Moves the hidden states of one layer on the forget answers to a fixed random vector, and keeps the others.
+    """RMU: hidden states of one layer on the forget answers move to a fixed random vector, the others are held.
 
     The retain term is the mean squared distance of the policy's hidden states to the reference's.
 

@@ -140,7 +140,7 @@ def contrast_loss(target: Tensor, reference: Tensor, logits: Tensor, beta: float
 
 
 def excess(logits: Tensor, labels: Tensor, ceiling: float) -> Tensor:
-    """How far the log-probability of each label lies above that of the ceiling.
+    """Return the amount by which the log-probability of each label lies above that of the ceiling.
 
     Args:
         logits: (n, V).
@@ -178,7 +178,7 @@ class PrivateExample:
 
 
 class SelectiveModule(UnlearningModule):
-    """Unlearns the private values of the forget answers and leaves their sentences and everything else as they are.
+    """Selective unlearning: private values of the forget answers go, their sentences and everything else stay.
 
     Needs rows of questions with answers. Private values are the rows' ``private`` values where the data has them, else
     the words of an answer that neither its question nor any retain row says.
@@ -373,7 +373,7 @@ class SelectiveModule(UnlearningModule):
         return [word for span in self.private[number] for word in words(answer[span.start : span.end])]
 
     def _is_variant(self, ids: Sequence[int], known: set[str]) -> bool:
-        """Whether an answer says some word, and no private one."""
+        """Tell whether an answer says some word, and no private one."""
         said = vocabulary([self.trainer.datamodule.tokenizer.decode(list(ids))])  # type: ignore[attr-defined]
         return bool(said) and said.isdisjoint(known)
 

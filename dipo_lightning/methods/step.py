@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class MicroBatch(NamedTuple):
-    """What is kept of a micro-batch until the optimiser steps, none of it with a gradient.
+    """Terms and rows of a micro-batch, kept until the optimiser steps, without a gradient.
 
     Attributes:
         rows: (B,) int64 of each part of the batch: where its rows stand in their data set.

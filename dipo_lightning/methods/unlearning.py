@@ -22,7 +22,7 @@ from dipo_lightning.reference.references import ModelReference, Reference, witho
 
 
 class UnlearningModule(LanguageModelModule):
-    """Holds the policy and, for methods that need one, the frozen reference.
+    """Base class of unlearning methods: the policy and, for methods that need one, the frozen reference.
 
     The reference stands outside the module tree: it is never trained, saved, clipped or counted.
 
@@ -194,7 +194,7 @@ class UnlearningModule(LanguageModelModule):
 
     @property
     def at_start(self) -> bool:
-        """Whether the policy still is the reference: no step is taken, and no dropout changes it."""
+        """True if the policy still is the reference: no step is taken, and no dropout changes it."""
         return self.trainer.global_step == 0 and not self.keeps_dropout
 
     def _skips(self, part: str) -> bool:

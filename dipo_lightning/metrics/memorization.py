@@ -1,4 +1,4 @@
-"""How much of the answers the model still produces, token by token."""
+"""Metrics of memorisation: the share of the answers that the model still produces, token by token."""
 
 from dipo_lightning.metrics.rows import RowMean
 

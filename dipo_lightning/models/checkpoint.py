@@ -1,4 +1,4 @@
-"""From a Lightning checkpoint, one file or a folder of shards, back to the model that it holds."""
+"""Restoration of the model that a Lightning checkpoint, one file or a folder of shards, holds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _META = "meta.pt"  # what Lightning puts beside the shards
 
 @dataclass
 class Checkpoint:
-    """What a checkpoint says.
+    """Contents of a checkpoint.
 
     Attributes:
         path: The file or folder.

@@ -1,4 +1,4 @@
-"""How rows are batched for measuring and dealt out to processes: a plan that is the same on any number of them.
+"""Batches of rows for measuring, dealt out to processes by a plan that is the same on any number of them.
 
 Batches are planned over all rows at once and batch i goes to process i modulo the world size, so a row meets the same
 neighbours (and the same rounding) on one device and on many, and is computed exactly once.

@@ -1,4 +1,4 @@
-"""From a policy, sharded or not, with adapters or without, to a Hugging Face folder of safetensors."""
+"""Export of a policy, sharded or not, with adapters or without, as a Hugging Face folder of safetensors."""
 
 from __future__ import annotations
 

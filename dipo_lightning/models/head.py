@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Head:
-    """From hidden states to logits, as a model does it: ``cap(scale * (hidden @ W.T + b))``.
+    """Map from hidden states to logits, as a model does it: ``cap(scale * (hidden @ W.T + b))``.
 
     Attributes:
         weight: (V, H).
@@ -32,7 +32,7 @@ class Head:
 
     @property
     def linear(self) -> bool:
-        """Whether this is the product with ``weight`` and nothing else."""
+        """True if this is the product with ``weight`` and nothing else."""
         return self.bias is None and self.scale == 1 and self.cap is None
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def _probes(weight: Tensor) -> Tensor:
 
 
 def _same(logits: Tensor, expected: Tensor) -> bool:
-    """Whether the model's logits are what is expected, up to the rounding of their dtype."""
+    """Tell whether the model's logits are what is expected, up to the rounding of their dtype."""
     tolerance = 1e-5 if expected.dtype == torch.float32 else 1e-2
     return torch.allclose(logits.to(expected.dtype), expected, rtol=tolerance, atol=100 * tolerance)
 

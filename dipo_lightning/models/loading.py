@@ -1,4 +1,4 @@
-"""Where a model comes from: a hub name, a folder, a GGUF file, or a GGUF file inside an installed package.
+"""Loading of models from a hub name, a folder, a GGUF file, or a GGUF file inside an installed package.
 
 Load a causal language model and its tokenizer: quietly, from safetensors or GGUF only, or say why not.
 """

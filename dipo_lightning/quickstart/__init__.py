@@ -23,7 +23,7 @@ def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
     """Unlearn fictitious authors from a tiny model, and show that it did.
 
     Makes data of invented authors, trains a tiny Llama on all of it (the target) and one without the part to forget
-    (the retain model, the honest answer), unlearns that part with DiPO, evaluates each epoch, and tries to get it back.
+    (the retain model), unlearns that part with DiPO, evaluates each epoch, and tries to get it back.
     No network.
 
     Args:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Reference(Protocol):
-    """Gives the frozen model's view of the supervised positions of a batch, without a gradient."""
+    """Frozen model's view of the supervised positions of a batch, without a gradient."""
 
     def answers(
         self, parts: Mapping[str, TokenBatch], from_hidden: bool = True, chunk_size: int = 1024

@@ -29,7 +29,7 @@ _MOST_LINES = 40
 
 @dataclass
 class CardFacts:
-    """What a card states.
+    """Facts that a card states.
 
     Attributes:
         name: The model's own name.

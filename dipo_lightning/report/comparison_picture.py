@@ -90,7 +90,7 @@ def comparison_picture(
         for place, (name, points) in enumerate(trajectories.items()):
             style = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
             _trajectory(axes, name, points, target, style, lowest)
-        _landmarks(axes, target, retain, keep, lowest)
+        _reference_models(axes, target, retain, keep, lowest)
         axes.set_xlabel(f"{names.utility} (higher keeps more)")
         axes.grid(alpha=0.25)
     panels[0].set_ylabel(f"{names.forgetting} ({names.wanted})")
@@ -139,7 +139,7 @@ def _trajectory(
         )  # fmt: skip
 
 
-def _landmarks(axes: Any, target: Point | None, retain: Point | None, keep: float, lowest: float) -> None:
+def _reference_models(axes: Any, target: Point | None, retain: Point | None, keep: float, lowest: float) -> None:
     """Draw the target, the retain model, and the utility that must be kept."""
     if target is not None:
         quality = max(target.quality, lowest)

@@ -125,7 +125,7 @@ def _line(key: str, meaning: Meaning, before: float | None, now: float) -> dict[
 
 
 def _absent(aggregates: Mapping[str, Any], meanings: Meanings) -> dict[str, str]:
-    """What could not be computed, and why."""
+    """Return what could not be computed, and why."""
     ending = "_absent"
     return {
         visible(meanings[key.removesuffix(ending)].label): visible(str(reason))
@@ -167,7 +167,7 @@ def _answers(row: Mapping[str, Any], before: str | None) -> dict[str, Any]:
 
 
 def _provenance(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """How the run was made, for the head of the page."""
+    """Return the run's settings for the head of the page."""
     known = {
         "method": "method", "pretrained": "model", "seed": "seed", "precision": "precision", "device": "device",
         "processes": "processes", "strategy": "strategy", "epoch": "epochs", "step": "optimiser steps",

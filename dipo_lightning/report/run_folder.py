@@ -1,4 +1,4 @@
-"""What a run left in its folder: evaluations, configuration, curves."""
+"""Results of a run, read from its folder: evaluations, configuration, curves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must not leave a machine with a model or a page: access tokens, and whose folders the files lay in."""
+"""Redaction of what must not leave a machine with a model or a page: access tokens and the user's folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint's folder of shards holds besides tensors, read without running anything that lies in it.
+"""Contents of a checkpoint's folder of shards besides tensors, read without running anything that lies in it.
 
 torch's own reader unpickles the table of contents (``.metadata``), and every value that is no tensor, with full rights.
 So both are looked at here first: the table with an unpickler that knows torch's own record types only, the values
@@ -94,7 +94,7 @@ def _check_value(folder: Path, name: str, piece: Any) -> None:
 
 
 class _RecordsOnly(pickle.Unpickler):
-    """Knows torch's record types and nothing that does something."""
+    """Unpickler that knows torch's record types and nothing that does something."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Give a record type.

@@ -20,7 +20,7 @@ WITHOUT = "none"
 
 
 class MUSEEvaluation(Evaluation):
-    """Evaluates the policy on MUSE, or on a corpus in its schema (Shi et al., 2024, arXiv 2407.06460).
+    """Evaluation of the policy on MUSE, or on a corpus in its schema (Shi et al., 2024, arXiv 2407.06460).
 
     Logs ``muse/verbmem``, ``muse/knowmem_forget``, ``muse/knowmem_retain`` (MUSE's utility), ``muse/privleak`` and its
     AUCs. PrivLeak compares with a model that never saw the forget set. What stands for it is, in this order:

@@ -11,7 +11,7 @@ from dipo_lightning.errors import InputError
 
 
 class MUSEDataModule(UnlearningDataModule):
-    """Forgets MUSE's forget documents and keeps retain1, both in pieces of one length with the loss on every token.
+    """MUSE's forget documents to forget and retain1 to keep, in pieces of one length with the loss on every token.
 
     The documents are joined by a blank line and cut; a piece is BOS and ``max_length - 1`` tokens. retain2 and the
     holdout set are never trained on: that they share documents with what is trained on is an error in a corpus of

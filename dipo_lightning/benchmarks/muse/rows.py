@@ -43,7 +43,7 @@ BATCH_ROWS = 16
 
 @dataclass(frozen=True)
 class MUSEOptions:
-    """What is asked of MUSE's texts.
+    """Questions that are asked of MUSE's texts.
 
     Attributes:
         variant: ``muse``, or ``open_unlearning``: ROUGE compares stems, a continuation is compared with the whole true
@@ -61,7 +61,7 @@ class MUSEOptions:
 
 @dataclass
 class MUSEPlan:
-    """What is to be measured, tokenised; the lists of one set go together item by item.
+    """Tokenised rows to measure; the lists of one set go together item by item.
 
     Attributes:
         rows: What is known of each row before a model is, by set: ``index``, and its texts.

@@ -24,7 +24,7 @@ from dipo_lightning.evaluation.schedule import Schedule
 
 
 class RobustnessEvaluation(Evaluation):
-    """Attacks the policy by a schedule, on any number of processes; the weights come back bit for bit.
+    """Attacks on the policy by a schedule, on any number of processes; the weights come back bit for bit.
 
     Logs ``robustness/unlearned_{condition}_{number}`` for every condition, and ``robustness/worst_rouge``, what the
     strongest attack brings back. Relearning, sampling, and the same attacks on the retain model and the target belong

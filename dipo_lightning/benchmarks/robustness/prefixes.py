@@ -21,7 +21,7 @@ from dipo_lightning.errors import InputError
 
 @dataclass
 class Prefixes(Attack):
-    """Gives the first part of each answer, in tokens, and measures how much of the rest comes out.
+    """Attack that gives the first part of each answer, in tokens, and measures how much of the rest comes out.
 
     Attributes:
         shares: Percentages of the answer that are given (Carlini et al., 2023, arXiv 2202.07646, extract the rest of a

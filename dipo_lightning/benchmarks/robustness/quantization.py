@@ -32,7 +32,7 @@ NF4_BLOCK = 64
 
 @dataclass
 class Quantization(Attack):
-    """Rounds the weights (Zhang et al., 2024, arXiv 2410.16454: rounding to 4 bits brings forgotten knowledge back).
+    """Attack that rounds the weights: 4 bits bring forgotten knowledge back (Zhang et al., 2024, arXiv 2410.16454).
 
     Attributes:
         formats: ``int8`` (LLM.int8's, arXiv 2208.07339: a scale for each output channel) and ``nf4`` (QLoRA's, arXiv

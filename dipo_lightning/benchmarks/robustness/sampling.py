@@ -19,7 +19,7 @@ from dipo_lightning.models.sharding import unsharded
 
 @dataclass
 class Sampling(Attack):
-    """Samples answers and counts those that leak (leak@k, Reisizadeh et al., 2025, arXiv 2511.04934).
+    """Attack that samples answers and counts those that leak (leak@k, Reisizadeh et al., 2025, arXiv 2511.04934).
 
     Attributes:
         samples: Answers to each question; 200 in the paper's setting, 20 here for the time it takes.

@@ -32,7 +32,7 @@ TITLES = {
 
 @dataclass
 class Wordings(Attack):
-    """Asks in other words.
+    """Attack that asks in other words.
 
     Attributes:
         few_shot: Retain questions with their answers that stand before the question (MUSE's knowledge questions: 10).

@@ -17,7 +17,7 @@ from dipo_lightning.evaluation.rows import END_OF_TURN, EvaluatedRows, Evaluatio
 
 
 class TOFUEvaluation(Evaluation):
-    """Evaluates the policy on TOFU, or on data in its schema (Maini et al., 2024, arXiv 2401.06121).
+    """Evaluation of the policy on TOFU, or on data in its schema (Maini et al., 2024, arXiv 2401.06121).
 
     Logs ``tofu/forget_quality_p``, ``tofu/forget_quality_log10_p``, ``tofu/model_utility`` and its nine parts, and of
     the forget set memorisation, membership inference, and the fluency and perplexity of what the policy says to it.

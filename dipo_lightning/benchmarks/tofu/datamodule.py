@@ -9,7 +9,7 @@ from dipo_lightning.data.unlearning import FineTuningDataModule, UnlearningDataM
 
 
 class TOFUDataModule(UnlearningDataModule):
-    """Forgets TOFU's ``forgetXX`` and keeps the rest, ``retainYY``.
+    """TOFU's ``forgetXX`` to forget and the rest, ``retainYY``, to keep.
 
     Args:
         tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; None takes the model's own.

@@ -141,7 +141,7 @@ class TOFU(Benchmark):
         )
 
     def _end_of_turn(self, log: EvaluationLog) -> str | None:
-        """Whether the Min-K scores include the token that ends an answer; None where there is nothing to tell by."""
+        """Return the setting `end_of_turn` of the Min-K scores; None where the log does not say."""
         if log.format == OPEN_UNLEARNING_FORMAT:
             return END_OF_TURN
         if "end_of_turn" in log.settings or log.format != self.format:

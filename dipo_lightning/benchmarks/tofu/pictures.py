@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def truth_ratio_figure(
     log_ratios: Sequence[float], reference: Sequence[float] = (), quality: Mapping[str, float] | None = None
 ) -> Figure:
-    """Draw the cumulative distributions of the truth ratio of a model and of the retrained one, with D marked.
+    """Draw the cumulative distributions of the truth ratio of a model and of the retain model, with D marked.
 
     Args:
         log_ratios: Natural logarithms of R of the model's forget rows.

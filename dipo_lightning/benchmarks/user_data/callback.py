@@ -20,7 +20,7 @@ MAX_NEW_TOKENS = 128
 
 
 class MemorizationEvaluation(Evaluation):
-    """Evaluates the policy on the data module's own forget and retain rows; needs no retain model.
+    """Evaluation of the policy on the data module's own forget and retain rows; needs no retain model.
 
     Logs under ``user_data/``: of both sets the probability of the answers, ROUGE-L recall of what the model says, exact
     memorisation, extraction strength and Min-K; ``user_data/utility`` on the retain rows; the truth ratio where rows

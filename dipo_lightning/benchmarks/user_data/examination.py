@@ -61,7 +61,7 @@ class ExaminationOptions:
 
 @dataclass
 class Examination:
-    """Answers and scores of one model.
+    """Answers and scores of one model in an examination.
 
     Attributes:
         values: Private values by forget row, in order.

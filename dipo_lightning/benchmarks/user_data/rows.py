@@ -55,14 +55,14 @@ def _question_row(row: Row, tokenizer: PreTrainedTokenizerBase, text_tokens: int
 
 
 def _conversation(turns: Sequence[Mapping[str, str]]) -> str:
-    """What was said before the answer, for a reader: the one question, or all turns."""
+    """Return the text before the answer, for a reader: the one question, or all turns."""
     if len(turns) == 1:
         return turns[0]["content"]
     return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
 
 
 def _middle(text: str) -> int:
-    """Where the second half begins: at the space nearest to the middle, or there where nothing separates words."""
+    """Return the place where the second half begins: the space nearest to the middle, or the middle itself."""
     text = text.rstrip()
     half = len(text) // 2
     spaces = [i for i, character in enumerate(text) if character.isspace() and text[:i].strip()]

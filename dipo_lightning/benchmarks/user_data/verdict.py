@@ -65,13 +65,13 @@ class ValueReport:
 
     @property
     def remains(self) -> bool:
-        """Whether the value is still said, or likelier than the floor and than half of what it was."""
+        """True if the value is still said, or likelier than the floor and than half of what it was."""
         likely = self.floor is not None and self.after > self.floor and self.after > self.before / 2
         return self.greedy or self.reworded or self.sampled > 0 or likely
 
     @property
     def over_forgotten(self) -> bool:
-        """Whether the value is far less likely than a model that never knew would find it."""
+        """True if the value is far less likely than a model that never knew would find it."""
         return self.floor is not None and self.after * TOO_FAR < self.floor
 
 

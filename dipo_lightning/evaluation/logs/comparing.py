@@ -1,4 +1,4 @@
-"""Checks that two logs may be compared row by row."""
+"""Check that two logs may be compared row by row."""
 
 from __future__ import annotations
 

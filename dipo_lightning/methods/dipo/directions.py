@@ -21,7 +21,7 @@ _VOCABULARY_SLICE = 8192
 
 
 class Directions(NamedTuple):
-    """What the margin and the rewards need of each position.
+    """Tensors of each position that the margin and the rewards need.
 
     Attributes:
         preferred: (N, H) W^T (preferred - reference).

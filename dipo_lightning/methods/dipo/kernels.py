@@ -37,7 +37,7 @@ _FEW = 16
 
 
 class Plan(NamedTuple):
-    """What is fixed for one call."""
+    """Options that are fixed for one call."""
 
     options: PairOptions
     chunk_size: int
@@ -46,7 +46,7 @@ class Plan(NamedTuple):
     compare: bool = False
 
     def explicit(self, dtype: torch.dtype) -> bool:
-        """Whether policy logits are formed.
+        """True if policy logits are formed.
 
         They are for pairs made from them and for most rewards; and where both logits must be rounded alike, so that the
         margin is exactly 0 where the policy is the reference: in half precision, or where it is asked for.
@@ -59,7 +59,7 @@ class Plan(NamedTuple):
 
 
 class Inside(NamedTuple):
-    """What the preferred reward takes beside the margin, in exchange for the policy's projection.
+    """Sums that the preferred reward takes beside the margin, in exchange for the policy's projection.
 
     Outside the M tokens of the confident set, both differences are a multiple of one distribution: with o for it,
 

@@ -25,7 +25,7 @@ from dipo_lightning.reference.references import DirectionsReference, whole, with
 
 
 class Margins(Protocol):
-    """Computes margins for a `DiPOModule`."""
+    """Strategy that computes margins for a `DiPOModule`."""
 
     def read(self, forget: TokenBatch) -> None:
         """Read what else the margin takes before the policy's forward."""

@@ -27,7 +27,7 @@ PAIR = PairOptions()
 
 
 class DiPOModule(UnlearningModule):
-    """Prefers, at every answer position, a distribution without the memory over one that promotes it.
+    """DiPO: at every answer position, a distribution without the memory is preferred to one that promotes it.
 
     The pair is made from base logits by suppressing (preferred) or amplifying (dispreferred) their confident set; the
     margin ``u`` is the difference of two differences of sequence KL divergences, and the loss is
@@ -77,7 +77,7 @@ class DiPOModule(UnlearningModule):
 
     @property
     def has_own_pair(self) -> bool:
-        """Whether the pair is the package's own, which the accelerators know."""
+        """True if the pair is the package's own, which the accelerators know."""
         return type(self).make_pair is DiPOModule.make_pair
 
     def setup(self, stage: str) -> None:

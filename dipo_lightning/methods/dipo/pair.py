@@ -29,7 +29,7 @@ MemoryVector = Literal["centered", "raw"]
 
 @dataclass(frozen=True)
 class PairOptions:
-    """How the preferred and the dispreferred distribution are made from base logits.
+    """Options by which the preferred and the dispreferred distribution are made from base logits.
 
     The published text gives the idea (amplify or suppress high-confidence logits); these forms are this package's.
 

@@ -66,7 +66,7 @@ def rank_auc(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def membership_auc(members: Tensor, others: Tensor) -> Tensor:
-    """How well a loss-like score betrays members: 1 when all members score lower, 0.5 when nothing can be told.
+    """Area under the ROC curve of a loss-like score: 1 when all members score lower, 0.5 when nothing can be told.
 
     This is the sense in which open-unlearning reports attacks; MUSE's is the other way round (`privleak_auc`).
 

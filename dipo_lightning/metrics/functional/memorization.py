@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def tokens_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether the most probable token is the right one.
+    """Tell at each position whether the most probable token is the right one.
 
     Args:
         logits: (N, V) at the supervised positions.

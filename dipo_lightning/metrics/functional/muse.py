@@ -9,7 +9,7 @@ MUSE_SCALES = {"muse": 100.0, "open_unlearning": 1.0}
 
 
 def muse_scale(variant: str) -> float:
-    """What a mean F1 is multiplied with: 100 for `muse`, 1 for `open_unlearning`.
+    """Return the factor of a mean F1: 100 for `muse`, 1 for `open_unlearning`.
 
     Raises:
         InputError: The variant is unknown.
@@ -20,7 +20,7 @@ def muse_scale(variant: str) -> float:
 
 
 def muse_stemmer(variant: str) -> bool:
-    """Whether the variant compares Porter stems: only `open_unlearning` does.
+    """Tell whether the variant compares Porter stems: only `open_unlearning` does.
 
     Raises:
         InputError: The variant is unknown.
