@@ -85,9 +85,11 @@ def unknown_class(option: str, name: str) -> str:
     if option == "trainer.callbacks":
         known = [one for one in known if not one.endswith(("Module", "Strategy"))]
         known += list(lightning.pytorch.callbacks.__all__)
-    exact = [one for one in known if one.lower() in (name.lower(), (name + ends).lower())]
-    near = exact or difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(name + ends, known, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else f"There is: {', '.join(known)}; or give an import path."
+    lower = {one.lower(): one for one in known}
+    tries = [(name + ends).lower(), name.lower()]
+    exact = [one for one in tries if one in lower]
+    near = exact or [one for word in reversed(tries) for one in difflib.get_close_matches(word, list(lower), n=1)]
+    hint = f"Did you mean {lower[near[0]]!r}?" if near else f"There is: {', '.join(known)}; or give an import path."
     return f"{option}: there is no class {given!r}. {hint}"
 
 
