@@ -152,8 +152,9 @@ def run_settings(folder: Path) -> dict[str, Any]:
     options = (config.get("data") or {}).get("init_args") or {}
     documents = sorted(evaluations.glob("*.json"), key=lambda path: path.stat().st_mtime)
     provenance = json.loads(documents[-1].read_text(encoding="utf-8"))["provenance"] if documents else {}
+    asked = ("data", "split") if options.get("data") else ("forget", "retain")  # MUSE's data module has `forget` too
     return {
-        **{name: options.get(name) for name in ("data", "split", "forget", "retain", "prompt", "prompt_options")},
+        **{name: options.get(name) for name in (*asked, "prompt", "prompt_options")},
         "model": model,
         "provenance": provenance,
         "evaluations": evaluations,

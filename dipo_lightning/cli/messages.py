@@ -20,8 +20,21 @@ NOISE = (
     "- Expected a <class 'NoneType'>",
     "Given value type: ",
     "Given value: ",
+    "Not a valid subclass of ",
+    "Subclass types expect one of",
+    "a class path (str)",
+    "a dict with ",
+    "a dict without ",
 )
 """Lines of the parser's report on a value that may be of several types, which say nothing to a user."""
+
+
+INSIDE = {
+    "model": "dipo_lightning.DiPOModule",
+    "data": "dipo_lightning.UnlearningDataModule",
+    "trainer": "lightning.pytorch.Trainer",
+}
+"""Where options that are given without their section belong."""
 
 
 class Sentences:
@@ -46,11 +59,33 @@ def explained(message: str, parser: Any) -> str:
         message: What jsonargparse says.
         parser: The parser, for the options that there are.
     """
+    no_class = re.search(r'"([\w.]+)".*?(?:Expected a path but|mport path string:) (\w+)', message, re.S)
+    if no_class:
+        return unknown_class(no_class[1], no_class[2])
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     kept = [
         line for line in lines if line and not any(("- " + line).startswith(n) or line.startswith(n) for n in NOISE)
     ]
     return " ".join(kept) + suggestion(message, parser)
+
+
+def unknown_class(option: str, name: str) -> str:
+    """Say that there is no class of that name, and the nearest ones of this package and of Lightning's callbacks."""
+    import lightning.pytorch.callbacks
+
+    import dipo_lightning
+
+    ends = {"model": "Module", "data": "DataModule"}.get(option.split(".")[-1], "")
+    known = [one for one in dipo_lightning.__all__ if one[0].isupper() and one.endswith(ends) and "Error" not in one]
+    if option == "model":
+        known = [one for one in known if not one.endswith("DataModule")]
+    if option == "trainer.callbacks":
+        known = [one for one in known if not one.endswith(("Module", "Strategy"))]
+        known += list(lightning.pytorch.callbacks.__all__)
+    exact = [one for one in known if one.lower() in (name.lower(), (name + ends).lower())]
+    near = exact or difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(name + ends, known, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"There is: {', '.join(known)}; or give an import path."
+    return f"{option}: there is no class {name!r}. {hint}"
 
 
 def suggestion(message: str, parser: Any) -> str:
@@ -62,6 +97,8 @@ def suggestion(message: str, parser: Any) -> str:
     if unknown in RENAMED:
         return f". It is {RENAMED[unknown]} now"
     named = re.search(r"class_path '([\w.]+)'", message)
+    if not named and (place := next((part for part, of in INSIDE.items() if unknown in init_options(of)), None)):
+        return f". Did you mean '--{place}.{unknown}'?"
     known = set(init_options(named.group(1))) if named else {action.dest.split(".")[-1] for action in parser._actions}
     near = difflib.get_close_matches(unknown, sorted(known), n=1)
     return f". Did you mean {near[0]!r}?" if near else f". There is: {', '.join(sorted(known))}"

@@ -21,7 +21,7 @@ Whether a run fits its GPUs, part by part; the formulas stand in `dipo_lightning
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -362,7 +362,41 @@ def plan(
     )  # fmt: skip
     made = make_plan(pretrained, run)
     print(made)
+    if not made.fits:
+        found = cheapest_fit(pretrained, run)
+        if found is None:
+            print("No change of these options makes it fit; take a smaller model.")
+        else:
+            changes = ", ".join(f"{name}: {str(value).lower()}" for name, value in found[0].items())
+            print(f"The cheapest change that fits: {changes} ({found[1].total / GB:.1f} GB).")
     return made
+
+
+def cheapest_fit(pretrained: str, run: Run) -> tuple[dict[str, Any], Plan] | None:
+    """Find the smallest change of a run with which it fits: alone, then together with those before it.
+
+    The order is by what they cost: nothing but time first, then other numbers, then other hardware.
+
+    Returns:
+        The options to change, and the plan with them; None where none fits.
+    """
+    steps: list[dict[str, Any]] = [{"form": "hidden"}] if run.form == "logits" else []
+    steps += [] if run.activation_checkpointing else [{"activation_checkpointing": True}]
+    steps += [{"reference": "hidden_states"}] if run.reference == "live" else []
+    sizes = [size for size in (run.batch_size // 2, run.batch_size // 4, 1) if 0 < size < run.batch_size]
+    steps += [{"batch_size": size} for size in dict.fromkeys(sizes)]
+    steps += [{"trainable": "lora", "reference": "adapters_off"}] if run.trainable == "full" else []
+    steps += [{"gpus": run.gpus * more, "strategy": "fsdp2"} for more in (2, 4, 8, 16)]
+    together: dict[str, Any] = {}
+    tried = [*steps]
+    for step in steps:
+        together = together | step
+        tried.append(together)
+    for changes in tried:
+        made = make_plan(pretrained, replace(run, **changes))
+        if made.fits:
+            return changes, made
+    return None
 
 
 def make_plan(pretrained: str, run: Run) -> Plan:

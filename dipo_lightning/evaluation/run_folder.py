@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, finalize
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -16,7 +17,6 @@ PRIVATE = 0o700
 
 _folders: WeakKeyDictionary[pl.Trainer, Path] = WeakKeyDictionary()
 _named: WeakSet[pl.Trainer] = WeakSet()
-_trials: WeakKeyDictionary[pl.Trainer, tempfile.TemporaryDirectory] = WeakKeyDictionary()
 
 
 def run_folder(trainer: pl.Trainer) -> Path:
@@ -49,8 +49,9 @@ def is_trial(trainer: pl.Trainer) -> bool:
 
 def _choose(trainer: pl.Trainer) -> Path:
     if is_trial(trainer):
-        _trials[trainer] = tempfile.TemporaryDirectory(prefix="fast_dev_run-", ignore_cleanup_errors=True)
-        return Path(_trials[trainer].name)
+        folder = Path(tempfile.mkdtemp(prefix="fast_dev_run-"))
+        finalize(trainer, shutil.rmtree, folder, ignore_errors=True)
+        return folder
     first: Any = trainer.loggers[0] if trainer.loggers else None
     if isinstance(first, TensorBoardLogger | CSVLogger):
         folder = Path(first.log_dir)

@@ -131,7 +131,8 @@ def _trajectory(
         below, above = (min(max(quality - lowest, 0), quality - max(point.quality_range[0], lowest)),
                         max(point.quality_range[1] - quality, 0))  # fmt: skip
         sides = [[utility - point.utility_range[0]], [point.utility_range[1] - utility]]
-        label = name if point.quality >= lowest else f"{name} (at {point.quality:.0f})"
+        plain = name.replace("$", r"\$")  # a name is no formula
+        label = plain if point.quality >= lowest else f"{plain} (at {point.quality:.0f})"
         axes.errorbar(
             utility, quality, xerr=sides, yerr=[[below], [above]], color=colour, marker=marker, markersize=10,
             markeredgecolor="white", capsize=3, linewidth=1.4, linestyle="", label=label, zorder=5,

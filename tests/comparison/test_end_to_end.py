@@ -100,9 +100,3 @@ def test_each_run_is_a_process_of_its_own(project: Path) -> None:
     log = next((project / "out" / "runs" / "Doubled").rglob("log.txt")).read_text()
     assert log.startswith("$ dipo-lightning fit --config ")
     assert "Results are in" in log
-
-
-def test_the_exit_code_and_the_words_of_a_process_come_back(tmp_path: Path) -> None:
-    log = tmp_path / "log.txt"
-    assert child.start(["fitt"], log) == 2
-    assert child.last_words(log, 2).startswith("exit code 2: there is no command 'fitt'")

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, Subject
 from dipo_lightning.benchmarks.robustness.data import at_most, subject_of
@@ -83,6 +84,12 @@ class RobustnessEvaluation(Evaluation):
             generation_rows=self.measuring.generation_rows or BATCH_ROWS,
         )
         self.plan = planned(self.attacks, self.subject)
+        rounding = any(condition.kind == "rounded" for _, condition in self.plan)
+        if rounding and isinstance(trainer.strategy, ModelParallelStrategy):
+            raise InputError(
+                "RobustnessEvaluation cannot round weights that are sharded over processes (strategy: fsdp2): write "
+                "attacks: [wordings, prefixes], and round the exported model with `dipo-lightning attack`."
+            )
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -65,6 +65,14 @@ def test_options_are_checked(options, message):
         callback(**options)
 
 
+def test_rounding_sharded_weights_is_refused_before_a_model_is_loaded(tmp_path):
+    data = ToyData(write_tofu(tmp_path / "data"))
+    sharded = trainer(tmp_path, callback(), strategy="fsdp2")
+    sharded.datamodule = data
+    with pytest.raises(InputError, match=r"attacks: \[wordings, prefixes\]"):
+        sharded.callbacks[0].check(sharded, ToyModule())
+
+
 def test_a_data_module_without_forget_rows_is_refused(tmp_path):
     with pytest.raises(InputError, match="needs `forget_rows`"):
         trainer(tmp_path, callback()).test(ToyModule(), datamodule=ToyData(), verbose=False)

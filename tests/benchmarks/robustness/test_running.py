@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from dipo_lightning.benchmarks.robustness import running
-from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, measure_answers, plainly
+from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, ask, measure_answers
 from dipo_lightning.benchmarks.robustness.running import build_attacks
 from dipo_lightning.benchmarks.robustness.tables import markdown_table
+from dipo_lightning.cli.attack import run_settings
 from dipo_lightning.cli.main import main
 from dipo_lightning.cli.score import score
 from dipo_lightning.errors import InputError
@@ -31,7 +32,8 @@ class Shouting(Attack):
         return [Condition("upper_case", "question in capitals")]
 
     def measure(self, policy, subject, condition):
-        return {condition.name: measure_answers(policy, subject, plainly(subject))}
+        asked = [ask(subject.style, row, row["question"].upper()) for row in subject.forget]
+        return {condition.name: measure_answers(policy, subject, asked)}
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +199,17 @@ def test_a_run_gives_its_model_and_data_and_its_page_and_card_a_section(folders,
     card = model_card(CardFacts(name="x", base="y", method="DiPOModule", run=run))
     assert "### What was tried to get it back, and what came back" in card
     assert "| weights in int8 | " in card
+
+
+def test_a_run_of_muse_gives_its_corpus(tmp_path):
+    save_toy(tmp_path / "model")
+    (tmp_path / "evaluations").mkdir()
+    config = "data:\n  init_args: {data: corpus, forget: train/forget, prompt: plain}\n"
+    (tmp_path / "config.yaml").write_text(config)
+    found = run_settings(tmp_path)
+    assert (found["data"], found["split"], found.get("forget"), found["model"]) == (
+        "corpus", None, None, tmp_path / "model",
+    )  # fmt: skip
 
 
 def test_a_run_without_a_model_says_what_to_do(tmp_path, capsys):

@@ -1,0 +1,125 @@
+"""The record of a run refuses other options, rows and models by name, and lets through what changes no number."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dipo_lightning.callbacks.run_record import FolderLock, describe_run, read_record, refuse_changes, write_record
+from dipo_lightning.errors import InputError
+
+CONFIG: dict[str, Any] = {
+    "seed_everything": 1,
+    "run": "a",
+    "trainer": {
+        "max_epochs": 2,
+        "accumulate_grad_batches": 1,
+        "devices": 1,
+        "logger": None,
+        "callbacks": [
+            {"class_path": "dipo_lightning.MemorizationEvaluation", "init_args": {"metrics": None}},
+            {"class_path": "dipo_lightning.callbacks.Checkpoint", "init_args": {"every_n_steps": None}},
+        ],
+    },
+    "model": {
+        "class_path": "dipo_lightning.DiPOModule",
+        "init_args": {
+            "pretrained": "org/name",
+            "beta": 0.1,
+            "pair": {"alpha": 0.2},
+            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}},
+        },
+    },
+    "data": {"class_path": "dipo_lightning.UnlearningDataModule", "init_args": {"prompt": "plain", "seed": 0}},
+}
+ROWS = {"forget": {"rows": 4, "sha256": "a"}}
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """The config with one option set."""
+    config: Any = copy.deepcopy(CONFIG)
+    place = config
+    *names, last = path.split("/")
+    for name in names:
+        place = place[int(name)] if name.isdigit() else place[name]
+    place[last] = value
+    return config
+
+
+REFUSED = {
+    "model/init_args/optimizer/init_args/lr": (1e-4, "model.optimizer.lr was 0.001, now 0.0001"),
+    "model/init_args/pair/alpha": (0.3, "model.pair.alpha was 0.2, now 0.3"),
+    "model/class_path": ("dipo_lightning.NPOModule", "model.class was DiPOModule, now NPOModule"),
+    "data/init_args/seed": (3, "data.seed was 0, now 3"),
+    "data/init_args/prompt": ("llama2", "data.prompt was plain, now llama2"),
+    "trainer/accumulate_grad_batches": (2, "trainer.accumulate_grad_batches was 1, now 2"),
+    "trainer/max_epochs": (1, "trainer.max_epochs was 2, now 1"),
+    "trainer/gradient_clip_val": (1.0, "trainer.gradient_clip_val was not given, now 1.0"),
+    "trainer/callbacks/0/init_args": ({"metrics": {"a": "b"}}, "trainer.callbacks.MemorizationEvaluation.metrics.a"),
+}
+
+ALLOWED = {
+    "run": "b",
+    "trainer/max_epochs": 5,
+    "trainer/devices": 4,
+    "trainer/logger": {"class_path": "x.WandbLogger", "init_args": {}},
+    "trainer/callbacks/1/init_args": {"every_n_steps": 3},
+    "trainer/enable_progress_bar": False,
+    "data/init_args/num_workers": 2,
+}
+
+
+@pytest.mark.parametrize("path", REFUSED)
+def test_an_option_that_numbers_depend_on_is_named_with_both_values(path: str) -> None:
+    value, said = REFUSED[path]
+    record = describe_run(CONFIG, ROWS)
+    with pytest.raises(InputError, match="another folder .* or the old options") as refused:
+        refuse_changes(record, describe_run(changed(path, value), ROWS), Path("run"))
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("path", ALLOWED)
+def test_what_changes_no_number_may_differ_and_a_run_may_grow(path: str) -> None:
+    refuse_changes(describe_run(CONFIG, ROWS), describe_run(changed(path, ALLOWED[path]), ROWS), Path("run"))
+
+
+def test_other_rows_are_refused_and_a_moved_file_with_the_same_rows_is_not(tmp_path: Path) -> None:
+    (tmp_path / "moved.jsonl").touch()
+    before, now = changed("data/init_args/forget", "old.jsonl"), str(tmp_path / "moved.jsonl")
+    refuse_changes(describe_run(before, ROWS), describe_run(changed("data/init_args/forget", now), ROWS), tmp_path)
+    other = {"forget": {"rows": 5, "sha256": "b"}}
+    with pytest.raises(InputError, match=r"the forget rows \(4 then, 5 now\) have other texts"):
+        refuse_changes(describe_run(CONFIG, ROWS), describe_run(CONFIG, other), tmp_path)
+
+
+def test_other_weights_under_the_same_name_are_refused(tmp_path: Path) -> None:
+    config = changed("model/init_args/pretrained", str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    record = describe_run(config, ROWS)
+    refuse_changes(record, describe_run(config, ROWS), tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"two")
+    with pytest.raises(InputError, match="files of the model have changed"):
+        refuse_changes(record, describe_run(config, ROWS), tmp_path)
+
+
+def test_a_record_is_added_to_and_a_broken_one_is_named(tmp_path: Path) -> None:
+    assert read_record(tmp_path) is None
+    write_record(tmp_path, config={"a": 1})
+    write_record(tmp_path, exports=["model"])
+    assert read_record(tmp_path) == {"config": {"a": 1}, "exports": ["model"]}
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(InputError, match=r"run\.json can't be read"):
+        read_record(tmp_path)
+
+
+def test_a_folder_has_one_holder_and_is_free_again_when_it_lets_go(tmp_path: Path) -> None:
+    first, second = FolderLock(), FolderLock()
+    first.hold(tmp_path)
+    with pytest.raises(InputError, match="in use by process"):
+        second.hold(tmp_path)
+    first.release()
+    second.hold(tmp_path)
+    second.release()

@@ -1,0 +1,44 @@
+"""A wrong option or class gets one sentence and the nearest right one; help imports nothing heavy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from dipo_lightning.cli.main import COMMANDS, SUMMARIES, TRAINER_COMMANDS, main
+
+WRONG = {
+    "--model=NPO": "model: there is no class 'NPO'. Did you mean 'NPOModule'?",
+    "--trainer.callbacks+=ResultPage": "trainer.callbacks: there is no class 'ResultPage'. Did you mean 'ResultsPage'?",
+    "--trainer.callbacks+=EarlyStoping": "Did you mean 'EarlyStopping'?",
+    "--data=TOFUData": "data: there is no class 'TOFUData'. Did you mean 'TOFUDataModule'?",
+    "--optimizer=SGD": "Did you mean '--model.optimizer'?",
+    "--max_epochs=3": "Did you mean '--trainer.max_epochs'?",
+}
+
+
+@pytest.mark.parametrize("option", WRONG)
+def test_the_nearest_right_name_is_given(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["fit", option])
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert WRONG[option] in said
+    assert said.count("error: ") == 1
+
+
+def test_every_command_has_its_line() -> None:
+    assert set(SUMMARIES) == {*COMMANDS, *TRAINER_COMMANDS}
+
+
+def test_help_imports_no_heavy_library() -> None:
+    code = (
+        "import sys; from dipo_lightning.cli.main import main; main(['--help']);"
+        "heavy = {'torch', 'lightning', 'transformers', 'jsonargparse', 'numpy', 'yaml'} & set(sys.modules);"
+        "sys.exit(', '.join(heavy) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "fit " in done.stdout
