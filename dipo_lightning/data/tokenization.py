@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BLANK_LINE = "\n\n"
-TEXT_AT_ONCE = 20_000_000
-"""Characters of running text that are tokenised as one; of more, each part of this size is tokenised by itself."""
+TEXT_AT_ONCE, TEXT_PART = 20_000_000, 1_000_000
+"""Characters of running text that are tokenised as one, and of the parts that more is tokenised in, to save memory."""
 
 
 @dataclass
@@ -212,14 +212,16 @@ def pieces(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int
 
 
 def _joined(texts: Sequence[str]) -> Iterator[str]:
-    """The documents with a blank line between them, in parts of at most `TEXT_AT_ONCE` characters and a document."""
+    """The documents with a blank line between them: as one text, or in parts of some `TEXT_PART` characters."""
+    whole = sum(len(checked(text, f"document {number}")) for number, text in enumerate(texts))
+    most = TEXT_AT_ONCE if whole <= TEXT_AT_ONCE else TEXT_PART
     part: list[str] = []
     size = 0
-    for number, text in enumerate(shown(texts, "tokenising", total=len(texts))):
-        if size > TEXT_AT_ONCE:
+    for text in shown(texts, "tokenising", total=len(texts)):
+        if size > most:
             yield BLANK_LINE.join([*part, ""])
             part, size = [], 0
-        part.append(checked(text, f"document {number}"))
+        part.append(text)
         size += len(text)
     yield BLANK_LINE.join(part)
 

@@ -152,11 +152,16 @@ class FineTuningDataModule(TokenizedDataModule):
     def check(self) -> None:
         """Read the rows and the tokenizer."""
         if not self.train_rows:
-            columns, missing = self.columns or {}, self.on_missing
-            for source, limit in zip(self.train_sources, self.limits, strict=True):
-                rows = read_rows(source, **columns, split=self.split, option="data.split", on_missing=missing)
-                self.train_rows.extend(first_rows(rows, limit, "max_rows"))
+            self.read()
         super().check()
+
+    def read(self) -> None:
+        """Read ``train_rows``."""
+        columns, missing, read = self.columns or {}, self.on_missing, Rows()
+        for source, limit in zip(self.train_sources, self.limits, strict=True):
+            rows = read_rows(source, **columns, split=self.split, option="data.split", on_missing=missing)
+            read.extend(first_rows(rows, limit, "max_rows"))
+        self.train_rows = read
 
     def training_set(self) -> TrainingRows:
         """Tokenise the rows."""

@@ -17,36 +17,13 @@ from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers, over_logits
 
 
-def grad_ascent(nll: Tensor, denominator: float | Tensor | None = None) -> Tensor:
-    """Gradient ascent: minus the mean token NLL. Unbounded below. Source: TOFU, arXiv 2401.06121.
-
-    GradDiff and KL are this loss with a retain term beside it.
-
-    Args:
-        nll: (N,) token NLL of the forget answers (`token_nll`).
-        denominator: Global token count; None is N.
-
-    Returns:
-        Scalar.
-    """
-    return -global_mean(nll, denominator)
-
-
 def wga(nll: Tensor, beta: float = 1.0, denominator: float | Tensor | None = None) -> Tensor:
     """Weighted gradient ascent: -mean(p^beta * NLL), the weight taken as a constant. Source: arXiv 2502.19301.
 
-    Tokens that are already unlikely weigh little, which brakes the ascent.
-
-    Args:
-        nll: (N,) token NLL of the forget answers.
-        beta: Exponent, >= 0; 0 is gradient ascent.
-        denominator: Global token count; None is N.
-
-    Returns:
-        Scalar.
+    Tokens that are already unlikely weigh little, which brakes the ascent; `beta` 0 is gradient ascent.
 
     Raises:
-        InputError: when beta is negative.
+        InputError: `beta` is negative.
     """
     if not beta >= 0:
         raise InputError(f"beta is {beta!r}; use a number >= 0")
@@ -57,12 +34,7 @@ def wga(nll: Tensor, beta: float = 1.0, denominator: float | Tensor | None = Non
 def ce_u(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy unlearning: towards the policy's own distribution without the label. Source: arXiv 2503.01224.
 
-    Args:
-        logits: (N, V) policy logits on the forget answers.
-        labels: (N,) int64 tokens to forget.
-
-    Returns:
-        (N,) CE(target, policy); the target is a constant.
+    From (N, V) logits and (N,) labels, (N,) CE(target, policy); the target is a constant.
     """
     logits = logits.to(working_dtype(logits))
     target = logits.detach().scatter(-1, labels.unsqueeze(-1), -math.inf).softmax(-1)
@@ -70,22 +42,22 @@ def ce_u(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class GradDiffModule(UnlearningModule):
-    """Gradient ascent on the forget answers and descent on the retain answers. Source: TOFU, arXiv 2401.06121."""
+    """Gradient ascent on the forget answers and descent on the retain answers. Source: TOFU, arXiv 2401.06121.
+
+    The forget loss is unbounded below.
+    """
 
     needs_reference: ClassVar[bool] = False
 
     def forget_loss(self, forget: Answers) -> Tensor:
         """Return minus the mean token NLL."""
-        return grad_ascent(forget.nll, forget.token_denominator)
+        return -forget.mean_nll
 
 
 class GradAscentModule(GradDiffModule):
     """Gradient ascent alone, without a retain term. Source: TOFU, arXiv 2401.06121.
 
-    Args:
-        pretrained: The model that must forget.
-        retain_loss: ``none``; with another it is no longer this method.
-        **options: Those of `UnlearningModule`.
+    Options are those of `UnlearningModule`; with a retain loss it is no longer this method.
     """
 
     def __init__(self, pretrained: str, retain_loss: Literal["nll", "kl", "none"] = "none", **options: Any) -> None:
@@ -98,10 +70,7 @@ class KLModule(GradDiffModule):
     The divergence is a mean over the tokens of the retain answers. TOFU's published code averages it over prompts and
     padding as well, so that its weight changes with the questions and with the batch's longest row; here it does not.
 
-    Args:
-        pretrained: The model that must forget; also the reference on the retain answers.
-        retain_loss: ``kl``; with another it is no longer this method.
-        **options: Those of `UnlearningModule`.
+    Options are those of `UnlearningModule`; with another retain loss it is no longer this method.
     """
 
     def __init__(self, pretrained: str, retain_loss: Literal["nll", "kl", "none"] = "kl", **options: Any) -> None:

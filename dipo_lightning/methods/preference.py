@@ -24,7 +24,7 @@ def _preference(gap: Tensor, beta: float) -> Tensor:
 
 
 def npo(nll: Tensor, reference_nll: Tensor, beta: float = 0.1) -> Tensor:
-    """Negative preference optimization. Source: arXiv 2404.05868.
+    """Negative preference optimization, (B,) losses. Source: arXiv 2404.05868.
 
     -(2 / beta) log sigmoid(beta (l - l_ref)), with l the answer's summed NLL. As beta -> 0 its gradient becomes that of
     gradient ascent on l.
@@ -32,32 +32,20 @@ def npo(nll: Tensor, reference_nll: Tensor, beta: float = 0.1) -> Tensor:
     Args:
         nll: (B,) summed NLL of the forget answers under the policy.
         reference_nll: (B,) the same under the frozen reference.
-        beta: inverse temperature.
-
-    Returns:
-        (B,) losses.
-
-    Raises:
-        InputError: when beta is not positive.
+        beta: Inverse temperature, above 0.
     """
     return _preference(nll - reference_nll.detach(), beta)
 
 
 def simnpo(nll: Tensor, beta: float = 4.5, delta: float = 0.0) -> Tensor:
-    """NPO without a reference, normalised by length. Source: arXiv 2410.07163.
+    """NPO without a reference, normalised by length, (B,) losses. Source: arXiv 2410.07163.
 
     -(2 / beta) log sigmoid(beta (l - delta)), with l the answer's mean token NLL.
 
     Args:
         nll: (B,) mean token NLL of the forget answers under the policy.
-        beta: inverse temperature.
-        delta: reward margin in nats per token.
-
-    Returns:
-        (B,) losses.
-
-    Raises:
-        InputError: when beta is not positive.
+        beta: Inverse temperature, above 0.
+        delta: Reward margin in nats per token.
     """
     return _preference(nll - delta, beta)
 
@@ -78,13 +66,7 @@ def dpo(
         preferred_reference_nll: (B,) the same under the reference.
         dispreferred_nll: (B,) summed NLL of the answer to forget under the policy.
         dispreferred_reference_nll: (B,) the same under the reference.
-        beta: inverse temperature.
-
-    Returns:
-        (B,) losses.
-
-    Raises:
-        InputError: when beta is not positive.
+        beta: Inverse temperature, above 0.
     """
     gain = preferred_reference_nll.detach() - preferred_nll
     loss = dispreferred_reference_nll.detach() - dispreferred_nll

@@ -34,33 +34,19 @@ def control_vector(size: int, coefficient: float, seed: int = 0) -> Tensor:
     return normalize(direction, dim=0) * coefficient
 
 
-def rmu_forget(hidden: Tensor, control: Tensor, denominator: float | Tensor | None = None) -> Tensor:
-    """Compute the mean squared distance of the forget hidden states to the control vector.
+def rmu_distance(hidden: Tensor, target: Tensor, denominator: float | Tensor | None = None) -> Tensor:
+    """Compute the mean squared distance of hidden states to where they shall be: the loss of both terms.
 
     Args:
         hidden: (N, H) the policy's hidden states of the steered layer at the selected positions.
-        control: (H,) from `control_vector`.
-        denominator: Global token count; None is N.
-
-    Returns:
-        Scalar, averaged over tokens and over H.
-    """
-    return rmu_retain(hidden, control.expand_as(hidden), denominator)
-
-
-def rmu_retain(hidden: Tensor, reference_hidden: Tensor, denominator: float | Tensor | None = None) -> Tensor:
-    """Compute the mean squared distance of the retain hidden states to the reference's.
-
-    Args:
-        hidden: (N, H) the policy's hidden states of the steered layer.
-        reference_hidden: (N, H) the frozen reference's, at the same positions.
+        target: (H,) `control_vector` for forget answers; (N, H) the frozen reference's states for retain answers.
         denominator: Global token count; None is N.
 
     Returns:
         Scalar, averaged over tokens and over H.
     """
     dtype = working_dtype(hidden)
-    gap = hidden.to(dtype) - reference_hidden.detach().to(dtype)
+    gap = hidden.to(dtype) - target.detach().to(dtype)
     return global_mean(gap.square().mean(-1), denominator)
 
 
@@ -127,10 +113,10 @@ class RMUModule(UnlearningModule):
         states = at_answers(self._captured.pop("hidden"), {part: one.batch for part, one in answers.items()})
         forget = answers["forget"]
         control = control_vector(states["forget"].shape[-1], self.coefficient, self.control_seed).to(states["forget"])
-        terms = {"forget": rmu_forget(states["forget"], control, forget.token_denominator)}
+        terms = {"forget": rmu_distance(states["forget"], control, forget.token_denominator)}
         if "retain" in answers:
             denominator = answers["retain"].token_denominator
-            terms["retain"] = rmu_retain(states["retain"], self._kept["retain"], denominator)
+            terms["retain"] = rmu_distance(states["retain"], self._kept["retain"], denominator)
         return terms
 
 

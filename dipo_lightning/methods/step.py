@@ -1,7 +1,4 @@
-"""What is said of an optimiser step's micro-batches: their terms, and if it broke, which number and on which rows.
-
-The states of every random generator as plain values, so that dropout goes on where an interrupted run left it.
-"""
+"""Book-keeping of an optimiser step: its micro-batches' terms and rows, the report of a break, and random states."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ class MicroBatch(NamedTuple):
     """What is kept of a micro-batch until the optimiser steps, none of it with a gradient.
 
     Attributes:
-        rows: (B,) int64 of each half of the batch, by its name: where its rows stand in their data set.
+        rows: (B,) int64 of each part of the batch: where its rows stand in their data set.
         terms: Scalars, the terms of the loss by name.
         loss: Scalar.
     """
@@ -32,7 +29,7 @@ class MicroBatch(NamedTuple):
     @classmethod
     def of(cls, loss: Tensor, batch: dict[str, Any], terms: dict[str, Tensor]) -> MicroBatch:
         """Take from a training batch, its loss and the loss's terms what is kept of them."""
-        rows = {half: part["index"] for half, part in batch.items() if isinstance(part, dict) and "index" in part}
+        rows = {name: part["index"] for name, part in batch.items() if isinstance(part, dict) and "index" in part}
         return cls(rows, {name: value.detach() for name, value in terms.items()}, loss.detach())
 
 
@@ -73,9 +70,9 @@ def describe(what: str, batches: list[MicroBatch], trainer: pl.Trainer) -> str:
         trainer: Of the run.
     """
     rows: dict[str, list[int]] = {}
-    for halves, _, _ in batches:
-        for half, index in halves.items():
-            rows.setdefault(half, []).extend(index.tolist())
+    for parts, _, _ in batches:
+        for part, index in parts.items():
+            rows.setdefault(part, []).extend(index.tolist())
     terms = [{name: float(value) for name, value in values.items()} for _, values, _ in batches]
     good = last_good_checkpoint(trainer)
     return (

@@ -153,6 +153,7 @@ def _same(logits: Tensor) -> Tensor:
 
 
 Compute = Callable[[dict[str, Answers]], dict[str, Tensor]]
+_How = tuple[Mapping[str, float] | None, int]  # denominators and chunk size
 
 
 def compute_answers(
@@ -174,16 +175,17 @@ def compute_answers(
         from_hidden: Give hidden states and the head instead of logits; right where `known_head` finds one.
         chunk_size: See `Answers`.
     """
-    run: Any
-    if from_hidden:
-        run = getattr(model, "_from_hidden", None)
-        if run is None:  # attached once, so that FSDP2 gathers the root's parameters around it
-            model._from_hidden = types.MethodType(_run_from_hidden, model)  # type: ignore[assignment]
-            if is_sharded(model):
-                register_fsdp_forward_method(model, "_from_hidden")
-            run = model._from_hidden
-        return run(parts, compute, denominators, chunk_size)
-    return _run_with_logits(model, parts, compute, denominators, chunk_size)
+    how = denominators, chunk_size
+    if not from_hidden:
+        logits = answer_logits(model, concatenate(list(parts.values())))
+        return compute(_answers(parts, how, logits, None))
+    run: Any = getattr(model, "_from_hidden", None)
+    if run is None:  # attached once, so that FSDP2 gathers the root's parameters around it
+        model._from_hidden = types.MethodType(_run_from_hidden, model)  # type: ignore[assignment]
+        if is_sharded(model):
+            register_fsdp_forward_method(model, "_from_hidden")
+        run = model._from_hidden
+    return run(parts, compute, how)
 
 
 def answer_logits(model: nn.Module, batch: TokenBatch) -> Tensor:
@@ -201,35 +203,19 @@ def answer_hidden(model: nn.Module, batch: TokenBatch) -> Tensor:
 
 
 def _run_from_hidden(
-    model: nn.Module,
-    parts: Mapping[str, TokenBatch],
-    compute: Compute,
-    denominators: Mapping[str, float] | None,
-    chunk_size: int,
+    model: nn.Module, parts: Mapping[str, TokenBatch], compute: Compute, how: _How
 ) -> dict[str, Tensor]:
-    hidden, head = answer_hidden(model, concatenate(list(parts.values()))), output_head(model)
-    return compute(
-        {
-            part: Answers(batch, own, head, denominators, part, chunk_size)
-            for (part, batch), own in zip(parts.items(), split(hidden, parts), strict=True)
-        }
-    )
+    hidden = answer_hidden(model, concatenate(list(parts.values())))
+    return compute(_answers(parts, how, hidden, output_head(model)))
 
 
-def _run_with_logits(
-    model: nn.Module,
-    parts: Mapping[str, TokenBatch],
-    compute: Compute,
-    denominators: Mapping[str, float] | None,
-    chunk_size: int,
-) -> dict[str, Tensor]:
-    logits = answer_logits(model, concatenate(list(parts.values())))
-    return compute(
-        {
-            part: Answers(batch, None, None, denominators, part, chunk_size, _logits=own)
-            for (part, batch), own in zip(parts.items(), split(logits, parts), strict=True)
-        }
-    )
+def _answers(parts: Mapping[str, TokenBatch], how: _How, values: Tensor, head: Head | None) -> dict[str, Answers]:
+    """Give each part its own positions of a joint forward: of hidden states where there is a head, else of logits."""
+    found = {}
+    for (part, batch), own in zip(parts.items(), split(values, parts), strict=True):
+        found[part] = Answers(batch, None if head is None else own, head, how[0], part, how[1])
+        found[part]._logits = own if head is None else None
+    return found
 
 
 def split(values: Tensor, parts: Mapping[str, TokenBatch]) -> tuple[Tensor, ...]:

@@ -37,7 +37,7 @@ def choose_reference(module: Any) -> tuple[str, str]:
     if name != "auto":
         return name, "asked for"
     if obstacle is None:
-        return "hidden_states", "one cached vector a token instead of a second model"
+        return "hidden_states", "one cached vector per token instead of a second model"
     return ("live" if module.lora is None else "adapters_off"), obstacle
 
 

@@ -88,7 +88,8 @@ def test_long_text_in_parts_holds_the_same_text(monkeypatch: pytest.MonkeyPatch)
     tokenizer = byte_level(["</s>"], "</s>")
     texts = [f"Document {i} about a teacher." for i in range(9)]
     whole = tokenization.pieces(texts, tokenizer, 16)
-    monkeypatch.setattr(tokenization, "TEXT_AT_ONCE", 60)
+    monkeypatch.setattr(tokenization, "TEXT_AT_ONCE", 100)
+    monkeypatch.setattr(tokenization, "TEXT_PART", 60)
     parts = tokenization.pieces(texts, tokenizer, 16)
     for made in (whole, parts):
         ids = [token for piece in made for token in piece["input_ids"]]

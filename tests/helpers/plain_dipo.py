@@ -37,3 +37,22 @@ def dipo_logit_gradient(
     if reduction == "mean":
         weight = weight / sequence_length(ids, len(u)).clamp(min=1)
     return weight[ids].unsqueeze(-1) * difference
+
+
+def sequence_kl_margin(
+    log_preferred: Tensor,
+    log_dispreferred: Tensor,
+    policy: Tensor,
+    reference: Tensor,
+    ids: Tensor,
+    batch_size: int,
+    reduction: str = "sum",
+) -> Tensor:
+    """The margin as the published text states it: differences of sequence KL divergences."""
+    policy, reference = policy.log_softmax(-1), reference.detach().log_softmax(-1)
+
+    def sequence_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+        return sequence_reduce((log_p.exp() * (log_p - log_q)).sum(-1), ids, batch_size, reduction)
+
+    towards = sequence_kl(log_dispreferred, policy) - sequence_kl(log_preferred, policy)
+    return towards - (sequence_kl(log_dispreferred, reference) - sequence_kl(log_preferred, reference))

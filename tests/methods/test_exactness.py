@@ -19,7 +19,6 @@ from torch.nn.functional import cross_entropy, logsigmoid
 
 from dipo_lightning import DiPOModule
 from dipo_lightning.methods.dipo.directions import directions
-from dipo_lightning.methods.dipo.loss import sequence_kl_margin
 from dipo_lightning.methods.dipo.margins import choose_margins
 from dipo_lightning.methods.dipo.pair import PairOptions
 from dipo_lightning.models.answers import Answers, answer_hidden
@@ -32,6 +31,7 @@ from dipo_lightning.reference.references import (
     HiddenStatesReference,
     LiveReference,
 )
+from tests.helpers.plain_dipo import sequence_kl_margin
 from tests.helpers.toys import VOCABULARY, toy_model
 
 BETA, ALPHA = 0.05, 0.8

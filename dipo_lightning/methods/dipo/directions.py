@@ -1,7 +1,7 @@
 """The forget loss without a reference and without a vocabulary, for runs that freeze the output projection.
 
 Then g = W^T d and c = <d, h_ref> depend on the reference alone. Computed once for the forget set, one vector of hidden
-size and one number a token, they give the margin <g, x> - c exactly, in every epoch.
+size and one number per token, they give the margin <g, x> - c exactly, in every epoch.
 """
 
 from __future__ import annotations
@@ -34,16 +34,6 @@ class Directions(NamedTuple):
     dispreferred: Tensor
     preferred_offset: Tensor
     dispreferred_offset: Tensor
-
-    @property
-    def difference(self) -> Tensor:
-        """(N, H) g, for `margin_from_directions`."""
-        return self.preferred - self.dispreferred
-
-    @property
-    def offset(self) -> Tensor:
-        """(N,) c, for `margin_from_directions`."""
-        return self.preferred_offset - self.dispreferred_offset
 
 
 def _pull_back(part: Tensor, weight: Tensor) -> Tensor:
@@ -107,16 +97,12 @@ def directions(
     return Directions(vectors[0], vectors[1], offsets[0], offsets[1])
 
 
-def margin_from_directions(hidden: Tensor, difference: Tensor, offset: Tensor) -> Tensor:
-    """Compute the margin (or a reward over beta) of each position: <g, x> - c.
+def margin_from_directions(hidden: Tensor, vector: Tensor) -> Tensor:
+    """Compute <g, x> of each position, differentiable in `hidden`: a reward over beta, but for the offset.
 
     Args:
         hidden: (N, H) the policy's last hidden states at the selected positions.
-        difference: (N, H) g: `Directions.difference`, or one of its two vectors for a reward.
-        offset: (N,) c: `Directions.offset`, or the matching offset.
-
-    Returns:
-        (N,) in the working dtype, differentiable in `hidden`.
+        vector: (N, H) one of the two vectors of `Directions`.
     """
-    dtype = working_dtype(hidden, difference)
-    return (difference.to(dtype) * hidden.to(dtype)).sum(-1) - offset.to(dtype)
+    dtype = working_dtype(hidden, vector)
+    return (vector.to(dtype) * hidden.to(dtype)).sum(-1)

@@ -80,12 +80,8 @@ def largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     The `count` largest logits lie in the `count` blocks with the largest maxima, so a wide row is read once and sorted
     over a small part only. Among equal logits the choice is arbitrary, as it is in `torch.topk`.
 
-    Args:
-        logits: (N, V).
-        count: how many, 1 <= count <= V.
-
     Returns:
-        (N, count) values and (N, count) int64 indices.
+        (N, count) values and (N, count) int64 indices, 1 <= count <= V.
     """
     positions, width = logits.shape
     blocks = width // _BLOCK

@@ -101,34 +101,26 @@ class Workspace:
         self.plan, self.hidden, self.weight, self.reference = plan, hidden, weight, reference
         self.size = piece_size(hidden.device, plan.chunk_size)
 
-    def fill(self, chunk: slice, out: Tensor, insides: list[Inside] | None = None) -> None:
-        """Write the differences d of a chunk into `out` (n, V), and append each piece's `Inside` where asked."""
-        source = (self.hidden, self.weight) if self.plan.options.source == "policy" else self.reference
-        for piece in slices(len(out), self.size):
-            logits = project(source[0][chunk][piece], source[1], out[piece])
-            pair = factor(logits, self.plan.options, in_place=True)
-            if insides is not None:
-                insides.append(_inside(pair))
-            pair.dense(pair.preferred - pair.dispreferred, in_place=True)
-
-    def fill_and_measure(
-        self, chunk: slice, out: Tensor, scratch: Tensor, insides: list[Inside] | None = None
-    ) -> Tensor:
-        """Write d into `out` and measure <d, h_ref> of the reference's logits; `insides` as for `fill`.
+    def fill(
+        self, chunk: slice, out: Tensor, scratch: Tensor | None = None, insides: list[Inside] | None = None
+    ) -> Tensor | None:
+        """Write the differences d of a chunk into `out` (n, V), and append each piece's `Inside` where asked.
 
         Returns:
-            (n,).
+            With a `scratch` (m, V) of a piece's length: (n,) <d, h> of the base logits.
         """
+        source = (self.hidden, self.weight) if self.plan.options.source == "policy" else self.reference
         values = []
         for piece in slices(len(out), self.size):
-            logits = project(self.reference[0][chunk][piece], self.reference[1], out[piece])
-            kept = scratch[: len(logits)].copy_(logits)
+            logits = project(source[0][chunk][piece], source[1], out[piece])
+            kept = None if scratch is None else scratch[: len(logits)].copy_(logits)
             pair = factor(logits, self.plan.options, in_place=True)
             if insides is not None:
                 insides.append(_inside(pair))
             difference = pair.dense(pair.preferred - pair.dispreferred, in_place=True)
-            values.append(kept.mul_(difference).sum(-1))
-        return torch.cat(values)
+            if kept is not None:
+                values.append(kept.mul_(difference).sum(-1))
+        return torch.cat(values) if values else None
 
     def fill_and_compare(self, chunk: slice, out: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:
         """Write d into `out` and measure the margin <d, h_policy - h_ref> and the preferred reward.
@@ -187,14 +179,11 @@ class _ChunkedMargin(ClosedForm):
             scratch = vocabulary_buffer(hidden, weight, work.size, reference_weight)
         for chunk in slices(count, plan.chunk_size):
             out = differences[: chunk.stop - chunk.start]
-            offset = None
             insides: list[Inside] | None = [] if plan.with_rewards else None
-            if scratch is None:
-                work.fill(chunk, out, insides)
-            elif explicit:
+            if explicit and scratch is not None:
                 margins[chunk], preferred[chunk] = work.fill_and_compare(chunk, out, scratch)
             else:
-                offset = work.fill_and_measure(chunk, out, scratch, insides)
+                offset = work.fill(chunk, out, scratch, insides)
             if directions is not None:
                 directions[chunk] = out.to(weight.dtype) @ weight
             if not explicit and directions is not None:
@@ -216,17 +205,39 @@ class _ChunkedMargin(ClosedForm):
         return margins, preferred
 
 
-def _apply(
+def chunked_margin(
     hidden: Tensor,
     weight: Tensor,
     reference_hidden: Tensor,
     reference_weight: Tensor,
     options: PairOptions,
-    chunk_size: int,
-    with_rewards: bool,
+    chunk_size: int = 1024,
+    with_rewards: bool = False,
     compare: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Check, align the dtypes and run the function outside autocast."""
+) -> TokenMargins:
+    """Compute the margin of each position from hidden states, and both rewards where they are asked for.
+
+    With a small set (`top_k`, centered) in float32 rewards cost next to nothing, else a policy projection (N V H).
+
+    Args:
+        hidden: (N, H) the policy's last hidden states (after the final norm) at the selected positions.
+        weight: (V, H) the policy's output projection. Give the *same tensor* as `reference_weight` where the
+            projection is frozen: the margin is then exactly 0 where the hidden states are equal.
+        reference_hidden: (N, H_ref) the reference's last hidden states at the same positions.
+        reference_weight: (V, H_ref) the reference's output projection.
+        options: Source and form of the pair; logits of the policy are taken as constants.
+        chunk_size: Positions whose vocabulary-sized values may live at the same time.
+        with_rewards: Compute the rewards too.
+        compare: With rewards, form the policy's logits beside the reference's (N V H more): all three are then exactly
+            0 where both are equal, also where the projection is trained.
+
+    Returns:
+        (N,) each, float32 (float64 for float64 inputs). The margin is differentiable once in `hidden` and `weight`;
+        rewards, over beta, have no gradient.
+
+    Raises:
+        InputError: Shapes or options do not fit.
+    """
     check_chunk_size(chunk_size)
     check_projection(hidden, weight, "policy")
     check_projection(reference_hidden, reference_weight, "reference")
@@ -237,76 +248,9 @@ def _apply(
             f"and {len(reference_weight)}; both must be the same batch and vocabulary"
         )
     shared = reference_weight is weight and options.source == "reference"
-    hidden, weight = align(hidden, weight)
-    reference_hidden, reference_weight = align(reference_hidden.detach(), reference_weight.detach())
+    plan = Plan(options, chunk_size, with_rewards, shared, compare)
+    policy = align(hidden, weight)
+    reference = align(reference_hidden.detach(), reference_weight.detach())
     with torch.autocast(hidden.device.type, enabled=False):
-        result: tuple[Tensor, Tensor] = _ChunkedMargin.apply(
-            hidden,
-            weight,
-            reference_hidden,
-            reference_weight,
-            Plan(options, chunk_size, with_rewards, shared, compare),
-        )
-    return result
-
-
-def chunked_margin(
-    hidden: Tensor,
-    weight: Tensor,
-    reference_hidden: Tensor,
-    reference_weight: Tensor,
-    options: PairOptions,
-    chunk_size: int = 1024,
-) -> Tensor:
-    """Compute the margin of each position from hidden states.
-
-    Args:
-        hidden: (N, H) the policy's last hidden states (after the final norm) at the selected positions.
-        weight: (V, H) the policy's output projection. Give the *same tensor* as `reference_weight` where the
-            projection is frozen: the margin is then exactly 0 where the hidden states are equal.
-        reference_hidden: (N, H_ref) the reference's last hidden states at the same positions.
-        reference_weight: (V, H_ref) the reference's output projection.
-        options: how the pair is made.
-        chunk_size: positions whose vocabulary-sized values may live at the same time.
-
-    Returns:
-        (N,) <d, h_policy - h_reference>, float32 (float64 for float64 inputs), differentiable once in `hidden` and
-        `weight`. Reduce with `sequence_sum` or `sequence_mean`.
-
-    Raises:
-        InputError: when shapes or options do not fit.
-    """
-    return _apply(hidden, weight, reference_hidden, reference_weight, options, chunk_size, False)[0]
-
-
-def chunked_margin_with_rewards(
-    hidden: Tensor,
-    weight: Tensor,
-    reference_hidden: Tensor,
-    reference_weight: Tensor,
-    options: PairOptions,
-    chunk_size: int = 1024,
-    compare: bool = False,
-) -> TokenMargins:
-    """Compute `chunked_margin` and both rewards of each position.
-
-    With a small set (`top_k`, centered) in float32 they cost next to nothing, else another policy projection (N V H).
-
-    Args:
-        hidden: (N, H), as for `chunked_margin`.
-        weight: (V, H).
-        reference_hidden: (N, H_ref).
-        reference_weight: (V, H_ref).
-        options: how the pair is made.
-        chunk_size: positions whose vocabulary-sized values may live at the same time.
-        compare: form the policy's logits beside the reference's (N V H more): all three are then exactly 0 where both
-            are equal, also where the projection is trained.
-
-    Returns:
-        Margins and rewards over beta.
-
-    Raises:
-        InputError: when shapes or options do not fit.
-    """
-    margin, preferred = _apply(hidden, weight, reference_hidden, reference_weight, options, chunk_size, True, compare)
-    return TokenMargins(margin, preferred, preferred - margin.detach())
+        margin, preferred = _ChunkedMargin.apply(*policy, *reference, plan)
+    return TokenMargins(margin, preferred, preferred - margin.detach()) if with_rewards else TokenMargins(margin)

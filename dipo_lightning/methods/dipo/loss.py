@@ -29,9 +29,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.reductions import sequence_reduce, working_dtype
+from dipo_lightning.losses.reductions import working_dtype
 
-Reduction = Literal["sum", "mean"]
 Scale = Literal["2/beta", 1]
 
 
@@ -64,46 +63,6 @@ def token_margins(
     gap = policy_logits.to(dtype) - reference_logits.detach().to(dtype)
     preferred, dispreferred = (preferred_part * gap).sum(-1), (dispreferred_part * gap).sum(-1)
     return TokenMargins(preferred - dispreferred, preferred, dispreferred)
-
-
-def sequence_kl_margin(
-    log_preferred: Tensor,
-    log_dispreferred: Tensor,
-    policy_logits: Tensor,
-    reference_logits: Tensor,
-    sequence_ids: Tensor,
-    batch_size: int,
-    reduction: Reduction = "sum",
-) -> Tensor:
-    """Compute the margin as the published text states it: differences of sequence KL divergences.
-
-    The slow and literal form, for explanation and for tests; equal to the sum of `token_margins`.
-
-    Args:
-        log_preferred: (N, V) log-probabilities.
-        log_dispreferred: (N, V) log-probabilities.
-        policy_logits: (N, V).
-        reference_logits: (N, V).
-        sequence_ids: (N,) int64 sequence of each position.
-        batch_size: Number of sequences B.
-        reduction: `sum` or `mean` over positions.
-
-    Returns:
-        (B,) margins in nats.
-
-    Raises:
-        InputError: when `reduction` is unknown.
-    """
-    dtype = working_dtype(log_preferred, policy_logits, reference_logits)
-    policy = policy_logits.to(dtype).log_softmax(-1)
-    reference = reference_logits.detach().to(dtype).log_softmax(-1)
-
-    def sequence_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-        return sequence_reduce((log_p.exp() * (log_p - log_q)).sum(-1), sequence_ids, batch_size, reduction)
-
-    towards = sequence_kl(log_dispreferred, policy) - sequence_kl(log_preferred, policy)
-    start = sequence_kl(log_dispreferred, reference) - sequence_kl(log_preferred, reference)
-    return towards - start
 
 
 def scale_factor(beta: float, scale: Scale = "2/beta") -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dipo_lightning.methods.dipo.directions import directions, margin_from_directions
 from dipo_lightning.methods.dipo.factored import pair_parts
-from dipo_lightning.methods.dipo.kernels import chunked_margin, chunked_margin_with_rewards
+from dipo_lightning.methods.dipo.kernels import chunked_margin
 from dipo_lightning.methods.dipo.loss import TokenMargins, token_margins
 from dipo_lightning.models.answers import Answers, over_logits
 from dipo_lightning.models.head import output_projection
@@ -101,9 +101,8 @@ class SparseMargins:
             frozen.head.weight if self.trained else weight,
         )
         first = module.trainer.global_step == 0  # the policy is the reference: the margin shall be 0, not rounding
-        if first or module.logs_are_due:
-            return chunked_margin_with_rewards(*inputs, module.pair, module.chunk_size, compare=first)
-        return TokenMargins(chunked_margin(*inputs, module.pair, module.chunk_size))
+        due = first or module.logs_are_due
+        return chunked_margin(*inputs, module.pair, module.chunk_size, with_rewards=due, compare=first)
 
 
 class CachedMargins:
@@ -133,11 +132,11 @@ class CachedMargins:
         hidden: Any = forget.hidden
         found = []
         for vector, offset in zip(self.directions[:2], self.directions[2:], strict=True):
-            reward = margin_from_directions(hidden, vector, torch.zeros_like(offset))
+            reward = margin_from_directions(hidden, vector)
             if self.module.at_start:
                 size = torch.linalg.vector_norm(vector, dim=-1) * torch.linalg.vector_norm(hidden, dim=-1)
                 offset = without_rounding(offset, reward, size)
-            found.append(reward - offset)
+            found.append(reward - offset.to(reward.dtype))
         return TokenMargins(found[0] - found[1], *found)
 
 

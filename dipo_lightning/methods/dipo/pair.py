@@ -59,61 +59,32 @@ class PairOptions:
         """Check every value.
 
         Raises:
-            InputError: naming the option, its value and what is allowed.
+            InputError: It names the option, its value and what is allowed.
         """
-        if self.source not in get_args(Source):
-            raise InputError(f"source is {self.source!r}; use one of {list(get_args(Source))}")
-        check_selection(self.selection, self.k, self.p, self.rho)
-        if self.memory_vector not in get_args(MemoryVector):
-            raise InputError(f"memory_vector is {self.memory_vector!r}; use one of {list(get_args(MemoryVector))}")
+        for name, kind in (("selection", Selection), ("memory_vector", MemoryVector), ("source", Source)):
+            if getattr(self, name) not in get_args(kind):
+                raise InputError(f"{name} is {getattr(self, name)!r}; use one of {list(get_args(kind))}")
+        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
+            raise InputError(f"k is {self.k!r}; use a whole number >= 1")
+        if not 0 < self.p < 1:
+            raise InputError(f"p is {self.p!r}; use 0 < p < 1 (at 1 no token would be left outside the set)")
+        if not 0 < self.rho <= 1:
+            raise InputError(f"rho is {self.rho!r}; use a share with 0 < rho <= 1")
         if not (self.alpha > 0 and math.isfinite(self.alpha)):
             raise InputError(f"alpha is {self.alpha!r}; use a finite number > 0 (at 0 the pair is no pair)")
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Check against a vocabulary.
-
-        Args:
-            vocab_size: width V of the logits.
-
-        Raises:
-            InputError: when `top_k` would select the whole vocabulary, or the vocabulary has a single token.
-        """
-        check_set_size(self.selection, self.k, vocab_size)
-
-
-def check_selection(selection: str, k: int, p: float, rho: float) -> None:
-    """Check a selection and its number.
-
-    Raises:
-        InputError: naming the option, its value and what is allowed.
-    """
-    if selection not in get_args(Selection):
-        raise InputError(f"selection is {selection!r}; use one of {list(get_args(Selection))}")
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise InputError(f"k is {k!r}; use a whole number >= 1")
-    if not 0 < p < 1:
-        raise InputError(f"p is {p!r}; use a probability with 0 < p < 1 (at 1 no token would be left outside the set)")
-    if not 0 < rho <= 1:
-        raise InputError(f"rho is {rho!r}; use a share with 0 < rho <= 1")
+        """Raise an `InputError` where a vocabulary of `vocab_size` tokens leaves none outside the set."""
+        if vocab_size < 2:
+            raise InputError(f"the vocabulary has {vocab_size} token(s); a pair of distributions needs at least 2")
+        if self.selection == "top_k" and self.k >= vocab_size:
+            raise InputError(
+                f"k is {self.k} but the vocabulary has {vocab_size} tokens; use k < {vocab_size}, so that a token "
+                "stays outside"
+            )
 
 
-def check_set_size(selection: str, k: int, vocab_size: int) -> None:
-    """Check that some token stays outside the set.
-
-    Raises:
-        InputError: when none can.
-    """
-    if vocab_size < 2:
-        raise InputError(f"the vocabulary has {vocab_size} token(s); a pair of distributions needs at least 2")
-    if selection == "top_k" and k >= vocab_size:
-        raise InputError(
-            f"k is {k} but the vocabulary has {vocab_size} tokens; use k < {vocab_size}, so that a token stays outside"
-        )
-
-
-def confident_set(
-    logits: Tensor, selection: Selection = "top_k", k: int = 10, p: float = 0.9, rho: float = 0.1
-) -> Tensor:
+def confident_set(logits: Tensor, options: PairOptions) -> Tensor:
     """Select the high-confidence tokens of each position.
 
     One token always stays outside (the one with the smallest logit, where a rule would take everything), because the
@@ -121,30 +92,26 @@ def confident_set(
 
     Args:
         logits: (N, V) base logits.
-        selection: `top_k`, `top_p` or `relative`; see `PairOptions`.
-        k: set size for `top_k`, 1 <= k < V.
-        p: probability to reach for `top_p`.
-        rho: share of the largest probability for `relative`.
+        options: Selection and its number.
 
     Returns:
         (N, V) bool. Equal logits at the edge of a set are taken in the order of their index.
 
     Raises:
-        InputError: when an option is out of range.
+        InputError: The set would be the whole vocabulary.
     """
-    check_selection(selection, k, p, rho)
-    check_set_size(selection, k, logits.shape[-1])
+    options.check_vocabulary(logits.shape[-1])
     logits = logits.to(working_dtype(logits))
     order = logits.argsort(dim=-1, descending=True, stable=True)
     ranked = logits.softmax(-1).gather(-1, order)
-    if selection == "top_k":
-        chosen = torch.arange(logits.shape[-1], device=logits.device).expand_as(order) < k
-    elif selection == "top_p":
+    if options.selection == "top_k":
+        chosen = torch.arange(logits.shape[-1], device=logits.device).expand_as(order) < options.k
+    elif options.selection == "top_p":
         before = ranked.cumsum(-1).roll(1, dims=-1)
         before[..., 0] = 0
-        chosen = before < p
+        chosen = before < options.p
     else:
-        chosen = ranked >= rho * ranked[..., :1]
+        chosen = ranked >= options.rho * ranked[..., :1]
     chosen[..., -1] = False
     return torch.zeros_like(chosen).scatter(-1, order, chosen)
 
@@ -190,6 +157,6 @@ def make_pair(logits: Tensor, options: PairOptions) -> tuple[Tensor, Tensor]:
         InputError: when the options do not fit the vocabulary.
     """
     logits = logits.detach().to(working_dtype(logits))
-    confident = confident_set(logits, options.selection, options.k, options.p, options.rho)
+    confident = confident_set(logits, options)
     shift = options.alpha * memory_vector(logits, confident, options.memory_vector)
     return (logits - shift).log_softmax(-1), (logits + shift).log_softmax(-1)

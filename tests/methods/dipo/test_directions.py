@@ -37,8 +37,9 @@ def test_margin_rewards_and_gradient(options: PairOptions, chunk_size: int) -> N
     expected = rewards(*pair_parts(reference, options), hidden @ weight.T, reference, 1.0)
     members = ((found.preferred, found.preferred_offset), (found.dispreferred, found.dispreferred_offset))
     for (vector, offset), reward in zip(members, expected, strict=True):
-        torch.testing.assert_close(margin_from_directions(hidden, vector, offset), reward, rtol=0, atol=1e-10)
-    margin = margin_from_directions(hidden, found.difference, found.offset)
+        torch.testing.assert_close(margin_from_directions(hidden, vector) - offset, reward, rtol=0, atol=1e-10)
+    margin = margin_from_directions(hidden, found.preferred - found.dispreferred)
+    margin = margin - (found.preferred_offset - found.dispreferred_offset)
     torch.testing.assert_close(margin, expected[0] - expected[1], rtol=0, atol=1e-10)
     weights = torch.linspace(-1, 1, N, dtype=torch.float64)
     gradients = [
@@ -54,7 +55,7 @@ def test_zero_where_the_hidden_states_are_the_reference(dtype: torch.dtype) -> N
     found = directions(hidden, weight, weight, OPTIONS[0], 4)
     assert found.preferred.dtype == torch.float32
     for vector, offset in zip(found[:2], found[2:], strict=True):
-        assert (margin_from_directions(hidden, vector, offset) == 0).all()
+        assert (margin_from_directions(hidden, vector) - offset == 0).all()
 
 
 def test_bfloat16_weights_are_raised_slice_by_slice(monkeypatch: pytest.MonkeyPatch) -> None:

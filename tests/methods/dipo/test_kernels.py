@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 from dipo_lightning.errors import InputError
 from dipo_lightning.losses.reductions import sequence_sum
 from dipo_lightning.methods.dipo.factored import pair_parts
-from dipo_lightning.methods.dipo.kernels import chunked_margin, chunked_margin_with_rewards
-from dipo_lightning.methods.dipo.loss import dipo_loss
+from dipo_lightning.methods.dipo.kernels import chunked_margin as chunked
+from dipo_lightning.methods.dipo.loss import TokenMargins, dipo_loss
 from dipo_lightning.methods.dipo.pair import PairOptions, make_pair
 from tests.helpers.plain_dipo import rewards
 
@@ -32,6 +33,14 @@ def tensors(dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Tensor, 
         torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes
     )
     return hidden.requires_grad_(), weight.requires_grad_(), reference_hidden, reference_weight
+
+
+def chunked_margin(*given: Any, **options: Any) -> Tensor:
+    return chunked(*given, **options).margin
+
+
+def chunked_margin_with_rewards(*given: Any, **options: Any) -> TokenMargins:
+    return chunked(*given, with_rewards=True, **options)
 
 
 def plain_margin(given: tuple[Tensor, ...], options: PairOptions, source: str) -> Tensor:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from dipo_lightning.errors import InputError
 from dipo_lightning.losses.reductions import sequence_sum
 from dipo_lightning.methods.dipo.factored import pair_parts
-from dipo_lightning.methods.dipo.loss import dipo_loss, sequence_kl_margin
+from dipo_lightning.methods.dipo.loss import dipo_loss
 from dipo_lightning.methods.dipo.pair import PairOptions, make_pair
-from tests.helpers.plain_dipo import dipo_logit_gradient, margin, pair_difference, rewards
+from tests.helpers.plain_dipo import dipo_logit_gradient, margin, pair_difference, rewards, sequence_kl_margin
 
 N, V, COUNT = 9, 23, 4
 ROWS = torch.tensor([0, 0, 0, 1, 1, 3, 3, 3, 3])  # row 2 has no answer token

@@ -48,7 +48,7 @@ LOGITS = torch.tensor([[0.5, 0.05, 0.3, 0.15]], dtype=torch.float64).log()
 @pytest.mark.parametrize("kind", KINDS)
 def test_by_hand(options: PairOptions, chosen: set[int], kind: str) -> None:
     options = PairOptions(options.selection, options.k, options.p, options.rho, kind, 1.3)
-    found = confident_set(LOGITS, options.selection, options.k, options.p, options.rho)
+    found = confident_set(LOGITS, options)
     assert set(found[0].nonzero().flatten().tolist()) == chosen
     preferred, dispreferred = (
         torch.tensor([x], dtype=torch.float64) for x in by_hand(LOGITS[0].tolist(), chosen, 1.3, kind)
