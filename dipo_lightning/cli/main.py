@@ -70,11 +70,21 @@ PARENT = "DIPO_LIGHTNING_PARENT"
 """Environment variable with the process that a run ends with."""
 
 
+VERBOSE = "DIPO_LIGHTNING_VERBOSE"
+"""Environment variable: show what libraries say, too (``--verbose``)."""
+
+STEP = "DIPO_LIGHTNING_STEP"
+"""Environment variable of a child process that is a step of a larger command: show bars and evaluations only."""
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; an error that the user can mend is one sentence and code 2."""
     args = list(sys.argv[1:] if args is None else args)
     if parent := os.environ.pop(PARENT, None):
         end_with(int(parent))
+    if "--verbose" in args:
+        os.environ[VERBOSE] = "1"  # child processes, too
+        args.remove("--verbose")
     try:
         if args and args[0] in COMMANDS:
             run_command(args[0], args[1:])
