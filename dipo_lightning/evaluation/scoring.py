@@ -175,18 +175,25 @@ def _tokens(examples: Sequence[Example], group: Group) -> int:
 
 
 def _may_share(policy: nn.Module, examples: Sequence[Example], groups: list[Group], device: torch.device) -> bool:
-    """Tell whether answers in one row are scored as if alone, by the group with the longest of them."""
+    """Tell whether answers in one row are scored as if alone, by the groups with the longest and the shortest one."""
     if not groups:
         return False
-    group = max(groups, key=lambda group: max(len(examples[i][0]) for i in group))
-    group = sorted(group, key=lambda i: len(examples[i][0]))[-2:]
+
+    def length(index: int) -> int:
+        return len(examples[index][0])
+
+    ends = (
+        max(groups, key=lambda group: max(map(length, group))),
+        min(groups, key=lambda group: min(map(length, group))),
+    )
+    tried = [[min(group, key=length), max(reversed(group), key=length)] for group in ends]
 
     def try_out() -> bool:
-        together = _answer_logits(policy, pack([[examples[i] for i in group]]), device)
-        alone = [_answer_logits(policy, pack([[examples[i]]]), device) for i in group]
+        together = _answer_logits(policy, pack([[examples[i] for i in group] for group in tried]), device)
+        alone = [_answer_logits(policy, pack([[examples[i]]]), device) for group in tried for i in group]
         return same_logits(together, torch.cat(alone))
 
-    return leaves_rows_alone(policy, "shared", len(examples[group[-1]][0]), try_out)
+    return leaves_rows_alone(policy, "shared", length(tried[0][1]), try_out)
 
 
 def _may_pad(policy: nn.Module, examples: Sequence[Example], groups: list[Group], device: torch.device) -> bool:

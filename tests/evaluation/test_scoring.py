@@ -73,6 +73,7 @@ def test_answers_that_share_a_prompt_are_scored_as_if_alone(family: str, impleme
         pytest.skip(f"transformers has no sdpa for {family}")
     model.set_attn_implementation(implementation)
     examples = rows_with_shared_prompts()
+    score(model, examples)  # the layout is tried out once
     scores, computed, shared = tokens_computed(model, examples, batch_tokens=128, z_scores=range(18))
     assert shared
     assert computed < 0.8 * sum(len(ids) for ids, _ in examples)
@@ -218,9 +219,13 @@ def test_modes_and_random_states_come_back() -> None:
 
 
 def test_modes_come_back_after_an_error() -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("out of memory")
+
     model = toy_model().train()
-    with pytest.raises(IndexError):
-        score(model, [([VOCABULARY + 5, 4], [-100, 4])])
+    model.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        score(model, [([5, 4], [-100, 4])])
     assert model.training
 
 
@@ -243,3 +248,12 @@ def test_a_row_beyond_the_sliding_window_is_scored_alike_alone_and_in_company(fa
         torch.testing.assert_close(got.logprobs.double(), want, rtol=1e-5, atol=1e-5)
         assert torch.equal(got.correct, correct)
         assert got.nll == pytest.approx(score(model, [example])[0].nll, rel=1e-6)
+
+
+def test_frequencies_that_depend_on_the_longest_row_of_a_batch() -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 32}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "factor": 4.0} | factors
+    model = toy_model("llama", max_position_embeddings=128, rope_parameters=rope)
+    examples = window_rows() + rows_with_shared_prompts()
+    for example, got in zip(examples, score(model, examples), strict=True):
+        torch.testing.assert_close(got.logprobs.double(), plain_score(model, example)[0], rtol=1e-5, atol=1e-5)
