@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from dipo_lightning.cli.configs import find_config
-from dipo_lightning.cli.main import COMMANDS, TRAINER_COMMANDS, main, with_flags
+from dipo_lightning.cli.main import COMMANDS, TRAINER_COMMANDS, main, spelled_out
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -88,7 +88,7 @@ def parse(words: list[str]) -> None:
         called = getattr(importlib.import_module(module), function)
         parser.add_function_arguments(called, as_positional=True)
         if arguments != ["--help"]:
-            parser.parse_args(with_flags(called, arguments))
+            parser.parse_args(spelled_out(name, called, arguments))
     else:
         assert words[0] in ("--version", "--help"), words
 

@@ -20,6 +20,7 @@ from dipo_lightning.cli.main import PARENT
 from dipo_lightning.cli.run_folder import CONFIG, LOG
 from dipo_lightning.errors import RunError
 from dipo_lightning.evaluation.json_files import write_text
+from dipo_lightning.evaluation.run_folder import PRIVATE
 from dipo_lightning.safety.text import printable
 
 
@@ -40,7 +41,8 @@ def fit(config: Mapping[str, Any], folder: Path, lock: FolderLock | None = None,
     Raises:
         RunError: It failed; the reason is its last error.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=PRIVATE, exist_ok=True)
     write_config(folder / CONFIG, config)
     log = folder / LOG if quiet else None
     code = start(["fit", "--config", str(folder / CONFIG), "--run", str(folder)], log, lock)

@@ -70,11 +70,21 @@ PARENT = "DIPO_LIGHTNING_PARENT"
 """Environment variable with the process that a run ends with."""
 
 
+VERBOSE = "DIPO_LIGHTNING_VERBOSE"
+"""Environment variable: show what libraries say, too (``--verbose``)."""
+
+STEP = "DIPO_LIGHTNING_STEP"
+"""Environment variable of a child process that is a step of a larger command: show bars and evaluations only."""
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; an error that the user can mend is one sentence and code 2."""
     args = list(sys.argv[1:] if args is None else args)
     if parent := os.environ.pop(PARENT, None):
         end_with(int(parent))
+    if "--verbose" in args:
+        os.environ[VERBOSE] = "1"  # child processes, too
+        args.remove("--verbose")
     try:
         if args and args[0] in COMMANDS:
             run_command(args[0], args[1:])
@@ -133,20 +143,26 @@ def run_command(name: str, args: list[str]) -> None:
 
     from dipo_lightning.cli.messages import Sentences
 
+    parser = type("Parser", (Sentences, ArgumentParser), {})
+    module, function = COMMANDS[name].split(":")
+    called = getattr(importlib.import_module(module), function)
+    auto_cli(called, args=spelled_out(name, called, args), prog=f"dipo-lightning {name}", parser_class=parser)
+
+
+def spelled_out(name: str, function: Callable[..., Any], args: Sequence[str]) -> list[str]:
+    """Return arguments as the parser takes them: the last one named, and ``--yes`` as ``--yes=true``.
+
+    Args:
+        name: The command.
+        function: Its function.
+        args: The arguments as they were typed.
+    """
+    import inspect
+
     if name in LAST_ARGUMENT:
         place, option = LAST_ARGUMENT[name]
         if len(args) > place and not any(argument.startswith("-") for argument in args[: place + 1]):
             args = [*args[:place], f"--{option}", *args[place:]]
-    parser = type("Parser", (Sentences, ArgumentParser), {})
-    module, function = COMMANDS[name].split(":")
-    called = getattr(importlib.import_module(module), function)
-    auto_cli(called, args=with_flags(called, args), prog=f"dipo-lightning {name}", parser_class=parser)
-
-
-def with_flags(function: Callable[..., Any], args: Sequence[str]) -> list[str]:
-    """Return the arguments with ``--yes`` written as ``--yes=true`` where a switch has no value of its own."""
-    import inspect
-
     parameters = inspect.signature(function).parameters
     switches = {f"--{name}" for name, one in parameters.items() if one.annotation in (bool, "bool")}
     following = [*args[1:], ""]

@@ -20,6 +20,7 @@ import dipo_lightning
 from dipo_lightning.callbacks import Checkpoint  # and short class names of all of them in YAML
 from dipo_lightning.callbacks.checkpoint import newest
 from dipo_lightning.callbacks.run_record import CHECKPOINTS, describe_run, read_record, refuse_changes
+from dipo_lightning.cli.console import LOG_FILE, is_verbose, quiet, trainer_options
 from dipo_lightning.cli.messages import Sentences
 from dipo_lightning.cli.run_folder import (
     asks_for_more,
@@ -89,6 +90,7 @@ class SaveConfig(SaveConfigCallback):
         if self.already_saved or is_trial(trainer) or not trainer.is_global_zero:
             return
         self.already_saved = True
+        LOG_FILE.open_in(folder)
         options = without_secrets(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
         fitting, path = trainer.state.fn == TrainerFn.FITTING, folder / "config.yaml"
         if trainer.state.fn is not None and not fitting and path.exists():  # of the run that is measured
@@ -135,6 +137,8 @@ class DiPOCLI(LightningCLI):
             self.run = expanded(config.run)
             config.run = str(self.run)
         config.weights_only = True  # no pickle is ever run
+        if self.subcommand != "fit":
+            config.verbose = is_verbose()  # Lightning's own table of numbers
         resumed = self._enter_run(self.run) if self.run else False
         path = config.get("ckpt_path")
         if path in ("", "best") and self.subcommand == "fit":
@@ -207,7 +211,9 @@ class DiPOCLI(LightningCLI):
         kind = Checkpoint if self.run else AnyCheckpoint  # a named run is resumed by this package's checkpoint
         if enabled and not any(isinstance(callback, kind) for callback in listed):
             self.trainer_defaults["callbacks"] = [Checkpoint()]
-        trainer = super().instantiate_trainer(**kwargs)
+        shown, bars = trainer_options(self._get(self.config_init, "trainer"), listed)
+        self.trainer_defaults["callbacks"] = [*self.trainer_defaults.get("callbacks", []), *bars]
+        trainer = super().instantiate_trainer(**shown, **kwargs)
         if self.run:
             set_run_folder(trainer, self.run)
         return trainer
@@ -267,7 +273,8 @@ def run(args: list[str]) -> DiPOCLI:
     umask = os.umask(0o077)
     os.umask(umask)
     try:
-        return _run(args)
+        with quiet():
+            return _run(args)
     except (MisconfigurationException, ValueError, ModuleNotFoundError) as error:
         if not raised_by_lightning(error):
             raise

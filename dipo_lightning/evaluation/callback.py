@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -44,6 +45,9 @@ from dipo_lightning.models.distributed import evaluation_mode, rank_and_world
 
 Document = dict[str, Any]
 """One evaluation as it is written: format, benchmark, settings, provenance, sets (rows), aggregates, skipped."""
+
+EVALUATED = re.compile(r"epoch +\d+, step +\d+: ")
+"""Beginning of the line that an evaluation prints."""
 
 FAST_DEV_ROWS = 2
 """Rows of each set that ``fast_dev_run`` measures."""
@@ -159,6 +163,13 @@ class Evaluation(Scheduled):
             title, before, now, {key: self.meanings[key].label for key in shown}, document, self.meanings
         )
 
+    def line(self, document: Document) -> str:
+        """Return the one line that an evaluation prints during a fit."""
+        now, where = self.scalars(document), document["provenance"]
+        names = [name for name in self.benchmark.brief or self.benchmark.shown or now if name in now]
+        numbers = ", ".join(f"{self.meanings[name].label.replace(':', '')} {now[name]:.3g}" for name in names[:4])
+        return f"epoch {where['epoch']:>3}, step {where['step']:>5}: {numbers}"
+
     def write_tensorboard(self, experiment: Any, document: Document, step: int) -> None:
         """Add texts, histograms and figures to a ``SummaryWriter``; called on rank 0 only."""
         sets, first = document["sets"], (self.first or document)["sets"]
@@ -245,6 +256,12 @@ class Evaluation(Scheduled):
         self._write(trainer, document)
         self.first, self.last = self.first or document, document
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the table of the whole fit, after the last evaluation."""
+        super().on_fit_end(trainer, pl_module)
+        if trainer.is_global_zero and self.last is not None:
+            trainer.print(f"\n{self.summary(self.last)}\nEvery row and text: {Path(self.files[-1]).parent}")
+
     def outdated(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         """Tell whether the last evaluation is of another step, or of other weights; collective."""
         if super().outdated(trainer, pl_module) or not self.files:
@@ -289,7 +306,8 @@ class Evaluation(Scheduled):
         path = trainer.strategy.broadcast(self._path(run_folder(trainer) / "evaluations", trainer, document))
         if trainer.is_global_zero:
             write_json(path, document)
-            trainer.print(f"{self.summary(document)}\nEvery row and text: {path}")
+            fitting = trainer.state.fn == TrainerFn.FITTING
+            trainer.print(self.line(document) if fitting else f"{self.summary(document)}\nEvery row and text: {path}")
         if str(path) not in self.files:
             self.files.append(str(path))
 

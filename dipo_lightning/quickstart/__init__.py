@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dipo_lightning.cli import child
+from dipo_lightning.cli.main import STEP
 from dipo_lightning.errors import RunError
 from dipo_lightning.quickstart import settings
 from dipo_lightning.quickstart.attacks import attack_quickstart
@@ -29,19 +33,41 @@ def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
     folder = Path(output)
     _move_aside(folder)
     started = time.monotonic()
-    prepare(folder, seed)
-    for name, train in (("target", "full.json"), ("retain", "retain90.json")):
-        print(f"\n=== training: {name}", flush=True)
-        child.fit(settings.filled("finetuning", folder=str(folder), name=name, train=train, seed=seed), folder / name)
-    log = measure_retain(folder, seed)
-    shutil.copy(log, folder / "retain.json")
-    print("\n=== unlearning with DiPO", flush=True)
-    config = settings.filled("unlearning", folder=str(folder), seed=seed)
-    child.write_config(folder / "unlearn.yaml", config)  # what comparisons start from
-    child.fit(config, folder / "unlearned")
+    with step(1, "Invent authors, and train the target model on all of them"):
+        prepare(folder, seed)
+        train(folder, "target", "full.json", seed)
+    with step(2, "Train the retain model without the authors to forget"):
+        train(folder, "retain", "retain90.json", seed)
+    with step(3, "Measure the retain model"):
+        shutil.copy(measure_retain(folder, seed), folder / "retain.json")
+    with step(4, "Make the target model forget with DiPO, and evaluate each epoch"):
+        config = settings.filled("unlearning", folder=str(folder), seed=seed)
+        child.write_config(folder / "unlearn.yaml", config)  # what comparisons start from
+        child.fit(config, folder / "unlearned")
     write_report(folder, evaluations(folder / "unlearned"), time.monotonic() - started)
     print("\n=== does it stay forgotten? other words, rounded weights, ten steps of relearning", flush=True)
     attack_quickstart(folder, seed)
+
+
+@contextmanager
+def step(number: int, title: str, of: int = 4) -> Iterator[None]:
+    """Say what a step does, let its child processes show bars and evaluations only, and say how long it took."""
+    print(f"{number}/{of}  {title}", flush=True)
+    started, before = time.monotonic(), os.environ.get(STEP)
+    os.environ[STEP] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(STEP)
+        if before is not None:
+            os.environ[STEP] = before
+    print(f"      {time.monotonic() - started:.0f} s", flush=True)
+
+
+def train(folder: Path, name: str, rows: str, seed: int) -> None:
+    """Train the untrained model on a file of the data and export it as ``models/NAME``."""
+    config = settings.filled("finetuning", folder=str(folder), name=name, train=rows, seed=seed)
+    child.fit(config, folder / name)
 
 
 def measure_retain(folder: Path, seed: int) -> Path:
@@ -66,7 +92,6 @@ def test(config: dict[str, Any], folder: Path) -> Path:
     Raises:
         RunError: It failed.
     """
-    print(f"\n=== evaluating: {folder}", flush=True)
     child.write_config(folder.with_suffix(".yaml"), config)
     if child.start(["test", "--config", str(folder.with_suffix(".yaml"))]):
         raise RunError(f"The evaluation in {folder} failed (see above).")

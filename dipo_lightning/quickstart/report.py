@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from dipo_lightning.evaluation.json_files import write_json
 from dipo_lightning.report.run_picture import headline_picture
 from dipo_lightning.safety.text import printable
 
-SHOWN = 3
+SHOWN = {"forget": 3, "retain": 2}
+"""Questions that are printed of each set."""
 
 
 def write_report(folder: Path, evaluations: list[Path], seconds: float) -> None:
@@ -30,7 +32,7 @@ def write_report(folder: Path, evaluations: list[Path], seconds: float) -> None:
     write_json(folder / "results.json", {**results, "seconds": round(seconds, 1)})
     headline_picture(logs, folder / "forget_quality.png")
     print("\n" + table(results))
-    for name in ("forget", "retain"):
+    for name in SHOWN:
         print("\n" + answers(name, logs[0], logs[-1]))
     places = {
         "numbers": "results.json",
@@ -68,7 +70,7 @@ def answers(name: str, before: dict[str, Any], after: dict[str, Any]) -> str:
     """Return some questions of a set with the truth and what the model said before and after."""
     lines = [f"{name} questions, before and after"]
     pairs = list(zip(before["sets"][name], after["sets"][name], strict=True))
-    for old, new in pairs[:: max(1, len(pairs) // SHOWN)][:SHOWN]:
+    for old, new in pairs[:: max(1, len(pairs) // SHOWN[name])][: SHOWN[name]]:
         lines += [
             f"  {_line(old['question'])}",
             f"    truth   {_line(old['answer'])}",
@@ -79,5 +81,6 @@ def answers(name: str, before: dict[str, Any], after: dict[str, Any]) -> str:
 
 
 def _line(text: str) -> str:
-    """A model's text on one line, without anything that a terminal would obey."""
-    return " ".join(printable(text).split())
+    """Return a model's text on one line of the terminal, without anything that a terminal would obey."""
+    line, width = " ".join(printable(text).split()), max(20, shutil.get_terminal_size((120, 24)).columns - 13)
+    return line if len(line) <= width else f"{line[: width - 3]}..."

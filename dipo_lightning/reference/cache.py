@@ -137,7 +137,8 @@ class PositionCache:
         first = rank_and_world()[0] == 0
         starts = range(0, len(self.missing), batch_size)
         batches = list(own_batches([self.missing[start : start + batch_size] for start in starts]))
-        for slots, own in tqdm(batches, desc="reference cache", disable=not first or not batches, unit="batch"):
+        hidden = None if first and batches else True  # None: shown in a terminal only
+        for slots, own in tqdm(batches, desc="reference cache", disable=hidden, unit="batch", leave=False):
             batch = collate([self.examples[slot] for slot in slots], pad_token_id=0)
             values = compute({name: value.to(device) for name, value in batch.items()}).float().cpu().numpy()
             ends = np.cumsum([self.starts[slot + 1] - self.starts[slot] for slot in slots])

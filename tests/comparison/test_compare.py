@@ -213,3 +213,29 @@ def test_choosing_on_the_reported_data_can_be_allowed_and_is_then_said(tmp_path:
     base = f"{tmp_path}/base0/unlearn.yaml"
     assert main(["compare", write(tmp_path, base=base, selection={"seed": 9, "allow_same_data": True})]) == 0
     assert "The same data is reported on" in (tmp_path / "out" / "comparison.md").read_text()
+
+
+def test_results_of_other_weights_or_rows_are_not_put_into_one_table(
+    tmp_path: Path, calls: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, [DIPO | {"grid": {}}, NPO], seeds=[0])
+    main(["compare", path])
+    for method, hashes in {"DiPO": ("a", "x"), "NPO": ("a", "y")}.items():
+        for file in (tmp_path / "out" / "runs" / method).rglob("tofu_epoch=*.json"):
+            document = json.loads(file.read_text())
+            data = {"forget": {"rows": 4, "sha256": hashes[1]}}
+            document["provenance"] |= {"model": {"pretrained": hashes[0]}, "data": data}
+            file.write_text(json.dumps(document))
+    capsys.readouterr()
+    assert main(["compare", path]) == 2
+    assert "had other forget rows than DiPO seed 0" in capsys.readouterr().err
+
+
+def test_a_run_whose_config_was_cut_off_in_writing_is_run_anew(tmp_path: Path, calls: list[list[str]]) -> None:
+    path = write(tmp_path, [NPO], seeds=[0])
+    main(["compare", path])
+    config = next((tmp_path / "out" / "runs").rglob("run.yaml"))
+    config.write_text(config.read_text()[:40] + "\n{")
+    calls.clear()
+    assert main(["compare", path]) == 0
+    assert len(calls) == 1

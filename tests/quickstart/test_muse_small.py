@@ -25,7 +25,7 @@ FEWER = "fewer.yaml"
 
 def commands() -> list[list[str]]:
     sequences = [
-        [kind, "--run", FEWER, "--output", f"runs/{kind}", "--parts", json.dumps(parts), "--isolated", "false"]
+        [kind, "--run", FEWER, "--output", f"runs/{kind}", "--parts", json.dumps(parts)]
         for kind, parts in SEQUENCES.items()
     ]
     return [["muse-small"], ["fit", "--config", SMALL], *sequences]

@@ -74,6 +74,7 @@ class TOFU(Benchmark):
         *("forget_quality_p", "forget_quality_log10_p", "model_utility", "forget_truth_ratio", "forget_probability"),
         *("forget_rouge", "retain_rouge"),
     )
+    brief = ("forget_quality_p", "model_utility", "forget_probability", "retain_probability")
     hyperparameter_metrics = ("forget_quality_p", "model_utility")
     retain_values: ClassVar = {"forget_quality_p": 1.0, "forget_quality_log10_p": 0.0}
     compared_sets = ("forget", "holdout")

@@ -68,6 +68,7 @@ class UserData(Benchmark):
         *("forget_probability", "forget_rouge", "forget_exact_memorization", "forget_extraction_strength"),
         *("forget_min_k", "forget_truth_ratio", "retain_probability", "retain_rouge", "utility"),
     )
+    brief = ("forget_probability", "forget_rouge", "retain_probability", "utility")
     hyperparameter_metrics = ("forget_probability", "forget_rouge", "utility")
     score_options = ("truth_ratio",)
     charts = (
