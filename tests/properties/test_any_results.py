@@ -116,7 +116,7 @@ def test_means_of_any_values(values: dict[int, float]) -> None:
     metric.update({"rows": [{"index": index, "value": value} for index, value in values.items()]})
     missing = sorted(index for index, value in values.items() if math.isnan(value))
     found = metric.compute().item()
-    assert math.isnan(found) or missing != list(values)
+    assert math.isnan(found) or len(missing) < len(values)
     assert metric.unscored == ({"rows": missing} if missing else {})
 
 
