@@ -75,7 +75,7 @@ def attack(
 
     import torch
 
-    from dipo_lightning.benchmarks.robustness.data import read_subject
+    from dipo_lightning.benchmarks.robustness.data import limited, read_subject, subject_of
     from dipo_lightning.benchmarks.robustness.running import attack_models, build_attacks
     from dipo_lightning.benchmarks.robustness.tables import markdown_table
     from dipo_lightning.data.prompts import prompt_style
@@ -92,15 +92,18 @@ def attack(
         if name not in own:
             raise InputError(f"There is no attack {name!r}; there are {', '.join(own)}. Your own go into `further`.")
     run = run_settings(Path(unlearned).expanduser())
-    if data is None and forget is None:
-        data, split, forget, kept = (run.get(name) for name in ("data", "split", "forget", "retain"))
     model = str(run.get("model", unlearned))
     style = prompt_style(
         prompt or run.get("prompt") or "chat",
         load_tokenizer(model),
         **({} if prompt else run.get("prompt_options") or {}),
     )
-    subject = read_subject(style, data, split, forget, kept, unrelated, max_rows)
+    if data is None and forget is None and "module" in run:
+        run["module"].read()
+        subject = subject_of(run["module"], style)
+    else:
+        subject = read_subject(style, data, split, forget, kept)
+    subject = limited(subject, unrelated, max_rows)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     subject = replace(
         subject,
@@ -138,6 +141,9 @@ def run_settings(folder: Path) -> dict[str, Any]:
         InputError: It is a run that has exported no model.
     """
     import yaml
+    from lightning.pytorch import LightningDataModule
+
+    from dipo_lightning.evaluation.benchmark import import_class
 
     evaluations = folder / "evaluations"
     if not evaluations.is_dir():
@@ -152,13 +158,10 @@ def run_settings(folder: Path) -> dict[str, Any]:
     options = (config.get("data") or {}).get("init_args") or {}
     documents = sorted(evaluations.glob("*.json"), key=lambda path: path.stat().st_mtime)
     provenance = json.loads(documents[-1].read_text(encoding="utf-8"))["provenance"] if documents else {}
-    asked = ("data", "split") if options.get("data") else ("forget", "retain")  # MUSE's data module has `forget` too
-    return {
-        **{name: options.get(name) for name in (*asked, "prompt", "prompt_options")},
-        "model": model,
-        "provenance": provenance,
-        "evaluations": evaluations,
-    }
+    found = {"model": model, "provenance": provenance, "evaluations": evaluations}
+    if kind := (config.get("data") or {}).get("class_path"):
+        found["module"] = import_class(kind, LightningDataModule)(**options)
+    return found | {name: options.get(name) for name in ("prompt", "prompt_options")}
 
 
 def _beside(given: Path, model: str) -> Path:

@@ -59,7 +59,9 @@ def explained(message: str, parser: Any) -> str:
         message: What jsonargparse says.
         parser: The parser, for the options that there are.
     """
-    no_class = re.search(r'"([\w.]+)".*?(?:Expected a path but|mport path string:) (\w+)', message, re.S)
+    no_class = re.search(r'"([\w.]+)".*?(?:Expected a path but|mport path string:) ([\w.]+)', message, re.S)
+    if no_class and (missing := re.search(r"No module named '[^']+'", message)):
+        return f"{no_class[1]}: {no_class[2]} cannot be imported ({missing[0]}); is it in this folder or on PYTHONPATH?"
     if no_class:
         return unknown_class(no_class[1], no_class[2])
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
@@ -75,6 +77,7 @@ def unknown_class(option: str, name: str) -> str:
 
     import dipo_lightning
 
+    given, name = name, name.rpartition(".")[2]
     ends = {"model": "Module", "data": "DataModule"}.get(option.split(".")[-1], "")
     known = [one for one in dipo_lightning.__all__ if one[0].isupper() and one.endswith(ends) and "Error" not in one]
     if option == "model":
@@ -82,10 +85,12 @@ def unknown_class(option: str, name: str) -> str:
     if option == "trainer.callbacks":
         known = [one for one in known if not one.endswith(("Module", "Strategy"))]
         known += list(lightning.pytorch.callbacks.__all__)
-    exact = [one for one in known if one.lower() in (name.lower(), (name + ends).lower())]
-    near = exact or difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(name + ends, known, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else f"There is: {', '.join(known)}; or give an import path."
-    return f"{option}: there is no class {name!r}. {hint}"
+    lower = {one.lower(): one for one in known}
+    tries = [(name + ends).lower(), name.lower()]
+    exact = [one for one in tries if one in lower]
+    near = exact or [one for word in reversed(tries) for one in difflib.get_close_matches(word, list(lower), n=1)]
+    hint = f"Did you mean {lower[near[0]]!r}?" if near else f"There is: {', '.join(known)}; or give an import path."
+    return f"{option}: there is no class {given!r}. {hint}"
 
 
 def suggestion(message: str, parser: Any) -> str:

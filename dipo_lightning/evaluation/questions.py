@@ -1,4 +1,4 @@
-"""TOFU's evaluation rows: every answer scored once, every question answered once, for any model and any rows.
+"""Questions with answers as evaluated rows: every answer scored once, every question answered once, for any model.
 
 What each row needs is collected first and scored in one plan over all sets, so that rows of like length meet whatever
 they are for; each number is then read from those scores.
@@ -63,7 +63,7 @@ def evaluate_rows(
     Args:
         policy: A ``transformers`` causal LM or a peft model around one.
         style: How a question and an answer become tokens.
-        sets: Rows of TOFU's schema by set: ``question``, ``answer``, and where the set has them ``paraphrased_answer``
+        sets: Rows by set: ``question``, ``answer``, and where the set has them ``paraphrased_answer``
             and ``perturbed_answer`` (wrong answers); with ``messages`` the whole conversation is the question.
         options: How to measure; 200 new tokens and 64 rows a generation batch where they are None.
         detailed: Sets whose answers also get memorisation and membership scores.

@@ -81,13 +81,11 @@ def test_unknown_truth_ratio_is_refused_with_the_choices():
         functional.log_truth_ratio(double(1.0), double([1.0]), "harmonic")
 
 
-def test_model_utility_is_the_harmonic_mean_of_nine():
+def test_the_harmonic_mean():
     parts = RNG.uniform(0.01, 1, 9)
-    assert functional.model_utility(double(parts)).item() == pytest.approx(hmean(parts))
+    assert functional.harmonic_mean(double(parts)).item() == pytest.approx(hmean(parts))
     parts[4] = 0
-    assert functional.model_utility(double(parts)).item() == 0
-    with pytest.raises(ValueError, match="9 numbers"):
-        functional.model_utility(double(parts[:8]))
+    assert functional.harmonic_mean(double(parts)).item() == 0
     with pytest.raises(ValueError, match=">= 0"):
         functional.harmonic_mean(double([0.5, -0.1]))
 
@@ -278,10 +276,9 @@ def test_min_k_plus_plus_against_numpy():
     assert score.numpy() == pytest.approx([-np.sort(z[:3])[:2].mean(), -np.sort(z[3:])[:2].mean()], rel=1e-4)
 
 
-def test_zlib_and_reference_scores():
+def test_zlib_scores():
     texts = ["a" * 100, "héllo"]
     sizes = np.array([len(zlib.compress(text.encode())) for text in texts])
     assert functional.zlib_score(double([2.0, 3.0]), texts).numpy() == pytest.approx([2, 3] / sizes)
-    assert functional.reference_score(double([2.0]), double([2.5])).item() == -0.5
     with pytest.raises(ValueError, match="as many texts"):
         functional.zlib_score(double([2.0]), texts)

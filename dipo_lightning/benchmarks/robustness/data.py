@@ -48,8 +48,6 @@ def read_subject(
     split: str | None,
     forget: str | None,
     retain: str | None,
-    unrelated: str | None = None,
-    max_rows: int | None = None,
 ) -> Subject:
     """Read what attacks ask.
 
@@ -59,27 +57,37 @@ def read_subject(
         split: TOFU's forget split.
         forget: In place of ``data``, a user's file or folder of what was to be forgotten.
         retain: The same of what was kept.
-        unrelated: A text file for relearning on unrelated text, one text per blank line.
-        max_rows: Most forget rows, spread evenly over all.
 
     Raises:
         InputError: Neither or both of ``data`` and ``forget`` are given, or a file cannot be read.
     """
     if (data is None) == (forget is None):
         raise InputError("Give either data (TOFU with split, or MUSE) or forget (your own rows): what was unlearned.")
+    if forget is not None:
+        return user_subject(style, read_rows(forget), read_rows(retain) if retain else [])
+    assert data is not None
+    if split is not None:
+        return tofu_subject(style, data, split)
+    if _is_muse(data):
+        return muse_subject(style, data)
+    raise InputError(f"data is {data}, which needs the forget split as well: split=forget10, say.")
+
+
+def limited(subject: Subject, unrelated: str | None, max_rows: int | None) -> Subject:
+    """Return a subject with fewer forget rows and with unrelated texts.
+
+    Args:
+        subject: The questions.
+        unrelated: A text file for relearning on unrelated text, the texts parted by blank lines.
+        max_rows: Most forget rows, spread evenly over all; None for all.
+
+    Raises:
+        InputError: ``max_rows`` is below 1, or the file cannot be read or is empty.
+    """
     if max_rows is not None and max_rows < 1:
         raise InputError(f"max_rows is {max_rows}; it must be at least 1.")
-    if forget is not None:
-        found = user_subject(style, read_rows(forget), read_rows(retain) if retain else [])
-    elif split is not None:
-        assert data is not None
-        found = tofu_subject(style, data, split)
-    elif _is_muse(str(data)):
-        found = muse_subject(style, str(data))
-    else:
-        raise InputError(f"data is {data}, which needs the forget split as well: split=forget10, say.")
     texts = [] if unrelated is None else _texts(Path(unrelated).expanduser())
-    return replace(found, forget=at_most(found.forget, max_rows), unrelated=texts)
+    return replace(subject, forget=at_most(subject.forget, max_rows), unrelated=texts)
 
 
 def at_most(rows: Sequence[Source], most: int | None) -> list[Source]:
@@ -97,7 +105,8 @@ def subject_of(datamodule: Any, style: PromptStyle) -> Subject:
         raise InputError("RobustnessEvaluation asks the rows of the data module; it needs `forget_rows` and `style`.")
     data, split = getattr(datamodule, "data", None), getattr(datamodule, "split", None)
     if data is not None and split is not None:
-        return tofu_subject(style, str(data), str(split))
+        found = tofu_subject(style, str(data), str(split))
+        return replace(found, forget=found.forget[: getattr(datamodule, "max_forget_rows", None)])
     if data is not None and _is_muse(str(data)):
         return muse_subject(style, str(data), str(getattr(datamodule, "forget", "train/forget")))
     return user_subject(style, datamodule.forget_rows, getattr(datamodule, "retain_rows", None) or [])

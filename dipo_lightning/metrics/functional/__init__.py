@@ -5,12 +5,11 @@ from dipo_lightning.metrics.functional.forget_quality import ForgetQualityResult
 from dipo_lightning.metrics.functional.membership import (
     membership_auc,
     rank_auc,
-    reference_score,
     zlib_score,
 )
 from dipo_lightning.metrics.functional.memorization import exact_memorization, extraction_strength, tokens_correct
 from dipo_lightning.metrics.functional.min_k import min_k, min_k_plus_plus, standardized_logprobs
-from dipo_lightning.metrics.functional.model_utility import harmonic_mean, model_utility
+from dipo_lightning.metrics.functional.model_utility import harmonic_mean
 from dipo_lightning.metrics.functional.privleak import PUBLISHED_RETRAIN_AUC, privleak, privleak_auc
 from dipo_lightning.metrics.functional.probability import answer_probability, normalized_probability
 from dipo_lightning.metrics.functional.rouge import RougeL, rouge_l
@@ -38,7 +37,6 @@ __all__ = [
     "membership_auc",
     "min_k",
     "min_k_plus_plus",
-    "model_utility",
     "ngram_entropy",
     "normalized_probability",
     "paired_forget_quality",
@@ -46,7 +44,6 @@ __all__ = [
     "privleak",
     "privleak_auc",
     "rank_auc",
-    "reference_score",
     "rouge_l",
     "standardized_logprobs",
     "tokens_correct",

@@ -33,19 +33,6 @@ def zlib_score(nll: Tensor, texts: Sequence[str]) -> Tensor:
     return nll / torch.tensor(sizes, dtype=nll.dtype, device=nll.device)
 
 
-def reference_score(nll: Tensor, reference_nll: Tensor) -> Tensor:
-    """Loss less the loss of a reference model (Carlini et al., 2021).
-
-    Args:
-        nll: (B,) mean token NLL of the texts under the model in nats.
-        reference_nll: (B,) the same under a model that has not seen the forget set.
-
-    Returns:
-        (B,) difference in nats.
-    """
-    return nll - reference_nll
-
-
 def rank_auc(positive: Tensor, negative: Tensor) -> Tensor:
     """P(negative < positive) + P(negative = positive) / 2 over all pairs: the exact area under the ROC curve.
 

@@ -12,7 +12,6 @@ from dipo_lightning.benchmarks.robustness import running
 from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, ask, measure_answers
 from dipo_lightning.benchmarks.robustness.running import build_attacks
 from dipo_lightning.benchmarks.robustness.tables import markdown_table
-from dipo_lightning.cli.attack import run_settings
 from dipo_lightning.cli.main import main
 from dipo_lightning.cli.score import score
 from dipo_lightning.errors import InputError
@@ -201,15 +200,19 @@ def test_a_run_gives_its_model_and_data_and_its_page_and_card_a_section(folders,
     assert "| weights in int8 | " in card
 
 
-def test_a_run_of_muse_gives_its_corpus(tmp_path):
-    save_toy(tmp_path / "model")
-    (tmp_path / "evaluations").mkdir()
-    config = "data:\n  init_args: {data: corpus, forget: train/forget, prompt: plain}\n"
-    (tmp_path / "config.yaml").write_text(config)
-    found = run_settings(tmp_path)
-    assert (found["data"], found["split"], found.get("forget"), found["model"]) == (
-        "corpus", None, None, tmp_path / "model",
-    )  # fmt: skip
+def test_a_run_on_own_rows_gives_those_that_were_unlearned(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"q": f"Who is {i}?", "a": f"The author {i}"} for i in range(4)]
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    Path("run/evaluations").mkdir(parents=True)
+    save_toy(Path("run/model"))
+    init = "{forget: rows.jsonl, columns: {question: q, answer: a}, max_forget_rows: 3, prompt: plain, tokenizer: x}"
+    Path("run/config.yaml").write_text(
+        f"data:\n  class_path: dipo_lightning.UnlearningDataModule\n  init_args: {init}\n"
+    )
+    assert main(["attack", "run", "--attacks", "[prefixes]", "--prefixes.shares", "[50]", "--max_new_tokens", "2"]) == 0
+    log = read_log("run/attacks/robustness.json")
+    assert [row["question"] for row in log.sets["unlearned_plain"]] == ["Who is 0?", "Who is 1?", "Who is 2?"]
 
 
 def test_a_run_without_a_model_says_what_to_do(tmp_path, capsys):
