@@ -1,4 +1,4 @@
-"""SIGTERM, and the signal by which SLURM announces preemption: noted, and obeyed where the run can be resumed exactly.
+"""Stop signals (SIGTERM, SLURM's notice of preemption), obeyed at a step from which a run resumes exactly.
 
 Lightning's own handlers save in the middle of whatever is being computed (SLURM), or start a collective there
 (SIGTERM). Neither can be resumed exactly, and the second hangs where ranks get the signal at different steps.

@@ -1,4 +1,4 @@
-"""The command ``attack``: what brings forgotten knowledge back, beside what the same does to models that never knew."""
+"""The command ``attack``: attempts to get forgotten knowledge back, and the same on models that never had it."""
 
 from __future__ import annotations
 

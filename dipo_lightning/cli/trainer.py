@@ -111,7 +111,7 @@ def in_yaml(options: Any) -> str:
 
 
 class DiPOCLI(LightningCLI):
-    """Any module and data module by class name; a checkpoint never overrides an option."""
+    """LightningCLI for any module and data module by class name; a checkpoint never overrides an option."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add ``--run`` and ``--private``."""

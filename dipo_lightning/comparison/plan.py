@@ -76,7 +76,7 @@ class FinishedRun:
 
 @dataclass
 class Comparison:
-    """The whole of it.
+    """Comparison, as its YAML states it.
 
     Attributes:
         base: The config that every run starts from; ``{seed}`` in it is replaced by the run's seed.

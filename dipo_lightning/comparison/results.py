@@ -1,4 +1,4 @@
-"""A run's measurements: its evaluations as flat rows, and the two numbers that runs are compared by."""
+"""Measurements of a run: its evaluations as flat rows, and the two numbers that runs are compared by."""
 
 from __future__ import annotations
 

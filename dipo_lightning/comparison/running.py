@@ -1,4 +1,4 @@
-"""One run of a comparison: its state, and bringing it to its end."""
+"""One run of a comparison: its state, and the child process that finishes it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def rows_now(section: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Failure:
-    """Something that did not end well, the last thing that it said, and where all of it can be read."""
+    """Run that failed: its last message, and the log that has all of them."""
 
     title: str
     reason: str

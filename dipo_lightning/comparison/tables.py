@@ -1,4 +1,4 @@
-"""The tables of a comparison: comparison.csv with every evaluation, and Markdown with a line a method."""
+"""The tables of a comparison: comparison.csv with every evaluation, and Markdown with a line per method."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class Work:
             self._refuse_same_data()
 
     def planned(self) -> list[str]:
-        """Return what would be done, a line a run."""
+        """Return what would be done, a line per run."""
         lines = []
         for method in self.plan.methods:
             if method in self.selected:

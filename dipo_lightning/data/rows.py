@@ -1,4 +1,4 @@
-"""Rows to forget or to keep: read from any layout into little memory, compared, and named by what they say."""
+"""Rows to forget or to keep, read from any layout into little memory; their fingerprints and overlaps."""
 
 from __future__ import annotations
 

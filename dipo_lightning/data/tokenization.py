@@ -1,4 +1,4 @@
-"""Rows to token ids: examples under a prompt style, all at once or as they are needed, and running text in pieces."""
+"""Tokenised rows: examples under a prompt style, all at once or as they are needed, and running text in pieces."""
 
 from __future__ import annotations
 

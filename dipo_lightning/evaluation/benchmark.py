@@ -1,4 +1,4 @@
-"""The contract of a benchmark, and where one is found.
+"""Contract of a benchmark, and the search for one by the format of its logs.
 
 `score`, `report`, `compare`, the callbacks, TensorBoard and the log readers ask a `Benchmark` for all they need to know
 of its sets, its numbers and its logs.

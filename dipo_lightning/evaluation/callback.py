@@ -1,4 +1,4 @@
-"""The callback that measures a policy: training doesn't notice it; its results go to console, loggers and files."""
+"""Callback that measures a policy without a trace in training; results go to console, loggers and files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions with answers as evaluated rows: every answer scored once, every question answered once, for any model.
+"""Evaluated rows from questions with answers: every answer scored once, every question answered once.
 
 What each row needs is collected first and scored in one plan over all sets, so that rows of like length meet whatever
 they are for; each number is then read from those scores.

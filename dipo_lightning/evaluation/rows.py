@@ -1,4 +1,4 @@
-"""Evaluated rows: their one type, how they are measured, those that have no value, and logs of them."""
+"""Evaluated rows: their type, the options they are measured by, rows without a value, and logs."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""LightningModules: when, and on what, an objective is computed."""
+"""Methods: a loss and its LightningModule per file."""

@@ -1,1 +1,1 @@
-"""Causal language models: where they come from, loading, their linear head, LoRA adapters."""
+"""Causal language models: sources, loading, output head, LoRA adapters, sharding, export."""

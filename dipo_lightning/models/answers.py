@@ -1,4 +1,4 @@
-"""The supervised positions of a batch, as a model sees them: what every objective is computed from.
+"""Supervised positions of a batch, as a model sees them; every loss is computed from them.
 
 Positions are selected before the output projection, so prompts and padding never reach the vocabulary, and all parts
 of a batch (forget, retain, alternative) share one forward.

@@ -1,4 +1,4 @@
-"""The embedded default: data, a model that knows it, unlearning, and the evidence, in a few minutes on a CPU."""
+"""Quickstart: made-up data, a model that knows it, unlearning and the results, in a few minutes on a CPU."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ MOST_POINTS = 1000
 
 @dataclass
 class RunFolder:
-    """A run as its folder tells it.
+    """Contents of a run's folder.
 
     Attributes:
         path: The folder.

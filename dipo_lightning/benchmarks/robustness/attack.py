@@ -1,4 +1,4 @@
-"""The contract of an attack, and how its questions are measured.
+"""Contract of an attack, and measurement of its questions.
 
 An attack names the conditions it tries and measures the policy under each. Whatever it does to weights it undoes: the
 policy it is given comes back bit for bit.
@@ -58,7 +58,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Condition:
-    """One thing that is tried.
+    """One condition of an attack, such as a wording.
 
     Attributes:
         name: Name in logs, tables and of numbers, such as ``lower_case``.

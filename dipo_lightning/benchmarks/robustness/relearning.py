@@ -1,4 +1,4 @@
-"""Relearning: a copy of the model is fine-tuned, and measured while it learns; how fast does the knowledge return?"""
+"""Relearning: a copy of the model is fine-tuned, and measured at steps of it for the speed of the return."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MUSE_STEPS = {"muse-books": (50, 75, 100), "muse-news": (100, 125, 150)}
 
 @dataclass
 class Relearning(Attack):
-    """Fine-tunes a copy of the model for one epoch, as open-unlearning (arXiv 2506.12618) stress-tests metrics.
+    """Attack that fine-tunes a copy of the model for one epoch, as open-unlearning (arXiv 2506.12618) does.
 
     The copy is trained in float32, with AdamW at a constant learning rate and without dropout.
 

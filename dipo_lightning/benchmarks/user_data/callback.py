@@ -1,4 +1,4 @@
-"""A user's own rows measured while a model unlearns: what it still says of what must go, and of what must stay."""
+"""User data measured while a model unlearns: memory of the forget rows and of the retain rows."""
 
 from dataclasses import replace
 from typing import Any, Literal

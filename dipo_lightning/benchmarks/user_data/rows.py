@@ -1,4 +1,4 @@
-"""A user's rows of any layout as questions with answers: what the row-by-row evaluation asks and scores."""
+"""User data of any layout as questions with answers, for the row-by-row evaluation."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """DiPO, Distribution Preference Optimization (arXiv 2510.04773), as a LightningModule.
 
 A reconstruction: the paper's idea and its derivation are followed, its full text was not at hand, and none of its
-numbers is claimed. What the paper states, what is derived and what was chosen stands in the README and in
-`dipo_lightning.methods.dipo.loss`.
+numbers is claimed. The documentation (explanation/dipo) and `dipo_lightning.methods.dipo.loss` tell what is the
+paper's, what is derived and what was chosen.
 """
 
 import math

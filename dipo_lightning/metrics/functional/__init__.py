@@ -1,4 +1,4 @@
-"""The mathematics of the measurements: pure functions, one idea a file."""
+"""The mathematics of the measurements: pure functions, a topic per file."""
 
 from dipo_lightning.metrics.functional.fluency import ngram_entropy, perplexity
 from dipo_lightning.metrics.functional.forget_quality import ForgetQualityResult, forget_quality, paired_forget_quality

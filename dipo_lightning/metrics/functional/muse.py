@@ -1,4 +1,4 @@
-"""The two manners in which MUSE's ROUGE-L F1 is reported."""
+"""MUSE's ROUGE-L F1 in the two variants in which it is reported."""
 
 from __future__ import annotations
 
