@@ -49,21 +49,25 @@ def test_a_results_file_says_where_its_numbers_come_from(folder: Path) -> None:
     assert other["provenance"]["config"]["seed_everything"] == 2
 
 
-class Saved(torch.nn.Module):
-    """The adapters of a checkpoint, under the names that they have in the policy."""
-
-    def __init__(self, state: dict[str, torch.Tensor]) -> None:
-        super().__init__()
-        self.state = {name.removeprefix("policy."): value for name, value in state.items() if "lora_" in name}
-
-    def named_parameters(self, *arguments: Any, **options: Any) -> Any:
-        return iter(self.state.items())
+def trained_fingerprint(weights: dict[str, torch.Tensor]) -> str:
+    """The fingerprint of a model that trains these weights, under the names that they have in the policy."""
+    model = torch.nn.Module()
+    for name, value in weights.items():
+        *path, last = name.split(".")
+        owner = model
+        for part in path:
+            if not hasattr(owner, part):
+                owner.add_module(part, torch.nn.Module())
+            owner = getattr(owner, part)
+        owner.register_parameter(last, torch.nn.Parameter(value))
+    return model_fingerprint(model, trainable_only=True)
 
 
 def test_the_stated_weights_are_the_ones_that_were_saved(folder: Path) -> None:
-    saved = Saved(torch.load(folder / "first" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
-    assert saved.state
-    assert model_fingerprint(saved) == results(folder / "first")[-1]["provenance"]["model"]["trained"]
+    state = torch.load(folder / "first" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    adapters = {name.removeprefix("policy."): value for name, value in state.items() if "lora_" in name}
+    assert adapters
+    assert trained_fingerprint(adapters) == results(folder / "first")[-1]["provenance"]["model"]["trained"]
 
 
 def test_the_config_in_a_results_file_is_the_config_of_the_run(folder: Path) -> None:
