@@ -91,7 +91,7 @@ def test_two_processes_equal_plain_in_every_combination(
 def test_the_policy_as_source_and_a_mean(pool: Pool, tasks: dict[str, str], family: str) -> None:
     options = {"pair": {"source": "policy"}, "reduction": "mean", "beta": 1.0}
     task, path = tasks[family], PATHS["chunks"]
-    one = plain(task, tuple(sorted((options | {"method": "dipo"}).items())))
+    one = plain(task, json.dumps(options | {"method": "dipo"}, sort_keys=True))
     for strategy, saving in (("ddp", MEMORY), ("fsdp2", SHARDED)):
         chosen = path | options | saving | {"strategy": strategy, "method": "dipo"}
         ranks = pool.run("train", task=task, devices=WORLD, batch_size=2, max_steps=3, **chosen)
