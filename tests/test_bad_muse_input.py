@@ -61,7 +61,7 @@ CASES = {
 
 
 def config(root: Path, news: Path) -> dict:
-    evaluation = {"baseline": 0.5, "rows": 2, "verbmem_tokens": 2, "knowmem_tokens": 2}
+    evaluation = {"baseline": 0.5, "max_rows": 2, "verbmem_tokens": 2, "knowmem_tokens": 2}
     return {
         "trainer": {**TRAINER, "callbacks": [{"class_path": "dipo_lightning.callbacks.MUSEEvaluation",
                                               "init_args": evaluation}]},

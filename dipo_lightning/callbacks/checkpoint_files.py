@@ -41,7 +41,7 @@ class StreamingIO(TorchCheckpointIO):
         """Read ``path``, its tensors as they are asked for."""
         if "://" in str(path) or not Path(path).is_file():
             return super().load_checkpoint(path, map_location or (lambda storage, _: storage), weights_only)
-        return torch.load(path, map_location="cpu", weights_only=weights_only is not False, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def remove(path: Path) -> None:

@@ -45,7 +45,7 @@ def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
         child.write_config(folder / "unlearn.yaml", config)  # what comparisons start from
         child.fit(config, folder / "unlearned")
     write_report(folder, evaluations(folder / "unlearned"), time.monotonic() - started)
-    print("\n=== does it stay forgotten? other words, rounded weights, ten steps of relearning", flush=True)
+    print("\nDoes it stay forgotten? Other words, rounded weights, ten steps of relearning:", flush=True)
     attack_quickstart(folder, seed)
 
 

@@ -84,8 +84,8 @@ def test_two_nodes_give_what_one_process_gives(
     assert saved.is_dir() == (trainer == "fsdp2_multinode")
     went_on = pool.run("command_line", arguments=arguments, environment=environment)
     assert [code for code, _ in went_on] == [0, 0]
-    assert f"Going on from {saved}" in went_on[0][1]
-    assert "Going on from" not in went_on[1][1]
+    assert f"Resuming from {saved}" in went_on[0][1]
+    assert "Resuming from" not in went_on[1][1]
     assert_same_weights(saved_weights(run), alone_weights, 2e-6)
     again = pool.run("command_line", arguments=arguments, environment=environment)
     assert "nothing is repeated" in again[0][1]

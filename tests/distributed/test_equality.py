@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from itertools import product
 from typing import Any
 
@@ -59,8 +60,9 @@ def name(chosen: Case) -> str:
 
 
 @functools.cache
-def one_process(task: str, chosen: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
-    return jobs.train(task, **dict(chosen))
+def one_process(task: str, chosen: str) -> dict[str, Any]:
+    """Train in this process, once for the same options (as JSON, which has a hash)."""
+    return jobs.train(task, **json.loads(chosen))
 
 
 def compare(
@@ -75,7 +77,7 @@ def compare(
     micro = 2
     options |= {"epochs": chosen["accumulate"]}  # as many optimiser steps with accumulation as without
     alone = {key: value for key, value in chosen.items() if key not in ("strategy", "accumulate")} | options
-    one = one_process(task, tuple(sorted({**alone, "batch_size": micro * WORLD * chosen["accumulate"]}.items())))
+    one = one_process(task, json.dumps({**alone, "batch_size": micro * WORLD * chosen["accumulate"]}, sort_keys=True))
     arguments = {"devices": WORLD, "batch_size": micro, **chosen, **options, **(changes or {})}
     ranks = pool.run("train", timeout, task=task, **arguments)
     losses = np.mean([rank["losses"] for rank in ranks], axis=0).reshape(-1, chosen["accumulate"]).sum(1)
@@ -137,5 +139,7 @@ def test_a_mean_of_means_would_be_seen(pool: Pool, task: str) -> None:
 def test_the_weights_have_moved(task: str) -> None:
     """Else the comparisons above would compare the pretrained model with itself."""
     start = jobs.pretrained_weights(task)
-    trained = one_process(task, (("batch_size", 4), ("method", "dipo"), ("reference", "live")))["weights"]
+    trained = one_process(task, json.dumps({"batch_size": 4, "method": "dipo", "reference": "live"}, sort_keys=True))[
+        "weights"
+    ]
     assert any(np.abs(trained[key] - start[key]).max() > 1e-2 for key in start)

@@ -34,6 +34,7 @@ DEFAULTS = {
     "rmu": {"layer": 7, "coefficient": 2.0},
     "wga": {"beta": 1.0},
     "ce_u": {},
+    "selective": {"dispreferred": "policy", "retain_loss": "kl", "gamma": 1.0},
 }
 """The settings of the sources."""
 

@@ -170,6 +170,9 @@ class Raised(torch.nn.Module):
         output.logits = output.logits + self.constant
         return output
 
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.policy.get_input_embeddings()
+
 
 def pad(ids: list[int], length: int, left: bool) -> tuple[list[int], list[int]]:
     """Ids and mask of one length."""

@@ -70,7 +70,7 @@ def test_all_of_it_works_without_a_network(run: Run) -> None:
 def test_no_token_and_no_home_in_anything_that_is_left(run: Run) -> None:
     assert len(run.left()) > 15
     found = {}
-    needs_paths = {"config.yaml", "last.ckpt"}  # to be run and gone on from as they are
+    needs_paths = {"config.yaml", "last.ckpt", "run.json"}  # to be run and resumed from as they are
     for path in run.left():
         content = path.read_bytes()
         for secret in (TOKEN, HOME):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ import yaml
 
 from dipo_lightning.comparison import sequences as scaling
 from dipo_lightning.methods.dipo.loss import dipo_loss
-from dipo_lightning.quickstart import muse_small
 from tests.helpers.plain_dipo import margin
 
 FOLDER = Path(__file__).resolve().parents[3] / "configs" / "muse"
@@ -57,7 +57,8 @@ def test_the_published_settings(name):
 def test_the_small_run_is_measured_as_its_retrained_model_was():
     callbacks = read("small")["trainer"]["callbacks"]
     options = next(c["init_args"] for c in callbacks if c["class_path"].endswith("MUSEEvaluation"))
-    [measured] = muse_small.measuring(Path("."), 0)["trainer"]["callbacks"]
+    measuring = files("dipo_lightning.quickstart") / "configs" / "muse_measuring.yaml"
+    [measured] = yaml.safe_load(measuring.read_text())["trainer"]["callbacks"]
     differing = {name: value for name, value in options.items() if name != "retain_log"}
     assert measured["init_args"] == {**differing, "baseline": "none"}
 

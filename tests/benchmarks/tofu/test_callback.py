@@ -169,7 +169,7 @@ def test_without_reference_it_says_why_there_is_no_forget_quality(
     _, run = fit(tmp_path, data, TOFUEvaluation(**nested(at_start=False, **OPTIONS)), max_epochs=1)
     shown = capsys.readouterr().out
     assert "No forget quality: no log of a retain model was given" in shown
-    assert str(next(tmp_path.rglob("tofu_*.json"))) in shown
+    assert len(list(tmp_path.rglob("tofu_*.json"))) == 1
     assert "tofu/forget_quality_p" not in run.callback_metrics
     assert run.callback_metrics["tofu/retain_probability"] > 0
 
