@@ -50,8 +50,9 @@ def write_config(folder: Path, run: Path, workers: int = 0, lora: bool = False, 
         "model": {"class_path": "dipo_lightning.DiPOModule", "init_args": model},
         "data": {
             "class_path": "dipo_lightning.UnlearningDataModule",
-            "init_args": {"tokenizer": str(folder / "model"), "forget": str(folder / "forget.jsonl"), "retain": str(folder / "retain.jsonl"),
-                          "prompt": "plain", "batch_size": 2, "num_workers": workers},
+            "init_args": {"forget": str(folder / "forget.jsonl"), "retain": str(folder / "retain.jsonl"),
+                          "tokenizer": str(folder / "model"), "prompt": "plain", "batch_size": 2,
+                          "num_workers": workers},
         },
         "run": str(run),
     }  # fmt: skip
