@@ -283,7 +283,7 @@ class Evaluation(Scheduled):
             self._described = True
         else:  # `step`: where Lightning then logs the others
             tensors["step"] = torch.tensor(float(step))
-            pl_module.log_dict(tensors, on_epoch=True, rank_zero_only=False)
+            pl_module.log_dict(tensors, on_epoch=True, sync_dist=True)  # the same on every process: their mean is it
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 self.write_tensorboard(logger.experiment, document, step)

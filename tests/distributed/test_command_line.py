@@ -92,6 +92,7 @@ def test_two_nodes_give_what_one_process_gives(
     assert again[1][1] == ""
     validate = ["validate", *(argument for argument in arguments[1:] if not argument.startswith("--run="))]
     validate += [f"--ckpt_path={saved}", "--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}"]
+    validate += ["--trainer.callbacks+=dipo_lightning.callbacks.MemorizationEvaluation"]  # else it measures nothing
     assert [code for code, _ in pool.run("command_line", arguments=validate, environment=environment)] == [0, 0]
 
 

