@@ -137,12 +137,12 @@ class Checkpoint(Savepoint, CheckpointBase):
         """Do what the interrupted run had still to do at its step: its evaluations, and what it had not yet logged."""
         self._begin(trainer)
         self.signals.listen(trainer)
-        loaded, self._loaded = self._loaded, {}
-        if hook := loaded.get("hook"):
+        if hook := self._loaded.get("hook"):
             replay(trainer, pl_module, hook)
-        if pending := loaded.get("pending"):
+        if pending := self._loaded.get("pending"):
             for logger in trainer.loggers:
                 logger.log_metrics(pending["metrics"], step=pending["step"])
+        self._loaded = {}
 
     def on_train_batch_end(
         self,
@@ -181,8 +181,11 @@ class Checkpoint(Savepoint, CheckpointBase):
         self.save(trainer, {"stopped": trainer.should_stop})
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note that nothing is left to do."""
+        """Note that nothing is left to do; a last step that was saved in its evaluation only is saved for good."""
         self._begin(trainer)
+        if self._loaded.get("hook"):  # the resumed run had no training left, and so no other end
+            self.save(trainer, {"stopped": trainer.should_stop})
+            self._loaded = {}
         if trainer.is_global_zero and self.path.exists():
             self.path.with_name(FINISHED).touch()
 
@@ -317,7 +320,7 @@ class Checkpoint(Savepoint, CheckpointBase):
     def _state_in(self, trainer: pl.Trainer, hook: Hook) -> dict[str, Any]:
         """Return what only this callback knows of a step that is saved in ``hook``."""
         if hook == "on_train_batch_end":
-            return {"pending": self._not_yet_logged(trainer)}
+            return {"pending": self._loaded.get("pending") or self._not_yet_logged(trainer)}
         return {"stopped": trainer.should_stop} if hook == "on_train_end" else {}
 
     def _not_yet_logged(self, trainer: pl.Trainer) -> dict[str, Any] | None:

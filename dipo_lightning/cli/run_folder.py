@@ -11,7 +11,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from dipo_lightning.callbacks.checkpoint import FINISHED, checkpoint_state, newest
-from dipo_lightning.callbacks.run_record import CHECKPOINTS, RECORD, read_record
+from dipo_lightning.callbacks.run_record import CHECKPOINTS, LOCK, RECORD, read_record
 from dipo_lightning.data.rows import fingerprints
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.run_folder import PRIVATE
@@ -48,9 +48,14 @@ def prepare_run(folder: Path) -> Path | None:
     except OSError as error:
         raise RunError(f"The run's folder {folder} cannot be written: {error.strerror or error}.") from error
     if any(folder.iterdir()) and not (kept / RECORD).exists():
-        begun = {path.name for path in folder.iterdir()} <= {CHECKPOINTS, CONFIG, LOG} and not any(kept.glob("*.ckpt"))
-        if not begun:  # killed before its record was written: nothing but the lock
+        ours = (kept / LOCK).exists() or {path.name for path in folder.iterdir()} <= {CONFIG, LOG}
+        if not ours or any(kept.glob("*.ckpt")):  # else it was killed, or refused, before its record was written
             raise InputError(f"{folder} is not empty and holds no run that can be resumed; name an empty folder.")
+    try:
+        kept.mkdir(mode=PRIVATE, exist_ok=True)
+        (kept / LOCK).touch(mode=PRIVATE & 0o666)  # the sign of a run, before any logger writes
+    except OSError as error:
+        raise RunError(f"The run's folder {folder} cannot be written: {error.strerror or error}.") from error
     found = newest(kept)
     if found is not None:
         old = found.with_name(found.name + ".old")

@@ -84,7 +84,7 @@ class ResumableLoader(DataLoader):
                 f"here an epoch has {here['length']} of {here['rows']}, and other rows would be left out. Keep "
                 "data.batch_size x processes, the data and trainer.limit_train_batches as they were."
             )
-        self.skip = skip
+        self.skip = self.done = skip  # saved again before the first batch, it is the same place
 
     def denominators(self, step: int, ranks: list[list[int]]) -> dict[str, float]:
         """Return rows and supervised tokens per micro-batch and rank, for one optimiser step of the current epoch.
