@@ -589,8 +589,10 @@ def continuations(
     greedy: bool = False,
     visible: Sequence[Sequence[int]] | None = None,
     banned: Sequence[Sequence[int]] | None = None,
+    temperature: float = 1.0,
+    max_new_tokens: int = SAMPLED_TOKENS,
 ) -> list[list[list[int]]]:
-    """Continue prompts by sampling at temperature 1, or greedily; the same on every process.
+    """Continue prompts by sampling, or greedily; the same on every process.
 
     Args:
         model: A ``transformers`` causal LM, sharded or not.
@@ -601,6 +603,8 @@ def continuations(
         greedy: Take the likeliest token.
         visible: For each prompt, 0 at the tokens that the model must not see.
         banned: For each prompt, tokens that it must not say.
+        temperature: Of the sampling.
+        max_new_tokens: Most tokens of a continuation.
 
     Returns:
         Token ids of each continuation of each prompt, cut before a stop id.
@@ -625,10 +629,10 @@ def continuations(
             made = model.generate(  # type: ignore[operator]
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
-                max_new_tokens=SAMPLED_TOKENS,
+                max_new_tokens=max_new_tokens,
                 num_return_sequences=samples,
                 do_sample=not greedy,
-                temperature=None if greedy else 1.0,
+                temperature=None if greedy else temperature,
                 top_k=None if greedy else 0,
                 top_p=None if greedy else 1.0,
                 eos_token_id=style.stop_ids,
