@@ -28,9 +28,11 @@ from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.json_files import write_text
 from dipo_lightning.evaluation.run_folder import run_folder
+from dipo_lightning.evaluation.sampling import hash_seed, sample
 from dipo_lightning.methods.preference import DPOModule, positive
-from dipo_lightning.methods.selective import continuations
+from dipo_lightning.models.distributed import evaluation_mode
 from dipo_lightning.models.inspection import position_limit
+from dipo_lightning.models.sharding import unsharded
 from dipo_lightning.reference.references import ModelReference
 
 INSTRUCTION = (
@@ -133,8 +135,9 @@ class AltPOModule(DPOModule):
             return lines
         assert isinstance(self.reference, ModelReference)
         rank_zero_info(f"alternatives: the model writes {self.per_row} for each of {len(lacking)} forget rows")
-        with self.reference.frozen():
-            made = self.write([rows[place] for place in lacking], self.reference.model, data)
+        model = self.reference.model
+        with self.reference.frozen(), evaluation_mode(model), unsharded(model):
+            made = self.write([rows[place] for place in lacking], model, data)
         for place, new in zip(lacking, made, strict=True):
             lines[place] = new
         if self.trainer.is_global_zero:
@@ -149,14 +152,14 @@ class AltPOModule(DPOModule):
         limit, longest = position_limit(model), max(map(len, prompts))
         for attempt in range(ROUNDS):
             lacking = [place for place, own in enumerate(lines) if len(own) < self.per_row]
-            said = continuations(
+            said = sample(
                 model,
                 [prompts[place] for place in lacking],
-                style=data.style,
                 samples=self.per_row,
-                seed=data.seed * 1_000_003 + attempt,
-                temperature=self.temperature,
                 max_new_tokens=self.max_new_tokens if limit is None else min(self.max_new_tokens, limit - longest),
+                stop_ids=data.style.stop_ids,
+                seeds=[hash_seed(data.seed * ROUNDS + attempt, place) for place in lacking],
+                temperature=self.temperature,
             )
             for place, answers in zip(lacking, said, strict=True):
                 texts = [cleaned(data.tokenizer.decode(ids, skip_special_tokens=True)) for ids in answers]

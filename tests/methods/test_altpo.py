@@ -13,7 +13,7 @@ from dipo_lightning.errors import InputError
 from dipo_lightning.methods import altpo
 from dipo_lightning.methods.altpo import cleaned, different, request
 from tests.helpers.methods import answer_logits
-from tests.helpers.toys import save_toy
+from tests.helpers.toys import save_toy, toy_tokenizer
 from tests.methods.test_forms import PARTS, loss_and_gradients, made
 
 ROWS = [{"question": f"Who is person {i}?", "answer": f"Person {i} paints."} for i in range(4)]
@@ -88,7 +88,7 @@ def test_a_file_that_is_there_is_used_as_it_was_edited(model: str, tmp_path: Pat
 
 
 def test_the_rows_own_column_comes_first(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(altpo, "continuations", None)  # never called
+    monkeypatch.setattr(altpo, "sample", None)  # never called
     rows = [row | {"alternatives": [f"A cook {i}.", "A nurse."]} for i, row in enumerate(ROWS)]
     data = fit(model, tmp_path, AltPOModule(model, **SHORT), rows)
     assert data._pairs.alternative.lines == [row["alternatives"] for row in rows]
@@ -109,11 +109,13 @@ def test_the_reference_writes_them_also_with_adapters_and_dropped_rows(model: st
 
 
 def test_a_model_that_only_knows_the_truth_is_said(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def parrot(model: Any, prompts: list[list[int]], *, style: Any, samples: int, **options: Any) -> Any:
-        said = [style.tokenizer.decode(prompt) for prompt in prompts]
-        return [[style.answer_ids("Person 3 paints.  " if "person 3" in text else "No.")] * samples for text in said]
+    tokenizer = toy_tokenizer()
 
-    monkeypatch.setattr(altpo, "continuations", parrot)
+    def parrot(model: Any, prompts: list[list[int]], *, samples: int, **options: Any) -> Any:
+        said = ["Person 3 paints.  " if "person 3" in tokenizer.decode(prompt) else "No." for prompt in prompts]
+        return [[tokenizer(text, add_special_tokens=False)["input_ids"]] * samples for text in said]
+
+    monkeypatch.setattr(altpo, "sample", parrot)
     file = tmp_path / "alternatives.jsonl"
     with pytest.raises(InputError, match=r"no other answer for 1 of 4 forget rows.*line 4: 'Who is person 3\?'"):
         fit(model, tmp_path, AltPOModule(model, alternatives_file=str(file)))
