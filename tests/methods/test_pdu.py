@@ -101,7 +101,9 @@ def test_a_resumed_run_has_its_multiplier(files: Path, tmp_path: Path) -> None: 
     options = OPTIONS | {"dual_warmup_epochs": 0, "steps": 4}
     every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     whole, _ = fit(files, PDUModule, trainer={"callbacks": [every], "enable_checkpointing": True}, **options)
-    resumed, _ = fit(files, PDUModule, ckpt_path=str(tmp_path / "step=2.ckpt"), **options)
+    again = ModelCheckpoint(tmp_path, filename="again-{step}", every_n_train_steps=1, save_top_k=-1)
+    settings = {"callbacks": [again], "enable_checkpointing": True}
+    resumed, _ = fit(files, PDUModule, ckpt_path=str(tmp_path / "step=2.ckpt"), trainer=settings, **options)
     assert resumed.dual == whole.dual != 0.5
     assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values(), strict=True))
 
