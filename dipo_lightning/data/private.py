@@ -63,7 +63,7 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
     A word is private where it is no function word, the question does not say it, and no retain row does; a number is
     also where retain rows have it, and a capitalised word inside a sentence where a single one has it by chance. Where
     nothing is left, every content word that was not asked is. Neighbouring names and numbers are one value: "12 June
-    1971", "Harbour Street"; other words are values by themselves, since "old pianos" also tells of "restores old pianos".
+    1971", "Harbour Street"; other words are values by themselves.
 
     Args:
         question: What is asked; empty for a plain text.
