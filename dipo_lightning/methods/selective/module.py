@@ -225,7 +225,11 @@ class SelectiveModule(UnlearningModule):
         numbers = batch["forget"]["index"].tolist()
         wording = self.trainer.current_epoch
         rows = [self._wordings[number][(wording + number) % len(TEMPLATES)] for number in numbers]
-        further = [(self._variants, VARIANT_SHARE), (self.leaks, LEAK_SHARE), (self._general, GENERAL_SHARE)]
+        further: list[tuple[list[Any], float]] = [
+            (self._variants, VARIANT_SHARE),
+            (self.leaks, LEAK_SHARE),
+            (self._general, GENERAL_SHARE),
+        ]
         variants, leaks, general = (drawn(pool, max(1, round(share * len(rows))), draw) for pool, share in further)
         self._current = rows + variants + leaks
         parts = {"forget": self._collated([asdict(example) for example in self._current])}
