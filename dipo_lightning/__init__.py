@@ -26,6 +26,7 @@ _PUBLIC = {
     "StopOnCollapse": "dipo_lightning.callbacks.stopping",
     "ExportModel": "dipo_lightning.callbacks.export",
     "ResultsPage": "dipo_lightning.callbacks.results_page",
+    "TrackioLogger": "dipo_lightning.evaluation.trackers",
     "FSDP2Strategy": "dipo_lightning.models.sharding",
     "InputError": "dipo_lightning.errors",
     "RunError": "dipo_lightning.errors",
