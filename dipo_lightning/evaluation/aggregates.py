@@ -231,7 +231,7 @@ def metric_meanings(metrics: Mapping[str, Metric]) -> Meanings:
     """Return what the numbers of metrics mean."""
     found = Meanings()
     for name, metric in metrics.items():
-        found[name] = Meaning(getattr(metric, "label", "") or name.replace("_", " "))
+        found[name] = Meaning(getattr(metric, "label", "") or name.replace("_", " "), getattr(metric, "meaning", ""))
         found |= meanings(name, metric)
     return found
 

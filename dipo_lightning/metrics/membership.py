@@ -110,9 +110,12 @@ class PairAUCs(RowValues):
         self.columns = tuple(scores)  # type: ignore[misc]  # the fields are options here
         super().__init__(first, second, **kwargs)
         one, two = (of.name.rpartition("_")[2] for of in self.sets)
-        words = f"Share of pairs in which the {two} text scores lower than the {one} text. 0.5: the two look alike."
+        self.label = f"AUC of {one} and {two}"
+        self.meaning = (
+            f"Share of pairs in which the {two} text scores lower than the {one} text. 0.5: the two look alike."
+        )
         self.parts = {  # type: ignore[misc]
-            field: Meaning(f"AUC of {one} and {two} by {label}", words, near=0.5) for field, label in scores.items()
+            field: Meaning(f"{self.label} by {label}", self.meaning, near=0.5) for field, label in scores.items()
         }
 
     def values(self, row: Row, of: RowSet) -> Sequence[float | None]:
