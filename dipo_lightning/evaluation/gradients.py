@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from dipo_lightning.data.encoding import PromptStyle
@@ -39,6 +40,9 @@ def gradient_norms(
     """
     device = device or next(policy.parameters()).device
     examples = fitted(policy, examples)
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):  # the root keeps its parameters gathered after a forward
+            module.reshard()
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     together = any(isinstance(parameter, DTensor) for parameter in parameters)
     places = [[place] for place, (_, labels) in enumerate(examples) if any(label != IGNORED for label in labels[1:])]
