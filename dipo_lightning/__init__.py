@@ -21,7 +21,7 @@ _PUBLIC = {
     "WGAModule": "dipo_lightning.methods.gradient_ascent",
     "CEUModule": "dipo_lightning.methods.gradient_ascent",
     "UNDIALModule": "dipo_lightning.methods.undial",
-    "SelectiveModule": "dipo_lightning.methods.selective",
+    "SelectiveModule": "dipo_lightning.methods.selective.module",
     "RMUModule": "dipo_lightning.methods.rmu",
     "FineTuningModule": "dipo_lightning.methods.finetuning",
     "LanguageModelModule": "dipo_lightning.methods.language_model",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -68,6 +68,13 @@ def find_private(question: str, answer: str, shared: Collection[str]) -> list[Sp
     new = [word for word in everything if word.text not in asked]
     chosen = [word for word in new if word.text not in shared or _is_name_or_number(answer, word, everything)] or new
     return _join(answer, chosen)
+
+
+def private_spans(row: Mapping[str, Any], shared: Collection[str]) -> list[Span]:
+    """Return the private spans of a row's answer: its own ``private`` values, else what `find_private` finds."""
+    if row.get("private"):
+        return spans_of_values(row["answer"], row["private"])
+    return find_private(row["question"], row["answer"], shared)
 
 
 def _is_name_or_number(text: str, word: Word, everything: Sequence[Word]) -> bool:
