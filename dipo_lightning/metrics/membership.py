@@ -10,6 +10,17 @@ from torch import Tensor
 from dipo_lightning.metrics import functional
 from dipo_lightning.metrics.rows import Meaning, Row, Rows, RowSet, RowValues
 
+ATTACKS = {
+    "loss": "loss",
+    "zlib": "loss per byte of the compressed text",
+    "min_k": "Min-K score (the least likely tokens)",
+    "min_k_plus_plus": "Min-K++ score (the least likely tokens, beside what else was likely there)",
+    "gradnorm": "norm of the gradient",
+}
+"""Scores of a row that an attack reads, in words."""
+
+_SCORES = ATTACKS | {"reference": "loss, less the retain model's,"}
+
 
 class _TwoSamples(RowValues):
     """Scores of rows that were trained on and of rows that were not.
@@ -45,14 +56,16 @@ class MembershipAUC(_TwoSamples):
     """
 
     columns = ("score", "second_choice")
+    near = 0.5
 
     def __init__(self, members: RowSet | str, others: RowSet | str, attack: str = "loss", **kwargs: Any) -> None:
         super().__init__(members, others, **kwargs)
         self.fields = ("nll", "loss") if attack == "loss" else (attack, attack)
         self.label = f"membership attack by {attack.replace('_', ' ')}, AUC"
+        score = _SCORES.get(attack, attack.replace("_", " "))
         self.meaning = (
-            "How well this score tells forgotten rows from rows the model never saw. 1: members are recognised; 0.5: "
-            "not at all."
+            f"How well the {score} tells forgotten rows from rows the model never saw. 1: they are recognised; 0.5: "
+            "not at all; far below: forgotten so hard that it shows."
         )
 
     def values(self, row: Row, of: RowSet) -> Sequence[float | None]:

@@ -363,10 +363,11 @@ def meanings(name: str, metric: Metric) -> dict[str, Meaning]:
     label = getattr(metric, "label", "") or name.replace("_", " ")
     words, unit = getattr(metric, "meaning", ""), getattr(metric, "unit", "")
     near, higher, floor = getattr(metric, "near", None), metric.higher_is_better, False
-    if isinstance(metric, RowValues) and metric.names_set and len(metric.sets) == 1:
+    if isinstance(metric, RowValues) and len(metric.sets) == 1:
         [of] = metric.sets
-        label = f"{of.name.replace('_', ' ')}: {label}"
-        words = f"On {of.about}. {words}" if of.about else words
+        if metric.names_set:
+            label = f"{of.name.replace('_', ' ')}: {label}"
+            words = f"On {of.about}. {words}" if of.about else words
         if metric.remembers and of.forget is not None:
             higher, floor = (metric.remembers > 0) != of.forget, of.forget
     return {name: Meaning(label, words, unit, higher, near, floor)}

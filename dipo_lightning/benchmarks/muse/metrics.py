@@ -27,7 +27,7 @@ from dipo_lightning.metrics import (
     RowMean,
     RowSet,
 )
-from dipo_lightning.metrics.functional.membership import ATTACKS
+from dipo_lightning.metrics.membership import ATTACKS
 
 PUBLISHED_RETRAIN_AUC = {"news": 0.4772, "books": 0.5393}
 """AUC of the published retain models, P(s_holdout < s_forget) with Min-40%."""

@@ -41,7 +41,7 @@ from dipo_lightning.metrics import (
     TruthProbability,
     TruthRatio,
 )
-from dipo_lightning.metrics.functional.membership import ATTACKS
+from dipo_lightning.metrics.membership import ATTACKS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,9 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus", "gradnorm")
-"""Scores of a row that an attack reads; the reference attack takes a second model's as well."""
-
 
 def zlib_score(nll: Tensor, texts: Sequence[str]) -> Tensor:
     """Loss per compressed byte (Carlini et al., 2021): sets apart what is probable from what is merely repetitive.
