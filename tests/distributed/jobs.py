@@ -29,6 +29,7 @@ from dipo_lightning.callbacks.export import ExportModel
 from dipo_lightning.cli.main import main
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.evaluation.callback import Evaluation
+from dipo_lightning.methods.altpo import AltPOModule
 from dipo_lightning.methods.dipo.module import DiPOModule
 from dipo_lightning.methods.gradient_ascent import CEUModule, GradDiffModule
 from dipo_lightning.methods.pdu import PDUModule
@@ -134,6 +135,7 @@ METHODS: dict[str, type[UnlearningModule]] = {
     "rmu": RecordedRMU,
     "ce_u": CEUModule,
     "pdu": PDUModule,
+    "altpo": AltPOModule,
     "grad_diff": GradDiffModule,
 }
 FORGET_ROWS, RETAIN_ROWS = 16, 24
