@@ -86,22 +86,23 @@ class ReferenceAUC(MembershipAUC):
     Args:
         members: The set that was trained on.
         others: The set that was not.
-        retain_rows: The retain model's rows by set, with their `nll`; None where there is no log of it. A row's field
-            `reference`, as foreign logs have it, goes before.
+        retain_rows: The retain model's rows by set, with their `nll`, or `loss` where foreign logs have only that; None
+            where there is no log of it. A row's field `reference`, as foreign logs have it, goes before.
         **kwargs: See `RowValues`.
     """
 
     needs_retain = ("",)
+    losses: ClassVar = ("nll", "loss")
 
     def __init__(
         self, members: RowSet | str, others: RowSet | str, retain_rows: Rows | None = None, **kwargs: Any
     ) -> None:
         super().__init__(members, others, attack="reference", **kwargs)
-        self.retain = _by_index(retain_rows, "nll")
+        self.retain = _by_index(retain_rows, *self.losses)
 
     def values(self, row: Row, of: RowSet) -> Sequence[float | None]:
         """Return the difference of the losses, in nats per token, twice."""
-        score, mine, other = row.get("reference"), row.get("nll"), self.retain.get((of.name, row["index"]))
+        score, mine, other = row.get("reference"), _first(row, self.losses), self.retain.get((of.name, row["index"]))
         if score is None and mine is not None and other is not None:
             score = mine - other
         return score, score
@@ -225,6 +226,11 @@ class PrivLeak(_TwoSamples):
         return {name: self._scalar(value) for name, value in found.items()}
 
 
-def _by_index(rows: Rows | None, field: str) -> dict[tuple[str, int], float | None]:
+def _by_index(rows: Rows | None, *fields: str) -> dict[tuple[str, int], float | None]:
     """Return a number of another model's rows by set and index."""
-    return {(name, row["index"]): row.get(field) for name, some in (rows or {}).items() for row in some}
+    return {(name, row["index"]): _first(row, fields) for name, some in (rows or {}).items() for row in some}
+
+
+def _first(row: Row, fields: Sequence[str]) -> float | None:
+    """Return the first of the fields that holds a number."""
+    return next((row[field] for field in fields if row.get(field) is not None), None)

@@ -148,6 +148,8 @@ def test_the_reference_attack_of_a_log_and_of_its_own_numbers(sets):
     expected = roc_auc_score([0] * 12 + [1] * 8, gaps)
     assert tofu(sets, reference)["forget_reference_auc"] == pytest.approx(expected)
     assert "forget_reference_auc" not in tofu(sets)
+    foreign = {name: [{"index": row["index"], "loss": row["nll"]} for row in reference[name]] for name in both}
+    assert tofu(sets, foreign)["forget_reference_auc"] == pytest.approx(expected)
     for row in (*sets["forget"], *sets["holdout"]):
         row["reference"] = -row["nll"]
     scores = [row["reference"] for name in both for row in sets[name]]
