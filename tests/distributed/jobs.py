@@ -30,7 +30,8 @@ from dipo_lightning.cli.main import main
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.evaluation.callback import Evaluation
 from dipo_lightning.methods.dipo.module import DiPOModule
-from dipo_lightning.methods.gradient_ascent import GradDiffModule
+from dipo_lightning.methods.gradient_ascent import CEUModule, GradDiffModule
+from dipo_lightning.methods.pdu import PDUModule
 from dipo_lightning.methods.preference import NPOModule, SimNPOModule
 from dipo_lightning.methods.rmu import RMUModule
 from dipo_lightning.methods.undial import UNDIALModule
@@ -130,6 +131,8 @@ METHODS: dict[str, type[UnlearningModule]] = {
     "simnpo": SimNPOModule,
     "undial": UNDIALModule,
     "rmu": RecordedRMU,
+    "ce_u": CEUModule,
+    "pdu": PDUModule,
     "grad_diff": GradDiffModule,
 }
 FORGET_ROWS, RETAIN_ROWS = 16, 24

@@ -22,6 +22,7 @@ from dipo_lightning.data.private import (
     Span,
     find_private,
     private_spans,
+    rows_with_words,
     says,
     share_of_words,
     spans_of_values,
@@ -94,7 +95,7 @@ class Examination:
 
 def private_values(rows: Sequence[Row], retain: Sequence[Row]) -> list[list[str]]:
     """Return the private values of each forget row: the given ones, else those that only this row says."""
-    shared = vocabulary(text for row in retain for text in (row["question"], row["answer"]))
+    shared = rows_with_words(retain)
     return [[row["answer"][span.start : span.end] for span in private_spans(row, shared)] for row in rows]
 
 
@@ -296,7 +297,7 @@ def _variant_scores(
     """Probability per token of the likeliest false variant of each value, in its place; None where there is none."""
     pool = [value for row in values for value in row]
     for row in others:
-        pool += [row["answer"][span.start : span.end] for span in find_private(row["question"], row["answer"], ())]
+        pool += [row["answer"][span.start : span.end] for span in find_private(row["question"], row["answer"], {})]
     examples, owners = [], []
     for number, (row, wanted) in enumerate(zip(rows, values, strict=True)):
         for place, value in enumerate(wanted):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from dipo_lightning.data.private import (
     FUNCTION_WORDS,
     Span,
     private_spans,
+    rows_with_words,
     token_flags,
     token_places,
     vocabulary,
@@ -52,7 +53,7 @@ class PrivateExample:
         return [flag for flag, label in zip(self.private, self.labels, strict=True) if label != IGNORED]
 
 
-def identifiers(question: str, shared: set[str]) -> set[str]:
+def identifiers(question: str, shared: Collection[str]) -> set[str]:
     """Find the words of a question that tell whom or what it is about.
 
     These are its names and numbers that no retain row has; where there are none, its content words that no retain row
@@ -78,7 +79,7 @@ class ExampleMaker:
     """
 
     def __init__(self, rows: Sequence[Row], retain: Iterable[Row], style: PromptStyle) -> None:
-        shared = vocabulary(text for row in retain for text in (row["question"], row["answer"]))
+        shared = rows_with_words(retain)
         self.rows, self.style = rows, style
         self.tokenizer: Any = style.tokenizer
         self.spans = [private_spans(row, shared) for row in rows]

@@ -60,6 +60,8 @@ TEMPLATES = (
 MOST_SAMPLED_TOKENS = 64
 """Most tokens of an answer that is sampled during training; fewer where the forget answers are shorter."""
 GENERAL_TOKENS = 32
+VARIANT_SHARE = LEAK_SHARE = GENERAL_SHARE = 0.5
+"""Further rows per forget row of a step."""
 SAYABLE = 1e-3
 """Probability of a whole private value, after the answer up to it, above which twenty samples may say it."""
 
@@ -221,15 +223,20 @@ class SelectiveModule(UnlearningModule):
             (self.trainer.datamodule.seed * 1_000_003 + self.trainer.global_step) * 101 + batch_idx  # type: ignore[attr-defined]
         )
         numbers = batch["forget"]["index"].tolist()
-        half = max(1, len(numbers) // 2)
         wording = self.trainer.current_epoch
         rows = [self._wordings[number][(wording + number) % len(TEMPLATES)] for number in numbers]
-        self._current = rows + drawn(self._variants, half, draw) + drawn(self.leaks, half, draw)
+        further: list[tuple[list[Any], float]] = [
+            (self._variants, VARIANT_SHARE),
+            (self.leaks, LEAK_SHARE),
+            (self._general, GENERAL_SHARE),
+        ]
+        variants, leaks, general = (drawn(pool, max(1, round(share * len(rows))), draw) for pool, share in further)
+        self._current = rows + variants + leaks
         parts = {"forget": self._collated([asdict(example) for example in self._current])}
         if "retain" in batch:
             parts["retain"] = batch["retain"]
-        if self._general:
-            parts["general"] = self._collated(drawn(self._general, half, draw))
+        if general:
+            parts["general"] = self._collated(general)
         return super().training_step(parts, batch_idx)
 
     def _collated(self, examples: Sequence[Mapping[str, Any]]) -> TokenBatch:
