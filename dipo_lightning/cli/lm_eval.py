@@ -78,7 +78,9 @@ def lm_eval(
     path = folder / f"lm_eval_epoch={where['epoch']:03d}_step={where['step']:05d}_{'-'.join(names)[:60]}.json"
     write_json(path, document)
     meanings, now = metric_meanings(benchmark.metrics(settings)), flat_numbers(document["aggregates"])
-    print(comparison_table(f"{benchmark.describe(settings, sets)}:", None, now, {k: meanings[k].label for k in now}))
+    print(
+        comparison_table(f"{benchmark.describe(settings, sets)}:", None, now, {k: meanings[k].label for k in now}, {})
+    )
     for name, reason in document["aggregates"].items():
         if name.endswith("_absent"):
             print(f"  No {meanings[name.removesuffix('_absent')].label}: {reason}.")

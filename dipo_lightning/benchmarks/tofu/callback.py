@@ -9,6 +9,7 @@ import torch
 from dipo_lightning.benchmarks.tofu.data import HUB_NAME, TOFUData, load_tofu
 from dipo_lightning.benchmarks.tofu.metrics import TOFU
 from dipo_lightning.data.encoding import PromptStyle
+from dipo_lightning.data.prompts import PromptName
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Evaluation
 from dipo_lightning.evaluation.logs import check_comparable, read_log
@@ -32,7 +33,7 @@ class TOFUEvaluation(Evaluation):
         truth_ratio: Variant of the truth ratio: ``geometric`` (the published tables), ``arithmetic`` (the paper's
             text) or ``open_unlearning``.
         max_rows: Only the first so many rows of each set; None for all. Forget quality needs the retain log's rows.
-        prompt_style: ``chat``, ``plain``, ``llama2`` or ``text``; None takes the data module's.
+        prompt_style: ``chat``, ``open_unlearning``, ``plain``, ``llama2`` or ``text``; None takes the data module's.
         membership: Whether to score the data's holdout rows, where it has any, for membership inference.
         **options: Those of `Evaluation`: ``schedule``, ``measuring`` (200 new tokens, 64 rows a generation batch),
             ``metrics``, ``samples``.
@@ -47,7 +48,7 @@ class TOFUEvaluation(Evaluation):
         retain_log: str | None = None,
         truth_ratio: Literal["geometric", "arithmetic", "open_unlearning"] = "geometric",
         max_rows: int | None = None,
-        prompt_style: Literal["chat", "plain", "llama2", "text"] | None = None,
+        prompt_style: PromptName | None = None,
         membership: bool = True,
         **options: Any,
     ) -> None:
