@@ -142,7 +142,8 @@ class AltPOModule(DPOModule):
             lines[place] = new
         if self.trainer.is_global_zero:
             write_text(path, written_alternatives(rows, lines))
-        rank_zero_info(f"alternatives: kept in {path}, to be read and edited")
+        few = sum(len(own) < self.per_row for own in made)
+        rank_zero_info(f"alternatives: kept in {path}, to be read and edited; {few} rows have fewer than asked for")
         return lines
 
     def write(self, rows: Sequence[Mapping[str, Any]], model: nn.Module, data: UnlearningDataModule) -> list[list[str]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -88,7 +89,10 @@ class PDUModule(UnlearningModule):
     def setup(self, stage: str) -> None:
         """Refuse a data module without retain rows, before the model is loaded."""
         super().setup(stage)
-        if getattr(getattr(self.trainer, "datamodule", None), "retain_rows", self) is None:
+        if (
+            stage == TrainerFn.FITTING
+            and getattr(getattr(self.trainer, "datamodule", None), "retain_rows", self) is None
+        ):
             raise InputError(_NO_RETAIN)
 
     def objective(self, terms: dict[str, Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 import csv
 import inspect
 import math
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -86,6 +87,17 @@ def test_every_method_of_the_package_has_its_file() -> None:
     }
     assert named >= methods - {"UnlearningModule", "DPOModule"}  # abstract; DPO is IdkDPO under a wider name
     assert set(DEFAULTS) <= set(FILES)
+
+
+@pytest.mark.parametrize("method", sorted(FILES))
+def test_every_method_has_its_card(method: str) -> None:
+    page = (CONFIGS.parents[1] / "docs" / "explanation" / "methods.md").read_text(encoding="utf-8")
+    cards = {title: card for title, _, card in (part.partition("\n") for part in page.split("\n## ")[1:])}
+    name = re.match(r"# ([\w-]+)", FILES[method].read_text(encoding="utf-8"))
+    assert name
+    (card,) = [card for title, card in cards.items() if name[1] in title.split()]
+    assert "**Settings**" in card
+    assert "**Fails when**" in card
 
 
 @pytest.mark.parametrize("method", sorted(FILES))

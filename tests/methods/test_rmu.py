@@ -99,6 +99,15 @@ def test_all_weights_are_trained_where_the_retain_term_reaches_them(files: Path)
         assert all(not torch.equal(before[name], value) for name, value in after.items()) == whole
 
 
+@pytest.mark.parametrize("retain_loss", ["hidden", "nll", "kl"])
+def test_adapters_are_trained_with_every_retain_term(files: Path, retain_loss: str) -> None:  # noqa: F811
+    module, trainer = fit(files, RMUModule, layer=1, retain_loss=retain_loss, lora={"rank": 2})
+    assert all(torch.isfinite(value) for value in trainer.callback_metrics.values())
+    moved = [name for name, value in weights(module).items() if "lora_B" in name and value.any()]
+    assert moved
+    assert all(".lora_" in name for name, parameter in module.named_parameters() if parameter.requires_grad)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
