@@ -90,15 +90,18 @@ def test_only_the_blocks_are_packed_and_the_weights_are_close():
 
 @bitsandbytes
 def test_the_unpacked_copy_computes_what_the_policy_does():
-    policy = quantize_base(add_lora(toy_model(seed=1, hidden_size=64), LoRA(2)), CPU)
+    policy = add_lora(toy_model(seed=1, hidden_size=64), LoRA(2))
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
+    whole = copy.deepcopy(policy)
+    quantize_base(policy, CPU)
     tokens = torch.arange(3, 20)[None]
     with torch.no_grad():
         with torch.autocast("cpu", torch.bfloat16):
             expected = policy(tokens).logits.float()
-        torch.testing.assert_close(dense_copy(policy)(tokens).logits, expected, rtol=0.05, atol=0.15)
+        rounding, packing = ((one(tokens).logits - expected).abs().mean() for one in (dense_copy(policy), whole))
+        assert rounding < packing / 3  # bfloat16 alone, against 4 bits
         merged = merged_copy(policy)
         torch.testing.assert_close(merged(tokens).logits, dense_copy(policy)(tokens).logits, rtol=1e-4, atol=1e-4)
     assert not any(isinstance(module, FourBitLinear) for module in merged.modules())

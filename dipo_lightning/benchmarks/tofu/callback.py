@@ -8,6 +8,7 @@ import torch
 
 from dipo_lightning.benchmarks.tofu.data import HUB_NAME, TOFUData, load_tofu
 from dipo_lightning.benchmarks.tofu.metrics import TOFU
+from dipo_lightning.benchmarks.tofu.open_unlearning_log import retain_log_name
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.prompts import PromptName
 from dipo_lightning.errors import InputError
@@ -30,7 +31,8 @@ class TOFUEvaluation(Evaluation):
             module's.
         data: ``locuslab/TOFU`` on the hub, or a folder of JSON-lines files in its schema; None takes the data module's.
         retain_log: Evaluation log of the model that never saw the forget set: this package's, open-unlearning's
-            ``TOFU_EVAL.json`` or TOFU's ``eval_log_aggregated.json``.
+            ``TOFU_EVAL.json`` or TOFU's ``eval_log_aggregated.json``. ``open-unlearning/eval`` takes the log of the
+            retain model that belongs to open-unlearning's target from that data set on the hub.
         truth_ratio: Variant of the truth ratio: ``geometric`` (the published tables), ``arithmetic`` (the paper's
             text) or ``open_unlearning``.
         max_rows: Only the first so many rows of each set; None for all. Forget quality needs the retain log's rows.
@@ -86,7 +88,8 @@ class TOFUEvaluation(Evaluation):
         if self.retain_log is not None and self.is_trial(trainer):
             self.no_retain = f"fast_dev_run measures only {FAST_DEV_ROWS} rows of each set"
         elif self.retain_log is not None:
-            self.retain = read_log(self.retain_log)
+            usual = retain_log_name(str(getattr(pl_module, "pretrained", "")), read.split)
+            self.retain = read_log(self.retain_log, usual)
             planned: dict[str, list[Row]] = {
                 name: [{"index": row["index"], "question": row["question"]} for row in rows]
                 for name, rows in self._sets().items()
