@@ -275,7 +275,7 @@ def _examined(
     device = "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
     near = [rows.held_out[i] for i in neighbours(rows.forget, rows.held_out, NEIGHBOURS)]
     found = examine(
-        load_policy(model).to(device),
+        load_policy(model).to(device),  # type: ignore[arg-type]
         style,
         rows.forget,
         rows.retain,
