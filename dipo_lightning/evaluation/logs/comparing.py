@@ -47,8 +47,8 @@ def check_comparable(log: EvaluationLog, reference: EvaluationLog, benchmark: Be
         if one.format in whole_prompts and against.format not in whole_prompts and _is_llama3(one):
             rank_zero_warn(
                 f"{one.path or 'A log'} is open-unlearning's of a Llama-3 model. It was made with the end-of-turn "
-                "token as the pad token, which masks the ends of the turns in every prompt, so its numbers are those of "
-                "another forward: forget quality and PrivLeak against it say less. Measure the retain model here for "
+                "token as the pad token, which masks the ends of the turns in every prompt, so its numbers are those "
+                "of another forward: forget quality and PrivLeak against it say less. Measure the retain model here for "
                 "an exact comparison.",
                 category=UserWarning,
             )
