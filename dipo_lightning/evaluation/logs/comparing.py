@@ -48,8 +48,8 @@ def check_comparable(log: EvaluationLog, reference: EvaluationLog, benchmark: Be
             rank_zero_warn(
                 f"{one.path or 'A log'} is open-unlearning's of a Llama-3 model. It was made with the end-of-turn "
                 "token as the pad token, which masks the ends of the turns in every prompt, so its numbers are those "
-                "of another forward: forget quality and PrivLeak against it say less. Measure the retain model here for "
-                "an exact comparison.",
+                "of another forward: forget quality and PrivLeak against it say less. Measure the retain model here "
+                "for an exact comparison.",
                 category=UserWarning,
             )
 
