@@ -1,5 +1,6 @@
 """open-unlearning's starting points, offline: a faked hub of the same layout with toy checkpoints and a log."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -110,18 +111,15 @@ def test_a_log_that_nothing_names_is_asked_for():
 
 
 @pytest.mark.parametrize(("template", "warned"), [(HEADERS, True), ("[INST] {} [/INST]", False)])
-def test_only_their_llama3_logs_bring_the_warning(template, warned, tmp_path, recwarn):
+def test_only_their_llama3_logs_bring_the_warning(template, warned, tmp_path):
     (tmp_path / "TOFU_EVAL.json").write_text(json.dumps(their_log(template)))
     theirs = read_log(tmp_path / "TOFU_EVAL.json")
     rows = [{"index": i, "question": row("forget", i)["question"]} for i in range(SIZES["forget"])]
-    mine = EvaluationLog("dipo-lightning/tofu/1", {"truth_ratio": "open_unlearning"}, {"forget": rows})
     benchmark = find_benchmark(theirs.format)
-    mine.format = benchmark.format
-    check_comparable(mine, theirs, benchmark)
-    assert any("as the pad token" in str(one.message) for one in recwarn) is warned
-    recwarn.clear()
-    check_comparable(theirs, theirs, benchmark)
-    assert not recwarn
+    mine = EvaluationLog(benchmark.format, {"truth_ratio": "open_unlearning"}, {"forget": rows})
+    with pytest.warns(UserWarning, match="as the pad token") if warned else contextlib.nullcontext():
+        check_comparable(mine, theirs, benchmark)
+    check_comparable(theirs, theirs, benchmark)  # made alike: nothing to warn of
 
 
 @pytest.mark.parametrize(
