@@ -50,7 +50,8 @@ def check_push(name: str, base: str, licence: str | None) -> str:
     of_base = None
     if _NAME.fullmatch(base) and not Path(base).expanduser().exists():
         try:
-            of_base = (api.model_info(base).card_data or {}).get("license")
+            card: Any = api.model_info(base).card_data
+            of_base = card.get("license") if card else None
         except (HfHubHTTPError, OSError):
             of_base = None  # gated, renamed or removed since: the user has to say
     if licence is None and of_base is None:
