@@ -69,7 +69,8 @@ def choose_settings(rows: int, hidden_size: int, method: str, given: dict[str, A
     per_epoch = math.ceil(rows / batch_size)
     epochs = given.get("epochs") or max(PASSES, math.ceil(STEPS / per_epoch))
     lr = given.get("lr") or float(f"{LEARNING_RATE * min(1.0, WIDTH / hidden_size):.2g}")
-    return Settings(METHODS.get(method, method), lr, batch_size, epochs, max(CHECK_EVERY, per_epoch))
+    check_every = min(max(CHECK_EVERY, per_epoch), epochs * per_epoch)
+    return Settings(METHODS.get(method, method), lr, batch_size, epochs, check_every)
 
 
 def forget(
@@ -185,8 +186,10 @@ def run_config(
         "warmup_steps": 3,
         "freeze_projection": True,
     }
+    export: dict[str, Any] = {"folder": "model"}
     if settings.method == METHODS["selective"]:
         init["check_every"] = settings.check_every
+        export["best"] = {"monitor": "train/remaining", "mode": "min"}
     data = {"forget": str(folder / "data" / "forget.jsonl"), "prompt": style, "seed": seed}
     if has_retain:
         data["retain"] = str(folder / "data" / "retain.jsonl")
@@ -199,7 +202,7 @@ def run_config(
             "gradient_clip_val": 1.0,
             "log_every_n_steps": 1,
             "enable_model_summary": False,
-            "callbacks": [{"class_path": "dipo_lightning.ExportModel", "init_args": {"folder": "model"}}],
+            "callbacks": [{"class_path": "dipo_lightning.ExportModel", "init_args": export}],
         },
         "model": {"class_path": settings.method, "init_args": init},
         "data": {
