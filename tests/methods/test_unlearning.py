@@ -9,29 +9,18 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from dipo_lightning import DiPOModule, UnlearningDataModule, UnlearningModule
+from dipo_lightning import DiPOModule, SelectiveModule, UnlearningDataModule, UnlearningModule
 from dipo_lightning.callbacks import Checkpoint
 from dipo_lightning.errors import InputError, RunError
-from dipo_lightning.methods.gradient_ascent import CEUModule, GradAscentModule, GradDiffModule, KLModule, WGAModule
-from dipo_lightning.methods.preference import NPOModule, SimNPOModule
-from dipo_lightning.methods.rmu import RMUModule
+from dipo_lightning.methods.gradient_ascent import GradDiffModule
+from dipo_lightning.methods.preference import DPOModule, NPOModule
 from dipo_lightning.methods.undial import UNDIALModule
 from dipo_lightning.models.answers import Answers
 from dipo_lightning.reference.references import AdaptersOffReference, HiddenStatesReference, LiveReference
+from tests.helpers.methods import CLASSES, options_of
 from tests.helpers.toys import FAMILIES, save_toy
 
-METHODS = {
-    DiPOModule: {},
-    NPOModule: {},
-    SimNPOModule: {},
-    GradAscentModule: {},
-    GradDiffModule: {},
-    KLModule: {},
-    WGAModule: {},
-    CEUModule: {},
-    UNDIALModule: {},
-    RMUModule: {"layer": 1},
-}
+METHODS = [cls for cls in CLASSES if cls is not SelectiveModule]  # which has tests of its own
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +47,9 @@ def fit(
     **options: Any,
 ) -> tuple[UnlearningModule, pl.Trainer]:
     pl.seed_everything(0, verbose=False)
-    data = UnlearningDataModule(
-        str(files / family), str(files / "forget.jsonl"), str(files / "retain.jsonl"), prompt="plain", batch_size=2
-    )
+    rows = (str(files / f"{name}.jsonl") for name in ("forget", "retain"))
+    alternatives = "idk" if issubclass(cls, DPOModule) else None
+    data = UnlearningDataModule(str(files / family), *rows, prompt="plain", batch_size=2, alternatives=alternatives)
     settings: dict[str, Any] = {
         "optimizer": lambda p: torch.optim.SGD(p, lr=0.05),
         "reference_cache": str(files / "cache"),
@@ -89,13 +78,13 @@ def weights(module: UnlearningModule) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("cls", METHODS, ids=lambda cls: cls.__name__)
 def test_every_method_takes_finite_steps_and_logs_its_terms(files: Path, cls: type[UnlearningModule]) -> None:
-    module, trainer = fit(files, cls, **METHODS[cls])
+    module, trainer = fit(files, cls, **options_of(cls))
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     assert all(torch.isfinite(torch.tensor(list(logged.values()))))
     assert {"train/loss", "train/forget", "train/gradient_norm"} <= set(logged)
-    assert ("train/retain" in logged) == (cls is not GradAscentModule)
+    assert ("train/retain" in logged) == (module.retain_loss_name != "none" and module.lambda_ > 0)
     assert module.policy is not None
-    start = fit(files, cls, steps=0, **METHODS[cls])[0]
+    start = fit(files, cls, steps=0, **options_of(cls))[0]
     moved = [not torch.equal(a, b) for a, b in zip(weights(module).values(), weights(start).values(), strict=True)]
     assert any(moved)
     if not module.reference_parts:
