@@ -6,6 +6,7 @@ A method is a subclass that defines `UnlearningModule.forget_loss`; nothing has 
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
@@ -88,7 +89,8 @@ class UnlearningModule(LanguageModelModule):
         super().configure_model()
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         if self.reference is None and fitting and self.reference_parts:
-            self.reference = self.make_reference()
+            with torch.device("cpu"):  # as the policy is made; it goes to the policy's device by itself
+                self.reference = self.make_reference()
             self.refuse_saved_reference()
 
     @property

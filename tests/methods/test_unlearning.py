@@ -1,6 +1,8 @@
 """What an unlearning module promises, whatever the method: the reference, the terms, the step."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from dipo_lightning import DiPOModule, SelectiveModule, UnlearningDataModule, UnlearningModule
 from dipo_lightning.callbacks import Checkpoint
@@ -89,6 +92,30 @@ def test_every_method_takes_finite_steps_and_logs_its_terms(files: Path, cls: ty
     assert any(moved)
     if not module.reference_parts:
         assert module.reference is None, "a method that needs no reference loads none"
+
+
+class AnotherDefaultDevice(SingleDeviceStrategy):
+    """Makes another device the default while the model is made, as Lightning does on a GPU."""
+
+    @contextmanager
+    def tensor_init_context(self, empty_init: bool | None = None) -> Iterator[None]:
+        with torch.device("meta"):
+            yield
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [*METHODS.items(), *((DiPOModule, {"reference": name}) for name in ("live", "hidden_states", "directions"))],
+    ids=lambda value: getattr(value, "__name__", None) or "-".join(map(str, value.values())) or "auto",
+)
+def test_models_are_made_on_the_cpu_whatever_the_default_device(
+    files: Path, cls: type[UnlearningModule], options: dict[str, Any]
+) -> None:
+    frozen = {"freeze_projection": True} if options.get("reference") == "directions" else {}
+    strategy = AnotherDefaultDevice(torch.device("cpu"))
+    module, _ = fit(files, cls, trainer={"strategy": strategy}, **options, **frozen)
+    expected, _ = fit(files, cls, **options, **frozen)
+    assert all(torch.equal(a, b) for a, b in zip(weights(module).values(), weights(expected).values(), strict=True))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
