@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache, DynamicCache
 
 ROOM = 32  # tokens that a layer makes room for at a time
 
@@ -14,26 +17,30 @@ Pairs = list[tuple[Tensor, Tensor]]
 """Keys and values (B, heads, L, head size) of each layer."""
 
 
-class RoomyLayer(DynamicLayer):
-    """Layer that writes a new token into room kept for it; transformers' own copies everything for each token."""
+@cache
+def roomy_layer() -> Any:
+    """Return the class of layers that write a new token into room kept for it; others copy everything for each."""
+    from transformers.cache_utils import DynamicLayer
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-        self.keys, self.values = keys, values
-        self._room = keys, values
+    class RoomyLayer(DynamicLayer):
+        def __init__(self, keys: Tensor, values: Tensor) -> None:
+            super().__init__()
+            self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+            self.keys, self.values = keys, values
+            self.room = keys, values
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append the states (B, heads, n, head size) of new tokens, and return all."""
-        assert self.keys is not None
-        assert self.values is not None
-        used, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
-        if end > self._room[0].shape[-2]:
-            self._room = _with_room(self.keys, end + ROOM), _with_room(self.values, end + ROOM)
-        for room, states in zip(self._room, (key_states, value_states), strict=True):
-            room[..., used:end, :] = states
-        self.keys, self.values = (room[..., :end, :] for room in self._room)
-        return self.keys, self.values
+        def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+            assert self.keys is not None
+            assert self.values is not None
+            used, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
+            if end > self.room[0].shape[-2]:
+                self.room = _with_room(self.keys, end + ROOM), _with_room(self.values, end + ROOM)
+            for room, states in zip(self.room, (key_states, value_states), strict=True):
+                room[..., used:end, :] = states
+            self.keys, self.values = (room[..., :end, :] for room in self.room)
+            return self.keys, self.values
+
+    return RoomyLayer
 
 
 def _with_room(states: Tensor, length: int) -> Tensor:
@@ -49,6 +56,8 @@ def pairs(cache: Cache) -> Pairs:
 
 def expanded(beginning: Pairs, rows: int) -> DynamicCache:
     """Return a cache in which every one of ``rows`` rows begins with the same tokens (1, heads, L, head size)."""
+    from transformers.cache_utils import DynamicCache
+
     cache = DynamicCache()
     for number, (keys, values) in enumerate(beginning):
         cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), number)
@@ -80,6 +89,8 @@ def joined(parts: Sequence[Pairs], masks: Sequence[Tensor]) -> tuple[Cache, Tens
     Returns:
         The cache, and the (B, L) mask of all rows.
     """
+    from transformers.cache_utils import Cache
+
     count, length = sum(len(mask) for mask in masks), max(mask.shape[1] for mask in masks)
     mask = masks[0].new_zeros(count, length)
 
@@ -96,9 +107,11 @@ def joined(parts: Sequence[Pairs], masks: Sequence[Tensor]) -> tuple[Cache, Tens
         mask[start : start + len(one), length - one.shape[1] :] = one
         start += len(one)
     layers = [tuple(zip(*layer, strict=True)) for layer in zip(*parts, strict=True)]
-    return Cache(layers=[RoomyLayer(join(keys), join(values)) for keys, values in layers]), mask
+    return Cache(layers=[roomy_layer()(join(keys), join(values)) for keys, values in layers]), mask
 
 
 def selected(cache: Cache, rows: Tensor) -> Cache:
     """Keep some rows (b,) of a cache only."""
-    return Cache(layers=[RoomyLayer(keys[rows], values[rows]) for keys, values in pairs(cache)])
+    from transformers.cache_utils import Cache
+
+    return Cache(layers=[roomy_layer()(keys[rows], values[rows]) for keys, values in pairs(cache)])
