@@ -226,7 +226,11 @@ def test_open_unlearnings_log_is_a_retain_log(tmp_path, folder):
     names = {"forget_verbmem": "verbmem", "forget_knowmem": "knowmem_forget", "retain_knowmem": "knowmem_retain"}
     for metric, name in names.items():
         texts = {
-            str(row["index"]): {"rougeL_f1": row["rouge"], "input": row["prompt"], "ground_truth": row["answer"]}
+            str(row["index"]): {
+                "rougeL_f1": row["rouge"],
+                "input": row.get("prompt", row.get("question")),
+                "ground_truth": row["answer"],
+            }
             for row in sets[name]
         }
         theirs[f"{metric}_ROUGE"] = {"agg_value": 0.0, "value_by_index": texts}
