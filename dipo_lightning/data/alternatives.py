@@ -55,11 +55,10 @@ class Alternatives:
         row = with_answer(self.rows[index], self.line(epoch, index))
         return tokenize_rows([row], self.style, self.max_length).examples[0]
 
-    def longest(self) -> int:
-        """Return the tokens of the longest alternative to the longest question."""
+    def to_longest(self) -> Sequence[Example]:
+        """Return every alternative to the longest question, tokenised."""
         row = max(self.rows, key=lambda row: len(str(row.get("question") or row.get("messages"))))
-        made = [with_answer(row, line) for line in self.lines]
-        return max(len(example["input_ids"]) for example in tokenize_rows(made, self.style, self.max_length))
+        return tokenize_rows([with_answer(row, line) for line in self.lines], self.style, self.max_length)
 
 
 def with_answer(row: Mapping[str, Any], answer: str) -> dict[str, Any]:

@@ -200,9 +200,7 @@ def overlap(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, An
     Returns:
         One pair ``(position in first, position in second)`` for each row of ``first`` that ``second`` has too.
     """
-    keys, others = (
-        rows.keys if isinstance(rows, Rows) else [hash(_key(row)) for row in rows] for rows in (first, second)
-    )
+    keys, others = (_hashes(rows) for rows in (first, second))
     wanted, places = set(keys), dict[int, int]()
     for position, key in enumerate(others):
         if key in wanted:

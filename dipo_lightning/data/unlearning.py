@@ -102,7 +102,7 @@ class UnlearningDataModule(TokenizedDataModule):
         alternative = None
         if self.alternative_lines is not None:
             alternative = Alternatives(self.alternative_lines, rows, self.style, self.max_length, self.seed)
-            self.longest = max(self.longest, alternative.longest())
+            self._note_longest(alternative.to_longest())
         return ForgetRetainPairs(forget, retain, self.seed, alternative)
 
     @property

@@ -7,7 +7,8 @@ table for. Names of families would go out of date, so a layout of rows is compar
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -89,20 +90,16 @@ def check_rows(data: Any, model: nn.Module) -> None:
     odd = {index: token for token, index in data.tokenizer.get_vocab().items() if index >= rows}
     limit, context = position_limit(model), context_length(model)
     longest = getattr(data, "longest", 0)
-    if odd or (limit is not None and longest > limit):
-        for name, example in _training_rows(data):
-            ids = example["input_ids"]
-            if found := sorted(odd.keys() & set(ids)):
-                raise InputError(
-                    f"{name} row {example['index']} holds {odd[found[0]]!r}, id {found[0]}, but the model has only "
-                    f"{rows} embeddings: change the row, or use the model's own tokenizer."
-                )
-            if limit is not None and len(ids) > limit:
-                raise InputError(
-                    f"{name} row {example['index']} has {len(ids)} tokens, but the model has positions for {limit} "
-                    f"only: set data.max_length to {limit} or less."
-                )
-    elif context is not None and longest > context:
+    for name in ("forget", "retain", "alternative", "rows"):
+        examples = getattr(data._training, name, None) or ()
+        examples = examples.to_longest() if hasattr(examples, "to_longest") else examples
+        check = partial(_check_row, name="training" if name == "rows" else name, odd=odd, rows=rows, limit=limit)
+        if hasattr(examples, "check_each"):  # of a large set, tokenised by need
+            examples.check_each(check)
+        elif odd or (limit is not None and longest > limit):
+            for example in examples:
+                check(example)
+    if limit is None and context is not None and longest > context:
         rank_zero_warn(
             f"The longest training row has {longest} tokens, more than the {context} that the model was made for "
             f"(max_position_embeddings). It runs, but was not trained on such: data.max_length of {context} cuts them."
@@ -151,11 +148,19 @@ def check_ids(model: nn.Module, texts: Sequence[Sequence[int]]) -> None:
             )
 
 
-def _training_rows(data: Any) -> Iterator[tuple[str, Any]]:
-    """All training examples with the name of their set."""
-    for name in ("forget", "retain", "rows"):
-        for example in getattr(getattr(data, "_training", None), name, None) or ():
-            yield ("training" if name == "rows" else name), example
+def _check_row(example: Any, name: str, odd: Mapping[int, str], rows: int, limit: int | None) -> None:
+    """Refuse a training example with an id or a position that the model has no embedding for."""
+    ids = example["input_ids"]
+    if found := sorted(odd.keys() & set(ids)):
+        raise InputError(
+            f"{name} row {example['index']} holds {odd[found[0]]!r}, id {found[0]}, but the model has only {rows} "
+            "embeddings: change the row, or use the model's own tokenizer."
+        )
+    if limit is not None and len(ids) > limit:
+        raise InputError(
+            f"{name} row {example['index']} has {len(ids)} tokens, but the model has positions for {limit} only: set "
+            f"data.max_length to {limit} or less."
+        )
 
 
 def vocabulary_size(model: nn.Module) -> int:

@@ -8,6 +8,7 @@ import pytest
 
 from dipo_lightning.callbacks.checkpoint import newest
 from dipo_lightning.cli.run_folder import is_first_process, prepare_run
+from dipo_lightning.errors import InputError
 
 SIGNS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS",
          "SLURM_NTASKS_PER_NODE", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_JOB_NAME")  # fmt: skip
@@ -56,3 +57,19 @@ def test_the_other_processes_find_the_checkpoint_before_and_after_it_is_renamed(
     assert newest(kept) == kept / "last.ckpt"
     old.rename(old.with_name("last.ckpt"))
     assert newest(kept) == kept / "last.ckpt"
+
+
+def test_a_run_killed_before_its_record_is_started_anew_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for _ in range(2):  # the second time a logger has written, and no record
+        assert prepare_run(run) is None
+        (run / "events.out.tfevents.1.host.2.0").touch()
+    (run / "checkpoints" / "last.ckpt").touch()
+    with pytest.raises(InputError, match="not empty and holds no run that can be resumed"):
+        prepare_run(run)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "events.out.tfevents.1.host.2.0").touch()
+    with pytest.raises(InputError, match="not empty and holds no run that can be resumed"):
+        prepare_run(foreign)
+    assert [path.name for path in foreign.iterdir()] == ["events.out.tfevents.1.host.2.0"]
