@@ -85,7 +85,7 @@ def check_rows(data: Any, model: nn.Module) -> None:
     """
     if getattr(data, "_training", None) is None:
         return
-    check_training(model)
+    check_training(model, getattr(data, "longest", 0))
     rows = vocabulary_size(model)
     odd = {index: token for token, index in data.tokenizer.get_vocab().items() if index >= rows}
     limit, context = position_limit(model), context_length(model)
@@ -107,16 +107,25 @@ def check_rows(data: Any, model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def check_training(model: nn.Module) -> None:
+def check_training(model: nn.Module, longest: int = 0) -> None:
     """Try out on a model, before it is sharded, a padded batch of two short rows as training makes them.
+
+    A family that attends to a selection of keys (DeepSeek-V3.2) breaks ties among them by the length of the batch, but
+    in rows with more tokens than it selects only.
+
+    Args:
+        model: The causal LM in evaluation mode.
+        longest: Tokens of the longest training row.
 
     Raises:
         InputError: The family cannot be trained on rows of any length.
     """
     device = next(model.parameters()).device
-    ids = torch.arange(18, device=device).view(2, 9) % vocabulary_size(model)
+    selected = getattr(causal_lm(model).config.get_text_config(decoder=True), "index_topk", None) or 0
+    length = 9 + (selected if longest > selected else 0)
+    ids = torch.arange(2 * length, device=device).view(2, length) % vocabulary_size(model)
     mask = torch.ones_like(ids)
-    mask[1, 5:] = 0
+    mask[1, -4:] = 0
     training = model.training
     try:
         with torch.random.fork_rng(devices=[]):  # dropout draws
@@ -125,8 +134,8 @@ def check_training(model: nn.Module) -> None:
         raise InputError(f"A {causal_lm(model).config.model_type} cannot be trained on such rows: {error}") from error
     finally:
         model.train(training)
-    padded = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[1, :5]
-    if not same_logits(padded, model(input_ids=ids[1:, :5], use_cache=False).logits[0]):
+    padded = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[1, :-4]
+    if not same_logits(padded, model(input_ids=ids[1:, :-4], use_cache=False).logits[0]):
         rank_zero_warn(
             "Padding behind a row changes what this model computes for it, so its loss depends on the rows beside it. "
             "Evaluations are not touched: they lay such rows out by length."
