@@ -96,3 +96,17 @@ def test_a_run_is_private_unless_the_user_s_umask_is_to_count(
     modes = {(path.is_dir(), oct(path.stat().st_mode & 0o777)) for path in [root, *root.rglob("*")]}
     assert (root / "model" / "model.safetensors").exists()
     assert modes == ({(True, "0o700"), (False, "0o600")} if private else {(True, "0o755"), (False, "0o644")})
+
+
+@pytest.mark.parametrize(("command", "mode"), [("attack", "0o600"), ("export", "0o644")])
+def test_what_other_commands_write_of_rows_is_private(
+    tmp_path: Path, command: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"dipo_lightning.cli.{command}.{command}", lambda: (tmp_path / "file").touch())
+    before = os.umask(0o022)
+    try:
+        assert main([command]) == 0
+        assert oct(os.umask(0o022)) == "0o22"
+    finally:
+        os.umask(before)
+    assert oct((tmp_path / "file").stat().st_mode & 0o777) == mode
