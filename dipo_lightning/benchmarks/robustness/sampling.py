@@ -14,6 +14,7 @@ from dipo_lightning.errors import InputError
 from dipo_lightning.metrics.functional.robustness import leak_at_k
 from dipo_lightning.metrics.functional.rouge import rouge_l
 from dipo_lightning.models.distributed import evaluation_mode, gather, own_batches
+from dipo_lightning.models.inspection import position_limit
 from dipo_lightning.models.sharding import unsharded
 
 
@@ -138,19 +139,23 @@ def sample(
         device: Where the model is.
 
     Returns:
-        n lists of token ids, cut before a stop id.
+        n lists of token ids, cut before a stop id, and where the model's table of positions ends.
     """
+    limit = position_limit(policy)
+    new = max_new_tokens if limit is None else min(max_new_tokens, limit - len(prompt))
+    if new <= 0:
+        return [[] for _ in range(samples)]
     output = policy(input_ids=torch.tensor([prompt], device=device), use_cache=True)
     logits, cache = output.logits[:, -1].expand(samples, -1), _repeated(output.past_key_values, samples)
     said: list[list[int]] = [[] for _ in range(samples)]
     going = [True] * samples
-    for _ in range(max_new_tokens):
+    for step in range(new):
         tokens = draw_tokens(logits / temperature, torch.rand(samples, generator=generator, dtype=torch.float64))
         for number, token in enumerate(tokens.tolist()):
             going[number] = going[number] and token not in stop_ids
             if going[number]:
                 said[number].append(token)
-        if not any(going):
+        if not any(going) or step + 1 == new:
             break
         output = policy(input_ids=tokens[:, None].to(device), past_key_values=cache, use_cache=True)
         logits, cache = output.logits[:, -1], output.past_key_values

@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
+from dipo_lightning.benchmarks.robustness import data as questions
 from dipo_lightning.benchmarks.robustness import quantization, sampling
 from dipo_lightning.benchmarks.robustness.attack import Condition, Plain, Subject, plainly
 from dipo_lightning.benchmarks.robustness.prefixes import Prefixes
@@ -257,6 +258,27 @@ def test_a_sample_is_drawn_token_by_token_from_the_whole_text():
             expected.append(token)
             ids.append(token)
         assert said[row] == expected
+
+
+@pytest.mark.parametrize(("prompt", "new"), [(28, 4), (31, 1), (32, 0), (40, 0)])
+def test_samples_end_where_the_table_of_positions_ends(prompt, new):
+    said = sample(
+        toy_model("gpt2", n_positions=32), [5] * prompt, samples=2, max_new_tokens=10, stop_ids=[], temperature=1.0,
+        generator=torch.Generator(), device=torch.device("cpu"),
+    )  # fmt: skip
+    assert [len(ids) for ids in said] == [new] * 2
+
+
+def test_a_user_s_rows_become_questions_when_they_are_asked_for(monkeypatch):
+    rows = [{"question": f"Who is {i}?", "answer": f"Nobody {i}."} for i in range(50)]
+    made = []
+    original = questions.question_rows
+    monkeypatch.setattr(questions, "question_rows", lambda rows, *rest: made.extend(rows) or original(rows, *rest))
+    about = questions.user_subject(prompt_style("plain", toy_tokenizer()), rows[:5], rows)
+    assert questions.at_most(about.forget, 2) == [{"index": 0, **rows[0]}, {"index": 2, **rows[2]}]
+    assert len(Wordings(few_shot=3).examples(about)) == 3
+    assert len(made) == 5
+    assert about.retain[-1] == {"index": 49, **rows[49]}
 
 
 def test_each_question_has_its_own_seed():
