@@ -21,6 +21,9 @@ _REASONS = (
     ("checkpoints", "weights during training, optimiser states, random states"),
     ("reference_cache", "hidden states of the forget rows under the target model"),
     ("data", "rows to forget and to keep"),
+    ("media", "tables of answers and pictures of a CSV logger"),
+    ("wandb", "tables of answers and pages of a W&B logger"),
+    ("mlruns", "tables of answers and pages of an MLflow logger"),
 )
 _PATTERNS = (
     ("events.out.tfevents.*", "answers as text, and curves"),
@@ -131,6 +134,7 @@ def outside(folder: Path) -> dict[str, str]:
         model = (config.get("model") or {}).get("init_args") or {}
         data = (config.get("data") or {}).get("init_args") or {}
         named = {"target model": model.get("pretrained"), "forget rows": data.get("forget"), "data": data.get("data")}
+        named["alternative answers"] = model.get("alternatives_file")
         cache = model.get("reference_cache")
         named["cache of the reference model"] = cache if cache and Path(cache).is_dir() else None
         found |= {name: str(path) for name, path in named.items() if path and not _is_inside(Path(path), folder)}

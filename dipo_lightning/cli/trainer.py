@@ -44,6 +44,7 @@ from dipo_lightning.evaluation.run_folder import (
 )
 from dipo_lightning.evaluation.schedule import Scheduled
 from dipo_lightning.evaluation.tensorboard import write_layout
+from dipo_lightning.evaluation.trackers import trackers_of
 from dipo_lightning.methods.language_model import LanguageModelModule
 from dipo_lightning.models.checkpoint import read_settled
 from dipo_lightning.models.loading import find_source
@@ -72,7 +73,7 @@ class Parser(Sentences, LightningArgumentParser):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Config of the run, as ``config.yaml`` and as text in TensorBoard, written once the run is found to fit.
+    """Config of the run, as ``config.yaml`` and as text in the trackers, written once the run is found to fit.
 
     A run that is refused leaves the folder, and the config in it, as it was.
     """
@@ -103,13 +104,11 @@ class SaveConfig(SaveConfigCallback):
         if trainer.state.fn is not None and not fitting and path.exists():  # of the run that is measured
             path = folder / f"config_{trainer.state.fn.value}.yaml"
         write_text(path, in_yaml(options))
-        experiment: Any = getattr(trainer.logger, "experiment", None)
-        if hasattr(experiment, "add_text"):
-            lines = in_yaml(without_home(options)).splitlines()
-            experiment.add_text("config", "\n".join(f"    {line}" for line in lines))
-        if fitting:
-            callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-            write_layout(experiment, [one for one in callbacks if isinstance(one, Evaluation)])
+        for tracker in trackers_of(trainer):
+            tracker.text("config", in_yaml(without_home(options)), trainer.global_step)
+            if fitting:
+                callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+                write_layout(tracker.logger.experiment, [one for one in callbacks if isinstance(one, Evaluation)])
 
 
 def in_yaml(options: Any) -> str:
@@ -166,8 +165,8 @@ class DiPOCLI(LightningCLI):
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         if not own and not any(isinstance(callback, Scheduled) for callback in callbacks):
             raise InputError(
-                f"{self.subcommand} would measure nothing: trainer.callbacks has no evaluation. Add one, such as "
-                "--trainer.callbacks+=MemorizationEvaluation, TOFUEvaluation or MUSEEvaluation."
+                f"{self.subcommand} would measure nothing: trainer.callbacks has no evaluation. Add your benchmark's, "
+                "or --trainer.callbacks+=MemorizationEvaluation for your own rows."
             )
 
     def _enter_run(self, folder: Path) -> bool:

@@ -87,8 +87,8 @@ class ResumableLoader(DataLoader):
             )
         if saved["rows"] != here["rows"]:
             rank_zero_warn(
-                f"A step was made with {saved['rows']} rows until this checkpoint, and is with {here['rows']} from here "
-                "on (data.batch_size x processes): the numbers are not those of an uninterrupted run.",
+                f"A batch had {saved['rows']} rows until this checkpoint and has {here['rows']} from here on "
+                "(data.batch_size x processes): the numbers are not those of an uninterrupted run.",
                 category=UserWarning,
             )
         self.skip = self.done = skip  # saved again before the first batch, it is the same place

@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +28,8 @@ from dipo_lightning.evaluation.aggregates import (
     aggregates,
     class_path,
     flat_numbers,
+    interval_text,
+    intervals,
     metric_collection,
     metric_meanings,
     metric_specs,
@@ -40,6 +42,7 @@ from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog, Measuri
 from dipo_lightning.evaluation.run_folder import is_trial, run_folder
 from dipo_lightning.evaluation.schedule import Schedule, Scheduled, interruptible
 from dipo_lightning.evaluation.tensorboard import answers_table
+from dipo_lightning.evaluation.trackers import Tracker, trackers_of
 from dipo_lightning.models.checkpoint import read_settled
 from dipo_lightning.models.distributed import evaluation_mode, rank_and_world
 
@@ -70,7 +73,10 @@ class Evaluation(Scheduled):
         metrics: Further metrics by name: a class path, ``class_path`` with ``init_args``, or a metric. Any torchmetrics
             metric whose ``update`` takes ``rows``, the evaluated rows by set name, such as a subclass of
             `dipo_lightning.metrics.RowMean`.
-        samples: How many rows of a set are shown with their first and present answers in TensorBoard.
+        samples: How many rows of a set are shown with their first and present answers in the trackers.
+        bootstrap: Resamples of the rows for a 95 % interval of every number, in the console, the log, the results page
+            and ``compare``; 1000 are usual. 0 for none.
+        bootstrap_seed: Seed of the drawings. With one seed all models are measured on the same drawings.
     """
 
     benchmark: ClassVar[Benchmark]
@@ -89,13 +95,17 @@ class Evaluation(Scheduled):
         measuring: Measuring | None = None,
         metrics: dict[str, Any] | None = None,
         samples: int = 20,
+        bootstrap: int = 0,
+        bootstrap_seed: int = 0,
         **unknown: Any,
     ) -> None:
         super().__init__(schedule)
         refuse_unknown(type(self).__name__, unknown)
         self.measuring = measuring or Measuring()
         self.measuring.check(self)
-        check_numbers(self, {"samples": samples}, least=0)
+        numbers = {"samples": samples, "bootstrap": bootstrap, "bootstrap_seed": bootstrap_seed}
+        check_numbers(self, numbers, least=0)
+        self.bootstrap, self.bootstrap_seed = bootstrap, bootstrap_seed
         self.metrics, self.samples = dict(metrics or {}), samples
         self.retain: EvaluationLog | None = None
         self.no_retain = ""  # the reason why there is no retain log, where it is not that none was given
@@ -139,8 +149,16 @@ class Evaluation(Scheduled):
             "provenance": {},
             "sets": rows.sets,
             "aggregates": found,
+            **self._intervals(),
             "skipped": rows.skipped,
         }
+
+    def _intervals(self) -> Document:
+        """Return the intervals of the numbers just computed, and how they were drawn."""
+        if not self.bootstrap:
+            return {}
+        drawn = {"resamples": self.bootstrap, "seed": self.bootstrap_seed}
+        return {"bootstrap": drawn, "intervals": intervals(self.measures, self.bootstrap, self.bootstrap_seed)}
 
     def all_settings(self) -> dict[str, Any]:
         """Return the settings, with the metrics that the user added where there are any."""
@@ -170,20 +188,24 @@ class Evaluation(Scheduled):
         numbers = ", ".join(f"{self.meanings[name].label.replace(':', '')} {now[name]:.3g}" for name in names[:4])
         return f"epoch {where['epoch']:>3}, step {where['step']:>5}: {numbers}"
 
-    def write_tensorboard(self, experiment: Any, document: Document, step: int) -> None:
-        """Add texts, histograms and figures to a ``SummaryWriter``; called on rank 0 only."""
+    def pictures(self, document: Document) -> dict[str, Any]:
+        """Return the pictures of an evaluation, matplotlib figures by tag."""
+        return dict(self.benchmark.pictures(document["sets"], document["aggregates"], self.retain))
+
+    def show(self, tracker: Tracker, document: Document, step: int) -> None:
+        """Give a tracker the pictures, distributions and answers of an evaluation; called on rank 0 only."""
         sets, first = document["sets"], (self.first or document)["sets"]
-        for tag, figure in self.benchmark.pictures(sets, document["aggregates"], self.retain).items():
-            experiment.add_figure(f"{self.name}/{tag}", figure, step)
+        for tag, figure in self.pictures(document).items():
+            tracker.figure(f"{self.name}/{tag}", figure, step)
         for tag, (name, field) in self.benchmark.histograms.items():
             values = [row[field] for row in sets.get(name, ()) if row.get(field) is not None]
             values = [value for value in values if math.isfinite(value)]
             if values:
-                experiment.add_histogram(f"{self.name}/{tag}", torch.tensor(values), step)
+                tracker.histogram(f"{self.name}/{tag}", values, step)
         for name, tag in self.benchmark.answers.items():
             if any(row.get("generation") is not None for row in sets.get(name, ())):
-                table = answers_table(first.get(name, [])[: self.samples], sets[name])
-                experiment.add_text(f"{self.name}/{tag}", table, step)
+                cells = answers_table(first.get(name, [])[: self.samples], sets[name])
+                tracker.answers(f"{self.name}/{tag}", cells, step)
 
     # What subclasses take from the run.
 
@@ -284,19 +306,21 @@ class Evaluation(Scheduled):
         else:  # `step`: where Lightning then logs the others
             tensors["step"] = torch.tensor(float(step))
             pl_module.log_dict(tensors, on_epoch=True, sync_dist=True)  # the same on every process: their mean is it
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                self.write_tensorboard(logger.experiment, document, step)
+        for tracker in trackers_of(trainer):
+            self.show(tracker, document, step)
 
     def _log_hyperparameters(
         self, logger: Any, document: Document, step: int, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> None:
-        """Give the HPARAMS tab its metrics: it stays empty unless hyper-parameters are logged together with some."""
+        """Log what runs are compared by; the HPARAMS tab stays empty unless it comes together with metrics."""
         scalars, names = self.scalars(document), self.benchmark.hyperparameter_metrics
         metrics = {f"hp/{key}": scalars[key] for key in names if key in scalars}
-        if not isinstance(logger, TensorBoardLogger) or not metrics:
+        if not isinstance(logger, TensorBoardLogger):
+            if not self._described:
+                logger.log_hyperparams(run_settings(trainer, pl_module))
+        elif not metrics:
             return
-        if self._described:
+        elif self._described:
             logger.log_metrics(metrics, step)
         else:  # `hparams`: what the Trainer gave this logger of the module and the data module
             logger.log_hyperparams(dict(logger.hparams) | run_settings(trainer, pl_module), metrics, step)
@@ -409,7 +433,8 @@ def summary_table(
         meanings: Of its numbers.
     """
     where = document["provenance"]
-    lines = [comparison_table(f"{title}, epoch {where['epoch']}, step {where['step']}:", before, now, names)]
+    heading = f"{title}, epoch {where['epoch']}, step {where['step']}:"
+    lines = [comparison_table(heading, before, now, names, document.get("intervals") or {})]
     for name, reason in document["aggregates"].items():
         if name.endswith("_absent"):
             lines.append(f"  No {meanings[name.removesuffix('_absent')].label}: {reason}.")
@@ -419,15 +444,20 @@ def summary_table(
 
 
 def comparison_table(
-    title: str, before: dict[str, float] | None, now: dict[str, float], names: Mapping[str, str]
+    title: str,
+    before: dict[str, float] | None,
+    now: dict[str, float],
+    names: Mapping[str, str],
+    intervals: Mapping[str, Sequence[float]],
 ) -> str:
-    """Write a short table: a title, then each named scalar now, and before where there was one.
+    """Write a short table: a title, then each named scalar now with its interval, and before where there was one.
 
     Args:
         title: First line.
         before: Scalars of the first evaluation of the run; None in that evaluation itself.
         now: Scalars of this one.
         names: What is shown, by scalar name.
+        intervals: Lower and upper end by scalar name, of those that have one.
     """
 
     def cell(values: dict[str, float], name: str) -> str:
@@ -438,5 +468,6 @@ def comparison_table(
     for name, label in names.items():
         if name not in now and name not in (before or {}):
             continue  # not measured in this run
-        lines.append(f"  {label:<32}{'' if before is None else cell(before, name)}{cell(now, name)}")
+        ends = f"  {interval_text(intervals[name])}" if name in intervals else ""
+        lines.append(f"  {label:<32}{'' if before is None else cell(before, name)}{cell(now, name)}{ends}")
     return "\n".join(lines)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dipo_lightning.errors import InputError, RunError
-from dipo_lightning.evaluation.aggregates import Meanings, document_meanings, flat_numbers
+from dipo_lightning.evaluation.aggregates import Meanings, document_meanings, flat_numbers, interval_text
 from dipo_lightning.evaluation.benchmark import find_benchmark
-from dipo_lightning.metrics.rows import Meaning
+from dipo_lightning.metrics.rows import INTERVAL, Meaning
 from dipo_lightning.report.charts import charts_of, evaluation_charts, training_charts
 from dipo_lightning.report.run_folder import Document, RunFolder, read_run
 from dipo_lightning.safety.redaction import without_home, without_secrets, without_secrets_in_yaml
@@ -89,7 +89,8 @@ def _evaluation(name: str, documents: Sequence[Document], most: int) -> dict[str
     first, last = documents[0], documents[-1]
     benchmark, meanings = find_benchmark(last.get("format", ""), last.get("benchmark", "")), document_meanings(last)
     before = scalars[0] if len(documents) > 1 else {}
-    lines = [_line(key, meanings[key], before.get(key), scalars[-1][key]) for key in scalars[-1]]
+    ends = {key: interval_text(both) for key, both in (last.get("intervals") or {}).items()}
+    lines = [_line(key, meanings[key], before.get(key), now, ends.get(key, "")) for key, now in scalars[-1].items()]
     further = [key for key in lines if key["key"] in (last.get("settings", {}).get("metrics") or {})]
     shown = benchmark.shown[:HEADLINES] if benchmark else ()
     titles = {one.name: one.title for one in benchmark.sets_of(last.get("settings", {}))} if benchmark else {}
@@ -99,6 +100,7 @@ def _evaluation(name: str, documents: Sequence[Document], most: int) -> dict[str
         "compared": len(documents) > 1,
         "headlines": [line for key in shown for line in lines if line["key"] == key] + further,
         "lines": lines,
+        "intervals": _drawn(last) if ends else "",
         "absent": _absent(last["aggregates"], meanings),
         "charts": evaluation_charts(documents, scalars, charts_of(last, benchmark)),
         "sets": _sets(first, last, most, titles, compared=len(documents) > 1),
@@ -107,8 +109,14 @@ def _evaluation(name: str, documents: Sequence[Document], most: int) -> dict[str
     }
 
 
-def _line(key: str, meaning: Meaning, before: float | None, now: float) -> dict[str, Any]:
-    """A line of the table: before, now, and whether the change is the wanted one."""
+def _drawn(document: Document) -> str:
+    """Say what an evaluation's intervals are."""
+    resamples = document.get("bootstrap", {}).get("resamples")
+    return f"{INTERVAL:.0%} interval over {resamples} drawings of its rows (bootstrap)"
+
+
+def _line(key: str, meaning: Meaning, before: float | None, now: float, interval: str) -> dict[str, Any]:
+    """A line of the table: before, now with its interval, and whether the change is the wanted one."""
     direction = ""
     if before is not None and f"{before:.3g}" != f"{now:.3g}":
         direction = {True: "good", False: "bad", None: ""}[meaning.better(now, before)]
@@ -119,6 +127,7 @@ def _line(key: str, meaning: Meaning, before: float | None, now: float) -> dict[
         "wanted": meaning.wanted,
         "before": None if before is None else f"{before:.3g}",
         "now": f"{now:.3g}",
+        "interval": interval,
         "change": "" if before is None else f"{now - before:+.3g}",
         "direction": direction,
     }
@@ -173,8 +182,8 @@ def _provenance(provenance: Mapping[str, Any]) -> dict[str, str]:
         "processes": "processes", "strategy": "strategy", "epoch": "epochs", "step": "optimiser steps",
     }  # fmt: skip
     found = {label: visible(str(provenance[key])) for key, label in known.items() if provenance.get(key) is not None}
-    for half, what in (provenance.get("data") or {}).items():
-        found[f"{half} rows"] = f"{what['rows']}, SHA-256 {what['sha256'][:16]}…"
+    for part, what in (provenance.get("data") or {}).items():
+        found[f"{part} rows"] = f"{what['rows']}, SHA-256 {what['sha256'][:16]}…"
     versions = provenance.get("versions") or {}
     return found | {"versions": ", ".join(f"{name} {version}" for name, version in versions.items())}
 
