@@ -40,7 +40,7 @@ def dropout_rates(model: nn.Module, switch_off: bool = False) -> dict[str, float
         for name, value in rates(module).items():
             found[path.rpartition(".")[2] if name == "p" else name] = value
             if switch_off and _JITTER.search(name):
-                module.train = MethodType(_stay_in_evaluation, module)  # type: ignore[method-assign]
+                module.train = MethodType(_stay_in_evaluation, module)
                 module.train()
             elif switch_off:
                 setattr(module, name, 0.0)

@@ -14,7 +14,6 @@ import torch
 
 from dipo_lightning.data.loader import ResumableLoader
 from dipo_lightning.data.unlearning import FineTuningDataModule, UnlearningDataModule
-from dipo_lightning.errors import InputError
 from tests.helpers.toys import save_toy
 
 
@@ -93,11 +92,3 @@ def test_a_loader_saved_again_before_its_first_batch_is_at_the_same_place(folder
         assert_same(batch, other)
     resumed.load_state_dict(begun.state_dict())
     assert resumed.state_dict()["done"] == 0, "after the last batch a new epoch begins"
-
-
-def test_another_number_of_rows_per_step_is_said_at_an_epoch_s_end_and_refused_inside(folder: Path) -> None:
-    made = loader(folder, "plain")
-    with pytest.warns(UserWarning, match="with 4 rows until this checkpoint, and is with 2 from here on"):
-        made.load_state_dict({"done": 2, "length": 2, "rows": 4})
-    with pytest.raises(InputError, match="inside an epoch of 2 batches of 4 rows; here an epoch has 3 of 2"):
-        made.load_state_dict({"done": 1, "length": 2, "rows": 4})

@@ -58,9 +58,9 @@ class Questions(Sequence[Source]):
 
 def user_subject(style: PromptStyle, forget: Sequence[Any], retain: Sequence[Any]) -> Subject:
     """Return a user's rows as questions; of a plain text the second half is asked for."""
-    questions = [Questions(rows, style.tokenizer) for rows in (forget, retain)]
+    asked, kept = (Questions(rows, style.tokenizer) for rows in (forget, retain))
     plain = bool(forget) and "text" in forget[0]
-    return Subject(row_style(forget[:1], style), *questions, trained=list(forget) if plain else [])
+    return Subject(row_style(forget[:1], style), asked, kept, trained=list(forget) if plain else [])
 
 
 def read_subject(
@@ -113,7 +113,7 @@ def limited(subject: Subject, unrelated: str | None, max_rows: int | None) -> Su
 
 def at_most(rows: Sequence[Source], most: int | None) -> list[Source]:
     """Return at most so many rows, spread evenly over all; None for all."""
-    return [dict(row) for row in evenly(rows, most)]
+    return [dict(rows[place]) for place in evenly(range(len(rows)), most)]
 
 
 def subject_of(datamodule: Any, style: PromptStyle) -> Subject:
