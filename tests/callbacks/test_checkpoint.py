@@ -24,7 +24,6 @@ from dipo_lightning.methods.gradient_ascent import GradDiffModule
 from tests.helpers.toys import save_toy
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:The .*dataloader.* does not have many workers:UserWarning",
     "ignore:You're using the WeightAveraging callback:UserWarning",
     "ignore:.*configure_model.*:UserWarning",
 )
