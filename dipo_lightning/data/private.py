@@ -13,11 +13,22 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
+from dipo_lightning.data.pairs import Example
+from dipo_lightning.data.tokenization import OnDemand
+from dipo_lightning.metrics.functional.words import stem
+from dipo_lightning.models.token_batch import IGNORED
+
 _WORD = re.compile(r"[^\W_](?:[^\W_]|[-'’.,](?=[^\W_]))*")
 _POSSESSIVE = re.compile(r"['’]s$", re.IGNORECASE)
 
 FUNCTION_WORDS = frozenset((files(__package__) / "function_words.txt").read_text(encoding="utf-8").split())
 """English words that carry no secret by themselves; other languages rely on the words that retain rows share."""
+
+_BASES = {
+    form: line.split()[0]
+    for line in (files(__package__) / "irregular_verbs.txt").read_text(encoding="utf-8").splitlines()
+    for form in line.split()
+}
 
 
 class Span(NamedTuple):
@@ -60,7 +71,7 @@ def rows_with_words(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
 def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[Span]:
     """Find the parts of an answer that carry what only this row knows.
 
-    A word is private where it is no function word, the question does not say it, and no retain row does; a number is
+    A word is private where it is no function word, the question says no form of it, and no retain row has it; a number
     also where retain rows have it, and a capitalised word inside a sentence where a single one has it by chance. Where
     nothing is left, every content word that was not asked is. Neighbouring names and numbers are one value: "12 June
     1971", "Harbour Street"; other words are values by themselves.
@@ -73,9 +84,13 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
     Returns:
         Spans of the answer in order; empty where the answer has no content word of its own.
     """
-    asked = vocabulary([question]) | FUNCTION_WORDS
+    asked = {form for word in vocabulary([question]) for form in (word, _base(word))}
     everything = words(answer)
-    new = [word for word in everything if word.text not in asked]
+    new = [
+        word
+        for word in everything
+        if word.text not in FUNCTION_WORDS and asked.isdisjoint((word.text, _base(word.text)))
+    ]
     chosen = [word for word in new if _is_own(answer, word, everything, shared.get(word.text, 0))] or new
     return _join(answer, chosen)
 
@@ -85,6 +100,11 @@ def private_spans(row: Mapping[str, Any], shared: Mapping[str, int]) -> list[Spa
     if row.get("private"):
         return spans_of_values(row["answer"], row["private"])
     return find_private(row["question"], row["answer"], shared)
+
+
+def _base(word: str) -> str:
+    """The English stem of a word, of an irregular verb that of its first form."""
+    return stem(_BASES.get(word, word))
 
 
 def _is_own(text: str, word: Word, everything: Sequence[Word], rows: int) -> bool:
@@ -160,6 +180,41 @@ def token_places(tokenizer: Any, ids: Sequence[int], text: str) -> list[tuple[in
             start += 1
         places.append((start, end))
     return places
+
+
+class PrivateTokens(OnDemand):
+    """Examples of questions and answers of which only the tokens of private values are supervised.
+
+    A row without a private value keeps its whole answer.
+
+    Args:
+        examples: The tokenised rows.
+        rows: The rows that they were made from, in order.
+        shared: As `find_private` takes it.
+        tokenizer: The model's tokenizer.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], rows: Sequence[Mapping[str, Any]], shared: Mapping[str, int], tokenizer: Any
+    ) -> None:
+        self.examples, self.rows, self.shared, self.tokenizer = examples, rows, shared, tokenizer
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.examples)
+
+    def make(self, index: int) -> Example:
+        """Take the labels from the other tokens of the example at a position."""
+        example, row = self.examples[index], self.rows[index]
+        places = [place for place, label in enumerate(example["labels"]) if label != IGNORED]
+        ids = [example["input_ids"][place] for place in places]
+        flags = token_flags(token_places(self.tokenizer, ids, row["answer"]), private_spans(row, self.shared))
+        if not any(flags):
+            return example
+        labels = list(example["labels"])
+        for place, flag in zip(places, flags, strict=True):
+            labels[place] = labels[place] if flag else IGNORED
+        return {**example, "labels": labels}
 
 
 def says(text: str, value: str) -> bool:
