@@ -3,8 +3,10 @@
 bitsandbytes packs and unpacks on a CPU by the same format. Its GPU kernels are not tested here.
 """
 
+import contextlib
 import copy
 import json
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -20,6 +22,7 @@ from dipo_lightning.models.export import merged_copy
 from dipo_lightning.models.fingerprint import model_fingerprint
 from dipo_lightning.models.lora import LoRA, add_lora
 from dipo_lightning.models.quantization import FourBitLinear, dense_copy, quantize_base
+from dipo_lightning.models.sharding import FSDP2Strategy
 from tests.helpers.small_tofu import ToyData, trainer
 from tests.helpers.toys import save_toy, toy_config, toy_model
 from tests.helpers.user_run import FORGET, RETAIN
@@ -28,13 +31,31 @@ bitsandbytes = pytest.mark.skipif(
     not quantization.importlib.util.find_spec("bitsandbytes"), reason="needs bitsandbytes"
 )
 CPU = torch.device("cpu")
+GPU = SimpleNamespace(root_device=torch.device("cuda"))
 
 
-@pytest.mark.parametrize("options", [{}, {"strategy": "fsdp2", "devices": 1}])
-def test_where_it_cannot_work_a_sentence_says_so(options, tmp_path):
-    module = NPOModule(str(save_toy(tmp_path / "model")), lora=LoRA(2, base="nf4"))
-    with pytest.raises(InputError, match=r"fsdp2 shards weights" if options else "needs an NVIDIA GPU"):
-        trainer(tmp_path, **options).fit(module, datamodule=ToyData())
+def test_on_a_cpu_it_is_refused_before_the_model_is_loaded(tmp_path):
+    module = NPOModule(str(tmp_path / "absent"), lora=LoRA(2, base="nf4"))
+    with pytest.raises(InputError, match="needs an NVIDIA GPU"):
+        trainer(tmp_path).fit(module, datamodule=ToyData())
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "said"),
+    [
+        (FSDP2Strategy(), {}, "fsdp2 shards weights"),
+        (GPU, {"precision": "32-true"}, "write trainer.precision: bf16-mixed"),
+        (GPU, {"reference_name": "live"}, "model.reference is live"),
+        (GPU, {"compile_blocks": True}, "cannot compile"),
+        (GPU, {}, ""),
+    ],
+)
+def test_where_it_cannot_work_a_sentence_says_so(strategy, options, said, monkeypatch):
+    monkeypatch.setattr(quantization, "check_installed", lambda: None)
+    run = SimpleNamespace(strategy=strategy, precision=options.get("precision", "bf16-mixed"))
+    module = SimpleNamespace(**{"reference_name": "auto", "compile_blocks": False} | options)
+    with pytest.raises(InputError, match=said) if said else contextlib.nullcontext():
+        quantization.check_quantized(run, module)
 
 
 def test_an_unknown_base_is_refused():
@@ -149,6 +170,6 @@ def test_a_run_trains_the_adapters_resumes_and_is_exported(fit, tmp_path):
 @bitsandbytes
 def test_a_cache_of_the_unpacked_base_is_another_one(fit, tmp_path):
     fit("unpacked", 1, base="float32", reference="hidden_states")
-    [made] = (tmp_path / "cache").iterdir()
+    [made] = (tmp_path / "cache").rglob("values.bin")
     fit("packed", 1, reference="hidden_states")
-    assert len({made, *(tmp_path / "cache").iterdir()}) == 2
+    assert len({made, *(tmp_path / "cache").rglob("values.bin")}) == 2
