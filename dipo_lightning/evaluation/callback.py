@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -45,9 +44,6 @@ from dipo_lightning.models.distributed import evaluation_mode, rank_and_world
 
 Document = dict[str, Any]
 """One evaluation as it is written: format, benchmark, settings, provenance, sets (rows), aggregates, skipped."""
-
-EVALUATED = re.compile(r"epoch +\d+, step +\d+: ")
-"""Beginning of the line that an evaluation prints."""
 
 FAST_DEV_ROWS = 2
 """Rows of each set that ``fast_dev_run`` measures."""

@@ -44,14 +44,14 @@ def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
         config = settings.filled("unlearning", folder=str(folder), seed=seed)
         child.write_config(folder / "unlearn.yaml", config)  # what comparisons start from
         child.fit(config, folder / "unlearned")
-    write_report(folder, evaluations(folder / "unlearned"), time.monotonic() - started)
-    print("\nDoes it stay forgotten? Other words, rounded weights, ten steps of relearning:", flush=True)
-    attack_quickstart(folder, seed)
+    with step(5, "Try to get it back: other words, rounded weights, ten steps of relearning"):
+        attacked = attack_quickstart(folder, seed)
+    write_report(folder, evaluations(folder / "unlearned"), attacked, time.monotonic() - started)
 
 
 @contextmanager
-def step(number: int, title: str, of: int = 4) -> Iterator[None]:
-    """Say what a step does, let its child processes show bars and evaluations only, and say how long it took."""
+def step(number: int, title: str, of: int = 5) -> Iterator[None]:
+    """Say what a step does, let its child processes show bars only, and say how long it took."""
     print(f"{number}/{of}  {title}", flush=True)
     started, before = time.monotonic(), os.environ.get(STEP)
     os.environ[STEP] = "1"

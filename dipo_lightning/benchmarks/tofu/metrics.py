@@ -81,24 +81,21 @@ class TOFU(Benchmark):
     score_options = ("truth_ratio",)
     charts = (
         Chart(
-            "ROUGE-L recall: what it still says",
-            "Words of the true answers that the model says itself.",
-            {"forget_rouge": "must be forgotten", "retain_rouge": "must be kept"},
+            "forget quality on a log scale",
+            "p-value of a test against a model that never saw what must be forgotten. Above 0.05 it cannot tell them "
+            "apart.",
+            {"forget_quality_log10_p": "this model"},
         ),
+        Chart("model utility", "What the model can still do.", {"model_utility": "this model"}),
         Chart(
             "probability of the true answers",
             "Geometric mean over tokens.",
             {"forget_probability": "must be forgotten", "retain_probability": "must be kept"},
         ),
         Chart(
-            "forget quality (p) against model utility",
-            "Both should be high: forgotten as if never learnt, and as able as before.",
-            {"forget_quality_p": "forget quality (p)", "model_utility": "model utility"},
-        ),
-        Chart(
-            "forget quality, log10 p",
-            "0 is a model that cannot be told from one that never saw what must be forgotten.",
-            {"forget_quality_log10_p": "log10 p"},
+            "ROUGE-L recall: what it still says",
+            "Words of the true answers that the model says itself.",
+            {"forget_rouge": "must be forgotten", "retain_rouge": "must be kept"},
         ),
     )
     answers: ClassVar = {"forget": "forget_answers"}
