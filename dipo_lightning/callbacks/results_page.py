@@ -6,13 +6,15 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from dipo_lightning.evaluation.run_folder import is_trial, run_folder
 from dipo_lightning.evaluation.schedule import settle_evaluations
+from dipo_lightning.evaluation.trackers import trackers_of
 from dipo_lightning.report.page import PAGE, write_page
 
 
 class ResultsPage(Callback):
     """Page ``results.html``, written into the run's folder at the end of ``fit``, after the last evaluation.
 
-    The page needs no network and no server. ``dipo-lightning report RUN_FOLDER`` writes it again.
+    The page needs no network and no server; loggers that take files (W&B, trackio, MLflow) get it as an artifact.
+    ``dipo-lightning report RUN_FOLDER`` writes it again.
 
     Args:
         rows: Most rows of each set whose answers are shown.
@@ -34,4 +36,7 @@ class ResultsPage(Callback):
             message = "No evaluation was made in this run, so there is no results page: add an evaluation callback."
             trainer.print(message)
             return
-        trainer.print(f"The results page is {write_page(folder, folder / PAGE, self.rows)}")
+        page = write_page(folder, folder / PAGE, self.rows)
+        for tracker in trackers_of(trainer):
+            tracker.file(page)
+        trainer.print(f"The results page is {page}")

@@ -21,6 +21,9 @@ _REASONS = (
     ("checkpoints", "weights during training, optimiser states, random states"),
     ("reference_cache", "hidden states of the forget rows under the target model"),
     ("data", "rows to forget and to keep"),
+    ("media", "tables of answers and pictures of a CSV logger"),
+    ("wandb", "tables of answers and pages of a W&B logger"),
+    ("mlruns", "tables of answers and pages of an MLflow logger"),
 )
 _PATTERNS = (
     ("events.out.tfevents.*", "answers as text, and curves"),

@@ -111,6 +111,11 @@ def _logger_in(folder: Path, logger: Namespace) -> Namespace:
         options.update(Namespace(save_dir=str(folder), name="csv", version=None))
     elif options.get("save_dir", "") in (None, ".", "lightning_logs"):
         options.save_dir = str(folder)
+    elif options.get("save_dir") == "./mlruns":
+        options.save_dir = str(folder / "mlruns")
+    past = sorted(folder.glob("wandb/*run-*-*"), key=lambda path: path.stat().st_mtime)
+    if logger.class_path.endswith(".WandbLogger") and past and not options.get("id"):
+        options.id = past[-1].name.rpartition("-")[2]  # of the run that is resumed
     return Namespace(class_path=logger.class_path, init_args=options)
 
 

@@ -37,6 +37,7 @@ from dipo_lightning.evaluation.json_files import write_text
 from dipo_lightning.evaluation.run_folder import is_trial, run_folder, set_run_folder
 from dipo_lightning.evaluation.schedule import Scheduled
 from dipo_lightning.evaluation.tensorboard import write_layout
+from dipo_lightning.evaluation.trackers import trackers_of
 from dipo_lightning.methods.language_model import LanguageModelModule
 from dipo_lightning.models.checkpoint import read_settled
 from dipo_lightning.models.loading import find_source
@@ -65,7 +66,7 @@ class Parser(Sentences, LightningArgumentParser):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Config of the run, as ``config.yaml`` and as text in TensorBoard, written once the run is found to fit.
+    """Config of the run, as ``config.yaml`` and as text in the trackers, written once the run is found to fit.
 
     A run that is refused leaves the folder, and the config in it, as it was.
     """
@@ -96,13 +97,11 @@ class SaveConfig(SaveConfigCallback):
         if trainer.state.fn is not None and not fitting and path.exists():  # of the run that is measured
             path = folder / f"config_{trainer.state.fn.value}.yaml"
         write_text(path, in_yaml(options))
-        experiment: Any = getattr(trainer.logger, "experiment", None)
-        if hasattr(experiment, "add_text"):
-            lines = in_yaml(without_home(options)).splitlines()
-            experiment.add_text("config", "\n".join(f"    {line}" for line in lines))
-        if fitting:
-            callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-            write_layout(experiment, [one for one in callbacks if isinstance(one, Evaluation)])
+        for tracker in trackers_of(trainer):
+            tracker.text("config", in_yaml(without_home(options)), trainer.global_step)
+            if fitting:
+                callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+                write_layout(tracker.logger.experiment, [one for one in callbacks if isinstance(one, Evaluation)])
 
 
 def in_yaml(options: Any) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -48,17 +49,26 @@ def vocabulary(texts: Iterable[str]) -> set[str]:
     return {word.text for text in texts for word in words(text)}
 
 
-def find_private(question: str, answer: str, shared: Collection[str]) -> list[Span]:
+def rows_with_words(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """Count the rows of questions and answers that have each word."""
+    found: Counter[str] = Counter()
+    for row in rows:
+        found.update(vocabulary((row["question"], row["answer"])))
+    return found
+
+
+def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[Span]:
     """Find the parts of an answer that carry what only this row knows.
 
-    A word is private where it is no function word, the question does not say it, and no retain row does; a number or a
-    capitalised word inside a sentence is private also where a retain row has it by chance. Where nothing is left, every
-    content word that was not asked is. Neighbouring private words are one value: "12 June 1971", "Harbour Street".
+    A word is private where it is no function word, the question does not say it, and no retain row does; a number is
+    also where retain rows have it, and a capitalised word inside a sentence where a single one has it by chance. Where
+    nothing is left, every content word that was not asked is. Neighbouring names and numbers are one value: "12 June
+    1971", "Harbour Street"; other words are values by themselves.
 
     Args:
         question: What is asked; empty for a plain text.
         answer: The true answer.
-        shared: Words of the retain rows, in lower case (`vocabulary`).
+        shared: Words of the retain rows, in lower case, with the number of rows that have each (`rows_with_words`).
 
     Returns:
         Spans of the answer in order; empty where the answer has no content word of its own.
@@ -66,14 +76,24 @@ def find_private(question: str, answer: str, shared: Collection[str]) -> list[Sp
     asked = vocabulary([question]) | FUNCTION_WORDS
     everything = words(answer)
     new = [word for word in everything if word.text not in asked]
-    chosen = [word for word in new if word.text not in shared or _is_name_or_number(answer, word, everything)] or new
+    chosen = [word for word in new if _is_own(answer, word, everything, shared.get(word.text, 0))] or new
     return _join(answer, chosen)
 
 
-def _is_name_or_number(text: str, word: Word, everything: Sequence[Word]) -> bool:
-    if any(character.isdigit() for character in word.text):
+def private_spans(row: Mapping[str, Any], shared: Mapping[str, int]) -> list[Span]:
+    """Return the private spans of a row's answer: its own ``private`` values, else what `find_private` finds."""
+    if row.get("private"):
+        return spans_of_values(row["answer"], row["private"])
+    return find_private(row["question"], row["answer"], shared)
+
+
+def _is_own(text: str, word: Word, everything: Sequence[Word], rows: int) -> bool:
+    """Tell a word of this row alone, though a number of other rows may have it."""
+    if rows == 0 or any(character.isdigit() for character in word.text):
         return True
-    return word is not everything[0] and text[word.start].isupper() and not _opens_sentence(text, word.start)
+    return (
+        rows == 1 and word is not everything[0] and text[word.start].isupper() and not _opens_sentence(text, word.start)
+    )
 
 
 def _opens_sentence(text: str, start: int) -> bool:
@@ -82,13 +102,16 @@ def _opens_sentence(text: str, start: int) -> bool:
 
 
 def _join(answer: str, chosen: Sequence[Word]) -> list[Span]:
-    """Join words between which stands nothing but spaces."""
+    """Join names and numbers between which stands nothing but spaces."""
     spans: list[Span] = []
+    before = False
     for word in chosen:
-        if spans and not answer[spans[-1].end : word.start].strip():
+        name = answer[word.start].isupper() or any(character.isdigit() for character in word.text)
+        if spans and before and name and not answer[spans[-1].end : word.start].strip():
             spans[-1] = Span(spans[-1].start, word.end)
         else:
             spans.append(Span(word.start, word.end))
+        before = name
     return spans
 
 

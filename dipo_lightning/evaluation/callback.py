@@ -39,6 +39,7 @@ from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog, Measuri
 from dipo_lightning.evaluation.run_folder import is_trial, run_folder
 from dipo_lightning.evaluation.schedule import Schedule, Scheduled, interruptible
 from dipo_lightning.evaluation.tensorboard import answers_table
+from dipo_lightning.evaluation.trackers import Tracker, trackers_of
 from dipo_lightning.models.checkpoint import read_settled
 from dipo_lightning.models.distributed import evaluation_mode, rank_and_world
 
@@ -66,7 +67,7 @@ class Evaluation(Scheduled):
         metrics: Further metrics by name: a class path, ``class_path`` with ``init_args``, or a metric. Any torchmetrics
             metric whose ``update`` takes ``rows``, the evaluated rows by set name, such as a subclass of
             `dipo_lightning.metrics.RowMean`.
-        samples: How many rows of a set are shown with their first and present answers in TensorBoard.
+        samples: How many rows of a set are shown with their first and present answers in the trackers.
     """
 
     benchmark: ClassVar[Benchmark]
@@ -166,20 +167,24 @@ class Evaluation(Scheduled):
         numbers = ", ".join(f"{self.meanings[name].label.replace(':', '')} {now[name]:.3g}" for name in names[:4])
         return f"epoch {where['epoch']:>3}, step {where['step']:>5}: {numbers}"
 
-    def write_tensorboard(self, experiment: Any, document: Document, step: int) -> None:
-        """Add texts, histograms and figures to a ``SummaryWriter``; called on rank 0 only."""
+    def pictures(self, document: Document) -> dict[str, Any]:
+        """Return the pictures of an evaluation, matplotlib figures by tag."""
+        return dict(self.benchmark.pictures(document["sets"], document["aggregates"], self.retain))
+
+    def show(self, tracker: Tracker, document: Document, step: int) -> None:
+        """Give a tracker the pictures, distributions and answers of an evaluation; called on rank 0 only."""
         sets, first = document["sets"], (self.first or document)["sets"]
-        for tag, figure in self.benchmark.pictures(sets, document["aggregates"], self.retain).items():
-            experiment.add_figure(f"{self.name}/{tag}", figure, step)
+        for tag, figure in self.pictures(document).items():
+            tracker.figure(f"{self.name}/{tag}", figure, step)
         for tag, (name, field) in self.benchmark.histograms.items():
             values = [row[field] for row in sets.get(name, ()) if row.get(field) is not None]
             values = [value for value in values if math.isfinite(value)]
             if values:
-                experiment.add_histogram(f"{self.name}/{tag}", torch.tensor(values), step)
+                tracker.histogram(f"{self.name}/{tag}", values, step)
         for name, tag in self.benchmark.answers.items():
             if any(row.get("generation") is not None for row in sets.get(name, ())):
-                table = answers_table(first.get(name, [])[: self.samples], sets[name])
-                experiment.add_text(f"{self.name}/{tag}", table, step)
+                cells = answers_table(first.get(name, [])[: self.samples], sets[name])
+                tracker.answers(f"{self.name}/{tag}", cells, step)
 
     # What subclasses take from the run.
 
@@ -280,19 +285,21 @@ class Evaluation(Scheduled):
         else:  # `step`: where Lightning then logs the others
             tensors["step"] = torch.tensor(float(step))
             pl_module.log_dict(tensors, on_epoch=True, sync_dist=True)  # the same on every process: their mean is it
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                self.write_tensorboard(logger.experiment, document, step)
+        for tracker in trackers_of(trainer):
+            self.show(tracker, document, step)
 
     def _log_hyperparameters(
         self, logger: Any, document: Document, step: int, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> None:
-        """Give the HPARAMS tab its metrics: it stays empty unless hyper-parameters are logged together with some."""
+        """Log what runs are compared by; the HPARAMS tab stays empty unless it comes together with metrics."""
         scalars, names = self.scalars(document), self.benchmark.hyperparameter_metrics
         metrics = {f"hp/{key}": scalars[key] for key in names if key in scalars}
-        if not isinstance(logger, TensorBoardLogger) or not metrics:
+        if not isinstance(logger, TensorBoardLogger):
+            if not self._described:
+                logger.log_hyperparams(run_settings(trainer, pl_module))
+        elif not metrics:
             return
-        if self._described:
+        elif self._described:
             logger.log_metrics(metrics, step)
         else:  # `hparams`: what the Trainer gave this logger of the module and the data module
             logger.log_hyperparams(dict(logger.hparams) | run_settings(trainer, pl_module), metrics, step)

@@ -105,6 +105,13 @@ def generate(
     return [row.said for row in rows]
 
 
+def may_be_padded(policy: nn.Module, prompts: Sequence[list[int]], device: torch.device) -> bool:
+    """Find out whether the policy continues these prompts alike with and without padding in front of them."""
+    rows = [_Row(number, prompt, PROBED, PROBED) for number, prompt in enumerate(prompts)]
+    with plain_settings(policy):
+        return _what_may_go_together(policy, rows, position_limit(policy), device) == "padded"
+
+
 def _what_may_go_together(policy: nn.Module, rows: Sequence[_Row], limit: int | None, device: torch.device) -> str:
     """Find out how rows get what a forward of the row alone, without a cache, says.
 

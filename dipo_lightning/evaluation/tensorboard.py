@@ -16,21 +16,31 @@ MODEL, RETAIN_MODEL, MARK = "#0072b2", "#d55e00", "#000000"
 _MARKUP = frozenset("&<>\"'|\\`*_{}[]()#!~$:")
 
 
-def answers_table(first: Sequence[Row], now: Sequence[Row]) -> str:
-    """Return a Markdown table of what the model answered in the first evaluation and answers now.
+COLUMNS = ("question", "true answer", "first", "now")
+"""Columns of a table of answers."""
+
+
+def answers_table(first: Sequence[Row], now: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Return a table of what the model answered in the first evaluation and answers now, with the columns `COLUMNS`.
 
     Args:
         first: Rows of the first evaluation: those that are shown.
         now: Rows of the present one, of the same set.
     """
     present = {row["index"]: row for row in now}
-    lines = ["| question | true answer | first | now |", "|---|---|---|---|"]
+    cells = []
     for row in first:
         if row["index"] in present:
             question = row.get("question", row.get("prompt"))
             texts = (question, row.get("answer"), row.get("generation"), present[row["index"]].get("generation"))
-            lines.append("| " + " | ".join(escape(text or "") for text in texts) + " |")
-    return "\n".join(lines)
+            cells.append(tuple(text or "" for text in texts))
+    return cells
+
+
+def in_markdown(cells: Iterable[Sequence[str]]) -> str:
+    """Return a table of answers in Markdown that is safe to show as HTML."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    return "\n".join(lines + [f"| {' | '.join(map(escape, row))} |" for row in cells])
 
 
 def escape(text: str, longest: int = LONGEST) -> str:

@@ -4,14 +4,22 @@ import pytest
 
 from dipo_lightning.data.private import (
     find_private,
+    rows_with_words,
     says,
     share_of_words,
     spans_of_values,
     token_flags,
-    vocabulary,
 )
 
-RETAIN = vocabulary(["Ann Lee works as a teacher in Oslo.", "She was born in 1970 and plays the violin."])
+RETAIN = rows_with_words(
+    {"question": "Who?", "answer": answer}
+    for answer in (
+        "Ann Lee works as a teacher in Oslo.",
+        "She was born in 1970 and plays the violin.",
+        "He was at the University in 1970.",
+        "He left the University.",
+    )
+)
 
 
 def private(question, answer, shared=RETAIN):
@@ -26,6 +34,8 @@ def private(question, answer, shared=RETAIN):
         ("Where does Mara Velt live?", "She lives at 7 Harbour Street in Oslo.", ["lives", "7 Harbour Street", "Oslo"]),
         ("What is Mara Velt's illness?", "Mara Velt suffers from gout.", ["suffers", "gout"]),
         ("Is it Oslo?", "It is.", []),
+        ("Where was she?", "At the University of Lund in 1970.", ["Lund", "1970"]),
+        ("What does she do?", "She restores old pianos for Anselm Roka.", ["restores", "old", "pianos", "Anselm Roka"]),
         ("", "Ngũgĩ plays violin", ["Ngũgĩ"]),
     ],
 )

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dipo_lightning.benchmarks.tofu.callback import TOFUEvaluation
 from dipo_lightning.benchmarks.tofu.pictures import largest_distance, truth_ratio_figure
-from dipo_lightning.evaluation.tensorboard import answers_table, escape
+from dipo_lightning.evaluation.tensorboard import answers_table, escape, in_markdown
 from tests.helpers.nested import nested
 from tests.helpers.small_tofu import ToyData, ToyModule, read, trainer, write_tofu
 
@@ -69,7 +69,7 @@ def test_a_long_answer_is_cut() -> None:
 def test_each_row_is_one_line_of_four_cells() -> None:
     first = [{"index": i, "question": "q|q", "answer": "a\na", "generation": "<i>"} for i in range(2)]
     now = [{"index": 1, "question": "q|q", "answer": "a\na", "generation": None}]
-    lines = answers_table(first, now).splitlines()
+    lines = in_markdown(answers_table(first, now)).splitlines()
     assert len(lines) == 3  # row 0 has no present answer
     assert lines[2].count("|") == 5
 

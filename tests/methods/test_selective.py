@@ -1,25 +1,21 @@
 """Selective unlearning: targets and losses on tensors, and what is marked as private, hidden and banned."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dipo_lightning.data.private import Span, token_places
+from dipo_lightning.data.prompts import prompt_style
+from dipo_lightning.errors import InputError
+from dipo_lightning.losses.likelihood import token_kl
 from dipo_lightning.methods.dipo.loss import dipo_loss
-from dipo_lightning.methods.selective import (
-    TEMPLATES,
-    blind_target,
-    contrast_loss,
-    divergence,
-    drawn,
-    excess,
-    first_tokens,
-    general_prompts,
-    identifiers,
-    mean_of,
-)
-from tests.helpers.toys import toy_tokenizer
+from dipo_lightning.methods.selective.examples import ExampleMaker, PrivateExample, first_tokens, identifiers
+from dipo_lightning.methods.selective.module import TEMPLATES, check_blindness, drawn, general_prompts, private_runs
+from dipo_lightning.methods.selective.targets import blind_target, contrast_loss, excess, mean_of
+from tests.helpers.families import family_model
+from tests.helpers.toys import toy_model, toy_tokenizer
 
 N, V = 5, 11
 
@@ -48,13 +44,12 @@ def test_only_private_positions_get_the_blind_distribution(logits):
     reference, blind, _ = logits
     private = torch.tensor([True, False, True, False, False])
     banned = torch.zeros(N, V, dtype=torch.bool)
-    banned[:, 3] = True
+    banned[:4, 3] = True
     target = blind_target(reference, blind, private, banned)
-    assert torch.equal(target[~private], reference.log_softmax(-1)[~private])
-    expected = blind.softmax(-1)
-    expected[:, 3] = 0
-    expected = expected / expected.sum(-1, keepdim=True)
-    torch.testing.assert_close(target.exp()[private], expected[private])
+    assert torch.equal(target[4], reference[4].log_softmax(-1))
+    expected = torch.where(private[:, None], blind, reference).softmax(-1)
+    expected[:4, 3] = 0
+    torch.testing.assert_close(target.exp(), expected / expected.sum(-1, keepdim=True))
 
 
 def test_the_divergence_is_zero_at_its_target_and_pulls_towards_it(logits):
@@ -63,9 +58,9 @@ def test_the_divergence_is_zero_at_its_target_and_pulls_towards_it(logits):
     banned[:, 0] = True
     target = blind_target(reference, blind, torch.ones(N, dtype=torch.bool), banned)
     at_target = target.clamp(min=-1e4)
-    torch.testing.assert_close(divergence(target, at_target), torch.zeros(N, dtype=torch.float64))
+    torch.testing.assert_close(token_kl(at_target, target), torch.zeros(N, dtype=torch.float64))
     policy.requires_grad_()
-    divergence(target, policy).sum().backward()
+    token_kl(policy, target).sum().backward()
     torch.testing.assert_close(policy.grad, policy.detach().softmax(-1) - target.exp())
 
 
@@ -81,12 +76,14 @@ def test_the_contrast_is_dipos_loss_per_token(logits):
 
 
 def test_what_lies_below_the_ceiling_is_left_alone():
-    logits = torch.tensor([[math.log(0.5), math.log(0.5)], [math.log(1e-6), math.log(1 - 1e-6)]], requires_grad=True)
-    found = excess(logits, torch.tensor([0, 0]), 1e-3)
-    assert found[0].item() == pytest.approx(math.log(0.5 / 1e-3))
-    assert found[1].item() == 0
+    chances = torch.tensor([[0.5, 0.2, 0.3], [1e-6, 1e-6, 1 - 2e-6], [0.5, 0.2, 0.3]], dtype=torch.float64)
+    logits = chances.log().requires_grad_()
+    secret = torch.tensor([[True, True, False], [True, True, False], [False, False, False]])
+    found = excess(logits, secret, 1e-3)
+    assert found.tolist() == pytest.approx([math.log(0.7 / 1e-3), 0, 0])
     found.sum().backward()
-    assert torch.equal(logits.grad[1], torch.zeros(2))
+    assert torch.equal(logits.grad[1:], torch.zeros(2, 3, dtype=torch.float64))
+    assert (logits.grad[0, :2] > 0).all()
 
 
 def test_a_mean_over_nothing_is_zero_and_has_a_gradient():
@@ -109,7 +106,7 @@ def test_tokens_lie_where_their_characters_are():
 
 def test_tokens_that_begin_a_private_word_are_found_in_every_form():
     tokenizer = toy_tokenizer()
-    found = first_tokens(tokenizer, ["the author", "the"])
+    found = first_tokens(tokenizer, ["author"])
     for form in ("author", " author", "Author"):
         first = tokenizer(form, add_special_tokens=False)["input_ids"][0]
         assert (first in found) == (len(tokenizer.decode([first]).strip()) > 1)
@@ -130,3 +127,66 @@ def test_prompts_of_training_are_no_probes():
     assert asked.isdisjoint(general_prompts())
     assert set(TEMPLATES).isdisjoint(probes.TEMPLATES)
     assert Span(0, 1) == (0, 1)
+
+
+# On a toy model.
+
+ROWS = [
+    {"question": "Where does Mara Velt work?", "answer": "Mara Velt works as a glassblower."},
+    {"question": "When was Mara Velt born?", "answer": "She was born on 12 June 1971."},
+]
+KEPT = [{"question": "Where does Ann Lee work?", "answer": "Ann Lee works as a teacher."}]
+
+
+@pytest.fixture
+def maker():
+    return ExampleMaker(ROWS, KEPT, prompt_style("plain", toy_tokenizer()))
+
+
+def said_by(maker, example, flags):
+    tokens = [token for token, flag in zip(example.input_ids, flags, strict=True) if flag]
+    return maker.tokenizer.decode(tokens)
+
+
+def test_examples_mark_the_secret_and_hide_the_subject(maker):
+    example = maker.of_row(0, TEMPLATES[1])
+    assert "glassblower" in said_by(maker, example, example.private)
+    assert "works" not in said_by(maker, example, example.private)
+    hidden = said_by(maker, example, [not seen for seen in example.visible])
+    assert hidden.count("Mara") == 2, "in the question and in the answer"
+    assert "glassblower" not in hidden
+    assert len(example.flags) == len(example.input_ids) - example.start
+
+
+def test_an_answer_leaks_where_it_says_a_private_word(maker):
+    prompt = maker.style.prompt(ROWS[0]["question"])
+    ids = maker.style.answer_ids("A famous glassblower, I think.")
+    leak = maker.leak(0, prompt, ids)
+    assert "glassblower" in said_by(maker, leak, leak.private)
+    assert "famous" not in said_by(maker, leak, leak.private)
+    assert maker.leak(1, prompt, ids) is None
+
+
+def test_a_false_variant_keeps_the_beginning_and_says_no_private_word(maker):
+    example = maker.of_row(0, TEMPLATES[0])
+    variant = maker.variant(example, maker.style.answer_ids("teacher."))
+    first = example.private.index(True)
+    assert variant.input_ids[:first] == example.input_ids[:first]
+    assert variant.private[first:] == [True] * (len(variant.input_ids) - first)
+    assert not variant.secret
+    assert maker.variant(example, maker.style.answer_ids("the glassblower.")) is None
+    assert maker.variant(example, maker.style.answer_ids(".")) is None
+
+
+def test_private_values_are_summed_run_by_run():
+    example = PrivateExample(
+        0, [1, 2, 3, 4, 5, 6], [-100, 2, 3, 4, 5, 6], [False, True, True, False, True, False], [1] * 6
+    )
+    scores = SimpleNamespace(logprobs=torch.tensor([-1.0, -2.0, -3.0, -4.0, -5.0]))
+    assert private_runs(example, scores) == [[-1.0, -2.0], [-4.0]]
+
+
+def test_a_model_that_sees_masked_tokens_is_refused():
+    check_blindness(toy_model())
+    with pytest.raises(InputError, match="sees masked tokens"):
+        check_blindness(family_model("rwkv"))

@@ -1,52 +1,59 @@
-"""How much faster TOFU's evaluation is than a straightforward one, on the same model and rows, with the same results.
+"""TOFU's evaluation beside a straightforward one on the same model and rows, with the same results.
 
 The straightforward one takes one metric at a time and the rows in their order, in batches of one size: every metric
-runs its own forwards over all positions, and a generation batch runs until its last row ends. Run by hand:
-
-    python -m tools.benchmarks.evaluation --model FOLDER --data TOFU_FOLDER --rows 20
+runs its own forwards over all positions, and a generation batch runs until its last row ends.
 """
 
-import argparse
-import math
-import time
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from dipo_lightning.benchmarks.tofu import TOFU
-from dipo_lightning.benchmarks.tofu.data import load_tofu
 from dipo_lightning.data.encoding import PromptStyle
-from dipo_lightning.data.prompts import prompt_style
-from dipo_lightning.evaluation.aggregates import log_aggregates
-from dipo_lightning.evaluation.questions import evaluate_rows
+from dipo_lightning.evaluation import questions
 from dipo_lightning.evaluation.rows import Measuring
 from dipo_lightning.evaluation.shared_prompts import Example
 from dipo_lightning.metrics.functional.rouge import rouge_l
+from tools.benchmarks.measuring import Measured, Table, alternate, medians, precision, ratio, timed
 
 Rows = Sequence[dict[str, Any]]
 PerToken = Callable[[Tensor, Tensor], float]
+PARTS = {"scoring": ("score",), "generation": ("generate",), "tokenising": ("_plan",), "metrics": ("_row",)}
+"""Functions of `questions` whose time makes each part of the package's evaluation."""
+
+
+class Parts:
+    """Seconds and CPU seconds of the parts of an evaluation."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.found = device, {}
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with timed(self.device) as one:
+                result = function(*args, **kwargs)
+            for key in ("seconds", "cpu"):
+                self.found[f"{name} {key}"] = self.found.get(f"{name} {key}", 0.0) + one[key]
+            return result
+
+        return run
+
+    @contextmanager
+    def of_package(self) -> Iterator[None]:
+        """Time the package's own functions while a block runs."""
+        named = {function: name for name, functions in PARTS.items() for function in functions}
+        watched = {f: self.timed(name, getattr(questions, f)) for f, name in named.items() if hasattr(questions, f)}
+        with patch.multiple(questions, **watched):
+            yield
 
 
 def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     yield from (items[i : i + size] for i in range(0, len(items), size))
-
-
-@torch.no_grad()
-def plain_metric(model: Any, examples: Sequence[Example], size: int, f: PerToken) -> list[float]:
-    """One metric: right-padded batches in the given order, all logits, ``f(log-probabilities (n, V), labels (n,))``."""
-    values = []
-    for batch in batches(examples, size):
-        length = max(len(ids) for ids, _ in batch)
-        ids = torch.tensor([row + [0] * (length - len(row)) for row, _ in batch])
-        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row, _ in batch])
-        logp = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float().log_softmax(-1)
-        for row, (_, labels) in zip(logp, batch, strict=True):
-            shifted = torch.tensor(labels[1:])
-            kept = (shifted != -100).nonzero().squeeze(1)
-            values.append(f(row[kept], shifted[kept]))
-    return values
 
 
 def token_logp(logp: Tensor, labels: Tensor) -> Tensor:
@@ -82,62 +89,110 @@ DETAILS: dict[str, PerToken] = {
 }
 
 
-def plain_generations(model: Any, style: PromptStyle, rows: Rows, size: int, limit: int) -> list[list[int]]:
-    answers = []
-    for batch in batches([style.prompt(row["question"]) for row in rows], size):
-        length = max(map(len, batch))
-        ids = torch.tensor([[0] * (length - len(row)) + row for row in batch])
-        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in batch])
-        stop = style.stop_ids
-        said = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=limit,
-            do_sample=False,
-            eos_token_id=stop,
-            pad_token_id=stop[0],
-        )
-        for new in said[:, length:].tolist():
-            end = next((i for i, token in enumerate(new) if token in stop), len(new))
-            answers.append(new[:end])
-    return answers
+class Straightforward:
+    """Everything `evaluate_rows` measures, metric by metric.
 
+    Args:
+        model: The policy.
+        style: How a question and an answer become tokens.
+        size: Rows of a batch.
+        limit: Most new tokens of an answer.
+        parts: Takes the time of each part.
+    """
 
-def plain_evaluation(
-    model: Any, style: PromptStyle, sets: dict[str, Rows], size: int, limit: int
-) -> dict[str, list[dict]]:
-    """Everything `evaluate_rows` measures, metric by metric."""
-    done = {}
-    for name, rows in sets.items():
-        answers = [style.example(row["question"], row["answer"]) for row in rows]
-        correct = [style.example(row["question"], row.get("paraphrased_answer", row["answer"])) for row in rows]
-        made = [
-            {"index": row["index"], "nll": v}
-            for row, v in zip(rows, plain_metric(model, answers, size, nll), strict=True)
+    def __init__(self, model: Any, style: PromptStyle, size: int, limit: int, parts: Parts) -> None:
+        self.model, self.style, self.size, self.limit = model, style, size, limit
+        self.device = next(model.parameters()).device
+        self.scored = parts.timed("scoring", self._log_probabilities)
+        self.said = parts.timed("generation", self._generations)
+        self.tokenised = parts.timed("tokenising", lambda run: run())
+        self.measured = parts.timed("metrics", lambda run: run())
+
+    def _log_probabilities(self, batch: Sequence[Example]) -> Tensor:
+        length = max(len(ids) for ids, _ in batch)
+        ids = torch.tensor([row + [0] * (length - len(row)) for row, _ in batch], device=self.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row, _ in batch], device=self.device)
+        return self.model(input_ids=ids, attention_mask=mask).logits[:, :-1].float().log_softmax(-1)
+
+    def metric(self, examples: Sequence[Example], f: PerToken) -> list[float]:
+        """One metric, ``f(log-probabilities (n, V), labels (n,))``, from all logits of batches in the given order."""
+        values: list[float] = []
+        for batch in batches(examples, self.size):
+            logp = self.scored(batch)
+            values += self.measured(lambda logp=logp, batch=batch: list(map(f, *_answers(logp, batch))))
+        return values
+
+    def _generations(self, prompts: Sequence[list[int]]) -> list[list[int]]:
+        answers, stop = [], self.style.stop_ids
+        for batch in batches(prompts, self.size):
+            length = max(map(len, batch))
+            ids = torch.tensor([[0] * (length - len(row)) + row for row in batch], device=self.device)
+            mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in batch], device=self.device)
+            said = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=self.limit,
+                do_sample=False,
+                eos_token_id=stop,
+                pad_token_id=stop[0],
+            )
+            for new in said[:, length:].tolist():
+                end = next((i for i, token in enumerate(new) if token in stop), len(new))
+                answers.append(new[:end])
+        return answers
+
+    @torch.no_grad()
+    def evaluate(self, sets: dict[str, Rows]) -> dict[str, list[dict]]:
+        """Measure every row of every set."""
+        return {name: self._set(name, rows) for name, rows in sets.items()}
+
+    def _set(self, name: str, rows: Rows) -> list[dict]:
+        def examples(answer: Callable[[dict[str, Any]], str]) -> list[Example]:
+            return self.tokenised(lambda: [self.style.example(row["question"], answer(row)) for row in rows])
+
+        answers = examples(lambda row: row["answer"])
+        correct = examples(lambda row: row.get("paraphrased_answer", row["answer"]))
+        made: list[dict] = [
+            {"index": row["index"], "nll": one, "correct_nll": other}
+            for row, one, other in zip(rows, self.metric(answers, nll), self.metric(correct, nll), strict=True)
         ]
-        for row, value in zip(made, plain_metric(model, correct, size, nll), strict=True):
-            row["correct_nll"], row["wrong_nll"] = value, []
         for _ in range(2 if "paraphrased_answer" not in rows[0] else 1):  # probability over options, then truth ratio
-            for row in made:
-                row["wrong_nll"] = []
-            for k in range(len(rows[0]["perturbed_answer"])):
-                wrong = [style.example(row["question"], row["perturbed_answer"][k]) for row in rows]
-                for row, value in zip(made, plain_metric(model, wrong, size, nll), strict=True):
-                    row["wrong_nll"].append(value)
+            wrong = [
+                self.metric(examples(lambda row, k=k: row["perturbed_answer"][k]), nll)
+                for k in range(len(rows[0]["perturbed_answer"]))
+            ]
+            for row, values in zip(made, zip(*wrong, strict=True), strict=True):
+                row["wrong_nll"] = list(values)
+        spoken = [self._without_end(example) for example in answers]  # open-unlearning's memorisation leaves it out
         for key, f in DETAILS.items() if name == "forget" else ():
-            for row, value in zip(made, plain_metric(model, answers, size, f), strict=True):
+            for row, value in zip(made, self.metric(answers if f is nll else spoken, f), strict=True):
                 row[key] = value
-        said = plain_generations(model, style, rows, size, limit)
+        prompts = self.tokenised(lambda: [self.style.prompt(row["question"]) for row in rows])
+        said = self.said(prompts)
         for row, source, ids in zip(made, rows, said, strict=True):
-            text = row["generation"] = style.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            row["rouge_l_recall"] = rouge_l([text], [source["answer"]]).recall.item()
+            text = row["generation"] = self.style.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            recall = self.measured(lambda text=text, source=source: rouge_l([text], [source["answer"]]).recall.item())
+            row["rouge_l_recall"] = recall
         if name == "forget":
-            prompts = [style.prompt(row["question"]) for row in rows]
             own = [(prompt + ids, [-100] * len(prompt) + ids) for prompt, ids in zip(prompts, said, strict=True)]
-            for row, ids, value in zip(made, said, plain_metric(model, own, size, nll), strict=True):
+            for row, ids, value in zip(made, said, self.metric(own, nll), strict=True):
                 row |= {"generation_nll": value, "generation_tokens": len(ids)}
-        done[name] = made
-    return done
+        return made
+
+    def _without_end(self, example: Example) -> Example:
+        ids, labels = example
+        return (ids[:-1], labels[:-1]) if labels[-1] in self.style.stop_ids else example
+
+
+def _answers(logp: Tensor, batch: Sequence[Example]) -> tuple[list[Tensor], list[Tensor]]:
+    """Log-probabilities and labels at the supervised positions of each row."""
+    values, labels = [], []
+    for row, (_, own) in zip(logp, batch, strict=True):
+        shifted = torch.tensor(own[1:], device=logp.device)
+        kept = (shifted != -100).nonzero().squeeze(1)
+        values.append(row[kept])
+        labels.append(shifted[kept])
+    return values, labels
 
 
 def differences(plain: dict[str, list[dict]], ours: dict[str, list[dict]]) -> dict[str, float]:
@@ -150,56 +205,50 @@ def differences(plain: dict[str, list[dict]], ours: dict[str, list[dict]]) -> di
         gaps = [abs(a - b) for a, b in zip(one["wrong_nll"], other["wrong_nll"], strict=True)]
         worst["wrong_nll"] = max([worst.get("wrong_nll", 0.0), *gaps])
     worst["generations that differ"] = sum(a["generation"] != b["generation"] for a, b in pairs) / len(pairs)
-    return worst
+    return dict(sorted(worst.items()))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="Hugging Face folder, such as SmolLM2-135M's")
-    parser.add_argument("--data", required=True, help="folder with TOFU's files")
-    parser.add_argument("--split", default="forget10")
-    parser.add_argument("--rows", type=int, default=20, help="rows of each set")
-    parser.add_argument("--prompt", default="chat")
-    parser.add_argument("--batch-size", type=int, default=32, help="of the straightforward evaluation")
-    parser.add_argument("--max-new-tokens", type=int, default=200)
-    parser.add_argument(
-        "--layers", type=int, default=None, help="only the first so many layers: a quicker, worse model"
+def table(model: Any, style: PromptStyle, sets: dict[str, Rows], limit: int, batch: int, rounds: int, dtype: str,
+          tuned: bool) -> Table:  # fmt: skip
+    """Measure both evaluations in turns, and compare what they say."""
+    model.eval()
+    device = next(model.parameters()).device
+    said: dict[str, Any] = {}
+
+    def ours() -> Measured:
+        parts = Parts(device)
+        with precision(device, dtype), timed(device) as whole, parts.of_package():
+            said["ours"] = questions.evaluate_rows(model, style, sets, Measuring(max_new_tokens=limit)).sets
+        return _with_rest(whole, parts)
+
+    def plain() -> Measured:
+        parts = Parts(device)
+        with precision(device, dtype), timed(device) as whole:
+            said["plain"] = Straightforward(model, style, batch, limit, parts).evaluate(sets)
+        return _with_rest(whole, parts)
+
+    found = alternate({"ours": ours, "straightforward": plain}, rounds)
+    rows = sum(map(len, sets.values()))
+    kind = "tuned" if tuned else "untuned"
+    made = Table(
+        f"Evaluation of {rows} rows of TOFU's schema ({kind} model)",
+        [],
+        f"At most {limit} new tokens, straightforward batches of {batch} rows, {dtype}; medians of {rounds} "
+        "alternating rounds; CPU seconds of each part (seconds of the device on a GPU).",
     )
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    more = {} if options.layers is None else {"num_hidden_layers": options.layers}
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32, **more).eval()
-    style = prompt_style(options.prompt, AutoTokenizer.from_pretrained(options.model))
-    sets = load_tofu(options.data, options.split, first=options.rows).sets
-    sets.pop("holdout", None)
-    parts: dict[str, float] = {}
-    clock = time.process_time  # CPU seconds: other programs on the machine don't count
-
-    def timed(name: str, run: Callable[[], Any]) -> Any:
-        wall, cpu = time.perf_counter(), clock()
-        result = run()
-        parts[name] = clock() - cpu
-        print(f"{name:<40}{parts[name]:9.1f} s CPU{time.perf_counter() - wall:9.1f} s wall", flush=True)
-        return result
-
-    limit = options.max_new_tokens
-    timed("ours, scores alone", lambda: evaluate_rows(model, style, sets, Measuring(generate=False)))
-    ours = timed("ours", lambda: evaluate_rows(model, style, sets, Measuring(max_new_tokens=limit)))
-    plain = timed("straightforward", lambda: plain_evaluation(model, style, sets, options.batch_size, limit))
-    print(f"ratio {parts['straightforward'] / parts['ours']:.2f}")
-    for name, value in differences(plain, ours.sets).items():
-        print(f"  {name:<30}{value:.2e}")
-    ours_numbers, plain_numbers = (log_aggregates(TOFU(), rows, {}) for rows in (ours.sets, plain))
-    for name, value in plain_numbers.items():
-        if isinstance(value, float) and name in ours_numbers:
-            print(
-                f"  {name:<36}{value:.8f}  {ours_numbers[name]:.8f}  "
-                f"{math.isclose(value, ours_numbers[name], rel_tol=1e-4)}"
-            )
+    key = "seconds" if device.type == "cuda" else "cpu"
+    for name, measured in found.items():
+        one = medians(measured)
+        row: dict[str, Any] = {"evaluation": name, "seconds": one["seconds"], "CPU s": one["cpu"]}
+        row |= {part: one.get(f"{part} {key}") for part in PARTS} | {"rest": one[f"rest {key}"]}
+        made.rows.append(row)
+    made.promise("straightforward / ours", ratio(found["straightforward"], found["ours"], key), 4 if tuned else 3, True)
+    made.rows += [{"evaluation": f"difference: {name}", "seconds": gap}
+                  for name, gap in differences(said["plain"], said["ours"]).items()]  # fmt: skip
+    return made
 
 
-if __name__ == "__main__":
-    main()
+def _with_rest(whole: Measured, parts: Parts) -> Measured:
+    rest = {f"rest {key}": whole[key] - sum(value for name, value in parts.found.items() if name.endswith(f" {key}"))
+            for key in ("seconds", "cpu")}  # fmt: skip
+    return whole | parts.found | rest

@@ -112,8 +112,6 @@ class RobustnessEvaluation(Evaluation):
             evaluated.sets |= {f"unlearned_{name}": rows for name, rows in found.items()}  # type: ignore[misc]
         return evaluated
 
-    def write_tensorboard(self, experiment: Any, document: Document, step: int) -> None:
-        """Add a picture of each attack."""
-        super().write_tensorboard(experiment, document, step)
-        for name, figure in settings_pictures(document["settings"], document["aggregates"]).items():
-            experiment.add_figure(f"{self.name}/{name}", figure, step)
+    def pictures(self, document: Document) -> dict[str, Any]:
+        """Return a picture of each attack."""
+        return super().pictures(document) | settings_pictures(document["settings"], document["aggregates"])

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dipo_lightning.benchmarks.robustness.attack import Asked, Attack, Condition, Subject, plainly
 from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.sampling import hash_seed, sample
 from dipo_lightning.metrics.functional.robustness import leak_at_k
 from dipo_lightning.metrics.functional.rouge import rouge_l
 from dipo_lightning.models.distributed import evaluation_mode, gather, own_batches
@@ -62,23 +61,20 @@ class Sampling(Attack):
         """Sample answers to every question."""
         asked = plainly(subject)
         results: dict[int, list[list[int]]] = {}
-        device = subject.device or next(policy.parameters()).device
         with (
             subject.progress(len(asked), "questions sampled") as done,
             evaluation_mode(policy),
             unsharded(policy),
         ):
             for [number], own in own_batches([[number] for number in range(len(asked))]):
-                draw = torch.Generator().manual_seed(hash_seed(self.seed, asked[number].row["index"]))
-                said = sample(
+                (said,) = sample(
                     policy,
-                    asked[number].prompt,
+                    [asked[number].prompt],
                     samples=self.samples,
                     max_new_tokens=subject.max_new_tokens,
                     stop_ids=subject.style.stop_ids,
+                    seeds=[hash_seed(self.seed, asked[number].row["index"])],
                     temperature=self.temperature,
-                    generator=draw,
-                    device=device,
                 )
                 if own:
                     results[number] = said
@@ -104,79 +100,3 @@ class Sampling(Attack):
             "leaking": leaks,
             **{f"leak_at_{k}": leak_at_k(len(texts), leaks, k) for k in self.k},
         }
-
-
-def hash_seed(seed: int, index: int) -> int:
-    """Return the seed of a question; two seeds share none for fewer than a million questions."""
-    return seed * 1_000_003 + index
-
-
-@torch.no_grad()
-def sample(
-    policy: nn.Module,
-    prompt: list[int],
-    *,
-    samples: int,
-    max_new_tokens: int,
-    stop_ids: list[int],
-    temperature: float,
-    generator: torch.Generator,
-    device: torch.device,
-) -> list[list[int]]:
-    """Sample several continuations of one prompt, which is computed once.
-
-    The random numbers come from the CPU, one for each sample and position.
-
-    Args:
-        policy: A ``transformers`` causal LM or a peft model around one.
-        prompt: Token ids, not empty.
-        samples: n.
-        max_new_tokens: Most tokens of each.
-        stop_ids: A sample ends at the first of these.
-        temperature: Above 0.
-        generator: On the CPU.
-        device: Where the model is.
-
-    Returns:
-        n lists of token ids, cut before a stop id.
-    """
-    output = policy(input_ids=torch.tensor([prompt], device=device), use_cache=True)
-    logits, cache = output.logits[:, -1].expand(samples, -1), _repeated(output.past_key_values, samples)
-    said: list[list[int]] = [[] for _ in range(samples)]
-    going = [True] * samples
-    for _ in range(max_new_tokens):
-        tokens = draw_tokens(logits / temperature, torch.rand(samples, generator=generator, dtype=torch.float64))
-        for number, token in enumerate(tokens.tolist()):
-            going[number] = going[number] and token not in stop_ids
-            if going[number]:
-                said[number].append(token)
-        if not any(going):
-            break
-        output = policy(input_ids=tokens[:, None].to(device), past_key_values=cache, use_cache=True)
-        logits, cache = output.logits[:, -1], output.past_key_values
-    return said
-
-
-def draw_tokens(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Draw a token of each row by the inverse of the cumulative distribution.
-
-    Args:
-        logits: (n, V).
-        uniform: (n,) float64 in [0, 1), on the CPU.
-
-    Returns:
-        (n,) int64 on the CPU; never a token of probability 0.
-    """
-    cumulative = logits.float().cpu().double().softmax(-1).cumsum(-1)
-    wanted = uniform[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, wanted, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
-
-
-def _repeated(cache: Any, samples: int) -> Any:
-    if not hasattr(cache, "batch_repeat_interleave"):
-        raise InputError(
-            f"Sampling repeats the cache of a prompt, which {type(cache).__name__} does not allow: leave sampling out."
-        )
-    cache = copy.copy(cache)
-    cache.batch_repeat_interleave(samples)
-    return cache

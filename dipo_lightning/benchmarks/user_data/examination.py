@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from dipo_lightning.benchmarks.robustness.sampling import hash_seed, sample
 from dipo_lightning.benchmarks.user_data.probes import general_paragraphs, general_rows, rewordings
 from dipo_lightning.benchmarks.user_data.verdict import Kept, ValueReport
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.private import (
     Span,
     find_private,
+    private_spans,
+    rows_with_words,
     says,
     share_of_words,
     spans_of_values,
@@ -30,8 +31,10 @@ from dipo_lightning.data.private import (
     vocabulary,
 )
 from dipo_lightning.evaluation.generation import generate
+from dipo_lightning.evaluation.sampling import hash_seed, sample
 from dipo_lightning.evaluation.scoring import score
 from dipo_lightning.models.distributed import evaluation_mode
+from dipo_lightning.models.sharding import unsharded
 from dipo_lightning.models.token_batch import IGNORED
 
 Row = Mapping[str, Any]
@@ -92,15 +95,8 @@ class Examination:
 
 def private_values(rows: Sequence[Row], retain: Sequence[Row]) -> list[list[str]]:
     """Return the private values of each forget row: the given ones, else those that only this row says."""
-    shared = vocabulary(text for row in retain for text in (row["question"], row["answer"]))
-    found = []
-    for row in rows:
-        if row.get("private"):
-            spans = spans_of_values(row["answer"], row["private"])
-        else:
-            spans = find_private(row["question"], row["answer"], shared)
-        found.append([row["answer"][span.start : span.end] for span in spans])
-    return found
+    shared = rows_with_words(retain)
+    return [[row["answer"][span.start : span.end] for span in private_spans(row, shared)] for row in rows]
 
 
 def examine(
@@ -129,7 +125,7 @@ def examine(
     progress("asking")
     greedy = _greedy(policy, style, [question for questions in asked for question in questions], options)
     progress("sampling")
-    sampled = [_sampled(policy, style, questions, number, options) for number, questions in enumerate(asked)]
+    sampled = _sampled(policy, style, asked, options)
     progress("scoring")
     probability, rank = _value_scores(policy, style, forget, values)
     counts = [len(questions) for questions in asked]
@@ -225,23 +221,23 @@ def _greedy(policy: nn.Module, style: PromptStyle, questions: Sequence[str], opt
 
 
 def _sampled(
-    policy: nn.Module, style: PromptStyle, questions: Sequence[str], number: int, options: ExaminationOptions
-) -> list[str]:
-    device = next(policy.parameters()).device
-    texts = []
-    with evaluation_mode(policy):
-        for place, question in enumerate(questions):
-            said = sample(
-                policy,
-                style.prompt(question),
-                samples=options.samples,
-                max_new_tokens=options.max_new_tokens,
-                stop_ids=style.stop_ids,
-                temperature=options.temperature,
-                generator=torch.Generator().manual_seed(hash_seed(options.seed + 1 + place, number)),
-                device=device,
-            )
-            texts += [_text(style, ids) for ids in said]
+    policy: nn.Module, style: PromptStyle, asked: Sequence[Sequence[str]], options: ExaminationOptions
+) -> list[list[str]]:
+    """Sampled answers to all questions of each row; every question has its own random numbers."""
+    places = [(number, place) for number, questions in enumerate(asked) for place in range(len(questions))]
+    with evaluation_mode(policy), unsharded(policy):
+        said = sample(
+            policy,
+            [style.prompt(asked[number][place]) for number, place in places],
+            samples=options.samples,
+            max_new_tokens=options.max_new_tokens,
+            stop_ids=style.stop_ids,
+            seeds=[hash_seed(options.seed + 1 + place, number) for number, place in places],
+            temperature=options.temperature,
+        )
+    texts: list[list[str]] = [[] for _ in asked]
+    for (number, _), answers in zip(places, said, strict=True):
+        texts[number] += [_text(style, ids) for ids in answers]
     return texts
 
 
@@ -301,7 +297,7 @@ def _variant_scores(
     """Probability per token of the likeliest false variant of each value, in its place; None where there is none."""
     pool = [value for row in values for value in row]
     for row in others:
-        pool += [row["answer"][span.start : span.end] for span in find_private(row["question"], row["answer"], ())]
+        pool += [row["answer"][span.start : span.end] for span in find_private(row["question"], row["answer"], {})]
     examples, owners = [], []
     for number, (row, wanted) in enumerate(zip(rows, values, strict=True)):
         for place, value in enumerate(wanted):

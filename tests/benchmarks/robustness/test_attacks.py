@@ -15,7 +15,7 @@ from dipo_lightning.benchmarks.robustness.attack import Condition, Plain, Subjec
 from dipo_lightning.benchmarks.robustness.prefixes import Prefixes
 from dipo_lightning.benchmarks.robustness.quantization import NF4_LEVELS, Quantization, int8, nf4, rounded
 from dipo_lightning.benchmarks.robustness.relearning import Relearning, batches, train
-from dipo_lightning.benchmarks.robustness.sampling import Sampling, draw_tokens, sample
+from dipo_lightning.benchmarks.robustness.sampling import Sampling
 from dipo_lightning.benchmarks.robustness.wordings import Wordings, read_templates, with_typing_errors
 from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.errors import InputError
@@ -231,34 +231,6 @@ def test_quantisation_measures_the_rounded_model():
 # Sampling.
 
 
-def test_samples_follow_the_models_distribution():
-    logits = torch.tensor([0.0, 1.0, -1.0, -torch.inf, 2.0])
-    uniform = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
-    drawn = torch.bincount(draw_tokens(logits.expand(20000, -1), uniform), minlength=5) / 20000
-    torch.testing.assert_close(drawn.float(), logits.softmax(-1), rtol=0, atol=1e-3)
-
-
-def test_a_sample_is_drawn_token_by_token_from_the_whole_text():
-    model, prompt = toy_model(), [1, 20, 21, 22]
-    said = sample(
-        model, prompt, samples=3, max_new_tokens=6, stop_ids=[2], temperature=0.7,
-        generator=torch.Generator().manual_seed(4), device=torch.device("cpu"),
-    )  # fmt: skip
-    numbers = torch.Generator().manual_seed(4)
-    uniform = [torch.rand(3, generator=numbers, dtype=torch.float64) for _ in range(6)]
-    for row in range(3):
-        ids, expected = list(prompt), []
-        for place in range(6):
-            with torch.no_grad():
-                p = (model(torch.tensor([ids])).logits[0, -1].double() / 0.7).softmax(-1).numpy()
-            token = int(np.searchsorted(p.cumsum() / p.sum(), uniform[place][row].item(), side="right"))
-            if token == 2:
-                break
-            expected.append(token)
-            ids.append(token)
-        assert said[row] == expected
-
-
 def test_each_question_has_its_own_seed():
     attack, model = Sampling(samples=4, k=(1, 4)), toy_model()
     before = state(model)
@@ -273,7 +245,7 @@ def test_each_question_has_its_own_seed():
 
 def test_leaking_samples_are_counted_by_recall_or_by_a_key(monkeypatch):
     texts = iter([[[10], [11]], [[12], [13]], [[14], [15]]])
-    monkeypatch.setattr(sampling, "sample", lambda *_, **__: next(texts))
+    monkeypatch.setattr(sampling, "sample", lambda *_, **__: [next(texts)])
     said = {10: "a FOX of the city", 11: "a fox", 12: "In Taipei", 13: "no", 14: "no", 15: "Fox!"}
     about = subject()
     monkeypatch.setattr(about.style.tokenizer, "decode", lambda ids, **_: said[ids[0]])

@@ -1,0 +1,162 @@
+"""Sampling of several continuations of each prompt, with a stream of random numbers of its own for each."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.generation import may_be_padded
+from dipo_lightning.models.head import causal_lm
+
+BATCH_ROWS = {"cpu": 64, "cuda": 512}
+"""Most sequences that are sampled at the same time, by device."""
+
+
+def hash_seed(seed: int, index: int) -> int:
+    """Return the seed of a question; two seeds share none for fewer than a million questions."""
+    return seed * 1_000_003 + index
+
+
+@torch.no_grad()
+def sample(
+    policy: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    *,
+    samples: int,
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    seeds: Sequence[int],
+    temperature: float = 1.0,
+    visible: Sequence[Sequence[int]] | None = None,
+    banned: Sequence[Sequence[int]] | None = None,
+) -> list[list[list[int]]]:
+    """Sample several continuations of each prompt, which is computed once.
+
+    The random numbers come from the CPU, one for each continuation and position, so that they depend on nothing but the
+    prompt's seed. Nothing here is collective: the caller sets evaluation mode and gathers sharded weights.
+
+    Args:
+        policy: A ``transformers`` causal LM or a peft model around one.
+        prompts: Token ids, none empty.
+        samples: Continuations of each prompt.
+        max_new_tokens: Most tokens of each.
+        stop_ids: A continuation ends at the first of these.
+        seeds: One per prompt.
+        temperature: Above 0.
+        visible: For each prompt, 0 at the tokens that the model must not attend to; positions stay as they are.
+        banned: For each prompt, tokens that it must not say.
+
+    Returns:
+        For each prompt its continuations, cut before a stop id.
+
+    Raises:
+        InputError: The model's cache of a prompt can't be repeated.
+    """
+    said: list[list[list[int]]] = [[] for _ in prompts]
+    for batch in _batches(policy, prompts, samples, visible is not None):
+        generators = [torch.Generator().manual_seed(seeds[number]) for number in batch]
+        view = [[1] * len(prompts[n]) if visible is None else list(visible[n]) for n in batch]
+        limits = [[] if banned is None else list(banned[n]) for n in batch]
+        found = _sample_batch(
+            policy, [list(prompts[n]) for n in batch], view, limits, generators, samples, max_new_tokens,
+            set(stop_ids), temperature,
+        )  # fmt: skip
+        for number, continuations in zip(batch, found, strict=True):
+            said[number] = continuations
+    return said
+
+
+def _batches(policy: nn.Module, prompts: Sequence[Sequence[int]], samples: int, masked: bool) -> list[list[int]]:
+    """Prompts that are sampled together: of any length where padding disturbs nothing, else of one length."""
+    device = next(policy.parameters()).device
+    positioned = "position_ids" in inspect.signature(causal_lm(policy).forward).parameters
+    apart = len({len(prompt) for prompt in prompts}) > 1
+    padded = apart and positioned and (masked or may_be_padded(policy, [list(one) for one in prompts], device))
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    groups: dict[int, list[int]] = {}
+    for number in order:
+        groups.setdefault(0 if padded else len(prompts[number]), []).append(number)
+    size = max(1, BATCH_ROWS.get(device.type, BATCH_ROWS["cpu"]) // max(1, samples))
+    return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
+
+
+def _sample_batch(
+    policy: nn.Module,
+    prompts: list[list[int]],
+    visible: list[list[int]],
+    banned: list[list[int]],
+    generators: list[torch.Generator],
+    samples: int,
+    max_new_tokens: int,
+    stop_ids: set[int],
+    temperature: float,
+) -> list[list[list[int]]]:
+    """Sample the continuations of a few prompts, padded on the left; those that ended leave the batch by and by."""
+    device = next(policy.parameters()).device
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(one)) + one for one in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(one)) + one for one in visible], device=device)
+    positions = torch.tensor([[0] * (width - len(one)) + list(range(len(one))) for one in prompts], device=device)
+    masked = not bool(mask.all())
+    inputs = {"attention_mask": mask, "position_ids": positions} if masked else {}
+    output = policy(input_ids=ids, use_cache=True, **inputs)
+    logits = output.logits[:, -1].repeat_interleave(samples, 0)
+    cache = _repeated(output.past_key_values, samples)
+    mask, positions = mask.repeat_interleave(samples, 0), positions[:, -1:].repeat_interleave(samples, 0)
+    said: list[list[int]] = [[] for _ in range(len(prompts) * samples)]
+    rows = list(range(len(said)))  # those still in the batch
+    going = set(rows)
+    for _ in range(max_new_tokens):
+        for place, row in enumerate(rows):
+            logits[place, banned[row // samples]] = torch.finfo(logits.dtype).min
+        uniform = torch.cat([torch.rand(samples, generator=one, dtype=torch.float64) for one in generators])
+        tokens = draw_tokens(logits / temperature, uniform[rows])
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            if row in going and token in stop_ids:
+                going.discard(row)
+            elif row in going:
+                said[row].append(token)
+        if not going:
+            break
+        if len(going) <= len(rows) // 2 and hasattr(cache, "batch_select_indices"):
+            kept = torch.tensor([place for place, row in enumerate(rows) if row in going], device=device)
+            cache.batch_select_indices(kept)
+            tokens, mask, positions = tokens[kept], mask[kept], positions[kept]
+            rows = [row for row in rows if row in going]
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        positions = positions + 1
+        inputs = {"attention_mask": mask, "position_ids": positions} if masked else {}
+        output = policy(input_ids=tokens[:, None], past_key_values=cache, use_cache=True, **inputs)
+        logits, cache = output.logits[:, -1], output.past_key_values
+    return [said[start : start + samples] for start in range(0, len(said), samples)]
+
+
+def draw_tokens(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Draw a token of each row by the inverse of the cumulative distribution.
+
+    Args:
+        logits: (n, V).
+        uniform: (n,) float64 in [0, 1).
+
+    Returns:
+        (n,) int64 where the logits are; never a token of probability 0.
+    """
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    wanted = uniform.to(logits.device)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, wanted, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+
+
+def _repeated(cache: Any, samples: int) -> Any:
+    if not hasattr(cache, "batch_repeat_interleave"):
+        raise InputError(
+            f"Sampling repeats the cache of a prompt, which {type(cache).__name__} does not allow: leave sampling out."
+        )
+    cache = copy.copy(cache)
+    cache.batch_repeat_interleave(samples)
+    return cache

@@ -1,0 +1,1 @@
+"""Selective unlearning: the private values of an answer go, its sentence and everything else stay."""

@@ -1,0 +1,415 @@
+r"""Selective unlearning: the private values of an answer go, its sentence and everything else stay.
+
+A loss over whole answers falls soonest where it is easiest, on the words that open every answer, and the secret
+survives. Here each answer position is one of two kinds. At a *private* position t (a token of a private value) the
+preferred distribution is the reference's own, blind to whom the question is about:
+
+    pi_w,t = softmax(h_blind,t, private words at -inf)
+
+where h_blind are the reference's logits with the subject's name masked out of its attention. At the other positions of
+forget answers it is the reference's, without the private words; on retain answers and on the reference's own answers to
+general questions it is the reference's.
+
+At private positions the dispreferred distribution is the policy's own (``dispreferred: policy``): the gradient of the
+DiPO margin <pi_w - pi_theta, h_theta> is then that of KL(pi_w || pi_theta), which brakes by itself where the policy
+says what a model that never knew would say. With ``dispreferred: reference`` it is the reference's, and the loss is
+DiPO's -2/beta log sigmoid(beta u_t) per token. Derived here from `dipo_lightning.methods.dipo.loss`; the pair is this
+package's.
+
+A divergence hardly pulls at a token of probability 0.02, and twenty samples still say it. So the private words are also
+pushed down by their log-probability, but no further than to ``ceiling``.
+
+The policy is also asked during training: private values that it says in samples become training rows at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.resources import files
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.generation import generate
+from dipo_lightning.evaluation.sampling import hash_seed, sample
+from dipo_lightning.evaluation.scoring import TokenScores, score
+from dipo_lightning.losses.likelihood import token_kl
+from dipo_lightning.methods.selective.examples import ExampleMaker, PrivateExample
+from dipo_lightning.methods.selective.targets import blind_target, contrast_loss, excess, mean_of
+from dipo_lightning.methods.unlearning import UnlearningModule
+from dipo_lightning.models.answers import Answers, over_logits
+from dipo_lightning.models.distributed import evaluation_mode
+from dipo_lightning.models.inspection import same_logits
+from dipo_lightning.models.sharding import unsharded
+from dipo_lightning.models.token_batch import IGNORED, TokenBatch, collate
+from dipo_lightning.reference.choice import build_reference
+from dipo_lightning.reference.references import ModelReference, Reference
+
+TEMPLATES = (
+    "{question}",
+    "Please answer this: {question}",
+    "{question} Answer in one sentence.",
+    "I would like to know something. {question}",
+)
+"""Wordings of the forget questions that are trained on; evaluations ask others."""
+
+MOST_SAMPLED_TOKENS = 64
+"""Most tokens of an answer that is sampled during training; fewer where the forget answers are shorter."""
+GENERAL_TOKENS = 32
+VARIANT_SHARE = LEAK_SHARE = GENERAL_SHARE = 0.5
+"""Further rows per forget row of a step."""
+SAYABLE = 1e-3
+"""Probability of a whole private value, after the answer up to it, above which twenty samples may say it."""
+
+
+def general_prompts() -> list[str]:
+    """Return the embedded everyday requests."""
+    text = (files("dipo_lightning.methods") / "general_prompts.txt").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+class SelectiveModule(UnlearningModule):
+    """Selective unlearning: private values of the forget answers go, their sentences and everything else stay.
+
+    Needs rows of questions with answers. Private values are the rows' ``private`` values where the data has them, else
+    the words of an answer that neither its question nor any retain row says.
+
+    Args:
+        pretrained: The model that must forget; also the reference.
+        dispreferred: ``policy`` (a target that is approached, not passed) or ``reference`` (DiPO's margin per token).
+        beta: Inverse temperature of the margin, for ``dispreferred: reference``.
+        sentence_weight: Weight of the divergence from the reference at the other positions of the forget answers.
+        ceiling: Probability down to which the private words are pushed.
+        ceiling_weight: Weight of that push; 0 for none.
+        general_weight: Weight of the divergence from the reference on its own answers to general questions; 0 for none.
+        alternatives: Answers of the blind reference per forget row that are trained on as well; 0 for none.
+        samples: Answers per forget row and wording that are sampled when the policy is asked.
+        check_every: Optimiser steps between two such checks; 0 for none.
+        stop: End the run at a check where no sample says a private value, none can be expected to in a thousand, and
+            no value is likelier than the alternatives.
+        retain_loss: ``kl`` (divergence from the reference), ``nll`` or ``none``.
+        reference: ``live``, ``adapters_off`` (with LoRA) or ``auto``.
+        **options: Those of `UnlearningModule`.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        dispreferred: Literal["policy", "reference"] = "policy",
+        beta: float = 0.5,
+        sentence_weight: float = 1.0,
+        ceiling: float = 5e-4,
+        ceiling_weight: float = 0.2,
+        general_weight: float = 1.0,
+        alternatives: int = 3,
+        samples: int = 6,
+        check_every: int = 8,
+        stop: bool = True,
+        retain_loss: Literal["nll", "kl", "none"] = "kl",
+        reference: Literal["auto", "live", "adapters_off"] = "auto",
+        **options: Any,
+    ) -> None:
+        super().__init__(pretrained, retain_loss=retain_loss, reference=reference, **options)
+        if not beta > 0:
+            raise InputError(f"model.beta is {beta}; it must be above 0.")
+        for name, value in (("alternatives", alternatives), ("samples", samples), ("check_every", check_every)):
+            if value < 0:
+                raise InputError(f"model.{name} is {value}; it must be 0 or more.")
+        if not 0 < ceiling < 1:
+            raise InputError(f"model.ceiling is {ceiling}; it must be between 0 and 1.")
+        self.dispreferred, self.beta = dispreferred, beta
+        self.sentence_weight, self.general_weight = sentence_weight, general_weight
+        self.ceiling, self.ceiling_weight = ceiling, ceiling_weight
+        self.alternatives, self.samples, self.check_every, self.stop = alternatives, samples, check_every, stop
+        self.leaks: list[PrivateExample] = []
+        self._maker: ExampleMaker
+        self._wordings: list[list[PrivateExample]] = []  # by row, one for each template
+        self._variants: list[PrivateExample] = []
+        self._general: list[dict[str, Any]] = []
+        self._endings: list[int] = []
+        self._blind: Answers | None = None
+        self._current: list[PrivateExample] = []
+
+    # Preparation, while the policy still is the reference.
+
+    @property
+    def reference_parts(self) -> list[str]:
+        """All parts: the reference is what everything else is held to."""
+        return ["forget", "retain", "general"]
+
+    def make_reference(self) -> Reference:
+        """Build a reference that runs forwards: of the blind view there is no cache."""
+        name = "adapters_off" if self.lora is not None else "live"
+        if self.reference_name not in ("auto", name):
+            raise InputError(f"model.reference is {self.reference_name}; this method needs {name} or auto here.")
+        return build_reference(self, name)
+
+    def inspect(self, model: nn.Module) -> None:
+        """Also make sure that the model can be kept from seeing a word."""
+        super().inspect(model)
+        check_blindness(model)
+
+    def on_fit_start(self) -> None:
+        """Find the private values, and let the reference answer what will be trained on beside the rows."""
+        super().on_fit_start()
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if any("question" not in row for row in data.forget_rows):
+            raise InputError(
+                "SelectiveModule unlearns answers to questions; for running text use DiPOModule with reduction: mean."
+            )
+        self._maker = maker = ExampleMaker(data.forget_rows, data.retain_rows or (), data.style)
+        self._wordings = [[maker.of_row(i, template) for template in TEMPLATES] for i in range(len(maker.rows))]
+        self._endings = maker.endings()
+        assert isinstance(self.reference, ModelReference)
+        with self.reference.frozen():
+            self._variants = self._blind_answers(self.reference.model)
+            self._general = self._general_answers(self.reference.model) if self.general_weight else []
+        rank_zero_info(f"{sum(map(len, maker.spans))} private values in {len(maker.rows)} forget rows")
+
+    def _blind_answers(self, model: nn.Module) -> list[PrivateExample]:
+        """Answers that the reference gives without sight of the subject and without a private word: false variants."""
+        asked = [wordings[0] for wordings in self._wordings if self.alternatives and any(wordings[0].private)]
+        begun = [example.private.index(True) for example in asked]
+        said = self._sampled(
+            model,
+            [example.input_ids[:first] for example, first in zip(asked, begun, strict=True)],
+            2 * self.alternatives,
+            visible=[example.visible[:first] for example, first in zip(asked, begun, strict=True)],
+            banned=[self._maker.banned[example.index] for example in asked],
+        )
+        found = []
+        for example, answers in zip(asked, said, strict=True):
+            fresh = [self._maker.variant(example, list(ids)) for ids in dict.fromkeys(map(tuple, answers))]
+            found += [one for one in fresh if one is not None][: self.alternatives]
+        return found
+
+    def _general_answers(self, model: nn.Module) -> list[dict[str, Any]]:
+        """The reference's own greedy answers to the general prompts."""
+        style = self._maker.style
+        prompts = [style.prompt(prompt) for prompt in general_prompts()]
+        said = generate(model, prompts, max_new_tokens=GENERAL_TOKENS, stop_ids=style.stop_ids)
+        return [
+            {"input_ids": prompt + ids, "labels": [IGNORED] * len(prompt) + ids, "index": number}
+            for number, (prompt, ids) in enumerate(zip(prompts, said, strict=True))
+            if ids
+        ]
+
+    def _sampled(
+        self, model: nn.Module, prompts: Sequence[Sequence[int]], samples: int, **limits: Any
+    ) -> list[list[list[int]]]:
+        """Sampled continuations of prompts; the same on every process."""
+        longest = max((len(wordings[0].flags) for wordings in self._wordings), default=0)
+        seed = self.trainer.datamodule.seed + self.trainer.global_step  # type: ignore[attr-defined]
+        with evaluation_mode(model), unsharded(model):
+            return sample(
+                model,
+                prompts,
+                samples=samples,
+                max_new_tokens=min(MOST_SAMPLED_TOKENS, longest + 8),
+                stop_ids=self._maker.style.stop_ids,
+                seeds=[hash_seed(seed, number) for number in range(len(prompts))],
+                **limits,
+            )
+
+    # One step.
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Train on the batch's rows in one wording each, on false variants, leaks and general answers."""
+        draw = torch.Generator().manual_seed(
+            (self.trainer.datamodule.seed * 1_000_003 + self.trainer.global_step) * 101 + batch_idx  # type: ignore[attr-defined]
+        )
+        numbers = batch["forget"]["index"].tolist()
+        wording = self.trainer.current_epoch
+        rows = [self._wordings[number][(wording + number) % len(TEMPLATES)] for number in numbers]
+        further: list[tuple[list[Any], float]] = [
+            (self._variants, VARIANT_SHARE),
+            (self.leaks, LEAK_SHARE),
+            (self._general, GENERAL_SHARE),
+        ]
+        variants, leaks, general = (drawn(pool, max(1, round(share * len(rows))), draw) for pool, share in further)
+        self._current = rows + variants + leaks
+        parts = {"forget": self._collated([asdict(example) for example in self._current])}
+        if "retain" in batch:
+            parts["retain"] = batch["retain"]
+        if general:
+            parts["general"] = self._collated(general)
+        return super().training_step(parts, batch_idx)
+
+    def _collated(self, examples: Sequence[Mapping[str, Any]]) -> TokenBatch:
+        made = collate(examples, self.trainer.datamodule.tokenizer.pad_token_id)  # type: ignore[attr-defined]
+        return {name: tensor.to(self.device) for name, tensor in made.items()}
+
+    def parts(self, batch: dict[str, Any]) -> list[str]:
+        """Also the general answers."""
+        return [*super().parts(batch), *(["general"] if "general" in batch else [])]
+
+    def read_reference(self, parts: dict[str, TokenBatch]) -> None:
+        """Also get the blind reference's view of the forget answers."""
+        super().read_reference(parts)
+        forget = parts["forget"]
+        sight = torch.zeros_like(forget["attention_mask"])
+        for place, example in enumerate(self._current):
+            sight[place, : len(example.visible)] = torch.tensor(example.visible, device=sight.device)
+        blind = forget | {"attention_mask": forget["attention_mask"] * sight}
+        assert self.reference is not None
+        found = self.reference.answers({"forget": blind}, from_hidden=self.from_hidden, chunk_size=self.chunk_size)
+        self._blind = found["forget"]
+
+    def forget_terms(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
+        """Return the weighted forget term, and its parts: private values, sentences, general answers."""
+        forget, reference = answers["forget"], self.reference_answers(answers["forget"])
+        device = forget.labels.device
+        private = torch.tensor([flag for example in self._current for flag in example.flags], device=device)
+        begins = private & ~private.roll(1)
+        assert self._blind is not None
+
+        def values(positions: Tensor, policy: Tensor, frozen: Tensor, blind: Tensor) -> tuple[Tensor, Tensor]:
+            secret = self._secret_tokens(forget, positions, private[positions], policy.shape[-1])
+            banned = secret.clone()
+            banned[:, self._endings] |= begins[positions][:, None]  # an answer that ends there says nothing
+            target = blind_target(frozen, blind, private[positions], banned)
+            found = token_kl(policy, target)
+            if self.dispreferred == "reference":
+                pushed = contrast_loss(target, frozen, policy, self.beta)
+                found = torch.where(private[positions], pushed, found)
+            return found, excess(policy, secret, self.ceiling)
+
+        tokens, above = over_logits(values, forget, reference, self._blind)
+        terms = {
+            "private": mean_of(tokens, private),
+            "above_ceiling": above.sum() / private.sum().clamp(min=1),
+            "sentence": mean_of(tokens, ~private),
+        }
+        total = terms["private"] + self.ceiling_weight * terms["above_ceiling"]
+        total = total + self.sentence_weight * terms["sentence"]
+        if "general" in answers:
+            general = answers["general"]
+            (kept,) = over_logits(
+                lambda _, policy, frozen: (token_kl(policy, frozen),), general, self.reference_answers(general)
+            )
+            terms["general"] = kept.mean()
+            total = total + self.general_weight * terms["general"]
+        return {"forget": total, **{name: term.detach() for name, term in terms.items()}}
+
+    def _secret_tokens(self, forget: Answers, positions: Tensor, private: Tensor, size: int) -> Tensor:
+        """(n, V) bool: tokens that begin a private word of the position's row, and the true one where it is private.
+
+        The true token of another position is none, even if a private word begins with it.
+        """
+        owners = forget.sequence_ids[positions]
+        secret = torch.zeros(len(positions), size, dtype=torch.bool, device=positions.device)
+        for place, sequence in enumerate(owners.tolist()):
+            secret[place, self._maker.banned[self._current[sequence].index]] = True
+        known = torch.tensor([example.secret for example in self._current], device=positions.device)[owners]
+        labels = forget.labels[positions][:, None]
+        true = torch.where(private, secret.gather(1, labels)[:, 0] | known, False)
+        return secret.scatter(1, labels, true[:, None])
+
+    # Asking the policy.
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Ask the policy every few steps; what it says becomes training rows, and the run may end."""
+        step = self.trainer.global_step
+        accumulated = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        if self.check_every and step and step % self.check_every == 0 and accumulated:
+            self.ask(step // self.check_every)
+
+    def ask(self, number: int) -> None:
+        """Sample the policy, keep the answers that say a private value, and stop where nothing is left to forget.
+
+        Args:
+            number: Of the check; each asks in two other wordings.
+        """
+        assert self.policy is not None
+        chosen = [number % len(TEMPLATES), (number + 1) % len(TEMPLATES)]
+        asked = [wordings[i] for wordings in self._wordings for i in chosen]
+        prompts = [example.input_ids[: example.start] for example in asked]
+        said = self._sampled(self.policy, prompts, self.samples)
+        made = [
+            self._maker.leak(example.index, prompt, ids)
+            for example, prompt, answers in zip(asked, prompts, said, strict=True)
+            for ids in answers
+        ]
+        found = [leak for leak in made if leak is not None]
+        self.leaks = (found + self.leaks)[: 2 * len(asked)]
+        sayable, likelier = self._values_left(asked)
+        remaining = len(found) + sayable + likelier
+        self.log("train/remaining", float(remaining), logger=True)
+        rank_zero_info(
+            f"step {self.trainer.global_step}: {len(found)} of {len(asked) * self.samples} sampled answers say a "
+            f"private value; {sayable} of {len(self._wordings)} rows may still say one, {likelier} find it likelier "
+            "than false variants"
+        )
+        if self.stop and not remaining:
+            self.trainer.should_stop = True
+
+    def _values_left(self, asked: Sequence[PrivateExample]) -> tuple[int, int]:
+        """Number of rows with a value that samples may say, and with values likelier than all their false variants."""
+        assert self.policy is not None
+        examples = [*asked, *self._variants]
+        scores = score(self.policy, [(one.input_ids, one.labels) for one in examples], device=self.device)
+        sayable: set[int] = set()
+        own: dict[int, float] = {}
+        best: dict[int, float] = {}
+        for example, found in zip(examples, scores, strict=True):
+            runs = private_runs(example, found)
+            if not runs:
+                continue
+            mean = sum(map(sum, runs)) / sum(map(len, runs))
+            likeliest = own if example.secret else best
+            likeliest[example.index] = max(likeliest.get(example.index, float("-inf")), mean)
+            if example.secret and max(map(sum, runs)) > torch.tensor(SAYABLE).log():
+                sayable.add(example.index)
+        return len(sayable), sum(value > best[index] for index, value in own.items() if index in best)
+
+    # What a checkpoint holds: plain values.
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also save the answers that leaked."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["leaks"] = [asdict(leak) for leak in self.leaks]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also take back the answers that leaked."""
+        super().on_load_checkpoint(checkpoint)
+        self.leaks = [PrivateExample(**leak) for leak in checkpoint.get("leaks", [])]
+
+
+@torch.no_grad()
+def check_blindness(model: nn.Module) -> None:
+    """Make sure that a masked token changes nothing behind it.
+
+    Raises:
+        InputError: It does, as in recurrent models, which carry a state past the mask.
+    """
+    size = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6], [1, 2, 7, 4, 5, 6]], device=next(model.parameters()).device) % size
+    mask = torch.ones_like(ids)
+    mask[:, 2] = 0
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 3:]
+    if not same_logits(logits[0], logits[1]):
+        raise InputError(
+            "SelectiveModule needs a model that can be kept from seeing a word by its attention mask; this one sees "
+            "masked tokens all the same, as recurrent models do. Use DiPOModule."
+        )
+
+
+def private_runs(example: PrivateExample, scores: TokenScores) -> list[list[float]]:
+    """Return the log-probabilities of each private value of an example, token by token."""
+    runs: list[list[float]] = []
+    inside = False
+    for flag, value in zip(example.flags, scores.logprobs.tolist(), strict=True):
+        if flag:
+            runs = runs if inside else [*runs, []]
+            runs[-1].append(value)
+        inside = flag
+    return runs
+
+
+def drawn(pool: Sequence[Any], count: int, generator: torch.Generator) -> list[Any]:
+    """Draw up to ``count`` different entries of a pool."""
+    return [pool[i] for i in torch.randperm(len(pool), generator=generator)[:count].tolist()]

@@ -1,0 +1,340 @@
+"""Time and memory of one training step: the package's methods in every form, and the same losses as usually written.
+
+A step is forward, loss, backward and AdamW on one batch of forget and as many retain rows. The usual form runs forget
+and retain rows through separate forwards, makes logits of every position before it masks them, and where the loss has a
+reference, keeps a second model. All variants train the same policy in one process and in turns, always from the same
+weights. The norm of the gradient, logging and the data loader are left out of all alike.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, logsigmoid
+
+from dipo_lightning.methods.dipo.module import DiPOModule
+from dipo_lightning.methods.dipo.pair import PairOptions
+from dipo_lightning.methods.gradient_ascent import CEUModule, GradAscentModule, GradDiffModule, KLModule, WGAModule
+from dipo_lightning.methods.preference import DPOModule, NPOModule, SimNPOModule
+from dipo_lightning.methods.rmu import RMUModule
+from dipo_lightning.methods.undial import UNDIALModule
+from dipo_lightning.methods.unlearning import UnlearningModule
+from dipo_lightning.models.answers import Answers, answer_hidden
+from dipo_lightning.models.token_batch import TokenBatch, collate, concatenate
+from tools.benchmarks.measuring import Measured, PeakMemory, Table, alternate, medians, precision, ratio, timed
+
+BETA, K, SIMNPO_BETA = 0.1, 10, 4.5
+NEVER = 10**9
+Batch = dict[str, TokenBatch]
+Module = type[UnlearningModule]
+
+
+class OtherPair(DiPOModule):
+    """DiPO with a pair of its own, which changes all logits: the generic path."""
+
+    def make_pair(self, logits: Tensor, forget: Answers) -> tuple[Tensor, Tensor]:
+        return (0.5 * logits).log_softmax(-1), (2 * logits).log_softmax(-1)
+
+
+FROZEN = {"freeze_projection": True}
+FORMS: dict[str, dict[str, Any]] = {"": {}, ", full logits": {"form": "logits"}}
+LIKELIHOOD: dict[str, Module] = {
+    "GradDiff": GradDiffModule,
+    "GradAscent": GradAscentModule,
+    "WGA": WGAModule,
+    "CE-U": CEUModule,
+    "KL": KLModule,
+    "NPO": NPOModule,
+    "SimNPO": SimNPOModule,
+    "DPO": DPOModule,
+    "UNDIAL": UNDIALModule,
+}
+PACKAGE: dict[str, tuple[Module, dict[str, Any]]] = {
+    "DiPO": (DiPOModule, {}),
+    "DiPO, live": (DiPOModule, {"reference": "live"}),
+    "DiPO, live, full logits": (DiPOModule, {"reference": "live", "form": "logits"}),
+    "DiPO, frozen projection": (DiPOModule, FROZEN),
+    "DiPO, another pair": (OtherPair, {"reference": "live"}),
+    "GradDiff, frozen projection": (GradDiffModule, FROZEN),
+    **{name + form: (cls, options) for name, cls in LIKELIHOOD.items() for form, options in FORMS.items()},
+    "RMU": (RMUModule, {"layer": 1}),
+}
+BARE = "model alone"  # the decoder's forward and backward without any head: what the memory of a loss stands on
+BARE_FROZEN = "model alone, frozen projection"
+FINE_TUNING = "fine-tuning"
+USUAL = ("GradDiff, usual", "NPO, usual", "SimNPO, usual", "DiPO, usual")
+NAMES = (BARE, BARE_FROZEN, FINE_TUNING, *USUAL, *PACKAGE)
+ESSENTIAL = (
+    BARE,
+    BARE_FROZEN,
+    FINE_TUNING,
+    *USUAL,
+    "GradDiff",
+    "NPO",
+    "SimNPO",
+    "DiPO",
+    "DiPO, live",
+    "DiPO, frozen projection",
+    "GradDiff, frozen projection",
+)
+
+PROMISES = (
+    ("seconds", "DiPO", "GradDiff", 0.85),
+    *(("seconds", name, f"{name}, usual", 0.95) for name in ("GradDiff", "NPO", "SimNPO")),
+    *(("loss", name, f"{name}, usual", 0.5) for name in ("GradDiff", "NPO", "SimNPO", "DiPO")),
+)
+"""Number, variant, the one that it is compared with, and what the ratio shall be at most."""
+
+
+@dataclass
+class Variant:
+    """One way to make a step.
+
+    Attributes:
+        loss: Runs the forward and returns the loss.
+        trained: Parameters that get a gradient.
+        resident: Bytes that it keeps beside the policy and the optimiser's states.
+    """
+
+    loss: Callable[[], Tensor]
+    trained: set[nn.Parameter]
+    resident: int = 0
+
+
+def make_batch(rows: int, length: int, prompt: int, vocabulary: int, device: torch.device) -> Batch:
+    """Forget and retain rows of random tokens, all of one length; all tokens after the prompt are supervised."""
+    generator = torch.Generator().manual_seed(0)
+
+    def part() -> TokenBatch:
+        ids = torch.randint(vocabulary, (rows, length), generator=generator).tolist()
+        examples = [
+            {"index": index, "input_ids": row, "labels": [-100] * prompt + row[prompt:]}
+            for index, row in enumerate(ids)
+        ]
+        return {name: value.to(device) for name, value in collate(examples, 0).items()}
+
+    return {"forget": part(), "retain": part()}
+
+
+def sequence_nlls(logits: Tensor, labels: Tensor) -> Tensor:
+    """(B,) summed NLL of each row, from logits of all positions."""
+    shifted = logits[:, :-1].float().transpose(1, 2)
+    return cross_entropy(shifted, labels[:, 1:], ignore_index=-100, reduction="none").sum(-1)
+
+
+def logits_of(model: Any, part: TokenBatch) -> Tensor:
+    return model(input_ids=part["input_ids"], attention_mask=part["attention_mask"], use_cache=False).logits
+
+
+def mean_nll(model: Any, part: TokenBatch) -> Tensor:
+    """The loss that ``transformers`` itself computes, over logits of all positions."""
+    inputs = {name: part[name] for name in ("input_ids", "attention_mask", "labels")}
+    return model(**inputs, use_cache=False).loss
+
+
+def usual_grad_diff(policy: nn.Module, _: nn.Module, batch: Batch) -> Tensor:
+    return -mean_nll(policy, batch["forget"]) + mean_nll(policy, batch["retain"])
+
+
+def usual_npo(policy: nn.Module, reference: nn.Module, batch: Batch) -> Tensor:
+    forget = batch["forget"]
+    nll = sequence_nlls(logits_of(policy, forget), forget["labels"])
+    with torch.no_grad():
+        start = sequence_nlls(logits_of(reference, forget), forget["labels"])
+    loss = -2 / BETA * logsigmoid(BETA * (nll - start)).mean()
+    return loss + mean_nll(policy, batch["retain"])
+
+
+def usual_simnpo(policy: nn.Module, _: nn.Module, batch: Batch) -> Tensor:
+    forget = batch["forget"]
+    tokens = (forget["labels"][:, 1:] != -100).sum(-1)
+    nll = sequence_nlls(logits_of(policy, forget), forget["labels"]) / tokens
+    return 0.125 * -2 / SIMNPO_BETA * logsigmoid(SIMNPO_BETA * nll).mean() + mean_nll(policy, batch["retain"])
+
+
+def usual_dipo(policy: nn.Module, reference: nn.Module, batch: Batch) -> Tensor:
+    """The loss from both distributions and both models' log-probabilities, at every position."""
+    forget = batch["forget"]
+    policy_logits = logits_of(policy, forget)[:, :-1].float()
+    with torch.no_grad():
+        base = logits_of(reference, forget)[:, :-1].float()
+        values, places = base.topk(K + 1)
+        vector = torch.zeros_like(base).scatter(-1, places[..., :K], (values - values[..., K:])[..., :K])
+        preferred, dispreferred = (base - vector).log_softmax(-1), (base + vector).log_softmax(-1)
+        difference = preferred.exp() - dispreferred.exp()
+    log_ratio = policy_logits.log_softmax(-1) - base.log_softmax(-1)
+    margin = ((difference * log_ratio).sum(-1) * (forget["labels"][:, 1:] != -100)).sum(-1)
+    return -2 / BETA * logsigmoid(BETA * margin).mean() + mean_nll(policy, batch["retain"])
+
+
+class Rows(pl.LightningDataModule):
+    """The forget rows of a batch as a data module, for the package to cache its reference from."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__()
+        names = ("input_ids", "labels")
+        columns = {name: batch["forget"][name].tolist() for name in names}
+        self.forget_examples = [
+            {"index": index, **{name: columns[name][index] for name in names}}
+            for index in range(len(columns["labels"]))
+        ]
+
+    def train_dataloader(self) -> list[int]:
+        return [0]
+
+
+def quiet_trainer(device: torch.device, dtype: str, **options: Any) -> pl.Trainer:
+    """A Trainer on one device that writes and prints nothing, unless ``options`` say so."""
+    silent = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "inference_mode")
+    quiet: dict[str, Any] = dict.fromkeys(silent, False)
+    quiet |= {"precision": "bf16-mixed" if dtype == "bfloat16" else "32-true"}
+    return pl.Trainer(**quiet | {"accelerator": "gpu" if device.type == "cuda" else "cpu", "devices": 1} | options)
+
+
+def package_variant(
+    name: str, policy: nn.Module, reference: nn.Module, batch: Batch, cache: Path, dtype: str
+) -> Variant:
+    """The training step of the package's module: its reference is made as ``fit`` makes it."""
+    cls, options = PACKAGE[name]
+    if issubclass(cls, DiPOModule):
+        options = options | {"beta": BETA, "pair": PairOptions(k=K)}
+    device = batch["forget"]["input_ids"].device
+    module: Any = cls("shared", reference_cache=str(cache), **options)
+    module.load = lambda dtype=torch.float32: policy if module.policy is None else reference
+    policy.cpu().requires_grad_(True)
+    reference.cpu()  # where a module finds what it loads
+    quiet_trainer(device, dtype, max_steps=0).fit(module, Rows(batch))
+    trained = {parameter for parameter in policy.parameters() if parameter.requires_grad}
+    module.log = module.log_dict = lambda *_, **__: None  # outside a loop there is nothing to log to
+    # A step like any other: neither the first one nor one that is logged, which also measure both rewards.
+    module._trainer = SimpleNamespace(global_step=1, log_every_n_steps=NEVER)
+    resident = 0
+    if getattr(module.reference, "model", None) is reference:
+        resident = bytes_of(reference.parameters())
+    elif hasattr(module.reference, "head"):
+        resident = bytes_of([module.reference.head.weight])
+    if issubclass(cls, DPOModule):
+        batch = batch | {"alternative": batch["retain"]}
+    return Variant(lambda: module.training_step(batch, 0), trained, resident)
+
+
+def make_variant(name: str, policy: nn.Module, reference: nn.Module, batch: Batch, cache: Path, dtype: str) -> Variant:
+    """Build the variant called ``name``, one of `NAMES`."""
+    if name in PACKAGE:
+        return package_variant(name, policy, reference, batch, cache, dtype)
+    joined, everything = concatenate(list(batch.values())), set(policy.parameters())
+    if name in (BARE, BARE_FROZEN):
+        head = policy.get_output_embeddings().weight  # type: ignore[operator]
+        trained = everything - {head} if name == BARE_FROZEN else everything
+        return Variant(lambda: answer_hidden(policy, joined).float().square().mean(), trained)
+    if name == FINE_TUNING:
+        return Variant(lambda: mean_nll(policy, joined), everything)
+    losses = dict(zip(USUAL, (usual_grad_diff, usual_npo, usual_simnpo, usual_dipo), strict=True))
+    resident = bytes_of(reference.parameters()) if losses[name] in (usual_npo, usual_dipo) else 0
+    return Variant(lambda: losses[name](policy, reference, batch), everything, resident)
+
+
+def bytes_of(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def step(variant: Variant, policy: nn.Module, start: dict[str, Tensor], device: torch.device, dtype: str) -> Measured:
+    """Take one step from the weights ``start`` and measure it."""
+    policy.load_state_dict(start)
+    for parameter in policy.parameters():
+        parameter.requires_grad_(parameter in variant.trained)
+        parameter.grad = None
+    optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-6)
+    for parameter in variant.trained:  # not the first step: the states are there
+        zero = torch.zeros_like(parameter)
+        optimizer.state[parameter] = {"step": torch.tensor(1.0), "exp_avg": zero, "exp_avg_sq": zero.clone()}
+    memory = PeakMemory(device)
+    with timed(device) as found:
+        with precision(device, dtype):
+            loss = variant.loss()
+        loss.backward()
+        before_update = memory.rise()
+        optimizer.step()
+    resident = bytes_of(policy.parameters()) + 2 * bytes_of(variant.trained) + variant.resident
+    return found | {"held": before_update, "peak": resident + memory.rise(), "value": float(loss.detach())}
+
+
+def measure(
+    policy: Any, size: tuple[int, int], names: Sequence[str], rounds: int, device: torch.device, dtype: str
+) -> dict[str, list[Measured]]:
+    """Measure variants in turns on ``size`` = (rows, tokens) of forget and of retain.
+
+    A quarter of a row is its prompt where it is short, nothing where it is long.
+    """
+    rows, length = size
+    prompt = length // 4 if length < 256 else 0
+    batch = make_batch(rows, length, prompt, policy.config.vocab_size, device)
+    reference = copy.deepcopy(policy).requires_grad_(False).eval()
+    start = {name: value.clone() for name, value in policy.state_dict().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        made = {name: make_variant(name, policy, reference, batch, Path(folder), dtype) for name in names}
+        policy.to(device).train()
+        reference.to(device)
+        start = {name: value.to(device) for name, value in start.items()}
+        run = {name: lambda one=one: step(one, policy, start, device, dtype) for name, one in made.items()}
+        found = alternate(run, rounds)
+    for parameter in policy.parameters():
+        parameter.grad = None
+    for name, measured in found.items():
+        bare = found.get(BARE_FROZEN if "frozen" in name else BARE)
+        for one, floor in zip(measured, bare or measured, strict=True):
+            one["loss"] = one["held"] - floor["held"]
+    return found
+
+
+def model_flops(policy: Any, rows: int, length: int) -> float:
+    """Forward and backward of the policy on forget and retain rows: 6 per parameter and token, and attention."""
+    parameters = sum(parameter.numel() for parameter in policy.parameters())
+    attention = 12 * policy.config.num_hidden_layers * policy.config.hidden_size * length
+    return (6 * parameters + attention) * 2 * rows * length
+
+
+def table(policy: Any, sizes: Sequence[str], names: Sequence[str], rounds: int, device: torch.device, dtype: str,
+          peak_tflops: float) -> list[Table]:  # fmt: skip
+    """Measure every size and write a table of each."""
+    tables = []
+    for size in sizes:
+        rows, length = map(int, size.split("x"))
+        found = measure(policy, (rows, length), names, rounds, device, dtype)
+        flops = model_flops(policy, rows, length)
+        supervised = (length - max(length // 4 if length < 256 else 0, 1)) / length
+        note = f"{supervised:.0%} of the tokens supervised, {dtype}; medians of {rounds} alternating rounds."
+        made = Table(f"Step on {rows} x {length} tokens to forget and as many to keep", [], note)
+        for name, measured in found.items():
+            made.rows.append(_row(name, measured, found, device, flops, peak_tflops, 2 * rows * length))
+        for key, of, over, limit in PROMISES:
+            if of in found and over in found:
+                what = "loss memory" if key == "loss" else "time"
+                made.promise(f"{what}: {of} / {over}", ratio(found[of], found[over], key), limit)
+        tables.append(made)
+    return tables
+
+
+def _row(name: str, measured: list[Measured], found: dict[str, list[Measured]], device: torch.device, flops: float,
+         peak_tflops: float, tokens: int) -> dict[str, Any]:  # fmt: skip
+    one = medians(measured)
+    row: dict[str, Any] = {"variant": name, "seconds": one["seconds"], "CPU s": one["cpu"]}
+    for base in (FINE_TUNING, "GradDiff", "NPO, usual"):
+        if base in found:
+            row[f"/ {base}"] = ratio(measured, found[base], "seconds")["ratio"]
+    if FINE_TUNING in found:
+        span = ratio(measured, found[FINE_TUNING], "seconds")
+        row["interval"] = f"{span['low']:.2f} to {span['high']:.2f}"
+    row |= {"tokens/s": tokens / one["seconds"], "peak MiB": one["peak"] / 2**20, "loss MiB": one["loss"] / 2**20}
+    if device.type == "cuda":
+        row["of peak FLOP/s"] = flops / one["seconds"] / peak_tflops / 1e12
+    return row
