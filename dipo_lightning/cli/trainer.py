@@ -11,6 +11,7 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import lightning.pytorch as pl
 import yaml
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint as AnyCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -32,11 +33,11 @@ from dipo_lightning.cli.run_folder import (
     read_fingerprints,
 )
 from dipo_lightning.errors import InputError, root_cause
-from dipo_lightning.evaluation.callback import Evaluation, refuse_twins
+from dipo_lightning.evaluation.callback import refuse_twins
 from dipo_lightning.evaluation.json_files import write_text
 from dipo_lightning.evaluation.run_folder import is_trial, run_folder, set_run_folder
 from dipo_lightning.evaluation.schedule import Scheduled
-from dipo_lightning.evaluation.tensorboard import write_layout
+from dipo_lightning.evaluation.tensorboard import RunLogger
 from dipo_lightning.evaluation.trackers import trackers_of
 from dipo_lightning.methods.language_model import LanguageModelModule
 from dipo_lightning.models.checkpoint import read_settled
@@ -99,9 +100,6 @@ class SaveConfig(SaveConfigCallback):
         write_text(path, in_yaml(options))
         for tracker in trackers_of(trainer):
             tracker.text("config", in_yaml(without_home(options)), trainer.global_step)
-            if fitting:
-                callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-                write_layout(tracker.logger.experiment, [one for one in callbacks if isinstance(one, Evaluation)])
 
 
 def in_yaml(options: Any) -> str:
@@ -212,6 +210,9 @@ class DiPOCLI(LightningCLI):
             self.trainer_defaults["callbacks"] = [Checkpoint()]
         shown, bars = trainer_options(self._get(self.config_init, "trainer"), listed)
         self.trainer_defaults["callbacks"] = [*self.trainer_defaults.get("callbacks", []), *bars]
+        if self._get(self.config_init, "trainer").logger in (None, True):
+            folder = self._get(self.config_init, "trainer").default_root_dir
+            kwargs["logger"] = RunLogger(folder, version=SLURMEnvironment.job_id())
         trainer = super().instantiate_trainer(**shown, **kwargs)
         if self.run:
             set_run_folder(trainer, self.run)

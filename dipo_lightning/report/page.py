@@ -12,10 +12,10 @@ from typing import Any
 import yaml
 
 from dipo_lightning.errors import InputError, RunError
-from dipo_lightning.evaluation.aggregates import Meanings, document_meanings, flat_numbers, log_aggregates
+from dipo_lightning.evaluation.aggregates import Meanings, document_meanings, flat_numbers, retain_numbers
 from dipo_lightning.evaluation.benchmark import Benchmark, find_benchmark
 from dipo_lightning.evaluation.logs.reading import read_log
-from dipo_lightning.evaluation.rows import EvaluationLog, with_skipped
+from dipo_lightning.evaluation.rows import EvaluationLog
 from dipo_lightning.metrics.rows import Meaning
 from dipo_lightning.report.charts import evaluation_charts, training_charts
 from dipo_lightning.report.run_folder import Document, RunFolder, read_run
@@ -113,7 +113,7 @@ def _evaluation(name: str, documents: Sequence[Document], most: int) -> dict[str
     first, last = documents[0], documents[-1]
     benchmark, meanings = find_benchmark(last.get("format", ""), last.get("benchmark", "")), document_meanings(last)
     log = _retain_log(last)
-    retain = _retain_numbers(benchmark, log, last["settings"]) if benchmark and log else {}
+    retain = retain_numbers(benchmark, log, last["settings"]) if benchmark and log else {}
     before = scalars[0] if len(documents) > 1 else {}
     sets = benchmark.sets_of(last.get("settings", {})) if benchmark else ()
     lines = []
@@ -122,7 +122,7 @@ def _evaluation(name: str, documents: Sequence[Document], most: int) -> dict[str
         about = next((one.about for one in sets if one.about and meaning.words.startswith(f"On {one.about}. ")), "")
         lines.append(_line(key, meaning, about, before.get(key), now, retain.get(key)))
     further = [line for line in lines if line["key"] in (last.get("settings", {}).get("metrics") or {})]
-    shown = [key for key in (benchmark.shown if benchmark else ()) if meanings[key].unit != "log10"][:HEADLINES]
+    shown = _headlines(benchmark, meanings) if benchmark else []
     return {
         "title": visible(benchmark.title if benchmark else name),
         "steps": [document["provenance"].get("step") for document in (first, last)],
@@ -138,6 +138,15 @@ def _evaluation(name: str, documents: Sequence[Document], most: int) -> dict[str
     }
 
 
+def _headlines(benchmark: Benchmark, meanings: Meanings) -> list[str]:
+    """Names of the numbers on top, the utility among them; a logarithm says nothing new beside its number."""
+    shown = [key for key in benchmark.shown if meanings[key].unit != "log10"]
+    utility = benchmark.headline.utility
+    if utility in shown[HEADLINES:]:
+        shown.insert(HEADLINES - 1, utility)
+    return shown[:HEADLINES]
+
+
 def _retain_log(document: Document) -> EvaluationLog | None:
     """The retain model's log that an evaluation was compared with, where it still is at its place."""
     path = document.get("settings", {}).get("retain_log")
@@ -147,12 +156,6 @@ def _retain_log(document: Document) -> EvaluationLog | None:
         return read_log(path)
     except InputError:  # another file stands there now
         return None
-
-
-def _retain_numbers(benchmark: Benchmark, log: EvaluationLog, settings: Mapping[str, Any]) -> dict[str, float]:
-    """The retain model's numbers, computed from its rows as the run's own were."""
-    numbers = flat_numbers(log_aggregates(benchmark, with_skipped(log.sets, log.skipped), settings))
-    return numbers | dict(benchmark.retain_values)
 
 
 def _line(
