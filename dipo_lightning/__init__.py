@@ -6,25 +6,11 @@ The public names are loaded on first use, so that ``import dipo_lightning`` is q
 import importlib
 from typing import Any
 
+from dipo_lightning.methods import module_classes
+
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "DiPOModule": "dipo_lightning.methods.dipo.module",
-    "UnlearningModule": "dipo_lightning.methods.unlearning",
-    "NPOModule": "dipo_lightning.methods.preference",
-    "SimNPOModule": "dipo_lightning.methods.preference",
-    "DPOModule": "dipo_lightning.methods.preference",
-    "IdkDPOModule": "dipo_lightning.methods.preference",
-    "GradAscentModule": "dipo_lightning.methods.gradient_ascent",
-    "GradDiffModule": "dipo_lightning.methods.gradient_ascent",
-    "KLModule": "dipo_lightning.methods.gradient_ascent",
-    "WGAModule": "dipo_lightning.methods.gradient_ascent",
-    "CEUModule": "dipo_lightning.methods.gradient_ascent",
-    "UNDIALModule": "dipo_lightning.methods.undial",
-    "SelectiveModule": "dipo_lightning.methods.selective.module",
-    "RMUModule": "dipo_lightning.methods.rmu",
-    "FineTuningModule": "dipo_lightning.methods.finetuning",
-    "LanguageModelModule": "dipo_lightning.methods.language_model",
     "UnlearningDataModule": "dipo_lightning.data.unlearning",
     "FineTuningDataModule": "dipo_lightning.data.unlearning",
     "TOFUDataModule": "dipo_lightning.benchmarks.tofu.datamodule",
@@ -46,14 +32,16 @@ _PUBLIC = {
     "RunError": "dipo_lightning.errors",
 }
 
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+_PLACES = _PUBLIC | module_classes()
+
+__all__ = ["__version__", *_PLACES]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name from its module."""
-    if name not in _PUBLIC:
+    if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    return getattr(importlib.import_module(_PLACES[name]), name)
 
 
 def __dir__() -> list[str]:

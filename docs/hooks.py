@@ -16,14 +16,18 @@ ROOT = Path(__file__).resolve().parents[1]
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 _OPTIONS = re.compile(r"^\{\{ options (\w+) \}\}$", re.MULTILINE)
 _COMMANDS = "{{ commands }}"
+_METHODS = "{{ methods }}"
 ALSO = {
     "PairOptions": "dipo_lightning.methods.dipo.pair",
     "LoRA": "dipo_lightning.models.lora",
     "Evaluation": "dipo_lightning.evaluation.callback",
     "Row": "dipo_lightning.evaluation.rows",
+    "MUSERow": "dipo_lightning.benchmarks.muse.rows",
     "Checkpoint": "dipo_lightning.callbacks.checkpoint",
 }
 """Modules of the documented classes that are no public names."""
+APART = ("DiPOModule", "UnlearningModule", "LanguageModelModule")
+"""Classes of the methods that the page of options describes by themselves."""
 
 
 def on_page_content(content: str, **_: Any) -> str:
@@ -32,10 +36,13 @@ def on_page_content(content: str, **_: Any) -> str:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace ``{{ commands }}`` and ``{{ options Class }}`` by tables of their options."""
+    """Replace ``{{ commands }}``, ``{{ methods }}`` and ``{{ options Class }}`` by tables of their options."""
     if _COMMANDS in markdown:
         every = "\n\n".join(command(*one) for one in table("cli.main", "COMMANDS").items())
         markdown = markdown.replace(_COMMANDS, every)
+    if _METHODS in markdown:
+        names = [name for name in sorted(methods(), key=str.lower) if name not in APART]
+        markdown = markdown.replace(_METHODS, "\n\n".join(f"### {name}\n\n{class_options(name)}" for name in names))
     return _OPTIONS.sub(lambda match: class_options(match.group(1)), markdown)
 
 
@@ -49,7 +56,7 @@ def command(name: str, path: str) -> str:
 
 def class_options(name: str) -> str:
     """Describe a class that a configuration names: its summary and a table of its options."""
-    cls = resolve((table("", "_PUBLIC") | ALSO)[name] + f".{name}")
+    cls = resolve((table("", "_PUBLIC") | methods() | ALSO)[name] + f".{name}")
     return f"{text_of(cls)}\n\n{option_table(cls)}"
 
 
@@ -104,6 +111,18 @@ def resolve(path: str) -> Any:
 def table(module: str, name: str) -> dict[str, str]:
     """Return a dictionary of strings that a module defines."""
     return ast.literal_eval(str((package()[module] if module else package())[name].value))
+
+
+@cache
+def methods() -> dict[str, str]:
+    """Return the modules of the methods' classes, by class."""
+    waiting, found = [package()["methods"]], {}
+    while waiting:
+        here = waiting.pop()
+        waiting += [one for one in here.members.values() if not one.is_alias and one.is_module]
+        classes = [name for name, one in here.members.items() if not one.is_alias and one.is_class]
+        found |= {name: here.path for name in classes if name.endswith("Module")}
+    return found
 
 
 @cache

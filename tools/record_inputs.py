@@ -9,14 +9,23 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+import dipo_lightning
+
 Options = dict[str, Any]
 Rows = list[Options]
 
 REFERENCES = ("auto", "live", "adapters_off", "hidden_states", "directions")
 WITH_REFERENCE = ("DiPO", "NPO", "KL", "UNDIAL", "RMU", "DPO", "IdkDPO")
+BASES = ("LanguageModel", "Unlearning", "Selective")  # and the one that needs a model that answers
 METHODS: dict[str, Options] = {
-    **{name: {} for name in (*WITH_REFERENCE, "SimNPO", "GradAscent", "GradDiff", "WGA", "CEU", "FineTuning")},
+    **{
+        name.removesuffix("Module"): {}
+        for name in dipo_lightning.__all__
+        if name.endswith("Module") and not name.endswith("DataModule") and name.removesuffix("Module") not in BASES
+    },
     "RMU": {"layer": 1},
+    "PDU": {"epsilon": 2.0, "dual_warmup_epochs": 1},
+    "AltPO": {"per_row": 2, "max_new_tokens": 8},
     "DPO": {"data": {"alternatives": ["Nobody knows.", "I have never heard of such a writer."]}},
     "IdkDPO": {"data": {"alternatives": "idk"}},
 }

@@ -4,6 +4,13 @@ The contract is `Benchmark`. A folder here is found by itself; a benchmark of yo
 evaluation's log names its class.
 """
 
-from dipo_lightning.evaluation.benchmark import Benchmark, Chart, ForeignFormat, Headline
+from dipo_lightning.evaluation.benchmark import (
+    PROBABILITY_CHART,
+    ROUGE_CHART,
+    Benchmark,
+    Chart,
+    ForeignFormat,
+    Headline,
+)
 
-__all__ = ["Benchmark", "Chart", "ForeignFormat", "Headline"]
+__all__ = ["PROBABILITY_CHART", "ROUGE_CHART", "Benchmark", "Chart", "ForeignFormat", "Headline"]

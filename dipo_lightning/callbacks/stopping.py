@@ -1,4 +1,4 @@
-"""Stop rules on what an evaluation measures: a threshold that is reached (MUSE's rule), a utility that collapses."""
+"""Stop rules on what an evaluation measures: a threshold that is reached, a utility that collapses."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from dipo_lightning.evaluation.logs import read_log
 class StopAtThreshold(EarlyStopping):
     """Stop rule: the first epoch whose metric is at or below (``min``) or above (``max``) a threshold is the last.
 
-    Lightning's EarlyStopping without its patience, and with the threshold itself as reached. MUSE takes the first
-    epoch whose forget KnowMem is at or below the retain model's. A ``ModelCheckpoint`` that saves each epoch has
-    saved that one when training ends, as its last.
+    Lightning's EarlyStopping without its patience, and with the threshold itself as reached: the first epoch that
+    remembers no more than the retain model is the one to take. A ``ModelCheckpoint`` that saves each epoch has saved
+    that one when training ends, as its last.
 
     Args:
         monitor: Name of the metric, as the evaluation logs it.
@@ -39,7 +39,7 @@ class StopAtThreshold(EarlyStopping):
 
     def __init__(
         self,
-        monitor: str = "muse/knowmem_forget",
+        monitor: str,
         threshold: float | None = None,
         retain_log: str | None = None,
         mode: Literal["min", "max"] = "min",
@@ -119,7 +119,7 @@ def just_past(threshold: float, mode: str) -> float:
 
 
 def threshold_from_log(path: str, monitor: str) -> float:
-    """Read the aggregate that ``monitor`` (``muse/knowmem_forget``) names from an evaluation log.
+    """Read the aggregate that ``monitor`` (``NAME/NUMBER``) names from an evaluation log.
 
     Raises:
         InputError: The log cannot be read or has no such number.
@@ -141,7 +141,7 @@ class StopOnCollapse(pl.Callback):
 
     Args:
         monitor: Name of the metric, as the evaluation logs it; more is better. None takes the utility of the run's
-            evaluation: ``tofu/model_utility``, ``muse/knowmem_retain``, ``user_data/utility``.
+            evaluation, its benchmark's headline.
         share: Smallest share of its first value (of the model before unlearning).
         minimum: Smallest value, instead of or besides the share.
     """

@@ -121,14 +121,16 @@ def forget(
     _say(settings, rows)
     effort = {"samples": samples, "seed": seed}
     few = effort | {"samples": min(samples, SAMPLES_BEFORE)}
-    before = _examined(folder / "before.json", model, rows, style_name, few, "target")
+    before = _examined(folder / "before.json", model, rows, style_name, few, "target", accelerator)
     config = run_config(folder, model, settings, style_name, seed, accelerator, bool(rows.retain))
     _fit(folder, config)
     unlearned = folder / "run" / "model"
-    after = _examined(folder / "after.json", str(unlearned), rows, style_name, effort, "unlearned")
+    after = _examined(folder / "after.json", str(unlearned), rows, style_name, effort, "unlearned", accelerator)
     floors = None
     if untaught is not None:
-        floors = _examined(folder / "untaught.json", untaught, rows, style_name, effort, "untaught").probability
+        floors = _examined(
+            folder / "untaught.json", untaught, rows, style_name, effort, "untaught", accelerator
+        ).probability
     _conclude(folder, unlearned, rows, before, after, floors, settings)
 
 
@@ -255,8 +257,12 @@ def _say(settings: Settings, rows: SplitRows) -> None:
     )
 
 
-def _examined(path: Path, model: str, rows: SplitRows, style_name: str, effort: dict[str, int], name: str) -> Any:
+def _examined(
+    path: Path, model: str, rows: SplitRows, style_name: str, effort: dict[str, int], name: str, accelerator: str
+) -> Any:
     """Examine a model once; a second call reads what the first one found."""
+    import torch
+
     from dipo_lightning.benchmarks.user_data.examination import Examination, ExaminationOptions, examine
     from dipo_lightning.benchmarks.user_data.probes import neighbours
     from dipo_lightning.data.prompts import prompt_style
@@ -266,9 +272,10 @@ def _examined(path: Path, model: str, rows: SplitRows, style_name: str, effort: 
     if path.exists():
         return Examination(**json.loads(path.read_text(encoding="utf-8")))
     style = prompt_style(style_name, load_tokenizer(model))
+    device = "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
     near = [rows.held_out[i] for i in neighbours(rows.forget, rows.held_out, NEIGHBOURS)]
     found = examine(
-        load_policy(model),
+        load_policy(model).to(device),  # type: ignore[arg-type]
         style,
         rows.forget,
         rows.retain,

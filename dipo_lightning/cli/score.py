@@ -27,6 +27,8 @@ def score(
     *,
     auc_retrain: float | None = None,
     metrics: Mapping[str, Any] | None = None,
+    bootstrap: int = 0,
+    bootstrap_seed: int = 0,
 ) -> dict[str, Any]:
     """All aggregates of a log.
 
@@ -37,12 +39,14 @@ def score(
         auc_retrain: The retain model's AUC for PrivLeak, where there is no log of it; without either the one that the
             log stores.
         metrics: Further metrics by name, as the callbacks take them; they come before those that the log names.
+        bootstrap: Resamples of the rows for the 95 % interval of every number; 0 for none.
+        bootstrap_seed: Seed of the drawings.
 
     Returns:
-        The aggregates by name. For this package's own logs also `stored_aggregates_hold`: whether the aggregates in the
-        file follow from its rows (None where it has none), `stored_aggregates_differ`: which do not, with {stored,
-        recomputed}, and `stored_aggregates_unchecked`: which need the log of a second model, or a class that cannot be
-        imported here, to say.
+        The aggregates by name, with `bootstrap` the ends of their intervals under `intervals`. For this package's own
+        logs also `stored_aggregates_hold`: whether the aggregates in the file follow from its rows (None where it has
+        none), `stored_aggregates_differ`: which do not, with {stored, recomputed}, and `stored_aggregates_unchecked`:
+        which need the log of a second model, or a class that cannot be imported here, to say.
 
     Raises:
         InputError: A log or metric cannot be read, the two cannot be compared, or the variant is unknown.
@@ -60,7 +64,9 @@ def score(
         options["auc_retrain"] = auc_retrain
     own = benchmark.settings_of(log) | ({"auc_retrain": None} if retain is not None else {})
     further, missing = _further(log, benchmark.metrics(own), metrics or {})
-    result = _aggregate(log, benchmark, retain, own | options, further)
+    if bootstrap < 0 or bootstrap_seed < 0:
+        raise InputError(f"bootstrap is {bootstrap} and its seed {bootstrap_seed}; both must be 0 or more.")
+    result = _aggregate(log, benchmark, retain, own | options, further, (bootstrap, bootstrap_seed))
     if log.format != benchmark.format:
         return result
     compared = _aggregate(log, benchmark, retain, own, further)
@@ -109,10 +115,11 @@ def _aggregate(
     retain: EvaluationLog | None,
     settings: Mapping[str, Any],
     further: Mapping[str, Metric],
+    bootstrap: tuple[int, int] = (0, 0),
 ) -> dict[str, Any]:
     sets = with_skipped(log.sets, log.skipped)
     retain = None if retain is None else prepared(retain, benchmark, settings)
-    return log_aggregates(benchmark, sets, settings, retain, further)
+    return log_aggregates(benchmark, sets, settings, retain, further, bootstrap)
 
 
 def stored_differences(
@@ -155,6 +162,8 @@ def print_score(
     truth_ratio: Literal["geometric", "arithmetic", "open_unlearning"] = "geometric",
     auc_retrain: float | None = None,
     metrics: dict[str, Any] | None = None,
+    bootstrap: int = 0,
+    bootstrap_seed: int = 0,
 ) -> None:
     """Print every aggregate of an evaluation log as JSON, without a model.
 
@@ -165,5 +174,8 @@ def print_score(
         auc_retrain: The retain model's AUC, where there is no log of it (MUSE); else the one that the log stores.
         metrics: Metrics of your own by name, ``{my_metric: my_project.MyMetric}``. Those that the log names are
             computed too where their class can be imported.
+        bootstrap: Resamples of the rows for a 95 % interval of every number, under ``intervals``; 0 for none.
+        bootstrap_seed: Seed of the drawings.
     """
-    print(json.dumps(score(log, reference, truth_ratio, auc_retrain=auc_retrain, metrics=metrics), indent=2))
+    options: dict[str, Any] = {"metrics": metrics, "bootstrap": bootstrap, "bootstrap_seed": bootstrap_seed}
+    print(json.dumps(score(log, reference, truth_ratio, auc_retrain=auc_retrain, **options), indent=2))

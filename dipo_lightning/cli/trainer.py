@@ -156,8 +156,8 @@ class DiPOCLI(LightningCLI):
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         if not own and not any(isinstance(callback, Scheduled) for callback in callbacks):
             raise InputError(
-                f"{self.subcommand} would measure nothing: trainer.callbacks has no evaluation. Add one, such as "
-                "--trainer.callbacks+=MemorizationEvaluation, TOFUEvaluation or MUSEEvaluation."
+                f"{self.subcommand} would measure nothing: trainer.callbacks has no evaluation. Add your benchmark's, "
+                "or --trainer.callbacks+=MemorizationEvaluation for your own rows."
             )
 
     def _enter_run(self, folder: Path) -> bool:

@@ -11,6 +11,7 @@ from dipo_lightning.comparison.results import Row, Scale, by_epoch, target_row
 from dipo_lightning.comparison.running import Failure
 from dipo_lightning.comparison.selection import Candidate, Choice, considered, rule
 from dipo_lightning.comparison.tables import Line, Spread, markdown_table, ranked, verdict, write_csv
+from dipo_lightning.metrics.rows import INTERVAL
 from dipo_lightning.report.comparison_picture import Axes, Point, comparison_picture
 
 
@@ -92,8 +93,9 @@ def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
         "# Comparison",
         verdict(lines, share, scale),
         markdown_table([*ranked(lines, share, scale), *marks], scale),
-        f"Base `{comparison.base}`, seeds {seeds}. Numbers are means over seeds with [lowest, highest]; utility kept "
-        "is the share of the target's on the same seed. Every epoch of every run is in `comparison.csv`.",
+        f"Base `{comparison.base}`, seeds {seeds}. Numbers are means over seeds with [lowest, highest]"
+        f"{_interval_words(lines)}; utility kept is the share of the target's on the same seed. Every epoch of every "
+        "run is in `comparison.csv`.",
     ]
     if picture:
         parts.append("![Forgetting against utility](comparison.png)")
@@ -102,6 +104,13 @@ def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
     if findings.failures:
         parts += ["## Runs that failed", "\n".join(f"- {failure}" for failure in findings.failures)]
     return "\n\n".join(parts) + "\n"
+
+
+def _interval_words(lines: Sequence[Line]) -> str:
+    """Say that the ranges hold intervals, where they do."""
+    if not any(row.get("intervals") for line in lines for row in line.rows):
+        return ""
+    return f" end of the {INTERVAL:.0%} intervals over rows (bootstrap)"
 
 
 def selection_text(comparison: Comparison, findings: Findings) -> str:
@@ -147,9 +156,7 @@ def trajectories(findings: Findings) -> Mapping[str, list[Point]]:
 
 def point_of(rows: Sequence[Row], scale: Scale, reported: bool = False) -> Point | None:
     """Return the point of one epoch from the rows of its seeds; None where a number is missing."""
-    utility, quality = (
-        Spread.of(row.get(name) for row in rows) for name in (scale.headline.utility, scale.headline.forget)
-    )
+    utility, quality = (Spread.of(rows, name) for name in (scale.headline.utility, scale.headline.forget))
     if utility is None or quality is None:
         return None
     ranges = (utility.low, utility.high), (quality.low, quality.high)

@@ -15,9 +15,13 @@ from dipo_lightning.evaluation.benchmark import Benchmark, Headline, find_benchm
 from dipo_lightning.report.run_folder import Document, read_documents
 
 Row = dict[str, Any]
-"""method, settings, seed, epoch, step, utility_kept, and every number of an evaluation by its name."""
+"""method, settings, seed, epoch, step, utility_kept, and every number of an evaluation by its name.
+
+`intervals` holds the lower and upper end of each number that was measured with one.
+"""
 
 COLUMNS = ("method", "settings", "seed", "epoch", "step")
+NO_NUMBERS = (*COLUMNS, "intervals")
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Scale:
 
     def columns(self, rows: Sequence[Row]) -> list[str]:
         """Return the numbers that a table shows beside the pair: the benchmark's, and those that the user added."""
-        known = {*COLUMNS, "utility_kept", *self.meanings}
+        known = {*NO_NUMBERS, "utility_kept", *self.meanings}
         return [*self.headline.beside, *dict.fromkeys(name for row in rows for name in row if name not in known)]
 
 
@@ -116,6 +120,7 @@ def evaluation_rows(
             "epoch": document["provenance"].get("epoch"),
             "step": document["provenance"].get("step"),
             **flat_numbers(document["aggregates"]),
+            "intervals": document.get("intervals") or {},
         }
         for document in documents
     ]

@@ -101,7 +101,7 @@ def picture(rows: list[dict[str, Any]], kind: str, path: Path) -> None:
 Config = dict[str, Any]
 
 STOP_RULES = ("StopAtThreshold", "EarlyStopping")
-ABOUT_THE_FIRST = ("muse/verbmem", "muse/knowmem_forget", "muse/privleak")
+ABOUT_THE_FIRST = ("muse/verbmem", "muse/knowmem_forget", "muse/privleak", "muse/forget_", "muse/auc_forget_")
 """What measures the first forget set, whatever a step forgets; names may go on (``muse/privleak_auc``)."""
 
 
@@ -314,5 +314,5 @@ def _is(part: Config, name: str) -> bool:
 
 def _watches_the_first(callback: Config) -> bool:
     """Tell whether this ends training by what is measured of the first forget set."""
-    monitor = (callback.get("init_args") or {}).get("monitor", ABOUT_THE_FIRST[1])  # StopAtThreshold's own
+    monitor = (callback.get("init_args") or {}).get("monitor", "")
     return any(_is(callback, rule) for rule in STOP_RULES) and str(monitor).startswith(ABOUT_THE_FIRST)

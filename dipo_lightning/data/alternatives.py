@@ -1,54 +1,60 @@
-"""Other answers for the rows to forget, such as the "I don't know" lines that IdkDPO prefers to the true answer."""
+"""Other answers for the rows to forget: "I don't know" lines (IdkDPO), or answers of each row's own (AltPO).
+
+A file of alternatives per row is a data file with ``question``, if need be ``answer``, and ``alternatives``, a list or
+one text; a question may stand in several rows. open-unlearning's files, one text per row called ``alternate``, are read
+too.
+"""
 
 from __future__ import annotations
 
 import importlib.resources
+import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dipo_lightning.data.encoding import PromptStyle
+from dipo_lightning.data.files import SUFFIXES, Record, checked_text, file_records
 from dipo_lightning.data.pairs import Example
+from dipo_lightning.data.rows import listed
 from dipo_lightning.data.tokenization import tokenize_rows
 from dipo_lightning.errors import InputError
 
 SHIPPED = "idk"
 """The name of the list that comes with the package: a hundred ways to say that one does not know."""
+OWN_COLUMN = "rows"
+"""The name for the alternatives that the forget rows themselves bring, in their column ``alternatives``."""
+
+_COLUMNS = ("alternatives", "alternative", "alternate")
+_ASKED, _ANSWERED = ("question", "prompt"), ("answer", "completion")
 
 
 class Alternatives:
     """Other answer for a forget row, drawn as a pure function of (seed, epoch, index).
 
     Args:
-        lines: The answers to draw from.
+        lines: For each row, the answers to draw from.
         rows: The forget rows, in the order of their tokenised examples.
         style: The prompt style of the forget rows; the alternative stands behind the same prompt.
         max_length: Longest example in tokens.
         seed: Seed of the draw.
-
-    Raises:
-        InputError: The rows are running text, which is no answer to anything.
     """
 
     def __init__(
         self,
-        lines: Sequence[str],
+        lines: Sequence[Sequence[str]],
         rows: Sequence[Mapping[str, Any]],
         style: PromptStyle,
         max_length: int,
         seed: int = 0,
     ) -> None:
-        if rows and "text" in rows[0]:
-            raise InputError(
-                "data.alternatives is set, but the forget rows are plain text: there is no answer to replace."
-            )
         self.lines, self.rows, self.style, self.max_length, self.seed = lines, rows, style, max_length, seed
 
     def line(self, epoch: int, index: int) -> str:
         """Return the alternative of forget row ``index`` in ``epoch``."""
         # A string seeds the same everywhere: it is hashed with SHA-512, not with the process's own hash.
-        return random.Random(f"{self.seed} {epoch} {index}").choice(self.lines)
+        return random.Random(f"{self.seed} {epoch} {index}").choice(self.lines[index])
 
     def __call__(self, epoch: int, index: int) -> Example:
         """Return the tokenised alternative of forget row ``index`` in ``epoch``."""
@@ -56,10 +62,24 @@ class Alternatives:
         return tokenize_rows([row], self.style, self.max_length).examples[0]
 
     def longest(self) -> int:
-        """Return the tokens of the longest alternative to the longest question."""
-        row = max(self.rows, key=lambda row: len(str(row.get("question") or row.get("messages"))))
-        made = [with_answer(row, line) for line in self.lines]
+        """Return the tokens of the longest alternative, having tokenised each behind the longest question it has."""
+        asked: dict[int, int] = {}  # the row with the longest question, by list of lines
+        for place, lines in enumerate(self.lines):
+            before = asked.setdefault(id(lines), place)
+            if len(str(asked_in(self.rows[place]))) > len(str(asked_in(self.rows[before]))):
+                asked[id(lines)] = place
+        made = [with_answer(self.rows[place], line) for place in asked.values() for line in self.lines[place]]
         return max(len(example["input_ids"]) for example in tokenize_rows(made, self.style, self.max_length))
+
+
+def asked_in(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what a row asks: its question, or all turns but the last."""
+    return tuple(turn["content"] for turn in row["messages"][:-1]) if "messages" in row else (row["question"],)
+
+
+def answer_in(row: Mapping[str, Any]) -> str:
+    """Return what a row answers: its answer, or the last turn."""
+    return row["messages"][-1]["content"] if "messages" in row else row["answer"]
 
 
 def with_answer(row: Mapping[str, Any], answer: str) -> dict[str, Any]:
@@ -69,15 +89,112 @@ def with_answer(row: Mapping[str, Any], answer: str) -> dict[str, Any]:
     return {**row, "answer": answer}
 
 
-def read_alternatives(source: str | Sequence[str]) -> list[str]:
-    """Read alternative answers.
+def refuse_text(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raise an `InputError` where rows are running text."""
+    if rows and "text" in rows[0]:
+        raise InputError("The forget rows are plain text: there is no answer that an alternative could replace.")
+
+
+def read_alternatives(source: str | Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[Sequence[str]]:
+    """Read the alternatives of each row.
 
     Args:
-        source: ``idk`` for the list that comes with the package, a text file with one answer a line, or the answers.
+        source: ``idk`` for the list that comes with the package, ``rows`` for the rows' own column, a data file with
+            alternatives per row, a text file with one answer per line for all rows, or the answers for all rows.
+        rows: The forget rows.
+
+    Returns:
+        The alternatives of each row; the same list for all where they share one.
 
     Raises:
-        InputError: There is no such file, it is not UTF-8 text, or there is no answer in it.
+        InputError: There is no such file, it is broken, there is no answer in it, or a row has none or is running text.
     """
+    refuse_text(rows)
+    if source == OWN_COLUMN:
+        return _complete(own_alternatives(rows), rows, "the rows' own column 'alternatives'")
+    if isinstance(source, str) and Path(source).suffix.lower() in SUFFIXES:
+        return _complete(find_alternatives(Path(source).expanduser(), rows), rows, source)
+    return [_shared_lines(source)] * len(rows)
+
+
+def own_alternatives(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Return the alternatives in the rows' own column, which are none for a row without it."""
+    return [_lines_in(row.get("alternatives"), f"{row.get('where', 'a row')}: 'alternatives'") for row in rows]
+
+
+def find_alternatives(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Return the alternatives that a data file has for each row, by what the row asks; none for a row it lacks.
+
+    Where a question stands in the file with several answers, those with the row's own answer count.
+
+    Raises:
+        InputError: The file is missing or broken, or a record has no question or no alternatives.
+    """
+    given: dict[str, list[tuple[str | None, list[str]]]] = {}
+    for record in file_records(path):
+        asked, answer, lines = _alternatives_in(record)
+        given.setdefault(plain_text(*asked), []).append((answer, lines))
+    found = []
+    for row in rows:
+        candidates, answer = given.get(plain_text(*asked_in(row)), []), plain_text(answer_in(row))
+        own = [lines for stated, lines in candidates if stated is not None and plain_text(stated) == answer]
+        chosen = own or [lines for _, lines in candidates]
+        found.append(list(dict.fromkeys(line for lines in chosen for line in lines)))
+    return found
+
+
+def written_alternatives(rows: Sequence[Mapping[str, Any]], lines: Sequence[Sequence[str]]) -> str:
+    """Write rows with their alternatives as JSON lines, which `find_alternatives` reads."""
+    texts = []
+    for row, own in zip(rows, lines, strict=True):
+        content = {name: row[name] for name in ("question", "answer", "messages") if name in row}
+        texts.append(json.dumps(content | {"alternatives": list(own)}, ensure_ascii=False) + "\n")
+    return "".join(texts)
+
+
+def _alternatives_in(record: Record) -> tuple[tuple[str, ...], str | None, list[str]]:
+    """What a record asks, its answer if it has one, and its alternatives."""
+    fields = {name.strip().lower(): value for name, value in record.fields.items()}
+    answer: str | None
+    if turns := listed(fields.get("messages"), f"{record.where}: 'messages'"):
+        asked, answer = asked_in({"messages": turns}), answer_in({"messages": turns})
+    else:
+        name = next((name for name in _ASKED if name in fields), _ASKED[0])
+        asked = (checked_text(fields.get(name), f"{record.where}: {name!r}"),)
+        answer = next((str(fields[name]) for name in _ANSWERED if fields.get(name)), None)
+    column = next((name for name in _COLUMNS if name in fields), None)
+    if column is None:
+        raise InputError(f"{record.where}: there is no 'alternatives'; it has {', '.join(record.fields)}.")
+    return asked, answer, _lines_in(fields[column], f"{record.where}: {column!r}")
+
+
+def _lines_in(value: object, label: str) -> list[str]:
+    """The texts in a field: of a list, of a cell that shows one, or one text."""
+    values = listed(value, label)
+    if values is None:
+        values = [] if value in (None, "") else [value]
+    return [checked_text(text, label).strip() for text in values]
+
+
+def _complete(found: list[list[str]], rows: Sequence[Mapping[str, Any]], source: str) -> list[Sequence[str]]:
+    """The alternatives, if every row has one."""
+    lacking = [place for place, lines in enumerate(found) if not lines]
+    if lacking:
+        row = rows[lacking[0]]
+        raise InputError(
+            f"data.alternatives: {source} has no alternative for {len(lacking)} of {len(rows)} forget rows. The first "
+            f"is {row.get('where', f'row {lacking[0]}')}: {asked_in(row)[-1]!r}."
+        )
+    return [*found]
+
+
+def plain_text(*texts: str) -> str:
+    """Return texts in lower case and with single spaces, one per line, by which equal ones are found."""
+    return "\n".join(" ".join(text.split()).casefold() for text in texts)
+
+
+def _shared_lines(source: str | Sequence[str]) -> list[str]:
+    """Answers for all rows."""
     if not isinstance(source, str):
         lines = [line.strip() for line in source]
     elif source == SHIPPED:
@@ -95,8 +212,9 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(
-            f"data.alternatives: {path} cannot be read ({error.strerror}); name a text file with one answer a line, or "
-            f"write {SHIPPED!r} for the list that comes with the package."
+            f"data.alternatives: {path} cannot be read ({error.strerror}); name a text file with one answer a line, a "
+            f"data file ({', '.join(SUFFIXES)}) with alternatives for each row, or write {SHIPPED!r} for the list that "
+            "comes with the package."
         ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"data.alternatives: {path} is not UTF-8 text (byte {error.start}).") from error

@@ -25,7 +25,7 @@ Source = str | Path | Mapping[str, Any]
 _PLACE = ("index", "where")  # where a row stands, not what it says
 _PAIRS = (("question", "answer"), ("prompt", "completion"))
 _ROLES = ("system", "user", "assistant")
-_LISTS = ("perturbed_answer", "paraphrased_question", "private")
+_LISTS = ("perturbed_answer", "paraphrased_question", "alternatives", "private")
 _MARK = re.compile(r"\[\[([^\[\]]*[^\[\]\s][^\[\]]*)\]\]")
 
 
@@ -123,7 +123,8 @@ def read_rows(
     Returns:
         Each with ``question`` and ``answer``, or ``messages``, or ``text``; with ``index`` (from 0, over all sources)
         and ``where`` (its place, for messages). Where the source has them also ``paraphrased_answer``, and as lists
-        ``perturbed_answer`` (wrong answers), ``paraphrased_question``, and ``private`` (see `private_values`).
+        ``perturbed_answer`` (wrong answers), ``paraphrased_question``, ``alternatives`` (answers to give instead), and
+        ``private`` (see `private_values`).
 
     Raises:
         InputError: A source or column is not there, a file is empty or broken, or a row lacks a text; names the line.
@@ -349,7 +350,7 @@ def _extras(record: Record, columns: Mapping[str, str], row: Row) -> Row:
     name = columns["paraphrased_answer"]
     if record.fields.get(name) not in (None, ""):
         found["paraphrased_answer"] = _lone_text(record, name)
-    for extra in ("perturbed_answer", "paraphrased_question"):
+    for extra in ("perturbed_answer", "paraphrased_question", "alternatives"):
         label = f"{record.where}: {columns[extra]!r}"
         if values := _as_list(record.fields.get(columns[extra]), label):
             found[extra] = [checked_text(value, label) for value in values]

@@ -24,8 +24,8 @@ class UnlearningDataModule(TokenizedDataModule):
     Beside a question and its answer a row may carry what evaluations use: ``paraphrased_answer`` (a text),
     ``perturbed_answer`` (wrong answers), ``paraphrased_question`` (a text or a list), and ``private``, the private
     values in its answer (a text or a list). Instead of the last an answer may mark them, as in
-    ``He was born in [[Lima]].``: the marks are taken out. `forget_rows` and `retain_rows` hold all of it, every list
-    as a list.
+    ``He was born in [[Lima]].``: the marks are taken out. ``alternatives`` (a text or a list) are answers that may be
+    trained towards. `forget_rows` and `retain_rows` hold all of it, every list as a list.
 
     Args:
         tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; None takes the model's own.
@@ -36,13 +36,15 @@ class UnlearningDataModule(TokenizedDataModule):
         forget_split: Split of the forget data set or folder; without it ``train``, or the only one.
         retain_split: Split of the retain data set or folder.
         columns: Names of the columns where they are not recognised, such as ``{question: ask, answer: reply}``.
-        alternatives: Other answers to the forget questions, for methods that prefer them (IdkDPO): ``idk`` for the
-            package's list of "I don't know" lines, a text file with one answer a line, or a list of answers. Each epoch
-            draws anew; the draw is a pure function of (seed, epoch, index).
+        alternatives: Other answers to the forget questions, for methods that prefer them (DPO, IdkDPO, AltPO): ``idk``
+            for the package's list of "I don't know" lines; a data file with a column ``alternatives`` beside the
+            question; ``rows`` for that column of the forget rows themselves; a text file with one answer per line, or a
+            list of answers, for all rows. Each epoch draws anew; the draw is a pure function of (seed, epoch, index).
         **options: Those of `TokenizedDataModule`.
 
     Attributes:
         forget_rows: The rows to forget, after `setup`.
+        trained_rows: Those of them that are trained on, in the order of ``forget_examples``.
         retain_rows: The rows to keep, or None.
     """
 
@@ -64,9 +66,10 @@ class UnlearningDataModule(TokenizedDataModule):
             raise InputError("data.forget is missing: give a file, a folder or a data set of what must be forgotten.")
         self.forget_source, self.retain_source, self.columns = forget, retain, columns
         self.forget_split, self.retain_split = forget_split, retain_split
-        self.alternative_lines = None if alternatives is None else read_alternatives(alternatives)
+        self.alternatives = alternatives
         self.max_forget_rows, self.max_retain_rows = max_forget_rows, max_retain_rows
         self.forget_rows: AnyRows = []
+        self.trained_rows: Sequence[dict[str, Any]] = []
         self.retain_rows: AnyRows | None = None
 
     def check(self) -> None:
@@ -97,19 +100,36 @@ class UnlearningDataModule(TokenizedDataModule):
 
     def training_set(self) -> ForgetRetainPairs:
         """Tokenise both sets and pair them."""
-        forget, rows = self.tokenize(self.forget_rows, "forget")
+        forget, self.trained_rows = self.tokenize(self.forget_rows, "forget")
         retain = None if self.retain_rows is None else self.tokenize(self.retain_rows, "retain")[0]
-        alternative = None
-        if self.alternative_lines is not None:
-            alternative = Alternatives(self.alternative_lines, rows, self.style, self.max_length, self.seed)
-            self.longest = max(self.longest, alternative.longest())
-        return ForgetRetainPairs(forget, retain, self.seed, alternative)
+        pairs = ForgetRetainPairs(forget, retain, self.seed)
+        if self.alternatives is not None:
+            self.add_alternatives(read_alternatives(self.alternatives, self.trained_rows), pairs)
+        return pairs
+
+    def add_alternatives(self, lines: Sequence[Sequence[str]], pairs: ForgetRetainPairs | None = None) -> None:
+        """Let every pair come with an alternative answer to its forget question, the batch's ``alternative`` part.
+
+        Args:
+            lines: For each of ``trained_rows``, the answers to draw from.
+            pairs: The training set; None is the one that `setup` made.
+
+        Raises:
+            InputError: An alternative cannot be tokenised.
+        """
+        pairs = self._pairs if pairs is None else pairs
+        pairs.alternative = Alternatives(lines, self.trained_rows, self.style, self.max_length, self.seed)
+        self.longest = max(self.longest, pairs.alternative.longest())
 
     @property
     def forget_examples(self) -> Sequence[Example]:
         """The tokenised forget rows, after `setup` for ``fit``."""
+        return self._pairs.forget
+
+    @property
+    def _pairs(self) -> ForgetRetainPairs:
         assert isinstance(self._training, ForgetRetainPairs)
-        return self._training.forget
+        return self._training
 
 
 class FineTuningDataModule(TokenizedDataModule):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,6 +55,25 @@ def aggregates(collection: MetricCollection, rows: Sets, device: torch.device | 
     return found | ({"unscored_rows": unscored} if unscored else {})
 
 
+def intervals(collection: MetricCollection, resamples: int, seed: int = 0) -> dict[str, list[float]]:
+    """Compute the bootstrap interval of every number that metrics over rows publish; collective, as `aggregates`.
+
+    Args:
+        collection: As `aggregates` left it, fed with its rows.
+        resamples: Drawings of the rows; 0 gives no interval.
+        seed: Of the drawings.
+
+    Returns:
+        Lower and upper end by the number's name among `flat_numbers`; see `RowValues.intervals`.
+    """
+    found: dict[str, list[float]] = {}
+    for name, metric in collection.items():
+        if isinstance(metric, RowValues) and resamples:
+            ends = metric.intervals(resamples, seed)
+            found |= {f"{name}_{part}" if part else name: [*both] for part, both in ends.items()}
+    return found
+
+
 def _published(name: str, metric: Metric, value: Any) -> dict[str, Any]:
     """Return what a metric's result adds to the aggregates."""
     if isinstance(value, Mapping):
@@ -85,6 +104,7 @@ def log_aggregates(
     settings: Mapping[str, Any],
     retain: Any = None,
     metrics: Mapping[str, Metric] | None = None,
+    bootstrap: tuple[int, int] = (0, 0),
 ) -> dict[str, Any]:
     """Compute every number of a log's rows.
 
@@ -94,9 +114,12 @@ def log_aggregates(
         settings: How they were evaluated.
         retain: Log of the retain model, prepared; None where there is none.
         metrics: Further metrics by name.
+        bootstrap: Resamples and seed of `intervals`, which are added under that name where there are resamples.
     """
     benchmark.prepare(sets, settings)
-    return aggregates(metric_collection({**benchmark.metrics(settings, retain), **(metrics or {})}), sets)
+    collection = metric_collection({**benchmark.metrics(settings, retain), **(metrics or {})})
+    found = aggregates(collection, sets)
+    return found | ({"intervals": intervals(collection, *bootstrap)} if bootstrap[0] else {})
 
 
 def retain_numbers(benchmark: Benchmark, log: EvaluationLog, settings: Mapping[str, Any]) -> dict[str, float]:
@@ -124,6 +147,11 @@ def flat_numbers(found: Mapping[str, Any]) -> dict[str, float]:
             if isinstance(one, int | float) and not isinstance(one, bool):
                 flat[f"{name}_{part}" if part else name] = float(one)
     return flat
+
+
+def interval_text(ends: Sequence[float]) -> str:
+    """Write an interval for a reader: ``[0.12, 0.34]``."""
+    return f"[{ends[0]:.3g}, {ends[1]:.3g}]"
 
 
 # Metrics that a user adds.
@@ -215,7 +243,7 @@ def metric_meanings(metrics: Mapping[str, Metric]) -> Meanings:
     """Return what the numbers of metrics mean."""
     found = Meanings()
     for name, metric in metrics.items():
-        found[name] = Meaning(getattr(metric, "label", "") or name.replace("_", " "))
+        found[name] = Meaning(getattr(metric, "label", "") or name.replace("_", " "), getattr(metric, "meaning", ""))
         found |= meanings(name, metric)
     return found
 

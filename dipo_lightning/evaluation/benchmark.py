@@ -43,6 +43,19 @@ class Chart:
     curves: Mapping[str, str]
 
 
+ROUGE_CHART = Chart(
+    "ROUGE-L recall: what it still says",
+    "Words of the true answers that the model says itself.",
+    {"forget_rouge": "must be forgotten", "retain_rouge": "must be kept"},
+)
+PROBABILITY_CHART = Chart(
+    "probability of the true answers",
+    "Geometric mean over tokens.",
+    {"forget_probability": "must be forgotten", "retain_probability": "must be kept"},
+)
+"""Charts of benchmarks that ask about forget and retain rows."""
+
+
 @dataclass(frozen=True)
 class Headline:
     """The pair of numbers that runs are compared by.

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,8 @@ from dipo_lightning.evaluation.aggregates import (
     aggregates,
     class_path,
     flat_numbers,
+    interval_text,
+    intervals,
     metric_collection,
     metric_meanings,
     metric_specs,
@@ -69,6 +71,9 @@ class Evaluation(Scheduled):
             metric whose ``update`` takes ``rows``, the evaluated rows by set name, such as a subclass of
             `dipo_lightning.metrics.RowMean`.
         samples: How many rows of a set are shown with their first and present answers in the trackers.
+        bootstrap: Resamples of the rows for a 95 % interval of every number, in the console, the log, the results page
+            and ``compare``; 1000 are usual. 0 for none.
+        bootstrap_seed: Seed of the drawings. With one seed all models are measured on the same drawings.
     """
 
     benchmark: ClassVar[Benchmark]
@@ -87,13 +92,17 @@ class Evaluation(Scheduled):
         measuring: Measuring | None = None,
         metrics: dict[str, Any] | None = None,
         samples: int = 20,
+        bootstrap: int = 0,
+        bootstrap_seed: int = 0,
         **unknown: Any,
     ) -> None:
         super().__init__(schedule)
         refuse_unknown(type(self).__name__, unknown)
         self.measuring = measuring or Measuring()
         self.measuring.check(self)
-        check_numbers(self, {"samples": samples}, least=0)
+        numbers = {"samples": samples, "bootstrap": bootstrap, "bootstrap_seed": bootstrap_seed}
+        check_numbers(self, numbers, least=0)
+        self.bootstrap, self.bootstrap_seed = bootstrap, bootstrap_seed
         self.metrics, self.samples = dict(metrics or {}), samples
         self.retain: EvaluationLog | None = None
         self.retain_numbers: dict[str, float] = {}
@@ -138,8 +147,16 @@ class Evaluation(Scheduled):
             "provenance": {},
             "sets": rows.sets,
             "aggregates": found,
+            **self._intervals(),
             "skipped": rows.skipped,
         }
+
+    def _intervals(self) -> Document:
+        """Return the intervals of the numbers just computed, and how they were drawn."""
+        if not self.bootstrap:
+            return {}
+        drawn = {"resamples": self.bootstrap, "seed": self.bootstrap_seed}
+        return {"bootstrap": drawn, "intervals": intervals(self.measures, self.bootstrap, self.bootstrap_seed)}
 
     def all_settings(self) -> dict[str, Any]:
         """Return the settings, with the metrics that the user added where there are any."""
@@ -417,7 +434,8 @@ def summary_table(
         meanings: Of its numbers.
     """
     where = document["provenance"]
-    lines = [comparison_table(f"{title}, epoch {where['epoch']}, step {where['step']}:", before, now, names)]
+    heading = f"{title}, epoch {where['epoch']}, step {where['step']}:"
+    lines = [comparison_table(heading, before, now, names, document.get("intervals") or {})]
     for name, reason in document["aggregates"].items():
         if name.endswith("_absent"):
             lines.append(f"  No {meanings[name.removesuffix('_absent')].label}: {reason}.")
@@ -427,15 +445,20 @@ def summary_table(
 
 
 def comparison_table(
-    title: str, before: dict[str, float] | None, now: dict[str, float], names: Mapping[str, str]
+    title: str,
+    before: dict[str, float] | None,
+    now: dict[str, float],
+    names: Mapping[str, str],
+    intervals: Mapping[str, Sequence[float]],
 ) -> str:
-    """Write a short table: a title, then each named scalar now, and before where there was one.
+    """Write a short table: a title, then each named scalar now with its interval, and before where there was one.
 
     Args:
         title: First line.
         before: Scalars of the first evaluation of the run; None in that evaluation itself.
         now: Scalars of this one.
         names: What is shown, by scalar name.
+        intervals: Lower and upper end by scalar name, of those that have one.
     """
 
     def cell(values: dict[str, float], name: str) -> str:
@@ -446,5 +469,6 @@ def comparison_table(
     for name, label in names.items():
         if name not in now and name not in (before or {}):
             continue  # not measured in this run
-        lines.append(f"  {label:<32}{'' if before is None else cell(before, name)}{cell(now, name)}")
+        ends = f"  {interval_text(intervals[name])}" if name in intervals else ""
+        lines.append(f"  {label:<32}{'' if before is None else cell(before, name)}{cell(now, name)}{ends}")
     return "\n".join(lines)

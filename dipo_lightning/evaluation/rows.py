@@ -13,7 +13,7 @@ import torch
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.scoring import BATCH_TOKENS
-from dipo_lightning.metrics.functional.min_k import MUSE_FRACTION
+from dipo_lightning.metrics.functional.min_k import FRACTION
 from dipo_lightning.metrics.functional.truth_ratio import log_truth_ratio
 
 Progress = Callable[[int, str], AbstractContextManager[Callable[[int], object]]]
@@ -40,7 +40,9 @@ class Row(TypedDict, total=False):
         log_ratio: Natural logarithm of the truth ratio R, in the variant of the evaluation's settings.
         truth_ratio: R of open-unlearning's variant, where a foreign log holds nothing that it could be computed from.
         rouge_l_recall: ROUGE-L recall of the generation.
-        rouge: ROUGE-L F1 of the generation (MUSE).
+        paraphrased_rouge: ROUGE-L recall of the generation against the paraphrased answer.
+        perturbed_rouge: The same against the wrong answers, their mean.
+        rouge: ROUGE-L F1 of the generation.
         generation_nll: Of the generation under the model that said it.
         generation_tokens: Tokens generated.
         exact_memorization: Share of the answer's tokens that are the model's first choice.
@@ -49,7 +51,9 @@ class Row(TypedDict, total=False):
         min_k_plus_plus: Min-K++ score.
         zlib: NLL per compressed byte.
         loss: NLL as the loss attack takes it.
-        reference: `nll` less that of the retain model.
+        gradnorm: Mean over the parameters of the L2 norm of the gradient of `loss` (without the token that ends an
+            answer).
+        reference: `nll` less that of another model, in foreign logs.
     """
 
     index: int
@@ -66,6 +70,8 @@ class Row(TypedDict, total=False):
     log_ratio: float | None
     truth_ratio: float | None
     rouge_l_recall: float | None
+    paraphrased_rouge: float | None
+    perturbed_rouge: float | None
     rouge: float | None
     generation_nll: float | None
     generation_tokens: float | None
@@ -75,6 +81,7 @@ class Row(TypedDict, total=False):
     min_k_plus_plus: float | None
     zlib: float | None
     loss: float | None
+    gradnorm: float | None
     reference: float | None
 
 
@@ -106,7 +113,7 @@ class Measuring:
     generation_rows: int | None = None
     max_new_tokens: int | None = None
     generate: bool = True
-    min_k_fraction: float = MUSE_FRACTION
+    min_k_fraction: float = FRACTION
     on_missing: Literal["skip", "raise"] = "skip"
 
     def check(self, owner: object) -> None:

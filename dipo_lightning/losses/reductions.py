@@ -27,6 +27,12 @@ def sequence_length(sequence_ids: Tensor, batch_size: int) -> Tensor:
     return sequence_ids.new_zeros(batch_size).index_add(0, sequence_ids, sequence_ids.new_ones(sequence_ids.shape))
 
 
+def sequence_places(sequence_ids: Tensor, batch_size: int) -> Tensor:
+    """Number the selected positions of each sequence from 0: (N,) int64, for ascending `sequence_ids`."""
+    length = sequence_length(sequence_ids, batch_size)
+    return torch.arange(len(sequence_ids), device=length.device) - (length.cumsum(0) - length)[sequence_ids]
+
+
 def sequence_mean(values: Tensor, sequence_ids: Tensor, batch_size: int) -> Tensor:
     """Average token values over each sequence; arguments as for `sequence_sum`.
 

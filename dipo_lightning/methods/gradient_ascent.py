@@ -9,10 +9,12 @@ import math
 from typing import Any, ClassVar, Literal
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from dipo_lightning.data.pairs import supervised_count
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.reductions import global_mean, working_dtype
+from dipo_lightning.losses.reductions import global_mean, sequence_places, working_dtype
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers, over_logits
 
@@ -98,11 +100,48 @@ class WGAModule(UnlearningModule):
 
 
 class CEUModule(UnlearningModule):
-    """Cross-entropy to the policy's own distribution with the answer's token taken out. Source: arXiv 2503.01224."""
+    """Cross-entropy to the policy's own distribution with the answer's token taken out. Source: arXiv 2503.01224.
+
+    As in the source there is no retain term, and the first token of each answer is left alone.
+
+    Args:
+        pretrained: The model that must forget.
+        skip_tokens: Tokens at the beginning of each forget answer that are not trained on.
+        retain_loss: ``none``, or a retain term as in `UnlearningModule`.
+        **options: Those of `UnlearningModule`.
+    """
 
     needs_reference: ClassVar[bool] = False
 
+    def __init__(
+        self,
+        pretrained: str,
+        skip_tokens: int = 1,
+        retain_loss: Literal["nll", "kl", "none"] = "none",
+        **options: Any,
+    ) -> None:
+        super().__init__(pretrained, retain_loss=retain_loss, **options)
+        if skip_tokens < 0:
+            raise InputError(f"model.skip_tokens is {skip_tokens}; it must be 0 or more.")
+        self.skip_tokens = skip_tokens
+
+    def setup(self, stage: str) -> None:
+        """Refuse forget rows of which nothing would be left, before the model is loaded."""
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None) if stage == TrainerFn.FITTING else None
+        examples = getattr(data, "forget_examples", None)
+        for example in examples if isinstance(examples, list) else ():
+            if (count := supervised_count(example)) <= self.skip_tokens:
+                raise InputError(
+                    f"model.skip_tokens is {self.skip_tokens}, but the answer of forget row {example['index']} has "
+                    f"{count} tokens, of which nothing would be forgotten. Give a smaller number, or leave the row out."
+                )
+
     def forget_loss(self, forget: Answers) -> Tensor:
-        """Return the mean cross-entropy."""
-        losses = over_logits(lambda positions, logits: (ce_u(logits, forget.labels[positions]),), forget)[0]
-        return global_mean(losses, forget.token_denominator)
+        """Return the mean cross-entropy over the tokens behind the skipped ones."""
+        (losses,) = over_logits(lambda positions, logits: (ce_u(logits, forget.labels[positions]),), forget)
+        behind = sequence_places(forget.sequence_ids, forget.batch_size) >= self.skip_tokens
+        # Every answer is longer than what is skipped, so that the global count without it is known too.
+        skipped = self.skip_tokens * forget.sequence_denominator
+        count = forget.token_denominator - skipped if forget.denominators else behind.sum().clamp(min=1)
+        return global_mean(losses * behind, count)

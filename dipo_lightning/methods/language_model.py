@@ -129,11 +129,12 @@ class LanguageModelModule(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Load the policy and shard it where the strategy has a mesh; does nothing the second time."""
-        if self.policy is None:
-            model = self.load()
-            self.inspect(model)
-            self.settle_dropout(model)
-            self.policy = self.prepare(model, self.lora).train()
+        with torch.device("cpu"):  # Lightning makes the accelerator the default here, and moves the policy later
+            if self.policy is None:
+                model = self.load()
+                self.inspect(model)
+                self.settle_dropout(model)
+                self.policy = self.prepare(model, self.lora).train()
 
     def inspect(self, model: nn.Module) -> None:
         """Look at the pretrained model before adapters and sharding change it, and note which weights it has.

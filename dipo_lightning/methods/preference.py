@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.errors import InputError
 from dipo_lightning.losses.reductions import global_mean
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers
+
+_NO_ALTERNATIVES = "{} needs alternative answers; set data.alternatives."
 
 
 def _preference(gap: Tensor, beta: float) -> Tensor:
@@ -98,6 +102,18 @@ class DPOModule(NPOModule):
     With "I don't know" lines as alternatives (``data.alternatives``) this is TOFU's IdkDPO. Source: arXiv 2401.06121.
     """
 
+    def setup(self, stage: str) -> None:
+        """Refuse a data module of this package without alternatives, before the model is loaded."""
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        if stage == TrainerFn.FITTING and isinstance(data, UnlearningDataModule):
+            self.check_alternatives(data)
+
+    def check_alternatives(self, data: UnlearningDataModule) -> None:
+        """Raise an `InputError` where the data module has no alternatives."""
+        if data.alternatives is None:
+            raise InputError(_NO_ALTERNATIVES.format(type(self).__name__))
+
     @property
     def reference_parts(self) -> list[str]:
         """Also the alternatives."""
@@ -106,7 +122,7 @@ class DPOModule(NPOModule):
     def parts(self, batch: dict[str, Any]) -> list[str]:
         """Add the alternative answers to the forward."""
         if "alternative" not in batch:
-            raise InputError(f"{type(self).__name__} needs alternative answers; set data.alternatives.")
+            raise InputError(_NO_ALTERNATIVES.format(type(self).__name__))
         return [*super().parts(batch), "alternative"]
 
     def forget_terms(self, answers: dict[str, Answers]) -> dict[str, Tensor]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,32 +53,46 @@ def rmu_distance(hidden: Tensor, target: Tensor, denominator: float | Tensor | N
 
 
 class RMUModule(UnlearningModule):
-    """RMU: hidden states of one layer on the forget answers move to a fixed random vector, the others are held.
+    """RMU: hidden states of one layer on the forget answers move to a fixed random vector.
 
-    The retain term is the mean squared distance of the policy's hidden states to the reference's.
+    Source: WMDP, arXiv 2403.03218, which steers block 7 and trains the down projections of blocks 5, 6 and 7 alone.
 
     Args:
         pretrained: The model that must forget; also the reference.
         layer: The transformer block whose output is steered, counted from 0.
         coefficient: Length of the control vector.
         control_seed: Seed of its direction.
+        trained: Regular expressions of the names of the weights that are trained, each for a whole name; None trains
+            all that some term of the loss reaches.
+        retain_loss: ``hidden`` (mean squared distance of the layer's states to the reference's, the source's term),
+            ``nll``, ``kl`` or ``none``, each on the retain answers.
         **options: Those of `UnlearningModule`.
     """
 
     def __init__(
-        self, pretrained: str, layer: int = 7, coefficient: float = 2.0, control_seed: int = 0, **options: Any
+        self,
+        pretrained: str,
+        layer: int = 7,
+        coefficient: float = 2.0,
+        control_seed: int = 0,
+        trained: list[str] | None = None,
+        retain_loss: Literal["hidden", "nll", "kl", "none"] = "hidden",
+        **options: Any,
     ) -> None:
-        super().__init__(pretrained, **options)
-        if self.retain_loss_name == "kl":
-            raise InputError("model.retain_loss is kl; RMU keeps hidden states instead. Use nll (its term) or none.")
+        super().__init__(pretrained, retain_loss=retain_loss, **options)  # type: ignore[arg-type]  # one more
+        if trained is not None and self.lora is not None:
+            raise InputError("model.trained names weights, but with model.lora the adapters are trained; use one.")
         self.layer, self.coefficient, self.control_seed = layer, coefficient, control_seed
+        self.keeps_hidden = retain_loss == "hidden"
+        self.trained = None if trained is None else [_compiled(pattern) for pattern in trained]
         self._captured: dict[str, Tensor] = {}
         self._kept: dict[str, Tensor] = {}  # the reference's states of the current batch, by part
 
     @property
     def reference_parts(self) -> list[str]:
         """The retain rows only: the forget term's target is random."""
-        return [] if self._skips("retain") else ["retain"]
+        needed = self.keeps_hidden or self.retain_loss_name == "kl"
+        return ["retain"] * (needed and not self._skips("retain"))
 
     def inspect(self, model: nn.Module) -> None:
         """Refuse a layer that the model does not have."""
@@ -86,13 +102,31 @@ class RMUModule(UnlearningModule):
             raise InputError(f"model.layer is {self.layer}, but the model has {blocks} blocks: give 0 to {blocks - 1}.")
 
     def freeze_untrained(self, model: nn.Module) -> None:
-        """Also freeze what lies behind the steered layer: it gets no gradient, which DDP would wait for."""
+        """Freeze what is not chosen, and what the loss does not reach: DDP would wait for its gradient.
+
+        Raises:
+            InputError: A chosen name is none of the model's, or the loss does not reach its weight.
+        """
         super().freeze_untrained(model)
+        chosen = dict(model.named_parameters())
+        if self.trained is not None:
+            chosen = {name: chosen[name] for name in matching(self.trained, list(chosen))}
+            model.requires_grad_(False)
+            for parameter in chosen.values():
+                parameter.requires_grad_(True)
+        if self.retain_loss_name in ("nll", "kl") and not self._skips("retain"):
+            return  # which reach every layer
         with torch.enable_grad(), recorded(model, self.layer) as states:
             model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=False)
-        trained = leaves(states["hidden"])
+        reached = leaves(states["hidden"])
+        lost = [name for name, parameter in chosen.items() if parameter not in reached]
+        if self.trained is not None and lost:
+            raise InputError(
+                f"model.trained names {lost[0]}, which lies behind block {self.layer}: with retain_loss "
+                f"{self.retain_loss_name} nothing reaches it. Name weights up to that block, or use nll or kl."
+            )
         for parameter in model.parameters():
-            parameter.requires_grad_(parameter in trained)
+            parameter.requires_grad_(parameter in reached)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Run the ordinary step while the steered layer's output is recorded."""
@@ -103,21 +137,47 @@ class RMUModule(UnlearningModule):
 
     def read_reference(self, parts: dict[str, TokenBatch]) -> None:
         """Record the reference's states of the steered layer on the joint batch, without a gradient."""
-        if isinstance(self.reference, ModelReference):
+        if not self.keeps_hidden:
+            super().read_reference(parts)
+        elif isinstance(self.reference, ModelReference):
             with torch.no_grad(), self.reference.frozen(), recorded(self.reference.model, self.layer) as states:
                 compute_answers(self.reference.model, parts, lambda _: {}, from_hidden=self.from_hidden)
             self._kept = at_answers(states["hidden"], parts)
 
     def losses(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
-        """Return both terms from the layer's states of the joint forward."""
+        """Return the forget term from the layer's states of the joint forward, and the retain term."""
         states = at_answers(self._captured.pop("hidden"), {part: one.batch for part, one in answers.items()})
         forget = answers["forget"]
         control = control_vector(states["forget"].shape[-1], self.coefficient, self.control_seed).to(states["forget"])
         terms = {"forget": rmu_distance(states["forget"], control, forget.token_denominator)}
         if "retain" in answers:
-            denominator = answers["retain"].token_denominator
-            terms["retain"] = rmu_distance(states["retain"], self._kept["retain"], denominator)
+            retain = answers["retain"]
+            terms["retain"] = (
+                rmu_distance(states["retain"], self._kept["retain"], retain.token_denominator)
+                if self.keeps_hidden
+                else self.retain_loss(retain)
+            )
         return terms
+
+
+def matching(patterns: Sequence[re.Pattern[str]], names: Sequence[str]) -> list[str]:
+    """Return the names that some pattern matches as a whole, in their order.
+
+    Raises:
+        InputError: A pattern matches none; names the nearest.
+    """
+    for pattern in patterns:
+        if not any(pattern.fullmatch(name) for name in names):
+            near = get_close_matches(pattern.pattern.replace("\\", ""), names, n=1, cutoff=0.0)
+            raise InputError(f"model.trained: {pattern.pattern} is the name of no weight; the nearest is {near[0]}.")
+    return [name for name in names if any(pattern.fullmatch(name) for pattern in patterns)]
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"model.trained: {pattern!r} is no regular expression ({error}).") from error
 
 
 @contextmanager

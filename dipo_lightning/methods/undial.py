@@ -45,11 +45,12 @@ class UNDIALModule(UnlearningModule):
     Args:
         pretrained: The model that must forget; also the reference.
         strength: Nats that are taken off.
+        lambda_: Weight of the retain term; 0, as in the source, trains on the forget rows alone.
         **options: Those of `UnlearningModule`.
     """
 
-    def __init__(self, pretrained: str, strength: float = 10.0, **options: Any) -> None:
-        super().__init__(pretrained, **options)
+    def __init__(self, pretrained: str, strength: float = 10.0, lambda_: float = 0.0, **options: Any) -> None:
+        super().__init__(pretrained, lambda_=lambda_, **options)
         self.strength = strength
 
     def forget_loss(self, forget: Answers) -> Tensor:

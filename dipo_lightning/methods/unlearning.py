@@ -6,6 +6,7 @@ A method is a subclass that defines `UnlearningModule.forget_loss`; nothing has 
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
@@ -88,13 +89,15 @@ class UnlearningModule(LanguageModelModule):
         super().configure_model()
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         if self.reference is None and fitting and self.reference_parts:
-            self.reference = self.make_reference()
+            with torch.device("cpu"):  # as the policy is made; it goes to the policy's device by itself
+                self.reference = self.make_reference()
             self.refuse_saved_reference()
 
     @property
     def reference_parts(self) -> list[str]:
         """The parts of a batch on which some term of the loss asks for the reference."""
-        return ["forget"] * self.needs_reference + ["retain"] * (self.retain_loss_name == "kl")
+        kept_near = self.retain_loss_name == "kl" and not self._skips("retain")
+        return ["forget"] * self.needs_reference + ["retain"] * kept_near
 
     def make_reference(self) -> Reference:
         """Build the reference that ``reference`` names, or the cheapest exact one, and say which."""
@@ -123,12 +126,15 @@ class UnlearningModule(LanguageModelModule):
         terms = compute_answers(
             self.policy, parts, self.losses, batch.get("denominators"), self.from_hidden, self.chunk_size
         )
-        loss = self.gamma * terms["forget"]
-        if "retain" in terms:
-            loss = loss + self.lambda_ * terms["retain"]
+        loss = self.objective(terms)
         self.remember(loss, batch, terms)
         self.log_bar(loss, terms)
         return loss
+
+    def objective(self, terms: dict[str, Tensor]) -> Tensor:
+        """Return the weighted sum of the terms that is minimised; override for other weights."""
+        loss = self.gamma * terms["forget"]
+        return loss + self.lambda_ * terms["retain"] if "retain" in terms else loss
 
     def log_bar(self, loss: Tensor, terms: dict[str, Tensor]) -> None:
         """Show the step's loss in the progress bar; a place to show another number."""

@@ -4,30 +4,40 @@ A metric of your own is any `torchmetrics.Metric` with ``update(rows)`` (see `ro
 one.
 """
 
-from dipo_lightning.metrics.likelihood import ForgetQuality, ModelUtility, Probability, ROUGERecall, TruthRatio
-from dipo_lightning.metrics.membership import MembershipAUC, PrivLeak
+from dipo_lightning.metrics.likelihood import (
+    ForgetQuality,
+    ModelUtility,
+    Probability,
+    ROUGERecall,
+    TruthProbability,
+    TruthRatio,
+)
+from dipo_lightning.metrics.membership import MembershipAUC, PairAUCs, PrivLeak, ReferenceAUC
 from dipo_lightning.metrics.memorization import ExactMemorization, ExtractionStrength, MinK, MinKPlusPlus
 from dipo_lightning.metrics.rows import Meaning, RowMean, RowSet, RowValues
-from dipo_lightning.metrics.text import Fluency, KnowMem, Perplexity, VerbMem
+from dipo_lightning.metrics.text import Fluency, ParaphraseROUGE, Perplexity, PerturbedROUGE
 
 __all__ = [
     "ExactMemorization",
     "ExtractionStrength",
     "Fluency",
     "ForgetQuality",
-    "KnowMem",
     "Meaning",
     "MembershipAUC",
     "MinK",
     "MinKPlusPlus",
     "ModelUtility",
+    "PairAUCs",
+    "ParaphraseROUGE",
     "Perplexity",
+    "PerturbedROUGE",
     "PrivLeak",
     "Probability",
     "ROUGERecall",
+    "ReferenceAUC",
     "RowMean",
     "RowSet",
     "RowValues",
+    "TruthProbability",
     "TruthRatio",
-    "VerbMem",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from dipo_lightning.errors import InputError
 from dipo_lightning.metrics import functional
 from dipo_lightning.metrics.functional.truth_ratio import check_truth_ratio_variant
-from dipo_lightning.metrics.rows import Meaning, Row, RowSet, RowValues, mean_or_nan
+from dipo_lightning.metrics.rows import Meaning, Row, RowMean, RowSet, RowValues, mean_or_nan
 
 
 class _Answers(RowValues):
@@ -123,6 +123,36 @@ class TruthRatio(_Answers):
         return self._truth_ratio(of, part["log_ratio"])
 
 
+class TruthProbability(RowMean):
+    """Mean of correct / (correct + wrong), the truth ratio as open-unlearning's `prob_mean` takes it.
+
+    Args:
+        *sets: The sets whose rows count.
+        variant: Of the truth ratio; see `functional.truth_probability`.
+        **kwargs: See `RowValues`.
+    """
+
+    label = "truth ratio, prob_mean"
+    meaning = (
+        "Probability of the right answer in other words, over the sum of it and of the wrong ones' mean. 1: the truth "
+        "is known; 0.5: right and wrong are equally likely, as if never learnt."
+    )
+    remembers = 1
+
+    def __init__(self, *sets: RowSet | str, variant: str = "geometric", **kwargs: Any) -> None:
+        check_truth_ratio_variant(variant)
+        super().__init__(*sets, **kwargs)
+        self.variant = variant
+
+    def value(self, row: Row) -> float | None:
+        """Return the share of a row, from `correct_nll` and `wrong_nll`."""
+        correct, wrong = row.get("correct_nll"), row.get("wrong_nll")
+        if correct is None or not wrong or None in wrong:
+            return None
+        nlls = torch.tensor([correct, *wrong], dtype=torch.float64)
+        return functional.truth_probability(nlls[0], nlls[1:], self.variant).item()
+
+
 class ModelUtility(_Answers):
     """Harmonic mean of probability, ROUGE-L recall and truth ratio of all sets.
 
@@ -159,7 +189,7 @@ class ForgetQuality(RowValues):
         **kwargs: See `RowValues`.
     """
 
-    columns = ("log_ratio",)
+    columns = ("log_ratio", "retain_log_ratio")
     label = "forget quality"
     higher_is_better = True
     needs_retain = ("",)
@@ -183,13 +213,13 @@ class ForgetQuality(RowValues):
 
     def __init__(self, of: RowSet | str, retain_rows: Sequence[Row] | None, **kwargs: Any) -> None:
         super().__init__(of, **kwargs)
-        self.retain: dict[int, float] | None = None
+        self.retain: dict[int, float | None] | None = None
         if retain_rows is not None:
-            self.retain = {row["index"]: _nan(row.get("log_ratio")) for row in retain_rows}
+            self.retain = {row["index"]: row.get("log_ratio") for row in retain_rows}
 
     def values(self, row: Row, of: RowSet) -> Sequence[float | None]:
-        """Return log R of a row."""
-        return (row.get("log_ratio"),)
+        """Return log R of a row under both models."""
+        return row.get("log_ratio"), (self.retain or {}).get(row["index"])
 
     def compute(self) -> Tensor | dict[str, Tensor]:
         """`p`, `log10_p`, `d` and `n`; NaN, with the reason, where nothing can be compared.
@@ -197,28 +227,24 @@ class ForgetQuality(RowValues):
         Raises:
             InputError: The rows are not those of the retain model.
         """
-        table = self.table()
-        mine = dict(zip(table["index"].long().tolist(), table["log_ratio"].tolist(), strict=True))
+        indices = {int(index) for index in self.table()["index"].tolist()}
         if self.retain is None:
             return self._nothing("no log of a retain model was given to compare with")
-        if not mine:
+        if not indices:
             return self._nothing("the log has no forget rows")
         if not self.retain:
             return self._nothing("the retain model's log has no forget rows")
-        if mine.keys() != self.retain.keys():
-            odd = sorted(mine.keys() ^ self.retain.keys())
+        if not self.resampling and indices != self.retain.keys():
+            odd = sorted(indices ^ self.retain.keys())
             raise InputError(
-                f"forget quality needs the same forget rows of both models: {len(mine)} here, {len(self.retain)} in "
+                f"forget quality needs the same forget rows of both models: {len(indices)} here, {len(self.retain)} in "
                 f"the retain model's log, {len(odd)} only in one of them (the first is row {odd[0]})"
             )
-        outcome = functional.paired_forget_quality(mine, self.retain)
-        if outcome is None:
+        both = self.scored()
+        if not both["index"].numel():
             return self._nothing("no forget row has a truth ratio under both models")
+        outcome = functional.forget_quality(both["log_ratio"], both["retain_log_ratio"])
         return {
             name: torch.tensor(value) if name == "n" else self._scalar(value)
             for name, value in outcome._asdict().items()
         }
-
-
-def _nan(value: float | None) -> float:
-    return torch.nan if value is None else value

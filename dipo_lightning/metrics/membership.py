@@ -1,14 +1,25 @@
-"""Membership inference over all rows: AUC of a score, and PrivLeak."""
+"""Membership inference over all rows: AUCs of scores, and PrivLeak."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from dipo_lightning.metrics import functional
 from dipo_lightning.metrics.rows import Meaning, Row, Rows, RowSet, RowValues
+
+ATTACKS = {
+    "loss": "loss",
+    "zlib": "loss per byte of the compressed text",
+    "min_k": "Min-K score (the least likely tokens)",
+    "min_k_plus_plus": "Min-K++ score (the least likely tokens, beside what else was likely there)",
+    "gradnorm": "norm of the gradient",
+}
+"""Scores of a row that an attack reads, in words."""
+
+_SCORES = ATTACKS | {"reference": "loss, less the retain model's,"}
 
 
 class _TwoSamples(RowValues):
@@ -34,7 +45,8 @@ class _TwoSamples(RowValues):
 class MembershipAUC(_TwoSamples):
     """Exact AUC of a membership attack: 1 when all members score lower than the others, 0.5 when nothing is told.
 
-    The loss attack takes the mean NLL per token, `nll`; only where one of the samples has none does it take `loss`.
+    The sense in which open-unlearning reports attacks. The loss attack takes the mean NLL per token, `nll`; only where
+    one of the samples has none does it take `loss`.
 
     Args:
         members: The set that was trained on.
@@ -44,14 +56,16 @@ class MembershipAUC(_TwoSamples):
     """
 
     columns = ("score", "second_choice")
+    near = 0.5
 
     def __init__(self, members: RowSet | str, others: RowSet | str, attack: str = "loss", **kwargs: Any) -> None:
         super().__init__(members, others, **kwargs)
         self.fields = ("nll", "loss") if attack == "loss" else (attack, attack)
         self.label = f"membership attack by {attack.replace('_', ' ')}, AUC"
+        score = _SCORES.get(attack, attack.replace("_", " "))
         self.meaning = (
-            "How well this score tells forgotten rows from rows the model never saw. 1: members are recognised; 0.5: "
-            "not at all."
+            f"How well the {score} tells forgotten rows from rows the model never saw. 1: they are recognised; 0.5: "
+            "not at all; far below: forgotten so hard that it shows."
         )
 
     def values(self, row: Row, of: RowSet) -> Sequence[float | None]:
@@ -66,6 +80,72 @@ class MembershipAUC(_TwoSamples):
         return self._nothing()
 
 
+class ReferenceAUC(MembershipAUC):
+    """AUC of the reference attack: the score is a row's loss less that of a model which never saw the members.
+
+    Args:
+        members: The set that was trained on.
+        others: The set that was not.
+        retain_rows: The retain model's rows by set, with their `nll`, or `loss` where foreign logs have only that; None
+            where there is no log of it. A row's field `reference`, as foreign logs have it, goes before.
+        **kwargs: See `RowValues`.
+    """
+
+    needs_retain = ("",)
+    losses: ClassVar = ("nll", "loss")
+
+    def __init__(
+        self, members: RowSet | str, others: RowSet | str, retain_rows: Rows | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(members, others, attack="reference", **kwargs)
+        self.retain = _by_index(retain_rows, *self.losses)
+
+    def values(self, row: Row, of: RowSet) -> Sequence[float | None]:
+        """Return the difference of the losses, in nats per token, twice."""
+        score, mine, other = row.get("reference"), _first(row, self.losses), self.retain.get((of.name, row["index"]))
+        if score is None and mine is not None and other is not None:
+            score = mine - other
+        return score, score
+
+
+class PairAUCs(RowValues):
+    """AUC of several scores between two sets, in MUSE's sense: P(second < first), as muse_bench's `auc.json` has it.
+
+    ``forget`` before ``holdout`` gives 0 when the forget set is memorised, and 0.5 when the two look alike.
+
+    Args:
+        first: One set.
+        second: The other.
+        scores: The rows' fields that hold a loss-like score, with their names for a reader.
+        **kwargs: See `RowValues`.
+    """
+
+    def __init__(self, first: RowSet | str, second: RowSet | str, scores: Mapping[str, str], **kwargs: Any) -> None:
+        self.columns = tuple(scores)  # type: ignore[misc]  # the fields are options here
+        super().__init__(first, second, **kwargs)
+        one, two = (of.name.rpartition("_")[2] for of in self.sets)
+        self.label = f"AUC of {one} and {two}"
+        self.meaning = (
+            f"Share of pairs in which the {two} text scores lower than the {one} text. 0.5: the two look alike."
+        )
+        self.parts = {  # type: ignore[misc]
+            field: Meaning(f"{self.label} by {label}", self.meaning, near=0.5) for field, label in scores.items()
+        }
+
+    def values(self, row: Row, of: RowSet) -> Sequence[float | None]:
+        """Return the scores of a row."""
+        return tuple(row.get(field) for field in self.columns)
+
+    def compute(self) -> Tensor | dict[str, Tensor]:
+        """AUC by score, ties counted half; a score that one of the sets lacks is left out, NaN where it lacks all."""
+        table, found = self.table(), {}
+        for name in self.columns:
+            first, second = (table[name][(table["group"] == group) & ~table[name].isnan()] for group in (0, 1))
+            if first.numel() and second.numel():
+                found[name] = functional.rank_auc(first, second)
+        return found or self._nothing()
+
+
 class PrivLeak(_TwoSamples):
     """MUSE's PrivLeak in percent: 0 is what the retain model shows, very negative is under-unlearned.
 
@@ -74,9 +154,8 @@ class PrivLeak(_TwoSamples):
         others: The set that was not.
         *more: See `_TwoSamples`.
         retain_rows: The retain model's rows by set; None where there is no log of it.
-        auc_retrain: The retain model's AUC, P(s_holdout < s_forget), instead of its rows;
-            `functional.PUBLISHED_RETRAIN_AUC` has those of the published models. There is no default: an unsaid 0.5
-            would be another metric.
+        auc_retrain: The retain model's AUC, P(s_holdout < s_forget), instead of its rows. There is no default: an
+            unsaid 0.5 would be another metric.
         **kwargs: See `RowValues`.
 
     Raises:
@@ -98,6 +177,8 @@ class PrivLeak(_TwoSamples):
         "auc_retrain": Meaning("the same of a retain model", "What the privacy leak is compared with."),
     }
 
+    columns = ("number", "retain_number")
+
     def __init__(
         self,
         members: RowSet | str,
@@ -112,30 +193,29 @@ class PrivLeak(_TwoSamples):
             functional.privleak(
                 auc_retrain, auc_retrain
             )  # refuses what cannot be divided by before anything is measured
-        self.retain_rows, self.auc_retrain = retain_rows, auc_retrain
+        self.auc_retrain, self.has_retain = auc_retrain, retain_rows is not None
+        self.retain = _by_index(retain_rows, "min_k")
 
     def values(self, row: Row, of: RowSet) -> Sequence[float | None]:
-        """Return the Min-K score of a row."""
-        return (row.get("min_k"),)
+        """Return the Min-K score of a row under both models."""
+        return row.get("min_k"), self.retain.get((of.name, row["index"]))
 
-    def auc(self) -> float | None:
+    def auc(self, column: str = "number") -> float | None:
         """Return P(s_holdout < s_forget), ties counted half; None while a sample is empty."""
-        found = self.samples("number")
+        found = self.samples(column)
         return None if found is None else float(functional.privleak_auc(*found))
 
     def compute(self) -> Tensor | dict[str, Tensor]:
         """PrivLeak in percent, the AUC and the retain model's; NaN, with the reason, for what cannot be computed."""
-        auc, both = self.auc(), f"{self.sets[0].name} and {self.sets[1].name}"
+        other, both = self.auc_retrain, f"{self.sets[0].name} and {self.sets[1].name}"
+        if other is None and self.has_retain:
+            other = self.auc("retain_number")
+        auc = self.auc()
         if auc is None:
             return self._nothing("" if self.optional else f"the log has no Min-K scores in both {both}")
-        other = self.auc_retrain
-        if other is None and self.retain_rows is not None:
-            retain = PrivLeak(*self.sets)
-            retain.update(self.retain_rows)
-            other = retain.auc()
-            if other is None:
-                reason = f"the retain model's log has no Min-K scores in both {both}"
-                return {"": self._nothing(reason), "auc": self._scalar(auc)}
+        if other is None and self.has_retain:
+            reason = f"the retain model's log has no Min-K scores in both {both}"
+            return {"": self._nothing(reason), "auc": self._scalar(auc)}
         if other is None:
             reason = "neither a retain model's log nor its AUC was given to compare with"
             return {"": self._nothing(reason), "auc": self._scalar(auc)}
@@ -144,3 +224,13 @@ class PrivLeak(_TwoSamples):
             return {"": self._nothing(reason), "auc": self._scalar(auc)}
         found = {"": functional.privleak(auc, other), "auc": auc, "auc_retrain": other}
         return {name: self._scalar(value) for name, value in found.items()}
+
+
+def _by_index(rows: Rows | None, *fields: str) -> dict[tuple[str, int], float | None]:
+    """Return a number of another model's rows by set and index."""
+    return {(name, row["index"]): _first(row, fields) for name, some in (rows or {}).items() for row in some}
+
+
+def _first(row: Row, fields: Sequence[str]) -> float | None:
+    """Return the first of the fields that holds a number."""
+    return next((row[field] for field in fields if row.get(field) is not None), None)

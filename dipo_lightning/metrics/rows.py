@@ -8,10 +8,12 @@ travels with its row's index, and a row counts once however often and wherever i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -19,6 +21,12 @@ from torchmetrics import Metric
 Row = Mapping[str, Any]
 Rows = Mapping[str, Sequence[Row]]
 """Evaluated rows by the name of their set."""
+
+Table = dict[str, Tensor]
+"""Columns of a metric's rows, 1-D tensors of one length."""
+
+INTERVAL = 0.95
+"""Share of the resampled numbers that an interval holds."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +136,7 @@ class RowValues(Metric):
         self.optional, self.lists_unscored = optional, lists_unscored
         self.reason = ""
         self.unscored: dict[str, list[int]] = {}
+        self._resample: Table | None = None
         for name in self._names:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
@@ -161,14 +170,62 @@ class RowValues(Metric):
             for name, values in zip(self._names, columns, strict=True):
                 getattr(self, name).append(values.to(self.device, self._float))
 
-    def table(self) -> dict[str, Tensor]:
+    def intervals(self, resamples: int, seed: int = 0) -> dict[str, tuple[float, float]]:
+        """Percentile bootstrap of `compute`: each set's rows are drawn anew, with replacement, as many as there are.
+
+        Collective, and the same on every process. Numbers that no drawing can change (counts, which are integers) and
+        those that no drawing gives are left out.
+
+        Args:
+            resamples: Drawings, 1 or more.
+            seed: Of the drawings. With one seed, a set's drawings are the same for every metric and every model.
+
+        Returns:
+            Lower and upper end of the interval that holds `INTERVAL` of the numbers, by their name in `parts`; ``""``
+            for a scalar.
+        """
+        found: dict[str, list[float]] = {}
+        kept = self.reason, self.unscored
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
+            try:
+                for drawn in self._resamples(resamples, seed):
+                    self._resample = drawn
+                    value = type(self).compute(self)
+                    for part, number in (value if isinstance(value, Mapping) else {"": value}).items():
+                        if number.is_floating_point() and bool(number.isfinite()):
+                            found.setdefault(part, []).append(number.item())
+            finally:
+                self._resample = None
+                self.reason, self.unscored = kept
+        ends = ((1 - INTERVAL) / 2, (1 + INTERVAL) / 2)
+        quantiles = {part: np.quantile(numbers, ends) for part, numbers in found.items()}
+        return {part: (float(low), float(high)) for part, (low, high) in quantiles.items()}
+
+    def _resamples(self, resamples: int, seed: int) -> Iterator[Table]:
+        """Draw rows: the table's of each set as often as the set has rows, the index repeated with its row."""
+        table = self.table()
+        sizes = [int((table["group"] == group).sum()) for group in range(len(self.sets))]
+        draws = [np.random.default_rng([seed, zlib.crc32(of.name.encode())]) for of in self.sets]
+        starts = np.cumsum([0, *sizes[:-1]])
+        for _ in range(resamples):
+            rows = [
+                start + draw.integers(0, size, size)
+                for start, size, draw in zip(starts, sizes, draws, strict=True)
+                if size
+            ]
+            places = torch.from_numpy(np.concatenate(rows or [np.empty(0, np.int64)])).to(table["index"].device)
+            yield {name: values[places] for name, values in table.items()}
+
+    def table(self) -> Table:
         """Return ``group``, ``index`` and the columns of the rows seen so far, each row once, ordered by both.
 
-        Inside `compute` these are the rows of all ranks.
+        Inside `compute` these are the rows of all ranks; while `intervals` computes, those that it drew.
 
         Returns:
             1-D float tensors of one length; ``group`` is the place of the row's set in `sets`.
         """
+        if self._resample is not None:
+            return self._resample
         table = {name: self._state(name) for name in self._names}
         order = torch.arange(table["index"].numel(), device=table["index"].device)
         for name in reversed(self._names):  # a lexicographic sort; NaN comes last, so a number wins over it
@@ -179,7 +236,7 @@ class RowValues(Metric):
             first[1:] = torch.stack([table[name][1:] != table[name][:-1] for name in ("group", "index")]).any(dim=0)
         return {name: values[first] for name, values in table.items()}
 
-    def scored(self, *columns: str) -> dict[str, Tensor]:
+    def scored(self, *columns: str) -> Table:
         """Return the `table` without the rows that lack a number, and note those in `unscored`.
 
         Args:
@@ -219,6 +276,11 @@ class RowValues(Metric):
             if isinstance(getattr(self, name), list) and not getattr(self, name):
                 setattr(self, name, [self._state(name)])
         super().sync(*args, **kwargs)
+
+    @property
+    def resampling(self) -> bool:
+        """Whether `compute` is at work on rows that `intervals` drew."""
+        return self._resample is not None
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -301,10 +363,11 @@ def meanings(name: str, metric: Metric) -> dict[str, Meaning]:
     label = getattr(metric, "label", "") or name.replace("_", " ")
     words, unit = getattr(metric, "meaning", ""), getattr(metric, "unit", "")
     near, higher, floor = getattr(metric, "near", None), metric.higher_is_better, False
-    if isinstance(metric, RowValues) and metric.names_set and len(metric.sets) == 1:
+    if isinstance(metric, RowValues) and len(metric.sets) == 1:
         [of] = metric.sets
-        label = f"{of.name.replace('_', ' ')}: {label}"
-        words = f"On {of.about}. {words}" if of.about else words
+        if metric.names_set:
+            label = f"{of.name.replace('_', ' ')}: {label}"
+            words = f"On {of.about}. {words}" if of.about else words
         if metric.remembers and of.forget is not None:
             higher, floor = (metric.remembers > 0) != of.forget, of.forget
     return {name: Meaning(label, words, unit, higher, near, floor)}

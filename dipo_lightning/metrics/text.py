@@ -1,14 +1,12 @@
-"""Metrics of generated texts: fluency and perplexity of answers, VerbMem and KnowMem (MUSE)."""
+"""Metrics of generated texts: fluency, perplexity, and ROUGE against paraphrased and wrong answers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
 from dipo_lightning.metrics.functional.fluency import ngram_entropy, perplexity
-from dipo_lightning.metrics.functional.muse import muse_scale
 from dipo_lightning.metrics.rows import Row, RowMean, RowSet, RowValues
 
 
@@ -51,42 +49,24 @@ class Perplexity(RowValues):
         return perplexity(table["nll"], table["tokens"])
 
 
-class _MUSERouge(RowMean):
-    """Mean ROUGE-L F1 in MUSE's or open-unlearning's manner.
+class ParaphraseROUGE(RowMean):
+    """Mean ROUGE-L recall of the model's own answers against the true ones in other words."""
 
-    Args:
-        *sets: The sets whose rows count; their `rouge` is F1 between 0 and 1.
-        variant: ``muse`` reports it in percent, ``open_unlearning`` between 0 and 1.
-        **kwargs: See `RowValues`.
-
-    Raises:
-        InputError: The variant is unknown.
-    """
-
-    field = "rouge"
+    field = "paraphrased_rouge"
+    label = "ROUGE-L recall of the paraphrase"
+    meaning = (
+        "Share of the words of the true answer, said in other words, that the model's own answer holds in their order. "
+        "Far below the ROUGE of the true answer: the model recites."
+    )
     remembers = 1
-    names_set = False
-
-    def __init__(self, *sets: RowSet | str, variant: str = "muse", **kwargs: Any) -> None:
-        super().__init__(*sets, **kwargs)
-        self.scale = muse_scale(variant)
-        self.unit = "%" if variant == "muse" else ""
-
-    def compute(self) -> Tensor:
-        """Mean F1, in percent or between 0 and 1; NaN without rows."""
-        return self.scale * super().compute()
 
 
-class VerbMem(_MUSERouge):
-    """Verbatim memorisation: the greedy continuation of a prompt against the true one, ROUGE-L F1."""
+class PerturbedROUGE(RowMean):
+    """Mean ROUGE-L recall of the model's own answers against the wrong ones, over all wrong answers of a row."""
 
-    label = "VerbMem"
-    meaning = "ROUGE-L F1 between the text to forget and the model's continuation of its beginning."
-
-
-class KnowMem(_MUSERouge):
-    """Knowledge memorisation: the greedy answer to a question against the true one, ROUGE-L F1."""
-
-    label = "KnowMem"
-    meaning = "ROUGE-L F1 of the model's answers to questions about the text."
-    names_set = True
+    field = "perturbed_rouge"
+    label = "ROUGE-L recall of the wrong answers"
+    meaning = (
+        "Share of a wrong answer's words that the model's own answer holds in their order, mean over the wrong "
+        "answers. They share their form with the true one: what the true answer has above this is knowledge."
+    )

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from dipo_lightning.evaluation.aggregates import document_meanings, flat_numbers
+from dipo_lightning.evaluation.aggregates import document_meanings, flat_numbers, interval_text
 from dipo_lightning.evaluation.benchmark import find_benchmark
 from dipo_lightning.report.run_folder import Document, read_documents
 from dipo_lightning.safety.redaction import without_paths, without_secrets
@@ -36,7 +36,7 @@ class CardFacts:
         base: The model it was made from: a hub name, or a path whose last part is shown.
         method: Class of the module.
         settings: The module's hyper-parameters.
-        data: Rows and fingerprints by half (`dipo_lightning.data.rows.fingerprints`).
+        data: Rows and fingerprints by part (`dipo_lightning.data.rows.fingerprints`).
         run: The run's log folder, whose evaluations and configuration are read; None for no run.
         step: Optimiser step of the weights; results of a later one aren't theirs.
         adapters: Whether the folder holds LoRA adapters only.
@@ -125,8 +125,8 @@ def _run_section(run: Path | None) -> str:
 def _data_section(data: Mapping[str, Any]) -> str:
     if not data:
         return "## Data\n\nNo fingerprint of the data was recorded."
-    lines = [f"| {half} | {what['rows']} | `{what['sha256']}` |" for half, what in data.items()]
-    return "## Data\n\n| half | rows | SHA-256 of the rows |\n|---|---|---|\n" + "\n".join(lines)
+    lines = [f"| {part} | {what['rows']} | `{what['sha256']}` |" for part, what in data.items()]
+    return "## Data\n\n| part | rows | SHA-256 of the rows |\n|---|---|---|\n" + "\n".join(lines)
 
 
 def _results(evaluations: Mapping[str, Sequence[Document]], step: int | None) -> str:
@@ -141,8 +141,9 @@ def _results(evaluations: Mapping[str, Sequence[Document]], step: int | None) ->
         first = documents[0]["provenance"].get("step")
         meanings = document_meanings(documents[-1])
         old = "" if made == step or step is None else f" (the weights are those of step {step})"
+        ends = {key: f" {interval_text(both)}" for key, both in (documents[-1].get("intervals") or {}).items()}
         lines = [
-            f"| {_plain(meanings[key].label)} | {_number(before.get(key))} | {_number(value)} |"
+            f"| {_plain(meanings[key].label)} | {_number(before.get(key))} | {_number(value)}{ends.get(key, '')} |"
             for key, value in now.items()
         ]
         parts.append(

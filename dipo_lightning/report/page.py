@@ -12,11 +12,17 @@ from typing import Any
 import yaml
 
 from dipo_lightning.errors import InputError, RunError
-from dipo_lightning.evaluation.aggregates import Meanings, document_meanings, flat_numbers, retain_numbers
+from dipo_lightning.evaluation.aggregates import (
+    Meanings,
+    document_meanings,
+    flat_numbers,
+    interval_text,
+    retain_numbers,
+)
 from dipo_lightning.evaluation.benchmark import Benchmark, find_benchmark
 from dipo_lightning.evaluation.logs.reading import read_log
 from dipo_lightning.evaluation.rows import EvaluationLog
-from dipo_lightning.metrics.rows import Meaning
+from dipo_lightning.metrics.rows import INTERVAL, Meaning
 from dipo_lightning.report.charts import evaluation_charts, training_charts
 from dipo_lightning.report.run_folder import Document, RunFolder, read_run
 from dipo_lightning.safety.redaction import without_home, without_secrets, without_secrets_in_yaml
@@ -116,11 +122,13 @@ def _evaluation(name: str, documents: Sequence[Document], most: int) -> dict[str
     retain = retain_numbers(benchmark, log, last["settings"]) if benchmark and log else {}
     before = scalars[0] if len(documents) > 1 else {}
     sets = benchmark.sets_of(last.get("settings", {})) if benchmark else ()
+    ends = {key: interval_text(both) for key, both in (last.get("intervals") or {}).items()}
     lines = []
     for key, now in scalars[-1].items():
         meaning = meanings[key]
         about = next((one.about for one in sets if one.about and meaning.words.startswith(f"On {one.about}. ")), "")
-        lines.append(_line(key, meaning, about, before.get(key), now, retain.get(key)))
+        line = _line(key, meaning, about, before.get(key), now, retain.get(key))
+        lines.append(line | {"interval": ends.get(key, "")})
     further = [line for line in lines if line["key"] in (last.get("settings", {}).get("metrics") or {})]
     shown = _headlines(benchmark, meanings) if benchmark else []
     return {
@@ -130,12 +138,19 @@ def _evaluation(name: str, documents: Sequence[Document], most: int) -> dict[str
         "retain": bool(retain),
         "headlines": [line for key in shown for line in lines if line["key"] == key] + further,
         "lines": lines,
+        "intervals": _drawn(last) if ends else "",
         "absent": _absent(last["aggregates"], meanings),
         "charts": evaluation_charts(documents, scalars, benchmark, retain),
         "sets": _sets(first, last, most, {one.name: one.title for one in sets}, len(documents) > 1, log),
         "settings": _flat(without_secrets(last.get("settings", {}))),
         "skipped": {visible(key): len(rows) for key, rows in (last.get("skipped") or {}).items()},
     }
+
+
+def _drawn(document: Document) -> str:
+    """Say what an evaluation's intervals are."""
+    resamples = document.get("bootstrap", {}).get("resamples")
+    return f"{INTERVAL:.0%} interval over {resamples} drawings of its rows (bootstrap)"
 
 
 def _headlines(benchmark: Benchmark, meanings: Meanings) -> list[str]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dipo_lightning.cli.main import main
 from dipo_lightning.cli.score import score
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.benchmark import find_benchmark, installed_benchmarks
+from dipo_lightning.metrics.rows import meanings
 from tests.helpers import user_project
 from tests.helpers.synthetic import DATA
 from tests.helpers.toys import save_toy
@@ -155,3 +157,32 @@ def test_a_metric_that_cannot_be_is_refused(chosen: dict[str, Any], message: str
     evaluation.__class__ = type("Ready", (TOFUEvaluation,), {"settings": {}})  # as after `check`
     with pytest.raises(InputError, match=message):
         evaluation.prepare_metrics()
+
+
+SECTIONS = {"tofu": "TOFU", "muse": "MUSE", "user_data": "Your own data"}
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_the_documentation_has_every_number_with_its_unit_and_direction(name: str) -> None:
+    [benchmark] = [one for one in installed_benchmarks() if one.name == name]
+    page = (Path(__file__).resolve().parents[2] / "docs" / "reference" / "metrics.md").read_text()
+    section = page.partition(f"## {SECTIONS[benchmark.name]}\n")[2].partition("\n## ")[0]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "| `" in line]
+    attacks = "loss|zlib|min_k|min_k_plus_plus|gradnorm|reference"
+    scores = "nll|lower|zlib|min_(5|10|20|30|40|50|60)"
+    words = {
+        "SET": f"({'|'.join(one.name for one in benchmark.sets)})",
+        "ATTACK": f"({attacks})",
+        "SCORE": f"({scores})",
+    }
+    lines = {re.sub("SET|ATTACK|SCORE", lambda found: words[found[0]], row[0].strip("`")): row for row in cells}
+    for title, metric in benchmark.metrics({}).items():
+        for number, meaning in meanings(title, metric).items():
+            [row] = [row for pattern, row in lines.items() if re.fullmatch(pattern, number)]
+            assert row[2] == meaning.unit, number
+            better = {True: "higher", False: "lower", None: ""}[meaning.higher_is_better]
+            if meaning.near is not None:
+                better = f"near {meaning.near:g}"
+            elif "the set" in row[3]:
+                better = "as the set" if (better == "lower") == meaning.floor else "against the set"
+            assert row[3] == better, number

@@ -15,6 +15,7 @@ from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.callback import Evaluation
 from dipo_lightning.evaluation.schedule import Schedule
 
+MONITOR = "muse/knowmem_forget"
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.isinstance.treespec, LeafSpec:FutureWarning",  # Lightning 2.6 asks torch 2.13 by an old name
     "ignore:The .*dataloader.* does not have many workers:UserWarning",
@@ -65,25 +66,25 @@ def run(folder, *callbacks, epochs=5, checkpointing=False, checkpoint=None):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("threshold", "epochs"), [(33.3, 3), (33.2, 4), (60.0, 1)])
 def test_it_stops_at_the_first_epoch_at_or_below(tmp_path, threshold, epochs, dtype):
-    trainer = run(tmp_path, Scripted([50, 40, 33.3, 20, 30], dtype), StopAtThreshold(threshold=threshold))
+    trainer = run(tmp_path, Scripted([50, 40, 33.3, 20, 30], dtype), StopAtThreshold(MONITOR, threshold=threshold))
     assert trainer.current_epoch == epochs
 
 
 def test_it_can_wait_for_a_rise_and_never_loses_patience(tmp_path):
-    trainer = run(tmp_path, Scripted([3, 2, 1, 0.5, 5]), StopAtThreshold(threshold=5, mode="max"))
+    trainer = run(tmp_path, Scripted([3, 2, 1, 0.5, 5]), StopAtThreshold(MONITOR, threshold=5, mode="max"))
     assert trainer.current_epoch == 5
 
 
 def test_the_checkpoint_of_that_epoch_is_the_last(tmp_path):
     saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
-    run(tmp_path, Scripted([50, 40, 30, 20]), StopAtThreshold(threshold=40), saving, checkpointing=True)
+    run(tmp_path, Scripted([50, 40, 30, 20]), StopAtThreshold(MONITOR, threshold=40), saving, checkpointing=True)
     assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["epoch=0.ckpt", "epoch=1.ckpt"]
 
 
 def test_a_run_resumed_behind_its_last_epoch_trains_no_further(tmp_path):
     def again(checkpoint=None):
         saving = ModelCheckpoint(tmp_path / "checkpoints", filename="{epoch}", save_top_k=-1)
-        parts = Scripted([50, 40, 30, 20]), StopAtThreshold(threshold=40), saving
+        parts = Scripted([50, 40, 30, 20]), StopAtThreshold(MONITOR, threshold=40), saving
         return run(tmp_path, *parts, checkpointing=True, checkpoint=checkpoint)
 
     again()
@@ -98,19 +99,19 @@ def test_the_threshold_may_be_the_retrained_models(tmp_path):
     log = {"format": "dipo-lightning/muse/1", "settings": {}, "sets": {}, "aggregates": {"knowmem_forget": 40.0}}
     path = tmp_path / "retain.json"
     path.write_text(json.dumps(log))
-    assert run(tmp_path, Scripted([50, 40, 30]), StopAtThreshold(retain_log=str(path))).current_epoch == 2
+    assert run(tmp_path, Scripted([50, 40, 30]), StopAtThreshold(MONITOR, retain_log=str(path))).current_epoch == 2
     with pytest.raises(InputError, match="no aggregate 'verbmem' to stop at; it has knowmem_forget"):
         StopAtThreshold("muse/verbmem", retain_log=str(path))
 
 
 def test_never_reaching_it_is_said(tmp_path):
     with pytest.warns(UserWarning, match="muse/knowmem_forget did not come to 1 .now 40"):
-        run(tmp_path, Scripted([50, 40]), StopAtThreshold(threshold=1), epochs=2)
+        run(tmp_path, Scripted([50, 40]), StopAtThreshold(MONITOR, threshold=1), epochs=2)
 
 
 def test_an_order_in_which_it_would_be_late(tmp_path):
     with pytest.raises(InputError, match="stands before Scripted in trainer.callbacks"):
-        run(tmp_path, StopAtThreshold(threshold=1), Scripted([1]))
+        run(tmp_path, StopAtThreshold(MONITOR, threshold=1), Scripted([1]))
 
 
 def test_a_metric_that_nobody_logs(tmp_path):
@@ -124,4 +125,4 @@ def test_a_metric_that_nobody_logs(tmp_path):
 )
 def test_options_that_cannot_be(options):
     with pytest.raises(InputError, match="StopAtThreshold"):
-        StopAtThreshold(**options)
+        StopAtThreshold(MONITOR, **options)

@@ -141,7 +141,8 @@ def names(content) -> list[str]:
 def test_what_is_measured_of_the_first_set_ends_the_first_step_only(tmp_path, config, monkeypatch, kind):
     """MUSE's questions are about the first set; its scripts give the other steps the epochs that the first one took."""
     retained = {"monitor": "muse/knowmem_retain", "threshold": 10.0}  # not of the first set: a rule of every step
-    rules = [{"class_path": "dipo_lightning.callbacks.StopAtThreshold", "init_args": {"threshold": 30.0}},
+    first = {"monitor": "muse/knowmem_forget", "threshold": 30.0}
+    rules = [{"class_path": "dipo_lightning.callbacks.StopAtThreshold", "init_args": first},
              {"class_path": "dipo_lightning.callbacks.StopAtThreshold", "init_args": retained}]  # fmt: skip
 
     def with_rules(content):

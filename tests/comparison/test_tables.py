@@ -1,10 +1,13 @@
-"""The sentence above the table."""
+"""The sentence above the table, the table, and the file with every number."""
+
+import csv
+from pathlib import Path
 
 import pytest
 
 from dipo_lightning.benchmarks.tofu import TOFU
 from dipo_lightning.comparison.results import Scale
-from dipo_lightning.comparison.tables import Line, verdict
+from dipo_lightning.comparison.tables import Line, Spread, markdown_table, verdict, write_csv
 
 
 def line(method: str, log10_p: float | None, kept: float | None) -> Line:
@@ -24,3 +27,35 @@ def line(method: str, log10_p: float | None, kept: float | None) -> Line:
 )
 def test_what_is_not_known_is_no_verdict(lines: list[Line], said: str) -> None:
     assert said in verdict(lines, 0.95, Scale.of(TOFU()))
+
+
+def with_interval(method: str, seeds: dict[float, tuple[float, float]]) -> Line:
+    """A method whose every seed measured the first number with this interval."""
+    name = "forget_quality_log10_p"
+    rows = [
+        {name: value, "intervals": {name: [*ends]}, "utility_kept": 1.0, "epoch": 1} for value, ends in seeds.items()
+    ]
+    return Line(method, "", rows)
+
+
+def test_a_difference_inside_the_intervals_is_a_tie() -> None:
+    best = with_interval("a", {-1.0: (-2.5, -0.5)})
+    inside, reaching = with_interval("b", {-2.0: (-2.2, -1.9)}), with_interval("c", {-3.0: (-4.0, -0.9)})
+    outside, overlapping = with_interval("d", {-5.0: (-6.0, -4.0)}), with_interval("e", {-2.6: (-3.0, -2.0)})
+    said = verdict([outside, reaching, inside, overlapping, best], 0.95, Scale.of(TOFU()))
+    assert "log10 p among those that keep at least 0.95 of the target's model utility: a, -1.00 (5 of 5" in said
+    assert said.endswith("A tie with b and c: the difference lies inside the intervals.")
+    assert "tie" not in verdict([best, outside], 0.95, Scale.of(TOFU()))
+    assert "tie" not in verdict([line("a", -1.0, 1.0), line("b", -1.1, 1.0)], 0.95, Scale.of(TOFU()))
+
+
+def test_intervals_in_the_table_and_in_the_file(tmp_path: Path) -> None:
+    seeds = with_interval("a", {-1.0: (-2.5, -0.5), -2.0: (-4.0, -1.5)})
+    assert seeds.spread("forget_quality_log10_p") == Spread(-1.5, -4.0, -0.5)
+    table = markdown_table([seeds], Scale.of(TOFU()))
+    assert "| -1.50 [-4.00, -0.50] |" in table
+    assert "intervals" not in table
+    with write_csv(seeds.rows, tmp_path / "all.csv", Scale.of(TOFU())).open() as file:
+        first = next(csv.DictReader(file))
+    assert (first["forget_quality_log10_p_low"], first["forget_quality_log10_p_high"]) == ("-2.5", "-0.5")
+    assert "intervals" not in first

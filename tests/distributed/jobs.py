@@ -29,8 +29,10 @@ from dipo_lightning.callbacks.export import ExportModel
 from dipo_lightning.cli.main import main
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.evaluation.callback import Evaluation
+from dipo_lightning.methods.altpo import AltPOModule
 from dipo_lightning.methods.dipo.module import DiPOModule
-from dipo_lightning.methods.gradient_ascent import GradDiffModule
+from dipo_lightning.methods.gradient_ascent import CEUModule, GradDiffModule
+from dipo_lightning.methods.pdu import PDUModule
 from dipo_lightning.methods.preference import NPOModule, SimNPOModule
 from dipo_lightning.methods.rmu import RMUModule
 from dipo_lightning.methods.undial import UNDIALModule
@@ -100,14 +102,15 @@ class Nudge(Callback):
 
 def recorded(kind: str, data: str) -> tuple[Evaluation, list[dict[str, Any]]]:
     """An evaluation before training and after each step, and the list that gets its rows and aggregates."""
-    often: dict[str, Any] = {"every_n_steps": 1, "every_n_epochs": None, "batch_tokens": 200}
+    often: dict[str, Any] = {"every_n_steps": 1, "every_n_epochs": None, "batch_tokens": 200, "bootstrap": 10}
     often["metrics"] = {"words": "tests.helpers.user_project.Words"}
     callback: Evaluation
     if kind == "tofu":
+        often["gradnorm"] = True
         callback = TOFUEvaluation("forget10", data, **nested(max_new_tokens=6, generation_rows=5, **often))
     elif kind == "muse":
         few: dict[str, Any] = {"max_rows": 5, "verbmem_tokens": 6, "knowmem_tokens": 4, "generation_rows": 2}
-        callback = MUSEEvaluation(data, baseline=0.5, **nested(**few, **often))
+        callback = MUSEEvaluation(data, baseline=0.5, lowercase=True, **nested(**few, **often))
     else:
         callback = MemorizationEvaluation(
             **nested(max_forget_rows=7, max_retain_rows=5, max_new_tokens=6, generation_rows=3, **often)
@@ -117,7 +120,7 @@ def recorded(kind: str, data: str) -> tuple[Evaluation, list[dict[str, Any]]]:
 
     def evaluate(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         document = original(trainer, pl_module)
-        documents.append({key: document[key] for key in ("sets", "aggregates", "skipped")})
+        documents.append({key: document[key] for key in ("sets", "aggregates", "intervals", "skipped")})
         return document
 
     callback.evaluate = evaluate  # type: ignore[method-assign]
@@ -130,6 +133,9 @@ METHODS: dict[str, type[UnlearningModule]] = {
     "simnpo": SimNPOModule,
     "undial": UNDIALModule,
     "rmu": RecordedRMU,
+    "ce_u": CEUModule,
+    "pdu": PDUModule,
+    "altpo": AltPOModule,
     "grad_diff": GradDiffModule,
 }
 FORGET_ROWS, RETAIN_ROWS = 16, 24

@@ -116,8 +116,18 @@ def test_adam_with_an_epsilon_above_rounding(pool: Pool, task: str) -> None:
 
 OTHERS: dict[str, Case] = {
     "simnpo": {},
-    "undial": {"reference": "live"},
+    "undial": {"reference": "live", "lambda_": 1.0},
+    "ce_u": {},
+    "pdu": {"epsilon": 8.0, "dual_step": 0.5, "dual_warmup_epochs": 0, "lambda_": 3.0},  # one multiplier on all ranks
     "rmu": {"reference": "live", "layer": 0},  # the blocks behind the steered one get no gradient
+    "rmu, chosen weights": {
+        "method": "rmu",
+        "reference": "live",
+        "layer": 0,
+        "retain_loss": "kl",
+        "trained": [r"model\.layers\.(0|1)\.mlp\.down_proj\.weight"],
+    },
+    "altpo": {"reference": "live", "per_row": 2, "max_new_tokens": 6},  # written anew by every run
     "grad_diff": {"retain_loss": "kl", "reference": "live"},
 }
 

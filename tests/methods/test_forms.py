@@ -11,32 +11,22 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dipo_lightning import (
-    CEUModule,
-    DPOModule,
-    GradAscentModule,
-    GradDiffModule,
-    KLModule,
-    NPOModule,
-    SimNPOModule,
-    UNDIALModule,
-    UnlearningModule,
-    WGAModule,
-)
+from dipo_lightning import DiPOModule, NPOModule, RMUModule, SelectiveModule, UNDIALModule, UnlearningModule
 from dipo_lightning.models.answers import answer_hidden
 from dipo_lightning.models.head import output_projection
 from dipo_lightning.reference.references import HiddenStatesReference, LiveReference
+from tests.helpers.methods import CLASSES
 from tests.helpers.toys import VOCABULARY
 from tests.methods.test_exactness import BATCH, InMemory, gradients, models
 
-METHODS = [NPOModule, SimNPOModule, DPOModule, GradDiffModule, GradAscentModule, WGAModule, KLModule, UNDIALModule,
-           CEUModule]  # fmt: skip
+METHODS = [cls for cls in CLASSES if cls not in (DiPOModule, RMUModule, SelectiveModule)]
+"""Those whose loss is one of logits and takes nothing but the batch; the others have such tests of their own."""
 PARTS: Any = BATCH | {"alternative": {name: value.flip(0) for name, value in BATCH["forget"].items()}}
 
 
-def made(cls: type[UnlearningModule], family: str, form: str, cached: bool = False) -> UnlearningModule:
+def made(cls: type[UnlearningModule], family: str, form: str, cached: bool = False, **options: Any) -> UnlearningModule:
     """A module whose policy has moved away from its reference."""
-    module = cls("toy", form=form, chunk_size=3)
+    module = cls("toy", form=form, chunk_size=3, **options)  # type: ignore[arg-type]
     policy, reference = models(family, torch.float64, frozen=False)
     trainer: Any = SimpleNamespace(global_step=5, log_every_n_steps=10**9, datamodule=None)
     module.policy, module._trainer = policy, trainer

@@ -1,10 +1,14 @@
 """Gradient ascent, WGA and CE-U against loops."""
 
+import json
 import math
+from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
+from dipo_lightning import CEUModule, UnlearningDataModule
 from dipo_lightning.errors import InputError
 from dipo_lightning.losses.likelihood import token_nll
 from dipo_lightning.methods.gradient_ascent import ce_u, wga
@@ -18,6 +22,9 @@ from tests.helpers.batches import (
     per_answer,
     probabilities,
 )
+from tests.helpers.methods import answer_logits
+from tests.helpers.toys import save_toy
+from tests.methods.test_forms import PARTS, loss_and_gradients, made
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 3.0])
@@ -70,3 +77,40 @@ def test_a_certain_label_stays_finite() -> None:
 def test_negative_beta() -> None:
     with pytest.raises(InputError, match="beta is -1"):
         wga(torch.zeros(1), -1)
+
+
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("skip", [0, 1, 2])
+def test_ce_u_leaves_the_first_answer_tokens_alone(skip: int, counted: bool) -> None:
+    module = made(CEUModule, "llama", "hidden", skip_tokens=skip)
+    batch = dict(PARTS)
+    if counted:  # as the loader counts a step of two micro-batches: rows with an answer of at least as many tokens
+        batch["forget"] = {name: value[:2] for name, value in PARTS["forget"].items()}
+        batch["denominators"] = {"rows": 2.0 * 0.5, "forget": 9.0 * 0.5}
+    loss = module.training_step(batch, 0)
+    logits, labels, rows = answer_logits(module.policy, batch["forget"])  # type: ignore[arg-type]
+    kept = [place for place, row in enumerate(rows.tolist()) if (rows[:place] == row).sum() >= skip]
+    values = []
+    for h, token in zip(logits[kept].tolist(), labels[kept].tolist(), strict=True):
+        p = probabilities(h)
+        values.append(-sum(q / (1 - p[token]) * math.log(q) for z, q in enumerate(p) if z != token))
+    assert loss.item() == pytest.approx(sum(values) / len(values) / (0.5 if counted else 1), rel=1e-10)
+
+
+def test_ce_u_has_no_retain_term_unless_asked_for() -> None:
+    assert CEUModule("toy").retain_loss_name == "none"
+    without, _ = loss_and_gradients(made(CEUModule, "llama", "hidden"))
+    with_it, _ = loss_and_gradients(made(CEUModule, "llama", "hidden", retain_loss="nll"))
+    assert with_it > without
+
+
+def test_an_answer_that_is_skipped_whole_is_said_before_the_model_is_loaded(tmp_path: Path) -> None:
+    files = []
+    for name in ("forget", "retain"):
+        rows = [{"question": f"Who {name}?", "answer": "A longer answer."}, {"question": f"{name}?", "answer": "x"}]
+        files.append(tmp_path / f"{name}.jsonl")
+        files[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = UnlearningDataModule(str(save_toy(tmp_path / "model")), *map(str, files), prompt="plain", batch_size=2)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=1)
+    with pytest.raises(InputError, match=r"skip_tokens is 2, but the answer of forget row 1 has 2 tokens"):
+        trainer.fit(CEUModule("not loaded", skip_tokens=2), data)

@@ -3,6 +3,7 @@
 import csv
 import inspect
 import math
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -30,13 +31,17 @@ DEFAULTS = {
     "idk_dpo": {"beta": 0.1},
     "npo": {"beta": 0.1},
     "simnpo": {"beta": 4.5, "delta": 0.0, "gamma": 0.125},
-    "undial": {"strength": 10.0},
-    "rmu": {"layer": 7, "coefficient": 2.0},
+    "undial": {"strength": 10.0, "lambda_": 0.0},
+    "rmu": {"layer": 7, "coefficient": 2.0, "retain_loss": "hidden"},
     "wga": {"beta": 1.0},
-    "ce_u": {},
+    "ce_u": {"skip_tokens": 1, "retain_loss": "none"},
+    "satimp": {"beta1": 5.0, "beta2": 1.0, "gamma": 1.0, "lambda_": 0.1},
+    "pdu": {"epsilon": 0.3, "dual_step": 5.0, "dual_warmup_epochs": 5, "lambda_": 100.0},
+    "altpo": {"beta": 0.1, "per_row": 5, "temperature": 1.0},
     "selective": {"dispreferred": "policy", "retain_loss": "kl", "gamma": 1.0},
 }
 """The settings of the sources."""
+TOY = {"rmu": ["--model.layer=1"], "pdu": ["--model.epsilon=100"], "altpo": ["--model.max_new_tokens=8"]}
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +90,17 @@ def test_every_method_of_the_package_has_its_file() -> None:
 
 
 @pytest.mark.parametrize("method", sorted(FILES))
+def test_every_method_has_its_card(method: str) -> None:
+    page = (CONFIGS.parents[1] / "docs" / "explanation" / "methods.md").read_text(encoding="utf-8")
+    cards = {title: card for title, _, card in (part.partition("\n") for part in page.split("\n## ")[1:])}
+    name = re.match(r"# ([\w-]+)", FILES[method].read_text(encoding="utf-8"))
+    assert name
+    (card,) = [card for title, card in cards.items() if name[1] in title.split()]
+    assert "**Settings**" in card
+    assert "**Fails when**" in card
+
+
+@pytest.mark.parametrize("method", sorted(FILES))
 def test_a_method_runs_from_its_file_on_any_base(base: Path, tmp_path: Path, method: str) -> None:
     stated = yaml.safe_load(FILES[method].read_text())["model"]["init_args"]
     defaults = DEFAULTS.get(method, {})
@@ -92,7 +108,7 @@ def test_a_method_runs_from_its_file_on_any_base(base: Path, tmp_path: Path, met
     logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(tmp_path), "name": ""}}
     (tmp_path / "logger.yaml").write_text(yaml.safe_dump({"trainer": {"logger": logger}}))
     files = [base, FILES[method], tmp_path / "logger.yaml"]
-    options = ["--model.optimizer.init_args.lr=0.01"] + ["--model.layer=1"] * (method == "rmu")
+    options = ["--model.optimizer.init_args.lr=0.01", *TOY.get(method, [])]
     assert main(["fit", *(f"--config={path}" for path in files), *options]) == 0
     run = tmp_path / "version_0"
     with (run / "metrics.csv").open() as lines:
@@ -110,7 +126,7 @@ def test_a_method_runs_from_its_file_on_any_base(base: Path, tmp_path: Path, met
 def test_idk_dpo_without_alternatives_says_what_to_write(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = [f"--config={base}", "--model=dipo_lightning.IdkDPOModule", "--trainer.logger=false"]
+    options = [f"--config={base}", "--model=IdkDPOModule", "--trainer.logger=false"]
     assert main(["fit", *options, f"--trainer.default_root_dir={tmp_path}"]) == 2
     assert "data.alternatives" in capsys.readouterr().err
 

@@ -1,6 +1,8 @@
 """What an unlearning module promises, whatever the method: the reference, the terms, the step."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,30 +10,20 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from dipo_lightning import DiPOModule, UnlearningDataModule, UnlearningModule
+from dipo_lightning import DiPOModule, SelectiveModule, UnlearningDataModule, UnlearningModule
 from dipo_lightning.callbacks import Checkpoint
 from dipo_lightning.errors import InputError, RunError
-from dipo_lightning.methods.gradient_ascent import CEUModule, GradAscentModule, GradDiffModule, KLModule, WGAModule
-from dipo_lightning.methods.preference import NPOModule, SimNPOModule
-from dipo_lightning.methods.rmu import RMUModule
+from dipo_lightning.methods.gradient_ascent import GradDiffModule
+from dipo_lightning.methods.preference import DPOModule, NPOModule
 from dipo_lightning.methods.undial import UNDIALModule
 from dipo_lightning.models.answers import Answers
 from dipo_lightning.reference.references import AdaptersOffReference, HiddenStatesReference, LiveReference
+from tests.helpers.methods import CLASSES, options_of
 from tests.helpers.toys import FAMILIES, save_toy
 
-METHODS = {
-    DiPOModule: {},
-    NPOModule: {},
-    SimNPOModule: {},
-    GradAscentModule: {},
-    GradDiffModule: {},
-    KLModule: {},
-    WGAModule: {},
-    CEUModule: {},
-    UNDIALModule: {},
-    RMUModule: {"layer": 1},
-}
+METHODS = [cls for cls in CLASSES if cls is not SelectiveModule]  # which has tests of its own
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +50,9 @@ def fit(
     **options: Any,
 ) -> tuple[UnlearningModule, pl.Trainer]:
     pl.seed_everything(0, verbose=False)
-    data = UnlearningDataModule(
-        str(files / family), str(files / "forget.jsonl"), str(files / "retain.jsonl"), prompt="plain", batch_size=2
-    )
+    rows = (str(files / f"{name}.jsonl") for name in ("forget", "retain"))
+    alternatives = "idk" if issubclass(cls, DPOModule) else None
+    data = UnlearningDataModule(str(files / family), *rows, prompt="plain", batch_size=2, alternatives=alternatives)
     settings: dict[str, Any] = {
         "optimizer": lambda p: torch.optim.SGD(p, lr=0.05),
         "reference_cache": str(files / "cache"),
@@ -89,17 +81,41 @@ def weights(module: UnlearningModule) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("cls", METHODS, ids=lambda cls: cls.__name__)
 def test_every_method_takes_finite_steps_and_logs_its_terms(files: Path, cls: type[UnlearningModule]) -> None:
-    module, trainer = fit(files, cls, **METHODS[cls])
+    module, trainer = fit(files, cls, **options_of(cls))
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     assert all(torch.isfinite(torch.tensor(list(logged.values()))))
     assert {"train/loss", "train/forget", "train/gradient_norm"} <= set(logged)
-    assert ("train/retain" in logged) == (cls is not GradAscentModule)
+    assert ("train/retain" in logged) == (module.retain_loss_name != "none" and module.lambda_ > 0)
     assert module.policy is not None
-    start = fit(files, cls, steps=0, **METHODS[cls])[0]
+    start = fit(files, cls, steps=0, **options_of(cls))[0]
     moved = [not torch.equal(a, b) for a, b in zip(weights(module).values(), weights(start).values(), strict=True)]
     assert any(moved)
     if not module.reference_parts:
         assert module.reference is None, "a method that needs no reference loads none"
+
+
+class AnotherDefaultDevice(SingleDeviceStrategy):
+    """Makes another device the default while the model is made, as Lightning does on a GPU."""
+
+    @contextmanager
+    def tensor_init_context(self, empty_init: bool | None = None) -> Iterator[None]:
+        with torch.device("meta"):
+            yield
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [*METHODS.items(), *((DiPOModule, {"reference": name}) for name in ("live", "hidden_states", "directions"))],
+    ids=lambda value: getattr(value, "__name__", None) or "-".join(map(str, value.values())) or "auto",
+)
+def test_models_are_made_on_the_cpu_whatever_the_default_device(
+    files: Path, cls: type[UnlearningModule], options: dict[str, Any]
+) -> None:
+    frozen = {"freeze_projection": True} if options.get("reference") == "directions" else {}
+    strategy = AnotherDefaultDevice(torch.device("cpu"))
+    module, _ = fit(files, cls, trainer={"strategy": strategy}, **options, **frozen)
+    expected, _ = fit(files, cls, **options, **frozen)
+    assert all(torch.equal(a, b) for a, b in zip(weights(module).values(), weights(expected).values(), strict=True))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

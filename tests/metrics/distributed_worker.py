@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from dipo_lightning.benchmarks.muse import MUSE
 from dipo_lightning.benchmarks.tofu import TOFU
-from dipo_lightning.evaluation.aggregates import aggregates, metric_collection
+from dipo_lightning.evaluation.aggregates import aggregates, intervals, metric_collection
 from dipo_lightning.evaluation.rows import EvaluationLog, add_log_ratios
 from dipo_lightning.metrics import RowMean
 
@@ -21,7 +21,9 @@ DATA = Path(__file__).resolve().parents[1] / "evaluation" / "logs" / "data"
 def rows_of(model: str) -> dict[str, list[dict]]:
     sets = json.loads((DATA / f"{model}_native.json").read_text())["sets"]
     add_log_ratios(sets, "geometric")
-    sets |= {f"privleak_{name}": sets[name] for name in ("forget", "holdout")}
+    for name in ("forget", "holdout"):
+        scored = [row | {"min_40": row["min_k"], "gradnorm": 1 / (1 + row["index"])} for row in sets[name]]
+        sets |= {name: scored, f"privleak_{name}": scored}
     rouge = [row | {"rouge": row["rouge_l_recall"]} for row in sets["retain"]]
     return sets | dict.fromkeys(("verbmem", "knowmem_forget", "knowmem_retain"), rouge)
 
@@ -50,7 +52,7 @@ def fill(found: dict[str, Any], sets: dict[str, list[dict]]) -> None:
 
 
 def results(found: dict[str, Any]) -> dict[str, Any]:
-    return {name: repr(metric.compute()) for name, metric in found.items()}
+    return {name: repr((metric.compute(), metric.intervals(4))) for name, metric in found.items()}
 
 
 def uneven(rows: list[dict], rank: int) -> list[dict]:
@@ -73,6 +75,8 @@ def run(rank: int, folder: str) -> None:
         found = all_metrics()
         fill(found, shard)
         outcome[case] = results(found)
-    outcome["callback"] = aggregates(metric_collection(all_metrics()), sets)  # type: ignore[arg-type]
+    collection = metric_collection(all_metrics())
+    outcome["callback"] = aggregates(collection, sets)  # type: ignore[arg-type]  # read from JSON
+    outcome["intervals"] = intervals(collection, 4, 1)
     torch.save(outcome, Path(folder) / f"rank{rank}.pt")
     dist.destroy_process_group()

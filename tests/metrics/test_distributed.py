@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from dipo_lightning.evaluation.aggregates import aggregates, metric_collection
+from dipo_lightning.evaluation.aggregates import aggregates, intervals, metric_collection
 from tests.metrics.distributed_worker import all_metrics, fill, results, rows_of, run
 
 
@@ -15,7 +15,11 @@ def test_two_processes_give_the_bits_of_one(tmp_path):
     single = all_metrics()
     fill(single, rows_of("target"))
     expected = results(single)
-    numbers = aggregates(metric_collection(all_metrics()), rows_of("target"))
+    collection = metric_collection(all_metrics())
+    numbers = aggregates(collection, rows_of("target"))
+    ends = intervals(collection, 4, 1)
+    assert ends["forget_probability"][0] < numbers["forget_probability"] < ends["forget_probability"][1]
+    assert "muse_auc_forget_holdout_min_40" in ends
     assert numbers["words"] > 1
     assert numbers["forget_quality"]["n"] == 12
     mp.spawn(run, args=(str(tmp_path),), nprocs=2)
@@ -24,3 +28,4 @@ def test_two_processes_give_the_bits_of_one(tmp_path):
         for case in ("uneven", "empty"):
             assert outcome[case] == expected, (rank, case)
         assert outcome["callback"] == numbers
+        assert outcome["intervals"] == ends

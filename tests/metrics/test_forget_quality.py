@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
-from dipo_lightning.metrics.functional import forget_quality, paired_forget_quality
+from dipo_lightning.metrics import ForgetQuality
+from dipo_lightning.metrics.functional import forget_quality
 from dipo_lightning.metrics.functional.forget_quality import ks_log_probability
 
 
@@ -78,8 +79,14 @@ def test_what_cannot_be_tested_is_refused():
         forget_quality(torch.tensor([1.0, torch.nan]), torch.zeros(2))
 
 
-def test_paired_leaves_out_rows_without_a_number_in_either():
-    mine = {0: 0.1, 1: math.nan, 2: 0.3, 3: -0.2}
-    other = {0: 1.1, 1: 0.2, 2: math.nan, 3: 1.2}
-    assert paired_forget_quality(mine, other) == forget_quality(torch.tensor([0.1, -0.2]), torch.tensor([1.1, 1.2]))
-    assert paired_forget_quality({0: math.nan}, {0: 1.0}) is None
+def test_rows_without_a_number_in_either_model_are_left_out():
+    mine = [{"index": i, "log_ratio": value} for i, value in enumerate([0.1, math.nan, 0.3, -0.2])]
+    other = [{"index": i, "log_ratio": value} for i, value in enumerate([1.1, 0.2, None, 1.2])]
+    metric = ForgetQuality("forget", other)
+    metric.update({"forget": mine})
+    expected = forget_quality(torch.tensor([0.1, -0.2]), torch.tensor([1.1, 1.2]))
+    assert {name: value.item() for name, value in metric.compute().items()} == pytest.approx(expected._asdict())
+    metric = ForgetQuality("forget", other[2:3])
+    metric.update({"forget": mine[2:3]})
+    assert metric.compute().isnan()
+    assert metric.reason == "no forget row has a truth ratio under both models"

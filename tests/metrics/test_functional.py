@@ -72,6 +72,21 @@ def test_open_unlearnings_variant_has_its_epsilon_in_every_denominator():
     )
 
 
+def test_truth_probability_is_open_unlearnings_prob_mean():
+    correct, wrong = RNG.uniform(0, 25, 30), RNG.uniform(0, 25, (30, 5))
+    c, w = np.exp(-correct), np.exp(-wrong)
+    published = {
+        "geometric": c / (c + np.exp(-wrong.mean(1))),
+        "arithmetic": c / (c + w.mean(1)),
+        "open_unlearning": c / (c + np.exp(-wrong.mean(1)) + 1e-10),
+    }
+    for variant, share in published.items():
+        found = functional.truth_probability(double(correct), double(wrong), variant)
+        assert found.numpy() == pytest.approx(share, rel=1e-9), variant
+    assert functional.truth_probability(double(3000.0), double([3000.0, 3000.0])).item() == 0.5
+    assert functional.truth_probability(double(1.0), double([])).isnan()
+
+
 def test_truth_ratio_below_one_means_the_right_answer_is_likelier():
     assert functional.log_truth_ratio(double(0.1), double([3.0, 4.0])).item() < 0
 

@@ -111,8 +111,6 @@ def test_forget_quality_refuses_other_rows_than_the_retain_model_has():
 def test_options_are_checked():
     with pytest.raises(InputError, match="unknown truth ratio"):
         metrics.ModelUtility("retain", variant="harmonic")
-    with pytest.raises(InputError, match="muse, open_unlearning"):
-        metrics.VerbMem("verbmem", variant="tofu")
 
 
 def test_a_metric_takes_only_its_sets():

@@ -13,6 +13,7 @@ from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.aggregates import document_meanings
 from dipo_lightning.evaluation.benchmark import installed_benchmarks
 from dipo_lightning.metrics import Meaning
+from dipo_lightning.report.card import CardFacts, model_card
 from dipo_lightning.report.page import PAGE, alike, write_page
 from dipo_lightning.report.run_folder import read_run
 from dipo_lightning.safety.redaction import without_secrets_in_yaml
@@ -247,3 +248,16 @@ def test_a_browser_shows_it(run, tmp_path):
     pixels = imread(picture)[..., :3]
     blue = abs(pixels - [0.0, 0.447, 0.698]).sum(axis=-1) < 0.1  # the curves' second colour, inside an SVG image
     assert blue.sum() > 100
+
+
+def test_intervals_stand_behind_the_last_value_and_are_explained(tmp_path):
+    last = document(3, "Bob.", 0.25) | {"bootstrap": {"resamples": 500, "seed": 0}}
+    last["intervals"] = {"forget_rouge": [0.125, 0.375]}
+    run = write_run(tmp_path, document(0, "Ann."), last)
+    page = Page(write_page(run).read_text(encoding="utf-8")).text
+    assert page.count("0.25 [0.125, 0.375]") == 2  # on top and in the table
+    assert "95% interval over 500 drawings of its rows (bootstrap)" in page
+    card = model_card(CardFacts("mine", "base", "NPOModule", run=run))
+    assert "| 0.5 | 0.25 [0.125, 0.375] |" in card
+    without = write_run(tmp_path / "without", document(0, "Ann."), document(3, "Bob."))
+    assert "bootstrap" not in write_page(without).read_text(encoding="utf-8")

@@ -8,13 +8,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from dipo_lightning.benchmarks.muse.data import HUB_NAMES, MUSEData, load_muse
 from dipo_lightning.benchmarks.muse.datamodule import MUSEDataModule, is_published
-from dipo_lightning.benchmarks.muse.metrics import MUSE
+from dipo_lightning.benchmarks.muse.metrics import MUSE, PUBLISHED_RETRAIN_AUC
 from dipo_lightning.benchmarks.muse.rows import MUSEOptions, MUSEPlan, evaluate_muse, plan_muse
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Evaluation
 from dipo_lightning.evaluation.logs import check_comparable, read_log
 from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog, check_choice, check_numbers
-from dipo_lightning.metrics.functional.privleak import PUBLISHED_RETRAIN_AUC, privleak
+from dipo_lightning.metrics.functional.privleak import privleak
 
 WITHOUT = "none"
 
@@ -23,9 +23,11 @@ class MUSEEvaluation(Evaluation):
     """Evaluation of the policy on MUSE, or on a corpus in its schema (Shi et al., 2024, arXiv 2407.06460).
 
     Logs ``muse/verbmem``, ``muse/knowmem_forget``, ``muse/knowmem_retain`` (MUSE's utility), ``muse/privleak`` and its
-    AUCs. PrivLeak compares with a model that never saw the forget set. What stands for it is, in this order:
-    ``retain_log``; ``baseline``; the published AUC, on the published corpora. Where there is nothing, that is an
-    error: an unsaid 0.5 would be another metric.
+    AUCs; of the continuations exact memorisation and extraction strength, and the AUCs of further attacks.
+
+    PrivLeak compares with a model that never saw the forget set. What stands for it is, in this order: ``retain_log``;
+    ``baseline``; the published AUC, on the published corpora. Where there is nothing, that is an error: an unsaid 0.5
+    would be another metric.
 
     Args:
         data: ``muse-bench/MUSE-News`` or ``muse-bench/MUSE-Books`` on the hub, or a folder in their schema; None takes
@@ -42,6 +44,9 @@ class MUSEEvaluation(Evaluation):
         space: Where the space after a question's ``Answer:`` stands: ``prompt`` as published, or ``answer``. A
             byte-level BPE has learnt to write the space with the answer's first word, and stumbles over one that
             stands alone.
+        memorization: Score the true continuations token by token, for exact memorisation and extraction strength:
+            those that VerbMem compares with, which with ``open_unlearning`` are the whole texts.
+        lowercase: Score the texts of PrivLeak once more in lower case, for muse_bench's ratio of the two losses.
         allow_overlap: Go on where retain2 or the holdout set has documents that are trained on, in this corpus or by
             the run; the published corpora are taken as they are.
         **options: Those of `Evaluation`: ``schedule``, ``measuring`` (16 rows a generation batch; a text too short for
@@ -60,13 +65,15 @@ class MUSEEvaluation(Evaluation):
         verbmem_tokens: int = 128,
         knowmem_tokens: int = 32,
         space: Literal["prompt", "answer"] = "prompt",
+        memorization: bool = True,
+        lowercase: bool = False,
         allow_overlap: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self.data, self.retain_log, self.baseline = data, retain_log, baseline
         self.max_rows, self.allow_overlap = max_rows, allow_overlap
-        self.texts = MUSEOptions(variant, verbmem_tokens, knowmem_tokens, space)
+        self.texts = MUSEOptions(variant, verbmem_tokens, knowmem_tokens, space, memorization, lowercase)
         self._check_options()
         self.plan: MUSEPlan | None = None
         self.corpus = ""
@@ -157,6 +164,8 @@ class MUSEEvaluation(Evaluation):
             "verbmem_tokens": self.texts.verbmem_tokens,
             "knowmem_tokens": self.texts.knowmem_tokens,
             "space": self.texts.space,
+            "memorization": self.texts.memorization,
+            "lowercase": self.texts.lowercase,
             "generate": self.measuring.generate,
             "min_k_fraction": self.measuring.min_k_fraction,
             "on_missing": self.measuring.on_missing,

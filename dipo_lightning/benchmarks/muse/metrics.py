@@ -1,10 +1,11 @@
-"""MUSE's sets, numbers and logs."""
+"""MUSE's sets, numbers and logs, and the metrics that are its own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from torch import Tensor
 from torchmetrics import Metric
 
 from dipo_lightning.benchmarks import Benchmark, Chart, ForeignFormat, Headline
@@ -13,8 +14,26 @@ from dipo_lightning.benchmarks.muse.open_unlearning_log import (
     is_open_unlearning_log,
     read_open_unlearning_log,
 )
+from dipo_lightning.benchmarks.muse.rows import MIN_KS, MUSERow
+from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.rows import EvaluationLog, Sets
-from dipo_lightning.metrics import KnowMem, PrivLeak, RowSet, VerbMem
+from dipo_lightning.metrics import (
+    ExactMemorization,
+    ExtractionStrength,
+    MembershipAUC,
+    PairAUCs,
+    PrivLeak,
+    ReferenceAUC,
+    RowMean,
+    RowSet,
+)
+from dipo_lightning.metrics.membership import ATTACKS
+
+PUBLISHED_RETRAIN_AUC = {"news": 0.4772, "books": 0.5393}
+"""AUC of the published retain models, P(s_holdout < s_forget) with Min-40%."""
+
+SCALES = {"muse": 100.0, "open_unlearning": 1.0}
+"""What a mean ROUGE-L F1 is multiplied with, by variant."""
 
 VERBMEM = RowSet("verbmem", "Continuations of the text to forget", "the text to forget", True, ("rouge",))
 KNOWMEM_FORGET = RowSet(
@@ -33,6 +52,56 @@ PRIVLEAK = {
 }
 
 
+AUC_SCORES = {
+    **{"nll": "loss", "lower": "loss over that in lower case", "zlib": "loss per compressed byte"},
+    **{f"min_{share}": f"Min-{share}%" for share in MIN_KS},
+}
+"""Scores that muse_bench compares all its texts by."""
+
+
+class _ROUGE(RowMean):
+    """Mean ROUGE-L F1 in MUSE's or open-unlearning's manner.
+
+    Args:
+        *sets: The sets whose rows count; their `rouge` is F1 between 0 and 1.
+        variant: ``muse`` reports it in percent, ``open_unlearning`` between 0 and 1.
+        **kwargs: See `RowValues`.
+
+    Raises:
+        InputError: The variant is unknown.
+    """
+
+    field = "rouge"
+    remembers = 1
+    names_set = False
+
+    def __init__(self, *sets: RowSet | str, variant: str = "muse", **kwargs: Any) -> None:
+        super().__init__(*sets, **kwargs)
+        if variant not in SCALES:
+            raise InputError(f"unknown MUSE variant {variant!r}: choose one of {', '.join(SCALES)}")
+        self.scale = SCALES[variant]
+        self.unit = "%" if variant == "muse" else ""
+
+    def compute(self) -> Tensor:
+        """Mean F1, in percent or between 0 and 1; NaN without rows."""
+        return self.scale * super().compute()
+
+
+class VerbMem(_ROUGE):
+    """Verbatim memorisation: the greedy continuation of a prompt against the true one, ROUGE-L F1."""
+
+    label = "VerbMem"
+    meaning = "ROUGE-L F1 between the text to forget and the model's continuation of its beginning."
+
+
+class KnowMem(_ROUGE):
+    """Knowledge memorisation: the greedy answer to a question against the true one, ROUGE-L F1."""
+
+    label = "KnowMem"
+    meaning = "ROUGE-L F1 of the model's answers to questions about the text."
+    names_set = True
+
+
 class MUSE(Benchmark):
     """MUSE: running text to forget, measured by memorised text, knowledge and privacy leakage."""
 
@@ -47,6 +116,7 @@ class MUSE(Benchmark):
             read_open_unlearning_log,
         ),
     )
+    row = MUSERow
     sets = (VERBMEM, KNOWMEM_FORGET, KNOWMEM_RETAIN, *PRIVLEAK.values())
     headline = Headline(
         forget="knowmem_forget",
@@ -74,19 +144,34 @@ class MUSE(Benchmark):
     histograms: ClassVar = {f"{name}_min_k": (name, "min_k") for name in ("privleak_forget", "privleak_holdout")}
 
     def metrics(self, settings: Mapping[str, Any], retain: EvaluationLog | None = None) -> dict[str, Metric]:
-        """Return VerbMem, KnowMem of both sides (that of retain is MUSE's utility) and PrivLeak with its AUCs."""
+        """Return VerbMem, KnowMem of both sides (that of retain is MUSE's utility) and PrivLeak with its AUCs.
+
+        And, where the rows have them, what open-unlearning reports of the continuations and the texts (memorisation,
+        attacks), and muse_bench's AUCs of all pairs of texts.
+        """
         rouge = {"variant": settings.get("variant", "muse"), "lists_unscored": True}
-        return {
+        retain_rows = None if retain is None else retain.sets
+        forget, holdout, kept = PRIVLEAK.values()
+        found: dict[str, Metric] = {
             "verbmem": VerbMem(VERBMEM, **rouge),
             "knowmem_forget": KnowMem(KNOWMEM_FORGET, **rouge),
             "knowmem_retain": KnowMem(KNOWMEM_RETAIN, **rouge),
             "privleak": PrivLeak(
                 *PRIVLEAK.values(),
-                retain_rows=None if retain is None else retain.sets,
+                retain_rows=retain_rows,
                 auc_retrain=settings.get("auc_retrain"),
                 lists_unscored=True,
             ),
+            "verbmem_exact_memorization": ExactMemorization(VERBMEM, optional=True),
+            "verbmem_extraction_strength": ExtractionStrength(VERBMEM, optional=True),
         }
+        for attack in ATTACKS:
+            found[f"forget_{attack}_auc"] = MembershipAUC(forget, holdout, attack=attack, optional=True)
+        found["forget_reference_auc"] = ReferenceAUC(forget, holdout, retain_rows=retain_rows, optional=True)
+        for one, two in ((forget, holdout), (forget, kept), (kept, holdout)):
+            name = f"auc_{one.name}_{two.name}".replace("privleak_", "")
+            found[name] = PairAUCs(one, two, AUC_SCORES, optional=True)
+        return found
 
     def settings_of(self, log: EvaluationLog) -> dict[str, Any]:
         """Return a log's settings, with the AUC that its PrivLeak was compared with."""

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dipo_lightning.evaluation.logs.open_unlearning import (
+    ATTACKS,
+    add_numbers,
     by_index,
     has_aggregate,
     is_summary,
@@ -24,6 +26,7 @@ _TEXTS = {
     "knowmem_forget": "forget_knowmem_ROUGE",
     "knowmem_retain": "retain_knowmem_ROUGE",
 }
+_SCORES = ("exact_memorization", "extraction_strength")
 NAMES = (*_TEXTS.values(), "privleak")
 
 
@@ -54,8 +57,11 @@ def read_open_unlearning_log(content: Mapping[str, Any], path: Path) -> Evaluati
             {"index": index} | {key: found.get(source) for key, source in texts.items()}
             for index, found in table.items()
         ]
-    for sample, table in samples(content, "mia_min_k", path).items():
-        sets[f"privleak_{sample}"] = [{"index": index, "min_k": found.get("score")} for index, found in table.items()]
+    for score in _SCORES:
+        add_numbers(sets["verbmem"], score, by_index(score, content.get(score), path))
+    for metric, attack in ATTACKS.items():
+        for sample, table in samples(content, metric, path).items():
+            add_numbers(sets.setdefault(f"privleak_{sample}", []), attack, table)
     return EvaluationLog(
         format=OPEN_UNLEARNING_FORMAT,
         settings={"variant": "open_unlearning"},

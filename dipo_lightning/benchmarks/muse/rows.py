@@ -6,10 +6,11 @@ of processes. Source: Shi et al., 2024 (arXiv 2407.06460), and their published c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -22,8 +23,9 @@ from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.rows import EvaluatedRows, Measuring, Progress, Row
 from dipo_lightning.evaluation.scoring import TokenScores, score
 from dipo_lightning.evaluation.shared_prompts import Example
-from dipo_lightning.metrics.functional.min_k import min_k
-from dipo_lightning.metrics.functional.muse import muse_stemmer
+from dipo_lightning.metrics.functional.membership import zlib_score
+from dipo_lightning.metrics.functional.memorization import exact_memorization, extraction_strength
+from dipo_lightning.metrics.functional.min_k import min_k, min_k_plus_plus
 from dipo_lightning.metrics.functional.rouge import rouge_l
 from dipo_lightning.models.token_batch import IGNORED
 
@@ -34,11 +36,37 @@ ANSWER_ENDS = ("\n\n", "\nQuestion", "Question:")
 """Where the answer to a knowledge question ends, whatever comes first."""
 
 OPEN_UNLEARNING_TOKENS = 2048
-"""Tokens of a text, BOS among them, that open-unlearning's Min-K looks at (its `max_length`)."""
-
+"""Tokens of a text behind its prompt or BOS that open-unlearning looks at (its `max_length`)."""
 
 BATCH_ROWS = 16
 """Most rows of a generation batch: prompts are long."""
+
+MIN_KS = (5, 10, 20, 30, 40, 50, 60)
+"""Shares of a text's tokens, in percent, whose Min-K muse_bench compares."""
+
+
+class MUSERow(Row, total=False):
+    """A row of MUSE.
+
+    Attributes:
+        lower: NLL of the text over that of the same text in lower case.
+        min_5: Min-K score of the text with K = 5 %, in nats.
+        min_10: The same with 10 %.
+        min_20: The same with 20 %.
+        min_30: The same with 30 %.
+        min_40: The same with 40 %.
+        min_50: The same with 50 %.
+        min_60: The same with 60 %.
+    """
+
+    lower: float | None
+    min_5: float | None
+    min_10: float | None
+    min_20: float | None
+    min_30: float | None
+    min_40: float | None
+    min_50: float | None
+    min_60: float | None
 
 
 @dataclass(frozen=True)
@@ -47,16 +75,25 @@ class MUSEOptions:
 
     Attributes:
         variant: ``muse``, or ``open_unlearning``: ROUGE compares stems, a continuation is compared with the whole true
-            text, and Min-K looks at the first 2048 tokens of a text but not at the last of them.
+            text, texts end after 2048 tokens, and Min-K, Min-K++ and memorisation leave out the last token.
         verbmem_tokens: Most tokens of a continuation, and (``muse``) of the true one it is compared with.
         knowmem_tokens: Most tokens of an answer.
         space: Whether the space after ``Answer:`` ends the prompt (as published) or begins the answer.
+        memorization: Whether the true continuations are scored token by token.
+        lowercase: Whether PrivLeak's texts are scored in lower case too.
     """
 
     variant: str = "muse"
     verbmem_tokens: int = 128
     knowmem_tokens: int = 32
     space: str = "prompt"
+    memorization: bool = True
+    lowercase: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether all is measured as open-unlearning does, on whole texts."""
+        return self.variant == "open_unlearning"
 
 
 @dataclass
@@ -67,7 +104,10 @@ class MUSEPlan:
         rows: What is known of each row before a model is, by set: ``index``, and its texts.
         prompts: Token ids to generate from, by set (``verbmem``, ``knowmem_forget``, ``knowmem_retain``).
         targets: What the generation should be, by set.
-        examples: Token ids and labels to score, by set (``privleak_forget``, ``_retain``, ``_holdout``).
+        examples: Token ids and labels to score, by set: ``privleak_forget``, ``_retain``, ``_holdout``; of ``verbmem``
+            the prompts with their true continuations.
+        lowered: Those of the texts in lower case, by set.
+        texts: The text of each example, as zlib compresses it, by set.
         skipped: Rows that cannot be measured, by set.
         stop_ids: Where a generation ends.
     """
@@ -76,13 +116,19 @@ class MUSEPlan:
     prompts: dict[str, list[list[int]]] = field(default_factory=dict)
     targets: dict[str, list[str]] = field(default_factory=dict)
     examples: dict[str, list[Example]] = field(default_factory=dict)
+    lowered: dict[str, list[Example]] = field(default_factory=dict)
+    texts: dict[str, list[str]] = field(default_factory=dict)
     skipped: dict[str, list[Row]] = field(default_factory=dict)
     stop_ids: list[int] = field(default_factory=list)
 
     def longest(self, options: MUSEOptions) -> int:
-        """Tokens of the longest sequence that the model will see."""
+        """Tokens of the longest sequence that the model will see.
+
+        Without open-unlearning's whole continuations, which are cut where a model's positions end.
+        """
         prompts = [len(ids) + new_tokens(name, options) for name, rows in self.prompts.items() for ids in rows]
-        return max([*prompts, *(len(ids) for rows in self.examples.values() for ids, _ in rows)], default=0)
+        texts = (rows for name, rows in (*self.examples.items(), *self.lowered.items()) if name != "verbmem")
+        return max([*prompts, *(len(ids) for rows in texts for ids, _ in rows)], default=0)
 
 
 def plan_muse(
@@ -104,7 +150,7 @@ def plan_muse(
     if measuring.generate:
         _plan_generations(data, style, options, plan)
     for side, rows in data.privleak.items():
-        _plan_texts(f"privleak_{side}", rows, style, options.variant, measuring, plan)
+        _plan_texts(f"privleak_{side}", rows, style, options, measuring, plan)
     return plan
 
 
@@ -112,10 +158,14 @@ def _plan_generations(data: MUSEData, style: TextStyle, options: MUSEOptions, pl
     tokenizer = style.tokenizer
     plan.rows["verbmem"] = [{"index": row["index"], "prompt": row["prompt"]} for row in data.verbmem]
     plan.prompts["verbmem"] = [style.prompt(row["prompt"]) for row in data.verbmem]
-    whole = options.variant == "open_unlearning"
     plan.targets["verbmem"] = [
-        row["gt"] if whole else beginning(row["gt"], tokenizer, options.verbmem_tokens) for row in data.verbmem
+        row["gt"] if options.whole else beginning(row["gt"], tokenizer, options.verbmem_tokens) for row in data.verbmem
     ]
+    if options.memorization:
+        continued = zip(data.verbmem, plan.prompts["verbmem"], plan.targets["verbmem"], strict=True)
+        plan.examples["verbmem"] = [
+            _continued(style, ids, spaced(row["prompt"], target)) for row, ids, target in continued
+        ]
     for side, rows in data.knowmem.items():
         name = f"knowmem_{side}"
         shown = "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in data.in_context[side])
@@ -129,22 +179,28 @@ def _plan_texts(
     name: str,
     rows: Sequence[Mapping[str, Any]],
     style: TextStyle,
-    variant: str,
+    options: MUSEOptions,
     measuring: Measuring,
     plan: MUSEPlan,
 ) -> None:
     evaluated = EvaluatedRows()
-    plan.rows[name], plan.examples[name] = [], []
+    plan.rows[name], plan.examples[name], plan.lowered[name], plan.texts[name] = [], [], [], []
     for row in rows:
-        example = _text_example(style, row["text"], variant)
-        tokens = sum(label != -100 for label in example[1])
-        if int(measuring.min_k_fraction * tokens) < 1:
+        example = _text_example(style, row["text"], options)
+        tokens = sum(label != IGNORED for label in example[1])
+        if int(measuring.min_k_fraction * (tokens - options.whole)) < 1:
             share = f"{measuring.min_k_fraction:.0%} of them are no whole token"
             reason = f"Too short for Min-K: {shortened(row['text'])!r} has {tokens} tokens, and {share}."
             evaluated.skip(name, row["index"], reason, measuring.on_missing)
             continue
         plan.rows[name].append({"index": row["index"], "text": shortened(row["text"], 120), "tokens": tokens})
         plan.examples[name].append(example)
+        scored = [label for label in example[1] if label != IGNORED]
+        plan.texts[name].append(
+            str(style.tokenizer.decode(scored, skip_special_tokens=True)) if options.whole else row["text"]
+        )
+        if options.lowercase:
+            plan.lowered[name].append(_text_example(style, row["text"].lower(), options))
     if not plan.rows[name]:
         raise InputError(
             f"No text of {name.replace('_', '/')} can be scored. {evaluated.skipped[name][0]['reason']} Give longer "
@@ -153,13 +209,28 @@ def _plan_texts(
     plan.skipped |= evaluated.skipped
 
 
-def _text_example(style: TextStyle, text: str, variant: str) -> Example:
-    """Ids and labels of a text; open-unlearning cuts it and does not score its last token, in place of an end token."""
-    ids, labels = style.example("", text)
-    if variant != "open_unlearning":
-        return ids, labels
-    ids, labels = ids[:OPEN_UNLEARNING_TOKENS], labels[:OPEN_UNLEARNING_TOKENS]
-    return ids, [*labels[:-1], IGNORED]
+def _text_example(style: TextStyle, text: str, options: MUSEOptions) -> Example:
+    """Ids and labels of a text."""
+    example = style.example("", text)
+    return _cut(example, len(start_ids(style.tokenizer))) if options.whole else example
+
+
+def _continued(style: TextStyle, prompt: list[int], text: str) -> Example:
+    """Ids and labels of a prompt with its true continuation; no label where that shows nothing."""
+    if not text.strip():
+        return prompt, [IGNORED] * len(prompt)
+    return _cut(style.join(prompt, text), len(prompt))
+
+
+def _cut(example: Example, prompt: int) -> Example:
+    """Cut an example as open-unlearning does, so many tokens behind the prompt; shorter ones stay as they are."""
+    ids, labels = example
+    return ids[: prompt + OPEN_UNLEARNING_TOKENS], labels[: prompt + OPEN_UNLEARNING_TOKENS]
+
+
+def spaced(prompt: str, text: str) -> str:
+    """The continuation of a prompt with the space that parts the two, unless either has one."""
+    return text if prompt[-1:].isspace() or text[:1].isspace() else f" {text}"
 
 
 def evaluate_muse(
@@ -190,7 +261,28 @@ def evaluate_muse(
     _check_length(policy, plan.longest(options))
     evaluated = EvaluatedRows({name: [] for name in plan.rows})
     evaluated.skipped = {name: list(rows) for name, rows in plan.skipped.items()}
+
+    def scored(
+        sets: Mapping[str, list[Example]], what: str, z_sets: Sequence[str] = ()
+    ) -> dict[str, list[TokenScores]]:
+        names = [name for name, examples in sets.items() for _ in examples]
+        examples = [example for some in sets.values() for example in some]
+        wanted = [place for place, name in enumerate(names) if name in z_sets]
+        with progress(len(examples), what) as done:
+            found = score(
+                policy,
+                examples,
+                batch_tokens=measuring.batch_tokens,
+                z_scores=wanted,
+                device=device,
+                progress=done,
+            )
+        return {name: [one for one, of in zip(found, names, strict=True) if of == name] for name in sets}
+
+    scores = scored(plan.examples, "texts scored", ("privleak_forget", "privleak_holdout"))
+    lowered = scored(plan.lowered, "texts scored in lower case") if options.lowercase else {}
     for name, prompts in plan.prompts.items():
+        continued = scores.get(name)
         with progress(len(prompts), name) as done:
             said = generate(
                 policy,
@@ -198,31 +290,62 @@ def evaluate_muse(
                 max_new_tokens=new_tokens(name, options),
                 stop_ids=plan.stop_ids,
                 batch_rows=measuring.generation_rows or BATCH_ROWS,
+                known=None if continued is None else [one.greedy_start() for one in continued],
                 device=device,
                 progress=done,
             )
-        for row, ids, target in zip(plan.rows[name], said, plan.targets[name], strict=True):
-            text = str(tokenizer.decode(ids, skip_special_tokens=True))
-            text = text if name == "verbmem" else answer_part(text)
-            rouge = rouge_l([text], [target], stemmer=muse_stemmer(options.variant)).f1.item()
-            evaluated.sets[name].append({**row, "answer": target, "generation": text, "rouge": rouge})
-    examples = [example for name in plan.examples for example in plan.examples[name]]
-    with progress(len(examples), "texts scored") as done:
-        scores = iter(score(policy, examples, batch_tokens=measuring.batch_tokens, device=device, progress=done))
-    for name in plan.examples:
-        for row in plan.rows[name]:
-            _add_scores(name, row, next(scores), measuring, evaluated)
+        for place, ids in enumerate(said):
+            row = _generated(name, plan.rows[name][place], ids, plan.targets[name][place], options, tokenizer)
+            if continued is not None:
+                row |= _memorized(continued[place], options)
+            evaluated.sets[name].append(row)
+    for name, texts in plan.texts.items():
+        for place, row in enumerate(plan.rows[name]):
+            lower = lowered[name][place].nll if name in lowered else None
+            found = _text_scores(scores[name][place], lower, texts[place], options, measuring)
+            bad = {key: value for key, value in found.items() if not math.isfinite(value)}
+            if bad:
+                reason = f"The log-likelihood of its tokens is not finite ({bad})."
+                evaluated.skip(name, row["index"], reason, measuring.on_missing)
+            else:
+                evaluated.sets[name].append(cast("Row", row | found))
     return evaluated
 
 
-def _add_scores(name: str, row: Row, scores: TokenScores, measuring: Measuring, evaluated: EvaluatedRows) -> None:
+def _generated(
+    name: str, row: Row, ids: list[int], target: str, options: MUSEOptions, tokenizer: PreTrainedTokenizerBase
+) -> Row:
+    """Return a row with what the model said, and its ROUGE-L F1 against what it should have said."""
+    text = str(tokenizer.decode(ids, skip_special_tokens=True))
+    text = text if name == "verbmem" else answer_part(text)
+    rouge = rouge_l([text], [target], stemmer=options.whole).f1.item()
+    return {**row, "answer": target, "generation": text, "rouge": rouge}
+
+
+def _memorized(scores: TokenScores, options: MUSEOptions) -> Row:
+    """Memorisation of one continuation."""
+    scores = scores.without_last() if options.whole else scores
     rows = torch.zeros(scores.tokens, dtype=torch.long)
-    value = min_k(scores.logprobs, rows, 1, measuring.min_k_fraction)
-    if not value.isfinite().all():
-        reason = f"The log-likelihood of its tokens is not finite ({scores.nll})."
-        evaluated.skip(name, row["index"], reason, measuring.on_missing)
-        return
-    evaluated.sets[name].append({**row, "min_k": value.item(), "nll": scores.nll})
+    measured = {"exact_memorization": exact_memorization, "extraction_strength": extraction_strength}
+    values = {name: function(scores.correct, rows, 1).item() for name, function in measured.items()}
+    return cast("Row", {name: None if math.isnan(value) else value for name, value in values.items()})
+
+
+def _text_scores(
+    scores: TokenScores, lower_nll: float | None, text: str, options: MUSEOptions, measuring: Measuring
+) -> dict[str, float]:
+    """Scores of one text that membership is inferred from: the loss and its ratios, Min-K of all shares, Min-K++."""
+    nll = scores.nll
+    found = {"nll": nll, "zlib": zlib_score(torch.tensor([nll], dtype=torch.float64), [text]).item()}
+    if lower_nll is not None:
+        found["lower"] = nll / lower_nll if lower_nll else math.nan
+    scores = scores.without_last() if options.whole else scores
+    rows = torch.zeros(scores.tokens, dtype=torch.long)
+    for name, share in {"min_k": measuring.min_k_fraction, **{f"min_{k}": k / 100 for k in MIN_KS}}.items():
+        found[name] = min_k(scores.logprobs, rows, 1, share).item()
+    if scores.z_scores is not None:
+        found["min_k_plus_plus"] = min_k_plus_plus(scores.z_scores, rows, 1, measuring.min_k_fraction).item()
+    return found
 
 
 def new_tokens(name: str, options: MUSEOptions) -> int:

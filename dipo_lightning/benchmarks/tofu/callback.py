@@ -11,6 +11,7 @@ from dipo_lightning.benchmarks.tofu.metrics import TOFU
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Evaluation
+from dipo_lightning.evaluation.gradients import gradient_norms, without_end
 from dipo_lightning.evaluation.logs import check_comparable, read_log
 from dipo_lightning.evaluation.questions import MAX_NEW_TOKENS, evaluate_rows
 from dipo_lightning.evaluation.rows import END_OF_TURN, EvaluatedRows, EvaluationLog, Row, check_choice, check_numbers
@@ -34,6 +35,8 @@ class TOFUEvaluation(Evaluation):
         max_rows: Only the first so many rows of each set; None for all. Forget quality needs the retain log's rows.
         prompt_style: ``chat``, ``plain``, ``llama2`` or ``text``; None takes the data module's.
         membership: Whether to score the data's holdout rows, where it has any, for membership inference.
+        gradnorm: Measure the gradient of every forget and holdout row too, for the GradNorm attack: a backward pass for
+            each row, and the memory of a training step of one row without its optimiser.
         **options: Those of `Evaluation`: ``schedule``, ``measuring`` (200 new tokens, 64 rows a generation batch),
             ``metrics``, ``samples``.
     """
@@ -49,12 +52,13 @@ class TOFUEvaluation(Evaluation):
         max_rows: int | None = None,
         prompt_style: Literal["chat", "plain", "llama2", "text"] | None = None,
         membership: bool = True,
+        gradnorm: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self.split, self.data, self.retain_log = split, data, retain_log
         self.truth_ratio, self.max_rows, self.prompt_style = truth_ratio, max_rows, prompt_style
-        self.membership = membership
+        self.membership, self.gradnorm = membership, gradnorm
         check_numbers(self, {"max_rows": max_rows})
         check_choice(self, "truth_ratio", truth_ratio, ("geometric", "arithmetic", "open_unlearning"))
         self.rows: TOFUData | None = None
@@ -72,6 +76,11 @@ class TOFUEvaluation(Evaluation):
             read = load_tofu(source, split)
         self.rows = read.first(FAST_DEV_ROWS if self.is_trial(trainer) else self.max_rows)
         self.style = self.style_of(trainer, self.prompt_style)
+        if self.gradnorm and "holdout" not in self._sets():
+            raise InputError(
+                "TOFUEvaluation.gradnorm compares forget rows with rows that no model was trained on; "
+                f"{source} has no {read.split.replace('forget', 'holdout')}, or membership is false. Leave it out."
+            )
         self.retain, self.no_retain = None, ""
         if self.retain_log is not None and self.is_trial(trainer):
             self.no_retain = f"fast_dev_run measures only {FAST_DEV_ROWS} rows of each set"
@@ -106,11 +115,12 @@ class TOFUEvaluation(Evaluation):
             "end_of_turn": END_OF_TURN,
             "on_missing": self.measuring.on_missing,
             "membership": self.membership,
+            "gradnorm": self.gradnorm,
             "retain_log": None if self.retain_log is None else str(Path(self.retain_log)),
         }
 
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> EvaluatedRows:
-        """Measure every row, and the forget and holdout rows against the retain model."""
+        """Measure every row."""
         assert self.style is not None
         policy: torch.nn.Module = pl_module.policy  # type: ignore[assignment]
         evaluated = evaluate_rows(
@@ -121,16 +131,16 @@ class TOFUEvaluation(Evaluation):
             device=pl_module.device,
             progress=lambda total, what: self.progress(trainer, total, what),
         )
-        if self.retain is not None:
-            add_reference_scores(evaluated, self.retain)
+        if self.gradnorm:
+            self._add_gradient_norms(trainer, pl_module, evaluated)
         return evaluated
 
-
-def add_reference_scores(evaluated: EvaluatedRows, retain: EvaluationLog) -> None:
-    """Give the forget and holdout rows their loss less the retain model's where its log has one: a membership score."""
-    for name in ("forget", "holdout"):
-        others = {row["index"]: row.get("nll") for row in retain.sets.get(name, ())}
-        for row in evaluated.sets.get(name, ()):
-            other = others.get(row["index"])
-            if other is not None and row["nll"] is not None:
-                row["reference"] = row["nll"] - other
+    def _add_gradient_norms(self, trainer: pl.Trainer, pl_module: pl.LightningModule, evaluated: EvaluatedRows) -> None:
+        """Give the forget and holdout rows the norm of their gradient."""
+        assert self.style is not None
+        rows = [row for name in ("forget", "holdout") for row in evaluated.sets[name]]
+        examples = [without_end(self.style, *self.style.example(row["question"], row["answer"])) for row in rows]
+        with self.progress(trainer, len(rows), "gradients") as done:
+            norms = gradient_norms(pl_module.policy, examples, device=pl_module.device, progress=done)  # type: ignore[arg-type]
+        for row, norm in zip(rows, norms, strict=True):
+            row["gradnorm"] = norm

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torchmetrics import Metric
 
-from dipo_lightning.benchmarks import Benchmark, Chart, ForeignFormat, Headline
+from dipo_lightning.benchmarks import (
+    PROBABILITY_CHART,
+    ROUGE_CHART,
+    Benchmark,
+    Chart,
+    ForeignFormat,
+    Headline,
+)
 from dipo_lightning.benchmarks.tofu.authors_log import TOFU_AUTHORS_FORMAT, is_authors_log, read_authors_log
 from dipo_lightning.benchmarks.tofu.open_unlearning_log import (
     OPEN_UNLEARNING_FORMAT,
@@ -23,14 +30,18 @@ from dipo_lightning.metrics import (
     ForgetQuality,
     MembershipAUC,
     ModelUtility,
+    ParaphraseROUGE,
     Perplexity,
+    PerturbedROUGE,
     PrivLeak,
     Probability,
+    ReferenceAUC,
     ROUGERecall,
     RowSet,
+    TruthProbability,
     TruthRatio,
 )
-from dipo_lightning.metrics.functional.membership import ATTACKS
+from dipo_lightning.metrics.membership import ATTACKS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,16 +98,8 @@ class TOFU(Benchmark):
             {"forget_quality_log10_p": "this model"},
         ),
         Chart("model utility", "What the model can still do.", {"model_utility": "this model"}),
-        Chart(
-            "probability of the true answers",
-            "Geometric mean over tokens.",
-            {"forget_probability": "must be forgotten", "retain_probability": "must be kept"},
-        ),
-        Chart(
-            "ROUGE-L recall: what it still says",
-            "Words of the true answers that the model says itself.",
-            {"forget_rouge": "must be forgotten", "retain_rouge": "must be kept"},
-        ),
+        PROBABILITY_CHART,
+        ROUGE_CHART,
     )
     answers: ClassVar = {"forget": "forget_answers"}
     histograms: ClassVar = {"forget_log_truth_ratio": ("forget", "log_ratio")}
@@ -114,6 +117,9 @@ class TOFU(Benchmark):
             found[f"{of.name}_probability"] = Probability(of, **whole, lists_unscored=True)
             found[f"{of.name}_rouge"] = ROUGERecall(of, **whole)
             found[f"{of.name}_truth_ratio"] = TruthRatio(of, **whole)
+        found["forget_truth_ratio_prob_mean"] = TruthProbability(FORGET, variant=variant, optional=True)
+        found["forget_paraphrased_rouge"] = ParaphraseROUGE(FORGET, optional=True)
+        found["forget_perturbed_rouge"] = PerturbedROUGE(FORGET, optional=True)
         found["forget_exact_memorization"] = ExactMemorization(FORGET, optional=True)
         found["forget_extraction_strength"] = ExtractionStrength(FORGET, optional=True)
         found["forget_fluency"] = Fluency(FORGET, optional=True)
@@ -121,6 +127,7 @@ class TOFU(Benchmark):
         for attack in ATTACKS:
             found[f"forget_{attack}_auc"] = MembershipAUC(FORGET, HOLDOUT, attack=attack, optional=True)
         retain_rows = None if retain is None else retain.sets
+        found["forget_reference_auc"] = ReferenceAUC(FORGET, HOLDOUT, retain_rows=retain_rows, optional=True)
         return found | {"privleak": PrivLeak(FORGET, HOLDOUT, retain_rows=retain_rows, optional=True)}
 
     def prepare(self, sets: Sets, settings: Mapping[str, Any]) -> None:

@@ -11,9 +11,12 @@ from typing import Any
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.logs.open_unlearning import (
+    ATTACKS,
+    add_numbers,
     by_index,
     has_aggregate,
     is_summary,
+    mean,
     not_empty,
     refuse_summary,
     samples,
@@ -43,14 +46,13 @@ _METRICS = {
     "world_facts": ("wf_Q_A_Prob", "wf_Q_A_Prob", "wf_Q_A_PERT_Prob", "wf_Q_A_ROUGE", "wf_Truth_Ratio"),
 }
 _SCORES = ("exact_memorization", "extraction_strength")
-_ATTACKS = {
-    "mia_loss": "loss",
-    "mia_zlib": "zlib",
-    "mia_min_k": "min_k",
-    "mia_min_k_plus_plus": "min_k_plus_plus",
-    "mia_reference": "reference",
+_OTHER_TEXTS = {
+    "forget": {"forget_Q_A_PARA_ROUGE": "paraphrased_rouge", "forget_Q_A_PERT_ROUGE": "perturbed_rouge"},
 }
-_KNOWN = {*(name for names in _METRICS.values() for name in names), *_SCORES, *_ATTACKS}
+_KNOWN = {
+    *(name for names in (*_METRICS.values(), *_OTHER_TEXTS.values()) for name in names),
+    *(*_SCORES, *ATTACKS),
+}
 NAMES = {*_KNOWN, "forget_quality", "model_utility", "privleak"}
 
 
@@ -76,10 +78,14 @@ def read_open_unlearning_log(content: Mapping[str, Any], path: Path) -> Evaluati
     tables = {name: by_index(name, content[name], path) for name in _KNOWN & set(content)}
     sets = {name: rows for name in _METRICS if (rows := _set_rows(name, tables, path))}
     for name in _SCORES:
-        _add(sets.setdefault("forget", []), name, tables.get(name, {}), "score")
-    for metric, key in _ATTACKS.items():
+        add_numbers(sets.setdefault("forget", []), name, tables.get(name, {}))
+    for name, metrics in _OTHER_TEXTS.items():
+        for metric, key in metrics.items():
+            rouge = {index: {"score": mean(row.get("rougeL_recall"))} for index, row in tables.get(metric, {}).items()}
+            add_numbers(sets.setdefault(name, []), key, rouge)
+    for metric, key in ATTACKS.items():
         for sample, table in samples(content, metric, path).items():
-            _add(sets.setdefault(sample, []), key, table, "score")
+            add_numbers(sets.setdefault(sample, []), key, table)
     whole = not_empty(sets, path)
     only_ratios = any("truth_ratio" in row for row in whole.get("forget", []))
     return EvaluationLog(
@@ -101,9 +107,9 @@ def _set_rows(name: str, tables: Mapping[str, dict[int, Mapping[str, Any]]], pat
     for index in sorted(answer or correct or texts or ratio):
         row: dict[str, Any] = {"index": index}
         if answer:
-            row["nll"] = _single(answer[index].get("avg_loss"))
+            row["nll"] = mean(answer[index].get("avg_loss"))
         if correct and wrong:
-            row["correct_nll"] = _single(correct[index].get("avg_loss"))
+            row["correct_nll"] = mean(correct[index].get("avg_loss"))
             losses = wrong[index].get("avg_loss")
             row["wrong_nll"] = losses if isinstance(losses, list) else [losses]
         elif ratio:
@@ -114,20 +120,3 @@ def _set_rows(name: str, tables: Mapping[str, dict[int, Mapping[str, Any]]], pat
             row |= {"question": found.get("input"), "answer": found.get("ground_truth")}
         rows.append(row)
     return rows
-
-
-def _single(loss: Any) -> float | None:
-    """One loss; of several paraphrases their mean, as open-unlearning takes it."""
-    if not isinstance(loss, list):
-        return loss
-    return None if not loss or None in loss else sum(loss) / len(loss)
-
-
-def _add(rows: list[dict[str, Any]], key: str, table: Mapping[int, Mapping[str, Any]], source: str) -> None:
-    """Give each row a further number, making the rows that are not there yet."""
-    known = {row["index"]: row for row in rows}
-    for index, value in table.items():
-        if index not in known:
-            known[index] = {"index": index}
-            rows.append(known[index])
-        known[index][key] = value.get(source)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torchmetrics import Metric
 
-from dipo_lightning.benchmarks import Benchmark, Chart, Headline
+from dipo_lightning.benchmarks import PROBABILITY_CHART, ROUGE_CHART, Benchmark, Chart, Headline
 from dipo_lightning.evaluation.rows import EvaluationLog, Sets, add_log_ratios
 from dipo_lightning.metrics import (
     ExactMemorization,
@@ -72,16 +72,8 @@ class UserData(Benchmark):
     hyperparameter_metrics = ("forget_probability", "forget_rouge", "utility")
     score_options = ("truth_ratio",)
     charts = (
-        Chart(
-            "ROUGE-L recall: what it still says",
-            "Words of the true answers that the model says itself.",
-            {"forget_rouge": "must be forgotten", "retain_rouge": "must be kept"},
-        ),
-        Chart(
-            "probability of the true answers",
-            "Geometric mean over tokens.",
-            {"forget_probability": "must be forgotten", "retain_probability": "must be kept"},
-        ),
+        ROUGE_CHART,
+        PROBABILITY_CHART,
         Chart(
             "memory and utility",
             "What is memorised of what must go, and what the model can still do on what must stay.",

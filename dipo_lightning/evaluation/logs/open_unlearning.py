@@ -14,6 +14,16 @@ from typing import Any
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.rows import Row
 
+ATTACKS = {
+    "mia_loss": "loss",
+    "mia_zlib": "zlib",
+    "mia_min_k": "min_k",
+    "mia_min_k_plus_plus": "min_k_plus_plus",
+    "mia_gradnorm": "gradnorm",
+    "mia_reference": "reference",
+}
+"""The field of a row that holds an attack's score, by the attack's name in such a log."""
+
 
 def is_summary(content: Mapping[str, Any], names: Collection[str]) -> bool:
     """Return whether a JSON object is a ``..._SUMMARY.json``: a plain number for each metric, some of ``names``."""
@@ -70,6 +80,29 @@ def by_index(name: str, metric: Any, path: Path) -> dict[int, Mapping[str, Any]]
         row_number(f"{path}: {name}.value_by_index", index): value if isinstance(value, Mapping) else {}
         for index, value in table.items()
     }
+
+
+def add_numbers(rows: list[Any], field: str, table: Mapping[int, Mapping[str, Any]]) -> None:
+    """Give rows a metric's `score`, making those that are not there yet.
+
+    Args:
+        rows: Of one set, changed in place.
+        field: Where the number goes.
+        table: The metric's values by row.
+    """
+    known = {row["index"]: row for row in rows}
+    for index, value in table.items():
+        if index not in known:
+            known[index] = {"index": index}
+            rows.append(known[index])
+        known[index][field] = value.get("score")
+
+
+def mean(numbers: Any) -> Any:
+    """Return a number, or the mean of several: open-unlearning has one for each paraphrase or wrong answer."""
+    if not isinstance(numbers, list):
+        return numbers
+    return None if not numbers or None in numbers else sum(numbers) / len(numbers)
 
 
 def row_number(where: str, key: str) -> int:

@@ -1,7 +1,7 @@
 """The mathematics of the measurements: pure functions, a topic per file."""
 
 from dipo_lightning.metrics.functional.fluency import ngram_entropy, perplexity
-from dipo_lightning.metrics.functional.forget_quality import ForgetQualityResult, forget_quality, paired_forget_quality
+from dipo_lightning.metrics.functional.forget_quality import ForgetQualityResult, forget_quality
 from dipo_lightning.metrics.functional.membership import (
     membership_auc,
     rank_auc,
@@ -10,7 +10,7 @@ from dipo_lightning.metrics.functional.membership import (
 from dipo_lightning.metrics.functional.memorization import exact_memorization, extraction_strength, tokens_correct
 from dipo_lightning.metrics.functional.min_k import min_k, min_k_plus_plus, standardized_logprobs
 from dipo_lightning.metrics.functional.model_utility import harmonic_mean
-from dipo_lightning.metrics.functional.privleak import PUBLISHED_RETRAIN_AUC, privleak, privleak_auc
+from dipo_lightning.metrics.functional.privleak import privleak, privleak_auc
 from dipo_lightning.metrics.functional.probability import answer_probability, normalized_probability
 from dipo_lightning.metrics.functional.rouge import RougeL, rouge_l
 from dipo_lightning.metrics.functional.truth_ratio import (
@@ -18,11 +18,11 @@ from dipo_lightning.metrics.functional.truth_ratio import (
     TruthRatioVariant,
     forget_truth_ratio,
     log_truth_ratio,
+    truth_probability,
     utility_truth_ratio,
 )
 
 __all__ = [
-    "PUBLISHED_RETRAIN_AUC",
     "TRUTH_RATIO_VARIANTS",
     "ForgetQualityResult",
     "RougeL",
@@ -39,7 +39,6 @@ __all__ = [
     "min_k_plus_plus",
     "ngram_entropy",
     "normalized_probability",
-    "paired_forget_quality",
     "perplexity",
     "privleak",
     "privleak_auc",
@@ -47,6 +46,7 @@ __all__ = [
     "rouge_l",
     "standardized_logprobs",
     "tokens_correct",
+    "truth_probability",
     "utility_truth_ratio",
     "zlib_score",
 ]

@@ -8,7 +8,6 @@ it is below 1e-323.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -96,24 +95,3 @@ def forget_quality(log_ratio: Tensor, retain_log_ratio: Tensor) -> ForgetQuality
     distance = ks_distance(log_ratio, retain_log_ratio)
     p, log10_p = ks_log_probability(distance, n)
     return ForgetQualityResult(p=p, log10_p=log10_p, d=distance / n, n=n)
-
-
-def paired_forget_quality(
-    log_ratio: Mapping[int, float], retain_log_ratio: Mapping[int, float]
-) -> ForgetQualityResult | None:
-    """Forget quality over the rows that both models have a number for.
-
-    Args:
-        log_ratio: log R by row index; NaN where a row cannot be scored.
-        retain_log_ratio: The same of the retain model.
-
-    Returns:
-        The test's outcome, or None where no row can be compared.
-    """
-    common = sorted(log_ratio.keys() & retain_log_ratio.keys())
-    pairs = [(log_ratio[index], retain_log_ratio[index]) for index in common]
-    pairs = [pair for pair in pairs if not (math.isnan(pair[0]) or math.isnan(pair[1]))]
-    if not pairs:
-        return None
-    first, second = torch.tensor(pairs, dtype=torch.float64).unbind(dim=1)
-    return forget_quality(first, second)

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus", "reference")
-
 
 def zlib_score(nll: Tensor, texts: Sequence[str]) -> Tensor:
     """Loss per compressed byte (Carlini et al., 2021): sets apart what is probable from what is merely repetitive.
@@ -55,7 +53,7 @@ def rank_auc(positive: Tensor, negative: Tensor) -> Tensor:
 def membership_auc(members: Tensor, others: Tensor) -> Tensor:
     """Area under the ROC curve of a loss-like score: 1 when all members score lower, 0.5 when nothing can be told.
 
-    This is the sense in which open-unlearning reports attacks; MUSE's is the other way round (`privleak_auc`).
+    This is the sense in which open-unlearning reports attacks; PrivLeak's is the other way round (`privleak_auc`).
 
     Args:
         members: (n,) scores of the texts that were trained on.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-MUSE_FRACTION = 0.4
+FRACTION = 0.4
+"""Share of the tokens that count: MUSE's; the papers take 0.2."""
 
 # Floor of the variance of the log-probabilities at a position, as open-unlearning sets it.
 _LEAST_VARIANCE = 1e-6
 
 
-def min_k(logprobs: Tensor, rows: Tensor, count: int, fraction: float = MUSE_FRACTION) -> Tensor:
+def min_k(logprobs: Tensor, rows: Tensor, count: int, fraction: float = FRACTION) -> Tensor:
     """Minus the mean of the `int(fraction * T)` lowest token log-probabilities of each row (at least one).
 
     Args:
@@ -60,7 +61,7 @@ def standardized_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
     return chosen.squeeze(-1) / variance.clamp(min=_LEAST_VARIANCE).sqrt()
 
 
-def min_k_plus_plus(standardized: Tensor, rows: Tensor, count: int, fraction: float = MUSE_FRACTION) -> Tensor:
+def min_k_plus_plus(standardized: Tensor, rows: Tensor, count: int, fraction: float = FRACTION) -> Tensor:
     """Min-K of the standardised log-probabilities.
 
     Args:

@@ -7,12 +7,9 @@ from torch import Tensor
 from dipo_lightning.errors import InputError
 from dipo_lightning.metrics.functional.membership import rank_auc
 
-# AUC of the published retain models, P(s_holdout < s_forget) with Min-40%.
-PUBLISHED_RETRAIN_AUC = {"news": 0.4772, "books": 0.5393}
-
 
 def privleak_auc(forget: Tensor, holdout: Tensor) -> Tensor:
-    """MUSE's AUC: P(s_holdout < s_forget), ties counted half; 0 when the forget set is memorised.
+    """AUC as PrivLeak takes it: P(s_holdout < s_forget), ties counted half; 0 when the forget set is memorised.
 
     Args:
         forget: (n,) Min-K scores of the forget set.

@@ -85,3 +85,28 @@ def utility_truth_ratio(log_ratio: Tensor) -> Tensor:
         Scalar between 0 and 1; NaN without rows.
     """
     return (-torch.expm1(log_ratio)).clamp(min=0).mean()
+
+
+def truth_probability(correct_nll: Tensor, wrong_nll: Tensor, variant: str = "geometric") -> Tensor:
+    """Probability of the correct answer over the sum of it and of the wrong ones' mean: 1 / (1 + R).
+
+    open-unlearning's `prob_mean` (its measure of how much is known; Dorna et al., 2025, arXiv 2506.12618), in the form
+    of each variant of R.
+
+    Args:
+        correct_nll: (...,) mean token NLL of the correct (paraphrased) answer in nats.
+        wrong_nll: (..., K) the same of the K wrong answers.
+        variant: `open_unlearning` adds 1e-10 to the denominator of this fraction, and not to that of R.
+
+    Returns:
+        (...,) between 0 and 1; NaN where there is no wrong answer.
+
+    Raises:
+        InputError: The variant is unknown.
+    """
+    plain = "geometric" if variant == "open_unlearning" else variant
+    log_share = -torch.nn.functional.softplus(log_truth_ratio(correct_nll, wrong_nll, plain))
+    if variant == "open_unlearning":
+        log_total = -correct_nll - log_share
+        log_share = -correct_nll - torch.logaddexp(log_total, torch.full_like(log_total, LOG_EPSILON))
+    return log_share.exp()

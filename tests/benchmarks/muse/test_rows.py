@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 
 import numpy as np
 import pytest
@@ -10,7 +11,14 @@ import torch
 from rouge_score import rouge_scorer
 
 from dipo_lightning.benchmarks.muse.data import load_muse
-from dipo_lightning.benchmarks.muse.rows import MUSEOptions, answer_part, beginning, evaluate_muse, plan_muse
+from dipo_lightning.benchmarks.muse.rows import (
+    MUSEOptions,
+    answer_part,
+    beginning,
+    evaluate_muse,
+    plan_muse,
+    spaced,
+)
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.rows import Measuring
 from dipo_lightning.quickstart.newspaper import write_fictitious_news
@@ -102,15 +110,69 @@ def test_stems_are_compared_by_open_unlearning_only(data, model, monkeypatch):
     assert rouge["open_unlearning"] == pytest.approx(0.75, abs=1e-6)
 
 
-def test_min_k_of_a_text_alone(data, model, evaluated):
+def token_logprobs(model, ids, start=1):
+    """Float64 log-probabilities of the vocabulary at each position from ``start`` on, and the tokens there."""
+    with torch.no_grad():
+        logp = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    return logp[start - 1 : -1].numpy(), np.array(ids[start:])
+
+
+def scores_alone(model, ids, start=1, whole=False):
+    """Everything that is read from one text, in numpy; ``whole`` leaves out the last token where theirs does."""
+    logp, tokens = token_logprobs(model, ids, start)
+    found = {"nll": -np.mean([row[token] for row, token in zip(logp, tokens, strict=True)])}
+    logp, tokens = (logp[:-1], tokens[:-1]) if whole else (logp, tokens)
+    chosen = np.array([row[token] for row, token in zip(logp, tokens, strict=True)])
+    for share in (5, 10, 20, 30, 40, 50, 60):
+        found[f"min_{share}"] = -np.mean(np.sort(chosen)[: max(1, int(share / 100 * len(chosen)))])
+    mean = (np.exp(logp) * logp).sum(-1)
+    z = (chosen - mean) / np.sqrt((np.exp(logp) * logp**2).sum(-1) - mean**2)
+    found |= {"min_k": found["min_40"], "min_k_plus_plus": -np.mean(np.sort(z)[: int(0.4 * len(z))])}
+    right = logp.argmax(-1) == tokens
+    k = next(k for k in range(len(right) + 1) if right[k:].all())
+    return found | {"exact_memorization": right.mean(), "extraction_strength": 1 - k / len(right)}
+
+
+def test_scores_of_a_text_alone(data, model, evaluated):
     for name in ("forget", "retain", "holdout"):
         for row, source in zip(evaluated.sets[f"privleak_{name}"], data.privleak[name], strict=True):
-            ids = torch.tensor([toy_tokenizer()(source["text"])["input_ids"]])
-            with torch.no_grad():
-                logprobs = model(ids).logits[0, :-1].double().log_softmax(-1)
-            values = np.sort(logprobs.gather(-1, ids[0, 1:, None]).squeeze(-1).numpy())
-            assert row["tokens"] == len(values)
-            assert row["min_k"] == pytest.approx(-np.mean(values[: int(0.4 * len(values))]), rel=1e-4)
+            ids = toy_tokenizer()(source["text"])["input_ids"]
+            expected = scores_alone(model, ids)
+            assert row["tokens"] == len(ids) - 1
+            assert row["zlib"] == pytest.approx(expected["nll"] / len(zlib.compress(source["text"].encode())), rel=1e-4)
+            assert "lower" not in row
+            assert ("min_k_plus_plus" in row) == (name != "retain")
+            for field in {*row} & {*expected}:
+                assert row[field] == pytest.approx(expected[field], rel=1e-4), field
+            assert {"min_5", "min_60", "min_k", "nll"} <= {*row}
+
+
+def test_loss_in_lower_case(data, model):
+    options = dataclasses.replace(OPTIONS, lowercase=True)
+    plan = plan_muse(data, toy_tokenizer(), options, dataclasses.replace(MEASURING, generate=False))
+    found = evaluate_muse(model, plan, options, dataclasses.replace(MEASURING, generate=False), toy_tokenizer())
+    source = data.privleak["retain"][1]["text"]
+    losses = [scores_alone(model, toy_tokenizer()(text)["input_ids"])["nll"] for text in (source, source.lower())]
+    assert losses[0] != losses[1]
+    assert found.sets["privleak_retain"][1]["lower"] == pytest.approx(losses[0] / losses[1], rel=1e-4)
+
+
+def test_memory_of_the_continuation_that_verbmem_compares_with(data, model, evaluated):
+    tokenizer = toy_tokenizer()
+    for row, source in zip(evaluated.sets["verbmem"], data.verbmem, strict=True):
+        prompt = tokenizer(source["prompt"])["input_ids"]
+        ids = prompt + tokenizer(f" {row['answer']}", add_special_tokens=False)["input_ids"]
+        expected = scores_alone(model, ids, len(prompt))
+        for field in ("exact_memorization", "extraction_strength"):
+            assert row[field] == pytest.approx(expected[field], abs=1e-6), field
+    assert spaced("He said", "so") == " so"
+    assert spaced("He said ", "so") == "so" == spaced("He said", "\nso").strip()
+    without = dataclasses.replace(OPTIONS, memorization=False)
+    plan = plan_muse(data, tokenizer, without, MEASURING)
+    rows = evaluate_muse(model, plan, without, MEASURING, tokenizer).sets["verbmem"]
+    memory = ("exact_memorization", "extraction_strength")
+    for row, other in zip(evaluated.sets["verbmem"], rows, strict=True):
+        assert {name: value for name, value in row.items() if name not in memory} == other
 
 
 def test_open_unlearnings_variant_is_whole(data, model, monkeypatch):
@@ -118,13 +180,20 @@ def test_open_unlearnings_variant_is_whole(data, model, monkeypatch):
     plan = plan_muse(data, toy_tokenizer(), options, MEASURING)
     assert plan.targets["verbmem"] == [row["gt"] for row in data.verbmem]
     monkeypatch.setattr("dipo_lightning.benchmarks.muse.rows.OPEN_UNLEARNING_TOKENS", 20)
-    plan = plan_muse(data, toy_tokenizer(), options, MEASURING)
-    row = evaluate_muse(model, plan, options, MEASURING, toy_tokenizer()).sets["privleak_forget"][0]
-    ids = torch.tensor([toy_tokenizer()(data.privleak["forget"][0]["text"])["input_ids"][:20]])
-    with torch.no_grad():
-        logprobs = model(ids).logits[0, :-1].double().log_softmax(-1)
-    values = logprobs.gather(-1, ids[0, 1:, None]).squeeze(-1)[:-1].sort().values
-    assert row["min_k"] == pytest.approx(-values[: int(0.4 * len(values))].mean().item(), rel=1e-4)
+    tokenizer = toy_tokenizer()
+    plan = plan_muse(data, tokenizer, options, MEASURING)
+    sets = evaluate_muse(model, plan, options, MEASURING, tokenizer).sets
+    ids = tokenizer(data.privleak["forget"][0]["text"])["input_ids"][:21]  # BOS and 20 tokens
+    expected, row = scores_alone(model, ids, whole=True), sets["privleak_forget"][0]
+    for field in ("nll", "min_k", "min_10", "min_k_plus_plus"):
+        assert row[field] == pytest.approx(expected[field], rel=1e-4), field
+    text = tokenizer.decode(ids[1:], skip_special_tokens=True)
+    assert row["zlib"] == pytest.approx(expected["nll"] / len(zlib.compress(text.encode())), rel=1e-4)
+    prompt = tokenizer(data.verbmem[0]["prompt"])["input_ids"]
+    following = tokenizer(f" {data.verbmem[0]['gt']}", add_special_tokens=False)["input_ids"][:20]
+    expected = scores_alone(model, prompt + following, len(prompt), whole=True)
+    for field in ("exact_memorization", "extraction_strength"):
+        assert sets["verbmem"][0][field] == pytest.approx(expected[field], abs=1e-6), field
 
 
 def test_a_text_too_short_for_min_k(data, model):

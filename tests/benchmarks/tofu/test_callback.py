@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from rouge_score.rouge_scorer import RougeScorer
+from sklearn.metrics import roc_auc_score
 
 from dipo_lightning.benchmarks.muse.callback import MUSEEvaluation
 from dipo_lightning.benchmarks.tofu.callback import TOFUEvaluation
 from dipo_lightning.benchmarks.user_data.callback import MemorizationEvaluation
 from dipo_lightning.cli.main import main
+from dipo_lightning.cli.score import score
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.callback import refuse_twins
 from dipo_lightning.evaluation.logs import read_log
@@ -124,10 +128,68 @@ def test_written_rows_give_the_written_aggregates(tmp_path: Path, data: Path, re
         assert document["aggregates"]["forget_quality"]["n"] == SIZES["forget"]
         attacks = ("loss", "zlib", "min_k", "min_k_plus_plus", "reference")
         assert all(0 <= document["aggregates"][f"forget_{attack}_auc"] <= 1 for attack in attacks)
-        for row, other in zip(log.sets["forget"], read_log(reference).sets["forget"], strict=True):
-            assert row["reference"] == row["nll"] - other["nll"]
+        gaps = {}
+        for name in ("forget", "holdout"):
+            rows = zip(log.sets[name], read_log(reference).sets[name], strict=True)
+            gaps[name] = [row["nll"] - other["nll"] for row, other in rows]
+        pairs = [(a < b) + (a == b) / 2 for a in gaps["forget"] for b in gaps["holdout"]]
+        assert document["aggregates"]["forget_reference_auc"] == pytest.approx(sum(pairs) / len(pairs))
         assert document["settings"]["prompt_style"] == ToyData().style.fingerprint()
         assert document["provenance"]["versions"]["torch"]
+
+
+def test_gradients_and_other_texts_of_each_row(tmp_path: Path, data: Path) -> None:
+    callback = TOFUEvaluation(gradnorm=True, **nested(**OPTIONS))
+    module, _ = fit(tmp_path, data, callback, max_epochs=1)
+    document, policy, style = callback.last, module.policy.eval(), ToyData().style
+    texts = (data / "forget10_perturbed.json").read_text().splitlines()
+    google = RougeScorer(["rougeL"], use_stemmer=True)
+    for given, got in zip(map(json.loads, texts), document["sets"]["forget"], strict=True):
+        ids, labels = style.example(given["question"], given["answer"])
+        logp = policy(torch.tensor([ids[:-1]])).logits[0].log_softmax(-1)
+        chosen = [logp[t - 1, label] for t, label in enumerate(labels[:-1]) if label != -100]
+        gradients = torch.autograd.grad(-torch.stack(chosen).mean(), list(policy.parameters()))
+        assert got["gradnorm"] == pytest.approx(np.mean([one.norm().item() for one in gradients]), rel=1e-4)
+        recall = [
+            google.score(text, got["generation"])["rougeL"].recall
+            for text in (given["paraphrased_answer"], *given["perturbed_answer"])
+        ]
+        assert got["paraphrased_rouge"] == pytest.approx(recall[0])
+        assert got["perturbed_rouge"] == pytest.approx(np.mean(recall[1:]))
+    norms = {name: [row["gradnorm"] for row in document["sets"][name]] for name in ("forget", "holdout")}
+    label = [0] * SIZES["forget"] + [1] * SIZES["holdout"]
+    found = document["aggregates"]
+    assert found["forget_gradnorm_auc"] == pytest.approx(roc_auc_score(label, norms["forget"] + norms["holdout"]))
+    for name in ("paraphrased_rouge", "perturbed_rouge"):
+        assert found[f"forget_{name}"] == pytest.approx(np.mean([row[name] for row in document["sets"]["forget"]]))
+
+
+def test_gradients_need_rows_to_compare_with(tmp_path: Path, data: Path) -> None:
+    callback = TOFUEvaluation(gradnorm=True, membership=False, **nested(**OPTIONS))
+    with pytest.raises(InputError, match="gradnorm compares.*no holdout10, or membership is false"):
+        trainer(tmp_path, callback).test(ToyModule(), datamodule=ToyData(data), verbose=False)
+
+
+def test_intervals_are_in_the_log_and_in_the_table(
+    tmp_path: Path, data: Path, reference: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    callback = TOFUEvaluation(retain_log=str(reference), bootstrap=20, bootstrap_seed=3, **nested(**OPTIONS))
+    trainer(tmp_path, callback).test(ToyModule(), datamodule=ToyData(data), verbose=False)
+    [document] = read(tmp_path)
+    assert document["bootstrap"] == {"resamples": 20, "seed": 3}
+    found = document["intervals"]
+    named = {"forget_quality_p", "forget_quality_log10_p", "forget_probability", "model_utility", "privleak_auc"}
+    assert named <= set(found)
+    assert "forget_quality_n" not in found
+    again = score(callback.files[-1], reference, bootstrap=20, bootstrap_seed=3)
+    assert again["intervals"] == found
+    assert again["stored_aggregates_hold"] is True
+    low, high = found["forget_probability"]
+    assert f"[{low:.3g}, {high:.3g}]" in capsys.readouterr().out
+    with pytest.raises(InputError, match="bootstrap is -1"):
+        score(callback.files[-1], bootstrap=-1)
+    with pytest.raises(InputError, match=r"TOFUEvaluation\.bootstrap is -1"):
+        TOFUEvaluation(bootstrap=-1)
 
 
 def test_checkpoint_and_early_stopping_watch_it(tmp_path: Path, data: Path, reference: Path) -> None:

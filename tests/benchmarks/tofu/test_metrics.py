@@ -129,3 +129,28 @@ def test_a_ready_ratio_serves_only_its_own_variant():
     assert tofu(rows, truth_ratio="open_unlearning")["forget_truth_ratio"] == 0.25
     with pytest.raises(InputError, match="ask for truth_ratio='open_unlearning'"):
         tofu(rows)
+
+
+@pytest.mark.parametrize(("variant", "epsilon"), [("geometric", 0.0), ("open_unlearning", 1e-10)])
+def test_prob_mean(sets, variant, epsilon):
+    shares = []
+    for row in sets["forget"]:
+        correct, wrong = math.exp(-row["correct_nll"]), math.exp(-sum(row["wrong_nll"]) / len(row["wrong_nll"]))
+        shares.append(correct / (correct + wrong + epsilon))
+    found = tofu(sets, truth_ratio=variant)
+    assert found["forget_truth_ratio_prob_mean"] == pytest.approx(sum(shares) / len(shares), rel=1e-12)
+
+
+def test_the_reference_attack_of_a_log_and_of_its_own_numbers(sets):
+    reference = make_sets(6, False)
+    both = ("forget", "holdout")
+    gaps = [row["nll"] - other["nll"] for name in both for row, other in zip(sets[name], reference[name], strict=True)]
+    expected = roc_auc_score([0] * 12 + [1] * 8, gaps)
+    assert tofu(sets, reference)["forget_reference_auc"] == pytest.approx(expected)
+    assert "forget_reference_auc" not in tofu(sets)
+    foreign = {name: [{"index": row["index"], "loss": row["nll"]} for row in reference[name]] for name in both}
+    assert tofu(sets, foreign)["forget_reference_auc"] == pytest.approx(expected)
+    for row in (*sets["forget"], *sets["holdout"]):
+        row["reference"] = -row["nll"]
+    scores = [row["reference"] for name in both for row in sets[name]]
+    assert tofu(sets)["forget_reference_auc"] == pytest.approx(roc_auc_score([0] * 12 + [1] * 8, scores))

@@ -170,15 +170,36 @@ def test_open_unlearnings_log_of_muse(tmp_path):
         name: {"value_by_index": {str(i): {"score": value} for i, value in enumerate(values)}}
         for name, values in samples.items()
     }
+    for name in ("mia_loss", "mia_zlib", "mia_min_k_plus_plus", "mia_gradnorm", "mia_reference"):
+        example[name] = example["mia_min_k"]
+    for name, value in (("exact_memorization", 0.75), ("extraction_strength", 0.5)):
+        example[name] = {"agg_value": value, "value_by_index": {"7": {"score": value}}}
     log = read_log(write(tmp_path, example))
+    memory = {"exact_memorization": 0.75, "extraction_strength": 0.5}
     assert log.sets["verbmem"] == [
-        {"index": 7, "rouge": 0.25, "prompt": "Once", "answer": "upon a time", "generation": "upon"}
+        {"index": 7, "rouge": 0.25, "prompt": "Once", "answer": "upon a time", "generation": "upon"} | memory
     ]
     found = score(tmp_path / "log.json", auc_retrain=0.4)
     assert found["privleak_auc"] == pytest.approx(3 / 6)  # P(holdout < forget) over the six pairs
+    for attack in ("loss", "zlib", "min_k", "min_k_plus_plus", "gradnorm", "reference"):
+        assert found[f"forget_{attack}_auc"] == pytest.approx(3 / 6)
+    assert (found["verbmem_exact_memorization"], found["verbmem_extraction_strength"]) == (0.75, 0.5)
     assert found["privleak"] == pytest.approx(25)
     with pytest.raises(InputError, match="one is of MUSE"):
         score(tmp_path / "log.json", DATA / "retain_ou.json")
+
+
+def test_rouge_of_other_answers_in_open_unlearnings_log(tmp_path):
+    content = load("target_ou")
+    rows = content["forget_Q_A_ROUGE"]["value_by_index"]
+    content["forget_Q_A_PARA_ROUGE"] = {"agg_value": 0, "value_by_index": {i: {"rougeL_recall": 0.5} for i in rows}}
+    wrong = {i: {"rougeL_recall": [0.2, int(i) / 100]} for i in rows}
+    content["forget_Q_A_PERT_ROUGE"] = {"agg_value": 0, "value_by_index": wrong}
+    found = score(write(tmp_path, content))
+    assert found["forget_paraphrased_rouge"] == 0.5
+    expected = sum(0.1 + int(i) / 200 for i in rows) / len(rows)
+    assert found["forget_perturbed_rouge"] == pytest.approx(expected)
+    assert "forget_perturbed_rouge" not in score(DATA / "target_ou.json")
 
 
 def test_metrics_of_forks_do_not_make_a_log_unreadable(tmp_path):

@@ -1,0 +1,92 @@
+"""Norms of the gradient of single rows, which a membership attack reads (GradNorm, arXiv 2402.17012)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from dipo_lightning.data.encoding import PromptStyle
+from dipo_lightning.evaluation.scoring import fitted
+from dipo_lightning.evaluation.shared_prompts import Example
+from dipo_lightning.models.distributed import evaluation_mode, gather, own_batches
+from dipo_lightning.models.token_batch import IGNORED
+
+
+def gradient_norms(
+    policy: nn.Module,
+    examples: Sequence[Example],
+    *,
+    device: torch.device | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> list[float | None]:
+    """Mean over the parameters of the L2 norm of the gradient of a row's mean NLL; collective, alike on every process.
+
+    As open-unlearning's attack, but without dropout. Only parameters that are trained have a gradient: of a model with
+    LoRA the adapters. Gradients that were there before are there afterwards.
+
+    Args:
+        policy: A ``transformers`` causal LM or a peft model around one, sharded or not.
+        examples: Ids and labels of the rows.
+        device: Where the rows go; default is where the policy's parameters are.
+        progress: Called with the number of rows done.
+
+    Returns:
+        The norm of each row, lower for a row that was learnt; None where it has no label or its norm is not finite.
+    """
+    device = device or next(policy.parameters()).device
+    examples = fitted(policy, examples)
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):  # the root keeps its parameters gathered after a forward
+            module.reshard()
+    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    together = any(isinstance(parameter, DTensor) for parameter in parameters)
+    places = [[place] for place, (_, labels) in enumerate(examples) if any(label != IGNORED for label in labels[1:])]
+    # A sharded model averages the gradients of all processes: each takes the same row at the same time.
+    batches = ((batch, True) for batch in places) if together else own_batches(places)
+    found: dict[int, float] = {}
+    with evaluation_mode(policy), torch.inference_mode(False), torch.enable_grad(), _kept_gradients(parameters):
+        for [place], own in batches:
+            norm = _gradient_norm(policy, examples[place], parameters, device)
+            if own:
+                found[place] = norm
+                if progress is not None:
+                    progress(1)
+    found = gather(found)
+    return [norm if (norm := found.get(place, torch.nan)) < torch.inf else None for place in range(len(examples))]
+
+
+def without_end(style: PromptStyle, ids: list[int], labels: list[int]) -> Example:
+    """Leave the token that ends the turn out of an example, as open-unlearning's scores do."""
+    return (ids[:-1], labels[:-1]) if labels[-1] in style.stop_ids else (ids, labels)
+
+
+def _gradient_norm(
+    policy: nn.Module, example: Example, parameters: Sequence[nn.Parameter], device: torch.device
+) -> float:
+    ids, labels = (torch.tensor([values], device=device) for values in example)
+    logits = policy(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, :-1]
+    for parameter in parameters:
+        parameter.grad = None
+    torch.nn.functional.cross_entropy(logits.float(), labels[0, 1:], ignore_index=IGNORED).backward()
+    norms = [_whole(torch.linalg.vector_norm(one.grad)) for one in parameters if one.grad is not None]
+    return torch.stack(norms).double().mean().item()
+
+
+def _whole(norm: Tensor) -> Tensor:
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+@contextmanager
+def _kept_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Give the parameters their gradients back at the end of a block."""
+    before = [parameter.grad for parameter in parameters]
+    try:
+        yield
+    finally:
+        for parameter, gradient in zip(parameters, before, strict=True):
+            parameter.grad = gradient

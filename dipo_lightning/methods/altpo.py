@@ -1,0 +1,186 @@
+"""AltPO: preference for plausible other answers that the model itself writes before it unlearns (arXiv 2409.13474).
+
+The loss is DPO's between an alternative of the row and the answer to forget. Before the first step the reference is
+asked for alternatives; they are kept in a file that the user can read and edit, and a file that is there already is
+used as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+
+from dipo_lightning.data.alternatives import (
+    answer_in,
+    asked_in,
+    find_alternatives,
+    own_alternatives,
+    plain_text,
+    refuse_text,
+    written_alternatives,
+)
+from dipo_lightning.data.unlearning import UnlearningDataModule
+from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.json_files import write_text
+from dipo_lightning.evaluation.run_folder import run_folder
+from dipo_lightning.evaluation.sampling import hash_seed, sample
+from dipo_lightning.methods.preference import DPOModule, positive
+from dipo_lightning.models.distributed import evaluation_mode
+from dipo_lightning.models.inspection import position_limit
+from dipo_lightning.models.sharding import unsharded
+from dipo_lightning.reference.references import ModelReference
+
+INSTRUCTION = (
+    "Question: {question}\nAnswer: {answer}\n\nInvent another answer to this question in the same style. It must sound "
+    "true, keep to what the question says, and give other facts than the answer above in every detail. Write the new "
+    "answer and nothing else."
+)
+"""Default request for one alternative; the source words it in its own way."""
+FILE = "alternatives.jsonl"
+ROUNDS = 4
+"""Times that the model is asked for as many alternatives as a row shall have, until it has them."""
+
+_LABEL = re.compile(r"^(\w+ )?answer\s*:\s*", re.IGNORECASE)
+_NEXT = re.compile(r"\n\s*(question|q)\s*:", re.IGNORECASE)
+
+
+class AltPOModule(DPOModule):
+    """DPO between the answer and alternatives that the model wrote itself. Source: arXiv 2409.13474.
+
+    Alternatives of the user's own come before: ``data.alternatives``, a column ``alternatives`` of the forget rows, or
+    a file that is there already; the model writes what is still missing.
+
+    Args:
+        pretrained: The model that must forget; also the reference, which writes the alternatives.
+        per_row: Alternatives that are written for each forget row.
+        alternatives_file: JSON-lines file that they are kept in, and read from where it exists; None is
+            ``alternatives.jsonl`` in the run's folder.
+        instruction: Request for one alternative, with ``{question}`` and ``{answer}`` in it; ``{question}`` alone asks
+            the question again, for models that follow no instruction.
+        temperature: Of the sampling.
+        max_new_tokens: Most tokens of an alternative.
+        **options: Those of `DPOModule`.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        per_row: int = 5,
+        alternatives_file: str | None = None,
+        instruction: str = INSTRUCTION,
+        temperature: float = 1.0,
+        max_new_tokens: int = 200,
+        **options: Any,
+    ) -> None:
+        super().__init__(pretrained, **options)
+        for name, value in (("per_row", per_row), ("max_new_tokens", max_new_tokens)):
+            if value < 1:
+                raise InputError(f"model.{name} is {value}; it must be at least 1.")
+        if "{question}" not in instruction:
+            raise InputError("model.instruction must say where the question stands: write {question} in it.")
+        if alternatives_file is not None and Path(alternatives_file).suffix != ".jsonl":
+            raise InputError(f"model.alternatives_file is {alternatives_file}; give a name that ends in .jsonl.")
+        self.per_row, self.alternatives_file, self.instruction = per_row, alternatives_file, instruction
+        self.temperature, self.max_new_tokens = positive(temperature, "temperature"), max_new_tokens
+
+    def check_alternatives(self, data: UnlearningDataModule) -> None:
+        """Read the file of alternatives where it exists, for what is wrong in it; missing ones will be written."""
+        refuse_text(data.trained_rows)
+        if self.alternatives_file is not None and (path := Path(self.alternatives_file).expanduser()).exists():
+            find_alternatives(path, data.trained_rows)
+
+    def on_fit_start(self) -> None:
+        """Let the reference write the alternatives that the rows do not have yet; collective.
+
+        Raises:
+            InputError: A row is left without one, or one is longer than the model's table of positions.
+        """
+        super().on_fit_start()
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, UnlearningDataModule) or data.alternatives is not None:
+            return
+        folder = run_folder(self.trainer) if self.alternatives_file is None else None
+        path = folder / FILE if folder else Path(str(self.alternatives_file)).expanduser()
+        lines = self.trainer.strategy.broadcast(self.alternatives(data, path))
+        if empty := [place for place, own in enumerate(lines) if not own]:
+            row = data.trained_rows[empty[0]]
+            raise InputError(
+                f"The model wrote no other answer for {len(empty)} of {len(lines)} forget rows in {ROUNDS} rounds. The "
+                f"first is {row.get('where', f'row {empty[0]}')}: {asked_in(row)[-1]!r}. Fill in its alternatives in "
+                f"{path} and name that file in model.alternatives_file, or raise model.temperature."
+            )
+        data.add_alternatives(lines)
+        assert self.policy is not None
+        limit = position_limit(self.policy)
+        if limit is not None and data.longest > limit:
+            raise InputError(
+                f"An alternative has {data.longest} tokens with its question, but the model has positions for {limit} "
+                f"only: set data.max_length to {limit} or less."
+            )
+
+    def alternatives(self, data: UnlearningDataModule, path: Path) -> list[list[str]]:
+        """Return the alternatives of each training row: its own, the file's, and new ones, which the file is given."""
+        rows, known = data.trained_rows, path.exists()
+        lines = own_alternatives(rows)
+        if known:
+            lines = [own or there for own, there in zip(lines, find_alternatives(path, rows), strict=True)]
+        lacking = [place for place, own in enumerate(lines) if not own]
+        if not lacking:
+            rank_zero_info(f"alternatives: {path if known else 'those of the rows'}")
+            return lines
+        assert isinstance(self.reference, ModelReference)
+        rank_zero_info(f"alternatives: the model writes {self.per_row} for each of {len(lacking)} forget rows")
+        model = self.reference.model
+        with self.reference.frozen(), evaluation_mode(model), unsharded(model):
+            made = self.write([rows[place] for place in lacking], model, data)
+        for place, new in zip(lacking, made, strict=True):
+            lines[place] = new
+        if self.trainer.is_global_zero:
+            write_text(path, written_alternatives(rows, lines))
+        few = sum(len(own) < self.per_row for own in made)
+        rank_zero_info(f"alternatives: kept in {path}, to be read and edited; {few} rows have fewer than asked for")
+        return lines
+
+    def write(self, rows: Sequence[Mapping[str, Any]], model: nn.Module, data: UnlearningDataModule) -> list[list[str]]:
+        """Sample alternatives for rows until each has ``per_row``, all different, or the rounds are over."""
+        lines: list[list[str]] = [[] for _ in rows]
+        prompts = [data.style.prompt(request(self.instruction, row)) for row in rows]
+        limit, longest = position_limit(model), max(map(len, prompts))
+        for attempt in range(ROUNDS):
+            lacking = [place for place, own in enumerate(lines) if len(own) < self.per_row]
+            said = sample(
+                model,
+                [prompts[place] for place in lacking],
+                samples=self.per_row,
+                max_new_tokens=self.max_new_tokens if limit is None else min(self.max_new_tokens, limit - longest),
+                stop_ids=data.style.stop_ids,
+                seeds=[hash_seed(data.seed * ROUNDS + attempt, place) for place in lacking],
+                temperature=self.temperature,
+            )
+            for place, answers in zip(lacking, said, strict=True):
+                texts = [cleaned(data.tokenizer.decode(ids, skip_special_tokens=True)) for ids in answers]
+                lines[place] = different(lines[place] + texts, answer_in(rows[place]))[: self.per_row]
+        return lines
+
+
+def request(instruction: str, row: Mapping[str, Any]) -> str:
+    """Fill a row's question and answer into an instruction."""
+    return instruction.replace("{question}", asked_in(row)[-1]).replace("{answer}", answer_in(row))
+
+
+def cleaned(text: str) -> str:
+    """Cut an answer before a next question, and take a label such as ``Answer:`` and surrounding space off."""
+    return _LABEL.sub("", _NEXT.split(text.strip(), maxsplit=1)[0].strip()).strip()
+
+
+def different(texts: Sequence[str], answer: str) -> list[str]:
+    """Return the texts that say something, each once and none the answer itself, up to case and white space."""
+    found: dict[str, str] = {}
+    for text in texts:
+        found.setdefault(plain_text(text), text)
+    return [text for plain, text in found.items() if plain not in ("", plain_text(answer))]

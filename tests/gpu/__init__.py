@@ -1,0 +1,1 @@
+"""Checks on a CUDA device; they skip themselves where there is none."""
