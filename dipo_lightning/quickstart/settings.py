@@ -11,7 +11,7 @@ import yaml
 Config = dict[str, Any]
 
 AUTHORS = 80
-EPOCHS = {"retain": 60, "target": 8}
+EPOCHS = {"retain": 60, "target": 7}
 """Epochs of training: of the retain model from nothing, of the target from the retain model."""
 VOCABULARY = 2048
 SHAPE: dict[str, Any] = {
