@@ -20,6 +20,7 @@ _PUBLIC = {
     "MemorizationEvaluation": "dipo_lightning.benchmarks.user_data.callback",
     "MUSEEvaluation": "dipo_lightning.benchmarks.muse.callback",
     "RobustnessEvaluation": "dipo_lightning.benchmarks.robustness.callback",
+    "LMEvalEvaluation": "dipo_lightning.benchmarks.lm_eval.callback",
     "Measuring": "dipo_lightning.evaluation.rows",
     "Schedule": "dipo_lightning.evaluation.schedule",
     "StopAtThreshold": "dipo_lightning.callbacks.stopping",

@@ -29,7 +29,7 @@ FENCE = re.compile(
     r"^(?P<mark>[ ]*<!-- \w+ -->\n)?(?P<indent>[ ]*)```(?P<language>\w+)\n(?P<text>.*?)^(?P=indent)```", re.M | re.S
 )
 MARKS = {"gpu", "hub", "long"}
-OTHER_PROGRAMS = {"pip", "source", "tensorboard", "torchrun", "git"}
+OTHER_PROGRAMS = {"pip", "source", "tensorboard", "torchrun", "git", "hf"}
 CONFIG_KEYS = {"seed_everything", "trainer", "model", "data", "run", "ckpt_path"}
 STAND_IN = "model: {class_path: dipo_lightning.DiPOModule, init_args: {pretrained: model}}\n"
 

@@ -22,7 +22,19 @@ FLOORS = (
 )
 """From the ground up; packages on one floor don't know of each other."""
 
-HEAVY = {"transformers", "datasets", "matplotlib", "peft", "tensorboard", "nltk", "gguf", "accelerate"}
+HEAVY = {
+    "transformers",
+    "datasets",
+    "matplotlib",
+    "peft",
+    "tensorboard",
+    "nltk",
+    "gguf",
+    "accelerate",
+    "bitsandbytes",
+    "lm_eval",
+    "wandb",
+}
 """Imported where they are used, inside functions: mathematics needs none, and errors come at once."""
 
 MODULES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dipo_lightning.benchmarks.robustness.attack import Attack
 from dipo_lightning.benchmarks.robustness.prefixes import Prefixes
@@ -13,6 +13,7 @@ from dipo_lightning.benchmarks.robustness.quantization import Quantization
 from dipo_lightning.benchmarks.robustness.relearning import Relearning
 from dipo_lightning.benchmarks.robustness.sampling import Sampling
 from dipo_lightning.benchmarks.robustness.wordings import Wordings
+from dipo_lightning.data.prompts import PromptName
 from dipo_lightning.errors import InputError
 
 WORDINGS, PREFIXES, QUANTIZATION = Wordings(), Prefixes(), Quantization()
@@ -29,7 +30,7 @@ def attack(
     forget: str | None = None,
     kept: str | None = None,
     unrelated: str | None = None,
-    prompt: Literal["chat", "plain", "llama2", "text"] | None = None,
+    prompt: PromptName | None = None,
     output: str | None = None,
     attacks: tuple[str, ...] = ATTACKS,
     wordings: Wordings = WORDINGS,

@@ -7,10 +7,10 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from dipo_lightning.data.encoding import PromptStyle
-from dipo_lightning.data.prompts import prompt_style
+from dipo_lightning.data.prompts import PromptName, prompt_style
 from dipo_lightning.errors import InputError
 from dipo_lightning.safety.text import printable
 
@@ -24,7 +24,7 @@ HELP = "/new forgets the conversation, /quit (or end of input) ends."
 def chat(
     original: str,
     unlearned: str,
-    prompt: Literal["chat", "plain", "llama2", "text"] = "chat",
+    prompt: PromptName = "chat",
     max_new_tokens: int = 200,
     system_prompt: str | None = None,
 ) -> None:

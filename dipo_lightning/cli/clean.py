@@ -134,6 +134,7 @@ def outside(folder: Path) -> dict[str, str]:
         model = (config.get("model") or {}).get("init_args") or {}
         data = (config.get("data") or {}).get("init_args") or {}
         named = {"target model": model.get("pretrained"), "forget rows": data.get("forget"), "data": data.get("data")}
+        named["alternative answers"] = model.get("alternatives_file")
         cache = model.get("reference_cache")
         named["cache of the reference model"] = cache if cache and Path(cache).is_dir() else None
         found |= {name: str(path) for name, path in named.items() if path and not _is_inside(Path(path), folder)}

@@ -14,6 +14,9 @@ def export(
     adapters: Literal["merged", "separate"] = "merged",
     pretrained: str | None = None,
     trust_remote_code: bool = False,
+    push: str | None = None,
+    license: str | None = None,  # noqa: A002
+    public: bool = False,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder: safetensors, tokenizer, generation config, model card.
 
@@ -25,7 +28,12 @@ def export(
         adapters: For LoRA: ``merged`` into the weights, or ``separate`` (a peft folder).
         pretrained: Where the original model is now, if it was moved since.
         trust_remote_code: Allow the original model's own Python code to run; what the checkpoint says doesn't count.
+        push: A new model repository on the hub, ``OWNER/NAME``, that the folder is uploaded to, a private one. What is
+            no part of the model, and a text with a token or your home folder in it, is refused.
+        license: The licence that it is passed on under, such as ``llama3.2``; default is the original model's.
+        public: Let everybody see the repository.
     """
+    from dipo_lightning.cli import push as hub
     from dipo_lightning.models.checkpoint import read_checkpoint, restore
     from dipo_lightning.models.export import save_model
     from dipo_lightning.report.card import CardFacts, model_card
@@ -39,6 +47,7 @@ def export(
     found = read_checkpoint(checkpoint)
     if adapters == "separate" and found.settings.get("lora") is None:
         raise InputError(f"{found.path} holds no adapters; leave --adapters out.")
+    licence = hub.check_push(push, str(found.settings["pretrained"]), license) if push is not None else ""
     policy, tokenizer = restore(found, pretrained, trust_remote_code)
     run = found.path.resolve().parent.parent  # RUN/checkpoints/x.ckpt
     facts = CardFacts(
@@ -49,6 +58,10 @@ def export(
         run=run if (run / "evaluations").is_dir() else None,
         step=found.step,
         adapters=adapters == "separate",
+        licence=licence,
     )
     save_model(policy, folder, tokenizer, merge=adapters == "merged", card=model_card(facts))
     print(f"The model is in {folder}; what it is and what was measured is in {folder / 'README.md'}")
+    if push is not None:
+        address = hub.push(folder, push, public)
+        print(f"It is on the hub, {'for everybody' if public else 'private'}: {address}")

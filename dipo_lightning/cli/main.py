@@ -30,6 +30,7 @@ COMMANDS = {
     "chat": "dipo_lightning.cli.chat:chat",
     "plan": "dipo_lightning.cli.plan:plan",
     "attack": "dipo_lightning.cli.attack:attack",
+    "lm-eval": "dipo_lightning.cli.lm_eval:lm_eval",
     "clean": "dipo_lightning.cli.clean:clean",
 }
 """The commands that are no Trainer method, by name, as ``module:function``."""
@@ -52,6 +53,7 @@ SUMMARIES = {
     "report": "Write a run's results as one HTML page.",
     "export": "Write a checkpoint as a Hugging Face folder with a model card.",
     "attack": "Try to get forgotten knowledge back: other words, rounding, sampling, relearning.",
+    "lm-eval": "Measure a model on tasks of the lm-evaluation-harness: MMLU, WMDP and others.",
     "chat": "Talk to the original and the unlearned model side by side.",
     "clean": "Remove the copies of what was to be forgotten from a run.",
 }

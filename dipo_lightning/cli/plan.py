@@ -13,8 +13,10 @@ those of one block, W GPUs and c bytes per number of the computation (2 for bflo
     activations   what autograd saves in a forward of all rows of a micro-batch: measured on a model without memory
     loss          vocabulary-sized values of the loss
 
-and W = 1 for what is not split under ``strategy: ddp``. P and T are counted, activations are traced; the rest follows
-from the formulas. Not counted: fragmentation, the CUDA context and NCCL, for which ``planning.RESERVE`` is kept free.
+and W = 1 for what is not split under ``strategy: ddp``. With ``trainable: qlora`` the linear layers of the blocks take
+0.516 bytes a weight (NF4), embedding and projection c, and one layer at a time is unpacked. P and T are counted,
+activations are traced; the rest follows from the formulas. Not counted: fragmentation, the CUDA context and NCCL, for
+which `RESERVE` is kept free.
 
 Whether a run fits its GPUs, part by part; the formulas stand in `dipo_lightning.cli.plan`.
 """
@@ -28,6 +30,7 @@ import torch
 from torch import nn
 
 from dipo_lightning.errors import InputError
+from dipo_lightning.models.quantization import BYTES
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.2-1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64,
@@ -52,7 +55,7 @@ class Run:
     batch_size: int = 8
     length: int = 512
     answer_length: int = 64
-    trainable: Literal["full", "lora"] = "full"
+    trainable: Literal["full", "lora", "qlora"] = "full"
     lora_rank: int = 8
     reference: Literal["live", "hidden_states", "adapters_off", "directions", "none"] = "live"
     strategy: Literal["fsdp2", "ddp"] = "fsdp2"
@@ -72,6 +75,10 @@ class Run:
             raise InputError(f"answer_length is {self.answer_length}, more than the {self.length} tokens of a row.")
         if self.trainable == "full" and self.reference in ("adapters_off", "directions"):
             raise InputError(f"reference is {self.reference}, which needs trainable: lora here.")
+        if self.trainable == "qlora" and (self.strategy, self.compute_dtype) != ("ddp", "bfloat16"):
+            raise InputError("trainable is qlora, which needs strategy: ddp (or one GPU) and compute_dtype: bfloat16.")
+        if self.trainable == "qlora" and self.reference == "live":
+            raise InputError("trainable is qlora, whose reference is adapters_off, hidden_states, directions or none.")
 
     @property
     def bytes(self) -> int:
@@ -86,7 +93,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of parameters: all, outside the blocks, and of the largest block; trainable ones likewise."""
+    """Numbers of parameters: all, outside the blocks, and of the largest block; trainable ones likewise.
+
+    ``packed`` are those of the blocks' linear layers without the adapters, ``largest`` those of the largest of them.
+    """
 
     total: int
     root: int
@@ -97,6 +107,8 @@ class Counts:
     vocabulary: int
     width: int
     layers: int
+    packed: int = 0
+    largest: int = 0
 
 
 def configuration(pretrained: str) -> Any:
@@ -120,6 +132,12 @@ def count(config: Any, run: Run) -> Counts:
     inside = {id(parameter) for block in blocks for parameter in block.parameters()}
     root = [parameter for parameter in model.parameters() if id(parameter) not in inside]
     vocabulary, width = output_projection(model).shape
+    linear = [
+        module.weight.numel()
+        for block in blocks
+        for module in block.modules()
+        if type(module) is nn.Linear and not module.weight.requires_grad
+    ]
     return Counts(
         total=_size(list(model.parameters())),
         root=_size(root),
@@ -130,6 +148,8 @@ def count(config: Any, run: Run) -> Counts:
         vocabulary=vocabulary,
         width=width,
         layers=len(blocks),
+        packed=sum(linear),
+        largest=max(linear, default=0),
     )
 
 
@@ -150,8 +170,13 @@ def memory(counts: Counts, run: Run) -> dict[str, float]:
     else:  # autocast keeps its casts of the weights until the backward pass is over; DDP keeps buckets of gradients
         gathered = c * counts.total if c < 4 else 0
         reductions = 4 * counts.trainable if run.gpus > 1 else 0
+    weights = 4 * counts.total / shards
+    if run.trainable == "qlora":  # embedding and projection in bfloat16, the packed layers, adapters in float32
+        frozen = counts.total - counts.trainable - counts.packed
+        weights = BYTES * counts.packed + c * frozen + 4 * counts.trainable
+        gathered = c * counts.largest
     return {
-        "weights": 4 * counts.total / shards,
+        "weights": weights,
         "gradients": 4 * counts.trainable / shards,
         "optimizer": 8 * counts.trainable / shards,
         "reference": reference,
@@ -254,7 +279,7 @@ def empty_model(config: Any, run: Run, dtype: torch.dtype) -> nn.Module:
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        return add_lora(model, LoRA(rank=run.lora_rank)) if run.trainable == "lora" else model
+        return model if run.trainable == "full" else add_lora(model, LoRA(rank=run.lora_rank))
 
 
 def _size(parameters: list[nn.Parameter], trained: bool = False) -> int:
@@ -324,7 +349,7 @@ def plan(
     batch_size: int = 8,
     length: int = 512,
     answer_length: int = 64,
-    trainable: Literal["full", "lora"] = "full",
+    trainable: Literal["full", "lora", "qlora"] = "full",
     lora_rank: int = 8,
     reference: Literal["live", "hidden_states", "adapters_off", "directions", "none"] = "live",
     strategy: Literal["fsdp2", "ddp"] = "fsdp2",
@@ -343,7 +368,7 @@ def plan(
         batch_size: Forget rows of a micro-batch on one GPU, with as many retain rows.
         length: Tokens of the longest row, padding included.
         answer_length: Supervised tokens of a row.
-        trainable: All weights, or LoRA adapters on every linear module of the blocks.
+        trainable: All weights, LoRA adapters on every linear module of the blocks, or those over a base in 4 bits.
         lora_rank: Rank of the adapters.
         reference: As model.reference; none for methods without one.
         strategy: As trainer.strategy.
@@ -386,10 +411,16 @@ def cheapest_fit(pretrained: str, run: Run) -> tuple[dict[str, Any], Plan] | Non
     sizes = [size for size in (run.batch_size // 2, run.batch_size // 4, 1) if 0 < size < run.batch_size]
     steps += [{"batch_size": size} for size in dict.fromkeys(sizes)]
     steps += [{"trainable": "lora", "reference": "adapters_off"}] if run.trainable == "full" else []
-    steps += [{"gpus": run.gpus * more, "strategy": "fsdp2"} for more in (2, 4, 8, 16)]
+    packed = {"trainable": "qlora", "reference": "adapters_off", "strategy": "ddp", "compute_dtype": "bfloat16"}
+    more = [{"gpus": run.gpus * times, "strategy": "fsdp2"} for times in (2, 4, 8, 16)]
+    fewer, more = ([packed], more) if run.trainable != "qlora" else ([], [])
     together: dict[str, Any] = {}
-    tried = [*steps]
+    tried = [*steps, *fewer, *more]
     for step in steps:
+        together = together | step
+        tried.append(together)
+    tried += [together | step for step in fewer]
+    for step in more:
         together = together | step
         tried.append(together)
     for changes in tried:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.loader import ResumableLoader
 from dipo_lightning.data.pairs import EpochSampler, Example, FirstRowsSampler
-from dipo_lightning.data.prompts import prompt_style
+from dipo_lightning.data.prompts import PromptName, prompt_style
 from dipo_lightning.data.rows import Rows
 from dipo_lightning.data.tokenization import LazyRows, pieces, tokenize_rows
 from dipo_lightning.errors import InputError, refuse_unknown
@@ -36,7 +36,8 @@ class TokenizedDataModule(pl.LightningDataModule):
 
     Args:
         tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; None takes the model's own.
-        prompt: Prompt style: ``chat`` (the model's chat template), ``plain``, ``llama2`` or ``text``.
+        prompt: Prompt style: ``chat`` (the model's chat template), ``open_unlearning`` (the same with its system
+            prompt and date), ``plain``, ``llama2`` or ``text``.
         prompt_options: Options of the style: ``system_prompt``, ``date``, ``chat_template`` (text, file or name) and
             ``template_options`` for ``chat``; ``space`` (``prompt`` or ``answer``) for ``plain``; ``end`` for ``text``.
         max_length: Longest row in tokens; what is cut off is counted and reported.
@@ -59,7 +60,7 @@ class TokenizedDataModule(pl.LightningDataModule):
     def __init__(
         self,
         tokenizer: str | None = None,
-        prompt: Literal["chat", "plain", "llama2", "text"] = "chat",
+        prompt: PromptName = "chat",
         prompt_options: dict[str, Any] | None = None,
         max_length: int = 512,
         batch_size: int = 8,

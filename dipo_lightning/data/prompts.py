@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dipo_lightning.data.chat import ChatStyle
 from dipo_lightning.data.encoding import PromptStyle, checked, continuation, end_of_sequence, suggestion
@@ -11,6 +11,13 @@ from dipo_lightning.models.token_batch import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+PromptName = Literal["chat", "plain", "llama2", "text", "open_unlearning"]
+"""Names of the prompt styles."""
+
+OPEN_UNLEARNING = {"system_prompt": "You are a helpful assistant.", "date": "10 Apr 2025"}
+"""Options of ``chat`` with which open-unlearning writes prompts for chat models, under the name ``open_unlearning``."""
 
 
 class PlainStyle(PromptStyle):
@@ -102,7 +109,8 @@ def prompt_style(name: str, tokenizer: PreTrainedTokenizerBase, **options: Any) 
     """Return the prompt style of that name.
 
     Args:
-        name: ``plain``, ``llama2``, ``chat`` or ``text``.
+        name: ``plain``, ``llama2``, ``chat``, ``text``, or ``open_unlearning``: ``chat`` with `OPEN_UNLEARNING`'s
+            options.
         tokenizer: The model's tokenizer.
         options: The style's own options: ``space`` (plain), ``end`` (text), or ``system_prompt``, ``date``,
             ``chat_template`` and ``template_options`` (chat).
@@ -110,9 +118,11 @@ def prompt_style(name: str, tokenizer: PreTrainedTokenizerBase, **options: Any) 
     Raises:
         InputError: No style or option has that name, or the tokenizer cannot serve the style.
     """
+    if name == "open_unlearning":
+        name, options = ChatStyle.name, OPEN_UNLEARNING | options
     styles = {style.name: style for style in (PlainStyle, Llama2Style, ChatStyle, TextStyle)}
     if name not in styles:
-        raise InputError(f"There is no prompt style {name!r}{suggestion(name, list(styles))}.")
+        raise InputError(f"There is no prompt style {name!r}{suggestion(name, [*styles, 'open_unlearning'])}.")
     known = list(styles[name].__init__.__annotations__)
     known = [option for option in known if option not in ("tokenizer", "return")]
     for option in options:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -20,7 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torchmetrics import Metric, MetricCollection
 
 from dipo_lightning.data.encoding import PromptStyle
-from dipo_lightning.data.prompts import prompt_style
+from dipo_lightning.data.prompts import PromptName, prompt_style
 from dipo_lightning.errors import InputError, refuse_unknown
 from dipo_lightning.evaluation.aggregates import (
     Meanings,
@@ -225,9 +225,7 @@ class Evaluation(Scheduled):
             )
         return tokenizer
 
-    def style_of(
-        self, trainer: pl.Trainer, chosen: Literal["chat", "plain", "llama2", "text"] | None = None
-    ) -> PromptStyle:
+    def style_of(self, trainer: pl.Trainer, chosen: PromptName | None = None) -> PromptStyle:
         """Return the prompt style that is chosen, or the data module's.
 
         Raises:

@@ -124,7 +124,7 @@ class AltPOModule(DPOModule):
             )
 
     def alternatives(self, data: UnlearningDataModule, path: Path) -> list[list[str]]:
-        """Return the alternatives of each training row: its own, the file's, and new ones, which the file is given."""
+        """Return the alternatives of each training row: its own, the file's, or new ones, which the file is given."""
         rows, known = data.trained_rows, path.exists()
         lines = own_alternatives(rows)
         if known:
@@ -141,7 +141,8 @@ class AltPOModule(DPOModule):
         for place, new in zip(lacking, made, strict=True):
             lines[place] = new
         if self.trainer.is_global_zero:
-            write_text(path, written_alternatives(rows, lines))
+            before = path.read_text(encoding="utf-8").rstrip() + "\n" if known else ""  # all of it stays
+            write_text(path, before + written_alternatives([rows[place] for place in lacking], made))
         few = sum(len(own) < self.per_row for own in made)
         rank_zero_info(f"alternatives: kept in {path}, to be read and edited; {few} rows have fewer than asked for")
         return lines
@@ -151,13 +152,19 @@ class AltPOModule(DPOModule):
         lines: list[list[str]] = [[] for _ in rows]
         prompts = [data.style.prompt(request(self.instruction, row)) for row in rows]
         limit, longest = position_limit(model), max(map(len, prompts))
+        room = self.max_new_tokens if limit is None else min(self.max_new_tokens, limit - longest)
+        if room < 1:
+            raise InputError(
+                f"A request for an alternative has {longest} tokens, but the model has positions for {limit} only: set "
+                "a shorter model.instruction, or leave the longest rows out."
+            )
         for attempt in range(ROUNDS):
             lacking = [place for place, own in enumerate(lines) if len(own) < self.per_row]
             said = sample(
                 model,
                 [prompts[place] for place in lacking],
                 samples=self.per_row,
-                max_new_tokens=self.max_new_tokens if limit is None else min(self.max_new_tokens, limit - longest),
+                max_new_tokens=room,
                 stop_ids=data.style.stop_ids,
                 seeds=[hash_seed(data.seed * ROUNDS + attempt, place) for place in lacking],
                 temperature=self.temperature,

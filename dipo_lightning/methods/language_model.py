@@ -30,6 +30,7 @@ from dipo_lightning.models.head import output_projection
 from dipo_lightning.models.inspection import check_rows
 from dipo_lightning.models.loading import load_policy
 from dipo_lightning.models.lora import LoRA, add_lora
+from dipo_lightning.models.quantization import NF4, check_quantized, quantize_base
 from dipo_lightning.models.sharding import check_strategy, checkpoint_activations, is_sharded, shard, transformer_blocks
 from dipo_lightning.safety.redaction import without_home, without_secrets
 
@@ -44,8 +45,8 @@ class LanguageModelModule(pl.LightningModule):
         optimizer: Optimiser class and its arguments; gets the trainable parameters.
         schedule: Learning rate over the run after the warm-up: ``constant``, ``linear`` (to 0) or ``cosine`` (to 0).
         warmup_steps: Optimiser steps over which the learning rate rises from 0.
-        lora: LoRA adapters (``lora.rank``, ``lora.alpha``, ``lora.dropout``, ``lora.targets``); None trains all
-            weights.
+        lora: LoRA adapters (``lora.rank``, ``lora.alpha``, ``lora.dropout``, ``lora.targets``, and ``lora.base: nf4``
+            for a base in 4 bits); None trains all weights.
         dropout: ``off``, or ``keep`` what the model's own configuration says (0.1 in GPT-2, OPT and Phi-2); the policy
             then differs from the reference before the first step.
         activation_checkpointing: Recompute activations in the backward pass instead of storing them.
@@ -102,6 +103,8 @@ class LanguageModelModule(pl.LightningModule):
         """Refuse combinations that cannot be right, before the model is loaded."""
         strategy, precision = self.trainer.strategy, str(self.trainer.precision)
         check_strategy(strategy)
+        if self.lora is not None and self.lora.base == NF4:
+            check_quantized(self.trainer, self)
         if any(isinstance(callback, StochasticWeightAveraging) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
             raise InputError(
                 "StochasticWeightAveraging copies the module before its model is loaded, so it would average nothing. "
@@ -170,6 +173,8 @@ class LanguageModelModule(pl.LightningModule):
         """Add adapters, then checkpointing, then compilation, then sharding: the order in which they compose."""
         if lora is not None:
             model = add_lora(model, lora)
+            if lora.base == NF4:
+                model = quantize_base(model, self.trainer.strategy.root_device)
         self.freeze_untrained(model)
         if trainable and self.activation_checkpointing:
             checkpoint_activations(model)

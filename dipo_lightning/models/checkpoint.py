@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.loading import load_policy, load_tokenizer
 from dipo_lightning.models.lora import LoRA, add_lora
+from dipo_lightning.models.quantization import NF4, quantize_base
 from dipo_lightning.safety.shard_files import CONTENTS, SafeReader, check_shards
 
 if TYPE_CHECKING:
@@ -104,7 +105,10 @@ def restore(
             f"The checkpoint continues from {source}: {error} If it was moved, give --pretrained."
         ) from error
     if settings.get("lora") is not None:
-        policy = add_lora(policy, LoRA(**settings["lora"]))
+        lora = LoRA(**settings["lora"])
+        policy = add_lora(policy, lora)
+        if lora.base == NF4:
+            policy = quantize_base(policy, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         policy.load_state_dict(checkpoint.weights)
     except RuntimeError as error:

@@ -15,6 +15,7 @@ from torch import nn
 from dipo_lightning.errors import RunError
 from dipo_lightning.models.head import causal_lm
 from dipo_lightning.models.loading import without_bars
+from dipo_lightning.models.quantization import dense_copy, is_quantized
 from dipo_lightning.models.sharding import full_state_dict, is_sharded
 from dipo_lightning.safety.redaction import without_home
 
@@ -102,7 +103,8 @@ def merged_copy(policy: Any, state: dict | None = None) -> Any:
         state: Its gathered state dict where it is sharded.
     """
     if state is None:
-        return copy.deepcopy(policy).to("cpu").merge_and_unload()
+        dense: Any = dense_copy(policy) if is_quantized(policy) else copy.deepcopy(policy).to("cpu")
+        return dense.merge_and_unload()
     from peft import get_peft_model
 
     inner = causal_lm(policy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -26,12 +26,15 @@ class LoRA:
         dropout: Probability with which an adapter's inputs are dropped in training.
         targets: Names of the linear modules that get one, such as ``[q_proj, v_proj]``; ``all-linear`` is all of them
             but the output projection.
+        base: What the frozen weights are kept in: ``float32``, or ``nf4``, 4 bits through bitsandbytes (QLoRA), on one
+            GPU or with DDP.
     """
 
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
     targets: str | list[str] = ALL_LINEAR
+    base: Literal["float32", "nf4"] = "float32"
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -41,6 +44,8 @@ class LoRA:
             raise InputError(f"The LoRA dropout is {self.dropout}; it must be at least 0 and below 1.")
         if not self.targets:
             raise InputError(f"The LoRA targets are empty; name modules, or write {ALL_LINEAR}.")
+        if self.base not in ("float32", "nf4"):
+            raise InputError(f"The LoRA base is {self.base!r}; it is float32 or nf4.")
 
 
 def add_lora(model: nn.Module, lora: LoRA) -> PeftModel:

@@ -40,6 +40,7 @@ class CardFacts:
         run: The run's log folder, whose evaluations and configuration are read; None for no run.
         step: Optimiser step of the weights; results of a later one aren't theirs.
         adapters: Whether the folder holds LoRA adapters only.
+        licence: Identifier of the licence that it is passed on under, for a model that goes to the hub.
     """
 
     name: str
@@ -50,6 +51,7 @@ class CardFacts:
     run: Path | None = None
     step: int | None = None
     adapters: bool = False
+    licence: str = ""
 
 
 def model_card(facts: CardFacts) -> str:
@@ -90,6 +92,8 @@ def _header(facts: CardFacts) -> str:
     head: dict[str, Any] = {"library_name": "peft" if facts.adapters else "transformers"}
     if _is_hub_name(facts.base):
         head["base_model"] = facts.base
+    if facts.licence:
+        head["license"] = facts.licence
     head |= {"pipeline_tag": "text-generation", "tags": tags}
     return "---\n" + yaml.safe_dump(head, sort_keys=False) + "---"
 

@@ -27,7 +27,8 @@ def run(tmp_path):
     (folder / "model/config.json").write_text("{}")
     (folder / "model/model.safetensors").write_text("forgotten")
     (folder / "config.yaml").write_text(
-        f"model: {{init_args: {{pretrained: {outside}}}}}\ndata: {{init_args: {{forget: {outside}/forget.jsonl}}}}\n"
+        f"model: {{init_args: {{pretrained: {outside}, alternatives_file: {outside}/a.jsonl}}}}\n"
+        f"data: {{init_args: {{forget: {outside}/forget.jsonl}}}}\n"
     )
     (folder / "linked").symlink_to(outside)
     return folder
@@ -46,6 +47,7 @@ def test_without_yes_nothing_is_removed(run, capsys):
     out = capsys.readouterr().out
     assert "add --yes" in out
     assert "forget.jsonl (forget rows)" in out
+    assert "a.jsonl (alternative answers)" in out
     assert "outside (target model)" in out
 
 

@@ -8,12 +8,13 @@ import pytest
 import yaml
 
 from dipo_lightning import DiPOModule
-from dipo_lightning.comparison.configs import accepted_options, read_base, run_config
-from dipo_lightning.comparison.plan import Method
+from dipo_lightning.comparison.configs import accepted_options, import_class, read_base, run_config
+from dipo_lightning.comparison.plan import Method, read_comparison
 from dipo_lightning.errors import InputError
 from tests.helpers.acted import write_base
 
 OWN = f"{__name__}.Own"
+SHIPPED = sorted((Path(__file__).resolve().parents[2] / "configs" / "compare").glob("*.yaml"))
 
 
 class Own(DiPOModule):
@@ -137,6 +138,14 @@ def test_a_base_that_is_none_is_said(tmp_path: Path, content: str | None, messag
         path.write_text(content)
     with pytest.raises(InputError, match=message):
         read_base(str(path), 0)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_setting_of_a_shipped_comparison_is_an_option_of_its_class(base: dict[str, Any], path: Path) -> None:
+    for method in read_comparison(path).methods:
+        for settings in method.candidates():
+            model = run_config(base, method, settings, 0, False)["model"]
+            assert set(model["init_args"]) <= accepted_options(import_class(model["class_path"])), method.name
 
 
 @pytest.mark.parametrize("class_path", ["no_such_package.Method", "dipo_lightning.NoSuchModule", "os.path.join"])

@@ -32,7 +32,8 @@ class MUSEEvaluation(Evaluation):
     Args:
         data: ``muse-bench/MUSE-News`` or ``muse-bench/MUSE-Books`` on the hub, or a folder in their schema; None takes
             the MUSEDataModule's. Any other data module needs it.
-        retain_log: This package's evaluation log of the retain model.
+        retain_log: Evaluation log of the retain model, this package's or open-unlearning's ``MUSE_EVAL.json``;
+            ``open-unlearning/eval`` takes it from that data set on the hub.
         baseline: Instead of it, the retain model's AUC: a number (0.5 says that its two samples look alike),
             ``news`` or ``books`` (the published ones), or ``none`` to measure no PrivLeak (for the retain model
             itself).
@@ -127,7 +128,9 @@ class MUSEEvaluation(Evaluation):
         self.retain, self.auc_retrain = None, None
         self.no_retain = "baseline is none" if self.baseline == WITHOUT else ""
         if self.retain_log is not None:
-            self.retain = read_log(self.retain_log)
+            name = self.corpus.rpartition("-")[2]
+            known = name in ("News", "Books")
+            self.retain = read_log(self.retain_log, f"muse_Llama-2-7b-hf_{name}_retrain/MUSE_EVAL.json" * known)
         elif isinstance(self.baseline, str) and self.baseline != WITHOUT:
             self.auc_retrain = PUBLISHED_RETRAIN_AUC[self.baseline]
         elif self.baseline is None and is_published(self.corpus):

@@ -90,6 +90,11 @@ class RobustnessEvaluation(Evaluation):
                 "RobustnessEvaluation cannot round weights that are sharded over processes (strategy: fsdp2): write "
                 "attacks: [wordings, prefixes], and round the exported model with `dipo-lightning attack`."
             )
+        if rounding and getattr(getattr(pl_module, "lora", None), "base", "float32") != "float32":
+            raise InputError(
+                "RobustnessEvaluation cannot round weights that are kept in 4 bits (model.lora.base: nf4): write "
+                "attacks: [wordings, prefixes], and round the exported model with `dipo-lightning attack`."
+            )
 
     @property
     def settings(self) -> dict[str, Any]:

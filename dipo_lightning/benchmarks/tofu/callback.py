@@ -8,7 +8,9 @@ import torch
 
 from dipo_lightning.benchmarks.tofu.data import HUB_NAME, TOFUData, load_tofu
 from dipo_lightning.benchmarks.tofu.metrics import TOFU
+from dipo_lightning.benchmarks.tofu.open_unlearning_log import retain_log_name
 from dipo_lightning.data.encoding import PromptStyle
+from dipo_lightning.data.prompts import PromptName
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Evaluation
 from dipo_lightning.evaluation.gradients import gradient_norms, without_end
@@ -29,11 +31,12 @@ class TOFUEvaluation(Evaluation):
             module's.
         data: ``locuslab/TOFU`` on the hub, or a folder of JSON-lines files in its schema; None takes the data module's.
         retain_log: Evaluation log of the model that never saw the forget set: this package's, open-unlearning's
-            ``TOFU_EVAL.json`` or TOFU's ``eval_log_aggregated.json``.
+            ``TOFU_EVAL.json`` or TOFU's ``eval_log_aggregated.json``. ``open-unlearning/eval`` takes the log of the
+            retain model that belongs to open-unlearning's target from that data set on the hub.
         truth_ratio: Variant of the truth ratio: ``geometric`` (the published tables), ``arithmetic`` (the paper's
             text) or ``open_unlearning``.
         max_rows: Only the first so many rows of each set; None for all. Forget quality needs the retain log's rows.
-        prompt_style: ``chat``, ``plain``, ``llama2`` or ``text``; None takes the data module's.
+        prompt_style: ``chat``, ``open_unlearning``, ``plain``, ``llama2`` or ``text``; None takes the data module's.
         membership: Whether to score the data's holdout rows, where it has any, for membership inference.
         gradnorm: Measure the gradient of every forget and holdout row too, for the GradNorm attack: a backward pass for
             each row, and the memory of a training step of one row without its optimiser.
@@ -50,7 +53,7 @@ class TOFUEvaluation(Evaluation):
         retain_log: str | None = None,
         truth_ratio: Literal["geometric", "arithmetic", "open_unlearning"] = "geometric",
         max_rows: int | None = None,
-        prompt_style: Literal["chat", "plain", "llama2", "text"] | None = None,
+        prompt_style: PromptName | None = None,
         membership: bool = True,
         gradnorm: bool = False,
         **options: Any,
@@ -85,7 +88,8 @@ class TOFUEvaluation(Evaluation):
         if self.retain_log is not None and self.is_trial(trainer):
             self.no_retain = f"fast_dev_run measures only {FAST_DEV_ROWS} rows of each set"
         elif self.retain_log is not None:
-            self.retain = read_log(self.retain_log)
+            usual = retain_log_name(str(getattr(pl_module, "pretrained", "")), read.split)
+            self.retain = read_log(self.retain_log, usual)
             planned: dict[str, list[Row]] = {
                 name: [{"index": row["index"], "question": row["question"]} for row in rows]
                 for name, rows in self._sets().items()

@@ -5,6 +5,7 @@ The `score` of its truth ratios is R = wrong / correct with 1e-10 in the denomin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,21 @@ _KNOWN = {
     *(*_SCORES, *ATTACKS),
 }
 NAMES = {*_KNOWN, "forget_quality", "model_utility", "privleak"}
+
+
+def retain_log_name(pretrained: str, split: str) -> str:
+    """Return the log of the retain model in open-unlearning's data set of logs.
+
+    Args:
+        pretrained: The target, ``open-unlearning/tofu_Llama-3.2-1B-Instruct_full`` or a folder of that name.
+        split: The forget split, ``forget10``.
+
+    Returns:
+        ``tofu_Llama-3.2-1B-Instruct_retain90/TOFU_EVAL.json``; empty where the names follow another rule.
+    """
+    model = re.fullmatch(r"(tofu_.+)_full", Path(pretrained).name)
+    share = re.fullmatch(r"forget(\d\d)", split)
+    return f"{model[1]}_retain{100 - int(share[1])}/TOFU_EVAL.json" if model and share else ""
 
 
 def is_open_unlearning_log(content: Mapping[str, Any]) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.benchmark import Benchmark, find_benchmark
 from dipo_lightning.evaluation.rows import EvaluationLog, Row, with_skipped
@@ -41,6 +43,21 @@ def check_comparable(log: EvaluationLog, reference: EvaluationLog, benchmark: Be
     for name in benchmark.compared_sets:
         if whole.get(name) and other_whole.get(name):
             _check_rows(f"{pair}: set {name!r}", whole[name], other_whole[name], contained)
+    for one, against in ((log, reference), (reference, log)):
+        if one.format in whole_prompts and against.format not in whole_prompts and _is_llama3(one):
+            rank_zero_warn(
+                f"{one.path or 'A log'} is open-unlearning's of a Llama-3 model. It was made with the end-of-turn "
+                "token as the pad token, which masks the ends of the turns in every prompt, so its numbers are those "
+                "of another forward: forget quality and PrivLeak against it say less. Measure the retain model here "
+                "for an exact comparison.",
+                category=UserWarning,
+            )
+
+
+def _is_llama3(log: EvaluationLog) -> bool:
+    """Tell by the headers of the turns, which a decoded prompt keeps as words."""
+    questions = [row.get("question") or "" for rows in log.sets.values() for row in rows]
+    return any(re.search(r"user\n\n.*assistant\n\n", question, re.DOTALL) for question in questions)
 
 
 def _same_setting(mine: str, other: str) -> bool:

@@ -11,14 +11,19 @@ from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.benchmark import find_benchmark, installed_benchmarks
 from dipo_lightning.evaluation.logs.native import read_native_log
 from dipo_lightning.evaluation.rows import EvaluationLog
+from dipo_lightning.safety.network import bounded_hub
+
+HUB_LOGS = "open-unlearning/eval"
+"""Data set on the hub that holds open-unlearning's logs, a folder for each model."""
 
 
-def read_log(path: str | Path) -> EvaluationLog:
+def read_log(path: str | Path, usual: str = "") -> EvaluationLog:
     """Read a log, whichever of the known formats it has.
 
     Args:
-        path: This package's own JSON log, one of another package that a benchmark knows, or the folder of a run, whose
-            last evaluation is read.
+        path: This package's own JSON log, one of another package that a benchmark knows, the folder of a run, whose
+            last evaluation is read, or a log in `HUB_LOGS`: ``open-unlearning/eval/FOLDER/FILE``.
+        usual: The file in `HUB_LOGS` that is meant where ``path`` names the data set alone.
 
     Returns:
         Its rows and what is known about them.
@@ -27,6 +32,8 @@ def read_log(path: str | Path) -> EvaluationLog:
         InputError: There is no such file, it is not JSON or cut off, its format is unknown, or it lacks something.
     """
     path = Path(path)
+    if not path.exists() and (path.as_posix() + "/").startswith(f"{HUB_LOGS}/"):
+        path = _from_hub(path.as_posix().removeprefix(HUB_LOGS).strip("/") or usual)
     if path.is_dir():
         path = last_evaluation(path)
     content = _load(path)
@@ -51,6 +58,29 @@ def read_log(path: str | Path) -> EvaluationLog:
         f"{path}: unknown format (its keys: {keys}). Known are logs of this package and "
         f"{', '.join(one.file for benchmark in known for one in benchmark.foreign_formats)}."
     )
+
+
+def _from_hub(file: str) -> Path:
+    """Fetch a log of `HUB_LOGS`, or take the copy that was fetched before.
+
+    Raises:
+        InputError: No file is named, there is none of that name, or the hub cannot be reached.
+    """
+    from huggingface_hub import hf_hub_download
+
+    if not file:
+        raise InputError(
+            f"{HUB_LOGS} holds the logs of many models, and nothing here says which is meant; name it: "
+            f"{HUB_LOGS}/tofu_Llama-3.2-1B-Instruct_retain90/TOFU_EVAL.json."
+        )
+    try:
+        with bounded_hub():
+            return Path(hf_hub_download(HUB_LOGS, file, repo_type="dataset"))
+    except (OSError, ValueError) as error:  # no network, no such file; a name that can't be one
+        raise InputError(
+            f"The hub did not give {file} of the data set {HUB_LOGS}: {str(error).splitlines()[0]} Check the name and "
+            "the network, or give a file."
+        ) from error
 
 
 def last_evaluation(folder: Path) -> Path:

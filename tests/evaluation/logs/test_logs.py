@@ -53,6 +53,7 @@ def test_what_open_unlearning_stored_is_reproduced():
     assert found["privleak"] is not None
 
 
+@pytest.mark.filterwarnings("ignore:.*as the pad token:UserWarning")  # the logs are of a Llama-3 model
 @pytest.mark.parametrize(
     ("log", "reference"), [("ou", "native"), ("native", "ou"), ("authors", "ou"), ("ou", "authors")]
 )

@@ -1,0 +1,77 @@
+"""Evaluation of the policy on the lm-evaluation-harness's tasks while it unlearns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from dipo_lightning.benchmarks.lm_eval.harness import Options, load_tasks, measure_tasks, settings_of
+from dipo_lightning.benchmarks.lm_eval.metrics import LMEval
+from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Evaluation
+from dipo_lightning.evaluation.rows import EvaluatedRows, check_numbers
+from dipo_lightning.evaluation.schedule import Schedule
+
+
+class LMEvalEvaluation(Evaluation):
+    """Tasks of EleutherAI's lm-evaluation-harness on the policy in memory: MMLU, WMDP and all others.
+
+    Logs ``lm_eval/{task}_{metric}``, such as ``lm_eval/wmdp_bio_acc``; of a group that aggregates (``mmlu``) its own
+    number, and of other groups those of their tasks. Needs ``pip install 'dipo-lightning[lm-eval]'``.
+
+    On several processes each runs every task, so that a policy that is sharded (FSDP2) is measured too: the numbers are
+    those of one process, and it takes as long as one.
+
+    Args:
+        tasks: Names of tasks, groups or tags of the harness.
+        num_fewshot: Examples before each question; None takes each task's own number.
+        limit: Most documents of a task; None for all.
+        batch_size: Documents of a forward.
+        chat_template: Write prompts with the tokenizer's chat template.
+        include_path: A folder with tasks of your own (YAML).
+        schedule: When; by default before the first step and after the last.
+        **options: Those of `Evaluation`.
+    """
+
+    benchmark = LMEval()
+
+    def __init__(
+        self,
+        tasks: list[str],
+        num_fewshot: int | None = None,
+        limit: int | None = None,
+        batch_size: int = 8,
+        chat_template: bool = False,
+        include_path: str | None = None,
+        schedule: Schedule | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(schedule=schedule or Schedule(every_n_epochs=None), **options)
+        check_numbers(self, {"limit": limit, "batch_size": batch_size})
+        check_numbers(self, {"num_fewshot": num_fewshot}, least=0)
+        self.tasks = list(tasks)
+        self.harness = Options(num_fewshot, limit, batch_size, chat_template, include_path)
+        self.loaded: Mapping[str, Any] = {}
+        self._settings: dict[str, Any] = {}
+
+    def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Load the tasks and their data."""
+        if self.is_trial(trainer):
+            self.harness = replace(self.harness, limit=FAST_DEV_ROWS)
+        self.tokenizer_of(trainer)
+        self.loaded = load_tasks(self.tasks, self.harness)
+        self._settings = settings_of(self.tasks, self.loaded, self.harness)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that changes a number, as plain values."""
+        return self._settings
+
+    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> EvaluatedRows:
+        """Run every task on the policy."""
+        policy: torch.nn.Module = pl_module.policy  # type: ignore[assignment]
+        tokenizer = self.tokenizer_of(trainer)
+        return EvaluatedRows(measure_tasks(policy, tokenizer, pl_module.device, self.loaded, self.harness))  # type: ignore[arg-type]

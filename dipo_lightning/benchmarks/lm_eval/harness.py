@@ -1,0 +1,243 @@
+"""The lm-evaluation-harness on a model in memory: its tasks, its `HFLM`, and its documents as evaluated rows."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib.util
+import io
+import logging
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dipo_lightning.benchmarks.lm_eval.metrics import MEAN, MEAN_OF_TASKS
+from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.evaluation.provenance import plain
+from dipo_lightning.models.head import causal_lm
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NO_FILTER = "none"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the harness.
+
+    Attributes:
+        num_fewshot: Examples before each question; None takes each task's own number.
+        limit: Most documents of a task; None for all.
+        batch_size: Documents of a forward.
+        chat_template: Write prompts with the tokenizer's chat template.
+        include_path: A folder with tasks of your own (YAML).
+    """
+
+    num_fewshot: int | None = None
+    limit: int | None = None
+    batch_size: int = 8
+    chat_template: bool = False
+    include_path: str | None = None
+
+
+class Model:
+    """A policy as `HFLM` takes it: called and generated with, but neither retied, moved, nor switched to another mode.
+
+    Args:
+        policy: A ``transformers`` causal LM, or a peft model around one, sharded or not.
+        device: Where its inputs go.
+    """
+
+    def __init__(self, policy: nn.Module, device: torch.device) -> None:
+        self.policy, self.device, self.config = policy, device, causal_lm(policy).config
+
+    def __call__(self, input_ids: torch.Tensor) -> Any:
+        """Return the output with logits of shape (batch, length, vocabulary)."""
+        return self.policy(input_ids=input_ids)
+
+    def generate(self, **options: Any) -> Any:
+        """Generate by the policy's own method."""
+        return self.policy.generate(**options)  # type: ignore[operator]
+
+
+def load_tasks(names: Sequence[str], options: Options) -> dict[str, Any]:
+    """Load tasks and their data sets, before any model is loaded.
+
+    Returns:
+        The harness's own mapping: ``tasks`` and ``groups`` by name.
+
+    Raises:
+        InputError: The harness is not installed, a task is unknown or runs code that a model wrote, or its data cannot
+            be had.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise InputError("The tasks need the lm-evaluation-harness: pip install 'dipo-lightning[lm-eval]'")
+    if not names:
+        raise InputError("No task is named; give some, such as tasks: [mmlu, wmdp_bio].")
+    with quiet():
+        from lm_eval.tasks import TaskManager
+
+        manager = TaskManager(include_path=options.include_path)
+        for name in names:
+            if name not in manager.all_tasks:
+                near = difflib.get_close_matches(name, manager.all_tasks, n=3)
+                hint = f" Did you mean {', '.join(near)}?" if near else ""
+                raise InputError(f"The lm-evaluation-harness has no task {name!r}.{hint}")
+        try:
+            loaded: dict[str, Any] = manager.load(list(names))
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise InputError(f"The tasks {', '.join(names)} could not be loaded: {error}") from error
+    for name, task in loaded["tasks"].items():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise InputError(f"The task {name} runs code that the model writes; it is not run here.")
+        if options.num_fewshot is not None and task.get_config("num_fewshot") != 0:  # a task that says 0 means it
+            task.set_config(key="num_fewshot", value=options.num_fewshot)
+        elif task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=1234)  # the harness's own
+    return loaded
+
+
+def settings_of(names: Sequence[str], loaded: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    """Return everything that changes a number, and what the numbers are, as plain values."""
+    return {
+        "asked": list(names),
+        "harness": version("lm_eval"),
+        "versions": {name: str(task.VERSION) for name, task in loaded["tasks"].items()},
+        "num_fewshot": {name: task.get_config("num_fewshot") for name, task in loaded["tasks"].items()},
+        "limit": options.limit,
+        "chat_template": options.chat_template,
+        "numbers": numbers_of(names, loaded),
+    }
+
+
+def numbers_of(names: Sequence[str], loaded: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the options of each `HarnessNumber` by its name: of groups that aggregate, and of all other tasks."""
+    from lm_eval.api.registry import AGGREGATION_REGISTRY
+
+    found: dict[str, dict[str, Any]] = {}
+
+    def add(owner: str, tasks: Sequence[str], metric: str, filters: Sequence[str], aggregation: str) -> None:
+        for one in filters:
+            field = _field(metric, one)
+            higher = loaded["tasks"][tasks[0]].higher_is_better().get(metric)
+            found[re.sub(r"\W", "_", f"{owner}_{field}")] = {
+                "tasks": list(tasks),
+                "field": field,
+                "aggregation": aggregation,
+                "higher_is_better": higher,
+                "label": f"{owner}: {field}",
+            }
+
+    inside: set[str] = set()
+    for name in names:
+        group = loaded["groups"].get(name)
+        if group is None or not group.has_aggregation:
+            continue
+        members = [task.task_name for task in group.get_all_tasks()]
+        inside.update(members)
+        for one in group.aggregate_metric_list:
+            tasks = [task for task in members if one.metric in loaded["tasks"][task].aggregation()]
+            if tasks:
+                filters = one.filter_list or _filters(loaded["tasks"][tasks[0]])
+                add(name, tasks, one.metric, filters, MEAN if one.weight_by_size else MEAN_OF_TASKS)
+    known = {id(function): name for name, function in AGGREGATION_REGISTRY.items()}
+    for name, task in loaded["tasks"].items():
+        if name not in inside:
+            for metric, function in task.aggregation().items():
+                kind = function if isinstance(function, str) else known.get(id(function), "a function of its own")
+                add(name, [name], metric, _filters(task), kind)
+    return found
+
+
+def measure_tasks(
+    policy: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    loaded: Mapping[str, Any],
+    options: Options,
+) -> dict[str, list[dict[str, Any]]]:
+    """Run the tasks; every process runs all of them, so that a sharded policy is called alike on each.
+
+    Args:
+        policy: The model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        device: Where it is.
+        loaded: From `load_tasks`.
+        options: Of the harness.
+
+    Returns:
+        The documents of each task in their order: ``index``, ``prompt``, ``answer``, ``generation`` where there is
+        one, and the harness's numbers.
+
+    Raises:
+        RunError: The harness fails on a task.
+    """
+    with quiet():
+        from lm_eval.evaluator import evaluate
+        from lm_eval.models.huggingface import HFLM
+
+        model: Any = Model(policy, device)
+        harness = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=options.batch_size)
+        try:
+            results = evaluate(
+                lm=harness,
+                task_dict=dict(loaded),
+                limit=options.limit,
+                bootstrap_iters=0,
+                log_samples=True,
+                apply_chat_template=options.chat_template,
+            )
+        except (ValueError, KeyError, AssertionError, NotImplementedError) as error:
+            raise RunError(f"The lm-evaluation-harness failed: {type(error).__name__}: {error}") from error
+    return {name: rows_of(results["samples"][name]) for name in loaded["tasks"]}
+
+
+def rows_of(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a task's documents as rows: one for each, with the numbers of all filters."""
+    rows: dict[int, dict[str, Any]] = {}
+    for sample in samples:
+        row = rows.setdefault(int(sample["doc_id"]), {"index": int(sample["doc_id"])})
+        prompt, *rest = sample["arguments"][0]
+        row |= {"prompt": str(prompt), "answer": str(sample["target"])}
+        said = sample["filtered_resps"][0]
+        if rest and isinstance(rest[0], dict) and isinstance(said, str):
+            row.setdefault("generation", said)
+        row |= {_field(metric, sample["filter"]): _number(sample[metric]) for metric in sample["metrics"]}
+    return [rows[index] for index in sorted(rows)]
+
+
+def _number(value: Any) -> Any:
+    """A document's number, or pair, as plain values."""
+    if isinstance(value, list | tuple):
+        return [_number(one) for one in value]
+    return plain(value.item() if hasattr(value, "item") else value)
+
+
+def _field(metric: str, filter_name: str) -> str:
+    return metric if filter_name == NO_FILTER else f"{metric}_{filter_name}"
+
+
+def _filters(task: Any) -> list[str]:
+    return [one.name for one in task._filters]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the harness's own messages; its bars stay where somebody can see them."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    shown = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
+    try:
+        with shown:
+            yield
+    finally:
+        logger.setLevel(level)

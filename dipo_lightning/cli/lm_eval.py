@@ -1,0 +1,89 @@
+"""The command ``lm-eval``: tasks of the lm-evaluation-harness on a model, or on the model that a run exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dipo_lightning.errors import InputError
+
+
+def lm_eval(
+    model: str,
+    tasks: str = "",
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+    chat_template: bool = False,
+    include_path: str | None = None,
+    dtype: str = "float32",
+    output: str | None = None,
+    device: str | None = None,
+) -> None:
+    """Measure a model on tasks of EleutherAI's lm-evaluation-harness: MMLU, WMDP and every other one.
+
+    The numbers are printed and, with every document, written as JSON, which ``score`` recomputes. Those of a run lie
+    among its evaluations, so that its results page and ``compare`` show them.
+
+    Args:
+        model: A model (hub name or folder), or the folder of a run, whose exported model is taken.
+        tasks: Names of tasks, groups or tags, parted by commas: ``mmlu,wmdp_bio``.
+        num_fewshot: Examples before each question; default is each task's own number.
+        limit: Most documents of a task.
+        batch_size: Documents of a forward.
+        chat_template: Write prompts with the tokenizer's chat template.
+        include_path: A folder with tasks of your own (YAML).
+        dtype: Of the weights: float32, bfloat16 or float16.
+        output: Folder of the results; default is the run's, or one beside the model's name.
+        device: Such as ``cuda``; default is a GPU where there is one.
+    """
+    import torch
+
+    from dipo_lightning.benchmarks.lm_eval.harness import Options, load_tasks, measure_tasks, settings_of
+    from dipo_lightning.benchmarks.lm_eval.metrics import LMEval
+    from dipo_lightning.cli.attack import run_settings
+    from dipo_lightning.evaluation.aggregates import class_path, flat_numbers, log_aggregates, metric_meanings
+    from dipo_lightning.evaluation.callback import comparison_table
+    from dipo_lightning.evaluation.json_files import write_json
+    from dipo_lightning.evaluation.provenance import installed_versions
+    from dipo_lightning.models.distributed import evaluation_mode
+    from dipo_lightning.models.fingerprint import model_fingerprint
+    from dipo_lightning.models.loading import load_policy, load_tokenizer
+    from dipo_lightning.report.page import write_page
+
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise InputError(f"dtype is {dtype!r}; it must be float32, bfloat16 or float16.")
+    options = Options(num_fewshot, limit, batch_size, chat_template, include_path)
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    run = run_settings(Path(model).expanduser())
+    source = str(run.get("model", model))
+    folder = Path(output) if output is not None else run.get("evaluations") or Path(f"{Path(source).name}-lm-eval")
+    loaded = load_tasks(names, options)
+    tokenizer = load_tokenizer(source)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    policy = load_policy(source, dtype=getattr(torch, dtype)).to(place)  # type: ignore[arg-type]
+    with evaluation_mode(policy):
+        sets: dict[str, Any] = measure_tasks(policy, tokenizer, place, loaded, options)
+    benchmark, settings = LMEval(), settings_of(names, loaded, options)
+    where = {"epoch": 0, "step": 0, "pretrained": source, "versions": installed_versions()} | run.get("provenance", {})
+    document = {
+        "format": benchmark.format,
+        "benchmark": class_path(LMEval),
+        "settings": settings,
+        "provenance": where | {"weights": model_fingerprint(policy)},
+        "sets": sets,
+        "aggregates": log_aggregates(benchmark, sets, settings),
+        "skipped": {},
+    }
+    path = folder / f"lm_eval_epoch={where['epoch']:03d}_step={where['step']:05d}_{'-'.join(names)[:60]}.json"
+    write_json(path, document)
+    meanings, now = metric_meanings(benchmark.metrics(settings)), flat_numbers(document["aggregates"])
+    print(
+        comparison_table(f"{benchmark.describe(settings, sets)}:", None, now, {k: meanings[k].label for k in now}, {})
+    )
+    for name, reason in document["aggregates"].items():
+        if name.endswith("_absent"):
+            print(f"  No {meanings[name.removesuffix('_absent')].label}: {reason}.")
+    if "evaluations" in run and output is None:
+        print(f"The results page is {write_page(folder.parent)}")
+    print(f"Every document: {path}")
