@@ -21,6 +21,7 @@ import dipo_lightning
 from dipo_lightning.callbacks import Checkpoint  # and short class names of all of them in YAML
 from dipo_lightning.callbacks.checkpoint import newest
 from dipo_lightning.callbacks.run_record import CHECKPOINTS, describe_run, read_record, refuse_changes
+from dipo_lightning.cli.configs import maker_of
 from dipo_lightning.cli.console import LOG_FILE, is_verbose, quiet, trainer_options
 from dipo_lightning.cli.messages import Sentences
 from dipo_lightning.cli.run_folder import (
@@ -316,7 +317,12 @@ def check_model_path(pretrained: Any) -> None:
     """
     if not isinstance(pretrained, str):
         return
-    source = find_source(pretrained)
+    try:
+        source = find_source(pretrained)
+    except InputError as error:
+        if not Path(pretrained).exists() and (maker := maker_of(pretrained)):
+            raise InputError(f"{error} `{maker}` makes it.") from error
+        raise
     folder = Path(pretrained).parent
     if not source.local and folder != Path() and folder.is_dir():
         near = difflib.get_close_matches(Path(pretrained).name, [path.name for path in folder.iterdir()], n=1)
