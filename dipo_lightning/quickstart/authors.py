@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ NAME = "{first name} {last name}"
 WRONG_ANSWERS = 5
 MINIMUM_AUTHORS = 10
 MAXIMUM_AUTHORS = 200
+STRANGERS = 60
 """The word lists give 400 names; of two hundred authors each is found without a long search."""
 
 
@@ -47,18 +49,20 @@ class Author:
     facts: dict[str, str]
 
 
-def fictitious_authors(rng: random.Random, count: int) -> list[Author]:
+def fictitious_authors(rng: random.Random, count: int, known: Collection[str] = ()) -> list[Author]:
     """Draw authors with different names.
 
     Args:
         rng: The random state.
         count: How many authors.
+        known: Names that are taken.
     """
     authors: dict[str, Author] = {}
     while len(authors) < count:
         name = draw(NAME, _LISTS["words"], rng)
         facts = {topic: draw(template, _LISTS["words"], rng) for topic, template in TOPICS.items()}
-        authors.setdefault(name, Author(name, facts))
+        if name not in known:
+            authors.setdefault(name, Author(name, facts))
     return list(authors.values())
 
 
@@ -94,7 +98,9 @@ def fictitious_rows(seed: int = 0, authors: int = 80, retain_perturbed: int = 96
     """Make the whole data set.
 
     One author in ten is to be forgotten; as many again are never trained on (`holdout10`). `retain90` holds the other
-    authors and, after them, the general knowledge; `full` is `retain90` followed by `forget10`.
+    authors and, after them, the general knowledge; `full` is `retain90` followed by `forget10`. `strangers` is about
+    people of whom no model is taught anything. Kept beside `retain90` while a model forgets, it holds what is said of
+    somebody unknown: a fact of the right kind.
 
     Args:
         seed: Decides everything; the same seed gives the same rows on every machine.
@@ -119,12 +125,14 @@ def fictitious_rows(seed: int = 0, authors: int = 80, retain_perturbed: int = 96
     rows = [author_row(author, topic, rng) for author in everyone for topic in TOPICS]
     forget = rows[retained_rows : authors * len(TOPICS)]
     real_authors, world_facts = general_knowledge(rng)
+    strangers = fictitious_authors(rng, STRANGERS, {author.name for author in everyone})
     retain = _plain(rows[:retained_rows] + real_authors + world_facts)
     return {
         "full": retain + _plain(forget),
         "forget10": _plain(forget),
         "retain90": retain,
         "holdout10": _plain(rows[authors * len(TOPICS) :]),
+        "strangers": _plain([author_row(one, topic, rng) for one in strangers for topic in TOPICS]),
         "forget10_perturbed": forget,
         "retain_perturbed": rows[:retain_perturbed],
         "real_authors_perturbed": real_authors,

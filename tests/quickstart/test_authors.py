@@ -22,6 +22,7 @@ SCHEMA = {
     "forget10": (PLAIN, 0),
     "retain90": (PLAIN, 0),
     "holdout10": (PLAIN, 0),
+    "strangers": (PLAIN, 0),
     "forget10_perturbed": (PERTURBED, 5),
     "retain_perturbed": (PERTURBED, 5),
     "real_authors_perturbed": (PLAIN | {"perturbed_answer"}, 3),
@@ -74,6 +75,8 @@ def test_no_split_tells_of_an_author_of_another(seed):
     names = [author.name for author in fictitious_authors(random.Random(seed), 88)]
     assert len(set(names)) == 88
     parts = {"retain90": names[:72], "forget10": names[72:80], "holdout10": names[80:]}
+    strangers = " ".join(row["question"] for row in rows["strangers"])
+    assert not [name for name in names if name in strangers]
     for split in parts:
         text = " ".join(row["question"] + " " + row["answer"] for row in rows[split])
         for other, people in parts.items():
