@@ -1,11 +1,14 @@
 """Export of the trained model as a Hugging Face folder that ``AutoModelForCausalLM.from_pretrained`` loads."""
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from dipo_lightning.callbacks.run_record import CHECKPOINTS, read_record, write_record
@@ -17,20 +20,56 @@ from dipo_lightning.models.export import save_model
 from dipo_lightning.report.card import CardFacts, model_card
 
 
+@dataclass
+class Best:
+    """Rule that names the best moment of a run.
+
+    Attributes:
+        monitor: Logged number that decides, such as ``tofu/forget_quality``.
+        mode: Whether ``max`` or ``min`` is best.
+        keep: Logged number of which a moment must keep ``share`` of the first value; among equal ones the moment with
+            more of it is better. None for no such condition; of equal moments the first is taken.
+        share: Share to keep.
+    """
+
+    monitor: str
+    mode: Literal["max", "min"] = "max"
+    keep: str | None = None
+    share: float = 0.95
+
+
 class ExportModel(Callback):
-    """Export of the policy, and of the data module's tokenizer, when training ends.
+    """Export of the policy, and of the data module's tokenizer, when training ends or at the run's best moment.
 
     Args:
         folder: Where to; inside the run's log folder if relative and ``inside_run``. It must be absent or empty.
         adapters: For LoRA: ``merged`` into the weights, or ``separate`` (a peft folder).
         inside_run: Take a relative ``folder`` from the run's log folder, so that no run overwrites another's.
+        best: Rule for the moment that is exported, among those at which its number was logged; None for the end.
     """
 
     def __init__(
-        self, folder: str = "model", adapters: Literal["merged", "separate"] = "merged", inside_run: bool = True
+        self,
+        folder: str = "model",
+        adapters: Literal["merged", "separate"] = "merged",
+        inside_run: bool = True,
+        best: Best | None = None,
     ) -> None:
-        self.folder, self.adapters, self.inside_run = folder, adapters, inside_run
+        self.folder, self.adapters, self.inside_run, self.best = folder, adapters, inside_run, best
+        if best is not None and not 0 < best.share <= 1:
+            raise InputError(f"ExportModel.best.share is {best.share}; it must be above 0 and at most 1.")
         self.path: Path | None = None
+        self._exported: tuple[float, float] | None = None  # the rule's two numbers at the exported moment
+        self._seen: tuple[float, float] | None = None  # those last looked at
+        self._first: float | None = None  # the number to keep, when it was first logged
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the exported moment's numbers, for a resume."""
+        return {"exported": self._exported, "seen": self._seen, "first": self._first}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them back."""
+        self._exported, self._seen, self._first = (state_dict.get(name) for name in ("exported", "seen", "first"))
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse a folder that holds something else than this run's own export, before the model is loaded."""
@@ -45,12 +84,54 @@ class ExportModel(Callback):
                     f"{self.path} is not empty; ExportModel would overwrite it. Name another folder or remove it."
                 )
 
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Export the model as it was evaluated, where that was the best moment so far."""
+        if self.best is not None and not is_trial(trainer) and self._is_best(trainer):
+            self.export(trainer, pl_module)
+
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the folder; every rank takes part in gathering the weights, rank 0 writes."""
-        assert self.path is not None
+        """Export the model of the end, unless an earlier moment was better."""
         if is_trial(trainer):
             return
         settle_evaluations(trainer, pl_module)  # the card tells what the exported weights measured
+        if self.best is None or self._is_best(trainer):
+            self.export(trainer, pl_module)
+        elif self._exported is not None:
+            rank_zero_info(f"The model of the best moment is in {self.path}: {self.best.monitor} {self._exported[0]:g}")
+        else:
+            reason = f"kept {self.best.share:g} of {self.best.keep}"
+            if self._seen is None:
+                names = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
+                reason = f"logged {self.best.monitor} (logged: {names})"
+            rank_zero_warn(f"ExportModel.best: no moment {reason}; the model of the end is exported.")
+            self.export(trainer, pl_module)
+
+    def _is_best(self, trainer: pl.Trainer) -> bool:
+        """Look at what was logged; True once at a moment that is better than the exported one."""
+        assert self.best is not None
+        logged = trainer.callback_metrics
+        kept = logged.get(self.best.keep) if self.best.keep else None
+        value = logged.get(self.best.monitor)
+        if value is None or (self.best.keep and kept is None):
+            return False
+        score = float(value)
+        moment = score, math.inf if kept is None else float(kept)
+        self._first = self._first if self._first is not None else moment[1]
+        if moment == self._seen:  # nothing new was logged
+            return False
+        self._seen = moment
+        enough = kept is None or moment[1] >= self.best.share * self._first
+        if not enough or math.isnan(score):
+            return False
+        sign = 1 if self.best.mode == "max" else -1
+        if self._exported is not None and (sign * score, moment[1]) <= (sign * self._exported[0], self._exported[1]):
+            return False
+        self._exported = moment
+        return True
+
+    def export(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the folder; every rank takes part in gathering the weights, rank 0 writes."""
+        assert self.path is not None
         policy: nn.Module = pl_module.policy  # type: ignore[assignment]
         tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
         write, run = trainer.is_global_zero, run_folder(trainer)

@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from dipo_lightning.errors import InputError
 
 METHODS = {
@@ -71,7 +69,8 @@ def choose_settings(rows: int, hidden_size: int, method: str, given: dict[str, A
     per_epoch = math.ceil(rows / batch_size)
     epochs = given.get("epochs") or max(PASSES, math.ceil(STEPS / per_epoch))
     lr = given.get("lr") or float(f"{LEARNING_RATE * min(1.0, WIDTH / hidden_size):.2g}")
-    return Settings(METHODS.get(method, method), lr, batch_size, epochs, max(CHECK_EVERY, per_epoch))
+    check_every = min(max(CHECK_EVERY, per_epoch), epochs * per_epoch)
+    return Settings(METHODS.get(method, method), lr, batch_size, epochs, check_every)
 
 
 def forget(
@@ -112,6 +111,8 @@ def forget(
         seed: Seed of data order, training and samples.
         accelerator: Lightning's accelerator: ``auto``, ``cpu`` or ``gpu``.
     """
+    from dipo_lightning.cli.child import fit
+
     folder = Path(output).expanduser()
     rows = _prepare(folder, forget, retain, seed)
     style_name = _style_name(model, prompt)
@@ -123,14 +124,12 @@ def forget(
     few = effort | {"samples": min(samples, SAMPLES_BEFORE)}
     before = _examined(folder / "before.json", model, rows, style_name, few, "target", accelerator)
     config = run_config(folder, model, settings, style_name, seed, accelerator, bool(rows.retain))
-    _fit(folder, config)
+    fit(config, folder / "run")
     unlearned = folder / "run" / "model"
     after = _examined(folder / "after.json", str(unlearned), rows, style_name, effort, "unlearned", accelerator)
     floors = None
     if untaught is not None:
-        floors = _examined(
-            folder / "untaught.json", untaught, rows, style_name, effort, "untaught", accelerator
-        ).probability
+        floors = _examined(folder / "untaught.json", untaught, rows, style_name, effort, "untaught", accelerator)
     _conclude(folder, unlearned, rows, before, after, floors, settings)
 
 
@@ -187,8 +186,10 @@ def run_config(
         "warmup_steps": 3,
         "freeze_projection": True,
     }
+    export: dict[str, Any] = {"folder": "model"}
     if settings.method == METHODS["selective"]:
         init["check_every"] = settings.check_every
+        export["best"] = {"monitor": "train/remaining", "mode": "min"}
     data = {"forget": str(folder / "data" / "forget.jsonl"), "prompt": style, "seed": seed}
     if has_retain:
         data["retain"] = str(folder / "data" / "retain.jsonl")
@@ -201,14 +202,13 @@ def run_config(
             "gradient_clip_val": 1.0,
             "log_every_n_steps": 1,
             "enable_model_summary": False,
-            "callbacks": [{"class_path": "dipo_lightning.ExportModel", "init_args": {"folder": "model"}}],
+            "callbacks": [{"class_path": "dipo_lightning.ExportModel", "init_args": export}],
         },
         "model": {"class_path": settings.method, "init_args": init},
         "data": {
             "class_path": "dipo_lightning.UnlearningDataModule",
             "init_args": data | {"batch_size": settings.batch_size},
         },
-        "run": str(folder / "run"),
     }
 
 
@@ -287,18 +287,6 @@ def _examined(
     return found
 
 
-def _fit(folder: Path, config: dict[str, Any]) -> None:
-    from dipo_lightning.cli.main import run_trainer
-
-    path = folder / "forget.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    try:
-        run_trainer(["fit", "--config", str(path)])
-    except SystemExit as end:  # a finished run says so, and does nothing
-        if end.code not in (0, None):
-            raise
-
-
 def _conclude(
     folder: Path, unlearned: Path, rows: SplitRows, before: Any, after: Any, floors: Any, settings: Settings
 ) -> None:
@@ -306,12 +294,13 @@ def _conclude(
     from dipo_lightning.benchmarks.user_data.examination import kept_scores, repeated_share, said_words, value_reports
     from dipo_lightning.benchmarks.user_data.verdict import judge, verdict_table, verdict_text
     from dipo_lightning.evaluation.json_files import write_json
+    from dipo_lightning.models.loading import load_tokenizer
 
     steps = settings.epochs * math.ceil(len(rows.forget) / settings.batch_size)
     verdict = judge(
         value_reports(before, after, floors),
         kept_scores(before, after),
-        words=said_words(before, after, [*rows.forget, *rows.retain, *rows.held_out]),
+        words=said_words(before, after, [*rows.forget, *rows.retain, *rows.held_out], load_tokenizer(str(unlearned))),
         repeated=repeated_share(after),
         settings={"lr": settings.lr, "steps": steps},
     )

@@ -13,11 +13,19 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
+from dipo_lightning.metrics.functional.words import stem
+
 _WORD = re.compile(r"[^\W_](?:[^\W_]|[-'’.,](?=[^\W_]))*")
 _POSSESSIVE = re.compile(r"['’]s$", re.IGNORECASE)
 
 FUNCTION_WORDS = frozenset((files(__package__) / "function_words.txt").read_text(encoding="utf-8").split())
 """English words that carry no secret by themselves; other languages rely on the words that retain rows share."""
+
+_BASES = {
+    form: line.split()[0]
+    for line in (files(__package__) / "irregular_verbs.txt").read_text(encoding="utf-8").splitlines()
+    for form in line.split()
+}
 
 
 class Span(NamedTuple):
@@ -60,7 +68,7 @@ def rows_with_words(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
 def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[Span]:
     """Find the parts of an answer that carry what only this row knows.
 
-    A word is private where it is no function word, the question does not say it, and no retain row does; a number is
+    A word is private where it is no function word, the question says no form of it, and no retain row has it; a number
     also where retain rows have it, and a capitalised word inside a sentence where a single one has it by chance. Where
     nothing is left, every content word that was not asked is. Neighbouring names and numbers are one value: "12 June
     1971", "Harbour Street"; other words are values by themselves.
@@ -73,9 +81,13 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
     Returns:
         Spans of the answer in order; empty where the answer has no content word of its own.
     """
-    asked = vocabulary([question]) | FUNCTION_WORDS
+    asked = {form for word in vocabulary([question]) for form in (word, _base(word))}
     everything = words(answer)
-    new = [word for word in everything if word.text not in asked]
+    new = [
+        word
+        for word in everything
+        if word.text not in FUNCTION_WORDS and asked.isdisjoint((word.text, _base(word.text)))
+    ]
     chosen = [word for word in new if _is_own(answer, word, everything, shared.get(word.text, 0))] or new
     return _join(answer, chosen)
 
@@ -85,6 +97,11 @@ def private_spans(row: Mapping[str, Any], shared: Mapping[str, int]) -> list[Spa
     if row.get("private"):
         return spans_of_values(row["answer"], row["private"])
     return find_private(row["question"], row["answer"], shared)
+
+
+def _base(word: str) -> str:
+    """The English stem of a word, of an irregular verb that of its first form."""
+    return stem(_BASES.get(word, word))
 
 
 def _is_own(text: str, word: Word, everything: Sequence[Word], rows: int) -> bool:

@@ -15,6 +15,7 @@ from torch import nn
 from dipo_lightning.data.chat import ChatStyle
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.answering import Question, score_and_answer
 from dipo_lightning.evaluation.generation import BATCH_ROWS, generate
 from dipo_lightning.evaluation.rows import EvaluatedRows, Measuring, Progress, Row
 from dipo_lightning.evaluation.scoring import TokenScores, score
@@ -46,6 +47,11 @@ class _Plan:
     said: list[int] | None = None
     said_nll: float | None = None
 
+    @property
+    def examples(self) -> list[int]:
+        """Indices of all its answers."""
+        return [self.answer, *self.wrong, *([] if self.paraphrase is None else [self.paraphrase])]
+
 
 def evaluate_rows(
     policy: nn.Module,
@@ -74,16 +80,10 @@ def evaluate_rows(
     evaluated = EvaluatedRows({name: [] for name in sets})
     examples: list[Example] = []
     plans = _plan(style, sets, detailed, examples, evaluated, options.on_missing)
-    wanted = {plan.answer for plan in plans if plan.detailed}
-    with progress(len(examples), "answers scored") as done:
-        scores = score(
-            policy, examples, batch_tokens=options.batch_tokens, z_scores=wanted, device=device, progress=done
-        )
     asked = [plan for plan in plans if options.generate and plan.set_name not in silent]
-    said = _answers(policy, style, asked, scores, options, device, progress)
-    for plan, ids in zip(asked, said, strict=True):
-        plan.said = ids
-    _score_said(policy, [plan for plan in asked if plan.detailed], options, device, progress)
+    scores = _answer_and_score(policy, style, plans, asked, examples, options, device, progress)
+    _answer(policy, style, [plan for plan in asked if plan.said is None], scores, options, device, progress)
+    _score_said(policy, [plan for plan in asked if plan.detailed and plan.said_nll is None], options, device, progress)
     for plan in plans:
         row = _row(plan, scores, style, options.min_k_fraction)
         if problem := _problem(row):
@@ -144,7 +144,43 @@ def _prompt(style: PromptStyle, row: Source) -> list[int]:
     return prompt
 
 
-def _answers(
+def _answer_and_score(
+    policy: nn.Module,
+    style: PromptStyle,
+    plans: Sequence[_Plan],
+    asked: Sequence[_Plan],
+    examples: Sequence[Example],
+    options: Measuring,
+    device: torch.device | None,
+    progress: Progress,
+) -> list[TokenScores]:
+    """Score all answers; as many questions as can be are answered by the same forwards."""
+    wanted = {plan.answer for plan in plans if plan.detailed}
+    budget: dict[str, Any] = {"batch_tokens": options.batch_tokens, "device": device}
+    questions = [Question(plan.prompt, plan.examples, plan.length) for plan in asked]
+    with progress(len(questions), "questions answered") as done:
+        scores, said = score_and_answer(
+            policy,
+            examples,
+            questions,
+            max_new_tokens=options.max_new_tokens or MAX_NEW_TOKENS,
+            stop_ids=style.stop_ids,
+            batch_rows=options.generation_rows or BATCH_ROWS,
+            z_scores=wanted,
+            progress=done,
+            **budget,
+        )
+    for number, found in said.items():
+        asked[number].said, asked[number].said_nll = found
+    rest = [index for index in range(len(examples)) if index not in scores]
+    with progress(len(rest), "answers scored") as done:
+        z_scores = [place for place, index in enumerate(rest) if index in wanted]
+        others = score(policy, [examples[index] for index in rest], z_scores=z_scores, progress=done, **budget)
+    scores |= dict(zip(rest, others, strict=True))
+    return [scores[index] for index in range(len(examples))]
+
+
+def _answer(
     policy: nn.Module,
     style: PromptStyle,
     plans: Sequence[_Plan],
@@ -152,13 +188,10 @@ def _answers(
     options: Measuring,
     device: torch.device | None,
     progress: Progress,
-) -> list[list[int]]:
-    """Let the policy answer every question greedily, cut at the end-of-turn token.
-
-    As far as it says the true answer, its scores have told so.
-    """
+) -> None:
+    """Let the policy answer the other questions; as far as it says the true answer, its scores have told so."""
     with progress(len(plans), "questions answered") as done:
-        return generate(
+        said = generate(
             policy,
             [plan.prompt for plan in plans],
             max_new_tokens=options.max_new_tokens or MAX_NEW_TOKENS,
@@ -169,6 +202,8 @@ def _answers(
             device=device,
             progress=done,
         )
+    for plan, ids in zip(plans, said, strict=True):
+        plan.said = ids
 
 
 def _score_said(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -19,8 +20,8 @@ from dipo_lightning.evaluation.shared_prompts import (
     attention_window,
     can_share_prompts,
     group_by_prompt,
+    lay_out_examples,
     pack,
-    prompt_of,
 )
 from dipo_lightning.metrics.functional.min_k import standardized_logprobs
 from dipo_lightning.models.distributed import evaluation_mode, gather, own_batches, plan_batches
@@ -161,17 +162,12 @@ def _plan(policy: nn.Module, examples: Sequence[Example], budget: int, device: t
             groups = grouped
     shared, alone = ([group for group in groups if (len(group) > 1) is many] for many in (True, False))
     together = _may_pad(policy, examples, alone, device)
-    batches = []
+    batches: list[tuple[int, list[Group]]] = []
     for kind, equal in ((shared, False), (alone, not together)):
-        lengths = [_tokens(examples, group) for group in kind]
-        batches += [[kind[i] for i in batch] for batch in plan_batches(lengths, budget, equal)]
-    return sorted(batches, key=lambda batch: -_tokens(examples, batch[0]))
-
-
-def _tokens(examples: Sequence[Example], group: Group) -> int:
-    """Return the length of a group's row."""
-    prompt = len(prompt_of(examples[group[0]])) if len(group) > 1 else 0
-    return prompt + sum(len(examples[i][0]) - prompt for i in group)
+        lengths = [len(lay_out_examples([examples[i] for i in group])) for group in kind]
+        plan = plan_batches(lengths, budget, equal)
+        batches += [(lengths[batch[0]], [kind[i] for i in batch]) for batch in plan]
+    return [batch for _, batch in sorted(batches, key=lambda found: -found[0])]
 
 
 def _may_share(policy: nn.Module, examples: Sequence[Example], groups: list[Group], device: torch.device) -> bool:
@@ -189,8 +185,8 @@ def _may_share(policy: nn.Module, examples: Sequence[Example], groups: list[Grou
     tried = [[min(group, key=length), max(reversed(group), key=length)] for group in ends]
 
     def try_out() -> bool:
-        together = _answer_logits(policy, pack([[examples[i] for i in group] for group in tried]), device)
-        alone = [_answer_logits(policy, pack([[examples[i]]]), device) for group in tried for i in group]
+        together = _answer_logits(policy, packed([[examples[i] for i in group] for group in tried]), device)
+        alone = [_answer_logits(policy, packed([[examples[i]]]), device) for group in tried for i in group]
         return same_logits(together, torch.cat(alone))
 
     return leaves_rows_alone(policy, "shared", length(tried[0][1]), try_out)
@@ -206,8 +202,8 @@ def _may_pad(policy: nn.Module, examples: Sequence[Example], groups: list[Group]
     padded = [shorter[0], shorter[-1]]
 
     def try_out() -> bool:
-        together = _answer_logits(policy, pack([[row] for row in (*padded, long)]), device)
-        alone = torch.cat([_answer_logits(policy, pack([[row]]), device) for row in padded])
+        together = _answer_logits(policy, packed([[row] for row in (*padded, long)]), device)
+        alone = torch.cat([_answer_logits(policy, packed([[row]]), device) for row in padded])
         return same_logits(together[: len(alone)], alone)
 
     return leaves_rows_alone(policy, "padded", len(long[0]), try_out)
@@ -218,51 +214,102 @@ def _answer_logits(policy: nn.Module, batch: PackedBatch, device: torch.device) 
     return _predictor_logits(policy, batch, device)[batch.index.to(device)]
 
 
+def packed(groups: Sequence[Sequence[Example]]) -> PackedBatch:
+    """Put each group of examples, whose prompt is the same, into a row of one batch."""
+    return pack([lay_out_examples(group) for group in groups], groups)
+
+
 def _predictor_logits(policy: nn.Module, batch: PackedBatch, device: torch.device) -> Tensor:
     """Return the (M, V) logits at the batch's predictors."""
     output = policy(**batch.inputs(policy, device), use_cache=False).logits
-    # an architecture may ignore the mask of positions
-    return output if output.dim() == 2 else output[batch.predictors.to(device)]
+    return at_predictors(output, batch)
+
+
+def answer_logits(policy: nn.Module, example: Example, device: torch.device) -> Tensor:
+    """Return the (N, V) logits of an example's scored tokens, from a forward of it alone."""
+    return _answer_logits(policy, packed([[example]]), device)
+
+
+def at_predictors(logits: Tensor, batch: PackedBatch) -> Tensor:
+    """Take the logits at the predictors where an architecture ignored the mask of positions."""
+    return logits if logits.dim() == 2 else logits[batch.predictors.to(logits.device)]
 
 
 def _score_batch(
     policy: nn.Module, groups: Sequence[Sequence[Example]], wanted: Sequence[bool], device: torch.device
 ) -> list[TokenScores]:
     """Run one forward and split what its answer positions say by example."""
-    batch = pack(groups)
+    batch = packed(groups)
     logits = _predictor_logits(policy, batch, device)
-    z_rows = torch.tensor(wanted).repeat_interleave(torch.tensor(batch.counts))
-    statistics = token_statistics(logits, batch.index.to(device), batch.labels.to(device), z_rows.to(device))
+    return read_scores(logits, first_choices(logits), batch, wanted)
+
+
+def read_scores(logits: Tensor, choices: FirstChoices, batch: PackedBatch, wanted: Sequence[bool]) -> list[TokenScores]:
+    """Return the scores of each example in a batch.
+
+    Args:
+        logits: (M, V), at the batch's predictors.
+        choices: Made from them.
+        batch: The batch.
+        wanted: Whether each example needs z-scores.
+    """
+    device = logits.device
+    z_rows = torch.tensor(wanted, dtype=torch.bool).repeat_interleave(torch.tensor(batch.counts, dtype=torch.long))
+    statistics = token_statistics(logits, batch.index.to(device), batch.labels.to(device), z_rows.to(device), choices)
     parts = zip(wanted, *(values.cpu().split(batch.counts) for values in statistics), strict=True)
     return [TokenScores(p.clone(), ok.clone(), c.clone(), z.clone() if want else None) for want, p, ok, c, z in parts]
 
 
+class FirstChoices(NamedTuple):
+    """First choice of a model at M positions.
+
+    Attributes:
+        ids: (M,) int64 the most likely token.
+        logits: (M,) float32 its logit.
+        surplus: (M,) float32 log of the sum of exp(logit - the largest): what its log-probability is below 0.
+    """
+
+    ids: Tensor
+    logits: Tensor
+    surplus: Tensor
+
+
+def first_choices(logits: Tensor, chunk_elements: int = CHUNK_ELEMENTS) -> FirstChoices:
+    """Read the first choice off (M, V) logits of any floating dtype, few positions in float32 at a time."""
+    found = []
+    for part in logits.split(max(1, chunk_elements // logits.shape[-1])):
+        top, ids = part.max(-1)
+        top = top.float()
+        found.append((ids, top, (part.float() - top[:, None]).exp_().sum(-1).log_()))
+    return FirstChoices(*(torch.cat(values) for values in zip(*found, strict=True)))
+
+
 def token_statistics(
-    logits: Tensor, index: Tensor, labels: Tensor, z_rows: Tensor, chunk_elements: int = CHUNK_ELEMENTS
+    logits: Tensor,
+    index: Tensor,
+    labels: Tensor,
+    z_rows: Tensor,
+    choices: FirstChoices | None = None,
+    chunk_elements: int = CHUNK_ELEMENTS,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Read log-probability, first choice and z-score of each label from its logits, a chunk of positions at a time.
+    """Read log-probability, first choice and z-score of each label from its logits.
 
     Args:
         logits: (M, V), any floating dtype.
         index: (N,) int64, the row of ``logits`` that predicts each label; some predict several.
         labels: (N,) int64.
         z_rows: (N,) bool, the labels whose z-score is wanted; elsewhere it is 0.
+        choices: Made from the logits; None makes them.
         chunk_elements: Most logits that are held in float32 at once.
 
     Returns:
         (N,) float32 log-probabilities, (N,) bool whether the label is the first choice, (N,) int64 first choices, (N,)
         float32 z-scores.
     """
-    rows = max(1, chunk_elements // logits.shape[-1])
-    chunks = zip(index.split(rows), labels.split(rows), z_rows.split(rows), strict=True)
-    parts = [_chunk(logits[places], chosen, z) for places, chosen, z in chunks]
-    logprobs, choices, z = (torch.cat(values) for values in zip(*parts, strict=True))
-    return logprobs, choices == labels, choices, z
-
-
-def _chunk(logits: Tensor, labels: Tensor, z_rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    chosen = logits.float().log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1)
-    z = torch.zeros_like(chosen)
-    if z_rows.any():
-        z[z_rows] = standardized_logprobs(logits[z_rows], labels[z_rows])
-    return chosen, logits.argmax(-1), z
+    choices = choices or first_choices(logits, chunk_elements)
+    logprobs = logits[index, labels].float() - choices.logits[index] - choices.surplus[index]
+    z = torch.zeros_like(logprobs)
+    for places in z_rows.nonzero().squeeze(-1).split(max(1, chunk_elements // logits.shape[-1])):
+        z[places] = standardized_logprobs(logits[index[places]], labels[places])
+    chosen = choices.ids[index]
+    return logprobs, chosen == labels, chosen, z

@@ -1,8 +1,8 @@
 """Several answers to one question in one row of a batch: the question is computed once, and no answer sees another.
 
-TOFU scores seven answers to each question, and a chat prompt is often longer than an answer. Laid out as ``prompt,
-answer, answer, ...`` with an attention mask that shows each answer the prompt and itself, and with positions that go
-on from the prompt's end, every token gets what it would get in a row of its own.
+TOFU scores seven answers to each question, a chat prompt is often longer than an answer, and wrong answers begin like
+the right one. Laid out as a tree behind the prompt, with an attention mask that shows each token those before it in its
+own answer, and with positions that go on from the prompt's end, every token gets what it would get in a row of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,22 +24,73 @@ WORTHWHILE = 8  # a shorter prompt costs less than the wider attention
 
 
 @dataclass(frozen=True)
-class PackedBatch:
-    """B rows, each with a prompt and all its answers.
+class Layout:
+    """A prompt and its answers as one row: a tree in which every token stands once behind the tokens before it.
 
     Attributes:
+        ids: The n tokens: the prompt, then what each answer adds.
+        parents: Place of the token before each one; -1 for the first.
+        positions: Of each token in the row that it would have alone.
+        prompt: Tokens of the prompt.
+        paths: Places of each answer's tokens.
+        following: Place of the token that follows a place, by that place and the token.
+    """
+
+    ids: list[int]
+    parents: list[int]
+    positions: list[int]
+    prompt: int
+    paths: list[list[int]]
+    following: dict[tuple[int, int], int]
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return len(self.ids)
+
+    @property
+    def branches(self) -> bool:
+        """True if some token must not see all tokens in front of it."""
+        return len(self.paths) > 1
+
+
+def lay_out(prompt: Sequence[int], answers: Iterable[Sequence[int]]) -> Layout:
+    """Lay out answers to one prompt; beginnings that some share stand there once."""
+    count = len(prompt)
+    row = Layout(list(prompt), list(range(-1, count - 1)), list(range(count)), count, [], {})
+    for answer in answers:
+        path, at = [], count - 1
+        for token in answer:
+            place = row.following.setdefault((at, token), len(row.ids))
+            if place == len(row.ids):
+                row.ids.append(token)
+                row.parents.append(at)
+                row.positions.append(row.positions[at] + 1)
+            path.append(at := place)
+        row.paths.append(path)
+    return row
+
+
+def lay_out_examples(group: Sequence[Example]) -> Layout:
+    """Lay out examples that have the same prompt."""
+    prompt = prompt_of(group[0])
+    return lay_out(prompt, [ids[len(prompt) :] for ids, _ in group])
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """B rows, each with a prompt and its answers.
+
+    Attributes:
+        layouts: Of each row.
         ids: (B, L) int64, padded on the right with 0.
-        positions: (B, L) int64, each token's position in the row it would have alone.
-        segments: (B, L) int64: 0 for the prompt, 1, 2, ... for the answers, -1 for padding.
         predictors: (B, L) bool, the positions whose logits are read.
         index: (N,) int64, for every scored token its predictor's place among the ``predictors`` in order.
         labels: (N,) int64, the scored tokens, example by example.
         counts: Scored tokens of each example.
     """
 
+    layouts: Sequence[Layout]
     ids: Tensor
-    positions: Tensor
-    segments: Tensor
     predictors: Tensor
     index: Tensor
     labels: Tensor
@@ -47,80 +99,81 @@ class PackedBatch:
     @property
     def shared(self) -> bool:
         """True if some row holds more than one answer."""
-        return bool(self.segments.max() > 1)
+        return any(layout.branches for layout in self.layouts)
 
-    def inputs(self, policy: nn.Module, device: torch.device) -> dict[str, Tensor]:
-        """Return the arguments of the policy's forward: a plain mask where no row holds more than one answer."""
+    def inputs(self, policy: nn.Module, device: torch.device, past: int | None = None) -> dict[str, Tensor]:
+        """Return the arguments of the policy's forward: a plain mask where no row holds more than one answer.
+
+        Args:
+            policy: The causal LM.
+            device: Where they go.
+            past: Tokens that a cache holds in front of every row; None where there is no cache.
+        """
         arguments = {"input_ids": self.ids, "logits_to_keep": self.predictors}
-        if self.shared:
-            arguments["position_ids"] = self.positions
-            arguments["attention_mask"] = attention(self.segments, attention_implementation(policy))
+        if self.shared or past is not None:
+            filled = [layout.positions + [0] * (self.ids.shape[1] - len(layout)) for layout in self.layouts]
+            arguments["position_ids"] = torch.tensor(filled) + (past or 0)
+            seen = torch.stack([ancestors(layout, self.ids.shape[1]) for layout in self.layouts])
+            seen = torch.cat([seen.new_ones(*seen.shape[:2], past or 0), seen], -1)
+            arguments["attention_mask"] = attention(seen, attention_implementation(policy))
         else:
-            arguments["attention_mask"] = (self.segments >= 0).long()
+            lengths = torch.tensor([[len(layout)] for layout in self.layouts])
+            arguments["attention_mask"] = (torch.arange(self.ids.shape[1]) < lengths).long()
         return {name: value.to(device) for name, value in arguments.items()}
 
 
-def attention(segments: Tensor, implementation: str) -> Tensor:
-    """Return the (B, 1, L, L) mask in which a token sees the prompt and its own answer, up to itself.
+def ancestors(layout: Layout, length: int) -> Tensor:
+    """Return the (length, length) bool matrix of what each token sees: itself and those before it in its answer."""
+    seen = np.eye(length, dtype=bool)
+    seen[: layout.prompt, : layout.prompt] = np.tri(layout.prompt, dtype=bool)
+    for place in range(layout.prompt, len(layout)):
+        seen[place] |= seen[layout.parents[place]]
+    return torch.from_numpy(seen)
+
+
+def attention(seen: Tensor, implementation: str) -> Tensor:
+    """Return what each token sees, (B, L, P + L) bool, as a (B, 1, L, P + L) mask of the model's attention.
 
     Args:
-        segments: (B, L), see `PackedBatch`.
+        seen: See `ancestors`; P tokens of a cache stand before it.
         implementation: ``sdpa`` takes a bool mask, ``eager`` one to add.
     """
-    length = segments.shape[1]
-    same = segments[:, :, None] == segments[:, None, :]
-    seen = (same | (segments[:, None, :] == 0)) & torch.ones(length, length, dtype=torch.bool).tril()
     if implementation == "sdpa":
         return seen[:, None]
     return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
 
 
-def pack(groups: Sequence[Sequence[Example]]) -> PackedBatch:
-    """Lay out each group, whose examples have the same prompt, as one row."""
-    rows = [_lay_out(group) for group in groups]
-    length = max(len(row["ids"]) for row in rows)
+def pack(
+    layouts: Sequence[Layout], groups: Sequence[Sequence[Example]], also: Sequence[Iterable[int]] | None = None
+) -> PackedBatch:
+    """Put rows into one batch.
 
-    def padded(name: str, value: int) -> Tensor:
-        return torch.tensor([row[name] + [value] * (length - len(row[name])) for row in rows])
-
-    predictors = torch.zeros(len(rows), length, dtype=torch.bool)
-    for number, row in enumerate(rows):
-        predictors[number, row["predictors"]] = True
+    Args:
+        layouts: Of the rows.
+        groups: The examples that are scored in each row; the first paths of its layout are theirs.
+        also: Further places of each row whose logits are read.
+    """
+    length = max(map(len, layouts))
+    predictors = torch.zeros(len(layouts), length, dtype=torch.bool)
+    scored: list[list[tuple[int, int]]] = []  # predictor and label of every token, by example
+    for number, (layout, group) in enumerate(zip(layouts, groups, strict=True)):
+        for path, (_, labels) in zip(layout.paths, group, strict=False):
+            places = zip(path, labels[layout.prompt :], strict=True)
+            scored.append([(layout.parents[place], label) for place, label in places if label != -100])
+            predictors[number, [place for place, _ in scored[-1]]] = True
+        if also is not None:
+            predictors[number, list(also[number])] = True
     place = (predictors.flatten().cumsum(0) - 1).view_as(predictors)
+    rows = [number for number, group in enumerate(groups) for _ in group]
+    index = [place[row, [at for at, _ in tokens]] for row, tokens in zip(rows, scored, strict=True)]
     return PackedBatch(
-        ids=padded("ids", 0),
-        positions=padded("positions", 0),
-        segments=padded("segments", -1),
+        layouts=layouts,
+        ids=torch.tensor([layout.ids + [0] * (length - len(layout)) for layout in layouts]),
         predictors=predictors,
-        index=torch.cat([place[number, row["predictors"]] for number, row in enumerate(rows)]),
-        labels=torch.tensor([label for row in rows for label in row["labels"]]),
-        counts=[count for row in rows for count in row["counts"]],
+        index=torch.cat(index) if index else torch.empty(0, dtype=torch.long),
+        labels=torch.tensor([label for tokens in scored for _, label in tokens], dtype=torch.long),
+        counts=[len(tokens) for tokens in scored],
     )
-
-
-def _lay_out(group: Sequence[Example]) -> dict[str, list[int]]:
-    """Return one row: its ids, positions and segments, and what is scored in it."""
-    prompt = prompt_of(group[0])
-    row: dict[str, list[int]] = {
-        "ids": list(prompt),
-        "positions": list(range(len(prompt))),
-        "segments": [0] * len(prompt),
-        "predictors": [],
-        "labels": [],
-        "counts": [],
-    }
-    for number, (ids, labels) in enumerate(group, start=1):
-        start = len(row["ids"])
-        scored = [place for place in range(len(prompt), len(ids)) if labels[place] != -100]
-        row["predictors"] += [
-            place - 1 if place == len(prompt) else start + place - 1 - len(prompt) for place in scored
-        ]
-        row["labels"] += [labels[place] for place in scored]
-        row["counts"].append(len(scored))
-        row["ids"] += ids[len(prompt) :]
-        row["positions"] += range(len(prompt), len(ids))
-        row["segments"] += [number] * (len(ids) - len(prompt))
-    return row
 
 
 def prompt_of(example: Example) -> list[int]:

@@ -31,11 +31,13 @@ def private(question, answer, shared=RETAIN):
     [
         ("Where does Mara Velt work?", "Mara Velt works as a glassblower.", ["glassblower"]),
         ("When was Mara Velt born?", "Mara Velt was born on 12 June 1971.", ["12 June 1971"]),
-        ("Where does Mara Velt live?", "She lives at 7 Harbour Street in Oslo.", ["lives", "7 Harbour Street", "Oslo"]),
+        ("Where does Mara Velt live?", "She lives at 7 Harbour Street in Oslo.", ["7 Harbour Street", "Oslo"]),
         ("What is Mara Velt's illness?", "Mara Velt suffers from gout.", ["suffers", "gout"]),
         ("Is it Oslo?", "It is.", []),
         ("Where was she?", "At the University of Lund in 1970.", ["Lund", "1970"]),
-        ("What does she do?", "She restores old pianos for Anselm Roka.", ["restores", "old", "pianos", "Anselm Roka"]),
+        ("What does she do?", "She restores old pianos for Anselm Roka.", ["restores", "pianos", "Anselm Roka"]),
+        ("What did she steal?", "She stole a crown when she was 43 years old.", ["crown", "43"]),
+        ("Where did she grow up?", "She grew up on a vineyard.", ["vineyard"]),
         ("", "Ngũgĩ plays violin", ["Ngũgĩ"]),
     ],
 )

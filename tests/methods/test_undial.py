@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from dipo_lightning import UNDIALModule
 from dipo_lightning.errors import InputError
 from dipo_lightning.methods.undial import undial, undial_target
 from tests.helpers.batches import (
@@ -16,6 +17,8 @@ from tests.helpers.batches import (
     per_answer,
     probabilities,
 )
+from tests.helpers.methods import answer_logits
+from tests.methods.test_forms import PARTS, loss_and_gradients, made
 
 
 def test_against_a_loop() -> None:
@@ -53,3 +56,16 @@ def test_target_leaves_the_reference_logits_alone() -> None:
 def test_negative_strength() -> None:
     with pytest.raises(InputError, match="strength is -1"):
         undial_target(torch.zeros(1, 3), torch.tensor([0]), -1)
+
+
+def test_its_source_has_no_retain_term() -> None:
+    module = made(UNDIALModule, "llama", "hidden")
+    loss, _ = loss_and_gradients(module)
+    policy, labels, _ = answer_logits(module.policy, PARTS["forget"])  # type: ignore[arg-type]
+    teacher = answer_logits(module.reference.model, PARTS["forget"])[0].detach().clone()  # type: ignore[union-attr]
+    teacher[torch.arange(len(labels)), labels] -= 10.0
+    expected = -(teacher.softmax(-1) * policy.log_softmax(-1)).sum(-1).mean()
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-10, atol=0)
+    held, _ = loss_and_gradients(made(UNDIALModule, "llama", "hidden", lambda_=1.0))
+    assert held > loss
+    assert made(UNDIALModule, "llama", "hidden", retain_loss="kl").reference_parts == ["forget"], "it can be cached"

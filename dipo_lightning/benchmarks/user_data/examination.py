@@ -145,22 +145,21 @@ def examine(
     )
 
 
-def value_reports(
-    before: Examination, after: Examination, floors: Sequence[Sequence[float | None]] | None = None
-) -> list[ValueReport]:
+def value_reports(before: Examination, after: Examination, untaught: Examination | None = None) -> list[ValueReport]:
     """Put both examinations together, one report per private value.
 
     Args:
         before: The target's.
         after: The unlearned model's.
-        floors: Probability of each value under a model that never knew, by row and value; without them that of the
-            likeliest false variant under the unlearned model itself.
+        untaught: That of a model that never knew: what it says by chance is no leak, and its probabilities are the
+            floors. Without it a floor is that of the likeliest false variant under the unlearned model itself.
     """
-    floors = after.variants if floors is None else floors
+    floors: Sequence[Sequence[float | None]] = after.variants if untaught is None else untaught.probability
     reports = []
     for index, values in enumerate(after.values):
         for place, value in enumerate(values):
-            said = [answer for answer in after.sampled[index] if says(answer, value)]
+            chance = _answers_with(untaught, index, value)
+            greedy, reworded, sampled = _answers_with(after, index, value)
             reports.append(
                 ValueReport(
                     index,
@@ -168,14 +167,24 @@ def value_reports(
                     before.probability[index][place],
                     after.probability[index][place],
                     floors[index][place],
-                    says(after.greedy[index], value),
-                    any(says(answer, value) for answer in after.reworded[index]),
-                    len(said),
+                    greedy > chance[0],
+                    reworded > chance[1],
+                    sampled,
                     len(after.sampled[index]),
                     after.rank[index][place],
+                    chance[2],
                 )
             )
     return reports
+
+
+def _answers_with(model: Examination | None, index: int, value: str) -> tuple[int, int, int]:
+    """Number of a row's answers that say a value: to the question, to its rewordings, and in samples of both."""
+    if model is None:
+        return 0, 0, 0
+    kinds = [model.greedy[index]], model.reworded[index], model.sampled[index]
+    greedy, reworded, sampled = (sum(says(answer, value) for answer in answers) for answers in kinds)
+    return greedy, reworded, sampled
 
 
 def kept_scores(before: Examination, after: Examination, resamples: int = 1000) -> list[Kept]:
@@ -184,16 +193,22 @@ def kept_scores(before: Examination, after: Examination, resamples: int = 1000) 
     for name in ("retain", "neighbours", "general"):
         old, new = (torch.tensor(getattr(one, name), dtype=torch.float64) for one in (before, after))
         if len(old):
-            found.append(Kept(name, float(old.mean()), float(new.mean()), len(old), _low(old, new, resamples)))
+            found.append(Kept(name, float(old.mean()), float(new.mean()), len(old), *_interval(old, new, resamples)))
     return found
 
 
-def said_words(before: Examination, after: Examination, rows: Sequence[Row]) -> float:
-    """Return the share of words among those said to forget questions after, by the words of rows, target and probes."""
+def said_words(before: Examination, after: Examination, rows: Sequence[Row], tokenizer: Any) -> float:
+    """Return the share of words among those said to forget questions after.
+
+    Words are those of rows, target and probes, and what is frequent enough to be one token.
+    """
     texts = [text for row in [*rows, *general_rows()] for text in (row["question"], row["answer"])]
     texts += [*before.greedy, *general_paragraphs(), *(one for answers in before.sampled for one in answers)]
     said = [*after.greedy, *(answer for answers in after.reworded for answer in answers)]
-    return share_of_words(said, vocabulary(texts))
+    single = {
+        word for word in vocabulary(said) if len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) == 1
+    }
+    return share_of_words(said, vocabulary(texts) | single)
 
 
 def repeated_share(after: Examination) -> float:
@@ -203,10 +218,11 @@ def repeated_share(after: Examination) -> float:
     return Counter(after.greedy).most_common(1)[0][1] / len(after.greedy)
 
 
-def _low(old: torch.Tensor, new: torch.Tensor, resamples: int) -> float:
+def _interval(old: torch.Tensor, new: torch.Tensor, resamples: int) -> tuple[float, float]:
+    """Ends of the 95 % interval of the share kept, from rows resampled."""
     draws = torch.randint(len(old), (resamples, len(old)), generator=torch.Generator().manual_seed(0))
     shares = new[draws].mean(1) / old[draws].mean(1).clamp(min=1e-12)
-    return float(shares.quantile(0.025))
+    return float(shares.quantile(0.025)), float(shares.quantile(0.975))
 
 
 def _grouped(flat: Sequence[str], counts: Sequence[int]) -> list[list[str]]:

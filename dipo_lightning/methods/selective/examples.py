@@ -85,11 +85,17 @@ class ExampleMaker:
         self.spans = [private_spans(row, shared) for row in rows]
         self.subjects = [identifiers(row["question"], shared) for row in rows]
         self.secrets = [self._words(row["answer"], spans) for row, spans in zip(rows, self.spans, strict=True)]
-        self.banned = [first_tokens(self.tokenizer, secret) for secret in self.secrets]
+        self.banned = [self._banned(index) for index in range(len(rows))]
 
     @staticmethod
     def _words(answer: str, spans: Sequence[Span]) -> set[str]:
         return {word.text for span in spans for word in words(answer[span.start : span.end])} - FUNCTION_WORDS
+
+    def _banned(self, index: int) -> list[int]:
+        """Tokens that begin a private word of a row, but for those that its question or sentence needs."""
+        example = self.of_row(index, "{question}")
+        needed = {token for token, flag in zip(example.input_ids, example.private, strict=True) if not flag}
+        return [token for token in first_tokens(self.tokenizer, self.secrets[index]) if token not in needed]
 
     def of_row(self, index: int, template: str) -> PrivateExample:
         """Make the example of a row under one wording of its question."""

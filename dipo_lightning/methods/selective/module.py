@@ -60,8 +60,10 @@ TEMPLATES = (
 MOST_SAMPLED_TOKENS = 64
 """Most tokens of an answer that is sampled during training; fewer where the forget answers are shorter."""
 GENERAL_TOKENS = 32
-VARIANT_SHARE = LEAK_SHARE = GENERAL_SHARE = 0.5
+VARIANT_SHARE, LEAK_SHARE, GENERAL_SHARE = 0.5, 0.5, 1.0
 """Further rows per forget row of a step."""
+THOROUGH_SAMPLES = 20
+"""Samples of every wording in the check that ends a run."""
 SAYABLE = 1e-3
 """Probability of a whole private value, after the answer up to it, above which twenty samples may say it."""
 
@@ -90,7 +92,7 @@ class SelectiveModule(UnlearningModule):
         samples: Answers per forget row and wording that are sampled when the policy is asked.
         check_every: Optimiser steps between two such checks; 0 for none.
         stop: End the run at a check where no sample says a private value, none can be expected to in a thousand, and
-            no value is likelier than the alternatives.
+            no value is likelier than the alternatives; a second, thorough check must find the same.
         retain_loss: ``kl`` (divergence from the reference), ``nll`` or ``none``.
         reference: ``live``, ``adapters_off`` (with LoRA) or ``auto``.
         **options: Those of `UnlearningModule`.
@@ -324,11 +326,18 @@ class SelectiveModule(UnlearningModule):
         Args:
             number: Of the check; each asks in two other wordings.
         """
+        two = [number % len(TEMPLATES), (number + 1) % len(TEMPLATES)]
+        remaining = self._ask([wordings[i] for wordings in self._wordings for i in two], self.samples)
+        if self.stop and not remaining:
+            remaining = self._ask([one for wordings in self._wordings for one in wordings], THOROUGH_SAMPLES)
+            self.trainer.should_stop = self.trainer.should_stop or not remaining
+        self.log("train/remaining", float(remaining), logger=True)
+
+    def _ask(self, asked: Sequence[PrivateExample], samples: int) -> int:
+        """Sample answers in some wordings, and count what is left to forget."""
         assert self.policy is not None
-        chosen = [number % len(TEMPLATES), (number + 1) % len(TEMPLATES)]
-        asked = [wordings[i] for wordings in self._wordings for i in chosen]
         prompts = [example.input_ids[: example.start] for example in asked]
-        said = self._sampled(self.policy, prompts, self.samples)
+        said = self._sampled(self.policy, prompts, samples)
         made = [
             self._maker.leak(example.index, prompt, ids)
             for example, prompt, answers in zip(asked, prompts, said, strict=True)
@@ -337,15 +346,12 @@ class SelectiveModule(UnlearningModule):
         found = [leak for leak in made if leak is not None]
         self.leaks = (found + self.leaks)[: 2 * len(asked)]
         sayable, likelier = self._values_left(asked)
-        remaining = len(found) + sayable + likelier
-        self.log("train/remaining", float(remaining), logger=True)
         rank_zero_info(
-            f"step {self.trainer.global_step}: {len(found)} of {len(asked) * self.samples} sampled answers say a "
+            f"step {self.trainer.global_step}: {len(found)} of {len(asked) * samples} sampled answers say a "
             f"private value; {sayable} of {len(self._wordings)} rows may still say one, {likelier} find it likelier "
             "than false variants"
         )
-        if self.stop and not remaining:
-            self.trainer.should_stop = True
+        return len(found) + sayable + likelier
 
     def _values_left(self, asked: Sequence[PrivateExample]) -> tuple[int, int]:
         """Number of rows with a value that samples may say, and with values likelier than all their false variants."""

@@ -36,7 +36,7 @@ def words(text: str, stemmer: bool = False) -> list[str]:
     """
     plain = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).casefold()
     found = _WORD.findall(unicodedata.normalize("NFKC", plain))
-    return [_stem(word) if len(word) > 3 else word for word in found] if stemmer else found
+    return [stem(word) if len(word) > 3 else word for word in found] if stemmer else found
 
 
 def chunks(text: str) -> list[str]:
@@ -52,7 +52,8 @@ def chunks(text: str) -> list[str]:
 
 
 @lru_cache(maxsize=2**16)
-def _stem(word: str) -> str:
+def stem(word: str) -> str:
+    """Return the Porter stem of an English word."""
     return str(_porter().stem(word))
 
 

@@ -286,7 +286,7 @@ def test_a_row_without_a_value_is_skipped_and_listed(tmp_path: Path, one_broken_
     document = read(tmp_path)[0]
     assert [row["index"] for row in document["sets"]["forget"]] == [0, 1, 3, 4, 5]
     assert document["skipped"]["forget"][0]["index"] == 2
-    assert "its wrong answers is not finite" in document["skipped"]["forget"][0]["reason"]
+    assert "its wrong answers, its own answer is not finite" in document["skipped"]["forget"][0]["reason"]
     assert document["aggregates"]["forget_truth_ratio"] > 0
 
 

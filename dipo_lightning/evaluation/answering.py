@@ -1,0 +1,400 @@
+"""Scored answers and the policy's own answer to a question from one forward of its prompt.
+
+A question's answers lie as a tree behind its prompt. The logits in it tell what greedy decoding says as long as that is
+in the tree; from there it goes on with the keys and values of what has been said, which the same forward computed. Rows
+that have ended leave the batch. What all prompts begin with (a system prompt) is computed once.
+
+The policy's answers in an earlier evaluation would be good drafts, too, but then the rounding of every number would
+depend on them, and a run that was interrupted would end with other digits than one that was not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dipo_lightning.evaluation.generation import BATCH_ROWS, PROBED
+from dipo_lightning.evaluation.scoring import (
+    BATCH_TOKENS,
+    TokenScores,
+    answer_logits,
+    at_predictors,
+    first_choices,
+    read_scores,
+)
+from dipo_lightning.evaluation.shared_prompts import (
+    WORTHWHILE,
+    Example,
+    Layout,
+    PackedBatch,
+    attention_window,
+    can_share_prompts,
+    lay_out,
+    pack,
+    prompt_of,
+)
+from dipo_lightning.models.distributed import evaluation_mode, gather, own_batches, plan_batches
+from dipo_lightning.models.inspection import (
+    check_ids,
+    context_length,
+    leaves_rows_alone,
+    position_limit,
+    same_logits,
+)
+from dipo_lightning.models.sharding import unsharded
+
+if TYPE_CHECKING:
+    from dipo_lightning.evaluation.kv_cache import Pairs
+
+SHRUNK = 0.75  # rows that have ended leave a batch when no more than this share of it goes on
+
+
+class Question(NamedTuple):
+    """A prompt that the policy answers.
+
+    Attributes:
+        prompt: Its ids.
+        examples: The scored answers to it, as indices into the examples.
+        expected: Tokens of the true answer: questions with answers of like length are put together.
+    """
+
+    prompt: list[int]
+    examples: list[int]
+    expected: int
+
+
+class Said(NamedTuple):
+    """What the policy said.
+
+    Attributes:
+        ids: Token ids, cut before the first stop id.
+        nll: Mean negative log-likelihood of these tokens, nats; None where there is none.
+    """
+
+    ids: list[int]
+    nll: float | None
+
+
+@dataclass
+class _Row:
+    """A question on its way: what has been said, and what each token's log-probability was."""
+
+    number: int
+    question: Question
+    layout: Layout
+    limit: int
+    scores: list[TokenScores] = field(default_factory=list)
+    said: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    done: bool = False
+    probe: list[Tensor] = field(default_factory=list)
+
+    def take(self, token: int, logprob: float, stop_ids: Collection[int]) -> None:
+        """Say a token, or stop."""
+        if token in stop_ids:
+            self.done = True
+            return
+        self.said.append(token)
+        self.logprobs.append(logprob)
+        self.done = len(self.said) >= self.limit
+
+    @property
+    def result(self) -> tuple[list[TokenScores], Said]:
+        """Scores of the question's examples, and the policy's own answer."""
+        nll = -sum(self.logprobs) / len(self.logprobs) if self.logprobs else None
+        return self.scores, Said(self.said, nll)
+
+
+class _Kept(NamedTuple):
+    """Rows that go on, with the keys and values (B, heads, L, head size) they need, and the (B, L) mask of these."""
+
+    rows: list[_Row]
+    pairs: Pairs
+    mask: Tensor
+
+
+def score_and_answer(
+    policy: nn.Module,
+    examples: Sequence[Example],
+    questions: Sequence[Question],
+    *,
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    batch_tokens: int = BATCH_TOKENS,
+    batch_rows: int = BATCH_ROWS,
+    z_scores: Collection[int] = (),
+    device: torch.device | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> tuple[dict[int, TokenScores], dict[int, Said]]:
+    """Score the answers to questions and let the policy answer them greedily; collective, the same on every process.
+
+    Args:
+        policy: A ``transformers`` causal LM or a peft model around one, sharded or not. A sharded one is gathered once
+            for the whole call, which needs room for it.
+        examples: Answers with their prompts.
+        questions: What is asked.
+        max_new_tokens: Most tokens of an own answer.
+        stop_ids: An own answer ends at the first of these; may be empty.
+        batch_tokens: Most tokens of a scoring forward, padding included.
+        batch_rows: Most questions that are answered together.
+        z_scores: Indices of the examples that need `TokenScores.z_scores`.
+        device: Where the batches go; default is where the policy's parameters are.
+        progress: Called with the number of questions done after each batch of them.
+
+    Returns:
+        Scores by example and answers by question. What is missing cannot be had this way (a question too long for the
+        policy's window or a batch, a family whose layers carry a state or take no such mask) and is for
+        `dipo_lightning.evaluation.scoring.score` and `dipo_lightning.evaluation.generation.generate`.
+    """
+    device = device or next(policy.parameters()).device
+    if max_new_tokens < 1 or not can_share_prompts(policy):
+        return {}, {}
+    check_ids(policy, [question.prompt for question in questions])
+    run = _Run(policy, examples, questions, list(stop_ids), batch_tokens, frozenset(z_scores), device)
+    rows = run.rows(max_new_tokens)
+    results: dict[int, tuple[list[TokenScores], Said]] = {}
+    with evaluation_mode(policy), unsharded(policy):
+        run.compute_beginning()
+        if not rows or not run.holds(rows):
+            return {}, {}
+        for unit, own in own_batches(_units(rows, batch_rows)):
+            found = {row.number: row.result for row in run.answered([run.fresh(row) for row in unit])}
+            if own:
+                results.update(found)
+                if progress is not None:
+                    progress(len(found))
+    done = len(results)
+    results = gather(results)
+    if progress is not None:
+        progress(len(results) - done)
+    scores = {
+        index: one
+        for number, (scored, _) in results.items()
+        for index, one in zip(questions[number].examples, scored, strict=True)
+    }
+    return scores, {number: said for number, (_, said) in results.items()}
+
+
+def _units(rows: Sequence[_Row], batch_rows: int) -> list[list[_Row]]:
+    """Put rows with answers of like length together, as many in each batch."""
+    order = sorted(rows, key=lambda row: (-row.question.expected, -len(row.layout), row.number))
+    size = -(-len(order) // -(-len(order) // batch_rows))
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+class _Run:
+    """The policy and what all its forwards share."""
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        examples: Sequence[Example],
+        questions: Sequence[Question],
+        stop_ids: list[int],
+        batch_tokens: int,
+        wanted: frozenset[int],
+        device: torch.device,
+    ) -> None:
+        self.policy, self.examples, self.questions, self.device = policy, examples, questions, device
+        self.stop_ids, self.batch_tokens, self.wanted = stop_ids, batch_tokens, wanted
+        self.common = common_beginning([question.prompt for question in questions])
+        self.beginning: Pairs = []
+
+    def rows(self, limit: int) -> list[_Row]:
+        """Return the questions whose longest answer fits the policy's window and positions, and a batch."""
+        bounds = (attention_window(self.policy), position_limit(self.policy), context_length(self.policy))
+        most = min((bound for bound in bounds if bound is not None), default=None)
+        found = []
+        for number, question in enumerate(self.questions):
+            scored = [self.examples[index] for index in question.examples]
+            longest = max([len(question.prompt) + limit, *(len(ids) for ids, _ in scored)])
+            if (most is None or longest <= most) and all(_follows(one, question.prompt) for one in scored):
+                row = self.row(number, limit)
+                if len(row.layout) <= self.batch_tokens:
+                    found.append(row)
+        return found
+
+    def row(self, number: int, limit: int) -> _Row:
+        question = self.questions[number]
+        answers = [self.examples[index][0][len(question.prompt) :] for index in question.examples]
+        return _Row(number, question, lay_out(question.prompt[self.common :], answers), limit)
+
+    def fresh(self, row: _Row) -> _Row:
+        """Return the row as it was before anything was said."""
+        return _Row(row.number, row.question, row.layout, row.limit)
+
+    def compute_beginning(self) -> None:
+        """Compute the tokens that all prompts begin with."""
+        from dipo_lightning.evaluation.kv_cache import expanded, pairs
+
+        if self.common:
+            ids = torch.tensor([self.questions[0].prompt[: self.common]], device=self.device)
+            cache = expanded([], 1)
+            self.policy(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            self.beginning = pairs(cache)
+
+    def holds(self, rows: Sequence[_Row]) -> bool:
+        """Tell whether scores and own answers are those of each row alone, by the longest and the shortest row."""
+
+        def length(row: _Row) -> int:
+            return len(row.question.prompt) + max([row.limit, *map(len, row.layout.paths)])
+
+        ends = max(rows, key=length), min(rows, key=length)
+        return leaves_rows_alone(self.policy, "answered", length(ends[0]), lambda: self._try_out(ends))
+
+    def _try_out(self, ends: Sequence[_Row]) -> bool:
+        rows = [self.fresh(row) for row in ends]
+        stop_ids, self.stop_ids = self.stop_ids, []
+        try:
+            return self._are_as_if_alone(rows)
+        finally:
+            self.stop_ids = stop_ids
+
+    def _are_as_if_alone(self, rows: list[_Row]) -> bool:
+        batch, logits, cache = self._forward(rows)
+        scored = [index for row in rows for index in row.question.examples]
+        together = logits[batch.index.to(logits.device)].split(batch.counts)
+        for place in {0, batch.counts.index(max(batch.counts)), len(scored) - 1} if scored else ():
+            alone = answer_logits(self.policy, self.examples[scored[place]], self.device)
+            if not len(alone) or not same_logits(together[place], alone):
+                return False
+        kept = self._after_forward(rows, batch, logits, cache)
+        if kept is None or not kept.pairs:
+            return False
+        for row in rows:
+            row.limit, row.done = min(row.limit, len(row.said) + PROBED), False
+        self._decode([kept], probe=True)
+        return all(same_logits(torch.stack(row.probe), self._alone(row, len(row.probe))) for row in rows if row.probe)
+
+    def _alone(self, row: _Row, count: int) -> Tensor:
+        """Return the (count, V) logits of the last tokens said, from one forward of the row alone without a cache."""
+        ids = torch.tensor([row.question.prompt + row.said[:-1]], device=self.device)
+        logits = self.policy(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        return logits[0, -count:]
+
+    def answered(self, rows: list[_Row]) -> list[_Row]:
+        """Score and answer one batch of questions."""
+        going = []
+        for batch in plan_batches([len(row.layout) for row in rows], self.batch_tokens):
+            part = [rows[i] for i in batch]
+            kept = self._after_forward(part, *self._forward(part))
+            if kept is not None:
+                going.append(kept)
+        if going:
+            self._decode(going)
+        return rows
+
+    def _forward(self, rows: Sequence[_Row]) -> tuple[PackedBatch, Tensor, Any]:
+        """Run the prompts with all their answers: the batch, its logits (M, V) and the cache."""
+        from dipo_lightning.evaluation.kv_cache import expanded
+
+        groups = [
+            [tuple(part[self.common :] for part in self.examples[index]) for index in row.question.examples]
+            for row in rows
+        ]
+        batch = pack([row.layout for row in rows], groups, [self._visited(row.layout) for row in rows])  # type: ignore[arg-type]
+        cache = expanded(self.beginning, len(rows))
+        inputs = batch.inputs(self.policy, self.device, past=self.common)
+        logits = self.policy(**inputs, past_key_values=cache, use_cache=True).logits
+        return batch, at_predictors(logits, batch), cache
+
+    def _visited(self, layout: Layout) -> list[int]:
+        """Places after which something may be said."""
+        return [
+            layout.prompt - 1,
+            *(at for at in range(layout.prompt, len(layout)) if layout.ids[at] not in self.stop_ids),
+        ]
+
+    def _after_forward(self, rows: list[_Row], batch: PackedBatch, logits: Tensor, cache: Any) -> _Kept | None:
+        """Read the scores and what is said within the answers; keep what the rows that go on need."""
+        from dipo_lightning.evaluation.kv_cache import taken
+
+        choices = first_choices(logits)
+        scored = [index for row in rows for index in row.question.examples]
+        scores = iter(read_scores(logits, choices, batch, [index in self.wanted for index in scored]))
+        number = (batch.predictors.flatten().cumsum(0) - 1).view_as(batch.predictors).tolist()
+        ids, logprobs = choices.ids.tolist(), (-choices.surplus).tolist()
+        going, places = [], []
+        for at, row in enumerate(rows):
+            row.scores = [next(scores) for _ in row.question.examples]
+            walked = self._walk(row, [(ids[place], logprobs[place]) for place in number[at]])
+            if not row.done:
+                going.append(at)
+                places.append([*range(self.common + row.layout.prompt), *(self.common + place for place in walked)])
+        if not going:
+            return None
+        length = max(map(len, places))
+        filled = torch.tensor([[0] * (length - len(one)) + one for one in places], device=self.device)
+        lengths = torch.tensor([len(one) for one in places], device=self.device)
+        mask = (torch.arange(length, device=self.device) >= length - lengths[:, None]).long()
+        kept = taken(cache, torch.tensor(going, device=self.device), filled)
+        return _Kept([rows[at] for at in going], kept, mask)
+
+    def _walk(self, row: _Row, choices: Sequence[tuple[int, float]]) -> list[int]:
+        """Say what greedy decoding says within the row's answers; the places of all but the last token said.
+
+        Args:
+            row: The row.
+            choices: First choice after each place of the layout and its log-probability.
+        """
+        places: list[int] = []
+        at: int | None = row.layout.prompt - 1
+        while at is not None and not row.done:
+            if at >= row.layout.prompt:
+                places.append(at)
+            token, logprob = choices[at]
+            row.take(token, logprob, self.stop_ids)
+            at = row.layout.following.get((at, token))
+        return places
+
+    def _decode(self, parts: Sequence[_Kept], probe: bool = False) -> None:
+        """Continue all rows, token by token, from the last one that each has said."""
+        from dipo_lightning.evaluation.kv_cache import joined, selected
+
+        rows = [row for part in parts for row in part.rows]
+        cache, mask = joined([part.pairs for part in parts], [part.mask for part in parts])
+        while rows:
+            ids = torch.tensor([[row.said[-1]] for row in rows], device=self.device)
+            positions = torch.tensor([[len(row.question.prompt) + len(row.said) - 1] for row in rows])
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+            output = self.policy(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions.to(self.device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            logits = output.logits[:, -1]
+            choices = first_choices(logits)
+            for at, (row, token, surplus) in enumerate(
+                zip(rows, choices.ids.tolist(), choices.surplus.tolist(), strict=True)
+            ):
+                if not row.done:
+                    if probe:
+                        row.probe.append(logits[at])
+                    row.take(token, -surplus, self.stop_ids)
+            going = [at for at, row in enumerate(rows) if not row.done]
+            if len(going) <= SHRUNK * len(rows):
+                kept = torch.tensor(going, dtype=torch.long, device=self.device)
+                rows, cache, mask = [rows[at] for at in going], selected(cache, kept), mask[kept]
+
+
+def common_beginning(prompts: Sequence[list[int]]) -> int:
+    """Return how many tokens all prompts begin with in common, and have more; 0 where that is not worth a forward."""
+    if len(prompts) < 2:
+        return 0
+    first, last = min(prompts), max(prompts)
+    most = min(map(len, prompts)) - 1
+    count = next((i for i in range(most) if first[i] != last[i]), most)
+    return count if count >= WORTHWHILE else 0
+
+
+def _follows(example: Example, prompt: list[int]) -> bool:
+    """Tell whether an example is an answer, with a scored token, to just this prompt."""
+    ids, labels = example
+    return any(label != -100 for label in labels[1:]) and len(ids) > len(prompt) and prompt_of(example) == prompt

@@ -1,0 +1,80 @@
+"""`ExportModel` exports the model of the end, or of the moment that a rule names."""
+
+import json
+import math
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dipo_lightning import GradDiffModule, UnlearningDataModule
+from dipo_lightning.callbacks import ExportModel
+from dipo_lightning.callbacks.export import Best
+from tests.helpers.toys import save_toy
+
+
+class Logged(pl.Callback):
+    """Logs given numbers after each step, and keeps the weights of that moment."""
+
+    def __init__(self, **numbers):
+        self.numbers, self.weights = numbers, []
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        step = trainer.global_step - 1
+        for name, values in self.numbers.items():
+            if not math.isnan(values[step]):
+                pl_module.log(f"my/{name}", values[step])
+        self.weights.append({k: v.detach().clone() for k, v in pl_module.policy.state_dict().items()})
+
+
+def exported_step(here, best, **numbers):
+    save_toy(here / "model")
+    for name, count in (("forget", 5), ("retain", 5)):
+        rows = [{"question": f"Who is {name} {i}?", "answer": f"The {name} person {i * 37}."} for i in range(count)]
+        (here / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = UnlearningDataModule("model", "forget.jsonl", "retain.jsonl", prompt="plain", batch_size=1)
+    module = GradDiffModule("model", optimizer=lambda p: torch.optim.SGD(p, lr=0.05))
+    logged = Logged(**numbers)
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=5, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[logged, ExportModel("out", best=best, inside_run=False)],
+    )  # fmt: skip
+    trainer.fit(module, data)
+    found = load_file(here / "out" / "model.safetensors")
+    same = [all(torch.equal(found[name], kept[name]) for name in found) for kept in logged.weights]
+    return same.index(True) + 1
+
+
+NAN = math.nan
+SCORES = [0, 0.5, 0.9, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("best", "numbers", "step"),
+    [
+        (None, {}, 5),
+        (Best("my/score"), {"score": [0.1, 0.5, 0.2, 0.5, 0.3]}, 2),
+        (Best("my/score"), {"score": [0.1, 0.2, 0.3, 0.4, 0.5]}, 5),
+        (Best("my/left", "min"), {"left": [4, NAN, 1, NAN, 2]}, 3),
+        (Best("my/score", keep="my/utility"), {"score": SCORES, "utility": [1, 0.96, 0.5, 0.98, 0.97]}, 4),
+        (Best("my/score", keep="my/utility"), {"score": SCORES, "utility": [1, 0.2, 0.2, 0.2, 0.2]}, 1),
+    ],
+)
+def test_the_best_moment_is_exported(here, best, numbers, step):
+    assert exported_step(here, best, **numbers) == step
+
+
+def test_a_number_that_is_never_logged_is_named_and_the_model_not_lost(here):
+    with pytest.warns(UserWarning, match="no moment logged my/typo .logged: .*loss.* model of the end"):
+        assert exported_step(here, Best("my/typo")) == 5
+
+
+def test_a_resume_remembers_the_exported_moment():
+    first, second = ExportModel(best=Best("my/score")), ExportModel(best=Best("my/score"))
+    trainer = type("T", (), {"callback_metrics": {"my/score": torch.tensor(0.7)}})()
+    assert first._is_best(trainer)
+    second.load_state_dict(first.state_dict())
+    assert not second._is_best(trainer)
+    trainer.callback_metrics["my/score"] = torch.tensor(0.8)
+    assert second._is_best(trainer)
