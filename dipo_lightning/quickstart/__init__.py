@@ -23,7 +23,7 @@ def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
     """Unlearn fictitious authors from a tiny model, and show that it did.
 
     Makes data of invented authors, trains a tiny Llama without the part to forget (the retain model), teaches it that
-    part as well (the target), unlearns it with DiPO, evaluates each epoch, and tries to get it back. No network.
+    part as well (the target), unlearns it with DiPO, evaluates as it goes, and tries to get it back. No network.
 
     Args:
         seed: Seed of the data, the models and the training.
@@ -38,7 +38,7 @@ def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
         shutil.copy(measure_retain(folder, seed), folder / "retain.json")
     with step(2, "Teach it those to forget as well: the target model"):
         train(folder, "target", "full.json", "retain", seed)
-    with step(3, "Make the target model forget with DiPO, and evaluate each epoch"):
+    with step(3, "Make the target model forget with DiPO, and evaluate as it goes"):
         config = settings.filled("unlearning", folder=str(folder), seed=seed)
         child.write_config(folder / "unlearn.yaml", config)  # what comparisons start from
         child.fit(config, folder / "unlearned")
