@@ -18,6 +18,8 @@ SCORES = "scores.json"
 
 _REASONS = (
     ("evaluations", "every row: questions, true answers, what the model said"),
+    ("examinations", "private values, and what the models said"),
+    ("attacks", "questions, true answers, what the models said under attack"),
     ("checkpoints", "weights during training, optimiser states, random states"),
     ("reference_cache", "hidden states of the forget rows under the target model"),
     ("data", "rows to forget and to keep"),

@@ -30,6 +30,7 @@ LEARNING_RATE, WIDTH = 1e-4, 576
 HELD_OUT, FEWEST_HELD_OUT = 0.15, 20
 """Share of the retain rows that is not trained on, where there are at least so many rows."""
 NEIGHBOURS = 50
+EXAMINATIONS = "examinations"
 SAMPLES_BEFORE = 2
 """Sampled answers of the target to each question: it is known to say them."""
 
@@ -122,14 +123,18 @@ def forget(
     _say(settings, rows)
     effort = {"samples": samples, "seed": seed}
     few = effort | {"samples": min(samples, SAMPLES_BEFORE)}
-    before = _examined(folder / "before.json", model, rows, style_name, few, "target", accelerator)
+    before = _examined(folder / EXAMINATIONS / "before.json", model, rows, style_name, few, "target", accelerator)
     config = run_config(folder, model, settings, style_name, seed, accelerator, bool(rows.retain))
     fit(config, folder / "run")
     unlearned = folder / "run" / "model"
-    after = _examined(folder / "after.json", str(unlearned), rows, style_name, effort, "unlearned", accelerator)
+    after = _examined(
+        folder / EXAMINATIONS / "after.json", str(unlearned), rows, style_name, effort, "unlearned", accelerator
+    )
     floors = None
     if untaught is not None:
-        floors = _examined(folder / "untaught.json", untaught, rows, style_name, effort, "untaught", accelerator)
+        floors = _examined(
+            folder / EXAMINATIONS / "untaught.json", untaught, rows, style_name, effort, "untaught", accelerator
+        )
     _conclude(folder, unlearned, rows, before, after, floors, settings)
 
 
@@ -283,6 +288,7 @@ def _examined(
         ExaminationOptions(**effort),
         progress=lambda what: print(f"{name} model: {what}", flush=True),
     )
+    path.parent.mkdir(mode=0o700, exist_ok=True)
     write_json(path, asdict(found))
     return found
 
@@ -292,9 +298,11 @@ def _conclude(
 ) -> None:
     """Judge, write and print."""
     from dipo_lightning.benchmarks.user_data.examination import kept_scores, repeated_share, said_words, value_reports
-    from dipo_lightning.benchmarks.user_data.verdict import judge, verdict_table, verdict_text
-    from dipo_lightning.evaluation.json_files import write_json
+    from dipo_lightning.benchmarks.user_data.verdict import KEEP, judge, verdict_table, verdict_text
+    from dipo_lightning.evaluation.json_files import write_json, write_text
     from dipo_lightning.models.loading import load_tokenizer
+    from dipo_lightning.report.page import PAGE
+    from dipo_lightning.report.verdict_page import verdict_page
 
     steps = settings.epochs * math.ceil(len(rows.forget) / settings.batch_size)
     verdict = judge(
@@ -304,10 +312,23 @@ def _conclude(
         repeated=repeated_share(after),
         settings={"lr": settings.lr, "steps": steps},
     )
-    write_json(folder / "verdict.json", verdict.document() | {"settings": asdict(settings)})
+    document = verdict.document() | {"settings": asdict(settings)}
+    write_json(folder / "verdict.json", document)
+    facts = {
+        "method": settings.method.rpartition(".")[2],
+        "rows": f"{len(rows.forget)} to forget, {len(rows.retain)} kept, {len(rows.held_out)} held out",
+        "learning rate": f"{settings.lr:g}",
+        "forget rows per step": str(settings.batch_size),
+        "steps at most": str(steps),
+    }
+    answers = [
+        {"question": row["question"], "answer": row["answer"], "before": old, "after": new}
+        for row, old, new in zip(rows.forget, before.greedy, after.greedy, strict=True)
+    ]
+    write_text(folder / PAGE, verdict_page(document, facts, answers, KEEP))
     card = unlearned / "README.md"
     if card.exists() and "## Verdict" not in card.read_text(encoding="utf-8"):
         text = card.read_text(encoding="utf-8") + f"\n## Verdict\n\n{verdict_text(verdict, private=False)}\n"
         card.write_text(text, encoding="utf-8")
     print(f"\n{verdict_table(verdict)}\n\n{verdict_text(verdict)}\n\nThe unlearned model: {unlearned}")
-    print(f"Everything measured: {folder / 'verdict.json'}")
+    print(f"Everything measured: {folder / PAGE} and verdict.json")

@@ -8,6 +8,8 @@ from typing import Any
 
 # Lightning 2.6 calls jsonargparse by old names; its users can do nothing about that
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+# The store that Lightning's MLFlowLogger has by default, which MLflow 3 refuses unless it is told otherwise
+os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
 
 import lightning.pytorch as pl
 import yaml

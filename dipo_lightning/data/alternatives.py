@@ -113,7 +113,11 @@ def read_alternatives(source: str | Sequence[str], rows: Sequence[Mapping[str, A
     if source == OWN_COLUMN:
         return _complete(own_alternatives(rows), rows, "the rows' own column 'alternatives'")
     if isinstance(source, str) and Path(source).suffix.lower() in SUFFIXES:
-        return _complete(find_alternatives(Path(source).expanduser(), rows), rows, source)
+        try:
+            found = find_alternatives(Path(source).expanduser(), rows)
+        except InputError as error:
+            raise InputError(f"data.alternatives: {error}") from error
+        return _complete(found, rows, source)
     return [_shared_lines(source)] * len(rows)
 
 
@@ -183,7 +187,8 @@ def _complete(found: list[list[str]], rows: Sequence[Mapping[str, Any]], source:
         row = rows[lacking[0]]
         raise InputError(
             f"data.alternatives: {source} has no alternative for {len(lacking)} of {len(rows)} forget rows. The first "
-            f"is {row.get('where', f'row {lacking[0]}')}: {asked_in(row)[-1]!r}."
+            f"is {row.get('where', f'row {lacking[0]}')}: {asked_in(row)[-1]!r}. Add "
+            "them, or leave such rows out."
         )
     return [*found]
 

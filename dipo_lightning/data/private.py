@@ -13,7 +13,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
+from dipo_lightning.data.pairs import Example
+from dipo_lightning.data.tokenization import OnDemand
 from dipo_lightning.metrics.functional.words import stem
+from dipo_lightning.models.token_batch import IGNORED
 
 _WORD = re.compile(r"[^\W_](?:[^\W_]|[-'’.,](?=[^\W_]))*")
 _POSSESSIVE = re.compile(r"['’]s$", re.IGNORECASE)
@@ -177,6 +180,41 @@ def token_places(tokenizer: Any, ids: Sequence[int], text: str) -> list[tuple[in
             start += 1
         places.append((start, end))
     return places
+
+
+class PrivateTokens(OnDemand):
+    """Examples of questions and answers of which only the tokens of private values are supervised.
+
+    A row without a private value keeps its whole answer.
+
+    Args:
+        examples: The tokenised rows.
+        rows: The rows that they were made from, in order.
+        shared: As `find_private` takes it.
+        tokenizer: The model's tokenizer.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], rows: Sequence[Mapping[str, Any]], shared: Mapping[str, int], tokenizer: Any
+    ) -> None:
+        self.examples, self.rows, self.shared, self.tokenizer = examples, rows, shared, tokenizer
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.examples)
+
+    def make(self, index: int) -> Example:
+        """Take the labels from the other tokens of the example at a position."""
+        example, row = self.examples[index], self.rows[index]
+        places = [place for place, label in enumerate(example["labels"]) if label != IGNORED]
+        ids = [example["input_ids"][place] for place in places]
+        flags = token_flags(token_places(self.tokenizer, ids, row["answer"]), private_spans(row, self.shared))
+        if not any(flags):
+            return example
+        labels = list(example["labels"])
+        for place, flag in zip(places, flags, strict=True):
+            labels[place] = labels[place] if flag else IGNORED
+        return {**example, "labels": labels}
 
 
 def says(text: str, value: str) -> bool:

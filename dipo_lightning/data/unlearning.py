@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dipo_lightning.data.alternatives import Alternatives, read_alternatives
 from dipo_lightning.data.module import TokenizedDataModule
 from dipo_lightning.data.pairs import Example, ForgetRetainPairs, TrainingRows
+from dipo_lightning.data.private import PrivateTokens, rows_with_words
 from dipo_lightning.data.rows import Rows, read_rows, refuse_overlap
 from dipo_lightning.errors import InputError
 
@@ -40,6 +41,8 @@ class UnlearningDataModule(TokenizedDataModule):
             for the package's list of "I don't know" lines; a data file with a column ``alternatives`` beside the
             question; ``rows`` for that column of the forget rows themselves; a text file with one answer per line, or a
             list of answers, for all rows. Each epoch draws anew; the draw is a pure function of (seed, epoch, index).
+        forget_tokens: Tokens of the forget answers that the loss is about: all of the ``answer``, or those of its
+            ``private`` values, named by the data or found (`dipo_lightning.data.private.find_private`).
         **options: Those of `TokenizedDataModule`.
 
     Attributes:
@@ -59,6 +62,7 @@ class UnlearningDataModule(TokenizedDataModule):
         retain_split: str | None = None,
         columns: dict[str, str] | None = None,
         alternatives: str | list[str] | None = None,
+        forget_tokens: Literal["answer", "private"] = "answer",
         **options: Any,
     ) -> None:
         super().__init__(tokenizer, **options)
@@ -66,7 +70,7 @@ class UnlearningDataModule(TokenizedDataModule):
             raise InputError("data.forget is missing: give a file, a folder or a data set of what must be forgotten.")
         self.forget_source, self.retain_source, self.columns = forget, retain, columns
         self.forget_split, self.retain_split = forget_split, retain_split
-        self.alternatives = alternatives
+        self.alternatives, self.forget_tokens = alternatives, forget_tokens
         self.max_forget_rows, self.max_retain_rows = max_forget_rows, max_retain_rows
         self.forget_rows: AnyRows = []
         self.trained_rows: Sequence[dict[str, Any]] = []
@@ -101,6 +105,8 @@ class UnlearningDataModule(TokenizedDataModule):
     def training_set(self) -> ForgetRetainPairs:
         """Tokenise both sets and pair them."""
         forget, self.trained_rows = self.tokenize(self.forget_rows, "forget")
+        if self.forget_tokens == "private":
+            forget = self._private(forget, self.trained_rows)
         retain = None if self.retain_rows is None else self.tokenize(self.retain_rows, "retain")[0]
         pairs = ForgetRetainPairs(forget, retain, self.seed)
         if self.alternatives is not None:
@@ -120,6 +126,21 @@ class UnlearningDataModule(TokenizedDataModule):
         pairs = self._pairs if pairs is None else pairs
         pairs.alternative = Alternatives(lines, self.trained_rows, self.style, self.max_length, self.seed)
         self.longest = max(self.longest, pairs.alternative.longest())
+
+    def _private(self, forget: Sequence[Example], rows: Sequence[dict[str, Any]]) -> Sequence[Example]:
+        """Keep the labels of private values only.
+
+        Raises:
+            InputError: A row is no question with its answer.
+        """
+        odd = next((number for number, row in enumerate(rows) if "question" not in row), None)
+        if odd is not None:
+            raise InputError(
+                f"{rows[odd].get('where', f'forget row {odd}')}: data.forget_tokens: private looks for private values "
+                "in answers to questions; this row is none. Leave the option out."
+            )
+        kept = (row for row in self.retain_rows or () if "question" in row)
+        return PrivateTokens(forget, rows, rows_with_words(kept), self.tokenizer)
 
     @property
     def forget_examples(self) -> Sequence[Example]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torchmetrics import Metric, MetricCollection
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.benchmark import Benchmark, find_benchmark, import_class
 from dipo_lightning.evaluation.rows import EvaluationLog, Sets, with_skipped
-from dipo_lightning.metrics.rows import Meaning, RowValues, meanings
+from dipo_lightning.metrics.rows import Meaning, Rows, RowValues, meanings
 from dipo_lightning.models.distributed import rank_and_world
 
 
@@ -24,6 +24,22 @@ def metric_collection(metrics: Mapping[str, Metric]) -> MetricCollection:
     for name, metric in metrics.items():  # one by one: given together they would be sorted by name
         collection.add_metrics({name: metric})
     return collection
+
+
+def add_measured(metrics: Iterable[Metric], sets: Sets, sources: Rows) -> None:
+    """Give measured rows what single metrics measure of them (`RowValues.measured`), in place.
+
+    Args:
+        metrics: Of the evaluation.
+        sets: Measured rows by set name.
+        sources: The rows as they were read, by set name; a row without an index has its place.
+    """
+    for metric in (one for one in metrics if isinstance(one, RowValues)):
+        for of in metric.sets:
+            read = {row.get("index", place): row for place, row in enumerate(sources.get(of.name, ()))}
+            for row in sets.get(of.name, ()):
+                if row["index"] in read:
+                    row.update(metric.measured(row, read[row["index"]]))  # type: ignore[typeddict-item]  # its own fields
 
 
 def aggregates(collection: MetricCollection, rows: Sets, device: torch.device | None = None) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from dipo_lightning.data.prompts import PromptName, prompt_style
 from dipo_lightning.errors import InputError, refuse_unknown
 from dipo_lightning.evaluation.aggregates import (
     Meanings,
+    add_measured,
     aggregates,
     class_path,
     flat_numbers,
@@ -128,11 +129,16 @@ class Evaluation(Scheduled):
         """Measure ``pl_module.policy`` row by row; collective, and the same rows on every process."""
         raise TypeError(f"{type(self).__name__} must define measure()")
 
+    def sources(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """Return the rows as they were read, by set, for metrics that look into them (`RowValues.measured`)."""
+        return {}
+
     # What an evaluation consists of.
 
     def evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Document:
         """Measure every row, feed the metrics, and return the evaluation as it is written, without its provenance."""
         rows, settings = self.measure(trainer, pl_module), self.all_settings()
+        add_measured(self.measures.values(), rows.sets, self.sources())
         self.benchmark.prepare(rows.sets, settings)
         several = rank_and_world()[1] > 1  # processes exchange tensors where the strategy has them
         found = aggregates(self.measures, rows.whole(), pl_module.device if several else None)

@@ -73,12 +73,14 @@ def _gradient_norm(
     for parameter in parameters:
         parameter.grad = None
     torch.nn.functional.cross_entropy(logits.float(), labels[0, 1:], ignore_index=IGNORED).backward()
-    norms = [_whole(torch.linalg.vector_norm(one.grad)) for one in parameters if one.grad is not None]
+    norms = [_norm(parameter.grad) for parameter in parameters if parameter.grad is not None]
     return torch.stack(norms).double().mean().item()
 
 
-def _whole(norm: Tensor) -> Tensor:
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+def _norm(gradient: Tensor) -> Tensor:
+    """L2 norm in float32 at least, on the CPU."""
+    norm = torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).cpu()
 
 
 @contextmanager

@@ -238,20 +238,11 @@ def _row(plan: _Plan, scores: Sequence[TokenScores], style: PromptStyle, fractio
         "generation": text,
         "rouge_l_recall": None if text is None else rouge_l([text], [plan.source["answer"]]).recall.item(),
     }
-    if text is not None and plan.paraphrase is not None:
-        row |= _other_rouge(text, plan.source)
     if plan.detailed and plan.said is not None:
         row["generation_nll"], row["generation_tokens"] = plan.said_nll, len(plan.said)
     if plan.detailed:
         row.update(_details(answer, plan, fraction))
     return row
-
-
-def _other_rouge(text: str, source: Source) -> Row:
-    """ROUGE-L recall of what the policy said against the paraphrased answer and the wrong ones."""
-    others = [source["paraphrased_answer"], *source.get("perturbed_answer", ())]
-    paraphrased, *wrong = rouge_l([text] * len(others), others).recall.tolist()
-    return {"paraphrased_rouge": paraphrased, "perturbed_rouge": sum(wrong) / len(wrong) if wrong else None}
 
 
 def _details(answer: TokenScores, plan: _Plan, fraction: float) -> Row:

@@ -57,7 +57,7 @@ class TrackioLogger(Logger):
     ) -> None:
         super().__init__()
         if importlib.util.find_spec("trackio") is None:
-            raise InputError("TrackioLogger needs trackio: pip install 'dipo-lightning[trackers]'")
+            raise InputError("TrackioLogger needs trackio: pip install 'dipo-lightning[trackio]'")
         self._project, self._name = project, name
         self._options = {"space_id": space_id, "private": private, "resume": resume}
         self._run: Any = None

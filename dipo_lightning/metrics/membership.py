@@ -117,10 +117,18 @@ class PairAUCs(RowValues):
         first: One set.
         second: The other.
         scores: The rows' fields that hold a loss-like score, with their names for a reader.
+        near: The AUC that is best, where one is: 0.5 where neither set should be known.
         **kwargs: See `RowValues`.
     """
 
-    def __init__(self, first: RowSet | str, second: RowSet | str, scores: Mapping[str, str], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        first: RowSet | str,
+        second: RowSet | str,
+        scores: Mapping[str, str],
+        near: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.columns = tuple(scores)  # type: ignore[misc]  # the fields are options here
         super().__init__(first, second, **kwargs)
         one, two = (of.name.rpartition("_")[2] for of in self.sets)
@@ -129,7 +137,7 @@ class PairAUCs(RowValues):
             f"Share of pairs in which the {two} text scores lower than the {one} text. 0.5: the two look alike."
         )
         self.parts = {  # type: ignore[misc]
-            field: Meaning(f"{self.label} by {label}", self.meaning, near=0.5) for field, label in scores.items()
+            field: Meaning(f"{self.label} by {label}", self.meaning, near=near) for field, label in scores.items()
         }
 
     def values(self, row: Row, of: RowSet) -> Sequence[float | None]:

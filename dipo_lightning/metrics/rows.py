@@ -149,6 +149,18 @@ class RowValues(Metric):
         """
         raise TypeError(f"{type(self).__name__} must define values()")
 
+    def measured(self, row: Row, source: Row) -> Mapping[str, float | None]:
+        """Return further numbers of a row, made of what was measured and of the row as it was read.
+
+        Called once for each row of `sets` after it was measured, alike on every process; the log keeps the numbers with
+        the row. A metric of what the row holds already needs none.
+
+        Args:
+            row: What was measured of it, such as the model's own answer.
+            source: The row as it was read, such as its paraphrased and wrong answers.
+        """
+        return {}
+
     def update(self, rows: Rows) -> None:
         """Add evaluated rows.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from dipo_lightning.metrics.functional.fluency import ngram_entropy, perplexity
+from dipo_lightning.metrics.functional.rouge import rouge_l
 from dipo_lightning.metrics.rows import Row, RowMean, RowSet, RowValues
 
 
@@ -60,6 +61,10 @@ class ParaphraseROUGE(RowMean):
     )
     remembers = 1
 
+    def measured(self, row: Row, source: Row) -> dict[str, float | None]:
+        """Compare a row's `generation` with its `paraphrased_answer`."""
+        return {self.field: _recall(row.get("generation"), [source.get("paraphrased_answer")])}
+
 
 class PerturbedROUGE(RowMean):
     """Mean ROUGE-L recall of the model's own answers against the wrong ones, over all wrong answers of a row."""
@@ -70,3 +75,13 @@ class PerturbedROUGE(RowMean):
         "Share of a wrong answer's words that the model's own answer holds in their order, mean over the wrong "
         "answers. They share their form with the true one: what the true answer has above this is knowledge."
     )
+
+    def measured(self, row: Row, source: Row) -> dict[str, float | None]:
+        """Compare a row's `generation` with its `perturbed_answer`, the wrong ones."""
+        return {self.field: _recall(row.get("generation"), source.get("perturbed_answer") or ())}
+
+
+def _recall(text: str | None, answers: Sequence[str | None]) -> float | None:
+    """Mean ROUGE-L recall of a text against answers; None without a text or an answer."""
+    wanted = [answer for answer in answers if answer is not None]
+    return None if text is None or not wanted else rouge_l([text] * len(wanted), wanted).recall.mean().item()

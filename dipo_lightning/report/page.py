@@ -70,8 +70,8 @@ def write_page(run_folder: str | Path, output: str | Path | None = None, rows: i
     return path
 
 
-def render(run: RunFolder, rows: int = ROWS) -> str:
-    """Return the page of a run as HTML; every text in it is escaped, and it can run no script."""
+def fill(template: str, **texts: Any) -> str:
+    """Return a template of this folder as HTML; every text in it is escaped, and it can run no script."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -81,8 +81,14 @@ def render(run: RunFolder, rows: int = ROWS) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template(template).render(**texts)
+
+
+def render(run: RunFolder, rows: int = ROWS) -> str:
+    """Return the page of a run as HTML."""
     last = next(iter(run.evaluations.values()))[-1]
-    return environment.get_template("page.html.jinja").render(
+    return fill(
+        "page.html.jinja",
         name=visible(_run_name(run.path)),
         about=_about(last["provenance"]),
         origin=_origin(last["provenance"]),

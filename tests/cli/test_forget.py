@@ -68,6 +68,13 @@ def test_two_files_give_a_model_and_a_verdict_and_the_same_command_does_nothing_
     assert main(command) == 0
     assert (here / "out/run/model/model.safetensors").read_bytes() == weights
     assert json.loads((here / "out/verdict.json").read_text()) == verdict
+    page = (here / "out/results.html").read_text()
+    assert f"Verdict: {verdict['outcome']}" in page
+    assert page.count("glassblower") >= 2, "in the table of values and in the true answer"
+    assert main(["clean", "out", "--yes"]) == 0
+    left = [path for path in (here / "out").rglob("*") if path.is_file() and b"glassblower" in path.read_bytes()]
+    assert not left
+    assert (here / "out/run/model/model.safetensors").read_bytes() == weights
 
 
 def test_running_text_is_refused_before_a_model_is_loaded(here, capsys):

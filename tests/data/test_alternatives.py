@@ -140,7 +140,10 @@ def test_a_question_with_two_answers_has_alternatives_for_each(tmp_path: Path) -
     ("rows", "message"),
     [
         ([{"question": "Who is person 0?", "alternatives": ["X."]}], r"no alternative for 4 of 5.*'Who is person 1\?'"),
-        ([{"question": "Who is person 0?"}], "line 1: there is no 'alternatives'; it has question"),
+        (
+            [{"question": "Who is person 0?"}],
+            r"^data\.alternatives: .*line 1: there is no 'alternatives'; it has question",
+        ),
         ([{"question": "Who is person 0?", "alternatives": ["X.", " "]}], "line 1: 'alternatives' is empty"),
         ([{"alternatives": ["X."]}], "line 1: 'question' is None"),
     ],
@@ -148,6 +151,8 @@ def test_a_question_with_two_answers_has_alternatives_for_each(tmp_path: Path) -
 def test_a_data_file_that_is_not_right_is_said(tmp_path: Path, rows: list[dict[str, object]], message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_alternatives(data_file(tmp_path / "mine.jsonl", rows), ROWS)
+    with pytest.raises(InputError, match=r"^data\.alternatives: .*absent\.jsonl: there is no such file"):
+        read_alternatives(str(tmp_path / "absent.jsonl"), ROWS)
 
 
 def test_the_rows_own_column_is_read_and_missing_ones_are_said(tmp_path: Path) -> None:

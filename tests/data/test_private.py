@@ -1,5 +1,7 @@
 """Private values are found without a model, and a text that says one is recognised."""
 
+import json
+
 import pytest
 
 from dipo_lightning.data.private import (
@@ -10,6 +12,10 @@ from dipo_lightning.data.private import (
     spans_of_values,
     token_flags,
 )
+from dipo_lightning.data.unlearning import UnlearningDataModule
+from dipo_lightning.errors import InputError
+from dipo_lightning.models.token_batch import IGNORED
+from tests.helpers.toys import save_toy
 
 RETAIN = rows_with_words(
     {"question": "Who?", "answer": answer}
@@ -82,3 +88,43 @@ def test_gibberish_is_not_made_of_words():
     assert share_of_words(["She works in the evenings."], known) == 1
     assert share_of_words(["She tedfoundlandlehre in the qzx."], known) == pytest.approx(3 / 5)
     assert share_of_words([""], known) == 1
+
+
+def test_only_the_tokens_of_private_values_are_supervised_where_asked_for(tmp_path):
+    save_toy(tmp_path / "model")
+    rows = {
+        "forget": [
+            {"question": "Where does Mara Velt work?", "answer": "Mara Velt works as a glassblower in the town."},
+            {"question": "Is it so?", "answer": "It is."},
+            {"question": "Where?", "answer": "He lives in [[the town]]."},
+        ],
+        "retain": [{"question": "Where does Ann work?", "answer": "Ann works in the town as a teacher."}],
+    }
+    for name, part in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    files = [str(tmp_path / f"{name}.jsonl") for name in rows]
+    said = {}
+    for tokens in ("answer", "private"):
+        data = UnlearningDataModule(str(tmp_path / "model"), *files, prompt="plain", forget_tokens=tokens)
+        data.setup("fit")
+        decode = data.tokenizer.decode
+        said[tokens] = [
+            decode([label for label in example["labels"] if label != IGNORED]).strip()
+            for example in data.forget_examples
+        ]
+        assert [len(example["labels"]) == len(example["input_ids"]) for example in data.forget_examples] == [True] * 3
+    assert said["private"][0] == "glassblower"
+    assert said["private"][1] == said["answer"][1], "a row without a private value keeps its answer"
+    assert said["private"][2] == "the town"
+    assert said["answer"][0].startswith("Mara Velt works as a glassblower in the town.")
+
+
+def test_running_text_has_no_private_values_to_choose(tmp_path):
+    save_toy(tmp_path / "model")
+    files = []
+    for name in ("book", "kept"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": f"The {name} is full of words. " * 20}))
+        files.append(str(tmp_path / f"{name}.jsonl"))
+    data = UnlearningDataModule(str(tmp_path / "model"), *files, prompt="text", max_length=16, forget_tokens="private")
+    with pytest.raises(InputError, match="forget_tokens: private looks for private values"):
+        data.setup("fit")

@@ -106,7 +106,8 @@ def recorded(kind: str, data: str) -> tuple[Evaluation, list[dict[str, Any]]]:
     often["metrics"] = {"words": "tests.helpers.user_project.Words"}
     callback: Evaluation
     if kind == "tofu":
-        often["gradnorm"] = True
+        often |= {"gradnorm": True}
+        often["metrics"]["invented"] = "tests.helpers.user_project.Invented"
         callback = TOFUEvaluation("forget10", data, **nested(max_new_tokens=6, generation_rows=5, **often))
     elif kind == "muse":
         few: dict[str, Any] = {"max_rows": 5, "verbmem_tokens": 6, "knowmem_tokens": 4, "generation_rows": 2}

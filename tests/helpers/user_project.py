@@ -29,6 +29,19 @@ class Words(RowMean):
         return None if row.get("generation") is None else len(row["generation"].split())
 
 
+class Invented(RowMean):
+    """Words of what the model says that stand in no wrong answer: a number that the metric measures itself."""
+
+    field: ClassVar[str] = "invented"
+
+    def __init__(self) -> None:
+        super().__init__("forget")
+
+    def measured(self, row: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, float | None]:
+        wrong = " ".join(source["perturbed_answer"]).split()
+        return {"invented": float(sum(word not in wrong for word in row["generation"].split()))}
+
+
 class CapitalRow(Row, total=False):
     country: str
     known: float | None

@@ -22,8 +22,8 @@ class LMEvalEvaluation(Evaluation):
     Logs ``lm_eval/{task}_{metric}``, such as ``lm_eval/wmdp_bio_acc``; of a group that aggregates (``mmlu``) its own
     number, and of other groups those of their tasks. Needs ``pip install 'dipo-lightning[lm-eval]'``.
 
-    On several processes each runs every task, so that a policy that is sharded (FSDP2) is measured too: the numbers are
-    those of one process, and it takes as long as one.
+    On several processes each runs every task: the numbers are those of one process, and it takes as long as one. A
+    policy that is sharded (FSDP2) is gathered meanwhile, as for generation.
 
     Args:
         tasks: Names of tasks, groups or tags of the harness.

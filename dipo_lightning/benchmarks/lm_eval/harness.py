@@ -21,6 +21,7 @@ from dipo_lightning.benchmarks.lm_eval.metrics import MEAN, MEAN_OF_TASKS
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.provenance import plain
 from dipo_lightning.models.head import causal_lm
+from dipo_lightning.models.sharding import unsharded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -164,7 +165,7 @@ def measure_tasks(
     loaded: Mapping[str, Any],
     options: Options,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Run the tasks; every process runs all of them, so that a sharded policy is called alike on each.
+    """Run the tasks; every process runs all of them. A sharded policy is gathered meanwhile, which needs room for it.
 
     Args:
         policy: The model, in evaluation mode.
@@ -180,7 +181,7 @@ def measure_tasks(
     Raises:
         RunError: The harness fails on a task.
     """
-    with quiet():
+    with quiet(), unsharded(policy):
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
 

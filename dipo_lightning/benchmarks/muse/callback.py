@@ -76,6 +76,7 @@ class MUSEEvaluation(Evaluation):
         self.max_rows, self.allow_overlap = max_rows, allow_overlap
         self.texts = MUSEOptions(variant, verbmem_tokens, knowmem_tokens, space, memorization, lowercase)
         self._check_options()
+        self.rows: MUSEData | None = None
         self.plan: MUSEPlan | None = None
         self.corpus = ""
         self.auc_retrain: float | None = None
@@ -117,6 +118,7 @@ class MUSEEvaluation(Evaluation):
         data = data.first(FAST_DEV_ROWS if self.is_trial(trainer) else self.max_rows)
         if trainer.state.fn == TrainerFn.FITTING and not (trains_on_it or allow_overlap):
             refuse_trained(data, module)
+        self.rows = data
         self.plan = plan_muse(data, self._tokenizer, self.texts, self.measuring)
         if self.retain is not None and self.is_trial(trainer):
             self.retain, self.no_retain = None, f"fast_dev_run measures only {FAST_DEV_ROWS} rows of each set"
@@ -176,6 +178,10 @@ class MUSEEvaluation(Evaluation):
             "baseline": self.baseline,
             "auc_retrain": self.auc_retrain,
         }
+
+    def sources(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the rows to measure, as they were read."""
+        return self.rows.sets if self.rows else {}
 
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> EvaluatedRows:
         """Measure every row."""

@@ -46,6 +46,12 @@ class MUSEData:
     privleak: dict[str, Rows]
     holdout: Rows
 
+    @property
+    def sets(self) -> dict[str, Rows]:
+        """The evaluation sets by the name of their rows."""
+        asked = {f"knowmem_{side}": rows for side, rows in self.knowmem.items()}
+        return {"verbmem": self.verbmem, **asked, **{f"privleak_{side}": rows for side, rows in self.privleak.items()}}
+
     def first(self, rows: int | None) -> MUSEData:
         """Return the same with only so many rows of each evaluation set, from the first; None for all."""
         knowmem, privleak = (

@@ -97,9 +97,11 @@ class VerbMem(_ROUGE):
 class KnowMem(_ROUGE):
     """Knowledge memorisation: the greedy answer to a question against the true one, ROUGE-L F1."""
 
-    label = "KnowMem"
-    meaning = "ROUGE-L F1 of the model's answers to questions about the text."
-    names_set = True
+    def __init__(self, of: RowSet | str, **kwargs: Any) -> None:
+        super().__init__(of, **kwargs)
+        [rows] = self.sets
+        self.label = f"KnowMem, {rows.name.rpartition('_')[2]}"
+        self.meaning = f"ROUGE-L F1 of the model's answers to {rows.about or 'questions about the text'}."
 
 
 class MUSE(Benchmark):
@@ -168,9 +170,9 @@ class MUSE(Benchmark):
         for attack in ATTACKS:
             found[f"forget_{attack}_auc"] = MembershipAUC(forget, holdout, attack=attack, optional=True)
         found["forget_reference_auc"] = ReferenceAUC(forget, holdout, retain_rows=retain_rows, optional=True)
-        for one, two in ((forget, holdout), (forget, kept), (kept, holdout)):
+        for one, two, near in ((forget, holdout, 0.5), (forget, kept, None), (kept, holdout, None)):
             name = f"auc_{one.name}_{two.name}".replace("privleak_", "")
-            found[name] = PairAUCs(one, two, AUC_SCORES, optional=True)
+            found[name] = PairAUCs(one, two, AUC_SCORES, near, optional=True)
         return found
 
     def settings_of(self, log: EvaluationLog) -> dict[str, Any]:

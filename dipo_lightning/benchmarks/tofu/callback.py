@@ -79,7 +79,7 @@ class TOFUEvaluation(Evaluation):
             read = load_tofu(source, split)
         self.rows = read.first(FAST_DEV_ROWS if self.is_trial(trainer) else self.max_rows)
         self.style = self.style_of(trainer, self.prompt_style)
-        if self.gradnorm and "holdout" not in self._sets():
+        if self.gradnorm and "holdout" not in self.sources():
             raise InputError(
                 "TOFUEvaluation.gradnorm compares forget rows with rows that no model was trained on; "
                 f"{source} has no {read.split.replace('forget', 'holdout')}, or membership is false. Leave it out."
@@ -92,13 +92,13 @@ class TOFUEvaluation(Evaluation):
             self.retain = read_log(self.retain_log, usual)
             planned: dict[str, list[Row]] = {
                 name: [{"index": row["index"], "question": row["question"]} for row in rows]
-                for name, rows in self._sets().items()
+                for name, rows in self.sources().items()
             }
             mine = EvaluationLog(self.benchmark.format, self.settings, planned)
             check_comparable(mine, self.retain, self.benchmark)
 
-    def _sets(self) -> dict[str, list[dict[str, Any]]]:
-        """The rows to measure."""
+    def sources(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the rows to measure, as they were read."""
         assert self.rows is not None
         return {name: rows for name, rows in self.rows.sets.items() if name != "holdout" or self.membership}
 
@@ -130,7 +130,7 @@ class TOFUEvaluation(Evaluation):
         evaluated = evaluate_rows(
             policy,
             self.style,
-            self._sets(),
+            self.sources(),
             self.measuring,
             device=pl_module.device,
             progress=lambda total, what: self.progress(trainer, total, what),

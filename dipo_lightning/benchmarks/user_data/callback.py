@@ -96,6 +96,10 @@ class MemorizationEvaluation(Evaluation):
             "on_missing": self.measuring.on_missing,
         }
 
+    def sources(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the rows to measure, as questions with answers."""
+        return self.sets
+
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> EvaluatedRows:
         """Measure every row."""
         policy: torch.nn.Module = pl_module.policy  # type: ignore[assignment]

@@ -217,6 +217,35 @@ def test_a_reference_of_other_rows_or_another_corpus(tmp_path, folder, reference
             run.test(module, datamodule=data(folder), verbose=False)
 
 
+def test_open_unlearnings_log_is_a_retain_log(tmp_path, folder):
+    """As exact as this package's own of the same model: rows, and the AUC that PrivLeak compares with."""
+    options = OPTIONS | {"variant": "open_unlearning"}
+    retain = MUSEEvaluation(baseline="none", **options)
+    trainer(tmp_path, retain).test(ToyModule(seed=7), datamodule=data(folder), verbose=False)
+    sets, theirs = retain.last["sets"], {}
+    names = {"forget_verbmem": "verbmem", "forget_knowmem": "knowmem_forget", "retain_knowmem": "knowmem_retain"}
+    for metric, name in names.items():
+        texts = {
+            str(row["index"]): {
+                "rougeL_f1": row["rouge"],
+                "input": row.get("prompt", row.get("question")),
+                "ground_truth": row["answer"],
+            }
+            for row in sets[name]
+        }
+        theirs[f"{metric}_ROUGE"] = {"agg_value": 0.0, "value_by_index": texts}
+    theirs["mia_min_k"] = {
+        part: {"value_by_index": {str(row["index"]): {"score": row["min_k"]} for row in sets[f"privleak_{part}"]}}
+        for part in ("forget", "holdout")
+    } | {"agg_value": 0.5, "auc": 0.5}
+    (tmp_path / "MUSE_EVAL.json").write_text(json.dumps(theirs))
+    found = []
+    for log in (retain.files[-1], str(tmp_path / "MUSE_EVAL.json")):
+        callback = MUSEEvaluation(retain_log=log, **options)
+        found += trainer(tmp_path / "run", callback).test(ToyModule(), datamodule=data(folder), verbose=False)
+    assert found[1]["muse/privleak"] == found[0]["muse/privleak"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

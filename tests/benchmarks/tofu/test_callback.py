@@ -139,7 +139,8 @@ def test_written_rows_give_the_written_aggregates(tmp_path: Path, data: Path, re
 
 
 def test_gradients_and_other_texts_of_each_row(tmp_path: Path, data: Path) -> None:
-    callback = TOFUEvaluation(gradnorm=True, **nested(**OPTIONS))
+    own = {"invented": "tests.helpers.user_project.Invented"}
+    callback = TOFUEvaluation(gradnorm=True, metrics=own, **nested(**OPTIONS))
     module, _ = fit(tmp_path, data, callback, max_epochs=1)
     document, policy, style = callback.last, module.policy.eval(), ToyData().style
     texts = (data / "forget10_perturbed.json").read_text().splitlines()
@@ -156,6 +157,9 @@ def test_gradients_and_other_texts_of_each_row(tmp_path: Path, data: Path) -> No
         ]
         assert got["paraphrased_rouge"] == pytest.approx(recall[0])
         assert got["perturbed_rouge"] == pytest.approx(np.mean(recall[1:]))
+        wrong = " ".join(given["perturbed_answer"]).split()
+        assert got["invented"] == len([word for word in got["generation"].split() if word not in wrong])
+    assert score(callback.files[-1])["invented"] == document["aggregates"]["invented"] > 0
     norms = {name: [row["gradnorm"] for row in document["sets"][name]] for name in ("forget", "holdout")}
     label = [0] * SIZES["forget"] + [1] * SIZES["holdout"]
     found = document["aggregates"]
