@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,8 @@ HELD_OUT, FEWEST_HELD_OUT = 0.15, 20
 """Share of the retain rows that is not trained on, where there are at least so many rows."""
 NEIGHBOURS = 50
 EXAMINATIONS = "examinations"
+REWORDINGS = 2
+"""Rewordings of each question that are asked: the rows' own, then those by rule."""
 SAMPLES_BEFORE = 2
 """Sampled answers of the target to each question: it is known to say them."""
 
@@ -86,6 +88,7 @@ def forget(
     batch_size: int | None = None,
     epochs: int | None = None,
     samples: int = 20,
+    paraphrases: int = 0,
     seed: int = 0,
     accelerator: str = "auto",
 ) -> None:
@@ -109,6 +112,7 @@ def forget(
         batch_size: Forget rows per step; at most 8 where it is not given.
         epochs: Most passes over the forget rows; chosen by their number where it is not given.
         samples: Sampled answers to each question and rewording in the examination.
+        paraphrases: Rewordings of each question that the target itself writes, beside two by rule and the rows' own.
         seed: Seed of data order, training and samples.
         accelerator: Lightning's accelerator: ``auto``, ``cpu`` or ``gpu``.
     """
@@ -121,7 +125,11 @@ def forget(
         len(rows.forget), _hidden_size(model), method, {"lr": lr, "batch_size": batch_size, "epochs": epochs}
     )
     _say(settings, rows)
-    effort = {"samples": samples, "seed": seed}
+    if paraphrases:
+        rows = _paraphrased(
+            folder / EXAMINATIONS / "paraphrases.json", model, rows, style_name, paraphrases, seed, accelerator
+        )
+    effort = {"samples": samples, "seed": seed, "rewordings": REWORDINGS + paraphrases}
     few = effort | {"samples": min(samples, SAMPLES_BEFORE)}
     before = _examined(folder / EXAMINATIONS / "before.json", model, rows, style_name, few, "target", accelerator)
     config = run_config(folder, model, settings, style_name, seed, accelerator, bool(rows.retain))
@@ -266,21 +274,18 @@ def _examined(
     path: Path, model: str, rows: SplitRows, style_name: str, effort: dict[str, int], name: str, accelerator: str
 ) -> Any:
     """Examine a model once; a second call reads what the first one found."""
-    import torch
-
     from dipo_lightning.benchmarks.user_data.examination import Examination, ExaminationOptions, examine
     from dipo_lightning.benchmarks.user_data.probes import neighbours
     from dipo_lightning.data.prompts import prompt_style
     from dipo_lightning.evaluation.json_files import write_json
-    from dipo_lightning.models.loading import load_policy, load_tokenizer
+    from dipo_lightning.models.loading import load_tokenizer
 
     if path.exists():
         return Examination(**json.loads(path.read_text(encoding="utf-8")))
     style = prompt_style(style_name, load_tokenizer(model))
-    device = "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
     near = [rows.held_out[i] for i in neighbours(rows.forget, rows.held_out, NEIGHBOURS)]
     found = examine(
-        load_policy(model).to(device),  # type: ignore[arg-type]
+        _loaded(model, accelerator),
         style,
         rows.forget,
         rows.retain,
@@ -291,6 +296,44 @@ def _examined(
     path.parent.mkdir(mode=0o700, exist_ok=True)
     write_json(path, asdict(found))
     return found
+
+
+def _loaded(model: str, accelerator: str) -> Any:
+    """The model on the device that the run trains on."""
+    import torch
+
+    from dipo_lightning.models.loading import load_policy
+
+    gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return load_policy(model).to("cuda" if gpu else "cpu")  # type: ignore[arg-type]
+
+
+def _paraphrased(
+    path: Path, model: str, rows: SplitRows, style_name: str, count: int, seed: int, accelerator: str
+) -> SplitRows:
+    """The rows with the target's own paraphrases of the forget questions behind theirs; written once."""
+    from dipo_lightning.benchmarks.user_data.probes import own_paraphrases
+    from dipo_lightning.data.prompts import prompt_style
+    from dipo_lightning.evaluation.json_files import write_json
+    from dipo_lightning.models.loading import load_tokenizer
+
+    if not path.exists():
+        style = prompt_style(style_name, load_tokenizer(model))
+        found = own_paraphrases(_loaded(model, accelerator), style, rows.forget, count, seed)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        write_json(path, {"paraphrases": found})
+    written = json.loads(path.read_text(encoding="utf-8"))["paraphrases"]
+    print(f"The target asks {sum(map(len, written))} questions in its own words.", flush=True)
+    forget = [
+        {**row, "paraphrased_question": [*texts(row.get("paraphrased_question")), *own]}
+        for row, own in zip(rows.forget, written, strict=True)
+    ]
+    return replace(rows, forget=forget)
+
+
+def texts(given: Any) -> list[str]:
+    """Return a text or a list of texts as a list."""
+    return [given] if isinstance(given, str) else [str(one) for one in given or []]
 
 
 def _conclude(

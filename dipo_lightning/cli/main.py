@@ -35,6 +35,9 @@ COMMANDS = {
 }
 """The commands that are no Trainer method, by name, as ``module:function``."""
 
+PRIVATE_COMMANDS = ("forget", "scalability", "sustainability", "compare", "report", "attack", "clean")
+"""Those among them whose files hold what is to be forgotten, so that only the user can read them (umask 077)."""
+
 LAST_ARGUMENT = {"forget": (2, "retain")}
 """Commands with one more argument that may be left out: its place, and the option that it stands for."""
 
@@ -148,7 +151,12 @@ def run_command(name: str, args: list[str]) -> None:
     parser = type("Parser", (Sentences, ArgumentParser), {})
     module, function = COMMANDS[name].split(":")
     called = getattr(importlib.import_module(module), function)
-    auto_cli(called, args=spelled_out(name, called, args), prog=f"dipo-lightning {name}", parser_class=parser)
+    umask = os.umask(0o077)
+    os.umask(umask | 0o077 if name in PRIVATE_COMMANDS else umask)
+    try:
+        auto_cli(called, args=spelled_out(name, called, args), prog=f"dipo-lightning {name}", parser_class=parser)
+    finally:
+        os.umask(umask)
 
 
 def spelled_out(name: str, function: Callable[..., Any], args: Sequence[str]) -> list[str]:

@@ -36,8 +36,12 @@ def expanded(folder: str) -> Path:
     return Path(path)
 
 
-def prepare_run(folder: Path) -> Path | None:
+def prepare_run(folder: Path, mode: int = PRIVATE) -> Path | None:
     """Return the checkpoint to resume from, or None for a start.
+
+    Args:
+        folder: The run's folder; made if absent.
+        mode: Of a new one, less what the umask takes.
 
     Raises:
         InputError: The folder holds something that is no run, or its checkpoint can't be read.
@@ -46,7 +50,7 @@ def prepare_run(folder: Path) -> Path | None:
     kept = folder / CHECKPOINTS
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=PRIVATE, exist_ok=True)
+        folder.mkdir(mode=mode, exist_ok=True)
     except OSError as error:
         raise RunError(f"The run's folder {folder} cannot be written: {error.strerror or error}.") from error
     if any(folder.iterdir()) and not (kept / RECORD).exists():
@@ -54,8 +58,8 @@ def prepare_run(folder: Path) -> Path | None:
         if not ours or any(kept.glob("*.ckpt")):  # else it was killed, or refused, before its record was written
             raise InputError(f"{folder} is not empty and holds no run that can be resumed; name an empty folder.")
     try:
-        kept.mkdir(mode=PRIVATE, exist_ok=True)
-        (kept / LOCK).touch(mode=PRIVATE & 0o666)  # the sign of a run, before any logger writes
+        kept.mkdir(mode=mode, exist_ok=True)
+        (kept / LOCK).touch(mode=mode & 0o666)  # the sign of a run, before any logger writes
     except OSError as error:
         raise RunError(f"The run's folder {folder} cannot be written: {error.strerror or error}.") from error
     found = newest(kept)

@@ -38,7 +38,14 @@ from dipo_lightning.cli.run_folder import (
 from dipo_lightning.errors import InputError, root_cause
 from dipo_lightning.evaluation.callback import refuse_twins
 from dipo_lightning.evaluation.json_files import write_text
-from dipo_lightning.evaluation.run_folder import is_trial, run_folder, set_run_folder
+from dipo_lightning.evaluation.run_folder import (
+    PRIVATE,
+    SHARED,
+    is_trial,
+    run_folder,
+    set_run_folder,
+    share_run_folder,
+)
 from dipo_lightning.evaluation.schedule import Scheduled
 from dipo_lightning.evaluation.tensorboard import RunLogger
 from dipo_lightning.evaluation.trackers import trackers_of
@@ -171,7 +178,7 @@ class DiPOCLI(LightningCLI):
                 "trainer.enable_checkpointing is false, but --run needs checkpoints; leave one of them out."
             )
         first = is_first_process()
-        found = prepare_run(folder) if first else newest(folder / CHECKPOINTS)
+        found = prepare_run(folder, PRIVATE if config.private else SHARED) if first else newest(folder / CHECKPOINTS)
         if found:
             config.ckpt_path = str(found)
         config.trainer.default_root_dir = str(folder)
@@ -219,6 +226,8 @@ class DiPOCLI(LightningCLI):
         trainer = super().instantiate_trainer(**shown, **kwargs)
         if self.run:
             set_run_folder(trainer, self.run)
+        if not self.config_init[self.subcommand].private:
+            share_run_folder(trainer)
         return trainer
 
     def instantiate_classes(self) -> None:

@@ -61,15 +61,15 @@ class Alternatives:
         row = with_answer(self.rows[index], self.line(epoch, index))
         return tokenize_rows([row], self.style, self.max_length).examples[0]
 
-    def longest(self) -> int:
-        """Return the tokens of the longest alternative, having tokenised each behind the longest question it has."""
+    def to_longest(self) -> Sequence[Example]:
+        """Return every alternative tokenised, behind the longest question that it has."""
         asked: dict[int, int] = {}  # the row with the longest question, by list of lines
         for place, lines in enumerate(self.lines):
             before = asked.setdefault(id(lines), place)
             if len(str(asked_in(self.rows[place]))) > len(str(asked_in(self.rows[before]))):
                 asked[id(lines)] = place
         made = [with_answer(self.rows[place], line) for place in asked.values() for line in self.lines[place]]
-        return max(len(example["input_ids"]) for example in tokenize_rows(made, self.style, self.max_length))
+        return tokenize_rows(made, self.style, self.max_length)
 
 
 def asked_in(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -331,7 +331,9 @@ def _wrapped(record: Record) -> tuple[str, list[Any]] | None:
     lists = {
         name: value
         for name, value in record.fields.items()
-        if isinstance(value, list) and value and all(isinstance(row, dict) and "role" not in row for row in value)
+        if isinstance(value, list)
+        and value
+        and all(isinstance(row, dict) and not {"role", "from"} & row.keys() for row in value)
     }
     if len(lists) != 1:
         return None

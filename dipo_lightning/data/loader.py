@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from dipo_lightning.data.pairs import EpochSampler
@@ -83,6 +84,12 @@ class ResumableLoader(DataLoader):
                 f"The checkpoint was written inside an epoch of {saved['length']} batches of {saved['rows']} rows; "
                 f"here an epoch has {here['length']} of {here['rows']}, and other rows would be left out. Keep "
                 "data.batch_size x processes, the data and trainer.limit_train_batches as they were."
+            )
+        if saved["rows"] != here["rows"]:
+            rank_zero_warn(
+                f"A batch had {saved['rows']} rows until this checkpoint and has {here['rows']} from here on "
+                "(data.batch_size x processes): the numbers are not those of an uninterrupted run.",
+                category=UserWarning,
             )
         self.skip = self.done = skip  # saved again before the first batch, it is the same place
 

@@ -45,7 +45,8 @@ class TokenizedDataModule(pl.LightningDataModule):
         num_workers: Loader processes; 0 loads in the training process.
         seed: Seed of the order and of the pairing.
         on_missing: What to do with a row of which nothing is left to learn (an empty text, a prompt as long as
-            ``max_length``): ``raise`` ends the run before it begins, ``skip`` leaves it out and says so.
+            ``max_length``): ``raise`` ends the run before it begins, ``skip`` leaves it out and says so, after
+            tokenising all rows of any set first.
 
     Attributes:
         tokenizer: The tokenizer, after `setup`.
@@ -135,7 +136,8 @@ class TokenizedDataModule(pl.LightningDataModule):
             rank_zero_info(f"{len(rows)} {name} texts, in {len(made)} pieces of {self.max_length} tokens")
             return made, rows
         lazy = isinstance(rows, Rows) and len(rows) > LARGE and self.on_missing == "raise"
-        looked_at = [rows[i] for i in rows.longest(LONGEST)] if lazy and isinstance(rows, Rows) else rows
+        longest = rows.longest(LONGEST) if lazy and isinstance(rows, Rows) else []
+        looked_at = [rows[i] for i in longest] if lazy else rows
         tokenized = tokenize_rows(looked_at, self.style, self.max_length, self.on_missing)
         self._note_longest(tokenized)
         if tokenized.truncated:
@@ -147,7 +149,7 @@ class TokenizedDataModule(pl.LightningDataModule):
             )
         if lazy:
             rank_zero_info(f"{len(rows)} {name} rows, each tokenised when a batch needs it")
-            return LazyRows(rows, self.style, self.max_length), rows
+            return LazyRows(rows, self.style, self.max_length, longest), rows
         rank_zero_info(tokenized.report(name))
         return tokenized.examples, rows if not tokenized.dropped else [rows[i] for i in tokenized.kept]
 

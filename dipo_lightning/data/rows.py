@@ -26,6 +26,10 @@ _PLACE = ("index", "where")  # where a row stands, not what it says
 _PAIRS = (("question", "answer"), ("prompt", "completion"))
 _ROLES = ("system", "user", "assistant")
 _LISTS = ("perturbed_answer", "paraphrased_question", "alternatives", "private")
+_ARRAY = re.compile(r"array\((\[.*\])(, dtype=\w+)?\)", re.DOTALL)
+_TEXTS = re.compile(r"""[\[({]\s*(['"]).*?\1\s*,|\[\s*['"]""", re.DOTALL)
+"""The beginning of several quoted texts in brackets, or of a list of them."""
+_CLOSED_BY = {"(": ")", "{": "}"}
 _MARK = re.compile(r"\[\[([^\[\]]*[^\[\]\s][^\[\]]*)\]\]")
 
 
@@ -201,9 +205,7 @@ def overlap(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, An
     Returns:
         One pair ``(position in first, position in second)`` for each row of ``first`` that ``second`` has too.
     """
-    keys, others = (
-        rows.keys if isinstance(rows, Rows) else [hash(_key(row)) for row in rows] for rows in (first, second)
-    )
+    keys, others = (_hashes(rows) for rows in (first, second))
     wanted, places = set(keys), dict[int, int]()
     for position, key in enumerate(others):
         if key in wanted:
@@ -243,15 +245,22 @@ def refuse_overlap(
 def listed(value: object, label: str) -> list[Any] | None:
     """Return the list that a field holds: itself, or the one that a cell of a table shows, or None if it is none.
 
-    A table has no lists, so they are written as JSON, as Python shows them, or as NumPy does, without commas.
+    A table has no lists, so they are written as JSON, as Python shows them (also a tuple or a set of texts), or as
+    NumPy does, without commas.
 
     Raises:
-        InputError: It begins and ends like a list and is none of these.
+        InputError: It begins like a list and is none of these.
     """
     if isinstance(value, list):
         return value
     text = value.strip() if isinstance(value, str) else ""
+    if shown_array := _ARRAY.fullmatch(text):
+        text = shown_array[1]
+    if _TEXTS.match(text) and text[-1:] == _CLOSED_BY.get(text[0]):
+        text = f"[{text[1:-1]}]"
     if not (text.startswith("[") and text.endswith("]")):
+        if _TEXTS.match(text):
+            raise InputError(f'{label} begins like a list, {shortened(text)}, and is cut off; write ["one", "two"].')
         return None
     try:
         found = json.loads(text)
@@ -327,6 +336,8 @@ def _roles(record: Record, chosen: Mapping[str, str], spelled: Mapping[str, str]
             return {role: role}
     nested = any(isinstance(value, list | dict) for value in record.fields.values())
     hint = " If the rows lie inside, write one object per row: a line each, or an array of them." if nested else ""
+    if "conversations" in spelled:
+        hint = " Conversations are read as messages: turns with role (user, assistant) and content."
     raise InputError(
         f"{record.where}: none of question and answer, prompt and completion, messages, text is there; it has "
         f"{', '.join(fields) or 'no columns'}. Name the columns.{hint}"

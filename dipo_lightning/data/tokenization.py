@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -82,13 +82,17 @@ class LazyRows(OnDemand):
         rows: From `dipo_lightning.data.rows.read_rows`.
         style: How a row is written.
         max_length: Longest example in tokens; the end of a longer one is cut off.
+        looked_at: Positions of the rows that are looked at before the first step.
     """
 
     KEPT = 4096
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], style: PromptStyle, max_length: int) -> None:
-        self.rows, self.style, self.max_length = rows, style, max_length
+    def __init__(
+        self, rows: Sequence[Mapping[str, Any]], style: PromptStyle, max_length: int, looked_at: Sequence[int] = ()
+    ) -> None:
+        self.rows, self.style, self.max_length, self.looked_at = rows, style, max_length, looked_at
         self._made: dict[int, Example] = {}
+        self._check: Callable[[Example], object] | None = None
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -103,8 +107,18 @@ class LazyRows(OnDemand):
         if index not in self._made:
             if len(self._made) >= self.KEPT:
                 del self._made[next(iter(self._made))]
-            self._made[index] = tokenize_rows([self.rows[index]], self.style, self.max_length)[0]
+            example = tokenize_rows([self.rows[index]], self.style, self.max_length)[0]
+            if self._check is not None:
+                self._check(example)
+            self._made[index] = example
         return self._made[index]
+
+    def check_each(self, check: Callable[[Example], object]) -> None:
+        """Call ``check`` with the examples that are looked at before the first step, and with every other one made."""
+        self._check = check
+        self._made.clear()
+        for index in self.looked_at:
+            self.make(index)
 
 
 class Pieces(OnDemand):

@@ -125,7 +125,7 @@ class UnlearningDataModule(TokenizedDataModule):
         """
         pairs = self._pairs if pairs is None else pairs
         pairs.alternative = Alternatives(lines, self.trained_rows, self.style, self.max_length, self.seed)
-        self.longest = max(self.longest, pairs.alternative.longest())
+        self._note_longest(pairs.alternative.to_longest())
 
     def _private(self, forget: Sequence[Example], rows: Sequence[dict[str, Any]]) -> Sequence[Example]:
         """Keep the labels of private values only.

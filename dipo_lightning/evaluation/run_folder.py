@@ -15,8 +15,12 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 PRIVATE = 0o700
 """Mode of a new run folder: what a model is to forget is private by nature."""
 
+SHARED = 0o777
+"""The same where the user wants the umask alone to count."""
+
 _folders: WeakKeyDictionary[pl.Trainer, Path] = WeakKeyDictionary()
 _named: WeakSet[pl.Trainer] = WeakSet()
+_shared: WeakSet[pl.Trainer] = WeakSet()
 
 
 def run_folder(trainer: pl.Trainer) -> Path:
@@ -37,6 +41,11 @@ def set_run_folder(trainer: pl.Trainer, folder: Path) -> None:
     _named.add(trainer)
 
 
+def share_run_folder(trainer: pl.Trainer) -> None:
+    """Let the umask alone say who may read the run folder of ``trainer``, before it is made."""
+    _shared.add(trainer)
+
+
 def is_named(trainer: pl.Trainer) -> bool:
     """Tell whether the user named the run's folder (``--run``), so that the same command finds it again."""
     return trainer in _named
@@ -52,24 +61,25 @@ def _choose(trainer: pl.Trainer) -> Path:
         folder = Path(tempfile.mkdtemp(prefix="fast_dev_run-"))
         finalize(trainer, shutil.rmtree, folder, ignore_errors=True)
         return folder
+    mode = SHARED if trainer in _shared else PRIVATE
     first: Any = trainer.loggers[0] if trainer.loggers else None
     if isinstance(first, TensorBoardLogger | CSVLogger):
         folder = Path(first.log_dir)
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
-            folder.mkdir(mode=PRIVATE, exist_ok=True)
+            folder.mkdir(mode=mode, exist_ok=True)
         return folder
-    return _new_folder(Path(trainer.default_root_dir or os.getcwd()))
+    return _new_folder(Path(trainer.default_root_dir or os.getcwd()), mode)
 
 
-def _new_folder(root: Path) -> Path:
+def _new_folder(root: Path, mode: int) -> Path:
     """Make the first ``run_N`` that is not there; of two runs that start together each gets its own."""
     root.mkdir(parents=True, exist_ok=True)
     number = 0
     while True:
         folder = root / f"run_{number}"
         try:
-            folder.mkdir(mode=PRIVATE)
+            folder.mkdir(mode=mode)
         except FileExistsError:
             number += 1
         else:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.generation import may_be_padded
 from dipo_lightning.models.head import causal_lm
+from dipo_lightning.models.inspection import position_limit
 
 BATCH_ROWS = {"cpu": 64, "cuda": 512}
 """Most sequences that are sampled at the same time, by device."""
@@ -53,18 +54,20 @@ def sample(
         banned: For each prompt, tokens that it must not say.
 
     Returns:
-        For each prompt its continuations, cut before a stop id.
+        For each prompt its continuations, cut before a stop id, or where the model's table of positions ends.
 
     Raises:
         InputError: The model's cache of a prompt can't be repeated.
     """
-    said: list[list[list[int]]] = [[] for _ in prompts]
-    for batch in _batches(policy, prompts, samples, visible is not None):
+    said: list[list[list[int]]] = [[[] for _ in range(samples)] for _ in prompts]
+    limit = position_limit(policy)
+    room = [max_new_tokens if limit is None else min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
+    for batch in _batches(policy, prompts, room, samples, visible is not None):
         generators = [torch.Generator().manual_seed(seeds[number]) for number in batch]
         view = [[1] * len(prompts[n]) if visible is None else list(visible[n]) for n in batch]
         limits = [[] if banned is None else list(banned[n]) for n in batch]
         found = _sample_batch(
-            policy, [list(prompts[n]) for n in batch], view, limits, generators, samples, max_new_tokens,
+            policy, [list(prompts[n]) for n in batch], view, limits, generators, samples, room[batch[0]],
             set(stop_ids), temperature,
         )  # fmt: skip
         for number, continuations in zip(batch, found, strict=True):
@@ -72,16 +75,22 @@ def sample(
     return said
 
 
-def _batches(policy: nn.Module, prompts: Sequence[Sequence[int]], samples: int, masked: bool) -> list[list[int]]:
-    """Prompts that are sampled together: of any length where padding disturbs nothing, else of one length."""
+def _batches(
+    policy: nn.Module, prompts: Sequence[Sequence[int]], room: Sequence[int], samples: int, masked: bool
+) -> list[list[int]]:
+    """Prompts that are sampled together: of any length where padding disturbs nothing, else of one length.
+
+    All of a batch have as much room for new tokens; one without any is in none.
+    """
     device = next(policy.parameters()).device
     positioned = "position_ids" in inspect.signature(causal_lm(policy).forward).parameters
     apart = len({len(prompt) for prompt in prompts}) > 1
     padded = apart and positioned and (masked or may_be_padded(policy, [list(one) for one in prompts], device))
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    groups: dict[int, list[int]] = {}
+    groups: dict[tuple[int, int], list[int]] = {}
     for number in order:
-        groups.setdefault(0 if padded else len(prompts[number]), []).append(number)
+        if room[number] > 0:
+            groups.setdefault((0 if padded else len(prompts[number]), room[number]), []).append(number)
     size = max(1, BATCH_ROWS.get(device.type, BATCH_ROWS["cpu"]) // max(1, samples))
     return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
 
@@ -112,7 +121,7 @@ def _sample_batch(
     said: list[list[int]] = [[] for _ in range(len(prompts) * samples)]
     rows = list(range(len(said)))  # those still in the batch
     going = set(rows)
-    for _ in range(max_new_tokens):
+    for step in range(max_new_tokens):
         for place, row in enumerate(rows):
             logits[place, banned[row // samples]] = torch.finfo(logits.dtype).min
         uniform = torch.cat([torch.rand(samples, generator=one, dtype=torch.float64) for one in generators])
@@ -122,7 +131,7 @@ def _sample_batch(
                 going.discard(row)
             elif row in going:
                 said[row].append(token)
-        if not going:
+        if not going or step + 1 == max_new_tokens:
             break
         if len(going) <= len(rows) // 2 and hasattr(cache, "batch_select_indices"):
             kept = torch.tensor([place for place, row in enumerate(rows) if row in going], device=device)

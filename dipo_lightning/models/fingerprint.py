@@ -19,7 +19,8 @@ _CHUNK = 1 << 26  # elements copied to the host at a time: 256 MB of float32
 
 _NOT_COMPUTED = re.compile(
     r"_.*|.*_token_id|.*_token_index|architectures|auto_map|transformers_version|dtype|torch_dtype|use_cache|return_dict"
-    r"|output_.*|id2label|label2id|num_labels|problem_type|initializer_.*|name_or_path|quantization_config|task_.*"
+    r"|output_(attentions|hidden_states|router_logits|scores)|id2label|label2id|num_labels|problem_type|initializer_.*"
+    r"|name_or_path|quantization_config|task_specific_params"
 )
 """Fields of a configuration that leave the logits of given ids alone: names, versions, storage, initial values."""
 

@@ -7,7 +7,8 @@ table for. Names of families would go out of date, so a layout of rows is compar
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -84,25 +85,21 @@ def check_rows(data: Any, model: nn.Module) -> None:
     """
     if getattr(data, "_training", None) is None:
         return
-    check_training(model)
+    check_training(model, getattr(data, "longest", 0))
     rows = vocabulary_size(model)
     odd = {index: token for token, index in data.tokenizer.get_vocab().items() if index >= rows}
     limit, context = position_limit(model), context_length(model)
     longest = getattr(data, "longest", 0)
-    if odd or (limit is not None and longest > limit):
-        for name, example in _training_rows(data):
-            ids = example["input_ids"]
-            if found := sorted(odd.keys() & set(ids)):
-                raise InputError(
-                    f"{name} row {example['index']} holds {odd[found[0]]!r}, id {found[0]}, but the model has only "
-                    f"{rows} embeddings: change the row, or use the model's own tokenizer."
-                )
-            if limit is not None and len(ids) > limit:
-                raise InputError(
-                    f"{name} row {example['index']} has {len(ids)} tokens, but the model has positions for {limit} "
-                    f"only: set data.max_length to {limit} or less."
-                )
-    elif context is not None and longest > context:
+    for name in ("forget", "retain", "alternative", "rows"):
+        examples = getattr(data._training, name, None) or ()
+        examples = examples.to_longest() if hasattr(examples, "to_longest") else examples
+        check = partial(_check_row, name="training" if name == "rows" else name, odd=odd, rows=rows, limit=limit)
+        if hasattr(examples, "check_each"):  # of a large set, tokenised by need
+            examples.check_each(check)
+        elif odd or (limit is not None and longest > limit):
+            for example in examples:
+                check(example)
+    if limit is None and context is not None and longest > context:
         rank_zero_warn(
             f"The longest training row has {longest} tokens, more than the {context} that the model was made for "
             f"(max_position_embeddings). It runs, but was not trained on such: data.max_length of {context} cuts them."
@@ -110,16 +107,25 @@ def check_rows(data: Any, model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def check_training(model: nn.Module) -> None:
+def check_training(model: nn.Module, longest: int = 0) -> None:
     """Try out on a model, before it is sharded, a padded batch of two short rows as training makes them.
+
+    A family that attends to a selection of keys (DeepSeek-V3.2) breaks ties among them by the length of the batch, but
+    in rows with more tokens than it selects only.
+
+    Args:
+        model: The causal LM in evaluation mode.
+        longest: Tokens of the longest training row.
 
     Raises:
         InputError: The family cannot be trained on rows of any length.
     """
     device = next(model.parameters()).device
-    ids = torch.arange(18, device=device).view(2, 9) % vocabulary_size(model)
+    selected = getattr(causal_lm(model).config.get_text_config(decoder=True), "index_topk", None) or 0
+    length = 9 + (selected if longest > selected else 0)
+    ids = torch.arange(2 * length, device=device).view(2, length) % vocabulary_size(model)
     mask = torch.ones_like(ids)
-    mask[1, 5:] = 0
+    mask[1, -4:] = 0
     training = model.training
     try:
         with torch.random.fork_rng(devices=[]):  # dropout draws
@@ -128,8 +134,8 @@ def check_training(model: nn.Module) -> None:
         raise InputError(f"A {causal_lm(model).config.model_type} cannot be trained on such rows: {error}") from error
     finally:
         model.train(training)
-    padded = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[1, :5]
-    if not same_logits(padded, model(input_ids=ids[1:, :5], use_cache=False).logits[0]):
+    padded = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[1, :-4]
+    if not same_logits(padded, model(input_ids=ids[1:, :-4], use_cache=False).logits[0]):
         rank_zero_warn(
             "Padding behind a row changes what this model computes for it, so its loss depends on the rows beside it. "
             "Evaluations are not touched: they lay such rows out by length."
@@ -151,11 +157,19 @@ def check_ids(model: nn.Module, texts: Sequence[Sequence[int]]) -> None:
             )
 
 
-def _training_rows(data: Any) -> Iterator[tuple[str, Any]]:
-    """All training examples with the name of their set."""
-    for name in ("forget", "retain", "rows"):
-        for example in getattr(getattr(data, "_training", None), name, None) or ():
-            yield ("training" if name == "rows" else name), example
+def _check_row(example: Any, name: str, odd: Mapping[int, str], rows: int, limit: int | None) -> None:
+    """Refuse a training example with an id or a position that the model has no embedding for."""
+    ids = example["input_ids"]
+    if found := sorted(odd.keys() & set(ids)):
+        raise InputError(
+            f"{name} row {example['index']} holds {odd[found[0]]!r}, id {found[0]}, but the model has only {rows} "
+            "embeddings: change the row, or use the model's own tokenizer."
+        )
+    if limit is not None and len(ids) > limit:
+        raise InputError(
+            f"{name} row {example['index']} has {len(ids)} tokens, but the model has positions for {limit} only: set "
+            f"data.max_length to {limit} or less."
+        )
 
 
 def vocabulary_size(model: nn.Module) -> int:

@@ -130,7 +130,10 @@ def _from_adapters(folder: Path, files: list[str]) -> ModelSource:
     """Find the model that a folder's adapters were trained on, as their configuration names it."""
     if _ADAPTER_WEIGHTS not in files:
         raise InputError(f"{folder} holds {_ADAPTER_CONFIG} but no {_ADAPTER_WEIGHTS}; pickled adapters are not read.")
-    config = json.loads((folder / _ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    try:
+        config = json.loads((folder / _ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{folder / _ADAPTER_CONFIG} is broken JSON: {error}.") from error
     base = config.get("base_model_name_or_path")
     if not base or Path(base).expanduser().resolve() == folder.resolve():
         raise InputError(
@@ -225,8 +228,20 @@ def _with_adapters(model: PreTrainedModel, source: ModelSource) -> PreTrainedMod
     from peft import PeftModel
 
     assert source.adapters is not None
-    with _explained(source, "model"):
-        adapted: Any = PeftModel.from_pretrained(model, source.adapters, local_files_only=True)
+    try:
+        with _explained(source, "model"):
+            adapted: Any = PeftModel.from_pretrained(model, source.adapters, local_files_only=True)
+    except RuntimeError as error:  # torch names each weight in a line
+        reason = " ".join(str(error).split("\n\t")[1:2]) or str(error)
+        raise InputError(
+            f"The adapters in {source.adapters} do not fit {source.location}: {reason} Name the model that they were "
+            f"trained on in {_ADAPTER_CONFIG} (base_model_name_or_path)."
+        ) from error
+    if not hasattr(adapted.base_model, "merge_and_unload"):
+        kind = str(adapted.peft_config["default"].peft_type.value)
+        raise InputError(
+            f"The adapters in {source.adapters} are {kind}, which cannot be merged into a model's weights."
+        )
     return adapted.merge_and_unload().eval()
 
 

@@ -24,6 +24,9 @@ from dipo_lightning.reference.references import (
 
 CACHE_BATCH_SIZE = 8
 
+MOST_CACHED = 20_000
+"""Forget rows above which ``reference: auto`` caches none: all of them would be computed before the first step."""
+
 
 def choose_reference(module: Any) -> tuple[str, str]:
     """Return the name of the reference to use, and why it is that one.
@@ -47,8 +50,11 @@ def obstacle_to_caching(module: Any) -> str | None:
         return "the model's logits are not a plain product of hidden states and the output projection"
     if module.reference_parts != ["forget"]:
         return f"the reference is asked for on these rows: {', '.join(module.reference_parts)}"
-    if getattr(getattr(module.trainer, "datamodule", None), "forget_examples", None) is None:
+    examples = getattr(getattr(module.trainer, "datamodule", None), "forget_examples", None)
+    if examples is None:
         return "the data module has no forget_examples to cache"
+    if module.reference_name == "auto" and len(examples) > MOST_CACHED:
+        return f"caching {len(examples)} forget rows would hold up the first step; hidden_states does"
     return None
 
 

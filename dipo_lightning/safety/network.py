@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
-PATIENCE = 5.0
+PATIENCE = 4.0
 """Seconds that the hub has to answer before it counts as out of reach."""
 
 

@@ -24,7 +24,6 @@ from dipo_lightning.methods.gradient_ascent import GradDiffModule
 from tests.helpers.toys import save_toy
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:The .*dataloader.* does not have many workers:UserWarning",
     "ignore:You're using the WeightAveraging callback:UserWarning",
     "ignore:.*configure_model.*:UserWarning",
 )
@@ -94,6 +93,24 @@ def test_a_signal_in_an_evaluation_saves_its_step_and_the_resumed_run_is_the_sam
     assert steps[0] == at, "the evaluation that was left is made first"
     assert steps[-1] == 4
     assert not (run_folder(again) / "checkpoints" / "evaluating.ckpt").exists()
+
+
+def test_a_run_cut_off_twice_in_its_last_evaluation_ends_as_a_finished_one(folder: Path, tmp_path: Path) -> None:
+    saved = None
+    for number in range(3):
+        told = Interrupted(schedule=Schedule(every_n_epochs=None))
+        told.at = 4 if number < 2 else None
+        made = trainer(tmp_path / str(number), told, Checkpoint(every_n_epochs=None))
+        if told.at:
+            with pytest.raises(SIGTERMException):
+                fit(made, folder, ckpt_path=saved, weights_only=True)
+        else:
+            fit(made, folder, ckpt_path=saved, weights_only=True)
+        saved = str(newest(run_folder(made) / "checkpoints") or saved)
+    kept = run_folder(made) / "checkpoints"
+    assert sorted(path.name for path in kept.iterdir()) == ["finished", "last.ckpt", "lock", "run.json"]
+    assert torch.load(kept / "last.ckpt", weights_only=True)["global_step"] == 4
+    assert [path.name for path in evaluations(made)] == ["user_data_epoch=002_step=00004.json"]
 
 
 def evaluations(made: pl.Trainer) -> list[Path]:

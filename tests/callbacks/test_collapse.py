@@ -13,8 +13,6 @@ from dipo_lightning.evaluation.callback import Evaluation
 from dipo_lightning.evaluation.schedule import Schedule
 from tests.callbacks.test_stopping import Line
 
-pytestmark = pytest.mark.filterwarnings("ignore:The .*dataloader.* does not have many workers:UserWarning")
-
 
 class Utility(Evaluation):
     """An evaluation before training and after each epoch that says what it is told to."""

@@ -18,7 +18,6 @@ from dipo_lightning.evaluation.schedule import Schedule
 MONITOR = "muse/knowmem_forget"
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.isinstance.treespec, LeafSpec:FutureWarning",  # Lightning 2.6 asks torch 2.13 by an old name
-    "ignore:The .*dataloader.* does not have many workers:UserWarning",
 )
 
 

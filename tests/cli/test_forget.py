@@ -53,13 +53,15 @@ def test_two_files_give_a_model_and_a_verdict_and_the_same_command_does_nothing_
     before = (here / "model/model.safetensors").read_bytes()
     files = [write(here / "forget.jsonl", FORGET), write(here / "retain.jsonl", RETAIN)]
     command = ["forget", "model", *files, "--samples", "2", "--epochs", "2", "--output", "out", "--accelerator", "cpu"]
+    command += ["--paraphrases", "1"]
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "2 rows to forget, 18 to keep, 3 held out" in said
+    assert "The target asks 0 questions in its own words" in said, "a toy writes none"
     assert "Verdict: " in said
     verdict = json.loads((here / "out/verdict.json").read_text())
     assert {value["value"] for value in verdict["values"]} >= {"glassblower", "12 June 1971"}
-    assert all(value["samples"] == 6 for value in verdict["values"])
+    assert all(value["samples"] == 8 for value in verdict["values"])
     assert (here / "model/model.safetensors").read_bytes() == before
     card = (here / "out/run/model/README.md").read_text()
     assert "## Verdict" in card

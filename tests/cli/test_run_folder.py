@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from dipo_lightning.callbacks.checkpoint import newest
+from dipo_lightning.cli.main import main
 from dipo_lightning.cli.run_folder import is_first_process, prepare_run
+from dipo_lightning.errors import InputError
+from tests.reliability.toy_run import write_config, write_inputs
 
 SIGNS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS",
          "SLURM_NTASKS_PER_NODE", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_JOB_NAME")  # fmt: skip
@@ -56,3 +60,53 @@ def test_the_other_processes_find_the_checkpoint_before_and_after_it_is_renamed(
     assert newest(kept) == kept / "last.ckpt"
     old.rename(old.with_name("last.ckpt"))
     assert newest(kept) == kept / "last.ckpt"
+
+
+def test_a_run_killed_before_its_record_is_started_anew_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for _ in range(2):  # the second time a logger has written, and no record
+        assert prepare_run(run) is None
+        (run / "events.out.tfevents.1.host.2.0").touch()
+    (run / "checkpoints" / "last.ckpt").touch()
+    with pytest.raises(InputError, match="not empty and holds no run that can be resumed"):
+        prepare_run(run)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "events.out.tfevents.1.host.2.0").touch()
+    with pytest.raises(InputError, match="not empty and holds no run that can be resumed"):
+        prepare_run(foreign)
+    assert [path.name for path in foreign.iterdir()] == ["events.out.tfevents.1.host.2.0"]
+
+
+@pytest.mark.parametrize(("named", "private"), [(True, True), (True, False), (False, False)])
+def test_a_run_is_private_unless_the_user_s_umask_is_to_count(
+    tmp_path: Path, named: bool, private: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_inputs(tmp_path, rows=2)
+    config = write_config(tmp_path, tmp_path / "run", epochs=1)
+    before = os.umask(0o022)
+    try:
+        options = ["--trainer.callbacks+=ExportModel", f"--private={private}"]
+        options += [] if named else ["--run=null"]
+        assert main(["fit", "--config", str(config), *options]) == 0
+    finally:
+        os.umask(before)
+    root = tmp_path / "run" if named else next((tmp_path / "runs").rglob("config.yaml")).parent
+    modes = {(path.is_dir(), oct(path.stat().st_mode & 0o777)) for path in [root, *root.rglob("*")]}
+    assert (root / "model" / "model.safetensors").exists()
+    assert modes == ({(True, "0o700"), (False, "0o600")} if private else {(True, "0o755"), (False, "0o644")})
+
+
+@pytest.mark.parametrize(("command", "mode"), [("attack", "0o600"), ("export", "0o644")])
+def test_what_other_commands_write_of_rows_is_private(
+    tmp_path: Path, command: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"dipo_lightning.cli.{command}.{command}", lambda: (tmp_path / "file").touch())
+    before = os.umask(0o022)
+    try:
+        assert main([command]) == 0
+        assert oct(os.umask(0o022)) == "0o22"
+    finally:
+        os.umask(before)
+    assert oct((tmp_path / "file").stat().st_mode & 0o777) == mode

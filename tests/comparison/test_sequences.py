@@ -17,7 +17,6 @@ from tests.helpers.toys import save_toy
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.isinstance.treespec, LeafSpec:FutureWarning",  # Lightning 2.6 asks torch 2.13 by an old name
-    "ignore:The .*dataloader.* does not have many workers:UserWarning",
     "ignore:LightningCLI's args parameter:UserWarning",
     "ignore:Checkpoint directory .* exists and is not empty:UserWarning",
 )

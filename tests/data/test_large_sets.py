@@ -14,8 +14,9 @@ from dipo_lightning.data import module as module_file
 from dipo_lightning.data import tokenization
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.errors import InputError
+from dipo_lightning.models.inspection import check_rows
 from tests.helpers.small_tokenizers import byte_level
-from tests.helpers.toys import save_toy
+from tests.helpers.toys import save_toy, toy_model
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,27 @@ def test_the_longest_rows_of_a_large_set_are_looked_at_before_the_first_step(
         data(folder, max_length=12)
     with pytest.warns(UserWarning, match=r"of the 5 longest of 30 \w+ rows are longer than data.max_length=30"):
         data(folder, max_length=30)
+
+
+def test_a_row_of_a_large_set_is_compared_with_the_model_when_it_is_made(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module_file, "LARGE", 20)
+    monkeypatch.setattr(module_file, "LONGEST", 5)
+    made = data(folder)
+    seen: list[int] = []
+    made.forget_examples.check_each(lambda example: seen.append(example["index"]))  # type: ignore[attr-defined]
+    assert len(seen) == 5, "before the first step only the longest"
+    made.tokenizer.add_tokens(["[ODD]"])
+    odd = dict(made.forget_rows[2]) | {"answer": "A [ODD] one."}
+    monkeypatch.setattr(made.forget_examples, "rows", [*made.forget_rows[:2], odd, *made.forget_rows[3:]])
+    check_rows(made, toy_model())
+    assert made.forget_examples[1]["index"] == 1
+    with pytest.raises(InputError, match=r"forget row 2 holds '\[ODD\]', id 320, but the model has only 320"):
+        made.forget_examples[2]
+    long = data(folder, max_length=512)
+    with pytest.raises(InputError, match=r"row \d+ has \d+ tokens, but the model has positions for 30 only"):
+        check_rows(long, toy_model("gpt2", n_positions=30))
 
 
 def test_long_text_in_parts_holds_the_same_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """The pairing is a pure function of (seed, epoch, index), and sums are divided by the counts of the global batch."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -94,7 +96,9 @@ def test_other_batches_in_the_middle_of_an_epoch_are_refused(batch_size: int, ra
     with pytest.raises(InputError, match="inside an epoch of 3 batches of 4 rows; here an epoch has"):
         other.load_state_dict(saved.state_dict())
     saved.done = 3
-    other.load_state_dict(saved.state_dict())
+    changed = batch_size * ranks != 4
+    with pytest.warns(UserWarning, match="A batch had 4 rows until this") if changed else nullcontext():
+        other.load_state_dict(saved.state_dict())
     assert other.skip == 0, "at the end of an epoch it does not matter"
 
 

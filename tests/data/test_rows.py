@@ -218,10 +218,14 @@ LISTS = [
     """['The teacher.' 'The mother\\'s "friend".']""",
     """['The teacher.'\n 'The mother\\'s "friend".']""",
     """["The teacher.", 'The mother\\'s "friend".',]""",
+    """('The teacher.', 'The mother\\'s "friend".')""",
+    """{'The teacher.', 'The mother\\'s "friend".'}""",
+    """array(['The teacher.', 'The mother\\'s "friend".'], dtype=object)""",
 ]
+LIST_NAMES = ["JSON", "Python", "NumPy", "NumPy on two lines", "mixed quotes", "tuple", "set", "repr of an array"]
 
 
-@pytest.mark.parametrize("cell", LISTS, ids=["JSON", "Python", "NumPy", "NumPy on two lines", "mixed quotes"])
+@pytest.mark.parametrize("cell", LISTS, ids=LIST_NAMES)
 def test_a_list_in_a_cell_of_a_table_is_a_list(tmp_path, cell):
     row = {"question": "Who?", "answer": "Nobody.", "perturbed_answer": cell, "paraphrased_question": "Who is it?"}
     [read] = read_rows(write(tmp_path / "rows.csv", [row]))
@@ -233,22 +237,19 @@ def test_a_text_that_is_no_list_stays_one_text(tmp_path):
     row = {
         "question": "Who?",
         "answer": "Nobody.",
-        "perturbed_answer": "(The)",
+        "perturbed_answer": "(The) 'one', and (two)",
         "paraphrased_answer": "['No.']",
     }
     [read] = read_rows(write(tmp_path / "rows.csv", [row]))
-    assert read["perturbed_answer"] == ["(The)"]
+    assert read["perturbed_answer"] == ["(The) 'one', and (two)"]
     assert read["paraphrased_answer"] == "No."
 
 
 @pytest.mark.parametrize("cell", ["[The teacher, the mother]", "['The teacher.', the mother]", "['The teacher.'"])
-def test_what_only_looks_like_a_list_is_said_or_a_text(tmp_path, cell):
+def test_what_only_looks_like_a_list_is_said(tmp_path, cell):
     file = write(tmp_path / "rows.csv", [{"question": "Who?", "answer": "Nobody.", "perturbed_answer": cell}])
-    if cell.endswith("]"):
-        with pytest.raises(InputError, match=r"line 2: 'perturbed_answer' begins like a list, .* write it as"):
-            read_rows(file)
-    else:
-        assert read_rows(file)[0]["perturbed_answer"] == [cell]
+    with pytest.raises(InputError, match=r"line 2: 'perturbed_answer' begins like a list, .* write"):
+        read_rows(file)
 
 
 def test_a_conversation_in_a_cell_of_a_table(tmp_path):

@@ -79,3 +79,16 @@ def assert_same(batch: dict[str, Any], other: dict[str, Any]) -> None:
     for half in batch.keys() - {"denominators"}:
         for name, value in batch[half].items():
             assert torch.equal(value, other[half][name]), (half, name)
+
+
+def test_a_loader_saved_again_before_its_first_batch_is_at_the_same_place(folder: Path) -> None:
+    begun, resumed = loader(folder, "plain"), loader(folder, "plain")
+    batches = iter(begun)
+    next(batches)
+    state = begun.state_dict()
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == state
+    for batch, other in zip(resumed, batches, strict=True):
+        assert_same(batch, other)
+    resumed.load_state_dict(begun.state_dict())
+    assert resumed.state_dict()["done"] == 0, "after the last batch a new epoch begins"

@@ -84,3 +84,14 @@ def test_other_families_say_the_same_in_company(family):
     said = sample(model, PROMPTS, samples=2, max_new_tokens=4, stop_ids=[2], seeds=[1, 2, 3, 4])
     for prompt, seed, own in zip(PROMPTS, [1, 2, 3, 4], said, strict=True):
         assert own == expected(model, prompt, seed, 2, 4, 2)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_a_continuation_ends_where_the_table_of_positions_ends(family):
+    field = "n_positions" if family == "gpt2" else "max_position_embeddings"
+    model = toy_model(family, **{field: 32})
+    prompts = [[5] * length for length in (28, 31, 32, 40, 4, 9)]
+    found = sample(model, prompts, samples=2, max_new_tokens=6, stop_ids=[], seeds=range(6))
+    assert [[len(said) for said in one] for one in found] == [[4] * 2, [1] * 2, [0] * 2, [0] * 2, [6] * 2, [6] * 2]
+    for place, tokens in ((0, 4), (4, 6)):
+        assert found[place] == expected(model, prompts[place], place, 2, tokens, None)

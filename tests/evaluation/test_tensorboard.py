@@ -23,7 +23,6 @@ from tests.helpers.small_tofu import ToyData, ToyModule, read, trainer, write_to
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.isinstance.treespec, LeafSpec:FutureWarning",  # Lightning 2.6 asks torch 2.13 by an old name
-    "ignore:The .*dataloader.* does not have many workers:UserWarning",
 )
 
 

@@ -20,6 +20,10 @@ SIZES: dict[str, dict[str, Any]] = {
     "bart": _BART | {"dropout": 0.0},
     "bert": _BERT | _NO_DROPOUT | {"is_decoder": True},
     "biogpt": _BERT | _NO_DROPOUT | {"activation_dropout": 0.0, "layerdrop": 0.0},
+    "deepseek_v32": _BERT
+    | {"num_key_value_heads": 4, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8}
+    | {"qk_nope_head_dim": 8, "v_head_dim": 8, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 16}
+    | {"moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
     "codegen": _GPT | {"rotary_dim": 4},
     "ctrl": {"n_embd": 32, "n_layer": 2, "n_head": 4, "dff": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0},

@@ -105,7 +105,10 @@ class AnotherDefaultDevice(SingleDeviceStrategy):
 
 @pytest.mark.parametrize(
     ("cls", "options"),
-    [*METHODS.items(), *((DiPOModule, {"reference": name}) for name in ("live", "hidden_states", "directions"))],
+    [
+        *((cls, options_of(cls)) for cls in METHODS),
+        *((DiPOModule, {"reference": name}) for name in ("live", "hidden_states", "directions")),
+    ],
     ids=lambda value: getattr(value, "__name__", None) or "-".join(map(str, value.values())) or "auto",
 )
 def test_models_are_made_on_the_cpu_whatever_the_default_device(

@@ -46,6 +46,7 @@ def test_chunks_scalars_and_strides_do_not_matter(monkeypatch):
         ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}),
         ("llama", {"rms_norm_eps": 1e-3}),
         ("llama", {"hidden_act": "gelu"}),
+        ("llama", {"output_multiplier": 2.0}),
         ("mistral", {"sliding_window": 64}),
         ("gemma2", {"final_logit_softcapping": 7.0}),
     ],

@@ -164,6 +164,9 @@ def test_a_family_that_padding_disturbs_is_said_before_training() -> None:
         check_training(family_model(family))
     with pytest.warns(UserWarning, match="Padding behind a row changes what this model computes"):
         check_training(family_model("prophetnet"))
+    check_training(family_model("deepseek_v32"), longest=16)
+    with pytest.warns(UserWarning, match="Padding behind a row changes what this model computes"):
+        check_training(family_model("deepseek_v32"), longest=17)
     assert torch.equal(torch.get_rng_state(), state)
 
 

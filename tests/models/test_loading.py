@@ -218,3 +218,25 @@ def test_a_mistyped_folder_that_looks_like_a_hub_name(tmp_path, monkeypatch):
     monkeypatch.setattr("dipo_lightning.safety.network.hub_answers", lambda endpoint: False)
     with pytest.raises(InputError, match="models/smolm2 could not be loaded.*Did you mean models/smollm2?"):
         load_policy("models/smolm2")
+
+
+def test_adapters_of_another_shape_or_kind_are_refused(adapters, llama, tmp_path):
+    from peft import LoraConfig, PromptTuningConfig, get_peft_model
+
+    for name, config, model, said in (
+        (
+            "wide",
+            LoraConfig(task_type="CAUSAL_LM", r=2),
+            toy_model(hidden_size=64),
+            "do not fit .*: size mismatch",
+        ),
+        ("prompts", PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3), toy_model(), "are PROMPT_TUNING"),
+    ):
+        made = get_peft_model(model, config)
+        made.peft_config["default"].base_model_name_or_path = str(llama)
+        made.save_pretrained(tmp_path / name)
+        with pytest.raises(InputError, match=f"The adapters in .*{name} {said}"):
+            load_policy(str(tmp_path / name))
+    (tmp_path / "wide" / "adapter_config.json").write_text("{broken")
+    with pytest.raises(InputError, match=r"adapter_config\.json is broken JSON: Expecting"):
+        load_policy(str(tmp_path / "wide"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,35 @@ def muse_subject(style: PromptStyle, data: str, forget: str = "train/forget") ->
     return Subject(style, muse.knowmem["forget"], muse.knowmem["retain"], trained=muse.train_forget, max_new_tokens=32)
 
 
+@dataclass(frozen=True)
+class Questions(Sequence[Source]):
+    """A user's rows as questions, each made when it is asked for: of a million retain rows only a few are.
+
+    Attributes:
+        rows: From `dipo_lightning.data.rows.read_rows`, or other plain dictionaries.
+        tokenizer: The model's tokenizer.
+    """
+
+    rows: Sequence[Any]
+    tokenizer: Any
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.rows)
+
+    def __getitem__(self, position: Any) -> Any:
+        """Question at a position, or questions of a slice."""
+        places = range(len(self))[position]
+        if isinstance(places, int):
+            return {"index": places, **question_rows([self.rows[places]], self.tokenizer, TEXT_TOKENS)[0]}
+        return [self[place] for place in places]
+
+
 def user_subject(style: PromptStyle, forget: Sequence[Any], retain: Sequence[Any]) -> Subject:
     """Return a user's rows as questions; of a plain text the second half is asked for."""
-    tokenizer = style.tokenizer
-    chosen = row_style(list(forget[:1]), style)
-    forget_rows, retain_rows = (
-        _numbered(question_rows(list(rows), tokenizer, TEXT_TOKENS)) for rows in (forget, retain)
-    )
-    return Subject(chosen, forget_rows, retain_rows, trained=[row for row in forget if "text" in row])
+    asked, kept = (Questions(rows, style.tokenizer) for rows in (forget, retain))
+    plain = bool(forget) and "text" in forget[0]
+    return Subject(row_style(forget[:1], style), asked, kept, trained=list(forget) if plain else [])
 
 
 def read_subject(
@@ -92,7 +113,7 @@ def limited(subject: Subject, unrelated: str | None, max_rows: int | None) -> Su
 
 def at_most(rows: Sequence[Source], most: int | None) -> list[Source]:
     """Return at most so many rows, spread evenly over all; None for all."""
-    return list(evenly([dict(row) for row in rows], most))
+    return [dict(rows[place]) for place in evenly(range(len(rows)), most)]
 
 
 def subject_of(datamodule: Any, style: PromptStyle) -> Subject:
@@ -128,7 +149,3 @@ def _texts(path: Path) -> list[str]:
     if not found:
         raise InputError(f"unrelated: {path} holds no text.")
     return found
-
-
-def _numbered(rows: Sequence[dict[str, Any]]) -> list[Source]:
-    return [{"index": place, **row} for place, row in enumerate(rows)]

@@ -95,7 +95,8 @@ class Wordings(Attack):
     def examples(self, subject: Subject) -> list[Source]:
         """Return the retain rows that are shown before a question, drawn by the seed."""
         count = min(self.few_shot, len(subject.retain))
-        return random.Random(f"examples {self.seed}").sample(list(subject.retain), count)
+        chosen = random.Random(f"examples {self.seed}").sample(range(len(subject.retain)), count)
+        return [subject.retain[place] for place in chosen]
 
     def _question(self, row: Source, name: str, frame: str | None, shown: Sequence[Source], style: PromptStyle) -> str:
         question = str(row["question"])

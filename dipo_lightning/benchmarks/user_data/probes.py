@@ -7,8 +7,14 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from dipo_lightning.data.private import FUNCTION_WORDS, vocabulary
+from torch import nn
+
+from dipo_lightning.data.encoding import PromptStyle
+from dipo_lightning.data.private import FUNCTION_WORDS, vocabulary, words
 from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.sampling import hash_seed, sample
+from dipo_lightning.models.distributed import evaluation_mode
+from dipo_lightning.models.sharding import unsharded
 
 Row = Mapping[str, Any]
 
@@ -19,6 +25,9 @@ TEMPLATES = (
     "{question} Please be precise.",
 )
 """Rewordings that keep the question's own words; ``{question}`` stands for it."""
+REPHRASE = "Ask the same question in other words, and write nothing else: {question}"
+ATTEMPTS = 4
+"""Samples for each paraphrase that is asked for."""
 
 
 def rewordings(row: Row, templates: Sequence[str] = TEMPLATES) -> list[str]:
@@ -37,6 +46,48 @@ def rewordings(row: Row, templates: Sequence[str] = TEMPLATES) -> list[str]:
     given = row.get("paraphrased_question") or []
     own = [given] if isinstance(given, str) else [str(one) for one in given]
     return own + [template.replace("{question}", row["question"]) for template in templates]
+
+
+def own_paraphrases(
+    policy: nn.Module, style: PromptStyle, rows: Sequence[Row], count: int, seed: int = 0
+) -> list[list[str]]:
+    """Let a model ask the questions of rows in its own words.
+
+    Of its sampled attempts those are kept that are one question, other than the row's, and name what the row's names.
+
+    Args:
+        policy: A ``transformers`` causal LM; the target, so that all models are asked the same.
+        style: Prompt style.
+        rows: Rows with a question.
+        count: Paraphrases of each question at most.
+        seed: Of the samples.
+
+    Returns:
+        For each row up to ``count`` questions; a small model may give none.
+    """
+    asked = [style.prompt(REPHRASE.replace("{question}", row["question"])) for row in rows]
+    seeds = [hash_seed(seed, number) for number in range(len(rows))]
+    with evaluation_mode(policy), unsharded(policy):
+        said = sample(
+            policy, asked, samples=ATTEMPTS * count, max_new_tokens=64, stop_ids=style.stop_ids, seeds=seeds,
+            temperature=0.7,
+        )  # fmt: skip
+    texts = [[str(style.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in one] for one in said]
+    return [
+        [text for text in dict.fromkeys(attempts) if is_paraphrase(row["question"], text)][:count]
+        for row, attempts in zip(rows, texts, strict=True)
+    ]
+
+
+def is_paraphrase(question: str, text: str) -> bool:
+    """Tell whether a text is one question, other than the given one, with all its names and numbers."""
+    named = {
+        word.text
+        for word in words(question)[1:]
+        if question[word.start].isupper() or any(sign.isdigit() for sign in word.text)
+    }
+    one = text.endswith("?") and text.count("?") == 1 and "\n" not in text
+    return one and named <= vocabulary([text]) and text.casefold() != question.casefold()
 
 
 def neighbours(forget: Sequence[Row], others: Sequence[Row], count: int) -> list[int]:

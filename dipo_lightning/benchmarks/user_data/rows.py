@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dipo_lightning.data.encoding import PromptStyle, encode
 from dipo_lightning.data.prompts import TextStyle
@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 """A row as it was read."""
+T = TypeVar("T")
 
 
-def evenly(rows: Sequence[Row], most: int | None) -> list[Row]:
+def evenly(rows: Sequence[T], most: int | None) -> list[T]:
     """Take at most ``most`` rows, spread evenly over all of them; None takes all."""
     if most is None or most >= len(rows):
         return list(rows)

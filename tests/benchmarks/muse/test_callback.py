@@ -23,7 +23,6 @@ from tests.helpers.toys import save_toy, toy_model
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.isinstance.treespec, LeafSpec:FutureWarning",  # Lightning 2.6 asks torch 2.13 by an old name
-    "ignore:The .*dataloader.* does not have many workers:UserWarning",
 )
 
 OPTIONS = {"max_rows": 4, "verbmem_tokens": 6, "knowmem_tokens": 4}

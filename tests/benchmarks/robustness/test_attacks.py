@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
+from dipo_lightning.benchmarks.robustness import data as questions
 from dipo_lightning.benchmarks.robustness import quantization, sampling
 from dipo_lightning.benchmarks.robustness.attack import Condition, Plain, Subject, plainly
 from dipo_lightning.benchmarks.robustness.prefixes import Prefixes
@@ -229,6 +230,18 @@ def test_quantisation_measures_the_rounded_model():
 
 
 # Sampling.
+
+
+def test_a_user_s_rows_become_questions_when_they_are_asked_for(monkeypatch):
+    rows = [{"question": f"Who is {i}?", "answer": f"Nobody {i}."} for i in range(50)]
+    made = []
+    original = questions.question_rows
+    monkeypatch.setattr(questions, "question_rows", lambda rows, *rest: made.extend(rows) or original(rows, *rest))
+    about = questions.user_subject(prompt_style("plain", toy_tokenizer()), rows[:5], rows)
+    assert questions.at_most(about.forget, 2) == [{"index": 0, **rows[0]}, {"index": 2, **rows[2]}]
+    assert len(Wordings(few_shot=3).examples(about)) == 3
+    assert len(made) == 5
+    assert about.retain[-1] == {"index": 49, **rows[49]}
 
 
 def test_each_question_has_its_own_seed():

@@ -18,8 +18,6 @@ from dipo_lightning.evaluation.schedule import Schedule
 from tests.benchmarks.robustness.distributed_worker import attacked, run
 from tests.helpers.small_tofu import ToyData, ToyModule, read, trainer, write_tofu
 
-pytestmark = pytest.mark.filterwarnings("ignore:The .*dataloader.* does not have many workers:UserWarning")
-
 
 def callback(**options):
     chosen = {"wordings": Wordings(few_shot=1), "measuring": Measuring(max_new_tokens=3), "max_forget_rows": 2}

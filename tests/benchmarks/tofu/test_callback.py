@@ -30,7 +30,6 @@ from tests.helpers.toys import toy_model
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.isinstance.treespec, LeafSpec:FutureWarning",  # Lightning 2.6 asks torch 2.13 by an old name
-    "ignore:The .*dataloader.* does not have many workers:UserWarning",
 )
 
 OPTIONS: dict[str, Any] = {"max_new_tokens": 8, "batch_tokens": 200, "generation_rows": 5}

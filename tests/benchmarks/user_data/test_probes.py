@@ -2,8 +2,11 @@
 
 import pytest
 
+from dipo_lightning.benchmarks.user_data import probes
 from dipo_lightning.benchmarks.user_data.probes import general_paragraphs, general_rows, neighbours, rewordings
+from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.errors import InputError
+from tests.helpers.toys import toy_model, toy_tokenizer
 
 
 def test_the_users_paraphrases_come_first():
@@ -38,3 +41,32 @@ def test_the_general_rows_are_questions_with_one_right_answer_of_four():
         assert row["question"].endswith("?")
     assert len({row["question"] for row in rows}) == 95
     assert all(len(text.split()) > 25 for text in general_paragraphs())
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("In which town does Mara Velt live?", True),
+        ("Where does Mara Velt live?", False),
+        ("where does mara velt live?", False),
+        ("Where does she live?", False),
+        ("Mara Velt lives in Oslo.", False),
+        ("Where is Mara Velt? And who?", False),
+    ],
+)
+def test_a_paraphrase_is_one_other_question_about_the_same(text, right):
+    assert probes.is_paraphrase("Where does Mara Velt live?", text) == right
+
+
+def test_the_model_writes_paraphrases_that_are_kept_where_they_are_some(monkeypatch):
+    rows = [{"question": "Where does Mara Velt live?"}, {"question": "Who is Ann Lee?"}]
+    style = prompt_style("plain", toy_tokenizer())
+    attempts = [
+        ["Nonsense.", "What is Mara Velt's town?", "What is Mara Velt's town?", "Is Mara Velt here?"],
+        ["no"] * 4,
+    ]
+    said = [[style.tokenizer(text)["input_ids"] for text in one] for one in attempts]
+    monkeypatch.setattr(probes, "sample", lambda *_, **__: said)
+    found = probes.own_paraphrases(toy_model(), style, rows, 1)
+    assert [len(one) for one in found] == [1, 0]
+    assert "Mara Velt" in found[0][0]
