@@ -92,18 +92,15 @@ class TOFU(Benchmark):
     compared_sets = ("forget", "holdout")
     score_options = ("truth_ratio",)
     charts = (
-        ROUGE_CHART,
+        Chart(
+            "forget quality on a log scale",
+            "p-value of a test against a model that never saw what must be forgotten. Above 0.05 it cannot tell them "
+            "apart.",
+            {"forget_quality_log10_p": "this model"},
+        ),
+        Chart("model utility", "What the model can still do.", {"model_utility": "this model"}),
         PROBABILITY_CHART,
-        Chart(
-            "forget quality (p) against model utility",
-            "Both should be high: forgotten as if never learnt, and as able as before.",
-            {"forget_quality_p": "forget quality (p)", "model_utility": "model utility"},
-        ),
-        Chart(
-            "forget quality, log10 p",
-            "0 is a model that cannot be told from one that never saw what must be forgotten.",
-            {"forget_quality_log10_p": "log10 p"},
-        ),
+        ROUGE_CHART,
     )
     answers: ClassVar = {"forget": "forget_answers"}
     histograms: ClassVar = {"forget_log_truth_ratio": ("forget", "log_ratio")}
