@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from dipo_lightning.cli.forget import SOURCES
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.json_files import write_json
 
@@ -33,6 +34,7 @@ _PATTERNS = (
     ("*.ckpt", "weights during training"),
     ("*verdict*.json", "private values"),
     ("*.log", "answers that were printed"),
+    ("log.txt", "answers that were printed"),
     ("*.jsonl", "rows"),
 )
 
@@ -94,7 +96,8 @@ def find_copies(folder: Path) -> list[Copy]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder; give the folder of a run.")
-    if not any(folder.rglob("config.yaml")) and not any(folder.rglob("evaluations")) and not (folder / SCORES).exists():
+    signs = ("config.yaml", "evaluations", SOURCES, SCORES)
+    if not any(any(folder.rglob(sign)) for sign in signs):
         raise InputError(f"{folder} is no run: it holds neither a config.yaml nor evaluations. Nothing was removed.")
     found: dict[Path, str] = {}
     for name, why in _REASONS:
@@ -108,14 +111,17 @@ def find_copies(folder: Path) -> list[Copy]:
 
 def keep_scores(folder: Path) -> None:
     """Write the numbers of all evaluations, by file, into one JSON without rows and texts."""
-    scores: dict[str, Any] = {}
+    kept = folder / SCORES
+    scores: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     for file in sorted(folder.rglob("evaluations/*.json")):
         document = json.loads(file.read_text(encoding="utf-8"))
         where = {key: document.get("provenance", {}).get(key) for key in ("epoch", "step")}
         scores[str(file.relative_to(folder))] = where | {"aggregates": document.get("aggregates", {})}
     for file in sorted(folder.rglob("*verdict*.json")):
-        outcome = json.loads(file.read_text(encoding="utf-8")).get("outcome")
-        scores[str(file.relative_to(folder))] = {"outcome": outcome}
+        verdict = json.loads(file.read_text(encoding="utf-8"))
+        values = [{key: number for key, number in one.items() if key != "value"} for one in verdict.get("values", ())]
+        numbers = {key: verdict.get(key) for key in ("outcome", "kept", "words", "repeated")}
+        scores[str(file.relative_to(folder))] = numbers | {"values": values}
     if scores:
         write_json(folder / SCORES, scores)
 
@@ -131,11 +137,15 @@ def remove(path: Path) -> None:
 def outside(folder: Path) -> dict[str, str]:
     """Return the files that the run's configuration names and that lie outside it, by what they are."""
     found: dict[str, str] = {}
+    for file in sorted(folder.rglob(SOURCES)):
+        found |= json.loads(file.read_text(encoding="utf-8"))
     for file in sorted(folder.rglob("config.yaml")):
         config = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         model = (config.get("model") or {}).get("init_args") or {}
         data = (config.get("data") or {}).get("init_args") or {}
-        named = {"target model": model.get("pretrained"), "forget rows": data.get("forget"), "data": data.get("data")}
+        forget = data.get("forget")
+        named = {"target model": model.get("pretrained"), "data": data.get("data")}
+        named |= {"forget rows": ", ".join(forget) if isinstance(forget, list) else forget}
         named["alternative answers"] = model.get("alternatives_file")
         cache = model.get("reference_cache")
         named["cache of the reference model"] = cache if cache and Path(cache).is_dir() else None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +31,8 @@ LEARNING_RATE, WIDTH = 1e-4, 576
 HELD_OUT, FEWEST_HELD_OUT = 0.15, 20
 """Share of the retain rows that is not trained on, where there are at least so many rows."""
 NEIGHBOURS = 50
-EXAMINATIONS = "examinations"
+EXAMINATIONS, SOURCES = "examinations", "sources.json"
+FEWEST_ANSWER_TOKENS, MOST_ANSWER_TOKENS = 48, 256
 REWORDINGS = 2
 """Rewordings of each question that are asked: the rows' own, then those by rule."""
 SAMPLES_BEFORE = 2
@@ -67,7 +69,13 @@ def choose_settings(rows: int, hidden_size: int, method: str, given: dict[str, A
         hidden_size: Width of the model.
         method: Short name or class path.
         given: What the user gave: ``lr``, ``batch_size``, ``epochs``; None is chosen.
+
+    Raises:
+        InputError: Something given is not above 0.
     """
+    for name, value in given.items():
+        if value is not None and not value > 0:
+            raise InputError(f"--{name} is {value}; it must be above 0.")
     batch_size = given.get("batch_size") or min(BATCH_SIZE, rows)
     per_epoch = math.ceil(rows / batch_size)
     epochs = given.get("epochs") or max(PASSES, math.ceil(STEPS / per_epoch))
@@ -119,31 +127,22 @@ def forget(
     from dipo_lightning.cli.child import fit
 
     folder = Path(output).expanduser()
-    rows = _prepare(folder, forget, retain, seed)
-    style_name = _style_name(model, prompt)
-    settings = choose_settings(
-        len(rows.forget), _hidden_size(model), method, {"lr": lr, "batch_size": batch_size, "epochs": epochs}
-    )
+    sources = {"target model": model, "forget rows": forget, "retain rows": retain, "untaught model": untaught}
+    rows = _prepare(folder, {name: source for name, source in sources.items() if source}, forget, retain, seed)
+    given = {"lr": lr, "batch_size": batch_size, "epochs": epochs}
+    settings = choose_settings(len(rows.forget), _hidden_size(model), method, given)
+    job = _Job(folder, rows, _style_name(model, prompt), accelerator)
     _say(settings, rows)
     if paraphrases:
-        rows = _paraphrased(
-            folder / EXAMINATIONS / "paraphrases.json", model, rows, style_name, paraphrases, seed, accelerator
-        )
+        job = replace(job, rows=_paraphrased(job, model, paraphrases, seed))
     effort = {"samples": samples, "seed": seed, "rewordings": REWORDINGS + paraphrases}
-    few = effort | {"samples": min(samples, SAMPLES_BEFORE)}
-    before = _examined(folder / EXAMINATIONS / "before.json", model, rows, style_name, few, "target", accelerator)
-    config = run_config(folder, model, settings, style_name, seed, accelerator, bool(rows.retain))
-    fit(config, folder / "run")
+    effort["max_new_tokens"] = _longest_answer(model, job)
+    before = _examined(job, model, effort | {"samples": min(samples, SAMPLES_BEFORE)}, "target")
+    fit(run_config(folder, model, settings, job.style, seed, accelerator, bool(rows.retain)), folder / "run")
     unlearned = folder / "run" / "model"
-    after = _examined(
-        folder / EXAMINATIONS / "after.json", str(unlearned), rows, style_name, effort, "unlearned", accelerator
-    )
-    floors = None
-    if untaught is not None:
-        floors = _examined(
-            folder / EXAMINATIONS / "untaught.json", untaught, rows, style_name, effort, "untaught", accelerator
-        )
-    _conclude(folder, unlearned, rows, before, after, floors, settings)
+    after = _examined(job, str(unlearned), effort, "unlearned")
+    floors = None if untaught is None else _examined(job, untaught, effort, "untaught")
+    _conclude(folder, unlearned, job.rows, before, after, floors, settings)
 
 
 @dataclass(frozen=True)
@@ -165,15 +164,11 @@ def split_rows(forget: Sequence[dict[str, Any]], retain: Sequence[dict[str, Any]
     """Hold some retain rows out; the same ones for one seed.
 
     Raises:
-        InputError: A forget row is running text.
+        InputError: A row is neither a question with its answer nor a chat of one turn.
     """
     import random
 
-    for row in forget:
-        if "question" not in row:
-            where = row.get("where", "the forget data")
-            raise InputError(f"{where}: forget works on questions with answers; for running text use fit (docs: MUSE).")
-    retain = [row for row in retain if "question" in row]
+    forget, retain = ([_question(row, name) for row in rows] for name, rows in (("forget", forget), ("retain", retain)))
     order = list(range(len(retain)))
     random.Random(seed).shuffle(order)
     count = round(HELD_OUT * len(retain)) if len(retain) >= FEWEST_HELD_OUT else 0
@@ -225,20 +220,49 @@ def run_config(
     }
 
 
-def _prepare(folder: Path, forget: str, retain: str | None, seed: int) -> SplitRows:
-    """Read and split the rows, and keep them beside the run, for it to be resumed."""
+def _question(row: dict[str, Any], name: str) -> dict[str, Any]:
+    """The row as a question with its answer."""
+    if "question" in row:
+        return row
+    turns = row.get("messages") or []
+    if [turn["role"] for turn in turns] == ["user", "assistant"]:
+        kept = {key: value for key, value in row.items() if key != "messages"}
+        return kept | {"question": turns[0]["content"], "answer": turns[1]["content"]}
+    where = row.get("where", f"the {name} data")
+    raise InputError(
+        f"{where}: forget works on questions with answers, and on chats of one question; for anything else use fit."
+    )
+
+
+def _prepare(folder: Path, sources: dict[str, str], forget: str, retain: str | None, seed: int) -> SplitRows:
+    """Read and split the rows, and keep them beside the run, for it to be resumed.
+
+    Raises:
+        InputError: The folder holds a run with other rows.
+    """
     from dipo_lightning.data.rows import read_rows, refuse_overlap
+    from dipo_lightning.evaluation.json_files import write_json, write_text
 
     kept = read_rows(retain) if retain is not None else []
     gone = read_rows(forget)
     if retain is not None:
         refuse_overlap(gone, kept)
     rows = split_rows([dict(row) for row in gone], [dict(row) for row in kept], seed)
+    parts = {
+        folder / "data" / f"{name}.jsonl": "".join(json.dumps(_written(row), ensure_ascii=False) + "\n" for row in part)
+        for name, part in asdict(rows).items()
+    }
+    other = [path for path, text in parts.items() if path.exists() and path.read_text(encoding="utf-8") != text]
+    if other:
+        raise InputError(
+            f"{folder} holds a run with other rows or another seed ({other[0].name} differs). Give another "
+            "--output, or the rows that it was made with."
+        )
     (folder / "data").mkdir(parents=True, exist_ok=True, mode=0o700)
-    for name, part in asdict(rows).items():
-        text = "".join(json.dumps(_written(row), ensure_ascii=False) + "\n" for row in part)
+    for path, text in parts.items():
         if text:
-            (folder / "data" / f"{name}.jsonl").write_text(text, encoding="utf-8")
+            write_text(path, text)
+    write_json(folder / SOURCES, sources)
     return rows
 
 
@@ -262,73 +286,122 @@ def _hidden_size(model: str) -> int:
 
 
 def _say(settings: Settings, rows: SplitRows) -> None:
+    from dipo_lightning.data.private import private_spans, rows_with_words
+
     print(
         f"{len(rows.forget)} rows to forget, {len(rows.retain)} to keep, {len(rows.held_out)} held out.\n"
         f"Method {settings.method}, lr {settings.lr:g}, {settings.batch_size} forget rows per step, at most "
-        f"{settings.epochs} passes, a check every {settings.check_every} steps.",
+        f"{settings.epochs} passes"
+        + (f", a check every {settings.check_every} steps." if settings.method == METHODS["selective"] else "."),
         flush=True,
     )
+    shared = rows_with_words([*rows.retain, *rows.held_out])
+    bare = [number for number, row in enumerate(rows.forget) if not private_spans(row, shared)]
+    if len(bare) == len(rows.forget):
+        raise InputError(
+            "No forget row has a private value: their answers have no word of their own. Name the values in a column "
+            "private, or mark them in the answer with [[...]]."
+        )
+    if bare:
+        print(f"No private value was found in the forget rows {', '.join(map(str, bare))}: nothing follows them.")
 
 
-def _examined(
-    path: Path, model: str, rows: SplitRows, style_name: str, effort: dict[str, int], name: str, accelerator: str
-) -> Any:
-    """Examine a model once; a second call reads what the first one found."""
+@dataclass(frozen=True)
+class _Job:
+    """What every examination of a run shares: its folder, rows, prompt style and accelerator."""
+
+    folder: Path
+    rows: SplitRows
+    style: str
+    accelerator: str
+
+
+def _longest_answer(model: str, job: _Job) -> int:
+    """Tokens that an examined answer may have: as many as the longest forget answer, and some more."""
+    from dipo_lightning.data.prompts import prompt_style
+    from dipo_lightning.models.loading import load_tokenizer
+
+    style = prompt_style(job.style, load_tokenizer(model))
+    longest = max(len(style.answer_ids(row["answer"])) for row in job.rows.forget)
+    return min(MOST_ANSWER_TOKENS, max(FEWEST_ANSWER_TOKENS, longest + 16))
+
+
+def _examined(job: _Job, model: str, effort: dict[str, int], name: str) -> Any:
+    """Examine a model; a second call with the same model, rows and effort reads what the first one found."""
     from dipo_lightning.benchmarks.user_data.examination import Examination, ExaminationOptions, examine
     from dipo_lightning.benchmarks.user_data.probes import neighbours
     from dipo_lightning.data.prompts import prompt_style
     from dipo_lightning.evaluation.json_files import write_json
     from dipo_lightning.models.loading import load_tokenizer
 
-    if path.exists():
-        return Examination(**json.loads(path.read_text(encoding="utf-8")))
-    style = prompt_style(style_name, load_tokenizer(model))
+    path, rows = job.folder / EXAMINATIONS / f"{name}.json", job.rows
+    key = json.loads(json.dumps({"model": _files(model), "rows": asdict(rows), "style": job.style} | effort))
+    written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if written.get("of") == key:
+        return Examination(**written["found"])
+    style = prompt_style(job.style, load_tokenizer(model))
     near = [rows.held_out[i] for i in neighbours(rows.forget, rows.held_out, NEIGHBOURS)]
-    found = examine(
-        _loaded(model, accelerator),
-        style,
-        rows.forget,
-        rows.retain,
-        near,
-        ExaminationOptions(**effort),
-        progress=lambda what: print(f"{name} model: {what}", flush=True),
-    )
+    with _loaded(model, job.accelerator) as policy:
+        found = examine(
+            policy,
+            style,
+            rows.forget,
+            rows.retain,
+            near,
+            ExaminationOptions(**effort),
+            progress=lambda what: print(f"{name} model: {what}", flush=True),
+        )
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    write_json(path, asdict(found))
+    write_json(path, {"of": key, "found": asdict(found)})
     return found
 
 
-def _loaded(model: str, accelerator: str) -> Any:
-    """The model on the device that the run trains on."""
+def _files(model: str) -> list[Any]:
+    """Name, size and time of a local model's files; a hub model is its name."""
+    path = Path(model).expanduser()
+    files = sorted(path.glob("*")) if path.is_dir() else [path]
+    kept = [file for file in files if file.suffix in (".safetensors", ".gguf", ".json")]
+    return [model, *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in kept if file.exists())]
+
+
+@contextmanager
+def _loaded(model: str, accelerator: str) -> Iterator[Any]:
+    """Hold a model on the device that the run trains on, and leave its memory to others afterwards."""
     import torch
 
     from dipo_lightning.models.loading import load_policy
 
     gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return load_policy(model).to("cuda" if gpu else "cpu")  # type: ignore[arg-type]
+    policy = load_policy(model).to("cuda" if gpu else "cpu")  # type: ignore[arg-type]
+    try:
+        yield policy
+    finally:
+        policy.to("cpu")
+        if gpu:
+            torch.cuda.empty_cache()
 
 
-def _paraphrased(
-    path: Path, model: str, rows: SplitRows, style_name: str, count: int, seed: int, accelerator: str
-) -> SplitRows:
+def _paraphrased(job: _Job, model: str, count: int, seed: int) -> SplitRows:
     """The rows with the target's own paraphrases of the forget questions behind theirs; written once."""
     from dipo_lightning.benchmarks.user_data.probes import own_paraphrases
     from dipo_lightning.data.prompts import prompt_style
     from dipo_lightning.evaluation.json_files import write_json
     from dipo_lightning.models.loading import load_tokenizer
 
-    if not path.exists():
-        style = prompt_style(style_name, load_tokenizer(model))
-        found = own_paraphrases(_loaded(model, accelerator), style, rows.forget, count, seed)
+    path, key = job.folder / EXAMINATIONS / "paraphrases.json", {"model": model, "count": count, "seed": seed}
+    written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if written.get("of") != key:
+        style = prompt_style(job.style, load_tokenizer(model))
+        with _loaded(model, job.accelerator) as policy:
+            written = {"of": key, "found": own_paraphrases(policy, style, job.rows.forget, count, seed)}
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        write_json(path, {"paraphrases": found})
-    written = json.loads(path.read_text(encoding="utf-8"))["paraphrases"]
-    print(f"The target asks {sum(map(len, written))} questions in its own words.", flush=True)
+        write_json(path, written)
+    print(f"The target asks {sum(map(len, written['found']))} questions in its own words.", flush=True)
     forget = [
         {**row, "paraphrased_question": [*texts(row.get("paraphrased_question")), *own]}
-        for row, own in zip(rows.forget, written, strict=True)
+        for row, own in zip(job.rows.forget, written["found"], strict=True)
     ]
-    return replace(rows, forget=forget)
+    return replace(job.rows, forget=forget)
 
 
 def texts(given: Any) -> list[str]:
@@ -347,13 +420,12 @@ def _conclude(
     from dipo_lightning.report.page import PAGE
     from dipo_lightning.report.verdict_page import verdict_page
 
-    steps = settings.epochs * math.ceil(len(rows.forget) / settings.batch_size)
     verdict = judge(
         value_reports(before, after, floors),
         kept_scores(before, after),
         words=said_words(before, after, [*rows.forget, *rows.retain, *rows.held_out], load_tokenizer(str(unlearned))),
         repeated=repeated_share(after),
-        settings={"lr": settings.lr, "steps": steps},
+        settings={"lr": settings.lr, "epochs": settings.epochs},
     )
     document = verdict.document() | {"settings": asdict(settings)}
     write_json(folder / "verdict.json", document)
@@ -362,7 +434,7 @@ def _conclude(
         "rows": f"{len(rows.forget)} to forget, {len(rows.retain)} kept, {len(rows.held_out)} held out",
         "learning rate": f"{settings.lr:g}",
         "forget rows per step": str(settings.batch_size),
-        "steps at most": str(steps),
+        "passes at most": str(settings.epochs),
     }
     answers = [
         {"question": row["question"], "answer": row["answer"], "before": old, "after": new}
@@ -370,8 +442,8 @@ def _conclude(
     ]
     write_text(folder / PAGE, verdict_page(document, facts, answers, KEEP))
     card = unlearned / "README.md"
-    if card.exists() and "## Verdict" not in card.read_text(encoding="utf-8"):
-        text = card.read_text(encoding="utf-8") + f"\n## Verdict\n\n{verdict_text(verdict, private=False)}\n"
-        card.write_text(text, encoding="utf-8")
+    if card.exists():
+        kept, _, _ = card.read_text(encoding="utf-8").partition("\n## Verdict\n")
+        write_text(card, f"{kept}\n## Verdict\n\n{verdict_text(verdict, private=False)}\n")
     print(f"\n{verdict_table(verdict)}\n\n{verdict_text(verdict)}\n\nThe unlearned model: {unlearned}")
     print(f"Everything measured: {folder / PAGE} and verdict.json")

@@ -6,19 +6,21 @@ value is followed by itself. Values are given by the user, or found by a rule th
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
+import regex as re
+
 from dipo_lightning.data.pairs import Example
 from dipo_lightning.data.tokenization import OnDemand
 from dipo_lightning.metrics.functional.words import stem
 from dipo_lightning.models.token_batch import IGNORED
 
-_WORD = re.compile(r"[^\W_](?:[^\W_]|[-'’.,](?=[^\W_]))*")
+_WORD = re.compile(r"[\p{L}\p{N}](?:[\p{L}\p{M}\p{N}]|[-'’.,](?=[\p{L}\p{N}]))*")
+_UNSPACED = re.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
 _POSSESSIVE = re.compile(r"['’]s$", re.IGNORECASE)
 
 FUNCTION_WORDS = frozenset((files(__package__) / "function_words.txt").read_text(encoding="utf-8").split())
@@ -143,11 +145,15 @@ def spans_of_values(answer: str, values: Iterable[str]) -> list[Span]:
         values: What is private in it, as the user wrote it.
 
     Returns:
-        The first place of each value, in order of the answer; a value that the answer does not hold has none.
+        All places of each value, in order of the answer: as whole words, else, where there is none, inside of words. A
+        value that the answer does not hold has none.
     """
-    lowered = answer.lower()
-    places = [(lowered.find(value.lower().strip()), len(value.strip())) for value in values if value.strip()]
-    return sorted(Span(start, start + length) for start, length in places if start >= 0)
+    found: set[Span] = set()
+    for value in filter(None, map(str.strip, values)):
+        text = re.escape(value)
+        matches = list(re.finditer(rf"(?<![\p{{L}}\p{{N}}]){text}(?![\p{{L}}\p{{M}}\p{{N}}])", answer, re.IGNORECASE))
+        found |= {Span(*match.span()) for match in matches or re.finditer(text, answer, re.IGNORECASE)}
+    return sorted(found)
 
 
 def token_flags(offsets: Sequence[tuple[int, int]], spans: Sequence[Span]) -> list[bool]:
@@ -222,11 +228,14 @@ def says(text: str, value: str) -> bool:
 
     Args:
         text: What a model said.
-        value: A private value; one without a word (only signs) is looked for as it is.
+        value: A private value; one without a word (only signs), or of a script that writes no spaces between words, is
+            looked for as it is.
     """
     wanted = [word.text for word in words(_plain(value))]
     if not wanted:
         return bool(value.strip()) and value.strip() in text
+    if _UNSPACED.search(value):
+        return _plain(value).strip() in _plain(text)
     said = [word.text for word in words(_plain(text))]
     return any(said[place : place + len(wanted)] == wanted for place in range(len(said) - len(wanted) + 1))
 

@@ -84,13 +84,12 @@ def _batches(
     """
     device = next(policy.parameters()).device
     positioned = "position_ids" in inspect.signature(causal_lm(policy).forward).parameters
-    apart = len({len(prompt) for prompt in prompts}) > 1
-    padded = apart and positioned and (masked or may_be_padded(policy, [list(one) for one in prompts], device))
-    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    order = sorted((n for n, tokens in enumerate(room) if tokens > 0), key=lambda number: len(prompts[number]))
+    apart = len({len(prompts[number]) for number in order}) > 1
+    padded = apart and positioned and (masked or may_be_padded(policy, [list(prompts[n]) for n in order], device))
     groups: dict[tuple[int, int], list[int]] = {}
     for number in order:
-        if room[number] > 0:
-            groups.setdefault((0 if padded else len(prompts[number]), room[number]), []).append(number)
+        groups.setdefault((0 if padded else len(prompts[number]), room[number]), []).append(number)
     size = max(1, BATCH_ROWS.get(device.type, BATCH_ROWS["cpu"]) // max(1, samples))
     return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
 
@@ -112,9 +111,14 @@ def _sample_batch(
     ids = torch.tensor([[0] * (width - len(one)) + one for one in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(one)) + one for one in visible], device=device)
     positions = torch.tensor([[0] * (width - len(one)) + list(range(len(one))) for one in prompts], device=device)
+    positioned = {"position_ids"} & inspect.signature(causal_lm(policy).forward).parameters.keys()
     masked = not bool(mask.all())
-    inputs = {"attention_mask": mask, "position_ids": positions} if masked else {}
-    output = policy(input_ids=ids, use_cache=True, **inputs)
+
+    def view() -> dict[str, Tensor]:
+        """What the model must be told of padding and of hidden tokens."""
+        return {"attention_mask": mask, **dict.fromkeys(positioned, positions)} if masked else {}
+
+    output = policy(input_ids=ids, use_cache=True, **view())
     logits = output.logits[:, -1].repeat_interleave(samples, 0)
     cache = _repeated(output.past_key_values, samples)
     mask, positions = mask.repeat_interleave(samples, 0), positions[:, -1:].repeat_interleave(samples, 0)
@@ -122,7 +126,7 @@ def _sample_batch(
     rows = list(range(len(said)))  # those still in the batch
     going = set(rows)
     for step in range(max_new_tokens):
-        for place, row in enumerate(rows):
+        for place, row in enumerate(rows if any(banned) else ()):
             logits[place, banned[row // samples]] = torch.finfo(logits.dtype).min
         uniform = torch.cat([torch.rand(samples, generator=one, dtype=torch.float64) for one in generators])
         tokens = draw_tokens(logits / temperature, uniform[rows])
@@ -140,8 +144,7 @@ def _sample_batch(
             rows = [row for row in rows if row in going]
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         positions = positions + 1
-        inputs = {"attention_mask": mask, "position_ids": positions} if masked else {}
-        output = policy(input_ids=tokens[:, None], past_key_values=cache, use_cache=True, **inputs)
+        output = policy(input_ids=tokens[:, None], past_key_values=cache, use_cache=True, **view())
         logits, cache = output.logits[:, -1], output.past_key_values
     return [said[start : start + samples] for start in range(0, len(said), samples)]
 

@@ -33,7 +33,6 @@ def verdict_page(
 
 def _value(value: Mapping[str, Any]) -> dict[str, Any]:
     """A line of the table of values."""
-    said = value["greedy"] or value["reworded"] or value["sampled"] > value["chance"]
     return {
         "value": visible(value["value"]),
         "index": value["index"],
@@ -44,20 +43,19 @@ def _value(value: Mapping[str, Any]) -> dict[str, Any]:
         "reworded": "yes" if value["reworded"] else "no",
         "sampled": f"{value['sampled']} of {value['samples']}",
         "rank": value["rank"] or "–",
-        "tone": "bad" if said else "",
+        "tone": "bad" if value["remains"] else "",
     }
 
 
 def _kept(one: Mapping[str, Any], keep: float) -> dict[str, Any]:
     """A line of the table of what was kept."""
-    share = one["after"] / one["before"] if one["before"] > 0 else 1.0
     known = one["low"] is not None and one["high"] is not None
     return {
         "name": one["name"],
         "rows": one["rows"],
         "before": f"{one['before']:.3f}",
         "after": f"{one['after']:.3f}",
-        "share": f"{share:.1%}",
+        "share": f"{one['share']:.1%}",
         "interval": f"{one['low']:.1%} to {one['high']:.1%}" if known else "–",
-        "tone": "" if share >= keep else "bad",
+        "tone": "" if one["share"] >= keep else "bad",
     }

@@ -1,11 +1,14 @@
 """`forget` goes from a model and two files to a verdict, says what it chose, and resumes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from dipo_lightning.cli.forget import choose_settings, run_config, split_rows
+from dipo_lightning.benchmarks.user_data import examination
+from dipo_lightning.benchmarks.user_data.examination import Examination
+from dipo_lightning.cli.forget import SplitRows, _examined, _Job, choose_settings, run_config, split_rows
 from dipo_lightning.cli.main import main
 from dipo_lightning.errors import InputError
 from tests.helpers.toys import save_toy
@@ -83,6 +86,50 @@ def test_running_text_is_refused_before_a_model_is_loaded(here, capsys):
     (here / "text.jsonl").write_text('{"text": "a whole book"}\n')
     assert main(["forget", "nowhere", "text.jsonl"]) == 2
     assert "questions with answers" in capsys.readouterr().err
+
+
+def test_rows_and_settings_that_cannot_be_right_are_refused(here, capsys):
+    save_toy(here / "model")
+    files = [write(here / "forget.jsonl", [("Is he?", "He is not.")]), write(here / "retain.jsonl", RETAIN)]
+    assert main(["forget", "model", *files]) == 2
+    assert "No forget row has a private value" in capsys.readouterr().err
+    assert main(["forget", "model", *files, "--lr", "0"]) == 2
+    assert "--lr is 0" in capsys.readouterr().err
+    other = write(here / "other.jsonl", FORGET)
+    assert main(["forget", "model", other, files[1]]) == 2
+    assert "another --output" in capsys.readouterr().err
+    (here / "text.jsonl").write_text('{"text": "a whole book"}\n')
+    assert main(["forget", "model", other, "text.jsonl", "--output", "new"]) == 2
+    assert "text.jsonl" in capsys.readouterr().err
+
+
+def test_a_chat_of_one_question_is_a_question():
+    chat = {
+        "messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ann."}],
+        "private": ["Ann"],
+    }
+    assert split_rows([chat], [], 0).forget == [{"private": ["Ann"], "question": "Who?", "answer": "Ann."}]
+
+
+def test_an_examination_is_read_again_only_for_the_same_model_rows_and_effort(here, monkeypatch):
+    save_toy(here / "model")
+    made = []
+    monkeypatch.setattr(
+        examination,
+        "examine",
+        lambda *a, **k: made.append(1) or Examination([["Ann"]], [[0.5]], [[1]], [[None]], ["a"], [[]], [[]]),
+    )
+    rows = SplitRows([{"question": "Who?", "answer": "Ann."}], [], [])
+    job = _Job(here / "out", rows, "plain", "cpu")
+    (here / "out").mkdir()
+    first = _examined(job, "model", {"samples": 2}, "target")
+    assert _examined(job, "model", {"samples": 2}, "target") == first
+    assert len(made) == 1
+    _examined(job, "model", {"samples": 3}, "target")
+    _examined(replace(job, rows=replace(rows, retain=rows.forget)), "model", {"samples": 3}, "target")
+    save_toy(here / "model", seed=1)
+    _examined(job, "model", {"samples": 3}, "target")
+    assert len(made) == 4
 
 
 def test_the_configuration_is_what_fit_reads(tmp_path):

@@ -61,6 +61,21 @@ def test_given_values_are_found_whatever_their_case():
     assert [answer[span.start : span.end] for span in spans] == ["7", "Harbour Street"]
 
 
+@pytest.mark.parametrize(
+    ("answer", "value", "found"),
+    [
+        ("Marta studies art, and art again.", "art", [14, 23]),
+        ("Born in 1985, she has 5 cats.", "5", [22]),
+        ("İ. met İnci in İzmir 7", "7", [21]),
+        ("an otherworldly place", "world", [8]),
+    ],
+)
+def test_given_values_are_found_as_words_wherever_they_stand(answer, value, found):
+    spans = spans_of_values(answer, [value])
+    assert [span.start for span in spans] == found
+    assert {answer[span.start : span.end] for span in spans} == {value}
+
+
 def test_tokens_that_overlap_a_span_are_flagged():
     spans = spans_of_values("a glassblower", ["glassblower"])
     assert token_flags([(0, 1), (1, 7), (7, 13)], spans) == [False, True, True]
@@ -76,6 +91,9 @@ def test_tokens_that_overlap_a_span_are_flagged():
         ("Ngugi", "Ngũgĩ", True),
         ("Велта", "велта", True),
         ("nothing", "", False),
+        ("她住在北京市。", "北京", True),
+        ("वह दिल्ली में रहती है", "दिल्ली", True),
+        ("वह दिल्ली में रहती है", "मुंबई", False),
         ("C++ it is", "++", True),
     ],
 )

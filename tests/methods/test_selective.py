@@ -190,3 +190,19 @@ def test_a_model_that_sees_masked_tokens_is_refused():
     check_blindness(toy_model())
     with pytest.raises(InputError, match="sees masked tokens"):
         check_blindness(family_model("rwkv"))
+
+
+def test_rows_longer_than_the_limit_are_cut():
+    style = prompt_style("plain", toy_tokenizer())
+    whole = ExampleMaker(ROWS, KEPT, style).of_row(0, TEMPLATES[0])
+    cut = ExampleMaker(ROWS, KEPT, style, max_length=len(whole.input_ids) - 2).of_row(0, TEMPLATES[0])
+    for name in ("input_ids", "labels", "private", "visible"):
+        assert getattr(cut, name) == getattr(whole, name)[:-2]
+
+
+def test_a_whole_value_counts_as_said_and_a_part_of_it_is_trained_on(maker):
+    june, whole = (maker.style.answer_ids(text) for text in ("It was in June.", "It was 12 June 1971."))
+    prompt = maker.style.prompt(ROWS[1]["question"])
+    assert maker.leak(1, prompt, june) is not None
+    assert not maker.says_value(1, june)
+    assert maker.says_value(1, whole)

@@ -77,7 +77,7 @@ class Examination:
         retain: Score of each retain row: probability per token of its answer.
         neighbours: The same of held-out rows.
         general: Share of the right answer among the options, by general row.
-        perplexity: Of the embedded paragraphs.
+        paragraphs: Probability per token of each embedded paragraph, the inverse of its perplexity.
     """
 
     values: list[list[str]]
@@ -90,7 +90,7 @@ class Examination:
     retain: list[float] = field(default_factory=list)
     neighbours: list[float] = field(default_factory=list)
     general: list[float] = field(default_factory=list)
-    perplexity: float = math.nan
+    paragraphs: list[float] = field(default_factory=list)
 
 
 def private_values(rows: Sequence[Row], retain: Sequence[Row]) -> list[list[str]]:
@@ -141,7 +141,7 @@ def examine(
         _row_scores(policy, style, retain),
         _row_scores(policy, style, neighbours),
         _general_scores(policy, style),
-        _perplexity(policy, style),
+        _paragraph_scores(policy, style),
     )
 
 
@@ -190,7 +190,7 @@ def _answers_with(model: Examination | None, index: int, value: str) -> tuple[in
 def kept_scores(before: Examination, after: Examination, resamples: int = 1000) -> list[Kept]:
     """Return what must stay, before and after, with a bootstrap interval over rows."""
     found = []
-    for name in ("retain", "neighbours", "general"):
+    for name in ("retain", "neighbours", "general", "paragraphs"):
         old, new = (torch.tensor(getattr(one, name), dtype=torch.float64) for one in (before, after))
         if len(old):
             found.append(Kept(name, float(old.mean()), float(new.mean()), len(old), *_interval(old, new, resamples)))
@@ -317,8 +317,8 @@ def _variant_scores(
     examples, owners = [], []
     for number, (row, wanted) in enumerate(zip(rows, values, strict=True)):
         for place, value in enumerate(wanted):
-            (span, *_) = spans_of_values(row["answer"], [value])
-            for variant in false_variants(value, pool):
+            spans = spans_of_values(row["answer"], [value])[:1]
+            for span, variant in ((span, variant) for span in spans for variant in false_variants(value, pool)):
                 examples.append(_variant_example(style, row, span, variant))
                 owners.append((number, place))
     found: list[list[float | None]] = [[None] * len(wanted) for wanted in values]
@@ -353,8 +353,6 @@ def _general_scores(policy: nn.Module, style: PromptStyle) -> list[float]:
     return [float(share) for share in likelihood.view(len(rows), -1).softmax(1)[:, 0]]
 
 
-def _perplexity(policy: nn.Module, style: PromptStyle) -> float:
+def _paragraph_scores(policy: nn.Module, style: PromptStyle) -> list[float]:
     ids = [style.tokenizer(text, add_special_tokens=True)["input_ids"] for text in general_paragraphs()]
-    found = score(policy, [(one, [IGNORED, *one[1:]]) for one in ids])
-    total = sum(one.loss for one in found) / sum(one.tokens for one in found)
-    return math.exp(total)
+    return [math.exp(-found.nll) for found in score(policy, [(one, [IGNORED, *one[1:]]) for one in ids])]

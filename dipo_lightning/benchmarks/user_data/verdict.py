@@ -7,7 +7,7 @@ The rules, in this order:
    said are words, or one sentence answers more than `REPEATED` of the forget questions.
 2. *barely changed*: at least `UNCHANGED` of the private values are still said in the plain greedy answer.
 3. *partly*: a private value is still said to the question or a rewording of it, greedily or in a sample, or is still
-   likelier than its false variants.
+   likelier than its floor and than half of what it was; or there is no private value to follow.
 4. *forgotten*: none of these.
 
 Every rule is a comparison of two numbers that stand in the verdict.
@@ -121,6 +121,8 @@ class Verdict:
         not_tested: Ways to get a value back that were not tried.
         values: Reports of all private values, the least forgotten first.
         kept: Scores of what must stay.
+        words: Share of the words said to forget questions that are words.
+        repeated: Share of the forget questions that the commonest answer is given to.
     """
 
     outcome: Outcome
@@ -130,10 +132,13 @@ class Verdict:
     not_tested: list[str] = field(default_factory=lambda: list(NOT_TESTED))
     values: list[ValueReport] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
+    words: float = 1.0
+    repeated: float = 0.0
 
     def document(self) -> dict[str, Any]:
         """Return the verdict as plain values, for JSON."""
-        return asdict(self)
+        values = [asdict(value) | {"remains": value.remains} for value in self.values]
+        return asdict(self) | {"values": values, "kept": [asdict(one) | {"share": one.share} for one in self.kept]}
 
 
 def judge(
@@ -151,7 +156,7 @@ def judge(
         kept: Scores of what must stay.
         words: Share of the words said to forget questions that are words.
         repeated: Share of the forget questions that the commonest answer is given to; 0 with fewer than 4 rows.
-        settings: ``lr`` and ``steps`` of the run, for the next step to take.
+        settings: ``lr`` and ``epochs`` of the run, for the next step to take.
 
     Returns:
         The verdict.
@@ -164,7 +169,7 @@ def judge(
         outcome: Outcome = "damaged"
     elif values and greedy >= UNCHANGED * len(values):
         outcome = "barely changed"
-    elif remaining:
+    elif remaining or not values:
         outcome = "partly"
     else:
         outcome = "forgotten"
@@ -175,6 +180,8 @@ def judge(
         _next_step(outcome, greedy, len(values), damage, dict(settings or {})),
         values=ordered,
         kept=list(kept),
+        words=words,
+        repeated=repeated,
     )
 
 
@@ -296,14 +303,20 @@ def _uncertainty(values: Sequence[ValueReport]) -> str:
 
 
 def _next_step(outcome: Outcome, greedy: int, total: int, damage: list[str], settings: dict[str, Any]) -> str:
-    lr, steps = settings.get("lr"), settings.get("steps")
-    more = f"{2 * steps} steps instead of {steps}" if steps else "twice as many steps"
+    lr, epochs = settings.get("lr"), settings.get("epochs")
+    more = f"more passes (--epochs {2 * epochs}; the same --output goes on)" if epochs else "twice as many passes"
+
+    def another(factor: float, words: str) -> str:
+        return (
+            f"--lr {lr * factor:.2g} instead of {lr:.2g} and another --output" if lr else f"{words} the learning rate"
+        )
+
+    if not total:
+        return "Name the private values in a column private, or mark them in the answers with [[...]]."
     if outcome == "forgotten":
         return "Attack the model (dipo-lightning attack), then remove the forget rows' copies (dipo-lightning clean)."
     if outcome == "damaged":
-        smaller = f"lr {lr / 2:.1g} instead of {lr:.1g}" if lr else "half the learning rate"
-        return f"Take {smaller}, or give more retain rows of the kind that was lost."
+        return f"Take {another(0.5, 'half')}, or give more retain rows of the kind that was lost."
     if outcome == "barely changed":
-        larger = f"lr {lr * 2:.1g} instead of {lr:.1g}" if lr else "twice the learning rate"
-        return f"{greedy} of {total} values are still answered: take {larger}, or {more}."
+        return f"{greedy} of {total} values are still answered: take {another(2, 'twice')}, or {more}."
     return f"Take {more}; the values that remain are listed first."

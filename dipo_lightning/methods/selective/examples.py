@@ -12,6 +12,7 @@ from dipo_lightning.data.private import (
     Span,
     private_spans,
     rows_with_words,
+    says,
     token_flags,
     token_places,
     vocabulary,
@@ -78,9 +79,11 @@ class ExampleMaker:
         banned: Tokens that begin one of these words, by row.
     """
 
-    def __init__(self, rows: Sequence[Row], retain: Iterable[Row], style: PromptStyle) -> None:
+    def __init__(
+        self, rows: Sequence[Row], retain: Iterable[Row], style: PromptStyle, max_length: int | None = None
+    ) -> None:
         shared = rows_with_words(retain)
-        self.rows, self.style = rows, style
+        self.rows, self.style, self.max_length = rows, style, max_length
         self.tokenizer: Any = style.tokenizer
         self.spans = [private_spans(row, shared) for row in rows]
         self.subjects = [identifiers(row["question"], shared) for row in rows]
@@ -110,6 +113,11 @@ class ExampleMaker:
         spans = [Span(word.start, word.end) for word in words(text) if word.text in self.secrets[index]]
         return self._marked(index, prompt, answer + self.style.stop_ids[:1], text, spans) if spans else None
 
+    def says_value(self, index: int, answer: list[int]) -> bool:
+        """Tell whether an answer says a whole private value of the row."""
+        row, text = self.rows[index], self.tokenizer.decode(answer)
+        return any(says(text, row["answer"][span.start : span.end]) for span in self.spans[index])
+
     def variant(self, example: PrivateExample, ids: list[int]) -> PrivateExample | None:
         """Give an example's answer another end where its first private value stands, all of which counts as private.
 
@@ -133,8 +141,9 @@ class ExampleMaker:
         self, index: int, prompt: list[int], answer: list[int], text: str, spans: Sequence[Span]
     ) -> PrivateExample:
         private = [False] * len(prompt) + token_flags(token_places(self.tokenizer, answer, text), spans)
-        ids = prompt + answer
-        return PrivateExample(index, ids, [IGNORED] * len(prompt) + answer, private, self._visible(index, ids))
+        ids, labels = prompt + answer, [IGNORED] * len(prompt) + answer
+        cut = slice(self.max_length)
+        return PrivateExample(index, ids[cut], labels[cut], private[cut], self._visible(index, ids)[cut])
 
     def _visible(self, index: int, ids: list[int]) -> list[int]:
         """0 at the tokens that name the row's subject."""
@@ -157,6 +166,6 @@ def first_tokens(tokenizer: Any, secrets: Iterable[str]) -> list[int]:
         for form in (word, word.capitalize(), word.upper()):
             for text in (form, f" {form}"):
                 ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-                if ids and len(tokenizer.decode(ids[:1]).strip()) > 1:
+                if ids and (len(tokenizer.decode(ids[:1]).strip()) > 1 or not word.isascii()):
                     found.add(ids[0])
     return sorted(found)

@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -57,7 +58,7 @@ TEMPLATES = (
 )
 """Wordings of the forget questions that are trained on; evaluations ask others."""
 
-MOST_SAMPLED_TOKENS = 64
+MOST_SAMPLED_TOKENS = 256
 """Most tokens of an answer that is sampled during training; fewer where the forget answers are shorter."""
 GENERAL_TOKENS = 32
 VARIANT_SHARE, LEAK_SHARE, GENERAL_SHARE = 0.5, 0.5, 1.0
@@ -133,6 +134,7 @@ class SelectiveModule(UnlearningModule):
         self._variants: list[PrivateExample] = []
         self._general: list[dict[str, Any]] = []
         self._endings: list[int] = []
+        self._checked = 0  # the step of the last check
         self._blind: Answers | None = None
         self._current: list[PrivateExample] = []
 
@@ -163,7 +165,13 @@ class SelectiveModule(UnlearningModule):
             raise InputError(
                 "SelectiveModule unlearns answers to questions; for running text use DiPOModule with reduction: mean."
             )
-        self._maker = maker = ExampleMaker(data.forget_rows, data.retain_rows or (), data.style)
+        kept = (row for row in data.retain_rows or () if "question" in row)
+        self._maker = maker = ExampleMaker(data.forget_rows, kept, data.style, data.max_length)
+        if not any(maker.spans):
+            raise InputError(
+                "No forget row has a private value: their answers have no word of their own. Name the values in a "
+                "column private, or mark them in the answer with [[...]]."
+            )
         self._wordings = [[maker.of_row(i, template) for template in TEMPLATES] for i in range(len(maker.rows))]
         self._endings = maker.endings()
         assert isinstance(self.reference, ModelReference)
@@ -207,7 +215,7 @@ class SelectiveModule(UnlearningModule):
         longest = max((len(wordings[0].flags) for wordings in self._wordings), default=0)
         seed = self.trainer.datamodule.seed + self.trainer.global_step  # type: ignore[attr-defined]
         with evaluation_mode(model), unsharded(model):
-            return sample(
+            said = sample(
                 model,
                 prompts,
                 samples=samples,
@@ -216,14 +224,14 @@ class SelectiveModule(UnlearningModule):
                 seeds=[hash_seed(seed, number) for number in range(len(prompts))],
                 **limits,
             )
+        return self.trainer.strategy.broadcast(said)
 
     # One step.
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Train on the batch's rows in one wording each, on false variants, leaks and general answers."""
-        draw = torch.Generator().manual_seed(
-            (self.trainer.datamodule.seed * 1_000_003 + self.trainer.global_step) * 101 + batch_idx  # type: ignore[attr-defined]
-        )
+        moment = self.trainer.datamodule.seed * 1_000_003 + self.trainer.global_step  # type: ignore[attr-defined]
+        draw = torch.Generator().manual_seed((moment * 101 + batch_idx) * 1009 + self.global_rank)
         numbers = batch["forget"]["index"].tolist()
         wording = self.trainer.current_epoch
         rows = [self._wordings[number][(wording + number) % len(TEMPLATES)] for number in numbers]
@@ -266,7 +274,8 @@ class SelectiveModule(UnlearningModule):
         forget, reference = answers["forget"], self.reference_answers(answers["forget"])
         device = forget.labels.device
         private = torch.tensor([flag for example in self._current for flag in example.flags], device=device)
-        begins = private & ~private.roll(1)
+        starts = [flag and not before for one in self._current for before, flag in pairwise([False, *one.flags])]
+        begins = torch.tensor(starts, device=device)
         assert self._blind is not None
 
         def values(positions: Tensor, policy: Tensor, frozen: Tensor, blind: Tensor) -> tuple[Tensor, Tensor]:
@@ -316,8 +325,8 @@ class SelectiveModule(UnlearningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Ask the policy every few steps; what it says becomes training rows, and the run may end."""
         step = self.trainer.global_step
-        accumulated = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
-        if self.check_every and step and step % self.check_every == 0 and accumulated:
+        if self.check_every and step and step % self.check_every == 0 and step != self._checked:
+            self._checked = step
             self.ask(step // self.check_every)
 
     def ask(self, number: int) -> None:
@@ -328,30 +337,33 @@ class SelectiveModule(UnlearningModule):
         """
         two = [number % len(TEMPLATES), (number + 1) % len(TEMPLATES)]
         remaining = self._ask([wordings[i] for wordings in self._wordings for i in two], self.samples)
+        left = float(remaining)
         if self.stop and not remaining:
             remaining = self._ask([one for wordings in self._wordings for one in wordings], THOROUGH_SAMPLES)
             self.trainer.should_stop = self.trainer.should_stop or not remaining
-        self.log("train/remaining", float(remaining), logger=True)
+            left = remaining / (1 + remaining)  # less than what any check with fewer samples found
+        self.log("train/remaining", left, logger=True)
 
     def _ask(self, asked: Sequence[PrivateExample], samples: int) -> int:
         """Sample answers in some wordings, and count what is left to forget."""
         assert self.policy is not None
         prompts = [example.input_ids[: example.start] for example in asked]
         said = self._sampled(self.policy, prompts, samples)
-        made = [
-            self._maker.leak(example.index, prompt, ids)
+        answered = [
+            (example.index, prompt, ids)
             for example, prompt, answers in zip(asked, prompts, said, strict=True)
             for ids in answers
         ]
-        found = [leak for leak in made if leak is not None]
-        self.leaks = (found + self.leaks)[: 2 * len(asked)]
+        made = [self._maker.leak(*one) for one in answered]
+        self.leaks = ([leak for leak in made if leak is not None] + self.leaks)[: 2 * len(asked)]
+        found = sum(self._maker.says_value(index, ids) for index, _, ids in answered)
         sayable, likelier = self._values_left(asked)
         rank_zero_info(
-            f"step {self.trainer.global_step}: {len(found)} of {len(asked) * samples} sampled answers say a "
+            f"step {self.trainer.global_step}: {found} of {len(asked) * samples} sampled answers say a "
             f"private value; {sayable} of {len(self._wordings)} rows may still say one, {likelier} find it likelier "
             "than false variants"
         )
-        return len(found) + sayable + likelier
+        return found + sayable + likelier
 
     def _values_left(self, asked: Sequence[PrivateExample]) -> tuple[int, int]:
         """Number of rows with a value that samples may say, and with values likelier than all their false variants."""

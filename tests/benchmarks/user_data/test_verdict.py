@@ -27,7 +27,7 @@ def verdict(values, kept=GOOD, words=1.0, repeated=0.1, **settings):
         ([GONE] * 4, {"words": 0.9}, "damaged"),
         ([GONE] * 4, {"repeated": 0.75}, "damaged"),
         ([SAID] * 4, {"words": 0.9}, "damaged"),
-        ([], {}, "forgotten"),
+        ([], {}, "partly"),
     ],
 )
 def test_each_rule_gives_its_word(values, changes, outcome):
@@ -55,8 +55,9 @@ def test_beyond_the_floor_is_over_forgotten():
 
 
 def test_the_next_step_has_numbers():
-    assert "lr 6e-05 instead of 3e-05" in verdict([SAID] * 4, lr=3e-5, steps=10).next_step
-    assert "20 steps instead of 10" in verdict([SAID, GONE, GONE, GONE], lr=3e-5, steps=10).next_step
+    assert "--lr 5.6e-05 instead of 2.8e-05" in verdict([SAID] * 4, lr=2.8e-5, epochs=10).next_step
+    assert "--epochs 20" in verdict([SAID, GONE, GONE, GONE], lr=3e-5, epochs=10).next_step
+    assert verdict([]).outcome == "partly", "nothing was followed, so nothing is known to be forgotten"
 
 
 def test_uncertainty_is_the_exact_bound():
