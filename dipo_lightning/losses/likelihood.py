@@ -137,6 +137,7 @@ class _SummedNLL(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk_size: int) -> Tensor:
         """Compute the sum () and, where they are needed, both its gradients, chunk by chunk."""
         for_hidden, for_weight, *_ = ctx.needs_input_grad
+        chunk_size = piece_size(hidden.device, chunk_size)  # nothing of a chunk is kept: on a CPU few are as quick
         buffer = vocabulary_buffer(hidden, weight, chunk_size)
         total = hidden.new_zeros((), dtype=buffer.dtype)
         grad_hidden, grad_weight = torch.empty_like(hidden) if for_hidden else None, WeightGradient(weight)
@@ -154,6 +155,6 @@ class _SummedNLL(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """Scale the gradients that the forward pass made by ``upstream`` ()."""
-        scaled = (None if value is None else (value * upstream).to(value.dtype) for value in ctx.saved_tensors)
+        """Scale the gradients that the forward pass made by ``upstream`` (), in place: once, or autograd objects."""
+        scaled = (None if value is None else value.mul_(upstream) for value in ctx.saved_tensors)
         return *scaled, None, None

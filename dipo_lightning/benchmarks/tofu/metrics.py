@@ -21,6 +21,7 @@ from dipo_lightning.benchmarks.tofu.open_unlearning_log import (
     OPEN_UNLEARNING_FORMAT,
     is_open_unlearning_log,
     read_open_unlearning_log,
+    retain_log_name,
 )
 from dipo_lightning.evaluation.rows import END_OF_TURN, EvaluationLog, Sets, add_log_ratios
 from dipo_lightning.metrics import (
@@ -151,6 +152,10 @@ class TOFU(Benchmark):
         if "end_of_turn" in log.settings or log.format != self.format:
             return log.settings.get("end_of_turn")
         return "included" if any("min_k" in row for row in log.sets.get("holdout", ())) else None
+
+    def hub_log(self, pretrained: str, options: Mapping[str, Any]) -> str:
+        """Return the log that belongs to the target and the split; see `retain_log_name`."""
+        return retain_log_name(pretrained, str(options.get("split")))
 
     def describe(self, settings: Mapping[str, Any], sets: Sets) -> str:
         """Return the data set and its forget split."""
