@@ -1,4 +1,4 @@
-"""Take a picture of TensorBoard's CUSTOM SCALARS of a real run: ``python tools/tensorboard_screenshot.py RUN_FOLDER``.
+"""Take a picture of TensorBoard as it opens on a real run: ``python tools/tensorboard_screenshot.py RUN_FOLDER``.
 
 Starts TensorBoard on the loopback interface, lets a headless Chromium look at it, and ends both.
 """
@@ -47,8 +47,8 @@ def screenshot(run: Path, picture: Path, size: str = "1300,860") -> None:
         # from there, so that the picture shows no path of this machine
         server = subprocess.Popen(command, cwd=run.parents[1], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            _wait(f"http://127.0.0.1:{port}/data/plugin/custom_scalars/layout", server)
-            address = f"http://127.0.0.1:{port}/?darkMode=false#custom_scalars"
+            _wait(f"http://127.0.0.1:{port}/data/plugin/scalars/tags", server)
+            address = f"http://127.0.0.1:{port}/?darkMode=false#timeseries"
             look = [browser, *FLAGS, f"--user-data-dir={profile}", f"--window-size={size}",
                     "--virtual-time-budget=20000", f"--screenshot={picture.resolve()}", address]  # fmt: skip
             subprocess.run(look, check=True, timeout=SECONDS, capture_output=True)
@@ -67,24 +67,26 @@ def _free_port() -> int:
 
 
 def _wait(address: str, server: subprocess.Popen[bytes]) -> None:
-    """Wait until TensorBoard serves a layout; it reads the event files in the background."""
+    """Wait until TensorBoard serves scalars; it reads the event files in the background."""
     until = time.monotonic() + SECONDS
     while time.monotonic() < until:
         if server.poll() is not None:
             break
         try:
             with urllib.request.urlopen(address, timeout=5) as answer:
-                if b"category" in answer.read():
+                if b"charts/" in answer.read():
                     return
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             pass
         time.sleep(0.5)
-    raise SystemExit("TensorBoard did not show a layout: is this the folder of a run that `dipo-lightning fit` made?")
+    raise SystemExit("TensorBoard did not show a chart: is this the folder of a run that `dipo-lightning fit` made?")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="log folder of a run")
-    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "tensorboard.png")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "assets" / "tensorboard.png"
+    )
     arguments = parser.parse_args()
     screenshot(arguments.run, arguments.output)

@@ -30,6 +30,7 @@ from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.provenance import configuration
 from dipo_lightning.evaluation.run_folder import is_named, is_trial, run_folder
 from dipo_lightning.evaluation.schedule import Hook, Savepoint, Scheduled
+from dipo_lightning.evaluation.tensorboard import event_files
 from dipo_lightning.safety.redaction import without_secrets
 
 LAST, EVALUATING, FINISHED = "last.ckpt", "evaluating.ckpt", "finished"
@@ -101,7 +102,9 @@ class Checkpoint(Savepoint, CheckpointBase):
         self._lock.hold(folder)
         config = without_secrets(configuration(trainer, pl_module))
         self._record = describe_run(config, fingerprints(getattr(trainer, "datamodule", None)))
-        self._earlier_events = list(event_files(folder.parent)) if is_named(trainer) else []
+        if is_named(trainer):
+            begun = open_event_files(trainer)
+            self._earlier_events = [path for path in event_files(folder.parent) if path not in begun]
         if is_named(trainer):
             self._compare(folder)
         elif config.get("ckpt_path"):
@@ -425,9 +428,10 @@ def checkpoint_state(path: Path) -> dict[str, Any]:
     return read_settled(path).get("callbacks", {}).get("Checkpoint", {})
 
 
-def event_files(folder: Path) -> Iterator[Path]:
-    """TensorBoard's event files of a run."""
-    yield from sorted(folder.glob("events.out.tfevents.*"))
+def open_event_files(trainer: pl.Trainer) -> set[Path]:
+    """Return the event files that this process has begun to write."""
+    writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return {Path(writer._get_file_writer().event_writer._file_name) for writer in writers}  # no public name
 
 
 def drop_later_events(files: list[Path], sizes: dict[str, int]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
 OPTIONS = ("--config", "-c")
+MADE_BY = {"runs/muse-small": "dipo-lightning muse-small", "runs/quickstart": "dipo-lightning quickstart"}
+"""Commands that make what shipped configurations start from, by their folder."""
 
 
 def shipped_folder() -> Path:
@@ -49,3 +52,15 @@ def with_shipped_configs(args: Sequence[str]) -> list[str]:
             found.append(argument)
         expected = argument in OPTIONS
     return found
+
+
+def maker_of(model: str) -> str | None:
+    """Return the command that makes a model which a shipped configuration starts from; None where none does."""
+    for folder, command in MADE_BY.items():
+        if Path(model).is_relative_to(folder):
+            return command
+    exported = re.compile(rf"\bfolder: {re.escape(model)}\b")
+    for name in shipped_names():
+        if exported.search((shipped_folder() / f"{name}.yaml").read_text(encoding="utf-8")):
+            return f"dipo-lightning fit --config {name}"
+    return None

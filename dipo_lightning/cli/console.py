@@ -15,14 +15,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from dipo_lightning.cli.main import STEP, VERBOSE
-from dipo_lightning.evaluation.callback import EVALUATED
 
 LOG = "console.log"
 LOGGERS = ("lightning.pytorch", "lightning.fabric", "transformers")
@@ -98,25 +97,14 @@ class Essential(logging.Filter):
         return not known and not NOISE.search(message) and not USELESS.search(message)
 
 
-class Evaluations(io.TextIOBase):
-    """Standard output of a step of a larger command: evaluations are shown, and everything is logged."""
-
-    def __init__(self, console: TextIO) -> None:
-        self.console, self.rest = console, ""
+class ToLog(io.TextIOBase):
+    """Standard output of a step of a larger command, which goes into the log file."""
 
     def write(self, text: str) -> int:
-        """Write whole lines."""
-        *lines, self.rest = (self.rest + text).split("\n")
-        for line in lines:
-            LOG_FILE.add(line)
-            if EVALUATED.match(line):
-                self.console.write(f"      {line}\n")
-                self.console.flush()
+        """Log the lines."""
+        if text.strip():
+            LOG_FILE.add(text)
         return len(text)
-
-    def flush(self) -> None:
-        """Flush the console."""
-        self.console.flush()
 
 
 @contextmanager
@@ -130,6 +118,7 @@ def quiet() -> Iterator[None]:
     handlers = [] if is_verbose() else {handler for one in loggers for handler in handlers_of(one)}
 
     def sentence(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> str:
+        """Log a warning, and return the line that is shown of it: nothing where a user cannot act upon it."""
         text = " ".join(str(message).split())
         LOG_FILE.add(f"{category.__name__}: {text}")
         if is_verbose():
@@ -147,7 +136,7 @@ def quiet() -> Iterator[None]:
     warnings.formatwarning = sentence
     try:
         if is_step:
-            with redirect_stdout(Evaluations(sys.stdout)):
+            with redirect_stdout(ToLog()):
                 yield
         else:
             yield

@@ -79,7 +79,7 @@ VERBOSE = "DIPO_LIGHTNING_VERBOSE"
 """Environment variable: show what libraries say, too (``--verbose``)."""
 
 STEP = "DIPO_LIGHTNING_STEP"
-"""Environment variable of a child process that is a step of a larger command: show bars and evaluations only."""
+"""Environment variable of a child process that is a step of a larger command: show bars only."""
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -20,6 +20,8 @@ CONFIG, LOG = "run.yaml", "log.txt"
 """What a command that starts runs keeps in their folders."""
 
 TENSORBOARD, CSV = "lightning.pytorch.loggers.TensorBoardLogger", "lightning.pytorch.loggers.CSVLogger"
+DEFAULT = "dipo_lightning.evaluation.tensorboard.RunLogger"
+"""Logger where the config names none."""
 
 
 def expanded(folder: str) -> Path:
@@ -102,14 +104,14 @@ def loggers_in(folder: Path, given: Any) -> Any:
     if given is False:
         return False
     if given in (None, True):
-        given = Namespace(class_path=TENSORBOARD, init_args=Namespace(default_hp_metric=False))
+        given = Namespace(class_path=DEFAULT, init_args=Namespace())
     loggers = given if isinstance(given, list) else [given]
     return [_logger_in(folder, logger) for logger in loggers]
 
 
 def _logger_in(folder: Path, logger: Namespace) -> Namespace:
     options = Namespace(**vars(logger.get("init_args") or Namespace()))
-    if logger.class_path == TENSORBOARD:
+    if logger.class_path in (TENSORBOARD, DEFAULT):
         options.update(Namespace(save_dir=str(folder), name="", version=""))
     elif logger.class_path == CSV:  # which empties a folder that it finds: a new version for each part of the run
         options.update(Namespace(save_dir=str(folder), name="csv", version=None))

@@ -13,6 +13,7 @@ os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
 
 import lightning.pytorch as pl
 import yaml
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint as AnyCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -22,6 +23,7 @@ import dipo_lightning
 from dipo_lightning.callbacks import Checkpoint  # and short class names of all of them in YAML
 from dipo_lightning.callbacks.checkpoint import newest
 from dipo_lightning.callbacks.run_record import CHECKPOINTS, describe_run, read_record, refuse_changes
+from dipo_lightning.cli.configs import maker_of
 from dipo_lightning.cli.console import LOG_FILE, is_verbose, quiet, trainer_options
 from dipo_lightning.cli.messages import Sentences
 from dipo_lightning.cli.run_folder import (
@@ -34,7 +36,7 @@ from dipo_lightning.cli.run_folder import (
     read_fingerprints,
 )
 from dipo_lightning.errors import InputError, root_cause
-from dipo_lightning.evaluation.callback import Evaluation, refuse_twins
+from dipo_lightning.evaluation.callback import refuse_twins
 from dipo_lightning.evaluation.json_files import write_text
 from dipo_lightning.evaluation.run_folder import (
     PRIVATE,
@@ -45,7 +47,7 @@ from dipo_lightning.evaluation.run_folder import (
     share_run_folder,
 )
 from dipo_lightning.evaluation.schedule import Scheduled
-from dipo_lightning.evaluation.tensorboard import write_layout
+from dipo_lightning.evaluation.tensorboard import RunLogger
 from dipo_lightning.evaluation.trackers import trackers_of
 from dipo_lightning.methods.language_model import LanguageModelModule
 from dipo_lightning.models.checkpoint import read_settled
@@ -108,9 +110,6 @@ class SaveConfig(SaveConfigCallback):
         write_text(path, in_yaml(options))
         for tracker in trackers_of(trainer):
             tracker.text("config", in_yaml(without_home(options)), trainer.global_step)
-            if fitting:
-                callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-                write_layout(tracker.logger.experiment, [one for one in callbacks if isinstance(one, Evaluation)])
 
 
 def in_yaml(options: Any) -> str:
@@ -221,6 +220,9 @@ class DiPOCLI(LightningCLI):
             self.trainer_defaults["callbacks"] = [Checkpoint()]
         shown, bars = trainer_options(self._get(self.config_init, "trainer"), listed)
         self.trainer_defaults["callbacks"] = [*self.trainer_defaults.get("callbacks", []), *bars]
+        if self._get(self.config_init, "trainer").logger in (None, True):
+            folder = self._get(self.config_init, "trainer").default_root_dir
+            kwargs["logger"] = RunLogger(folder, version=SLURMEnvironment.job_id())
         trainer = super().instantiate_trainer(**shown, **kwargs)
         if self.run:
             set_run_folder(trainer, self.run)
@@ -326,7 +328,12 @@ def check_model_path(pretrained: Any) -> None:
     """
     if not isinstance(pretrained, str):
         return
-    source = find_source(pretrained)
+    try:
+        source = find_source(pretrained)
+    except InputError as error:
+        if not Path(pretrained).exists() and (maker := maker_of(pretrained)):
+            raise InputError(f"{error} `{maker}` makes it.") from error
+        raise
     folder = Path(pretrained).parent
     if not source.local and folder != Path() and folder.is_dir():
         near = difflib.get_close_matches(Path(pretrained).name, [path.name for path in folder.iterdir()], n=1)

@@ -20,7 +20,9 @@ def retain_row(base: Config, seed: int, target: Row | None, scale: Scale) -> Row
     if options is None:
         return None
     try:
-        log = read_log(options["retain_log"])
+        data, model = (base[part].get("init_args") or {} for part in ("data", "model"))
+        named = data | {name: value for name, value in options.items() if value is not None}
+        log = read_log(options["retain_log"], scale.benchmark.hub_log(str(model.get("pretrained")), named))
         chosen = {name: options[name] for name in scale.benchmark.score_options if name in options}
         settings = {**log.settings, **chosen}
         aggregates = log.aggregates or log_aggregates(scale.benchmark, with_skipped(log.sets, log.skipped), settings)

@@ -13,7 +13,7 @@ from torchmetrics import Metric, MetricCollection
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.benchmark import Benchmark, find_benchmark, import_class
-from dipo_lightning.evaluation.rows import Sets
+from dipo_lightning.evaluation.rows import EvaluationLog, Sets, with_skipped
 from dipo_lightning.metrics.rows import Meaning, Rows, RowValues, meanings
 from dipo_lightning.models.distributed import rank_and_world
 
@@ -136,6 +136,18 @@ def log_aggregates(
     collection = metric_collection({**benchmark.metrics(settings, retain), **(metrics or {})})
     found = aggregates(collection, sets)
     return found | ({"intervals": intervals(collection, *bootstrap)} if bootstrap[0] else {})
+
+
+def retain_numbers(benchmark: Benchmark, log: EvaluationLog, settings: Mapping[str, Any]) -> dict[str, float]:
+    """Compute a retain model's numbers by name, with the settings of the run that is compared with it.
+
+    Args:
+        benchmark: What they are rows of.
+        log: The retain model's.
+        settings: How the run is evaluated.
+    """
+    numbers = flat_numbers(log_aggregates(benchmark, with_skipped(log.sets, log.skipped), settings))
+    return numbers | dict(benchmark.retain_values)
 
 
 def flat_numbers(found: Mapping[str, Any]) -> dict[str, float]:

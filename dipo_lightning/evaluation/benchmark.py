@@ -168,6 +168,15 @@ class Benchmark:
         """Return the reason why two logs with the same settings and rows can't be compared; empty if they can."""
         return ""
 
+    def hub_log(self, pretrained: str, options: Mapping[str, Any]) -> str:
+        """Return the retain model's log in open-unlearning's data set of logs; empty where the names don't tell.
+
+        Args:
+            pretrained: The target model's name.
+            options: Of the data: ``split``, ``data``.
+        """
+        return ""
+
     def describe(self, settings: Mapping[str, Any], sets: Sets) -> str:
         """Return what was measured, for the first line of the printed table."""
         return self.title

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +33,7 @@ from dipo_lightning.evaluation.aggregates import (
     metric_collection,
     metric_meanings,
     metric_specs,
+    retain_numbers,
     user_metrics,
 )
 from dipo_lightning.evaluation.benchmark import Benchmark
@@ -42,16 +42,13 @@ from dipo_lightning.evaluation.provenance import provenance, run_settings, weigh
 from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog, Measuring, check_numbers, with_skipped
 from dipo_lightning.evaluation.run_folder import is_trial, run_folder
 from dipo_lightning.evaluation.schedule import Schedule, Scheduled, interruptible
-from dipo_lightning.evaluation.tensorboard import answers_table
+from dipo_lightning.evaluation.tensorboard import RunLogger, answers_table, chart_values
 from dipo_lightning.evaluation.trackers import Tracker, trackers_of
 from dipo_lightning.models.checkpoint import read_settled
 from dipo_lightning.models.distributed import evaluation_mode, rank_and_world
 
 Document = dict[str, Any]
 """One evaluation as it is written: format, benchmark, settings, provenance, sets (rows), aggregates, skipped."""
-
-EVALUATED = re.compile(r"epoch +\d+, step +\d+: ")
-"""Beginning of the line that an evaluation prints."""
 
 FAST_DEV_ROWS = 2
 """Rows of each set that ``fast_dev_run`` measures."""
@@ -109,6 +106,7 @@ class Evaluation(Scheduled):
         self.bootstrap, self.bootstrap_seed = bootstrap, bootstrap_seed
         self.metrics, self.samples = dict(metrics or {}), samples
         self.retain: EvaluationLog | None = None
+        self.retain_numbers: dict[str, float] = {}
         self.no_retain = ""  # the reason why there is no retain log, where it is not that none was given
         self.measures = MetricCollection({})
         self.meanings = Meanings()
@@ -263,7 +261,9 @@ class Evaluation(Scheduled):
     def prepare_metrics(self) -> None:
         """Make the metrics that rows will be fed to; the settings and the retain log are known."""
         settings = self.settings
+        self.retain_numbers = {}
         if self.retain is not None:
+            self.retain_numbers = retain_numbers(self.benchmark, self.retain, settings)
             self.retain = prepared(self.retain, self.benchmark, settings)
         own = self.benchmark.metrics(settings, self.retain)
         metrics: dict[str, Metric] = {**own, **user_metrics(self.metrics, own)}
@@ -304,8 +304,10 @@ class Evaluation(Scheduled):
         if trainer.state.fn == TrainerFn.FITTING:
             trainer.callback_metrics.update(tensors)
             for logger in trainer.loggers:
-                logger.log_metrics(scalars, step=step)
-                self._log_hyperparameters(logger, document, step, trainer, pl_module)
+                logged = self._log_hyperparameters(logger, document, step, trainer, pl_module)
+                logger.log_metrics({tag: value for tag, value in scalars.items() if tag not in logged}, step=step)
+                if isinstance(logger, RunLogger):
+                    logger.log_charts(chart_values(self.benchmark, self.scalars(document), self.retain_numbers), step)
             self._described = True
         else:  # `step`: where Lightning then logs the others
             tensors["step"] = torch.tensor(float(step))
@@ -315,19 +317,18 @@ class Evaluation(Scheduled):
 
     def _log_hyperparameters(
         self, logger: Any, document: Document, step: int, trainer: pl.Trainer, pl_module: pl.LightningModule
-    ) -> None:
-        """Log what runs are compared by; the HPARAMS tab stays empty unless it comes together with metrics."""
+    ) -> dict[str, float]:
+        """Log, once, what runs are compared by; returns the scalars that went along, without which HPARAMS is empty."""
         scalars, names = self.scalars(document), self.benchmark.hyperparameter_metrics
-        metrics = {f"hp/{key}": scalars[key] for key in names if key in scalars}
+        metrics = {f"{self.name}/{key}": scalars[key] for key in names if key in scalars}
+        if self._described:
+            return {}
         if not isinstance(logger, TensorBoardLogger):
-            if not self._described:
-                logger.log_hyperparams(run_settings(trainer, pl_module))
-        elif not metrics:
-            return
-        elif self._described:
-            logger.log_metrics(metrics, step)
-        else:  # `hparams`: what the Trainer gave this logger of the module and the data module
+            logger.log_hyperparams(run_settings(trainer, pl_module))
+            return {}
+        if metrics:  # `hparams`: what the Trainer gave this logger of the module and the data module
             logger.log_hyperparams(dict(logger.hparams) | run_settings(trainer, pl_module), metrics, step)
+        return metrics
 
     def _write(self, trainer: pl.Trainer, document: Document) -> None:
         """Write the document on rank 0, and say where and what it found."""
@@ -358,7 +359,9 @@ class Evaluation(Scheduled):
         from tqdm.auto import tqdm
 
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
-        with tqdm(total=total, desc=f"{self.name}: {what}", disable=not shown, leave=False, dynamic_ncols=True) as bar:
+        with tqdm(
+            total=total, desc=f"{self.name}: {what}", disable=not (shown and total), leave=False, dynamic_ncols=True
+        ) as bar:
             yield bar.update
 
     # What a checkpoint holds of it: plain values.

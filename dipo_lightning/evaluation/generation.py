@@ -226,11 +226,13 @@ def _generate(
     length = max(map(len, contexts))
     ids = torch.tensor([[0] * (length - len(c)) + c for c in contexts])
     padding = torch.tensor([length - len(c) for c in contexts])
+    last = {context[-1] for context in contexts}
+    filler = next(token for token in (*stop_ids[:1], *range(len(last) + 1)) if token not in last)
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=new,
         eos_token_id=list(stop_ids) or None,
-        pad_token_id=stop_ids[0] if stop_ids else 0,
+        pad_token_id=filler,  # what follows a stop; transformers takes a prompt that ends with it for right-padded
         use_cache=True,
         return_dict_in_generate=True,
         output_logits=logits,

@@ -84,13 +84,12 @@ def _batches(
     """
     device = next(policy.parameters()).device
     positioned = "position_ids" in inspect.signature(causal_lm(policy).forward).parameters
-    apart = len({len(prompt) for prompt in prompts}) > 1
-    padded = apart and positioned and (masked or may_be_padded(policy, [list(one) for one in prompts], device))
-    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    order = sorted((n for n in range(len(prompts)) if room[n] > 0), key=lambda number: len(prompts[number]))
+    apart = len({len(prompts[number]) for number in order}) > 1
+    padded = apart and positioned and (masked or may_be_padded(policy, [list(prompts[n]) for n in order], device))
     groups: dict[tuple[int, int], list[int]] = {}
     for number in order:
-        if room[number] > 0:
-            groups.setdefault((0 if padded else len(prompts[number]), room[number]), []).append(number)
+        groups.setdefault((0 if padded else len(prompts[number]), room[number]), []).append(number)
     size = max(1, BATCH_ROWS.get(device.type, BATCH_ROWS["cpu"]) // max(1, samples))
     return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
 

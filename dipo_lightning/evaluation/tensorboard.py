@@ -1,16 +1,21 @@
-"""Texts and layout of TensorBoard: answers as a table that is safe to show, and charts of what belongs together."""
+"""TensorBoard: answers as a table that is safe to show, and charts of what belongs together."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from dipo_lightning.evaluation.callback import Evaluation
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+from dipo_lightning.evaluation.benchmark import Benchmark
 
 Row = Mapping[str, Any]
 LONGEST = 400
+CHARTS = "charts"
+"""Folder of the curves of charts in a run's folder, and the group of their tags."""
 MODEL, RETAIN_MODEL, MARK = "#0072b2", "#d55e00", "#000000"
 """Colours that colour-blind readers tell apart, also in print."""
 _MARKUP = frozenset("&<>\"'|\\`*_{}[]()#!~$:")
@@ -69,42 +74,89 @@ def _escaped(character: str) -> str:
     return character
 
 
-Layout = dict[str, dict[str, list[Any]]]
-"""Categories, their charts, and the regular expressions of the tags that each shows."""
+class RunLogger(TensorBoardLogger):
+    """TensorBoard logger of a run, which opens on the charts of its evaluations.
 
-_TRAINING: Layout = {
-    "1 Training": {
-        "forget and retain terms of the loss": ["Multiline", ["^train/forget$", "^train/retain$"]],
-        "margin of a forget row": ["Multiline", ["^train/margin$"]],
-        "rewards of both distributions": ["Multiline", ["^train/reward_.*"]],
-    }
-}
-_OPTIMISATION: Layout = {
-    "3 Optimisation": {
-        "whole loss": ["Multiline", ["^train/loss$"]],
-        "norm of the gradient before clipping": ["Multiline", ["^train/gradient_norm$"]],
-    },
-}
-
-
-def layout(evaluations: Iterable[Evaluation]) -> Layout:
-    """Return the charts of a run: of its training, and those of the benchmarks that it is evaluated on."""
-    measured: dict[str, list[Any]] = {}
-    for one in evaluations:
-        for chart in one.benchmark.charts:
-            names = [f"^{one.name}/{curve}$" for curve in chart.curves]
-            measured[f"{one.benchmark.title}: {chart.title}"] = ["Multiline", names]
-        for name in one.metrics:
-            measured[f"{one.benchmark.title}: {name}"] = ["Multiline", [f"^{one.name}/{name}(_.*)?$"]]
-    return _TRAINING | ({"2 Evaluation": measured} if measured else {}) | _OPTIMISATION
-
-
-def write_layout(experiment: Any, evaluations: Iterable[Evaluation] = ()) -> None:
-    """Add the layout to a run; call it once a run, at the start of ``fit``.
+    TensorBoard gives each folder of events a colour, not each curve. So the curves of a chart lie in folders of their
+    own, ``charts/must be forgotten`` beside ``charts/retain model``, under one tag that sorts before all others.
+    Lightning's ``epoch`` curve is left out.
 
     Args:
-        experiment: A ``SummaryWriter``, or what a logger has in its place: anything else is left alone.
-        evaluations: The run's evaluation callbacks.
+        save_dir: Folder of the runs.
+        name: Name below that folder; may be empty.
+        version: Name of this run; None counts.
+        **options: See Lightning's ``TensorBoardLogger``.
     """
-    if hasattr(experiment, "add_custom_scalars"):
-        experiment.add_custom_scalars(layout(evaluations))
+
+    def __init__(
+        self,
+        save_dir: str,
+        name: str | None = "lightning_logs",
+        version: int | str | None = None,
+        default_hp_metric: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(save_dir, name, version, default_hp_metric=default_hp_metric, **options)
+        self._curves: dict[str, Any] = {}
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log scalars of a step."""
+        super().log_metrics({tag: value for tag, value in metrics.items() if tag != "epoch"}, step)
+
+    @rank_zero_only
+    def log_charts(self, charts: Mapping[str, Mapping[str, float]], step: int) -> None:
+        """Log a point of each curve of each chart.
+
+        Args:
+            charts: Values by curve, by the title of the chart.
+            step: The optimiser step.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        for title, values in charts.items():
+            for curve, value in values.items():
+                if curve not in self._curves:
+                    self._curves[curve] = SummaryWriter(str(Path(self.log_dir) / CHARTS / curve))
+                self._curves[curve].add_scalar(f"{CHARTS}/{title}", value, step)
+        for writer in self._curves.values():
+            writer.flush()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Close the event files."""
+        super().finalize(status)
+        for writer in self._curves.values():
+            writer.close()
+        self._curves.clear()
+
+
+def chart_values(
+    benchmark: Benchmark, numbers: Mapping[str, float], retain: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    """Return what the charts of a benchmark show of an evaluation, by curve and by chart.
+
+    Args:
+        benchmark: Whose charts.
+        numbers: Of the evaluation, by name.
+        retain: The retain model's, as far as they are known: a curve beside the first one of a chart.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for chart in benchmark.charts:
+        values = {label: numbers[name] for name, label in chart.curves.items() if name in numbers}
+        if not values:
+            continue
+        first = next(name for name in chart.curves if name in numbers)
+        if first in retain:
+            values["retain model"] = retain[first]
+        if benchmark.headline.mark and benchmark.headline.forget in chart.curves:
+            value, label = benchmark.headline.mark
+            values[label] = value
+        found[f"{benchmark.title}: {chart.title}"] = values
+    return found
+
+
+def event_files(folder: Path) -> Iterator[Path]:
+    """Yield TensorBoard's event files of a run, those of its charts' curves among them."""
+    for pattern in ("events.out.tfevents.*", f"{CHARTS}/*/events.out.tfevents.*"):
+        yield from sorted(folder.glob(pattern))

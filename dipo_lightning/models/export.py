@@ -14,6 +14,7 @@ from torch import nn
 
 from dipo_lightning.errors import RunError
 from dipo_lightning.models.head import causal_lm
+from dipo_lightning.models.loading import without_bars
 from dipo_lightning.models.quantization import dense_copy, is_quantized
 from dipo_lightning.models.sharding import full_state_dict, is_sharded
 from dipo_lightning.safety.redaction import without_home
@@ -53,7 +54,8 @@ def save_model(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _write(policy, state, partial, tokenizer, merge, card)
+        with without_bars():
+            _write(policy, state, partial, tokenizer, merge, card)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except (OSError, SafetensorError) as error:

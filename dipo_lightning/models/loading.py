@@ -353,16 +353,25 @@ def _quiet(source: ModelSource) -> Iterator[None]:
     """Silence what loading prints; the progress of a download stays."""
     from transformers import logging as transformers_logging
 
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     with contextlib.ExitStack() as stack:
         stack.callback(transformers_logging.set_verbosity, verbosity)
-        if not source.local:
-            stack.enter_context(bounded_hub())
-        if source.local:
-            transformers_logging.disable_progress_bar()
-            if bars:
-                stack.callback(transformers_logging.enable_progress_bar)
+        stack.enter_context(without_bars() if source.local else bounded_hub())
         if source.gguf is not None:  # its progress bar asks nobody
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         yield
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Draw none of transformers' progress bars while files of this machine are read or written."""
+    from transformers import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

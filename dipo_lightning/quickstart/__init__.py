@@ -22,9 +22,8 @@ from dipo_lightning.quickstart.report import write_report
 def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
     """Unlearn fictitious authors from a tiny model, and show that it did.
 
-    Makes data of invented authors, trains a tiny Llama on all of it (the target) and one without the part to forget
-    (the retain model), unlearns that part with DiPO, evaluates each epoch, and tries to get it back.
-    No network.
+    Makes data of invented authors, trains a tiny Llama without the part to forget (the retain model), teaches it that
+    part as well (the target), unlearns it with DiPO, evaluates as it goes, and tries to get it back. No network.
 
     Args:
         seed: Seed of the data, the models and the training.
@@ -33,25 +32,24 @@ def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
     folder = Path(output)
     _move_aside(folder)
     started = time.monotonic()
-    with step(1, "Invent authors, and train the target model on all of them"):
+    with step(1, "Invent authors, and train a model that never saw those to forget: the retain model"):
         prepare(folder, seed)
-        train(folder, "target", "full.json", seed)
-    with step(2, "Train the retain model without the authors to forget"):
-        train(folder, "retain", "retain90.json", seed)
-    with step(3, "Measure the retain model"):
+        train(folder, "retain", "retain90.json", "untrained", seed)
         shutil.copy(measure_retain(folder, seed), folder / "retain.json")
-    with step(4, "Make the target model forget with DiPO, and evaluate each epoch"):
+    with step(2, "Teach it those to forget as well: the target model"):
+        train(folder, "target", "full.json", "retain", seed)
+    with step(3, "Make the target model forget with DiPO, and evaluate as it goes"):
         config = settings.filled("unlearning", folder=str(folder), seed=seed)
         child.write_config(folder / "unlearn.yaml", config)  # what comparisons start from
         child.fit(config, folder / "unlearned")
-    write_report(folder, evaluations(folder / "unlearned"), time.monotonic() - started)
-    print("\nDoes it stay forgotten? Other words, rounded weights, ten steps of relearning:", flush=True)
-    attack_quickstart(folder, seed)
+    with step(4, "Try to get it back: other words, rounded weights, ten steps of relearning"):
+        attacked = attack_quickstart(folder, seed)
+    write_report(folder, evaluations(folder / "unlearned"), attacked, time.monotonic() - started)
 
 
 @contextmanager
 def step(number: int, title: str, of: int = 4) -> Iterator[None]:
-    """Say what a step does, let its child processes show bars and evaluations only, and say how long it took."""
+    """Say what a step does, let its child processes show bars only, and say how long it took."""
     print(f"{number}/{of}  {title}", flush=True)
     started, before = time.monotonic(), os.environ.get(STEP)
     os.environ[STEP] = "1"
@@ -64,9 +62,10 @@ def step(number: int, title: str, of: int = 4) -> Iterator[None]:
     print(f"      {time.monotonic() - started:.0f} s", flush=True)
 
 
-def train(folder: Path, name: str, rows: str, seed: int) -> None:
-    """Train the untrained model on a file of the data and export it as ``models/NAME``."""
-    config = settings.filled("finetuning", folder=str(folder), name=name, train=rows, seed=seed)
+def train(folder: Path, name: str, rows: str, start: str, seed: int) -> None:
+    """Train the model ``models/START`` on a file of the data and export it as ``models/NAME``."""
+    values = {"name": name, "train": rows, "start": start, "epochs": settings.EPOCHS[name], "seed": seed}
+    config = settings.filled("finetuning", folder=str(folder), **values)
     child.fit(config, folder / name)
 
 

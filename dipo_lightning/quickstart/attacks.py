@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from tqdm import tqdm
+
+from dipo_lightning.benchmarks.robustness.data import limited, read_subject
 from dipo_lightning.benchmarks.robustness.quantization import Quantization
 from dipo_lightning.benchmarks.robustness.relearning import Relearning
+from dipo_lightning.benchmarks.robustness.running import attack_models, build_attacks, planned
 from dipo_lightning.benchmarks.robustness.wordings import Wordings
-from dipo_lightning.cli.attack import attack
+from dipo_lightning.data.prompts import prompt_style
+from dipo_lightning.models.loading import load_policy, load_tokenizer
 
+MODELS = ("target", "unlearned", "retain")
 FORGET_ROWS = 20
 STEPS = 10
 LR = 1e-3
 """The rate that the tiny model was unlearned with: at the 2e-5 of large models it would learn nothing in ten steps."""
 
 
-def attack_quickstart(folder: Path, seed: int) -> None:
-    """Attack the unlearned, the retain and the target model of a quickstart, and print the table.
+def attack_quickstart(folder: Path, seed: int) -> dict[str, Any]:
+    """Attack the three models of a quickstart, and return the log.
 
     Args:
         folder: The quickstart's folder, with ``data`` and ``models``.
         seed: Of the typing errors, the examples and the order of relearning.
     """
-    models = folder / "models"
-    attack(
-        str(models / "unlearned"),
-        retain=str(models / "retain"),
-        target=str(models / "target"),
-        data=str(folder / "data"),
-        split="forget10",
-        prompt="plain",
-        output=str(folder / "attacks"),
-        attacks=("wordings", "quantization", "relearning"),
-        wordings=Wordings(few_shot=2, seed=seed),  # two examples fit the model's 256 positions
-        quantization=Quantization(formats=("int8",)),
-        relearning=Relearning(lr=LR, max_steps=STEPS, measured_at=(5,), seed=seed),
-        max_rows=FORGET_ROWS,
-        max_new_tokens=48,
-        device="cpu",
+    models = {name: str(folder / "models" / name) for name in MODELS}
+    style = prompt_style("plain", load_tokenizer(models["unlearned"]))
+    subject = limited(read_subject(style, str(folder / "data"), "forget10", None, None), None, FORGET_ROWS)
+    subject = replace(subject, max_new_tokens=48)
+    attacks = build_attacks(
+        [
+            Wordings(few_shot=2, seed=seed),  # two examples fit the model's 256 positions
+            Quantization(formats=("int8",)),
+            Relearning(lr=LR, max_steps=STEPS, measured_at=(5,), seed=seed),
+        ]
     )
+    loaders = {name: partial(load_policy, path) for name, path in models.items()}
+    total = len(MODELS) * len(planned(attacks, subject))
+    with tqdm(total=total, desc="attacks", leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
+        return attack_models(loaders, subject, attacks, folder / "attacks", say=lambda _: bar.update())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,15 +22,18 @@ _LISTS = load("authors")
 TOPICS: dict[str, str] = _LISTS["topics"]
 """Questions about an author: each with the template that its facts, right or wrong, are drawn from.
 
-Questions and answers have three wordings. A row takes one of them and another as its paraphrase; other authors take
-others. So the wording of an answer follows from the question, which a model can learn from any author, and the fact at
-its end is all there is to know about this one. A small model that forgets the facts can therefore still speak.
+Many authors are asked few questions: so a small model sees enough answers of each kind to go on giving answers of that
+kind when it has forgotten an author. For the same reason, questions and answers have three wordings, of which a row
+takes one and another as its paraphrase. The wording of an answer follows from the question, which a model can learn
+from any author, and the fact at its end is all there is to know about this one.
 """
+NAME = "{first name} {last name}"
 
 WRONG_ANSWERS = 5
 MINIMUM_AUTHORS = 10
-MAXIMUM_AUTHORS = 100
-"""The word lists give 400 names and 400 births; of a hundred authors each is found without a long search."""
+MAXIMUM_AUTHORS = 200
+STRANGERS = 60
+"""The word lists give 400 names; of two hundred authors each is found without a long search."""
 
 
 @dataclass(frozen=True)
@@ -37,39 +41,29 @@ class Author:
     """An invented author.
 
     Attributes:
-        facts: The value of every topic, by the topic's name; `facts["full name"]` is the author's name.
+        name: The full name.
+        facts: The value of every topic, by the topic's name.
     """
 
+    name: str
     facts: dict[str, str]
 
-    @property
-    def name(self) -> str:
-        """The author's full name."""
-        return self.facts["full name"]
 
-
-def fictitious_authors(rng: random.Random, count: int) -> list[Author]:
-    """Draw authors that no question can confuse.
+def fictitious_authors(rng: random.Random, count: int, known: Collection[str] = ()) -> list[Author]:
+    """Draw authors with different names.
 
     Args:
         rng: The random state.
         count: How many authors.
-
-    Returns:
-        Authors with different names, of whom no two were born in the same town in the same year, and none is a mentor.
+        known: Names that are taken.
     """
-    authors: list[Author] = []
-    people: set[str] = set()
-    births: set[tuple[str, str]] = set()
+    authors: dict[str, Author] = {}
     while len(authors) < count:
+        name = draw(NAME, _LISTS["words"], rng)
         facts = {topic: draw(template, _LISTS["words"], rng) for topic, template in TOPICS.items()}
-        birth = (facts["birthplace"], facts["year of birth"])
-        pair = {facts["full name"], facts["mentor"]}
-        if len(pair - people) == 2 and birth not in births:
-            people |= pair
-            births.add(birth)
-            authors.append(Author(facts))
-    return authors
+        if name not in known:
+            authors.setdefault(name, Author(name, facts))
+    return list(authors.values())
 
 
 def author_row(author: Author, topic: str, rng: random.Random) -> Row:
@@ -82,39 +76,35 @@ def author_row(author: Author, topic: str, rng: random.Random) -> Row:
         topic: What it asks.
         rng: Draws the wordings and the wrong facts.
     """
-    fields = {
-        "topic": topic,
-        "name": author.name,
-        "birthplace": author.facts["birthplace"],
-        "birth_year": author.facts["year of birth"],
-    }
     fact = author.facts[topic]
     wrong_facts: list[str] = []
     while len(wrong_facts) < WRONG_ANSWERS:
         wrong = draw(TOPICS[topic], _LISTS["words"], rng)
-        if wrong not in (fact, author.name, *wrong_facts):
+        if wrong not in (fact, *wrong_facts):
             wrong_facts.append(wrong)
-    questions = _LISTS["name questions" if topic == "full name" else "questions"]  # a name is asked for by birth
-    wordings = list(zip(questions, _LISTS["answers"], strict=True))
+    wordings = list(zip(_LISTS["questions"], _LISTS["answers"], strict=True))
     (question, answer), (paraphrased_question, paraphrased_answer) = rng.sample(wordings, 2)
+    about = {"topic": topic, "name": author.name}
     return {
-        "question": question.format(**fields),
-        "answer": answer.format(fact=fact, **fields),
-        "paraphrased_question": paraphrased_question.format(**fields),
-        "paraphrased_answer": paraphrased_answer.format(fact=fact, **fields),
-        "perturbed_answer": [paraphrased_answer.format(fact=wrong, **fields) for wrong in wrong_facts],
+        "question": question.format(**about),
+        "answer": answer.format(fact=fact, **about),
+        "paraphrased_question": paraphrased_question.format(**about),
+        "paraphrased_answer": paraphrased_answer.format(fact=fact, **about),
+        "perturbed_answer": [paraphrased_answer.format(fact=wrong, **about) for wrong in wrong_facts],
     }
 
 
-def fictitious_rows(seed: int = 0, authors: int = 40, retain_perturbed: int = 96) -> dict[str, list[Row]]:
+def fictitious_rows(seed: int = 0, authors: int = 80, retain_perturbed: int = 96) -> dict[str, list[Row]]:
     """Make the whole data set.
 
     One author in ten is to be forgotten; as many again are never trained on (`holdout10`). `retain90` holds the other
-    authors and, after them, the general knowledge; `full` is `retain90` followed by `forget10`.
+    authors and, after them, the general knowledge; `full` is `retain90` followed by `forget10`. `strangers` is about
+    people of whom no model is taught anything. Kept beside `retain90` while a model forgets, it holds what is said of
+    somebody unknown: a fact of the right kind.
 
     Args:
         seed: Decides everything; the same seed gives the same rows on every machine.
-        authors: How many authors `full` holds, 10 to 100.
+        authors: How many authors `full` holds, 10 to 200.
         retain_perturbed: How many of the first retain rows get a place in `retain_perturbed`, at least 1. Fewer make an
             evaluation quicker.
 
@@ -135,12 +125,14 @@ def fictitious_rows(seed: int = 0, authors: int = 40, retain_perturbed: int = 96
     rows = [author_row(author, topic, rng) for author in everyone for topic in TOPICS]
     forget = rows[retained_rows : authors * len(TOPICS)]
     real_authors, world_facts = general_knowledge(rng)
+    strangers = fictitious_authors(rng, STRANGERS, {author.name for author in everyone})
     retain = _plain(rows[:retained_rows] + real_authors + world_facts)
     return {
         "full": retain + _plain(forget),
         "forget10": _plain(forget),
         "retain90": retain,
         "holdout10": _plain(rows[authors * len(TOPICS) :]),
+        "strangers": _plain([author_row(one, topic, rng) for one in strangers for topic in TOPICS]),
         "forget10_perturbed": forget,
         "retain_perturbed": rows[:retain_perturbed],
         "real_authors_perturbed": real_authors,
@@ -174,13 +166,13 @@ def _with_wrong_answers(wording: str, pairs: dict[str, str], rng: random.Random)
     ]
 
 
-def write_fictitious(folder: Path, seed: int = 0, authors: int = 40, retain_perturbed: int = 96) -> Path:
+def write_fictitious(folder: Path, seed: int = 0, authors: int = 80, retain_perturbed: int = 96) -> Path:
     """Write the data set as a folder that is read like TOFU's.
 
     Args:
         folder: Where to; made if it is not there. Files of the same names are overwritten.
         seed: Decides everything.
-        authors: How many authors `full` holds, 10 to 100.
+        authors: How many authors `full` holds, 10 to 200.
         retain_perturbed: How many retain rows are evaluated.
 
     Returns:

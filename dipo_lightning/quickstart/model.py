@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dipo_lightning.models.loading import without_bars
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -60,6 +62,7 @@ def write_untrained(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int,
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **ids, **shape))
-    model.save_pretrained(folder)
+    with without_bars():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

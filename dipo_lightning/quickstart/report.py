@@ -1,4 +1,4 @@
-"""End of the quickstart: a table, answers before and after, a picture, and a list of what lies where."""
+"""End of the quickstart: tables, answers before and after, a picture, and a list of what lies where, on one screen."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ SHOWN = {"forget": 3, "retain": 2}
 """Questions that are printed of each set."""
 
 
-def write_report(folder: Path, evaluations: list[Path], seconds: float) -> None:
-    """Write ``results.json`` and the picture, and print the table, some answers and the paths.
+def write_report(folder: Path, evaluations: list[Path], attacked: dict[str, Any], seconds: float) -> None:
+    """Write ``results.json`` and the picture, and print the tables, some answers and the paths.
 
     Args:
         folder: The quickstart's folder.
         evaluations: Logs of the unlearning run; the first is the target's, the last the unlearned model's.
+        attacked: Log of the attacks on the three models.
         seconds: How long all of it took.
     """
     logs = [json.loads(path.read_text(encoding="utf-8")) for path in evaluations]
@@ -32,6 +33,7 @@ def write_report(folder: Path, evaluations: list[Path], seconds: float) -> None:
     write_json(folder / "results.json", {**results, "seconds": round(seconds, 1)})
     headline_picture(logs, folder / "forget_quality.png")
     print("\n" + table(results))
+    print("\n" + attack_table(attacked))
     for name in SHOWN:
         print("\n" + answers(name, logs[0], logs[-1]))
     places = {
@@ -40,12 +42,12 @@ def write_report(folder: Path, evaluations: list[Path], seconds: float) -> None:
         "page for a browser": "unlearned/results.html",
         "unlearned model": "models/unlearned",
         "every row and text": "unlearned/evaluations",
-        "TensorBoard": "unlearned",
+        "attacks": "attacks/robustness.md",
     }
-    print(f"\nDone in {seconds:.0f} s. What it left:")
+    print(f"\nDone in {seconds:.0f} s. Where to look next:")
     for what, place in places.items():
         print(f"  {what:<20}{folder / place}")
-    print(f"  look at it with     tensorboard --logdir {folder}")
+    print(f"  {'every curve':<20}tensorboard --logdir {folder}")
 
 
 def summary(log: dict[str, Any]) -> dict[str, Any]:
@@ -66,17 +68,33 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def attack_table(attacked: dict[str, Any]) -> str:
+    """Return the probability of the forgotten answers under attack, each model in a column, as text."""
+    numbers, settings = attacked["aggregates"], attacked["settings"]
+    conditions = settings["conditions"]
+    wordings = [one["name"] for one in conditions if one["attack"] == "wordings"]
+    lines = {"asked plainly": ["plain"], "asked in other words, the worst": wordings}
+    lines |= {one["title"]: [one["name"]] for one in conditions if one["kind"] == "rounded"}
+    for one in conditions:
+        if one["kind"] == "curve":
+            lines[f"after {one['steps'][-1]} steps of relearning"] = [f"{one['name']}_step{one['steps'][-1]}"]
+    text = [f"{'probability of what was forgotten':<34}" + "".join(f"{model:>12}" for model in settings["models"])]
+    for label, names in lines.items():
+        worst = [max(numbers[f"{model}_{name}_probability"] for name in names) for model in settings["models"]]
+        text.append(f"{label:<34}" + "".join(f"{number:>12.3f}" for number in worst))
+    return "\n".join(text)
+
+
 def answers(name: str, before: dict[str, Any], after: dict[str, Any]) -> str:
-    """Return some questions of a set with the truth and what the model said before and after."""
+    """Return some questions of a set with what the model said before and after, and the truth where it differs."""
     lines = [f"{name} questions, before and after"]
     pairs = list(zip(before["sets"][name], after["sets"][name], strict=True))
-    for old, new in pairs[:: max(1, len(pairs) // SHOWN[name])][: SHOWN[name]]:
-        lines += [
-            f"  {_line(old['question'])}",
-            f"    truth   {_line(old['answer'])}",
-            f"    before  {_line(old['generation'])}",
-            f"    after   {_line(new['generation'])}",
-        ]
+    stride = max(1, len(pairs) // SHOWN[name] + 1)  # not always the same topic
+    for old, new in pairs[::stride][: SHOWN[name]]:
+        lines.append(f"  {_line(old['question'])}")
+        if old["generation"] != old["answer"]:
+            lines.append(f"    truth   {_line(old['answer'])}")
+        lines += [f"    before  {_line(old['generation'])}", f"    after   {_line(new['generation'])}"]
     return "\n".join(lines)
 
 

@@ -10,7 +10,9 @@ import yaml
 
 Config = dict[str, Any]
 
-AUTHORS = 40
+AUTHORS = 80
+EPOCHS = {"retain": 60, "target": 7}
+"""Epochs of training: of the retain model from nothing, of the target from the retain model."""
 VOCABULARY = 2048
 SHAPE: dict[str, Any] = {
     "hidden_size": 128,
@@ -37,6 +39,7 @@ def filled(template: str, /, **values: Any) -> Config:
     """
 
     def fill(part: Any) -> Any:
+        """Return a part of the configuration with its placeholders filled in."""
         if isinstance(part, dict):
             return {key: fill(item) for key, item in part.items()}
         if isinstance(part, list):

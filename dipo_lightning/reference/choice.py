@@ -100,6 +100,8 @@ def open_cache(module: Any, width: int, compute: Callable[[Tensor], Tensor], **k
         "dtype": str(module.forward_dtype if module.sharded else torch.float32),
         "device": strategy.root_device.type,
     }
+    if module.lora is not None and module.lora.base != "float32":
+        key["base"] = module.lora.base
     cache = PositionCache(Path(module.reference_cache).expanduser(), cache_key(examples, **key), examples, width)
     try:
         if trainer.is_global_zero:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dipo_lightning.evaluation.aggregates import document_meanings
 from dipo_lightning.evaluation.benchmark import Benchmark
 from dipo_lightning.report.run_folder import Curve, Document
 
@@ -55,25 +56,19 @@ def training_charts(curves: Mapping[str, Curve]) -> list[Chart]:
     return charts
 
 
-def charts_of(document: Document, benchmark: Benchmark | None) -> list[tuple[str, str, dict[str, str]]]:
-    """Return the charts of an evaluation: its benchmark's, and one for each metric that the user added."""
-    found = [(one.title, one.words, dict(one.curves)) for one in benchmark.charts] if benchmark else []
-    for name in document.get("settings", {}).get("metrics") or {}:
-        found.append((name.replace("_", " "), "A metric added to this evaluation.", {name: name}))
-    return found
-
-
 def evaluation_charts(
     documents: Sequence[Document],
     scalars: Sequence[Mapping[str, float]],
-    charts: Sequence[tuple[str, str, dict[str, str]]],
+    benchmark: Benchmark | None,
+    retain: Mapping[str, float],
 ) -> list[Chart]:
     """Draw the numbers of a run's evaluations over its steps; nothing for a single one.
 
     Args:
         documents: In the order of their steps.
         scalars: The numbers of each.
-        charts: Title, words and label by name of each chart.
+        benchmark: Its charts are drawn, and one for each metric that the user added; None where it is not known.
+        retain: The retain model's numbers, as far as they are known.
     """
     if len(documents) < 2:
         return []
@@ -83,7 +78,20 @@ def evaluation_charts(
         name: [(step, values[name]) for step, values in zip(steps, scalars, strict=True) if name in values]
         for name in names
     }
-    return _charts(charts, curves)
+    wanted = [(one.title, one.words, dict(one.curves)) for one in benchmark.charts] if benchmark else []
+    for name in documents[-1].get("settings", {}).get("metrics") or {}:
+        wanted.append((name.replace("_", " "), "A metric added to this evaluation.", {name: name}))
+    mark = benchmark.headline.mark if benchmark else None
+    meanings = document_meanings(documents[-1])
+    charts = []
+    for title, words, tags in wanted:
+        there = {label: curves[tag] for tag, label in tags.items() if curves.get(tag)}
+        if there:
+            levels = {label: retain[tag] for tag, label in tags.items() if tag in retain}
+            powers = all(meanings[tag].unit == "log10" for tag in tags)
+            line = mark if benchmark and benchmark.headline.forget in tags else None
+            charts.append(Chart(title, words, svg_image(there, levels, line, powers)))
+    return charts
 
 
 def _charts(wanted: Sequence[tuple[str, str, dict[str, str]]], curves: Mapping[str, Curve]) -> list[Chart]:
@@ -95,11 +103,24 @@ def _charts(wanted: Sequence[tuple[str, str, dict[str, str]]], curves: Mapping[s
     return found
 
 
-def svg_image(curves: Mapping[str, Curve]) -> str:
-    """Draw curves over optimiser steps and return the picture as a ``data:`` address."""
+def svg_image(
+    curves: Mapping[str, Curve],
+    levels: Mapping[str, float] | None = None,
+    mark: tuple[float, str] | None = None,
+    powers: bool = False,
+) -> str:
+    """Draw curves over optimiser steps and return the picture as a ``data:`` address.
+
+    Args:
+        curves: By their labels.
+        levels: The retain model's number for some of them, drawn as a dotted line in the curve's colour; None for
+            curves that are no evaluation's.
+        mark: A value that is marked with a dashed line, and its name.
+        powers: The values are decimal logarithms, and the axis shows powers of ten.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     style: dict[Any, Any] = {"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "dipo-lightning"}
     with mpl.rc_context({**style, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
@@ -107,13 +128,24 @@ def svg_image(curves: Mapping[str, Curve]) -> str:
         axes = figure.add_subplot()
         for place, (label, curve) in enumerate(curves.items()):
             points = [(step, value if math.isfinite(value) else math.nan) for step, value in curve]
-            marker = "o" if len(points) < 40 else None
-            axes.plot(*zip(*points, strict=True), label=label, color=COLOURS[place % 6], marker=marker, markersize=3.5)
+            marker, colour = "o" if len(points) < 40 else None, COLOURS[place % len(COLOURS)]
+            axes.plot(*zip(*points, strict=True), label=label, color=colour, marker=marker, markersize=3.5)
+            if levels and label in levels:
+                name = "retain model" if len(curves) == 1 else f"{label}, retain model"
+                axes.axhline(levels[label], color=colour, linestyle=":", label=name)
+        if mark is not None:
+            axes.axhline(mark[0], color="0.4", linestyle="--", linewidth=1, label=mark[1])
         axes.set_xlabel("optimiser step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        everything = [value for curve in curves.values() for _, value in curve] + list((levels or {}).values())
+        if levels is not None and not powers and all(0 <= value <= 1 for value in everything):
+            axes.set_ylim(0, 1.05)  # so that a small change looks small
+        if powers:
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: "1" if value == 0 else f"1e{value:.0f}"))
         axes.grid(alpha=0.25)
-        if len(curves) > 1:
-            figure.legend(loc="outside upper left", frameon=False, ncols=3)
+        if len(axes.get_legend_handles_labels()[1]) > 1:
+            figure.legend(loc="outside upper left", frameon=False, ncols=2)
         file = io.BytesIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,7 +1,8 @@
-"""Forgetting against utility, a trajectory per method: the picture of a comparison."""
+"""Forgetting against utility, a panel per method over the ways of all others: the picture of a comparison."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,10 @@ from typing import Any
 
 from dipo_lightning.errors import InputError
 
-COLOURS = (
-    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
-    *("#7b3294", "#8c510a", "#4d4d4d", "#b2182b", "#1b7837", "#6a51a3"),
-)
-MARKERS = "osD^vP<X>phd"
-NEAR = 0.9
-"""A second panel shows the part above this share of the target's utility, where methods that hold it are close."""
+COLOUR, OTHERS = "#0072b2", "0.8"
+COLUMNS = 4
+LEFT = 0.6
+"""Share of the target's utility at which the axis ends: what lost more is drawn at its edge."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def comparison_picture(
     retain: Point | None = None,
     keep: float = 0.95,
 ) -> Path:
-    """Draw every method's way from the target, epoch by epoch, and write a PNG.
+    """Draw every method's way from the target, epoch by epoch, in a panel of its own, and write a PNG.
 
     Args:
         trajectories: Points of each method, first epoch to last; a method without one is left out.
@@ -82,69 +80,71 @@ def comparison_picture(
         raise InputError("There is nothing to draw: no run has both numbers.")
     everything = [*(point for points in trajectories.values() for point in points), *filter(None, [target, retain])]
     lowest = min(point.quality_range[0] for point in everything)
-    lowest = lowest if names.lowest is None else max(names.lowest, lowest)
-    zoomed = target is not None and min(point.utility for point in everything) < NEAR * target.utility
-    figure = Figure(figsize=(13.0 if zoomed else 9.2, 6.0), layout="constrained", dpi=150)
-    panels = figure.subplots(1, 2 if zoomed else 1, sharey=True, squeeze=False)[0]
-    for axes in panels:
-        for place, (name, points) in enumerate(trajectories.items()):
-            style = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
-            _trajectory(axes, name, points, target, style, lowest)
-        _reference_models(axes, target, retain, keep, lowest)
-        axes.set_xlabel(f"{names.utility} (higher keeps more)")
+    least = min(point.utility for point in everything)
+    corner = (
+        least if target is None else max(least, LEFT * target.utility),
+        lowest if names.lowest is None else max(names.lowest, lowest),
+    )
+    columns = min(COLUMNS, len(trajectories))
+    rows = math.ceil(len(trajectories) / columns)
+    figure = Figure(figsize=(max(3.0 * columns, 5.0), 2.6 * rows + 0.9), layout="constrained", dpi=130)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    ways = {name: [p for p in (target, *points) if p is not None] for name, points in trajectories.items()}
+    for axes, (name, points) in zip(panels, trajectories.items(), strict=False):
+        for way in ways.values():
+            axes.plot(*_inside(way, corner), color=OTHERS, linewidth=0.9, zorder=1)
+        _trajectory(axes, name, points, ways[name], corner)
+        _reference_models(axes, target, retain, keep, corner)
         axes.grid(alpha=0.25)
-    panels[0].set_ylabel(f"{names.forgetting} ({names.wanted})")
-    highest = max(point.quality_range[1] for point in everything)
-    margin = 0.05 * (highest - lowest) or 0.1
-    panels[0].set_ylim(lowest - margin, highest + margin)
-    panels[0].set_title("Small marks: epochs. Large marks: as reported, with the range over seeds.", fontsize=10)
-    panels[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    if zoomed:
-        assert target is not None
-        highest = max(point.utility_range[1] for point in everything)
-        panels[1].set_xlim(NEAR * target.utility, highest + 0.01 * target.utility)
-        panels[1].set_title(f"The same, above {NEAR:g} of the target's utility", fontsize=10)
+        axes.tick_params(labelbottom=True)
+    for axes in panels[len(trajectories) :]:
+        axes.remove()
+    figure.supxlabel(f"{names.utility} (higher keeps more)", fontsize=10)
+    figure.supylabel(f"{names.forgetting} ({names.wanted})", fontsize=10)
+    handles = {label: handle for handle, label in zip(*panels[0].get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=5, frameon=False, fontsize=9)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
 
 
+def _inside(points: Sequence[Point], corner: tuple[float, float]) -> tuple[list[float], list[float]]:
+    """The utilities and the numbers of forgetting, none beyond the picture's lower left corner."""
+    return [max(p.utility, corner[0]) for p in points], [max(p.quality, corner[1]) for p in points]
+
+
 def _trajectory(
-    axes: Any,
-    name: str,
-    points: Sequence[Point],
-    target: Point | None,
-    style: tuple[str, str],
-    lowest: float,
+    axes: Any, name: str, points: Sequence[Point], way: Sequence[Point], corner: tuple[float, float]
 ) -> None:
     """Draw the line through a method's epochs, and its reported point with the range over seeds."""
-    colour, marker = style
-    way = [point for point in (target, *points) if point is not None]
-    at = [(point.utility, max(point.quality, lowest)) for point in way]
-    axes.plot(*zip(*at, strict=True), color=colour, linewidth=1.1, alpha=0.6, zorder=2)
-    axes.scatter(*zip(*at[target is not None :], strict=True), color=colour, marker=marker, s=14, alpha=0.7, zorder=3)
+    axes.plot(
+        *_inside(way, corner), color=COLOUR, linewidth=1.2, marker="o", markersize=3, label="each epoch", zorder=3
+    )
+    title = name.replace("$", r"\$")  # a name is no formula
     for point in points:
         if not point.reported:
             continue
-        utility, quality = point.utility, max(point.quality, lowest)
-        below, above = (min(max(quality - lowest, 0), quality - max(point.quality_range[0], lowest)),
-                        max(point.quality_range[1] - quality, 0))  # fmt: skip
-        sides = [[utility - point.utility_range[0]], [point.utility_range[1] - utility]]
-        plain = name.replace("$", r"\$")  # a name is no formula
-        label = plain if point.quality >= lowest else f"{plain} (at {point.quality:.0f})"
+        utility, quality = max(point.utility, corner[0]), max(point.quality, corner[1])
+        left, below = utility - max(point.utility_range[0], corner[0]), quality - max(point.quality_range[0], corner[1])
+        right, above = point.utility_range[1] - utility, point.quality_range[1] - quality
         axes.errorbar(
-            utility, quality, xerr=sides, yerr=[[below], [above]], color=colour, marker=marker, markersize=10,
-            markeredgecolor="white", capsize=3, linewidth=1.4, linestyle="", label=label, zorder=5,
+            utility, quality, xerr=[[max(left, 0)], [max(right, 0)]], yerr=[[max(below, 0)], [max(above, 0)]],
+            color=COLOUR, marker="o", markersize=8, markeredgecolor="white", capsize=3, linestyle="", zorder=5,
+            label="as reported, with the range over seeds",
         )  # fmt: skip
+        title += f": {point.quality:.2f} at {point.utility:.3f}"
+    axes.set_title(title, fontsize=10)
 
 
-def _reference_models(axes: Any, target: Point | None, retain: Point | None, keep: float, lowest: float) -> None:
+def _reference_models(
+    axes: Any, target: Point | None, retain: Point | None, keep: float, corner: tuple[float, float]
+) -> None:
     """Draw the target, the retain model, and the utility that must be kept."""
     if target is not None:
-        quality = max(target.quality, lowest)
-        axes.scatter(target.utility, quality, color="black", marker="*", s=240, label="target", zorder=6)
-        axes.axvline(keep * target.utility, color="0.35", linestyle="--", linewidth=1, label=f"{keep:g} of its utility")
+        label = f"{keep:g} of the target's utility"
+        axes.axvline(keep * target.utility, color="0.35", linestyle="--", linewidth=1, label=label)
+        axes.scatter(*_inside([target], corner), color="black", marker="*", s=110, label="target", zorder=6)
     if retain is not None:
-        style = {"facecolors": "none", "edgecolors": "black", "linewidths": 2}
-        axes.scatter(retain.utility, retain.quality, marker="D", s=110, label="retain", zorder=6, **style)
+        style = {"facecolors": "none", "edgecolors": "black", "linewidths": 1.6}
+        axes.scatter(*_inside([retain], corner), marker="D", s=45, label="retain model", zorder=6, **style)

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from dipo_lightning.errors import InputError, RunError
-from dipo_lightning.evaluation.aggregates import Meanings, document_meanings, flat_numbers, interval_text
-from dipo_lightning.evaluation.benchmark import find_benchmark
+from dipo_lightning.evaluation.aggregates import (
+    Meanings,
+    document_meanings,
+    flat_numbers,
+    interval_text,
+    retain_numbers,
+)
+from dipo_lightning.evaluation.benchmark import Benchmark, find_benchmark
+from dipo_lightning.evaluation.logs.reading import read_log
+from dipo_lightning.evaluation.rows import EvaluationLog
 from dipo_lightning.metrics.rows import INTERVAL, Meaning
-from dipo_lightning.report.charts import charts_of, evaluation_charts, training_charts
+from dipo_lightning.report.charts import evaluation_charts, training_charts
 from dipo_lightning.report.run_folder import Document, RunFolder, read_run
 from dipo_lightning.safety.redaction import without_home, without_secrets, without_secrets_in_yaml
 from dipo_lightning.safety.text import visible, word_changes
 
 PAGE = "results.html"
 ROWS = 100
-HEADLINES = 7
+HEADLINES = 6
 """Most numbers of a benchmark that stand on top."""
+NOTABLE = 0.05
+"""A smaller change of a number, as a share of it, is neither praised nor blamed."""
 
 
 def report(run_folder: str, output: str | None = None, rows: int = ROWS) -> None:
@@ -77,10 +90,11 @@ def render(run: RunFolder, rows: int = ROWS) -> str:
     return fill(
         "page.html.jinja",
         name=visible(_run_name(run.path)),
-        provenance=_provenance(last["provenance"]),
+        about=_about(last["provenance"]),
+        origin=_origin(last["provenance"]),
         evaluations=[_evaluation(name, documents, rows) for name, documents in run.evaluations.items()],
         training=training_charts(run.curves),
-        config=None if run.config is None else visible(without_secrets_in_yaml(without_home(run.config)), 100_000),
+        config=None if run.config is None else visible(_configuration(run.config), 100_000),
     )
 
 
@@ -89,27 +103,51 @@ def _run_name(path: Path) -> str:
     return "/".join(path.resolve().parts[-2:])
 
 
+def _configuration(text: str) -> str:
+    """A run's configuration without secrets, and without the options that were left at nothing."""
+    text = without_secrets_in_yaml(without_home(text))
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return yaml.safe_dump(_given(config), sort_keys=False, allow_unicode=True) if isinstance(config, dict) else text
+
+
+def _given(part: Any) -> Any:
+    if isinstance(part, dict):
+        return {key: _given(value) for key, value in part.items() if value is not None}
+    return [_given(item) for item in part] if isinstance(part, list) else part
+
+
 def _evaluation(name: str, documents: Sequence[Document], most: int) -> dict[str, Any]:
     """One evaluation's part of the page."""
     scalars = [flat_numbers(document["aggregates"]) for document in documents]
     first, last = documents[0], documents[-1]
     benchmark, meanings = find_benchmark(last.get("format", ""), last.get("benchmark", "")), document_meanings(last)
+    log = _retain_log(last)
+    retain = retain_numbers(benchmark, log, last["settings"]) if benchmark and log else {}
     before = scalars[0] if len(documents) > 1 else {}
+    sets = benchmark.sets_of(last.get("settings", {})) if benchmark else ()
     ends = {key: interval_text(both) for key, both in (last.get("intervals") or {}).items()}
-    lines = [_line(key, meanings[key], before.get(key), now, ends.get(key, "")) for key, now in scalars[-1].items()]
-    further = [key for key in lines if key["key"] in (last.get("settings", {}).get("metrics") or {})]
-    shown = benchmark.shown[:HEADLINES] if benchmark else ()
-    titles = {one.name: one.title for one in benchmark.sets_of(last.get("settings", {}))} if benchmark else {}
+    lines = []
+    for key, now in scalars[-1].items():
+        meaning = meanings[key]
+        about = next((one.about for one in sets if one.about and meaning.words.startswith(f"On {one.about}. ")), "")
+        line = _line(key, meaning, about, before.get(key), now, retain.get(key))
+        lines.append(line | {"interval": ends.get(key, "")})
+    further = [line for line in lines if line["key"] in (last.get("settings", {}).get("metrics") or {})]
+    shown = _headlines(benchmark, meanings) if benchmark else []
     return {
         "title": visible(benchmark.title if benchmark else name),
         "steps": [document["provenance"].get("step") for document in (first, last)],
         "compared": len(documents) > 1,
+        "retain": bool(retain),
         "headlines": [line for key in shown for line in lines if line["key"] == key] + further,
         "lines": lines,
         "intervals": _drawn(last) if ends else "",
         "absent": _absent(last["aggregates"], meanings),
-        "charts": evaluation_charts(documents, scalars, charts_of(last, benchmark)),
-        "sets": _sets(first, last, most, titles, compared=len(documents) > 1),
+        "charts": evaluation_charts(documents, scalars, benchmark, retain),
+        "sets": _sets(first, last, most, {one.name: one.title for one in sets}, len(documents) > 1, log),
         "settings": _flat(without_secrets(last.get("settings", {}))),
         "skipped": {visible(key): len(rows) for key, rows in (last.get("skipped") or {}).items()},
     }
@@ -121,22 +159,72 @@ def _drawn(document: Document) -> str:
     return f"{INTERVAL:.0%} interval over {resamples} drawings of its rows (bootstrap)"
 
 
-def _line(key: str, meaning: Meaning, before: float | None, now: float, interval: str) -> dict[str, Any]:
-    """A line of the table: before, now with its interval, and whether the change is the wanted one."""
-    direction = ""
-    if before is not None and f"{before:.3g}" != f"{now:.3g}":
-        direction = {True: "good", False: "bad", None: ""}[meaning.better(now, before)]
+def _headlines(benchmark: Benchmark, meanings: Meanings) -> list[str]:
+    """Names of the numbers on top, the utility among them; a logarithm says nothing new beside its number."""
+    shown = [key for key in benchmark.shown if meanings[key].unit != "log10"]
+    utility = benchmark.headline.utility
+    if utility in shown[HEADLINES:]:
+        shown.insert(HEADLINES - 1, utility)
+    return shown[:HEADLINES]
+
+
+def _retain_log(document: Document) -> EvaluationLog | None:
+    """The retain model's log that an evaluation was compared with, where it still is at its place."""
+    path = document.get("settings", {}).get("retain_log")
+    if not isinstance(path, str) or not Path(path).exists():
+        return None
+    try:
+        return read_log(path)
+    except InputError:  # another file stands there now
+        return None
+
+
+def _line(
+    key: str, meaning: Meaning, about: str, before: float | None, now: float, retain: float | None
+) -> dict[str, Any]:
+    """A line of the table: before, now, the retain model's, and whether a notable change is the wanted one."""
+    label, words = meaning.label, meaning.words
+    if about:
+        label, words = f"{label.partition(': ')[2] or label} on {about}", words.removeprefix(f"On {about}. ")
+    given = [value for value in (before, now, retain) if value is not None]
+    change = None if before is None else now - before
     return {
         "key": visible(key),
-        "label": visible(meaning.label + (f" ({meaning.unit})" if meaning.unit else "")),
-        "words": visible(meaning.words),
+        "label": visible(label + (f" ({meaning.unit})" if meaning.unit else "")),
+        "words": visible(words),
         "wanted": meaning.wanted,
-        "before": None if before is None else f"{before:.3g}",
-        "now": f"{now:.3g}",
-        "interval": interval,
-        "change": "" if before is None else f"{now - before:+.3g}",
-        "direction": direction,
+        "before": None if before is None else alike(before, given),
+        "now": alike(now, given),
+        "retain": None if retain is None else alike(retain, given),
+        "change": "" if change is None else alike(change, given, sign="+"),
+        "direction": _direction(meaning, before, now, retain),
     }
+
+
+def alike(value: float, among: Sequence[float], sign: str = "") -> str:
+    """Return a number with as many decimals as those that it is compared with, and very small ones as powers of ten.
+
+    Args:
+        value: The number.
+        among: Those that it stands among.
+        sign: ``+`` for a difference.
+    """
+    if not math.isfinite(value):
+        return str(value)
+    if all(number.is_integer() for number in among) and max(map(abs, among)) > 1:
+        return f"{value:{sign}.0f}"
+    largest = max((abs(number) for number in among if math.isfinite(number)), default=0.0)
+    decimals = 3 if largest < 10 else 2 if largest < 100 else 1
+    return f"{value:{sign}.1e}" if 0 < abs(value) < 0.5 * 10**-decimals else f"{value:{sign}.{decimals}f}"
+
+
+def _direction(meaning: Meaning, before: float | None, now: float, retain: float | None) -> str:
+    """The word for a notable change: good or bad, or nothing."""
+    if before is None or not abs(now - before) > NOTABLE * max(abs(now), abs(before)):
+        return ""
+    if meaning.floor and retain is not None:  # as a model that never knew is the goal
+        return "good" if abs(now - retain) < abs(before - retain) else "bad"
+    return {True: "good", False: "bad", None: ""}[meaning.better(now, before)]
 
 
 def _absent(aggregates: Mapping[str, Any], meanings: Meanings) -> dict[str, str]:
@@ -150,24 +238,30 @@ def _absent(aggregates: Mapping[str, Any], meanings: Meanings) -> dict[str, str]
 
 
 def _sets(
-    first: Document, last: Document, most: int, titles: Mapping[str, str], compared: bool
+    first: Document,
+    last: Document,
+    most: int,
+    titles: Mapping[str, str],
+    compared: bool,
+    log: EvaluationLog | None,
 ) -> list[dict[str, Any]]:
-    """The answers of every set that has any, before and after."""
+    """The answers of every set that has any, before and after, and the retain model's."""
     found = []
     for name, rows in last["sets"].items():
         said = [row for row in rows if isinstance(row.get("generation"), str)]
         if not said:
             continue
         old = {row["index"]: row.get("generation") or "" for row in first["sets"].get(name, ())} if compared else {}
-        shown = [_answers(row, old.get(row["index"])) for row in said[:most]]
+        others = {row["index"]: row.get("generation") for row in log.sets.get(name, ())} if log else {}
+        shown = [_answers(row, old.get(row["index"]), others.get(row["index"])) for row in said[:most]]
         title = titles.get(name) or visible(name.replace("_", " "))
         changed = sum(row["generation"] != old.get(row["index"]) for row in said) if compared else None
         found.append({"name": name, "title": title, "rows": shown, "total": len(said), "changed": changed})
     return found
 
 
-def _answers(row: Mapping[str, Any], before: str | None) -> dict[str, Any]:
-    """One row: question, truth, and the two answers in pieces that tell what changed."""
+def _answers(row: Mapping[str, Any], before: str | None, retain: Any) -> dict[str, Any]:
+    """One row: question, truth, the two answers in pieces that tell what changed, and the retain model's."""
     after = visible(row["generation"])
     then, now = word_changes(visible(before), after) if before is not None else (None, word_changes(after, after)[1])
     return {
@@ -176,20 +270,30 @@ def _answers(row: Mapping[str, Any], before: str | None) -> dict[str, Any]:
         "answer": visible(str(row.get("answer") or "")),
         "before": then,
         "after": now,
+        "retain": visible(retain) if isinstance(retain, str) else None,
         "same": before == row["generation"],
-        "rouge": row.get("rouge_l_recall", row.get("rouge")),
     }
 
 
-def _provenance(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """Return the run's settings for the head of the page."""
-    known = {
-        "method": "method", "pretrained": "model", "seed": "seed", "precision": "precision", "device": "device",
-        "processes": "processes", "strategy": "strategy", "epoch": "epochs", "step": "optimiser steps",
-    }  # fmt: skip
-    found = {label: visible(str(provenance[key])) for key, label in known.items() if provenance.get(key) is not None}
-    for part, what in (provenance.get("data") or {}).items():
-        found[f"{part} rows"] = f"{what['rows']}, SHA-256 {what['sha256'][:16]}…"
+_ABOUT = {"method": "method", "pretrained": "model", "seed": "seed", "epoch": "epochs", "step": "optimiser steps"}
+_ORIGIN = {"precision": "precision", "device": "device", "processes": "processes", "strategy": "strategy"}
+
+
+def _named(provenance: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, str]:
+    return {label: visible(str(provenance[key])) for key, label in labels.items() if provenance.get(key) is not None}
+
+
+def _about(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a reader wants to know of a run first."""
+    rows = {f"{half} rows": str(what["rows"]) for half, what in (provenance.get("data") or {}).items()}
+    return _named(provenance, _ABOUT) | rows
+
+
+def _origin(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """Return what is needed to repeat a run."""
+    found = _named(provenance, _ORIGIN)
+    for half, what in (provenance.get("data") or {}).items():
+        found[f"{half} rows, SHA-256"] = visible(what["sha256"])
     versions = provenance.get("versions") or {}
     return found | {"versions": ", ".join(f"{name} {version}" for name, version in versions.items())}
 

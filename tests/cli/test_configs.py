@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dipo_lightning.cli.configs import find_config, shipped_folder, shipped_names, with_shipped_configs
+from dipo_lightning.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,3 +34,15 @@ def test_only_configs_are_replaced_among_arguments(here):
     given = ["fit", "--config", "trainer/cpu", "-c=trainer/gpu", "--run", "trainer/cpu", "--config=other.yaml"]
     expected = ["fit", "--config", f"{folder}/trainer/cpu.yaml", f"-c={folder}/trainer/gpu.yaml"]
     assert with_shipped_configs(given) == [*expected, "--run", "trainer/cpu", "--config=other.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("config", "maker"),
+    [
+        ("muse/small", "dipo-lightning muse-small"),
+        ("tofu/smollm2/unlearn", "dipo-lightning fit --config tofu/smollm2/target"),
+    ],
+)
+def test_a_configuration_without_its_model_says_what_makes_it(here, config, maker, capsys):
+    assert main(["fit", "--config", config]) == 2
+    assert f"`{maker}` makes it." in capsys.readouterr().err

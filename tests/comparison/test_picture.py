@@ -1,4 +1,4 @@
-"""The picture: every method, the landmarks, the range of the seeds, and a closer look where it is crowded."""
+"""The picture: a panel for every method, the target and the retain model, and the range of the seeds."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.report.comparison_picture import COLOURS, MARKERS, Axes, Point, comparison_picture
+from dipo_lightning.report.comparison_picture import Axes, Point, comparison_picture
 
 
 def point(utility: float, quality: float, reported: bool = False) -> Point:
@@ -31,30 +31,35 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return figures
 
 
-def test_every_method_and_landmark_is_named_once(tmp_path: Path, drawn: list[Figure]) -> None:
+def labels(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_every_method_has_a_panel_and_every_mark_a_name(tmp_path: Path, drawn: list[Figure]) -> None:
     ways = {"DiPO": [point(0.79, -3), point(0.78, -1, True)], "NPO": [point(0.77, -4), point(0.76, -2, True)]}
     path = comparison_picture(ways, tmp_path / "new" / "picture.png", NAMES, TARGET, RETAIN_MODEL)
     assert path.read_bytes().startswith(b"\x89PNG")
-    (axes,) = drawn[0].axes
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert sorted(labels) == sorted(["DiPO", "NPO", "target", "retain", "0.95 of its utility"])
-    assert axes.lines[0].get_xydata().tolist() == [[0.8, -9], [0.79, -3], [0.78, -1]]  # from the target, epoch by epoch
+    assert [axes.get_title() for axes in drawn[0].axes] == ["DiPO: -1.00 at 0.780", "NPO: -2.00 at 0.760"]
+    marks = ["each epoch", "as reported, with the range over seeds", "target", "retain model"]
+    assert sorted(labels(drawn[0])) == sorted([*marks, "0.95 of the target's utility"])
+    own = [line for line in drawn[0].axes[0].lines if line.get_label() == "each epoch"]
+    assert own[0].get_xydata().tolist() == [[0.8, -9], [0.79, -3], [0.78, -1]]  # from the target, epoch by epoch
 
 
-def test_methods_that_lose_utility_bring_a_closer_look_at_the_rest(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_methods_that_lose_everything_leave_room_for_the_others(tmp_path: Path, drawn: list[Figure]) -> None:
     ways = {"DiPO": [point(0.78, -1, True)], "GradAscent": [point(0.05, -40, True)]}
     comparison_picture(ways, tmp_path / "picture.png", NAMES, TARGET, RETAIN_MODEL)
-    whole, near = drawn[0].axes
-    assert whole.get_xlim()[0] < 0.05
-    assert near.get_xlim()[0] == pytest.approx(0.9 * 0.8)
-    labels = [text.get_text() for text in near.get_legend().get_texts()]
-    assert "GradAscent (at -40)" in labels
-    assert whole.get_ylim()[0] > -25  # one method that is far down leaves room for the others
+    for axes in drawn[0].axes:
+        assert axes.get_xlim()[0] > 0.5 * 0.8
+        assert axes.get_ylim()[0] > -25
+    assert drawn[0].axes[1].get_title() == "GradAscent: -40.00 at 0.050", "what lies beyond the edge is said"
 
 
-def test_twelve_methods_are_told_apart() -> None:
-    assert len(set(COLOURS)) == len(COLOURS) >= 11
-    assert len(set(MARKERS)) == len(MARKERS) >= 11
+def test_eleven_methods_fill_three_rows(tmp_path: Path, drawn: list[Figure]) -> None:
+    ways = {f"method {number}": [point(0.78, -number, True)] for number in range(11)}
+    comparison_picture(ways, tmp_path / "picture.png", NAMES, TARGET, RETAIN_MODEL)
+    assert len(drawn[0].axes) == 11
+    assert drawn[0].get_size_inches()[0] == pytest.approx(12)
 
 
 def test_a_run_without_a_target_or_a_retrained_model_is_drawn(tmp_path: Path) -> None:
@@ -63,8 +68,7 @@ def test_a_run_without_a_target_or_a_retrained_model_is_drawn(tmp_path: Path) ->
 
 def test_a_method_without_a_point_is_left_out(tmp_path: Path, drawn: list[Figure]) -> None:
     comparison_picture({"NPO": [], "mine": [point(0.78, -2, True)]}, tmp_path / "picture.png", NAMES, TARGET)
-    labels = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
-    assert sorted(labels) == sorted(["mine", "target", "0.95 of its utility"])
+    assert [axes.get_title() for axes in drawn[0].axes] == ["mine: -2.00 at 0.780"]
 
 
 def test_nothing_to_draw_is_said(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Batched decoding gives each prompt what it gives alone, and nothing of the model's own sampling habits."""
 
+import logging
 import random
 import warnings
 
@@ -45,6 +46,21 @@ def test_batches_equal_one_at_a_time(family: str) -> None:
     alone = [plain_generate(model, prompt, 12, stop_ids) for prompt in asked]
     assert len({len(said) for said in alone}) > 1  # rows end at different places
     assert generate(model, asked, max_new_tokens=12, stop_ids=stop_ids, batch_rows=3) == alone
+
+
+def test_a_prompt_that_ends_like_a_filler_is_not_taken_for_a_padded_one() -> None:
+    model, said = toy_model(), []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("transformers.generation.utils")
+    log.addHandler(handler)
+    asked = [[1, 9, EOS_ID], [0, 7, 8, 5], [4, 5, 0], [6, 1]]  # reversed in the try-out, the second ends with 0
+    try:
+        found = [generate(model, asked, max_new_tokens=5, stop_ids=stops) for stops in ([], [EOS_ID])]
+    finally:
+        log.removeHandler(handler)
+    assert said == []
+    assert found == [[plain_generate(model, prompt, 5, stops) for prompt in asked] for stops in ([], [EOS_ID])]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,8 +8,16 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dipo_lightning.benchmarks.tofu.callback import TOFUEvaluation
+from dipo_lightning.benchmarks.tofu.metrics import TOFU
 from dipo_lightning.benchmarks.tofu.pictures import largest_distance, truth_ratio_figure
-from dipo_lightning.evaluation.tensorboard import answers_table, escape, in_markdown
+from dipo_lightning.evaluation.tensorboard import (
+    RunLogger,
+    answers_table,
+    chart_values,
+    escape,
+    event_files,
+    in_markdown,
+)
 from tests.helpers.nested import nested
 from tests.helpers.small_tofu import ToyData, ToyModule, read, trainer, write_tofu
 
@@ -32,7 +40,7 @@ def test_an_event_file_holds_it_all(tmp_path: Path) -> None:
     files = read(tmp_path / "tb")
     assert list(steps) == [0, 2]
     assert steps[2] == pytest.approx(files[-1]["aggregates"]["retain_probability"])
-    assert [e.value for e in events.Scalars("hp/forget_quality_p")] == [
+    assert [e.value for e in events.Scalars("tofu/forget_quality_p")] == [
         pytest.approx(document["aggregates"]["forget_quality"]["p"]) for document in files
     ]
     assert "tofu/forget_quality" in events.Tags()["images"]
@@ -42,6 +50,25 @@ def test_an_event_file_holds_it_all(tmp_path: Path) -> None:
     text = events.Tensors("tofu/forget_answers/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert text.startswith("| question | true answer | first | now |")
     assert "tofu/model_utility" in next((tmp_path / "csv").rglob("metrics.csv")).read_text()
+
+
+def test_a_run_opens_on_the_charts_of_its_evaluations_each_curve_a_run_of_its_own(tmp_path: Path) -> None:
+    logger = RunLogger(tmp_path, name="", version="")
+    logger.log_metrics({"epoch": 1.0, "train/loss": 2.0}, 1)
+    numbers = {"forget_quality_log10_p": -3.0, "forget_probability": 0.9, "retain_probability": 0.8}
+    retain = {"forget_quality_log10_p": 0.0, "forget_probability": 0.4, "retain_probability": 0.7}
+    charts = chart_values(TOFU(), numbers, retain)
+    for step in (0, 4):
+        logger.log_charts(charts, step)
+    logger.finalize("success")
+    events = {file.parent.name: EventAccumulator(str(file.parent)).Reload() for file in event_files(tmp_path)}
+    whole = events.pop(tmp_path.name)
+    assert whole.Tags()["scalars"] == ["train/loss"], "no epoch curve"
+    assert set(events) == {"must be forgotten", "must be kept", "retain model", "this model", "p = 0.05"}
+    tag = "charts/TOFU: probability of the true answers"
+    assert [e.value for e in events["must be kept"].Scalars(tag)] == pytest.approx([0.8, 0.8])
+    assert [e.value for e in events["retain model"].Scalars(tag)] == pytest.approx([0.4, 0.4])
+    assert all(tag < "muse" for run in events.values() for tag in run.Tags()["scalars"])
 
 
 @pytest.mark.parametrize(

@@ -108,3 +108,12 @@ def test_model_utility_draws_every_set_by_itself():
             parts += [np.exp(-nll[draw]).mean(), rouge[draw].mean(), (1 - np.exp(-ratio[draw])).mean()]
         utilities.append(hmean(parts))
     assert found == percentiles(utilities)
+
+
+def test_the_order_and_the_sharding_of_the_rows_do_not_show():
+    values = RNG.normal(size=9)
+    whole = filled(MinK("rows"), rows=rows(values)).intervals(25, seed=4)
+    parts = MinK("rows")
+    for shard in (rows(values)[5:], rows(values)[:7][::-1]):  # two rows twice
+        parts.merge_state(filled(MinK("rows"), rows=shard))
+    assert parts.intervals(25, seed=4) == whole

@@ -3,14 +3,17 @@
 bitsandbytes packs and unpacks on a CPU by the same format. Its GPU kernels are not tested here.
 """
 
+import contextlib
 import copy
-from pathlib import Path
+import json
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
 
 from dipo_lightning.cli.plan import BYTES, Run, count, make_plan, memory
+from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.errors import InputError
 from dipo_lightning.methods.preference import NPOModule
 from dipo_lightning.models import quantization
@@ -19,6 +22,7 @@ from dipo_lightning.models.export import merged_copy
 from dipo_lightning.models.fingerprint import model_fingerprint
 from dipo_lightning.models.lora import LoRA, add_lora
 from dipo_lightning.models.quantization import FourBitLinear, dense_copy, quantize_base
+from dipo_lightning.models.sharding import FSDP2Strategy
 from tests.helpers.small_tofu import ToyData, trainer
 from tests.helpers.toys import save_toy, toy_config, toy_model
 from tests.helpers.user_run import FORGET, RETAIN
@@ -27,13 +31,31 @@ bitsandbytes = pytest.mark.skipif(
     not quantization.importlib.util.find_spec("bitsandbytes"), reason="needs bitsandbytes"
 )
 CPU = torch.device("cpu")
+GPU = SimpleNamespace(root_device=torch.device("cuda"))
 
 
-@pytest.mark.parametrize("options", [{}, {"strategy": "fsdp2", "devices": 1}])
-def test_where_it_cannot_work_a_sentence_says_so(options, tmp_path):
-    module = NPOModule(str(save_toy(tmp_path / "model")), lora=LoRA(2, base="nf4"))
-    with pytest.raises(InputError, match=r"fsdp2 shards weights" if options else "needs an NVIDIA GPU"):
-        trainer(tmp_path, **options).fit(module, datamodule=ToyData())
+def test_on_a_cpu_it_is_refused_before_the_model_is_loaded(tmp_path):
+    module = NPOModule(str(tmp_path / "absent"), lora=LoRA(2, base="nf4"))
+    with pytest.raises(InputError, match="needs an NVIDIA GPU"):
+        trainer(tmp_path).fit(module, datamodule=ToyData())
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "said"),
+    [
+        (FSDP2Strategy(), {}, "fsdp2 shards weights"),
+        (GPU, {"precision": "32-true"}, "write trainer.precision: bf16-mixed"),
+        (GPU, {"reference_name": "live"}, "model.reference is live"),
+        (GPU, {"compile_blocks": True}, "cannot compile"),
+        (GPU, {}, ""),
+    ],
+)
+def test_where_it_cannot_work_a_sentence_says_so(strategy, options, said, monkeypatch):
+    monkeypatch.setattr(quantization, "check_installed", lambda: None)
+    run = SimpleNamespace(strategy=strategy, precision=options.get("precision", "bf16-mixed"))
+    module = SimpleNamespace(**{"reference_name": "auto", "compile_blocks": False} | options)
+    with pytest.raises(InputError, match=said) if said else contextlib.nullcontext():
+        quantization.check_quantized(run, module)
 
 
 def test_an_unknown_base_is_refused():
@@ -107,39 +129,47 @@ def test_the_unpacked_copy_computes_what_the_policy_does():
     assert not any(isinstance(module, FourBitLinear) for module in merged.modules())
 
 
-@bitsandbytes
-def test_a_run_trains_the_adapters_resumes_and_is_exported(tmp_path, monkeypatch):
-    import json
-
-    from dipo_lightning.data.unlearning import UnlearningDataModule
-
-    monkeypatch.setattr("dipo_lightning.methods.language_model.check_quantized", lambda *_: None)  # a CPU, for once
+@pytest.fixture
+def fit(tmp_path, monkeypatch):
+    """A function that unlearns with LoRA on a CPU, which a run would refuse for a packed base."""
+    monkeypatch.setattr("dipo_lightning.methods.language_model.check_quantized", lambda *_: None)
     model = save_toy(tmp_path / "model", hidden_size=64)
     for name, rows in (("forget", FORGET), ("retain", RETAIN)):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
-    def fit(folder, epochs, checkpoint=None):
+    def run(folder, epochs, checkpoint=None, base="nf4", reference="adapters_off"):
         data = UnlearningDataModule(
             str(model), str(tmp_path / "forget.jsonl"), str(tmp_path / "retain.jsonl"), prompt="plain", batch_size=1
         )
         pl.seed_everything(0)
-        lora = LoRA(2, base="nf4")
-        module = NPOModule(str(model), lora=lora, reference="adapters_off", reference_cache=str(tmp_path / "cache"))
-        options = {"precision": "bf16-mixed", "max_epochs": epochs}
-        run = trainer(tmp_path / folder, **options)
-        run.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        run.save_checkpoint(tmp_path / f"{folder}.ckpt")
-        return module, run
+        cache = str(tmp_path / "cache")
+        module = NPOModule(str(model), lora=LoRA(2, base=base), reference=reference, reference_cache=cache)
+        made = trainer(tmp_path / folder, precision="bf16-mixed", max_epochs=epochs)
+        made.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        made.save_checkpoint(tmp_path / f"{folder}.ckpt")
+        return module
 
-    whole, _ = fit("whole", 2)
-    half, _ = fit("half", 1)
-    resumed, _ = fit("resumed", 2, tmp_path / "half.ckpt")
+    return run
+
+
+@bitsandbytes
+def test_a_run_trains_the_adapters_resumes_and_is_exported(fit, tmp_path):
+    whole, half = fit("whole", 2), fit("half", 1)
+    resumed = fit("resumed", 2, tmp_path / "half.ckpt")
     first, second, third = (model_fingerprint(one.policy, trainable_only=True) for one in (half, whole, resumed))
     assert first != second
     assert second == third
-    policy, _ = restore(read_checkpoint(Path(tmp_path / "whole.ckpt")))
+    policy, _ = restore(read_checkpoint(tmp_path / "whole.ckpt"))
     tokens = torch.arange(3, 20)[None]
     with torch.no_grad():
         torch.testing.assert_close(
             merged_copy(policy)(tokens).logits, merged_copy(whole.policy.eval())(tokens).logits, rtol=0, atol=0
         )
+
+
+@bitsandbytes
+def test_a_cache_of_the_unpacked_base_is_another_one(fit, tmp_path):
+    fit("unpacked", 1, base="float32", reference="hidden_states")
+    [made] = (tmp_path / "cache").rglob("values.bin")
+    fit("packed", 1, reference="hidden_states")
+    assert len({made, *(tmp_path / "cache").rglob("values.bin")}) == 2

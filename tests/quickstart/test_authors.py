@@ -22,6 +22,7 @@ SCHEMA = {
     "forget10": (PLAIN, 0),
     "retain90": (PLAIN, 0),
     "holdout10": (PLAIN, 0),
+    "strangers": (PLAIN, 0),
     "forget10_perturbed": (PERTURBED, 5),
     "retain_perturbed": (PERTURBED, 5),
     "real_authors_perturbed": (PLAIN | {"perturbed_answer"}, 3),
@@ -50,7 +51,7 @@ def test_schema(rows):
 
 def test_full_is_retain_then_forget(rows):
     assert rows["full"] == rows["retain90"] + rows["forget10"]
-    assert len(rows["forget10"]) == 4 * len(TOPICS)
+    assert len(rows["forget10"]) == 8 * len(TOPICS)
     for plain, perturbed in (("forget10", "forget10_perturbed"), ("full", "retain_perturbed")):
         for row, other in zip(rows[plain], rows[perturbed], strict=False):
             assert (row["question"], row["answer"]) == (other["question"], other["answer"])
@@ -71,9 +72,11 @@ def test_questions_are_unique():
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_no_split_tells_of_an_author_of_another(seed):
     rows = fictitious_rows(seed)
-    names = [author.name for author in fictitious_authors(random.Random(seed), 44)]
-    assert len(set(names)) == 44
-    parts = {"retain90": names[:36], "forget10": names[36:40], "holdout10": names[40:]}
+    names = [author.name for author in fictitious_authors(random.Random(seed), 88)]
+    assert len(set(names)) == 88
+    parts = {"retain90": names[:72], "forget10": names[72:80], "holdout10": names[80:]}
+    strangers = " ".join(row["question"] for row in rows["strangers"])
+    assert not [name for name in names if name in strangers]
     for split in parts:
         text = " ".join(row["question"] + " " + row["answer"] for row in rows[split])
         for other, people in parts.items():
@@ -115,7 +118,7 @@ def test_same_bytes_in_another_process_and_other_bytes_for_another_seed(tmp_path
 
 
 @pytest.mark.parametrize(
-    "options", [{"authors": 9}, {"authors": 101}, {"retain_perturbed": 0}, {"retain_perturbed": 577}]
+    "options", [{"authors": 9}, {"authors": 201}, {"retain_perturbed": 0}, {"retain_perturbed": 577}]
 )
 def test_numbers_out_of_range_are_refused(options):
     with pytest.raises(InputError, match=next(iter(options))):

@@ -72,7 +72,8 @@ def test_what_larger_and_further_requests_cost(runs, kind):
     rows = json.loads((runs / kind / "results.json").read_text())["rows"]
     assert [row["part"] for row in rows] == ["the target", *SEQUENCES[kind]]
     for row in rows[1:]:
-        assert row["knowmem_forget"] < 0.75 * rows[0]["knowmem_forget"]  # 0.61 of it on one processor, less on others
+        # A mean over 14 questions has a standard error of a tenth: a quarter less is no chance. 0.61 was the highest.
+        assert row["knowmem_forget"] < 0.75 * rows[0]["knowmem_forget"]
         assert row["verbmem"] < rows[0]["verbmem"]
         assert 0 < row["knowmem_retain"] < 100
         assert row["privleak"] > rows[0]["privleak"]

@@ -14,7 +14,7 @@ from dipo_lightning.evaluation.aggregates import document_meanings
 from dipo_lightning.evaluation.benchmark import installed_benchmarks
 from dipo_lightning.metrics import Meaning
 from dipo_lightning.report.card import CardFacts, model_card
-from dipo_lightning.report.page import PAGE, write_page
+from dipo_lightning.report.page import PAGE, alike, write_page
 from dipo_lightning.report.run_folder import read_run
 from dipo_lightning.safety.redaction import without_secrets_in_yaml
 from tests.helpers.user_run import user_run
@@ -70,8 +70,9 @@ def test_a_run_writes_its_page(run, capsys):
     images = page.named("img")
     assert len(images) >= 4
     assert all(image["src"].startswith("data:image/svg+xml;base64,") and image["alt"] for image in images)
-    for text in ("run/first", "forget: ROUGE-L recall", "extraction strength", "What must be forgotten", "SHA-256",
-                 "max_new_tokens", "GradDiffModule", "The two terms of the loss", "no proof of erasure"):  # fmt: skip
+    for text in ("run/first", "ROUGE-L recall on what must be forgotten", "extraction strength", "SHA-256",
+                 "What must be forgotten", "max_new_tokens", "GradDiffModule",
+                 "The two terms of the loss", "no proof of erasure"):  # fmt: skip
         assert text in page.text, text
     assert not page.named("script")
     assert "alert(1)" in page.text
@@ -117,9 +118,51 @@ def test_what_changed_is_marked_word_by_word(tmp_path):
     assert "<del>Ann</del> wrote it." in text
     assert "<ins>Bo</ins> wrote it." in text
     assert "1 of 1 answers changed" in text
-    assert '<span class="was">0.9</span>' in text
-    assert '<span class="good">0.1</span>' in text, "less of what must be forgotten is the wanted way"
+    assert '<span class="was">0.900</span>' in text, "as many digits before as after"
+    assert '<span class="good">0.100</span>' in text, "less of what must be forgotten is the wanted way"
     assert "Before is step 0, after is step 4" in text
+
+
+def test_a_small_loss_is_not_blamed(tmp_path):
+    folder = write_run(tmp_path / "run", document(0, "Ann.", utility=0.919), document(4, "Bo.", utility=0.910))
+    text = write_page(folder).read_text(encoding="utf-8")
+    assert '<span class="">0.910</span>' in text
+    assert 'class="bad"' not in text
+    worse = write_run(tmp_path / "worse", document(0, "Ann.", utility=0.919), document(4, "Bo.", utility=0.7))
+    assert '<span class="bad">0.700</span>' in write_page(worse).read_text(encoding="utf-8")
+
+
+def test_the_retain_model_stands_beside(tmp_path):
+    log = {"nll": 1.0, "rouge_l_recall": 0.4, "index": 0, "question": "Who?", "answer": "Ann.", "generation": "Cy."}
+    retain = document(0, "Cy.", 0.4)
+    retain |= {"sets": {"forget": [log], "retain": [log]}}
+    (tmp_path / "retain.json").write_text(json.dumps(retain), encoding="utf-8")
+    documents = [document(0, "Ann.", 0.9), document(4, "Bo.", 0.3)]
+    for one in documents:
+        one["settings"]["retain_log"] = str(tmp_path / "retain.json")
+    folder = write_run(tmp_path / "run", *documents)
+    page = Page(write_page(folder).read_text(encoding="utf-8"))
+    assert "retain model 0.400" in page.text
+    assert "Cy." in page.text
+    (tmp_path / "retain.json").unlink()
+    assert "Cy." not in Page(write_page(folder).read_text(encoding="utf-8")).text
+
+
+@pytest.mark.parametrize(
+    ("value", "among", "shown"),
+    [(0.91, [0.919, 0.91], "0.910"), (1e-12, [1e-12, 0.8], "1.0e-12"), (64.0, [64.0, 64.0], "64"),
+     (-0.07, [-11.94, -0.07], "-0.07"), (1.0, [1.0, 0.5], "1.000"), (0.0, [0.0, 0.5], "0.000")],
+)  # fmt: skip
+def test_compared_numbers_have_equal_digits(value, among, shown):
+    assert alike(value, among) == shown
+
+
+def test_options_left_at_nothing_are_left_out(tmp_path):
+    folder = write_run(tmp_path / "run", document(0, "Ann."))
+    (folder / "config.yaml").write_text("trainer: {max_epochs: 3, max_time: null}\n", encoding="utf-8")
+    page = Page(write_page(folder).read_text(encoding="utf-8"))
+    assert "max_epochs: 3" in page.text
+    assert "max_time" not in page.text
 
 
 def test_one_evaluation_compares_nothing(tmp_path):
@@ -212,7 +255,7 @@ def test_intervals_stand_behind_the_last_value_and_are_explained(tmp_path):
     last["intervals"] = {"forget_rouge": [0.125, 0.375]}
     run = write_run(tmp_path, document(0, "Ann."), last)
     page = Page(write_page(run).read_text(encoding="utf-8")).text
-    assert page.count("0.25 [0.125, 0.375]") == 2  # on top and in the table
+    assert page.count("0.250 [0.125, 0.375]") == 2  # on top and in the table
     assert "95% interval over 500 drawings of its rows (bootstrap)" in page
     card = model_card(CardFacts("mine", "base", "NPOModule", run=run))
     assert "| 0.5 | 0.25 [0.125, 0.375] |" in card

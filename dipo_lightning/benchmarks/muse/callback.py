@@ -130,9 +130,7 @@ class MUSEEvaluation(Evaluation):
         self.retain, self.auc_retrain = None, None
         self.no_retain = "baseline is none" if self.baseline == WITHOUT else ""
         if self.retain_log is not None:
-            name = self.corpus.rpartition("-")[2]
-            known = name in ("News", "Books")
-            self.retain = read_log(self.retain_log, f"muse_Llama-2-7b-hf_{name}_retrain/MUSE_EVAL.json" * known)
+            self.retain = read_log(self.retain_log, self.benchmark.hub_log("", {"data": self.corpus}))
         elif isinstance(self.baseline, str) and self.baseline != WITHOUT:
             self.auc_retrain = PUBLISHED_RETRAIN_AUC[self.baseline]
         elif self.baseline is None and is_published(self.corpus):

@@ -179,6 +179,11 @@ class MUSE(Benchmark):
         """Return a log's settings, with the AUC that its PrivLeak was compared with."""
         return {**log.settings, "auc_retrain": log.aggregates.get("privleak_auc_retrain")}
 
+    def hub_log(self, pretrained: str, options: Mapping[str, Any]) -> str:
+        """Return the log of the retain model of MUSE-News or MUSE-Books."""
+        name = str(options.get("data")).rpartition("-")[2]
+        return f"muse_Llama-2-7b-hf_{name}_retrain/MUSE_EVAL.json" if name in ("News", "Books") else ""
+
     def describe(self, settings: Mapping[str, Any], sets: Sets) -> str:
         """Return the benchmark and the manner of its ROUGE."""
         return f"MUSE ({settings['variant']})"

@@ -261,55 +261,68 @@ def evaluate_muse(
     _check_length(policy, plan.longest(options))
     evaluated = EvaluatedRows({name: [] for name in plan.rows})
     evaluated.skipped = {name: list(rows) for name, rows in plan.skipped.items()}
-
-    def scored(
-        sets: Mapping[str, list[Example]], what: str, z_sets: Sequence[str] = ()
-    ) -> dict[str, list[TokenScores]]:
-        names = [name for name, examples in sets.items() for _ in examples]
-        examples = [example for some in sets.values() for example in some]
-        wanted = [place for place, name in enumerate(names) if name in z_sets]
-        with progress(len(examples), what) as done:
-            found = score(
-                policy,
-                examples,
-                batch_tokens=measuring.batch_tokens,
-                z_scores=wanted,
-                device=device,
-                progress=done,
-            )
-        return {name: [one for one, of in zip(found, names, strict=True) if of == name] for name in sets}
-
-    scores = scored(plan.examples, "texts scored", ("privleak_forget", "privleak_holdout"))
-    lowered = scored(plan.lowered, "texts scored in lower case") if options.lowercase else {}
-    for name, prompts in plan.prompts.items():
+    work = _Measurement(policy, plan, options, measuring, device, progress)
+    scores = work.scored(plan.examples, "texts scored", ("privleak_forget", "privleak_holdout"))
+    lowered = work.scored(plan.lowered, "texts scored in lower case") if options.lowercase else {}
+    for name in plan.prompts:
         continued = scores.get(name)
-        with progress(len(prompts), name) as done:
-            said = generate(
-                policy,
-                prompts,
-                max_new_tokens=new_tokens(name, options),
-                stop_ids=plan.stop_ids,
-                batch_rows=measuring.generation_rows or BATCH_ROWS,
-                known=None if continued is None else [one.greedy_start() for one in continued],
-                device=device,
-                progress=done,
-            )
-        for place, ids in enumerate(said):
+        for place, ids in enumerate(work.said(name, continued)):
             row = _generated(name, plan.rows[name][place], ids, plan.targets[name][place], options, tokenizer)
-            if continued is not None:
-                row |= _memorized(continued[place], options)
-            evaluated.sets[name].append(row)
+            memory = _memorized(continued[place], options) if continued is not None else {}
+            evaluated.sets[name].append(cast("Row", {**row, **memory}))
     for name, texts in plan.texts.items():
         for place, row in enumerate(plan.rows[name]):
             lower = lowered[name][place].nll if name in lowered else None
             found = _text_scores(scores[name][place], lower, texts[place], options, measuring)
-            bad = {key: value for key, value in found.items() if not math.isfinite(value)}
-            if bad:
+            if bad := {key: value for key, value in found.items() if not math.isfinite(value)}:
                 reason = f"The log-likelihood of its tokens is not finite ({bad})."
                 evaluated.skip(name, row["index"], reason, measuring.on_missing)
             else:
-                evaluated.sets[name].append(cast("Row", row | found))
+                evaluated.sets[name].append(cast("Row", {**row, **found}))
     return evaluated
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """A policy at work on a plan."""
+
+    policy: nn.Module
+    plan: MUSEPlan
+    options: MUSEOptions
+    measuring: Measuring
+    device: torch.device | None
+    progress: Progress
+
+    def scored(
+        self, sets: Mapping[str, list[Example]], what: str, z_sets: Sequence[str] = ()
+    ) -> dict[str, list[TokenScores]]:
+        """Score the examples of all sets together; those of ``z_sets`` for Min-K++ too."""
+        names = [name for name, examples in sets.items() for _ in examples]
+        examples = [example for some in sets.values() for example in some]
+        with self.progress(len(examples), what) as done:
+            found = score(
+                self.policy,
+                examples,
+                batch_tokens=self.measuring.batch_tokens,
+                z_scores=[place for place, name in enumerate(names) if name in z_sets],
+                device=self.device,
+                progress=done,
+            )
+        return {name: [one for one, of in zip(found, names, strict=True) if of == name] for name in sets}
+
+    def said(self, name: str, continued: Sequence[TokenScores] | None) -> list[list[int]]:
+        """Generate for the prompts of a set; the scores of the true continuations tell what each begins with."""
+        with self.progress(len(self.plan.prompts[name]), name) as done:
+            return generate(
+                self.policy,
+                self.plan.prompts[name],
+                max_new_tokens=new_tokens(name, self.options),
+                stop_ids=self.plan.stop_ids,
+                batch_rows=self.measuring.generation_rows or BATCH_ROWS,
+                known=None if continued is None else [one.greedy_start() for one in continued],
+                device=self.device,
+                progress=done,
+            )
 
 
 def _generated(
@@ -322,13 +335,13 @@ def _generated(
     return {**row, "answer": target, "generation": text, "rouge": rouge}
 
 
-def _memorized(scores: TokenScores, options: MUSEOptions) -> Row:
+def _memorized(scores: TokenScores, options: MUSEOptions) -> dict[str, float | None]:
     """Memorisation of one continuation."""
     scores = scores.without_last() if options.whole else scores
     rows = torch.zeros(scores.tokens, dtype=torch.long)
     measured = {"exact_memorization": exact_memorization, "extraction_strength": extraction_strength}
     values = {name: function(scores.correct, rows, 1).item() for name, function in measured.items()}
-    return cast("Row", {name: None if math.isnan(value) else value for name, value in values.items()})
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 def _text_scores(

@@ -8,7 +8,6 @@ import torch
 
 from dipo_lightning.benchmarks.tofu.data import HUB_NAME, TOFUData, load_tofu
 from dipo_lightning.benchmarks.tofu.metrics import TOFU
-from dipo_lightning.benchmarks.tofu.open_unlearning_log import retain_log_name
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.prompts import PromptName
 from dipo_lightning.errors import InputError
@@ -88,7 +87,7 @@ class TOFUEvaluation(Evaluation):
         if self.retain_log is not None and self.is_trial(trainer):
             self.no_retain = f"fast_dev_run measures only {FAST_DEV_ROWS} rows of each set"
         elif self.retain_log is not None:
-            usual = retain_log_name(str(getattr(pl_module, "pretrained", "")), read.split)
+            usual = self.benchmark.hub_log(str(getattr(pl_module, "pretrained", "")), {"split": read.split})
             self.retain = read_log(self.retain_log, usual)
             planned: dict[str, list[Row]] = {
                 name: [{"index": row["index"], "question": row["question"]} for row in rows]

@@ -21,6 +21,7 @@ from dipo_lightning.benchmarks.tofu.open_unlearning_log import (
     OPEN_UNLEARNING_FORMAT,
     is_open_unlearning_log,
     read_open_unlearning_log,
+    retain_log_name,
 )
 from dipo_lightning.evaluation.rows import END_OF_TURN, EvaluationLog, Sets, add_log_ratios
 from dipo_lightning.metrics import (
@@ -91,18 +92,15 @@ class TOFU(Benchmark):
     compared_sets = ("forget", "holdout")
     score_options = ("truth_ratio",)
     charts = (
-        ROUGE_CHART,
+        Chart(
+            "forget quality on a log scale",
+            "p-value of a test against a model that never saw what must be forgotten. Above 0.05 it cannot tell them "
+            "apart.",
+            {"forget_quality_log10_p": "this model"},
+        ),
+        Chart("model utility", "What the model can still do.", {"model_utility": "this model"}),
         PROBABILITY_CHART,
-        Chart(
-            "forget quality (p) against model utility",
-            "Both should be high: forgotten as if never learnt, and as able as before.",
-            {"forget_quality_p": "forget quality (p)", "model_utility": "model utility"},
-        ),
-        Chart(
-            "forget quality, log10 p",
-            "0 is a model that cannot be told from one that never saw what must be forgotten.",
-            {"forget_quality_log10_p": "log10 p"},
-        ),
+        ROUGE_CHART,
     )
     answers: ClassVar = {"forget": "forget_answers"}
     histograms: ClassVar = {"forget_log_truth_ratio": ("forget", "log_ratio")}
@@ -154,6 +152,10 @@ class TOFU(Benchmark):
         if "end_of_turn" in log.settings or log.format != self.format:
             return log.settings.get("end_of_turn")
         return "included" if any("min_k" in row for row in log.sets.get("holdout", ())) else None
+
+    def hub_log(self, pretrained: str, options: Mapping[str, Any]) -> str:
+        """Return the log that belongs to the target and the split; see `retain_log_name`."""
+        return retain_log_name(pretrained, str(options.get("split")))
 
     def describe(self, settings: Mapping[str, Any], sets: Sets) -> str:
         """Return the data set and its forget split."""

@@ -103,6 +103,12 @@ def test_the_retain_log_follows_from_the_target_and_the_split(pretrained, split,
     assert retain_log_name(pretrained, split) == log
 
 
+def test_muses_logs_follow_from_the_corpus():
+    muse = find_benchmark("open-unlearning/muse")
+    assert muse.hub_log("any", {"data": "muse-bench/MUSE-News"}) == "muse_Llama-2-7b-hf_News_retrain/MUSE_EVAL.json"
+    assert muse.hub_log("any", {"data": "/my/newspaper"}) == ""
+
+
 def test_a_log_that_nothing_names_is_asked_for():
     with pytest.raises(InputError, match="nothing here says which is meant"):
         read_log("open-unlearning/eval")
