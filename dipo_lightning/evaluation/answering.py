@@ -50,6 +50,7 @@ from dipo_lightning.models.sharding import unsharded
 if TYPE_CHECKING:
     from dipo_lightning.evaluation.kv_cache import Pairs
 
+EFFICIENT = 32  # fewer rows in a batch cost more per token
 SHRUNK = 0.75  # rows that have ended leave a batch when no more than this share of it goes on
 
 
@@ -180,9 +181,14 @@ def score_and_answer(
 
 
 def _units(rows: Sequence[_Row], batch_rows: int) -> list[list[_Row]]:
-    """Put rows with answers of like length together, as many in each batch."""
+    """Put rows with answers of like length together.
+
+    The number of batches is even unless they would be small, so that two processes have as much to do.
+    """
     order = sorted(rows, key=lambda row: (-row.question.expected, -len(row.layout), row.number))
-    size = -(-len(order) // -(-len(order) // batch_rows))
+    count = -(-len(order) // batch_rows)
+    count += count % 2 if len(order) >= 2 * EFFICIENT else 0
+    size = -(-len(order) // count)
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 

@@ -359,7 +359,9 @@ class Evaluation(Scheduled):
         from tqdm.auto import tqdm
 
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
-        with tqdm(total=total, desc=f"{self.name}: {what}", disable=not shown, leave=False, dynamic_ncols=True) as bar:
+        with tqdm(
+            total=total, desc=f"{self.name}: {what}", disable=not (shown and total), leave=False, dynamic_ncols=True
+        ) as bar:
             yield bar.update
 
     # What a checkpoint holds of it: plain values.

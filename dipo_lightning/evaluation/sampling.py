@@ -84,7 +84,7 @@ def _batches(
     """
     device = next(policy.parameters()).device
     positioned = "position_ids" in inspect.signature(causal_lm(policy).forward).parameters
-    order = sorted((n for n, tokens in enumerate(room) if tokens > 0), key=lambda number: len(prompts[number]))
+    order = sorted((n for n in range(len(prompts)) if room[n] > 0), key=lambda number: len(prompts[number]))
     apart = len({len(prompts[number]) for number in order}) > 1
     padded = apart and positioned and (masked or may_be_padded(policy, [list(prompts[n]) for n in order], device))
     groups: dict[tuple[int, int], list[int]] = {}

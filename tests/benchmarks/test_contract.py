@@ -80,7 +80,7 @@ def test_a_made_up_benchmark_and_metric_go_all_the_way(
     page = (run / "results.html").read_text()
     for words in (
         "Capitals",
-        "asked: capitals known",
+        "capitals known on capitals to forget",
         "Share of the capital",
         "letters of the answers",
         "Known",

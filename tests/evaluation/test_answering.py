@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from dipo_lightning.evaluation.answering import Question, common_beginning, score_and_answer
+from dipo_lightning.evaluation.answering import Question, _units, common_beginning, score_and_answer
 from tests.evaluation.test_generation import EOS_ID, plain_generate, stops_that_come
 from tests.evaluation.test_scoring import plain_score
 from tests.helpers.families import SIZES, family_model
@@ -126,3 +127,12 @@ def test_each_token_is_computed_once() -> None:
     apart = sum(len(ids) for ids, _ in examples)
     apart += sum(len(one.prompt) + len(said[number].ids) for number, one in enumerate(asked))
     assert sum(computed) < 0.6 * apart
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(40, [40]), (70, [35, 35]), (130, [33, 33, 33, 31]), (3, [3])])
+def test_two_processes_have_as_much_to_do(rows: int, sizes: list[int]) -> None:
+    made = [SimpleNamespace(question=Question([], [], n % 7), layout=[], number=n) for n in range(rows)]
+    units = _units(made, 64)
+    assert [len(unit) for unit in units] == sizes
+    expected = [row.question.expected for unit in units for row in unit]
+    assert expected == sorted(expected, reverse=True)
