@@ -94,17 +94,20 @@ class ExportModel(Callback):
         if is_trial(trainer):
             return
         settle_evaluations(trainer, pl_module)  # the card tells what the exported weights measured
+        best = self._exported
         if self.best is None or self._is_best(trainer):
             self.export(trainer, pl_module)
-        elif self._exported is not None:
-            rank_zero_info(f"The model of the best moment is in {self.path}: {self.best.monitor} {self._exported[0]:g}")
-        else:
+        elif best is None:
             reason = f"kept {self.best.share:g} of {self.best.keep}"
             if self._seen is None:
                 names = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
                 reason = f"logged {self.best.monitor} (logged: {names})"
             rank_zero_warn(f"ExportModel.best: no moment {reason}; the model of the end is exported.")
             self.export(trainer, pl_module)
+        else:
+            rank_zero_info(f"The best moment is exported: {self.best.monitor} {best[0]:g}")
+        if trainer.is_global_zero:
+            print(f"The model is in {self.path}")
 
     def _is_best(self, trainer: pl.Trainer) -> bool:
         """Look at what was logged; True once at a moment that is better than the exported one."""
@@ -140,8 +143,6 @@ class ExportModel(Callback):
             self._note(run / CHECKPOINTS)
         save_model(policy, self.path, tokenizer, merge=self.adapters == "merged", write=write, card=card)
         trainer.strategy.barrier()
-        if write:
-            print(f"The model is in {self.path}")
 
     def _note(self, folder: Path) -> None:
         """Record whose export this is: a run that is cut off after it, and resumed, may write it again."""
