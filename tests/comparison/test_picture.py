@@ -74,3 +74,9 @@ def test_a_method_without_a_point_is_left_out(tmp_path: Path, drawn: list[Figure
 def test_nothing_to_draw_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing to draw"):
         comparison_picture({"mine": []}, tmp_path / "picture.png", NAMES)
+
+
+@pytest.mark.parametrize("name", [r"$\frac{$", "$$", r"a\$b", "$x$ and 5 $", "<b>&amp;"])
+def test_a_method_of_any_name_is_drawn(tmp_path: Path, name: str) -> None:
+    ways = {name: [point(0.78, -1, True)], "other": [point(0.7, -2, True)]}
+    assert comparison_picture(ways, tmp_path / "picture.png", NAMES, TARGET).is_file()
