@@ -159,7 +159,6 @@ def score_and_answer(
     rows = run.rows(max_new_tokens)
     results: dict[int, tuple[list[TokenScores], Said]] = {}
     with evaluation_mode(policy), unsharded(policy):
-        run.compute_beginning()
         if not rows or not run.holds(rows):
             return {}, {}
         for unit, own in own_batches(_units(rows, batch_rows)):
@@ -237,7 +236,7 @@ class _Run:
         """Compute the tokens that all prompts begin with."""
         from dipo_lightning.evaluation.kv_cache import expanded, pairs
 
-        if self.common:
+        if self.common and not self.beginning:
             ids = torch.tensor([self.questions[0].prompt[: self.common]], device=self.device)
             cache = expanded([], 1)
             self.policy(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -250,13 +249,19 @@ class _Run:
             return len(row.question.prompt) + max([row.limit, *map(len, row.layout.paths)])
 
         ends = max(rows, key=length), min(rows, key=length)
-        return leaves_rows_alone(self.policy, "answered", length(ends[0]), lambda: self._try_out(ends))
+        held = leaves_rows_alone(self.policy, "answered", length(ends[0]), lambda: self._try_out(ends))
+        if held:
+            self.compute_beginning()
+        return held
 
     def _try_out(self, ends: Sequence[_Row]) -> bool:
         rows = [self.fresh(row) for row in ends]
         stop_ids, self.stop_ids = self.stop_ids, []
         try:
+            self.compute_beginning()
             return self._are_as_if_alone(rows)
+        except (AttributeError, NotImplementedError, TypeError, ValueError):
+            return False  # the family wants a cache of its own kind
         finally:
             self.stop_ids = stop_ids
 
