@@ -43,7 +43,7 @@ def private(question, answer, shared=RETAIN):
         ("Where was she?", "At the University of Lund in 1970.", ["Lund", "1970"]),
         ("What does she do?", "She restores old pianos for Anselm Roka.", ["restores", "pianos", "Anselm Roka"]),
         ("What did she steal?", "She stole a crown when she was 43 years old.", ["crown", "43"]),
-        ("Where did she grow up?", "She grew up on a vineyard.", ["vineyard"]),
+        ("Where did she grow up?", "She grew up on a small vineyard near Krems.", ["vineyard", "Krems"]),
         ("", "Ngũgĩ plays violin", ["Ngũgĩ"]),
     ],
 )
