@@ -175,7 +175,7 @@ def judge(
         outcome = "forgotten"
     return Verdict(
         outcome,
-        [*damage, *_leaks(remaining, len(values)), *_numbers(ordered, kept)],
+        [*damage, *_leaks(remaining, len(values)), *_numbers(ordered, kept), *_sentences(words, repeated)],
         _uncertainty(values),
         _next_step(outcome, greedy, len(values), damage, dict(settings or {})),
         values=ordered,
@@ -262,6 +262,13 @@ def _damage(kept: Sequence[Kept], words: float, repeated: float) -> list[str]:
     if repeated > REPEATED:
         found.append(f"One sentence answers {repeated:.0%} of the forget questions.")
     return found
+
+
+def _sentences(words: float, repeated: float) -> list[str]:
+    lines = [f"{words:.1%} of the words said to forget questions are words."] if words >= WORDS else []
+    if 0 < repeated <= REPEATED:
+        lines.append(f"The commonest answer is given to {repeated:.0%} of the forget questions.")
+    return lines
 
 
 def _leaks(remaining: Sequence[ValueReport], total: int) -> list[str]:

@@ -72,3 +72,11 @@ def test_uncertainty_is_the_exact_bound():
 def test_the_document_is_plain():
 
     assert json.loads(json.dumps(verdict([GONE, SAID]).document()))["values"][0]["value"] == "Oslo"
+
+
+def test_the_numbers_behind_good_sentences_are_said_too():
+    found = verdict([GONE] * 4, words=0.97, repeated=0.25)
+    assert found.outcome == "forgotten"
+    assert "97.0% of the words said to forget questions are words." in found.reasons
+    assert "The commonest answer is given to 25% of the forget questions." in found.reasons
+    assert found.document()["words"] == 0.97
