@@ -63,6 +63,8 @@ MOST_SAMPLED_TOKENS = 256
 GENERAL_TOKENS = 32
 VARIANT_SHARE, LEAK_SHARE, GENERAL_SHARE = 0.5, 0.5, 1.0
 """Further rows per forget row of a step."""
+FEWEST_GENERAL = 8
+"""General rows of a step at least: one deletion request must not cost the rest of the model."""
 THOROUGH_SAMPLES = 20
 """Samples of every wording in the check that ends a run."""
 SAYABLE = 1e-3
@@ -235,12 +237,9 @@ class SelectiveModule(UnlearningModule):
         numbers = batch["forget"]["index"].tolist()
         wording = self.trainer.current_epoch
         rows = [self._wordings[number][(wording + number) % len(TEMPLATES)] for number in numbers]
-        further: list[tuple[list[Any], float]] = [
-            (self._variants, VARIANT_SHARE),
-            (self.leaks, LEAK_SHARE),
-            (self._general, GENERAL_SHARE),
-        ]
-        variants, leaks, general = (drawn(pool, max(1, round(share * len(rows))), draw) for pool, share in further)
+        variants = drawn(self._variants, max(1, round(VARIANT_SHARE * len(rows))), draw)
+        leaks = drawn(self.leaks, max(1, round(LEAK_SHARE * len(rows))), draw)
+        general = drawn(self._general, max(FEWEST_GENERAL, round(GENERAL_SHARE * len(rows))), draw)
         self._current = rows + variants + leaks
         parts = {"forget": self._collated([asdict(example) for example in self._current])}
         if "retain" in batch:
