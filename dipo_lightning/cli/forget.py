@@ -383,7 +383,7 @@ def _loaded(model: str, accelerator: str) -> Iterator[Any]:
 
 def _paraphrased(job: _Job, model: str, count: int, seed: int) -> SplitRows:
     """The rows with the target's own paraphrases of the forget questions behind theirs; written once."""
-    from dipo_lightning.benchmarks.user_data.probes import own_paraphrases
+    from dipo_lightning.benchmarks.user_data.probes import own_paraphrases, rewordings
     from dipo_lightning.data.prompts import prompt_style
     from dipo_lightning.evaluation.json_files import write_json
     from dipo_lightning.models.loading import load_tokenizer
@@ -398,15 +398,10 @@ def _paraphrased(job: _Job, model: str, count: int, seed: int) -> SplitRows:
         write_json(path, written)
     print(f"The target asks {sum(map(len, written['found']))} questions in its own words.", flush=True)
     forget = [
-        {**row, "paraphrased_question": [*texts(row.get("paraphrased_question")), *own]}
+        {**row, "paraphrased_question": [*rewordings(row, ()), *own]}
         for row, own in zip(job.rows.forget, written["found"], strict=True)
     ]
     return replace(job.rows, forget=forget)
-
-
-def texts(given: Any) -> list[str]:
-    """Return a text or a list of texts as a list."""
-    return [given] if isinstance(given, str) else [str(one) for one in given or []]
 
 
 def _conclude(

@@ -24,6 +24,7 @@ The policy is also asked during training: private values that it says in samples
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
@@ -311,9 +312,10 @@ class SelectiveModule(UnlearningModule):
         The true token of another position is none, even if a private word begins with it.
         """
         owners = forget.sequence_ids[positions]
-        secret = torch.zeros(len(positions), size, dtype=torch.bool, device=positions.device)
-        for place, sequence in enumerate(owners.tolist()):
-            secret[place, self._maker.banned[self._current[sequence].index]] = True
+        by_sequence = torch.zeros(len(self._current), size, dtype=torch.bool, device=positions.device)
+        for place, example in enumerate(self._current):
+            by_sequence[place, self._maker.banned[example.index]] = True
+        secret = by_sequence[owners]
         known = torch.tensor([example.secret for example in self._current], device=positions.device)[owners]
         labels = forget.labels[positions][:, None]
         true = torch.where(private, secret.gather(1, labels)[:, 0] | known, False)
@@ -379,7 +381,7 @@ class SelectiveModule(UnlearningModule):
             mean = sum(map(sum, runs)) / sum(map(len, runs))
             likeliest = own if example.secret else best
             likeliest[example.index] = max(likeliest.get(example.index, float("-inf")), mean)
-            if example.secret and max(map(sum, runs)) > torch.tensor(SAYABLE).log():
+            if example.secret and max(map(sum, runs)) > math.log(SAYABLE):
                 sayable.add(example.index)
         return len(sayable), sum(value > best[index] for index, value in own.items() if index in best)
 
