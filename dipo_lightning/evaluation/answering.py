@@ -37,7 +37,7 @@ from dipo_lightning.evaluation.shared_prompts import (
     pack,
     prompt_of,
 )
-from dipo_lightning.models.distributed import evaluation_mode, gather, own_batches, plan_batches
+from dipo_lightning.models.distributed import evaluation_mode, plan_batches, shared_out
 from dipo_lightning.models.inspection import (
     check_ids,
     context_length,
@@ -157,20 +157,14 @@ def score_and_answer(
     check_ids(policy, [question.prompt for question in questions])
     run = _Run(policy, examples, questions, list(stop_ids), batch_tokens, frozenset(z_scores), device)
     rows = run.rows(max_new_tokens)
-    results: dict[int, tuple[list[TokenScores], Said]] = {}
+
+    def answers(unit: list[_Row]) -> dict[int, tuple[list[TokenScores], Said]]:
+        return {row.number: row.result for row in run.answered([run.fresh(row) for row in unit])}
+
     with evaluation_mode(policy), unsharded(policy):
         if not rows or not run.holds(rows):
             return {}, {}
-        for unit, own in own_batches(_units(rows, batch_rows)):
-            found = {row.number: row.result for row in run.answered([run.fresh(row) for row in unit])}
-            if own:
-                results.update(found)
-                if progress is not None:
-                    progress(len(found))
-    done = len(results)
-    results = gather(results)
-    if progress is not None:
-        progress(len(results) - done)
+        results = shared_out(_units(rows, batch_rows), answers, progress)
     scores = {
         index: one
         for number, (scored, _) in results.items()

@@ -24,7 +24,7 @@ from dipo_lightning.evaluation.shared_prompts import (
     pack,
 )
 from dipo_lightning.metrics.functional.min_k import standardized_logprobs
-from dipo_lightning.models.distributed import evaluation_mode, gather, own_batches, plan_batches
+from dipo_lightning.models.distributed import evaluation_mode, plan_batches, shared_out
 from dipo_lightning.models.inspection import (
     check_ids,
     context_length,
@@ -106,20 +106,14 @@ def score(
     device = device or next(policy.parameters()).device
     examples = fitted(policy, examples)
     wanted = frozenset(z_scores)
-    results: dict[int, TokenScores] = {}
+
+    def scores(batch: list[list[int]]) -> dict[int, TokenScores]:
+        flat = [index for group in batch for index in group]
+        groups = [[examples[i] for i in group] for group in batch]
+        return dict(zip(flat, _score_batch(policy, groups, [i in wanted for i in flat], device), strict=True))
+
     with evaluation_mode(policy):
-        for batch, own in own_batches(_plan(policy, examples, batch_tokens, device)):
-            flat = [index for group in batch for index in group]
-            groups = [[examples[i] for i in group] for group in batch]
-            scored = _score_batch(policy, groups, [i in wanted for i in flat], device)
-            if own:
-                results.update(zip(flat, scored, strict=True))
-                if progress is not None:
-                    progress(len(flat))
-    done = len(results)
-    results = gather(results)
-    if progress is not None:
-        progress(len(results) - done)
+        results = shared_out(_plan(policy, examples, batch_tokens, device), scores, progress)
     nothing = TokenScores(torch.empty(0), torch.empty(0, dtype=torch.bool), torch.empty(0, dtype=torch.long))
     return [results.get(i, nothing) for i in range(len(examples))]
 

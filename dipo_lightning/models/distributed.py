@@ -6,7 +6,7 @@ neighbours (and the same rounding) on one device and on many, and is computed ex
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def plan_batches(lengths: Sequence[int], budget: int, equal: bool = False) -> list[list[int]]:
@@ -53,6 +54,32 @@ def own_batches(batches: Sequence[list[T]]) -> Iterator[tuple[list[T], bool]]:
     for start in range(0, len(batches), world):
         own = start + rank < len(batches)
         yield (batches[start + rank] if own else batches[-1]), own
+
+
+def shared_out(
+    batches: Sequence[list[T]],
+    compute: Callable[[list[T]], Mapping[int, R]],
+    progress: Callable[[int], object] | None = None,
+) -> dict[int, R]:
+    """Compute batches on all processes and bring their results together; collective.
+
+    Args:
+        batches: The same on every process.
+        compute: Results of a batch by row index.
+        progress: Called with the number of results after each own batch, and with those of the other processes.
+    """
+    results: dict[int, R] = {}
+    for batch, own in own_batches(batches):
+        found = compute(batch)
+        if own:
+            results.update(found)
+            if progress is not None:
+                progress(len(found))
+    done = len(results)
+    results = gather(results)
+    if progress is not None:
+        progress(len(results) - done)
+    return results
 
 
 def rank_and_world() -> tuple[int, int]:

@@ -196,7 +196,7 @@ def test_progress_counts_every_row_that_is_scored(monkeypatch: pytest.MonkeyPatc
     model, examples, counts = toy_model(), rows(9), []
     whole = dict(enumerate(score(model, examples)))
     monkeypatch.setattr("dipo_lightning.models.distributed.rank_and_world", lambda: (0, world))
-    monkeypatch.setattr("dipo_lightning.evaluation.scoring.gather", lambda own: whole | own)
+    monkeypatch.setattr("dipo_lightning.models.distributed.gather", lambda own: whole | own)
     score(model, examples, batch_tokens=64, progress=counts.append)
     assert sum(counts) == 9
     assert (counts[-1] > 0) == (world == 2), "the other process's rows are counted once it has given them"
