@@ -15,13 +15,15 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from dipo_lightning.callbacks.checkpoint_files import StreamingIO, remove, replace
 from dipo_lightning.callbacks.run_record import (
     CHECKPOINTS,
     FolderLock,
+    StreamingIO,
     describe_run,
     read_record,
     refuse_changes,
+    remove,
+    replace,
     write_record,
 )
 from dipo_lightning.callbacks.signals import StopSignals, requeue

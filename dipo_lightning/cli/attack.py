@@ -125,7 +125,7 @@ def attack(
         run.get("provenance"),
     )
     if "evaluations" in run:
-        from dipo_lightning.evaluation.json_files import write_json
+        from dipo_lightning.evaluation.run_folder import write_json
 
         where = document["provenance"]
         name = f"robustness_epoch={where['epoch']:03d}_step={where['step']:05d}_attack.json"

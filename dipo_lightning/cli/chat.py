@@ -73,7 +73,7 @@ class Speaker:
 
     def answer(self, question: str) -> str:
         """Answer greedily, and remember both; without anything in it that a terminal would obey."""
-        from dipo_lightning.data.chat import ChatStyle
+        from dipo_lightning.data.prompts import ChatStyle
         from dipo_lightning.evaluation.generation import generate
 
         if isinstance(self.style, ChatStyle):

@@ -12,7 +12,7 @@ import yaml
 
 from dipo_lightning.cli.forget import SOURCES
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.json_files import write_json
+from dipo_lightning.evaluation.run_folder import write_json
 
 SCORES = "scores.json"
 """What stays of the evaluations: their numbers, without any row."""

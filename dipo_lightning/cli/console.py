@@ -21,7 +21,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from dipo_lightning.cli.main import STEP, VERBOSE
+from dipo_lightning.cli import STEP, VERBOSE
 
 LOG = "console.log"
 LOGGERS = ("lightning.pytorch", "lightning.fabric", "transformers")

@@ -241,7 +241,7 @@ def _prepare(folder: Path, sources: dict[str, str], forget: str, retain: str | N
         InputError: The folder holds a run with other rows.
     """
     from dipo_lightning.data.rows import read_rows, refuse_overlap
-    from dipo_lightning.evaluation.json_files import write_json, write_text
+    from dipo_lightning.evaluation.run_folder import write_json, write_text
 
     kept = read_rows(retain) if retain is not None else []
     gone = read_rows(forget)
@@ -331,7 +331,7 @@ def _examined(job: _Job, model: str, effort: dict[str, int], name: str) -> Any:
     from dipo_lightning.benchmarks.user_data.examination import Examination, ExaminationOptions, examine
     from dipo_lightning.benchmarks.user_data.probes import neighbours
     from dipo_lightning.data.prompts import prompt_style
-    from dipo_lightning.evaluation.json_files import write_json
+    from dipo_lightning.evaluation.run_folder import write_json
     from dipo_lightning.models.loading import load_tokenizer
 
     path, rows = job.folder / EXAMINATIONS / f"{name}.json", job.rows
@@ -385,7 +385,7 @@ def _paraphrased(job: _Job, model: str, count: int, seed: int) -> SplitRows:
     """The rows with the target's own paraphrases of the forget questions behind theirs; written once."""
     from dipo_lightning.benchmarks.user_data.probes import own_paraphrases, rewordings
     from dipo_lightning.data.prompts import prompt_style
-    from dipo_lightning.evaluation.json_files import write_json
+    from dipo_lightning.evaluation.run_folder import write_json
     from dipo_lightning.models.loading import load_tokenizer
 
     path, key = job.folder / EXAMINATIONS / "paraphrases.json", {"model": model, "count": count, "seed": seed}
@@ -410,10 +410,9 @@ def _conclude(
     """Judge, write and print."""
     from dipo_lightning.benchmarks.user_data.examination import kept_scores, repeated_share, said_words, value_reports
     from dipo_lightning.benchmarks.user_data.verdict import KEEP, judge, verdict_table, verdict_text
-    from dipo_lightning.evaluation.json_files import write_json, write_text
+    from dipo_lightning.evaluation.run_folder import write_json, write_text
     from dipo_lightning.models.loading import load_tokenizer
-    from dipo_lightning.report.page import PAGE
-    from dipo_lightning.report.verdict_page import verdict_page
+    from dipo_lightning.report.page import PAGE, verdict_page
 
     verdict = judge(
         value_reports(before, after, floors),

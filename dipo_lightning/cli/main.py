@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dipo_lightning.cli import PARENT, VERBOSE
 from dipo_lightning.errors import DiPOError, InputError, root_cause
 
 if TYPE_CHECKING:
@@ -69,17 +70,6 @@ SWITCH_VALUES = ("true", "false", "yes", "no")
 
 TRAINER_COMMANDS = ("fit", "validate", "test")
 DEFAULT_CLASSES = {"model": "DiPOModule", "data": "UnlearningDataModule"}
-
-
-PARENT = "DIPO_LIGHTNING_PARENT"
-"""Environment variable with the process that a run ends with."""
-
-
-VERBOSE = "DIPO_LIGHTNING_VERBOSE"
-"""Environment variable: show what libraries say, too (``--verbose``)."""
-
-STEP = "DIPO_LIGHTNING_STEP"
-"""Environment variable of a child process that is a step of a larger command: show bars only."""
 
 
 def main(args: Sequence[str] | None = None) -> int:

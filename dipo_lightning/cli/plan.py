@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.models.quantization import BYTES
+from dipo_lightning.models.lora import BYTES
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.2-1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64,
@@ -124,8 +124,8 @@ def configuration(pretrained: str) -> Any:
 
 def count(config: Any, run: Run) -> Counts:
     """Count the parameters of the model on the meta device; a tied weight counts once."""
+    from dipo_lightning.models.distributed import transformer_blocks
     from dipo_lightning.models.head import output_projection
-    from dipo_lightning.models.sharding import transformer_blocks
 
     model = empty_model(config, run, torch.float32)
     blocks = transformer_blocks(model)
@@ -220,8 +220,8 @@ def saved_bytes(config: Any, run: Run) -> tuple[float, list[float]]:
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from dipo_lightning.models.distributed import transformer_blocks
     from dipo_lightning.models.head import decoder
-    from dipo_lightning.models.sharding import transformer_blocks
 
     saved: set[torch.UntypedStorage] = set()  # a storage is one object, whatever tensors are views of it
 

@@ -37,7 +37,6 @@ from dipo_lightning.cli.run_folder import (
 )
 from dipo_lightning.errors import InputError, root_cause
 from dipo_lightning.evaluation.callback import refuse_twins
-from dipo_lightning.evaluation.json_files import write_text
 from dipo_lightning.evaluation.run_folder import (
     PRIVATE,
     SHARED,
@@ -45,14 +44,15 @@ from dipo_lightning.evaluation.run_folder import (
     run_folder,
     set_run_folder,
     share_run_folder,
+    write_text,
 )
 from dipo_lightning.evaluation.schedule import Scheduled
 from dipo_lightning.evaluation.tensorboard import RunLogger
 from dipo_lightning.evaluation.trackers import trackers_of
 from dipo_lightning.methods.language_model import LanguageModelModule
 from dipo_lightning.models.checkpoint import read_settled
+from dipo_lightning.models.distributed import check_strategy
 from dipo_lightning.models.loading import find_source
-from dipo_lightning.models.sharding import check_strategy
 from dipo_lightning.safety.redaction import without_home, without_secrets
 
 COMMANDS = ("fit", "validate", "test")

@@ -27,7 +27,7 @@ from dipo_lightning.cli import child
 from dipo_lightning.cli.configs import find_config
 from dipo_lightning.cli.run_folder import CONFIG
 from dipo_lightning.errors import InputError, RunError
-from dipo_lightning.evaluation.json_files import write_json
+from dipo_lightning.evaluation.run_folder import write_json
 
 COLUMNS = {
     "knowmem_retain": "utility (KnowMem retain)",

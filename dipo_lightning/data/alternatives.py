@@ -16,7 +16,7 @@ from typing import Any
 
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.files import SUFFIXES, Record, checked_text, file_records
-from dipo_lightning.data.pairs import Example
+from dipo_lightning.data.loader import Example
 from dipo_lightning.data.rows import listed
 from dipo_lightning.data.tokenization import tokenize_rows
 from dipo_lightning.errors import InputError

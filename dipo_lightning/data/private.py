@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import regex as re
 
-from dipo_lightning.data.pairs import Example
+from dipo_lightning.data.loader import Example
 from dipo_lightning.data.tokenization import OnDemand
-from dipo_lightning.metrics.functional.words import stem
-from dipo_lightning.models.token_batch import IGNORED
+from dipo_lightning.metrics.functional.text import stem
+from dipo_lightning.models.answers import IGNORED
 
 _WORD = re.compile(r"[\p{L}\p{N}](?:[\p{L}\p{M}\p{N}]|[-'’.,](?=[\p{L}\p{N}]))*")
 _UNSPACED = re.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")

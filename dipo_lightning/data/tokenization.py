@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dipo_lightning.data.chat import ChatStyle
 from dipo_lightning.data.encoding import PromptStyle, checked, encode, start_ids
-from dipo_lightning.data.pairs import Example
+from dipo_lightning.data.loader import Example
+from dipo_lightning.data.prompts import ChatStyle
 from dipo_lightning.data.rows import shown
 from dipo_lightning.errors import InputError
-from dipo_lightning.models.token_batch import IGNORED
+from dipo_lightning.models.answers import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,7 +14,7 @@ from torchmetrics import Metric, MetricCollection
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.benchmark import Benchmark, find_benchmark, import_class
 from dipo_lightning.evaluation.rows import EvaluationLog, Sets, with_skipped
-from dipo_lightning.metrics.rows import Meaning, Rows, RowValues, meanings
+from dipo_lightning.metrics.base import Meaning, Rows, RowValues, meanings
 from dipo_lightning.models.distributed import rank_and_world
 
 

@@ -19,7 +19,7 @@ from torchmetrics import Metric
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.rows import EvaluationLog, Row, Sets
-from dipo_lightning.metrics.rows import RowSet
+from dipo_lightning.metrics.base import RowSet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -144,7 +144,7 @@ class Benchmark:
     histograms: ClassVar[Mapping[str, tuple[str, str]]] = {}
 
     def metrics(self, settings: Mapping[str, Any], retain: EvaluationLog | None = None) -> dict[str, Metric]:
-        """Return the metrics of an evaluation by name, ready to be fed with rows; see `dipo_lightning.metrics.rows`.
+        """Return the metrics of an evaluation by name, ready to be fed with rows; see `dipo_lightning.metrics.base`.
 
         Args:
             settings: How it was or will be evaluated; what is not said has its default. Empty where the metrics are

@@ -37,10 +37,9 @@ from dipo_lightning.evaluation.aggregates import (
     user_metrics,
 )
 from dipo_lightning.evaluation.benchmark import Benchmark
-from dipo_lightning.evaluation.json_files import write_json
 from dipo_lightning.evaluation.provenance import provenance, run_settings, weights
 from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog, Measuring, check_numbers, with_skipped
-from dipo_lightning.evaluation.run_folder import is_trial, run_folder
+from dipo_lightning.evaluation.run_folder import is_trial, run_folder, write_json
 from dipo_lightning.evaluation.schedule import Schedule, Scheduled, interruptible
 from dipo_lightning.evaluation.tensorboard import RunLogger, answers_table, chart_values
 from dipo_lightning.evaluation.trackers import Tracker, trackers_of

@@ -13,8 +13,8 @@ import torch
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.scoring import BATCH_TOKENS
-from dipo_lightning.metrics.functional.min_k import FRACTION
-from dipo_lightning.metrics.functional.truth_ratio import log_truth_ratio
+from dipo_lightning.metrics.functional.likelihood import log_truth_ratio
+from dipo_lightning.metrics.functional.membership import FRACTION
 
 Progress = Callable[[int, str], AbstractContextManager[Callable[[int], object]]]
 """Given a total and what is counted, a context that yields the function to call with the rows done."""

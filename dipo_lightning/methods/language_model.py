@@ -23,15 +23,19 @@ from dipo_lightning.methods.step import (
     set_random_states,
     what_is_not_finite,
 )
-from dipo_lightning.models.distributed import gather
-from dipo_lightning.models.dropout import dropout_rates
+from dipo_lightning.models.distributed import (
+    check_strategy,
+    checkpoint_activations,
+    gather,
+    is_sharded,
+    shard,
+    transformer_blocks,
+)
 from dipo_lightning.models.fingerprint import model_fingerprint
 from dipo_lightning.models.head import output_projection
-from dipo_lightning.models.inspection import check_rows
+from dipo_lightning.models.inspection import check_rows, dropout_rates
 from dipo_lightning.models.loading import load_policy
-from dipo_lightning.models.lora import LoRA, add_lora
-from dipo_lightning.models.quantization import NF4, check_quantized, quantize_base
-from dipo_lightning.models.sharding import check_strategy, checkpoint_activations, is_sharded, shard, transformer_blocks
+from dipo_lightning.models.lora import NF4, LoRA, add_lora, check_quantized, quantize_base
 from dipo_lightning.safety.redaction import without_home, without_secrets
 
 

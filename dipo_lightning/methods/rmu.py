@@ -15,9 +15,8 @@ from torch.nn.functional import normalize
 from dipo_lightning.errors import InputError
 from dipo_lightning.losses.reductions import global_mean, working_dtype
 from dipo_lightning.methods.unlearning import UnlearningModule
-from dipo_lightning.models.answers import Answers, compute_answers, split
-from dipo_lightning.models.sharding import transformer_blocks
-from dipo_lightning.models.token_batch import TokenBatch, concatenate, supervised_positions
+from dipo_lightning.models.answers import Answers, TokenBatch, compute_answers, concatenate, split, supervised_positions
+from dipo_lightning.models.distributed import transformer_blocks
 from dipo_lightning.reference.references import ModelReference
 
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.loading import load_policy, load_tokenizer
-from dipo_lightning.models.lora import LoRA, add_lora
-from dipo_lightning.models.quantization import NF4, quantize_base
+from dipo_lightning.models.lora import NF4, LoRA, add_lora, quantize_base
 from dipo_lightning.safety.shard_files import CONTENTS, SafeReader, check_shards
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from dipo_lightning.errors import RunError
+from dipo_lightning.models.distributed import full_state_dict, is_sharded
 from dipo_lightning.models.head import causal_lm
 from dipo_lightning.models.loading import without_bars
-from dipo_lightning.models.quantization import dense_copy, is_quantized
-from dipo_lightning.models.sharding import full_state_dict, is_sharded
+from dipo_lightning.models.lora import dense_copy, is_quantized
 from dipo_lightning.safety.redaction import without_home
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dipo_lightning.cli import child
-from dipo_lightning.cli.main import STEP
+from dipo_lightning.cli import STEP, child
 from dipo_lightning.errors import RunError
 from dipo_lightning.quickstart import settings
 from dipo_lightning.quickstart.attacks import attack_quickstart

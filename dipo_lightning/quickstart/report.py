@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from dipo_lightning.evaluation.json_files import write_json
-from dipo_lightning.report.run_picture import headline_picture
+from dipo_lightning.evaluation.run_folder import write_json
+from dipo_lightning.report.runs import headline_picture
 from dipo_lightning.safety.text import printable
 
 SHOWN = {"forget": 3, "retain": 2}

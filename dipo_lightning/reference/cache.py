@@ -21,10 +21,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from tqdm import tqdm
 
-from dipo_lightning.data.pairs import Example, supervised_count
+from dipo_lightning.data.loader import Example, supervised_count
 from dipo_lightning.errors import RunError
+from dipo_lightning.models.answers import TokenBatch, collate
 from dipo_lightning.models.distributed import gather, own_batches, rank_and_world
-from dipo_lightning.models.token_batch import TokenBatch, collate
 
 FORMAT = "dipo-lightning/positions/2"
 _BLOCK = 2**24

@@ -12,7 +12,7 @@ import yaml
 
 from dipo_lightning.evaluation.aggregates import document_meanings, flat_numbers, interval_text
 from dipo_lightning.evaluation.benchmark import find_benchmark
-from dipo_lightning.report.run_folder import Document, read_documents
+from dipo_lightning.report.runs import Document, read_documents
 from dipo_lightning.safety.redaction import without_paths, without_secrets
 
 _NOT_SHOWN = ("pretrained", "reference_cache", "trust_remote_code", "revision")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from dipo_lightning.data import module as module_file
 from dipo_lightning.data import tokenization
+from dipo_lightning.data import unlearning as module_file
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.inspection import check_rows

@@ -20,8 +20,8 @@ from torch import nn
 from dipo_lightning.benchmarks.lm_eval.metrics import MEAN, MEAN_OF_TASKS
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.provenance import plain
+from dipo_lightning.models.distributed import unsharded
 from dipo_lightning.models.head import causal_lm
-from dipo_lightning.models.sharding import unsharded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.logs.open_unlearning import row_number
+from dipo_lightning.evaluation.logs import row_number
 from dipo_lightning.evaluation.rows import EvaluationLog, Row
 
 TOFU_AUTHORS_FORMAT = "locuslab/tofu"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.logs.open_unlearning import (
+from dipo_lightning.evaluation.logs import (
     ATTACKS,
     add_numbers,
     by_index,

@@ -14,7 +14,7 @@ from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Evaluation
 from dipo_lightning.evaluation.questions import evaluate_rows
 from dipo_lightning.evaluation.rows import END_OF_TURN, EvaluatedRows, check_numbers
-from dipo_lightning.metrics.functional.truth_ratio import check_truth_ratio_variant
+from dipo_lightning.metrics.functional.likelihood import check_truth_ratio_variant
 
 MAX_NEW_TOKENS = 128
 

@@ -19,8 +19,7 @@ from dipo_lightning.methods.dipo.loss import TokenMargins, dipo_loss, scale_fact
 from dipo_lightning.methods.dipo.margins import CachedMargins, Margins, cache_directions, choose_margins
 from dipo_lightning.methods.dipo.pair import PairOptions, make_pair
 from dipo_lightning.methods.unlearning import UnlearningModule
-from dipo_lightning.models.answers import Answers
-from dipo_lightning.models.token_batch import TokenBatch
+from dipo_lightning.models.answers import Answers, TokenBatch
 from dipo_lightning.reference.references import Reference
 
 PAIR = PairOptions()

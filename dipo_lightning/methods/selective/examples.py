@@ -18,7 +18,7 @@ from dipo_lightning.data.private import (
     vocabulary,
     words,
 )
-from dipo_lightning.models.token_batch import IGNORED
+from dipo_lightning.models.answers import IGNORED
 
 Row = Mapping[str, Any]
 

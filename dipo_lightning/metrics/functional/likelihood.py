@@ -1,8 +1,4 @@
-"""Truth ratio R = wrong / correct of a row, in log space, in its three published variants.
-
-R is below 1 when the model finds the right answer more probable than the wrong ones. It is kept as log R: two
-probabilities that both underflow would make it 0/0 on a collapsed model, and log R orders the rows just as R does.
-"""
+"""Likelihood of answers: truth ratio, probability, the mean behind model utility (TOFU, arXiv 2401.06121, 2.2)."""
 
 from __future__ import annotations
 
@@ -110,3 +106,54 @@ def truth_probability(correct_nll: Tensor, wrong_nll: Tensor, variant: str = "ge
         log_total = -correct_nll - log_share
         log_share = -correct_nll - torch.logaddexp(log_total, torch.full_like(log_total, LOG_EPSILON))
     return log_share.exp()
+
+
+def answer_probability(nll: Tensor) -> Tensor:
+    """Length-normalised probability of an answer.
+
+    Args:
+        nll: (B,) mean token negative log-likelihood in nats, end-of-sequence token included.
+
+    Returns:
+        (B,) `exp(-nll)`, between 0 and 1.
+    """
+    return torch.exp(-nll)
+
+
+def normalized_probability(nll: Tensor, wrong_nll: Tensor, variant: str = "geometric") -> Tensor:
+    """Probability of the right answer among its options, `P / (P + sum_k P_k)`.
+
+    Computed as a softmax of log-probabilities, so that a model to which every option is improbable gives a number and
+    not 0/0.
+
+    Args:
+        nll: (B,) mean token NLL of the right answer in nats.
+        wrong_nll: (B, K) the same of the K wrong answers.
+        variant: `open_unlearning` adds its 1e-10 to the denominator; the other variants of the truth ratio don't.
+
+    Returns:
+        (B,) share of the right answer, between 0 and 1.
+    """
+    options = torch.cat([nll.unsqueeze(-1), wrong_nll], dim=-1)
+    if variant == "open_unlearning":
+        options = torch.cat([options, torch.full_like(options[..., :1], -LOG_EPSILON)], dim=-1)
+    return torch.softmax(-options, dim=-1)[..., 0]
+
+
+def harmonic_mean(values: Tensor) -> Tensor:
+    """Harmonic mean of numbers that are not negative; 0 as soon as one of them is 0.
+
+    Args:
+        values: (n,) numbers >= 0.
+
+    Returns:
+        Scalar; NaN where a value is NaN.
+
+    Raises:
+        ValueError: There is no value, or one is negative.
+    """
+    if values.numel() == 0:
+        raise ValueError("the harmonic mean of no numbers is undefined")
+    if bool((values < 0).any()):
+        raise ValueError(f"the harmonic mean needs numbers >= 0, got {values.tolist()}")
+    return values.numel() / (1 / values).sum()
