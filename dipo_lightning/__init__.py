@@ -13,8 +13,8 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "UnlearningDataModule": "dipo_lightning.data.unlearning",
     "FineTuningDataModule": "dipo_lightning.data.unlearning",
-    "TOFUDataModule": "dipo_lightning.benchmarks.tofu.datamodule",
-    "TOFUFineTuningDataModule": "dipo_lightning.benchmarks.tofu.datamodule",
+    "TOFUDataModule": "dipo_lightning.benchmarks.tofu.data",
+    "TOFUFineTuningDataModule": "dipo_lightning.benchmarks.tofu.data",
     "MUSEDataModule": "dipo_lightning.benchmarks.muse.data",
     "TOFUEvaluation": "dipo_lightning.benchmarks.tofu.callback",
     "MemorizationEvaluation": "dipo_lightning.benchmarks.user_data.callback",

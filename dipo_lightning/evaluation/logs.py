@@ -79,7 +79,7 @@ def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
-ATTACKS = {
+ATTACK_METRICS = {
     "mia_loss": "loss",
     "mia_zlib": "zlib",
     "mia_min_k": "min_k",

@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from dipo_lightning.benchmarks.tofu.datamodule import TOFUDataModule
+from dipo_lightning.benchmarks.tofu.data import TOFUDataModule
 from dipo_lightning.callbacks.run_record import StreamingIO
 from dipo_lightning.methods.dipo.module import DiPOModule
 from dipo_lightning.models.distributed import FSDP2Strategy

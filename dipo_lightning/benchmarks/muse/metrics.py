@@ -13,7 +13,7 @@ from dipo_lightning.benchmarks import Benchmark, Chart, ForeignFormat, Headline
 from dipo_lightning.benchmarks.muse.measuring import MIN_KS, MUSERow
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.logs import (
-    ATTACKS,
+    ATTACK_METRICS,
     add_numbers,
     by_index,
     has_aggregate,
@@ -76,7 +76,7 @@ def read_open_unlearning_log(content: Mapping[str, Any], path: Path) -> Evaluati
         ]
     for score in _SCORES:
         add_numbers(sets["verbmem"], score, by_index(score, content.get(score), path))
-    for metric, attack in ATTACKS.items():
+    for metric, attack in ATTACK_METRICS.items():
         for sample, table in samples(content, metric, path).items():
             add_numbers(sets.setdefault(f"privleak_{sample}", []), attack, table)
     return EvaluationLog(
