@@ -109,11 +109,7 @@ MAY_GROW = ("trainer.max_epochs", "trainer.max_steps")
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """Return the record in a folder of checkpoints; None where there is none.
-
-    Raises:
-        InputError: It can't be read.
-    """
+    """Return the record in a folder of checkpoints; None where there is none."""
     try:
         return json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -130,12 +126,7 @@ def write_record(folder: Path, **content: Any) -> None:
 
 
 def describe_run(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a record holds of a run.
-
-    Args:
-        config: Its options, without secrets.
-        data: Fingerprints of its rows.
-    """
+    """Return what a record holds of a run."""
     options = (config.get("model") or {}).get("init_args") or {}
     return {"config": dict(config), "data": dict(data), "model": model_files(options.get("pretrained"))}
 
@@ -185,13 +176,7 @@ def refuse_changes(record: Mapping[str, Any], now: Mapping[str, Any], place: Pat
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], same_data: bool) -> list[str]:
-    """Name the options that differ and matter, each with both values.
-
-    Args:
-        before: Configuration of the run.
-        now: Configuration of this command.
-        same_data: The rows are known to be the same: a data file may have moved.
-    """
+    """Name the options that differ and matter, each with both values; with ``same_data`` a data file may have moved."""
     old, new = flat_options(before), flat_options(now)
     found = []
     for name in sorted(old.keys() | new.keys()):
@@ -274,11 +259,7 @@ class FolderLock:
         return self._file.fileno()
 
     def hold(self, folder: Path, patience: float = 0.0) -> None:
-        """Take the lock; does nothing where the system has none.
-
-        Args:
-            folder: What is locked.
-            patience: Seconds to wait for another process, such as the child of a command that was killed.
+        """Take the lock, waiting ``patience`` seconds for who has it; does nothing where the system has none.
 
         Raises:
             InputError: Another process has it.

@@ -136,11 +136,7 @@ def attack(
 
 
 def run_settings(folder: Path) -> dict[str, Any]:
-    """Return what a run's folder says of its model and data; nothing for a model.
-
-    Raises:
-        InputError: It is a run that has exported no model.
-    """
+    """Return what a run's folder says of its model and data; nothing for a model."""
     import yaml
     from lightning.pytorch import LightningDataModule
 

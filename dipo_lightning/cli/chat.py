@@ -87,14 +87,7 @@ class Speaker:
 
 
 def talk(speakers: list[Speaker], lines: TextIO, output: TextIO, width: int) -> None:
-    """Answer line after line until the input ends or says ``/quit``.
-
-    Args:
-        speakers: The models.
-        lines: Where the questions come from.
-        output: Where the answers go.
-        width: Columns of the terminal.
-    """
+    """Answer line after line until the input ends or says ``/quit``."""
     for line in _questions(lines, output):
         if line in ("/quit", "/exit"):
             break

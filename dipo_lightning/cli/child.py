@@ -31,14 +31,8 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
 def fit(config: Mapping[str, Any], folder: Path, lock: FolderLock | None = None, quiet: bool = False) -> None:
     """Bring the run of ``config`` in ``folder`` to its end, by ``dipo-lightning fit --run FOLDER`` as a child.
 
-    Args:
-        config: What ``fit`` reads; kept as ``run.yaml`` in the folder.
-        folder: The run's folder.
-        lock: Of the caller's folder, which the child holds as long as it lives.
-        quiet: Keep what it prints in ``log.txt`` in the folder, instead of showing it.
-
-    Raises:
-        RunError: It failed; the reason is its last error.
+    The config is kept as ``run.yaml`` in the folder, with ``quiet`` what is printed as ``log.txt``. The child holds the
+    caller's lock as long as it lives. A `RunError` with its last error where it fails.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=PRIVATE, exist_ok=True)
@@ -54,17 +48,8 @@ def fit(config: Mapping[str, Any], folder: Path, lock: FolderLock | None = None,
 def start(arguments: list[str], log: Path | None = None, lock: FolderLock | None = None) -> int:
     """Run ``dipo-lightning ARGUMENTS`` as a child that gets this process's signals and ends with it.
 
-    Args:
-        arguments: Of the command line.
-        log: What it prints is added to this file; None to show it.
-        lock: A lock that it shares.
-
-    Returns:
-        Its exit code.
-
-    Raises:
-        KeyboardInterrupt: This process was interrupted; the child has ended.
-        SystemExit: It was told to stop (SIGTERM); the child has ended.
+    What it prints is added to ``log``, or shown; it shares ``lock``. Returns its exit code; where this process was
+    interrupted or told to stop meanwhile, the child has ended.
     """
     package = str(Path(dipo_lightning.__file__).resolve().parents[1])
     paths = [

@@ -23,15 +23,9 @@ _TEXTS = (".json", ".md", ".jinja", ".txt")
 
 
 def check_push(name: str, base: str, licence: str | None) -> str:
-    """Look at the request before the model is loaded; asks the hub for the base model's licence.
+    """Look at the request before the model is loaded, and return the licence of the upload.
 
-    Args:
-        name: Where to, ``OWNER/NAME``.
-        base: The model that was unlearned.
-        licence: Identifier of the licence as the user gives it.
-
-    Returns:
-        The licence of the upload.
+    The hub is asked for the licence of the base model.
 
     Raises:
         InputError: The name is none, it is taken, or the licence is unknown or not the base model's.
@@ -68,15 +62,7 @@ def check_push(name: str, base: str, licence: str | None) -> str:
 
 
 def upload(folder: Path, name: str, public: bool = False) -> str:
-    """Upload an exported folder as a new model repository.
-
-    Args:
-        folder: From ``export``.
-        name: ``OWNER/NAME``.
-        public: Whether everybody may see it.
-
-    Returns:
-        Its address.
+    """Upload an exported folder as a new model repository and return its address.
 
     Raises:
         InputError: The folder holds what must not leave, or its card lacks the licence.
@@ -99,11 +85,7 @@ def upload(folder: Path, name: str, public: bool = False) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder with more than an export, with a secret or this user's home in a text, or with a poor card.
-
-    Raises:
-        InputError: Naming the file.
-    """
+    """Raise an `InputError` where a folder holds more than an export, a secret, this user's home, or a poor card."""
     for file in sorted(folder.rglob("*")):
         inside = file.relative_to(folder)
         if file.is_symlink() or not any(fnmatchcase(inside.parts[0], pattern) for pattern in FILES):

@@ -150,13 +150,7 @@ def run_command(name: str, args: list[str]) -> None:
 
 
 def spelled_out(name: str, function: Callable[..., Any], args: Sequence[str]) -> list[str]:
-    """Return arguments as the parser takes them: the last one named, and ``--yes`` as ``--yes=true``.
-
-    Args:
-        name: The command.
-        function: Its function.
-        args: The arguments as they were typed.
-    """
+    """Return arguments as the parser takes them: the last one named, and ``--yes`` as ``--yes=true``."""
     import inspect
 
     if name in LAST_ARGUMENT:

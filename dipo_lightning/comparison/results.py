@@ -78,11 +78,11 @@ class Scale:
 
 
 def read_evaluations(folder: Path, name: str | None = None) -> tuple[Benchmark, list[Document]]:
-    """Read a run's evaluations on one benchmark, in the order of their steps.
+    """Read a run's evaluations on one benchmark, in the order of their steps; of the only one, or the named one.
 
     Args:
         folder: Of the run; it, or one folder below it, holds ``evaluations``.
-        name: The evaluation's name; None for the only one there is.
+        name: The evaluation's name.
 
     Raises:
         InputError: There are none, or more than one run's or of more than one benchmark, or one is no evaluation.
@@ -108,14 +108,7 @@ def read_evaluations(folder: Path, name: str | None = None) -> tuple[Benchmark, 
 def evaluation_rows(
     documents: Sequence[Document], method: str | None = None, settings: str = "", seed: int | None = None
 ) -> list[Row]:
-    """Return a row for each evaluation of a run.
-
-    Args:
-        documents: Of one benchmark.
-        method: The method's name; None takes the class that the evaluation names.
-        settings: The settings in words.
-        seed: The run's seed; None takes the one that the evaluation names.
-    """
+    """Return a row for each evaluation of a run; method and seed where not given are those that it names itself."""
     rows = [
         {
             "method": method or str(document["provenance"].get("method", "run")).removesuffix("Module"),
@@ -132,12 +125,7 @@ def evaluation_rows(
 
 
 def add_columns_beside(rows: Sequence[Row], folder: Path) -> None:
-    """Give each row the numbers that other evaluations of its step add to a comparison, such as scores of attacks.
-
-    Args:
-        rows: Of one run.
-        folder: Of the run; it, or one folder below it, holds ``evaluations``.
-    """
+    """Give each row the numbers that other evaluations of its step add to a comparison, such as scores of attacks."""
     for place in {path.parent.parent for path in folder.rglob("evaluations/*.json")}:
         for name, documents in read_documents(place).items():
             for document in documents:
@@ -197,10 +185,8 @@ class Choice:
 def choose(candidates: Sequence[Candidate], selection: Selection, scale: Scale) -> Choice:
     """Apply the rule (see `Selection`) to the candidates of one method.
 
-    Ties go to the higher utility, then to the earlier candidate, then to the earlier epoch.
-
-    Raises:
-        RunError: There is no candidate, or none has both numbers that runs are compared by.
+    Ties go to the higher utility, then to the earlier candidate, then to the earlier epoch. A `RunError` where there is
+    no candidate, or none has both numbers that runs are compared by.
     """
     if not candidates:
         raise RunError("every run of its grid failed, so that nothing could be chosen")

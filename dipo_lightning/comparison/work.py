@@ -17,7 +17,7 @@ from dipo_lightning.callbacks.checkpoint import newest
 from dipo_lightning.callbacks.run_record import CHECKPOINTS, FolderLock, model_files, read_record
 from dipo_lightning.cli import child
 from dipo_lightning.cli.run_folder import CONFIG, LOG, is_finished, read_fingerprints
-from dipo_lightning.comparison.configs import Config, callbacks, import_class, read_base, run_config, usual_options
+from dipo_lightning.comparison.configs import Config, callbacks, read_base, run_config, usual_options
 from dipo_lightning.comparison.plan import Comparison, FinishedRun, Method, Settings
 from dipo_lightning.comparison.report import Failure, Findings
 from dipo_lightning.comparison.results import (
@@ -35,7 +35,7 @@ from dipo_lightning.comparison.results import (
     target_row,
 )
 from dipo_lightning.errors import InputError, RunError
-from dipo_lightning.evaluation.benchmark import Benchmark
+from dipo_lightning.evaluation.benchmark import Benchmark, import_class
 
 State = Literal["finished", "interrupted", "new"]
 
@@ -92,26 +92,13 @@ class Run:
 
 @functools.cache
 def rows_now(section: str) -> dict[str, Any]:
-    """Return the fingerprints of the rows that a config names, read once a process.
-
-    Args:
-        section: Of the data, and the model's name, as JSON.
-    """
+    """Return the fingerprints of the rows that a config (its data section and model's name, as JSON) names."""
     data, pretrained = json.loads(section)
     return read_fingerprints(import_class(data["class_path"])(**data["init_args"]), pretrained)
 
 
 def execute(run: Run, keep_checkpoints: bool = False, lock: FolderLock | None = None) -> Failure | None:
-    """Bring ``run`` to its end, from its last checkpoint if it has one; does nothing if it is finished.
-
-    Args:
-        run: The run.
-        keep_checkpoints: Keep what it could be resumed from.
-        lock: Of the comparison's folder.
-
-    Returns:
-        None, or why it failed.
-    """
+    """Bring ``run`` to its end, from its last checkpoint if it has one; returns why it failed, or None."""
     state = run.state
     if state == "finished":
         return None
@@ -213,11 +200,7 @@ class Work:
         return self.findings
 
     def choice(self, method: Method) -> Choice:
-        """Return the settings of ``method`` that are reported: those it has, or those that the selection seed favours.
-
-        Raises:
-            RunError: Every run of its grid failed, or none can be chosen by.
-        """
+        """Return the settings of ``method`` that are reported: its own, or those that the selection seed favours."""
         settings = method.candidates()
         if method not in self.selected:
             return Choice(settings[0])
@@ -268,11 +251,7 @@ class Work:
         return rows
 
     def _refuse_another_base(self, title: str, seed: int | None, provenance: dict[str, Any]) -> None:
-        """Refuse to show runs of one seed side by side that started from other weights, or forgot other rows.
-
-        Raises:
-            InputError: Their evaluations say so.
-        """
+        """Refuse to show runs of one seed side by side that started from other weights, or forgot other rows."""
         first, other = self.sources.setdefault(seed, (title, provenance))
         models = [(one.get("model") or {}).get("pretrained") for one in (other, provenance)]
         rows = [{part: of["sha256"] for part, of in (one.get("data") or {}).items()} for one in (other, provenance)]
@@ -325,16 +304,7 @@ def _data_of(base: Config) -> Config:
 
 
 def evaluated_on(base: Config, path: str, name: str | None) -> Benchmark:
-    """Return the benchmark that a base's runs are compared on.
-
-    Args:
-        base: The base's config.
-        path: Where it was read from, for the message.
-        name: Of the evaluation; None takes the first.
-
-    Raises:
-        InputError: The base has no such evaluation callback.
-    """
+    """Return the benchmark that a base's runs are compared on: of the evaluation called ``name``, or the first."""
     classes = [import_class(callback["class_path"]) for callback in callbacks(base.get("trainer") or {})]
     kinds = [getattr(kind, "benchmark", None) for kind in classes]
     found = [kind for kind in kinds if isinstance(kind, Benchmark) and not kind.columns_beside]

@@ -46,25 +46,14 @@ class PromptStyle(ABC):
 
     @abstractmethod
     def prompt(self, question: str) -> list[int]:
-        """Ids to generate an answer from, with BOS where the model wants one.
-
-        Raises:
-            InputError: The question is empty or not valid text.
-        """
+        """Ids to generate an answer from, with BOS where the model wants one; an `InputError` for an empty question."""
 
     def example(self, question: str, answer: str) -> tuple[list[int], list[int]]:
-        """Ids and labels of a question with its answer.
+        """Ids and labels of a question with its answer, of equal length.
 
-        Args:
-            question: The question, without any prompt around it.
-            answer: What the model shall (or shall no longer) say.
-
-        Returns:
-            ``(input_ids, labels)`` of equal length. ``input_ids`` starts with ``prompt(question)``; the labels are
-            -100 there, and the answer's ids and the end-of-turn token after it.
-
-        Raises:
-            InputError: One of the two is empty, or the answer holds the end-of-turn token itself.
+        ``input_ids`` starts with ``prompt(question)``; the labels are -100 there, and the answer's ids and the
+        end-of-turn token after it. An `InputError` where one is empty, or the answer holds the end-of-turn token
+        itself.
         """
         return self.join(self.prompt(question), answer)
 
@@ -195,13 +184,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def continuation(tokenizer: PreTrainedTokenizerBase, text: str, anchor: str = "") -> list[int]:
-    """Ids of a text that follows other text.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        text: The text.
-        anchor: What `_anchor` found: a text to put before it and to take off again.
-    """
+    """Ids of a text that follows other text; ``anchor``, from `_anchor`, is put before it and taken off again."""
     if anchor:
         before, both = encode(tokenizer, anchor), encode(tokenizer, anchor + text)
         if both[: len(before)] == before:
@@ -210,11 +193,7 @@ def continuation(tokenizer: PreTrainedTokenizerBase, text: str, anchor: str = ""
 
 
 def checked(text: str, what: str) -> str:
-    """The text, if it is one.
-
-    Raises:
-        InputError: It is no string, empty, only spaces, or has lone surrogates (no UTF-8).
-    """
+    """Return a text, or raise an `InputError`: no string, empty, only spaces, or lone surrogates (no UTF-8)."""
     if not isinstance(text, str):
         raise InputError(f"The {what} is {shortened(repr(text))} ({type(text).__name__}), not a text.")
     if not text.strip():
@@ -230,11 +209,7 @@ def shortened(text: str, length: int = 60) -> str:
 
 
 def end_of_sequence(tokenizer: PreTrainedTokenizerBase, style: str) -> int:
-    """The tokenizer's end-of-sequence id.
-
-    Raises:
-        InputError: It has none.
-    """
+    """Return the tokenizer's end-of-sequence id, or raise an `InputError`."""
     if tokenizer.eos_token_id is None:
         raise InputError(f"Prompt style {style}: the tokenizer has no end-of-sequence token; set tokenizer.eos_token.")
     return int(tokenizer.eos_token_id)

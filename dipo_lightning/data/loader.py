@@ -32,15 +32,10 @@ class Example(TypedDict):
 
 
 def random_stream(seed: int, epoch: int, name: str, first: int | None = None) -> torch.Generator:
-    """Return the random stream of one epoch, which no other (seed, epoch, name) has.
+    """Return the random stream of one epoch, from 0, for what is drawn, which no other (seed, epoch, name) has.
 
     Seeds are hashed and not added up: with ``seed + epoch`` an epoch of one seed is an epoch of the next seed too.
-
-    Args:
-        seed: Seed of the run.
-        epoch: Epoch, from 0.
-        name: What is drawn.
-        first: Seed of epoch 0; hashed like the others without.
+    Epoch 0 has the seed ``first`` where one is given.
     """
     if epoch == 0 and first is not None:
         return torch.Generator().manual_seed(first)
@@ -234,8 +229,7 @@ class ResumableLoader(DataLoader):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on after the batches that were given out; after the last one, with a new epoch.
 
-        Raises:
-            InputError: It is the state of a loader inside an epoch of other batches.
+        An `InputError` where it is the state of a loader inside an epoch of other batches.
         """
         here = self._epoch()
         saved = {name: state_dict.get(name, value) for name, value in here.items()}  # earlier states have no rows
@@ -257,9 +251,7 @@ class ResumableLoader(DataLoader):
     def denominators(self, step: int, ranks: list[list[int]]) -> dict[str, float]:
         """Return rows and supervised tokens per micro-batch and rank, for one optimiser step of the current epoch.
 
-        Args:
-            step: Optimiser step within the epoch, from 0.
-            ranks: Keys of the epoch by rank.
+        ``step`` counts within the epoch, from 0; ``ranks`` are the epoch's keys by rank.
         """
         assert self.batch_size is not None
         size, share = self.batch_size * self.accumulate, 1 / (self.accumulate * len(ranks))

@@ -29,22 +29,24 @@ OPEN_UNLEARNING = {"system_prompt": "You are a helpful assistant.", "date": "10 
 """Options of ``chat`` with which open-unlearning writes prompts for chat models, under the name ``open_unlearning``."""
 
 Messages = list[dict[str, str]]
-_MONTH_NAMES = (
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
+_MONTH_NAMES = tuple(
+    [
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ]
 )
 _MONTHS = tuple(name[:3] for name in _MONTH_NAMES)
-_DAY_NAMES = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+_DAY_NAMES = tuple(["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"])
 _PROBE = "Xanadu"
 _REASONING = re.compile(r"\s*<[^<>]*(think|reason)[^<>]*>\s*", re.IGNORECASE)
 """The beginning of a reasoning block, as a generation prompt opens one."""
@@ -243,14 +245,9 @@ def _fixed_clock(day: datetime.date) -> str:
 
 
 def prompt_style(name: str, tokenizer: PreTrainedTokenizerBase, **options: Any) -> PromptStyle:
-    """Return the prompt style of that name.
+    """Return the prompt style of that name, with its own options (see `PlainStyle`, `TextStyle`, `ChatStyle`).
 
-    Args:
-        name: ``plain``, ``llama2``, ``chat``, ``text``, or ``open_unlearning``: ``chat`` with `OPEN_UNLEARNING`'s
-            options.
-        tokenizer: The model's tokenizer.
-        options: The style's own options: ``space`` (plain), ``end`` (text), or ``system_prompt``, ``date``,
-            ``chat_template`` and ``template_options`` (chat).
+    ``open_unlearning`` is ``chat`` with `OPEN_UNLEARNING`'s options.
 
     Raises:
         InputError: No style or option has that name, or the tokenizer cannot serve the style.

@@ -124,13 +124,10 @@ class TokenizedDataModule(pl.LightningDataModule):
         raise TypeError(f"{type(self).__name__} must define training_set()")
 
     def tokenize(self, rows: Sequence[dict[str, Any]], name: str) -> tuple[Sequence[Example], Sequence[dict[str, Any]]]:
-        """Tokenise ``rows`` in the prompt style, saying how many of ``name`` were cut.
+        """Tokenise ``rows`` in the prompt style; returns the examples with the rows that they were made from.
 
         Plain texts are joined and cut into pieces of ``max_length`` tokens, every token supervised. Of a large set a
-        row is tokenised when a batch needs it.
-
-        Returns:
-            The examples, and the rows that they were made from (of texts all).
+        row is tokenised when a batch needs it. Cut rows of ``name`` are counted and warned of.
         """
         plain = rows.plain if isinstance(rows, Rows) else ["text" in row for row in rows]
         if any(plain) and not all(plain):
@@ -324,23 +321,14 @@ class UnlearningDataModule(TokenizedDataModule):
     def add_alternatives(self, lines: Sequence[Sequence[str]], pairs: ForgetRetainPairs | None = None) -> None:
         """Let every pair come with an alternative answer to its forget question, the batch's ``alternative`` part.
 
-        Args:
-            lines: For each of ``trained_rows``, the answers to draw from.
-            pairs: The training set; None is the one that `setup` made.
-
-        Raises:
-            InputError: An alternative cannot be tokenised.
+        ``lines`` are, for each of ``trained_rows``, the answers to draw from.
         """
         pairs = self._pairs if pairs is None else pairs
         pairs.alternative = Alternatives(lines, self.trained_rows, self.style, self.max_length, self.seed)
         self._note_longest(pairs.alternative.to_longest())
 
     def _private(self, forget: Sequence[Example], rows: Sequence[dict[str, Any]]) -> Sequence[Example]:
-        """Keep the labels of private values only.
-
-        Raises:
-            InputError: A row is no question with its answer.
-        """
+        """Keep the labels of private values only."""
         odd = next((number for number, row in enumerate(rows) if "question" not in row), None)
         if odd is not None:
             raise InputError(
@@ -418,11 +406,7 @@ class FineTuningDataModule(TokenizedDataModule):
 
 
 def first_rows(rows: Any, limit: int | None, option: str) -> Any:
-    """Return the first ``limit`` rows (`Rows` or a list), or all.
-
-    Raises:
-        InputError: ``limit`` is not between 1 and the number of rows.
-    """
+    """Return the first ``limit`` rows (`Rows` or a list), or all."""
     if limit is None:
         return rows
     if not 1 <= limit <= len(rows):

@@ -191,12 +191,7 @@ class Benchmark:
 
 
 def find_benchmark(log_format: str, class_path: str = "") -> Benchmark | None:
-    """Return the benchmark that a log belongs to; None if it is not known here.
-
-    Args:
-        log_format: Name of the log's format.
-        class_path: The class that the log names, imported where it is no installed benchmark's.
-    """
+    """Return the benchmark of a log's format, or that whose class the log names; None if it is not known here."""
     for benchmark in installed_benchmarks():
         if log_format == benchmark.format or any(log_format == one.name for one in benchmark.foreign_formats):
             return benchmark
@@ -225,20 +220,21 @@ def _is_benchmark(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, Benchmark) and kind is not Benchmark
 
 
-def import_class(path: str, base: type) -> Any:
-    """Return the subclass of ``base`` at a dotted path.
+def import_class(path: str, base: type = object) -> Any:
+    """Return the subclass of ``base`` at a dotted path; a bare name is one of the package's public classes.
 
     Raises:
         InputError: It cannot be imported, or is something else.
     """
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module or "dipo_lightning"), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
             f"The class {path} cannot be imported ({error}). A class of your own must lie in the folder that you call "
             "the command from, on PYTHONPATH, or in an installed package."
         ) from error
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise InputError(f"{path} is no {base.__module__.partition('.')[0]}.{base.__name__}.")
+        what = "class" if base is object else f"{base.__module__.partition('.')[0]}.{base.__name__}"
+        raise InputError(f"{path} is no {what}.")
     return found

@@ -17,15 +17,7 @@ from dipo_lightning.safety.network import bounded_hub
 
 
 def read_native_log(content: Mapping[str, Any], path: Path, benchmark: Benchmark) -> EvaluationLog:
-    """A log of this package.
-
-    Args:
-        content: The JSON object, of the benchmark's format.
-        path: Where it came from, for messages.
-        benchmark: The benchmark of its format.
-
-    Returns:
-        The log.
+    """Read a log of this package from its JSON object; ``path`` is for messages.
 
     Raises:
         InputError: A key is missing, a set is unknown, a row stands twice or has a value of the wrong kind.
@@ -97,11 +89,7 @@ def is_summary(content: Mapping[str, Any], names: Collection[str]) -> bool:
 
 
 def refuse_summary(content: Mapping[str, Any], names: Collection[str], path: Path) -> None:
-    """Refuse a summary.
-
-    Raises:
-        InputError: It is one.
-    """
+    """Raise an `InputError` where a JSON object is a summary."""
     if is_summary(content, names):
         raise InputError(
             f"{path}: a summary, with one number for {', '.join(list(content)[:3])} and no values by row; is this "
@@ -148,13 +136,7 @@ def by_index(name: str, metric: Any, path: Path) -> dict[int, Mapping[str, Any]]
 
 
 def add_numbers(rows: list[Any], field: str, table: Mapping[int, Mapping[str, Any]]) -> None:
-    """Give rows a metric's `score`, making those that are not there yet.
-
-    Args:
-        rows: Of one set, changed in place.
-        field: Where the number goes.
-        table: The metric's values by row.
-    """
+    """Give the rows of one set a metric's `score` as ``field``, in place, making rows that are not there yet."""
     known = {row["index"]: row for row in rows}
     for index, value in table.items():
         if index not in known:
@@ -171,11 +153,7 @@ def mean(numbers: Any) -> Any:
 
 
 def row_number(where: str, key: str) -> int:
-    """Return the row that a key names: `"3"`, or `"3.0"` as pandas writes it.
-
-    Raises:
-        InputError: It names none.
-    """
+    """Return the row that a key names: `"3"`, or `"3.0"` as pandas writes it."""
     whole = re.fullmatch(r"(\d+)(\.0+)?", key)
     if whole is None:
         raise InputError(f"{where} should be keyed by row number, got {key!r}")
@@ -187,15 +165,12 @@ HUB_LOGS = "open-unlearning/eval"
 
 
 def read_log(path: str | Path, usual: str = "") -> EvaluationLog:
-    """Read a log, whichever of the known formats it has.
+    """Read a log of any of the known formats.
 
     Args:
         path: This package's own JSON log, one of another package that a benchmark knows, the folder of a run, whose
             last evaluation is read, or a log in `HUB_LOGS`: ``open-unlearning/eval/FOLDER/FILE``.
         usual: The file in `HUB_LOGS` that is meant where ``path`` names the data set alone.
-
-    Returns:
-        Its rows and what is known about them.
 
     Raises:
         InputError: There is no such file, it is not JSON or cut off, its format is unknown, or it lacks something.
@@ -230,11 +205,7 @@ def read_log(path: str | Path, usual: str = "") -> EvaluationLog:
 
 
 def _from_hub(file: str) -> Path:
-    """Fetch a log of `HUB_LOGS`, or take the copy that was fetched before.
-
-    Raises:
-        InputError: No file is named, there is none of that name, or the hub cannot be reached.
-    """
+    """Fetch a log of `HUB_LOGS`, or take the copy that was fetched before."""
     from huggingface_hub import hf_hub_download
 
     if not file:
@@ -253,11 +224,7 @@ def _from_hub(file: str) -> Path:
 
 
 def last_evaluation(folder: Path) -> Path:
-    """Return the evaluation that was written last anywhere in ``folder``.
-
-    Raises:
-        InputError: There is none.
-    """
+    """Return the evaluation that was written last anywhere in ``folder``."""
     logs = [*folder.glob("*.json"), *folder.glob("**/evaluations/*.json")]
     if not logs:
         raise InputError(f"{folder}: no evaluation log in this folder; name a log, or a run that evaluated its model")
@@ -288,14 +255,9 @@ _FINGERPRINT = re.compile(r"-[0-9a-f]{12}$")
 
 
 def check_comparable(log: EvaluationLog, reference: EvaluationLog, benchmark: Benchmark) -> None:
-    """Refuse a reference that was evaluated on something else, saying on what.
+    """Refuse a retain model's log that was measured on something else than ``log``, saying on what.
 
     What a foreign format does not say is not compared; counts, indices and questions are, where both logs have them.
-
-    Args:
-        log: Of the model in question.
-        reference: Of the retain model.
-        benchmark: The log's.
 
     Raises:
         InputError: The benchmarks, a setting, the rows or their questions differ.

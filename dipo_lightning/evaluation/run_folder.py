@@ -18,11 +18,7 @@ from dipo_lightning.errors import RunError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` in one step: under another name, to the disk, then renamed.
-
-    Raises:
-        RunError: The file can't be written (a full disk, no permission).
-    """
+    """Write ``text`` to ``path`` in one step: under another name, to the disk, then renamed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,13 +33,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write ``document`` to ``path`` in one step, as `write_text` does.
-
-    Numbers that aren't finite become null: ``NaN`` is no JSON, and most readers refuse it.
-
-    Raises:
-        RunError: The file can't be written (a full disk, no permission).
-    """
+    """Write ``document`` in one step, as `write_text` does; numbers that are not finite become null."""
     write_text(path, json.dumps(finite(document), ensure_ascii=False, indent=1, allow_nan=False))
 
 

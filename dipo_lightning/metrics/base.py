@@ -256,13 +256,10 @@ class RowValues(Metric):
         """
         table = self.table()
         bad = torch.stack([table[name].isnan() for name in columns or self.columns]).any(dim=0)
-        self._note_unscored(table, bad)
-        return {name: values[~bad] for name, values in table.items()}
-
-    def _note_unscored(self, table: Mapping[str, Tensor], bad: Tensor) -> None:
         self.unscored = {}
         for group, index in zip(table["group"][bad].tolist(), table["index"][bad].tolist(), strict=True):
             self.unscored.setdefault(self.sets[int(group)].name, []).append(int(index))
+        return {name: values[~bad] for name, values in table.items()}
 
     def reset(self) -> None:
         """Forget all rows."""

@@ -239,9 +239,7 @@ class PrivLeak(_TwoSamples):
     ) -> None:
         super().__init__(members, others, *more, **kwargs)
         if auc_retrain is not None:
-            functional.privleak(
-                auc_retrain, auc_retrain
-            )  # refuses what cannot be divided by before anything is measured
+            functional.privleak(auc_retrain, auc_retrain)  # refuses what cannot be divided by
         self.auc_retrain, self.has_retain = auc_retrain, retain_rows is not None
         self.retain = _by_index(retain_rows, "min_k")
 
@@ -262,14 +260,12 @@ class PrivLeak(_TwoSamples):
         auc = self.auc()
         if auc is None:
             return self._nothing("" if self.optional else f"the log has no Min-K scores in both {both}")
-        if other is None and self.has_retain:
-            reason = f"the retain model's log has no Min-K scores in both {both}"
-            return {"": self._nothing(reason), "auc": self._scalar(auc)}
-        if other is None:
+        if not other:
             reason = "neither a retain model's log nor its AUC was given to compare with"
-            return {"": self._nothing(reason), "auc": self._scalar(auc)}
-        if other == 0:
-            reason = "the retain model's AUC is 0: there is nothing to divide by"
+            if other is not None:
+                reason = "the retain model's AUC is 0: there is nothing to divide by"
+            elif self.has_retain:
+                reason = f"the retain model's log has no Min-K scores in both {both}"
             return {"": self._nothing(reason), "auc": self._scalar(auc)}
         found = {"": functional.privleak(auc, other), "auc": auc, "auc_retrain": other}
         return {name: self._scalar(value) for name, value in found.items()}

@@ -32,12 +32,7 @@ TokenBatch: TypeAlias = dict[str, Tensor]
 
 
 def collate(examples: Sequence[Mapping[str, Any]], pad_token_id: int = 0) -> TokenBatch:
-    """Make a right-padded batch of tokenised examples.
-
-    Args:
-        examples: Each with ``input_ids`` and ``labels`` (lists of one length) and ``index`` (an int).
-        pad_token_id: Fills up ``input_ids``; any id does, for the mask comes from the lengths. The tokenizer's own may
-            be one that the model has no embedding for.
+    """Make a right-padded batch of tokenised examples; the mask comes from their lengths, so that any id may pad.
 
     Returns:
         ``input_ids``, ``attention_mask`` (1 on an example's own tokens) and ``labels`` (-100 where not supervised),
@@ -78,14 +73,7 @@ def concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:
 
 
 def supervised_positions(labels: Tensor) -> Tensor:
-    """Mark the positions whose logits predict a supervised token.
-
-    Args:
-        labels: (batch, length) int64, -100 where not supervised.
-
-    Returns:
-        (batch, length) bool, true at t where ``labels[:, t + 1]`` is supervised; the last column is false.
-    """
+    """Mark the positions of (batch, length) labels whose logits predict a supervised token; the last is none."""
     positions = torch.zeros_like(labels, dtype=torch.bool)
     positions[:, :-1] = labels[:, 1:] != IGNORED
     return positions

@@ -65,11 +65,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def read_settled(path: Path) -> dict[str, Any]:
-    """Read everything of a checkpoint but a sharded one's weights, after checking that training can go on from it.
-
-    Raises:
-        InputError: It is truncated, holds more than plain values and tensors, or is none of Lightning's.
-    """
+    """Read everything of a checkpoint but a sharded one's weights, after checking that training can go on from it."""
     content = _read_meta(path) if path.is_dir() else _read_file(path)
     missing = {"loops", "callbacks", "global_step"} - set(content)
     if missing:
@@ -85,13 +81,12 @@ def restore(
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """Build the model that a checkpoint holds, in evaluation mode, with its tokenizer.
 
+    A checkpoint can't allow its original model's own code to run; ``trust_remote_code`` does.
+
     Args:
         checkpoint: From `read_checkpoint`.
         pretrained: Where the original model is now, if it was moved.
-        trust_remote_code: Allow the original model's own code to run. A checkpoint can't allow that itself.
-
-    Raises:
-        InputError: The original model isn't found, or is another one than the checkpoint's.
+        trust_remote_code: Allow the original model's own code to run.
     """
     settings = checkpoint.settings
     source = str(pretrained or settings["pretrained"])

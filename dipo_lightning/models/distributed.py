@@ -88,15 +88,9 @@ if "fsdp2" not in StrategyRegistry:
 
 
 def check_strategy(strategy: Any) -> None:
-    """Refuse strategies that would not train rightly here, by what stands in ``Trainer(strategy=...)`` or its YAML.
+    """Raise an `InputError` for a strategy (or its name or YAML) that would not train rightly here: FSDP1, DeepSpeed.
 
     Lightning refuses some of them itself, but when it builds the Trainer and without naming the one to use.
-
-    Args:
-        strategy: A name, a strategy, or a ``class_path`` mapping.
-
-    Raises:
-        InputError: It is FSDP1, DeepSpeed, or Lightning's bare ``ModelParallelStrategy``.
     """
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     if isinstance(strategy, Mapping) or hasattr(strategy, "class_path"):
@@ -198,16 +192,11 @@ def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load_optimizer_state(model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimiser's state from a checkpoint file, of whatever strategy; collective.
+    """Load an optimiser's whole state from a checkpoint file, of whatever strategy; collective.
 
     A file keys states by number: without sharding by the parameter's number in the optimiser, with FSDP2 by the one in
     the model, where frozen ones count too. Lightning takes both for the latter, and fails where no parameter has a
     state. What both have in common is the order in the groups.
-
-    Args:
-        model: What the names of parameters are relative to.
-        optimizer: The optimiser of a sharded model.
-        state: Its whole saved state.
     """
     if not state["state"]:  # plain SGD
         optimizer.load_state_dict({"state": {}, "param_groups": _numbered(state["param_groups"])})
@@ -241,13 +230,8 @@ R = TypeVar("R")
 def plan_batches(lengths: Sequence[int], budget: int, equal: bool = False) -> list[list[int]]:
     """Group rows of like length so that no batch holds more than ``budget`` tokens, padding included.
 
-    Args:
-        lengths: Tokens of each row.
-        budget: Most tokens of a batch; a longer row gets a batch of its own.
-        equal: Put together rows of one length only, for models that padding disturbs.
-
-    Returns:
-        Indices of each batch, the longest rows first: what doesn't fit the memory fails at once.
+    A longer row gets a batch of its own; with ``equal`` rows of one length only go together. Indices of each batch, the
+    longest rows first: what doesn't fit the memory fails at once.
     """
     batches: list[list[int]] = []
     room = 0
@@ -261,13 +245,10 @@ def plan_batches(lengths: Sequence[int], budget: int, equal: bool = False) -> li
 
 
 def own_batches(batches: Sequence[list[T]]) -> Iterator[tuple[list[T], bool]]:
-    """Give this process its batches, the same number on every process.
+    """Give this process its batches, the same number on every process, and whether each is its own.
 
     A sharded model gathers its weights in every forward, so a process without work has to take part: it is given the
-    last batch again.
-
-    Yields:
-        The batch, and whether it is this process's own (else its results are dropped).
+    last batch again, and drops the results.
     """
     rank, world = rank_and_world()
     for start in range(0, len(batches), world):
@@ -280,12 +261,9 @@ def shared_out(
     compute: Callable[[list[T]], Mapping[int, R]],
     progress: Callable[[int], object] | None = None,
 ) -> dict[int, R]:
-    """Compute batches on all processes and bring their results together; collective.
+    """Compute batches on all processes and bring their results together by row index; collective.
 
-    Args:
-        batches: The same on every process.
-        compute: Results of a batch by row index.
-        progress: Called with the number of results after each own batch, and with those of the other processes.
+    ``progress`` is told the number of results after each own batch, and then those of the other processes.
     """
     results: dict[int, R] = {}
     for batch, own in own_batches(batches):

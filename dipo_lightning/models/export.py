@@ -96,12 +96,7 @@ def _hide_home(file: Path) -> None:
 
 
 def merged_copy(policy: Any, state: dict | None = None) -> Any:
-    """Return an unsharded copy of a peft model with the adapters merged into its weights; ``policy`` is left alone.
-
-    Args:
-        policy: The peft model.
-        state: Its gathered state dict where it is sharded.
-    """
+    """Return an unsharded copy of a peft model with the adapters merged into its weights; ``policy`` is left alone."""
     if state is None:
         dense: Any = dense_copy(policy) if is_quantized(policy) else copy.deepcopy(policy).to("cpu")
         return dense.merge_and_unload()

@@ -25,13 +25,9 @@ _tried: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()  # 
 
 
 def leaves_rows_alone(model: nn.Module, layout: str, length: int, try_out: Callable[[], bool]) -> bool:
-    """Tell whether a layout of rows changes no row's logits, trying it out on longer rows than the model has seen.
+    """Tell whether a layout of rows, by its name, changes no row's logits, trying it out on longer rows than before.
 
-    Args:
-        model: The model, or a peft model around it.
-        layout: A name for the layout.
-        length: Longest row that is to be laid out so.
-        try_out: Compares a row of that length in this layout and alone; collective where the model is sharded.
+    ``try_out`` compares a row of that length in this layout and alone; collective where the model is sharded.
     """
     known = _tried.setdefault(causal_lm(model), {})
     layout = f"{layout} {attention_implementation(model)}"
@@ -55,14 +51,10 @@ def attention_implementation(model: nn.Module) -> str:
 
 @torch.no_grad()
 def check_causal(model: nn.Module, name: object) -> None:
-    """Try out on a model, before it is sharded, that no token sees a later one.
-
-    Args:
-        model: A ``transformers`` causal LM in evaluation mode, all weights on one device.
-        name: The model's name or folder, for the message.
+    """Try out on a model, before it is sharded, that no token sees a later one, as in an encoder.
 
     Raises:
-        InputError: The logits of a token change with the one after it, as in an encoder.
+        InputError: The logits of a token change with the one after it; names the model.
     """
     ids = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 0]], device=next(model.parameters()).device)
     ids %= model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
@@ -77,10 +69,6 @@ def check_causal(model: nn.Module, name: object) -> None:
 
 def check_rows(data: Any, model: nn.Module) -> None:
     """Compare the training rows with what the model has embeddings and positions for, before the first step.
-
-    Args:
-        data: A data module with its tokenizer, set up; without training rows nothing is compared.
-        model: The causal LM in evaluation mode, before sharding.
 
     Raises:
         InputError: The family cannot be trained, or a row holds an id without an embedding, or is longer than a table.
@@ -113,11 +101,7 @@ def check_training(model: nn.Module, longest: int = 0) -> None:
     """Try out on a model, before it is sharded, a padded batch of two short rows as training makes them.
 
     A family that attends to a selection of keys (DeepSeek-V3.2) breaks ties among them by the length of the batch, but
-    in rows with more tokens than it selects only.
-
-    Args:
-        model: The causal LM in evaluation mode.
-        longest: Tokens of the longest training row.
+    in rows with more tokens than it selects only: ``longest`` are those of the longest training row.
 
     Raises:
         InputError: The family cannot be trained on rows of any length.
@@ -145,11 +129,7 @@ def check_training(model: nn.Module, longest: int = 0) -> None:
 
 
 def check_ids(model: nn.Module, texts: Sequence[Sequence[int]]) -> None:
-    """Refuse token ids that the model has no embedding for.
-
-    Raises:
-        InputError: There is such an id; names its place among ``texts``.
-    """
+    """Raise an `InputError` where a text, of token ids, holds one that the model has no embedding for."""
     rows = vocabulary_size(model)
     for number, ids in enumerate(texts):
         if max(ids, default=0) >= rows:
@@ -213,18 +193,12 @@ _NOISE = re.compile(f"drop|{_JITTER.pattern}")
 
 
 def dropout_rates(model: nn.Module, switch_off: bool = False) -> dict[str, float]:
-    """Find every rate of dropout and jitter above 0: of dropout modules, and those that modules read as numbers.
+    """Find every rate of dropout and jitter above 0, by name: of dropout modules, and those read as numbers.
 
     The causal LM's configuration, which an export writes, stays as it is; the modules inside it get a copy, for some
     families read the rates there in every forward. A router with jitter (Phi-MoE) draws its experts in training, and
-    the number also counts in evaluation: it stays, and so does the router in evaluation mode.
-
-    Args:
-        model: A ``transformers`` causal LM without adapters.
-        switch_off: Set the rates of dropout to 0, and keep what has jitter in evaluation mode, in place.
-
-    Returns:
-        The rates that there were, by name.
+    the number also counts in evaluation: it stays, and with ``switch_off`` so does the router in evaluation mode, where
+    the rates of dropout become 0, in place.
     """
     root = causal_lm(model)
     found = rates(root.config)

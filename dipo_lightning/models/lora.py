@@ -62,12 +62,7 @@ class LoRA:
 def add_lora(model: nn.Module, lora: LoRA) -> PeftModel:
     """Put adapters into `model` and freeze everything else; the outputs stay what they were until the first step.
 
-    Args:
-        model: A ``transformers`` causal LM; it is changed in place.
-        lora: Settings.
-
-    Returns:
-        The model, wrapped; ``with wrapped.disable_adapter():`` it is the original.
+    The model is changed in place and returned wrapped; ``with wrapped.disable_adapter():`` it is the original.
 
     Raises:
         InputError: A target names no linear module of the model, or a weight that is tied to another.
@@ -203,14 +198,9 @@ class FourBitLinear(nn.Module):
 
 
 def check_quantized(trainer: Any, module: Any) -> None:
-    """Refuse a 4-bit base where it cannot work, before the model is loaded.
+    """Raise an `InputError` where a 4-bit base cannot work, before the model is loaded.
 
-    Args:
-        trainer: The Trainer.
-        module: A `LanguageModelModule` whose ``lora.base`` is ``nf4``.
-
-    Raises:
-        InputError: FSDP2, a CPU, another precision, a live reference, compiled blocks, or no bitsandbytes.
+    With FSDP2, on a CPU, in another precision, with a live reference or compiled blocks, or without bitsandbytes.
     """
     asked = f"model.lora.base is {NF4}"
     if isinstance(trainer.strategy, ModelParallelStrategy):
@@ -235,24 +225,15 @@ def check_quantized(trainer: Any, module: Any) -> None:
 
 
 def check_installed() -> None:
-    """Refuse to go on without bitsandbytes.
-
-    Raises:
-        InputError: It is not installed.
-    """
+    """Raise an `InputError` where bitsandbytes is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError("A base in 4 bits (lora.base: nf4) needs bitsandbytes: pip install 'dipo-lightning[qlora]'")
 
 
 def quantize_base(policy: nn.Module, device: torch.device) -> nn.Module:
-    """Pack the linear layers under and beside the adapters; embeddings and output projection become bfloat16.
+    """Pack the linear layers under and beside the adapters, in place; embeddings and projection become bfloat16.
 
-    Args:
-        policy: A peft model with LoRA adapters; changed in place.
-        device: Where to pack, one layer after another: the GPU never holds an unpacked model.
-
-    Returns:
-        The policy.
+    Layer after layer on ``device``: the GPU never holds an unpacked model.
     """
     check_installed()
     model = causal_lm(policy)

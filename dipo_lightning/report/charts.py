@@ -52,7 +52,10 @@ _TRAINING: Sequence[tuple[str, str, dict[str, str]]] = (
 
 def training_charts(curves: Mapping[str, Curve]) -> list[Chart]:
     """Draw what training logged; a method's own further terms get a chart each."""
-    charts = _charts(_TRAINING, curves)
+    charts = []
+    for title, words, tags in _TRAINING:
+        if there := {label: curves[tag] for tag, label in tags.items() if curves.get(tag)}:
+            charts.append(Chart(title, words, svg_image(there)))
     known = {tag for _, _, tags in _TRAINING for tag in tags} | {"train/loss", "train/margin_per_token"}
     for tag in sorted(set(curves) - known):
         charts.append(Chart(tag, "Logged by the method.", svg_image({tag: curves[tag]})))
@@ -65,13 +68,9 @@ def evaluation_charts(
     benchmark: Benchmark | None,
     retain: Mapping[str, float],
 ) -> list[Chart]:
-    """Draw the numbers of a run's evaluations over its steps; nothing for a single one.
+    """Draw the numbers of a run's evaluations over its steps: the benchmark's charts, and one for each user's metric.
 
-    Args:
-        documents: In the order of their steps.
-        scalars: The numbers of each.
-        benchmark: Its charts are drawn, and one for each metric that the user added; None where it is not known.
-        retain: The retain model's numbers, as far as they are known.
+    Nothing for a single evaluation. ``retain`` are the retain model's numbers, as far as they are known.
     """
     if len(documents) < 2:
         return []
@@ -97,15 +96,6 @@ def evaluation_charts(
     return charts
 
 
-def _charts(wanted: Sequence[tuple[str, str, dict[str, str]]], curves: Mapping[str, Curve]) -> list[Chart]:
-    found = []
-    for title, words, tags in wanted:
-        there = {label: curves[tag] for tag, label in tags.items() if curves.get(tag)}
-        if there:
-            found.append(Chart(title, words, svg_image(there)))
-    return found
-
-
 def svg_image(
     curves: Mapping[str, Curve],
     levels: Mapping[str, float] | None = None,
@@ -116,8 +106,8 @@ def svg_image(
 
     Args:
         curves: By their labels.
-        levels: The retain model's number for some of them, drawn as a dotted line in the curve's colour; None for
-            curves that are no evaluation's.
+        levels: The retain model's number for some of them, a dotted line in the curve's colour; None for curves that
+            are no evaluation's.
         mark: A value that is marked with a dashed line, and its name.
         powers: The values are decimal logarithms, and the axis shows powers of ten.
     """
@@ -213,9 +203,6 @@ def comparison_picture(
         target: The model before unlearning; every trajectory starts there.
         retain: The model that never saw the forget set; compared with itself.
         keep: Share of the target's utility that is marked.
-
-    Raises:
-        InputError: There is no point at all.
     """
     from matplotlib.figure import Figure
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.aggregates import (
     Meanings,
     document_meanings,
@@ -22,6 +20,7 @@ from dipo_lightning.evaluation.aggregates import (
 from dipo_lightning.evaluation.benchmark import Benchmark, find_benchmark
 from dipo_lightning.evaluation.logs import read_log
 from dipo_lightning.evaluation.rows import EvaluationLog
+from dipo_lightning.evaluation.run_folder import write_text
 from dipo_lightning.metrics.base import INTERVAL, Meaning
 from dipo_lightning.report.charts import evaluation_charts, training_charts
 from dipo_lightning.report.runs import Document, RunFolder, read_run
@@ -48,25 +47,12 @@ def report(run_folder: str, output: str | None = None, rows: int = ROWS) -> None
 
 
 def write_page(run_folder: str | Path, output: str | Path | None = None, rows: int = ROWS) -> Path:
-    """Write the page and return its path; see `report`.
-
-    Raises:
-        InputError: There is no run, or a file of it is broken.
-        RunError: The page can't be written.
-    """
+    """Write the page and return its path; see `report`."""
     if rows < 0:
         raise InputError(f"rows is {rows}; it must be 0 or more.")
     run = read_run(run_folder)
     path = Path(output) if output is not None else run.path / PAGE
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(render(run, rows), encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise RunError(f"The results page could not be written to {path}: {error.strerror or error}.") from error
+    write_text(path, render(run, rows))
     return path
 
 
@@ -202,13 +188,7 @@ def _line(
 
 
 def alike(value: float, among: Sequence[float], sign: str = "") -> str:
-    """Return a number with as many decimals as those that it is compared with, and very small ones as powers of ten.
-
-    Args:
-        value: The number.
-        among: Those that it stands among.
-        sign: ``+`` for a difference.
-    """
+    """Return a number with as many decimals as those it stands among, and very small ones as powers of ten."""
     if not math.isfinite(value):
         return str(value)
     if all(number.is_integer() for number in among) and max(map(abs, among)) > 1:
@@ -285,15 +265,15 @@ def _named(provenance: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str
 
 def _about(provenance: Mapping[str, Any]) -> dict[str, str]:
     """Return what a reader wants to know of a run first."""
-    rows = {f"{half} rows": str(what["rows"]) for half, what in (provenance.get("data") or {}).items()}
+    rows = {f"{part} rows": str(what["rows"]) for part, what in (provenance.get("data") or {}).items()}
     return _named(provenance, _ABOUT) | rows
 
 
 def _origin(provenance: Mapping[str, Any]) -> dict[str, str]:
     """Return what is needed to repeat a run."""
     found = _named(provenance, _ORIGIN)
-    for half, what in (provenance.get("data") or {}).items():
-        found[f"{half} rows, SHA-256"] = visible(what["sha256"])
+    for part, what in (provenance.get("data") or {}).items():
+        found[f"{part} rows, SHA-256"] = visible(what["sha256"])
     versions = provenance.get("versions") or {}
     return found | {"versions": ", ".join(f"{name} {version}" for name, version in versions.items())}
 
@@ -305,13 +285,10 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, str]:
 def verdict_page(
     verdict: Mapping[str, Any], facts: Mapping[str, str], answers: Sequence[Mapping[str, str]], keep: float
 ) -> str:
-    """Return the page as HTML.
+    """Return the page of a verdict (plain values) as HTML.
 
-    Args:
-        verdict: The verdict as plain values.
-        facts: What the run was made with, for the head of the page.
-        answers: For each forget row ``question``, ``answer``, and what was said ``before`` and ``after``.
-        keep: Share that must be kept.
+    ``answers`` has for each forget row ``question``, ``answer``, and what was said ``before`` and ``after``; ``facts``
+    tell what the run was made with, and ``keep`` is the share that must be kept.
     """
     return fill(
         "verdict.html.jinja",

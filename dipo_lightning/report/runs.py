@@ -37,14 +37,7 @@ class RunFolder:
 
 
 def read_run(folder: str | Path) -> RunFolder:
-    """Read a run.
-
-    Args:
-        folder: The run's log folder, which holds ``evaluations``; or a folder with exactly one such folder below it.
-
-    Raises:
-        InputError: There is no such folder, no evaluation in it, or several runs; or a file is broken.
-    """
+    """Read a run's log folder, which holds ``evaluations``, or the only such folder below it."""
     path = _find(Path(folder).expanduser())
     run = RunFolder(path, read_documents(path))
     for name in ("config.yaml", "hparams.yaml"):
@@ -65,11 +58,7 @@ def read_documents(folder: Path, name: str | None = None) -> dict[str, list[Docu
 
 
 def read_document(file: Path) -> Document:
-    """Read one evaluation.
-
-    Raises:
-        InputError: It is no evaluation of this package.
-    """
+    """Read one evaluation."""
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -109,12 +98,8 @@ def _curves(folder: Path) -> dict[str, Curve]:
 def headline_picture(evaluations: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     """Draw the benchmark's two headline numbers over the steps of a run, forgetting above utility, and write a PNG.
 
-    Args:
-        evaluations: The documents of a run (the parsed JSON files) on one benchmark, in any order.
-        path: Where the picture goes.
-
-    Raises:
-        InputError: There is no evaluation, or none has either number.
+    ``evaluations`` are the run's parsed JSON files on one benchmark, in any order; an `InputError` where none has
+    either.
     """
     from matplotlib.figure import Figure
 
