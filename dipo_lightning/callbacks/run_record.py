@@ -192,6 +192,7 @@ def flat_options(config: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def add(name: str, value: Any) -> None:
+        """Add an option under its dotted name, or those inside it where it is a section."""
         if isinstance(value, Mapping):
             if "class_path" in value:
                 found[f"{name}.class"] = str(value["class_path"]).rpartition(".")[2]

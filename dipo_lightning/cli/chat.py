@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.prompts import PromptName, prompt_style
 from dipo_lightning.errors import InputError
-from dipo_lightning.safety.text import printable
+from dipo_lightning.safety.display import printable
 
 if TYPE_CHECKING:
     from torch import nn

@@ -20,7 +20,7 @@ from dipo_lightning.cli import PARENT
 from dipo_lightning.cli.run_folder import CONFIG, LOG
 from dipo_lightning.errors import RunError
 from dipo_lightning.evaluation.run_folder import PRIVATE, write_text
-from dipo_lightning.safety.text import printable
+from dipo_lightning.safety.display import printable
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:

@@ -114,7 +114,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def refused(reason: str) -> int:
     """Print why a command was refused, and return its exit code."""
-    from dipo_lightning.safety.text import printable
+    from dipo_lightning.safety.display import printable
 
     print(f"error: {printable(reason)}", file=sys.stderr)
     return 2

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from dipo_lightning.errors import RENAMED
-from dipo_lightning.safety.text import printable
+from dipo_lightning.safety.display import printable
 
 NOISE = (
     "Does not validate against any of the Union subtypes",

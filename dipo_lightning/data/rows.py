@@ -34,10 +34,10 @@ _MARK = re.compile(r"\[\[([^\[\]]*[^\[\]\s][^\[\]]*)\]\]")
 
 
 class Rows(Sequence[Row]):
-    """Rows in one block of bytes, which a million of take as much memory as their text.
+    """Rows in one block of bytes: a million of them take as much memory as their text.
 
-    Dictionaries take several times as much, in each process. A row is decoded when it is asked for, with its ``index``
-    (its position) and ``where`` (its place in its file).
+    As dictionaries they would take several times as much, in each process. A row is decoded when it is asked for, with
+    its ``index`` (its position) and ``where`` (its place in its file).
     """
 
     def __init__(self) -> None:

@@ -82,7 +82,7 @@ class LazyRows(OnDemand):
         rows: From `dipo_lightning.data.rows.read_rows`.
         style: How a row is written.
         max_length: Longest example in tokens; the end of a longer one is cut off.
-        looked_at: Positions of the rows that are looked at before the first step.
+        looked_at: Positions of the rows that are tokenised and checked before the first step.
     """
 
     KEPT = 4096

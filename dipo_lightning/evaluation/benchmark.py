@@ -117,8 +117,8 @@ class Benchmark:
         compared_settings: Settings that change a row's numbers; two logs that state one must agree.
         compared_sets: Sets that are compared row by row with a retain model's.
         score_options: Settings that ``score`` may replace.
-        columns_beside: Patterns of its numbers that stand in comparisons over another benchmark, as
-            ``{name}_{number}``; where there are any, runs are never compared by this benchmark itself.
+        columns_beside: Patterns of its numbers that are further columns (``{name}_{number}``) where runs are compared
+            on another benchmark; with any, runs are never compared on this benchmark itself.
         charts: Charts of the results page and of TensorBoard.
         answers: Sets whose generated answers are shown, with the tag of the table.
         histograms: Set and field of the rows whose distribution is shown, by tag.

@@ -36,7 +36,7 @@ class RowSet:
     Attributes:
         name: Its name in logs, such as ``forget``.
         title: Heading over its rows, for a reader.
-        about: Its rows in words that fit after "on".
+        about: Phrase for its rows that fits after "on".
         forget: Whether the model is to forget them (True) or to keep them (False); None where neither is asked of it.
         required: Fields that each of its rows has in a log; null where a row could not be scored.
     """
@@ -50,10 +50,10 @@ class RowSet:
 
 @dataclass(frozen=True)
 class Meaning:
-    """One number for a reader.
+    """Meaning of a number, for a reader.
 
     Attributes:
-        label: Its name.
+        label: Name of the number.
         words: Its definition in plain words.
         unit: ``nats``, ``bits``, ``%``, ``log10``; empty for a number without one.
         higher_is_better: The direction that is wanted; None for neither, or where `near` says which value is.

@@ -9,7 +9,7 @@ from typing import Any
 
 from dipo_lightning.evaluation.run_folder import write_json
 from dipo_lightning.report.runs import headline_picture
-from dipo_lightning.safety.text import printable
+from dipo_lightning.safety.display import printable
 
 SHOWN = {"forget": 3, "retain": 2}
 """Questions that are printed of each set."""

@@ -24,8 +24,8 @@ from dipo_lightning.evaluation.run_folder import write_text
 from dipo_lightning.metrics.base import INTERVAL, Meaning
 from dipo_lightning.report.charts import evaluation_charts, training_charts
 from dipo_lightning.report.runs import Document, RunFolder, read_run
+from dipo_lightning.safety.display import visible, word_changes
 from dipo_lightning.safety.redaction import without_home, without_secrets, without_secrets_in_yaml
-from dipo_lightning.safety.text import visible, word_changes
 
 PAGE = "results.html"
 ROWS = 100

@@ -126,6 +126,7 @@ def numbers_of(names: Sequence[str], loaded: Mapping[str, Any]) -> dict[str, dic
     found: dict[str, dict[str, Any]] = {}
 
     def add(owner: str, tasks: Sequence[str], metric: str, filters: Sequence[str], aggregation: str) -> None:
+        """Add the number of a metric under each filter."""
         for one in filters:
             field = _field(metric, one)
             higher = loaded["tasks"][tasks[0]].higher_is_better().get(metric)
