@@ -334,7 +334,7 @@ def _unheard(job: _Job, values: Sequence[Sequence[str]], longest: int) -> int:
     """Number of values that begin behind the longest answer that is asked for."""
     from dipo_lightning.data.private import says
 
-    heard = [job.style.tokenizer.decode(job.style.answer_ids(row["answer"])[:longest]) for row in job.rows.forget]
+    heard = [str(job.style.tokenizer.decode(job.style.answer_ids(row["answer"])[:longest])) for row in job.rows.forget]
     return sum(not says(text, value) for text, row in zip(heard, values, strict=True) for value in row)
 
 
