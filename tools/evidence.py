@@ -34,8 +34,6 @@ from dipo_lightning.evaluation.json_files import write_json
 from tools.evidence_jobs import RETAIN, SPLIT, Job, Setup, Workers, result_of
 
 Settings = dict[str, Any]
-EPOCHS, EVERY = 5, 3
-SEEDS = (1, 2, 3)
 SELECTION = Selection(seed=0, epoch="any")
 
 
@@ -116,9 +114,16 @@ class Evidence:
         workers: They do them.
         output: Folder of the tables.
         methods: As `METHODS`.
+        seeds: Of the runs that are reported.
+        epochs: Of the search; read there and after every ``every``-th.
+        every: See ``epochs``.
     """
 
-    def __init__(self, setup: Setup, workers: Workers, output: Path, methods: dict[str, Any]) -> None:
+    def __init__(
+        self, setup: Setup, workers: Workers, output: Path, methods: dict[str, Any], seeds: Sequence[int] = (1, 2, 3),
+        epochs: int = 5, every: int = 3,
+    ) -> None:  # fmt: skip
+        self.seeds, self.epochs, self.every = list(seeds), epochs, every
         self.setup, self.workers, self.output, self.methods = setup, workers, output, methods
         self.scale = Scale.of(TOFU())
         self.findings = Findings(self.scale)
@@ -136,12 +141,13 @@ class Evidence:
         self.workers.run([Job("measure", "search"), Job("measure", "report"), *in_turn])
         self.choose(tried)
         own = self.own_choice()
-        reported = {(name, seed): self.reported(name, seed) for seed in SEEDS for name in self.findings.choices}
+        reported = {(name, seed): self.reported(name, seed) for seed in self.seeds for name in self.findings.choices}
         around = [] if own is None else list(self.around(own))
-        first = [job for (_, seed), job in reported.items() if seed == SEEDS[0]]
-        rest = [job for (_, seed), job in reported.items() if seed != SEEDS[0]]
+        first = [job for (_, seed), job in reported.items() if seed == self.seeds[0]]
+        rest = [job for (_, seed), job in reported.items() if seed != self.seeds[0]]
         half = len(rest) // 2
-        self.workers.run([*first, *rest[:half], *(job for _, _, job in around), *rest[half:]])
+        near = [job for _, _, job in around]
+        self.workers.run([*first, *near[:2], *rest[:half], *near[2:], *rest[half:]])
         for (name, _), job in reported.items():
             if rows := self.rows(job):
                 self.findings.runs.setdefault((name, rows[-1]["settings"]), []).append(rows)
@@ -151,7 +157,7 @@ class Evidence:
     def job(self, name: str, settings: Settings, split: str, seed: int = 0, **more: Any) -> Job:
         """Return the run of a method's settings."""
         kind, fixed, _ = self.methods[name]
-        more = {"epochs": EPOCHS, "every": EVERY} | more
+        more = {"epochs": self.epochs, "every": self.every} | more
         return Job("unlearn", split, name, kind, fixed | settings, seed, **more)
 
     def reported(self, name: str, seed: int, **changes: Any) -> Job:
@@ -188,13 +194,13 @@ class Evidence:
 
     def around(self, name: str) -> Iterable[tuple[str, str, Job]]:
         """Yield the runs around DiPO's choice: option, value, job; the choice itself is first, and one of each."""
-        choice, fixed, seed = self.findings.choices[name], self.methods[name][1], SEEDS[0]
+        choice, fixed, seed = self.findings.choices[name], self.methods[name][1], self.seeds[0]
         now = {"beta": 0.02, "pair.alpha": 1.0, "lambda_": 1.0} | fixed | choice.settings
         yield "as chosen", "", self.reported(name, seed)
         yield (
             "epochs",
             "",
-            self.job(name, choice.settings, "report", seed, epochs=2 * (choice.epoch or EPOCHS), every=1),
+            self.job(name, choice.settings, "report", seed, epochs=2 * (choice.epoch or self.epochs), every=1),
         )
         factors = {"pair.alpha": (0.25, 0.5, 2, 4), "lr": (0.4, 2.5), "beta": (0.2, 5, 25), "lambda_": (0, 0.3, 3)}
         for option, scales in factors.items():
@@ -205,7 +211,8 @@ class Evidence:
             others = {"pair.rho": (0.01, 0.03, 0.3, 1.0)}
         else:
             others = {} if "pair.memory_vector" in now else {"pair.k": (1, 3, 30, 100)}
-        others["data.max_retain_rows"] = (50, 100)
+        kept = len((self.setup.work / "data" / "report" / f"{RETAIN}.json").read_text(encoding="utf-8").splitlines())
+        others["data.max_retain_rows"] = (kept // 4, kept // 2)
         for option, numbers in others.items():
             for value in numbers:
                 yield option, f"{value:g}", self.reported(name, seed, **{option: value})
@@ -228,7 +235,7 @@ class Evidence:
         add_utility_kept(retain, target[0] if target else None, self.scale)
         self.findings.retain = retain
         self.findings.failures = [Failure(name, reason) for name, reason in self.workers.failures.items()]
-        plan = Comparison("TOFU, the authors of forget05", str(self.output), seeds=list(SEEDS), selection=SELECTION)
+        plan = Comparison("TOFU, the authors of forget05", str(self.output), seeds=self.seeds, selection=SELECTION)
         plain_choices = {name: vars(choice) for name, choice in self.findings.choices.items()}
         write_json(
             self.output / "evidence.json",
@@ -312,7 +319,7 @@ def smoke(setup: Setup) -> tuple[Setup, dict[str, Any]]:
     folder = setup.work / "toy"
     if not folder.is_dir():
         save_toy(folder)
-    tiny = replace(setup, model=str(folder), teaching=(5e-3, 80, 4), batch_size=4, resamples=20)
+    tiny = replace(setup, model=str(folder), teaching=(1e-2, 150, 8), batch_size=4, resamples=20)
     methods = {
         name: (kind, fixed | ({"layer": 0} if "layer" in fixed else {}), grid[: 2 if name == "NPO" else 1])
         for name, (kind, fixed, grid) in METHODS.items()
@@ -342,7 +349,8 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         setup, methods = smoke(setup)
     prepare_data(given.data, work, 4 if given.smoke else given.rows, taught=given.smoke)
-    Evidence(setup, Workers(setup, given.workers, given.seconds), given.output, methods).do()
+    short: dict[str, Any] = {"seeds": [1], "epochs": 2, "every": 1} if given.smoke else {}
+    Evidence(setup, Workers(setup, given.workers, given.seconds), given.output, methods, **short).do()
 
 
 if __name__ == "__main__":

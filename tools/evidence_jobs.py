@@ -248,7 +248,8 @@ class Workers:
 
     def run(self, jobs: Iterable[Job]) -> None:
         """Do the jobs that have no result yet, in their order."""
-        waiting = deque(job for job in jobs if result_of(job, self.setup) is None)
+        once = {job.name: job for job in jobs}
+        waiting = deque(job for job in once.values() if result_of(job, self.setup) is None)
         with ThreadPoolExecutor(len(self._lines)) as threads:
             list(threads.map(lambda place: self._work(place, waiting), range(min(len(self._lines), len(waiting)))))
 
