@@ -70,19 +70,21 @@ def plan(options: argparse.Namespace, work: Path) -> list[Job]:
     data = cut(options.data, work / "data") if options.smoke else options.data.resolve()
     device = "cuda" if options.accelerator == "gpu" else "cpu"
     changed = [f"--trainer.accelerator={options.accelerator}", f"--data.data={data}"]
-    changed += ["--trainer.max_epochs=1"] if options.smoke else []
+    fewer = {"target": ["--data.max_rows=[4,null]"], "retain": ["--data.max_rows=[4]"]}
+    little = ["--trainer.max_epochs=1"] if options.smoke else []
     common = [f"--data={data}", "--split=forget01", "--prompt=chat", f"--device={device}", *ATTACKS]
     common += [f"--unrelated={unrelated_texts(work / 'unrelated.txt')}", *(SMOKE if options.smoke else ())]
     models = {name: work / f"runs/tofu-smollm2/models/{name}" for name in OTHERS}
     jobs = []
     for name in OTHERS:
         line = ["fit", "--config", f"tofu/smollm2/{name}", f"--model.pretrained={options.model.resolve()}", *changed]
+        line += [*little, *fewer[name]] if options.smoke else []
         jobs.append(Job(name, line, models[name] / "config.json"))
     for method in METHODS:
         run = work / "unlearned" / method
         models[method] = run / "model"
         line = ["fit", "--config", "tofu/smollm2/unlearn", "--config", str(method_config(method, work)), *changed]
-        line += [f"--run={run}"]
+        line += [f"--run={run}", *little, *(["--data.max_retain_rows=4"] if options.smoke else [])]
         jobs.append(Job(method, line, models[method] / "config.json", OTHERS))
     for name, model in models.items():
         folder = work / "alone" / name
