@@ -14,6 +14,7 @@ from dipo_lightning.comparison.results import (
     Choice,
     Row,
     Scale,
+    Spread,
     by_epoch,
     considered,
     rule,
@@ -21,34 +22,6 @@ from dipo_lightning.comparison.results import (
 )
 from dipo_lightning.metrics.base import INTERVAL
 from dipo_lightning.report.charts import Axes, Point, comparison_picture
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A mean over seeds, and the lowest and the highest; with intervals the lowest and the highest end of those."""
-
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, rows: Iterable[Row], name: str) -> Spread | None:
-        """Summarise a number of the rows that have it; None if there are none."""
-        found = [(row[name], *row.get("intervals", {}).get(name, ())) for row in rows if row.get(name) is not None]
-        if not found:
-            return None
-        ends = [value for values in found for value in values]
-        return cls(sum(values[0] for values in found) / len(found), min(ends), max(ends))
-
-    def text(self, digits: int) -> str:
-        """Write it as ``mean [low, high]``; one value as itself."""
-        if self.low == self.high:
-            return f"{self.mean:.{digits}f}"
-        return f"{self.mean:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
-
-    def ties(self, other: Spread) -> bool:
-        """Tell whether the difference of two means lies inside the range of one of them."""
-        return self.low <= other.mean <= self.high or other.low <= self.mean <= other.high
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,6 +165,34 @@ def add_utility_kept(rows: Sequence[Row], target: Mapping[str, Any] | None, scal
 
 
 @dataclass(frozen=True)
+class Spread:
+    """A mean over seeds, and the lowest and the highest; with intervals the lowest and the highest end of those."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, rows: Iterable[Row], name: str) -> Spread | None:
+        """Summarise a number of the rows that have it; None if there are none."""
+        found = [(row[name], *row.get("intervals", {}).get(name, ())) for row in rows if row.get(name) is not None]
+        if not found:
+            return None
+        ends = [value for values in found for value in values]
+        return cls(sum(values[0] for values in found) / len(found), min(ends), max(ends))
+
+    def text(self, digits: int) -> str:
+        """Write it as ``mean [low, high]``; one value as itself."""
+        if self.low == self.high:
+            return f"{self.mean:.{digits}f}"
+        return f"{self.mean:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+    def ties(self, other: Spread) -> bool:
+        """Tell whether the difference of two means lies inside the range of one of them."""
+        return self.low <= other.mean <= self.high or other.low <= self.mean <= other.high
+
+
+@dataclass(frozen=True)
 class Candidate:
     """Settings that were tried on the selection seed, and what they measured there, first epoch to last."""
 
@@ -185,7 +213,8 @@ class Choice:
 def choose(candidates: Sequence[Candidate], selection: Selection, scale: Scale) -> Choice:
     """Apply the rule (see `Selection`) to the candidates of one method.
 
-    Ties go to the higher utility, then to the earlier candidate, then to the earlier epoch. A `RunError` where there is
+    Of those that tie with the best in forgetting the one with the higher utility is taken, then the earlier candidate,
+    then the earlier epoch. A `RunError` where there is
     no candidate, or none has both numbers that runs are compared by.
     """
     if not candidates:
@@ -197,10 +226,18 @@ def choose(candidates: Sequence[Candidate], selection: Selection, scale: Scale) 
         raise RunError(f"no candidate has both {pair} to choose by; the base's evaluation needs {scale.headline.needs}")
     keeping = [pair for pair in tried if pair[1]["utility_kept"] >= selection.keep_utility]
     if keeping:
-        best = max(keeping, key=lambda pair: (scale.goodness(scale.forgetting(pair[1])), pair[1]["utility_kept"]))
-    else:
-        best = max(tried, key=lambda pair: float(pair[1]["utility_kept"]))
+        best = max(keeping, key=lambda pair: scale.goodness(scale.forgetting(pair[1])))
+        tried = [pair for pair in keeping if ties(pair[1], best[1], scale)]
+    best = max(tried, key=lambda pair: float(pair[1]["utility_kept"]))
     return Choice(best[0].settings, best[1]["epoch"] if selection.epoch == "any" else None)
+
+
+def ties(row: Row, best: Row, scale: Scale) -> bool:
+    """Tell whether two rows are alike in forgetting: equal, or each lies inside the other's interval over rows."""
+    spread, other = (Spread.of([one], scale.headline.forget) for one in (row, best))
+    if spread is None or other is None:
+        return False
+    return spread.low <= other.mean <= spread.high and other.low <= spread.mean <= other.high
 
 
 def considered(rows: Sequence[Row], epoch: str) -> list[Row]:
@@ -216,8 +253,8 @@ def rule(selection: Selection, scale: Scale) -> str:
     where = "at any epoch, which is then reported too" if selection.epoch == "any" else "at the last epoch"
     return (
         f"Settings were chosen on {runs}: among the candidates that keep at least {selection.keep_utility:g} of the "
-        f"target's {utility}, the one that is best in {forgetting} {where}; where none keeps it, the one with the "
-        f"highest {utility}."
+        f"target's {utility}, the one that is best in {forgetting} {where}, and among those in a tie with it the "
+        f"one with the highest {utility}; so too where none keeps it."
     )
 
 
