@@ -147,9 +147,6 @@ class LanguageModelModule(pl.LightningModule):
         """Look at the pretrained model before adapters and sharding change it, and note which weights it has.
 
         A place to override.
-
-        Raises:
-            InputError: A training row holds an id, or more positions, that the model has no embedding for.
         """
         data = getattr(self._trainer, "datamodule", None)
         if getattr(data, "tokenizer", None) is not None:
@@ -227,11 +224,7 @@ class LanguageModelModule(pl.LightningModule):
         self._random_states = checkpoint.get("random_states", {})
 
     def refuse_another_model(self, checkpoint: dict[str, Any]) -> None:
-        """Make sure that a checkpoint goes on from the weights that were loaded.
-
-        Raises:
-            InputError: It is of a model with other parameters, or began with other values or settings of these.
-        """
+        """Raise an `InputError` where a checkpoint is of other parameters, or began with other weights or settings."""
         kept = {name: tuple(value.shape) for name, value in checkpoint.get("state_dict", {}).items()}
         own = {name: tuple(value.shape) for name, value in self.state_dict().items()}
         odd = sorted(name for name in kept.keys() | own.keys() if kept.get(name) != own.get(name))
@@ -296,12 +289,7 @@ class LanguageModelModule(pl.LightningModule):
         self._batches.append(MicroBatch.of(loss, batch, terms))
 
     def situation(self, what: str, batches: list[MicroBatch] | None = None) -> str:
-        """Say where the run was when ``what`` happened.
-
-        Args:
-            what: What happened, the beginning of the sentence.
-            batches: Rows and terms of the micro-batches it happened in; None for all of the optimiser step.
-        """
+        """Say where the run was when ``what`` happened, in some micro-batches, or in all of the optimiser step."""
         return describe(what, self._batches if batches is None else batches, self.trainer)
 
     @property

@@ -168,11 +168,7 @@ class SimNPOModule(UnlearningModule):
 
 
 def positive(value: float, name: str) -> float:
-    """Return ``value`` if it is above 0.
-
-    Raises:
-        InputError: It is not.
-    """
+    """Return ``value``, or raise an `InputError` where it is not above 0."""
     if not value > 0:
         raise InputError(f"model.{name} is {value}; it must be above 0.")
     return value

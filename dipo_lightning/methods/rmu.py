@@ -160,11 +160,7 @@ class RMUModule(UnlearningModule):
 
 
 def matching(patterns: Sequence[re.Pattern[str]], names: Sequence[str]) -> list[str]:
-    """Return the names that some pattern matches as a whole, in their order.
-
-    Raises:
-        InputError: A pattern matches none; names the nearest.
-    """
+    """Return the names that some pattern matches as a whole, in order; an `InputError` for one that matches none."""
     for pattern in patterns:
         if not any(pattern.fullmatch(name) for name in names):
             near = get_close_matches(pattern.pattern.replace("\\", ""), names, n=1, cutoff=0.0)

@@ -36,23 +36,17 @@ class MicroBatch(NamedTuple):
 def mean_terms(batches: Sequence[MicroBatch], accumulate: int) -> dict[str, Tensor]:
     """Return the loss and every term of an optimiser step, on this rank.
 
-    Args:
-        batches: Its micro-batches; the last step of an epoch may have fewer than `accumulate`, and is weighted so.
-        accumulate: Micro-batches of a whole step, which each has been multiplied by.
+    The last step of an epoch may have fewer micro-batches than `accumulate`, which each was multiplied by.
     """
     parts = [{"loss": batch.loss, **batch.terms} for batch in batches]
     return {name: torch.stack([part[name] for part in parts]).sum() / accumulate for name in parts[0]}
 
 
 def what_is_not_finite(numbers: Sequence[float], batches: list[MicroBatch]) -> tuple[str, list[MicroBatch]]:
-    """Say which of the gradient's norm and the losses is not finite: a loss, if one is, for the norm follows it.
+    """Say what is not finite, the gradient's norm or a loss: a loss, if one is, for the norm follows it.
 
-    Args:
-        numbers: The norm of the whole gradient, and the loss of each micro-batch.
-        batches: The micro-batches of the step.
-
-    Returns:
-        The beginning of a sentence, and the micro-batches it is about: one, or all where each loss was finite.
+    ``numbers`` are the norm and the loss of each micro-batch. Returns the beginning of a sentence, and the
+    micro-batches it is about: one, or all where each loss was finite.
     """
     norm, *losses = numbers
     for loss, batch in zip(losses, batches, strict=True):
@@ -62,13 +56,7 @@ def what_is_not_finite(numbers: Sequence[float], batches: list[MicroBatch]) -> t
 
 
 def describe(what: str, batches: list[MicroBatch], trainer: pl.Trainer) -> str:
-    """Say where the run was when ``what`` happened, and what can be done.
-
-    Args:
-        what: What happened, the beginning of the sentence.
-        batches: The micro-batches it happened in.
-        trainer: Of the run.
-    """
+    """Say where the run was when ``what`` happened, the beginning of the sentence, and what can be done."""
     rows: dict[str, list[int]] = {}
     for parts, _, _ in batches:
         for part, index in parts.items():

@@ -110,10 +110,9 @@ class UnlearningModule(LanguageModelModule):
         return build_reference(self, name)
 
     def refuse_saved_reference(self) -> None:
-        """Refuse a reference that an own `make_reference` has put into the module tree.
+        """Raise an `InputError` where an own `make_reference` has put the reference into the module tree.
 
-        Raises:
-            InputError: It is there, and would be trained, clipped and saved with the policy.
+        It would be trained, clipped and saved with the policy.
         """
         model = self.reference if isinstance(self.reference, nn.Module) else getattr(self.reference, "model", None)
         if model is not self.policy and any(module is model for module in self.modules()):

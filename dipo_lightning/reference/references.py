@@ -226,11 +226,7 @@ MOST_CACHED = 20_000
 
 
 def choose_reference(module: Any) -> tuple[str, str]:
-    """Return the name of the reference to use, and why it is that one.
-
-    Raises:
-        InputError: The one asked for cannot be exact here.
-    """
+    """Return the name of the reference to use, and why; an `InputError` where the one asked for cannot be exact."""
     name, obstacle = module.reference_name, obstacle_to_caching(module)
     if name in ("hidden_states", "directions") and obstacle:
         raise InputError(f"model.reference is {name}, but {obstacle}. Use live or auto.")

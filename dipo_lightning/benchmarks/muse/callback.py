@@ -196,10 +196,9 @@ class MUSEEvaluation(Evaluation):
 
 
 def refuse_trained(data: MUSEData, datamodule: Any) -> None:
-    """Refuse a run of another data module that trains on what must not be trained on.
+    """Raise an `InputError` where another data module trains on what must not be trained on.
 
-    Raises:
-        InputError: It forgets or keeps documents of retain2 or of the holdout set, or fine-tunes on the latter.
+    It forgets or keeps documents of retain2 or of the holdout set, or fine-tunes on the latter.
     """
     unlearned = {f"data.{name}": getattr(datamodule, f"{name}_rows", None) or [] for name in ("forget", "retain")}
     data.refuse_trained(unlearned)

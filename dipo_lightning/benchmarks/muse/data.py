@@ -61,14 +61,9 @@ class MUSEData:
         return replace(self, verbmem=self.verbmem[:rows], knowmem=knowmem, privleak=privleak)
 
     def refuse_trained(self, trained: Mapping[str, Rows], retain2: bool = True) -> None:
-        """Refuse what is measured as never trained on, and is.
+        """Raise an `InputError` where rows that are trained on, by name, are measured as never trained on.
 
-        Args:
-            trained: Rows that are trained on, by a name for the message.
-            retain2: Whether retain2 is among what must not be trained on; a target has read it.
-
-        Raises:
-            InputError: It is; names the first such row of both.
+        retain2 is among these unless a target has read it.
         """
         apart = {"privleak/holdout": self.privleak["holdout"], "raw/holdout": self.holdout}
         apart |= {"retain2": self.retain2} if retain2 else {}
@@ -119,12 +114,7 @@ def load_muse(
 def forget_texts(source: str | Path, part: str = "train/forget") -> Rows:
     """Read documents to forget: the whole forget set, or a fold of the scalability or sustainability runs.
 
-    Args:
-        source: See `load_muse`.
-        part: ``train/forget``, ``raw/forget``, or ``scal/forget_k`` or ``sust/forget_k`` with k from 1 to 4.
-
-    Raises:
-        InputError: There is no such part.
+    ``part`` is ``train/forget``, ``raw/forget``, or ``scal/forget_k`` or ``sust/forget_k`` with k from 1 to 4.
     """
     parts = ["train/forget", "raw/forget"]
     parts += [f"{config}/forget_{fold}" for config in ("scal", "sust") for fold in range(1, FOLDS + 1)]

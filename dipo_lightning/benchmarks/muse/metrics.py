@@ -53,14 +53,9 @@ def is_open_unlearning_log(content: Mapping[str, Any]) -> bool:
 
 
 def read_open_unlearning_log(content: Mapping[str, Any], path: Path) -> EvaluationLog:
-    """Rows of such a log of MUSE, as the variant `open_unlearning` measures them.
+    """Read open-unlearning's log of MUSE, as the variant `open_unlearning` measures its rows.
 
-    Args:
-        content: The JSON object.
-        path: Where it came from, for messages.
-
-    Returns:
-        The log; `aggregates` holds its own `agg_value`s under its own names.
+    `aggregates` holds its own `agg_value`s under its own names.
 
     Raises:
         InputError: It is a summary without rows, or a row's value is not what the format says.

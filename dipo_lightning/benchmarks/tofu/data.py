@@ -86,11 +86,7 @@ def load_tofu(source: str | Path = HUB_NAME, split: str = "forget10", first: int
 
 
 def retain_split(split: str) -> str:
-    """The retain split that belongs to a forget split: ``retain90`` for ``forget10``.
-
-    Raises:
-        InputError: The name isn't ``forget`` and a percentage of two digits.
-    """
+    """Return the retain split that belongs to a forget split: ``retain90`` for ``forget10``."""
     match = re.fullmatch(r"forget(\d\d)", split)
     if not match or not 1 <= int(match[1]) <= 99:
         raise InputError(f"{split!r} is no forget split of TOFU; it is written like forget10 (01, 05 and 10 exist).")

@@ -56,14 +56,9 @@ NAMES = {*_KNOWN, "forget_quality", "model_utility", "privleak"}
 
 
 def retain_log_name(pretrained: str, split: str) -> str:
-    """Return the log of the retain model in open-unlearning's data set of logs.
+    """Return the log of the retain model in open-unlearning's data set of logs; empty where the names follow no rule.
 
-    Args:
-        pretrained: The target, ``open-unlearning/tofu_Llama-3.2-1B-Instruct_full`` or a folder of that name.
-        split: The forget split, ``forget10``.
-
-    Returns:
-        ``tofu_Llama-3.2-1B-Instruct_retain90/TOFU_EVAL.json``; empty where the names follow another rule.
+    The target is ``open-unlearning/tofu_Llama-3.2-1B-Instruct_full`` or a folder of that name.
     """
     model = re.fullmatch(r"(tofu_.+)_full", Path(pretrained).name)
     share = re.fullmatch(r"forget(\d\d)", split)
@@ -76,14 +71,9 @@ def is_open_unlearning_log(content: Mapping[str, Any]) -> bool:
 
 
 def read_open_unlearning_log(content: Mapping[str, Any], path: Path) -> EvaluationLog:
-    """Rows of such a log.
+    """Read open-unlearning's log; `aggregates` holds its own `agg_value`s under its own names.
 
-    Args:
-        content: The JSON object.
-        path: Where it came from, for messages.
-
-    Returns:
-        The log; `aggregates` holds its own `agg_value`s under its own names. It says nothing of split or prompt style.
+    It says nothing of split or prompt style.
 
     Raises:
         InputError: It is a summary without rows, or a row's value is not what the format says.
@@ -157,14 +147,7 @@ def is_authors_log(content: Mapping[str, Any]) -> bool:
 
 
 def read_authors_log(content: Mapping[str, Any], path: Path) -> EvaluationLog:
-    """Rows of such a log.
-
-    Args:
-        content: The JSON object.
-        path: Where it came from, for messages.
-
-    Returns:
-        The log. Its prompt style is known where the logged prompts show it; of the split it says nothing.
+    """Read the authors' log; its prompt style is known where the logged prompts show it, its split is not.
 
     Raises:
         InputError: A set lacks the losses, or one of its columns has other rows than the rest.

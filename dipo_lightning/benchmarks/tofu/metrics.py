@@ -184,10 +184,7 @@ def truth_ratio_figure(
 ) -> Figure:
     """Draw the cumulative distributions of the truth ratio of a model and of the retain model, with D marked.
 
-    Args:
-        log_ratios: Natural logarithms of R of the model's forget rows.
-        reference: The same of the model that never saw the forget set; empty draws the model alone.
-        quality: The test's ``p``, ``log10_p``, ``d`` and ``n``, for the title.
+    From natural logarithms of R of the forget rows; without a retain model's the model alone is drawn.
     """
     from matplotlib.figure import Figure
 
