@@ -83,13 +83,18 @@ class Attack:
     name: ClassVar[str]
 
     def conditions(self, subject: Subject) -> list[Condition]:
-        """Return what is tried on this data; an `InputError` where an option or the data does not allow it."""
+        """Return what is tried on this data.
+
+        Raises:
+            InputError: An option or the data does not allow it.
+        """
         raise TypeError(f"{type(self).__name__} must define conditions()")
 
     def measure(self, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, list[dict[str, Any]]]:
         """Measure a policy under a condition; collective, and the same rows on every process.
 
-        The rows come by name: the condition's, or for a curve ``{condition}_step{step}``.
+        Returns:
+            Rows by name: the condition's, or for a curve ``{condition}_step{step}``.
         """
         raise TypeError(f"{type(self).__name__} must define measure()")
 
@@ -124,9 +129,13 @@ def plainly(subject: Subject, rows: Iterable[Source] | None = None) -> list[Aske
 
 
 def ask(style: PromptStyle, row: Source, question: str, opening: str = "") -> Asked:
-    """Put a question in given words; with ``messages`` it takes the place of the last turn of the user.
+    """Put a question in given words.
 
-    ``opening`` are words that the answer is made to begin with, before the true answer.
+    Args:
+        style: Prompt style.
+        row: The row; with ``messages`` the question takes the place of the last turn of the user.
+        question: The words.
+        opening: Words that the answer is made to begin with, before the true answer.
     """
     if "messages" in row and isinstance(style, ChatStyle):
         *before, last = row["messages"][:-1]
@@ -191,7 +200,11 @@ class Plain(Attack):
     name = "plain"
 
     def conditions(self, subject: Subject) -> list[Condition]:
-        """Return the one condition; an `InputError` where there is nothing that was to be forgotten."""
+        """Return the one condition.
+
+        Raises:
+            InputError: There is nothing that was to be forgotten.
+        """
         if not subject.forget:
             raise InputError("There are no forget rows to attack with; give the data that was unlearned.")
         return [Condition("plain", "plain question")]

@@ -70,7 +70,14 @@ def read_subject(
     forget: str | None,
     retain: str | None,
 ) -> Subject:
-    """Read what attacks ask: a data set in TOFU's schema (with ``split``) or MUSE's, or a user's own rows.
+    """Read what attacks ask.
+
+    Args:
+        style: The model's prompt style.
+        data: A data set in TOFU's schema (with ``split``) or MUSE's, on the hub or in a folder.
+        split: TOFU's forget split.
+        forget: In place of ``data``, a user's file or folder of what was to be forgotten.
+        retain: The same of what was kept.
 
     Raises:
         InputError: Neither or both of ``data`` and ``forget`` are given, or a file cannot be read.
@@ -88,10 +95,15 @@ def read_subject(
 
 
 def limited(subject: Subject, unrelated: str | None, max_rows: int | None) -> Subject:
-    """Return a subject with at most ``max_rows`` forget rows, spread evenly over all, and with unrelated texts.
+    """Return a subject with fewer forget rows and with unrelated texts.
 
-    These come from a text file and are parted by blank lines. An `InputError` where the file cannot be read or is
-    empty.
+    Args:
+        subject: The questions.
+        unrelated: A text file for relearning on unrelated text, the texts parted by blank lines.
+        max_rows: Most forget rows, spread evenly over all; None for all.
+
+    Raises:
+        InputError: ``max_rows`` is below 1, or the file cannot be read or is empty.
     """
     if max_rows is not None and max_rows < 1:
         raise InputError(f"max_rows is {max_rows}; it must be at least 1.")
@@ -105,7 +117,11 @@ def at_most(rows: Sequence[Source], most: int | None) -> list[Source]:
 
 
 def subject_of(datamodule: Any, style: PromptStyle) -> Subject:
-    """Return the questions of the data that a run's data module unlearns."""
+    """Return the questions of the data that a run's data module unlearns.
+
+    Raises:
+        InputError: It has no forget rows.
+    """
     if not getattr(datamodule, "forget_rows", None) and not hasattr(datamodule, "split"):
         raise InputError("RobustnessEvaluation asks the rows of the data module; it needs `forget_rows` and `style`.")
     data, split = getattr(datamodule, "data", None), getattr(datamodule, "split", None)

@@ -197,7 +197,15 @@ class Robustness(Benchmark):
 
 
 def settings_pictures(settings: Mapping[str, Any], aggregates: Mapping[str, Any]) -> dict[str, Figure]:
-    """Draw a picture for each attack of an evaluation, by its name."""
+    """Draw a picture for each attack.
+
+    Args:
+        settings: Of the evaluation.
+        aggregates: Its numbers.
+
+    Returns:
+        Figures by the attack's name.
+    """
     attacks = dict.fromkeys(condition["attack"] for condition in settings["conditions"])
     return {
         name: draw(

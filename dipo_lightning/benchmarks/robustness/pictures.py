@@ -15,7 +15,14 @@ COLOURS = {"unlearned": "#d55e00", "retain": "#0072b2", "target": "#009e73"}
 def draw(
     models: Sequence[str], conditions: Sequence[Mapping[str, Any]], numbers: Mapping[str, Any], title: str
 ) -> Figure:
-    """Draw the conditions of one attack: curves over steps, leak@k over k, or bars of ROUGE-L recall."""
+    """Draw the conditions of one attack: curves over steps, leak@k over k, or bars of ROUGE-L recall.
+
+    Args:
+        models: Names of the attacked models.
+        conditions: Of the attack, and the plain question.
+        numbers: Aggregates of the evaluation.
+        title: Of the picture.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained", dpi=150)

@@ -33,7 +33,11 @@ class Prefixes(Attack):
     name = "prefixes"
 
     def conditions(self, subject: Subject) -> list[Condition]:
-        """Return a condition for each share."""
+        """Return a condition for each share.
+
+        Raises:
+            InputError: A share is not between 1 and 99.
+        """
         for share in self.shares:
             if not 1 <= share <= 99:
                 raise InputError(f"prefixes.shares has {share}; each is a percentage of the answer from 1 to 99.")

@@ -45,7 +45,11 @@ class Quantization(Attack):
     name = "quantization"
 
     def conditions(self, subject: Subject) -> list[Condition]:
-        """Return a condition for each format."""
+        """Return a condition for each format.
+
+        Raises:
+            InputError: A format is unknown.
+        """
         for name in self.formats:
             if name not in ROUNDINGS:
                 raise InputError(f"quantization.formats has {name!r}; it may have {', '.join(ROUNDINGS)}.")

@@ -74,7 +74,11 @@ class Relearning(Attack):
             self.lr, self.batch_size, self.max_steps = 1e-5, 4, max(self.measured_at)
 
     def conditions(self, subject: Subject) -> list[Condition]:
-        """Return a curve for each kind of rows."""
+        """Return a curve for each kind of rows.
+
+        Raises:
+            InputError: An option is out of its range, or there are no such rows.
+        """
         if not 0 < self.fraction <= 1:
             raise InputError(f"relearning.fraction is {self.fraction}; it must be above 0 and at most 1.")
         if not self.lr > 0:
@@ -153,7 +157,10 @@ def _example(style: PromptStyle, row: Source) -> Example:
 def batches(rows: int, batch_size: int, seed: int) -> Iterator[list[int]]:
     """Yield the rows of one optimiser step after another, epoch after epoch, each in an order of its own.
 
-    The order of an epoch is a function of the seed and the epoch; the last step of an epoch may have fewer rows.
+    Args:
+        rows: How many there are.
+        batch_size: Rows of a step; the last of an epoch may have fewer.
+        seed: The order of an epoch is a function of it and the epoch.
     """
     epoch = 0
     while True:
@@ -171,10 +178,20 @@ def train(
     weight_decay: float,
     subject: Subject,
 ) -> Iterator[int]:
-    """Fine-tune a policy (float32) in place; yields the number of each step that was made.
+    """Fine-tune a policy in place; yields the number of each step that was made.
 
-    The loss of a step is the mean over all supervised tokens of its rows, however they are split to fit the memory. A
-    `RunError` where it is not finite.
+    The loss of a step is the mean over all supervised tokens of its rows, however they are split to fit the memory.
+
+    Args:
+        policy: A ``transformers`` causal LM in float32, or a peft model around one.
+        examples: Token ids and labels of each row.
+        steps: Rows of each optimiser step.
+        lr: Learning rate.
+        weight_decay: Of AdamW.
+        subject: Says the device and the tokens of a forward.
+
+    Raises:
+        RunError: The loss is not finite.
     """
     device = subject.device or next(policy.parameters()).device
     optimizer = torch.optim.AdamW(

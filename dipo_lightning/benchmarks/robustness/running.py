@@ -28,7 +28,11 @@ TABLE = "robustness.md"
 
 
 def build_attacks(chosen: Sequence[Attack], further: Mapping[str, Any] | None = None) -> list[Attack]:
-    """Return the attacks to make, the plain question first, then the package's own and the user's by name.
+    """Return the attacks to make, the plain question first.
+
+    Args:
+        chosen: The package's own.
+        further: A user's, by name: a class path, or ``class_path`` with ``init_args``.
 
     Raises:
         InputError: A class cannot be imported or built, or is no `Attack`.
@@ -51,7 +55,11 @@ def _built(name: str, spec: Any) -> Attack:
 
 
 def planned(attacks: Sequence[Attack], subject: Subject) -> list[tuple[Attack, Condition]]:
-    """Return everything that will be tried, checked."""
+    """Return everything that will be tried, checked.
+
+    Raises:
+        InputError: An option or the data does not allow an attack, or two conditions share a name.
+    """
     found = [(attack, condition) for attack in attacks for condition in attack.conditions(subject)]
     names = [condition.name for _, condition in found]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
@@ -64,7 +72,11 @@ def settings_of(
 ) -> dict[str, Any]:
     """Return everything that changes a number, as plain values; with it a log's metrics are made again.
 
-    ``models`` are the names of the attacked models, ``steps`` those of each curve that was measured.
+    Args:
+        plan: From `planned`.
+        subject: The questions.
+        models: Names of the attacked models.
+        steps: Steps of each curve that was measured.
     """
     conditions = [
         {"name": condition.name, "title": condition.title, "kind": condition.kind, "attack": attack.name}

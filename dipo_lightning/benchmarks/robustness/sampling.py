@@ -38,7 +38,11 @@ class Sampling(Attack):
     name = "sampling"
 
     def conditions(self, subject: Subject) -> list[Condition]:
-        """Return the one condition."""
+        """Return the one condition.
+
+        Raises:
+            InputError: A k is larger than the number of samples, or another option is out of its range.
+        """
         if self.samples < 1:
             raise InputError(f"sampling.samples is {self.samples}; it must be at least 1.")
         for k in self.k:

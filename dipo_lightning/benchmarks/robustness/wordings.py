@@ -52,7 +52,11 @@ class Wordings(Attack):
     name = "wordings"
 
     def conditions(self, subject: Subject) -> list[Condition]:
-        """Return the wordings that the data allows: paraphrases need ``paraphrased_question``, examples retain rows."""
+        """Return the wordings that the data allows: paraphrases need ``paraphrased_question``, examples retain rows.
+
+        Raises:
+            InputError: The template file is empty, or a template lacks ``{question}``; ``few_shot`` is negative.
+        """
         if self.few_shot < 0:
             raise InputError(f"wordings.few_shot is {self.few_shot}; it must be 0 (none) or more.")
         if "{question}" not in self.role_play:
@@ -66,7 +70,11 @@ class Wordings(Attack):
         return [Condition(name, TITLES[name]) for name in names] + frames
 
     def frames(self) -> list[str]:
-        """Return the user's own templates."""
+        """Return the user's own templates.
+
+        Raises:
+            InputError: The file cannot be read, is empty, or a line lacks ``{question}``.
+        """
         return [] if self.templates is None else read_templates(Path(self.templates).expanduser())
 
     def measure(self, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, list[dict[str, Any]]]:
@@ -119,14 +127,24 @@ def with_typing_errors(text: str, draw: random.Random) -> str:
 
 
 def after_examples(question: str, shown: Sequence[Source], labelled: bool) -> str:
-    """Put answered questions before a question; ``labelled`` where the prompt style labels both."""
+    """Put answered questions before a question.
+
+    Args:
+        question: The question.
+        shown: Rows with ``question`` and ``answer``.
+        labelled: Whether the prompt style itself writes ``Question:`` before and ``Answer:`` after the text.
+    """
     text = "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in shown)
     text += f"Question: {question}\nAnswer:"
     return text.removeprefix("Question: ").removesuffix("\nAnswer:") if labelled else text
 
 
 def read_templates(path: Path) -> list[str]:
-    """Read frames for questions, one per line."""
+    """Read frames for questions, one per line.
+
+    Raises:
+        InputError: The file cannot be read, holds no template, or a line lacks ``{question}``.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
