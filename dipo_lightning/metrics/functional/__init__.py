@@ -1,10 +1,11 @@
 """The mathematics of the measurements: pure functions, a topic per file."""
 
-from dipo_lightning.metrics.functional.forget_quality import ForgetQualityResult, forget_quality
 from dipo_lightning.metrics.functional.likelihood import (
     TRUTH_RATIO_VARIANTS,
+    ForgetQualityResult,
     TruthRatioVariant,
     answer_probability,
+    forget_quality,
     forget_truth_ratio,
     harmonic_mean,
     log_truth_ratio,
