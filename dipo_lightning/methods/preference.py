@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.reductions import global_mean
+from dipo_lightning.losses.chunking import global_mean
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers
 

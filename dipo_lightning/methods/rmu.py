@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.reductions import global_mean, working_dtype
+from dipo_lightning.losses.chunking import global_mean, working_dtype
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers, TokenBatch, compute_answers, concatenate, split, supervised_positions
 from dipo_lightning.models.distributed import transformer_blocks

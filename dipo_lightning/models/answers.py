@@ -18,9 +18,8 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.nn.functional import pad
 
 from dipo_lightning.errors import RunError
-from dipo_lightning.losses.chunking import in_chunks
+from dipo_lightning.losses.chunking import in_chunks, sequence_reduce
 from dipo_lightning.losses.likelihood import chunked_nll, chunked_nll_sum, token_nll
-from dipo_lightning.losses.reductions import sequence_reduce
 from dipo_lightning.models.distributed import is_sharded
 from dipo_lightning.models.head import Head, decoder, output_head
 

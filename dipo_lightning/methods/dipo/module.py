@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.reductions import global_mean, sequence_reduce
+from dipo_lightning.losses.chunking import global_mean, sequence_reduce
 from dipo_lightning.methods.dipo.loss import TokenMargins, dipo_loss, scale_factor
 from dipo_lightning.methods.dipo.margins import CachedMargins, Margins, cache_directions, choose_margins
 from dipo_lightning.methods.dipo.pair import PairOptions, make_pair
