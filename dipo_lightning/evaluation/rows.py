@@ -13,7 +13,7 @@ import torch
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.scoring import BATCH_TOKENS
-from dipo_lightning.metrics.functional.likelihood import log_truth_ratio
+from dipo_lightning.metrics.functional.answers import log_truth_ratio
 from dipo_lightning.metrics.functional.membership import FRACTION
 
 Progress = Callable[[int, str], AbstractContextManager[Callable[[int], object]]]

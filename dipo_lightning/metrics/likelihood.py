@@ -11,7 +11,7 @@ from torch import Tensor
 from dipo_lightning.errors import InputError
 from dipo_lightning.metrics import functional
 from dipo_lightning.metrics.base import Meaning, Row, RowMean, RowSet, RowValues, mean_or_nan
-from dipo_lightning.metrics.functional.likelihood import check_truth_ratio_variant
+from dipo_lightning.metrics.functional.answers import check_truth_ratio_variant
 
 
 class _Answers(RowValues):

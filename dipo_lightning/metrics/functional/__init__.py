@@ -1,6 +1,6 @@
 """The mathematics of the measurements: pure functions, a topic per file."""
 
-from dipo_lightning.metrics.functional.likelihood import (
+from dipo_lightning.metrics.functional.answers import (
     TRUTH_RATIO_VARIANTS,
     ForgetQualityResult,
     TruthRatioVariant,
