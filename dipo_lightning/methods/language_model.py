@@ -212,7 +212,7 @@ class LanguageModelModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add every process's random states and the fingerprint of the weights before training; collective."""
-        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain(self.hparams)
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = without_secrets(plain(self.hparams))
         # What is saved again while a resumed run repeats an evaluation has the states that are still to be put back.
         checkpoint["random_states"] = self._random_states or gather({self.global_rank: random_states()})
         checkpoint["weights_fingerprint"] = self.weights_fingerprint

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from dipo_lightning.cli.plan import Run, configuration, count, make_plan, memory, plan, saved_bytes
 from dipo_lightning.errors import InputError
@@ -114,3 +115,12 @@ def test_it_says_whether_it_fits(capsys: pytest.CaptureFixture[str]) -> None:
 def test_impossible_runs_are_refused(options: dict[str, Any], named: str) -> None:
     with pytest.raises(InputError, match=named):
         Run(**options)
+
+
+@pytest.mark.parametrize("family", ["t5", "vit", "bert"])
+def test_other_kinds_of_model_are_refused(family: str, tmp_path: Path) -> None:
+    made = AutoConfig.for_model(family)
+    made.architectures = ["BertForMaskedLM"] if family == "bert" else None
+    made.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="is a (t5|vit|BertForMaskedLM), not a causal language model"):
+        plan(str(tmp_path))

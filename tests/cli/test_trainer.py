@@ -82,6 +82,7 @@ def test_home_and_variables_in_a_run_s_folder_are_filled_in(
     assert "names a variable that is not set" in refused(capsys, "fit", config, "--run=$SCRATCH/x")
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
 def test_a_run_beside_a_model_checkpoint_resumes_and_keeps_its_events(config: dict[str, Any], here: Path) -> None:
     config["trainer"]["callbacks"][1] = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
     config["trainer"] |= {"log_every_n_steps": 1}

@@ -125,6 +125,22 @@ def test_a_rotary_model_beyond_its_context_is_warned_about() -> None:
         score(model, [example])
 
 
+def test_dynamic_frequencies_end_like_a_table() -> None:
+    """Beyond their length they depend in transformers on the longest row that the model has seen."""
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    model, example = toy_model(max_position_embeddings=32, rope_parameters=rope), examples()[2]
+    assert position_limit(model) == 32
+    assert position_limit(toy_model(max_position_embeddings=32)) is None
+    with pytest.raises(InputError, match="retain row 8 has 33 tokens.*32 only: set data.max_length to 32"):
+        check_rows(Data([[5, 6], [7] * 33]), model)
+    with pytest.warns(UserWarning, match="cut at the end"):
+        [cut] = score(model, [example])
+    torch.testing.assert_close(
+        cut.logprobs.double(), plain_score(model, (example[0][:32], example[1][:32]))[0], rtol=1e-5, atol=1e-5
+    )
+    assert len(generate(model, [example[0][:29]], max_new_tokens=10, stop_ids=[])[0]) == 3
+
+
 def test_encoders_are_told_from_decoders() -> None:
     for family in SIZES:
         check_causal(family_model(family), family)

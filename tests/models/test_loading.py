@@ -157,6 +157,15 @@ def test_an_encoder_is_refused(tmp_path):
         load_policy(str(tmp_path / "encoder"))
 
 
+def test_what_a_family_refuses_in_its_first_forward_is_a_sentence(llama, monkeypatch):
+    def unknown_language(*_):
+        raise ValueError("Input language unknown.")  # as X-MOD does without a default language
+
+    monkeypatch.setattr("dipo_lightning.models.loading.check_causal", unknown_language)
+    with pytest.raises(InputError, match="could not be loaded.*Input language unknown"):
+        load_policy(str(llama))
+
+
 @pytest.fixture(scope="module")
 def adapters(llama, tmp_path_factory):
     """A folder of adapters of `llama`, and the logits with them."""
