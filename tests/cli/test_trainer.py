@@ -173,6 +173,10 @@ LIGHTNINGS = {
                                                "init_args": {"scheduling": {0: 2}}}],
                                 "accumulate_grad_batches": 2}, "accumulate_grad_batches"),
     "more than all batches": ({"limit_train_batches": 2.5}, "limit_train_batches"),
+    "a rule about what nothing logs": ({"callbacks": [{"class_path": "EarlyStopping", "init_args": {
+        "monitor": "utility", "check_on_train_epoch_end": True}}]}, "utility"),
+    "the best of what nothing logs": ({"callbacks": [{"class_path": "ModelCheckpoint", "init_args": {
+        "monitor": "utility"}}]}, "utility"),
 }  # fmt: skip
 
 
@@ -182,6 +186,21 @@ def test_what_lightning_refuses_is_a_sentence(
 ) -> None:
     options, said = LIGHTNINGS[case]
     assert said.lower() in refused(capsys, "fit", config | {"trainer": config["trainer"] | options}).lower()
+
+
+def test_what_the_optimizer_refuses_is_a_sentence(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    config["model"]["init_args"]["optimizer"]["init_args"]["lr"] = -1.0
+    assert "model.optimizer cannot be made of its options: Invalid learning rate" in refused(capsys, "fit", config)
+
+
+def test_a_run_that_was_moved_goes_on(config: dict[str, Any], here: Path) -> None:
+    config["trainer"]["callbacks"].append({"class_path": "ExportModel"})
+    assert command("fit", config, "--run=run") == 0
+    (here / "run" / "checkpoints" / "finished").unlink()
+    (here / "run").rename(here / "moved")
+    assert command("fit", config, "--run=moved") == 0
+    assert (here / "moved" / "checkpoints" / "finished").exists()
+    assert not (here / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["validate", "test"])

@@ -99,7 +99,7 @@ def _load(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: there is no such file")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a JSON file (byte {error.start} is not UTF-8 text)") from error
     if not text.strip():
