@@ -219,6 +219,7 @@ class LanguageModelModule(pl.LightningModule):
         # What is saved again while a resumed run repeats an evaluation has the states that are still to be put back.
         checkpoint["random_states"] = self._random_states or gather({self.global_rank: random_states()})
         checkpoint["weights_fingerprint"] = self.weights_fingerprint
+        checkpoint["tokenizer"] = getattr(getattr(self.trainer, "datamodule", None), "tokenizer_source", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model; keep the random states until the first batch, for others draw too."""
