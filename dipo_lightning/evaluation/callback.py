@@ -260,7 +260,6 @@ class Evaluation(Scheduled):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check everything before the model is loaded, and forget an earlier run."""
-        self._folder = run_folder(trainer) / "evaluations"
         if stage == TrainerFn.FITTING:
             self.files, self.first, self.last, self._last_step, self._described = [], None, None, None, False
         refuse_twins(trainer.callbacks)  # type: ignore[attr-defined]
@@ -379,6 +378,12 @@ class Evaluation(Scheduled):
     def state_dict(self) -> dict[str, Any]:
         """Return when it last ran and what it wrote."""
         return {"last_step": self._last_step, "files": list(self.files)}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note where this run's evaluations lie, before the state is loaded."""
+        self._folder = run_folder(trainer) / "evaluations"
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after an interruption: the first evaluation (the answers "before") is read from its file."""

@@ -69,7 +69,7 @@ def configuration(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[st
     options = {name: plain(getattr(data, name, None)) for name in of_data}
     return {
         "trainer": settings,
-        "data": {"init_args": options},
+        "data": {"class_path": class_path(data), "init_args": options} if data is not None else None,
         "model": {"class_path": class_path(pl_module), "init_args": plain(pl_module.hparams)},
     }
 
