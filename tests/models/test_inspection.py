@@ -38,6 +38,18 @@ def test_scores_are_those_of_a_row_alone(family: str) -> None:
         torch.testing.assert_close(got.logprobs.double(), plain_score(model, example)[0], rtol=1e-4, atol=1e-4)
 
 
+def test_a_family_that_ignores_the_positions_asked_for_is_trained_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, forward = toy_model(), type(toy_model()).forward
+    rows = [{"input_ids": ids, "labels": labels, "index": 0} for ids, labels in examples()[:3]]
+
+    def nll() -> torch.Tensor:
+        return compute_answers(model, {"forget": collate(rows)}, lambda parts: {"nll": parts["forget"].nll})["nll"]
+
+    expected = nll()
+    monkeypatch.setattr(model, "forward", lambda logits_to_keep=None, **inputs: forward(model, **inputs))  # as xLSTM's
+    torch.testing.assert_close(nll(), expected)
+
+
 @pytest.mark.parametrize("family", SIZES)
 def test_generations_are_those_of_a_prompt_alone(family: str) -> None:
     model, draw = family_model(family), random.Random(1)
