@@ -381,7 +381,7 @@ class Checkpoint(Savepoint, CheckpointBase):
         """Refuse the state of another optimiser, or of one with other options, as soon as both are known."""
         pairs = zip(self._loaded.get("optimizers", ()), map(described, trainer.optimizers), strict=False)
         for before, now in pairs:
-            odd = [f"{name} {before[name]}, now {now[name]}" for name in before if before[name] != now.get(name)]
+            odd = [f"{name} {before[name]}, now {now.get(name)}" for name in before if before[name] != now.get(name)]
             if before["class"] != now["class"]:
                 raise InputError(
                     f"The checkpoint was written with the optimizer {before['class']}, this run has {now['class']}, "

@@ -350,7 +350,7 @@ def _turned(record: Record) -> tuple[str, list[Any]] | None:
         return None
     lengths = {len(values) for values in columns.values()}
     plain = all(isinstance(value, str | list | None) for values in columns.values() for value in values)
-    if len(lengths) != 1 or lengths == {0} or not plain:
+    if len(lengths) != 1 or lengths == {0} or not plain or not (len(columns) > 1 or "text" in columns):
         return None
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return f"{record.place.rpartition(',')[0]}, row", rows

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from dipo_lightning.data import alternatives, tokenization
 from dipo_lightning.data import module as module_file
-from dipo_lightning.data import tokenization
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.inspection import check_rows
@@ -122,7 +122,9 @@ def test_rows_of_a_large_set_are_left_out_without_tokenising_the_others(
 
     expected = made()
     monkeypatch.setattr(module_file, "LARGE", 20)
-    monkeypatch.setattr(module_file, "LONGEST", 1)
+    for module in (module_file, alternatives):
+        monkeypatch.setattr(module, "LONGEST", 1)
+    monkeypatch.setattr(alternatives, "LARGE", 20)
     asked: list[int] = []
     original = tokenization.PromptStyle.join
     monkeypatch.setattr(tokenization.PromptStyle, "join", lambda *args: asked.append(1) or original(*args))
@@ -138,8 +140,6 @@ def test_rows_of_a_large_set_are_left_out_without_tokenising_the_others(
 def test_alternatives_of_a_large_set_are_looked_at_by_their_longest(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dipo_lightning.data import alternatives
-
     made = data(folder, alternatives=["No.", "I do not know that at all.", "Never."])
     drawn = made._pairs.alternative
     assert isinstance(drawn, alternatives.Alternatives)

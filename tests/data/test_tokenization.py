@@ -76,7 +76,6 @@ BAD = [
         {},
         "f.jsonl, line 9: The question is empty",
     ),
-    ([], "plain", {}, "None of 0 rows"),
     (ROWS, "plain", {"max_length": 1}, "max_length is 1"),
     (ROWS, "plain", {"on_missing": "drop"}, "'raise' or 'skip'"),
 ]

@@ -371,3 +371,11 @@ def test_a_byte_order_mark_and_one_wrong_answer_without_a_list(tmp_path):
     path.write_text(json.dumps({"eval_log_forget.json": content}), encoding="utf-8-sig")
     rows = read_log(path).sets["forget"]
     assert [row["wrong_nll"] for row in rows] == [[1.0], [None]]
+
+
+@pytest.mark.parametrize("value", ["0.1", [0.1], {"mean": 0.1}, True])
+def test_a_number_of_a_foreign_log_that_is_none_is_named(tmp_path, value):
+    path = tmp_path / "eval_log_aggregated.json"
+    path.write_text(json.dumps({"eval_log_forget.json": {"avg_gt_loss": [value], "average_perturb_loss": [[1.0]]}}))
+    with pytest.raises(InputError, match="set 'forget', row 0: nll should be a number or null, got"):
+        read_log(path)
