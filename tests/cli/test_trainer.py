@@ -175,8 +175,6 @@ LIGHTNINGS = {
     "more than all batches": ({"limit_train_batches": 2.5}, "limit_train_batches"),
     "a rule about what nothing logs": ({"callbacks": [{"class_path": "EarlyStopping", "init_args": {
         "monitor": "utility", "check_on_train_epoch_end": True}}]}, "utility"),
-    "the best of what nothing logs": ({"callbacks": [{"class_path": "ModelCheckpoint", "init_args": {
-        "monitor": "utility"}}]}, "utility"),
 }  # fmt: skip
 
 
