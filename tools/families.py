@@ -2,10 +2,10 @@
 
     python tools/families.py [FAMILY ...] [--part 1/4]
 
-Five questions each: are scores in company (packed behind a shared prompt, and padded) those of a row alone, likewise
-greedy generations, does `plan` count the model, is a padded training batch the sum of its rows, and does a step train
-it. The exit code is the number of results that are neither right, nor said to a user in a sentence or
-a warning, nor in `KNOWN`.
+Six questions each: are scores in company (packed behind a shared prompt, and padded) those of a row alone, likewise
+greedy generations, does `plan` count the model, is a padded training batch the sum of its rows, do a step of all
+weights and one of LoRA adapters train it. The exit code is the number of results that are neither right, nor said to a
+user in a sentence or a warning, nor in `KNOWN`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from dipo_lightning.models.answers import compute_answers
 from dipo_lightning.models.dropout import dropout_rates
 from dipo_lightning.models.head import known_head
 from dipo_lightning.models.inspection import check_causal, check_training
+from dipo_lightning.models.lora import LoRA, add_lora
 from dipo_lightning.models.token_batch import collate
 
 SECONDS = 120
@@ -245,6 +246,16 @@ def trained(model: Any) -> str:
     return "the loss does not fall"
 
 
+def adapted(model: Any) -> str:
+    """Train LoRA adapters on every linear layer of the blocks."""
+    policy = add_lora(model, LoRA(rank=2)).train()
+    made = [{"input_ids": ids, "labels": labels, "index": 0} for ids, labels in rows()[:1]]
+    loss(policy, made).sum().backward()
+    gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return "" if gradients and norm.isfinite() and norm > 0 else "no gradient"
+
+
 def loss(model: Any, made: list[dict[str, Any]]) -> torch.Tensor:
     """(B,) NLL of each row, as a training step computes it."""
     return compute_answers(
@@ -256,7 +267,7 @@ def loss(model: Any, made: list[dict[str, Any]]) -> torch.Tensor:
 
 
 CHECKS: dict[str, Callable[[Any], str]] = {
-    "score": scored, "generate": generated, "plan": planned, "batch": padded, "step": trained,
+    "score": scored, "generate": generated, "plan": planned, "batch": padded, "step": trained, "lora": adapted,
 }  # fmt: skip
 
 
