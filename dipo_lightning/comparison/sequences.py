@@ -29,6 +29,7 @@ from dipo_lightning.cli.run_folder import CONFIG
 from dipo_lightning.comparison.configs import Config, callbacks, read_fit_config
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.run_folder import write_json
+from dipo_lightning.safety.redaction import without_secrets
 
 COLUMNS = {
     "knowmem_retain": "utility (KnowMem retain)",
@@ -242,7 +243,7 @@ def step_config(config: Config, step: Step, epochs: int | None = None) -> Config
 def check_earlier(step: Step, config: Config) -> None:
     """Raise an `InputError` where the step's folder was begun with another config."""
     path = step.folder / CONFIG
-    if path.is_file() and yaml.safe_load(path.read_text(encoding="utf-8")) != config:
+    if path.is_file() and yaml.safe_load(path.read_text(encoding="utf-8")) != without_secrets(config):
         raise InputError(
             f"{step.folder} was begun with another config ({path}). Give another output, or remove that folder and the "
             "steps after it to run them anew."

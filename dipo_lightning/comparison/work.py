@@ -36,6 +36,7 @@ from dipo_lightning.comparison.results import (
 )
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.benchmark import Benchmark, import_class
+from dipo_lightning.safety.redaction import without_secrets
 
 State = Literal["finished", "interrupted", "new"]
 
@@ -76,7 +77,7 @@ class Run:
 
     def _same_config(self) -> bool:
         try:
-            return yaml.safe_load((self.folder / CONFIG).read_text(encoding="utf-8")) == self.config
+            return yaml.safe_load((self.folder / CONFIG).read_text(encoding="utf-8")) == without_secrets(self.config)
         except (OSError, ValueError, yaml.YAMLError):  # none, or one that was cut off in writing
             return False
 

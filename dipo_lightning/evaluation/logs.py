@@ -32,9 +32,9 @@ def read_native_log(content: Mapping[str, Any], path: Path, benchmark: Benchmark
     unknown = [name for name in content["sets"] if name not in required]
     if unknown:
         raise InputError(f"{path}: unknown sets {', '.join(unknown)}; {content['format']} has {', '.join(required)}")
-    numbers = [name for name, kind in get_type_hints(benchmark.row).items() if kind == float | None]
-    sets = {name: _rows(name, rows, required[name], numbers, path) for name, rows in content["sets"].items()}
-    skipped = {name: _rows(name, rows, (), numbers, path) for name, rows in (content.get("skipped") or {}).items()}
+    sets = {name: _rows(name, rows, required[name], path) for name, rows in content["sets"].items()}
+    skipped = {name: _rows(name, rows, (), path) for name, rows in (content.get("skipped") or {}).items()}
+    check_numbers(benchmark, sets | skipped, path)
     return EvaluationLog(
         format=content["format"],
         settings=dict(content["settings"]),
@@ -47,7 +47,25 @@ def read_native_log(content: Mapping[str, Any], path: Path, benchmark: Benchmark
     )
 
 
-def _rows(name: str, rows: Any, required: tuple[str, ...], numbers: list[str], path: Path) -> list[Row]:
+def check_numbers(benchmark: Benchmark, sets: Mapping[str, list[Row]], path: Path | None) -> None:
+    """Refuse rows of a log, of whatever format, whose numbers are none.
+
+    Raises:
+        InputError: Naming the first such value.
+    """
+    numbers = [name for name, kind in get_type_hints(benchmark.row).items() if kind == float | None]
+    for name, rows in sets.items():
+        for row in rows:
+            where, values = f"{path}: set {name!r}, row {row['index']}", cast("Mapping[str, Any]", row)
+            for key in numbers:
+                if not _is_number(values.get(key)):
+                    raise InputError(f"{where}: {key} should be a number or null, got {values[key]!r}")
+            wrong = values.get("wrong_nll")
+            if wrong is not None and not (isinstance(wrong, list) and all(_is_number(value) for value in wrong)):
+                raise InputError(f"{where}: wrong_nll should be a list of numbers, got {wrong!r}")
+
+
+def _rows(name: str, rows: Any, required: tuple[str, ...], path: Path) -> list[Row]:
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
         raise InputError(f"{path}: set {name!r} should be a list of rows")
     checked = []
@@ -57,12 +75,6 @@ def _rows(name: str, rows: Any, required: tuple[str, ...], numbers: list[str], p
         missing = [key for key in required if key not in values]
         if missing:
             raise InputError(f"{where} has no {', '.join(missing)}")
-        for key in numbers:
-            if not _is_number(values.get(key)):
-                raise InputError(f"{where}: {key} should be a number or null, got {values[key]!r}")
-        wrong = values.get("wrong_nll")
-        if wrong is not None and not (isinstance(wrong, list) and all(_is_number(value) for value in wrong)):
-            raise InputError(f"{where}: wrong_nll should be a list of numbers, got {wrong!r}")
         checked.append(cast("Row", dict(values)))
     return checked
 
@@ -194,9 +206,12 @@ def read_log(path: str | Path, usual: str = "") -> EvaluationLog:
                 + (f", and the class that the log names, {named}, cannot be imported here" if named else "")
             )
         return read_native_log(content, path, benchmark)
-    for foreign in (one for benchmark in known for one in benchmark.foreign_formats):
-        if foreign.recognises(content):
-            return foreign.read(content, path)
+    for one in known:
+        for foreign in one.foreign_formats:
+            if foreign.recognises(content):
+                log = foreign.read(content, path)
+                check_numbers(one, log.sets, path)
+                return log
     keys = ", ".join(list(content)[:5]) or "none"
     raise InputError(
         f"{path}: unknown format (its keys: {keys}). Known are logs of this package and "
@@ -235,7 +250,7 @@ def _load(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: there is no such file")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a JSON file (byte {error.start} is not UTF-8 text)") from error
     if not text.strip():
