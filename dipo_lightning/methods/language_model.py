@@ -1,7 +1,5 @@
 """The LightningModule that holds a causal language model: loading, adapters, sharding, optimiser, logging."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -34,6 +32,26 @@ from dipo_lightning.models.inspection import check_rows, dropout_rates
 from dipo_lightning.models.loading import load_policy
 from dipo_lightning.models.lora import NF4, LoRA, add_lora, check_quantized, quantize_base
 from dipo_lightning.safety.redaction import without_home, without_secrets
+
+
+class MicroBatch(NamedTuple):
+    """Terms and rows of a micro-batch, kept until the optimiser steps, without a gradient.
+
+    Attributes:
+        rows: (B,) int64 of each part of the batch: where its rows stand in their data set.
+        terms: Scalars, the terms of the loss by name.
+        loss: Scalar.
+    """
+
+    rows: dict[str, Tensor]
+    terms: dict[str, Tensor]
+    loss: Tensor
+
+    @classmethod
+    def of(cls, loss: Tensor, batch: dict[str, Any], terms: dict[str, Tensor]) -> "MicroBatch":
+        """Take from a training batch, its loss and the loss's terms what is kept of them."""
+        rows = {name: part["index"] for name, part in batch.items() if isinstance(part, dict) and "index" in part}
+        return cls(rows, {name: value.detach() for name, value in terms.items()}, loss.detach())
 
 
 class LanguageModelModule(pl.LightningModule):
@@ -312,26 +330,6 @@ def plain(options: Mapping[str, Any]) -> dict[str, Any]:
         name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
         for name, value in options.items()
     }
-
-
-class MicroBatch(NamedTuple):
-    """Terms and rows of a micro-batch, kept until the optimiser steps, without a gradient.
-
-    Attributes:
-        rows: (B,) int64 of each part of the batch: where its rows stand in their data set.
-        terms: Scalars, the terms of the loss by name.
-        loss: Scalar.
-    """
-
-    rows: dict[str, Tensor]
-    terms: dict[str, Tensor]
-    loss: Tensor
-
-    @classmethod
-    def of(cls, loss: Tensor, batch: dict[str, Any], terms: dict[str, Tensor]) -> MicroBatch:
-        """Take from a training batch, its loss and the loss's terms what is kept of them."""
-        rows = {name: part["index"] for name, part in batch.items() if isinstance(part, dict) and "index" in part}
-        return cls(rows, {name: value.detach() for name, value in terms.items()}, loss.detach())
 
 
 def mean_terms(batches: Sequence[MicroBatch], accumulate: int) -> dict[str, Tensor]:
