@@ -89,10 +89,13 @@ def _batches(
     All of a batch have as much room for new tokens; one without any is in none.
     """
     device, size = next(policy.parameters()).device, prompts_at_once(policy, samples)
-    positioned = "position_ids" in inspect.signature(causal_lm(policy).forward).parameters
     order = sorted((n for n in range(len(prompts)) if room[n] > 0), key=lambda number: len(prompts[number]))
     apart = len({len(prompts[number]) for number in order}) > 1
-    padded = apart and positioned and (masked or may_be_padded(policy, [list(prompts[n]) for n in order], device))
+    padded = (
+        apart
+        and takes_positions(policy)
+        and (masked or may_be_padded(policy, [list(prompts[n]) for n in order], device))
+    )
     groups: dict[tuple[int, int], list[int]] = {}
     for number in order:
         groups.setdefault((0 if padded else len(prompts[number]), room[number]), []).append(number)
@@ -116,7 +119,7 @@ def _sample_batch(
     ids = torch.tensor([[0] * (width - len(one)) + one for one in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(one)) + one for one in visible], device=device)
     positions = torch.tensor([[0] * (width - len(one)) + list(range(len(one))) for one in prompts], device=device)
-    positioned = {"position_ids"} & inspect.signature(causal_lm(policy).forward).parameters.keys()
+    positioned = ["position_ids"] if takes_positions(policy) else []
     masked = not bool(mask.all())
 
     def view() -> dict[str, Tensor]:
@@ -152,6 +155,11 @@ def _sample_batch(
         output = policy(input_ids=tokens[:, None], past_key_values=cache, use_cache=True, **view())
         logits, cache = output.logits[:, -1], output.past_key_values
     return [said[start : start + samples] for start in range(0, len(said), samples)]
+
+
+def takes_positions(policy: nn.Module) -> bool:
+    """Tell whether the positions of a padded row can be given to the policy's forward."""
+    return "position_ids" in inspect.signature(causal_lm(policy).forward).parameters
 
 
 def draw_tokens(logits: Tensor, uniform: Tensor) -> Tensor:
