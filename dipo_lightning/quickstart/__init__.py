@@ -110,7 +110,7 @@ def prepare(folder: Path, seed: int) -> None:
     write_fictitious(folder / "data", seed=seed, authors=settings.AUTHORS)
     lines = (folder / "data" / "full.json").read_text(encoding="utf-8").splitlines()
     rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    texts = [f"Question: {row['question']}\nAnswer: {row['answer']}" for row in rows]
+    texts = [text for row in rows for text in (f"Question: {row['question']}\nAnswer: ", row["answer"])]
     write_untrained(
         folder / "models" / "untrained", train_tokenizer(texts, settings.VOCABULARY), seed, **settings.SHAPE
     )
