@@ -1,7 +1,7 @@
 """Run a shipped comparison on the quickstart's data, several methods at a time.
 
-``python tools/compare_in_parallel.py [compare/quickstart] [--jobs 14]``: the quickstart makes the bases that are missing,
-each method runs in a comparison of its own, and the whole comparison then finds all runs finished.
+``python tools/compare_in_parallel.py [compare/quickstart] [--jobs 14]``: the quickstart makes the bases that are not
+there, each method runs in a comparison of its own, and the whole comparison then finds all runs finished.
 """
 
 from __future__ import annotations

@@ -111,9 +111,7 @@ def prepare(folder: Path, seed: int) -> None:
     lines = (folder / "data" / "full.json").read_text(encoding="utf-8").splitlines()
     rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
     texts = [text for row in rows for text in (f"Question: {row['question']}\nAnswer: ", row["answer"])]
-    write_untrained(
-        folder / "models" / "untrained", train_tokenizer(texts, settings.VOCABULARY), seed, **settings.SHAPE
-    )
+    write_untrained(folder / "models" / "untrained", train_tokenizer(texts), seed, **settings.SHAPE)
 
 
 def _move_aside(folder: Path) -> None:

@@ -13,7 +13,6 @@ Config = dict[str, Any]
 AUTHORS = 80
 EPOCHS = {"retain": 60, "target": 7}
 """Epochs of training: of the retain model from nothing, of the target from the retain model."""
-VOCABULARY = 2048
 SHAPE: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 256,
