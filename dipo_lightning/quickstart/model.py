@@ -37,7 +37,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int | None = None) -> PreT
     else:
         bpe = Tokenizer(models.BPE())
         bpe.pre_tokenizer = split
-        options = {"special_tokens": special, "initial_alphabet": alphabet, "show_progress": False}
+        options: dict[str, Any] = {"special_tokens": special, "initial_alphabet": alphabet, "show_progress": False}
         bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocabulary, **options))
     bpe.decoder = decoders.ByteLevel()
     bpe.post_processor = processors.TemplateProcessing(
