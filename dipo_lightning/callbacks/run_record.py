@@ -150,7 +150,7 @@ def model_files(pretrained: Any) -> str | None:
 
 
 def refuse_changes(record: Mapping[str, Any], now: Mapping[str, Any], place: Path) -> None:
-    """Make sure that a run goes on with the options and the data that it began with.
+    """Refuse to resume a run with other options or data than it began with.
 
     Args:
         record: Of the run, from `read_record`.

@@ -224,5 +224,5 @@ class StopOnCollapse(pl.Callback):
         return {"first": self.first}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the first value of the interrupted run."""
+        """Take over the first value of the interrupted run."""
         self.first = state_dict["first"]

@@ -47,7 +47,7 @@ def attack(
     """Attack an unlearned model, and the retain model and the target where they are given; they are only read.
 
     A table is printed; the folder of the results holds it, every row (``robustness.json``, which ``score`` recomputes)
-    and a picture of each attack. The same command goes on where it was cut off.
+    and a picture of each attack. After an interruption, the same command resumes.
 
     Args:
         unlearned: A model (hub name or folder), or the folder of a run, whose exported model and data are taken.

@@ -59,7 +59,7 @@ COMMANDS = ("fit", "validate", "test")
 
 RUN_HELP = (
     "Folder that stands for this one run (fit): its logs, evaluations and checkpoints go there. The same command again "
-    "goes on from the last checkpoint, to the same result; after the end it says so and does nothing."
+    "resumes from the last checkpoint, with the same result; after the end it says so and does nothing."
 )
 
 

@@ -133,7 +133,7 @@ def scalability(run: str | None = None, output: str = "runs/scalability", parts:
 
     Writes ``results.md``, ``.csv``, ``.json`` and ``.png``: utility, KnowMem and VerbMem against the number of
     documents. KnowMem and VerbMem are about the first set, which the larger ones hold. A stop rule on them chooses the
-    epochs of the first step, and the others train for as many. Stopped in between, the same command goes on.
+    epochs of the first step, and the others train for as many. After an interruption, the same command resumes.
 
     Args:
         run: Config of an ordinary ``fit`` with MUSEDataModule and MUSEEvaluation; its logger is replaced.
@@ -151,8 +151,8 @@ def sustainability(run: str | None = None, output: str = "runs/sustainability", 
 
     Writes ``results.md``, ``.csv``, ``.json`` and ``.png``: utility, KnowMem and VerbMem against the number of
     requests. KnowMem and VerbMem are about the first request: later rows show whether it stays forgotten. A stop rule
-    on them chooses the epochs of the first step, and the others train for as many. Stopped in between, the same command
-    goes on.
+    on them chooses the epochs of the first step, and the others train for as many. After an interruption, the same
+    command resumes.
 
     Args:
         run: Config of an ordinary ``fit`` with MUSEDataModule and MUSEEvaluation; its logger is replaced.

@@ -1,11 +1,11 @@
 """Scored answers and the policy's own answer to a question from one forward of its prompt.
 
-A question's answers lie as a tree behind its prompt. The logits in it tell what greedy decoding says as long as that is
-in the tree; from there it goes on with the keys and values of what has been said, which the same forward computed. Rows
-that have ended leave the batch. What all prompts begin with (a system prompt) is computed once.
+A question's answers form a tree behind its prompt. As long as the greedily decoded answer is a path of the tree, the
+logits there give its next token; where it leaves the tree, generation continues with the keys and values of that
+forward. Rows that have ended leave the batch. The prompts' common beginning (a system prompt) is computed once.
 
-The policy's answers in an earlier evaluation would be good drafts, too, but then the rounding of every number would
-depend on them, and a run that was interrupted would end with other digits than one that was not.
+The policy's answers in an earlier evaluation would be good drafts, too, but then every number's rounding would depend
+on them, and an interrupted run would end with other digits than an uninterrupted one.
 """
 
 from __future__ import annotations

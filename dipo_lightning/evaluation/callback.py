@@ -392,7 +392,7 @@ class Evaluation(Scheduled):
         self._folder = run_folder(trainer) / "evaluations"
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after an interruption: the first evaluation (the answers "before") is read from its file."""
+        """Read the first evaluation of an interrupted run (the answers "before") from its file."""
         self._last_step, files = state_dict["last_step"], map(Path, state_dict["files"])
         here = ((file, self._folder / file.name) for file in files)  # a run may have been moved
         self.files = [str(moved if moved.exists() and not file.exists() else file) for file, moved in here]

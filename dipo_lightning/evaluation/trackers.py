@@ -44,7 +44,7 @@ class TrackioLogger(Logger):
         name: Name of the run; trackio makes one up without.
         space_id: A Space to log to, ``owner/name``; None keeps everything on this machine.
         private: Whether a Space that is made is private.
-        resume: ``allow`` goes on with a run of this name, ``never`` begins another.
+        resume: ``allow`` continues a run of this name, ``never`` begins another.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Vectors of every supervised position of a data set, computed once and memory-mapped from disk.
 
-A cache is keyed by everything its vectors depend on; another key is another folder, so that a stale one is never found.
-It is made under another name, by one run at a time, and renamed when it is whole: a cut-off making goes on where it
-stopped, and nothing half-made is read. Every row carries a checksum.
+The name of a cache's folder is a hash of everything its vectors depend on, so that a stale one is never found.
+One run at a time writes it, under a temporary name that becomes the final one when all rows are there: an interrupted
+run resumes where it stopped, and no incomplete cache is read. Every row carries a checksum.
 """
 
 from __future__ import annotations

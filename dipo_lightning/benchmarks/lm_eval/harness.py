@@ -49,7 +49,7 @@ class Options:
 
 
 class Model:
-    """A policy as `HFLM` takes it: called and generated with, but neither retied, moved, nor switched to another mode.
+    """A policy in the form that `HFLM` takes: for forwards and generation only; the harness changes nothing of it.
 
     Args:
         policy: A ``transformers`` causal LM, or a peft model around one, sharded or not.

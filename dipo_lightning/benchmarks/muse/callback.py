@@ -22,18 +22,18 @@ class MUSEEvaluation(Evaluation):
     """Evaluation of the policy on MUSE, or on a corpus in its schema (Shi et al., 2024, arXiv 2407.06460).
 
     Logs ``muse/verbmem``, ``muse/knowmem_forget``, ``muse/knowmem_retain`` (MUSE's utility), ``muse/privleak`` and its
-    AUCs; of the continuations exact memorisation and extraction strength, and the AUCs of further attacks.
+    AUCs, exact memorisation and extraction strength of the continuations, and the AUCs of further attacks.
 
-    PrivLeak compares with a model that never saw the forget set. What stands for it is, in this order: ``retain_log``;
-    ``baseline``; the published AUC, on the published corpora. Where there is nothing, that is an error: an unsaid 0.5
-    would be another metric.
+    PrivLeak compares with the AUC of a model that never saw the forget set. That AUC is taken from ``retain_log``, else
+    from ``baseline``, else, on the published corpora, from the paper. With none of them the run is refused: an assumed
+    0.5 would be another metric.
 
     Args:
         data: ``muse-bench/MUSE-News`` or ``muse-bench/MUSE-Books`` on the hub, or a folder in their schema; None takes
             the MUSEDataModule's. Any other data module needs it.
         retain_log: Evaluation log of the retain model, this package's or open-unlearning's ``MUSE_EVAL.json``;
             ``open-unlearning/eval`` takes it from that data set on the hub.
-        baseline: Instead of it, the retain model's AUC: a number (0.5 says that its two samples look alike),
+        baseline: In its place the retain model's AUC: a number (0.5: it cannot tell the two samples apart),
             ``news`` or ``books`` (the published ones), or ``none`` to measure no PrivLeak (for the retain model
             itself).
         variant: ``muse`` (ROUGE without stemmer, in percent) or ``open_unlearning`` (with stemmer, between 0 and 1,
@@ -47,8 +47,8 @@ class MUSEEvaluation(Evaluation):
         memorization: Score the true continuations token by token, for exact memorisation and extraction strength:
             those that VerbMem compares with, which with ``open_unlearning`` are the whole texts.
         lowercase: Score the texts of PrivLeak once more in lower case, for muse_bench's ratio of the two losses.
-        allow_overlap: Go on where retain2 or the holdout set has documents that are trained on, in this corpus or by
-            the run; the published corpora are taken as they are.
+        allow_overlap: Continue although this corpus or the run trains on documents of retain2 or of the holdout
+            set; the published corpora are taken as they are.
         **options: Those of `Evaluation`: ``schedule``, ``measuring`` (16 rows a generation batch; a text too short for
             Min-K is a row without a value; not ``max_new_tokens``), ``metrics``, ``samples``.
     """
@@ -196,9 +196,9 @@ class MUSEEvaluation(Evaluation):
 
 
 def refuse_trained(data: MUSEData, datamodule: Any) -> None:
-    """Raise an `InputError` where another data module trains on what must not be trained on.
+    """Raise an `InputError` where a data module trains on documents of the holdout set or, unlearning, of retain2.
 
-    It forgets or keeps documents of retain2 or of the holdout set, or fine-tunes on the latter.
+    Fine-tuning on retain2 is allowed, since a target has read it.
     """
     unlearned = {f"data.{name}": getattr(datamodule, f"{name}_rows", None) or [] for name in ("forget", "retain")}
     data.refuse_trained(unlearned)

@@ -61,9 +61,9 @@ class MUSEData:
         return replace(self, verbmem=self.verbmem[:rows], knowmem=knowmem, privleak=privleak)
 
     def refuse_trained(self, trained: Mapping[str, Rows], retain2: bool = True) -> None:
-        """Raise an `InputError` where rows that are trained on, by name, are measured as never trained on.
+        """Raise an `InputError` where training rows (by their set's name) are in the holdout set or in retain2.
 
-        retain2 is among these unless a target has read it.
+        Without ``retain2`` that set is left out: a target has read it.
         """
         apart = {"privleak/holdout": self.privleak["holdout"], "raw/holdout": self.holdout}
         apart |= {"retain2": self.retain2} if retain2 else {}
@@ -87,7 +87,7 @@ def load_muse(
             ``scal/forget_2`` or ``sust/forget_1``. retain1 and retain2 are those of ``raw`` with ``raw/forget``, and
             those of ``train`` with all others.
         first: Only so many rows of each evaluation set, from the first. All without.
-        allow_overlap: Go on where retain2 or the holdout set has documents that are trained on.
+        allow_overlap: Continue although retain2 or the holdout set has documents that are trained on.
 
     Raises:
         InputError: A split or field is missing or of another type, a text to be measured is empty, there are fewer
@@ -174,8 +174,8 @@ class MUSEDataModule(UnlearningDataModule):
     """MUSE's forget documents to forget and retain1 to keep, in pieces of one length with the loss on every token.
 
     The documents are joined by a blank line and cut; a piece is BOS and ``max_length - 1`` tokens. retain2 and the
-    holdout set are never trained on: that they share documents with what is trained on is an error in a corpus of
-    your own, and a warning in the published ones, which are what they are.
+    holdout set are never trained on: documents of theirs in the training data are an error in a corpus of
+    your own, and a warning in the published ones.
 
     Args:
         tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; None takes the model's
@@ -189,7 +189,7 @@ class MUSEDataModule(UnlearningDataModule):
         max_retain_rows: Use the first n retain documents only.
         max_length: Tokens of a piece.
         batch_size: Pieces to forget (and as many to keep) of one process and one micro-batch.
-        allow_overlap: Go on where documents stand in two sets that should have none in common.
+        allow_overlap: Continue although sets that should have no document in common share some.
         num_workers: Loader processes; 0 loads in the training process.
         seed: Seed of the order and of the pairing.
     """

@@ -1,7 +1,7 @@
 """MUSE's evaluation rows: texts continued, questions answered, and texts scored token by token.
 
-Everything is tokenised, and refused where it must be, before a model is there; measuring is then the same on any number
-of processes. Source: Shi et al., 2024 (arXiv 2407.06460), and their published code.
+Everything is tokenised and checked before a model is loaded. Any number of processes gives the same numbers.
+Source: Shi et al., 2024 (arXiv 2407.06460), and their published code.
 """
 
 from __future__ import annotations

@@ -21,9 +21,9 @@ from dipo_lightning.evaluation.rows import END_OF_TURN, EvaluatedRows, Evaluatio
 class TOFUEvaluation(Evaluation):
     """Evaluation of the policy on TOFU, or on data in its schema (Maini et al., 2024, arXiv 2401.06121).
 
-    Logs ``tofu/forget_quality_p``, ``tofu/forget_quality_log10_p``, ``tofu/model_utility`` and its nine parts, and of
-    the forget set memorisation, membership inference, and the fluency and perplexity of what the policy says to it.
-    Without ``retain_log`` everything but forget quality is measured.
+    Logs ``tofu/forget_quality_p``, ``tofu/forget_quality_log10_p``, ``tofu/model_utility`` and its nine parts; of the
+    forget set also memorisation, membership inference, and the fluency and perplexity of the policy's answers.
+    Without ``retain_log`` it measures everything but forget quality.
 
     Args:
         split: The forget split, ``forget01``, ``forget05``, ``forget10`` or another of ``data``; None takes the data

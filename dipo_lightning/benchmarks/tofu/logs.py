@@ -56,7 +56,7 @@ NAMES = {*_KNOWN, "forget_quality", "model_utility", "privleak"}
 
 
 def retain_log_name(pretrained: str, split: str) -> str:
-    """Return the log of the retain model in open-unlearning's data set of logs; empty where the names follow no rule.
+    """Return the log of the retain model in open-unlearning's data set of logs; empty where there is none.
 
     The target is ``open-unlearning/tofu_Llama-3.2-1B-Instruct_full`` or a folder of that name.
     """
