@@ -381,7 +381,7 @@ class Checkpoint(Savepoint, CheckpointBase):
                 )
             if odd:
                 raise InputError(
-                    f"The optimizer of the checkpoint had {'; '.join(odd)}: the checkpoint's would stay. Give the old "
+                    f"The optimizer of the checkpoint had {'; '.join(odd)}, which resuming would keep. Give the old "
                     "options as model.optimizer, or train anew in another folder."
                 )
 

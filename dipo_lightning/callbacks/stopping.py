@@ -127,7 +127,7 @@ def refuse_before_evaluation(rule: Any, trainer: pl.Trainer) -> None:
         if isinstance(callback, Evaluation) and rule.monitor.startswith(f"{callback.name}/"):
             raise InputError(
                 f"{type(rule).__name__} watches {rule.monitor}, but stands before {type(callback).__name__} in "
-                "trainer.callbacks; write it behind."
+                "trainer.callbacks; list it after that callback."
             )
 
 

@@ -46,7 +46,7 @@ def file_records(path: Path) -> Iterator[Record]:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(
-            f"{path}: I don't read {path.suffix or 'files without an ending'}; give {', '.join(SUFFIXES)}."
+            f"{path}: {path.suffix or 'a file without an ending'} is not read here; give {', '.join(SUFFIXES)}."
         )
     empty = True
     try:

@@ -309,7 +309,7 @@ def _roles(record: Record, chosen: Mapping[str, str], spelled: Mapping[str, str]
     if "conversations" in spelled:
         hint = " Conversations are read as messages: turns with role (user, assistant) and content."
     raise InputError(
-        f"{record.where}: none of question and answer, prompt and completion, messages, text is there; it has "
+        f"{record.where}: there is no question and answer, prompt and completion, messages, or text; it has "
         f"{', '.join(fields) or 'no columns'}. Name the columns.{hint}"
     )
 

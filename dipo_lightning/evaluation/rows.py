@@ -138,7 +138,7 @@ class EvaluatedRows:
         """Leave a row out, or with ``on_missing: raise`` raise an `InputError`."""
         if on_missing == "raise":
             raise InputError(
-                f"Row {index} of {set_name} has no value: {reason} Mend the data, or leave such rows out with "
+                f"Row {index} of {set_name} has no value: {reason} Correct the data, or leave such rows out with "
                 "on_missing: skip (the retain model's log must then leave out the same rows)."
             )
         self.skipped.setdefault(set_name, []).append({"index": index, "reason": reason})

@@ -128,7 +128,7 @@ def check_training(model: nn.Module, longest: int = 0) -> None:
     if not same_logits(padded, model(input_ids=ids[1:, :-4], use_cache=False).logits[0]):
         rank_zero_warn(
             "Padding behind a row changes what this model computes for it, so its loss depends on the rows beside it. "
-            "Evaluations are not touched: they lay such rows out by length."
+            "Evaluations are exact: they batch such rows by length."
         )
 
 

@@ -104,7 +104,7 @@ def test_the_hub_and_a_mistyped_path(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     for path in ("data/forgt", "owner/rows.jsonl", "./owner/name", "rows", "a/b/c", "/owner/name"):
-        with pytest.raises(InputError, match="no such|don't read"):
+        with pytest.raises(InputError, match="no such|not read here"):
             read_rows(path)
     assert len(asked) == 2
 
@@ -143,7 +143,7 @@ BAD_FILES = [
     ("rows.csv", 'question,answer\nq,"a\n', "line 2: broken CSV"),
     ("rows.csv", "question,answer\nq,\n", "line 2: 'answer' is empty"),
     ("rows.parquet", "text", "broken Parquet"),
-    ("rows.txt", "text", "I don't read .txt"),
+    ("rows.txt", "text", ".txt is not read here"),
 ]
 
 
