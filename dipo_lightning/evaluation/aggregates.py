@@ -84,8 +84,8 @@ def intervals(collection: MetricCollection, resamples: int, seed: int = 0) -> di
     """
     found: dict[str, list[float]] = {}
     for name, metric in collection.items():
-        if isinstance(metric, RowValues) and resamples:
-            ends = metric.intervals(resamples, seed)
+        if resamples and hasattr(metric, "intervals"):
+            ends = metric.intervals(resamples, seed)  # type: ignore[operator]  # RowValues, or made of them
             found |= {f"{name}_{part}" if part else name: [*both] for part, both in ends.items()}
     return found
 

@@ -6,18 +6,19 @@ import hashlib
 import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 import dipo_lightning
-from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, Plain, Subject
-from dipo_lightning.benchmarks.robustness.metrics import Robustness, settings_pictures
+from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, Measured, Plain, Subject
+from dipo_lightning.benchmarks.robustness.metrics import METRICS, Robustness, metric_class, settings_pictures
 from dipo_lightning.benchmarks.robustness.tables import markdown_table
 from dipo_lightning.data.rows import data_fingerprint
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.aggregates import class_path, log_aggregates
+from dipo_lightning.evaluation.aggregates import add_measured, class_path, log_aggregates
 from dipo_lightning.evaluation.json_files import finite, write_json
 from dipo_lightning.models.fingerprint import model_fingerprint
 
@@ -55,11 +56,19 @@ def _built(name: str, spec: Any) -> Attack:
 
 
 def planned(attacks: Sequence[Attack], subject: Subject) -> list[tuple[Attack, Condition]]:
-    """Return everything that will be tried, checked.
+    """Return everything that will be tried and measured, checked.
 
     Raises:
-        InputError: An option or the data does not allow an attack, or two conditions share a name.
+        InputError: An option or the data does not allow an attack, two conditions share a name, or there is no such
+            metric, or none at all.
     """
+    for name in subject.metrics:
+        metric_class(name)
+    for name in ("max_new_tokens", "generation_rows", "batch_tokens"):
+        if getattr(subject, name) < 1:
+            raise InputError(f"{name} is {getattr(subject, name)}; it must be at least 1.")
+    if not subject.metrics:
+        raise InputError(f"metrics is empty; give at least one of {', '.join(METRICS)}.")
     found = [(attack, condition) for attack in attacks for condition in attack.conditions(subject)]
     names = [condition.name for _, condition in found]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
@@ -88,6 +97,7 @@ def settings_of(
         "models": list(models),
         "conditions": conditions,
         "attacks": plain_values({attack.name: attack.settings for attack, _ in plan}),
+        "numbers": list(subject.metrics),
         "prompt_style": subject.style.fingerprint(),
         "max_new_tokens": subject.max_new_tokens,
         "forget_rows": len(subject.forget),
@@ -114,7 +124,7 @@ def curve_steps(names: Sequence[str]) -> dict[str, list[int]]:
     return {condition: sorted(set(steps)) for condition, steps in found.items()}
 
 
-def document_of(settings: dict[str, Any], sets: dict[str, list[dict[str, Any]]], provenance: Document) -> Document:
+def document_of(settings: dict[str, Any], sets: dict[str, Measured], provenance: Document) -> Document:
     """Return the log of attacks: every row, and what follows from the rows."""
     benchmark = Robustness()
     return {
@@ -152,25 +162,27 @@ def attack_models(
         InputError: An attack cannot be made, or ``output`` holds the results of other attacks.
     """
     plan = planned(attacks, subject)
-    key = {"settings": settings_of(plan, subject, [], {}), "version": dipo_lightning.__version__}
-    sets: dict[str, list[dict[str, Any]]] = {}
+    shared = {**settings_of([], subject, [], {}), "version": dipo_lightning.__version__}
+    sets: dict[str, Measured] = {}
     weights: dict[str, str] = {}
     for model, load in models.items():
         policy = load()
         weights[model] = model_fingerprint(policy)
-        whole_key = _digest(key | {"weights": weights[model]})
         for attack, condition in plan:
-            part = output / "parts" / f"{model}_{condition.name}.json"
-            rows = _read_part(part, whole_key)
+            key = {"condition": condition.name, "attack": plain_values(attack.settings)}
+            read = plain_values(attack.reads(subject, condition))
+            parts = Parts(output / "parts", model, _digest([shared, key, read, weights[model]]))
+            rows = parts.take(condition.name)
             if rows is None:
                 say(f"{model} model: {condition.title}")
-                rows = attack.measure(policy, subject, condition)
-                write_json(part, {"key": whole_key, "rows": rows})
-                rows = finite(rows)
+                rows = parts.finish(
+                    condition.name, attack.measure(policy, replace(subject, keep=parts.keep), condition)
+                )
             sets |= {f"{model}_{name}": found for name, found in rows.items()}
         del policy
     names = [name.removeprefix(f"{model}_") for model in models for name in sets if name.startswith(f"{model}_")]
     settings = settings_of(plan, subject, list(models), curve_steps(names))
+    add_measured(Robustness().metrics(settings).values(), sets, dict.fromkeys(sets, subject.forget))  # type: ignore[arg-type]
     document = document_of(settings, sets, {"epoch": 0, "step": 0} | (provenance or {}) | {"weights": weights})
     write_json(output / RESULT, document)
     (output / TABLE).write_text(markdown_table(document) + "\n", encoding="utf-8")
@@ -179,18 +191,59 @@ def attack_models(
     return document
 
 
+@dataclass(frozen=True)
+class Parts:
+    """Results that are kept as soon as they are there, so that a killed attack goes on.
+
+    Attributes:
+        folder: Holds a file for each condition, and for each measurement of one that is not done yet.
+        model: Name of the attacked model.
+        key: Stands for everything that changes a result.
+    """
+
+    folder: Path
+    model: str
+    key: str
+
+    def take(self, name: str) -> dict[str, Measured] | None:
+        """Return the rows that were kept under a name; None where there are none.
+
+        Raises:
+            InputError: They are of another attack.
+        """
+        path = self._path(name)
+        if not path.exists():
+            return None
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.get("key") != self.key:
+            raise InputError(
+                f"{self.folder.parent} holds the results of attacks with other options, data or weights; give another "
+                "output, or remove it."
+            )
+        rows: dict[str, Measured] = content["rows"]
+        return rows
+
+    def keep(self, name: str, measure: Callable[[], Measured]) -> Measured:
+        """Return one measurement of a condition, made now or before."""
+        rows = self.take(name) or self._write(name, {name: measure()})
+        return rows[name]
+
+    def finish(self, name: str, rows: dict[str, Measured]) -> dict[str, Measured]:
+        """Keep all rows of a condition in place of its single measurements."""
+        rows = self._write(name, rows)
+        for one in rows:
+            if one != name:
+                self._path(one).unlink(missing_ok=True)
+        return rows
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{self.model}_{name}.json"
+
+    def _write(self, name: str, rows: dict[str, Measured]) -> dict[str, Measured]:
+        write_json(self._path(name), {"key": self.key, "rows": rows})
+        found: dict[str, Measured] = finite(rows)
+        return found
+
+
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _read_part(path: Path, key: str) -> dict[str, list[dict[str, Any]]] | None:
-    if not path.exists():
-        return None
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if content.get("key") != key:
-        raise InputError(
-            f"{path.parent.parent} holds the results of attacks with other options, data or weights; give another "
-            "output, or remove it."
-        )
-    rows: dict[str, list[dict[str, Any]]] = content["rows"]
-    return rows
