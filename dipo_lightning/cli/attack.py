@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from dipo_lightning.data.encoding import PromptStyle
+
 WORDINGS, PREFIXES, QUANTIZATION = Wordings(), Prefixes(), Quantization()
 SAMPLING, RELEARNING = Sampling(), Relearning()
 ATTACKS = ("wordings", "prefixes", "quantization", "sampling", "relearning")
@@ -91,8 +93,12 @@ def attack(
     given = Path(unlearned).expanduser()
     run = run_settings(given)
     models = {"unlearned": str(run.get("model", unlearned)), "retain": retain, "target": target}
+    style = _style(run, models["unlearned"], prompt)
+    for source in (retain, target):
+        if source is not None:
+            _check_other(source, run, prompt, style)
     subject = replace(
-        _subject(run, models["unlearned"], prompt, data, split, forget, kept),
+        _subject(run, style, data, split, forget, kept),
         metrics=metrics,
         generation_rows=generation_rows,
         device=_device(device),
@@ -124,21 +130,39 @@ def _chosen(names: Sequence[str], *options: Attack) -> list[Attack]:
     return [there[name] for name in names]
 
 
+def _style(run: dict[str, Any], model: str, prompt: PromptName | None) -> PromptStyle:
+    """The prompt style that is named, else that of the run, with a model's tokenizer."""
+    from dipo_lightning.data.prompts import prompt_style
+    from dipo_lightning.models.loading import load_tokenizer
+
+    further = {} if prompt else run.get("prompt_options") or {}
+    return prompt_style(prompt or run.get("prompt") or "chat", load_tokenizer(model), **further)
+
+
+def _check_other(source: str, run: dict[str, Any], prompt: PromptName | None, style: PromptStyle) -> None:
+    """Refuse a model that is not there, or that reads other tokens than the unlearned one, before anything is done."""
+    from dipo_lightning.models.loading import find_source
+
+    find_source(source)
+    folder = Path(source).expanduser()
+    if folder.is_dir() and not any(folder.glob("tokenizer*")):
+        return  # saved without one
+    if _style(run, source, prompt).fingerprint() != style.fingerprint():
+        raise InputError(
+            f"{source} has another tokenizer or chat template than the unlearned model: the same questions would be "
+            "other tokens to it, and its numbers not comparable."
+        )
+
+
 def _subject(
     run: dict[str, Any],
-    model: str,
-    prompt: PromptName | None,
+    style: PromptStyle,
     data: str | None,
     split: str | None,
     forget: str | None,
     kept: str | None,
 ) -> Subject:
     """The questions of the files that are named; without any, those of the run."""
-    from dipo_lightning.data.prompts import prompt_style
-    from dipo_lightning.models.loading import load_tokenizer
-
-    further = {} if prompt else run.get("prompt_options") or {}
-    style = prompt_style(prompt or run.get("prompt") or "chat", load_tokenizer(model), **further)
     if data is None and forget is None and "module" in run:
         run["module"].read()
         return subject_of(run["module"], style)
@@ -159,11 +183,21 @@ def _load(source: str, device: torch.device) -> nn.Module:
 
 
 def _add_to_run(evaluations: Path, document: dict[str, Any]) -> None:
-    """Put the log among the evaluations of a run, where its page, its card and comparisons find it."""
+    """Put the log among a run's evaluations, where its page, its card and comparisons find it, and in TensorBoard."""
+    from dipo_lightning.benchmarks.robustness.metrics import settings_pictures
+    from dipo_lightning.evaluation.aggregates import flat_numbers
     from dipo_lightning.evaluation.json_files import write_json
 
-    where = document["provenance"]
-    write_json(evaluations / f"robustness_epoch={where['epoch']:03d}_step={where['step']:05d}_attack.json", document)
+    epoch, step = (document["provenance"][name] for name in ("epoch", "step"))
+    write_json(evaluations / f"robustness_epoch={epoch:03d}_step={step:05d}_attack.json", document)
+    if any(evaluations.parent.glob("events.out.tfevents.*")):
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(evaluations.parent)) as writer:
+            for name, value in flat_numbers(document["aggregates"]).items():
+                writer.add_scalar(f"robustness/{name}", value, step)
+            for name, figure in settings_pictures(document["settings"], document["aggregates"]).items():
+                writer.add_figure(f"robustness/{name}", figure, step)
 
 
 def run_settings(folder: Path) -> dict[str, Any]:
@@ -182,15 +216,19 @@ def run_settings(folder: Path) -> dict[str, Any]:
         return {}
     config_file = folder / "config.yaml"
     config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-    model = next((path.parent for path in sorted(folder.glob("*/config.json"))), None)
-    if model is None:
+    models = sorted(
+        {path.parent for name in ("config.json", "adapter_config.json") for path in folder.glob(f"*/{name}")}
+    )
+    if not models:
         raise InputError(
             f"{folder} is a run without an exported model: `dipo-lightning export` its checkpoint, and give that."
         )
+    if len(models) > 1:
+        raise InputError(f"{folder} has exported several models; give one: {', '.join(map(str, models))}.")
     options = (config.get("data") or {}).get("init_args") or {}
     documents = sorted(evaluations.glob("*.json"), key=lambda path: path.stat().st_mtime)
     provenance = json.loads(documents[-1].read_text(encoding="utf-8"))["provenance"] if documents else {}
-    found = {"model": model, "provenance": provenance, "evaluations": evaluations}
+    found = {"model": models[0], "provenance": provenance, "evaluations": evaluations}
     if kind := (config.get("data") or {}).get("class_path"):
         found["module"] = import_class(kind, LightningDataModule)(**options)
     return found | {name: options.get(name) for name in ("prompt", "prompt_options")}

@@ -214,7 +214,10 @@ class Parts:
         path = self._path(name)
         if not path.exists():
             return None
-        content = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path} is broken JSON ({error}); remove it, and it is measured again.") from error
         if content.get("key") != self.key:
             raise InputError(
                 f"{self.folder.parent} holds the results of attacks with other options, data or weights; give another "
