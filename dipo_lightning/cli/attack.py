@@ -172,7 +172,12 @@ def _subject(
 def _device(name: str | None) -> torch.device:
     import torch
 
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise InputError(f"device is {name}, which torch cannot use here: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def _load(source: str, device: torch.device) -> nn.Module:

@@ -104,7 +104,7 @@ class Attack:
         Raises:
             InputError: An option or the data does not allow it.
         """
-        raise TypeError(f"{type(self).__name__} must define conditions()")
+        raise InputError(f"The attack {type(self).__name__} does not define conditions().")
 
     def measure(self, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, Measured]:
         """Measure a policy under a condition; collective, and the same rows on every process.
@@ -112,7 +112,7 @@ class Attack:
         Returns:
             Rows by name: the condition's, or for a curve ``{condition}_step{step}``.
         """
-        raise TypeError(f"{type(self).__name__} must define measure()")
+        raise InputError(f"The attack {type(self).__name__} does not define measure().")
 
     def reads(self, subject: Subject, condition: Condition) -> Any:
         """Return what a condition reads besides the options and the forget rows, such as retain rows; plain values.

@@ -211,7 +211,12 @@ class WorstCase(_OfMetrics):
     def __init__(self, metrics: Sequence[RowValues]) -> None:
         super().__init__(metrics)
         self.label = f"strongest attack: {self.what}"
-        self.higher_is_better, self.unit = self.about.higher_is_better, self.about.unit
+        self.unit = self.about.unit
+
+    @property
+    def higher_is_better(self) -> bool | None:  # type: ignore[override]  # a constant of the class in torchmetrics
+        """The direction of the metric."""
+        return self.about.higher_is_better
 
     def compute(self) -> Tensor:
         """The extreme mean; NaN without rows."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from dipo_lightning.benchmarks.robustness.tables import markdown_table
 from dipo_lightning.data.rows import data_fingerprint
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.aggregates import add_measured, class_path, log_aggregates
+from dipo_lightning.evaluation.benchmark import import_class
 from dipo_lightning.evaluation.json_files import finite, write_json
 from dipo_lightning.models.fingerprint import model_fingerprint
 
@@ -42,16 +42,15 @@ def build_attacks(chosen: Sequence[Attack], further: Mapping[str, Any] | None = 
 
 
 def _built(name: str, spec: Any) -> Attack:
+    if isinstance(spec, Attack):  # the command line's parser has made it
+        return spec
     spec = {"class_path": spec} if isinstance(spec, str) else spec
-    if not isinstance(spec, Mapping) or "class_path" not in spec:
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("class_path"), str):
         raise InputError(f"further.{name} is {spec!r}; give a class, my_project.MyAttack, or class_path and init_args.")
-    module, _, kind = str(spec["class_path"]).rpartition(".")
     try:
-        made = getattr(importlib.import_module(module), kind)(**(spec.get("init_args") or {}))
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise InputError(f"further.{name}: {spec['class_path']} cannot be made: {error}.") from error
-    if not isinstance(made, Attack):
-        raise InputError(f"further.{name}: {spec['class_path']} is no dipo_lightning.benchmarks.robustness.Attack.")
+        made: Attack = import_class(spec["class_path"], Attack)(**(spec.get("init_args") or {}))
+    except (InputError, TypeError) as error:
+        raise InputError(f"further.{name}: {spec['class_path']} cannot be made: {error}") from error
     return made
 
 
@@ -59,8 +58,8 @@ def planned(attacks: Sequence[Attack], subject: Subject) -> list[tuple[Attack, C
     """Return everything that will be tried and measured, checked.
 
     Raises:
-        InputError: An option or the data does not allow an attack, two conditions share a name, or there is no such
-            metric, or none at all.
+        InputError: An option or the data does not allow an attack, one has no condition or two conditions share a name,
+            or there is no such metric, or none at all.
     """
     for name in subject.metrics:
         metric_class(name)
@@ -70,6 +69,9 @@ def planned(attacks: Sequence[Attack], subject: Subject) -> list[tuple[Attack, C
     if not subject.metrics:
         raise InputError(f"metrics is empty; give at least one of {', '.join(METRICS)}.")
     found = [(attack, condition) for attack in attacks for condition in attack.conditions(subject)]
+    for attack in attacks:
+        if not any(attack is one for one, _ in found):
+            raise InputError(f"The attack {attack.name} has nothing to try: its list in the options is empty.")
     names = [condition.name for _, condition in found]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"Two attacks have a condition named {doubled[0]!r}; rename one.")
@@ -162,6 +164,8 @@ def attack_models(
         InputError: An attack cannot be made, or ``output`` holds the results of other attacks.
     """
     plan = planned(attacks, subject)
+    if output.exists() and not output.is_dir():
+        raise InputError(f"output is {output}, which is a file; give a folder.")
     shared = {**settings_of([], subject, [], {}), "version": dipo_lightning.__version__}
     sets: dict[str, Measured] = {}
     weights: dict[str, str] = {}
@@ -189,6 +193,19 @@ def attack_models(
     for name, figure in settings_pictures(settings, document["aggregates"]).items():
         figure.savefig(output / f"{name}.png")
     return document
+
+
+def _checked(attack: Attack, condition: Condition, measured: Any) -> dict[str, Measured]:
+    """Refuse what an attack of a user measured where it is not the condition's rows."""
+    curve = condition.kind == "curve"
+    if isinstance(measured, Mapping):
+        names = curve_steps(list(measured)) if curve else measured
+        if list(names) == [condition.name] and all("index" in row for rows in measured.values() for row in rows):
+            return dict(measured)
+    raise InputError(
+        f"measure() of the attack {attack.name} must return a dictionary with the rows of "
+        f"{f'{condition.name}_step0, ...' if curve else condition.name}, each with its index (see measure_answers)."
+    )
 
 
 @dataclass(frozen=True)

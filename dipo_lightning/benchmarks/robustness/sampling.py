@@ -46,6 +46,8 @@ class Sampling(Attack):
         """
         if self.samples < 1:
             raise InputError(f"sampling.samples is {self.samples}; it must be at least 1.")
+        if not self.k:
+            raise InputError("sampling.k is empty; give at least one k, such as 1.")
         for k in self.k:
             if not 1 <= k <= self.samples:
                 raise InputError(

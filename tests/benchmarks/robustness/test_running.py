@@ -31,8 +31,11 @@ class Shouting(Attack):
 
     name = "shouting"
 
+    def __init__(self, title="question in capitals"):
+        self.title = title
+
     def conditions(self, subject):
-        return [Condition("upper_case", "question in capitals")]
+        return [Condition("upper_case", self.title)]
 
     def measure(self, policy, subject, condition):
         asked = [ask(subject.style, row, row["question"].upper()) for row in subject.forget]
@@ -234,6 +237,9 @@ def test_without_a_retain_model_r_is_absent_and_why(folders, tmp_path, capsys):
         (["--wordings.templates", "/nowhere.txt"], "cannot be read"),
         (["--forget", "rows.jsonl"], "either data"),
         (["--further", '{"mine": "nowhere.Attack"}'], "further.mine"),
+        (["--sampling.k", "[]"], "sampling.k is empty"),
+        (["--quantization.formats", "[]"], "quantization has nothing to try"),
+        (["--device", "gpu0"], "device is gpu0"),
         (["--metrics", "[bleu]"], "metrics has 'bleu'"),
         (["--max_new_tokens", "0"], "max_new_tokens is 0"),
     ],
@@ -247,8 +253,25 @@ def test_attacks_of_a_user(folders, tmp_path):
     chosen = ["--attacks", "[]", "--further", f'{{"mine": "{__name__}.Shouting"}}', "--output", str(tmp_path / "out")]
     assert main(options(folders, *chosen)) == 0
     assert "unlearned_upper_case_rouge" in score(tmp_path / "out" / "robustness.json")
-    with pytest.raises(InputError, match=r"is no dipo_lightning.benchmarks.robustness.Attack"):
+    with pytest.raises(InputError, match=r"further.mine: pathlib.Path cannot be made: .* is no dipo_lightning.Attack"):
         build_attacks([], {"mine": "pathlib.Path"})
+
+
+def test_an_attack_of_a_user_takes_options(folders, tmp_path, capsys):
+    path = f"{__name__}.Shouting"
+    line = options(folders, "--attacks", "[]", "--output", str(tmp_path / "out"), "--further")
+    assert main([*line, json.dumps({"mine": {"class_path": path, "init_args": {"title": "in CAPITALS"}}})]) == 0
+    assert "| in CAPITALS |" in capsys.readouterr().out
+    assert main([*line, json.dumps({"mine": {"class_path": path, "init_args": {"titel": ""}}})]) == 2
+    assert "further.mine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rows", [[], {}, {"other": []}, {"upper_case": [{"nll": 1.0}]}])
+def test_rows_of_another_condition_are_refused(folders, tmp_path, rows, monkeypatch, capsys):
+    monkeypatch.setattr(Shouting, "measure", lambda *_: rows)
+    chosen = ["--attacks", "[]", "--further", json.dumps({"mine": f"{__name__}.Shouting"})]
+    assert main(options(folders, *chosen, "--output", str(tmp_path / "out"))) == 2
+    assert "must return a dictionary with the rows of upper_case" in capsys.readouterr().err
 
 
 def test_a_user_s_own_rows(folders, tmp_path):
