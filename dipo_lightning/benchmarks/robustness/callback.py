@@ -15,7 +15,7 @@ from dipo_lightning.benchmarks.robustness.data import at_most, subject_of
 from dipo_lightning.benchmarks.robustness.metrics import Robustness, settings_pictures
 from dipo_lightning.benchmarks.robustness.prefixes import Prefixes
 from dipo_lightning.benchmarks.robustness.quantization import Quantization
-from dipo_lightning.benchmarks.robustness.running import build_attacks, planned, settings_of
+from dipo_lightning.benchmarks.robustness.running import build_attacks, measure, planned, settings_of
 from dipo_lightning.benchmarks.robustness.tables import PARTS
 from dipo_lightning.benchmarks.robustness.wordings import Wordings
 from dipo_lightning.errors import InputError
@@ -123,7 +123,7 @@ class RobustnessEvaluation(Evaluation):
         )
         evaluated = EvaluatedRows()
         for attack, condition in self.plan:
-            found = attack.measure(policy, subject, condition)
+            found = measure(attack, policy, subject, condition)
             evaluated.sets |= {f"unlearned_{name}": rows for name, rows in found.items()}  # type: ignore[misc]
         return evaluated
 

@@ -108,12 +108,14 @@ def settings_of(
 
 
 def plain_values(value: Any) -> Any:
-    """Return options as plain values: dataclasses as dictionaries, tuples as lists."""
+    """Return options as plain values: dataclasses as dictionaries, tuples as lists, other objects as texts."""
     if isinstance(value, Mapping):
         return {str(key): plain_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain_values(item) for item in value]
-    return plain_values(vars(value)) if hasattr(value, "__dataclass_fields__") else value
+    if hasattr(value, "__dataclass_fields__"):
+        return plain_values(vars(value))
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def curve_steps(names: Sequence[str]) -> dict[str, list[int]]:
@@ -124,20 +126,6 @@ def curve_steps(names: Sequence[str]) -> dict[str, list[int]]:
         if mark and step.isdigit():
             found.setdefault(condition, []).append(int(step))
     return {condition: sorted(set(steps)) for condition, steps in found.items()}
-
-
-def document_of(settings: dict[str, Any], sets: dict[str, Measured], provenance: Document) -> Document:
-    """Return the log of attacks: every row, and what follows from the rows."""
-    benchmark = Robustness()
-    return {
-        "format": benchmark.format,
-        "benchmark": class_path(Robustness),
-        "settings": settings,
-        "provenance": provenance,
-        "sets": sets,
-        "aggregates": log_aggregates(benchmark, sets, settings),  # type: ignore[arg-type]
-        "skipped": {},
-    }
 
 
 def attack_models(
@@ -173,21 +161,27 @@ def attack_models(
         policy = load()
         weights[model] = model_fingerprint(policy)
         for attack, condition in plan:
-            key = {"condition": condition.name, "attack": plain_values(attack.settings)}
-            read = plain_values(attack.reads(subject, condition))
-            parts = Parts(output / "parts", model, _digest([shared, key, read, weights[model]]))
+            own = [condition.name, attack.settings, attack.reads(subject, condition), weights[model]]
+            parts = Parts(output / "parts", model, _digest(plain_values([shared, *own])))
             rows = parts.take(condition.name)
             if rows is None:
                 say(f"{model} model: {condition.title}")
-                rows = parts.finish(
-                    condition.name, attack.measure(policy, replace(subject, keep=parts.keep), condition)
-                )
+                rows = measure(attack, policy, replace(subject, keep=parts.keep), condition)
+                rows = parts.finish(condition.name, rows)
             sets |= {f"{model}_{name}": found for name, found in rows.items()}
         del policy
     names = [name.removeprefix(f"{model}_") for model in models for name in sets if name.startswith(f"{model}_")]
     settings = settings_of(plan, subject, list(models), curve_steps(names))
     add_measured(Robustness().metrics(settings).values(), sets, dict.fromkeys(sets, subject.forget))  # type: ignore[arg-type]
-    document = document_of(settings, sets, {"epoch": 0, "step": 0} | (provenance or {}) | {"weights": weights})
+    document: Document = {
+        "format": Robustness.format,
+        "benchmark": class_path(Robustness),
+        "settings": settings,
+        "provenance": {"epoch": 0, "step": 0} | (provenance or {}) | {"weights": weights},
+        "sets": sets,
+        "aggregates": log_aggregates(Robustness(), sets, settings),  # type: ignore[arg-type]
+        "skipped": {},
+    }
     write_json(output / RESULT, document)
     (output / TABLE).write_text(markdown_table(document) + "\n", encoding="utf-8")
     for name, figure in settings_pictures(settings, document["aggregates"]).items():
@@ -195,13 +189,17 @@ def attack_models(
     return document
 
 
-def _checked(attack: Attack, condition: Condition, measured: Any) -> dict[str, Measured]:
-    """Refuse what an attack of a user measured where it is not the condition's rows."""
-    curve = condition.kind == "curve"
-    if isinstance(measured, Mapping):
-        names = curve_steps(list(measured)) if curve else measured
-        if list(names) == [condition.name] and all("index" in row for rows in measured.values() for row in rows):
-            return dict(measured)
+def measure(attack: Attack, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, Measured]:
+    """Measure a policy under a condition; see `Attack.measure`.
+
+    Raises:
+        InputError: An attack of a user returns something else than the condition's rows.
+    """
+    found, curve = attack.measure(policy, subject, condition), condition.kind == "curve"
+    if isinstance(found, Mapping):
+        names = curve_steps(list(found)) if curve else found
+        if list(names) == [condition.name] and all("index" in row for rows in found.values() for row in rows):
+            return found
     raise InputError(
         f"measure() of the attack {attack.name} must return a dictionary with the rows of "
         f"{f'{condition.name}_step0, ...' if curve else condition.name}, each with its index (see measure_answers)."
