@@ -335,6 +335,6 @@ def _scores(
         return {f"{name}_r_{part}": RelearningScore(over(kind, ends)) for part, kind in kinds.items()}
     if condition["kind"] == "rounded":
         both = ["unlearned_plain", f"unlearned_{name}"]
-        shares = {part: kind for part, kind in kinds.items() if not kind.unit}
+        shares = {part: kind for part, kind in kinds.items() if kind.remembers >= 0 and not kind.unit}  # no losses
         return {f"{name}_q_{part}": QuantizationScore(over(kind, both)) for part, kind in shares.items()}
     return {}

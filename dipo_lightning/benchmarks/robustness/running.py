@@ -33,7 +33,7 @@ def build_attacks(chosen: Sequence[Attack], further: Mapping[str, Any] | None = 
 
     Args:
         chosen: The package's own.
-        further: A user's, by name: a class path, or ``class_path`` with ``init_args``.
+        further: A user's, by name: a class path, ``class_path`` with ``init_args``, or an attack.
 
     Raises:
         InputError: A class cannot be imported or built, or is no `Attack`.
@@ -42,7 +42,7 @@ def build_attacks(chosen: Sequence[Attack], further: Mapping[str, Any] | None = 
 
 
 def _built(name: str, spec: Any) -> Attack:
-    if isinstance(spec, Attack):  # the command line's parser has made it
+    if isinstance(spec, Attack):
         return spec
     spec = {"class_path": spec} if isinstance(spec, str) else spec
     if not isinstance(spec, Mapping) or not isinstance(spec.get("class_path"), str):
