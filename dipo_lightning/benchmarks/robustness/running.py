@@ -74,7 +74,7 @@ def planned(attacks: Sequence[Attack], subject: Subject) -> list[tuple[Attack, C
             raise InputError(f"The attack {attack.name} has nothing to try: its list in the options is empty.")
     names = [condition.name for _, condition in found]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"Two attacks have a condition named {doubled[0]!r}; rename one.")
+        raise InputError(f"{doubled[0]} is to be tried twice; name each attack, share and format once.")
     return found
 
 
