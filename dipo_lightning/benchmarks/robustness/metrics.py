@@ -125,7 +125,7 @@ class _OfMetrics(Metric):
         [first, *_] = metrics
         self.about = meanings("", first)[""]
         self.sign = -1 if self.about.higher_is_better else 1  # a number that grows as the model forgets is turned over
-        self.what = (getattr(first, "label", "") or type(first).__name__).lower()
+        self.what = first.label or type(first).__name__
 
     def update(self, rows: Rows) -> None:
         """Add evaluated rows by the name of their set."""
