@@ -81,8 +81,8 @@ class ROUGEF1(RowMean):
 
 
 METRICS: dict[str, type[RowValues]] = {
-    "probability": Probability,
     "rouge": ROUGERecall,
+    "probability": Probability,
     "extraction_strength": ExtractionStrength,
     "exact_memorization": ExactMemorization,
     "truth_ratio": TruthRatio,
@@ -239,7 +239,7 @@ class Robustness(Benchmark):
     format = "dipo-lightning/robustness/1"
     row = RobustnessRow
     headline = Headline(forget="worst_rouge", utility="", needs="RobustnessEvaluation, or `dipo-lightning attack`")
-    shown = ("unlearned_plain_rouge", "worst_rouge", "unlearned_plain_probability", "worst_probability")
+    shown = tuple(f"{what}_{name}" for name in METRICS for what in ("unlearned_plain", "worst"))
     hyperparameter_metrics = ("worst_rouge",)
     columns_beside = ("worst_*", "unlearned_samples_leak_at_*", "*_r_*", "*_q_*")
 

@@ -18,7 +18,7 @@ from dipo_lightning.benchmarks.robustness.tables import markdown_table
 from dipo_lightning.data.rows import data_fingerprint
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.aggregates import add_measured, class_path, log_aggregates
-from dipo_lightning.evaluation.benchmark import import_class
+from dipo_lightning.evaluation.benchmark import made
 from dipo_lightning.evaluation.json_files import finite, write_json
 from dipo_lightning.models.fingerprint import model_fingerprint
 
@@ -38,20 +38,8 @@ def build_attacks(chosen: Sequence[Attack], further: Mapping[str, Any] | None = 
     Raises:
         InputError: A class cannot be imported or built, or is no `Attack`.
     """
-    return [Plain(), *chosen, *(_built(name, spec) for name, spec in (further or {}).items())]
-
-
-def _built(name: str, spec: Any) -> Attack:
-    if isinstance(spec, Attack):
-        return spec
-    spec = {"class_path": spec} if isinstance(spec, str) else spec
-    if not isinstance(spec, Mapping) or not isinstance(spec.get("class_path"), str):
-        raise InputError(f"further.{name} is {spec!r}; give a class, my_project.MyAttack, or class_path and init_args.")
-    try:
-        made: Attack = import_class(spec["class_path"], Attack)(**(spec.get("init_args") or {}))
-    except (InputError, TypeError) as error:
-        raise InputError(f"further.{name}: {spec['class_path']} cannot be made: {error}") from error
-    return made
+    own = [made(f"further.{name}", one, Attack, "my_project.MyAttack") for name, one in (further or {}).items()]
+    return [Plain(), *chosen, *own]
 
 
 def planned(attacks: Sequence[Attack], subject: Subject) -> list[tuple[Attack, Condition]]:
