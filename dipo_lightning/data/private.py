@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
 import regex as re
 
 from dipo_lightning.data.pairs import Example
-from dipo_lightning.data.tokenization import OnDemand
+from dipo_lightning.data.tokenization import LazyRows, OnDemand
 from dipo_lightning.metrics.functional.words import stem
 from dipo_lightning.models.token_batch import IGNORED
 
@@ -208,6 +208,14 @@ class PrivateTokens(OnDemand):
     def __len__(self) -> int:
         """Number of examples."""
         return len(self.examples)
+
+    def check_each(self, check: Callable[[Example], object]) -> None:
+        """Call ``check`` with every example, of a large set with those looked at and with the others when made."""
+        if isinstance(self.examples, LazyRows):
+            self.examples.check_each(check)
+        else:
+            for example in self.examples:
+                check(example)
 
     def make(self, index: int) -> Example:
         """Take the labels from the other tokens of the example at a position."""
