@@ -191,7 +191,7 @@ def _add_to_run(evaluations: Path, document: dict[str, Any]) -> None:
     """Put the log among a run's evaluations, where its page, its card and comparisons find it, and in TensorBoard."""
     from dipo_lightning.benchmarks.robustness.metrics import settings_pictures
     from dipo_lightning.evaluation.aggregates import flat_numbers
-    from dipo_lightning.evaluation.json_files import write_json
+    from dipo_lightning.evaluation.run_folder import write_json
 
     epoch, step = (document["provenance"][name] for name in ("epoch", "step"))
     write_json(evaluations / f"robustness_epoch={epoch:03d}_step={step:05d}_attack.json", document)
@@ -206,11 +206,7 @@ def _add_to_run(evaluations: Path, document: dict[str, Any]) -> None:
 
 
 def run_settings(folder: Path) -> dict[str, Any]:
-    """Return what a run's folder says of its model and data; nothing for a model.
-
-    Raises:
-        InputError: It is a run that has exported no model.
-    """
+    """Return what a run's folder says of its model and data; nothing for a model."""
     import yaml
     from lightning.pytorch import LightningDataModule
 

@@ -16,15 +16,15 @@ import torch
 from torch import nn
 
 from dipo_lightning.benchmarks.robustness.tables import PARTS
-from dipo_lightning.data.chat import ChatStyle
 from dipo_lightning.data.encoding import PromptStyle
+from dipo_lightning.data.prompts import ChatStyle
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.generation import BATCH_ROWS
 from dipo_lightning.evaluation.questions import Plan, measure_plans
 from dipo_lightning.evaluation.rows import Measuring, Progress, Row
 from dipo_lightning.evaluation.scoring import BATCH_TOKENS
 from dipo_lightning.evaluation.shared_prompts import Example
-from dipo_lightning.metrics.functional.rouge import rouge_l
+from dipo_lightning.metrics.functional.text import rouge_l
 
 Source = Mapping[str, Any]
 """A row as it was read: `index`, `question`, `answer`, and what else its data has."""

@@ -28,8 +28,8 @@ from dipo_lightning.metrics import (
     TruthProbability,
     TruthRatio,
 )
+from dipo_lightning.metrics.base import Rows, bootstrap, meanings
 from dipo_lightning.metrics.functional.robustness import leak_at_k, quantization_score, relearning_score
-from dipo_lightning.metrics.rows import Rows, bootstrap, meanings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -19,7 +19,7 @@ from dipo_lightning.cli.main import main
 from dipo_lightning.cli.score import score
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.logs import read_log
-from dipo_lightning.metrics.functional.rouge import rouge_l
+from dipo_lightning.metrics.functional.text import rouge_l
 from dipo_lightning.report.card import CardFacts, model_card
 from dipo_lightning.report.page import write_page
 from tests.helpers.small_tofu import write_tofu
