@@ -92,23 +92,23 @@ def attack(
     chosen = _chosen(attacks, wordings, prefixes, quantization, sampling, relearning)
     given = Path(unlearned).expanduser()
     run = run_settings(given)
-    models = {"unlearned": str(run.get("model", unlearned)), "retain": retain, "target": target}
-    style = _style(run, models["unlearned"], prompt)
-    for source in (retain, target):
-        if source is not None:
-            _check_other(source, run, prompt, style)
+    model, others, place = str(run.get("model", unlearned)), {"retain": retain, "target": target}, _device(device)
+    models = {"unlearned": model} | {name: source for name, source in others.items() if source is not None}
+    style = _style(run, model, prompt)
+    for name in models.keys() - {"unlearned"}:
+        _check_other(models[name], run, prompt, style)
     subject = replace(
         _subject(run, style, data, split, forget, kept),
         metrics=metrics,
         generation_rows=generation_rows,
-        device=_device(device),
+        device=place,
     )
     subject = limited(subject, unrelated, max_rows)
     if max_new_tokens is not None:
         subject = replace(subject, max_new_tokens=max_new_tokens)
-    folder = Path(output) if output is not None else _beside(given, str(models["unlearned"]))
+    folder = Path(output) if output is not None else _beside(given, model)
     document = attack_models(
-        {name: partial(_load, source, subject.device) for name, source in models.items() if source is not None},
+        {name: partial(_load, source, place) for name, source in models.items()},
         subject,
         build_attacks(chosen, further),
         folder,

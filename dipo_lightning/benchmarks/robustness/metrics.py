@@ -121,11 +121,16 @@ class _OfMetrics(Metric):
 
     def __init__(self, metrics: Sequence[RowValues]) -> None:
         super().__init__()
-        self.metrics = torch.nn.ModuleList(metrics)
+        self.inner = torch.nn.ModuleList(metrics)
         [first, *_] = metrics
         self.about = meanings("", first)[""]
         self.sign = -1 if self.about.higher_is_better else 1  # a number that grows as the model forgets is turned over
         self.what = first.label or type(first).__name__
+
+    @property
+    def metrics(self) -> list[RowValues]:
+        """The metric on each set."""
+        return list(self.inner)  # type: ignore[arg-type]
 
     def update(self, rows: Rows) -> None:
         """Add evaluated rows by the name of their set."""
@@ -140,14 +145,12 @@ class _OfMetrics(Metric):
 
     def memory(self) -> list[float]:
         """Return the metric's value on each set, the higher the more is remembered; NaN for one without rows."""
-        return [
-            self.sign * float(type(one).compute(one) if one.resampling else one.compute())  # type: ignore[operator,arg-type]
-            for one in self.metrics
-        ]
+        values = (type(one).compute(one) if one.resampling else one.compute() for one in self.metrics)
+        return [self.sign * float(value) for value in values]
 
     def intervals(self, resamples: int, seed: int = 0) -> dict[str, tuple[float, float]]:
         """Bootstrap interval of the number; see `RowValues.intervals`."""
-        return bootstrap(list(self.metrics), lambda: type(self).compute(self), resamples, seed)  # type: ignore[arg-type]
+        return bootstrap(self.metrics, lambda: type(self).compute(self), resamples, seed)
 
     def _nothing(self, reason: str) -> Tensor:
         self.reason = reason
