@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from dipo_lightning.cli.configs import find_config
 from dipo_lightning.errors import InputError
+from dipo_lightning.safety.paths import expanded
 
 Settings = dict[str, Any]
 
@@ -39,7 +40,8 @@ class Selection:
     """Rule by which a grid is decided: on a seed, or a base, that is not reported on.
 
     The rule: among the settings that keep ``keep_utility`` of the target's model utility, the one with the highest
-    forget quality (log10 p); if none keeps it, the one with the highest utility.
+    forget quality (log10 p), and among those in a tie with it (each inside the other's interval over rows) the one with
+    the highest utility; if none keeps it, the one with the highest utility.
 
     Attributes:
         seed: The seed of the selection runs; none of the reported ones.
@@ -106,11 +108,7 @@ class Comparison:
 
 
 def read_comparison(path: str | Path) -> Comparison:
-    """Read and check the YAML of a comparison.
-
-    Raises:
-        InputError: The file cannot be read, or it asks for something that cannot be right.
-    """
+    """Read and check the YAML of a comparison."""
     from jsonargparse import ArgumentError, ArgumentParser
 
     path = Path(find_config(str(path)))
@@ -122,7 +120,8 @@ def read_comparison(path: str | Path) -> Comparison:
     parser.add_class_arguments(Comparison)
     try:
         comparison = Comparison(**vars(parser.instantiate(parser.parse_path(str(path)))))
-        comparison = replace(comparison, base=find_config(comparison.base))
+        output = str(expanded(comparison.output, "output"))
+        comparison = replace(comparison, base=find_config(comparison.base), output=output)
     except ArgumentError as error:
         raise InputError(f"{path}: {error.message or error}") from error
     _check(comparison, path)

@@ -33,9 +33,8 @@ from dipo_lightning.methods.selective.examples import PrivateExample
 from dipo_lightning.methods.selective.module import TEMPLATES, SelectiveModule
 from dipo_lightning.methods.undial import UNDIALModule
 from dipo_lightning.methods.unlearning import UnlearningModule
-from dipo_lightning.models.answers import Answers, answer_hidden
+from dipo_lightning.models.answers import Answers, TokenBatch, answer_hidden, collate, concatenate
 from dipo_lightning.models.lora import LoRA, add_lora
-from dipo_lightning.models.token_batch import TokenBatch, collate, concatenate
 from tools.benchmarks.measuring import (
     Measured,
     PeakMemory,

@@ -5,8 +5,10 @@ With base logits h, the confident set S and the memory vector m (zero outside S)
     preferred    = softmax(h - alpha * m)
     dispreferred = softmax(h + alpha * m)
 
-The idea is that of "Distribution Preference Optimization" (arXiv 2510.04773); the selection rules and the two forms of
-m are this package's reconstruction. `make_pair` is the definition, which everything else is tested against; the
+or, with ``memory_vector: contrast``, m = max(0, log p(z | question) - log p(z | no question)) of all tokens.
+
+The idea is that of "Distribution Preference Optimization" (arXiv 2510.04773); the selection rules and the forms of m
+are this package's reconstruction. `make_pair` is the definition, which everything else is tested against; the
 accelerators (`factored`, `kernels`, `directions`) give the same numbers from one softmax.
 """
 
@@ -20,11 +22,12 @@ import torch
 from torch import Tensor
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.reductions import working_dtype
+from dipo_lightning.losses.chunking import working_dtype
 
 Source = Literal["reference", "policy"]
 Selection = Literal["top_k", "top_p", "relative"]
-MemoryVector = Literal["centered", "raw"]
+MemoryVector = Literal["centered", "raw", "contrast"]
+Weighting = Literal["uniform", "entropy"]
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,13 @@ class PairOptions:
         p: Probability to reach for ``top_p``, in (0, 1).
         rho: Fraction of the largest probability for ``relative``, in (0, 1].
         memory_vector: ``centered`` (logit minus the largest logit outside the set; a constant added to all logits
-            changes nothing) or ``raw`` (the logit itself).
+            changes nothing), ``raw`` (the logit itself), or ``contrast``: the gain in log-probability that each token
+            owes to the question (the reference is asked again with the question's tokens masked out), 0 where it has
+            none. No set is selected then.
         alpha: Strength of suppression and amplification, above 0; with ``centered``, 1 pulls the whole set down to the
             largest logit outside it. The margin grows with it: a smaller one wants a larger beta.
+        weighting: ``uniform``: alpha at every position; ``entropy``: alpha times the entropy of the base distribution
+            there, in bits and at most 1, so that little is asked of tokens of which the model is sure.
         source: Whose logits the pair is made from: ``reference``, or ``policy`` (taken as constants).
     """
 
@@ -53,6 +60,7 @@ class PairOptions:
     rho: float = 0.1
     memory_vector: MemoryVector = "centered"
     alpha: float = 1.0
+    weighting: Weighting = "uniform"
     source: Source = "reference"
 
     def __post_init__(self) -> None:
@@ -61,9 +69,12 @@ class PairOptions:
         Raises:
             InputError: It names the option, its value and what is allowed.
         """
-        for name, kind in (("selection", Selection), ("memory_vector", MemoryVector), ("source", Source)):
+        kinds = {"selection": Selection, "memory_vector": MemoryVector, "weighting": Weighting, "source": Source}
+        for name, kind in kinds.items():
             if getattr(self, name) not in get_args(kind):
                 raise InputError(f"{name} is {getattr(self, name)!r}; use one of {list(get_args(kind))}")
+        if self.memory_vector == "contrast" and self.source == "policy":
+            raise InputError("memory_vector is contrast, which compares two views of the reference: source must be too")
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
             raise InputError(f"k is {self.k!r}; use a whole number >= 1")
         if not 0 < self.p < 1:
@@ -77,7 +88,7 @@ class PairOptions:
         """Raise an `InputError` where a vocabulary of `vocab_size` tokens leaves none outside the set."""
         if vocab_size < 2:
             raise InputError(f"the vocabulary has {vocab_size} token(s); a pair of distributions needs at least 2")
-        if self.selection == "top_k" and self.k >= vocab_size:
+        if self.memory_vector != "contrast" and self.selection == "top_k" and self.k >= vocab_size:
             raise InputError(
                 f"k is {self.k} but the vocabulary has {vocab_size} tokens; use k < {vocab_size}, so that a token "
                 "stays outside"
@@ -142,21 +153,211 @@ def memory_vector(logits: Tensor, confident: Tensor, kind: MemoryVector = "cente
     return (logits - tau).masked_fill(~confident, 0.0)
 
 
-def make_pair(logits: Tensor, options: PairOptions) -> tuple[Tensor, Tensor]:
+def contrast_vector(logits: Tensor, blind_logits: Tensor) -> Tensor:
+    """Compute the log-probability that each token gains by what the blind view cannot see; 0 where it gains nothing.
+
+    Args:
+        logits: (N, V).
+        blind_logits: (N, V) of the same model at the same positions, without sight of the question.
+    """
+    return (logits.log_softmax(-1) - blind_logits.to(logits.dtype).log_softmax(-1)).clamp(min=0)
+
+
+def strength(logits: Tensor, options: PairOptions) -> Tensor | float:
+    """Return alpha, or with ``weighting: entropy`` the (N, 1) alphas of the positions of base logits (N, V)."""
+    if options.weighting == "uniform":
+        return options.alpha
+    bits = torch.special.entr(logits.softmax(-1)).sum(-1, keepdim=True) / math.log(2)
+    return options.alpha * bits.clamp(max=1)
+
+
+def make_pair(logits: Tensor, options: PairOptions, blind_logits: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Build both distributions of each position.
 
     Args:
         logits: (N, V) base logits; bfloat16 and float16 are raised to float32. Gradients are not followed: the pair is
             a target.
         options: Selection, memory vector and strength.
+        blind_logits: (N, V) of the view without the question, for ``contrast``.
 
     Returns:
         (N, V) log-probabilities of the preferred and of the dispreferred distribution.
 
     Raises:
-        InputError: when the options do not fit the vocabulary.
+        InputError: when the options do not fit the vocabulary, or ``contrast`` gets no blind view.
     """
     logits = logits.detach().to(working_dtype(logits))
-    confident = confident_set(logits, options)
-    shift = options.alpha * memory_vector(logits, confident, options.memory_vector)
+    if options.memory_vector == "contrast":
+        if blind_logits is None:
+            raise InputError("memory_vector is contrast, which needs the logits without the question")
+        vector = contrast_vector(logits, blind_logits.detach())
+    else:
+        vector = memory_vector(logits, confident_set(logits, options), options.memory_vector)
+    shift = strength(logits, options) * vector
     return (logits - shift).log_softmax(-1), (logits + shift).log_softmax(-1)
+
+
+_BLOCK = 64
+_FIRST_GUESS = 64
+
+
+@dataclass(frozen=True)
+class Member:
+    """One distribution in factored form.
+
+    Attributes:
+        mass: (N, 1) probability of all tokens outside the M largest.
+        values: (N, M) probabilities of the M largest.
+    """
+
+    mass: Tensor
+    values: Tensor
+
+    def __sub__(self, other: Member) -> Member:
+        """Difference of two members of the same factoring, itself in factored form."""
+        return Member(self.mass - other.mass, self.values - other.values)
+
+
+@dataclass(frozen=True)
+class FactoredPair:
+    """Base, preferred and dispreferred distribution of N positions.
+
+    Attributes:
+        outside: (N, V) the shared distribution outside the M largest logits; 0 on those.
+        indices: (N, M) int64, where the M largest logits are.
+        logits: (N, M) these logits.
+        normalizer: (N, 1) log-sum-exp of the logits outside.
+        base: softmax of the logits.
+        preferred: softmax of logits - alpha * memory vector.
+        dispreferred: softmax of logits + alpha * memory vector.
+    """
+
+    outside: Tensor
+    indices: Tensor
+    logits: Tensor
+    normalizer: Tensor
+    base: Member
+    preferred: Member
+    dispreferred: Member
+
+    def dense(self, member: Member, in_place: bool = False) -> Tensor:
+        """Write a member out over the vocabulary.
+
+        Args:
+            member: one of this pair's members, or a difference of two.
+            in_place: write into `outside`, which is lost by it.
+
+        Returns:
+            (N, V).
+        """
+        result = self.outside.mul_(member.mass) if in_place else self.outside * member.mass
+        return result.scatter_(1, self.indices, member.values)
+
+
+def largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Find the largest logits of each row, in descending order, like `torch.topk` and 2 to 3 times as fast.
+
+    The `count` largest logits lie in the `count` blocks with the largest maxima, so a wide row is read once and sorted
+    over a small part only. Among equal logits the choice is arbitrary, as it is in `torch.topk`.
+
+    Returns:
+        (N, count) values and (N, count) int64 indices, 1 <= count <= V.
+    """
+    positions, width = logits.shape
+    blocks = width // _BLOCK
+    if width % _BLOCK or count * 4 > blocks:
+        return torch.topk(logits, count, dim=-1)
+    blocked = logits.reshape(positions, blocks, _BLOCK)
+    chosen = blocked.amax(-1).topk(count, dim=-1, sorted=False).indices
+    candidates = blocked.gather(1, chosen.unsqueeze(-1).expand(-1, -1, _BLOCK)).flatten(1)
+    values, places = candidates.topk(count, dim=-1)
+    return values, chosen.gather(1, places // _BLOCK) * _BLOCK + places % _BLOCK
+
+
+def _cut(logits: Tensor, options: PairOptions) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort out the confident set.
+
+    Returns:
+        The M + 1 largest logits (N, M + 1), their indices, and the size of each row's set (N, 1), in [1, M].
+    """
+    limit = logits.shape[-1] - 1
+    if options.selection == "top_k":
+        values, indices = largest(logits, options.k + 1)
+        return values, indices, torch.full_like(indices[:, :1], options.k)
+    if options.selection == "relative":
+        sizes = (logits >= logits.amax(-1, keepdim=True) + math.log(options.rho)).sum(-1, keepdim=True)
+        sizes = sizes.clamp(max=limit)
+        return *largest(logits, int(sizes.max()) + 1), sizes
+    normalizer = logits.logsumexp(-1, keepdim=True)
+    guess = min(_FIRST_GUESS, limit)
+    while True:
+        values, indices = largest(logits, guess + 1)
+        reached = (values - normalizer).exp_().cumsum(-1)
+        sizes = (reached < options.p).sum(-1, keepdim=True) + 1
+        if guess == limit or int(sizes.max()) <= guess:
+            break
+        guess = min(guess * 8, limit)
+    sizes = sizes.clamp(max=limit)
+    needed = int(sizes.max())
+    return values[:, : needed + 1], indices[:, : needed + 1], sizes
+
+
+def factor(logits: Tensor, options: PairOptions, in_place: bool = False) -> FactoredPair:
+    """Build the pair of each position in factored form.
+
+    Args:
+        logits: (N, V) finite base logits, float32 or float64, N >= 1; nothing is differentiated through.
+        options: how the pair is made.
+        in_place: use the memory of `logits` for the result, which destroys them.
+
+    Returns:
+        The pair. The token with the smallest logit is never in the confident set, so that one is left outside.
+    """
+    values, indices, sizes = _cut(logits, options)
+    inside, kept = values[:, :-1], indices[:, :-1]
+    in_set = torch.arange(inside.shape[-1], device=logits.device) < sizes
+    memory = inside if options.memory_vector == "raw" else inside - values.gather(1, sizes)
+    shift = torch.where(in_set, strength(logits, options) * memory, torch.zeros_like(memory))
+    rest = (logits if in_place else logits.clone()).scatter_(1, kept, -math.inf)
+    outside = torch.softmax(rest, -1, out=rest)
+    normalizer = values[:, -1:] - outside.gather(1, indices[:, -1:]).log()
+    return FactoredPair(
+        outside,
+        kept,
+        inside,
+        normalizer,
+        _normalize(normalizer, inside),
+        _normalize(normalizer, inside - shift),
+        _normalize(normalizer, inside + shift),
+    )
+
+
+def _normalize(outside: Tensor, inside: Tensor) -> Member:
+    """Turn the outside's log-sum-exp (N, 1) and the inside's logits (N, M) into probabilities."""
+    joint = torch.softmax(torch.cat([outside, inside], -1), -1)
+    return Member(joint[:, :1], joint[:, 1:])
+
+
+def pair_parts(logits: Tensor, options: PairOptions, reference_logits: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Compute both distributions minus the reference's, which is what the rewards need.
+
+    Args:
+        logits: (N, V) finite base logits of the pair.
+        options: how the pair is made.
+        reference_logits: (N, V) logits of the reference where the pair is made from others (the policy's).
+
+    Returns:
+        (N, V) preferred - reference and (N, V) dispreferred - reference.
+
+    Raises:
+        InputError: when the options do not fit the vocabulary.
+    """
+    options.check_vocabulary(logits.shape[-1])
+    base = logits.detach().to(working_dtype(logits))
+    if not len(base):
+        return torch.zeros_like(base), torch.zeros_like(base)
+    pair = factor(base, options)
+    if reference_logits is None:
+        return pair.dense(pair.preferred - pair.base), pair.dense(pair.dispreferred - pair.base, in_place=True)
+    reference = reference_logits.detach().to(base.dtype).softmax(-1)
+    return pair.dense(pair.preferred) - reference, pair.dense(pair.dispreferred, in_place=True) - reference

@@ -41,14 +41,11 @@ from dipo_lightning.evaluation.sampling import hash_seed, sample
 from dipo_lightning.evaluation.scoring import TokenScores, score
 from dipo_lightning.losses.likelihood import token_kl
 from dipo_lightning.methods.selective.examples import ExampleMaker, PrivateExample
-from dipo_lightning.methods.selective.targets import blind_target, contrast_loss, excess, mean_of
+from dipo_lightning.methods.selective.targets import and_repetition, blind_target, contrast_loss, excess, mean_of
 from dipo_lightning.methods.unlearning import UnlearningModule
-from dipo_lightning.models.answers import Answers, over_logits
-from dipo_lightning.models.distributed import evaluation_mode
-from dipo_lightning.models.inspection import same_logits
-from dipo_lightning.models.sharding import unsharded
-from dipo_lightning.models.token_batch import IGNORED, TokenBatch, collate
-from dipo_lightning.reference.choice import build_reference
+from dipo_lightning.models.answers import IGNORED, Answers, TokenBatch, collate, over_logits
+from dipo_lightning.models.distributed import evaluation_mode, unsharded
+from dipo_lightning.reference.blind import blind_answers, check_blindness, forward_reference
 from dipo_lightning.reference.references import ModelReference, Reference
 
 TEMPLATES = (
@@ -56,8 +53,12 @@ TEMPLATES = (
     "Please answer this: {question}",
     "{question} Answer in one sentence.",
     "I would like to know something. {question}",
+    "Tell me something about {subject}.",
 )
-"""Wordings of the forget questions that are trained on; evaluations ask others."""
+"""Wordings of the forget questions that are trained on; evaluations ask others.
+
+The last keeps no word of the question but its subject, since a question can be asked in words that nobody thought of.
+"""
 
 MOST_SAMPLED_TOKENS = 256
 """Most tokens of an answer that is sampled during training; fewer where the forget answers are shorter."""
@@ -65,7 +66,7 @@ GENERAL_TOKENS, GENERAL_SAMPLES = 32, 2
 """Tokens of the reference's answers to general prompts, and its sampled answers to each beside the greedy one."""
 VARIANT_SHARE, LEAK_SHARE, GENERAL_SHARE = 0.5, 0.5, 1.0
 """Further rows per forget row of a step."""
-FEWEST_GENERAL = 8
+FEWEST_GENERAL = 16
 """General rows of a step at least: one deletion request must not cost the rest of the model."""
 THOROUGH_SAMPLES = 20
 """Samples of every wording in the check that ends a run."""
@@ -151,15 +152,12 @@ class SelectiveModule(UnlearningModule):
 
     def make_reference(self) -> Reference:
         """Build a reference that runs forwards: of the blind view there is no cache."""
-        name = "adapters_off" if self.lora is not None else "live"
-        if self.reference_name not in ("auto", name):
-            raise InputError(f"model.reference is {self.reference_name}; this method needs {name} or auto here.")
-        return build_reference(self, name)
+        return forward_reference(self)
 
     def inspect(self, model: nn.Module) -> None:
         """Also make sure that the model can be kept from seeing a word."""
         super().inspect(model)
-        check_blindness(model)
+        check_blindness(model, type(self).__name__)
 
     def on_fit_start(self) -> None:
         """Find the private values, and let the reference answer what will be trained on beside the rows."""
@@ -263,14 +261,10 @@ class SelectiveModule(UnlearningModule):
     def read_reference(self, parts: dict[str, TokenBatch]) -> None:
         """Also get the blind reference's view of the forget answers."""
         super().read_reference(parts)
-        forget = parts["forget"]
-        sight = torch.zeros_like(forget["attention_mask"])
-        for place, example in enumerate(self._current):
-            sight[place, : len(example.visible)] = torch.tensor(example.visible, device=sight.device)
-        blind = forget | {"attention_mask": forget["attention_mask"] * sight}
+        sight = [example.visible for example in self._current]
         assert self.reference is not None
-        found = self.reference.answers({"forget": blind}, from_hidden=self.from_hidden, chunk_size=self.chunk_size)
-        self._blind = found["forget"]
+        form: Any = {"from_hidden": self.from_hidden, "chunk_size": self.chunk_size}
+        self._blind = blind_answers(self.reference, parts["forget"], sight, **form)
 
     def forget_terms(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
         """Return the weighted forget term, and its parts: private values, sentences, general answers."""
@@ -279,12 +273,15 @@ class SelectiveModule(UnlearningModule):
         private = torch.tensor([flag for example in self._current for flag in example.flags], device=device)
         starts = [flag and not before for one in self._current for before, flag in pairwise([False, *one.flags])]
         begins = torch.tensor(starts, device=device)
+        same = forget.sequence_ids == forget.sequence_ids.roll(1)
+        before = torch.where(same & private, forget.labels.roll(1), IGNORED)
         assert self._blind is not None
 
         def values(positions: Tensor, policy: Tensor, frozen: Tensor, blind: Tensor) -> tuple[Tensor, Tensor]:
             secret = self._secret_tokens(forget, positions, private[positions], policy.shape[-1])
             banned = secret.clone()
             banned[:, self._endings] |= begins[positions][:, None]  # an answer that ends there says nothing
+            banned = and_repetition(banned, before[positions])
             target = blind_target(frozen, blind, private[positions], banned)
             found = token_kl(policy, target)
             if self.dispreferred == "reference":
@@ -343,10 +340,20 @@ class SelectiveModule(UnlearningModule):
         remaining = self._ask([wordings[i] for wordings in self._wordings for i in two], self.samples)
         left = float(remaining)
         if self.stop and not remaining:
-            remaining = self._ask([one for wordings in self._wordings for one in wordings], THOROUGH_SAMPLES)
-            self.trainer.should_stop = self.trainer.should_stop or not remaining
-            left = remaining / (1 + remaining)  # less than what any check with fewer samples found
+            left = self._ask_thoroughly()
+            self.trainer.should_stop = self.trainer.should_stop or not left
         self.log("train/remaining", left, logger=True)
+
+    def _ask_thoroughly(self) -> float:
+        """Ask in one wording after the other until one leaks; the less is left, the later it does.
+
+        Returns:
+            0 where nothing is left, else less than 1, which is less than what any check with fewer samples finds.
+        """
+        for place, wordings in enumerate(zip(*self._wordings, strict=True)):
+            if remaining := self._ask(wordings, THOROUGH_SAMPLES):
+                return (len(TEMPLATES) - place - 1 / (1 + remaining)) / len(TEMPLATES)
+        return 0.0
 
     def _ask(self, asked: Sequence[PrivateExample], samples: int) -> int:
         """Sample answers in some wordings, and count what is left to forget."""
@@ -399,25 +406,6 @@ class SelectiveModule(UnlearningModule):
         """Also take back the answers that leaked."""
         super().on_load_checkpoint(checkpoint)
         self.leaks = [PrivateExample(**leak) for leak in checkpoint.get("leaks", [])]
-
-
-@torch.no_grad()
-def check_blindness(model: nn.Module) -> None:
-    """Make sure that a masked token changes nothing behind it.
-
-    Raises:
-        InputError: It does, as in recurrent models, which carry a state past the mask.
-    """
-    size = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    ids = torch.tensor([[1, 2, 3, 4, 5, 6], [1, 2, 7, 4, 5, 6]], device=next(model.parameters()).device) % size
-    mask = torch.ones_like(ids)
-    mask[:, 2] = 0
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 3:]
-    if not same_logits(logits[0], logits[1]):
-        raise InputError(
-            "SelectiveModule needs a model that can be kept from seeing a word by its attention mask; this one sees "
-            "masked tokens all the same, as recurrent models do. Use DiPOModule."
-        )
 
 
 def private_runs(example: PrivateExample, scores: TokenScores) -> list[list[float]]:

@@ -1,0 +1,391 @@
+"""MUSE's evaluation rows: texts continued, questions answered, and texts scored token by token.
+
+Everything is tokenised, and refused where it must be, before a model is there; measuring is then the same on any number
+of processes. Source: Shi et al., 2024 (arXiv 2407.06460), and their published code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from dipo_lightning.benchmarks.muse.data import MUSEData
+from dipo_lightning.data.encoding import TextStyle, encode, shortened, start_ids
+from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.generation import generate
+from dipo_lightning.evaluation.rows import EvaluatedRows, Measuring, Progress, Row
+from dipo_lightning.evaluation.scoring import TokenScores, score
+from dipo_lightning.evaluation.shared_prompts import Example
+from dipo_lightning.metrics.functional.membership import (
+    exact_memorization,
+    extraction_strength,
+    min_k,
+    min_k_plus_plus,
+    zlib_score,
+)
+from dipo_lightning.metrics.functional.text import rouge_l
+from dipo_lightning.models.answers import IGNORED
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ANSWER_ENDS = ("\n\n", "\nQuestion", "Question:")
+"""Where the answer to a knowledge question ends, whatever comes first."""
+
+OPEN_UNLEARNING_TOKENS = 2048
+"""Tokens of a text behind its prompt or BOS that open-unlearning looks at (its `max_length`)."""
+
+BATCH_ROWS = 16
+"""Most rows of a generation batch: prompts are long."""
+
+MIN_KS = (5, 10, 20, 30, 40, 50, 60)
+"""Shares of a text's tokens, in percent, whose Min-K muse_bench compares."""
+
+
+class MUSERow(Row, total=False):
+    """A row of MUSE.
+
+    Attributes:
+        lower: NLL of the text over that of the same text in lower case.
+        min_5: Min-K score of the text with K = 5 %, in nats.
+        min_10: The same with 10 %.
+        min_20: The same with 20 %.
+        min_30: The same with 30 %.
+        min_40: The same with 40 %.
+        min_50: The same with 50 %.
+        min_60: The same with 60 %.
+    """
+
+    lower: float | None
+    min_5: float | None
+    min_10: float | None
+    min_20: float | None
+    min_30: float | None
+    min_40: float | None
+    min_50: float | None
+    min_60: float | None
+
+
+@dataclass(frozen=True)
+class MUSEOptions:
+    """Questions that are asked of MUSE's texts.
+
+    Attributes:
+        variant: ``muse``, or ``open_unlearning``: ROUGE compares stems, a continuation is compared with the whole true
+            text, texts end after 2048 tokens, and Min-K, Min-K++ and memorisation leave out the last token.
+        verbmem_tokens: Most tokens of a continuation, and (``muse``) of the true one it is compared with.
+        knowmem_tokens: Most tokens of an answer.
+        space: Whether the space after ``Answer:`` ends the prompt (as published) or begins the answer.
+        memorization: Whether the true continuations are scored token by token.
+        lowercase: Whether PrivLeak's texts are scored in lower case too.
+    """
+
+    variant: str = "muse"
+    verbmem_tokens: int = 128
+    knowmem_tokens: int = 32
+    space: str = "prompt"
+    memorization: bool = True
+    lowercase: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether all is measured as open-unlearning does, on whole texts."""
+        return self.variant == "open_unlearning"
+
+
+@dataclass
+class MUSEPlan:
+    """Tokenised rows to measure; the lists of one set go together item by item.
+
+    Attributes:
+        rows: What is known of each row before a model is, by set: ``index``, and its texts.
+        prompts: Token ids to generate from, by set (``verbmem``, ``knowmem_forget``, ``knowmem_retain``).
+        targets: What the generation should be, by set.
+        examples: Token ids and labels to score, by set: ``privleak_forget``, ``_retain``, ``_holdout``; of ``verbmem``
+            the prompts with their true continuations.
+        lowered: Those of the texts in lower case, by set.
+        texts: The text of each example, as zlib compresses it, by set.
+        skipped: Rows that cannot be measured, by set.
+        stop_ids: Where a generation ends.
+    """
+
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    prompts: dict[str, list[list[int]]] = field(default_factory=dict)
+    targets: dict[str, list[str]] = field(default_factory=dict)
+    examples: dict[str, list[Example]] = field(default_factory=dict)
+    lowered: dict[str, list[Example]] = field(default_factory=dict)
+    texts: dict[str, list[str]] = field(default_factory=dict)
+    skipped: dict[str, list[Row]] = field(default_factory=dict)
+    stop_ids: list[int] = field(default_factory=list)
+
+    def longest(self, options: MUSEOptions) -> int:
+        """Tokens of the longest sequence that the model will see.
+
+        Without open-unlearning's whole continuations, which are cut where a model's positions end.
+        """
+        prompts = [len(ids) + new_tokens(name, options) for name, rows in self.prompts.items() for ids in rows]
+        texts = (rows for name, rows in (*self.examples.items(), *self.lowered.items()) if name != "verbmem")
+        return max([*prompts, *(len(ids) for rows in texts for ids, _ in rows)], default=0)
+
+
+def plan_muse(
+    data: MUSEData, tokenizer: PreTrainedTokenizerBase, options: MUSEOptions, measuring: Measuring
+) -> MUSEPlan:
+    """Tokenise everything that is to be measured.
+
+    Args:
+        data: The evaluation sets.
+        tokenizer: The model's.
+        options: See `MUSEOptions`.
+        measuring: See `Measuring`; nothing is generated without ``generate``.
+
+    Raises:
+        InputError: A text is too short for Min-K and ``on_missing`` is ``raise``, or no text of a set is long enough.
+    """
+    style = TextStyle(tokenizer, end=False)
+    plan = MUSEPlan(stop_ids=list(style.stop_ids))
+    if measuring.generate:
+        _plan_generations(data, style, options, plan)
+    for side, rows in data.privleak.items():
+        _plan_texts(f"privleak_{side}", rows, style, options, measuring, plan)
+    return plan
+
+
+def _plan_generations(data: MUSEData, style: TextStyle, options: MUSEOptions, plan: MUSEPlan) -> None:
+    tokenizer = style.tokenizer
+    plan.rows["verbmem"] = [{"index": row["index"], "prompt": row["prompt"]} for row in data.verbmem]
+    plan.prompts["verbmem"] = [style.prompt(row["prompt"]) for row in data.verbmem]
+    plan.targets["verbmem"] = [
+        row["gt"] if options.whole else beginning(row["gt"], tokenizer, options.verbmem_tokens) for row in data.verbmem
+    ]
+    if options.memorization:
+        continued = zip(data.verbmem, plan.prompts["verbmem"], plan.targets["verbmem"], strict=True)
+        plan.examples["verbmem"] = [
+            _continued(style, ids, spaced(row["prompt"], target)) for row, ids, target in continued
+        ]
+    for side, rows in data.knowmem.items():
+        name = f"knowmem_{side}"
+        shown = "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in data.in_context[side])
+        plan.rows[name] = [{"index": row["index"], "question": row["question"]} for row in rows]
+        opening = "Answer: " if options.space == "prompt" else "Answer:"
+        plan.prompts[name] = [style.prompt(f"{shown}Question: {row['question']}\n{opening}") for row in rows]
+        plan.targets[name] = [row["answer"] for row in rows]
+
+
+def _plan_texts(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    style: TextStyle,
+    options: MUSEOptions,
+    measuring: Measuring,
+    plan: MUSEPlan,
+) -> None:
+    evaluated = EvaluatedRows()
+    plan.rows[name], plan.examples[name], plan.lowered[name], plan.texts[name] = [], [], [], []
+    for row in rows:
+        example = _text_example(style, row["text"], options)
+        tokens = sum(label != IGNORED for label in example[1])
+        if int(measuring.min_k_fraction * (tokens - options.whole)) < 1:
+            share = f"{measuring.min_k_fraction:.0%} of them are no whole token"
+            reason = f"Too short for Min-K: {shortened(row['text'])!r} has {tokens} tokens, and {share}."
+            evaluated.skip(name, row["index"], reason, measuring.on_missing)
+            continue
+        plan.rows[name].append({"index": row["index"], "text": shortened(row["text"], 120), "tokens": tokens})
+        plan.examples[name].append(example)
+        scored = [label for label in example[1] if label != IGNORED]
+        plan.texts[name].append(
+            str(style.tokenizer.decode(scored, skip_special_tokens=True)) if options.whole else row["text"]
+        )
+        if options.lowercase:
+            plan.lowered[name].append(_text_example(style, row["text"].lower(), options))
+    if not plan.rows[name]:
+        raise InputError(
+            f"No text of {name.replace('_', '/')} can be scored. {evaluated.skipped[name][0]['reason']} Give longer "
+            "texts, or a larger min_k_fraction."
+        )
+    plan.skipped |= evaluated.skipped
+
+
+def _text_example(style: TextStyle, text: str, options: MUSEOptions) -> Example:
+    """Ids and labels of a text."""
+    example = style.example("", text)
+    return _cut(example, len(start_ids(style.tokenizer))) if options.whole else example
+
+
+def _continued(style: TextStyle, prompt: list[int], text: str) -> Example:
+    """Ids and labels of a prompt with its true continuation; no label where that shows nothing."""
+    if not text.strip():
+        return prompt, [IGNORED] * len(prompt)
+    return _cut(style.join(prompt, text), len(prompt))
+
+
+def _cut(example: Example, prompt: int) -> Example:
+    """Cut an example as open-unlearning does, so many tokens behind the prompt; shorter ones stay as they are."""
+    ids, labels = example
+    return ids[: prompt + OPEN_UNLEARNING_TOKENS], labels[: prompt + OPEN_UNLEARNING_TOKENS]
+
+
+def spaced(prompt: str, text: str) -> str:
+    """The continuation of a prompt with the space that parts the two, unless either has one."""
+    return text if prompt[-1:].isspace() or text[:1].isspace() else f" {text}"
+
+
+def evaluate_muse(
+    policy: nn.Module,
+    plan: MUSEPlan,
+    options: MUSEOptions,
+    measuring: Measuring,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    device: torch.device | None = None,
+    progress: Progress = lambda total, what: nullcontext(lambda done: None),
+) -> EvaluatedRows:
+    """Measure every row; collective, and the same on every process.
+
+    Args:
+        policy: A ``transformers`` causal LM or a peft model around one.
+        plan: From `plan_muse`.
+        options: Those that the plan was made with.
+        measuring: The same.
+        tokenizer: The model's.
+        device: Where the batches go; default is where the policy's parameters are.
+        progress: Shows how far it is.
+
+    Raises:
+        InputError: A prompt or text is longer than what the model was made for, or a row has no value and
+            ``on_missing`` is ``raise``.
+    """
+    _check_length(policy, plan.longest(options))
+    evaluated = EvaluatedRows({name: [] for name in plan.rows})
+    evaluated.skipped = {name: list(rows) for name, rows in plan.skipped.items()}
+    work = _Measurement(policy, plan, options, measuring, device, progress)
+    scores = work.scored(plan.examples, "texts scored", ("privleak_forget", "privleak_holdout"))
+    lowered = work.scored(plan.lowered, "texts scored in lower case") if options.lowercase else {}
+    for name in plan.prompts:
+        continued = scores.get(name)
+        for place, ids in enumerate(work.said(name, continued)):
+            row = _generated(name, plan.rows[name][place], ids, plan.targets[name][place], options, tokenizer)
+            memory = _memorized(continued[place], options) if continued is not None else {}
+            evaluated.sets[name].append(cast("Row", {**row, **memory}))
+    for name, texts in plan.texts.items():
+        for place, row in enumerate(plan.rows[name]):
+            lower = lowered[name][place].nll if name in lowered else None
+            found = _text_scores(scores[name][place], lower, texts[place], options, measuring)
+            if bad := {key: value for key, value in found.items() if not math.isfinite(value)}:
+                reason = f"The log-likelihood of its tokens is not finite ({bad})."
+                evaluated.skip(name, row["index"], reason, measuring.on_missing)
+            else:
+                evaluated.sets[name].append(cast("Row", {**row, **found}))
+    return evaluated
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """A policy at work on a plan."""
+
+    policy: nn.Module
+    plan: MUSEPlan
+    options: MUSEOptions
+    measuring: Measuring
+    device: torch.device | None
+    progress: Progress
+
+    def scored(
+        self, sets: Mapping[str, list[Example]], what: str, z_sets: Sequence[str] = ()
+    ) -> dict[str, list[TokenScores]]:
+        """Score the examples of all sets together; those of ``z_sets`` for Min-K++ too."""
+        names = [name for name, examples in sets.items() for _ in examples]
+        examples = [example for some in sets.values() for example in some]
+        with self.progress(len(examples), what) as done:
+            found = score(
+                self.policy,
+                examples,
+                batch_tokens=self.measuring.batch_tokens,
+                z_scores=[place for place, name in enumerate(names) if name in z_sets],
+                device=self.device,
+                progress=done,
+            )
+        return {name: [one for one, of in zip(found, names, strict=True) if of == name] for name in sets}
+
+    def said(self, name: str, continued: Sequence[TokenScores] | None) -> list[list[int]]:
+        """Generate for the prompts of a set; the scores of the true continuations tell what each begins with."""
+        with self.progress(len(self.plan.prompts[name]), name) as done:
+            return generate(
+                self.policy,
+                self.plan.prompts[name],
+                max_new_tokens=new_tokens(name, self.options),
+                stop_ids=self.plan.stop_ids,
+                batch_rows=self.measuring.generation_rows or BATCH_ROWS,
+                known=None if continued is None else [one.greedy_start() for one in continued],
+                device=self.device,
+                progress=done,
+            )
+
+
+def _generated(
+    name: str, row: Row, ids: list[int], target: str, options: MUSEOptions, tokenizer: PreTrainedTokenizerBase
+) -> Row:
+    """Return a row with what the model said, and its ROUGE-L F1 against what it should have said."""
+    text = str(tokenizer.decode(ids, skip_special_tokens=True))
+    text = text if name == "verbmem" else answer_part(text)
+    rouge = rouge_l([text], [target], stemmer=options.whole).f1.item()
+    return {**row, "answer": target, "generation": text, "rouge": rouge}
+
+
+def _memorized(scores: TokenScores, options: MUSEOptions) -> dict[str, float | None]:
+    """Memorisation of one continuation."""
+    scores = scores.without_last() if options.whole else scores
+    rows = torch.zeros(scores.tokens, dtype=torch.long)
+    measured = {"exact_memorization": exact_memorization, "extraction_strength": extraction_strength}
+    values = {name: function(scores.correct, rows, 1).item() for name, function in measured.items()}
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
+
+
+def _text_scores(
+    scores: TokenScores, lower_nll: float | None, text: str, options: MUSEOptions, measuring: Measuring
+) -> dict[str, float]:
+    """Scores of one text that membership is inferred from: the loss and its ratios, Min-K of all shares, Min-K++."""
+    nll = scores.nll
+    found = {"nll": nll, "zlib": zlib_score(torch.tensor([nll], dtype=torch.float64), [text]).item()}
+    if lower_nll is not None:
+        found["lower"] = nll / lower_nll if lower_nll else math.nan
+    scores = scores.without_last() if options.whole else scores
+    rows = torch.zeros(scores.tokens, dtype=torch.long)
+    for name, share in {"min_k": measuring.min_k_fraction, **{f"min_{k}": k / 100 for k in MIN_KS}}.items():
+        found[name] = min_k(scores.logprobs, rows, 1, share).item()
+    if scores.z_scores is not None:
+        found["min_k_plus_plus"] = min_k_plus_plus(scores.z_scores, rows, 1, measuring.min_k_fraction).item()
+    return found
+
+
+def new_tokens(name: str, options: MUSEOptions) -> int:
+    """Most tokens that are generated for a row of that set."""
+    return options.verbmem_tokens if name == "verbmem" else options.knowmem_tokens
+
+
+def beginning(text: str, tokenizer: PreTrainedTokenizerBase, tokens: int) -> str:
+    """The first tokens of a text; where the tokenizer puts BOS, it counts as one, as in the published code."""
+    start = len(start_ids(tokenizer))
+    return str(tokenizer.decode(encode(tokenizer, text)[: max(1, tokens - start)], skip_special_tokens=True))
+
+
+def answer_part(text: str) -> str:
+    """A generation up to where the next question begins."""
+    for end in ANSWER_ENDS:
+        text = text.split(end)[0]
+    return text
+
+
+def _check_length(policy: nn.Module, longest: int) -> None:
+    limit = getattr(getattr(policy, "config", None), "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise InputError(
+            f"MUSE's longest prompt or text has {longest} tokens (with what is generated), but the model was made for "
+            f"{limit}. Take a model with a longer context, or shorten the texts."
+        )

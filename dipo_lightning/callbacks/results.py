@@ -1,0 +1,210 @@
+"""Models that a run leaves, and the page of its results: callbacks that write at the end of training."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import nn
+
+from dipo_lightning.callbacks.run_record import CHECKPOINTS, read_record, write_record
+from dipo_lightning.data.rows import fingerprints
+from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.run_folder import is_trial, run_folder
+from dipo_lightning.evaluation.schedule import settle_evaluations
+from dipo_lightning.evaluation.trackers import trackers_of
+from dipo_lightning.models.export import save_model
+from dipo_lightning.report.card import CardFacts, model_card
+from dipo_lightning.report.page import PAGE, write_page
+from dipo_lightning.safety.paths import expanded
+
+
+@dataclass
+class Best:
+    """Rule that names the best moment of a run.
+
+    Attributes:
+        monitor: Logged number that decides, such as ``tofu/forget_quality``.
+        mode: Whether ``max`` or ``min`` is best.
+        keep: Logged number of which a moment must keep ``share`` of the first value, which is the target's where the
+            evaluation has ``at_start``; among equal ones the moment with more of it is better. None for no such
+            condition; of equal moments the first is taken.
+        share: Share to keep.
+    """
+
+    monitor: str
+    mode: Literal["max", "min"] = "max"
+    keep: str | None = None
+    share: float = 0.95
+
+
+class ExportModel(Callback):
+    """Export of the policy, and of the data module's tokenizer, when training ends or at the run's best moment.
+
+    Args:
+        folder: Where to; inside the run's log folder if relative and ``inside_run``. It must be absent or empty.
+        adapters: For LoRA: ``merged`` into the weights, or ``separate`` (a peft folder).
+        inside_run: Take a relative ``folder`` from the run's log folder, so that no run overwrites another's.
+        best: Rule for the moment that is exported, among those after the first step at which its number was logged;
+            None for the end.
+    """
+
+    def __init__(
+        self,
+        folder: str = "model",
+        adapters: Literal["merged", "separate"] = "merged",
+        inside_run: bool = True,
+        best: Best | None = None,
+    ) -> None:
+        self.folder, self.adapters, self.inside_run, self.best = folder, adapters, inside_run, best
+        if best is not None and not 0 < best.share <= 1:
+            raise InputError(f"ExportModel.best.share is {best.share}; it must be above 0 and at most 1.")
+        self.path: Path | None = None
+        self._exported: tuple[float, float] | None = None  # the rule's two numbers at the exported moment
+        self._seen: tuple[float, float] | None = None  # those last looked at
+        self._first: float | None = None  # the number to keep, when it was first logged
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the exported moment's numbers, for a resume."""
+        return {"exported": self._exported, "seen": self._seen, "first": self._first}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them back."""
+        self._exported, self._seen, self._first = (state_dict.get(name) for name in ("exported", "seen", "first"))
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse a folder that holds something else than this run's own export, before the model is loaded."""
+        root = run_folder(trainer) if self.inside_run else Path()
+        self.path = root / expanded(self.folder, "ExportModel.folder")
+        if stage != TrainerFn.FITTING or is_trial(trainer) or not trainer.is_global_zero:
+            return
+        if self.path.exists() and any(self.path.iterdir()):
+            record = read_record(run_folder(trainer) / CHECKPOINTS) or {}
+            if self._name(run_folder(trainer)) not in record.get("exports", []):
+                raise InputError(
+                    f"{self.path} is not empty; ExportModel would overwrite it. Name another folder or remove it."
+                )
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Export the model as it was evaluated, where that was the best moment so far."""
+        if self.best is not None and not is_trial(trainer) and self._is_best(trainer):
+            self.export(trainer, pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Export the model of the end, unless an earlier moment was better."""
+        if is_trial(trainer):
+            return
+        settle_evaluations(trainer, pl_module)  # the card tells what the exported weights measured
+        best = self._exported
+        if self.best is None or self._is_best(trainer):
+            self.export(trainer, pl_module)
+        elif best is None:
+            reason = f"kept {self.best.share:g} of {self.best.keep}"
+            if self._seen is None:
+                names = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
+                reason = f"logged {self.best.monitor} (logged: {names})"
+            rank_zero_warn(f"ExportModel.best: no moment {reason}; the model of the end is exported.")
+            self.export(trainer, pl_module)
+        else:
+            rank_zero_info(f"The best moment is exported: {self.best.monitor} {best[0]:g}")
+        if trainer.is_global_zero:
+            print(f"The model is in {self.path}")
+
+    def _is_best(self, trainer: pl.Trainer) -> bool:
+        """Look at what was logged; True once at a moment that is better than the exported one."""
+        assert self.best is not None
+        logged = trainer.callback_metrics
+        kept = logged.get(self.best.keep) if self.best.keep else None
+        value = logged.get(self.best.monitor)
+        if value is None or (self.best.keep and kept is None):
+            return False
+        score = float(value)
+        moment = score, math.inf if kept is None else float(kept)
+        self._first = self._first if self._first is not None else moment[1]
+        if moment == self._seen:  # nothing new was logged
+            return False
+        self._seen = moment
+        enough = kept is None or moment[1] >= self.best.share * self._first
+        if trainer.global_step == 0 or not enough or math.isnan(score):  # the model before unlearning is none
+            return False
+        sign = 1 if self.best.mode == "max" else -1
+        if self._exported is not None and (sign * score, moment[1]) <= (sign * self._exported[0], self._exported[1]):
+            return False
+        self._exported = moment
+        return True
+
+    def export(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the folder; every rank takes part in gathering the weights, rank 0 writes."""
+        assert self.path is not None
+        policy: nn.Module = pl_module.policy  # type: ignore[assignment]
+        tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+        write, run = trainer.is_global_zero, run_folder(trainer)
+        card = self._card(trainer, pl_module, run) if write else None
+        if write:
+            self._note(run)
+        save_model(policy, self.path, tokenizer, merge=self.adapters == "merged", write=write, card=card)
+        trainer.strategy.barrier()
+
+    def _note(self, run: Path) -> None:
+        """Record whose export this is: a run that is cut off after it, and resumed, may write it again."""
+        if (record := read_record(run / CHECKPOINTS)) is not None:
+            write_record(run / CHECKPOINTS, exports=sorted({*record.get("exports", []), self._name(run)}))
+
+    def _name(self, run: Path) -> str:
+        """Name of the export in the run's record, inside the run without its folder: a run may be moved."""
+        assert self.path is not None
+        path, inside = self.path.resolve(), run.resolve()
+        return str(path.relative_to(inside) if path.is_relative_to(inside) else path)
+
+    def _card(self, trainer: pl.Trainer, pl_module: pl.LightningModule, run: Path) -> str:
+        """Write the model card from the module's settings, the data and the evaluations of this run."""
+        assert self.path is not None
+        adapters = self.adapters == "separate" and hasattr(pl_module.policy, "merge_and_unload")
+        facts = CardFacts(
+            name=self.path.resolve().name,
+            base=str(getattr(pl_module, "pretrained", "a language model")),
+            method=type(pl_module).__name__,
+            settings=dict(pl_module.hparams),
+            data=fingerprints(getattr(trainer, "datamodule", None)),
+            run=run,
+            step=trainer.global_step,
+            adapters=adapters,
+        )
+        return model_card(facts)
+
+
+class ResultsPage(Callback):
+    """Page ``results.html``, written into the run's folder at the end of ``fit``, after the last evaluation.
+
+    The page needs no network and no server; loggers that take files (W&B, trackio, MLflow) get it as an artifact.
+    ``dipo-lightning report RUN_FOLDER`` writes it again.
+
+    Args:
+        rows: Most rows of each set whose answers are shown.
+    """
+
+    def __init__(self, rows: int = 100) -> None:
+        self.rows = rows
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the page on rank 0, and say where it is."""
+        settle_evaluations(trainer, pl_module)
+        folder = run_folder(trainer)  # collective
+        if not trainer.is_global_zero or is_trial(trainer):
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.flush()
+        if not any((folder / "evaluations").glob("*.json")):
+            message = "No evaluation was made in this run, so there is no results page: add an evaluation callback."
+            trainer.print(message)
+            return
+        page = write_page(folder, folder / PAGE, self.rows)
+        for tracker in trackers_of(trainer):
+            tracker.file(page)
+        trainer.print(f"The results page is {page}")

@@ -1,0 +1,386 @@
+"""Metrics over evaluated rows, exact on any number of ranks: state, and words for a reader.
+
+A metric is given rows by the name of their set, ``update({"forget": [row, ...], ...})``, takes its numbers from the
+sets it is about and forgets the rest of the row. Forget quality and AUCs need every row's number, so each number
+travels with its row's index, and a row counts once however often and wherever it was seen.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+Row = Mapping[str, Any]
+Rows = Mapping[str, Sequence[Row]]
+"""Evaluated rows by the name of their set."""
+
+Table = dict[str, Tensor]
+"""Columns of a metric's rows, 1-D tensors of one length."""
+
+INTERVAL = 0.95
+"""Share of the resampled numbers that an interval holds."""
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """A set of evaluated rows.
+
+    Attributes:
+        name: Its name in logs, such as ``forget``.
+        title: Heading over its rows, for a reader.
+        about: Phrase for its rows that fits after "on".
+        forget: Whether the model is to forget them (True) or to keep them (False); None where neither is asked of it.
+        required: Fields that each of its rows has in a log; null where a row could not be scored.
+    """
+
+    name: str
+    title: str = ""
+    about: str = ""
+    forget: bool | None = None
+    required: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """Meaning of a number, for a reader.
+
+    Attributes:
+        label: Name of the number.
+        words: Its definition in plain words.
+        unit: ``nats``, ``bits``, ``%``, ``log10``; empty for a number without one.
+        higher_is_better: The direction that is wanted; None for neither, or where `near` says which value is.
+        near: The value that is best, where one is (PrivLeak: 0).
+        floor: Whether the level of a model that never knew the rows is the goal: what lies beyond it is over-forgotten.
+    """
+
+    label: str
+    words: str = ""
+    unit: str = ""
+    higher_is_better: bool | None = None
+    near: float | None = None
+    floor: bool = False
+
+    @property
+    def wanted(self) -> str:
+        """The direction in words; empty where there is none."""
+        if self.near is not None:
+            return f"best near {self.near:g}"
+        return {True: "higher is better", False: "lower is better", None: ""}[self.higher_is_better]
+
+    def better(self, first: float, second: float) -> bool | None:
+        """Tell whether ``first`` is better than ``second``; None where no direction is wanted."""
+        if self.near is not None:
+            return abs(first - self.near) < abs(second - self.near)
+        return None if self.higher_is_better is None else (first > second) == self.higher_is_better
+
+
+class RowValues(Metric):
+    """Numbers of rows, each row once.
+
+    A subclass names its columns and implements `values` and `compute` (on `scored`). All states are 1-D float64
+    (float32 on mps), the index too: ranks gather them at different lengths, which works for one kind of tensor only.
+    Where a row was seen twice with different values, the smallest counts, so that neither the order nor the sharding of
+    the rows can be seen in the result.
+
+    ``compute`` returns a scalar, NaN where it cannot be computed, or a dictionary of scalars described by `parts`.
+
+    Attributes:
+        label: Name for a reader; the set's is put before it.
+        meaning: Definition in plain words.
+        unit: See `Meaning`.
+        near: See `Meaning`.
+        remembers: 1 where a higher number means that more of the rows is remembered, -1 where it means less: the wanted
+            direction follows from whether the set is to be forgotten. 0 leaves it to ``higher_is_better``.
+        parts: Meaning of each entry of a dictionary; ``""`` is the metric's own name.
+        flat: Whether the entries of a dictionary are published beside each other, ``NAME_PART``, not in a group.
+        needs_retain: The entries (``""`` for a scalar) that take a retain model to compute.
+        names_set: Whether the label names the set, for a metric about one.
+        reason: Sentence on why there is no number, after `compute`; empty where there is one or nothing to say.
+        unscored: Indices of the rows without a number by set, after `compute`.
+
+    Args:
+        *sets: The sets whose rows count.
+        optional: Leave a number that no row gives out of the results; else it is published as null.
+        lists_unscored: List the rows without a number in the results.
+        **kwargs: Options of `torchmetrics.Metric`.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better: bool | None = None
+
+    columns: ClassVar[tuple[str, ...]] = ("number",)
+    label: str = ""
+    meaning: str = ""
+    unit: str = ""
+    near: float | None = None
+    remembers: ClassVar[int] = 0
+    parts: ClassVar[Mapping[str, Meaning]] = {}
+    flat: ClassVar[bool] = False
+    needs_retain: ClassVar[tuple[str, ...]] = ()
+    names_set: ClassVar[bool] = False
+
+    def __init__(
+        self, *sets: RowSet | str, optional: bool = False, lists_unscored: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.sets = [one if isinstance(one, RowSet) else RowSet(one) for one in sets]
+        self.optional, self.lists_unscored = optional, lists_unscored
+        self.reason = ""
+        self.unscored: dict[str, list[int]] = {}
+        self._resample: Table | None = None
+        for name in self._names:
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def values(self, row: Row, of: RowSet) -> Sequence[float | None]:
+        """Return the number of a row for each column; None or NaN where it has none.
+
+        Args:
+            row: One row.
+            of: The set it is in.
+        """
+        raise TypeError(f"{type(self).__name__} must define values()")
+
+    def measured(self, row: Row, source: Row) -> Mapping[str, float | None]:
+        """Return further numbers of a row, made of what was measured and of the row as it was read.
+
+        Called once for each row of `sets` after it was measured, alike on every process; the log keeps the numbers with
+        the row. A metric of what the row holds already needs none.
+
+        Args:
+            row: What was measured of it, such as the model's own answer.
+            source: The row as it was read, such as its paraphrased and wrong answers.
+        """
+        return {}
+
+    def update(self, rows: Rows) -> None:
+        """Add evaluated rows.
+
+        Args:
+            rows: By the name of their set; sets that the metric is not about are passed over.
+
+        Raises:
+            ValueError: The index of a row is negative.
+        """
+        found = [
+            (group, row["index"], *map(_number, self.values(row, of)))
+            for group, of in enumerate(self.sets)
+            for row in rows.get(of.name, ())
+        ]
+        if any(index < 0 for _, index, *_ in found):
+            raise ValueError(f"{type(self).__name__}: the index of a row cannot be negative")
+        if found:
+            columns = torch.tensor(found, dtype=torch.float64).unbind(1)
+            for name, values in zip(self._names, columns, strict=True):
+                getattr(self, name).append(values.to(self.device, self._float))
+
+    def intervals(self, resamples: int, seed: int = 0) -> dict[str, tuple[float, float]]:
+        """Percentile bootstrap of `compute`: each set's rows are drawn anew, with replacement, as many as there are.
+
+        Collective, and the same on every process. Numbers that no drawing can change (counts, which are integers) and
+        those that no drawing gives are left out.
+
+        Args:
+            resamples: Drawings, 1 or more.
+            seed: Of the drawings. With one seed, a set's drawings are the same for every metric and every model.
+
+        Returns:
+            Lower and upper end of the interval that holds `INTERVAL` of the numbers, by their name in `parts`; ``""``
+            for a scalar.
+        """
+        found: dict[str, list[float]] = {}
+        kept = self.reason, self.unscored
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
+            try:
+                for drawn in self._resamples(resamples, seed):
+                    self._resample = drawn
+                    value = type(self).compute(self)
+                    for part, number in (value if isinstance(value, Mapping) else {"": value}).items():
+                        if number.is_floating_point() and bool(number.isfinite()):
+                            found.setdefault(part, []).append(number.item())
+            finally:
+                self._resample = None
+                self.reason, self.unscored = kept
+        ends = ((1 - INTERVAL) / 2, (1 + INTERVAL) / 2)
+        quantiles = {part: np.quantile(numbers, ends) for part, numbers in found.items()}
+        return {part: (float(low), float(high)) for part, (low, high) in quantiles.items()}
+
+    def _resamples(self, resamples: int, seed: int) -> Iterator[Table]:
+        """Draw rows: the table's of each set as often as the set has rows, the index repeated with its row."""
+        table = self.table()
+        sizes = [int((table["group"] == group).sum()) for group in range(len(self.sets))]
+        draws = [np.random.default_rng([seed, zlib.crc32(of.name.encode())]) for of in self.sets]
+        starts = np.cumsum([0, *sizes[:-1]])
+        for _ in range(resamples):
+            rows = [
+                start + draw.integers(0, size, size)
+                for start, size, draw in zip(starts, sizes, draws, strict=True)
+                if size
+            ]
+            places = torch.from_numpy(np.concatenate(rows or [np.empty(0, np.int64)])).to(table["index"].device)
+            yield {name: values[places] for name, values in table.items()}
+
+    def table(self) -> Table:
+        """Return ``group``, ``index`` and the columns of the rows seen so far, each row once, ordered by both.
+
+        Inside `compute` these are the rows of all ranks; while `intervals` computes, those that it drew.
+
+        Returns:
+            1-D float tensors of one length; ``group`` is the place of the row's set in `sets`.
+        """
+        if self._resample is not None:
+            return self._resample
+        table = {name: self._state(name) for name in self._names}
+        order = torch.arange(table["index"].numel(), device=table["index"].device)
+        for name in reversed(self._names):  # a lexicographic sort; NaN comes last, so a number wins over it
+            order = order[torch.argsort(table[name][order], stable=True)]
+        table = {name: values[order] for name, values in table.items()}
+        first = torch.ones_like(order, dtype=torch.bool)
+        if first.numel() > 1:
+            first[1:] = torch.stack([table[name][1:] != table[name][:-1] for name in ("group", "index")]).any(dim=0)
+        return {name: values[first] for name, values in table.items()}
+
+    def scored(self, *columns: str) -> Table:
+        """Return the `table` without the rows that lack a number, and note those in `unscored`.
+
+        Args:
+            *columns: The numbers that a row needs; all of them by default.
+        """
+        table = self.table()
+        bad = torch.stack([table[name].isnan() for name in columns or self.columns]).any(dim=0)
+        self.unscored = {}
+        for group, index in zip(table["group"][bad].tolist(), table["index"][bad].tolist(), strict=True):
+            self.unscored.setdefault(self.sets[int(group)].name, []).append(int(index))
+        return {name: values[~bad] for name, values in table.items()}
+
+    def reset(self) -> None:
+        """Forget all rows."""
+        super().reset()
+        self.unscored, self.reason = {}, ""
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the rows of another metric of the same class, or of its state.
+
+        Counts as an update: torchmetrics would go on giving the value computed before, and warn where there was none.
+        """
+        super().merge_state(incoming_state)
+        self._computed = None
+        self._update_count += 1
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather the states of all ranks.
+
+        A rank without rows takes part with empty tensors of the right kind; torchmetrics would make them in its own
+        default dtype.
+        """
+        for name in self._names:
+            if isinstance(getattr(self, name), list) and not getattr(self, name):
+                setattr(self, name, [self._state(name)])
+        super().sync(*args, **kwargs)
+
+    @property
+    def resampling(self) -> bool:
+        """Whether `compute` is at work on rows that `intervals` drew."""
+        return self._resample is not None
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return ("group", "index", *self.columns)
+
+    @property
+    def _float(self) -> torch.dtype:
+        """Dtype of the states: index and value survive it unchanged."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
+    def _state(self, name: str) -> Tensor:
+        """A state as one tensor, whether it is a list still or was gathered."""
+        state = getattr(self, name)
+        if isinstance(state, Tensor):
+            return state
+        return torch.cat(state) if state else torch.empty(0, dtype=self._float, device=self.device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> torch.nn.Module:
+        """Move the states with the module, but never change their kind: bfloat16 has no index above 256."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, exclude_state)
+
+    def _scalar(self, value: float) -> Tensor:
+        return torch.tensor(value, dtype=self._float, device=self.device)
+
+    def _nothing(self, reason: str = "") -> Tensor:
+        """Return NaN, and keep the reason."""
+        self.reason = reason
+        return self._scalar(math.nan)
+
+
+class RowMean(RowValues):
+    """Mean over rows of one number per row.
+
+    A subclass names the row's `field`, or computes the number in `value`.
+    """
+
+    field: ClassVar[str] = ""
+    names_set = True
+
+    def value(self, row: Row) -> float | None:
+        """Return the number of a row; None where it has none."""
+        return row.get(self.field)
+
+    def values(self, row: Row, of: RowSet) -> Sequence[float | None]:
+        """Return the row's one number."""
+        return (self.value(row),)
+
+    def compute(self) -> Tensor:
+        """Mean over the rows that have the number; NaN where there is none."""
+        return mean_or_nan(self.scored()["number"])
+
+
+def mean_or_nan(values: Tensor) -> Tensor:
+    """Mean of a column; NaN without rows.
+
+    Args:
+        values: (n,) float.
+
+    Returns:
+        Scalar of the same dtype.
+    """
+    return values.mean() if values.numel() else values.new_tensor(math.nan)
+
+
+def meanings(name: str, metric: Metric) -> dict[str, Meaning]:
+    """Return the meaning of every number that a metric publishes, by the number's name.
+
+    Args:
+        name: The metric's name in its collection.
+        metric: Any torchmetrics metric; one that says nothing of itself has its name as label.
+    """
+    parts: Mapping[str, Meaning] = getattr(metric, "parts", {})
+    if parts:
+        return {f"{name}_{part}" if part else name: meaning for part, meaning in parts.items()}
+    label = getattr(metric, "label", "") or name.replace("_", " ")
+    words, unit = getattr(metric, "meaning", ""), getattr(metric, "unit", "")
+    near, higher, floor = getattr(metric, "near", None), metric.higher_is_better, False
+    if isinstance(metric, RowValues) and len(metric.sets) == 1:
+        [of] = metric.sets
+        if metric.names_set:
+            label = f"{of.name.replace('_', ' ')}: {label}"
+            words = f"On {of.about}. {words}" if of.about else words
+        if metric.remembers and of.forget is not None:
+            higher, floor = (metric.remembers > 0) != of.forget, of.forget
+    return {name: Meaning(label, words, unit, higher, near, floor)}
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

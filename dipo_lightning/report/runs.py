@@ -1,0 +1,148 @@
+"""Results of a run, read from its folder, and a picture of its two headline numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.aggregates import document_meanings, flat_numbers
+from dipo_lightning.evaluation.benchmark import find_benchmark
+from dipo_lightning.evaluation.tensorboard import MODEL, RETAIN_MODEL
+
+Document = dict[str, Any]
+Curve = list[tuple[int, float]]
+MOST_POINTS = 1000
+
+
+@dataclass
+class RunFolder:
+    """Contents of a run's folder.
+
+    Attributes:
+        path: The folder.
+        evaluations: Documents by the evaluation's name (its benchmark's), in the order of their steps.
+        config: Text of the configuration; None where none was saved.
+        curves: Scalars of training by tag, ``train/forget``; empty where nothing was logged.
+    """
+
+    path: Path
+    evaluations: dict[str, list[Document]] = field(default_factory=dict)
+    config: str | None = None
+    curves: dict[str, Curve] = field(default_factory=dict)
+
+
+def read_run(folder: str | Path) -> RunFolder:
+    """Read a run's log folder, which holds ``evaluations``, or the only such folder below it."""
+    path = _find(Path(folder).expanduser())
+    run = RunFolder(path, read_documents(path))
+    for name in ("config.yaml", "hparams.yaml"):
+        if run.config is None and (path / name).is_file():
+            run.config = (path / name).read_text(encoding="utf-8", errors="replace").strip() or None
+    run.curves = _curves(path)
+    return run
+
+
+def read_documents(folder: Path, name: str | None = None) -> dict[str, list[Document]]:
+    """Read the evaluations of a run's folder, by name and in the order of their steps; those of one name, or all."""
+    found: dict[str, list[Document]] = {}
+    for file in sorted((folder / "evaluations").glob(f"{name}_epoch=*.json" if name else "*.json")):
+        found.setdefault(file.name.split("_epoch=")[0], []).append(read_document(file))
+    for documents in found.values():
+        documents.sort(key=lambda document: document["provenance"].get("step", 0))
+    return found
+
+
+def read_document(file: Path) -> Document:
+    """Read one evaluation."""
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: not an evaluation (broken JSON: {error}); remove it or evaluate again.") from error
+    if not isinstance(document, dict) or not {"aggregates", "sets", "provenance"} <= set(document):
+        raise InputError(f"{file}: not an evaluation of this package; remove it from the folder.")
+    return document
+
+
+def _find(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder; give a run's folder, the one it printed at its end.")
+    if any((folder / "evaluations").glob("*.json")):
+        return folder
+    runs = sorted({path.parent.parent for path in folder.rglob("evaluations/*.json")})
+    if len(runs) == 1:
+        return runs[0]
+    if runs:
+        raise InputError(f"{folder} holds {len(runs)} runs; give one of them: {', '.join(map(str, runs[:6]))}.")
+    raise InputError(
+        f"{folder}: no evaluations/*.json in it. Run with an evaluation callback in trainer.callbacks, or give another "
+        "folder."
+    )
+
+
+def _curves(folder: Path) -> dict[str, Curve]:
+    """Scalars that training logged, from TensorBoard's event files."""
+    if not any(folder.glob("events.out.tfevents.*")):
+        return {}
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={SCALARS: MOST_POINTS}).Reload()
+    tags = sorted(tag for tag in events.Tags()[SCALARS] if tag.startswith("train/"))
+    return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in tags}
+
+
+def headline_picture(evaluations: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
+    """Draw the benchmark's two headline numbers over the steps of a run, forgetting above utility, and write a PNG.
+
+    ``evaluations`` are the run's parsed JSON files on one benchmark, in any order; an `InputError` where none has
+    either.
+    """
+    from matplotlib.figure import Figure
+
+    last = max(evaluations, key=lambda document: document.get("provenance", {}).get("step", 0), default={})
+    benchmark, meanings = find_benchmark(last.get("format", ""), last.get("benchmark", "")), document_meanings(last)
+    pair = (benchmark.headline.forget, benchmark.headline.utility) if benchmark else ("", "")
+    forgetting, utility = (_curve(evaluations, name) for name in pair)
+    if benchmark is None or not (forgetting or utility):
+        raise InputError("There is nothing to draw: no evaluation has a headline number of a known benchmark.")
+    figure = Figure(figsize=(6.4, 5.2), layout="constrained", dpi=150)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    _draw(upper, forgetting, RETAIN_MODEL, meanings[pair[0]].label)
+    _draw(lower, utility, MODEL, meanings[pair[1]].label)
+    if forgetting and benchmark.headline.mark:
+        value, label = benchmark.headline.mark
+        upper.axhline(value, color="0.4", linestyle="--", linewidth=1)
+        upper.annotate(label, (0, value), (3, -9), ("axes fraction", "data"),
+                       textcoords="offset points", ha="left", fontsize=8, color="0.4")  # fmt: skip
+    lower.set_ylim(0, 1.2 * max((value for _, value in utility), default=1.0) or 1.0)
+    lower.set_xlabel("optimiser step")
+    upper.set_title(benchmark.describe(last.get("settings", {}), last.get("sets", {})))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+def _curve(evaluations: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    """The finite values of a number by step (or by place, where a log has none)."""
+    points = [
+        (document.get("provenance", {}).get("step", place), flat_numbers(document.get("aggregates", {})).get(name))
+        for place, document in enumerate(evaluations)
+    ]
+    return sorted((step, value) for step, value in points if value is not None and math.isfinite(value))
+
+
+def _draw(axes: Any, points: list[tuple[float, float]], colour: str, label: str) -> None:
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)
+    if points:
+        axes.plot(*zip(*points, strict=True), color=colour, marker="o", linewidth=2)
+        step, value = points[-1]
+        axes.annotate(f"{value:.3g}", (step, value), (0, 7), textcoords="offset points", ha="center", fontsize=9)
+        axes.margins(x=0.06, y=0.18)
+    else:
+        axes.text(0.5, 0.5, f"no {label}", transform=axes.transAxes, ha="center", color="0.4")
