@@ -39,11 +39,12 @@ class _OfCompiler(type):
 
     def __instancecheck__(cls, instance: Any) -> bool:
         compiler = sys.modules.get(COMPILER)
-        own = compiler is None or isinstance(compiler, StandInCompiler)
-        return not own and isinstance(instance, compiler.OptimizedModule)
+        if compiler is None or isinstance(compiler, StandInCompiler):
+            return False
+        return isinstance(instance, compiler.OptimizedModule)
 
 
-class OptimizedModule(metaclass=_OfCompiler):
+class CompiledModule(metaclass=_OfCompiler):
     """Stand-in for the class of compiled modules: none is there before the compiler is loaded."""
 
 
@@ -51,7 +52,7 @@ class StandInCompiler(ModuleType):
     """``torch._dynamo`` while Lightning is imported; any other name loads the real one."""
 
     __path__: list[str] = []
-    OptimizedModule = OptimizedModule
+    OptimizedModule = CompiledModule
 
     @staticmethod
     def disable(fn: Any = None, recursive: bool = True, **_: Any) -> Any:
@@ -75,7 +76,8 @@ def deferred_metrics() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     loader, module = spec.loader, module_from_spec(spec)
-    module.__version__ = version(METRICS)  # type: ignore[attr-defined]
+    names = vars(module)
+    names["__version__"] = version(METRICS)
 
     def get(name: str) -> Any:
         if name in _OF_METRICS:
@@ -87,9 +89,9 @@ def deferred_metrics() -> ModuleType:
             return logging.getLogger(METRICS)
         if name.startswith("__"):
             raise AttributeError(f"module {METRICS!r} has no attribute {name!r}")
-        del module.__getattr__
+        del names["__getattr__"]
         loader.exec_module(module)
         return getattr(module, name)
 
-    module.__getattr__ = get  # type: ignore[method-assign]
+    names["__getattr__"] = get
     return module
