@@ -87,7 +87,7 @@ def deferred_metrics() -> ModuleType:
             import logging
 
             return logging.getLogger(METRICS)
-        if name.startswith("__"):
+        if name.startswith("__") and name != "__all__":
             raise AttributeError(f"module {METRICS!r} has no attribute {name!r}")
         del names["__getattr__"]
         loader.exec_module(module)
