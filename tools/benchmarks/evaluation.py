@@ -26,7 +26,13 @@ from tools.benchmarks.measuring import Measured, Table, alternate, clock, median
 
 Rows = Sequence[dict[str, Any]]
 PerToken = Callable[[Tensor, Tensor], float]
-PARTS = {"scoring": ("score",), "generation": ("generate",), "tokenising": ("_plan",), "metrics": ("_row",)}
+PARTS = {
+    "scoring and generation together": ("score_and_answer",),
+    "scoring": ("score",),
+    "generation": ("generate",),
+    "tokenising": ("_plan",),
+    "metrics": ("_row",),
+}
 """Functions of `questions` whose time makes each part of the package's evaluation."""
 
 
