@@ -57,9 +57,9 @@ class StandInCompiler(ModuleType):
     @staticmethod
     def disable(fn: Any = None, recursive: bool = True, **_: Any) -> Any:
         """Disable compilation of a function as torch does it before its compiler is loaded."""
-        import torch
+        from torch._compile import _disable_dynamo
 
-        return torch._disable_dynamo(fn, recursive)
+        return _disable_dynamo(fn, recursive)
 
     def __getattr__(self, name: str) -> Any:
         """Load the compiler in place of this module, and return its attribute."""
