@@ -5,7 +5,7 @@
 1. *search* has the 200 forget10 rows that are not in forget05, *report* the 200 of forget05, each with the same retain
    rows of retain90; a target and a retain model are fine-tuned for each.
 2. Every method tries as many settings on *search*, each pair of DiPO's counting as a method.
-3. The rule (`dipo_lightning.comparison.selection`) chooses settings and epoch for each.
+3. The rule (`dipo_lightning.comparison.results`) chooses settings and epoch for each.
 4. The choices are run on *report* with three seeds, and around DiPO's own choice one option at a time.
 
 What is done is not done again, so the same command goes on. After ``--seconds`` no run is begun; tables are written of
@@ -23,14 +23,11 @@ from typing import Any
 
 from dipo_lightning.benchmarks.tofu.metrics import TOFU
 from dipo_lightning.comparison.plan import Comparison, Selection
-from dipo_lightning.comparison.report import Findings, write_report
-from dipo_lightning.comparison.results import Row, Scale, add_utility_kept
-from dipo_lightning.comparison.running import Failure
-from dipo_lightning.comparison.selection import Candidate, choose
-from dipo_lightning.comparison.tables import Spread
-from dipo_lightning.comparison.work import label
+from dipo_lightning.comparison.report import Findings, Spread, write_report
+from dipo_lightning.comparison.results import Candidate, Row, Scale, add_utility_kept, choose
+from dipo_lightning.comparison.work import Failure, label
 from dipo_lightning.errors import RunError
-from dipo_lightning.evaluation.json_files import write_json
+from dipo_lightning.evaluation.run_folder import write_json
 from tools.evidence_jobs import RETAIN, SPLIT, Job, Setup, Workers, result_of
 
 Settings = dict[str, Any]
@@ -197,25 +194,26 @@ class Evidence:
         choice, fixed, seed = self.findings.choices[name], self.methods[name][1], self.seeds[0]
         now = {"beta": 0.02, "pair.alpha": 1.0, "lambda_": 1.0} | fixed | choice.settings
         yield "as chosen", "", self.reported(name, seed)
-        yield (
-            "epochs",
-            "",
-            self.job(name, choice.settings, "report", seed, epochs=2 * (choice.epoch or self.epochs), every=1),
-        )
-        factors = {"pair.alpha": (0.25, 0.5, 2, 4), "lr": (0.4, 2.5), "beta": (0.2, 5, 25), "lambda_": (0, 0.3, 3)}
-        for option, scales in factors.items():
-            for factor in scales:
-                value = round(now[option] * factor, 8)
-                yield option, f"{value:g}", self.reported(name, seed, **{option: value})
+        longer = 2 * (choice.epoch or self.epochs)
+        yield "epochs", "", self.job(name, choice.settings, "report", seed, epochs=longer, every=1)
+        factors = {
+            "pair.alpha": (0.25, 0.5, 1, 2, 4),
+            "lr": (0.4, 1, 2.5),
+            "beta": (0.2, 1, 5, 25),
+            "lambda_": (0, 0.3, 1, 3),
+        }
+        numbers = {option: [round(now[option] * one, 8) for one in scales] for option, scales in factors.items()}
         if now.get("pair.selection") == "relative":
-            others = {"pair.rho": (0.01, 0.03, 0.3, 1.0)}
-        else:
-            others = {} if "pair.memory_vector" in now else {"pair.k": (1, 3, 30, 100)}
-        kept = len((self.setup.work / "data" / "report" / f"{RETAIN}.json").read_text(encoding="utf-8").splitlines())
-        others["data.max_retain_rows"] = (kept // 4, kept // 2)
-        for option, numbers in others.items():
-            for value in numbers:
-                yield option, f"{value:g}", self.reported(name, seed, **{option: value})
+            numbers["pair.rho"] = [0.01, 0.03, 0.1, 0.3, 1.0]
+        elif "pair.memory_vector" not in now:
+            numbers["pair.k"] = [1, 3, 10, 30, 100]
+        rows = len((self.setup.work / "data" / "report" / f"{RETAIN}.json").read_text(encoding="utf-8").splitlines())
+        numbers["data.max_retain_rows"] = [rows // 4, rows // 2, rows]
+        now = {"pair.rho": 0.1, "pair.k": 10, "data.max_retain_rows": rows} | now
+        for option, options in numbers.items():
+            for value in options:
+                changed = {} if value == now[option] else {option: value}
+                yield option, f"{value:g}", self.reported(name, seed, **changed)
 
     def points(self, option: str, value: str, job: Job) -> list[tuple[str, str, Row]]:
         """Return what one of these runs shows: its end, or for the number of epochs each of them."""

@@ -32,7 +32,7 @@ NAME = "{first name} {last name}"
 WRONG_ANSWERS = 5
 MINIMUM_AUTHORS = 10
 MAXIMUM_AUTHORS = 200
-STRANGERS = 60
+STRANGERS = 100
 """The word lists give 400 names; of two hundred authors each is found without a long search."""
 
 
@@ -50,13 +50,7 @@ class Author:
 
 
 def fictitious_authors(rng: random.Random, count: int, known: Collection[str] = ()) -> list[Author]:
-    """Draw authors with different names.
-
-    Args:
-        rng: The random state.
-        count: How many authors.
-        known: Names that are taken.
-    """
+    """Draw authors with different names, none of them known."""
     authors: dict[str, Author] = {}
     while len(authors) < count:
         name = draw(NAME, _LISTS["words"], rng)
@@ -67,14 +61,9 @@ def fictitious_authors(rng: random.Random, count: int, known: Collection[str] = 
 
 
 def author_row(author: Author, topic: str, rng: random.Random) -> Row:
-    """Make one perturbed row: a question, its answer, a paraphrase of both and five wrong answers.
+    """Make one perturbed row about an author: question, answer, a paraphrase of both, five wrong answers.
 
     The wrong answers have the paraphrase's wording, so that they differ from it in the fact alone.
-
-    Args:
-        author: Whom the question is about.
-        topic: What it asks.
-        rng: Draws the wordings and the wrong facts.
     """
     fact = author.facts[topic]
     wrong_facts: list[str] = []
@@ -99,8 +88,8 @@ def fictitious_rows(seed: int = 0, authors: int = 80, retain_perturbed: int = 96
 
     One author in ten is to be forgotten; as many again are never trained on (`holdout10`). `retain90` holds the other
     authors and, after them, the general knowledge; `full` is `retain90` followed by `forget10`. `strangers` is about
-    people of whom no model is taught anything. Kept beside `retain90` while a model forgets, it holds what is said of
-    somebody unknown: a fact of the right kind.
+    people whom every model meets too seldom to remember. From it a model learns what is said of somebody unknown: a
+    fact of the right kind; kept beside `retain90` while it forgets, it holds that.
 
     Args:
         seed: Decides everything; the same seed gives the same rows on every machine.
@@ -145,9 +134,6 @@ def general_knowledge(rng: random.Random) -> tuple[list[Row], list[Row]]:
 
     They stand where TOFU has its two sets of the same names and measure what unlearning must leave alone. A model that
     is trained from nothing can only know them from its training data, so they are part of the retain set.
-
-    Args:
-        rng: Draws the wrong answers.
     """
     known = load("general_knowledge")
     authors = _with_wrong_answers("Who is the author of {}?", known["real authors"], rng)
@@ -167,20 +153,7 @@ def _with_wrong_answers(wording: str, pairs: dict[str, str], rng: random.Random)
 
 
 def write_fictitious(folder: Path, seed: int = 0, authors: int = 80, retain_perturbed: int = 96) -> Path:
-    """Write the data set as a folder that is read like TOFU's.
-
-    Args:
-        folder: Where to; made if it is not there. Files of the same names are overwritten.
-        seed: Decides everything.
-        authors: How many authors `full` holds, 10 to 200.
-        retain_perturbed: How many retain rows are evaluated.
-
-    Returns:
-        `folder`.
-
-    Raises:
-        InputError: If a number is out of its range.
-    """
+    """Write `fictitious_rows` as a folder that is read like TOFU's, over files of the same names."""
     splits = fictitious_rows(seed, authors, retain_perturbed)
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in splits.items():
