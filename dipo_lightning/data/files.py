@@ -16,12 +16,16 @@ from typing import Any, NamedTuple
 
 from dipo_lightning.data.encoding import shortened
 from dipo_lightning.errors import InputError
-from dipo_lightning.safety.network import bounded_hub
+from dipo_lightning.safety.network import bounded_hub, hub_errors
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 BATCH = 10_000  # records that are decoded together
 _SAVED = ("dataset_info.json", "dataset_dict.json")  # what `save_to_disk` leaves in a folder
 _SHARD = re.compile(r"-\d+-of-\d+$")
+
+
+class AbsentError(InputError):
+    """A data set, or its copy on this machine, without the configuration or split that was asked for."""
 
 
 class Record(NamedTuple):
@@ -99,7 +103,8 @@ def config_records(source: str | Path, config: str, split: str = "train") -> lis
         split: The split within it.
 
     Raises:
-        InputError: The folder lacks it, or the hub cannot give it.
+        AbsentError: The folder or the data set lacks it.
+        InputError: The source is neither, it is broken, or the hub cannot give it.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
@@ -114,7 +119,7 @@ def config_records(source: str | Path, config: str, split: str = "train") -> lis
         return [record for path in paths for record in file_records(path)]
     asked = config if split == "train" else f"{config}/{split}"
     found = ", ".join(available(folder)) or "nothing that I read"
-    raise InputError(f"{folder}: there is no {asked} ({'/'.join(SUFFIXES)}); there is {found}.")
+    raise AbsentError(f"{folder}: there is no {asked} ({'/'.join(SUFFIXES)}); there is {found}.")
 
 
 def config_files(folder: Path, config: str, split: str = "train") -> list[Path]:
@@ -151,7 +156,8 @@ def hub_records(name: str, config: str | None = None, split: str = "train") -> I
     """Yield the records of a data set on the hub, through `datasets` (which keeps a copy).
 
     Raises:
-        InputError: There is no network, no such data set, or no such configuration or split.
+        AbsentError: There is no such configuration or split.
+        InputError: There is no network, or no such data set.
     """
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
@@ -160,11 +166,12 @@ def hub_records(name: str, config: str | None = None, split: str = "train") -> I
     try:
         with bounded_hub():
             rows = load_dataset(name, config, split=split)
-    except (DatasetsError, OSError, ValueError) as error:
+    except (DatasetsError, ValueError, *hub_errors()) as error:
         # OSError: no network, no such data set, not allowed; ValueError: no such configuration or split.
-        raise InputError(
+        kind = AbsentError if isinstance(error, ValueError) else InputError
+        raise kind(
             f"{label}: there is no such folder here, and the hub did not give it: {str(error).strip() or type(error)}\n"
-            "Check the name and the network, or give a folder with the files."
+            "Check the name and the network, or give a folder with the files; a gated data set wants `hf auth login`."
         ) from error
     return _dataset_records(label, rows)
 
@@ -236,7 +243,7 @@ def _saved_records(folder: Path, split: str | None, option: str | None = None) -
     if chosen not in saved:
         asked = f"no {split}" if split else "no train split"
         hint = f" Set {option} to one of them." if option else ""
-        raise InputError(f"{folder}: there is {asked}; there is {', '.join(saved)}.{hint}")
+        raise AbsentError(f"{folder}: there is {asked}; there is {', '.join(saved)}.{hint}")
     return _dataset_records(f"{folder}, {chosen}", saved[chosen])
 
 

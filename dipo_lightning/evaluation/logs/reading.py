@@ -11,7 +11,7 @@ from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.benchmark import find_benchmark, installed_benchmarks
 from dipo_lightning.evaluation.logs.native import read_native_log
 from dipo_lightning.evaluation.rows import EvaluationLog
-from dipo_lightning.safety.network import bounded_hub
+from dipo_lightning.safety.network import bounded_hub, hub_errors
 
 HUB_LOGS = "open-unlearning/eval"
 """Data set on the hub that holds open-unlearning's logs, a folder for each model."""
@@ -76,7 +76,7 @@ def _from_hub(file: str) -> Path:
     try:
         with bounded_hub():
             return Path(hf_hub_download(HUB_LOGS, file, repo_type="dataset"))
-    except (OSError, ValueError) as error:  # no network, no such file; a name that can't be one
+    except (*hub_errors(), ValueError) as error:  # no network, no such file; a name that can't be one
         raise InputError(
             f"The hub did not give {file} of the data set {HUB_LOGS}: {str(error).splitlines()[0]} Check the name and "
             "the network, or give a file."
