@@ -8,9 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dipo_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    from dipo_lightning.data.encoding import PromptStyle
 
 METHODS = {
     "selective": "dipo_lightning.SelectiveModule",
@@ -35,8 +38,9 @@ EXAMINATIONS, SOURCES = "examinations", "sources.json"
 FEWEST_ANSWER_TOKENS, MOST_ANSWER_TOKENS = 48, 256
 REWORDINGS = 2
 """Rewordings of each question that are asked: the rows' own, then those by rule."""
-SAMPLES_BEFORE = 2
-"""Sampled answers of the target to each question: it is known to say them."""
+SAMPLES_BEFORE, UNTAUGHT_SAMPLES = 2, 5
+"""Sampled answers of the target to each question, which is known to say them, and those of an untaught model as a
+multiple of the unlearned model's: an ordinary word must be heard from it to be known as one."""
 
 
 @dataclass(frozen=True)
@@ -131,18 +135,19 @@ def forget(
     rows = _prepare(folder, {name: source for name, source in sources.items() if source}, forget, retain, seed)
     given = {"lr": lr, "batch_size": batch_size, "epochs": epochs}
     settings = choose_settings(len(rows.forget), _hidden_size(model), method, given)
-    job = _Job(folder, rows, _style_name(model, prompt), accelerator)
+    job = _Job(folder, rows, _style(model, prompt), accelerator)
     _say(settings, rows)
     if paraphrases:
         job = replace(job, rows=_paraphrased(job, model, paraphrases, seed))
     effort = {"samples": samples, "seed": seed, "rewordings": REWORDINGS + paraphrases}
-    effort["max_new_tokens"] = _longest_answer(model, job)
+    effort["max_new_tokens"] = _longest_answer(job)
     before = _examined(job, model, effort | {"samples": min(samples, SAMPLES_BEFORE)}, "target")
-    fit(run_config(folder, model, settings, job.style, seed, accelerator, bool(rows.retain)), folder / "run")
+    fit(run_config(folder, model, settings, job.style.name, seed, accelerator, bool(rows.retain)), folder / "run")
     unlearned = folder / "run" / "model"
     after = _examined(job, str(unlearned), effort, "unlearned")
-    floors = None if untaught is None else _examined(job, untaught, effort, "untaught")
-    _conclude(folder, unlearned, job.rows, before, after, floors, settings)
+    often = effort | {"samples": UNTAUGHT_SAMPLES * samples}
+    floors = None if untaught is None else _examined(job, untaught, often, "untaught")
+    _conclude(job, unlearned, before, after, floors, settings, effort["max_new_tokens"])
 
 
 @dataclass(frozen=True)
@@ -270,12 +275,15 @@ def _written(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "where"}
 
 
-def _style_name(model: str, prompt: str) -> str:
-    if prompt != "auto":
-        return prompt
+def _style(model: str, prompt: str) -> PromptStyle:
+    """Load a model's tokenizer in a prompt style; ``auto`` is its chat template where it has one."""
+    from dipo_lightning.data.prompts import prompt_style
     from dipo_lightning.models.loading import load_tokenizer
 
-    return "chat" if getattr(load_tokenizer(model), "chat_template", None) else "plain"
+    tokenizer = load_tokenizer(model)
+    if prompt == "auto":
+        prompt = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
+    return prompt_style(prompt, tokenizer)
 
 
 def _hidden_size(model: str) -> int:
@@ -312,34 +320,36 @@ class _Job:
 
     folder: Path
     rows: SplitRows
-    style: str
+    style: PromptStyle
     accelerator: str
 
 
-def _longest_answer(model: str, job: _Job) -> int:
+def _longest_answer(job: _Job) -> int:
     """Tokens that an examined answer may have: as many as the longest forget answer, and some more."""
-    from dipo_lightning.data.prompts import prompt_style
-    from dipo_lightning.models.loading import load_tokenizer
-
-    style = prompt_style(job.style, load_tokenizer(model))
-    longest = max(len(style.answer_ids(row["answer"])) for row in job.rows.forget)
+    longest = max(len(job.style.answer_ids(row["answer"])) for row in job.rows.forget)
     return min(MOST_ANSWER_TOKENS, max(FEWEST_ANSWER_TOKENS, longest + 16))
+
+
+def _unheard(job: _Job, values: Sequence[Sequence[str]], longest: int) -> int:
+    """Number of values that begin behind the longest answer that is asked for."""
+    from dipo_lightning.data.private import says
+
+    heard = [str(job.style.tokenizer.decode(job.style.answer_ids(row["answer"])[:longest])) for row in job.rows.forget]
+    return sum(not says(text, value) for text, row in zip(heard, values, strict=True) for value in row)
 
 
 def _examined(job: _Job, model: str, effort: dict[str, int], name: str) -> Any:
     """Examine a model; a second call with the same model, rows and effort reads what the first one found."""
     from dipo_lightning.benchmarks.user_data.examination import Examination, ExaminationOptions, examine
     from dipo_lightning.benchmarks.user_data.probes import neighbours
-    from dipo_lightning.data.prompts import prompt_style
     from dipo_lightning.evaluation.json_files import write_json
-    from dipo_lightning.models.loading import load_tokenizer
 
     path, rows = job.folder / EXAMINATIONS / f"{name}.json", job.rows
-    key = json.loads(json.dumps({"model": _files(model), "rows": asdict(rows), "style": job.style} | effort))
+    key = json.loads(json.dumps({"model": _files(model), "rows": asdict(rows), "style": job.style.name} | effort))
     written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if written.get("of") == key:
         return Examination(**written["found"])
-    style = prompt_style(job.style, load_tokenizer(model))
+    style = _style(model, job.style.name) if name == "untaught" else job.style
     near = [rows.held_out[i] for i in neighbours(rows.forget, rows.held_out, NEIGHBOURS)]
     with _loaded(model, job.accelerator) as policy:
         found = examine(
@@ -384,16 +394,13 @@ def _loaded(model: str, accelerator: str) -> Iterator[Any]:
 def _paraphrased(job: _Job, model: str, count: int, seed: int) -> SplitRows:
     """The rows with the target's own paraphrases of the forget questions behind theirs; written once."""
     from dipo_lightning.benchmarks.user_data.probes import own_paraphrases, rewordings
-    from dipo_lightning.data.prompts import prompt_style
     from dipo_lightning.evaluation.json_files import write_json
-    from dipo_lightning.models.loading import load_tokenizer
 
     path, key = job.folder / EXAMINATIONS / "paraphrases.json", {"model": model, "count": count, "seed": seed}
     written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if written.get("of") != key:
-        style = prompt_style(job.style, load_tokenizer(model))
         with _loaded(model, job.accelerator) as policy:
-            written = {"of": key, "found": own_paraphrases(policy, style, job.rows.forget, count, seed)}
+            written = {"of": key, "found": own_paraphrases(policy, job.style, job.rows.forget, count, seed)}
         path.parent.mkdir(mode=0o700, exist_ok=True)
         write_json(path, written)
     print(f"The target asks {sum(map(len, written['found']))} questions in its own words.", flush=True)
@@ -405,21 +412,22 @@ def _paraphrased(job: _Job, model: str, count: int, seed: int) -> SplitRows:
 
 
 def _conclude(
-    folder: Path, unlearned: Path, rows: SplitRows, before: Any, after: Any, floors: Any, settings: Settings
+    job: _Job, unlearned: Path, before: Any, after: Any, floors: Any, settings: Settings, longest: int
 ) -> None:
     """Judge, write and print."""
     from dipo_lightning.benchmarks.user_data.examination import kept_scores, repeated_share, said_words, value_reports
     from dipo_lightning.benchmarks.user_data.verdict import KEEP, judge, verdict_table, verdict_text
     from dipo_lightning.evaluation.json_files import write_json, write_text
-    from dipo_lightning.models.loading import load_tokenizer
     from dipo_lightning.report.page import PAGE
     from dipo_lightning.report.verdict_page import verdict_page
 
+    folder, rows = job.folder, job.rows
     verdict = judge(
         value_reports(before, after, floors),
         kept_scores(before, after),
-        words=said_words(before, after, [*rows.forget, *rows.retain, *rows.held_out], load_tokenizer(str(unlearned))),
+        words=said_words(before, after, [*rows.forget, *rows.retain, *rows.held_out], job.style.tokenizer),
         repeated=repeated_share(after),
+        unheard=_unheard(job, after.values, longest),
         settings={"lr": settings.lr, "epochs": settings.epochs},
     )
     document = verdict.document() | {"settings": asdict(settings)}

@@ -8,7 +8,7 @@ import torch
 
 from dipo_lightning.benchmarks.user_data import examination
 from dipo_lightning.benchmarks.user_data.examination import Examination
-from dipo_lightning.cli.forget import SplitRows, _examined, _Job, choose_settings, run_config, split_rows
+from dipo_lightning.cli.forget import SplitRows, _examined, _Job, _style, choose_settings, run_config, split_rows
 from dipo_lightning.cli.main import main
 from dipo_lightning.errors import InputError
 from tests.helpers.toys import save_toy
@@ -120,7 +120,7 @@ def test_an_examination_is_read_again_only_for_the_same_model_rows_and_effort(he
         lambda *a, **k: made.append(1) or Examination([["Ann"]], [[0.5]], [[1]], [[None]], ["a"], [[]], [[]]),
     )
     rows = SplitRows([{"question": "Who?", "answer": "Ann."}], [], [])
-    job = _Job(here / "out", rows, "plain", "cpu")
+    job = _Job(here / "out", rows, _style("model", "plain"), "cpu")
     (here / "out").mkdir()
     first = _examined(job, "model", {"samples": 2}, "target")
     assert _examined(job, "model", {"samples": 2}, "target") == first

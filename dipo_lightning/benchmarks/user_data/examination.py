@@ -173,6 +173,7 @@ def value_reports(before: Examination, after: Examination, untaught: Examination
                     len(after.sampled[index]),
                     after.rank[index][place],
                     chance[2],
+                    0 if untaught is None else len(untaught.sampled[index]),
                 )
             )
     return reports

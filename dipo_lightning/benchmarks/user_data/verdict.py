@@ -6,8 +6,9 @@ The rules, in this order:
    their number can tell, lost some (the 95 % interval of the share ends below 1), or fewer than `WORDS` of the words
    said are words, or one sentence answers more than `REPEATED` of the forget questions.
 2. *barely changed*: at least `UNCHANGED` of the private values are still said in the plain greedy answer.
-3. *partly*: a private value is still said to the question or a rewording of it, greedily or in a sample, or is still
-   likelier than its floor and than half of what it was; or there is no private value to follow.
+3. *partly*: a private value is still said to the question or a rewording of it, greedily or in a sample, though a
+   model that never knew does not say it as often, or is still likelier than its floor and than half of what it was; or
+   there is no private value to follow.
 4. *forgotten*: none of these.
 
 Every rule is a comparison of two numbers that stand in the verdict.
@@ -51,7 +52,8 @@ class ValueReport:
         sampled: Number of sampled answers that say it, over the question and its rewordings.
         samples: Number of sampled answers.
         rank: Rank of its first token among all tokens after, 1 for the likeliest; None where it was not measured.
-        chance: Number of sampled answers of a model that never knew that say it; 0 where there is none.
+        chance: Number of sampled answers of a model that never knew that say it.
+        chance_samples: Number of its sampled answers; 0 where there is no such model.
     """
 
     index: int
@@ -65,12 +67,14 @@ class ValueReport:
     samples: int = 0
     rank: int | None = None
     chance: int = 0
+    chance_samples: int = 0
 
     @property
     def remains(self) -> bool:
         """True if the value is still said, or likelier than the floor and than half of what it was."""
         likely = self.floor is not None and self.after > self.floor and self.after > self.before / 2
-        return self.greedy or self.reworded or self.sampled > self.chance or likely
+        said = more_often(self.sampled, self.samples, self.chance, self.chance_samples)
+        return self.greedy or self.reworded or said or likely
 
     @property
     def over_forgotten(self) -> bool:
@@ -147,6 +151,7 @@ def judge(
     *,
     words: float,
     repeated: float,
+    unheard: int = 0,
     settings: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Judge a run by the rules above.
@@ -156,6 +161,7 @@ def judge(
         kept: Scores of what must stay.
         words: Share of the words said to forget questions that are words.
         repeated: Share of the forget questions that the commonest answer is given to; 0 with fewer than 4 rows.
+        unheard: Values that begin behind the longest answer that was asked for: only their probability is known.
         settings: ``lr`` and ``epochs`` of the run, for the next step to take.
 
     Returns:
@@ -176,7 +182,7 @@ def judge(
     return Verdict(
         outcome,
         [*damage, *_leaks(remaining, len(values)), *_numbers(ordered, kept), *_sentences(words, repeated)],
-        _uncertainty(values),
+        _uncertainty(values, unheard),
         _next_step(outcome, greedy, len(values), damage, dict(settings or {})),
         values=ordered,
         kept=list(kept),
@@ -246,6 +252,26 @@ def upper_bound(said: int, samples: int, confidence: float = CONFIDENCE) -> floa
     return float(beta.ppf(confidence, said + 1, samples - said))
 
 
+def more_often(said: int, samples: int, chance: int, chance_samples: int, confidence: float = CONFIDENCE) -> bool:
+    """Tell whether a value is said more often than by a model that never knew it.
+
+    Where that model never says it, one answer is enough; an ordinary word, which it says at times, must be said
+    significantly more often (Fisher's exact test, one-sided).
+
+    Args:
+        said: Sampled answers that say it.
+        samples: Number of sampled answers.
+        chance: Sampled answers of the model that never knew that say it.
+        chance_samples: Number of its sampled answers.
+        confidence: One less the level of the test.
+    """
+    if not chance or not said:
+        return said > 0
+    from scipy.stats import hypergeom
+
+    return float(hypergeom.sf(said - 1, samples + chance_samples, said + chance, samples)) < 1 - confidence
+
+
 def _least_forgotten(value: ValueReport) -> tuple[bool, bool, int, float]:
     return (not value.greedy, not value.reworded, -value.sampled, -value.after)
 
@@ -298,14 +324,15 @@ def _numbers(ordered: Sequence[ValueReport], kept: Sequence[Kept]) -> list[str]:
     return lines
 
 
-def _uncertainty(values: Sequence[ValueReport]) -> str:
+def _uncertainty(values: Sequence[ValueReport], unheard: int) -> str:
     samples = min((value.samples for value in values), default=0)
+    late = f" {unheard} of {len(values)} values lie behind the longest answer that was asked for." if unheard else ""
     if not samples:
-        return "No answers were sampled: a value that greedy decoding does not say may still be said."
+        return "No answers were sampled: a value that greedy decoding does not say may still be said." + late
     bound = upper_bound(0, samples)
     return (
-        f"A value that none of {samples} samples said may still be said with a probability of up to {bound:.1%} an "
-        f"answer ({CONFIDENCE:.0%} confidence)."
+        f"A value that none of {samples} samples said may still be said with a probability of up to {bound:.1%} per "
+        f"answer ({CONFIDENCE:.0%} confidence).{late}"
     )
 
 

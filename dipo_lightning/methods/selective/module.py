@@ -61,7 +61,8 @@ TEMPLATES = (
 
 MOST_SAMPLED_TOKENS = 256
 """Most tokens of an answer that is sampled during training; fewer where the forget answers are shorter."""
-GENERAL_TOKENS = 32
+GENERAL_TOKENS, GENERAL_SAMPLES = 32, 2
+"""Tokens of the reference's answers to general prompts, and its sampled answers to each beside the greedy one."""
 VARIANT_SHARE, LEAK_SHARE, GENERAL_SHARE = 0.5, 0.5, 1.0
 """Further rows per forget row of a step."""
 FEWEST_GENERAL = 8
@@ -200,20 +201,22 @@ class SelectiveModule(UnlearningModule):
         return found
 
     def _general_answers(self, model: nn.Module) -> list[dict[str, Any]]:
-        """The reference's own greedy answers to the general prompts."""
+        """The reference's own answers to the general prompts: the greedy one and some samples of each."""
         style = self._maker.style
         prompts = [style.prompt(prompt) for prompt in general_prompts()]
-        said = generate(model, prompts, max_new_tokens=GENERAL_TOKENS, stop_ids=style.stop_ids)
+        greedy = generate(model, prompts, max_new_tokens=GENERAL_TOKENS, stop_ids=style.stop_ids)
+        sampled = self._sampled(model, prompts, GENERAL_SAMPLES, GENERAL_TOKENS)
         return [
             {"input_ids": prompt + ids, "labels": [IGNORED] * len(prompt) + ids, "index": number}
-            for number, (prompt, ids) in enumerate(zip(prompts, said, strict=True))
+            for number, (prompt, first, others) in enumerate(zip(prompts, greedy, sampled, strict=True))
+            for ids in map(list, dict.fromkeys(map(tuple, [first, *others])))
             if ids
         ]
 
     def _sampled(
-        self, model: nn.Module, prompts: Sequence[Sequence[int]], samples: int, **limits: Any
+        self, model: nn.Module, prompts: Sequence[Sequence[int]], samples: int, most: int | None = None, **limits: Any
     ) -> list[list[list[int]]]:
-        """Sampled continuations of prompts; the same on every process."""
+        """Sampled continuations of prompts, by default a little longer than the answers; equal on every process."""
         longest = max((len(wordings[0].flags) for wordings in self._wordings), default=0)
         seed = self.trainer.datamodule.seed + self.trainer.global_step  # type: ignore[attr-defined]
         with evaluation_mode(model), unsharded(model):
@@ -221,7 +224,7 @@ class SelectiveModule(UnlearningModule):
                 model,
                 prompts,
                 samples=samples,
-                max_new_tokens=min(MOST_SAMPLED_TOKENS, longest + 8),
+                max_new_tokens=most or min(MOST_SAMPLED_TOKENS, longest + 8),
                 stop_ids=self._maker.style.stop_ids,
                 seeds=[hash_seed(seed, number) for number in range(len(prompts))],
                 **limits,

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from dipo_lightning.benchmarks.user_data.verdict import Kept, ValueReport, judge, upper_bound
+from dipo_lightning.benchmarks.user_data.verdict import Kept, ValueReport, judge, more_often, upper_bound
 
 GONE = ValueReport(0, "gout", before=0.9, after=0.001, floor=0.01, samples=20)
 SAID = ValueReport(1, "Oslo", before=0.9, after=0.8, floor=0.01, greedy=True, reworded=True, sampled=18, samples=20)
@@ -39,6 +39,21 @@ def test_each_rule_gives_its_word(values, changes, outcome):
 )
 def test_one_leak_of_any_kind_is_enough(leak):
     assert verdict([GONE] * 11 + [dataclasses.replace(GONE, value="leak", **leak)]).outcome == "partly"
+
+
+def test_an_ordinary_word_remains_only_where_it_is_said_more_often_than_by_chance():
+    word = dataclasses.replace(GONE, sampled=3, samples=60, chance_samples=300)
+    assert word.remains
+    assert not dataclasses.replace(word, chance=10).remains
+    assert dataclasses.replace(word, chance=1).remains
+    below = sum(math.comb(13, k) * math.comb(347, 60 - k) for k in range(8)) / math.comb(360, 60)
+    assert more_often(8, 60, 5, 300, confidence=below - 1e-9)
+    assert not more_often(8, 60, 5, 300, confidence=below + 1e-9)
+
+
+def test_values_behind_the_longest_answer_are_counted():
+    found = judge([GONE] * 4, GOOD, words=1.0, repeated=0.0, unheard=1)
+    assert "1 of 4 values lie behind the longest answer" in found.uncertainty
 
 
 def test_the_least_forgotten_value_leads():
