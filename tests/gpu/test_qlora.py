@@ -17,7 +17,10 @@ from tests.gpu.test_on_gpu import base, fit  # noqa: F401  # a fixture
 from tests.helpers.toys import save_toy, toy_model
 
 pytest.importorskip("bitsandbytes")
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("default"),  # bitsandbytes warns of slower kernels by GPU and version
+]
 DEVICE = torch.device("cuda")
 SIZES = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4}
 TOKENS = torch.arange(3, 40)[None]

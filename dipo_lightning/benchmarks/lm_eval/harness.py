@@ -24,7 +24,7 @@ from dipo_lightning.evaluation.provenance import plain
 from dipo_lightning.models.distributed import gather, rank_and_world
 from dipo_lightning.models.head import causal_lm
 from dipo_lightning.models.sharding import unsharded
-from dipo_lightning.safety.network import bounded_hub
+from dipo_lightning.safety.network import bounded_hub, hub_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,7 +101,7 @@ def load_tasks(names: Sequence[str], options: Options) -> dict[str, Any]:
                 raise InputError(f"The lm-evaluation-harness has no task {name!r}.{hint}")
         try:
             loaded: dict[str, Any] = manager.load(list(names))
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except (ValueError, KeyError, ImportError, *hub_errors()) as error:
             raise InputError(f"The tasks {', '.join(names)} could not be loaded: {error} Check the network.") from error
     for name, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
