@@ -28,6 +28,8 @@ ALSO = {
 """Modules of the documented classes that are no public names."""
 APART = ("DiPOModule", "UnlearningModule", "LanguageModelModule")
 """Classes of the methods that the page of options describes by themselves."""
+LONG = 45
+"""Characters of LaTeX from which a formula in a line may be wider than a telephone."""
 
 
 def on_page_content(content: str, **_: Any) -> str:
@@ -134,4 +136,6 @@ def package() -> Any:
 def _formula(match: re.Match[str]) -> str:
     inline = match.group(1) == "span"
     mathml = convert(html.unescape(match.group(2)).strip(), display="inline" if inline else "block")
-    return mathml if inline else f'<div class="formula">{mathml}</div>'
+    if inline and len(match.group(2)) <= LONG:
+        return mathml
+    return f'<{match.group(1)} class="formula">{mathml}</{match.group(1)}>'  # scrolls where the page is narrow

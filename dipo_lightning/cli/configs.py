@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
+
+from dipo_lightning.errors import InputError
 
 OPTIONS = ("--config", "-c")
-MADE_BY = {"runs/muse-small": "dipo-lightning muse-small", "runs/quickstart": "dipo-lightning quickstart"}
-"""Commands that make what shipped configurations start from, by their folder."""
+MADE_BY = {
+    "runs/muse-small": "`dipo-lightning muse-small`",
+    "runs/quickstart": "`dipo-lightning quickstart`",
+    "models/smollm2": "`make smollm2` in a clone, or start from HuggingFaceTB/SmolLM2-135M-Instruct instead",
+}
+"""What makes the folders that shipped configurations start from, where no other configuration does."""
 
 
 def shipped_folder() -> Path:
@@ -54,13 +61,30 @@ def with_shipped_configs(args: Sequence[str]) -> list[str]:
     return found
 
 
-def maker_of(model: str) -> str | None:
-    """Return the command that makes a model which a shipped configuration starts from; None where none does."""
+def check_made(paths: Iterable[Any]) -> None:
+    """Refuse to start where what shipped configurations make was not made, and name all the commands that make it.
+
+    Args:
+        paths: A model's folder, a retain log and the like, as options give them; what is no text is passed over.
+
+    Raises:
+        InputError: Something is not there, and `maker_of` knows how to make it.
+    """
+    missing = [path for path in paths if isinstance(path, str) and not Path(path).exists()]
+    makers = {path: maker for path in missing if (maker := maker_of(path))}
+    if makers:
+        commands = "; then ".join(dict.fromkeys(makers.values()))
+        raise InputError(f"There is no {' and no '.join(map(repr, makers))} to start from. To make it: {commands}.")
+
+
+def maker_of(path: str) -> str | None:
+    """Return how to make a model or a run that a shipped configuration starts from; None where that is not known."""
     for folder, command in MADE_BY.items():
-        if Path(model).is_relative_to(folder):
+        if Path(path).is_relative_to(folder):
             return command
-    exported = re.compile(rf"\bfolder: {re.escape(model)}\b")
-    for name in shipped_names():
-        if exported.search((shipped_folder() / f"{name}.yaml").read_text(encoding="utf-8")):
-            return f"dipo-lightning fit --config {name}"
+    parent, name = (re.escape(part) for part in (Path(path).parent.as_posix(), Path(path).name))
+    written = re.compile(rf"\bfolder: {re.escape(path)}\b|\bsave_dir: {parent}, name: {name}\b")
+    for config in shipped_names():
+        if written.search((shipped_folder() / f"{config}.yaml").read_text(encoding="utf-8")):
+            return f"`dipo-lightning fit --config {config}`"
     return None

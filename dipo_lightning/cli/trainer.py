@@ -23,7 +23,7 @@ import dipo_lightning
 from dipo_lightning.callbacks import Checkpoint  # and short class names of all of them in YAML
 from dipo_lightning.callbacks.checkpoint import newest
 from dipo_lightning.callbacks.run_record import CHECKPOINTS, describe_run, read_record, refuse_changes
-from dipo_lightning.cli.configs import maker_of
+from dipo_lightning.cli.configs import check_made
 from dipo_lightning.cli.console import LOG_FILE, is_verbose, quiet, trainer_options
 from dipo_lightning.cli.messages import Sentences
 from dipo_lightning.cli.run_folder import (
@@ -133,7 +133,11 @@ class DiPOCLI(LightningCLI):
         if config.trainer.barebones:
             raise InputError("trainer.barebones switches off logs, checkpoints and evaluations; leave it out.")
         check_strategy(config.trainer.strategy)
-        check_model_path(config.model.get("init_args", {}).get("pretrained"))
+        model, data = (part.get("init_args", {}) for part in (config.model, config.data))
+        callbacks = config.trainer.callbacks or []
+        options = [one.get("init_args", {}) for one in (callbacks if isinstance(callbacks, list) else [callbacks])]
+        check_made([model.get("pretrained"), data.get("data"), *(one.get("retain_log") for one in options)])
+        check_model_path(model.get("pretrained"))
         limits = (config.trainer.max_epochs, config.trainer.max_time)
         if self.subcommand == "fit" and limits == (None, None) and config.trainer.max_steps == -1:
             config.trainer.max_epochs = EPOCHS  # Lightning's own default is 1000
@@ -333,12 +337,7 @@ def check_model_path(pretrained: Any) -> None:
     """
     if not isinstance(pretrained, str):
         return
-    try:
-        source = find_source(pretrained)
-    except InputError as error:
-        if not Path(pretrained).exists() and (maker := maker_of(pretrained)):
-            raise InputError(f"{error} `{maker}` makes it.") from error
-        raise
+    source = find_source(pretrained)
     folder = Path(pretrained).parent
     if not source.local and folder != Path() and folder.is_dir():
         near = difflib.get_close_matches(Path(pretrained).name, [path.name for path in folder.iterdir()], n=1)

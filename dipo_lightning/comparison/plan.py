@@ -39,7 +39,8 @@ class Selection:
     """Rule by which a grid is decided: on a seed, or a base, that is not reported on.
 
     The rule: among the settings that keep ``keep_utility`` of the target's model utility, the one with the highest
-    forget quality (log10 p); if none keeps it, the one with the highest utility.
+    forget quality (log10 p), and among those in a tie with it (each inside the other's interval over rows) the one with
+    the highest utility; if none keeps it, the one with the highest utility.
 
     Attributes:
         seed: The seed of the selection runs; none of the reported ones.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from dipo_lightning.comparison.plan import Selection, Settings
 from dipo_lightning.comparison.results import Row, Scale, by_epoch
+from dipo_lightning.comparison.tables import Spread
 from dipo_lightning.errors import RunError
 
 
@@ -31,7 +32,8 @@ class Choice:
 def choose(candidates: Sequence[Candidate], selection: Selection, scale: Scale) -> Choice:
     """Apply the rule (see `Selection`) to the candidates of one method.
 
-    Ties go to the higher utility, then to the earlier candidate, then to the earlier epoch.
+    Of those that tie with the best in forgetting the one with the higher utility is taken, then the earlier candidate,
+    then the earlier epoch.
 
     Raises:
         RunError: There is no candidate, or none has both numbers that runs are compared by.
@@ -45,10 +47,18 @@ def choose(candidates: Sequence[Candidate], selection: Selection, scale: Scale) 
         raise RunError(f"no candidate has both {pair} to choose by; the base's evaluation needs {scale.headline.needs}")
     keeping = [pair for pair in tried if pair[1]["utility_kept"] >= selection.keep_utility]
     if keeping:
-        best = max(keeping, key=lambda pair: (scale.goodness(scale.forgetting(pair[1])), pair[1]["utility_kept"]))
-    else:
-        best = max(tried, key=lambda pair: float(pair[1]["utility_kept"]))
+        best = max(keeping, key=lambda pair: scale.goodness(scale.forgetting(pair[1])))
+        tried = [pair for pair in keeping if ties(pair[1], best[1], scale)]
+    best = max(tried, key=lambda pair: float(pair[1]["utility_kept"]))
     return Choice(best[0].settings, best[1]["epoch"] if selection.epoch == "any" else None)
+
+
+def ties(row: Row, best: Row, scale: Scale) -> bool:
+    """Tell whether two rows are alike in forgetting: equal, or each lies inside the other's interval over rows."""
+    spread, other = (Spread.of([one], scale.headline.forget) for one in (row, best))
+    if spread is None or other is None:
+        return False
+    return spread.low <= other.mean <= spread.high and other.low <= spread.mean <= other.high
 
 
 def considered(rows: Sequence[Row], epoch: str) -> list[Row]:
@@ -64,6 +74,6 @@ def rule(selection: Selection, scale: Scale) -> str:
     where = "at any epoch, which is then reported too" if selection.epoch == "any" else "at the last epoch"
     return (
         f"Settings were chosen on {runs}: among the candidates that keep at least {selection.keep_utility:g} of the "
-        f"target's {utility}, the one that is best in {forgetting} {where}; where none keeps it, the one with the "
-        f"highest {utility}."
+        f"target's {utility}, the one that is best in {forgetting} {where}, and among those in a tie with it the "
+        f"one with the highest {utility}; so too where none keeps it."
     )

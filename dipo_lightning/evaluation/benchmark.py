@@ -111,7 +111,8 @@ class Benchmark:
         row: Type of its rows, `Row` or a subclass; a log's numbers are checked by it.
         headline: What runs are compared by.
         shown: Names of the numbers in the table that is printed after an evaluation, and on top of the results page.
-        brief: Names of the numbers in the line that an evaluation prints during a fit; the first of `shown` without.
+        brief: Names of the numbers in the line that an evaluation prints during a fit, with the label that each has in
+            a narrow terminal; the first of `shown` without.
         hyperparameter_metrics: Names of the numbers that TensorBoard's HPARAMS tab compares runs by.
         retain_values: What a retain model's numbers are by definition, compared with itself.
         compared_settings: Settings that change a row's numbers; two logs that state one must agree.
@@ -132,7 +133,7 @@ class Benchmark:
     row: ClassVar[type] = Row
     headline: ClassVar[Headline]
     shown: ClassVar[tuple[str, ...]] = ()
-    brief: ClassVar[tuple[str, ...]] = ()
+    brief: ClassVar[Mapping[str, str]] = {}
     hyperparameter_metrics: ClassVar[tuple[str, ...]] = ()
     retain_values: ClassVar[Mapping[str, float]] = {}
     compared_settings: ClassVar[tuple[str, ...]] = ("split", "truth_ratio", "prompt_style", "min_k_fraction", "variant")

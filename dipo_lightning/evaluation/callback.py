@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -187,11 +188,18 @@ class Evaluation(Scheduled):
         )
 
     def line(self, document: Document) -> str:
-        """Return the one line that an evaluation prints during a fit."""
-        now, where = self.scalars(document), document["provenance"]
-        names = [name for name in self.benchmark.brief or self.benchmark.shown or now if name in now]
-        numbers = ", ".join(f"{self.meanings[name].label.replace(':', '')} {now[name]:.3g}" for name in names[:4])
-        return f"epoch {where['epoch']:>3}, step {where['step']:>5}: {numbers}"
+        """Return the one line that an evaluation prints during a fit; shorter in a narrow terminal."""
+        now, where, brief = self.scalars(document), document["provenance"], self.benchmark.brief
+        names = [name for name in brief or self.benchmark.shown or now if name in now][:4]
+        numbers = ", ".join(f"{self.meanings[name].label.replace(':', '')} {now[name]:.3g}" for name in names)
+        line = f"epoch {where['epoch']:>3}, step {where['step']:>5}: {numbers}"
+        width = shutil.get_terminal_size((len(line), 24)).columns  # a file has none
+        if len(line) <= width:
+            return line
+        line = f"epoch {where['epoch']}:"
+        for part in (f" {brief.get(name, name)} {now[name]:.3g}" for name in names):
+            line += part if len(line + part) <= width else ""
+        return line
 
     def pictures(self, document: Document) -> dict[str, Any]:
         """Return the pictures of an evaluation, matplotlib figures by tag."""

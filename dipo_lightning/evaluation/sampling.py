@@ -24,6 +24,12 @@ def hash_seed(seed: int, index: int) -> int:
     return seed * 1_000_003 + index
 
 
+def prompts_at_once(policy: nn.Module, samples: int) -> int:
+    """Return the number of prompts whose continuations are sampled together on the policy's device."""
+    device = next(policy.parameters()).device.type
+    return max(1, BATCH_ROWS.get(device, BATCH_ROWS["cpu"]) // max(1, samples))
+
+
 @torch.no_grad()
 def sample(
     policy: nn.Module,
@@ -82,7 +88,7 @@ def _batches(
 
     All of a batch have as much room for new tokens; one without any is in none.
     """
-    device = next(policy.parameters()).device
+    device, size = next(policy.parameters()).device, prompts_at_once(policy, samples)
     positioned = "position_ids" in inspect.signature(causal_lm(policy).forward).parameters
     order = sorted((n for n in range(len(prompts)) if room[n] > 0), key=lambda number: len(prompts[number]))
     apart = len({len(prompts[number]) for number in order}) > 1
@@ -90,7 +96,6 @@ def _batches(
     groups: dict[tuple[int, int], list[int]] = {}
     for number in order:
         groups.setdefault((0 if padded else len(prompts[number]), room[number]), []).append(number)
-    size = max(1, BATCH_ROWS.get(device.type, BATCH_ROWS["cpu"]) // max(1, samples))
     return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
 
 

@@ -14,7 +14,9 @@ from dipo_lightning.cli import child
 from dipo_lightning.cli.main import main
 from dipo_lightning.cli.score import score
 from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.aggregates import metric_meanings
 from dipo_lightning.evaluation.benchmark import find_benchmark, installed_benchmarks
+from dipo_lightning.evaluation.callback import Evaluation
 from dipo_lightning.metrics.rows import meanings
 from tests.helpers import user_project
 from tests.helpers.synthetic import DATA
@@ -157,6 +159,26 @@ def test_a_metric_that_cannot_be_is_refused(chosen: dict[str, Any], message: str
     evaluation.__class__ = type("Ready", (TOFUEvaluation,), {"settings": {}})  # as after `check`
     with pytest.raises(InputError, match=message):
         evaluation.prepare_metrics()
+
+
+@pytest.mark.parametrize("name", ["tofu", "muse", "user_data"])
+def test_an_evaluation_prints_one_line_also_in_a_narrow_terminal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    [benchmark] = [one for one in installed_benchmarks() if one.name == name]
+    evaluation = Evaluation()
+    evaluation.benchmark, evaluation.meanings = benchmark, metric_meanings(benchmark.metrics({}))
+    numbers = dict.fromkeys(benchmark.brief, 0.1234) | {"forget_quality_p": 1.23e-18}
+    document = {"aggregates": numbers, "provenance": {"epoch": 16, "step": 640}}
+    monkeypatch.delenv("COLUMNS", raising=False)  # as in a file, which has no width
+    whole = evaluation.line(document)
+    assert whole.startswith("epoch  16, step   640: ")
+    assert all(f"{evaluation.meanings[key].label.replace(':', '')} 0.123" in whole for key in list(benchmark.brief)[1:])
+    for width, shown in ((62, 4), (60, 3), (30, 1)):
+        monkeypatch.setenv("COLUMNS", str(width))
+        short = evaluation.line(document)
+        assert len(short) <= width
+        assert short.startswith("epoch 16: ")
+        labels = list(benchmark.brief.values())
+        assert [label for label in labels if f" {label} " in short][:shown] == labels[:shown]
 
 
 SECTIONS = {"tofu": "TOFU", "muse": "MUSE", "user_data": "Your own data"}

@@ -37,12 +37,30 @@ def test_only_configs_are_replaced_among_arguments(here):
 
 
 @pytest.mark.parametrize(
-    ("config", "maker"),
+    ("config", "made", "makers"),
     [
-        ("muse/small", "dipo-lightning muse-small"),
-        ("tofu/smollm2/unlearn", "dipo-lightning fit --config tofu/smollm2/target"),
+        ("muse/small", [], "`dipo-lightning muse-small`."),
+        ("muse/small", ["runs/muse-small/target", "runs/muse-small/news"], "`dipo-lightning muse-small`."),
+        (
+            "tofu/smollm2/unlearn",
+            [],
+            "`dipo-lightning fit --config tofu/smollm2/target`; then "
+            "`dipo-lightning fit --config tofu/smollm2/retain`.",
+        ),
+        (
+            "tofu/smollm2/unlearn",
+            ["runs/tofu-smollm2/models/target"],
+            "no 'runs/tofu-smollm2/retain' to start from. To make it: "
+            "`dipo-lightning fit --config tofu/smollm2/retain`.",
+        ),
+        ("tofu/llama32-1b/unlearn", ["runs/tofu-llama32-1b/models/target"], "--config tofu/llama32-1b/retain`."),
+        ("tofu/smollm2/target", [], "`make smollm2` in a clone, or start from HuggingFaceTB/SmolLM2-135M-Instruct"),
     ],
 )
-def test_a_configuration_without_its_model_says_what_makes_it(here, config, maker, capsys):
+def test_a_configuration_without_what_it_starts_from_names_the_commands_that_make_it(
+    here, config, made, makers, capsys
+):
+    for folder in made:
+        (here / folder).mkdir(parents=True)
     assert main(["fit", "--config", config]) == 2
-    assert f"`{maker}` makes it." in capsys.readouterr().err
+    assert makers in capsys.readouterr().err

@@ -47,6 +47,15 @@ def test_ties_go_to_the_utility_then_to_the_first() -> None:
     assert chosen(rows((-1, 0.96)), rows((-1, 0.98)), rows((-1, 0.98))) == (1, None)
 
 
+def test_a_difference_inside_both_intervals_is_a_tie_which_the_utility_decides() -> None:
+    runs = [rows((-0.5, 0.96)), rows((-1.0, 0.99)), rows((-3.0, 1.0))]
+    for run, ends in zip(runs, ([-3.5, -0.1], [-2.0, -0.4], [-6.0, -2.0]), strict=True):
+        run[-1]["intervals"] = {"forget_quality_log10_p": ends}
+    assert chosen(*runs) == (1, None)  # the last lies in the first's interval, but not the first in the last's
+    runs[1][-1]["intervals"] = {"forget_quality_log10_p": [-2.0, -0.6]}
+    assert chosen(*runs) == (0, None)
+
+
 def test_the_target_s_own_row_is_never_chosen() -> None:
     assert chosen(rows((-10, 0.99)), epoch="any") == (0, 1)
 

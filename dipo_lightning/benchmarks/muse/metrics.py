@@ -127,6 +127,12 @@ class MUSE(Benchmark):
         needs="measuring.generate: true and schedule.at_start: true",
     )
     shown = ("verbmem", "knowmem_forget", "knowmem_retain", "privleak", "privleak_auc")
+    brief: ClassVar = {
+        "verbmem": "VerbMem",
+        "knowmem_forget": "forget",
+        "knowmem_retain": "retain",
+        "privleak": "leak",
+    }
     hyperparameter_metrics = ("verbmem", "knowmem_forget", "knowmem_retain", "privleak")
     retain_values: ClassVar = {"privleak": 0.0}
     compared_sets = ("privleak_forget", "privleak_holdout")

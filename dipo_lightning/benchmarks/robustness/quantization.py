@@ -35,8 +35,9 @@ class Quantization(Attack):
     """Attack that rounds the weights: 4 bits bring forgotten knowledge back (Zhang et al., 2024, arXiv 2410.16454).
 
     Attributes:
-        formats: ``int8`` (LLM.int8's, arXiv 2208.07339: a scale for each output channel) and ``nf4`` (QLoRA's, arXiv
-            2305.14314: 4 bits, a scale for each block of 64 weights).
+        formats: ``int8`` (LLM.int8's, arXiv 2208.07339: a scale for each output channel), ``nf4`` (QLoRA's, arXiv
+            2305.14314: 4 bits, a scale for each block of 64 weights; by `bitsandbytes` on a GPU that has it) and
+            ``fake_nf4`` (the same without `bitsandbytes`, on any device).
     """
 
     formats: tuple[str, ...] = ("int8", "nf4")
@@ -51,7 +52,7 @@ class Quantization(Attack):
         """
         for name in self.formats:
             if name not in ROUNDINGS:
-                raise InputError(f"quantization.formats has {name!r}; it may have {' and '.join(ROUNDINGS)}.")
+                raise InputError(f"quantization.formats has {name!r}; it may have {', '.join(ROUNDINGS)}.")
         return [Condition(name, f"weights in {name}", kind="rounded") for name in self.formats]
 
     def measure(self, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, list[dict[str, Any]]]:
@@ -76,9 +77,22 @@ def int8(weight: Tensor) -> Tensor:
 
 
 def nf4(weight: Tensor) -> Tensor:
-    """Round a weight to the nearest of 16 NormalFloat levels times the largest absolute value of its block of 64.
+    """Round a weight to NF4: on a GPU with `bitsandbytes` by its kernels, elsewhere by `fake_nf4`."""
+    if not (weight.is_cuda and bitsandbytes_installed()):
+        return fake_nf4(weight)
+    from bitsandbytes import functional
 
-    On a GPU with `bitsandbytes` its kernels do it.
+    packed, state = functional.quantize_4bit(weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4")
+    return functional.dequantize_4bit(packed, state).to(weight.dtype)
+
+
+def bitsandbytes_installed() -> bool:
+    """Whether `bitsandbytes` can be imported."""
+    return importlib.util.find_spec("bitsandbytes") is not None
+
+
+def fake_nf4(weight: Tensor) -> Tensor:
+    """Round a weight to the nearest of 16 NormalFloat levels times the largest absolute value of its block of 64.
 
     Args:
         weight: (O, I) any floating dtype; the blocks run along the rows.
@@ -86,11 +100,6 @@ def nf4(weight: Tensor) -> Tensor:
     Returns:
         (O, I) of the same dtype; a block of zeros stays.
     """
-    if weight.is_cuda and importlib.util.find_spec("bitsandbytes") is not None:
-        from bitsandbytes import functional
-
-        packed, state = functional.quantize_4bit(weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4")
-        return functional.dequantize_4bit(packed, state).to(weight.dtype)
     flat = weight.float().flatten()
     blocks = torch.cat([flat, flat.new_zeros(-len(flat) % NF4_BLOCK)]).view(-1, NF4_BLOCK)
     scale = blocks.abs().amax(dim=1, keepdim=True)
@@ -100,7 +109,7 @@ def nf4(weight: Tensor) -> Tensor:
     return (levels[places] * scale).flatten()[: len(flat)].view_as(weight).to(weight.dtype)
 
 
-ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {"int8": int8, "nf4": nf4}
+ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {"int8": int8, "nf4": nf4, "fake_nf4": fake_nf4}
 
 
 @contextmanager
@@ -111,7 +120,7 @@ def rounded(policy: nn.Module, name: str) -> Iterator[None]:
 
     Args:
         policy: A ``transformers`` causal LM or a peft model around one.
-        name: ``int8`` or ``nf4``.
+        name: One of `ROUNDINGS`.
 
     Raises:
         InputError: The weights are sharded over processes: no process has whole channels or blocks.

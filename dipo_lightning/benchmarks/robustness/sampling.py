@@ -9,10 +9,10 @@ from torch import nn
 
 from dipo_lightning.benchmarks.robustness.attack import Asked, Attack, Condition, Subject, plainly
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.sampling import hash_seed, sample
+from dipo_lightning.evaluation.sampling import hash_seed, prompts_at_once, sample
 from dipo_lightning.metrics.functional.robustness import leak_at_k
 from dipo_lightning.metrics.functional.rouge import rouge_l
-from dipo_lightning.models.distributed import evaluation_mode, gather, own_batches
+from dipo_lightning.models.distributed import evaluation_mode, shared_out
 from dipo_lightning.models.sharding import unsharded
 
 
@@ -60,26 +60,27 @@ class Sampling(Attack):
     def measure(self, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, list[dict[str, Any]]]:
         """Sample answers to every question."""
         asked = plainly(subject)
-        results: dict[int, list[list[int]]] = {}
+        order = sorted(range(len(asked)), key=lambda number: len(asked[number].prompt))
+        size = prompts_at_once(policy, self.samples)
+
+        def answers(batch: list[int]) -> dict[int, list[list[int]]]:
+            said = sample(
+                policy,
+                [asked[number].prompt for number in batch],
+                samples=self.samples,
+                max_new_tokens=subject.max_new_tokens,
+                stop_ids=subject.style.stop_ids,
+                seeds=[hash_seed(self.seed, asked[number].row["index"]) for number in batch],
+                temperature=self.temperature,
+            )
+            return dict(zip(batch, said, strict=True))
+
         with (
             subject.progress(len(asked), "questions sampled") as done,
             evaluation_mode(policy),
             unsharded(policy),
         ):
-            for [number], own in own_batches([[number] for number in range(len(asked))]):
-                (said,) = sample(
-                    policy,
-                    [asked[number].prompt],
-                    samples=self.samples,
-                    max_new_tokens=subject.max_new_tokens,
-                    stop_ids=subject.style.stop_ids,
-                    seeds=[hash_seed(self.seed, asked[number].row["index"])],
-                    temperature=self.temperature,
-                )
-                if own:
-                    results[number] = said
-                    done(1)
-        results = gather(results)
+            results = shared_out([order[start : start + size] for start in range(0, len(order), size)], answers, done)
         return {condition.name: [self._row(subject, one, results[i]) for i, one in enumerate(asked)]}
 
     def _row(self, subject: Subject, asked: Asked, said: list[list[int]]) -> dict[str, Any]:

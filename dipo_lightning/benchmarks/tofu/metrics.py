@@ -86,7 +86,12 @@ class TOFU(Benchmark):
         *("forget_quality_p", "forget_quality_log10_p", "model_utility", "forget_truth_ratio", "forget_probability"),
         *("forget_rouge", "retain_rouge"),
     )
-    brief = ("forget_quality_p", "model_utility", "forget_probability", "retain_probability")
+    brief: ClassVar = {
+        "forget_quality_p": "p",
+        "model_utility": "utility",
+        "forget_probability": "forget",
+        "retain_probability": "retain",
+    }
     hyperparameter_metrics = ("forget_quality_p", "model_utility")
     retain_values: ClassVar = {"forget_quality_p": 1.0, "forget_quality_log10_p": 0.0}
     compared_sets = ("forget", "holdout")

@@ -68,7 +68,12 @@ class UserData(Benchmark):
         *("forget_probability", "forget_rouge", "forget_exact_memorization", "forget_extraction_strength"),
         *("forget_min_k", "forget_truth_ratio", "retain_probability", "retain_rouge", "utility"),
     )
-    brief = ("forget_probability", "forget_rouge", "retain_probability", "utility")
+    brief: ClassVar = {
+        "forget_probability": "forget",
+        "retain_probability": "retain",
+        "utility": "utility",
+        "forget_rouge": "ROUGE",
+    }
     hyperparameter_metrics = ("forget_probability", "forget_rouge", "utility")
     score_options = ("truth_ratio",)
     charts = (

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dipo_lightning.losses.reductions import working_dtype
-from dipo_lightning.methods.dipo.pair import PairOptions
+from dipo_lightning.methods.dipo.pair import PairOptions, strength
 
 _BLOCK = 64
 _FIRST_GUESS = 64
@@ -137,7 +137,7 @@ def factor(logits: Tensor, options: PairOptions, in_place: bool = False) -> Fact
     inside, kept = values[:, :-1], indices[:, :-1]
     in_set = torch.arange(inside.shape[-1], device=logits.device) < sizes
     memory = inside if options.memory_vector == "raw" else inside - values.gather(1, sizes)
-    shift = torch.where(in_set, options.alpha * memory, torch.zeros_like(memory))
+    shift = torch.where(in_set, strength(logits, options) * memory, torch.zeros_like(memory))
     rest = (logits if in_place else logits.clone()).scatter_(1, kept, -math.inf)
     outside = torch.softmax(rest, -1, out=rest)
     normalizer = values[:, -1:] - outside.gather(1, indices[:, -1:]).log()

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.losses.reductions import global_mean, sequence_reduce
@@ -20,7 +20,8 @@ from dipo_lightning.methods.dipo.margins import CachedMargins, Margins, cache_di
 from dipo_lightning.methods.dipo.pair import PairOptions, make_pair
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers
-from dipo_lightning.models.token_batch import TokenBatch
+from dipo_lightning.models.token_batch import IGNORED, TokenBatch
+from dipo_lightning.reference.blind import blind_answers, check_blindness, forward_reference, without_question
 from dipo_lightning.reference.references import Reference
 
 PAIR = PairOptions()
@@ -57,6 +58,7 @@ class DiPOModule(UnlearningModule):
         self.beta, self.reduction, self.scale = beta, reduction, scale
         self.pair = PairOptions(**pair) if isinstance(pair, Mapping) else pair
         self.margins: Margins | None = None
+        self._blind: Answers | None = None  # the reference's view of the current forget rows without their questions
         self._watched: dict[str, Tensor] = {}  # what the current loss logs beside itself
 
     def make_pair(self, logits: Tensor, forget: Answers) -> tuple[Tensor, Tensor]:
@@ -73,12 +75,28 @@ class DiPOModule(UnlearningModule):
         Returns:
             Two (n, V) tensors in float32 or float64.
         """
-        return make_pair(logits, self.pair)
+        if (blind := self._blind) is None:
+            return make_pair(logits, self.pair)
+        here = slice(None) if forget.positions is None else forget.positions
+        if blind.hidden is None or blind.head is None:
+            return make_pair(logits, self.pair, blind.logits[here])
+        return make_pair(logits, self.pair, blind.head(blind.hidden[here]))
 
     @property
     def has_own_pair(self) -> bool:
-        """True if the pair is the package's own, which the accelerators know."""
-        return type(self).make_pair is DiPOModule.make_pair
+        """True if the pair is the package's own of one view, which the accelerators know."""
+        return type(self).make_pair is DiPOModule.make_pair and not self.contrasts
+
+    @property
+    def contrasts(self) -> bool:
+        """True if the pair compares the reference's two views, with and without the question."""
+        return self.pair.memory_vector == "contrast"
+
+    def inspect(self, model: nn.Module) -> None:
+        """Also make sure that a model of two views can be kept from seeing the question."""
+        super().inspect(model)
+        if self.contrasts:
+            check_blindness(model, "pair.memory_vector: contrast")
 
     def setup(self, stage: str) -> None:
         """Also refuse a confident set as large as the vocabulary, and warn of a sum that saturates: before loading."""
@@ -98,6 +116,8 @@ class DiPOModule(UnlearningModule):
 
     def make_reference(self) -> Reference:
         """Prefer cached directions where they hold: no reference and no vocabulary work."""
+        if self.contrasts:
+            return forward_reference(self)
         possible = CachedMargins.holds(self)
         if self.reference_name == "directions" and not possible:
             raise InputError(
@@ -113,6 +133,22 @@ class DiPOModule(UnlearningModule):
         super().read_reference(parts)
         assert self.margins is not None
         self.margins.read(parts["forget"])
+        if self.contrasts:
+            assert self.reference is not None
+            form: Any = {"from_hidden": self.from_hidden, "chunk_size": self.chunk_size}
+            self._blind = blind_answers(self.reference, parts["forget"], self._sight(parts["forget"]), **form)
+
+    def _sight(self, forget: TokenBatch) -> list[list[int]]:
+        """For each row of the batch, 0 at the tokens of its question and 1 at the others."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        seen = []
+        for index, ids, labels in zip(forget["index"].tolist(), forget["input_ids"], forget["labels"], strict=True):
+            if "question" not in data.trained_rows[index]:
+                raise InputError("pair.memory_vector: contrast masks questions; for running text use centered.")
+            end = int((labels != IGNORED).nonzero()[0])
+            prompt = without_question(data.tokenizer, ids[:end].tolist(), data.trained_rows[index]["question"])
+            seen.append(prompt + [1] * (len(ids) - end))
+        return seen
 
     def forget_terms(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
         """Return the forget loss, what it fell by, the margin (of a row and of a token), and both rewards."""

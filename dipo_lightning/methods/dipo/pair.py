@@ -5,8 +5,10 @@ With base logits h, the confident set S and the memory vector m (zero outside S)
     preferred    = softmax(h - alpha * m)
     dispreferred = softmax(h + alpha * m)
 
-The idea is that of "Distribution Preference Optimization" (arXiv 2510.04773); the selection rules and the two forms of
-m are this package's reconstruction. `make_pair` is the definition, which everything else is tested against; the
+or, with ``memory_vector: contrast``, m = max(0, log p(z | question) - log p(z | no question)) of all tokens.
+
+The idea is that of "Distribution Preference Optimization" (arXiv 2510.04773); the selection rules and the forms of m
+are this package's reconstruction. `make_pair` is the definition, which everything else is tested against; the
 accelerators (`factored`, `kernels`, `directions`) give the same numbers from one softmax.
 """
 
@@ -24,7 +26,8 @@ from dipo_lightning.losses.reductions import working_dtype
 
 Source = Literal["reference", "policy"]
 Selection = Literal["top_k", "top_p", "relative"]
-MemoryVector = Literal["centered", "raw"]
+MemoryVector = Literal["centered", "raw", "contrast"]
+Weighting = Literal["uniform", "entropy"]
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,13 @@ class PairOptions:
         p: Probability to reach for ``top_p``, in (0, 1).
         rho: Fraction of the largest probability for ``relative``, in (0, 1].
         memory_vector: ``centered`` (logit minus the largest logit outside the set; a constant added to all logits
-            changes nothing) or ``raw`` (the logit itself).
+            changes nothing), ``raw`` (the logit itself), or ``contrast``: the gain in log-probability that each token
+            owes to the question (the reference is asked again with the question's tokens masked out), 0 where it has
+            none. No set is selected then.
         alpha: Strength of suppression and amplification, above 0; with ``centered``, 1 pulls the whole set down to the
             largest logit outside it. The margin grows with it: a smaller one wants a larger beta.
+        weighting: ``uniform``: alpha at every position; ``entropy``: alpha times the entropy of the base distribution
+            there, in bits and at most 1, so that little is asked of tokens of which the model is sure.
         source: Whose logits the pair is made from: ``reference``, or ``policy`` (taken as constants).
     """
 
@@ -53,6 +60,7 @@ class PairOptions:
     rho: float = 0.1
     memory_vector: MemoryVector = "centered"
     alpha: float = 1.0
+    weighting: Weighting = "uniform"
     source: Source = "reference"
 
     def __post_init__(self) -> None:
@@ -61,9 +69,12 @@ class PairOptions:
         Raises:
             InputError: It names the option, its value and what is allowed.
         """
-        for name, kind in (("selection", Selection), ("memory_vector", MemoryVector), ("source", Source)):
+        kinds = {"selection": Selection, "memory_vector": MemoryVector, "weighting": Weighting, "source": Source}
+        for name, kind in kinds.items():
             if getattr(self, name) not in get_args(kind):
                 raise InputError(f"{name} is {getattr(self, name)!r}; use one of {list(get_args(kind))}")
+        if self.memory_vector == "contrast" and self.source == "policy":
+            raise InputError("memory_vector is contrast, which compares two views of the reference: source must be too")
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
             raise InputError(f"k is {self.k!r}; use a whole number >= 1")
         if not 0 < self.p < 1:
@@ -77,7 +88,7 @@ class PairOptions:
         """Raise an `InputError` where a vocabulary of `vocab_size` tokens leaves none outside the set."""
         if vocab_size < 2:
             raise InputError(f"the vocabulary has {vocab_size} token(s); a pair of distributions needs at least 2")
-        if self.selection == "top_k" and self.k >= vocab_size:
+        if self.memory_vector != "contrast" and self.selection == "top_k" and self.k >= vocab_size:
             raise InputError(
                 f"k is {self.k} but the vocabulary has {vocab_size} tokens; use k < {vocab_size}, so that a token "
                 "stays outside"
@@ -142,21 +153,45 @@ def memory_vector(logits: Tensor, confident: Tensor, kind: MemoryVector = "cente
     return (logits - tau).masked_fill(~confident, 0.0)
 
 
-def make_pair(logits: Tensor, options: PairOptions) -> tuple[Tensor, Tensor]:
+def contrast_vector(logits: Tensor, blind_logits: Tensor) -> Tensor:
+    """Compute the log-probability that each token gains by what the blind view cannot see; 0 where it gains nothing.
+
+    Args:
+        logits: (N, V).
+        blind_logits: (N, V) of the same model at the same positions, without sight of the question.
+    """
+    return (logits.log_softmax(-1) - blind_logits.to(logits.dtype).log_softmax(-1)).clamp(min=0)
+
+
+def strength(logits: Tensor, options: PairOptions) -> Tensor | float:
+    """Return alpha, or with ``weighting: entropy`` the (N, 1) alphas of the positions of base logits (N, V)."""
+    if options.weighting == "uniform":
+        return options.alpha
+    bits = torch.special.entr(logits.softmax(-1)).sum(-1, keepdim=True) / math.log(2)
+    return options.alpha * bits.clamp(max=1)
+
+
+def make_pair(logits: Tensor, options: PairOptions, blind_logits: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Build both distributions of each position.
 
     Args:
         logits: (N, V) base logits; bfloat16 and float16 are raised to float32. Gradients are not followed: the pair is
             a target.
         options: Selection, memory vector and strength.
+        blind_logits: (N, V) of the view without the question, for ``contrast``.
 
     Returns:
         (N, V) log-probabilities of the preferred and of the dispreferred distribution.
 
     Raises:
-        InputError: when the options do not fit the vocabulary.
+        InputError: when the options do not fit the vocabulary, or ``contrast`` gets no blind view.
     """
     logits = logits.detach().to(working_dtype(logits))
-    confident = confident_set(logits, options)
-    shift = options.alpha * memory_vector(logits, confident, options.memory_vector)
+    if options.memory_vector == "contrast":
+        if blind_logits is None:
+            raise InputError("memory_vector is contrast, which needs the logits without the question")
+        vector = contrast_vector(logits, blind_logits.detach())
+    else:
+        vector = memory_vector(logits, confident_set(logits, options), options.memory_vector)
+    shift = strength(logits, options) * vector
     return (logits - shift).log_softmax(-1), (logits + shift).log_softmax(-1)

@@ -45,10 +45,9 @@ from dipo_lightning.methods.selective.targets import blind_target, contrast_loss
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers, over_logits
 from dipo_lightning.models.distributed import evaluation_mode
-from dipo_lightning.models.inspection import same_logits
 from dipo_lightning.models.sharding import unsharded
 from dipo_lightning.models.token_batch import IGNORED, TokenBatch, collate
-from dipo_lightning.reference.choice import build_reference
+from dipo_lightning.reference.blind import blind_answers, check_blindness, forward_reference
 from dipo_lightning.reference.references import ModelReference, Reference
 
 TEMPLATES = (
@@ -150,15 +149,12 @@ class SelectiveModule(UnlearningModule):
 
     def make_reference(self) -> Reference:
         """Build a reference that runs forwards: of the blind view there is no cache."""
-        name = "adapters_off" if self.lora is not None else "live"
-        if self.reference_name not in ("auto", name):
-            raise InputError(f"model.reference is {self.reference_name}; this method needs {name} or auto here.")
-        return build_reference(self, name)
+        return forward_reference(self)
 
     def inspect(self, model: nn.Module) -> None:
         """Also make sure that the model can be kept from seeing a word."""
         super().inspect(model)
-        check_blindness(model)
+        check_blindness(model, type(self).__name__)
 
     def on_fit_start(self) -> None:
         """Find the private values, and let the reference answer what will be trained on beside the rows."""
@@ -262,14 +258,10 @@ class SelectiveModule(UnlearningModule):
     def read_reference(self, parts: dict[str, TokenBatch]) -> None:
         """Also get the blind reference's view of the forget answers."""
         super().read_reference(parts)
-        forget = parts["forget"]
-        sight = torch.zeros_like(forget["attention_mask"])
-        for place, example in enumerate(self._current):
-            sight[place, : len(example.visible)] = torch.tensor(example.visible, device=sight.device)
-        blind = forget | {"attention_mask": forget["attention_mask"] * sight}
+        sight = [example.visible for example in self._current]
         assert self.reference is not None
-        found = self.reference.answers({"forget": blind}, from_hidden=self.from_hidden, chunk_size=self.chunk_size)
-        self._blind = found["forget"]
+        form: Any = {"from_hidden": self.from_hidden, "chunk_size": self.chunk_size}
+        self._blind = blind_answers(self.reference, parts["forget"], sight, **form)
 
     def forget_terms(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
         """Return the weighted forget term, and its parts: private values, sentences, general answers."""
@@ -398,25 +390,6 @@ class SelectiveModule(UnlearningModule):
         """Also take back the answers that leaked."""
         super().on_load_checkpoint(checkpoint)
         self.leaks = [PrivateExample(**leak) for leak in checkpoint.get("leaks", [])]
-
-
-@torch.no_grad()
-def check_blindness(model: nn.Module) -> None:
-    """Make sure that a masked token changes nothing behind it.
-
-    Raises:
-        InputError: It does, as in recurrent models, which carry a state past the mask.
-    """
-    size = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    ids = torch.tensor([[1, 2, 3, 4, 5, 6], [1, 2, 7, 4, 5, 6]], device=next(model.parameters()).device) % size
-    mask = torch.ones_like(ids)
-    mask[:, 2] = 0
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 3:]
-    if not same_logits(logits[0], logits[1]):
-        raise InputError(
-            "SelectiveModule needs a model that can be kept from seeing a word by its attention mask; this one sees "
-            "masked tokens all the same, as recurrent models do. Use DiPOModule."
-        )
 
 
 def private_runs(example: PrivateExample, scores: TokenScores) -> list[list[float]]:

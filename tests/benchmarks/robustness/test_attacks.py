@@ -214,7 +214,7 @@ def test_adapters_are_merged_before_rounding_and_come_apart_again():
 
 
 def test_an_unknown_format_is_refused():
-    with pytest.raises(InputError, match="int8 and nf4"):
+    with pytest.raises(InputError, match="int8, nf4, fake_nf4"):
         Quantization(formats=("int3",)).conditions(subject())
 
 

@@ -63,8 +63,17 @@ def test_another_pair_is_one_method_on_every_path(family: str, path: str, source
     assert_same(loss_and_gradients(module), right, 1e-6 if family == "gemma2" else 1e-9)
 
 
-@pytest.mark.parametrize("options", [{}, {"selection": "top_p", "p": 0.6}, {"selection": "relative", "rho": 0.2},
-                                     {"memory_vector": "raw"}, {"source": "policy"}], ids=str)  # fmt: skip
+OWN_PAIRS: list[dict[str, Any]] = [
+    {},
+    {"selection": "top_p", "p": 0.6},
+    {"selection": "relative", "rho": 0.2},
+    {"memory_vector": "raw"},
+    {"source": "policy"},
+    {"weighting": "entropy"},
+]
+
+
+@pytest.mark.parametrize("options", OWN_PAIRS, ids=str)
 @pytest.mark.parametrize("path", ["chunks", "hidden_states", "directions"])
 def test_an_accelerator_gives_what_the_generic_path_gives(path: str, options: dict[str, Any]) -> None:
     if path == "directions" and options == {"source": "policy"}:

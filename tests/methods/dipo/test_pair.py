@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.methods.dipo.factored import pair_parts
-from dipo_lightning.methods.dipo.pair import PairOptions, confident_set, make_pair, memory_vector
+from dipo_lightning.methods.dipo.pair import PairOptions, confident_set, contrast_vector, make_pair, memory_vector
 from tests.helpers.plain_dipo import pair_difference
 
 SELECTIONS = ("top_k", "top_p", "relative")
@@ -180,3 +180,45 @@ def test_errors() -> None:
         memory_vector(LOGITS, torch.ones(1, 4, dtype=torch.bool))
     with pytest.raises(InputError, match="memory_vector"):
         memory_vector(LOGITS, torch.zeros(1, 4, dtype=torch.bool), "other")
+
+
+def softmax(logits: list[float]) -> list[float]:
+    weights = [math.exp(value - max(logits)) for value in logits]
+    return [weight / sum(weights) for weight in weights]
+
+
+def test_contrast_moves_only_what_the_question_makes_likelier() -> None:
+    draw = torch.Generator().manual_seed(3)
+    seeing, blind = (3 * torch.randn(6, 7, generator=draw, dtype=torch.float64) for _ in range(2))
+    pair = [x.exp() for x in make_pair(seeing - 5, PairOptions(memory_vector="contrast", alpha=0.5), blind + 2)]
+    for position in range(6):
+        with_it, without = (softmax(x[position].tolist()) for x in (seeing, blind))
+        gain = [max(0.0, math.log(p / q)) for p, q in zip(with_it, without, strict=True)]
+        for sign, found in zip((-1, 1), pair, strict=True):
+            weights = [p * math.exp(sign * 0.5 * m) for p, m in zip(with_it, gain, strict=True)]
+            expected = torch.tensor([weight / sum(weights) for weight in weights], dtype=torch.float64)
+            torch.testing.assert_close(found[position], expected, rtol=0, atol=1e-14)
+    assert (contrast_vector(seeing, seeing) == 0).all()
+
+
+def test_contrast_needs_a_second_view_of_the_reference() -> None:
+    with pytest.raises(InputError, match="without the question"):
+        make_pair(LOGITS, PairOptions(memory_vector="contrast"))
+    with pytest.raises(InputError, match="source must be too"):
+        PairOptions(memory_vector="contrast", source="policy")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_entropy_weighting_scales_alpha_by_the_bits_of_a_position(kind: str) -> None:
+    rows = [[0.5, 0.05, 0.3, 0.15], [0.97, 0.01, 0.015, 0.005]]
+    logits = torch.tensor(rows, dtype=torch.float64).log()
+    options = PairOptions("top_k", k=1, memory_vector=kind, alpha=1.3, weighting="entropy")
+    pair, parts = make_pair(logits, options), pair_parts(logits, options)
+    for position, row in enumerate(rows):
+        alpha = 1.3 * min(1.0, -sum(p * math.log2(p) for p in row))
+        for log_p, part, expected in zip(
+            pair, parts, by_hand(logits[position].tolist(), {0}, alpha, kind), strict=True
+        ):
+            right = torch.tensor(expected, dtype=torch.float64)
+            torch.testing.assert_close(log_p[position].exp(), right, rtol=0, atol=1e-14)
+            torch.testing.assert_close(part[position], right - logits[position].exp(), rtol=0, atol=1e-14)

@@ -1,0 +1,357 @@
+"""Evidence for the defaults on real TOFU: settings are searched on some authors and reported on others.
+
+    python tools/evidence.py --data TOFU_FOLDER --model MODEL --output FOLDER --workers 14 --device cuda --seconds 280
+
+1. *search* has the 200 forget10 rows that are not in forget05, *report* the 200 of forget05, each with the same retain
+   rows of retain90; a target and a retain model are fine-tuned for each.
+2. Every method tries as many settings on *search*, each pair of DiPO's counting as a method.
+3. The rule (`dipo_lightning.comparison.selection`) chooses settings and epoch for each.
+4. The choices are run on *report* with three seeds, and around DiPO's own choice one option at a time.
+
+What is done is not done again, so the same command goes on. After ``--seconds`` no run is begun; tables are written of
+what is there: evidence.json (every number with its interval), comparison.md, .csv and .png, sensitivity.md and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dipo_lightning.benchmarks.tofu.metrics import TOFU
+from dipo_lightning.comparison.plan import Comparison, Selection
+from dipo_lightning.comparison.report import Findings, write_report
+from dipo_lightning.comparison.results import Row, Scale, add_utility_kept
+from dipo_lightning.comparison.running import Failure
+from dipo_lightning.comparison.selection import Candidate, choose
+from dipo_lightning.comparison.tables import Spread
+from dipo_lightning.comparison.work import label
+from dipo_lightning.errors import RunError
+from dipo_lightning.evaluation.json_files import write_json
+from tools.evidence_jobs import RETAIN, SPLIT, Job, Setup, Workers, result_of
+
+Settings = dict[str, Any]
+SELECTION = Selection(seed=0, epoch="any")
+
+
+def product(*axes: Sequence[Settings]) -> list[Settings]:
+    """Every combination of one entry of each axis."""
+    found: list[Settings] = [{}]
+    for axis in axes:
+        found = [one | more for one in found for more in axis]
+    return found
+
+
+def values(name: str, *options: Any) -> list[Settings]:
+    return [{name: option} for option in options]
+
+
+RATES = values("lr", 2e-5, 5e-5)
+METHODS: dict[str, tuple[str, Settings, list[Settings]]] = {
+    "DiPO top_k": ("DiPOModule", {}, product(RATES, values("beta", 0.02, 0.1))),
+    "DiPO relative": (
+        "DiPOModule",
+        {"pair.selection": "relative"},
+        product(RATES, values("pair.alpha", 0.2, 0.4)),
+    ),
+    "DiPO contrast": (
+        "DiPOModule",
+        {"pair.memory_vector": "contrast"},
+        product(RATES, values("pair.alpha", 0.5, 1.0)),
+    ),
+    "DiPO entropy": (
+        "DiPOModule",
+        {"pair.weighting": "entropy"},
+        product(RATES, values("pair.alpha", 0.5, 1.0)),
+    ),
+    "NPO": ("NPOModule", {}, product(RATES, values("beta", 0.1, 0.5))),
+    "SimNPO": ("SimNPOModule", {}, product(RATES, values("beta", 2.5, 4.5))),
+    "GradDiff": ("GradDiffModule", {}, values("lr", 5e-6, 1e-5, 2e-5, 5e-5)),
+    "UNDIAL": ("UNDIALModule", {"lambda_": 1.0}, product(values("lr", 5e-5, 1e-4), values("strength", 3.0, 10.0))),
+    "RMU": ("RMUModule", {"layer": 7}, product(values("lr", 1e-5, 5e-5), values("coefficient", 2.0, 20.0))),
+    "WGA": ("WGAModule", {}, values("lr", 1e-5, 2e-5, 5e-5, 1e-4)),
+    "SatImp": ("SatImpModule", {}, product(RATES, values("beta1", 1.0, 5.0))),
+}
+"""Class, fixed settings, and the settings to choose among, by the name in tables."""
+
+OWN = [name for name in METHODS if name.startswith("DiPO")]
+
+
+def prepare_data(source: Path, work: Path, rows: int | None, taught: bool = False) -> None:
+    """Write both splits as folders in TOFU's schema.
+
+    Args:
+        source: Folder of TOFU.
+        work: Where ``data`` goes.
+        rows: The first so many of each file; None for all.
+        taught: Take retain rows for real authors and world facts too, of which a toy knows nothing.
+    """
+    lines = {
+        path.stem: path.read_text(encoding="utf-8").splitlines() for path in source.glob("*.json") if path.is_file()
+    }
+    split = len(lines["forget10"]) - len(lines["forget05"])  # forget05 is the end of forget10
+    kept = {json.loads(line)["question"] for line in lines["retain_perturbed"]}
+    retain = [line for line in lines["retain90"] if json.loads(line)["question"] in kept]
+    shared = {name: lines[name] for name in ("retain_perturbed", "real_authors_perturbed", "world_facts_perturbed")}
+    if taught:
+        shared = dict.fromkeys(shared, lines["retain_perturbed"])
+    for name, part in (("search", slice(0, split)), ("report", slice(split, None))):
+        folder = work / "data" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {SPLIT: lines["forget10"][part], f"{SPLIT}_perturbed": lines["forget10_perturbed"][part]}
+        for file, content in {**files, RETAIN: retain, **shared}.items():
+            (folder / f"{file}.json").write_text("\n".join(content[:rows]) + "\n", encoding="utf-8")
+
+
+class Evidence:
+    """The course of the work, and what it found.
+
+    Args:
+        setup: Of the jobs.
+        workers: They do them.
+        output: Folder of the tables.
+        methods: As `METHODS`.
+        seeds: Of the runs that are reported.
+        epochs: Of the search; read there and after every ``every``-th.
+        every: See ``epochs``.
+    """
+
+    def __init__(
+        self, setup: Setup, workers: Workers, output: Path, methods: dict[str, Any], seeds: Sequence[int] = (1, 2, 3),
+        epochs: int = 5, every: int = 3,
+    ) -> None:  # fmt: skip
+        self.seeds, self.epochs, self.every = list(seeds), epochs, every
+        self.setup, self.workers, self.output, self.methods = setup, workers, output, methods
+        self.scale = Scale.of(TOFU())
+        self.findings = Findings(self.scale)
+        self.sensitivity: list[tuple[str, str, Row]] = []
+
+    def do(self) -> None:
+        """Do all stages, as far as the time goes, and write the tables."""
+        models = [Job(kind, split) for split in ("search", "report") for kind in ("retain", "target")]  # type: ignore[arg-type]
+        self.workers.run(models)
+        if any(result_of(job, self.setup) is None for job in models):
+            raise SystemExit(f"A target or retain model is missing: {self.workers.failures or 'no time left'}")
+        tried = {name: [self.job(name, one, "search") for one in grid] for name, (_, _, grid) in self.methods.items()}
+        longest = max(map(len, tried.values()))
+        in_turn = [jobs[i] for i in range(longest) for jobs in tried.values() if i < len(jobs)]
+        self.workers.run([Job("measure", "search"), Job("measure", "report"), *in_turn])
+        self.choose(tried)
+        own = self.own_choice()
+        reported = {(name, seed): self.reported(name, seed) for seed in self.seeds for name in self.findings.choices}
+        around = [] if own is None else list(self.around(own))
+        first = [job for (_, seed), job in reported.items() if seed == self.seeds[0]]
+        rest = [job for (_, seed), job in reported.items() if seed != self.seeds[0]]
+        half = len(rest) // 2
+        near = [job for _, _, job in around]
+        self.workers.run([*first, *near[:2], *rest[:half], *near[2:], *rest[half:]])
+        for (name, _), job in reported.items():
+            if rows := self.rows(job):
+                self.findings.runs.setdefault((name, rows[-1]["settings"]), []).append(rows)
+        self.sensitivity = [point for option, value, job in around for point in self.points(option, value, job)]
+        self.write(own)
+
+    def job(self, name: str, settings: Settings, split: str, seed: int = 0, **more: Any) -> Job:
+        """Return the run of a method's settings."""
+        kind, fixed, _ = self.methods[name]
+        more = {"epochs": self.epochs, "every": self.every} | more
+        return Job("unlearn", split, name, kind, fixed | settings, seed, **more)
+
+    def reported(self, name: str, seed: int, **changes: Any) -> Job:
+        """Return the run of a method's choice, up to its epoch, with some settings changed."""
+        choice = self.findings.choices[name]
+        return self.job(name, choice.settings | changes, "report", seed, epochs=choice.epoch, every=None)
+
+    def rows(self, job: Job) -> list[Row] | None:
+        """Return the rows of a job behind its target's, with the utility kept; None where it has none."""
+        target = result_of(Job("measure", job.split), self.setup)
+        found = result_of(job, self.setup)
+        if not target or not found:
+            return None
+        rows = [target[0] | {"seed": job.seed, "step": 0}, *found]
+        add_utility_kept(rows, target[0], self.scale)
+        return rows
+
+    def choose(self, tried: dict[str, list[Job]]) -> None:
+        """Choose settings and epoch of every method by the rule."""
+        for name, jobs in tried.items():
+            found = [(job, rows) for job in jobs if (rows := self.rows(job))]
+            candidates = [Candidate(name, job.settings, label(job.settings), rows) for job, rows in found]
+            self.findings.candidates += candidates
+            try:
+                self.findings.choices[name] = choose(candidates, SELECTION, self.scale)
+            except RunError as error:
+                self.workers.failures[name] = str(error)
+
+    def own_choice(self) -> str | None:
+        """Return the pair of DiPO's that the rule favours among all of them."""
+        tried = [one for one in self.findings.candidates if one.method in OWN and one.method in self.findings.choices]
+        best = [replace(one, settings={"method": one.method}) for one in tried]
+        return choose(best, SELECTION, self.scale).settings["method"] if best else None
+
+    def around(self, name: str) -> Iterable[tuple[str, str, Job]]:
+        """Yield the runs around DiPO's choice: option, value, job; the choice itself is first, and one of each."""
+        choice, fixed, seed = self.findings.choices[name], self.methods[name][1], self.seeds[0]
+        now = {"beta": 0.02, "pair.alpha": 1.0, "lambda_": 1.0} | fixed | choice.settings
+        yield "as chosen", "", self.reported(name, seed)
+        yield (
+            "epochs",
+            "",
+            self.job(name, choice.settings, "report", seed, epochs=2 * (choice.epoch or self.epochs), every=1),
+        )
+        factors = {"pair.alpha": (0.25, 0.5, 2, 4), "lr": (0.4, 2.5), "beta": (0.2, 5, 25), "lambda_": (0, 0.3, 3)}
+        for option, scales in factors.items():
+            for factor in scales:
+                value = round(now[option] * factor, 8)
+                yield option, f"{value:g}", self.reported(name, seed, **{option: value})
+        if now.get("pair.selection") == "relative":
+            others = {"pair.rho": (0.01, 0.03, 0.3, 1.0)}
+        else:
+            others = {} if "pair.memory_vector" in now else {"pair.k": (1, 3, 30, 100)}
+        kept = len((self.setup.work / "data" / "report" / f"{RETAIN}.json").read_text(encoding="utf-8").splitlines())
+        others["data.max_retain_rows"] = (kept // 4, kept // 2)
+        for option, numbers in others.items():
+            for value in numbers:
+                yield option, f"{value:g}", self.reported(name, seed, **{option: value})
+
+    def points(self, option: str, value: str, job: Job) -> list[tuple[str, str, Row]]:
+        """Return what one of these runs shows: its end, or for the number of epochs each of them."""
+        rows = [row for row in self.rows(job) or [] if row["step"]]
+        if option == "epochs":
+            return [(option, str(row["epoch"]), row) for row in rows]
+        return [(option, value, row) for row in rows[-1:]]
+
+    def write(self, own: str | None) -> None:
+        """Write the tables, the pictures and evidence.json."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        retain = [
+            row | TOFU().retain_values | {"method": "retain", "epoch": None, "step": None}
+            for row in (result_of(Job("retain", "report"), self.setup) or [])[-1:]
+        ]
+        target = result_of(Job("measure", "report"), self.setup)
+        add_utility_kept(retain, target[0] if target else None, self.scale)
+        self.findings.retain = retain
+        self.findings.failures = [Failure(name, reason) for name, reason in self.workers.failures.items()]
+        plan = Comparison("TOFU, the authors of forget05", str(self.output), seeds=self.seeds, selection=SELECTION)
+        plain_choices = {name: vars(choice) for name, choice in self.findings.choices.items()}
+        write_json(
+            self.output / "evidence.json",
+            {
+                "seconds": self.workers.elapsed,
+                "setup": {name: str(value) for name, value in vars(self.setup).items()},
+                "target": {split: result_of(Job("measure", split), self.setup) for split in ("search", "report")},
+                "retain": retain,
+                "search": [row for one in self.findings.candidates for row in one.rows],
+                "choices": plain_choices,
+                "own": own,
+                "report": [row for runs in self.findings.runs.values() for rows in runs for row in rows],
+                "sensitivity": [{"option": o, "value": v, "row": row} for o, v, row in self.sensitivity],
+                "failures": self.workers.failures,
+                "left_out": self.workers.left_out,
+            },
+        )
+        print(write_report(plan, self.findings))
+        if self.sensitivity:
+            text = f"Around {own}, {label(self.findings.choices[own].settings)}:\n\n" if own else ""  # fmt: skip
+            text += sensitivity_table(self.sensitivity, self.scale)
+            (self.output / "sensitivity.md").write_text(text + "\n", encoding="utf-8")
+            print(text)
+            sensitivity_picture(self.sensitivity, self.scale, self.output / "sensitivity.png")
+
+
+def kept_spread(row: Row, scale: Scale) -> Spread | None:
+    """The utility kept, and the ends of its interval: those of the utility over the same target's."""
+    kept, utility, name = row.get("utility_kept"), scale.utility(row), scale.headline.utility
+    if kept is None or not utility:
+        return None
+    low, high = (row.get("intervals") or {}).get(name, (utility, utility))
+    return Spread(kept, low * kept / utility, high * kept / utility)
+
+
+def sensitivity_table(points: Sequence[tuple[str, str, Row]], scale: Scale) -> str:
+    """Return forget quality and utility kept of each value, with intervals."""
+    name = scale.headline.forget
+    lines = [f"| option | value | epoch | {scale.label(name)} | utility kept |", "|---|---|---|---|---|"]
+    for option, value, row in points:
+        found = Spread.of([row], name), kept_spread(row, scale)
+        cells = ["-" if one is None else one.text(digits) for one, digits in zip(found, (2, 3), strict=True)]
+        lines.append(f"| {option} | {value or '-'} | {row['epoch']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def sensitivity_picture(points: Sequence[tuple[str, str, Row]], scale: Scale, path: Path) -> None:
+    """Draw both numbers over the values of each option, with intervals; the choice as a line across."""
+    from matplotlib.figure import Figure
+
+    chosen = next((row for option, _, row in points if option == "as chosen"), None)
+    options = list(dict.fromkeys(option for option, _, _ in points if option != "as chosen"))
+    if not options:
+        return
+    figure = Figure(figsize=(2.3 * len(options) + 0.8, 5.2), layout="constrained", dpi=130)
+    panels = figure.subplots(2, len(options), sharex="col", sharey="row", squeeze=False)
+    numbers = (
+        (scale.label(scale.headline.forget), lambda row: Spread.of([row], scale.headline.forget)),
+        ("utility kept", lambda row: kept_spread(row, scale)),
+    )
+    for line, (words, spread_of) in zip(panels, numbers, strict=True):
+        line[0].set_ylabel(words)
+        for axes, option in zip(line, options, strict=True):
+            shown = [(value, spread_of(row)) for name, value, row in points if name == option]
+            shown = [(value, spread) for value, spread in shown if spread is not None]
+            middle = [spread.mean for _, spread in shown]
+            ends = [[s.mean - s.low for _, s in shown], [s.high - s.mean for _, s in shown]]
+            axes.errorbar([value for value, _ in shown], middle, yerr=ends, marker="o", capsize=3, color="#0072b2")
+            if chosen is not None and (across := spread_of(chosen)) is not None:
+                axes.axhline(across.mean, color="0.6", linewidth=0.9, linestyle="--")
+            axes.grid(alpha=0.25)
+    for axes, option in zip(panels[1], options, strict=True):
+        axes.set_xlabel(option)
+    figure.savefig(path)
+
+
+def smoke(setup: Setup) -> tuple[Setup, dict[str, Any]]:
+    """Return a toy model and few settings, by which every stage is walked in a minute."""
+    from tests.helpers.toys import save_toy
+
+    folder = setup.work / "toy"
+    if not folder.is_dir():
+        save_toy(folder)
+    tiny = replace(setup, model=str(folder), teaching=(1e-2, 150, 8), batch_size=4, resamples=20)
+    methods = {
+        name: (kind, fixed | ({"layer": 0} if "layer" in fixed else {}), grid[: 2 if name == "NPO" else 1])
+        for name, (kind, fixed, grid) in METHODS.items()
+    }
+    return tiny, methods
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of TOFU's JSON-lines files")
+    parser.add_argument("--model", default="models/smollm2", help="base model: folder or GGUF file")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the tables")
+    parser.add_argument("--work", type=Path, help="folder of data, models and runs; OUTPUT/work without it")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
+    parser.add_argument("--seconds", type=float, default=1e9, help="no run is begun after so many")
+    parser.add_argument("--rows", type=int, help="only the first so many rows of each file")
+    parser.add_argument("--smoke", action="store_true", help="a toy model and four rows: walk every stage")
+    given = parser.parse_args()
+    measuring = {"max_new_tokens": 50}
+    if given.device == "cuda":
+        measuring |= {"batch_tokens": 16384, "generation_rows": 256}
+    work = (given.work or given.output / "work").resolve()
+    setup, methods = Setup(given.model, work, given.device, given.precision, measuring=measuring), METHODS
+    if given.smoke:
+        work.mkdir(parents=True, exist_ok=True)
+        setup, methods = smoke(setup)
+    prepare_data(given.data, work, 4 if given.smoke else given.rows, taught=given.smoke)
+    short: dict[str, Any] = {"seeds": [1], "epochs": 2, "every": 1} if given.smoke else {}
+    Evidence(setup, Workers(setup, given.workers, given.seconds), given.output, methods, **short).do()
+
+
+if __name__ == "__main__":
+    main()
