@@ -161,6 +161,7 @@ def test_a_logger_that_is_not_logged_in_is_told_in_a_sentence(tmp_path, monkeypa
     rows = write_tofu(tmp_path / "data")
     options = [f"--model.pretrained={model}", "--data=dipo_lightning.TOFUDataModule", f"--data.data={rows}"]
     options += ["--data.prompt=plain", "--trainer.accelerator=cpu", "--trainer.logger=CSVLogger"]
+    options += [f"--trainer.logger.save_dir={tmp_path}"]
     assert main(["fit", *options, f"--run={tmp_path / 'run'}"]) == 2
     assert "No API key configured. Log in to its server, or let it keep" in capsys.readouterr().err
 
