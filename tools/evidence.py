@@ -197,25 +197,26 @@ class Evidence:
         choice, fixed, seed = self.findings.choices[name], self.methods[name][1], self.seeds[0]
         now = {"beta": 0.02, "pair.alpha": 1.0, "lambda_": 1.0} | fixed | choice.settings
         yield "as chosen", "", self.reported(name, seed)
-        yield (
-            "epochs",
-            "",
-            self.job(name, choice.settings, "report", seed, epochs=2 * (choice.epoch or self.epochs), every=1),
-        )
-        factors = {"pair.alpha": (0.25, 0.5, 2, 4), "lr": (0.4, 2.5), "beta": (0.2, 5, 25), "lambda_": (0, 0.3, 3)}
-        for option, scales in factors.items():
-            for factor in scales:
-                value = round(now[option] * factor, 8)
-                yield option, f"{value:g}", self.reported(name, seed, **{option: value})
+        longer = 2 * (choice.epoch or self.epochs)
+        yield "epochs", "", self.job(name, choice.settings, "report", seed, epochs=longer, every=1)
+        factors = {
+            "pair.alpha": (0.25, 0.5, 1, 2, 4),
+            "lr": (0.4, 1, 2.5),
+            "beta": (0.2, 1, 5, 25),
+            "lambda_": (0, 0.3, 1, 3),
+        }
+        numbers = {option: [round(now[option] * one, 8) for one in scales] for option, scales in factors.items()}
         if now.get("pair.selection") == "relative":
-            others = {"pair.rho": (0.01, 0.03, 0.3, 1.0)}
-        else:
-            others = {} if "pair.memory_vector" in now else {"pair.k": (1, 3, 30, 100)}
-        kept = len((self.setup.work / "data" / "report" / f"{RETAIN}.json").read_text(encoding="utf-8").splitlines())
-        others["data.max_retain_rows"] = (kept // 4, kept // 2)
-        for option, numbers in others.items():
-            for value in numbers:
-                yield option, f"{value:g}", self.reported(name, seed, **{option: value})
+            numbers["pair.rho"] = [0.01, 0.03, 0.1, 0.3, 1.0]
+        elif "pair.memory_vector" not in now:
+            numbers["pair.k"] = [1, 3, 10, 30, 100]
+        rows = len((self.setup.work / "data" / "report" / f"{RETAIN}.json").read_text(encoding="utf-8").splitlines())
+        numbers["data.max_retain_rows"] = [rows // 4, rows // 2, rows]
+        now = {"pair.rho": 0.1, "pair.k": 10, "data.max_retain_rows": rows} | now
+        for option, options in numbers.items():
+            for value in options:
+                changed = {} if value == now[option] else {option: value}
+                yield option, f"{value:g}", self.reported(name, seed, **changed)
 
     def points(self, option: str, value: str, job: Job) -> list[tuple[str, str, Row]]:
         """Return what one of these runs shows: its end, or for the number of epochs each of them."""

@@ -27,8 +27,9 @@ class Best:
     Attributes:
         monitor: Logged number that decides, such as ``tofu/forget_quality``.
         mode: Whether ``max`` or ``min`` is best.
-        keep: Logged number of which a moment must keep ``share`` of the first value; among equal ones the moment with
-            more of it is better. None for no such condition; of equal moments the first is taken.
+        keep: Logged number of which a moment must keep ``share`` of the first value, which is the target's where the
+            evaluation has ``at_start``; among equal ones the moment with more of it is better. None for no such
+            condition; of equal moments the first is taken.
         share: Share to keep.
     """
 
@@ -45,7 +46,8 @@ class ExportModel(Callback):
         folder: Where to; inside the run's log folder if relative and ``inside_run``. It must be absent or empty.
         adapters: For LoRA: ``merged`` into the weights, or ``separate`` (a peft folder).
         inside_run: Take a relative ``folder`` from the run's log folder, so that no run overwrites another's.
-        best: Rule for the moment that is exported, among those at which its number was logged; None for the end.
+        best: Rule for the moment that is exported, among those after the first step at which its number was logged;
+            None for the end.
     """
 
     def __init__(
@@ -124,7 +126,7 @@ class ExportModel(Callback):
             return False
         self._seen = moment
         enough = kept is None or moment[1] >= self.best.share * self._first
-        if not enough or math.isnan(score):
+        if trainer.global_step == 0 or not enough or math.isnan(score):  # the model before unlearning is none
             return False
         sign = 1 if self.best.mode == "max" else -1
         if self._exported is not None and (sign * score, moment[1]) <= (sign * self._exported[0], self._exported[1]):

@@ -26,7 +26,7 @@ METHODS = {
 BATCH_SIZE = 8
 STEPS = 40
 """Optimiser steps at most for up to `BATCH_SIZE` x 2 rows; the stopping rule ends most runs sooner."""
-PASSES = 8
+PASSES = 16
 """Passes over more rows than that, at most."""
 CHECK_EVERY = 8
 LEARNING_RATE, WIDTH = 1e-4, 576

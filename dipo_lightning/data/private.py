@@ -250,7 +250,7 @@ def share_of_words(texts: Iterable[str], known: Collection[str]) -> float:
     """Return the share of the words said that are words: known ones, numbers and names; 1 where nothing was said.
 
     A word is known in any of its simple inflections. Capitalised words and numbers count as words: names are not in any
-    list.
+    list. A word that only says the one before it again ("has has has") does not.
 
     Args:
         texts: What a model said.
@@ -258,10 +258,14 @@ def share_of_words(texts: Iterable[str], known: Collection[str]) -> float:
     """
     total = right = 0
     for text in texts:
+        before = ""
         for word in words(text):
             total += 1
-            name = text[word.start].isupper() or any(character.isdigit() for character in word.text)
-            right += name or any(stem in known for stem in _stems(word.text))
+            number = any(character.isdigit() for character in word.text)
+            again = word.text == before and not number
+            known_word = number or text[word.start].isupper() or any(stem in known for stem in _stems(word.text))
+            right += known_word and not again
+            before = word.text
     return right / total if total else 1.0
 
 

@@ -47,7 +47,7 @@ from dipo_lightning.evaluation.schedule import Schedule, Scheduled, interruptibl
 from dipo_lightning.evaluation.tensorboard import RunLogger, answers_table, chart_values
 from dipo_lightning.evaluation.trackers import Tracker, trackers_of
 from dipo_lightning.models.checkpoint import read_settled
-from dipo_lightning.models.distributed import evaluation_mode, rank_and_world
+from dipo_lightning.models.distributed import evaluation_mode
 
 Document = dict[str, Any]
 """One evaluation as it is written: format, benchmark, settings, provenance, sets (rows), aggregates, skipped."""
@@ -142,8 +142,9 @@ class Evaluation(Scheduled):
         rows, settings = self.measure(trainer, pl_module), self.all_settings()
         add_measured(self.measures.values(), rows.sets, self.sources())
         self.benchmark.prepare(rows.sets, settings)
-        several = rank_and_world()[1] > 1  # processes exchange tensors where the strategy has them
-        found = aggregates(self.measures, rows.whole(), pl_module.device if several else None)
+        grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+        # The metrics exchange their states on the strategy's device, in a group of one process too.
+        found = aggregates(self.measures, rows.whole(), pl_module.device if grouped else None)
         for name in [name for name in found if name.endswith("_absent") and self.no_retain]:
             metric = self.measures[name.removesuffix("_absent")]
             if getattr(metric, "needs_retain", ()):

@@ -15,10 +15,15 @@ from tests.helpers.toys import save_toy
 
 
 class Logged(pl.Callback):
-    """Logs given numbers after each step, and keeps the weights of that moment."""
+    """Logs given numbers before the first step and after each, and keeps the weights of these later moments."""
 
     def __init__(self, **numbers):
-        self.numbers, self.weights = numbers, []
+        self.weights = []
+        self.before = {name: values[0] for name, values in numbers.items() if len(values) > 5}
+        self.numbers = {name: values[-5:] for name, values in numbers.items()}
+
+    def on_train_start(self, trainer, pl_module):
+        trainer.callback_metrics.update({f"my/{name}": torch.tensor(value) for name, value in self.before.items()})
 
     def on_train_batch_end(self, trainer, pl_module, *args):
         step = trainer.global_step - 1
@@ -59,6 +64,9 @@ SCORES = [0, 0.5, 0.9, 0.5, 0.5]
         (Best("my/left", "min"), {"left": [4, NAN, 1, NAN, 2]}, 3),
         (Best("my/score", keep="my/utility"), {"score": SCORES, "utility": [1, 0.96, 0.5, 0.98, 0.97]}, 4),
         (Best("my/score", keep="my/utility"), {"score": SCORES, "utility": [1, 0.2, 0.2, 0.2, 0.2]}, 1),
+        # the target, before the first step: its utility counts, and it is never exported
+        (Best("my/score"), {"score": [9, *SCORES]}, 3),
+        (Best("my/score", keep="my/utility"), {"score": [0, *SCORES], "utility": [1, 0.97, 0.96, 0.9, 0.94, 0.2]}, 2),
     ],
 )
 def test_the_best_moment_is_exported(here, best, numbers, step):
@@ -70,9 +78,15 @@ def test_a_number_that_is_never_logged_is_named_and_the_model_not_lost(here):
         assert exported_step(here, Best("my/typo")) == 5
 
 
+def test_a_target_that_nothing_beats_is_not_exported_as_unlearned(here):
+    numbers = {"score": [0, *SCORES], "utility": [1, 0.2, 0.2, 0.2, 0.2, 0.2]}
+    with pytest.warns(UserWarning, match="no moment kept 0.95 of my/utility; the model of the end"):
+        assert exported_step(here, Best("my/score", keep="my/utility"), **numbers) == 5
+
+
 def test_a_resume_remembers_the_exported_moment():
     first, second = ExportModel(best=Best("my/score")), ExportModel(best=Best("my/score"))
-    trainer = type("T", (), {"callback_metrics": {"my/score": torch.tensor(0.7)}})()
+    trainer = type("T", (), {"callback_metrics": {"my/score": torch.tensor(0.7)}, "global_step": 1})()
     assert first._is_best(trainer)
     second.load_state_dict(first.state_dict())
     assert not second._is_best(trainer)

@@ -105,6 +105,8 @@ def test_gibberish_is_not_made_of_words():
     known = {"she", "work", "in", "the", "evening"}
     assert share_of_words(["She works in the evenings."], known) == 1
     assert share_of_words(["She tedfoundlandlehre in the qzx."], known) == pytest.approx(3 / 5)
+    assert share_of_words(["She works works works."], known) == pytest.approx(2 / 4)
+    assert share_of_words(["It is 7 7."], known | {"it", "is"}) == 1
     assert share_of_words([""], known) == 1
 
 

@@ -50,9 +50,8 @@ def test_it_packs_as_the_cpu_does_and_computes_what_its_dense_copy_does() -> Non
     policy, cpu = packed_toy(DEVICE), packed_toy(torch.device("cpu"))
     kinds = [[one for one in each.modules() if isinstance(one, FourBitLinear)] for each in (policy, cpu)]
     for one, other in zip(*kinds, strict=True):
-        here, there = one.dense().weight, other.dense().weight
-        other_level = (here - there).abs() > 0.01 * there.abs().max()
-        assert other_level.float().mean() < 1e-4, "only weights between two levels may be rounded the other way"
+        far = ~torch.isclose(one.dense().weight, other.dense().weight, rtol=0.02, atol=0.02)
+        assert far.float().mean() < 1e-4, "a weight half way between two levels may be rounded to either"
     policy.to(DEVICE)
     found, expected = logits(policy), dense_copy(policy)(TOKENS).logits.detach()
     assert (found - expected).abs().mean() < 0.05 * expected.std()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from dipo_lightning.data.encoding import PromptStyle
@@ -15,7 +16,6 @@ from dipo_lightning.data.private import (
     says,
     token_flags,
     token_places,
-    vocabulary,
     words,
 )
 from dipo_lightning.models.token_batch import IGNORED
@@ -101,11 +101,19 @@ class ExampleMaker:
         return [token for token in first_tokens(self.tokenizer, self.secrets[index]) if token not in needed]
 
     def of_row(self, index: int, template: str) -> PrivateExample:
-        """Make the example of a row under one wording of its question."""
+        """Make the example of a row under one wording, which has ``{question}`` or ``{subject}``."""
         row = self.rows[index]
-        prompt = self.style.prompt(template.replace("{question}", row["question"]))
+        prompt = self.style.prompt(
+            template.replace("{question}", row["question"]).replace("{subject}", self._subject(index))
+        )
         ids, _ = self.style.join(prompt, row["answer"])
         return self._marked(index, prompt, ids[len(prompt) :], row["answer"], self.spans[index])
+
+    def _subject(self, index: int) -> str:
+        """The words that name the subject of a row, as its question has them; without any, the whole question."""
+        question = self.rows[index]["question"]
+        named = [question[word.start : word.end] for word in words(question) if word.text in self.subjects[index]]
+        return " ".join(named) or question
 
     def leak(self, index: int, prompt: list[int], answer: list[int]) -> PrivateExample | None:
         """Make an example of an answer that says a private word of the row, with these words as private; else None."""
@@ -126,10 +134,10 @@ class ExampleMaker:
             ids: The other end.
 
         Returns:
-            The false variant; None where it says nothing or a private word.
+            The false variant; None where it says nothing, a private word, or one word twice in a row.
         """
-        said = vocabulary([self.tokenizer.decode(ids)])
-        if not said or not said.isdisjoint(self.secrets[example.index]):
+        said = [word.text for word in words(self.tokenizer.decode(ids))]
+        if not said or not self.secrets[example.index].isdisjoint(said) or any(a == b for a, b in pairwise(said)):
             return None
         first = example.private.index(True)
         whole = example.input_ids[:first] + ids + self.style.stop_ids[:1]
