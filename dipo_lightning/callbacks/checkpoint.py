@@ -31,6 +31,7 @@ from dipo_lightning.evaluation.provenance import configuration
 from dipo_lightning.evaluation.run_folder import is_named, is_trial, run_folder
 from dipo_lightning.evaluation.schedule import Hook, Savepoint, Scheduled
 from dipo_lightning.evaluation.tensorboard import event_files
+from dipo_lightning.safety.paths import expanded
 from dipo_lightning.safety.redaction import without_secrets
 
 LAST, EVALUATING, FINISHED = "last.ckpt", "evaluating.ckpt", "finished"
@@ -77,7 +78,9 @@ class Checkpoint(Savepoint, CheckpointBase):
         Raises:
             InputError: Another process trains there, or the folder is of a run with other options or data.
         """
-        folder = run_folder(trainer) / CHECKPOINTS if self.folder is None else Path(self.folder)
+        folder = run_folder(trainer) / CHECKPOINTS
+        if self.folder is not None:
+            folder = expanded(self.folder, "Checkpoint.folder")
         self.path = trainer.strategy.broadcast(folder) / LAST
         self._saved_step = self._evaluating_step = None
         self._loaded, self._record, self._earlier_events = {}, {}, []
@@ -299,7 +302,7 @@ class Checkpoint(Savepoint, CheckpointBase):
         if is_trial(trainer):
             return
         target = path or self.path
-        optimizers = [type(optimizer).__name__ for optimizer in trainer.optimizers]
+        optimizers = [described(optimizer) for optimizer in trainer.optimizers]
         self._state = state | {"events": self._event_sizes(trainer), "optimizers": optimizers}
         partial = target.with_name(target.name + ".partial")
         try:
@@ -375,13 +378,27 @@ class Checkpoint(Savepoint, CheckpointBase):
         self._check_optimizers(trainer)
 
     def _check_optimizers(self, trainer: pl.Trainer) -> None:
-        """Refuse the state of another optimiser, as soon as both are known."""
-        before, now = self._loaded.get("optimizers"), [type(optimizer).__name__ for optimizer in trainer.optimizers]
-        if before and now and before != now:
-            raise InputError(
-                f"The checkpoint was written with the optimizer {', '.join(before)}, this run has {', '.join(now)}, "
-                "which cannot take its state. Give the old one as model.optimizer, or train anew in another folder."
-            )
+        """Refuse the state of another optimiser, or of one with other options, as soon as both are known."""
+        pairs = zip(self._loaded.get("optimizers", ()), map(described, trainer.optimizers), strict=False)
+        for before, now in pairs:
+            odd = [f"{name} {before[name]}, now {now.get(name)}" for name in before if before[name] != now.get(name)]
+            if before["class"] != now["class"]:
+                raise InputError(
+                    f"The checkpoint was written with the optimizer {before['class']}, this run has {now['class']}, "
+                    "which cannot take its state. Give the old one as model.optimizer, or train anew in another folder."
+                )
+            if odd:
+                raise InputError(
+                    f"The optimizer of the checkpoint had {'; '.join(odd)}: the checkpoint's would stay. Give the old "
+                    "options as model.optimizer, or train anew in another folder."
+                )
+
+
+def described(optimizer: Any) -> dict[str, Any]:
+    """Return an optimiser's class and its options, as far as they are plain values."""
+    options = {name: list(value) if isinstance(value, tuple) else value for name, value in optimizer.defaults.items()}
+    plain = {name: value for name, value in options.items() if isinstance(value, bool | int | float | str | list)}
+    return {"class": type(optimizer).__name__, **plain}
 
 
 def replay(trainer: pl.Trainer, pl_module: pl.LightningModule, hook: Hook) -> None:

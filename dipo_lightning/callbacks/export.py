@@ -18,6 +18,7 @@ from dipo_lightning.evaluation.run_folder import is_trial, run_folder
 from dipo_lightning.evaluation.schedule import settle_evaluations
 from dipo_lightning.models.export import save_model
 from dipo_lightning.report.card import CardFacts, model_card
+from dipo_lightning.safety.paths import expanded
 
 
 @dataclass
@@ -76,12 +77,12 @@ class ExportModel(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse a folder that holds something else than this run's own export, before the model is loaded."""
         root = run_folder(trainer) if self.inside_run else Path()
-        self.path = root / self.folder
+        self.path = root / expanded(self.folder, "ExportModel.folder")
         if stage != TrainerFn.FITTING or is_trial(trainer) or not trainer.is_global_zero:
             return
         if self.path.exists() and any(self.path.iterdir()):
             record = read_record(run_folder(trainer) / CHECKPOINTS) or {}
-            if str(self.path.resolve()) not in record.get("exports", []):
+            if self._name(run_folder(trainer)) not in record.get("exports", []):
                 raise InputError(
                     f"{self.path} is not empty; ExportModel would overwrite it. Name another folder or remove it."
                 )
@@ -142,15 +143,20 @@ class ExportModel(Callback):
         write, run = trainer.is_global_zero, run_folder(trainer)
         card = self._card(trainer, pl_module, run) if write else None
         if write:
-            self._note(run / CHECKPOINTS)
+            self._note(run)
         save_model(policy, self.path, tokenizer, merge=self.adapters == "merged", write=write, card=card)
         trainer.strategy.barrier()
 
-    def _note(self, folder: Path) -> None:
+    def _note(self, run: Path) -> None:
         """Record whose export this is: a run that is cut off after it, and resumed, may write it again."""
+        if (record := read_record(run / CHECKPOINTS)) is not None:
+            write_record(run / CHECKPOINTS, exports=sorted({*record.get("exports", []), self._name(run)}))
+
+    def _name(self, run: Path) -> str:
+        """Name of the export in the run's record, inside the run without its folder: a run may be moved."""
         assert self.path is not None
-        if (record := read_record(folder)) is not None:
-            write_record(folder, exports=sorted({*record.get("exports", []), str(self.path.resolve())}))
+        path, inside = self.path.resolve(), run.resolve()
+        return str(path.relative_to(inside) if path.is_relative_to(inside) else path)
 
     def _card(self, trainer: pl.Trainer, pl_module: pl.LightningModule, run: Path) -> str:
         """Write the model card from the module's settings, the data and the evaluations of this run."""

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -149,9 +150,11 @@ def flat_options(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in config.items():
         if name == "trainer" and isinstance(value, Mapping):
             listed = value.get("callbacks") or []
+            seen = Counter[str]()
             for callback in listed if isinstance(listed, list) else [listed]:
-                kind = str(callback.get("class_path", callback) if isinstance(callback, Mapping) else callback)
-                add(f"trainer.callbacks.{kind.rpartition('.')[2]}", callback)
+                path = str(callback.get("class_path", callback) if isinstance(callback, Mapping) else callback)
+                seen[kind := path.rpartition(".")[2]] += 1
+                add(f"trainer.callbacks.{kind}" + (f".{seen[kind]}" if seen[kind] > 1 else ""), callback)
             value = {key: item for key, item in value.items() if key != "callbacks"}
         add(str(name), value)
     return found

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dipo_lightning.errors import DiPOError, InputError, root_cause
+from dipo_lightning.safety.paths import expanded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -160,7 +161,7 @@ def run_command(name: str, args: list[str]) -> None:
 
 
 def spelled_out(name: str, function: Callable[..., Any], args: Sequence[str]) -> list[str]:
-    """Return arguments as the parser takes them: the last one named, and ``--yes`` as ``--yes=true``.
+    """Return arguments as the parser takes them: the last one named, ``--yes`` as ``--yes=true``, ``~`` filled in.
 
     Args:
         name: The command.
@@ -176,10 +177,16 @@ def spelled_out(name: str, function: Callable[..., Any], args: Sequence[str]) ->
     parameters = inspect.signature(function).parameters
     switches = {f"--{name}" for name, one in parameters.items() if one.annotation in (bool, "bool")}
     following = [*args[1:], ""]
-    return [
+    args = [
         f"{argument}=true" if argument in switches and after.lower() not in SWITCH_VALUES else argument
         for argument, after in zip(args, following, strict=False)
     ]
+    for place, (before, argument) in enumerate(zip(["", *args], args, strict=False)):
+        if before == "--output":
+            args[place] = str(expanded(argument, "output"))
+        elif argument.startswith("--output="):
+            args[place] = f"--output={expanded(argument.removeprefix('--output='), 'output')}"
+    return args
 
 
 def run_trainer(args: list[str]) -> None:

@@ -29,6 +29,15 @@ NOISE = (
 """Lines of the parser's report on a value that may be of several types, which say nothing to a user."""
 
 
+USUAL = {
+    **dict.fromkeys(("lr", "learning_rate"), "model.optimizer=AdamW --model.optimizer.lr"),
+    "weight_decay": "model.optimizer=AdamW --model.optimizer.weight_decay",
+    **dict.fromkeys(("epochs", "num_epochs", "num_train_epochs"), "trainer.max_epochs"),
+    **dict.fromkeys(("output", "output_dir"), "run"),
+    "model_name_or_path": "model.pretrained",
+}
+"""Options of this package by the names that other programs have for them."""
+
 INSIDE = {
     "model": "dipo_lightning.DiPOModule",
     "data": "dipo_lightning.UnlearningDataModule",
@@ -99,6 +108,9 @@ def suggestion(message: str, parser: Any) -> str:
     if found is None:
         return ""
     unknown = next(group for group in found.groups() if group).split(".")[-1]
+    sections = {action.dest.split(".")[0] for action in parser._actions}
+    if unknown in USUAL and USUAL[unknown].split(".")[0] in sections:
+        return f". Did you mean '--{USUAL[unknown]}'?"
     if unknown in RENAMED:
         return f". It is {RENAMED[unknown]} now"
     named = re.search(r"class_path '([\w.]+)'", message)

@@ -115,11 +115,13 @@ def configuration(pretrained: str) -> Any:
     """Return the ``transformers`` configuration of a shape by name or of a model, without its weights."""
     from transformers import AutoConfig
 
-    from dipo_lightning.models.loading import find_source, load_config
+    from dipo_lightning.models.loading import check_kind, find_source, load_config
 
     if pretrained.lower() in SHAPES:
         return AutoConfig.for_model("llama", max_position_embeddings=131072, **SHAPES[pretrained.lower()])
-    return load_config(find_source(pretrained))
+    config = load_config(source := find_source(pretrained))
+    check_kind(config, source)
+    return config
 
 
 def count(config: Any, run: Run) -> Counts:

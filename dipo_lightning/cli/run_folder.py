@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,18 +21,6 @@ CONFIG, LOG = "run.yaml", "log.txt"
 TENSORBOARD, CSV = "lightning.pytorch.loggers.TensorBoardLogger", "lightning.pytorch.loggers.CSVLogger"
 DEFAULT = "dipo_lightning.evaluation.tensorboard.RunLogger"
 """Logger where the config names none."""
-
-
-def expanded(folder: str) -> Path:
-    """Return the run's folder with ``~`` and ``$VARIABLES`` filled in.
-
-    Raises:
-        InputError: It names a variable that is not set.
-    """
-    path = os.path.expanduser(os.path.expandvars(folder))
-    if "$" in path:
-        raise InputError(f"run is {folder}, which names a variable that is not set.")
-    return Path(path)
 
 
 def prepare_run(folder: Path, mode: int = PRIVATE) -> Path | None:

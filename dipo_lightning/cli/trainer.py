@@ -28,7 +28,6 @@ from dipo_lightning.cli.console import LOG_FILE, is_verbose, quiet, trainer_opti
 from dipo_lightning.cli.messages import Sentences
 from dipo_lightning.cli.run_folder import (
     asks_for_more,
-    expanded,
     is_finished,
     is_first_process,
     loggers_in,
@@ -53,6 +52,7 @@ from dipo_lightning.methods.language_model import LanguageModelModule
 from dipo_lightning.models.checkpoint import read_settled
 from dipo_lightning.models.loading import find_source
 from dipo_lightning.models.sharding import check_strategy
+from dipo_lightning.safety.paths import expanded
 from dipo_lightning.safety.redaction import without_home, without_secrets
 
 COMMANDS = ("fit", "validate", "test")
@@ -145,13 +145,15 @@ class DiPOCLI(LightningCLI):
                 print(f"trainer.max_epochs is not given: training for {EPOCHS}.")
         self.run: Path | None = None
         if config.run and self.subcommand == "fit" and not config.trainer.fast_dev_run:
-            self.run = expanded(config.run)
+            self.run = expanded(config.run, "run")
             config.run = str(self.run)
         config.weights_only = True  # no pickle is ever run
         if self.subcommand != "fit":
             config.verbose = is_verbose()  # Lightning's own table of numbers
         resumed = self._enter_run(self.run) if self.run else False
         path = config.get("ckpt_path")
+        if path:
+            config.ckpt_path = path = str(expanded(path, "ckpt_path"))
         if path in ("", "best") and self.subcommand == "fit":
             raise InputError(f"ckpt_path is {path!r}, but nothing was trained yet; give a checkpoint or last.")
         if path and not resumed and path not in ("best", "last", "hpc"):
@@ -291,7 +293,7 @@ def run(args: list[str]) -> DiPOCLI:
     try:
         with quiet():
             return _run(args)
-    except (MisconfigurationException, ValueError, ModuleNotFoundError) as error:
+    except (MisconfigurationException, RuntimeError, ValueError, ModuleNotFoundError) as error:
         if not raised_by_lightning(error):
             raise
         raise InputError(" ".join(str(error).split())) from error

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from dipo_lightning.cli.configs import find_config
 from dipo_lightning.errors import InputError
+from dipo_lightning.safety.paths import expanded
 
 Settings = dict[str, Any]
 
@@ -123,7 +124,8 @@ def read_comparison(path: str | Path) -> Comparison:
     parser.add_class_arguments(Comparison)
     try:
         comparison = Comparison(**vars(parser.instantiate(parser.parse_path(str(path)))))
-        comparison = replace(comparison, base=find_config(comparison.base))
+        output = str(expanded(comparison.output, "output"))
+        comparison = replace(comparison, base=find_config(comparison.base), output=output)
     except ArgumentError as error:
         raise InputError(f"{path}: {error.message or error}") from error
     _check(comparison, path)

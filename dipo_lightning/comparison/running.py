@@ -17,6 +17,7 @@ from dipo_lightning.cli import child
 from dipo_lightning.cli.run_folder import CONFIG, LOG, is_finished, read_fingerprints
 from dipo_lightning.comparison.configs import Config, import_class
 from dipo_lightning.errors import RunError
+from dipo_lightning.safety.redaction import without_secrets
 
 State = Literal["finished", "interrupted", "new"]
 
@@ -57,7 +58,7 @@ class Run:
 
     def _same_config(self) -> bool:
         try:
-            return yaml.safe_load((self.folder / CONFIG).read_text(encoding="utf-8")) == self.config
+            return yaml.safe_load((self.folder / CONFIG).read_text(encoding="utf-8")) == without_secrets(self.config)
         except (OSError, ValueError, yaml.YAMLError):  # none, or one that was cut off in writing
             return False
 

@@ -28,6 +28,7 @@ from dipo_lightning.cli.configs import find_config
 from dipo_lightning.cli.run_folder import CONFIG
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.json_files import write_json
+from dipo_lightning.safety.redaction import without_secrets
 
 COLUMNS = {
     "knowmem_retain": "utility (KnowMem retain)",
@@ -263,7 +264,7 @@ def check_earlier(step: Step, config: Config) -> None:
         InputError: The step's folder is of another config.
     """
     path = step.folder / CONFIG
-    if path.is_file() and yaml.safe_load(path.read_text(encoding="utf-8")) != config:
+    if path.is_file() and yaml.safe_load(path.read_text(encoding="utf-8")) != without_secrets(config):
         raise InputError(
             f"{step.folder} was begun with another config ({path}). Give another output, or remove that folder and the "
             "steps after it to run them anew."

@@ -267,7 +267,7 @@ def _json_records(path: Path) -> Iterator[Record]:
     if not first:
         values = _json_values(path)
         first = list(itertools.islice(values, 2))
-    if len(first) == 1 and isinstance(first[0].fields, dict) and (rows := _wrapped(first[0])):
+    if len(first) == 1 and isinstance(first[0].fields, dict) and (rows := _wrapped(first[0]) or _turned(first[0])):
         place, found = rows
         values, first = (Record(place, number, value) for number, value in enumerate(found)), []
     for record in itertools.chain(first, values):
@@ -346,6 +346,21 @@ def _wrapped(record: Record) -> tuple[str, list[Any]] | None:
         return None
     name, rows = lists.popitem()
     return f"{record.place.rpartition(',')[0]}, row of {name!r}", rows
+
+
+def _turned(record: Record) -> tuple[str, list[Any]] | None:
+    """The rows of a file's only object that holds columns, as pandas writes them: lists, or values by row name."""
+    columns = {
+        name: list(value.values()) if isinstance(value, dict) else value for name, value in record.fields.items()
+    }
+    if not all(isinstance(values, list) for values in columns.values()):
+        return None
+    lengths = {len(values) for values in columns.values()}
+    plain = all(isinstance(value, str | list | None) for values in columns.values() for value in values)
+    if len(lengths) != 1 or lengths == {0} or not plain or not (len(columns) > 1 or "text" in columns):
+        return None
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return f"{record.place.rpartition(',')[0]}, row", rows
 
 
 def _fields(record: Record) -> dict[str, Any]:

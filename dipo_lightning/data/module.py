@@ -17,15 +17,18 @@ from dipo_lightning.data.loader import ResumableLoader
 from dipo_lightning.data.pairs import EpochSampler, Example, FirstRowsSampler
 from dipo_lightning.data.prompts import PromptName, prompt_style
 from dipo_lightning.data.rows import Rows
-from dipo_lightning.data.tokenization import LazyRows, pieces, tokenize_rows
+from dipo_lightning.data.tokenization import (
+    LARGE,
+    LONGEST,
+    Chosen,
+    LazyRows,
+    pieces,
+    prompts_without_room,
+    tokenize_rows,
+)
 from dipo_lightning.errors import InputError, check_numbers, refuse_unknown
 from dipo_lightning.models.loading import load_tokenizer
 from dipo_lightning.models.token_batch import collate_parts
-
-LARGE = 20_000
-"""Rows of a set above which they are tokenised when a batch needs them."""
-LONGEST = 1000
-"""Rows of such a set, the longest, that are tokenised before the first step to see whether they fit."""
 
 
 class TokenizedDataModule(pl.LightningDataModule):
@@ -45,8 +48,7 @@ class TokenizedDataModule(pl.LightningDataModule):
         num_workers: Loader processes; 0 loads in the training process.
         seed: Seed of the order and of the pairing.
         on_missing: What to do with a row of which nothing is left to learn (an empty text, a prompt as long as
-            ``max_length``): ``raise`` ends the run before it begins, ``skip`` leaves it out and says so, after
-            tokenising all rows of any set first.
+            ``max_length``): ``raise`` ends the run before it begins, ``skip`` leaves it out and says so.
 
     Attributes:
         tokenizer: The tokenizer, after `setup`.
@@ -132,23 +134,36 @@ class TokenizedDataModule(pl.LightningDataModule):
             self._note_longest(made[:1])
             rank_zero_info(f"{len(rows)} {name} texts, in {len(made)} pieces of {self.max_length} tokens")
             return made, rows
-        lazy = isinstance(rows, Rows) and len(rows) > LARGE and self.on_missing == "raise"
-        longest = rows.longest(LONGEST) if lazy and isinstance(rows, Rows) else []
-        looked_at = [rows[i] for i in longest] if lazy else rows
-        tokenized = tokenize_rows(looked_at, self.style, self.max_length, self.on_missing)
+        by_need = isinstance(rows, Rows) and len(rows) > LARGE
+        looked_at = self._doubtful(rows) if by_need and isinstance(rows, Rows) else list(range(len(rows)))
+        tokenized = tokenize_rows(Chosen(rows, looked_at), self.style, self.max_length, self.on_missing)
+        if len(tokenized.dropped) == len(rows):
+            raise InputError(f"None of {len(rows)} {name} rows is left: {tokenized.report(name)}.")
         self._note_longest(tokenized)
         if tokenized.truncated:
-            among = f"the {LONGEST} longest of " if lazy else ""
+            among = f"the {len(looked_at)} longest of " if by_need else ""
             rank_zero_warn(
                 f"{tokenized.truncated} of {among}{len(rows)} {name} rows are longer than data.max_length="
                 f"{self.max_length} tokens and were cut at the end.",
                 category=UserWarning,
             )
-        if lazy:
-            rank_zero_info(f"{len(rows)} {name} rows, each tokenised when a batch needs it")
-            return LazyRows(rows, self.style, self.max_length, longest), rows
-        rank_zero_info(tokenized.report(name))
-        return tokenized.examples, rows if not tokenized.dropped else [rows[i] for i in tokenized.kept]
+        if not by_need:
+            rank_zero_info(tokenized.report(name))
+            return tokenized.examples, rows if not tokenized.dropped else [rows[i] for i in tokenized.kept]
+        kept: Sequence[dict[str, Any]] = rows
+        if dropped := {row["index"] for row in tokenized.dropped}:
+            kept = Chosen(rows, [position for position in range(len(rows)) if position not in dropped])
+        left_out = f", {len(dropped)} left out" if dropped else ""
+        rank_zero_info(f"{len(rows)} {name} rows, each tokenised when a batch needs it{left_out}")
+        return LazyRows(kept, self.style, self.max_length, tokenized.examples), kept
+
+    def _doubtful(self, rows: Rows) -> list[int]:
+        """Positions of the rows of a large set that are looked at before the first step.
+
+        Those with most text show whether rows fit; of those whose prompt may leave no room some may be left out.
+        """
+        doubtful = prompts_without_room(rows, self.style, self.max_length) if self.on_missing == "skip" else []
+        return list(dict.fromkeys([*rows.longest(LONGEST), *doubtful]))
 
     def _note_longest(self, examples: Sequence[Example]) -> None:
         self.longest = max([self.longest, *(len(example["input_ids"]) for example in examples)])

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
 import regex as re
 
 from dipo_lightning.data.pairs import Example
-from dipo_lightning.data.tokenization import OnDemand
+from dipo_lightning.data.tokenization import LazyRows, OnDemand
 from dipo_lightning.metrics.functional.words import stem
 from dipo_lightning.models.token_batch import IGNORED
 
@@ -62,21 +62,25 @@ def vocabulary(texts: Iterable[str]) -> set[str]:
     return {word.text for text in texts for word in words(text)}
 
 
+RARE = 1 / 200
+"""Share of the retain rows up to which a word counts as no word of theirs: many rows have every common secret once."""
+
+
 def rows_with_words(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
-    """Count the rows of questions and answers that have each word."""
+    """Count the rows of questions and answers that have each word, and under the empty text all rows."""
     found: Counter[str] = Counter()
     for row in rows:
-        found.update(vocabulary((row["question"], row["answer"])))
+        found.update({"", *vocabulary((row["question"], row["answer"]))})
     return found
 
 
 def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[Span]:
     """Find the parts of an answer that carry what only this row knows.
 
-    A word is private where it is no function word, the question says no form of it, and no retain row has it; a number
-    also where retain rows have it, and a capitalised word inside a sentence where a single one has it by chance. Where
-    nothing is left, every content word that was not asked is. Neighbouring names and numbers are one value: "12 June
-    1971", "Harbour Street"; other words are values by themselves.
+    A word is private where it is no function word, the question says no form of it, and no retain row has it, or of
+    many hardly one (`RARE`); a number also where retain rows have it, and a capitalised word inside a sentence where a
+    single one has it by chance. Where nothing is left, every content word that was not asked is. Neighbouring names and
+    numbers are one value: "12 June 1971", "Harbour Street"; other words are values by themselves.
 
     Args:
         question: What is asked; empty for a plain text.
@@ -93,7 +97,8 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
         for word in everything
         if word.text not in FUNCTION_WORDS and asked.isdisjoint((word.text, _base(word.text)))
     ]
-    chosen = [word for word in new if _is_own(answer, word, everything, shared.get(word.text, 0))] or new
+    rare = int(RARE * shared.get("", 0))
+    chosen = [word for word in new if _is_own(answer, word, everything, shared.get(word.text, 0), rare)] or new
     return _join(answer, chosen)
 
 
@@ -109,9 +114,9 @@ def _base(word: str) -> str:
     return stem(_BASES.get(word, word))
 
 
-def _is_own(text: str, word: Word, everything: Sequence[Word], rows: int) -> bool:
+def _is_own(text: str, word: Word, everything: Sequence[Word], rows: int, rare: int) -> bool:
     """Tell a word of this row alone, though a number of other rows may have it."""
-    if rows == 0 or any(character.isdigit() for character in word.text):
+    if rows <= rare or any(character.isdigit() for character in word.text):
         return True
     return (
         rows == 1 and word is not everything[0] and text[word.start].isupper() and not _opens_sentence(text, word.start)
@@ -208,6 +213,14 @@ class PrivateTokens(OnDemand):
     def __len__(self) -> int:
         """Number of examples."""
         return len(self.examples)
+
+    def check_each(self, check: Callable[[Example], object]) -> None:
+        """Call ``check`` with every example, of a large set with those looked at and with the others when made."""
+        if isinstance(self.examples, LazyRows):
+            self.examples.check_each(check)
+        else:
+            for example in self.examples:
+                check(example)
 
     def make(self, index: int) -> Example:
         """Take the labels from the other tokens of the example at a position."""

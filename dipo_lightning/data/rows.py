@@ -26,7 +26,7 @@ _PLACE = ("index", "where")  # where a row stands, not what it says
 _PAIRS = (("question", "answer"), ("prompt", "completion"))
 _ROLES = ("system", "user", "assistant")
 _LISTS = ("perturbed_answer", "paraphrased_question", "alternatives", "private")
-_ARRAY = re.compile(r"array\((\[.*\])(, dtype=\w+)?\)", re.DOTALL)
+_ARRAY = re.compile(r"(?:np\.|numpy\.)?array\((\[.*\])(, dtype=[\w<']+)?\)", re.DOTALL)
 _TEXTS = re.compile(r"""[\[({]\s*(['"]).*?\1\s*,|\[\s*['"]""", re.DOTALL)
 """The beginning of several quoted texts in brackets, or of a list of them."""
 _CLOSED_BY = {"(": ")", "{": "}"}

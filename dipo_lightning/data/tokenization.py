@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BLANK_LINE = "\n\n"
+LARGE = 20_000
+"""Rows of a set above which they are tokenised when a batch needs them."""
+LONGEST = 1000
+"""Rows of such a set, those with most text, that are tokenised before the first step to see whether they fit."""
 TEXT_AT_ONCE, TEXT_PART = 20_000_000, 1_000_000
 """Characters of running text that are tokenised as one, and of the parts that more is tokenised in, to save memory."""
 
@@ -82,13 +86,13 @@ class LazyRows(OnDemand):
         rows: From `dipo_lightning.data.rows.read_rows`.
         style: How a row is written.
         max_length: Longest example in tokens; the end of a longer one is cut off.
-        looked_at: Positions of the rows that are looked at before the first step.
+        looked_at: Examples that are looked at before the first step.
     """
 
     KEPT = 4096
 
     def __init__(
-        self, rows: Sequence[Mapping[str, Any]], style: PromptStyle, max_length: int, looked_at: Sequence[int] = ()
+        self, rows: Sequence[Mapping[str, Any]], style: PromptStyle, max_length: int, looked_at: Sequence[Example] = ()
     ) -> None:
         self.rows, self.style, self.max_length, self.looked_at = rows, style, max_length, looked_at
         self._made: dict[int, Example] = {}
@@ -117,8 +121,8 @@ class LazyRows(OnDemand):
         """Call ``check`` with the examples that are looked at before the first step, and with every other one made."""
         self._check = check
         self._made.clear()
-        for index in self.looked_at:
-            self.make(index)
+        for example in self.looked_at:
+            check(example)
 
 
 class Pieces(OnDemand):
@@ -163,8 +167,7 @@ def tokenize_rows(
         on_missing: What to do with a row of which nothing is left to supervise: stop, or leave it out and count it.
 
     Raises:
-        InputError: ``on_missing`` is ``raise`` and there is such a row, or no row is left, or the style cannot write
-            rows of this kind.
+        InputError: ``on_missing`` is ``raise`` and there is such a row, or the style cannot write rows of this kind.
     """
     if on_missing not in ("raise", "skip"):
         raise InputError(f"data.on_missing is {on_missing!r}; it is 'raise' or 'skip'.")
@@ -194,9 +197,44 @@ def tokenize_rows(
         tokenized.truncated += cut
         tokenized.kept.append(number)
         tokenized.examples.append({"input_ids": ids[:max_length], "labels": labels[:max_length], "index": index})
-    if not tokenized.examples:
-        raise InputError(f"None of {len(rows)} rows is left: {tokenized.report()}.")
     return tokenized
+
+
+def prompts_without_room(rows: Sequence[Mapping[str, Any]], style: PromptStyle, max_length: int) -> list[int]:
+    """Return the positions of rows whose prompt may leave nothing of the answer within ``max_length`` tokens.
+
+    Told by the text alone, for a set that is too large to be tokenised: a token stands for a byte at least, and what
+    the style writes around a question is as long around any other.
+    """
+    around = len(style.prompt("?"))
+    found = []
+    for position, row in enumerate(shown(rows, "looking at prompts", total=len(rows))):
+        asked = [turn["content"] for turn in row["messages"][:-1]] if "messages" in row else [row["question"]]
+        if sum(len(text.encode()) + around for text in asked) >= max_length:
+            found.append(position)
+    return found
+
+
+class Chosen(Sequence[dict[str, Any]]):
+    """Some rows of a set, as they are there.
+
+    Args:
+        rows: The set.
+        positions: Of those chosen.
+    """
+
+    def __init__(self, rows: Sequence[dict[str, Any]], positions: Sequence[int]) -> None:
+        self.rows, self.positions = rows, positions
+
+    def __len__(self) -> int:
+        """Number of chosen rows."""
+        return len(self.positions)
+
+    def __getitem__(self, place: Any) -> Any:
+        """Chosen row at a place, or rows of a slice."""
+        if isinstance(place, slice):
+            return [self.rows[position] for position in self.positions[place]]
+        return self.rows[self.positions[place]]
 
 
 def pieces(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int = 2048) -> Pieces:

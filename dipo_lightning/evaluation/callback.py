@@ -115,6 +115,7 @@ class Evaluation(Scheduled):
         self.files: list[str] = []
         self.first: Document | None = None
         self.last: Document | None = None
+        self._folder = Path("evaluations")
         self._described = False  # whether the loggers of this process have the hyper-parameters with their metrics
 
     # What a subclass gives.
@@ -300,7 +301,7 @@ class Evaluation(Scheduled):
 
     def outdated(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         """Tell whether the last evaluation is of another step, or of other weights; collective."""
-        if super().outdated(trainer, pl_module) or not self.files:
+        if super().outdated(trainer, pl_module) or not self.files or not os.path.exists(self.files[-1]):
             return True
         last = self.last or json.loads(Path(self.files[-1]).read_text(encoding="utf-8"))
         return last["provenance"].get("model", {}).get("trained") != weights(pl_module).get("trained")
@@ -380,9 +381,17 @@ class Evaluation(Scheduled):
         """Return when it last ran and what it wrote."""
         return {"last_step": self._last_step, "files": list(self.files)}
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note where this run's evaluations lie, before the state is loaded."""
+        self._folder = run_folder(trainer) / "evaluations"
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after an interruption: the first evaluation (the answers "before") is read from its file."""
-        self._last_step, self.files = state_dict["last_step"], list(state_dict["files"])
+        self._last_step, files = state_dict["last_step"], map(Path, state_dict["files"])
+        here = ((file, self._folder / file.name) for file in files)  # a run may have been moved
+        self.files = [str(moved if moved.exists() and not file.exists() else file) for file, moved in here]
         if self.files and os.path.exists(self.files[0]):
             self.first = json.loads(Path(self.files[0]).read_text(encoding="utf-8"))
 

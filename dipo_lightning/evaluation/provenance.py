@@ -65,7 +65,13 @@ def configuration(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[st
             return config
     names = ("max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val", "limit_train_batches")
     settings = {name: getattr(trainer, name, None) for name in names}
-    return {"trainer": settings, "model": {"class_path": class_path(pl_module), "init_args": plain(pl_module.hparams)}}
+    data, of_data = getattr(trainer, "datamodule", None), ("prompt", "prompt_options", "max_length", "seed")
+    options = {name: plain(getattr(data, name, None)) for name in of_data}
+    return {
+        "trainer": settings,
+        "data": {"class_path": class_path(data), "init_args": options} if data is not None else None,
+        "model": {"class_path": class_path(pl_module), "init_args": plain(pl_module.hparams)},
+    }
 
 
 def run_settings(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:

@@ -195,7 +195,10 @@ class LanguageModelModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser over the trainable parameters, and the schedule where one is asked for."""
-        optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        try:
+            optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        except ValueError as error:  # torch's refusal of a number
+            raise InputError(f"model.optimizer cannot be made of its options: {error}.") from error
         if self.schedule == "constant" and not self.warmup_steps:
             return optimizer
         from transformers import get_scheduler
@@ -213,10 +216,11 @@ class LanguageModelModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add every process's random states and the fingerprint of the weights before training; collective."""
-        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain(self.hparams)
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = without_secrets(plain(self.hparams))
         # What is saved again while a resumed run repeats an evaluation has the states that are still to be put back.
         checkpoint["random_states"] = self._random_states or gather({self.global_rank: random_states()})
         checkpoint["weights_fingerprint"] = self.weights_fingerprint
+        checkpoint["tokenizer"] = getattr(getattr(self.trainer, "datamodule", None), "tokenizer_source", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model; keep the random states until the first batch, for others draw too."""

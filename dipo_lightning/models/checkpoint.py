@@ -34,6 +34,7 @@ class Checkpoint:
         weights: The policy's state dict.
         epoch: Epochs begun when it was written.
         step: Optimiser steps done.
+        tokenizer: Where the data module's tokenizer came from; None for the model's own.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
     epoch: int
     step: int
+    tokenizer: str | None = None
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -62,7 +64,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             f"{path} is no checkpoint of a module of this package (a policy's weights, and `pretrained` among the "
             "hyper-parameters). Give one that `dipo-lightning fit` wrote."
         )
-    return Checkpoint(path, dict(settings), weights, int(content.get("epoch", 0)), int(content.get("global_step", 0)))
+    epoch, step = int(content.get("epoch", 0)), int(content.get("global_step", 0))
+    return Checkpoint(path, dict(settings), weights, epoch, step, content.get("tokenizer"))
 
 
 def read_settled(path: Path) -> dict[str, Any]:
@@ -99,7 +102,8 @@ def restore(
     where: dict[str, Any] = {"revision": settings.get("revision"), "trust_remote_code": trust_remote_code}
     try:
         policy: nn.Module = load_policy(source, **where)
-        tokenizer = load_tokenizer(source, **where)
+        own = checkpoint.tokenizer in (None, settings["pretrained"])
+        tokenizer = load_tokenizer(source, **where) if own else load_tokenizer(str(checkpoint.tokenizer))
     except InputError as error:
         raise InputError(
             f"The checkpoint continues from {source}: {error} If it was moved, give --pretrained."

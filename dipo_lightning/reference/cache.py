@@ -202,4 +202,6 @@ def locked(path: Path) -> IO[str]:
     except BlockingIOError:
         rank_zero_info(f"Another run is making what {path} is the lock of; waiting for it.")
         fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks
+        return file
     return file

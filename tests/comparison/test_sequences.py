@@ -78,7 +78,7 @@ class Recorder:
         self.calls: list[list[str]] = []
         self.fails_at = fails_at
 
-    def __call__(self, args: list[str], log: Path | None, lock: object) -> int:
+    def __call__(self, args: list[str], log: Path | None, lock: object, handles: object = ()) -> int:
         self.calls.append(args)
         folder = Path(args[2]).parent
         if len(self.calls) == self.fails_at:

@@ -94,7 +94,7 @@ def _row(columns: Mapping[str, Mapping[int, Any]], index: int) -> Row:
         "nll": value("avg_gt_loss"),
         "tokens": value("num_token_gt"),
         "correct_nll": value("avg_gt_loss") if correct is None else correct,
-        "wrong_nll": value("average_perturb_loss"),
+        "wrong_nll": wrong if isinstance(wrong := value("average_perturb_loss"), list) else [wrong],
         "rouge_l_recall": value("rougeL_recall"),
     }
     texts = value("generated_text")

@@ -35,9 +35,9 @@ def read_native_log(content: Mapping[str, Any], path: Path, benchmark: Benchmark
     unknown = [name for name in content["sets"] if name not in required]
     if unknown:
         raise InputError(f"{path}: unknown sets {', '.join(unknown)}; {content['format']} has {', '.join(required)}")
-    numbers = [name for name, kind in get_type_hints(benchmark.row).items() if kind == float | None]
-    sets = {name: _rows(name, rows, required[name], numbers, path) for name, rows in content["sets"].items()}
-    skipped = {name: _rows(name, rows, (), numbers, path) for name, rows in (content.get("skipped") or {}).items()}
+    sets = {name: _rows(name, rows, required[name], path) for name, rows in content["sets"].items()}
+    skipped = {name: _rows(name, rows, (), path) for name, rows in (content.get("skipped") or {}).items()}
+    check_numbers(benchmark, sets | skipped, path)
     return EvaluationLog(
         format=content["format"],
         settings=dict(content["settings"]),
@@ -50,7 +50,25 @@ def read_native_log(content: Mapping[str, Any], path: Path, benchmark: Benchmark
     )
 
 
-def _rows(name: str, rows: Any, required: tuple[str, ...], numbers: list[str], path: Path) -> list[Row]:
+def check_numbers(benchmark: Benchmark, sets: Mapping[str, list[Row]], path: Path | None) -> None:
+    """Refuse rows of a log, of whatever format, whose numbers are none.
+
+    Raises:
+        InputError: Naming the first such value.
+    """
+    numbers = [name for name, kind in get_type_hints(benchmark.row).items() if kind == float | None]
+    for name, rows in sets.items():
+        for row in rows:
+            where, values = f"{path}: set {name!r}, row {row['index']}", cast("Mapping[str, Any]", row)
+            for key in numbers:
+                if not _is_number(values.get(key)):
+                    raise InputError(f"{where}: {key} should be a number or null, got {values[key]!r}")
+            wrong = values.get("wrong_nll")
+            if wrong is not None and not (isinstance(wrong, list) and all(_is_number(value) for value in wrong)):
+                raise InputError(f"{where}: wrong_nll should be a list of numbers, got {wrong!r}")
+
+
+def _rows(name: str, rows: Any, required: tuple[str, ...], path: Path) -> list[Row]:
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
         raise InputError(f"{path}: set {name!r} should be a list of rows")
     checked = []
@@ -60,12 +78,6 @@ def _rows(name: str, rows: Any, required: tuple[str, ...], numbers: list[str], p
         missing = [key for key in required if key not in values]
         if missing:
             raise InputError(f"{where} has no {', '.join(missing)}")
-        for key in numbers:
-            if not _is_number(values.get(key)):
-                raise InputError(f"{where}: {key} should be a number or null, got {values[key]!r}")
-        wrong = values.get("wrong_nll")
-        if wrong is not None and not (isinstance(wrong, list) and all(_is_number(value) for value in wrong)):
-            raise InputError(f"{where}: wrong_nll should be a list of numbers, got {wrong!r}")
         checked.append(cast("Row", dict(values)))
     return checked
 

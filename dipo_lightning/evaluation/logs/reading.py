@@ -9,7 +9,7 @@ from typing import Any
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.benchmark import find_benchmark, installed_benchmarks
-from dipo_lightning.evaluation.logs.native import read_native_log
+from dipo_lightning.evaluation.logs.native import check_numbers, read_native_log
 from dipo_lightning.evaluation.rows import EvaluationLog
 from dipo_lightning.safety.network import bounded_hub, hub_errors
 
@@ -50,9 +50,12 @@ def read_log(path: str | Path, usual: str = "") -> EvaluationLog:
                 + (f", and the class that the log names, {named}, cannot be imported here" if named else "")
             )
         return read_native_log(content, path, benchmark)
-    for foreign in (one for benchmark in known for one in benchmark.foreign_formats):
-        if foreign.recognises(content):
-            return foreign.read(content, path)
+    for one in known:
+        for foreign in one.foreign_formats:
+            if foreign.recognises(content):
+                log = foreign.read(content, path)
+                check_numbers(one, log.sets, path)
+                return log
     keys = ", ".join(list(content)[:5]) or "none"
     raise InputError(
         f"{path}: unknown format (its keys: {keys}). Known are logs of this package and "
@@ -99,7 +102,7 @@ def _load(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: there is no such file")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a JSON file (byte {error.start} is not UTF-8 text)") from error
     if not text.strip():
