@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.files import SUFFIXES, Record, checked_text, file_records
-from dipo_lightning.data.pairs import Example
+from dipo_lightning.data.loader import Example
 from dipo_lightning.data.rows import listed
 from dipo_lightning.data.tokenization import LARGE, LONGEST, tokenize_rows
 from dipo_lightning.errors import InputError
@@ -111,15 +111,12 @@ def refuse_text(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_alternatives(source: str | Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[Sequence[str]]:
-    """Read the alternatives of each row.
+    """Read the alternatives of each row; the same list for all where they share one.
 
     Args:
         source: ``idk`` for the list that comes with the package, ``rows`` for the rows' own column, a data file with
             alternatives per row, a text file with one answer per line for all rows, or the answers for all rows.
         rows: The forget rows.
-
-    Returns:
-        The alternatives of each row; the same list for all where they share one.
 
     Raises:
         InputError: There is no such file, it is broken, there is no answer in it, or a row has none or is running text.
@@ -150,10 +147,6 @@ def find_alternatives(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[lis
 
     Where a question stands in the file with several answers, those with the row's own answer count. Records whose
     question no row asks are left aside, and it is said how many.
-
-    Raises:
-        InputError: The file is missing or broken, a record has no question or no alternatives, or an alternative is
-            the answer itself.
     """
     given: dict[str, list[tuple[str | None, list[str]]]] = {}
     rows_ask, others = {plain_text(*asked_in(row)) for row in rows}, list[Record]()

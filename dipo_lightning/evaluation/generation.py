@@ -16,10 +16,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from dipo_lightning.models.distributed import evaluation_mode, gather, own_batches
+from dipo_lightning.models.distributed import evaluation_mode, gather, own_batches, unsharded
 from dipo_lightning.models.head import causal_lm
 from dipo_lightning.models.inspection import check_ids, leaves_rows_alone, position_limit, same_logits
-from dipo_lightning.models.sharding import unsharded
 
 BATCH_ROWS = 64
 FEW = 0.25  # a batch stops when no more than this share of its rows goes on ...

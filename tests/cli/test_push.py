@@ -7,8 +7,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
+from dipo_lightning.cli.export import card_head, check_folder, check_push
 from dipo_lightning.cli.main import main
-from dipo_lightning.cli.push import card_head, check_folder, check_push
 from dipo_lightning.errors import InputError, RunError
 from tests.helpers.user_run import user_run
 

@@ -14,7 +14,7 @@ from dipo_lightning.data.private import (
 )
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.errors import InputError
-from dipo_lightning.models.token_batch import IGNORED
+from dipo_lightning.models.answers import IGNORED
 from tests.helpers.toys import save_toy
 
 RETAIN = rows_with_words(

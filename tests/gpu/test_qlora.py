@@ -11,8 +11,7 @@ from transformers import AutoModelForCausalLM
 from dipo_lightning.cli.main import main
 from dipo_lightning.models.checkpoint import read_checkpoint, restore
 from dipo_lightning.models.export import merged_copy
-from dipo_lightning.models.lora import LoRA, add_lora
-from dipo_lightning.models.quantization import BYTES, FourBitLinear, dense_copy, quantize_base
+from dipo_lightning.models.lora import BYTES, FourBitLinear, LoRA, add_lora, dense_copy, quantize_base
 from tests.gpu.test_on_gpu import base, fit  # noqa: F401  # a fixture
 from tests.helpers.toys import save_toy, toy_model
 

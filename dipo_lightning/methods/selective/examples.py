@@ -19,7 +19,7 @@ from dipo_lightning.data.private import (
     token_places,
     words,
 )
-from dipo_lightning.models.token_batch import IGNORED
+from dipo_lightning.models.answers import IGNORED
 
 Row = Mapping[str, Any]
 
