@@ -135,10 +135,11 @@ def run_command(name: str, args: list[str]) -> None:
     """Parse ``args`` by the signature of the function behind ``name``, and call it."""
     import importlib
 
-    from jsonargparse import ArgumentParser, auto_cli
+    from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
 
     from dipo_lightning.cli.messages import Sentences
 
+    set_parsing_settings(instantiate_subclass_spec_in_any=False)  # a class in `further` or `metrics` is ours to make
     parser = type("Parser", (Sentences, ArgumentParser), {})
     module, function = COMMANDS[name].split(":")
     called = getattr(importlib.import_module(module), function)
