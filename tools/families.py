@@ -29,12 +29,10 @@ from dipo_lightning.cli.plan import Run, activations, count
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.scoring import score
-from dipo_lightning.models.answers import compute_answers
-from dipo_lightning.models.dropout import dropout_rates
+from dipo_lightning.models.answers import collate, compute_answers
 from dipo_lightning.models.head import known_head
-from dipo_lightning.models.inspection import check_causal, check_training
+from dipo_lightning.models.inspection import check_causal, check_training, dropout_rates
 from dipo_lightning.models.lora import LoRA, add_lora
-from dipo_lightning.models.token_batch import collate
 
 SECONDS = 120
 VOCABULARY = 320

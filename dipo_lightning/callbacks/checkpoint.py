@@ -13,15 +13,16 @@ from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from dipo_lightning.callbacks.checkpoint_files import StreamingIO, remove, replace
 from dipo_lightning.callbacks.run_record import (
     CHECKPOINTS,
     FolderLock,
+    StreamingIO,
     describe_run,
     read_record,
     refuse_changes,
+    remove,
+    replace,
     write_record,
 )
 from dipo_lightning.callbacks.signals import StopSignals, requeue
@@ -31,6 +32,7 @@ from dipo_lightning.evaluation.provenance import configuration
 from dipo_lightning.evaluation.run_folder import is_named, is_trial, run_folder
 from dipo_lightning.evaluation.schedule import Hook, Savepoint, Scheduled
 from dipo_lightning.evaluation.tensorboard import event_files
+from dipo_lightning.models.checkpoint import read_settled
 from dipo_lightning.safety.paths import expanded
 from dipo_lightning.safety.redaction import without_secrets
 
@@ -150,12 +152,7 @@ class Checkpoint(Savepoint, CheckpointBase):
         self._loaded = {}
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: STEP_OUTPUT,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save after every n-th optimiser step and on a signal; at the end of an epoch its evaluation comes first."""
         step = trainer.global_step
@@ -290,13 +287,8 @@ class Checkpoint(Savepoint, CheckpointBase):
     def save(self, trainer: pl.Trainer, state: dict[str, Any], path: Path | None = None) -> None:
         """Write a checkpoint, a file or a folder of shards, whole or not at all; collective.
 
-        Args:
-            trainer: In ``fit``.
-            state: Of this callback.
-            path: Where to; None for ``last.ckpt``, which also takes the place of ``evaluating.ckpt``.
-
-        Raises:
-            RunError: It can't be written; the checkpoint before it is as it was.
+        Without ``path`` it is ``last.ckpt``, which also takes the place of ``evaluating.ckpt``. A `RunError` where it
+        can't be written; the checkpoint before it is as it was.
         """
         if is_trial(trainer):
             return
@@ -434,13 +426,7 @@ def newest(folder: Path) -> Path | None:
 
 
 def checkpoint_state(path: Path) -> dict[str, Any]:
-    """Read what the `Checkpoint` callback left in a checkpoint, after checking that it is whole and one of ours.
-
-    Raises:
-        InputError: It is truncated, foreign or no checkpoint.
-    """
-    from dipo_lightning.models.checkpoint import read_settled
-
+    """Read what the `Checkpoint` callback left in a checkpoint, after checking that it is whole and one of ours."""
     return read_settled(path).get("callbacks", {}).get("Checkpoint", {})
 
 
@@ -451,15 +437,7 @@ def open_event_files(trainer: pl.Trainer) -> set[Path]:
 
 
 def drop_later_events(files: list[Path], sizes: dict[str, int]) -> None:
-    """Cut event files to what they were at the checkpoint: what came after is computed and logged again, the same.
-
-    Args:
-        files: What the interrupted run wrote.
-        sizes: Their sizes at the checkpoint, by name; one that was not there then goes.
-
-    Raises:
-        RunError: They can't be written.
-    """
+    """Cut event files to what they were at the checkpoint, by name: what came after is logged again, the same."""
     for path in files:
         size = sizes.get(path.name)
         try:

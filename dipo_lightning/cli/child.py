@@ -17,13 +17,12 @@ import yaml
 
 import dipo_lightning
 from dipo_lightning.callbacks.run_record import FolderLock
-from dipo_lightning.cli.main import PARENT
+from dipo_lightning.cli import PARENT
 from dipo_lightning.cli.run_folder import CONFIG, LOG
 from dipo_lightning.errors import RunError
-from dipo_lightning.evaluation.json_files import write_text
-from dipo_lightning.evaluation.run_folder import PRIVATE
+from dipo_lightning.evaluation.run_folder import PRIVATE, write_text
+from dipo_lightning.safety.display import printable
 from dipo_lightning.safety.redaction import without_secrets
-from dipo_lightning.safety.text import printable
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dipo_lightning.cli import PARENT, VERBOSE
 from dipo_lightning.errors import DiPOError, InputError, root_cause
 from dipo_lightning.safety.paths import expanded
 
@@ -72,17 +73,6 @@ TRAINER_COMMANDS = ("fit", "validate", "test")
 DEFAULT_CLASSES = {"model": "DiPOModule", "data": "UnlearningDataModule"}
 
 
-PARENT = "DIPO_LIGHTNING_PARENT"
-"""Environment variable with the process that a run ends with."""
-
-
-VERBOSE = "DIPO_LIGHTNING_VERBOSE"
-"""Environment variable: show what libraries say, too (``--verbose``)."""
-
-STEP = "DIPO_LIGHTNING_STEP"
-"""Environment variable of a child process that is a step of a larger command: show bars only."""
-
-
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; an error that the user can mend is one sentence and code 2."""
     args = list(sys.argv[1:] if args is None else args)
@@ -125,7 +115,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def refused(reason: str) -> int:
     """Print why a command was refused, and return its exit code."""
-    from dipo_lightning.safety.text import printable
+    from dipo_lightning.safety.display import printable
 
     print(f"error: {printable(reason)}", file=sys.stderr)
     return 2

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from dipo_lightning.errors import RENAMED
-from dipo_lightning.safety.text import printable
+from dipo_lightning.safety.display import printable
 
 NOISE = (
     "Does not validate against any of the Union subtypes",
@@ -62,12 +62,7 @@ class Sentences:
 
 
 def explained(message: str, parser: Any) -> str:
-    """Return ``message`` without the parser's report on types, and with the nearest right option.
-
-    Args:
-        message: What jsonargparse says.
-        parser: The parser, for the options that there are.
-    """
+    """Return ``message`` without the parser's report on types, and with the nearest right option."""
     no_class = re.search(r'"([\w.]+)".*?(?:Expected a path but|mport path string:) ([\w.]+)', message, re.S)
     if no_class and (missing := re.search(r"No module named '[^']+'", message)):
         return f"{no_class[1]}: {no_class[2]} cannot be imported ({missing[0]}); is it in this folder or on PYTHONPATH?"

@@ -24,11 +24,7 @@ DEFAULT = "dipo_lightning.evaluation.tensorboard.RunLogger"
 
 
 def prepare_run(folder: Path, mode: int = PRIVATE) -> Path | None:
-    """Return the checkpoint to resume from, or None for a start.
-
-    Args:
-        folder: The run's folder; made if absent.
-        mode: Of a new one, less what the umask takes.
+    """Return the checkpoint to resume from, or None for a start; the folder is made if absent.
 
     Raises:
         InputError: The folder holds something that is no run, or its checkpoint can't be read.
@@ -82,12 +78,7 @@ def asks_for_more(folder: Path, config: Mapping[str, Any]) -> bool:
 
 
 def loggers_in(folder: Path, given: Any) -> Any:
-    """Return the config's loggers with their files in the run's folder; TensorBoard's where it names none.
-
-    Args:
-        folder: The run's folder.
-        given: ``trainer.logger``: true, false, null, a logger or a list of them.
-    """
+    """Return the config's loggers with their files in the run's folder; TensorBoard's where it names none."""
     if given is False:
         return False
     if given in (None, True):

@@ -108,11 +108,7 @@ class Comparison:
 
 
 def read_comparison(path: str | Path) -> Comparison:
-    """Read and check the YAML of a comparison.
-
-    Raises:
-        InputError: The file cannot be read, or it asks for something that cannot be right.
-    """
+    """Read and check the YAML of a comparison."""
     from jsonargparse import ArgumentError, ArgumentParser
 
     path = Path(find_config(str(path)))

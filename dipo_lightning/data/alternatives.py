@@ -17,7 +17,7 @@ from typing import Any
 
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.files import SUFFIXES, Record, checked_text, file_records
-from dipo_lightning.data.pairs import Example
+from dipo_lightning.data.loader import Example
 from dipo_lightning.data.rows import listed
 from dipo_lightning.data.tokenization import LARGE, LONGEST, tokenize_rows
 from dipo_lightning.errors import InputError
@@ -109,15 +109,12 @@ def refuse_text(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_alternatives(source: str | Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[Sequence[str]]:
-    """Read the alternatives of each row.
+    """Read the alternatives of each row; the same list for all where they share one.
 
     Args:
         source: ``idk`` for the list that comes with the package, ``rows`` for the rows' own column, a data file with
             alternatives per row, a text file with one answer per line for all rows, or the answers for all rows.
         rows: The forget rows.
-
-    Returns:
-        The alternatives of each row; the same list for all where they share one.
 
     Raises:
         InputError: There is no such file, it is broken, there is no answer in it, or a row has none or is running text.
@@ -143,9 +140,6 @@ def find_alternatives(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[lis
     """Return the alternatives that a data file has for each row, by what the row asks; none for a row it lacks.
 
     Where a question stands in the file with several answers, those with the row's own answer count.
-
-    Raises:
-        InputError: The file is missing or broken, or a record has no question or no alternatives.
     """
     given: dict[str, list[tuple[str | None, list[str]]]] = {}
     for record in file_records(path):

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dipo_lightning.data.chat import ChatStyle
 from dipo_lightning.data.encoding import PromptStyle, checked, encode, start_ids
-from dipo_lightning.data.pairs import Example
+from dipo_lightning.data.loader import Example
+from dipo_lightning.data.prompts import ChatStyle
 from dipo_lightning.data.rows import shown
 from dipo_lightning.errors import InputError
-from dipo_lightning.models.token_batch import IGNORED
+from dipo_lightning.models.answers import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -86,7 +86,7 @@ class LazyRows(OnDemand):
         rows: From `dipo_lightning.data.rows.read_rows`.
         style: How a row is written.
         max_length: Longest example in tokens; the end of a longer one is cut off.
-        looked_at: Examples that are looked at before the first step.
+        looked_at: Examples that are checked before the first step.
     """
 
     KEPT = 4096
@@ -103,11 +103,7 @@ class LazyRows(OnDemand):
         return len(self.rows)
 
     def make(self, index: int) -> Example:
-        """Tokenise the row at a position.
-
-        Raises:
-            InputError: Nothing of it is left to supervise.
-        """
+        """Tokenise the row at a position."""
         if index not in self._made:
             if len(self._made) >= self.KEPT:
                 del self._made[next(iter(self._made))]
@@ -161,7 +157,7 @@ def tokenize_rows(
     """Tokenise rows under one prompt style.
 
     Args:
-        rows: From `dipo_lightning.data.rows.read_rows` or `dipo_lightning.benchmarks.tofu.data.load_tofu`.
+        rows: From `read_rows`, or a benchmark's.
         style: How a row is written.
         max_length: Longest example in tokens; the end of a longer one is cut off.
         on_missing: What to do with a row of which nothing is left to supervise: stop, or leave it out and count it.
@@ -238,21 +234,10 @@ class Chosen(Sequence[dict[str, Any]]):
 
 
 def pieces(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int = 2048) -> Pieces:
-    """Cut running text into pieces of one length, every token supervised.
+    """Cut running text into pieces of ``length`` tokens, every one supervised.
 
     The documents are joined by a blank line, tokenised as one text and cut; each piece begins with BOS where the
     tokenizer has that habit, so with it a piece holds ``length - 1`` tokens of the text. The last one may be shorter.
-
-    Args:
-        texts: Documents.
-        tokenizer: The model's tokenizer.
-        length: Tokens of a piece.
-
-    Returns:
-        Examples with ``input_ids``, ``labels`` and ``index`` (the piece's number).
-
-    Raises:
-        InputError: There is no document, or an empty one, or ``length`` is below 2.
     """
     if length < 2:
         raise InputError(f"length is {length}; a piece has at least 2 tokens.")

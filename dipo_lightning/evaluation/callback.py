@@ -38,10 +38,9 @@ from dipo_lightning.evaluation.aggregates import (
     user_metrics,
 )
 from dipo_lightning.evaluation.benchmark import Benchmark
-from dipo_lightning.evaluation.json_files import write_json
 from dipo_lightning.evaluation.provenance import provenance, run_settings, weights
 from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog, Measuring, check_numbers, with_skipped
-from dipo_lightning.evaluation.run_folder import is_trial, run_folder
+from dipo_lightning.evaluation.run_folder import is_trial, run_folder, write_json
 from dipo_lightning.evaluation.schedule import Schedule, Scheduled, interruptible
 from dipo_lightning.evaluation.tensorboard import RunLogger, answers_table, chart_values
 from dipo_lightning.evaluation.trackers import Tracker, trackers_of
@@ -398,9 +397,7 @@ class Evaluation(Scheduled):
 def position(trainer: pl.Trainer, epoch: int) -> tuple[int, int]:
     """Return the epochs and optimiser steps behind the weights that ``trainer`` evaluates.
 
-    Args:
-        trainer: In ``fit``, or in ``validate`` or ``test``, where a checkpoint that was loaded tells both.
-        epoch: The epochs behind the trainer itself.
+    In ``validate`` and ``test`` a checkpoint that was loaded tells both; ``epoch`` are those behind the trainer itself.
     """
     path = trainer.ckpt_path
     if trainer.state.fn == TrainerFn.FITTING or not path:
@@ -410,11 +407,7 @@ def position(trainer: pl.Trainer, epoch: int) -> tuple[int, int]:
 
 
 def refuse_twins(callbacks: Iterable[object]) -> None:
-    """Refuse two evaluations of one name in a run: one would overwrite the other's files and scalars.
-
-    Raises:
-        InputError: There are two.
-    """
+    """Raise an `InputError` where two evaluations have one name: their files and scalars would overwrite each other."""
     names = Counter(callback.name for callback in callbacks if isinstance(callback, Evaluation))
     for name, count in names.items():
         if count > 1:
@@ -425,11 +418,7 @@ def refuse_twins(callbacks: Iterable[object]) -> None:
 
 
 def prepared(log: EvaluationLog, benchmark: Benchmark, settings: Mapping[str, Any]) -> EvaluationLog:
-    """Return a retain model's log as metrics take it: skipped rows among the others, and what follows from them.
-
-    Raises:
-        InputError: Its rows don't give what these settings need.
-    """
+    """Return a retain model's log as metrics take it: skipped rows among the others, and what follows from them."""
     sets = with_skipped(log.sets, log.skipped)
     benchmark.prepare(sets, settings)
     return replace(log, sets=sets)
@@ -447,16 +436,7 @@ def summary_table(
     document: Mapping[str, Any],
     meanings: Meanings,
 ) -> str:
-    """Write the table, then what is missing from it and why.
-
-    Args:
-        title: What was measured; the epoch and step are added.
-        before: Scalars of the first evaluation of the run; None in that evaluation itself.
-        now: Scalars of this one.
-        names: What is shown, by scalar name.
-        document: This evaluation.
-        meanings: Of its numbers.
-    """
+    """Write the table of an evaluation's scalars, beside the run's first ones, then what is missing from it and why."""
     where = document["provenance"]
     heading = f"{title}, epoch {where['epoch']}, step {where['step']}:"
     lines = [comparison_table(heading, before, now, names, document.get("intervals") or {})]
@@ -475,14 +455,9 @@ def comparison_table(
     names: Mapping[str, str],
     intervals: Mapping[str, Sequence[float]],
 ) -> str:
-    """Write a short table: a title, then each named scalar now with its interval, and before where there was one.
+    """Write a title, then each scalar in ``names`` (its label by name) as it is now, and as it was before.
 
-    Args:
-        title: First line.
-        before: Scalars of the first evaluation of the run; None in that evaluation itself.
-        now: Scalars of this one.
-        names: What is shown, by scalar name.
-        intervals: Lower and upper end by scalar name, of those that have one.
+    ``intervals`` are the lower and upper ends, by name, of those that have one.
     """
 
     def cell(values: dict[str, float], name: str) -> str:

@@ -13,12 +13,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from dipo_lightning.models.distributed import evaluation_mode, gather, own_batches
+from dipo_lightning.models.distributed import evaluation_mode, gather, own_batches, unsharded
 from dipo_lightning.models.head import causal_lm
 from dipo_lightning.models.inspection import check_ids, leaves_rows_alone, position_limit, same_logits
-from dipo_lightning.models.sharding import unsharded
 
 BATCH_ROWS = 64
 FEW = 0.25  # a batch stops when no more than this share of its rows goes on ...
@@ -95,6 +95,8 @@ def generate(
         progress(len(rows) - len(going))
     with evaluation_mode(policy), plain_settings(policy), unsharded(policy):
         together = _what_may_go_together(policy, going, limit, device)
+        if going and together == "plain":
+            rank_zero_info("Questions are answered one by one, without a cache: in a batch this model says otherwise.")
         while going:
             plan = _plan(going, 1 if together == "plain" else batch_rows, together)
             _round(policy, rows, plan, list(stop_ids), limit, device, together == "plain")

@@ -74,9 +74,6 @@ def find_source(pretrained: str) -> ModelSource:
 
     Args:
         pretrained: ``package:NAME``, an existing file or folder, or else a hub name (``owner/name``).
-
-    Raises:
-        InputError: Nothing usable is there, or more than one GGUF file is.
     """
     if not pretrained:
         raise InputError("The name of the model is empty; give a hub name, a folder or a GGUF file.")

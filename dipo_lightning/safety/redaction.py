@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
@@ -94,10 +94,8 @@ def _is_secret(name: str, value: Any) -> bool:
 
 def without_home(value: Any) -> Any:
     """Return plain values with the path of the user's home, which has the user's name in it, written as ``~``."""
-    if isinstance(value, Mapping):
-        return {key: without_home(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_home(item) for item in value]
+    if isinstance(value, Mapping | list | tuple):
+        return _inside(value, without_home)
     home = str(Path.home())
     if not isinstance(value, str) or len(home) < 2:
         return value
@@ -106,10 +104,8 @@ def without_home(value: Any) -> Any:
 
 def without_paths(value: Any) -> Any:
     """Return plain values with absolute paths shortened to the last name in them."""
-    if isinstance(value, Mapping):
-        return {key: without_paths(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_paths(item) for item in value]
+    if isinstance(value, Mapping | list | tuple):
+        return _inside(value, without_paths)
     if isinstance(value, PurePath):
         value = str(value)
     if not isinstance(value, str):
@@ -117,3 +113,10 @@ def without_paths(value: Any) -> Any:
     if _WHOLE_PATH.match(value) and "\n" not in value:  # its folders may have spaces in their names
         return PureWindowsPath(value).name or value
     return _LOCAL_PATH.sub(lambda match: match[2], value)
+
+
+def _inside(value: Any, clean: Callable[[Any], Any]) -> Any:
+    """The values of a mapping or a list, cleaned."""
+    if isinstance(value, Mapping):
+        return {key: clean(item) for key, item in value.items()}
+    return [clean(item) for item in value]

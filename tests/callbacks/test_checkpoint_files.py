@@ -12,7 +12,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from dipo_lightning.callbacks import Checkpoint
-from dipo_lightning.callbacks.checkpoint_files import StreamingIO
+from dipo_lightning.callbacks.run_record import StreamingIO
 
 
 def test_a_checkpoint_passes_through_no_other_folder_and_no_memory(

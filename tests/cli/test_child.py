@@ -16,7 +16,8 @@ from dipo_lightning.cli import child
 
 SLEEPER = """
 import os, sys, time
-from dipo_lightning.cli.main import PARENT, end_with
+from dipo_lightning.cli import PARENT
+from dipo_lightning.cli.main import end_with
 end_with(int(os.environ[PARENT]))
 open(sys.argv[1], "w").write(str(os.getpid()))
 time.sleep(60)

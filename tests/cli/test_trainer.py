@@ -144,7 +144,7 @@ def test_a_run_that_ends_behind_its_export_is_finished_by_the_same_command(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("dipo_lightning.callbacks.results_page.write_page", broken)
+        patch.setattr("dipo_lightning.callbacks.results.write_page", broken)
         assert command("fit", config, "--run=run") != 0
     assert (here / "run" / "model" / "model.safetensors").exists()
     assert not (here / "run" / "checkpoints" / "finished").exists()

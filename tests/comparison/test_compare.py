@@ -246,7 +246,7 @@ def test_a_run_whose_config_was_cut_off_in_writing_is_run_anew(tmp_path: Path, c
 
 def test_a_finished_run_of_other_rows_or_of_another_model_is_run_anew(tmp_path: Path) -> None:
     from dipo_lightning.callbacks.run_record import describe_run, write_record
-    from dipo_lightning.comparison.running import Run, rows_now
+    from dipo_lightning.comparison.work import Run, rows_now
 
     def write_rows(answer: str) -> None:
         (tmp_path / "forget.jsonl").write_text(json.dumps({"question": "Who?", "answer": answer}))

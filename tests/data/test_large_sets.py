@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dipo_lightning.data import alternatives, tokenization
-from dipo_lightning.data import module as module_file
+from dipo_lightning.data import unlearning as module_file
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.inspection import check_rows

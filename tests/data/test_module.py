@@ -57,7 +57,7 @@ def test_the_model_s_tokenizer_comes_in_the_model_s_revision(tmp_path: Path, mon
         asked.append((name, revision, trust_remote_code))
         return toy_tokenizer()
 
-    monkeypatch.setattr("dipo_lightning.data.module.load_tokenizer", load)
+    monkeypatch.setattr("dipo_lightning.data.unlearning.load_tokenizer", load)
     for name in (None, "owner/model", "owner/other"):
         module = data(tmp_path, name)
         own = SimpleNamespace(pretrained="owner/model", revision="v2", trust_remote_code=True)

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dipo_lightning.models.lora import LoRA, add_lora
-from dipo_lightning.models.quantization import BYTES, FourBitLinear, dense_copy, quantize_base
+from dipo_lightning.models.lora import BYTES, FourBitLinear, LoRA, add_lora, dense_copy, quantize_base
 from tests.gpu.test_on_gpu import base, fit  # noqa: F401  # a fixture
 from tests.helpers.toys import toy_model
 

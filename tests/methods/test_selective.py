@@ -35,7 +35,7 @@ def logits():
     ],
 )
 def test_the_subject_is_what_no_retain_row_says(question, found):
-    assert identifiers(question, {"ann", "where", "does"}) == found
+    assert identifiers(question, {"ann": 1, "where": 1, "does": 1}) == found
 
 
 def test_only_private_positions_get_the_blind_distribution(logits):

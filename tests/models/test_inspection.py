@@ -10,10 +10,9 @@ from dipo_lightning.cli.plan import Run, count, saved_bytes
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.scoring import score
-from dipo_lightning.models.answers import compute_answers
-from dipo_lightning.models.inspection import check_causal, check_rows, check_training, position_limit
-from dipo_lightning.models.sharding import checkpoint_activations, transformer_blocks
-from dipo_lightning.models.token_batch import collate
+from dipo_lightning.models.answers import collate, compute_answers
+from dipo_lightning.models.distributed import checkpoint_activations, transformer_blocks
+from dipo_lightning.models.inspection import check_causal, check_rows, check_training, position_limit, same_logits
 from tests.evaluation.test_generation import plain_generate
 from tests.evaluation.test_scoring import plain_score
 from tests.helpers.families import SIZES, family_model
@@ -204,3 +203,16 @@ def test_a_family_that_cannot_be_trained_on_any_length_is_refused() -> None:
     config = AutoConfig.for_model("reformer", vocab_size=VOCABULARY, is_decoder=True, **sizes, **axes)
     with pytest.raises(InputError, match="A reformer cannot be trained on such rows: .*sequence length"):
         check_training(AutoModelForCausalLM.from_config(config).eval())
+
+
+def test_products_in_tf32_are_rounding_too():
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
+    rounded = logits * (1 + 0.01 * torch.randn(4, 50, generator=torch.Generator().manual_seed(1)))
+    assert not same_logits(rounded, logits)
+    assert same_logits(logits + 1e-5, logits)
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert same_logits(rounded, logits)
+        assert not same_logits(logits.flip(-1), logits)
+    finally:
+        torch.set_float32_matmul_precision("highest")

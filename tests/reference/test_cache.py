@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dipo_lightning.errors import RunError
 from dipo_lightning.models import distributed as row_batches
-from dipo_lightning.models.token_batch import TokenBatch, supervised_labels
+from dipo_lightning.models.answers import TokenBatch, supervised_labels
 from dipo_lightning.reference import cache as position_cache
 from dipo_lightning.reference.cache import PositionCache, cache_key
 

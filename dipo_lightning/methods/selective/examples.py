@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.private import (
     FUNCTION_WORDS,
+    RARE,
     Span,
     private_spans,
     rows_with_words,
@@ -18,7 +19,7 @@ from dipo_lightning.data.private import (
     token_places,
     words,
 )
-from dipo_lightning.models.token_batch import IGNORED
+from dipo_lightning.models.answers import IGNORED
 
 Row = Mapping[str, Any]
 
@@ -54,18 +55,18 @@ class PrivateExample:
         return [flag for flag, label in zip(self.private, self.labels, strict=True) if label != IGNORED]
 
 
-def identifiers(question: str, shared: Collection[str]) -> set[str]:
+def identifiers(question: str, shared: Mapping[str, int]) -> set[str]:
     """Find the words of a question that tell whom or what it is about.
 
-    These are its names and numbers that no retain row has; where there are none, its content words that no retain row
-    has.
+    These are its names and numbers that no retain row has, or of many hardly one (`RARE`); where there are none, its
+    content words of that kind.
 
     Args:
         question: What is asked.
-        shared: Words of the retain rows, in lower case.
+        shared: Words of the retain rows, as `find_private` takes them.
     """
-    found = words(question)
-    own = [word for word in found[1:] if word.text not in shared and word.text not in FUNCTION_WORDS]
+    found, rare = words(question), int(RARE * shared.get("", 0))
+    own = [word for word in found[1:] if shared.get(word.text, 0) <= rare and word.text not in FUNCTION_WORDS]
     names = {word.text for word in own if question[word.start].isupper() or any(sign.isdigit() for sign in word.text)}
     return names or {word.text for word in own}
 

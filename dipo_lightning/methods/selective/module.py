@@ -43,10 +43,8 @@ from dipo_lightning.losses.likelihood import token_kl
 from dipo_lightning.methods.selective.examples import ExampleMaker, PrivateExample
 from dipo_lightning.methods.selective.targets import and_repetition, blind_target, contrast_loss, excess, mean_of
 from dipo_lightning.methods.unlearning import UnlearningModule
-from dipo_lightning.models.answers import Answers, over_logits
-from dipo_lightning.models.distributed import evaluation_mode
-from dipo_lightning.models.sharding import unsharded
-from dipo_lightning.models.token_batch import IGNORED, TokenBatch, collate
+from dipo_lightning.models.answers import IGNORED, Answers, TokenBatch, collate, over_logits
+from dipo_lightning.models.distributed import evaluation_mode, unsharded
 from dipo_lightning.reference.blind import blind_answers, check_blindness, forward_reference
 from dipo_lightning.reference.references import ModelReference, Reference
 
