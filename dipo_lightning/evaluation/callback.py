@@ -16,17 +16,19 @@ from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from torchmetrics import Metric, MetricCollection
 
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.prompts import PromptName, prompt_style
-from dipo_lightning.errors import InputError, refuse_unknown
+from dipo_lightning.errors import InputError, check_numbers, refuse_unknown
 from dipo_lightning.evaluation.aggregates import (
     Meanings,
     add_measured,
     aggregates,
+    check_resamples,
     class_path,
     flat_numbers,
     interval_text,
@@ -39,7 +41,7 @@ from dipo_lightning.evaluation.aggregates import (
 )
 from dipo_lightning.evaluation.benchmark import Benchmark
 from dipo_lightning.evaluation.provenance import provenance, run_settings, weights
-from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog, Measuring, check_numbers, with_skipped
+from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog, Measuring, with_skipped
 from dipo_lightning.evaluation.run_folder import is_trial, run_folder, write_json
 from dipo_lightning.evaluation.schedule import Schedule, Scheduled, interruptible
 from dipo_lightning.evaluation.tensorboard import RunLogger, answers_table, chart_values
@@ -101,8 +103,8 @@ class Evaluation(Scheduled):
         refuse_unknown(type(self).__name__, unknown)
         self.measuring = measuring or Measuring()
         self.measuring.check(self)
-        numbers = {"samples": samples, "bootstrap": bootstrap, "bootstrap_seed": bootstrap_seed}
-        check_numbers(self, numbers, least=0)
+        check_numbers(self, {"samples": samples}, least=0)
+        check_resamples(self, bootstrap, bootstrap_seed)
         self.bootstrap, self.bootstrap_seed = bootstrap, bootstrap_seed
         self.metrics, self.samples = dict(metrics or {}), samples
         self.retain: EvaluationLog | None = None
@@ -364,10 +366,15 @@ class Evaluation(Scheduled):
 
     @contextmanager
     def progress(self, trainer: pl.Trainer, total: int, what: str) -> Iterator[Callable[[int], object]]:
-        """Show a bar on rank 0 while a block runs (unless the Trainer has none); yields what counts rows."""
+        """Show a bar on rank 0 while a block runs, where the Trainer has one too; yields what counts rows.
+
+        Beside Rich's bar, which Lightning takes in notebooks and where rich is installed, none is drawn: Rich prints
+        each state of another bar as a new line.
+        """
         from tqdm.auto import tqdm
 
-        shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
+        beside = trainer.progress_bar_callback
+        shown = trainer.is_global_zero and beside is not None and not isinstance(beside, RichProgressBar)
         with tqdm(
             total=total, desc=f"{self.name}: {what}", disable=not (shown and total), leave=False, dynamic_ncols=True
         ) as bar:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.benchmark import Benchmark, find_benchmark, installed_benchmarks
 from dipo_lightning.evaluation.rows import EvaluationLog, Row, unique_rows, with_skipped
-from dipo_lightning.safety.network import bounded_hub
+from dipo_lightning.safety.network import bounded_hub, hub_errors
 
 
 def read_native_log(content: Mapping[str, Any], path: Path, benchmark: Benchmark) -> EvaluationLog:
@@ -231,7 +231,7 @@ def _from_hub(file: str) -> Path:
     try:
         with bounded_hub():
             return Path(hf_hub_download(HUB_LOGS, file, repo_type="dataset"))
-    except (OSError, ValueError) as error:  # no network, no such file; a name that can't be one
+    except (*hub_errors(), ValueError) as error:  # no network, no such file; a name that can't be one
         raise InputError(
             f"The hub did not give {file} of the data set {HUB_LOGS}: {str(error).splitlines()[0]} Check the name and "
             "the network, or give a file."
