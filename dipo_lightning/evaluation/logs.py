@@ -34,7 +34,7 @@ def read_native_log(content: Mapping[str, Any], path: Path, benchmark: Benchmark
         raise InputError(f"{path}: unknown sets {', '.join(unknown)}; {content['format']} has {', '.join(required)}")
     sets = {name: _rows(name, rows, required[name], path) for name, rows in content["sets"].items()}
     skipped = {name: _rows(name, rows, (), path) for name, rows in (content.get("skipped") or {}).items()}
-    check_numbers(benchmark, sets | skipped, path)
+    check_values(benchmark, sets | skipped, path)
     return EvaluationLog(
         format=content["format"],
         settings=dict(content["settings"]),
@@ -47,7 +47,7 @@ def read_native_log(content: Mapping[str, Any], path: Path, benchmark: Benchmark
     )
 
 
-def check_numbers(benchmark: Benchmark, sets: Mapping[str, list[Row]], path: Path | None) -> None:
+def check_values(benchmark: Benchmark, sets: Mapping[str, list[Row]], path: Path | None) -> None:
     """Refuse rows of a log, of whatever format, whose numbers are none.
 
     Raises:
@@ -210,7 +210,7 @@ def read_log(path: str | Path, usual: str = "") -> EvaluationLog:
         for foreign in one.foreign_formats:
             if foreign.recognises(content):
                 log = foreign.read(content, path)
-                check_numbers(one, log.sets, path)
+                check_values(one, log.sets, path)
                 return log
     keys = ", ".join(list(content)[:5]) or "none"
     raise InputError(
