@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dipo_lightning.benchmarks.robustness.attack import Attack
+from dipo_lightning.benchmarks.robustness.attack import Attack, Subject
+from dipo_lightning.benchmarks.robustness.data import limited, read_subject, subject_of
 from dipo_lightning.benchmarks.robustness.prefixes import Prefixes
 from dipo_lightning.benchmarks.robustness.quantization import Quantization
 from dipo_lightning.benchmarks.robustness.relearning import Relearning
 from dipo_lightning.benchmarks.robustness.sampling import Sampling
+from dipo_lightning.benchmarks.robustness.tables import PARTS
 from dipo_lightning.benchmarks.robustness.wordings import Wordings
 from dipo_lightning.data.prompts import PromptName
 from dipo_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from dipo_lightning.data.encoding import PromptStyle
 
 WORDINGS, PREFIXES, QUANTIZATION = Wordings(), Prefixes(), Quantization()
 SAMPLING, RELEARNING = Sampling(), Relearning()
@@ -38,6 +48,7 @@ def attack(
     quantization: Quantization = QUANTIZATION,
     sampling: Sampling = SAMPLING,
     relearning: Relearning = RELEARNING,
+    metrics: tuple[str, ...] = PARTS,
     further: dict[str, Any] | None = None,
     max_rows: int | None = None,
     max_new_tokens: int | None = None,
@@ -66,73 +77,132 @@ def attack(
         quantization: Rounded weights.
         sampling: Many answers at temperature 1.
         relearning: Fine-tuning of a copy.
+        metrics: What is measured of the answers, and of what R and Q are made: probability, rouge, extraction_strength,
+            exact_memorization, truth_ratio, truth_ratio_prob_mean, rouge_f1 (MUSE's KnowMem), min_k, min_k_plus_plus,
+            or the class of a metric over rows.
         further: Attacks of your own by name: a class path, or ``class_path`` with ``init_args``.
         max_rows: Most forget rows, spread evenly over all.
         max_new_tokens: Most tokens of an answer; default is the benchmark's (TOFU 200, MUSE 32).
         generation_rows: Most rows of a generation batch.
         device: Such as ``cuda``; default is a GPU where there is one.
     """
-    from dataclasses import replace
-
-    import torch
-
-    from dipo_lightning.benchmarks.robustness.data import limited, read_subject, subject_of
     from dipo_lightning.benchmarks.robustness.running import attack_models, build_attacks
     from dipo_lightning.benchmarks.robustness.tables import markdown_table
-    from dipo_lightning.data.prompts import prompt_style
-    from dipo_lightning.models.loading import load_policy, load_tokenizer
 
-    own: dict[str, Attack] = {
-        "wordings": wordings,
-        "prefixes": prefixes,
-        "quantization": quantization,
-        "sampling": sampling,
-        "relearning": relearning,
-    }
-    for name in attacks:
-        if name not in own:
-            raise InputError(f"There is no attack {name!r}; there are {', '.join(own)}. Your own go into `further`.")
-    run = run_settings(Path(unlearned).expanduser())
-    model = str(run.get("model", unlearned))
-    style = prompt_style(
-        prompt or run.get("prompt") or "chat",
-        load_tokenizer(model),
-        **({} if prompt else run.get("prompt_options") or {}),
-    )
-    if data is None and forget is None and "module" in run:
-        run["module"].read()
-        subject = subject_of(run["module"], style)
-    else:
-        subject = read_subject(style, data, split, forget, kept)
-    subject = limited(subject, unrelated, max_rows)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = _chosen(attacks, wordings, prefixes, quantization, sampling, relearning)
+    given = Path(unlearned).expanduser()
+    run = run_settings(given)
+    model, others, place = str(run.get("model", unlearned)), {"retain": retain, "target": target}, _device(device)
+    models = {"unlearned": model} | {name: source for name, source in others.items() if source is not None}
+    style = _style(run, model, prompt)
+    for name in models.keys() - {"unlearned"}:
+        _check_other(models[name], run, prompt, style)
     subject = replace(
-        subject,
-        max_new_tokens=max_new_tokens or subject.max_new_tokens,
+        _subject(run, style, data, split, forget, kept),
+        metrics=metrics,
         generation_rows=generation_rows,
         device=place,
     )
-    sources = {"unlearned": model, "retain": retain, "target": target}
-
-    def load(source: str) -> Any:
-        return load_policy(source).to(place)  # type: ignore[arg-type]
-
+    subject = limited(subject, unrelated, max_rows)
+    if max_new_tokens is not None:
+        subject = replace(subject, max_new_tokens=max_new_tokens)
+    folder = Path(output) if output is not None else _beside(given, model)
     document = attack_models(
-        {name: partial(load, source) for name, source in sources.items() if source is not None},
+        {name: partial(_load, source, place) for name, source in models.items()},
         subject,
-        build_attacks([own[name] for name in attacks], further),
-        folder := Path(output) if output is not None else _beside(Path(unlearned).expanduser(), model),
+        build_attacks(chosen, further),
+        folder,
         run.get("provenance"),
     )
     if "evaluations" in run:
-        from dipo_lightning.evaluation.run_folder import write_json
-
-        where = document["provenance"]
-        name = f"robustness_epoch={where['epoch']:03d}_step={where['step']:05d}_attack.json"
-        write_json(run["evaluations"] / name, document)
-    if "retain" not in document["settings"]["models"]:
+        _add_to_run(run["evaluations"], document)
+    if retain is None:
         print("No retain model was given: a number says more beside that of a model that never knew (retain=...).")
     print(f"{markdown_table(document)}\n\nEvery row, the table and the pictures: {folder}")
+
+
+def _chosen(names: Sequence[str], *options: Attack) -> list[Attack]:
+    """Attacks of these names, with their options."""
+    there = {attack.name: attack for attack in options}
+    for name in names:
+        if name not in there:
+            raise InputError(f"There is no attack {name!r}; there are {', '.join(there)}. Your own go into `further`.")
+    return [there[name] for name in names]
+
+
+def _style(run: dict[str, Any], model: str, prompt: PromptName | None) -> PromptStyle:
+    """The prompt style that is named, else that of the run, with a model's tokenizer."""
+    from dipo_lightning.data.prompts import prompt_style
+    from dipo_lightning.models.loading import load_tokenizer
+
+    further = {} if prompt else run.get("prompt_options") or {}
+    return prompt_style(prompt or run.get("prompt") or "chat", load_tokenizer(model), **further)
+
+
+def _check_other(source: str, run: dict[str, Any], prompt: PromptName | None, style: PromptStyle) -> None:
+    """Refuse a model that is not there, or that reads other tokens than the unlearned one, before anything is done."""
+    from dipo_lightning.models.loading import find_source
+
+    find_source(source)
+    folder = Path(source).expanduser()
+    if folder.is_dir() and not any(folder.glob("tokenizer*")):
+        return  # saved without one
+    if _style(run, source, prompt).fingerprint() != style.fingerprint():
+        raise InputError(
+            f"{source} has another tokenizer or chat template than the unlearned model: the same questions would be "
+            "other tokens to it, and its numbers not comparable."
+        )
+
+
+def _subject(
+    run: dict[str, Any],
+    style: PromptStyle,
+    data: str | None,
+    split: str | None,
+    forget: str | None,
+    kept: str | None,
+) -> Subject:
+    """The questions of the files that are named; without any, those of the run."""
+    if data is None and forget is None and "module" in run:
+        run["module"].read()
+        return subject_of(run["module"], style)
+    return read_subject(style, data, split, forget, kept)
+
+
+def _device(name: str | None) -> torch.device:
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise InputError(f"device is {name}, which torch cannot use here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _load(source: str, device: torch.device) -> nn.Module:
+    from dipo_lightning.models.loading import load_policy
+
+    policy: nn.Module = load_policy(source).to(device)  # type: ignore[arg-type]  # stubs of transformers
+    return policy
+
+
+def _add_to_run(evaluations: Path, document: dict[str, Any]) -> None:
+    """Put the log among a run's evaluations, where its page, its card and comparisons find it, and in TensorBoard."""
+    from dipo_lightning.benchmarks.robustness.metrics import settings_pictures
+    from dipo_lightning.evaluation.aggregates import flat_numbers
+    from dipo_lightning.evaluation.run_folder import write_json
+
+    epoch, step = (document["provenance"][name] for name in ("epoch", "step"))
+    write_json(evaluations / f"robustness_epoch={epoch:03d}_step={step:05d}_attack.json", document)
+    if any(evaluations.parent.glob("events.out.tfevents.*")):
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(evaluations.parent)) as writer:
+            for name, value in flat_numbers(document["aggregates"]).items():
+                writer.add_scalar(f"robustness/{name}", value, step)
+            for name, figure in settings_pictures(document["settings"], document["aggregates"]).items():
+                writer.add_figure(f"robustness/{name}", figure, step)
 
 
 def run_settings(folder: Path) -> dict[str, Any]:
@@ -147,15 +217,19 @@ def run_settings(folder: Path) -> dict[str, Any]:
         return {}
     config_file = folder / "config.yaml"
     config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-    model = next((path.parent for path in sorted(folder.glob("*/config.json"))), None)
-    if model is None:
+    models = sorted(
+        {path.parent for name in ("config.json", "adapter_config.json") for path in folder.glob(f"*/{name}")}
+    )
+    if not models:
         raise InputError(
             f"{folder} is a run without an exported model: `dipo-lightning export` its checkpoint, and give that."
         )
+    if len(models) > 1:
+        raise InputError(f"{folder} has exported several models; give one: {', '.join(map(str, models))}.")
     options = (config.get("data") or {}).get("init_args") or {}
     documents = sorted(evaluations.glob("*.json"), key=lambda path: path.stat().st_mtime)
     provenance = json.loads(documents[-1].read_text(encoding="utf-8"))["provenance"] if documents else {}
-    found = {"model": model, "provenance": provenance, "evaluations": evaluations}
+    found = {"model": models[0], "provenance": provenance, "evaluations": evaluations}
     if kind := (config.get("data") or {}).get("class_path"):
         found["module"] = import_class(kind, LightningDataModule)(**options)
     return found | {name: options.get(name) for name in ("prompt", "prompt_options")}

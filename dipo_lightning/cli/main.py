@@ -135,10 +135,11 @@ def run_command(name: str, args: list[str]) -> None:
     """Parse ``args`` by the signature of the function behind ``name``, and call it."""
     import importlib
 
-    from jsonargparse import ArgumentParser, auto_cli
+    from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
 
     from dipo_lightning.cli.messages import Sentences
 
+    set_parsing_settings(instantiate_subclass_spec_in_any=False)  # a class in `further` or `metrics` is ours to make
     parser = type("Parser", (Sentences, ArgumentParser), {})
     module, function = COMMANDS[name].split(":")
     called = getattr(importlib.import_module(module), function)
@@ -185,7 +186,10 @@ def run_trainer(args: list[str]) -> None:
 
     args = with_shipped_configs(args)
     default = [f"--{part}=dipo_lightning.{name}" for part, name in DEFAULT_CLASSES.items() if not names(part, args)]
-    from dipo_lightning.cli.trainer import run  # imports Lightning
+    from dipo_lightning.cli.lightning_import import import_lightning
+
+    import_lightning()  # before others import it, and more with it
+    from dipo_lightning.cli.trainer import run
 
     run([args[0], *default, *args[1:]])
 

@@ -3,6 +3,7 @@
 import difflib
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -269,7 +270,8 @@ def run(args: list[str]) -> DiPOCLI:
     umask = os.umask(0o077)
     os.umask(umask)
     try:
-        with quiet():
+        # Help has no noise to keep back, and needs no transformers.
+        with nullcontext() if {"--help", "-h"} & set(args) else quiet():
             return _run(args)
     except (MisconfigurationException, RuntimeError, ValueError, ModuleNotFoundError) as error:
         if not raised_by_lightning(error):

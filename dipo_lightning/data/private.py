@@ -33,6 +33,17 @@ _BASES = {
 }
 
 
+def _base(word: str) -> str:
+    """The English stem of a word, of an irregular verb that of its first form."""
+    return stem(_BASES.get(word, word))
+
+
+COMMON_WORDS = frozenset(
+    _base(word) for word in (files(__package__) / "common_words.txt").read_text(encoding="utf-8").split()
+)
+"""Bases of common English words, which carry no secret either, but may be names where they are capitalised (Hope)."""
+
+
 class Span(NamedTuple):
     """Characters ``start`` to ``end`` (exclusive) of an answer."""
 
@@ -77,7 +88,7 @@ def rows_with_words(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
 def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[Span]:
     """Find the parts of an answer that carry what only this row knows, as spans in order.
 
-    A word is private where it is no function word, the question says no form of it, and no retain row has it, or of
+    A word is private where it is no common word, the question says no form of it, and no retain row has it, or of
     many hardly one (`RARE`); a number also where retain rows have it, and a capitalised word inside a sentence where a
     single one has it by chance. Where nothing is left, every content word that was not asked is. Neighbouring names and
     numbers are one value: "12 June 1971", "Harbour Street"; other words are values by themselves.
@@ -88,14 +99,13 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
         shared: Words of the retain rows, in lower case, with the number of rows that have each (`rows_with_words`).
     """
     asked = {form for word in vocabulary([question]) for form in (word, _base(word))}
-    everything = words(answer)
     new = [
         word
-        for word in everything
-        if word.text not in FUNCTION_WORDS and asked.isdisjoint((word.text, _base(word.text)))
+        for word in words(answer)
+        if not _is_common(answer, word) and asked.isdisjoint((word.text, _base(word.text)))
     ]
     rare = int(RARE * shared.get("", 0))
-    chosen = [word for word in new if _is_own(answer, word, everything, shared.get(word.text, 0), rare)] or new
+    chosen = [word for word in new if _is_own(answer, word, shared.get(word.text, 0), rare)] or new
     return _join(answer, chosen)
 
 
@@ -106,18 +116,21 @@ def private_spans(row: Mapping[str, Any], shared: Mapping[str, int]) -> list[Spa
     return find_private(row["question"], row["answer"], shared)
 
 
-def _base(word: str) -> str:
-    """The English stem of a word, of an irregular verb that of its first form."""
-    return stem(_BASES.get(word, word))
+def _is_common(text: str, word: Word) -> bool:
+    """Tell a function word, or a common one in any form that is no name."""
+    return word.text in FUNCTION_WORDS or (not _is_name(text, word) and _base(word.text) in COMMON_WORDS)
 
 
-def _is_own(text: str, word: Word, everything: Sequence[Word], rows: int, rare: int) -> bool:
+def _is_own(text: str, word: Word, rows: int, rare: int) -> bool:
     """Tell a word of this row alone, though a number of other rows may have it."""
     if rows <= rare or any(character.isdigit() for character in word.text):
         return True
-    return (
-        rows == 1 and word is not everything[0] and text[word.start].isupper() and not _opens_sentence(text, word.start)
-    )
+    return rows == 1 and _is_name(text, word)
+
+
+def _is_name(text: str, word: Word) -> bool:
+    """Tell a capitalised word inside a sentence."""
+    return text[word.start].isupper() and not _opens_sentence(text, word.start)
 
 
 def _opens_sentence(text: str, start: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from dipo_lightning.errors import InputError, check_numbers
-from dipo_lightning.evaluation.benchmark import Benchmark, find_benchmark, import_class
+from dipo_lightning.evaluation.benchmark import Benchmark, find_benchmark, made
 from dipo_lightning.evaluation.rows import EvaluationLog, Sets, with_skipped
 from dipo_lightning.metrics.base import Meaning, Rows, RowValues, meanings
 from dipo_lightning.models.distributed import rank_and_world
@@ -79,8 +80,8 @@ def intervals(collection: MetricCollection, resamples: int, seed: int = 0) -> di
     """
     found: dict[str, list[float]] = {}
     for name, metric in collection.items():
-        if isinstance(metric, RowValues) and resamples:
-            ends = metric.intervals(resamples, seed)
+        if resamples and hasattr(metric, "intervals"):
+            ends = metric.intervals(resamples, seed)  # type: ignore[operator]  # RowValues, or made of them
             found |= {f"{name}_{part}" if part else name: [*both] for part, both in ends.items()}
     return found
 
@@ -185,23 +186,8 @@ def user_metrics(chosen: Mapping[str, Any], taken: Mapping[str, Metric]) -> dict
     for name, spec in chosen.items():
         if name in taken or not str(name).isidentifier() or hasattr(MetricCollection, name):
             raise InputError(f"metrics.{name}: the name is taken, or is no plain word; choose another.")
-        if isinstance(spec, Metric):
-            _check_update(name, type(spec))
-            found[name] = spec
-        else:
-            found[name] = _built(name, {"class_path": spec} if isinstance(spec, str) else spec)
+        found[name] = made(f"metrics.{name}", spec, Metric, "my_project.MyMetric", partial(_check_update, name))
     return found
-
-
-def _built(name: str, spec: Any) -> Metric:
-    if not isinstance(spec, Mapping) or not isinstance(spec.get("class_path"), str):
-        raise InputError(f"metrics.{name} is {spec!r}; give a class, my_project.MyMetric, or class_path and init_args.")
-    kind = import_class(spec["class_path"], Metric)
-    _check_update(name, kind)
-    try:
-        return kind(**(spec.get("init_args") or {}))
-    except TypeError as error:
-        raise InputError(f"metrics.{name}: {spec['class_path']} cannot be made of its init_args: {error}.") from error
 
 
 def _check_update(name: str, kind: type[Metric]) -> None:

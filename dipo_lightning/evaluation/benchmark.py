@@ -239,3 +239,36 @@ def import_class(path: str, base: type = object) -> Any:
         what = "class" if base is object else f"{base.__module__.partition('.')[0]}.{base.__name__}"
         raise InputError(f"{path} is no {what}.")
     return found
+
+
+def made(option: str, spec: Any, base: type, example: str, check: Callable[[type], object] | None = None) -> Any:
+    """Return what a user names in an option: an object of a class that is made here.
+
+    Args:
+        option: For messages.
+        spec: A class path, ``class_path`` with ``init_args``, or the object itself.
+        base: What it must be.
+        example: A class path, for messages.
+        check: Called with the class before it is made.
+
+    Raises:
+        InputError: The class cannot be imported or made, or is something else.
+    """
+    if isinstance(spec, base):
+        if check is not None:
+            check(type(spec))
+        return spec
+    spec = spec.as_dict() if hasattr(spec, "as_dict") else spec  # as the parser keeps it
+    spec = {"class_path": spec} if isinstance(spec, str) else spec
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("class_path"), str):
+        raise InputError(f"{option} is {spec!r}; give a class, {example}, or class_path and init_args.")
+    try:
+        kind = import_class(spec["class_path"], base)
+    except InputError as error:
+        raise InputError(f"{option}: {error}") from error
+    if check is not None:
+        check(kind)
+    try:
+        return kind(**(spec.get("init_args") or {}))
+    except TypeError as error:
+        raise InputError(f"{option}: {spec['class_path']} cannot be made of its init_args: {error}.") from error

@@ -35,17 +35,34 @@ Source = Mapping[str, Any]
 
 
 @dataclass
-class _Plan:
-    """One row, where its scores are (indices into the list of examples), and what the policy said to its question."""
+class Plan:
+    """One row, where its scores are (indices into the list of examples), and what the policy said to its question.
+
+    Attributes:
+        set_name: Its set.
+        index: Its index.
+        source: ``question`` and ``answer`` in words.
+        prompt: Ids that the answers follow.
+        answer: Example of the true answer.
+        wrong: Examples of wrong answers.
+        paraphrase: Example of the true answer in other words; None where there is none.
+        detailed: Whether it also gets memorisation and membership scores.
+        asked: Whether the policy answers the question itself.
+        ends: Whether the answer's last token ends the turn.
+        length: Tokens of the answer.
+        said: The policy's own answer.
+        said_nll: NLL per token of that.
+    """
 
     set_name: str
     index: int
     source: Source
     prompt: list[int]
     answer: int
-    paraphrase: int | None
     wrong: list[int]
-    detailed: bool
+    paraphrase: int | None = None
+    detailed: bool = True
+    asked: bool = True
     ends: bool = False
     length: int = 0
     said: list[int] | None = None
@@ -84,17 +101,32 @@ def evaluate_rows(
     evaluated = EvaluatedRows({name: [] for name in sets})
     examples: list[Example] = []
     plans = _plan(style, sets, detailed, examples, evaluated, options.on_missing)
-    asked = [plan for plan in plans if options.generate and plan.set_name not in silent]
-    scores = _answer_and_score(policy, style, plans, asked, examples, options, device, progress)
-    _answer(policy, style, [plan for plan in asked if plan.said is None], scores, options, device, progress)
-    _score_said(policy, [plan for plan in asked if plan.detailed and plan.said_nll is None], options, device, progress)
     for plan in plans:
-        row = _row(plan, scores, style, options.min_k_fraction)
+        plan.asked = options.generate and plan.set_name not in silent
+    rows = measure_plans(policy, style, plans, examples, options, device, progress)
+    for plan, row in zip(plans, rows, strict=True):
         if problem := _problem(row):
             evaluated.skip(plan.set_name, plan.index, problem, options.on_missing)
         else:
             evaluated.sets[plan.set_name].append(row)
     return evaluated
+
+
+def measure_plans(
+    policy: nn.Module,
+    style: PromptStyle,
+    plans: Sequence[Plan],
+    examples: Sequence[Example],
+    options: Measuring,
+    device: torch.device | None = None,
+    progress: Progress = lambda total, what: nullcontext(lambda done: None),
+) -> list[Row]:
+    """Measure planned rows; collective, and the same on every process. Numbers may not be finite."""
+    asked = [plan for plan in plans if plan.asked]
+    scores = _answer_and_score(policy, style, plans, asked, examples, options, device, progress)
+    _answer(policy, style, [plan for plan in asked if plan.said is None], scores, options, device, progress)
+    _score_said(policy, [plan for plan in asked if plan.detailed and plan.said_nll is None], options, device, progress)
+    return [_row(plan, scores, style, options.min_k_fraction) for plan in plans]
 
 
 def _plan(
@@ -104,7 +136,7 @@ def _plan(
     examples: list[Example],
     evaluated: EvaluatedRows,
     on_missing: str,
-) -> list[_Plan]:
+) -> list[Plan]:
     """Tokenise every answer of every row once, its question once."""
     plans = []
     for set_name, rows in sets.items():
@@ -122,7 +154,7 @@ def _plan(
             first, count = len(examples), len(row.get("perturbed_answer", ()))
             examples.extend(made)
             plans.append(
-                _Plan(
+                Plan(
                     set_name=set_name,
                     index=index,
                     source=row,
@@ -151,8 +183,8 @@ def _prompt(style: PromptStyle, row: Source) -> list[int]:
 def _answer_and_score(
     policy: nn.Module,
     style: PromptStyle,
-    plans: Sequence[_Plan],
-    asked: Sequence[_Plan],
+    plans: Sequence[Plan],
+    asked: Sequence[Plan],
     examples: Sequence[Example],
     options: Measuring,
     device: torch.device | None,
@@ -187,7 +219,7 @@ def _answer_and_score(
 def _answer(
     policy: nn.Module,
     style: PromptStyle,
-    plans: Sequence[_Plan],
+    plans: Sequence[Plan],
     scores: Sequence[TokenScores],
     options: Measuring,
     device: torch.device | None,
@@ -212,7 +244,7 @@ def _answer(
 
 def _score_said(
     policy: nn.Module,
-    plans: Sequence[_Plan],
+    plans: Sequence[Plan],
     options: Measuring,
     device: torch.device | None,
     progress: Progress,
@@ -226,7 +258,7 @@ def _score_said(
         plan.said_nll = found.nll
 
 
-def _row(plan: _Plan, scores: Sequence[TokenScores], style: PromptStyle, fraction: float) -> Row:
+def _row(plan: Plan, scores: Sequence[TokenScores], style: PromptStyle, fraction: float) -> Row:
     """Read everything a row needs from its scores."""
     text = None if plan.said is None else str(style.tokenizer.decode(plan.said, skip_special_tokens=True)).strip()
     answer = scores[plan.answer]
@@ -249,7 +281,7 @@ def _row(plan: _Plan, scores: Sequence[TokenScores], style: PromptStyle, fractio
     return row
 
 
-def _details(answer: TokenScores, plan: _Plan, fraction: float) -> Row:
+def _details(answer: TokenScores, plan: Plan, fraction: float) -> Row:
     """Memorisation and membership scores of one answer.
 
     As open-unlearning defines them, all but the loss and what is made of it leave out the token that ends the turn: a

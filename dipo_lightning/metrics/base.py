@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -196,24 +197,13 @@ class RowValues(Metric):
             Lower and upper end of the interval that holds `INTERVAL` of the numbers, by their name in `parts`; ``""``
             for a scalar.
         """
-        found: dict[str, list[float]] = {}
-        kept = self.reason, self.unscored
-        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
-            try:
-                for drawn in self._resamples(resamples, seed):
-                    self._resample = drawn
-                    value = type(self).compute(self)
-                    for part, number in (value if isinstance(value, Mapping) else {"": value}).items():
-                        if number.is_floating_point() and bool(number.isfinite()):
-                            found.setdefault(part, []).append(number.item())
-            finally:
-                self._resample = None
-                self.reason, self.unscored = kept
-        ends = ((1 - INTERVAL) / 2, (1 + INTERVAL) / 2)
-        quantiles = {part: np.quantile(numbers, ends) for part, numbers in found.items()}
-        return {part: (float(low), float(high)) for part, (low, high) in quantiles.items()}
+        return bootstrap([self], lambda: type(self).compute(self), resamples, seed)
 
-    def _resamples(self, resamples: int, seed: int) -> Iterator[Table]:
+    def take(self, drawn: Table | None) -> None:
+        """Compute on drawn rows from now on; None for the rows seen."""
+        self._resample = drawn
+
+    def resamples(self, resamples: int, seed: int) -> Iterator[Table]:
         """Draw rows: the table's of each set as often as the set has rows, the index repeated with its row."""
         table = self.table()
         sizes = [int((table["group"] == group).sum()) for group in range(len(self.sets))]
@@ -345,6 +335,42 @@ class RowMean(RowValues):
     def compute(self) -> Tensor:
         """Mean over the rows that have the number; NaN where there is none."""
         return mean_or_nan(self.scored()["number"])
+
+
+def bootstrap(
+    metrics: Sequence[RowValues],
+    compute: Callable[[], Tensor | Mapping[str, Tensor]],
+    resamples: int,
+    seed: int,
+) -> dict[str, tuple[float, float]]:
+    """Percentile bootstrap of what is computed of metrics, their rows drawn anew; see `RowValues.intervals`.
+
+    Args:
+        metrics: As they were fed.
+        compute: Computes the number or numbers, without synchronising.
+        resamples: Drawings, 1 or more.
+        seed: Of the drawings.
+    """
+    found: dict[str, list[float]] = {}
+    kept = [(metric.reason, metric.unscored) for metric in metrics]
+    with ExitStack() as stack:
+        for metric in metrics:
+            stack.enter_context(metric.sync_context(dist_sync_fn=metric.dist_sync_fn))
+        try:
+            for tables in zip(*(metric.resamples(resamples, seed) for metric in metrics), strict=True):
+                for metric, drawn in zip(metrics, tables, strict=True):
+                    metric.take(drawn)
+                value = compute()
+                for part, number in (value if isinstance(value, Mapping) else {"": value}).items():
+                    if number.is_floating_point() and bool(number.isfinite()):
+                        found.setdefault(part, []).append(number.item())
+        finally:
+            for metric, (reason, unscored) in zip(metrics, kept, strict=True):
+                metric.take(None)
+                metric.reason, metric.unscored = reason, unscored
+    ends = ((1 - INTERVAL) / 2, (1 + INTERVAL) / 2)
+    quantiles = {part: np.quantile(numbers, ends) for part, numbers in found.items()}
+    return {part: (float(low), float(high)) for part, (low, high) in quantiles.items()}
 
 
 def mean_or_nan(values: Tensor) -> Tensor:

@@ -132,6 +132,21 @@ def test_nf4_of_bitsandbytes_is_ours() -> None:
     torch.testing.assert_close(nf4(weight.cuda()).cpu(), nf4(weight), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["int8", "nf4", "fake_nf4"])
+def test_rounded_weights_are_those_of_the_cpu(name: str) -> None:
+    from dipo_lightning.benchmarks.robustness.quantization import rounded
+
+    model = toy_model()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    found = []
+    for device in ("cpu", "cuda"):
+        with rounded(model.to(device), name):
+            found.append({key: value.cpu().clone() for key, value in model.state_dict().items()})
+        assert all(torch.equal(value.cpu(), before[key]) for key, value in model.state_dict().items())
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value, rtol=1e-5, atol=1e-6, msg=key)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mistral"])
 def test_scores_and_generations_agree_with_the_cpu(family: str) -> None:
     from dipo_lightning.evaluation.generation import generate

@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import sys
 import tempfile
 import time
-import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.models.loading import load_policy, load_tokenizer
 from dipo_lightning.quickstart.authors import write_fictitious
 from dipo_lightning.quickstart.model import train_tokenizer
-from tools.benchmarks import evaluation, runs, steps
+from tools.benchmarks import evaluation, measuring, runs, steps
 from tools.benchmarks.measuring import Table, machine
 
 SMOLLM2 = {
@@ -46,7 +46,7 @@ SMOLLM2 = {
     "rope_theta": 100_000.0,
     "tie_word_embeddings": True,
 }
-PARTS = ("steps", "evaluation", "fits", "startup", "long", "large")
+PARTS = ("steps", "evaluation", "processes", "fits", "startup", "long", "large")
 QUICK = ("steps", "evaluation", "fits")
 
 
@@ -59,6 +59,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further round after so many")
     parser.add_argument("--rounds", type=int, help="of every measurement after the warm-up; 5, or 3 with --quick")
     parser.add_argument("--sizes", nargs="+", default=["8x80", "2x2048"], help="rows x tokens, of forget and of retain")
     parser.add_argument("--variants", nargs="+", choices=steps.NAMES, metavar="NAME", help=f"of {steps.NAMES}")
@@ -108,22 +109,33 @@ class Bench:
             model.config.num_hidden_layers = self.options.layers
         return model
 
-    def steps(self) -> list[Table]:
+    def steps(self) -> Iterable[Table]:
         o = self.options
         return steps.table(self.model(), o.sizes, o.variants, o.rounds, self.device, o.dtype, o.peak_tflops)
 
+    def rows(self, count: int) -> tuple[Any, Any]:
+        """The prompt style, and the first rows of TOFU's sets."""
+        sets: Any = dict(load_tofu(self.data, self.options.split, first=count).sets)
+        sets.pop("holdout", None)
+        return prompt_style(self.prompt, self.tokenizer), sets
+
     def evaluation(self) -> list[Table]:
         o = self.options
-        sets: Any = dict(load_tofu(self.data, o.split, first=o.rows).sets)
-        sets.pop("holdout", None)
-        style = prompt_style(self.prompt, self.tokenizer)
+        style, sets = self.rows(o.rows)
         model = self.model().to(self.device)
-        limit, rounds = o.max_new_tokens, min(o.rounds, 3)
+        limit, rounds = o.max_new_tokens, 1 if o.quick else min(o.rounds, 3)
         return [evaluation.table(model, style, sets, limit, o.batch_size, rounds, o.dtype, o.tuned)]
 
-    def fits(self) -> list[Table]:
+    def processes(self) -> list[Table]:
+        o = self.options
+        style, sets = self.rows(5 * o.rows)
+        rounds = min(o.rounds, 3)
+        return [evaluation.processes_table(self.model, style, sets, o.max_new_tokens, self.folder, rounds)]
+
+    def fits(self) -> Iterable[Table]:
+        saves = 1 if self.options.quick else 3
         where = self.tokenizer_folder, self.data, self.prompt, self.folder
-        return runs.fits(self.model(), *where, self.device, self.options.dtype, self.options.rounds)
+        return runs.fits(self.model(), *where, self.device, self.options.dtype, self.options.rounds, saves)
 
     def startup(self) -> list[Table]:
         return [runs.startup(self.folder, self.options.rounds)]
@@ -142,6 +154,7 @@ def _lines(folder: Path) -> list[str]:
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
+    measuring.DEADLINE[0] = time.perf_counter() + options.seconds
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -154,20 +167,20 @@ def main() -> None:
         for part in options.parts:
             print(f"{part} ...", flush=True)
             began = time.perf_counter()
-            make: Callable[[], list[Table]] = getattr(bench, part)
-            try:
-                document["tables"] += [asdict(table) for table in make()]
-            except Exception:  # the other parts are still worth having; the exit code tells
-                document.setdefault("failed", {})[part] = traceback.format_exc()
-                traceback.print_exc()
+            make: Callable[[], Iterable[Table]] = getattr(bench, part)
+            with measuring.noted(part):
+                for table in make():
+                    document["tables"].append(asdict(table))
+                    write(options.output, document)
+                    print(table.markdown(), flush=True)
             document.setdefault("seconds", {})[part] = round(time.perf_counter() - began, 1)
             write(options.output, document)
-    print(options.output.with_suffix(".md").read_text(encoding="utf-8"))
-    sys.exit(1 if "failed" in document else 0)
+    sys.exit(1 if measuring.FAILED else 0)
 
 
 def write(path: Path, document: dict[str, Any]) -> None:
     """Write what there is so far as JSON and Markdown."""
+    document["failed"] = measuring.FAILED
     path.write_text(json.dumps(document, indent=1), encoding="utf-8")
     about = ", ".join(f"{name} {value}" for name, value in document["machine"].items())
     texts = [Table(**table).markdown() for table in document["tables"]]

@@ -6,8 +6,11 @@ runs its own forwards over all positions, and a generation batch runs until its 
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -19,11 +22,17 @@ from dipo_lightning.evaluation import questions
 from dipo_lightning.evaluation.rows import Measuring
 from dipo_lightning.evaluation.shared_prompts import Example
 from dipo_lightning.metrics.functional.text import rouge_l
-from tools.benchmarks.measuring import Measured, Table, alternate, medians, precision, ratio, timed
+from tools.benchmarks.measuring import Measured, Table, alternate, clock, medians, precision, ratio, timed
 
 Rows = Sequence[dict[str, Any]]
 PerToken = Callable[[Tensor, Tensor], float]
-PARTS = {"scoring": ("score",), "generation": ("generate",), "tokenising": ("_plan",), "metrics": ("_row",)}
+PARTS = {
+    "scoring and generation together": ("score_and_answer",),
+    "scoring": ("score",),
+    "generation": ("generate",),
+    "tokenising": ("_plan",),
+    "metrics": ("_row",),
+}
 """Functions of `questions` whose time makes each part of the package's evaluation."""
 
 
@@ -233,10 +242,11 @@ def table(model: Any, style: PromptStyle, sets: dict[str, Rows], limit: int, bat
     made = Table(
         f"Evaluation of {rows} rows of TOFU's schema ({kind} model)",
         [],
-        f"At most {limit} new tokens, straightforward batches of {batch} rows, {dtype}; medians of {rounds} "
+        f"At most {limit} new tokens, straightforward batches of {batch} rows, {dtype}; medians of "
+        f"{len(found['ours'])} "
         "alternating rounds; CPU seconds of each part (seconds of the device on a GPU).",
     )
-    key = "seconds" if device.type == "cuda" else "cpu"
+    key = clock(device)
     for name, measured in found.items():
         one = medians(measured)
         row: dict[str, Any] = {"evaluation": name, "seconds": one["seconds"], "CPU s": one["cpu"]}
@@ -246,6 +256,52 @@ def table(model: Any, style: PromptStyle, sets: dict[str, Rows], limit: int, bat
     made.rows += [{"evaluation": f"difference: {name}", "seconds": gap}
                   for name, gap in differences(said["plain"], said["ours"]).items()]  # fmt: skip
     return made
+
+
+def processes_table(make: Callable[[], Any], style: PromptStyle, sets: dict[str, Rows], limit: int, folder: Path,
+                    rounds: int) -> Table:  # fmt: skip
+    """Measure the package's evaluation in one process and in two, each on one thread of the CPU.
+
+    Args:
+        make: Makes the model, in every process; can be pickled.
+        style: How a question and an answer become tokens.
+        sets: The rows, enough for several batches.
+        limit: Most new tokens of an answer.
+        folder: For what the processes tell each other.
+        rounds: Of the measurement, without a warm-up: each begins with new processes.
+    """
+    how = make, style, sets, limit, str(folder)
+    found = alternate({f"{n} process(es)": lambda n=n: _run_processes(n, *how) for n in (1, 2)}, rounds, warmup=0)
+    rows = [{"evaluation": name, "seconds": medians(one)["wall"]} for name, one in found.items()]
+    count = sum(map(len, sets.values()))
+    note = f"At most {limit} new tokens, without start-up; one thread a process; medians of {rounds} rounds."
+    made = Table(f"Evaluation of {count} rows by one process and by two", rows, note)
+    one, two = found.values()
+    made.promise("one process / two", ratio(one, two, "wall"), 1.7, True)
+    return made
+
+
+def _run_processes(world: int, *how: Any) -> Measured:
+    folder = Path(how[-1]) / f"processes-{time.monotonic_ns()}"
+    folder.mkdir()
+    torch.multiprocessing.spawn(_one_process, (world, folder, *how[:-1]), nprocs=world)
+    return json.loads((folder / "seconds.json").read_text())
+
+
+def _one_process(rank: int, world: int, folder: Path, make: Callable[[], Any], style: PromptStyle,
+                 sets: dict[str, Rows], limit: int) -> None:  # fmt: skip
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    model = make().eval()
+    few = {name: rows[:1] for name, rows in sets.items()}
+    questions.evaluate_rows(model, style, few, Measuring(max_new_tokens=2))  # a warm-up
+    torch.distributed.barrier()
+    with timed(torch.device("cpu")) as found:
+        questions.evaluate_rows(model, style, sets, Measuring(max_new_tokens=limit))
+        torch.distributed.barrier()
+    if rank == 0:
+        (folder / "seconds.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
 
 
 def _with_rest(whole: Measured, parts: Parts) -> Measured:

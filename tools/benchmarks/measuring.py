@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -26,6 +27,12 @@ from typing import Any
 import torch
 
 Measured = dict[str, float]
+
+DEADLINE = [math.inf]
+"""Moment of `time.perf_counter` after which `alternate` begins no further round."""
+FAILED: dict[str, str] = {}
+"""Errors by what they ended; the exit code tells of them."""
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -47,7 +54,10 @@ class PeakMemory:
             self.before = torch.cuda.memory_allocated(device)
         else:
             ctypes.CDLL(None).malloc_trim(0)
-            _CLEAR.write_text("5")
+            try:
+                _CLEAR.write_text("5")
+            except OSError as error:
+                print(f"  peak memory is that of the whole process: {error}", flush=True)
             self.before = _resident("VmRSS")
 
     def rise(self) -> int:
@@ -60,6 +70,16 @@ class PeakMemory:
 def _resident(name: str) -> int:
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
+
+
+@contextmanager
+def noted(what: str) -> Iterator[None]:
+    """Print an error of a block and keep it in `FAILED`: the other measurements are still worth having."""
+    try:
+        yield
+    except Exception:
+        FAILED[what] = traceback.format_exc()
+        print(f"{what} FAILED\n{FAILED[what]}", flush=True)
 
 
 @contextmanager
@@ -78,6 +98,11 @@ def timed(device: torch.device) -> Iterator[Measured]:
         torch.cuda.synchronize(device)
     found |= {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
     found["seconds"] = events[0].elapsed_time(events[1]) / 1000 if gpu else found["wall"]
+
+
+def clock(device: torch.device) -> str:
+    """Name the measured number that variants are compared by: CPU seconds on one thread of a CPU, else wall time."""
+    return "cpu" if device.type == "cpu" and torch.get_num_threads() == 1 else "seconds"
 
 
 def precision(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
@@ -114,6 +139,8 @@ def alternate(
 ) -> dict[str, list[Measured]]:
     """Run all variants once per round, each round from another one on; what the machine does meets all alike.
 
+    Past `DEADLINE` it ends with the round that it is in, once one is measured. A variant that fails is left out.
+
     Returns:
         What each measured in every round after the first ``warmup`` ones.
     """
@@ -122,11 +149,20 @@ def alternate(
     for number in range(warmup + rounds):
         for place in range(len(names)):
             name = names[(place + number) % len(names)]
-            measured = variants[name]()
+            measured = None
+            if name not in FAILED:
+                with noted(name):
+                    measured = variants[name]()
+            if measured is None:
+                found.pop(name, None)
+                continue
             if number >= warmup:
                 found[name].append(measured)
             shown = ", ".join(f"{key} {value:.4g}" for key, value in list(measured.items())[:3])
             print(f"  round {number - warmup + 1}  {name:<32} {shown}", flush=True)
+        if number >= warmup and time.perf_counter() > DEADLINE[0]:
+            print("  no time for another round", flush=True)
+            break
     return found
 
 

@@ -8,7 +8,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ class Moments(pl.Callback):
 
 
 def fits(model: Any, tokenizer: str, data: str, prompt: str, folder: Path, device: torch.device, dtype: str,
-         steps: int) -> list[Table]:  # fmt: skip
+         steps: int, saves: int) -> Iterator[Table]:  # fmt: skip
     """Steps within ``fit`` on one device and under FSDP2 with one process, checkpoints of it, and a resumed fit."""
 
     def run(name: str, at_end: Callable[[pl.Trainer], Any] | None = None, **options: Any) -> tuple[Moments, Measured]:
@@ -114,7 +114,7 @@ def fits(model: Any, tokenizer: str, data: str, prompt: str, folder: Path, devic
         return moments, row | {"peak MiB": memory.rise() / 2**20}
 
     target = folder / "last.ckpt"
-    moments, single = run("auto", lambda trainer: _save_and_load(trainer, target))
+    moments, single = run("auto", lambda trainer: _save_and_load(trainer, target, saves))
     _, resumed = run("auto", ckpt_path=str(target), more=2)
     _, sharded = run("fsdp2")
     if torch.distributed.is_initialized():
@@ -124,10 +124,11 @@ def fits(model: Any, tokenizer: str, data: str, prompt: str, folder: Path, devic
         [single, resumed | {"strategy": "auto, resumed"}, sharded],
         f"Hooks, gradient norm and data loader included; {dtype}; medians after two steps; FSDP2 with world size 1.",
     )
-    return [inside, _checkpoints(moments.found, target)]
+    yield inside
+    yield _checkpoints(moments.found, target)
 
 
-def _save_and_load(trainer: pl.Trainer, target: Path) -> dict[str, list[Measured]]:
+def _save_and_load(trainer: pl.Trainer, target: Path, rounds: int) -> dict[str, list[Measured]]:
     """Write the run's checkpoint and read it, through the package's files and through Lightning's."""
 
     def through(io: TorchCheckpointIO, path: Path) -> Measured:
@@ -142,7 +143,7 @@ def _save_and_load(trainer: pl.Trainer, target: Path) -> dict[str, list[Measured
         return found | {"load": load["wall"], "load cpu": load["cpu"], "load peak": memory.rise()}
 
     variants = {"ours": (StreamingIO(), target), "Lightning's": (TorchCheckpointIO(), target.with_name("other.ckpt"))}
-    return alternate({name: lambda one=one: through(*one) for name, one in variants.items()}, 3)
+    return alternate({name: lambda one=one: through(*one) for name, one in variants.items()}, rounds)
 
 
 def _checkpoints(found: dict[str, list[Measured]], target: Path) -> Table:
@@ -158,7 +159,7 @@ def _checkpoints(found: dict[str, list[Measured]], target: Path) -> Table:
     table = Table(
         "Checkpoint of the same fit",
         rows,
-        f"{size:.0f} MiB with AdamW's states; medians of 3 alternating rounds.",
+        f"{size:.0f} MiB with AdamW's states; medians of {len(found['ours'])} alternating rounds.",
     )
     for what in ("save", "load"):
         table.promise(f"{what}: ours / Lightning's", ratio(found["ours"], found["Lightning's"], what), 1.05)

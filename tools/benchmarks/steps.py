@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,15 +21,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid
 
+from dipo_lightning.methods.altpo import AltPOModule
 from dipo_lightning.methods.dipo.module import DiPOModule
 from dipo_lightning.methods.dipo.pair import PairOptions
 from dipo_lightning.methods.gradient_ascent import CEUModule, GradAscentModule, GradDiffModule, KLModule, WGAModule
+from dipo_lightning.methods.pdu import PDUModule
 from dipo_lightning.methods.preference import DPOModule, NPOModule, SimNPOModule
 from dipo_lightning.methods.rmu import RMUModule
+from dipo_lightning.methods.satimp import SatImpModule
+from dipo_lightning.methods.selective.examples import PrivateExample
+from dipo_lightning.methods.selective.module import TEMPLATES, SelectiveModule
 from dipo_lightning.methods.undial import UNDIALModule
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers, TokenBatch, answer_hidden, collate, concatenate
-from tools.benchmarks.measuring import Measured, PeakMemory, Table, alternate, medians, precision, ratio, timed
+from dipo_lightning.models.lora import LoRA, add_lora
+from tools.benchmarks.measuring import (
+    Measured,
+    PeakMemory,
+    Table,
+    alternate,
+    clock,
+    medians,
+    noted,
+    precision,
+    ratio,
+    timed,
+)
 
 BETA, K, SIMNPO_BETA = 0.1, 10, 4.5
 NEVER = 10**9
@@ -44,7 +61,32 @@ class OtherPair(DiPOModule):
         return (0.5 * logits).log_softmax(-1), (2 * logits).log_softmax(-1)
 
 
+class PreparedSelective(SelectiveModule):
+    """Selective unlearning on rows of random tokens, of which every eighth answer token is private.
+
+    A step has, as in a run, half as many false variants and half as many leaks as forget rows, and general answers.
+    """
+
+    def on_fit_start(self) -> None:
+        """Look for no private values and ask no reference: `take` has the rows."""
+
+    def take(self, part: TokenBatch) -> SimpleNamespace:
+        """Take the rows of a batch, and return a data module's part of what a step asks for."""
+        lists = {name: part[name].tolist() for name in ("index", "input_ids", "labels")}
+        self._general = [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+        rows = []
+        for row in self._general:
+            private = [label != -100 and place % 8 == 0 for place, label in enumerate(row["labels"])]
+            rows.append(PrivateExample(**row, private=private, visible=[1] * len(private)))
+        self._wordings = [[row] * len(TEMPLATES) for row in rows]
+        self._variants, self.leaks = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+        banned = {row.index: [7] for row in rows}
+        self._maker = SimpleNamespace(banned=banned)  # type: ignore[assignment]
+        return SimpleNamespace(seed=0, tokenizer=SimpleNamespace(pad_token_id=0))
+
+
 FROZEN = {"freeze_projection": True}
+ADAPTERS = {"lora": LoRA(rank=8)}
 FORMS: dict[str, dict[str, Any]] = {"": {}, ", full logits": {"form": "logits"}}
 LIKELIHOOD: dict[str, Module] = {
     "GradDiff": GradDiffModule,
@@ -55,7 +97,10 @@ LIKELIHOOD: dict[str, Module] = {
     "NPO": NPOModule,
     "SimNPO": SimNPOModule,
     "DPO": DPOModule,
+    "AltPO": AltPOModule,
     "UNDIAL": UNDIALModule,
+    "SatImp": SatImpModule,
+    "PDU": PDUModule,
 }
 PACKAGE: dict[str, tuple[Module, dict[str, Any]]] = {
     "DiPO": (DiPOModule, {}),
@@ -63,18 +108,26 @@ PACKAGE: dict[str, tuple[Module, dict[str, Any]]] = {
     "DiPO, live, full logits": (DiPOModule, {"reference": "live", "form": "logits"}),
     "DiPO, frozen projection": (DiPOModule, FROZEN),
     "DiPO, another pair": (OtherPair, {"reference": "live"}),
+    "DiPO, LoRA": (DiPOModule, ADAPTERS),
+    "DiPO, LoRA, adapters_off": (DiPOModule, ADAPTERS | {"reference": "adapters_off"}),
     "GradDiff, frozen projection": (GradDiffModule, FROZEN),
+    "GradDiff, LoRA": (GradDiffModule, ADAPTERS),
+    "NPO, LoRA": (NPOModule, ADAPTERS),
+    "Selective": (PreparedSelective, {}),
+    "Selective, LoRA": (PreparedSelective, ADAPTERS),
     **{name + form: (cls, options) for name, cls in LIKELIHOOD.items() for form, options in FORMS.items()},
-    "RMU": (RMUModule, {"layer": 1}),
+    "RMU": (RMUModule, {}),
 }
 BARE = "model alone"  # the decoder's forward and backward without any head: what the memory of a loss stands on
 BARE_FROZEN = "model alone, frozen projection"
+BARE_ADAPTERS = "model alone, LoRA"
 FINE_TUNING = "fine-tuning"
 USUAL = ("GradDiff, usual", "NPO, usual", "SimNPO, usual", "DiPO, usual")
-NAMES = (BARE, BARE_FROZEN, FINE_TUNING, *USUAL, *PACKAGE)
+NAMES = (BARE, BARE_FROZEN, BARE_ADAPTERS, FINE_TUNING, *USUAL, *PACKAGE)
+OTHER_ROWS = ("DPO", "AltPO", "Selective", "RMU")
+"""Beginnings of variants whose forward has other rows or no head: there is no floor to measure their loss from."""
 ESSENTIAL = (
     BARE,
-    BARE_FROZEN,
     FINE_TUNING,
     *USUAL,
     "GradDiff",
@@ -83,12 +136,16 @@ ESSENTIAL = (
     "DiPO",
     "DiPO, live",
     "DiPO, frozen projection",
-    "GradDiff, frozen projection",
+    "DiPO, LoRA",
+    "Selective",
+    "RMU",
+    "UNDIAL",
 )
 
 PROMISES = (
-    ("seconds", "DiPO", "GradDiff", 0.85),
-    *(("seconds", name, f"{name}, usual", 0.95) for name in ("GradDiff", "NPO", "SimNPO")),
+    ("time", "DiPO", "GradDiff, usual", 0.85),
+    ("time", "DiPO", "GradDiff", 0.85),
+    *(("time", name, f"{name}, usual", 0.95) for name in ("GradDiff", "NPO", "SimNPO")),
     *(("loss", name, f"{name}, usual", 0.5) for name in ("GradDiff", "NPO", "SimNPO", "DiPO")),
 )
 """Number, variant, the one that it is compared with, and what the ratio shall be at most."""
@@ -100,13 +157,21 @@ class Variant:
 
     Attributes:
         loss: Runs the forward and returns the loss.
-        trained: Parameters that get a gradient.
+        policy: The model that is trained.
+        trained: Its parameters that get a gradient.
         resident: Bytes that it keeps beside the policy and the optimiser's states.
+        module: The LightningModule around the policy, if there is one.
     """
 
     loss: Callable[[], Tensor]
+    policy: nn.Module
     trained: set[nn.Parameter]
     resident: int = 0
+    module: nn.Module | None = None
+
+    def to(self, device: torch.device) -> None:
+        """Move the policy, and tell the module where it is."""
+        (self.policy if self.module is None else self.module).to(device).train()
 
 
 def make_batch(rows: int, length: int, prompt: int, vocabulary: int, device: torch.device) -> Batch:
@@ -204,18 +269,25 @@ def package_variant(
 ) -> Variant:
     """The training step of the package's module: its reference is made as ``fit`` makes it."""
     cls, options = PACKAGE[name]
+    if "lora" in options:
+        policy = copy.deepcopy(policy)  # adapters are put into the model itself
     if issubclass(cls, DiPOModule):
         options = options | {"beta": BETA, "pair": PairOptions(k=K)}
+    if cls is RMUModule:
+        options = options | {"layer": min(7, policy.config.num_hidden_layers - 1)}  # 7: the default
     device = batch["forget"]["input_ids"].device
     module: Any = cls("shared", reference_cache=str(cache), **options)
     module.load = lambda dtype=torch.float32: policy if module.policy is None else reference
     policy.cpu().requires_grad_(True)
     reference.cpu()  # where a module finds what it loads
     quiet_trainer(device, dtype, max_steps=0).fit(module, Rows(batch))
+    policy = module.policy
     trained = {parameter for parameter in policy.parameters() if parameter.requires_grad}
     module.log = module.log_dict = lambda *_, **__: None  # outside a loop there is nothing to log to
     # A step like any other: neither the first one nor one that is logged, which also measure both rewards.
-    module._trainer = SimpleNamespace(global_step=1, log_every_n_steps=NEVER)
+    module._trainer = SimpleNamespace(global_step=1, log_every_n_steps=NEVER, global_rank=0, current_epoch=0)
+    if isinstance(module, PreparedSelective):
+        module._trainer.datamodule = module.take(batch["forget"])
     resident = 0
     if getattr(module.reference, "model", None) is reference:
         resident = bytes_of(reference.parameters())
@@ -223,31 +295,37 @@ def package_variant(
         resident = bytes_of([module.reference.head.weight])
     if issubclass(cls, DPOModule):
         batch = batch | {"alternative": batch["retain"]}
-    return Variant(lambda: module.training_step(batch, 0), trained, resident)
+    return Variant(lambda: module.training_step(batch, 0), policy, trained, resident, module)
 
 
 def make_variant(name: str, policy: nn.Module, reference: nn.Module, batch: Batch, cache: Path, dtype: str) -> Variant:
     """Build the variant called ``name``, one of `NAMES`."""
     if name in PACKAGE:
         return package_variant(name, policy, reference, batch, cache, dtype)
-    joined, everything = concatenate(list(batch.values())), set(policy.parameters())
+    joined = concatenate(list(batch.values()))
+    if name == BARE_ADAPTERS:
+        policy = add_lora(copy.deepcopy(policy), ADAPTERS["lora"])
+        adapters = {parameter for parameter in policy.parameters() if parameter.requires_grad}
+        return Variant(lambda: answer_hidden(policy, joined).float().square().mean(), policy, adapters)
+    everything = set(policy.parameters())
     if name in (BARE, BARE_FROZEN):
         head = policy.get_output_embeddings().weight  # type: ignore[operator]
         trained = everything - {head} if name == BARE_FROZEN else everything
-        return Variant(lambda: answer_hidden(policy, joined).float().square().mean(), trained)
+        return Variant(lambda: answer_hidden(policy, joined).float().square().mean(), policy, trained)
     if name == FINE_TUNING:
-        return Variant(lambda: mean_nll(policy, joined), everything)
+        return Variant(lambda: mean_nll(policy, joined), policy, everything)
     losses = dict(zip(USUAL, (usual_grad_diff, usual_npo, usual_simnpo, usual_dipo), strict=True))
     resident = bytes_of(reference.parameters()) if losses[name] in (usual_npo, usual_dipo) else 0
-    return Variant(lambda: losses[name](policy, reference, batch), everything, resident)
+    return Variant(lambda: losses[name](policy, reference, batch), policy, everything, resident)
 
 
 def bytes_of(tensors: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def step(variant: Variant, policy: nn.Module, start: dict[str, Tensor], device: torch.device, dtype: str) -> Measured:
+def step(variant: Variant, start: dict[str, Tensor], device: torch.device, dtype: str) -> Measured:
     """Take one step from the weights ``start`` and measure it."""
+    policy = variant.policy
     policy.load_state_dict(start)
     for parameter in policy.parameters():
         parameter.requires_grad_(parameter in variant.trained)
@@ -278,20 +356,26 @@ def measure(
     prompt = length // 4 if length < 256 else 0
     batch = make_batch(rows, length, prompt, policy.config.vocab_size, device)
     reference = copy.deepcopy(policy).requires_grad_(False).eval()
-    start = {name: value.clone() for name, value in policy.state_dict().items()}
     with tempfile.TemporaryDirectory() as folder:
-        made = {name: make_variant(name, policy, reference, batch, Path(folder), dtype) for name in names}
-        policy.to(device).train()
+        made = {}
+        for name in names:
+            with noted(name):
+                made[name] = make_variant(name, policy, reference, batch, Path(folder), dtype)
+        starts: dict[nn.Module, dict[str, Tensor]] = {}  # variants without adapters share one policy
+        for one in made.values():
+            one.to(device)
+            if one.policy not in starts:
+                starts[one.policy] = {key: value.clone() for key, value in one.policy.state_dict().items()}
         reference.to(device)
-        start = {name: value.to(device) for name, value in start.items()}
-        run = {name: lambda one=one: step(one, policy, start, device, dtype) for name, one in made.items()}
+        run = {name: lambda one=one: step(one, starts[one.policy], device, dtype) for name, one in made.items()}
         found = alternate(run, rounds)
     for parameter in policy.parameters():
         parameter.grad = None
     for name, measured in found.items():
-        bare = found.get(BARE_FROZEN if "frozen" in name else BARE)
-        for one, floor in zip(measured, bare or measured, strict=True):
-            one["loss"] = one["held"] - floor["held"]
+        bare = found.get(BARE_FROZEN if "frozen" in name else BARE_ADAPTERS if "LoRA" in name else BARE)
+        if bare is not None and not name.startswith(OTHER_ROWS):
+            for one, floor in zip(measured, bare, strict=True):
+                one["loss"] = one["held"] - floor["held"]
     return found
 
 
@@ -303,24 +387,25 @@ def model_flops(policy: Any, rows: int, length: int) -> float:
 
 
 def table(policy: Any, sizes: Sequence[str], names: Sequence[str], rounds: int, device: torch.device, dtype: str,
-          peak_tflops: float) -> list[Table]:  # fmt: skip
-    """Measure every size and write a table of each."""
-    tables = []
+          peak_tflops: float) -> Iterator[Table]:  # fmt: skip
+    """Measure every size, and give a table of each as soon as it is there."""
     for size in sizes:
         rows, length = map(int, size.split("x"))
         found = measure(policy, (rows, length), names, rounds, device, dtype)
         flops = model_flops(policy, rows, length)
         supervised = (length - max(length // 4 if length < 256 else 0, 1)) / length
-        note = f"{supervised:.0%} of the tokens supervised, {dtype}; medians of {rounds} alternating rounds."
+        count = min(map(len, found.values()))
+        unit = "CPU seconds" if clock(device) == "cpu" else "seconds"
+        note = f"{supervised:.0%} of the tokens supervised, {dtype}; medians and ratios of {unit}, {count} rounds."
         made = Table(f"Step on {rows} x {length} tokens to forget and as many to keep", [], note)
-        for name, measured in found.items():
-            made.rows.append(_row(name, measured, found, device, flops, peak_tflops, 2 * rows * length))
+        for name, rounds_of_it in found.items():
+            made.rows.append(_row(name, rounds_of_it, found, device, flops, peak_tflops, 2 * rows * length))
         for key, of, over, limit in PROMISES:
-            if of in found and over in found:
-                what = "loss memory" if key == "loss" else "time"
-                made.promise(f"{what}: {of} / {over}", ratio(found[of], found[over], key), limit)
-        tables.append(made)
-    return tables
+            if of in found and over in found and (key == "time" or "loss" in found[of][0]):
+                what = "loss memory" if key == "loss" else key
+                measured = clock(device) if key == "time" else key
+                made.promise(f"{what}: {of} / {over}", ratio(found[of], found[over], measured), limit)
+        yield made
 
 
 def _row(name: str, measured: list[Measured], found: dict[str, list[Measured]], device: torch.device, flops: float,
@@ -329,11 +414,13 @@ def _row(name: str, measured: list[Measured], found: dict[str, list[Measured]], 
     row: dict[str, Any] = {"variant": name, "seconds": one["seconds"], "CPU s": one["cpu"]}
     for base in (FINE_TUNING, "GradDiff", "NPO, usual"):
         if base in found:
-            row[f"/ {base}"] = ratio(measured, found[base], "seconds")["ratio"]
+            row[f"/ {base}"] = ratio(measured, found[base], clock(device))["ratio"]
     if FINE_TUNING in found:
-        span = ratio(measured, found[FINE_TUNING], "seconds")
+        span = ratio(measured, found[FINE_TUNING], clock(device))
         row["interval"] = f"{span['low']:.2f} to {span['high']:.2f}"
-    row |= {"tokens/s": tokens / one["seconds"], "peak MiB": one["peak"] / 2**20, "loss MiB": one["loss"] / 2**20}
+    row |= {"tokens/s": tokens / one["seconds"], "peak MiB": one["peak"] / 2**20}
+    if "loss" in one:
+        row["loss MiB"] = one["loss"] / 2**20
     if device.type == "cuda":
         row["of peak FLOP/s"] = flops / one["seconds"] / peak_tflops / 1e12
     return row

@@ -6,25 +6,31 @@ policy it is given comes back bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from dipo_lightning.benchmarks.robustness.tables import PARTS
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.prompts import ChatStyle
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.generation import BATCH_ROWS, generate
-from dipo_lightning.evaluation.rows import Progress
-from dipo_lightning.evaluation.scoring import BATCH_TOKENS, TokenScores, score
-from dipo_lightning.metrics.functional.membership import extraction_strength
+from dipo_lightning.evaluation.generation import BATCH_ROWS
+from dipo_lightning.evaluation.questions import Plan, measure_plans
+from dipo_lightning.evaluation.rows import Measuring, Progress, Row
+from dipo_lightning.evaluation.scoring import BATCH_TOKENS
+from dipo_lightning.evaluation.shared_prompts import Example
 from dipo_lightning.metrics.functional.text import rouge_l
 
 Source = Mapping[str, Any]
 """A row as it was read: `index`, `question`, `answer`, and what else its data has."""
+
+Measured = list[dict[str, Any]]
+"""Rows as they were measured."""
 
 
 @dataclass
@@ -37,11 +43,14 @@ class Subject:
         retain: Rows that were kept.
         unrelated: Texts that have to do with neither.
         trained: The forget rows as they were trained on, where those are not the questions: rows with ``text``.
+        metrics: What is measured of the answers: names of `metrics.METRICS`, or class paths of metrics over rows.
         max_new_tokens: Most tokens of a generated answer (TOFU's published evaluation: 200).
         batch_tokens: Most tokens of a scoring forward, padding included.
         generation_rows: Most rows of a generation batch.
         device: Where the batches go; default is where the policy's parameters are.
         progress: Shows how far a measurement is.
+        keep: Given a name and a function, returns the function's rows, or those that it gave before the attack was cut
+            off; for attacks whose one condition takes several measurements.
     """
 
     style: PromptStyle
@@ -49,11 +58,18 @@ class Subject:
     retain: Sequence[Source] = ()
     unrelated: Sequence[str] = ()
     trained: Sequence[Source] = ()
+    metrics: Sequence[str] = PARTS
     max_new_tokens: int = 200
     batch_tokens: int = BATCH_TOKENS
     generation_rows: int = BATCH_ROWS
     device: torch.device | None = None
     progress: Progress = field(default=lambda total, what: nullcontext(lambda done: None))
+    keep: Callable[[str, Callable[[], Measured]], Measured] = field(default=lambda name, measure: measure())
+
+    @property
+    def compares(self) -> bool:
+        """Whether a metric compares the answer with paraphrased and wrong ones, so that they are scored as well."""
+        return any(name.startswith("truth_ratio") or "." in name for name in self.metrics)
 
 
 @dataclass(frozen=True)
@@ -63,7 +79,7 @@ class Condition:
     Attributes:
         name: Name in logs, tables and of numbers, such as ``lower_case``.
         title: Its name for a reader.
-        kind: ``answers`` (probability, ROUGE and extraction strength of each row), ``samples`` (leak@k), ``curve``
+        kind: ``answers`` (the metrics of each row), ``samples`` (leak@k), ``curve``
             (the numbers of ``answers`` at each of several steps) or ``rounded`` (the same as ``answers``, with Q).
     """
 
@@ -88,15 +104,22 @@ class Attack:
         Raises:
             InputError: An option or the data does not allow it.
         """
-        raise TypeError(f"{type(self).__name__} must define conditions()")
+        raise InputError(f"The attack {type(self).__name__} does not define conditions().")
 
-    def measure(self, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, list[dict[str, Any]]]:
+    def measure(self, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, Measured]:
         """Measure a policy under a condition; collective, and the same rows on every process.
 
         Returns:
             Rows by name: the condition's, or for a curve ``{condition}_step{step}``.
         """
-        raise TypeError(f"{type(self).__name__} must define measure()")
+        raise InputError(f"The attack {type(self).__name__} does not define measure().")
+
+    def reads(self, subject: Subject, condition: Condition) -> Any:
+        """Return what a condition reads besides the options and the forget rows, such as retain rows; plain values.
+
+        Results are taken up again only where it is the same.
+        """
+        return None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -149,49 +172,50 @@ def ask(style: PromptStyle, row: Source, question: str, opening: str = "") -> As
     return Asked(row, ids[:first], ids[first:], question, row["answer"])
 
 
-def measure_answers(policy: nn.Module, subject: Subject, asked: Sequence[Asked]) -> list[dict[str, Any]]:
+def measure_answers(policy: nn.Module, subject: Subject, asked: Sequence[Asked]) -> Measured:
     """Score the true answers and let the policy answer; collective, the same on every process.
 
     Returns:
-        A row each: ``index``, ``question``, ``answer``, ``nll``, ``tokens``, ``generation``, ``rouge_l_recall`` and
-        ``extraction_strength`` (without the token that ends the turn); numbers that are not finite are None.
+        A row each, with everything that `dipo_lightning.evaluation.questions` measures of a forget row, and ``rouge``,
+        ROUGE-L F1 in MUSE's manner; numbers that are not finite are None. Paraphrased and wrong answers are scored
+        where `Subject.compares` and the whole answer is asked for.
     """
-    examples = [(one.prompt + one.target, [-100] * len(one.prompt) + one.target) for one in asked]
-    with subject.progress(len(examples), "answers scored") as done:
-        scores = score(policy, examples, batch_tokens=subject.batch_tokens, device=subject.device, progress=done)
-    with subject.progress(len(asked), "questions answered") as done:
-        said = generate(
-            policy,
-            [one.prompt for one in asked],
-            max_new_tokens=subject.max_new_tokens,
-            stop_ids=subject.style.stop_ids,
-            batch_rows=subject.generation_rows,
-            expected=[len(one.target) for one in asked],
-            known=[found.greedy_start() for found in scores],
-            device=subject.device,
-            progress=done,
-        )
-    return [_row(subject.style, *found) for found in zip(asked, scores, said, strict=True)]
+    examples: list[Example] = []
+    plans = [_plan(subject, one, examples) for one in asked]
+    options = Measuring(subject.batch_tokens, subject.generation_rows, subject.max_new_tokens)
+    rows = measure_plans(policy, subject.style, plans, examples, options, subject.device, subject.progress)
+    return [_finite({**row, "rouge": _rouge(row)}) for row in rows]
 
 
-def _row(style: PromptStyle, asked: Asked, scores: TokenScores, said: list[int]) -> dict[str, Any]:
-    text = str(style.tokenizer.decode(said, skip_special_tokens=True)).strip()
-    answer = scores.without_last() if asked.target[-1] in style.stop_ids else scores
-    strength = extraction_strength(answer.correct, torch.zeros(answer.tokens, dtype=torch.long), 1).item()
-    row = {
-        "index": asked.row["index"],
-        "question": asked.question,
-        "answer": asked.answer,
-        "generation": text,
-        "nll": scores.nll,
-        "tokens": scores.tokens,
-        "rouge_l_recall": rouge_l([text], [asked.answer]).recall.item(),
-        "extraction_strength": strength,
-    }
-    return {
-        name: None if isinstance(value, float) and not torch.tensor(value).isfinite() else value
-        for name, value in row.items()
-    }
+def _plan(subject: Subject, asked: Asked, examples: list[Example]) -> Plan:
+    """Plan a question; its answers are added to the examples."""
+    wrong, paraphrases = [], []
+    if subject.compares and asked.answer == asked.row["answer"]:
+        join, row = subject.style.join, asked.row
+        wrong = [join(asked.prompt, text) for text in row.get("perturbed_answer", ())]
+        paraphrases = [join(asked.prompt, row[name]) for name in ("paraphrased_answer",) if name in row]
+    first = len(examples)
+    examples.append((asked.prompt + asked.target, [-100] * len(asked.prompt) + asked.target))
+    examples += wrong + paraphrases
+    return Plan(
+        set_name="",
+        index=asked.row["index"],
+        source={"question": asked.question, "answer": asked.answer},
+        prompt=asked.prompt,
+        answer=first,
+        wrong=list(range(first + 1, first + 1 + len(wrong))),
+        paraphrase=first + 1 + len(wrong) if paraphrases else None,
+        ends=asked.target[-1] in subject.style.stop_ids,
+        length=len(asked.target),
+    )
+
+
+def _rouge(row: Row) -> float:
+    return rouge_l([str(row["generation"])], [row["answer"]], stemmer=False).f1.item()
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: None if isinstance(value, float) and not isfinite(value) else value for name, value in row.items()}
 
 
 class Plain(Attack):
@@ -209,6 +233,6 @@ class Plain(Attack):
             raise InputError("There are no forget rows to attack with; give the data that was unlearned.")
         return [Condition("plain", "plain question")]
 
-    def measure(self, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, list[dict[str, Any]]]:
+    def measure(self, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, Measured]:
         """Measure the plain questions."""
         return {condition.name: measure_answers(policy, subject, plainly(subject))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,12 +10,13 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, Subject
+from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, Source, Subject
 from dipo_lightning.benchmarks.robustness.data import at_most, subject_of
 from dipo_lightning.benchmarks.robustness.metrics import Robustness, settings_pictures
 from dipo_lightning.benchmarks.robustness.prefixes import Prefixes
 from dipo_lightning.benchmarks.robustness.quantization import Quantization
-from dipo_lightning.benchmarks.robustness.running import build_attacks, planned, settings_of
+from dipo_lightning.benchmarks.robustness.running import build_attacks, measure, planned, settings_of
+from dipo_lightning.benchmarks.robustness.tables import PARTS
 from dipo_lightning.benchmarks.robustness.wordings import Wordings
 from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Document, Evaluation
@@ -36,6 +38,7 @@ class RobustnessEvaluation(Evaluation):
         quantization: Rounded weights; see `Quantization`.
         attacks: The attacks to make, by name.
         further: Attacks of your own by name: a class path, or ``class_path`` with ``init_args``.
+        attack_metrics: What is measured of the answers, and of what Q is made; see `metrics.METRICS`.
         max_forget_rows: Most forget rows that are asked, spread evenly over all; None for all.
         schedule: When; by default before the first step and after the last.
         **options: Those of `Evaluation`: ``measuring`` (200 new tokens, 64 rows a generation batch), ``metrics``.
@@ -50,6 +53,7 @@ class RobustnessEvaluation(Evaluation):
         quantization: Quantization | None = None,
         attacks: tuple[str, ...] = ("wordings", "prefixes", "quantization"),
         further: dict[str, Any] | None = None,
+        attack_metrics: tuple[str, ...] = PARTS,
         max_forget_rows: int | None = 100,
         schedule: Schedule | None = None,
         **options: Any,
@@ -68,7 +72,7 @@ class RobustnessEvaluation(Evaluation):
                 )
         check_numbers(self, {"max_forget_rows": max_forget_rows})
         self.attacks = build_attacks([own[name] for name in attacks], further)
-        self.max_forget_rows = max_forget_rows
+        self.attack_metrics, self.max_forget_rows = attack_metrics, max_forget_rows
         self.subject: Subject | None = None
         self.plan: list[tuple[Attack, Condition]] = []
 
@@ -79,6 +83,7 @@ class RobustnessEvaluation(Evaluation):
         self.subject = replace(
             found,
             forget=at_most(found.forget, limit),
+            metrics=self.attack_metrics,
             max_new_tokens=self.measuring.max_new_tokens or found.max_new_tokens,
             batch_tokens=self.measuring.batch_tokens,
             generation_rows=self.measuring.generation_rows or BATCH_ROWS,
@@ -102,6 +107,11 @@ class RobustnessEvaluation(Evaluation):
         assert self.subject is not None
         return settings_of(self.plan, self.subject, ["unlearned"], {})
 
+    def sources(self) -> Mapping[str, Sequence[Source]]:
+        """Return the forget rows as the source of every set."""
+        assert self.subject is not None
+        return {of.name: self.subject.forget for of in self.benchmark.sets_of(self.settings)}
+
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> EvaluatedRows:
         """Measure the policy under every condition."""
         assert self.subject is not None
@@ -113,7 +123,7 @@ class RobustnessEvaluation(Evaluation):
         )
         evaluated = EvaluatedRows()
         for attack, condition in self.plan:
-            found = attack.measure(policy, subject, condition)
+            found = measure(attack, policy, subject, condition)
             evaluated.sets |= {f"unlearned_{name}": rows for name, rows in found.items()}  # type: ignore[misc]
         return evaluated
 

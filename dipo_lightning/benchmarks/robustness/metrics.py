@@ -6,21 +6,33 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from dipo_lightning.benchmarks.robustness.pictures import draw
-from dipo_lightning.benchmarks.robustness.tables import PARTS, markdown_table
-from dipo_lightning.evaluation.benchmark import Benchmark, Headline
-from dipo_lightning.evaluation.rows import EvaluationLog, Row, Sets
-from dipo_lightning.metrics import ExtractionStrength, Probability, ROUGERecall, RowMean, RowSet, RowValues
-from dipo_lightning.metrics.base import mean_or_nan
+from dipo_lightning.benchmarks.robustness.tables import PARTS, markdown_table, number_names, short_name
+from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.benchmark import Benchmark, Headline, import_class
+from dipo_lightning.evaluation.rows import EvaluationLog, Row, Sets, add_log_ratios
+from dipo_lightning.metrics import (
+    ExactMemorization,
+    ExtractionStrength,
+    MinK,
+    MinKPlusPlus,
+    Probability,
+    ROUGERecall,
+    RowMean,
+    RowSet,
+    RowValues,
+    TruthProbability,
+    TruthRatio,
+)
+from dipo_lightning.metrics.base import Rows, bootstrap, meanings
 from dipo_lightning.metrics.functional.robustness import leak_at_k, quantization_score, relearning_score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-KINDS: dict[str, type[RowValues]] = dict(zip(PARTS, (Probability, ROUGERecall, ExtractionStrength), strict=True))
 
 _PLAIN = {"name": "plain", "title": "plain question", "kind": "answers", "attack": "plain"}
 
@@ -59,35 +71,97 @@ class LeakAtK(RowMean):
         return None if sampled is None or leaking is None else leak_at_k(int(sampled), int(leaking), self.k)
 
 
-class _OfMeans(RowValues):
-    """A number made of the means of several sets."""
+class ROUGEF1(RowMean):
+    """Mean ROUGE-L F1 of the model's own answers, as MUSE's KnowMem takes it."""
 
-    higher_is_better = True
-
-    def __init__(self, *sets: RowSet | str, part: str, **options: Any) -> None:
-        super().__init__(*sets, **options)
-        self.part = part
-
-    def values(self, row: Mapping[str, Any], of: RowSet) -> Sequence[float | None]:
-        """Return the row's number."""
-        if self.part == "probability":
-            return (None if row.get("nll") is None else math.exp(-row["nll"]),)
-        return (row.get("rouge_l_recall" if self.part == "rouge" else self.part),)
-
-    def means(self) -> list[float]:
-        """Return the mean of each set; NaN for one without rows."""
-        table = self.scored()
-        groups = (table["number"][table["group"] == place] for place in range(len(self.sets)))
-        return [mean_or_nan(group).item() for group in groups]
+    field = "rouge"
+    label = "ROUGE-L F1"
+    meaning = "ROUGE-L F1 between the true answer and the model's own (MUSE's KnowMem, as a share)."
+    remembers = 1
 
 
-class RelearningScore(_OfMeans):
-    """R of a number that grows with memory: see `functional.robustness.relearning_score`.
+METRICS: dict[str, type[RowValues]] = {
+    "rouge": ROUGERecall,
+    "probability": Probability,
+    "extraction_strength": ExtractionStrength,
+    "exact_memorization": ExactMemorization,
+    "truth_ratio": TruthRatio,
+    "truth_ratio_prob_mean": TruthProbability,
+    "rouge_f1": ROUGEF1,
+    "min_k": MinK,
+    "min_k_plus_plus": MinKPlusPlus,
+}
+"""Metrics of memory in TOFU, MUSE and user data, by the names in the option ``metrics``."""
+
+
+def metric_class(name: str) -> type[RowValues]:
+    """Return the metric of a name or class path.
+
+    Raises:
+        InputError: There is none.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    if "." not in name:
+        raise InputError(f"metrics has {name!r}; it may have {', '.join(METRICS)}, or the class of a metric over rows.")
+    found: type[RowValues] = import_class(name, RowValues)
+    return found
+
+
+class _OfMetrics(Metric):
+    """A number made of one metric's values on several sets.
 
     Args:
-        *sets: The unlearned model before and after relearning, then the retain model's two.
-        part: The number: ``probability``, ``rouge`` or ``extraction_strength``.
-        **options: See `RowValues`.
+        metrics: Of one class, each about one set that is to be forgotten.
+    """
+
+    full_state_update = False
+    higher_is_better: bool | None = True
+    label = meaning = reason = ""
+
+    def __init__(self, metrics: Sequence[RowValues]) -> None:
+        super().__init__()
+        self.inner = torch.nn.ModuleList(metrics)
+        [first, *_] = metrics
+        self.about = meanings("", first)[""]
+        self.sign = -1 if self.about.higher_is_better else 1  # a number that grows as the model forgets is turned over
+        self.what = first.label or type(first).__name__
+
+    @property
+    def metrics(self) -> list[RowValues]:
+        """The metric on each set."""
+        return list(self.inner)  # type: ignore[arg-type]
+
+    def update(self, rows: Rows) -> None:
+        """Add evaluated rows by the name of their set."""
+        for metric in self.metrics:
+            metric.update(rows)
+
+    def reset(self) -> None:
+        """Forget all rows."""
+        super().reset()
+        for metric in self.metrics:
+            metric.reset()
+
+    def memory(self) -> list[float]:
+        """Return the metric's value on each set, the higher the more is remembered; NaN for one without rows."""
+        values = (type(one).compute(one) if one.resampling else one.compute() for one in self.metrics)
+        return [self.sign * float(value) for value in values]
+
+    def intervals(self, resamples: int, seed: int = 0) -> dict[str, tuple[float, float]]:
+        """Bootstrap interval of the number; see `RowValues.intervals`."""
+        return bootstrap(self.metrics, lambda: type(self).compute(self), resamples, seed)
+
+    def _nothing(self, reason: str) -> Tensor:
+        self.reason = reason
+        return torch.tensor(math.nan, dtype=torch.float64)
+
+
+class RelearningScore(_OfMetrics):
+    """R of a metric: see `functional.robustness.relearning_score`.
+
+    Args:
+        metrics: Of the unlearned model before and after relearning, then of the retain model.
     """
 
     meaning = (
@@ -95,60 +169,72 @@ class RelearningScore(_OfMeans):
         "1: it learns it anew; near 0: it was there all the time."
     )
 
-    def __init__(self, *sets: RowSet | str, part: str, **options: Any) -> None:
-        super().__init__(*sets, part=part, **options)
-        self.label = f"R ({part.replace('_', ' ')})"
+    def __init__(self, metrics: Sequence[RowValues]) -> None:
+        super().__init__(metrics)
+        self.label = f"R ({self.what})"
 
     def compute(self) -> Tensor:
         """R between 0 and 1; NaN without a retain model's curve."""
-        before, after, retain_before, retain_after = self.means()
+        before, after, retain_before, retain_after = self.memory()
         if math.isnan(retain_before):
             return self._nothing("no retain model was given to compare the gain with")
-        return self._scalar(relearning_score(retain_after - retain_before, after - before))
+        if math.isnan(before + after + retain_after):
+            return self._nothing(f"there is no {self.what} of one of the four")
+        return torch.tensor(relearning_score(retain_after - retain_before, after - before), dtype=torch.float64)
 
 
-class QuantizationScore(_OfMeans):
-    """Q of the share forgotten, 1 - number: see `functional.robustness.quantization_score`.
+class QuantizationScore(_OfMetrics):
+    """Q of a metric: see `functional.robustness.quantization_score`.
+
+    The share forgotten is the metric where that grows as the model forgets (truth ratio), and 1 less it elsewhere.
 
     Args:
-        *sets: The unlearned model as it is, and with rounded weights.
-        part: The number: ``probability``, ``rouge`` or ``extraction_strength``.
-        **options: See `RowValues`.
+        metrics: Of the unlearned model as it is, and with rounded weights; shares between 0 and 1.
     """
 
     meaning = "Share forgotten after rounding the weights over that before, at most 1. 1: rounding brings nothing back."
 
-    def __init__(self, *sets: RowSet | str, part: str, **options: Any) -> None:
-        super().__init__(*sets, part=part, **options)
-        self.label = f"Q ({part.replace('_', ' ')})"
+    def __init__(self, metrics: Sequence[RowValues]) -> None:
+        super().__init__(metrics)
+        self.label = f"Q ({self.what})"
 
     def compute(self) -> Tensor:
         """Q between 0 and 1."""
-        before, after = self.means()
-        return self._scalar(quantization_score(1 - before, 1 - after))
+        before, after = ((1 if self.sign > 0 else 0) - value for value in self.memory())
+        if math.isnan(before + after):
+            return self._nothing(f"there is no {self.what} of one of the two")
+        return torch.tensor(quantization_score(before, after), dtype=torch.float64)
 
 
-class WorstCase(_OfMeans):
-    """The largest mean of a number over all conditions: what the best of the attacks brings back."""
+class WorstCase(_OfMetrics):
+    """The value of a metric under the condition that brings most back."""
 
-    higher_is_better = False
-    meaning = "The largest value over everything that was tried, the plain question included."
+    meaning = "The value under whatever was tried that brings most back, the plain question included."
 
-    def __init__(self, *sets: RowSet | str, part: str, **options: Any) -> None:
-        super().__init__(*sets, part=part, **options)
-        self.label = f"strongest attack: {'ROUGE-L recall' if part == 'rouge' else part.replace('_', ' ')}"
+    def __init__(self, metrics: Sequence[RowValues]) -> None:
+        super().__init__(metrics)
+        self.label = f"strongest attack: {self.what}"
+        self.unit = self.about.unit
+
+    @property
+    def higher_is_better(self) -> bool | None:  # type: ignore[override]  # a constant of the class in torchmetrics
+        """The direction of the metric."""
+        return self.about.higher_is_better
 
     def compute(self) -> Tensor:
-        """The largest mean; NaN without rows."""
-        means = [mean for mean in self.means() if not math.isnan(mean)]
-        return self._scalar(max(means)) if means else self._nothing("no condition has rows")
+        """The extreme mean; NaN without rows."""
+        values = [value for value in self.memory() if not math.isnan(value)]
+        if not values:
+            return self._nothing("no condition has rows")
+        return torch.tensor(self.sign * max(values), dtype=torch.float64)
 
 
 class Robustness(Benchmark):
     """Attacks on the unlearned model, and the same on the retain model and the target where they are given.
 
-    The settings of an evaluation say what was tried: ``models``, and ``conditions``, each with ``name``, ``title``,
-    ``kind``, ``attack``, and ``steps`` (of a curve) or ``k`` (of samples).
+    The settings of an evaluation say what was tried: ``models``, ``numbers`` (names of `METRICS` or class paths), and
+    ``conditions``, each with ``name``, ``title``, ``kind``, ``attack``, and ``steps`` (of a curve) or ``k`` (of
+    samples).
     """
 
     name = "robustness"
@@ -156,9 +242,9 @@ class Robustness(Benchmark):
     format = "dipo-lightning/robustness/1"
     row = RobustnessRow
     headline = Headline(forget="worst_rouge", utility="", needs="RobustnessEvaluation, or `dipo-lightning attack`")
-    shown = ("unlearned_plain_rouge", "worst_rouge", "unlearned_plain_probability", "worst_probability")
+    shown = tuple(f"{what}_{name}" for name in METRICS for what in ("unlearned_plain", "worst"))
     hyperparameter_metrics = ("worst_rouge",)
-    columns_beside = ("worst_*", "unlearned_samples_leak_at_*", "*_r_rouge", "*_q_rouge")
+    columns_beside = ("worst_*", "unlearned_samples_leak_at_*", "*_r_*", "*_q_*")
 
     def sets_of(self, settings: Mapping[str, Any]) -> tuple[RowSet, ...]:
         """Return a set for each model and condition, for a curve one for each step."""
@@ -174,18 +260,23 @@ class Robustness(Benchmark):
         found: dict[str, Metric] = {}
         sets = {one.name: one for one in self.sets_of(settings)}
         models, conditions = settings.get("models", ("unlearned",)), settings.get("conditions", (_PLAIN,))
+        kinds = {short_name(name): metric_class(name) for name in settings.get("numbers", PARTS)}
         asked = [name for name in sets if name.startswith("unlearned_") and not name.endswith("_samples")]
-        for part in ("rouge", "probability"):
-            found[f"worst_{part}"] = WorstCase(*(sets[name] for name in asked), part=part)
+        for part, kind in kinds.items() if asked else ():
+            found[f"worst_{part}"] = WorstCase([kind(sets[name]) for name in asked])
         for condition in conditions:
-            found |= _scores(condition, sets, models)
+            found |= _scores(condition, sets, models, kinds)
             for model in models:
                 for name, _ in _named_sets(model, condition):
                     if condition["kind"] == "samples":
                         found |= {f"{name}_leak_at_{k}": LeakAtK(sets[name], k=k) for k in condition["k"]}
                     else:
-                        found |= {f"{name}_{part}": kind(sets[name]) for part, kind in KINDS.items()}
+                        found |= {f"{name}_{part}": kind(sets[name]) for part, kind in kinds.items()}
         return found
+
+    def prepare(self, sets: Sets, settings: Mapping[str, Any]) -> None:
+        """Add the log truth ratio of each row that has wrong answers."""
+        add_log_ratios(sets, "geometric")
 
     def table(self, document: Mapping[str, Any]) -> str:
         """Return a line for each condition, a column for each model."""
@@ -213,6 +304,7 @@ def settings_pictures(settings: Mapping[str, Any], aggregates: Mapping[str, Any]
             [one for one in settings["conditions"] if one["attack"] in (name, "plain")],
             aggregates,
             name,
+            number_names(settings),
         )
         for name in attacks
         if name != "plain"
@@ -227,16 +319,25 @@ def _named_sets(model: str, condition: Mapping[str, Any]) -> list[tuple[str, str
     return [(f"{name}_step{step}", f"{title}, step {step}") for step in condition.get("steps", ())]
 
 
-def _scores(condition: Mapping[str, Any], sets: Mapping[str, RowSet], models: Sequence[str]) -> dict[str, Metric]:
+def _scores(
+    condition: Mapping[str, Any],
+    sets: Mapping[str, RowSet],
+    models: Sequence[str],
+    kinds: Mapping[str, type[RowValues]],
+) -> dict[str, Metric]:
     """R of a curve, Q of a rounding; nothing for other conditions, or where the unlearned model was not attacked."""
     name, steps = condition["name"], condition.get("steps") or ()
     if "unlearned" not in models:
         return {}
+
+    def over(kind: type[RowValues], names: Sequence[str]) -> list[RowValues]:
+        return [kind(sets.get(one) or RowSet(one, forget=True)) for one in names]
+
     if condition["kind"] == "curve" and steps:
         ends = [f"{model}_{name}_step{step}" for model in ("unlearned", "retain") for step in (steps[0], steps[-1])]
-        chosen = [sets.get(one, one) for one in ends]
-        return {f"{name}_r_{part}": RelearningScore(*chosen, part=part) for part in PARTS}
+        return {f"{name}_r_{part}": RelearningScore(over(kind, ends)) for part, kind in kinds.items()}
     if condition["kind"] == "rounded":
-        chosen = [sets["unlearned_plain"], sets[f"unlearned_{name}"]]
-        return {f"{name}_q_{part}": QuantizationScore(*chosen, part=part) for part in PARTS}
+        both = ["unlearned_plain", f"unlearned_{name}"]
+        shares = {part: kind for part, kind in kinds.items() if kind.remembers >= 0 and not kind.unit}  # no losses
+        return {f"{name}_q_{part}": QuantizationScore(over(kind, both)) for part, kind in shares.items()}
     return {}

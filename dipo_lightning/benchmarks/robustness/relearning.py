@@ -107,6 +107,10 @@ class Relearning(Attack):
             rows = random.Random(f"rows {self.seed}").sample(rows, count)
         return [_example(style, row) for row in rows]
 
+    def reads(self, subject: Subject, condition: Condition) -> Any:
+        """Return what is trained on."""
+        return self.examples(subject, condition.name.removeprefix("relearn_"))
+
     def measure(self, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, list[dict[str, Any]]]:
         """Train a copy and measure the plain questions at each step of the curve."""
         examples = self.examples(subject, condition.name.removeprefix("relearn_"))
@@ -114,14 +118,18 @@ class Relearning(Attack):
         measured = self.steps_measured(len(steps))
         asked, found = plainly(subject), {}
         pupil = self._copy(policy)
-        with evaluation_mode(pupil):
-            found[f"{condition.name}_step0"] = measure_answers(pupil, subject, asked)
+
+        def measure(step: int) -> None:
+            name = f"{condition.name}_step{step}"
+            with evaluation_mode(pupil):
+                found[name] = subject.keep(name, lambda: measure_answers(pupil, subject, asked))
+
+        measure(0)
         with subject.progress(len(steps), "steps relearnt") as done:
             for step in train(pupil, examples, steps, self.lr, self.weight_decay, subject):
                 done(1)
                 if step in measured:
-                    with evaluation_mode(pupil):
-                        found[f"{condition.name}_step{step}"] = measure_answers(pupil, subject, asked)
+                    measure(step)
         return found
 
     def last_step(self, rows: int) -> int:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 import dipo_lightning
-from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, Plain, Subject
-from dipo_lightning.benchmarks.robustness.metrics import Robustness, settings_pictures
+from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, Measured, Plain, Subject
+from dipo_lightning.benchmarks.robustness.metrics import METRICS, Robustness, metric_class, settings_pictures
 from dipo_lightning.benchmarks.robustness.tables import markdown_table
 from dipo_lightning.data.rows import data_fingerprint
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.aggregates import class_path, log_aggregates
+from dipo_lightning.evaluation.aggregates import add_measured, class_path, log_aggregates
+from dipo_lightning.evaluation.benchmark import made
 from dipo_lightning.evaluation.run_folder import finite, write_json
 from dipo_lightning.models.fingerprint import model_fingerprint
 
@@ -32,38 +33,36 @@ def build_attacks(chosen: Sequence[Attack], further: Mapping[str, Any] | None = 
 
     Args:
         chosen: The package's own.
-        further: A user's, by name: a class path, or ``class_path`` with ``init_args``.
+        further: A user's, by name: a class path, ``class_path`` with ``init_args``, or an attack.
 
     Raises:
         InputError: A class cannot be imported or built, or is no `Attack`.
     """
-    return [Plain(), *chosen, *(_built(name, spec) for name, spec in (further or {}).items())]
-
-
-def _built(name: str, spec: Any) -> Attack:
-    spec = {"class_path": spec} if isinstance(spec, str) else spec
-    if not isinstance(spec, Mapping) or "class_path" not in spec:
-        raise InputError(f"further.{name} is {spec!r}; give a class, my_project.MyAttack, or class_path and init_args.")
-    module, _, kind = str(spec["class_path"]).rpartition(".")
-    try:
-        made = getattr(importlib.import_module(module), kind)(**(spec.get("init_args") or {}))
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise InputError(f"further.{name}: {spec['class_path']} cannot be made: {error}.") from error
-    if not isinstance(made, Attack):
-        raise InputError(f"further.{name}: {spec['class_path']} is no dipo_lightning.benchmarks.robustness.Attack.")
-    return made
+    own = [made(f"further.{name}", one, Attack, "my_project.MyAttack") for name, one in (further or {}).items()]
+    return [Plain(), *chosen, *own]
 
 
 def planned(attacks: Sequence[Attack], subject: Subject) -> list[tuple[Attack, Condition]]:
-    """Return everything that will be tried, checked.
+    """Return everything that will be tried and measured, checked.
 
     Raises:
-        InputError: An option or the data does not allow an attack, or two conditions share a name.
+        InputError: An option or the data does not allow an attack, one has no condition or two conditions share a name,
+            or there is no such metric, or none at all.
     """
+    for name in subject.metrics:
+        metric_class(name)
+    for name in ("max_new_tokens", "generation_rows", "batch_tokens"):
+        if getattr(subject, name) < 1:
+            raise InputError(f"{name} is {getattr(subject, name)}; it must be at least 1.")
+    if not subject.metrics:
+        raise InputError(f"metrics is empty; give at least one of {', '.join(METRICS)}.")
     found = [(attack, condition) for attack in attacks for condition in attack.conditions(subject)]
+    for attack in attacks:
+        if not any(attack is one for one, _ in found):
+            raise InputError(f"The attack {attack.name} has nothing to try: its list in the options is empty.")
     names = [condition.name for _, condition in found]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"Two attacks have a condition named {doubled[0]!r}; rename one.")
+        raise InputError(f"{doubled[0]} is to be tried twice; name each attack, share and format once.")
     return found
 
 
@@ -88,6 +87,7 @@ def settings_of(
         "models": list(models),
         "conditions": conditions,
         "attacks": plain_values({attack.name: attack.settings for attack, _ in plan}),
+        "numbers": list(subject.metrics),
         "prompt_style": subject.style.fingerprint(),
         "max_new_tokens": subject.max_new_tokens,
         "forget_rows": len(subject.forget),
@@ -96,12 +96,14 @@ def settings_of(
 
 
 def plain_values(value: Any) -> Any:
-    """Return options as plain values: dataclasses as dictionaries, tuples as lists."""
+    """Return options as plain values: dataclasses as dictionaries, tuples as lists, other objects as texts."""
     if isinstance(value, Mapping):
         return {str(key): plain_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain_values(item) for item in value]
-    return plain_values(vars(value)) if hasattr(value, "__dataclass_fields__") else value
+    if hasattr(value, "__dataclass_fields__"):
+        return plain_values(vars(value))
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def curve_steps(names: Sequence[str]) -> dict[str, list[int]]:
@@ -112,20 +114,6 @@ def curve_steps(names: Sequence[str]) -> dict[str, list[int]]:
         if mark and step.isdigit():
             found.setdefault(condition, []).append(int(step))
     return {condition: sorted(set(steps)) for condition, steps in found.items()}
-
-
-def document_of(settings: dict[str, Any], sets: dict[str, list[dict[str, Any]]], provenance: Document) -> Document:
-    """Return the log of attacks: every row, and what follows from the rows."""
-    benchmark = Robustness()
-    return {
-        "format": benchmark.format,
-        "benchmark": class_path(Robustness),
-        "settings": settings,
-        "provenance": provenance,
-        "sets": sets,
-        "aggregates": log_aggregates(benchmark, sets, settings),  # type: ignore[arg-type]
-        "skipped": {},
-    }
 
 
 def attack_models(
@@ -152,26 +140,36 @@ def attack_models(
         InputError: An attack cannot be made, or ``output`` holds the results of other attacks.
     """
     plan = planned(attacks, subject)
-    key = {"settings": settings_of(plan, subject, [], {}), "version": dipo_lightning.__version__}
-    sets: dict[str, list[dict[str, Any]]] = {}
+    if output.exists() and not output.is_dir():
+        raise InputError(f"output is {output}, which is a file; give a folder.")
+    shared = {**settings_of([], subject, [], {}), "version": dipo_lightning.__version__}
+    sets: dict[str, Measured] = {}
     weights: dict[str, str] = {}
     for model, load in models.items():
         policy = load()
         weights[model] = model_fingerprint(policy)
-        whole_key = _digest(key | {"weights": weights[model]})
         for attack, condition in plan:
-            part = output / "parts" / f"{model}_{condition.name}.json"
-            rows = _read_part(part, whole_key)
+            own = [condition.name, attack.settings, attack.reads(subject, condition), weights[model]]
+            parts = Parts(output / "parts", model, _digest(plain_values([shared, *own])))
+            rows = parts.take(condition.name)
             if rows is None:
                 say(f"{model} model: {condition.title}")
-                rows = attack.measure(policy, subject, condition)
-                write_json(part, {"key": whole_key, "rows": rows})
-                rows = finite(rows)
+                rows = measure(attack, policy, replace(subject, keep=parts.keep), condition)
+                rows = parts.finish(condition.name, rows)
             sets |= {f"{model}_{name}": found for name, found in rows.items()}
         del policy
     names = [name.removeprefix(f"{model}_") for model in models for name in sets if name.startswith(f"{model}_")]
     settings = settings_of(plan, subject, list(models), curve_steps(names))
-    document = document_of(settings, sets, {"epoch": 0, "step": 0} | (provenance or {}) | {"weights": weights})
+    add_measured(Robustness().metrics(settings).values(), sets, dict.fromkeys(sets, subject.forget))  # type: ignore[arg-type]
+    document: Document = {
+        "format": Robustness.format,
+        "benchmark": class_path(Robustness),
+        "settings": settings,
+        "provenance": {"epoch": 0, "step": 0} | (provenance or {}) | {"weights": weights},
+        "sets": sets,
+        "aggregates": log_aggregates(Robustness(), sets, settings),  # type: ignore[arg-type]
+        "skipped": {},
+    }
     write_json(output / RESULT, document)
     (output / TABLE).write_text(markdown_table(document) + "\n", encoding="utf-8")
     for name, figure in settings_pictures(settings, document["aggregates"]).items():
@@ -179,18 +177,79 @@ def attack_models(
     return document
 
 
+def measure(attack: Attack, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, Measured]:
+    """Measure a policy under a condition; see `Attack.measure`.
+
+    Raises:
+        InputError: An attack of a user returns something else than the condition's rows.
+    """
+    found, curve = attack.measure(policy, subject, condition), condition.kind == "curve"
+    if isinstance(found, Mapping):
+        names = curve_steps(list(found)) if curve else found
+        if list(names) == [condition.name] and all("index" in row for rows in found.values() for row in rows):
+            return found
+    raise InputError(
+        f"measure() of the attack {attack.name} must return a dictionary with the rows of "
+        f"{f'{condition.name}_step0, ...' if curve else condition.name}, each with its index (see measure_answers)."
+    )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Results that are kept as soon as they are there, so that a killed attack goes on.
+
+    Attributes:
+        folder: Holds a file for each condition, and for each measurement of one that is not done yet.
+        model: Name of the attacked model.
+        key: Stands for everything that changes a result.
+    """
+
+    folder: Path
+    model: str
+    key: str
+
+    def take(self, name: str) -> dict[str, Measured] | None:
+        """Return the rows that were kept under a name; None where there are none.
+
+        Raises:
+            InputError: They are of another attack.
+        """
+        path = self._path(name)
+        if not path.exists():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path} is broken JSON ({error}); remove it, and it is measured again.") from error
+        if content.get("key") != self.key:
+            raise InputError(
+                f"{self.folder.parent} holds the results of attacks with other options, data or weights; give another "
+                "output, or remove it."
+            )
+        rows: dict[str, Measured] = content["rows"]
+        return rows
+
+    def keep(self, name: str, measure: Callable[[], Measured]) -> Measured:
+        """Return one measurement of a condition, made now or before."""
+        rows = self.take(name) or self._write(name, {name: measure()})
+        return rows[name]
+
+    def finish(self, name: str, rows: dict[str, Measured]) -> dict[str, Measured]:
+        """Keep all rows of a condition in place of its single measurements."""
+        rows = self._write(name, rows)
+        for one in rows:
+            if one != name:
+                self._path(one).unlink(missing_ok=True)
+        return rows
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{self.model}_{name}.json"
+
+    def _write(self, name: str, rows: dict[str, Measured]) -> dict[str, Measured]:
+        write_json(self._path(name), {"key": self.key, "rows": rows})
+        found: dict[str, Measured] = finite(rows)
+        return found
+
+
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _read_part(path: Path, key: str) -> dict[str, list[dict[str, Any]]] | None:
-    if not path.exists():
-        return None
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if content.get("key") != key:
-        raise InputError(
-            f"{path.parent.parent} holds the results of attacks with other options, data or weights; give another "
-            "output, or remove it."
-        )
-    rows: dict[str, list[dict[str, Any]]] = content["rows"]
-    return rows

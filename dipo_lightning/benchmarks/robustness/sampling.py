@@ -23,7 +23,8 @@ class Sampling(Attack):
         samples: Answers to each question; 200 in the paper's setting, 20 here for the time it takes.
         k: The k of leak@k, each at most ``samples``.
         temperature: Of the sampling; 1 as in the paper.
-        threshold: An answer leaks when its ROUGE-L recall is at least this (1: all words of the true answer, in order).
+        threshold: An answer leaks when its ROUGE-L recall is at least this (0.5 is this package's; 1: all words
+            of the true answer, in order).
         keys: Instead of that: an answer leaks when it contains one of these strings.
         seed: Of the first question; each question has its own, so neither batches nor processes change an answer.
     """
@@ -45,6 +46,8 @@ class Sampling(Attack):
         """
         if self.samples < 1:
             raise InputError(f"sampling.samples is {self.samples}; it must be at least 1.")
+        if not self.k:
+            raise InputError("sampling.k is empty; give at least one k, such as 1.")
         for k in self.k:
             if not 1 <= k <= self.samples:
                 raise InputError(

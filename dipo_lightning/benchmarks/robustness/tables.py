@@ -6,13 +6,23 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 PARTS = ("probability", "rouge", "extraction_strength")
-"""Numbers of every condition that asks for answers; each grows with what is remembered."""
+"""What is measured of the answers by default."""
+
+
+def short_name(metric: str) -> str:
+    """Return the name of a metric's number: that of a class path is the class's, in lower case."""
+    return metric.rpartition(".")[2].lower()
+
+
+def number_names(settings: Mapping[str, Any]) -> list[str]:
+    """Return the names of the numbers of every condition that asks for answers."""
+    return [short_name(metric) for metric in settings.get("numbers", PARTS)]
 
 
 def table_lines(document: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """Yield each condition's title with a cell for each model, and the scores R and Q."""
     numbers, settings = document["aggregates"], document["settings"]
-    models = settings["models"]
+    models, parts = settings["models"], number_names(settings)
     for condition in settings["conditions"]:
         name, title, kind = (condition[key] for key in ("name", "title", "kind"))
         if kind == "samples":
@@ -23,9 +33,9 @@ def table_lines(document: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
         if kind == "curve":
             measured = {f"{name}_step{step}": f"{title}, step {step}" for step in condition["steps"]}
         for one, label in measured.items():
-            yield label, [_cell(numbers, *(f"{model}_{one}_{part}" for part in PARTS)) for model in models]
+            yield label, [_cell(numbers, *(f"{model}_{one}_{part}" for part in parts)) for model in models]
         letter = {"curve": "R", "rounded": "Q"}.get(kind)
-        scores = [f"{name}_{letter}_{part}".lower() for part in PARTS] if letter else []
+        scores = [f"{name}_{letter}_{part}".lower() for part in parts] if letter else []
         if any(score in numbers for score in scores):
             yield f"{letter} of {title}", [_cell(numbers, *scores), *[""] * (len(models) - 1)]
 
@@ -37,8 +47,9 @@ def _cell(numbers: Mapping[str, Any], *names: str) -> str:
 def markdown_table(document: Mapping[str, Any]) -> str:
     """Return the table of everything that was tried, in Markdown."""
     models = document["settings"]["models"]
+    numbers = " / ".join(name.replace("_", " ") for name in number_names(document["settings"]))
     lines = [
-        "Probability / ROUGE-L recall / extraction strength of the forget rows; leak@k is the chance that one of k "
+        f"{numbers.capitalize()} of the forget rows (rouge: ROUGE-L recall); leak@k is the chance that one of k "
         "sampled answers leaks.",
         "",
         f"| what was tried | {' | '.join(models)} |",

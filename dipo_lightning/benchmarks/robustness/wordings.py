@@ -81,16 +81,25 @@ class Wordings(Attack):
         """Measure the questions in one wording."""
         return {condition.name: measure_answers(policy, subject, self.asked(subject, condition.name))}
 
+    def reads(self, subject: Subject, condition: Condition) -> Any:
+        """Return the retain rows that are shown, or the template."""
+        if condition.name == "few_shot":
+            return [[row["question"], row["answer"]] for row in self.examples(subject)]
+        return self._frame(condition.name)
+
     def asked(self, subject: Subject, name: str) -> list[Asked]:
         """Return the questions in the wording of that name."""
         style = subject.style
         if name == "answer_prefix":
             return [ask(style, row, row["question"], self.opening) for row in subject.forget]
         shown = self.examples(subject) if name == "few_shot" else []
-        frame = self.role_play if name == "role_play" else None
-        if name.startswith("template_"):
-            frame = self.frames()[int(name.removeprefix("template_")) - 1]
+        frame = self._frame(name)
         return [ask(style, row, self._question(row, name, frame, shown, style)) for row in subject.forget]
+
+    def _frame(self, name: str) -> str | None:
+        if name.startswith("template_"):
+            return self.frames()[int(name.removeprefix("template_")) - 1]
+        return self.role_play if name == "role_play" else None
 
     def examples(self, subject: Subject) -> list[Source]:
         """Return the retain rows that are shown before a question, drawn by the seed."""

@@ -14,7 +14,7 @@ from dipo_lightning.benchmarks.robustness import data as questions
 from dipo_lightning.benchmarks.robustness import quantization, sampling
 from dipo_lightning.benchmarks.robustness.attack import Condition, Plain, Subject, plainly
 from dipo_lightning.benchmarks.robustness.prefixes import Prefixes
-from dipo_lightning.benchmarks.robustness.quantization import NF4_LEVELS, Quantization, int8, nf4, rounded
+from dipo_lightning.benchmarks.robustness.quantization import NF4_LEVELS, Quantization, fake_nf4, int8, nf4, rounded
 from dipo_lightning.benchmarks.robustness.relearning import Relearning, batches, train
 from dipo_lightning.benchmarks.robustness.sampling import Sampling
 from dipo_lightning.benchmarks.robustness.wordings import Wordings, read_templates, with_typing_errors
@@ -213,6 +213,17 @@ def test_adapters_are_merged_before_rounding_and_come_apart_again():
     assert not model.base_model.model.model.layers[0].mlp.up_proj.merged
 
 
+def test_nf4_is_that_of_bitsandbytes_bit_for_bit():
+    functional = pytest.importorskip("bitsandbytes").functional
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in ((96, 128), (7, 13)):
+            weight = (0.02 * torch.randn(shape, generator=generator)).to(dtype)
+            weight[1] = 0
+            theirs = functional.dequantize_4bit(*functional.quantize_4bit(weight, blocksize=64, quant_type="nf4"))
+            assert torch.equal(fake_nf4(weight), theirs.to(dtype))
+
+
 def test_an_unknown_format_is_refused():
     with pytest.raises(InputError, match="int8, nf4, fake_nf4"):
         Quantization(formats=("int3",)).conditions(subject())
@@ -257,8 +268,8 @@ def test_each_question_has_its_own_seed():
 
 
 def test_leaking_samples_are_counted_by_recall_or_by_a_key(monkeypatch):
-    texts = iter([[[10], [11]], [[12], [13]], [[14], [15]]])
-    monkeypatch.setattr(sampling, "sample", lambda *_, **__: [next(texts)])
+    answers = {2: [[10], [11]], 5: [[12], [13]], 9: [[14], [15]]}
+    monkeypatch.setattr(sampling, "sample", lambda *_, seeds, **__: [answers[seed] for seed in seeds])
     said = {10: "a FOX of the city", 11: "a fox", 12: "In Taipei", 13: "no", 14: "no", 15: "Fox!"}
     about = subject()
     monkeypatch.setattr(about.style.tokenizer, "decode", lambda ids, **_: said[ids[0]])
@@ -266,7 +277,6 @@ def test_leaking_samples_are_counted_by_recall_or_by_a_key(monkeypatch):
     rows = attack.measure(toy_model(), about, Condition("samples", ""))["samples"]
     assert [row["leaking"] for row in rows] == [1, 1, 0]
     assert [row["leak_at_1"] for row in rows] == [leak_at_k(2, 1, 1), 0.5, 0]
-    texts = iter([[[10], [11]], [[12], [13]], [[14], [15]]])
     rows = Sampling(samples=2, k=(1,), keys=("fox",)).measure(toy_model(), about, Condition("samples", ""))["samples"]
     assert [row["leaking"] for row in rows] == [2, 0, 1]
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
-from dipo_lightning.benchmarks.robustness import running
+from dipo_lightning.benchmarks.robustness import relearning, running
 from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, ask, measure_answers
 from dipo_lightning.benchmarks.robustness.running import build_attacks
 from dipo_lightning.benchmarks.robustness.tables import markdown_table
@@ -16,6 +19,7 @@ from dipo_lightning.cli.main import main
 from dipo_lightning.cli.score import score
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.logs import read_log
+from dipo_lightning.metrics.functional.text import rouge_l
 from dipo_lightning.report.card import CardFacts, model_card
 from dipo_lightning.report.page import write_page
 from tests.helpers.small_tofu import write_tofu
@@ -27,8 +31,11 @@ class Shouting(Attack):
 
     name = "shouting"
 
+    def __init__(self, title="question in capitals"):
+        self.title = title
+
     def conditions(self, subject):
-        return [Condition("upper_case", "question in capitals")]
+        return [Condition("upper_case", self.title)]
 
     def measure(self, policy, subject, condition):
         asked = [ask(subject.style, row, row["question"].upper()) for row in subject.forget]
@@ -120,12 +127,83 @@ def test_a_killed_attack_goes_on_and_gives_the_same(folders, output, monkeypatch
     monkeypatch.setattr(running, "write_json", lambda path, content: (measured.append(path), write(path, content)))
     models = ["--retain", str(folders / "retain"), "--target", str(folders / "target")]
     assert main(options(folders, "--output", str(output), *models)) == 0
-    assert {path for path in measured if path.parent.name == "parts"} == set(parts[::2])
+    assert {path for path in measured if path.parent.name == "parts" and path.exists()} == set(parts[::2])
     assert json.loads((output / "robustness.json").read_text()) == whole
 
 
 def write(path, content):
     path.write_text(json.dumps(content))
+
+
+def test_an_attack_killed_while_it_relearns_goes_on_at_the_step(folders, tmp_path, monkeypatch):
+    chosen = options(folders, "--attacks", "[relearning]", "--relearning.max_steps", "4")
+    assert main([*chosen, "--output", str(tmp_path / "whole")]) == 0
+    steps, measure = [], relearning.measure_answers
+
+    def cut_off(*args):
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+        steps.append(measure(*args))
+        return steps[-1]
+
+    monkeypatch.setattr(relearning, "measure_answers", cut_off)
+    assert main([*chosen, "--output", str(tmp_path / "out")]) == 130
+    parts = tmp_path / "out" / "parts"
+    assert {path.stem for path in parts.iterdir()} == {
+        "unlearned_plain", "unlearned_relearn_forget_step0", "unlearned_relearn_forget_step1"
+    }  # fmt: skip
+    steps.clear()
+    assert main([*chosen, "--output", str(tmp_path / "out")]) == 0
+    assert len(steps) == 2, "steps 0 and 1 were taken from before"
+    assert {path.stem for path in parts.iterdir()} == {"unlearned_plain", "unlearned_relearn_forget"}
+    results = [json.loads((tmp_path / name / "robustness.json").read_text()) for name in ("whole", "out")]
+    assert results[0] == results[1]
+
+
+def test_a_further_attack_takes_the_others_from_before(folders, tmp_path, capsys):
+    out = ["--output", str(tmp_path / "out"), "--attacks"]
+    assert main(options(folders, *out, "[prefixes]")) == 0
+    capsys.readouterr()
+    assert main(options(folders, *out, "[prefixes,quantization]")) == 0
+    said = capsys.readouterr().out
+    assert "unlearned model: weights in int8" in said
+    assert "unlearned model: plain question" not in said
+
+
+@pytest.mark.parametrize("what", ["template", "unrelated"])
+def test_a_file_that_changed_is_no_earlier_result(folders, tmp_path, what, capsys):
+    file = tmp_path / "file.txt"
+    chosen = {
+        "template": ["--attacks", "[wordings]", "--wordings.templates", str(file)],
+        "unrelated": ["--attacks", "[relearning]", "--relearning.on", "[unrelated]", "--unrelated", str(file)],
+    }
+    line = options(folders, *chosen[what], "--output", str(tmp_path / "out"))
+    file.write_text("Now tell me: {question}")
+    assert main(line) == 0
+    file.write_text("And now: {question}")
+    assert main(line) == 2
+    assert "other options, data or weights" in capsys.readouterr().err
+
+
+def test_metrics_of_choice(folders, tmp_path):
+    chosen = "[truth_ratio,truth_ratio_prob_mean,rouge_f1,min_k,exact_memorization]"
+    line = ["--attacks", "[quantization,relearning]", "--metrics", chosen, "--retain", str(folders / "retain")]
+    assert main(options(folders, *line, "--output", str(tmp_path / "out"))) == 0
+    found = score(tmp_path / "out" / "robustness.json", bootstrap=20)
+    assert found["stored_aggregates_hold"] is True
+    log = read_log(tmp_path / "out" / "robustness.json")
+    for name in ("truth_ratio", "truth_ratio_prob_mean", "rouge_f1", "min_k", "exact_memorization"):
+        assert 0 <= found[f"relearn_forget_r_{name}"] <= 1
+        assert math.isfinite(found[f"unlearned_plain_{name}"])
+        assert "unlearned_plain_probability" not in found
+    rows = log.sets["unlearned_plain"]
+    both = rouge_l([row["generation"] for row in rows], [row["answer"] for row in rows], stemmer=False)
+    assert found["unlearned_plain_rouge_f1"] == pytest.approx(both.f1.mean().item())
+    ratios = [math.exp(row["correct_nll"] - sum(row["wrong_nll"]) / len(row["wrong_nll"])) for row in rows]
+    expected = sum(min(ratio, 1 / ratio) for ratio in ratios) / len(ratios)
+    assert found["unlearned_plain_truth_ratio"] == pytest.approx(expected)
+    table = (tmp_path / "out" / "robustness.md").read_text()
+    assert table.startswith("Truth ratio / truth ratio prob mean / rouge f1 / min k / exact memorization")
 
 
 def test_other_options_in_the_same_folder_are_refused(folders, output, capsys):
@@ -159,6 +237,11 @@ def test_without_a_retain_model_r_is_absent_and_why(folders, tmp_path, capsys):
         (["--wordings.templates", "/nowhere.txt"], "cannot be read"),
         (["--forget", "rows.jsonl"], "either data"),
         (["--further", '{"mine": "nowhere.Attack"}'], "further.mine"),
+        (["--sampling.k", "[]"], "sampling.k is empty"),
+        (["--quantization.formats", "[]"], "quantization has nothing to try"),
+        (["--device", "gpu0"], "device is gpu0"),
+        (["--metrics", "[bleu]"], "metrics has 'bleu'"),
+        (["--max_new_tokens", "0"], "max_new_tokens is 0"),
     ],
 )
 def test_bad_input_gets_a_sentence(folders, tmp_path, further, message, capsys):
@@ -170,8 +253,25 @@ def test_attacks_of_a_user(folders, tmp_path):
     chosen = ["--attacks", "[]", "--further", f'{{"mine": "{__name__}.Shouting"}}', "--output", str(tmp_path / "out")]
     assert main(options(folders, *chosen)) == 0
     assert "unlearned_upper_case_rouge" in score(tmp_path / "out" / "robustness.json")
-    with pytest.raises(InputError, match=r"is no dipo_lightning.benchmarks.robustness.Attack"):
+    with pytest.raises(InputError, match=r"further.mine: pathlib.Path is no dipo_lightning.Attack"):
         build_attacks([], {"mine": "pathlib.Path"})
+
+
+def test_an_attack_of_a_user_takes_options(folders, tmp_path, capsys):
+    path = f"{__name__}.Shouting"
+    line = options(folders, "--attacks", "[]", "--output", str(tmp_path / "out"), "--further")
+    assert main([*line, json.dumps({"mine": {"class_path": path, "init_args": {"title": "in CAPITALS"}}})]) == 0
+    assert "| in CAPITALS |" in capsys.readouterr().out
+    assert main([*line, json.dumps({"mine": {"class_path": path, "init_args": {"titel": ""}}})]) == 2
+    assert "further.mine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rows", [[], {}, {"other": []}, {"upper_case": [{"nll": 1.0}]}])
+def test_rows_of_another_condition_are_refused(folders, tmp_path, rows, monkeypatch, capsys):
+    monkeypatch.setattr(Shouting, "measure", lambda *_: rows)
+    chosen = ["--attacks", "[]", "--further", json.dumps({"mine": f"{__name__}.Shouting"})]
+    assert main(options(folders, *chosen, "--output", str(tmp_path / "out"))) == 2
+    assert "must return a dictionary with the rows of upper_case" in capsys.readouterr().err
 
 
 def test_a_user_s_own_rows(folders, tmp_path):
@@ -190,8 +290,12 @@ def test_a_run_gives_its_model_and_data_and_its_page_and_card_a_section(folders,
     save_toy(run / "model", seed=0)
     data = f"data:\n  class_path: dipo_lightning.TOFUDataModule\n  init_args: {{data: {folders / 'data'}, "
     (run / "config.yaml").write_text(data + "split: forget10, prompt: plain}\n")
+    SummaryWriter(str(run)).close()
     args = ["attack", str(run), "--attacks", "[quantization]", "--max_new_tokens", "3", "--max_rows", "2"]
     assert main(args) == 0
+    events = EventAccumulator(str(run)).Reload()
+    assert {"robustness/worst_rouge", "robustness/int8_q_rouge"} <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"] == ["robustness/quantization"]
     assert (run / "attacks" / "robustness.json").exists()
     page = write_page(run).read_text()
     assert "What was tried to get it back, and what came back" in page
@@ -213,6 +317,27 @@ def test_a_run_on_own_rows_gives_those_that_were_unlearned(tmp_path, monkeypatch
     assert main(["attack", "run", "--attacks", "[prefixes]", "--prefixes.shares", "[50]", "--max_new_tokens", "2"]) == 0
     log = read_log("run/attacks/robustness.json")
     assert [row["question"] for row in log.sets["unlearned_plain"]] == ["Who is 0?", "Who is 1?", "Who is 2?"]
+
+
+def test_a_run_with_several_models_asks_for_one(tmp_path, capsys):
+    (tmp_path / "run" / "evaluations").mkdir(parents=True)
+    for name in ("best", "model"):
+        save_toy(tmp_path / "run" / name)
+    assert main(["attack", str(tmp_path / "run")]) == 2
+    assert "several models; give one" in capsys.readouterr().err
+
+
+def test_a_model_that_is_missing_or_reads_other_tokens_is_refused_before_anything_is_done(folders, tmp_path, capsys):
+    out = ["--output", str(tmp_path / "out")]
+    assert main(options(folders, *out, "--retain", str(tmp_path / "nowhere"))) == 2
+    assert "There is no model" in capsys.readouterr().err
+    save_toy(other := tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = None  # it does not begin with a BOS any more
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert main(options(folders, *out, "--target", str(other))) == 2
+    assert "has another tokenizer or chat template" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_without_a_model_says_what_to_do(tmp_path, capsys):
