@@ -3,7 +3,7 @@
 The command line prints such an error without a traceback and exits with code 2.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 RENAMED = {
     **{f"lora_{name}": f"model.lora.{name}" for name in ("rank", "alpha", "dropout", "targets")},
@@ -46,3 +46,20 @@ def refuse_unknown(owner: str, options: Iterable[str]) -> None:
     for option in options:
         hint = f"; it is {RENAMED[option]} now" if option in RENAMED else ""
         raise InputError(f"{owner} has no option {option}{hint}.")
+
+
+def check_numbers(owner: object, numbers: Mapping[str, float | None], least: int = 1) -> None:
+    """Refuse a number below ``least``; None is no number.
+
+    Args:
+        owner: What has the options: ``model``, ``data``, or an object, such as a callback, that is named by its class.
+        numbers: Their values by name.
+        least: The least that each may be.
+
+    Raises:
+        InputError: Naming the first such option.
+    """
+    for option, value in numbers.items():
+        if value is not None and not value >= least:  # NaN is refused too
+            name = owner if isinstance(owner, str) else type(owner).__name__
+            raise InputError(f"{name}.{option} is {value}; it must be at least {least}.")

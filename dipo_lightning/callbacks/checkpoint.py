@@ -80,9 +80,8 @@ class Checkpoint(Savepoint, CheckpointBase):
         Raises:
             InputError: Another process trains there, or the folder is of a run with other options or data.
         """
-        folder = run_folder(trainer) / CHECKPOINTS
-        if self.folder is not None:
-            folder = expanded(self.folder, "Checkpoint.folder")
+        own = None if self.folder is None else expanded(self.folder, "Checkpoint.folder")
+        folder = run_folder(trainer) / CHECKPOINTS if own is None else own
         self.path = trainer.strategy.broadcast(folder) / LAST
         self._saved_step = self._evaluating_step = None
         self._loaded, self._record, self._earlier_events = {}, {}, []

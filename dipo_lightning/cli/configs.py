@@ -77,6 +77,8 @@ def maker_of(path: str) -> str | None:
     for folder, command in MADE_BY.items():
         if Path(path).is_relative_to(folder):
             return command
+    if Path(path).parent == Path():  # a configuration's own name for a folder inside its run
+        return None
     parent, name = (re.escape(part) for part in (Path(path).parent.as_posix(), Path(path).name))
     written = re.compile(rf"\bfolder: {re.escape(path)}\b|\bsave_dir: {parent}, name: {name}\b")
     for config in shipped_names():

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.safety.network import hub_errors
 from dipo_lightning.safety.redaction import without_home, without_secrets
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -31,7 +32,6 @@ def check_push(name: str, base: str, licence: str | None) -> str:
         InputError: The name is none, it is taken, or the licence is unknown or not the base model's.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     if not _NAME.fullmatch(name):
         raise InputError(f"push is {name!r}; give OWNER/NAME, such as jane/my-unlearned-model.")
@@ -39,14 +39,16 @@ def check_push(name: str, base: str, licence: str | None) -> str:
     try:
         if api.repo_exists(name):
             raise InputError(f"{name} is on the hub already, and would be overwritten; give push another name.")
-    except (HfHubHTTPError, OSError) as error:
-        raise RunError(f"The hub could not be asked about {name}: {_first_line(error)}") from error
+    except hub_errors() as error:
+        raise RunError(
+            f"The hub could not be asked about {name}: {_first_line(error)}. Check the network and `hf auth login`."
+        ) from error
     of_base = None
     if _NAME.fullmatch(base) and not Path(base).expanduser().exists():
         try:
             card: Any = api.model_info(base).card_data
             of_base = card.get("license") if card else None
-        except (HfHubHTTPError, OSError):
+        except hub_errors():
             of_base = None  # gated, renamed or removed since: the user has to say
     if licence is None and of_base is None:
         raise InputError(
@@ -69,17 +71,16 @@ def upload(folder: Path, name: str, public: bool = False) -> str:
         RunError: The hub refuses the upload.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     check_folder(folder)
     api = HfApi()
     try:
         address = api.create_repo(name, private=not public, exist_ok=False)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Unlearned with dipo-lightning")
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (*hub_errors(), ValueError) as error:
         raise RunError(
-            f"The hub did not take {name}: {_first_line(error)} The model is in {folder}; `hf auth login` with a token "
-            "that may write, and check the name."
+            f"The hub did not take {name}: {_first_line(error)}. The model is in {folder}; `hf auth login` with a "
+            "token that may write, and check the name."
         ) from error
     return str(address)
 
@@ -109,8 +110,8 @@ def card_head(text: str) -> dict[str, Any]:
     return head if isinstance(head, dict) else {}
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def export(

@@ -54,7 +54,7 @@ def lm_eval(
     if dtype not in ("float32", "bfloat16", "float16"):
         raise InputError(f"dtype is {dtype!r}; it must be float32, bfloat16 or float16.")
     options = Options(num_fewshot, limit, batch_size, chat_template, include_path)
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    names = tasks.replace(",", " ").split()
     run = run_settings(Path(model).expanduser())
     source = str(run.get("model", model))
     folder = Path(output) if output is not None else run.get("evaluations") or Path(f"{Path(source).name}-lm-eval")

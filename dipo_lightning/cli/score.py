@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torchmetrics import Metric
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.aggregates import log_aggregates, logged_metrics, user_metrics
+from dipo_lightning.evaluation.aggregates import check_resamples, log_aggregates, logged_metrics, user_metrics
 from dipo_lightning.evaluation.benchmark import Benchmark, find_benchmark
 from dipo_lightning.evaluation.callback import prepared
 from dipo_lightning.evaluation.logs import check_comparable, read_log
@@ -64,8 +64,7 @@ def score(
         options["auc_retrain"] = auc_retrain
     own = benchmark.settings_of(log) | ({"auc_retrain": None} if retain is not None else {})
     further, missing = _further(log, benchmark.metrics(own), metrics or {})
-    if bootstrap < 0 or bootstrap_seed < 0:
-        raise InputError(f"bootstrap is {bootstrap} and its seed {bootstrap_seed}; both must be 0 or more.")
+    check_resamples("score", bootstrap, bootstrap_seed)
     result = _aggregate(log, benchmark, retain, own | options, further, (bootstrap, bootstrap_seed))
     if log.format != benchmark.format:
         return result

@@ -48,7 +48,7 @@ from dipo_lightning.evaluation.run_folder import (
 )
 from dipo_lightning.evaluation.schedule import Scheduled
 from dipo_lightning.evaluation.tensorboard import RunLogger
-from dipo_lightning.evaluation.trackers import trackers_of
+from dipo_lightning.evaluation.trackers import tracker_errors, trackers_of
 from dipo_lightning.methods.language_model import LanguageModelModule
 from dipo_lightning.models.checkpoint import read_settled
 from dipo_lightning.models.distributed import check_strategy
@@ -277,6 +277,11 @@ def run(args: list[str]) -> DiPOCLI:
         if not raised_by_lightning(error):
             raise
         raise InputError(" ".join(str(error).split())) from error
+    except tracker_errors() as error:
+        raise InputError(
+            f"A logger of trainer.logger failed: {' '.join(str(error).split())} Log in to its server, or let it keep "
+            "everything on this machine (WandbLogger: offline: true)."
+        ) from error
     finally:
         os.umask(umask)
 

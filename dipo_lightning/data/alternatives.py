@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
+
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.files import SUFFIXES, Record, checked_text, file_records
 from dipo_lightning.data.loader import Example
@@ -133,25 +135,45 @@ def read_alternatives(source: str | Sequence[str], rows: Sequence[Mapping[str, A
 
 def own_alternatives(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Return the alternatives in the rows' own column, which are none for a row without it."""
-    return [_lines_in(row.get("alternatives"), f"{row.get('where', 'a row')}: 'alternatives'") for row in rows]
+    found = []
+    for row in rows:
+        label = f"{row.get('where', 'a row')}: 'alternatives'"
+        found.append(_others(_lines_in(row.get("alternatives"), label), row, label))
+    return found
 
 
 def find_alternatives(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Return the alternatives that a data file has for each row, by what the row asks; none for a row it lacks.
 
-    Where a question stands in the file with several answers, those with the row's own answer count.
+    Where a question stands in the file with several answers, those with the row's own answer count. Records whose
+    question no row asks are left aside, and it is said how many.
     """
     given: dict[str, list[tuple[str | None, list[str]]]] = {}
+    rows_ask, others = {plain_text(*asked_in(row)) for row in rows}, list[Record]()
     for record in file_records(path):
         asked, answer, lines = _alternatives_in(record)
         given.setdefault(plain_text(*asked), []).append((answer, lines))
+        if plain_text(*asked) not in rows_ask:
+            others.append(record)
+    if others:
+        rank_zero_info(f"{path}: {len(others)} of its records ask what no forget row asks (first: {others[0].where})")
     found = []
     for row in rows:
         candidates, answer = given.get(plain_text(*asked_in(row)), []), plain_text(answer_in(row))
         own = [lines for stated, lines in candidates if stated is not None and plain_text(stated) == answer]
         chosen = own or [lines for _, lines in candidates]
-        found.append(list(dict.fromkeys(line for lines in chosen for line in lines)))
+        found.append(_others(list(dict.fromkeys(line for lines in chosen for line in lines)), row, str(path)))
     return found
+
+
+def _others(lines: list[str], row: Mapping[str, Any], label: str) -> list[str]:
+    """The alternatives of a row, none of which may be what it answers."""
+    answer = plain_text(answer_in(row))
+    if any(plain_text(line) == answer for line in lines):
+        raise InputError(
+            f"{label}: an alternative for {asked_in(row)[-1]!r} is the answer that is to be forgotten; change it."
+        )
+    return lines
 
 
 def written_alternatives(rows: Sequence[Mapping[str, Any]], lines: Sequence[Sequence[str]]) -> str:

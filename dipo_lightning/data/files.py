@@ -16,12 +16,16 @@ from typing import Any, NamedTuple
 
 from dipo_lightning.data.encoding import shortened
 from dipo_lightning.errors import InputError
-from dipo_lightning.safety.network import bounded_hub
+from dipo_lightning.safety.network import bounded_hub, hub_errors
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 BATCH = 10_000  # records that are decoded together
 _SAVED = ("dataset_info.json", "dataset_dict.json")  # what `save_to_disk` leaves in a folder
 _SHARD = re.compile(r"-\d+-of-\d+$")
+
+
+class AbsentError(InputError):
+    """A data set, or its copy on this machine, without the configuration or split that was asked for."""
 
 
 class Record(NamedTuple):
@@ -101,7 +105,7 @@ def config_records(source: str | Path, config: str, split: str = "train") -> lis
         return [record for path in paths for record in file_records(path)]
     asked = config if split == "train" else f"{config}/{split}"
     found = ", ".join(available(folder)) or "nothing that I read"
-    raise InputError(f"{folder}: there is no {asked} ({'/'.join(SUFFIXES)}); there is {found}.")
+    raise AbsentError(f"{folder}: there is no {asked} ({'/'.join(SUFFIXES)}); there is {found}.")
 
 
 def config_files(folder: Path, config: str, split: str = "train") -> list[Path]:
@@ -143,11 +147,12 @@ def hub_records(name: str, config: str | None = None, split: str = "train") -> I
     try:
         with bounded_hub():
             rows = load_dataset(name, config, split=split)
-    except (DatasetsError, OSError, ValueError) as error:
+    except (DatasetsError, ValueError, *hub_errors()) as error:
         # OSError: no network, no such data set, not allowed; ValueError: no such configuration or split.
-        raise InputError(
+        kind = AbsentError if isinstance(error, ValueError) else InputError
+        raise kind(
             f"{label}: there is no such folder here, and the hub did not give it: {str(error).strip() or type(error)}\n"
-            "Check the name and the network, or give a folder with the files."
+            "Check the name and the network, or give a folder with the files; a gated data set wants `hf auth login`."
         ) from error
     return _dataset_records(label, rows)
 
@@ -211,7 +216,7 @@ def _saved_records(folder: Path, split: str | None, option: str | None = None) -
     if chosen not in saved:
         asked = f"no {split}" if split else "no train split"
         hint = f" Set {option} to one of them." if option else ""
-        raise InputError(f"{folder}: there is {asked}; there is {', '.join(saved)}.{hint}")
+        raise AbsentError(f"{folder}: there is {asked}; there is {', '.join(saved)}.{hint}")
     return _dataset_records(f"{folder}, {chosen}", saved[chosen])
 
 

@@ -199,8 +199,8 @@ def _template(tokenizer: PreTrainedTokenizerBase, given: str | Path | None) -> s
     if given is None:
         if not tokenizer.chat_template:
             raise InputError(
-                "Prompt style chat: the tokenizer has no chat template (a base model?). "
-                "Take the style plain, or give chat_template."
+                "Prompt styles chat and open_unlearning: the tokenizer has no chat template (a base model?). Take "
+                "data.prompt: plain, or name a template in data.prompt_options.chat_template."
             )
         return str(tokenizer.get_chat_template())
     if not isinstance(given, str | Path):

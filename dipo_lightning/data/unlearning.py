@@ -35,7 +35,7 @@ from dipo_lightning.data.tokenization import (
     prompts_without_room,
     tokenize_rows,
 )
-from dipo_lightning.errors import InputError, refuse_unknown
+from dipo_lightning.errors import InputError, check_numbers, refuse_unknown
 from dipo_lightning.models.answers import collate_parts
 from dipo_lightning.models.loading import load_tokenizer
 
@@ -83,11 +83,8 @@ class TokenizedDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         refuse_unknown(type(self).__name__, unknown)
-        for name, value in (("batch_size", batch_size), ("max_length", max_length)):
-            if value < 1:
-                raise InputError(f"data.{name} is {value}; it must be at least 1.")
-        if num_workers < 0:
-            raise InputError(f"data.num_workers is {num_workers}; it must be 0 or more.")
+        check_numbers("data", {"batch_size": batch_size, "max_length": max_length})
+        check_numbers("data", {"num_workers": num_workers}, least=0)
         self.tokenizer_source, self.prompt, self.prompt_options = tokenizer, prompt, prompt_options or {}
         self.max_length, self.batch_size, self.num_workers, self.seed = max_length, batch_size, num_workers, seed
         self.on_missing = on_missing

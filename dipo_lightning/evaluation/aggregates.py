@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.evaluation.benchmark import Benchmark, find_benchmark, made
 from dipo_lightning.evaluation.rows import EvaluationLog, Sets, with_skipped
 from dipo_lightning.metrics.base import Meaning, Rows, RowValues, meanings
 from dipo_lightning.models.distributed import rank_and_world
+
+FEWEST_RESAMPLES = 40
+"""Drawings of which one lies beyond each end of a 95 % interval."""
 
 
 def metric_collection(metrics: Mapping[str, Metric]) -> MetricCollection:
@@ -81,6 +84,25 @@ def intervals(collection: MetricCollection, resamples: int, seed: int = 0) -> di
             ends = metric.intervals(resamples, seed)  # type: ignore[operator]  # RowValues, or made of them
             found |= {f"{name}_{part}" if part else name: [*both] for part, both in ends.items()}
     return found
+
+
+def check_resamples(owner: object, resamples: int, seed: int) -> None:
+    """Refuse a number of drawings that gives no interval, and a negative seed.
+
+    Args:
+        owner: What has the options, as for `check_numbers`.
+        resamples: Its ``bootstrap``.
+        seed: Its ``bootstrap_seed``.
+
+    Raises:
+        InputError: The number is neither 0 nor at least `FEWEST_RESAMPLES`, or one of the two is negative.
+    """
+    check_numbers(owner, {"bootstrap": resamples, "bootstrap_seed": seed}, least=0)
+    if 0 < resamples < FEWEST_RESAMPLES:
+        raise InputError(
+            f"bootstrap is {resamples}; the ends of a 95 % interval want {FEWEST_RESAMPLES} drawings or more, such as "
+            "1000, and 0 gives none."
+        )
 
 
 def _published(name: str, metric: Metric, value: Any) -> dict[str, Any]:

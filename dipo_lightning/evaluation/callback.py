@@ -23,11 +23,12 @@ from torchmetrics import Metric, MetricCollection
 
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.prompts import PromptName, prompt_style
-from dipo_lightning.errors import InputError, refuse_unknown
+from dipo_lightning.errors import InputError, check_numbers, refuse_unknown
 from dipo_lightning.evaluation.aggregates import (
     Meanings,
     add_measured,
     aggregates,
+    check_resamples,
     class_path,
     flat_numbers,
     interval_text,
@@ -40,7 +41,7 @@ from dipo_lightning.evaluation.aggregates import (
 )
 from dipo_lightning.evaluation.benchmark import Benchmark
 from dipo_lightning.evaluation.provenance import provenance, run_settings, weights
-from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog, Measuring, check_numbers, with_skipped
+from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog, Measuring, with_skipped
 from dipo_lightning.evaluation.run_folder import is_trial, run_folder, write_json
 from dipo_lightning.evaluation.schedule import Schedule, Scheduled, interruptible
 from dipo_lightning.evaluation.tensorboard import RunLogger, answers_table, chart_values
@@ -102,8 +103,8 @@ class Evaluation(Scheduled):
         refuse_unknown(type(self).__name__, unknown)
         self.measuring = measuring or Measuring()
         self.measuring.check(self)
-        numbers = {"samples": samples, "bootstrap": bootstrap, "bootstrap_seed": bootstrap_seed}
-        check_numbers(self, numbers, least=0)
+        check_numbers(self, {"samples": samples}, least=0)
+        check_resamples(self, bootstrap, bootstrap_seed)
         self.bootstrap, self.bootstrap_seed = bootstrap, bootstrap_seed
         self.metrics, self.samples = dict(metrics or {}), samples
         self.retain: EvaluationLog | None = None

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.benchmark import Benchmark, find_benchmark, installed_benchmarks
 from dipo_lightning.evaluation.rows import EvaluationLog, Row, unique_rows, with_skipped
-from dipo_lightning.safety.network import bounded_hub
+from dipo_lightning.safety.network import bounded_hub, hub_errors
 
 
 def read_native_log(content: Mapping[str, Any], path: Path, benchmark: Benchmark) -> EvaluationLog:
@@ -34,7 +34,7 @@ def read_native_log(content: Mapping[str, Any], path: Path, benchmark: Benchmark
         raise InputError(f"{path}: unknown sets {', '.join(unknown)}; {content['format']} has {', '.join(required)}")
     sets = {name: _rows(name, rows, required[name], path) for name, rows in content["sets"].items()}
     skipped = {name: _rows(name, rows, (), path) for name, rows in (content.get("skipped") or {}).items()}
-    check_numbers(benchmark, sets | skipped, path)
+    check_values(benchmark, sets | skipped, path)
     return EvaluationLog(
         format=content["format"],
         settings=dict(content["settings"]),
@@ -47,7 +47,7 @@ def read_native_log(content: Mapping[str, Any], path: Path, benchmark: Benchmark
     )
 
 
-def check_numbers(benchmark: Benchmark, sets: Mapping[str, list[Row]], path: Path | None) -> None:
+def check_values(benchmark: Benchmark, sets: Mapping[str, list[Row]], path: Path | None) -> None:
     """Refuse rows of a log, of whatever format, whose numbers are none.
 
     Raises:
@@ -210,7 +210,7 @@ def read_log(path: str | Path, usual: str = "") -> EvaluationLog:
         for foreign in one.foreign_formats:
             if foreign.recognises(content):
                 log = foreign.read(content, path)
-                check_numbers(one, log.sets, path)
+                check_values(one, log.sets, path)
                 return log
     keys = ", ".join(list(content)[:5]) or "none"
     raise InputError(
@@ -231,7 +231,7 @@ def _from_hub(file: str) -> Path:
     try:
         with bounded_hub():
             return Path(hf_hub_download(HUB_LOGS, file, repo_type="dataset"))
-    except (OSError, ValueError) as error:  # no network, no such file; a name that can't be one
+    except (*hub_errors(), ValueError) as error:  # no network, no such file; a name that can't be one
         raise InputError(
             f"The hub did not give {file} of the data set {HUB_LOGS}: {str(error).splitlines()[0]} Check the name and "
             "the network, or give a file."

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict
 
 import torch
 
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.evaluation.scoring import BATCH_TOKENS
 from dipo_lightning.metrics.functional.answers import log_truth_ratio
 from dipo_lightning.metrics.functional.membership import FRACTION
@@ -219,13 +219,6 @@ def add_log_ratios(sets: Sets, variant: str) -> None:
                         f"{variant!r} cannot be computed from it; ask for truth_ratio='open_unlearning'"
                     )
                 row["log_ratio"] = math.log(ratio) if ratio > 0 else -math.inf
-
-
-def check_numbers(owner: object, numbers: Mapping[str, int | None], least: int = 1) -> None:
-    """Raise an `InputError` that names the option of ``owner`` where a number is below ``least``; None is no number."""
-    for option, value in numbers.items():
-        if value is not None and value < least:
-            raise InputError(f"{type(owner).__name__}.{option} is {value}; it must be at least {least}.")
 
 
 def check_choice(owner: object, option: str, chosen: Any, known: Sequence[str]) -> None:

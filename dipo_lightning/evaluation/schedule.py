@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from dipo_lightning.evaluation.rows import check_numbers
+from dipo_lightning.errors import check_numbers
 
 Hook = Literal["on_train_start", "on_train_batch_end", "on_train_epoch_end", "on_train_end", "on_fit_end"]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import html
 import importlib.util
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -229,6 +230,12 @@ class CSVTracker(Tracker):
         path = Path(self.logger.log_dir) / MEDIA / f"{_at(tag, step)}.{ending}"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+
+def tracker_errors() -> tuple[type[Exception], ...]:
+    """Return what W&B and MLflow raise where they are not logged in or reach no server, of those that are loaded."""
+    bases = {"wandb.errors": "Error", "mlflow.exceptions": "MlflowException"}
+    return tuple(getattr(sys.modules[module], name) for module, name in bases.items() if module in sys.modules)
 
 
 def trackers_of(trainer: pl.Trainer) -> list[Tracker]:

@@ -25,7 +25,7 @@ from dipo_lightning.data.alternatives import (
     written_alternatives,
 )
 from dipo_lightning.data.unlearning import UnlearningDataModule
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.evaluation.run_folder import run_folder, write_text
 from dipo_lightning.evaluation.sampling import hash_seed, sample
 from dipo_lightning.methods.preference import DPOModule, positive
@@ -76,9 +76,7 @@ class AltPOModule(DPOModule):
         **options: Any,
     ) -> None:
         super().__init__(pretrained, **options)
-        for name, value in (("per_row", per_row), ("max_new_tokens", max_new_tokens)):
-            if value < 1:
-                raise InputError(f"model.{name} is {value}; it must be at least 1.")
+        check_numbers("model", {"per_row": per_row, "max_new_tokens": max_new_tokens})
         if "{question}" not in instruction:
             raise InputError("model.instruction must say where the question stands: write {question} in it.")
         if alternatives_file is not None and Path(alternatives_file).suffix != ".jsonl":

@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from dipo_lightning.data.loader import supervised_count
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.losses.chunking import global_mean, sequence_places, working_dtype
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers, over_logits
@@ -27,8 +27,7 @@ def wga(nll: Tensor, beta: float = 1.0, denominator: float | Tensor | None = Non
     Raises:
         InputError: `beta` is negative.
     """
-    if not beta >= 0:
-        raise InputError(f"beta is {beta!r}; use a number >= 0")
+    check_numbers("wga", {"beta": beta}, least=0)
     weight = torch.exp(-beta * nll.detach())
     return -global_mean(weight * nll, denominator)
 
@@ -92,6 +91,7 @@ class WGAModule(UnlearningModule):
 
     def __init__(self, pretrained: str, beta: float = 1.0, **options: Any) -> None:
         super().__init__(pretrained, **options)
+        check_numbers("model", {"beta": beta}, least=0)
         self.beta = beta
 
     def forget_loss(self, forget: Answers) -> Tensor:
@@ -121,8 +121,7 @@ class CEUModule(UnlearningModule):
         **options: Any,
     ) -> None:
         super().__init__(pretrained, retain_loss=retain_loss, **options)
-        if skip_tokens < 0:
-            raise InputError(f"model.skip_tokens is {skip_tokens}; it must be 0 or more.")
+        check_numbers("model", {"skip_tokens": skip_tokens}, least=0)
         self.skip_tokens = skip_tokens
 
     def setup(self, stage: str) -> None:

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from dipo_lightning.errors import InputError, RunError, refuse_unknown
+from dipo_lightning.errors import InputError, RunError, check_numbers, refuse_unknown
 from dipo_lightning.models.distributed import (
     check_strategy,
     checkpoint_activations,
@@ -87,8 +87,7 @@ class LanguageModelModule(pl.LightningModule):
         self._stepped = False
         self.pretrained, self.optimizer = str(pretrained), optimizer
         self.schedule, self.warmup_steps = schedule, warmup_steps
-        if warmup_steps < 0:
-            raise InputError(f"model.warmup_steps is {warmup_steps}; it must be 0 or more.")
+        check_numbers("model", {"warmup_steps": warmup_steps}, least=0)
         self.lora = LoRA(**lora) if isinstance(lora, Mapping) else lora
         self.dropout, self.keeps_dropout = dropout, False
         self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
@@ -173,6 +172,8 @@ class LanguageModelModule(pl.LightningModule):
             model = add_lora(model, lora)
             if lora.base == NF4:
                 model = quantize_base(model, self.trainer.strategy.root_device)
+                # Constant, and the same on every process: DDP would send them in every forward.
+                self._ddp_params_and_buffers_to_ignore = [f"policy.{name}" for name, _ in model.named_buffers()]
         self.freeze_untrained(model)
         if trainable and self.activation_checkpointing:
             checkpoint_activations(model)

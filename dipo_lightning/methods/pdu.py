@@ -18,7 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.losses.chunking import global_mean, working_dtype
 from dipo_lightning.methods.language_model import mean_terms
 from dipo_lightning.methods.unlearning import UnlearningModule
@@ -73,9 +73,7 @@ class PDUModule(UnlearningModule):
     ) -> None:
         super().__init__(pretrained, lambda_=lambda_, **options)
         sizes = {"epsilon": epsilon, "dual_step": dual_step, "dual_warmup_epochs": dual_warmup_epochs}
-        for name, value in sizes.items():
-            if not value >= 0:
-                raise InputError(f"model.{name} is {value}; it must be 0 or more.")
+        check_numbers("model", sizes, least=0)
         if self.retain_loss_name == "none":
             raise InputError("model.retain_loss is none; PDU forgets under a limit on it. Use nll or kl.")
         self.epsilon, self.dual_step, self.dual_warmup_epochs = epsilon, dual_step, dual_warmup_epochs

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import check_numbers
 from dipo_lightning.losses.chunking import global_mean
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers
@@ -29,9 +29,7 @@ def satimp(nll: Tensor, beta1: float = 5.0, beta2: float = 1.0, denominator: flo
     Raises:
         InputError: An exponent is negative.
     """
-    for name, value in (("beta1", beta1), ("beta2", beta2)):
-        if not value >= 0:
-            raise InputError(f"{name} is {value!r}; use a number >= 0")
+    check_numbers("satimp", {"beta1": beta1, "beta2": beta2}, least=0)
     constant = nll.detach()
     weight = torch.exp(-beta1 * constant) * (-torch.expm1(-constant)) ** beta2
     return -global_mean(weight * nll, denominator)
@@ -56,9 +54,7 @@ class SatImpModule(UnlearningModule):
         self, pretrained: str, beta1: float = 5.0, beta2: float = 1.0, lambda_: float = 0.1, **options: Any
     ) -> None:
         super().__init__(pretrained, lambda_=lambda_, **options)
-        for name, value in (("beta1", beta1), ("beta2", beta2)):
-            if not value >= 0:
-                raise InputError(f"model.{name} is {value}; it must be 0 or more.")
+        check_numbers("model", {"beta1": beta1, "beta2": beta2}, least=0)
         self.beta1, self.beta2 = beta1, beta2
 
     def forget_loss(self, forget: Answers) -> Tensor:

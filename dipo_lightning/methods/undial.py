@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import check_numbers
 from dipo_lightning.losses.chunking import global_mean, working_dtype
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers, over_logits
@@ -26,8 +26,7 @@ def undial_target(reference_logits: Tensor, labels: Tensor, strength: float = 10
     Raises:
         InputError: The strength is negative.
     """
-    if not strength >= 0:
-        raise InputError(f"strength is {strength!r}; use a number >= 0")
+    check_numbers("undial", {"strength": strength}, least=0)
     logits = reference_logits.detach().to(working_dtype(reference_logits))
     places = labels.unsqueeze(-1)
     return logits.scatter(-1, places, logits.gather(-1, places) - strength).softmax(-1)
@@ -51,6 +50,7 @@ class UNDIALModule(UnlearningModule):
 
     def __init__(self, pretrained: str, strength: float = 10.0, lambda_: float = 0.0, **options: Any) -> None:
         super().__init__(pretrained, lambda_=lambda_, **options)
+        check_numbers("model", {"strength": strength}, least=0)
         self.strength = strength
 
     def forget_loss(self, forget: Answers) -> Tensor:

@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.errors import InputError, RunError, check_numbers
 from dipo_lightning.losses.likelihood import token_kl
 from dipo_lightning.methods.language_model import LanguageModelModule
 from dipo_lightning.models.answers import Answers, TokenBatch, compute_answers, over_logits
@@ -63,13 +63,10 @@ class UnlearningModule(LanguageModelModule):
         **options: Any,
     ) -> None:
         super().__init__(pretrained, **options)
-        for name, value in (("gamma", gamma), ("lambda_", lambda_)):
-            if value < 0:
-                raise InputError(f"model.{name} is {value}; the weight of a term must be 0 or more.")
+        check_numbers("model", {"gamma": gamma, "lambda_": lambda_}, least=0)
+        check_numbers("model", {"chunk_size": chunk_size})
         if reference == "adapters_off" and self.lora is None:
             raise InputError("model.reference is adapters_off, but there are no adapters; set model.lora.rank.")
-        if chunk_size < 1:
-            raise InputError(f"model.chunk_size is {chunk_size}; it must be at least 1.")
         self.gamma, self.lambda_, self.retain_loss_name, self.reference_name = gamma, lambda_, retain_loss, reference
         self.reference_cache, self.form, self.chunk_size = reference_cache, form, chunk_size
         self.reference: Reference | None = None

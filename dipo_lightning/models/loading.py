@@ -21,7 +21,7 @@ import torch
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.inspection import check_causal
-from dipo_lightning.safety.network import bounded_hub
+from dipo_lightning.safety.network import bounded_hub, hub_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -342,7 +342,7 @@ def _explained(source: ModelSource, what: str) -> Iterator[None]:
 
     try:
         yield
-    except (SafetensorError, OSError, ValueError, ImportError) as error:
+    except (SafetensorError, ValueError, ImportError, *hub_errors()) as error:
         if isinstance(error, InputError):
             raise
         reason = str(error).strip() or type(error).__name__

@@ -168,6 +168,7 @@ class FourBitLinear(nn.Module):
 
         weight = linear.weight.detach().to(device, torch.float32)
         packed, self.state = quantize_4bit(weight, blocksize=BLOCK, compress_statistics=True, quant_type=NF4)
+        self.state.dtype = COMPUTE  # of the unpacked weight: it says float32, which the backward pass would unpack to
         self.register_buffer("packed", packed, persistent=False)
         bias = None if linear.bias is None else linear.bias.detach().to(device, COMPUTE)
         self.register_buffer("bias", bias, persistent=False)
@@ -185,7 +186,7 @@ class FourBitLinear(nn.Module):
         from bitsandbytes.functional import dequantize_4bit
 
         linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        linear.weight = nn.Parameter(dequantize_4bit(self.packed, self.state).float().cpu(), requires_grad=False)
+        linear.weight = nn.Parameter(dequantize_4bit(self.packed, self.state).cpu().float(), requires_grad=False)
         if self.bias is not None:
             linear.bias = nn.Parameter(self.bias.float().cpu(), requires_grad=False)
         return linear
@@ -231,7 +232,7 @@ def check_installed() -> None:
 
 
 def quantize_base(policy: nn.Module, device: torch.device) -> nn.Module:
-    """Pack the linear layers under and beside the adapters, in place; embeddings and projection become bfloat16.
+    """Pack the linear layers under and beside the adapters, in place; other frozen weights become bfloat16.
 
     Layer after layer on ``device``: the GPU never holds an unpacked model.
     """
@@ -242,10 +243,21 @@ def quantize_base(policy: nn.Module, device: torch.device) -> nn.Module:
         if type(module) is nn.Linear and not module.weight.requires_grad and module.weight is not projection:
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, FourBitLinear(module, device))
-    for weight in (model.get_input_embeddings().weight, projection):
-        if not weight.requires_grad:
+    if not is_quantized(model):
+        raise InputError(
+            f"model.lora.base is {NF4}, which packs the linear layers of the blocks; this {model.config.model_type} "
+            "model has none (their weights are of another kind). Leave it out."
+        )
+    for name, weight in model.named_parameters():
+        if not (weight.requires_grad or any(kept in name for kept in _kept_in_float32(model))):
             weight.data = weight.data.to(COMPUTE)
     return policy
+
+
+def _kept_in_float32(model: Any) -> set[str]:
+    """Parts of parameter names that a family cannot compute with in less, as ``transformers`` knows them."""
+    names = [getattr(model, f"_keep_in_fp32_modules{kind}", None) or () for kind in ("", "_strict")]
+    return {name for some in names for name in some}
 
 
 def is_quantized(policy: nn.Module) -> bool:
@@ -255,9 +267,5 @@ def is_quantized(policy: nn.Module) -> bool:
 
 def dense_copy(policy: nn.Module) -> nn.Module:
     """Return a copy on the CPU, float32, with every packed layer unpacked: it computes what the policy does."""
-    dense = copy.deepcopy(policy)
-    for name, module in list(dense.named_modules()):
-        if isinstance(module, FourBitLinear):
-            parent, _, own = name.rpartition(".")
-            setattr(dense.get_submodule(parent), own, module.dense())
-    return dense.to("cpu", torch.float32)
+    dense = {id(module): module.dense() for module in policy.modules() if isinstance(module, FourBitLinear)}
+    return copy.deepcopy(policy, dense).to("cpu", torch.float32)  # in place of a packed layer its dense one

@@ -35,6 +35,16 @@ def bounded_hub() -> Iterator[None]:
             setattr(owner, name, value)
 
 
+def hub_errors() -> tuple[type[BaseException], ...]:
+    """Return the errors in which a call to the hub ends where there is no network, or a refusal.
+
+    Those of the client that ``huggingface_hub`` calls with are no `OSError` in every version of it.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (OSError, *HfHubHTTPError.__bases__)
+
+
 @functools.cache
 def hub_answers(endpoint: str, patience: float = PATIENCE) -> bool:
     """Find out if anything answers at the hub's address; asked once per process.

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 from dipo_lightning.cli.export import card_head, check_folder, check_push
 from dipo_lightning.cli.main import main
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, RunError
 from tests.helpers.user_run import user_run
 
 
@@ -54,6 +55,18 @@ def test_an_export_is_uploaded_as_a_private_repository_with_its_licence(checkpoi
     assert "README.md" in upload[2]
     assert card_head((tmp_path / "out/README.md").read_text())["license"] == "apache-2.0"
     assert "private: https://hub/jane/model" in capsys.readouterr().out
+
+
+def test_without_a_network_a_sentence_says_so(monkeypatch):
+    unreachable = HfHubHTTPError.__bases__[0]  # of the client that the hub's library calls with
+
+    class Unreachable(FakeApi):
+        def repo_exists(self, name):
+            raise unreachable("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Unreachable)
+    with pytest.raises(RunError, match=r"not known\. Check the network"):
+        check_push("jane/model", "org/base", None)
 
 
 def test_public_is_a_word_of_its_own(checkpoint, hub, tmp_path):

@@ -98,7 +98,7 @@ def test_running_text_has_no_answer_to_replace() -> None:
         read_alternatives("idk", [{"text": "A text.", "index": 0}])
 
 
-def test_alternatives_of_each_row_from_a_data_file(tmp_path: Path) -> None:
+def test_alternatives_of_each_row_from_a_data_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows: list[dict[str, object]] = [
         {"question": f" who is  person {i}?", "answer": "Another one.", "alternatives": ["A cook.", f"Cook {i}."]}
         for i in (4, 3, 2, 1, 0)
@@ -107,6 +107,8 @@ def test_alternatives_of_each_row_from_a_data_file(tmp_path: Path) -> None:
     path = data_file(tmp_path / "mine.jsonl", [*rows, {"question": "Who else?", "alternatives": ["X."]}])
     expected = [["A cook.", f"Cook {i}."] for i in range(4)] + [["A nurse."]]
     assert read_alternatives(path, ROWS) == expected
+    assert "1 of its records ask what no forget row asks" in caplog.text
+    assert "mine.jsonl, line 6" in caplog.text
     own = [row | {"alternatives": lines} for row, lines in zip(ROWS, expected, strict=True)]
     assert read_alternatives("rows", own) == expected
     (tmp_path / "written.jsonl").write_text(written_alternatives(ROWS, expected), encoding="utf-8")
@@ -146,6 +148,10 @@ def test_a_question_with_two_answers_has_alternatives_for_each(tmp_path: Path) -
         ),
         ([{"question": "Who is person 0?", "alternatives": ["X.", " "]}], "line 1: 'alternatives' is empty"),
         ([{"alternatives": ["X."]}], "line 1: 'question' is None"),
+        (
+            [{"question": "Who is person 0?", "alternatives": ["X.", ROWS[0]["answer"].upper()]}],
+            r"mine\.jsonl: an alternative for 'Who is person 0\?' is the answer that is to be forgotten",
+        ),
     ],
 )
 def test_a_data_file_that_is_not_right_is_said(tmp_path: Path, rows: list[dict[str, object]], message: str) -> None:

@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from dipo_lightning.benchmarks.lm_eval.callback import LMEvalEvaluation
 from dipo_lightning.benchmarks.muse.callback import MUSEEvaluation
 from dipo_lightning.benchmarks.muse.data import MUSEDataModule
 from dipo_lightning.benchmarks.tofu.callback import TOFUEvaluation
@@ -102,7 +103,7 @@ class Nudge(Callback):
 
 def recorded(kind: str, data: str) -> tuple[Evaluation, list[dict[str, Any]]]:
     """An evaluation before training and after each step, and the list that gets its rows and aggregates."""
-    often: dict[str, Any] = {"every_n_steps": 1, "every_n_epochs": None, "batch_tokens": 200, "bootstrap": 10}
+    often: dict[str, Any] = {"every_n_steps": 1, "every_n_epochs": None, "batch_tokens": 200, "bootstrap": 40}
     often["metrics"] = {"words": "tests.helpers.user_project.Words"}
     callback: Evaluation
     if kind == "tofu":
@@ -112,6 +113,10 @@ def recorded(kind: str, data: str) -> tuple[Evaluation, list[dict[str, Any]]]:
     elif kind == "muse":
         few: dict[str, Any] = {"max_rows": 5, "verbmem_tokens": 6, "knowmem_tokens": 4, "generation_rows": 2}
         callback = MUSEEvaluation(data, baseline=0.5, lowercase=True, **nested(**few, **often))
+    elif kind == "lm_eval":
+        often = {"every_n_steps": 1, "every_n_epochs": None}
+        names = ["toy", "toy_says", "toy_texts"]
+        callback = LMEvalEvaluation(names, num_fewshot=1, batch_size=3, include_path=data, **nested(**often))
     else:
         callback = MemorizationEvaluation(
             **nested(max_forget_rows=7, max_retain_rows=5, max_new_tokens=6, generation_rows=3, **often)
@@ -121,7 +126,8 @@ def recorded(kind: str, data: str) -> tuple[Evaluation, list[dict[str, Any]]]:
 
     def evaluate(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         document = original(trainer, pl_module)
-        documents.append({key: document[key] for key in ("sets", "aggregates", "intervals", "skipped")})
+        parts = ("sets", "aggregates", "intervals", "skipped")
+        documents.append({key: document[key] for key in parts if key in document})
         return document
 
     callback.evaluate = evaluate  # type: ignore[method-assign]
@@ -196,8 +202,8 @@ def train(
     Args:
         save: Folder and optimiser step of a checkpoint, ``folder/step.ckpt``.
         export: Folder of the final model, and ``merged`` or ``separate`` adapters.
-        evaluate: ``tofu``, ``muse`` or ``own``, and the folder of its data, to evaluate on before training and after
-            each step. For ``muse`` it is also what is trained on.
+        evaluate: The kind of `recorded`, and the folder of its data, to evaluate on before training and after each
+            step. For ``muse`` it is also what is trained on.
         measured: Whether the evaluation takes place; the same data is trained on without.
         compiler: The backend that ``compile_blocks`` compiles with; torch's default takes minutes here.
         own_counts: Make the mistake of dividing by what the process's own batch holds.

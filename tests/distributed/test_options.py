@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from dipo_lightning.quickstart.newspaper import write_fictitious_news
 from tests.distributed import jobs
 from tests.distributed.pool import WORLD, Pool
 from tests.distributed.test_equality import assert_same_weights, case, compare
+from tests.helpers.harness_tasks import write_tasks
 from tests.helpers.small_tofu import write_tofu
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -40,10 +42,14 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     jobs.write_task(folder / "task", max_position_embeddings=2048)  # room for MUSE's ten examples in a prompt
     write_tofu(folder / "tofu")  # 3, 3, 4, 5 and 6 rows
     write_fictitious_news(folder / "muse", articles=6)  # 5 rows are taken of each set
-    return {name: str(folder / name) for name in ("task", "tofu", "muse", "user_data")}
+    write_tasks(folder / "lm_eval")  # 2 and 5 documents
+    return {name: str(folder / name) for name in ("task", "tofu", "muse", "user_data", "lm_eval")}
 
 
-@pytest.mark.parametrize("kind", ["tofu", "muse", "user_data"])
+harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs the lm-evaluation-harness")
+
+
+@pytest.mark.parametrize("kind", ["tofu", "muse", "user_data", pytest.param("lm_eval", marks=harness)])
 @pytest.mark.parametrize(("strategy", "lora"), [("ddp", False), ("fsdp2", False), ("fsdp2", True)])
 def test_evaluation_inside_a_run_gives_what_one_process_gives(
     pool: Pool, evaluated: dict[str, str], kind: str, strategy: str, lora: bool
@@ -63,7 +69,7 @@ def test_evaluation_inside_a_run_gives_what_one_process_gives(
     assert ranks[0]["documents"] == ranks[1]["documents"]
     assert len(one["documents"]) == len(ranks[0]["documents"]) == 4
     assert one["documents"][0] != one["documents"][-1]
-    if kind != "muse":  # whose sets have other names
+    if kind in ("tofu", "user_data"):
         assert one["documents"][-1]["aggregates"]["words"] >= 0, "the user's metric"
     for found, expected in zip(ranks[0]["documents"], one["documents"], strict=True):
         assert_same_document(found, expected)

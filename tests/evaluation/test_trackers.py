@@ -5,7 +5,9 @@ import importlib.util
 import json
 import sqlite3
 import struct
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from jsonargparse import Namespace
@@ -13,11 +15,13 @@ from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, WandbLogger
 
 from dipo_lightning.benchmarks.tofu.callback import TOFUEvaluation
 from dipo_lightning.callbacks import ResultsPage
+from dipo_lightning.cli.main import main
 from dipo_lightning.cli.run_folder import loggers_in
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.trackers import TrackioLogger
 from tests.helpers.nested import nested
 from tests.helpers.small_tofu import ToyData, ToyModule, read, trainer, write_tofu
+from tests.helpers.toys import save_toy
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the trackers' own packages
 
@@ -142,6 +146,24 @@ def test_without_its_package_a_tracker_says_what_to_install(monkeypatch) -> None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "trackio" else find(name))
     with pytest.raises(InputError, match="pip install 'dipo-lightning"):
         TrackioLogger()
+
+
+def test_a_logger_that_is_not_logged_in_is_told_in_a_sentence(tmp_path, monkeypatch, capsys) -> None:
+    class Refused(Exception):
+        """Stands for W&B's own error."""
+
+    def experiment(logger) -> None:
+        raise Refused("No API key configured.")
+
+    monkeypatch.setitem(sys.modules, "wandb.errors", SimpleNamespace(Error=Refused))
+    monkeypatch.setattr(CSVLogger, "experiment", property(experiment))
+    model = save_toy(tmp_path / "model")
+    rows = write_tofu(tmp_path / "data")
+    options = [f"--model.pretrained={model}", "--data=dipo_lightning.TOFUDataModule", f"--data.data={rows}"]
+    options += ["--data.prompt=plain", "--trainer.accelerator=cpu", "--trainer.logger=CSVLogger"]
+    options += [f"--trainer.logger.save_dir={tmp_path}"]
+    assert main(["fit", *options, f"--run={tmp_path / 'run'}"]) == 2
+    assert "No API key configured. Log in to its server, or let it keep" in capsys.readouterr().err
 
 
 def test_a_named_run_keeps_its_wandb_run_and_its_mlflow_folder(tmp_path) -> None:

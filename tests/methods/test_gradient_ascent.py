@@ -11,7 +11,7 @@ import torch
 from dipo_lightning import CEUModule, UnlearningDataModule
 from dipo_lightning.errors import InputError
 from dipo_lightning.losses.likelihood import token_nll
-from dipo_lightning.methods.gradient_ascent import ce_u, wga
+from dipo_lightning.methods.gradient_ascent import WGAModule, ce_u, wga
 from tests.helpers.batches import (
     SELECTED,
     TOKENS,
@@ -77,6 +77,8 @@ def test_a_certain_label_stays_finite() -> None:
 def test_negative_beta() -> None:
     with pytest.raises(InputError, match="beta is -1"):
         wga(torch.zeros(1), -1)
+    with pytest.raises(InputError, match="model.beta is -1"):
+        WGAModule("absent", beta=-1)
 
 
 @pytest.mark.parametrize("counted", [False, True])

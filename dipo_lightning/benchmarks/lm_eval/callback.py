@@ -12,7 +12,7 @@ import torch
 from dipo_lightning.benchmarks.lm_eval.harness import Options, load_tasks, measure_tasks, settings_of
 from dipo_lightning.benchmarks.lm_eval.metrics import LMEval
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Evaluation
-from dipo_lightning.evaluation.rows import EvaluatedRows, check_numbers
+from dipo_lightning.evaluation.rows import EvaluatedRows
 from dipo_lightning.evaluation.schedule import Schedule
 
 
@@ -22,8 +22,8 @@ class LMEvalEvaluation(Evaluation):
     Logs ``lm_eval/{task}_{metric}``, such as ``lm_eval/wmdp_bio_acc``; of a group that aggregates (``mmlu``) its own
     number, and of other groups those of their tasks. Needs ``pip install 'dipo-lightning[lm-eval]'``.
 
-    On several processes each runs every task: the numbers are those of one process, and it takes as long as one. A
-    policy that is sharded (FSDP2) is gathered meanwhile, as for generation.
+    Several processes share the documents; the numbers are those of one. A policy that is sharded (FSDP2) is gathered
+    meanwhile, as for generation.
 
     Args:
         tasks: Names of tasks, groups or tags of the harness.
@@ -50,8 +50,6 @@ class LMEvalEvaluation(Evaluation):
         **options: Any,
     ) -> None:
         super().__init__(schedule=schedule or Schedule(every_n_epochs=None), **options)
-        check_numbers(self, {"limit": limit, "batch_size": batch_size})
-        check_numbers(self, {"num_fewshot": num_fewshot}, least=0)
         self.tasks = list(tasks)
         self.harness = Options(num_fewshot, limit, batch_size, chat_template, include_path)
         self.loaded: Mapping[str, Any] = {}

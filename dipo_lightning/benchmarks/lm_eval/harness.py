@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import importlib.util
 import io
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,11 @@ import torch
 from torch import nn
 
 from dipo_lightning.benchmarks.lm_eval.metrics import MEAN, MEAN_OF_TASKS
-from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.errors import InputError, RunError, check_numbers
 from dipo_lightning.evaluation.provenance import plain
-from dipo_lightning.models.distributed import unsharded
+from dipo_lightning.models.distributed import gather, rank_and_world, unsharded
 from dipo_lightning.models.head import causal_lm
+from dipo_lightning.safety.network import bounded_hub, hub_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,6 +48,11 @@ class Options:
     batch_size: int = 8
     chat_template: bool = False
     include_path: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_numbers("lm_eval", {"limit": self.limit, "batch_size": self.batch_size})
+        check_numbers("lm_eval", {"num_fewshot": self.num_fewshot}, least=0)
 
 
 class Model:
@@ -81,8 +88,8 @@ def load_tasks(names: Sequence[str], options: Options) -> dict[str, Any]:
     if importlib.util.find_spec("lm_eval") is None:
         raise InputError("The tasks need the lm-evaluation-harness: pip install 'dipo-lightning[lm-eval]'")
     if not names:
-        raise InputError("No task is named; give some, such as tasks: [mmlu, wmdp_bio].")
-    with quiet():
+        raise InputError("No task is named in tasks; give some, such as mmlu and wmdp_bio.")
+    with quiet(), bounded_hub():
         from lm_eval.tasks import TaskManager
 
         manager = TaskManager(include_path=options.include_path)
@@ -93,8 +100,8 @@ def load_tasks(names: Sequence[str], options: Options) -> dict[str, Any]:
                 raise InputError(f"The lm-evaluation-harness has no task {name!r}.{hint}")
         try:
             loaded: dict[str, Any] = manager.load(list(names))
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise InputError(f"The tasks {', '.join(names)} could not be loaded: {error}") from error
+        except (ValueError, KeyError, ImportError, *hub_errors()) as error:
+            raise InputError(f"The tasks {', '.join(names)} could not be loaded: {error} Check the network.") from error
     for name, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
             raise InputError(f"The task {name} runs code that the model writes; it is not run here.")
@@ -166,7 +173,9 @@ def measure_tasks(
     loaded: Mapping[str, Any],
     options: Options,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Run the tasks; every process runs all of them. A sharded policy is gathered meanwhile, which needs room for it.
+    """Run the tasks, their documents shared out over the processes; collective.
+
+    A sharded policy is gathered meanwhile, which needs room for it.
 
     Args:
         policy: The model, in evaluation mode.
@@ -188,6 +197,8 @@ def measure_tasks(
 
         model: Any = Model(policy, device)
         harness = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=options.batch_size)
+        for name in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
+            setattr(harness, name, functools.partial(shared_requests, getattr(harness, name)))
         try:
             results = evaluate(
                 lm=harness,
@@ -200,6 +211,27 @@ def measure_tasks(
         except (ValueError, KeyError, AssertionError, NotImplementedError) as error:
             raise RunError(f"The lm-evaluation-harness failed: {type(error).__name__}: {error}") from error
     return {name: rows_of(results["samples"][name]) for name in loaded["tasks"]}
+
+
+def shared_requests(answer: Callable[..., Sequence[Any]], requests: Sequence[Any], **options: Any) -> list[Any]:
+    """Answer the requests of this process's own documents, and return the answers to all; collective.
+
+    Every process writes all requests, so that examples before a question are those of one process; `HFLM` alone would
+    have each write its own.
+
+    Args:
+        answer: A method of `HFLM`.
+        requests: The harness's, in the same order on every process.
+        **options: Of the method.
+
+    Returns:
+        The answers in the order of the requests.
+    """
+    rank, world = rank_and_world()
+    own = [place for place, request in enumerate(requests) if request.doc_id % world == rank]
+    found = answer([requests[place] for place in own], **options) if own else []
+    answers = gather(dict(zip(own, found, strict=True)))
+    return [answers[place] for place in range(len(requests))]
 
 
 def rows_of(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -18,10 +18,10 @@ from dipo_lightning.benchmarks.robustness.quantization import Quantization
 from dipo_lightning.benchmarks.robustness.running import build_attacks, measure, planned, settings_of
 from dipo_lightning.benchmarks.robustness.tables import PARTS
 from dipo_lightning.benchmarks.robustness.wordings import Wordings
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Document, Evaluation
 from dipo_lightning.evaluation.generation import BATCH_ROWS
-from dipo_lightning.evaluation.rows import EvaluatedRows, check_numbers
+from dipo_lightning.evaluation.rows import EvaluatedRows
 from dipo_lightning.evaluation.schedule import Schedule
 
 

@@ -7,7 +7,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dipo_lightning.data.files import Record, checked_text, config_files, config_records, is_saved, text_field
+from lightning.pytorch.utilities import rank_zero_info
+
+from dipo_lightning.data.files import (
+    AbsentError,
+    Record,
+    checked_text,
+    config_files,
+    config_records,
+    is_saved,
+    text_field,
+)
 from dipo_lightning.data.rows import listed, refuse_overlap
 from dipo_lightning.data.unlearning import FineTuningDataModule, UnlearningDataModule, first_rows
 from dipo_lightning.errors import InputError
@@ -106,9 +116,13 @@ def _rows(source: str | Path, config: str, paraphrased: bool = False, wrong: boo
 
 
 def _holdout(source: str | Path, config: str) -> Rows:
-    """Rows of the holdout set, if a folder has one (the benchmark itself has none)."""
-    folder = Path(source).expanduser()
-    return _rows(folder, config) if folder.is_dir() and config_files(folder, config) else []
+    """Rows of the holdout set where the data has one; TOFU on the hub has it since 2025."""
+    try:
+        return _rows(source, config)
+    except AbsentError:
+        if not Path(source).expanduser().is_dir():
+            rank_zero_info(f"{source} has no {config} here (a copy from before 2025?): no membership inference")
+        return []
 
 
 def _wrong_answers(record: Record) -> list[str]:

@@ -35,7 +35,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.sampling import hash_seed, sample
 from dipo_lightning.evaluation.scoring import TokenScores, score
@@ -124,9 +124,8 @@ class SelectiveModule(UnlearningModule):
         super().__init__(pretrained, retain_loss=retain_loss, reference=reference, **options)
         if not beta > 0:
             raise InputError(f"model.beta is {beta}; it must be above 0.")
-        for name, value in (("alternatives", alternatives), ("samples", samples), ("check_every", check_every)):
-            if value < 0:
-                raise InputError(f"model.{name} is {value}; it must be 0 or more.")
+        numbers = {"alternatives": alternatives, "samples": samples, "check_every": check_every}
+        check_numbers("model", numbers, least=0)
         if not 0 < ceiling < 1:
             raise InputError(f"model.ceiling is {ceiling}; it must be between 0 and 1.")
         self.dispreferred, self.beta = dispreferred, beta

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from dipo_lightning.benchmarks.lm_eval.callback import LMEvalEvaluation
 from dipo_lightning.cli.main import main
 from dipo_lightning.cli.score import score
 from dipo_lightning.comparison.results import add_columns_beside
+from tests.helpers.harness_tasks import DOCUMENTS, write_tasks
 from tests.helpers.small_tofu import ToyData, ToyModule, read, trainer
 from tests.helpers.toys import save_toy, toy_model, toy_tokenizer
 from tests.helpers.user_run import user_run
@@ -19,60 +19,10 @@ from tests.helpers.user_run import user_run
 pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the harness's own packages
 
-DOCUMENTS = [
-    {"question": f"Where was author {i} born?", "choices": ["in the city", "a teacher", "of fiction"], "answer": i % 3}
-    for i in range(7)
-]
-
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory) -> Path:
-    """Two multiple-choice tasks in a group, one that generates, one that scores whole texts."""
-    folder = tmp_path_factory.mktemp("tasks")
-    accuracy = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
-    for name, rows in (("few", DOCUMENTS[:2]), ("more", DOCUMENTS[2:])):
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        task = {
-            "task": f"toy_{name}",
-            "dataset_path": "json",
-            "dataset_kwargs": {
-                "data_files": {"test": str(folder / f"{name}.jsonl")},
-                "cache_dir": str(folder / "cache"),
-            },
-            "test_split": "test",
-            "doc_to_text": "Question: {{question}}\nAnswer:",
-            "metadata": {"version": 1},
-        }
-        choice = {
-            "output_type": "multiple_choice",
-            "doc_to_target": "answer",
-            "doc_to_choice": "choices",
-            "metric_list": [accuracy],
-        }
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(task | choice))
-    generating = {
-        "task": "toy_says",
-        "output_type": "generate_until",
-        "doc_to_target": "{{choices[answer]}}",
-        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4},
-        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-    }
-    (folder / "says.yaml").write_text(yaml.safe_dump(task | generating))
-    texts = {
-        "task": "toy_texts",
-        "output_type": "loglikelihood_rolling",
-        "doc_to_text": "",
-        "doc_to_target": "{{question}}",
-        "metric_list": [{"metric": "word_perplexity"}],
-    }
-    (folder / "texts.yaml").write_text(yaml.safe_dump(task | texts))
-    group = {
-        "group": "toy",
-        "task": ["toy_few", "toy_more"],
-        "aggregate_metric_list": [{"metric": "acc", "aggregation": "mean", "weight_by_size": True}],
-    }
-    (folder / "group.yaml").write_text(yaml.safe_dump(group))
-    return folder
+    return write_tasks(tmp_path_factory.mktemp("tasks"))
 
 
 def chosen(model, document) -> int:

@@ -176,15 +176,15 @@ def test_gradients_need_rows_to_compare_with(tmp_path: Path, data: Path) -> None
 def test_intervals_are_in_the_log_and_in_the_table(
     tmp_path: Path, data: Path, reference: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    callback = TOFUEvaluation(retain_log=str(reference), bootstrap=20, bootstrap_seed=3, **nested(**OPTIONS))
+    callback = TOFUEvaluation(retain_log=str(reference), bootstrap=40, bootstrap_seed=3, **nested(**OPTIONS))
     trainer(tmp_path, callback).test(ToyModule(), datamodule=ToyData(data), verbose=False)
     [document] = read(tmp_path)
-    assert document["bootstrap"] == {"resamples": 20, "seed": 3}
+    assert document["bootstrap"] == {"resamples": 40, "seed": 3}
     found = document["intervals"]
     named = {"forget_quality_p", "forget_quality_log10_p", "forget_probability", "model_utility", "privleak_auc"}
     assert named <= set(found)
     assert "forget_quality_n" not in found
-    again = score(callback.files[-1], reference, bootstrap=20, bootstrap_seed=3)
+    again = score(callback.files[-1], reference, bootstrap=40, bootstrap_seed=3)
     assert again["intervals"] == found
     assert again["stored_aggregates_hold"] is True
     low, high = found["forget_probability"]
@@ -193,6 +193,8 @@ def test_intervals_are_in_the_log_and_in_the_table(
         score(callback.files[-1], bootstrap=-1)
     with pytest.raises(InputError, match=r"TOFUEvaluation\.bootstrap is -1"):
         TOFUEvaluation(bootstrap=-1)
+    with pytest.raises(InputError, match="bootstrap is 1; the ends of a 95 % interval want 40"):
+        TOFUEvaluation(bootstrap=1)
 
 
 def test_checkpoint_and_early_stopping_watch_it(tmp_path: Path, data: Path, reference: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from dipo_lightning.benchmarks.tofu.data import TOFUFineTuningDataModule, load_tofu, retain_split
 from dipo_lightning.errors import InputError
+from tests.helpers.cached_hub import cached_dataset, only_cached
 from tests.helpers.toys import save_toy
 
 
@@ -53,16 +54,28 @@ def test_small_folder(tmp_path):
     }
 
 
+@pytest.mark.parametrize("holdout", [True, False])
+def test_the_hubs_data_has_a_holdout_set_where_its_copy_here_has_one(holdout, tmp_path, monkeypatch, caplog):
+    for name, rows in (small_tofu() | ({"holdout10": [qa(20)]} if holdout else {})).items():
+        cached_dataset(tmp_path, "locuslab/TOFU", name, rows)
+    only_cached(monkeypatch, tmp_path)
+    data = load_tofu("locuslab/TOFU")
+    assert data.train_retain[2] == {"index": 2, "where": "locuslab/TOFU, retain90, train, row 2", **qa(4)}
+    assert [row["question"] for row in data.holdout] == ["Who wrote book 20?"] * holdout
+    assert ("locuslab/TOFU has no holdout10 here" in caplog.text) is not holdout
+
+
 def test_tables_and_saved_data_sets_say_the_same(tmp_path):
     import pandas
     from datasets import Dataset, DatasetDict
 
-    expected = load_tofu(write(tmp_path, small_tofu()))
-    for name, rows in small_tofu().items():
+    rows_of = small_tofu() | {"holdout10": [qa(20)]}
+    expected = load_tofu(write(tmp_path, rows_of))
+    for name, rows in rows_of.items():
         (tmp_path / "tables").mkdir(exist_ok=True)
         pandas.DataFrame(rows).to_csv(tmp_path / "tables" / f"{name}.csv", index=False)
         Dataset.from_list(rows).save_to_disk(tmp_path / "saved" / name)
-    DatasetDict({name: Dataset.from_list(rows) for name, rows in small_tofu().items()}).save_to_disk(tmp_path / "one")
+    DatasetDict({name: Dataset.from_list(rows) for name, rows in rows_of.items()}).save_to_disk(tmp_path / "one")
     for folder in ("tables", "saved", "one"):
         found = load_tofu(tmp_path / folder)
         for name, rows in expected.sets.items():
@@ -191,21 +204,6 @@ def test_a_missing_configuration_is_named(tmp_path, name):
 def test_arguments_that_cannot_be(source, split, options, message):
     with pytest.raises(InputError, match=message):
         load_tofu(source, split, **options)
-
-
-def test_the_hub(monkeypatch, tmp_path):
-    configs = small_tofu()
-    asked = []
-
-    def load_dataset(name, config, split):
-        asked.append((name, config, split))
-        return configs[config]
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    data = load_tofu("locuslab/TOFU", "forget10")
-    assert data.train_retain[2] == {"index": 2, "where": "locuslab/TOFU, retain90, train, row 2", **qa(4)}
-    assert {(name, split) for name, _, split in asked} == {("locuslab/TOFU", "train")}
-    assert {config for _, config, _ in asked} == set(configs)
 
 
 def test_no_network(monkeypatch):

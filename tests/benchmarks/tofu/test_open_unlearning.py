@@ -17,6 +17,7 @@ from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.benchmark import find_benchmark
 from dipo_lightning.evaluation.logs import check_comparable, read_log
 from dipo_lightning.evaluation.rows import EvaluationLog
+from tests.helpers.cached_hub import cached_snapshot
 from tests.helpers.small_tofu import SIZES, row, write_tofu
 from tests.helpers.toys import save_toy, toy_tokenizer
 
@@ -41,21 +42,11 @@ def their_log(template: str = HEADERS) -> dict:
     }
 
 
-def cached(home: Path, kind: str, name: str) -> Path:
-    """The folder of a snapshot in the hub's cache, as the hub's own client lays it out."""
-    folder = home / "hub" / f"{kind}--{name.replace('/', '--')}"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs/main").write_text("c0ffee")
-    snapshot = folder / "snapshots/c0ffee"
-    snapshot.mkdir(parents=True)
-    return snapshot
-
-
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("hub")
-    save_toy(cached(home, "models", "open-unlearning/tofu_Llama-3.2-1B-Instruct_full"))
-    logs = cached(home, "datasets", "open-unlearning/eval")
+    save_toy(cached_snapshot(home, "models", "open-unlearning/tofu_Llama-3.2-1B-Instruct_full"))
+    logs = cached_snapshot(home, "datasets", "open-unlearning/eval")
     (logs / LOG).mkdir()
     (logs / LOG / "TOFU_EVAL.json").write_text(json.dumps(their_log()))
     write_tofu(home / "tofu")

@@ -124,8 +124,8 @@ BROKEN = {
     "no sets": ({"format": "dipo-lightning/tofu/1", "settings": {}}, "'sets'"),
     "no settings": ({"format": "dipo-lightning/tofu/1", "sets": {}}, "'settings'"),
     "no rows": ({"forget_Q_A_Prob": {"agg_value": 0.5}}, "no metric has values by row"),
-    "summary": ({"forget_Q_A_Prob": 0.9, "forget_quality": 1e-21, "privleak": -99}, "TOFU_EVAL.json"),
-    "MUSE's summary": ({"forget_knowmem_ROUGE": 0.5, "privleak": -99.0}, "MUSE_EVAL.json"),
+    "summary": ({"forget_Q_A_Prob": 0.9, "forget_quality": 1e-21}, "a summary, with one number.*the TOFU_EVAL.json"),
+    "MUSE's summary": ({"forget_knowmem_ROUGE": 0.5}, "a summary, with one number.*MUSE_EVAL.json"),
     "authors": ({"eval_log.json": {"avg_gt_loss": {"0": 1.0}}}, "average_perturb_loss"),
 }
 
