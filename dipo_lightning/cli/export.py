@@ -77,7 +77,7 @@ def upload(folder: Path, name: str, public: bool = False) -> str:
     try:
         address = api.create_repo(name, private=not public, exist_ok=False)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Unlearned with dipo-lightning")
-    except (*hub_errors(), ValueError) as error:
+    except hub_errors(ValueError) as error:
         raise RunError(
             f"The hub did not take {name}: {_first_line(error)}. The model is in {folder}; `hf auth login` with a "
             "token that may write, and check the name."

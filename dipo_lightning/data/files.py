@@ -147,7 +147,7 @@ def hub_records(name: str, config: str | None = None, split: str = "train") -> I
     try:
         with bounded_hub():
             rows = load_dataset(name, config, split=split)
-    except (DatasetsError, ValueError, *hub_errors()) as error:
+    except hub_errors(DatasetsError, ValueError) as error:
         # OSError: no network, no such data set, not allowed; ValueError: no such configuration or split.
         kind = AbsentError if isinstance(error, ValueError) else InputError
         raise kind(

@@ -231,7 +231,7 @@ def _from_hub(file: str) -> Path:
     try:
         with bounded_hub():
             return Path(hf_hub_download(HUB_LOGS, file, repo_type="dataset"))
-    except (*hub_errors(), ValueError) as error:  # no network, no such file; a name that can't be one
+    except hub_errors(ValueError) as error:  # no network, no such file; a name that can't be one
         raise InputError(
             f"The hub did not give {file} of the data set {HUB_LOGS}: {str(error).splitlines()[0]} Check the name and "
             "the network, or give a file."

@@ -342,7 +342,7 @@ def _explained(source: ModelSource, what: str) -> Iterator[None]:
 
     try:
         yield
-    except (SafetensorError, ValueError, ImportError, *hub_errors()) as error:
+    except hub_errors(SafetensorError, ValueError, ImportError) as error:
         if isinstance(error, InputError):
             raise
         reason = str(error).strip() or type(error).__name__

@@ -35,14 +35,14 @@ def bounded_hub() -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def hub_errors() -> tuple[type[BaseException], ...]:
-    """Return the errors in which a call to the hub ends where there is no network, or a refusal.
+def hub_errors(*more: type[BaseException]) -> tuple[type[BaseException], ...]:
+    """Return the errors in which a call to the hub ends where there is no network, or a refusal, and ``more``.
 
     Those of the client that ``huggingface_hub`` calls with are no `OSError` in every version of it.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
-    return (OSError, *HfHubHTTPError.__bases__)
+    return (OSError, *HfHubHTTPError.__bases__, *more)
 
 
 @functools.cache

@@ -100,7 +100,7 @@ def load_tasks(names: Sequence[str], options: Options) -> dict[str, Any]:
                 raise InputError(f"The lm-evaluation-harness has no task {name!r}.{hint}")
         try:
             loaded: dict[str, Any] = manager.load(list(names))
-        except (ValueError, KeyError, ImportError, *hub_errors()) as error:
+        except hub_errors(ValueError, KeyError, ImportError) as error:
             raise InputError(f"The tasks {', '.join(names)} could not be loaded: {error} Check the network.") from error
     for name, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
