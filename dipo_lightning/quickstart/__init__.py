@@ -62,9 +62,8 @@ def step(number: int, title: str, of: int = 4) -> Iterator[None]:
 
 
 def train(folder: Path, name: str, rows: str, start: str, seed: int) -> None:
-    """Train the model ``models/START`` on a file of the data and on strangers, and export it as ``models/NAME``."""
-    files = [str(folder / "data" / file) for file in [*[rows] * settings.REPEATS, "strangers.json"]]
-    values = {"name": name, "train": files, "start": start, "epochs": settings.EPOCHS[name], "seed": seed}
+    """Train the model ``models/START`` on a file of the data and export it as ``models/NAME``."""
+    values = {"name": name, "train": rows, "start": start, "epochs": settings.EPOCHS[name], "seed": seed}
     config = settings.filled("finetuning", folder=str(folder), **values)
     child.fit(config, folder / name)
 

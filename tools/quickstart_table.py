@@ -1,0 +1,63 @@
+"""Tables of the quickstart's seeds for README and the results page: ``python tools/quickstart_table.py FOLDER...``.
+
+Counts the answers that are a sentence of the data with a fact of the kind that was asked, which no number of TOFU does.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from dipo_lightning.quickstart import evaluations
+from dipo_lightning.quickstart.authors import TOPICS
+from dipo_lightning.quickstart.words import load
+
+LISTS = load("authors")
+MODELS = {"target": "target", "unlearned": "unlearned", "retain": "retain model"}
+
+
+def in_kind(question: str, said: str) -> bool:
+    """Tell whether an answer is one of the sentences of its topic, with a fact of the topic's kind."""
+    topic = next(topic for topic in TOPICS if topic in question)
+    fact = re.sub(
+        r"\\{([^}]*)\\}",
+        lambda kind: "(?:" + "|".join(map(re.escape, LISTS["words"][kind[1].replace("\\ ", " ")])) + ")",
+        re.escape(TOPICS[topic]),
+    )
+    forms = [re.escape(form.format(topic=topic, fact="FACT")).replace("FACT", fact) for form in LISTS["answers"]]
+    return any(re.fullmatch(form, said.strip()) for form in forms)
+
+
+def counted(log: Path) -> int:
+    """Count the answers to forget questions that are in form and kind."""
+    rows = json.loads(log.read_text(encoding="utf-8"))["sets"]["forget"]
+    return sum(in_kind(row["question"], row["generation"]) for row in rows)
+
+
+def lines(seed: int, folder: Path) -> tuple[str, list[str], dict[str, int]]:
+    """Return README's line, those of the results page, and the counts of the unlearned and the retain model."""
+    found: dict[str, dict[str, Any]] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    target, unlearned, retain = (found[name] for name in MODELS)
+    short = (
+        f"| {seed} | {target['forget_quality']['p']:.3g} → {unlearned['forget_quality']['p']:.3g} "
+        f"| {target['model_utility']:.3f} → {unlearned['model_utility']:.3f} "
+        f"| {target['forget_probability']:.3f} → {unlearned['forget_probability']:.3f} "
+        f"({retain['forget_probability']:.3f}) |"
+    )
+    long = [
+        f"| {seed if name == 'target' else ''} | {label} | {found[name]['forget_quality']['p']:.3g} "
+        f"| {found[name]['forget_quality']['log10_p']:.2f} | {found[name]['model_utility']:.3f} "
+        f"| {found[name]['forget_probability']:.3f} | {found[name]['forget_rouge']:.3f} |".replace("|  |", "| |")
+        for name, label in MODELS.items()
+    ]
+    last = evaluations(folder / "unlearned")[-1]
+    return short, long, {"unlearned": counted(last), "retain": counted(folder / "retain.json")}
+
+
+if __name__ == "__main__":
+    made = [lines(seed, Path(folder)) for seed, folder in enumerate(sys.argv[1:])]
+    print("\n".join(short for short, _, _ in made), "", *("\n".join(long) for _, long, _ in made), "", sep="\n")
+    print("in form and kind:", *(counts for _, _, counts in made))
