@@ -142,7 +142,9 @@ class Evaluation(Scheduled):
         add_measured(self.measures.values(), rows.sets, self.sources())
         self.benchmark.prepare(rows.sets, settings)
         several = rank_and_world()[1] > 1  # processes exchange tensors where the strategy has them
-        found = aggregates(self.measures, rows.whole(), pl_module.device if torch.distributed.is_initialized() else None)
+        found = aggregates(
+            self.measures, rows.whole(), pl_module.device if torch.distributed.is_initialized() else None
+        )
         for name in [name for name in found if name.endswith("_absent") and self.no_retain]:
             metric = self.measures[name.removesuffix("_absent")]
             if getattr(metric, "needs_retain", ()):
