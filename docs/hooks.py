@@ -22,7 +22,7 @@ ALSO = {
     "LoRA": "dipo_lightning.models.lora",
     "Evaluation": "dipo_lightning.evaluation.callback",
     "Row": "dipo_lightning.evaluation.rows",
-    "MUSERow": "dipo_lightning.benchmarks.muse.rows",
+    "MUSERow": "dipo_lightning.benchmarks.muse.measuring",
     "Checkpoint": "dipo_lightning.callbacks.checkpoint",
 }
 """Modules of the documented classes that are no public names."""

@@ -3,6 +3,8 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,11 @@ FLOORS = (
     {"cli"},
     {"comparison", "quickstart"},
 )
-"""From the ground up; packages on one floor don't know of each other."""
+"""From the ground up; packages on one floor don't know of each other. The one list of packages."""
+
+LOOSE = {"__init__", "__main__", "errors"}
+REPEATED_BY_DESIGN = {"data.py", "metrics.py", "callback.py"}
+"""Files that the folder of every benchmark has."""
 
 HEAVY = {
     "transformers",
@@ -117,6 +123,54 @@ def test_imports_point_one_way():
 )
 def test_the_walk_sees_an_import_that_points_up(module, source):
     assert len(wrong_ways(module, source)) == 1
+
+
+def test_every_package_stands_in_the_list_and_three_files_beside_them():
+    beside = {module for module, path in MODULES.items() if path.parent == PACKAGE}
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert beside == LOOSE
+    assert folders == {name for floor in FLOORS for name in floor} - LOOSE
+
+
+def test_no_file_name_is_used_more_than_twice():
+    names = Counter(
+        path.name
+        for path in MODULES.values()
+        if path.name != "__init__.py"
+        and not (path.name in REPEATED_BY_DESIGN and path.parent.parent == PACKAGE / "benchmarks")
+    )
+    assert not {name: count for name, count in names.items() if count > 2}
+
+
+def imports_of(tree):
+    """The package's modules that a file imports, also inside functions, but not for type checking."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        for _, name in imported(ast.Module([node], [])) if isinstance(node, (ast.Import, ast.ImportFrom)) else ():
+            dotted = name.removeprefix("dipo_lightning.")
+            found = dotted if dotted in MODULES else dotted.rpartition(".")[0]
+            if dotted != name and found in MODULES:
+                yield found
+        waiting += ast.iter_child_nodes(node)
+
+
+def circle(graph):
+    """A circle of modules that import each other; None where there is none."""
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        return error.args[1]
+    return None
+
+
+def test_no_modules_import_each_other():
+    graph = {name: set(imports_of(ast.parse(path.read_text()))) - {name} for name, path in MODULES.items()}
+    assert circle(graph) is None
+    assert len(graph["cli.trainer"]) > 5
+    assert circle(graph | {"errors": {"cli.main"}}) is not None
 
 
 def test_heavy_libraries_are_imported_where_they_are_used():

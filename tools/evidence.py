@@ -7,7 +7,7 @@
    rows of retain90; a target and a retain model are fine-tuned for each. Of the quickstart's models seed 100 is for the
    search, and 0, 1 and 2 are reported.
 2. Every method tries as many settings on *search*, each pair of DiPO's counting as a method.
-3. The rule (`dipo_lightning.comparison.selection`) chooses settings and epoch for each.
+3. The rule (`dipo_lightning.comparison.results`) chooses settings and epoch for each.
 4. The choices are run on *report* with three seeds, and around DiPO's own choice one option at a time.
 
 What is done is not done again, so the same command goes on. After ``--seconds`` no run is begun; tables are written of
@@ -25,14 +25,11 @@ from typing import Any
 
 from dipo_lightning.benchmarks.tofu.metrics import TOFU
 from dipo_lightning.comparison.plan import Comparison, Selection
-from dipo_lightning.comparison.report import Findings, write_report
-from dipo_lightning.comparison.results import Row, Scale, add_utility_kept
-from dipo_lightning.comparison.running import Failure
-from dipo_lightning.comparison.selection import Candidate, choose
-from dipo_lightning.comparison.tables import Spread
-from dipo_lightning.comparison.work import label
+from dipo_lightning.comparison.report import Findings, Spread, write_report
+from dipo_lightning.comparison.results import Candidate, Row, Scale, add_utility_kept, choose
+from dipo_lightning.comparison.work import Failure, label
 from dipo_lightning.errors import RunError
-from dipo_lightning.evaluation.json_files import write_json
+from dipo_lightning.evaluation.run_folder import write_json
 from tools.evidence_jobs import RETAIN, SPLIT, Job, Setup, Workers, result_of
 
 Settings = dict[str, Any]

@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 
 from dipo_lightning.comparison.results import Row
 from dipo_lightning.comparison.work import file_name, label
-from dipo_lightning.evaluation.json_files import write_json
+from dipo_lightning.evaluation.run_folder import write_json
 
 SPLIT, RETAIN = "forget05", "retain95"
 LOG = "log.txt"
@@ -129,7 +129,7 @@ def do(job: Job, setup: Setup) -> None:
     import lightning.pytorch as pl
 
     from dipo_lightning.comparison.results import evaluation_rows
-    from dipo_lightning.report.run_folder import read_documents
+    from dipo_lightning.report.runs import read_documents
 
     began, folder = time.perf_counter(), setup.work / "runs" / job.name
     pl.seed_everything(job.seed)
@@ -150,7 +150,7 @@ def do(job: Job, setup: Setup) -> None:
 def make_quickstart(job: Job, setup: Setup) -> dict[str, Any]:
     """Make the quickstart's data, retain model and target for a seed; returns the retain model's log."""
     from dipo_lightning import quickstart
-    from dipo_lightning.report.run_folder import read_document
+    from dipo_lightning.report.runs import read_document
 
     folder = setup.work / "quickstart" / job.split
     shutil.rmtree(folder, ignore_errors=True)

@@ -13,15 +13,16 @@ from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from dipo_lightning.callbacks.checkpoint_files import StreamingIO, remove, replace
 from dipo_lightning.callbacks.run_record import (
     CHECKPOINTS,
     FolderLock,
+    StreamingIO,
     describe_run,
     read_record,
     refuse_changes,
+    remove,
+    replace,
     write_record,
 )
 from dipo_lightning.callbacks.signals import StopSignals, requeue
@@ -31,6 +32,8 @@ from dipo_lightning.evaluation.provenance import configuration
 from dipo_lightning.evaluation.run_folder import is_named, is_trial, run_folder
 from dipo_lightning.evaluation.schedule import Hook, Savepoint, Scheduled
 from dipo_lightning.evaluation.tensorboard import event_files
+from dipo_lightning.models.checkpoint import read_settled
+from dipo_lightning.safety.paths import expanded
 from dipo_lightning.safety.redaction import without_secrets
 
 LAST, EVALUATING, FINISHED = "last.ckpt", "evaluating.ckpt", "finished"
@@ -77,7 +80,9 @@ class Checkpoint(Savepoint, CheckpointBase):
         Raises:
             InputError: Another process trains there, or the folder is of a run with other options or data.
         """
-        folder = run_folder(trainer) / CHECKPOINTS if self.folder is None else Path(self.folder)
+        folder = run_folder(trainer) / CHECKPOINTS
+        if self.folder is not None:
+            folder = expanded(self.folder, "Checkpoint.folder")
         self.path = trainer.strategy.broadcast(folder) / LAST
         self._saved_step = self._evaluating_step = None
         self._loaded, self._record, self._earlier_events = {}, {}, []
@@ -148,12 +153,7 @@ class Checkpoint(Savepoint, CheckpointBase):
         self._loaded = {}
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: STEP_OUTPUT,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save after every n-th optimiser step and on a signal; at the end of an epoch its evaluation comes first."""
         step = trainer.global_step
@@ -288,18 +288,13 @@ class Checkpoint(Savepoint, CheckpointBase):
     def save(self, trainer: pl.Trainer, state: dict[str, Any], path: Path | None = None) -> None:
         """Write a checkpoint, a file or a folder of shards, whole or not at all; collective.
 
-        Args:
-            trainer: In ``fit``.
-            state: Of this callback.
-            path: Where to; None for ``last.ckpt``, which also takes the place of ``evaluating.ckpt``.
-
-        Raises:
-            RunError: It can't be written; the checkpoint before it is as it was.
+        Without ``path`` it is ``last.ckpt``, which also takes the place of ``evaluating.ckpt``. A `RunError` where it
+        can't be written; the checkpoint before it is as it was.
         """
         if is_trial(trainer):
             return
         target = path or self.path
-        optimizers = [type(optimizer).__name__ for optimizer in trainer.optimizers]
+        optimizers = [described(optimizer) for optimizer in trainer.optimizers]
         self._state = state | {"events": self._event_sizes(trainer), "optimizers": optimizers}
         partial = target.with_name(target.name + ".partial")
         try:
@@ -375,13 +370,27 @@ class Checkpoint(Savepoint, CheckpointBase):
         self._check_optimizers(trainer)
 
     def _check_optimizers(self, trainer: pl.Trainer) -> None:
-        """Refuse the state of another optimiser, as soon as both are known."""
-        before, now = self._loaded.get("optimizers"), [type(optimizer).__name__ for optimizer in trainer.optimizers]
-        if before and now and before != now:
-            raise InputError(
-                f"The checkpoint was written with the optimizer {', '.join(before)}, this run has {', '.join(now)}, "
-                "which cannot take its state. Give the old one as model.optimizer, or train anew in another folder."
-            )
+        """Refuse the state of another optimiser, or of one with other options, as soon as both are known."""
+        pairs = zip(self._loaded.get("optimizers", ()), map(described, trainer.optimizers), strict=False)
+        for before, now in pairs:
+            odd = [f"{name} {before[name]}, now {now.get(name)}" for name in before if before[name] != now.get(name)]
+            if before["class"] != now["class"]:
+                raise InputError(
+                    f"The checkpoint was written with the optimizer {before['class']}, this run has {now['class']}, "
+                    "which cannot take its state. Give the old one as model.optimizer, or train anew in another folder."
+                )
+            if odd:
+                raise InputError(
+                    f"The optimizer of the checkpoint had {'; '.join(odd)}: the checkpoint's would stay. Give the old "
+                    "options as model.optimizer, or train anew in another folder."
+                )
+
+
+def described(optimizer: Any) -> dict[str, Any]:
+    """Return an optimiser's class and its options, as far as they are plain values."""
+    options = {name: list(value) if isinstance(value, tuple) else value for name, value in optimizer.defaults.items()}
+    plain = {name: value for name, value in options.items() if isinstance(value, bool | int | float | str | list)}
+    return {"class": type(optimizer).__name__, **plain}
 
 
 def replay(trainer: pl.Trainer, pl_module: pl.LightningModule, hook: Hook) -> None:
@@ -418,13 +427,7 @@ def newest(folder: Path) -> Path | None:
 
 
 def checkpoint_state(path: Path) -> dict[str, Any]:
-    """Read what the `Checkpoint` callback left in a checkpoint, after checking that it is whole and one of ours.
-
-    Raises:
-        InputError: It is truncated, foreign or no checkpoint.
-    """
-    from dipo_lightning.models.checkpoint import read_settled
-
+    """Read what the `Checkpoint` callback left in a checkpoint, after checking that it is whole and one of ours."""
     return read_settled(path).get("callbacks", {}).get("Checkpoint", {})
 
 
@@ -435,15 +438,7 @@ def open_event_files(trainer: pl.Trainer) -> set[Path]:
 
 
 def drop_later_events(files: list[Path], sizes: dict[str, int]) -> None:
-    """Cut event files to what they were at the checkpoint: what came after is computed and logged again, the same.
-
-    Args:
-        files: What the interrupted run wrote.
-        sizes: Their sizes at the checkpoint, by name; one that was not there then goes.
-
-    Raises:
-        RunError: They can't be written.
-    """
+    """Cut event files to what they were at the checkpoint, by name: what came after is logged again, the same."""
     for path in files:
         size = sizes.get(path.name)
         try:

@@ -1,18 +1,89 @@
-"""Record of a run in its folder (options, data, exports) and a lock, so that nothing else is trained into it."""
+"""Folder of a run: its files, put in place in one step; its record (options, data, exports); and its lock."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import socket
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
 from dipo_lightning.errors import InputError, RunError
-from dipo_lightning.evaluation.json_files import write_json
+from dipo_lightning.evaluation.run_folder import write_json
+
+
+class StreamingIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, streamed to the disk they end on.
+
+    Lightning's own writer holds the whole file in memory once more, and passes it through the system's temporary
+    folder; its reader holds all of it. Remote paths are left to Lightning.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write ``path`` whole or not at all."""
+        if "://" in str(path) or storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            torch.save(checkpoint, partial)
+            replace(partial, target)
+        except RuntimeError as error:  # how torch's writer says that the disk is full
+            if not any(sign in str(error) for sign in ("iostream", "unexpected pos", "PytorchStreamWriter")):
+                raise
+            raise OSError(errno.ENOSPC, "no room on the disk, or it can't be written", str(target)) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read ``path``, its tensors as they are asked for."""
+        if "://" in str(path) or not Path(path).is_file():
+            return super().load_checkpoint(path, map_location or (lambda storage, _: storage), weights_only)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def replace(partial: Path, path: Path) -> None:
+    """Put ``partial`` in the place of ``path`` after it has reached the disk."""
+    for file in [partial, *partial.rglob("*")] if partial.is_dir() else [partial]:
+        sync(file)
+    if path.is_dir() or (partial.is_dir() and path.exists()):  # a folder can't be replaced in one step
+        old = path.with_name(path.name + ".old")
+        remove(old)
+        path.rename(old)
+        partial.rename(path)
+        remove(old)
+    else:
+        partial.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
 
 CHECKPOINTS, RECORD, LOCK = "checkpoints", "run.json", "lock"
 
@@ -39,11 +110,7 @@ MAY_GROW = ("trainer.max_epochs", "trainer.max_steps")
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """Return the record in a folder of checkpoints; None where there is none.
-
-    Raises:
-        InputError: It can't be read.
-    """
+    """Return the record in a folder of checkpoints; None where there is none."""
     try:
         return json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -60,12 +127,7 @@ def write_record(folder: Path, **content: Any) -> None:
 
 
 def describe_run(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a record holds of a run.
-
-    Args:
-        config: Its options, without secrets.
-        data: Fingerprints of its rows.
-    """
+    """Return what a record holds of a run."""
     options = (config.get("model") or {}).get("init_args") or {}
     return {"config": dict(config), "data": dict(data), "model": model_files(options.get("pretrained"))}
 
@@ -115,13 +177,7 @@ def refuse_changes(record: Mapping[str, Any], now: Mapping[str, Any], place: Pat
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], same_data: bool) -> list[str]:
-    """Name the options that differ and matter, each with both values.
-
-    Args:
-        before: Configuration of the run.
-        now: Configuration of this command.
-        same_data: The rows are known to be the same: a data file may have moved.
-    """
+    """Name the options that differ and matter, each with both values; with ``same_data`` a data file may have moved."""
     old, new = flat_options(before), flat_options(now)
     found = []
     for name in sorted(old.keys() | new.keys()):
@@ -137,6 +193,7 @@ def flat_options(config: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def add(name: str, value: Any) -> None:
+        """Add an option under its dotted name, or those inside it where it is a section."""
         if isinstance(value, Mapping):
             if "class_path" in value:
                 found[f"{name}.class"] = str(value["class_path"]).rpartition(".")[2]
@@ -149,9 +206,11 @@ def flat_options(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in config.items():
         if name == "trainer" and isinstance(value, Mapping):
             listed = value.get("callbacks") or []
+            seen = Counter[str]()
             for callback in listed if isinstance(listed, list) else [listed]:
-                kind = str(callback.get("class_path", callback) if isinstance(callback, Mapping) else callback)
-                add(f"trainer.callbacks.{kind.rpartition('.')[2]}", callback)
+                path = str(callback.get("class_path", callback) if isinstance(callback, Mapping) else callback)
+                seen[kind := path.rpartition(".")[2]] += 1
+                add(f"trainer.callbacks.{kind}" + (f".{seen[kind]}" if seen[kind] > 1 else ""), callback)
             value = {key: item for key, item in value.items() if key != "callbacks"}
         add(str(name), value)
     return found
@@ -204,11 +263,7 @@ class FolderLock:
         return self._file.fileno()
 
     def hold(self, folder: Path, patience: float = 0.0) -> None:
-        """Take the lock; does nothing where the system has none.
-
-        Args:
-            folder: What is locked.
-            patience: Seconds to wait for another process, such as the child of a command that was killed.
+        """Take the lock, waiting ``patience`` seconds for who has it; does nothing where the system has none.
 
         Raises:
             InputError: Another process has it.

@@ -60,11 +60,7 @@ class StopSignals:
         self.obey()
 
     def obey(self) -> None:
-        """End what is being computed, if that may be and the signal has come.
-
-        Raises:
-            StopRequested: So it is.
-        """
+        """End what is being computed, if that may be and the signal has come."""
         if self.interrupt and self.received is not None:
             self.interrupt = False
             raise StopRequested

@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from dipo_lightning.callbacks.checkpoint import Checkpoint
 from dipo_lightning.errors import InputError, RunError
@@ -75,13 +74,7 @@ class StopAtThreshold(EarlyStopping):
         super().setup(trainer, pl_module, stage)
         if stage == TrainerFn.FITTING:
             self.stopping_reason = EarlyStoppingReason.NOT_STOPPED  # what a checkpoint says comes after this
-        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        for callback in callbacks[callbacks.index(self) :]:
-            if isinstance(callback, Evaluation) and self.monitor.startswith(f"{callback.name}/"):
-                raise InputError(
-                    f"StopAtThreshold watches {self.monitor}, but stands before {type(callback).__name__} in "
-                    "trainer.callbacks; write it behind."
-                )
+        refuse_before_evaluation(self, trainer)
 
     @property
     def reached(self) -> bool:
@@ -94,9 +87,7 @@ class StopAtThreshold(EarlyStopping):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop where the metric is there, and has reached the threshold."""
-        if self.monitor not in trainer.callback_metrics:
-            known = ", ".join(sorted(trainer.callback_metrics)) or "none"
-            raise InputError(f"StopAtThreshold.monitor is {self.monitor!r}, which nothing has logged. Logged: {known}.")
+        refuse_unlogged(self, trainer)
         super().on_train_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -119,11 +110,7 @@ def just_past(threshold: float, mode: str) -> float:
 
 
 def threshold_from_log(path: str, monitor: str) -> float:
-    """Read the aggregate that ``monitor`` (``NAME/NUMBER``) names from an evaluation log.
-
-    Raises:
-        InputError: The log cannot be read or has no such number.
-    """
+    """Read the aggregate that ``monitor`` (``NAME/NUMBER``) names from an evaluation log."""
     name = monitor.rpartition("/")[2]
     aggregates = read_log(Path(path)).aggregates
     value = aggregates.get(name)
@@ -131,6 +118,26 @@ def threshold_from_log(path: str, monitor: str) -> float:
         known = ", ".join(key for key, number in aggregates.items() if isinstance(number, int | float)) or "none"
         raise InputError(f"{path} has no aggregate {name!r} to stop at; it has {known}.")
     return float(value)
+
+
+def refuse_before_evaluation(rule: Any, trainer: pl.Trainer) -> None:
+    """Raise an `InputError` where a stop rule stands before the evaluation that logs what it watches."""
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks[callbacks.index(rule) :]:
+        if isinstance(callback, Evaluation) and rule.monitor.startswith(f"{callback.name}/"):
+            raise InputError(
+                f"{type(rule).__name__} watches {rule.monitor}, but stands before {type(callback).__name__} in "
+                "trainer.callbacks; write it behind."
+            )
+
+
+def refuse_unlogged(rule: Any, trainer: pl.Trainer) -> None:
+    """Raise an `InputError` where nothing has logged what a stop rule watches."""
+    if rule.monitor not in trainer.callback_metrics:
+        known = ", ".join(sorted(trainer.callback_metrics)) or "none"
+        raise InputError(
+            f"{type(rule).__name__}.monitor is {rule.monitor!r}, which nothing has logged. Logged: {known}."
+        )
 
 
 class StopOnCollapse(pl.Callback):
@@ -168,44 +175,30 @@ class StopOnCollapse(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find the utility, and refuse to stand before its evaluation: the collapsed model would be saved first."""
-        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if self.given is None:
-            utilities = [
-                f"{one.name}/{one.utility}" for one in callbacks if isinstance(one, Evaluation) and one.utility
-            ]
+            evaluations = [one for one in trainer.callbacks if isinstance(one, Evaluation)]  # type: ignore[attr-defined]
+            utilities = [f"{one.name}/{one.utility}" for one in evaluations if one.utility]
             if not utilities:
                 raise InputError(
                     "StopOnCollapse has no utility to watch: trainer.callbacks has no evaluation that measures one. "
                     "Add one, or name what to watch as monitor."
                 )
             self.monitor = utilities[0]
-        for callback in callbacks[callbacks.index(self) :]:
-            if isinstance(callback, Evaluation) and self.monitor.startswith(f"{callback.name}/"):
-                raise InputError(
-                    f"StopOnCollapse watches {self.monitor}, but stands before {type(callback).__name__} in "
-                    "trainer.callbacks; write it behind."
-                )
+        refuse_before_evaluation(self, trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the value before the first step."""
         self._check(trainer, pl_module)
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: STEP_OUTPUT,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Look after an evaluation at a step."""
         self._check(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look after an evaluation at an epoch."""
-        if self.monitor not in trainer.callback_metrics:
-            known = ", ".join(sorted(trainer.callback_metrics)) or "none"
-            raise InputError(f"StopOnCollapse.monitor is {self.monitor!r}, which nothing has logged. Logged: {known}.")
+        refuse_unlogged(self, trainer)
         self._check(trainer, pl_module)
 
     def _check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

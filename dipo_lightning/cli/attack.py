@@ -125,7 +125,7 @@ def attack(
         run.get("provenance"),
     )
     if "evaluations" in run:
-        from dipo_lightning.evaluation.json_files import write_json
+        from dipo_lightning.evaluation.run_folder import write_json
 
         where = document["provenance"]
         name = f"robustness_epoch={where['epoch']:03d}_step={where['step']:05d}_attack.json"
@@ -136,11 +136,7 @@ def attack(
 
 
 def run_settings(folder: Path) -> dict[str, Any]:
-    """Return what a run's folder says of its model and data; nothing for a model.
-
-    Raises:
-        InputError: It is a run that has exported no model.
-    """
+    """Return what a run's folder says of its model and data; nothing for a model."""
     import yaml
     from lightning.pytorch import LightningDataModule
 

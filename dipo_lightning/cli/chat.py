@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.prompts import PromptName, prompt_style
 from dipo_lightning.errors import InputError
-from dipo_lightning.safety.text import printable
+from dipo_lightning.safety.display import printable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,7 +73,7 @@ class Speaker:
 
     def answer(self, question: str) -> str:
         """Answer greedily, and remember both; without anything in it that a terminal would obey."""
-        from dipo_lightning.data.chat import ChatStyle
+        from dipo_lightning.data.prompts import ChatStyle
         from dipo_lightning.evaluation.generation import generate
 
         if isinstance(self.style, ChatStyle):
@@ -87,14 +87,7 @@ class Speaker:
 
 
 def talk(speakers: list[Speaker], lines: TextIO, output: TextIO, width: int) -> None:
-    """Answer line after line until the input ends or says ``/quit``.
-
-    Args:
-        speakers: The models.
-        lines: Where the questions come from.
-        output: Where the answers go.
-        width: Columns of the terminal.
-    """
+    """Answer line after line until the input ends or says ``/quit``."""
     for line in _questions(lines, output):
         if line in ("/quit", "/exit"):
             break

@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -16,12 +17,12 @@ import yaml
 
 import dipo_lightning
 from dipo_lightning.callbacks.run_record import FolderLock
-from dipo_lightning.cli.main import PARENT
+from dipo_lightning.cli import PARENT
 from dipo_lightning.cli.run_folder import CONFIG, LOG
 from dipo_lightning.errors import RunError
-from dipo_lightning.evaluation.json_files import write_text
-from dipo_lightning.evaluation.run_folder import PRIVATE
-from dipo_lightning.safety.text import printable
+from dipo_lightning.evaluation.run_folder import PRIVATE, write_text
+from dipo_lightning.safety.display import printable
+from dipo_lightning.safety.redaction import without_secrets
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
@@ -33,7 +34,7 @@ def fit(config: Mapping[str, Any], folder: Path, lock: FolderLock | None = None,
     """Bring the run of ``config`` in ``folder`` to its end, by ``dipo-lightning fit --run FOLDER`` as a child.
 
     Args:
-        config: What ``fit`` reads; kept as ``run.yaml`` in the folder.
+        config: What ``fit`` reads; kept as ``run.yaml`` in the folder, without secrets.
         folder: The run's folder.
         lock: Of the caller's folder, which the child holds as long as it lives.
         quiet: Keep what it prints in ``log.txt`` in the folder, instead of showing it.
@@ -43,22 +44,33 @@ def fit(config: Mapping[str, Any], folder: Path, lock: FolderLock | None = None,
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=PRIVATE, exist_ok=True)
-    write_config(folder / CONFIG, config)
+    kept = without_secrets(config)
+    write_config(folder / CONFIG, kept)
     log = folder / LOG if quiet else None
-    code = start(["fit", "--config", str(folder / CONFIG), "--run", str(folder)], log, lock)
+    if kept == config:
+        code = start(["fit", "--config", str(folder / CONFIG), "--run", str(folder)], log, lock)
+    else:
+        with tempfile.TemporaryFile("w", encoding="utf-8") as file:  # without a name: nobody else opens it
+            yaml.safe_dump(dict(config), file, sort_keys=False, allow_unicode=True)
+            file.flush()
+            command = ["fit", "--config", f"/dev/fd/{file.fileno()}", "--run", str(folder)]
+            code = start(command, log, lock, [file.fileno()])
     if code:
         raise RunError(
             last_words(log, code) if log else f"The run in {folder} failed with exit code {code} (see above)."
         )
 
 
-def start(arguments: list[str], log: Path | None = None, lock: FolderLock | None = None) -> int:
+def start(
+    arguments: list[str], log: Path | None = None, lock: FolderLock | None = None, handles: Sequence[int] = ()
+) -> int:
     """Run ``dipo-lightning ARGUMENTS`` as a child that gets this process's signals and ends with it.
 
     Args:
         arguments: Of the command line.
         log: What it prints is added to this file; None to show it.
         lock: A lock that it shares.
+        handles: File descriptors that it shares.
 
     Returns:
         Its exit code.
@@ -78,7 +90,7 @@ def start(arguments: list[str], log: Path | None = None, lock: FolderLock | None
     with _output(log, arguments) as output:
         child = subprocess.Popen(
             command, stdout=output, stderr=output and subprocess.STDOUT, env=environment,
-            pass_fds=[] if lock is None or not lock.held else [lock.handle],
+            pass_fds=[*handles, *([] if lock is None or not lock.held else [lock.handle])],
         )  # fmt: skip
         with _forwarded_to(child) as received:
             try:

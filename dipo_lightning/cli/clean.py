@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dipo_lightning.callbacks.run_record import remove
 from dipo_lightning.cli.forget import SOURCES
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.json_files import write_json
+from dipo_lightning.evaluation.run_folder import write_json
 
 SCORES = "scores.json"
 """What stays of the evaluations: their numbers, without any row."""
@@ -82,17 +82,10 @@ def clean(run: str, yes: bool = False) -> None:
 
 
 def find_copies(folder: Path) -> list[Copy]:
-    """Find what holds forget texts or weights of the target.
+    """Find what holds forget texts or weights of the target, in the order of paths.
 
-    Args:
-        folder: The run's folder.
-
-    Returns:
-        Copies in the order of their paths; what lies inside a folder that goes is not listed by itself, and links are
-        not followed.
-
-    Raises:
-        InputError: The folder is not there, or is no run.
+    What lies inside a folder that goes is not listed by itself, and links are not followed. An `InputError` where the
+    folder is not there, or is no run.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder; give the folder of a run.")
@@ -124,14 +117,6 @@ def keep_scores(folder: Path) -> None:
         scores[str(file.relative_to(folder))] = numbers | {"values": values}
     if scores:
         write_json(folder / SCORES, scores)
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a folder; a link inside is removed, not followed."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
 
 
 def outside(folder: Path) -> dict[str, str]:

@@ -31,14 +31,9 @@ def shipped_names() -> list[str]:
 
 
 def find_config(name: str) -> str:
-    """Return the path of a configuration.
+    """Return the path of a user's file, or else of a shipped configuration, such as ``trainer/fsdp2``.
 
-    Args:
-        name: A file of the user's, which comes first, or a shipped configuration: ``trainer/fsdp2``,
-            ``configs/trainer/fsdp2.yaml``.
-
-    Returns:
-        The path; an unknown name as it was given, for the parser to refuse.
+    An unknown name comes back as it was given, for the parser to refuse.
     """
     if Path(name).exists():
         return name

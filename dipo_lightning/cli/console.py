@@ -21,7 +21,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from dipo_lightning.cli.main import STEP, VERBOSE
+from dipo_lightning.cli import STEP, VERBOSE
 
 LOG = "console.log"
 LOGGERS = ("lightning.pytorch", "lightning.fabric", "transformers")
@@ -161,15 +161,7 @@ def handlers_of(logger: logging.Logger) -> Iterator[logging.Handler]:
 
 
 def trainer_options(given: Any, callbacks: Sequence[Any]) -> tuple[dict[str, bool], list[pl.Callback]]:
-    """Choose what the Trainer shows where the user has not.
-
-    Args:
-        given: Options of the Trainer.
-        callbacks: Those of the configuration.
-
-    Returns:
-        Options of the Trainer, and callbacks to add.
-    """
+    """Choose what the Trainer shows where the user has not: options, and callbacks to add."""
     summary = is_verbose() if given.enable_model_summary is None else given.enable_model_summary
     options = {"enable_model_summary": bool(summary)}
     if given.enable_progress_bar is False or any(isinstance(one, ProgressBar) for one in callbacks):

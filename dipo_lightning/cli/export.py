@@ -2,10 +2,115 @@
 
 from __future__ import annotations
 
+import re
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from dipo_lightning.errors import InputError
+import yaml
+
+from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.safety.redaction import without_home, without_secrets
+
+_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+FILES = (
+    *("model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json", "README.md"),
+    *("adapter_model.safetensors", "adapter_config.json", "chat_template.jinja", "additional_chat_templates"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model"),
+)
+"""What an export holds; anything else beside it stays here."""
+_TEXTS = (".json", ".md", ".jinja", ".txt")
+
+
+def check_push(name: str, base: str, licence: str | None) -> str:
+    """Look at the request before the model is loaded, and return the licence of the upload.
+
+    The hub is asked for the licence of the base model.
+
+    Raises:
+        InputError: The name is none, it is taken, or the licence is unknown or not the base model's.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not _NAME.fullmatch(name):
+        raise InputError(f"push is {name!r}; give OWNER/NAME, such as jane/my-unlearned-model.")
+    api = HfApi()
+    try:
+        if api.repo_exists(name):
+            raise InputError(f"{name} is on the hub already, and would be overwritten; give push another name.")
+    except (HfHubHTTPError, OSError) as error:
+        raise RunError(f"The hub could not be asked about {name}: {_first_line(error)}") from error
+    of_base = None
+    if _NAME.fullmatch(base) and not Path(base).expanduser().exists():
+        try:
+            card: Any = api.model_info(base).card_data
+            of_base = card.get("license") if card else None
+        except (HfHubHTTPError, OSError):
+            of_base = None  # gated, renamed or removed since: the user has to say
+    if licence is None and of_base is None:
+        raise InputError(
+            f"Nothing says under which licence {base} may be passed on, and the unlearned weights are made of it. Give "
+            "--license, such as apache-2.0 or llama3.2."
+        )
+    if licence is not None and of_base is not None and licence != of_base:
+        raise InputError(
+            f"--license is {licence}, but {base} is under {of_base}, and the unlearned weights are made of it. Leave "
+            "--license out."
+        )
+    return str(licence or of_base)
+
+
+def upload(folder: Path, name: str, public: bool = False) -> str:
+    """Upload an exported folder as a new model repository and return its address.
+
+    Raises:
+        InputError: The folder holds what must not leave, or its card lacks the licence.
+        RunError: The hub refuses the upload.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    check_folder(folder)
+    api = HfApi()
+    try:
+        address = api.create_repo(name, private=not public, exist_ok=False)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Unlearned with dipo-lightning")
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise RunError(
+            f"The hub did not take {name}: {_first_line(error)} The model is in {folder}; `hf auth login` with a token "
+            "that may write, and check the name."
+        ) from error
+    return str(address)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise an `InputError` where a folder holds more than an export, a secret, this user's home, or a poor card."""
+    for file in sorted(folder.rglob("*")):
+        inside = file.relative_to(folder)
+        if file.is_symlink() or not any(fnmatchcase(inside.parts[0], pattern) for pattern in FILES):
+            raise InputError(f"{file} is no part of an exported model and must not leave; move it out of {folder}.")
+        if file.is_file() and file.suffix in _TEXTS and file.name != "tokenizer.json":
+            text = file.read_text(encoding="utf-8")
+            if without_home(text) != text:
+                raise InputError(f"{file} names your home folder, which must not leave; take it out.")
+            if without_secrets(text) != text:
+                raise InputError(f"{file} holds what looks like a token or a password; take it out.")
+    card = folder / "README.md"
+    head = card_head(card.read_text(encoding="utf-8")) if card.is_file() else {}
+    if not head.get("license"):
+        raise InputError(f"{card} is no model card with a licence (`license:` in its header); export the model again.")
+
+
+def card_head(text: str) -> dict[str, Any]:
+    """Return the header of a model card; nothing where there is none."""
+    parts = text.split("---\n", 2)
+    head = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
+    return head if isinstance(head, dict) else {}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def export(
@@ -33,7 +138,6 @@ def export(
         license: The licence that it is passed on under, such as ``llama3.2``; default is the original model's.
         public: Let everybody see the repository.
     """
-    from dipo_lightning.cli import push as hub
     from dipo_lightning.models.checkpoint import read_checkpoint, restore
     from dipo_lightning.models.export import save_model
     from dipo_lightning.report.card import CardFacts, model_card
@@ -47,7 +151,7 @@ def export(
     found = read_checkpoint(checkpoint)
     if adapters == "separate" and found.settings.get("lora") is None:
         raise InputError(f"{found.path} holds no adapters; leave --adapters out.")
-    licence = hub.check_push(push, str(found.settings["pretrained"]), license) if push is not None else ""
+    licence = check_push(push, str(found.settings["pretrained"]), license) if push is not None else ""
     policy, tokenizer = restore(found, pretrained, trust_remote_code)
     run = found.path.resolve().parent.parent  # RUN/checkpoints/x.ckpt
     facts = CardFacts(
@@ -63,5 +167,5 @@ def export(
     save_model(policy, folder, tokenizer, merge=adapters == "merged", card=model_card(facts))
     print(f"The model is in {folder}; what it is and what was measured is in {folder / 'README.md'}")
     if push is not None:
-        address = hub.push(folder, push, public)
+        address = upload(folder, push, public)
         print(f"It is on the hub, {'for everybody' if public else 'private'}: {address}")

@@ -26,7 +26,7 @@ METHODS = {
 BATCH_SIZE = 8
 STEPS = 40
 """Optimiser steps at most for up to `BATCH_SIZE` x 2 rows; the stopping rule ends most runs sooner."""
-PASSES = 8
+PASSES = 16
 """Passes over more rows than that, at most."""
 CHECK_EVERY = 8
 LEARNING_RATE, WIDTH = 1e-4, 576
@@ -246,7 +246,7 @@ def _prepare(folder: Path, sources: dict[str, str], forget: str, retain: str | N
         InputError: The folder holds a run with other rows.
     """
     from dipo_lightning.data.rows import read_rows, refuse_overlap
-    from dipo_lightning.evaluation.json_files import write_json, write_text
+    from dipo_lightning.evaluation.run_folder import write_json, write_text
 
     kept = read_rows(retain) if retain is not None else []
     gone = read_rows(forget)
@@ -342,7 +342,7 @@ def _examined(job: _Job, model: str, effort: dict[str, int], name: str) -> Any:
     """Examine a model; a second call with the same model, rows and effort reads what the first one found."""
     from dipo_lightning.benchmarks.user_data.examination import Examination, ExaminationOptions, examine
     from dipo_lightning.benchmarks.user_data.probes import neighbours
-    from dipo_lightning.evaluation.json_files import write_json
+    from dipo_lightning.evaluation.run_folder import write_json
 
     path, rows = job.folder / EXAMINATIONS / f"{name}.json", job.rows
     key = json.loads(json.dumps({"model": _files(model), "rows": asdict(rows), "style": job.style.name} | effort))
@@ -394,7 +394,7 @@ def _loaded(model: str, accelerator: str) -> Iterator[Any]:
 def _paraphrased(job: _Job, model: str, count: int, seed: int) -> SplitRows:
     """The rows with the target's own paraphrases of the forget questions behind theirs; written once."""
     from dipo_lightning.benchmarks.user_data.probes import own_paraphrases, rewordings
-    from dipo_lightning.evaluation.json_files import write_json
+    from dipo_lightning.evaluation.run_folder import write_json
 
     path, key = job.folder / EXAMINATIONS / "paraphrases.json", {"model": model, "count": count, "seed": seed}
     written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -417,9 +417,8 @@ def _conclude(
     """Judge, write and print."""
     from dipo_lightning.benchmarks.user_data.examination import kept_scores, repeated_share, said_words, value_reports
     from dipo_lightning.benchmarks.user_data.verdict import KEEP, judge, verdict_table, verdict_text
-    from dipo_lightning.evaluation.json_files import write_json, write_text
-    from dipo_lightning.report.page import PAGE
-    from dipo_lightning.report.verdict_page import verdict_page
+    from dipo_lightning.evaluation.run_folder import write_json, write_text
+    from dipo_lightning.report.page import PAGE, verdict_page
 
     folder, rows = job.folder, job.rows
     verdict = judge(

@@ -44,8 +44,8 @@ def lm_eval(
     from dipo_lightning.cli.attack import run_settings
     from dipo_lightning.evaluation.aggregates import class_path, flat_numbers, log_aggregates, metric_meanings
     from dipo_lightning.evaluation.callback import comparison_table
-    from dipo_lightning.evaluation.json_files import write_json
     from dipo_lightning.evaluation.provenance import installed_versions
+    from dipo_lightning.evaluation.run_folder import write_json
     from dipo_lightning.models.distributed import evaluation_mode
     from dipo_lightning.models.fingerprint import model_fingerprint
     from dipo_lightning.models.loading import load_policy, load_tokenizer

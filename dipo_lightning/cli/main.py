@@ -12,7 +12,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dipo_lightning.cli import PARENT, VERBOSE
 from dipo_lightning.errors import DiPOError, InputError, root_cause
+from dipo_lightning.safety.paths import expanded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,17 +73,6 @@ TRAINER_COMMANDS = ("fit", "validate", "test")
 DEFAULT_CLASSES = {"model": "DiPOModule", "data": "UnlearningDataModule"}
 
 
-PARENT = "DIPO_LIGHTNING_PARENT"
-"""Environment variable with the process that a run ends with."""
-
-
-VERBOSE = "DIPO_LIGHTNING_VERBOSE"
-"""Environment variable: show what libraries say, too (``--verbose``)."""
-
-STEP = "DIPO_LIGHTNING_STEP"
-"""Environment variable of a child process that is a step of a larger command: show bars only."""
-
-
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; an error that the user can mend is one sentence and code 2."""
     args = list(sys.argv[1:] if args is None else args)
@@ -124,7 +115,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def refused(reason: str) -> int:
     """Print why a command was refused, and return its exit code."""
-    from dipo_lightning.safety.text import printable
+    from dipo_lightning.safety.display import printable
 
     print(f"error: {printable(reason)}", file=sys.stderr)
     return 2
@@ -160,7 +151,7 @@ def run_command(name: str, args: list[str]) -> None:
 
 
 def spelled_out(name: str, function: Callable[..., Any], args: Sequence[str]) -> list[str]:
-    """Return arguments as the parser takes them: the last one named, and ``--yes`` as ``--yes=true``.
+    """Return arguments as the parser takes them: the last one named, ``--yes`` as ``--yes=true``, ``~`` filled in.
 
     Args:
         name: The command.
@@ -176,10 +167,16 @@ def spelled_out(name: str, function: Callable[..., Any], args: Sequence[str]) ->
     parameters = inspect.signature(function).parameters
     switches = {f"--{name}" for name, one in parameters.items() if one.annotation in (bool, "bool")}
     following = [*args[1:], ""]
-    return [
+    args = [
         f"{argument}=true" if argument in switches and after.lower() not in SWITCH_VALUES else argument
         for argument, after in zip(args, following, strict=False)
     ]
+    for place, (before, argument) in enumerate(zip(["", *args], args, strict=False)):
+        if before == "--output":
+            args[place] = str(expanded(argument, "output"))
+        elif argument.startswith("--output="):
+            args[place] = f"--output={expanded(argument.removeprefix('--output='), 'output')}"
+    return args
 
 
 def run_trainer(args: list[str]) -> None:

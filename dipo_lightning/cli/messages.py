@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from dipo_lightning.errors import RENAMED
-from dipo_lightning.safety.text import printable
+from dipo_lightning.safety.display import printable
 
 NOISE = (
     "Does not validate against any of the Union subtypes",
@@ -28,6 +28,15 @@ NOISE = (
 )
 """Lines of the parser's report on a value that may be of several types, which say nothing to a user."""
 
+
+USUAL = {
+    **dict.fromkeys(("lr", "learning_rate"), "model.optimizer=AdamW --model.optimizer.lr"),
+    "weight_decay": "model.optimizer=AdamW --model.optimizer.weight_decay",
+    **dict.fromkeys(("epochs", "num_epochs", "num_train_epochs"), "trainer.max_epochs"),
+    **dict.fromkeys(("output", "output_dir"), "run"),
+    "model_name_or_path": "model.pretrained",
+}
+"""Options of this package by the names that other programs have for them."""
 
 INSIDE = {
     "model": "dipo_lightning.DiPOModule",
@@ -53,12 +62,7 @@ class Sentences:
 
 
 def explained(message: str, parser: Any) -> str:
-    """Return ``message`` without the parser's report on types, and with the nearest right option.
-
-    Args:
-        message: What jsonargparse says.
-        parser: The parser, for the options that there are.
-    """
+    """Return ``message`` without the parser's report on types, and with the nearest right option."""
     no_class = re.search(r'"([\w.]+)".*?(?:Expected a path but|mport path string:) ([\w.]+)', message, re.S)
     if no_class and (missing := re.search(r"No module named '[^']+'", message)):
         return f"{no_class[1]}: {no_class[2]} cannot be imported ({missing[0]}); is it in this folder or on PYTHONPATH?"
@@ -99,6 +103,9 @@ def suggestion(message: str, parser: Any) -> str:
     if found is None:
         return ""
     unknown = next(group for group in found.groups() if group).split(".")[-1]
+    sections = {action.dest.split(".")[0] for action in parser._actions}
+    if unknown in USUAL and USUAL[unknown].split(".")[0] in sections:
+        return f". Did you mean '--{USUAL[unknown]}'?"
     if unknown in RENAMED:
         return f". It is {RENAMED[unknown]} now"
     named = re.search(r"class_path '([\w.]+)'", message)

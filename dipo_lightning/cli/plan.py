@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.models.quantization import BYTES
+from dipo_lightning.models.lora import BYTES
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.2-1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64,
@@ -48,7 +48,24 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """Run that is planned; see `plan` for the meaning of the fields."""
+    """Run that is planned.
+
+    Attributes:
+        gpus: Number of GPUs, all nodes together.
+        memory_gb: Memory of one GPU, in 10^9 bytes.
+        batch_size: Forget rows of a micro-batch on one GPU, with as many retain rows.
+        length: Tokens of the longest row, padding included.
+        answer_length: Supervised tokens of a row.
+        trainable: All weights, LoRA adapters on every linear module of the blocks, or those over a base in 4 bits.
+        lora_rank: Rank of the adapters.
+        reference: As model.reference; none for methods without one.
+        strategy: As trainer.strategy.
+        activation_checkpointing: As model.activation_checkpointing.
+        form: hidden computes the loss chunk by chunk from hidden states (the default where the head is known); logits
+            keeps all logits of the supervised positions.
+        chunk_size: Positions of a chunk.
+        compute_dtype: Dtype of the computation.
+    """
 
     gpus: int = 1
     memory_gb: float = 80.0
@@ -115,17 +132,19 @@ def configuration(pretrained: str) -> Any:
     """Return the ``transformers`` configuration of a shape by name or of a model, without its weights."""
     from transformers import AutoConfig
 
-    from dipo_lightning.models.loading import find_source, load_config
+    from dipo_lightning.models.loading import check_kind, find_source, load_config
 
     if pretrained.lower() in SHAPES:
         return AutoConfig.for_model("llama", max_position_embeddings=131072, **SHAPES[pretrained.lower()])
-    return load_config(find_source(pretrained))
+    config = load_config(source := find_source(pretrained))
+    check_kind(config, source)
+    return config
 
 
 def count(config: Any, run: Run) -> Counts:
     """Count the parameters of the model on the meta device; a tied weight counts once."""
+    from dipo_lightning.models.distributed import transformer_blocks
     from dipo_lightning.models.head import output_projection
-    from dipo_lightning.models.sharding import transformer_blocks
 
     model = empty_model(config, run, torch.float32)
     blocks = transformer_blocks(model)
@@ -220,8 +239,8 @@ def saved_bytes(config: Any, run: Run) -> tuple[float, list[float]]:
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from dipo_lightning.models.distributed import transformer_blocks
     from dipo_lightning.models.head import decoder
-    from dipo_lightning.models.sharding import transformer_blocks
 
     saved: set[torch.UntypedStorage] = set()  # a storage is one object, whatever tensors are views of it
 
@@ -342,49 +361,18 @@ class Plan:
         )
 
 
-def plan(
-    pretrained: str,
-    gpus: int = 1,
-    memory_gb: float = 80.0,
-    batch_size: int = 8,
-    length: int = 512,
-    answer_length: int = 64,
-    trainable: Literal["full", "lora", "qlora"] = "full",
-    lora_rank: int = 8,
-    reference: Literal["live", "hidden_states", "adapters_off", "directions", "none"] = "live",
-    strategy: Literal["fsdp2", "ddp"] = "fsdp2",
-    activation_checkpointing: bool = False,
-    form: Literal["hidden", "logits"] = "hidden",
-    chunk_size: int = 1024,
-    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16",
-) -> Plan:
+def plan(pretrained: str, **options: Any) -> Plan:
     """Print the memory that a run takes on each GPU, and whether it fits; no weights are loaded.
 
     Args:
         pretrained: Hub name, folder or GGUF file, of which the configuration is read; or a shape by name:
             llama-3.2-1b, llama-3.1-8b, llama-2-13b, llama-3.1-70b.
-        gpus: Number of GPUs, all nodes together.
-        memory_gb: Memory of one GPU, in 10^9 bytes.
-        batch_size: Forget rows of a micro-batch on one GPU, with as many retain rows.
-        length: Tokens of the longest row, padding included.
-        answer_length: Supervised tokens of a row.
-        trainable: All weights, LoRA adapters on every linear module of the blocks, or those over a base in 4 bits.
-        lora_rank: Rank of the adapters.
-        reference: As model.reference; none for methods without one.
-        strategy: As trainer.strategy.
-        activation_checkpointing: As model.activation_checkpointing.
-        form: hidden computes the loss chunk by chunk from hidden states (DiPO's default); logits keeps all logits of
-            the supervised positions (every other method).
-        chunk_size: Positions of a chunk.
-        compute_dtype: Dtype of the computation.
+        **options: Those of `Run`.
 
     Returns:
         The plan.
     """
-    run = Run(
-        gpus, memory_gb, batch_size, length, answer_length, trainable, lora_rank, reference, strategy,
-        activation_checkpointing, form, chunk_size, compute_dtype,
-    )  # fmt: skip
+    run = Run(**options)
     made = make_plan(pretrained, run)
     print(made)
     if not made.fits:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,24 +23,8 @@ DEFAULT = "dipo_lightning.evaluation.tensorboard.RunLogger"
 """Logger where the config names none."""
 
 
-def expanded(folder: str) -> Path:
-    """Return the run's folder with ``~`` and ``$VARIABLES`` filled in.
-
-    Raises:
-        InputError: It names a variable that is not set.
-    """
-    path = os.path.expanduser(os.path.expandvars(folder))
-    if "$" in path:
-        raise InputError(f"run is {folder}, which names a variable that is not set.")
-    return Path(path)
-
-
 def prepare_run(folder: Path, mode: int = PRIVATE) -> Path | None:
-    """Return the checkpoint to resume from, or None for a start.
-
-    Args:
-        folder: The run's folder; made if absent.
-        mode: Of a new one, less what the umask takes.
+    """Return the checkpoint to resume from, or None for a start; the folder is made if absent.
 
     Raises:
         InputError: The folder holds something that is no run, or its checkpoint can't be read.
@@ -95,12 +78,7 @@ def asks_for_more(folder: Path, config: Mapping[str, Any]) -> bool:
 
 
 def loggers_in(folder: Path, given: Any) -> Any:
-    """Return the config's loggers with their files in the run's folder; TensorBoard's where it names none.
-
-    Args:
-        folder: The run's folder.
-        given: ``trainer.logger``: true, false, null, a logger or a list of them.
-    """
+    """Return the config's loggers with their files in the run's folder; TensorBoard's where it names none."""
     if given is False:
         return False
     if given in (None, True):

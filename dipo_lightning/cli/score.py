@@ -125,16 +125,10 @@ def _aggregate(
 def stored_differences(
     log: EvaluationLog, recomputed: dict[str, Any], unchecked: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Aggregates of a log that do not follow from its rows.
+    """Return the aggregates of a log that do not follow from its rows, ``{name: {stored, recomputed}}``.
 
-    Args:
-        log: With its stored aggregates.
-        recomputed: From its rows, with the log's own truth ratio.
-        unchecked: Names that the rows of this log alone say nothing about.
-
-    Returns:
-        `{name: {"stored": ..., "recomputed": ...}}`; empty where all hold. A stored number that the rows don't give at
-        all is one of them.
+    ``unchecked`` are names that the rows of this log alone say nothing about. A stored number that the rows don't give
+    at all is one of them.
     """
     names = [name for name in log.aggregates if not name.endswith("_absent") and name not in unchecked]
     if recomputed.get("unscored_rows") and "unscored_rows" not in names:

@@ -28,7 +28,6 @@ from dipo_lightning.cli.console import LOG_FILE, is_verbose, quiet, trainer_opti
 from dipo_lightning.cli.messages import Sentences
 from dipo_lightning.cli.run_folder import (
     asks_for_more,
-    expanded,
     is_finished,
     is_first_process,
     loggers_in,
@@ -37,7 +36,6 @@ from dipo_lightning.cli.run_folder import (
 )
 from dipo_lightning.errors import InputError, root_cause
 from dipo_lightning.evaluation.callback import refuse_twins
-from dipo_lightning.evaluation.json_files import write_text
 from dipo_lightning.evaluation.run_folder import (
     PRIVATE,
     SHARED,
@@ -45,14 +43,16 @@ from dipo_lightning.evaluation.run_folder import (
     run_folder,
     set_run_folder,
     share_run_folder,
+    write_text,
 )
 from dipo_lightning.evaluation.schedule import Scheduled
 from dipo_lightning.evaluation.tensorboard import RunLogger
 from dipo_lightning.evaluation.trackers import trackers_of
 from dipo_lightning.methods.language_model import LanguageModelModule
 from dipo_lightning.models.checkpoint import read_settled
+from dipo_lightning.models.distributed import check_strategy
 from dipo_lightning.models.loading import find_source
-from dipo_lightning.models.sharding import check_strategy
+from dipo_lightning.safety.paths import expanded
 from dipo_lightning.safety.redaction import without_home, without_secrets
 
 COMMANDS = ("fit", "validate", "test")
@@ -86,18 +86,7 @@ class SaveConfig(SaveConfigCallback):
         """Write nothing yet."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the config of a fit; collective."""
-        self._write(trainer)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the config of a validation; collective."""
-        self._write(trainer)
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the config of a test; collective."""
-        self._write(trainer)
-
-    def _write(self, trainer: pl.Trainer) -> None:
+        """Write the config of a fit, a validation or a test; collective."""
         folder = run_folder(trainer)  # collective
         if self.already_saved or is_trial(trainer) or not trainer.is_global_zero:
             return
@@ -110,6 +99,8 @@ class SaveConfig(SaveConfigCallback):
         write_text(path, in_yaml(options))
         for tracker in trackers_of(trainer):
             tracker.text("config", in_yaml(without_home(options)), trainer.global_step)
+
+    on_validation_start = on_test_start = on_fit_start
 
 
 def in_yaml(options: Any) -> str:
@@ -145,13 +136,15 @@ class DiPOCLI(LightningCLI):
                 print(f"trainer.max_epochs is not given: training for {EPOCHS}.")
         self.run: Path | None = None
         if config.run and self.subcommand == "fit" and not config.trainer.fast_dev_run:
-            self.run = expanded(config.run)
+            self.run = expanded(config.run, "run")
             config.run = str(self.run)
         config.weights_only = True  # no pickle is ever run
         if self.subcommand != "fit":
             config.verbose = is_verbose()  # Lightning's own table of numbers
         resumed = self._enter_run(self.run) if self.run else False
         path = config.get("ckpt_path")
+        if path:
+            config.ckpt_path = path = str(expanded(path, "ckpt_path"))
         if path in ("", "best") and self.subcommand == "fit":
             raise InputError(f"ckpt_path is {path!r}, but nothing was trained yet; give a checkpoint or last.")
         if path and not resumed and path not in ("best", "last", "hpc"):
@@ -195,11 +188,7 @@ class DiPOCLI(LightningCLI):
         return found is not None
 
     def _leave_if_finished(self, folder: Path) -> None:
-        """End where the run in ``folder`` is finished, and is this very run.
-
-        Raises:
-            InputError: It is another one.
-        """
+        """End where the run in ``folder`` is finished, and is this very run."""
         if not is_finished(folder):
             if self.config_init[self.subcommand].ckpt_path and is_first_process():
                 print(f"Resuming from {self.config_init[self.subcommand].ckpt_path}")
@@ -259,20 +248,11 @@ class DiPOCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Say where the results are."""
-        self._say_where()
-
-    def after_validate(self) -> None:
-        """Say where the results are."""
-        self._say_where()
-
-    def after_test(self) -> None:
-        """Say where the results are."""
-        self._say_where()
-
-    def _say_where(self) -> None:
         folder = run_folder(self.trainer)  # every process takes part in finding it out
         if self.trainer.is_global_zero and not is_trial(self.trainer):
             print(f"Results are in {folder}")
+
+    after_validate = after_test = after_fit
 
 
 def run(args: list[str]) -> DiPOCLI:
@@ -291,7 +271,7 @@ def run(args: list[str]) -> DiPOCLI:
     try:
         with quiet():
             return _run(args)
-    except (MisconfigurationException, ValueError, ModuleNotFoundError) as error:
+    except (MisconfigurationException, RuntimeError, ValueError, ModuleNotFoundError) as error:
         if not raised_by_lightning(error):
             raise
         raise InputError(" ".join(str(error).split())) from error
@@ -325,11 +305,7 @@ def raised_by_lightning(error: BaseException) -> bool:
 
 
 def check_model_path(pretrained: Any) -> None:
-    """Refuse a mistyped path before anything asks the network for it.
-
-    Raises:
-        InputError: The model's folder is not there, and looks like a local path.
-    """
+    """Refuse a mistyped path before anything asks the network for it."""
     if not isinstance(pretrained, str):
         return
     source = find_source(pretrained)

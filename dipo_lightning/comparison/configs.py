@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import yaml
 from dipo_lightning.cli.main import DEFAULT_CLASSES
 from dipo_lightning.comparison.plan import Method, Settings
 from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.benchmark import import_class
 
 Config = dict[str, Any]
 
@@ -21,19 +21,26 @@ OUTSIDE_THE_LOSS = {"reference_cache"}
 
 
 def read_base(pattern: str, seed: int) -> Config:
-    """Read the base config of ``seed``.
-
-    Raises:
-        InputError: It cannot be read, or is not the config of a ``fit``.
-    """
+    """Read the base config of ``seed``."""
     path = Path(pattern.replace("{seed}", str(seed)))
     if not path.is_file():
         raise InputError(
             f"There is no base config {path}. `base` is the config of a run that unlearns; the quickstart leaves one: "
             f"dipo-lightning quickstart --seed {seed} --output {path.parent}"
         )
+    return read_fit_config(path)
+
+
+def read_fit_config(path: Path) -> Config:
+    """Read the config of a ``fit``, with its model and its data in their long form.
+
+    Raises:
+        InputError: It cannot be read, or is not the config of a ``fit``.
+    """
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {error}") from error
     if not isinstance(config, dict) or not {"model", "data"} <= config.keys():
@@ -47,15 +54,7 @@ def read_base(pattern: str, seed: int) -> Config:
 
 
 def run_config(base: Config, method: Method, settings: Settings, seed: int, export: bool) -> Config:
-    """Return the config of one run.
-
-    Args:
-        base: From `read_base`.
-        method: Whose class takes the place of the base's.
-        settings: The options that are its own.
-        seed: Of the run and of its data's order.
-        export: Whether to write the unlearned model into it.
-    """
+    """Return the config of one run: the base's, with the method's class, its settings and a seed of its own."""
     config = copy.deepcopy(base)
     for place in ("ckpt_path", "run"):  # of the base's own run
         config.pop(place, None)
@@ -131,25 +130,6 @@ def _parameters(cls: type) -> dict[str, inspect.Parameter]:
         del found[rest[0]]
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {name: one for name, one in found.items() if name != "self" and one.kind not in several}
-
-
-def import_class(path: str) -> type:
-    """Return the class at a dotted path; a bare name is one of the package's public classes.
-
-    Raises:
-        InputError: It cannot be imported.
-    """
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module or "dipo_lightning"), name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(
-            f"The class {path} cannot be imported ({error}). A class of your own must lie in the folder that you call "
-            "the command from, on PYTHONPATH, or in an installed package."
-        ) from error
-    if not isinstance(found, type):
-        raise InputError(f"{path} is no class.")
-    return found
 
 
 def assign(config: Config, option: str, value: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from dipo_lightning.cli.configs import find_config
 from dipo_lightning.errors import InputError
+from dipo_lightning.safety.paths import expanded
 
 Settings = dict[str, Any]
 
@@ -107,11 +108,7 @@ class Comparison:
 
 
 def read_comparison(path: str | Path) -> Comparison:
-    """Read and check the YAML of a comparison.
-
-    Raises:
-        InputError: The file cannot be read, or it asks for something that cannot be right.
-    """
+    """Read and check the YAML of a comparison."""
     from jsonargparse import ArgumentError, ArgumentParser
 
     path = Path(find_config(str(path)))
@@ -123,7 +120,8 @@ def read_comparison(path: str | Path) -> Comparison:
     parser.add_class_arguments(Comparison)
     try:
         comparison = Comparison(**vars(parser.instantiate(parser.parse_path(str(path)))))
-        comparison = replace(comparison, base=find_config(comparison.base))
+        output = str(expanded(comparison.output, "output"))
+        comparison = replace(comparison, base=find_config(comparison.base), output=output)
     except ArgumentError as error:
         raise InputError(f"{path}: {error.message or error}") from error
     _check(comparison, path)

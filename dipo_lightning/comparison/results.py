@@ -1,18 +1,22 @@
-"""Measurements of a run: its evaluations as flat rows, and the two numbers that runs are compared by."""
+"""Measurements of a run as flat rows, the two numbers that runs are compared by, and the choice of settings by them."""
 
 from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.aggregates import Meanings, flat_numbers, metric_meanings
+from dipo_lightning.comparison.configs import Config, callbacks
+from dipo_lightning.comparison.plan import Selection, Settings
+from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.evaluation.aggregates import Meanings, flat_numbers, log_aggregates, metric_meanings
 from dipo_lightning.evaluation.benchmark import Benchmark, Headline, find_benchmark
-from dipo_lightning.report.run_folder import Document, read_documents
+from dipo_lightning.evaluation.logs import read_log
+from dipo_lightning.evaluation.rows import with_skipped
+from dipo_lightning.report.runs import Document, read_documents
 
 Row = dict[str, Any]
 """method, settings, seed, epoch, step, utility_kept, and every number of an evaluation by its name.
@@ -74,11 +78,11 @@ class Scale:
 
 
 def read_evaluations(folder: Path, name: str | None = None) -> tuple[Benchmark, list[Document]]:
-    """Read a run's evaluations on one benchmark, in the order of their steps.
+    """Read a run's evaluations on one benchmark, in the order of their steps; of the only one, or the named one.
 
     Args:
         folder: Of the run; it, or one folder below it, holds ``evaluations``.
-        name: The evaluation's name; None for the only one there is.
+        name: The evaluation's name.
 
     Raises:
         InputError: There are none, or more than one run's or of more than one benchmark, or one is no evaluation.
@@ -104,14 +108,7 @@ def read_evaluations(folder: Path, name: str | None = None) -> tuple[Benchmark, 
 def evaluation_rows(
     documents: Sequence[Document], method: str | None = None, settings: str = "", seed: int | None = None
 ) -> list[Row]:
-    """Return a row for each evaluation of a run.
-
-    Args:
-        documents: Of one benchmark.
-        method: The method's name; None takes the class that the evaluation names.
-        settings: The settings in words.
-        seed: The run's seed; None takes the one that the evaluation names.
-    """
+    """Return a row for each evaluation of a run; method and seed where not given are those that it names itself."""
     rows = [
         {
             "method": method or str(document["provenance"].get("method", "run")).removesuffix("Module"),
@@ -128,12 +125,7 @@ def evaluation_rows(
 
 
 def add_columns_beside(rows: Sequence[Row], folder: Path) -> None:
-    """Give each row the numbers that other evaluations of its step add to a comparison, such as scores of attacks.
-
-    Args:
-        rows: Of one run.
-        folder: Of the run; it, or one folder below it, holds ``evaluations``.
-    """
+    """Give each row the numbers that other evaluations of its step add to a comparison, such as scores of attacks."""
     for place in {path.parent.parent for path in folder.rglob("evaluations/*.json")}:
         for name, documents in read_documents(place).items():
             for document in documents:
@@ -170,3 +162,125 @@ def add_utility_kept(rows: Sequence[Row], target: Mapping[str, Any] | None, scal
     for row in rows:
         now = scale.utility(row)
         row["utility_kept"] = None if now is None or not before else now / before
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean over seeds, and the lowest and the highest; with intervals the lowest and the highest end of those."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, rows: Iterable[Row], name: str) -> Spread | None:
+        """Summarise a number of the rows that have it; None if there are none."""
+        found = [(row[name], *row.get("intervals", {}).get(name, ())) for row in rows if row.get(name) is not None]
+        if not found:
+            return None
+        ends = [value for values in found for value in values]
+        return cls(sum(values[0] for values in found) / len(found), min(ends), max(ends))
+
+    def text(self, digits: int) -> str:
+        """Write it as ``mean [low, high]``; one value as itself."""
+        if self.low == self.high:
+            return f"{self.mean:.{digits}f}"
+        return f"{self.mean:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+    def ties(self, other: Spread) -> bool:
+        """Tell whether the difference of two means lies inside the range of one of them."""
+        return self.low <= other.mean <= self.high or other.low <= self.mean <= other.high
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Settings that were tried on the selection seed, and what they measured there, first epoch to last."""
+
+    method: str
+    settings: Settings
+    label: str
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The settings that are reported, and the epoch at which (None: the last)."""
+
+    settings: Settings
+    epoch: int | None = None
+
+
+def choose(candidates: Sequence[Candidate], selection: Selection, scale: Scale) -> Choice:
+    """Apply the rule (see `Selection`) to the candidates of one method.
+
+    Of those that tie with the best in forgetting the one with the higher utility is taken, then the earlier candidate,
+    then the earlier epoch. A `RunError` where there is
+    no candidate, or none has both numbers that runs are compared by.
+    """
+    if not candidates:
+        raise RunError("every run of its grid failed, so that nothing could be chosen")
+    tried = [(candidate, row) for candidate in candidates for row in considered(candidate.rows, selection.epoch)]
+    tried = [pair for pair in tried if scale.forgetting(pair[1]) is not None and pair[1]["utility_kept"] is not None]
+    if not tried:
+        pair = f"a {scale.label(scale.headline.forget)} and a {scale.label(scale.headline.utility)}"
+        raise RunError(f"no candidate has both {pair} to choose by; the base's evaluation needs {scale.headline.needs}")
+    keeping = [pair for pair in tried if pair[1]["utility_kept"] >= selection.keep_utility]
+    if keeping:
+        best = max(keeping, key=lambda pair: scale.goodness(scale.forgetting(pair[1])))
+        tried = [pair for pair in keeping if ties(pair[1], best[1], scale)]
+    best = max(tried, key=lambda pair: float(pair[1]["utility_kept"]))
+    return Choice(best[0].settings, best[1]["epoch"] if selection.epoch == "any" else None)
+
+
+def ties(row: Row, best: Row, scale: Scale) -> bool:
+    """Tell whether two rows are alike in forgetting: equal, or each lies inside the other's interval over rows."""
+    spread, other = (Spread.of([one], scale.headline.forget) for one in (row, best))
+    if spread is None or other is None:
+        return False
+    return spread.low <= other.mean <= spread.high and other.low <= spread.mean <= other.high
+
+
+def considered(rows: Sequence[Row], epoch: str) -> list[Row]:
+    """Return the rows of a run that the rule may take: its last epoch, or any."""
+    found = list(by_epoch(rows).values())
+    return found if epoch == "any" else found[-1:]
+
+
+def rule(selection: Selection, scale: Scale) -> str:
+    """Say the rule, for the report."""
+    forgetting, utility = scale.label(scale.headline.forget), scale.label(scale.headline.utility)
+    runs = f"the runs of seed {selection.seed}" + ("" if selection.allow_same_data else ", which are not reported")
+    where = "at any epoch, which is then reported too" if selection.epoch == "any" else "at the last epoch"
+    return (
+        f"Settings were chosen on {runs}: among the candidates that keep at least {selection.keep_utility:g} of the "
+        f"target's {utility}, the one that is best in {forgetting} {where}, and among those in a tie with it the "
+        f"one with the highest {utility}; so too where none keeps it."
+    )
+
+
+def retain_row(base: Config, seed: int, target: Row | None, scale: Scale) -> Row | None:
+    """Return the row of the retain model of ``base``; None where the base names no log, or one without utility.
+
+    Compared with itself it has the values that the benchmark defines, such as p = 1.
+    """
+    found = [callback["init_args"] for callback in callbacks(base.get("trainer") or {})]
+    options = next((options for options in found if options.get("retain_log")), None)
+    if options is None:
+        return None
+    try:
+        data, model = (base[part].get("init_args") or {} for part in ("data", "model"))
+        named = data | {name: value for name, value in options.items() if value is not None}
+        log = read_log(options["retain_log"], scale.benchmark.hub_log(str(model.get("pretrained")), named))
+        chosen = {name: options[name] for name in scale.benchmark.score_options if name in options}
+        settings = {**log.settings, **chosen}
+        aggregates = log.aggregates or log_aggregates(scale.benchmark, with_skipped(log.sets, log.skipped), settings)
+    except InputError as error:
+        print(f"The retain model is not shown: {error}")
+        return None
+    row: Row = {"method": "retain", "settings": "", "seed": seed, "epoch": None, "step": None}
+    row |= flat_numbers(aggregates)
+    if scale.utility(row) is None:
+        return None
+    row |= scale.benchmark.retain_values
+    add_utility_kept([row], target, scale)
+    return row

@@ -26,8 +26,10 @@ from dipo_lightning.callbacks.run_record import FolderLock
 from dipo_lightning.cli import child
 from dipo_lightning.cli.configs import find_config
 from dipo_lightning.cli.run_folder import CONFIG
+from dipo_lightning.comparison.configs import Config, callbacks, read_fit_config
 from dipo_lightning.errors import InputError, RunError
-from dipo_lightning.evaluation.json_files import write_json
+from dipo_lightning.evaluation.run_folder import write_json
+from dipo_lightning.safety.redaction import without_secrets
 
 COLUMNS = {
     "knowmem_retain": "utility (KnowMem retain)",
@@ -40,13 +42,7 @@ AXES = {"scalability": ("documents", "documents to forget"), "sustainability": (
 
 
 def write_report(folder: Path, results: list[dict[str, Any]], kind: str) -> None:
-    """Write ``results.json``, ``.csv``, ``.md`` and ``.png``, and print the table.
-
-    Args:
-        folder: Where to.
-        results: Of each step, in order.
-        kind: ``scalability`` or ``sustainability``: what the numbers stand against.
-    """
+    """Write ``results.json``, ``.csv``, ``.md`` and ``.png`` of all steps, and print the table."""
     rows = table_rows(results, kind)
     write_json(folder / "results.json", {"kind": kind, "rows": rows, "steps": results})
     with (folder / "results.csv").open("w", encoding="utf-8", newline="") as file:
@@ -97,8 +93,6 @@ def picture(rows: list[dict[str, Any]], kind: str, path: Path) -> None:
     axes.set_title(f"MUSE: {kind}")
     figure.savefig(path, dpi=150)
 
-
-Config = dict[str, Any]
 
 STOP_RULES = ("StopAtThreshold", "EarlyStopping")
 ABOUT_THE_FIRST = ("muse/verbmem", "muse/knowmem_forget", "muse/privleak", "muse/forget_", "muse/auc_forget_")
@@ -202,17 +196,10 @@ def read_config(path: Path) -> Config:
     Raises:
         InputError: There is no such file, it is no YAML mapping, or it lacks MUSE's data module or evaluation.
     """
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}.") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: broken YAML: {error}") from error
-    if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("model", "data")):
-        raise InputError(f"{path}: not the config of a fit: it needs at least model and data.")
+    config = read_fit_config(path)
     if not _is(config["data"], "MUSEDataModule"):
-        raise InputError(f"{path}: data.class_path is {config['data'].get('class_path')!r}, not MUSEDataModule.")
-    if not any(_is(callback, "MUSEEvaluation") for callback in _callbacks(config)):
+        raise InputError(f"{path}: data.class_path is {config['data']['class_path']!r}, not MUSEDataModule.")
+    if not any(_is(callback, "MUSEEvaluation") for callback in callbacks(config.get("trainer") or {})):
         raise InputError(f"{path}: trainer.callbacks has no MUSEEvaluation, so there would be nothing to compare.")
     return config
 
@@ -227,43 +214,36 @@ def epochs_taken(first: Step) -> int | None:
 def step_config(config: Config, step: Step, epochs: int | None = None) -> Config:
     """Return the config of one step: what it forgets, what it starts from, and where it writes.
 
-    Args:
-        config: Of an ordinary ``fit``.
-        step: The step.
-        epochs: What the first step took, where it is finished: instead of a rule that watches the first forget set.
+    ``epochs`` are those that the first step took, where it is finished: instead of a rule that watches the first forget
+    set.
     """
     made = copy.deepcopy(config)
-    watching = [callback for callback in _callbacks(made) if _watches_the_first(callback)]
-    if watching and step.number > 1 and epochs is not None:
-        made["trainer"]["callbacks"] = [callback for callback in _callbacks(made) if callback not in watching]
-        made["trainer"]["max_epochs"] = epochs
-    made["data"].setdefault("init_args", {})["forget"] = step.part
+    made["data"]["init_args"]["forget"] = step.part
     if step.start is not None:
-        made["model"].setdefault("init_args", {})["pretrained"] = str(step.start)
-    trainer, callbacks = made.setdefault("trainer", {}), _callbacks(made)
+        made["model"]["init_args"]["pretrained"] = str(step.start)
+    trainer, found = made.setdefault("trainer", {}), callbacks(made.get("trainer") or {})
+    watching = [callback for callback in found if _watches_the_first(callback)]
+    if watching and step.number > 1 and epochs is not None:
+        found = [callback for callback in found if callback not in watching]
+        trainer["max_epochs"] = epochs
     for place in ("logger", "default_root_dir", "enable_checkpointing"):  # all of a step lies in its folder
         trainer.pop(place, None)
-    for callback in callbacks:
-        options = callback.setdefault("init_args", {})
+    for callback in found:
         if _is(callback, "ModelCheckpoint"):
-            options.pop("dirpath", None)
+            callback["init_args"].pop("dirpath", None)
         if _is(callback, "MUSEEvaluation") and step.number > 1:  # the target, or the last model, has been measured
-            options.setdefault("schedule", {})["at_start"] = False
+            callback["init_args"].setdefault("schedule", {})["at_start"] = False
     if step.export:
         export = {"folder": str(step.model), "inside_run": False}
-        callbacks.append({"class_path": "dipo_lightning.callbacks.ExportModel", "init_args": export})
-    trainer["callbacks"] = callbacks
+        found.append({"class_path": "dipo_lightning.callbacks.ExportModel", "init_args": export})
+    trainer["callbacks"] = found
     return made
 
 
 def check_earlier(step: Step, config: Config) -> None:
-    """Refuse to go on with what another config began.
-
-    Raises:
-        InputError: The step's folder is of another config.
-    """
+    """Raise an `InputError` where the step's folder was begun with another config."""
     path = step.folder / CONFIG
-    if path.is_file() and yaml.safe_load(path.read_text(encoding="utf-8")) != config:
+    if path.is_file() and yaml.safe_load(path.read_text(encoding="utf-8")) != without_secrets(config):
         raise InputError(
             f"{step.folder} was begun with another config ({path}). Give another output, or remove that folder and the "
             "steps after it to run them anew."
@@ -271,11 +251,7 @@ def check_earlier(step: Step, config: Config) -> None:
 
 
 def run_step(step: Step, config: Config, lock: FolderLock) -> None:
-    """Bring one step to its end from where it was, and write its results.
-
-    Raises:
-        RunError: The run failed, or left no evaluation.
-    """
+    """Bring one step to its end from where it was, and write its results."""
     print(f"\n=== step {step.number}, {step.part}: dipo-lightning fit --run {step.folder}", flush=True)
     child.fit(config, step.folder, lock)
     logs = sorted((step.folder / "evaluations").glob("muse_*.json"))
@@ -303,16 +279,11 @@ def documents(config: Config, part: str) -> int:
     return len(texts[: options.get("max_forget_rows")])
 
 
-def _callbacks(config: Config) -> list[Config]:
-    callbacks = (config.get("trainer") or {}).get("callbacks") or []
-    return callbacks if isinstance(callbacks, list) else [callbacks]
-
-
 def _is(part: Config, name: str) -> bool:
     return str(part.get("class_path", "")).rpartition(".")[2] == name
 
 
 def _watches_the_first(callback: Config) -> bool:
     """Tell whether this ends training by what is measured of the first forget set."""
-    monitor = (callback.get("init_args") or {}).get("monitor", "")
+    monitor = callback["init_args"].get("monitor", "")
     return any(_is(callback, rule) for rule in STOP_RULES) and str(monitor).startswith(ABOUT_THE_FIRST)

@@ -2,31 +2,130 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from dipo_lightning.callbacks.run_record import FolderLock
-from dipo_lightning.comparison.configs import Config, callbacks, import_class, read_base, run_config, usual_options
+import yaml
+
+from dipo_lightning.callbacks.checkpoint import newest
+from dipo_lightning.callbacks.run_record import CHECKPOINTS, FolderLock, model_files, read_record
+from dipo_lightning.cli import child
+from dipo_lightning.cli.run_folder import CONFIG, LOG, is_finished, read_fingerprints
+from dipo_lightning.comparison.configs import Config, callbacks, read_base, run_config, usual_options
 from dipo_lightning.comparison.plan import Comparison, FinishedRun, Method, Settings
-from dipo_lightning.comparison.report import Findings
+from dipo_lightning.comparison.report import Failure, Findings
 from dipo_lightning.comparison.results import (
+    Candidate,
+    Choice,
     Row,
     Scale,
     add_columns_beside,
     add_utility_kept,
     by_epoch,
+    choose,
     evaluation_rows,
     read_evaluations,
+    retain_row,
     target_row,
 )
-from dipo_lightning.comparison.retain_model import retain_row
-from dipo_lightning.comparison.running import Failure, Run, execute
-from dipo_lightning.comparison.selection import Candidate, Choice, choose
 from dipo_lightning.errors import InputError, RunError
-from dipo_lightning.evaluation.benchmark import Benchmark
+from dipo_lightning.evaluation.benchmark import Benchmark, import_class
+from dipo_lightning.safety.redaction import without_secrets
+
+State = Literal["finished", "interrupted", "new"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method with one choice of settings and one seed.
+
+    Attributes:
+        method: The method's name.
+        settings: Its settings in words.
+        seed: Its seed.
+        folder: Where everything of it lies.
+        config: What ``fit`` reads.
+        changes_data: Whether its settings say which rows there are.
+    """
+
+    method: str
+    settings: str
+    seed: int
+    folder: Path
+    config: Config
+    changes_data: bool = False
+
+    @property
+    def title(self) -> str:
+        """Title of the run, in a line."""
+        return " ".join(filter(None, [self.method, f"({self.settings})" if self.settings else "", f"seed {self.seed}"]))
+
+    @property
+    def state(self) -> State:
+        """State of the run: its results are there, a checkpoint to resume from, or nothing of this config and data."""
+        if not self._same_config() or self._outdated():
+            return "new"
+        if is_finished(self.folder):
+            return "finished"
+        return "interrupted" if newest(self.folder / CHECKPOINTS) else "new"
+
+    def _same_config(self) -> bool:
+        try:
+            return yaml.safe_load((self.folder / CONFIG).read_text(encoding="utf-8")) == without_secrets(self.config)
+        except (OSError, ValueError, yaml.YAMLError):  # none, or one that was cut off in writing
+            return False
+
+    def _outdated(self) -> bool:
+        """Tell whether the folder is of other rows or of another model under the same names."""
+        record = read_record(self.folder / CHECKPOINTS)
+        if record is None:
+            return False
+        pretrained = self.config["model"]["init_args"].get("pretrained")
+        rows = rows_now(json.dumps([self.config["data"], pretrained], sort_keys=True))
+        return record.get("data") != rows or record.get("model") != model_files(pretrained)
+
+
+@functools.cache
+def rows_now(section: str) -> dict[str, Any]:
+    """Return the fingerprints of the rows that a config (its data section and model's name, as JSON) names."""
+    data, pretrained = json.loads(section)
+    return read_fingerprints(import_class(data["class_path"])(**data["init_args"]), pretrained)
+
+
+def execute(run: Run, keep_checkpoints: bool = False, lock: FolderLock | None = None) -> Failure | None:
+    """Bring ``run`` to its end, from its last checkpoint if it has one; returns why it failed, or None."""
+    state = run.state
+    if state == "finished":
+        return None
+    if state == "new":
+        make_room(run)
+    try:
+        child.fit(run.config, run.folder, lock, quiet=True)
+    except RunError as error:
+        return Failure(run.title, str(error), run.folder / LOG)
+    if not keep_checkpoints:
+        for path in (run.folder / CHECKPOINTS).glob("*.ckpt"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return None
+
+
+def make_room(run: Run) -> None:
+    """Clear the folder of ``run``: an attempt without a checkpoint goes, what is of another config is kept aside."""
+    if run._same_config() and not is_finished(run.folder) and not newest(run.folder / CHECKPOINTS):
+        shutil.rmtree(run.folder)
+    if not run.folder.exists():
+        return
+    number = 1
+    while (moved := run.folder.with_name(f"{run.folder.name}-earlier{number}")).exists():
+        number += 1
+    run.folder.rename(moved)
+
 
 PATIENCE = 30.0
 """Seconds to wait for what a killed comparison left: its run saves and ends."""
@@ -102,11 +201,7 @@ class Work:
         return self.findings
 
     def choice(self, method: Method) -> Choice:
-        """Return the settings of ``method`` that are reported: those it has, or those that the selection seed favours.
-
-        Raises:
-            RunError: Every run of its grid failed, or none can be chosen by.
-        """
+        """Return the settings of ``method`` that are reported: its own, or those that the selection seed favours."""
         settings = method.candidates()
         if method not in self.selected:
             return Choice(settings[0])
@@ -157,11 +252,7 @@ class Work:
         return rows
 
     def _refuse_another_base(self, title: str, seed: int | None, provenance: dict[str, Any]) -> None:
-        """Refuse to show runs of one seed side by side that started from other weights, or forgot other rows.
-
-        Raises:
-            InputError: Their evaluations say so.
-        """
+        """Refuse to show runs of one seed side by side that started from other weights, or forgot other rows."""
         first, other = self.sources.setdefault(seed, (title, provenance))
         models = [(one.get("model") or {}).get("pretrained") for one in (other, provenance)]
         rows = [{part: of["sha256"] for part, of in (one.get("data") or {}).items()} for one in (other, provenance)]
@@ -214,16 +305,7 @@ def _data_of(base: Config) -> Config:
 
 
 def evaluated_on(base: Config, path: str, name: str | None) -> Benchmark:
-    """Return the benchmark that a base's runs are compared on.
-
-    Args:
-        base: The base's config.
-        path: Where it was read from, for the message.
-        name: Of the evaluation; None takes the first.
-
-    Raises:
-        InputError: The base has no such evaluation callback.
-    """
+    """Return the benchmark that a base's runs are compared on: of the evaluation called ``name``, or the first."""
     classes = [import_class(callback["class_path"]) for callback in callbacks(base.get("trainer") or {})]
     kinds = [getattr(kind, "benchmark", None) for kind in classes]
     found = [kind for kind in kinds if isinstance(kind, Benchmark) and not kind.columns_beside]

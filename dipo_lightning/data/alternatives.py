@@ -7,18 +7,19 @@ too.
 
 from __future__ import annotations
 
+import heapq
 import importlib.resources
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.files import SUFFIXES, Record, checked_text, file_records
-from dipo_lightning.data.pairs import Example
+from dipo_lightning.data.loader import Example
 from dipo_lightning.data.rows import listed
-from dipo_lightning.data.tokenization import tokenize_rows
+from dipo_lightning.data.tokenization import LARGE, LONGEST, tokenize_rows
 from dipo_lightning.errors import InputError
 
 SHIPPED = "idk"
@@ -50,6 +51,7 @@ class Alternatives:
         seed: int = 0,
     ) -> None:
         self.lines, self.rows, self.style, self.max_length, self.seed = lines, rows, style, max_length, seed
+        self._check: Callable[[Example], object] | None = None
 
     def line(self, epoch: int, index: int) -> str:
         """Return the alternative of forget row ``index`` in ``epoch``."""
@@ -59,16 +61,27 @@ class Alternatives:
     def __call__(self, epoch: int, index: int) -> Example:
         """Return the tokenised alternative of forget row ``index`` in ``epoch``."""
         row = with_answer(self.rows[index], self.line(epoch, index))
-        return tokenize_rows([row], self.style, self.max_length).examples[0]
+        example = tokenize_rows([row], self.style, self.max_length).examples[0]
+        if self._check is not None:
+            self._check(example)
+        return example
+
+    def check_each(self, check: Callable[[Example], object]) -> None:
+        """Call ``check`` with the longest alternatives now, and with every other one when it is drawn."""
+        self._check = check
+        for example in self.to_longest():
+            check(example)
 
     def to_longest(self) -> Sequence[Example]:
-        """Return every alternative tokenised, behind the longest question that it has."""
-        asked: dict[int, int] = {}  # the row with the longest question, by list of lines
+        """Return the alternatives tokenised, of many those with most text, each behind the longest question it has."""
+        asked: dict[int, tuple[int, int]] = {}  # length of the longest question and its row, by list of lines
         for place, lines in enumerate(self.lines):
-            before = asked.setdefault(id(lines), place)
-            if len(str(asked_in(self.rows[place]))) > len(str(asked_in(self.rows[before]))):
-                asked[id(lines)] = place
-        made = [with_answer(self.rows[place], line) for place in asked.values() for line in self.lines[place]]
+            found = len(str(asked_in(self.rows[place]))), place
+            if found[0] > asked.get(id(lines), (-1, 0))[0]:
+                asked[id(lines)] = found
+        texts = [(size + len(line), place, line) for size, place in asked.values() for line in self.lines[place]]
+        chosen = heapq.nlargest(LONGEST, texts) if len(texts) > LARGE else texts
+        made = [with_answer(self.rows[place], line) for _, place, line in chosen]
         return tokenize_rows(made, self.style, self.max_length)
 
 
@@ -96,15 +109,12 @@ def refuse_text(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_alternatives(source: str | Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[Sequence[str]]:
-    """Read the alternatives of each row.
+    """Read the alternatives of each row; the same list for all where they share one.
 
     Args:
         source: ``idk`` for the list that comes with the package, ``rows`` for the rows' own column, a data file with
             alternatives per row, a text file with one answer per line for all rows, or the answers for all rows.
         rows: The forget rows.
-
-    Returns:
-        The alternatives of each row; the same list for all where they share one.
 
     Raises:
         InputError: There is no such file, it is broken, there is no answer in it, or a row has none or is running text.
@@ -130,9 +140,6 @@ def find_alternatives(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[lis
     """Return the alternatives that a data file has for each row, by what the row asks; none for a row it lacks.
 
     Where a question stands in the file with several answers, those with the row's own answer count.
-
-    Raises:
-        InputError: The file is missing or broken, or a record has no question or no alternatives.
     """
     given: dict[str, list[tuple[str | None, list[str]]]] = {}
     for record in file_records(path):

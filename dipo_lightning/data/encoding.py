@@ -1,4 +1,4 @@
-r"""Base of the prompt styles, which write a question and an answer as token ids and labels.
+r"""Prompt styles, which write a question and an answer as token ids and labels: their base, and the fixed ones.
 
 A prompt and its answer are tokenised apart. Tokenised together, a merge across the border gives
 ``tokens(prompt + answer)[:len(tokens(prompt))] != tokens(prompt)``, and then the first answer token is neither
@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.models.token_batch import IGNORED
+from dipo_lightning.models.answers import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,25 +46,14 @@ class PromptStyle(ABC):
 
     @abstractmethod
     def prompt(self, question: str) -> list[int]:
-        """Ids to generate an answer from, with BOS where the model wants one.
-
-        Raises:
-            InputError: The question is empty or not valid text.
-        """
+        """Ids to generate an answer from, with BOS where the model wants one; an `InputError` for an empty question."""
 
     def example(self, question: str, answer: str) -> tuple[list[int], list[int]]:
-        """Ids and labels of a question with its answer.
+        """Ids and labels of a question with its answer, of equal length.
 
-        Args:
-            question: The question, without any prompt around it.
-            answer: What the model shall (or shall no longer) say.
-
-        Returns:
-            ``(input_ids, labels)`` of equal length. ``input_ids`` starts with ``prompt(question)``; the labels are
-            -100 there, and the answer's ids and the end-of-turn token after it.
-
-        Raises:
-            InputError: One of the two is empty, or the answer holds the end-of-turn token itself.
+        ``input_ids`` starts with ``prompt(question)``; the labels are -100 there, and the answer's ids and the
+        end-of-turn token after it. An `InputError` where one is empty, or the answer holds the end-of-turn token
+        itself.
         """
         return self.join(self.prompt(question), answer)
 
@@ -97,6 +86,91 @@ class PromptStyle(ABC):
         return ids if ids[: len(self._start)] == self._start else self._start + ids
 
 
+class PlainStyle(PromptStyle):
+    r"""``Question: {q}\nAnswer: `` and the answer; the style of base models in TOFU.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        space: Where the space after ``Answer:`` stands. ``"prompt"`` as the benchmark writes it; ``"answer"``
+            makes it the first character of the answer, which is what a byte-level BPE saw in pre-training.
+    """
+
+    name = "plain"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, space: str = "prompt") -> None:
+        if space not in ("prompt", "answer"):
+            raise InputError(f"Prompt style plain: space is {space!r}; it is 'prompt' or 'answer'.")
+        super().__init__(tokenizer)
+        self.space = space
+        self.stop_ids = [end_of_sequence(tokenizer, self.name)]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """``space``."""
+        return {"space": self.space}
+
+    def prompt(self, question: str) -> list[int]:
+        r"""BOS and ``Question: {q}\nAnswer: ``; see `PromptStyle.prompt`."""
+        border = " " if self.space == "prompt" else ""
+        return self._opening(f"Question: {checked(question, 'question')}\nAnswer:{border}")
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Ids of the answer, behind a space with ``space="answer"``."""
+        border = "" if self.space == "prompt" else " "
+        return super().answer_ids(border + checked(answer, "answer"))
+
+
+class Llama2Style(PromptStyle):
+    """``[INST] {q} [/INST]`` and the answer straight behind it: TOFU's style for Llama-2-chat."""
+
+    name = "llama2"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__(tokenizer)
+        self.stop_ids = [end_of_sequence(tokenizer, self.name)]
+
+    def prompt(self, question: str) -> list[int]:
+        """BOS and ``[INST] {q} [/INST]``; see `PromptStyle.prompt`."""
+        return self._opening(f"[INST] {checked(question, 'question')} [/INST]")
+
+
+class TextStyle(PromptStyle):
+    """No prompt: every token that has one before it is supervised.
+
+    A question is a piece of text that comes first and is not supervised (a passage to continue); it may be empty.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        end: Whether the end-of-sequence token follows the text.
+    """
+
+    name = "text"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, end: bool = True) -> None:
+        super().__init__(tokenizer)
+        self.end = end
+        known = end or tokenizer.eos_token_id is not None
+        self.stop_ids = [end_of_sequence(tokenizer, self.name)] if known else []
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """``end``."""
+        return {"end": self.end}
+
+    def prompt(self, question: str = "") -> list[int]:
+        """BOS and the text as it is; BOS alone (or nothing) for an empty text."""
+        return self._opening(checked(question, "text")) if question else list(self._start)
+
+    def join(self, prompt: list[int], answer: str) -> tuple[list[int], list[int]]:
+        """See `PromptStyle.join`; the very first id has no position that could predict it."""
+        checked(answer, "text")
+        first = max(1, len(prompt))
+        opening = len(prompt) <= len(self._start)
+        ids = self._opening(answer) if opening else prompt + continuation(self.tokenizer, answer, self._anchor)
+        ids = ids + self.stop_ids[:1] if self.end else ids
+        return ids, [IGNORED] * first + ids[first:]
+
+
 def suggestion(name: str, known: list[str]) -> str:
     """Suggest the nearest known name for an unknown one, and list all of them."""
     near = difflib.get_close_matches(str(name).lower(), known, n=1)
@@ -110,13 +184,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def continuation(tokenizer: PreTrainedTokenizerBase, text: str, anchor: str = "") -> list[int]:
-    """Ids of a text that follows other text.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        text: The text.
-        anchor: What `_anchor` found: a text to put before it and to take off again.
-    """
+    """Ids of a text that follows other text; ``anchor``, from `_anchor`, is put before it and taken off again."""
     if anchor:
         before, both = encode(tokenizer, anchor), encode(tokenizer, anchor + text)
         if both[: len(before)] == before:
@@ -125,11 +193,7 @@ def continuation(tokenizer: PreTrainedTokenizerBase, text: str, anchor: str = ""
 
 
 def checked(text: str, what: str) -> str:
-    """The text, if it is one.
-
-    Raises:
-        InputError: It is no string, empty, only spaces, or has lone surrogates (no UTF-8).
-    """
+    """Return a text, or raise an `InputError`: no string, empty, only spaces, or lone surrogates (no UTF-8)."""
     if not isinstance(text, str):
         raise InputError(f"The {what} is {shortened(repr(text))} ({type(text).__name__}), not a text.")
     if not text.strip():
@@ -145,11 +209,7 @@ def shortened(text: str, length: int = 60) -> str:
 
 
 def end_of_sequence(tokenizer: PreTrainedTokenizerBase, style: str) -> int:
-    """The tokenizer's end-of-sequence id.
-
-    Raises:
-        InputError: It has none.
-    """
+    """Return the tokenizer's end-of-sequence id, or raise an `InputError`."""
     if tokenizer.eos_token_id is None:
         raise InputError(f"Prompt style {style}: the tokenizer has no end-of-sequence token; set tokenizer.eos_token.")
     return int(tokenizer.eos_token_id)

@@ -38,11 +38,7 @@ class Record(NamedTuple):
 
 
 def file_records(path: Path) -> Iterator[Record]:
-    """Yield the records of one file.
-
-    Args:
-        path: A ``.jsonl`` or ``.json`` file (objects, or one array of objects or of texts), ``.csv`` with a header, or
-            ``.parquet``.
+    """Yield the records of one file: ``.jsonl`` or ``.json`` (objects or texts), ``.csv`` with a header, ``.parquet``.
 
     Raises:
         InputError: The file is missing, empty, of another kind, or broken; names the line.
@@ -75,9 +71,6 @@ def source_records(source: str | Path, split: str | None = None, option: str = "
             name ``owner/name`` or ``owner/name:configuration``.
         split: Which file or split of a folder, or which split on the hub. Without: ``train``, or the only one.
         option: What a user calls ``split``, for messages.
-
-    Raises:
-        InputError: The source is not there, or empty, or broken.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -89,17 +82,11 @@ def source_records(source: str | Path, split: str | None = None, option: str = "
 
 
 def config_records(source: str | Path, config: str, split: str = "train") -> list[Record]:
-    """Read the records of one configuration of a data set with several.
+    """Read the records of one split of one configuration of a data set with several.
 
-    Args:
-        source: A folder with ``<config>.json`` (or another ending) or ``<config>/<split>.json``, with a copy of a hub
-            data set's files (``<config>/<split>-00000-of-00001.parquet``) or with what `save_to_disk` wrote as
-            ``<config>``; or a hub name.
-        config: The configuration.
-        split: The split within it.
-
-    Raises:
-        InputError: The folder lacks it, or the hub cannot give it.
+    ``source`` is a folder with ``<config>.json`` (or another ending) or ``<config>/<split>.json``, with a copy of a hub
+    data set's files (``<config>/<split>-00000-of-00001.parquet``) or with what `save_to_disk` wrote as ``<config>``; or
+    a hub name.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
@@ -148,11 +135,7 @@ def is_hub_name(source: str) -> bool:
 
 
 def hub_records(name: str, config: str | None = None, split: str = "train") -> Iterator[Record]:
-    """Yield the records of a data set on the hub, through `datasets` (which keeps a copy).
-
-    Raises:
-        InputError: There is no network, no such data set, or no such configuration or split.
-    """
+    """Yield the records of a data set on the hub, through `datasets` (which keeps a copy)."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -170,11 +153,7 @@ def hub_records(name: str, config: str | None = None, split: str = "train") -> I
 
 
 def text_field(record: Record, name: str) -> str:
-    """Return the text in one field of a record.
-
-    Raises:
-        InputError: The field is missing, no text, or empty.
-    """
+    """Return the text in one field of a record; an `InputError` where it is missing, no text, or empty."""
     value = record.fields.get(name)
     if value is None:
         there = ", ".join(field for field, content in record.fields.items() if content is not None)
@@ -183,11 +162,7 @@ def text_field(record: Record, name: str) -> str:
 
 
 def checked_text(value: object, label: str) -> str:
-    """Return the value, if it is a text that isn't empty.
-
-    Raises:
-        InputError: It isn't; the message starts with ``label``.
-    """
+    """Return a text that isn't empty; an `InputError` that starts with ``label`` for anything else."""
     if not isinstance(value, str):
         raise InputError(f"{label} is {shortened(repr(value))} ({type(value).__name__}), not a text.")
     if not value.strip():
@@ -260,7 +235,7 @@ def _json_records(path: Path) -> Iterator[Record]:
     if not first:
         values = _json_values(path)
         first = list(itertools.islice(values, 2))
-    if len(first) == 1 and isinstance(first[0].fields, dict) and (rows := _wrapped(first[0])):
+    if len(first) == 1 and isinstance(first[0].fields, dict) and (rows := _wrapped(first[0]) or _turned(first[0])):
         place, found = rows
         values, first = (Record(place, number, value) for number, value in enumerate(found)), []
     for record in itertools.chain(first, values):
@@ -339,6 +314,21 @@ def _wrapped(record: Record) -> tuple[str, list[Any]] | None:
         return None
     name, rows = lists.popitem()
     return f"{record.place.rpartition(',')[0]}, row of {name!r}", rows
+
+
+def _turned(record: Record) -> tuple[str, list[Any]] | None:
+    """The rows of a file's only object that holds columns, as pandas writes them: lists, or values by row name."""
+    columns = {
+        name: list(value.values()) if isinstance(value, dict) else value for name, value in record.fields.items()
+    }
+    if not all(isinstance(values, list) for values in columns.values()):
+        return None
+    lengths = {len(values) for values in columns.values()}
+    plain = all(isinstance(value, str | list | None) for values in columns.values() for value in values)
+    if len(lengths) != 1 or lengths == {0} or not plain or not (len(columns) > 1 or "text" in columns):
+        return None
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return f"{record.place.rpartition(',')[0]}, row", rows
 
 
 def _fields(record: Record) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""A loader that resumes in the middle of an epoch and tells each batch what to divide its sums by.
+"""Rows in batches: forget rows paired with retain rows, and a loader that resumes in the middle of an epoch.
+
+The pairing is a pure function of (seed, epoch, index): the same for any number of workers and ranks and after a resume.
+Lightning's combined loaders repeat one permutation inside an epoch and give both sets the same one.
 
 A mean over the tokens of a micro-batch is not the mean over the global batch where ranks or micro-batches hold
 different counts. So each batch carries ``denominators``: the count of its whole optimiser step over all ranks, divided
@@ -8,14 +11,167 @@ FSDP2 do, is then exactly the mean over the global batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypedDict
 
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
 
-from dipo_lightning.data.pairs import EpochSampler
 from dipo_lightning.errors import InputError
+
+
+class Example(TypedDict):
+    """One tokenised row: ids, labels (-100 where not supervised) and the row's place in its file."""
+
+    input_ids: list[int]
+    labels: list[int]
+    index: int
+
+
+def random_stream(seed: int, epoch: int, name: str, first: int | None = None) -> torch.Generator:
+    """Return the random stream of one epoch, from 0, for what is drawn, which no other (seed, epoch, name) has.
+
+    Seeds are hashed and not added up: with ``seed + epoch`` an epoch of one seed is an epoch of the next seed too.
+    Epoch 0 has the seed ``first`` where one is given.
+    """
+    if epoch == 0 and first is not None:
+        return torch.Generator().manual_seed(first)
+    digest = hashlib.sha256(f"{name} {seed} {epoch}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def supervised_count(example: Example) -> int:
+    """Return how many tokens of ``example`` are predicted and supervised (the first token is never predicted)."""
+    return sum(label != -100 for label in example["labels"][1:])
+
+
+class ForgetRetainPairs(Dataset):
+    """One epoch is one pass over the forget rows, each with a retain row drawn for that epoch.
+
+    Args:
+        forget: Tokenised rows to forget.
+        retain: Tokenised rows to keep, or None to train on the forget rows alone.
+        seed: Seed of the pairing.
+        alternative: For methods that prefer another answer (IdkDPO): gives the example for ``(epoch, index)``.
+    """
+
+    def __init__(
+        self,
+        forget: Sequence[Example],
+        retain: Sequence[Example] | None,
+        seed: int = 0,
+        alternative: Callable[[int, int], Example] | None = None,
+    ) -> None:
+        self.forget, self.retain, self.seed, self.alternative = forget, retain, seed, alternative
+        self._counts: dict[tuple[str, int], int] = {}
+        self._partners: tuple[int, torch.Tensor] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of forget rows."""
+        return len(self.forget)
+
+    def partner(self, epoch: int, index: int) -> int:
+        """Return the retain row that meets forget row ``index`` in ``epoch``."""
+        if self.retain is None:
+            raise ValueError("there are no retain rows to pair with")
+        if self._partners is None or self._partners[0] != epoch:
+            generator = random_stream(self.seed, epoch, "pairing", first=self.seed * 1_000_003)
+            self._partners = epoch, torch.randperm(len(self.retain), generator=generator)
+        return int(self._partners[1][index % len(self.retain)])
+
+    def __getitem__(self, key: int) -> dict[str, Example]:
+        """Return the parts of a pair; ``key`` is ``epoch * len(self) + index`` (see `EpochSampler`)."""
+        epoch, index = divmod(key, len(self))
+        parts = {"forget": self.forget[index]}
+        if self.retain is not None:
+            parts["retain"] = self.retain[self.partner(epoch, index)]
+        if self.alternative is not None:
+            parts["alternative"] = self.alternative(epoch, index)
+        return parts
+
+    def token_counts(self, key: int) -> dict[str, int]:
+        """Return the supervised tokens of each part, without making a batch."""
+        epoch, index = divmod(key, len(self))
+        counts = {"forget": self._count("forget", self.forget, index)}
+        if self.retain is not None:
+            counts["retain"] = self._count("retain", self.retain, self.partner(epoch, index))
+        return counts
+
+    def _count(self, name: str, rows: Sequence[Example], index: int) -> int:
+        if (name, index) not in self._counts:
+            self._counts[name, index] = supervised_count(rows[index])
+        return self._counts[name, index]
+
+
+class TrainingRows(Dataset):
+    """Rows to fine-tune on, with the interface of `ForgetRetainPairs` and one part, ``train``."""
+
+    def __init__(self, rows: Sequence[Example]) -> None:
+        self.rows = rows
+        self._counts: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.rows)
+
+    def __getitem__(self, key: int) -> dict[str, Example]:
+        """Return the row of ``key`` (``epoch * len(self) + index``)."""
+        return {"train": self.rows[key % len(self)]}
+
+    def token_counts(self, key: int) -> dict[str, int]:
+        """Return the supervised tokens of the row of ``key``."""
+        index = key % len(self)
+        if index not in self._counts:
+            self._counts[index] = supervised_count(self.rows[index])
+        return {"train": self._counts[index]}
+
+
+class EpochSampler(DistributedSampler):
+    """Sampler of the keys ``epoch * len(dataset) + index``: with them an item can depend on the epoch in any worker.
+
+    Attributes:
+        skip: Keys to pass over at the start of the next pass.
+    """
+
+    skip: int = 0
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield this rank's keys of the current epoch."""
+        skip, self.skip = self.skip, 0
+        return iter(self.keys_of_all_ranks()[self.rank][skip:])
+
+    def keys_of_all_ranks(self) -> list[list[int]]:
+        """Return the keys of every rank in the current epoch; each rank computes the same lists, without talking.
+
+        All ranks have as many: where the rows do not divide, the first rows of the order come again.
+        """
+        rows = len(self.dataset)  # type: ignore[arg-type]
+        order = torch.randperm(rows, generator=random_stream(self.seed, self.epoch, "order", first=self.seed))
+        keys = (order.repeat(math.ceil(self.total_size / rows))[: self.total_size] + self.epoch * rows).tolist()
+        return [keys[rank :: self.num_replicas] for rank in range(self.num_replicas)]
+
+
+class FirstRowsSampler(EpochSampler, SequentialSampler):
+    """Sampler of the first rows in their order, the same in every epoch, as ``trainer.overfit_batches`` asks for.
+
+    A `SequentialSampler`, which Lightning leaves in its place there.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        EpochSampler.__init__(self, *args, **options)
+
+    def __len__(self) -> int:
+        """Return the number of this rank's keys."""
+        return self.num_samples
+
+    def keys_of_all_ranks(self) -> list[list[int]]:
+        """Return the keys of every rank."""
+        rows = len(self.dataset)  # type: ignore[arg-type]
+        keys = [key % rows for key in range(self.total_size)]
+        return [keys[rank :: self.num_replicas] for rank in range(self.num_replicas)]
 
 
 class ResumableLoader(DataLoader):
@@ -73,8 +229,7 @@ class ResumableLoader(DataLoader):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on after the batches that were given out; after the last one, with a new epoch.
 
-        Raises:
-            InputError: It is the state of a loader inside an epoch of other batches.
+        An `InputError` where it is the state of a loader inside an epoch of other batches.
         """
         here = self._epoch()
         saved = {name: state_dict.get(name, value) for name, value in here.items()}  # earlier states have no rows
@@ -96,9 +251,7 @@ class ResumableLoader(DataLoader):
     def denominators(self, step: int, ranks: list[list[int]]) -> dict[str, float]:
         """Return rows and supervised tokens per micro-batch and rank, for one optimiser step of the current epoch.
 
-        Args:
-            step: Optimiser step within the epoch, from 0.
-            ranks: Keys of the epoch by rank.
+        ``step`` counts within the epoch, from 0; ``ranks`` are the epoch's keys by rank.
         """
         assert self.batch_size is not None
         size, share = self.batch_size * self.accumulate, 1 / (self.accumulate * len(ranks))

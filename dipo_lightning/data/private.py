@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
 import regex as re
 
-from dipo_lightning.data.pairs import Example
-from dipo_lightning.data.tokenization import OnDemand
-from dipo_lightning.metrics.functional.words import stem
-from dipo_lightning.models.token_batch import IGNORED
+from dipo_lightning.data.loader import Example
+from dipo_lightning.data.tokenization import LazyRows, OnDemand
+from dipo_lightning.metrics.functional.text import stem
+from dipo_lightning.models.answers import IGNORED
 
 _WORD = re.compile(r"[\p{L}\p{N}](?:[\p{L}\p{M}\p{N}]|[-'’.,](?=[\p{L}\p{N}]))*")
 _UNSPACED = re.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
@@ -62,29 +62,30 @@ def vocabulary(texts: Iterable[str]) -> set[str]:
     return {word.text for text in texts for word in words(text)}
 
 
+RARE = 1 / 200
+"""Share of the retain rows up to which a word counts as no word of theirs: many rows have every common secret once."""
+
+
 def rows_with_words(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
-    """Count the rows of questions and answers that have each word."""
+    """Count the rows of questions and answers that have each word, and under the empty text all rows."""
     found: Counter[str] = Counter()
     for row in rows:
-        found.update(vocabulary((row["question"], row["answer"])))
+        found.update({"", *vocabulary((row["question"], row["answer"]))})
     return found
 
 
 def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[Span]:
-    """Find the parts of an answer that carry what only this row knows.
+    """Find the parts of an answer that carry what only this row knows, as spans in order.
 
-    A word is private where it is no function word, the question says no form of it, and no retain row has it; a number
-    also where retain rows have it, and a capitalised word inside a sentence where a single one has it by chance. Where
-    nothing is left, every content word that was not asked is. Neighbouring names and numbers are one value: "12 June
-    1971", "Harbour Street"; other words are values by themselves.
+    A word is private where it is no function word, the question says no form of it, and no retain row has it, or of
+    many hardly one (`RARE`); a number also where retain rows have it, and a capitalised word inside a sentence where a
+    single one has it by chance. Where nothing is left, every content word that was not asked is. Neighbouring names and
+    numbers are one value: "12 June 1971", "Harbour Street"; other words are values by themselves.
 
     Args:
         question: What is asked; empty for a plain text.
         answer: The true answer.
         shared: Words of the retain rows, in lower case, with the number of rows that have each (`rows_with_words`).
-
-    Returns:
-        Spans of the answer in order; empty where the answer has no content word of its own.
     """
     asked = {form for word in vocabulary([question]) for form in (word, _base(word))}
     everything = words(answer)
@@ -93,7 +94,8 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
         for word in everything
         if word.text not in FUNCTION_WORDS and asked.isdisjoint((word.text, _base(word.text)))
     ]
-    chosen = [word for word in new if _is_own(answer, word, everything, shared.get(word.text, 0))] or new
+    rare = int(RARE * shared.get("", 0))
+    chosen = [word for word in new if _is_own(answer, word, everything, shared.get(word.text, 0), rare)] or new
     return _join(answer, chosen)
 
 
@@ -109,9 +111,9 @@ def _base(word: str) -> str:
     return stem(_BASES.get(word, word))
 
 
-def _is_own(text: str, word: Word, everything: Sequence[Word], rows: int) -> bool:
+def _is_own(text: str, word: Word, everything: Sequence[Word], rows: int, rare: int) -> bool:
     """Tell a word of this row alone, though a number of other rows may have it."""
-    if rows == 0 or any(character.isdigit() for character in word.text):
+    if rows <= rare or any(character.isdigit() for character in word.text):
         return True
     return (
         rows == 1 and word is not everything[0] and text[word.start].isupper() and not _opens_sentence(text, word.start)
@@ -138,16 +140,7 @@ def _join(answer: str, chosen: Sequence[Word]) -> list[Span]:
 
 
 def spans_of_values(answer: str, values: Iterable[str]) -> list[Span]:
-    """Find given private values in an answer.
-
-    Args:
-        answer: The true answer.
-        values: What is private in it, as the user wrote it.
-
-    Returns:
-        All places of each value, in order of the answer: as whole words, else, where there is none, inside of words. A
-        value that the answer does not hold has none.
-    """
+    """Find all places of given private values in an answer, in order: as whole words, else inside of words."""
     found: set[Span] = set()
     for value in filter(None, map(str.strip, values)):
         text = re.escape(value)
@@ -157,25 +150,14 @@ def spans_of_values(answer: str, values: Iterable[str]) -> list[Span]:
 
 
 def token_flags(offsets: Sequence[tuple[int, int]], spans: Sequence[Span]) -> list[bool]:
-    """Tell which tokens of an answer overlap a private span.
-
-    Args:
-        offsets: Characters of each token in the answer, as a fast tokenizer's ``offset_mapping`` gives them.
-        spans: Private spans of the answer.
-    """
+    """Tell which tokens, by their characters in the answer (``offset_mapping``), overlap a private span."""
     return [any(span.start < end and start < span.end for span in spans) for start, end in offsets]
 
 
 def token_places(tokenizer: Any, ids: Sequence[int], text: str) -> list[tuple[int, int]]:
-    """Find the characters of a text that each of its tokens stands for.
+    """Find the characters (start, end) of a text that each of its tokens stands for, without white space before it.
 
-    Args:
-        tokenizer: Decodes the ids.
-        ids: Tokens of the text; some may follow it, such as the end of the turn.
-        text: What the ids are the tokens of.
-
-    Returns:
-        (start, end) of each token without the white space before it; tokens after the text lie behind its end.
+    Some ids may follow the text, such as the end of the turn: they lie behind its end.
     """
     ends = [len(tokenizer.decode(list(ids[: place + 1]))) for place in range(len(ids))]
     shift = max(0, tokenizer.decode(list(ids)).find(text))
@@ -209,6 +191,14 @@ class PrivateTokens(OnDemand):
         """Number of examples."""
         return len(self.examples)
 
+    def check_each(self, check: Callable[[Example], object]) -> None:
+        """Call ``check`` with every example, of a large set with those looked at and with the others when made."""
+        if isinstance(self.examples, LazyRows):
+            self.examples.check_each(check)
+        else:
+            for example in self.examples:
+                check(example)
+
     def make(self, index: int) -> Example:
         """Take the labels from the other tokens of the example at a position."""
         example, row = self.examples[index], self.rows[index]
@@ -226,10 +216,7 @@ class PrivateTokens(OnDemand):
 def says(text: str, value: str) -> bool:
     """Tell whether a text says a private value: the same words in the same order, whatever their case and accents.
 
-    Args:
-        text: What a model said.
-        value: A private value; one without a word (only signs), or of a script that writes no spaces between words, is
-            looked for as it is.
+    A value without a word (only signs), or of a script that writes no spaces between words, is looked for as it is.
     """
     wanted = [word.text for word in words(_plain(value))]
     if not wanted:
@@ -249,19 +236,19 @@ def _plain(text: str) -> str:
 def share_of_words(texts: Iterable[str], known: Collection[str]) -> float:
     """Return the share of the words said that are words: known ones, numbers and names; 1 where nothing was said.
 
-    A word is known in any of its simple inflections. Capitalised words and numbers count as words: names are not in any
-    list.
-
-    Args:
-        texts: What a model said.
-        known: Words in lower case.
+    A word is known (in lower case) in any of its simple inflections. Capitalised words and numbers count as words:
+    names are not in any list. A word that only says the one before it again ("has has has") does not.
     """
     total = right = 0
     for text in texts:
+        before = ""
         for word in words(text):
             total += 1
-            name = text[word.start].isupper() or any(character.isdigit() for character in word.text)
-            right += name or any(stem in known for stem in _stems(word.text))
+            number = any(character.isdigit() for character in word.text)
+            again = word.text == before and not number
+            known_word = number or text[word.start].isupper() or any(stem in known for stem in _stems(word.text))
+            right += known_word and not again
+            before = word.text
     return right / total if total else 1.0
 
 

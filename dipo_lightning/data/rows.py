@@ -26,7 +26,7 @@ _PLACE = ("index", "where")  # where a row stands, not what it says
 _PAIRS = (("question", "answer"), ("prompt", "completion"))
 _ROLES = ("system", "user", "assistant")
 _LISTS = ("perturbed_answer", "paraphrased_question", "alternatives", "private")
-_ARRAY = re.compile(r"array\((\[.*\])(, dtype=\w+)?\)", re.DOTALL)
+_ARRAY = re.compile(r"(?:np\.|numpy\.)?array\((\[.*\])(, dtype=[\w<']+)?\)", re.DOTALL)
 _TEXTS = re.compile(r"""[\[({]\s*(['"]).*?\1\s*,|\[\s*['"]""", re.DOTALL)
 """The beginning of several quoted texts in brackets, or of a list of them."""
 _CLOSED_BY = {"(": ")", "{": "}"}
@@ -34,10 +34,10 @@ _MARK = re.compile(r"\[\[([^\[\]]*[^\[\]\s][^\[\]]*)\]\]")
 
 
 class Rows(Sequence[Row]):
-    """Rows in one block of bytes, which a million of take as much memory as their text.
+    """Rows in one block of bytes: a million of them take as much memory as their text.
 
-    Dictionaries take several times as much, in each process. A row is decoded when it is asked for, with its ``index``
-    (its position) and ``where`` (its place in its file).
+    As dictionaries they would take several times as much, in each process. A row is decoded when it is asked for, with
+    its ``index`` (its position) and ``where`` (its place in its file).
     """
 
     def __init__(self) -> None:
@@ -169,14 +169,7 @@ def shown(items: Iterable[Any], what: str, quiet: bool = False, total: int | Non
 
 
 def data_fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Hash what rows say, in their order; the same wherever the files lie and whatever format they have.
-
-    Args:
-        rows: From `read_rows`, or other plain dictionaries.
-
-    Returns:
-        64 hexadecimal digits (SHA-256).
-    """
+    """Hash (SHA-256) what rows say, in their order; the same wherever the files lie and whatever format they have."""
     if isinstance(rows, Rows):
         return rows.fingerprint()
     digest = hashlib.sha256()
@@ -196,15 +189,7 @@ def fingerprints(datamodule: object) -> dict[str, dict[str, Any]]:
 
 
 def overlap(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
-    """Find the positions of equal rows in two sets, whatever their case and white space.
-
-    Args:
-        first: Rows with ``question`` and ``answer``, or ``messages``, or ``text``.
-        second: The same.
-
-    Returns:
-        One pair ``(position in first, position in second)`` for each row of ``first`` that ``second`` has too.
-    """
+    """Find the positions of equal rows in two sets, in the first and in the second, up to case and white space."""
     keys, others = (_hashes(rows) for rows in (first, second))
     wanted, places = set(keys), dict[int, int]()
     for position, key in enumerate(others):
@@ -220,16 +205,9 @@ def refuse_overlap(
     names: tuple[str, str] = ("forget", "retain"),
     remedy: str = "Take such rows out of one of the two.",
 ) -> None:
-    """Stop where two sets share rows: what is trained to be forgotten and kept at once comes out as neither.
+    """Raise an `InputError` where two sets share rows: what is forgotten and kept at once comes out as neither.
 
-    Args:
-        first: Rows with ``question`` and ``answer``, or ``messages``, or ``text``.
-        second: The same.
-        names: What the sets are called in the message.
-        remedy: What to do, for the message.
-
-    Raises:
-        InputError: They do; names the places of the first shared row and says how many there are.
+    It names the places of the first shared row, in the sets' ``names``, says how many there are, and the ``remedy``.
     """
     if pairs := overlap(first, second):
         places = [
@@ -247,9 +225,6 @@ def listed(value: object, label: str) -> list[Any] | None:
 
     A table has no lists, so they are written as JSON, as Python shows them (also a tuple or a set of texts), or as
     NumPy does, without commas.
-
-    Raises:
-        InputError: It begins like a list and is none of these.
     """
     if isinstance(value, list):
         return value
@@ -272,15 +247,10 @@ def listed(value: object, label: str) -> list[Any] | None:
 
 
 def private_values(answer: str, given: object, label: str) -> tuple[str, list[str]]:
-    """Return an answer without its marks, and the private values in it.
-
-    Args:
-        answer: The answer, in which ``[[...]]`` may mark a private value.
-        given: Private values that a row names beside its answer: a list of them, one, or None.
-        label: The row's place and the field, for messages.
+    """Return an answer without its marks ``[[...]]``, and the private values: those marked, and those given beside it.
 
     Raises:
-        InputError: A value is no text, or does not stand in the answer.
+        InputError: A value is no text, or does not stand in the answer; begins with ``label``.
     """
     marked = _MARK.findall(answer) if "[[" in answer else []
     answer = _MARK.sub(r"\1", answer) if marked else answer

@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dipo_lightning.data.chat import ChatStyle
 from dipo_lightning.data.encoding import PromptStyle, checked, encode, start_ids
-from dipo_lightning.data.pairs import Example
+from dipo_lightning.data.loader import Example
+from dipo_lightning.data.prompts import ChatStyle
 from dipo_lightning.data.rows import shown
 from dipo_lightning.errors import InputError
-from dipo_lightning.models.token_batch import IGNORED
+from dipo_lightning.models.answers import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BLANK_LINE = "\n\n"
+LARGE = 20_000
+"""Rows of a set above which they are tokenised when a batch needs them."""
+LONGEST = 1000
+"""Rows of such a set, those with most text, that are tokenised before the first step to see whether they fit."""
 TEXT_AT_ONCE, TEXT_PART = 20_000_000, 1_000_000
 """Characters of running text that are tokenised as one, and of the parts that more is tokenised in, to save memory."""
 
@@ -82,13 +86,13 @@ class LazyRows(OnDemand):
         rows: From `dipo_lightning.data.rows.read_rows`.
         style: How a row is written.
         max_length: Longest example in tokens; the end of a longer one is cut off.
-        looked_at: Positions of the rows that are looked at before the first step.
+        looked_at: Examples that are checked before the first step.
     """
 
     KEPT = 4096
 
     def __init__(
-        self, rows: Sequence[Mapping[str, Any]], style: PromptStyle, max_length: int, looked_at: Sequence[int] = ()
+        self, rows: Sequence[Mapping[str, Any]], style: PromptStyle, max_length: int, looked_at: Sequence[Example] = ()
     ) -> None:
         self.rows, self.style, self.max_length, self.looked_at = rows, style, max_length, looked_at
         self._made: dict[int, Example] = {}
@@ -99,11 +103,7 @@ class LazyRows(OnDemand):
         return len(self.rows)
 
     def make(self, index: int) -> Example:
-        """Tokenise the row at a position.
-
-        Raises:
-            InputError: Nothing of it is left to supervise.
-        """
+        """Tokenise the row at a position."""
         if index not in self._made:
             if len(self._made) >= self.KEPT:
                 del self._made[next(iter(self._made))]
@@ -117,8 +117,8 @@ class LazyRows(OnDemand):
         """Call ``check`` with the examples that are looked at before the first step, and with every other one made."""
         self._check = check
         self._made.clear()
-        for index in self.looked_at:
-            self.make(index)
+        for example in self.looked_at:
+            check(example)
 
 
 class Pieces(OnDemand):
@@ -157,14 +157,13 @@ def tokenize_rows(
     """Tokenise rows under one prompt style.
 
     Args:
-        rows: From `dipo_lightning.data.rows.read_rows` or `dipo_lightning.benchmarks.tofu.data.load_tofu`.
+        rows: From `read_rows`, or a benchmark's.
         style: How a row is written.
         max_length: Longest example in tokens; the end of a longer one is cut off.
         on_missing: What to do with a row of which nothing is left to supervise: stop, or leave it out and count it.
 
     Raises:
-        InputError: ``on_missing`` is ``raise`` and there is such a row, or no row is left, or the style cannot write
-            rows of this kind.
+        InputError: ``on_missing`` is ``raise`` and there is such a row, or the style cannot write rows of this kind.
     """
     if on_missing not in ("raise", "skip"):
         raise InputError(f"data.on_missing is {on_missing!r}; it is 'raise' or 'skip'.")
@@ -194,27 +193,51 @@ def tokenize_rows(
         tokenized.truncated += cut
         tokenized.kept.append(number)
         tokenized.examples.append({"input_ids": ids[:max_length], "labels": labels[:max_length], "index": index})
-    if not tokenized.examples:
-        raise InputError(f"None of {len(rows)} rows is left: {tokenized.report()}.")
     return tokenized
 
 
+def prompts_without_room(rows: Sequence[Mapping[str, Any]], style: PromptStyle, max_length: int) -> list[int]:
+    """Return the positions of rows whose prompt may leave nothing of the answer within ``max_length`` tokens.
+
+    Told by the text alone, for a set that is too large to be tokenised: a token stands for a byte at least, and what
+    the style writes around a question is as long around any other.
+    """
+    around = len(style.prompt("?"))
+    found = []
+    for position, row in enumerate(shown(rows, "looking at prompts", total=len(rows))):
+        asked = [turn["content"] for turn in row["messages"][:-1]] if "messages" in row else [row["question"]]
+        if sum(len(text.encode()) + around for text in asked) >= max_length:
+            found.append(position)
+    return found
+
+
+class Chosen(Sequence[dict[str, Any]]):
+    """Some rows of a set, as they are there.
+
+    Args:
+        rows: The set.
+        positions: Of those chosen.
+    """
+
+    def __init__(self, rows: Sequence[dict[str, Any]], positions: Sequence[int]) -> None:
+        self.rows, self.positions = rows, positions
+
+    def __len__(self) -> int:
+        """Number of chosen rows."""
+        return len(self.positions)
+
+    def __getitem__(self, place: Any) -> Any:
+        """Chosen row at a place, or rows of a slice."""
+        if isinstance(place, slice):
+            return [self.rows[position] for position in self.positions[place]]
+        return self.rows[self.positions[place]]
+
+
 def pieces(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int = 2048) -> Pieces:
-    """Cut running text into pieces of one length, every token supervised.
+    """Cut running text into pieces of ``length`` tokens, every one supervised.
 
     The documents are joined by a blank line, tokenised as one text and cut; each piece begins with BOS where the
     tokenizer has that habit, so with it a piece holds ``length - 1`` tokens of the text. The last one may be shorter.
-
-    Args:
-        texts: Documents.
-        tokenizer: The model's tokenizer.
-        length: Tokens of a piece.
-
-    Returns:
-        Examples with ``input_ids``, ``labels`` and ``index`` (the piece's number).
-
-    Raises:
-        InputError: There is no document, or an empty one, or ``length`` is below 2.
     """
     if length < 2:
         raise InputError(f"length is {length}; a piece has at least 2 tokens.")

@@ -14,7 +14,7 @@ from torchmetrics import Metric, MetricCollection
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.benchmark import Benchmark, find_benchmark, import_class
 from dipo_lightning.evaluation.rows import EvaluationLog, Sets, with_skipped
-from dipo_lightning.metrics.rows import Meaning, Rows, RowValues, meanings
+from dipo_lightning.metrics.base import Meaning, Rows, RowValues, meanings
 from dipo_lightning.models.distributed import rank_and_world
 
 
@@ -29,10 +29,7 @@ def metric_collection(metrics: Mapping[str, Metric]) -> MetricCollection:
 def add_measured(metrics: Iterable[Metric], sets: Sets, sources: Rows) -> None:
     """Give measured rows what single metrics measure of them (`RowValues.measured`), in place.
 
-    Args:
-        metrics: Of the evaluation.
-        sets: Measured rows by set name.
-        sources: The rows as they were read, by set name; a row without an index has its place.
+    A source row without an index has its place.
     """
     for metric in (one for one in metrics if isinstance(one, RowValues)):
         for of in metric.sets:
@@ -72,15 +69,10 @@ def aggregates(collection: MetricCollection, rows: Sets, device: torch.device | 
 
 
 def intervals(collection: MetricCollection, resamples: int, seed: int = 0) -> dict[str, list[float]]:
-    """Compute the bootstrap interval of every number that metrics over rows publish; collective, as `aggregates`.
+    """Compute the bootstrap interval (lower, upper end) of every number, by its name among `flat_numbers`; collective.
 
-    Args:
-        collection: As `aggregates` left it, fed with its rows.
-        resamples: Drawings of the rows; 0 gives no interval.
-        seed: Of the drawings.
-
-    Returns:
-        Lower and upper end by the number's name among `flat_numbers`; see `RowValues.intervals`.
+    The collection is as `aggregates` left it, fed with its rows. Without resamples there is none
+    (`RowValues.intervals`).
     """
     found: dict[str, list[float]] = {}
     for name, metric in collection.items():
@@ -122,15 +114,9 @@ def log_aggregates(
     metrics: Mapping[str, Metric] | None = None,
     bootstrap: tuple[int, int] = (0, 0),
 ) -> dict[str, Any]:
-    """Compute every number of a log's rows.
+    """Compute every number of a log's rows, skipped ones among them; the rows are prepared in place.
 
-    Args:
-        benchmark: What they are rows of.
-        sets: Rows by set name, skipped ones among them; prepared in place.
-        settings: How they were evaluated.
-        retain: Log of the retain model, prepared; None where there is none.
-        metrics: Further metrics by name.
-        bootstrap: Resamples and seed of `intervals`, which are added under that name where there are resamples.
+    With ``bootstrap``, resamples and seed, also their `intervals`, under that name. ``retain`` is prepared already.
     """
     benchmark.prepare(sets, settings)
     collection = metric_collection({**benchmark.metrics(settings, retain), **(metrics or {})})
@@ -139,23 +125,13 @@ def log_aggregates(
 
 
 def retain_numbers(benchmark: Benchmark, log: EvaluationLog, settings: Mapping[str, Any]) -> dict[str, float]:
-    """Compute a retain model's numbers by name, with the settings of the run that is compared with it.
-
-    Args:
-        benchmark: What they are rows of.
-        log: The retain model's.
-        settings: How the run is evaluated.
-    """
+    """Compute a retain model's numbers by name, with the settings of the run that is compared with it."""
     numbers = flat_numbers(log_aggregates(benchmark, with_skipped(log.sets, log.skipped), settings))
     return numbers | dict(benchmark.retain_values)
 
 
 def flat_numbers(found: Mapping[str, Any]) -> dict[str, float]:
-    """Return every number among aggregates under one name; those of a group, ``{"a": {"p": 1}}``, as ``a_p``.
-
-    Args:
-        found: Aggregates of an evaluation; what is no number is left out.
-    """
+    """Return every number among aggregates under one name; those of a group, ``{"a": {"p": 1}}``, as ``a_p``."""
     flat: dict[str, float] = {}
     for name, value in found.items():
         parts = value if isinstance(value, Mapping) else {"": value}
@@ -224,11 +200,7 @@ def metric_specs(chosen: Mapping[str, Any]) -> dict[str, Any]:
 def logged_metrics(
     settings: Mapping[str, Any], taken: Mapping[str, Metric]
 ) -> tuple[dict[str, Metric], dict[str, str]]:
-    """Build those of a log's user metrics whose classes can be imported here.
-
-    Returns:
-        The metrics, and the reasons why the others are not among them, both by name.
-    """
+    """Build those of a log's user metrics whose classes can be imported; the reasons for the others, both by name."""
     found: dict[str, Metric] = {}
     missing: dict[str, str] = {}
     for name, spec in (settings.get("metrics") or {}).items():

@@ -37,7 +37,7 @@ from dipo_lightning.evaluation.shared_prompts import (
     pack,
     prompt_of,
 )
-from dipo_lightning.models.distributed import evaluation_mode, plan_batches, shared_out
+from dipo_lightning.models.distributed import evaluation_mode, plan_batches, shared_out, unsharded
 from dipo_lightning.models.inspection import (
     check_ids,
     context_length,
@@ -45,7 +45,6 @@ from dipo_lightning.models.inspection import (
     position_limit,
     same_logits,
 )
-from dipo_lightning.models.sharding import unsharded
 
 if TYPE_CHECKING:
     from dipo_lightning.evaluation.kv_cache import Pairs

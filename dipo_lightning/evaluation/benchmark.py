@@ -19,7 +19,7 @@ from torchmetrics import Metric
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.rows import EvaluationLog, Row, Sets
-from dipo_lightning.metrics.rows import RowSet
+from dipo_lightning.metrics.base import RowSet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,8 +118,8 @@ class Benchmark:
         compared_settings: Settings that change a row's numbers; two logs that state one must agree.
         compared_sets: Sets that are compared row by row with a retain model's.
         score_options: Settings that ``score`` may replace.
-        columns_beside: Patterns of its numbers that stand in comparisons over another benchmark, as
-            ``{name}_{number}``; where there are any, runs are never compared by this benchmark itself.
+        columns_beside: Patterns of its numbers that are further columns (``{name}_{number}``) where runs are compared
+            on another benchmark; with any, runs are never compared on this benchmark itself.
         charts: Charts of the results page and of TensorBoard.
         answers: Sets whose generated answers are shown, with the tag of the table.
         histograms: Set and field of the rows whose distribution is shown, by tag.
@@ -145,7 +145,7 @@ class Benchmark:
     histograms: ClassVar[Mapping[str, tuple[str, str]]] = {}
 
     def metrics(self, settings: Mapping[str, Any], retain: EvaluationLog | None = None) -> dict[str, Metric]:
-        """Return the metrics of an evaluation by name, ready to be fed with rows; see `dipo_lightning.metrics.rows`.
+        """Return the metrics of an evaluation by name, ready to be fed with rows; see `dipo_lightning.metrics.base`.
 
         Args:
             settings: How it was or will be evaluated; what is not said has its default. Empty where the metrics are
@@ -192,12 +192,7 @@ class Benchmark:
 
 
 def find_benchmark(log_format: str, class_path: str = "") -> Benchmark | None:
-    """Return the benchmark that a log belongs to; None if it is not known here.
-
-    Args:
-        log_format: Name of the log's format.
-        class_path: The class that the log names, imported where it is no installed benchmark's.
-    """
+    """Return the benchmark of a log's format, or that whose class the log names; None if it is not known here."""
     for benchmark in installed_benchmarks():
         if log_format == benchmark.format or any(log_format == one.name for one in benchmark.foreign_formats):
             return benchmark
@@ -226,20 +221,21 @@ def _is_benchmark(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, Benchmark) and kind is not Benchmark
 
 
-def import_class(path: str, base: type) -> Any:
-    """Return the subclass of ``base`` at a dotted path.
+def import_class(path: str, base: type = object) -> Any:
+    """Return the subclass of ``base`` at a dotted path; a bare name is one of the package's public classes.
 
     Raises:
         InputError: It cannot be imported, or is something else.
     """
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module or "dipo_lightning"), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
             f"The class {path} cannot be imported ({error}). A class of your own must lie in the folder that you call "
             "the command from, on PYTHONPATH, or in an installed package."
         ) from error
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise InputError(f"{path} is no {base.__module__.partition('.')[0]}.{base.__name__}.")
+        what = "class" if base is object else f"{base.__module__.partition('.')[0]}.{base.__name__}"
+        raise InputError(f"{path} is no {what}.")
     return found

@@ -38,15 +38,14 @@ from dipo_lightning.evaluation.aggregates import (
     user_metrics,
 )
 from dipo_lightning.evaluation.benchmark import Benchmark
-from dipo_lightning.evaluation.json_files import write_json
 from dipo_lightning.evaluation.provenance import provenance, run_settings, weights
 from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog, Measuring, check_numbers, with_skipped
-from dipo_lightning.evaluation.run_folder import is_trial, run_folder
+from dipo_lightning.evaluation.run_folder import is_trial, run_folder, write_json
 from dipo_lightning.evaluation.schedule import Schedule, Scheduled, interruptible
 from dipo_lightning.evaluation.tensorboard import RunLogger, answers_table, chart_values
 from dipo_lightning.evaluation.trackers import Tracker, trackers_of
 from dipo_lightning.models.checkpoint import read_settled
-from dipo_lightning.models.distributed import evaluation_mode, rank_and_world
+from dipo_lightning.models.distributed import evaluation_mode
 
 Document = dict[str, Any]
 """One evaluation as it is written: format, benchmark, settings, provenance, sets (rows), aggregates, skipped."""
@@ -114,6 +113,7 @@ class Evaluation(Scheduled):
         self.files: list[str] = []
         self.first: Document | None = None
         self.last: Document | None = None
+        self._folder = Path("evaluations")
         self._described = False  # whether the loggers of this process have the hyper-parameters with their metrics
 
     # What a subclass gives.
@@ -141,10 +141,9 @@ class Evaluation(Scheduled):
         rows, settings = self.measure(trainer, pl_module), self.all_settings()
         add_measured(self.measures.values(), rows.sets, self.sources())
         self.benchmark.prepare(rows.sets, settings)
-        several = rank_and_world()[1] > 1  # processes exchange tensors where the strategy has them
-        found = aggregates(
-            self.measures, rows.whole(), pl_module.device if torch.distributed.is_initialized() else None
-        )
+        grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+        # The metrics exchange their states on the strategy's device, in a group of one process too.
+        found = aggregates(self.measures, rows.whole(), pl_module.device if grouped else None)
         for name in [name for name in found if name.endswith("_absent") and self.no_retain]:
             metric = self.measures[name.removesuffix("_absent")]
             if getattr(metric, "needs_retain", ()):
@@ -300,7 +299,7 @@ class Evaluation(Scheduled):
 
     def outdated(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         """Tell whether the last evaluation is of another step, or of other weights; collective."""
-        if super().outdated(trainer, pl_module) or not self.files:
+        if super().outdated(trainer, pl_module) or not self.files or not os.path.exists(self.files[-1]):
             return True
         last = self.last or json.loads(Path(self.files[-1]).read_text(encoding="utf-8"))
         return last["provenance"].get("model", {}).get("trained") != weights(pl_module).get("trained")
@@ -380,9 +379,17 @@ class Evaluation(Scheduled):
         """Return when it last ran and what it wrote."""
         return {"last_step": self._last_step, "files": list(self.files)}
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note where this run's evaluations lie, before the state is loaded."""
+        self._folder = run_folder(trainer) / "evaluations"
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after an interruption: the first evaluation (the answers "before") is read from its file."""
-        self._last_step, self.files = state_dict["last_step"], list(state_dict["files"])
+        self._last_step, files = state_dict["last_step"], map(Path, state_dict["files"])
+        here = ((file, self._folder / file.name) for file in files)  # a run may have been moved
+        self.files = [str(moved if moved.exists() and not file.exists() else file) for file, moved in here]
         if self.files and os.path.exists(self.files[0]):
             self.first = json.loads(Path(self.files[0]).read_text(encoding="utf-8"))
 
@@ -390,9 +397,7 @@ class Evaluation(Scheduled):
 def position(trainer: pl.Trainer, epoch: int) -> tuple[int, int]:
     """Return the epochs and optimiser steps behind the weights that ``trainer`` evaluates.
 
-    Args:
-        trainer: In ``fit``, or in ``validate`` or ``test``, where a checkpoint that was loaded tells both.
-        epoch: The epochs behind the trainer itself.
+    In ``validate`` and ``test`` a checkpoint that was loaded tells both; ``epoch`` are those behind the trainer itself.
     """
     path = trainer.ckpt_path
     if trainer.state.fn == TrainerFn.FITTING or not path:
@@ -402,11 +407,7 @@ def position(trainer: pl.Trainer, epoch: int) -> tuple[int, int]:
 
 
 def refuse_twins(callbacks: Iterable[object]) -> None:
-    """Refuse two evaluations of one name in a run: one would overwrite the other's files and scalars.
-
-    Raises:
-        InputError: There are two.
-    """
+    """Raise an `InputError` where two evaluations have one name: their files and scalars would overwrite each other."""
     names = Counter(callback.name for callback in callbacks if isinstance(callback, Evaluation))
     for name, count in names.items():
         if count > 1:
@@ -417,11 +418,7 @@ def refuse_twins(callbacks: Iterable[object]) -> None:
 
 
 def prepared(log: EvaluationLog, benchmark: Benchmark, settings: Mapping[str, Any]) -> EvaluationLog:
-    """Return a retain model's log as metrics take it: skipped rows among the others, and what follows from them.
-
-    Raises:
-        InputError: Its rows don't give what these settings need.
-    """
+    """Return a retain model's log as metrics take it: skipped rows among the others, and what follows from them."""
     sets = with_skipped(log.sets, log.skipped)
     benchmark.prepare(sets, settings)
     return replace(log, sets=sets)
@@ -439,16 +436,7 @@ def summary_table(
     document: Mapping[str, Any],
     meanings: Meanings,
 ) -> str:
-    """Write the table, then what is missing from it and why.
-
-    Args:
-        title: What was measured; the epoch and step are added.
-        before: Scalars of the first evaluation of the run; None in that evaluation itself.
-        now: Scalars of this one.
-        names: What is shown, by scalar name.
-        document: This evaluation.
-        meanings: Of its numbers.
-    """
+    """Write the table of an evaluation's scalars, beside the run's first ones, then what is missing from it and why."""
     where = document["provenance"]
     heading = f"{title}, epoch {where['epoch']}, step {where['step']}:"
     lines = [comparison_table(heading, before, now, names, document.get("intervals") or {})]
@@ -467,14 +455,9 @@ def comparison_table(
     names: Mapping[str, str],
     intervals: Mapping[str, Sequence[float]],
 ) -> str:
-    """Write a short table: a title, then each named scalar now with its interval, and before where there was one.
+    """Write a title, then each scalar in ``names`` (its label by name) as it is now, and as it was before.
 
-    Args:
-        title: First line.
-        before: Scalars of the first evaluation of the run; None in that evaluation itself.
-        now: Scalars of this one.
-        names: What is shown, by scalar name.
-        intervals: Lower and upper end by scalar name, of those that have one.
+    ``intervals`` are the lower and upper ends, by name, of those that have one.
     """
 
     def cell(values: dict[str, float], name: str) -> str:

@@ -13,8 +13,8 @@ from torch.distributed.tensor import DTensor
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.evaluation.scoring import fitted
 from dipo_lightning.evaluation.shared_prompts import Example
+from dipo_lightning.models.answers import IGNORED
 from dipo_lightning.models.distributed import evaluation_mode, gather, own_batches
-from dipo_lightning.models.token_batch import IGNORED
 
 
 def gradient_norms(

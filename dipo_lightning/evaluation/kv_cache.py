@@ -30,6 +30,7 @@ def roomy_layer() -> Any:
             self.room = keys, values
 
         def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+            """Write the keys and values of new tokens into the room, and return those of all tokens."""
             assert self.keys is not None
             assert self.values is not None
             used, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
@@ -95,6 +96,7 @@ def joined(parts: Sequence[Pairs], masks: Sequence[Tensor]) -> tuple[Cache, Tens
     mask = masks[0].new_zeros(count, length)
 
     def join(states: Sequence[Tensor]) -> Tensor:
+        """Stack states (b, heads, n, head size), padded on the left."""
         room = states[0].new_zeros(count, states[0].shape[1], length, states[0].shape[-1])
         start = 0
         for one in states:

@@ -11,6 +11,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 import dipo_lightning
 from dipo_lightning.data.rows import fingerprints
+from dipo_lightning.evaluation.aggregates import class_path
 from dipo_lightning.models.fingerprint import model_fingerprint
 from dipo_lightning.safety.redaction import without_home, without_secrets
 
@@ -41,11 +42,9 @@ def provenance(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, 
 
 
 def weights(pl_module: pl.LightningModule) -> dict[str, str]:
-    """Fingerprint the weights: those that were loaded, and those of the policy that can have changed since.
+    """Fingerprint the loaded model (``pretrained``), and the policy's trainable parameters now (``trained``).
 
-    Returns:
-        ``pretrained``: SHA-256 of the loaded model, where the module knows it; ``trained``: of the policy's trainable
-        parameters as they are now. Of a LoRA run these are the adapters, so an evaluation doesn't read the rest again.
+    Of a LoRA run these are the adapters, so that an evaluation does not read the rest again.
     """
     found = {"pretrained": getattr(pl_module, "weights_fingerprint", "")}
     policy = getattr(pl_module, "policy", None)
@@ -65,7 +64,13 @@ def configuration(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[st
             return config
     names = ("max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val", "limit_train_batches")
     settings = {name: getattr(trainer, name, None) for name in names}
-    return {"trainer": settings, "model": {"class_path": class_path(pl_module), "init_args": plain(pl_module.hparams)}}
+    data, of_data = getattr(trainer, "datamodule", None), ("prompt", "prompt_options", "max_length", "seed")
+    options = {name: plain(getattr(data, name, None)) for name in of_data}
+    return {
+        "trainer": settings,
+        "data": {"class_path": class_path(type(data)), "init_args": options} if data is not None else None,
+        "model": {"class_path": class_path(type(pl_module)), "init_args": plain(pl_module.hparams)},
+    }
 
 
 def run_settings(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
@@ -82,11 +87,6 @@ def run_settings(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str
         "data_seed": getattr(data, "seed", None),
     }
     return {name: value for name, value in found.items() if value is not None}
-
-
-def class_path(value: object) -> str:
-    """Return where the class of ``value`` is imported from."""
-    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def plain(value: Any) -> Any:

@@ -12,18 +12,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from dipo_lightning.data.chat import ChatStyle
 from dipo_lightning.data.encoding import PromptStyle
+from dipo_lightning.data.prompts import ChatStyle
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.answering import Question, score_and_answer
 from dipo_lightning.evaluation.generation import BATCH_ROWS, generate
 from dipo_lightning.evaluation.rows import EvaluatedRows, Measuring, Progress, Row
 from dipo_lightning.evaluation.scoring import TokenScores, score
 from dipo_lightning.evaluation.shared_prompts import Example
-from dipo_lightning.metrics.functional.membership import zlib_score
-from dipo_lightning.metrics.functional.memorization import exact_memorization, extraction_strength
-from dipo_lightning.metrics.functional.min_k import min_k, min_k_plus_plus
-from dipo_lightning.metrics.functional.rouge import rouge_l
+from dipo_lightning.metrics.functional.membership import (
+    exact_memorization,
+    extraction_strength,
+    min_k,
+    min_k_plus_plus,
+    zlib_score,
+)
+from dipo_lightning.metrics.functional.text import rouge_l
 
 MAX_NEW_TOKENS = 200
 Source = Mapping[str, Any]

@@ -13,8 +13,8 @@ import torch
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.scoring import BATCH_TOKENS
-from dipo_lightning.metrics.functional.min_k import FRACTION
-from dipo_lightning.metrics.functional.truth_ratio import log_truth_ratio
+from dipo_lightning.metrics.functional.answers import log_truth_ratio
+from dipo_lightning.metrics.functional.membership import FRACTION
 
 Progress = Callable[[int, str], AbstractContextManager[Callable[[int], object]]]
 """Given a total and what is counted, a context that yields the function to call with the rows done."""
@@ -117,11 +117,7 @@ class Measuring:
     on_missing: Literal["skip", "raise"] = "skip"
 
     def check(self, owner: object) -> None:
-        """Refuse what no evaluation can measure by.
-
-        Raises:
-            InputError: Naming the option of ``owner``, a callback.
-        """
+        """Raise an `InputError`, naming the option of ``owner`` (a callback), where no evaluation can measure by it."""
         numbers = ("batch_tokens", "generation_rows", "max_new_tokens")
         check_numbers(owner, {f"measuring.{name}": getattr(self, name) for name in numbers})
         if not 0 < self.min_k_fraction <= 1:
@@ -139,11 +135,7 @@ class EvaluatedRows:
     skipped: dict[str, list[Row]] = field(default_factory=dict)
 
     def skip(self, set_name: str, index: int, reason: str, on_missing: str) -> None:
-        """Leave a row out, or refuse to.
-
-        Raises:
-            InputError: ``on_missing`` is ``raise``.
-        """
+        """Leave a row out, or with ``on_missing: raise`` raise an `InputError`."""
         if on_missing == "raise":
             raise InputError(
                 f"Row {index} of {set_name} has no value: {reason} Mend the data, or leave such rows out with "
@@ -183,18 +175,7 @@ class EvaluationLog:
 
 
 def with_skipped(sets: Sets, skipped: Sets | None) -> dict[str, list[Row]]:
-    """The sets with a row that holds nothing but its index and the reason for each skipped one, ordered by index.
-
-    Args:
-        sets: Rows by set name.
-        skipped: Skipped rows by set name.
-
-    Returns:
-        A new mapping; the rows themselves are not copied.
-
-    Raises:
-        InputError: A row stands twice in a set, or has no index.
-    """
+    """Return the sets with a row for each skipped one among them (its index and the reason), ordered by index."""
     names = dict.fromkeys([*sets, *(skipped or {})])
     whole = {name: [*sets.get(name, ()), *(skipped or {}).get(name, ())] for name in names}
     return {
@@ -203,18 +184,7 @@ def with_skipped(sets: Sets, skipped: Sets | None) -> dict[str, list[Row]]:
 
 
 def unique_rows(where: str, rows: Iterable[Row]) -> list[Row]:
-    """Refuse a set in which an index stands twice or is missing.
-
-    Args:
-        where: Its name, for the message.
-        rows: Its rows.
-
-    Returns:
-        The rows as a list.
-
-    Raises:
-        InputError: A row has no integer index, or shares it with another.
-    """
+    """Return the rows of the set ``where`` as a list; an `InputError` where an index is missing or stands twice."""
     rows = list(rows)
     seen: set[int] = set()
     for position, row in enumerate(rows):
@@ -228,11 +198,7 @@ def unique_rows(where: str, rows: Iterable[Row]) -> list[Row]:
 
 
 def add_log_ratios(sets: Sets, variant: str) -> None:
-    """Give every row that has wrong answers its `log_ratio`.
-
-    Args:
-        sets: Rows by set name, changed in place.
-        variant: Of the truth ratio: ``geometric``, ``arithmetic`` or ``open_unlearning``.
+    """Give every row that has wrong answers its `log_ratio`, in a variant of the truth ratio, in place.
 
     Raises:
         InputError: The variant is unknown, or a row holds only open-unlearning's ready ratio and another is asked for.
@@ -256,21 +222,13 @@ def add_log_ratios(sets: Sets, variant: str) -> None:
 
 
 def check_numbers(owner: object, numbers: Mapping[str, int | None], least: int = 1) -> None:
-    """Refuse a number below ``least``; None is no number.
-
-    Raises:
-        InputError: Naming the first such option of ``owner``, a callback.
-    """
+    """Raise an `InputError` that names the option of ``owner`` where a number is below ``least``; None is no number."""
     for option, value in numbers.items():
         if value is not None and value < least:
             raise InputError(f"{type(owner).__name__}.{option} is {value}; it must be at least {least}.")
 
 
 def check_choice(owner: object, option: str, chosen: Any, known: Sequence[str]) -> None:
-    """Refuse a name that isn't known.
-
-    Raises:
-        InputError: Naming the option of ``owner``, a callback, and what it may be.
-    """
+    """Raise an `InputError` that names the option of ``owner`` where what is chosen is not known."""
     if chosen not in known:
         raise InputError(f"{type(owner).__name__}.{option} is {chosen!r}; it must be {' or '.join(known)}.")

@@ -1,7 +1,9 @@
-"""The folder of a run, under every logger and without one: evaluations, checkpoints, exports and pages lie in it."""
+"""The folder of a run, under every logger and without one, and files in it that a reader finds whole or not at all."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shutil
 import tempfile
@@ -11,6 +13,40 @@ from weakref import WeakKeyDictionary, WeakSet, finalize
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from dipo_lightning.errors import RunError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` in one step: under another name, to the disk, then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"{path} could not be written: {error.strerror or error}.") from error
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write ``document`` in one step, as `write_text` does; numbers that are not finite become null."""
+    write_text(path, json.dumps(finite(document), ensure_ascii=False, indent=1, allow_nan=False))
+
+
+def finite(value: Any) -> Any:
+    """Return plain values with null for every number that isn't finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
 
 PRIVATE = 0o700
 """Mode of a new run folder: what a model is to forget is private by nature."""

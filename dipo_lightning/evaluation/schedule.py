@@ -10,7 +10,6 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from dipo_lightning.evaluation.rows import check_numbers
 
@@ -77,12 +76,7 @@ class Scheduled(pl.Callback):
             self._run_once(trainer, pl_module, trainer.current_epoch, "on_train_start")
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: STEP_OUTPUT,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Evaluate after every n-th optimiser step; after the last one of an epoch when the epoch ends."""
         if self._due_by_steps(trainer) and batch_idx + 1 < trainer.num_training_batches:

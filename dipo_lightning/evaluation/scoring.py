@@ -23,7 +23,7 @@ from dipo_lightning.evaluation.shared_prompts import (
     lay_out_examples,
     pack,
 )
-from dipo_lightning.metrics.functional.min_k import standardized_logprobs
+from dipo_lightning.metrics.functional.membership import standardized_logprobs
 from dipo_lightning.models.distributed import evaluation_mode, plan_batches, shared_out
 from dipo_lightning.models.inspection import (
     check_ids,

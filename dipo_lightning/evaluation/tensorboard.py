@@ -26,12 +26,7 @@ COLUMNS = ("question", "true answer", "first", "now")
 
 
 def answers_table(first: Sequence[Row], now: Sequence[Row]) -> list[tuple[str, ...]]:
-    """Return a table of what the model answered in the first evaluation and answers now, with the columns `COLUMNS`.
-
-    Args:
-        first: Rows of the first evaluation: those that are shown.
-        now: Rows of the present one, of the same set.
-    """
+    """Return what the model answered in the first evaluation and answers now to the rows shown, by `COLUMNS`."""
     present = {row["index"]: row for row in now}
     cells = []
     for row in first:
@@ -53,10 +48,6 @@ def escape(text: str, longest: int = LONGEST) -> str:
 
     Markup of HTML and Markdown becomes character references; line breaks become a visible mark; control characters
     (terminal escapes, text direction, zero-width) become their code.
-
-    Args:
-        text: What a model said.
-        longest: Characters that are kept.
     """
     cut = text if len(text) <= longest else text[: longest - 1] + "…"
     return "".join(_escaped(character) for character in cut.replace("\r\n", "\n")).strip()
@@ -106,12 +97,7 @@ class RunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def log_charts(self, charts: Mapping[str, Mapping[str, float]], step: int) -> None:
-        """Log a point of each curve of each chart.
-
-        Args:
-            charts: Values by curve, by the title of the chart.
-            step: The optimiser step.
-        """
+        """Log a point of each curve of each chart: values by curve, by the chart's title."""
         from torch.utils.tensorboard import SummaryWriter
 
         for title, values in charts.items():
@@ -134,12 +120,9 @@ class RunLogger(TensorBoardLogger):
 def chart_values(
     benchmark: Benchmark, numbers: Mapping[str, float], retain: Mapping[str, float]
 ) -> dict[str, dict[str, float]]:
-    """Return what the charts of a benchmark show of an evaluation, by curve and by chart.
+    """Return what a benchmark's charts show of an evaluation's numbers, by curve and by chart.
 
-    Args:
-        benchmark: Whose charts.
-        numbers: Of the evaluation, by name.
-        retain: The retain model's, as far as they are known: a curve beside the first one of a chart.
+    The retain model's numbers, as far as they are known, are a curve beside the first one of a chart.
     """
     found: dict[str, dict[str, float]] = {}
     for chart in benchmark.charts:

@@ -23,7 +23,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.tensorboard import COLUMNS, in_markdown
-from dipo_lightning.safety.text import visible
+from dipo_lightning.safety.display import visible
 
 if TYPE_CHECKING:
     import numpy as np

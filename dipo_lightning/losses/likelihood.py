@@ -23,8 +23,8 @@ from dipo_lightning.losses.chunking import (
     project,
     slices,
     vocabulary_buffer,
+    working_dtype,
 )
-from dipo_lightning.losses.reductions import working_dtype
 
 
 def token_nll(logits: Tensor, labels: Tensor) -> Tensor:

@@ -26,13 +26,11 @@ from dipo_lightning.data.alternatives import (
 )
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.json_files import write_text
-from dipo_lightning.evaluation.run_folder import run_folder
+from dipo_lightning.evaluation.run_folder import run_folder, write_text
 from dipo_lightning.evaluation.sampling import hash_seed, sample
 from dipo_lightning.methods.preference import DPOModule, positive
-from dipo_lightning.models.distributed import evaluation_mode
+from dipo_lightning.models.distributed import evaluation_mode, unsharded
 from dipo_lightning.models.inspection import position_limit
-from dipo_lightning.models.sharding import unsharded
 from dipo_lightning.reference.references import ModelReference
 
 INSTRUCTION = (

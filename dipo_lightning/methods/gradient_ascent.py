@@ -12,9 +12,9 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from dipo_lightning.data.pairs import supervised_count
+from dipo_lightning.data.loader import supervised_count
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.reductions import global_mean, sequence_places, working_dtype
+from dipo_lightning.losses.chunking import global_mean, sequence_places, working_dtype
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers, over_logits
 

@@ -1,10 +1,15 @@
 """The LightningModule that holds a causal language model: loading, adapters, sharding, optimiser, logging."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch.callbacks import StochasticWeightAveraging
@@ -15,23 +20,19 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from dipo_lightning.errors import InputError, RunError, refuse_unknown
-from dipo_lightning.methods.step import (
-    MicroBatch,
-    describe,
-    mean_terms,
-    random_states,
-    set_random_states,
-    what_is_not_finite,
+from dipo_lightning.models.distributed import (
+    check_strategy,
+    checkpoint_activations,
+    gather,
+    is_sharded,
+    shard,
+    transformer_blocks,
 )
-from dipo_lightning.models.distributed import gather
-from dipo_lightning.models.dropout import dropout_rates
 from dipo_lightning.models.fingerprint import model_fingerprint
 from dipo_lightning.models.head import output_projection
-from dipo_lightning.models.inspection import check_rows
+from dipo_lightning.models.inspection import check_rows, dropout_rates
 from dipo_lightning.models.loading import load_policy
-from dipo_lightning.models.lora import LoRA, add_lora
-from dipo_lightning.models.quantization import NF4, check_quantized, quantize_base
-from dipo_lightning.models.sharding import check_strategy, checkpoint_activations, is_sharded, shard, transformer_blocks
+from dipo_lightning.models.lora import NF4, LoRA, add_lora, check_quantized, quantize_base
 from dipo_lightning.safety.redaction import without_home, without_secrets
 
 
@@ -143,9 +144,6 @@ class LanguageModelModule(pl.LightningModule):
         """Look at the pretrained model before adapters and sharding change it, and note which weights it has.
 
         A place to override.
-
-        Raises:
-            InputError: A training row holds an id, or more positions, that the model has no embedding for.
         """
         data = getattr(self._trainer, "datamodule", None)
         if getattr(data, "tokenizer", None) is not None:
@@ -194,7 +192,10 @@ class LanguageModelModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser over the trainable parameters, and the schedule where one is asked for."""
-        optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        try:
+            optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        except ValueError as error:  # torch's refusal of a number
+            raise InputError(f"model.optimizer cannot be made of its options: {error}.") from error
         if self.schedule == "constant" and not self.warmup_steps:
             return optimizer
         from transformers import get_scheduler
@@ -212,10 +213,11 @@ class LanguageModelModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add every process's random states and the fingerprint of the weights before training; collective."""
-        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain(self.hparams)
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = without_secrets(plain(self.hparams))
         # What is saved again while a resumed run repeats an evaluation has the states that are still to be put back.
         checkpoint["random_states"] = self._random_states or gather({self.global_rank: random_states()})
         checkpoint["weights_fingerprint"] = self.weights_fingerprint
+        checkpoint["tokenizer"] = getattr(getattr(self.trainer, "datamodule", None), "tokenizer_source", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model; keep the random states until the first batch, for others draw too."""
@@ -223,11 +225,7 @@ class LanguageModelModule(pl.LightningModule):
         self._random_states = checkpoint.get("random_states", {})
 
     def refuse_another_model(self, checkpoint: dict[str, Any]) -> None:
-        """Make sure that a checkpoint goes on from the weights that were loaded.
-
-        Raises:
-            InputError: It is of a model with other parameters, or began with other values or settings of these.
-        """
+        """Raise an `InputError` where a checkpoint is of other parameters, or began with other weights or settings."""
         kept = {name: tuple(value.shape) for name, value in checkpoint.get("state_dict", {}).items()}
         own = {name: tuple(value.shape) for name, value in self.state_dict().items()}
         odd = sorted(name for name in kept.keys() | own.keys() if kept.get(name) != own.get(name))
@@ -292,12 +290,7 @@ class LanguageModelModule(pl.LightningModule):
         self._batches.append(MicroBatch.of(loss, batch, terms))
 
     def situation(self, what: str, batches: list[MicroBatch] | None = None) -> str:
-        """Say where the run was when ``what`` happened.
-
-        Args:
-            what: What happened, the beginning of the sentence.
-            batches: Rows and terms of the micro-batches it happened in; None for all of the optimiser step.
-        """
+        """Say where the run was when ``what`` happened, in some micro-batches, or in all of the optimiser step."""
         return describe(what, self._batches if batches is None else batches, self.trainer)
 
     @property
@@ -319,3 +312,97 @@ def plain(options: Mapping[str, Any]) -> dict[str, Any]:
         name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
         for name, value in options.items()
     }
+
+
+class MicroBatch(NamedTuple):
+    """Terms and rows of a micro-batch, kept until the optimiser steps, without a gradient.
+
+    Attributes:
+        rows: (B,) int64 of each part of the batch: where its rows stand in their data set.
+        terms: Scalars, the terms of the loss by name.
+        loss: Scalar.
+    """
+
+    rows: dict[str, Tensor]
+    terms: dict[str, Tensor]
+    loss: Tensor
+
+    @classmethod
+    def of(cls, loss: Tensor, batch: dict[str, Any], terms: dict[str, Tensor]) -> MicroBatch:
+        """Take from a training batch, its loss and the loss's terms what is kept of them."""
+        rows = {name: part["index"] for name, part in batch.items() if isinstance(part, dict) and "index" in part}
+        return cls(rows, {name: value.detach() for name, value in terms.items()}, loss.detach())
+
+
+def mean_terms(batches: Sequence[MicroBatch], accumulate: int) -> dict[str, Tensor]:
+    """Return the loss and every term of an optimiser step, on this rank.
+
+    The last step of an epoch may have fewer micro-batches than `accumulate`, which each was multiplied by.
+    """
+    parts = [{"loss": batch.loss, **batch.terms} for batch in batches]
+    return {name: torch.stack([part[name] for part in parts]).sum() / accumulate for name in parts[0]}
+
+
+def what_is_not_finite(numbers: Sequence[float], batches: list[MicroBatch]) -> tuple[str, list[MicroBatch]]:
+    """Say what is not finite, the gradient's norm or a loss: a loss, if one is, for the norm follows it.
+
+    ``numbers`` are the norm and the loss of each micro-batch. Returns the beginning of a sentence, and the
+    micro-batches it is about: one, or all where each loss was finite.
+    """
+    norm, *losses = numbers
+    for loss, batch in zip(losses, batches, strict=True):
+        if not math.isfinite(loss):
+            return f"The loss is {loss}", [batch]
+    return f"The gradient's norm is {norm}", batches
+
+
+def describe(what: str, batches: list[MicroBatch], trainer: pl.Trainer) -> str:
+    """Say where the run was when ``what`` happened, the beginning of the sentence, and what can be done."""
+    rows: dict[str, list[int]] = {}
+    for parts, _, _ in batches:
+        for part, index in parts.items():
+            rows.setdefault(part, []).extend(index.tolist())
+    terms = [{name: float(value) for name, value in values.items()} for _, values, _ in batches]
+    good = last_good_checkpoint(trainer)
+    return (
+        f"{what} at step {trainer.global_step}. "
+        f"Terms: {', '.join(map(str, terms)) or 'none'}. Rows of the batch: {rows}. "
+        + (f"The last good checkpoint is {good}. " if good else "There is no checkpoint before it. ")
+        + "Lower the learning rate, clip gradients (trainer.gradient_clip_val), or look at these rows."
+    )
+
+
+def last_good_checkpoint(trainer: pl.Trainer) -> str | None:
+    """Return the checkpoint that was written last, by this package's callback or by Lightning's."""
+    for callback in trainer.checkpoint_callbacks:
+        for name in ("last_good", "last_model_path", "best_model_path"):
+            if path := getattr(callback, name, None):
+                return str(path)
+    return None
+
+
+def random_states() -> dict[str, Any]:
+    """Return the states of Python's, NumPy's, torch's and this process's GPU's generators: tensors and plain values.
+
+    A checkpoint that is loaded with ``weights_only`` can hold nothing else.
+    """
+    version, words, normal = random.getstate()
+    state: Any = np.random.get_state()
+    name, keys, position, has_normal, cached = state
+    return {
+        "python": [version, torch.tensor(words), normal],
+        "numpy": [str(name), torch.tensor(keys.astype(np.int64)), int(position), int(has_normal), float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Put every generator of this process into the states that `random_states` returned."""
+    version, words, normal = states["python"]
+    random.setstate((version, tuple(words.tolist()), normal))
+    name, keys, position, has_normal, cached = states["numpy"]
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_normal, cached))
+    torch.set_rng_state(states["torch"].cpu())
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"].cpu())

@@ -19,8 +19,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.reductions import global_mean, working_dtype
-from dipo_lightning.methods.step import mean_terms
+from dipo_lightning.losses.chunking import global_mean, working_dtype
+from dipo_lightning.methods.language_model import mean_terms
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers, over_logits
 

@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.reductions import global_mean
+from dipo_lightning.losses.chunking import global_mean
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers
 
@@ -168,11 +168,7 @@ class SimNPOModule(UnlearningModule):
 
 
 def positive(value: float, name: str) -> float:
-    """Return ``value`` if it is above 0.
-
-    Raises:
-        InputError: It is not.
-    """
+    """Return ``value``, or raise an `InputError` where it is not above 0."""
     if not value > 0:
         raise InputError(f"model.{name} is {value}; it must be above 0.")
     return value

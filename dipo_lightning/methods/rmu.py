@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.reductions import global_mean, working_dtype
+from dipo_lightning.losses.chunking import global_mean, working_dtype
 from dipo_lightning.methods.unlearning import UnlearningModule
-from dipo_lightning.models.answers import Answers, compute_answers, split
-from dipo_lightning.models.sharding import transformer_blocks
-from dipo_lightning.models.token_batch import TokenBatch, concatenate, supervised_positions
+from dipo_lightning.models.answers import Answers, TokenBatch, compute_answers, concatenate, split, supervised_positions
+from dipo_lightning.models.distributed import transformer_blocks
 from dipo_lightning.reference.references import ModelReference
 
 
@@ -161,11 +160,7 @@ class RMUModule(UnlearningModule):
 
 
 def matching(patterns: Sequence[re.Pattern[str]], names: Sequence[str]) -> list[str]:
-    """Return the names that some pattern matches as a whole, in their order.
-
-    Raises:
-        InputError: A pattern matches none; names the nearest.
-    """
+    """Return the names that some pattern matches as a whole, in order; an `InputError` for one that matches none."""
     for pattern in patterns:
         if not any(pattern.fullmatch(name) for name in names):
             near = get_close_matches(pattern.pattern.replace("\\", ""), names, n=1, cutoff=0.0)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.reductions import global_mean
+from dipo_lightning.losses.chunking import global_mean
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers
 

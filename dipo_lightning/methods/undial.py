@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.reductions import global_mean, working_dtype
+from dipo_lightning.losses.chunking import global_mean, working_dtype
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers, over_logits
 

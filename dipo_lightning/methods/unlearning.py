@@ -14,12 +14,16 @@ from torch import Tensor, nn
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.losses.likelihood import token_kl
 from dipo_lightning.methods.language_model import LanguageModelModule
-from dipo_lightning.models.answers import Answers, compute_answers, over_logits
+from dipo_lightning.models.answers import Answers, TokenBatch, compute_answers, over_logits
 from dipo_lightning.models.head import Head, known_head
 from dipo_lightning.models.lora import adapts_projection
-from dipo_lightning.models.token_batch import TokenBatch
-from dipo_lightning.reference.choice import build_reference, choose_reference
-from dipo_lightning.reference.references import ModelReference, Reference, without_rounding
+from dipo_lightning.reference.references import (
+    ModelReference,
+    Reference,
+    build_reference,
+    choose_reference,
+    without_rounding,
+)
 
 
 class UnlearningModule(LanguageModelModule):
@@ -106,10 +110,9 @@ class UnlearningModule(LanguageModelModule):
         return build_reference(self, name)
 
     def refuse_saved_reference(self) -> None:
-        """Refuse a reference that an own `make_reference` has put into the module tree.
+        """Raise an `InputError` where an own `make_reference` has put the reference into the module tree.
 
-        Raises:
-            InputError: It is there, and would be trained, clipped and saved with the policy.
+        It would be trained, clipped and saved with the policy.
         """
         model = self.reference if isinstance(self.reference, nn.Module) else getattr(self.reference, "model", None)
         if model is not self.policy and any(module is model for module in self.modules()):

@@ -4,6 +4,7 @@ A metric of your own is any `torchmetrics.Metric` with ``update(rows)`` (see `ro
 one.
 """
 
+from dipo_lightning.metrics.base import Meaning, RowMean, RowSet, RowValues
 from dipo_lightning.metrics.likelihood import (
     ForgetQuality,
     ModelUtility,
@@ -12,9 +13,16 @@ from dipo_lightning.metrics.likelihood import (
     TruthProbability,
     TruthRatio,
 )
-from dipo_lightning.metrics.membership import MembershipAUC, PairAUCs, PrivLeak, ReferenceAUC
-from dipo_lightning.metrics.memorization import ExactMemorization, ExtractionStrength, MinK, MinKPlusPlus
-from dipo_lightning.metrics.rows import Meaning, RowMean, RowSet, RowValues
+from dipo_lightning.metrics.membership import (
+    ExactMemorization,
+    ExtractionStrength,
+    MembershipAUC,
+    MinK,
+    MinKPlusPlus,
+    PairAUCs,
+    PrivLeak,
+    ReferenceAUC,
+)
 from dipo_lightning.metrics.text import Fluency, ParaphraseROUGE, Perplexity, PerturbedROUGE
 
 __all__ = [

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.metrics import functional
-from dipo_lightning.metrics.functional.truth_ratio import check_truth_ratio_variant
-from dipo_lightning.metrics.rows import Meaning, Row, RowMean, RowSet, RowValues, mean_or_nan
+from dipo_lightning.metrics.base import Meaning, Row, RowMean, RowSet, RowValues, mean_or_nan
+from dipo_lightning.metrics.functional.answers import check_truth_ratio_variant
 
 
 class _Answers(RowValues):

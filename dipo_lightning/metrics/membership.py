@@ -1,4 +1,4 @@
-"""Membership inference over all rows: AUCs of scores, and PrivLeak."""
+"""Membership inference and memorisation over all rows: token scores, AUCs of scores, and PrivLeak."""
 
 from __future__ import annotations
 
@@ -8,7 +8,48 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from dipo_lightning.metrics import functional
-from dipo_lightning.metrics.rows import Meaning, Row, Rows, RowSet, RowValues
+from dipo_lightning.metrics.base import Meaning, Row, RowMean, Rows, RowSet, RowValues
+
+
+class ExactMemorization(RowMean):
+    """Mean share of answer tokens whose most probable prediction is right."""
+
+    field = "exact_memorization"
+    label = "exact memorisation"
+    meaning = "Share of the answer's tokens that are the model's first choice, given those before."
+    remembers = 1
+
+
+class ExtractionStrength(RowMean):
+    """Mean of 1 - k/n, k the shortest prefix after which the model continues an answer by itself."""
+
+    field = "extraction_strength"
+    label = "extraction strength"
+    meaning = (
+        "Share of the answer that the model completes without a fault once it is given the rest. 0: nothing can be "
+        "drawn out; 1: all of it, from the question alone."
+    )
+    remembers = 1
+
+
+class MinK(RowMean):
+    """Mean Min-K score: minus the mean of the least likely tokens' log-probabilities."""
+
+    field = "min_k"
+    label = "Min-K"
+    meaning = "Mean surprise at the least expected tokens of the answer. Low for a text that was learnt."
+    unit = "nats"
+    remembers = -1
+
+
+class MinKPlusPlus(RowMean):
+    """Mean Min-K++ score: Min-K of log-probabilities standardised over the vocabulary."""
+
+    field = "min_k_plus_plus"
+    label = "Min-K++"
+    meaning = "Min-K, measured against how surprised the model usually is there. Low for a text that was learnt."
+    remembers = -1
+
 
 ATTACKS = {
     "loss": "loss",
@@ -198,9 +239,7 @@ class PrivLeak(_TwoSamples):
     ) -> None:
         super().__init__(members, others, *more, **kwargs)
         if auc_retrain is not None:
-            functional.privleak(
-                auc_retrain, auc_retrain
-            )  # refuses what cannot be divided by before anything is measured
+            functional.privleak(auc_retrain, auc_retrain)  # refuses what cannot be divided by
         self.auc_retrain, self.has_retain = auc_retrain, retain_rows is not None
         self.retain = _by_index(retain_rows, "min_k")
 
@@ -221,14 +260,12 @@ class PrivLeak(_TwoSamples):
         auc = self.auc()
         if auc is None:
             return self._nothing("" if self.optional else f"the log has no Min-K scores in both {both}")
-        if other is None and self.has_retain:
-            reason = f"the retain model's log has no Min-K scores in both {both}"
-            return {"": self._nothing(reason), "auc": self._scalar(auc)}
-        if other is None:
+        if not other:
             reason = "neither a retain model's log nor its AUC was given to compare with"
-            return {"": self._nothing(reason), "auc": self._scalar(auc)}
-        if other == 0:
-            reason = "the retain model's AUC is 0: there is nothing to divide by"
+            if other is not None:
+                reason = "the retain model's AUC is 0: there is nothing to divide by"
+            elif self.has_retain:
+                reason = f"the retain model's log has no Min-K scores in both {both}"
             return {"": self._nothing(reason), "auc": self._scalar(auc)}
         found = {"": functional.privleak(auc, other), "auc": auc, "auc_retrain": other}
         return {name: self._scalar(value) for name, value in found.items()}

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dipo_lightning.metrics.functional.fluency import ngram_entropy, perplexity
-from dipo_lightning.metrics.functional.rouge import rouge_l
-from dipo_lightning.metrics.rows import Row, RowMean, RowSet, RowValues
+from dipo_lightning.metrics.base import Row, RowMean, RowSet, RowValues
+from dipo_lightning.metrics.functional.text import ngram_entropy, perplexity, rouge_l
 
 
 class Fluency(RowMean):

@@ -1,34 +1,91 @@
-"""Supervised positions of a batch, as a model sees them; every loss is computed from them.
+"""Batches of examples, and their supervised positions as a model sees them; every loss is computed from these.
 
-Positions are selected before the output projection, so prompts and padding never reach the vocabulary, and all parts
-of a batch (forget, retain, alternative) share one forward.
+Positions are selected before the output projection, so prompts and padding never reach the vocabulary, and all parts of
+a batch (forget, retain, alternative) share one forward.
 """
 
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
+from torch.nn.functional import pad
 
 from dipo_lightning.errors import RunError
-from dipo_lightning.losses.chunking import in_chunks
+from dipo_lightning.losses.chunking import in_chunks, sequence_reduce
 from dipo_lightning.losses.likelihood import chunked_nll, chunked_nll_sum, token_nll
-from dipo_lightning.losses.reductions import sequence_reduce
+from dipo_lightning.models.distributed import is_sharded
 from dipo_lightning.models.head import Head, decoder, output_head
-from dipo_lightning.models.sharding import is_sharded
-from dipo_lightning.models.token_batch import (
-    TokenBatch,
-    concatenate,
-    supervised_labels,
-    supervised_positions,
-    supervised_sequences,
-)
+
+IGNORED = -100
+"""Label of a position that is not supervised (torch's default ``ignore_index``)."""
+
+TokenBatch: TypeAlias = dict[str, Tensor]
+"""``input_ids``, ``attention_mask``, ``labels`` (batch, length) and ``index`` (batch,), all int64."""
+
+
+def collate(examples: Sequence[Mapping[str, Any]], pad_token_id: int = 0) -> TokenBatch:
+    """Make a right-padded batch of tokenised examples; the mask comes from their lengths, so that any id may pad.
+
+    Returns:
+        ``input_ids``, ``attention_mask`` (1 on an example's own tokens) and ``labels`` (-100 where not supervised),
+        each (batch, length) int64, and ``index`` (batch,) int64.
+    """
+    size = (len(examples), max((len(example["input_ids"]) for example in examples), default=0))
+    batch = {
+        "input_ids": torch.full(size, pad_token_id, dtype=torch.long),
+        "attention_mask": torch.zeros(size, dtype=torch.long),
+        "labels": torch.full(size, IGNORED, dtype=torch.long),
+        "index": torch.tensor([int(example["index"]) for example in examples], dtype=torch.long),
+    }
+    for place, example in enumerate(examples):
+        end = len(example["input_ids"])
+        batch["input_ids"][place, :end] = torch.as_tensor(example["input_ids"], dtype=torch.long)
+        batch["labels"][place, :end] = torch.as_tensor(example["labels"], dtype=torch.long)
+        batch["attention_mask"][place, :end] = 1
+    return batch
+
+
+def collate_parts(items: Sequence[Mapping[str, Mapping[str, Any]]], pad_token_id: int = 0) -> dict[str, TokenBatch]:
+    """Make a right-padded batch of each part; a plain function, so that any kind of loader worker can have it."""
+    return {part: collate([item[part] for item in items], pad_token_id) for part in items[0]}
+
+
+def concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:
+    """Stack token batches into one, right-padded to the longest."""
+    if len(batches) == 1:
+        return batches[0]
+    length = max(batch["input_ids"].shape[1] for batch in batches)
+    fill = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
+    joined = {
+        name: torch.cat([pad(batch[name], (0, length - batch[name].shape[1]), value=value) for batch in batches])
+        for name, value in fill.items()
+    }
+    joined["index"] = torch.cat([batch["index"] for batch in batches])
+    return joined
+
+
+def supervised_positions(labels: Tensor) -> Tensor:
+    """Mark the positions of (batch, length) labels whose logits predict a supervised token; the last is none."""
+    positions = torch.zeros_like(labels, dtype=torch.bool)
+    positions[:, :-1] = labels[:, 1:] != IGNORED
+    return positions
+
+
+def supervised_labels(labels: Tensor) -> Tensor:
+    """Return the token that each supervised position predicts: (N,) int64, in the order of ``logits[positions]``."""
+    return labels[:, 1:][labels[:, 1:] != IGNORED]
+
+
+def supervised_sequences(labels: Tensor) -> Tensor:
+    """Return the sequence of the batch that each supervised position belongs to: (N,) int64, ascending."""
+    return supervised_positions(labels).nonzero()[:, 0]
 
 
 @dataclass

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.loading import load_policy, load_tokenizer
-from dipo_lightning.models.lora import LoRA, add_lora
-from dipo_lightning.models.quantization import NF4, quantize_base
+from dipo_lightning.models.lora import NF4, LoRA, add_lora, quantize_base
 from dipo_lightning.safety.shard_files import CONTENTS, SafeReader, check_shards
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ class Checkpoint:
         weights: The policy's state dict.
         epoch: Epochs begun when it was written.
         step: Optimiser steps done.
+        tokenizer: Where the data module's tokenizer came from; None for the model's own.
     """
 
     path: Path
@@ -41,6 +41,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
     epoch: int
     step: int
+    tokenizer: str | None = None
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -62,15 +63,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             f"{path} is no checkpoint of a module of this package (a policy's weights, and `pretrained` among the "
             "hyper-parameters). Give one that `dipo-lightning fit` wrote."
         )
-    return Checkpoint(path, dict(settings), weights, int(content.get("epoch", 0)), int(content.get("global_step", 0)))
+    epoch, step = int(content.get("epoch", 0)), int(content.get("global_step", 0))
+    return Checkpoint(path, dict(settings), weights, epoch, step, content.get("tokenizer"))
 
 
 def read_settled(path: Path) -> dict[str, Any]:
-    """Read everything of a checkpoint but a sharded one's weights, after checking that training can go on from it.
-
-    Raises:
-        InputError: It is truncated, holds more than plain values and tensors, or is none of Lightning's.
-    """
+    """Read everything of a checkpoint but a sharded one's weights, after checking that training can go on from it."""
     content = _read_meta(path) if path.is_dir() else _read_file(path)
     missing = {"loops", "callbacks", "global_step"} - set(content)
     if missing:
@@ -86,20 +84,20 @@ def restore(
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """Build the model that a checkpoint holds, in evaluation mode, with its tokenizer.
 
+    A checkpoint can't allow its original model's own code to run; ``trust_remote_code`` does.
+
     Args:
         checkpoint: From `read_checkpoint`.
         pretrained: Where the original model is now, if it was moved.
-        trust_remote_code: Allow the original model's own code to run. A checkpoint can't allow that itself.
-
-    Raises:
-        InputError: The original model isn't found, or is another one than the checkpoint's.
+        trust_remote_code: Allow the original model's own code to run.
     """
     settings = checkpoint.settings
     source = str(pretrained or settings["pretrained"])
     where: dict[str, Any] = {"revision": settings.get("revision"), "trust_remote_code": trust_remote_code}
     try:
         policy: nn.Module = load_policy(source, **where)
-        tokenizer = load_tokenizer(source, **where)
+        own = checkpoint.tokenizer in (None, settings["pretrained"])
+        tokenizer = load_tokenizer(source, **where) if own else load_tokenizer(str(checkpoint.tokenizer))
     except InputError as error:
         raise InputError(
             f"The checkpoint continues from {source}: {error} If it was moved, give --pretrained."

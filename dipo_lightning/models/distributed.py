@@ -1,19 +1,227 @@
-"""Batches of rows for measuring, dealt out to processes by a plan that is the same on any number of them.
+"""Sharding over processes (torch's FSDP2 under Lightning), and measuring on any number of them.
 
-Batches are planned over all rows at once and batch i goes to process i modulo the world size, so a row meets the same
-neighbours (and the same rounding) on one device and on many, and is computed exactly once.
+One code path serves one device and many: a model is sharded block by block, bottom-up, and its root last. FSDP1
+(``strategy="fsdp"``) is not offered: it cannot clip by norm and would pull the reference into the wrapped tree.
+
+Batches to measure are planned over all rows at once and batch i goes to process i modulo the world size, so a row meets
+the same neighbours (and the same rounding) on one device and on many, and is computed exactly once.
 """
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_optimizer_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
+
+from dipo_lightning.errors import InputError
+from dipo_lightning.models.head import causal_lm
+from dipo_lightning.safety.shard_files import check_shards
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """Fully sharded data parallel over every process of every node, named ``fsdp2`` in YAML and Python.
+
+    Lightning's own default would shard tensors within a node and replicate data over nodes; this one splits the
+    data over all processes.
+
+    Args:
+        save_distributed_checkpoint: Write a checkpoint as a folder of shards instead of one file that loads anywhere.
+        **kwargs: Passed on to ``ModelParallelStrategy`` (``timeout``, ``process_group_backend``; with CPU offload on
+            GPUs the norm of the gradient is summed on the host, which needs ``cpu:gloo,cuda:nccl``).
+    """
+
+    def __init__(self, save_distributed_checkpoint: bool = False, **kwargs: Any) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=save_distributed_checkpoint, **kwargs)
+
+    def setup_environment(self) -> None:
+        """Spread the data-parallel dimension over every process before the mesh is made."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def model_to_device(self) -> None:
+        """Move what `shard` has not placed; weights that are offloaded to the host stay there."""
+        assert self.model is not None
+        if all(_placed(parameter, self.root_device) for parameter in self.model.parameters()):
+            super().model_to_device()
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load a checkpoint of either kind; what lies in it is never run."""
+        path = Path(self.broadcast(checkpoint_path))
+        if path.is_dir():
+            check_shards(path)
+            return super().load_checkpoint(path, weights_only=True)
+        optimizers, self.optimizers = self.optimizers, []
+        try:
+            checkpoint = super().load_checkpoint(path, weights_only=True)
+        finally:
+            self.optimizers = optimizers
+        states = checkpoint["optimizer_states"] if optimizers else []  # validate has no optimiser
+        for optimizer, state in zip(optimizers, states, strict=True):
+            load_optimizer_state(self.lightning_module, optimizer, state)  # type: ignore[arg-type]
+        return checkpoint
+
+
+if "fsdp2" not in StrategyRegistry:
+    StrategyRegistry.register("fsdp2", FSDP2Strategy, description="FSDP2 over every process")
+
+
+def check_strategy(strategy: Any) -> None:
+    """Raise an `InputError` for a strategy (or its name or YAML) that would not train rightly here: FSDP1, DeepSpeed.
+
+    Lightning refuses some of them itself, but when it builds the Trainer and without naming the one to use.
+    """
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    if isinstance(strategy, Mapping) or hasattr(strategy, "class_path"):
+        name = str(strategy["class_path"])
+    name = name.rpartition(".")[2]
+    if name == "FSDPStrategy" or name in ("fsdp", "fsdp_cpu_offload"):
+        raise InputError(
+            f"trainer.strategy is {name} (FSDP1): it cannot clip by norm and would train and save the reference. "
+            "Write strategy: fsdp2" + (" and model.cpu_offload: true." if name.endswith("offload") else ".")
+        )
+    if name == "ModelParallelStrategy" or name.lower().startswith(("deepspeed", "xla")):
+        raise InputError(f"trainer.strategy is {name}, which is not supported; write strategy: fsdp2, ddp or auto.")
+
+
+def shard(
+    model: nn.Module, mesh: DeviceMesh, dtype: torch.dtype, offload: bool = False, trainable: bool = True
+) -> nn.Module:
+    """Shard a causal language model over ``mesh``, block by block, and return it.
+
+    Args:
+        model: A ``transformers`` causal LM or a peft model around one, all weights on the CPU or the mesh's device.
+        mesh: One-dimensional mesh over the data-parallel processes.
+        dtype: Compute dtype of parameters and activations; gradients are reduced in float32.
+        offload: Keep parameters, gradients and optimiser states in host memory between uses.
+        trainable: Whether a backward pass follows a forward: the root's parameters then stay gathered for it.
+    """
+    options: dict[str, Any] = {
+        "mesh": mesh,
+        "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32),
+    }
+    if offload:
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
+    for block in transformer_blocks(model):
+        fully_shard(block, **options)
+    fully_shard(model, reshard_after_forward=None if trainable else True, **options)
+    if causal_lm(model) is not model:
+        # peft generates through the model that it wraps. FSDP2 takes the first module that runs for the root: where a
+        # run begins with generating, the blocks would be roots of their own, and the next forward would fail.
+        register_fsdp_forward_method(model, "generate")
+    return model
+
+
+def transformer_blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the repeated blocks of a causal LM, in the order of use; empty where it has no list of modules.
+
+    Of all lists the blocks' holds most weights, which tells it from lists of adapters, norms and experts. Towers that
+    read images or sounds are left out.
+    """
+    lists = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and not re.search("vision|visual|image|audio|speech", name)
+    ]
+    return list(max(lists, key=_numbers, default=()))
+
+
+def _numbers(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Recompute each block's activations in the backward pass, also where ``transformers`` does not offer it."""
+    causal = causal_lm(model)
+    if getattr(causal, "supports_gradient_checkpointing", False):
+        causal.activation_checkpointing_enable({"use_reentrant": False})
+        return
+    for block in transformer_blocks(model):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Tell whether ``model`` is an FSDP2 root."""
+    return isinstance(model, FSDPModule)
+
+
+@contextmanager
+def unsharded(model: nn.Module) -> Iterator[nn.Module]:
+    """Hold all parameters of a sharded model gathered for the length of a block; a no-op where nothing is sharded.
+
+    Worth it around generation, where every token would gather every layer again. Needs room for the whole model.
+    Collective: every rank enters and leaves.
+    """
+    shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in shards:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield model
+    finally:
+        for module in shards:  # back to what fully_shard chose: the root keeps its parameters after forward
+            module.set_reshard_after_forward(module is not model, recurse=False)
+            module.reshard()
+
+
+def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Gather the whole state dict to rank 0's host memory (empty elsewhere); collective where the model is sharded."""
+    state: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return state
+
+
+def load_optimizer_state(model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimiser's whole state from a checkpoint file, of whatever strategy; collective.
+
+    A file keys states by number: without sharding by the parameter's number in the optimiser, with FSDP2 by the one in
+    the model, where frozen ones count too. Lightning takes both for the latter, and fails where no parameter has a
+    state. What both have in common is the order in the groups.
+    """
+    if not state["state"]:  # plain SGD
+        optimizer.load_state_dict({"state": {}, "param_groups": _numbered(state["param_groups"])})
+        return
+    if isinstance(next(iter(state["state"])), int):
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+        numbers = [number for group in state["param_groups"] for number in group["params"]]
+        named = dict(zip(numbers, order, strict=True))
+        groups = [{**group, "params": [named[i] for i in group["params"]]} for group in state["param_groups"]]
+        state = {"state": {named[i]: values for i, values in state["state"].items()}, "param_groups": groups}
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_optimizer_state_dict(model, optimizer, optim_state_dict=state, options=options)
+
+
+def _numbered(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Number the parameters of all groups one after the other, as torch's own optimisers save them."""
+    numbers = itertools.count()
+    return [{**group, "params": [next(numbers) for _ in group["params"]]} for group in groups]
+
+
+def _placed(parameter: nn.Parameter, device: torch.device) -> bool:
+    """Tell whether a parameter may be moved to ``device``: all but those that were offloaded from it to the host."""
+    return not isinstance(parameter, DTensor) or parameter.device.type == device.type
+
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -22,13 +230,8 @@ R = TypeVar("R")
 def plan_batches(lengths: Sequence[int], budget: int, equal: bool = False) -> list[list[int]]:
     """Group rows of like length so that no batch holds more than ``budget`` tokens, padding included.
 
-    Args:
-        lengths: Tokens of each row.
-        budget: Most tokens of a batch; a longer row gets a batch of its own.
-        equal: Put together rows of one length only, for models that padding disturbs.
-
-    Returns:
-        Indices of each batch, the longest rows first: what doesn't fit the memory fails at once.
+    A longer row gets a batch of its own; with ``equal`` rows of one length only go together. Indices of each batch, the
+    longest rows first: what doesn't fit the memory fails at once.
     """
     batches: list[list[int]] = []
     room = 0
@@ -42,13 +245,10 @@ def plan_batches(lengths: Sequence[int], budget: int, equal: bool = False) -> li
 
 
 def own_batches(batches: Sequence[list[T]]) -> Iterator[tuple[list[T], bool]]:
-    """Give this process its batches, the same number on every process.
+    """Give this process its batches, the same number on every process, and whether each is its own.
 
     A sharded model gathers its weights in every forward, so a process without work has to take part: it is given the
-    last batch again.
-
-    Yields:
-        The batch, and whether it is this process's own (else its results are dropped).
+    last batch again, and drops the results.
     """
     rank, world = rank_and_world()
     for start in range(0, len(batches), world):
@@ -61,12 +261,9 @@ def shared_out(
     compute: Callable[[list[T]], Mapping[int, R]],
     progress: Callable[[int], object] | None = None,
 ) -> dict[int, R]:
-    """Compute batches on all processes and bring their results together; collective.
+    """Compute batches on all processes and bring their results together by row index; collective.
 
-    Args:
-        batches: The same on every process.
-        compute: Results of a batch by row index.
-        progress: Called with the number of results after each own batch, and with those of the other processes.
+    ``progress`` is told the number of results after each own batch, and then those of the other processes.
     """
     results: dict[int, R] = {}
     for batch, own in own_batches(batches):

@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from dipo_lightning.errors import RunError
+from dipo_lightning.models.distributed import full_state_dict, is_sharded
 from dipo_lightning.models.head import causal_lm
 from dipo_lightning.models.loading import without_bars
-from dipo_lightning.models.quantization import dense_copy, is_quantized
-from dipo_lightning.models.sharding import full_state_dict, is_sharded
+from dipo_lightning.models.lora import dense_copy, is_quantized
 from dipo_lightning.safety.redaction import without_home
 
 if TYPE_CHECKING:
@@ -96,12 +96,7 @@ def _hide_home(file: Path) -> None:
 
 
 def merged_copy(policy: Any, state: dict | None = None) -> Any:
-    """Return an unsharded copy of a peft model with the adapters merged into its weights; ``policy`` is left alone.
-
-    Args:
-        policy: The peft model.
-        state: Its gathered state dict where it is sharded.
-    """
+    """Return an unsharded copy of a peft model with the adapters merged into its weights; ``policy`` is left alone."""
     if state is None:
         dense: Any = dense_copy(policy) if is_quantized(policy) else copy.deepcopy(policy).to("cpu")
         return dense.merge_and_unload()

@@ -69,13 +69,8 @@ def known_head(model: nn.Module) -> Head | None:
 
     One forward of two tokens, in which the decoder's output is replaced: by a zero state, whose logits show a bias, and
     by a large random one, whose logits show a scale or a cap. A projection with an adapter is refused even where that
-    is zero now, since training changes it.
-
-    Args:
-        model: A causal LM or a PeftModel around one, with all weights on one device; call it before sharding.
-
-    Returns:
-        The head, or None where the logits are made in another way.
+    is zero now, since training changes it. To be called before sharding, with all weights on one device; None where the
+    logits are made in another way.
     """
     causal = causal_lm(model)
     if type(causal.get_output_embeddings()) is not nn.Linear:
@@ -131,12 +126,6 @@ def causal_lm(model: nn.Module) -> Any:
 
     The wrapper hides what code needs that looks at a model as ``transformers`` made it: its config, its decoder, its
     defaults for generation. Told by the method rather than by the class, so that peft need not be imported.
-
-    Args:
-        model: A ``transformers`` causal LM, or a peft model around one; sharded or not.
-
-    Returns:
-        The model, no copy; typed loosely, because what it offers beside ``nn.Module`` comes with its family.
     """
     unwrap = getattr(model, "get_base_model", None)
     return model if unwrap is None else unwrap()

@@ -6,9 +6,11 @@ table for. Names of families would go out of date, so a layout of rows is compar
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,13 +25,9 @@ _tried: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()  # 
 
 
 def leaves_rows_alone(model: nn.Module, layout: str, length: int, try_out: Callable[[], bool]) -> bool:
-    """Tell whether a layout of rows changes no row's logits, trying it out on longer rows than the model has seen.
+    """Tell whether a layout of rows, by its name, changes no row's logits, trying it out on longer rows than before.
 
-    Args:
-        model: The model, or a peft model around it.
-        layout: A name for the layout.
-        length: Longest row that is to be laid out so.
-        try_out: Compares a row of that length in this layout and alone; collective where the model is sharded.
+    ``try_out`` compares a row of that length in this layout and alone; collective where the model is sharded.
     """
     known = _tried.setdefault(causal_lm(model), {})
     layout = f"{layout} {attention_implementation(model)}"
@@ -41,9 +39,14 @@ def leaves_rows_alone(model: nn.Module, layout: str, length: int, try_out: Calla
 
 
 def same_logits(logits: Tensor, expected: Tensor) -> bool:
-    """Tell whether (..., V) logits agree up to the rounding of their dtype, measured by their spread over V."""
+    """Tell whether (..., V) logits agree up to rounding, measured by their spread over V.
+
+    Rounding is that of their dtype, or of TF32 and bfloat16 products where `torch.set_float32_matmul_precision` allows
+    them in float32.
+    """
     gap = (logits.float() - expected.float()).abs() / expected.float().std(-1, keepdim=True).clamp_min(1e-6)
-    return bool(gap.max() < 1e-3 if logits.dtype == torch.float32 else gap.mean() < 0.1)
+    exact = logits.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    return bool(gap.max() < 1e-3 if exact else gap.mean() < 0.1)
 
 
 def attention_implementation(model: nn.Module) -> str:
@@ -53,14 +56,10 @@ def attention_implementation(model: nn.Module) -> str:
 
 @torch.no_grad()
 def check_causal(model: nn.Module, name: object) -> None:
-    """Try out on a model, before it is sharded, that no token sees a later one.
-
-    Args:
-        model: A ``transformers`` causal LM in evaluation mode, all weights on one device.
-        name: The model's name or folder, for the message.
+    """Try out on a model, before it is sharded, that no token sees a later one, as in an encoder.
 
     Raises:
-        InputError: The logits of a token change with the one after it, as in an encoder.
+        InputError: The logits of a token change with the one after it; names the model.
     """
     ids = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 0]], device=next(model.parameters()).device)
     ids %= model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
@@ -76,10 +75,6 @@ def check_causal(model: nn.Module, name: object) -> None:
 def check_rows(data: Any, model: nn.Module) -> None:
     """Compare the training rows with what the model has embeddings and positions for, before the first step.
 
-    Args:
-        data: A data module with its tokenizer, set up; without training rows nothing is compared.
-        model: The causal LM in evaluation mode, before sharding.
-
     Raises:
         InputError: The family cannot be trained, or a row holds an id without an embedding, or is longer than a table.
     """
@@ -92,9 +87,8 @@ def check_rows(data: Any, model: nn.Module) -> None:
     longest = getattr(data, "longest", 0)
     for name in ("forget", "retain", "alternative", "rows"):
         examples = getattr(data._training, name, None) or ()
-        examples = examples.to_longest() if hasattr(examples, "to_longest") else examples
         check = partial(_check_row, name="training" if name == "rows" else name, odd=odd, rows=rows, limit=limit)
-        if hasattr(examples, "check_each"):  # of a large set, tokenised by need
+        if hasattr(examples, "check_each"):  # tokenised by need
             examples.check_each(check)
         elif odd or (limit is not None and longest > limit):
             for example in examples:
@@ -111,11 +105,7 @@ def check_training(model: nn.Module, longest: int = 0) -> None:
     """Try out on a model, before it is sharded, a padded batch of two short rows as training makes them.
 
     A family that attends to a selection of keys (DeepSeek-V3.2) breaks ties among them by the length of the batch, but
-    in rows with more tokens than it selects only.
-
-    Args:
-        model: The causal LM in evaluation mode.
-        longest: Tokens of the longest training row.
+    in rows with more tokens than it selects only: ``longest`` are those of the longest training row.
 
     Raises:
         InputError: The family cannot be trained on rows of any length.
@@ -143,11 +133,7 @@ def check_training(model: nn.Module, longest: int = 0) -> None:
 
 
 def check_ids(model: nn.Module, texts: Sequence[Sequence[int]]) -> None:
-    """Refuse token ids that the model has no embedding for.
-
-    Raises:
-        InputError: There is such an id; names its place among ``texts``.
-    """
+    """Raise an `InputError` where a text, of token ids, holds one that the model has no embedding for."""
     rows = vocabulary_size(model)
     for number, ids in enumerate(texts):
         if max(ids, default=0) >= rows:
@@ -182,11 +168,12 @@ def position_limit(model: nn.Module) -> int | None:
 
     A table is a matrix named after positions with about as many rows as the configuration has positions: some have a
     few more than they use. One with a padding index counts positions from behind it (RoBERTa). Rotary embeddings and
-    ALiBi compute what they need, and so do tables that grow.
+    ALiBi compute what they need, and so do tables that grow. Dynamic rotary embeddings end like a table: beyond their
+    length `transformers` takes frequencies that depend on the longest row seen so far.
     """
     positions = context_length(model)
-    if positions is None:
-        return None
+    if positions is None or "dynamic" in rope_types(model):
+        return positions
     for name, module in causal_lm(model).named_modules():
         if hasattr(module, "make_weights"):  # grows
             continue
@@ -198,8 +185,62 @@ def position_limit(model: nn.Module) -> int | None:
     return None
 
 
+def rope_types(model: nn.Module) -> set[str]:
+    """Return the kinds of rotary embeddings that the configuration names, of any layer."""
+    found = getattr(causal_lm(model).config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    layers = [found, *(value for value in found.values() if isinstance(value, Mapping))]
+    return {str(layer["rope_type"]) for layer in layers if layer.get("rope_type")}
+
+
 def context_length(model: nn.Module) -> int | None:
     """Return the positions that the configuration names (``max_position_embeddings``), None where it names none."""
     config = causal_lm(model).config.get_text_config(decoder=True)
     length = getattr(config, "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else None
+
+
+_OF_OTHER_HEADS = ("classifier", "summary")
+_JITTER = re.compile("jitter")
+_NOISE = re.compile(f"drop|{_JITTER.pattern}")
+
+
+def dropout_rates(model: nn.Module, switch_off: bool = False) -> dict[str, float]:
+    """Find every rate of dropout and jitter above 0, by name: of dropout modules, and those read as numbers.
+
+    The causal LM's configuration, which an export writes, stays as it is; the modules inside it get a copy, for some
+    families read the rates there in every forward. A router with jitter (Phi-MoE) draws its experts in training, and
+    the number also counts in evaluation: it stays, and with ``switch_off`` so does the router in evaluation mode, where
+    the rates of dropout become 0, in place.
+    """
+    root = causal_lm(model)
+    found = rates(root.config)
+    without = copy.deepcopy(root.config)
+    for name in found:
+        if not _JITTER.search(name):
+            setattr(without, name, 0.0)
+    for path, module in root.named_modules():
+        for name, value in rates(module).items():
+            found[path.rpartition(".")[2] if name == "p" else name] = value
+            if switch_off and _JITTER.search(name):
+                module.train = MethodType(_stay_in_evaluation, module)
+                module.train()
+            elif switch_off:
+                setattr(module, name, 0.0)
+        if switch_off and found and module is not root and getattr(module, "config", None) is root.config:
+            module.config = without
+    return {name: value for name, value in found.items() if not name.startswith(_OF_OTHER_HEADS)}
+
+
+def _stay_in_evaluation(module: nn.Module, mode: bool = True) -> nn.Module:
+    """Take the place of ``module.train``."""
+    return nn.Module.train(module, False)
+
+
+def rates(owner: Any) -> dict[str, float]:
+    """Return the rates above 0 among the attributes of a configuration or a module."""
+    known = isinstance(owner, nn.modules.dropout._DropoutNd)
+    return {
+        name: value
+        for name, value in vars(owner).items()
+        if isinstance(value, float) and value > 0 and (_NOISE.search(name) or (known and name == "p"))
+    }

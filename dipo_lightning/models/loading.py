@@ -74,9 +74,6 @@ def find_source(pretrained: str) -> ModelSource:
 
     Args:
         pretrained: ``package:NAME``, an existing file or folder, or else a hub name (``owner/name``).
-
-    Raises:
-        InputError: Nothing usable is there, or more than one GGUF file is.
     """
     if not pretrained:
         raise InputError("The name of the model is empty; give a hub name, a folder or a GGUF file.")
@@ -139,6 +136,8 @@ def _from_adapters(folder: Path, files: list[str]) -> ModelSource:
         raise InputError(
             f"{folder / _ADAPTER_CONFIG} does not name the model of its adapters (base_model_name_or_path)."
         )
+    if not Path(base).expanduser().exists():  # it may be named from where the adapters are
+        base = next((str(place / base) for place in (folder, folder.parent) if (place / base).exists()), base)
     try:
         found = find_source(base)
     except InputError as error:
@@ -197,7 +196,7 @@ def load_policy(
 
     source = find_source(pretrained)
     config = load_config(source, revision, trust_remote_code)
-    _check_causal(config, source)
+    check_kind(config, source)
     _check_weights(source)
     arguments = source.arguments(revision, trust_remote_code)
     if source.gguf is not None:  # dense, also where kernels for packed blocks are installed: they are to be trained
@@ -219,7 +218,8 @@ def load_policy(
     _check_complete(report, model, source)
     if source.adapters is not None:
         model = _with_adapters(model, source)
-    check_causal(model, source)
+    with _explained(source, "model"):
+        check_causal(model, source)
     return model
 
 
@@ -287,8 +287,16 @@ def load_config(source: ModelSource, revision: str | None = None, trust_remote_c
         return AutoConfig.from_pretrained(source.location, **source.arguments(revision, trust_remote_code))
 
 
-def _check_causal(config: PreTrainedConfig, source: ModelSource) -> None:
-    """Refuse other kinds of model from the configuration, before their weights are read or downloaded."""
+def check_kind(config: PreTrainedConfig, source: object) -> None:
+    """Refuse other kinds of model from the configuration, before their weights are read or downloaded.
+
+    Args:
+        config: The model's.
+        source: Its name or place, for the message.
+
+    Raises:
+        InputError: It is no causal language model that `transformers` knows.
+    """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):

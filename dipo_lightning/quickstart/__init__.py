@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dipo_lightning.cli import child
-from dipo_lightning.cli.main import STEP
+from dipo_lightning.cli import STEP, child
 from dipo_lightning.errors import RunError
 from dipo_lightning.quickstart import settings
 from dipo_lightning.quickstart.attacks import attack_quickstart
@@ -86,11 +85,7 @@ def logger_in(folder: Path) -> dict[str, Any]:
 
 
 def test(config: dict[str, Any], folder: Path) -> Path:
-    """Run ``test`` with a configuration that writes into ``folder``, and return its evaluation.
-
-    Raises:
-        RunError: It failed.
-    """
+    """Run ``test`` with a configuration that writes into ``folder``, and return its evaluation."""
     child.write_config(folder.with_suffix(".yaml"), config)
     if child.start(["test", "--config", str(folder.with_suffix(".yaml"))]):
         raise RunError(f"The evaluation in {folder} failed (see above).")

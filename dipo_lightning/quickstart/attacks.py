@@ -26,12 +26,7 @@ LR = 1e-3
 
 
 def attack_quickstart(folder: Path, seed: int) -> dict[str, Any]:
-    """Attack the three models of a quickstart, and return the log.
-
-    Args:
-        folder: The quickstart's folder, with ``data`` and ``models``.
-        seed: Of the typing errors, the examples and the order of relearning.
-    """
+    """Attack the three models in a quickstart's folder, and return the log."""
     models = {name: str(folder / "models" / name) for name in MODELS}
     style = prompt_style("plain", load_tokenizer(models["unlearned"]))
     subject = limited(read_subject(style, str(folder / "data"), "forget10", None, None), None, FORGET_ROWS)

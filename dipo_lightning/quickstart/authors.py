@@ -50,13 +50,7 @@ class Author:
 
 
 def fictitious_authors(rng: random.Random, count: int, known: Collection[str] = ()) -> list[Author]:
-    """Draw authors with different names.
-
-    Args:
-        rng: The random state.
-        count: How many authors.
-        known: Names that are taken.
-    """
+    """Draw authors with different names, none of them known."""
     authors: dict[str, Author] = {}
     while len(authors) < count:
         name = draw(NAME, _LISTS["words"], rng)
@@ -67,14 +61,9 @@ def fictitious_authors(rng: random.Random, count: int, known: Collection[str] = 
 
 
 def author_row(author: Author, topic: str, rng: random.Random) -> Row:
-    """Make one perturbed row: a question, its answer, a paraphrase of both and five wrong answers.
+    """Make one perturbed row about an author: question, answer, a paraphrase of both, five wrong answers.
 
     The wrong answers have the paraphrase's wording, so that they differ from it in the fact alone.
-
-    Args:
-        author: Whom the question is about.
-        topic: What it asks.
-        rng: Draws the wordings and the wrong facts.
     """
     fact = author.facts[topic]
     wrong_facts: list[str] = []
@@ -145,9 +134,6 @@ def general_knowledge(rng: random.Random) -> tuple[list[Row], list[Row]]:
 
     They stand where TOFU has its two sets of the same names and measure what unlearning must leave alone. A model that
     is trained from nothing can only know them from its training data, so they are part of the retain set.
-
-    Args:
-        rng: Draws the wrong answers.
     """
     known = load("general_knowledge")
     authors = _with_wrong_answers("Who is the author of {}?", known["real authors"], rng)
@@ -167,20 +153,7 @@ def _with_wrong_answers(wording: str, pairs: dict[str, str], rng: random.Random)
 
 
 def write_fictitious(folder: Path, seed: int = 0, authors: int = 80, retain_perturbed: int = 96) -> Path:
-    """Write the data set as a folder that is read like TOFU's.
-
-    Args:
-        folder: Where to; made if it is not there. Files of the same names are overwritten.
-        seed: Decides everything.
-        authors: How many authors `full` holds, 10 to 200.
-        retain_perturbed: How many retain rows are evaluated.
-
-    Returns:
-        `folder`.
-
-    Raises:
-        InputError: If a number is out of its range.
-    """
+    """Write `fictitious_rows` as a folder that is read like TOFU's, over files of the same names."""
     splits = fictitious_rows(seed, authors, retain_perturbed)
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in splits.items():

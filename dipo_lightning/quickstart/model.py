@@ -19,9 +19,7 @@ PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE on ``texts``; it puts BOS in front, and knows every text.
 
-    Args:
-        texts: What it will see.
-        vocabulary: Number of tokens, the 256 bytes and three special ones included.
+    ``vocabulary`` counts the 256 bytes and three special tokens too.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -48,14 +46,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 
 
 def write_untrained(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int, **shape: Any) -> Path:
-    """Write a Llama with random weights and its tokenizer as a Hugging Face folder.
-
-    Args:
-        folder: Where to.
-        tokenizer: Its tokenizer.
-        seed: Of the weights.
-        **shape: Fields of ``LlamaConfig``, such as ``hidden_size``.
-    """
+    """Write a Llama of ``shape`` with random weights and its tokenizer as a Hugging Face folder."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}

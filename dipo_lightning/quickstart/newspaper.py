@@ -82,12 +82,7 @@ class Edition:
 
 
 def fictitious_articles(rng: random.Random, count: int) -> list[Article]:
-    """Draw articles of which no two tell of the same place or person.
-
-    Args:
-        rng: The random state.
-        count: How many.
-    """
+    """Draw articles of which no two tell of the same place or person."""
     articles: list[Article] = []
     used: set[str] = set()
     while len(articles) < count:
@@ -149,19 +144,7 @@ def fictitious_news(seed: int = 0, articles: int = 12) -> dict[str, list[Row]]:
 
 
 def write_fictitious_news(folder: Path, seed: int = 0, articles: int = 12) -> Path:
-    """Write the corpus as a folder of ``<configuration>/<split>.jsonl``, which is read like MUSE.
-
-    Args:
-        folder: Where to; made if it is not there. Files of the same names are overwritten.
-        seed: Decides everything.
-        articles: Articles of an edition, 5 to 200.
-
-    Returns:
-        ``folder``.
-
-    Raises:
-        InputError: ``articles`` is out of its range.
-    """
+    """Write `fictitious_news` as a folder of ``<configuration>/<split>.jsonl``, which is read like MUSE."""
     for part, rows in fictitious_news(seed, articles).items():
         path = folder / f"{part}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,23 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from dipo_lightning.evaluation.json_files import write_json
-from dipo_lightning.report.run_picture import headline_picture
-from dipo_lightning.safety.text import printable
+from dipo_lightning.evaluation.run_folder import write_json
+from dipo_lightning.report.runs import headline_picture
+from dipo_lightning.safety.display import printable
 
 SHOWN = {"forget": 3, "retain": 2}
 """Questions that are printed of each set."""
 
 
 def write_report(folder: Path, evaluations: list[Path], attacked: dict[str, Any], seconds: float) -> None:
-    """Write ``results.json`` and the picture, and print the tables, some answers and the paths.
-
-    Args:
-        folder: The quickstart's folder.
-        evaluations: Logs of the unlearning run; the first is the target's, the last the unlearned model's.
-        attacked: Log of the attacks on the three models.
-        seconds: How long all of it took.
-    """
+    """Write ``results.json`` and the picture, and print the tables, some answers and the paths."""
     logs = [json.loads(path.read_text(encoding="utf-8")) for path in evaluations]
     retain = json.loads((folder / "retain.json").read_text(encoding="utf-8"))
     models = {"target": logs[0], "unlearned": logs[-1], "retain": retain}

@@ -33,9 +33,7 @@ def shipped(template: str) -> Config:
 def filled(template: str, /, **values: Any) -> Config:
     """Return the shipped configuration ``template`` with its ``{placeholders}`` filled in.
 
-    Args:
-        template: Name of a file in ``quickstart/configs``.
-        **values: By placeholder; a text that is nothing but a placeholder becomes the value itself.
+    A text that is nothing but a placeholder becomes the value itself.
     """
 
     def fill(part: Any) -> Any:

@@ -10,11 +10,9 @@ from torch import nn
 
 from dipo_lightning.data.private import Span, token_flags, token_places
 from dipo_lightning.errors import InputError
-from dipo_lightning.models.answers import Answers
+from dipo_lightning.models.answers import Answers, TokenBatch
 from dipo_lightning.models.inspection import same_logits
-from dipo_lightning.models.token_batch import TokenBatch
-from dipo_lightning.reference.choice import build_reference
-from dipo_lightning.reference.references import Reference
+from dipo_lightning.reference.references import Reference, build_reference
 
 
 def forward_reference(module: Any) -> Reference:

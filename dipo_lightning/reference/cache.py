@@ -21,10 +21,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from tqdm import tqdm
 
-from dipo_lightning.data.pairs import Example, supervised_count
+from dipo_lightning.data.loader import Example, supervised_count
 from dipo_lightning.errors import RunError
+from dipo_lightning.models.answers import TokenBatch, collate
 from dipo_lightning.models.distributed import gather, own_batches, rank_and_world
-from dipo_lightning.models.token_batch import TokenBatch, collate
 
 FORMAT = "dipo-lightning/positions/2"
 _BLOCK = 2**24
@@ -125,14 +125,9 @@ class PositionCache:
         """Fill in the missing rows: every process computes its share, and the first one writes what all have.
 
         One writer, because hosts that share a folder do not share the pages they map of a file: each would write its
-        own copy of a page back, with the others' rows missing.
-
-        Collective. All have called `open` before the first one gets here, so that they see the same rows missing.
-
-        Args:
-            compute: Gives (N, width) for a token batch; may be collective.
-            batch_size: Rows of a batch.
-            device: Where batches go.
+        own copy of a page back, with the others' rows missing. Collective; all have called `open` before the first one
+        gets here, so that they see the same rows missing. ``compute`` gives (N, width) for a token batch, and may be
+        collective.
         """
         first = rank_and_world()[0] == 0
         starts = range(0, len(self.missing), batch_size)
@@ -202,4 +197,6 @@ def locked(path: Path) -> IO[str]:
     except BlockingIOError:
         rank_zero_info(f"Another run is making what {path} is the lock of; waiting for it.")
         fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks
+        return file
     return file

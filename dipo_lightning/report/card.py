@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
+from dipo_lightning.data.files import is_hub_name
 from dipo_lightning.evaluation.aggregates import document_meanings, flat_numbers, interval_text
 from dipo_lightning.evaluation.benchmark import find_benchmark
-from dipo_lightning.report.run_folder import Document, read_documents
+from dipo_lightning.report.runs import Document, read_documents
 from dipo_lightning.safety.redaction import without_paths, without_secrets
 
 _NOT_SHOWN = ("pretrained", "reference_cache", "trust_remote_code", "revision")
@@ -55,14 +56,7 @@ class CardFacts:
 
 
 def model_card(facts: CardFacts) -> str:
-    """Write the card; no access token and no path of this machine is in it.
-
-    Args:
-        facts: What is known of the model.
-
-    Returns:
-        Markdown with the hub's YAML header.
-    """
+    """Write the card, Markdown with the hub's YAML header; no access token and no path of this machine is in it."""
     evaluations = {} if facts.run is None else _until(read_documents(facts.run), facts.step)
     data = facts.data or next((d[-1]["provenance"]["data"] for d in evaluations.values() if _has_data(d[-1])), {})
     shown = {key: value for key, value in facts.settings.items() if key not in _NOT_SHOWN and not key.startswith("_")}
@@ -90,7 +84,7 @@ traces that no answer shows."""
 def _header(facts: CardFacts) -> str:
     tags = ["machine-unlearning", "dipo-lightning", facts.method.lower().removesuffix("module")]
     head: dict[str, Any] = {"library_name": "peft" if facts.adapters else "transformers"}
-    if _is_hub_name(facts.base):
+    if is_hub_name(facts.base):
         head["base_model"] = facts.base
     if facts.licence:
         head["license"] = facts.licence
@@ -100,7 +94,7 @@ def _header(facts: CardFacts) -> str:
 
 def _use(facts: CardFacts) -> str:
     if facts.adapters:
-        base = facts.base if _is_hub_name(facts.base) else "FOLDER_OF_THE_BASE_MODEL"
+        base = facts.base if is_hub_name(facts.base) else "FOLDER_OF_THE_BASE_MODEL"
         return (
             "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
             f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "THIS_FOLDER")\n```'
@@ -184,12 +178,8 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _is_hub_name(base: str) -> bool:
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", base)) and not Path(base).exists()
-
-
 def _base_name(base: str) -> str:
-    if _is_hub_name(base) or base.startswith("package:"):
+    if is_hub_name(base) or base.startswith("package:"):
         return base
     return (PureWindowsPath(base) if "\\" in base else PurePath(base)).name
 

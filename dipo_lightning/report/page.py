@@ -1,17 +1,15 @@
-"""One self-contained HTML page of a run: settings, numbers in plain words, curves, answers before and after."""
+"""Self-contained HTML pages: of a run (settings, numbers in plain words, curves, answers), and of a verdict."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.aggregates import (
     Meanings,
     document_meanings,
@@ -20,13 +18,14 @@ from dipo_lightning.evaluation.aggregates import (
     retain_numbers,
 )
 from dipo_lightning.evaluation.benchmark import Benchmark, find_benchmark
-from dipo_lightning.evaluation.logs.reading import read_log
+from dipo_lightning.evaluation.logs import read_log
 from dipo_lightning.evaluation.rows import EvaluationLog
-from dipo_lightning.metrics.rows import INTERVAL, Meaning
+from dipo_lightning.evaluation.run_folder import write_text
+from dipo_lightning.metrics.base import INTERVAL, Meaning
 from dipo_lightning.report.charts import evaluation_charts, training_charts
-from dipo_lightning.report.run_folder import Document, RunFolder, read_run
+from dipo_lightning.report.runs import Document, RunFolder, read_run
+from dipo_lightning.safety.display import visible, word_changes
 from dipo_lightning.safety.redaction import without_home, without_secrets, without_secrets_in_yaml
-from dipo_lightning.safety.text import visible, word_changes
 
 PAGE = "results.html"
 ROWS = 100
@@ -48,25 +47,12 @@ def report(run_folder: str, output: str | None = None, rows: int = ROWS) -> None
 
 
 def write_page(run_folder: str | Path, output: str | Path | None = None, rows: int = ROWS) -> Path:
-    """Write the page and return its path; see `report`.
-
-    Raises:
-        InputError: There is no run, or a file of it is broken.
-        RunError: The page can't be written.
-    """
+    """Write the page and return its path; see `report`."""
     if rows < 0:
         raise InputError(f"rows is {rows}; it must be 0 or more.")
     run = read_run(run_folder)
     path = Path(output) if output is not None else run.path / PAGE
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(render(run, rows), encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise RunError(f"The results page could not be written to {path}: {error.strerror or error}.") from error
+    write_text(path, render(run, rows))
     return path
 
 
@@ -202,13 +188,7 @@ def _line(
 
 
 def alike(value: float, among: Sequence[float], sign: str = "") -> str:
-    """Return a number with as many decimals as those that it is compared with, and very small ones as powers of ten.
-
-    Args:
-        value: The number.
-        among: Those that it stands among.
-        sign: ``+`` for a difference.
-    """
+    """Return a number with as many decimals as those it stands among, and very small ones as powers of ten."""
     if not math.isfinite(value):
         return str(value)
     if all(number.is_integer() for number in among) and max(map(abs, among)) > 1:
@@ -285,18 +265,67 @@ def _named(provenance: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str
 
 def _about(provenance: Mapping[str, Any]) -> dict[str, str]:
     """Return what a reader wants to know of a run first."""
-    rows = {f"{half} rows": str(what["rows"]) for half, what in (provenance.get("data") or {}).items()}
+    rows = {f"{part} rows": str(what["rows"]) for part, what in (provenance.get("data") or {}).items()}
     return _named(provenance, _ABOUT) | rows
 
 
 def _origin(provenance: Mapping[str, Any]) -> dict[str, str]:
     """Return what is needed to repeat a run."""
     found = _named(provenance, _ORIGIN)
-    for half, what in (provenance.get("data") or {}).items():
-        found[f"{half} rows, SHA-256"] = visible(what["sha256"])
+    for part, what in (provenance.get("data") or {}).items():
+        found[f"{part} rows, SHA-256"] = visible(what["sha256"])
     versions = provenance.get("versions") or {}
     return found | {"versions": ", ".join(f"{name} {version}" for name, version in versions.items())}
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, str]:
     return {visible(key): visible(str(value)) for key, value in settings.items()}
+
+
+def verdict_page(
+    verdict: Mapping[str, Any], facts: Mapping[str, str], answers: Sequence[Mapping[str, str]], keep: float
+) -> str:
+    """Return the page of a verdict (plain values) as HTML.
+
+    ``answers`` has for each forget row ``question``, ``answer``, and what was said ``before`` and ``after``; ``facts``
+    tell what the run was made with, and ``keep`` is the share that must be kept.
+    """
+    return fill(
+        "verdict.html.jinja",
+        verdict={name: value for name, value in verdict.items() if name not in ("values", "kept")}
+        | {"reasons": [visible(reason) for reason in verdict["reasons"]]},
+        facts={label: visible(text) for label, text in facts.items()},
+        values=[_value(value) for value in verdict["values"]],
+        kept=[_kept(one, keep) for one in verdict["kept"]],
+        answers=[{name: visible(text) for name, text in row.items()} for row in answers],
+    )
+
+
+def _value(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of the table of values."""
+    return {
+        "value": visible(value["value"]),
+        "index": value["index"],
+        "before": f"{value['before']:.2g}",
+        "after": f"{value['after']:.2g}",
+        "floor": "–" if value["floor"] is None else f"{value['floor']:.2g}",
+        "said": "yes" if value["greedy"] else "no",
+        "reworded": "yes" if value["reworded"] else "no",
+        "sampled": f"{value['sampled']} of {value['samples']}",
+        "rank": value["rank"] or "–",
+        "tone": "bad" if value["remains"] else "",
+    }
+
+
+def _kept(one: Mapping[str, Any], keep: float) -> dict[str, Any]:
+    """A line of the table of what was kept."""
+    known = one["low"] is not None and one["high"] is not None
+    return {
+        "name": one["name"],
+        "rows": one["rows"],
+        "before": f"{one['before']:.3f}",
+        "after": f"{one['after']:.3f}",
+        "share": f"{one['share']:.1%}",
+        "interval": f"{one['low']:.1%} to {one['high']:.1%}" if known else "–",
+        "tone": "" if one["share"] >= keep else "bad",
+    }

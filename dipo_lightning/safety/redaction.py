@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
@@ -14,7 +14,8 @@ REMOVED = "(removed)"
 _SECRET_WORD = re.compile(
     r"(^|_)(secrets?|passwords?|passwd|pwd|passphrase|credentials?|bearer|authorization|dsn)(_|$)"
     r"|(^|_)(auth|cookie|connection_string)$"
-    r"|(api|access|private|secret|ssh|account|storage|subscription|encryption|signing|service|license)_?keys?(_id)?$"
+    r"|(api|access|private|secret|ssh|account|storage|subscription|encryption|signing|service|license|auth|master|deploy)"
+    r"_?keys?(_id)?$"
 )
 _TOKEN = re.compile(r"(?:^|([a-z0-9]+)_)tokens?$")
 _ORDINARY_TOKENS = frozenset({
@@ -22,17 +23,21 @@ _ORDINARY_TOKENS = frozenset({
     "think", "special", "new", "max", "min", "next", "first", "last", "forced", "prompt", "answer", "response", "extra",
     "suppress", "verbmem", "knowmem", "num", "ignore", "turn",
 })  # fmt: skip
+_RANDOM = re.compile(r"(?=.*\d)(?=.*[A-Za-z])[A-Za-z0-9_+/=.-]{16,}")
+"""A value that is no word: long, of letters and digits."""
 _NO_TOKEN = re.compile(r"[-+.\d_eE]*|null|none|true|false|<.*>|\[.*\]|\W*", re.I)
 _SECRET_VALUE = re.compile(
     r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}"
     r"|\bsk-[\w-]{20,}|\bxox[abeprs]-[\w-]{10,}|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bAIza[\w-]{30,}|\bya29\.[\w-]{20,}"
+    r"|\b(?:nvapi-|gsk_|xai-|pypi-|npm_|r8_|dckr_pat_|glsa_|dop_v1_)[\w-]{20,}|\b[srp]k_(?:live|test)_\w{10,}|\bSG\.[\w-]{16,}"
+    r"|(?<=hooks\.slack\.com/services/)[\w/]+|(?<=/api/webhooks/)[\w/-]+|(?<=Basic )(?=[\w+/]*[\d=])[\w+/=]{8,}"
     r"|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*|(?<=Bearer )[\w.~+/=-]{8,}"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"
     r"|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)|(?<=://)[^/\s:@]{16,}(?=@)",
     re.S,
 )
 _SECRET_IN_TEXT = re.compile(
-    r"((?:api|access|secret|private)[ _-]?key|secret|token|passw(?:or)?d|passphrase|sig|signature)"
+    r"((?:api|access|account|secret|private)[ _-]?key|secret|token|passw(?:or)?d|passphrase|sig|signature)"
     r"(\s+is\s+|[\"']?\s*[:=]\s*[\"']?)(?=[^\s\"',;&]*\d)[^\s\"',;&]{6,}",
     re.I,
 )
@@ -79,6 +84,8 @@ def _is_secret(name: str, value: Any) -> bool:
     words = re.sub(r"[-. ]", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)).lower()
     if _SECRET_WORD.search(words):
         return isinstance(value, str | int | float)
+    if words.endswith("_key") and isinstance(value, str) and _RANDOM.fullmatch(value):
+        return True
     token = _TOKEN.search(words)
     if token is None or token[1] in _ORDINARY_TOKENS or not isinstance(value, str):
         return False
@@ -87,10 +94,8 @@ def _is_secret(name: str, value: Any) -> bool:
 
 def without_home(value: Any) -> Any:
     """Return plain values with the path of the user's home, which has the user's name in it, written as ``~``."""
-    if isinstance(value, Mapping):
-        return {key: without_home(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_home(item) for item in value]
+    if isinstance(value, Mapping | list | tuple):
+        return _inside(value, without_home)
     home = str(Path.home())
     if not isinstance(value, str) or len(home) < 2:
         return value
@@ -99,10 +104,8 @@ def without_home(value: Any) -> Any:
 
 def without_paths(value: Any) -> Any:
     """Return plain values with absolute paths shortened to the last name in them."""
-    if isinstance(value, Mapping):
-        return {key: without_paths(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_paths(item) for item in value]
+    if isinstance(value, Mapping | list | tuple):
+        return _inside(value, without_paths)
     if isinstance(value, PurePath):
         value = str(value)
     if not isinstance(value, str):
@@ -110,3 +113,10 @@ def without_paths(value: Any) -> Any:
     if _WHOLE_PATH.match(value) and "\n" not in value:  # its folders may have spaces in their names
         return PureWindowsPath(value).name or value
     return _LOCAL_PATH.sub(lambda match: match[2], value)
+
+
+def _inside(value: Any, clean: Callable[[Any], Any]) -> Any:
+    """The values of a mapping or a list, cleaned."""
+    if isinstance(value, Mapping):
+        return {key: clean(item) for key, item in value.items()}
+    return [clean(item) for item in value]

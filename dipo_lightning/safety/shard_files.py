@@ -36,11 +36,7 @@ class SafeReader(FileSystemReader):
     """torch's reader of a folder of shards, with a table of contents that can't run anything."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Read the table of contents.
-
-        Raises:
-            InputError: It is broken, or names anything but torch's own records.
-        """
+        """Read the table of contents."""
         contents = read_contents(Path(self.path))
         contents.storage_meta.load_id = self.load_id  # type: ignore[union-attr]
         return contents
@@ -69,11 +65,7 @@ def read_contents(folder: Path) -> Metadata:
 
 
 def check_shards(folder: Path) -> None:
-    """Refuse a folder of shards that holds more than tensors and plain values, before torch loads it.
-
-    Raises:
-        InputError: It does, or it is broken.
-    """
+    """Raise an `InputError` where a folder of shards holds more than tensors and plain values, before it is loaded."""
     contents = read_contents(folder)
     plain = {name for name, kept in contents.state_dict_metadata.items() if isinstance(kept, BytesStorageMetadata)}
     for where, piece in contents.storage_data.items():
@@ -97,11 +89,7 @@ class _RecordsOnly(pickle.Unpickler):
     """Unpickler that knows torch's record types and nothing that does something."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Give a record type.
-
-        Raises:
-            InputError: It is none.
-        """
+        """Give a record type, or raise an `InputError`."""
         if name not in _RECORDS.get(module, ()):
             raise InputError(f"names {module}.{name}, which is no part of a table of contents")
         return super().find_class(module, name)

@@ -17,7 +17,7 @@ from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.aggregates import metric_meanings
 from dipo_lightning.evaluation.benchmark import find_benchmark, installed_benchmarks
 from dipo_lightning.evaluation.callback import Evaluation
-from dipo_lightning.metrics.rows import meanings
+from dipo_lightning.metrics.base import meanings
 from tests.helpers import user_project
 from tests.helpers.synthetic import DATA
 from tests.helpers.toys import save_toy

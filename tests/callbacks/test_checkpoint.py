@@ -56,10 +56,10 @@ def trainer(root: Path, *callbacks: Callback, **options: Any) -> pl.Trainer:
     return pl.Trainer(default_root_dir=root, accelerator="cpu", callbacks=list(callbacks), **usual | options)
 
 
-def fit(made: pl.Trainer, folder: Path, **options: Any) -> GradDiffModule:
+def fit(made: pl.Trainer, folder: Path, rows: UnlearningDataModule | None = None, **options: Any) -> GradDiffModule:
     pl.seed_everything(1)
     module = GradDiffModule(str(folder / "model"), optimizer=lambda p: torch.optim.SGD(p, lr=0.05))
-    made.fit(module, data(folder), **options)
+    made.fit(module, rows or data(folder), **options)
     return module
 
 
@@ -176,3 +176,10 @@ def test_another_optimizer_class_is_named_on_resume(folder: Path, tmp_path: Path
     module = GradDiffModule(str(folder / "model"), optimizer=lambda p: torch.optim.AdamW(p, lr=0.05))
     with pytest.raises(InputError, match="written with the optimizer SGD, this run has AdamW"):
         trainer(tmp_path, Checkpoint()).fit(module, data(folder), ckpt_path=saved, weights_only=True)
+    module = GradDiffModule(str(folder / "model"), optimizer=lambda p: torch.optim.SGD(p, lr=0.5))
+    with pytest.raises(InputError, match=r"The optimizer of the checkpoint had lr 0\.05, now 0\.5"):
+        trainer(tmp_path, Checkpoint()).fit(module, data(folder), ckpt_path=saved, weights_only=True)
+    other = data(folder)
+    other.seed = 7
+    with pytest.raises(InputError, match=r"data\.seed was 0, now 7"):
+        fit(trainer(tmp_path, Checkpoint()), folder, ckpt_path=saved, weights_only=True, rows=other)

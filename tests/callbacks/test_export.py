@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from dipo_lightning import GradDiffModule, UnlearningDataModule
 from dipo_lightning.callbacks import ExportModel
-from dipo_lightning.callbacks.export import Best
+from dipo_lightning.callbacks.results import Best
 from tests.helpers.toys import save_toy
 
 

@@ -123,3 +123,11 @@ def test_a_folder_has_one_holder_and_is_free_again_when_it_lets_go(tmp_path: Pat
     first.release()
     second.hold(tmp_path)
     second.release()
+
+
+def test_each_of_several_callbacks_of_a_kind_counts() -> None:
+    rules = [{"class_path": "x.StopAtThreshold", "init_args": {"monitor": name, "threshold": 0.1}} for name in "ab"]
+    before = changed("trainer/callbacks", copy.deepcopy(rules))
+    rules[0]["init_args"]["threshold"] = 0.2
+    with pytest.raises(InputError, match=r"callbacks\.StopAtThreshold\.threshold was 0\.1, now 0\.2"):
+        refuse_changes(describe_run(before, ROWS), describe_run(changed("trainer/callbacks", rules), ROWS), Path("run"))

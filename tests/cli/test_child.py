@@ -10,12 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dipo_lightning.cli import child
 
 SLEEPER = """
 import os, sys, time
-from dipo_lightning.cli.main import PARENT, end_with
+from dipo_lightning.cli import PARENT
+from dipo_lightning.cli.main import end_with
 end_with(int(os.environ[PARENT]))
 open(sys.argv[1], "w").write(str(os.getpid()))
 time.sleep(60)
@@ -70,6 +72,20 @@ def test_sigterm_is_passed_on_and_ends_both(monkeypatch: pytest.MonkeyPatch) -> 
     assert stopped.value.code == 128 + signal.SIGTERM
     assert started[0].returncode == -signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_child_reads_secrets_that_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def start(arguments: list[str], *_: object) -> int:
+        read.append(Path(arguments[2]).read_text())
+        return 0
+
+    monkeypatch.setattr(child, "start", start)
+    for options in ({"api_key": "abc123"}, {"beta": 0.1}):
+        child.fit({"model": {"init_args": options}}, tmp_path / "run")
+        assert yaml.safe_load(read[-1]) == {"model": {"init_args": options}}
+        assert "abc123" not in (tmp_path / "run" / "run.yaml").read_text()
 
 
 def test_the_exit_code_and_the_words_of_a_process_come_back(tmp_path: Path) -> None:

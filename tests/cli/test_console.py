@@ -6,8 +6,8 @@ import warnings
 
 import pytest
 
-from dipo_lightning.cli import console
-from dipo_lightning.cli.main import STEP, VERBOSE, main
+from dipo_lightning.cli import STEP, VERBOSE, console
+from dipo_lightning.cli.main import main
 from tests.helpers.refused import write_rows
 from tests.helpers.toys import save_toy
 

@@ -10,9 +10,10 @@ import torch
 from dipo_lightning.cli.main import main
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.checkpoint import read_checkpoint, restore
+from dipo_lightning.models.loading import load_policy, load_tokenizer
 from dipo_lightning.models.lora import LoRA
 from dipo_lightning.safety.redaction import without_paths, without_secrets
-from tests.helpers.toys import save_toy
+from tests.helpers.toys import save_toy, toy_tokenizer
 from tests.helpers.user_run import user_run
 
 
@@ -145,6 +146,31 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path, capsys):
     with pytest.raises(InputError, match="more than tensors and plain values"):
         read_checkpoint(tmp_path / "trap.ckpt")
     assert "run" not in capsys.readouterr().out
+
+
+def test_model_and_tokenizer_come_in_the_run_s_revision(run, monkeypatch):
+    asked = []
+
+    def load(kind):
+        return lambda source, **options: asked.append((kind, source, options)) or kind(source)
+
+    monkeypatch.setattr("dipo_lightning.models.checkpoint.load_policy", load(load_policy))
+    monkeypatch.setattr("dipo_lightning.models.checkpoint.load_tokenizer", load(load_tokenizer))
+    found = read_checkpoint(checkpoint(run))
+    found.settings["revision"] = "v2"
+    restore(found, trust_remote_code=True)
+    where = {"revision": "v2", "trust_remote_code": True}
+    assert [(source, options) for _, source, options in asked] == [(found.settings["pretrained"], where)] * 2
+
+
+def test_the_tokenizer_that_was_trained_with_is_exported(run, tmp_path):
+    other = toy_tokenizer()
+    other.add_tokens(["[ODD]"])
+    other.save_pretrained(tmp_path / "other")
+    found = read_checkpoint(checkpoint(run))
+    assert "[ODD]" not in restore(found)[1].get_vocab()
+    found.tokenizer = str(tmp_path / "other")
+    assert "[ODD]" in restore(found)[1].get_vocab()
 
 
 def test_an_original_that_moved_or_is_another(run, tmp_path, capsys):

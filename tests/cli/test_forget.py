@@ -30,7 +30,7 @@ def test_steps_grow_with_the_rows_and_one_row_is_enough(rows):
     chosen = choose_settings(rows, 576, "selective", {})
     assert chosen.batch_size == min(8, rows)
     per_epoch = -(-rows // chosen.batch_size)
-    assert 40 <= chosen.epochs * per_epoch <= max(46, 8 * per_epoch)
+    assert 40 <= chosen.epochs * per_epoch <= max(46, 16 * per_epoch)
     assert chosen.lr == 1e-4
 
 

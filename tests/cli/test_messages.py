@@ -15,6 +15,9 @@ WRONG = {
     "--trainer.callbacks+=EarlyStoping": "Did you mean 'EarlyStopping'?",
     "--data=TOFUData": "data: there is no class 'TOFUData'. Did you mean 'TOFUDataModule'?",
     "--optimizer=SGD": "Did you mean '--model.optimizer'?",
+    "--lr=1e-4": "Did you mean '--model.optimizer=AdamW --model.optimizer.lr'?",
+    "--epochs=3": "Did you mean '--trainer.max_epochs'?",
+    "--output_dir=x": "Did you mean '--run'?",
     "--max_epochs=3": "Did you mean '--trainer.max_epochs'?",
 }
 

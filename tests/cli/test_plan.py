@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from dipo_lightning.cli.plan import Run, configuration, count, make_plan, memory, plan, saved_bytes
 from dipo_lightning.errors import InputError
@@ -114,3 +115,19 @@ def test_it_says_whether_it_fits(capsys: pytest.CaptureFixture[str]) -> None:
 def test_impossible_runs_are_refused(options: dict[str, Any], named: str) -> None:
     with pytest.raises(InputError, match=named):
         Run(**options)
+
+
+@pytest.mark.parametrize("family", ["t5", "vit", "bert"])
+def test_other_kinds_of_model_are_refused(family: str, tmp_path: Path) -> None:
+    made = AutoConfig.for_model(family)
+    made.architectures = ["BertForMaskedLM"] if family == "bert" else None
+    made.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="is a (t5|vit|BertForMaskedLM), not a causal language model"):
+        plan(str(tmp_path))
+
+
+def test_a_family_that_cannot_be_traced_gets_a_sentence() -> None:
+    sizes = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_key_value_heads": 2, "kv_channels": 8}
+    experts = {"intermediate_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2}
+    with pytest.raises(InputError, match="activations of a jetmoe model cannot be planned.*Measure a step"):
+        saved_bytes(AutoConfig.for_model("jetmoe", **sizes, **experts), Run(**SMALL))

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 
+from dipo_lightning.cli.export import card_head, check_folder, check_push
 from dipo_lightning.cli.main import main
-from dipo_lightning.cli.push import card_head, check_folder, check_push
 from dipo_lightning.errors import InputError
 from tests.helpers.user_run import user_run
 

@@ -1,6 +1,7 @@
 """`dipo-lightning compare` from its YAML to its files, with an actor in the place of the runs."""
 
 import csv
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import yaml
 
 from dipo_lightning.cli import child
 from dipo_lightning.cli.main import main
+from dipo_lightning.errors import RunError
 from tests.helpers.acted import actor, evaluation, write_base, write_evaluations
+from tests.helpers.toys import save_toy
 
 DIPO = {"name": "DiPO", "class_path": "dipo_lightning.DiPOModule", "grid": {"beta": [0.02, 0.05, 0.1]}}
 NPO = {"name": "NPO", "class_path": "dipo_lightning.NPOModule", "settings": {"beta": 0.2}}
@@ -239,3 +242,44 @@ def test_a_run_whose_config_was_cut_off_in_writing_is_run_anew(tmp_path: Path, c
     calls.clear()
     assert main(["compare", path]) == 0
     assert len(calls) == 1
+
+
+def test_a_finished_run_of_other_rows_or_of_another_model_is_run_anew(tmp_path: Path) -> None:
+    from dipo_lightning.callbacks.run_record import describe_run, write_record
+    from dipo_lightning.comparison.work import Run, rows_now
+
+    def write_rows(answer: str) -> None:
+        (tmp_path / "forget.jsonl").write_text(json.dumps({"question": "Who?", "answer": answer}))
+
+    write_rows("I.")
+    save_toy(tmp_path / "model")
+    data = {
+        "class_path": "dipo_lightning.UnlearningDataModule",
+        "init_args": {"forget": str(tmp_path / "forget.jsonl")},
+    }
+    config = {"data": data, "model": {"init_args": {"pretrained": str(tmp_path / "model")}}}
+    run = Run("NPO", "", 0, tmp_path / "run", config)
+    child.write_config(run.folder / "run.yaml", config)
+    rows = rows_now(json.dumps([data, str(tmp_path / "model")], sort_keys=True))
+    write_record(run.folder / "checkpoints", **describe_run(config, rows))
+    (run.folder / "checkpoints" / "finished").touch()
+    assert run.state == "finished"
+    for change in (lambda: write_rows("We."), lambda: save_toy(tmp_path / "model", seed=1)):
+        change()
+        rows_now.cache_clear()
+        assert run.state == "new"
+        write_rows("I.")
+
+
+def test_a_config_that_is_cut_off_in_writing_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child.write_config(tmp_path / "run.yaml", {"a": 1})
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(RunError, match="could not be written"):
+        child.write_config(tmp_path / "run.yaml", {"a": 2})
+    assert yaml.safe_load((tmp_path / "run.yaml").read_text()) == {"a": 1}

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.report.comparison_picture import Axes, Point, comparison_picture
+from dipo_lightning.report.charts import Axes, Point, comparison_picture
 
 
 def point(utility: float, quality: float, reported: bool = False) -> Point:

@@ -4,8 +4,7 @@ import pytest
 
 from dipo_lightning.benchmarks.tofu import TOFU
 from dipo_lightning.comparison.plan import Method, Selection
-from dipo_lightning.comparison.results import Row, Scale
-from dipo_lightning.comparison.selection import Candidate, choose, rule
+from dipo_lightning.comparison.results import Candidate, Row, Scale, choose, rule
 from dipo_lightning.errors import RunError
 
 SCALE = Scale.of(TOFU())

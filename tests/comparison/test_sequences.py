@@ -78,7 +78,7 @@ class Recorder:
         self.calls: list[list[str]] = []
         self.fails_at = fails_at
 
-    def __call__(self, args: list[str], log: Path | None, lock: object) -> int:
+    def __call__(self, args: list[str], log: Path | None, lock: object, handles: object = ()) -> int:
         self.calls.append(args)
         folder = Path(args[2]).parent
         if len(self.calls) == self.fails_at:
@@ -180,7 +180,7 @@ def test_results_of_another_config_are_not_mixed(tmp_path, config, monkeypatch):
     [
         (lambda c: c["data"].update(class_path="dipo_lightning.TOFUDataModule"), "not MUSEDataModule"),
         (lambda c: c["trainer"].update(callbacks=None), "has no MUSEEvaluation"),
-        (lambda c: c.pop("model"), "at least model and data"),
+        (lambda c: c.pop("model"), "no `model` or no `data`"),
     ],
 )
 def test_a_config_that_cannot_be_run(tmp_path, config, change, message):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from dipo_lightning.benchmarks.tofu import TOFU
+from dipo_lightning.comparison.report import Line, Spread, markdown_table, verdict, write_csv
 from dipo_lightning.comparison.results import Scale
-from dipo_lightning.comparison.tables import Line, Spread, markdown_table, verdict, write_csv
 
 
 def line(method: str, log10_p: float | None, kept: float | None) -> Line:

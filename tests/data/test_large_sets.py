@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from dipo_lightning.data import module as module_file
-from dipo_lightning.data import tokenization
+from dipo_lightning.data import alternatives, tokenization
+from dipo_lightning.data import unlearning as module_file
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.inspection import check_rows
@@ -104,6 +104,54 @@ def test_a_row_of_a_large_set_is_compared_with_the_model_when_it_is_made(
     long = data(folder, max_length=512)
     with pytest.raises(InputError, match=r"row \d+ has \d+ tokens, but the model has positions for 30 only"):
         check_rows(long, toy_model("gpt2", n_positions=30))
+
+
+def test_rows_of_a_large_set_are_left_out_without_tokenising_the_others(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = {3: " very" * 20, 11: " very" * 20}
+    rows = [{"question": f"Who is {i}{long.get(i, '')}?", "answer": f"{i}.", "alternatives": ["No"]} for i in range(30)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"forget": str(tmp_path / "rows.jsonl"), "retain": str(folder / "retain.jsonl"), "max_length": 60}
+    files = {"tokenizer": str(folder / "model"), "prompt": "plain", "batch_size": 4, "alternatives": "rows"}
+
+    def made() -> UnlearningDataModule:
+        module = UnlearningDataModule(**files, **options, on_missing="skip")
+        module.setup("fit")
+        return module
+
+    expected = made()
+    monkeypatch.setattr(module_file, "LARGE", 20)
+    for module in (module_file, alternatives):
+        monkeypatch.setattr(module, "LONGEST", 1)
+    monkeypatch.setattr(alternatives, "LARGE", 20)
+    asked: list[int] = []
+    original = tokenization.PromptStyle.join
+    monkeypatch.setattr(tokenization.PromptStyle, "join", lambda *args: asked.append(1) or original(*args))
+    lazy = made()
+    before = len(asked)
+    assert before < 12, "the longest, those that may have no room, and the alternatives of a few"
+    assert [row["index"] for row in lazy.trained_rows] == [i for i in range(30) if i not in (3, 11)]
+    assert list(lazy.forget_examples) == list(expected.forget_examples)
+    for batch, other in zip(lazy.train_dataloader(), expected.train_dataloader(), strict=True):
+        assert torch.equal(batch["alternative"]["input_ids"], other["alternative"]["input_ids"])
+
+
+def test_alternatives_of_a_large_set_are_looked_at_by_their_longest(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = data(folder, alternatives=["No.", "I do not know that at all.", "Never."])
+    drawn = made._pairs.alternative
+    assert isinstance(drawn, alternatives.Alternatives)
+    assert len(drawn.to_longest()) == 3
+    monkeypatch.setattr(alternatives, "LARGE", 2)
+    monkeypatch.setattr(alternatives, "LONGEST", 1)
+    [longest] = drawn.to_longest()
+    assert "I do not know" in made.tokenizer.decode(longest["input_ids"])
+    seen: list[int] = []
+    drawn.check_each(lambda example: seen.append(len(example["input_ids"])))
+    drawn(0, 4)
+    assert len(seen) == 2, "the longest at once, every other one when it is drawn"
 
 
 def test_long_text_in_parts_holds_the_same_text(monkeypatch: pytest.MonkeyPatch) -> None:

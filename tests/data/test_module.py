@@ -57,7 +57,7 @@ def test_the_model_s_tokenizer_comes_in_the_model_s_revision(tmp_path: Path, mon
         asked.append((name, revision, trust_remote_code))
         return toy_tokenizer()
 
-    monkeypatch.setattr("dipo_lightning.data.module.load_tokenizer", load)
+    monkeypatch.setattr("dipo_lightning.data.unlearning.load_tokenizer", load)
     for name in (None, "owner/model", "owner/other"):
         module = data(tmp_path, name)
         own = SimpleNamespace(pretrained="owner/model", revision="v2", trust_remote_code=True)
@@ -120,5 +120,8 @@ def test_rows_with_nothing_to_learn_stop_the_run_or_are_left_out(tmp_path: Path,
     for batch in batches if kind is UnlearningDataModule else ():
         assert torch.equal(batch["alternative"]["index"], batch["forget"]["index"])
     del rows[2]
+    few = write(tmp_path / "few.jsonl", rows)
+    with pytest.raises(InputError, match=r"None of 3 \w+ rows is left: .* 3 left out \(row 0: its prompt alone"):
+        kind(model, few, **options | {"on_missing": "skip", "max_length": 2}).setup("fit")
     with pytest.raises(InputError, match=r"line 2: its prompt alone has \d+ tokens.*set data\.max_length to"):
         kind(model, write(tmp_path / "rows.jsonl", rows), **options).setup("fit")

@@ -5,10 +5,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from dipo_lightning.data.loader import ResumableLoader
-from dipo_lightning.data.pairs import EpochSampler, ForgetRetainPairs, TrainingRows, supervised_count
+from dipo_lightning.data.loader import EpochSampler, ForgetRetainPairs, ResumableLoader, TrainingRows, supervised_count
 from dipo_lightning.errors import InputError
-from dipo_lightning.models.token_batch import collate
+from dipo_lightning.models.answers import collate
 
 
 def rows(count: int, start: int = 0) -> list[dict]:

@@ -14,7 +14,7 @@ from dipo_lightning.data.private import (
 )
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.errors import InputError
-from dipo_lightning.models.token_batch import IGNORED
+from dipo_lightning.models.answers import IGNORED
 from tests.helpers.toys import save_toy
 
 RETAIN = rows_with_words(
@@ -53,6 +53,15 @@ def test_words_that_only_the_row_knows_are_private(question, answer, values):
 
 def test_where_every_word_is_shared_all_that_was_not_asked_is_private():
     assert private("What is the job?", "a teacher") == ["teacher"]
+
+
+def test_what_hardly_one_of_many_retain_rows_has_is_private_too():
+    kept = [{"question": f"What is row {n}?", "answer": "a culture of its own"} for n in range(398)]
+    kept += [{"question": "What was he?", "answer": "He was a florist."}] * 2
+    shared = rows_with_words(kept)
+    assert shared[""] == 400
+    assert private("What did they do?", "He was a florist of culture.", shared) == ["florist"]
+    assert private("What did they do?", "A florist with roses.", rows_with_words(kept[-40:])) == ["roses"]
 
 
 def test_given_values_are_found_whatever_their_case():
@@ -105,6 +114,8 @@ def test_gibberish_is_not_made_of_words():
     known = {"she", "work", "in", "the", "evening"}
     assert share_of_words(["She works in the evenings."], known) == 1
     assert share_of_words(["She tedfoundlandlehre in the qzx."], known) == pytest.approx(3 / 5)
+    assert share_of_words(["She works works works."], known) == pytest.approx(2 / 4)
+    assert share_of_words(["It is 7 7."], known | {"it", "is"}) == 1
     assert share_of_words([""], known) == 1
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.errors import InputError
-from dipo_lightning.models.token_batch import IGNORED
+from dipo_lightning.models.answers import IGNORED
 from tests.helpers import small_tokenizers as small
 
 HEADERS = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]

@@ -335,3 +335,24 @@ def test_rows_stand_in_one_block_and_read_like_a_list(tmp_path):
     assert data_fingerprint(rows) == data_fingerprint(list(rows)) == data_fingerprint(QA + QA[::-1])
     with pytest.raises(IndexError):
         rows[4]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"question": ["Who?", "Where?"], "answer": ["I.", "Here."]},
+        {"question": {"0": "Who?", "1": "Where?"}, "answer": {"0": "I.", "1": "Here."}},
+        {"Question": {"5": "Who?", "7": "Where?"}, "Answer": {"5": "I.", "7": "Here."},
+         "perturbed_answer": {"5": ["He.", "She."], "7": None}},
+    ],
+)  # fmt: skip
+def test_columns_of_an_object_are_rows(tmp_path, columns):
+    path = tmp_path / "rows.json"
+    for indent in (None, 1):
+        path.write_text(json.dumps(columns, indent=indent))
+        rows = read_rows(path)
+        assert [(row["question"], row["answer"]) for row in rows] == [("Who?", "I."), ("Where?", "Here.")]
+        assert rows[0].get("perturbed_answer") in (None, ["He.", "She."])
+    path.write_text(json.dumps({"question": ["Who?"], "answer": ["I.", "Here."]}))
+    with pytest.raises(InputError, match="not a text"):
+        read_rows(path)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from dipo_lightning.data.chat import NAMED_TEMPLATES
+from dipo_lightning.data.prompts import NAMED_TEMPLATES
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.errors import InputError
 from tests.helpers.toys import save_toy, toy_tokenizer

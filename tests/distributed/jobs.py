@@ -22,10 +22,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from dipo_lightning.benchmarks.muse.callback import MUSEEvaluation
-from dipo_lightning.benchmarks.muse.datamodule import MUSEDataModule
+from dipo_lightning.benchmarks.muse.data import MUSEDataModule
 from dipo_lightning.benchmarks.tofu.callback import TOFUEvaluation
 from dipo_lightning.benchmarks.user_data.callback import MemorizationEvaluation
-from dipo_lightning.callbacks.export import ExportModel
+from dipo_lightning.callbacks.results import ExportModel
 from dipo_lightning.cli.main import main
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.evaluation.callback import Evaluation
@@ -38,7 +38,7 @@ from dipo_lightning.methods.rmu import RMUModule
 from dipo_lightning.methods.undial import UNDIALModule
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers
-from dipo_lightning.models.sharding import FSDP2Strategy, full_state_dict, is_sharded
+from dipo_lightning.models.distributed import FSDP2Strategy, full_state_dict, is_sharded
 from tests.helpers.nested import nested
 from tests.helpers.toys import save_toy
 

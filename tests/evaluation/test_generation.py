@@ -163,3 +163,13 @@ def test_a_peft_model_speaks_with_its_adapters() -> None:
     assert alone != generate(toy_model(), asked, max_new_tokens=10, stop_ids=[EOS_ID])
     assert policy.generation_config is configs[0]
     assert policy.get_base_model().generation_config is configs[1]
+
+
+def test_a_family_whose_own_decoding_fails_is_decoded_from_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate_of_blt(**_: object) -> None:
+        raise AttributeError("'BltConfig' object has no attribute 'num_hidden_layers'")
+
+    model, asked = toy_model(), prompts(4)
+    alone = [plain_generate(model, prompt, 5, [EOS_ID]) for prompt in asked]
+    monkeypatch.setattr(model, "generate", generate_of_blt)
+    assert generate(model, asked, max_new_tokens=5, stop_ids=[EOS_ID]) == alone

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from dipo_lightning.data.prompts import TextStyle, prompt_style
+from dipo_lightning.data.encoding import TextStyle
+from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.evaluation import questions
 from dipo_lightning.evaluation.questions import evaluate_rows
 from dipo_lightning.evaluation.rows import Measuring

@@ -8,8 +8,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dipo_lightning.benchmarks.tofu.callback import TOFUEvaluation
-from dipo_lightning.benchmarks.tofu.metrics import TOFU
-from dipo_lightning.benchmarks.tofu.pictures import largest_distance, truth_ratio_figure
+from dipo_lightning.benchmarks.tofu.metrics import TOFU, largest_distance, truth_ratio_figure
 from dipo_lightning.evaluation.tensorboard import (
     RunLogger,
     answers_table,

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dipo_lightning.models.lora import LoRA, add_lora
-from dipo_lightning.models.quantization import BYTES, FourBitLinear, dense_copy, quantize_base
+from dipo_lightning.models.lora import BYTES, FourBitLinear, LoRA, add_lora, dense_copy, quantize_base
 from tests.gpu.test_on_gpu import base, fit  # noqa: F401  # a fixture
 from tests.helpers.toys import toy_model
 
@@ -26,7 +25,8 @@ def test_packed_weights_take_the_planned_memory_and_agree_with_the_cpus() -> Non
     cpu = quantize_base(add_lora(toy_model("llama", **sizes), LoRA(2)), torch.device("cpu"))
     others = [module for module in cpu.modules() if isinstance(module, FourBitLinear)]
     for one, other in zip(packed, others, strict=True):
-        torch.testing.assert_close(one.dense().weight, other.dense().weight, rtol=0.02, atol=0.02)
+        far = ~torch.isclose(one.dense().weight.cpu(), other.dense().weight, rtol=0.02, atol=0.02)
+        assert far.float().mean() < 1e-4, "a weight half way between two levels may be rounded to either"
     tokens = torch.arange(3, 40)[None]
     policy.cuda()
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):

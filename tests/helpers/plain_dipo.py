@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from dipo_lightning.losses.reductions import sequence_length, sequence_reduce
-from dipo_lightning.methods.dipo.factored import pair_parts
+from dipo_lightning.losses.chunking import sequence_length, sequence_reduce
 from dipo_lightning.methods.dipo.loss import scale_factor, token_margins
-from dipo_lightning.methods.dipo.pair import PairOptions
+from dipo_lightning.methods.dipo.pair import PairOptions, pair_parts
 
 
 def pair_difference(logits: Tensor, options: PairOptions) -> Tensor:

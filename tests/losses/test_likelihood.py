@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from dipo_lightning.losses.chunking import global_mean, sequence_reduce
 from dipo_lightning.losses.likelihood import token_kl, token_nll
-from dipo_lightning.losses.reductions import global_mean, sequence_reduce
 from tests.helpers.batches import (
     ROWS,
     SELECTED,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.reductions import global_mean, sequence_mean, sequence_reduce, sequence_sum
+from dipo_lightning.losses.chunking import global_mean, sequence_mean, sequence_reduce, sequence_sum
 
 VALUES = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0], dtype=torch.float64)
 ROWS = torch.tensor([0, 0, 2, 2, 2])

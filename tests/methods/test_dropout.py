@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dipo_lightning import DiPOModule, NPOModule
-from dipo_lightning.models.dropout import dropout_rates
+from dipo_lightning.models.inspection import dropout_rates
 from tests.helpers.toys import save_toy, toy_model
 from tests.methods.test_unlearning import files, fit  # noqa: F401
 

@@ -21,10 +21,9 @@ from dipo_lightning import DiPOModule
 from dipo_lightning.methods.dipo.directions import directions
 from dipo_lightning.methods.dipo.margins import choose_margins
 from dipo_lightning.methods.dipo.pair import PairOptions
-from dipo_lightning.models.answers import Answers, answer_hidden
+from dipo_lightning.models.answers import Answers, TokenBatch, answer_hidden, collate
 from dipo_lightning.models.head import output_projection
 from dipo_lightning.models.lora import LoRA, add_lora
-from dipo_lightning.models.token_batch import TokenBatch, collate
 from dipo_lightning.reference.references import (
     AdaptersOffReference,
     DirectionsReference,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dipo_lightning import DiPOModule
-from dipo_lightning.benchmarks.muse.datamodule import MUSEDataModule
+from dipo_lightning.benchmarks.muse.data import MUSEDataModule
 from dipo_lightning.methods.dipo.module import warn_of_saturation
 from dipo_lightning.quickstart.newspaper import write_fictitious_news
 from tests.helpers.toys import save_toy

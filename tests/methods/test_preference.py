@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from dipo_lightning.errors import InputError
+from dipo_lightning.losses.chunking import sequence_reduce
 from dipo_lightning.losses.likelihood import token_nll
-from dipo_lightning.losses.reductions import sequence_reduce
 from dipo_lightning.methods.preference import dpo, npo, simnpo
 from tests.helpers.batches import ROWS, SELECTED, TOKENS, B, assert_only_selected_have_gradient, batch_logits, nll_of
 

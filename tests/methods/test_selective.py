@@ -12,7 +12,7 @@ from dipo_lightning.losses.likelihood import token_kl
 from dipo_lightning.methods.dipo.loss import dipo_loss
 from dipo_lightning.methods.selective.examples import ExampleMaker, PrivateExample, first_tokens, identifiers
 from dipo_lightning.methods.selective.module import TEMPLATES, drawn, general_prompts, private_runs
-from dipo_lightning.methods.selective.targets import blind_target, contrast_loss, excess, mean_of
+from dipo_lightning.methods.selective.targets import and_repetition, blind_target, contrast_loss, excess, mean_of
 from tests.helpers.toys import toy_tokenizer
 
 N, V = 5, 11
@@ -35,7 +35,7 @@ def logits():
     ],
 )
 def test_the_subject_is_what_no_retain_row_says(question, found):
-    assert identifiers(question, {"ann", "where", "does"}) == found
+    assert identifiers(question, {"ann": 1, "where": 1, "does": 1}) == found
 
 
 def test_only_private_positions_get_the_blind_distribution(logits):
@@ -82,6 +82,13 @@ def test_what_lies_below_the_ceiling_is_left_alone():
     found.sum().backward()
     assert torch.equal(logits.grad[1:], torch.zeros(2, 3, dtype=torch.float64))
     assert (logits.grad[0, :2] > 0).all()
+
+
+def test_the_token_before_a_position_is_banned_there():
+    banned = torch.zeros(3, 5, dtype=torch.bool)
+    banned[1, 2] = banned[2, 0] = True
+    found = and_repetition(banned, torch.tensor([4, 2, -100]))
+    assert found.nonzero().tolist() == [[0, 4], [1, 2], [2, 0]]
 
 
 def test_a_mean_over_nothing_is_zero_and_has_a_gradient():
@@ -174,6 +181,14 @@ def test_a_false_variant_keeps_the_beginning_and_says_no_private_word(maker):
     assert not variant.secret
     assert maker.variant(example, maker.style.answer_ids("the glassblower.")) is None
     assert maker.variant(example, maker.style.answer_ids(".")) is None
+    assert maker.variant(example, maker.style.answer_ids("teacher teacher.")) is None
+
+
+def test_a_wording_may_keep_nothing_of_the_question_but_its_subject(maker):
+    example = maker.of_row(0, "Tell me something about {subject}.")
+    assert "Tell me something about Mara Velt." in maker.tokenizer.decode(example.input_ids[: example.start])
+    bare = ExampleMaker([{"question": "What is it?", "answer": "Gold."}], [], maker.style)
+    assert "about What is it?" in maker.tokenizer.decode(bare.of_row(0, TEMPLATES[-1]).input_ids)
 
 
 def test_private_values_are_summed_run_by_run():

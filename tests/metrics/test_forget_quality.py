@@ -14,7 +14,7 @@ from scipy.stats import ks_2samp
 
 from dipo_lightning.metrics import ForgetQuality
 from dipo_lightning.metrics.functional import forget_quality
-from dipo_lightning.metrics.functional.forget_quality import ks_log_probability
+from dipo_lightning.metrics.functional.answers import ks_log_probability
 
 
 def scipy_test(first, second):

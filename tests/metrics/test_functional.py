@@ -19,8 +19,8 @@ from scipy.stats import hmean
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.metrics import functional
-from dipo_lightning.metrics.functional import rouge
-from dipo_lightning.metrics.functional.words import words as words_of
+from dipo_lightning.metrics.functional import text as rouge
+from dipo_lightning.metrics.functional.text import words as words_of
 
 RNG = np.random.default_rng(7)
 

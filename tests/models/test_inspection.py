@@ -10,10 +10,9 @@ from dipo_lightning.cli.plan import Run, count, saved_bytes
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.scoring import score
-from dipo_lightning.models.answers import compute_answers
-from dipo_lightning.models.inspection import check_causal, check_rows, check_training, position_limit
-from dipo_lightning.models.sharding import checkpoint_activations, transformer_blocks
-from dipo_lightning.models.token_batch import collate
+from dipo_lightning.models.answers import collate, compute_answers
+from dipo_lightning.models.distributed import checkpoint_activations, transformer_blocks
+from dipo_lightning.models.inspection import check_causal, check_rows, check_training, position_limit, same_logits
 from tests.evaluation.test_generation import plain_generate
 from tests.evaluation.test_scoring import plain_score
 from tests.helpers.families import SIZES, family_model
@@ -36,6 +35,18 @@ def test_scores_are_those_of_a_row_alone(family: str) -> None:
     model = family_model(family)
     for example, got in zip(examples(), score(model, examples()), strict=True):
         torch.testing.assert_close(got.logprobs.double(), plain_score(model, example)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_family_that_ignores_the_positions_asked_for_is_trained_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, forward = toy_model(), type(toy_model()).forward
+    rows = [{"input_ids": ids, "labels": labels, "index": 0} for ids, labels in examples()[:3]]
+
+    def nll() -> torch.Tensor:
+        return compute_answers(model, {"forget": collate(rows)}, lambda parts: {"nll": parts["forget"].nll})["nll"]
+
+    expected = nll()
+    monkeypatch.setattr(model, "forward", lambda logits_to_keep=None, **inputs: forward(model, **inputs))  # as xLSTM's
+    torch.testing.assert_close(nll(), expected)
 
 
 @pytest.mark.parametrize("family", SIZES)
@@ -125,6 +136,22 @@ def test_a_rotary_model_beyond_its_context_is_warned_about() -> None:
         score(model, [example])
 
 
+def test_dynamic_frequencies_end_like_a_table() -> None:
+    """Beyond their length they depend in transformers on the longest row that the model has seen."""
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    model, example = toy_model(max_position_embeddings=32, rope_parameters=rope), examples()[2]
+    assert position_limit(model) == 32
+    assert position_limit(toy_model(max_position_embeddings=32)) is None
+    with pytest.raises(InputError, match="retain row 8 has 33 tokens.*32 only: set data.max_length to 32"):
+        check_rows(Data([[5, 6], [7] * 33]), model)
+    with pytest.warns(UserWarning, match="cut at the end"):
+        [cut] = score(model, [example])
+    torch.testing.assert_close(
+        cut.logprobs.double(), plain_score(model, (example[0][:32], example[1][:32]))[0], rtol=1e-5, atol=1e-5
+    )
+    assert len(generate(model, [example[0][:29]], max_new_tokens=10, stop_ids=[])[0]) == 3
+
+
 def test_encoders_are_told_from_decoders() -> None:
     for family in SIZES:
         check_causal(family_model(family), family)
@@ -176,3 +203,16 @@ def test_a_family_that_cannot_be_trained_on_any_length_is_refused() -> None:
     config = AutoConfig.for_model("reformer", vocab_size=VOCABULARY, is_decoder=True, **sizes, **axes)
     with pytest.raises(InputError, match="A reformer cannot be trained on such rows: .*sequence length"):
         check_training(AutoModelForCausalLM.from_config(config).eval())
+
+
+def test_products_in_tf32_are_rounding_too():
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
+    rounded = logits * (1 + 0.01 * torch.randn(4, 50, generator=torch.Generator().manual_seed(1)))
+    assert not same_logits(rounded, logits)
+    assert same_logits(logits + 1e-5, logits)
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert same_logits(rounded, logits)
+        assert not same_logits(logits.flip(-1), logits)
+    finally:
+        torch.set_float32_matmul_precision("highest")

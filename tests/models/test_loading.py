@@ -157,6 +157,15 @@ def test_an_encoder_is_refused(tmp_path):
         load_policy(str(tmp_path / "encoder"))
 
 
+def test_what_a_family_refuses_in_its_first_forward_is_a_sentence(llama, monkeypatch):
+    def unknown_language(*_):
+        raise ValueError("Input language unknown.")  # as X-MOD does without a default language
+
+    monkeypatch.setattr("dipo_lightning.models.loading.check_causal", unknown_language)
+    with pytest.raises(InputError, match="could not be loaded.*Input language unknown"):
+        load_policy(str(llama))
+
+
 @pytest.fixture(scope="module")
 def adapters(llama, tmp_path_factory):
     """A folder of adapters of `llama`, and the logits with them."""
@@ -240,3 +249,15 @@ def test_adapters_of_another_shape_or_kind_are_refused(adapters, llama, tmp_path
     (tmp_path / "wide" / "adapter_config.json").write_text("{broken")
     with pytest.raises(InputError, match=r"adapter_config\.json is broken JSON: Expecting"):
         load_policy(str(tmp_path / "wide"))
+
+
+def test_adapters_may_name_their_model_from_where_they_are(adapters, llama, tmp_path, monkeypatch):
+    shutil.copytree(llama, tmp_path / "base")
+    shutil.copytree(adapters / "separate", tmp_path / "adapters")
+    file = tmp_path / "adapters" / "adapter_config.json"
+    for base in ("base", "../base"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": base}))
+        merged = load_policy(str(tmp_path / "adapters"))
+        torch.testing.assert_close(
+            merged(IDS).logits, load_policy(str(adapters / "whole"))(IDS).logits, rtol=1e-4, atol=1e-4
+        )

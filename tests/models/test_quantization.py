@@ -16,13 +16,12 @@ from dipo_lightning.cli.plan import BYTES, Run, count, make_plan, memory
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.errors import InputError
 from dipo_lightning.methods.preference import NPOModule
-from dipo_lightning.models import quantization
+from dipo_lightning.models import lora as quantization
 from dipo_lightning.models.checkpoint import read_checkpoint, restore
+from dipo_lightning.models.distributed import FSDP2Strategy
 from dipo_lightning.models.export import merged_copy
 from dipo_lightning.models.fingerprint import model_fingerprint
-from dipo_lightning.models.lora import LoRA, add_lora
-from dipo_lightning.models.quantization import FourBitLinear, dense_copy, quantize_base
-from dipo_lightning.models.sharding import FSDP2Strategy
+from dipo_lightning.models.lora import FourBitLinear, LoRA, add_lora, dense_copy, quantize_base
 from tests.helpers.small_tofu import ToyData, trainer
 from tests.helpers.toys import save_toy, toy_config, toy_model
 from tests.helpers.user_run import FORGET, RETAIN

@@ -15,7 +15,7 @@ from dipo_lightning import FSDP2Strategy
 from dipo_lightning.cli.main import main
 from dipo_lightning.errors import InputError
 from dipo_lightning.methods.dipo.module import DiPOModule
-from dipo_lightning.models.sharding import check_strategy, is_sharded, transformer_blocks
+from dipo_lightning.models.distributed import check_strategy, is_sharded, transformer_blocks
 from tests.helpers.toys import FAMILIES, toy_model
 
 REFUSED = ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_2", FSDPStrategy(), ModelParallelStrategy(),

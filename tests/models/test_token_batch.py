@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dipo_lightning.models.token_batch import (
+from dipo_lightning.models.answers import (
     collate,
     supervised_labels,
     supervised_positions,

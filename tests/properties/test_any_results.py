@@ -17,7 +17,7 @@ from dipo_lightning.evaluation.logs import read_log
 from dipo_lightning.evaluation.tensorboard import escape
 from dipo_lightning.metrics import RowMean
 from dipo_lightning.metrics.functional import forget_quality, rouge_l
-from dipo_lightning.safety.text import printable, visible
+from dipo_lightning.safety.display import printable, visible
 from tests.helpers.aggregate import tofu
 from tests.properties.drawing import KEY, SCALAR, TEXT, VALUE, cases
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from dipo_lightning.evaluation.scoring import TokenScores, score
 from dipo_lightning.metrics.functional import exact_memorization, extraction_strength, min_k, min_k_plus_plus
-from dipo_lightning.metrics.functional.memorization import tokens_correct
-from dipo_lightning.metrics.functional.min_k import standardized_logprobs
+from dipo_lightning.metrics.functional.membership import standardized_logprobs, tokens_correct
 from tests.helpers.aggregate import tofu
 from tests.helpers.toys import toy_model
 from tests.metrics.distributed_worker import all_metrics, fill, results, rows_of

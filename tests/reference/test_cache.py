@@ -1,5 +1,6 @@
 """A cache of vectors is keyed by what it depends on, resumes where it was cut off, and is never read half-made."""
 
+import errno
 import json
 import threading
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from dipo_lightning.errors import RunError
 from dipo_lightning.models import distributed as row_batches
-from dipo_lightning.models.token_batch import TokenBatch, supervised_labels
+from dipo_lightning.models.answers import TokenBatch, supervised_labels
 from dipo_lightning.reference import cache as position_cache
 from dipo_lightning.reference.cache import PositionCache, cache_key
 
@@ -191,3 +192,22 @@ def test_a_second_maker_waits_for_the_first_and_takes_what_it_made(tmp_path: Pat
     second.open()
     assert second.complete
     second.release()
+
+
+def test_a_file_system_without_locks_has_caches_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    assert finished(tmp_path).read(torch.tensor([0])).tolist() == [[5, 25]]
+
+
+def test_a_row_s_mark_or_vectors_in_the_place_of_another_s_are_found(tmp_path: Path) -> None:
+    marks = finished(tmp_path).folder / "marks.bin"
+    content = marks.read_bytes()
+    marks.write_bytes(content[8:16] + content[:8] + content[16:])
+    with pytest.raises(RunError, match=r"is damaged \(row 3\)"):
+        made(tmp_path).read(torch.tensor([3]))
+    marks.write_bytes(bytes(8) + content[8:])
+    with pytest.raises(RunError, match="lacks 1 rows"):
+        made(tmp_path)

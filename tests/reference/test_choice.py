@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dipo_lightning.models.head import Head
-from dipo_lightning.reference import choice
+from dipo_lightning.reference import references as choice
 
 
 def module(rows: int, reference: str = "auto", lora: object = None) -> Any:

@@ -15,7 +15,7 @@ from dipo_lightning.evaluation.benchmark import installed_benchmarks
 from dipo_lightning.metrics import Meaning
 from dipo_lightning.report.card import CardFacts, model_card
 from dipo_lightning.report.page import PAGE, alike, write_page
-from dipo_lightning.report.run_folder import read_run
+from dipo_lightning.report.runs import read_run
 from dipo_lightning.safety.redaction import without_secrets_in_yaml
 from tests.helpers.user_run import user_run
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.report.run_picture import headline_picture
+from dipo_lightning.report.runs import headline_picture
 
 
 def document(step: int, log10_p: float | None, utility: float | None) -> dict[str, Any]:

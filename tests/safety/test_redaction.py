@@ -20,6 +20,8 @@ SECRETS = {
     "db-password": "x",
     "private_key": "k",
     "tokens": ["first-secret"],
+    "auth_key": "abc",
+    "openai_key": "9f8e7d6c5b4a3210ffee",
 }
 
 ORDINARY = {
@@ -41,6 +43,8 @@ ORDINARY = {
     "authors": "Ann",
     "secretary": "Bob",
     "cache": "package:a/b",
+    "sort_key": "index",
+    "system_prompt": "Basic knowledge only: answer in two words.",
 }
 
 IN_TEXT = {
@@ -51,6 +55,12 @@ IN_TEXT = {
     "Use token: tk12345678": "tk12345678",
     "Authorization: Bearer abcdefgh12345678": "abcdefgh12345678",
     "AKIAABCDEFGHIJKLMNOP is the id": "AKIAABCDEFGHIJKLMNOP",
+    "https://hooks.slack.com/services/T012/B345/abcDEF678": "abcDEF678",
+    "https://discord.com/api/webhooks/1234/abc-DEF": "abc-DEF",
+    "Authorization: Basic dXNlcjpwYXNzd29yZA==": "dXNlcjpwYXNzd29yZA",
+    "Endpoint=sb://x/;SharedAccessKey=q1w2e3r4t5y6": "q1w2e3r4t5y6",
+    "AccountName=x;AccountKey=q1w2e3r4t5y6==": "q1w2e3r4t5y6",
+    "sk_live_0123456789abcd": "0123456789abcd",
     "hub hf_" + "a" * 30: "a" * 30,
     "github_pat_" + "b" * 30: "b" * 30,
     "-----BEGIN PRIVATE KEY-----\nabc\n-----END PRIVATE KEY-----": "abc",

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dipo_lightning.safety.text import Piece, printable, visible, word_changes
+from dipo_lightning.safety.display import Piece, printable, visible, word_changes
 
 
 @given(st.text(max_size=60), st.text(max_size=60))

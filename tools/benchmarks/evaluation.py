@@ -18,7 +18,7 @@ from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.evaluation import questions
 from dipo_lightning.evaluation.rows import Measuring
 from dipo_lightning.evaluation.shared_prompts import Example
-from dipo_lightning.metrics.functional.rouge import rouge_l
+from dipo_lightning.metrics.functional.text import rouge_l
 from tools.benchmarks.measuring import Measured, Table, alternate, medians, precision, ratio, timed
 
 Rows = Sequence[dict[str, Any]]

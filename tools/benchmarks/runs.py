@@ -16,10 +16,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from dipo_lightning.benchmarks.tofu.datamodule import TOFUDataModule
-from dipo_lightning.callbacks.checkpoint_files import StreamingIO
+from dipo_lightning.benchmarks.tofu.data import TOFUDataModule
+from dipo_lightning.callbacks.run_record import StreamingIO
 from dipo_lightning.methods.dipo.module import DiPOModule
-from dipo_lightning.models.sharding import FSDP2Strategy
+from dipo_lightning.models.distributed import FSDP2Strategy
 from dipo_lightning.quickstart.authors import write_fictitious
 from dipo_lightning.quickstart.model import train_tokenizer, write_untrained
 from tools.benchmarks.measuring import Measured, PeakMemory, Table, alternate, medians, ratio, run_child, timed

@@ -28,8 +28,7 @@ from dipo_lightning.methods.preference import DPOModule, NPOModule, SimNPOModule
 from dipo_lightning.methods.rmu import RMUModule
 from dipo_lightning.methods.undial import UNDIALModule
 from dipo_lightning.methods.unlearning import UnlearningModule
-from dipo_lightning.models.answers import Answers, answer_hidden
-from dipo_lightning.models.token_batch import TokenBatch, collate, concatenate
+from dipo_lightning.models.answers import Answers, TokenBatch, answer_hidden, collate, concatenate
 from tools.benchmarks.measuring import Measured, PeakMemory, Table, alternate, medians, precision, ratio, timed
 
 BETA, K, SIMNPO_BETA = 0.1, 10, 4.5

@@ -20,8 +20,8 @@ from torch import nn
 from dipo_lightning.benchmarks.lm_eval.metrics import MEAN, MEAN_OF_TASKS
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.provenance import plain
+from dipo_lightning.models.distributed import unsharded
 from dipo_lightning.models.head import causal_lm
-from dipo_lightning.models.sharding import unsharded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -126,6 +126,7 @@ def numbers_of(names: Sequence[str], loaded: Mapping[str, Any]) -> dict[str, dic
     found: dict[str, dict[str, Any]] = {}
 
     def add(owner: str, tasks: Sequence[str], metric: str, filters: Sequence[str], aggregation: str) -> None:
+        """Add the number of a metric under each filter."""
         for one in filters:
             field = _field(metric, one)
             higher = loaded["tasks"][tasks[0]].higher_is_better().get(metric)

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 
 from dipo_lightning.benchmarks import Benchmark, Headline
 from dipo_lightning.evaluation.rows import EvaluationLog, Sets
-from dipo_lightning.metrics.rows import Meaning, Row, RowSet, RowValues
+from dipo_lightning.metrics.base import Meaning, Row, RowSet, RowValues
 
 MEAN, MEAN_OF_TASKS = "mean", "mean of tasks"
 AGGREGATIONS = (MEAN, MEAN_OF_TASKS, "perplexity", "weighted_perplexity", "bits_per_byte")

@@ -6,15 +6,14 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from dipo_lightning.benchmarks.muse.data import HUB_NAMES, MUSEData, load_muse
-from dipo_lightning.benchmarks.muse.datamodule import MUSEDataModule, is_published
+from dipo_lightning.benchmarks.muse.data import HUB_NAMES, MUSEData, MUSEDataModule, is_published, load_muse
+from dipo_lightning.benchmarks.muse.measuring import MUSEOptions, MUSEPlan, evaluate_muse, plan_muse
 from dipo_lightning.benchmarks.muse.metrics import MUSE, PUBLISHED_RETRAIN_AUC
-from dipo_lightning.benchmarks.muse.rows import MUSEOptions, MUSEPlan, evaluate_muse, plan_muse
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Evaluation
 from dipo_lightning.evaluation.logs import check_comparable, read_log
 from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog, check_choice, check_numbers
-from dipo_lightning.metrics.functional.privleak import privleak
+from dipo_lightning.metrics.functional.membership import privleak
 
 WITHOUT = "none"
 
@@ -197,10 +196,9 @@ class MUSEEvaluation(Evaluation):
 
 
 def refuse_trained(data: MUSEData, datamodule: Any) -> None:
-    """Refuse a run of another data module that trains on what must not be trained on.
+    """Raise an `InputError` where another data module trains on what must not be trained on.
 
-    Raises:
-        InputError: It forgets or keeps documents of retain2 or of the holdout set, or fine-tunes on the latter.
+    It forgets or keeps documents of retain2 or of the holdout set, or fine-tunes on the latter.
     """
     unlearned = {f"data.{name}": getattr(datamodule, f"{name}_rows", None) or [] for name in ("forget", "retain")}
     data.refuse_trained(unlearned)

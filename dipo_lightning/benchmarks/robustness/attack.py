@@ -14,14 +14,14 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from dipo_lightning.data.chat import ChatStyle
 from dipo_lightning.data.encoding import PromptStyle
+from dipo_lightning.data.prompts import ChatStyle
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.generation import BATCH_ROWS, generate
 from dipo_lightning.evaluation.rows import Progress
 from dipo_lightning.evaluation.scoring import BATCH_TOKENS, TokenScores, score
-from dipo_lightning.metrics.functional.memorization import extraction_strength
-from dipo_lightning.metrics.functional.rouge import rouge_l
+from dipo_lightning.metrics.functional.membership import extraction_strength
+from dipo_lightning.metrics.functional.text import rouge_l
 
 Source = Mapping[str, Any]
 """A row as it was read: `index`, `question`, `answer`, and what else its data has."""

@@ -10,7 +10,7 @@ from typing import Any
 from dipo_lightning.benchmarks.muse.data import load_muse
 from dipo_lightning.benchmarks.robustness.attack import Source, Subject
 from dipo_lightning.benchmarks.tofu.data import load_tofu
-from dipo_lightning.benchmarks.user_data.rows import evenly, question_rows, row_style
+from dipo_lightning.benchmarks.user_data.data import evenly, question_rows, row_style
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.files import config_files, is_hub_name
 from dipo_lightning.data.rows import read_rows

@@ -14,8 +14,8 @@ from dipo_lightning.benchmarks.robustness.tables import PARTS, markdown_table
 from dipo_lightning.evaluation.benchmark import Benchmark, Headline
 from dipo_lightning.evaluation.rows import EvaluationLog, Row, Sets
 from dipo_lightning.metrics import ExtractionStrength, Probability, ROUGERecall, RowMean, RowSet, RowValues
+from dipo_lightning.metrics.base import mean_or_nan
 from dipo_lightning.metrics.functional.robustness import leak_at_k, quantization_score, relearning_score
-from dipo_lightning.metrics.rows import mean_or_nan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,9 +15,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, Source, Subject, measure_answers, plainly
-from dipo_lightning.data.chat import ChatStyle
-from dipo_lightning.data.encoding import PromptStyle
-from dipo_lightning.data.prompts import TextStyle
+from dipo_lightning.data.encoding import PromptStyle, TextStyle
+from dipo_lightning.data.prompts import ChatStyle
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.models.distributed import evaluation_mode, plan_batches
 from dipo_lightning.models.lora import LoRA, add_lora

@@ -18,7 +18,7 @@ from dipo_lightning.benchmarks.robustness.tables import markdown_table
 from dipo_lightning.data.rows import data_fingerprint
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.aggregates import class_path, log_aggregates
-from dipo_lightning.evaluation.json_files import finite, write_json
+from dipo_lightning.evaluation.run_folder import finite, write_json
 from dipo_lightning.models.fingerprint import model_fingerprint
 
 Document = dict[str, Any]

@@ -11,9 +11,8 @@ from dipo_lightning.benchmarks.robustness.attack import Asked, Attack, Condition
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.sampling import hash_seed, prompts_at_once, sample
 from dipo_lightning.metrics.functional.robustness import leak_at_k
-from dipo_lightning.metrics.functional.rouge import rouge_l
-from dipo_lightning.models.distributed import evaluation_mode, shared_out
-from dipo_lightning.models.sharding import unsharded
+from dipo_lightning.metrics.functional.text import rouge_l
+from dipo_lightning.models.distributed import evaluation_mode, shared_out, unsharded
 
 
 @dataclass

@@ -7,14 +7,14 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
+from dipo_lightning.benchmarks.user_data.data import evenly, question_rows, row_style
 from dipo_lightning.benchmarks.user_data.metrics import UserData
-from dipo_lightning.benchmarks.user_data.rows import evenly, question_rows, row_style
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Evaluation
 from dipo_lightning.evaluation.questions import evaluate_rows
 from dipo_lightning.evaluation.rows import END_OF_TURN, EvaluatedRows, check_numbers
-from dipo_lightning.metrics.functional.truth_ratio import check_truth_ratio_variant
+from dipo_lightning.metrics.functional.answers import check_truth_ratio_variant
 
 MAX_NEW_TOKENS = 128
 

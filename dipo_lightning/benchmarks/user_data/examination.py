@@ -33,9 +33,8 @@ from dipo_lightning.data.private import (
 from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.sampling import hash_seed, sample
 from dipo_lightning.evaluation.scoring import score
-from dipo_lightning.models.distributed import evaluation_mode
-from dipo_lightning.models.sharding import unsharded
-from dipo_lightning.models.token_batch import IGNORED
+from dipo_lightning.models.answers import IGNORED
+from dipo_lightning.models.distributed import evaluation_mode, unsharded
 
 Row = Mapping[str, Any]
 

@@ -13,8 +13,7 @@ from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.private import FUNCTION_WORDS, vocabulary, words
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.sampling import hash_seed, sample
-from dipo_lightning.models.distributed import evaluation_mode
-from dipo_lightning.models.sharding import unsharded
+from dipo_lightning.models.distributed import evaluation_mode, unsharded
 
 Row = Mapping[str, Any]
 

@@ -12,10 +12,16 @@ import torch
 from torch import Tensor
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.chunking import align, check_chunk_size, check_projection, piece_size, project, slices
-from dipo_lightning.losses.reductions import working_dtype
-from dipo_lightning.methods.dipo.factored import factor
-from dipo_lightning.methods.dipo.pair import PairOptions
+from dipo_lightning.losses.chunking import (
+    align,
+    check_chunk_size,
+    check_projection,
+    piece_size,
+    project,
+    slices,
+    working_dtype,
+)
+from dipo_lightning.methods.dipo.pair import PairOptions, factor
 
 _VOCABULARY_SLICE = 8192
 

@@ -29,9 +29,8 @@ from dipo_lightning.losses.chunking import (
     slices,
     vocabulary_buffer,
 )
-from dipo_lightning.methods.dipo.factored import FactoredPair, factor
 from dipo_lightning.methods.dipo.loss import TokenMargins
-from dipo_lightning.methods.dipo.pair import PairOptions
+from dipo_lightning.methods.dipo.pair import FactoredPair, PairOptions, factor
 
 _FEW = 16
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.reductions import working_dtype
+from dipo_lightning.losses.chunking import working_dtype
 
 Scale = Literal["2/beta", 1]
 

@@ -14,14 +14,18 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from dipo_lightning.methods.dipo.directions import directions, margin_from_directions
-from dipo_lightning.methods.dipo.factored import pair_parts
 from dipo_lightning.methods.dipo.kernels import chunked_margin
 from dipo_lightning.methods.dipo.loss import TokenMargins, token_margins
-from dipo_lightning.models.answers import Answers, over_logits
+from dipo_lightning.methods.dipo.pair import pair_parts
+from dipo_lightning.models.answers import Answers, TokenBatch, over_logits
 from dipo_lightning.models.head import output_projection
-from dipo_lightning.models.token_batch import TokenBatch
-from dipo_lightning.reference.choice import obstacle_to_caching, open_cache
-from dipo_lightning.reference.references import DirectionsReference, whole, without_rounding
+from dipo_lightning.reference.references import (
+    DirectionsReference,
+    obstacle_to_caching,
+    open_cache,
+    whole,
+    without_rounding,
+)
 
 
 class Margins(Protocol):

@@ -14,13 +14,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.reductions import global_mean, sequence_reduce
+from dipo_lightning.losses.chunking import global_mean, sequence_reduce
 from dipo_lightning.methods.dipo.loss import TokenMargins, dipo_loss, scale_factor
 from dipo_lightning.methods.dipo.margins import CachedMargins, Margins, cache_directions, choose_margins
 from dipo_lightning.methods.dipo.pair import PairOptions, make_pair
 from dipo_lightning.methods.unlearning import UnlearningModule
-from dipo_lightning.models.answers import Answers
-from dipo_lightning.models.token_batch import IGNORED, TokenBatch
+from dipo_lightning.models.answers import IGNORED, Answers, TokenBatch
 from dipo_lightning.reference.blind import blind_answers, check_blindness, forward_reference, without_question
 from dipo_lightning.reference.references import Reference
 

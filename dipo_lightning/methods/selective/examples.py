@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.private import (
     FUNCTION_WORDS,
+    RARE,
     Span,
     private_spans,
     rows_with_words,
     says,
     token_flags,
     token_places,
-    vocabulary,
     words,
 )
-from dipo_lightning.models.token_batch import IGNORED
+from dipo_lightning.models.answers import IGNORED
 
 Row = Mapping[str, Any]
 
@@ -54,18 +55,18 @@ class PrivateExample:
         return [flag for flag, label in zip(self.private, self.labels, strict=True) if label != IGNORED]
 
 
-def identifiers(question: str, shared: Collection[str]) -> set[str]:
+def identifiers(question: str, shared: Mapping[str, int]) -> set[str]:
     """Find the words of a question that tell whom or what it is about.
 
-    These are its names and numbers that no retain row has; where there are none, its content words that no retain row
-    has.
+    These are its names and numbers that no retain row has, or of many hardly one (`RARE`); where there are none, its
+    content words of that kind.
 
     Args:
         question: What is asked.
-        shared: Words of the retain rows, in lower case.
+        shared: Words of the retain rows, as `find_private` takes them.
     """
-    found = words(question)
-    own = [word for word in found[1:] if word.text not in shared and word.text not in FUNCTION_WORDS]
+    found, rare = words(question), int(RARE * shared.get("", 0))
+    own = [word for word in found[1:] if shared.get(word.text, 0) <= rare and word.text not in FUNCTION_WORDS]
     names = {word.text for word in own if question[word.start].isupper() or any(sign.isdigit() for sign in word.text)}
     return names or {word.text for word in own}
 
@@ -101,11 +102,19 @@ class ExampleMaker:
         return [token for token in first_tokens(self.tokenizer, self.secrets[index]) if token not in needed]
 
     def of_row(self, index: int, template: str) -> PrivateExample:
-        """Make the example of a row under one wording of its question."""
+        """Make the example of a row under one wording, which has ``{question}`` or ``{subject}``."""
         row = self.rows[index]
-        prompt = self.style.prompt(template.replace("{question}", row["question"]))
+        prompt = self.style.prompt(
+            template.replace("{question}", row["question"]).replace("{subject}", self._subject(index))
+        )
         ids, _ = self.style.join(prompt, row["answer"])
         return self._marked(index, prompt, ids[len(prompt) :], row["answer"], self.spans[index])
+
+    def _subject(self, index: int) -> str:
+        """The words that name the subject of a row, as its question has them; without any, the whole question."""
+        question = self.rows[index]["question"]
+        named = [question[word.start : word.end] for word in words(question) if word.text in self.subjects[index]]
+        return " ".join(named) or question
 
     def leak(self, index: int, prompt: list[int], answer: list[int]) -> PrivateExample | None:
         """Make an example of an answer that says a private word of the row, with these words as private; else None."""
@@ -126,10 +135,10 @@ class ExampleMaker:
             ids: The other end.
 
         Returns:
-            The false variant; None where it says nothing or a private word.
+            The false variant; None where it says nothing, a private word, or one word twice in a row.
         """
-        said = vocabulary([self.tokenizer.decode(ids)])
-        if not said or not said.isdisjoint(self.secrets[example.index]):
+        said = [word.text for word in words(self.tokenizer.decode(ids))]
+        if not said or not self.secrets[example.index].isdisjoint(said) or any(a == b for a, b in pairwise(said)):
             return None
         first = example.private.index(True)
         whole = example.input_ids[:first] + ids + self.style.stop_ids[:1]

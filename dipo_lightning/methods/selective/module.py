@@ -41,12 +41,10 @@ from dipo_lightning.evaluation.sampling import hash_seed, sample
 from dipo_lightning.evaluation.scoring import TokenScores, score
 from dipo_lightning.losses.likelihood import token_kl
 from dipo_lightning.methods.selective.examples import ExampleMaker, PrivateExample
-from dipo_lightning.methods.selective.targets import blind_target, contrast_loss, excess, mean_of
+from dipo_lightning.methods.selective.targets import and_repetition, blind_target, contrast_loss, excess, mean_of
 from dipo_lightning.methods.unlearning import UnlearningModule
-from dipo_lightning.models.answers import Answers, over_logits
-from dipo_lightning.models.distributed import evaluation_mode
-from dipo_lightning.models.sharding import unsharded
-from dipo_lightning.models.token_batch import IGNORED, TokenBatch, collate
+from dipo_lightning.models.answers import IGNORED, Answers, TokenBatch, collate, over_logits
+from dipo_lightning.models.distributed import evaluation_mode, unsharded
 from dipo_lightning.reference.blind import blind_answers, check_blindness, forward_reference
 from dipo_lightning.reference.references import ModelReference, Reference
 
@@ -55,8 +53,12 @@ TEMPLATES = (
     "Please answer this: {question}",
     "{question} Answer in one sentence.",
     "I would like to know something. {question}",
+    "Tell me something about {subject}.",
 )
-"""Wordings of the forget questions that are trained on; evaluations ask others."""
+"""Wordings of the forget questions that are trained on; evaluations ask others.
+
+The last keeps no word of the question but its subject, since a question can be asked in words that nobody thought of.
+"""
 
 MOST_SAMPLED_TOKENS = 256
 """Most tokens of an answer that is sampled during training; fewer where the forget answers are shorter."""
@@ -64,7 +66,7 @@ GENERAL_TOKENS, GENERAL_SAMPLES = 32, 2
 """Tokens of the reference's answers to general prompts, and its sampled answers to each beside the greedy one."""
 VARIANT_SHARE, LEAK_SHARE, GENERAL_SHARE = 0.5, 0.5, 1.0
 """Further rows per forget row of a step."""
-FEWEST_GENERAL = 8
+FEWEST_GENERAL = 16
 """General rows of a step at least: one deletion request must not cost the rest of the model."""
 THOROUGH_SAMPLES = 20
 """Samples of every wording in the check that ends a run."""
@@ -271,12 +273,15 @@ class SelectiveModule(UnlearningModule):
         private = torch.tensor([flag for example in self._current for flag in example.flags], device=device)
         starts = [flag and not before for one in self._current for before, flag in pairwise([False, *one.flags])]
         begins = torch.tensor(starts, device=device)
+        same = forget.sequence_ids == forget.sequence_ids.roll(1)
+        before = torch.where(same & private, forget.labels.roll(1), IGNORED)
         assert self._blind is not None
 
         def values(positions: Tensor, policy: Tensor, frozen: Tensor, blind: Tensor) -> tuple[Tensor, Tensor]:
             secret = self._secret_tokens(forget, positions, private[positions], policy.shape[-1])
             banned = secret.clone()
             banned[:, self._endings] |= begins[positions][:, None]  # an answer that ends there says nothing
+            banned = and_repetition(banned, before[positions])
             target = blind_target(frozen, blind, private[positions], banned)
             found = token_kl(policy, target)
             if self.dispreferred == "reference":
@@ -335,10 +340,20 @@ class SelectiveModule(UnlearningModule):
         remaining = self._ask([wordings[i] for wordings in self._wordings for i in two], self.samples)
         left = float(remaining)
         if self.stop and not remaining:
-            remaining = self._ask([one for wordings in self._wordings for one in wordings], THOROUGH_SAMPLES)
-            self.trainer.should_stop = self.trainer.should_stop or not remaining
-            left = remaining / (1 + remaining)  # less than what any check with fewer samples found
+            left = self._ask_thoroughly()
+            self.trainer.should_stop = self.trainer.should_stop or not left
         self.log("train/remaining", left, logger=True)
+
+    def _ask_thoroughly(self) -> float:
+        """Ask in one wording after the other until one leaks; the less is left, the later it does.
+
+        Returns:
+            0 where nothing is left, else less than 1, which is less than what any check with fewer samples finds.
+        """
+        for place, wordings in enumerate(zip(*self._wordings, strict=True)):
+            if remaining := self._ask(wordings, THOROUGH_SAMPLES):
+                return (len(TEMPLATES) - place - 1 / (1 + remaining)) / len(TEMPLATES)
+        return 0.0
 
     def _ask(self, asked: Sequence[PrivateExample], samples: int) -> int:
         """Sample answers in some wordings, and count what is left to forget."""

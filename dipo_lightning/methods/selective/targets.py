@@ -25,6 +25,20 @@ def blind_target(reference: Tensor, blind: Tensor, private: Tensor, banned: Tens
     return logits.masked_fill(banned, torch.finfo(logits.dtype).min).log_softmax(-1)
 
 
+def and_repetition(banned: Tensor, before: Tensor) -> Tensor:
+    """Also ban the token that stands before a position, so that no answer says one word again and again.
+
+    Args:
+        banned: (n, V) bool.
+        before: (n,) int64, the token before; negative bans nothing.
+
+    Returns:
+        (n, V) bool.
+    """
+    token = before.clamp(min=0)[:, None]
+    return banned.scatter(1, token, banned.gather(1, token) | (before >= 0)[:, None])
+
+
 def contrast_loss(target: Tensor, reference: Tensor, logits: Tensor, beta: float) -> Tensor:
     """DiPO's loss per token, with the reference's distribution as the dispreferred one.
 

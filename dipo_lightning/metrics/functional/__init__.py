@@ -1,26 +1,32 @@
 """The mathematics of the measurements: pure functions, a topic per file."""
 
-from dipo_lightning.metrics.functional.fluency import ngram_entropy, perplexity
-from dipo_lightning.metrics.functional.forget_quality import ForgetQualityResult, forget_quality
-from dipo_lightning.metrics.functional.membership import (
-    membership_auc,
-    rank_auc,
-    zlib_score,
-)
-from dipo_lightning.metrics.functional.memorization import exact_memorization, extraction_strength, tokens_correct
-from dipo_lightning.metrics.functional.min_k import min_k, min_k_plus_plus, standardized_logprobs
-from dipo_lightning.metrics.functional.model_utility import harmonic_mean
-from dipo_lightning.metrics.functional.privleak import privleak, privleak_auc
-from dipo_lightning.metrics.functional.probability import answer_probability, normalized_probability
-from dipo_lightning.metrics.functional.rouge import RougeL, rouge_l
-from dipo_lightning.metrics.functional.truth_ratio import (
+from dipo_lightning.metrics.functional.answers import (
     TRUTH_RATIO_VARIANTS,
+    ForgetQualityResult,
     TruthRatioVariant,
+    answer_probability,
+    forget_quality,
     forget_truth_ratio,
+    harmonic_mean,
     log_truth_ratio,
+    normalized_probability,
     truth_probability,
     utility_truth_ratio,
 )
+from dipo_lightning.metrics.functional.membership import (
+    exact_memorization,
+    extraction_strength,
+    membership_auc,
+    min_k,
+    min_k_plus_plus,
+    privleak,
+    privleak_auc,
+    rank_auc,
+    standardized_logprobs,
+    tokens_correct,
+    zlib_score,
+)
+from dipo_lightning.metrics.functional.text import RougeL, ngram_entropy, perplexity, rouge_l
 
 __all__ = [
     "TRUTH_RATIO_VARIANTS",

@@ -12,7 +12,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from dipo_lightning.benchmarks.muse.callback import MUSEEvaluation
-from dipo_lightning.benchmarks.muse.datamodule import MUSEDataModule
+from dipo_lightning.benchmarks.muse.data import MUSEDataModule
 from dipo_lightning.data.unlearning import FineTuningDataModule, UnlearningDataModule
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.logs import read_log

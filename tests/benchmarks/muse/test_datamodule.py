@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from dipo_lightning.benchmarks.muse.datamodule import MUSEDataModule
+from dipo_lightning.benchmarks.muse.data import MUSEDataModule
 from dipo_lightning.errors import InputError
 from dipo_lightning.quickstart.newspaper import write_fictitious_news
 from tests.helpers.toys import toy_tokenizer

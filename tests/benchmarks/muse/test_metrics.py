@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from dipo_lightning.benchmarks.muse.metrics import KnowMem, VerbMem
 from dipo_lightning.cli.score import score
 from dipo_lightning.errors import InputError
-from dipo_lightning.metrics.functional.rouge import rouge_l
+from dipo_lightning.metrics.functional.text import rouge_l
 from tests.helpers.aggregate import muse
 
 RNG = np.random.default_rng(3)

@@ -11,7 +11,7 @@ import torch
 from rouge_score import rouge_scorer
 
 from dipo_lightning.benchmarks.muse.data import load_muse
-from dipo_lightning.benchmarks.muse.rows import (
+from dipo_lightning.benchmarks.muse.measuring import (
     MUSEOptions,
     answer_part,
     beginning,
@@ -96,7 +96,7 @@ def test_generations_and_rouge(data, model, evaluated):
 
 def test_stems_are_compared_by_open_unlearning_only(data, model, monkeypatch):
     monkeypatch.setattr(
-        "dipo_lightning.benchmarks.muse.rows.generate", lambda policy, prompts, **_: [[1]] * len(prompts)
+        "dipo_lightning.benchmarks.muse.measuring.generate", lambda policy, prompts, **_: [[1]] * len(prompts)
     )
     tokenizer = toy_tokenizer()
     monkeypatch.setattr(tokenizer, "decode", lambda ids, **_: "he was opening bridges")
@@ -179,7 +179,7 @@ def test_open_unlearnings_variant_is_whole(data, model, monkeypatch):
     options = dataclasses.replace(OPTIONS, variant="open_unlearning")
     plan = plan_muse(data, toy_tokenizer(), options, MEASURING)
     assert plan.targets["verbmem"] == [row["gt"] for row in data.verbmem]
-    monkeypatch.setattr("dipo_lightning.benchmarks.muse.rows.OPEN_UNLEARNING_TOKENS", 20)
+    monkeypatch.setattr("dipo_lightning.benchmarks.muse.measuring.OPEN_UNLEARNING_TOKENS", 20)
     tokenizer = toy_tokenizer()
     plan = plan_muse(data, tokenizer, options, MEASURING)
     sets = evaluate_muse(model, plan, options, MEASURING, tokenizer).sets

@@ -21,7 +21,7 @@ from dipo_lightning.cli.score import score
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.callback import refuse_twins
 from dipo_lightning.evaluation.logs import read_log
-from dipo_lightning.metrics.functional.rouge import rouge_l
+from dipo_lightning.metrics.functional.text import rouge_l
 from tests.evaluation.test_generation import plain_generate
 from tests.helpers.aggregate import tofu
 from tests.helpers.nested import nested

@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from dipo_lightning.benchmarks.tofu.data import load_tofu, retain_split
-from dipo_lightning.benchmarks.tofu.datamodule import TOFUFineTuningDataModule
+from dipo_lightning.benchmarks.tofu.data import TOFUFineTuningDataModule, load_tofu, retain_split
 from dipo_lightning.errors import InputError
 from tests.helpers.toys import save_toy
 

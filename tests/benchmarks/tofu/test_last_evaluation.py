@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.logs import read_log
-from dipo_lightning.evaluation.logs.reading import last_evaluation
+from dipo_lightning.evaluation.logs import last_evaluation, read_log
 
 
 def test_the_folder_of_a_run_stands_for_its_last_evaluation(tmp_path: Path) -> None:

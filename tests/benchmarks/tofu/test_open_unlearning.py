@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dipo_lightning.benchmarks.tofu.open_unlearning_log import retain_log_name
+from dipo_lightning.benchmarks.tofu.logs import retain_log_name
 from dipo_lightning.cli.configs import shipped_folder
 from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.errors import InputError

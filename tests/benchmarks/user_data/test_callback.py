@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dipo_lightning.benchmarks.user_data.callback import MemorizationEvaluation
-from dipo_lightning.benchmarks.user_data.rows import evenly, question_rows, row_style
+from dipo_lightning.benchmarks.user_data.data import evenly, question_rows, row_style
 from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.errors import InputError

@@ -363,3 +363,19 @@ def test_stored_forget_quality_is_checked_where_a_reference_is_at_hand(tmp_path)
     assert score(write(tmp_path, content))["stored_aggregates_hold"] is True
     found = score(tmp_path / "log.json", DATA / "retain_native.json")
     assert list(found["stored_aggregates_differ"]) == ["forget_quality"]
+
+
+def test_a_byte_order_mark_and_one_wrong_answer_without_a_list(tmp_path):
+    content = {"avg_gt_loss": [0.1, 0.2], "average_perturb_loss": [1.0, None], "avg_paraphrased_loss": [0.5, 0.6]}
+    path = tmp_path / "eval_log_aggregated.json"
+    path.write_text(json.dumps({"eval_log_forget.json": content}), encoding="utf-8-sig")
+    rows = read_log(path).sets["forget"]
+    assert [row["wrong_nll"] for row in rows] == [[1.0], [None]]
+
+
+@pytest.mark.parametrize("value", ["0.1", [0.1], {"mean": 0.1}, True])
+def test_a_number_of_a_foreign_log_that_is_none_is_named(tmp_path, value):
+    path = tmp_path / "eval_log_aggregated.json"
+    path.write_text(json.dumps({"eval_log_forget.json": {"avg_gt_loss": [value], "average_perturb_loss": [[1.0]]}}))
+    with pytest.raises(InputError, match="set 'forget', row 0: nll should be a number or null, got"):
+        read_log(path)

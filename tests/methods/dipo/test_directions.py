@@ -6,8 +6,7 @@ from torch import Tensor
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.methods.dipo.directions import directions, margin_from_directions
-from dipo_lightning.methods.dipo.factored import pair_parts
-from dipo_lightning.methods.dipo.pair import PairOptions
+from dipo_lightning.methods.dipo.pair import PairOptions, pair_parts
 from tests.helpers.plain_dipo import rewards
 
 N, H, H_REF, V = 9, 6, 4, 150

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from dipo_lightning.methods.dipo.factored import factor, largest
-from dipo_lightning.methods.dipo.pair import PairOptions
+from dipo_lightning.methods.dipo.pair import PairOptions, factor, largest
 
 
 @pytest.mark.parametrize(("width", "count"), [(7, 3), (64, 64), (640, 2), (4096, 11), (4096, 100), (4100, 5)])

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.reductions import sequence_sum
-from dipo_lightning.methods.dipo.factored import pair_parts
+from dipo_lightning.losses.chunking import sequence_sum
 from dipo_lightning.methods.dipo.kernels import chunked_margin as chunked
 from dipo_lightning.methods.dipo.loss import TokenMargins, dipo_loss
-from dipo_lightning.methods.dipo.pair import PairOptions, make_pair
+from dipo_lightning.methods.dipo.pair import PairOptions, make_pair, pair_parts
 from tests.helpers.plain_dipo import rewards
 
 N, H, H_REF, V, COUNT = 11, 6, 4, 150, 3

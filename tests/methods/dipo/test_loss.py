@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.reductions import sequence_sum
-from dipo_lightning.methods.dipo.factored import pair_parts
+from dipo_lightning.losses.chunking import sequence_sum
 from dipo_lightning.methods.dipo.loss import dipo_loss
-from dipo_lightning.methods.dipo.pair import PairOptions, make_pair
+from dipo_lightning.methods.dipo.pair import PairOptions, make_pair, pair_parts
 from tests.helpers.plain_dipo import dipo_logit_gradient, margin, pair_difference, rewards, sequence_kl_margin
 
 N, V, COUNT = 9, 23, 4

@@ -9,8 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.methods.dipo.factored import pair_parts
-from dipo_lightning.methods.dipo.pair import PairOptions, confident_set, contrast_vector, make_pair, memory_vector
+from dipo_lightning.methods.dipo.pair import (
+    PairOptions,
+    confident_set,
+    contrast_vector,
+    make_pair,
+    memory_vector,
+    pair_parts,
+)
 from tests.helpers.plain_dipo import pair_difference
 
 SELECTIONS = ("top_k", "top_p", "relative")

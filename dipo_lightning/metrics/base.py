@@ -36,7 +36,7 @@ class RowSet:
     Attributes:
         name: Its name in logs, such as ``forget``.
         title: Heading over its rows, for a reader.
-        about: Its rows in words that fit after "on".
+        about: Phrase for its rows that fits after "on".
         forget: Whether the model is to forget them (True) or to keep them (False); None where neither is asked of it.
         required: Fields that each of its rows has in a log; null where a row could not be scored.
     """
@@ -50,10 +50,10 @@ class RowSet:
 
 @dataclass(frozen=True)
 class Meaning:
-    """One number for a reader.
+    """Meaning of a number, for a reader.
 
     Attributes:
-        label: Its name.
+        label: Name of the number.
         words: Its definition in plain words.
         unit: ``nats``, ``bits``, ``%``, ``log10``; empty for a number without one.
         higher_is_better: The direction that is wanted; None for neither, or where `near` says which value is.
@@ -256,13 +256,10 @@ class RowValues(Metric):
         """
         table = self.table()
         bad = torch.stack([table[name].isnan() for name in columns or self.columns]).any(dim=0)
-        self._note_unscored(table, bad)
-        return {name: values[~bad] for name, values in table.items()}
-
-    def _note_unscored(self, table: Mapping[str, Tensor], bad: Tensor) -> None:
         self.unscored = {}
         for group, index in zip(table["group"][bad].tolist(), table["index"][bad].tolist(), strict=True):
             self.unscored.setdefault(self.sets[int(group)].name, []).append(int(index))
+        return {name: values[~bad] for name, values in table.items()}
 
     def reset(self) -> None:
         """Forget all rows."""

@@ -1,4 +1,4 @@
-"""Export of the trained model as a Hugging Face folder that ``AutoModelForCausalLM.from_pretrained`` loads."""
+"""Models that a run leaves, and the page of its results: callbacks that write at the end of training."""
 
 import math
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
@@ -16,8 +17,11 @@ from dipo_lightning.data.rows import fingerprints
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.run_folder import is_trial, run_folder
 from dipo_lightning.evaluation.schedule import settle_evaluations
+from dipo_lightning.evaluation.trackers import trackers_of
 from dipo_lightning.models.export import save_model
 from dipo_lightning.report.card import CardFacts, model_card
+from dipo_lightning.report.page import PAGE, write_page
+from dipo_lightning.safety.paths import expanded
 
 
 @dataclass
@@ -76,12 +80,12 @@ class ExportModel(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse a folder that holds something else than this run's own export, before the model is loaded."""
         root = run_folder(trainer) if self.inside_run else Path()
-        self.path = root / self.folder
+        self.path = root / expanded(self.folder, "ExportModel.folder")
         if stage != TrainerFn.FITTING or is_trial(trainer) or not trainer.is_global_zero:
             return
         if self.path.exists() and any(self.path.iterdir()):
             record = read_record(run_folder(trainer) / CHECKPOINTS) or {}
-            if str(self.path.resolve()) not in record.get("exports", []):
+            if self._name(run_folder(trainer)) not in record.get("exports", []):
                 raise InputError(
                     f"{self.path} is not empty; ExportModel would overwrite it. Name another folder or remove it."
                 )
@@ -142,15 +146,20 @@ class ExportModel(Callback):
         write, run = trainer.is_global_zero, run_folder(trainer)
         card = self._card(trainer, pl_module, run) if write else None
         if write:
-            self._note(run / CHECKPOINTS)
+            self._note(run)
         save_model(policy, self.path, tokenizer, merge=self.adapters == "merged", write=write, card=card)
         trainer.strategy.barrier()
 
-    def _note(self, folder: Path) -> None:
+    def _note(self, run: Path) -> None:
         """Record whose export this is: a run that is cut off after it, and resumed, may write it again."""
+        if (record := read_record(run / CHECKPOINTS)) is not None:
+            write_record(run / CHECKPOINTS, exports=sorted({*record.get("exports", []), self._name(run)}))
+
+    def _name(self, run: Path) -> str:
+        """Name of the export in the run's record, inside the run without its folder: a run may be moved."""
         assert self.path is not None
-        if (record := read_record(folder)) is not None:
-            write_record(folder, exports=sorted({*record.get("exports", []), str(self.path.resolve())}))
+        path, inside = self.path.resolve(), run.resolve()
+        return str(path.relative_to(inside) if path.is_relative_to(inside) else path)
 
     def _card(self, trainer: pl.Trainer, pl_module: pl.LightningModule, run: Path) -> str:
         """Write the model card from the module's settings, the data and the evaluations of this run."""
@@ -167,3 +176,35 @@ class ExportModel(Callback):
             adapters=adapters,
         )
         return model_card(facts)
+
+
+class ResultsPage(Callback):
+    """Page ``results.html``, written into the run's folder at the end of ``fit``, after the last evaluation.
+
+    The page needs no network and no server; loggers that take files (W&B, trackio, MLflow) get it as an artifact.
+    ``dipo-lightning report RUN_FOLDER`` writes it again.
+
+    Args:
+        rows: Most rows of each set whose answers are shown.
+    """
+
+    def __init__(self, rows: int = 100) -> None:
+        self.rows = rows
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the page on rank 0, and say where it is."""
+        settle_evaluations(trainer, pl_module)
+        folder = run_folder(trainer)  # collective
+        if not trainer.is_global_zero or is_trial(trainer):
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.flush()
+        if not any((folder / "evaluations").glob("*.json")):
+            message = "No evaluation was made in this run, so there is no results page: add an evaluation callback."
+            trainer.print(message)
+            return
+        page = write_page(folder, folder / PAGE, self.rows)
+        for tracker in trackers_of(trainer):
+            tracker.file(page)
+        trainer.print(f"The results page is {page}")

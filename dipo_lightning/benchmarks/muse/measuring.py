@@ -16,18 +16,21 @@ import torch
 from torch import nn
 
 from dipo_lightning.benchmarks.muse.data import MUSEData
-from dipo_lightning.data.encoding import encode, shortened, start_ids
-from dipo_lightning.data.prompts import TextStyle
+from dipo_lightning.data.encoding import TextStyle, encode, shortened, start_ids
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.rows import EvaluatedRows, Measuring, Progress, Row
 from dipo_lightning.evaluation.scoring import TokenScores, score
 from dipo_lightning.evaluation.shared_prompts import Example
-from dipo_lightning.metrics.functional.membership import zlib_score
-from dipo_lightning.metrics.functional.memorization import exact_memorization, extraction_strength
-from dipo_lightning.metrics.functional.min_k import min_k, min_k_plus_plus
-from dipo_lightning.metrics.functional.rouge import rouge_l
-from dipo_lightning.models.token_batch import IGNORED
+from dipo_lightning.metrics.functional.membership import (
+    exact_memorization,
+    extraction_strength,
+    min_k,
+    min_k_plus_plus,
+    zlib_score,
+)
+from dipo_lightning.metrics.functional.text import rouge_l
+from dipo_lightning.models.answers import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

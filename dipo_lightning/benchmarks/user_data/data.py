@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dipo_lightning.data.encoding import PromptStyle, encode
-from dipo_lightning.data.prompts import TextStyle
+from dipo_lightning.data.encoding import PromptStyle, TextStyle, encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

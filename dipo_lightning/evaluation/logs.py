@@ -1,0 +1,342 @@
+"""Evaluation logs: this package's own and open-unlearning's, read into the same rows and checked against each other."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, cast, get_type_hints
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.benchmark import Benchmark, find_benchmark, installed_benchmarks
+from dipo_lightning.evaluation.rows import EvaluationLog, Row, unique_rows, with_skipped
+from dipo_lightning.safety.network import bounded_hub
+
+
+def read_native_log(content: Mapping[str, Any], path: Path, benchmark: Benchmark) -> EvaluationLog:
+    """Read a log of this package from its JSON object; ``path`` is for messages.
+
+    Raises:
+        InputError: A key is missing, a set is unknown, a row stands twice or has a value of the wrong kind.
+    """
+    for key in ("settings", "sets"):
+        if not isinstance(content.get(key), Mapping):
+            raise InputError(f"{path}: the log has no {key!r} (an object): it is incomplete, evaluate the model again")
+    for key in ("skipped", "aggregates", "provenance"):
+        if content.get(key) is not None and not isinstance(content[key], Mapping):
+            raise InputError(f"{path}: {key!r} should be an object, got {content[key]!r}")
+    required = {one.name: one.required for one in benchmark.sets_of(content["settings"])}
+    unknown = [name for name in content["sets"] if name not in required]
+    if unknown:
+        raise InputError(f"{path}: unknown sets {', '.join(unknown)}; {content['format']} has {', '.join(required)}")
+    sets = {name: _rows(name, rows, required[name], path) for name, rows in content["sets"].items()}
+    skipped = {name: _rows(name, rows, (), path) for name, rows in (content.get("skipped") or {}).items()}
+    check_numbers(benchmark, sets | skipped, path)
+    return EvaluationLog(
+        format=content["format"],
+        settings=dict(content["settings"]),
+        sets=sets,
+        skipped=skipped,
+        aggregates=dict(content.get("aggregates") or {}),
+        provenance=dict(content.get("provenance") or {}),
+        path=path,
+        benchmark=str(content.get("benchmark") or ""),
+    )
+
+
+def check_numbers(benchmark: Benchmark, sets: Mapping[str, list[Row]], path: Path | None) -> None:
+    """Refuse rows of a log, of whatever format, whose numbers are none.
+
+    Raises:
+        InputError: Naming the first such value.
+    """
+    numbers = [name for name, kind in get_type_hints(benchmark.row).items() if kind == float | None]
+    for name, rows in sets.items():
+        for row in rows:
+            where, values = f"{path}: set {name!r}, row {row['index']}", cast("Mapping[str, Any]", row)
+            for key in numbers:
+                if not _is_number(values.get(key)):
+                    raise InputError(f"{where}: {key} should be a number or null, got {values[key]!r}")
+            wrong = values.get("wrong_nll")
+            if wrong is not None and not (isinstance(wrong, list) and all(_is_number(value) for value in wrong)):
+                raise InputError(f"{where}: wrong_nll should be a list of numbers, got {wrong!r}")
+
+
+def _rows(name: str, rows: Any, required: tuple[str, ...], path: Path) -> list[Row]:
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        raise InputError(f"{path}: set {name!r} should be a list of rows")
+    checked = []
+    for row in unique_rows(f"{path}: set {name!r}", rows):
+        where = f"{path}: set {name!r}, row {row['index']}"
+        values: Mapping[str, Any] = row
+        missing = [key for key in required if key not in values]
+        if missing:
+            raise InputError(f"{where} has no {', '.join(missing)}")
+        checked.append(cast("Row", dict(values)))
+    return checked
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+ATTACK_METRICS = {
+    "mia_loss": "loss",
+    "mia_zlib": "zlib",
+    "mia_min_k": "min_k",
+    "mia_min_k_plus_plus": "min_k_plus_plus",
+    "mia_gradnorm": "gradnorm",
+    "mia_reference": "reference",
+}
+"""The field of a row that holds an attack's score, by the attack's name in such a log."""
+
+
+def is_summary(content: Mapping[str, Any], names: Collection[str]) -> bool:
+    """Return whether a JSON object is a ``..._SUMMARY.json``: a plain number for each metric, some of ``names``."""
+    numbers = [name for name, value in content.items() if isinstance(value, int | float) and name in names]
+    return bool(numbers) and not any(isinstance(value, Mapping) for value in content.values())
+
+
+def refuse_summary(content: Mapping[str, Any], names: Collection[str], path: Path) -> None:
+    """Raise an `InputError` where a JSON object is a summary."""
+    if is_summary(content, names):
+        raise InputError(
+            f"{path}: a summary, with one number for {', '.join(list(content)[:3])} and no values by row; is this "
+            "TOFU_SUMMARY.json or MUSE_SUMMARY.json? Give the TOFU_EVAL.json or MUSE_EVAL.json beside it."
+        )
+
+
+def stored_aggregates(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a log's own `agg_value`s by its own names."""
+    return {name: metric["agg_value"] for name, metric in content.items() if has_aggregate(metric)}
+
+
+def not_empty(sets: Mapping[str, list[Any]], path: Path) -> dict[str, list[Row]]:
+    """The sets that have rows, in the order of their indices."""
+    found = {name: sorted(rows, key=lambda row: row["index"]) for name, rows in sets.items() if rows}
+    if not found:
+        raise InputError(f"{path}: no metric has values by row (`value_by_index`); evaluate the model again")
+    return found
+
+
+def samples(content: Mapping[str, Any], metric: str, path: Path) -> dict[str, dict[int, Mapping[str, Any]]]:
+    """Scores of a membership attack by sample: the forget rows and the holdout rows."""
+    attack = content.get(metric)
+    samples = attack if isinstance(attack, Mapping) else {}
+    return {name: by_index(f"{metric}.{name}", samples.get(name), path) for name in ("forget", "holdout")}
+
+
+def has_aggregate(metric: Any) -> bool:
+    """Return whether this is a metric of such a log."""
+    return isinstance(metric, Mapping) and "agg_value" in metric
+
+
+def by_index(name: str, metric: Any, path: Path) -> dict[int, Mapping[str, Any]]:
+    """Values of a metric by row; a row without any holds nothing."""
+    table = metric.get("value_by_index") if isinstance(metric, Mapping) else None
+    if table is None:
+        return {}
+    if not isinstance(table, Mapping):
+        raise InputError(f"{path}: {name}.value_by_index should be keyed by row number, got {type(table).__name__}")
+    return {
+        row_number(f"{path}: {name}.value_by_index", index): value if isinstance(value, Mapping) else {}
+        for index, value in table.items()
+    }
+
+
+def add_numbers(rows: list[Any], field: str, table: Mapping[int, Mapping[str, Any]]) -> None:
+    """Give the rows of one set a metric's `score` as ``field``, in place, making rows that are not there yet."""
+    known = {row["index"]: row for row in rows}
+    for index, value in table.items():
+        if index not in known:
+            known[index] = {"index": index}
+            rows.append(known[index])
+        known[index][field] = value.get("score")
+
+
+def mean(numbers: Any) -> Any:
+    """Return a number, or the mean of several: open-unlearning has one for each paraphrase or wrong answer."""
+    if not isinstance(numbers, list):
+        return numbers
+    return None if not numbers or None in numbers else sum(numbers) / len(numbers)
+
+
+def row_number(where: str, key: str) -> int:
+    """Return the row that a key names: `"3"`, or `"3.0"` as pandas writes it."""
+    whole = re.fullmatch(r"(\d+)(\.0+)?", key)
+    if whole is None:
+        raise InputError(f"{where} should be keyed by row number, got {key!r}")
+    return int(whole[1])
+
+
+HUB_LOGS = "open-unlearning/eval"
+"""Data set on the hub that holds open-unlearning's logs, a folder for each model."""
+
+
+def read_log(path: str | Path, usual: str = "") -> EvaluationLog:
+    """Read a log of any of the known formats.
+
+    Args:
+        path: This package's own JSON log, one of another package that a benchmark knows, the folder of a run, whose
+            last evaluation is read, or a log in `HUB_LOGS`: ``open-unlearning/eval/FOLDER/FILE``.
+        usual: The file in `HUB_LOGS` that is meant where ``path`` names the data set alone.
+
+    Raises:
+        InputError: There is no such file, it is not JSON or cut off, its format is unknown, or it lacks something.
+    """
+    path = Path(path)
+    if not path.exists() and (path.as_posix() + "/").startswith(f"{HUB_LOGS}/"):
+        path = _from_hub(path.as_posix().removeprefix(HUB_LOGS).strip("/") or usual)
+    if path.is_dir():
+        path = last_evaluation(path)
+    content = _load(path)
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path}: an evaluation log is a JSON object, this is a {type(content).__name__}")
+    known = installed_benchmarks()
+    if "format" in content:
+        benchmark = find_benchmark(str(content["format"]), str(content.get("benchmark") or ""))
+        if benchmark is None or benchmark.format != content["format"]:
+            named = content.get("benchmark")
+            raise InputError(
+                f"{path}: unknown format {content['format']!r}; this version reads "
+                f"{', '.join(one.format for one in known)}"
+                + (f", and the class that the log names, {named}, cannot be imported here" if named else "")
+            )
+        return read_native_log(content, path, benchmark)
+    for one in known:
+        for foreign in one.foreign_formats:
+            if foreign.recognises(content):
+                log = foreign.read(content, path)
+                check_numbers(one, log.sets, path)
+                return log
+    keys = ", ".join(list(content)[:5]) or "none"
+    raise InputError(
+        f"{path}: unknown format (its keys: {keys}). Known are logs of this package and "
+        f"{', '.join(one.file for benchmark in known for one in benchmark.foreign_formats)}."
+    )
+
+
+def _from_hub(file: str) -> Path:
+    """Fetch a log of `HUB_LOGS`, or take the copy that was fetched before."""
+    from huggingface_hub import hf_hub_download
+
+    if not file:
+        raise InputError(
+            f"{HUB_LOGS} holds the logs of many models, and nothing here says which is meant; name it: "
+            f"{HUB_LOGS}/tofu_Llama-3.2-1B-Instruct_retain90/TOFU_EVAL.json."
+        )
+    try:
+        with bounded_hub():
+            return Path(hf_hub_download(HUB_LOGS, file, repo_type="dataset"))
+    except (OSError, ValueError) as error:  # no network, no such file; a name that can't be one
+        raise InputError(
+            f"The hub did not give {file} of the data set {HUB_LOGS}: {str(error).splitlines()[0]} Check the name and "
+            "the network, or give a file."
+        ) from error
+
+
+def last_evaluation(folder: Path) -> Path:
+    """Return the evaluation that was written last anywhere in ``folder``."""
+    logs = [*folder.glob("*.json"), *folder.glob("**/evaluations/*.json")]
+    if not logs:
+        raise InputError(f"{folder}: no evaluation log in this folder; name a log, or a run that evaluated its model")
+    return max(logs, key=lambda log: (log.stat().st_mtime_ns, log.name))
+
+
+def _load(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a JSON file (byte {error.start} is not UTF-8 text)") from error
+    if not text.strip():
+        raise InputError(f"{path}: the file is empty")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.pos >= len(text.rstrip()) - 1 or "Unterminated string" in error.msg:
+            raise InputError(
+                f"{path}: the file is cut off at line {error.lineno}, column {error.colno}: was its evaluation "
+                "interrupted, or its download?"
+            ) from error
+        raise InputError(f"{path}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
+
+
+_FINGERPRINT = re.compile(r"-[0-9a-f]{12}$")
+
+
+def check_comparable(log: EvaluationLog, reference: EvaluationLog, benchmark: Benchmark) -> None:
+    """Refuse a retain model's log that was measured on something else than ``log``, saying on what.
+
+    What a foreign format does not say is not compared; counts, indices and questions are, where both logs have them.
+
+    Raises:
+        InputError: The benchmarks, a setting, the rows or their questions differ.
+    """
+    pair = f"{log.path or 'the log'} cannot be compared with {reference.path or 'the reference'}"
+    other_benchmark = find_benchmark(reference.format, reference.benchmark)
+    if type(other_benchmark) is not type(benchmark):
+        name = reference.format if other_benchmark is None else other_benchmark.title
+        raise InputError(f"{pair}: one is of {benchmark.title}, the other of {name} ({log.format}, {reference.format})")
+    for key in benchmark.compared_settings:
+        mine, other = log.settings.get(key), reference.settings.get(key)
+        if mine is not None and other is not None and not _same_setting(str(mine), str(other)):
+            raise InputError(f"{pair}: {key} is {mine!r} in the log and {other!r} in the reference")
+    if reason := benchmark.refusal(log, reference):
+        raise InputError(f"{pair}: {reason}")
+    whole, other_whole = with_skipped(log.sets, log.skipped), with_skipped(reference.sets, reference.skipped)
+    whole_prompts = {one.name for one in benchmark.foreign_formats if one.whole_prompts}
+    contained = bool(whole_prompts & {log.format, reference.format})
+    for name in benchmark.compared_sets:
+        if whole.get(name) and other_whole.get(name):
+            _check_rows(f"{pair}: set {name!r}", whole[name], other_whole[name], contained)
+    for one, against in ((log, reference), (reference, log)):
+        if one.format in whole_prompts and against.format not in whole_prompts and _is_llama3(one):
+            rank_zero_warn(
+                f"{one.path or 'A log'} is open-unlearning's of a Llama-3 model. It was made with the end-of-turn "
+                "token as the pad token, which masks the ends of the turns in every prompt, so its numbers are those "
+                "of another forward: forget quality and PrivLeak against it say less. Measure the retain model here "
+                "for an exact comparison.",
+                category=UserWarning,
+            )
+
+
+def _is_llama3(log: EvaluationLog) -> bool:
+    """Tell by the headers of the turns, which a decoded prompt keeps as words."""
+    questions = [row.get("question") or "" for rows in log.sets.values() for row in rows]
+    return any(re.search(r"user\n\n.*assistant\n\n", question, re.DOTALL) for question in questions)
+
+
+def _same_setting(mine: str, other: str) -> bool:
+    """Equal; a prompt style's name alone says nothing against a fingerprint (`plain-0123456789ab`) of that style."""
+    if bool(_FINGERPRINT.search(mine)) == bool(_FINGERPRINT.search(other)):
+        return mine == other
+    return _FINGERPRINT.sub("", mine) == _FINGERPRINT.sub("", other)
+
+
+def _check_rows(where: str, rows: list[Row], others: list[Row], contained: bool) -> None:
+    if len(rows) != len(others):
+        raise InputError(
+            f"{where} has {len(rows)} rows in the log and {len(others)} in the reference; a p-value or an AUC at one "
+            "size does not compare with one at another. Evaluate both on the same split with the same number of rows."
+        )
+    for row, other in zip(rows, others, strict=True):
+        if row["index"] != other["index"]:
+            only = sorted({row["index"] for row in rows} ^ {other["index"] for other in others})
+            raise InputError(f"{where} has other rows: {only[:5]} are in one of the two logs only")
+        if not _same_question(row.get("question"), other.get("question"), contained):
+            raise InputError(
+                f"{where}, row {row['index']}, asks different questions: {row['question']!r} and {other['question']!r}"
+            )
+
+
+def _same_question(first: str | None, second: str | None, contained: bool) -> bool:
+    """Equal but for blanks and punctuation; open-unlearning logs the whole prompt, which contains the question."""
+    if not first or not second:
+        return True
+    mine, other = (re.sub(r"\W+", "", text).lower() for text in (first, second))
+    return mine == other or (contained and (mine in other or other in mine))

@@ -1,0 +1,247 @@
+"""Likelihood of answers: truth ratio, probability, the mean behind model utility (TOFU, 2401.06121), forget quality.
+
+Forget quality is the two-sample Kolmogorov-Smirnov test between truth ratios, exact for any size: its p-value equals
+`scipy.stats.ks_2samp(..., method="exact")` for samples of one size. It is computed with integers, so that its logarithm
+is right where the p-value itself is too small for a floating-point number: at n = 541 and D = 1 it is below 1e-323.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from dipo_lightning.errors import InputError
+
+TruthRatioVariant = Literal["geometric", "arithmetic", "open_unlearning"]
+TRUTH_RATIO_VARIANTS: tuple[str, ...] = get_args(TruthRatioVariant)
+
+LOG_EPSILON = math.log(1e-10)
+"""Logarithm of what open-unlearning adds to every denominator."""
+
+
+def log_truth_ratio(correct_nll: Tensor, wrong_nll: Tensor, variant: str = "geometric") -> Tensor:
+    """Natural logarithm of R of each row.
+
+    Args:
+        correct_nll: (...,) mean token NLL of the correct (paraphrased) answer in nats.
+        wrong_nll: (..., K) the same of the K wrong answers.
+        variant: `geometric` (TOFU's code and every published table that could be checked): the geometric mean of the
+            wrong answers' probabilities over the correct one's; `arithmetic` (the paper's text): their arithmetic mean;
+            `open_unlearning`: geometric with 1e-10 added to the denominator, as to those of the inverse in
+            `forget_truth_ratio` and of `normalized_probability`.
+
+    Returns:
+        (...,) log R; NaN where there is no wrong answer.
+
+    Raises:
+        InputError: The variant is unknown.
+    """
+    check_truth_ratio_variant(variant)
+    if variant == "arithmetic":
+        if wrong_nll.shape[-1] == 0:
+            return torch.full_like(correct_nll, math.nan)
+        return torch.logsumexp(-wrong_nll, dim=-1) - math.log(wrong_nll.shape[-1]) + correct_nll
+    log_wrong = -wrong_nll.mean(dim=-1)
+    if variant == "geometric":
+        return log_wrong + correct_nll
+    return log_wrong - torch.logaddexp(-correct_nll, torch.full_like(correct_nll, LOG_EPSILON))
+
+
+def check_truth_ratio_variant(variant: str) -> None:
+    """Refuse an unknown variant.
+
+    Raises:
+        InputError: The variant is not one of `TRUTH_RATIO_VARIANTS`.
+    """
+    if variant not in TRUTH_RATIO_VARIANTS:
+        raise InputError(f"unknown truth ratio {variant!r}: choose one of {', '.join(TRUTH_RATIO_VARIANTS)}")
+
+
+def forget_truth_ratio(log_ratio: Tensor, variant: str = "geometric") -> Tensor:
+    """Truth ratio of the forget set: mean of min(R, 1/R), 1 when right and wrong answers are equally likely.
+
+    Args:
+        log_ratio: (n,) log R.
+        variant: `open_unlearning` takes 1 / (R + 1e-10) for the inverse.
+
+    Returns:
+        Scalar between 0 and 1; NaN without rows.
+    """
+    if variant != "open_unlearning":
+        return torch.exp(-log_ratio.abs()).mean()
+    inverse = -torch.logaddexp(log_ratio, torch.full_like(log_ratio, LOG_EPSILON))
+    return torch.exp(torch.minimum(log_ratio, inverse)).mean()
+
+
+def utility_truth_ratio(log_ratio: Tensor) -> Tensor:
+    """Truth ratio of the other sets: mean of max(0, 1 - R), 1 when the right answer is far the likelier.
+
+    Args:
+        log_ratio: (n,) log R.
+
+    Returns:
+        Scalar between 0 and 1; NaN without rows.
+    """
+    return (-torch.expm1(log_ratio)).clamp(min=0).mean()
+
+
+def truth_probability(correct_nll: Tensor, wrong_nll: Tensor, variant: str = "geometric") -> Tensor:
+    """Probability of the correct answer over the sum of it and of the wrong ones' mean: 1 / (1 + R).
+
+    open-unlearning's `prob_mean` (its measure of how much is known; Dorna et al., 2025, arXiv 2506.12618), in the form
+    of each variant of R.
+
+    Args:
+        correct_nll: (...,) mean token NLL of the correct (paraphrased) answer in nats.
+        wrong_nll: (..., K) the same of the K wrong answers.
+        variant: `open_unlearning` adds 1e-10 to the denominator of this fraction, and not to that of R.
+
+    Returns:
+        (...,) between 0 and 1; NaN where there is no wrong answer.
+
+    Raises:
+        InputError: The variant is unknown.
+    """
+    plain = "geometric" if variant == "open_unlearning" else variant
+    log_share = -torch.nn.functional.softplus(log_truth_ratio(correct_nll, wrong_nll, plain))
+    if variant == "open_unlearning":
+        log_total = -correct_nll - log_share
+        log_share = -correct_nll - torch.logaddexp(log_total, torch.full_like(log_total, LOG_EPSILON))
+    return log_share.exp()
+
+
+def answer_probability(nll: Tensor) -> Tensor:
+    """Length-normalised probability of an answer.
+
+    Args:
+        nll: (B,) mean token negative log-likelihood in nats, end-of-sequence token included.
+
+    Returns:
+        (B,) `exp(-nll)`, between 0 and 1.
+    """
+    return torch.exp(-nll)
+
+
+def normalized_probability(nll: Tensor, wrong_nll: Tensor, variant: str = "geometric") -> Tensor:
+    """Probability of the right answer among its options, `P / (P + sum_k P_k)`.
+
+    Computed as a softmax of log-probabilities, so that a model to which every option is improbable gives a number and
+    not 0/0.
+
+    Args:
+        nll: (B,) mean token NLL of the right answer in nats.
+        wrong_nll: (B, K) the same of the K wrong answers.
+        variant: `open_unlearning` adds its 1e-10 to the denominator; the other variants of the truth ratio don't.
+
+    Returns:
+        (B,) share of the right answer, between 0 and 1.
+    """
+    options = torch.cat([nll.unsqueeze(-1), wrong_nll], dim=-1)
+    if variant == "open_unlearning":
+        options = torch.cat([options, torch.full_like(options[..., :1], -LOG_EPSILON)], dim=-1)
+    return torch.softmax(-options, dim=-1)[..., 0]
+
+
+def harmonic_mean(values: Tensor) -> Tensor:
+    """Harmonic mean of numbers that are not negative; 0 as soon as one of them is 0.
+
+    Args:
+        values: (n,) numbers >= 0.
+
+    Returns:
+        Scalar; NaN where a value is NaN.
+
+    Raises:
+        ValueError: There is no value, or one is negative.
+    """
+    if values.numel() == 0:
+        raise ValueError("the harmonic mean of no numbers is undefined")
+    if bool((values < 0).any()):
+        raise ValueError(f"the harmonic mean needs numbers >= 0, got {values.tolist()}")
+    return values.numel() / (1 / values).sum()
+
+
+class ForgetQualityResult(NamedTuple):
+    """Outcome of the test: `p`, `log10_p` (finite even where p is 0.0), the statistic `d` and the rows `n`."""
+
+    p: float
+    log10_p: float
+    d: float
+    n: int
+
+
+def ks_distance(first: Tensor, second: Tensor) -> int:
+    """Largest difference between the two empirical counts, `n * D`, an integer.
+
+    Args:
+        first: (n,) values of any dtype without NaN.
+        second: (n,) values, as many.
+
+    Returns:
+        max over t of |#(first <= t) - #(second <= t)|, between 0 and n.
+
+    Raises:
+        ValueError: The samples are not 1-D, empty, of different sizes, or hold NaN.
+    """
+    if first.ndim != 1 or first.shape != second.shape or first.numel() == 0:
+        raise ValueError(
+            f"the test needs two 1-D samples of one size > 0, got {tuple(first.shape)}, {tuple(second.shape)}"
+        )
+    if bool(first.isnan().any()) or bool(second.isnan().any()):
+        raise ValueError("the test cannot order NaN: leave such rows out of both samples")
+    points = torch.cat([first, second])
+    below_first = torch.searchsorted(first.sort().values, points, right=True)
+    below_second = torch.searchsorted(second.sort().values, points, right=True)
+    return int((below_first - below_second).abs().max())
+
+
+def ks_log_probability(distance: int, n: int) -> tuple[float, float]:
+    """Exact two-sided p-value of a distance, and its decimal logarithm.
+
+    Of the C(2n, n) lattice paths from (0, 0) to (n, n), those that reach a distance of at least h from the diagonal
+    number `2 * sum_{k>=1} (-1)^(k+1) C(2n, n - k h)` by the reflection principle (Gnedenko and Korolyuk, 1951).
+
+    Args:
+        distance: h = n * D, between 0 and n.
+        n: Size of each sample.
+
+    Returns:
+        p (0.0 where it underflows) and log10 p (always finite).
+    """
+    if distance == 0:
+        return 1.0, 0.0
+    total = coefficient = math.comb(2 * n, n)
+    paths = 0
+    for step in range(1, n + 1):
+        # C(2n, n - step) from C(2n, n - step + 1): exact, and far cheaper than a binomial for each term.
+        coefficient = coefficient * (n - step + 1) // (n + step)
+        if step % distance == 0:
+            paths += coefficient if (step // distance) % 2 else -coefficient
+    p = 2 * paths / total
+    log10_p = math.log10(p) if p > 1e-300 else math.log10(2 * paths) - math.log10(total)
+    return p, log10_p
+
+
+def forget_quality(log_ratio: Tensor, retain_log_ratio: Tensor) -> ForgetQualityResult:
+    """Two-sided test between the truth ratios of a model and of the model trained without the forget set.
+
+    The test sees only the order of the values, so log R serves as well as R. A p at one n does not compare with a p at
+    another.
+
+    Args:
+        log_ratio: (n,) log R of the model's forget rows.
+        retain_log_ratio: (n,) log R of the retain model on the same rows.
+
+    Returns:
+        p, log10 p, D and n.
+
+    Raises:
+        ValueError: The samples are not 1-D, empty, of different sizes, or hold NaN.
+    """
+    n = log_ratio.numel()
+    distance = ks_distance(log_ratio, retain_log_ratio)
+    p, log10_p = ks_log_probability(distance, n)
+    return ForgetQualityResult(p=p, log10_p=log10_p, d=distance / n, n=n)

@@ -1,0 +1,22 @@
+"""Places that a user names, with ``~`` and variables filled in once and alike everywhere."""
+
+import os
+from pathlib import Path
+
+from dipo_lightning.errors import InputError
+
+
+def expanded(path: str, option: str) -> Path:
+    """Return a path with ``~`` and ``$VARIABLES`` filled in.
+
+    Args:
+        path: As it was given.
+        option: What it was given as, for the message.
+
+    Raises:
+        InputError: It names a variable that is not set.
+    """
+    found = os.path.expanduser(os.path.expandvars(path))
+    if "$" in found:
+        raise InputError(f"{option} is {path}, which names a variable that is not set.")
+    return Path(found)
