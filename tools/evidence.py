@@ -63,7 +63,7 @@ def methods(low: float, high: float, layer: int) -> Methods:
         "DiPO top_k": pair("pair.alpha", {"pair.selection": "top_k"}, 0.4, 1.0),
         "DiPO relative": pair("pair.alpha", {"pair.selection": "relative"}, 0.2, 0.4),
         "DiPO contrast": pair("pair.alpha", {"pair.memory_vector": "contrast"}, 0.5, 1.0),
-        "DiPO entropy": pair("pair.alpha", {"pair.weighting": "entropy"}, 0.5, 1.0),
+        "DiPO entropy": pair("pair.alpha", {"pair.selection": "top_k", "pair.weighting": "entropy"}, 0.5, 1.0),
         "NPO": ("NPOModule", {}, product(rates, values("beta", 0.1, 0.5))),
         "SimNPO": ("SimNPOModule", {}, product(rates, values("beta", 2.5, 4.5))),
         "GradDiff": ("GradDiffModule", {}, values("lr", low / 4, low / 2, low, high)),
