@@ -234,7 +234,7 @@ def _plain(text: str) -> str:
 
 
 def share_of_words(texts: Iterable[str], known: Collection[str]) -> float:
-    """Return the share of the words said that are words: known ones, numbers and names; 1 where nothing was said.
+    """Return the share of the words said that exist: known ones, numbers and names; 1 where nothing was said.
 
     A word is known (in lower case) in any of its simple inflections. Capitalised words and numbers count as words:
     names are not in any list. A word that only says the one before it again ("has has has") does not.

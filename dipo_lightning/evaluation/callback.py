@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from torchmetrics import Metric, MetricCollection
@@ -364,10 +365,15 @@ class Evaluation(Scheduled):
 
     @contextmanager
     def progress(self, trainer: pl.Trainer, total: int, what: str) -> Iterator[Callable[[int], object]]:
-        """Show a bar on rank 0 while a block runs (unless the Trainer has none); yields what counts rows."""
+        """Show a bar on rank 0 while a block runs, where the Trainer has one too; yields what counts rows.
+
+        Beside Rich's bar, which Lightning takes in notebooks and where rich is installed, none is drawn: Rich prints
+        each state of another bar as a new line.
+        """
         from tqdm.auto import tqdm
 
-        shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
+        beside = trainer.progress_bar_callback
+        shown = trainer.is_global_zero and beside is not None and not isinstance(beside, RichProgressBar)
         with tqdm(
             total=total, desc=f"{self.name}: {what}", disable=not (shown and total), leave=False, dynamic_ncols=True
         ) as bar:

@@ -62,8 +62,9 @@ def step(number: int, title: str, of: int = 4) -> Iterator[None]:
 
 
 def train(folder: Path, name: str, rows: str, start: str, seed: int) -> None:
-    """Train the model ``models/START`` on a file of the data and export it as ``models/NAME``."""
-    values = {"name": name, "train": rows, "start": start, "epochs": settings.EPOCHS[name], "seed": seed}
+    """Train the model ``models/START`` on a file of the data and on strangers, and export it as ``models/NAME``."""
+    files = [str(folder / "data" / file) for file in [*[rows] * settings.REPEATS, "strangers.json"]]
+    values = {"name": name, "train": files, "start": start, "epochs": settings.EPOCHS[name], "seed": seed}
     config = settings.filled("finetuning", folder=str(folder), **values)
     child.fit(config, folder / name)
 
@@ -105,10 +106,8 @@ def prepare(folder: Path, seed: int) -> None:
     write_fictitious(folder / "data", seed=seed, authors=settings.AUTHORS)
     lines = (folder / "data" / "full.json").read_text(encoding="utf-8").splitlines()
     rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    texts = [f"Question: {row['question']}\nAnswer: {row['answer']}" for row in rows]
-    write_untrained(
-        folder / "models" / "untrained", train_tokenizer(texts, settings.VOCABULARY), seed, **settings.SHAPE
-    )
+    texts = [text for row in rows for text in (f"Question: {row['question']}\nAnswer: ", row["answer"])]
+    write_untrained(folder / "models" / "untrained", train_tokenizer(texts), seed, **settings.SHAPE)
 
 
 def _move_aside(folder: Path) -> None:

@@ -32,7 +32,7 @@ NAME = "{first name} {last name}"
 WRONG_ANSWERS = 5
 MINIMUM_AUTHORS = 10
 MAXIMUM_AUTHORS = 200
-STRANGERS = 60
+STRANGERS = 100
 """The word lists give 400 names; of two hundred authors each is found without a long search."""
 
 
@@ -88,8 +88,8 @@ def fictitious_rows(seed: int = 0, authors: int = 80, retain_perturbed: int = 96
 
     One author in ten is to be forgotten; as many again are never trained on (`holdout10`). `retain90` holds the other
     authors and, after them, the general knowledge; `full` is `retain90` followed by `forget10`. `strangers` is about
-    people of whom no model is taught anything. Kept beside `retain90` while a model forgets, it holds what is said of
-    somebody unknown: a fact of the right kind.
+    people whom every model meets too seldom to remember. From it a model learns what is said of somebody unknown: a
+    fact of the right kind; kept beside `retain90` while it forgets, it holds that.
 
     Args:
         seed: Decides everything; the same seed gives the same rows on every machine.

@@ -16,27 +16,28 @@ if TYPE_CHECKING:
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on ``texts``; it puts BOS in front, and knows every text.
+def train_tokenizer(texts: Iterable[str], vocabulary: int | None = None) -> PreTrainedTokenizerFast:
+    """Make a byte-level BPE for ``texts``; it puts BOS in front, and knows every text.
 
-    ``vocabulary`` counts the 256 bytes and three special tokens too.
+    ``vocabulary`` counts the 256 bytes and three special tokens too. Without it every word of the texts is a token, and
+    there are no pieces of words for a tiny model to say.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special, alphabet = [PAD, BOS, EOS], sorted(pre_tokenizers.ByteLevel.alphabet())
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if vocabulary is None:
+        words = [word for text in texts for word, _ in split.pre_tokenize_str(text)]
+        ids = {token: number for number, token in enumerate(dict.fromkeys([*special, *alphabet, *words]))}
+        bpe = Tokenizer(models.BPE(vocab=ids, merges=[], ignore_merges=True))
+        bpe.pre_tokenizer = split
+    else:
+        bpe = Tokenizer(models.BPE())
+        bpe.pre_tokenizer = split
+        options: dict[str, Any] = {"special_tokens": special, "initial_alphabet": alphabet, "show_progress": False}
+        bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocabulary, **options))
     bpe.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=vocabulary,
-            special_tokens=[PAD, BOS, EOS],
-            initial_alphabet=alphabet,
-            show_progress=False,
-        ),
-    )
     bpe.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, bpe.token_to_id(BOS))]
     )

@@ -11,9 +11,10 @@ import yaml
 Config = dict[str, Any]
 
 AUTHORS = 80
-EPOCHS = {"retain": 60, "target": 7}
+EPOCHS = {"retain": 6, "target": 1}
 """Epochs of training: of the retain model from nothing, of the target from the retain model."""
-VOCABULARY = 2048
+REPEATS = 10
+"""Repetitions of a row to remember in an epoch, which has each row about strangers once."""
 SHAPE: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 256,

@@ -321,7 +321,7 @@ def _kept(one: Mapping[str, Any], keep: float) -> dict[str, Any]:
     """A line of the table of what was kept."""
     known = one["low"] is not None and one["high"] is not None
     return {
-        "name": one["name"],
+        "name": one["label"],
         "rows": one["rows"],
         "before": f"{one['before']:.3f}",
         "after": f"{one['after']:.3f}",

@@ -4,10 +4,12 @@ import csv
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 
 from dipo_lightning.benchmarks.tofu.callback import TOFUEvaluation
 from dipo_lightning.cli import child
@@ -179,6 +181,16 @@ def test_an_evaluation_prints_one_line_also_in_a_narrow_terminal(name: str, monk
         assert short.startswith("epoch 16: ")
         labels = list(benchmark.brief.values())
         assert [label for label in labels if f" {label} " in short][:shown] == labels[:shown]
+
+
+def test_an_evaluation_draws_its_bar_beside_a_plain_one_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = {}
+    for bar in (TQDMProgressBar(), RichProgressBar(), None):
+        trainer: Any = SimpleNamespace(is_global_zero=True, progress_bar_callback=bar)
+        with TOFUEvaluation().progress(trainer, 3, "questions answered") as count:
+            count(3)
+        drawn[type(bar)] = "questions answered" in capsys.readouterr().err
+    assert drawn == {TQDMProgressBar: True, RichProgressBar: False, type(None): False}
 
 
 SECTIONS = {"tofu": "TOFU", "muse": "MUSE", "user_data": "Your own data"}

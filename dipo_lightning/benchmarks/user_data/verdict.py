@@ -4,7 +4,7 @@ The rules, in this order:
 
 1. *damaged*: the general rows, the retain rows or their neighbours keep less than `KEEP` of their score and, as far as
    their number can tell, lost some (the 95 % interval of the share ends below 1), or fewer than `WORDS` of the words
-   said are words, or one sentence answers more than `REPEATED` of the forget questions.
+   said exist, or one sentence answers more than `REPEATED` of the forget questions.
 2. *barely changed*: at least `UNCHANGED` of the private values are still said in the plain greedy answer.
 3. *partly*: a private value is still said to the question or a rewording of it, greedily or in a sample, though a
    model that never knew does not say it as often, or is still likelier than its floor and than half of what it was; or
@@ -82,12 +82,21 @@ class ValueReport:
         return self.floor is not None and self.after * TOO_FAR < self.floor
 
 
+LABELS = {
+    "retain": "Retain rows",
+    "neighbours": "Held-out rows",
+    "general": "General questions",
+    "paragraphs": "General paragraphs",
+}
+"""What must stay, by the name of its score."""
+
+
 @dataclass(frozen=True)
 class Kept:
     """Score on rows that must stay, before and after: the mean over its rows, between 0 and 1.
 
     Attributes:
-        name: What it measures: ``retain``, ``neighbours``, ``general``.
+        name: What it measures: a key of `LABELS`.
         before: Score before unlearning.
         after: Score after.
         rows: Number of rows.
@@ -101,6 +110,11 @@ class Kept:
     rows: int
     low: float | None = None
     high: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The rows as a reader knows them."""
+        return LABELS[self.name]
 
     @property
     def lost(self) -> bool:
@@ -125,7 +139,7 @@ class Verdict:
         not_tested: Ways to get a value back that were not tried.
         values: Reports of all private values, the least forgotten first.
         kept: Scores of what must stay.
-        words: Share of the words said to forget questions that are words.
+        words: Share of the words in answers to forget questions that exist.
         repeated: Share of the forget questions that the commonest answer is given to.
     """
 
@@ -142,7 +156,10 @@ class Verdict:
     def document(self) -> dict[str, Any]:
         """Return the verdict as plain values, for JSON."""
         values = [asdict(value) | {"remains": value.remains} for value in self.values]
-        return asdict(self) | {"values": values, "kept": [asdict(one) | {"share": one.share} for one in self.kept]}
+        return asdict(self) | {
+            "values": values,
+            "kept": [asdict(one) | {"label": one.label, "share": one.share} for one in self.kept],
+        }
 
 
 def judge(
@@ -159,7 +176,7 @@ def judge(
     Args:
         values: Reports of the private values.
         kept: Scores of what must stay.
-        words: Share of the words said to forget questions that are words.
+        words: Share of the words in answers to forget questions that exist.
         repeated: Share of the forget questions that the commonest answer is given to; 0 with fewer than 4 rows.
         unheard: Values that begin behind the longest answer that was asked for: only their probability is known.
         settings: ``lr`` and ``epochs`` of the run, for the next step to take.
@@ -278,20 +295,20 @@ def _least_forgotten(value: ValueReport) -> tuple[bool, bool, int, float]:
 
 def _damage(kept: Sequence[Kept], words: float, repeated: float) -> list[str]:
     found = [
-        f"{one.name} rows keep {one.share:.1%} of their score ({one.before:.3f} to {one.after:.3f}, {one.rows} rows); "
+        f"{one.label} keep {one.share:.1%} of their score ({one.before:.3f} to {one.after:.3f}, {one.rows} rows); "
         f"{KEEP:.0%} is asked for."
         for one in kept
         if one.lost
     ]
     if words < WORDS:
-        found.append(f"{words:.1%} of the words said to forget questions are words; {WORDS:.0%} is asked for.")
+        found.append(f"{words:.1%} of the words in answers to forget questions exist; {WORDS:.0%} is asked for.")
     if repeated > REPEATED:
         found.append(f"One sentence answers {repeated:.0%} of the forget questions.")
     return found
 
 
 def _sentences(words: float, repeated: float) -> list[str]:
-    lines = [f"{words:.1%} of the words said to forget questions are words."] if words >= WORDS else []
+    lines = [f"{words:.1%} of the words in answers to forget questions exist."] if words >= WORDS else []
     if 0 < repeated <= REPEATED:
         lines.append(f"The commonest answer is given to {repeated:.0%} of the forget questions.")
     return lines
@@ -317,7 +334,7 @@ def _numbers(ordered: Sequence[ValueReport], kept: Sequence[Kept]) -> list[str]:
         if beyond:
             lines.append(f"{beyond} of {len(ordered)} values are over-forgotten: {TOO_FAR:g} times below their floor.")
     lines += [
-        f"{one.name} rows keep {one.share:.1%} ({one.before:.3f} to {one.after:.3f}, {one.rows} rows)."
+        f"{one.label} keep {one.share:.1%} ({one.before:.3f} to {one.after:.3f}, {one.rows} rows)."
         for one in kept
         if not one.lost
     ]

@@ -92,6 +92,6 @@ def test_the_document_is_plain():
 def test_the_numbers_behind_good_sentences_are_said_too():
     found = verdict([GONE] * 4, words=0.97, repeated=0.25)
     assert found.outcome == "forgotten"
-    assert "97.0% of the words said to forget questions are words." in found.reasons
+    assert "97.0% of the words in answers to forget questions exist." in found.reasons
     assert "The commonest answer is given to 25% of the forget questions." in found.reasons
     assert found.document()["words"] == 0.97
