@@ -1,9 +1,11 @@
 """Evidence for the defaults on real TOFU: settings are searched on some authors and reported on others.
 
-    python tools/evidence.py --data TOFU_FOLDER --model MODEL --output FOLDER --workers 14 --device cuda --seconds 280
+    python -m tools.evidence --data TOFU_FOLDER --model MODEL --output FOLDER --workers 14 --device cuda --seconds 280
+    python -m tools.evidence --output FOLDER            # the quickstart's tiny models, on a CPU
 
 1. *search* has the 200 forget10 rows that are not in forget05, *report* the 200 of forget05, each with the same retain
-   rows of retain90; a target and a retain model are fine-tuned for each.
+   rows of retain90; a target and a retain model are fine-tuned for each. Of the quickstart's models seed 100 is for the
+   search, and 0, 1 and 2 are reported.
 2. Every method tries as many settings on *search*, each pair of DiPO's counting as a method.
 3. The rule (`dipo_lightning.comparison.results`) chooses settings and epoch for each.
 4. The choices are run on *report* with three seeds, and around DiPO's own choice one option at a time.
@@ -46,35 +48,38 @@ def values(name: str, *options: Any) -> list[Settings]:
     return [{name: option} for option in options]
 
 
-RATES = values("lr", 2e-5, 5e-5)
-METHODS: dict[str, tuple[str, Settings, list[Settings]]] = {
-    "DiPO top_k": ("DiPOModule", {}, product(RATES, values("beta", 0.02, 0.1))),
-    "DiPO relative": (
-        "DiPOModule",
-        {"pair.selection": "relative"},
-        product(RATES, values("pair.alpha", 0.2, 0.4)),
-    ),
-    "DiPO contrast": (
-        "DiPOModule",
-        {"pair.memory_vector": "contrast"},
-        product(RATES, values("pair.alpha", 0.5, 1.0)),
-    ),
-    "DiPO entropy": (
-        "DiPOModule",
-        {"pair.weighting": "entropy"},
-        product(RATES, values("pair.alpha", 0.5, 1.0)),
-    ),
-    "NPO": ("NPOModule", {}, product(RATES, values("beta", 0.1, 0.5))),
-    "SimNPO": ("SimNPOModule", {}, product(RATES, values("beta", 2.5, 4.5))),
-    "GradDiff": ("GradDiffModule", {}, values("lr", 5e-6, 1e-5, 2e-5, 5e-5)),
-    "UNDIAL": ("UNDIALModule", {"lambda_": 1.0}, product(values("lr", 5e-5, 1e-4), values("strength", 3.0, 10.0))),
-    "RMU": ("RMUModule", {"layer": 7}, product(values("lr", 1e-5, 5e-5), values("coefficient", 2.0, 20.0))),
-    "WGA": ("WGAModule", {}, values("lr", 1e-5, 2e-5, 5e-5, 1e-4)),
-    "SatImp": ("SatImpModule", {}, product(RATES, values("beta1", 1.0, 5.0))),
-}
+Methods = dict[str, tuple[str, Settings, list[Settings]]]
 """Class, fixed settings, and the settings to choose among, by the name in tables."""
 
-OWN = [name for name in METHODS if name.startswith("DiPO")]
+
+def methods(low: float, high: float, layer: int) -> Methods:
+    """Return every method with four settings around two learning rates, RMU at a layer."""
+    rates = values("lr", low, high)
+
+    def pair(option: str, fixed: Settings, *options: float) -> tuple[str, Settings, list[Settings]]:
+        return "DiPOModule", fixed, product(rates, values(option, *options))
+
+    return {
+        "DiPO top_k": pair("pair.alpha", {"pair.selection": "top_k"}, 0.4, 1.0),
+        "DiPO relative": pair("pair.alpha", {"pair.selection": "relative"}, 0.2, 0.4),
+        "DiPO contrast": pair("pair.alpha", {"pair.memory_vector": "contrast"}, 0.5, 1.0),
+        "DiPO entropy": pair("pair.alpha", {"pair.selection": "top_k", "pair.weighting": "entropy"}, 0.5, 1.0),
+        "NPO": ("NPOModule", {}, product(rates, values("beta", 0.1, 0.5))),
+        "SimNPO": ("SimNPOModule", {}, product(rates, values("beta", 2.5, 4.5))),
+        "GradDiff": ("GradDiffModule", {}, values("lr", low / 4, low / 2, low, high)),
+        "UNDIAL": (
+            "UNDIALModule",
+            {"lambda_": 1.0},
+            product(values("lr", high, 2 * high), values("strength", 3.0, 10.0)),
+        ),
+        "RMU": ("RMUModule", {"layer": layer}, product(values("lr", low, high), values("coefficient", 2.0, 20.0))),
+        "WGA": ("WGAModule", {}, values("lr", low / 2, low, high, 2 * high)),
+        "SatImp": ("SatImpModule", {}, product(rates, values("beta1", 1.0, 5.0))),
+    }
+
+
+def is_own(method: str) -> bool:
+    return method.startswith("DiPO")
 
 
 def prepare_data(source: Path, work: Path, rows: int | None, taught: bool = False) -> None:
@@ -110,14 +115,14 @@ class Evidence:
         setup: Of the jobs.
         workers: They do them.
         output: Folder of the tables.
-        methods: As `METHODS`.
+        methods: As `methods` returns them.
         seeds: Of the runs that are reported.
         epochs: Of the search; read there and after every ``every``-th.
         every: See ``epochs``.
     """
 
     def __init__(
-        self, setup: Setup, workers: Workers, output: Path, methods: dict[str, Any], seeds: Sequence[int] = (1, 2, 3),
+        self, setup: Setup, workers: Workers, output: Path, methods: Methods, seeds: Sequence[int] = (0, 1, 2),
         epochs: int = 5, every: int = 3,
     ) -> None:  # fmt: skip
         self.seeds, self.epochs, self.every = list(seeds), epochs, every
@@ -128,14 +133,13 @@ class Evidence:
 
     def do(self) -> None:
         """Do all stages, as far as the time goes, and write the tables."""
-        models = [Job(kind, split) for split in ("search", "report") for kind in ("retain", "target")]  # type: ignore[arg-type]
-        self.workers.run(models)
-        if any(result_of(job, self.setup) is None for job in models):
+        self.workers.run(self.models)
+        if any(result_of(job, self.setup) is None for job in self.models):
             raise SystemExit(f"A target or retain model is missing: {self.workers.failures or 'no time left'}")
         tried = {name: [self.job(name, one, "search") for one in grid] for name, (_, _, grid) in self.methods.items()}
         longest = max(map(len, tried.values()))
         in_turn = [jobs[i] for i in range(longest) for jobs in tried.values() if i < len(jobs)]
-        self.workers.run([Job("measure", "search"), Job("measure", "report"), *in_turn])
+        self.workers.run([*(Job("measure", split) for split in self.splits), *in_turn])
         self.choose(tried)
         own = self.own_choice()
         reported = {(name, seed): self.reported(name, seed) for seed in self.seeds for name in self.findings.choices}
@@ -151,6 +155,23 @@ class Evidence:
         self.sensitivity = [point for option, value, job in around for point in self.points(option, value, job)]
         self.write(own)
 
+    def split(self, seed: int) -> str:
+        """Return the split on which a seed is reported: the quickstart's seeds have their own."""
+        return f"seed{seed}" if self.setup.tiny else "report"
+
+    @property
+    def splits(self) -> list[str]:
+        """The names of all splits."""
+        return ["search", *dict.fromkeys(map(self.split, self.seeds))]
+
+    @property
+    def models(self) -> list[Job]:
+        """The jobs that make the models of all splits."""
+        if self.setup.tiny:
+            numbers = [100, *self.seeds]
+            return [Job("quickstart", split, seed=seed) for split, seed in zip(self.splits, numbers, strict=True)]
+        return [Job(kind, split) for split in self.splits for kind in ("retain", "target")]  # type: ignore[arg-type]
+
     def job(self, name: str, settings: Settings, split: str, seed: int = 0, **more: Any) -> Job:
         """Return the run of a method's settings."""
         kind, fixed, _ = self.methods[name]
@@ -160,7 +181,7 @@ class Evidence:
     def reported(self, name: str, seed: int, **changes: Any) -> Job:
         """Return the run of a method's choice, up to its epoch, with some settings changed."""
         choice = self.findings.choices[name]
-        return self.job(name, choice.settings | changes, "report", seed, epochs=choice.epoch, every=None)
+        return self.job(name, choice.settings | changes, self.split(seed), seed, epochs=choice.epoch, every=None)
 
     def rows(self, job: Job) -> list[Row] | None:
         """Return the rows of a job behind its target's, with the utility kept; None where it has none."""
@@ -185,7 +206,7 @@ class Evidence:
 
     def own_choice(self) -> str | None:
         """Return the pair of DiPO's that the rule favours among all of them."""
-        tried = [one for one in self.findings.candidates if one.method in OWN and one.method in self.findings.choices]
+        tried = [one for one in self.findings.candidates if is_own(one.method) and one.method in self.findings.choices]
         best = [replace(one, settings={"method": one.method}) for one in tried]
         return choose(best, SELECTION, self.scale).settings["method"] if best else None
 
@@ -195,7 +216,7 @@ class Evidence:
         now = {"beta": 0.02, "pair.alpha": 1.0, "lambda_": 1.0} | fixed | choice.settings
         yield "as chosen", "", self.reported(name, seed)
         longer = 2 * (choice.epoch or self.epochs)
-        yield "epochs", "", self.job(name, choice.settings, "report", seed, epochs=longer, every=1)
+        yield "epochs", "", self.job(name, choice.settings, self.split(seed), seed, epochs=longer, every=1)
         factors = {
             "pair.alpha": (0.25, 0.5, 1, 2, 4),
             "lr": (0.4, 1, 2.5),
@@ -207,7 +228,9 @@ class Evidence:
             numbers["pair.rho"] = [0.01, 0.03, 0.1, 0.3, 1.0]
         elif "pair.memory_vector" not in now:
             numbers["pair.k"] = [1, 3, 10, 30, 100]
-        rows = len((self.setup.work / "data" / "report" / f"{RETAIN}.json").read_text(encoding="utf-8").splitlines())
+        places = self.setup.places(self.split(seed))
+        files = [places.data / f"{kept}.json" for kept in places.retain]
+        rows = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
         numbers["data.max_retain_rows"] = [rows // 4, rows // 2, rows]
         now = {"pair.rho": 0.1, "pair.k": 10, "data.max_retain_rows": rows} | now
         for option, options in numbers.items():
@@ -225,22 +248,25 @@ class Evidence:
     def write(self, own: str | None) -> None:
         """Write the tables, the pictures and evidence.json."""
         self.output.mkdir(parents=True, exist_ok=True)
-        retain = [
-            row | TOFU().retain_values | {"method": "retain", "epoch": None, "step": None}
-            for row in (result_of(Job("retain", "report"), self.setup) or [])[-1:]
-        ]
-        target = result_of(Job("measure", "report"), self.setup)
-        add_utility_kept(retain, target[0] if target else None, self.scale)
+        retain = []
+        for seed in self.seeds:
+            kind: Any = "quickstart" if self.setup.tiny else "retain"
+            found = result_of(Job(kind, self.split(seed)), self.setup) or []
+            target = result_of(Job("measure", self.split(seed)), self.setup)
+            named = {"method": "retain", "seed": seed, "epoch": None, "step": None}
+            rows = [row | TOFU().retain_values | named for row in found[-1:]]
+            add_utility_kept(rows, target[0] if target else None, self.scale)
+            retain += rows
         self.findings.retain = retain
         self.findings.failures = [Failure(name, reason) for name, reason in self.workers.failures.items()]
-        plan = Comparison("TOFU, the authors of forget05", str(self.output), seeds=self.seeds, selection=SELECTION)
+        plan = Comparison(self.setup.model, str(self.output), seeds=self.seeds, selection=SELECTION)
         plain_choices = {name: vars(choice) for name, choice in self.findings.choices.items()}
         write_json(
             self.output / "evidence.json",
             {
                 "seconds": self.workers.elapsed,
                 "setup": {name: str(value) for name, value in vars(self.setup).items()},
-                "target": {split: result_of(Job("measure", split), self.setup) for split in ("search", "report")},
+                "target": {split: result_of(Job("measure", split), self.setup) for split in self.splits},
                 "retain": retain,
                 "search": [row for one in self.findings.candidates for row in one.rows],
                 "choices": plain_choices,
@@ -310,7 +336,7 @@ def sensitivity_picture(points: Sequence[tuple[str, str, Row]], scale: Scale, pa
     figure.savefig(path)
 
 
-def smoke(setup: Setup) -> tuple[Setup, dict[str, Any]]:
+def smoke(setup: Setup) -> tuple[Setup, Methods]:
     """Return a toy model and few settings, by which every stage is walked in a minute."""
     from tests.helpers.toys import save_toy
 
@@ -318,17 +344,16 @@ def smoke(setup: Setup) -> tuple[Setup, dict[str, Any]]:
     if not folder.is_dir():
         save_toy(folder)
     tiny = replace(setup, model=str(folder), teaching=(1e-2, 150, 8), batch_size=4, resamples=20)
-    methods = {
-        name: (kind, fixed | ({"layer": 0} if "layer" in fixed else {}), grid[: 2 if name == "NPO" else 1])
-        for name, (kind, fixed, grid) in METHODS.items()
-    }
-    return tiny, methods
+    found = methods(2e-5, 5e-5, layer=0).items()
+    return tiny, {name: (kind, fixed, grid[: 2 if name == "NPO" else 1]) for name, (kind, fixed, grid) in found}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of TOFU's JSON-lines files")
-    parser.add_argument("--model", default="models/smollm2", help="base model: folder or GGUF file")
+    parser.add_argument("--data", type=Path, help="folder of TOFU's JSON-lines files")
+    parser.add_argument(
+        "--model", default="quickstart", help="base model, folder or GGUF file; without it the tiny ones"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder of the tables")
     parser.add_argument("--work", type=Path, help="folder of data, models and runs; OUTPUT/work without it")
     parser.add_argument("--workers", type=int, default=2)
@@ -340,15 +365,24 @@ def main() -> None:
     given = parser.parse_args()
     measuring = {"max_new_tokens": 50}
     if given.device == "cuda":
-        measuring |= {"batch_tokens": 16384, "generation_rows": 256}
+        measuring |= {"batch_tokens": 4096, "generation_rows": 256}
     work = (given.work or given.output / "work").resolve()
-    setup, methods = Setup(given.model, work, given.device, given.precision, measuring=measuring), METHODS
+    setup = Setup(given.model, work, given.device, given.precision, measuring=measuring)
+    work.mkdir(parents=True, exist_ok=True)
+    course: dict[str, Any] = {}
     if given.smoke:
-        work.mkdir(parents=True, exist_ok=True)
-        setup, methods = smoke(setup)
-    prepare_data(given.data, work, 4 if given.smoke else given.rows, taught=given.smoke)
-    short: dict[str, Any] = {"seeds": [1], "epochs": 2, "every": 1} if given.smoke else {}
-    Evidence(setup, Workers(setup, given.workers, given.seconds), given.output, methods, **short).do()
+        setup, compared = smoke(setup)
+        course = {"seeds": [1], "epochs": 2, "every": 1}
+    elif setup.tiny:
+        compared = methods(5e-4, 1e-3, layer=0)
+        course = {"epochs": 10, "every": 5}
+    else:
+        compared = methods(2e-5, 5e-5, layer=7)
+    if not setup.tiny:
+        if given.data is None:
+            parser.error("--data names the folder of TOFU")
+        prepare_data(given.data, work, 4 if given.smoke else given.rows, taught=given.smoke)
+    Evidence(setup, Workers(setup, given.workers, given.seconds), given.output, compared, **course).do()
 
 
 if __name__ == "__main__":

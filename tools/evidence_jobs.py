@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from dipo_lightning.comparison.results import Row
 from dipo_lightning.comparison.work import file_name, label
@@ -35,7 +35,8 @@ class Setup:
     """What all jobs share.
 
     Attributes:
-        model: The base model.
+        model: The base model of the target and the retain model; ``quickstart`` for the quickstart's tiny ones, of
+            which every split has data and models of its own.
         work: Folder of data, models and runs.
         device: ``cpu`` or ``cuda``.
         precision: Of the Trainer.
@@ -52,7 +53,32 @@ class Setup:
     batch_size: int = 16
     teaching: tuple[float, int, int] = (2e-4, 5, 8)
     measuring: dict[str, Any] = field(default_factory=dict)
-    resamples: int = 1000
+    resamples: int = 500
+
+    @property
+    def tiny(self) -> bool:
+        """True for the quickstart's models."""
+        return self.model == "quickstart"
+
+    def places(self, split: str) -> Places:
+        """Return where data and models of a split lie."""
+        if self.tiny:
+            folder = self.work / "quickstart" / split
+            kept = ["retain90", "strangers"]
+            return Places(folder / "data", "forget10", kept, folder / "models", folder / "retain.json", "plain")
+        folder, log = self.work / "models" / split, self.work / "runs" / split / "retain"
+        return Places(self.work / "data" / split, SPLIT, [RETAIN], folder, log, "chat")
+
+
+class Places(NamedTuple):
+    """Data and models of a split: the folder in TOFU's schema, its files, the models' folder, the retain log, style."""
+
+    data: Path
+    forget: str
+    retain: list[str]
+    models: Path
+    retain_log: Path
+    prompt: str
 
 
 @dataclass(frozen=True)
@@ -60,8 +86,9 @@ class Job:
     """One run.
 
     Attributes:
-        kind: ``target`` or ``retain`` (fine-tuning), ``measure`` (the target before unlearning) or ``unlearn``.
-        split: ``search`` or ``report``.
+        kind: ``target`` or ``retain`` (fine-tuning), ``quickstart`` (the tiny models), ``measure`` (the target before
+            unlearning) or ``unlearn``.
+        split: ``search``, ``report``, or the quickstart's ``seedN``.
         method: Its name in tables.
         class_name: Of the method's module.
         settings: ``lr``, options of the module, ``data.NAME`` of the data module; dots nest.
@@ -70,7 +97,7 @@ class Job:
         every: Evaluate after every so many epochs too, not only at the end.
     """
 
-    kind: Literal["target", "retain", "measure", "unlearn"]
+    kind: Literal["target", "retain", "quickstart", "measure", "unlearn"]
     split: str
     method: str = ""
     class_name: str = ""
@@ -106,15 +133,34 @@ def do(job: Job, setup: Setup) -> None:
 
     began, folder = time.perf_counter(), setup.work / "runs" / job.name
     pl.seed_everything(job.seed)
-    module, data, callbacks = parts(job, setup)
-    trainer = trainer_for(job, setup, folder, callbacks)
-    if job.kind == "measure":
-        trainer.validate(module, datamodule=data, verbose=False)
+    if job.kind == "quickstart":
+        documents = [make_quickstart(job, setup)]
     else:
-        trainer.fit(module, data)
-    documents = read_documents(folder).get("tofu", [])
+        module, data, callbacks = parts(job, setup)
+        trainer = trainer_for(job, setup, folder, callbacks)
+        if job.kind == "measure":
+            trainer.validate(module, datamodule=data, verbose=False)
+        else:
+            trainer.fit(module, data)
+        documents = read_documents(folder).get("tofu", [])
     rows = evaluation_rows(documents, job.method or job.kind, label(job.settings), job.seed)
     write_json(setup.work / "runs" / f"{job.name}.json", {"rows": rows, "seconds": time.perf_counter() - began})
+
+
+def make_quickstart(job: Job, setup: Setup) -> dict[str, Any]:
+    """Make the quickstart's data, retain model and target for a seed; returns the retain model's log."""
+    from dipo_lightning import quickstart
+    from dipo_lightning.report.runs import read_document
+
+    folder = setup.work / "quickstart" / job.split
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    os.environ["DIPO_LIGHTNING_STEP"] = "1"
+    quickstart.prepare(folder, job.seed)
+    quickstart.train(folder, "retain", "retain90.json", "untrained", job.seed)
+    shutil.copy(quickstart.measure_retain(folder, job.seed), folder / "retain.json")
+    quickstart.train(folder, "target", "full.json", "retain", job.seed)
+    return read_document(folder / "retain.json")
 
 
 def parts(job: Job, setup: Setup) -> tuple[Any, Any, list[Any]]:
@@ -124,18 +170,24 @@ def parts(job: Job, setup: Setup) -> tuple[Any, Any, list[Any]]:
     import dipo_lightning
     from dipo_lightning.callbacks import ExportModel
 
-    source, models = str(setup.work / "data" / job.split), setup.work / "models" / job.split
+    places = setup.places(job.split)
     if job.kind in ("target", "retain"):
         rate, _, batch_size = setup.teaching
         adamw = functools.partial(torch.optim.AdamW, lr=rate, weight_decay=0.01)
         module: Any = dipo_lightning.FineTuningModule(setup.model, optimizer=adamw)
         train = [RETAIN, SPLIT] if job.kind == "target" else [RETAIN]
-        data: Any = dipo_lightning.TOFUFineTuningDataModule(
-            data=source, train=train, prompt="chat", batch_size=batch_size
+        taught: Any = dipo_lightning.TOFUFineTuningDataModule(
+            data=str(places.data), train=train, prompt=places.prompt, batch_size=batch_size
         )
-        callbacks = [evaluation(job, setup, source)] if job.kind == "retain" else []
-        return module, data, [*callbacks, ExportModel(str(models / job.kind), inside_run=False)]
-    data = {"data": source, "split": SPLIT, "prompt": "chat", "batch_size": setup.batch_size, "seed": job.seed}
+        callbacks = [evaluation(job, setup, places)] if job.kind == "retain" else []
+        return module, taught, [*callbacks, ExportModel(str(places.models / job.kind), inside_run=False)]
+    data: dict[str, Any] = {
+        "forget": str(places.data / f"{places.forget}.json"),
+        "retain": [str(places.data / f"{name}.json") for name in places.retain],
+        "prompt": places.prompt,
+        "batch_size": setup.batch_size,
+        "seed": job.seed,
+    }
     options: dict[str, Any] = {}
     for name, value in job.settings.items():
         first, _, rest = name.partition(".")
@@ -146,25 +198,25 @@ def parts(job: Job, setup: Setup) -> tuple[Any, Any, list[Any]]:
         place[name] = value
     adamw = functools.partial(torch.optim.AdamW, lr=options.pop("lr", 1e-5), weight_decay=0.01)
     module = getattr(dipo_lightning, job.class_name or "GradDiffModule")(
-        str(models / "target"), optimizer=adamw, reference="live", **options
+        str(places.models / "target"), optimizer=adamw, reference="live", **options
     )
-    return module, dipo_lightning.TOFUDataModule(**data), [evaluation(job, setup, source)]
+    return module, dipo_lightning.UnlearningDataModule(**data), [evaluation(job, setup, places)]
 
 
-def evaluation(job: Job, setup: Setup, source: str) -> Any:
+def evaluation(job: Job, setup: Setup, places: Places) -> Any:
     """Return the callback that measures TOFU, at the moments of the job."""
     from dipo_lightning.callbacks import TOFUEvaluation
     from dipo_lightning.evaluation.rows import Measuring
     from dipo_lightning.evaluation.schedule import Schedule
 
     return TOFUEvaluation(
-        split=SPLIT,
-        data=source,
-        retain_log=None if job.kind == "retain" else str(setup.work / "runs" / job.split / "retain"),
+        split=places.forget,
+        data=str(places.data),
+        retain_log=None if job.kind == "retain" else str(places.retain_log),
         schedule=Schedule(every_n_epochs=job.every, at_start=False),
         measuring=Measuring(**setup.measuring),
         samples=0,
-        bootstrap=setup.resamples,
+        bootstrap=setup.resamples if job.every is None else setup.resamples // 5,  # a search needs ties only
     )
 
 

@@ -33,6 +33,9 @@ from dipo_lightning.methods.dipo.loss import TokenMargins
 from dipo_lightning.methods.dipo.pair import FactoredPair, PairOptions, factor
 
 _FEW = 16
+"""Tokens of a set whose rows of the projection are gathered at a time."""
+_MANY = 64
+"""Tokens of a set above which the whole projection is cheaper."""
 
 
 class Plan(NamedTuple):
@@ -52,8 +55,8 @@ class Plan(NamedTuple):
         """
         half = dtype not in (torch.float32, torch.float64)
         options = self.options
-        few = options.selection == "top_k" and options.k <= _FEW and options.memory_vector == "centered"
-        dear = self.with_rewards and (half or not few)  # else they follow from the margin: see `Inside`
+        centered = options.memory_vector == "centered"
+        dear = self.with_rewards and (half or not centered)  # else they follow from the margin: see `Inside`
         return options.source == "policy" or dear or ((half or self.compare) and not self.shared)
 
 
@@ -71,7 +74,7 @@ class Inside(NamedTuple):
     Attributes:
         indices: (n, M) int64 the tokens of the set.
         logits: (n, M) the reference's logits on them.
-        share: (n,) (m_w - m_b) / (m_w - m_l), which lies in [0, 1] for a centered memory vector.
+        share: (n,) (m_w - m_b) / (m_w - m_l), in [0, 1]: what it is for a centered memory vector.
         weights: (n, M) w - b - share * (w - l).
     """
 
@@ -82,14 +85,18 @@ class Inside(NamedTuple):
 
     def preferred(self, margin: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
         """Compute the preferred reward over beta (n,) from the margin (n,) and hidden states (n, H)."""
-        logits = torch.einsum("nmh,nh->nm", weight[self.indices], hidden)
+        if self.indices.shape[-1] > _MANY:
+            logits = (hidden @ weight.T).gather(-1, self.indices)
+        else:
+            some = self.indices.split(_FEW, dim=-1)
+            logits = torch.cat([torch.einsum("nmh,nh->nm", weight[few], hidden) for few in some], -1)
         return self.share * margin + (self.weights * (logits - self.logits)).sum(-1)
 
 
 def _inside(pair: FactoredPair) -> Inside:
     """Take what `Inside` holds out of a pair."""
     towards, whole = pair.preferred - pair.base, pair.preferred - pair.dispreferred
-    share = torch.where(whole.mass == 0, 0, towards.mass / whole.mass)
+    share = torch.where(whole.mass == 0, 0, towards.mass / whole.mass).clamp(0, 1)  # less rounding, where both are tiny
     return Inside(pair.indices, pair.logits, share.squeeze(-1), towards.values - share * whole.values)
 
 

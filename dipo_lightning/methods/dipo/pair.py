@@ -54,12 +54,12 @@ class PairOptions:
         source: Whose logits the pair is made from: ``reference``, or ``policy`` (taken as constants).
     """
 
-    selection: Selection = "top_k"
+    selection: Selection = "relative"
     k: int = 10
     p: float = 0.9
     rho: float = 0.1
     memory_vector: MemoryVector = "centered"
-    alpha: float = 1.0
+    alpha: float = 0.2
     weighting: Weighting = "uniform"
     source: Source = "reference"
 

@@ -23,6 +23,9 @@ OPTIONS = [
     PairOptions("relative", rho=0.2, memory_vector="raw"),
 ]
 
+SETS = [PairOptions("relative", rho=0.2), *(PairOptions("top_k", k=k) for k in (40, 100))]
+"""Sets whose logits are computed otherwise for the rewards: by one gather, by several, and from all logits."""
+
 
 def tensors(dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Policy hidden states and projection, reference hidden states and projection."""
@@ -82,7 +85,7 @@ def test_equal_to_plain_in_float32(options: PairOptions, chunk_size: int) -> Non
 
 
 @pytest.mark.parametrize(("chunk_size", "source"), list(itertools.product([4, 100], ["reference", "policy"])))
-@pytest.mark.parametrize("options", [*OPTIONS, PairOptions("top_k", k=40), PairOptions("top_k", memory_vector="raw")])
+@pytest.mark.parametrize("options", [*OPTIONS, *SETS, PairOptions("top_k", memory_vector="raw")])
 def test_rewards(options: PairOptions, chunk_size: int, source: str) -> None:
     given = tensors()
     policy, reference = given[0] @ given[1].T, given[2] @ given[3].T

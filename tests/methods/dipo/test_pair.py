@@ -72,7 +72,7 @@ def test_by_hand(options: PairOptions, chosen: set[int], kind: str) -> None:
 
 
 def test_centered_alpha_one_pulls_the_set_down_to_tau() -> None:
-    log_preferred, _ = make_pair(LOGITS, PairOptions("top_k", k=2))
+    log_preferred, _ = make_pair(LOGITS, PairOptions("top_k", k=2, alpha=1.0))
     torch.testing.assert_close(log_preferred[0, [0, 2]], log_preferred[0, 3].expand(2))
 
 
@@ -179,9 +179,9 @@ def test_no_positions() -> None:
 
 def test_errors() -> None:
     with pytest.raises(InputError, match="k is 10"):
-        pair_difference(torch.zeros(1, 4), PairOptions())
+        pair_difference(torch.zeros(1, 4), PairOptions("top_k"))
     with pytest.raises(InputError, match="k is 10"):
-        make_pair(torch.zeros(1, 4), PairOptions())
+        make_pair(torch.zeros(1, 4), PairOptions("top_k"))
     with pytest.raises(InputError, match="whole vocabulary"):
         memory_vector(LOGITS, torch.ones(1, 4, dtype=torch.bool))
     with pytest.raises(InputError, match="memory_vector"):

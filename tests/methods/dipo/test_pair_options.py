@@ -1,11 +1,19 @@
 """Options refuse what cannot work and say so."""
 
 import dataclasses
+import inspect
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from dipo_lightning import DiPOModule
 from dipo_lightning.errors import InputError
 from dipo_lightning.methods.dipo.pair import PairOptions
+from dipo_lightning.quickstart.settings import shipped
+
+METHOD_FILE = Path(__file__).resolve().parents[3] / "configs" / "methods" / "dipo.yaml"
 
 
 @pytest.mark.parametrize(
@@ -48,3 +56,12 @@ def test_vocabulary_must_leave_a_token_outside() -> None:
 def test_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         PairOptions().alpha = 2.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("config", ["quickstart", "methods/dipo"])
+def test_class_method_file_and_quickstart_have_one_default(config: str) -> None:
+    read: Any = shipped("unlearning") if config == "quickstart" else yaml.safe_load(METHOD_FILE.read_text("utf-8"))
+    options, usual = read["model"]["init_args"], inspect.signature(DiPOModule).parameters
+    assert PairOptions(**options["pair"]) == usual["pair"].default == PairOptions()
+    for name in ("beta", "reduction", "scale"):
+        assert options.get(name, usual[name].default) == usual[name].default
