@@ -79,6 +79,6 @@ def test_errors() -> None:
     with pytest.raises(InputError, match="same vocabulary"):
         directions(reference_hidden, reference_weight, weight[1:], OPTIONS[0])
     with pytest.raises(InputError, match=f"k is {V}"):
-        directions(reference_hidden, reference_weight, weight, PairOptions(k=V))
+        directions(reference_hidden, reference_weight, weight, PairOptions("top_k", k=V))
     with pytest.raises(InputError, match="chunk_size"):
         directions(reference_hidden, reference_weight, weight, OPTIONS[0], 0)

@@ -248,7 +248,7 @@ def test_memory_does_not_grow_with_the_positions() -> None:
         ({"reference_hidden": torch.zeros(N, H_REF + 1)}, "reference hidden states"),
         ({"reference_hidden": torch.zeros(N + 1, H_REF)}, "both must be the same batch"),
         ({"reference_weight": torch.zeros(V + 1, H_REF)}, "both must be the same batch"),
-        ({"options": PairOptions(k=V)}, f"k is {V}"),
+        ({"options": PairOptions("top_k", k=V)}, f"k is {V}"),
     ],
 )
 def test_errors(change: dict[str, object], message: str) -> None:

@@ -140,7 +140,7 @@ def test_a_memorised_token_in_float32(selection: str, kind: str) -> None:
     """The set holds all but 1e-9 of the mass: 1 - sum(set) would be noise in float32."""
     logits = torch.randn(3, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     logits[:, 5] += 30
-    options = PairOptions(selection, k=1, p=0.5, rho=0.5, memory_vector=kind)
+    options = PairOptions(selection, k=1, p=0.5, rho=0.5, memory_vector=kind, alpha=1.0)
     torch.testing.assert_close(
         pair_difference(logits.float(), options).double(), pair_difference(logits, options), rtol=1e-4, atol=1e-9
     )

@@ -45,9 +45,9 @@ def test_edges_are_allowed() -> None:
 
 
 def test_vocabulary_must_leave_a_token_outside() -> None:
-    PairOptions(k=9).check_vocabulary(10)
+    PairOptions("top_k", k=9).check_vocabulary(10)
     with pytest.raises(InputError, match="k is 10 but the vocabulary has 10"):
-        PairOptions(k=10).check_vocabulary(10)
+        PairOptions("top_k", k=10).check_vocabulary(10)
     PairOptions(selection="top_p", k=10).check_vocabulary(10)
     with pytest.raises(InputError, match="needs at least 2"):
         PairOptions(selection="top_p").check_vocabulary(1)
