@@ -82,7 +82,7 @@ CASES = {
     "p of 1": (["--model.pair.selection=top_p", "--model.pair.p=1"], "p is 1"),
     "rho of 0": (["--model.pair.selection=relative", "--model.pair.rho=0"], "rho is 0"),
     "k of 0": (["--model.pair.k=0"], "k is 0"),
-    "k above the vocabulary": (["--model.pair.k=100000"], "vocabulary has 320 tokens"),
+    "k above the vocabulary": (["--model.pair.selection=top_k", "--model.pair.k=100000"], "vocabulary has 320 tokens"),
     "a selection that does not exist": (["--model.pair.selection=top_q"], "top_q"),
     "a negative weight": (["--model.lambda_=-1"], "lambda_ is -1"),
     "an option of another type": (["--model.beta=much"], "much"),

@@ -111,6 +111,8 @@ def test_the_command_line_reads_every_command_of_a_page(project: Path) -> None:
                 assert words[1] in targets, line
             elif words[:2] == [".venv/bin/python", "-m"]:
                 assert importlib.util.find_spec(words[2]), line
+            elif words[0] == ".venv/bin/python":
+                assert (ROOT / words[1]).is_file(), line
             else:
                 assert words[0].removeprefix(".venv/bin/") in OTHER_PROGRAMS | {"pre-commit"}, line
 

@@ -301,7 +301,9 @@ class Evaluation(Scheduled):
 
     def outdated(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         """Tell whether the last evaluation is of another step, or of other weights; collective."""
-        if super().outdated(trainer, pl_module) or not self.files or not os.path.exists(self.files[-1]):
+        if super().outdated(trainer, pl_module) or not self.files:
+            return True
+        if not trainer.strategy.broadcast(os.path.exists(self.files[-1])):  # the first process writes them
             return True
         last = self.last or json.loads(Path(self.files[-1]).read_text(encoding="utf-8"))
         return last["provenance"].get("model", {}).get("trained") != weights(pl_module).get("trained")

@@ -189,7 +189,7 @@ def test_metrics_of_choice(folders, tmp_path):
     chosen = "[truth_ratio,truth_ratio_prob_mean,rouge_f1,min_k,exact_memorization]"
     line = ["--attacks", "[quantization,relearning]", "--metrics", chosen, "--retain", str(folders / "retain")]
     assert main(options(folders, *line, "--output", str(tmp_path / "out"))) == 0
-    found = score(tmp_path / "out" / "robustness.json", bootstrap=20)
+    found = score(tmp_path / "out" / "robustness.json", bootstrap=40)
     assert found["stored_aggregates_hold"] is True
     log = read_log(tmp_path / "out" / "robustness.json")
     for name in ("truth_ratio", "truth_ratio_prob_mean", "rouge_f1", "min_k", "exact_memorization"):
