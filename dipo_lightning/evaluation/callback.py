@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -195,8 +196,8 @@ class Evaluation(Scheduled):
         names = [name for name in brief or self.benchmark.shown or now if name in now][:4]
         numbers = ", ".join(f"{self.meanings[name].label.replace(':', '')} {now[name]:.3g}" for name in names)
         line = f"epoch {where['epoch']:>3}, step {where['step']:>5}: {numbers}"
-        width = shutil.get_terminal_size((len(line), 24)).columns  # a file has none
-        if len(line) <= width:
+        width = shutil.get_terminal_size().columns
+        if len(line) <= width or not sys.stdout.isatty():
             return line
         line = f"epoch {where['epoch']}:"
         for part in (f" {brief.get(name, name)} {now[name]:.3g}" for name in names):

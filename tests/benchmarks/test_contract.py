@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -170,10 +171,12 @@ def test_an_evaluation_prints_one_line_also_in_a_narrow_terminal(name: str, monk
     evaluation.benchmark, evaluation.meanings = benchmark, metric_meanings(benchmark.metrics({}))
     numbers = dict.fromkeys(benchmark.brief, 0.1234) | {"forget_quality_p": 1.23e-18}
     document = {"aggregates": numbers, "provenance": {"epoch": 16, "step": 640}}
-    monkeypatch.delenv("COLUMNS", raising=False)  # as in a file, which has no width
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
     whole = evaluation.line(document)
     assert whole.startswith("epoch  16, step   640: ")
     assert all(f"{evaluation.meanings[key].label.replace(':', '')} 0.123" in whole for key in list(benchmark.brief)[1:])
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     for width, shown in ((62, 4), (60, 3), (30, 1)):
         monkeypatch.setenv("COLUMNS", str(width))
         short = evaluation.line(document)
