@@ -19,6 +19,7 @@ from nbformat import NotebookNode
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 SECONDS = 600  # a cell's limit, generous for a busy machine
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def machine() -> dict[str, str]:
@@ -35,7 +36,10 @@ def _cpu_lines() -> list[str]:
 
 
 def execute(path: Path, folder: Path) -> NotebookNode:
-    """Run a notebook from its first cell on one core, in ``folder``, with the package of this tree."""
+    """Run a notebook from its first cell on one core, in ``folder``, with the package of this tree.
+
+    Widgets, such as the bars that tqdm draws where ipywidgets is installed, are left out of its outputs.
+    """
     notebook = nbformat.read(path, as_version=4)
     search = os.pathsep.join([str(FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": search}
@@ -48,6 +52,10 @@ def execute(path: Path, folder: Path) -> NotebookNode:
         record_timing=False,
     )
     client.execute(env=environment)
+    for cell in notebook.cells:
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+    notebook.metadata.pop("widgets", None)
     return notebook
 
 
