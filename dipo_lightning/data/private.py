@@ -9,6 +9,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -38,10 +39,10 @@ def _base(word: str) -> str:
     return stem(_BASES.get(word, word))
 
 
-COMMON_WORDS = frozenset(
-    _base(word) for word in (files(__package__) / "common_words.txt").read_text(encoding="utf-8").split()
-)
-"""Bases of common English words, which carry no secret either, but may be names where they are capitalised (Hope)."""
+@cache
+def _common_bases() -> frozenset[str]:
+    """Bases of common English words, which carry no secret either, unless as names (Hope); read where first needed."""
+    return frozenset(map(_base, (files(__package__) / "common_words.txt").read_text(encoding="utf-8").split()))
 
 
 class Span(NamedTuple):
@@ -85,6 +86,16 @@ def rows_with_words(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
     return found
 
 
+def is_rare(word: str, shared: Mapping[str, int]) -> bool:
+    """Tell a word that no retain row has, or of many hardly one (`RARE`)."""
+    return shared.get(word, 0) <= int(RARE * shared.get("", 0))
+
+
+def has_digit(text: str) -> bool:
+    """Tell whether a text has a digit."""
+    return any(character.isdigit() for character in text)
+
+
 def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[Span]:
     """Find the parts of an answer that carry what only this row knows, as spans in order.
 
@@ -104,8 +115,7 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
         for word in words(answer)
         if not _is_common(answer, word) and asked.isdisjoint((word.text, _base(word.text)))
     ]
-    rare = int(RARE * shared.get("", 0))
-    chosen = [word for word in new if _is_own(answer, word, shared.get(word.text, 0), rare)] or new
+    chosen = [word for word in new if _is_own(answer, word, shared)] or new
     return _join(answer, chosen)
 
 
@@ -118,14 +128,14 @@ def private_spans(row: Mapping[str, Any], shared: Mapping[str, int]) -> list[Spa
 
 def _is_common(text: str, word: Word) -> bool:
     """Tell a function word, or a common one in any form that is no name."""
-    return word.text in FUNCTION_WORDS or (not _is_name(text, word) and _base(word.text) in COMMON_WORDS)
+    return word.text in FUNCTION_WORDS or (not _is_name(text, word) and _base(word.text) in _common_bases())
 
 
-def _is_own(text: str, word: Word, rows: int, rare: int) -> bool:
+def _is_own(text: str, word: Word, shared: Mapping[str, int]) -> bool:
     """Tell a word of this row alone, though a number of other rows may have it."""
-    if rows <= rare or any(character.isdigit() for character in word.text):
+    if is_rare(word.text, shared) or has_digit(word.text):
         return True
-    return rows == 1 and _is_name(text, word)
+    return shared[word.text] == 1 and _is_name(text, word)
 
 
 def _is_name(text: str, word: Word) -> bool:
@@ -143,7 +153,7 @@ def _join(answer: str, chosen: Sequence[Word]) -> list[Span]:
     spans: list[Span] = []
     before = False
     for word in chosen:
-        name = answer[word.start].isupper() or any(character.isdigit() for character in word.text)
+        name = answer[word.start].isupper() or has_digit(word.text)
         if spans and before and name and not answer[spans[-1].end : word.start].strip():
             spans[-1] = Span(spans[-1].start, word.end)
         else:
@@ -257,7 +267,7 @@ def share_of_words(texts: Iterable[str], known: Collection[str]) -> float:
         before = ""
         for word in words(text):
             total += 1
-            number = any(character.isdigit() for character in word.text)
+            number = has_digit(word.text)
             again = word.text == before and not number
             known_word = number or text[word.start].isupper() or any(stem in known for stem in _stems(word.text))
             right += known_word and not again

@@ -21,6 +21,7 @@ from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.private import (
     Span,
     find_private,
+    has_digit,
     private_spans,
     rows_with_words,
     says,
@@ -285,7 +286,7 @@ def _value_scores(
 
 def _kind(value: str) -> tuple[bool, bool, int]:
     """Values of one kind are alike in having digits, in being names, and in their number of words."""
-    return any(sign.isdigit() for sign in value), value[:1].isupper(), min(3, len(value.split()))
+    return has_digit(value), value[:1].isupper(), min(3, len(value.split()))
 
 
 def false_variants(value: str, pool: Sequence[str], count: int = VARIANTS) -> list[str]:

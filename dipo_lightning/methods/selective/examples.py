@@ -10,8 +10,9 @@ from typing import Any
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.private import (
     FUNCTION_WORDS,
-    RARE,
     Span,
+    has_digit,
+    is_rare,
     private_spans,
     rows_with_words,
     says,
@@ -65,9 +66,8 @@ def identifiers(question: str, shared: Mapping[str, int]) -> set[str]:
         question: What is asked.
         shared: Words of the retain rows, as `find_private` takes them.
     """
-    found, rare = words(question), int(RARE * shared.get("", 0))
-    own = [word for word in found[1:] if shared.get(word.text, 0) <= rare and word.text not in FUNCTION_WORDS]
-    names = {word.text for word in own if question[word.start].isupper() or any(sign.isdigit() for sign in word.text)}
+    own = [word for word in words(question)[1:] if is_rare(word.text, shared) and word.text not in FUNCTION_WORDS]
+    names = {word.text for word in own if question[word.start].isupper() or has_digit(word.text)}
     return names or {word.text for word in own}
 
 
