@@ -27,7 +27,7 @@ from dipo_lightning.callbacks.run_record import (
 )
 from dipo_lightning.callbacks.signals import StopSignals, requeue
 from dipo_lightning.data.rows import fingerprints
-from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.errors import InputError, RunError, check_numbers
 from dipo_lightning.evaluation.provenance import configuration
 from dipo_lightning.evaluation.run_folder import is_named, is_trial, run_folder
 from dipo_lightning.evaluation.schedule import Hook, Savepoint, Scheduled
@@ -60,9 +60,7 @@ class Checkpoint(Savepoint, CheckpointBase):
     def __init__(
         self, every_n_epochs: int | None = 1, every_n_steps: int | None = None, folder: str | None = None
     ) -> None:
-        for option, value in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps)):
-            if value is not None and value < 1:
-                raise InputError(f"Checkpoint.{option} is {value}; it must be at least 1, or null for never.")
+        check_numbers(self, {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps})
         self.every_n_epochs, self.every_n_steps, self.folder = every_n_epochs, every_n_steps, folder
         self.path = Path(LAST)
         self.signals = StopSignals()

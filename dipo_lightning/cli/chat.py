@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.prompts import PromptName, prompt_style
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import check_numbers
 from dipo_lightning.safety.display import printable
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ def chat(
         max_new_tokens: Most tokens of an answer.
         system_prompt: What the model is told first, for ``--prompt chat``.
     """
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
+    check_numbers("", {"max_new_tokens": max_new_tokens})
     options = {} if system_prompt is None else {"system_prompt": system_prompt}
     speakers = [
         Speaker(title, source, prompt, max_new_tokens, options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import check_choice
 
 
 def lm_eval(
@@ -51,8 +51,7 @@ def lm_eval(
     from dipo_lightning.models.loading import load_policy, load_tokenizer
     from dipo_lightning.report.page import write_page
 
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise InputError(f"dtype is {dtype!r}; it must be float32, bfloat16 or float16.")
+    check_choice("", "dtype", dtype, ("float32", "bfloat16", "float16"))
     options = Options(num_fewshot, limit, batch_size, chat_template, include_path)
     names = tasks.replace(",", " ").split()
     run = run_settings(Path(model).expanduser())

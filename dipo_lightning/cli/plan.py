@@ -29,7 +29,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_numbers, check_positive
 from dipo_lightning.models.lora import BYTES
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -83,11 +83,9 @@ class Run:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
-        for name in ("gpus", "batch_size", "length", "answer_length", "lora_rank", "chunk_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.memory_gb <= 0:
-            raise InputError(f"memory_gb is {self.memory_gb}; it must be above 0.")
+        sizes = ("gpus", "batch_size", "length", "answer_length", "lora_rank", "chunk_size")
+        check_numbers("", {name: getattr(self, name) for name in sizes})
+        check_positive("", {"memory_gb": self.memory_gb})
         if self.answer_length > self.length:
             raise InputError(f"answer_length is {self.answer_length}, more than the {self.length} tokens of a row.")
         if self.trainable == "full" and self.reference in ("adapters_off", "directions"):

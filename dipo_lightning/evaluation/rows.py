@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict
 
 import torch
 
-from dipo_lightning.errors import InputError, check_numbers
+from dipo_lightning.errors import InputError, check_choice, check_numbers, check_positive
 from dipo_lightning.evaluation.scoring import BATCH_TOKENS
 from dipo_lightning.metrics.functional.answers import log_truth_ratio
 from dipo_lightning.metrics.functional.membership import FRACTION
@@ -120,10 +120,7 @@ class Measuring:
         """Raise an `InputError`, naming the option of ``owner`` (a callback), where no evaluation can measure by it."""
         numbers = ("batch_tokens", "generation_rows", "max_new_tokens")
         check_numbers(owner, {f"measuring.{name}": getattr(self, name) for name in numbers})
-        if not 0 < self.min_k_fraction <= 1:
-            raise InputError(
-                f"{type(owner).__name__}.measuring.min_k_fraction is {self.min_k_fraction}; it must be in (0, 1]."
-            )
+        check_positive(owner, {"measuring.min_k_fraction": self.min_k_fraction}, most=1)
         check_choice(owner, "measuring.on_missing", self.on_missing, ("skip", "raise"))
 
 
@@ -219,9 +216,3 @@ def add_log_ratios(sets: Sets, variant: str) -> None:
                         f"{variant!r} cannot be computed from it; ask for truth_ratio='open_unlearning'"
                     )
                 row["log_ratio"] = math.log(ratio) if ratio > 0 else -math.inf
-
-
-def check_choice(owner: object, option: str, chosen: Any, known: Sequence[str]) -> None:
-    """Raise an `InputError` that names the option of ``owner`` where what is chosen is not known."""
-    if chosen not in known:
-        raise InputError(f"{type(owner).__name__}.{option} is {chosen!r}; it must be {' or '.join(known)}.")

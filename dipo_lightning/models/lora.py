@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_choice, check_numbers
 from dipo_lightning.models.head import causal_lm, output_projection
 
 if TYPE_CHECKING:
@@ -49,14 +49,12 @@ class LoRA:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.rank < 1:
-            raise InputError(f"The LoRA rank is {self.rank}; it must be 1 or more.")
+        check_numbers("lora", {"rank": self.rank})
         if not 0 <= self.dropout < 1:
             raise InputError(f"The LoRA dropout is {self.dropout}; it must be at least 0 and below 1.")
         if not self.targets:
             raise InputError(f"The LoRA targets are empty; name modules, or write {ALL_LINEAR}.")
-        if self.base not in ("float32", "nf4"):
-            raise InputError(f"The LoRA base is {self.base!r}; it is float32 or nf4.")
+        check_choice("lora", "base", self.base, ("float32", "nf4"))
 
 
 def add_lora(model: nn.Module, lora: LoRA) -> PeftModel:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.evaluation.aggregates import (
     Meanings,
     document_meanings,
@@ -48,8 +48,7 @@ def report(run_folder: str, output: str | None = None, rows: int = ROWS) -> None
 
 def write_page(run_folder: str | Path, output: str | Path | None = None, rows: int = ROWS) -> Path:
     """Write the page and return its path; see `report`."""
-    if rows < 0:
-        raise InputError(f"rows is {rows}; it must be 0 or more.")
+    check_numbers("", {"rows": rows}, least=0)
     run = read_run(run_folder)
     path = Path(output) if output is not None else run.path / PAGE
     write_text(path, render(run, rows))

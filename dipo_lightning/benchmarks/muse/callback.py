@@ -9,10 +9,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from dipo_lightning.benchmarks.muse.data import HUB_NAMES, MUSEData, MUSEDataModule, is_published, load_muse
 from dipo_lightning.benchmarks.muse.measuring import MUSEOptions, MUSEPlan, evaluate_muse, plan_muse
 from dipo_lightning.benchmarks.muse.metrics import MUSE, PUBLISHED_RETRAIN_AUC
-from dipo_lightning.errors import InputError, check_numbers
+from dipo_lightning.errors import InputError, check_choice, check_numbers
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Evaluation
 from dipo_lightning.evaluation.logs import check_comparable, read_log
-from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog, check_choice
+from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog
 from dipo_lightning.metrics.functional.membership import privleak
 
 WITHOUT = "none"

@@ -14,7 +14,7 @@ from dipo_lightning.benchmarks.user_data.data import evenly, question_rows, row_
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.files import config_files, is_hub_name
 from dipo_lightning.data.rows import read_rows
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_numbers
 
 TEXT_TOKENS = 256
 """Tokens of a plain text that are looked at: the first half is the question, the second the answer."""
@@ -105,8 +105,7 @@ def limited(subject: Subject, unrelated: str | None, max_rows: int | None) -> Su
     Raises:
         InputError: ``max_rows`` is below 1, or the file cannot be read or is empty.
     """
-    if max_rows is not None and max_rows < 1:
-        raise InputError(f"max_rows is {max_rows}; it must be at least 1.")
+    check_numbers("", {"max_rows": max_rows})
     texts = [] if unrelated is None else _texts(Path(unrelated).expanduser())
     return replace(subject, forget=at_most(subject.forget, max_rows), unrelated=texts)
 

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, Source, Subject, measure_answers, plainly
 from dipo_lightning.data.encoding import PromptStyle, TextStyle
 from dipo_lightning.data.prompts import ChatStyle
-from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.errors import InputError, RunError, check_numbers, check_positive
 from dipo_lightning.models.distributed import evaluation_mode, plan_batches
 from dipo_lightning.models.lora import LoRA, add_lora
 
@@ -79,14 +79,10 @@ class Relearning(Attack):
         Raises:
             InputError: An option is out of its range, or there are no such rows.
         """
-        if not 0 < self.fraction <= 1:
-            raise InputError(f"relearning.fraction is {self.fraction}; it must be above 0 and at most 1.")
-        if not self.lr > 0:
-            raise InputError(f"relearning.lr is {self.lr}; it must be above 0.")
+        check_positive(self.name, {"fraction": self.fraction}, most=1)
+        check_positive(self.name, {"lr": self.lr})
         numbers = {"batch_size": self.batch_size, "epochs": self.epochs, "max_steps": self.max_steps}
-        for name, value in numbers.items():
-            if value is not None and value < 1:
-                raise InputError(f"relearning.{name} is {value}; it must be at least 1.")
+        check_numbers(self.name, numbers)
         there = {"forget": subject.forget, "retain": subject.retain, "unrelated": subject.unrelated}
         for name in self.on:
             if name not in there:

@@ -16,7 +16,7 @@ from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, Measu
 from dipo_lightning.benchmarks.robustness.metrics import METRICS, Robustness, metric_class, settings_pictures
 from dipo_lightning.benchmarks.robustness.tables import markdown_table
 from dipo_lightning.data.rows import data_fingerprint
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.evaluation.aggregates import add_measured, class_path, log_aggregates
 from dipo_lightning.evaluation.benchmark import made
 from dipo_lightning.evaluation.run_folder import finite, write_json
@@ -51,9 +51,7 @@ def planned(attacks: Sequence[Attack], subject: Subject) -> list[tuple[Attack, C
     """
     for name in subject.metrics:
         metric_class(name)
-    for name in ("max_new_tokens", "generation_rows", "batch_tokens"):
-        if getattr(subject, name) < 1:
-            raise InputError(f"{name} is {getattr(subject, name)}; it must be at least 1.")
+    check_numbers("", {name: getattr(subject, name) for name in ("max_new_tokens", "generation_rows", "batch_tokens")})
     if not subject.metrics:
         raise InputError(f"metrics is empty; give at least one of {', '.join(METRICS)}.")
     found = [(attack, condition) for attack in attacks for condition in attack.conditions(subject)]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from dipo_lightning.benchmarks.robustness.attack import Asked, Attack, Condition, Subject, plainly
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_numbers, check_positive
 from dipo_lightning.evaluation.sampling import hash_seed, prompts_at_once, sample
 from dipo_lightning.metrics.functional.robustness import leak_at_k
 from dipo_lightning.metrics.functional.text import rouge_l
@@ -44,8 +44,9 @@ class Sampling(Attack):
         Raises:
             InputError: A k is larger than the number of samples, or another option is out of its range.
         """
-        if self.samples < 1:
-            raise InputError(f"sampling.samples is {self.samples}; it must be at least 1.")
+        check_numbers(self.name, {"samples": self.samples})
+        check_positive(self.name, {"temperature": self.temperature})
+        check_positive(self.name, {"threshold": self.threshold}, most=1)
         if not self.k:
             raise InputError("sampling.k is empty; give at least one k, such as 1.")
         for k in self.k:
@@ -53,10 +54,6 @@ class Sampling(Attack):
                 raise InputError(
                     f"sampling.k has {k}; leak@k needs at least k samples (sampling.samples: {self.samples})."
                 )
-        if self.temperature <= 0:
-            raise InputError(f"sampling.temperature is {self.temperature}; it must be above 0.")
-        if not 0 < self.threshold <= 1:
-            raise InputError(f"sampling.threshold is {self.threshold}; a ROUGE-L recall is in (0, 1].")
         return [Condition("samples", f"{self.samples} sampled answers", kind="samples")]
 
     def measure(self, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, list[dict[str, Any]]]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from dipo_lightning.benchmarks.robustness.attack import Asked, Attack, Condition, Source, Subject, ask, measure_answers
 from dipo_lightning.data.encoding import PromptStyle
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_numbers
 
 OPENING = "Sure, here is the answer:"
 ROLE_PLAY = (
@@ -57,8 +57,7 @@ class Wordings(Attack):
         Raises:
             InputError: The template file is empty, or a template lacks ``{question}``; ``few_shot`` is negative.
         """
-        if self.few_shot < 0:
-            raise InputError(f"wordings.few_shot is {self.few_shot}; it must be 0 (none) or more.")
+        check_numbers(self.name, {"few_shot": self.few_shot}, least=0)
         if "{question}" not in self.role_play:
             raise InputError(f"wordings.role_play has no {{question}} in it: {self.role_play!r}.")
         names = ["lower_case", "typing_errors", "answer_prefix", "role_play"]

@@ -10,12 +10,12 @@ from dipo_lightning.benchmarks.tofu.data import HUB_NAME, TOFUData, load_tofu
 from dipo_lightning.benchmarks.tofu.metrics import TOFU
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.prompts import PromptName
-from dipo_lightning.errors import InputError, check_numbers
+from dipo_lightning.errors import InputError, check_choice, check_numbers
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Evaluation
 from dipo_lightning.evaluation.gradients import gradient_norms, without_end
 from dipo_lightning.evaluation.logs import check_comparable, read_log
 from dipo_lightning.evaluation.questions import MAX_NEW_TOKENS, evaluate_rows
-from dipo_lightning.evaluation.rows import END_OF_TURN, EvaluatedRows, EvaluationLog, Row, check_choice
+from dipo_lightning.evaluation.rows import END_OF_TURN, EvaluatedRows, EvaluationLog, Row
 
 
 class TOFUEvaluation(Evaluation):

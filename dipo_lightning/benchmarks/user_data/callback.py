@@ -50,8 +50,7 @@ class MemorizationEvaluation(Evaluation):
         self.max_forget_rows, self.max_retain_rows = max_forget_rows, max_retain_rows
         self.truth_ratio, self.text_tokens = truth_ratio, text_tokens
         check_numbers(self, {"max_forget_rows": max_forget_rows, "max_retain_rows": max_retain_rows})
-        if text_tokens < 2:
-            raise InputError(f"MemorizationEvaluation.text_tokens is {text_tokens}; two halves need at least 2.")
+        check_numbers(self, {"text_tokens": text_tokens}, least=2)
         check_truth_ratio_variant(truth_ratio)
         self.sets: dict[str, list[dict[str, Any]]] = {}
         self.styles: dict[str, PromptStyle] = {}

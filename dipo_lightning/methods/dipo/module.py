@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_positive
 from dipo_lightning.losses.chunking import global_mean, sequence_reduce
 from dipo_lightning.methods.dipo.loss import TokenMargins, dipo_loss, scale_factor
 from dipo_lightning.methods.dipo.margins import CachedMargins, Margins, cache_directions, choose_margins
@@ -52,8 +52,7 @@ class DiPOModule(UnlearningModule):
         **options: Any,
     ) -> None:
         super().__init__(pretrained, **options)
-        if not beta > 0:
-            raise InputError(f"model.beta is {beta}; it must be above 0.")
+        check_positive("model", {"beta": beta})
         self.beta, self.reduction, self.scale = beta, reduction, scale
         self.pair = PairOptions(**pair) if isinstance(pair, Mapping) else pair
         self.margins: Margins | None = None

@@ -35,7 +35,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from dipo_lightning.errors import InputError, check_numbers
+from dipo_lightning.errors import InputError, check_numbers, check_positive
 from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.sampling import hash_seed, sample
 from dipo_lightning.evaluation.scoring import TokenScores, score
@@ -122,8 +122,7 @@ class SelectiveModule(UnlearningModule):
         **options: Any,
     ) -> None:
         super().__init__(pretrained, retain_loss=retain_loss, reference=reference, **options)
-        if not beta > 0:
-            raise InputError(f"model.beta is {beta}; it must be above 0.")
+        check_positive("model", {"beta": beta})
         numbers = {"alternatives": alternatives, "samples": samples, "check_every": check_every}
         check_numbers("model", numbers, least=0)
         if not 0 < ceiling < 1:
