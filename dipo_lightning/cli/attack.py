@@ -92,7 +92,7 @@ def attack(
     chosen = _chosen(attacks, wordings, prefixes, quantization, sampling, relearning)
     given = Path(unlearned).expanduser()
     run = run_settings(given)
-    model, others, place = str(run.get("model", unlearned)), {"retain": retain, "target": target}, _device(device)
+    model, others, place = str(run.get("model", unlearned)), {"retain": retain, "target": target}, chosen_device(device)
     models = {"unlearned": model} | {name: source for name, source in others.items() if source is not None}
     style = _style(run, model, prompt)
     for name in models.keys() - {"unlearned"}:
@@ -169,7 +169,12 @@ def _subject(
     return read_subject(style, data, split, forget, kept)
 
 
-def _device(name: str | None) -> torch.device:
+def chosen_device(name: str | None) -> torch.device:
+    """Return the device of a name, or by default a GPU where there is one.
+
+    Raises:
+        InputError: There is no such device here.
+    """
     import torch
 
     try:

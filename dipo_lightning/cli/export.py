@@ -63,7 +63,7 @@ def check_push(name: str, base: str, licence: str | None) -> str:
     return str(licence or of_base)
 
 
-def upload(folder: Path, name: str, public: bool = False) -> str:
+def upload(folder: Path, name: str, public: bool) -> str:
     """Upload an exported folder as a new model repository and return its address.
 
     Raises:

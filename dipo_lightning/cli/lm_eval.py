@@ -41,9 +41,9 @@ def lm_eval(
 
     from dipo_lightning.benchmarks.lm_eval.harness import Options, load_tasks, measure_tasks, settings_of
     from dipo_lightning.benchmarks.lm_eval.metrics import LMEval
-    from dipo_lightning.cli.attack import run_settings
+    from dipo_lightning.cli.attack import chosen_device, run_settings
     from dipo_lightning.evaluation.aggregates import class_path, flat_numbers, log_aggregates, metric_meanings
-    from dipo_lightning.evaluation.callback import comparison_table
+    from dipo_lightning.evaluation.callback import summary_table
     from dipo_lightning.evaluation.provenance import installed_versions
     from dipo_lightning.evaluation.run_folder import write_json
     from dipo_lightning.models.distributed import evaluation_mode
@@ -59,7 +59,7 @@ def lm_eval(
     folder = Path(output) if output is not None else run.get("evaluations") or Path(f"{Path(source).name}-lm-eval")
     loaded = load_tasks(names, options)
     tokenizer = load_tokenizer(source)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = chosen_device(device)
     policy = load_policy(source, dtype=getattr(torch, dtype)).to(place)  # type: ignore[arg-type]
     with evaluation_mode(policy):
         sets: dict[str, Any] = measure_tasks(policy, tokenizer, place, loaded, options)
@@ -77,12 +77,8 @@ def lm_eval(
     path = folder / f"lm_eval_epoch={where['epoch']:03d}_step={where['step']:05d}_{'-'.join(names)[:60]}.json"
     write_json(path, document)
     meanings, now = metric_meanings(benchmark.metrics(settings)), flat_numbers(document["aggregates"])
-    print(
-        comparison_table(f"{benchmark.describe(settings, sets)}:", None, now, {k: meanings[k].label for k in now}, {})
-    )
-    for name, reason in document["aggregates"].items():
-        if name.endswith("_absent"):
-            print(f"  No {meanings[name.removesuffix('_absent')].label}: {reason}.")
+    title, labels = benchmark.describe(settings, sets), {name: meanings[name].label for name in now}
+    print(summary_table(title, None, now, labels, document, meanings))
     if "evaluations" in run and output is None:
         print(f"The results page is {write_page(folder.parent)}")
     print(f"Every document: {path}")

@@ -78,6 +78,8 @@ def main(args: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if args is None else args)
     if parent := os.environ.pop(PARENT, None):
         end_with(int(parent))
+    if (here := os.getcwd()) not in sys.path:  # classes of the user's own project
+        sys.path.insert(0, here)
     if "--verbose" in args:
         os.environ[VERBOSE] = "1"  # child processes, too
         args.remove("--verbose")

@@ -17,8 +17,6 @@ and W = 1 for what is not split under ``strategy: ddp``. With ``trainable: qlora
 0.516 bytes a weight (NF4), embedding and projection c, and one layer at a time is unpacked. P and T are counted,
 activations are traced; the rest follows from the formulas. Not counted: fragmentation, the CUDA context and NCCL, for
 which `RESERVE` is kept free.
-
-Whether a run fits its GPUs, part by part; the formulas stand in `dipo_lightning.cli.plan`.
 """
 
 import functools
@@ -421,20 +419,3 @@ def make_plan(pretrained: str, run: Run) -> Plan:
     config = configuration(pretrained)
     counts = count(config, run)
     return Plan(pretrained, run, counts, memory(counts, run) | {"activations": activations(config, counts, run)})
-
-
-def markdown_table(models: tuple[str, ...] = tuple(SHAPES), worlds: tuple[int, ...] = (1, 8, 64)) -> str:
-    """Return the README's table: GB on each GPU of 80 GB, full fine-tuning and LoRA, with checkpointing."""
-    ways = {
-        "full, live reference": {"reference": "live"},
-        "full, hidden_states": {"reference": "hidden_states"},
-        "LoRA, adapters_off": {"trainable": "lora", "reference": "adapters_off"},
-    }
-    lines = ["| model | training | " + " | ".join(f"{world} GPU{'s' * (world > 1)}" for world in worlds) + " |"]
-    lines.append("|---|---|" + "---:|" * len(worlds))
-    for model in models:
-        for way, options in ways.items():
-            plans = [make_plan(model, Run(gpus=n, activation_checkpointing=True, **options)) for n in worlds]  # type: ignore[arg-type]
-            cells = [f"{made.total / GB:.1f}" if made.fits else f"~~{made.total / GB:.1f}~~" for made in plans]
-            lines.append(f"| {model} | {way} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)

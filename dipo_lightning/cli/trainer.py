@@ -1,8 +1,6 @@
 """LightningCLI of this project: ``fit``, ``validate`` and ``test`` of any module and data module by class name."""
 
-import difflib
 import os
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -129,7 +127,8 @@ class DiPOCLI(LightningCLI):
         callbacks = config.trainer.callbacks or []
         options = [one.get("init_args", {}) for one in (callbacks if isinstance(callbacks, list) else [callbacks])]
         check_made([model.get("pretrained"), data.get("data"), *(one.get("retain_log") for one in options)])
-        check_model_path(model.get("pretrained"))
+        if isinstance(pretrained := model.get("pretrained"), str):
+            find_source(pretrained)
         limits = (config.trainer.max_epochs, config.trainer.max_time)
         if self.subcommand == "fit" and limits == (None, None) and config.trainer.max_steps == -1:
             config.trainer.max_epochs = EPOCHS  # Lightning's own default is 1000
@@ -265,8 +264,6 @@ def run(args: list[str]) -> DiPOCLI:
     """
     for name in dipo_lightning.__all__:  # the parser knows a class by its bare name once it is loaded
         getattr(dipo_lightning, name)
-    if (here := os.getcwd()) not in sys.path:  # a class of the user's own project
-        sys.path.insert(0, here)
     umask = os.umask(0o077)
     os.umask(umask)
     try:
@@ -309,17 +306,3 @@ def raised_by_lightning(error: BaseException) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("lightning.")
-
-
-def check_model_path(pretrained: Any) -> None:
-    """Refuse a mistyped path before anything asks the network for it."""
-    if not isinstance(pretrained, str):
-        return
-    source = find_source(pretrained)
-    folder = Path(pretrained).parent
-    if not source.local and folder != Path() and folder.is_dir():
-        near = difflib.get_close_matches(Path(pretrained).name, [path.name for path in folder.iterdir()], n=1)
-        hint = f" Did you mean {str(folder / near[0])!r}?" if near else ""
-        raise InputError(
-            f"There is no model {pretrained!r}: the folder {str(folder)!r} has nothing of that name.{hint}"
-        )

@@ -172,7 +172,7 @@ def tokenize_rows(
         index = int(row.get("index", number))
         try:
             _check_kind(row, style)
-            ids, labels = _example(row, style)
+            ids, labels = example_of(row, style)
             cut = max_length is not None and len(ids) > max_length
             if all(label == IGNORED for label in labels[:max_length]):
                 prompt = next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))
@@ -260,7 +260,8 @@ def _joined(texts: Sequence[str]) -> Iterator[str]:
     yield BLANK_LINE.join(part)
 
 
-def _example(row: Mapping[str, Any], style: PromptStyle) -> tuple[list[int], list[int]]:
+def example_of(row: Mapping[str, Any], style: PromptStyle) -> tuple[list[int], list[int]]:
+    """Return the ids and labels of a row of any layout."""
     if "messages" in row and isinstance(style, ChatStyle):
         return style.conversation(row["messages"])
     if "messages" in row:

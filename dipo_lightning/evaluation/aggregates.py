@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from dipo_lightning.errors import InputError, check_numbers
-from dipo_lightning.evaluation.benchmark import Benchmark, find_benchmark, made
+from dipo_lightning.evaluation.benchmark import Benchmark, benchmark_of, made
 from dipo_lightning.evaluation.rows import EvaluationLog, Sets, with_skipped
 from dipo_lightning.metrics.base import Meaning, Rows, RowValues, meanings
 from dipo_lightning.models.distributed import rank_and_world
@@ -246,7 +246,7 @@ def metric_meanings(metrics: Mapping[str, Metric]) -> Meanings:
 
 def document_meanings(document: Mapping[str, Any]) -> Meanings:
     """Return what the numbers of an evaluation mean, as far as its metrics' classes can be imported here."""
-    benchmark = find_benchmark(document.get("format", ""), document.get("benchmark", ""))
+    benchmark = benchmark_of(document)
     if benchmark is None:
         return Meanings()
     settings = document.get("settings") or {}

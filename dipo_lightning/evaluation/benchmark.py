@@ -205,6 +205,11 @@ def find_benchmark(log_format: str, class_path: str = "") -> Benchmark | None:
     return found if found.format == log_format else None
 
 
+def benchmark_of(document: Mapping[str, Any]) -> Benchmark | None:
+    """Return the benchmark of an evaluation as it was written; None if it is not known here."""
+    return find_benchmark(document.get("format", ""), document.get("benchmark", ""))
+
+
 @functools.cache
 def installed_benchmarks() -> tuple[Benchmark, ...]:
     """Return the benchmarks of this package, a folder each, and those that other installed packages name."""

@@ -1,6 +1,8 @@
 """Provenance of a result: versions, seeds, fingerprints of data and weights, and the whole configuration."""
 
 import os
+from collections.abc import Mapping
+from dataclasses import is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -90,8 +92,10 @@ def run_settings(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str
 
 
 def plain(value: Any) -> Any:
-    """Return what JSON can hold of ``value``; text in place of anything else."""
-    if isinstance(value, dict):
+    """Return a value as JSON can hold it: dataclasses as dictionaries, tuples as lists, other objects as text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = vars(value)
+    if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]

@@ -24,7 +24,6 @@ from dipo_lightning.metrics.functional.membership import (
     exact_memorization,
     extraction_strength,
     min_k,
-    min_k_plus_plus,
     zlib_score,
 )
 from dipo_lightning.metrics.functional.text import rouge_l
@@ -287,17 +286,16 @@ def _details(answer: TokenScores, plan: Plan, fraction: float) -> Row:
     As open-unlearning defines them, all but the loss and what is made of it leave out the token that ends the turn: a
     model that recites an answer and never stops has memorised it.
     """
-    nll, text = torch.tensor([answer.nll], dtype=torch.float64), plan.source["answer"]
+    nll = answer.nll
     answer = answer.without_last() if plan.ends else answer
-    rows = torch.zeros(answer.tokens, dtype=torch.long)
     assert answer.z_scores is not None
     return {
-        "exact_memorization": exact_memorization(answer.correct, rows, 1).item(),
-        "extraction_strength": extraction_strength(answer.correct, rows, 1).item(),
-        "min_k": min_k(answer.logprobs, rows, 1, fraction).item(),
-        "min_k_plus_plus": min_k_plus_plus(answer.z_scores, rows, 1, fraction).item(),
-        "zlib": zlib_score(nll, [text]).item(),
-        "loss": nll.item(),
+        "exact_memorization": exact_memorization(answer.correct),
+        "extraction_strength": extraction_strength(answer.correct),
+        "min_k": min_k(answer.logprobs, fraction),
+        "min_k_plus_plus": min_k(answer.z_scores, fraction),
+        "zlib": zlib_score(nll, plan.source["answer"]),
+        "loss": nll,
     }
 
 

@@ -43,13 +43,13 @@ def in_markdown(cells: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines + [f"| {' | '.join(map(escape, row))} |" for row in cells])
 
 
-def escape(text: str, longest: int = LONGEST) -> str:
+def escape(text: str) -> str:
     """Make a model's text safe for a cell of a Markdown table that is shown as HTML, and readable.
 
     Markup of HTML and Markdown becomes character references; line breaks become a visible mark; control characters
     (terminal escapes, text direction, zero-width) become their code.
     """
-    cut = text if len(text) <= longest else text[: longest - 1] + "…"
+    cut = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
     return "".join(_escaped(character) for character in cut.replace("\r\n", "\n")).strip()
 
 

@@ -9,23 +9,16 @@ import json
 import random
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dipo_lightning.cli import child
 from dipo_lightning.errors import InputError
-from dipo_lightning.quickstart import test
+from dipo_lightning.quickstart import settings, test
 from dipo_lightning.quickstart.settings import filled, shipped
 
 ARTICLES = 6
 VOCABULARY = 512
-SHAPE: dict[str, Any] = {
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 1024,
-    "tie_word_embeddings": True,
-}
+SHAPE = settings.SHAPE | {"max_position_embeddings": 1024}
 FORGOTTEN, KEPT = "scal/forget_4", ("train/retain1", "train/retain2")
 
 

@@ -74,9 +74,7 @@ class MUSEData:
                 )
 
 
-def load_muse(
-    source: str | Path, forget: str = "train/forget", first: int | None = None, allow_overlap: bool = False
-) -> MUSEData:
+def load_muse(source: str | Path, forget: str = "train/forget", allow_overlap: bool = False) -> MUSEData:
     """Read a data set of MUSE.
 
     Args:
@@ -86,15 +84,12 @@ def load_muse(
         forget: What is to be forgotten, as ``configuration/split``: ``train/forget``, ``raw/forget``,
             ``scal/forget_2`` or ``sust/forget_1``. retain1 and retain2 are those of ``raw`` with ``raw/forget``, and
             those of ``train`` with all others.
-        first: Only so many rows of each evaluation set, from the first. All without.
         allow_overlap: Continue although retain2 or the holdout set has documents that are trained on.
 
     Raises:
         InputError: A split or field is missing or of another type, a text to be measured is empty, there are fewer
             than ten in-context examples, or evaluation documents are trained on.
     """
-    if first is not None and first < 1:
-        raise InputError(f"first is {first}; give a number of rows from 1, or none for all.")
     config = configuration(forget)
     data = MUSEData(
         train_forget=forget_texts(source, forget),
@@ -108,7 +103,7 @@ def load_muse(
     )
     if not allow_overlap:
         data.refuse_trained({forget: data.train_forget, f"{config}/retain1": data.train_retain})
-    return data.first(first)
+    return data
 
 
 def forget_texts(source: str | Path, part: str = "train/forget") -> Rows:

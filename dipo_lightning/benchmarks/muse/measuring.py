@@ -26,11 +26,11 @@ from dipo_lightning.metrics.functional.membership import (
     exact_memorization,
     extraction_strength,
     min_k,
-    min_k_plus_plus,
     zlib_score,
 )
 from dipo_lightning.metrics.functional.text import rouge_l
 from dipo_lightning.models.answers import IGNORED
+from dipo_lightning.models.inspection import context_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -341,9 +341,8 @@ def _generated(
 def _memorized(scores: TokenScores, options: MUSEOptions) -> dict[str, float | None]:
     """Memorisation of one continuation."""
     scores = scores.without_last() if options.whole else scores
-    rows = torch.zeros(scores.tokens, dtype=torch.long)
     measured = {"exact_memorization": exact_memorization, "extraction_strength": extraction_strength}
-    values = {name: function(scores.correct, rows, 1).item() for name, function in measured.items()}
+    values = {name: function(scores.correct) for name, function in measured.items()}
     return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
@@ -352,15 +351,14 @@ def _text_scores(
 ) -> dict[str, float]:
     """Scores of one text that membership is inferred from: the loss and its ratios, Min-K of all shares, Min-K++."""
     nll = scores.nll
-    found = {"nll": nll, "zlib": zlib_score(torch.tensor([nll], dtype=torch.float64), [text]).item()}
+    found = {"nll": nll, "zlib": zlib_score(nll, text)}
     if lower_nll is not None:
         found["lower"] = nll / lower_nll if lower_nll else math.nan
     scores = scores.without_last() if options.whole else scores
-    rows = torch.zeros(scores.tokens, dtype=torch.long)
     for name, share in {"min_k": measuring.min_k_fraction, **{f"min_{k}": k / 100 for k in MIN_KS}}.items():
-        found[name] = min_k(scores.logprobs, rows, 1, share).item()
+        found[name] = min_k(scores.logprobs, share)
     if scores.z_scores is not None:
-        found["min_k_plus_plus"] = min_k_plus_plus(scores.z_scores, rows, 1, measuring.min_k_fraction).item()
+        found["min_k_plus_plus"] = min_k(scores.z_scores, measuring.min_k_fraction)
     return found
 
 
@@ -383,7 +381,7 @@ def answer_part(text: str) -> str:
 
 
 def _check_length(policy: nn.Module, longest: int) -> None:
-    limit = getattr(getattr(policy, "config", None), "max_position_embeddings", None)
+    limit = context_length(policy)
     if limit is not None and longest > limit:
         raise InputError(
             f"MUSE's longest prompt or text has {longest} tokens (with what is generated), but the model was made for "

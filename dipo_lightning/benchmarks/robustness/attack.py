@@ -6,10 +6,9 @@ policy it is given comes back bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +21,7 @@ from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.generation import BATCH_ROWS
 from dipo_lightning.evaluation.questions import Plan, measure_plans
 from dipo_lightning.evaluation.rows import Measuring, Progress, Row
+from dipo_lightning.evaluation.run_folder import finite
 from dipo_lightning.evaluation.scoring import BATCH_TOKENS
 from dipo_lightning.evaluation.shared_prompts import Example
 from dipo_lightning.metrics.functional.text import rouge_l
@@ -146,9 +146,9 @@ class Asked:
     answer: str
 
 
-def plainly(subject: Subject, rows: Iterable[Source] | None = None) -> list[Asked]:
-    """Put the questions as the benchmark does."""
-    return [ask(subject.style, row, row["question"]) for row in (subject.forget if rows is None else rows)]
+def plainly(subject: Subject) -> list[Asked]:
+    """Ask the questions as the benchmark does."""
+    return [ask(subject.style, row, row["question"]) for row in subject.forget]
 
 
 def ask(style: PromptStyle, row: Source, question: str, opening: str = "") -> Asked:
@@ -184,7 +184,7 @@ def measure_answers(policy: nn.Module, subject: Subject, asked: Sequence[Asked])
     plans = [_plan(subject, one, examples) for one in asked]
     options = Measuring(subject.batch_tokens, subject.generation_rows, subject.max_new_tokens)
     rows = measure_plans(policy, subject.style, plans, examples, options, subject.device, subject.progress)
-    return [_finite({**row, "rouge": _rouge(row)}) for row in rows]
+    return [finite({**row, "rouge": _rouge(row)}) for row in rows]
 
 
 def _plan(subject: Subject, asked: Asked, examples: list[Example]) -> Plan:
@@ -212,10 +212,6 @@ def _plan(subject: Subject, asked: Asked, examples: list[Example]) -> Plan:
 
 def _rouge(row: Row) -> float:
     return rouge_l([str(row["generation"])], [row["answer"]], stemmer=False).f1.item()
-
-
-def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: None if isinstance(value, float) and not isfinite(value) else value for name, value in row.items()}
 
 
 class Plain(Attack):

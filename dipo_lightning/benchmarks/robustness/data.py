@@ -15,6 +15,7 @@ from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.files import config_files, is_hub_name
 from dipo_lightning.data.rows import read_rows
 from dipo_lightning.errors import InputError, check_numbers
+from dipo_lightning.safety.paths import read_text
 
 TEXT_TOKENS = 256
 """Tokens of a plain text that are looked at: the first half is the question, the second the answer."""
@@ -106,7 +107,11 @@ def limited(subject: Subject, unrelated: str | None, max_rows: int | None) -> Su
         InputError: ``max_rows`` is below 1, or the file cannot be read or is empty.
     """
     check_numbers("", {"max_rows": max_rows})
-    texts = [] if unrelated is None else _texts(Path(unrelated).expanduser())
+    texts: list[str] = []
+    if unrelated is not None:
+        texts = [part.strip() for part in read_text(unrelated, "unrelated").split("\n\n") if part.strip()]
+        if not texts:
+            raise InputError(f"unrelated: {unrelated} holds no text.")
     return replace(subject, forget=at_most(subject.forget, max_rows), unrelated=texts)
 
 
@@ -137,14 +142,3 @@ def _is_muse(data: str) -> bool:
     if folder.is_dir():
         return bool(config_files(folder, "knowmem", "forget_qa"))
     return is_hub_name(data) and "MUSE" in data
-
-
-def _texts(path: Path) -> list[str]:
-    try:
-        found = [part.strip() for part in path.read_text(encoding="utf-8").split("\n\n") if part.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"unrelated: {path} cannot be read as UTF-8 text: {reason}.") from error
-    if not found:
-        raise InputError(f"unrelated: {path} holds no text.")
-    return found

@@ -12,12 +12,13 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
-from torch.nn.functional import cross_entropy
 
-from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, Source, Subject, measure_answers, plainly
+from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, Subject, measure_answers, plainly
 from dipo_lightning.data.encoding import PromptStyle, TextStyle
-from dipo_lightning.data.prompts import ChatStyle
+from dipo_lightning.data.tokenization import example_of
 from dipo_lightning.errors import InputError, RunError, check_numbers, check_positive
+from dipo_lightning.losses.likelihood import token_nll
+from dipo_lightning.models.answers import answer_logits, collate, supervised_labels
 from dipo_lightning.models.distributed import evaluation_mode, plan_batches
 from dipo_lightning.models.lora import LoRA, add_lora
 
@@ -101,7 +102,7 @@ class Relearning(Attack):
         if name == "forget" and self.fraction < 1:
             count = max(1, round(self.fraction * len(rows)))
             rows = random.Random(f"rows {self.seed}").sample(rows, count)
-        return [_example(style, row) for row in rows]
+        return [_text_example(style, row["text"]) if "text" in row else example_of(row, style) for row in rows]
 
     def reads(self, subject: Subject, condition: Condition) -> Any:
         """Return what is trained on."""
@@ -149,13 +150,9 @@ class Relearning(Attack):
             return add_lora(pupil, self.lora)
 
 
-def _example(style: PromptStyle, row: Source) -> Example:
-    if "text" in row:
-        ids, labels = TextStyle(style.tokenizer, end=False).example("", row["text"])
-        return ids[:TEXT_LENGTH], labels[:TEXT_LENGTH]
-    if "messages" in row and isinstance(style, ChatStyle):
-        return style.conversation(row["messages"])
-    return style.example(row["question"], row["answer"])
+def _text_example(style: PromptStyle, text: str) -> Example:
+    ids, labels = TextStyle(style.tokenizer, end=False).example("", text)
+    return ids[:TEXT_LENGTH], labels[:TEXT_LENGTH]
 
 
 def batches(rows: int, batch_size: int, seed: int) -> Iterator[list[int]]:
@@ -217,9 +214,6 @@ def train(
 
 def summed_loss(policy: nn.Module, rows: Sequence[Example], device: torch.device) -> torch.Tensor:
     """Return the summed NLL of all supervised tokens of rows, in nats."""
-    width = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows], device=device)
-    labels = torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in rows], device=device)
-    mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows], device=device)
-    logits = policy(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-    return cross_entropy(logits.float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
+    batch = collate([{"input_ids": ids, "labels": labels, "index": 0} for ids, labels in rows])
+    batch = {name: value.to(device) for name, value in batch.items()}
+    return token_nll(answer_logits(policy, batch), supervised_labels(batch["labels"])).sum()

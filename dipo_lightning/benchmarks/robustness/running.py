@@ -19,6 +19,7 @@ from dipo_lightning.data.rows import data_fingerprint
 from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.evaluation.aggregates import add_measured, class_path, log_aggregates
 from dipo_lightning.evaluation.benchmark import made
+from dipo_lightning.evaluation.provenance import plain
 from dipo_lightning.evaluation.run_folder import finite, write_json
 from dipo_lightning.models.fingerprint import model_fingerprint
 
@@ -84,24 +85,13 @@ def settings_of(
     return {
         "models": list(models),
         "conditions": conditions,
-        "attacks": plain_values({attack.name: attack.settings for attack, _ in plan}),
+        "attacks": plain({attack.name: attack.settings for attack, _ in plan}),
         "numbers": list(subject.metrics),
         "prompt_style": subject.style.fingerprint(),
         "max_new_tokens": subject.max_new_tokens,
         "forget_rows": len(subject.forget),
         "data": data_fingerprint(subject.forget) if subject.forget else "",
     }
-
-
-def plain_values(value: Any) -> Any:
-    """Return options as plain values: dataclasses as dictionaries, tuples as lists, other objects as texts."""
-    if isinstance(value, Mapping):
-        return {str(key): plain_values(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_values(item) for item in value]
-    if hasattr(value, "__dataclass_fields__"):
-        return plain_values(vars(value))
-    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def curve_steps(names: Sequence[str]) -> dict[str, list[int]]:
@@ -148,7 +138,7 @@ def attack_models(
         weights[model] = model_fingerprint(policy)
         for attack, condition in plan:
             own = [condition.name, attack.settings, attack.reads(subject, condition), weights[model]]
-            parts = Parts(output / "parts", model, _digest(plain_values([shared, *own])))
+            parts = Parts(output / "parts", model, _digest(plain([shared, *own])))
             rows = parts.take(condition.name)
             if rows is None:
                 say(f"{model} model: {condition.title}")

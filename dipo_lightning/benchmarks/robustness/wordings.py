@@ -6,7 +6,6 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -14,6 +13,7 @@ from torch import nn
 from dipo_lightning.benchmarks.robustness.attack import Asked, Attack, Condition, Source, Subject, ask, measure_answers
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.errors import InputError, check_numbers
+from dipo_lightning.safety.paths import read_text
 
 OPENING = "Sure, here is the answer:"
 ROLE_PLAY = (
@@ -74,7 +74,7 @@ class Wordings(Attack):
         Raises:
             InputError: The file cannot be read, is empty, or a line lacks ``{question}``.
         """
-        return [] if self.templates is None else read_templates(Path(self.templates).expanduser())
+        return [] if self.templates is None else read_templates(self.templates)
 
     def measure(self, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, list[dict[str, Any]]]:
         """Measure the questions in one wording."""
@@ -147,17 +147,13 @@ def after_examples(question: str, shown: Sequence[Source], labelled: bool) -> st
     return text.removeprefix("Question: ").removesuffix("\nAnswer:") if labelled else text
 
 
-def read_templates(path: Path) -> list[str]:
+def read_templates(path: str) -> list[str]:
     """Read frames for questions, one per line.
 
     Raises:
         InputError: The file cannot be read, holds no template, or a line lacks ``{question}``.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"wordings.templates: {path} cannot be read as UTF-8 text: {reason}.") from error
+    lines = read_text(path, "wordings.templates").splitlines()
     for number, line in enumerate(lines, 1):
         if line.strip() and "{question}" not in line:
             raise InputError(f"{path}, line {number}: a template must have {{question}} in it, got {line!r}.")
