@@ -39,7 +39,7 @@ USELESS = re.compile(
 
 
 def is_verbose() -> bool:
-    """Tell whether everything is to be shown."""
+    """Return whether everything is to be shown."""
     return os.environ.get(VERBOSE) == "1"
 
 
@@ -87,11 +87,11 @@ class Essential(logging.Filter):
         self.level, self.seen = level, set[str]()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether a record is shown."""
+        """Return whether a record is shown."""
         return record.levelno >= self.level and self.shows(record.getMessage())
 
     def shows(self, message: str) -> bool:
-        """Tell whether a message is neither noise nor known."""
+        """Return whether a message is neither noise nor known."""
         known = message in self.seen
         self.seen.add(message)
         return not known and not NOISE.search(message) and not USELESS.search(message)

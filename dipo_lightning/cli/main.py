@@ -197,7 +197,7 @@ def run_trainer(args: list[str]) -> None:
 
 
 def names(part: str, args: Sequence[str]) -> bool:
-    """Tell whether the options, or a config among them, name the class of ``part`` (``model`` or ``data``).
+    """Return whether the options, or a config among them, name the class of ``part`` (``model`` or ``data``).
 
     A default class is not the parser's own: its options' defaults would then stay when a config names another class
     (NPO with DiPO's beta).

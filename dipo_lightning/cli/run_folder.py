@@ -66,12 +66,12 @@ def read_fingerprints(datamodule: Any, pretrained: str | None) -> dict[str, Any]
 
 
 def is_finished(folder: Path) -> bool:
-    """Tell whether the run in ``folder`` came to its end."""
+    """Return whether the run in ``folder`` came to its end."""
     return (folder / CHECKPOINTS / FINISHED).exists()
 
 
 def asks_for_more(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Tell whether ``config`` asks for more epochs or steps than the finished run in ``folder`` has."""
+    """Return whether ``config`` asks for more epochs or steps than the finished run in ``folder`` has."""
     record = read_record(folder / CHECKPOINTS) or {}
     before, now = (side.get("trainer") or {} for side in (record.get("config") or {}, config))
     return any(before.get(name) != now.get(name) for name in ("max_epochs", "max_steps"))
@@ -104,7 +104,7 @@ def _logger_in(folder: Path, logger: Namespace) -> Namespace:
 
 
 def is_first_process() -> bool:
-    """Tell whether this is the first process of all nodes, by the same sign that the Trainer will go by."""
+    """Return whether this is the first process of all nodes, by the same sign that the Trainer will go by."""
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.fabric.plugins.environments.lsf import LSFEnvironment
     from lightning.fabric.plugins.environments.mpi import MPIEnvironment

@@ -301,7 +301,7 @@ def _run(args: list[str]) -> DiPOCLI:
 
 
 def raised_by_lightning(error: BaseException) -> bool:
-    """Tell whether an error is Lightning's own refusal of what it was given."""
+    """Return whether an error is Lightning's own refusal of what it was given."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

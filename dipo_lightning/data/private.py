@@ -92,7 +92,7 @@ def is_rare(word: str, shared: Mapping[str, int]) -> bool:
 
 
 def has_digit(text: str) -> bool:
-    """Tell whether a text has a digit."""
+    """Return whether a text has a digit."""
     return any(character.isdigit() for character in text)
 
 
@@ -237,7 +237,7 @@ class PrivateTokens(OnDemand):
 
 
 def says(text: str, value: str) -> bool:
-    """Tell whether a text says a private value: the same words in the same order, whatever their case and accents.
+    """Return whether a text says a private value: the same words in the same order, whatever their case and accents.
 
     A value without a word (only signs), or of a script that writes no spaces between words, is looked for as it is.
     """

@@ -227,7 +227,7 @@ class Evaluation(Scheduled):
 
     @staticmethod
     def is_trial(trainer: pl.Trainer) -> bool:
-        """Tell whether the Trainer makes a ``fast_dev_run``, which measures `FAST_DEV_ROWS` rows of a set."""
+        """Return whether the Trainer makes a ``fast_dev_run``, which measures `FAST_DEV_ROWS` rows of a set."""
         return is_trial(trainer)
 
     def tokenizer_of(self, trainer: pl.Trainer) -> Any:
@@ -301,7 +301,7 @@ class Evaluation(Scheduled):
             trainer.print(f"\n{self.summary(self.last)}\nEvery row and text: {Path(self.files[-1]).parent}")
 
     def outdated(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
-        """Tell whether the last evaluation is of another step, or of other weights; collective."""
+        """Return whether the last evaluation is of another step, or of other weights; collective."""
         if super().outdated(trainer, pl_module) or not self.files:
             return True
         if not trainer.strategy.broadcast(os.path.exists(self.files[-1])):  # the first process writes them

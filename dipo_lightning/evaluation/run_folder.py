@@ -85,12 +85,12 @@ def share_run_folder(trainer: pl.Trainer) -> None:
 
 
 def is_named(trainer: pl.Trainer) -> bool:
-    """Tell whether the user named the run's folder (``--run``), so that the same command finds it again."""
+    """Return whether the user named the run's folder (``--run``), so that the same command finds it again."""
     return trainer in _named
 
 
 def is_trial(trainer: pl.Trainer) -> bool:
-    """Tell whether the Trainer makes a ``fast_dev_run``, of which nothing is kept."""
+    """Return whether the Trainer makes a ``fast_dev_run``, of which nothing is kept."""
     return bool(getattr(trainer, "fast_dev_run", False))
 
 

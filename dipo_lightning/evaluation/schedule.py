@@ -109,7 +109,7 @@ class Scheduled(pl.Callback):
             self._run_once(trainer, pl_module, trainer.current_epoch, "on_fit_end")
 
     def outdated(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
-        """Tell whether the last measurement is of other weights than the module's; collective."""
+        """Return whether the last measurement is of other weights than the module's; collective."""
         return self._last_step != trainer.global_step
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -79,7 +79,7 @@ def own_paraphrases(
 
 
 def is_paraphrase(question: str, text: str) -> bool:
-    """Tell whether a text is one question, other than the given one, with all its names and numbers."""
+    """Return whether a text is one question, other than the given one, with all its names and numbers."""
     named = {word.text for word in words(question)[1:] if question[word.start].isupper() or has_digit(word.text)}
     one = text.endswith("?") and text.count("?") == 1 and "\n" not in text
     return one and named <= vocabulary([text]) and text.casefold() != question.casefold()

@@ -270,7 +270,7 @@ def upper_bound(said: int, samples: int, confidence: float = CONFIDENCE) -> floa
 
 
 def more_often(said: int, samples: int, chance: int, chance_samples: int, confidence: float = CONFIDENCE) -> bool:
-    """Tell whether a value is said more often than by a model that never knew it.
+    """Return whether a value is said more often than by a model that never knew it.
 
     Where that model never says it, one answer is enough; an ordinary word, which it says at times, must be said
     significantly more often (Fisher's exact test, one-sided).

@@ -123,7 +123,7 @@ class ExampleMaker:
         return self._marked(index, prompt, answer + self.style.stop_ids[:1], text, spans) if spans else None
 
     def says_value(self, index: int, answer: list[int]) -> bool:
-        """Tell whether an answer says a whole private value of the row."""
+        """Return whether an answer says a whole private value of the row."""
         row, text = self.rows[index], self.tokenizer.decode(answer)
         return any(says(text, row["answer"][span.start : span.end]) for span in self.spans[index])
 
