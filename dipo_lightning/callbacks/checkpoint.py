@@ -208,7 +208,7 @@ class Checkpoint(Savepoint, CheckpointBase):
             print(f"\nInterrupted at step {trainer.global_step}. {kept}", flush=True)
 
     def _due(self, trainer: pl.Trainer, hook: Hook) -> bool:
-        """Tell whether the step is to be saved in ``hook``."""
+        """Return whether the step is to be saved in ``hook``."""
         by_steps = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         if hook != "on_train_epoch_end":
             return by_steps
