@@ -9,6 +9,7 @@ import errno
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -147,10 +148,20 @@ def run_command(name: str, args: list[str]) -> None:
     called = getattr(importlib.import_module(module), function)
     umask = os.umask(0o077)
     os.umask(umask | 0o077 if name in PRIVATE_COMMANDS else umask)
+    shown = warnings.formatwarning
+    if os.environ.get(VERBOSE) != "1":
+        warnings.formatwarning = warning_sentence
     try:
         auto_cli(called, args=spelled_out(name, called, args), prog=f"dipo-lightning {name}", parser_class=parser)
     finally:
         os.umask(umask)
+        warnings.formatwarning = shown
+
+
+def warning_sentence(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> str:
+    """Format a warning as one line; a deprecation in a library as nothing, since a user cannot act on it."""
+    deprecated = issubclass(category, DeprecationWarning | PendingDeprecationWarning | FutureWarning)
+    return "" if deprecated else f"warning: {' '.join(str(message).split())}\n"
 
 
 def spelled_out(name: str, function: Callable[..., Any], args: Sequence[str]) -> list[str]:
