@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from dipo_lightning.cli import STEP, VERBOSE
-from dipo_lightning.cli.main import warning_sentence
+from dipo_lightning.cli.messages import warning_sentence
 
 LOG = "console.log"
 LOGGERS = ("lightning.pytorch", "lightning.fabric", "transformers")

@@ -427,7 +427,7 @@ def _conclude(
         words=said_words(before, after, [*rows.forget, *rows.retain, *rows.held_out], job.style.tokenizer),
         repeated=repeated_share(after),
         unheard=_unheard(job, after.values, longest),
-        settings={"lr": settings.lr, "epochs": settings.epochs},
+        settings={"lr": settings.lr, "epochs": settings.epochs, "untaught": floors is not None},
     )
     document = verdict.document() | {"settings": asdict(settings)}
     write_json(folder / "verdict.json", document)

@@ -140,7 +140,7 @@ def run_command(name: str, args: list[str]) -> None:
 
     from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
 
-    from dipo_lightning.cli.messages import Sentences
+    from dipo_lightning.cli.messages import Sentences, warning_sentence
 
     set_parsing_settings(instantiate_subclass_spec_in_any=False)  # a class in `further` or `metrics` is ours to make
     parser = type("Parser", (Sentences, ArgumentParser), {})
@@ -156,12 +156,6 @@ def run_command(name: str, args: list[str]) -> None:
     finally:
         os.umask(umask)
         warnings.formatwarning = shown
-
-
-def warning_sentence(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> str:
-    """Format a warning as one line; a deprecation in a library as nothing, since a user cannot act on it."""
-    deprecated = issubclass(category, DeprecationWarning | PendingDeprecationWarning | FutureWarning)
-    return "" if deprecated else f"warning: {' '.join(str(message).split())}\n"
 
 
 def spelled_out(name: str, function: Callable[..., Any], args: Sequence[str]) -> list[str]:
