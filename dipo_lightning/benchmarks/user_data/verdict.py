@@ -374,8 +374,6 @@ def _next_step(outcome: Outcome, greedy: int, total: int, damage: list[str], set
     chance = (
         ""
         if settings.get("untaught")
-        else (
-            " An ordinary word among them may be chance: --untaught MODEL, a model that never knew the forget rows, tells."
-        )
+        else (" An ordinary word among them may be chance: --untaught MODEL, one that never knew the rows, tells.")
     )
     return f"Take {more}; the values that remain are listed first.{chance}"
