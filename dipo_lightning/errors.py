@@ -3,7 +3,9 @@
 The command line prints such an error without a traceback and exits with code 2.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 RENAMED = {
     **{f"lora_{name}": f"model.lora.{name}" for name in ("rank", "alpha", "dropout", "targets")},
@@ -48,18 +50,45 @@ def refuse_unknown(owner: str, options: Iterable[str]) -> None:
         raise InputError(f"{owner} has no option {option}{hint}.")
 
 
-def check_numbers(owner: object, numbers: Mapping[str, float | None], least: int = 1) -> None:
-    """Refuse a number below ``least``; None is no number.
+def check_numbers(owner: object, numbers: Mapping[str, float | None], least: float = 1) -> None:
+    """Refuse an option below ``least``; None is not checked.
 
     Args:
-        owner: What has the options: ``model``, ``data``, or an object, such as a callback, that is named by its class.
-        numbers: Their values by name.
-        least: The least that each may be.
+        owner: Owner of the options, for the message: a section such as ``model``, an object that is named by its class,
+            such as a callback, or an empty text for options without a prefix.
+        numbers: Values of the options by name.
+        least: Smallest value allowed.
 
     Raises:
         InputError: Naming the first such option.
     """
     for option, value in numbers.items():
         if value is not None and not value >= least:  # NaN is refused too
-            name = owner if isinstance(owner, str) else type(owner).__name__
-            raise InputError(f"{name}.{option} is {value}; it must be at least {least}.")
+            raise InputError(f"{_full_name(owner, option)} is {value}; it must be at least {least}.")
+
+
+def check_positive(owner: object, numbers: Mapping[str, float | None], most: float = math.inf) -> None:
+    """Refuse an option that is not above 0 or exceeds ``most``; arguments as for `check_numbers`.
+
+    Raises:
+        InputError: Naming the first such option.
+    """
+    limit = "" if most == math.inf else f" and at most {most:g}"
+    for option, value in numbers.items():
+        if value is not None and not 0 < value <= most:
+            raise InputError(f"{_full_name(owner, option)} is {value}; it must be above 0{limit}.")
+
+
+def check_choice(owner: object, option: str, chosen: Any, known: Sequence[str]) -> None:
+    """Refuse a value that is not among the known ones; ``owner`` as for `check_numbers`.
+
+    Raises:
+        InputError: Naming the option and its choices.
+    """
+    if chosen not in known:
+        raise InputError(f"{_full_name(owner, option)} is {chosen!r}; it must be {' or '.join(known)}.")
+
+
+def _full_name(owner: object, option: str) -> str:
+    name = owner if isinstance(owner, str) else type(owner).__name__
+    return f"{name}.{option}" if name else option

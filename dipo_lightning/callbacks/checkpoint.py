@@ -27,7 +27,7 @@ from dipo_lightning.callbacks.run_record import (
 )
 from dipo_lightning.callbacks.signals import StopSignals, requeue
 from dipo_lightning.data.rows import fingerprints
-from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.errors import InputError, RunError, check_numbers
 from dipo_lightning.evaluation.provenance import configuration
 from dipo_lightning.evaluation.run_folder import is_named, is_trial, run_folder
 from dipo_lightning.evaluation.schedule import Hook, Savepoint, Scheduled
@@ -60,9 +60,7 @@ class Checkpoint(Savepoint, CheckpointBase):
     def __init__(
         self, every_n_epochs: int | None = 1, every_n_steps: int | None = None, folder: str | None = None
     ) -> None:
-        for option, value in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps)):
-            if value is not None and value < 1:
-                raise InputError(f"Checkpoint.{option} is {value}; it must be at least 1, or null for never.")
+        check_numbers(self, {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps})
         self.every_n_epochs, self.every_n_steps, self.folder = every_n_epochs, every_n_steps, folder
         self.path = Path(LAST)
         self.signals = StopSignals()
@@ -109,8 +107,8 @@ class Checkpoint(Savepoint, CheckpointBase):
         if is_named(trainer):
             begun = open_event_files(trainer)
             self._earlier_events = [path for path in event_files(folder.parent) if path not in begun]
-        if is_named(trainer):
-            self._compare(folder)
+            if has_results(folder.parent):
+                self._compare(folder)
         elif config.get("ckpt_path"):
             self._compare(Path(config["ckpt_path"]).parent)
         if read_record(folder) is None:
@@ -210,7 +208,7 @@ class Checkpoint(Savepoint, CheckpointBase):
             print(f"\nInterrupted at step {trainer.global_step}. {kept}", flush=True)
 
     def _due(self, trainer: pl.Trainer, hook: Hook) -> bool:
-        """Tell whether the step is to be saved in ``hook``."""
+        """Return whether the step is to be saved in ``hook``."""
         by_steps = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         if hook != "on_train_epoch_end":
             return by_steps
@@ -423,6 +421,11 @@ def newest(folder: Path) -> Path | None:
         if path.with_name(path.name + ".old").exists() or path.exists():
             return path
     return None
+
+
+def has_results(run: Path) -> bool:
+    """Tell whether a run has left a checkpoint or an evaluation; one that was refused at once has neither."""
+    return newest(run / CHECKPOINTS) is not None or any((run / "evaluations").glob("*"))
 
 
 def checkpoint_state(path: Path) -> dict[str, Any]:

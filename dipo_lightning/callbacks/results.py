@@ -14,7 +14,7 @@ from torch import nn
 
 from dipo_lightning.callbacks.run_record import CHECKPOINTS, read_record, write_record
 from dipo_lightning.data.rows import fingerprints
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_positive
 from dipo_lightning.evaluation.run_folder import is_trial, run_folder
 from dipo_lightning.evaluation.schedule import settle_evaluations
 from dipo_lightning.evaluation.trackers import trackers_of
@@ -62,8 +62,7 @@ class ExportModel(Callback):
         best: Best | None = None,
     ) -> None:
         self.folder, self.adapters, self.inside_run, self.best = folder, adapters, inside_run, best
-        if best is not None and not 0 < best.share <= 1:
-            raise InputError(f"ExportModel.best.share is {best.share}; it must be above 0 and at most 1.")
+        check_positive(self, {"best.share": None if best is None else best.share}, most=1)
         self.path: Path | None = None
         self._exported: tuple[float, float] | None = None  # the rule's two numbers at the exported moment
         self._seen: tuple[float, float] | None = None  # those last looked at

@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dipo_lightning.callbacks.checkpoint import Checkpoint
-from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.errors import InputError, RunError, check_choice, check_positive
 from dipo_lightning.evaluation.callback import Evaluation
 from dipo_lightning.evaluation.logs import read_log
 
@@ -46,8 +46,7 @@ class StopAtThreshold(EarlyStopping):
     ) -> None:
         if (threshold is None) == (retain_log is None):
             raise InputError("StopAtThreshold needs one of threshold and retain_log (the retain model's log).")
-        if mode not in ("min", "max"):
-            raise InputError(f"StopAtThreshold.mode is {mode!r}; it is min or max.")
+        check_choice(self, "mode", mode, ("min", "max"))
         if threshold is None:
             assert retain_log is not None
             threshold = threshold_from_log(retain_log, monitor)
@@ -157,8 +156,7 @@ class StopOnCollapse(pl.Callback):
         super().__init__()
         if share is None and minimum is None:
             raise InputError("StopOnCollapse needs share (of the first value) or minimum.")
-        if share is not None and not 0 < share <= 1:
-            raise InputError(f"StopOnCollapse.share is {share}; it must be in (0, 1].")
+        check_positive(self, {"share": share}, most=1)
         if minimum is not None and not math.isfinite(minimum):
             raise InputError(f"StopOnCollapse.minimum is {minimum}; it must be a finite number.")
         self.given, self.share, self.minimum = monitor, share, minimum

@@ -1,8 +1,8 @@
-"""Late import of libraries of which others take a name or a version only.
+"""Late import of libraries of which others need only a name or a version.
 
 A `fit` of one step takes 7 CPU seconds with all that Lightning, torch's optimisers and transformers import, and less
-than 5 without what none of them uses in it: torch's compiler with SymPy, matplotlib, SciPy's optimisers, and the image,
-audio and text functions of torchmetrics. Each is loaded where somebody asks for more than the names below.
+than 5 without libraries that it never uses: torch's compiler, matplotlib, SciPy's optimisers, and the image, audio and
+text functions of torchmetrics. Each of them is loaded only when more of it is used.
 """
 
 import functools
@@ -103,7 +103,7 @@ class StandIn(ModuleType):
 
 
 def is_late(name: str) -> bool:
-    """Tell whether a module is not loaded, or is a stand-in."""
+    """Return whether a module is not loaded, or is a stand-in."""
     return isinstance(sys.modules.get(name), StandIn | None)
 
 
@@ -181,7 +181,7 @@ def _register(how: str, fn: Any) -> Any:
 
 
 def deferred_metrics() -> ModuleType:
-    """Make torchmetrics' package, whose own code runs when a name is asked for that is not in `_OF_METRICS`."""
+    """Make a torchmetrics package whose code runs on the first access of a name that is not in `_OF_METRICS`."""
     spec = find_spec(METRICS)
     assert spec is not None
     assert spec.loader is not None

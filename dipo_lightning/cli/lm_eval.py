@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import check_choice
 
 
 def lm_eval(
@@ -20,30 +20,30 @@ def lm_eval(
     output: str | None = None,
     device: str | None = None,
 ) -> None:
-    """Measure a model on tasks of EleutherAI's lm-evaluation-harness: MMLU, WMDP and every other one.
+    """Evaluate a model on tasks of EleutherAI's lm-evaluation-harness, such as MMLU and WMDP.
 
-    The numbers are printed and, with every document, written as JSON, which ``score`` recomputes. Those of a run lie
-    among its evaluations, so that its results page and ``compare`` show them.
+    Prints the results, and writes them with every document as JSON, which ``score`` can recompute. For a run they are
+    added to its evaluations, so that its results page and ``compare`` show them.
 
     Args:
-        model: A model (hub name or folder), or the folder of a run, whose exported model is taken.
-        tasks: Names of tasks, groups or tags, parted by commas: ``mmlu,wmdp_bio``.
-        num_fewshot: Examples before each question; default is each task's own number.
-        limit: Most documents of a task.
-        batch_size: Documents of a forward.
+        model: A model (hub name or folder), or a run folder, whose exported model is used.
+        tasks: Names of tasks, groups or tags, separated by commas: ``mmlu,wmdp_bio``.
+        num_fewshot: Number of examples before each question; default is that of each task.
+        limit: Maximum number of documents per task.
+        batch_size: Documents per forward pass.
         chat_template: Write prompts with the tokenizer's chat template.
-        include_path: A folder with tasks of your own (YAML).
-        dtype: Of the weights: float32, bfloat16 or float16.
-        output: Folder of the results; default is the run's, or one beside the model's name.
-        device: Such as ``cuda``; default is a GPU where there is one.
+        include_path: A folder with your own tasks (YAML).
+        dtype: Dtype of the weights: float32, bfloat16 or float16.
+        output: Folder of the results; default is the run's, or one named after the model.
+        device: Device such as ``cuda``; default is a GPU if there is one.
     """
     import torch
 
     from dipo_lightning.benchmarks.lm_eval.harness import Options, load_tasks, measure_tasks, settings_of
     from dipo_lightning.benchmarks.lm_eval.metrics import LMEval
-    from dipo_lightning.cli.attack import run_settings
+    from dipo_lightning.cli.attack import chosen_device, run_settings
     from dipo_lightning.evaluation.aggregates import class_path, flat_numbers, log_aggregates, metric_meanings
-    from dipo_lightning.evaluation.callback import comparison_table
+    from dipo_lightning.evaluation.callback import summary_table
     from dipo_lightning.evaluation.provenance import installed_versions
     from dipo_lightning.evaluation.run_folder import write_json
     from dipo_lightning.models.distributed import evaluation_mode
@@ -51,8 +51,7 @@ def lm_eval(
     from dipo_lightning.models.loading import load_policy, load_tokenizer
     from dipo_lightning.report.page import write_page
 
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise InputError(f"dtype is {dtype!r}; it must be float32, bfloat16 or float16.")
+    check_choice("", "dtype", dtype, ("float32", "bfloat16", "float16"))
     options = Options(num_fewshot, limit, batch_size, chat_template, include_path)
     names = tasks.replace(",", " ").split()
     run = run_settings(Path(model).expanduser())
@@ -60,7 +59,7 @@ def lm_eval(
     folder = Path(output) if output is not None else run.get("evaluations") or Path(f"{Path(source).name}-lm-eval")
     loaded = load_tasks(names, options)
     tokenizer = load_tokenizer(source)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = chosen_device(device)
     policy = load_policy(source, dtype=getattr(torch, dtype)).to(place)  # type: ignore[arg-type]
     with evaluation_mode(policy):
         sets: dict[str, Any] = measure_tasks(policy, tokenizer, place, loaded, options)
@@ -78,12 +77,8 @@ def lm_eval(
     path = folder / f"lm_eval_epoch={where['epoch']:03d}_step={where['step']:05d}_{'-'.join(names)[:60]}.json"
     write_json(path, document)
     meanings, now = metric_meanings(benchmark.metrics(settings)), flat_numbers(document["aggregates"])
-    print(
-        comparison_table(f"{benchmark.describe(settings, sets)}:", None, now, {k: meanings[k].label for k in now}, {})
-    )
-    for name, reason in document["aggregates"].items():
-        if name.endswith("_absent"):
-            print(f"  No {meanings[name.removesuffix('_absent')].label}: {reason}.")
+    title, labels = benchmark.describe(settings, sets), {name: meanings[name].label for name in now}
+    print(summary_table(title, None, now, labels, document, meanings))
     if "evaluations" in run and output is None:
         print(f"The results page is {write_page(folder.parent)}")
     print(f"Every document: {path}")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 from dipo_lightning.comparison.plan import read_comparison
 from dipo_lightning.comparison.report import write_report
 from dipo_lightning.comparison.work import Work
@@ -23,8 +20,6 @@ def compare(comparison: str, dry_run: bool = False) -> None:
         comparison: YAML file of the comparison, such as compare/quickstart.
         dry_run: Say what would be run, and run nothing.
     """
-    if (here := str(Path.cwd())) not in sys.path:  # a method from one's own project
-        sys.path.insert(0, here)
     plan = read_comparison(comparison)
     work = Work(plan)
     if dry_run:

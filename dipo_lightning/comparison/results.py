@@ -13,7 +13,7 @@ from dipo_lightning.comparison.configs import Config, callbacks
 from dipo_lightning.comparison.plan import Selection, Settings
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.aggregates import Meanings, flat_numbers, log_aggregates, metric_meanings
-from dipo_lightning.evaluation.benchmark import Benchmark, Headline, find_benchmark
+from dipo_lightning.evaluation.benchmark import Benchmark, Headline, benchmark_of
 from dipo_lightning.evaluation.logs import read_log
 from dipo_lightning.evaluation.rows import with_skipped
 from dipo_lightning.report.runs import Document, read_documents
@@ -96,9 +96,7 @@ def read_evaluations(folder: Path, name: str | None = None) -> tuple[Benchmark, 
     if name is None and len(found) > 1:
         raise InputError(f"{places[0]} has several evaluations; give `evaluation`: one of {', '.join(found)}.")
     documents = next(iter(found.values()), [])
-    benchmark = (
-        find_benchmark(documents[-1].get("format", ""), documents[-1].get("benchmark", "")) if documents else None
-    )
+    benchmark = benchmark_of(documents[-1]) if documents else None
     if benchmark is None:
         what = f"{name} evaluation" if name else "evaluation of a known benchmark"
         raise InputError(f"{places[0]} has no {what}: the run has no such callback, or did not get to it.")
@@ -138,7 +136,7 @@ def add_columns_beside(rows: Sequence[Row], folder: Path) -> None:
 
 
 def _columns_beside(document: Document) -> tuple[str, ...]:
-    benchmark = find_benchmark(document.get("format", ""), document.get("benchmark", ""))
+    benchmark = benchmark_of(document)
     return benchmark.columns_beside if benchmark else ()
 
 
@@ -188,7 +186,7 @@ class Spread:
         return f"{self.mean:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
     def ties(self, other: Spread) -> bool:
-        """Tell whether the difference of two means lies inside the range of one of them."""
+        """Return whether the difference of two means lies inside the range of one of them."""
         return self.low <= other.mean <= self.high or other.low <= self.mean <= other.high
 
 
@@ -233,7 +231,7 @@ def choose(candidates: Sequence[Candidate], selection: Selection, scale: Scale) 
 
 
 def ties(row: Row, best: Row, scale: Scale) -> bool:
-    """Tell whether two rows are alike in forgetting: equal, or each lies inside the other's interval over rows."""
+    """Return whether two rows are alike in forgetting: equal, or each lies inside the other's interval over rows."""
     spread, other = (Spread.of([one], scale.headline.forget) for one in (row, best))
     if spread is None or other is None:
         return False

@@ -55,17 +55,15 @@ class ForgetRetainPairs(Dataset):
         forget: Tokenised rows to forget.
         retain: Tokenised rows to keep, or None to train on the forget rows alone.
         seed: Seed of the pairing.
+
+    Attributes:
         alternative: For methods that prefer another answer (IdkDPO): gives the example for ``(epoch, index)``.
     """
 
-    def __init__(
-        self,
-        forget: Sequence[Example],
-        retain: Sequence[Example] | None,
-        seed: int = 0,
-        alternative: Callable[[int, int], Example] | None = None,
-    ) -> None:
-        self.forget, self.retain, self.seed, self.alternative = forget, retain, seed, alternative
+    alternative: Callable[[int, int], Example] | None = None
+
+    def __init__(self, forget: Sequence[Example], retain: Sequence[Example] | None, seed: int = 0) -> None:
+        self.forget, self.retain, self.seed = forget, retain, seed
         self._counts: dict[tuple[str, int], int] = {}
         self._partners: tuple[int, torch.Tensor] | None = None
 

@@ -29,24 +29,12 @@ OPEN_UNLEARNING = {"system_prompt": "You are a helpful assistant.", "date": "10 
 """Options of ``chat`` with which open-unlearning writes prompts for chat models, under the name ``open_unlearning``."""
 
 Messages = list[dict[str, str]]
-_MONTH_NAMES = tuple(
-    [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ]
+_MONTH_NAMES = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
 )
 _MONTHS = tuple(name[:3] for name in _MONTH_NAMES)
-_DAY_NAMES = tuple(["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"])
+_DAY_NAMES = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _PROBE = "Xanadu"
 _REASONING = re.compile(r"\s*<[^<>]*(think|reason)[^<>]*>\s*", re.IGNORECASE)
 """The beginning of a reasoning block, as a generation prompt opens one."""

@@ -13,7 +13,7 @@ from dipo_lightning.data.encoding import PromptStyle, checked, encode, start_ids
 from dipo_lightning.data.loader import Example
 from dipo_lightning.data.prompts import ChatStyle
 from dipo_lightning.data.rows import shown
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_choice, check_numbers
 from dipo_lightning.models.answers import IGNORED
 
 if TYPE_CHECKING:
@@ -165,16 +165,14 @@ def tokenize_rows(
     Raises:
         InputError: ``on_missing`` is ``raise`` and there is such a row, or the style cannot write rows of this kind.
     """
-    if on_missing not in ("raise", "skip"):
-        raise InputError(f"data.on_missing is {on_missing!r}; it is 'raise' or 'skip'.")
-    if max_length is not None and max_length < 2:
-        raise InputError(f"data.max_length is {max_length}; an example has at least 2 tokens.")
+    check_choice("data", "on_missing", on_missing, ("raise", "skip"))
+    check_numbers("data", {"max_length": max_length}, least=2)
     tokenized = TokenizedRows()
     for number, row in enumerate(shown(rows, "tokenising", total=len(rows))):
         index = int(row.get("index", number))
         try:
             _check_kind(row, style)
-            ids, labels = _example(row, style)
+            ids, labels = example_of(row, style)
             cut = max_length is not None and len(ids) > max_length
             if all(label == IGNORED for label in labels[:max_length]):
                 prompt = next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))
@@ -239,8 +237,7 @@ def pieces(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int
     The documents are joined by a blank line, tokenised as one text and cut; each piece begins with BOS where the
     tokenizer has that habit, so with it a piece holds ``length - 1`` tokens of the text. The last one may be shorter.
     """
-    if length < 2:
-        raise InputError(f"length is {length}; a piece has at least 2 tokens.")
+    check_numbers("", {"length": length}, least=2)
     if not texts:
         raise InputError("There is no document to cut into pieces.")
     start = start_ids(tokenizer)
@@ -263,7 +260,8 @@ def _joined(texts: Sequence[str]) -> Iterator[str]:
     yield BLANK_LINE.join(part)
 
 
-def _example(row: Mapping[str, Any], style: PromptStyle) -> tuple[list[int], list[int]]:
+def example_of(row: Mapping[str, Any], style: PromptStyle) -> tuple[list[int], list[int]]:
+    """Return the ids and labels of a row of any layout."""
     if "messages" in row and isinstance(style, ChatStyle):
         return style.conversation(row["messages"])
     if "messages" in row:

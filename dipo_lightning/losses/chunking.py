@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_numbers
 
 
 def sequence_sum(values: Tensor, sequence_ids: Tensor, batch_size: int) -> Tensor:
@@ -106,12 +106,6 @@ def check_projection(hidden: Tensor, weight: Tensor, name: str) -> None:
         )
 
 
-def check_chunk_size(chunk_size: int) -> None:
-    """Raise an `InputError` where a chunk size is not at least 1."""
-    if chunk_size < 1:
-        raise InputError(f"chunk_size is {chunk_size}; use a number of positions >= 1")
-
-
 def align(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Bring both to the dtype a linear layer would compute in: autocast's where it is on, else the weight's."""
     device = hidden.device.type
@@ -158,7 +152,7 @@ def in_chunks(function: Callable[..., tuple[Tensor, ...]], chunk_size: int, *inp
     Raises:
         InputError: ``chunk_size`` is below 1.
     """
-    check_chunk_size(chunk_size)
+    check_numbers("", {"chunk_size": chunk_size})
     parts = [
         checkpoint(function, *(value[chunk] for value in inputs), use_reentrant=False, preserve_rng_state=False)
         for chunk in list(slices(len(inputs[0]), chunk_size)) or [slice(0, 0)]

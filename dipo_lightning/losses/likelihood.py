@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, kl_div
 
+from dipo_lightning.errors import check_numbers
 from dipo_lightning.losses.chunking import (
     ClosedForm,
     WeightGradient,
     align,
-    check_chunk_size,
     check_projection,
     piece_size,
     project,
@@ -82,7 +82,7 @@ def chunked_nll_sum(hidden: Tensor, weight: Tensor, labels: Tensor, chunk_size: 
 
 def _run(function: type[torch.autograd.Function], hidden: Tensor, weight: Tensor, labels: Tensor, size: int) -> Tensor:
     """Check, align the dtypes and run outside autocast."""
-    check_chunk_size(size)
+    check_numbers("", {"chunk_size": size})
     check_projection(hidden, weight, "policy")
     hidden, weight = align(hidden, weight)
     with torch.autocast(hidden.device.type, enabled=False):

@@ -25,10 +25,10 @@ from dipo_lightning.data.alternatives import (
     written_alternatives,
 )
 from dipo_lightning.data.unlearning import UnlearningDataModule
-from dipo_lightning.errors import InputError, check_numbers
+from dipo_lightning.errors import InputError, check_numbers, check_positive
 from dipo_lightning.evaluation.run_folder import run_folder, write_text
 from dipo_lightning.evaluation.sampling import hash_seed, sample
-from dipo_lightning.methods.preference import DPOModule, positive
+from dipo_lightning.methods.preference import DPOModule
 from dipo_lightning.models.distributed import evaluation_mode, unsharded
 from dipo_lightning.models.inspection import position_limit
 from dipo_lightning.reference.references import ModelReference
@@ -77,12 +77,13 @@ class AltPOModule(DPOModule):
     ) -> None:
         super().__init__(pretrained, **options)
         check_numbers("model", {"per_row": per_row, "max_new_tokens": max_new_tokens})
+        check_positive("model", {"temperature": temperature})
         if "{question}" not in instruction:
             raise InputError("model.instruction must say where the question stands: write {question} in it.")
         if alternatives_file is not None and Path(alternatives_file).suffix != ".jsonl":
             raise InputError(f"model.alternatives_file is {alternatives_file}; give a name that ends in .jsonl.")
         self.per_row, self.alternatives_file, self.instruction = per_row, alternatives_file, instruction
-        self.temperature, self.max_new_tokens = positive(temperature, "temperature"), max_new_tokens
+        self.temperature, self.max_new_tokens = temperature, max_new_tokens
 
     def check_alternatives(self, data: UnlearningDataModule) -> None:
         """Read the file of alternatives where it exists, for what is wrong in it; missing ones will be written."""

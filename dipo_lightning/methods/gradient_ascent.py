@@ -1,7 +1,4 @@
-"""Methods that push the answer's own likelihood down: GradAscent, GradDiff, KL, WGA and CE-U.
-
-Each loss is a mean over tokens; `denominator` is the global token count under data parallelism (see `global_mean`).
-"""
+"""Methods that lower the likelihood of the answer itself: GradAscent, GradDiff, KL, WGA, SatImp and CE-U."""
 
 from __future__ import annotations
 
@@ -19,16 +16,21 @@ from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers, over_logits
 
 
-def wga(nll: Tensor, beta: float = 1.0, denominator: float | Tensor | None = None) -> Tensor:
-    """Weighted gradient ascent: -mean(p^beta * NLL), the weight taken as a constant. Source: arXiv 2502.19301.
+def weighted_ascent(nll: Tensor, beta1: float, beta2: float = 0.0, denominator: float | Tensor | None = None) -> Tensor:
+    """Compute -mean(p^beta1 (1 - p)^beta2 NLL) with p the token's probability, the weight taken as a constant.
 
-    Tokens that are already unlikely weigh little, which brakes the ascent; `beta` 0 is gradient ascent.
+    Saturation (beta1) takes weight from tokens that are already unlikely, which brakes the ascent; importance (beta2)
+    from tokens that are nearly certain, such as those that grammar dictates. Sources: WGA, arXiv 2502.19301 (beta2 is
+    0); SatImp, arXiv 2505.11953.
 
-    Raises:
-        InputError: `beta` is negative.
+    Args:
+        nll: (N,) NLL of the answer tokens in nats.
+        beta1: Exponent of saturation, 0 or more.
+        beta2: Exponent of importance, 0 or more.
+        denominator: Global token count; None is N.
     """
-    check_numbers("wga", {"beta": beta}, least=0)
-    weight = torch.exp(-beta * nll.detach())
+    constant = nll.detach()
+    weight = torch.exp(-beta1 * constant) * (-torch.expm1(-constant)) ** beta2
     return -global_mean(weight * nll, denominator)
 
 
@@ -96,7 +98,34 @@ class WGAModule(UnlearningModule):
 
     def forget_loss(self, forget: Answers) -> Tensor:
         """Return minus the weighted mean token NLL."""
-        return wga(forget.nll, self.beta, forget.token_denominator)
+        return weighted_ascent(forget.nll, self.beta, denominator=forget.token_denominator)
+
+
+class SatImpModule(UnlearningModule):
+    """Gradient ascent on tokens that are neither unlikely nor certain yet.
+
+    Source: arXiv 2505.11953, with its exponents and its weight of the retain term, a tenth of the forget term's.
+
+    Args:
+        pretrained: The model that must forget.
+        beta1: Exponent of saturation, the weight ``p ** beta1``.
+        beta2: Exponent of importance, the weight ``(1 - p) ** beta2``.
+        lambda_: Weight of the retain term.
+        **options: Those of `UnlearningModule`.
+    """
+
+    needs_reference: ClassVar[bool] = False
+
+    def __init__(
+        self, pretrained: str, beta1: float = 5.0, beta2: float = 1.0, lambda_: float = 0.1, **options: Any
+    ) -> None:
+        super().__init__(pretrained, lambda_=lambda_, **options)
+        check_numbers("model", {"beta1": beta1, "beta2": beta2}, least=0)
+        self.beta1, self.beta2 = beta1, beta2
+
+    def forget_loss(self, forget: Answers) -> Tensor:
+        """Return minus the weighted mean token NLL."""
+        return weighted_ascent(forget.nll, self.beta1, self.beta2, forget.token_denominator)
 
 
 class CEUModule(UnlearningModule):

@@ -289,14 +289,14 @@ class LanguageModelModule(pl.LightningModule):
         """True if this optimiser step is one that is logged (``Trainer(log_every_n_steps=...)``)."""
         return (self.trainer.global_step + 1) % max(1, getattr(self.trainer, "log_every_n_steps", 1)) == 0
 
-    def log_terms(self, terms: dict[str, Tensor], prefix: str = "train/") -> None:
-        """Log scalars, averaged over ranks in one reduction, at the steps that are logged."""
+    def log_terms(self, terms: dict[str, Tensor]) -> None:
+        """Log scalars as ``train/...``, averaged over ranks in one reduction, at the steps that are logged."""
         if not self.logs_are_due or not terms:
             return
         values = torch.stack([value.detach().float() for value in terms.values()])
         if self.trainer.world_size > 1:
             values = self.trainer.strategy.reduce(values, reduce_op="mean")
-        self.log_dict(dict(zip((prefix + name for name in terms), values.unbind(), strict=True)))
+        self.log_dict(dict(zip((f"train/{name}" for name in terms), values.unbind(), strict=True)))
 
     def remember(self, loss: Tensor, batch: dict[str, Any], terms: dict[str, Tensor]) -> None:
         """Keep a micro-batch's rows, terms and loss until the optimiser steps.

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from dipo_lightning.data.unlearning import UnlearningDataModule
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_positive
 from dipo_lightning.losses.chunking import global_mean
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers
@@ -22,8 +22,7 @@ _NO_ALTERNATIVES = "{} needs alternative answers; set data.alternatives."
 
 def _preference(gap: Tensor, beta: float) -> Tensor:
     """Compute -(2 / beta) log sigmoid(beta * gap)."""
-    if not beta > 0:
-        raise InputError(f"beta is {beta!r}; use a number > 0")
+    check_positive("", {"beta": beta})
     return -(2.0 / beta) * logsigmoid(beta * gap)
 
 
@@ -88,7 +87,8 @@ class NPOModule(UnlearningModule):
 
     def __init__(self, pretrained: str, beta: float = 0.1, **options: Any) -> None:
         super().__init__(pretrained, **options)
-        self.beta = positive(beta, "beta")
+        check_positive("model", {"beta": beta})
+        self.beta = beta
 
     def forget_loss(self, forget: Answers) -> Tensor:
         """Return the mean loss of the sequences."""
@@ -159,16 +159,10 @@ class SimNPOModule(UnlearningModule):
         self, pretrained: str, beta: float = 4.5, delta: float = 0.0, gamma: float = 0.125, **options: Any
     ) -> None:
         super().__init__(pretrained, gamma=gamma, **options)
-        self.beta, self.delta = positive(beta, "beta"), delta
+        check_positive("model", {"beta": beta})
+        self.beta, self.delta = beta, delta
 
     def forget_loss(self, forget: Answers) -> Tensor:
         """Return the mean loss of the sequences."""
         losses = simnpo(forget.sequence_nll("mean"), self.beta, self.delta)
         return global_mean(losses, forget.sequence_denominator)
-
-
-def positive(value: float, name: str) -> float:
-    """Return ``value``, or raise an `InputError` where it is not above 0."""
-    if not value > 0:
-        raise InputError(f"model.{name} is {value}; it must be above 0.")
-    return value

@@ -22,11 +22,7 @@ def undial_target(reference_logits: Tensor, labels: Tensor, strength: float = 10
 
     Returns:
         (N, V) probabilities, float32 (float64 for float64 logits), without gradient.
-
-    Raises:
-        InputError: The strength is negative.
     """
-    check_numbers("undial", {"strength": strength}, least=0)
     logits = reference_logits.detach().to(working_dtype(reference_logits))
     places = labels.unsqueeze(-1)
     return logits.scatter(-1, places, logits.gather(-1, places) - strength).softmax(-1)

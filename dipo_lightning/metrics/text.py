@@ -24,7 +24,7 @@ class Fluency(RowMean):
     def value(self, row: Row) -> float | None:
         """Return the entropy of a row's `generation`."""
         text = row.get("generation")
-        return None if text is None else ngram_entropy([str(text)]).item()
+        return None if text is None else ngram_entropy(str(text))
 
 
 class Perplexity(RowValues):

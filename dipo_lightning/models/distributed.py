@@ -165,13 +165,13 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 
 def is_sharded(module: nn.Module) -> TypeGuard[Any]:
-    """Tell whether FSDP2 shards a module's own parameters, as those of every block and of the root."""
+    """Return whether FSDP2 shards a module's own parameters, as those of every block and of the root."""
     fsdp = sys.modules.get("torch.distributed.fsdp")  # nothing is sharded before it is loaded, which takes a second
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
 def is_spread(tensor: torch.Tensor) -> TypeGuard[DTensor]:
-    """Tell whether a tensor is spread over processes."""
+    """Return whether a tensor is spread over processes."""
     tensors = sys.modules.get("torch.distributed.tensor")
     return tensors is not None and isinstance(tensor, tensors.DTensor)
 
@@ -233,7 +233,7 @@ def _numbered(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _placed(parameter: nn.Parameter, device: torch.device) -> bool:
-    """Tell whether a parameter may be moved to ``device``: all but those that were offloaded from it to the host."""
+    """Return whether a parameter may be moved to ``device``: all but those that were offloaded from it to the host."""
     return not is_spread(parameter) or parameter.device.type == device.type
 
 

@@ -1,6 +1,6 @@
-"""Loading of models from a hub name, a folder, a GGUF file, or a GGUF file inside an installed package.
+"""Loading of a causal language model and its tokenizer, quietly and from safetensors or GGUF only.
 
-Load a causal language model and its tokenizer: quietly, from safetensors or GGUF only, or say why not.
+Sources are a hub name, a folder, a GGUF file, or a GGUF file inside an installed package.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def find_source(pretrained: str) -> ModelSource:
         if path.suffix != ".gguf":
             raise InputError(f"{path} is a file, but not a .gguf file. Give the folder that holds config.json instead.")
         return ModelSource(str(path.parent), path.name, local=True)
-    if path.suffix == ".gguf" or not _HUB_NAME.fullmatch(pretrained):
+    beside = path.parent != Path() and path.parent.is_dir()  # a mistyped path must not ask the network
+    if beside or path.suffix == ".gguf" or not _HUB_NAME.fullmatch(pretrained):
         near = _near_matches(path)
         raise InputError(
             f"There is no model {pretrained!r}: no such file or folder, and no hub name (owner/name).{near}"

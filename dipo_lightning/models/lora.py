@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_choice, check_numbers
 from dipo_lightning.models.head import causal_lm, output_projection
 
 if TYPE_CHECKING:
@@ -49,14 +49,12 @@ class LoRA:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.rank < 1:
-            raise InputError(f"The LoRA rank is {self.rank}; it must be 1 or more.")
+        check_numbers("lora", {"rank": self.rank})
         if not 0 <= self.dropout < 1:
             raise InputError(f"The LoRA dropout is {self.dropout}; it must be at least 0 and below 1.")
         if not self.targets:
             raise InputError(f"The LoRA targets are empty; name modules, or write {ALL_LINEAR}.")
-        if self.base not in ("float32", "nf4"):
-            raise InputError(f"The LoRA base is {self.base!r}; it is float32 or nf4.")
+        check_choice("lora", "base", self.base, ("float32", "nf4"))
 
 
 def add_lora(model: nn.Module, lora: LoRA) -> PeftModel:
@@ -107,7 +105,7 @@ def _excluded(model: Any, linear: dict[str, nn.Module]) -> list[str] | None:
 
 
 def _maps_rows(module: Any) -> bool:
-    """Tell whether a module maps (..., in) to (..., out), as its weight says."""
+    """Return whether a module maps (..., in) to (..., out), as its weight says."""
     if type(module) is nn.Linear or not isinstance(module, nn.Linear):
         return True
     rows = torch.zeros(1, 2, module.in_features, dtype=module.weight.dtype, device=module.weight.device)
@@ -120,7 +118,7 @@ def _maps_rows(module: Any) -> bool:
 
 
 def adapts_projection(model: nn.Module, lora: LoRA) -> bool:
-    """Tell whether the output projection of a ``transformers`` causal LM would get an adapter."""
+    """Return whether the output projection of a ``transformers`` causal LM would get an adapter."""
     if lora.targets == ALL_LINEAR:
         return False
     targets = [lora.targets] if isinstance(lora.targets, str) else lora.targets
@@ -261,7 +259,7 @@ def _kept_in_float32(model: Any) -> set[str]:
 
 
 def is_quantized(policy: nn.Module) -> bool:
-    """Tell whether a policy has packed layers."""
+    """Return whether a policy has packed layers."""
     return any(isinstance(module, FourBitLinear) for module in policy.modules())
 
 

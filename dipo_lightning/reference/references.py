@@ -31,9 +31,6 @@ from dipo_lightning.reference.cache import PositionCache, cache_key
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from dipo_lightning.models.answers import TokenBatch
-    from dipo_lightning.reference.cache import PositionCache
-
 
 class Reference(Protocol):
     """Frozen model's view of the supervised positions of a batch, without a gradient."""

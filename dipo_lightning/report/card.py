@@ -12,7 +12,7 @@ import yaml
 
 from dipo_lightning.data.files import is_hub_name
 from dipo_lightning.evaluation.aggregates import document_meanings, flat_numbers, interval_text
-from dipo_lightning.evaluation.benchmark import find_benchmark
+from dipo_lightning.evaluation.benchmark import benchmark_of
 from dipo_lightning.report.runs import Document, read_documents
 from dipo_lightning.safety.redaction import without_paths, without_secrets
 
@@ -130,7 +130,7 @@ def _data_section(data: Mapping[str, Any]) -> str:
 def _results(evaluations: Mapping[str, Sequence[Document]], step: int | None) -> str:
     parts = []
     for name, documents in evaluations.items():
-        benchmark = find_benchmark(documents[-1].get("format", ""), documents[-1].get("benchmark", ""))
+        benchmark = benchmark_of(documents[-1])
         if benchmark is not None and (table := benchmark.table(documents[-1])):
             parts.append(f"### {benchmark.title}\n\n{table}")
             continue

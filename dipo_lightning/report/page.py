@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.evaluation.aggregates import (
     Meanings,
     document_meanings,
@@ -17,7 +17,7 @@ from dipo_lightning.evaluation.aggregates import (
     interval_text,
     retain_numbers,
 )
-from dipo_lightning.evaluation.benchmark import Benchmark, find_benchmark
+from dipo_lightning.evaluation.benchmark import Benchmark, benchmark_of
 from dipo_lightning.evaluation.logs import read_log
 from dipo_lightning.evaluation.rows import EvaluationLog
 from dipo_lightning.evaluation.run_folder import write_text
@@ -48,8 +48,7 @@ def report(run_folder: str, output: str | None = None, rows: int = ROWS) -> None
 
 def write_page(run_folder: str | Path, output: str | Path | None = None, rows: int = ROWS) -> Path:
     """Write the page and return its path; see `report`."""
-    if rows < 0:
-        raise InputError(f"rows is {rows}; it must be 0 or more.")
+    check_numbers("", {"rows": rows}, least=0)
     run = read_run(run_folder)
     path = Path(output) if output is not None else run.path / PAGE
     write_text(path, render(run, rows))
@@ -109,7 +108,7 @@ def _evaluation(name: str, documents: Sequence[Document], most: int) -> dict[str
     """One evaluation's part of the page."""
     scalars = [flat_numbers(document["aggregates"]) for document in documents]
     first, last = documents[0], documents[-1]
-    benchmark, meanings = find_benchmark(last.get("format", ""), last.get("benchmark", "")), document_meanings(last)
+    benchmark, meanings = benchmark_of(last), document_meanings(last)
     log = _retain_log(last)
     retain = retain_numbers(benchmark, log, last["settings"]) if benchmark and log else {}
     before = scalars[0] if len(documents) > 1 else {}

@@ -11,7 +11,7 @@ from typing import Any
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.aggregates import document_meanings, flat_numbers
-from dipo_lightning.evaluation.benchmark import find_benchmark
+from dipo_lightning.evaluation.benchmark import benchmark_of
 from dipo_lightning.evaluation.tensorboard import MODEL, RETAIN_MODEL
 
 Document = dict[str, Any]
@@ -104,7 +104,7 @@ def headline_picture(evaluations: Sequence[Mapping[str, Any]], path: str | Path)
     from matplotlib.figure import Figure
 
     last = max(evaluations, key=lambda document: document.get("provenance", {}).get("step", 0), default={})
-    benchmark, meanings = find_benchmark(last.get("format", ""), last.get("benchmark", "")), document_meanings(last)
+    benchmark, meanings = benchmark_of(last), document_meanings(last)
     pair = (benchmark.headline.forget, benchmark.headline.utility) if benchmark else ("", "")
     forgetting, utility = (_curve(evaluations, name) for name in pair)
     if benchmark is None or not (forgetting or utility):

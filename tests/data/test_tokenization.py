@@ -77,7 +77,7 @@ BAD = [
         "f.jsonl, line 9: The question is empty",
     ),
     (ROWS, "plain", {"max_length": 1}, "max_length is 1"),
-    (ROWS, "plain", {"on_missing": "drop"}, "'raise' or 'skip'"),
+    (ROWS, "plain", {"on_missing": "drop"}, "must be raise or skip"),
 ]
 
 

@@ -224,8 +224,7 @@ def test_a_mistyped_folder_gets_the_near_ones(tmp_path):
 def test_a_mistyped_folder_that_looks_like_a_hub_name(tmp_path, monkeypatch):
     (tmp_path / "models" / "smollm2").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dipo_lightning.safety.network.hub_answers", lambda endpoint: False)
-    with pytest.raises(InputError, match="models/smolm2 could not be loaded.*Did you mean models/smollm2?"):
+    with pytest.raises(InputError, match="There is no model .models/smolm2.*Did you mean models/smollm2?"):
         load_policy("models/smolm2")
 
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dipo_lightning.evaluation.scoring import TokenScores, score
-from dipo_lightning.metrics.functional import exact_memorization, extraction_strength, min_k, min_k_plus_plus
-from dipo_lightning.metrics.functional.membership import standardized_logprobs, tokens_correct
+from dipo_lightning.metrics.functional import exact_memorization, extraction_strength, min_k
+from dipo_lightning.metrics.functional.membership import standardized_logprobs
 from tests.helpers.aggregate import tofu
 from tests.helpers.toys import toy_model
 from tests.metrics.distributed_worker import all_metrics, fill, results, rows_of
@@ -41,15 +41,11 @@ QUESTION = st.tuples(PROMPT, st.lists(ANSWER, min_size=4, max_size=4))
 
 def metrics(scores: Sequence[TokenScores]) -> torch.Tensor:
     """(rows, 5): mean NLL, exact memorisation, extraction strength, Min-K and Min-K++ of each row."""
-    counts = torch.tensor([row.tokens for row in scores])
-    rows, count = torch.arange(len(scores)).repeat_interleave(counts), len(scores)
-    logprobs, correct = (torch.cat([getattr(row, name) for row in scores]) for name in ("logprobs", "correct"))
-    z_scores = torch.cat([row.z_scores for row in scores])
-    return torch.stack([
-        torch.tensor([row.nll for row in scores]),
-        exact_memorization(correct, rows, count), extraction_strength(correct, rows, count),
-        min_k(logprobs, rows, count), min_k_plus_plus(z_scores, rows, count),
-    ], dim=1)  # fmt: skip
+    return torch.tensor([
+        [row.nll, exact_memorization(row.correct), extraction_strength(row.correct), min_k(row.logprobs),
+         min_k(row.z_scores)]
+        for row in scores
+    ], dtype=torch.float64)  # fmt: skip
 
 
 def measured(policy: Any, examples: Sequence[Example], batch_tokens: int = 2048) -> torch.Tensor:
@@ -185,5 +181,6 @@ def row_scores(logits: torch.Tensor, example: Example) -> TokenScores:
     places = [i for i in range(len(ids) - 1) if labels[i + 1] != -100]
     chosen, targets = logits[places], torch.tensor([labels[i + 1] for i in places])
     logprobs = chosen.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
-    correct = tokens_correct(chosen, targets)
-    return TokenScores(logprobs, correct, chosen.argmax(-1), standardized_logprobs(chosen, targets))
+    return TokenScores(
+        logprobs, chosen.argmax(-1) == targets, chosen.argmax(-1), standardized_logprobs(chosen, targets)
+    )

@@ -115,7 +115,7 @@ class Bench:
 
     def rows(self, count: int) -> tuple[Any, Any]:
         """The prompt style, and the first rows of TOFU's sets."""
-        sets: Any = dict(load_tofu(self.data, self.options.split, first=count).sets)
+        sets: Any = dict(load_tofu(self.data, self.options.split).first(count).sets)
         sets.pop("holdout", None)
         return prompt_style(self.prompt, self.tokenizer), sets
 

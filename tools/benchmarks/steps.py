@@ -24,11 +24,17 @@ from torch.nn.functional import cross_entropy, logsigmoid
 from dipo_lightning.methods.altpo import AltPOModule
 from dipo_lightning.methods.dipo.module import DiPOModule
 from dipo_lightning.methods.dipo.pair import PairOptions
-from dipo_lightning.methods.gradient_ascent import CEUModule, GradAscentModule, GradDiffModule, KLModule, WGAModule
+from dipo_lightning.methods.gradient_ascent import (
+    CEUModule,
+    GradAscentModule,
+    GradDiffModule,
+    KLModule,
+    SatImpModule,
+    WGAModule,
+)
 from dipo_lightning.methods.pdu import PDUModule
 from dipo_lightning.methods.preference import DPOModule, NPOModule, SimNPOModule
 from dipo_lightning.methods.rmu import RMUModule
-from dipo_lightning.methods.satimp import SatImpModule
 from dipo_lightning.methods.selective.examples import PrivateExample
 from dipo_lightning.methods.selective.module import TEMPLATES, SelectiveModule
 from dipo_lightning.methods.undial import UNDIALModule

@@ -1,4 +1,4 @@
-"""The questions that attacks ask: from TOFU, MUSE, a user's files, or the data module of a run."""
+"""Questions of the attacks, from TOFU, MUSE, user data, or the data module of a run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from dipo_lightning.benchmarks.user_data.data import evenly, question_rows, row_
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.files import config_files, is_hub_name
 from dipo_lightning.data.rows import read_rows
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_numbers
+from dipo_lightning.safety.paths import read_text
 
 TEXT_TOKENS = 256
-"""Tokens of a plain text that are looked at: the first half is the question, the second the answer."""
+"""Tokens that are used of a plain text; the first half is the question, the second the answer."""
 
 
 def tofu_subject(style: PromptStyle, data: str, split: str) -> Subject:
@@ -34,7 +35,7 @@ def muse_subject(style: PromptStyle, data: str, forget: str = "train/forget") ->
 
 @dataclass(frozen=True)
 class Questions(Sequence[Source]):
-    """A user's rows as questions, each made when it is asked for: of a million retain rows only a few are.
+    """User data as questions, built on access, since attacks use only a few of the retain rows.
 
     Attributes:
         rows: From `dipo_lightning.data.rows.read_rows`, or other plain dictionaries.
@@ -57,7 +58,7 @@ class Questions(Sequence[Source]):
 
 
 def user_subject(style: PromptStyle, forget: Sequence[Any], retain: Sequence[Any]) -> Subject:
-    """Return a user's rows as questions; of a plain text the second half is asked for."""
+    """Return user data as questions; the question of a plain text is its first half, the answer the second."""
     asked, kept = (Questions(rows, style.tokenizer) for rows in (forget, retain))
     plain = bool(forget) and "text" in forget[0]
     return Subject(row_style(forget[:1], style), asked, kept, trained=list(forget) if plain else [])
@@ -70,14 +71,14 @@ def read_subject(
     forget: str | None,
     retain: str | None,
 ) -> Subject:
-    """Read what attacks ask.
+    """Read the questions of the attacks.
 
     Args:
         style: The model's prompt style.
         data: A data set in TOFU's schema (with ``split``) or MUSE's, on the hub or in a folder.
         split: TOFU's forget split.
-        forget: In place of ``data``, a user's file or folder of what was to be forgotten.
-        retain: The same of what was kept.
+        forget: File or folder with the forget rows of user data, instead of ``data``.
+        retain: File or folder with its retain rows.
 
     Raises:
         InputError: Neither or both of ``data`` and ``forget`` are given, or a file cannot be read.
@@ -95,29 +96,32 @@ def read_subject(
 
 
 def limited(subject: Subject, unrelated: str | None, max_rows: int | None) -> Subject:
-    """Return a subject with fewer forget rows and with unrelated texts.
+    """Return a subject with at most ``max_rows`` forget rows, and with unrelated texts.
 
     Args:
         subject: The questions.
-        unrelated: A text file for relearning on unrelated text, the texts parted by blank lines.
-        max_rows: Most forget rows, spread evenly over all; None for all.
+        unrelated: Text file for relearning on unrelated text; blank lines separate the texts.
+        max_rows: Maximum number of forget rows, spread evenly over the forget set; None for all.
 
     Raises:
         InputError: ``max_rows`` is below 1, or the file cannot be read or is empty.
     """
-    if max_rows is not None and max_rows < 1:
-        raise InputError(f"max_rows is {max_rows}; it must be at least 1.")
-    texts = [] if unrelated is None else _texts(Path(unrelated).expanduser())
+    check_numbers("", {"max_rows": max_rows})
+    texts: list[str] = []
+    if unrelated is not None:
+        texts = [part.strip() for part in read_text(unrelated, "unrelated").split("\n\n") if part.strip()]
+        if not texts:
+            raise InputError(f"unrelated: {unrelated} holds no text.")
     return replace(subject, forget=at_most(subject.forget, max_rows), unrelated=texts)
 
 
 def at_most(rows: Sequence[Source], most: int | None) -> list[Source]:
-    """Return at most so many rows, spread evenly over all; None for all."""
+    """Return at most ``most`` rows, spread evenly over all; None for all."""
     return [dict(rows[place]) for place in evenly(range(len(rows)), most)]
 
 
 def subject_of(datamodule: Any, style: PromptStyle) -> Subject:
-    """Return the questions of the data that a run's data module unlearns.
+    """Return the questions about the forget set of a run's data module.
 
     Raises:
         InputError: It has no forget rows.
@@ -138,14 +142,3 @@ def _is_muse(data: str) -> bool:
     if folder.is_dir():
         return bool(config_files(folder, "knowmem", "forget_qa"))
     return is_hub_name(data) and "MUSE" in data
-
-
-def _texts(path: Path) -> list[str]:
-    try:
-        found = [part.strip() for part in path.read_text(encoding="utf-8").split("\n\n") if part.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"unrelated: {path} cannot be read as UTF-8 text: {reason}.") from error
-    if not found:
-        raise InputError(f"unrelated: {path} holds no text.")
-    return found

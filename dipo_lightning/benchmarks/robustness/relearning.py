@@ -1,4 +1,4 @@
-"""Relearning: a copy of the model is fine-tuned, and measured at steps of it for the speed of the return."""
+"""Relearning: a copy of the model is fine-tuned and measured at several steps, to see how fast the memory returns."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
-from torch.nn.functional import cross_entropy
 
-from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, Source, Subject, measure_answers, plainly
+from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, Subject, measure_answers, plainly
 from dipo_lightning.data.encoding import PromptStyle, TextStyle
-from dipo_lightning.data.prompts import ChatStyle
-from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.data.tokenization import example_of
+from dipo_lightning.errors import InputError, RunError, check_numbers, check_positive
+from dipo_lightning.losses.likelihood import token_nll
+from dipo_lightning.models.answers import answer_logits, collate, supervised_labels
 from dipo_lightning.models.distributed import evaluation_mode, plan_batches
 from dipo_lightning.models.lora import LoRA, add_lora
 
 Example = tuple[list[int], list[int]]
 TITLES = {"forget": "the forget rows", "retain": "retain rows alone", "unrelated": "unrelated text"}
 TEXT_LENGTH = 2048
-"""Most tokens of a text that are trained on (MUSE's pieces)."""
+"""Maximum number of tokens of a training text (as MUSE's pieces)."""
 MUSE_STEPS = {"muse-books": (50, 75, 100), "muse-news": (100, 125, 150)}
-"""Steps at which MUSE's relearning is measured, with lr 1e-5 and batches of 4."""
+"""Steps at which MUSE measures relearning, with lr 1e-5 and batches of 4."""
 
 
 @dataclass
@@ -36,19 +37,19 @@ class Relearning(Attack):
     The copy is trained in float32, with AdamW at a constant learning rate and without dropout.
 
     Attributes:
-        on: The rows it is trained on, a curve each: ``forget``, ``retain``, ``unrelated``.
-        fraction: Share of the forget rows that is relearnt, drawn by the seed; all rows are measured (Hu et al., 2024,
+        on: Training rows: ``forget``, ``retain`` or ``unrelated``; each gives a curve of its own.
+        fraction: Share of the forget rows to train on, drawn by the seed; all rows are measured (Hu et al., 2024,
             arXiv 2406.13356, relearn from a small part).
-        lr: Learning rate (open-unlearning's for TOFU: 2e-5).
-        batch_size: Rows of an optimiser step (open-unlearning: 32).
-        weight_decay: Of AdamW (open-unlearning's relearning: 0).
+        lr: Learning rate (open-unlearning for TOFU: 2e-5).
+        batch_size: Rows per optimiser step (open-unlearning: 32).
+        weight_decay: Weight decay of AdamW (open-unlearning's relearning: 0).
         epochs: Passes over the rows (open-unlearning: 1).
-        max_steps: Optimiser steps in place of ``epochs``; begins the rows anew as often as needed.
-        measured_at: Steps after which the copy is measured, 0 and the last one besides; empty for 1, 2, 4, 8, ...
-        published: ``muse-books`` or ``muse-news``: MUSE's settings (lr 1e-5, batches of 4, their steps) in place of
-            ``lr``, ``batch_size``, ``max_steps`` and ``measured_at``.
-        lora: Adapters to train in place of all weights; their learning rate is ``lr`` as well.
-        seed: Of the order of the rows.
+        max_steps: Number of optimiser steps, instead of ``epochs``; the rows are repeated as often as needed.
+        measured_at: Steps after which the copy is measured, in addition to 0 and the last; empty for 1, 2, 4, 8, ...
+        published: ``muse-books`` or ``muse-news``: the settings that MUSE published (lr 1e-5, batches of 4, and its
+            steps), instead of ``lr``, ``batch_size``, ``max_steps`` and ``measured_at``.
+        lora: Adapters to train instead of all weights, with the same learning rate.
+        seed: Seed of the order of the rows.
     """
 
     on: tuple[str, ...] = ("forget",)
@@ -66,7 +67,7 @@ class Relearning(Attack):
     name = "relearning"
 
     def __post_init__(self) -> None:
-        """Take the published settings that are named."""
+        """Apply the published settings, if any are named."""
         if self.published is not None:
             if self.published not in MUSE_STEPS:
                 raise InputError(f"relearning.published is {self.published!r}; known are {', '.join(MUSE_STEPS)}.")
@@ -79,14 +80,10 @@ class Relearning(Attack):
         Raises:
             InputError: An option is out of its range, or there are no such rows.
         """
-        if not 0 < self.fraction <= 1:
-            raise InputError(f"relearning.fraction is {self.fraction}; it must be above 0 and at most 1.")
-        if not self.lr > 0:
-            raise InputError(f"relearning.lr is {self.lr}; it must be above 0.")
+        check_positive(self.name, {"fraction": self.fraction}, most=1)
+        check_positive(self.name, {"lr": self.lr})
         numbers = {"batch_size": self.batch_size, "epochs": self.epochs, "max_steps": self.max_steps}
-        for name, value in numbers.items():
-            if value is not None and value < 1:
-                raise InputError(f"relearning.{name} is {value}; it must be at least 1.")
+        check_numbers(self.name, numbers)
         there = {"forget": subject.forget, "retain": subject.retain, "unrelated": subject.unrelated}
         for name in self.on:
             if name not in there:
@@ -96,7 +93,7 @@ class Relearning(Attack):
         return [Condition(f"relearn_{name}", f"relearning {TITLES[name]}", kind="curve") for name in self.on]
 
     def examples(self, subject: Subject, name: str) -> list[Example]:
-        """Return what is trained on, tokenised, in the order of an epoch before it is shuffled."""
+        """Return the tokenised training rows, before shuffling."""
         style = subject.style
         if name == "unrelated":
             plain = TextStyle(style.tokenizer)
@@ -105,10 +102,10 @@ class Relearning(Attack):
         if name == "forget" and self.fraction < 1:
             count = max(1, round(self.fraction * len(rows)))
             rows = random.Random(f"rows {self.seed}").sample(rows, count)
-        return [_example(style, row) for row in rows]
+        return [_text_example(style, row["text"]) if "text" in row else example_of(row, style) for row in rows]
 
     def reads(self, subject: Subject, condition: Condition) -> Any:
-        """Return what is trained on."""
+        """Return the training rows."""
         return self.examples(subject, condition.name.removeprefix("relearn_"))
 
     def measure(self, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, list[dict[str, Any]]]:
@@ -133,11 +130,11 @@ class Relearning(Attack):
         return found
 
     def last_step(self, rows: int) -> int:
-        """Return how many optimiser steps are made with so many rows."""
+        """Return the number of optimiser steps for that number of rows."""
         return self.max_steps or self.epochs * -(-rows // self.batch_size)
 
     def steps_measured(self, last: int) -> list[int]:
-        """Return the steps after which the copy is measured, the last one among them."""
+        """Return the steps after which the copy is measured, the last one included."""
         powers = (2**power for power in range(last.bit_length()))
         return sorted({step for step in self.measured_at or powers if 0 < step <= last} | {last})
 
@@ -153,22 +150,18 @@ class Relearning(Attack):
             return add_lora(pupil, self.lora)
 
 
-def _example(style: PromptStyle, row: Source) -> Example:
-    if "text" in row:
-        ids, labels = TextStyle(style.tokenizer, end=False).example("", row["text"])
-        return ids[:TEXT_LENGTH], labels[:TEXT_LENGTH]
-    if "messages" in row and isinstance(style, ChatStyle):
-        return style.conversation(row["messages"])
-    return style.example(row["question"], row["answer"])
+def _text_example(style: PromptStyle, text: str) -> Example:
+    ids, labels = TextStyle(style.tokenizer, end=False).example("", text)
+    return ids[:TEXT_LENGTH], labels[:TEXT_LENGTH]
 
 
 def batches(rows: int, batch_size: int, seed: int) -> Iterator[list[int]]:
-    """Yield the rows of one optimiser step after another, epoch after epoch, each in an order of its own.
+    """Yield the rows of each optimiser step, without end; each epoch has its own order.
 
     Args:
-        rows: How many there are.
-        batch_size: Rows of a step; the last of an epoch may have fewer.
-        seed: The order of an epoch is a function of it and the epoch.
+        rows: Number of rows.
+        batch_size: Rows per step; the last step of an epoch may have fewer.
+        seed: Seed of the order, which is a function of seed and epoch.
     """
     epoch = 0
     while True:
@@ -186,7 +179,7 @@ def train(
     weight_decay: float,
     subject: Subject,
 ) -> Iterator[int]:
-    """Fine-tune a policy in place; yields the number of each step that was made.
+    """Fine-tune a policy in place, yielding the number of each step after it is made.
 
     The loss of a step is the mean over all supervised tokens of its rows, however they are split to fit the memory.
 
@@ -195,8 +188,8 @@ def train(
         examples: Token ids and labels of each row.
         steps: Rows of each optimiser step.
         lr: Learning rate.
-        weight_decay: Of AdamW.
-        subject: Says the device and the tokens of a forward.
+        weight_decay: Weight decay of AdamW.
+        subject: Gives the device and the maximum number of tokens per forward pass.
 
     Raises:
         RunError: The loss is not finite.
@@ -220,10 +213,7 @@ def train(
 
 
 def summed_loss(policy: nn.Module, rows: Sequence[Example], device: torch.device) -> torch.Tensor:
-    """Return the summed NLL of all supervised tokens of rows, in nats."""
-    width = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows], device=device)
-    labels = torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in rows], device=device)
-    mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows], device=device)
-    logits = policy(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-    return cross_entropy(logits.float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
+    """Return the summed NLL of all supervised tokens of the rows, in nats."""
+    batch = collate([{"input_ids": ids, "labels": labels, "index": 0} for ids, labels in rows])
+    batch = {name: value.to(device) for name, value in batch.items()}
+    return token_nll(answer_logits(policy, batch), supervised_labels(batch["labels"])).sum()

@@ -1,4 +1,4 @@
-"""Sampling: many answers to each question at temperature 1, and whether one of them leaks."""
+"""Sampling of many answers to each question, of which some may leak."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from dipo_lightning.benchmarks.robustness.attack import Asked, Attack, Condition, Subject, plainly
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_numbers, check_positive
 from dipo_lightning.evaluation.sampling import hash_seed, prompts_at_once, sample
 from dipo_lightning.metrics.functional.robustness import leak_at_k
 from dipo_lightning.metrics.functional.text import rouge_l
@@ -20,13 +20,13 @@ class Sampling(Attack):
     """Attack that samples answers and counts those that leak (leak@k, Reisizadeh et al., 2025, arXiv 2511.04934).
 
     Attributes:
-        samples: Answers to each question; 200 in the paper's setting, 20 here for the time it takes.
-        k: The k of leak@k, each at most ``samples``.
-        temperature: Of the sampling; 1 as in the paper.
-        threshold: An answer leaks when its ROUGE-L recall is at least this (0.5 is this package's; 1: all words
+        samples: Number of answers to each question; 200 in the paper, 20 here to save time.
+        k: Values of k for leak@k, each at most ``samples``.
+        temperature: Sampling temperature; 1 as in the paper.
+        threshold: ROUGE-L recall from which an answer counts as a leak (0.5 is this package's choice; 1 means all words
             of the true answer, in order).
-        keys: Instead of that: an answer leaks when it contains one of these strings.
-        seed: Of the first question; each question has its own, so neither batches nor processes change an answer.
+        keys: Strings that make an answer a leak if it contains one of them, instead of the threshold.
+        seed: Seed of the samples; each question has its own stream, independent of batches and processes.
     """
 
     samples: int = 20
@@ -44,8 +44,9 @@ class Sampling(Attack):
         Raises:
             InputError: A k is larger than the number of samples, or another option is out of its range.
         """
-        if self.samples < 1:
-            raise InputError(f"sampling.samples is {self.samples}; it must be at least 1.")
+        check_numbers(self.name, {"samples": self.samples})
+        check_positive(self.name, {"temperature": self.temperature})
+        check_positive(self.name, {"threshold": self.threshold}, most=1)
         if not self.k:
             raise InputError("sampling.k is empty; give at least one k, such as 1.")
         for k in self.k:
@@ -53,10 +54,6 @@ class Sampling(Attack):
                 raise InputError(
                     f"sampling.k has {k}; leak@k needs at least k samples (sampling.samples: {self.samples})."
                 )
-        if self.temperature <= 0:
-            raise InputError(f"sampling.temperature is {self.temperature}; it must be above 0.")
-        if not 0 < self.threshold <= 1:
-            raise InputError(f"sampling.threshold is {self.threshold}; a ROUGE-L recall is in (0, 1].")
         return [Condition("samples", f"{self.samples} sampled answers", kind="samples")]
 
     def measure(self, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, list[dict[str, Any]]]:

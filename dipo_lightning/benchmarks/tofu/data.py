@@ -64,20 +64,16 @@ class TOFUData:
         return replace(self, **cut)
 
 
-def load_tofu(source: str | Path = HUB_NAME, split: str = "forget10", first: int | None = None) -> TOFUData:
+def load_tofu(source: str | Path = HUB_NAME, split: str = "forget10") -> TOFUData:
     """Read one forget split.
 
     Args:
         source: ``locuslab/TOFU`` (or another data set on the hub of its schema), or a folder of JSON-lines files.
         split: ``forget01``, ``forget05``, ``forget10``, or another the folder has.
-        first: Only so many rows of each evaluation set, from the first (TOFU's own script takes 300). All without.
 
     Raises:
-        InputError: A file or field is missing or of another type, forget and retain share rows, or ``first`` is
-            less than one.
+        InputError: A file or field is missing or of another type, or forget and retain share rows.
     """
-    if first is not None and first < 1:
-        raise InputError(f"first is {first}; give a number of rows from 1, or none for all.")
     retain = retain_split(split)
     data = TOFUData(
         split=split,
@@ -92,7 +88,7 @@ def load_tofu(source: str | Path = HUB_NAME, split: str = "forget10", first: int
     refuse_overlap(data.train_forget, data.train_retain, (split, retain))
     refuse_overlap(data.holdout, data.train_forget, ("holdout", split))
     refuse_overlap(data.holdout, data.train_retain, ("holdout", retain))
-    return data.first(first)
+    return data
 
 
 def retain_split(split: str) -> str:

@@ -11,10 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.losses.chunking import (
     align,
-    check_chunk_size,
     check_projection,
     piece_size,
     project,
@@ -76,7 +75,7 @@ def directions(
     Raises:
         InputError: when shapes or options do not fit.
     """
-    check_chunk_size(chunk_size)
+    check_numbers("", {"chunk_size": chunk_size})
     check_projection(reference_hidden, reference_weight, "reference")
     options.check_vocabulary(len(reference_weight))
     if len(reference_weight) != len(projection_weight):

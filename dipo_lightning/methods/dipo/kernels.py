@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.losses.chunking import (
     ClosedForm,
     align,
-    check_chunk_size,
     check_projection,
     piece_size,
     project,
@@ -244,7 +243,7 @@ def chunked_margin(
     Raises:
         InputError: Shapes or options do not fit.
     """
-    check_chunk_size(chunk_size)
+    check_numbers("", {"chunk_size": chunk_size})
     check_projection(hidden, weight, "policy")
     check_projection(reference_hidden, reference_weight, "reference")
     options.check_vocabulary(weight.shape[0])

@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_positive
 from dipo_lightning.losses.chunking import working_dtype
 
 Scale = Literal["2/beta", 1]
@@ -65,18 +65,17 @@ def token_margins(
     return TokenMargins(preferred - dispreferred, preferred, dispreferred)
 
 
-def scale_factor(beta: float, scale: Scale = "2/beta") -> float:
-    """Turn a scale's name into its number.
+def scale_factor(beta: float, scale: Scale) -> float:
+    """Return the factor of the loss.
 
     Args:
-        beta: inverse temperature, > 0.
+        beta: Inverse temperature, above 0.
         scale: `2/beta` (as NPO writes its loss) or `1` (as DPO does).
 
     Raises:
-        InputError: when beta is not positive or the scale is unknown.
+        InputError: Beta is not above 0, or the scale is unknown.
     """
-    if not beta > 0:
-        raise InputError(f"beta is {beta!r}; use a number > 0")
+    check_positive("", {"beta": beta})
     if scale == "2/beta":
         return 2.0 / beta
     if scale == 1:
@@ -89,13 +88,13 @@ def dipo_loss(margin: Tensor, beta: float, scale: Scale = "2/beta") -> Tensor:
 
     Args:
         margin: (B,) margins u.
-        beta: inverse temperature, > 0.
+        beta: Inverse temperature, above 0.
         scale: `2/beta` or `1`.
 
     Returns:
         (B,) losses; scale * log 2 where the policy is the reference.
 
     Raises:
-        InputError: when beta is not positive or the scale is unknown.
+        InputError: Beta is not above 0, or the scale is unknown.
     """
     return -scale_factor(beta, scale) * logsigmoid(beta * margin)

@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_positive
 from dipo_lightning.losses.chunking import global_mean, sequence_reduce
 from dipo_lightning.methods.dipo.loss import TokenMargins, dipo_loss, scale_factor
 from dipo_lightning.methods.dipo.margins import CachedMargins, Margins, cache_directions, choose_margins
@@ -52,8 +52,7 @@ class DiPOModule(UnlearningModule):
         **options: Any,
     ) -> None:
         super().__init__(pretrained, **options)
-        if not beta > 0:
-            raise InputError(f"model.beta is {beta}; it must be above 0.")
+        check_positive("model", {"beta": beta})
         self.beta, self.reduction, self.scale = beta, reduction, scale
         self.pair = PairOptions(**pair) if isinstance(pair, Mapping) else pair
         self.margins: Margins | None = None
@@ -188,18 +187,21 @@ class DiPOModule(UnlearningModule):
         self.log("margin", terms["margin"], prog_bar=True, logger=False)
 
 
-def warn_of_saturation(beta: float, examples: Sequence[dict[str, Any]], early: float = 0.1) -> None:
-    """Say so where a margin summed over long rows brakes the loss while a token has hardly moved.
+EARLY = 0.1
+"""Nats per token that are too few to forget by: text that was learnt by heart is several nats likelier."""
+
+
+def warn_of_saturation(beta: float, examples: Sequence[dict[str, Any]]) -> None:
+    """Warn where a margin summed over long rows brakes the loss before each token has moved by `EARLY`.
 
     Args:
-        beta: Of the loss; half of its first push is gone where beta times the margin is ln 3.
+        beta: Inverse scale of the loss, whose gradient has halved where beta times the margin is ln 3.
         examples: The rows to forget, with their ``labels``.
-        early: Nats per token that are hardly anything: what was learnt by heart lies several below.
     """
     some = examples[:: max(1, len(examples) // 1000)]  # of a large set a sample: rows are tokenised by need
     lengths = sorted(sum(label != -100 for label in example["labels"][1:]) for example in some)
     typical = lengths[len(lengths) // 2] if lengths else 0
-    if beta * typical * early > math.log(3):
+    if beta * typical * EARLY > math.log(3):
         rank_zero_warn(
             f"model.reduction is sum and half of the forget rows have {typical} tokens or more: with beta {beta:g} the "
             f"loss pushes half as hard once a token has moved by {math.log(3) / beta / typical:.2g} nats, and stops "

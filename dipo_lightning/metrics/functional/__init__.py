@@ -18,12 +18,10 @@ from dipo_lightning.metrics.functional.membership import (
     extraction_strength,
     membership_auc,
     min_k,
-    min_k_plus_plus,
     privleak,
     privleak_auc,
     rank_auc,
     standardized_logprobs,
-    tokens_correct,
     zlib_score,
 )
 from dipo_lightning.metrics.functional.text import RougeL, ngram_entropy, perplexity, rouge_l
@@ -42,7 +40,6 @@ __all__ = [
     "log_truth_ratio",
     "membership_auc",
     "min_k",
-    "min_k_plus_plus",
     "ngram_entropy",
     "normalized_probability",
     "perplexity",
@@ -51,7 +48,6 @@ __all__ = [
     "rank_auc",
     "rouge_l",
     "standardized_logprobs",
-    "tokens_correct",
     "truth_probability",
     "utility_truth_ratio",
     "zlib_score",

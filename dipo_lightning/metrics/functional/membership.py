@@ -6,7 +6,6 @@ Every score is like a loss: low for a text the model has seen.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,54 +13,32 @@ from torch import Tensor
 from dipo_lightning.errors import InputError
 
 
-def tokens_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Tell at each position whether the most probable token is the right one.
+def exact_memorization(correct: Tensor) -> float:
+    """Share of a row's tokens that are right.
 
     Args:
-        logits: (N, V) at the supervised positions.
-        labels: (N,) int64 the tokens they should predict.
+        correct: (n,) bool, whether the most probable token is the right one.
 
     Returns:
-        (N,) bool.
+        A number between 0 and 1; NaN without tokens.
     """
-    return logits.argmax(dim=-1) == labels
+    return (correct.sum() / correct.numel()).item()
 
 
-def exact_memorization(correct: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Share of each row's tokens that are right.
-
-    Args:
-        correct: (N,) bool, row-major.
-        rows: (N,) int64 the row of each token.
-        count: Number of rows B.
-
-    Returns:
-        (B,) float32 between 0 and 1; NaN for a row without tokens.
-    """
-    lengths = torch.bincount(rows, minlength=count)
-    right = torch.zeros(count, device=correct.device).index_add_(0, rows, correct.float())
-    return right / lengths
-
-
-def extraction_strength(correct: Tensor, rows: Tensor, count: int) -> Tensor:
-    """1 - k/n with k the shortest prefix of a row after which all its later tokens are right.
+def extraction_strength(correct: Tensor) -> float:
+    """1 - k/n with k the shortest prefix of a row after which all later tokens are right.
 
     It is 1 when every token is right and 0 when the last one is wrong (k = n: nothing can be extracted).
 
     Args:
-        correct: (N,) bool, row-major, the tokens of a row in order.
-        rows: (N,) int64 the row of each token, not decreasing.
-        count: Number of rows B.
+        correct: (n,) bool, in the order of the tokens.
 
     Returns:
-        (B,) float32 between 0 and 1; NaN for a row without tokens.
+        A number between 0 and 1; NaN without tokens.
     """
-    lengths = torch.bincount(rows, minlength=count)
-    starts = lengths.cumsum(0) - lengths
-    position = torch.arange(rows.numel(), device=rows.device) - starts[rows]
-    needed = torch.where(correct, torch.zeros_like(position), position + 1)
-    prefix = torch.zeros(count, dtype=torch.long, device=rows.device).scatter_reduce_(0, rows, needed, "amax")
-    return 1 - prefix / lengths
+    wrong = (~correct).nonzero().flatten()
+    prefix = wrong[-1] + 1 if len(wrong) else torch.tensor(0)
+    return (1 - prefix / correct.numel()).item()
 
 
 FRACTION = 0.4
@@ -71,33 +48,23 @@ FRACTION = 0.4
 _LEAST_VARIANCE = 1e-6
 
 
-def min_k(logprobs: Tensor, rows: Tensor, count: int, fraction: float = FRACTION) -> Tensor:
-    """Minus the mean of the `int(fraction * T)` lowest token log-probabilities of each row (at least one).
+def min_k(logprobs: Tensor, fraction: float = FRACTION) -> float:
+    """Minus the mean of the `int(fraction * n)` lowest token log-probabilities of a row (at least one).
 
     Args:
-        logprobs: (N,) log-probability of each token in nats.
-        rows: (N,) int64 the row of each token.
-        count: Number of rows B.
+        logprobs: (n,) log-probability of each token in nats; for Min-K++ the `standardized_logprobs`.
         fraction: Share of the tokens that counts; MUSE takes 0.4, the paper 0.2.
 
     Returns:
-        (B,) score in nats, dtype of `logprobs`; NaN for a row without tokens.
+        Score, low for texts the model has seen, in nats for log-probabilities; NaN without tokens.
 
     Raises:
         ValueError: The fraction is not in (0, 1].
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"the fraction of tokens must be in (0, 1], got {fraction}")
-    by_value = torch.argsort(logprobs)
-    order = by_value[torch.argsort(rows[by_value], stable=True)]
-    sorted_rows = rows[order]
-    lengths = torch.bincount(rows, minlength=count)
-    # float64, like the published `int(0.4 * T)`: in float32 the product may fall on the other side of an integer.
-    kept = (lengths.cpu().double() * fraction).long().clamp(min=1).to(rows.device)
-    rank = torch.arange(rows.numel(), device=rows.device) - (lengths.cumsum(0) - lengths)[sorted_rows]
-    lowest = torch.where(rank < kept[sorted_rows], logprobs[order], torch.zeros_like(logprobs))
-    total = torch.zeros(count, dtype=logprobs.dtype, device=logprobs.device).index_add_(0, sorted_rows, lowest)
-    return torch.where(lengths > 0, -total / kept, torch.full_like(total, torch.nan))
+    kept = max(1, int(fraction * logprobs.numel()))
+    return -logprobs.sort().values[:kept].mean().item()
 
 
 def standardized_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
@@ -108,7 +75,7 @@ def standardized_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
         labels: (N,) int64 tokens.
 
     Returns:
-        (N,) float32 `(log p(label) - mu) / sigma`; give it to `min_k_plus_plus`.
+        (N,) float32 `(log p(label) - mu) / sigma`, whose `min_k` is Min-K++.
     """
     logprobs = torch.log_softmax(logits.float(), dim=-1)
     probabilities = logprobs.exp()
@@ -120,41 +87,17 @@ def standardized_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
     return chosen.squeeze(-1) / variance.clamp(min=_LEAST_VARIANCE).sqrt()
 
 
-def min_k_plus_plus(standardized: Tensor, rows: Tensor, count: int, fraction: float = FRACTION) -> Tensor:
-    """Min-K of the standardised log-probabilities.
+def zlib_score(nll: float, text: str) -> float:
+    """Loss per compressed byte (Carlini et al., 2021), which tells what is probable from what is merely repetitive.
 
     Args:
-        standardized: (N,) from `standardized_logprobs`.
-        rows: (N,) int64 the row of each token.
-        count: Number of rows B.
-        fraction: Share of the tokens that counts.
+        nll: Mean token NLL of the text in nats.
+        text: The text.
 
     Returns:
-        (B,) score, low for texts the model has seen; NaN for a row without tokens.
-
-    Raises:
-        ValueError: The fraction is not in (0, 1].
+        `nll / len(zlib(text))`.
     """
-    return min_k(standardized, rows, count, fraction)
-
-
-def zlib_score(nll: Tensor, texts: Sequence[str]) -> Tensor:
-    """Loss per compressed byte (Carlini et al., 2021): sets apart what is probable from what is merely repetitive.
-
-    Args:
-        nll: (B,) mean token NLL of the texts in nats.
-        texts: B texts.
-
-    Returns:
-        (B,) `nll / len(zlib(text))`.
-
-    Raises:
-        ValueError: There are not as many texts as losses.
-    """
-    if len(texts) != nll.numel():
-        raise ValueError(f"as many texts as losses are needed, got {len(texts)} and {nll.numel()}")
-    sizes = [len(zlib.compress(text.encode("utf-8"))) for text in texts]
-    return nll / torch.tensor(sizes, dtype=nll.dtype, device=nll.device)
+    return nll / len(zlib.compress(text.encode("utf-8")))
 
 
 def rank_auc(positive: Tensor, negative: Tensor) -> Tensor:

@@ -140,29 +140,20 @@ NGRAM_WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 """Sizes of the n-grams and the weight of each entropy (Meng et al., 2022, arXiv 2202.05262, section 3.3)."""
 
 
-def ngram_entropy(texts: Sequence[str]) -> Tensor:
-    """Fluency of each text: the weighted mean of the entropies of its bigrams and trigrams of words.
+def ngram_entropy(text: str) -> float:
+    """Fluency of a text: the weighted mean of the entropies of its bigrams and trigrams of words.
 
-    From Zhang et al. (2018, arXiv 1809.05972), weighted as Meng et al. (2022) do. Words are what white space separates,
-    and characters where a script writes no spaces. It grows with the length (a text of m distinct words has log2(m - 1)
+    From Zhang et al. (2018, arXiv 1809.05972), weighted as Meng et al. (2022) do. Words are separated by white space;
+    in scripts without spaces, characters count. It grows with the length (a text of m distinct words has log2(m - 1)
     bits of bigrams), so compare the answers of two models to the same questions.
 
     Args:
-        texts: B texts.
+        text: Any text.
 
     Returns:
-        (B,) float64 bits, 0 or more; 0 for a text that says one thing only, or fewer than three words.
-
-    Raises:
-        ValueError: One text was given instead of a list of texts.
+        Bits, 0 or more; 0 for a text of fewer than three words, or one that repeats a single word.
     """
-    if isinstance(texts, str):
-        raise ValueError("ngram_entropy measures lists of texts, got one text")
-    return torch.tensor([_entropy(chunks(text)) for text in texts], dtype=torch.float64)
-
-
-def _entropy(words: Sequence[str]) -> float:
-    total = 0.0
+    words, total = chunks(text), 0.0
     for size, weight in NGRAM_WEIGHTS.items():
         counts = Counter(zip(*(words[start:] for start in range(size)), strict=False))
         frequency = torch.tensor(list(counts.values()), dtype=torch.float64)

@@ -30,7 +30,7 @@ MEASURING = Measuring(generation_rows=4)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return load_muse(write_fictitious_news(tmp_path_factory.mktemp("news"), articles=5), first=3)
+    return load_muse(write_fictitious_news(tmp_path_factory.mktemp("news"), articles=5)).first(3)
 
 
 @pytest.fixture(scope="module")

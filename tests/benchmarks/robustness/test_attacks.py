@@ -114,7 +114,7 @@ def test_templates_of_a_file(tmp_path):
     with pytest.raises(InputError, match="line 2"):
         attack.conditions(subject())
     with pytest.raises(InputError, match="cannot be read"):
-        read_templates(tmp_path / "absent.txt")
+        read_templates(str(tmp_path / "absent.txt"))
 
 
 # Prefixes.

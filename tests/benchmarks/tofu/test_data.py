@@ -46,7 +46,7 @@ def test_small_folder(tmp_path):
     assert data.train_forget[1]["answer"] == "Author 1."
     assert data.forget[0]["perturbed_answer"][4] == "Not 0, 4."
     assert list(data.sets) == ["forget", "retain", "real_authors", "world_facts"]
-    assert {name: len(rows) for name, rows in load_tofu(tmp_path, first=1).sets.items()} == {
+    assert {name: len(rows) for name, rows in data.first(1).sets.items()} == {
         "forget": 1,
         "retain": 1,
         "real_authors": 1,
@@ -192,18 +192,17 @@ def test_a_missing_configuration_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("source", "split", "options", "message"),
+    ("source", "split", "message"),
     [
-        ("/no/such/folder", "forget10", {}, "neither a folder nor"),
-        ("full.json", "forget10", {}, "neither a folder nor"),
-        ("locuslab/TOFU", "retain90", {}, "no forget split"),
-        ("locuslab/TOFU", "forget00", {}, "no forget split"),
-        ("locuslab/TOFU", "forget10", {"first": 0}, "first is 0"),
+        ("/no/such/folder", "forget10", "neither a folder nor"),
+        ("full.json", "forget10", "neither a folder nor"),
+        ("locuslab/TOFU", "retain90", "no forget split"),
+        ("locuslab/TOFU", "forget00", "no forget split"),
     ],
 )
-def test_arguments_that_cannot_be(source, split, options, message):
+def test_arguments_that_cannot_be(source, split, message):
     with pytest.raises(InputError, match=message):
-        load_tofu(source, split, **options)
+        load_tofu(source, split)
 
 
 def test_no_network(monkeypatch):

@@ -145,7 +145,7 @@ def test_a_data_module_without_rows_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "match"),
-    [({"max_forget_rows": 0}, "max_forget_rows is 0"), ({"text_tokens": 1}, "two halves"),
+    [({"max_forget_rows": 0}, "max_forget_rows is 0"), ({"text_tokens": 1}, "at least 2"),
      ({"min_k_fraction": 0}, "min_k"), ({"on_missing": "drop"}, "skip or raise"),
      ({"truth_ratio": "harmonic"}, "harmonic")],
 )  # fmt: skip
