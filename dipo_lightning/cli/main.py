@@ -154,7 +154,9 @@ def run_command(name: str, args: list[str]) -> None:
 
 
 def spelled_out(name: str, function: Callable[..., Any], args: Sequence[str]) -> list[str]:
-    """Return arguments as the parser takes them: the last one named, ``--yes`` as ``--yes=true``, ``~`` filled in.
+    """Return arguments as the parser takes them.
+
+    The last one is named, ``--yes`` is ``--yes=true``, ``~`` and short names of shipped configurations are filled in.
 
     Args:
         name: The command.
@@ -163,6 +165,9 @@ def spelled_out(name: str, function: Callable[..., Any], args: Sequence[str]) ->
     """
     import inspect
 
+    from dipo_lightning.cli.configs import with_shipped_configs
+
+    args = with_shipped_configs(args)
     if name in LAST_ARGUMENT:
         place, option = LAST_ARGUMENT[name]
         if len(args) > place and not any(argument.startswith("-") for argument in args[: place + 1]):
