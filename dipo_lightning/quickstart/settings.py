@@ -11,12 +11,8 @@ import yaml
 Config = dict[str, Any]
 
 AUTHORS = 80
-EPOCHS = {"retain": 42, "target": 10}
-"""Epochs of training: of the retain model from nothing, of the target from the retain model.
-
-A retain model that is trained longer answers questions about people it never saw with facts of a wrong kind, which
-then come to light where the target forgets.
-"""
+EPOCHS = {"retain": 60, "target": 7}
+"""Epochs of training: of the retain model from nothing, of the target from the retain model."""
 SHAPE: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 256,
