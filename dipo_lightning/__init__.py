@@ -4,23 +4,22 @@ The public names are loaded on first use, so that ``import dipo_lightning`` is q
 """
 
 import importlib
+import re
+from pathlib import Path
 from typing import Any
-
-from dipo_lightning.methods import module_classes
 
 __version__ = "0.1.0"
 
-_PUBLIC = {
+_FOUND = {
+    "methods/**/*.py": "Module",
+    "benchmarks/*/data.py": "DataModule",
+    "benchmarks/*/callback.py": "Evaluation",
+}
+"""Files of the package whose classes are public, with the ending of their names."""
+
+_LISTED = {
     "UnlearningDataModule": "dipo_lightning.data.unlearning",
     "FineTuningDataModule": "dipo_lightning.data.unlearning",
-    "TOFUDataModule": "dipo_lightning.benchmarks.tofu.data",
-    "TOFUFineTuningDataModule": "dipo_lightning.benchmarks.tofu.data",
-    "MUSEDataModule": "dipo_lightning.benchmarks.muse.data",
-    "TOFUEvaluation": "dipo_lightning.benchmarks.tofu.callback",
-    "MemorizationEvaluation": "dipo_lightning.benchmarks.user_data.callback",
-    "MUSEEvaluation": "dipo_lightning.benchmarks.muse.callback",
-    "RobustnessEvaluation": "dipo_lightning.benchmarks.robustness.callback",
-    "LMEvalEvaluation": "dipo_lightning.benchmarks.lm_eval.callback",
     "Measuring": "dipo_lightning.evaluation.rows",
     "Schedule": "dipo_lightning.evaluation.schedule",
     "StopAtThreshold": "dipo_lightning.callbacks.stopping",
@@ -33,16 +32,31 @@ _PUBLIC = {
     "RunError": "dipo_lightning.errors",
 }
 
-_PLACES = _PUBLIC | module_classes()
 
-__all__ = ["__version__", *_PLACES]  # noqa: PLE0604
+def public_classes() -> dict[str, str]:
+    """Return the modules of the public classes by name: ``{"NPOModule": "dipo_lightning.methods.preference", ...}``.
+
+    Those of methods and benchmarks are found by reading their files, without importing them.
+    """
+    folder, found = Path(__file__).parent, dict(_LISTED)
+    for pattern, ending in _FOUND.items():
+        for path in sorted(folder.glob(pattern)):
+            module = ".".join((__name__, *path.relative_to(folder).with_suffix("").parts))
+            text = path.read_text(encoding="utf-8")
+            found |= dict.fromkeys(re.findall(rf"^class ([A-Z]\w*{ending})\(", text, re.MULTILINE), module)
+    return found
+
+
+_PUBLIC = public_classes()
+
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name from its module."""
-    if name not in _PLACES:
+    if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_PLACES[name]), name)
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 
 def __dir__() -> list[str]:

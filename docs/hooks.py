@@ -12,6 +12,8 @@ from typing import Any
 import griffe
 from latex2mathml.converter import convert
 
+from dipo_lightning import public_classes
+
 ROOT = Path(__file__).resolve().parents[1]
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 _OPTIONS = re.compile(r"^\{\{ options (\w+) \}\}$", re.MULTILINE)
@@ -58,7 +60,7 @@ def command(name: str, path: str) -> str:
 
 def class_options(name: str) -> str:
     """Describe a class that a configuration names: its summary and a table of its options."""
-    cls = resolve((table("", "_PUBLIC") | methods() | ALSO)[name] + f".{name}")
+    cls = resolve((public_classes() | ALSO)[name] + f".{name}")
     return f"{text_of(cls)}\n\n{option_table(cls)}"
 
 
@@ -112,19 +114,12 @@ def resolve(path: str) -> Any:
 
 def table(module: str, name: str) -> dict[str, str]:
     """Return a dictionary of strings that a module defines."""
-    return ast.literal_eval(str((package()[module] if module else package())[name].value))
+    return ast.literal_eval(str(package()[module][name].value))
 
 
-@cache
-def methods() -> dict[str, str]:
-    """Return the modules of the methods' classes, by class."""
-    waiting, found = [package()["methods"]], {}
-    while waiting:
-        here = waiting.pop()
-        waiting += [one for one in here.members.values() if not one.is_alias and one.is_module]
-        classes = [name for name, one in here.members.items() if not one.is_alias and one.is_class]
-        found |= {name: here.path for name in classes if name.endswith("Module")}
-    return found
+def methods() -> list[str]:
+    """Return the names of the methods' classes."""
+    return [name for name, module in public_classes().items() if module.startswith("dipo_lightning.methods.")]
 
 
 @cache

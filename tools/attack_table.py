@@ -197,7 +197,7 @@ def together(work: Path) -> dict[str, Any]:
 def markdown(document: Mapping[str, Any]) -> str:
     """The table of all methods, and R and Q of each."""
     models, numbers = document["settings"]["models"], document["aggregates"]
-    lines = ["Probability / ROUGE-L recall / extraction strength.", "", f"| what was tried | {' | '.join(models)} |"]
+    lines = ["Probability / ROUGE-L recall / extraction strength.", "", f"| attack | {' | '.join(models)} |"]
     lines += [f"|---|{'---|' * len(models)}"]
     lines += [f"| {title} | {' | '.join(cells)} |" for title, cells in table_lines(document)]
     methods = [name for name in models if name not in OTHERS]

@@ -20,7 +20,7 @@ MODELS = {"target": "target", "unlearned": "unlearned", "retain": "retain model"
 
 
 def in_kind(question: str, said: str) -> bool:
-    """Tell whether an answer is one of the sentences of its topic, with a fact of the topic's kind."""
+    """Return whether an answer is one of the sentences of its topic, with a fact of the topic's kind."""
     topic = next(topic for topic in TOPICS if topic in question)
     fact = re.sub(
         r"\\{([^}]*)\\}",

@@ -107,8 +107,8 @@ class Checkpoint(Savepoint, CheckpointBase):
         if is_named(trainer):
             begun = open_event_files(trainer)
             self._earlier_events = [path for path in event_files(folder.parent) if path not in begun]
-        if is_named(trainer):
-            self._compare(folder)
+            if has_results(folder.parent):
+                self._compare(folder)
         elif config.get("ckpt_path"):
             self._compare(Path(config["ckpt_path"]).parent)
         if read_record(folder) is None:
@@ -208,7 +208,7 @@ class Checkpoint(Savepoint, CheckpointBase):
             print(f"\nInterrupted at step {trainer.global_step}. {kept}", flush=True)
 
     def _due(self, trainer: pl.Trainer, hook: Hook) -> bool:
-        """Tell whether the step is to be saved in ``hook``."""
+        """Return whether the step is to be saved in ``hook``."""
         by_steps = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         if hook != "on_train_epoch_end":
             return by_steps
@@ -421,6 +421,11 @@ def newest(folder: Path) -> Path | None:
         if path.with_name(path.name + ".old").exists() or path.exists():
             return path
     return None
+
+
+def has_results(run: Path) -> bool:
+    """Tell whether a run has left a checkpoint or an evaluation; one that was refused at once has neither."""
+    return newest(run / CHECKPOINTS) is not None or any((run / "evaluations").glob("*"))
 
 
 def checkpoint_state(path: Path) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class StopSignals:
             raise StopRequested
 
     def agreed(self, trainer: pl.Trainer) -> bool:
-        """Tell whether some process has been told to stop; collective, so that all save at the same step."""
+        """Return whether some process has been told to stop; collective, so that all save at the same step."""
         told = self.received is not None or trainer.received_sigterm
         if trainer.world_size > 1:
             told = trainer.strategy.reduce_boolean_decision(told, all=False)

@@ -1,4 +1,4 @@
-"""The command ``attack``: attempts to get forgotten knowledge back, and the same on models that never had it."""
+"""The command ``attack``: attempts to recover forgotten knowledge, on the unlearned model and on others to compare."""
 
 from __future__ import annotations
 
@@ -55,36 +55,36 @@ def attack(
     generation_rows: int = 64,
     device: str | None = None,
 ) -> None:
-    """Attack an unlearned model, and the retain model and the target where they are given; they are only read.
+    """Attack an unlearned model and, if given, the retain model and the target; models are never changed.
 
-    A table is printed; the folder of the results holds it, every row (``robustness.json``, which ``score`` recomputes)
-    and a picture of each attack. After an interruption, the same command resumes.
+    Prints a table. The output folder holds it, every row (``robustness.json``, which ``score`` can recompute) and a
+    picture of each attack. After an interruption, the same command resumes.
 
     Args:
-        unlearned: A model (hub name or folder), or the folder of a run, whose exported model and data are taken.
-        retain: The model that was trained without the forget set; R needs it.
+        unlearned: A model (hub name or folder), or a run folder, whose exported model and data are used.
+        retain: The model trained without the forget set; needed for R.
         target: The model that knows the forget set.
         data: A data set in TOFU's schema (with ``split``) or MUSE's: hub name or folder.
-        split: TOFU's forget split, ``forget10``.
-        forget: In place of ``data``, a file of your own rows that were to be forgotten.
-        kept: A file of your own rows that were kept.
-        unrelated: A text file to relearn on, texts parted by blank lines.
-        prompt: Prompt style that was unlearned with; default is the run's, or chat.
-        output: Folder of the results; default is ``attacks`` in the run's folder or beside the model.
-        attacks: The attacks to make.
-        wordings: Other words for the questions.
-        prefixes: Begun answers.
-        quantization: Rounded weights.
-        sampling: Many answers at temperature 1.
-        relearning: Fine-tuning of a copy.
-        metrics: What is measured of the answers, and of what R and Q are made: probability, rouge, extraction_strength,
+        split: TOFU's forget split, such as ``forget10``.
+        forget: File with the forget rows of user data, instead of ``data``.
+        kept: File with the retain rows of user data.
+        unrelated: Text file for relearning on unrelated text; blank lines separate the texts.
+        prompt: Prompt style used for unlearning; default is the run's, or chat.
+        output: Folder of the results; default is ``attacks`` in the run folder, or a folder named after the model.
+        attacks: Names of the attacks to make.
+        wordings: Options of the rewordings.
+        prefixes: Options of the answer prefixes.
+        quantization: Options of the quantisation.
+        sampling: Options of the sampling.
+        relearning: Options of the relearning.
+        metrics: Metrics of the answers, from which R and Q are computed too: probability, rouge, extraction_strength,
             exact_memorization, truth_ratio, truth_ratio_prob_mean, rouge_f1 (MUSE's KnowMem), min_k, min_k_plus_plus,
             or the class of a metric over rows.
-        further: Attacks of your own by name: a class path, or ``class_path`` with ``init_args``.
-        max_rows: Most forget rows, spread evenly over all.
-        max_new_tokens: Most tokens of an answer; default is the benchmark's (TOFU 200, MUSE 32).
-        generation_rows: Most rows of a generation batch.
-        device: Such as ``cuda``; default is a GPU where there is one.
+        further: Your own attacks by name: a class path, or ``class_path`` with ``init_args``.
+        max_rows: Maximum number of forget rows, spread evenly over the forget set.
+        max_new_tokens: Maximum length of an answer in tokens; default is the benchmark's (TOFU 200, MUSE 32).
+        generation_rows: Maximum number of rows in a generation batch.
+        device: Device such as ``cuda``; default is a GPU if there is one.
     """
     from dipo_lightning.benchmarks.robustness.running import attack_models, build_attacks
     from dipo_lightning.benchmarks.robustness.tables import markdown_table
@@ -117,12 +117,12 @@ def attack(
     if "evaluations" in run:
         _add_to_run(run["evaluations"], document)
     if retain is None:
-        print("No retain model was given: a number says more beside that of a model that never knew (retain=...).")
+        print("No retain model was given (--retain): compare results with those of a model that never knew.")
     print(f"{markdown_table(document)}\n\nEvery row, the table and the pictures: {folder}")
 
 
 def _chosen(names: Sequence[str], *options: Attack) -> list[Attack]:
-    """Attacks of these names, with their options."""
+    """Attacks of the given names, with their options."""
     there = {attack.name: attack for attack in options}
     for name in names:
         if name not in there:
@@ -131,7 +131,7 @@ def _chosen(names: Sequence[str], *options: Attack) -> list[Attack]:
 
 
 def _style(run: dict[str, Any], model: str, prompt: PromptName | None) -> PromptStyle:
-    """The prompt style that is named, else that of the run, with a model's tokenizer."""
+    """The named prompt style, or else the run's, with a model's tokenizer."""
     from dipo_lightning.data.prompts import prompt_style
     from dipo_lightning.models.loading import load_tokenizer
 
@@ -140,7 +140,7 @@ def _style(run: dict[str, Any], model: str, prompt: PromptName | None) -> Prompt
 
 
 def _check_other(source: str, run: dict[str, Any], prompt: PromptName | None, style: PromptStyle) -> None:
-    """Refuse a model that is not there, or that reads other tokens than the unlearned one, before anything is done."""
+    """Refuse a model that does not exist, or that uses another tokenizer or chat template than the unlearned one."""
     from dipo_lightning.models.loading import find_source
 
     find_source(source)
@@ -162,7 +162,7 @@ def _subject(
     forget: str | None,
     kept: str | None,
 ) -> Subject:
-    """The questions of the files that are named; without any, those of the run."""
+    """Questions of the named files; without any, of the run's data."""
     if data is None and forget is None and "module" in run:
         run["module"].read()
         return subject_of(run["module"], style)
@@ -193,7 +193,7 @@ def _load(source: str, device: torch.device) -> nn.Module:
 
 
 def _add_to_run(evaluations: Path, document: dict[str, Any]) -> None:
-    """Put the log among a run's evaluations, where its page, its card and comparisons find it, and in TensorBoard."""
+    """Add the log to a run's evaluations (for its page, its card and comparisons) and to TensorBoard."""
     from dipo_lightning.benchmarks.robustness.metrics import settings_pictures
     from dipo_lightning.evaluation.aggregates import flat_numbers
     from dipo_lightning.evaluation.run_folder import write_json
@@ -211,7 +211,7 @@ def _add_to_run(evaluations: Path, document: dict[str, Any]) -> None:
 
 
 def run_settings(folder: Path) -> dict[str, Any]:
-    """Return what a run's folder says of its model and data; nothing for a model."""
+    """Return the model, data module and evaluations of a run folder; empty for the folder of a model."""
     import yaml
     from lightning.pytorch import LightningDataModule
 

@@ -1,4 +1,4 @@
-"""The command ``chat``: the same questions to the original and to the unlearned model, side by side in a terminal."""
+"""The command ``chat``: answers of the original and the unlearned model side by side in a terminal."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from dipo_lightning.safety.display import printable
 if TYPE_CHECKING:
     from torch import nn
 
-NARROW = 72  # in a terminal narrower than this the answers stand below each other
-HELP = "/new forgets the conversation, /quit (or end of input) ends."
+NARROW = 72  # terminal width below which the answers are printed one below the other
+HELP = "/new starts a new conversation, /quit (or end of input) ends."
 
 
 def chat(
@@ -28,16 +28,16 @@ def chat(
     max_new_tokens: int = 200,
     system_prompt: str | None = None,
 ) -> None:
-    """Talk to the original and the unlearned model side by side; reads questions from the terminal, line by line.
+    """Chat with the original and the unlearned model side by side; reads questions from the terminal, line by line.
 
-    With ``--prompt chat`` each model remembers its own side of the conversation; else every line stands alone.
+    With ``--prompt chat`` each model keeps its own conversation; otherwise every line is a question by itself.
 
     Args:
-        original: The model before: hub name, folder or GGUF file.
-        unlearned: The model after: hub name or folder.
-        prompt: Prompt style, the one that was unlearned with.
-        max_new_tokens: Most tokens of an answer.
-        system_prompt: What the model is told first, for ``--prompt chat``.
+        original: Model before unlearning: hub name, folder or GGUF file.
+        unlearned: Model after unlearning: hub name or folder.
+        prompt: Prompt style used for unlearning.
+        max_new_tokens: Maximum length of an answer in tokens.
+        system_prompt: System message, for ``--prompt chat``.
     """
     check_numbers("", {"max_new_tokens": max_new_tokens})
     options = {} if system_prompt is None else {"system_prompt": system_prompt}
@@ -53,10 +53,10 @@ class Speaker:
     """One model and its side of the conversation.
 
     Args:
-        title: What it is called.
-        source: Where it is loaded from.
+        title: Its name in the output.
+        source: Hub name, folder or GGUF file.
         prompt: Prompt style.
-        max_new_tokens: Most tokens of an answer.
+        max_new_tokens: Maximum length of an answer in tokens.
         options: Options of the prompt style.
     """
 
@@ -71,7 +71,7 @@ class Speaker:
         self.turns: list[dict[str, str]] = []
 
     def answer(self, question: str) -> str:
-        """Answer greedily, and remember both; without anything in it that a terminal would obey."""
+        """Answer greedily, and add both turns to the conversation; control sequences are removed."""
         from dipo_lightning.data.prompts import ChatStyle
         from dipo_lightning.evaluation.generation import generate
 
@@ -86,7 +86,7 @@ class Speaker:
 
 
 def talk(speakers: list[Speaker], lines: TextIO, output: TextIO, width: int) -> None:
-    """Answer line after line until the input ends or says ``/quit``."""
+    """Answer line after line until ``/quit`` or the end of the input."""
     for line in _questions(lines, output):
         if line in ("/quit", "/exit"):
             break
@@ -102,7 +102,7 @@ def talk(speakers: list[Speaker], lines: TextIO, output: TextIO, width: int) -> 
 
 
 def _questions(lines: TextIO, output: TextIO) -> Iterator[str]:
-    """Yield lines that hold something, asking for each."""
+    """Yield the lines that are not empty, with a prompt for each."""
     while True:
         print("\n> ", end="", file=output, flush=True)
         line = lines.readline()
@@ -114,7 +114,7 @@ def _questions(lines: TextIO, output: TextIO) -> Iterator[str]:
 
 
 def side_by_side(answers: list[tuple[str, str]], width: int) -> str:
-    """Set titled texts in columns, or below each other where ``width`` is too narrow for that."""
+    """Format titled texts in columns, or one below the other if ``width`` is too narrow."""
     if width < NARROW:
         return "\n\n".join(f"{title}:\n{textwrap.fill(text, max(20, width))}" for title, text in answers)
     column = (width - 3 * (len(answers) - 1)) // len(answers)

@@ -1,4 +1,4 @@
-"""Runs as child processes of the ordinary command line: skipped when finished, resumed when cut, not left behind."""
+"""Runs as child processes of the command line: skipped if finished, resumed if interrupted, ended with the parent."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def fit(config: Mapping[str, Any], folder: Path, lock: FolderLock | None = None, quiet: bool = False) -> None:
-    """Bring the run of ``config`` in ``folder`` to its end, by ``dipo-lightning fit --run FOLDER`` as a child.
+    """Run ``dipo-lightning fit --run FOLDER`` with a configuration as a child process, to the end.
 
     Args:
-        config: What ``fit`` reads; kept as ``run.yaml`` in the folder, without secrets.
-        folder: The run's folder.
-        lock: Of the caller's folder, which the child holds as long as it lives.
-        quiet: Keep what it prints in ``log.txt`` in the folder, instead of showing it.
+        config: Configuration of ``fit``; saved as ``run.yaml`` in the folder, without secrets.
+        folder: The run folder.
+        lock: Lock of the caller's folder, which the child holds as long as it lives.
+        quiet: Write the output to ``log.txt`` in the folder instead of showing it.
 
     Raises:
-        RunError: It failed; the reason is its last error.
+        RunError: The run failed, with its last error.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=PRIVATE, exist_ok=True)
@@ -67,17 +67,17 @@ def start(
     """Run ``dipo-lightning ARGUMENTS`` as a child that gets this process's signals and ends with it.
 
     Args:
-        arguments: Of the command line.
-        log: What it prints is added to this file; None to show it.
-        lock: A lock that it shares.
-        handles: File descriptors that it shares.
+        arguments: Arguments of the command line.
+        log: File to which the output is appended; None to show it.
+        lock: A lock that the child shares.
+        handles: File descriptors that the child shares.
 
     Returns:
-        Its exit code.
+        The exit code.
 
     Raises:
         KeyboardInterrupt: This process was interrupted; the child has ended.
-        SystemExit: It was told to stop (SIGTERM); the child has ended.
+        SystemExit: This process was terminated (SIGTERM); the child has ended.
     """
     package = str(Path(dipo_lightning.__file__).resolve().parents[1])
     paths = [
@@ -119,7 +119,7 @@ def _output(log: Path | None, arguments: list[str]) -> Iterator[Any]:
 
 @contextmanager
 def _forwarded_to(child: subprocess.Popen) -> Iterator[list[int]]:
-    """Pass SIGTERM and SIGINT on while the block runs; yields those that came."""
+    """Forward SIGTERM and SIGINT to a child within a block; yields the list of received signals."""
     received: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -140,7 +140,7 @@ def _forwarded_to(child: subprocess.Popen) -> Iterator[list[int]]:
 
 
 def last_words(log: Path, code: int) -> str:
-    """Return the error that a run ended with, as far as its log tells."""
+    """Return the last error in a run's log, or else its last line."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     last = (errors or lines)[-1].removeprefix("error: ")

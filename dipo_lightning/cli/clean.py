@@ -1,4 +1,4 @@
-"""The command ``clean``: remove from a run what still holds the texts to forget or the weights that know them."""
+"""The command ``clean``: removal of forget texts, and of weights that know them, from a run folder."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.run_folder import write_json
 
 SCORES = "scores.json"
-"""What stays of the evaluations: their numbers, without any row."""
+"""File with the numbers of the evaluations, which stay; without any row."""
 
 _REASONS = (
-    ("evaluations", "every row: questions, true answers, what the model said"),
-    ("examinations", "private values, and what the models said"),
-    ("attacks", "questions, true answers, what the models said under attack"),
+    ("evaluations", "every row: questions, true answers, the model's answers"),
+    ("examinations", "private values, and the models' answers"),
+    ("attacks", "questions, true answers, the models' answers under attack"),
     ("checkpoints", "weights during training, optimiser states, random states"),
     ("reference_cache", "hidden states of the forget rows under the target model"),
     ("data", "rows to forget and to keep"),
@@ -33,20 +33,20 @@ _PATTERNS = (
     ("*.html", "answers before and after"),
     ("*.ckpt", "weights during training"),
     ("*verdict*.json", "private values"),
-    ("*.log", "answers that were printed"),
-    ("log.txt", "answers that were printed"),
+    ("*.log", "printed answers"),
+    ("log.txt", "printed answers"),
     ("*.jsonl", "rows"),
 )
 
 
 @dataclass(frozen=True)
 class Copy:
-    """One file or folder that holds what was to be erased.
+    """File or folder with data that was to be erased.
 
     Attributes:
-        path: Where it is.
-        why: What it holds.
-        size: Bytes.
+        path: The path.
+        why: Its contents, for a reader.
+        size: Size in bytes.
     """
 
     path: Path
@@ -55,14 +55,14 @@ class Copy:
 
 
 def clean(run: str, yes: bool = False) -> None:
-    """List, and with --yes remove, all copies of forget texts and of the target's weights in a run's folder.
+    """List, and with --yes remove, all copies of forget texts and of the target's weights in a run folder.
 
     The exported model with its card, the configuration and the numbers of the evaluations (scores.json) stay. Files
-    outside the folder are listed but never removed: the rows that you gave, and the model that you began with.
+    outside the folder are listed but never removed: your data files, and the original model.
 
     Args:
-        run: Folder of the run (what ``fit --run`` or ``forget`` wrote).
-        yes: Remove them; without it they are only listed.
+        run: Folder of a run, as written by ``fit --run`` or ``forget``.
+        yes: Remove the copies; without it they are only listed.
     """
     folder = Path(run).expanduser()
     copies = find_copies(folder)
@@ -78,14 +78,16 @@ def clean(run: str, yes: bool = False) -> None:
     else:
         print(f"{len(copies)} copies; add --yes to remove them. The numbers of the evaluations will stay in {SCORES}.")
     for name, path in outside(folder).items():
-        print(f"Not in the run, delete it yourself if it must go: {path} ({name})")
+        print(f"Outside the run, delete it yourself if it must go: {path} ({name})")
 
 
 def find_copies(folder: Path) -> list[Copy]:
-    """Find what holds forget texts or weights of the target, in the order of paths.
+    """Find files and folders with forget texts or weights of the target, sorted by path.
 
-    What lies inside a folder that goes is not listed by itself, and links are not followed. An `InputError` where the
-    folder is not there, or is no run.
+    The contents of a listed folder are not listed again, and links are not followed.
+
+    Raises:
+        InputError: The folder does not exist, or is not a run.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder; give the folder of a run.")
@@ -103,7 +105,7 @@ def find_copies(folder: Path) -> list[Copy]:
 
 
 def keep_scores(folder: Path) -> None:
-    """Write the numbers of all evaluations, by file, into one JSON without rows and texts."""
+    """Write the numbers of all evaluations, by file, to one JSON file without rows and texts."""
     kept = folder / SCORES
     scores: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     for file in sorted(folder.rglob("evaluations/*.json")):
@@ -120,7 +122,7 @@ def keep_scores(folder: Path) -> None:
 
 
 def outside(folder: Path) -> dict[str, str]:
-    """Return the files that the run's configuration names and that lie outside it, by what they are."""
+    """Return the paths outside the run that its configuration names, by their role."""
     found: dict[str, str] = {}
     for file in sorted(folder.rglob(SOURCES)):
         found |= json.loads(file.read_text(encoding="utf-8"))

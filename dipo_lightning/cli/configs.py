@@ -1,4 +1,4 @@
-"""Configurations that come with the package, named by short names such as ``tofu/smollm2/unlearn``."""
+"""Configurations shipped with the package, which have short names such as ``tofu/smollm2/unlearn``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ MADE_BY = {
     "runs/quickstart": "`dipo-lightning quickstart`",
     "models/smollm2": "`make smollm2` in a clone, or start from HuggingFaceTB/SmolLM2-135M-Instruct instead",
 }
-"""What makes the folders that shipped configurations start from, where no other configuration does."""
+"""Commands that make the input folders of shipped configurations, unless another configuration makes them."""
 
 
 def shipped_folder() -> Path:
-    """Return the folder of the configurations, which is a link to ``configs/`` in a checkout."""
+    """Return the folder of the configurations; in a checkout it is a link to ``configs/``."""
     return Path(str(files("dipo_lightning"))) / "configs"
 
 
@@ -31,9 +31,9 @@ def shipped_names() -> list[str]:
 
 
 def find_config(name: str) -> str:
-    """Return the path of a user's file, or else of a shipped configuration, such as ``trainer/fsdp2``.
+    """Return the path of a user's file, or else of a shipped configuration such as ``trainer/fsdp2``.
 
-    An unknown name comes back as it was given, for the parser to refuse.
+    An unknown name is returned unchanged, for the parser to refuse.
     """
     if Path(name).exists():
         return name
@@ -42,7 +42,7 @@ def find_config(name: str) -> str:
 
 
 def with_shipped_configs(args: Sequence[str]) -> list[str]:
-    """Return command-line arguments with the short names behind ``--config`` replaced by paths."""
+    """Replace the short names after ``--config`` in command-line arguments by paths."""
     found, expected = [], False
     for argument in args:
         option, equals, value = argument.partition("=")
@@ -57,13 +57,13 @@ def with_shipped_configs(args: Sequence[str]) -> list[str]:
 
 
 def check_made(paths: Iterable[Any]) -> None:
-    """Refuse to start where what shipped configurations make was not made, and name all the commands that make it.
+    """Refuse missing inputs that a known command makes, and name the commands.
 
     Args:
-        paths: A model's folder, a retain log and the like, as options give them; what is no text is passed over.
+        paths: Values of options such as the model's folder or the retain log; values other than texts are ignored.
 
     Raises:
-        InputError: Something is not there, and `maker_of` knows how to make it.
+        InputError: A path does not exist, and `maker_of` knows how to make it.
     """
     missing = [path for path in paths if isinstance(path, str) and not Path(path).exists()]
     makers = {path: maker for path in missing if (maker := maker_of(path))}
@@ -73,7 +73,7 @@ def check_made(paths: Iterable[Any]) -> None:
 
 
 def maker_of(path: str) -> str | None:
-    """Return how to make a model or a run that a shipped configuration starts from; None where that is not known."""
+    """Return the command that makes an input of a shipped configuration; None if there is none."""
     for folder, command in MADE_BY.items():
         if Path(path).is_relative_to(folder):
             return command

@@ -1,7 +1,7 @@
-"""Console of ``fit``, ``validate`` and ``test``: what a person wants to read; all else goes into the run's log file.
+"""Console of ``fit``, ``validate`` and ``test``, which shows what matters to a user; the rest goes to the log file.
 
-Libraries tell how they were built, tip, deprecate and list devices. Those lines are named here, kept from the console
-and written to ``console.log`` in the run's folder; ``--verbose`` shows them. A bar is drawn in a terminal only.
+Messages of libraries about their build, tips, deprecations and devices are filtered out and written to ``console.log``
+in the run folder; ``--verbose`` shows them. Progress bars are drawn in a terminal only.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from dipo_lightning.cli import STEP, VERBOSE
+from dipo_lightning.cli.messages import warning_sentence
 
 LOG = "console.log"
 LOGGERS = ("lightning.pytorch", "lightning.fabric", "transformers")
@@ -30,21 +31,21 @@ NOISE = re.compile(
     r"|^`weights_only` was not set|^`Trainer\.\w+` stopped|^Restor(ing|ed) |^Using (16bit|bfloat16)|^LOCAL_RANK"
     r"|^Initializing distributed|^distributed_backend=|^All distributed processes|^You are using a CUDA device"
 )
-"""What Lightning says, and nobody has to act upon."""
+"""Messages of Lightning that need no action."""
 USELESS = re.compile(
     r"does not have many workers|is smaller than the logging interval|directory .* exists and is not empty"
     r"|isinstance\(treespec, LeafSpec\)|is_gradient_checkpointing|sync_dist=True|litlogger|litmodels"
 )
-"""Warnings that a user can do nothing about."""
+"""Warnings on which a user cannot act."""
 
 
 def is_verbose() -> bool:
-    """Tell whether everything is to be shown."""
+    """Return whether all messages are shown."""
     return os.environ.get(VERBOSE) == "1"
 
 
 class LogFile(logging.Handler):
-    """Log file of a run, whose folder is known later than its first lines."""
+    """Log file of a run, which buffers lines until the run folder is known."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -56,7 +57,7 @@ class LogFile(logging.Handler):
         self.add(record.getMessage())
 
     def add(self, text: str) -> None:
-        """Add lines; a log that cannot be written stops no run."""
+        """Add lines; a log that cannot be written does not stop the run."""
         self.lines.append(text.rstrip("\n"))
         if self.path is not None:
             try:
@@ -67,7 +68,7 @@ class LogFile(logging.Handler):
             self.lines.clear()
 
     def open_in(self, folder: Path) -> None:
-        """Write what there is, and from now on each line, to the log file in a folder."""
+        """Write the buffered lines, and every later one, to the log file in a folder."""
         self.path = folder / LOG
         self.add("")
 
@@ -76,7 +77,7 @@ LOG_FILE = LogFile()
 
 
 class Essential(logging.Filter):
-    """Filter of what is shown: nothing below a level, no noise, and nothing twice.
+    """Filter of console messages: none below a level, no noise, and none twice.
 
     Args:
         level: Lowest level that is shown.
@@ -87,18 +88,18 @@ class Essential(logging.Filter):
         self.level, self.seen = level, set[str]()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether a record is shown."""
+        """Return whether a record is shown."""
         return record.levelno >= self.level and self.shows(record.getMessage())
 
     def shows(self, message: str) -> bool:
-        """Tell whether a message is neither noise nor known."""
+        """Return whether a message is neither noise nor a repetition."""
         known = message in self.seen
         self.seen.add(message)
         return not known and not NOISE.search(message) and not USELESS.search(message)
 
 
 class ToLog(io.TextIOBase):
-    """Standard output of a step of a larger command, which goes into the log file."""
+    """Standard output of a step of a larger command, redirected to the log file."""
 
     def write(self, text: str) -> int:
         """Log the lines."""
@@ -109,7 +110,7 @@ class ToLog(io.TextIOBase):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep noise from the console while a command runs."""
+    """Keep noise off the console while a command runs."""
     is_step = os.environ.get(STEP) == "1" and not is_verbose()
     from transformers.utils import logging as transformers_logging
 
@@ -118,13 +119,12 @@ def quiet() -> Iterator[None]:
     handlers = [] if is_verbose() else {handler for one in loggers for handler in handlers_of(one)}
 
     def sentence(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> str:
-        """Log a warning, and return the line that is shown of it: nothing where a user cannot act upon it."""
+        """Log a warning, and return the line to show; empty if a user cannot act on it."""
         text = " ".join(str(message).split())
         LOG_FILE.add(f"{category.__name__}: {text}")
         if is_verbose():
             return plain(message, category, *where, **options)
-        deprecated = issubclass(category, DeprecationWarning | PendingDeprecationWarning | FutureWarning)
-        return "" if deprecated or not essential.shows(text) else f"warning: {text}\n"
+        return warning_sentence(message, category) if essential.shows(text) else ""
 
     bars = is_verbose() or (sys.stderr.isatty() and not is_step)
     if not bars:
@@ -153,7 +153,7 @@ def quiet() -> Iterator[None]:
 
 
 def handlers_of(logger: logging.Logger) -> Iterator[logging.Handler]:
-    """Yield the handlers that get a logger's records, its parents' too but for the root's, which are the user's."""
+    """Yield the handlers of a logger and its parents, except for those of the root, which are the user's."""
     one: logging.Logger | None = logger
     while one is not None and one is not logging.root:
         yield from one.handlers
@@ -161,7 +161,7 @@ def handlers_of(logger: logging.Logger) -> Iterator[logging.Handler]:
 
 
 def trainer_options(given: Any, callbacks: Sequence[Any]) -> tuple[dict[str, bool], list[pl.Callback]]:
-    """Choose what the Trainer shows where the user has not: options, and callbacks to add."""
+    """Return options and callbacks for the Trainer's output, where the user has not chosen them."""
     summary = is_verbose() if given.enable_model_summary is None else given.enable_model_summary
     options = {"enable_model_summary": bool(summary)}
     if given.enable_progress_bar is False or any(isinstance(one, ProgressBar) for one in callbacks):
@@ -171,7 +171,7 @@ def trainer_options(given: Any, callbacks: Sequence[Any]) -> tuple[dict[str, boo
 
 
 class Bar(ProgressBar):
-    """One bar over a whole fit, as wide as the terminal."""
+    """Progress bar over a whole fit, as wide as the terminal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class Bar(ProgressBar):
         self.enabled = True
 
     def disable(self) -> None:
-        """Draw nothing, as on other processes than the first."""
+        """Draw nothing, as on all processes but the first."""
         self.enabled = False
 
     def enable(self) -> None:
@@ -187,7 +187,7 @@ class Bar(ProgressBar):
         self.enabled = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the bar, as far as an interrupted run had come."""
+        """Open the bar at the position of a resumed run."""
         batches = trainer.num_training_batches
         total = batches * trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
         if trainer.max_steps > 0:
@@ -212,7 +212,7 @@ class Bar(ProgressBar):
         self.bar.close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Close the bar, so that what is said next has its own line."""
+        """Close the bar, so that the next message starts on a new line."""
         if self.bar is not None:
             self.bar.close()
 

@@ -19,17 +19,17 @@ FILES = (
     *("adapter_model.safetensors", "adapter_config.json", "chat_template.jinja", "additional_chat_templates"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model"),
 )
-"""What an export holds; anything else beside it stays here."""
+"""Files of an export; no other file is uploaded."""
 _TEXTS = (".json", ".md", ".jinja", ".txt")
 
 
 def check_push(name: str, base: str, licence: str | None) -> str:
-    """Look at the request before the model is loaded, and return the licence of the upload.
+    """Check an upload before the model is loaded, and return its licence.
 
-    The hub is asked for the licence of the base model.
+    The licence of the base model is read from the hub.
 
     Raises:
-        InputError: The name is none, it is taken, or the licence is unknown or not the base model's.
+        InputError: The name is invalid or taken, or the licence is unknown or differs from the base model's.
     """
     from huggingface_hub import HfApi
 
@@ -67,7 +67,7 @@ def upload(folder: Path, name: str, public: bool) -> str:
     """Upload an exported folder as a new model repository and return its address.
 
     Raises:
-        InputError: The folder holds what must not leave, or its card lacks the licence.
+        InputError: The folder holds other files than an export, or its card lacks the licence.
         RunError: The hub refuses the upload.
     """
     from huggingface_hub import HfApi
@@ -86,7 +86,7 @@ def upload(folder: Path, name: str, public: bool) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise an `InputError` where a folder holds more than an export, a secret, this user's home, or a poor card."""
+    """Raise an `InputError` if a folder holds other files, a secret, a path of this user, or a card without licence."""
     for file in sorted(folder.rglob("*")):
         inside = file.relative_to(folder)
         if file.is_symlink() or not any(fnmatchcase(inside.parts[0], pattern) for pattern in FILES):
@@ -104,7 +104,7 @@ def check_folder(folder: Path) -> None:
 
 
 def card_head(text: str) -> dict[str, Any]:
-    """Return the header of a model card; nothing where there is none."""
+    """Return the YAML header of a model card; empty without one."""
     parts = text.split("---\n", 2)
     head = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
     return head if isinstance(head, dict) else {}
@@ -126,18 +126,18 @@ def export(
 ) -> None:
     """Write a checkpoint as a Hugging Face folder: safetensors, tokenizer, generation config, model card.
 
-    The card states method, settings, data fingerprint and what the run measured; it holds no path and no token.
+    The card states method, settings, data fingerprint and the results of the run; it contains no path and no token.
 
     Args:
         checkpoint: A ``.ckpt`` file that ``fit`` wrote, or a folder of shards.
-        output: The folder to write; it must be absent or empty. Default is one beside the checkpoint, with its name.
+        output: The folder to write, absent or empty; default is one beside the checkpoint, named after it.
         adapters: For LoRA: ``merged`` into the weights, or ``separate`` (a peft folder).
-        pretrained: Where the original model is now, if it was moved since.
-        trust_remote_code: Allow the original model's own Python code to run; what the checkpoint says doesn't count.
-        push: A new model repository on the hub, ``OWNER/NAME``, that the folder is uploaded to, a private one. What is
-            no part of the model, and a text with a token or your home folder in it, is refused.
-        license: The licence that it is passed on under, such as ``llama3.2``; default is the original model's.
-        public: Let everybody see the repository.
+        pretrained: Present path of the original model, if it was moved.
+        trust_remote_code: Allow the original model's own Python code to run, whatever the checkpoint says.
+        push: Name of a new model repository on the hub, ``OWNER/NAME``, to upload to; it is private by default. Files
+            that are not part of the model, and texts with a token or your home folder, are refused.
+        license: Licence of the upload, such as ``llama3.2``; default is the original model's.
+        public: Make the repository public.
     """
     from dipo_lightning.models.checkpoint import read_checkpoint, restore
     from dipo_lightning.models.export import save_model
@@ -166,7 +166,7 @@ def export(
         licence=licence,
     )
     save_model(policy, folder, tokenizer, merge=adapters == "merged", card=model_card(facts))
-    print(f"The model is in {folder}; what it is and what was measured is in {folder / 'README.md'}")
+    print(f"The model is in {folder}; its card is {folder / 'README.md'}")
     if push is not None:
         address = upload(folder, push, public)
         print(f"It is on the hub, {'for everybody' if public else 'private'}: {address}")

@@ -1,8 +1,8 @@
-"""Import of Lightning without the libraries of which it takes a name or a version only.
+"""Import of Lightning without libraries of which it needs only a name or a version.
 
-`import lightning.pytorch` takes 5 CPU seconds. More than half goes to torch's compiler, for one class that modules are
-compared with, and to the image, audio and text functions of torchmetrics, for one base class and a version. Here both
-are loaded where somebody asks for more.
+`import lightning.pytorch` takes 5 CPU seconds. More than half of that goes to torch's compiler, for one class in an
+``isinstance`` check, and to the image, audio and text functions of torchmetrics, for one base class and a version. Here
+both are loaded only when more of them is used.
 """
 
 import importlib
@@ -19,7 +19,7 @@ _OF_METRICS = {"Metric": "torchmetrics.metric", "MetricCollection": "torchmetric
 
 
 def import_lightning() -> None:
-    """Import ``lightning.pytorch``; does nothing where it, or what it would import, is there already."""
+    """Import ``lightning.pytorch``; modules that are loaded already are left alone."""
     if METRICS not in sys.modules:
         sys.modules[METRICS] = deferred_metrics()
     if COMPILER not in sys.modules:
@@ -71,7 +71,7 @@ class StandInCompiler(ModuleType):
 
 
 def deferred_metrics() -> ModuleType:
-    """Make torchmetrics' package, whose own code runs when a name is asked for that is not in `_OF_METRICS`."""
+    """Make a torchmetrics package whose code runs on the first access of a name that is not in `_OF_METRICS`."""
     spec = find_spec(METRICS)
     assert spec is not None
     assert spec.loader is not None

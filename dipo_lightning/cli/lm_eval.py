@@ -20,22 +20,22 @@ def lm_eval(
     output: str | None = None,
     device: str | None = None,
 ) -> None:
-    """Measure a model on tasks of EleutherAI's lm-evaluation-harness: MMLU, WMDP and every other one.
+    """Evaluate a model on tasks of EleutherAI's lm-evaluation-harness, such as MMLU and WMDP.
 
-    The numbers are printed and, with every document, written as JSON, which ``score`` recomputes. Those of a run lie
-    among its evaluations, so that its results page and ``compare`` show them.
+    Prints the results, and writes them with every document as JSON, which ``score`` can recompute. For a run they are
+    added to its evaluations, so that its results page and ``compare`` show them.
 
     Args:
-        model: A model (hub name or folder), or the folder of a run, whose exported model is taken.
-        tasks: Names of tasks, groups or tags, parted by commas: ``mmlu,wmdp_bio``.
-        num_fewshot: Examples before each question; default is each task's own number.
-        limit: Most documents of a task.
-        batch_size: Documents of a forward.
+        model: A model (hub name or folder), or a run folder, whose exported model is used.
+        tasks: Names of tasks, groups or tags, separated by commas: ``mmlu,wmdp_bio``.
+        num_fewshot: Number of examples before each question; default is that of each task.
+        limit: Maximum number of documents per task.
+        batch_size: Documents per forward pass.
         chat_template: Write prompts with the tokenizer's chat template.
-        include_path: A folder with tasks of your own (YAML).
-        dtype: Of the weights: float32, bfloat16 or float16.
-        output: Folder of the results; default is the run's, or one beside the model's name.
-        device: Such as ``cuda``; default is a GPU where there is one.
+        include_path: A folder with your own tasks (YAML).
+        dtype: Dtype of the weights: float32, bfloat16 or float16.
+        output: Folder of the results; default is the run's, or one named after the model.
+        device: Device such as ``cuda``; default is a GPU if there is one.
     """
     import torch
 

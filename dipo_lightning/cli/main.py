@@ -1,6 +1,6 @@
-"""The command line: LightningCLI (``fit``, ``validate``, ``test``) and the commands that are no Trainer method.
+"""The command line: LightningCLI (``fit``, ``validate``, ``test``) and further commands.
 
-A command of the second kind is a plain function whose signature and docstring are its options and its help.
+A further command is a function whose signature gives its options and whose docstring gives its help.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import errno
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,37 +36,37 @@ COMMANDS = {
     "lm-eval": "dipo_lightning.cli.lm_eval:lm_eval",
     "clean": "dipo_lightning.cli.clean:clean",
 }
-"""The commands that are no Trainer method, by name, as ``module:function``."""
+"""Further commands by name, as ``module:function``."""
 
 PRIVATE_COMMANDS = ("forget", "scalability", "sustainability", "compare", "report", "attack", "clean")
-"""Those among them whose files hold what is to be forgotten, so that only the user can read them (umask 077)."""
+"""Commands whose files contain forget data, so that only the user may read them (umask 077)."""
 
 LAST_ARGUMENT = {"forget": (2, "retain")}
-"""Commands with one more argument that may be left out: its place, and the option that it stands for."""
+"""Commands with an optional positional argument: its place, and the option that it stands for."""
 
 SUMMARIES = {
     "fit": "Unlearn (or fine-tune) a model, evaluating while it trains.",
     "validate": "Run the evaluation callbacks on a model.",
     "test": "Run the evaluation callbacks on a model and write its log.",
-    "forget": "Make a model forget a file of rows, and say whether it did.",
-    "quickstart": "Make data, a model that knows it, unlearn a part, and show that it did.",
-    "muse-small": "Make a small corpus in MUSE's schema, and models that know it with and without a part.",
+    "forget": "Make a model forget the rows of a file, and give a verdict.",
+    "quickstart": "Make data and a model that knows it, unlearn a part, and show the result.",
+    "muse-small": "Make a small corpus in MUSE's schema, a target and a retain model.",
     "scalability": "Unlearn forget sets of growing size, each from the target.",
     "sustainability": "Unlearn one request after another, each from the last model.",
-    "compare": "Run methods side by side on one base: a table, a CSV and a picture.",
-    "plan": "Tell the memory that a run takes on each GPU, without loading weights.",
+    "compare": "Compare methods on one base: a table, a CSV and a picture.",
+    "plan": "Compute the memory of a run on each GPU, without loading weights.",
     "score": "Compute every aggregate of an evaluation log, without a model.",
     "report": "Write a run's results as one HTML page.",
     "export": "Write a checkpoint as a Hugging Face folder with a model card.",
-    "attack": "Try to get forgotten knowledge back: other words, rounding, sampling, relearning.",
-    "lm-eval": "Measure a model on tasks of the lm-evaluation-harness: MMLU, WMDP and others.",
-    "chat": "Talk to the original and the unlearned model side by side.",
-    "clean": "Remove the copies of what was to be forgotten from a run.",
+    "attack": "Try to recover forgotten knowledge: rewordings, quantisation, sampling, relearning.",
+    "lm-eval": "Evaluate a model on tasks of the lm-evaluation-harness: MMLU, WMDP and others.",
+    "chat": "Chat with the original and the unlearned model side by side.",
+    "clean": "Remove copies of the forget data from a run.",
 }
-"""A line on every command, which `--help` shows without importing anything."""
+"""Summary of every command, which `--help` shows without importing anything."""
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""A disk that is full or can't be written to; such an error seldom names its file."""
+"""Errors of a full or read-only disk, which seldom name a file."""
 
 SWITCH_VALUES = ("true", "false", "yes", "no")
 
@@ -124,7 +125,7 @@ def refused(reason: str) -> int:
 
 
 def end_with(parent: int) -> None:
-    """Let the kernel send this process SIGTERM when its parent is gone, however that ended."""
+    """Let the kernel send this process SIGTERM when its parent ends, for whatever reason."""
     if sys.platform == "linux":
         import ctypes
 
@@ -139,7 +140,7 @@ def run_command(name: str, args: list[str]) -> None:
 
     from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
 
-    from dipo_lightning.cli.messages import Sentences
+    from dipo_lightning.cli.messages import Sentences, warning_sentence
 
     set_parsing_settings(instantiate_subclass_spec_in_any=False)  # a class in `further` or `metrics` is ours to make
     parser = type("Parser", (Sentences, ArgumentParser), {})
@@ -147,10 +148,14 @@ def run_command(name: str, args: list[str]) -> None:
     called = getattr(importlib.import_module(module), function)
     umask = os.umask(0o077)
     os.umask(umask | 0o077 if name in PRIVATE_COMMANDS else umask)
+    shown = warnings.formatwarning
+    if os.environ.get(VERBOSE) != "1":
+        warnings.formatwarning = warning_sentence
     try:
         auto_cli(called, args=spelled_out(name, called, args), prog=f"dipo-lightning {name}", parser_class=parser)
     finally:
         os.umask(umask)
+        warnings.formatwarning = shown
 
 
 def spelled_out(name: str, function: Callable[..., Any], args: Sequence[str]) -> list[str]:
@@ -161,7 +166,7 @@ def spelled_out(name: str, function: Callable[..., Any], args: Sequence[str]) ->
     Args:
         name: The command.
         function: Its function.
-        args: The arguments as they were typed.
+        args: The arguments as typed.
     """
     import inspect
 
@@ -188,7 +193,7 @@ def spelled_out(name: str, function: Callable[..., Any], args: Sequence[str]) ->
 
 
 def run_trainer(args: list[str]) -> None:
-    """Run ``fit``, ``validate`` or ``test`` through LightningCLI, with the usual classes where none is named."""
+    """Run ``fit``, ``validate`` or ``test`` through LightningCLI, with default classes where none is named."""
     from dipo_lightning.cli.configs import with_shipped_configs
 
     args = with_shipped_configs(args)
@@ -202,10 +207,10 @@ def run_trainer(args: list[str]) -> None:
 
 
 def names(part: str, args: Sequence[str]) -> bool:
-    """Tell whether the options, or a config among them, name the class of ``part`` (``model`` or ``data``).
+    """Return whether the options, or a config among them, name the class of ``part`` (``model`` or ``data``).
 
-    A default class is not the parser's own: its options' defaults would then stay when a config names another class
-    (NPO with DiPO's beta).
+    The default class is not given to the parser, since the defaults of its options would remain when a config names
+    another class (NPO with DiPO's beta).
     """
     from pathlib import Path
 
@@ -234,7 +239,7 @@ def _has_class(part: str, path: Path) -> bool:
 
 
 def show_commands(args: list[str]) -> int:
-    """Print what commands there are; an unknown one is an error with the nearest right one."""
+    """Print the list of commands; an unknown command is an error that suggests the nearest one."""
     if args and args[0] == "--version":
         from dipo_lightning import __version__
 

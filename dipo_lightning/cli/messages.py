@@ -1,4 +1,4 @@
-"""Messages about a wrong option: one sentence, with the nearest right option."""
+"""Error messages about options, with a suggestion for unknown ones, and warnings: one sentence each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOISE = (
     "a dict with ",
     "a dict without ",
 )
-"""Lines of the parser's report on a value that may be of several types, which say nothing to a user."""
+"""Lines of the parser's report on a value of several possible types that do not help a user."""
 
 
 USUAL = {
@@ -36,24 +36,24 @@ USUAL = {
     **dict.fromkeys(("output", "output_dir"), "run"),
     "model_name_or_path": "model.pretrained",
 }
-"""Options of this package by the names that other programs have for them."""
+"""Options of this package by their usual names in other programs."""
 
 INSIDE = {
     "model": "dipo_lightning.DiPOModule",
     "data": "dipo_lightning.UnlearningDataModule",
     "trainer": "lightning.pytorch.Trainer",
 }
-"""Where options that are given without their section belong."""
+"""Classes of the sections, for options that are given without a section."""
 
 
 class Sentences:
-    """Mix-in of a parser whose errors are one sentence, with the nearest right option for an unknown one."""
+    """Mix-in for parsers, whose errors become one sentence with a suggestion for unknown options."""
 
     prog: str
     exit_on_error: bool
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the sentence and leave with code 2."""
+        """Print the sentence and exit with code 2."""
         if not self.exit_on_error:  # inside the parse of a larger one, which will say it
             super().error(message, ex)  # type: ignore[misc]
         command = self.prog.replace(" [options]", "")
@@ -62,7 +62,7 @@ class Sentences:
 
 
 def explained(message: str, parser: Any) -> str:
-    """Return ``message`` without the parser's report on types, and with the nearest right option."""
+    """Return ``message`` without the parser's report on types, and with a suggestion for an unknown option."""
     no_class = re.search(r'"([\w.]+)".*?(?:Expected a path but|mport path string:) ([\w.]+)', message, re.S)
     if no_class and (missing := re.search(r"No module named '[^']+'", message)):
         return f"{no_class[1]}: {no_class[2]} cannot be imported ({missing[0]}); is it in this folder or on PYTHONPATH?"
@@ -76,7 +76,7 @@ def explained(message: str, parser: Any) -> str:
 
 
 def unknown_class(option: str, name: str) -> str:
-    """Say that there is no class of that name, and the nearest ones of this package and of Lightning's callbacks."""
+    """Return a message about an unknown class, with the nearest class of this package or Lightning's callbacks."""
     import lightning.pytorch.callbacks
 
     import dipo_lightning
@@ -98,7 +98,7 @@ def unknown_class(option: str, name: str) -> str:
 
 
 def suggestion(message: str, parser: Any) -> str:
-    """Return a hint at the nearest right option for a message about an unknown one, or nothing."""
+    """Return a suggestion for a message about an unknown option; empty for other messages."""
     found = re.search(r"Option '([\w.]+)' is not accepted|nrecognized arguments: --([\w.]+)", message)
     if found is None:
         return ""
@@ -117,7 +117,7 @@ def suggestion(message: str, parser: Any) -> str:
 
 
 def init_options(class_path: str) -> Iterable[str]:
-    """Return the names of a class's options, those of its bases included."""
+    """Yield the names of a class's options, including those of its bases."""
     module, _, name = class_path.rpartition(".")
     cls = getattr(importlib.import_module(module), name)
     for base in cls.__mro__:
@@ -125,3 +125,9 @@ def init_options(class_path: str) -> Iterable[str]:
             for option, parameter in inspect.signature(vars(base)["__init__"]).parameters.items():
                 if option != "self" and parameter.kind is not parameter.VAR_KEYWORD:
                     yield option
+
+
+def warning_sentence(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> str:
+    """Format a warning as one line; a deprecation in a library as nothing, since a user cannot act on it."""
+    deprecated = issubclass(category, DeprecationWarning | PendingDeprecationWarning | FutureWarning)
+    return "" if deprecated else f"warning: {' '.join(str(message).split())}\n"

@@ -1,4 +1,4 @@
-"""The memory of each part of a run on one GPU, counted from the model's configuration: no weights are loaded.
+"""Memory of each part of a run on one GPU, computed from the model's configuration without loading weights.
 
 With P parameters, T of them trainable, P_root those outside the blocks (embedding, projection, last norm), P_block
 those of one block, W GPUs and c bytes per number of the computation (2 for bfloat16), one GPU holds
@@ -13,10 +13,10 @@ those of one block, W GPUs and c bytes per number of the computation (2 for bflo
     activations   what autograd saves in a forward of all rows of a micro-batch: measured on a model without memory
     loss          vocabulary-sized values of the loss
 
-and W = 1 for what is not split under ``strategy: ddp``. With ``trainable: qlora`` the linear layers of the blocks take
-0.516 bytes a weight (NF4), embedding and projection c, and one layer at a time is unpacked. P and T are counted,
-activations are traced; the rest follows from the formulas. Not counted: fragmentation, the CUDA context and NCCL, for
-which `RESERVE` is kept free.
+with W = 1 for everything that ``strategy: ddp`` does not split. With ``trainable: qlora`` the linear layers of the
+blocks take 0.516 bytes per weight (NF4), embedding and projection c, and one layer at a time is unpacked. P and T are
+counted, activations are traced; the rest follows from the formulas. Not counted are fragmentation, the CUDA context and
+NCCL, for which `RESERVE` is kept free.
 """
 
 import functools
@@ -41,27 +41,28 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.1-70b": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
                       "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256},
 }  # fmt: skip
-"""Shapes that can be planned for by name, offline."""
+"""Models that can be planned for by name, without a network."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Run that is planned.
+    """Planned run.
 
     Attributes:
-        gpus: Number of GPUs, all nodes together.
-        memory_gb: Memory of one GPU, in 10^9 bytes.
-        batch_size: Forget rows of a micro-batch on one GPU, with as many retain rows.
-        length: Tokens of the longest row, padding included.
-        answer_length: Supervised tokens of a row.
-        trainable: All weights, LoRA adapters on every linear module of the blocks, or those over a base in 4 bits.
+        gpus: Number of GPUs on all nodes.
+        memory_gb: Memory of one GPU in 10^9 bytes.
+        batch_size: Forget rows per micro-batch and GPU; there are as many retain rows.
+        length: Length of the longest row in tokens.
+        answer_length: Supervised tokens per row.
+        trainable: full trains all weights, lora adapters on every linear module of the blocks, qlora the same over a
+            4-bit base.
         lora_rank: Rank of the adapters.
-        reference: As model.reference; none for methods without one.
-        strategy: As trainer.strategy.
-        activation_checkpointing: As model.activation_checkpointing.
-        form: hidden computes the loss chunk by chunk from hidden states (the default where the head is known); logits
+        reference: The option model.reference; none for methods without a reference model.
+        strategy: The option trainer.strategy.
+        activation_checkpointing: The option model.activation_checkpointing.
+        form: hidden computes the loss chunk by chunk from hidden states (the default if the head is known); logits
             keeps all logits of the supervised positions.
-        chunk_size: Positions of a chunk.
+        chunk_size: Positions per chunk.
         compute_dtype: Dtype of the computation.
     """
 
@@ -80,7 +81,7 @@ class Run:
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Refuse options that cannot be combined or are out of range."""
         sizes = ("gpus", "batch_size", "length", "answer_length", "lora_rank", "chunk_size")
         check_numbers("", {name: getattr(self, name) for name in sizes})
         check_positive("", {"memory_gb": self.memory_gb})
@@ -95,7 +96,7 @@ class Run:
 
     @property
     def bytes(self) -> int:
-        """Bytes of a number of the computation."""
+        """Bytes per number of the computation."""
         return 2 if self.compute_dtype == "bfloat16" else 4
 
     @property
@@ -106,9 +107,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of parameters: all, outside the blocks, and of the largest block; trainable ones likewise.
+    """Numbers of parameters in total, outside the blocks and in the largest block, also of the trainable ones alone.
 
-    ``packed`` are those of the blocks' linear layers without the adapters, ``largest`` those of the largest of them.
+    ``packed`` counts those of the blocks' linear layers without adapters, ``largest`` those of the largest such layer.
     """
 
     total: int
@@ -125,7 +126,7 @@ class Counts:
 
 
 def configuration(pretrained: str) -> Any:
-    """Return the ``transformers`` configuration of a shape by name or of a model, without its weights."""
+    """Return the ``transformers`` configuration of a model, or of a name in `SHAPES`."""
     from transformers import AutoConfig
 
     from dipo_lightning.models.loading import check_kind, find_source, load_config
@@ -169,7 +170,7 @@ def count(config: Any, run: Run) -> Counts:
 
 
 def memory(counts: Counts, run: Run) -> dict[str, float]:
-    """Return the bytes of every part but the activations, by the formulas above."""
+    """Return the bytes of every part except the activations, by the formulas above."""
     sharded = run.strategy == "fsdp2"
     shards, c = run.gpus if sharded else 1, run.bytes
     trained_projection = counts.trainable_root > 0
@@ -216,10 +217,10 @@ def loss_memory(counts: Counts, run: Run) -> float:
 
 
 def activations(config: Any, counts: Counts, run: Run) -> float:
-    """Return the bytes of activations that a micro-batch keeps for the backward pass, without the weights.
+    """Return the bytes of activations that a micro-batch keeps for the backward pass.
 
-    One forward tells what each block keeps and what the rest does; nothing is allocated. With checkpointing each block
-    keeps its input, and the largest is recomputed.
+    They are traced in a forward pass that allocates nothing. With checkpointing each block keeps its input, and the
+    largest block is recomputed.
     """
     rest, blocks = saved_bytes(config, run)
     if not run.activation_checkpointing:
@@ -229,9 +230,9 @@ def activations(config: Any, counts: Counts, run: Run) -> float:
 
 
 def saved_bytes(config: Any, run: Run) -> tuple[float, list[float]]:
-    """Return the bytes that autograd saves in a forward, without the weights: outside the blocks, and in each block.
+    """Return the bytes that autograd saves in a forward pass, without weights: outside the blocks, and in each block.
 
-    Of blocks of one class and size only the first is computed, and stands for the others.
+    Of several blocks of one class and size only the first is computed.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -278,7 +279,7 @@ def saved_bytes(config: Any, run: Run) -> tuple[float, list[float]]:
 def _first_of_kind(
     forward: Any, kind: Any, outputs: dict[Any, tuple[Any, float]], size: Callable[[], float], *args: Any, **kwargs: Any
 ) -> Any:
-    """Run a block if it is the first of its kind, noting the bytes it saves; else return what that one returned."""
+    """Run a block if it is the first of its kind, and record the bytes it saves; else return the first one's output."""
     if kind not in outputs:
         before = size()
         output = forward(*args, **kwargs)
@@ -309,13 +310,13 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes on each GPU by what takes them.
+    """Memory plan of a run.
 
     Attributes:
         model: Name of the model.
-        run: What was planned for.
+        run: The planned run.
         counts: Numbers of parameters.
-        parts: Bytes of each part.
+        parts: Bytes of each part on one GPU.
     """
 
     model: str
@@ -325,21 +326,21 @@ class Plan:
 
     @property
     def total(self) -> float:
-        """Bytes of all parts together: an upper bound, since not all peak at the same time."""
+        """Bytes of all parts together, an upper bound since they do not peak at the same time."""
         return sum(self.parts.values())
 
     @property
     def host(self) -> float:
-        """Bytes of host memory of each process while it loads: the whole model in float32, before it is split."""
+        """Bytes of host memory per process during loading: the whole model in float32, before it is split."""
         return 4.0 * self.counts.total
 
     @property
     def fits(self) -> bool:
-        """True if it fits a GPU with `RESERVE` left free."""
+        """True if the plan leaves `RESERVE` of a GPU free."""
         return self.total <= (1 - RESERVE) * self.run.memory_gb * GB
 
     def __str__(self) -> str:
-        """Write the plan as a table."""
+        """Return the plan as a table."""
         run, counts = self.run, self.counts
         rows = [f"  {name:<13}{value / GB:9.2f} GB" for name, value in {**self.parts, "total": self.total}.items()]
         room = f"{(1 - RESERVE) * run.memory_gb:.0f} of {run.memory_gb:.0f} GB"
@@ -358,11 +359,11 @@ class Plan:
 
 
 def plan(pretrained: str, **options: Any) -> Plan:
-    """Print the memory that a run takes on each GPU, and whether it fits; no weights are loaded.
+    """Print the memory that a run needs on each GPU, and whether it fits; no weights are loaded.
 
     Args:
-        pretrained: Hub name, folder or GGUF file, of which the configuration is read; or a shape by name:
-            llama-3.2-1b, llama-3.1-8b, llama-2-13b, llama-3.1-70b.
+        pretrained: Hub name, folder or GGUF file, of which only the configuration is read; or one of llama-3.2-1b,
+            llama-3.1-8b, llama-2-13b and llama-3.1-70b.
         **options: Those of `Run`.
 
     Returns:
@@ -382,12 +383,12 @@ def plan(pretrained: str, **options: Any) -> Plan:
 
 
 def cheapest_fit(pretrained: str, run: Run) -> tuple[dict[str, Any], Plan] | None:
-    """Find the smallest change of a run with which it fits: alone, then together with those before it.
+    """Find the cheapest change of options with which a run fits: a single one, or several together.
 
-    The order is by what they cost: nothing but time first, then other numbers, then other hardware.
+    Changes that only cost time are tried first, then those that change the training, then further hardware.
 
     Returns:
-        The options to change, and the plan with them; None where none fits.
+        The options to change, and the plan with them; None if none fits.
     """
     steps: list[dict[str, Any]] = [{"form": "hidden"}] if run.form == "logits" else []
     steps += [] if run.activation_checkpointing else [{"activation_checkpointing": True}]

@@ -1,4 +1,4 @@
-"""``fit --run FOLDER``: a folder that stands for one run, so that the same command resumes where it was cut off."""
+"""Folder of a single run (``fit --run FOLDER``), from which the same command resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.run_folder import PRIVATE
 
 CONFIG, LOG = "run.yaml", "log.txt"
-"""What a command that starts runs keeps in their folders."""
+"""Files of a command that starts runs, in their folders."""
 
 TENSORBOARD, CSV = "lightning.pytorch.loggers.TensorBoardLogger", "lightning.pytorch.loggers.CSVLogger"
 DEFAULT = "dipo_lightning.evaluation.tensorboard.RunLogger"
-"""Logger where the config names none."""
+"""Logger if the config names none."""
 
 
 def prepare_run(folder: Path, mode: int = PRIVATE) -> Path | None:
-    """Return the checkpoint to resume from, or None for a start; the folder is made if absent.
+    """Return the checkpoint to resume from, or None for a new run; the folder is made if absent.
 
     Raises:
-        InputError: The folder holds something that is no run, or its checkpoint can't be read.
-        RunError: It can't be made.
+        InputError: The folder holds something other than a run, or its checkpoint cannot be read.
+        RunError: It cannot be made.
     """
     kept = folder / CHECKPOINTS
     try:
@@ -66,19 +66,19 @@ def read_fingerprints(datamodule: Any, pretrained: str | None) -> dict[str, Any]
 
 
 def is_finished(folder: Path) -> bool:
-    """Tell whether the run in ``folder`` came to its end."""
+    """Return whether the run in ``folder`` is finished."""
     return (folder / CHECKPOINTS / FINISHED).exists()
 
 
 def asks_for_more(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Tell whether ``config`` asks for more epochs or steps than the finished run in ``folder`` has."""
+    """Return whether ``config`` asks for more epochs or steps than the finished run in ``folder`` has."""
     record = read_record(folder / CHECKPOINTS) or {}
     before, now = (side.get("trainer") or {} for side in (record.get("config") or {}, config))
     return any(before.get(name) != now.get(name) for name in ("max_epochs", "max_steps"))
 
 
 def loggers_in(folder: Path, given: Any) -> Any:
-    """Return the config's loggers with their files in the run's folder; TensorBoard's where it names none."""
+    """Return the config's loggers, or else TensorBoard's, with their files in the run folder."""
     if given is False:
         return False
     if given in (None, True):
@@ -104,7 +104,7 @@ def _logger_in(folder: Path, logger: Namespace) -> Namespace:
 
 
 def is_first_process() -> bool:
-    """Tell whether this is the first process of all nodes, by the same sign that the Trainer will go by."""
+    """Return whether this is the first process of all nodes, by the environment that the Trainer will detect."""
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.fabric.plugins.environments.lsf import LSFEnvironment
     from lightning.fabric.plugins.environments.mpi import MPIEnvironment

@@ -1,4 +1,4 @@
-"""Score a log: read it, check it against the retain model's, aggregate, and see whether its own numbers hold."""
+"""Aggregates of an evaluation log, computed again from its rows and compared with the stored ones."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ def score(
     bootstrap: int = 0,
     bootstrap_seed: int = 0,
 ) -> dict[str, Any]:
-    """All aggregates of a log.
+    """Compute all aggregates of a log.
 
     Args:
         path: A log of any known format.
         reference: A log of the retain model on the same rows, of any known format of the same benchmark.
         truth_ratio: `geometric`, `arithmetic` or `open_unlearning`, for rows with wrong answers.
-        auc_retrain: The retain model's AUC for PrivLeak, where there is no log of it; without either the one that the
-            log stores.
-        metrics: Further metrics by name, as the callbacks take them; they come before those that the log names.
-        bootstrap: Resamples of the rows for the 95 % interval of every number; 0 for none.
-        bootstrap_seed: Seed of the drawings.
+        auc_retrain: The retain model's AUC for PrivLeak, if there is no log of it; without either, the one stored in
+            the log.
+        metrics: Further metrics by name, as for the callbacks; they take precedence over those that the log names.
+        bootstrap: Number of resamples of the rows for a 95 % interval of every number; 0 for none.
+        bootstrap_seed: Seed of the resamples.
 
     Returns:
-        The aggregates by name, with `bootstrap` the ends of their intervals under `intervals`. For this package's own
-        logs also `stored_aggregates_hold`: whether the aggregates in the file follow from its rows (None where it has
-        none), `stored_aggregates_differ`: which do not, with {stored, recomputed}, and `stored_aggregates_unchecked`:
-        which need the log of a second model, or a class that cannot be imported here, to say.
+        The aggregates by name and, with `bootstrap`, the ends of their intervals under `intervals`. For logs of this
+        package also `stored_aggregates_hold` (whether the aggregates in the file follow from its rows; None if it has
+        none), `stored_aggregates_differ` (those that do not, with {stored, recomputed}), and
+        `stored_aggregates_unchecked` (those that need the log of a second model, or a class that cannot be imported).
 
     Raises:
-        InputError: A log or metric cannot be read, the two cannot be compared, or the variant is unknown.
+        InputError: A log or metric cannot be read, the logs cannot be compared, or the variant is unknown.
     """
     log = read_log(path)
     benchmark = find_benchmark(log.format, log.benchmark)
@@ -90,14 +90,14 @@ def _retain(benchmark: Benchmark, log: EvaluationLog, path: str | Path) -> Evalu
 def _further(
     log: EvaluationLog, own: Mapping[str, Metric], given: Mapping[str, Any]
 ) -> tuple[dict[str, Metric], dict[str, str]]:
-    """Return the user's metrics, and the reasons for those of the log that are missing."""
+    """Return the user's metrics, and the reasons why metrics named in the log are missing."""
     chosen = user_metrics(given, own)
     named, missing = logged_metrics(log.settings, own)
     return named | chosen, {name: reason for name, reason in missing.items() if name not in chosen}
 
 
 def _unchecked(benchmark: Benchmark, log: EvaluationLog, compared: Mapping[str, Any], has_retain: bool) -> list[str]:
-    """Name the aggregates that take a retain model which is not there to compute again."""
+    """Name the aggregates that cannot be recomputed without a retain model."""
     names = []
     for name, metric in benchmark.metrics(benchmark.settings_of(log)).items():
         parts = [f"{name}_{part}" if part else name for part in getattr(metric, "needs_retain", ())]
@@ -126,12 +126,12 @@ def stored_differences(
 ) -> dict[str, Any]:
     """Return the aggregates of a log that do not follow from its rows, ``{name: {stored, recomputed}}``.
 
-    ``unchecked`` are names that the rows of this log alone say nothing about. A stored number that the rows don't give
-    at all is one of them.
+    Names in ``unchecked`` are not compared, since the rows of this log alone do not determine them. A stored number
+    that the rows do not give at all counts as different.
     """
     names = [name for name in log.aggregates if not name.endswith("_absent") and name not in unchecked]
     if recomputed.get("unscored_rows") and "unscored_rows" not in names:
-        names.append("unscored_rows")  # rows without a value were passed over in silence
+        names.append("unscored_rows")  # rows without a value were silently ignored
     return {
         name: {"stored": log.aggregates.get(name), "recomputed": recomputed.get(name)}
         for name in names
@@ -140,7 +140,7 @@ def stored_differences(
 
 
 def _same(stored: Any, recomputed: Any) -> bool:
-    """Equal up to rounding, through nested dicts and lists."""
+    """Return whether two values are equal up to rounding, also inside nested dictionaries."""
     if isinstance(stored, dict) and isinstance(recomputed, dict):
         return stored.keys() == recomputed.keys() and all(_same(stored[key], recomputed[key]) for key in stored)
     numbers = [isinstance(value, int | float) for value in (stored, recomputed)]
@@ -162,13 +162,13 @@ def print_score(
 
     Args:
         log: The log: this package's, open-unlearning's ``TOFU_EVAL.json`` or TOFU's ``eval_log_aggregated.json``.
-        reference: Log of the model trained without the forget set, for forget quality and PrivLeak.
+        reference: Log of the retain model, for forget quality and PrivLeak.
         truth_ratio: Variant of the truth ratio.
-        auc_retrain: The retain model's AUC, where there is no log of it (MUSE); else the one that the log stores.
-        metrics: Metrics of your own by name, ``{my_metric: my_project.MyMetric}``. Those that the log names are
-            computed too where their class can be imported.
-        bootstrap: Resamples of the rows for a 95 % interval of every number, under ``intervals``; 0 for none.
-        bootstrap_seed: Seed of the drawings.
+        auc_retrain: The retain model's AUC (MUSE), if there is no log of it; default is the one stored in the log.
+        metrics: Your own metrics by name, ``{my_metric: my_project.MyMetric}``. Those that the log names are computed
+            too if their class can be imported.
+        bootstrap: Number of resamples of the rows for a 95 % interval of every number, under ``intervals``; 0 for none.
+        bootstrap_seed: Seed of the resamples.
     """
     options: dict[str, Any] = {"metrics": metrics, "bootstrap": bootstrap, "bootstrap_seed": bootstrap_seed}
     print(json.dumps(score(log, reference, truth_ratio, auc_retrain=auc_retrain, **options), indent=2))

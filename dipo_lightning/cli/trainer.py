@@ -1,4 +1,4 @@
-"""LightningCLI of this project: ``fit``, ``validate`` and ``test`` of any module and data module by class name."""
+"""LightningCLI of this package: ``fit``, ``validate`` and ``test`` for any module and data module by class name."""
 
 import os
 from contextlib import nullcontext
@@ -57,28 +57,28 @@ from dipo_lightning.safety.redaction import without_home, without_secrets
 COMMANDS = ("fit", "validate", "test")
 
 RUN_HELP = (
-    "Folder that stands for this one run (fit): its logs, evaluations and checkpoints go there. The same command again "
-    "resumes from the last checkpoint, with the same result; after the end it says so and does nothing."
+    "Folder of this run (fit) for its logs, evaluations and checkpoints. The same command again resumes from the last "
+    "checkpoint, with the same result; a finished run is not repeated."
 )
 
 
 PRIVATE_HELP = (
-    "Let nobody else read what the command writes (umask 077): evaluations, pages and checkpoints hold what is to be "
-    "forgotten. With false your own umask counts."
+    "Make the files of the command readable by you alone (umask 077), since evaluations, pages and checkpoints contain "
+    "forget data. With false your own umask applies."
 )
 
 EPOCHS = 5
-"""Epochs of a fit that names no limit: TOFU's number."""
+"""Default number of epochs, as in TOFU."""
 
 
 class Parser(Sentences, LightningArgumentParser):
-    """Parser whose errors are one sentence, with the nearest right option for an unknown one."""
+    """Parser whose errors are one sentence, with a suggestion for unknown options."""
 
 
 class SaveConfig(SaveConfigCallback):
-    """Config of the run, as ``config.yaml`` and as text in the trackers, written once the run is found to fit.
+    """Config of the run, written as ``config.yaml`` and as text to the trackers once the run is accepted.
 
-    A run that is refused leaves the folder, and the config in it, as it was.
+    A refused run leaves the folder and its config unchanged.
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -108,7 +108,7 @@ def in_yaml(options: Any) -> str:
 
 
 class DiPOCLI(LightningCLI):
-    """LightningCLI for any module and data module by class name; a checkpoint never overrides an option."""
+    """LightningCLI for any module and data module by class name; options take precedence over a checkpoint's."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add ``--run`` and ``--private``."""
@@ -116,7 +116,7 @@ class DiPOCLI(LightningCLI):
         parser.add_argument("--private", type=bool, default=True, help=PRIVATE_HELP)
 
     def before_instantiate_classes(self) -> None:
-        """Refuse what can be refused before anything is built, and enter the run's folder."""
+        """Check the options before any object is built, and set up the run folder."""
         config = self.config[self.subcommand]
         if config.private:
             os.umask(0o077)
@@ -153,7 +153,7 @@ class DiPOCLI(LightningCLI):
             read_settled(Path(path))
 
     def _refuse_to_measure_nothing(self) -> None:
-        """Refuse a validation or test that no callback and no step of the module would measure anything in."""
+        """Refuse a validation or test without an evaluation callback and without a step of the module."""
         config = self.config[self.subcommand]
         limit = f"limit_{'val' if self.subcommand == 'validate' else 'test'}_batches"
         if config.trainer[limit] in (0, 0.0):
@@ -168,7 +168,7 @@ class DiPOCLI(LightningCLI):
             )
 
     def _enter_run(self, folder: Path) -> bool:
-        """Let everything of the run be in ``folder``; returns whether it resumes from a checkpoint."""
+        """Set all output paths of the run to ``folder``; returns whether it resumes from a checkpoint."""
         config = self.config[self.subcommand]
         if config.trainer.enable_checkpointing is False:
             raise InputError(
@@ -188,7 +188,7 @@ class DiPOCLI(LightningCLI):
         return found is not None
 
     def _leave_if_finished(self, folder: Path) -> None:
-        """End where the run in ``folder`` is finished, and is this very run."""
+        """Exit if the run in ``folder`` is finished and has the same options and data."""
         if not is_finished(folder):
             if self.config_init[self.subcommand].ckpt_path and is_first_process():
                 print(f"Resuming from {self.config_init[self.subcommand].ckpt_path}")
@@ -203,7 +203,7 @@ class DiPOCLI(LightningCLI):
         raise SystemExit(0)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Keep checkpoints with this package's callback where the config names none."""
+        """Build the Trainer, with this package's checkpoint callback and progress bar if the config names none."""
         callbacks = self._get(self.config_init, "trainer").callbacks
         enabled = self._get(self.config_init, "trainer").enable_checkpointing is not False
         listed = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
@@ -224,7 +224,7 @@ class DiPOCLI(LightningCLI):
         return trainer
 
     def instantiate_classes(self) -> None:
-        """Build trainer, model and data; what a constructor says is said alone."""
+        """Build trainer, model and data; errors of a constructor are shown without jsonargparse's report."""
         try:
             super().instantiate_classes()
         except ValueError as error:  # jsonargparse wraps what a constructor raises, under its own long report
@@ -235,19 +235,19 @@ class DiPOCLI(LightningCLI):
             self._leave_if_finished(self.run)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse without Lightning's warning about ``args`` beside ``sys.argv``."""
+        """Parse the arguments without Lightning's warning about ``args`` and ``sys.argv``."""
         self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
-        """Do nothing: Lightning would let the checkpoint's hyper-parameters override the command line."""
+        """Do nothing; in Lightning the checkpoint's hyper-parameters override the command line."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return the Trainer's methods that are commands, and what each hides of its arguments."""
+        """Return the Trainer's methods that are commands, with the arguments that each hides."""
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name in COMMANDS}
 
     def after_fit(self) -> None:
-        """Say where the results are."""
+        """Print the folder of the results."""
         folder = run_folder(self.trainer)  # every process takes part in finding it out
         if self.trainer.is_global_zero and not is_trial(self.trainer):
             print(f"Results are in {folder}")
@@ -256,11 +256,11 @@ class DiPOCLI(LightningCLI):
 
 
 def run(args: list[str]) -> DiPOCLI:
-    """Parse ``args``, whose first is ``fit``, ``validate`` or ``test``, build trainer, model and data, and run it.
+    """Run ``fit``, ``validate`` or ``test``, the first of ``args``, with the options that follow.
 
     Raises:
-        DiPOError: If something is wrong that the user can mend.
-        SystemExit: With code 2 if an option is wrong, with 0 after ``--help`` and ``--print_config``.
+        DiPOError: There is an error that the user can fix.
+        SystemExit: With code 2 for a wrong option, with 0 after ``--help`` and ``--print_config``.
     """
     for name in dipo_lightning.__all__:  # the parser knows a class by its bare name once it is loaded
         getattr(dipo_lightning, name)
@@ -301,7 +301,7 @@ def _run(args: list[str]) -> DiPOCLI:
 
 
 def raised_by_lightning(error: BaseException) -> bool:
-    """Tell whether an error is Lightning's own refusal of what it was given."""
+    """Return whether an error was raised by Lightning itself."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

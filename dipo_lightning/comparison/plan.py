@@ -103,7 +103,7 @@ class Comparison:
     keep_checkpoints: bool = False
 
     def selects(self, method: Method) -> bool:
-        """Tell whether something of ``method`` is chosen on the selection seed."""
+        """Return whether something of ``method`` is chosen on the selection seed."""
         return len(method.candidates()) > 1 or self.selection.epoch == "any"
 
 

@@ -37,12 +37,12 @@ class Line:
         return Spread.of(self.rows, column)
 
     def keeps(self, share: float) -> bool:
-        """Tell whether the mean of the utility kept is at least ``share``."""
+        """Return whether the mean of the utility kept is at least ``share``."""
         kept = self.spread("utility_kept")
         return kept is not None and kept.mean >= share
 
     def has_intervals(self, scale: Scale) -> bool:
-        """Tell whether the number of forgetting was measured with its interval."""
+        """Return whether the number of forgetting was measured with its interval."""
         return any(scale.headline.forget in row.get("intervals", {}) for row in self.rows)
 
     def goodness(self, scale: Scale) -> float:

@@ -186,7 +186,7 @@ class Spread:
         return f"{self.mean:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
     def ties(self, other: Spread) -> bool:
-        """Tell whether the difference of two means lies inside the range of one of them."""
+        """Return whether the difference of two means lies inside the range of one of them."""
         return self.low <= other.mean <= self.high or other.low <= self.mean <= other.high
 
 
@@ -231,7 +231,7 @@ def choose(candidates: Sequence[Candidate], selection: Selection, scale: Scale) 
 
 
 def ties(row: Row, best: Row, scale: Scale) -> bool:
-    """Tell whether two rows are alike in forgetting: equal, or each lies inside the other's interval over rows."""
+    """Return whether two rows are alike in forgetting: equal, or each lies inside the other's interval over rows."""
     spread, other = (Spread.of([one], scale.headline.forget) for one in (row, best))
     if spread is None or other is None:
         return False

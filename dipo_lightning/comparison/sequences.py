@@ -284,6 +284,6 @@ def _is(part: Config, name: str) -> bool:
 
 
 def _watches_the_first(callback: Config) -> bool:
-    """Tell whether this ends training by what is measured of the first forget set."""
+    """Return whether this ends training by what is measured of the first forget set."""
     monitor = callback["init_args"].get("monitor", "")
     return any(_is(callback, rule) for rule in STOP_RULES) and str(monitor).startswith(ABOUT_THE_FIRST)

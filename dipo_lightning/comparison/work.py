@@ -82,7 +82,7 @@ class Run:
             return False
 
     def _outdated(self) -> bool:
-        """Tell whether the folder is of other rows or of another model under the same names."""
+        """Return whether the folder is of other rows or of another model under the same names."""
         record = read_record(self.folder / CHECKPOINTS)
         if record is None:
             return False

@@ -1,7 +1,7 @@
-"""Private values: the words of a forget answer that carry the secret, and whether a text says them.
+"""Private values: the parts of a forget answer that carry the secret, and their detection in generated texts.
 
-An average over answers hides a leak: the words that open every answer can be suppressed while the secret stays. So each
-value is followed by itself. Values are given by the user, or found by a rule that needs no model.
+An average over whole answers hides leaks: a model can suppress the words that open every answer and still reveal the
+secret. So each value is tracked by itself. Values are given by the user, or found by a rule that needs no model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _UNSPACED = re.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer
 _POSSESSIVE = re.compile(r"['’]s$", re.IGNORECASE)
 
 FUNCTION_WORDS = frozenset((files(__package__) / "function_words.txt").read_text(encoding="utf-8").split())
-"""English words that carry no secret by themselves; other languages rely on the words that retain rows share."""
+"""English words that carry no secret by themselves; for other languages the words of the retain rows serve instead."""
 
 _BASES = {
     form: line.split()[0]
@@ -35,13 +35,13 @@ _BASES = {
 
 
 def _base(word: str) -> str:
-    """The English stem of a word, of an irregular verb that of its first form."""
+    """The English stem of a word; for an irregular verb, that of its base form."""
     return stem(_BASES.get(word, word))
 
 
 @cache
 def _common_bases() -> frozenset[str]:
-    """Bases of common English words, which carry no secret either, unless as names (Hope); read where first needed."""
+    """Stems of common English words, which carry no secret either unless they are names (Hope); read on first use."""
     return frozenset(map(_base, (files(__package__) / "common_words.txt").read_text(encoding="utf-8").split()))
 
 
@@ -53,7 +53,7 @@ class Span(NamedTuple):
 
 
 class Word(NamedTuple):
-    """A word in lower case, without a possessive, and its place in the text."""
+    """A word in lower case without possessive ending, and its position in the text."""
 
     text: str
     start: int
@@ -61,7 +61,7 @@ class Word(NamedTuple):
 
 
 def words(text: str) -> list[Word]:
-    """Return the words of a text of any script that separates words."""
+    """Return the words of a text, in any script that separates words."""
     found = []
     for match in _WORD.finditer(text):
         word = _POSSESSIVE.sub("", match.group())
@@ -70,16 +70,16 @@ def words(text: str) -> list[Word]:
 
 
 def vocabulary(texts: Iterable[str]) -> set[str]:
-    """Return the set of words of texts."""
+    """Return the set of words in texts."""
     return {word.text for text in texts for word in words(text)}
 
 
 RARE = 1 / 200
-"""Share of the retain rows up to which a word counts as no word of theirs: many rows have every common secret once."""
+"""Share of the retain rows up to which a word is rare: in a large retain set some rows share words with any secret."""
 
 
 def rows_with_words(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
-    """Count the rows of questions and answers that have each word, and under the empty text all rows."""
+    """Count the rows that contain each word in question or answer; the empty word counts all rows."""
     found: Counter[str] = Counter()
     for row in rows:
         found.update({"", *vocabulary((row["question"], row["answer"]))})
@@ -87,27 +87,28 @@ def rows_with_words(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
 
 
 def is_rare(word: str, shared: Mapping[str, int]) -> bool:
-    """Tell a word that no retain row has, or of many hardly one (`RARE`)."""
+    """Return whether at most a share `RARE` of the retain rows contains the word."""
     return shared.get(word, 0) <= int(RARE * shared.get("", 0))
 
 
 def has_digit(text: str) -> bool:
-    """Tell whether a text has a digit."""
+    """Return whether a text has a digit."""
     return any(character.isdigit() for character in text)
 
 
 def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[Span]:
-    """Find the parts of an answer that carry what only this row knows, as spans in order.
+    """Find the private parts of an answer, as spans in order.
 
-    A word is private where it is no common word, the question says no form of it, and no retain row has it, or of
-    many hardly one (`RARE`); a number also where retain rows have it, and a capitalised word inside a sentence where a
-    single one has it by chance. Where nothing is left, every content word that was not asked is. Neighbouring names and
-    numbers are one value: "12 June 1971", "Harbour Street"; other words are values by themselves.
+    A word is private if it is not a common word, no form of it occurs in the question, and it is rare in the retain
+    rows (`is_rare`). Numbers are private even if retain rows contain them, and so are capitalised words inside a
+    sentence that a single retain row contains. If no word qualifies, all uncommon words that are not in the question
+    are private. Adjacent names and numbers form one value ("12 June 1971", "Harbour Street"); any other word is a value
+    by itself.
 
     Args:
-        question: What is asked; empty for a plain text.
+        question: The question; empty for a plain text.
         answer: The true answer.
-        shared: Words of the retain rows, in lower case, with the number of rows that have each (`rows_with_words`).
+        shared: Words of the retain rows in lower case, with the number of rows that contain each (`rows_with_words`).
     """
     asked = {form for word in vocabulary([question]) for form in (word, _base(word))}
     new = [
@@ -120,26 +121,26 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
 
 
 def private_spans(row: Mapping[str, Any], shared: Mapping[str, int]) -> list[Span]:
-    """Return the private spans of a row's answer: its own ``private`` values, else what `find_private` finds."""
+    """Return the private spans of a row's answer: those of its ``private`` values, or else of `find_private`."""
     if row.get("private"):
         return spans_of_values(row["answer"], row["private"])
     return find_private(row["question"], row["answer"], shared)
 
 
 def _is_common(text: str, word: Word) -> bool:
-    """Tell a function word, or a common one in any form that is no name."""
+    """Return whether a word is a function word, or a form of a common word and not a name."""
     return word.text in FUNCTION_WORDS or (not _is_name(text, word) and _base(word.text) in _common_bases())
 
 
 def _is_own(text: str, word: Word, shared: Mapping[str, int]) -> bool:
-    """Tell a word of this row alone, though a number of other rows may have it."""
+    """Return whether a word belongs to this row alone; a number does even if other rows contain it."""
     if is_rare(word.text, shared) or has_digit(word.text):
         return True
     return shared[word.text] == 1 and _is_name(text, word)
 
 
 def _is_name(text: str, word: Word) -> bool:
-    """Tell a capitalised word inside a sentence."""
+    """Return whether a word is capitalised inside a sentence."""
     return text[word.start].isupper() and not _opens_sentence(text, word.start)
 
 
@@ -149,7 +150,7 @@ def _opens_sentence(text: str, start: int) -> bool:
 
 
 def _join(answer: str, chosen: Sequence[Word]) -> list[Span]:
-    """Join names and numbers between which stands nothing but spaces."""
+    """Join names and numbers that are separated by white space only."""
     spans: list[Span] = []
     before = False
     for word in chosen:
@@ -163,7 +164,7 @@ def _join(answer: str, chosen: Sequence[Word]) -> list[Span]:
 
 
 def spans_of_values(answer: str, values: Iterable[str]) -> list[Span]:
-    """Find all places of given private values in an answer, in order: as whole words, else inside of words."""
+    """Find all occurrences of private values in an answer, in order: whole words, or else parts of words."""
     found: set[Span] = set()
     for value in filter(None, map(str.strip, values)):
         text = re.escape(value)
@@ -173,14 +174,14 @@ def spans_of_values(answer: str, values: Iterable[str]) -> list[Span]:
 
 
 def token_flags(offsets: Sequence[tuple[int, int]], spans: Sequence[Span]) -> list[bool]:
-    """Tell which tokens, by their characters in the answer (``offset_mapping``), overlap a private span."""
+    """Flag the tokens whose characters in the answer (``offset_mapping``) overlap a private span."""
     return [any(span.start < end and start < span.end for span in spans) for start, end in offsets]
 
 
 def token_places(tokenizer: Any, ids: Sequence[int], text: str) -> list[tuple[int, int]]:
-    """Find the characters (start, end) of a text that each of its tokens stands for, without white space before it.
+    """Return the character range (start, end) of each token in a text, without leading white space.
 
-    Some ids may follow the text, such as the end of the turn: they lie behind its end.
+    Ids after the text, such as the end of the turn, get ranges behind its end.
     """
     ends = [len(tokenizer.decode(list(ids[: place + 1]))) for place in range(len(ids))]
     shift = max(0, tokenizer.decode(list(ids)).find(text))
@@ -194,14 +195,14 @@ def token_places(tokenizer: Any, ids: Sequence[int], text: str) -> list[tuple[in
 
 
 class PrivateTokens(OnDemand):
-    """Examples of questions and answers of which only the tokens of private values are supervised.
+    """Question-answer examples with supervision on the tokens of private values only.
 
     A row without a private value keeps its whole answer.
 
     Args:
-        examples: The tokenised rows.
-        rows: The rows that they were made from, in order.
-        shared: As `find_private` takes it.
+        examples: Tokenised rows.
+        rows: Rows of the examples, in order.
+        shared: Words of the retain rows, as for `find_private`.
         tokenizer: The model's tokenizer.
     """
 
@@ -215,7 +216,7 @@ class PrivateTokens(OnDemand):
         return len(self.examples)
 
     def check_each(self, check: Callable[[Example], object]) -> None:
-        """Call ``check`` with every example, of a large set with those looked at and with the others when made."""
+        """Call ``check`` with every example; for a large set, with some of them now and with the others when made."""
         if isinstance(self.examples, LazyRows):
             self.examples.check_each(check)
         else:
@@ -223,7 +224,7 @@ class PrivateTokens(OnDemand):
                 check(example)
 
     def make(self, index: int) -> Example:
-        """Take the labels from the other tokens of the example at a position."""
+        """Return the example at a position, with labels on private tokens only."""
         example, row = self.examples[index], self.rows[index]
         places = [place for place, label in enumerate(example["labels"]) if label != IGNORED]
         ids = [example["input_ids"][place] for place in places]
@@ -237,9 +238,9 @@ class PrivateTokens(OnDemand):
 
 
 def says(text: str, value: str) -> bool:
-    """Tell whether a text says a private value: the same words in the same order, whatever their case and accents.
+    """Return whether a text contains a private value: the same words in the same order, ignoring case and accents.
 
-    A value without a word (only signs), or of a script that writes no spaces between words, is looked for as it is.
+    Values without words (punctuation only) or in scripts without spaces between words are searched for as substrings.
     """
     wanted = [word.text for word in words(_plain(value))]
     if not wanted:
@@ -257,10 +258,10 @@ def _plain(text: str) -> str:
 
 
 def share_of_words(texts: Iterable[str], known: Collection[str]) -> float:
-    """Return the share of the words said that exist: known ones, numbers and names; 1 where nothing was said.
+    """Return the share of the words in texts that exist; 1 without words.
 
-    A word is known (in lower case) in any of its simple inflections. Capitalised words and numbers count as words:
-    names are not in any list. A word that only says the one before it again ("has has has") does not.
+    These are known words (in lower case, in any simple inflection), numbers, and capitalised words, since names are in
+    no list. A word that repeats the one before it ("has has has") does not count as existing.
     """
     total = right = 0
     for text in texts:
@@ -276,6 +277,6 @@ def share_of_words(texts: Iterable[str], known: Collection[str]) -> float:
 
 
 def _stems(word: str) -> list[str]:
-    """A word, its parts around hyphens as one, and what is left without an English ending."""
+    """A word, and its forms without an English ending."""
     endings = [word.removesuffix(end) for end in ("s", "es", "ed", "d", "ing", "ly", "er", "r") if word.endswith(end)]
     return [word, *endings, *(stem + "e" for stem in endings), *(word[:-3] + "y" for _ in [0] if word.endswith("ies"))]

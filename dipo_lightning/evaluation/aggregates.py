@@ -1,4 +1,4 @@
-"""The numbers of an evaluation: a collection of torchmetrics metrics, fed with rows; the same live and from a log."""
+"""Numbers of an evaluation, computed by torchmetrics metrics from its rows, both live and from a log."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from dipo_lightning.metrics.base import Meaning, Rows, RowValues, meanings
 from dipo_lightning.models.distributed import rank_and_world
 
 FEWEST_RESAMPLES = 40
-"""Drawings of which one lies beyond each end of a 95 % interval."""
+"""Number of resamples of which one lies beyond each end of a 95 % interval."""
 
 
 def metric_collection(metrics: Mapping[str, Metric]) -> MetricCollection:
-    """Return the metrics as a collection in their order."""
+    """Return the metrics as a collection in the given order."""
     collection = MetricCollection({}, compute_groups=False)
     for name, metric in metrics.items():  # one by one: given together they would be sorted by name
         collection.add_metrics({name: metric})
@@ -31,9 +31,9 @@ def metric_collection(metrics: Mapping[str, Metric]) -> MetricCollection:
 
 
 def add_measured(metrics: Iterable[Metric], sets: Sets, sources: Rows) -> None:
-    """Give measured rows what single metrics measure of them (`RowValues.measured`), in place.
+    """Add the fields that single metrics measure (`RowValues.measured`) to measured rows, in place.
 
-    A source row without an index has its place.
+    The index of a source row without one is its position.
     """
     for metric in (one for one in metrics if isinstance(one, RowValues)):
         for of in metric.sets:
@@ -44,20 +44,20 @@ def add_measured(metrics: Iterable[Metric], sets: Sets, sources: Rows) -> None:
 
 
 def aggregates(collection: MetricCollection, rows: Sets, device: torch.device | None = None) -> dict[str, Any]:
-    """Compute every metric from rows; collective, and the same on every process.
+    """Compute every metric from rows; collective, with the same result on every process.
 
     Args:
-        collection: Of an evaluation's metrics; what it was fed with before is forgotten.
-        rows: Prepared rows by set name, skipped ones among them, all of them on every process; each process feeds its
-            share.
-        device: Where processes exchange tensors; default is the CPU.
+        collection: Metrics of an evaluation; earlier updates are reset.
+        rows: Prepared rows by set name including skipped ones, complete on every process; each updates with its share.
+        device: Device on which processes exchange tensors; by default the CPU.
 
     Returns:
-        Plain values by name: numbers, groups of numbers, None for what cannot be computed, with the reason under
-        ``NAME_absent``; and ``unscored_rows`` by set where there are any.
+        Plain values by name: numbers, groups of numbers, and None for numbers that cannot be computed, with the reason
+        under ``NAME_absent``; and ``unscored_rows`` by set, if there are any.
 
     Raises:
-        InputError: A metric's result is no number and no group of numbers, or cannot be compared with the retain model.
+        InputError: The result of a metric is neither a number nor a group of numbers, or cannot be compared with the
+            retain model.
     """
     rank, world = rank_and_world()
     collection.reset()
@@ -75,7 +75,7 @@ def aggregates(collection: MetricCollection, rows: Sets, device: torch.device | 
 def intervals(collection: MetricCollection, resamples: int, seed: int = 0) -> dict[str, list[float]]:
     """Compute the bootstrap interval (lower, upper end) of every number, by its name among `flat_numbers`; collective.
 
-    The collection is as `aggregates` left it, fed with its rows. Without resamples there is none
+    The collection holds the rows of the last `aggregates` call. Without resamples the result is empty
     (`RowValues.intervals`).
     """
     found: dict[str, list[float]] = {}
@@ -87,12 +87,12 @@ def intervals(collection: MetricCollection, resamples: int, seed: int = 0) -> di
 
 
 def check_resamples(owner: object, resamples: int, seed: int) -> None:
-    """Refuse a number of drawings that gives no interval, and a negative seed.
+    """Refuse a number of resamples that is too small for an interval, and a negative seed.
 
     Args:
-        owner: What has the options, as for `check_numbers`.
-        resamples: Its ``bootstrap``.
-        seed: Its ``bootstrap_seed``.
+        owner: Owner of the options, as for `check_numbers`.
+        resamples: The option ``bootstrap``.
+        seed: The option ``bootstrap_seed``.
 
     Raises:
         InputError: The number is neither 0 nor at least `FEWEST_RESAMPLES`, or one of the two is negative.
@@ -100,13 +100,13 @@ def check_resamples(owner: object, resamples: int, seed: int) -> None:
     check_numbers(owner, {"bootstrap": resamples, "bootstrap_seed": seed}, least=0)
     if 0 < resamples < FEWEST_RESAMPLES:
         raise InputError(
-            f"bootstrap is {resamples}; the ends of a 95 % interval want {FEWEST_RESAMPLES} drawings or more, such as "
-            "1000, and 0 gives none."
+            f"bootstrap is {resamples}; a 95 % interval needs at least {FEWEST_RESAMPLES} resamples, such as 1000. Use "
+            "0 for no intervals."
         )
 
 
 def _published(name: str, metric: Metric, value: Any) -> dict[str, Any]:
-    """Return what a metric's result adds to the aggregates."""
+    """Return the entries of a metric's result in the aggregates."""
     if isinstance(value, Mapping):
         group = {str(part): _plain(f"{name}.{part}", number) for part, number in value.items()}
         if not getattr(metric, "flat", False):
@@ -137,9 +137,9 @@ def log_aggregates(
     metrics: Mapping[str, Metric] | None = None,
     bootstrap: tuple[int, int] = (0, 0),
 ) -> dict[str, Any]:
-    """Compute every number of a log's rows, skipped ones among them; the rows are prepared in place.
+    """Compute every number of a log from its rows, including skipped ones; the rows are prepared in place.
 
-    With ``bootstrap``, resamples and seed, also their `intervals`, under that name. ``retain`` is prepared already.
+    With ``bootstrap`` (resamples and seed) the result has their `intervals` too. ``retain`` must be prepared.
     """
     benchmark.prepare(sets, settings)
     collection = metric_collection({**benchmark.metrics(settings, retain), **(metrics or {})})
@@ -148,13 +148,13 @@ def log_aggregates(
 
 
 def retain_numbers(benchmark: Benchmark, log: EvaluationLog, settings: Mapping[str, Any]) -> dict[str, float]:
-    """Compute a retain model's numbers by name, with the settings of the run that is compared with it."""
+    """Compute a retain model's numbers by name, with the settings of the run to compare."""
     numbers = flat_numbers(log_aggregates(benchmark, with_skipped(log.sets, log.skipped), settings))
     return numbers | dict(benchmark.retain_values)
 
 
 def flat_numbers(found: Mapping[str, Any]) -> dict[str, float]:
-    """Return every number among aggregates under one name; those of a group, ``{"a": {"p": 1}}``, as ``a_p``."""
+    """Return all numbers of aggregates in one flat dictionary; those of a group ``{"a": {"p": 1}}`` become ``a_p``."""
     flat: dict[str, float] = {}
     for name, value in found.items():
         parts = value if isinstance(value, Mapping) else {"": value}
@@ -165,7 +165,7 @@ def flat_numbers(found: Mapping[str, Any]) -> dict[str, float]:
 
 
 def interval_text(ends: Sequence[float]) -> str:
-    """Write an interval for a reader: ``[0.12, 0.34]``."""
+    """Format an interval: ``[0.12, 0.34]``."""
     return f"[{ends[0]:.3g}, {ends[1]:.3g}]"
 
 
@@ -176,22 +176,22 @@ def user_metrics(chosen: Mapping[str, Any], taken: Mapping[str, Metric]) -> dict
     """Build the metrics that a user adds to an evaluation.
 
     Args:
-        chosen: By name a class path, ``{class_path: ..., init_args: {...}}``, or a metric.
+        chosen: Metrics by name: a class path, ``{class_path: ..., init_args: {...}}``, or a metric.
         taken: The benchmark's own metrics.
 
     Raises:
-        InputError: A name is taken, a class cannot be imported or built, or is no metric whose ``update`` takes rows.
+        InputError: A name is taken, or a class cannot be imported or built or is not a metric over evaluated rows.
     """
     found: dict[str, Metric] = {}
     for name, spec in chosen.items():
         if name in taken or not str(name).isidentifier() or hasattr(MetricCollection, name):
-            raise InputError(f"metrics.{name}: the name is taken, or is no plain word; choose another.")
+            raise InputError(f"metrics.{name}: the name is taken or is not an identifier; choose another.")
         found[name] = made(f"metrics.{name}", spec, Metric, "my_project.MyMetric", partial(_check_update, name))
     return found
 
 
 def _check_update(name: str, kind: type[Metric]) -> None:
-    """Refuse a metric that is not over evaluated rows, before it is built."""
+    """Refuse a class that is not a metric over evaluated rows, before it is built."""
     taken = list(inspect.signature(kind.update).parameters)[1:]
     if taken != ["rows"]:
         raise InputError(
@@ -208,7 +208,7 @@ def metric_specs(chosen: Mapping[str, Any]) -> dict[str, Any]:
 def logged_metrics(
     settings: Mapping[str, Any], taken: Mapping[str, Metric]
 ) -> tuple[dict[str, Metric], dict[str, str]]:
-    """Build those of a log's user metrics whose classes can be imported; the reasons for the others, both by name."""
+    """Build a log's user metrics; returns them, and the reasons why others cannot be built, both by name."""
     found: dict[str, Metric] = {}
     missing: dict[str, str] = {}
     for name, spec in (settings.get("metrics") or {}).items():
@@ -220,7 +220,7 @@ def logged_metrics(
 
 
 def class_path(kind: type) -> str:
-    """Return where a class is imported from."""
+    """Return the import path of a class."""
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
@@ -228,7 +228,7 @@ def class_path(kind: type) -> str:
 
 
 class Meanings(dict[str, Meaning]):
-    """Meaning of each number by name; one that nothing is known of has its name as label."""
+    """Meaning of each number by name; the label of an unknown number is its name."""
 
     def __missing__(self, name: str) -> Meaning:
         """Return a meaning without words."""
@@ -236,7 +236,7 @@ class Meanings(dict[str, Meaning]):
 
 
 def metric_meanings(metrics: Mapping[str, Metric]) -> Meanings:
-    """Return what the numbers of metrics mean."""
+    """Return the meanings of the numbers of metrics."""
     found = Meanings()
     for name, metric in metrics.items():
         found[name] = Meaning(getattr(metric, "label", "") or name.replace("_", " "), getattr(metric, "meaning", ""))
@@ -245,7 +245,7 @@ def metric_meanings(metrics: Mapping[str, Metric]) -> Meanings:
 
 
 def document_meanings(document: Mapping[str, Any]) -> Meanings:
-    """Return what the numbers of an evaluation mean, as far as its metrics' classes can be imported here."""
+    """Return the meanings of the numbers of an evaluation, as far as the classes of its metrics can be imported."""
     benchmark = benchmark_of(document)
     if benchmark is None:
         return Meanings()

@@ -1,11 +1,11 @@
-"""Scored answers and the policy's own answer to a question from one forward of its prompt.
+"""Scores of given answers and the policy's own answer to a question, from one forward pass over its prompt.
 
-A question's answers form a tree behind its prompt. As long as the greedily decoded answer is a path of the tree, the
-logits there give its next token; where it leaves the tree, generation continues with the keys and values of that
-forward. Rows that have ended leave the batch. The prompts' common beginning (a system prompt) is computed once.
+The answers to a question form a tree behind its prompt. As long as the greedily decoded answer is a path in the tree,
+the logits there give its next token; where it leaves the tree, generation continues with the keys and values of that
+forward pass. Finished rows leave the batch. The common prefix of all prompts (a system prompt) is computed once.
 
-The policy's answers in an earlier evaluation would be good drafts, too, but then every number's rounding would depend
-on them, and an interrupted run would end with other digits than an uninterrupted one.
+The policy's answers in an earlier evaluation would be good drafts too. But the rounding of every number would then
+depend on them, and a resumed run would end with other digits than an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ from dipo_lightning.models.inspection import (
 if TYPE_CHECKING:
     from dipo_lightning.evaluation.kv_cache import Pairs
 
-EFFICIENT = 32  # fewer rows in a batch cost more per token
-SHRUNK = 0.75  # rows that have ended leave a batch when no more than this share of it goes on
+EFFICIENT = 32  # rows of a batch below which a token costs more
+SHRUNK = 0.75  # finished rows leave a batch when at most this share of it is unfinished
 
 
 class Question(NamedTuple):
-    """A prompt that the policy answers.
+    """Prompt that the policy answers.
 
     Attributes:
-        prompt: Its ids.
-        examples: The scored answers to it, as indices into the examples.
-        expected: Tokens of the true answer: questions with answers of like length are put together.
+        prompt: Token ids.
+        examples: Indices of the scored answers among the examples.
+        expected: Length of the true answer in tokens; questions with answers of similar length share a batch.
     """
 
     prompt: list[int]
@@ -68,11 +68,11 @@ class Question(NamedTuple):
 
 
 class Said(NamedTuple):
-    """What the policy said.
+    """Answer of the policy.
 
     Attributes:
         ids: Token ids, cut before the first stop id.
-        nll: Mean negative log-likelihood of these tokens, nats; None where there is none.
+        nll: Mean negative log-likelihood of these tokens in nats; None without tokens.
     """
 
     ids: list[int]
@@ -81,7 +81,7 @@ class Said(NamedTuple):
 
 @dataclass
 class _Row:
-    """A question on its way: what has been said, and what each token's log-probability was."""
+    """Question with the answer so far and the log-probability of each of its tokens."""
 
     number: int
     question: Question
@@ -94,7 +94,7 @@ class _Row:
     probe: list[Tensor] = field(default_factory=list)
 
     def take(self, token: int, logprob: float, stop_ids: Collection[int]) -> None:
-        """Say a token, or stop."""
+        """Append a token, or stop."""
         if token in stop_ids:
             self.done = True
             return
@@ -110,7 +110,7 @@ class _Row:
 
 
 class _Kept(NamedTuple):
-    """Rows that go on, with the keys and values (B, heads, L, head size) they need, and the (B, L) mask of these."""
+    """Unfinished rows, with their keys and values (B, heads, L, head size) and the (B, L) mask of these."""
 
     rows: list[_Row]
     pairs: Pairs
@@ -130,25 +130,25 @@ def score_and_answer(
     device: torch.device | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> tuple[dict[int, TokenScores], dict[int, Said]]:
-    """Score the answers to questions and let the policy answer them greedily; collective, the same on every process.
+    """Score given answers to questions and answer them greedily; collective, with the same result on every process.
 
     Args:
         policy: A ``transformers`` causal LM or a peft model around one, sharded or not. A sharded one is gathered once
-            for the whole call, which needs room for it.
+            for the whole call, which needs memory for all of it.
         examples: Answers with their prompts.
-        questions: What is asked.
-        max_new_tokens: Most tokens of an own answer.
-        stop_ids: An own answer ends at the first of these; may be empty.
-        batch_tokens: Most tokens of a scoring forward, padding included.
-        batch_rows: Most questions that are answered together.
+        questions: The questions.
+        max_new_tokens: Maximum length of the policy's answers in tokens.
+        stop_ids: Ids that end an answer; may be empty.
+        batch_tokens: Maximum number of tokens in a scoring forward pass, padding included.
+        batch_rows: Maximum number of questions in a batch.
         z_scores: Indices of the examples that need `TokenScores.z_scores`.
-        device: Where the batches go; default is where the policy's parameters are.
-        progress: Called with the number of questions done after each batch of them.
+        device: Device of the batches; by default that of the policy's parameters.
+        progress: Called after each batch with the number of its questions.
 
     Returns:
-        Scores by example and answers by question. What is missing cannot be had this way (a question too long for the
-        policy's window or a batch, a family whose layers carry a state or take no such mask) and is for
-        `dipo_lightning.evaluation.scoring.score` and `dipo_lightning.evaluation.generation.generate`.
+        Scores by example and answers by question. Those that this method does not cover are missing (a question too
+        long for the policy's window or for a batch, a family whose layers carry a state or take no such mask); compute
+        them by `dipo_lightning.evaluation.scoring.score` and `dipo_lightning.evaluation.generation.generate`.
     """
     device = device or next(policy.parameters()).device
     if max_new_tokens < 1 or not can_share_prompts(policy):
@@ -173,9 +173,9 @@ def score_and_answer(
 
 
 def _units(rows: Sequence[_Row], batch_rows: int) -> list[list[_Row]]:
-    """Put rows with answers of like length together.
+    """Batch rows with answers of similar length.
 
-    The number of batches is even unless they would be small, so that two processes have as much to do.
+    The number of batches is even unless they would be small, so that two processes get the same share.
     """
     order = sorted(rows, key=lambda row: (-row.question.expected, -len(row.layout), row.number))
     count = -(-len(order) // batch_rows)
@@ -185,7 +185,7 @@ def _units(rows: Sequence[_Row], batch_rows: int) -> list[list[_Row]]:
 
 
 class _Run:
-    """The policy and what all its forwards share."""
+    """State that all forward passes of one call share."""
 
     def __init__(
         self,
@@ -222,7 +222,7 @@ class _Run:
         return _Row(number, question, lay_out(question.prompt[self.common :], answers), limit)
 
     def fresh(self, row: _Row) -> _Row:
-        """Return the row as it was before anything was said."""
+        """Return the row without an answer."""
         return _Row(row.number, row.question, row.layout, row.limit)
 
     def compute_beginning(self) -> None:
@@ -236,7 +236,7 @@ class _Run:
             self.beginning = pairs(cache)
 
     def holds(self, rows: Sequence[_Row]) -> bool:
-        """Tell whether scores and own answers are those of each row alone, by the longest and the shortest row."""
+        """Test with the longest and the shortest row that scores and answers equal those of each row alone."""
 
         def length(row: _Row) -> int:
             return len(row.question.prompt) + max([row.limit, *map(len, row.layout.paths)])
@@ -254,7 +254,7 @@ class _Run:
             self.compute_beginning()
             return self._are_as_if_alone(rows)
         except (AttributeError, NotImplementedError, TypeError, ValueError):
-            return False  # the family wants a cache of its own kind
+            return False  # the family needs a cache of its own kind
         finally:
             self.stop_ids = stop_ids
 
@@ -275,7 +275,7 @@ class _Run:
         return all(same_logits(torch.stack(row.probe), self._alone(row, len(row.probe))) for row in rows if row.probe)
 
     def _alone(self, row: _Row, count: int) -> Tensor:
-        """Return the (count, V) logits of the last tokens said, from one forward of the row alone without a cache."""
+        """Return the (count, V) logits of the answer's last tokens, from the row alone and without a cache."""
         ids = torch.tensor([row.question.prompt + row.said[:-1]], device=self.device)
         logits = self.policy(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
         return logits[0, -count:]
@@ -293,7 +293,7 @@ class _Run:
         return rows
 
     def _forward(self, rows: Sequence[_Row]) -> tuple[PackedBatch, Tensor, Any]:
-        """Run the prompts with all their answers: the batch, its logits (M, V) and the cache."""
+        """Run the prompts with all their answers, and return the batch, its logits (M, V) and the cache."""
         from dipo_lightning.evaluation.kv_cache import expanded
 
         groups = [
@@ -307,14 +307,14 @@ class _Run:
         return batch, at_predictors(logits, batch), cache
 
     def _visited(self, layout: Layout) -> list[int]:
-        """Places after which something may be said."""
+        """Places after which an answer may continue."""
         return [
             layout.prompt - 1,
             *(at for at in range(layout.prompt, len(layout)) if layout.ids[at] not in self.stop_ids),
         ]
 
     def _after_forward(self, rows: list[_Row], batch: PackedBatch, logits: Tensor, cache: Any) -> _Kept | None:
-        """Read the scores and what is said within the answers; keep what the rows that go on need."""
+        """Read the scores and the part of each answer inside its tree; keep the cache of the unfinished rows."""
         from dipo_lightning.evaluation.kv_cache import taken
 
         choices = first_choices(logits)
@@ -339,7 +339,7 @@ class _Run:
         return _Kept([rows[at] for at in going], kept, mask)
 
     def _walk(self, row: _Row, choices: Sequence[tuple[int, float]]) -> list[int]:
-        """Say what greedy decoding says within the row's answers; the places of all but the last token said.
+        """Decode greedily inside the row's tree, and return the places of all but the last token.
 
         Args:
             row: The row.
@@ -356,7 +356,7 @@ class _Run:
         return places
 
     def _decode(self, parts: Sequence[_Kept], probe: bool = False) -> None:
-        """Continue all rows, token by token, from the last one that each has said."""
+        """Continue all rows, token by token, from the last token of each."""
         from dipo_lightning.evaluation.kv_cache import joined, selected
 
         rows = [row for part in parts for row in part.rows]
@@ -389,7 +389,7 @@ class _Run:
 
 
 def common_beginning(prompts: Sequence[list[int]]) -> int:
-    """Return how many tokens all prompts begin with in common, and have more; 0 where that is not worth a forward."""
+    """Return the length of the common prefix of all prompts, shorter than any; 0 if it is too short to save time."""
     if len(prompts) < 2:
         return 0
     first, last = min(prompts), max(prompts)
@@ -399,6 +399,6 @@ def common_beginning(prompts: Sequence[list[int]]) -> int:
 
 
 def _follows(example: Example, prompt: list[int]) -> bool:
-    """Tell whether an example is an answer, with a scored token, to just this prompt."""
+    """Return whether an example is an answer to this prompt, with a scored token."""
     ids, labels = example
     return any(label != -100 for label in labels[1:]) and len(ids) > len(prompt) and prompt_of(example) == prompt

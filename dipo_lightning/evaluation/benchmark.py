@@ -1,7 +1,7 @@
-"""Contract of a benchmark, and the search for one by the format of its logs.
+"""Contract of a benchmark, and the lookup of one by the format of its logs.
 
-`score`, `report`, `compare`, the callbacks, TensorBoard and the log readers ask a `Benchmark` for all they need to know
-of its sets, its numbers and its logs.
+`score`, `report`, `compare`, the callbacks, TensorBoard and the log readers know a benchmark's sets, metrics and logs
+only through its `Benchmark`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ ENTRY_POINTS = "dipo_lightning.benchmarks"
 
 @dataclass(frozen=True)
 class Chart:
-    """Numbers that are drawn together over the steps of a run.
+    """Chart of several numbers over the steps of a run.
 
     Attributes:
-        title: Its title.
-        words: A sentence on what it shows.
-        curves: Label of each curve by the number's name.
+        title: Title of the chart.
+        words: Sentence that explains it.
+        curves: Label of each curve by the name of its number.
     """
 
     title: str
@@ -53,20 +53,20 @@ PROBABILITY_CHART = Chart(
     "Geometric mean over tokens.",
     {"forget_probability": "must be forgotten", "retain_probability": "must be kept"},
 )
-"""Charts of benchmarks that ask about forget and retain rows."""
+"""Charts of benchmarks with questions about forget and retain rows."""
 
 
 @dataclass(frozen=True)
 class Headline:
-    """The pair of numbers that runs are compared by.
+    """Pair of numbers by which runs are compared.
 
     Attributes:
-        forget: Name of the number that says how well it was forgotten.
-        utility: Name of the number that says what is left; more is better. Empty where none is measured.
-        beside: Names of further numbers that a table of runs shows.
-        needs: The options without which they are not measured, for messages.
-        mark: A value of ``forget`` that pictures mark with a line, with its name.
-        lowest: Where pictures end below: what is further down is drawn at their edge.
+        forget: Name of the number that measures forgetting.
+        utility: Name of the number that measures utility, higher is better; empty if there is none.
+        beside: Names of further numbers in a table of runs.
+        needs: Options that the two numbers need, for messages.
+        mark: A value of ``forget`` that pictures mark with a line, and its label.
+        lowest: Lower end of the axis in pictures; smaller values are drawn at the edge.
     """
 
     forget: str
@@ -79,14 +79,14 @@ class Headline:
 
 @dataclass(frozen=True)
 class ForeignFormat:
-    """A log format of another package that holds a benchmark's rows.
+    """Log format of another package with a benchmark's rows.
 
     Attributes:
-        name: The format's name, `EvaluationLog.format`.
-        file: The file's usual name and its author, for messages.
-        recognises: Whether a JSON object is such a log.
-        read: Make the log of a JSON object and its path.
-        whole_prompts: Whether its `question` holds the whole prompt, question included.
+        name: Name of the format, `EvaluationLog.format`.
+        file: Usual file name and author, for messages.
+        recognises: Function that tests whether a JSON object is such a log.
+        read: Function that converts a JSON object and its path to a log.
+        whole_prompts: Whether its `question` holds the whole prompt.
     """
 
     name: str
@@ -97,29 +97,29 @@ class ForeignFormat:
 
 
 class Benchmark:
-    """Everything about a benchmark but its data and how they are measured.
+    """Base class of benchmarks, with everything except their data and measurement.
 
-    A subclass sets the attributes and defines `metrics`. It needs no registration: an evaluation's log names its class.
-    An installed package may name it as an entry point of the group ``dipo_lightning.benchmarks``.
+    A subclass sets the attributes and defines `metrics`. It needs no registration, since the log of an evaluation names
+    its class. An installed package may name it as an entry point of the group ``dipo_lightning.benchmarks``.
 
     Attributes:
         name: Prefix of its numbers and files, such as ``tofu``.
-        title: Its name for a reader.
+        title: Name for a reader.
         format: Name of its log format, with a version.
-        foreign_formats: Formats of other packages that are read as its rows.
-        sets: The sets of rows that a log may hold.
-        row: Type of its rows, `Row` or a subclass; a log's numbers are checked by it.
-        headline: What runs are compared by.
-        shown: Names of the numbers in the table that is printed after an evaluation, and on top of the results page.
-        brief: Names of the numbers in the line that an evaluation prints during a fit, with the label that each has in
-            a narrow terminal; the first of `shown` without.
-        hyperparameter_metrics: Names of the numbers that TensorBoard's HPARAMS tab compares runs by.
-        retain_values: What a retain model's numbers are by definition, compared with itself.
-        compared_settings: Settings that change a row's numbers; two logs that state one must agree.
-        compared_sets: Sets that are compared row by row with a retain model's.
+        foreign_formats: Formats of other packages that can be read as its rows.
+        sets: Sets of rows that a log may hold.
+        row: Type of its rows, `Row` or a subclass, by which the numbers of a log are checked.
+        headline: Numbers by which runs are compared.
+        shown: Names of the numbers in the table printed after an evaluation, and at the top of the results page.
+        brief: Names of the numbers in the line printed during a fit, with their labels in a narrow terminal; by default
+            the first of `shown`.
+        hyperparameter_metrics: Names of the numbers in TensorBoard's HPARAMS tab.
+        retain_values: Numbers that a retain model has by definition, compared with itself.
+        compared_settings: Settings that change the numbers of a row and must agree in two logs that both state them.
+        compared_sets: Sets that are compared with a retain model's row by row.
         score_options: Settings that ``score`` may replace.
-        columns_beside: Patterns of its numbers that are further columns (``{name}_{number}``) where runs are compared
-            on another benchmark; with any, runs are never compared on this benchmark itself.
+        columns_beside: Patterns of its numbers to add as columns (``{name}_{number}``) to comparisons on another
+            benchmark; with any, runs are never compared on this benchmark itself.
         charts: Charts of the results page and of TensorBoard.
         answers: Sets whose generated answers are shown, with the tag of the table.
         histograms: Set and field of the rows whose distribution is shown, by tag.
@@ -145,45 +145,45 @@ class Benchmark:
     histograms: ClassVar[Mapping[str, tuple[str, str]]] = {}
 
     def metrics(self, settings: Mapping[str, Any], retain: EvaluationLog | None = None) -> dict[str, Metric]:
-        """Return the metrics of an evaluation by name, ready to be fed with rows; see `dipo_lightning.metrics.base`.
+        """Return the metrics of an evaluation by name, before any update; see `dipo_lightning.metrics.base`.
 
         Args:
-            settings: How it was or will be evaluated; what is not said has its default. Empty where the metrics are
-                asked for their meaning only.
-            retain: Log of the retain model, prepared; None where there is none.
+            settings: Settings of the evaluation; missing ones have their defaults. Empty if only the meaning of the
+                metrics is needed.
+            retain: Prepared log of the retain model; None without one.
         """
         raise TypeError(f"{type(self).__name__} must define metrics()")
 
     def sets_of(self, settings: Mapping[str, Any]) -> tuple[RowSet, ...]:
-        """Return the sets that a log with these settings may hold; `sets` where they don't depend on the settings."""
+        """Return the sets that a log with these settings may hold; `sets` by default."""
         return self.sets
 
     def prepare(self, sets: Sets, settings: Mapping[str, Any]) -> None:
-        """Add to measured or read rows what follows from their other fields, in place."""
+        """Add derived fields to rows, measured or read, in place."""
 
     def settings_of(self, log: EvaluationLog) -> dict[str, Any]:
-        """Return the settings from which a log's numbers are computed again."""
+        """Return the settings for recomputing the numbers of a log."""
         return dict(log.settings)
 
     def refusal(self, log: EvaluationLog, retain: EvaluationLog) -> str:
-        """Return the reason why two logs with the same settings and rows can't be compared; empty if they can."""
+        """Return the reason why two logs with equal settings and rows cannot be compared; empty if they can."""
         return ""
 
     def hub_log(self, pretrained: str, options: Mapping[str, Any]) -> str:
-        """Return the retain model's log in open-unlearning's data set of logs; empty where the names don't tell.
+        """Return the retain model's log in open-unlearning's data set of logs; empty if it is unknown.
 
         Args:
-            pretrained: The target model's name.
-            options: Of the data: ``split``, ``data``.
+            pretrained: Name of the target model.
+            options: Options of the data: ``split``, ``data``.
         """
         return ""
 
     def describe(self, settings: Mapping[str, Any], sets: Sets) -> str:
-        """Return what was measured, for the first line of the printed table."""
+        """Return a description of the evaluation for the first line of the printed table."""
         return self.title
 
     def table(self, document: Mapping[str, Any]) -> str:
-        """Return the Markdown table of an evaluation for model cards; nothing for a plain list of its numbers."""
+        """Return a Markdown table of an evaluation for model cards; empty for a plain list of its numbers."""
         return ""
 
     def pictures(self, sets: Sets, aggregates: Mapping[str, Any], retain: EvaluationLog | None) -> dict[str, Figure]:
@@ -192,7 +192,7 @@ class Benchmark:
 
 
 def find_benchmark(log_format: str, class_path: str = "") -> Benchmark | None:
-    """Return the benchmark of a log's format, or that whose class the log names; None if it is not known here."""
+    """Return the benchmark of a log's format, or of the class that the log names; None if it is unknown here."""
     for benchmark in installed_benchmarks():
         if log_format == benchmark.format or any(log_format == one.name for one in benchmark.foreign_formats):
             return benchmark
@@ -206,13 +206,13 @@ def find_benchmark(log_format: str, class_path: str = "") -> Benchmark | None:
 
 
 def benchmark_of(document: Mapping[str, Any]) -> Benchmark | None:
-    """Return the benchmark of an evaluation as it was written; None if it is not known here."""
+    """Return the benchmark of a stored evaluation; None if it is unknown here."""
     return find_benchmark(document.get("format", ""), document.get("benchmark", ""))
 
 
 @functools.cache
 def installed_benchmarks() -> tuple[Benchmark, ...]:
-    """Return the benchmarks of this package, a folder each, and those that other installed packages name."""
+    """Return the benchmarks of this package, one per folder, and those of other installed packages."""
     package = importlib.import_module("dipo_lightning.benchmarks")
     folders = (
         importlib.import_module(f"{package.__name__}.{one.name}") for one in pkgutil.iter_modules(package.__path__)
@@ -237,8 +237,8 @@ def import_class(path: str, base: type = object) -> Any:
         found = getattr(importlib.import_module(module or "dipo_lightning"), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
-            f"The class {path} cannot be imported ({error}). A class of your own must lie in the folder that you call "
-            "the command from, on PYTHONPATH, or in an installed package."
+            f"The class {path} cannot be imported ({error}). Your own class must be in the folder from which you run "
+            "the command, on PYTHONPATH, or in an installed package."
         ) from error
     if not (isinstance(found, type) and issubclass(found, base)):
         what = "class" if base is object else f"{base.__module__.partition('.')[0]}.{base.__name__}"
@@ -247,17 +247,17 @@ def import_class(path: str, base: type = object) -> Any:
 
 
 def made(option: str, spec: Any, base: type, example: str, check: Callable[[type], object] | None = None) -> Any:
-    """Return what a user names in an option: an object of a class that is made here.
+    """Build the object that a user specifies in an option.
 
     Args:
-        option: For messages.
+        option: Name of the option, for messages.
         spec: A class path, ``class_path`` with ``init_args``, or the object itself.
-        base: What it must be.
+        base: Required base class.
         example: A class path, for messages.
-        check: Called with the class before it is made.
+        check: Called with the class before the object is built.
 
     Raises:
-        InputError: The class cannot be imported or made, or is something else.
+        InputError: The class cannot be imported or instantiated, or is of another kind.
     """
     if isinstance(spec, base):
         if check is not None:

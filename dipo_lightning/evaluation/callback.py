@@ -1,4 +1,4 @@
-"""Callback that measures a policy without a trace in training; results go to console, loggers and files."""
+"""Base of the evaluation callbacks, which measure a policy without side effects on training."""
 
 from __future__ import annotations
 
@@ -51,33 +51,33 @@ from dipo_lightning.models.checkpoint import read_settled
 from dipo_lightning.models.distributed import evaluation_mode
 
 Document = dict[str, Any]
-"""One evaluation as it is written: format, benchmark, settings, provenance, sets (rows), aggregates, skipped."""
+"""Stored evaluation: format, benchmark, settings, provenance, sets (rows), aggregates, skipped."""
 
 FAST_DEV_ROWS = 2
-"""Rows of each set that ``fast_dev_run`` measures."""
+"""Number of rows per set in a ``fast_dev_run``."""
 
 
 class Evaluation(Scheduled):
     """Base of the callbacks that measure a policy during ``fit``, ``validate`` and ``test``.
 
-    A subclass names its `benchmark`, checks its options in `check`, says in `settings` how it measures, and measures
-    rows in `measure`; all run on every process. The benchmark's metrics, and those that a user adds, are fed with the
-    rows, and what they compute goes to every logger at ``trainer.global_step`` and into ``trainer.callback_metrics``,
-    where ``ModelCheckpoint`` and ``EarlyStopping`` find it as ``{name}/...``. Every evaluation is one JSON file under
-    ``evaluations`` in the run's folder. The module measured is the LightningModule's ``policy``.
+    A subclass names its `benchmark`, checks its options in `check`, returns its settings in `settings`, and measures
+    rows in `measure`; all run on every process. The metrics of the benchmark, and those that a user adds, are computed
+    from the rows and go to every logger at ``trainer.global_step`` and to ``trainer.callback_metrics``, where
+    ``ModelCheckpoint`` and ``EarlyStopping`` find them as ``{name}/...``. Every evaluation is a JSON file under
+    ``evaluations`` in the run folder. The measured model is the LightningModule's ``policy``.
 
     Args:
-        schedule: When to evaluate: ``every_n_epochs`` (1), ``every_n_steps``, ``at_start`` (the answers "before"),
-            ``at_end``.
-        measuring: How rows are measured: ``batch_tokens``, ``generation_rows``, ``max_new_tokens``, ``generate``,
+        schedule: Moments of the evaluation: ``every_n_epochs`` (1), ``every_n_steps``, ``at_start`` (before
+            unlearning), ``at_end``.
+        measuring: Options of the measurement: ``batch_tokens``, ``generation_rows``, ``max_new_tokens``, ``generate``,
             ``min_k_fraction``, ``on_missing``.
         metrics: Further metrics by name: a class path, ``class_path`` with ``init_args``, or a metric. Any torchmetrics
-            metric whose ``update`` takes ``rows``, the evaluated rows by set name, such as a subclass of
+            metric is possible whose ``update`` takes ``rows``, the evaluated rows by set name, such as a subclass of
             `dipo_lightning.metrics.RowMean`.
-        samples: How many rows of a set are shown with their first and present answers in the trackers.
-        bootstrap: Resamples of the rows for a 95 % interval of every number, in the console, the log, the results page
-            and ``compare``; 1000 are usual. 0 for none.
-        bootstrap_seed: Seed of the drawings. With one seed all models are measured on the same drawings.
+        samples: Number of rows per set whose first and current answers are shown in the trackers.
+        bootstrap: Number of resamples of the rows for a 95 % interval of every number, in the console, the log, the
+            results page and ``compare``; 1000 is usual, 0 for none.
+        bootstrap_seed: Seed of the resamples; with equal seeds all models are measured on the same resamples.
     """
 
     benchmark: ClassVar[Benchmark]
@@ -110,7 +110,7 @@ class Evaluation(Scheduled):
         self.metrics, self.samples = dict(metrics or {}), samples
         self.retain: EvaluationLog | None = None
         self.retain_numbers: dict[str, float] = {}
-        self.no_retain = ""  # the reason why there is no retain log, where it is not that none was given
+        self.no_retain = ""  # the reason why there is no retain log, other than that none was given
         self.measures = MetricCollection({})
         self.meanings = Meanings()
         self.files: list[str] = []
@@ -119,28 +119,28 @@ class Evaluation(Scheduled):
         self._folder = Path("evaluations")
         self._described = False  # whether the loggers of this process have the hyper-parameters with their metrics
 
-    # What a subclass gives.
+    # Methods of a subclass.
 
     def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse with an `InputError` what can't be right, before any model is loaded; called in ``setup``."""
+        """Check options and data before any model is loaded, raising `InputError`; called in ``setup``."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that changes a number, as plain values; known after `check`."""
+        """Everything that changes a result, as plain values; available after `check`."""
         return {}
 
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> EvaluatedRows:
-        """Measure ``pl_module.policy`` row by row; collective, and the same rows on every process."""
+        """Measure ``pl_module.policy`` row by row; collective, with the same rows on every process."""
         raise TypeError(f"{type(self).__name__} must define measure()")
 
     def sources(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
-        """Return the rows as they were read, by set, for metrics that look into them (`RowValues.measured`)."""
+        """Return the rows as read, by set, for metrics that need them (`RowValues.measured`)."""
         return {}
 
-    # What an evaluation consists of.
+    # Parts of an evaluation.
 
     def evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Document:
-        """Measure every row, feed the metrics, and return the evaluation as it is written, without its provenance."""
+        """Measure every row, update the metrics, and return the evaluation without its provenance."""
         rows, settings = self.measure(trainer, pl_module), self.all_settings()
         add_measured(self.measures.values(), rows.sets, self.sources())
         self.benchmark.prepare(rows.sets, settings)
@@ -163,25 +163,25 @@ class Evaluation(Scheduled):
         }
 
     def _intervals(self) -> Document:
-        """Return the intervals of the numbers just computed, and how they were drawn."""
+        """Return the intervals of the numbers just computed, and the settings of the bootstrap."""
         if not self.bootstrap:
             return {}
         drawn = {"resamples": self.bootstrap, "seed": self.bootstrap_seed}
         return {"bootstrap": drawn, "intervals": intervals(self.measures, self.bootstrap, self.bootstrap_seed)}
 
     def all_settings(self) -> dict[str, Any]:
-        """Return the settings, with the metrics that the user added where there are any."""
+        """Return the settings, including the metrics that the user added."""
         return self.settings | ({"metrics": metric_specs(self.metrics)} if self.metrics else {})
 
     def scalars(self, document: Document) -> dict[str, float]:
-        """Return what is logged, by its name after ``{self.name}/``: every number among the aggregates.
+        """Return the numbers to log, without the prefix ``{self.name}/``: every number among the aggregates.
 
         A group of numbers, ``forget_quality: {p: ..., d: ...}``, becomes ``forget_quality_p``, ``forget_quality_d``.
         """
         return flat_numbers(document["aggregates"])
 
     def summary(self, document: Document) -> str:
-        """Return the short table that is printed after an evaluation."""
+        """Return the short table printed after an evaluation."""
         now, before = self.scalars(document), None if self.first is None else self.scalars(self.first)
         shown = [*(self.benchmark.shown or now)]
         shown += [key for key in now if key not in shown and any(_is_part(key, name) for name in self.metrics)]
@@ -191,7 +191,7 @@ class Evaluation(Scheduled):
         )
 
     def line(self, document: Document) -> str:
-        """Return the one line that an evaluation prints during a fit; shorter in a narrow terminal."""
+        """Return the line that an evaluation prints during a fit, shorter in a narrow terminal."""
         now, where, brief = self.scalars(document), document["provenance"], self.benchmark.brief
         names = [name for name in brief or self.benchmark.shown or now if name in now][:4]
         numbers = ", ".join(f"{self.meanings[name].label.replace(':', '')} {now[name]:.3g}" for name in names)
@@ -223,11 +223,11 @@ class Evaluation(Scheduled):
                 cells = answers_table(first.get(name, [])[: self.samples], sets[name])
                 tracker.answers(f"{self.name}/{tag}", cells, step)
 
-    # What subclasses take from the run.
+    # Access to the run for subclasses.
 
     @staticmethod
     def is_trial(trainer: pl.Trainer) -> bool:
-        """Tell whether the Trainer makes a ``fast_dev_run``, which measures `FAST_DEV_ROWS` rows of a set."""
+        """Return whether this is a ``fast_dev_run``, which measures `FAST_DEV_ROWS` rows per set."""
         return is_trial(trainer)
 
     def tokenizer_of(self, trainer: pl.Trainer) -> Any:
@@ -244,10 +244,10 @@ class Evaluation(Scheduled):
         return tokenizer
 
     def style_of(self, trainer: pl.Trainer, chosen: PromptName | None = None) -> PromptStyle:
-        """Return the prompt style that is chosen, or the data module's.
+        """Return the chosen prompt style, or the data module's.
 
         Raises:
-            InputError: None is chosen and the data module has none, or no tokenizer.
+            InputError: No style is chosen and the data module has none, or it has no tokenizer.
         """
         if chosen is not None:
             return prompt_style(chosen, self.tokenizer_of(trainer))
@@ -259,10 +259,10 @@ class Evaluation(Scheduled):
             )
         return style
 
-    # What a run of it is.
+    # Course of an evaluation.
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Check everything before the model is loaded, and forget an earlier run."""
+        """Check everything before the model is loaded, and reset the state of an earlier run."""
         if stage == TrainerFn.FITTING:
             self.files, self.first, self.last, self._last_step, self._described = [], None, None, None, False
         refuse_twins(trainer.callbacks)  # type: ignore[attr-defined]
@@ -271,7 +271,7 @@ class Evaluation(Scheduled):
             self.prepare_metrics()
 
     def prepare_metrics(self) -> None:
-        """Make the metrics that rows will be fed to; the settings and the retain log are known."""
+        """Build the metrics, once the settings and the retain log are known."""
         settings = self.settings
         self.retain_numbers = {}
         if self.retain is not None:
@@ -301,7 +301,7 @@ class Evaluation(Scheduled):
             trainer.print(f"\n{self.summary(self.last)}\nEvery row and text: {Path(self.files[-1]).parent}")
 
     def outdated(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
-        """Tell whether the last evaluation is of another step, or of other weights; collective."""
+        """Return whether the last evaluation was made at another step or with other weights; collective."""
         if super().outdated(trainer, pl_module) or not self.files:
             return True
         if not trainer.strategy.broadcast(os.path.exists(self.files[-1])):  # the first process writes them
@@ -310,7 +310,7 @@ class Evaluation(Scheduled):
         return last["provenance"].get("model", {}).get("trained") != weights(pl_module).get("trained")
 
     def _publish(self, trainer: pl.Trainer, pl_module: pl.LightningModule, document: Document) -> None:
-        """Log the scalars; in validate and test through Lightning, which returns them to the caller."""
+        """Log the scalars; in ``validate`` and ``test`` through Lightning, which returns them to the caller."""
         scalars = {f"{self.name}/{key}": value for key, value in self.scalars(document).items()}
         step = document["provenance"]["step"]
         # float64: a p-value of 1e-119 is 0 in float32
@@ -332,7 +332,7 @@ class Evaluation(Scheduled):
     def _log_hyperparameters(
         self, logger: Any, document: Document, step: int, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, float]:
-        """Log, once, what runs are compared by; returns the scalars that went along, without which HPARAMS is empty."""
+        """Log the hyper-parameters once, with the scalars that HPARAMS needs; returns the scalars logged this way."""
         scalars, names = self.scalars(document), self.benchmark.hyperparameter_metrics
         metrics = {f"{self.name}/{key}": scalars[key] for key in names if key in scalars}
         if self._described:
@@ -345,7 +345,7 @@ class Evaluation(Scheduled):
         return metrics
 
     def _write(self, trainer: pl.Trainer, document: Document) -> None:
-        """Write the document on rank 0, and say where and what it found."""
+        """Write the document on rank 0, and print its path and summary."""
         path = trainer.strategy.broadcast(self._path(run_folder(trainer) / "evaluations", trainer, document))
         if trainer.is_global_zero:
             write_json(path, document)
@@ -355,7 +355,7 @@ class Evaluation(Scheduled):
             self.files.append(str(path))
 
     def _path(self, folder: Path, trainer: pl.Trainer, document: Document) -> Path:
-        """Return where an evaluation is written: one file a step of a fit, and one more for each validation or test."""
+        """Return the path of an evaluation: a file per step of a fit, and a new one for each validation or test."""
         where = document["provenance"]
         name = f"{self.name}_epoch={where['epoch']:03d}_step={where['step']:05d}"
         assert trainer.state.fn is not None
@@ -369,10 +369,10 @@ class Evaluation(Scheduled):
 
     @contextmanager
     def progress(self, trainer: pl.Trainer, total: int, what: str) -> Iterator[Callable[[int], object]]:
-        """Show a bar on rank 0 while a block runs, where the Trainer has one too; yields what counts rows.
+        """Show a progress bar on rank 0 within a block, if the Trainer has one; yields the function that advances it.
 
-        Beside Rich's bar, which Lightning takes in notebooks and where rich is installed, none is drawn: Rich prints
-        each state of another bar as a new line.
+        None is drawn beside Rich's bar (Lightning's choice in notebooks and if rich is installed), which would print
+        each state of another bar on a new line.
         """
         from tqdm.auto import tqdm
 
@@ -383,20 +383,20 @@ class Evaluation(Scheduled):
         ) as bar:
             yield bar.update
 
-    # What a checkpoint holds of it: plain values.
+    # State in checkpoints: plain values.
 
     def state_dict(self) -> dict[str, Any]:
-        """Return when it last ran and what it wrote."""
+        """Return the step of the last evaluation and the paths of all files."""
         return {"last_step": self._last_step, "files": list(self.files)}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Note where this run's evaluations lie, before the state is loaded."""
+        """Set the folder of this run's evaluations before the state is loaded."""
         self._folder = run_folder(trainer) / "evaluations"
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Read the first evaluation of an interrupted run (the answers "before") from its file."""
+        """Read the first evaluation of an interrupted run (before unlearning) from its file."""
         self._last_step, files = state_dict["last_step"], map(Path, state_dict["files"])
         here = ((file, self._folder / file.name) for file in files)  # a run may have been moved
         self.files = [str(moved if moved.exists() and not file.exists() else file) for file, moved in here]
@@ -405,9 +405,9 @@ class Evaluation(Scheduled):
 
 
 def position(trainer: pl.Trainer, epoch: int) -> tuple[int, int]:
-    """Return the epochs and optimiser steps behind the weights that ``trainer`` evaluates.
+    """Return the numbers of epochs and optimiser steps of the weights that ``trainer`` evaluates.
 
-    In ``validate`` and ``test`` a checkpoint that was loaded tells both; ``epoch`` are those behind the trainer itself.
+    In ``validate`` and ``test`` they are read from the loaded checkpoint, if any; else ``epoch`` is the trainer's own.
     """
     path = trainer.ckpt_path
     if trainer.state.fn == TrainerFn.FITTING or not path:
@@ -417,7 +417,7 @@ def position(trainer: pl.Trainer, epoch: int) -> tuple[int, int]:
 
 
 def refuse_twins(callbacks: Iterable[object]) -> None:
-    """Raise an `InputError` where two evaluations have one name: their files and scalars would overwrite each other."""
+    """Raise an `InputError` if two evaluations have one name, since they would overwrite each other's results."""
     names = Counter(callback.name for callback in callbacks if isinstance(callback, Evaluation))
     for name, count in names.items():
         if count > 1:
@@ -428,7 +428,7 @@ def refuse_twins(callbacks: Iterable[object]) -> None:
 
 
 def prepared(log: EvaluationLog, benchmark: Benchmark, settings: Mapping[str, Any]) -> EvaluationLog:
-    """Return a retain model's log as metrics take it: skipped rows among the others, and what follows from them."""
+    """Return a retain model's log as metrics need it, with skipped rows and derived fields."""
     sets = with_skipped(log.sets, log.skipped)
     benchmark.prepare(sets, settings)
     return replace(log, sets=sets)
@@ -446,7 +446,7 @@ def summary_table(
     document: Mapping[str, Any],
     meanings: Meanings,
 ) -> str:
-    """Write the table of an evaluation's scalars, beside the run's first ones, then what is missing from it and why."""
+    """Return the table of an evaluation's scalars and the run's first ones, with reasons for missing numbers."""
     where = document["provenance"]
     heading = f"{title}, epoch {where['epoch']}, step {where['step']}:"
     lines = [comparison_table(heading, before, now, names, document.get("intervals") or {})]
@@ -465,9 +465,9 @@ def comparison_table(
     names: Mapping[str, str],
     intervals: Mapping[str, Sequence[float]],
 ) -> str:
-    """Write a title, then each scalar in ``names`` (its label by name) as it is now, and as it was before.
+    """Return a table with a title and a line per scalar in ``names`` (label by name), before and now.
 
-    ``intervals`` are the lower and upper ends, by name, of those that have one.
+    ``intervals`` are the lower and upper ends of the scalars that have an interval, by name.
     """
 
     def cell(values: dict[str, float], name: str) -> str:

@@ -1,7 +1,7 @@
-"""Batched greedy decoding that gives each prompt what it would get alone, on every process.
+"""Batched greedy decoding whose results equal those of each prompt alone, on any number of processes.
 
-A batch that waits for its last row decodes mostly padding, so it stops when few rows are left, and those go on together
-with the stragglers of the other batches.
+A batch that waits for its last row decodes mostly padding. So it stops when few rows are left, and these are continued
+together with the stragglers of the other batches.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from dipo_lightning.models.head import causal_lm
 from dipo_lightning.models.inspection import check_ids, leaves_rows_alone, position_limit, same_logits
 
 BATCH_ROWS = 64
-FEW = 0.25  # a batch stops when no more than this share of its rows goes on ...
+FEW = 0.25  # a batch stops when at most this share of its rows is unfinished ...
+FEWEST = 8  # ... unless it has so few rows that a new batch would cost more than it saves
 PROBED = 4  # tokens by which a model's decoding is compared with its definition
-FEWEST = 8  # ... unless it began with so few that a new batch would cost more than it saves
 
 
 @dataclass
 class _Row:
-    """One prompt on its way: what it has said, how much more it may say, and how much it is expected to."""
+    """Prompt with its continuation so far, the maximum length of that, and the expected one."""
 
     index: int
     prompt: list[int]
@@ -46,7 +46,7 @@ class _Row:
         return self.prompt + self.said
 
     def take(self, tokens: Sequence[int], stop_ids: Sequence[int]) -> None:
-        """Say ``tokens`` up to the first stop id or the limit."""
+        """Append ``tokens`` up to the first stop id or the limit."""
         tokens = tokens[: self.remaining]
         stop = next((i for i, token in enumerate(tokens) if token in stop_ids), None)
         self.said += tokens if stop is None else tokens[:stop]
@@ -69,16 +69,16 @@ def generate(
 
     Args:
         policy: A ``transformers`` causal LM or a peft model around one, sharded or not. A sharded one is gathered
-            once for the whole call, which needs room for it.
+            once for the whole call, which needs memory for all of it.
         prompts: Token ids of each prompt, none empty.
-        max_new_tokens: Most tokens a row is given; fewer where the model's table of positions ends.
-        stop_ids: A row ends at the first of these (end of turn, end of sequence); may be empty.
-        batch_rows: Most rows of a batch.
-        expected: Tokens each row will probably need (the length of the true answer): rows that end together are put
-            together. Changes the speed, not the result.
-        known: What greedy decoding of each row is known to begin with (`TokenScores.greedy_start`).
-        device: Where the batches go; default is where the policy's parameters are.
-        progress: Called with the number of rows that ended after each round.
+        max_new_tokens: Maximum number of new tokens; fewer at the end of the model's position embeddings.
+        stop_ids: Ids that end a continuation (end of turn, end of sequence); may be empty.
+        batch_rows: Maximum number of rows in a batch.
+        expected: Expected length of each continuation (that of the true answer), by which rows are batched; changes the
+            speed, not the result.
+        known: Known first tokens of each greedy continuation (`TokenScores.greedy_start`).
+        device: Device of the batches; by default that of the policy's parameters.
+        progress: Called after each round with the number of rows that ended in it.
     """
     device = device or next(policy.parameters()).device
     expected = expected if expected is not None else [max_new_tokens] * len(prompts)
@@ -96,7 +96,7 @@ def generate(
     with evaluation_mode(policy), plain_settings(policy), unsharded(policy):
         together = _what_may_go_together(policy, going, limit, device)
         if going and together == "plain":
-            rank_zero_info("Questions are answered one by one, without a cache: in a batch this model says otherwise.")
+            rank_zero_info("Answers are generated one by one, without a cache: batches change what this model answers.")
         while going:
             plan = _plan(going, 1 if together == "plain" else batch_rows, together)
             _round(policy, rows, plan, list(stop_ids), limit, device, together == "plain")
@@ -108,21 +108,21 @@ def generate(
 
 
 def may_be_padded(policy: nn.Module, prompts: Sequence[list[int]], device: torch.device) -> bool:
-    """Find out whether the policy continues these prompts alike with and without padding in front of them."""
+    """Test whether left padding leaves the policy's continuations of these prompts unchanged."""
     rows = [_Row(number, prompt, PROBED, PROBED) for number, prompt in enumerate(prompts)]
     with plain_settings(policy):
         return _what_may_go_together(policy, rows, position_limit(policy), device) == "padded"
 
 
 def _what_may_go_together(policy: nn.Module, rows: Sequence[_Row], limit: int | None, device: torch.device) -> str:
-    """Find out how rows get what a forward of the row alone, without a cache, says.
+    """Test which rows can share a batch and still get the logits of a forward pass of each alone, without a cache.
 
-    Shorter prompts beside the longest show whether the padding in front of them disturbs them, as it does where a state
-    is carried from token to token without regard to the mask, or positions are counted from the start.
+    Shorter prompts are batched with the longest, to see if their left padding changes them. It does in models that
+    carry a state from token to token regardless of the mask, or that count positions from the start of the batch.
 
     Returns:
-        ``padded`` (rows of any length share a batch), ``equal`` (those of one length do), or ``plain`` where the
-        family's own decoding gives something else (RoBERTa's positions): row by row and without it.
+        ``padded`` (rows of any length), ``equal`` (rows of one length), or ``plain`` (one row at a time, without a
+        cache, because the decoding of the model family gives other logits, as with RoBERTa's positions).
     """
     prompts = sorted((row.prompt for row in rows), key=len)
     if not prompts:
@@ -143,11 +143,11 @@ def _what_may_go_together(policy: nn.Module, rows: Sequence[_Row], limit: int | 
 def _continued_alike(
     policy: nn.Module, prompt: list[int], company: list[int], steps: int, device: torch.device
 ) -> bool:
-    """Compare the logits of a few greedy tokens after a prompt, from a batch with another and one by one."""
+    """Compare the logits of a few greedy tokens after a prompt: in a batch with another prompt, and alone."""
     try:
         beside = _generate(policy, [prompt, company], steps, device, logits=True)
     except (AttributeError, NotImplementedError, TypeError, ValueError):
-        return False  # a family whose own decoding fails (BLT) is decoded from the definition
+        return False  # a family whose own decoding fails (BLT) is decoded by its definition
     said = beside.sequences[0, -len(beside.logits) :].tolist()
     for step, logits in enumerate(beside.logits):
         expected = _next_logits(policy, prompt + said[:step], device)
@@ -157,13 +157,13 @@ def _continued_alike(
 
 
 def _next_logits(policy: nn.Module, ids: list[int], device: torch.device) -> Tensor:
-    """Return the (V,) logits of the token after ``ids``, computed from nothing else."""
+    """Return the (V,) logits of the token after ``ids``, from a forward pass of these alone."""
     row = torch.tensor([ids], device=device)
     return policy(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False).logits[0, -1]
 
 
 def _plan(going: Sequence[_Row], batch_rows: int, together: str) -> list[list[int]]:
-    """Put rows that end together into batches; indices of each."""
+    """Batch rows that will end at about the same time; returns the row indices of each batch."""
     order = sorted(going, key=lambda r: (len(r.said), r.expected, len(r.prompt), r.index), reverse=True)
     kinds: dict[int, list[int]] = {}
     for row in order:
@@ -180,7 +180,7 @@ def _round(
     device: torch.device,
     plain: bool,
 ) -> None:
-    """Take every unfinished row some tokens further; each gets at least one."""
+    """Continue every unfinished row by at least one token."""
     results: dict[int, list[int]] = {}
     for batch, own in own_batches(plan):
         if plain:
@@ -200,7 +200,7 @@ def _continue_batch(
     contexts = [row.context for row in rows]
     length = max(map(len, contexts))
     new = max(row.remaining for row in rows)
-    if limit is not None:  # also of the rows that have ended: they are fed until the batch ends
+    if limit is not None:  # finished rows count too: they stay in the batch until it ends
         new = min(new, limit - length)
     few = 0 if len(rows) <= FEWEST else int(len(rows) * FEW)
     stopping = _FewLeft(length, stop_ids, few) if few and stop_ids else None
@@ -209,7 +209,7 @@ def _continue_batch(
 
 
 def _continue_plainly(policy: nn.Module, row: _Row, stop_ids: list[int], device: torch.device) -> list[int]:
-    """Decode one row from the definition: each token from a forward of all before it."""
+    """Decode one row by the definition: each token from a forward pass over all tokens before it."""
     said: list[int] = []
     while len(said) < row.remaining and not (said and said[-1] in stop_ids):
         said.append(int(_next_logits(policy, row.context + said, device).argmax()))
@@ -252,7 +252,7 @@ def _generate(
 
 
 class _FewLeft:
-    """Stopping criterion: a batch ends when no more than ``few`` of its rows have not said a stop id."""
+    """Stopping criterion that ends a batch when at most ``few`` of its rows are without a stop id."""
 
     def __init__(self, start: int, stop_ids: list[int], few: int) -> None:
         self.start, self.stop_ids, self.few = start, stop_ids, few
@@ -267,10 +267,10 @@ class _FewLeft:
 
 @contextmanager
 def plain_settings(policy: nn.Module) -> Iterator[None]:
-    """Put the model's own generation defaults aside: a repetition penalty or a temperature isn't greedy decoding.
+    """Ignore the model's generation defaults within a block: with a repetition penalty decoding would not be greedy.
 
-    ``generate`` fills every unset field of a given configuration from the model's. A peft model hands its own to the
-    model it wraps, so both are set and both come back.
+    ``generate`` fills unset fields of a given configuration from the model's. A peft model passes its own on to the
+    model it wraps, so both are replaced and restored.
     """
     from transformers import GenerationConfig
 

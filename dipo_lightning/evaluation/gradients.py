@@ -1,4 +1,4 @@
-"""Norms of the gradient of single rows, which a membership attack reads (GradNorm, arXiv 2402.17012)."""
+"""Gradient norms of single rows, for a membership attack (GradNorm, arXiv 2402.17012)."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def gradient_norms(
     device: torch.device | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[float | None]:
-    """Mean over the parameters of the L2 norm of the gradient of a row's mean NLL; collective, alike on every process.
+    """Mean over the parameters of the L2 norm of the gradient of a row's mean NLL; collective, equal on every process.
 
-    As open-unlearning's attack, but without dropout. Only parameters that are trained have a gradient: of a model with
-    LoRA the adapters. Gradients that were there before are there afterwards.
+    As in open-unlearning's attack, but without dropout. Only trainable parameters have a gradient; with LoRA these are
+    the adapters. Existing gradients are restored.
 
     Args:
         policy: A ``transformers`` causal LM or a peft model around one, sharded or not.
         examples: Ids and labels of the rows.
-        device: Where the rows go; default is where the policy's parameters are.
-        progress: Called with the number of rows done.
+        device: Device of the rows; by default that of the policy's parameters.
+        progress: Called after each row.
 
     Returns:
-        The norm of each row, lower for a row that was learnt; None where it has no label or its norm is not finite.
+        The norm of each row, lower for a row that was learnt; None if it has no label or its norm is not finite.
     """
     device = device or next(policy.parameters()).device
     examples = fitted(policy, examples)
@@ -85,7 +85,7 @@ def _norm(gradient: Tensor) -> Tensor:
 
 @contextmanager
 def _kept_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Give the parameters their gradients back at the end of a block."""
+    """Restore the gradients of the parameters at the end of a block."""
     before = [parameter.grad for parameter in parameters]
     try:
         yield

@@ -1,4 +1,4 @@
-"""Keys and values of a decoder's layers: taken out of one cache, joined in another, rows left out as they end."""
+"""Keys and values of a decoder's layers: selecting rows and positions of a cache, and joining several caches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache, DynamicCache
 
-ROOM = 32  # tokens that a layer makes room for at a time
+ROOM = 32  # tokens by which a layer's buffer grows
 
 Pairs = list[tuple[Tensor, Tensor]]
 """Keys and values (B, heads, L, head size) of each layer."""
@@ -19,7 +19,7 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 @cache
 def roomy_layer() -> Any:
-    """Return the class of layers that write a new token into room kept for it; others copy everything for each."""
+    """Return a cache layer class that writes new tokens into a preallocated buffer instead of copying all of them."""
     from transformers.cache_utils import DynamicLayer
 
     class RoomyLayer(DynamicLayer):
@@ -30,7 +30,7 @@ def roomy_layer() -> Any:
             self.room = keys, values
 
         def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-            """Write the keys and values of new tokens into the room, and return those of all tokens."""
+            """Write the keys and values of new tokens into the buffer, and return those of all tokens."""
             assert self.keys is not None
             assert self.values is not None
             used, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
@@ -51,12 +51,12 @@ def _with_room(states: Tensor, length: int) -> Tensor:
 
 
 def pairs(cache: Cache) -> Pairs:
-    """Return the keys and values that a cache holds; none where a model did not use it."""
+    """Return the keys and values of a cache; empty if the model did not use it."""
     return [(layer.keys, layer.values) for layer in cache.layers if layer.is_initialized]  # type: ignore[misc,union-attr]
 
 
 def expanded(beginning: Pairs, rows: int) -> DynamicCache:
-    """Return a cache in which every one of ``rows`` rows begins with the same tokens (1, heads, L, head size)."""
+    """Return a cache of ``rows`` rows that all begin with the same tokens (1, heads, L, head size)."""
     from transformers.cache_utils import DynamicCache
 
     cache = DynamicCache()
@@ -66,12 +66,12 @@ def expanded(beginning: Pairs, rows: int) -> DynamicCache:
 
 
 def taken(cache: Cache, rows: Tensor, places: Tensor) -> Pairs:
-    """Take some places of some rows out of a cache.
+    """Select positions of rows of a cache.
 
     Args:
-        cache: Whose layers hold (B, heads, L, head size).
+        cache: Cache with (B, heads, L, head size) in each layer.
         rows: (b,) int64.
-        places: (b, n) int64.
+        places: (b, n) int64 positions of each row.
     """
 
     def take(states: Tensor) -> Tensor:
@@ -81,11 +81,11 @@ def taken(cache: Cache, rows: Tensor, places: Tensor) -> Pairs:
 
 
 def joined(parts: Sequence[Pairs], masks: Sequence[Tensor]) -> tuple[Cache, Tensor]:
-    """Join rows of several lengths, padded on the left, in a cache with room for more.
+    """Join rows of several lengths, padded on the left, in a cache that can grow.
 
     Args:
-        parts: Rows of each part, of one length.
-        masks: (b, n) int64 of each part: 0 for padding.
+        parts: Keys and values of each part, whose rows have one length.
+        masks: (b, n) int64 of each part, 0 for padding.
 
     Returns:
         The cache, and the (B, L) mask of all rows.
@@ -113,7 +113,7 @@ def joined(parts: Sequence[Pairs], masks: Sequence[Tensor]) -> tuple[Cache, Tens
 
 
 def selected(cache: Cache, rows: Tensor) -> Cache:
-    """Keep some rows (b,) of a cache only."""
+    """Return a cache of only the rows (b,)."""
     from transformers.cache_utils import Cache
 
     return Cache(layers=[roomy_layer()(keys[rows], values[rows]) for keys, values in pairs(cache)])

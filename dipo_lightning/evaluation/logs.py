@@ -1,4 +1,4 @@
-"""Evaluation logs: this package's own and open-unlearning's, read into the same rows and checked against each other."""
+"""Evaluation logs of this package and of open-unlearning: reading, and checks that two logs are comparable."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_native_log(content: Mapping[str, Any], path: Path, benchmark: Benchmark
     """Read a log of this package from its JSON object; ``path`` is for messages.
 
     Raises:
-        InputError: A key is missing, a set is unknown, a row stands twice or has a value of the wrong kind.
+        InputError: A key is missing, a set is unknown, a row occurs twice or has a value of the wrong kind.
     """
     for key in ("settings", "sets"):
         if not isinstance(content.get(key), Mapping):
@@ -48,7 +48,7 @@ def read_native_log(content: Mapping[str, Any], path: Path, benchmark: Benchmark
 
 
 def check_values(benchmark: Benchmark, sets: Mapping[str, list[Row]], path: Path | None) -> None:
-    """Refuse rows of a log, of whatever format, whose numbers are none.
+    """Refuse rows of a log, of any format, with values of the wrong type.
 
     Raises:
         InputError: Naming the first such value.
@@ -91,17 +91,17 @@ ATTACK_METRICS = {
     "mia_gradnorm": "gradnorm",
     "mia_reference": "reference",
 }
-"""The field of a row that holds an attack's score, by the attack's name in such a log."""
+"""Fields of a row for the scores of attacks, by their names in open-unlearning's logs."""
 
 
 def is_summary(content: Mapping[str, Any], names: Collection[str]) -> bool:
-    """Return whether a JSON object is a ``..._SUMMARY.json``: a plain number for each metric, some of ``names``."""
+    """Return whether a JSON object is a ``..._SUMMARY.json``: a plain number per metric, some of them in ``names``."""
     numbers = [name for name, value in content.items() if isinstance(value, int | float) and name in names]
     return bool(numbers) and not any(isinstance(value, Mapping) for value in content.values())
 
 
 def refuse_summary(content: Mapping[str, Any], names: Collection[str], path: Path) -> None:
-    """Raise an `InputError` where a JSON object is a summary."""
+    """Raise an `InputError` if a JSON object is a summary."""
     if is_summary(content, names):
         raise InputError(
             f"{path}: a summary, with one number for {', '.join(list(content)[:3])} and no values by row; is this "
@@ -115,7 +115,7 @@ def stored_aggregates(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def not_empty(sets: Mapping[str, list[Any]], path: Path) -> dict[str, list[Row]]:
-    """The sets that have rows, in the order of their indices."""
+    """Return the sets that have rows, sorted by index."""
     found = {name: sorted(rows, key=lambda row: row["index"]) for name, rows in sets.items() if rows}
     if not found:
         raise InputError(f"{path}: no metric has values by row (`value_by_index`); evaluate the model again")
@@ -123,7 +123,7 @@ def not_empty(sets: Mapping[str, list[Any]], path: Path) -> dict[str, list[Row]]
 
 
 def samples(content: Mapping[str, Any], metric: str, path: Path) -> dict[str, dict[int, Mapping[str, Any]]]:
-    """Scores of a membership attack by sample: the forget rows and the holdout rows."""
+    """Return the scores of a membership attack by sample: the forget rows and the holdout rows."""
     attack = content.get(metric)
     samples = attack if isinstance(attack, Mapping) else {}
     return {name: by_index(f"{metric}.{name}", samples.get(name), path) for name in ("forget", "holdout")}
@@ -135,7 +135,7 @@ def has_aggregate(metric: Any) -> bool:
 
 
 def by_index(name: str, metric: Any, path: Path) -> dict[int, Mapping[str, Any]]:
-    """Values of a metric by row; a row without any holds nothing."""
+    """Return the values of a metric by row; empty for a row without values."""
     table = metric.get("value_by_index") if isinstance(metric, Mapping) else None
     if table is None:
         return {}
@@ -148,7 +148,7 @@ def by_index(name: str, metric: Any, path: Path) -> dict[int, Mapping[str, Any]]
 
 
 def add_numbers(rows: list[Any], field: str, table: Mapping[int, Mapping[str, Any]]) -> None:
-    """Give the rows of one set a metric's `score` as ``field``, in place, making rows that are not there yet."""
+    """Add a metric's `score` to the rows of one set as ``field``, in place; missing rows are added."""
     known = {row["index"]: row for row in rows}
     for index, value in table.items():
         if index not in known:
@@ -158,14 +158,14 @@ def add_numbers(rows: list[Any], field: str, table: Mapping[int, Mapping[str, An
 
 
 def mean(numbers: Any) -> Any:
-    """Return a number, or the mean of several: open-unlearning has one for each paraphrase or wrong answer."""
+    """Return a number, or the mean of several; open-unlearning has one per paraphrase or wrong answer."""
     if not isinstance(numbers, list):
         return numbers
     return None if not numbers or None in numbers else sum(numbers) / len(numbers)
 
 
 def row_number(where: str, key: str) -> int:
-    """Return the row that a key names: `"3"`, or `"3.0"` as pandas writes it."""
+    """Return the row number of a key: `"3"`, or `"3.0"` as pandas writes it."""
     whole = re.fullmatch(r"(\d+)(\.0+)?", key)
     if whole is None:
         raise InputError(f"{where} should be keyed by row number, got {key!r}")
@@ -173,19 +173,19 @@ def row_number(where: str, key: str) -> int:
 
 
 HUB_LOGS = "open-unlearning/eval"
-"""Data set on the hub that holds open-unlearning's logs, a folder for each model."""
+"""Data set on the hub with open-unlearning's logs, in a folder per model."""
 
 
 def read_log(path: str | Path, usual: str = "") -> EvaluationLog:
     """Read a log of any of the known formats.
 
     Args:
-        path: This package's own JSON log, one of another package that a benchmark knows, the folder of a run, whose
-            last evaluation is read, or a log in `HUB_LOGS`: ``open-unlearning/eval/FOLDER/FILE``.
-        usual: The file in `HUB_LOGS` that is meant where ``path`` names the data set alone.
+        path: A JSON log of this package or of another that a benchmark knows, a run folder, whose last evaluation is
+            read, or a log in `HUB_LOGS`: ``open-unlearning/eval/FOLDER/FILE``.
+        usual: File in `HUB_LOGS` to read if ``path`` names the data set alone.
 
     Raises:
-        InputError: There is no such file, it is not JSON or cut off, its format is unknown, or it lacks something.
+        InputError: There is no such file, it is not JSON or is truncated, its format is unknown, or it is incomplete.
     """
     path = Path(path)
     if not path.exists() and (path.as_posix() + "/").startswith(f"{HUB_LOGS}/"):
@@ -220,12 +220,12 @@ def read_log(path: str | Path, usual: str = "") -> EvaluationLog:
 
 
 def _from_hub(file: str) -> Path:
-    """Fetch a log of `HUB_LOGS`, or take the copy that was fetched before."""
+    """Download a log of `HUB_LOGS`, or use the cached copy."""
     from huggingface_hub import hf_hub_download
 
     if not file:
         raise InputError(
-            f"{HUB_LOGS} holds the logs of many models, and nothing here says which is meant; name it: "
+            f"{HUB_LOGS} holds the logs of many models, and the right one is unknown here; name it, such as "
             f"{HUB_LOGS}/tofu_Llama-3.2-1B-Instruct_retain90/TOFU_EVAL.json."
         )
     try:
@@ -239,7 +239,7 @@ def _from_hub(file: str) -> Path:
 
 
 def last_evaluation(folder: Path) -> Path:
-    """Return the evaluation that was written last anywhere in ``folder``."""
+    """Return the evaluation in ``folder`` or below that was written last."""
     logs = [*folder.glob("*.json"), *folder.glob("**/evaluations/*.json")]
     if not logs:
         raise InputError(f"{folder}: no evaluation log in this folder; name a log, or a run that evaluated its model")
@@ -270,9 +270,10 @@ _FINGERPRINT = re.compile(r"-[0-9a-f]{12}$")
 
 
 def check_comparable(log: EvaluationLog, reference: EvaluationLog, benchmark: Benchmark) -> None:
-    """Refuse a retain model's log that was measured on something else than ``log``, saying on what.
+    """Refuse a retain model's log that is not comparable with ``log``.
 
-    What a foreign format does not say is not compared; counts, indices and questions are, where both logs have them.
+    Settings that a foreign format does not state are not compared; counts, indices and questions are, if both logs have
+    them.
 
     Raises:
         InputError: The benchmarks, a setting, the rows or their questions differ.
@@ -306,13 +307,13 @@ def check_comparable(log: EvaluationLog, reference: EvaluationLog, benchmark: Be
 
 
 def _is_llama3(log: EvaluationLog) -> bool:
-    """Tell by the headers of the turns, which a decoded prompt keeps as words."""
+    """Recognise a Llama-3 log by the headers of the turns, which remain as words in a decoded prompt."""
     questions = [row.get("question") or "" for rows in log.sets.values() for row in rows]
     return any(re.search(r"user\n\n.*assistant\n\n", question, re.DOTALL) for question in questions)
 
 
 def _same_setting(mine: str, other: str) -> bool:
-    """Equal; a prompt style's name alone says nothing against a fingerprint (`plain-0123456789ab`) of that style."""
+    """Compare two settings; a prompt style's name matches any fingerprint of it (`plain-0123456789ab`)."""
     if bool(_FINGERPRINT.search(mine)) == bool(_FINGERPRINT.search(other)):
         return mine == other
     return _FINGERPRINT.sub("", mine) == _FINGERPRINT.sub("", other)
@@ -335,7 +336,7 @@ def _check_rows(where: str, rows: list[Row], others: list[Row], contained: bool)
 
 
 def _same_question(first: str | None, second: str | None, contained: bool) -> bool:
-    """Equal but for blanks and punctuation; open-unlearning logs the whole prompt, which contains the question."""
+    """Compare two questions without blanks and punctuation; open-unlearning logs the whole prompt around a question."""
     if not first or not second:
         return True
     mine, other = (re.sub(r"\W+", "", text).lower() for text in (first, second))

@@ -21,9 +21,9 @@ PACKAGES = ("torch", "transformers", "lightning", "peft", "scipy", "torchmetrics
 
 
 def provenance(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-    """Return what somebody needs to know to repeat a measurement made under ``trainer``; collective.
+    """Return everything that is needed to repeat a measurement under ``trainer``; collective.
 
-    Nothing in it depends on when it was made, or on whether the run was interrupted before.
+    It does not depend on the time, or on interruptions of the run.
     """
     seed, data = os.environ.get("PL_GLOBAL_SEED"), getattr(trainer, "datamodule", None)
     found = {
@@ -44,9 +44,9 @@ def provenance(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, 
 
 
 def weights(pl_module: pl.LightningModule) -> dict[str, str]:
-    """Fingerprint the loaded model (``pretrained``), and the policy's trainable parameters now (``trained``).
+    """Fingerprint the loaded model (``pretrained``), and the policy's trainable parameters (``trained``).
 
-    Of a LoRA run these are the adapters, so that an evaluation does not read the rest again.
+    In a LoRA run these are the adapters only, to save time.
     """
     found = {"pretrained": getattr(pl_module, "weights_fingerprint", "")}
     policy = getattr(pl_module, "policy", None)
@@ -56,13 +56,13 @@ def weights(pl_module: pl.LightningModule) -> dict[str, str]:
 
 
 def configuration(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-    """Return the options of the run as plain values: the command line's config, or what a Python program has set."""
+    """Return the options of the run as plain values: the config of the command line, or those of a Python program."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, SaveConfigCallback):
             config = yaml.safe_load(callback.parser.dump(callback.config, skip_none=False))
             run, checkpoint = config.get("run"), config.get("ckpt_path")
             if run and checkpoint and Path(run) in Path(checkpoint).parents:
-                config["ckpt_path"] = None  # the run's own, from which it went on
+                config["ckpt_path"] = None  # the run's own, from which it resumed
             return config
     names = ("max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val", "limit_train_batches")
     settings = {name: getattr(trainer, name, None) for name in names}
@@ -76,7 +76,7 @@ def configuration(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[st
 
 
 def run_settings(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-    """Return what runs are compared by beside the module's hyper-parameters: method, lr, batch, length and seeds."""
+    """Return the settings that describe a run beside the module's hyper-parameters: method, lr, batch sizes, seeds."""
     seed, data = os.environ.get("PL_GLOBAL_SEED"), getattr(trainer, "datamodule", None)
     found = {
         "method": type(pl_module).__name__.removesuffix("Module"),
@@ -103,7 +103,7 @@ def plain(value: Any) -> Any:
 
 
 def installed_versions() -> dict[str, str]:
-    """Return the versions of the packages whose numbers end up in a result."""
+    """Return the versions of the packages that results depend on."""
     found = {}
     for package in PACKAGES:
         try:

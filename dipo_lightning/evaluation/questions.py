@@ -1,7 +1,7 @@
-"""Evaluated rows from questions with answers: every answer scored once, every question answered once.
+"""Evaluated rows of questions with answers: every answer is scored once, every question answered once.
 
-What each row needs is collected first and scored in one plan over all sets, so that rows of like length meet whatever
-they are for; each number is then read from those scores.
+The answers of all rows are collected first and scored in one plan over all sets, so that rows of similar length share
+batches; every number is then computed from these scores.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,27 +30,27 @@ from dipo_lightning.metrics.functional.text import rouge_l
 
 MAX_NEW_TOKENS = 200
 Source = Mapping[str, Any]
-"""A row to be measured, as it was read."""
+"""A row to be measured, as read."""
 
 
 @dataclass
 class Plan:
-    """One row, where its scores are (indices into the list of examples), and what the policy said to its question.
+    """Plan of one row: the indices of its examples, and the policy's answer once it is generated.
 
     Attributes:
-        set_name: Its set.
-        index: Its index.
-        source: ``question`` and ``answer`` in words.
-        prompt: Ids that the answers follow.
+        set_name: Name of its set.
+        index: Index of the row.
+        source: ``question`` and ``answer`` as text.
+        prompt: Token ids before the answers.
         answer: Example of the true answer.
-        wrong: Examples of wrong answers.
-        paraphrase: Example of the true answer in other words; None where there is none.
+        wrong: Examples of the wrong answers.
+        paraphrase: Example of the paraphrased answer; None without one.
         detailed: Whether it also gets memorisation and membership scores.
         asked: Whether the policy answers the question itself.
-        ends: Whether the answer's last token ends the turn.
-        length: Tokens of the answer.
-        said: The policy's own answer.
-        said_nll: NLL per token of that.
+        ends: Whether the last token of the true answer ends the turn.
+        length: Length of the true answer in tokens.
+        said: Token ids of the policy's own answer.
+        said_nll: NLL of that per token.
     """
 
     set_name: str
@@ -84,18 +84,18 @@ def evaluate_rows(
     device: torch.device | None = None,
     progress: Progress = lambda total, what: nullcontext(lambda done: None),
 ) -> EvaluatedRows:
-    """Measure every row of every set; collective, and the same on every process.
+    """Measure every row of every set; collective, with the same result on every process.
 
     Args:
         policy: A ``transformers`` causal LM or a peft model around one.
-        style: How a question and an answer become tokens.
-        sets: Rows by set: ``question``, ``answer``, and where the set has them ``paraphrased_answer``
-            and ``perturbed_answer`` (wrong answers); with ``messages`` the whole conversation is the question.
-        options: How to measure; 200 new tokens and 64 rows a generation batch where they are None.
+        style: Prompt style.
+        sets: Rows by set, with ``question``, ``answer`` and, where available, ``paraphrased_answer`` and
+            ``perturbed_answer`` (wrong answers); with ``messages`` the whole conversation is the question.
+        options: Options of the measurement; by default 200 new tokens and 64 rows per generation batch.
         detailed: Sets whose answers also get memorisation and membership scores.
-        silent: Sets whose questions aren't answered.
-        device: Where the batches go; default is where the policy's parameters are.
-        progress: Shows how far it is.
+        silent: Sets whose questions are not answered by the policy.
+        device: Device of the batches; by default that of the policy's parameters.
+        progress: Progress bar.
     """
     evaluated = EvaluatedRows({name: [] for name in sets})
     examples: list[Example] = []
@@ -120,7 +120,7 @@ def measure_plans(
     device: torch.device | None = None,
     progress: Progress = lambda total, what: nullcontext(lambda done: None),
 ) -> list[Row]:
-    """Measure planned rows; collective, and the same on every process. Numbers may not be finite."""
+    """Measure planned rows; collective, with the same result on every process. Values may be infinite or NaN."""
     asked = [plan for plan in plans if plan.asked]
     scores = _answer_and_score(policy, style, plans, asked, examples, options, device, progress)
     _answer(policy, style, [plan for plan in asked if plan.said is None], scores, options, device, progress)
@@ -136,7 +136,7 @@ def _plan(
     evaluated: EvaluatedRows,
     on_missing: str,
 ) -> list[Plan]:
-    """Tokenise every answer of every row once, its question once."""
+    """Tokenise each question and each of its answers once."""
     plans = []
     for set_name, rows in sets.items():
         for position, row in enumerate(rows):
@@ -170,7 +170,7 @@ def _plan(
 
 
 def _prompt(style: PromptStyle, row: Source) -> list[int]:
-    """Ids that the answer follows: of the question, or of all that a conversation says before it."""
+    """Token ids before the answer: of the question, or of the conversation."""
     if "messages" in row and isinstance(style, ChatStyle):
         return style.conversation_prompt(row["messages"][:-1])
     prompt = style.prompt(row["question"])
@@ -189,7 +189,7 @@ def _answer_and_score(
     device: torch.device | None,
     progress: Progress,
 ) -> list[TokenScores]:
-    """Score all answers; as many questions as can be are answered by the same forwards."""
+    """Score all answers, and answer as many questions as possible from the same forward passes."""
     wanted = {plan.answer for plan in plans if plan.detailed}
     budget: dict[str, Any] = {"batch_tokens": options.batch_tokens, "device": device}
     questions = [Question(plan.prompt, plan.examples, plan.length) for plan in asked]
@@ -224,7 +224,7 @@ def _answer(
     device: torch.device | None,
     progress: Progress,
 ) -> None:
-    """Let the policy answer the other questions; as far as it says the true answer, its scores have told so."""
+    """Answer the remaining questions; the scores of the true answer already tell how the policy's answer begins."""
     with progress(len(plans), "questions answered") as done:
         said = generate(
             policy,
@@ -248,7 +248,7 @@ def _score_said(
     device: torch.device | None,
     progress: Progress,
 ) -> None:
-    """Find out how sure the policy was of what it said itself."""
+    """Score the policy's own answers."""
     spoken = [plan for plan in plans if plan.said]
     examples = [(plan.prompt + plan.said, [-100] * len(plan.prompt) + plan.said) for plan in spoken if plan.said]
     with progress(len(examples), "own answers scored") as done:
@@ -258,7 +258,7 @@ def _score_said(
 
 
 def _row(plan: Plan, scores: Sequence[TokenScores], style: PromptStyle, fraction: float) -> Row:
-    """Read everything a row needs from its scores."""
+    """Compute the fields of a row from its scores."""
     text = None if plan.said is None else str(style.tokenizer.decode(plan.said, skip_special_tokens=True)).strip()
     answer = scores[plan.answer]
     nll = answer.nll
@@ -283,8 +283,8 @@ def _row(plan: Plan, scores: Sequence[TokenScores], style: PromptStyle, fraction
 def _details(answer: TokenScores, plan: Plan, fraction: float) -> Row:
     """Memorisation and membership scores of one answer.
 
-    As open-unlearning defines them, all but the loss and what is made of it leave out the token that ends the turn: a
-    model that recites an answer and never stops has memorised it.
+    As in open-unlearning, all but the loss and the zlib score leave out the token that ends the turn: a model that
+    recites an answer and never stops has memorised it.
     """
     nll = answer.nll
     answer = answer.without_last() if plan.ends else answer
@@ -300,7 +300,7 @@ def _details(answer: TokenScores, plan: Plan, fraction: float) -> Row:
 
 
 def _problem(row: Row) -> str | None:
-    """Say what keeps a row from having a value; answers that share a prompt are NaN together."""
+    """Return the reason why a row has no value, or None; answers that share a prompt are NaN together."""
     values: dict[str, list[float | None]] = {"answer": [row["nll"]], "correct answer": [row["correct_nll"]]}
     values["wrong answers"] = row["wrong_nll"]
     if row.get("generation_nll") is not None:

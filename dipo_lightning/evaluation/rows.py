@@ -1,4 +1,4 @@
-"""Evaluated rows: their type, the options they are measured by, rows without a value, and logs."""
+"""Evaluated rows: their type, the options of their measurement, rows without a value, and logs."""
 
 from __future__ import annotations
 
@@ -17,43 +17,42 @@ from dipo_lightning.metrics.functional.answers import log_truth_ratio
 from dipo_lightning.metrics.functional.membership import FRACTION
 
 Progress = Callable[[int, str], AbstractContextManager[Callable[[int], object]]]
-"""Given a total and what is counted, a context that yields the function to call with the rows done."""
+"""Factory of progress bars: from a total and a label, a context that yields a function to advance the bar."""
 
 
 class Row(TypedDict, total=False):
-    """One evaluated row, live and in logs; a field is absent where its set has no such number, None where it failed.
+    """Evaluated row, live and in logs; a field is absent if its set has no such value, and None if it failed.
 
-    A benchmark whose rows hold more extends it. NLLs are means per token in nats.
+    Benchmarks with further fields extend it. NLLs are means per token in nats.
 
     Attributes:
-        index: The row's place in its data set.
-        question: The question or prompt, for a reader.
-        prompt: The same of a text to continue.
-        answer: The true answer.
-        text: Beginning of a text that was scored whole.
+        index: Index of the row in its data set.
+        question: Question or prompt, for a reader.
+        prompt: Prompt of a continuation, for a reader.
+        answer: True answer.
+        text: Beginning of a text that was scored as a whole.
         generation: The model's own answer.
-        reason: Why a skipped row has no value.
-        nll: Of the answer, or of the text.
-        tokens: Tokens scored of it.
-        correct_nll: Of the paraphrased answer; of the answer itself where there is none.
-        wrong_nll: Of each wrong answer.
+        reason: Reason why a skipped row has no value.
+        nll: NLL of the answer or the text.
+        tokens: Number of scored tokens of that.
+        correct_nll: NLL of the paraphrased answer, or of the answer itself if there is none.
+        wrong_nll: NLL of each wrong answer.
         log_ratio: Natural logarithm of the truth ratio R, in the variant of the evaluation's settings.
-        truth_ratio: R of open-unlearning's variant, where a foreign log holds nothing that it could be computed from.
+        truth_ratio: R of open-unlearning's variant, in foreign logs without the losses to compute it from.
         rouge_l_recall: ROUGE-L recall of the generation.
         paraphrased_rouge: ROUGE-L recall of the generation against the paraphrased answer.
-        perturbed_rouge: The same against the wrong answers, their mean.
+        perturbed_rouge: Mean ROUGE-L recall of the generation against the wrong answers.
         rouge: ROUGE-L F1 of the generation.
-        generation_nll: Of the generation under the model that said it.
-        generation_tokens: Tokens generated.
+        generation_nll: NLL of the generation under the model itself.
+        generation_tokens: Number of generated tokens.
         exact_memorization: Share of the answer's tokens that are the model's first choice.
         extraction_strength: See `dipo_lightning.metrics.functional.extraction_strength`.
         min_k: Min-K score in nats.
         min_k_plus_plus: Min-K++ score.
         zlib: NLL per compressed byte.
-        loss: NLL as the loss attack takes it.
-        gradnorm: Mean over the parameters of the L2 norm of the gradient of `loss` (without the token that ends an
-            answer).
-        reference: `nll` less that of another model, in foreign logs.
+        loss: NLL for the loss attack.
+        gradnorm: Mean over the parameters of the L2 norm of the gradient of `loss` (without the end-of-turn token).
+        reference: `nll` minus that of another model, in foreign logs.
     """
 
     index: int
@@ -86,9 +85,9 @@ class Row(TypedDict, total=False):
 
 
 END_OF_TURN = "excluded"
-"""The setting `end_of_turn`: memorisation and Min-K leave out the token that ends an answer, as open-unlearning does.
+"""The setting `end_of_turn`: memorisation and Min-K exclude the token that ends an answer, as in open-unlearning.
 
-Logs of this package without it come from before, and include the token.
+Logs of this package without the setting are older, and include the token.
 """
 
 Sets = Mapping[str, Sequence[Row]]
@@ -97,16 +96,16 @@ Sets = Mapping[str, Sequence[Row]]
 
 @dataclass
 class Measuring:
-    """Options by which rows are measured.
+    """Options of the measurement of rows.
 
     Attributes:
-        batch_tokens: Most tokens of a scoring forward, padding included.
-        generation_rows: Most rows of a generation batch; None takes the benchmark's own.
-        max_new_tokens: Most tokens of a generated answer; None takes the benchmark's own.
-        generate: Whether to generate answers; without them there is no ROUGE, and it is faster.
-        min_k_fraction: Share of the least likely tokens that Min-K and Min-K++ average.
-        on_missing: What to do with a row without a value (an answer without tokens, a loss that isn't finite):
-            ``skip`` leaves it out and lists it, ``raise`` ends the run.
+        batch_tokens: Maximum number of tokens in a scoring forward pass, padding included.
+        generation_rows: Maximum number of rows in a generation batch; None for the benchmark's default.
+        max_new_tokens: Maximum length of a generated answer in tokens; None for the benchmark's default.
+        generate: Generate answers; without them evaluation is faster, and there is no ROUGE.
+        min_k_fraction: Share of the least likely tokens over which Min-K and Min-K++ average.
+        on_missing: Treatment of a row without a value (an answer without tokens, a loss that is not finite): ``skip``
+            leaves it out and lists it, ``raise`` ends the run.
     """
 
     batch_tokens: int = BATCH_TOKENS
@@ -117,7 +116,7 @@ class Measuring:
     on_missing: Literal["skip", "raise"] = "skip"
 
     def check(self, owner: object) -> None:
-        """Raise an `InputError`, naming the option of ``owner`` (a callback), where no evaluation can measure by it."""
+        """Raise an `InputError` that names the option of ``owner`` (a callback) if a value is out of range."""
         numbers = ("batch_tokens", "generation_rows", "max_new_tokens")
         check_numbers(owner, {f"measuring.{name}": getattr(self, name) for name in numbers})
         check_positive(owner, {"measuring.min_k_fraction": self.min_k_fraction}, most=1)
@@ -147,17 +146,17 @@ class EvaluatedRows:
 
 @dataclass(frozen=True)
 class EvaluationLog:
-    """Rows of an evaluation with what is known about how they were made.
+    """Rows of an evaluation with its settings and provenance.
 
     Attributes:
-        format: Name of the format, which tells the benchmark; ``dipo-lightning/tofu/1`` or of another package.
-        settings: How it was evaluated (split, prompt_style, truth_ratio, ...); what a foreign format does not say is
-            absent.
+        format: Name of the format, ``dipo-lightning/tofu/1`` or that of another package, which identifies the
+            benchmark.
+        settings: Settings of the evaluation (split, prompt_style, truth_ratio, ...) as far as the format states them.
         sets: Rows by set name.
-        skipped: Rows that could not be scored by set name, each with `index` and `reason`.
-        aggregates: What the log itself says its numbers are; empty in formats that store none.
-        provenance: Versions, seeds and fingerprints, where given.
-        path: Where it was read from.
+        skipped: Rows without a value by set name, each with `index` and `reason`.
+        aggregates: Aggregates stored in the log; empty in formats that store none.
+        provenance: Versions, seeds and fingerprints, if stored.
+        path: Path of the file.
         benchmark: Class path of the benchmark; empty in foreign formats.
     """
 
@@ -172,7 +171,7 @@ class EvaluationLog:
 
 
 def with_skipped(sets: Sets, skipped: Sets | None) -> dict[str, list[Row]]:
-    """Return the sets with a row for each skipped one among them (its index and the reason), ordered by index."""
+    """Return the sets including the skipped rows (index and reason only), ordered by index."""
     names = dict.fromkeys([*sets, *(skipped or {})])
     whole = {name: [*sets.get(name, ()), *(skipped or {}).get(name, ())] for name in names}
     return {
@@ -181,7 +180,7 @@ def with_skipped(sets: Sets, skipped: Sets | None) -> dict[str, list[Row]]:
 
 
 def unique_rows(where: str, rows: Iterable[Row]) -> list[Row]:
-    """Return the rows of the set ``where`` as a list; an `InputError` where an index is missing or stands twice."""
+    """Return the rows of the set ``where`` as a list; an `InputError` for a missing or duplicate index."""
     rows = list(rows)
     seen: set[int] = set()
     for position, row in enumerate(rows):
@@ -189,16 +188,16 @@ def unique_rows(where: str, rows: Iterable[Row]) -> list[Row]:
         if not isinstance(index, int) or isinstance(index, bool) or index < 0:
             raise InputError(f"{where}, row number {position}: `index` must be an integer >= 0, got {index!r}")
         if index in seen:
-            raise InputError(f"{where}: row {index} stands in it twice; each row counts once")
+            raise InputError(f"{where}: row {index} occurs twice; each row counts once")
         seen.add(index)
     return rows
 
 
 def add_log_ratios(sets: Sets, variant: str) -> None:
-    """Give every row that has wrong answers its `log_ratio`, in a variant of the truth ratio, in place.
+    """Add the `log_ratio` of a variant to every row with wrong answers, in place.
 
     Raises:
-        InputError: The variant is unknown, or a row holds only open-unlearning's ready ratio and another is asked for.
+        InputError: The variant is unknown, or a row holds only open-unlearning's ratio and another variant is needed.
     """
     for rows in sets.values():
         for row in rows:
@@ -212,7 +211,7 @@ def add_log_ratios(sets: Sets, variant: str) -> None:
             elif ratio is not None:
                 if variant != "open_unlearning":
                     raise InputError(
-                        f"row {row['index']} holds open-unlearning's truth ratio but not the losses it comes from: "
-                        f"{variant!r} cannot be computed from it; ask for truth_ratio='open_unlearning'"
+                        f"row {row['index']} holds open-unlearning's truth ratio but not the losses behind it: "
+                        f"{variant!r} cannot be computed from it; use truth_ratio='open_unlearning'"
                     )
                 row["log_ratio"] = math.log(ratio) if ratio > 0 else -math.inf

@@ -1,4 +1,4 @@
-"""The folder of a run, under every logger and without one, and files in it that a reader finds whole or not at all."""
+"""The run folder, with any logger or without one, and atomic writing of files in it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dipo_lightning.errors import RunError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` in one step: under another name, to the disk, then renamed."""
+    """Write ``text`` to ``path`` atomically: under another name, flushed to the disk, then renamed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,12 +35,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write ``document`` in one step, as `write_text` does; numbers that are not finite become null."""
+    """Write ``document`` atomically, as `write_text` does; numbers that are not finite become null."""
     write_text(path, json.dumps(finite(document), ensure_ascii=False, indent=1, allow_nan=False))
 
 
 def finite(value: Any) -> Any:
-    """Return plain values with null for every number that isn't finite."""
+    """Return plain values with None for every number that is not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -51,10 +51,10 @@ def finite(value: Any) -> Any:
 
 
 PRIVATE = 0o700
-"""Mode of a new run folder: what a model is to forget is private by nature."""
+"""Mode of a new run folder, since forget data is private by nature."""
 
 SHARED = 0o777
-"""The same where the user wants the umask alone to count."""
+"""Mode of a new run folder whose permissions are those of the umask."""
 
 _folders: WeakKeyDictionary[pl.Trainer, Path] = WeakKeyDictionary()
 _named: WeakSet[pl.Trainer] = WeakSet()
@@ -64,8 +64,8 @@ _shared: WeakSet[pl.Trainer] = WeakSet()
 def run_folder(trainer: pl.Trainer) -> Path:
     """Return the run folder of ``trainer``; collective the first time.
 
-    It is the versioned folder of a first logger that has one (TensorBoard's, CSV), else a new ``run_N`` below
-    ``default_root_dir``: no run writes into another's. A ``fast_dev_run`` gets a temporary folder, which goes with it.
+    It is the versioned folder of the first logger if that has one (TensorBoard, CSV), or else a new ``run_N`` in
+    ``default_root_dir``, so that no run writes to another's folder. A ``fast_dev_run`` gets a temporary folder.
     """
     if trainer not in _folders:
         chosen = _choose(trainer) if trainer.is_global_zero else Path()
@@ -74,23 +74,23 @@ def run_folder(trainer: pl.Trainer) -> Path:
 
 
 def set_run_folder(trainer: pl.Trainer, folder: Path) -> None:
-    """Let ``folder`` be the run folder of ``trainer``, whatever its loggers; to be called on every process."""
+    """Set the run folder of ``trainer``, whatever its loggers; to be called on every process."""
     _folders[trainer] = folder
     _named.add(trainer)
 
 
 def share_run_folder(trainer: pl.Trainer) -> None:
-    """Let the umask alone say who may read the run folder of ``trainer``, before it is made."""
+    """Let the umask determine the permissions of the run folder of ``trainer``, before it is made."""
     _shared.add(trainer)
 
 
 def is_named(trainer: pl.Trainer) -> bool:
-    """Tell whether the user named the run's folder (``--run``), so that the same command finds it again."""
+    """Return whether the user named the run folder (``--run``), so that the same command resumes the run."""
     return trainer in _named
 
 
 def is_trial(trainer: pl.Trainer) -> bool:
-    """Tell whether the Trainer makes a ``fast_dev_run``, of which nothing is kept."""
+    """Return whether this is a ``fast_dev_run``, whose files are not kept."""
     return bool(getattr(trainer, "fast_dev_run", False))
 
 
@@ -111,7 +111,7 @@ def _choose(trainer: pl.Trainer) -> Path:
 
 
 def _new_folder(root: Path, mode: int) -> Path:
-    """Make the first ``run_N`` that is not there; of two runs that start together each gets its own."""
+    """Make the first free ``run_N``; two runs that start at the same time get different ones."""
     root.mkdir(parents=True, exist_ok=True)
     number = 0
     while True:

@@ -1,4 +1,4 @@
-"""Sampling of several continuations of each prompt, with a stream of random numbers of its own for each."""
+"""Sampling of several continuations of each prompt, each prompt with its own stream of random numbers."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from dipo_lightning.models.head import causal_lm
 from dipo_lightning.models.inspection import position_limit
 
 BATCH_ROWS = {"cpu": 64, "cuda": 512}
-"""Most sequences that are sampled at the same time, by device."""
+"""Maximum number of sequences that are sampled at the same time, by device."""
 
 
 def hash_seed(seed: int, index: int) -> int:
-    """Return the seed of a question; two seeds share none for fewer than a million questions."""
+    """Return the seed of a question; different run seeds share none for fewer than a million questions."""
     return seed * 1_000_003 + index
 
 
 def prompts_at_once(policy: nn.Module, samples: int) -> int:
-    """Return the number of prompts whose continuations are sampled together on the policy's device."""
+    """Return the number of prompts per batch on the policy's device."""
     device = next(policy.parameters()).device.type
     return max(1, BATCH_ROWS.get(device, BATCH_ROWS["cpu"]) // max(1, samples))
 
@@ -45,25 +45,25 @@ def sample(
 ) -> list[list[list[int]]]:
     """Sample several continuations of each prompt, which is computed once.
 
-    The random numbers come from the CPU, one for each continuation and position, so that they depend on nothing but the
-    prompt's seed. Nothing here is collective: the caller sets evaluation mode and gathers sharded weights.
+    The random numbers are drawn on the CPU, one per continuation and position, so that they depend on the prompt's seed
+    alone. Not collective: the caller sets evaluation mode and gathers sharded weights.
 
     Args:
         policy: A ``transformers`` causal LM or a peft model around one.
         prompts: Token ids, none empty.
-        samples: Continuations of each prompt.
-        max_new_tokens: Most tokens of each.
-        stop_ids: A continuation ends at the first of these.
-        seeds: One per prompt.
-        temperature: Above 0.
-        visible: For each prompt, 0 at the tokens that the model must not attend to; positions stay as they are.
-        banned: For each prompt, tokens that it must not say.
+        samples: Number of continuations per prompt.
+        max_new_tokens: Maximum number of tokens in a continuation.
+        stop_ids: Ids that end a continuation.
+        seeds: A seed per prompt.
+        temperature: Sampling temperature, above 0.
+        visible: For each prompt, 0 at the tokens that the model must not attend to; positions are unchanged.
+        banned: For each prompt, tokens that must not be sampled.
 
     Returns:
-        For each prompt its continuations, cut before a stop id, or where the model's table of positions ends.
+        The continuations of each prompt, cut before a stop id or at the end of the model's position embeddings.
 
     Raises:
-        InputError: The model's cache of a prompt can't be repeated.
+        InputError: The model's cache cannot be repeated.
     """
     said: list[list[list[int]]] = [[[] for _ in range(samples)] for _ in prompts]
     limit = position_limit(policy)
@@ -84,9 +84,9 @@ def sample(
 def _batches(
     policy: nn.Module, prompts: Sequence[Sequence[int]], room: Sequence[int], samples: int, masked: bool
 ) -> list[list[int]]:
-    """Prompts that are sampled together: of any length where padding disturbs nothing, else of one length.
+    """Batch the prompts: of any length if padding does not change them, else of one length.
 
-    All of a batch have as much room for new tokens; one without any is in none.
+    All prompts of a batch have room for the same number of new tokens; prompts without room are left out.
     """
     device, size = next(policy.parameters()).device, prompts_at_once(policy, samples)
     order = sorted((n for n in range(len(prompts)) if room[n] > 0), key=lambda number: len(prompts[number]))
@@ -113,7 +113,7 @@ def _sample_batch(
     stop_ids: set[int],
     temperature: float,
 ) -> list[list[list[int]]]:
-    """Sample the continuations of a few prompts, padded on the left; those that ended leave the batch by and by."""
+    """Sample the continuations of a batch of prompts, padded on the left; finished ones leave the batch."""
     device = next(policy.parameters()).device
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(one)) + one for one in prompts], device=device)
@@ -123,7 +123,7 @@ def _sample_batch(
     masked = not bool(mask.all())
 
     def view() -> dict[str, Tensor]:
-        """What the model must be told of padding and of hidden tokens."""
+        """Return the mask and the positions, if there are padded or hidden tokens."""
         return {"attention_mask": mask, **dict.fromkeys(positioned, positions)} if masked else {}
 
     output = policy(input_ids=ids, use_cache=True, **view())
@@ -131,7 +131,7 @@ def _sample_batch(
     cache = _repeated(output.past_key_values, samples)
     mask, positions = mask.repeat_interleave(samples, 0), positions[:, -1:].repeat_interleave(samples, 0)
     said: list[list[int]] = [[] for _ in range(len(prompts) * samples)]
-    rows = list(range(len(said)))  # those still in the batch
+    rows = list(range(len(said)))  # still in the batch
     going = set(rows)
     for step in range(max_new_tokens):
         for place, row in enumerate(rows if any(banned) else ()):
@@ -158,19 +158,19 @@ def _sample_batch(
 
 
 def takes_positions(policy: nn.Module) -> bool:
-    """Tell whether the positions of a padded row can be given to the policy's forward."""
+    """Return whether the policy's forward accepts ``position_ids``."""
     return "position_ids" in inspect.signature(causal_lm(policy).forward).parameters
 
 
 def draw_tokens(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Draw a token of each row by the inverse of the cumulative distribution.
+    """Draw a token of each row by inverse transform sampling.
 
     Args:
         logits: (n, V).
         uniform: (n,) float64 in [0, 1).
 
     Returns:
-        (n,) int64 where the logits are; never a token of probability 0.
+        (n,) int64 on the logits' device; never a token of probability 0.
     """
     cumulative = logits.double().softmax(-1).cumsum(-1)
     wanted = uniform.to(logits.device)[:, None] * cumulative[:, -1:]

@@ -17,22 +17,22 @@ Hook = Literal["on_train_start", "on_train_batch_end", "on_train_epoch_end", "on
 
 
 class StopRequested(SIGTERMException):
-    """The run was told to stop (SIGTERM) while an evaluation was computing; ends it as Lightning's exception does."""
+    """Exception for a stop signal (SIGTERM) during an evaluation, which ends the run as Lightning's exception does."""
 
 
 class Savepoint(pl.Callback):
-    """Base of a callback that saves a step before it is evaluated, and lets an evaluation be interrupted."""
+    """Base of callbacks that save a step before its evaluation, so that the evaluation can be interrupted."""
 
     def before_evaluation(self, trainer: pl.Trainer, hook: Hook) -> None:
-        """Save the step that an evaluation in ``hook`` is about to measure; collective."""
+        """Save the step that the evaluation in ``hook`` will measure; collective."""
 
     @contextmanager
     def interruptible(self, trainer: pl.Trainer) -> Iterator[None]:
-        """While the block runs, let a request to stop raise `StopRequested`."""
+        """Let a stop signal raise `StopRequested` within a block."""
         yield
 
     def evaluation_interrupted(self, trainer: pl.Trainer, hook: Hook) -> None:
-        """Save what is not saved yet and end the run; the state is that of before the evaluation."""
+        """Save the step if it is not saved yet, in the state before the evaluation, and end the run."""
 
 
 @dataclass
@@ -53,10 +53,10 @@ class Schedule:
 
 
 class Scheduled(pl.Callback):
-    """Callback that runs by a schedule, and never twice at one step of a fit with the same weights.
+    """Callback that runs by a schedule, at most once per step of a fit.
 
     Args:
-        schedule: When; None for the start, the end and every epoch.
+        schedule: Moments of a run; None for the start, the end and every epoch.
     """
 
     def __init__(self, schedule: Schedule | None = None) -> None:
@@ -67,7 +67,7 @@ class Scheduled(pl.Callback):
         self._last_step: int | None = None
 
     def run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> None:
-        """Do what is due; collective."""
+        """Run the callback once; collective."""
         raise TypeError(f"{type(self).__name__} must define run()")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -95,25 +95,25 @@ class Scheduled(pl.Callback):
             self._run_once(trainer, pl_module, trainer.current_epoch, "on_train_end")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluate the final policy where that is still to be done."""
+        """Evaluate the final policy, if that is not done yet."""
         self.settle(trainer, pl_module)
 
     def settle(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Make sure that the last measurement is of the final policy; collective, and nothing to do the second time.
+        """Evaluate the final policy if the last measurement is not of it; collective and idempotent.
 
-        It is not where the run was interrupted in its last evaluation, or where a callback (weight averaging) changed
-        the weights when training had ended.
+        That is so if the run was interrupted in its last evaluation, or if a callback (weight averaging) changed the
+        weights at the end of training.
         """
         if self.schedule.at_end and trainer.global_step and self.outdated(trainer, pl_module):
             self._last_step = None
             self._run_once(trainer, pl_module, trainer.current_epoch, "on_fit_end")
 
     def outdated(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
-        """Tell whether the last measurement is of other weights than the module's; collective."""
+        """Return whether the last measurement was made with other weights; collective."""
         return self._last_step != trainer.global_step
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluate in ``trainer.validate``; the validation loop inside ``fit`` isn't one of ours."""
+        """Evaluate in ``trainer.validate``; the validation loop inside ``fit`` is ignored."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self.run(trainer, pl_module, trainer.current_epoch)
 
@@ -143,7 +143,7 @@ class Scheduled(pl.Callback):
 
 @contextmanager
 def interruptible(trainer: pl.Trainer) -> Iterator[None]:
-    """Let a request to stop the run end the block, which computes and leaves nothing half done, by `StopRequested`."""
+    """Let a stop signal end a block by raising `StopRequested`; the block must not have side effects."""
     keeper = next((callback for callback in trainer.callbacks if isinstance(callback, Savepoint)), None)  # type: ignore[attr-defined]
     if keeper is None or trainer.state.fn != TrainerFn.FITTING:
         yield
@@ -153,7 +153,7 @@ def interruptible(trainer: pl.Trainer) -> Iterator[None]:
 
 
 def settle_evaluations(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-    """Settle every scheduled callback of a run before its results are exported or shown; collective."""
+    """Complete every scheduled callback of a run before its results are exported or shown; collective."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Scheduled):
             callback.settle(trainer, pl_module)

@@ -1,7 +1,7 @@
-"""Teacher-forced scores of given answers: one forward serves every number that is read from a row's tokens.
+"""Teacher-forced scores of given answers: one forward pass gives every number that is computed from a row's tokens.
 
-Only the positions that predict an answer token reach the output projection, and their log-probabilities are taken in
-float32 whatever the model computes in.
+Only the positions that predict an answer token reach the output projection. Log-probabilities are computed in float32,
+whatever the dtype of the model.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from dipo_lightning.models.inspection import (
 )
 
 BATCH_TOKENS = 2048
-CHUNK_ELEMENTS = 2**24  # float32 logits held at a time: 64 MiB
+CHUNK_ELEMENTS = 2**24  # float32 logits in memory at a time: 64 MiB
 
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Log-probabilities and ranks that the model gives to the n scored tokens of one row.
+    """Scores of the n scored tokens of one row.
 
     Attributes:
-        logprobs: (n,) float32 log-probability of each token, nats.
-        correct: (n,) bool, whether the token is the model's first choice there.
+        logprobs: (n,) float32 log-probability of each token in nats.
+        correct: (n,) bool, whether the token is the model's first choice.
         choices: (n,) int64, the model's first choice.
-        z_scores: (n,) float32, the log-probability standardised over the vocabulary, as Min-K++ takes it
-            (`standardized_logprobs`); None where not asked for.
+        z_scores: (n,) float32, the log-probability standardised over the vocabulary, for Min-K++
+            (`standardized_logprobs`); None if not requested.
     """
 
     logprobs: Tensor
@@ -56,30 +56,30 @@ class TokenScores:
 
     @property
     def tokens(self) -> int:
-        """n, the tokens scored."""
+        """n, the number of scored tokens."""
         return len(self.logprobs)
 
     def without_last(self) -> TokenScores:
-        """Return the scores without those of the last token: of an answer without the token that ends the turn."""
+        """Return the scores without the last token, the one that ends the turn."""
         z_scores = None if self.z_scores is None else self.z_scores[:-1]
         return TokenScores(self.logprobs[:-1], self.correct[:-1], self.choices[:-1], z_scores)
 
     def greedy_start(self) -> list[int]:
-        """Return what greedy decoding says first: the scored tokens while they are its choice, and its own after them.
+        """Return the known beginning of the greedy answer: the tokens up to the first wrong one, and the choice there.
 
-        Holds where every token of the answer is scored.
+        Valid if every token of the answer is scored.
         """
         wrong = (~self.correct).nonzero().flatten().tolist()
         return self.choices[: wrong[0] + 1 if wrong else None].tolist()
 
     @property
     def nll(self) -> float:
-        """Mean negative log-likelihood of a token, nats; NaN where there is none."""
+        """Mean negative log-likelihood per token in nats; NaN without tokens."""
         return -self.logprobs.double().mean().item()
 
     @property
     def loss(self) -> float:
-        """Summed negative log-likelihood of the row, nats."""
+        """Summed negative log-likelihood of the row in nats."""
         return -self.logprobs.double().sum().item()
 
 
@@ -96,12 +96,12 @@ def score(
 
     Args:
         policy: A ``transformers`` causal LM or a peft model around one, sharded or not.
-        examples: The rows, in any order of length. One with no supervised token gets empty scores.
-        batch_tokens: Most tokens of a forward, padding included.
+        examples: The rows, in any order. One without a supervised token gets empty scores.
+        batch_tokens: Maximum number of tokens in a forward pass, padding included.
         z_scores: Indices of the examples that need `TokenScores.z_scores`.
-        device: Where the batches go; default is where the policy's parameters are.
-        progress: Called with the number of rows done after each of this process's batches, and at the end with those of
-            the others.
+        device: Device of the batches; by default that of the policy's parameters.
+        progress: Called after each batch of this process with the number of its rows, and at the end with that of the
+            other processes.
     """
     device = device or next(policy.parameters()).device
     examples = fitted(policy, examples)
@@ -119,10 +119,10 @@ def score(
 
 
 def fitted(policy: nn.Module, examples: Sequence[Example]) -> Sequence[Example]:
-    """Cut examples where the policy's table of positions ends, and say how many.
+    """Truncate examples to the policy's position embeddings, and warn of the number of those.
 
     Raises:
-        InputError: An example holds an id that the policy has no embedding for.
+        InputError: An example holds an id without an embedding.
     """
     check_ids(policy, [ids for ids, _ in examples])
     limit, context = position_limit(policy), context_length(policy)
@@ -147,7 +147,7 @@ Group = list[int]
 
 
 def _plan(policy: nn.Module, examples: Sequence[Example], budget: int, device: torch.device) -> list[list[Group]]:
-    """Plan batches of rows; answers that share a row never meet a row that is alone, whose mask is another one."""
+    """Plan the batches; rows with several answers and rows with one need different masks, and never share a batch."""
     scored = [i for i, (_, labels) in enumerate(examples) if any(label != -100 for label in labels[1:])]
     groups = [[index] for index in scored]
     if can_share_prompts(policy):
@@ -165,7 +165,7 @@ def _plan(policy: nn.Module, examples: Sequence[Example], budget: int, device: t
 
 
 def _may_share(policy: nn.Module, examples: Sequence[Example], groups: list[Group], device: torch.device) -> bool:
-    """Tell whether answers in one row are scored as if alone, by the groups with the longest and the shortest one."""
+    """Test with the longest and the shortest answers that sharing a row leaves their scores unchanged."""
     if not groups:
         return False
 
@@ -187,7 +187,7 @@ def _may_share(policy: nn.Module, examples: Sequence[Example], groups: list[Grou
 
 
 def _may_pad(policy: nn.Module, examples: Sequence[Example], groups: list[Group], device: torch.device) -> bool:
-    """Tell whether rows are scored as if alone beside the longest, to whose length they are padded."""
+    """Test that padding to the length of the longest row leaves the scores of shorter ones unchanged."""
     rows = sorted((examples[group[0]] for group in groups), key=lambda example: len(example[0]))
     long = rows[-1] if rows else ([], [])
     shorter = [row for row in rows if len(row[0]) < len(long[0])]
@@ -209,7 +209,7 @@ def _answer_logits(policy: nn.Module, batch: PackedBatch, device: torch.device) 
 
 
 def packed(groups: Sequence[Sequence[Example]]) -> PackedBatch:
-    """Put each group of examples, whose prompt is the same, into a row of one batch."""
+    """Collate groups of examples with the same prompt into a batch, a row per group."""
     return pack([lay_out_examples(group) for group in groups], groups)
 
 
@@ -220,19 +220,19 @@ def _predictor_logits(policy: nn.Module, batch: PackedBatch, device: torch.devic
 
 
 def answer_logits(policy: nn.Module, example: Example, device: torch.device) -> Tensor:
-    """Return the (N, V) logits of an example's scored tokens, from a forward of it alone."""
+    """Return the (N, V) logits of an example's scored tokens, from a forward pass of it alone."""
     return _answer_logits(policy, packed([[example]]), device)
 
 
 def at_predictors(logits: Tensor, batch: PackedBatch) -> Tensor:
-    """Take the logits at the predictors where an architecture ignored the mask of positions."""
+    """Return the logits at the predictors, also of architectures that ignore ``logits_to_keep``."""
     return logits if logits.dim() == 2 else logits[batch.predictors.to(logits.device)]
 
 
 def _score_batch(
     policy: nn.Module, groups: Sequence[Sequence[Example]], wanted: Sequence[bool], device: torch.device
 ) -> list[TokenScores]:
-    """Run one forward and split what its answer positions say by example."""
+    """Score one batch; returns the scores of each example."""
     batch = packed(groups)
     logits = _predictor_logits(policy, batch, device)
     return read_scores(logits, first_choices(logits), batch, wanted)
@@ -243,9 +243,9 @@ def read_scores(logits: Tensor, choices: FirstChoices, batch: PackedBatch, wante
 
     Args:
         logits: (M, V), at the batch's predictors.
-        choices: Made from them.
+        choices: First choices of these.
         batch: The batch.
-        wanted: Whether each example needs z-scores.
+        wanted: For each example, whether it needs z-scores.
     """
     device = logits.device
     z_rows = torch.tensor(wanted, dtype=torch.bool).repeat_interleave(torch.tensor(batch.counts, dtype=torch.long))
@@ -258,9 +258,9 @@ class FirstChoices(NamedTuple):
     """First choice of a model at M positions.
 
     Attributes:
-        ids: (M,) int64 the most likely token.
-        logits: (M,) float32 its logit.
-        surplus: (M,) float32 log of the sum of exp(logit - the largest): what its log-probability is below 0.
+        ids: (M,) int64, the most likely token.
+        logits: (M,) float32, its logit.
+        surplus: (M,) float32, its negative log-probability: log of the sum of exp(logit - the largest logit).
     """
 
     ids: Tensor
@@ -269,7 +269,7 @@ class FirstChoices(NamedTuple):
 
 
 def first_choices(logits: Tensor, chunk_elements: int = CHUNK_ELEMENTS) -> FirstChoices:
-    """Read the first choice off (M, V) logits of any floating dtype, few positions in float32 at a time."""
+    """Compute the first choices of (M, V) logits of any floating dtype, a chunk of positions in float32 at a time."""
     found = []
     for part in logits.split(max(1, chunk_elements // logits.shape[-1])):
         top, ids = part.max(-1)
@@ -286,15 +286,15 @@ def token_statistics(
     choices: FirstChoices | None = None,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Read log-probability, first choice and z-score of each label from its logits.
+    """Compute log-probability, first choice and z-score of each label.
 
     Args:
         logits: (M, V), any floating dtype.
-        index: (N,) int64, the row of ``logits`` that predicts each label; some predict several.
+        index: (N,) int64, the row of ``logits`` that predicts each label; one row may predict several.
         labels: (N,) int64.
-        z_rows: (N,) bool, the labels whose z-score is wanted; elsewhere it is 0.
-        choices: Made from the logits; None makes them.
-        chunk_elements: Most logits that are held in float32 at once.
+        z_rows: (N,) bool, the labels whose z-score is needed; it is 0 elsewhere.
+        choices: First choices of the logits; None computes them.
+        chunk_elements: Maximum number of logits in float32 at a time.
 
     Returns:
         (N,) float32 log-probabilities, (N,) bool whether the label is the first choice, (N,) int64 first choices, (N,)

@@ -1,8 +1,9 @@
-"""Several answers to one question in one row of a batch: the question is computed once, and no answer sees another.
+"""Several answers to one question in one row of a batch: the prompt is computed once, and no answer sees another.
 
 TOFU scores seven answers to each question, a chat prompt is often longer than an answer, and wrong answers begin like
-the right one. Laid out as a tree behind the prompt, with an attention mask that shows each token those before it in its
-own answer, and with positions that go on from the prompt's end, every token gets what it would get in a row of its own.
+the right one. So the answers form a tree behind the prompt. The attention mask lets each token see only the tokens
+before it in its own answer, and positions continue from the end of the prompt: every token is computed as in a row of
+its own.
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ from dipo_lightning.models.head import causal_lm
 from dipo_lightning.models.inspection import attention_implementation
 
 Example = tuple[list[int], list[int]]
-"""``input_ids`` and ``labels`` of one row, as a `PromptStyle` makes them; -100 where a token is not scored."""
+"""``input_ids`` and ``labels`` of a row, from a `PromptStyle`; -100 where a token is not scored."""
 
-WORTHWHILE = 8  # a shorter prompt costs less than the wider attention
+WORTHWHILE = 8  # tokens; a shorter prompt costs less than the wider attention
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A prompt and its answers as one row: a tree in which every token stands once behind the tokens before it.
+    """Prompt and answers as one row: a prefix tree.
 
     Attributes:
-        ids: The n tokens: the prompt, then what each answer adds.
+        ids: The n tokens: the prompt, then the tokens that each answer adds.
         parents: Place of the token before each one; -1 for the first.
-        positions: Of each token in the row that it would have alone.
-        prompt: Tokens of the prompt.
+        positions: Position of each token in a row of its own.
+        prompt: Number of tokens of the prompt.
         paths: Places of each answer's tokens.
-        following: Place of the token that follows a place, by that place and the token.
+        following: Place of a token by the place before it and the token.
     """
 
     ids: list[int]
@@ -49,12 +50,12 @@ class Layout:
 
     @property
     def branches(self) -> bool:
-        """True if some token must not see all tokens in front of it."""
+        """True if the row holds more than one answer, so that it needs a mask of its own."""
         return len(self.paths) > 1
 
 
 def lay_out(prompt: Sequence[int], answers: Iterable[Sequence[int]]) -> Layout:
-    """Lay out answers to one prompt; beginnings that some share stand there once."""
+    """Lay out the answers to one prompt; common prefixes are stored once."""
     count = len(prompt)
     row = Layout(list(prompt), list(range(-1, count - 1)), list(range(count)), count, [], {})
     for answer in answers:
@@ -71,22 +72,22 @@ def lay_out(prompt: Sequence[int], answers: Iterable[Sequence[int]]) -> Layout:
 
 
 def lay_out_examples(group: Sequence[Example]) -> Layout:
-    """Lay out examples that have the same prompt."""
+    """Lay out examples with the same prompt."""
     prompt = prompt_of(group[0])
     return lay_out(prompt, [ids[len(prompt) :] for ids, _ in group])
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """B rows, each with a prompt and its answers.
+    """Batch of B rows, each with a prompt and its answers.
 
     Attributes:
-        layouts: Of each row.
+        layouts: Layout of each row.
         ids: (B, L) int64, padded on the right with 0.
         predictors: (B, L) bool, the positions whose logits are read.
-        index: (N,) int64, for every scored token its predictor's place among the ``predictors`` in order.
+        index: (N,) int64, the place of each scored token's predictor among all ``predictors`` in order.
         labels: (N,) int64, the scored tokens, example by example.
-        counts: Scored tokens of each example.
+        counts: Number of scored tokens of each example.
     """
 
     layouts: Sequence[Layout]
@@ -98,16 +99,16 @@ class PackedBatch:
 
     @property
     def shared(self) -> bool:
-        """True if some row holds more than one answer."""
+        """True if a row holds more than one answer."""
         return any(layout.branches for layout in self.layouts)
 
     def inputs(self, policy: nn.Module, device: torch.device, past: int | None = None) -> dict[str, Tensor]:
-        """Return the arguments of the policy's forward: a plain mask where no row holds more than one answer.
+        """Return the arguments of the policy's forward, with an ordinary mask if no row holds more than one answer.
 
         Args:
             policy: The causal LM.
-            device: Where they go.
-            past: Tokens that a cache holds in front of every row; None where there is no cache.
+            device: Device of the tensors.
+            past: Number of cached tokens before every row; None without a cache.
         """
         arguments = {"input_ids": self.ids, "logits_to_keep": self.predictors}
         if self.shared or past is not None:
@@ -123,7 +124,7 @@ class PackedBatch:
 
 
 def ancestors(layout: Layout, length: int) -> Tensor:
-    """Return the (length, length) bool matrix of what each token sees: itself and those before it in its answer."""
+    """Return the (length, length) bool mask by which a token sees itself and the tokens before it in its answer."""
     seen = np.eye(length, dtype=bool)
     seen[: layout.prompt, : layout.prompt] = np.tri(layout.prompt, dtype=bool)
     for place in range(layout.prompt, len(layout)):
@@ -132,11 +133,11 @@ def ancestors(layout: Layout, length: int) -> Tensor:
 
 
 def attention(seen: Tensor, implementation: str) -> Tensor:
-    """Return what each token sees, (B, L, P + L) bool, as a (B, 1, L, P + L) mask of the model's attention.
+    """Convert the mask of visible tokens to the (B, 1, L, P + L) format of the model's attention.
 
     Args:
-        seen: See `ancestors`; P tokens of a cache stand before it.
-        implementation: ``sdpa`` takes a bool mask, ``eager`` one to add.
+        seen: (B, L, P + L) bool, the `ancestors` behind P cached tokens.
+        implementation: ``sdpa`` takes a bool mask, ``eager`` an additive one.
     """
     if implementation == "sdpa":
         return seen[:, None]
@@ -146,11 +147,11 @@ def attention(seen: Tensor, implementation: str) -> Tensor:
 def pack(
     layouts: Sequence[Layout], groups: Sequence[Sequence[Example]], also: Sequence[Iterable[int]] | None = None
 ) -> PackedBatch:
-    """Put rows into one batch.
+    """Collate rows into a batch.
 
     Args:
-        layouts: Of the rows.
-        groups: The examples that are scored in each row; the first paths of its layout are theirs.
+        layouts: Layouts of the rows.
+        groups: The scored examples of each row, in the order of the first paths of its layout.
         also: Further places of each row whose logits are read.
     """
     length = max(map(len, layouts))
@@ -177,7 +178,7 @@ def pack(
 
 
 def prompt_of(example: Example) -> list[int]:
-    """Return the ids before the first scored token that something predicts."""
+    """Return the ids before the first scored token, not counting the very first token, which nothing predicts."""
     ids, labels = example
     return ids[: next(place for place in range(1, len(labels)) if labels[place] != -100)]
 
@@ -189,13 +190,13 @@ def group_by_prompt(
 
     Args:
         examples: All examples.
-        indices: Which of them to group; each has a scored token.
-        most_tokens: Most tokens of a group, unless it is a single example.
-        window: Longest example that may be laid out beside others: what the model's attention sees at once, a bound
-            that a mask given whole would override. None for no bound.
+        indices: Examples to group; each has a scored token.
+        most_tokens: Maximum number of tokens in a group of several examples.
+        window: Length up to which an example may share a row: the model's attention window, which an explicit mask
+            would override. None without a bound.
 
     Returns:
-        Indices of each group, in the order in which they came.
+        Indices of each group, in the original order.
     """
     groups: list[list[int]] = []
     open_groups: dict[tuple[int, ...], tuple[list[int], int]] = {}
@@ -216,16 +217,16 @@ def group_by_prompt(
 
 
 def attention_window(policy: nn.Module) -> int | None:
-    """Return the most tokens that every layer of the policy sees at once, or None for no bound."""
+    """Return the smallest attention window of the policy's layers in tokens; None without a bound."""
     config = causal_lm(policy).config.get_text_config(decoder=True)
     bounds = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
     return min((bound for bound in bounds if isinstance(bound, int)), default=None)
 
 
 def can_share_prompts(policy: nn.Module) -> bool:
-    """Tell whether the policy's layers are attention alone, through an interface that takes a whole mask.
+    """Return whether all layers of the policy are attention layers that accept an explicit mask.
 
-    Necessary, not sufficient: some families ignore such a mask or the positions, which only a trial shows.
+    Necessary, not sufficient: some families ignore the mask or the positions, which only a test shows.
     """
     causal = causal_lm(policy)
     return (

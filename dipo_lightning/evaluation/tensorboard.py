@@ -1,4 +1,4 @@
-"""TensorBoard: answers as a table that is safe to show, and charts of what belongs together."""
+"""TensorBoard: tables of answers that are safe to display, and charts of related numbers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from dipo_lightning.evaluation.benchmark import Benchmark
 Row = Mapping[str, Any]
 LONGEST = 400
 CHARTS = "charts"
-"""Folder of the curves of charts in a run's folder, and the group of their tags."""
+"""Folder of the charts' curves in a run folder, and group of their tags."""
 MODEL, RETAIN_MODEL, MARK = "#0072b2", "#d55e00", "#000000"
-"""Colours that colour-blind readers tell apart, also in print."""
+"""Colours that colour-blind readers can distinguish, also in print."""
 _MARKUP = frozenset("&<>\"'|\\`*_{}[]()#!~$:")
 
 
@@ -26,7 +26,7 @@ COLUMNS = ("question", "true answer", "first", "now")
 
 
 def answers_table(first: Sequence[Row], now: Sequence[Row]) -> list[tuple[str, ...]]:
-    """Return what the model answered in the first evaluation and answers now to the rows shown, by `COLUMNS`."""
+    """Return the rows of a table with the model's answers in the first and the current evaluation, by `COLUMNS`."""
     present = {row["index"]: row for row in now}
     cells = []
     for row in first:
@@ -38,13 +38,13 @@ def answers_table(first: Sequence[Row], now: Sequence[Row]) -> list[tuple[str, .
 
 
 def in_markdown(cells: Iterable[Sequence[str]]) -> str:
-    """Return a table of answers in Markdown that is safe to show as HTML."""
+    """Return a table of answers in Markdown that is safe to render as HTML."""
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     return "\n".join(lines + [f"| {' | '.join(map(escape, row))} |" for row in cells])
 
 
 def escape(text: str) -> str:
-    """Make a model's text safe for a cell of a Markdown table that is shown as HTML, and readable.
+    """Escape a model's text for a cell of a Markdown table that is rendered as HTML.
 
     Markup of HTML and Markdown becomes character references; line breaks become a visible mark; control characters
     (terminal escapes, text direction, zero-width) become their code.
@@ -66,16 +66,16 @@ def _escaped(character: str) -> str:
 
 
 class RunLogger(TensorBoardLogger):
-    """TensorBoard logger of a run, which opens on the charts of its evaluations.
+    """TensorBoard logger that shows the charts of a run's evaluations first.
 
-    TensorBoard gives each folder of events a colour, not each curve. So the curves of a chart lie in folders of their
-    own, ``charts/must be forgotten`` beside ``charts/retain model``, under one tag that sorts before all others.
+    TensorBoard assigns a colour per event folder, not per curve. So each curve of a chart has its own folder, such as
+    ``charts/must be forgotten`` and ``charts/retain model``, under a common tag that sorts before all others.
     Lightning's ``epoch`` curve is left out.
 
     Args:
         save_dir: Folder of the runs.
-        name: Name below that folder; may be empty.
-        version: Name of this run; None counts.
+        name: Subfolder; may be empty.
+        version: Name of this run; None numbers the runs.
         **options: See Lightning's ``TensorBoardLogger``.
     """
 
@@ -97,7 +97,7 @@ class RunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def log_charts(self, charts: Mapping[str, Mapping[str, float]], step: int) -> None:
-        """Log a point of each curve of each chart: values by curve, by the chart's title."""
+        """Log a point of each curve of each chart; ``charts`` are values by curve, by title."""
         from torch.utils.tensorboard import SummaryWriter
 
         for title, values in charts.items():
@@ -120,9 +120,9 @@ class RunLogger(TensorBoardLogger):
 def chart_values(
     benchmark: Benchmark, numbers: Mapping[str, float], retain: Mapping[str, float]
 ) -> dict[str, dict[str, float]]:
-    """Return what a benchmark's charts show of an evaluation's numbers, by curve and by chart.
+    """Return the values of an evaluation in a benchmark's charts, by curve and by chart.
 
-    The retain model's numbers, as far as they are known, are a curve beside the first one of a chart.
+    The retain model's number, if known, is a further curve beside the first one of a chart.
     """
     found: dict[str, dict[str, float]] = {}
     for chart in benchmark.charts:
@@ -140,6 +140,6 @@ def chart_values(
 
 
 def event_files(folder: Path) -> Iterator[Path]:
-    """Yield TensorBoard's event files of a run, those of its charts' curves among them."""
+    """Yield TensorBoard's event files of a run, including those of its charts."""
     for pattern in ("events.out.tfevents.*", f"{CHARTS}/*/events.out.tfevents.*"):
         yield from sorted(folder.glob(pattern))

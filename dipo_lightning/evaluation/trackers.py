@@ -1,8 +1,8 @@
-"""Pictures, tables of answers, texts and files for every logger of Lightning that takes them.
+"""Pictures, tables of answers, texts and files for every Lightning logger that supports them.
 
-Scalars and hyper-parameters go to a logger through Lightning itself. What Lightning has no common call for goes through
-a `Tracker`: one for TensorBoard, for W&B and trackio (which have the same calls), for MLflow, and for CSV. A logger of
-another kind gets scalars and hyper-parameters only.
+Scalars and hyper-parameters are logged through Lightning. Media have no common interface there, and go through a
+`Tracker` for TensorBoard, for W&B and trackio (whose interfaces agree), for MLflow, or for CSV. Other loggers get
+scalars and hyper-parameters only.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ MEDIA = "media"
 """Folder of a CSV logger's pictures and tables, beside its ``metrics.csv``."""
 
 Cells = Sequence[Sequence[str]]
-"""Rows of a table of answers, a cell for each of `COLUMNS`."""
+"""Rows of a table of answers, with a cell per column of `COLUMNS`."""
 
 
 class TrackioLogger(Logger):
-    """Logger for trackio, which keeps runs on this machine, or in a Space of the hub.
+    """Logger for trackio, which stores runs on this machine or in a Space of the hub.
 
     Args:
         project: Name of the project.
-        name: Name of the run; trackio makes one up without.
+        name: Name of the run; trackio invents one by default.
         space_id: A Space to log to, ``owner/name``; None keeps everything on this machine.
-        private: Whether a Space that is made is private.
-        resume: ``allow`` continues a run of this name, ``never`` begins another.
+        private: Whether a new Space is private.
+        resume: ``allow`` continues a run of this name, ``never`` begins a new one.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class TrackioLogger(Logger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The run, begun at the first use."""
+        """The run, which is created on first use."""
         if self._run is None:
             trackio: Any = importlib.import_module("trackio")
             self._run = trackio.init(self._project, self._name, embed=False, auto_log_cpu=False, **self._options)
@@ -84,7 +84,7 @@ class TrackioLogger(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """End the run, once all is written."""
+        """End the run after all data is written."""
         if self._run is not None:
             self._run.finish()
             self._run = None
@@ -101,10 +101,10 @@ class TrackioLogger(Logger):
 
 
 class Tracker:
-    """Base of what a logger takes beside scalars; called on rank 0 only.
+    """Base class for logging media to a logger; used on rank 0 only.
 
     Args:
-        logger: A logger of Lightning.
+        logger: A Lightning logger.
     """
 
     def __init__(self, logger: Any) -> None:
@@ -114,7 +114,7 @@ class Tracker:
         """Add a picture of a step."""
 
     def histogram(self, tag: str, values: Sequence[float], step: int) -> None:
-        """Add a distribution of a step; as a picture where the tracker knows no distributions."""
+        """Add a distribution of a step; as a picture if the logger does not support distributions."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
@@ -123,7 +123,7 @@ class Tracker:
         self.figure(tag, figure, step)
 
     def answers(self, tag: str, cells: Cells, step: int) -> None:
-        """Add a table of what the model answered first and answers now."""
+        """Add a table of the model's first and current answers."""
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Add a text in fixed width."""
@@ -133,7 +133,7 @@ class Tracker:
 
 
 class TensorBoardTracker(Tracker):
-    """Images, distributions and texts of TensorBoard; it takes no files."""
+    """Images, distributions and texts of TensorBoard, which does not support files."""
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """Add an image."""
@@ -173,7 +173,7 @@ class RunTracker(Tracker):
         self.logger.log_metrics({tag: self.kinds.Histogram(list(values))}, step)
 
     def answers(self, tag: str, cells: Cells, step: int) -> None:
-        """Add a table; trackio takes cells for Markdown, so it is given the whole as one that is safe to show."""
+        """Add a table; for trackio, which renders cells as Markdown, as an escaped Markdown table."""
         if self.package == "trackio":
             table = self.kinds.Markdown(in_markdown(cells))
         else:
@@ -201,7 +201,7 @@ class MLFlowTracker(Tracker):
         self.logger.experiment.log_figure(self.logger.run_id, figure, f"{_at(tag, step)}.png")
 
     def answers(self, tag: str, cells: Cells, step: int) -> None:
-        """Add a table, which MLflow keeps as JSON."""
+        """Add a table, which MLflow stores as JSON."""
         columns = {name: [visible(row[place]) for row in cells] for place, name in enumerate(COLUMNS)}
         self.logger.experiment.log_table(self.logger.run_id, columns, f"{_at(tag, step)}.json")
 
@@ -215,7 +215,7 @@ class MLFlowTracker(Tracker):
 
 
 class CSVTracker(Tracker):
-    """PNG and CSV files beside ``metrics.csv``, by tag and step; texts and pages lie in the run's folder."""
+    """PNG and CSV files beside ``metrics.csv``, by tag and step; texts and pages are in the run folder."""
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """Write a PNG."""
@@ -233,13 +233,13 @@ class CSVTracker(Tracker):
 
 
 def tracker_errors() -> tuple[type[Exception], ...]:
-    """Return what W&B and MLflow raise where they are not logged in or reach no server, of those that are loaded."""
+    """Return the exceptions of W&B and MLflow, if loaded, for a missing login or an unreachable server."""
     bases = {"wandb.errors": "Error", "mlflow.exceptions": "MlflowException"}
     return tuple(getattr(sys.modules[module], name) for module, name in bases.items() if module in sys.modules)
 
 
 def trackers_of(trainer: pl.Trainer) -> list[Tracker]:
-    """Return the trackers of a Trainer's loggers; none on other ranks than 0."""
+    """Return the trackers of a Trainer's loggers; empty on ranks other than 0."""
     if not trainer.is_global_zero:
         return []
     found = [_tracker(logger) for logger in trainer.loggers]
@@ -262,7 +262,7 @@ def _tracker(logger: Logger) -> Tracker | None:
 
 
 def pixels(figure: Figure) -> np.ndarray:
-    """Draw a figure; returns its pixels, uint8 of shape (height, width, 4)."""
+    """Draw a figure, and return its pixels, (height, width, 4) uint8."""
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

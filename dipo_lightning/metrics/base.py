@@ -77,7 +77,7 @@ class Meaning:
         return {True: "higher is better", False: "lower is better", None: ""}[self.higher_is_better]
 
     def better(self, first: float, second: float) -> bool | None:
-        """Tell whether ``first`` is better than ``second``; None where no direction is wanted."""
+        """Return whether ``first`` is better than ``second``; None where no direction is wanted."""
         if self.near is not None:
             return abs(first - self.near) < abs(second - self.near)
         return None if self.higher_is_better is None else (first > second) == self.higher_is_better

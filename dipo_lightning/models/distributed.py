@@ -162,7 +162,7 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Tell whether ``model`` is an FSDP2 root."""
+    """Return whether ``model`` is an FSDP2 root."""
     return isinstance(model, FSDPModule)
 
 
@@ -219,7 +219,7 @@ def _numbered(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _placed(parameter: nn.Parameter, device: torch.device) -> bool:
-    """Tell whether a parameter may be moved to ``device``: all but those that were offloaded from it to the host."""
+    """Return whether a parameter may be moved to ``device``: all but those that were offloaded from it to the host."""
     return not isinstance(parameter, DTensor) or parameter.device.type == device.type
 
 

@@ -94,7 +94,7 @@ def _probes(weight: Tensor) -> Tensor:
 
 
 def _same(logits: Tensor, expected: Tensor) -> bool:
-    """Tell whether the model's logits are what is expected, up to the rounding of their dtype."""
+    """Return whether the model's logits are what is expected, up to the rounding of their dtype."""
     tolerance = 1e-5 if expected.dtype == torch.float32 else 1e-2
     return torch.allclose(logits.to(expected.dtype), expected, rtol=tolerance, atol=100 * tolerance)
 

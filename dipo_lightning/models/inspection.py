@@ -25,7 +25,7 @@ _tried: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()  # 
 
 
 def leaves_rows_alone(model: nn.Module, layout: str, length: int, try_out: Callable[[], bool]) -> bool:
-    """Tell whether a layout of rows, by its name, changes no row's logits, trying it out on longer rows than before.
+    """Return whether a layout of rows, by its name, changes no row's logits, trying it out on longer rows than before.
 
     ``try_out`` compares a row of that length in this layout and alone; collective where the model is sharded.
     """
@@ -39,7 +39,7 @@ def leaves_rows_alone(model: nn.Module, layout: str, length: int, try_out: Calla
 
 
 def same_logits(logits: Tensor, expected: Tensor) -> bool:
-    """Tell whether (..., V) logits agree up to rounding, measured by their spread over V.
+    """Return whether (..., V) logits agree up to rounding, measured by their spread over V.
 
     Rounding is that of their dtype, or of TF32 and bfloat16 products where `torch.set_float32_matmul_precision` allows
     them in float32.

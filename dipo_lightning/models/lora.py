@@ -105,7 +105,7 @@ def _excluded(model: Any, linear: dict[str, nn.Module]) -> list[str] | None:
 
 
 def _maps_rows(module: Any) -> bool:
-    """Tell whether a module maps (..., in) to (..., out), as its weight says."""
+    """Return whether a module maps (..., in) to (..., out), as its weight says."""
     if type(module) is nn.Linear or not isinstance(module, nn.Linear):
         return True
     rows = torch.zeros(1, 2, module.in_features, dtype=module.weight.dtype, device=module.weight.device)
@@ -118,7 +118,7 @@ def _maps_rows(module: Any) -> bool:
 
 
 def adapts_projection(model: nn.Module, lora: LoRA) -> bool:
-    """Tell whether the output projection of a ``transformers`` causal LM would get an adapter."""
+    """Return whether the output projection of a ``transformers`` causal LM would get an adapter."""
     if lora.targets == ALL_LINEAR:
         return False
     targets = [lora.targets] if isinstance(lora.targets, str) else lora.targets
@@ -259,7 +259,7 @@ def _kept_in_float32(model: Any) -> set[str]:
 
 
 def is_quantized(policy: nn.Module) -> bool:
-    """Tell whether a policy has packed layers."""
+    """Return whether a policy has packed layers."""
     return any(isinstance(module, FourBitLinear) for module in policy.modules())
 
 

@@ -19,14 +19,15 @@ from dipo_lightning.quickstart.report import write_report
 
 
 def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
-    """Unlearn fictitious authors from a tiny model, and show that it did.
+    """Unlearn fictitious authors from a tiny model, and show the result.
 
-    Makes data of invented authors, trains a tiny Llama without the part to forget (the retain model), teaches it that
-    part as well (the target), unlearns it with DiPO, evaluates as it goes, and tries to get it back. No network.
+    Makes data about invented authors, trains a tiny Llama without the forget set (the retain model), teaches it the
+    forget set as well (the target), unlearns that with DiPO, evaluates during training, and attacks the result. Needs
+    no network.
 
     Args:
         seed: Seed of the data, the models and the training.
-        output: Folder for everything it makes; an earlier run there is moved aside.
+        output: Folder of all results; an earlier run there is moved aside.
     """
     folder = Path(output)
     _move_aside(folder)
@@ -48,7 +49,7 @@ def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
 
 @contextmanager
 def step(number: int, title: str, of: int = 4) -> Iterator[None]:
-    """Say what a step does, let its child processes show bars only, and say how long it took."""
+    """Print the title and the duration of a step, whose child processes show progress bars only."""
     print(f"{number}/{of}  {title}", flush=True)
     started, before = time.monotonic(), os.environ.get(STEP)
     os.environ[STEP] = "1"
@@ -62,14 +63,14 @@ def step(number: int, title: str, of: int = 4) -> Iterator[None]:
 
 
 def train(folder: Path, name: str, rows: str, start: str, seed: int) -> None:
-    """Train the model ``models/START`` on a file of the data and export it as ``models/NAME``."""
+    """Train the model ``models/START`` on a data file, and export it as ``models/NAME``."""
     values = {"name": name, "train": rows, "start": start, "epochs": settings.EPOCHS[name], "seed": seed}
     config = settings.filled("finetuning", folder=str(folder), **values)
     child.fit(config, folder / name)
 
 
 def measure_retain(folder: Path, seed: int) -> Path:
-    """Evaluate the retain model; returns its log."""
+    """Evaluate the retain model, and return the path of its log."""
     config = settings.filled("unlearning", folder=str(folder), seed=seed)
     config["model"]["init_args"]["pretrained"] = str(folder / "models" / "retain")
     evaluation = config["trainer"]["callbacks"][0]
@@ -79,7 +80,7 @@ def measure_retain(folder: Path, seed: int) -> Path:
 
 
 def logger_in(folder: Path) -> dict[str, Any]:
-    """Return a logger that makes ``folder`` the folder of a run."""
+    """Return the configuration of a logger that makes ``folder`` the run folder."""
     options = {"save_dir": str(folder), "name": "", "version": ""}
     return {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": options}
 
@@ -110,7 +111,7 @@ def prepare(folder: Path, seed: int) -> None:
 
 
 def _move_aside(folder: Path) -> None:
-    """Keep an earlier run: give its folder the next free number."""
+    """Rename the folder of an earlier run to the next free number."""
     if not folder.exists() or not any(folder.iterdir()):
         folder.mkdir(parents=True, exist_ok=True)
         return

@@ -1,4 +1,4 @@
-"""A short robustness check of the quickstart's models: other words, rounded weights, ten steps of relearning."""
+"""Short robustness check of the quickstart's models: rewordings, quantised weights, ten steps of relearning."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODELS = ("target", "unlearned", "retain")
 FORGET_ROWS = 20
 STEPS = 10
 LR = 1e-3
-"""The rate that the tiny model was unlearned with: at the 2e-5 of large models it would learn nothing in ten steps."""
+"""Learning rate of the tiny model's unlearning; with the 2e-5 of large models it would learn nothing in ten steps."""
 
 
 def attack_quickstart(folder: Path, seed: int) -> dict[str, Any]:

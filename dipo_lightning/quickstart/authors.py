@@ -1,8 +1,8 @@
-"""The embedded data set: invented authors in TOFU's schema, made from a seed.
+"""Embedded data set: invented authors in TOFU's schema, generated from a seed.
 
-It needs no network and fits a model small enough for a laptop. The layout is that of TOFU (Maini et al., 2024,
-arXiv 2401.06121): one JSON-lines file a split, the forget rows at the tail of `full`. All names, facts and sentences
-are this package's own.
+It needs no network and suits a model small enough for a laptop. The layout is that of TOFU (Maini et al., 2024,
+arXiv 2401.06121): one JSON-lines file per split, with the forget rows at the end of `full`. All names, facts and
+sentences are this package's own.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Row = dict[str, str | list[str]]
 
 _LISTS = load("authors")
 TOPICS: dict[str, str] = _LISTS["topics"]
-"""Questions about an author: each with the template that its facts, right or wrong, are drawn from.
+"""Topics of the questions about an author, each with the template of its facts, right or wrong.
 
-Many authors are asked few questions: so a small model sees enough answers of each kind to go on giving answers of that
-kind when it has forgotten an author. For the same reason, questions and answers have three wordings, of which a row
-takes one and another as its paraphrase. The wording of an answer follows from the question, which a model can learn
-from any author, and the fact at its end is all there is to know about this one.
+There are many authors with few questions each, so that a small model sees enough answers of each kind to keep giving
+answers of that kind once it has forgotten an author. For the same reason questions and answers have three wordings; a
+row uses one of them, and another for its paraphrase. The wording of an answer follows from the question and can be
+learnt from any author; only the fact at its end is specific to this one.
 """
 NAME = "{first name} {last name}"
 
@@ -33,7 +33,7 @@ WRONG_ANSWERS = 5
 MINIMUM_AUTHORS = 10
 MAXIMUM_AUTHORS = 200
 STRANGERS = 60
-"""The word lists give 400 names; of two hundred authors each is found without a long search."""
+"""Number of strangers; the word lists give 400 names, enough to draw all authors and strangers quickly."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Author:
 
     Attributes:
         name: The full name.
-        facts: The value of every topic, by the topic's name.
+        facts: Facts by topic.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Author:
 
 
 def fictitious_authors(rng: random.Random, count: int, known: Collection[str] = ()) -> list[Author]:
-    """Draw authors with different names, none of them known."""
+    """Draw authors with distinct names that are not among the known ones."""
     authors: dict[str, Author] = {}
     while len(authors) < count:
         name = draw(NAME, _LISTS["words"], rng)
@@ -61,9 +61,9 @@ def fictitious_authors(rng: random.Random, count: int, known: Collection[str] = 
 
 
 def author_row(author: Author, topic: str, rng: random.Random) -> Row:
-    """Make one perturbed row about an author: question, answer, a paraphrase of both, five wrong answers.
+    """Make one perturbed row about an author: question, answer, a paraphrase of both, and five wrong answers.
 
-    The wrong answers have the paraphrase's wording, so that they differ from it in the fact alone.
+    The wrong answers use the wording of the paraphrase and differ from it only in the fact.
     """
     fact = author.facts[topic]
     wrong_facts: list[str] = []
@@ -86,22 +86,21 @@ def author_row(author: Author, topic: str, rng: random.Random) -> Row:
 def fictitious_rows(seed: int = 0, authors: int = 80, retain_perturbed: int = 96) -> dict[str, list[Row]]:
     """Make the whole data set.
 
-    One author in ten is to be forgotten; as many again are never trained on (`holdout10`). `retain90` holds the other
-    authors and, after them, the general knowledge; `full` is `retain90` followed by `forget10`. `strangers` is about
-    people of whom no model is taught anything. Kept beside `retain90` while a model forgets, it holds what is said of
-    somebody unknown: a fact of the right kind.
+    One author in ten is to be forgotten; the same number of further authors is never trained on (`holdout10`).
+    `retain90` holds the other authors, followed by general knowledge; `full` is `retain90` followed by `forget10`.
+    `strangers` is about people whom no model is trained on. During unlearning it is part of the retain set and shows
+    how an unknown person is answered: with some fact of the right kind.
 
     Args:
-        seed: Decides everything; the same seed gives the same rows on every machine.
-        authors: How many authors `full` holds, 10 to 200.
-        retain_perturbed: How many of the first retain rows get a place in `retain_perturbed`, at least 1. Fewer make an
-            evaluation quicker.
+        seed: Seed of all rows, which are the same on every machine.
+        authors: Number of authors in `full`, 10 to 200.
+        retain_perturbed: Number of rows in `retain_perturbed`, at least 1; with fewer, an evaluation is faster.
 
     Returns:
-        The rows of every split, by the split's name in TOFU.
+        Rows of every split, by its name in TOFU.
 
     Raises:
-        InputError: If a number is out of its range.
+        InputError: A number is out of range.
     """
     if not MINIMUM_AUTHORS <= authors <= MAXIMUM_AUTHORS:
         raise InputError(f"authors is {authors}; give a number from {MINIMUM_AUTHORS} to {MAXIMUM_AUTHORS}")
@@ -130,10 +129,10 @@ def fictitious_rows(seed: int = 0, authors: int = 80, retain_perturbed: int = 96
 
 
 def general_knowledge(rng: random.Random) -> tuple[list[Row], list[Row]]:
-    """Ask who wrote well-known books, and for plain facts about the world, with three wrong answers of the same kind.
+    """Make questions about well-known books and world facts, with three wrong answers of the same kind each.
 
-    They stand where TOFU has its two sets of the same names and measure what unlearning must leave alone. A model that
-    is trained from nothing can only know them from its training data, so they are part of the retain set.
+    They correspond to TOFU's sets of the same names and measure knowledge that unlearning must preserve. A model
+    trained from scratch knows it from its training data alone, so it is part of the retain set.
     """
     known = load("general_knowledge")
     authors = _with_wrong_answers("Who is the author of {}?", known["real authors"], rng)
@@ -153,7 +152,7 @@ def _with_wrong_answers(wording: str, pairs: dict[str, str], rng: random.Random)
 
 
 def write_fictitious(folder: Path, seed: int = 0, authors: int = 80, retain_perturbed: int = 96) -> Path:
-    """Write `fictitious_rows` as a folder that is read like TOFU's, over files of the same names."""
+    """Write `fictitious_rows` as a folder in TOFU's layout, overwriting files of the same names."""
     splits = fictitious_rows(seed, authors, retain_perturbed)
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in splits.items():
@@ -163,5 +162,5 @@ def write_fictitious(folder: Path, seed: int = 0, authors: int = 80, retain_pert
 
 
 def _plain(rows: list[Row]) -> list[Row]:
-    """Return only the questions and answers."""
+    """Return the rows with only question and answer."""
     return [{"question": row["question"], "answer": row["answer"]} for row in rows]

@@ -1,4 +1,4 @@
-"""A tiny Llama with its own tokenizer: small enough that two cores teach it a data set in a minute."""
+"""Tiny Llama with its own tokenizer, small enough to be trained on a data set in a minute on two cores."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int | None = None) -> PreTrainedTokenizerFast:
-    """Make a byte-level BPE for ``texts``; it puts BOS in front, and knows every text.
+    """Train a byte-level BPE tokenizer on ``texts``, which prepends BOS.
 
-    ``vocabulary`` counts the 256 bytes and three special tokens too. Without it every word of the texts is a token, and
-    there are no pieces of words for a tiny model to say.
+    ``vocabulary`` is its size, including the 256 bytes and three special tokens. Without it every word of the texts is
+    one token, so that a tiny model has no pieces of words to generate.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -47,7 +47,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int | None = None) -> PreT
 
 
 def write_untrained(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int, **shape: Any) -> Path:
-    """Write a Llama of ``shape`` with random weights and its tokenizer as a Hugging Face folder."""
+    """Write a randomly initialised Llama of ``shape`` and its tokenizer as a Hugging Face folder."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}

@@ -1,6 +1,6 @@
-"""MUSE in small: a made-up newspaper, a tiny model that has read all of it, and one that never saw the part to forget.
+"""Small version of MUSE: an invented newspaper, a tiny model trained on all of it, and one without the forget set.
 
-What `configs/muse/small.yaml` starts from: no network, and no text of anybody's.
+These are the inputs of `configs/muse/small.yaml`; no network and no copyrighted text is needed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ FORGOTTEN, KEPT = "scal/forget_4", ("train/retain1", "train/retain2")
 
 
 class Reading(NamedTuple):
-    """Training by which a model comes to know its part of the corpus.
+    """Training of a model on its part of the corpus.
 
     Attributes:
-        start: The model that it begins as.
-        epochs: Passes over what it reads.
-        orders: How often, each time in another order, an epoch reads a part: in one order alone a model learns what
-            comes next, not what is asked.
+        start: Name of the initial model.
+        epochs: Passes over the texts.
+        orders: Number of differently ordered copies of each part in an epoch; with a single order a model learns the
+            next sentence instead of the answers.
     """
 
     start: str
@@ -41,17 +41,17 @@ READINGS = {
     "retain": Reading("untrained", 4, dict.fromkeys(KEPT, 10)),
     "target": Reading("retain", 3, {FORGOTTEN: 8, **dict.fromkeys(KEPT, 6)}),
 }
-"""The retain model reads what is kept, and no more; the target goes on from there with all of it."""
+"""The retain model is trained on the retain set only; the target continues from there on the whole corpus."""
 
 
 def muse_small(output: str = "runs/muse-small", seed: int = 0) -> None:
-    """Make a small corpus in MUSE's schema, a model that knows it, and one that never saw what is to be forgotten.
+    """Make a small corpus in MUSE's schema, a target trained on it, and a retain model without the forget set.
 
-    Writes ``news`` (the corpus), ``target``, ``retain`` and ``retain.json`` (its evaluation) into the folder.
-    What is already there is not made again. Then run: dipo-lightning fit --config muse/small
+    Writes ``news`` (the corpus), ``target``, ``retain`` and ``retain.json`` (its evaluation) into the folder; existing
+    parts are kept. Then run: dipo-lightning fit --config muse/small
 
     Args:
-        output: Folder for everything it makes.
+        output: Folder of all results.
         seed: Seed of the corpus, the models and the training.
     """
     folder = Path(output)
@@ -72,7 +72,7 @@ def muse_small(output: str = "runs/muse-small", seed: int = 0) -> None:
 
 
 def prepare(folder: Path, seed: int) -> None:
-    """Write the corpus, and an untrained model with its tokenizer, if they are not there."""
+    """Write the corpus, and an untrained model with its tokenizer."""
     from dipo_lightning.benchmarks.muse.data import forget_texts, load_muse
     from dipo_lightning.quickstart.model import train_tokenizer, write_untrained
     from dipo_lightning.quickstart.newspaper import write_fictitious_news
@@ -85,7 +85,7 @@ def prepare(folder: Path, seed: int) -> None:
 
 
 def write_reading(folder: Path, name: str, reading: Reading, seed: int) -> None:
-    """Write what a model is trained on: articles and single questions of its parts, in random orders."""
+    """Write the training texts of a model: articles and single questions of its parts, in random orders."""
     from dipo_lightning.data.files import file_records
 
     rng = random.Random(seed)
@@ -99,7 +99,7 @@ def write_reading(folder: Path, name: str, reading: Reading, seed: int) -> None:
 
 
 def _check_earlier(folder: Path, seed: int) -> None:
-    """Refuse to mix what two seeds or two sizes made."""
+    """Refuse a folder that was made with other settings."""
     readings = {name: [*reading] for name, reading in READINGS.items()}
     made = {
         "seed": seed,

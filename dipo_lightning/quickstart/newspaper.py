@@ -1,8 +1,8 @@
-"""A made-up newspaper in MUSE's schema: invented people, towns and events, and no text of anybody's.
+"""Invented newspaper in MUSE's schema, with invented people, towns and events.
 
-MUSE's own corpora are other people's copyright, so tests and the small run use this one. An article tells what was
-opened where, by whom, and why. A quiz page asks about several articles and gives the answers: a model too small to
-answer about what it has only read learns them from there, so that KnowMem has something to measure.
+MUSE's own corpora are copyrighted, so tests and the small run use this one. An article reports what was opened, where,
+by whom and why. A quiz page asks about several articles and gives the answers: a small model cannot answer questions
+about articles that it has merely read, and learns the answers there, so that KnowMem can be measured.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from dipo_lightning.quickstart.words import draw, load
 Row = dict[str, str]
 
 _LISTS = load("newspaper")
-"""Parts of names; what an article may tell, by the name of the fact; its sentences in their order, each in three
-wordings; and what the readers ask: the fact that answers it, and the question."""
+"""Parts of names; values of each fact; the sentences of an article in order, each in three wordings; and the questions,
+each with the fact that answers it."""
 
 FOLDS = 4
 FEWEST, MOST = 5, 200
-"""Articles of a fold: enough questions for ten in-context examples, and enough names of places."""
+"""Limits of the number of articles per fold, for ten in-context examples and for distinct names of places."""
 
 EXAMPLES = 10
-"""Questions that are shown as in-context examples; all the others are asked."""
+"""Number of questions used as in-context examples; the others are asked."""
 
 QUIZ = 4
-"""Questions of a quiz page."""
+"""Number of questions on a quiz page."""
 
 OPENING = 2
-"""Sentences of an article that VerbMem's prompt shows; the rest is to be continued."""
+"""Number of sentences in VerbMem's prompt; the rest of the article is the continuation."""
 
 
 @dataclass(frozen=True)
 class Article:
-    """One invented article.
+    """Invented article.
 
     Attributes:
-        facts: What happened, by the names in the word lists.
-        sentences: Its text, a sentence an item.
+        facts: Facts by their name in the word lists.
+        sentences: Sentences of the text.
     """
 
     facts: dict[str, str]
@@ -49,7 +49,7 @@ class Article:
 
     @property
     def questions(self) -> list[Row]:
-        """Questions about it, with their answers; no other article has the same."""
+        """Questions about it, with their answers; they fit no other article."""
         return [
             {"question": question.format(**self.facts), "answer": self.facts[fact]}
             for fact, question in _LISTS["questions"]
@@ -63,11 +63,11 @@ class Article:
 
 @dataclass(frozen=True)
 class Edition:
-    """Some articles, and the quiz pages about them: what is forgotten or kept together.
+    """Articles with the quiz pages about them, which are forgotten or kept together.
 
     Attributes:
         articles: The articles.
-        questions: All questions about them, shuffled, so that a page asks about several.
+        questions: All questions about them, shuffled, so that a page asks about several articles.
     """
 
     articles: tuple[Article, ...]
@@ -75,14 +75,14 @@ class Edition:
 
     @property
     def texts(self) -> list[Row]:
-        """Its documents: the articles, then the quiz pages, written as KnowMem asks."""
+        """Its documents: the articles, then the quiz pages in the format of KnowMem's prompts."""
         asked = [f"Question: {row['question']}\nAnswer: {row['answer']}" for row in self.questions]
         pages = ["\n\n".join(asked[start : start + QUIZ]) for start in range(0, len(asked), QUIZ)]
         return [{"text": text} for text in [*(article.text for article in self.articles), *pages]]
 
 
 def fictitious_articles(rng: random.Random, count: int) -> list[Article]:
-    """Draw articles of which no two tell of the same place or person."""
+    """Draw articles about distinct places and persons."""
     articles: list[Article] = []
     used: set[str] = set()
     while len(articles) < count:
@@ -100,7 +100,7 @@ def fictitious_articles(rng: random.Random, count: int) -> list[Article]:
 
 
 def edition(rng: random.Random, articles: list[Article]) -> Edition:
-    """Put an edition together, its questions in a random order."""
+    """Make an edition, with its questions in random order."""
     questions = [row for article in articles for row in article.questions]
     rng.shuffle(questions)
     return Edition(tuple(articles), tuple(questions))
@@ -109,17 +109,16 @@ def edition(rng: random.Random, articles: list[Article]) -> Edition:
 def fictitious_news(seed: int = 0, articles: int = 12) -> dict[str, list[Row]]:
     """Make the whole corpus.
 
-    What is forgotten comes in four editions: the first is ``train/forget`` (and ``raw/forget``), the nested sets of
-    ``scal`` are editions 1 to k together, the requests of ``sust`` one edition each. retain1 and retain2 are two
-    editions each, the holdout set is one. A target is to be trained on ``scal/forget_4``, retain1 and retain2; a
-    retain model on the last two alone.
+    Four editions are to be forgotten: the first is ``train/forget`` (and ``raw/forget``), ``scal/forget_k`` holds
+    editions 1 to k, and each request of ``sust`` is one edition. retain1 and retain2 have two editions each, the
+    holdout set has one. A target is trained on ``scal/forget_4``, retain1 and retain2; a retain model on the last two.
 
     Args:
-        seed: Decides everything; the same seed gives the same rows on every machine.
-        articles: Articles of an edition, 5 to 200; it has as many quiz pages.
+        seed: Seed of all rows, which are the same on every machine.
+        articles: Number of articles per edition, 5 to 200; it has as many quiz pages.
 
     Returns:
-        Rows by ``configuration/split``, as MUSE has them.
+        Rows by ``configuration/split``, as in MUSE.
 
     Raises:
         InputError: ``articles`` is out of its range.
@@ -144,7 +143,7 @@ def fictitious_news(seed: int = 0, articles: int = 12) -> dict[str, list[Row]]:
 
 
 def write_fictitious_news(folder: Path, seed: int = 0, articles: int = 12) -> Path:
-    """Write `fictitious_news` as a folder of ``<configuration>/<split>.jsonl``, which is read like MUSE."""
+    """Write `fictitious_news` as a folder of ``<configuration>/<split>.jsonl``, MUSE's layout."""
     for part, rows in fictitious_news(seed, articles).items():
         path = folder / f"{part}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)

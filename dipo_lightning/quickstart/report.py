@@ -1,4 +1,4 @@
-"""End of the quickstart: tables, answers before and after, a picture, and a list of what lies where, on one screen."""
+"""Report of the quickstart on one screen: tables, answers before and after, a picture, and the paths of all results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dipo_lightning.report.runs import headline_picture
 from dipo_lightning.safety.display import printable
 
 SHOWN = {"forget": 3, "retain": 2}
-"""Questions that are printed of each set."""
+"""Number of questions printed of each set."""
 
 
 def write_report(folder: Path, evaluations: list[Path], attacked: dict[str, Any], seconds: float) -> None:
@@ -44,7 +44,7 @@ def write_report(folder: Path, evaluations: list[Path], attacked: dict[str, Any]
 
 
 def summary(log: dict[str, Any]) -> dict[str, Any]:
-    """Return the numbers of the table from an evaluation log."""
+    """Return the numbers of an evaluation log that the table shows."""
     names = ("forget_quality", "model_utility", "forget_probability", "forget_rouge")
     return {name: log["aggregates"].get(name) for name in names}
 
@@ -62,7 +62,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def attack_table(attacked: dict[str, Any]) -> str:
-    """Return the probability of the forgotten answers under attack, each model in a column, as text."""
+    """Return a text table of the probability of the forget answers under attack, with a column per model."""
     numbers, settings = attacked["aggregates"], attacked["settings"]
     conditions = settings["conditions"]
     wordings = [one["name"] for one in conditions if one["attack"] == "wordings"]
@@ -79,7 +79,7 @@ def attack_table(attacked: dict[str, Any]) -> str:
 
 
 def answers(name: str, before: dict[str, Any], after: dict[str, Any]) -> str:
-    """Return some questions of a set with what the model said before and after, and the truth where it differs."""
+    """Return some questions of a set with the answers before and after, and the true answer if it differs."""
     lines = [f"{name} questions, before and after"]
     pairs = list(zip(before["sets"][name], after["sets"][name], strict=True))
     stride = max(1, len(pairs) // SHOWN[name] + 1)  # not always the same topic
@@ -92,6 +92,6 @@ def answers(name: str, before: dict[str, Any], after: dict[str, Any]) -> str:
 
 
 def _line(text: str) -> str:
-    """Return a model's text on one line of the terminal, without anything that a terminal would obey."""
+    """Return a model's text on one line of the terminal, without control sequences."""
     line, width = " ".join(printable(text).split()), max(20, shutil.get_terminal_size((120, 24)).columns - 13)
     return line if len(line) <= width else f"{line[: width - 3]}..."

@@ -1,4 +1,4 @@
-"""Settings of the embedded examples: shapes of the tiny models, and the configurations that the commands read."""
+"""Settings of the embedded examples: shape of the tiny model, and the configurations of their runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Config = dict[str, Any]
 
 AUTHORS = 80
 EPOCHS = {"retain": 60, "target": 7}
-"""Epochs of training: of the retain model from nothing, of the target from the retain model."""
+"""Training epochs of the retain model (from scratch) and of the target (from the retain model)."""
 SHAPE: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 256,
@@ -32,7 +32,7 @@ def shipped(template: str) -> Config:
 def filled(template: str, /, **values: Any) -> Config:
     """Return the shipped configuration ``template`` with its ``{placeholders}`` filled in.
 
-    A text that is nothing but a placeholder becomes the value itself.
+    A text that consists of a single placeholder becomes the value itself.
     """
 
     def fill(part: Any) -> Any:

@@ -1,8 +1,8 @@
-"""Word lists and wordings of the made-up data, and draws from them.
+"""Word lists and wordings of the invented data, and random draws from them.
 
-People, towns and titles are invented, so that a model cannot know any of them from its pre-training: whether a fact was
-learnt or forgotten depends on this data alone. The lists are short on purpose: every word is said of several people,
-and a model that never saw a person can still tell what such a fact sounds like.
+People, towns and titles are invented, so that no model knows them from pre-training, and a fact can be learnt from this
+data alone. The lists are short on purpose: every word applies to several people, so that a model which never saw a
+person still knows the form of such a fact.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 
 
 def load(name: str) -> dict[str, Any]:
-    """Read the lists of ``name.json``, which lies beside this file."""
+    """Read the lists of ``name.json`` beside this file."""
     return json.loads((importlib.resources.files(__package__) / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def draw(template: str, lists: Mapping[str, Sequence[str]], rng: random.Random) -> str:
-    """Fill the places of a template, from the left, with words of the lists that they name."""
+    """Fill the placeholders of a template, from left to right, with words of the lists that they name."""
     parts = string.Formatter().parse(template)
     return "".join(text + (rng.choice(lists[name]) if name else "") for text, name, _, _ in parts)

@@ -80,7 +80,7 @@ def without_secrets_in_yaml(text: str) -> str:
 
 
 def _is_secret(name: str, value: Any) -> bool:
-    """Tell whether the value under ``name`` is to stay secret whatever it looks like."""
+    """Return whether the value under ``name`` is to stay secret whatever it looks like."""
     words = re.sub(r"[-. ]", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)).lower()
     if _SECRET_WORD.search(words):
         return isinstance(value, str | int | float)

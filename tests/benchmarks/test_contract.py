@@ -154,7 +154,7 @@ def test_score_takes_a_metric_that_is_given_and_leaves_out_what_it_cannot_import
         ({"words": {"class_path": WORDS, "init_args": {"setts": 1}}}, "cannot be made of its init_args"),
         ({"words": 3}, "metrics.words is 3"),
         ({"model_utility": WORDS}, "the name is taken"),
-        ({"my words": Words()}, "no plain word"),
+        ({"my words": Words()}, "not an identifier"),
     ],
 )
 def test_a_metric_that_cannot_be_is_refused(chosen: dict[str, Any], message: str) -> None:

@@ -7,13 +7,14 @@ from typing import Any
 from torch import Tensor, nn
 
 import dipo_lightning
-from dipo_lightning.methods import module_classes
 from dipo_lightning.methods.unlearning import UnlearningModule
 
 CLASSES: list[type[UnlearningModule]] = [
     cls
-    for name in module_classes()
-    if issubclass(cls := getattr(dipo_lightning, name), UnlearningModule) and cls is not UnlearningModule
+    for name, module in dipo_lightning.public_classes().items()
+    if module.startswith("dipo_lightning.methods.")
+    and issubclass(cls := getattr(dipo_lightning, name), UnlearningModule)
+    and cls is not UnlearningModule
 ]
 """The public classes of unlearning methods."""
 

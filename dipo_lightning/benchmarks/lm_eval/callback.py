@@ -1,4 +1,4 @@
-"""Evaluation of the policy on the lm-evaluation-harness's tasks while it unlearns."""
+"""Evaluation of the policy on tasks of the lm-evaluation-harness during unlearning."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from dipo_lightning.evaluation.schedule import Schedule
 
 
 class LMEvalEvaluation(Evaluation):
-    """Tasks of EleutherAI's lm-evaluation-harness on the policy in memory: MMLU, WMDP and all others.
+    """Evaluation on tasks of EleutherAI's lm-evaluation-harness, such as MMLU and WMDP, with the policy in memory.
 
-    Logs ``lm_eval/{task}_{metric}``, such as ``lm_eval/wmdp_bio_acc``; of a group that aggregates (``mmlu``) its own
-    number, and of other groups those of their tasks. Needs ``pip install 'dipo-lightning[lm-eval]'``.
+    Logs ``lm_eval/{task}_{metric}``, such as ``lm_eval/wmdp_bio_acc``; for a group with an aggregate (``mmlu``) that
+    number, for other groups those of their tasks. Needs ``pip install 'dipo-lightning[lm-eval]'``.
 
-    Several processes share the documents; the numbers are those of one. A policy that is sharded (FSDP2) is gathered
+    The documents are divided over the processes, with the results of a single one. A sharded policy (FSDP2) is gathered
     meanwhile, as for generation.
 
     Args:
         tasks: Names of tasks, groups or tags of the harness.
-        num_fewshot: Examples before each question; None takes each task's own number.
-        limit: Most documents of a task; None for all.
-        batch_size: Documents of a forward.
+        num_fewshot: Number of examples before each question; None for that of each task.
+        limit: Maximum number of documents per task; None for all.
+        batch_size: Documents per forward pass.
         chat_template: Write prompts with the tokenizer's chat template.
-        include_path: A folder with tasks of your own (YAML).
-        schedule: When; by default before the first step and after the last.
+        include_path: A folder with your own tasks (YAML).
+        schedule: Moments of the evaluation; by default before the first step and after the last.
         **options: Those of `Evaluation`.
     """
 

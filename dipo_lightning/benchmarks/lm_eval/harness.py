@@ -1,4 +1,4 @@
-"""The lm-evaluation-harness on a model in memory: its tasks, its `HFLM`, and its documents as evaluated rows."""
+"""The lm-evaluation-harness with a model in memory: its tasks, its `HFLM`, and its documents as evaluated rows."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Options:
     """Options of the harness.
 
     Attributes:
-        num_fewshot: Examples before each question; None takes each task's own number.
-        limit: Most documents of a task; None for all.
-        batch_size: Documents of a forward.
+        num_fewshot: Number of examples before each question; None for that of each task.
+        limit: Maximum number of documents per task; None for all.
+        batch_size: Documents per forward pass.
         chat_template: Write prompts with the tokenizer's chat template.
-        include_path: A folder with tasks of your own (YAML).
+        include_path: A folder with your own tasks (YAML).
     """
 
     num_fewshot: int | None = None
@@ -56,18 +56,18 @@ class Options:
 
 
 class Model:
-    """A policy in the form that `HFLM` takes: for forwards and generation only; the harness changes nothing of it.
+    """Adapter of a policy for `HFLM`, for forward passes and generation only, so that the harness cannot change it.
 
     Args:
         policy: A ``transformers`` causal LM, or a peft model around one, sharded or not.
-        device: Where its inputs go.
+        device: Device of the inputs.
     """
 
     def __init__(self, policy: nn.Module, device: torch.device) -> None:
         self.policy, self.device, self.config = policy, device, causal_lm(policy).config
 
     def __call__(self, input_ids: torch.Tensor) -> Any:
-        """Return the output with logits of shape (batch, length, vocabulary)."""
+        """Return the output, whose logits are (batch, length, vocabulary)."""
         return self.policy(input_ids=input_ids)
 
     def generate(self, **options: Any) -> Any:
@@ -82,8 +82,8 @@ def load_tasks(names: Sequence[str], options: Options) -> dict[str, Any]:
         The harness's own mapping: ``tasks`` and ``groups`` by name.
 
     Raises:
-        InputError: The harness is not installed, a task is unknown or runs code that a model wrote, or its data cannot
-            be had.
+        InputError: The harness is not installed, a task is unknown or runs generated code, or its data cannot be
+            loaded.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise InputError("The tasks need the lm-evaluation-harness: pip install 'dipo-lightning[lm-eval]'")
@@ -114,7 +114,7 @@ def load_tasks(names: Sequence[str], options: Options) -> dict[str, Any]:
 
 
 def settings_of(names: Sequence[str], loaded: Mapping[str, Any], options: Options) -> dict[str, Any]:
-    """Return everything that changes a number, and what the numbers are, as plain values."""
+    """Return everything that changes a result, and the definition of the numbers, as plain values."""
     return {
         "asked": list(names),
         "harness": version("lm_eval"),
@@ -127,7 +127,7 @@ def settings_of(names: Sequence[str], loaded: Mapping[str, Any], options: Option
 
 
 def numbers_of(names: Sequence[str], loaded: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the options of each `HarnessNumber` by its name: of groups that aggregate, and of all other tasks."""
+    """Return the options of each `HarnessNumber` by name: of groups with an aggregate, and of all other tasks."""
     from lm_eval.api.registry import AGGREGATION_REGISTRY
 
     found: dict[str, dict[str, Any]] = {}
@@ -173,20 +173,20 @@ def measure_tasks(
     loaded: Mapping[str, Any],
     options: Options,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Run the tasks, their documents shared out over the processes; collective.
+    """Run the tasks with their documents divided over the processes; collective.
 
-    A sharded policy is gathered meanwhile, which needs room for it.
+    A sharded policy is gathered meanwhile, which needs memory for all of it.
 
     Args:
         policy: The model, in evaluation mode.
         tokenizer: Its tokenizer.
-        device: Where it is.
-        loaded: From `load_tasks`.
-        options: Of the harness.
+        device: Its device.
+        loaded: Tasks from `load_tasks`.
+        options: Options of the harness.
 
     Returns:
-        The documents of each task in their order: ``index``, ``prompt``, ``answer``, ``generation`` where there is
-        one, and the harness's numbers.
+        The documents of each task in order, with ``index``, ``prompt``, ``answer``, ``generation`` if there is one, and
+        the harness's numbers.
 
     Raises:
         RunError: The harness fails on a task.
@@ -214,15 +214,15 @@ def measure_tasks(
 
 
 def shared_requests(answer: Callable[..., Sequence[Any]], requests: Sequence[Any], **options: Any) -> list[Any]:
-    """Answer the requests of this process's own documents, and return the answers to all; collective.
+    """Answer the requests for this process's documents, and return the answers to all; collective.
 
-    Every process writes all requests, so that examples before a question are those of one process; `HFLM` alone would
-    have each write its own.
+    Every process builds all requests, so that the few-shot examples are those of a single process; with `HFLM` alone
+    each would build its own.
 
     Args:
         answer: A method of `HFLM`.
-        requests: The harness's, in the same order on every process.
-        **options: Of the method.
+        requests: Requests of the harness, in the same order on every process.
+        **options: Options of the method.
 
     Returns:
         The answers in the order of the requests.
@@ -235,7 +235,7 @@ def shared_requests(answer: Callable[..., Sequence[Any]], requests: Sequence[Any
 
 
 def rows_of(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return a task's documents as rows: one for each, with the numbers of all filters."""
+    """Return a task's documents as rows, each with the numbers of all filters."""
     rows: dict[int, dict[str, Any]] = {}
     for sample in samples:
         row = rows.setdefault(int(sample["doc_id"]), {"index": int(sample["doc_id"])})
@@ -249,7 +249,7 @@ def rows_of(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _number(value: Any) -> Any:
-    """A document's number, or pair, as plain values."""
+    """Return a document's number, or pair of numbers, as plain values."""
     if isinstance(value, list | tuple):
         return [_number(one) for one in value]
     return plain(value.item() if hasattr(value, "item") else value)
@@ -265,7 +265,7 @@ def _filters(task: Any) -> list[str]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the harness's own messages; its bars stay where somebody can see them."""
+    """Silence the harness's messages; its progress bars are shown in a terminal."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

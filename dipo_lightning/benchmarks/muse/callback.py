@@ -1,4 +1,4 @@
-"""MUSE measured while a model unlearns: memorised text, knowledge, privacy leakage, and every row behind them."""
+"""Evaluation of MUSE during unlearning: memorised text, knowledge, privacy leakage, and every row behind them."""
 
 from typing import Any, Literal
 
@@ -24,33 +24,32 @@ class MUSEEvaluation(Evaluation):
     Logs ``muse/verbmem``, ``muse/knowmem_forget``, ``muse/knowmem_retain`` (MUSE's utility), ``muse/privleak`` and its
     AUCs, exact memorisation and extraction strength of the continuations, and the AUCs of further attacks.
 
-    PrivLeak compares with the AUC of a model that never saw the forget set. That AUC is taken from ``retain_log``, else
-    from ``baseline``, else, on the published corpora, from the paper. With none of them the run is refused: an assumed
-    0.5 would be another metric.
+    PrivLeak compares with the AUC of the retain model, which comes from ``retain_log``, or else from ``baseline``, or
+    else, on the published corpora, from the paper. Without any of them the run is refused, since an assumed 0.5 would
+    be another metric.
 
     Args:
-        data: ``muse-bench/MUSE-News`` or ``muse-bench/MUSE-Books`` on the hub, or a folder in their schema; None takes
-            the MUSEDataModule's. Any other data module needs it.
-        retain_log: Evaluation log of the retain model, this package's or open-unlearning's ``MUSE_EVAL.json``;
-            ``open-unlearning/eval`` takes it from that data set on the hub.
-        baseline: In its place the retain model's AUC: a number (0.5: it cannot tell the two samples apart),
+        data: ``muse-bench/MUSE-News`` or ``muse-bench/MUSE-Books`` on the hub, or a folder in their schema; None for
+            that of the MUSEDataModule. Required with any other data module.
+        retain_log: Evaluation log of the retain model, this package's or open-unlearning's ``MUSE_EVAL.json``; with
+            ``open-unlearning/eval`` it is read from that data set on the hub.
+        baseline: AUC of the retain model, instead of its log: a number (0.5 if it cannot distinguish the two samples),
             ``news`` or ``books`` (the published ones), or ``none`` to measure no PrivLeak (for the retain model
             itself).
         variant: ``muse`` (ROUGE without stemmer, in percent) or ``open_unlearning`` (with stemmer, between 0 and 1,
             VerbMem against the whole true text, Min-K on the first 2048 tokens without the last).
-        max_rows: Only the first so many rows of each set; None for all.
-        verbmem_tokens: Most tokens of a continuation, and of the true text it is compared with.
-        knowmem_tokens: Most tokens of an answer.
-        space: Where the space after a question's ``Answer:`` stands: ``prompt`` as published, or ``answer``. A
-            byte-level BPE has learnt to write the space with the answer's first word, and stumbles over one that
-            stands alone.
-        memorization: Score the true continuations token by token, for exact memorisation and extraction strength:
-            those that VerbMem compares with, which with ``open_unlearning`` are the whole texts.
-        lowercase: Score the texts of PrivLeak once more in lower case, for muse_bench's ratio of the two losses.
-        allow_overlap: Continue although this corpus or the run trains on documents of retain2 or of the holdout
-            set; the published corpora are taken as they are.
-        **options: Those of `Evaluation`: ``schedule``, ``measuring`` (16 rows a generation batch; a text too short for
-            Min-K is a row without a value; not ``max_new_tokens``), ``metrics``, ``samples``.
+        max_rows: Use only the first n rows of each set; None for all.
+        verbmem_tokens: Maximum length in tokens of a continuation, and of the true text it is compared with.
+        knowmem_tokens: Maximum length of an answer in tokens.
+        space: Side of the space after a question's ``Answer:``: ``prompt`` as published, or ``answer``. A byte-level
+            BPE has learnt to write the space with the first word of the answer, and copes badly with a separate one.
+        memorization: Score the true continuations that VerbMem compares with (the whole texts with
+            ``open_unlearning``) token by token, for exact memorisation and extraction strength.
+        lowercase: Also score the texts of PrivLeak in lower case, for muse_bench's ratio of the two losses.
+        allow_overlap: Continue although this corpus or the run trains on documents of retain2 or of the holdout set;
+            the published corpora are not checked.
+        **options: Those of `Evaluation`: ``schedule``, ``measuring`` (16 rows per generation batch; a text too short
+            for Min-K is a row without a value; not ``max_new_tokens``), ``metrics``, ``samples``.
     """
 
     benchmark = MUSE()
@@ -97,7 +96,7 @@ class MUSEEvaluation(Evaluation):
             privleak(0.0, self.baseline)  # refuses what cannot be divided by
 
     def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Read the corpus and the retain log, tokenise, and make sure that they belong together."""
+        """Read and tokenise the corpus, read the retain log, and check that they belong together."""
         module = getattr(trainer, "datamodule", None)
         own = module if isinstance(module, MUSEDataModule) else None
         self._tokenizer = self.tokenizer_of(trainer)
@@ -125,7 +124,7 @@ class MUSEEvaluation(Evaluation):
             self._check_retain(self.retain, self.plan)
 
     def _choose_baseline(self) -> None:
-        """Decide what PrivLeak compares with, or refuse to guess."""
+        """Determine the AUC that PrivLeak compares with, or refuse to guess it."""
         self.retain, self.auc_retrain = None, None
         self.no_retain = "baseline is none" if self.baseline == WITHOUT else ""
         if self.retain_log is not None:
@@ -144,7 +143,7 @@ class MUSEEvaluation(Evaluation):
             self.auc_retrain = float(self.baseline)
 
     def _check_retain(self, retain: EvaluationLog, plan: MUSEPlan) -> None:
-        """Refuse the log of another corpus or of other rows."""
+        """Refuse a log of another corpus or of other rows."""
         planned = EvaluationLog(self.benchmark.format, self.settings, plan.rows, plan.skipped)
         check_comparable(planned, retain, self.benchmark)
         for name in ("privleak_forget", "privleak_holdout"):
@@ -198,7 +197,7 @@ class MUSEEvaluation(Evaluation):
 def refuse_trained(data: MUSEData, datamodule: Any) -> None:
     """Raise an `InputError` where a data module trains on documents of the holdout set or, unlearning, of retain2.
 
-    Fine-tuning on retain2 is allowed, since a target has read it.
+    Fine-tuning on retain2 is allowed, since targets are trained on it.
     """
     unlearned = {f"data.{name}": getattr(datamodule, f"{name}_rows", None) or [] for name in ("forget", "retain")}
     data.refuse_trained(unlearned)

@@ -1,4 +1,4 @@
-"""MUSE and data in its schema: running text to forget and its evaluation sets, and their data module."""
+"""MUSE and data in its schema: running text to forget, its evaluation sets, and the data module."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from dipo_lightning.errors import InputError
 Rows = list[dict[str, Any]]
 HUB_NAMES = ("muse-bench/MUSE-News", "muse-bench/MUSE-Books")
 IN_CONTEXT = 10
-"""In-context examples of the knowledge questions."""
+"""Number of in-context examples of the knowledge questions."""
 FOLDS = 4
 
 
 @dataclass
 class MUSEData:
-    """One data set of MUSE, to forget one of its parts.
+    """Data set of MUSE, with one of its parts to forget.
 
     Every row has ``index`` (its row in the file), ``where`` (for messages) and the fields named here.
 
     Attributes:
-        train_forget: ``text`` of what is to be forgotten.
-        train_retain: ``text`` of retain1, which is trained on to be kept.
-        retain2: ``text`` that utility is measured on and nothing trains on.
+        train_forget: ``text`` of the forget set.
+        train_retain: ``text`` of retain1, the retain set of the training.
+        retain2: ``text`` of retain2, which utility is measured on and which is never trained on.
         verbmem: ``prompt`` and ``gt`` (its true continuation).
         knowmem: ``question`` and ``answer`` by ``forget`` and ``retain``.
-        in_context: The ten ``question`` and ``answer`` that stand before each question, by ``forget`` and ``retain``.
+        in_context: ``question`` and ``answer`` of the ten in-context examples, by ``forget`` and ``retain``.
         privleak: ``text`` by ``forget`` (members), ``retain`` and ``holdout`` (non-members).
-        holdout: ``text`` of the documents that the non-members come from, where a folder has them.
+        holdout: ``text`` of the source documents of the non-members, if a folder has them.
     """
 
     train_forget: Rows
@@ -54,16 +54,16 @@ class MUSEData:
         return {"verbmem": self.verbmem, **asked, **{f"privleak_{side}": rows for side, rows in self.privleak.items()}}
 
     def first(self, rows: int | None) -> MUSEData:
-        """Return the same with only so many rows of each evaluation set, from the first; None for all."""
+        """Return the data with the first ``rows`` rows of each evaluation set; None for all."""
         knowmem, privleak = (
             {name: found[:rows] for name, found in sets.items()} for sets in (self.knowmem, self.privleak)
         )
         return replace(self, verbmem=self.verbmem[:rows], knowmem=knowmem, privleak=privleak)
 
     def refuse_trained(self, trained: Mapping[str, Rows], retain2: bool = True) -> None:
-        """Raise an `InputError` where training rows (by their set's name) are in the holdout set or in retain2.
+        """Raise an `InputError` if training rows (by the name of their set) are in the holdout set or in retain2.
 
-        Without ``retain2`` that set is left out: a target has read it.
+        With ``retain2`` false that set is not checked, since targets are trained on it.
         """
         apart = {"privleak/holdout": self.privleak["holdout"], "raw/holdout": self.holdout}
         apart |= {"retain2": self.retain2} if retain2 else {}
@@ -81,10 +81,10 @@ def load_muse(source: str | Path, forget: str = "train/forget", allow_overlap: b
         source: ``muse-bench/MUSE-News`` or ``muse-bench/MUSE-Books`` on the hub, or a folder of
             ``<configuration>/<split>.jsonl`` (or ``.parquet``); also of ``.json`` arrays of texts, as MUSE's own
             code makes it, which has ``raw`` and no ``train``.
-        forget: What is to be forgotten, as ``configuration/split``: ``train/forget``, ``raw/forget``,
-            ``scal/forget_2`` or ``sust/forget_1``. retain1 and retain2 are those of ``raw`` with ``raw/forget``, and
-            those of ``train`` with all others.
-        allow_overlap: Continue although retain2 or the holdout set has documents that are trained on.
+        forget: The forget set as ``configuration/split``: ``train/forget``, ``raw/forget``, ``scal/forget_2`` or
+            ``sust/forget_1``. retain1 and retain2 are those of ``raw`` with ``raw/forget``, and those of ``train`` with
+            all others.
+        allow_overlap: Continue although training documents are in retain2 or the holdout set.
 
     Raises:
         InputError: A split or field is missing or of another type, a text to be measured is empty, there are fewer
@@ -107,7 +107,7 @@ def load_muse(source: str | Path, forget: str = "train/forget", allow_overlap: b
 
 
 def forget_texts(source: str | Path, part: str = "train/forget") -> Rows:
-    """Read documents to forget: the whole forget set, or a fold of the scalability or sustainability runs.
+    """Read the documents of a forget set: the whole one, or a fold of the scalability or sustainability runs.
 
     ``part`` is ``train/forget``, ``raw/forget``, or ``scal/forget_k`` or ``sust/forget_k`` with k from 1 to 4.
     """
@@ -119,7 +119,7 @@ def forget_texts(source: str | Path, part: str = "train/forget") -> Rows:
 
 
 def configuration(forget: str) -> str:
-    """Return the configuration whose retain1 and retain2 go with a part that is forgotten."""
+    """Return the configuration of the retain1 and retain2 that belong to a forget set."""
     return "raw" if forget.startswith("raw/") else "train"
 
 
@@ -127,7 +127,7 @@ _SIDES = ("forget", "retain")
 
 
 def _held_out(source: str | Path) -> Rows:
-    """Of a folder that has them; a hub's are not fetched for a check alone."""
+    """Documents of the holdout set of a folder that has them; the hub's are not downloaded for a check."""
     there = config_files(Path(source).expanduser(), "raw", "holdout")
     return _documents(source, "raw/holdout") if there else []
 
@@ -140,7 +140,7 @@ def _in_context(source: str | Path, part: str) -> Rows:
 
 
 def _documents(source: str | Path, part: str) -> Rows:
-    """Documents of one split, without the empty ones: row 821 of MUSE-News is one."""
+    """Documents of one split, without empty ones such as row 821 of MUSE-News."""
     if part.startswith("train/") and (Path(source).expanduser() / "raw").is_dir():
         train = Path(source).expanduser() / "train"
         part = part if train.is_dir() else part.replace("train/", "raw/")
@@ -166,25 +166,25 @@ def _rows(source: str | Path, part: str, *names: str) -> Rows:
 
 
 class MUSEDataModule(UnlearningDataModule):
-    """MUSE's forget documents to forget and retain1 to keep, in pieces of one length with the loss on every token.
+    """MUSE's forget documents and retain1, in pieces of one length with the loss on every token.
 
     The documents are joined by a blank line and cut; a piece is BOS and ``max_length - 1`` tokens. retain2 and the
-    holdout set are never trained on: documents of theirs in the training data are an error in a corpus of
-    your own, and a warning in the published ones.
+    holdout set are never trained on; training documents that are in them are an error in your own corpus, and a warning
+    in the published ones.
 
     Args:
         tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; None takes the model's
             own (the published targets come without one: name it there).
         data: ``muse-bench/MUSE-News`` or ``muse-bench/MUSE-Books`` on the hub, or a folder of
             ``<configuration>/<split>.jsonl`` in their schema.
-        forget: What is to be forgotten, as ``configuration/split``: ``train/forget``, ``raw/forget``,
-            ``scal/forget_1`` to ``_4`` or ``sust/forget_1`` to ``_4``. retain1 is that of ``raw`` with ``raw/forget``,
-            and that of ``train`` with all others.
-        max_forget_rows: Use the first n forget documents only.
-        max_retain_rows: Use the first n retain documents only.
-        max_length: Tokens of a piece.
-        batch_size: Pieces to forget (and as many to keep) of one process and one micro-batch.
-        allow_overlap: Continue although sets that should have no document in common share some.
+        forget: The forget set as ``configuration/split``: ``train/forget``, ``raw/forget``, ``scal/forget_1`` to ``_4``
+            or ``sust/forget_1`` to ``_4``. retain1 is that of ``raw`` with ``raw/forget``, and that of ``train`` with
+            all others.
+        max_forget_rows: Use only the first n forget documents.
+        max_retain_rows: Use only the first n retain documents.
+        max_length: Length of a piece in tokens.
+        batch_size: Forget pieces (and as many retain pieces) per process and micro-batch.
+        allow_overlap: Continue although sets that should be disjoint share documents.
         num_workers: Loader processes; 0 loads in the training process.
         seed: Seed of the order and of the pairing.
     """
@@ -217,13 +217,13 @@ class MUSEDataModule(UnlearningDataModule):
         self.muse: MUSEData | None = None
 
     def check(self) -> None:
-        """Read both sets and the tokenizer, and refuse what cannot be right."""
+        """Read both sets and the tokenizer, and check them."""
         if not self.forget_rows:
             self.read()
         super(UnlearningDataModule, self).check()
 
     def read(self) -> None:
-        """Read the corpus: the documents to forget and retain1, and what `MUSEEvaluation` measures."""
+        """Read the corpus: the forget documents, retain1, and the evaluation sets of `MUSEEvaluation`."""
         self.muse = corpus = load_muse(
             self.data, self.forget, allow_overlap=self.allow_overlap or is_published(self.data)
         )
@@ -242,5 +242,5 @@ class MUSEDataModule(UnlearningDataModule):
 
 
 def is_published(data: str | Path) -> bool:
-    """Tell MUSE's own corpora on the hub from other data, and from folders of their names."""
+    """Return whether the data is one of MUSE's own corpora on the hub, and not a local folder of that name."""
     return str(data) in HUB_NAMES and not Path(data).is_dir()

@@ -1,6 +1,6 @@
-"""MUSE's evaluation rows: texts continued, questions answered, and texts scored token by token.
+"""Evaluated rows of MUSE: continued texts, answered questions, and texts scored token by token.
 
-Everything is tokenised and checked before a model is loaded. Any number of processes gives the same numbers.
+All texts are tokenised and checked before a model is loaded. The results do not depend on the number of processes.
 Source: Shi et al., 2024 (arXiv 2407.06460), and their published code.
 """
 
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ANSWER_ENDS = ("\n\n", "\nQuestion", "Question:")
-"""Where the answer to a knowledge question ends, whatever comes first."""
+"""Texts of which the first one ends the answer to a knowledge question."""
 
 OPEN_UNLEARNING_TOKENS = 2048
-"""Tokens of a text behind its prompt or BOS that open-unlearning looks at (its `max_length`)."""
+"""Number of tokens after the prompt or BOS to which open-unlearning cuts a text (its `max_length`)."""
 
 BATCH_ROWS = 16
-"""Most rows of a generation batch: prompts are long."""
+"""Maximum number of rows in a generation batch, small because prompts are long."""
 
 MIN_KS = (5, 10, 20, 30, 40, 50, 60)
-"""Shares of a text's tokens, in percent, whose Min-K muse_bench compares."""
+"""Values of K in percent for which muse_bench computes Min-K."""
 
 
 class MUSERow(Row, total=False):
@@ -74,14 +74,15 @@ class MUSERow(Row, total=False):
 
 @dataclass(frozen=True)
 class MUSEOptions:
-    """Questions that are asked of MUSE's texts.
+    """Options of MUSE's measurements; see `MUSEEvaluation`.
 
     Attributes:
         variant: ``muse``, or ``open_unlearning``: ROUGE compares stems, a continuation is compared with the whole true
             text, texts end after 2048 tokens, and Min-K, Min-K++ and memorisation leave out the last token.
-        verbmem_tokens: Most tokens of a continuation, and (``muse``) of the true one it is compared with.
-        knowmem_tokens: Most tokens of an answer.
-        space: Whether the space after ``Answer:`` ends the prompt (as published) or begins the answer.
+        verbmem_tokens: Maximum length of a continuation in tokens, and (``muse``) of the true one.
+        knowmem_tokens: Maximum length of an answer in tokens.
+        space: ``prompt`` if the space after ``Answer:`` ends the prompt (as published), ``answer`` if it begins the
+            answer.
         memorization: Whether the true continuations are scored token by token.
         lowercase: Whether PrivLeak's texts are scored in lower case too.
     """
@@ -95,24 +96,24 @@ class MUSEOptions:
 
     @property
     def whole(self) -> bool:
-        """Whether all is measured as open-unlearning does, on whole texts."""
+        """True for open-unlearning's variant, which measures whole texts."""
         return self.variant == "open_unlearning"
 
 
 @dataclass
 class MUSEPlan:
-    """Tokenised rows to measure; the lists of one set go together item by item.
+    """Tokenised rows to measure; the lists of one set correspond item by item.
 
     Attributes:
-        rows: What is known of each row before a model is, by set: ``index``, and its texts.
+        rows: Fields of each row that need no model, by set: ``index`` and texts.
         prompts: Token ids to generate from, by set (``verbmem``, ``knowmem_forget``, ``knowmem_retain``).
-        targets: What the generation should be, by set.
-        examples: Token ids and labels to score, by set: ``privleak_forget``, ``_retain``, ``_holdout``; of ``verbmem``
-            the prompts with their true continuations.
-        lowered: Those of the texts in lower case, by set.
-        texts: The text of each example, as zlib compresses it, by set.
+        targets: True texts of the generations, by set.
+        examples: Token ids and labels to score, by set: ``privleak_forget``, ``_retain``, ``_holdout``, and for
+            ``verbmem`` the prompts with their true continuations.
+        lowered: The same for the texts in lower case, by set.
+        texts: Text of each example for the zlib score, by set.
         skipped: Rows that cannot be measured, by set.
-        stop_ids: Where a generation ends.
+        stop_ids: Token ids that end a generation.
     """
 
     rows: dict[str, list[Row]] = field(default_factory=dict)
@@ -125,9 +126,9 @@ class MUSEPlan:
     stop_ids: list[int] = field(default_factory=list)
 
     def longest(self, options: MUSEOptions) -> int:
-        """Tokens of the longest sequence that the model will see.
+        """Length in tokens of the longest sequence that the model will see.
 
-        Without open-unlearning's whole continuations, which are cut where a model's positions end.
+        Whole continuations (open-unlearning's variant) do not count; they are cut at the model's number of positions.
         """
         prompts = [len(ids) + new_tokens(name, options) for name, rows in self.prompts.items() for ids in rows]
         texts = (rows for name, rows in (*self.examples.items(), *self.lowered.items()) if name != "verbmem")
@@ -137,7 +138,7 @@ class MUSEPlan:
 def plan_muse(
     data: MUSEData, tokenizer: PreTrainedTokenizerBase, options: MUSEOptions, measuring: Measuring
 ) -> MUSEPlan:
-    """Tokenise everything that is to be measured.
+    """Tokenise all texts of the evaluation.
 
     Args:
         data: The evaluation sets.
@@ -219,20 +220,20 @@ def _text_example(style: TextStyle, text: str, options: MUSEOptions) -> Example:
 
 
 def _continued(style: TextStyle, prompt: list[int], text: str) -> Example:
-    """Ids and labels of a prompt with its true continuation; no label where that shows nothing."""
+    """Ids and labels of a prompt with its true continuation; without labels if that is blank."""
     if not text.strip():
         return prompt, [IGNORED] * len(prompt)
     return _cut(style.join(prompt, text), len(prompt))
 
 
 def _cut(example: Example, prompt: int) -> Example:
-    """Cut an example as open-unlearning does, so many tokens behind the prompt; shorter ones stay as they are."""
+    """Cut an example `OPEN_UNLEARNING_TOKENS` after the prompt, as open-unlearning does."""
     ids, labels = example
     return ids[: prompt + OPEN_UNLEARNING_TOKENS], labels[: prompt + OPEN_UNLEARNING_TOKENS]
 
 
 def spaced(prompt: str, text: str) -> str:
-    """The continuation of a prompt with the space that parts the two, unless either has one."""
+    """Return the continuation of a prompt with a separating space, unless either has one."""
     return text if prompt[-1:].isspace() or text[:1].isspace() else f" {text}"
 
 
@@ -246,20 +247,20 @@ def evaluate_muse(
     device: torch.device | None = None,
     progress: Progress = lambda total, what: nullcontext(lambda done: None),
 ) -> EvaluatedRows:
-    """Measure every row; collective, and the same on every process.
+    """Measure every row; collective, with the same result on every process.
 
     Args:
         policy: A ``transformers`` causal LM or a peft model around one.
-        plan: From `plan_muse`.
-        options: Those that the plan was made with.
-        measuring: The same.
-        tokenizer: The model's.
-        device: Where the batches go; default is where the policy's parameters are.
-        progress: Shows how far it is.
+        plan: Plan from `plan_muse`.
+        options: Options of the plan.
+        measuring: Options of the plan.
+        tokenizer: The model's tokenizer.
+        device: Device of the batches; by default that of the policy's parameters.
+        progress: Progress bar.
 
     Raises:
-        InputError: A prompt or text is longer than what the model was made for, or a row has no value and
-            ``on_missing`` is ``raise``.
+        InputError: A prompt or text is longer than the model's context, or a row has no value and ``on_missing`` is
+            ``raise``.
     """
     _check_length(policy, plan.longest(options))
     evaluated = EvaluatedRows({name: [] for name in plan.rows})
@@ -287,7 +288,7 @@ def evaluate_muse(
 
 @dataclass(frozen=True)
 class _Measurement:
-    """A policy at work on a plan."""
+    """Measurement of a policy by a plan."""
 
     policy: nn.Module
     plan: MUSEPlan
@@ -299,7 +300,7 @@ class _Measurement:
     def scored(
         self, sets: Mapping[str, list[Example]], what: str, z_sets: Sequence[str] = ()
     ) -> dict[str, list[TokenScores]]:
-        """Score the examples of all sets together; those of ``z_sets`` for Min-K++ too."""
+        """Score the examples of all sets together, with z-scores for those of ``z_sets``."""
         names = [name for name, examples in sets.items() for _ in examples]
         examples = [example for some in sets.values() for example in some]
         with self.progress(len(examples), what) as done:
@@ -314,7 +315,7 @@ class _Measurement:
         return {name: [one for one, of in zip(found, names, strict=True) if of == name] for name in sets}
 
     def said(self, name: str, continued: Sequence[TokenScores] | None) -> list[list[int]]:
-        """Generate for the prompts of a set; the scores of the true continuations tell what each begins with."""
+        """Generate for the prompts of a set, using the scores of the true continuations to skip known tokens."""
         with self.progress(len(self.plan.prompts[name]), name) as done:
             return generate(
                 self.policy,
@@ -331,7 +332,7 @@ class _Measurement:
 def _generated(
     name: str, row: Row, ids: list[int], target: str, options: MUSEOptions, tokenizer: PreTrainedTokenizerBase
 ) -> Row:
-    """Return a row with what the model said, and its ROUGE-L F1 against what it should have said."""
+    """Return a row with the generated text and its ROUGE-L F1 against the true one."""
     text = str(tokenizer.decode(ids, skip_special_tokens=True))
     text = text if name == "verbmem" else answer_part(text)
     rouge = rouge_l([text], [target], stemmer=options.whole).f1.item()
@@ -339,7 +340,7 @@ def _generated(
 
 
 def _memorized(scores: TokenScores, options: MUSEOptions) -> dict[str, float | None]:
-    """Memorisation of one continuation."""
+    """Memorisation scores of one continuation."""
     scores = scores.without_last() if options.whole else scores
     measured = {"exact_memorization": exact_memorization, "extraction_strength": extraction_strength}
     values = {name: function(scores.correct) for name, function in measured.items()}
@@ -349,7 +350,7 @@ def _memorized(scores: TokenScores, options: MUSEOptions) -> dict[str, float | N
 def _text_scores(
     scores: TokenScores, lower_nll: float | None, text: str, options: MUSEOptions, measuring: Measuring
 ) -> dict[str, float]:
-    """Scores of one text that membership is inferred from: the loss and its ratios, Min-K of all shares, Min-K++."""
+    """Membership scores of one text: the loss and its ratios, Min-K for all shares, Min-K++."""
     nll = scores.nll
     found = {"nll": nll, "zlib": zlib_score(nll, text)}
     if lower_nll is not None:
@@ -363,18 +364,18 @@ def _text_scores(
 
 
 def new_tokens(name: str, options: MUSEOptions) -> int:
-    """Most tokens that are generated for a row of that set."""
+    """Return the maximum number of tokens to generate for a row of a set."""
     return options.verbmem_tokens if name == "verbmem" else options.knowmem_tokens
 
 
 def beginning(text: str, tokenizer: PreTrainedTokenizerBase, tokens: int) -> str:
-    """The first tokens of a text; where the tokenizer puts BOS, it counts as one, as in the published code."""
+    """Return the first tokens of a text, decoded; BOS counts as one if the tokenizer adds it, as in MUSE's code."""
     start = len(start_ids(tokenizer))
     return str(tokenizer.decode(encode(tokenizer, text)[: max(1, tokens - start)], skip_special_tokens=True))
 
 
 def answer_part(text: str) -> str:
-    """A generation up to where the next question begins."""
+    """Return a generation up to the beginning of the next question."""
     for end in ANSWER_ENDS:
         text = text.split(end)[0]
     return text

@@ -1,4 +1,4 @@
-"""Robustness: attacks that try to get forgotten knowledge back, as a callback and for the command ``attack``."""
+"""Attacks that try to recover forgotten knowledge, as a callback and for the command ``attack``."""
 
 from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, Subject
 from dipo_lightning.benchmarks.robustness.metrics import Robustness

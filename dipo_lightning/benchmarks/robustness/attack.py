@@ -1,7 +1,7 @@
 """Contract of an attack, and measurement of its questions.
 
-An attack names the conditions it tries and measures the policy under each. Whatever it does to weights it undoes: the
-policy it is given comes back bit for bit.
+An attack names the conditions it tries and measures the policy under each. Every change to the weights is undone
+afterwards, bit for bit.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from dipo_lightning.evaluation.shared_prompts import Example
 from dipo_lightning.metrics.functional.text import rouge_l
 
 Source = Mapping[str, Any]
-"""A row as it was read: `index`, `question`, `answer`, and what else its data has."""
+"""A row as read: `index`, `question`, `answer`, and the other fields of its data."""
 
 Measured = list[dict[str, Any]]
-"""Rows as they were measured."""
+"""Measured rows."""
 
 
 @dataclass
 class Subject:
-    """The data that an attack is made with, and how answers are measured.
+    """Data of an attack, and options for measuring the answers.
 
     Attributes:
         style: Prompt style of the model.
-        forget: Rows that were to be forgotten: ``index``, ``question``, ``answer``, for TOFU ``paraphrased_question``.
-        retain: Rows that were kept.
-        unrelated: Texts that have to do with neither.
-        trained: The forget rows as they were trained on, where those are not the questions: rows with ``text``.
-        metrics: What is measured of the answers: names of `metrics.METRICS`, or class paths of metrics over rows.
-        max_new_tokens: Most tokens of a generated answer (TOFU's published evaluation: 200).
-        batch_tokens: Most tokens of a scoring forward, padding included.
-        generation_rows: Most rows of a generation batch.
-        device: Where the batches go; default is where the policy's parameters are.
-        progress: Shows how far a measurement is.
-        keep: Given a name and a function, returns the function's rows, or those that it gave before the attack was cut
-            off; for attacks whose one condition takes several measurements.
+        forget: Forget rows with ``index``, ``question`` and ``answer``; for TOFU also ``paraphrased_question``.
+        retain: Retain rows.
+        unrelated: Texts that are related to neither.
+        trained: Training texts of the forget set (rows with ``text``) where the forget rows are questions about them.
+        metrics: Metrics of the answers: names of `metrics.METRICS`, or class paths of metrics over rows.
+        max_new_tokens: Maximum length of a generated answer in tokens (TOFU's published evaluation: 200).
+        batch_tokens: Maximum number of tokens in a scoring forward pass, padding included.
+        generation_rows: Maximum number of rows in a generation batch.
+        device: Device of the batches; by default that of the policy's parameters.
+        progress: Progress bar of a measurement.
+        keep: Function that stores the rows of a single measurement under a name, and returns the stored ones after an
+            interruption; for attacks that measure one condition several times.
     """
 
     style: PromptStyle
@@ -68,7 +68,7 @@ class Subject:
 
     @property
     def compares(self) -> bool:
-        """Whether a metric compares the answer with paraphrased and wrong ones, so that they are scored as well."""
+        """True if a metric needs the scores of paraphrased and wrong answers."""
         return any(name.startswith("truth_ratio") or "." in name for name in self.metrics)
 
 
@@ -77,10 +77,10 @@ class Condition:
     """One condition of an attack, such as a wording.
 
     Attributes:
-        name: Name in logs, tables and of numbers, such as ``lower_case``.
-        title: Its name for a reader.
-        kind: ``answers`` (the metrics of each row), ``samples`` (leak@k), ``curve``
-            (the numbers of ``answers`` at each of several steps) or ``rounded`` (the same as ``answers``, with Q).
+        name: Name in logs, tables and metrics, such as ``lower_case``.
+        title: Name for a reader.
+        kind: ``answers`` (the metrics of each row), ``samples`` (leak@k), ``curve`` (the metrics of ``answers`` at each
+            of several steps) or ``rounded`` (those of ``answers``, and the score Q).
     """
 
     name: str
@@ -90,19 +90,19 @@ class Condition:
 
 @dataclass
 class Attack:
-    """One way to get forgotten knowledge back; an attack of your own is a subclass.
+    """Base of the attacks; subclass it to add your own.
 
     Attributes:
-        name: What it is called in options.
+        name: Name in options.
     """
 
     name: ClassVar[str]
 
     def conditions(self, subject: Subject) -> list[Condition]:
-        """Return what is tried on this data.
+        """Return the conditions to try on this data.
 
         Raises:
-            InputError: An option or the data does not allow it.
+            InputError: An option is out of range, or the data lacks what the attack needs.
         """
         raise InputError(f"The attack {type(self).__name__} does not define conditions().")
 
@@ -115,9 +115,9 @@ class Attack:
         raise InputError(f"The attack {type(self).__name__} does not define measure().")
 
     def reads(self, subject: Subject, condition: Condition) -> Any:
-        """Return what a condition reads besides the options and the forget rows, such as retain rows; plain values.
+        """Return further inputs of a condition as plain values, such as the retain rows it shows.
 
-        Results are taken up again only where it is the same.
+        After an interruption, stored results are reused only if these inputs are unchanged.
         """
         return None
 
@@ -129,14 +129,14 @@ class Attack:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question as it is put to the model, and the answer it should no longer give.
+    """Prompt of an attack, and the answer that the model should no longer give.
 
     Attributes:
-        row: The row it is made from.
-        prompt: Token ids up to where the answer begins.
-        target: Token ids of the answer, with the token that ends the turn if it has one.
-        question: The question for a reader.
-        answer: The text that a generation is compared with.
+        row: Row of the question.
+        prompt: Token ids before the answer.
+        target: Token ids of the answer, with the end-of-turn token if it has one.
+        question: Question for a reader.
+        answer: Text that a generation is compared with.
     """
 
     row: Source
@@ -152,13 +152,13 @@ def plainly(subject: Subject) -> list[Asked]:
 
 
 def ask(style: PromptStyle, row: Source, question: str, opening: str = "") -> Asked:
-    """Put a question in given words.
+    """Build the prompt and the target of a row for a given wording of its question.
 
     Args:
         style: Prompt style.
-        row: The row; with ``messages`` the question takes the place of the last turn of the user.
-        question: The words.
-        opening: Words that the answer is made to begin with, before the true answer.
+        row: The row; with ``messages`` the question replaces the last turn of the user.
+        question: Wording of the question.
+        opening: Text that the answer is forced to begin with, before the true answer.
     """
     if "messages" in row and isinstance(style, ChatStyle):
         *before, last = row["messages"][:-1]
@@ -173,12 +173,13 @@ def ask(style: PromptStyle, row: Source, question: str, opening: str = "") -> As
 
 
 def measure_answers(policy: nn.Module, subject: Subject, asked: Sequence[Asked]) -> Measured:
-    """Score the true answers and let the policy answer; collective, the same on every process.
+    """Score the true answers and generate the policy's own; collective, with the same result on every process.
+
+    Paraphrased and wrong answers are scored if `Subject.compares` is true and the prompt holds no part of the answer.
 
     Returns:
-        A row each, with everything that `dipo_lightning.evaluation.questions` measures of a forget row, and ``rouge``,
-        ROUGE-L F1 in MUSE's manner; numbers that are not finite are None. Paraphrased and wrong answers are scored
-        where `Subject.compares` and the whole answer is asked for.
+        One row per question, with every field that `dipo_lightning.evaluation.questions` measures of a forget row, and
+        ``rouge``, ROUGE-L F1 as MUSE computes it; values that are not finite are None.
     """
     examples: list[Example] = []
     plans = [_plan(subject, one, examples) for one in asked]
@@ -188,7 +189,7 @@ def measure_answers(policy: nn.Module, subject: Subject, asked: Sequence[Asked])
 
 
 def _plan(subject: Subject, asked: Asked, examples: list[Example]) -> Plan:
-    """Plan a question; its answers are added to the examples."""
+    """Plan a question, and add its answers to the examples."""
     wrong, paraphrases = [], []
     if subject.compares and asked.answer == asked.row["answer"]:
         join, row = subject.style.join, asked.row
@@ -215,7 +216,7 @@ def _rouge(row: Row) -> float:
 
 
 class Plain(Attack):
-    """No attack: the questions as the benchmark puts them, which every attack is compared with."""
+    """Baseline without an attack: the questions as the benchmark asks them."""
 
     name = "plain"
 
@@ -223,7 +224,7 @@ class Plain(Attack):
         """Return the one condition.
 
         Raises:
-            InputError: There is nothing that was to be forgotten.
+            InputError: There are no forget rows.
         """
         if not subject.forget:
             raise InputError("There are no forget rows to attack with; give the data that was unlearned.")

@@ -1,4 +1,4 @@
-"""Cheap attacks on the policy while it unlearns: other words, begun answers, rounded weights."""
+"""Cheap attacks on the policy during unlearning: rewordings, answer prefixes, quantised weights."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from dipo_lightning.evaluation.schedule import Schedule
 
 
 class RobustnessEvaluation(Evaluation):
-    """Attacks on the policy by a schedule, on any number of processes; the weights come back bit for bit.
+    """Scheduled attacks on the policy, on any number of processes; the weights are restored bit for bit.
 
-    Logs ``robustness/unlearned_{condition}_{number}`` for every condition, and ``robustness/worst_rouge``, what the
-    strongest attack brings back. Relearning, sampling, and the same attacks on the retain model and the target belong
-    to ``dipo-lightning attack``.
+    Logs ``robustness/unlearned_{condition}_{metric}`` for every condition, and ``robustness/worst_rouge``, the result
+    of the strongest attack. For relearning, sampling, and attacks on the retain model and the target, use
+    ``dipo-lightning attack``.
 
     Args:
-        wordings: Other words for the questions; see `Wordings`.
-        prefixes: Begun answers; see `Prefixes`.
-        quantization: Rounded weights; see `Quantization`.
-        attacks: The attacks to make, by name.
-        further: Attacks of your own by name: a class path, or ``class_path`` with ``init_args``.
-        attack_metrics: What is measured of the answers, and of what Q is made; see `metrics.METRICS`.
-        max_forget_rows: Most forget rows that are asked, spread evenly over all; None for all.
-        schedule: When; by default before the first step and after the last.
-        **options: Those of `Evaluation`: ``measuring`` (200 new tokens, 64 rows a generation batch), ``metrics``.
+        wordings: Rewordings of the questions; see `Wordings`.
+        prefixes: Answers of which the beginning is given; see `Prefixes`.
+        quantization: Quantised weights; see `Quantization`.
+        attacks: Names of the attacks to make.
+        further: Your own attacks by name: a class path, or ``class_path`` with ``init_args``.
+        attack_metrics: Metrics of the answers, from which Q is computed too; see `metrics.METRICS`.
+        max_forget_rows: Maximum number of forget rows, spread evenly over the forget set; None for all.
+        schedule: Moments of the evaluation; by default before the first step and after the last.
+        **options: Those of `Evaluation`: ``measuring`` (200 new tokens, 64 rows per generation batch), ``metrics``.
     """
 
     benchmark = Robustness()
@@ -77,7 +77,7 @@ class RobustnessEvaluation(Evaluation):
         self.plan: list[tuple[Attack, Condition]] = []
 
     def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the questions of the data module, and refuse an attack that cannot be made."""
+        """Read the questions from the data module, and refuse attacks that cannot be made."""
         found = subject_of(getattr(trainer, "datamodule", None), self.style_of(trainer))
         limit = FAST_DEV_ROWS if self.is_trial(trainer) else self.max_forget_rows
         self.subject = replace(

@@ -1,4 +1,4 @@
-"""The questions that attacks ask: from TOFU, MUSE, a user's files, or the data module of a run."""
+"""Questions of the attacks, from TOFU, MUSE, user data, or the data module of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.safety.paths import read_text
 
 TEXT_TOKENS = 256
-"""Tokens of a plain text that are looked at: the first half is the question, the second the answer."""
+"""Tokens that are used of a plain text; the first half is the question, the second the answer."""
 
 
 def tofu_subject(style: PromptStyle, data: str, split: str) -> Subject:
@@ -35,7 +35,7 @@ def muse_subject(style: PromptStyle, data: str, forget: str = "train/forget") ->
 
 @dataclass(frozen=True)
 class Questions(Sequence[Source]):
-    """A user's rows as questions, each made when it is asked for: of a million retain rows only a few are.
+    """User data as questions, built on access, since attacks use only a few of the retain rows.
 
     Attributes:
         rows: From `dipo_lightning.data.rows.read_rows`, or other plain dictionaries.
@@ -58,7 +58,7 @@ class Questions(Sequence[Source]):
 
 
 def user_subject(style: PromptStyle, forget: Sequence[Any], retain: Sequence[Any]) -> Subject:
-    """Return a user's rows as questions; of a plain text the second half is asked for."""
+    """Return user data as questions; the question of a plain text is its first half, the answer the second."""
     asked, kept = (Questions(rows, style.tokenizer) for rows in (forget, retain))
     plain = bool(forget) and "text" in forget[0]
     return Subject(row_style(forget[:1], style), asked, kept, trained=list(forget) if plain else [])
@@ -71,14 +71,14 @@ def read_subject(
     forget: str | None,
     retain: str | None,
 ) -> Subject:
-    """Read what attacks ask.
+    """Read the questions of the attacks.
 
     Args:
         style: The model's prompt style.
         data: A data set in TOFU's schema (with ``split``) or MUSE's, on the hub or in a folder.
         split: TOFU's forget split.
-        forget: In place of ``data``, a user's file or folder of what was to be forgotten.
-        retain: The same of what was kept.
+        forget: File or folder with the forget rows of user data, instead of ``data``.
+        retain: File or folder with its retain rows.
 
     Raises:
         InputError: Neither or both of ``data`` and ``forget`` are given, or a file cannot be read.
@@ -96,12 +96,12 @@ def read_subject(
 
 
 def limited(subject: Subject, unrelated: str | None, max_rows: int | None) -> Subject:
-    """Return a subject with fewer forget rows and with unrelated texts.
+    """Return a subject with at most ``max_rows`` forget rows, and with unrelated texts.
 
     Args:
         subject: The questions.
-        unrelated: A text file for relearning on unrelated text, the texts parted by blank lines.
-        max_rows: Most forget rows, spread evenly over all; None for all.
+        unrelated: Text file for relearning on unrelated text; blank lines separate the texts.
+        max_rows: Maximum number of forget rows, spread evenly over the forget set; None for all.
 
     Raises:
         InputError: ``max_rows`` is below 1, or the file cannot be read or is empty.
@@ -116,12 +116,12 @@ def limited(subject: Subject, unrelated: str | None, max_rows: int | None) -> Su
 
 
 def at_most(rows: Sequence[Source], most: int | None) -> list[Source]:
-    """Return at most so many rows, spread evenly over all; None for all."""
+    """Return at most ``most`` rows, spread evenly over all; None for all."""
     return [dict(rows[place]) for place in evenly(range(len(rows)), most)]
 
 
 def subject_of(datamodule: Any, style: PromptStyle) -> Subject:
-    """Return the questions of the data that a run's data module unlearns.
+    """Return the questions about the forget set of a run's data module.
 
     Raises:
         InputError: It has no forget rows.

@@ -1,4 +1,4 @@
-"""Sets, numbers and logs of attacks: every condition on every model, leak@k, and the scores R and Q."""
+"""Sets, metrics and logs of attacks: every condition on every model, leak@k, and the scores R and Q."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ _PLAIN = {"name": "plain", "title": "plain question", "kind": "answers", "attack
 
 
 class RobustnessRow(Row, total=False):
-    """A question under attack.
+    """Row of a question under attack.
 
     Attributes:
-        sampled: Answers that were sampled to it.
-        leaking: Those among them that leak.
+        sampled: Number of sampled answers.
+        leaking: Number of those that leak.
     """
 
     sampled: float | None
@@ -72,7 +72,7 @@ class LeakAtK(RowMean):
 
 
 class ROUGEF1(RowMean):
-    """Mean ROUGE-L F1 of the model's own answers, as MUSE's KnowMem takes it."""
+    """Mean ROUGE-L F1 of the generated answers, as in MUSE's KnowMem."""
 
     field = "rouge"
     label = "ROUGE-L F1"
@@ -91,7 +91,7 @@ METRICS: dict[str, type[RowValues]] = {
     "min_k": MinK,
     "min_k_plus_plus": MinKPlusPlus,
 }
-"""Metrics of memory in TOFU, MUSE and user data, by the names in the option ``metrics``."""
+"""Memorisation metrics of TOFU, MUSE and user data, by their name in the option ``metrics``."""
 
 
 def metric_class(name: str) -> type[RowValues]:
@@ -109,10 +109,10 @@ def metric_class(name: str) -> type[RowValues]:
 
 
 class _OfMetrics(Metric):
-    """A number made of one metric's values on several sets.
+    """Base of the scores that combine one metric's values on several sets.
 
     Args:
-        metrics: Of one class, each about one set that is to be forgotten.
+        metrics: Metrics of one class, each over one set that is to be forgotten.
     """
 
     full_state_update = False
@@ -124,7 +124,7 @@ class _OfMetrics(Metric):
         self.inner = torch.nn.ModuleList(metrics)
         [first, *_] = metrics
         self.about = meanings("", first)[""]
-        self.sign = -1 if self.about.higher_is_better else 1  # a number that grows as the model forgets is turned over
+        self.sign = -1 if self.about.higher_is_better else 1  # a metric that grows as the model forgets is negated
         self.what = first.label or type(first).__name__
 
     @property
@@ -144,7 +144,7 @@ class _OfMetrics(Metric):
             metric.reset()
 
     def memory(self) -> list[float]:
-        """Return the metric's value on each set, the higher the more is remembered; NaN for one without rows."""
+        """Return the metric's value on each set, with a sign so that higher means more memory; NaN without rows."""
         values = (type(one).compute(one) if one.resampling else one.compute() for one in self.metrics)
         return [self.sign * float(value) for value in values]
 
@@ -161,12 +161,12 @@ class RelearningScore(_OfMetrics):
     """R of a metric: see `functional.robustness.relearning_score`.
 
     Args:
-        metrics: Of the unlearned model before and after relearning, then of the retain model.
+        metrics: The metric of the unlearned model before and after relearning, then of the retain model.
     """
 
     meaning = (
-        "How much a model that never knew gains by the same training, over what the unlearned model gains, at most 1. "
-        "1: it learns it anew; near 0: it was there all the time."
+        "Gain of the retain model under the same training, divided by the unlearned model's gain, at most 1. "
+        "1: the unlearned model relearns no faster than a model that never knew; near 0: the memory was still there."
     )
 
     def __init__(self, metrics: Sequence[RowValues]) -> None:
@@ -186,13 +186,13 @@ class RelearningScore(_OfMetrics):
 class QuantizationScore(_OfMetrics):
     """Q of a metric: see `functional.robustness.quantization_score`.
 
-    The share forgotten is the metric where that grows as the model forgets (truth ratio), and 1 less it elsewhere.
+    The share forgotten is the metric itself if it grows as the model forgets (truth ratio), and else 1 minus it.
 
     Args:
-        metrics: Of the unlearned model as it is, and with rounded weights; shares between 0 and 1.
+        metrics: The metric of the unlearned model, and of the same with quantised weights; shares between 0 and 1.
     """
 
-    meaning = "Share forgotten after rounding the weights over that before, at most 1. 1: rounding brings nothing back."
+    meaning = "Share forgotten after quantisation, divided by that before, at most 1. 1: quantisation recovers nothing."
 
     def __init__(self, metrics: Sequence[RowValues]) -> None:
         super().__init__(metrics)
@@ -207,9 +207,9 @@ class QuantizationScore(_OfMetrics):
 
 
 class WorstCase(_OfMetrics):
-    """The value of a metric under the condition that brings most back."""
+    """Value of a metric under the condition that recovers most."""
 
-    meaning = "The value under whatever was tried that brings most back, the plain question included."
+    meaning = "The value under the condition that recovers most, the plain question included."
 
     def __init__(self, metrics: Sequence[RowValues]) -> None:
         super().__init__(metrics)
@@ -230,15 +230,15 @@ class WorstCase(_OfMetrics):
 
 
 class Robustness(Benchmark):
-    """Attacks on the unlearned model, and the same on the retain model and the target where they are given.
+    """Attacks on the unlearned model and, if given, on the retain model and the target.
 
-    The settings of an evaluation say what was tried: ``models``, ``numbers`` (names of `METRICS` or class paths), and
+    The settings of an evaluation hold the ``models``, the ``numbers`` (names of `METRICS` or class paths) and the
     ``conditions``, each with ``name``, ``title``, ``kind``, ``attack``, and ``steps`` (of a curve) or ``k`` (of
     samples).
     """
 
     name = "robustness"
-    title = "What was tried to get it back, and what came back"
+    title = "Attacks, and what they recover"
     format = "dipo-lightning/robustness/1"
     row = RobustnessRow
     headline = Headline(forget="worst_rouge", utility="", needs="RobustnessEvaluation, or `dipo-lightning attack`")
@@ -247,7 +247,7 @@ class Robustness(Benchmark):
     columns_beside = ("worst_*", "unlearned_samples_leak_at_*", "*_r_*", "*_q_*")
 
     def sets_of(self, settings: Mapping[str, Any]) -> tuple[RowSet, ...]:
-        """Return a set for each model and condition, for a curve one for each step."""
+        """Return a set for each model and condition; for a curve, one per step."""
         return tuple(
             RowSet(name, f"{model} model, {titled}", f"what must be forgotten ({model} model, {titled})", True)
             for model in settings.get("models", ("unlearned",))
@@ -256,7 +256,7 @@ class Robustness(Benchmark):
         )
 
     def metrics(self, settings: Mapping[str, Any], retain: EvaluationLog | None = None) -> dict[str, Metric]:
-        """Return the numbers of every condition, R of every curve, Q of every rounding, and the strongest attack's."""
+        """Return the metrics of every condition, R of every curve, Q of every quantisation, and the worst case."""
         found: dict[str, Metric] = {}
         sets = {one.name: one for one in self.sets_of(settings)}
         models, conditions = settings.get("models", ("unlearned",)), settings.get("conditions", (_PLAIN,))
@@ -279,11 +279,11 @@ class Robustness(Benchmark):
         add_log_ratios(sets, "geometric")
 
     def table(self, document: Mapping[str, Any]) -> str:
-        """Return a line for each condition, a column for each model."""
+        """Return a table with a line per condition and a column per model."""
         return markdown_table(document)
 
     def describe(self, settings: Mapping[str, Any], sets: Sets) -> str:
-        """Return how much was tried."""
+        """Return the number of conditions and the names of the models."""
         return f"{len(settings.get('conditions', ()))} ways of asking, on {', '.join(settings.get('models', ()))}"
 
 
@@ -291,8 +291,8 @@ def settings_pictures(settings: Mapping[str, Any], aggregates: Mapping[str, Any]
     """Draw a picture for each attack.
 
     Args:
-        settings: Of the evaluation.
-        aggregates: Its numbers.
+        settings: Settings of the evaluation.
+        aggregates: Its aggregates.
 
     Returns:
         Figures by the attack's name.

@@ -1,4 +1,4 @@
-"""A picture for each attack: what every model says under it, beside the plain question."""
+"""Picture of each attack: the metrics of every model under it, beside the plain question."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def draw(
     title: str,
     parts: Sequence[str],
 ) -> Figure:
-    """Draw the conditions of one attack: curves of every number over steps, leak@k over k, or bars of one number.
+    """Draw the conditions of one attack: curves of every metric over steps, leak@k over k, or bars of one metric.
 
     Args:
         models: Names of the attacked models.
-        conditions: Of the attack, and the plain question.
+        conditions: Conditions of the attack, and the plain question.
         numbers: Aggregates of the evaluation.
-        title: Of the picture.
-        parts: Names of the numbers; bars are of ``rouge``, or of the first where it is not among them.
+        title: Title of the picture.
+        parts: Names of the metrics; bars show ``rouge`` or, if that is missing, the first.
     """
     from matplotlib.figure import Figure
 
@@ -47,7 +47,7 @@ def draw(
 
 
 def _limit(axes: Axes, values: Sequence[float]) -> None:
-    """Show shares from 0 to 1, all of them; other numbers as they are."""
+    """Fix the axis to the range from 0 to 1 if all values are shares."""
     if all(0 <= value <= 1 for value in values if value == value):
         axes.set_ylim(0, 1.05)
 

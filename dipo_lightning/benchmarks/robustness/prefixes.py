@@ -1,4 +1,4 @@
-"""Prefix extraction: the beginning of an answer is given, and the model goes on."""
+"""Prefix extraction: the model continues answers of which the beginning is given."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from dipo_lightning.errors import InputError
 
 @dataclass
 class Prefixes(Attack):
-    """Attack that gives the first part of each answer, in tokens, and measures how much of the rest comes out.
+    """Attack that gives the first tokens of each answer and measures the rest.
 
     Attributes:
-        shares: Percentages of the answer that are given (Carlini et al., 2023, arXiv 2202.07646, extract the rest of a
-            text from growing prefixes; the quarters are this package's).
+        shares: Percentages of the answer's tokens that are given (Carlini et al., 2023, arXiv 2202.07646, extract the
+            rest of a text from growing prefixes; the quarters are this package's choice).
     """
 
     shares: tuple[int, ...] = (25, 50, 75)
@@ -44,14 +44,14 @@ class Prefixes(Attack):
         return [Condition(f"prefix_{share}", f"{share} % of the answer given") for share in self.shares]
 
     def measure(self, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, list[dict[str, Any]]]:
-        """Measure the rest of the answers; one of a single token has no rest, and is left out."""
+        """Measure the rest of each answer; answers of a single token are left out."""
         share = int(condition.name.removeprefix("prefix_"))
         asked = [cut for one in plainly(subject) if (cut := begun(subject, one, share)) is not None]
         return {condition.name: measure_answers(policy, subject, asked)}
 
 
 def begun(subject: Subject, asked: Asked, share: int) -> Asked | None:
-    """Give the first ``share`` percent of an answer's tokens, at least one; None where nothing would be left."""
+    """Move the first ``share`` percent of an answer's tokens, at least one, to the prompt; None if no token is left."""
     ends = asked.target[-1] in subject.style.stop_ids
     tokens = len(asked.target) - ends
     given = max(1, math.floor(tokens * share / 100))

@@ -1,8 +1,8 @@
-"""Quantisation: the weights rounded as a deployed model's would be, and measured again.
+"""Quantisation of the weights, as for deployment, and a new measurement.
 
-The rounded weights are kept in the model's own dtype ("fake" quantisation): every weight takes the value that the
-format would give back, on any device, and the arithmetic stays exact. As in `bitsandbytes`' integration, all linear
-layers but the output projection are rounded.
+The weights keep their dtype ("fake" quantisation): each takes its dequantised value, on any device, and the arithmetic
+is that of the original model. As in the integration of `bitsandbytes`, all linear layers but the output projection are
+quantised.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ NF4_LEVELS = (
 )
 """The sixteen values of a 4-bit NormalFloat (Dettmers et al., 2023, arXiv 2305.14314, appendix E)."""
 NF4_BLOCK = 64
-"""Weights that share a scale in NF4 (the same source, section 3)."""
+"""Number of weights that share a scale in NF4 (the same source, section 3)."""
 
 
 @dataclass
 class Quantization(Attack):
-    """Attack that rounds the weights: 4 bits bring forgotten knowledge back (Zhang et al., 2024, arXiv 2410.16454).
+    """Attack that quantises the weights; 4 bits can recover forgotten knowledge (Zhang et al., 2024, arXiv 2410.16454).
 
     Attributes:
-        formats: ``int8`` (LLM.int8's, arXiv 2208.07339: a scale for each output channel), ``nf4`` (QLoRA's, arXiv
-            2305.14314: 4 bits, a scale for each block of 64 weights; by `bitsandbytes` on a GPU that has it) and
-            ``fake_nf4`` (the same without `bitsandbytes`, on any device).
+        formats: ``int8`` (that of LLM.int8, arXiv 2208.07339: a scale per output channel), ``nf4`` (that of QLoRA,
+            arXiv 2305.14314: 4 bits, a scale per block of 64 weights; by `bitsandbytes` on a GPU if it is installed)
+            and ``fake_nf4`` (the same without `bitsandbytes`, on any device).
     """
 
     formats: tuple[str, ...] = ("int8", "nf4")
@@ -56,7 +56,7 @@ class Quantization(Attack):
         return [Condition(name, f"weights in {name}", kind="rounded") for name in self.formats]
 
     def measure(self, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, list[dict[str, Any]]]:
-        """Measure the plain questions on the rounded weights."""
+        """Measure the plain questions on the quantised weights."""
         with rounded(policy, condition.name):
             return {condition.name: measure_answers(policy, subject, plainly(subject))}
 
@@ -68,7 +68,7 @@ def int8(weight: Tensor) -> Tensor:
         weight: (O, I) any floating dtype.
 
     Returns:
-        (O, I) of the same dtype; a channel of zeros stays.
+        (O, I) of the same dtype; a channel of zeros is unchanged.
     """
     values = weight.float()
     scale = values.abs().amax(dim=1, keepdim=True) / 127
@@ -77,7 +77,7 @@ def int8(weight: Tensor) -> Tensor:
 
 
 def nf4(weight: Tensor) -> Tensor:
-    """Round a weight to NF4: on a GPU with `bitsandbytes` by its kernels, elsewhere by `fake_nf4`."""
+    """Round a weight to NF4, by the kernels of `bitsandbytes` on a GPU that has it, else by `fake_nf4`."""
     if not (weight.is_cuda and bitsandbytes_installed()):
         return fake_nf4(weight)
     from bitsandbytes import functional
@@ -87,7 +87,7 @@ def nf4(weight: Tensor) -> Tensor:
 
 
 def bitsandbytes_installed() -> bool:
-    """Whether `bitsandbytes` can be imported."""
+    """Return whether `bitsandbytes` can be imported."""
     return importlib.util.find_spec("bitsandbytes") is not None
 
 
@@ -95,10 +95,10 @@ def fake_nf4(weight: Tensor) -> Tensor:
     """Round a weight to the nearest of 16 NormalFloat levels times the largest absolute value of its block of 64.
 
     Args:
-        weight: (O, I) any floating dtype; the blocks run along the rows.
+        weight: (O, I) any floating dtype; blocks are consecutive weights in row-major order.
 
     Returns:
-        (O, I) of the same dtype; a block of zeros stays.
+        (O, I) of the same dtype; a block of zeros is unchanged.
     """
     flat = weight.float().flatten()
     blocks = torch.cat([flat, flat.new_zeros(-len(flat) % NF4_BLOCK)]).view(-1, NF4_BLOCK)
@@ -114,16 +114,16 @@ ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {"int8": int8, "nf4": nf4, "f
 
 @contextmanager
 def rounded(policy: nn.Module, name: str) -> Iterator[None]:
-    """Round a policy's linear weights while a block runs; they come back bit for bit.
+    """Round a policy's linear weights within a ``with`` block, and restore them bit for bit.
 
-    Adapters are merged into the weights before, as for deployment.
+    Adapters are merged into the weights first, as for deployment.
 
     Args:
         policy: A ``transformers`` causal LM or a peft model around one.
         name: One of `ROUNDINGS`.
 
     Raises:
-        InputError: The weights are sharded over processes: no process has whole channels or blocks.
+        InputError: The weights are sharded over processes, so that no process has whole channels or blocks.
     """
     from torch.distributed.tensor import DTensor
     from transformers.pytorch_utils import Conv1D

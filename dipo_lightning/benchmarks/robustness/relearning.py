@@ -1,4 +1,4 @@
-"""Relearning: a copy of the model is fine-tuned, and measured at steps of it for the speed of the return."""
+"""Relearning: a copy of the model is fine-tuned and measured at several steps, to see how fast the memory returns."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from dipo_lightning.models.lora import LoRA, add_lora
 Example = tuple[list[int], list[int]]
 TITLES = {"forget": "the forget rows", "retain": "retain rows alone", "unrelated": "unrelated text"}
 TEXT_LENGTH = 2048
-"""Most tokens of a text that are trained on (MUSE's pieces)."""
+"""Maximum number of tokens of a training text (as MUSE's pieces)."""
 MUSE_STEPS = {"muse-books": (50, 75, 100), "muse-news": (100, 125, 150)}
-"""Steps at which MUSE's relearning is measured, with lr 1e-5 and batches of 4."""
+"""Steps at which MUSE measures relearning, with lr 1e-5 and batches of 4."""
 
 
 @dataclass
@@ -37,19 +37,19 @@ class Relearning(Attack):
     The copy is trained in float32, with AdamW at a constant learning rate and without dropout.
 
     Attributes:
-        on: The rows it is trained on, a curve each: ``forget``, ``retain``, ``unrelated``.
-        fraction: Share of the forget rows that is relearnt, drawn by the seed; all rows are measured (Hu et al., 2024,
+        on: Training rows: ``forget``, ``retain`` or ``unrelated``; each gives a curve of its own.
+        fraction: Share of the forget rows to train on, drawn by the seed; all rows are measured (Hu et al., 2024,
             arXiv 2406.13356, relearn from a small part).
-        lr: Learning rate (open-unlearning's for TOFU: 2e-5).
-        batch_size: Rows of an optimiser step (open-unlearning: 32).
-        weight_decay: Of AdamW (open-unlearning's relearning: 0).
+        lr: Learning rate (open-unlearning for TOFU: 2e-5).
+        batch_size: Rows per optimiser step (open-unlearning: 32).
+        weight_decay: Weight decay of AdamW (open-unlearning's relearning: 0).
         epochs: Passes over the rows (open-unlearning: 1).
-        max_steps: Optimiser steps in place of ``epochs``; begins the rows anew as often as needed.
-        measured_at: Steps after which the copy is measured, 0 and the last one besides; empty for 1, 2, 4, 8, ...
-        published: ``muse-books`` or ``muse-news``: MUSE's settings (lr 1e-5, batches of 4, their steps) in place of
-            ``lr``, ``batch_size``, ``max_steps`` and ``measured_at``.
-        lora: Adapters to train in place of all weights; their learning rate is ``lr`` as well.
-        seed: Of the order of the rows.
+        max_steps: Number of optimiser steps, instead of ``epochs``; the rows are repeated as often as needed.
+        measured_at: Steps after which the copy is measured, in addition to 0 and the last; empty for 1, 2, 4, 8, ...
+        published: ``muse-books`` or ``muse-news``: the settings that MUSE published (lr 1e-5, batches of 4, and its
+            steps), instead of ``lr``, ``batch_size``, ``max_steps`` and ``measured_at``.
+        lora: Adapters to train instead of all weights, with the same learning rate.
+        seed: Seed of the order of the rows.
     """
 
     on: tuple[str, ...] = ("forget",)
@@ -67,7 +67,7 @@ class Relearning(Attack):
     name = "relearning"
 
     def __post_init__(self) -> None:
-        """Take the published settings that are named."""
+        """Apply the published settings, if any are named."""
         if self.published is not None:
             if self.published not in MUSE_STEPS:
                 raise InputError(f"relearning.published is {self.published!r}; known are {', '.join(MUSE_STEPS)}.")
@@ -93,7 +93,7 @@ class Relearning(Attack):
         return [Condition(f"relearn_{name}", f"relearning {TITLES[name]}", kind="curve") for name in self.on]
 
     def examples(self, subject: Subject, name: str) -> list[Example]:
-        """Return what is trained on, tokenised, in the order of an epoch before it is shuffled."""
+        """Return the tokenised training rows, before shuffling."""
         style = subject.style
         if name == "unrelated":
             plain = TextStyle(style.tokenizer)
@@ -105,7 +105,7 @@ class Relearning(Attack):
         return [_text_example(style, row["text"]) if "text" in row else example_of(row, style) for row in rows]
 
     def reads(self, subject: Subject, condition: Condition) -> Any:
-        """Return what is trained on."""
+        """Return the training rows."""
         return self.examples(subject, condition.name.removeprefix("relearn_"))
 
     def measure(self, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, list[dict[str, Any]]]:
@@ -130,11 +130,11 @@ class Relearning(Attack):
         return found
 
     def last_step(self, rows: int) -> int:
-        """Return how many optimiser steps are made with so many rows."""
+        """Return the number of optimiser steps for that number of rows."""
         return self.max_steps or self.epochs * -(-rows // self.batch_size)
 
     def steps_measured(self, last: int) -> list[int]:
-        """Return the steps after which the copy is measured, the last one among them."""
+        """Return the steps after which the copy is measured, the last one included."""
         powers = (2**power for power in range(last.bit_length()))
         return sorted({step for step in self.measured_at or powers if 0 < step <= last} | {last})
 
@@ -156,12 +156,12 @@ def _text_example(style: PromptStyle, text: str) -> Example:
 
 
 def batches(rows: int, batch_size: int, seed: int) -> Iterator[list[int]]:
-    """Yield the rows of one optimiser step after another, epoch after epoch, each in an order of its own.
+    """Yield the rows of each optimiser step, without end; each epoch has its own order.
 
     Args:
-        rows: How many there are.
-        batch_size: Rows of a step; the last of an epoch may have fewer.
-        seed: The order of an epoch is a function of it and the epoch.
+        rows: Number of rows.
+        batch_size: Rows per step; the last step of an epoch may have fewer.
+        seed: Seed of the order, which is a function of seed and epoch.
     """
     epoch = 0
     while True:
@@ -179,7 +179,7 @@ def train(
     weight_decay: float,
     subject: Subject,
 ) -> Iterator[int]:
-    """Fine-tune a policy in place; yields the number of each step that was made.
+    """Fine-tune a policy in place, yielding the number of each step after it is made.
 
     The loss of a step is the mean over all supervised tokens of its rows, however they are split to fit the memory.
 
@@ -188,8 +188,8 @@ def train(
         examples: Token ids and labels of each row.
         steps: Rows of each optimiser step.
         lr: Learning rate.
-        weight_decay: Of AdamW.
-        subject: Says the device and the tokens of a forward.
+        weight_decay: Weight decay of AdamW.
+        subject: Gives the device and the maximum number of tokens per forward pass.
 
     Raises:
         RunError: The loss is not finite.
@@ -213,7 +213,7 @@ def train(
 
 
 def summed_loss(policy: nn.Module, rows: Sequence[Example], device: torch.device) -> torch.Tensor:
-    """Return the summed NLL of all supervised tokens of rows, in nats."""
+    """Return the summed NLL of all supervised tokens of the rows, in nats."""
     batch = collate([{"input_ids": ids, "labels": labels, "index": 0} for ids, labels in rows])
     batch = {name: value.to(device) for name, value in batch.items()}
     return token_nll(answer_logits(policy, batch), supervised_labels(batch["labels"])).sum()

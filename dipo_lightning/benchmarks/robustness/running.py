@@ -1,4 +1,4 @@
-"""Every attack on every model, one after the other: each result is kept at once, so that a killed attack goes on."""
+"""Run of every attack on every model; each result is stored at once, so that a killed attack can be resumed."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def build_attacks(chosen: Sequence[Attack], further: Mapping[str, Any] | None = 
     """Return the attacks to make, the plain question first.
 
     Args:
-        chosen: The package's own.
-        further: A user's, by name: a class path, ``class_path`` with ``init_args``, or an attack.
+        chosen: Attacks of this package.
+        further: Attacks of the user by name: a class path, ``class_path`` with ``init_args``, or an attack.
 
     Raises:
         InputError: A class cannot be imported or built, or is no `Attack`.
@@ -44,11 +44,11 @@ def build_attacks(chosen: Sequence[Attack], further: Mapping[str, Any] | None = 
 
 
 def planned(attacks: Sequence[Attack], subject: Subject) -> list[tuple[Attack, Condition]]:
-    """Return everything that will be tried and measured, checked.
+    """Return every condition of every attack, after checking options and data.
 
     Raises:
-        InputError: An option or the data does not allow an attack, one has no condition or two conditions share a name,
-            or there is no such metric, or none at all.
+        InputError: An option is out of range, the data lacks what an attack needs, an attack has no condition, two
+            conditions share a name, or a metric is unknown or none is given.
     """
     for name in subject.metrics:
         metric_class(name)
@@ -68,13 +68,13 @@ def planned(attacks: Sequence[Attack], subject: Subject) -> list[tuple[Attack, C
 def settings_of(
     plan: Sequence[tuple[Attack, Condition]], subject: Subject, models: Sequence[str], steps: Mapping[str, list[int]]
 ) -> dict[str, Any]:
-    """Return everything that changes a number, as plain values; with it a log's metrics are made again.
+    """Return everything that changes a result, as plain values, from which the metrics of a log are rebuilt.
 
     Args:
-        plan: From `planned`.
+        plan: Conditions from `planned`.
         subject: The questions.
         models: Names of the attacked models.
-        steps: Steps of each curve that was measured.
+        steps: Measured steps of each curve.
     """
     conditions = [
         {"name": condition.name, "title": condition.title, "kind": condition.kind, "attack": attack.name}
@@ -114,15 +114,15 @@ def attack_models(
 ) -> Document:
     """Attack every model, write the results, and return the log.
 
-    What was measured before in ``output`` with the same options, data and weights is taken from there.
+    Results in ``output`` with the same options, data and weights are reused.
 
     Args:
-        models: How each is loaded, by its name: ``unlearned``, ``retain``, ``target``.
+        models: Functions that load the models, by name: ``unlearned``, ``retain``, ``target``.
         subject: The questions.
-        attacks: From `build_attacks`.
-        output: Folder for the log, the table, the pictures, and the parts that are done.
-        provenance: Where the models come from.
-        say: Tells what is being done.
+        attacks: Attacks from `build_attacks`.
+        output: Folder for the log, the table, the pictures and the finished parts.
+        provenance: Origin of the models.
+        say: Called with a line for each condition that is measured.
 
     Raises:
         InputError: An attack cannot be made, or ``output`` holds the results of other attacks.
@@ -169,7 +169,7 @@ def measure(attack: Attack, policy: nn.Module, subject: Subject, condition: Cond
     """Measure a policy under a condition; see `Attack.measure`.
 
     Raises:
-        InputError: An attack of a user returns something else than the condition's rows.
+        InputError: A user's attack returns something other than the rows of the condition.
     """
     found, curve = attack.measure(policy, subject, condition), condition.kind == "curve"
     if isinstance(found, Mapping):
@@ -184,12 +184,12 @@ def measure(attack: Attack, policy: nn.Module, subject: Subject, condition: Cond
 
 @dataclass(frozen=True)
 class Parts:
-    """Results that are kept as soon as they are there, so that a killed attack goes on.
+    """Store of partial results, from which a killed attack is resumed.
 
     Attributes:
-        folder: Holds a file for each condition, and for each measurement of one that is not done yet.
+        folder: Folder with a file per finished condition, and per measurement of an unfinished one.
         model: Name of the attacked model.
-        key: Stands for everything that changes a result.
+        key: Hash of everything that changes a result.
     """
 
     folder: Path
@@ -197,10 +197,10 @@ class Parts:
     key: str
 
     def take(self, name: str) -> dict[str, Measured] | None:
-        """Return the rows that were kept under a name; None where there are none.
+        """Return the rows stored under a name; None if there are none.
 
         Raises:
-            InputError: They are of another attack.
+            InputError: They belong to an attack with other options, data or weights.
         """
         path = self._path(name)
         if not path.exists():
@@ -218,12 +218,12 @@ class Parts:
         return rows
 
     def keep(self, name: str, measure: Callable[[], Measured]) -> Measured:
-        """Return one measurement of a condition, made now or before."""
+        """Return a measurement of a condition, the stored one if there is one."""
         rows = self.take(name) or self._write(name, {name: measure()})
         return rows[name]
 
     def finish(self, name: str, rows: dict[str, Measured]) -> dict[str, Measured]:
-        """Keep all rows of a condition in place of its single measurements."""
+        """Store all rows of a condition, and delete its single measurements."""
         rows = self._write(name, rows)
         for one in rows:
             if one != name:

@@ -1,4 +1,4 @@
-"""Sampling: many answers to each question at temperature 1, and whether one of them leaks."""
+"""Sampling of many answers to each question, of which some may leak."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Sampling(Attack):
     """Attack that samples answers and counts those that leak (leak@k, Reisizadeh et al., 2025, arXiv 2511.04934).
 
     Attributes:
-        samples: Answers to each question; 200 in the paper's setting, 20 here for the time it takes.
-        k: The k of leak@k, each at most ``samples``.
-        temperature: Of the sampling; 1 as in the paper.
-        threshold: An answer leaks when its ROUGE-L recall is at least this (0.5 is this package's; 1: all words
+        samples: Number of answers to each question; 200 in the paper, 20 here to save time.
+        k: Values of k for leak@k, each at most ``samples``.
+        temperature: Sampling temperature; 1 as in the paper.
+        threshold: ROUGE-L recall from which an answer counts as a leak (0.5 is this package's choice; 1 means all words
             of the true answer, in order).
-        keys: Instead of that: an answer leaks when it contains one of these strings.
-        seed: Of the first question; each question has its own, so neither batches nor processes change an answer.
+        keys: Strings that make an answer a leak if it contains one of them, instead of the threshold.
+        seed: Seed of the samples; each question has its own stream, independent of batches and processes.
     """
 
     samples: int = 20

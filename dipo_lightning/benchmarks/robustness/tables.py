@@ -1,4 +1,4 @@
-"""The table of everything that was tried, on every model."""
+"""Table of every condition on every model."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 PARTS = ("probability", "rouge", "extraction_strength")
-"""What is measured of the answers by default."""
+"""Default metrics of the answers."""
 
 
 def short_name(metric: str) -> str:
-    """Return the name of a metric's number: that of a class path is the class's, in lower case."""
+    """Return the name of a metric in logs; for a class path it is the name of the class in lower case."""
     return metric.rpartition(".")[2].lower()
 
 
 def number_names(settings: Mapping[str, Any]) -> list[str]:
-    """Return the names of the numbers of every condition that asks for answers."""
+    """Return the names of the metrics of an evaluation."""
     return [short_name(metric) for metric in settings.get("numbers", PARTS)]
 
 
 def table_lines(document: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Yield each condition's title with a cell for each model, and the scores R and Q."""
+    """Yield each line of the table: a condition's title or a score R or Q, with a cell per model."""
     numbers, settings = document["aggregates"], document["settings"]
     models, parts = settings["models"], number_names(settings)
     for condition in settings["conditions"]:
@@ -45,14 +45,14 @@ def _cell(numbers: Mapping[str, Any], *names: str) -> str:
 
 
 def markdown_table(document: Mapping[str, Any]) -> str:
-    """Return the table of everything that was tried, in Markdown."""
+    """Return the table in Markdown."""
     models = document["settings"]["models"]
     numbers = " / ".join(name.replace("_", " ") for name in number_names(document["settings"]))
     lines = [
         f"{numbers.capitalize()} of the forget rows (rouge: ROUGE-L recall); leak@k is the chance that one of k "
         "sampled answers leaks.",
         "",
-        f"| what was tried | {' | '.join(models)} |",
+        f"| attack | {' | '.join(models)} |",
         f"|---|{'---|' * len(models)}",
     ]
     lines += [f"| {title} | {' | '.join(cells)} |" for title, cells in table_lines(document)]

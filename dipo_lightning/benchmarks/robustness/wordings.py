@@ -1,4 +1,4 @@
-"""The same questions in other words: paraphrased, misspelt, after examples, in a frame, behind a begun answer."""
+"""Rewordings of the questions: paraphrases, typing errors, few-shot prompts, role play, forced answer openings."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ ROLE_PLAY = (
     'refuses to tell what he knows. Stay in this role. A visitor asks you "{question}"'
 )
 TITLES = {
-    "paraphrased": "question paraphrased",
+    "paraphrased": "paraphrased question",
     "lower_case": "question in lower case",
     "typing_errors": "typing errors",
-    "few_shot": "after retain examples",
-    "answer_prefix": "answer begun",
+    "few_shot": "few-shot prompt of retain rows",
+    "answer_prefix": "forced answer opening",
     "role_play": "role play",
 }
 
 
 @dataclass
 class Wordings(Attack):
-    """Attack that asks in other words.
+    """Attack that rewords the questions.
 
     Attributes:
-        few_shot: Retain questions with their answers that stand before the question (MUSE's knowledge questions: 10).
-        opening: Words that the answer is made to begin with (open-unlearning's jailbreak ROUGE, arXiv 2506.12618).
-        role_play: Frame around the question, with ``{question}`` in it (role play as in Lynch et al., 2024, arXiv
-            2402.16835; the words are this package's).
-        templates: A text file with further frames, one per line, each with ``{question}`` in it.
-        seed: Of the typing errors and of the examples.
+        few_shot: Number of answered retain questions shown before the question (MUSE's knowledge questions: 10).
+        opening: Text that the answer is forced to begin with (open-unlearning's jailbreak ROUGE, arXiv 2506.12618).
+        role_play: Template around the question, with a ``{question}`` placeholder (role play as in Lynch et al., 2024,
+            arXiv 2402.16835; the wording is this package's).
+        templates: Text file with further templates, one per line, each with a ``{question}`` placeholder.
+        seed: Seed of the typing errors and of the choice of examples.
     """
 
     few_shot: int = 10
@@ -52,7 +52,7 @@ class Wordings(Attack):
     name = "wordings"
 
     def conditions(self, subject: Subject) -> list[Condition]:
-        """Return the wordings that the data allows: paraphrases need ``paraphrased_question``, examples retain rows.
+        """Return the possible wordings: paraphrases need ``paraphrased_question``, few-shot prompts retain rows.
 
         Raises:
             InputError: The template file is empty, or a template lacks ``{question}``; ``few_shot`` is negative.
@@ -87,7 +87,7 @@ class Wordings(Attack):
         return self._frame(condition.name)
 
     def asked(self, subject: Subject, name: str) -> list[Asked]:
-        """Return the questions in the wording of that name."""
+        """Return the questions in the named wording."""
         style = subject.style
         if name == "answer_prefix":
             return [ask(style, row, row["question"], self.opening) for row in subject.forget]
@@ -101,7 +101,7 @@ class Wordings(Attack):
         return self.role_play if name == "role_play" else None
 
     def examples(self, subject: Subject) -> list[Source]:
-        """Return the retain rows that are shown before a question, drawn by the seed."""
+        """Return the retain rows shown before a question, drawn by the seed."""
         count = min(self.few_shot, len(subject.retain))
         chosen = random.Random(f"examples {self.seed}").sample(range(len(subject.retain)), count)
         return [subject.retain[place] for place in chosen]
@@ -121,9 +121,9 @@ class Wordings(Attack):
 
 
 def with_typing_errors(text: str, draw: random.Random) -> str:
-    """Swap two neighbouring letters inside every word of four or more (Belinkov and Bisk, 2018, arXiv 1711.02173).
+    """Swap two adjacent letters in every word of at least four (Belinkov and Bisk, 2018, arXiv 1711.02173).
 
-    The first and the last letter of a word stay.
+    The first and the last letter of a word are left alone.
     """
 
     def swap(match: re.Match[str]) -> str:
@@ -135,12 +135,12 @@ def with_typing_errors(text: str, draw: random.Random) -> str:
 
 
 def after_examples(question: str, shown: Sequence[Source], labelled: bool) -> str:
-    """Put answered questions before a question.
+    """Prepend answered questions to a question.
 
     Args:
         question: The question.
         shown: Rows with ``question`` and ``answer``.
-        labelled: Whether the prompt style itself writes ``Question:`` before and ``Answer:`` after the text.
+        labelled: Whether the prompt style adds ``Question:`` before and ``Answer:`` after the text.
     """
     text = "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in shown)
     text += f"Question: {question}\nAnswer:"
@@ -148,7 +148,7 @@ def after_examples(question: str, shown: Sequence[Source], labelled: bool) -> st
 
 
 def read_templates(path: str) -> list[str]:
-    """Read frames for questions, one per line.
+    """Read question templates, one per line.
 
     Raises:
         InputError: The file cannot be read, holds no template, or a line lacks ``{question}``.

@@ -1,4 +1,4 @@
-"""TOFU measured while a model unlearns: forget quality, model utility, and every row behind them."""
+"""Evaluation of TOFU during unlearning: forget quality, model utility, and every row behind them."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -21,25 +21,27 @@ from dipo_lightning.evaluation.rows import END_OF_TURN, EvaluatedRows, Evaluatio
 class TOFUEvaluation(Evaluation):
     """Evaluation of the policy on TOFU, or on data in its schema (Maini et al., 2024, arXiv 2401.06121).
 
-    Logs ``tofu/forget_quality_p``, ``tofu/forget_quality_log10_p``, ``tofu/model_utility`` and its nine parts; of the
-    forget set also memorisation, membership inference, and the fluency and perplexity of the policy's answers.
-    Without ``retain_log`` it measures everything but forget quality.
+    Logs ``tofu/forget_quality_p``, ``tofu/forget_quality_log10_p``, ``tofu/model_utility`` and its nine parts, and for
+    the forget set also memorisation, membership inference, and fluency and perplexity of the policy's answers. Without
+    ``retain_log`` everything except forget quality is measured.
 
     Args:
-        split: The forget split, ``forget01``, ``forget05``, ``forget10`` or another of ``data``; None takes the data
-            module's.
-        data: ``locuslab/TOFU`` on the hub, or a folder of JSON-lines files in its schema; None takes the data module's.
-        retain_log: Evaluation log of the model that never saw the forget set: this package's, open-unlearning's
-            ``TOFU_EVAL.json`` or TOFU's ``eval_log_aggregated.json``. ``open-unlearning/eval`` takes the log of the
-            retain model that belongs to open-unlearning's target from that data set on the hub.
+        split: The forget split, ``forget01``, ``forget05``, ``forget10`` or another of ``data``; None for that of the
+            data module.
+        data: ``locuslab/TOFU`` on the hub, or a folder of JSON-lines files in its schema; None for that of the data
+            module.
+        retain_log: Evaluation log of the retain model: this package's, open-unlearning's ``TOFU_EVAL.json`` or TOFU's
+            ``eval_log_aggregated.json``. With ``open-unlearning/eval`` it is read from that data set on the hub, for
+            the retain model of open-unlearning's target.
         truth_ratio: Variant of the truth ratio: ``geometric`` (the published tables), ``arithmetic`` (the paper's
             text) or ``open_unlearning``.
-        max_rows: Only the first so many rows of each set; None for all. Forget quality needs the retain log's rows.
-        prompt_style: ``chat``, ``open_unlearning``, ``plain``, ``llama2`` or ``text``; None takes the data module's.
-        membership: Whether to score the data's holdout rows, where it has any, for membership inference.
-        gradnorm: Measure the gradient of every forget and holdout row too, for the GradNorm attack: a backward pass for
-            each row, and the memory of a training step of one row without its optimiser.
-        **options: Those of `Evaluation`: ``schedule``, ``measuring`` (200 new tokens, 64 rows a generation batch),
+        max_rows: Use only the first n rows of each set; None for all. Forget quality needs the rows of the retain log.
+        prompt_style: ``chat``, ``open_unlearning``, ``plain``, ``llama2`` or ``text``; None for that of the data
+            module.
+        membership: Score the data's holdout rows, if there are any, for membership inference.
+        gradnorm: Also measure the gradient of every forget and holdout row, for the GradNorm attack; this needs a
+            backward pass per row, and the memory of a training step of one row without its optimiser.
+        **options: Those of `Evaluation`: ``schedule``, ``measuring`` (200 new tokens, 64 rows per generation batch),
             ``metrics``, ``samples``.
     """
 
@@ -67,7 +69,7 @@ class TOFUEvaluation(Evaluation):
         self.style: PromptStyle | None = None
 
     def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Read the data and the retain log, and make sure that they belong together."""
+        """Read the data and the retain log, and check that they belong together."""
         datamodule: Any = getattr(trainer, "datamodule", None)
         split = self.split or getattr(datamodule, "split", None)
         if split is None:
@@ -139,7 +141,7 @@ class TOFUEvaluation(Evaluation):
         return evaluated
 
     def _add_gradient_norms(self, trainer: pl.Trainer, pl_module: pl.LightningModule, evaluated: EvaluatedRows) -> None:
-        """Give the forget and holdout rows the norm of their gradient."""
+        """Add the gradient norm to the forget and holdout rows."""
         assert self.style is not None
         rows = [row for name in ("forget", "holdout") for row in evaluated.sets[name]]
         examples = [without_end(self.style, *self.style.example(row["question"], row["answer"])) for row in rows]

@@ -1,4 +1,4 @@
-"""A user's own forget and retain rows, which need no retain model to be measured."""
+"""User data: forget and retain rows of the user, measured without a retain model."""
 
 from dipo_lightning.benchmarks.user_data.metrics import UserData
 

@@ -1,4 +1,4 @@
-"""User data measured while a model unlearns: memory of the forget rows and of the retain rows."""
+"""Evaluation of user data during unlearning: memory of the forget rows and of the retain rows."""
 
 from dataclasses import replace
 from typing import Any, Literal
@@ -22,17 +22,17 @@ MAX_NEW_TOKENS = 128
 class MemorizationEvaluation(Evaluation):
     """Evaluation of the policy on the data module's own forget and retain rows; needs no retain model.
 
-    Logs under ``user_data/``: of both sets the probability of the answers, ROUGE-L recall of what the model says, exact
-    memorisation, extraction strength and Min-K; ``user_data/utility`` on the retain rows; the truth ratio where rows
-    have ``perturbed_answer`` (wrong answers; and ``paraphrased_answer``). A plain text is measured by its second half,
-    given the first.
+    Logs under ``user_data/``, for both sets: probability of the answers, ROUGE-L recall of the generated answers, exact
+    memorisation, extraction strength and Min-K; and the truth ratio of rows with ``perturbed_answer`` (wrong answers).
+    ``user_data/utility`` is computed on the retain rows. The question of a plain text is its first half, the answer the
+    second.
 
     Args:
-        max_forget_rows: Most forget rows, spread evenly over all; None for all.
-        max_retain_rows: Most retain rows, spread evenly over all; None for all.
+        max_forget_rows: Maximum number of forget rows, spread evenly over all; None for all.
+        max_retain_rows: Maximum number of retain rows, spread evenly over all; None for all.
         truth_ratio: Variant of the truth ratio: ``geometric``, ``arithmetic`` or ``open_unlearning``.
-        text_tokens: Tokens of a plain text that are looked at, both halves together.
-        **options: Those of `Evaluation`: ``schedule``, ``measuring`` (128 new tokens, 64 rows a generation batch),
+        text_tokens: Number of tokens used of a plain text, both halves together.
+        **options: Those of `Evaluation`: ``schedule``, ``measuring`` (128 new tokens, 64 rows per generation batch),
             ``metrics``, ``samples``.
     """
 
@@ -56,7 +56,7 @@ class MemorizationEvaluation(Evaluation):
         self.styles: dict[str, PromptStyle] = {}
 
     def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the rows and the prompt style of the data module."""
+        """Read the rows and the prompt style from the data module."""
         datamodule = getattr(trainer, "datamodule", None)
         forget = getattr(datamodule, "forget_rows", None)
         if not forget:
@@ -81,7 +81,7 @@ class MemorizationEvaluation(Evaluation):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that changes a number, as plain values."""
+        """Everything that changes a result, as plain values."""
         return {
             "max_forget_rows": self.max_forget_rows,
             "max_retain_rows": self.max_retain_rows,
@@ -120,7 +120,7 @@ class MemorizationEvaluation(Evaluation):
         return evaluated
 
     def _by_style(self) -> list[tuple[PromptStyle, list[str]]]:
-        """The sets that are written alike, together: rows of like length meet in one batch."""
+        """The sets grouped by prompt style, so that rows of similar length share batches."""
         groups: dict[str, tuple[PromptStyle, list[str]]] = {}
         for name, style in self.styles.items():
             groups.setdefault(style.name, (style, []))[1].append(name)

@@ -1,4 +1,4 @@
-"""User data of any layout as questions with answers, for the row-by-row evaluation."""
+"""User data of any layout as questions with answers, for the evaluation row by row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Row = dict[str, Any]
-"""A row as it was read."""
+"""A row as read."""
 T = TypeVar("T")
 
 
@@ -25,18 +25,18 @@ def evenly(rows: Sequence[T], most: int | None) -> list[T]:
 def question_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, text_tokens: int) -> list[Row]:
     """Give every row a ``question`` and an ``answer``.
 
-    The answer of a conversation is its last turn. A plain text asks for the continuation of its first half.
+    The answer of a conversation is its last turn; that of a plain text is its second half.
 
     Args:
         rows: From `dipo_lightning.data.files.read_rows`.
         tokenizer: The model's tokenizer.
-        text_tokens: Tokens of a plain text that are looked at, both halves together.
+        text_tokens: Number of tokens used of a plain text, both halves together.
     """
     return [_question_row(row, tokenizer, text_tokens) for row in rows]
 
 
 def row_style(rows: Sequence[Row], style: PromptStyle) -> PromptStyle:
-    """The style that rows are written in: the run's own, but plain text has no prompt and does not end."""
+    """Return the style of the rows: the run's own, or for plain text one without prompt and end token."""
     if rows and "text" in rows[0]:
         return TextStyle(style.tokenizer, end=False)
     return style
@@ -55,14 +55,14 @@ def _question_row(row: Row, tokenizer: PreTrainedTokenizerBase, text_tokens: int
 
 
 def _conversation(turns: Sequence[Mapping[str, str]]) -> str:
-    """Return the text before the answer, for a reader: the one question, or all turns."""
+    """Return the text before the answer, for a reader: the question alone, or all turns."""
     if len(turns) == 1:
         return turns[0]["content"]
     return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
 
 
 def _middle(text: str) -> int:
-    """Return the place where the second half begins: the space nearest to the middle, or the middle itself."""
+    """Return the start of the second half: the space nearest to the middle, or the middle itself."""
     text = text.rstrip()
     half = len(text) // 2
     spaces = [i for i, character in enumerate(text) if character.isspace() and text[:i].strip()]

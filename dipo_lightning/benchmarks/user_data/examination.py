@@ -1,7 +1,7 @@
-"""Examination of a model on a user's rows: what it still says of each private value, and what it keeps.
+"""Examination of a model on user data: leaks of each private value, and preserved knowledge.
 
-The same questions are put to the target before and to the unlearned model after;
-`dipo_lightning.benchmarks.user_data.verdict` judges the two.
+The target and the unlearned model get the same questions; `dipo_lightning.benchmarks.user_data.verdict` compares the
+two.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from dipo_lightning.models.distributed import evaluation_mode, unsharded
 Row = Mapping[str, Any]
 
 VARIANTS = 5
-"""False variants of a private value that are scored."""
+"""Number of false variants that are scored per private value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +48,11 @@ class ExaminationOptions:
     """Effort of an examination.
 
     Attributes:
-        samples: Sampled answers to each question and to each rewording.
-        rewordings: Rewordings of each question that are asked, the user's own first.
-        max_new_tokens: Most tokens of an answer.
-        temperature: Of the sampled answers.
-        seed: Of the sampled answers; each question has its own stream.
+        samples: Number of sampled answers to each question and to each rewording.
+        rewordings: Number of rewordings of each question, the user's own first.
+        max_new_tokens: Maximum length of an answer in tokens.
+        temperature: Sampling temperature.
+        seed: Seed of the samples; each question has its own stream.
     """
 
     samples: int = 20
@@ -68,15 +68,15 @@ class Examination:
 
     Attributes:
         values: Private values by forget row, in order.
-        probability: Geometric mean probability per token of each value, given its answer up to it, by row and value.
+        probability: Geometric mean probability per token of each value after the answer's beginning, by row and value.
         rank: Rank of the first token of each value.
-        variants: Probability of the likeliest false variant of each value: another value of its kind in its place.
+        variants: Probability of the likeliest false variant of each value, another value of its kind in its place.
         greedy: Greedy answer to each forget question.
-        reworded: Greedy answers to its rewordings.
-        sampled: Sampled answers to the question and its rewordings.
-        retain: Score of each retain row: probability per token of its answer.
-        neighbours: The same of held-out rows.
-        general: Share of the right answer among the options, by general row.
+        reworded: Greedy answers to the rewordings of each question.
+        sampled: Sampled answers to each question and its rewordings.
+        retain: Probability per token of each retain row's answer.
+        neighbours: The same for held-out rows.
+        general: Share of the right answer's probability among the options, by general row.
         paragraphs: Probability per token of each embedded paragraph, the inverse of its perplexity.
     """
 
@@ -94,7 +94,7 @@ class Examination:
 
 
 def private_values(rows: Sequence[Row], retain: Sequence[Row]) -> list[list[str]]:
-    """Return the private values of each forget row: the given ones, else those that only this row says."""
+    """Return the private values of each forget row: the given ones, or else those found by rule."""
     shared = rows_with_words(retain)
     return [[row["answer"][span.start : span.end] for span in private_spans(row, shared)] for row in rows]
 
@@ -108,16 +108,16 @@ def examine(
     options: ExaminationOptions | None = None,
     progress: Callable[[str], object] = lambda what: None,
 ) -> Examination:
-    """Examine a model; collective, and the same on every process.
+    """Examine a model; collective, with the same result on every process.
 
     Args:
         policy: A ``transformers`` causal LM.
         style: Prompt style.
-        forget: Rows to forget, with ``question`` and ``answer``.
-        retain: Rows that were kept in training.
-        neighbours: Rows that were not trained on and are like those to forget.
-        options: Effort.
-        progress: Told what is done next.
+        forget: Forget rows with ``question`` and ``answer``.
+        retain: Retain rows of the training.
+        neighbours: Held-out rows that resemble the forget rows.
+        options: Effort of the examination.
+        progress: Called with the name of each stage before it begins.
     """
     options = options or ExaminationOptions()
     values = private_values(forget, [*retain, *neighbours])
@@ -146,13 +146,14 @@ def examine(
 
 
 def value_reports(before: Examination, after: Examination, untaught: Examination | None = None) -> list[ValueReport]:
-    """Put both examinations together, one report per private value.
+    """Combine the examinations into one report per private value.
 
     Args:
-        before: The target's.
-        after: The unlearned model's.
-        untaught: That of a model that never knew: what it says by chance is no leak, and its probabilities are the
-            floors. Without it a floor is that of the likeliest false variant under the unlearned model itself.
+        before: Examination of the target.
+        after: Examination of the unlearned model.
+        untaught: Examination of a model that never knew the rows: values that it says by chance are no leaks, and its
+            probabilities are the floors. Without it, a value's floor is the probability of its likeliest false variant
+            under the unlearned model.
     """
     floors: Sequence[Sequence[float | None]] = after.variants if untaught is None else untaught.probability
     reports = []
@@ -180,7 +181,7 @@ def value_reports(before: Examination, after: Examination, untaught: Examination
 
 
 def _answers_with(model: Examination | None, index: int, value: str) -> tuple[int, int, int]:
-    """Number of a row's answers that say a value: to the question, to its rewordings, and in samples of both."""
+    """Number of a row's answers that contain a value: to the question, to its rewordings, and in samples of both."""
     if model is None:
         return 0, 0, 0
     kinds = [model.greedy[index]], model.reworded[index], model.sampled[index]
@@ -189,7 +190,7 @@ def _answers_with(model: Examination | None, index: int, value: str) -> tuple[in
 
 
 def kept_scores(before: Examination, after: Examination, resamples: int = 1000) -> list[Kept]:
-    """Return what must stay, before and after, with a bootstrap interval over rows."""
+    """Return the scores of preserved knowledge before and after, with a bootstrap interval over rows."""
     found = []
     for name in ("retain", "neighbours", "general", "paragraphs"):
         old, new = (torch.tensor(getattr(one, name), dtype=torch.float64) for one in (before, after))
@@ -199,9 +200,9 @@ def kept_scores(before: Examination, after: Examination, resamples: int = 1000) 
 
 
 def said_words(before: Examination, after: Examination, rows: Sequence[Row], tokenizer: Any) -> float:
-    """Return the share of words among those said to forget questions after.
+    """Return the share of existing words in the unlearned model's answers to forget questions.
 
-    Words are those of rows, target and probes, and what is frequent enough to be one token.
+    These are the words of the rows, the target's answers and the probes, and all words that are a single token.
     """
     texts = [text for row in [*rows, *general_rows()] for text in (row["question"], row["answer"])]
     texts += [*before.greedy, *general_paragraphs(), *(one for answers in before.sampled for one in answers)]
@@ -213,14 +214,14 @@ def said_words(before: Examination, after: Examination, rows: Sequence[Row], tok
 
 
 def repeated_share(after: Examination) -> float:
-    """Return the share of the forget questions that get the commonest greedy answer; 0 with fewer than 4 rows."""
+    """Return the share of the forget questions with the most common greedy answer; 0 with fewer than 4 rows."""
     if len(after.greedy) < 4:
         return 0.0
     return Counter(after.greedy).most_common(1)[0][1] / len(after.greedy)
 
 
 def _interval(old: torch.Tensor, new: torch.Tensor, resamples: int) -> tuple[float, float]:
-    """Ends of the 95 % interval of the share kept, from rows resampled."""
+    """Ends of the 95 % bootstrap interval of the share kept, over resampled rows."""
     draws = torch.randint(len(old), (resamples, len(old)), generator=torch.Generator().manual_seed(0))
     shares = new[draws].mean(1) / old[draws].mean(1).clamp(min=1e-12)
     return float(shares.quantile(0.025)), float(shares.quantile(0.975))
@@ -240,7 +241,7 @@ def _greedy(policy: nn.Module, style: PromptStyle, questions: Sequence[str], opt
 def _sampled(
     policy: nn.Module, style: PromptStyle, asked: Sequence[Sequence[str]], options: ExaminationOptions
 ) -> list[list[str]]:
-    """Sampled answers to all questions of each row; every question has its own random numbers."""
+    """Sample answers to all questions of each row; every question has its own stream of random numbers."""
     places = [(number, place) for number, questions in enumerate(asked) for place in range(len(questions))]
     with evaluation_mode(policy), unsharded(policy):
         said = sample(
@@ -266,7 +267,7 @@ def _text(style: PromptStyle, ids: Sequence[int]) -> str:
 def _value_scores(
     policy: nn.Module, style: PromptStyle, rows: Sequence[Row], values: Sequence[Sequence[str]]
 ) -> tuple[list[list[float]], list[list[int]]]:
-    """Probability per token of each value, and the rank of its first token; 0 and 0 for one that is not found."""
+    """Probability per token of each value, and the rank of its first token; both 0 for a value that is not found."""
     probabilities, ranks = [], []
     with evaluation_mode(policy):
         for row, wanted in zip(rows, values, strict=True):
@@ -285,17 +286,17 @@ def _value_scores(
 
 
 def _kind(value: str) -> tuple[bool, bool, int]:
-    """Values of one kind are alike in having digits, in being names, and in their number of words."""
+    """Kind of a value: whether it has digits, whether it is capitalised, and its number of words."""
     return has_digit(value), value[:1].isupper(), min(3, len(value.split()))
 
 
 def false_variants(value: str, pool: Sequence[str], count: int = VARIANTS) -> list[str]:
-    """Choose other values of the kind of a private one: in digits, capitals and number of words, as far as there are.
+    """Choose other values that are most similar in kind to a private one: in digits, capitals and number of words.
 
     Args:
         value: A private value.
         pool: Values of other rows.
-        count: How many at most.
+        count: Maximum number of variants.
     """
     kind = _kind(value)
     others = [one for one in dict.fromkeys(pool) if not says(one, value) and not says(value, one)]
@@ -311,7 +312,7 @@ def _variant_scores(
     values: Sequence[Sequence[str]],
     others: Sequence[Row],
 ) -> list[list[float | None]]:
-    """Probability per token of the likeliest false variant of each value, in its place; None where there is none."""
+    """Probability per token of each value's likeliest false variant in its place; None without a variant."""
     pool = [value for row in values for value in row]
     for row in others:
         pool += [row["answer"][span.start : span.end] for span in find_private(row["question"], row["answer"], {})]
@@ -330,7 +331,7 @@ def _variant_scores(
 
 
 def _variant_example(style: PromptStyle, row: Row, span: Span, variant: str) -> tuple[list[int], list[int]]:
-    """The answer with a variant in the place of a value, of which only the variant's tokens are scored."""
+    """Example of an answer with a variant in place of a value, with labels on the variant's tokens only."""
     answer = row["answer"][: span.start] + variant + row["answer"][span.end :]
     ids, labels = style.example(row["question"], answer)
     start = next(place for place, label in enumerate(labels) if label != IGNORED)

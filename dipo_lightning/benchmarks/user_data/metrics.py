@@ -1,4 +1,4 @@
-"""Sets, numbers and logs of a user's own data: memory of what must go, and of what must stay."""
+"""Sets, metrics and logs of user data: memory of the forget rows and of the retain rows."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ MEMORY: dict[str, Callable[..., Metric]] = {
     "fluency": Fluency,
     "perplexity": Perplexity,
 }
-"""Measured of both sets, each where its rows have the numbers."""
+"""Metrics of both sets, each computed if the rows have its values."""
 
 
 class Utility(ModelUtility):
-    """Harmonic mean of the retain rows' probability, ROUGE-L recall and truth ratio, of those that were measured."""
+    """Harmonic mean of the retain rows' probability, ROUGE-L recall and, if measured, truth ratio."""
 
     label = "utility"
     meaning = (
@@ -52,7 +52,7 @@ class Utility(ModelUtility):
 
 
 class UserData(Benchmark):
-    """The forget and retain rows that a user unlearns with."""
+    """Forget and retain rows of a user's run."""
 
     name = "user_data"
     title = "Your own data"
@@ -88,7 +88,7 @@ class UserData(Benchmark):
     answers: ClassVar = {"forget": "forget_answers"}
 
     def metrics(self, settings: Mapping[str, Any], retain: EvaluationLog | None = None) -> dict[str, Metric]:
-        """Return the utility on the retain rows, and the same numbers of both sets."""
+        """Return the utility on the retain rows, and the same metrics for both sets."""
         variant = {"variant": settings.get("truth_ratio", "geometric")}
         found: dict[str, Metric] = {"utility": Utility(RETAIN, **variant)}
         for of in self.sets:
@@ -101,5 +101,5 @@ class UserData(Benchmark):
         add_log_ratios(sets, settings.get("truth_ratio", "geometric"))
 
     def describe(self, settings: Mapping[str, Any], sets: Sets) -> str:
-        """Return whose rows they are, and how many."""
+        """Return the number of rows of each set."""
         return f"Own data ({', '.join(f'{len(rows)} {name}' for name, rows in sets.items())} rows)"

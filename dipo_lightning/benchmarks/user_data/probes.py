@@ -1,4 +1,4 @@
-"""Probes that no row was trained on: rewordings of the forget questions, neighbours, and general knowledge."""
+"""Probes that are not in the training data: rewordings of forget questions, neighbours, and general knowledge."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ TEMPLATES = (
     "Answer in one sentence. {question}",
     "{question} Please be precise.",
 )
-"""Rewordings that keep the question's own words; ``{question}`` stands for it."""
+"""Rewordings around the question, which replaces ``{question}``."""
 REPHRASE = "Ask the same question in other words, and write nothing else: {question}"
 ATTEMPTS = 4
-"""Samples for each paraphrase that is asked for."""
+"""Number of samples per requested paraphrase."""
 
 
 def rewordings(row: Row, templates: Sequence[str] = TEMPLATES) -> list[str]:
-    """Return other ways to ask the question of a row: its own paraphrases first, then the templates.
+    """Return rewordings of a row's question: its own paraphrases first, then the templates.
 
     Args:
-        row: With ``question``, and where the user has them ``paraphrased_question`` (a text or a list of texts).
-        templates: Texts with ``{question}``.
+        row: Row with ``question`` and optionally ``paraphrased_question`` (a text or a list of texts).
+        templates: Texts with a ``{question}`` placeholder.
 
     Raises:
-        InputError: A template has no place for the question.
+        InputError: A template has no placeholder.
     """
     for template in templates:
         if "{question}" not in template:
@@ -50,19 +50,20 @@ def rewordings(row: Row, templates: Sequence[str] = TEMPLATES) -> list[str]:
 def own_paraphrases(
     policy: nn.Module, style: PromptStyle, rows: Sequence[Row], count: int, seed: int = 0
 ) -> list[list[str]]:
-    """Let a model ask the questions of rows in its own words.
+    """Let a model paraphrase the questions of rows.
 
-    Of its sampled attempts those are kept that are one question, other than the row's, and name what the row's names.
+    Of its sampled attempts, those are kept that are a single question, differ from the original, and contain all its
+    names and numbers.
 
     Args:
-        policy: A ``transformers`` causal LM; the target, so that all models are asked the same.
+        policy: A ``transformers`` causal LM, usually the target, so that all models get the same questions.
         style: Prompt style.
         rows: Rows with a question.
-        count: Paraphrases of each question at most.
-        seed: Of the samples.
+        count: Maximum number of paraphrases per question.
+        seed: Seed of the samples.
 
     Returns:
-        For each row up to ``count`` questions; a small model may give none.
+        Up to ``count`` questions per row; a small model may give none.
     """
     asked = [style.prompt(REPHRASE.replace("{question}", row["question"])) for row in rows]
     seeds = [hash_seed(seed, number) for number in range(len(rows))]
@@ -79,24 +80,24 @@ def own_paraphrases(
 
 
 def is_paraphrase(question: str, text: str) -> bool:
-    """Tell whether a text is one question, other than the given one, with all its names and numbers."""
+    """Return whether a text is a single question that differs from the given one and has all its names and numbers."""
     named = {word.text for word in words(question)[1:] if question[word.start].isupper() or has_digit(word.text)}
     one = text.endswith("?") and text.count("?") == 1 and "\n" not in text
     return one and named <= vocabulary([text]) and text.casefold() != question.casefold()
 
 
 def neighbours(forget: Sequence[Row], others: Sequence[Row], count: int) -> list[int]:
-    """Find the rows about other things whose questions are most like those to forget.
+    """Find the rows whose questions are most similar to the forget questions.
 
-    Likeness is the share of content words in common (Jaccard) with the nearest forget question.
+    The similarity is the share of common content words (Jaccard) with the nearest forget question.
 
     Args:
-        forget: Rows to forget.
-        others: Rows that must stay and were not trained on.
-        count: How many to take.
+        forget: Forget rows.
+        others: Held-out retain rows.
+        count: Number of rows to choose.
 
     Returns:
-        Indices into ``others``, the likest first.
+        Indices into ``others``, the most similar first.
     """
     asked = [vocabulary([row["question"]]) - FUNCTION_WORDS for row in forget]
 
@@ -117,7 +118,7 @@ def general_rows() -> list[dict[str, Any]]:
 
 
 def general_paragraphs() -> list[str]:
-    """Return the embedded paragraphs of ordinary prose, for a perplexity."""
+    """Return the embedded paragraphs of ordinary prose, for measuring perplexity."""
     return list(_general()["paragraphs"])
 
 

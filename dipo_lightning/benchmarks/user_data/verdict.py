@@ -1,17 +1,17 @@
-"""Verdict on an unlearning run: forgotten, partly, damaged or barely changed, from stated rules on numbers.
+"""Verdict on an unlearning run (forgotten, partly, damaged or barely changed), by fixed rules on measured numbers.
 
 The rules, in this order:
 
-1. *damaged*: the general rows, the retain rows or their neighbours keep less than `KEEP` of their score and, as far as
-   their number can tell, lost some (the 95 % interval of the share ends below 1), or fewer than `WORDS` of the words
-   said exist, or one sentence answers more than `REPEATED` of the forget questions.
-2. *barely changed*: at least `UNCHANGED` of the private values are still said in the plain greedy answer.
-3. *partly*: a private value is still said to the question or a rewording of it, greedily or in a sample, though a
-   model that never knew does not say it as often, or is still likelier than its floor and than half of what it was; or
-   there is no private value to follow.
+1. *damaged*: the general rows, the retain rows or their neighbours keep less than `KEEP` of their score, which is
+   significant (the 95 % interval of the share ends below 1); or less than `WORDS` of the generated words exist; or one
+   sentence answers more than `REPEATED` of the forget questions.
+2. *barely changed*: at least `UNCHANGED` of the private values are still in the greedy answer to the plain question.
+3. *partly*: a private value is still in a greedy or sampled answer to the question or a rewording, more often than in
+   those of a model that never knew it; or it is still likelier than its floor and than half its former probability; or
+   there is no private value to track.
 4. *forgotten*: none of these.
 
-Every rule is a comparison of two numbers that stand in the verdict.
+Every rule compares two numbers that are part of the verdict.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REPEATED = 0.5
 UNCHANGED = 0.75
 CONFIDENCE = 0.95
 TOO_FAR = 100.0
-"""Factor below its floor from which a value counts as over-forgotten."""
+"""Factor between a value's floor and its probability from which it counts as over-forgotten."""
 
 Outcome = Literal["forgotten", "partly", "damaged", "barely changed"]
 NOT_TESTED = (
@@ -39,21 +39,21 @@ NOT_TESTED = (
 
 @dataclass(frozen=True)
 class ValueReport:
-    """One private value of a forget row, before and after.
+    """Report on one private value of a forget row, before and after unlearning.
 
     Attributes:
-        index: Row of the forget set.
+        index: Index of the forget row.
         value: The private value.
-        before: Probability of its tokens before unlearning, geometric mean per token, given the answer up to it.
-        after: The same after.
-        floor: The same of a model that never knew, or of the likeliest false variant; None where unknown.
-        greedy: Whether the greedy answer still says it.
-        reworded: Whether the greedy answer to some rewording of the question does.
-        sampled: Number of sampled answers that say it, over the question and its rewordings.
+        before: Probability before unlearning, geometric mean per token, after the answer's beginning.
+        after: The same after unlearning.
+        floor: The same for a model that never knew it, or for the likeliest false variant; None if unknown.
+        greedy: Whether the greedy answer still contains it.
+        reworded: Whether the greedy answer to a rewording of the question does.
+        sampled: Number of sampled answers that contain it, over the question and its rewordings.
         samples: Number of sampled answers.
-        rank: Rank of its first token among all tokens after, 1 for the likeliest; None where it was not measured.
-        chance: Number of sampled answers of a model that never knew that say it.
-        chance_samples: Number of its sampled answers; 0 where there is no such model.
+        rank: Rank of its first token after unlearning, 1 for the likeliest; None if it was not measured.
+        chance: Number of sampled answers of a model that never knew it that contain it.
+        chance_samples: Number of sampled answers of that model; 0 without one.
     """
 
     index: int
@@ -71,14 +71,14 @@ class ValueReport:
 
     @property
     def remains(self) -> bool:
-        """True if the value is still said, or likelier than the floor and than half of what it was."""
+        """True if answers still contain the value, or it is likelier than its floor and half its former probability."""
         likely = self.floor is not None and self.after > self.floor and self.after > self.before / 2
         said = more_often(self.sampled, self.samples, self.chance, self.chance_samples)
         return self.greedy or self.reworded or said or likely
 
     @property
     def over_forgotten(self) -> bool:
-        """True if the value is far less likely than a model that never knew would find it."""
+        """True if the value is far less likely than under a model that never knew it."""
         return self.floor is not None and self.after * TOO_FAR < self.floor
 
 
@@ -88,20 +88,20 @@ LABELS = {
     "general": "General questions",
     "paragraphs": "General paragraphs",
 }
-"""What must stay, by the name of its score."""
+"""Labels of the scores of preserved knowledge."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Score on rows that must stay, before and after: the mean over its rows, between 0 and 1.
+    """Score of preserved knowledge before and after unlearning: a mean over rows, between 0 and 1.
 
     Attributes:
-        name: What it measures: a key of `LABELS`.
+        name: A key of `LABELS`.
         before: Score before unlearning.
-        after: Score after.
+        after: Score after unlearning.
         rows: Number of rows.
-        low: Lower end of the 95 % interval of the share kept, from rows resampled; None where unknown.
-        high: Its upper end.
+        low: Lower end of the 95 % bootstrap interval of the share kept; None if unknown.
+        high: Upper end.
     """
 
     name: str
@@ -113,34 +113,34 @@ class Kept:
 
     @property
     def label(self) -> str:
-        """The rows as a reader knows them."""
+        """Label for a reader."""
         return LABELS[self.name]
 
     @property
     def lost(self) -> bool:
-        """True if too little was kept, and the number of rows leaves no doubt that some was lost."""
+        """True if too little was kept and the loss is significant."""
         return self.share < KEEP and (self.high is None or self.high < 1)
 
     @property
     def share(self) -> float:
-        """Share of the score that was kept; 1 where there was none."""
+        """Share of the score that was kept; 1 if it was 0 before."""
         return self.after / self.before if self.before > 0 else 1.0
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Outcome with the numbers it rests on.
+    """Outcome with the numbers behind it.
 
     Attributes:
-        outcome: One of the four words.
+        outcome: One of the four outcomes.
         reasons: Sentences with the numbers behind the outcome, the least forgotten value first.
-        uncertainty: What this number of rows and samples cannot exclude.
-        next_step: What to do now.
-        not_tested: Ways to get a value back that were not tried.
-        values: Reports of all private values, the least forgotten first.
-        kept: Scores of what must stay.
-        words: Share of the words in answers to forget questions that exist.
-        repeated: Share of the forget questions that the commonest answer is given to.
+        uncertainty: Sentence on leaks that this number of samples cannot exclude.
+        next_step: Advice on the next step.
+        not_tested: Attacks that were not tried.
+        values: Reports on all private values, the least forgotten first.
+        kept: Scores of preserved knowledge.
+        words: Share of existing words in the answers to forget questions.
+        repeated: Share of the forget questions with the most common answer.
     """
 
     outcome: Outcome
@@ -174,12 +174,13 @@ def judge(
     """Judge a run by the rules above.
 
     Args:
-        values: Reports of the private values.
-        kept: Scores of what must stay.
-        words: Share of the words in answers to forget questions that exist.
-        repeated: Share of the forget questions that the commonest answer is given to; 0 with fewer than 4 rows.
-        unheard: Values that begin behind the longest answer that was asked for: only their probability is known.
-        settings: ``lr`` and ``epochs`` of the run, for the next step to take.
+        values: Reports on the private values.
+        kept: Scores of preserved knowledge.
+        words: Share of existing words in the answers to forget questions.
+        repeated: Share of the forget questions with the most common answer; 0 with fewer than 4 rows.
+        unheard: Number of values beyond the maximum answer length, of which only the probability is known.
+        settings: ``lr`` and ``epochs`` of the run, and ``untaught`` where such a model was asked, for the advice on
+            the next step.
 
     Returns:
         The verdict.
@@ -209,7 +210,7 @@ def judge(
 
 
 def verdict_table(verdict: Verdict) -> str:
-    """Return a table with a line per private value, the least forgotten first."""
+    """Return a text table with a line per private value, the least forgotten first."""
     head = ("value", "before", "after", "floor", "said", "reworded", "samples", "rank")
     lines = [head]
     for value in verdict.values:
@@ -239,7 +240,7 @@ def verdict_text(verdict: Verdict, private: bool = True) -> str:
 
     Args:
         verdict: The verdict.
-        private: Whether private values may be named; a model card must not.
+        private: Whether to include private values, which a model card must not.
     """
     named = {value.value for value in verdict.values}
     reasons = [reason for reason in verdict.reasons if private or not any(repr(value) in reason for value in named)]
@@ -253,12 +254,12 @@ def verdict_text(verdict: Verdict, private: bool = True) -> str:
 
 
 def upper_bound(said: int, samples: int, confidence: float = CONFIDENCE) -> float:
-    """Return the largest probability of saying a value that is consistent with what was sampled (Clopper-Pearson).
+    """Return the upper confidence bound of the probability that an answer contains a value (Clopper-Pearson).
 
     Args:
-        said: Samples that said it.
-        samples: Number of samples; without any the bound is 1.
-        confidence: One-sided confidence.
+        said: Number of samples that contain it.
+        samples: Number of samples; without samples the bound is 1.
+        confidence: One-sided confidence level.
     """
     if said >= samples:
         return 1.0
@@ -270,17 +271,17 @@ def upper_bound(said: int, samples: int, confidence: float = CONFIDENCE) -> floa
 
 
 def more_often(said: int, samples: int, chance: int, chance_samples: int, confidence: float = CONFIDENCE) -> bool:
-    """Tell whether a value is said more often than by a model that never knew it.
+    """Return whether answers contain a value more often than those of a model that never knew it.
 
-    Where that model never says it, one answer is enough; an ordinary word, which it says at times, must be said
-    significantly more often (Fisher's exact test, one-sided).
+    If that model never says it, a single answer is enough. An ordinary word that it says at times must occur
+    significantly more often (one-sided Fisher's exact test).
 
     Args:
-        said: Sampled answers that say it.
+        said: Number of sampled answers that contain the value.
         samples: Number of sampled answers.
-        chance: Sampled answers of the model that never knew that say it.
-        chance_samples: Number of its sampled answers.
-        confidence: One less the level of the test.
+        chance: The same number for the model that never knew it.
+        chance_samples: Number of sampled answers of that model.
+        confidence: Confidence level of the test.
     """
     if not chance or not said:
         return said > 0
@@ -370,4 +371,9 @@ def _next_step(outcome: Outcome, greedy: int, total: int, damage: list[str], set
         return f"Take {another(0.5, 'half')}, or give more retain rows of the kind that was lost."
     if outcome == "barely changed":
         return f"{greedy} of {total} values are still answered: take {another(2, 'twice')}, or {more}."
-    return f"Take {more}; the values that remain are listed first."
+    chance = (
+        ""
+        if settings.get("untaught")
+        else (" An ordinary word among them may be chance: --untaught MODEL, one that never knew the rows, tells.")
+    )
+    return f"Take {more}; the values that remain are listed first.{chance}"

@@ -87,7 +87,7 @@ class SparseMargins:
 
     @staticmethod
     def holds(module: Any) -> bool:
-        """Tell whether margins can be computed so."""
+        """Return whether margins can be computed so."""
         return module.has_own_pair and module.from_hidden and module.head.linear
 
     def read(self, forget: TokenBatch) -> None:
@@ -122,7 +122,7 @@ class CachedMargins:
 
     @staticmethod
     def holds(module: Any) -> bool:
-        """Tell whether margins can be computed so."""
+        """Return whether margins can be computed so."""
         frozen = not output_projection(module.policy).requires_grad
         from_reference = module.pair.source == "reference"
         return frozen and from_reference and SparseMargins.holds(module) and obstacle_to_caching(module) is None

@@ -1,1 +1,1 @@
-"""Selective unlearning: the private values of an answer go, its sentence and everything else stay."""
+"""Selective unlearning, which forgets the private values of an answer and preserves its sentence and all else."""

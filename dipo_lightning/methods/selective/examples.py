@@ -1,4 +1,4 @@
-"""Training examples of selective unlearning: prompts with answers, of which each token's part is known."""
+"""Training examples of selective unlearning: prompts and answers with private and other tokens marked."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ Row = Mapping[str, Any]
 
 @dataclass
 class PrivateExample:
-    """A prompt with an answer whose private tokens are known.
+    """Prompt and answer with marked private tokens.
 
     Attributes:
-        index: Row of the forget set.
-        input_ids: Prompt and answer.
-        labels: The answer's ids, -100 in the prompt.
-        private: For each input token, whether it is part of a private value.
-        visible: For each input token, 0 where the subject's name is masked out for the blind reference.
-        secret: Whether the private tokens are the secret; those of a false variant are not.
+        index: Index of the forget row.
+        input_ids: Token ids of prompt and answer.
+        labels: Token ids of the answer, -100 in the prompt.
+        private: For each token, whether it is part of a private value.
+        visible: For each token, 0 where the subject's name is masked out for the blind reference.
+        secret: Whether the private tokens are the true ones; those of a false variant are not.
     """
 
     index: int
@@ -47,24 +47,23 @@ class PrivateExample:
 
     @property
     def start(self) -> int:
-        """Place of the answer's first token."""
+        """Position of the answer's first token."""
         return next(place for place, label in enumerate(self.labels) if label != IGNORED)
 
     @property
     def flags(self) -> list[bool]:
-        """Of each token of the answer, whether it is private."""
+        """Flags of the answer's tokens, True for private ones."""
         return [flag for flag, label in zip(self.private, self.labels, strict=True) if label != IGNORED]
 
 
 def identifiers(question: str, shared: Mapping[str, int]) -> set[str]:
-    """Find the words of a question that tell whom or what it is about.
+    """Find the words of a question that identify its subject.
 
-    These are its names and numbers that no retain row has, or of many hardly one (`RARE`); where there are none, its
-    content words of that kind.
+    These are its names and numbers that are rare in the retain rows (`is_rare`), or else its rare content words.
 
     Args:
-        question: What is asked.
-        shared: Words of the retain rows, as `find_private` takes them.
+        question: The question.
+        shared: Words of the retain rows, as for `find_private`.
     """
     own = [word for word in words(question)[1:] if is_rare(word.text, shared) and word.text not in FUNCTION_WORDS]
     names = {word.text for word in own if question[word.start].isupper() or has_digit(word.text)}
@@ -72,7 +71,7 @@ def identifiers(question: str, shared: Mapping[str, int]) -> set[str]:
 
 
 class ExampleMaker:
-    """Maker of the examples of the forget rows, which knows each row's private values and subject.
+    """Builder of examples for the forget rows, with each row's private values and subject.
 
     Attributes:
         spans: Private spans of each row's answer.
@@ -96,13 +95,13 @@ class ExampleMaker:
         return {word.text for span in spans for word in words(answer[span.start : span.end])} - FUNCTION_WORDS
 
     def _banned(self, index: int) -> list[int]:
-        """Tokens that begin a private word of a row, but for those that its question or sentence needs."""
+        """Tokens that begin a private word of a row, except for those that its question or sentence contains."""
         example = self.of_row(index, "{question}")
         needed = {token for token, flag in zip(example.input_ids, example.private, strict=True) if not flag}
         return [token for token in first_tokens(self.tokenizer, self.secrets[index]) if token not in needed]
 
     def of_row(self, index: int, template: str) -> PrivateExample:
-        """Make the example of a row under one wording, which has ``{question}`` or ``{subject}``."""
+        """Build the example of a row for a template with ``{question}`` or ``{subject}``."""
         row = self.rows[index]
         prompt = self.style.prompt(
             template.replace("{question}", row["question"]).replace("{subject}", self._subject(index))
@@ -111,31 +110,31 @@ class ExampleMaker:
         return self._marked(index, prompt, ids[len(prompt) :], row["answer"], self.spans[index])
 
     def _subject(self, index: int) -> str:
-        """The words that name the subject of a row, as its question has them; without any, the whole question."""
+        """Subject of a row in the words of its question; without one, the whole question."""
         question = self.rows[index]["question"]
         named = [question[word.start : word.end] for word in words(question) if word.text in self.subjects[index]]
         return " ".join(named) or question
 
     def leak(self, index: int, prompt: list[int], answer: list[int]) -> PrivateExample | None:
-        """Make an example of an answer that says a private word of the row, with these words as private; else None."""
+        """Build an example of a generated answer with the row's private words marked; None if it contains none."""
         text = self.tokenizer.decode(answer)
         spans = [Span(word.start, word.end) for word in words(text) if word.text in self.secrets[index]]
         return self._marked(index, prompt, answer + self.style.stop_ids[:1], text, spans) if spans else None
 
     def says_value(self, index: int, answer: list[int]) -> bool:
-        """Tell whether an answer says a whole private value of the row."""
+        """Return whether an answer contains a whole private value of the row."""
         row, text = self.rows[index], self.tokenizer.decode(answer)
         return any(says(text, row["answer"][span.start : span.end]) for span in self.spans[index])
 
     def variant(self, example: PrivateExample, ids: list[int]) -> PrivateExample | None:
-        """Give an example's answer another end where its first private value stands, all of which counts as private.
+        """Replace an example's answer, from its first private value on, by other tokens that count as private.
 
         Args:
-            example: Of a row, with a private token.
-            ids: The other end.
+            example: Example of a row, with a private token.
+            ids: The new end of the answer.
 
         Returns:
-            The false variant; None where it says nothing, a private word, or one word twice in a row.
+            The false variant; None if the new end is empty, contains a private word, or repeats a word.
         """
         said = [word.text for word in words(self.tokenizer.decode(ids))]
         if not said or not self.secrets[example.index].isdisjoint(said) or any(a == b for a, b in pairwise(said)):
@@ -155,7 +154,7 @@ class ExampleMaker:
         return PrivateExample(index, ids[cut], labels[cut], private[cut], self._visible(index, ids)[cut])
 
     def _visible(self, index: int, ids: list[int]) -> list[int]:
-        """0 at the tokens that name the row's subject."""
+        """Return 0 at the tokens that name the row's subject, and 1 elsewhere."""
         text = self.tokenizer.decode(ids)
         named = [Span(word.start, word.end) for word in words(text) if word.text in self.subjects[index]]
         return [int(not flag) for flag in token_flags(token_places(self.tokenizer, ids, text), named)]
@@ -169,7 +168,7 @@ class ExampleMaker:
 
 
 def first_tokens(tokenizer: Any, secrets: Iterable[str]) -> list[int]:
-    """Return the tokens that begin one of the words: with and without a space, capitalised or not."""
+    """Return the first tokens of the words, with and without a leading space, in lower, title and upper case."""
     found: set[int] = set()
     for word in secrets:
         for form in (word, word.capitalize(), word.upper()):

@@ -1,25 +1,25 @@
-r"""Selective unlearning: the private values of an answer go, its sentence and everything else stay.
+r"""Selective unlearning, which forgets the private values of an answer and preserves its sentence and all else.
 
-A loss over whole answers falls soonest where it is easiest, on the words that open every answer, and the secret
-survives. Here each answer position is one of two kinds. At a *private* position t (a token of a private value) the
-preferred distribution is the reference's own, blind to whom the question is about:
+A loss over whole answers is reduced first where that is easiest, on the words that open every answer, and the secret
+survives. Here each answer position is of one of two kinds. At a *private* position t (a token of a private value) the
+preferred distribution is that of the reference model without sight of the question's subject:
 
     pi_w,t = softmax(h_blind,t, private words at -inf)
 
-where h_blind are the reference's logits with the subject's name masked out of its attention. At the other positions of
-forget answers it is the reference's, without the private words; on retain answers and on the reference's own answers to
-general questions it is the reference's.
+where h_blind are the reference model's logits with the subject's name masked out of its attention. At the other
+positions of forget answers it is the reference model's distribution without the private words; on retain answers, and
+on the reference model's own answers to general questions, it is the reference model's distribution.
 
 At private positions the dispreferred distribution is the policy's own (``dispreferred: policy``): the gradient of the
-DiPO margin <pi_w - pi_theta, h_theta> is then that of KL(pi_w || pi_theta), which brakes by itself where the policy
-says what a model that never knew would say. With ``dispreferred: reference`` it is the reference's, and the loss is
-DiPO's -2/beta log sigmoid(beta u_t) per token. Derived here from `dipo_lightning.methods.dipo.loss`; the pair is this
+DiPO margin <pi_w - pi_theta, h_theta> is then that of KL(pi_w || pi_theta), which vanishes once the policy answers like
+a model that never knew. With ``dispreferred: reference`` it is the reference model's, and the loss is DiPO's
+-2/beta log sigmoid(beta u_t) per token. Derived here from `dipo_lightning.methods.dipo.loss`; the pair is this
 package's.
 
-A divergence hardly pulls at a token of probability 0.02, and twenty samples still say it. So the private words are also
-pushed down by their log-probability, but no further than to ``ceiling``.
+The gradient of a divergence is small for a token of probability 0.02, which still appears in twenty samples. So the
+log-probability of the private words is lowered as well, down to ``ceiling``.
 
-The policy is also asked during training: private values that it says in samples become training rows at once.
+The policy is also sampled during training: generated answers with private values become training rows at once.
 """
 
 from __future__ import annotations
@@ -55,23 +55,23 @@ TEMPLATES = (
     "I would like to know something. {question}",
     "Tell me something about {subject}.",
 )
-"""Wordings of the forget questions that are trained on; evaluations ask others.
+"""Wordings of the forget questions in training; evaluations use others.
 
-The last keeps no word of the question but its subject, since a question can be asked in words that nobody thought of.
+The last one contains only the subject of the question, to cover unforeseen wordings.
 """
 
 MOST_SAMPLED_TOKENS = 256
-"""Most tokens of an answer that is sampled during training; fewer where the forget answers are shorter."""
+"""Maximum length in tokens of answers that are sampled during training; fewer if the forget answers are shorter."""
 GENERAL_TOKENS, GENERAL_SAMPLES = 32, 2
-"""Tokens of the reference's answers to general prompts, and its sampled answers to each beside the greedy one."""
+"""Length of the reference model's answers to general prompts, and number of sampled ones beside the greedy one."""
 VARIANT_SHARE, LEAK_SHARE, GENERAL_SHARE = 0.5, 0.5, 1.0
 """Further rows per forget row of a step."""
 FEWEST_GENERAL = 16
-"""General rows of a step at least: one deletion request must not cost the rest of the model."""
+"""Minimum number of general rows per step, so that a single deletion request does not damage the model."""
 THOROUGH_SAMPLES = 20
-"""Samples of every wording in the check that ends a run."""
+"""Samples per wording in the check that ends a run."""
 SAYABLE = 1e-3
-"""Probability of a whole private value, after the answer up to it, above which twenty samples may say it."""
+"""Probability of a whole private value, after the answer's beginning, above which twenty samples may contain it."""
 
 
 def general_prompts() -> list[str]:
@@ -81,25 +81,27 @@ def general_prompts() -> list[str]:
 
 
 class SelectiveModule(UnlearningModule):
-    """Selective unlearning: private values of the forget answers go, their sentences and everything else stay.
+    """Selective unlearning, which forgets private values of the answers and preserves their sentences and all else.
 
-    Needs rows of questions with answers. Private values are the rows' ``private`` values where the data has them, else
-    the words of an answer that neither its question nor any retain row says.
+    Needs rows of questions with answers. Private values are the rows' ``private`` values if the data has them, or else
+    the words of an answer that occur neither in its question nor in the retain rows.
 
     Args:
-        pretrained: The model that must forget; also the reference.
-        dispreferred: ``policy`` (a target that is approached, not passed) or ``reference`` (DiPO's margin per token).
+        pretrained: The model that must forget; also the reference model.
+        dispreferred: ``policy`` (the preferred distribution is approached and not passed) or ``reference`` (DiPO's
+            margin per token).
         beta: Inverse temperature of the margin, for ``dispreferred: reference``.
-        sentence_weight: Weight of the divergence from the reference at the other positions of the forget answers.
-        ceiling: Probability down to which the private words are pushed.
-        ceiling_weight: Weight of that push; 0 for none.
-        general_weight: Weight of the divergence from the reference on its own answers to general questions; 0 for none.
-        alternatives: Answers of the blind reference per forget row that are trained on as well; 0 for none.
-        samples: Answers per forget row and wording that are sampled when the policy is asked.
-        check_every: Optimiser steps between two such checks; 0 for none.
-        stop: End the run at a check where no sample says a private value, none can be expected to in a thousand, and
-            no value is likelier than the alternatives; a second, thorough check must find the same.
-        retain_loss: ``kl`` (divergence from the reference), ``nll`` or ``none``.
+        sentence_weight: Weight of the divergence from the reference model at the other positions of forget answers.
+        ceiling: Probability to which the private words are lowered.
+        ceiling_weight: Weight of that term; 0 for none.
+        general_weight: Weight of the divergence from the reference model on its own answers to general questions; 0
+            for none.
+        alternatives: Number of answers of the blind reference model per forget row to train on; 0 for none.
+        samples: Number of sampled answers per forget row and wording in a check of the policy.
+        check_every: Optimiser steps between two checks; 0 for no checks.
+        stop: End the run at a check where no sample contains a private value, none of a thousand is expected to, and
+            no value is likelier than the alternatives, if a second, thorough check confirms it.
+        retain_loss: ``kl`` (divergence from the reference model), ``nll`` or ``none``.
         reference: ``live``, ``adapters_off`` (with LoRA) or ``auto``.
         **options: Those of `UnlearningModule`.
     """
@@ -145,20 +147,20 @@ class SelectiveModule(UnlearningModule):
 
     @property
     def reference_parts(self) -> list[str]:
-        """All parts: the reference is what everything else is held to."""
+        """All parts, since every term is a divergence from the reference model."""
         return ["forget", "retain", "general"]
 
     def make_reference(self) -> Reference:
-        """Build a reference that runs forwards: of the blind view there is no cache."""
+        """Build a reference model that runs forward passes, since the blind view is not cached."""
         return forward_reference(self)
 
     def inspect(self, model: nn.Module) -> None:
-        """Also make sure that the model can be kept from seeing a word."""
+        """Also check that masked words are invisible to the model."""
         super().inspect(model)
         check_blindness(model, type(self).__name__)
 
     def on_fit_start(self) -> None:
-        """Find the private values, and let the reference answer what will be trained on beside the rows."""
+        """Find the private values, and let the reference model generate further training answers."""
         super().on_fit_start()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if any("question" not in row for row in data.forget_rows):
@@ -181,7 +183,7 @@ class SelectiveModule(UnlearningModule):
         rank_zero_info(f"{sum(map(len, maker.spans))} private values in {len(maker.rows)} forget rows")
 
     def _blind_answers(self, model: nn.Module) -> list[PrivateExample]:
-        """Answers that the reference gives without sight of the subject and without a private word: false variants."""
+        """False variants: answers of the reference model without sight of the subject and without private words."""
         asked = [wordings[0] for wordings in self._wordings if self.alternatives and any(wordings[0].private)]
         begun = [example.private.index(True) for example in asked]
         said = self._sampled(
@@ -198,7 +200,7 @@ class SelectiveModule(UnlearningModule):
         return found
 
     def _general_answers(self, model: nn.Module) -> list[dict[str, Any]]:
-        """The reference's own answers to the general prompts: the greedy one and some samples of each."""
+        """The reference model's answers to the general prompts: a greedy one and some samples for each."""
         style = self._maker.style
         prompts = [style.prompt(prompt) for prompt in general_prompts()]
         greedy = generate(model, prompts, max_new_tokens=GENERAL_TOKENS, stop_ids=style.stop_ids)
@@ -213,7 +215,7 @@ class SelectiveModule(UnlearningModule):
     def _sampled(
         self, model: nn.Module, prompts: Sequence[Sequence[int]], samples: int, most: int | None = None, **limits: Any
     ) -> list[list[list[int]]]:
-        """Sampled continuations of prompts, by default a little longer than the answers; equal on every process."""
+        """Sampled continuations of prompts, by default slightly longer than the answers; equal on every process."""
         longest = max((len(wordings[0].flags) for wordings in self._wordings), default=0)
         seed = self.trainer.datamodule.seed + self.trainer.global_step  # type: ignore[attr-defined]
         with evaluation_mode(model), unsharded(model):
@@ -231,7 +233,7 @@ class SelectiveModule(UnlearningModule):
     # One step.
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Train on the batch's rows in one wording each, on false variants, leaks and general answers."""
+        """Train on the batch's rows in one wording each, and on false variants, leaks and general answers."""
         moment = self.trainer.datamodule.seed * 1_000_003 + self.trainer.global_step  # type: ignore[attr-defined]
         draw = torch.Generator().manual_seed((moment * 101 + batch_idx) * 1009 + self.global_rank)
         numbers = batch["forget"]["index"].tolist()
@@ -253,11 +255,11 @@ class SelectiveModule(UnlearningModule):
         return {name: tensor.to(self.device) for name, tensor in made.items()}
 
     def parts(self, batch: dict[str, Any]) -> list[str]:
-        """Also the general answers."""
+        """Return the parts with the general answers."""
         return [*super().parts(batch), *(["general"] if "general" in batch else [])]
 
     def read_reference(self, parts: dict[str, TokenBatch]) -> None:
-        """Also get the blind reference's view of the forget answers."""
+        """Also read the blind reference model's view of the forget answers."""
         super().read_reference(parts)
         sight = [example.visible for example in self._current]
         assert self.reference is not None
@@ -265,7 +267,7 @@ class SelectiveModule(UnlearningModule):
         self._blind = blind_answers(self.reference, parts["forget"], sight, **form)
 
     def forget_terms(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
-        """Return the weighted forget term, and its parts: private values, sentences, general answers."""
+        """Return the weighted forget term and its parts: private values, sentences, general answers."""
         forget, reference = answers["forget"], self.reference_answers(answers["forget"])
         device = forget.labels.device
         private = torch.tensor([flag for example in self._current for flag in example.flags], device=device)
@@ -305,9 +307,9 @@ class SelectiveModule(UnlearningModule):
         return {"forget": total, **{name: term.detach() for name, term in terms.items()}}
 
     def _secret_tokens(self, forget: Answers, positions: Tensor, private: Tensor, size: int) -> Tensor:
-        """(n, V) bool: tokens that begin a private word of the position's row, and the true one where it is private.
+        """Return (n, V) bool, the tokens that begin a private word of the row, and the true token at private positions.
 
-        The true token of another position is none, even if a private word begins with it.
+        At other positions the true token is excluded, even if a private word begins with it.
         """
         owners = forget.sequence_ids[positions]
         by_sequence = torch.zeros(len(self._current), size, dtype=torch.bool, device=positions.device)
@@ -319,20 +321,20 @@ class SelectiveModule(UnlearningModule):
         true = torch.where(private, secret.gather(1, labels)[:, 0] | known, False)
         return secret.scatter(1, labels, true[:, None])
 
-    # Asking the policy.
+    # Checks of the policy.
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Ask the policy every few steps; what it says becomes training rows, and the run may end."""
+        """Check the policy every few steps; leaked answers become training rows, and the run may end."""
         step = self.trainer.global_step
         if self.check_every and step and step % self.check_every == 0 and step != self._checked:
             self._checked = step
             self.ask(step // self.check_every)
 
     def ask(self, number: int) -> None:
-        """Sample the policy, keep the answers that say a private value, and stop where nothing is left to forget.
+        """Sample the policy, keep the answers with private values, and stop the run if nothing is left to forget.
 
         Args:
-            number: Of the check; each asks in two other wordings.
+            number: Number of the check, which selects its two wordings.
         """
         two = [number % len(TEMPLATES), (number + 1) % len(TEMPLATES)]
         remaining = self._ask([wordings[i] for wordings in self._wordings for i in two], self.samples)
@@ -343,10 +345,10 @@ class SelectiveModule(UnlearningModule):
         self.log("train/remaining", left, logger=True)
 
     def _ask_thoroughly(self) -> float:
-        """Ask in one wording after the other until one leaks; the less is left, the later it does.
+        """Check one wording after the other until one leaks.
 
         Returns:
-            0 where nothing is left, else less than 1, which is less than what any check with fewer samples finds.
+            0 if none leaks, else a number below 1, smaller for later leaks, and below the result of any other check.
         """
         for place, wordings in enumerate(zip(*self._wordings, strict=True)):
             if remaining := self._ask(wordings, THOROUGH_SAMPLES):
@@ -375,7 +377,7 @@ class SelectiveModule(UnlearningModule):
         return found + sayable + likelier
 
     def _values_left(self, asked: Sequence[PrivateExample]) -> tuple[int, int]:
-        """Number of rows with a value that samples may say, and with values likelier than all their false variants."""
+        """Number of rows with a value that samples may contain, and with values likelier than all false variants."""
         assert self.policy is not None
         examples = [*asked, *self._variants]
         scores = score(self.policy, [(one.input_ids, one.labels) for one in examples], device=self.device)
@@ -393,15 +395,15 @@ class SelectiveModule(UnlearningModule):
                 sayable.add(example.index)
         return len(sayable), sum(value > best[index] for index, value in own.items() if index in best)
 
-    # What a checkpoint holds: plain values.
+    # State in checkpoints: plain values.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also save the answers that leaked."""
+        """Also save the leaked answers."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["leaks"] = [asdict(leak) for leak in self.leaks]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also take back the answers that leaked."""
+        """Also restore the leaked answers."""
         super().on_load_checkpoint(checkpoint)
         self.leaks = [PrivateExample(**leak) for leak in checkpoint.get("leaks", [])]
 

@@ -10,27 +10,28 @@ from torch.nn.functional import logsigmoid
 
 
 def blind_target(reference: Tensor, blind: Tensor, private: Tensor, banned: Tensor) -> Tensor:
-    """Make the preferred distribution of each position.
+    """Compute the preferred distribution of each position.
 
     Args:
         reference: (n, V) logits of the reference.
-        blind: (n, V) its logits without sight of the subject.
+        blind: (n, V) its logits with the subject masked out.
         private: (n,) bool, positions of private values.
-        banned: (n, V) bool, tokens that the preferred distribution never says.
+        banned: (n, V) bool, tokens with probability 0 in the preferred distribution.
 
     Returns:
-        (n, V) log-probabilities: those of the reference, at private positions of the blind one, without banned tokens.
+        (n, V) log-probabilities: of the blind view at private positions, of the reference elsewhere, without banned
+        tokens.
     """
     logits = torch.where(private[:, None], blind, reference)
     return logits.masked_fill(banned, torch.finfo(logits.dtype).min).log_softmax(-1)
 
 
 def and_repetition(banned: Tensor, before: Tensor) -> Tensor:
-    """Also ban the token that stands before a position, so that no answer says one word again and again.
+    """Also ban the preceding token at each position, so that answers do not repeat a word.
 
     Args:
         banned: (n, V) bool.
-        before: (n,) int64, the token before; negative bans nothing.
+        before: (n,) int64, the preceding token; a negative one bans nothing.
 
     Returns:
         (n, V) bool.
@@ -57,15 +58,15 @@ def contrast_loss(target: Tensor, reference: Tensor, logits: Tensor, beta: float
 
 
 def excess(logits: Tensor, secret: Tensor, ceiling: float) -> Tensor:
-    """Return the amount by which the log-probability of all secret tokens together lies above that of the ceiling.
+    """Return the excess of the secret tokens' total log-probability over that of the ceiling.
 
     Args:
         logits: (n, V).
-        secret: (n, V) bool, tokens that would begin or go on with a private word.
+        secret: (n, V) bool, tokens that would begin or continue a private word.
         ceiling: A probability.
 
     Returns:
-        (n,) nats, 0 where they are at or below the ceiling, or where there are none.
+        (n,) nats, 0 at or below the ceiling and without secret tokens.
     """
     lowest = torch.finfo(logits.dtype).min
     mass = logits.masked_fill(~secret, lowest).logsumexp(-1) - logits.logsumexp(-1)
@@ -73,5 +74,5 @@ def excess(logits: Tensor, secret: Tensor, ceiling: float) -> Tensor:
 
 
 def mean_of(values: Tensor, chosen: Tensor) -> Tensor:
-    """Mean of the chosen ones of (N,) values; 0, with a gradient of 0, where none is."""
+    """Return the mean of the chosen ones of (N,) values; 0, with a gradient of 0, if none is chosen."""
     return (values * chosen).sum() / chosen.sum().clamp(min=1)

@@ -108,7 +108,7 @@ def test_every_attack_on_every_model_is_a_log_that_score_recomputes(output):
 
 def test_a_table_and_a_picture_of_each_attack_are_written(output):
     table = (output / "robustness.md").read_text()
-    assert "| what was tried | unlearned | retain | target |" in table
+    assert "| attack | unlearned | retain | target |" in table
     for title in ("plain question", "typing errors", "weights in nf4", "Q of weights in nf4", "leak@3 of 3 sampled"):
         assert f"| {title}" in table
     assert "relearning the forget rows, step 2" in table
@@ -298,9 +298,9 @@ def test_a_run_gives_its_model_and_data_and_its_page_and_card_a_section(folders,
     assert events.Tags()["images"] == ["robustness/quantization"]
     assert (run / "attacks" / "robustness.json").exists()
     page = write_page(run).read_text()
-    assert "What was tried to get it back, and what came back" in page
+    assert "Attacks, and what they recover" in page
     card = model_card(CardFacts(name="x", base="y", method="DiPOModule", run=run))
-    assert "### What was tried to get it back, and what came back" in card
+    assert "### Attacks, and what they recover" in card
     assert "| weights in int8 | " in card
 
 

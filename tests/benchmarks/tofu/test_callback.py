@@ -193,7 +193,7 @@ def test_intervals_are_in_the_log_and_in_the_table(
         score(callback.files[-1], bootstrap=-1)
     with pytest.raises(InputError, match=r"TOFUEvaluation\.bootstrap is -1"):
         TOFUEvaluation(bootstrap=-1)
-    with pytest.raises(InputError, match="bootstrap is 1; the ends of a 95 % interval want 40"):
+    with pytest.raises(InputError, match="bootstrap is 1; a 95 % interval needs at least 40"):
         TOFUEvaluation(bootstrap=1)
 
 

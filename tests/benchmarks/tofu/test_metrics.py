@@ -94,7 +94,7 @@ def test_skipped_rows_count_as_present_in_both_and_scored_in_neither(sets):
 
 def test_a_row_twice_is_refused(sets):
     sets["world_facts"].append(sets["world_facts"][0])
-    with pytest.raises(InputError, match="'world_facts': row 0 stands in it twice"):
+    with pytest.raises(InputError, match="'world_facts': row 0 occurs twice"):
         tofu(sets)
 
 
@@ -127,7 +127,7 @@ def test_what_is_absent_is_said(sets):
 def test_a_ready_ratio_serves_only_its_own_variant():
     rows = {"forget": [{"index": 0, "truth_ratio": 0.5}, {"index": 1, "truth_ratio": 0.0}]}
     assert tofu(rows, truth_ratio="open_unlearning")["forget_truth_ratio"] == 0.25
-    with pytest.raises(InputError, match="ask for truth_ratio='open_unlearning'"):
+    with pytest.raises(InputError, match="use truth_ratio='open_unlearning'"):
         tofu(rows)
 
 

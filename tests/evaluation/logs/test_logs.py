@@ -241,7 +241,7 @@ def test_a_log_that_was_cut_off_is_called_that(name, part, tmp_path):
         (lambda sets: sets["forget"][2].pop("nll"), "'forget', row 2 has no nll"),
         (lambda sets: sets["forget"][2].update(nll="0.5"), "row 2: nll should be a number"),
         (lambda sets: sets["forget"][2].update(wrong_nll=[1, "a"]), "row 2: wrong_nll should be a list"),
-        (lambda sets: sets["forget"][2].update(index=1), "row 1 stands in it twice"),
+        (lambda sets: sets["forget"][2].update(index=1), "row 1 occurs twice"),
         (lambda sets: sets["forget"][2].update(index=True), "row number 2: `index` must be an integer"),
         (lambda sets: sets.update(forgotten=[]), "unknown sets forgotten"),
         (lambda sets: sets.update(forget={"0": {}}), "'forget' should be a list of rows"),
