@@ -107,8 +107,8 @@ class Checkpoint(Savepoint, CheckpointBase):
         if is_named(trainer):
             begun = open_event_files(trainer)
             self._earlier_events = [path for path in event_files(folder.parent) if path not in begun]
-        if is_named(trainer):
-            self._compare(folder)
+            if has_results(folder.parent):
+                self._compare(folder)
         elif config.get("ckpt_path"):
             self._compare(Path(config["ckpt_path"]).parent)
         if read_record(folder) is None:
@@ -421,6 +421,11 @@ def newest(folder: Path) -> Path | None:
         if path.with_name(path.name + ".old").exists() or path.exists():
             return path
     return None
+
+
+def has_results(run: Path) -> bool:
+    """Tell whether a run has left a checkpoint or an evaluation; one that was refused at once has neither."""
+    return newest(run / CHECKPOINTS) is not None or any((run / "evaluations").glob("*"))
 
 
 def checkpoint_state(path: Path) -> dict[str, Any]:

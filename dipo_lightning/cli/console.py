@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from dipo_lightning.cli import STEP, VERBOSE
+from dipo_lightning.cli.messages import warning_sentence
 
 LOG = "console.log"
 LOGGERS = ("lightning.pytorch", "lightning.fabric", "transformers")
@@ -123,8 +124,7 @@ def quiet() -> Iterator[None]:
         LOG_FILE.add(f"{category.__name__}: {text}")
         if is_verbose():
             return plain(message, category, *where, **options)
-        deprecated = issubclass(category, DeprecationWarning | PendingDeprecationWarning | FutureWarning)
-        return "" if deprecated or not essential.shows(text) else f"warning: {text}\n"
+        return warning_sentence(message, category) if essential.shows(text) else ""
 
     bars = is_verbose() or (sys.stderr.isatty() and not is_step)
     if not bars:

@@ -24,8 +24,8 @@ METHODS = {
 """Methods that the command knows by a short name."""
 
 BATCH_SIZE = 8
-STEPS = 40
-"""Optimiser steps at most for up to `BATCH_SIZE` x 2 rows; the stopping rule ends most runs sooner."""
+STEPS = 64
+"""Optimiser steps at most for few rows; the stopping rule ends most runs sooner."""
 PASSES = 16
 """Passes over more rows than that, at most."""
 CHECK_EVERY = 8
@@ -427,7 +427,7 @@ def _conclude(
         words=said_words(before, after, [*rows.forget, *rows.retain, *rows.held_out], job.style.tokenizer),
         repeated=repeated_share(after),
         unheard=_unheard(job, after.values, longest),
-        settings={"lr": settings.lr, "epochs": settings.epochs},
+        settings={"lr": settings.lr, "epochs": settings.epochs, "untaught": floors is not None},
     )
     document = verdict.document() | {"settings": asdict(settings)}
     write_json(folder / "verdict.json", document)

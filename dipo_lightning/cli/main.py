@@ -9,6 +9,7 @@ import errno
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -139,7 +140,7 @@ def run_command(name: str, args: list[str]) -> None:
 
     from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
 
-    from dipo_lightning.cli.messages import Sentences
+    from dipo_lightning.cli.messages import Sentences, warning_sentence
 
     set_parsing_settings(instantiate_subclass_spec_in_any=False)  # a class in `further` or `metrics` is ours to make
     parser = type("Parser", (Sentences, ArgumentParser), {})
@@ -147,10 +148,14 @@ def run_command(name: str, args: list[str]) -> None:
     called = getattr(importlib.import_module(module), function)
     umask = os.umask(0o077)
     os.umask(umask | 0o077 if name in PRIVATE_COMMANDS else umask)
+    shown = warnings.formatwarning
+    if os.environ.get(VERBOSE) != "1":
+        warnings.formatwarning = warning_sentence
     try:
         auto_cli(called, args=spelled_out(name, called, args), prog=f"dipo-lightning {name}", parser_class=parser)
     finally:
         os.umask(umask)
+        warnings.formatwarning = shown
 
 
 def spelled_out(name: str, function: Callable[..., Any], args: Sequence[str]) -> list[str]:

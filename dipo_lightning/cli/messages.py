@@ -1,4 +1,4 @@
-"""Error messages about options: one sentence, with a suggestion for unknown ones."""
+"""Error messages about options, with a suggestion for unknown ones, and warnings: one sentence each."""
 
 from __future__ import annotations
 
@@ -125,3 +125,9 @@ def init_options(class_path: str) -> Iterable[str]:
             for option, parameter in inspect.signature(vars(base)["__init__"]).parameters.items():
                 if option != "self" and parameter.kind is not parameter.VAR_KEYWORD:
                     yield option
+
+
+def warning_sentence(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> str:
+    """Format a warning as one line; a deprecation in a library as nothing, since a user cannot act on it."""
+    deprecated = issubclass(category, DeprecationWarning | PendingDeprecationWarning | FutureWarning)
+    return "" if deprecated else f"warning: {' '.join(str(message).split())}\n"

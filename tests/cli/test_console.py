@@ -88,3 +88,22 @@ def test_a_fit_prints_a_line_per_evaluation_and_one_table(here, capfd):
     for noise in ("weights_only", "TPU", "Tip", "Trainable params", "v_num", "it/s", "\r"):
         assert noise not in out + err
     assert "TPU available" in (here / "run" / console.LOG).read_text()
+
+
+def test_a_command_shows_warnings_as_lines_and_no_deprecation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warns(folder: str) -> None:
+        """Warn."""
+        warnings.warn(f"{folder} is\n nearly full.", stacklevel=1)
+        warnings.warn("the old name goes in v6", FutureWarning, stacklevel=1)
+
+    monkeypatch.setattr("dipo_lightning.cli.clean.clean", warns)
+    before = warnings.formatwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", lambda *said: print(warnings.formatwarning(*said[:4]), end=""))
+        assert main(["clean", "x"]) == 0
+        shown = capsys.readouterr().out
+    assert shown == "warning: x is nearly full.\n"
+    assert warnings.formatwarning is before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -132,6 +133,17 @@ def test_an_interrupted_run_is_another_s_to_nobody(config: dict[str, Any], capsy
     assert "model.beta was" in refused(capsys, "fit", config, "--run=run", "--model.beta=0.2")
     after = {path: path.read_bytes() for path in before if path.exists()}
     assert after == before, "a run that is refused leaves the folder as it was"
+
+
+def test_a_run_that_was_refused_may_be_mended_in_its_folder(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = copy.deepcopy(config)
+    wrong["model"]["init_args"]["lora"] = {"base": "nf4", "rank": 2}
+    assert "needs an NVIDIA GPU" in refused(capsys, "fit", wrong, "--run=mended")
+    assert command("fit", config, "--run=mended") == 0
+    record = json.loads(Path("mended/checkpoints/run.json").read_text())
+    assert record["config"]["model"]["init_args"].get("lora") is None
 
 
 def test_a_run_that_ends_behind_its_export_is_finished_by_the_same_command(

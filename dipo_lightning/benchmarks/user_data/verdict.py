@@ -179,7 +179,8 @@ def judge(
         words: Share of existing words in the answers to forget questions.
         repeated: Share of the forget questions with the most common answer; 0 with fewer than 4 rows.
         unheard: Number of values beyond the maximum answer length, of which only the probability is known.
-        settings: ``lr`` and ``epochs`` of the run, for the advice on the next step.
+        settings: ``lr`` and ``epochs`` of the run, and ``untaught`` where such a model was asked, for the advice on
+            the next step.
 
     Returns:
         The verdict.
@@ -370,4 +371,9 @@ def _next_step(outcome: Outcome, greedy: int, total: int, damage: list[str], set
         return f"Take {another(0.5, 'half')}, or give more retain rows of the kind that was lost."
     if outcome == "barely changed":
         return f"{greedy} of {total} values are still answered: take {another(2, 'twice')}, or {more}."
-    return f"Take {more}; the values that remain are listed first."
+    chance = (
+        ""
+        if settings.get("untaught")
+        else (" An ordinary word among them may be chance: --untaught MODEL, one that never knew the rows, tells.")
+    )
+    return f"Take {more}; the values that remain are listed first.{chance}"

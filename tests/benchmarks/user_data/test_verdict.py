@@ -95,3 +95,10 @@ def test_the_numbers_behind_good_sentences_are_said_too():
     assert "97.0% of the words in answers to forget questions exist." in found.reasons
     assert "The commonest answer is given to 25% of the forget questions." in found.reasons
     assert found.document()["words"] == 0.97
+
+
+@pytest.mark.parametrize("untaught", [False, True])
+def test_the_next_step_names_a_model_that_never_knew_where_none_was_asked(untaught):
+    said = verdict([GONE, GONE, dataclasses.replace(GONE, sampled=1)], untaught=untaught)
+    assert said.outcome == "partly"
+    assert ("--untaught MODEL" in said.next_step) is not untaught
