@@ -174,18 +174,11 @@ class Axes:
     """The two axes of the picture.
 
     Attributes:
-<<<<<<< HEAD
         utility: Label of the horizontal axis.
         forgetting: Label of the vertical axis.
         wanted: Desired direction of the vertical axis.
         lowest: Lower end of the vertical axis; points below it are drawn at the edge and marked.
-=======
-        utility: Name of the one to the right.
-        forgetting: Name of the one upwards.
-        wanted: Direction of the second one.
-        lowest: Where its axis ends below: what is further down is drawn at its edge and marked.
         mark: A value of the vertical axis to mark with a dotted line, and its name.
->>>>>>> main
     """
 
     utility: str
