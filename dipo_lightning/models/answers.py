@@ -14,7 +14,6 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.nn.functional import pad
 
 from dipo_lightning.errors import RunError
@@ -241,6 +240,8 @@ def compute_answers(
     if run is None:  # attached once, so that FSDP2 gathers the root's parameters around it
         model._from_hidden = types.MethodType(_run_from_hidden, model)  # type: ignore[assignment]
         if is_sharded(model):
+            from torch.distributed.fsdp import register_fsdp_forward_method
+
             register_fsdp_forward_method(model, "_from_hidden")
         run = model._from_hidden
     return run(parts, compute, how)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.loading import load_policy, load_tokenizer
 from dipo_lightning.models.lora import NF4, LoRA, add_lora, quantize_base
-from dipo_lightning.safety.shard_files import CONTENTS, SafeReader, check_shards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -136,6 +135,8 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 def _read_meta(folder: Path) -> dict[str, Any]:
     """Read the file beside the shards, after checking that these can't run code either."""
+    from dipo_lightning.safety.shard_files import CONTENTS, check_shards
+
     if not (folder / CONTENTS).is_file() or not (folder / _META).is_file():
         raise InputError(f"{folder} is a folder, but holds no sharded checkpoint ({CONTENTS} and {_META}).")
     check_shards(folder)
@@ -146,6 +147,8 @@ def _read_shards(folder: Path) -> dict[str, Any]:
     """Read the weights of a folder of shards, without the optimiser's states."""
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
+
+    from dipo_lightning.safety.shard_files import SafeReader
 
     content = _read_meta(folder)
     reader = SafeReader(folder)

@@ -11,33 +11,27 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
-    FSDPModule,
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.head import causal_lm
-from dipo_lightning.safety.shard_files import check_shards
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -70,6 +64,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Load a checkpoint of either kind; code in it is never run."""
         path = Path(self.broadcast(checkpoint_path))
         if path.is_dir():
+            from dipo_lightning.safety.shard_files import check_shards
+
             check_shards(path)
             return super().load_checkpoint(path, weights_only=True)
         optimizers, self.optimizers = self.optimizers, []
@@ -117,6 +113,13 @@ def shard(
         offload: Keep parameters, gradients and optimiser states in host memory between uses.
         trainable: Whether a backward pass follows the forward pass; the root's parameters then stay gathered for it.
     """
+    from torch.distributed.fsdp import (
+        CPUOffloadPolicy,
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
     options: dict[str, Any] = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32),
@@ -161,9 +164,16 @@ def checkpoint_activations(model: nn.Module) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Return whether ``model`` is an FSDP2 root."""
-    return isinstance(model, FSDPModule)
+def is_sharded(module: nn.Module) -> TypeGuard[Any]:
+    """Return whether FSDP2 shards a module's own parameters, as those of every block and of the root."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # nothing is sharded before it is loaded, which takes a second
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+
+
+def is_spread(tensor: torch.Tensor) -> TypeGuard[DTensor]:
+    """Return whether a tensor is spread over processes."""
+    tensors = sys.modules.get("torch.distributed.tensor")
+    return tensors is not None and isinstance(tensor, tensors.DTensor)
 
 
 @contextmanager
@@ -173,7 +183,7 @@ def unsharded(model: nn.Module) -> Iterator[nn.Module]:
     Worth it around generation, where every token would gather every layer again. Needs memory for the whole model.
     Collective: every rank enters and leaves.
     """
-    shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    shards = [module for module in model.modules() if is_sharded(module)]
     for module in shards:
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()
@@ -187,6 +197,8 @@ def unsharded(model: nn.Module) -> Iterator[nn.Module]:
 
 def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     """Gather the whole state dict to rank 0's host memory (empty elsewhere); collective if the model is sharded."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
     state: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     return state
 
@@ -201,6 +213,8 @@ def load_optimizer_state(model: nn.Module, optimizer: Optimizer, state: dict[str
     if not state["state"]:  # plain SGD
         optimizer.load_state_dict({"state": {}, "param_groups": _numbered(state["param_groups"])})
         return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
     if isinstance(next(iter(state["state"])), int):
         names = {parameter: name for name, parameter in model.named_parameters()}
         order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
@@ -220,7 +234,7 @@ def _numbered(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _placed(parameter: nn.Parameter, device: torch.device) -> bool:
     """Return whether a parameter may be moved to ``device``: all but those that were offloaded from it to the host."""
-    return not isinstance(parameter, DTensor) or parameter.device.type == device.type
+    return not is_spread(parameter) or parameter.device.type == device.type
 
 
 T = TypeVar("T")

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
+from dipo_lightning.models.distributed import is_sharded, is_spread
 from dipo_lightning.models.head import causal_lm
 
 _CHUNK = 1 << 26  # elements copied to the host at a time: 256 MB of float32
@@ -41,7 +40,7 @@ def model_fingerprint(model: nn.Module, trainable_only: bool = False) -> str:
         64 hexadecimal digits (SHA-256).
     """
     for module in model.modules():
-        if isinstance(module, FSDPModule):
+        if is_sharded(module):
             # A root stays gathered after its forward: in the dtype of the computation, and in a buffer that FSDP2 could
             # not free any more once NumPy had looked at it.
             module.reshard()
@@ -73,7 +72,7 @@ def _computed(value: Any) -> Any:
 
 
 def _add(digest: Any, name: str, tensor: torch.Tensor) -> None:
-    if isinstance(tensor, DTensor):
+    if is_spread(tensor):
         tensor = tensor.full_tensor()
     digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
     for chunk in tensor.reshape(-1).split(_CHUNK):

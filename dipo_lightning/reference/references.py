@@ -85,7 +85,7 @@ class ModelReference:
         """The whole head, on every rank and in the dtype that the model computes in."""
         if self._head is None:
             if is_sharded(self.model):
-                self.model.reshard()  # type: ignore[operator]  # gathered weights are views of a buffer that goes away
+                self.model.reshard()  # gathered weights are views of a buffer that goes away
             head = output_head(self.model)
             bias = None if head.bias is None else whole(head.bias).to(self.dtype)
             self._head = replace(head, weight=whole(head.weight).to(self.dtype), bias=bias)
