@@ -85,6 +85,7 @@ def parse(words: list[str]) -> None:
 
         module, function = COMMANDS[name].split(":")
         parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument("--config", action="config")
         called = getattr(importlib.import_module(module), function)
         parser.add_function_arguments(called, as_positional=True)
         if arguments != ["--help"]:

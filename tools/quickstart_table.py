@@ -31,14 +31,15 @@ def in_kind(question: str, said: str) -> bool:
     return any(re.fullmatch(form, said.strip()) for form in forms)
 
 
-def counted(log: Path) -> int:
-    """Count the answers to forget questions that are in form and kind."""
+def counted(log: Path) -> tuple[int, int]:
+    """Count the answers to forget questions that are in form and kind, and those that are still the true ones."""
     rows = json.loads(log.read_text(encoding="utf-8"))["sets"]["forget"]
-    return sum(in_kind(row["question"], row["generation"]) for row in rows)
+    in_form = sum(in_kind(row["question"], row["generation"]) for row in rows)
+    return in_form, sum(row["generation"].strip() == row["answer"] for row in rows)
 
 
-def lines(seed: int, folder: Path) -> tuple[str, list[str], dict[str, int]]:
-    """Return README's line, those of the results page, and the counts of the unlearned and the retain model."""
+def lines(seed: int, folder: Path) -> tuple[str, list[str], dict[str, tuple[int, int]]]:
+    """Return README's line, those of the results page, and the counts of the models."""
     found: dict[str, dict[str, Any]] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     target, unlearned, retain = (found[name] for name in MODELS)
     short = (
@@ -54,10 +55,15 @@ def lines(seed: int, folder: Path) -> tuple[str, list[str], dict[str, int]]:
         for name, label in MODELS.items()
     ]
     last = evaluations(folder / "unlearned")[-1]
-    return short, long, {"unlearned": counted(last), "retain": counted(folder / "retain.json")}
+    first = evaluations(folder / "unlearned")[0]
+    return (
+        short,
+        long,
+        {name: counted(log) for name, log in zip(MODELS, (first, last, folder / "retain.json"), strict=True)},
+    )
 
 
 if __name__ == "__main__":
     made = [lines(seed, Path(folder)) for seed, folder in enumerate(sys.argv[1:])]
     print("\n".join(short for short, _, _ in made), "", *("\n".join(long) for _, long, _ in made), "", sep="\n")
-    print("in form and kind:", *(counts for _, _, counts in made))
+    print("in form and kind, and still true:", *(counts for _, _, counts in made))

@@ -20,6 +20,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--lang=en"),
+    "--disable-3d-apis",  # without WebGL TensorBoard draws SVG, which a headless picture does not miss
 )
 SECONDS = 90
 SMALL = 300_000  # bytes; a picture for a README
@@ -48,7 +49,7 @@ def screenshot(run: Path, picture: Path, size: str = "1300,860") -> None:
         server = subprocess.Popen(command, cwd=run.parents[1], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             _wait(f"http://127.0.0.1:{port}/data/plugin/scalars/tags", server)
-            address = f"http://127.0.0.1:{port}/?darkMode=false#timeseries"
+            address = f"http://127.0.0.1:{port}/?darkMode=false&smoothing=0#timeseries"
             look = [browser, *FLAGS, f"--user-data-dir={profile}", f"--window-size={size}",
                     "--virtual-time-budget=20000", f"--screenshot={picture.resolve()}", address]  # fmt: skip
             subprocess.run(look, check=True, timeout=SECONDS, capture_output=True)

@@ -159,7 +159,9 @@ def run_command(name: str, args: list[str]) -> None:
 
 
 def spelled_out(name: str, function: Callable[..., Any], args: Sequence[str]) -> list[str]:
-    """Expand arguments for the parser: a name for the last one, ``--yes`` to ``--yes=true``, ``~`` to the home folder.
+    """Return arguments as the parser takes them.
+
+    The last one is named, ``--yes`` is ``--yes=true``, ``~`` and short names of shipped configurations are filled in.
 
     Args:
         name: The command.
@@ -168,6 +170,9 @@ def spelled_out(name: str, function: Callable[..., Any], args: Sequence[str]) ->
     """
     import inspect
 
+    from dipo_lightning.cli.configs import with_shipped_configs
+
+    args = with_shipped_configs(args)
     if name in LAST_ARGUMENT:
         place, option = LAST_ARGUMENT[name]
         if len(args) > place and not any(argument.startswith("-") for argument in args[: place + 1]):

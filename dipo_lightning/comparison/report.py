@@ -202,6 +202,7 @@ def write_report(comparison: Comparison, findings: Findings) -> str:
             scale.label(scale.headline.forget),
             scale.meanings[scale.headline.forget].wanted,
             scale.headline.lowest,
+            scale.headline.mark,
         )
         comparison_picture(drawn, folder / "comparison.png", axes, target=marks[0], retain=marks[1], keep=keep)
     text = markdown(comparison, findings, picture=any(drawn.values()))

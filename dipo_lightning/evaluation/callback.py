@@ -298,7 +298,7 @@ class Evaluation(Scheduled):
         """Print the table of the whole fit, after the last evaluation."""
         super().on_fit_end(trainer, pl_module)
         if trainer.is_global_zero and self.last is not None:
-            trainer.print(f"\n{self.summary(self.last)}\nEvery row and text: {Path(self.files[-1]).parent}")
+            print_lines(trainer, f"\n{self.summary(self.last)}\nEvery row and text: {Path(self.files[-1]).parent}")
 
     def outdated(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         """Return whether the last evaluation was made at another step or with other weights; collective."""
@@ -350,7 +350,8 @@ class Evaluation(Scheduled):
         if trainer.is_global_zero:
             write_json(path, document)
             fitting = trainer.state.fn == TrainerFn.FITTING
-            trainer.print(self.line(document) if fitting else f"{self.summary(document)}\nEvery row and text: {path}")
+            text = self.line(document) if fitting else f"{self.summary(document)}\nEvery row and text: {path}"
+            print_lines(trainer, text)
         if str(path) not in self.files:
             self.files.append(str(path))
 
@@ -481,3 +482,13 @@ def comparison_table(
         ends = f"  {interval_text(intervals[name])}" if name in intervals else ""
         lines.append(f"  {label:<32}{'' if before is None else cell(before, name)}{cell(now, name)}{ends}")
     return "\n".join(lines)
+
+
+def print_lines(trainer: pl.Trainer, text: str) -> None:
+    """Print a text line by line.
+
+    While its bar is shown in a notebook, Rich recurses without end on a print of several lines: it holds the last one
+    back until a flush, and ipykernel flushes before it shows anything.
+    """
+    for line in text.splitlines():
+        trainer.print(line)

@@ -178,12 +178,14 @@ class Axes:
         forgetting: Name of the one upwards.
         wanted: Direction of the second one.
         lowest: Where its axis ends below: what is further down is drawn at its edge and marked.
+        mark: A value of the second one that is marked with a dotted line, and its name.
     """
 
     utility: str
     forgetting: str
     wanted: str = "higher is better"
     lowest: float | None = None
+    mark: tuple[float, str] | None = None
 
 
 def comparison_picture(
@@ -226,6 +228,8 @@ def comparison_picture(
             axes.plot(*_inside(way, corner), color=OTHERS, linewidth=0.9, zorder=1)
         _trajectory(axes, name, points, ways[name], corner)
         _reference_models(axes, target, retain, keep, corner)
+        if names.mark is not None:
+            axes.axhline(names.mark[0], color="0.35", linestyle=":", linewidth=1, label=names.mark[1])
         axes.grid(alpha=0.25)
         axes.tick_params(labelbottom=True)
     for axes in panels[len(trajectories) :]:
@@ -233,7 +237,7 @@ def comparison_picture(
     figure.supxlabel(f"{names.utility} (higher keeps more)", fontsize=10)
     figure.supylabel(f"{names.forgetting} ({names.wanted})", fontsize=10)
     handles = {label: handle for handle, label in zip(*panels[0].get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=5, frameon=False, fontsize=9)
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=6, frameon=False, fontsize=9)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

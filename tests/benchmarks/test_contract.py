@@ -1,6 +1,7 @@
 """A benchmark and a metric from outside the package: through fit, score, report and compare."""
 
 import csv
+import io
 import json
 import re
 import sys
@@ -19,7 +20,7 @@ from dipo_lightning.cli.score import score
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.aggregates import metric_meanings
 from dipo_lightning.evaluation.benchmark import find_benchmark, installed_benchmarks
-from dipo_lightning.evaluation.callback import Evaluation
+from dipo_lightning.evaluation.callback import Evaluation, print_lines
 from dipo_lightning.metrics.base import meanings
 from tests.helpers import user_project
 from tests.helpers.synthetic import DATA
@@ -223,3 +224,16 @@ def test_the_documentation_has_every_number_with_its_unit_and_direction(name: st
             elif "the set" in row[3]:
                 better = "as the set" if (better == "lower") == meaning.floor else "against the set"
             assert row[3] == better, number
+
+
+def test_a_table_is_printed_beside_richs_bar_in_a_notebook(monkeypatch):
+    """ipykernel flushes stdout, which Rich has replaced by its proxy, before it shows what Rich prints."""
+    console = pytest.importorskip("rich.console").Console(file=io.StringIO())
+    proxy = pytest.importorskip("rich.file_proxy").FileProxy(console, io.StringIO())
+    shown = console.print
+    monkeypatch.setattr(console, "print", lambda *text: (proxy.flush(), shown(*text)))
+    trainer = SimpleNamespace(print=lambda line: print(line, file=proxy))
+    print_lines(trainer, "\nforgotten\nkept")
+    assert console.file.getvalue().split() == ["forgotten", "kept"]
+    with pytest.raises(RecursionError):
+        trainer.print("\nforgotten\nkept")

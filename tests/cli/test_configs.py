@@ -36,6 +36,13 @@ def test_only_configs_are_replaced_among_arguments(here):
     assert with_shipped_configs(given) == [*expected, "--run", "trainer/cpu", "--config=other.yaml"]
 
 
+def test_a_command_finds_a_shipped_configuration_from_any_folder(here, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["scalability", "--config", "muse/scalability", "--print_config"])
+    assert end.value.code in (0, None)
+    assert "run: muse/news" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("config", "made", "makers"),
     [
