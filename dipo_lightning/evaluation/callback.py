@@ -485,10 +485,9 @@ def comparison_table(
 
 
 def print_lines(trainer: pl.Trainer, text: str) -> None:
-    """Print a text line by line.
+    """Print a text and the end of its last line in one.
 
     While its bar is shown in a notebook, Rich recurses without end on a print of several lines: it holds the last one
     back until a flush, and ipykernel flushes before it shows anything.
     """
-    for line in text.splitlines():
-        trainer.print(line)
+    trainer.print(f"{text}\n", end="")

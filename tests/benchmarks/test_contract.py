@@ -232,7 +232,7 @@ def test_a_table_is_printed_beside_richs_bar_in_a_notebook(monkeypatch):
     proxy = pytest.importorskip("rich.file_proxy").FileProxy(console, io.StringIO())
     shown = console.print
     monkeypatch.setattr(console, "print", lambda *text: (proxy.flush(), shown(*text)))
-    trainer = SimpleNamespace(print=lambda line: print(line, file=proxy))
+    trainer: Any = SimpleNamespace(print=lambda *text, **how: print(*text, **how, file=proxy))
     print_lines(trainer, "\nforgotten\nkept")
     assert console.file.getvalue().split() == ["forgotten", "kept"]
     with pytest.raises(RecursionError):
