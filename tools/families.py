@@ -106,6 +106,7 @@ OWN: dict[str, dict[str, Any]] = {
 
 _TEXT = "transformers makes no small one; its text part is tried by itself"
 _HELPER = "a helper of another model, whose keys and values it reads"
+_ONE_LENGTH = "it takes rows of one length only; a fit refuses others in a sentence"
 KNOWN = {
     ("dbrx", "build"): "transformers 5.23 makes none from its own configuration",
     ("dots3_note", "build"): _TEXT,
@@ -115,7 +116,8 @@ KNOWN = {
     ("musicgen", "build"): "a model of sounds",
     ("musicgen_melody", "build"): "a model of sounds",
     ("qwen4_exp", "build"): _TEXT,
-    ("reformer", "step"): "it takes rows of one length only",
+    ("reformer", "step"): _ONE_LENGTH,
+    ("reformer", "lora"): _ONE_LENGTH,
 }
 """Results that are not right, with the reason."""
 SAID = ("refused", "sentence:", "warned")

@@ -29,9 +29,10 @@ LOGGERS = ("lightning.pytorch", "lightning.fabric", "transformers")
 NOISE = re.compile(
     r"^\s*$|^-+$|^Seed set to |(GPU|TPU|HPU|MPS|CUDA) (available|device)|Tip: |^Loading `\w+_dataloader` to estimate"
     r"|^`weights_only` was not set|^`Trainer\.\w+` stopped|^Restor(ing|ed) |^Using (16bit|bfloat16)|^LOCAL_RANK"
+    r"|^This is a friendly reminder"  # of a text longer than the model's context, which scoring warns about
     r"|^Initializing distributed|^distributed_backend=|^All distributed processes|^You are using a CUDA device"
 )
-"""Messages of Lightning that need no action."""
+"""Messages of Lightning and transformers that need no action."""
 USELESS = re.compile(
     r"does not have many workers|is smaller than the logging interval|directory .* exists and is not empty"
     r"|isinstance\(treespec, LeafSpec\)|is_gradient_checkpointing|sync_dist=True|litlogger|litmodels"

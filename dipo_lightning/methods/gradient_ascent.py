@@ -1,4 +1,4 @@
-"""Methods that lower the likelihood of the answer itself: GradAscent, GradDiff, KL, WGA, SatImp and CE-U."""
+"""Methods that lower the likelihood of the answer itself: GradAscent, GradDiff, KL, WGA and CE-U."""
 
 from __future__ import annotations
 
@@ -99,33 +99,6 @@ class WGAModule(UnlearningModule):
     def forget_loss(self, forget: Answers) -> Tensor:
         """Return minus the weighted mean token NLL."""
         return weighted_ascent(forget.nll, self.beta, denominator=forget.token_denominator)
-
-
-class SatImpModule(UnlearningModule):
-    """Gradient ascent on tokens that are neither unlikely nor certain yet.
-
-    Source: arXiv 2505.11953, with its exponents and its weight of the retain term, a tenth of the forget term's.
-
-    Args:
-        pretrained: The model that must forget.
-        beta1: Exponent of saturation, the weight ``p ** beta1``.
-        beta2: Exponent of importance, the weight ``(1 - p) ** beta2``.
-        lambda_: Weight of the retain term.
-        **options: Those of `UnlearningModule`.
-    """
-
-    needs_reference: ClassVar[bool] = False
-
-    def __init__(
-        self, pretrained: str, beta1: float = 5.0, beta2: float = 1.0, lambda_: float = 0.1, **options: Any
-    ) -> None:
-        super().__init__(pretrained, lambda_=lambda_, **options)
-        check_numbers("model", {"beta1": beta1, "beta2": beta2}, least=0)
-        self.beta1, self.beta2 = beta1, beta2
-
-    def forget_loss(self, forget: Answers) -> Tensor:
-        """Return minus the weighted mean token NLL."""
-        return weighted_ascent(forget.nll, self.beta1, self.beta2, forget.token_denominator)
 
 
 class CEUModule(UnlearningModule):
