@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: a sentence that says what was wrong, where, and what to do.
+"""Errors that the user can fix: each message says what was wrong, where, and what to do.
 
 The command line prints such an error without a traceback and exits with code 2.
 """
@@ -17,7 +17,7 @@ RENAMED = {
     "reference_log": "retain_log",
     "tokenizer_name": "data.tokenizer",
 }
-"""Today's full name of an option, by the one it had."""
+"""Current full name of a renamed option, by its old name."""
 
 
 class DiPOError(Exception):
@@ -25,14 +25,14 @@ class DiPOError(Exception):
 
 
 class InputError(DiPOError):
-    """Something that was given (an option, a file, a model, a log) cannot be used as it is.
+    """An input (an option, a file, a model, a log) cannot be used as it is.
 
-    Not a ``ValueError``: parsers take those for "try the next type" and would bury the sentence.
+    Not a ``ValueError``: parsers take those for "try the next type" and would hide the message.
     """
 
 
 class RunError(DiPOError):
-    """A run cannot go on and still be right (a non-finite loss, a full disk, a cache of other weights)."""
+    """A run cannot continue correctly (a non-finite loss, a full disk, a cache of other weights)."""
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -44,7 +44,7 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def refuse_unknown(owner: str, options: Iterable[str]) -> None:
-    """Raise an `InputError` for the first of the options that a class was given and does not have, if there is one."""
+    """Raise an `InputError` for the first of ``options``, those that a class was given but does not have."""
     for option in options:
         hint = f"; it is {RENAMED[option]} now" if option in RENAMED else ""
         raise InputError(f"{owner} has no option {option}{hint}.")

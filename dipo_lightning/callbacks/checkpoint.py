@@ -42,19 +42,19 @@ LAST, EVALUATING, FINISHED = "last.ckpt", "evaluating.ckpt", "finished"
 class Checkpoint(Savepoint, CheckpointBase):
     """Crash-safe ``checkpoints/last.ckpt`` in the run's folder; ``fit --run FOLDER`` resumes from it exactly.
 
-    The file is written beside its target, to the disk, and then renamed: it is whole, or the one before is still
-    there. A step that is evaluated is saved before (``evaluating.ckpt``) and after its evaluation. On SIGTERM, and on
-    the signal by which SLURM announces preemption (SIGUSR1, ``sbatch --signal=SIGUSR1@90``), the run saves after the
-    step in hand, or leaves the evaluation in hand, and ends; a run with ``--run`` is then queued again, but for
+    The file is written under another name and then renamed: it is complete, or the previous one is still there. A step
+    that is evaluated is saved before (``evaluating.ckpt``) and after its evaluation. On SIGTERM, and on the signal by
+    which SLURM announces preemption (SIGUSR1, ``sbatch --signal=SIGUSR1@90``), the run saves after the current step, or
+    abandons the current evaluation, and ends; a run with ``--run`` is then queued again, except with
     ``SLURMEnvironment(auto_requeue=False)``.
 
     The folder also has the run's record: a resume with other options or other data is refused, and so is a second
     process.
 
     Args:
-        every_n_epochs: Save at the end of every n-th epoch; None for not at epochs. Always at the end of training.
-        every_n_steps: Save after every n-th optimiser step; None for not at steps.
-        folder: Where to; None for ``checkpoints`` in the run's folder.
+        every_n_epochs: Save at the end of every n-th epoch; None does not. The end of training is always saved.
+        every_n_steps: Save after every n-th optimiser step; None does not.
+        folder: Folder of the checkpoints; None is ``checkpoints`` in the run's folder.
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class Checkpoint(Savepoint, CheckpointBase):
         self._earlier_events: list[Path] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take the run's folder, or refuse it, before the model is loaded; collective.
+        """Lock the run's folder, or refuse it, before the model is loaded; collective.
 
         Raises:
-            InputError: Another process trains there, or the folder is of a run with other options or data.
+            InputError: Another process trains there, or the folder's run has other options or data.
         """
         own = None if self.folder is None else expanded(self.folder, "Checkpoint.folder")
         folder = run_folder(trainer) / CHECKPOINTS if own is None else own
@@ -99,7 +99,7 @@ class Checkpoint(Savepoint, CheckpointBase):
             raise problem
 
     def _take_folder(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lock the folder, and compare its record, or that of the checkpoint's folder, with this run."""
+        """Lock the folder, and compare its record, or the record beside the checkpoint, with this run."""
         folder = self.path.parent
         self._lock.hold(folder)
         config = without_secrets(configuration(trainer, pl_module))
@@ -119,7 +119,7 @@ class Checkpoint(Savepoint, CheckpointBase):
             refuse_changes(record, self._record, folder.parent)
 
     def _begin(self, trainer: pl.Trainer) -> None:
-        """Make the folder's state that of the checkpoint, now that nothing refuses the run any more."""
+        """Bring the folder to the state of the checkpoint, once nothing refuses the run any more."""
         events, self._earlier_events = self._earlier_events, []
         if trainer.is_global_zero and self._record:
             drop_later_events(events, self._loaded.get("events", {}))
@@ -129,17 +129,17 @@ class Checkpoint(Savepoint, CheckpointBase):
 
     @property
     def last_good(self) -> Path | None:
-        """The checkpoint that a run can be resumed from, if there is one."""
+        """Checkpoint that a run can be resumed from, if there is one."""
         return self.path if self.path.exists() else None
 
     # When it is written.
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse the optimisers of another class."""
+        """Refuse optimisers of another class."""
         self._check_optimizers(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Do what the interrupted run had still to do at its step: its evaluations, and what it had not yet logged."""
+        """Finish the interrupted run's step: its pending evaluations, and numbers that it had not logged yet."""
         self._begin(trainer)
         self.signals.listen(trainer)
         if hook := self._loaded.get("hook"):
@@ -174,14 +174,14 @@ class Checkpoint(Savepoint, CheckpointBase):
             self._stop(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the trained policy; what is left to do (exports, pages) is done again after an interruption.
+        """Save the trained policy; remaining work (exports, pages) is done again after an interruption.
 
-        The limits of the run (``max_epochs``, ``max_steps``) are the next one's to set; a stop rule's word stays.
+        A later run may set other limits (``max_epochs``, ``max_steps``); a stop rule's decision is kept.
         """
         self.save(trainer, {"stopped": trainer.should_stop})
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note that nothing is left to do; a last step that was saved in its evaluation only is saved for good."""
+        """Record that nothing is left to do; a last step saved only during its evaluation is saved permanently."""
         self._begin(trainer)
         if self._loaded.get("hook"):  # the resumed run had no training left, and so no other end
             self.save(trainer, {"stopped": trainer.should_stop})
@@ -190,12 +190,12 @@ class Checkpoint(Savepoint, CheckpointBase):
             self.path.with_name(FINISHED).touch()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the folder back."""
+        """Release the folder."""
         self._lock.release()
         self.signals.forget()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give the folder back; after Ctrl-C, say what is saved and how it is resumed."""
+        """Release the folder; after Ctrl-C, print what is saved and how to resume."""
         self.signals.forget()
         self._lock.release()
         if (
@@ -217,7 +217,7 @@ class Checkpoint(Savepoint, CheckpointBase):
     # Around an evaluation.
 
     def before_evaluation(self, trainer: pl.Trainer, hook: Hook) -> None:
-        """Save the step, where it is to be saved, as it is before it is evaluated; collective."""
+        """Save the step before its evaluation, if it is to be saved; collective."""
         self._begin(trainer)
         self.signals.listen(trainer)
         step = trainer.global_step
@@ -234,7 +234,7 @@ class Checkpoint(Savepoint, CheckpointBase):
 
     @contextmanager
     def interruptible(self, trainer: pl.Trainer) -> Iterator[None]:
-        """While an evaluation computes, let a signal end it at once; of several processes only if its step is saved."""
+        """Let a signal end an evaluation at once; with several processes only if its step is saved."""
         self.signals.interrupt = trainer.world_size == 1 or trainer.global_step in (0, self._evaluating_step)
         try:
             self.signals.obey()
@@ -243,19 +243,19 @@ class Checkpoint(Savepoint, CheckpointBase):
             self.signals.interrupt = False
 
     def evaluation_interrupted(self, trainer: pl.Trainer, hook: Hook) -> None:
-        """Save the step if it is not saved yet, and say so."""
+        """Save the step if it is not saved yet, and report it."""
         step = trainer.global_step
         if hook not in ("on_train_start", "on_fit_end") and step not in (self._evaluating_step, self._saved_step):
             self._save_evaluating(trainer, hook)
         self._say_stopped(trainer)
 
     def forget_evaluated(self, trainer: pl.Trainer) -> None:
-        """Drop the checkpoint of the step that was just evaluated (its model has collapsed); ``last.ckpt`` stays."""
+        """Delete the checkpoint of the step just evaluated, whose model has collapsed; ``last.ckpt`` stays."""
         if trainer.is_global_zero:
             remove(self.path.with_name(EVALUATING))
 
     def _stop(self, trainer: pl.Trainer) -> None:
-        """Let Lightning end the run after this hook, as it does on SIGTERM, and say what was saved."""
+        """Let Lightning end the run after this hook, as it does on SIGTERM, and report what was saved."""
         trainer._signal_connector.received_sigterm = True
         self._say_stopped(trainer)
 
@@ -283,10 +283,10 @@ class Checkpoint(Savepoint, CheckpointBase):
     # How it is written.
 
     def save(self, trainer: pl.Trainer, state: dict[str, Any], path: Path | None = None) -> None:
-        """Write a checkpoint, a file or a folder of shards, whole or not at all; collective.
+        """Write a checkpoint, a file or a folder of shards, atomically; collective.
 
-        Without ``path`` it is ``last.ckpt``, which also takes the place of ``evaluating.ckpt``. A `RunError` where it
-        can't be written; the checkpoint before it is as it was.
+        The default ``path`` is ``last.ckpt``, which also replaces ``evaluating.ckpt``. A `RunError` if it can't be
+        written; the previous checkpoint is then unchanged.
         """
         if is_trial(trainer):
             return
@@ -313,13 +313,13 @@ class Checkpoint(Savepoint, CheckpointBase):
         trainer.strategy.barrier()
 
     def _state_in(self, trainer: pl.Trainer, hook: Hook) -> dict[str, Any]:
-        """Return what only this callback knows of a step that is saved in ``hook``."""
+        """Return the state that only this callback knows, for a step saved in ``hook``."""
         if hook == "on_train_batch_end":
             return {"pending": self._loaded.get("pending") or self._not_yet_logged(trainer)}
         return {"stopped": trainer.should_stop} if hook == "on_train_end" else {}
 
     def _not_yet_logged(self, trainer: pl.Trainer) -> dict[str, Any] | None:
-        """Return what Lightning will log of this step, after the hook in which the checkpoint is written."""
+        """Return the numbers of this step that Lightning will log after the hook in which the checkpoint is written."""
         if not trainer._logger_connector.should_update_logs:
             return None
         metrics = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
@@ -337,15 +337,15 @@ class Checkpoint(Savepoint, CheckpointBase):
     # What it holds: plain values.
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the run had left to do and log, how large its event files were, and whether it stopped early."""
+        """Return the run's pending work and logs, the sizes of its event files, and whether it stopped early."""
         return self._state
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Note that an epoch which ``max_steps`` cut off, and Lightning counts as done, is left to be finished.
+        """Mark an epoch cut off by ``max_steps``, which Lightning counts as done, as unfinished.
 
-        Secrets among the hyper-parameters stay out of the file.
+        Secrets among the hyper-parameters are left out of the file.
         """
         progress = checkpoint["loops"]["fit_loop"]
         if not progress["epoch_loop.batch_progress"]["is_last_batch"]:
@@ -358,7 +358,7 @@ class Checkpoint(Savepoint, CheckpointBase):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Resume where the run was, up to the limits of this one; a run that was stopped early stays stopped."""
+        """Resume where the run was, up to this run's limits; a run that was stopped early stays stopped."""
         self._loaded = checkpoint["callbacks"].get(self.state_key, {})
         if self._loaded.get("stopped"):
             trainer.should_stop = True
@@ -384,16 +384,16 @@ class Checkpoint(Savepoint, CheckpointBase):
 
 
 def described(optimizer: Any) -> dict[str, Any]:
-    """Return an optimiser's class and its options, as far as they are plain values."""
+    """Return an optimiser's class and those of its options that are plain values."""
     options = {name: list(value) if isinstance(value, tuple) else value for name, value in optimizer.defaults.items()}
     plain = {name: value for name, value in options.items() if isinstance(value, bool | int | float | str | list)}
     return {"class": type(optimizer).__name__, **plain}
 
 
 def replay(trainer: pl.Trainer, pl_module: pl.LightningModule, hook: Hook) -> None:
-    """Call what was still to be called in ``hook`` when a step was saved before its evaluation; collective.
+    """Call the callbacks still pending in ``hook`` when a step was saved before its evaluation; collective.
 
-    That is the first scheduled callback and everything behind it, in Lightning's order.
+    These are the first scheduled callback and all after it, in Lightning's order.
     """
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     first = next((place for place, one in enumerate(callbacks) if isinstance(one, Scheduled)), len(callbacks))
@@ -415,7 +415,7 @@ def replay(trainer: pl.Trainer, pl_module: pl.LightningModule, hook: Hook) -> No
 
 
 def newest(folder: Path) -> Path | None:
-    """Return the checkpoint that a run resumes from, if there is one: of a step in evaluation, else the last."""
+    """Return the checkpoint that a run resumes from, if there is one: of a step being evaluated, else the last."""
     for path in (folder / EVALUATING, folder / LAST):
         # The first process may be about to rename the old one: asked for in this order, one of the two is there.
         if path.with_name(path.name + ".old").exists() or path.exists():
@@ -429,18 +429,18 @@ def has_results(run: Path) -> bool:
 
 
 def checkpoint_state(path: Path) -> dict[str, Any]:
-    """Read what the `Checkpoint` callback left in a checkpoint, after checking that it is whole and one of ours."""
+    """Read the state of the `Checkpoint` callback in a checkpoint, after checking that this package wrote all of it."""
     return read_settled(path).get("callbacks", {}).get("Checkpoint", {})
 
 
 def open_event_files(trainer: pl.Trainer) -> set[Path]:
-    """Return the event files that this process has begun to write."""
+    """Return the event files of this process."""
     writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
     return {Path(writer._get_file_writer().event_writer._file_name) for writer in writers}  # no public name
 
 
 def drop_later_events(files: list[Path], sizes: dict[str, int]) -> None:
-    """Cut event files to what they were at the checkpoint, by name: what came after is logged again, the same."""
+    """Truncate event files to their size at the checkpoint, by name: the rest is logged again, identically."""
     for path in files:
         size = sizes.get(path.name)
         try:

@@ -1,4 +1,4 @@
-"""Models that a run leaves, and the page of its results: callbacks that write at the end of training."""
+"""Callbacks that write at the end of training: the exported model, and the page of the run's results."""
 
 import math
 from dataclasses import dataclass
@@ -26,14 +26,13 @@ from dipo_lightning.safety.paths import expanded
 
 @dataclass
 class Best:
-    """Rule that names the best moment of a run.
+    """Rule that selects the best moment of a run.
 
     Attributes:
         monitor: Logged number that decides, such as ``tofu/forget_quality``.
         mode: Whether ``max`` or ``min`` is best.
-        keep: Logged number of which a moment must keep ``share`` of the first value, which is the target's where the
-            evaluation has ``at_start``; among equal ones the moment with more of it is better. None for no such
-            condition; of equal moments the first is taken.
+        keep: Logged number that must keep ``share`` of its first value (the target's if the evaluation has
+            ``at_start``); it also breaks ties. None sets no such condition, and the first of equal moments is taken.
         share: Share to keep.
     """
 
@@ -47,11 +46,11 @@ class ExportModel(Callback):
     """Export of the policy, and of the data module's tokenizer, when training ends or at the run's best moment.
 
     Args:
-        folder: Where to; inside the run's log folder if relative and ``inside_run``. It must be absent or empty.
+        folder: Folder to write; inside the run's log folder if relative and ``inside_run``. It must be absent or empty.
         adapters: For LoRA: ``merged`` into the weights, or ``separate`` (a peft folder).
-        inside_run: Take a relative ``folder`` from the run's log folder, so that no run overwrites another's.
-        best: Rule for the moment that is exported, among those after the first step at which its number was logged;
-            None for the end.
+        inside_run: Put a relative ``folder`` into the run's log folder, so that no run overwrites another's.
+        best: Rule that selects the exported moment among those after the first step at which its number was logged;
+            None exports the end.
     """
 
     def __init__(
@@ -73,11 +72,11 @@ class ExportModel(Callback):
         return {"exported": self._exported, "seen": self._seen, "first": self._first}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them back."""
+        """Restore them."""
         self._exported, self._seen, self._first = (state_dict.get(name) for name in ("exported", "seen", "first"))
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse a folder that holds something else than this run's own export, before the model is loaded."""
+        """Refuse a folder that holds anything but this run's own export, before the model is loaded."""
         root = run_folder(trainer) if self.inside_run else Path()
         self.path = root / expanded(self.folder, "ExportModel.folder")
         if stage != TrainerFn.FITTING or is_trial(trainer) or not trainer.is_global_zero:
@@ -90,12 +89,12 @@ class ExportModel(Callback):
                 )
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        """Export the model as it was evaluated, where that was the best moment so far."""
+        """Export the model as evaluated, if this was the best moment so far."""
         if self.best is not None and not is_trial(trainer) and self._is_best(trainer):
             self.export(trainer, pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Export the model of the end, unless an earlier moment was better."""
+        """Export the final model, unless an earlier moment was better."""
         if is_trial(trainer):
             return
         settle_evaluations(trainer, pl_module)  # the card tells what the exported weights measured
@@ -115,7 +114,7 @@ class ExportModel(Callback):
             print(f"The model is in {self.path}")
 
     def _is_best(self, trainer: pl.Trainer) -> bool:
-        """Look at what was logged; True once at a moment that is better than the exported one."""
+        """Compare the logged numbers with the exported moment's; True once if this moment is better."""
         assert self.best is not None
         logged = trainer.callback_metrics
         kept = logged.get(self.best.keep) if self.best.keep else None
@@ -150,12 +149,12 @@ class ExportModel(Callback):
         trainer.strategy.barrier()
 
     def _note(self, run: Path) -> None:
-        """Record whose export this is: a run that is cut off after it, and resumed, may write it again."""
+        """Record that this run wrote the export, so that it may write it again after a resume."""
         if (record := read_record(run / CHECKPOINTS)) is not None:
             write_record(run / CHECKPOINTS, exports=sorted({*record.get("exports", []), self._name(run)}))
 
     def _name(self, run: Path) -> str:
-        """Name of the export in the run's record, inside the run without its folder: a run may be moved."""
+        """Name of the export in the run's record; relative to the run's folder, which may be moved."""
         assert self.path is not None
         path, inside = self.path.resolve(), run.resolve()
         return str(path.relative_to(inside) if path.is_relative_to(inside) else path)
@@ -184,14 +183,14 @@ class ResultsPage(Callback):
     ``dipo-lightning report RUN_FOLDER`` writes it again.
 
     Args:
-        rows: Most rows of each set whose answers are shown.
+        rows: Maximum number of rows of each set whose answers are shown.
     """
 
     def __init__(self, rows: int = 100) -> None:
         self.rows = rows
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the page on rank 0, and say where it is."""
+        """Write the page on rank 0, and print its path."""
         settle_evaluations(trainer, pl_module)
         folder = run_folder(trainer)  # collective
         if not trainer.is_global_zero or is_trial(trainer):

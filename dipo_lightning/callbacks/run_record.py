@@ -1,4 +1,4 @@
-"""Folder of a run: its files, put in place in one step; its record (options, data, exports); and its lock."""
+"""Folder of a run: atomic writes, its record (options, data, exports), and its lock."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from dipo_lightning.evaluation.run_folder import write_json
 
 
 class StreamingIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, streamed to the disk they end on.
+    """Reader and writer of Lightning's checkpoint files that streams them to and from their disk.
 
-    Lightning's own writer holds the whole file in memory once more, and passes it through the system's temporary
-    folder; its reader holds all of it. Remote paths are left to Lightning.
+    Lightning's own writer keeps a second copy of the whole file in memory and passes it through the system's temporary
+    folder; its reader loads all of it. Remote paths are left to Lightning.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write ``path`` whole or not at all."""
+        """Write ``path`` atomically."""
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -47,7 +47,7 @@ class StreamingIO(TorchCheckpointIO):
             partial.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read ``path``, its tensors as they are asked for."""
+        """Read ``path``, each tensor on access."""
         if "://" in str(path) or not Path(path).is_file():
             return super().load_checkpoint(path, map_location or (lambda storage, _: storage), weights_only)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -62,7 +62,7 @@ def remove(path: Path) -> None:
 
 
 def replace(partial: Path, path: Path) -> None:
-    """Put ``partial`` in the place of ``path`` after it has reached the disk."""
+    """Replace ``path`` with ``partial`` once that has reached the disk."""
     for file in [partial, *partial.rglob("*")] if partial.is_dir() else [partial]:
         sync(file)
     if path.is_dir() or (partial.is_dir() and path.exists()):  # a folder can't be replaced in one step
@@ -95,7 +95,7 @@ ANY_VALUE = frozenset({
     "trainer.inference_mode", "trainer.fast_dev_run",
     "model.reference_cache", "model.compile_blocks", "model.activation_checkpointing", "model.cpu_offload",
 })  # fmt: skip
-"""Options that a resumed run may change: where it runs and writes, and what it shows."""
+"""Options that a resumed run may change: hardware, output paths and display."""
 
 ANY_CALLBACK = frozenset({
     "Checkpoint", "ModelCheckpoint", "ExportModel", "ResultsPage", "LearningRateMonitor", "DeviceStatsMonitor",
@@ -127,15 +127,15 @@ def write_record(folder: Path, **content: Any) -> None:
 
 
 def describe_run(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a record holds of a run."""
+    """Return a run's entries in its record."""
     options = (config.get("model") or {}).get("init_args") or {}
     return {"config": dict(config), "data": dict(data), "model": model_files(options.get("pretrained"))}
 
 
 def model_files(pretrained: Any) -> str | None:
-    """Return a hash of a local model's files by their sizes, beginnings and ends; None of a model of the hub.
+    """Return a hash of the sizes, beginnings and ends of a local model's files; None for a model of the hub.
 
-    A quick look for other weights under the same name; a resume compares the weights themselves.
+    A quick check for other weights under the same name; a resume compares the weights themselves.
     """
     path = Path(str(pretrained)).expanduser()
     digest = hashlib.sha256()
@@ -153,12 +153,12 @@ def refuse_changes(record: Mapping[str, Any], now: Mapping[str, Any], place: Pat
     """Refuse to resume a run with other options or data than it began with.
 
     Args:
-        record: Of the run, from `read_record`.
-        now: What this command would record, from `describe_run`.
+        record: The run's record, from `read_record`.
+        now: The record of this command, from `describe_run`.
         place: The run's folder, for the message.
 
     Raises:
-        InputError: They differ in something that its results depend on.
+        InputError: They differ in something that the results depend on.
     """
     rows = [side.get("data") or {} for side in (record, now)]
     changes = differences(record.get("config") or {}, now["config"], same_data=rows[0] == rows[1])
@@ -177,7 +177,7 @@ def refuse_changes(record: Mapping[str, Any], now: Mapping[str, Any], place: Pat
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], same_data: bool) -> list[str]:
-    """Name the options that differ and matter, each with both values; with ``same_data`` a data file may have moved."""
+    """List the relevant options that differ, with both values; with ``same_data`` a data file may have moved."""
     old, new = flat_options(before), flat_options(now)
     found = []
     for name in sorted(old.keys() | new.keys()):
@@ -246,7 +246,7 @@ def _short(value: Any) -> str:
 
 
 class FolderLock:
-    """An exclusive lock on a folder, held by this process until it is released or ends, however it ends."""
+    """Exclusive lock on a folder, held by this process until it releases it or ends in any way."""
 
     def __init__(self) -> None:
         self._file: TextIO | None = None
@@ -258,12 +258,12 @@ class FolderLock:
 
     @property
     def handle(self) -> int:
-        """The file descriptor, for a child that is to hold the lock as long as it lives."""
+        """File descriptor, for a child process that holds the lock as long as it lives."""
         assert self._file is not None
         return self._file.fileno()
 
     def hold(self, folder: Path, patience: float = 0.0) -> None:
-        """Take the lock, waiting ``patience`` seconds for who has it; does nothing where the system has none.
+        """Take the lock, waiting up to ``patience`` seconds; does nothing on a system without file locks.
 
         Raises:
             InputError: Another process has it.
@@ -307,7 +307,7 @@ class FolderLock:
         _held.append(self)
 
     def release(self) -> None:
-        """Give the lock back, if it is held."""
+        """Release the lock, if it is held."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -318,7 +318,7 @@ _held: list[FolderLock] = []
 
 
 def _close_in_child() -> None:
-    """Let a forked loader process not keep a lock that its parent has given back or lost."""
+    """Keep a forked loader process from holding a lock that its parent has released or lost."""
     for lock in list(_held):
         lock.release()
 

@@ -1,7 +1,7 @@
 """Stop signals (SIGTERM, SLURM's notice of preemption), obeyed at a step from which a run resumes exactly.
 
-Lightning's own handlers save in the middle of whatever is being computed (SLURM), or start a collective there
-(SIGTERM). Neither can be resumed exactly, and the second hangs where ranks get the signal at different steps.
+Lightning's own handlers save in the middle of a computation (SLURM), or start a collective there (SIGTERM). Neither
+can be resumed exactly, and the second hangs if ranks get the signal at different steps.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from dipo_lightning.evaluation.schedule import StopRequested
 
 
 class StopSignals:
-    """Stop signals: one is noted, and all processes then agree to stop at the same step.
+    """Stop signals: the handler records one, and all processes then agree to stop at the same step.
 
     Attributes:
-        interrupt: Whether a signal ends what is being computed (an evaluation of a saved step) at once.
+        interrupt: Whether a signal ends the current computation (an evaluation of a saved step) at once.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class StopSignals:
         self._trainer: pl.Trainer | None = None
 
     def listen(self, trainer: pl.Trainer) -> None:
-        """Take the place of Lightning's handlers, which the Trainer removes when it ends; once a fit."""
+        """Replace Lightning's handlers, which the Trainer removes when it ends; once per fit."""
         if self._trainer is trainer:
             return
         self.received, self.preempted, self._trainer = None, False, trainer
@@ -48,7 +48,7 @@ class StopSignals:
             return
 
     def forget(self) -> None:
-        """Listen anew in the next fit."""
+        """Reset for the next fit."""
         self._trainer = None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -60,7 +60,7 @@ class StopSignals:
         self.obey()
 
     def obey(self) -> None:
-        """End what is being computed, if that may be and the signal has come."""
+        """End the current computation if ``interrupt`` allows it and a signal has come."""
         if self.interrupt and self.received is not None:
             self.interrupt = False
             raise StopRequested
@@ -73,19 +73,19 @@ class StopSignals:
         return told
 
     def describe(self) -> str:
-        """Name what came."""
+        """Name of the signal received."""
         return "SLURM's notice of preemption" if self.preempted else "SIGTERM"
 
 
 def slurm_environment(trainer: pl.Trainer) -> SLURMEnvironment | None:
-    """Return what the Trainer knows of SLURM, if it runs under it."""
+    """Return the Trainer's SLURM environment, if it runs under SLURM."""
     connector: Any = trainer._accelerator_connector
     environment = connector.cluster_environment
     return environment if isinstance(environment, SLURMEnvironment) else None
 
 
 def requeue() -> str:
-    """Ask SLURM to start this job again, and say what came of it."""
+    """Ask SLURM to requeue this job, and return the outcome as a sentence."""
     job = os.environ.get("SLURM_JOB_ID", "")
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         job = f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '')}"

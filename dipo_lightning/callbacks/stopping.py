@@ -1,4 +1,4 @@
-"""Stop rules on what an evaluation measures: a threshold that is reached, a utility that collapses."""
+"""Stop rules on the numbers of an evaluation: a threshold that is reached, a utility that collapses."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from dipo_lightning.evaluation.logs import read_log
 class StopAtThreshold(EarlyStopping):
     """Stop rule: the first epoch whose metric is at or below (``min``) or above (``max``) a threshold is the last.
 
-    Lightning's EarlyStopping without its patience, and with the threshold itself as reached: the first epoch that
-    remembers no more than the retain model is the one to take. A ``ModelCheckpoint`` that saves each epoch has saved
-    that one when training ends, as its last.
+    Lightning's EarlyStopping without patience, and equality counts as reached: the first epoch that remembers no more
+    than the retain model is the one to take. A ``ModelCheckpoint`` that saves each epoch has saved it last when
+    training ends.
 
     Args:
         monitor: Name of the metric, as the evaluation logs it.
         threshold: The value to reach.
-        retain_log: Instead of it, this package's evaluation log of the retain model, whose aggregate of that
-            name is the threshold.
+        retain_log: Alternative to ``threshold``: this package's evaluation log of the retain model, whose aggregate of
+            that name is the threshold.
         mode: ``min`` for a metric that must fall to the threshold, ``max`` for one that must rise to it.
-        verbose: Say at each epoch how far it is.
+        verbose: Report the value at each epoch.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class StopAtThreshold(EarlyStopping):
 
     @property
     def state_key(self) -> str:
-        """Let rules on several metrics stand in one run."""
+        """Key that allows several rules, on different metrics, in one run."""
         return self._generate_state_key(monitor=self.monitor, mode=self.mode)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -81,16 +81,16 @@ class StopAtThreshold(EarlyStopping):
         return self.stopping_reason == EarlyStoppingReason.STOPPING_THRESHOLD
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Train no further where the checkpoint is of the epoch that reached it: Lightning would."""
+        """Train no further if the checkpoint is of the epoch that reached it: Lightning would."""
         trainer.should_stop = trainer.should_stop or self.reached
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop where the metric is there, and has reached the threshold."""
+        """Stop if the metric was logged and has reached the threshold."""
         refuse_unlogged(self, trainer)
         super().on_train_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say so where it was never reached."""
+        """Warn if the threshold was never reached."""
         if not self.reached:
             value = trainer.callback_metrics.get(self.monitor)
             now = "never logged" if value is None else f"now {value:.4g}"
@@ -101,9 +101,9 @@ class StopAtThreshold(EarlyStopping):
 
 
 def just_past(threshold: float, mode: str) -> float:
-    """The next number that reaching ``threshold`` lies before, in float32, which is what most metrics are.
+    """Return the float32 number next to ``threshold``, so that reaching ``threshold`` itself passes EarlyStopping.
 
-    EarlyStopping asks for less (or more) than its threshold; here reaching it is enough.
+    EarlyStopping requires a value beyond its threshold; here reaching it is enough. Most metrics are float32.
     """
     return float(np.nextafter(np.float32(threshold), np.float32(math.inf if mode == "min" else -math.inf)))
 
@@ -120,7 +120,7 @@ def threshold_from_log(path: str, monitor: str) -> float:
 
 
 def refuse_before_evaluation(rule: Any, trainer: pl.Trainer) -> None:
-    """Raise an `InputError` where a stop rule stands before the evaluation that logs what it watches."""
+    """Raise an `InputError` if a stop rule comes before the evaluation that logs the number it watches."""
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks[callbacks.index(rule) :]:
         if isinstance(callback, Evaluation) and rule.monitor.startswith(f"{callback.name}/"):
@@ -131,7 +131,7 @@ def refuse_before_evaluation(rule: Any, trainer: pl.Trainer) -> None:
 
 
 def refuse_unlogged(rule: Any, trainer: pl.Trainer) -> None:
-    """Raise an `InputError` where nothing has logged what a stop rule watches."""
+    """Raise an `InputError` if nothing has logged the number that a stop rule watches."""
     if rule.monitor not in trainer.callback_metrics:
         known = ", ".join(sorted(trainer.callback_metrics)) or "none"
         raise InputError(
@@ -142,14 +142,14 @@ def refuse_unlogged(rule: Any, trainer: pl.Trainer) -> None:
 class StopOnCollapse(pl.Callback):
     """Stop rule: an error when a utility falls below a share of its first value, or below a number.
 
-    The error names the step, the terms and rows of the last batch and the last good checkpoint: the collapsed model is
-    not saved over it. Write it behind the evaluation that logs the utility.
+    The error names the step, the terms and rows of the last batch and the last good checkpoint, which the collapsed
+    model does not overwrite. List it after the evaluation that logs the utility.
 
     Args:
-        monitor: Name of the metric, as the evaluation logs it; more is better. None takes the utility of the run's
-            evaluation, its benchmark's headline.
+        monitor: Name of the metric, as the evaluation logs it; higher is better. None takes the utility in the headline
+            of the benchmark of the run's evaluation.
         share: Smallest share of its first value (of the model before unlearning).
-        minimum: Smallest value, instead of or besides the share.
+        minimum: Smallest value, instead of or in addition to the share.
     """
 
     def __init__(self, monitor: str | None = None, share: float | None = None, minimum: float | None = None) -> None:
@@ -164,15 +164,15 @@ class StopOnCollapse(pl.Callback):
         self.first: float | None = None
 
     follows_evaluations = True
-    """It looks at what an evaluation of the same step has logged."""
+    """This callback reads the numbers logged by an evaluation of the same step."""
 
     @property
     def state_key(self) -> str:
-        """Let rules about several metrics stand in one run."""
+        """Key that allows several rules, on different metrics, in one run."""
         return self._generate_state_key(monitor=self.given)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Find the utility, and refuse to stand before its evaluation: the collapsed model would be saved first."""
+        """Find the utility, and refuse a place before its evaluation: the collapsed model would be saved first."""
         if self.given is None:
             evaluations = [one for one in trainer.callbacks if isinstance(one, Evaluation)]  # type: ignore[attr-defined]
             utilities = [f"{one.name}/{one.utility}" for one in evaluations if one.utility]
@@ -185,17 +185,17 @@ class StopOnCollapse(pl.Callback):
         refuse_before_evaluation(self, trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the value before the first step."""
+        """Record the value before the first step."""
         self._check(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look after an evaluation at a step."""
+        """Check after an evaluation at a step."""
         self._check(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look after an evaluation at an epoch."""
+        """Check after an evaluation at an epoch."""
         refuse_unlogged(self, trainer)
         self._check(trainer, pl_module)
 
@@ -222,5 +222,5 @@ class StopOnCollapse(pl.Callback):
         return {"first": self.first}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the first value of the interrupted run."""
+        """Restore the first value of the interrupted run."""
         self.first = state_dict["first"]

@@ -198,12 +198,9 @@ def run_trainer(args: list[str]) -> None:
 
     args = with_shipped_configs(args)
     default = [f"--{part}=dipo_lightning.{name}" for part, name in DEFAULT_CLASSES.items() if not names(part, args)]
-    from dipo_lightning.cli.lightning_import import import_lightning
+    from dipo_lightning.cli.late_imports import import_late
 
-    import_lightning()  # before others import it, and more with it
-    from dipo_lightning.cli.trainer import run
-
-    run([args[0], *default, *args[1:]])
+    import_late("dipo_lightning.cli.trainer").run([args[0], *default, *args[1:]])
 
 
 def names(part: str, args: Sequence[str]) -> bool:

@@ -14,11 +14,11 @@ def compare(comparison: str, dry_run: bool = False) -> None:
     """Run methods side by side, and write a table, comparison.csv and a picture.
 
     Runs that are finished are not run again, and an interrupted one resumes from its last checkpoint. A run that fails
-    is reported, and the others go on.
+    is reported, and the others continue.
 
     Args:
         comparison: YAML file of the comparison, such as compare/quickstart.
-        dry_run: Say what would be run, and run nothing.
+        dry_run: List the runs without starting any.
     """
     plan = read_comparison(comparison)
     work = Work(plan)

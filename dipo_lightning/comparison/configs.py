@@ -54,7 +54,7 @@ def read_fit_config(path: Path) -> Config:
 
 
 def run_config(base: Config, method: Method, settings: Settings, seed: int, export: bool) -> Config:
-    """Return the config of one run: the base's, with the method's class, its settings and a seed of its own."""
+    """Return the config of one run: the base's, with the method's class and settings and the run's seed."""
     config = copy.deepcopy(base)
     for place in ("ckpt_path", "run"):  # of the base's own run
         config.pop(place, None)
@@ -70,7 +70,7 @@ def run_config(base: Config, method: Method, settings: Settings, seed: int, expo
 
 
 def trainer_section(trainer: Config, export: bool) -> Config:
-    """Return the base's Trainer without the places that it writes to: all of a run lies in its folder."""
+    """Return the base's Trainer without its output paths: everything of a run is in the run's folder."""
     kept = [callback for callback in callbacks(trainer) if not callback["class_path"].endswith("ExportModel")]
     for callback in kept:
         if callback["class_path"].endswith("Checkpoint"):
@@ -87,8 +87,8 @@ def trainer_section(trainer: Config, export: bool) -> Config:
 def model_section(base: Config, method: Method) -> Config:
     """Return the model section of ``method``.
 
-    The base's options of the loss belong to the base's method; another method starts from its own defaults. What
-    remains shared is how the model is loaded, adapted and optimised.
+    The base's options of the loss belong to the base's method; another method starts from its own defaults. Shared are
+    the options for loading, adapting and optimising the model.
     """
     own = import_class(base["class_path"])
     cls = own if method.class_path is None else import_class(method.class_path)
@@ -100,7 +100,7 @@ def model_section(base: Config, method: Method) -> Config:
 
 
 def shared_options() -> set[str]:
-    """Return the names of the model options that any method may have from the base."""
+    """Return the names of the model options that any method takes over from the base."""
     from dipo_lightning.methods.language_model import LanguageModelModule
 
     return accepted_options(LanguageModelModule) | OUTSIDE_THE_LOSS
@@ -112,7 +112,7 @@ def accepted_options(cls: type) -> set[str]:
 
 
 def usual_options(cls: type) -> Config:
-    """Return what the options of a class are where they are not given; without those that must be."""
+    """Return the defaults of a class's options; required ones are left out."""
     defaults = {name: parameter.default for name, parameter in _parameters(cls).items()}
     return {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty}
 

@@ -17,8 +17,8 @@ class Method:
     """A method with its settings, and a grid of settings to choose from.
 
     Attributes:
-        name: How tables and pictures call it.
-        class_path: Its LightningModule, of this package or of one's own; None takes the base's.
+        name: Its name in tables and pictures.
+        class_path: Its LightningModule, from this package or the user's own; None takes the base's.
         settings: Options that differ from the class's defaults. A plain name is an option of the model, ``lr`` the
             optimiser's learning rate, ``data.NAME`` an option of the data module, ``trainer.NAME`` one of the Trainer.
         grid: Values to choose from, by option; every combination is tried on the selection seed.
@@ -37,7 +37,7 @@ class Method:
 
 @dataclass
 class Selection:
-    """Rule by which a grid is decided: on a seed, or a base, that is not reported on.
+    """Rule that selects a setting from a grid, on a seed or a base that is not reported.
 
     The rule: among the settings that keep ``keep_utility`` of the target's model utility, the one with the highest
     forget quality (log10 p), and among those in a tie with it (each inside the other's interval over rows) the one with
@@ -45,11 +45,11 @@ class Selection:
 
     Attributes:
         seed: The seed of the selection runs; none of the reported ones.
-        base: The base of the selection runs where it is not the reported one (with ``{seed}`` filled in).
+        base: The base of the selection runs if it differs from the reported one (with ``{seed}`` filled in).
         keep_utility: The share of the target's model utility that must be kept.
-        epoch: ``last`` reports every run at its end; ``any`` lets the selection also choose, for every method, at which
-            epoch it is read.
-        allow_same_data: Choose on the very data that is reported on; the report then says so.
+        epoch: ``last`` reports every run at its end; ``any`` lets the selection also choose the reported epoch of each
+            method.
+        allow_same_data: Choose on the data that is reported; the report then says so.
     """
 
     seed: int | None = None
@@ -61,13 +61,13 @@ class Selection:
 
 @dataclass
 class FinishedRun:
-    """A run made elsewhere that takes part as it is.
+    """A finished run made elsewhere, shown as it is.
 
     Attributes:
         path: Its folder, the one that holds ``evaluations``.
-        name: How to call it; None takes its method's class.
-        settings: A few words on its settings.
-        seed: Its seed; None takes the one it was run with.
+        name: Its name; None takes its method's class.
+        settings: Its settings in a few words.
+        seed: Its seed; None takes the seed it was run with.
     """
 
     path: str
@@ -83,11 +83,11 @@ class Comparison:
     Attributes:
         base: The config that every run starts from; ``{seed}`` in it is replaced by the run's seed.
         output: Folder for the runs, the tables and the picture.
-        methods: What is compared.
-        seeds: Each method is run with each of them, and they are what is reported.
+        methods: The methods to compare.
+        seeds: The reported seeds; each method is run with each of them.
         evaluation: Name of the evaluation whose numbers are compared (``tofu``, ...); None takes the base's first.
-        selection: How grids are decided.
-        runs: Finished runs to show beside.
+        selection: Rule that selects settings from grids.
+        runs: Finished runs to show beside them.
         export: Keep the unlearned models.
         keep_checkpoints: Keep the checkpoints of finished runs.
     """
@@ -103,7 +103,7 @@ class Comparison:
     keep_checkpoints: bool = False
 
     def selects(self, method: Method) -> bool:
-        """Return whether something of ``method`` is chosen on the selection seed."""
+        """Return whether a setting or the epoch of ``method`` is chosen on the selection seed."""
         return len(method.candidates()) > 1 or self.selection.epoch == "any"
 
 

@@ -52,7 +52,7 @@ class Line:
 
 
 def ranked(lines: Iterable[Line], share: float, scale: Scale) -> list[Line]:
-    """Sort: first those that keep ``share`` of the utility, each part by forgetting."""
+    """Sort by forgetting, those that keep ``share`` of the utility first."""
     return sorted(lines, key=lambda line: (not line.keeps(share), -line.goodness(scale)))
 
 
@@ -75,7 +75,7 @@ def _markdown_line(line: Line, columns: Sequence[str], scale: Scale) -> str:
 
 
 def verdict(lines: Sequence[Line], share: float, scale: Scale) -> str:
-    """Say which method has forgotten best among those that keep ``share`` of the utility; several in a tie."""
+    """State which method, or which in a tie, forgets best among those that keep ``share`` of the utility."""
     forgetting, utility = scale.label(scale.headline.forget), scale.label(scale.headline.utility)
     if lines and all(line.spread("utility_kept") is None for line in lines):
         return (
@@ -130,14 +130,14 @@ def _with_ends(row: Row) -> Row:
 
 @dataclass(frozen=True)
 class Failure:
-    """Run that failed: its last message, and the log that has all of them."""
+    """Run that failed: its last message, and the log with all of them."""
 
     title: str
     reason: str
     log: Path | None = None
 
     def __str__(self) -> str:
-        """Say it in a line."""
+        """Describe it in one line."""
         return f"{self.title}: {self.reason}" + (f" ({self.log})" if self.log else "")
 
 
@@ -148,9 +148,9 @@ class Findings:
     Attributes:
         scale: The numbers that runs are compared by.
         runs: The rows of every reported run, by (method, settings): a list of runs, each its rows.
-        epochs: The epoch at which a method is reported where that was chosen, by (method, settings).
-        candidates: What the selection seed measured.
-        choices: What was chosen, by method.
+        epochs: The reported epoch of a method if it was chosen, by (method, settings).
+        candidates: Results on the selection seed.
+        choices: The chosen settings, by method.
         retain: A row for every seed's retain model.
         failures: The runs that failed.
     """
@@ -234,7 +234,7 @@ def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
 
 
 def _interval_words(lines: Sequence[Line]) -> str:
-    """Say that the ranges hold intervals, where they do."""
+    """Return a note that the ranges include intervals, if they do."""
     if not any(row.get("intervals") for line in lines for row in line.rows):
         return ""
     return f" end of the {INTERVAL:.0%} intervals over rows (bootstrap)"

@@ -33,8 +33,8 @@ class Scale:
     """The two numbers of a benchmark that runs are compared by.
 
     Attributes:
-        benchmark: Whose they are.
-        meanings: Of all its numbers.
+        benchmark: The benchmark.
+        meanings: Meanings of all its numbers.
     """
 
     benchmark: Benchmark
@@ -78,14 +78,14 @@ class Scale:
 
 
 def read_evaluations(folder: Path, name: str | None = None) -> tuple[Benchmark, list[Document]]:
-    """Read a run's evaluations on one benchmark, in the order of their steps; of the only one, or the named one.
+    """Read a run's evaluations on one benchmark, the only one or the one called ``name``, in the order of their steps.
 
     Args:
-        folder: Of the run; it, or one folder below it, holds ``evaluations``.
+        folder: Folder of the run; it, or one folder below it, holds ``evaluations``.
         name: The evaluation's name.
 
     Raises:
-        InputError: There are none, or more than one run's or of more than one benchmark, or one is no evaluation.
+        InputError: There are none, they are of several runs or benchmarks, or a file is not an evaluation.
     """
     places = [folder / "evaluations"] if (folder / "evaluations").is_dir() else sorted(folder.rglob("evaluations"))
     if len(places) != 1:
@@ -106,7 +106,7 @@ def read_evaluations(folder: Path, name: str | None = None) -> tuple[Benchmark, 
 def evaluation_rows(
     documents: Sequence[Document], method: str | None = None, settings: str = "", seed: int | None = None
 ) -> list[Row]:
-    """Return a row for each evaluation of a run; method and seed where not given are those that it names itself."""
+    """Return a row for each evaluation of a run; method and seed default to those in the evaluation."""
     rows = [
         {
             "method": method or str(document["provenance"].get("method", "run")).removesuffix("Module"),
@@ -145,17 +145,17 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def by_epoch(rows: Sequence[Row]) -> dict[int, Row]:
-    """Return the last row of each epoch of one run, in their order; without the first, epoch 0, the target's."""
+    """Return the last row of each epoch of one run, in order, without epoch 0, which is the target's."""
     return {row["epoch"]: row for row in rows if row["step"]}
 
 
 def target_row(rows: Sequence[Row]) -> Row | None:
-    """Return the row of one run that was measured before its first step, if there is one."""
+    """Return the row measured before the first step of one run, if there is one."""
     return next((row for row in rows if row["step"] == 0), None)
 
 
 def add_utility_kept(rows: Sequence[Row], target: Mapping[str, Any] | None, scale: Scale) -> None:
-    """Give each row the share of the target's utility that is left."""
+    """Add to each row the share of the target's utility that is left."""
     before = None if target is None else target.get(scale.headline.utility)
     for row in rows:
         now = scale.utility(row)
@@ -164,7 +164,7 @@ def add_utility_kept(rows: Sequence[Row], target: Mapping[str, Any] | None, scal
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean over seeds, and the lowest and the highest; with intervals the lowest and the highest end of those."""
+    """A mean over seeds with the lowest and highest value, or the lowest and highest ends of their intervals."""
 
     mean: float
     low: float
@@ -180,7 +180,7 @@ class Spread:
         return cls(sum(values[0] for values in found) / len(found), min(ends), max(ends))
 
     def text(self, digits: int) -> str:
-        """Write it as ``mean [low, high]``; one value as itself."""
+        """Write it as ``mean [low, high]``; a single value without brackets."""
         if self.low == self.high:
             return f"{self.mean:.{digits}f}"
         return f"{self.mean:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
@@ -192,7 +192,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Settings that were tried on the selection seed, and what they measured there, first epoch to last."""
+    """Settings that were tried on the selection seed, and their results there, first epoch to last."""
 
     method: str
     settings: Settings
@@ -202,7 +202,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The settings that are reported, and the epoch at which (None: the last)."""
+    """The reported settings, and the reported epoch (None: the last)."""
 
     settings: Settings
     epoch: int | None = None
@@ -211,9 +211,9 @@ class Choice:
 def choose(candidates: Sequence[Candidate], selection: Selection, scale: Scale) -> Choice:
     """Apply the rule (see `Selection`) to the candidates of one method.
 
-    Of those that tie with the best in forgetting the one with the higher utility is taken, then the earlier candidate,
-    then the earlier epoch. A `RunError` where there is
-    no candidate, or none has both numbers that runs are compared by.
+    Among those that tie with the best in forgetting, the one with the highest utility is taken, then the earlier
+    candidate, then the earlier epoch. A `RunError` if there is no candidate, or none has both numbers that runs are
+    compared by.
     """
     if not candidates:
         raise RunError("every run of its grid failed, so that nothing could be chosen")
@@ -231,7 +231,7 @@ def choose(candidates: Sequence[Candidate], selection: Selection, scale: Scale) 
 
 
 def ties(row: Row, best: Row, scale: Scale) -> bool:
-    """Return whether two rows are alike in forgetting: equal, or each lies inside the other's interval over rows."""
+    """Return whether two rows tie in forgetting: they are equal, or each lies inside the other's interval over rows."""
     spread, other = (Spread.of([one], scale.headline.forget) for one in (row, best))
     if spread is None or other is None:
         return False
@@ -245,7 +245,7 @@ def considered(rows: Sequence[Row], epoch: str) -> list[Row]:
 
 
 def rule(selection: Selection, scale: Scale) -> str:
-    """Say the rule, for the report."""
+    """Return the rule in words, for the report."""
     forgetting, utility = scale.label(scale.headline.forget), scale.label(scale.headline.utility)
     runs = f"the runs of seed {selection.seed}" + ("" if selection.allow_same_data else ", which are not reported")
     where = "at any epoch, which is then reported too" if selection.epoch == "any" else "at the last epoch"
@@ -257,9 +257,9 @@ def rule(selection: Selection, scale: Scale) -> str:
 
 
 def retain_row(base: Config, seed: int, target: Row | None, scale: Scale) -> Row | None:
-    """Return the row of the retain model of ``base``; None where the base names no log, or one without utility.
+    """Return the row of the retain model of ``base``; None if the base names no log, or one without utility.
 
-    Compared with itself it has the values that the benchmark defines, such as p = 1.
+    Compared with itself it has the values defined by the benchmark, such as p = 1.
     """
     found = [callback["init_args"] for callback in callbacks(base.get("trainer") or {})]
     options = next((options for options in found if options.get("retain_log")), None)

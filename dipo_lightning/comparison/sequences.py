@@ -1,13 +1,13 @@
-"""MUSE's scalability and sustainability: several unlearning runs in a row, and a report of what becomes of the model.
+"""MUSE's scalability and sustainability: several unlearning runs in a row, and a report on the resulting models.
 
-Scalability forgets sets of growing size, from the target each time. Sustainability serves one request after another,
-each from the model that the last one left. A step is the ordinary ``fit`` in a folder of its own; a finished one has
-its ``results.json`` and is never repeated, an interrupted one resumes from its last checkpoint.
+Scalability forgets sets of growing size, starting from the target each time. Sustainability serves one request after
+another, each starting from the model of the previous one. A step is an ordinary ``fit`` in a folder of its own; a
+finished step has a ``results.json`` and is never repeated, an interrupted one resumes from its last checkpoint.
 
-MUSE's questions, continuations and privacy texts are all about the first forget set. A stop rule on them can choose how
-long the first step trains; of a later request it knows nothing (the first one's KnowMem is down already, so that each
-would end after one epoch, forgotten or not). As in MUSE's published scripts, the other steps therefore train for as
-many epochs as the first one took.
+MUSE's questions, continuations and privacy texts are all about the first forget set. A stop rule on them can decide how
+long the first step trains, but not a later one: KnowMem of the first set is low already, so each later step would end
+after one epoch, forgotten or not. As in MUSE's published scripts, the other steps therefore train for as many epochs as
+the first one took.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def picture(rows: list[dict[str, Any]], kind: str, path: Path) -> None:
 
 STOP_RULES = ("StopAtThreshold", "EarlyStopping")
 ABOUT_THE_FIRST = ("muse/verbmem", "muse/knowmem_forget", "muse/privleak", "muse/forget_", "muse/auc_forget_")
-"""What measures the first forget set, whatever a step forgets; names may go on (``muse/privleak_auc``)."""
+"""Prefixes of the numbers about the first forget set, whatever a step forgets (such as ``muse/privleak_auc``)."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,11 @@ class Step:
     """One unlearning run of a sequence.
 
     Attributes:
-        number: From 1.
-        part: What is forgotten, as ``configuration/split``.
-        folder: Where everything of it is.
-        start: The model it starts from, or None for the one that the config names.
-        export: Whether the next step starts from this one's model.
+        number: Number of the step, from 1.
+        part: The rows to forget, as ``configuration/split``.
+        folder: Its folder.
+        start: The model it starts from; None for the one in the config.
+        export: Whether the next step starts from this step's model.
     """
 
     number: int
@@ -119,7 +119,7 @@ class Step:
 
     @property
     def results(self) -> Path:
-        """Its numbers; there only when it is finished."""
+        """File of its numbers, which exists once it is finished."""
         return self.folder / "results.json"
 
     @property
@@ -129,16 +129,16 @@ class Step:
 
 
 def scalability(run: str | None = None, output: str = "runs/scalability", parts: list[str] | None = None) -> None:
-    """Unlearn forget sets of growing size, each from the same target, and show what that costs.
+    """Unlearn forget sets of growing size, each from the same target, and show the cost.
 
     Writes ``results.md``, ``.csv``, ``.json`` and ``.png``: utility, KnowMem and VerbMem against the number of
-    documents. KnowMem and VerbMem are about the first set, which the larger ones hold. A stop rule on them chooses the
+    documents. KnowMem and VerbMem are about the first set, which the larger ones include. A stop rule on them sets the
     epochs of the first step, and the others train for as many. After an interruption, the same command resumes.
 
     Args:
         run: Config of an ordinary ``fit`` with MUSEDataModule and MUSEEvaluation; its logger is replaced.
-        output: Folder of the results, with one folder a step.
-        parts: What to forget, smallest first; MUSE's ``scal/forget_1`` to ``_4`` without.
+        output: Folder of the results, with one folder per step.
+        parts: The sets to forget, smallest first; by default MUSE's ``scal/forget_1`` to ``_4``.
     """
     names = [f"scal/forget_{fold}" for fold in (1, 2, 3, 4)] if parts is None else parts
     folder = Path(output)
@@ -147,17 +147,17 @@ def scalability(run: str | None = None, output: str = "runs/scalability", parts:
 
 
 def sustainability(run: str | None = None, output: str = "runs/sustainability", parts: list[str] | None = None) -> None:
-    """Serve unlearning requests one after the other, each from the last model, and show what that costs.
+    """Serve unlearning requests one after the other, each from the previous model, and show the cost.
 
     Writes ``results.md``, ``.csv``, ``.json`` and ``.png``: utility, KnowMem and VerbMem against the number of
     requests. KnowMem and VerbMem are about the first request: later rows show whether it stays forgotten. A stop rule
-    on them chooses the epochs of the first step, and the others train for as many. After an interruption, the same
-    command resumes.
+    on them sets the epochs of the first step, and the others train for as many. After an interruption, the same command
+    resumes.
 
     Args:
         run: Config of an ordinary ``fit`` with MUSEDataModule and MUSEEvaluation; its logger is replaced.
-        output: Folder of the results, with one folder a step and the model it leaves.
-        parts: The requests in their order; MUSE's ``sust/forget_1`` to ``_4`` without.
+        output: Folder of the results, with one folder per step and its model.
+        parts: The requests in order; by default MUSE's ``sust/forget_1`` to ``_4``.
     """
     names = [f"sust/forget_{fold}" for fold in (1, 2, 3, 4)] if parts is None else parts
     folder = Path(output)
@@ -169,7 +169,7 @@ def sustainability(run: str | None = None, output: str = "runs/sustainability", 
 
 
 def _sequence(run: str | None, folder: Path, steps: list[Step], kind: str) -> None:
-    """Run what is not finished, then report."""
+    """Run the unfinished steps, then report."""
     if run is None:
         raise InputError("run is not given: name the config of the fit that each step is, such as muse/small.")
     if not steps:
@@ -194,7 +194,7 @@ def read_config(path: Path) -> Config:
     """Read the config of a ``fit`` and make sure that its steps can be measured.
 
     Raises:
-        InputError: There is no such file, it is no YAML mapping, or it lacks MUSE's data module or evaluation.
+        InputError: The file is missing, is not a YAML mapping, or lacks MUSE's data module or evaluation.
     """
     config = read_fit_config(path)
     if not _is(config["data"], "MUSEDataModule"):
@@ -205,17 +205,17 @@ def read_config(path: Path) -> Config:
 
 
 def epochs_taken(first: Step) -> int | None:
-    """Return how many epochs the first step trained for, or None where it isn't finished."""
+    """Return the number of epochs that the first step trained for, or None if it isn't finished."""
     if not first.results.is_file():
         return None
     return max(1, int(json.loads(first.results.read_text(encoding="utf-8"))["epoch"]))
 
 
 def step_config(config: Config, step: Step, epochs: int | None = None) -> Config:
-    """Return the config of one step: what it forgets, what it starts from, and where it writes.
+    """Return the config of one step: its forget set, its starting model and its output folder.
 
-    ``epochs`` are those that the first step took, where it is finished: instead of a rule that watches the first forget
-    set.
+    ``epochs`` is the number that the first step took, once it is finished; it replaces a rule that watches the first
+    forget set.
     """
     made = copy.deepcopy(config)
     made["data"]["init_args"]["forget"] = step.part
@@ -251,7 +251,7 @@ def check_earlier(step: Step, config: Config) -> None:
 
 
 def run_step(step: Step, config: Config, lock: FolderLock) -> None:
-    """Bring one step to its end from where it was, and write its results."""
+    """Run or resume one step to its end, and write its results."""
     print(f"\n=== step {step.number}, {step.part}: dipo-lightning fit --run {step.folder}", flush=True)
     child.fit(config, step.folder, lock)
     logs = sorted((step.folder / "evaluations").glob("muse_*.json"))
@@ -284,6 +284,6 @@ def _is(part: Config, name: str) -> bool:
 
 
 def _watches_the_first(callback: Config) -> bool:
-    """Return whether this ends training by what is measured of the first forget set."""
+    """Return whether this callback ends training by a number about the first forget set."""
     monitor = callback["init_args"].get("monitor", "")
     return any(_is(callback, rule) for rule in STOP_RULES) and str(monitor).startswith(ABOUT_THE_FIRST)

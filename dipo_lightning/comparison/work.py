@@ -1,4 +1,4 @@
-"""The course of a comparison: try the grids on the selection seed, choose, run what is reported, collect."""
+"""Execution of a comparison: try the grids on the selection seed, choose, run the reported settings, collect."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class Run:
         method: The method's name.
         settings: Its settings in words.
         seed: Its seed.
-        folder: Where everything of it lies.
-        config: What ``fit`` reads.
-        changes_data: Whether its settings say which rows there are.
+        folder: Its folder.
+        config: Its config for ``fit``.
+        changes_data: Whether its settings change the rows.
     """
 
     method: str
@@ -99,7 +99,7 @@ def rows_now(section: str) -> dict[str, Any]:
 
 
 def execute(run: Run, keep_checkpoints: bool = False, lock: FolderLock | None = None) -> Failure | None:
-    """Bring ``run`` to its end, from its last checkpoint if it has one; returns why it failed, or None."""
+    """Run or resume ``run`` to its end; returns the reason if it failed, else None."""
     state = run.state
     if state == "finished":
         return None
@@ -116,7 +116,7 @@ def execute(run: Run, keep_checkpoints: bool = False, lock: FolderLock | None = 
 
 
 def make_room(run: Run) -> None:
-    """Clear the folder of ``run``: an attempt without a checkpoint goes, what is of another config is kept aside."""
+    """Clear the folder of ``run``: delete an attempt without a checkpoint, move a run of another config aside."""
     if run._same_config() and not is_finished(run.folder) and not newest(run.folder / CHECKPOINTS):
         shutil.rmtree(run.folder)
     if not run.folder.exists():
@@ -128,17 +128,17 @@ def make_room(run: Run) -> None:
 
 
 PATIENCE = 30.0
-"""Seconds to wait for what a killed comparison left: its run saves and ends."""
+"""Seconds to wait for the run of a killed comparison, which saves and ends."""
 
 NAMES_OF_ROWS = {"data", "split", "forget", "train"}
-"""Options of the data modules that say which rows there are; with the same ones, a run is on the same data."""
+"""Options of the data modules that determine the rows: with equal values, two runs are on the same data."""
 
 
 class Work:
     """Runs of a comparison, done one after the other.
 
     Args:
-        plan: What is compared.
+        plan: The comparison.
 
     Raises:
         InputError: A base cannot be read, or settings would be chosen on the data that is reported on.
@@ -161,7 +161,7 @@ class Work:
             self._refuse_same_data()
 
     def planned(self) -> list[str]:
-        """Return what would be done, a line per run."""
+        """Return the planned runs, one line each."""
         lines = []
         for method in self.plan.methods:
             if method in self.selected:
@@ -174,7 +174,7 @@ class Work:
         return [*lines, *(f"{'given':<12}{run.path}" for run in self.plan.runs)]
 
     def do(self) -> Findings:
-        """Run what is missing, and return everything that was measured."""
+        """Run what is missing, and return all results."""
         self.lock.hold(Path(self.plan.output), patience=PATIENCE)
         given = [self.given_rows(run) for run in self.plan.runs]  # a wrong path is said before anything runs
         for method in self.plan.methods:
@@ -201,7 +201,7 @@ class Work:
         return self.findings
 
     def choice(self, method: Method) -> Choice:
-        """Return the settings of ``method`` that are reported: its own, or those that the selection seed favours."""
+        """Return the reported settings of ``method``: its own, or those selected on the selection seed."""
         settings = method.candidates()
         if method not in self.selected:
             return Choice(settings[0])
@@ -213,7 +213,7 @@ class Work:
         return choose(tried, self.plan.selection, self.findings.scale)
 
     def measured(self, run: Run) -> list[Row] | None:
-        """Bring ``run`` to its end and return its rows; None, and a failure to report, if it fails."""
+        """Run ``run`` to its end and return its rows; if it fails, None and a failure to report."""
         done = "finished earlier" if run.state == "finished" else "done"
         print(f"{run.title} ...", end=" ", flush=True)
         found: Failure | list[Row]
@@ -238,7 +238,7 @@ class Work:
         return rows
 
     def rows_of(self, run: Run) -> list[Row] | Failure:
-        """Return the rows of a run that came to its end, or why they cannot be read."""
+        """Return the rows of a run that has ended, or the reason why they cannot be read."""
         scale = self.findings.scale
         try:
             documents = read_evaluations(run.folder, scale.benchmark.name)[1]
@@ -252,7 +252,7 @@ class Work:
         return rows
 
     def _refuse_another_base(self, title: str, seed: int | None, provenance: dict[str, Any]) -> None:
-        """Refuse to show runs of one seed side by side that started from other weights, or forgot other rows."""
+        """Refuse to show runs of one seed together if they started from different weights or forgot different rows."""
         first, other = self.sources.setdefault(seed, (title, provenance))
         models = [(one.get("model") or {}).get("pretrained") for one in (other, provenance)]
         rows = [{part: of["sha256"] for part, of in (one.get("data") or {}).items()} for one in (other, provenance)]
@@ -273,7 +273,7 @@ class Work:
         return self._run("runs", self.bases[seed], method, settings, seed)
 
     def selection_run(self, method: Method, settings: Settings) -> Run:
-        """Return a run that settings are chosen by."""
+        """Return a run of the selection."""
         assert self.plan.selection.seed is not None
         return self._run("selection", self.selection_base, method, settings, self.plan.selection.seed)
 
@@ -285,7 +285,7 @@ class Work:
         return Run(method.name, words, seed, folder, config, changes_data)
 
     def _refuse_same_data(self) -> None:
-        """Refuse to choose on the rows that are reported on, unless that was asked for."""
+        """Refuse to choose settings on the reported rows, unless ``allow_same_data`` is set."""
         if self.plan.selection.allow_same_data:
             return
         for seed, base in self.bases.items():
@@ -298,14 +298,14 @@ class Work:
 
 
 def _data_of(base: Config) -> Config:
-    """Return the options that name the rows of a base; where none is known by name, every option but the seed."""
+    """Return the options that determine the rows of a base; if none is known by name, every option but the seed."""
     options = usual_options(import_class(base["data"]["class_path"])) | base["data"]["init_args"]
     naming = {name: value for name, value in options.items() if name in NAMES_OF_ROWS}
     return naming or {name: value for name, value in options.items() if name != "seed"}
 
 
 def evaluated_on(base: Config, path: str, name: str | None) -> Benchmark:
-    """Return the benchmark that a base's runs are compared on: of the evaluation called ``name``, or the first."""
+    """Return the benchmark that a base's runs are compared on: the one of evaluation ``name``, or of the first."""
     classes = [import_class(callback["class_path"]) for callback in callbacks(base.get("trainer") or {})]
     kinds = [getattr(kind, "benchmark", None) for kind in classes]
     found = [kind for kind in kinds if isinstance(kind, Benchmark) and not kind.columns_beside]
@@ -317,7 +317,7 @@ def evaluated_on(base: Config, path: str, name: str | None) -> Benchmark:
 
 
 def label(settings: Settings) -> str:
-    """Say settings in a line: ``beta=0.02, lr=0.001``."""
+    """Write settings in a line: ``beta=0.02, lr=0.001``."""
     values = ((name, value if isinstance(value, str) else json.dumps(value)) for name, value in settings.items())
     return ", ".join(f"{name}={value}" for name, value in values)
 
@@ -329,7 +329,7 @@ def file_name(text: str) -> str:
 
 
 def outcome(row: Row, scale: Scale) -> str:
-    """Say what an evaluation found, in a line."""
+    """Summarise an evaluation in a line."""
     forget, utility = scale.headline.forget, scale.headline.utility
     names = {forget: scale.label(forget), utility: scale.label(utility), "utility_kept": "kept"}
     return ", ".join(f"{words} {row[name]:.3g}" for name, words in names.items() if row.get(name) is not None)

@@ -1,8 +1,8 @@
-"""Other answers for the rows to forget: "I don't know" lines (IdkDPO), or answers of each row's own (AltPO).
+"""Alternative answers for the rows to forget: "I don't know" lines (IdkDPO), or answers made for each row (AltPO).
 
-A file of alternatives per row is a data file with ``question``, if need be ``answer``, and ``alternatives``, a list or
-one text; a question may stand in several rows. open-unlearning's files, one text per row called ``alternate``, are read
-too.
+A file with alternatives for each row is a data file with ``question``, optionally ``answer``, and ``alternatives``, a
+list or one text; a question may appear in several rows. open-unlearning's files, with one text per row called
+``alternate``, are read too.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from dipo_lightning.data.tokenization import LARGE, LONGEST, tokenize_rows
 from dipo_lightning.errors import InputError
 
 SHIPPED = "idk"
-"""The name of the list that comes with the package: a hundred ways to say that one does not know."""
+"""The name of the list shipped with the package: a hundred ways to say "I don't know"."""
 OWN_COLUMN = "rows"
-"""The name for the alternatives that the forget rows themselves bring, in their column ``alternatives``."""
+"""The name for the alternatives in the forget rows' own column ``alternatives``."""
 
 _COLUMNS = ("alternatives", "alternative", "alternate")
 _ASKED, _ANSWERED = ("question", "prompt"), ("answer", "completion")
 
 
 class Alternatives:
-    """Other answer for a forget row, drawn as a pure function of (seed, epoch, index).
+    """Alternative answers of the forget rows, drawn as a pure function of (seed, epoch, index).
 
     Args:
         lines: For each row, the answers to draw from.
         rows: The forget rows, in the order of their tokenised examples.
-        style: The prompt style of the forget rows; the alternative stands behind the same prompt.
+        style: The prompt style of the forget rows; the alternative follows the same prompt.
         max_length: Longest example in tokens.
         seed: Seed of the draw.
     """
@@ -75,7 +75,7 @@ class Alternatives:
             check(example)
 
     def to_longest(self) -> Sequence[Example]:
-        """Return the alternatives tokenised, of many those with most text, each behind the longest question it has."""
+        """Return the tokenised alternatives, only the longest if there are many, each after its longest question."""
         asked: dict[int, tuple[int, int]] = {}  # length of the longest question and its row, by list of lines
         for place, lines in enumerate(self.lines):
             found = len(str(asked_in(self.rows[place]))), place
@@ -105,21 +105,21 @@ def with_answer(row: Mapping[str, Any], answer: str) -> dict[str, Any]:
 
 
 def refuse_text(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Raise an `InputError` where rows are running text."""
+    """Raise an `InputError` if the rows are running text."""
     if rows and "text" in rows[0]:
         raise InputError("The forget rows are plain text: there is no answer that an alternative could replace.")
 
 
 def read_alternatives(source: str | Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[Sequence[str]]:
-    """Read the alternatives of each row; the same list for all where they share one.
+    """Read the alternatives of each row; one list object if all rows share it.
 
     Args:
-        source: ``idk`` for the list that comes with the package, ``rows`` for the rows' own column, a data file with
+        source: ``idk`` for the list shipped with the package, ``rows`` for the rows' own column, a data file with
             alternatives per row, a text file with one answer per line for all rows, or the answers for all rows.
         rows: The forget rows.
 
     Raises:
-        InputError: There is no such file, it is broken, there is no answer in it, or a row has none or is running text.
+        InputError: The file is missing, broken or without an answer, or a row has no alternative or is running text.
     """
     refuse_text(rows)
     if source == OWN_COLUMN:
@@ -134,7 +134,7 @@ def read_alternatives(source: str | Sequence[str], rows: Sequence[Mapping[str, A
 
 
 def own_alternatives(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Return the alternatives in the rows' own column, which are none for a row without it."""
+    """Return the alternatives in the rows' own column; an empty list for a row without it."""
     found = []
     for row in rows:
         label = f"{row.get('where', 'a row')}: 'alternatives'"
@@ -143,10 +143,10 @@ def own_alternatives(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def find_alternatives(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Return the alternatives that a data file has for each row, by what the row asks; none for a row it lacks.
+    """Return the alternatives that a data file has for each row, matched by question; an empty list without a match.
 
-    Where a question stands in the file with several answers, those with the row's own answer count. Records whose
-    question no row asks are left aside, and it is said how many.
+    If the file has a question with several answers, the records with the row's own answer count. Records whose
+    question no row asks are ignored, and their number is printed.
     """
     given: dict[str, list[tuple[str | None, list[str]]]] = {}
     rows_ask, others = {plain_text(*asked_in(row)) for row in rows}, list[Record]()
@@ -167,7 +167,7 @@ def find_alternatives(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[lis
 
 
 def _others(lines: list[str], row: Mapping[str, Any], label: str) -> list[str]:
-    """The alternatives of a row, none of which may be what it answers."""
+    """Return the alternatives of a row, none of which may be the row's own answer."""
     answer = plain_text(answer_in(row))
     if any(plain_text(line) == answer for line in lines):
         raise InputError(
@@ -186,7 +186,7 @@ def written_alternatives(rows: Sequence[Mapping[str, Any]], lines: Sequence[Sequ
 
 
 def _alternatives_in(record: Record) -> tuple[tuple[str, ...], str | None, list[str]]:
-    """What a record asks, its answer if it has one, and its alternatives."""
+    """Return a record's question (or turns), its answer if it has one, and its alternatives."""
     fields = {name.strip().lower(): value for name, value in record.fields.items()}
     answer: str | None
     if turns := listed(fields.get("messages"), f"{record.where}: 'messages'"):
@@ -202,7 +202,7 @@ def _alternatives_in(record: Record) -> tuple[tuple[str, ...], str | None, list[
 
 
 def _lines_in(value: object, label: str) -> list[str]:
-    """The texts in a field: of a list, of a cell that shows one, or one text."""
+    """Return the texts in a field: those of a list, of a cell that holds a list, or the one text."""
     values = listed(value, label)
     if values is None:
         values = [] if value in (None, "") else [value]
@@ -210,7 +210,7 @@ def _lines_in(value: object, label: str) -> list[str]:
 
 
 def _complete(found: list[list[str]], rows: Sequence[Mapping[str, Any]], source: str) -> list[Sequence[str]]:
-    """The alternatives, if every row has one."""
+    """Return the alternatives after checking that every row has one."""
     lacking = [place for place, lines in enumerate(found) if not lines]
     if lacking:
         row = rows[lacking[0]]
@@ -223,12 +223,12 @@ def _complete(found: list[list[str]], rows: Sequence[Mapping[str, Any]], source:
 
 
 def plain_text(*texts: str) -> str:
-    """Return texts in lower case and with single spaces, one per line, by which equal ones are found."""
+    """Return texts in lower case with single spaces, one per line, so that equal ones compare equal."""
     return "\n".join(" ".join(text.split()).casefold() for text in texts)
 
 
 def _shared_lines(source: str | Sequence[str]) -> list[str]:
-    """Answers for all rows."""
+    """Return the answers that all rows share."""
     if not isinstance(source, str):
         lines = [line.strip() for line in source]
     elif source == SHIPPED:

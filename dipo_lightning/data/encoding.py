@@ -1,10 +1,10 @@
-r"""Prompt styles, which write a question and an answer as token ids and labels: their base, and the fixed ones.
+r"""Prompt styles, which write a question and an answer as token ids and labels: the base class and the fixed styles.
 
-A prompt and its answer are tokenised apart. Tokenised together, a merge across the border gives
-``tokens(prompt + answer)[:len(tokens(prompt))] != tokens(prompt)``, and then the first answer token is neither
+A prompt and its answer are tokenised separately. Tokenised together, a merge across the border gives
+``tokens(prompt + answer)[:len(tokens(prompt))] != tokens(prompt)``: the first answer token is then neither
 scored nor trained on, and a generation starts from ids that training never saw. TOFU and open-unlearning do
-tokenise together; for ``Question: ...\nAnswer: ...`` on a byte-level BPE the border is always such a merge.
-Where there is none (``[/INST]``, chat templates) the ids here are theirs.
+tokenise together; for ``Question: ...\nAnswer: ...`` on a byte-level BPE there is always a merge at the border.
+Without one (``[/INST]``, chat templates) both ways give the same ids.
 """
 
 from __future__ import annotations
@@ -34,31 +34,30 @@ class PromptStyle(ABC):
     stop_ids: list[int]
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Find out the tokenizer's habits: BOS, the space it puts before a first word."""
+        """Determine the tokenizer's conventions: BOS, and the space it puts before a first word."""
         self.tokenizer = tokenizer
         self._start = start_ids(tokenizer)
         self._anchor = _anchor(tokenizer)
 
     @property
     def options(self) -> dict[str, Any]:
-        """The plain options that change the ids, for the fingerprint and for logs."""
+        """The options that change the ids, as plain values for the fingerprint and for logs."""
         return {}
 
     @abstractmethod
     def prompt(self, question: str) -> list[int]:
-        """Ids to generate an answer from, with BOS where the model wants one; an `InputError` for an empty question."""
+        """Ids to generate an answer from, with BOS if the model uses it; an `InputError` for an empty question."""
 
     def example(self, question: str, answer: str) -> tuple[list[int], list[int]]:
         """Ids and labels of a question with its answer, of equal length.
 
         ``input_ids`` starts with ``prompt(question)``; the labels are -100 there, and the answer's ids and the
-        end-of-turn token after it. An `InputError` where one is empty, or the answer holds the end-of-turn token
-        itself.
+        end-of-turn token after it. An `InputError` if one is empty, or the answer contains the end-of-turn token.
         """
         return self.join(self.prompt(question), answer)
 
     def join(self, prompt: list[int], answer: str) -> tuple[list[int], list[int]]:
-        """`example` for a prompt that is tokenised already (scoring several answers to one question)."""
+        """Do what `example` does, for a tokenised prompt (scoring several answers to one question)."""
         ids = self.answer_ids(answer) + self.stop_ids[:1]
         return prompt + ids, [IGNORED] * len(prompt) + ids
 
@@ -72,16 +71,16 @@ class PromptStyle(ABC):
         return ids
 
     def fingerprint(self) -> str:
-        """A stable short description: the name, and a hash of the options and of the ids of a fixed example.
+        """Stable short description: the name, and a hash of the options and of the ids of a fixed example.
 
-        The ids make it follow the tokenizer and the chat template, whatever they are called.
+        The ids make it depend on the tokenizer and the chat template themselves, not on their names.
         """
         probe = self.example("Who wrote it?", "Somebody did.")
         content = json.dumps([self.name, self.options, probe, self.stop_ids], sort_keys=True)
         return f"{self.name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
     def _opening(self, text: str) -> list[int]:
-        """Ids of a text at the start of the input: BOS once if the tokenizer has that habit."""
+        """Ids of a text at the start of the input: with BOS, once, if the tokenizer adds it."""
         ids = encode(self.tokenizer, text)
         return ids if ids[: len(self._start)] == self._start else self._start + ids
 
@@ -91,8 +90,8 @@ class PlainStyle(PromptStyle):
 
     Args:
         tokenizer: The model's tokenizer.
-        space: Where the space after ``Answer:`` stands. ``"prompt"`` as the benchmark writes it; ``"answer"``
-            makes it the first character of the answer, which is what a byte-level BPE saw in pre-training.
+        space: Where the space after ``Answer:`` belongs: ``"prompt"``, as the benchmark writes it, or ``"answer"``,
+            as the answer's first character, which is what a byte-level BPE saw in pre-training.
     """
 
     name = "plain"
@@ -115,13 +114,13 @@ class PlainStyle(PromptStyle):
         return self._opening(f"Question: {checked(question, 'question')}\nAnswer:{border}")
 
     def answer_ids(self, answer: str) -> list[int]:
-        """Ids of the answer, behind a space with ``space="answer"``."""
+        """Ids of the answer, after a space with ``space="answer"``."""
         border = "" if self.space == "prompt" else " "
         return super().answer_ids(border + checked(answer, "answer"))
 
 
 class Llama2Style(PromptStyle):
-    """``[INST] {q} [/INST]`` and the answer straight behind it: TOFU's style for Llama-2-chat."""
+    """``[INST] {q} [/INST]`` directly followed by the answer: TOFU's style for Llama-2-chat."""
 
     name = "llama2"
 
@@ -135,9 +134,9 @@ class Llama2Style(PromptStyle):
 
 
 class TextStyle(PromptStyle):
-    """No prompt: every token that has one before it is supervised.
+    """No prompt: every token but the first is supervised.
 
-    A question is a piece of text that comes first and is not supervised (a passage to continue); it may be empty.
+    A question is text that comes first and is not supervised (a passage to continue); it may be empty.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -162,7 +161,7 @@ class TextStyle(PromptStyle):
         return self._opening(checked(question, "text")) if question else list(self._start)
 
     def join(self, prompt: list[int], answer: str) -> tuple[list[int], list[int]]:
-        """See `PromptStyle.join`; the very first id has no position that could predict it."""
+        """See `PromptStyle.join`; no position predicts the very first id."""
         checked(answer, "text")
         first = max(1, len(prompt))
         opening = len(prompt) <= len(self._start)
@@ -179,12 +178,12 @@ def suggestion(name: str, known: list[str]) -> str:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a text, without special tokens and without a complaint about its length."""
+    """Ids of a text, without special tokens and without a warning about its length."""
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def continuation(tokenizer: PreTrainedTokenizerBase, text: str, anchor: str = "") -> list[int]:
-    """Ids of a text that follows other text; ``anchor``, from `_anchor`, is put before it and taken off again."""
+    """Ids of a text that follows other text; ``anchor``, from `_anchor`, is put before it and removed again."""
     if anchor:
         before, both = encode(tokenizer, anchor), encode(tokenizer, anchor + text)
         if both[: len(before)] == before:
@@ -193,7 +192,7 @@ def continuation(tokenizer: PreTrainedTokenizerBase, text: str, anchor: str = ""
 
 
 def checked(text: str, what: str) -> str:
-    """Return a text, or raise an `InputError`: no string, empty, only spaces, or lone surrogates (no UTF-8)."""
+    """Return a text, or raise an `InputError` for no string, an empty or blank one, or lone surrogates (no UTF-8)."""
     if not isinstance(text, str):
         raise InputError(f"The {what} is {shortened(repr(text))} ({type(text).__name__}), not a text.")
     if not text.strip():
@@ -204,7 +203,7 @@ def checked(text: str, what: str) -> str:
 
 
 def shortened(text: str, length: int = 60) -> str:
-    """The beginning of a text, for messages."""
+    """Return the beginning of a text, for messages."""
     return text if len(text) <= length else text[:length] + "..."
 
 
@@ -216,7 +215,7 @@ def end_of_sequence(tokenizer: PreTrainedTokenizerBase, style: str) -> int:
 
 
 def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Find the ids that the tokenizer itself puts before a text: BOS, or none (an EOS that it appends is left out)."""
+    """Find the ids that the tokenizer puts before a text: BOS, or nothing (an EOS that it appends is ignored)."""
     bare = encode(tokenizer, "a")
     whole = list(tokenizer("a", add_special_tokens=True)["input_ids"])
     for start in range(len(whole) - len(bare) + 1):
@@ -228,7 +227,7 @@ def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _anchor(tokenizer: PreTrainedTokenizerBase) -> str:
     """A line break if the tokenizer puts a space before a first word (sentencepiece), else nothing.
 
-    Such a tokenizer reads ``The`` as ``▁The``: behind ``[/INST]`` this would be a space that nobody wrote.
+    Such a tokenizer reads ``The`` as ``▁The``: after ``[/INST]`` this would be a space that nobody wrote.
     """
     apart = encode(tokenizer, "\n") + encode(tokenizer, "a")
     return "" if apart == encode(tokenizer, "\na") else "\n"

@@ -1,7 +1,7 @@
 """Records of files, folders and hub data sets, each with the place it came from.
 
-JSON and CSV are read by the standard library, which knows the line an error is in; Parquet by pyarrow; what
-`Dataset.save_to_disk` wrote, and the hub, by `datasets`.
+JSON and CSV are read with the standard library, which reports the line of an error; Parquet with pyarrow; the hub,
+and folders written by `Dataset.save_to_disk`, with `datasets`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _SHARD = re.compile(r"-\d+-of-\d+$")
 
 
 class AbsentError(InputError):
-    """A data set, or its copy on this machine, without the configuration or split that was asked for."""
+    """The configuration or split that was asked for is not in the data set, or not in its local copy."""
 
 
 class Record(NamedTuple):
-    """One record: the kind of place it stands at (``data.jsonl, line``), its number there, and its fields."""
+    """One record: its place (``data.jsonl, line``), its number there, and its fields."""
 
     place: str
     number: int
@@ -71,10 +71,10 @@ def source_records(source: str | Path, split: str | None = None, option: str = "
     """Yield the records of a file, a folder or a hub data set.
 
     Args:
-        source: A file; a folder with files, with a hub data set's shards or with what `save_to_disk` wrote; or a hub
-            name ``owner/name`` or ``owner/name:configuration``.
-        split: Which file or split of a folder, or which split on the hub. Without: ``train``, or the only one.
-        option: What a user calls ``split``, for messages.
+        source: A file; a folder with files, with a hub data set's shards or written by `save_to_disk`; or a hub name
+            ``owner/name`` or ``owner/name:configuration``.
+        split: File or split of a folder, or split on the hub; by default ``train``, or the only one.
+        option: The name of the user's option for ``split``, for messages.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -86,11 +86,11 @@ def source_records(source: str | Path, split: str | None = None, option: str = "
 
 
 def config_records(source: str | Path, config: str, split: str = "train") -> list[Record]:
-    """Read the records of one split of one configuration of a data set with several.
+    """Read one split of one configuration of a data set that has several.
 
-    ``source`` is a folder with ``<config>.json`` (or another ending) or ``<config>/<split>.json``, with a copy of a hub
-    data set's files (``<config>/<split>-00000-of-00001.parquet``) or with what `save_to_disk` wrote as ``<config>``; or
-    a hub name.
+    ``source`` is a hub name, or a folder with ``<config>.json`` (or another ending), with ``<config>/<split>.json``,
+    with a copy of a hub data set's files (``<config>/<split>-00000-of-00001.parquet``) or with a folder ``<config>``
+    written by `save_to_disk`.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
@@ -109,13 +109,13 @@ def config_records(source: str | Path, config: str, split: str = "train") -> lis
 
 
 def config_files(folder: Path, config: str, split: str = "train") -> list[Path]:
-    """Find the files of one split in a folder: one file, or the shards that the hub keeps it in, or none."""
+    """Find the files of one split in a folder: one file, the hub's shards of it, or none."""
     stems = [folder / config / split] + ([folder / config] if split == "train" else [])
     return next((found for stem in stems if (found := _files_called(stem))), [])
 
 
 def available(folder: Path) -> list[str]:
-    """Name what a folder has to read, as ``config`` or ``config/split``."""
+    """List the data sets in a folder, as ``config`` or ``config/split``."""
     paths = [path for path in sorted(folder.glob("*")) + sorted(folder.glob("*/*")) if path.suffix in SUFFIXES]
     paths = [path for path in paths if not is_saved(path.parent)]
     saved = [path / "train" for path in sorted(folder.iterdir()) if is_saved(path)]
@@ -124,14 +124,14 @@ def available(folder: Path) -> list[str]:
 
 
 def is_saved(folder: Path) -> bool:
-    """Tell a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
+    """Return whether `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote this folder."""
     return any((folder / name).is_file() for name in _SAVED)
 
 
 def is_hub_name(source: str) -> bool:
-    """Tell a data set's name on the hub: ``owner/name``, without a data file's ending or a folder's beginning.
+    """Return whether ``source`` is a hub name: ``owner/name``, not ending like a data file or starting with a folder.
 
-    A mistyped path must not become a call over the network.
+    A mistyped path must not cause a network request.
     """
     path = Path(source)
     named = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) is not None
@@ -158,7 +158,7 @@ def hub_records(name: str, config: str | None = None, split: str = "train") -> I
 
 
 def text_field(record: Record, name: str) -> str:
-    """Return the text in one field of a record; an `InputError` where it is missing, no text, or empty."""
+    """Return the text in one field of a record; an `InputError` if it is missing, not a text, or empty."""
     value = record.fields.get(name)
     if value is None:
         there = ", ".join(field for field, content in record.fields.items() if content is not None)
@@ -176,7 +176,7 @@ def checked_text(value: object, label: str) -> str:
 
 
 def _folder_records(folder: Path, split: str | None, option: str) -> Iterator[Record]:
-    """Records of one split of a folder: the split's, or ``train``'s, or the only one's."""
+    """Records of one split of a folder; by default ``train``, or the only one."""
     if is_saved(folder):
         return _saved_records(folder, split, option)
     files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES and path.is_file()]
@@ -192,7 +192,7 @@ def _folder_records(folder: Path, split: str | None, option: str) -> Iterator[Re
 
 
 def _files_called(stem: Path) -> list[Path]:
-    """One file of this name, whatever it ends in, or the shards of this name."""
+    """Return the file of this name, with any of the endings, or the shards of this name."""
     for suffix in SUFFIXES:
         path = stem.with_name(stem.name + suffix)
         if path.is_file():
@@ -203,7 +203,7 @@ def _files_called(stem: Path) -> list[Path]:
 
 
 def _saved_records(folder: Path, split: str | None, option: str | None = None) -> Iterator[Record]:
-    """Records of what `save_to_disk` wrote: a data set, or one of a dictionary of them."""
+    """Records of a folder that `save_to_disk` wrote: a data set, or one from a dictionary of data sets."""
     from datasets import Dataset, load_from_disk
 
     try:
@@ -234,7 +234,7 @@ def _dataset_records(label: str, rows: Any) -> Iterator[Record]:
 
 
 def _json_records(path: Path) -> Iterator[Record]:
-    """Values line by line; where the first line holds no whole one, those of the file, however it is laid out."""
+    """Values line by line; if the first line is not a whole value, the values of the whole file in any layout."""
     values = _json_lines(path)
     first = list(itertools.islice(values, 2))
     if not first:
@@ -248,7 +248,7 @@ def _json_records(path: Path) -> Iterator[Record]:
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
-    """The value of each line; none at all where the first line is no whole object."""
+    """Value of each line; nothing if the first line is not a whole object."""
     place, started, read = f"{path}, line", False, 0
     with path.open("rb") as file:  # as bytes: text is also broken at characters that JSON strings may hold
         for number, line in enumerate(file, 1):
@@ -270,7 +270,7 @@ def _json_lines(path: Path) -> Iterator[Record]:
 
 
 def _json_values(path: Path) -> Iterator[Record]:
-    """The elements of an array, or values one after the other over any number of lines; decoded one by one."""
+    """Elements of an array, or consecutive values over any number of lines; decoded one by one."""
     text = _decoded(path.read_bytes(), 0)
     decoder, number, end = json.JSONDecoder(), 0, len(text.rstrip())
     array = text.lstrip().startswith("[")
@@ -298,7 +298,7 @@ def _after_space(text: str, position: int) -> int:
 
 
 def _decoded(line: bytes, offset: int) -> str:
-    """Text of bytes that begin at ``offset`` of a file; a UnicodeDecodeError counts from the file's beginning."""
+    """Text of bytes from ``offset`` of a file on; a UnicodeDecodeError counts from the start of the file."""
     try:
         return line.decode("utf-8-sig" if offset == 0 else "utf-8")
     except UnicodeDecodeError as error:
@@ -307,7 +307,7 @@ def _decoded(line: bytes, offset: int) -> str:
 
 
 def _wrapped(record: Record) -> tuple[str, list[Any]] | None:
-    """The rows inside a file's only object, as ``{"data": [...]}`` holds them, and their place."""
+    """Rows in a list inside a file's only object, such as ``{"data": [...]}``, and their place."""
     lists = {
         name: value
         for name, value in record.fields.items()
@@ -322,7 +322,7 @@ def _wrapped(record: Record) -> tuple[str, list[Any]] | None:
 
 
 def _turned(record: Record) -> tuple[str, list[Any]] | None:
-    """The rows of a file's only object that holds columns, as pandas writes them: lists, or values by row name."""
+    """Rows of a file whose only object holds columns, as pandas writes them: lists, or values by row name."""
     columns = {
         name: list(value.values()) if isinstance(value, dict) else value for name, value in record.fields.items()
     }
@@ -337,7 +337,7 @@ def _turned(record: Record) -> tuple[str, list[Any]] | None:
 
 
 def _fields(record: Record) -> dict[str, Any]:
-    """The fields of a JSON value: an object's own, or a lone text as ``text``."""
+    """Fields of a JSON value: the object's own, or ``text`` for a bare string."""
     value: object = record.fields
     if isinstance(value, str):
         return {"text": value}

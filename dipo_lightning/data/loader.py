@@ -3,10 +3,10 @@
 The pairing is a pure function of (seed, epoch, index): the same for any number of workers and ranks and after a resume.
 Lightning's combined loaders repeat one permutation inside an epoch and give both sets the same one.
 
-A mean over the tokens of a micro-batch is not the mean over the global batch where ranks or micro-batches hold
-different counts. So each batch carries ``denominators``: the count of its whole optimiser step over all ranks, divided
-by the number of micro-batches in it. ``sum / denominator``, averaged over ranks and micro-batches as Lightning and
-FSDP2 do, is then exactly the mean over the global batch.
+If ranks or micro-batches hold different numbers of tokens, the mean over the tokens of a micro-batch is not the mean
+over the global batch. So each batch carries ``denominators``: the count of its whole optimiser step over all ranks,
+divided by the number of micro-batches in it. ``sum / denominator``, averaged over ranks and micro-batches as Lightning
+and FSDP2 do, is then exactly the mean over the global batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dipo_lightning.errors import InputError
 
 
 class Example(TypedDict):
-    """One tokenised row: ids, labels (-100 where not supervised) and the row's place in its file."""
+    """One tokenised row: ids, labels (-100 where not supervised) and the row's position in its data set."""
 
     input_ids: list[int]
     labels: list[int]
@@ -32,10 +32,10 @@ class Example(TypedDict):
 
 
 def random_stream(seed: int, epoch: int, name: str, first: int | None = None) -> torch.Generator:
-    """Return the random stream of one epoch, from 0, for what is drawn, which no other (seed, epoch, name) has.
+    """Return a random generator that is unique to (seed, epoch, name), with epochs counted from 0.
 
-    Seeds are hashed and not added up: with ``seed + epoch`` an epoch of one seed is an epoch of the next seed too.
-    Epoch 0 has the seed ``first`` where one is given.
+    Seeds are hashed, not added: ``seed + epoch`` would give epoch 1 of one seed to epoch 0 of the next.
+    Epoch 0 uses the seed ``first`` if it is given.
     """
     if epoch == 0 and first is not None:
         return torch.Generator().manual_seed(first)
@@ -44,12 +44,12 @@ def random_stream(seed: int, epoch: int, name: str, first: int | None = None) ->
 
 
 def supervised_count(example: Example) -> int:
-    """Return how many tokens of ``example`` are predicted and supervised (the first token is never predicted)."""
+    """Return the number of supervised tokens of ``example`` that are predicted (the first token never is)."""
     return sum(label != -100 for label in example["labels"][1:])
 
 
 class ForgetRetainPairs(Dataset):
-    """One epoch is one pass over the forget rows, each with a retain row drawn for that epoch.
+    """Forget rows, each paired with a retain row drawn for the epoch; one epoch is one pass over the forget rows.
 
     Args:
         forget: Tokenised rows to forget.
@@ -57,7 +57,7 @@ class ForgetRetainPairs(Dataset):
         seed: Seed of the pairing.
 
     Attributes:
-        alternative: For methods that prefer another answer (IdkDPO): gives the example for ``(epoch, index)``.
+        alternative: For methods that prefer another answer (IdkDPO): maps ``(epoch, index)`` to its example.
     """
 
     alternative: Callable[[int, int], Example] | None = None
@@ -72,7 +72,7 @@ class ForgetRetainPairs(Dataset):
         return len(self.forget)
 
     def partner(self, epoch: int, index: int) -> int:
-        """Return the retain row that meets forget row ``index`` in ``epoch``."""
+        """Return the retain row paired with forget row ``index`` in ``epoch``."""
         if self.retain is None:
             raise ValueError("there are no retain rows to pair with")
         if self._partners is None or self._partners[0] != epoch:
@@ -128,10 +128,10 @@ class TrainingRows(Dataset):
 
 
 class EpochSampler(DistributedSampler):
-    """Sampler of the keys ``epoch * len(dataset) + index``: with them an item can depend on the epoch in any worker.
+    """Sampler of the keys ``epoch * len(dataset) + index``, so that an item can depend on the epoch in any worker.
 
     Attributes:
-        skip: Keys to pass over at the start of the next pass.
+        skip: Keys to skip at the start of the next pass.
     """
 
     skip: int = 0
@@ -142,9 +142,9 @@ class EpochSampler(DistributedSampler):
         return iter(self.keys_of_all_ranks()[self.rank][skip:])
 
     def keys_of_all_ranks(self) -> list[list[int]]:
-        """Return the keys of every rank in the current epoch; each rank computes the same lists, without talking.
+        """Return the keys of every rank in the current epoch; each rank computes the same lists by itself.
 
-        All ranks have as many: where the rows do not divide, the first rows of the order come again.
+        All ranks have the same number: if the rows do not divide, the first rows of the order come twice.
         """
         rows = len(self.dataset)  # type: ignore[arg-type]
         order = torch.randperm(rows, generator=random_stream(self.seed, self.epoch, "order", first=self.seed))
@@ -153,9 +153,9 @@ class EpochSampler(DistributedSampler):
 
 
 class FirstRowsSampler(EpochSampler, SequentialSampler):
-    """Sampler of the first rows in their order, the same in every epoch, as ``trainer.overfit_batches`` asks for.
+    """Sampler of the first rows in file order, the same in every epoch, for ``trainer.overfit_batches``.
 
-    A `SequentialSampler`, which Lightning leaves in its place there.
+    It is a `SequentialSampler`, so Lightning does not replace it.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -176,10 +176,10 @@ class ResumableLoader(DataLoader):
     """A DataLoader over `EpochSampler` keys that can start an epoch part-way through.
 
     Attributes:
-        done: Batches given out in the current epoch.
-        skip: Batches to pass over at the start of the next epoch; set on resume.
-        accumulate: Micro-batches of an optimiser step.
-        limit: ``trainer.limit_train_batches``, which ends an epoch before the loader does: a number, or a share.
+        done: Batches yielded in the current epoch.
+        skip: Batches to skip at the start of the next epoch; set on resume.
+        accumulate: Micro-batches per optimiser step.
+        limit: ``trainer.limit_train_batches``, which ends an epoch before the loader does: a number or a fraction.
     """
 
     skip: int = 0
@@ -189,12 +189,12 @@ class ResumableLoader(DataLoader):
 
     @property
     def batches(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches in an epoch."""
         return min(self.limit, len(self)) if isinstance(self.limit, int) else int(self.limit * len(self))
 
     @property
     def repeated(self) -> int:
-        """Rows that an epoch has twice, so that all ranks have as many."""
+        """Number of rows that come twice in an epoch, so that all ranks have the same number."""
         assert isinstance(self.sampler, EpochSampler)
         given = min(self.sampler.total_size, self.batches * self._epoch()["rows"])
         return max(0, given - len(self.sampler.dataset))  # type: ignore[arg-type]
@@ -215,19 +215,19 @@ class ResumableLoader(DataLoader):
             yield {**batch, "denominators": denominators}
 
     def _epoch(self) -> dict[str, int]:
-        """Batches of an epoch, and rows of a batch over all ranks: both give a number of batches its meaning."""
+        """Batches per epoch, and rows per batch over all ranks: a saved position is only valid for the same values."""
         assert isinstance(self.sampler, EpochSampler)
         assert self.batch_size is not None
         return {"length": self.batches, "rows": self.batch_size * self.sampler.num_replicas}
 
     def state_dict(self) -> dict[str, int]:
-        """Return how far into the epoch the loader is: the same on every rank, so that rank 0's serves all."""
+        """Return the position within the epoch: the same on every rank, so that rank 0's serves all."""
         return {"done": self.done, **self._epoch()}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on after the batches that were given out; after the last one, with a new epoch.
+        """Continue after the batches already yielded; after the last one, with a new epoch.
 
-        An `InputError` where it is the state of a loader inside an epoch of other batches.
+        An `InputError` if the state is from inside an epoch with other batches.
         """
         here = self._epoch()
         saved = {name: state_dict.get(name, value) for name, value in here.items()}  # earlier states have no rows

@@ -1,4 +1,4 @@
-"""Rows to forget or to keep, read from any layout into little memory; their fingerprints and overlaps."""
+"""Rows to forget or to keep: read from any layout, stored compactly; their fingerprints and overlaps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dipo_lightning.errors import InputError
 
 Row = dict[str, Any]
 Source = str | Path | Mapping[str, Any]
-_PLACE = ("index", "where")  # where a row stands, not what it says
+_PLACE = ("index", "where")  # a row's position, not its content
 _PAIRS = (("question", "answer"), ("prompt", "completion"))
 _ROLES = ("system", "user", "assistant")
 _LISTS = ("perturbed_answer", "paraphrased_question", "alternatives", "private")
@@ -34,10 +34,10 @@ _MARK = re.compile(r"\[\[([^\[\]]*[^\[\]\s][^\[\]]*)\]\]")
 
 
 class Rows(Sequence[Row]):
-    """Rows in one block of bytes: a million of them take as much memory as their text.
+    """Rows in one block of bytes: a million of them take no more memory than their text.
 
-    As dictionaries they would take several times as much, in each process. A row is decoded when it is asked for, with
-    its ``index`` (its position) and ``where`` (its place in its file).
+    As dictionaries they would take several times as much, in each process. A row is decoded on access, with its
+    ``index`` (its position) and ``where`` (its place in its file).
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Rows(Sequence[Row]):
         self._places: list[tuple[int, str]] = []  # first row that stands in such a place, and the place
 
     def append(self, row: Mapping[str, Any], place: str, number: int) -> None:
-        """Add a row that stands at ``number`` of ``place``."""
+        """Add the row ``number`` of ``place``."""
         if not self._places or self._places[-1][1] != place:
             self._places.append((len(self), place))
         self._content += _said(row)
@@ -58,7 +58,7 @@ class Rows(Sequence[Row]):
         self.keys.append(hash(_key(row)))
 
     def extend(self, others: Rows) -> None:
-        """Add all rows of another collection; their index goes on from here."""
+        """Add all rows of another collection; their index continues from here."""
         self._places += [(first + len(self), place) for first, place in others._places]
         self._ends.extend(end + len(self._content) for end in others._ends)
         self._content += others._content
@@ -120,18 +120,18 @@ def read_rows(
         answer: Name of the column with the answers.
         text: Name of the column with plain text.
         messages: Name of the column with conversations.
-        split: Which file of a folder (its name without the ending), or which split; ``train`` or the only one without.
-        option: What a user calls ``split``, for messages.
-        on_missing: What to do with a row without a text: stop, or leave it out and warn.
+        split: File of a folder (its name without the ending) or split; by default ``train``, or the only one.
+        option: The name of the user's option for ``split``, for messages.
+        on_missing: ``raise`` stops at a row without a text; ``skip`` leaves it out and warns.
 
     Returns:
-        Each with ``question`` and ``answer``, or ``messages``, or ``text``; with ``index`` (from 0, over all sources)
-        and ``where`` (its place, for messages). Where the source has them also ``paraphrased_answer``, and as lists
-        ``perturbed_answer`` (wrong answers), ``paraphrased_question``, ``alternatives`` (answers to give instead), and
-        ``private`` (see `private_values`).
+        Rows, each with ``question`` and ``answer``, or ``messages``, or ``text``; with ``index`` (from 0, over all
+        sources) and ``where`` (its place, for messages). If the source has them, also ``paraphrased_answer``, and as
+        lists ``perturbed_answer`` (wrong answers), ``paraphrased_question``, ``alternatives`` (answers to give
+        instead), and ``private`` (see `private_values`).
 
     Raises:
-        InputError: A source or column is not there, a file is empty or broken, or a row lacks a text; names the line.
+        InputError: A source or column is missing, a file is empty or broken, or a row lacks a text; names the line.
     """
     if isinstance(source, str | Path | Mapping):
         source = [source]
@@ -161,7 +161,7 @@ def read_rows(
 
 
 def shown(items: Iterable[Any], what: str, quiet: bool = False, total: int | None = None) -> Iterator[Any]:
-    """Go through items with a bar on a terminal, once they take more than some seconds."""
+    """Iterate over items with a progress bar on a terminal, shown after a few seconds."""
     from tqdm import tqdm
 
     hidden = True if quiet or int(getattr(rank_zero_only, "rank", 0)) else None  # None: only on a terminal
@@ -169,7 +169,7 @@ def shown(items: Iterable[Any], what: str, quiet: bool = False, total: int | Non
 
 
 def data_fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Hash (SHA-256) what rows say, in their order; the same wherever the files lie and whatever format they have."""
+    """Return the SHA-256 of the rows' content, in order; the location and format of the files do not matter."""
     if isinstance(rows, Rows):
         return rows.fingerprint()
     digest = hashlib.sha256()
@@ -205,9 +205,9 @@ def refuse_overlap(
     names: tuple[str, str] = ("forget", "retain"),
     remedy: str = "Take such rows out of one of the two.",
 ) -> None:
-    """Raise an `InputError` where two sets share rows: what is forgotten and kept at once comes out as neither.
+    """Raise an `InputError` if two sets share rows: a row that is forgotten and kept at once ends up as neither.
 
-    It names the places of the first shared row, in the sets' ``names``, says how many there are, and the ``remedy``.
+    It gives the number of shared rows, the places of the first one in the sets called ``names``, and the ``remedy``.
     """
     if pairs := overlap(first, second):
         places = [
@@ -221,9 +221,9 @@ def refuse_overlap(
 
 
 def listed(value: object, label: str) -> list[Any] | None:
-    """Return the list that a field holds: itself, or the one that a cell of a table shows, or None if it is none.
+    """Return the list in a field: the value itself, or the list written in a table's cell; None if it is not a list.
 
-    A table has no lists, so they are written as JSON, as Python shows them (also a tuple or a set of texts), or as
+    A table has no lists, so they are written as JSON, as Python prints them (also a tuple or a set of texts), or as
     NumPy does, without commas.
     """
     if isinstance(value, list):
@@ -247,10 +247,10 @@ def listed(value: object, label: str) -> list[Any] | None:
 
 
 def private_values(answer: str, given: object, label: str) -> tuple[str, list[str]]:
-    """Return an answer without its marks ``[[...]]``, and the private values: those marked, and those given beside it.
+    """Return an answer without its marks ``[[...]]``, and its private values: those marked, and those in ``given``.
 
     Raises:
-        InputError: A value is no text, or does not stand in the answer; begins with ``label``.
+        InputError: A value is not a text, or does not occur in the answer; begins with ``label``.
     """
     marked = _MARK.findall(answer) if "[[" in answer else []
     answer = _MARK.sub(r"\1", answer) if marked else answer
@@ -262,7 +262,7 @@ def private_values(answer: str, given: object, label: str) -> tuple[str, list[st
 
 
 def _said(row: Mapping[str, Any]) -> bytes:
-    """Write what a row says, and not where it stands, always alike."""
+    """Serialise a row's content, without its position, in one canonical form."""
     content = {key: value for key, value in row.items() if key not in _PLACE}
     return json.dumps(content, sort_keys=True, ensure_ascii=True, default=str).encode() + b"\n"
 
@@ -282,7 +282,7 @@ def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _columns(record: Record, chosen: Mapping[str, str]) -> dict[str, str]:
-    """The column of each role and extra, from what was asked for or from the first record."""
+    """Return the column of each role and extra, as chosen or as recognised in the first record."""
     spelled = {field.strip().lower(): field for field in reversed(record.fields)}
     extras = {name: spelled.get(name, name) for name in ("paraphrased_answer", *_LISTS)}
     return extras | {role: spelled.get(name, name) for role, name in _roles(record, chosen, spelled).items()}
@@ -326,7 +326,7 @@ def _row(record: Record, columns: Mapping[str, str]) -> Row:
 
 
 def _extras(record: Record, columns: Mapping[str, str], row: Row) -> Row:
-    """Other answers, other questions and private values, where the record has them; takes marks out of ``row``."""
+    """Return the other answers, other questions and private values of a record; removes the marks from ``row``."""
     found: Row = {}
     name = columns["paraphrased_answer"]
     if record.fields.get(name) not in (None, ""):
@@ -344,7 +344,7 @@ def _extras(record: Record, columns: Mapping[str, str], row: Row) -> Row:
 
 
 def _lone_text(record: Record, name: str) -> str:
-    """A text that a table may show as a list of one."""
+    """Return a text, which a table may write as a list of one."""
     label = f"{record.where}: {name!r}"
     values = listed(record.fields[name], label) if isinstance(record.fields[name], str) else None
     if values is None:
@@ -362,7 +362,7 @@ def _as_list(value: object, label: str) -> list[Any]:
 
 
 def _shown_list(text: str) -> list[Any] | None:
-    """The list that Python or NumPy shows as ``text``."""
+    """Parse a list as Python or NumPy prints it."""
     try:
         tokens = [
             token

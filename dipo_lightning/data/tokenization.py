@@ -1,4 +1,4 @@
-"""Tokenised rows: examples under a prompt style, all at once or as they are needed, and running text in pieces."""
+"""Tokenised rows: examples in a prompt style, all at once or on demand, and running text in pieces."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 BLANK_LINE = "\n\n"
 LARGE = 20_000
-"""Rows of a set above which they are tokenised when a batch needs them."""
+"""Number of rows above which a set is tokenised on demand."""
 LONGEST = 1000
-"""Rows of such a set, those with most text, that are tokenised before the first step to see whether they fit."""
+"""Number of longest rows of such a set that are tokenised before the first step to check that they fit."""
 TEXT_AT_ONCE, TEXT_PART = 20_000_000, 1_000_000
-"""Characters of running text that are tokenised as one, and of the parts that more is tokenised in, to save memory."""
+"""Characters up to which running text is tokenised at once, and of the parts of a longer one, to save memory."""
 
 
 @dataclass
 class TokenizedRows(Sequence[Example]):
-    """Tokenised rows, and what became of the rest.
+    """Tokenised rows, with those that were cut or left out.
 
     Attributes:
         examples: Each with ``input_ids`` and ``labels`` (lists of one length) and ``index`` (the row's own).
-        truncated: How many rows were cut at ``max_length``.
+        truncated: Number of rows cut at ``max_length``.
         dropped: The rows left out: ``{"index": ..., "reason": ...}``.
         kept: Positions of the rows that the examples were made from.
     """
@@ -66,7 +66,7 @@ class TokenizedRows(Sequence[Example]):
 
 
 class OnDemand(Sequence[Example]):
-    """Examples that are made when they are asked for."""
+    """Examples that are made on access."""
 
     @abstractmethod
     def make(self, index: int) -> Example:
@@ -80,11 +80,11 @@ class OnDemand(Sequence[Example]):
 
 
 class LazyRows(OnDemand):
-    """Rows of a large set, tokenised when a batch needs them; the last ones are kept.
+    """Rows of a large set, tokenised when a batch needs them; the latest are cached.
 
     Args:
         rows: From `dipo_lightning.data.rows.read_rows`.
-        style: How a row is written.
+        style: Prompt style.
         max_length: Longest example in tokens; the end of a longer one is cut off.
         looked_at: Examples that are checked before the first step.
     """
@@ -114,7 +114,7 @@ class LazyRows(OnDemand):
         return self._made[index]
 
     def check_each(self, check: Callable[[Example], object]) -> None:
-        """Call ``check`` with the examples that are looked at before the first step, and with every other one made."""
+        """Call ``check`` with the examples of ``looked_at`` now, and with every other one when it is made."""
         self._check = check
         self._made.clear()
         for example in self.looked_at:
@@ -126,8 +126,8 @@ class Pieces(OnDemand):
 
     Args:
         ids: Token ids of the whole text, (tokens,) int32.
-        start: What each piece begins with: BOS, or nothing.
-        length: Tokens of a piece.
+        start: Ids at the beginning of each piece: BOS, or none.
+        length: Tokens per piece.
     """
 
     def __init__(self, ids: np.ndarray, start: list[int], length: int) -> None:
@@ -158,9 +158,9 @@ def tokenize_rows(
 
     Args:
         rows: From `read_rows`, or a benchmark's.
-        style: How a row is written.
+        style: Prompt style.
         max_length: Longest example in tokens; the end of a longer one is cut off.
-        on_missing: What to do with a row of which nothing is left to supervise: stop, or leave it out and count it.
+        on_missing: ``raise`` stops at a row with no token left to supervise; ``skip`` leaves it out and counts it.
 
     Raises:
         InputError: ``on_missing`` is ``raise`` and there is such a row, or the style cannot write rows of this kind.
@@ -195,10 +195,10 @@ def tokenize_rows(
 
 
 def prompts_without_room(rows: Sequence[Mapping[str, Any]], style: PromptStyle, max_length: int) -> list[int]:
-    """Return the positions of rows whose prompt may leave nothing of the answer within ``max_length`` tokens.
+    """Return the positions of rows whose prompt may leave no room for the answer within ``max_length`` tokens.
 
-    Told by the text alone, for a set that is too large to be tokenised: a token stands for a byte at least, and what
-    the style writes around a question is as long around any other.
+    Estimated from the text alone, for a set too large to be tokenised: a token stands for at least one byte, and the
+    style adds the same number of tokens to every question.
     """
     around = len(style.prompt("?"))
     found = []
@@ -210,11 +210,11 @@ def prompts_without_room(rows: Sequence[Mapping[str, Any]], style: PromptStyle, 
 
 
 class Chosen(Sequence[dict[str, Any]]):
-    """Some rows of a set, as they are there.
+    """View of some rows of a set.
 
     Args:
         rows: The set.
-        positions: Of those chosen.
+        positions: Positions of the chosen rows.
     """
 
     def __init__(self, rows: Sequence[dict[str, Any]], positions: Sequence[int]) -> None:
@@ -234,8 +234,8 @@ class Chosen(Sequence[dict[str, Any]]):
 def pieces(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int = 2048) -> Pieces:
     """Cut running text into pieces of ``length`` tokens, every one supervised.
 
-    The documents are joined by a blank line, tokenised as one text and cut; each piece begins with BOS where the
-    tokenizer has that habit, so with it a piece holds ``length - 1`` tokens of the text. The last one may be shorter.
+    The documents are joined by a blank line, tokenised as one text and cut. If the tokenizer adds BOS, each piece
+    begins with it and holds ``length - 1`` tokens of the text. The last piece may be shorter.
     """
     check_numbers("", {"length": length}, least=2)
     if not texts:
@@ -246,7 +246,7 @@ def pieces(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int
 
 
 def _joined(texts: Sequence[str]) -> Iterator[str]:
-    """The documents with a blank line between them: as one text, or in parts of some `TEXT_PART` characters."""
+    """Yield the documents joined by blank lines: as one text, or in parts of about `TEXT_PART` characters."""
     whole = sum(len(checked(text, f"document {number}")) for number, text in enumerate(texts))
     most = TEXT_AT_ONCE if whole <= TEXT_AT_ONCE else TEXT_PART
     part: list[str] = []

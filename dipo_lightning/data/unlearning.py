@@ -1,4 +1,4 @@
-"""Data modules: what to forget and what to keep, and rows to fine-tune on; the tokenizer, the loader and its state."""
+"""Data modules: rows to forget and to keep, and rows to fine-tune on; the tokenizer, the loader and its state."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ from dipo_lightning.models.loading import load_tokenizer
 
 
 class TokenizedDataModule(pl.LightningDataModule):
-    """Base of the package's data modules: rows become token batches under one prompt style.
+    """Base of the package's data modules: turns rows into token batches in one prompt style.
 
-    A subclass gives the training rows in `training_set`; everything else (right padding from lengths, one sampler for
-    any number of ranks, resuming inside an epoch) is here.
+    A subclass returns the training rows from `training_set`; everything else (right padding from lengths, one sampler
+    for any number of ranks, resuming inside an epoch) is here.
 
     Args:
         tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; None takes the model's own.
@@ -52,12 +52,12 @@ class TokenizedDataModule(pl.LightningDataModule):
             prompt and date), ``plain``, ``llama2`` or ``text``.
         prompt_options: Options of the style: ``system_prompt``, ``date``, ``chat_template`` (text, file or name) and
             ``template_options`` for ``chat``; ``space`` (``prompt`` or ``answer``) for ``plain``; ``end`` for ``text``.
-        max_length: Longest row in tokens; what is cut off is counted and reported.
-        batch_size: Rows of one process and one micro-batch (for unlearning: as many forget as retain rows).
+        max_length: Longest row in tokens; rows that are cut are counted and reported.
+        batch_size: Rows per process and micro-batch (for unlearning: as many forget as retain rows).
         num_workers: Loader processes; 0 loads in the training process.
         seed: Seed of the order and of the pairing.
-        on_missing: What to do with a row of which nothing is left to learn (an empty text, a prompt as long as
-            ``max_length``): ``raise`` ends the run before it begins, ``skip`` leaves it out and says so.
+        on_missing: Treatment of rows with nothing left to learn (an empty text, a prompt as long as ``max_length``):
+            ``raise`` ends the run before it begins, ``skip`` leaves them out and reports it.
 
     Attributes:
         tokenizer: The tokenizer, after `setup`.
@@ -123,10 +123,10 @@ class TokenizedDataModule(pl.LightningDataModule):
         raise TypeError(f"{type(self).__name__} must define training_set()")
 
     def tokenize(self, rows: Sequence[dict[str, Any]], name: str) -> tuple[Sequence[Example], Sequence[dict[str, Any]]]:
-        """Tokenise ``rows`` in the prompt style; returns the examples with the rows that they were made from.
+        """Tokenise ``rows`` in the prompt style; returns the examples with the rows they were made from.
 
-        Plain texts are joined and cut into pieces of ``max_length`` tokens, every token supervised. Of a large set a
-        row is tokenised when a batch needs it. Cut rows of ``name`` are counted and warned of.
+        Plain texts are joined and cut into pieces of ``max_length`` tokens, every token supervised. The rows of a large
+        set are tokenised on demand. A warning gives the number of cut rows of ``name``.
         """
         plain = rows.plain if isinstance(rows, Rows) else ["text" in row for row in rows]
         if any(plain) and not all(plain):
@@ -164,9 +164,9 @@ class TokenizedDataModule(pl.LightningDataModule):
         return LazyRows(kept, self.style, self.max_length, tokenized.examples), kept
 
     def _doubtful(self, rows: Rows) -> list[int]:
-        """Positions of the rows of a large set that are looked at before the first step.
+        """Return the positions of the rows of a large set that are tokenised before the first step.
 
-        Those with most text show whether rows fit; of those whose prompt may leave no room some may be left out.
+        The longest show whether rows fit; those whose prompt may leave no room may have to be left out.
         """
         doubtful = prompts_without_room(rows, self.style, self.max_length) if self.on_missing == "skip" else []
         return list(dict.fromkeys([*rows.longest(LONGEST), *doubtful]))
@@ -247,8 +247,8 @@ class UnlearningDataModule(TokenizedDataModule):
 
     Args:
         tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; None takes the model's own.
-        forget: File(s), folder or hub data set of what must be forgotten.
-        retain: The same of what must be kept; None unlearns without it and warns.
+        forget: File(s), folder or hub data set to be forgotten.
+        retain: The same to be kept; None unlearns without it and warns.
         max_forget_rows: Use the first n forget rows only.
         max_retain_rows: Use the first n retain rows only.
         forget_split: Split of the forget data set or folder; without it ``train``, or the only one.
@@ -257,14 +257,14 @@ class UnlearningDataModule(TokenizedDataModule):
         alternatives: Other answers to the forget questions, for methods that prefer them (DPO, IdkDPO, AltPO): ``idk``
             for the package's list of "I don't know" lines; a data file with a column ``alternatives`` beside the
             question; ``rows`` for that column of the forget rows themselves; a text file with one answer per line, or a
-            list of answers, for all rows. Each epoch draws anew; the draw is a pure function of (seed, epoch, index).
-        forget_tokens: Tokens of the forget answers that the loss is about: all of the ``answer``, or those of its
-            ``private`` values, named by the data or found (`dipo_lightning.data.private.find_private`).
+            list of answers, for all rows. Each epoch draws again; the draw is a pure function of (seed, epoch, index).
+        forget_tokens: Tokens of the forget answers in the loss: the whole ``answer``, or only its ``private`` values,
+            named by the data or found (`dipo_lightning.data.private.find_private`).
         **options: Those of `TokenizedDataModule`.
 
     Attributes:
         forget_rows: The rows to forget, after `setup`.
-        trained_rows: Those of them that are trained on, in the order of ``forget_examples``.
+        trained_rows: The forget rows that are trained on, in the order of ``forget_examples``.
         retain_rows: The rows to keep, or None.
     """
 
@@ -294,7 +294,7 @@ class UnlearningDataModule(TokenizedDataModule):
         self.retain_rows: AnyRows | None = None
 
     def check(self) -> None:
-        """Read both sets and refuse what cannot be right (see `dipo_lightning.errors.InputError`)."""
+        """Read both sets and check them (an `dipo_lightning.errors.InputError` if they cannot be right)."""
         if not self.forget_rows:
             self.read()
             if self.retain_rows is None:

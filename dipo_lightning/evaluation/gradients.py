@@ -7,14 +7,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.evaluation.scoring import fitted
 from dipo_lightning.evaluation.shared_prompts import Example
 from dipo_lightning.models.answers import IGNORED
-from dipo_lightning.models.distributed import evaluation_mode, gather, own_batches
+from dipo_lightning.models.distributed import evaluation_mode, gather, is_sharded, is_spread, own_batches
 
 
 def gradient_norms(
@@ -41,10 +39,10 @@ def gradient_norms(
     device = device or next(policy.parameters()).device
     examples = fitted(policy, examples)
     for module in policy.modules():
-        if isinstance(module, FSDPModule):  # the root keeps its parameters gathered after a forward
+        if is_sharded(module):  # the root keeps its parameters gathered after a forward
             module.reshard()
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    together = any(isinstance(parameter, DTensor) for parameter in parameters)
+    together = any(is_spread(parameter) for parameter in parameters)
     places = [[place] for place, (_, labels) in enumerate(examples) if any(label != IGNORED for label in labels[1:])]
     # A sharded model averages the gradients of all processes: each takes the same row at the same time.
     batches = ((batch, True) for batch in places) if together else own_batches(places)
@@ -80,7 +78,7 @@ def _gradient_norm(
 def _norm(gradient: Tensor) -> Tensor:
     """L2 norm in float32 at least, on the CPU."""
     norm = torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
-    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).cpu()
+    return (norm.full_tensor() if is_spread(norm) else norm).cpu()
 
 
 @contextmanager

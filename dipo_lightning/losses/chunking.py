@@ -1,15 +1,16 @@
-"""Reductions of token values, and token values from hidden states in a memory that does not grow with the vocabulary.
+"""Reductions of token values, and token values from hidden states in memory independent of the vocabulary size.
 
-Two ways, both exact, in chunks of positions:
+There are two ways, both exact, in chunks of positions:
 
-- `in_chunks` runs any function of a chunk's positions, keeps nothing of it, and runs it again in the backward pass.
-- `ClosedForm` is for values whose gradient on the logits is a vector d that can be made again. With x the hidden state
+- `in_chunks` runs any function on a chunk's positions, keeps no intermediate values, and runs it again in the backward
+  pass.
+- `ClosedForm` is for values whose gradient on the logits is a vector d that can be recomputed. With x the hidden state
   of a token, W the output projection and u the gradient on the token's value, the gradient on x is u W^T d and that on
   W the sum of u d x^T over the tokens. The forward pass keeps W^T d, of hidden size; d itself, of vocabulary size, is
-  kept only where one chunk holds all positions.
+  kept only if one chunk holds all positions.
 
-A vocabulary-sized buffer is 100 MB and more, and on a CPU asking the system for one costs as much as several passes
-over it: buffers are made once per call, and filled piece by piece while the piece is in the processor's cache.
+A vocabulary-sized buffer takes 100 MB and more, and allocating one on a CPU costs as much as several passes over it:
+buffers are made once per call, and filled piece by piece while the piece is in the processor's cache.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def global_mean(values: Tensor, denominator: float | Tensor | None = None) -> Te
 
 
 def working_dtype(*tensors: Tensor) -> torch.dtype:
-    """Name the dtype that probabilities are computed in: float64 where any input is, else float32."""
+    """Return the dtype that probabilities are computed in: float64 if any input is, else float32."""
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
@@ -98,7 +99,7 @@ _CACHE_PIECE = 256
 
 
 def check_projection(hidden: Tensor, weight: Tensor, name: str) -> None:
-    """Raise an `InputError` that names the model and both shapes where hidden states do not fit a projection."""
+    """Raise an `InputError` with the model and both shapes if hidden states do not fit a projection."""
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise InputError(
             f"{name} hidden states {tuple(hidden.shape)} do not fit the output projection {tuple(weight.shape)}; "
@@ -107,7 +108,7 @@ def check_projection(hidden: Tensor, weight: Tensor, name: str) -> None:
 
 
 def align(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Bring both to the dtype a linear layer would compute in: autocast's where it is on, else the weight's."""
+    """Cast both to the dtype a linear layer would compute in: autocast's if it is on, else the weight's."""
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     return hidden.to(dtype), weight.to(dtype)
@@ -120,12 +121,12 @@ def slices(count: int, size: int) -> Iterator[slice]:
 
 
 def piece_size(device: torch.device, chunk_size: int) -> int:
-    """Choose how many positions to treat at once inside a chunk: few on a CPU (its cache), all elsewhere."""
+    """Choose the number of positions computed at once inside a chunk: few on a CPU (its cache), all elsewhere."""
     return min(chunk_size, _CACHE_PIECE) if device.type == "cpu" else chunk_size
 
 
 def vocabulary_buffer(hidden: Tensor, weight: Tensor, chunk_size: int, *others: Tensor) -> Tensor:
-    """Make an uninitialised (positions of a chunk, V) buffer, float32 or, where a weight is float64, float64."""
+    """Make an uninitialised (positions of a chunk, V) buffer, float64 if a weight is, else float32."""
     dtype = working_dtype(weight, *others)
     return torch.empty(min(len(hidden), chunk_size), len(weight), dtype=dtype, device=hidden.device)
 
@@ -138,16 +139,16 @@ def project(hidden: Tensor, weight: Tensor, out: Tensor) -> Tensor:
 
 
 def in_chunks(function: Callable[..., tuple[Tensor, ...]], chunk_size: int, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Return what ``function`` gives for all positions, computed for few at a time and again for the gradient.
+    """Return ``function`` of all positions, computed for a few at a time and again for the gradient.
 
     Args:
-        function: Gives (n, ...) tensors for the same n positions of each input; draws no random numbers. What it
-            closes over may be differentiated too.
-        chunk_size: Positions whose values inside ``function`` may live at the same time.
+        function: Returns (n, ...) tensors for the same n positions of each input; draws no random numbers. Tensors in
+            its closure may be differentiated too.
+        chunk_size: Number of positions whose values inside ``function`` are in memory at the same time.
         *inputs: (N, ...) tensors.
 
     Returns:
-        (N, ...) tensors, differentiable as ``function`` is.
+        (N, ...) tensors, differentiable if ``function`` is.
 
     Raises:
         InputError: ``chunk_size`` is below 1.
@@ -177,17 +178,17 @@ class ClosedForm(torch.autograd.Function):
         fill: Callable[..., object],
         *others: Tensor,
     ) -> None:
-        """Keep what the gradients take.
+        """Keep what the gradients need.
 
         Args:
             ctx: Autograd's context.
             hidden: (N, H).
             weight: (V, H).
-            directions: (N, H) the vectors times the weight, float32 or float64; None where nothing asks for them.
-            vectors: (n, V) those of the last chunk: all of them where one chunk holds all positions.
-            chunk_size: Positions whose vectors may live at the same time.
+            directions: (N, H) the vectors times the weight, float32 or float64; None if they are not needed.
+            vectors: (n, V) those of the last chunk: all of them if one chunk holds all positions.
+            chunk_size: Number of positions whose vectors are in memory at the same time.
             fill: Called with a slice, a buffer (n, V), hidden, weight and the others; writes the vectors of the slice.
-            *others: Tensors that making the vectors again takes.
+            *others: Further tensors needed to recompute the vectors.
         """
         whole = ctx.needs_input_grad[1] and len(hidden) <= chunk_size
         ctx.fill, ctx.chunk_size = fill, chunk_size
@@ -201,7 +202,7 @@ class ClosedForm(torch.autograd.Function):
         Args:
             ctx: Autograd's context.
             upstream: (N,) gradient on the values, float32 or float64.
-            *_: Those on other outputs, which have none.
+            *_: Gradients on other outputs, which have none.
         """
         for_hidden, for_weight, *rest = ctx.needs_input_grad
         # Read once: activation checkpointing gives no tensor a second time.
@@ -239,5 +240,5 @@ class WeightGradient:
             self.total.addmm_(left, right)
 
     def result(self) -> Tensor:
-        """Give the sum; zero when nothing was added."""
+        """Return the sum; zero if nothing was added."""
         return torch.zeros_like(self._weight) if self.total is None else self.total

@@ -1,7 +1,7 @@
 """Token likelihood and KL divergence on logits, and the NLL from hidden states without (tokens, vocabulary) logits.
 
 With p the policy's probabilities, W its output projection and y the label, nll = lse - <W_y, x>; its gradient on the
-logits is p - onehot(y), which the backward pass makes again (`dipo_lightning.losses.chunking`).
+logits is p - onehot(y), which the backward pass recomputes (`dipo_lightning.losses.chunking`).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def chunked_nll(hidden: Tensor, weight: Tensor, labels: Tensor, chunk_size: int 
 
 
 def chunked_nll_sum(hidden: Tensor, weight: Tensor, labels: Tensor, chunk_size: int = 1024) -> Tensor:
-    """Compute ``chunked_nll(...).sum()``, with the projection run once less where there are several chunks."""
+    """Compute ``chunked_nll(...).sum()``, with one projection less if there are several chunks."""
     return _run(_SummedNLL, hidden, weight, labels, chunk_size)
 
 
@@ -106,7 +106,7 @@ def _residuals(hidden: Tensor, weight: Tensor, labels: Tensor, out: Tensor) -> T
 
 
 class _TokenNLL(ClosedForm):
-    """Token NLL; sequence losses (NPO, SimNPO, DPO) give each token an upstream gradient of its own."""
+    """Token NLL, with a separate upstream gradient for each token, as sequence losses (NPO, SimNPO, DPO) need."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk_size: int) -> Tensor:
@@ -128,14 +128,14 @@ class _TokenNLL(ClosedForm):
 
 
 class _SummedNLL(torch.autograd.Function):
-    """The sum of all token NLLs: one upstream number for all, so both gradients are made in the forward pass."""
+    """Sum of all token NLLs: with one upstream gradient for all, both gradients are computed in the forward pass."""
 
     # As torch.nn.functional.linear_cross_entropy does it, and as fast as that is with the same chunks in float32 (its
     # own choice of chunks is 6 times as slow on a CPU). But its loss has the dtype of the input: in bfloat16, 3 digits.
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk_size: int) -> Tensor:
-        """Compute the sum () and, where they are needed, both its gradients, chunk by chunk."""
+        """Compute the sum () and, if they are needed, both its gradients, chunk by chunk."""
         for_hidden, for_weight, *_ = ctx.needs_input_grad
         chunk_size = piece_size(hidden.device, chunk_size)  # nothing of a chunk is kept: on a CPU few are as quick
         buffer = vocabulary_buffer(hidden, weight, chunk_size)
@@ -155,6 +155,6 @@ class _SummedNLL(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """Scale the gradients that the forward pass made by ``upstream`` (), in place: once, or autograd objects."""
+        """Scale the gradients from the forward pass by ``upstream`` (), in place; autograd allows this once."""
         scaled = (None if value is None else value.mul_(upstream) for value in ctx.saved_tensors)
         return *scaled, None, None

@@ -1,8 +1,7 @@
-"""AltPO: preference for plausible other answers that the model itself writes before it unlearns (arXiv 2409.13474).
+"""AltPO: preference for plausible alternative answers that the model writes before unlearning (arXiv 2409.13474).
 
-The loss is DPO's between an alternative of the row and the answer to forget. Before the first step the reference is
-asked for alternatives; they are kept in a file that the user can read and edit, and a file that is there already is
-used as it is.
+The loss is DPO's between an alternative of the row and the answer to forget. Before the first step the reference writes
+the alternatives into a file that the user can read and edit; an existing file is used as it is.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ INSTRUCTION = (
     "true, keep to what the question says, and give other facts than the answer above in every detail. Write the new "
     "answer and nothing else."
 )
-"""Default request for one alternative; the source words it in its own way."""
+"""Default request for one alternative; not the source's wording."""
 FILE = "alternatives.jsonl"
 ROUNDS = 4
-"""Times that the model is asked for as many alternatives as a row shall have, until it has them."""
+"""Maximum number of rounds of sampling until every row has its alternatives."""
 
 _LABEL = re.compile(r"^(\w+ )?answer\s*:\s*", re.IGNORECASE)
 _NEXT = re.compile(r"\n\s*(question|q)\s*:", re.IGNORECASE)
@@ -50,18 +49,18 @@ _NEXT = re.compile(r"\n\s*(question|q)\s*:", re.IGNORECASE)
 class AltPOModule(DPOModule):
     """DPO between the answer and alternatives that the model wrote itself. Source: arXiv 2409.13474.
 
-    Alternatives of the user's own come before: ``data.alternatives``, a column ``alternatives`` of the forget rows, or
-    a file that is there already; the model writes what is still missing.
+    The user's own alternatives take precedence: ``data.alternatives``, a column ``alternatives`` of the forget rows, or
+    an existing file; the model writes those that are missing.
 
     Args:
         pretrained: The model that must forget; also the reference, which writes the alternatives.
-        per_row: Alternatives that are written for each forget row.
-        alternatives_file: JSON-lines file that they are kept in, and read from where it exists; None is
+        per_row: Number of alternatives to write for each forget row.
+        alternatives_file: JSON-lines file to keep them in, and to read them from if it exists; None is
             ``alternatives.jsonl`` in the run's folder.
-        instruction: Request for one alternative, with ``{question}`` and ``{answer}`` in it; ``{question}`` alone asks
-            the question again, for models that follow no instruction.
-        temperature: Of the sampling.
-        max_new_tokens: Most tokens of an alternative.
+        instruction: Request for one alternative, containing ``{question}`` and ``{answer}``; ``{question}`` alone
+            repeats the question, for models that do not follow instructions.
+        temperature: Sampling temperature.
+        max_new_tokens: Maximum length of an alternative in tokens.
         **options: Those of `DPOModule`.
     """
 
@@ -79,14 +78,14 @@ class AltPOModule(DPOModule):
         check_numbers("model", {"per_row": per_row, "max_new_tokens": max_new_tokens})
         check_positive("model", {"temperature": temperature})
         if "{question}" not in instruction:
-            raise InputError("model.instruction must say where the question stands: write {question} in it.")
+            raise InputError("model.instruction has no place for the question: write {question} in it.")
         if alternatives_file is not None and Path(alternatives_file).suffix != ".jsonl":
             raise InputError(f"model.alternatives_file is {alternatives_file}; give a name that ends in .jsonl.")
         self.per_row, self.alternatives_file, self.instruction = per_row, alternatives_file, instruction
         self.temperature, self.max_new_tokens = temperature, max_new_tokens
 
     def check_alternatives(self, data: UnlearningDataModule) -> None:
-        """Read the file of alternatives where it exists, for what is wrong in it; missing ones will be written."""
+        """Check the file of alternatives if it exists; missing alternatives will be written."""
         refuse_text(data.trained_rows)
         if self.alternatives_file is not None and (path := Path(self.alternatives_file).expanduser()).exists():
             find_alternatives(path, data.trained_rows)
@@ -95,7 +94,7 @@ class AltPOModule(DPOModule):
         """Let the reference write the alternatives that the rows do not have yet; collective.
 
         Raises:
-            InputError: A row is left without one, or one is longer than the model's table of positions.
+            InputError: A row is left without an alternative, or one exceeds the model's table of positions.
         """
         super().on_fit_start()
         data = getattr(self.trainer, "datamodule", None)
@@ -121,7 +120,7 @@ class AltPOModule(DPOModule):
             )
 
     def alternatives(self, data: UnlearningDataModule, path: Path) -> list[list[str]]:
-        """Return the alternatives of each training row: its own, the file's, or new ones, which the file is given."""
+        """Return the alternatives of each training row: its own, the file's, or new ones, which the file then gets."""
         rows, known = data.trained_rows, path.exists()
         lines = own_alternatives(rows)
         if known:
@@ -145,7 +144,7 @@ class AltPOModule(DPOModule):
         return lines
 
     def write(self, rows: Sequence[Mapping[str, Any]], model: nn.Module, data: UnlearningDataModule) -> list[list[str]]:
-        """Sample alternatives for rows until each has ``per_row``, all different, or the rounds are over."""
+        """Sample alternatives until each row has ``per_row`` distinct ones, or `ROUNDS` is reached."""
         lines: list[list[str]] = [[] for _ in rows]
         prompts = [data.style.prompt(request(self.instruction, row)) for row in rows]
         limit, longest = position_limit(model), max(map(len, prompts))
@@ -173,17 +172,17 @@ class AltPOModule(DPOModule):
 
 
 def request(instruction: str, row: Mapping[str, Any]) -> str:
-    """Fill a row's question and answer into an instruction."""
+    """Insert a row's question and answer into an instruction."""
     return instruction.replace("{question}", asked_in(row)[-1]).replace("{answer}", answer_in(row))
 
 
 def cleaned(text: str) -> str:
-    """Cut an answer before a next question, and take a label such as ``Answer:`` and surrounding space off."""
+    """Cut an answer before the next question, and strip a label such as ``Answer:`` and surrounding space."""
     return _LABEL.sub("", _NEXT.split(text.strip(), maxsplit=1)[0].strip()).strip()
 
 
 def different(texts: Sequence[str], answer: str) -> list[str]:
-    """Return the texts that say something, each once and none the answer itself, up to case and white space."""
+    """Return the distinct texts that are neither blank nor the answer itself, up to case and white space."""
     found: dict[str, str] = {}
     for text in texts:
         found.setdefault(plain_text(text), text)

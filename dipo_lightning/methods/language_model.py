@@ -35,10 +35,10 @@ from dipo_lightning.safety.redaction import without_home, without_secrets
 
 
 class MicroBatch(NamedTuple):
-    """Terms and rows of a micro-batch, kept until the optimiser steps, without a gradient.
+    """Loss terms and rows of a micro-batch, kept without a gradient until the optimiser steps.
 
     Attributes:
-        rows: (B,) int64 of each part of the batch: where its rows stand in their data set.
+        rows: (B,) int64 by part of the batch: the positions of its rows in their data set.
         terms: Scalars, the terms of the loss by name.
         loss: Scalar.
     """
@@ -49,7 +49,7 @@ class MicroBatch(NamedTuple):
 
     @classmethod
     def of(cls, loss: Tensor, batch: dict[str, Any], terms: dict[str, Tensor]) -> "MicroBatch":
-        """Take from a training batch, its loss and the loss's terms what is kept of them."""
+        """Make one from a training batch, its loss and the terms of the loss."""
         rows = {name: part["index"] for name, part in batch.items() if isinstance(part, dict) and "index" in part}
         return cls(rows, {name: value.detach() for name, value in terms.items()}, loss.detach())
 
@@ -61,13 +61,13 @@ class LanguageModelModule(pl.LightningModule):
 
     Args:
         pretrained: Hub name, folder, GGUF file, or ``package:NAME`` for a model inside an installed Python package.
-        optimizer: Optimiser class and its arguments; gets the trainable parameters.
+        optimizer: Optimiser class and its arguments; it receives the trainable parameters.
         schedule: Learning rate over the run after the warm-up: ``constant``, ``linear`` (to 0) or ``cosine`` (to 0).
         warmup_steps: Optimiser steps over which the learning rate rises from 0.
         lora: LoRA adapters (``lora.rank``, ``lora.alpha``, ``lora.dropout``, ``lora.targets``, and ``lora.base: nf4``
             for a base in 4 bits); None trains all weights.
-        dropout: ``off``, or ``keep`` what the model's own configuration says (0.1 in GPT-2, OPT and Phi-2); the policy
-            then differs from the reference before the first step.
+        dropout: ``off``, or ``keep`` the rates of the model's own configuration (0.1 in GPT-2, OPT and Phi-2); the
+            policy then differs from the reference before the first step.
         activation_checkpointing: Recompute activations in the backward pass instead of storing them.
         compile_blocks: Compile each transformer block with ``torch.compile``.
         freeze_projection: Train everything but the output projection (and the embedding tied to it).
@@ -75,7 +75,7 @@ class LanguageModelModule(pl.LightningModule):
         compute_dtype: Under ``fsdp2``, the dtype of the forward and backward pass; ``auto`` is bfloat16 on a GPU and
             float32 on a CPU. Weights stay in float32. On one device or with DDP use the Trainer's ``bf16-mixed``.
         revision: Version of a hub model.
-        trust_remote_code: Allow a hub model or folder to run its own code on this machine. Off unless named.
+        trust_remote_code: Allow a hub model or folder to run its own code on this machine. Off by default.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class LanguageModelModule(pl.LightningModule):
         return AttributeDict(without_secrets(without_home(plain(super().hparams_initial))))
 
     def setup(self, stage: str) -> None:
-        """Refuse combinations that cannot be right, before the model is loaded."""
+        """Refuse combinations of options that cannot be right, before the model is loaded."""
         strategy, precision = self.trainer.strategy, str(self.trainer.precision)
         check_strategy(strategy)
         if self.lora is not None and self.lora.base == NF4:
@@ -149,7 +149,7 @@ class LanguageModelModule(pl.LightningModule):
                 )
 
     def configure_model(self) -> None:
-        """Load the policy and shard it where the strategy has a mesh; does nothing the second time."""
+        """Load the policy, and shard it if the strategy has a mesh; does nothing the second time."""
         with torch.device("cpu"):  # Lightning makes the accelerator the default here, and moves the policy later
             if self.policy is None:
                 model = self.load()
@@ -158,9 +158,9 @@ class LanguageModelModule(pl.LightningModule):
                 self.policy = self.prepare(model, self.lora).train()
 
     def inspect(self, model: nn.Module) -> None:
-        """Look at the pretrained model before adapters and sharding change it, and note which weights it has.
+        """Check the pretrained model before adapters and sharding change it, and record its fingerprint.
 
-        A place to override.
+        Meant to be overridden.
         """
         data = getattr(self._trainer, "datamodule", None)
         if getattr(data, "tokenizer", None) is not None:
@@ -169,7 +169,7 @@ class LanguageModelModule(pl.LightningModule):
             self.weights_fingerprint = model_fingerprint(model)
 
     def settle_dropout(self, model: nn.Module) -> None:
-        """Switch the dropout of the model's own configuration off, or leave it, and say so where there is any."""
+        """Switch off the dropout of the model's own configuration, or keep it, and report any."""
         rates = dropout_rates(model, switch_off=self.dropout == "off")
         found = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
         self.keeps_dropout = self.dropout == "keep" and bool(found)
@@ -185,7 +185,7 @@ class LanguageModelModule(pl.LightningModule):
         )
 
     def prepare(self, model: nn.Module, lora: LoRA | None = None, trainable: bool = True) -> nn.Module:
-        """Add adapters, then checkpointing, then compilation, then sharding: the order in which they compose."""
+        """Add adapters, checkpointing, compilation and sharding, in the order in which they compose."""
         if lora is not None:
             model = add_lora(model, lora)
             if lora.base == NF4:
@@ -205,12 +205,12 @@ class LanguageModelModule(pl.LightningModule):
         return model
 
     def freeze_untrained(self, model: nn.Module) -> None:
-        """Take the gradient from what is not trained, before sharding; a place to override."""
+        """Freeze the weights that are not trained, before sharding; meant to be overridden."""
         if self.freeze_projection:
             output_projection(model).requires_grad_(False)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimiser over the trainable parameters, and the schedule where one is asked for."""
+        """Build the optimiser over the trainable parameters, and the schedule if one is set."""
         try:
             optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
         except ValueError as error:  # torch's refusal of a number
@@ -239,12 +239,12 @@ class LanguageModelModule(pl.LightningModule):
         checkpoint["tokenizer"] = getattr(getattr(self.trainer, "datamodule", None), "tokenizer_source", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model; keep the random states until the first batch, for others draw too."""
+        """Refuse a checkpoint of another model; keep the random states until the first batch, as others draw first."""
         self.refuse_another_model(checkpoint)
         self._random_states = checkpoint.get("random_states", {})
 
     def refuse_another_model(self, checkpoint: dict[str, Any]) -> None:
-        """Raise an `InputError` where a checkpoint is of other parameters, or began with other weights or settings."""
+        """Raise an `InputError` for a checkpoint with other parameters, or from a run that began with another model."""
         kept = {name: tuple(value.shape) for name, value in checkpoint.get("state_dict", {}).items()}
         own = {name: tuple(value.shape) for name, value in self.state_dict().items()}
         odd = sorted(name for name in kept.keys() | own.keys() if kept.get(name) != own.get(name))
@@ -268,10 +268,10 @@ class LanguageModelModule(pl.LightningModule):
             set_random_states(states[self.global_rank])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the step's terms and the norm of its gradient, before clipping, where logs are due.
+        """Log the step's terms and its gradient's norm before clipping, at the steps that are logged.
 
-        A norm or a loss that is not finite ends the run. One look at the device an optimiser step, and on all processes
-        alike: after a backward pass that none skipped.
+        A norm or a loss that is not finite ends the run. This costs one synchronisation with the device per optimiser
+        step, and happens on all processes alike: after a backward pass that none of them skipped.
         """
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -286,7 +286,7 @@ class LanguageModelModule(pl.LightningModule):
 
     @property
     def logs_are_due(self) -> bool:
-        """True if this optimiser step is one that is logged (``Trainer(log_every_n_steps=...)``)."""
+        """True if this optimiser step is logged (``Trainer(log_every_n_steps=...)``)."""
         return (self.trainer.global_step + 1) % max(1, getattr(self.trainer, "log_every_n_steps", 1)) == 0
 
     def log_terms(self, terms: dict[str, Tensor]) -> None:
@@ -301,15 +301,15 @@ class LanguageModelModule(pl.LightningModule):
     def remember(self, loss: Tensor, batch: dict[str, Any], terms: dict[str, Tensor]) -> None:
         """Keep a micro-batch's rows, terms and loss until the optimiser steps.
 
-        Then they are logged, or said if the step breaks. A term is a sum over what its `Answers` divide by: its mean
-        over the micro-batches and ranks is then the mean over the global batch.
+        They are then logged, or named in the error if the step fails. A term is a sum divided by the denominator of its
+        `Answers`, so its mean over the micro-batches and ranks is the mean over the global batch.
         """
         if self._stepped:
             self._batches, self._stepped = [], False
         self._batches.append(MicroBatch.of(loss, batch, terms))
 
     def situation(self, what: str, batches: list[MicroBatch] | None = None) -> str:
-        """Say where the run was when ``what`` happened, in some micro-batches, or in all of the optimiser step."""
+        """Describe the state of the run when ``what`` happened in ``batches``, by default all of the optimiser step."""
         return describe(what, self._batches if batches is None else batches, self.trainer)
 
     @property
@@ -326,7 +326,7 @@ class LanguageModelModule(pl.LightningModule):
 
 
 def plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return hyper-parameters with every dataclass among them as a dictionary, which a checkpoint may hold."""
+    """Return hyper-parameters with dataclasses turned into dictionaries, as a checkpoint can hold them."""
     return {
         name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
         for name, value in options.items()
@@ -336,17 +336,17 @@ def plain(options: Mapping[str, Any]) -> dict[str, Any]:
 def mean_terms(batches: Sequence[MicroBatch], accumulate: int) -> dict[str, Tensor]:
     """Return the loss and every term of an optimiser step, on this rank.
 
-    The last step of an epoch may have fewer micro-batches than `accumulate`, which each was multiplied by.
+    The last step of an epoch may have fewer micro-batches than `accumulate`, by which all of them are scaled.
     """
     parts = [{"loss": batch.loss, **batch.terms} for batch in batches]
     return {name: torch.stack([part[name] for part in parts]).sum() / accumulate for name in parts[0]}
 
 
 def what_is_not_finite(numbers: Sequence[float], batches: list[MicroBatch]) -> tuple[str, list[MicroBatch]]:
-    """Say what is not finite, the gradient's norm or a loss: a loss, if one is, for the norm follows it.
+    """Find what is not finite: a loss if there is one, since the gradient's norm follows it, else the norm.
 
     ``numbers`` are the norm and the loss of each micro-batch. Returns the beginning of a sentence, and the
-    micro-batches it is about: one, or all where each loss was finite.
+    micro-batches it is about: one, or all of them if each loss was finite.
     """
     norm, *losses = numbers
     for loss, batch in zip(losses, batches, strict=True):
@@ -356,7 +356,7 @@ def what_is_not_finite(numbers: Sequence[float], batches: list[MicroBatch]) -> t
 
 
 def describe(what: str, batches: list[MicroBatch], trainer: pl.Trainer) -> str:
-    """Say where the run was when ``what`` happened, the beginning of the sentence, and what can be done."""
+    """Describe the state of the run after ``what``, the beginning of the message, and suggest what to do."""
     rows: dict[str, list[int]] = {}
     for parts, _, _ in batches:
         for part, index in parts.items():
@@ -372,7 +372,7 @@ def describe(what: str, batches: list[MicroBatch], trainer: pl.Trainer) -> str:
 
 
 def last_good_checkpoint(trainer: pl.Trainer) -> str | None:
-    """Return the checkpoint that was written last, by this package's callback or by Lightning's."""
+    """Return the checkpoint written last, by this package's callback or by Lightning's."""
     for callback in trainer.checkpoint_callbacks:
         for name in ("last_good", "last_model_path", "best_model_path"):
             if path := getattr(callback, name, None):

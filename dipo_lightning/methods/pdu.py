@@ -5,8 +5,9 @@ minimised over the weights by the optimiser, and maximised over mu >= 0 by one a
 
     mu <- max(0, mu + dual_step (L_retain - epsilon))
 
-While the retain loss is above the limit mu grows, and the retain term with it; below it mu falls and forgetting leads.
-The published code reads the logits behind each answer token, one position late; here they are those that predict it.
+While the retain loss is above the limit, mu and with it the retain term grow; below the limit mu falls and forgetting
+dominates. The published code reads the logits one position late, after each answer token; here they are the logits that
+predict it.
 """
 
 from __future__ import annotations
@@ -46,17 +47,17 @@ def dual_ascent(dual: float, retain: float, limit: float, step: float) -> float:
 
 
 class PDUModule(UnlearningModule):
-    """Flattened logits on the forget answers, with the weight of the retain term found while training.
+    """Flattened logits on the forget answers, with a retain weight that is learned during training.
 
-    The forget loss is the mean of `logit_margin`, tens to hundreds in size, so that the multiplier starts high. Needs
-    retain rows. Source: arXiv 2506.05314, with its settings for TOFU.
+    The forget loss is the mean of `logit_margin`, which is in the tens to hundreds, so the multiplier starts high.
+    Needs retain rows. Source: arXiv 2506.05314, with its settings for TOFU.
 
     Args:
         pretrained: The model that must forget.
         epsilon: Limit on the retain loss in nats per token; somewhat above the target's own retain loss.
         dual_step: Step size of the multiplier; 0 keeps it at ``lambda_``.
-        dual_warmup_epochs: Epochs before its first step.
-        lambda_: The multiplier at the start.
+        dual_warmup_epochs: Epochs before the multiplier's first step.
+        lambda_: Initial multiplier.
         **options: Those of `UnlearningModule`; with ``retain_loss: kl`` the limit is on that divergence.
     """
 
@@ -100,7 +101,7 @@ class PDUModule(UnlearningModule):
         return self.gamma * terms["forget"] + self.dual * (terms["retain"] - self.epsilon)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Also step the multiplier, by the retain loss of the global batch: the same on every process."""
+        """Step the multiplier by the retain loss of the global batch, the same on every process."""
         super().on_before_optimizer_step(optimizer)
         retain = mean_terms(self._batches, self.trainer.accumulate_grad_batches)["retain"]
         if self.trainer.world_size > 1:
@@ -117,14 +118,14 @@ class PDUModule(UnlearningModule):
             self.dual = dual_ascent(self.dual, float(retain), self.epsilon, self.dual_step)
 
     def _skips(self, part: str) -> bool:
-        return False  # also while the multiplier is 0: the retain loss tells when it must grow
+        return False  # even while the multiplier is 0: the retain loss decides when it must grow
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also save the multiplier."""
+        """Save the multiplier with the rest."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["dual"] = self.dual
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also take the multiplier back."""
+        """Restore the multiplier with the rest."""
         super().on_load_checkpoint(checkpoint)
         self.dual = checkpoint.get("dual", self.dual)

@@ -103,20 +103,20 @@ class DPOModule(NPOModule):
     """
 
     def setup(self, stage: str) -> None:
-        """Refuse a data module of this package without alternatives, before the model is loaded."""
+        """Refuse a data module of this package that has no alternatives, before the model is loaded."""
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
         if stage == TrainerFn.FITTING and isinstance(data, UnlearningDataModule):
             self.check_alternatives(data)
 
     def check_alternatives(self, data: UnlearningDataModule) -> None:
-        """Raise an `InputError` where the data module has no alternatives."""
+        """Raise an `InputError` if the data module has no alternatives."""
         if data.alternatives is None:
             raise InputError(_NO_ALTERNATIVES.format(type(self).__name__))
 
     @property
     def reference_parts(self) -> list[str]:
-        """Also the alternatives."""
+        """Those of the base class, and the alternatives."""
         return [*super().reference_parts, "alternative"]
 
     def parts(self, batch: dict[str, Any]) -> list[str]:
@@ -126,7 +126,7 @@ class DPOModule(NPOModule):
         return [*super().parts(batch), "alternative"]
 
     def forget_terms(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
-        """Return the loss that prefers the alternative to the answer."""
+        """Return the loss of preferring the alternative to the answer."""
         forget, alternative = answers["forget"], answers["alternative"]
         losses = dpo(
             alternative.sequence_nll(),

@@ -36,7 +36,7 @@ def control_vector(size: int, coefficient: float, seed: int = 0) -> Tensor:
 
 
 def rmu_distance(hidden: Tensor, target: Tensor, denominator: float | Tensor | None = None) -> Tensor:
-    """Compute the mean squared distance of hidden states to where they shall be: the loss of both terms.
+    """Compute the mean squared distance of hidden states to their target: the loss of both terms.
 
     Args:
         hidden: (N, H) the policy's hidden states of the steered layer at the selected positions.
@@ -61,8 +61,8 @@ class RMUModule(UnlearningModule):
         layer: The transformer block whose output is steered, counted from 0.
         coefficient: Length of the control vector.
         control_seed: Seed of its direction.
-        trained: Regular expressions of the names of the weights that are trained, each for a whole name; None trains
-            all that some term of the loss reaches.
+        trained: Regular expressions for the names of the weights to train, each matching a whole name; None trains
+            every weight that some term of the loss reaches.
         retain_loss: ``hidden`` (mean squared distance of the layer's states to the reference's, the source's term),
             ``nll``, ``kl`` or ``none``, each on the retain answers.
         **options: Those of `UnlearningModule`.
@@ -89,7 +89,7 @@ class RMUModule(UnlearningModule):
 
     @property
     def reference_parts(self) -> list[str]:
-        """The retain rows only: the forget term's target is random."""
+        """At most the retain rows: the forget term's target is random."""
         needed = self.keeps_hidden or self.retain_loss_name == "kl"
         return ["retain"] * (needed and not self._skips("retain"))
 
@@ -101,10 +101,10 @@ class RMUModule(UnlearningModule):
             raise InputError(f"model.layer is {self.layer}, but the model has {blocks} blocks: give 0 to {blocks - 1}.")
 
     def freeze_untrained(self, model: nn.Module) -> None:
-        """Freeze what is not chosen, and what the loss does not reach: DDP would wait for its gradient.
+        """Freeze the weights that are not chosen or that the loss does not reach: DDP would wait for their gradient.
 
         Raises:
-            InputError: A chosen name is none of the model's, or the loss does not reach its weight.
+            InputError: A chosen name is not in the model, or the loss does not reach its weight.
         """
         super().freeze_untrained(model)
         chosen = dict(model.named_parameters())
@@ -128,7 +128,7 @@ class RMUModule(UnlearningModule):
             parameter.requires_grad_(parameter in reached)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Run the ordinary step while the steered layer's output is recorded."""
+        """Run the ordinary step while recording the steered layer's output."""
         assert self.policy is not None
         with recorded(self.policy, self.layer) as states:
             self._captured = states
@@ -160,7 +160,7 @@ class RMUModule(UnlearningModule):
 
 
 def matching(patterns: Sequence[re.Pattern[str]], names: Sequence[str]) -> list[str]:
-    """Return the names that some pattern matches as a whole, in order; an `InputError` for one that matches none."""
+    """Return the names that some pattern fully matches, in order; an `InputError` for a pattern without a match."""
     for pattern in patterns:
         if not any(pattern.fullmatch(name) for name in names):
             near = get_close_matches(pattern.pattern.replace("\\", ""), names, n=1, cutoff=0.0)
@@ -206,6 +206,6 @@ def leaves(value: Tensor) -> set[Tensor]:
 
 
 def at_answers(hidden: Tensor, parts: dict[str, TokenBatch]) -> dict[str, Tensor]:
-    """Return the (N, H) states of each part at its supervised positions, from those (B, L, H) of the joint batch."""
+    """Return the (N, H) states of each part at its supervised positions, from the joint batch's (B, L, H) states."""
     joint = supervised_positions(concatenate(list(parts.values()))["labels"])
     return dict(zip(parts, split(hidden[joint], parts), strict=True))

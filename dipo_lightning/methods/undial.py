@@ -1,4 +1,4 @@
-"""UNDIAL: distillation from the reference's own distribution with the answer's token pushed down (arXiv 2402.10052)."""
+"""UNDIAL: distillation from the reference's distribution with the answer token's logit lowered (arXiv 2402.10052)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def undial_target(reference_logits: Tensor, labels: Tensor, strength: float = 10
     Args:
         reference_logits: (N, V) logits of the frozen reference.
         labels: (N,) int64 tokens to forget.
-        strength: Nats taken off the label's logit, >= 0.
+        strength: Nats subtracted from the label's logit, >= 0.
 
     Returns:
         (N, V) probabilities, float32 (float64 for float64 logits), without gradient.
@@ -35,11 +35,11 @@ def undial(policy_logits: Tensor, reference_logits: Tensor, labels: Tensor, stre
 
 
 class UNDIALModule(UnlearningModule):
-    """Cross-entropy to the reference's distribution with ``strength`` taken off the answer token's logit.
+    """Cross-entropy to the reference's distribution with ``strength`` subtracted from the answer token's logit.
 
     Args:
         pretrained: The model that must forget; also the reference.
-        strength: Nats that are taken off.
+        strength: Nats to subtract.
         lambda_: Weight of the retain term; 0, as in the source, trains on the forget rows alone.
         **options: Those of `UnlearningModule`.
     """

@@ -29,7 +29,7 @@ from dipo_lightning.reference.references import (
 class UnlearningModule(LanguageModelModule):
     """Base class of unlearning methods: the policy and, for methods that need one, the frozen reference.
 
-    The reference stands outside the module tree: it is never trained, saved, clipped or counted.
+    The reference is kept outside the module tree: it is never trained, saved, clipped or counted.
 
     Args:
         pretrained: The model that must forget; also the reference.
@@ -41,13 +41,13 @@ class UnlearningModule(LanguageModelModule):
             (the reference's last hidden states of the forget rows, cached on disk), ``directions`` (DiPO with a frozen
             output projection: cached dot-product directions) or ``auto``, the cheapest that is exact.
         reference_cache: Folder of the caches; each is keyed by data, tokenizer and weights.
-        form: What losses are computed from: ``logits`` of all answer positions, ``hidden`` states (chunk by chunk, in a
-            memory without tokens x vocabulary) or ``auto``: ``hidden`` where the model's head is known. Both are exact.
-        chunk_size: Positions whose vocabulary-sized values may live at the same time, for ``hidden``.
+        form: Input of the losses: ``logits`` of all answer positions, ``hidden`` states (chunk by chunk, without ever
+            holding tokens x vocabulary values) or ``auto``: ``hidden`` if the model's head is known. Both are exact.
+        chunk_size: Number of positions whose vocabulary-sized values are in memory at the same time, for ``hidden``.
         **options: Those of `LanguageModelModule`.
     """
 
-    #: Whether the forget loss asks for the reference; a method without one loads none.
+    #: True if the forget loss uses the reference; otherwise none is loaded for it.
     needs_reference: ClassVar[bool] = True
 
     def __init__(
@@ -75,7 +75,7 @@ class UnlearningModule(LanguageModelModule):
         self._frozen: dict[str, Answers] = {}  # the reference's answers to the current batch, by part
 
     def inspect(self, model: nn.Module) -> None:
-        """Find out, before sharding, what the head is, and settle what losses are computed from."""
+        """Identify the output head before sharding, and decide what losses are computed from."""
         super().inspect(model)
         self.head = None if self.lora is not None and adapts_projection(model, self.lora) else known_head(model)
         if self.form == "hidden" and self.head is None:
@@ -86,7 +86,7 @@ class UnlearningModule(LanguageModelModule):
         self.from_hidden = self.form != "logits" and self.head is not None
 
     def configure_model(self) -> None:
-        """Load the policy, and whatever stands for the reference."""
+        """Load the policy and the reference, in whichever form it has."""
         super().configure_model()
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         if self.reference is None and fitting and self.reference_parts:
@@ -96,18 +96,18 @@ class UnlearningModule(LanguageModelModule):
 
     @property
     def reference_parts(self) -> list[str]:
-        """The parts of a batch on which some term of the loss asks for the reference."""
+        """Parts of a batch for which some term of the loss uses the reference."""
         kept_near = self.retain_loss_name == "kl" and not self._skips("retain")
         return ["forget"] * self.needs_reference + ["retain"] * kept_near
 
     def make_reference(self) -> Reference:
-        """Build the reference that ``reference`` names, or the cheapest exact one, and say which."""
+        """Build the reference named by the option ``reference``, or the cheapest exact one, and report which."""
         name, why = choose_reference(self)
         rank_zero_info(f"reference: {name} ({why})")
         return build_reference(self, name)
 
     def refuse_saved_reference(self) -> None:
-        """Raise an `InputError` where an own `make_reference` has put the reference into the module tree.
+        """Raise an `InputError` if an overridden `make_reference` put the reference into the module tree.
 
         It would be trained, clipped and saved with the policy.
         """
@@ -132,12 +132,12 @@ class UnlearningModule(LanguageModelModule):
         return loss
 
     def objective(self, terms: dict[str, Tensor]) -> Tensor:
-        """Return the weighted sum of the terms that is minimised; override for other weights."""
+        """Return the quantity to minimise, the weighted sum of the terms; override for other weights."""
         loss = self.gamma * terms["forget"]
         return loss + self.lambda_ * terms["retain"] if "retain" in terms else loss
 
     def log_bar(self, loss: Tensor, terms: dict[str, Tensor]) -> None:
-        """Show the step's loss in the progress bar; a place to show another number."""
+        """Show the step's loss in the progress bar; override to show another number."""
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
 
     def parts(self, batch: dict[str, Any]) -> list[str]:
@@ -145,13 +145,13 @@ class UnlearningModule(LanguageModelModule):
         return [part for part in ("forget", "retain") if part in batch and not self._skips(part)]
 
     def read_reference(self, parts: dict[str, TokenBatch]) -> None:
-        """Get the reference's answers before the policy's forward, within which losses are computed."""
+        """Get the reference's answers before the policy's forward pass, in which the losses are computed."""
         self._frozen = {}
         if self.reference is not None:
             self._frozen = self.reference.answers(parts, from_hidden=self.from_hidden, chunk_size=self.chunk_size)
 
     def losses(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
-        """Return the terms of the loss, ``forget`` and ``retain``, and what else is worth logging."""
+        """Return the terms of the loss, ``forget`` and ``retain``, and further numbers to log."""
         terms = self.forget_terms(answers)
         if "retain" in answers:
             terms["retain"] = self.retain_loss(answers["retain"])
@@ -162,11 +162,11 @@ class UnlearningModule(LanguageModelModule):
         return {"forget": self.forget_loss(answers["forget"])}
 
     def forget_loss(self, forget: Answers) -> Tensor:
-        """Return the scalar forget loss; the one thing that a method must define."""
+        """Return the scalar forget loss; the only thing that a method must define."""
         raise TypeError(f"{type(self).__name__} must define forget_loss(self, forget)")
 
     def retain_loss(self, retain: Answers) -> Tensor:
-        """Return the scalar retain loss that ``retain_loss`` names."""
+        """Return the scalar retain loss named by the option ``retain_loss``."""
         if self.retain_loss_name == "nll":
             return retain.mean_nll
         (divergence,) = over_logits(
@@ -177,10 +177,10 @@ class UnlearningModule(LanguageModelModule):
     def reference_answers(self, answers: Answers) -> Answers:
         """Return the reference's answers at the same positions, without a gradient.
 
-        Before the first step a cache's are the policy's own, to the last bit.
+        Before the first step those of a cache equal the policy's own to the last bit.
 
         Raises:
-            RunError: The reference does not know this part of the batch, or a cache is of another policy.
+            RunError: The reference does not have this part of the batch, or a cache is of another policy.
         """
         if answers.part not in self._frozen:
             raise RunError(
@@ -200,7 +200,7 @@ class UnlearningModule(LanguageModelModule):
 
     @property
     def at_start(self) -> bool:
-        """True if the policy still is the reference: no step is taken, and no dropout changes it."""
+        """True if the policy still equals the reference: no step has been taken, and no dropout changes it."""
         return self.trainer.global_step == 0 and not self.keeps_dropout
 
     def _skips(self, part: str) -> bool:

@@ -1,7 +1,7 @@
 """Measurements of forgetting: pure functions (`functional`), and torchmetrics classes over evaluated rows.
 
-A metric of your own is any `torchmetrics.Metric` with ``update(rows)`` (see `rows`); `RowMean` is the shortest way to
-one.
+A custom metric is any `torchmetrics.Metric` with ``update(rows)`` (see `rows`); subclassing `RowMean` is the shortest
+way to one.
 """
 
 from dipo_lightning.metrics.base import Meaning, RowMean, RowSet, RowValues

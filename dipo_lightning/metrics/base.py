@@ -1,8 +1,8 @@
-"""Metrics over evaluated rows, exact on any number of ranks: state, and words for a reader.
+"""Metrics over evaluated rows, exact on any number of ranks: their state, and their descriptions for readers.
 
-A metric is given rows by the name of their set, ``update({"forget": [row, ...], ...})``, takes its numbers from the
-sets it is about and forgets the rest of the row. Forget quality and AUCs need every row's number, so each number
-travels with its row's index, and a row counts once however often and wherever it was seen.
+A metric receives rows by the name of their set, ``update({"forget": [row, ...], ...})``, and keeps its numbers from
+its own sets only. Forget quality and AUCs need every row's number, so each number is stored with its row's index, and
+a row counts once however often and on whichever rank it was seen.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Table = dict[str, Tensor]
 """Columns of a metric's rows, 1-D tensors of one length."""
 
 INTERVAL = 0.95
-"""Share of the resampled numbers that an interval holds."""
+"""Share of the resampled numbers inside an interval."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class RowSet:
         name: Its name in logs, such as ``forget``.
         title: Heading over its rows, for a reader.
         about: Phrase for its rows that fits after "on".
-        forget: Whether the model is to forget them (True) or to keep them (False); None where neither is asked of it.
-        required: Fields that each of its rows has in a log; null where a row could not be scored.
+        forget: Whether the model is to forget them (True) or to keep them (False); None for neither.
+        required: Fields that each of its rows has in a log; null if a row could not be scored.
     """
 
     name: str
@@ -57,9 +57,9 @@ class Meaning:
         label: Name of the number.
         words: Its definition in plain words.
         unit: ``nats``, ``bits``, ``%``, ``log10``; empty for a number without one.
-        higher_is_better: The direction that is wanted; None for neither, or where `near` says which value is.
-        near: The value that is best, where one is (PrivLeak: 0).
-        floor: Whether the level of a model that never knew the rows is the goal: what lies beyond it is over-forgotten.
+        higher_is_better: Desired direction; None for neither, or if `near` gives the best value.
+        near: The best value, for a number that has one (PrivLeak: 0).
+        floor: Whether the goal is the level of a model that never knew the rows; beyond it, too much is forgotten.
     """
 
     label: str
@@ -71,45 +71,45 @@ class Meaning:
 
     @property
     def wanted(self) -> str:
-        """The direction in words; empty where there is none."""
+        """The desired direction in words; empty if there is none."""
         if self.near is not None:
             return f"best near {self.near:g}"
         return {True: "higher is better", False: "lower is better", None: ""}[self.higher_is_better]
 
     def better(self, first: float, second: float) -> bool | None:
-        """Return whether ``first`` is better than ``second``; None where no direction is wanted."""
+        """Return whether ``first`` is better than ``second``; None if no direction is desired."""
         if self.near is not None:
             return abs(first - self.near) < abs(second - self.near)
         return None if self.higher_is_better is None else (first > second) == self.higher_is_better
 
 
 class RowValues(Metric):
-    """Numbers of rows, each row once.
+    """Base of metrics that keep numbers of rows, each row once.
 
     A subclass names its columns and implements `values` and `compute` (on `scored`). All states are 1-D float64
-    (float32 on mps), the index too: ranks gather them at different lengths, which works for one kind of tensor only.
-    Where a row was seen twice with different values, the smallest counts, so that neither the order nor the sharding of
-    the rows can be seen in the result.
+    (float32 on mps), the index too: ranks gather them at different lengths, which needs a single dtype. If a row was
+    seen twice with different values, the smallest counts, so that neither the order nor the sharding of the rows
+    affects the result.
 
-    ``compute`` returns a scalar, NaN where it cannot be computed, or a dictionary of scalars described by `parts`.
+    ``compute`` returns a scalar, NaN if it cannot be computed, or a dictionary of scalars described by `parts`.
 
     Attributes:
-        label: Name for a reader; the set's is put before it.
+        label: Name for a reader; the set's name is put before it.
         meaning: Definition in plain words.
         unit: See `Meaning`.
         near: See `Meaning`.
-        remembers: 1 where a higher number means that more of the rows is remembered, -1 where it means less: the wanted
-            direction follows from whether the set is to be forgotten. 0 leaves it to ``higher_is_better``.
+        remembers: 1 if a higher number means that more of the rows is remembered, -1 if it means less; the desired
+            direction then depends on whether the set is to be forgotten. 0 leaves it to ``higher_is_better``.
         parts: Meaning of each entry of a dictionary; ``""`` is the metric's own name.
-        flat: Whether the entries of a dictionary are published beside each other, ``NAME_PART``, not in a group.
-        needs_retain: The entries (``""`` for a scalar) that take a retain model to compute.
-        names_set: Whether the label names the set, for a metric about one.
-        reason: Sentence on why there is no number, after `compute`; empty where there is one or nothing to say.
+        flat: Whether the entries of a dictionary are published side by side, ``NAME_PART``, not in a group.
+        needs_retain: The entries (``""`` for a scalar) that need a retain model.
+        names_set: Whether the label names the set, for a metric on a single set.
+        reason: Sentence on why there is no number, after `compute`; else empty.
         unscored: Indices of the rows without a number by set, after `compute`.
 
     Args:
         *sets: The sets whose rows count.
-        optional: Leave a number that no row gives out of the results; else it is published as null.
+        optional: Omit a number that no row provides from the results; else it is published as null.
         lists_unscored: List the rows without a number in the results.
         **kwargs: Options of `torchmetrics.Metric`.
     """
@@ -142,7 +142,7 @@ class RowValues(Metric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def values(self, row: Row, of: RowSet) -> Sequence[float | None]:
-        """Return the number of a row for each column; None or NaN where it has none.
+        """Return the number of a row for each column; None or NaN if it has none.
 
         Args:
             row: One row.
@@ -151,14 +151,14 @@ class RowValues(Metric):
         raise TypeError(f"{type(self).__name__} must define values()")
 
     def measured(self, row: Row, source: Row) -> Mapping[str, float | None]:
-        """Return further numbers of a row, made of what was measured and of the row as it was read.
+        """Return further numbers of a row, computed from its measurements and from the row as it was read.
 
-        Called once for each row of `sets` after it was measured, alike on every process; the log keeps the numbers with
-        the row. A metric of what the row holds already needs none.
+        Called once for each row of `sets` after it was measured, identically on every process; the log keeps the
+        numbers with the row. Not needed for a metric of numbers that the row already has.
 
         Args:
-            row: What was measured of it, such as the model's own answer.
-            source: The row as it was read, such as its paraphrased and wrong answers.
+            row: Its measurements, such as the model's own answer.
+            source: The row as it was read, with its paraphrased and wrong answers, say.
         """
         return {}
 
@@ -166,7 +166,7 @@ class RowValues(Metric):
         """Add evaluated rows.
 
         Args:
-            rows: By the name of their set; sets that the metric is not about are passed over.
+            rows: Rows by the name of their set; other sets than the metric's are ignored.
 
         Raises:
             ValueError: The index of a row is negative.
@@ -184,27 +184,27 @@ class RowValues(Metric):
                 getattr(self, name).append(values.to(self.device, self._float))
 
     def intervals(self, resamples: int, seed: int = 0) -> dict[str, tuple[float, float]]:
-        """Percentile bootstrap of `compute`: each set's rows are drawn anew, with replacement, as many as there are.
+        """Percentile bootstrap of `compute`: each set's rows are resampled with replacement, to the same number.
 
-        Collective, and the same on every process. Numbers that no drawing can change (counts, which are integers) and
-        those that no drawing gives are left out.
+        Collective, and the same on every process. Numbers that no resample can change (counts, which are integers) or
+        that no resample gives are left out.
 
         Args:
-            resamples: Drawings, 1 or more.
-            seed: Of the drawings. With one seed, a set's drawings are the same for every metric and every model.
+            resamples: Number of resamples, 1 or more.
+            seed: Seed of the resamples. With one seed, a set's resamples are the same for every metric and every model.
 
         Returns:
-            Lower and upper end of the interval that holds `INTERVAL` of the numbers, by their name in `parts`; ``""``
-            for a scalar.
+            Lower and upper end of the interval with `INTERVAL` of the numbers, by their name in `parts`; ``""`` for a
+            scalar.
         """
         return bootstrap([self], lambda: type(self).compute(self), resamples, seed)
 
     def take(self, drawn: Table | None) -> None:
-        """Compute on drawn rows from now on; None for the rows seen."""
+        """Compute on resampled rows from now on; None returns to the rows seen."""
         self._resample = drawn
 
     def resamples(self, resamples: int, seed: int) -> Iterator[Table]:
-        """Draw rows: the table's of each set as often as the set has rows, the index repeated with its row."""
+        """Resample the table's rows within each set, to the set's size; the index is repeated with its row."""
         table = self.table()
         sizes = [int((table["group"] == group).sum()) for group in range(len(self.sets))]
         draws = [np.random.default_rng([seed, zlib.crc32(of.name.encode())]) for of in self.sets]
@@ -221,10 +221,10 @@ class RowValues(Metric):
     def table(self) -> Table:
         """Return ``group``, ``index`` and the columns of the rows seen so far, each row once, ordered by both.
 
-        Inside `compute` these are the rows of all ranks; while `intervals` computes, those that it drew.
+        Inside `compute` these are the rows of all ranks; inside `intervals`, the resampled ones.
 
         Returns:
-            1-D float tensors of one length; ``group`` is the place of the row's set in `sets`.
+            1-D float tensors of one length; ``group`` is the position of the row's set in `sets`.
         """
         if self._resample is not None:
             return self._resample
@@ -239,7 +239,7 @@ class RowValues(Metric):
         return {name: values[first] for name, values in table.items()}
 
     def scored(self, *columns: str) -> Table:
-        """Return the `table` without the rows that lack a number, and note those in `unscored`.
+        """Return the `table` without the rows that lack a number, and list those in `unscored`.
 
         Args:
             *columns: The numbers that a row needs; all of them by default.
@@ -252,14 +252,14 @@ class RowValues(Metric):
         return {name: values[~bad] for name, values in table.items()}
 
     def reset(self) -> None:
-        """Forget all rows."""
+        """Drop all rows."""
         super().reset()
         self.unscored, self.reason = {}, ""
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Add the rows of another metric of the same class, or of its state.
 
-        Counts as an update: torchmetrics would go on giving the value computed before, and warn where there was none.
+        Counts as an update: otherwise torchmetrics would keep returning the earlier value, or warn if there was none.
         """
         super().merge_state(incoming_state)
         self._computed = None
@@ -268,8 +268,7 @@ class RowValues(Metric):
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Gather the states of all ranks.
 
-        A rank without rows takes part with empty tensors of the right kind; torchmetrics would make them in its own
-        default dtype.
+        A rank without rows takes part with empty tensors of the right dtype; torchmetrics would use its own default.
         """
         for name in self._names:
             if isinstance(getattr(self, name), list) and not getattr(self, name):
@@ -278,7 +277,7 @@ class RowValues(Metric):
 
     @property
     def resampling(self) -> bool:
-        """Whether `compute` is at work on rows that `intervals` drew."""
+        """True while `compute` runs on rows resampled by `intervals`."""
         return self._resample is not None
 
     @property
@@ -287,18 +286,18 @@ class RowValues(Metric):
 
     @property
     def _float(self) -> torch.dtype:
-        """Dtype of the states: index and value survive it unchanged."""
+        """Dtype of the states, which represents index and value exactly."""
         return torch.float32 if self.device.type == "mps" else torch.float64
 
     def _state(self, name: str) -> Tensor:
-        """A state as one tensor, whether it is a list still or was gathered."""
+        """Return a state as one tensor, whether it is still a list or was gathered."""
         state = getattr(self, name)
         if isinstance(state, Tensor):
             return state
         return torch.cat(state) if state else torch.empty(0, dtype=self._float, device=self.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> torch.nn.Module:
-        """Move the states with the module, but never change their kind: bfloat16 has no index above 256."""
+        """Move the states with the module, but never change their dtype: bfloat16 has no index above 256."""
 
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
@@ -310,7 +309,7 @@ class RowValues(Metric):
         return torch.tensor(value, dtype=self._float, device=self.device)
 
     def _nothing(self, reason: str = "") -> Tensor:
-        """Return NaN, and keep the reason."""
+        """Return NaN, and record the reason."""
         self.reason = reason
         return self._scalar(math.nan)
 
@@ -325,7 +324,7 @@ class RowMean(RowValues):
     names_set = True
 
     def value(self, row: Row) -> float | None:
-        """Return the number of a row; None where it has none."""
+        """Return the number of a row; None if it has none."""
         return row.get(self.field)
 
     def values(self, row: Row, of: RowSet) -> Sequence[float | None]:
@@ -333,7 +332,7 @@ class RowMean(RowValues):
         return (self.value(row),)
 
     def compute(self) -> Tensor:
-        """Mean over the rows that have the number; NaN where there is none."""
+        """Mean over the rows that have the number; NaN if none has."""
         return mean_or_nan(self.scored()["number"])
 
 
@@ -343,13 +342,13 @@ def bootstrap(
     resamples: int,
     seed: int,
 ) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap of what is computed of metrics, their rows drawn anew; see `RowValues.intervals`.
+    """Percentile bootstrap of numbers computed from several metrics, on resampled rows; see `RowValues.intervals`.
 
     Args:
-        metrics: As they were fed.
+        metrics: The metrics, with their rows.
         compute: Computes the number or numbers, without synchronising.
-        resamples: Drawings, 1 or more.
-        seed: Of the drawings.
+        resamples: Number of resamples, 1 or more.
+        seed: Seed of the resamples.
     """
     found: dict[str, list[float]] = {}
     kept = [(metric.reason, metric.unscored) for metric in metrics]
@@ -390,7 +389,7 @@ def meanings(name: str, metric: Metric) -> dict[str, Meaning]:
 
     Args:
         name: The metric's name in its collection.
-        metric: Any torchmetrics metric; one that says nothing of itself has its name as label.
+        metric: Any torchmetrics metric; without a description its name is the label.
     """
     parts: Mapping[str, Meaning] = getattr(metric, "parts", {})
     if parts:

@@ -21,8 +21,8 @@ class _Answers(RowValues):
         *sets: The sets whose rows count.
         among_options: Names of the sets whose probability is the share of the right answer among its options.
         complete: Leave a row that lacks one of the three numbers out of all three, as TOFU does. A number that no row
-            of its set has (no text was generated) says nothing of single rows.
-        variant: Of the truth ratio; ``open_unlearning`` adds 1e-10 to every denominator.
+            of its set has (no text was generated) excludes no row.
+        variant: Variant of the truth ratio; ``open_unlearning`` adds 1e-10 to every denominator.
         **kwargs: See `RowValues`.
     """
 
@@ -94,7 +94,7 @@ class Probability(_Answers):
 
 
 class ROUGERecall(_Answers):
-    """Mean ROUGE-L recall of the model's own answers against the true ones."""
+    """Mean ROUGE-L recall of the model's answers against the true ones."""
 
     label = "ROUGE-L recall"
     meaning = "Share of the true answer's words that the model's own answer holds, in their order. 1 is word for word."
@@ -107,7 +107,7 @@ class ROUGERecall(_Answers):
 
 
 class TruthRatio(_Answers):
-    """Truth ratio of a set: mean of min(R, 1/R) where it is to be forgotten, of max(0, 1 - R) elsewhere."""
+    """Truth ratio of a set: mean of min(R, 1/R) for a set to forget, of max(0, 1 - R) for others."""
 
     label = "truth ratio"
     meaning = (
@@ -124,11 +124,11 @@ class TruthRatio(_Answers):
 
 
 class TruthProbability(RowMean):
-    """Mean of correct / (correct + wrong), the truth ratio as open-unlearning's `prob_mean` takes it.
+    """Mean of correct / (correct + wrong), the truth ratio of open-unlearning's `prob_mean`.
 
     Args:
         *sets: The sets whose rows count.
-        variant: Of the truth ratio; see `functional.truth_probability`.
+        variant: Variant of the truth ratio; see `functional.truth_probability`.
         **kwargs: See `RowValues`.
     """
 
@@ -156,7 +156,7 @@ class TruthProbability(RowMean):
 class ModelUtility(_Answers):
     """Harmonic mean of probability, ROUGE-L recall and truth ratio of all sets.
 
-    With `complete` all of them are needed; without, those that were measured count.
+    With `complete` all of them are required; else those that were measured count.
     """
 
     label = "model utility"
@@ -167,7 +167,7 @@ class ModelUtility(_Answers):
     higher_is_better = True
 
     def compute(self) -> Tensor:
-        """Utility between 0 and 1; NaN, with the reason, where a part is missing."""
+        """Utility between 0 and 1; NaN, with the reason, if a part is missing."""
         found: dict[str, Tensor] = {}
         for of, part in zip(self.sets, self.by_set().values(), strict=True):
             found |= {f"{of.name}_{name}": mean_or_nan(part[name]) for name in ("probability", "rouge")}
@@ -181,11 +181,11 @@ class ModelUtility(_Answers):
 
 
 class ForgetQuality(RowValues):
-    """Two-sample test between the truth ratios of this model and of the retain model, row by row the same.
+    """Two-sample test between the truth ratios of this model and of the retain model, on the same rows.
 
     Args:
         of: The set that is to be forgotten.
-        retain_rows: The retain model's rows of that set, with their `log_ratio`; None where there is no log of it.
+        retain_rows: The retain model's rows of that set, with their `log_ratio`; None if there is no log of it.
         **kwargs: See `RowValues`.
     """
 
@@ -222,10 +222,10 @@ class ForgetQuality(RowValues):
         return row.get("log_ratio"), (self.retain or {}).get(row["index"])
 
     def compute(self) -> Tensor | dict[str, Tensor]:
-        """`p`, `log10_p`, `d` and `n`; NaN, with the reason, where nothing can be compared.
+        """`p`, `log10_p`, `d` and `n`; NaN, with the reason, if nothing can be compared.
 
         Raises:
-            InputError: The rows are not those of the retain model.
+            InputError: The rows differ from those of the retain model.
         """
         indices = {int(index) for index in self.table()["index"].tolist()}
         if self.retain is None:

@@ -1,4 +1,4 @@
-"""Membership inference and memorisation over all rows: token scores, AUCs of scores, and PrivLeak."""
+"""Membership inference and memorisation: token scores, AUCs of scores, and PrivLeak."""
 
 from __future__ import annotations
 
@@ -58,18 +58,18 @@ ATTACKS = {
     "min_k_plus_plus": "Min-K++ score (the least likely tokens, beside what else was likely there)",
     "gradnorm": "norm of the gradient",
 }
-"""Scores of a row that an attack reads, in words."""
+"""Scores of a row used by attacks, described in words."""
 
 _SCORES = ATTACKS | {"reference": "loss, less the retain model's,"}
 
 
 class _TwoSamples(RowValues):
-    """Scores of rows that were trained on and of rows that were not.
+    """Base of comparisons between the scores of rows that were trained on and of rows that were not.
 
     Args:
         members: The set that was trained on.
         others: The set that was not.
-        *more: Further sets whose rows must have the score, though it is not compared.
+        *more: Further sets whose rows must have the score, although they are not compared.
         **kwargs: See `RowValues`.
     """
 
@@ -77,17 +77,17 @@ class _TwoSamples(RowValues):
         super().__init__(members, others, *more, **kwargs)
 
     def samples(self, column: str) -> tuple[Tensor, Tensor] | None:
-        """Return the scores of both samples; None where one of them has none."""
+        """Return the scores of both samples; None if one of them has none."""
         table = self.scored(column)
         members, others = (table[column][table["group"] == group] for group in (0, 1))
         return (members, others) if members.numel() and others.numel() else None
 
 
 class MembershipAUC(_TwoSamples):
-    """Exact AUC of a membership attack: 1 when all members score lower than the others, 0.5 when nothing is told.
+    """Exact AUC of a membership attack: 1 if all members score lower than the others, 0.5 at chance.
 
-    The sense in which open-unlearning reports attacks. The loss attack takes the mean NLL per token, `nll`; only where
-    one of the samples has none does it take `loss`.
+    The direction is open-unlearning's. The loss attack uses the mean NLL per token, `nll`, or `loss` if one of the
+    samples has no `nll`.
 
     Args:
         members: The set that was trained on.
@@ -110,7 +110,7 @@ class MembershipAUC(_TwoSamples):
         )
 
     def values(self, row: Row, of: RowSet) -> Sequence[float | None]:
-        """Return the score of a row, and the one that stands in for it."""
+        """Return the score of a row, and its substitute."""
         return tuple(row.get(field) for field in self.fields)
 
     def compute(self) -> Tensor:
@@ -122,13 +122,13 @@ class MembershipAUC(_TwoSamples):
 
 
 class ReferenceAUC(MembershipAUC):
-    """AUC of the reference attack: the score is a row's loss less that of a model which never saw the members.
+    """AUC of the reference attack: the score is a row's loss minus that of a model that never saw the members.
 
     Args:
         members: The set that was trained on.
         others: The set that was not.
-        retain_rows: The retain model's rows by set, with their `nll`, or `loss` where foreign logs have only that; None
-            where there is no log of it. A row's field `reference`, as foreign logs have it, goes before.
+        retain_rows: The retain model's rows by set, with their `nll`, or `loss` in foreign logs that have only that;
+            None if there is no log of it. A row's field `reference`, found in foreign logs, takes precedence.
         **kwargs: See `RowValues`.
     """
 
@@ -150,15 +150,15 @@ class ReferenceAUC(MembershipAUC):
 
 
 class PairAUCs(RowValues):
-    """AUC of several scores between two sets, in MUSE's sense: P(second < first), as muse_bench's `auc.json` has it.
+    """AUC of several scores between two sets in MUSE's direction, P(second < first), as in muse_bench's `auc.json`.
 
-    ``forget`` before ``holdout`` gives 0 when the forget set is memorised, and 0.5 when the two look alike.
+    ``forget`` before ``holdout`` gives 0 if the forget set is memorised, and 0.5 if the two look alike.
 
     Args:
         first: One set.
         second: The other.
         scores: The rows' fields that hold a loss-like score, with their names for a reader.
-        near: The AUC that is best, where one is: 0.5 where neither set should be known.
+        near: The best AUC, if there is one: 0.5 if neither set should be known.
         **kwargs: See `RowValues`.
     """
 
@@ -186,7 +186,7 @@ class PairAUCs(RowValues):
         return tuple(row.get(field) for field in self.columns)
 
     def compute(self) -> Tensor | dict[str, Tensor]:
-        """AUC by score, ties counted half; a score that one of the sets lacks is left out, NaN where it lacks all."""
+        """AUC by score, ties counted half; a score that one of the sets lacks is left out, NaN without any."""
         table, found = self.table(), {}
         for name in self.columns:
             first, second = (table[name][(table["group"] == group) & ~table[name].isnan()] for group in (0, 1))
@@ -196,15 +196,15 @@ class PairAUCs(RowValues):
 
 
 class PrivLeak(_TwoSamples):
-    """MUSE's PrivLeak in percent: 0 is what the retain model shows, very negative is under-unlearned.
+    """MUSE's PrivLeak in percent: 0 for the retain model, far below 0 for an under-unlearned model.
 
     Args:
         members: The set that was trained on.
         others: The set that was not.
         *more: See `_TwoSamples`.
-        retain_rows: The retain model's rows by set; None where there is no log of it.
+        retain_rows: The retain model's rows by set; None if there is no log of it.
         auc_retrain: The retain model's AUC, P(s_holdout < s_forget), instead of its rows. There is no default: an
-            unsaid 0.5 would be another metric.
+            implicit 0.5 would be another metric.
         **kwargs: See `RowValues`.
 
     Raises:
@@ -253,7 +253,7 @@ class PrivLeak(_TwoSamples):
         return None if found is None else float(functional.privleak_auc(*found))
 
     def compute(self) -> Tensor | dict[str, Tensor]:
-        """PrivLeak in percent, the AUC and the retain model's; NaN, with the reason, for what cannot be computed."""
+        """PrivLeak in percent, the AUC and the retain model's AUC; NaN, with the reason, if not computable."""
         other, both = self.auc_retrain, f"{self.sets[0].name} and {self.sets[1].name}"
         if other is None and self.has_retain:
             other = self.auc("retain_number")

@@ -28,7 +28,7 @@ class Fluency(RowMean):
 
 
 class Perplexity(RowValues):
-    """Perplexity of the model's own answers: the exponential of the mean NLL of all tokens it said."""
+    """Perplexity of the model's own answers: the exponential of the mean NLL of all generated tokens."""
 
     columns = ("nll", "tokens")
     label = "perplexity of its own answers"
@@ -40,17 +40,17 @@ class Perplexity(RowValues):
     names_set = True
 
     def values(self, row: Row, of: RowSet) -> Sequence[float | None]:
-        """Return mean NLL in nats and number of tokens of what was said; none where nothing was."""
+        """Return mean NLL in nats and number of tokens of the generated answer; None if there is none."""
         return row.get("generation_nll"), row.get("generation_tokens")
 
     def compute(self) -> Tensor:
-        """Perplexity, 1 or more; NaN where nothing was said."""
+        """Perplexity, 1 or more; NaN if nothing was generated."""
         table = self.scored()
         return perplexity(table["nll"], table["tokens"])
 
 
 class ParaphraseROUGE(RowMean):
-    """Mean ROUGE-L recall of the model's own answers against the true ones in other words."""
+    """Mean ROUGE-L recall of the model's own answers against paraphrases of the true ones."""
 
     field = "paraphrased_rouge"
     label = "ROUGE-L recall of the paraphrase"

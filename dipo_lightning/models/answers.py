@@ -1,4 +1,4 @@
-"""Batches of examples, and their supervised positions as a model sees them; every loss is computed from these.
+"""Batches of examples, and a model's outputs at their supervised positions, from which every loss is computed.
 
 Positions are selected before the output projection, so prompts and padding never reach the vocabulary, and all parts of
 a batch (forget, retain, alternative) share one forward.
@@ -14,7 +14,6 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.nn.functional import pad
 
 from dipo_lightning.errors import RunError
@@ -31,7 +30,7 @@ TokenBatch: TypeAlias = dict[str, Tensor]
 
 
 def collate(examples: Sequence[Mapping[str, Any]], pad_token_id: int = 0) -> TokenBatch:
-    """Make a right-padded batch of tokenised examples; the mask comes from their lengths, so that any id may pad.
+    """Make a right-padded batch of tokenised examples; the mask comes from their lengths, so any id can pad.
 
     Returns:
         ``input_ids``, ``attention_mask`` (1 on an example's own tokens) and ``labels`` (-100 where not supervised),
@@ -53,7 +52,7 @@ def collate(examples: Sequence[Mapping[str, Any]], pad_token_id: int = 0) -> Tok
 
 
 def collate_parts(items: Sequence[Mapping[str, Mapping[str, Any]]], pad_token_id: int = 0) -> dict[str, TokenBatch]:
-    """Make a right-padded batch of each part; a plain function, so that any kind of loader worker can have it."""
+    """Make a right-padded batch of each part; a plain function, so that any kind of loader worker can pickle it."""
     return {part: collate([item[part] for item in items], pad_token_id) for part in items[0]}
 
 
@@ -72,7 +71,7 @@ def concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:
 
 
 def supervised_positions(labels: Tensor) -> Tensor:
-    """Mark the positions of (batch, length) labels whose logits predict a supervised token; the last is none."""
+    """Mark the positions of (batch, length) labels whose logits predict a supervised token; never the last one."""
     positions = torch.zeros_like(labels, dtype=torch.bool)
     positions[:, :-1] = labels[:, 1:] != IGNORED
     return positions
@@ -94,13 +93,13 @@ class Answers:
 
     Attributes:
         batch: The token batch itself (``input_ids`` (B, L), ``attention_mask``, ``labels``, ``index`` (B,)).
-        hidden: (N, H) final hidden states, where the logits are made of them by ``head``; else None.
-        head: From hidden states to logits.
-        denominators: ``rows`` (sequences) and the supervised tokens of each part, to divide sums by, so that terms are
-            means over the global batch; None divides by what is in this batch.
+        hidden: (N, H) final hidden states, if ``head`` computes the logits from them; else None.
+        head: Map from hidden states to logits.
+        denominators: ``rows`` (sequences) and the supervised tokens of each part, as divisors of sums, so that terms
+            are means over the global batch; None divides by the counts of this batch.
         part: Name of the part of the batch.
-        chunk_size: Positions whose vocabulary-sized values may live at the same time.
-        positions: (n,) int64, those of the N positions that this is about; None is all.
+        chunk_size: Number of positions whose vocabulary-sized values are in memory at the same time.
+        positions: (n,) int64, the selected ones of the N positions; None is all.
     """
 
     batch: TokenBatch
@@ -153,7 +152,7 @@ class Answers:
 
     @property
     def mean_nll(self) -> Tensor:
-        """Sum of ``nll`` over `token_denominator`, without the single ones where nothing else asks for them."""
+        """Sum of ``nll`` divided by `token_denominator`; without the single values if nothing else needs them."""
         if self.hidden is not None and self.head is not None and self.head.linear and "nll" not in self.__dict__:
             total = chunked_nll_sum(self.hidden, self.head.weight, self.labels, self.chunk_size)
             return total / self.token_denominator
@@ -165,12 +164,12 @@ class Answers:
 
     @property
     def sequence_denominator(self) -> float:
-        """Number of sequences that a sum over them is divided by."""
+        """Divisor of a sum over sequences: their number."""
         return self.denominators["rows"] if self.denominators else float(self.batch_size)
 
     @property
     def token_denominator(self) -> float:
-        """Number of supervised tokens that a sum over them is divided by.
+        """Divisor of a sum over supervised tokens: their number.
 
         Raises:
             RunError: The data module counts the tokens of other parts, but not of this one.
@@ -186,14 +185,15 @@ class Answers:
 
 
 def over_logits(function: Callable[..., tuple[Tensor, ...]], *answers: Answers) -> tuple[Tensor, ...]:
-    """Return what ``function`` gives for the logits of one or more models, computed for few positions at a time.
+    """Return the result of ``function`` on the logits of one or more models, computed for a few positions at a time.
 
     Args:
-        function: Called with the positions (n,) int64 and (n, V) logits of each of the answers; gives (n,) tensors.
-        *answers: Those of several models at the same N positions.
+        function: Called with the positions (n,) int64 and the (n, V) logits of each of the answers; returns (n,)
+            tensors.
+        *answers: Answers of one or more models at the same N positions.
 
     Returns:
-        (N,) tensors, differentiable as ``function`` is.
+        (N,) tensors, differentiable if ``function`` is.
     """
     heads = [_same if one.hidden is None else one.head for one in answers]
     states = [one.logits if one.hidden is None else one.hidden for one in answers]
@@ -221,7 +221,7 @@ def compute_answers(
     from_hidden: bool = False,
     chunk_size: int = 1024,
 ) -> dict[str, Tensor]:
-    """Run ``model`` once over all parts and return what ``compute`` makes of their supervised positions.
+    """Run ``model`` once over all parts and return the result of ``compute`` on their supervised positions.
 
     Args:
         model: A ``transformers`` causal LM, sharded or not.
@@ -229,7 +229,7 @@ def compute_answers(
         compute: Called with one `Answers` per part. With ``from_hidden`` it runs inside the model's forward, where a
             sharded output projection is gathered.
         denominators: See `Answers`.
-        from_hidden: Give hidden states and the head instead of logits; right where `known_head` finds one.
+        from_hidden: Pass hidden states and the head instead of logits; valid if `known_head` finds one.
         chunk_size: See `Answers`.
     """
     how = denominators, chunk_size
@@ -240,6 +240,8 @@ def compute_answers(
     if run is None:  # attached once, so that FSDP2 gathers the root's parameters around it
         model._from_hidden = types.MethodType(_run_from_hidden, model)  # type: ignore[assignment]
         if is_sharded(model):
+            from torch.distributed.fsdp import register_fsdp_forward_method
+
             register_fsdp_forward_method(model, "_from_hidden")
         run = model._from_hidden
     return run(parts, compute, how)
@@ -267,7 +269,7 @@ def _run_from_hidden(
 
 
 def _answers(parts: Mapping[str, TokenBatch], how: _How, values: Tensor, head: Head | None) -> dict[str, Answers]:
-    """Give each part its own positions of a joint forward: of hidden states where there is a head, else of logits."""
+    """Give each part its own positions of a joint forward: of hidden states if there is a head, else of logits."""
     found = {}
     for (part, batch), own in zip(parts.items(), split(values, parts), strict=True):
         found[part] = Answers(batch, None if head is None else own, head, how[0], part, how[1])

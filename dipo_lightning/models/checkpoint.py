@@ -1,4 +1,4 @@
-"""Restoration of the model that a Lightning checkpoint, one file or a folder of shards, holds."""
+"""Restoration of the model in a Lightning checkpoint, which is one file or a folder of shards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.loading import load_policy, load_tokenizer
 from dipo_lightning.models.lora import NF4, LoRA, add_lora, quantize_base
-from dipo_lightning.safety.shard_files import CONTENTS, SafeReader, check_shards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,9 +30,9 @@ class Checkpoint:
         path: The file or folder.
         settings: The module's hyper-parameters, plain values.
         weights: The policy's state dict.
-        epoch: Epochs begun when it was written.
+        epoch: Number of epochs begun when it was written.
         step: Optimiser steps done.
-        tokenizer: Where the data module's tokenizer came from; None for the model's own.
+        tokenizer: Source of the data module's tokenizer; None for the model's own.
     """
 
     path: Path
@@ -45,14 +44,14 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint without running anything that it holds (``weights_only``), onto the CPU.
+    """Read a checkpoint onto the CPU without running code from it (``weights_only``).
 
     Args:
         path: A ``.ckpt`` file, or a folder of shards as ``save_distributed_checkpoint`` writes it.
 
     Raises:
-        InputError: There is no such checkpoint, it is broken, holds more than plain values and tensors, or is none of
-            a module of this package.
+        InputError: The checkpoint is missing or broken, holds more than plain values and tensors, or is not of a module
+            of this package.
     """
     path = Path(path).expanduser()
     content = _read_shards(path) if path.is_dir() else _read_file(path)
@@ -68,7 +67,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def read_settled(path: Path) -> dict[str, Any]:
-    """Read everything of a checkpoint but a sharded one's weights, after checking that training can go on from it."""
+    """Read a checkpoint, except for a sharded one's weights, after checking that training can resume from it."""
     content = _read_meta(path) if path.is_dir() else _read_file(path)
     missing = {"loops", "callbacks", "global_step"} - set(content)
     if missing:
@@ -82,13 +81,13 @@ def read_settled(path: Path) -> dict[str, Any]:
 def restore(
     checkpoint: Checkpoint, pretrained: str | None = None, trust_remote_code: bool = False
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """Build the model that a checkpoint holds, in evaluation mode, with its tokenizer.
+    """Build the model of a checkpoint, in evaluation mode, with its tokenizer.
 
-    A checkpoint can't allow its original model's own code to run; ``trust_remote_code`` does.
+    A checkpoint cannot permit the original model's own code to run; only ``trust_remote_code`` does.
 
     Args:
         checkpoint: From `read_checkpoint`.
-        pretrained: Where the original model is now, if it was moved.
+        pretrained: New location of the original model, if it was moved.
         trust_remote_code: Allow the original model's own code to run.
     """
     settings = checkpoint.settings
@@ -135,7 +134,9 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
-    """Read what lies beside the shards, after checking that these can't run anything either."""
+    """Read the file beside the shards, after checking that these can't run code either."""
+    from dipo_lightning.safety.shard_files import CONTENTS, check_shards
+
     if not (folder / CONTENTS).is_file() or not (folder / _META).is_file():
         raise InputError(f"{folder} is a folder, but holds no sharded checkpoint ({CONTENTS} and {_META}).")
     check_shards(folder)
@@ -143,9 +144,11 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 
 
 def _read_shards(folder: Path) -> dict[str, Any]:
-    """Read the weights of a folder of shards, and nothing of the optimiser's."""
+    """Read the weights of a folder of shards, without the optimiser's states."""
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
+
+    from dipo_lightning.safety.shard_files import SafeReader
 
     content = _read_meta(folder)
     reader = SafeReader(folder)

@@ -1,9 +1,9 @@
-"""Sharding over processes (torch's FSDP2 under Lightning), and measuring on any number of them.
+"""Sharding over processes (torch's FSDP2 under Lightning), and evaluation on any number of them.
 
 One code path serves one device and many: a model is sharded block by block, bottom-up, and its root last. FSDP1
 (``strategy="fsdp"``) is not offered: it cannot clip by norm and would pull the reference into the wrapped tree.
 
-Batches to measure are planned over all rows at once and batch i goes to process i modulo the world size, so a row meets
+Evaluation batches are planned over all rows at once and batch i goes to process i modulo the world size, so a row has
 the same neighbours (and the same rounding) on one device and on many, and is computed exactly once.
 """
 
@@ -11,33 +11,27 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
-    FSDPModule,
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.head import causal_lm
-from dipo_lightning.safety.shard_files import check_shards
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -67,9 +61,11 @@ class FSDP2Strategy(ModelParallelStrategy):
             super().model_to_device()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load a checkpoint of either kind; what lies in it is never run."""
+        """Load a checkpoint of either kind; code in it is never run."""
         path = Path(self.broadcast(checkpoint_path))
         if path.is_dir():
+            from dipo_lightning.safety.shard_files import check_shards
+
             check_shards(path)
             return super().load_checkpoint(path, weights_only=True)
         optimizers, self.optimizers = self.optimizers, []
@@ -88,9 +84,9 @@ if "fsdp2" not in StrategyRegistry:
 
 
 def check_strategy(strategy: Any) -> None:
-    """Raise an `InputError` for a strategy (or its name or YAML) that would not train rightly here: FSDP1, DeepSpeed.
+    """Raise an `InputError` for a strategy (or its name or YAML) that would train incorrectly: FSDP1, DeepSpeed.
 
-    Lightning refuses some of them itself, but when it builds the Trainer and without naming the one to use.
+    Lightning refuses some of them itself, but only when it builds the Trainer, and without naming an alternative.
     """
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     if isinstance(strategy, Mapping) or hasattr(strategy, "class_path"):
@@ -115,8 +111,15 @@ def shard(
         mesh: One-dimensional mesh over the data-parallel processes.
         dtype: Compute dtype of parameters and activations; gradients are reduced in float32.
         offload: Keep parameters, gradients and optimiser states in host memory between uses.
-        trainable: Whether a backward pass follows a forward: the root's parameters then stay gathered for it.
+        trainable: Whether a backward pass follows the forward pass; the root's parameters then stay gathered for it.
     """
+    from torch.distributed.fsdp import (
+        CPUOffloadPolicy,
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
     options: dict[str, Any] = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32),
@@ -134,10 +137,10 @@ def shard(
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the repeated blocks of a causal LM, in the order of use; empty where it has no list of modules.
+    """Return the repeated blocks of a causal LM, in the order of use; empty if it has no list of modules.
 
-    Of all lists the blocks' holds most weights, which tells it from lists of adapters, norms and experts. Towers that
-    read images or sounds are left out.
+    The blocks are the module list with the most weights, unlike lists of adapters, norms and experts. Image and audio
+    towers are left out.
     """
     lists = [
         module
@@ -152,7 +155,7 @@ def _numbers(module: nn.Module) -> int:
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Recompute each block's activations in the backward pass, also where ``transformers`` does not offer it."""
+    """Recompute each block's activations in the backward pass, even if ``transformers`` does not offer it."""
     causal = causal_lm(model)
     if getattr(causal, "supports_gradient_checkpointing", False):
         causal.activation_checkpointing_enable({"use_reentrant": False})
@@ -161,19 +164,26 @@ def checkpoint_activations(model: nn.Module) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Return whether ``model`` is an FSDP2 root."""
-    return isinstance(model, FSDPModule)
+def is_sharded(module: nn.Module) -> TypeGuard[Any]:
+    """Return whether FSDP2 shards a module's own parameters, as those of every block and of the root."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # nothing is sharded before it is loaded, which takes a second
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+
+
+def is_spread(tensor: torch.Tensor) -> TypeGuard[DTensor]:
+    """Return whether a tensor is spread over processes."""
+    tensors = sys.modules.get("torch.distributed.tensor")
+    return tensors is not None and isinstance(tensor, tensors.DTensor)
 
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[nn.Module]:
-    """Hold all parameters of a sharded model gathered for the length of a block; a no-op where nothing is sharded.
+    """Keep all parameters of a sharded model gathered within a ``with`` block; a no-op if nothing is sharded.
 
-    Worth it around generation, where every token would gather every layer again. Needs room for the whole model.
+    Worth it around generation, where every token would gather every layer again. Needs memory for the whole model.
     Collective: every rank enters and leaves.
     """
-    shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    shards = [module for module in model.modules() if is_sharded(module)]
     for module in shards:
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()
@@ -186,21 +196,25 @@ def unsharded(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Gather the whole state dict to rank 0's host memory (empty elsewhere); collective where the model is sharded."""
+    """Gather the whole state dict to rank 0's host memory (empty elsewhere); collective if the model is sharded."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
     state: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     return state
 
 
 def load_optimizer_state(model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimiser's whole state from a checkpoint file, of whatever strategy; collective.
+    """Load an optimiser's whole state from a checkpoint file of any strategy; collective.
 
-    A file keys states by number: without sharding by the parameter's number in the optimiser, with FSDP2 by the one in
-    the model, where frozen ones count too. Lightning takes both for the latter, and fails where no parameter has a
-    state. What both have in common is the order in the groups.
+    A file keys states by number: without sharding by the parameter's number in the optimiser, with FSDP2 by its number
+    in the model, which counts frozen ones too. Lightning assumes the latter for both, and fails if no parameter has a
+    state. The order within the groups is the same in both.
     """
     if not state["state"]:  # plain SGD
         optimizer.load_state_dict({"state": {}, "param_groups": _numbered(state["param_groups"])})
         return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
     if isinstance(next(iter(state["state"])), int):
         names = {parameter: name for name, parameter in model.named_parameters()}
         order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
@@ -220,7 +234,7 @@ def _numbered(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _placed(parameter: nn.Parameter, device: torch.device) -> bool:
     """Return whether a parameter may be moved to ``device``: all but those that were offloaded from it to the host."""
-    return not isinstance(parameter, DTensor) or parameter.device.type == device.type
+    return not is_spread(parameter) or parameter.device.type == device.type
 
 
 T = TypeVar("T")
@@ -228,10 +242,10 @@ R = TypeVar("R")
 
 
 def plan_batches(lengths: Sequence[int], budget: int, equal: bool = False) -> list[list[int]]:
-    """Group rows of like length so that no batch holds more than ``budget`` tokens, padding included.
+    """Group rows of similar length so that no batch holds more than ``budget`` tokens, padding included.
 
-    A longer row gets a batch of its own; with ``equal`` rows of one length only go together. Indices of each batch, the
-    longest rows first: what doesn't fit the memory fails at once.
+    A longer row gets a batch of its own; with ``equal`` only rows of the same length share a batch. Returns the indices
+    of each batch, the longest rows first, so that a lack of memory shows at once.
     """
     batches: list[list[int]] = []
     room = 0
@@ -245,10 +259,10 @@ def plan_batches(lengths: Sequence[int], budget: int, equal: bool = False) -> li
 
 
 def own_batches(batches: Sequence[list[T]]) -> Iterator[tuple[list[T], bool]]:
-    """Give this process its batches, the same number on every process, and whether each is its own.
+    """Return this process's batches, the same number on every process, and whether each is its own.
 
-    A sharded model gathers its weights in every forward, so a process without work has to take part: it is given the
-    last batch again, and drops the results.
+    A sharded model gathers its weights in every forward, so a process without work has to take part: it gets the last
+    batch again, and drops the results.
     """
     rank, world = rank_and_world()
     for start in range(0, len(batches), world):
@@ -261,9 +275,9 @@ def shared_out(
     compute: Callable[[list[T]], Mapping[int, R]],
     progress: Callable[[int], object] | None = None,
 ) -> dict[int, R]:
-    """Compute batches on all processes and bring their results together by row index; collective.
+    """Compute batches on all processes and merge their results by row index; collective.
 
-    ``progress`` is told the number of results after each own batch, and then those of the other processes.
+    ``progress`` is called with the number of results after each own batch, and then with that of the other processes.
     """
     results: dict[int, R] = {}
     for batch, own in own_batches(batches):
@@ -280,14 +294,14 @@ def shared_out(
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's number and how many there are."""
+    """Return this process's rank and the world size."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def gather(results: Mapping[int, T]) -> dict[int, T]:
-    """Bring the results of all processes together by row index; collective, and the same on every process."""
+    """Merge the results of all processes by row index; collective, and the same on every process."""
     _, world = rank_and_world()
     if world == 1:
         return dict(results)
@@ -298,9 +312,9 @@ def gather(results: Mapping[int, T]) -> dict[int, T]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Measure ``model`` without leaving a trace: no dropout, no gradients, and random states as they were before.
+    """Evaluate ``model`` without side effects: no dropout, no gradients, and random states restored.
 
-    The mode of every submodule comes back as it was, not merely ``train()`` for all.
+    The mode of every submodule is restored, instead of calling ``train()`` on all.
     """
     training = [(module, module.training) for module in model.modules()]
     try:

@@ -38,14 +38,14 @@ def save_model(
 
     Args:
         policy: A ``transformers`` causal LM, or a peft model around one.
-        folder: The folder to write; what it holds is replaced.
+        folder: The folder to write; its contents are replaced.
         tokenizer: Saved beside the model.
         merge: Merge LoRA adapters into the weights; else a peft model is saved as adapters.
         write: Whether this process writes (rank 0).
         card: Text of the model card, ``README.md``.
 
     Raises:
-        RunError: The folder can't be written (a full disk, no permission); what was there is as it was.
+        RunError: The folder can't be written (a full disk, no permission); its contents are unchanged.
     """
     state = full_state_dict(policy) if is_sharded(policy) else None
     if not write:
@@ -89,14 +89,14 @@ def _write(
 
 
 def _hide_home(file: Path) -> None:
-    """Take this user's home folder out of where adapters say that their base model lies."""
+    """Remove the user's home folder from the base model's path in the adapters' configuration."""
     if file.is_file():
         content = without_home(json.loads(file.read_text(encoding="utf-8")))
         file.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def merged_copy(policy: Any, state: dict | None = None) -> Any:
-    """Return an unsharded copy of a peft model with the adapters merged into its weights; ``policy`` is left alone."""
+    """Return an unsharded copy of a peft model with the adapters merged into its weights; ``policy`` is unchanged."""
     if state is None:
         dense: Any = dense_copy(policy) if is_quantized(policy) else copy.deepcopy(policy).to("cpu")
         return dense.merge_and_unload()

@@ -1,4 +1,4 @@
-"""A name for the exact function that a model computes, by which caches, checkpoints and logs know whose they are."""
+"""Fingerprint of the exact function that a model computes, which ties caches, checkpoints and logs to the model."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
+from dipo_lightning.models.distributed import is_sharded, is_spread
 from dipo_lightning.models.head import causal_lm
 
 _CHUNK = 1 << 26  # elements copied to the host at a time: 256 MB of float32
@@ -22,26 +21,26 @@ _NOT_COMPUTED = re.compile(
     r"|output_(attentions|hidden_states|router_logits|scores)|id2label|label2id|num_labels|problem_type|initializer_.*"
     r"|name_or_path|quantization_config|task_specific_params"
 )
-"""Fields of a configuration that leave the logits of given ids alone: names, versions, storage, initial values."""
+"""Fields of a configuration that do not affect the logits: names, versions, storage, initial values."""
 
 
 def model_fingerprint(model: nn.Module, trainable_only: bool = False) -> str:
-    """Hash all that the logits of a model come from: its parameters and buffers, and its configuration.
+    """Hash everything that determines a model's logits: its parameters, buffers and configuration.
 
-    Names, shapes, dtypes and bytes of the tensors count; a tied weight counts once. Of the configuration everything
-    counts but names, versions and storage, so that another ``rope_theta`` is another model and another folder is not.
-    About one second per gigabyte. Of a model sharded over processes the whole tensors are gathered one by one, so every
-    rank must call it, and all get the same answer.
+    Names, shapes, dtypes and bytes of the tensors count; a tied weight counts once. The configuration counts without
+    names, versions and storage, so another ``rope_theta`` makes another model and another folder does not. It takes
+    about one second per gigabyte. The tensors of a sharded model are gathered one by one, so every rank must call it,
+    and all get the same result.
 
     Args:
         model: Any model.
-        trainable_only: Hash the parameters that are trained, and nothing else.
+        trainable_only: Hash only the trained parameters.
 
     Returns:
         64 hexadecimal digits (SHA-256).
     """
     for module in model.modules():
-        if isinstance(module, FSDPModule):
+        if is_sharded(module):
             # A root stays gathered after its forward: in the dtype of the computation, and in a buffer that FSDP2 could
             # not free any more once NumPy had looked at it.
             module.reshard()
@@ -63,7 +62,7 @@ def computation(model: nn.Module) -> Any:
 
 
 def _computed(value: Any) -> Any:
-    """Drop what does not count, and the difference between 10000 and 10000.0."""
+    """Drop the fields that do not count, and the difference between 10000 and 10000.0."""
     if isinstance(value, Mapping):
         kept = {str(key): _computed(item) for key, item in value.items() if not _NOT_COMPUTED.fullmatch(str(key))}
         return {key: item for key, item in kept.items() if item is not None}
@@ -73,7 +72,7 @@ def _computed(value: Any) -> Any:
 
 
 def _add(digest: Any, name: str, tensor: torch.Tensor) -> None:
-    if isinstance(tensor, DTensor):
+    if is_spread(tensor):
         tensor = tensor.full_tensor()
     digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
     for chunk in tensor.reshape(-1).split(_CHUNK):

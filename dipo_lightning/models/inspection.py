@@ -1,7 +1,7 @@
-"""Properties of a causal language model that its configuration does not state, found by trying it out on itself.
+"""Properties of a causal language model that its configuration does not state, found by running it.
 
-Families differ in what disturbs a row: padding in front of it, other answers beside it, more positions than it has a
-table for. Names of families would go out of date, so a layout of rows is compared with the same rows alone.
+Families differ in what changes a row's result: padding before it, other answers beside it, more positions than its
+table has. A list of families would go out of date, so a layout of rows is compared with the same rows alone.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _tried: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()  # 
 
 
 def leaves_rows_alone(model: nn.Module, layout: str, length: int, try_out: Callable[[], bool]) -> bool:
-    """Return whether a layout of rows, by its name, changes no row's logits, trying it out on longer rows than before.
+    """Return whether the layout called ``name`` leaves every row's logits unchanged; tested again for longer rows.
 
-    ``try_out`` compares a row of that length in this layout and alone; collective where the model is sharded.
+    ``try_out`` compares a row of that length in this layout and alone; collective if the model is sharded.
     """
     known = _tried.setdefault(causal_lm(model), {})
     layout = f"{layout} {attention_implementation(model)}"
@@ -41,8 +41,8 @@ def leaves_rows_alone(model: nn.Module, layout: str, length: int, try_out: Calla
 def same_logits(logits: Tensor, expected: Tensor) -> bool:
     """Return whether (..., V) logits agree up to rounding, measured by their spread over V.
 
-    Rounding is that of their dtype, or of TF32 and bfloat16 products where `torch.set_float32_matmul_precision` allows
-    them in float32.
+    The tolerance is that of their dtype, or of TF32 and bfloat16 products if `torch.set_float32_matmul_precision`
+    allows them in float32.
     """
     gap = (logits.float() - expected.float()).abs() / expected.float().std(-1, keepdim=True).clamp_min(1e-6)
     exact = logits.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
@@ -50,16 +50,16 @@ def same_logits(logits: Tensor, expected: Tensor) -> bool:
 
 
 def attention_implementation(model: nn.Module) -> str:
-    """Return the name that ``transformers`` has for the model's attention, such as ``sdpa``."""
+    """Return the name of the model's attention in ``transformers``, such as ``sdpa``."""
     return str(getattr(causal_lm(model).config.get_text_config(decoder=True), "_attn_implementation", ""))
 
 
 @torch.no_grad()
 def check_causal(model: nn.Module, name: object) -> None:
-    """Try out on a model, before it is sharded, that no token sees a later one, as in an encoder.
+    """Test on a model, before it is sharded, that no token sees a later one, as in an encoder.
 
     Raises:
-        InputError: The logits of a token change with the one after it; names the model.
+        InputError: A token's logits depend on the token after it; names the model.
     """
     ids = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 0]], device=next(model.parameters()).device)
     ids %= model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
@@ -73,7 +73,7 @@ def check_causal(model: nn.Module, name: object) -> None:
 
 
 def check_rows(data: Any, model: nn.Module) -> None:
-    """Compare the training rows with what the model has embeddings and positions for, before the first step.
+    """Check, before the first step, that the model has embeddings and positions for the training rows.
 
     Raises:
         InputError: The family cannot be trained, or a row holds an id without an embedding, or is longer than a table.
@@ -102,10 +102,10 @@ def check_rows(data: Any, model: nn.Module) -> None:
 
 @torch.no_grad()
 def check_training(model: nn.Module, longest: int = 0) -> None:
-    """Try out on a model, before it is sharded, a padded batch of two short rows as training makes them.
+    """Test on a model, before it is sharded, a padded batch of two short rows as in training.
 
     A family that attends to a selection of keys (DeepSeek-V3.2) breaks ties among them by the length of the batch, but
-    in rows with more tokens than it selects only: ``longest`` are those of the longest training row.
+    only in rows with more tokens than it selects: ``longest`` is the number of tokens of the longest training row.
 
     Raises:
         InputError: The family cannot be trained on rows of any length.
@@ -133,7 +133,7 @@ def check_training(model: nn.Module, longest: int = 0) -> None:
 
 
 def check_ids(model: nn.Module, texts: Sequence[Sequence[int]]) -> None:
-    """Raise an `InputError` where a text, of token ids, holds one that the model has no embedding for."""
+    """Raise an `InputError` if a text, given as token ids, holds an id without an embedding."""
     rows = vocabulary_size(model)
     for number, ids in enumerate(texts):
         if max(ids, default=0) >= rows:
@@ -144,7 +144,7 @@ def check_ids(model: nn.Module, texts: Sequence[Sequence[int]]) -> None:
 
 
 def _check_row(example: Any, name: str, odd: Mapping[int, str], rows: int, limit: int | None) -> None:
-    """Refuse a training example with an id or a position that the model has no embedding for."""
+    """Refuse a training example with an id or a position without an embedding."""
     ids = example["input_ids"]
     if found := sorted(odd.keys() & set(ids)):
         raise InputError(
@@ -159,17 +159,17 @@ def _check_row(example: Any, name: str, odd: Mapping[int, str], rows: int, limit
 
 
 def vocabulary_size(model: nn.Module) -> int:
-    """Return the number of token ids that the model has an embedding for."""
+    """Return the number of token ids with an embedding."""
     return int(causal_lm(model).get_input_embeddings().num_embeddings)
 
 
 def position_limit(model: nn.Module) -> int | None:
-    """Return the most tokens of a row where positions are looked up in a table (GPT-2, OPT, CTRL, GPT-J), else None.
+    """Return the maximum length of a row if positions are looked up in a table (GPT-2, OPT, CTRL, GPT-J), else None.
 
-    A table is a matrix named after positions with about as many rows as the configuration has positions: some have a
-    few more than they use. One with a padding index counts positions from behind it (RoBERTa). Rotary embeddings and
-    ALiBi compute what they need, and so do tables that grow. Dynamic rotary embeddings end like a table: beyond their
-    length `transformers` takes frequencies that depend on the longest row seen so far.
+    A table is a matrix named after positions with about as many rows as the configuration has positions; some have a
+    few more than they use. With a padding index, positions are counted from after it (RoBERTa). Rotary embeddings and
+    ALiBi compute any position, and so do tables that grow. Dynamic rotary embeddings count as a table: beyond their
+    length `transformers` uses frequencies that depend on the longest row seen so far.
     """
     positions = context_length(model)
     if positions is None or "dynamic" in rope_types(model):
@@ -186,14 +186,14 @@ def position_limit(model: nn.Module) -> int | None:
 
 
 def rope_types(model: nn.Module) -> set[str]:
-    """Return the kinds of rotary embeddings that the configuration names, of any layer."""
+    """Return the kinds of rotary embeddings in the configuration, of any layer."""
     found = getattr(causal_lm(model).config.get_text_config(decoder=True), "rope_parameters", None) or {}
     layers = [found, *(value for value in found.values() if isinstance(value, Mapping))]
     return {str(layer["rope_type"]) for layer in layers if layer.get("rope_type")}
 
 
 def context_length(model: nn.Module) -> int | None:
-    """Return the positions that the configuration names (``max_position_embeddings``), None where it names none."""
+    """Return ``max_position_embeddings`` of the configuration; None if it has none."""
     config = causal_lm(model).config.get_text_config(decoder=True)
     length = getattr(config, "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else None
@@ -205,12 +205,12 @@ _NOISE = re.compile(f"drop|{_JITTER.pattern}")
 
 
 def dropout_rates(model: nn.Module, switch_off: bool = False) -> dict[str, float]:
-    """Find every rate of dropout and jitter above 0, by name: of dropout modules, and those read as numbers.
+    """Find every rate of dropout and jitter above 0, by name: those of dropout modules, and those read as numbers.
 
-    The causal LM's configuration, which an export writes, stays as it is; the modules inside it get a copy, for some
-    families read the rates there in every forward. A router with jitter (Phi-MoE) draws its experts in training, and
-    the number also counts in evaluation: it stays, and with ``switch_off`` so does the router in evaluation mode, where
-    the rates of dropout become 0, in place.
+    With ``switch_off`` the rates of dropout become 0, in place. The causal LM's configuration, which an export writes,
+    stays unchanged; the modules inside the model get a copy, as some families read the rates there in every forward. A
+    router with jitter (Phi-MoE) samples its experts in training, and its number also counts in evaluation: the number
+    stays, and with ``switch_off`` the router stays in evaluation mode.
     """
     root = causal_lm(model)
     found = rates(root.config)
@@ -232,7 +232,7 @@ def dropout_rates(model: nn.Module, switch_off: bool = False) -> dict[str, float
 
 
 def _stay_in_evaluation(module: nn.Module, mode: bool = True) -> nn.Module:
-    """Take the place of ``module.train``."""
+    """Replace ``module.train``."""
     return nn.Module.train(module, False)
 
 

@@ -34,14 +34,14 @@ _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safete
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A place that `transformers` can load from.
+    """A source that `transformers` can load from.
 
     Attributes:
         location: A folder, or a name on the hub.
         gguf: Name of the GGUF file in that folder; None for a folder of safetensors and for the hub.
-        local: Whether `location` is a folder on this machine, for which the network is never asked.
+        local: Whether `location` is a folder on this machine, for which the network is never used.
         adapters: A folder of LoRA adapters for the model at `location`; None for whole models.
-        revision: The version of a hub model that its adapters were trained on.
+        revision: Revision of a hub model that its adapters were trained on.
     """
 
     location: str
@@ -70,7 +70,7 @@ class ModelSource:
 
 
 def find_source(pretrained: str) -> ModelSource:
-    """Decide what `pretrained` names; reads folder listings only.
+    """Resolve `pretrained`; only folder listings are read.
 
     Args:
         pretrained: ``package:NAME``, an existing file or folder, or else a hub name (``owner/name``).
@@ -96,7 +96,7 @@ def find_source(pretrained: str) -> ModelSource:
 
 
 def _near_matches(path: Path) -> str:
-    """Say which files and folders beside a path that isn't there have a name like its own."""
+    """Suggest files and folders with similar names beside a path that does not exist."""
     folder = path.parent
     while not folder.is_dir() and folder != folder.parent:
         path, folder = folder, folder.parent
@@ -106,7 +106,7 @@ def _near_matches(path: Path) -> str:
 
 
 def _from_folder(folder: Path) -> ModelSource:
-    """Take the safetensors of a folder, or its one GGUF file, or its adapters and the model that they belong to."""
+    """Find the safetensors of a folder, or its one GGUF file, or its adapters and the model they belong to."""
     files = sorted(path.name for path in folder.iterdir())
     weights = [name for name in files if name.endswith(".safetensors") and name != _ADAPTER_WEIGHTS]
     ggufs = [name for name in files if name.endswith(".gguf")]
@@ -125,7 +125,7 @@ def _from_folder(folder: Path) -> ModelSource:
 
 
 def _from_adapters(folder: Path, files: list[str]) -> ModelSource:
-    """Find the model that a folder's adapters were trained on, as their configuration names it."""
+    """Find the model that a folder's adapters were trained on, from their configuration."""
     if _ADAPTER_WEIGHTS not in files:
         raise InputError(f"{folder} holds {_ADAPTER_CONFIG} but no {_ADAPTER_WEIGHTS}; pickled adapters are not read.")
     try:
@@ -183,14 +183,14 @@ def load_policy(
 
     Args:
         pretrained: Hub name, folder, GGUF file, folder with one GGUF file, folder of LoRA adapters (merged into their
-            model), or ``package:NAME``. For anything that is on this machine the network is not asked.
-        dtype: Of the weights; GGUF blocks are unpacked to it.
+            model), or ``package:NAME``. The network is not used for anything that is on this machine.
+        dtype: Dtype of the weights; GGUF blocks are unpacked to it.
         revision: Branch, tag or commit of a hub model.
         trust_remote_code: Allow the model's own Python code to run.
-        attn_implementation: Such as ``sdpa`` (what transformers chooses by itself where it can) or ``eager``.
+        attn_implementation: Such as ``sdpa`` (the default of transformers if available) or ``eager``.
 
     Raises:
-        InputError: There is no such model, it is no causal language model, its weights are pickles or incomplete,
+        InputError: There is no such model, it is not a causal language model, its weights are pickles or incomplete,
             or it can't be reached.
     """
     from transformers import AutoModelForCausalLM, GgufConfig
@@ -225,7 +225,7 @@ def load_policy(
 
 
 def _with_adapters(model: PreTrainedModel, source: ModelSource) -> PreTrainedModel:
-    """Merge a folder's adapters into the model that they were trained on."""
+    """Merge a folder's adapters into the model they were trained on."""
     from peft import PeftModel
 
     assert source.adapters is not None
@@ -249,7 +249,7 @@ def _with_adapters(model: PreTrainedModel, source: ModelSource) -> PreTrainedMod
 def load_tokenizer(
     pretrained: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Load a tokenizer that has an EOS and a pad token (EOS is made the pad token where there is none).
+    """Load a tokenizer that has an EOS and a pad token (EOS becomes the pad token if there is none).
 
     Args:
         pretrained: As for `load_policy`; a folder needs the tokenizer's files only.
@@ -289,14 +289,14 @@ def load_config(source: ModelSource, revision: str | None = None, trust_remote_c
 
 
 def check_kind(config: PreTrainedConfig, source: object) -> None:
-    """Refuse other kinds of model from the configuration, before their weights are read or downloaded.
+    """Refuse other kinds of model by their configuration, before their weights are read or downloaded.
 
     Args:
-        config: The model's.
-        source: Its name or place, for the message.
+        config: The model's configuration.
+        source: Its name or path, for the message.
 
     Raises:
-        InputError: It is no causal language model that `transformers` knows.
+        InputError: It is not a causal language model that `transformers` knows.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -310,7 +310,7 @@ def check_kind(config: PreTrainedConfig, source: object) -> None:
 
 
 def _check_weights(source: ModelSource) -> None:
-    """Refuse a folder of pickled weights: unpickling runs whatever code the file holds."""
+    """Refuse a folder of pickled weights: unpickling runs any code in the file."""
     if not source.local or source.gguf is not None:
         return
     files = {path.suffix for path in Path(source.location).iterdir()}
@@ -325,7 +325,7 @@ def _check_weights(source: ModelSource) -> None:
 
 
 def _check_complete(report: dict[str, Any], model: PreTrainedModel, source: ModelSource) -> None:
-    """Refuse weights that transformers would quietly make up."""
+    """Refuse a model with missing weights, which transformers would silently initialise at random."""
     absent = sorted(report["missing_keys"])
     absent += sorted(f"{key} ({tuple(is_)}, not {tuple(wanted)})" for key, is_, wanted in report["mismatched_keys"])
     if absent:
@@ -338,7 +338,7 @@ def _check_complete(report: dict[str, Any], model: PreTrainedModel, source: Mode
 
 @contextlib.contextmanager
 def _explained(source: ModelSource, what: str) -> Iterator[None]:
-    """Turn what transformers and the hub raise about a source into an `InputError` that says what to do."""
+    """Turn the errors of transformers and the hub about a source into an `InputError` that says what to do."""
     from safetensors import SafetensorError
 
     try:
@@ -359,7 +359,7 @@ def _explained(source: ModelSource, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet(source: ModelSource) -> Iterator[None]:
-    """Silence what loading prints; the progress of a download stays."""
+    """Silence the output of loading, except for the progress of a download."""
     from transformers import logging as transformers_logging
 
     verbosity = transformers_logging.get_verbosity()
@@ -374,7 +374,7 @@ def _quiet(source: ModelSource) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_bars() -> Iterator[None]:
-    """Draw none of transformers' progress bars while files of this machine are read or written."""
+    """Hide transformers' progress bars while local files are read or written."""
     from transformers import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()

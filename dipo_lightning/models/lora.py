@@ -1,8 +1,8 @@
 """LoRA adapters (Hu et al. 2021) through peft, and QLoRA (Dettmers et al. 2023, arXiv 2305.14314) through bitsandbytes.
 
-Small matrices are trained, and the model itself stays the reference. Under QLoRA every linear layer of the blocks keeps
-its weight as NF4 (4 bits, blocks of 64 with scales that are themselves stored in 8 bits: 0.516 bytes a weight) and is
-unpacked where it is used. With the adapters off this is the reference, bit for bit. The packed weights are no part of a
+Small matrices are trained, and the model itself remains the reference. Under QLoRA every linear layer of the blocks
+stores its weight as NF4 (4 bits, blocks of 64 with scales that are themselves stored in 8 bits: 0.516 bytes per weight)
+and unpacks it for use. With the adapters off this is the reference, bit for bit. The packed weights are not part of a
 state dict: they follow from the pretrained model.
 """
 
@@ -33,12 +33,12 @@ class LoRA:
 
     Attributes:
         rank: Inner width of an adapter.
-        alpha: Its output is multiplied by ``alpha / rank``.
-        dropout: Probability with which an adapter's inputs are dropped in training.
+        alpha: Scale: an adapter's output is multiplied by ``alpha / rank``.
+        dropout: Probability of dropping an adapter's inputs in training.
         targets: Names of the linear modules that get one, such as ``[q_proj, v_proj]``; ``all-linear`` is all of them
             but the output projection.
-        base: What the frozen weights are kept in: ``float32``, or ``nf4``, 4 bits through bitsandbytes (QLoRA), on one
-            GPU or with DDP.
+        base: Storage of the frozen weights: ``float32``, or ``nf4``, 4 bits through bitsandbytes (QLoRA), on one GPU or
+            with DDP.
     """
 
     rank: int = 8
@@ -58,12 +58,12 @@ class LoRA:
 
 
 def add_lora(model: nn.Module, lora: LoRA) -> PeftModel:
-    """Put adapters into `model` and freeze everything else; the outputs stay what they were until the first step.
+    """Add adapters to `model` and freeze everything else; the outputs are unchanged until the first step.
 
     The model is changed in place and returned wrapped; ``with wrapped.disable_adapter():`` it is the original.
 
     Raises:
-        InputError: A target names no linear module of the model, or a weight that is tied to another.
+        InputError: A target is not a linear module of the model, or its weight is tied to another.
     """
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
@@ -94,9 +94,9 @@ _STATE_SPACE = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 
 
 def _excluded(model: Any, linear: dict[str, nn.Module]) -> list[str] | None:
-    """Name the modules that are linear by class only: routers, grouped projections, what a kernel reads itself.
+    """List modules that only look linear: routers, grouped projections, and weights that a kernel reads itself.
 
-    State-space layers hand the weight of ``out_proj`` to a kernel, so peft refuses adapters there.
+    State-space layers pass the weight of ``out_proj`` to a kernel, so peft refuses adapters there.
     """
     odd = [name for name, module in linear.items() if not _maps_rows(module)]
     if model.config.model_type in _STATE_SPACE:
@@ -105,7 +105,7 @@ def _excluded(model: Any, linear: dict[str, nn.Module]) -> list[str] | None:
 
 
 def _maps_rows(module: Any) -> bool:
-    """Return whether a module maps (..., in) to (..., out), as its weight says."""
+    """Return whether a module maps (..., in) to (..., out), according to its weight."""
     if type(module) is nn.Linear or not isinstance(module, nn.Linear):
         return True
     rows = torch.zeros(1, 2, module.in_features, dtype=module.weight.dtype, device=module.weight.device)
@@ -128,7 +128,7 @@ def adapts_projection(model: nn.Module, lora: LoRA) -> bool:
 
 
 def _check_targets(model: Any, targets: list[str], linear: dict[str, nn.Module]) -> None:
-    """Peft ignores a target that matches nothing as long as another one matches."""
+    """Refuse a target that matches nothing, which peft ignores as long as another one matches."""
     tied = model.get_output_embeddings() if model.config.get_text_config().tie_word_embeddings else None
     for target in targets:
         hits = [module for name, module in linear.items() if name == target or name.endswith(f".{target}")]
@@ -153,8 +153,8 @@ class FourBitLinear(nn.Module):
     """Frozen linear layer whose weight is kept in NF4.
 
     Args:
-        linear: The layer to pack, left as it was.
-        device: Where to pack it.
+        linear: The layer to pack, which is left unchanged.
+        device: Device of the packed weight.
     """
 
     packed: Tensor
@@ -197,9 +197,10 @@ class FourBitLinear(nn.Module):
 
 
 def check_quantized(trainer: Any, module: Any) -> None:
-    """Raise an `InputError` where a 4-bit base cannot work, before the model is loaded.
+    """Raise an `InputError` if a 4-bit base cannot work, before the model is loaded.
 
-    With FSDP2, on a CPU, in another precision, with a live reference or compiled blocks, or without bitsandbytes.
+    This is so with FSDP2, on a CPU, in another precision, with a live reference or compiled blocks, or without
+    bitsandbytes.
     """
     asked = f"model.lora.base is {NF4}"
     if isinstance(trainer.strategy, ModelParallelStrategy):
@@ -224,15 +225,15 @@ def check_quantized(trainer: Any, module: Any) -> None:
 
 
 def check_installed() -> None:
-    """Raise an `InputError` where bitsandbytes is not installed."""
+    """Raise an `InputError` if bitsandbytes is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError("A base in 4 bits (lora.base: nf4) needs bitsandbytes: pip install 'dipo-lightning[qlora]'")
 
 
 def quantize_base(policy: nn.Module, device: torch.device) -> nn.Module:
-    """Pack the linear layers under and beside the adapters, in place; other frozen weights become bfloat16.
+    """Pack the linear layers with and without adapters, in place; other frozen weights become bfloat16.
 
-    Layer after layer on ``device``: the GPU never holds an unpacked model.
+    This goes layer by layer on ``device``: the GPU never holds an unpacked model.
     """
     check_installed()
     model = causal_lm(policy)
@@ -253,7 +254,7 @@ def quantize_base(policy: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _kept_in_float32(model: Any) -> set[str]:
-    """Parts of parameter names that a family cannot compute with in less, as ``transformers`` knows them."""
+    """Parts of the names of parameters that must stay in float32, as ``transformers`` lists them for the family."""
     names = [getattr(model, f"_keep_in_fp32_modules{kind}", None) or () for kind in ("", "_strict")]
     return {name for some in names for name in some}
 

@@ -1,4 +1,4 @@
-"""The reference without sight of some words of the prompt: a model that was never told whom it is asked about."""
+"""The reference with some words of the prompt masked, as if it were never told whom the question is about."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from dipo_lightning.reference.references import Reference, build_reference
 
 
 def forward_reference(module: Any) -> Reference:
-    """Build a module's reference that runs forwards: of a blind view there is no cache.
+    """Build a module's reference as a model that runs forward passes, since a blind view has no cache.
 
     Raises:
-        InputError: ``model.reference`` asks for another.
+        InputError: ``model.reference`` names another kind.
     """
     name = "adapters_off" if module.lora is not None else "live"
     if module.reference_name not in ("auto", name):
@@ -28,12 +28,12 @@ def forward_reference(module: Any) -> Reference:
 
 
 def blind_answers(reference: Reference, batch: TokenBatch, sight: Sequence[Sequence[int]], **form: Any) -> Answers:
-    """Return the reference's view of the answers of a batch while it cannot attend to some tokens.
+    """Return the reference's answers to a batch with some tokens masked.
 
     Args:
-        reference: One that runs forwards.
+        reference: A reference that runs forward passes.
         batch: Token batch of B sequences.
-        sight: For each sequence, 0 at every token that is not seen and 1 at the others; shorter than padding is right.
+        sight: For each sequence, 0 at every masked token and 1 at the others; it may be shorter than the padded batch.
         **form: ``from_hidden`` and ``chunk_size`` of `Reference.answers`.
     """
     seen = torch.zeros_like(batch["attention_mask"])
@@ -44,15 +44,15 @@ def blind_answers(reference: Reference, batch: TokenBatch, sight: Sequence[Seque
 
 
 def without_question(tokenizer: Any, ids: Sequence[int], question: str) -> list[int]:
-    """Return 0 at the tokens of a prompt that write its question, 1 at the others: BOS, the tags, what follows them.
+    """Return 0 at the tokens of a prompt that belong to its question, 1 at the others (BOS, tags).
 
     Args:
         tokenizer: Decodes the ids.
-        ids: Of the prompt.
-        question: As the row has it.
+        ids: Ids of the prompt.
+        question: The row's question.
 
     Raises:
-        InputError: The prompt does not show the question as it is written.
+        InputError: The prompt does not contain the question verbatim.
     """
     text = tokenizer.decode(list(ids))
     start = text.find(question.strip())
@@ -64,14 +64,14 @@ def without_question(tokenizer: Any, ids: Sequence[int], question: str) -> list[
 
 @torch.no_grad()
 def check_blindness(model: nn.Module, name: str) -> None:
-    """Make sure that a masked token changes nothing behind it.
+    """Check that a masked token changes nothing after it.
 
     Args:
         model: A ``transformers`` causal LM.
-        name: What needs that, for the message.
+        name: The option that needs this, for the message.
 
     Raises:
-        InputError: It does, as in recurrent models, which carry a state past the mask.
+        InputError: It changes later tokens, as in recurrent models, which carry a state past the mask.
     """
     size = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     ids = torch.tensor([[1, 2, 3, 4, 5, 6], [1, 2, 7, 4, 5, 6]], device=next(model.parameters()).device) % size

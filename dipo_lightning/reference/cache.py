@@ -1,8 +1,8 @@
 """Vectors of every supervised position of a data set, computed once and memory-mapped from disk.
 
-The name of a cache's folder is a hash of everything its vectors depend on, so that a stale one is never found.
-One run at a time writes it, under a temporary name that becomes the final one when all rows are there: an interrupted
-run resumes where it stopped, and no incomplete cache is read. Every row carries a checksum.
+The name of a cache's folder is a hash of everything its vectors depend on, so that a stale one is never used.
+One run at a time writes it, under a temporary name that becomes final once all rows are there: an interrupted run
+resumes where it stopped, and an incomplete cache is never read. Every row has a checksum.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PositionCache:
     """(positions, width) float32 vectors on disk, read by row index.
 
     Args:
-        root: Folder of all caches; this one's is ``root/key[:16]``, and ``root/key[:16].partial`` until it is whole.
+        root: Folder of all caches; this one is ``root/key[:16]``, and ``root/key[:16].partial`` until it is complete.
         key: See `cache_key`.
         examples: The tokenised rows, in order.
         width: Numbers per position.
@@ -62,12 +62,12 @@ class PositionCache:
         self._lock: IO[str] | None = None
 
     def claim(self) -> None:
-        """Make sure that the cache is whole, or that this process alone makes it: wait for another run that does.
+        """Claim an incomplete cache for this process alone, after waiting for another run that is making it.
 
         Called by one process of a run, before any of them opens the cache.
 
         Raises:
-            RunError: It cannot be written, or the disk has no room for it.
+            RunError: It cannot be written, or the disk has no space for it.
         """
         if self.folder.exists():
             return
@@ -89,17 +89,17 @@ class PositionCache:
             ) from error
 
     def finish(self) -> None:
-        """Give the cache its own name, by the process that has claimed it; every row is there."""
+        """Give the complete cache its final name; called by the process that claimed it."""
         self.partial.rename(self.folder)
 
     def release(self) -> None:
-        """Let another run make the cache."""
+        """Release the claim, so that another run can make the cache."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def open(self) -> None:
-        """Map the files as they are on disk now, after checking that they are this cache's.
+        """Map the files on disk, after checking that they belong to this cache.
 
         Raises:
             RunError: The folder holds a cache of another key, shape or format, or a truncated one.
@@ -122,12 +122,12 @@ class PositionCache:
             raise RunError(f"The cache {folder} lacks {len(self.missing)} rows; delete it and run again.")
 
     def build(self, compute: Callable[[TokenBatch], Tensor], batch_size: int, device: torch.device) -> None:
-        """Fill in the missing rows: every process computes its share, and the first one writes what all have.
+        """Fill in the missing rows: every process computes its share, and the first one writes all of them.
 
-        One writer, because hosts that share a folder do not share the pages they map of a file: each would write its
-        own copy of a page back, with the others' rows missing. Collective; all have called `open` before the first one
-        gets here, so that they see the same rows missing. ``compute`` gives (N, width) for a token batch, and may be
-        collective.
+        There is one writer because hosts that share a folder do not share the mapped pages of a file: each would write
+        back its own copy of a page, without the others' rows. Collective; all processes must have called `open` before
+        the first one gets here, so that they see the same rows missing. ``compute`` returns (N, width) for a token
+        batch, and may be collective.
         """
         first = rank_and_world()[0] == 0
         starts = range(0, len(self.missing), batch_size)
@@ -142,7 +142,7 @@ class PositionCache:
                 self._write(rows)
 
     def _write(self, rows: Mapping[int, np.ndarray]) -> None:
-        """Write the vectors of each slot, and then their checksums, by which they count as written."""
+        """Write the vectors of each slot, then their checksums, which mark them as written."""
         for slot, values in rows.items():
             self.values[self.starts[slot] : self.starts[slot + 1]] = values
         self.values.flush()
@@ -151,14 +151,14 @@ class PositionCache:
         self.marks.flush()
 
     def _mark(self, slot: int) -> int:
-        """Return the checksum of a row's vectors, and that they are written."""
+        """Return the checksum of a row's vectors, with the mark that they are written."""
         return _WRITTEN | zlib.crc32(self.values[self.starts[slot] : self.starts[slot + 1]].tobytes())
 
     def read(self, index: Tensor) -> Tensor:
         """Return (N, width) float32 vectors of the rows ``index`` (B,), row after row, on its device.
 
         Raises:
-            RunError: The cache was made of other rows, or a row's vectors are not those that were written.
+            RunError: The cache was made from other rows, or a row's vectors are damaged.
         """
         parts = []
         for row in index.tolist():
@@ -176,7 +176,7 @@ class PositionCache:
 
 
 def allocate(path: Path, size: int) -> None:
-    """Make a file of ``size`` zero bytes that the disk has room for: a mapped file without room ends in SIGBUS."""
+    """Make a file of ``size`` zero bytes, allocated on disk: a mapped file without space ends in SIGBUS."""
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate") and size:
             os.posix_fallocate(file.fileno(), 0, size)
@@ -186,7 +186,7 @@ def allocate(path: Path, size: int) -> None:
 
 
 def locked(path: Path) -> IO[str]:
-    """Lock a file, waiting for whoever holds it; closing what is returned, or the end of the process, frees it."""
+    """Lock a file, waiting for its holder; closing the returned file, or the end of the process, releases it."""
     file = path.open("w")
     try:
         import fcntl

@@ -1,7 +1,7 @@
-"""The frozen model (the policy before unlearning), live or cached.
+"""The reference model (a frozen copy of the policy before unlearning), live or cached.
 
-A reference is held outside the module tree, so that it is never trained, saved, clipped or counted; for the same
-reason it moves itself to the device and is sharded by its own call.
+A reference is kept outside the module tree, so that it is never trained, saved, clipped or counted; it therefore moves
+itself to the device and is sharded separately.
 
 | reference               | exact for                        | costs                                              |
 |-------------------------|----------------------------------|----------------------------------------------------|
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 
 
 class Reference(Protocol):
-    """Frozen model's view of the supervised positions of a batch, without a gradient."""
+    """Outputs of the frozen model at the supervised positions of a batch, without a gradient."""
 
     def answers(
         self, parts: Mapping[str, TokenBatch], from_hidden: bool = True, chunk_size: int = 1024
     ) -> dict[str, Answers]:
-        """Return the answers of those parts that the reference knows, with hidden states and head or with logits."""
+        """Return the answers of the parts that the reference covers, with hidden states and head or with logits."""
 
 
 class ModelReference:
-    """A reference that is a model and runs a forward; the base of the two below.
+    """Reference that is a model and runs forward passes; the base of the two below.
 
     Args:
         model: A ``transformers`` causal LM, sharded or not.
@@ -63,8 +63,9 @@ class ModelReference:
     ) -> dict[str, Answers]:
         """Return the answers of all parts, from one forward.
 
-        A matrix product rounds by its shape. On the forget rows alone the reference would be a rounding away from the
-        policy's joint forward; on the same joint batch both are equal to the last bit until the first step.
+        The rounding of a matrix product depends on its shape. On the forget rows alone the reference would differ from
+        the policy's joint forward by rounding; on the same joint batch both are equal to the last bit until the first
+        step.
         """
 
         def states(answers: dict[str, Answers]) -> dict[str, Tensor]:
@@ -81,10 +82,10 @@ class ModelReference:
 
     @property
     def head(self) -> Head:
-        """The whole head, on every rank and as the model computes with it."""
+        """The whole head, on every rank and in the dtype that the model computes in."""
         if self._head is None:
             if is_sharded(self.model):
-                self.model.reshard()  # type: ignore[operator]  # gathered weights are views of a buffer that goes away
+                self.model.reshard()  # gathered weights are views of a buffer that goes away
             head = output_head(self.model)
             bias = None if head.bias is None else whole(head.bias).to(self.dtype)
             self._head = replace(head, weight=whole(head.weight).to(self.dtype), bias=bias)
@@ -92,7 +93,7 @@ class ModelReference:
 
 
 class LiveReference(ModelReference):
-    """A second copy of the model, frozen; exact for every method, at the price of its weights and a forward.
+    """A second, frozen copy of the model; exact for every method, at the cost of its weights and a forward pass.
 
     Args:
         model: The copy; it is set to evaluation mode and frozen here.
@@ -109,7 +110,7 @@ class LiveReference(ModelReference):
 
 
 class AdaptersOffReference(ModelReference):
-    """The policy itself with its LoRA adapters switched off: exact, and without a byte of memory.
+    """The policy itself with its LoRA adapters switched off: exact, and without extra memory.
 
     Args:
         model: The policy, a ``peft`` model whose base weights are frozen.
@@ -118,7 +119,7 @@ class AdaptersOffReference(ModelReference):
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Switch adapters and dropout off for the length of a block."""
+        """Switch adapters and dropout off within a ``with`` block."""
         training = self.model.training
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.model.eval()
@@ -180,21 +181,21 @@ class DirectionsReference:
 
 
 def without_rounding(cached: Tensor, own: Tensor, size: Tensor | None = None) -> Tensor:
-    """Return the policy's own values before the first step, where a cache holds the same up to rounding.
+    """Return the policy's own values in place of cached ones before the first step, when both agree up to rounding.
 
-    Until then the policy is the reference, and the cached values are its own, computed in other batches: a matrix
-    product rounds by its shape. Taken from the policy, the log-ratio is exactly 0.
+    Until then the policy is the reference, and the cached values are its own, computed in other batches, whose matrix
+    products round differently. With the policy's values the log-ratio is exactly 0.
 
     Args:
         cached: The reference's values, any shape.
-        own: The policy's in their place, the same shape.
-        size: Values whose norm the rounding is relative to; default `own`.
+        own: The policy's values, the same shape.
+        size: Values whose norm the tolerance is relative to; default `own`.
 
     Returns:
         `own` without a gradient.
 
     Raises:
-        RunError: They differ by more than half the digits of the dtype in which the forward computes.
+        RunError: They differ by more than half the digits of the dtype of the forward pass.
     """
     own = own.detach()
     kind = own.device.type
@@ -212,18 +213,18 @@ def without_rounding(cached: Tensor, own: Tensor, size: Tensor | None = None) ->
 
 
 def whole(weight: Tensor) -> Tensor:
-    """Return a weight without its gradient, gathered where it is sharded (collective)."""
+    """Return a weight without its gradient, gathered if it is sharded (collective)."""
     return weight.full_tensor().detach() if hasattr(weight, "full_tensor") else weight.detach()
 
 
 CACHE_BATCH_SIZE = 8
 
 MOST_CACHED = 20_000
-"""Forget rows above which ``reference: auto`` caches none: all of them would be computed before the first step."""
+"""Number of forget rows above which ``reference: auto`` uses no cache: it would compute all before the first step."""
 
 
 def choose_reference(module: Any) -> tuple[str, str]:
-    """Return the name of the reference to use, and why; an `InputError` where the one asked for cannot be exact."""
+    """Return the name of the reference to use, and why; an `InputError` if the requested one cannot be exact."""
     name, obstacle = module.reference_name, obstacle_to_caching(module)
     if name in ("hidden_states", "directions") and obstacle:
         raise InputError(f"model.reference is {name}, but {obstacle}. Use live or auto.")
@@ -235,7 +236,7 @@ def choose_reference(module: Any) -> tuple[str, str]:
 
 
 def obstacle_to_caching(module: Any) -> str | None:
-    """Return why the reference cannot be cached for this module and data, or None."""
+    """Return the reason why the reference cannot be cached for this module and data, or None."""
     if module.head is None or not module.head.linear:
         return "the model's logits are not a plain product of hidden states and the output projection"
     if module.reference_parts != ["forget"]:
@@ -249,7 +250,7 @@ def obstacle_to_caching(module: Any) -> str | None:
 
 
 def build_reference(module: Any, name: str) -> Reference:
-    """Build the reference called ``name`` (all but ``directions``, which is DiPO's own)."""
+    """Build the reference called ``name`` (any but ``directions``, which is specific to DiPO)."""
     assert module.policy is not None
     device = module.trainer.strategy.root_device
     if name == "adapters_off":
@@ -272,15 +273,15 @@ def build_reference(module: Any, name: str) -> Reference:
 
 
 def open_cache(module: Any, width: int, compute: Callable[[Tensor], Tensor], **key: Any) -> PositionCache:
-    """Open the cache of the forget rows, and compute what is missing of it: all ranks together, once.
+    """Open the cache of the forget rows, and compute its missing rows: all ranks together, once.
 
     The policy is the reference until its first step; this runs before a checkpoint is restored into it.
 
     Args:
         module: The LightningModule, with its policy loaded.
         width: Numbers per position.
-        compute: Gives (N, width) for hidden states (N, H); called without gradients.
-        **key: What the numbers depend on besides data and weights; plain values.
+        compute: Returns (N, width) for hidden states (N, H); called without gradients.
+        **key: Plain values that the numbers depend on besides data and weights.
     """
     trainer, strategy = module.trainer, module.trainer.strategy
     examples = trainer.datamodule.forget_examples
@@ -331,7 +332,7 @@ def fill(module: Any, cache: PositionCache, compute: Callable[[Tensor], Tensor])
 
 
 def hidden_states(answers: dict[str, Answers]) -> dict[str, Tensor]:
-    """Return the hidden states of the forget rows, from within a forward."""
+    """Return the hidden states of the forget rows, from within a forward pass."""
     hidden = answers["forget"].hidden
     assert hidden is not None
     return {"hidden": hidden}

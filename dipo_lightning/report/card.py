@@ -34,14 +34,14 @@ class CardFacts:
 
     Attributes:
         name: The model's own name.
-        base: The model it was made from: a hub name, or a path whose last part is shown.
+        base: The model it was made from: a hub name, or a path, of which the last part is shown.
         method: Class of the module.
         settings: The module's hyper-parameters.
         data: Rows and fingerprints by part (`dipo_lightning.data.rows.fingerprints`).
         run: The run's log folder, whose evaluations and configuration are read; None for no run.
-        step: Optimiser step of the weights; results of a later one aren't theirs.
+        step: Optimiser step of the weights; results of later steps are left out.
         adapters: Whether the folder holds LoRA adapters only.
-        licence: Identifier of the licence that it is passed on under, for a model that goes to the hub.
+        licence: Identifier of the model's licence, for a model that goes to the hub.
     """
 
     name: str
@@ -56,7 +56,7 @@ class CardFacts:
 
 
 def model_card(facts: CardFacts) -> str:
-    """Write the card, Markdown with the hub's YAML header; no access token and no path of this machine is in it."""
+    """Write the card, Markdown with the hub's YAML header, without access tokens or paths of this machine."""
     evaluations = {} if facts.run is None else _until(read_documents(facts.run), facts.step)
     data = facts.data or next((d[-1]["provenance"]["data"] for d in evaluations.values() if _has_data(d[-1])), {})
     shown = {key: value for key, value in facts.settings.items() if key not in _NOT_SHOWN and not key.startswith("_")}
@@ -107,7 +107,7 @@ def _use(facts: CardFacts) -> str:
 
 
 def _run_section(run: Path | None) -> str:
-    """The settings of the run that a reader needs to repeat it, from its saved configuration."""
+    """Settings needed to repeat the run, from its saved configuration."""
     file = run / "config.yaml" if run is not None else None
     if file is None or not file.is_file():
         return ""
@@ -185,10 +185,10 @@ def _base_name(base: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Escape a text for Markdown, on one line."""
     return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(text.split()))
 
 
 def _code(text: str) -> str:
-    """Text for between backticks in a table cell."""
+    """Escape a text for use between backticks in a table cell."""
     return " ".join(text.replace("`", "'").replace("|", "/").split())

@@ -51,7 +51,7 @@ _TRAINING: Sequence[tuple[str, str, dict[str, str]]] = (
 
 
 def training_charts(curves: Mapping[str, Curve]) -> list[Chart]:
-    """Draw what training logged; a method's own further terms get a chart each."""
+    """Draw the scalars logged in training; each further term of a method gets its own chart."""
     charts = []
     for title, words, tags in _TRAINING:
         if there := {label: curves[tag] for tag, label in tags.items() if curves.get(tag)}:
@@ -70,7 +70,7 @@ def evaluation_charts(
 ) -> list[Chart]:
     """Draw the numbers of a run's evaluations over its steps: the benchmark's charts, and one for each user's metric.
 
-    Nothing for a single evaluation. ``retain`` are the retain model's numbers, as far as they are known.
+    A single evaluation gives no charts. ``retain`` holds the retain model's numbers, as far as they are known.
     """
     if len(documents) < 2:
         return []
@@ -105,11 +105,11 @@ def svg_image(
     """Draw curves over optimiser steps and return the picture as a ``data:`` address.
 
     Args:
-        curves: By their labels.
-        levels: The retain model's number for some of them, a dotted line in the curve's colour; None for curves that
-            are no evaluation's.
-        mark: A value that is marked with a dashed line, and its name.
-        powers: The values are decimal logarithms, and the axis shows powers of ten.
+        curves: Curves by label.
+        levels: The retain model's numbers by label, drawn as dotted lines in the curve's colour; None for curves that
+            are not from an evaluation.
+        mark: A value to mark with a dashed line, and its name.
+        powers: The values are decimal logarithms; the axis shows powers of ten.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -147,7 +147,7 @@ def svg_image(
 COLOUR, OTHERS = "#0072b2", "0.8"
 COLUMNS = 4
 LEFT = 0.6
-"""Share of the target's utility at which the axis ends: what lost more is drawn at its edge."""
+"""Share of the target's utility at which the axis ends; points below it are drawn at the edge."""
 
 
 @dataclass(frozen=True)
@@ -171,14 +171,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Axes:
-    """The two numbers that are drawn.
+    """The two axes of the picture.
 
     Attributes:
-        utility: Name of the one to the right.
-        forgetting: Name of the one upwards.
-        wanted: Direction of the second one.
-        lowest: Where its axis ends below: what is further down is drawn at its edge and marked.
-        mark: A value of the second one that is marked with a dotted line, and its name.
+        utility: Label of the horizontal axis.
+        forgetting: Label of the vertical axis.
+        wanted: Desired direction of the vertical axis.
+        lowest: Lower end of the vertical axis; points below it are drawn at the edge and marked.
+        mark: A value of the vertical axis to mark with a dotted line, and its name.
     """
 
     utility: str
@@ -196,15 +196,15 @@ def comparison_picture(
     retain: Point | None = None,
     keep: float = 0.95,
 ) -> Path:
-    """Draw every method's way from the target, epoch by epoch, in a panel of its own, and write a PNG.
+    """Draw every method's path from the target, epoch by epoch, in its own panel, and write a PNG.
 
     Args:
         trajectories: Points of each method, first epoch to last; a method without one is left out.
-        path: Where the picture goes.
-        names: What is drawn.
+        path: The file to write.
+        names: The two axes.
         target: The model before unlearning; every trajectory starts there.
         retain: The model that never saw the forget set; compared with itself.
-        keep: Share of the target's utility that is marked.
+        keep: Share of the target's utility to mark.
     """
     from matplotlib.figure import Figure
 
@@ -245,7 +245,7 @@ def comparison_picture(
 
 
 def _inside(points: Sequence[Point], corner: tuple[float, float]) -> tuple[list[float], list[float]]:
-    """The utilities and the numbers of forgetting, none beyond the picture's lower left corner."""
+    """Utilities and numbers of forgetting, clipped to the picture's lower left corner."""
     return [max(p.utility, corner[0]) for p in points], [max(p.quality, corner[1]) for p in points]
 
 

@@ -30,18 +30,18 @@ from dipo_lightning.safety.redaction import without_home, without_secrets, witho
 PAGE = "results.html"
 ROWS = 100
 HEADLINES = 6
-"""Most numbers of a benchmark that stand on top."""
+"""Maximum number of a benchmark's numbers shown at the top."""
 NOTABLE = 0.05
-"""A smaller change of a number, as a share of it, is neither praised nor blamed."""
+"""A change of a number, as a share of it, below which it is marked neither good nor bad."""
 
 
 def report(run_folder: str, output: str | None = None, rows: int = ROWS) -> None:
     """Write a run's results as one HTML page that needs no network.
 
     Args:
-        run_folder: Log folder of a run with an evaluation callback (what ``fit`` prints at its end).
+        run_folder: Log folder of a run with an evaluation callback (``fit`` prints it at its end).
         output: The file to write; default is ``results.html`` in that folder.
-        rows: Most rows of each set whose answers are shown.
+        rows: Maximum number of rows of each set whose answers are shown.
     """
     print(f"The results page is {write_page(run_folder, output, rows)}")
 
@@ -56,7 +56,7 @@ def write_page(run_folder: str | Path, output: str | Path | None = None, rows: i
 
 
 def fill(template: str, **texts: Any) -> str:
-    """Return a template of this folder as HTML; every text in it is escaped, and it can run no script."""
+    """Render a template of this folder as HTML; every text is escaped, and the page cannot run scripts."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -89,7 +89,7 @@ def _run_name(path: Path) -> str:
 
 
 def _configuration(text: str) -> str:
-    """A run's configuration without secrets, and without the options that were left at nothing."""
+    """A run's configuration without secrets and without empty options."""
     text = without_secrets_in_yaml(without_home(text))
     try:
         config = yaml.safe_load(text)
@@ -139,13 +139,13 @@ def _evaluation(name: str, documents: Sequence[Document], most: int) -> dict[str
 
 
 def _drawn(document: Document) -> str:
-    """Say what an evaluation's intervals are."""
+    """Return a note on an evaluation's intervals."""
     resamples = document.get("bootstrap", {}).get("resamples")
     return f"{INTERVAL:.0%} interval over {resamples} drawings of its rows (bootstrap)"
 
 
 def _headlines(benchmark: Benchmark, meanings: Meanings) -> list[str]:
-    """Names of the numbers on top, the utility among them; a logarithm says nothing new beside its number."""
+    """Names of the numbers at the top, the utility among them; not a logarithm beside its own number."""
     shown = [key for key in benchmark.shown if meanings[key].unit != "log10"]
     utility = benchmark.headline.utility
     if utility in shown[HEADLINES:]:
@@ -154,7 +154,7 @@ def _headlines(benchmark: Benchmark, meanings: Meanings) -> list[str]:
 
 
 def _retain_log(document: Document) -> EvaluationLog | None:
-    """The retain model's log that an evaluation was compared with, where it still is at its place."""
+    """Retain model's log that an evaluation was compared with, if it is still in its place."""
     path = document.get("settings", {}).get("retain_log")
     if not isinstance(path, str) or not Path(path).exists():
         return None
@@ -167,7 +167,7 @@ def _retain_log(document: Document) -> EvaluationLog | None:
 def _line(
     key: str, meaning: Meaning, about: str, before: float | None, now: float, retain: float | None
 ) -> dict[str, Any]:
-    """A line of the table: before, now, the retain model's, and whether a notable change is the wanted one."""
+    """A line of the table: before, now, the retain model's, and whether a notable change is good or bad."""
     label, words = meaning.label, meaning.words
     if about:
         label, words = f"{label.partition(': ')[2] or label} on {about}", words.removeprefix(f"On {about}. ")
@@ -187,7 +187,7 @@ def _line(
 
 
 def alike(value: float, among: Sequence[float], sign: str = "") -> str:
-    """Return a number with as many decimals as those it stands among, and very small ones as powers of ten."""
+    """Format a number with as many decimals as its neighbours, and a very small one as a power of ten."""
     if not math.isfinite(value):
         return str(value)
     if all(number.is_integer() for number in among) and max(map(abs, among)) > 1:
@@ -198,7 +198,7 @@ def alike(value: float, among: Sequence[float], sign: str = "") -> str:
 
 
 def _direction(meaning: Meaning, before: float | None, now: float, retain: float | None) -> str:
-    """The word for a notable change: good or bad, or nothing."""
+    """Return the word for a notable change, good or bad, or an empty text."""
     if before is None or not abs(now - before) > NOTABLE * max(abs(now), abs(before)):
         return ""
     if meaning.floor and retain is not None:  # as a model that never knew is the goal
@@ -207,7 +207,7 @@ def _direction(meaning: Meaning, before: float | None, now: float, retain: float
 
 
 def _absent(aggregates: Mapping[str, Any], meanings: Meanings) -> dict[str, str]:
-    """Return what could not be computed, and why."""
+    """Return the numbers that could not be computed, with the reasons."""
     ending = "_absent"
     return {
         visible(meanings[key.removesuffix(ending)].label): visible(str(reason))
@@ -224,7 +224,7 @@ def _sets(
     compared: bool,
     log: EvaluationLog | None,
 ) -> list[dict[str, Any]]:
-    """The answers of every set that has any, before and after, and the retain model's."""
+    """Answers of every set that has any: before, after, and the retain model's."""
     found = []
     for name, rows in last["sets"].items():
         said = [row for row in rows if isinstance(row.get("generation"), str)]
@@ -240,7 +240,7 @@ def _sets(
 
 
 def _answers(row: Mapping[str, Any], before: str | None, retain: Any) -> dict[str, Any]:
-    """One row: question, truth, the two answers in pieces that tell what changed, and the retain model's."""
+    """One row: question, truth, the two answers in pieces that mark the changes, and the retain model's answer."""
     after = visible(row["generation"])
     then, now = word_changes(visible(before), after) if before is not None else (None, word_changes(after, after)[1])
     return {
@@ -263,13 +263,13 @@ def _named(provenance: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str
 
 
 def _about(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a reader wants to know of a run first."""
+    """Return the facts about a run that a reader needs first."""
     rows = {f"{part} rows": str(what["rows"]) for part, what in (provenance.get("data") or {}).items()}
     return _named(provenance, _ABOUT) | rows
 
 
 def _origin(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """Return what is needed to repeat a run."""
+    """Return the settings needed to repeat a run."""
     found = _named(provenance, _ORIGIN)
     for part, what in (provenance.get("data") or {}).items():
         found[f"{part} rows, SHA-256"] = visible(what["sha256"])
@@ -286,8 +286,8 @@ def verdict_page(
 ) -> str:
     """Return the page of a verdict (plain values) as HTML.
 
-    ``answers`` has for each forget row ``question``, ``answer``, and what was said ``before`` and ``after``; ``facts``
-    tell what the run was made with, and ``keep`` is the share that must be kept.
+    ``answers`` has for each forget row ``question``, ``answer``, and the model's answers ``before`` and ``after``;
+    ``facts`` describe the run, and ``keep`` is the share that must be kept.
     """
     return fill(
         "verdict.html.jinja",
@@ -317,7 +317,7 @@ def _value(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _kept(one: Mapping[str, Any], keep: float) -> dict[str, Any]:
-    """A line of the table of what was kept."""
+    """A line of the table of kept abilities."""
     known = one["low"] is not None and one["high"] is not None
     return {
         "name": one["label"],

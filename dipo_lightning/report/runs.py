@@ -98,8 +98,8 @@ def _curves(folder: Path) -> dict[str, Curve]:
 def headline_picture(evaluations: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     """Draw the benchmark's two headline numbers over the steps of a run, forgetting above utility, and write a PNG.
 
-    ``evaluations`` are the run's parsed JSON files on one benchmark, in any order; an `InputError` where none has
-    either.
+    ``evaluations`` are the run's parsed JSON files on one benchmark, in any order; an `InputError` if none has either
+    number.
     """
     from matplotlib.figure import Figure
 
@@ -128,7 +128,7 @@ def headline_picture(evaluations: Sequence[Mapping[str, Any]], path: str | Path)
 
 
 def _curve(evaluations: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
-    """The finite values of a number by step (or by place, where a log has none)."""
+    """Finite values of a number by step (or by position, in a log without steps)."""
     points = [
         (document.get("provenance", {}).get("step", place), flat_numbers(document.get("aggregates", {})).get(name))
         for place, document in enumerate(evaluations)

@@ -1,4 +1,4 @@
-"""A model's text made safe to look at, and what changed between two of them, word by word."""
+"""A model's text made safe to display, and the changes between two texts, word by word."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Piece(NamedTuple):
 
 
 def visible(text: str, longest: int = LONGEST) -> str:
-    r"""Show what can't be seen: control characters and marks of direction as their code, ``\u001b``; cut what is long.
+    r"""Make a text visible: control characters and direction marks become codes such as ``\u001b``; a long one is cut.
 
-    HTML is not escaped here: the template does that.
+    HTML is escaped by the template, not here.
     """
     cut = text if len(text) <= longest else text[: longest - 1] + "…"
     return "".join(_shown(character) for character in cut.replace("\r\n", "\n"))
 
 
 def printable(text: str) -> str:
-    """Take out everything that a terminal would obey: escape sequences, control characters, marks of direction."""
+    """Remove everything that a terminal would interpret: escape sequences, control characters, direction marks."""
     plain = _ESCAPE_SEQUENCE.sub("", text.replace("\r\n", "\n"))
     return "".join(character for character in plain if not _hidden(character))
 

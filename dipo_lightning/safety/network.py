@@ -1,4 +1,4 @@
-"""The hub without a network: the copies on this machine, or an error, within seconds."""
+"""Use of the hub without a network: cached copies, or an error, within seconds."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import urllib.request
 from collections.abc import Iterator
 
 PATIENCE = 4.0
-"""Seconds that the hub has to answer before it counts as out of reach."""
+"""Seconds without an answer after which the hub counts as unreachable."""
 
 
 @contextlib.contextmanager
 def bounded_hub() -> Iterator[None]:
-    """Take the hub's libraries offline where the hub does not answer: by themselves they retry for half a minute."""
+    """Take the hub's libraries offline if the hub does not answer; by themselves they retry for half a minute."""
     from huggingface_hub import constants
 
     if constants.is_offline_mode() or hub_answers(constants.ENDPOINT):
@@ -36,9 +36,9 @@ def bounded_hub() -> Iterator[None]:
 
 
 def hub_errors(*more: type[BaseException]) -> tuple[type[BaseException], ...]:
-    """Return the errors in which a call to the hub ends where there is no network, or a refusal, and ``more``.
+    """Return the errors that a call to the hub raises without a network or when it is refused, and ``more``.
 
-    Those of the client that ``huggingface_hub`` calls with are no `OSError` in every version of it.
+    The errors of the HTTP client behind ``huggingface_hub`` are not an `OSError` in every version of it.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -47,9 +47,9 @@ def hub_errors(*more: type[BaseException]) -> tuple[type[BaseException], ...]:
 
 @functools.cache
 def hub_answers(endpoint: str, patience: float = PATIENCE) -> bool:
-    """Find out if anything answers at the hub's address; asked once per process.
+    """Return whether anything answers at the hub's address; checked once per process.
 
-    In a thread, since looking up a name has no time limit of its own.
+    In a thread, since a name lookup has no timeout of its own.
     """
     found: list[bool] = []
     thread = threading.Thread(target=lambda: found.append(_answers(endpoint, patience)), daemon=True)

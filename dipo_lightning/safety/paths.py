@@ -1,4 +1,4 @@
-"""Places that a user names, with ``~`` and variables filled in once and alike everywhere."""
+"""Paths given by the user: ``~`` and variables are expanded, the same way everywhere."""
 
 import os
 from pathlib import Path
@@ -10,8 +10,8 @@ def expanded(path: str, option: str) -> Path:
     """Return a path with ``~`` and ``$VARIABLES`` filled in.
 
     Args:
-        path: As it was given.
-        option: What it was given as, for the message.
+        path: The path as given.
+        option: The user's option, for the message.
 
     Raises:
         InputError: It names a variable that is not set.

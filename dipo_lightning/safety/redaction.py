@@ -1,4 +1,4 @@
-"""Redaction of what must not leave a machine with a model or a page: access tokens and the user's folders."""
+"""Redaction of access tokens and of the user's folders, which must not leave the machine with a model or a page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ORDINARY_TOKENS = frozenset({
     "suppress", "verbmem", "knowmem", "num", "ignore", "turn", "forget", "retain", "skip", "text", "batch",
 })  # fmt: skip
 _RANDOM = re.compile(r"(?=.*\d)(?=.*[A-Za-z])[A-Za-z0-9_+/=.-]{16,}")
-"""A value that is no word: long, of letters and digits."""
+"""A value that is not a word: long, made of letters and digits."""
 _NO_TOKEN = re.compile(r"[-+.\d_eE]*|null|none|true|false|<.*>|\[.*\]|\W*", re.I)
 _SECRET_VALUE = re.compile(
     r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}"
@@ -46,14 +46,14 @@ _LOCAL_PATH = re.compile(r"(?<![\w.:/])(~|[A-Za-z]:)?[/\\](?:[^/\\\s'\"]+[/\\])*
 
 
 def without_secrets(value: Any, name: str = "") -> Any:
-    """Return plain values with what looks like a secret taken out, by its name or by its form.
+    """Return plain values without anything that looks like a secret by its name or its form.
 
-    Everything that is written of a run's options passes through here: ``config.yaml``, TensorBoard, evaluations, pages,
+    All options of a run pass through here before they are written: ``config.yaml``, TensorBoard, evaluations, pages,
     cards, the run's record.
 
     Args:
         value: Strings, numbers, lists and mappings.
-        name: The name the value stands under.
+        name: The name of the value.
     """
     if isinstance(value, Mapping):
         return {key: without_secrets(item, str(key)) for key, item in value.items()}
@@ -69,7 +69,7 @@ def without_secrets(value: Any, name: str = "") -> Any:
 
 
 def without_secrets_in_yaml(text: str) -> str:
-    """Return a configuration's text as it was written, or, where it holds secrets, written anew without them."""
+    """Return a configuration's text unchanged, or, if it holds secrets, rewritten without them."""
     try:
         options = yaml.safe_load(text)
     except yaml.YAMLError:  # broken: line by line
@@ -80,7 +80,7 @@ def without_secrets_in_yaml(text: str) -> str:
 
 
 def _is_secret(name: str, value: Any) -> bool:
-    """Return whether the value under ``name`` is to stay secret whatever it looks like."""
+    """Return whether the value called ``name`` is a secret whatever it looks like."""
     words = re.sub(r"[-. ]", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)).lower()
     if _SECRET_WORD.search(words):
         return isinstance(value, str | int | float)
@@ -93,7 +93,7 @@ def _is_secret(name: str, value: Any) -> bool:
 
 
 def without_home(value: Any) -> Any:
-    """Return plain values with the path of the user's home, which has the user's name in it, written as ``~``."""
+    """Return plain values with the path of the user's home, which contains the user's name, written as ``~``."""
     if isinstance(value, Mapping | list | tuple):
         return _inside(value, without_home)
     home = str(Path.home())

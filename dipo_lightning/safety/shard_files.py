@@ -1,8 +1,8 @@
-"""Contents of a checkpoint's folder of shards besides tensors, read without running anything that lies in it.
+"""Safe reading of a sharded checkpoint: nothing in its folder is executed.
 
-torch's own reader unpickles the table of contents (``.metadata``), and every value that is no tensor, with full rights.
-So both are looked at here first: the table with an unpickler that knows torch's own record types only, the values
-with ``weights_only``.
+torch's own reader unpickles the table of contents (``.metadata``), and every value that is not a tensor, without
+restrictions. So both are checked here first: the table with an unpickler that accepts only torch's own record types,
+the values with ``weights_only``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _RECORDS = {
 
 
 class SafeReader(FileSystemReader):
-    """torch's reader of a folder of shards, with a table of contents that can't run anything."""
+    """torch's reader of a folder of shards, with a table of contents that can't run code."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Read the table of contents."""
@@ -65,7 +65,7 @@ def read_contents(folder: Path) -> Metadata:
 
 
 def check_shards(folder: Path) -> None:
-    """Raise an `InputError` where a folder of shards holds more than tensors and plain values, before it is loaded."""
+    """Raise an `InputError` if a folder of shards holds more than tensors and plain values, before it is loaded."""
     contents = read_contents(folder)
     plain = {name for name, kept in contents.state_dict_metadata.items() if isinstance(kept, BytesStorageMetadata)}
     for where, piece in contents.storage_data.items():
@@ -86,10 +86,10 @@ def _check_value(folder: Path, name: str, piece: Any) -> None:
 
 
 class _RecordsOnly(pickle.Unpickler):
-    """Unpickler that knows torch's record types and nothing that does something."""
+    """Unpickler that accepts torch's record types and nothing that runs code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Give a record type, or raise an `InputError`."""
+        """Return a record type, or raise an `InputError`."""
         if name not in _RECORDS.get(module, ()):
             raise InputError(f"names {module}.{name}, which is no part of a table of contents")
         return super().find_class(module, name)

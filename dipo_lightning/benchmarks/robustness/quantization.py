@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, Subject, measure_answers, plainly
 from dipo_lightning.errors import InputError
+from dipo_lightning.models.distributed import is_spread
 from dipo_lightning.models.head import causal_lm
 
 NF4_LEVELS = (
@@ -125,10 +126,9 @@ def rounded(policy: nn.Module, name: str) -> Iterator[None]:
     Raises:
         InputError: The weights are sharded over processes, so that no process has whole channels or blocks.
     """
-    from torch.distributed.tensor import DTensor
     from transformers.pytorch_utils import Conv1D
 
-    if any(isinstance(parameter, DTensor) for parameter in policy.parameters()):
+    if any(is_spread(parameter) for parameter in policy.parameters()):
         raise InputError(
             "Weights that are sharded over processes cannot be rounded: leave quantization out of the callback's "
             "attacks, and use `dipo-lightning attack` on the exported model."

@@ -1,7 +1,7 @@
-"""The forget loss without a reference and without a vocabulary, for runs that freeze the output projection.
+"""The forget loss without a reference model or vocabulary-sized work, for runs that freeze the output projection.
 
-Then g = W^T d and c = <d, h_ref> depend on the reference alone. Computed once for the forget set, one vector of hidden
-size and one number per token, they give the margin <g, x> - c exactly, in every epoch.
+Then g = W^T d and c = <d, h_ref> depend on the reference alone. Computed once for the forget set (one vector of hidden
+size and one number per token), they give the margin <g, x> - c exactly in every epoch.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def directions(
 
 
 def margin_from_directions(hidden: Tensor, vector: Tensor) -> Tensor:
-    """Compute <g, x> of each position, differentiable in `hidden`: a reward over beta, but for the offset.
+    """Compute <g, x> of each position, differentiable in `hidden`: a reward over beta, up to the offset.
 
     Args:
         hidden: (N, H) the policy's last hidden states at the selected positions.

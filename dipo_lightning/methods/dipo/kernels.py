@@ -1,14 +1,14 @@
-"""The DiPO margin from hidden states: equal to the plain one, in a memory that does not grow with tokens x vocabulary.
+"""The DiPO margin from hidden states: equal to the plain margin, without ever holding tokens x vocabulary values.
 
 With d = preferred - dispreferred, W the policy's output projection and x its hidden states, a token's margin is
 
     <d, W x - h_ref> = <W^T d, x> - <d, h_ref>
 
-so with g = W^T d the gradient on x is g, and the gradient on W is the sum of d x^T. The forward keeps g (of hidden
-size); the backward makes d again chunk by chunk, or keeps it where one chunk holds all positions. In units of N V H
-multiply-adds the cost is 1 (reference logits) + 1 (g) + 1 (gradient on W; + 1 where d is made again), as plain
-cross-entropy on full logits has 3. Where W is frozen it is 2. Only for the package's own pair, and for heads that are a
-plain projection.
+so with g = W^T d the gradient on x is g, and the gradient on W is the sum of d x^T. The forward pass keeps g (of hidden
+size); the backward pass recomputes d chunk by chunk, or keeps it if one chunk holds all positions. In units of N V H
+multiply-adds the cost is 1 (reference logits) + 1 (g) + 1 (gradient on W; + 1 if d is recomputed); plain cross-entropy
+on full logits has 3. If W is frozen it is 2. This is for the package's own pair, and for heads that are a plain
+projection.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from dipo_lightning.methods.dipo.loss import TokenMargins
 from dipo_lightning.methods.dipo.pair import FactoredPair, PairOptions, factor
 
 _FEW = 16
-"""Tokens of a set whose rows of the projection are gathered at a time."""
+"""Number of the set's tokens whose rows of the projection are gathered at a time."""
 _MANY = 64
-"""Tokens of a set above which the whole projection is cheaper."""
+"""Size of the set above which the whole projection is cheaper."""
 
 
 class Plan(NamedTuple):
-    """Options that are fixed for one call."""
+    """Options fixed for one call."""
 
     options: PairOptions
     chunk_size: int
@@ -49,8 +49,8 @@ class Plan(NamedTuple):
     def explicit(self, dtype: torch.dtype) -> bool:
         """True if policy logits are formed.
 
-        They are for pairs made from them and for most rewards; and where both logits must be rounded alike, so that the
-        margin is exactly 0 where the policy is the reference: in half precision, or where it is asked for.
+        They are needed for pairs made from them and for most rewards, and when both logits must be rounded alike, so
+        that the margin is exactly 0 if the policy is the reference: in half precision, or on request.
         """
         half = dtype not in (torch.float32, torch.float64)
         options = self.options
@@ -60,20 +60,20 @@ class Plan(NamedTuple):
 
 
 class Inside(NamedTuple):
-    """Sums that the preferred reward takes beside the margin, in exchange for the policy's projection.
+    """Sums that give the preferred reward from the margin, without the policy's projection.
 
-    Outside the M tokens of the confident set, both differences are a multiple of one distribution: with o for it,
+    Outside the M tokens of the confident set, both differences are multiples of one distribution o:
 
         margin    = (m_w - m_l) <o, gap> + sum_i (w_i - l_i) gap_i
         preferred = (m_w - m_b) <o, gap> + sum_i (w_i - b_i) gap_i
 
     where m is the mass outside, and w, l, b the probabilities of preferred, dispreferred and base. So <o, gap> follows
-    from the margin, and of the policy's logits only those of the set are asked for.
+    from the margin, and only the policy's logits on the set are needed.
 
     Attributes:
         indices: (n, M) int64 the tokens of the set.
         logits: (n, M) the reference's logits on them.
-        share: (n,) (m_w - m_b) / (m_w - m_l), in [0, 1]: what it is for a centered memory vector.
+        share: (n,) (m_w - m_b) / (m_w - m_l), in [0, 1] for a centered memory vector.
         weights: (n, M) w - b - share * (w - l).
     """
 
@@ -93,7 +93,7 @@ class Inside(NamedTuple):
 
 
 def _inside(pair: FactoredPair) -> Inside:
-    """Take what `Inside` holds out of a pair."""
+    """Compute `Inside` from a pair."""
     towards, whole = pair.preferred - pair.base, pair.preferred - pair.dispreferred
     share = torch.where(whole.mass == 0, 0, towards.mass / whole.mass).clamp(0, 1)  # less rounding, where both are tiny
     return Inside(pair.indices, pair.logits, share.squeeze(-1), towards.values - share * whole.values)
@@ -157,7 +157,7 @@ class Workspace:
 
 
 class _ChunkedMargin(ClosedForm):
-    """Token margins with the gradient worked out by hand."""
+    """Token margins with an analytical gradient."""
 
     @staticmethod
     def forward(
@@ -220,21 +220,21 @@ def chunked_margin(
     with_rewards: bool = False,
     compare: bool = False,
 ) -> TokenMargins:
-    """Compute the margin of each position from hidden states, and both rewards where they are asked for.
+    """Compute the margin of each position from hidden states, and both rewards on request.
 
-    With a small set (`top_k`, centered) in float32 rewards cost next to nothing, else a policy projection (N V H).
+    With a small set (`top_k`, centered) in float32 rewards cost almost nothing, else one policy projection (N V H).
 
     Args:
         hidden: (N, H) the policy's last hidden states (after the final norm) at the selected positions.
-        weight: (V, H) the policy's output projection. Give the *same tensor* as `reference_weight` where the
-            projection is frozen: the margin is then exactly 0 where the hidden states are equal.
+        weight: (V, H) the policy's output projection. Give the *same tensor* as `reference_weight` if the projection
+            is frozen: the margin is then exactly 0 for equal hidden states.
         reference_hidden: (N, H_ref) the reference's last hidden states at the same positions.
         reference_weight: (V, H_ref) the reference's output projection.
         options: Source and form of the pair; logits of the policy are taken as constants.
-        chunk_size: Positions whose vocabulary-sized values may live at the same time.
+        chunk_size: Number of positions whose vocabulary-sized values are in memory at the same time.
         with_rewards: Compute the rewards too.
         compare: With rewards, form the policy's logits beside the reference's (N V H more): all three are then exactly
-            0 where both are equal, also where the projection is trained.
+            0 if both are equal, even if the projection is trained.
 
     Returns:
         (N,) each, float32 (float64 for float64 inputs). The margin is differentiable once in `hidden` and `weight`;

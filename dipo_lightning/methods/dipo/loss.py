@@ -35,11 +35,11 @@ Scale = Literal["2/beta", 1]
 
 
 class TokenMargins(NamedTuple):
-    """Margins of single positions, and the rewards that they are the difference of.
+    """Margins of single positions, and the rewards whose difference they are.
 
     Attributes:
         margin: (N,) with gradient.
-        preferred: (N,) R(preferred) / beta; None where it was not asked for.
+        preferred: (N,) R(preferred) / beta; None if it was not requested.
         dispreferred: (N,) R(dispreferred) / beta, so that margin = preferred - dispreferred; None likewise.
     """
 
@@ -92,7 +92,7 @@ def dipo_loss(margin: Tensor, beta: float, scale: Scale = "2/beta") -> Tensor:
         scale: `2/beta` or `1`.
 
     Returns:
-        (B,) losses; scale * log 2 where the policy is the reference.
+        (B,) losses; scale * log 2 if the policy is the reference.
 
     Raises:
         InputError: Beta is not above 0, or the scale is unknown.

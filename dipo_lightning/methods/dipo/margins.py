@@ -1,8 +1,8 @@
-"""Computation of the margin of each position: one exact way for every pair and head, and two accelerators.
+"""Computation of the margin of each position: one exact way for every pair and head, and two accelerated ones.
 
-`choose_margins` picks one when the model and the reference are known. `ExactMargins` holds always: it makes the pair
-from logits, a few positions at a time. `SparseMargins` and `CachedMargins` say by `holds` what they need; both take
-the package's own pair, and are tested equal to the first.
+`choose_margins` picks one when the model and the reference are known. `ExactMargins` is always valid: it makes the pair
+from logits, a few positions at a time. `holds` tells whether `SparseMargins` and `CachedMargins` are valid; both are
+for the package's own pair, and tested to equal the first.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Margins(Protocol):
     """Strategy that computes margins for a `DiPOModule`."""
 
     def read(self, forget: TokenBatch) -> None:
-        """Read what else the margin takes before the policy's forward."""
+        """Read further inputs of the margin before the policy's forward pass."""
 
     def __call__(self, forget: Answers) -> TokenMargins:
-        """Return the margin of each position, and the rewards where they are due."""
+        """Return the margin of each position, and the rewards if they are due."""
 
 
 class ExactMargins:
-    """Any pair and any head: from the logits of both models, chunk by chunk over positions.
+    """Margins of any pair and any head, from the logits of both models, in chunks of positions.
 
     Args:
         module: The `DiPOModule`, whose `make_pair` defines the pair.
@@ -75,7 +75,7 @@ class ExactMargins:
 
 
 class SparseMargins:
-    """The package's own pair under a purely linear head: a kernel that never forms the policy's logits in full.
+    """Margins of the package's own pair under a purely linear head, by a kernel without full policy logits.
 
     Args:
         module: The `DiPOModule`.
@@ -110,7 +110,7 @@ class SparseMargins:
 
 
 class CachedMargins:
-    """The package's own pair under a frozen linear head: one dot product with a cached direction per position.
+    """Margins of the package's own pair under a frozen linear head: one dot product per position, with a cached vector.
 
     Args:
         module: The `DiPOModule`, whose reference is a `DirectionsReference`.

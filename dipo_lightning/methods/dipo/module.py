@@ -1,8 +1,8 @@
 """DiPO, Distribution Preference Optimization (arXiv 2510.04773), as a LightningModule.
 
-A reconstruction: the paper's idea and its derivation are followed, its full text was not at hand, and none of its
-numbers is claimed. The documentation (explanation/dipo) and `dipo_lightning.methods.dipo.loss` tell what is the
-paper's, what is derived and what was chosen.
+This is a reconstruction: it follows the paper's idea and derivation, but the full text was not available, and none of
+its numbers is claimed. The documentation (explanation/dipo) and `dipo_lightning.methods.dipo.loss` distinguish what is
+the paper's, what is derived and what was chosen here.
 """
 
 import math
@@ -27,17 +27,17 @@ PAIR = PairOptions()
 
 
 class DiPOModule(UnlearningModule):
-    """DiPO: at every answer position, a distribution without the memory is preferred to one that promotes it.
+    """DiPO: at every answer position, a distribution without the memory is preferred to one that amplifies it.
 
     The pair is made from base logits by suppressing (preferred) or amplifying (dispreferred) their confident set; the
     margin ``u`` is the difference of two differences of sequence KL divergences, and the loss is
-    ``-log sigmoid(beta * u)``. Another pair takes one overridden method, `make_pair`.
+    ``-log sigmoid(beta * u)``. Override `make_pair` for another pair.
 
     Args:
         pretrained: The model that must forget; also the reference.
-        beta: Inverse scale of the preference; small values keep pushing longer before the sigmoid brakes.
-        pair: How the two distributions are made (``pair.source``, ``pair.selection``, ``pair.k``, ``pair.alpha``, ...).
-        reduction: ``sum`` (the sequence KL) or ``mean`` over the positions of a row; long rows want ``mean``.
+        beta: Inverse temperature of the preference; with a small one the sigmoid saturates later.
+        pair: Options of the pair (``pair.source``, ``pair.selection``, ``pair.k``, ``pair.alpha``, ...).
+        reduction: ``sum`` (the sequence KL) or ``mean`` over the positions of a row; long rows need ``mean``.
         scale: Factor of the loss: ``2/beta`` (as NPO writes it) or ``1`` (as DPO writes it).
         **options: Those of `UnlearningModule`.
     """
@@ -60,15 +60,15 @@ class DiPOModule(UnlearningModule):
         self._watched: dict[str, Tensor] = {}  # what the current loss logs beside itself
 
     def make_pair(self, logits: Tensor, forget: Answers) -> tuple[Tensor, Tensor]:
-        """Return the log-probabilities of the preferred and the dispreferred distribution; the one place to override.
+        """Return the log-probabilities of the preferred and the dispreferred distribution; override for another pair.
 
-        Called for a few positions at a time, for any output head, sharded or not. What a pair takes beside the base
-        logits (a second model's, say) is to be computed in `read_reference`, before the policy's forward.
+        Called for a few positions at a time, for any output head, sharded or not. Further inputs of a pair besides the
+        base logits (a second model's, say) are computed in `read_reference`, before the policy's forward pass.
 
         Args:
             logits: (n, V) base logits, the reference's or with ``pair.source: policy`` the policy's, without gradient.
             forget: The answers at these positions: ``labels``, ``sequence_ids``, the whole ``batch``, and ``positions``
-                (n,), where they are among the N supervised positions of the batch.
+                (n,), their indices among the N supervised positions of the batch.
 
         Returns:
             Two (n, V) tensors in float32 or float64.
@@ -82,7 +82,7 @@ class DiPOModule(UnlearningModule):
 
     @property
     def has_own_pair(self) -> bool:
-        """True if the pair is the package's own of one view, which the accelerators know."""
+        """True if the pair is the package's own and uses one view, as the accelerated computations require."""
         return type(self).make_pair is DiPOModule.make_pair and not self.contrasts
 
     @property
@@ -91,13 +91,13 @@ class DiPOModule(UnlearningModule):
         return self.pair.memory_vector == "contrast"
 
     def inspect(self, model: nn.Module) -> None:
-        """Also make sure that a model of two views can be kept from seeing the question."""
+        """Check as well, for a pair of two views, that the question can be masked for this model."""
         super().inspect(model)
         if self.contrasts:
             check_blindness(model, "pair.memory_vector: contrast")
 
     def setup(self, stage: str) -> None:
-        """Also refuse a confident set as large as the vocabulary, and warn of a sum that saturates: before loading."""
+        """Refuse a confident set as large as the vocabulary, and warn of a sum that saturates, before loading."""
         super().setup(stage)
         datamodule = getattr(self.trainer, "datamodule", None)
         tokenizer = getattr(datamodule, "tokenizer", None)
@@ -107,13 +107,13 @@ class DiPOModule(UnlearningModule):
             warn_of_saturation(self.beta, getattr(datamodule, "forget_examples", ()))
 
     def configure_model(self) -> None:
-        """Also settle how the margin is computed, now that head and reference are known."""
+        """Choose the computation of the margin as well, once head and reference are known."""
         super().configure_model()
         if self.reference is not None and self.margins is None:
             self.margins = choose_margins(self)
 
     def make_reference(self) -> Reference:
-        """Prefer cached directions where they hold: no reference and no vocabulary work."""
+        """Prefer cached directions if they are valid: they need no reference model and no vocabulary-sized work."""
         if self.contrasts:
             return forward_reference(self)
         possible = CachedMargins.holds(self)
@@ -127,7 +127,7 @@ class DiPOModule(UnlearningModule):
         return super().make_reference()
 
     def read_reference(self, parts: dict[str, TokenBatch]) -> None:
-        """Also read what the margin takes beside the reference's answers."""
+        """Read the further inputs of the margin as well."""
         super().read_reference(parts)
         assert self.margins is not None
         self.margins.read(parts["forget"])
@@ -137,7 +137,7 @@ class DiPOModule(UnlearningModule):
             self._blind = blind_answers(self.reference, parts["forget"], self._sight(parts["forget"]), **form)
 
     def _sight(self, forget: TokenBatch) -> list[list[int]]:
-        """For each row of the batch, 0 at the tokens of its question and 1 at the others."""
+        """Return for each row of the batch 0 at the tokens of its question and 1 at the others."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         seen = []
         for index, ids, labels in zip(forget["index"].tolist(), forget["input_ids"], forget["labels"], strict=True):
@@ -149,7 +149,7 @@ class DiPOModule(UnlearningModule):
         return seen
 
     def forget_terms(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
-        """Return the forget loss, what it fell by, the margin (of a row and of a token), and both rewards."""
+        """Return the forget loss, its decrease, the margin (per row and per token), and both rewards."""
         self._watched = {}
         return {"forget": self.forget_loss(answers["forget"]), **self._watched}
 
@@ -178,24 +178,24 @@ class DiPOModule(UnlearningModule):
 
     @property
     def loss_at_start(self) -> float:
-        """Loss of a row where the policy is the reference."""
+        """Loss of a row if the policy is the reference."""
         return scale_factor(self.beta, self.scale) * math.log(2)
 
     def log_bar(self, loss: Tensor, terms: dict[str, Tensor]) -> None:
-        """Show the loss without the constant that it starts from, which would hide its course, and the margin."""
+        """Show the loss minus its initial constant, which would hide its course, and the margin."""
         self.log("loss", loss.detach() - self.gamma * self.loss_at_start, prog_bar=True, logger=False)
         self.log("margin", terms["margin"], prog_bar=True, logger=False)
 
 
 EARLY = 0.1
-"""Nats per token that are too few to forget by: text that was learnt by heart is several nats likelier."""
+"""Nats per token that are too few for forgetting: memorised text is several nats more likely."""
 
 
 def warn_of_saturation(beta: float, examples: Sequence[dict[str, Any]]) -> None:
-    """Warn where a margin summed over long rows brakes the loss before each token has moved by `EARLY`.
+    """Warn if a margin summed over long rows saturates the loss before each token has moved by `EARLY`.
 
     Args:
-        beta: Inverse scale of the loss, whose gradient has halved where beta times the margin is ln 3.
+        beta: Inverse scale of the loss, whose gradient has halved when beta times the margin is ln 3.
         examples: The rows to forget, with their ``labels``.
     """
     some = examples[:: max(1, len(examples) // 1000)]  # of a large set a sample: rows are tokenised by need

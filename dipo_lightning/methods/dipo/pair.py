@@ -1,4 +1,4 @@
-"""The pair of distributions: forgetting-promoting (preferred) and memory-promoting (dispreferred).
+"""The pair of distributions: one suppresses the memory (preferred), the other amplifies it (dispreferred).
 
 With base logits h, the confident set S and the memory vector m (zero outside S)
 
@@ -8,8 +8,8 @@ With base logits h, the confident set S and the memory vector m (zero outside S)
 or, with ``memory_vector: contrast``, m = max(0, log p(z | question) - log p(z | no question)) of all tokens.
 
 The idea is that of "Distribution Preference Optimization" (arXiv 2510.04773); the selection rules and the forms of m
-are this package's reconstruction. `make_pair` is the definition, which everything else is tested against; the
-accelerators (`factored`, `kernels`, `directions`) give the same numbers from one softmax.
+are this package's reconstruction. `make_pair` is the definition, against which everything else is tested; the
+accelerated versions (`factored`, `kernels`, `directions`) give the same numbers from one softmax.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ class PairOptions:
     The published text gives the idea (amplify or suppress high-confidence logits); these forms are this package's.
 
     Attributes:
-        selection: Which tokens are confident: the k largest logits (``top_k``), the smallest set of most likely tokens
+        selection: Rule for the confident set: the k largest logits (``top_k``), the smallest set of most likely tokens
             whose probability reaches p (``top_p``), or every token at least rho times as likely as the most likely one
             (``relative``).
         k: Size of the set for ``top_k``.
         p: Probability to reach for ``top_p``, in (0, 1).
         rho: Fraction of the largest probability for ``relative``, in (0, 1].
         memory_vector: ``centered`` (logit minus the largest logit outside the set; a constant added to all logits
-            changes nothing), ``raw`` (the logit itself), or ``contrast``: the gain in log-probability that each token
-            owes to the question (the reference is asked again with the question's tokens masked out), 0 where it has
-            none. No set is selected then.
+            changes nothing), ``raw`` (the logit itself), or ``contrast``: each token's gain in log-probability from the
+            question (a second pass of the reference masks the question's tokens), 0 without a gain. No set is selected
+            then.
         alpha: Strength of suppression and amplification, above 0; with ``centered``, 1 pulls the whole set down to the
-            largest logit outside it. The margin grows with it: a smaller one wants a larger beta.
+            largest logit outside it. The margin grows with it: a smaller alpha needs a larger beta.
         weighting: ``uniform``: alpha at every position; ``entropy``: alpha times the entropy of the base distribution
-            there, in bits and at most 1, so that little is asked of tokens of which the model is sure.
-        source: Whose logits the pair is made from: ``reference``, or ``policy`` (taken as constants).
+            there, in bits and at most 1, which weakens the loss on tokens that the model is sure of.
+        source: Model whose logits the pair is made from: ``reference``, or ``policy`` (taken as constants).
     """
 
     selection: Selection = "relative"
@@ -67,7 +67,7 @@ class PairOptions:
         """Check every value.
 
         Raises:
-            InputError: It names the option, its value and what is allowed.
+            InputError: Naming the option, its value and the allowed values.
         """
         kinds = {"selection": Selection, "memory_vector": MemoryVector, "weighting": Weighting, "source": Source}
         for name, kind in kinds.items():
@@ -85,7 +85,7 @@ class PairOptions:
             raise InputError(f"alpha is {self.alpha!r}; use a finite number > 0 (at 0 the pair is no pair)")
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Raise an `InputError` where a vocabulary of `vocab_size` tokens leaves none outside the set."""
+        """Raise an `InputError` if a vocabulary of `vocab_size` tokens leaves none outside the set."""
         if vocab_size < 2:
             raise InputError(f"the vocabulary has {vocab_size} token(s); a pair of distributions needs at least 2")
         if self.memory_vector != "contrast" and self.selection == "top_k" and self.k >= vocab_size:
@@ -128,7 +128,7 @@ def confident_set(logits: Tensor, options: PairOptions) -> Tensor:
 
 
 def memory_vector(logits: Tensor, confident: Tensor, kind: MemoryVector = "centered") -> Tensor:
-    """Compute what is suppressed or amplified.
+    """Compute the memory vector, which is suppressed or amplified.
 
     Args:
         logits: (N, V) base logits.
@@ -154,11 +154,11 @@ def memory_vector(logits: Tensor, confident: Tensor, kind: MemoryVector = "cente
 
 
 def contrast_vector(logits: Tensor, blind_logits: Tensor) -> Tensor:
-    """Compute the log-probability that each token gains by what the blind view cannot see; 0 where it gains nothing.
+    """Compute each token's gain in log-probability from what the blind view cannot see; 0 without a gain.
 
     Args:
         logits: (N, V).
-        blind_logits: (N, V) of the same model at the same positions, without sight of the question.
+        blind_logits: (N, V) of the same model at the same positions, with the question masked.
     """
     return (logits.log_softmax(-1) - blind_logits.to(logits.dtype).log_softmax(-1)).clamp(min=0)
 
@@ -245,7 +245,7 @@ class FactoredPair:
 
         Args:
             member: one of this pair's members, or a difference of two.
-            in_place: write into `outside`, which is lost by it.
+            in_place: write into `outside`, overwriting it.
 
         Returns:
             (N, V).
@@ -258,7 +258,7 @@ def largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Find the largest logits of each row, in descending order, like `torch.topk` and 2 to 3 times as fast.
 
     The `count` largest logits lie in the `count` blocks with the largest maxima, so a wide row is read once and sorted
-    over a small part only. Among equal logits the choice is arbitrary, as it is in `torch.topk`.
+    over a small part only. Among equal logits the choice is arbitrary, as in `torch.topk`.
 
     Returns:
         (N, count) values and (N, count) int64 indices, 1 <= count <= V.
@@ -275,7 +275,7 @@ def largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _cut(logits: Tensor, options: PairOptions) -> tuple[Tensor, Tensor, Tensor]:
-    """Sort out the confident set.
+    """Find the confident set among the largest logits.
 
     Returns:
         The M + 1 largest logits (N, M + 1), their indices, and the size of each row's set (N, 1), in [1, M].
@@ -308,7 +308,7 @@ def factor(logits: Tensor, options: PairOptions, in_place: bool = False) -> Fact
     Args:
         logits: (N, V) finite base logits, float32 or float64, N >= 1; nothing is differentiated through.
         options: how the pair is made.
-        in_place: use the memory of `logits` for the result, which destroys them.
+        in_place: use the memory of `logits` for the result, overwriting them.
 
     Returns:
         The pair. The token with the smallest logit is never in the confident set, so that one is left outside.
@@ -339,12 +339,12 @@ def _normalize(outside: Tensor, inside: Tensor) -> Member:
 
 
 def pair_parts(logits: Tensor, options: PairOptions, reference_logits: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Compute both distributions minus the reference's, which is what the rewards need.
+    """Compute both distributions minus the reference's, as the rewards need them.
 
     Args:
         logits: (N, V) finite base logits of the pair.
         options: how the pair is made.
-        reference_logits: (N, V) logits of the reference where the pair is made from others (the policy's).
+        reference_logits: (N, V) logits of the reference if the pair is made from others (the policy's).
 
     Returns:
         (N, V) preferred - reference and (N, V) dispreferred - reference.

@@ -1,4 +1,4 @@
-"""The mathematics of the measurements: pure functions, a topic per file."""
+"""Formulas of the metrics: pure functions, one topic per file."""
 
 from dipo_lightning.metrics.functional.answers import (
     TRUTH_RATIO_VARIANTS,

@@ -1,8 +1,8 @@
 """Likelihood of answers: truth ratio, probability, the mean behind model utility (TOFU, 2401.06121), forget quality.
 
 Forget quality is the two-sample Kolmogorov-Smirnov test between truth ratios, exact for any size: its p-value equals
-`scipy.stats.ks_2samp(..., method="exact")` for samples of one size. It is computed with integers, so that its logarithm
-is right where the p-value itself is too small for a floating-point number: at n = 541 and D = 1 it is below 1e-323.
+`scipy.stats.ks_2samp(..., method="exact")` for samples of equal size. It is computed with integers, so that its
+logarithm is right even if the p-value is too small for a floating-point number: at n = 541, D = 1 it is below 1e-323.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TruthRatioVariant = Literal["geometric", "arithmetic", "open_unlearning"]
 TRUTH_RATIO_VARIANTS: tuple[str, ...] = get_args(TruthRatioVariant)
 
 LOG_EPSILON = math.log(1e-10)
-"""Logarithm of what open-unlearning adds to every denominator."""
+"""Logarithm of the constant that open-unlearning adds to every denominator."""
 
 
 def log_truth_ratio(correct_nll: Tensor, wrong_nll: Tensor, variant: str = "geometric") -> Tensor:
@@ -61,11 +61,11 @@ def check_truth_ratio_variant(variant: str) -> None:
 
 
 def forget_truth_ratio(log_ratio: Tensor, variant: str = "geometric") -> Tensor:
-    """Truth ratio of the forget set: mean of min(R, 1/R), 1 when right and wrong answers are equally likely.
+    """Truth ratio of the forget set: mean of min(R, 1/R), 1 if right and wrong answers are equally likely.
 
     Args:
         log_ratio: (n,) log R.
-        variant: `open_unlearning` takes 1 / (R + 1e-10) for the inverse.
+        variant: `open_unlearning` uses 1 / (R + 1e-10) as the inverse.
 
     Returns:
         Scalar between 0 and 1; NaN without rows.
@@ -77,7 +77,7 @@ def forget_truth_ratio(log_ratio: Tensor, variant: str = "geometric") -> Tensor:
 
 
 def utility_truth_ratio(log_ratio: Tensor) -> Tensor:
-    """Truth ratio of the other sets: mean of max(0, 1 - R), 1 when the right answer is far the likelier.
+    """Truth ratio of the other sets: mean of max(0, 1 - R), close to 1 if the right answer is far more likely.
 
     Args:
         log_ratio: (n,) log R.
@@ -89,15 +89,15 @@ def utility_truth_ratio(log_ratio: Tensor) -> Tensor:
 
 
 def truth_probability(correct_nll: Tensor, wrong_nll: Tensor, variant: str = "geometric") -> Tensor:
-    """Probability of the correct answer over the sum of it and of the wrong ones' mean: 1 / (1 + R).
+    """Probability of the correct answer divided by its sum with the wrong answers' mean: 1 / (1 + R).
 
-    open-unlearning's `prob_mean` (its measure of how much is known; Dorna et al., 2025, arXiv 2506.12618), in the form
-    of each variant of R.
+    open-unlearning's `prob_mean`, its measure of knowledge (Dorna et al., 2025, arXiv 2506.12618), for each variant of
+    R.
 
     Args:
         correct_nll: (...,) mean token NLL of the correct (paraphrased) answer in nats.
         wrong_nll: (..., K) the same of the K wrong answers.
-        variant: `open_unlearning` adds 1e-10 to the denominator of this fraction, and not to that of R.
+        variant: `open_unlearning` adds 1e-10 to the denominator of this fraction, but not to that of R.
 
     Returns:
         (...,) between 0 and 1; NaN where there is no wrong answer.
@@ -128,8 +128,8 @@ def answer_probability(nll: Tensor) -> Tensor:
 def normalized_probability(nll: Tensor, wrong_nll: Tensor, variant: str = "geometric") -> Tensor:
     """Probability of the right answer among its options, `P / (P + sum_k P_k)`.
 
-    Computed as a softmax of log-probabilities, so that a model to which every option is improbable gives a number and
-    not 0/0.
+    Computed as a softmax of log-probabilities, so that a model that finds every option improbable gives a number, not
+    0/0.
 
     Args:
         nll: (B,) mean token NLL of the right answer in nats.
@@ -146,7 +146,7 @@ def normalized_probability(nll: Tensor, wrong_nll: Tensor, variant: str = "geome
 
 
 def harmonic_mean(values: Tensor) -> Tensor:
-    """Harmonic mean of numbers that are not negative; 0 as soon as one of them is 0.
+    """Harmonic mean of non-negative numbers; 0 if one of them is 0.
 
     Args:
         values: (n,) numbers >= 0.
@@ -178,7 +178,7 @@ def ks_distance(first: Tensor, second: Tensor) -> int:
 
     Args:
         first: (n,) values of any dtype without NaN.
-        second: (n,) values, as many.
+        second: (n,) values, the same number.
 
     Returns:
         max over t of |#(first <= t) - #(second <= t)|, between 0 and n.
@@ -228,8 +228,8 @@ def ks_log_probability(distance: int, n: int) -> tuple[float, float]:
 def forget_quality(log_ratio: Tensor, retain_log_ratio: Tensor) -> ForgetQualityResult:
     """Two-sided test between the truth ratios of a model and of the model trained without the forget set.
 
-    The test sees only the order of the values, so log R serves as well as R. A p at one n does not compare with a p at
-    another.
+    The test depends only on the order of the values, so log R serves as well as R. p-values at different n are not
+    comparable.
 
     Args:
         log_ratio: (n,) log R of the model's forget rows.

@@ -1,6 +1,6 @@
 """Membership inference: memorisation, Min-K and further scores of texts, AUCs, and PrivLeak.
 
-Every score is like a loss: low for a text the model has seen.
+Every score behaves like a loss: it is low for a text the model has seen.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dipo_lightning.errors import InputError
 
 
 def exact_memorization(correct: Tensor) -> float:
-    """Share of a row's tokens that are right.
+    """Share of a row's tokens that are predicted correctly.
 
     Args:
         correct: (n,) bool, whether the most probable token is the right one.
@@ -42,7 +42,7 @@ def extraction_strength(correct: Tensor) -> float:
 
 
 FRACTION = 0.4
-"""Share of the tokens that count: MUSE's; the papers take 0.2."""
+"""Share of the tokens that count, as in MUSE; the papers use 0.2."""
 
 # Floor of the variance of the log-probabilities at a position, as open-unlearning sets it.
 _LEAST_VARIANCE = 1e-6
@@ -88,7 +88,7 @@ def standardized_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def zlib_score(nll: float, text: str) -> float:
-    """Loss per compressed byte (Carlini et al., 2021), which tells what is probable from what is merely repetitive.
+    """Loss per compressed byte (Carlini et al., 2021), which separates memorised from merely repetitive text.
 
     Args:
         nll: Mean token NLL of the text in nats.
@@ -120,9 +120,9 @@ def rank_auc(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def membership_auc(members: Tensor, others: Tensor) -> Tensor:
-    """Area under the ROC curve of a loss-like score: 1 when all members score lower, 0.5 when nothing can be told.
+    """Area under the ROC curve of a loss-like score: 1 if all members score lower, 0.5 at chance.
 
-    This is the sense in which open-unlearning reports attacks; PrivLeak's is the other way round (`privleak_auc`).
+    This is open-unlearning's direction; PrivLeak's is the opposite (`privleak_auc`).
 
     Args:
         members: (n,) scores of the texts that were trained on.
@@ -135,7 +135,7 @@ def membership_auc(members: Tensor, others: Tensor) -> Tensor:
 
 
 def privleak_auc(forget: Tensor, holdout: Tensor) -> Tensor:
-    """AUC as PrivLeak takes it: P(s_holdout < s_forget), ties counted half; 0 when the forget set is memorised.
+    """AUC in PrivLeak's direction: P(s_holdout < s_forget), ties counted half; 0 if the forget set is memorised.
 
     Args:
         forget: (n,) Min-K scores of the forget set.

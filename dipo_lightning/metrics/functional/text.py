@@ -27,13 +27,13 @@ _INVISIBLE = regex.compile(r"[\p{Default_Ignorable_Code_Point}--\u200b]", regex.
 def words(text: str, stemmer: bool = False) -> list[str]:
     """Words of a text without case and punctuation, as ROUGE compares them.
 
-    For ASCII these are the tokens of the `rouge-score` package: runs of letters and digits. Elsewhere letters, digits
-    and combining marks of any script count, composed and decomposed forms are the same, and where a script writes no
+    For ASCII these are the tokens of the `rouge-score` package: runs of letters and digits. Beyond ASCII, letters,
+    digits and combining marks of any script count, composed and decomposed forms are equal, and in scripts without
     spaces between words (Chinese, Japanese, Thai, Khmer, ...) each character with its marks is a word.
 
     Args:
         text: Any text.
-        stemmer: Take the Porter stem of words of more than three characters.
+        stemmer: Replace words of more than three characters by their Porter stem.
 
     Returns:
         The words in order.
@@ -44,7 +44,7 @@ def words(text: str, stemmer: bool = False) -> list[str]:
 
 
 def chunks(text: str) -> list[str]:
-    """Pieces of a text that white space separates, cut into characters where a script writes no spaces.
+    """Split a text at white space, and into characters in scripts without spaces.
 
     Args:
         text: Any text.
@@ -91,7 +91,7 @@ def rouge_l(predictions: Sequence[str], targets: Sequence[str], stemmer: bool = 
         Recall and F1, each (B,) float64; 0 where either text has no letter or digit.
 
     Raises:
-        ValueError: There are not as many predictions as targets, or one text was given instead of a list of texts.
+        ValueError: The numbers of predictions and targets differ, or a single text was given instead of a list.
     """
     if isinstance(predictions, str) or isinstance(targets, str):
         raise ValueError("rouge_l compares lists of texts, got one text")
@@ -167,10 +167,10 @@ def perplexity(nll: Tensor, tokens: Tensor) -> Tensor:
 
     Args:
         nll: (B,) mean token NLL of each text in nats.
-        tokens: (B,) number of tokens of each, 0 or more; one without tokens counts nothing, whatever its NLL.
+        tokens: (B,) number of tokens of each, 0 or more; a text without tokens is ignored, whatever its NLL.
 
     Returns:
-        Scalar of the dtype of `nll`, 1 or more; NaN where there is no token.
+        Scalar of the dtype of `nll`, 1 or more; NaN without tokens.
     """
     said = tokens > 0
     total = (nll[said] * tokens[said]).sum()
