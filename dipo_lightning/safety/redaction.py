@@ -21,7 +21,7 @@ _TOKEN = re.compile(r"(?:^|([a-z0-9]+)_)tokens?$")
 _ORDINARY_TOKENS = frozenset({
     "pad", "bos", "eos", "unk", "sep", "cls", "mask", "image", "audio", "video", "boi", "eoi", "start", "end", "stop",
     "think", "special", "new", "max", "min", "next", "first", "last", "forced", "prompt", "answer", "response", "extra",
-    "suppress", "verbmem", "knowmem", "num", "ignore", "turn",
+    "suppress", "verbmem", "knowmem", "num", "ignore", "turn", "forget", "retain", "skip", "text", "batch",
 })  # fmt: skip
 _RANDOM = re.compile(r"(?=.*\d)(?=.*[A-Za-z])[A-Za-z0-9_+/=.-]{16,}")
 """A value that is not a word: long, made of letters and digits."""

@@ -27,6 +27,7 @@ SECRETS = {
 ORDINARY = {
     "max_new_tokens": 48,
     "verbmem_tokens": "64",
+    "forget_tokens": "answer",
     "pad_token": "<pad>",
     "eos_token_id": 2,
     "tokenizer": "org/name",
