@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -40,11 +41,20 @@ def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
         train(folder, "target", "full.json", "retain", seed)
     with step(3, "Make the target model forget with DiPO, and evaluate as it goes"):
         config = settings.filled("unlearning", folder=str(folder), seed=seed)
-        child.write_config(folder / "unlearn.yaml", config)  # what comparisons start from
+        child.write_config(folder / "unlearn.yaml", elsewhere(config))  # to run again, and what comparisons start from
         child.fit(config, folder / "unlearned")
     with step(4, "Try to get it back: other words, rounded weights, ten steps of relearning"):
         attacked = attack_quickstart(folder, seed)
     write_report(folder, evaluations(folder / "unlearned"), attacked, time.monotonic() - started)
+
+
+def elsewhere(config: dict[str, Any]) -> dict[str, Any]:
+    """Copy a configuration for other runs: each exports its model into its own folder."""
+    copied = copy.deepcopy(config)
+    for callback in copied["trainer"]["callbacks"]:
+        if callback["class_path"].endswith(".ExportModel"):
+            del callback["init_args"]
+    return copied
 
 
 @contextmanager
