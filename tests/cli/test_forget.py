@@ -30,7 +30,7 @@ def test_steps_grow_with_the_rows_and_one_row_is_enough(rows):
     chosen = choose_settings(rows, 576, "selective", {})
     assert chosen.batch_size == min(8, rows)
     per_epoch = -(-rows // chosen.batch_size)
-    assert 40 <= chosen.epochs * per_epoch <= max(46, 16 * per_epoch)
+    assert 64 <= chosen.epochs * per_epoch <= max(70, 16 * per_epoch)
     assert chosen.lr == 1e-4
 
 
@@ -135,5 +135,5 @@ def test_an_examination_is_read_again_only_for_the_same_model_rows_and_effort(he
 def test_the_configuration_is_what_fit_reads(tmp_path):
     config = run_config(tmp_path, "model", choose_settings(3, 32, "selective", {}), "plain", 0, "cpu", True)
     assert config["data"]["init_args"]["retain"].endswith("retain.jsonl")
-    assert config["trainer"]["max_epochs"] == 40
+    assert config["trainer"]["max_epochs"] == 64
     assert torch.tensor(config["model"]["init_args"]["optimizer"]["init_args"]["betas"]).max() < 1

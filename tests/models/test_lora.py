@@ -50,7 +50,7 @@ def test_a_tied_output_projection_is_no_target():
 
 @pytest.mark.parametrize("wrong", [{"rank": 0}, {"dropout": 1.0}, {"dropout": -0.1}, {"targets": []}])
 def test_impossible_settings(wrong):
-    with pytest.raises(InputError, match=f"LoRA {next(iter(wrong))}"):
+    with pytest.raises(InputError, match=f"(LoRA |lora.){next(iter(wrong))}"):
         LoRA(**wrong)
 
 

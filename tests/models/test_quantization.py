@@ -58,7 +58,7 @@ def test_where_it_cannot_work_a_sentence_says_so(strategy, options, said, monkey
 
 
 def test_an_unknown_base_is_refused():
-    with pytest.raises(InputError, match="it is float32 or nf4"):
+    with pytest.raises(InputError, match="it must be float32 or nf4"):
         LoRA(2, base="int8")
 
 

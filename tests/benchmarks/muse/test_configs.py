@@ -74,7 +74,7 @@ def test_the_sequences(name, config):
     arguments = read(name)
     assert set(arguments) <= set(inspect.signature(getattr(scaling, name)).parameters)
     assert arguments["parts"] == [f"{config}/forget_{fold}" for fold in (1, 2, 3, 4)]
-    scaling.read_config(FOLDER / Path(arguments["run"]).name)
+    scaling.read_config(FOLDER.parent / f"{arguments['run']}.yaml")
 
 
 def test_a_long_piece_saturates_the_sum_and_not_the_configured_mean():
