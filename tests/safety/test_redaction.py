@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 
+import dipo_lightning
 from dipo_lightning.safety.redaction import REMOVED, without_secrets
 
 SECRETS = {
@@ -78,6 +81,19 @@ def test_a_secret_name_hides_its_value(name: str) -> None:
 @pytest.mark.parametrize("name", ORDINARY)
 def test_an_ordinary_setting_stays(name: str) -> None:
     assert without_secrets({name: ORDINARY[name]}) == {name: ORDINARY[name]}
+
+
+def test_no_option_of_the_package_looks_like_a_secret() -> None:
+    names = {
+        name
+        for public in dipo_lightning.__all__
+        if isinstance(cls := getattr(dipo_lightning, public), type)
+        for base in cls.__mro__
+        if base.__module__.startswith("dipo_lightning") and "__init__" in vars(base)
+        for name in inspect.signature(base.__init__).parameters
+    }
+    assert {"forget_tokens", "pretrained"} <= names
+    assert without_secrets(dict.fromkeys(names, "answer")) == dict.fromkeys(names, "answer")
 
 
 @pytest.mark.parametrize("text", IN_TEXT)
