@@ -29,12 +29,12 @@ from dipo_lightning.methods.gradient_ascent import (
     GradAscentModule,
     GradDiffModule,
     KLModule,
-    SatImpModule,
     WGAModule,
 )
 from dipo_lightning.methods.pdu import PDUModule
 from dipo_lightning.methods.preference import DPOModule, NPOModule, SimNPOModule
 from dipo_lightning.methods.rmu import RMUModule
+from dipo_lightning.methods.satimp import SatImpModule
 from dipo_lightning.methods.selective.examples import PrivateExample
 from dipo_lightning.methods.selective.module import TEMPLATES, SelectiveModule
 from dipo_lightning.methods.undial import UNDIALModule
