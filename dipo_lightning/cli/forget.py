@@ -129,7 +129,9 @@ def forget(
         accelerator: Lightning's accelerator: ``auto``, ``cpu`` or ``gpu``.
     """
     from dipo_lightning.cli.child import fit
+    from dipo_lightning.models.distributed import check_accelerator
 
+    check_accelerator(accelerator, "accelerator")
     folder = Path(output).expanduser()
     sources = {"target model": model, "forget rows": forget, "retain rows": retain, "untaught model": untaught}
     rows = _prepare(folder, {name: source for name, source in sources.items() if source}, forget, retain, seed)
