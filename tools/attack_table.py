@@ -3,11 +3,11 @@
     python tools/attack_table.py --model models/smollm2 --data FOLDER --output FOLDER --accelerator gpu --processes 6
     python tools/attack_table.py --model models/smollm2 --data FOLDER --output FOLDER --smoke
 
-Everything is done by ordinary commands, whose lines stand at the head of their logs: ``fit`` teaches target and retain
-model (``configs/tofu/smollm2``) and unlearns with each method, ``attack`` attacks each of the five models by itself,
-several at a time, and then puts a method's model beside the two others. What is there is not made again, and a command
-that fails stops only those that need its result. ``results/`` holds the table, its numbers (``table.json``), and an
-archive of every row, picture and log.
+All work is done by ordinary commands, each at the head of its own log. ``fit`` teaches the target and the retain model
+(``configs/tofu/smollm2``) and unlearns with each method; ``attack`` first attacks each of the five models by itself,
+several at a time, and then each method's model together with the target and the retain model. Finished results are
+reused, and a command that fails stops only those that need its result. ``results/`` holds the table, its numbers
+(``table.json``), and an archive of every row, picture and log.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def parse() -> argparse.Namespace:
 
 
 def plan(options: argparse.Namespace, work: Path) -> list[Job]:
-    """All commands, in an order in which each stands behind what it needs."""
+    """List all commands, each after those whose results it needs."""
     data = cut(options.data, work / "data") if options.smoke else options.data.resolve()
     device = "cuda" if options.accelerator == "gpu" else "cpu"
     changed = [f"--trainer.accelerator={options.accelerator}", f"--data.data={data}"]
@@ -130,7 +130,7 @@ def method_config(method: str, work: Path) -> Path:
 
 
 def reuse(work: Path, method: str) -> None:
-    """Give the attack on three models what the attacks on each of them have measured."""
+    """Copy what the attacks on single models measured to the folder of the attack on three, which then reuses it."""
     target = work / "attacks" / method / "parts"
     target.mkdir(parents=True, exist_ok=True)
     for name, role in ((method, "unlearned"), *((name, name) for name in OTHERS)):
@@ -139,7 +139,7 @@ def reuse(work: Path, method: str) -> None:
 
 
 def run(jobs: list[Job], work: Path, processes: int) -> dict[str, str]:
-    """Run what is not there yet, and return how each job ended."""
+    """Run the jobs that have no result yet, and return how each one ended."""
     ended: dict[str, str] = {job.name: "there" for job in jobs if job.product.exists()}
     running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
     threads = str(max(1, (os.cpu_count() or 1) // processes))
@@ -176,7 +176,7 @@ def start(job: Job, work: Path, environment: Mapping[str, str]) -> subprocess.Po
 
 
 def together(work: Path) -> dict[str, Any]:
-    """One document with a column for each method: the conditions, and every number under its method's name."""
+    """Return one document with the conditions and a column for each method, every number under its method's name."""
     numbers: dict[str, float | None] = {}
     conditions: list[dict[str, Any]] = []
     models = []
@@ -195,7 +195,7 @@ def together(work: Path) -> dict[str, Any]:
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """The table of all methods, and R and Q of each."""
+    """Return the table of all methods, and of their scores R and Q, as Markdown."""
     models, numbers = document["settings"]["models"], document["aggregates"]
     lines = ["Probability / ROUGE-L recall / extraction strength.", "", f"| attack | {' | '.join(models)} |"]
     lines += [f"|---|{'---|' * len(models)}"]

@@ -1,7 +1,7 @@
 """Look up known vulnerabilities of the tested versions with pip-audit: exit code 1 if there are any.
 
-Without a network, or where the service knows nothing of the packages (a mirror of PyPI has no vulnerabilities to tell),
-it says that there was no audit and ends with exit code 0. pip-audit itself would say "no known vulnerabilities" then.
+Without a network, or where the service does not know the packages (a mirror of PyPI lists no vulnerabilities), it says
+that there was no audit and ends with exit code 0. pip-audit by itself would report "no known vulnerabilities" there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> int:
 
 
 def verdict(output: str, errors: str) -> tuple[str, int]:
-    """Say what pip-audit's JSON means, and with which exit code.
+    """Return what pip-audit's JSON means as text, and the exit code for it.
 
     Args:
         output: Its standard output; empty where it could not ask at all.

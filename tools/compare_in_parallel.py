@@ -1,7 +1,7 @@
 """Run a shipped comparison on the quickstart's data, several methods at a time.
 
-``python tools/compare_in_parallel.py [compare/quickstart] [--jobs 14]``: the quickstart makes the bases that are not
-there, each method runs in a comparison of its own, and the whole comparison then finds all runs finished.
+``python tools/compare_in_parallel.py [compare/quickstart] [--jobs 14]`` makes missing bases with the quickstart, runs
+each method in a comparison of its own, and then the whole comparison, which finds all runs finished.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COMMAND = [sys.executable, "-m", "dipo_lightning"]
 
 
 def run(*arguments: str, log: Path | None = None) -> None:
-    """Run a command of the package on one thread, its output in a file where one is given."""
+    """Run a command of the package on one thread, with its output in ``log`` if that is given."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     output = None if log is None else log.open("w")
     subprocess.run([*COMMAND, *arguments], env=environment, stdout=output, stderr=output, check=False)

@@ -3,15 +3,15 @@
     python -m tools.evidence --data TOFU_FOLDER --model MODEL --output FOLDER --workers 14 --device cuda --seconds 280
     python -m tools.evidence --output FOLDER            # the quickstart's tiny models, on a CPU
 
-1. *search* has the 200 forget10 rows that are not in forget05, *report* the 200 of forget05, each with the same retain
-   rows of retain90; a target and a retain model are fine-tuned for each. Of the quickstart's models seed 100 is for the
-   search, and 0, 1 and 2 are reported.
-2. Every method tries as many settings on *search*, each pair of DiPO's counting as a method.
-3. The rule (`dipo_lightning.comparison.results`) chooses settings and epoch for each.
-4. The choices are run on *report* with three seeds, and around DiPO's own choice one option at a time.
+1. The split *search* has the 200 rows of forget10 that are not in forget05, the split *report* those of forget05, both
+   with the same retain rows of retain90. A target and a retain model are fine-tuned for each. Of the quickstart's
+   models, seed 100 is for the search, and seeds 0, 1 and 2 are reported.
+2. On *search* every method tries the same number of settings; each of DiPO's pairs counts as a method.
+3. The rule of `dipo_lightning.comparison.results` chooses settings and epoch for each method.
+4. The choices run on *report* with three seeds, and DiPO's best choice also with one option changed at a time.
 
-What is done is not done again, so the same command goes on. After ``--seconds`` no run is begun; tables are written of
-what is there: evidence.json (every number with its interval), comparison.md, .csv and .png, sensitivity.md and .png.
+The same command resumes: finished jobs are not repeated. After ``--seconds`` no further run starts, and tables are made
+of the runs so far: evidence.json (all numbers with intervals), comparison.md, .csv and .png, sensitivity.md and .png.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def prepare_data(source: Path, work: Path, rows: int | None, taught: bool = Fals
 
 
 class Evidence:
-    """The course of the work, and what it found.
+    """All stages of the work, and their findings.
 
     Args:
         setup: Of the jobs.
@@ -132,7 +132,7 @@ class Evidence:
         self.sensitivity: list[tuple[str, str, Row]] = []
 
     def do(self) -> None:
-        """Do all stages, as far as the time goes, and write the tables."""
+        """Go through all stages for as long as the time allows, and write the tables."""
         self.workers.run(self.models)
         if any(result_of(job, self.setup) is None for job in self.models):
             raise SystemExit(f"A target or retain model is missing: {self.workers.failures or 'no time left'}")
@@ -205,7 +205,7 @@ class Evidence:
                 self.workers.failures[name] = str(error)
 
     def own_choice(self) -> str | None:
-        """Return the pair of DiPO's that the rule favours among all of them."""
+        """Return the name of the DiPO pair that the rule prefers among all of them."""
         tried = [one for one in self.findings.candidates if is_own(one.method) and one.method in self.findings.choices]
         best = [replace(one, settings={"method": one.method}) for one in tried]
         return choose(best, SELECTION, self.scale).settings["method"] if best else None
@@ -239,7 +239,7 @@ class Evidence:
                 yield option, f"{value:g}", self.reported(name, seed, **changed)
 
     def points(self, option: str, value: str, job: Job) -> list[tuple[str, str, Row]]:
-        """Return what one of these runs shows: its end, or for the number of epochs each of them."""
+        """Return the points of one of these runs: its end, or every epoch where the number of epochs varies."""
         rows = [row for row in self.rows(job) or [] if row["step"]]
         if option == "epochs":
             return [(option, str(row["epoch"]), row) for row in rows]
@@ -337,7 +337,7 @@ def sensitivity_picture(points: Sequence[tuple[str, str, Row]], scale: Scale, pa
 
 
 def smoke(setup: Setup) -> tuple[Setup, Methods]:
-    """Return a toy model and few settings, by which every stage is walked in a minute."""
+    """Return a toy model and few settings, with which all stages take a minute."""
     from tests.helpers.toys import save_toy
 
     folder = setup.work / "toy"

@@ -1,6 +1,6 @@
 """Jobs of `tools/evidence.py`: one fine-tuning, measurement or unlearning run each, done by worker processes.
 
-A job that is done has a ``.json`` beside its folder and is not done again; one that fails says why in ``log.txt``.
+A finished job has a ``.json`` beside its folder and is not repeated; a failed one has the reason in ``log.txt``.
 """
 
 from __future__ import annotations
@@ -277,7 +277,7 @@ def serve(connection: Any, setup: Setup) -> None:
 
 
 class Workers:
-    """Processes that share jobs out among themselves, until a moment after which none is begun.
+    """Processes that share the jobs, until a deadline after which no further job starts.
 
     Attributes:
         failures: Why jobs failed, by name.
@@ -321,7 +321,7 @@ class Workers:
             print(f"{self.elapsed:6.0f} s  {job.name}: {reason or 'done'} ({self.elapsed - began:.0f} s)", flush=True)
 
     def _ask(self, place: int, job: Job) -> str:
-        """Let the worker at a place do a job; a worker that died is replaced."""
+        """Give a job to the worker at a place; replace the worker if it died."""
         if self._lines[place] is None:
             with self._starting:
                 here, there = self._context.Pipe()

@@ -1,7 +1,7 @@
-"""Run the notebooks and store what they give: ``python tools/execute_notebooks.py [NOTEBOOK ...]``.
+"""Run the notebooks and store their outputs: ``python tools/execute_notebooks.py [NOTEBOOK ...]``.
 
-A notebook remembers the machine its outputs are from. Another processor or version of torch rounds differently, and
-training multiplies the difference: there, the test does not compare the cells that are tagged ``by-machine``.
+A notebook's metadata names the machine that its outputs are from. Another processor or version of torch rounds
+differently, and training multiplies the difference; there the test skips the cells that are tagged ``by-machine``.
 """
 
 from __future__ import annotations

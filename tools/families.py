@@ -1,11 +1,11 @@
-"""Try every causal family of transformers, as a tiny model with random weights, against rows alone.
+"""Check every causal family of transformers, as a tiny model with random weights, in batches against single rows.
 
     python tools/families.py [FAMILY ...] [--part 1/4]
 
-Six questions each: are scores in company (packed behind a shared prompt, and padded) those of a row alone, likewise
-greedy generations, does `plan` count the model, is a padded training batch the sum of its rows, do a step of all
-weights and one of LoRA adapters train it. The exit code is the number of results that are neither right, nor said to a
-user in a sentence or a warning, nor in `KNOWN`.
+Six checks each: scores of rows in a batch (packed behind a shared prompt, and padded) equal those of a row alone; so do
+greedy generations; `plan` counts the model's parameters; the loss of a padded training batch is that of its rows; one
+step trains all weights, and one trains LoRA adapters. The exit code is the number of results that are neither right,
+nor told to the user by an error or a warning, nor listed in `KNOWN`.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def padded(model: Any) -> str:
 
 
 def trained(model: Any) -> str:
-    """Take a step of plain gradient descent and see the loss fall; a small one, for experts change by leaps."""
+    """Check that a step of plain gradient descent lowers the loss; a small one, since routing to experts jumps."""
     dropout_rates(model, switch_off=True)
     made = [{"input_ids": ids, "labels": labels, "index": 0} for ids, labels in rows()[:1]]
     before = loss(model.train(), made).sum()
@@ -272,7 +272,7 @@ CHECKS: dict[str, Callable[[Any], str]] = {
 
 
 def found_in(family: str) -> dict[str, str]:
-    """What each check finds; empty is right."""
+    """Return the findings of each check; an empty one is right."""
     try:
         model = build(family)
         check_causal(model, family)
@@ -296,7 +296,7 @@ def _short(error: Exception) -> str:
 
 
 def tried(family: str) -> dict[str, str]:
-    """Try a family in a process of its own: one that crashes or sticks takes no other with it."""
+    """Check a family in a process of its own, so that a crash or a hang ends no other."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     process = context.Process(target=lambda: theirs.send(found_in(family)))

@@ -2,9 +2,9 @@
 
     python tools/oldest_versions.py [--folder build/oldest] [--torch-at-hand] [TESTS ...]
 
-A floor is what stands behind ``>=``; what a dependency itself depends on comes as new as pip gives it. Warnings are no
-errors here: an old version that warns about a new neighbour is none of ours. ``--torch-at-hand`` links the torch of the
-Python that runs this instead of downloading its floor.
+The oldest version is the one after ``>=``; what a dependency itself depends on is as new as pip makes it. Warnings are
+not errors here, since an old version may warn about a new neighbour. ``--torch-at-hand`` links the torch of the Python
+that runs this instead of downloading the oldest one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Tables of the quickstart's seeds for README and the results page: ``python tools/quickstart_table.py FOLDER...``.
 
-Counts the answers that are a sentence of the data with a fact of the kind that was asked, which no number of TOFU does.
+Also counts the answers that are a sentence of the data with a fact of the right kind, which no number of TOFU does.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def counted(log: Path) -> tuple[int, int]:
 
 
 def lines(seed: int, folder: Path) -> tuple[str, list[str], dict[str, tuple[int, int]]]:
-    """Return README's line, those of the results page, and the counts of the models."""
+    """Return the line for README, the lines for the results page, and the counts of each model."""
     found: dict[str, dict[str, Any]] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     target, unlearned, retain = (found[name] for name in MODELS)
     short = (

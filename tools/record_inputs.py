@@ -1,4 +1,4 @@
-"""Options of the methods, toy models and made data that ``record.py`` takes its record on."""
+"""Options of the methods, toy models and made-up data that ``record.py`` runs on."""
 
 import json
 from itertools import product

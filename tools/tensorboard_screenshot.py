@@ -1,6 +1,6 @@
 """Take a picture of TensorBoard as it opens on a real run: ``python tools/tensorboard_screenshot.py RUN_FOLDER``.
 
-Starts TensorBoard on the loopback interface, lets a headless Chromium look at it, and ends both.
+Starts TensorBoard on the loopback interface, takes the picture with a headless Chromium, and ends both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""TOFU's evaluation beside a straightforward one on the same model and rows, with the same results.
+"""TOFU's evaluation compared with a straightforward one on the same model and rows: the time of both, equal results.
 
 The straightforward one takes one metric at a time and the rows in their order, in batches of one size: every metric
 runs its own forwards over all positions, and a generation batch runs until its last row ends.

@@ -1,7 +1,7 @@
 """Measurements that all benchmarks share: clocks, peak memory, alternating rounds, ratios with an interval, tables.
 
-Wall time stands beside the CPU time of this process (and, for child processes, of theirs), which other programs on the
-machine hardly touch. On a GPU the time is that between two events on its stream, and every clock is read after a
+Wall time is given with the CPU time of this process (or of the child process that is measured), which other programs on
+the machine hardly affect. On a GPU the time is that between two events on its stream, and every clock is read after a
 synchronisation.
 """
 
@@ -137,7 +137,7 @@ def run_child(command: Sequence[str], **options: Any) -> Measured:
 def alternate(
     variants: Mapping[str, Callable[[], Measured]], rounds: int, warmup: int = 1
 ) -> dict[str, list[Measured]]:
-    """Run all variants once per round, each round from another one on; what the machine does meets all alike.
+    """Run all variants once per round, each round starting with another one, so that changing load meets all alike.
 
     Past `DEADLINE` it ends with the round that it is in, once one is measured. A variant that fails is left out.
 

@@ -1,4 +1,4 @@
-"""Peak memory of unlearning over a base in 4 bits, beside what ``dipo-lightning plan`` says, without a download.
+"""Peak memory of unlearning over a base in 4 bits, measured and as ``dipo-lightning plan`` computes it; no download.
 
     python tools/benchmarks/qlora.py                               # Llama-3.1-8B's shape, random weights, on a GPU
     python tools/benchmarks/qlora.py --shape llama-3.2-1b --method NPO --no-checkpointing

@@ -69,7 +69,7 @@ def startup(folder: Path, rounds: int) -> Table:
 
 
 class Moments(pl.Callback):
-    """Takes the time to the first batch and of every step, and at the end what ``at_end`` measures."""
+    """Times of the first batch and of every step, and what ``at_end`` measures at the end."""
 
     def __init__(self, at_end: Callable[[pl.Trainer], Any] | None = None) -> None:
         self.at_end, self.first, self.began = at_end, 0.0, time.perf_counter()
