@@ -72,7 +72,7 @@ VARIANT_SHARE, LEAK_SHARE, GENERAL_SHARE = 0.5, 1.0, 1.0
 """Further rows per forget row of a step."""
 FEWEST_GENERAL = 16
 """Minimum number of general rows per step, so that a single deletion request does not damage the model."""
-THOROUGH_SAMPLES = 20
+THOROUGH_SAMPLES = 10
 """Samples per wording in the check that ends a run."""
 SAYABLE = 1e-3
 """Probability of a whole private value, after the answer's beginning, above which twenty samples may contain it."""
@@ -108,8 +108,8 @@ class SelectiveModule(UnlearningModule):
         alternatives: Number of answers of the blind reference model per forget row to train on; 0 for none.
         samples: Number of sampled answers per forget row and wording in a check of the policy.
         check_every: Optimiser steps between two checks; 0 for no checks.
-        stop: End the run at a check where no sample contains a private value, none of a thousand is expected to, and
-            no value is likelier than the alternatives, if a second, thorough check confirms it.
+        stop: End the run at a check where no sample contains a private value, their risk is at most `RISK`, no whole
+            value is likelier than `SAYABLE` or than its false variants, and a second, thorough check confirms it.
         retain_loss: ``kl`` (divergence from the reference model), ``nll`` or ``none``.
         reference: ``live``, ``adapters_off`` (with LoRA) or ``auto``.
         **options: Those of `UnlearningModule`.
