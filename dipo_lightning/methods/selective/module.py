@@ -75,7 +75,7 @@ FEWEST_GENERAL = 16
 THOROUGH_SAMPLES = 10
 """Samples per wording in the check that ends a run."""
 SAYABLE = 1e-3
-"""Probability of a whole private value, after the answer's beginning, above which twenty samples may contain it."""
+"""Probability of an answer's first value, after the answer's beginning, above which twenty samples may contain it."""
 
 RISK = 1e-4
 """Private values expected per sampled answer, at most, in a check that ends a run."""
@@ -410,7 +410,10 @@ class SelectiveModule(UnlearningModule):
         return found + sayable + likelier, risk
 
     def _values_left(self, asked: Sequence[PrivateExample]) -> tuple[int, int]:
-        """Number of rows with a value that samples may contain, and with values likelier than all false variants."""
+        """Number of rows whose first value samples may contain, and with values likelier than all false variants.
+
+        A later value follows here on earlier ones that must have been said; the risk of sampled answers covers it.
+        """
         assert self.policy is not None
         examples = [*asked, *self._variants]
         scores = score(self.policy, [(one.input_ids, one.labels) for one in examples], device=self.device)
@@ -424,7 +427,7 @@ class SelectiveModule(UnlearningModule):
             mean = sum(map(sum, runs)) / sum(map(len, runs))
             likeliest = own if example.secret else best
             likeliest[example.index] = max(likeliest.get(example.index, float("-inf")), mean)
-            if example.secret and max(map(sum, runs)) > math.log(SAYABLE):
+            if example.secret and sum(runs[0]) > math.log(SAYABLE):
                 sayable.add(example.index)
         return len(sayable), sum(value > best[index] for index, value in own.items() if index in best)
 
