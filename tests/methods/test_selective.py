@@ -236,6 +236,11 @@ def test_a_rows_bans_hold_the_secrets_of_all_rows_about_its_subject(maker):
     apart = ExampleMaker([*ROWS, other], KEPT, maker.style)
     assert "ghent" not in apart.secrets[0]
     assert "june" not in apart.secrets[2]
+    plain = [
+        {"question": f"What did she {verb}?", "answer": f"A {word}."}
+        for verb, word in [("sew", "sail"), ("mend", "net")]
+    ]
+    assert ExampleMaker(plain, KEPT, maker.style).secrets == [{"sail"}, {"net"}], "no name joins them"
     needed = {"question": "What happened to Mara Velt in June?", "answer": "Mara Velt moved to Ghent in June."}
     assert "june" not in ExampleMaker([*ROWS, needed], KEPT, maker.style).secrets[2], "its own sentence says it"
 

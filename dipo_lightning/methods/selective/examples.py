@@ -58,6 +58,11 @@ class PrivateExample:
         return [flag for flag, label in zip(self.private, self.labels, strict=True) if label != IGNORED]
 
 
+def names_in(question: str) -> set[str]:
+    """Return the names and numbers of a question, in lower case: its words but the first with a capital or a digit."""
+    return {word.text for word in words(question)[1:] if question[word.start].isupper() or has_digit(word.text)}
+
+
 def identifiers(question: str, shared: Mapping[str, int]) -> set[str]:
     """Find the words of a question that identify its subject.
 
@@ -67,9 +72,8 @@ def identifiers(question: str, shared: Mapping[str, int]) -> set[str]:
         question: The question.
         shared: Words of the retain rows, as for `find_private`.
     """
-    own = [word for word in words(question)[1:] if is_rare(word.text, shared) and word.text not in FUNCTION_WORDS]
-    names = {word.text for word in own if question[word.start].isupper() or has_digit(word.text)}
-    return names or {word.text for word in own}
+    own = {word.text for word in words(question)[1:] if is_rare(word.text, shared)} - FUNCTION_WORDS
+    return own & names_in(question) or own
 
 
 class ExampleMaker:
@@ -92,7 +96,7 @@ class ExampleMaker:
         self.spans = [private_spans(row, shared) for row in rows]
         self.subjects = [identifiers(row["question"], shared) for row in rows]
         own = [self._words(row["answer"], spans) for row, spans in zip(rows, self.spans, strict=True)]
-        self.secrets = [self._about_subject(index, own) for index in range(len(rows))]
+        self.secrets = self._about_subject(own)
         self.banned = [self._banned(index) for index in range(len(rows))]
         self.watched = [self._watched(index) for index in range(len(rows))]
         self.completions = [completions(self.tokenizer, secrets) for secrets in self.secrets]
@@ -101,11 +105,16 @@ class ExampleMaker:
     def _words(answer: str, spans: Sequence[Span]) -> set[str]:
         return {word.text for span in spans for word in words(answer[span.start : span.end])} - FUNCTION_WORDS
 
-    def _about_subject(self, index: int, own: Sequence[set[str]]) -> set[str]:
-        """Private words of a row and of the rows that share a name with its question, without its other words."""
-        row, subject = self.rows[index], self.subjects[index]
-        others = set[str]().union(*(own[i] for i, names in enumerate(self.subjects) if not names.isdisjoint(subject)))
-        return own[index] | (others - vocabulary([row["question"], row["answer"]]))
+    def _about_subject(self, own: Sequence[set[str]]) -> list[set[str]]:
+        """Private words of each row and of the rows that share a name with its question, without its other words."""
+        named = [names_in(row["question"]) & subject for row, subject in zip(self.rows, self.subjects, strict=True)]
+        of_name: dict[str, set[str]] = {}
+        for names, found in zip(named, own, strict=True):
+            for name in names:
+                of_name.setdefault(name, set()).update(found)
+        others = [set[str]().union(*(of_name[name] for name in names)) for names in named]
+        said = [vocabulary([row["question"], row["answer"]]) for row in self.rows]
+        return [mine | (more - text) for mine, more, text in zip(own, others, said, strict=True)]
 
     def _watched(self, index: int) -> list[int]:
         """Tokens that begin the word of each value that has the most tokens, and so is the rarest."""
