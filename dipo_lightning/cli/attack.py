@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dipo_lightning.benchmarks.robustness.attack import Attack, Subject
+from dipo_lightning.benchmarks.robustness.attack import Subject
 from dipo_lightning.benchmarks.robustness.data import limited, read_subject, subject_of
 from dipo_lightning.benchmarks.robustness.prefixes import Prefixes
 from dipo_lightning.benchmarks.robustness.quantization import Quantization
@@ -86,10 +85,10 @@ def attack(
         generation_rows: Maximum number of rows in a generation batch.
         device: Device such as ``cuda``; default is a GPU if there is one.
     """
-    from dipo_lightning.benchmarks.robustness.running import attack_models, build_attacks
+    from dipo_lightning.benchmarks.robustness.running import attack_models, build_attacks, named_attacks
     from dipo_lightning.benchmarks.robustness.tables import markdown_table
 
-    chosen = _chosen(attacks, wordings, prefixes, quantization, sampling, relearning)
+    chosen = named_attacks(attacks, (wordings, prefixes, quantization, sampling, relearning))
     given = Path(unlearned).expanduser()
     run = run_settings(given)
     model, others, place = str(run.get("model", unlearned)), {"retain": retain, "target": target}, chosen_device(device)
@@ -106,7 +105,8 @@ def attack(
     subject = limited(subject, unrelated, max_rows)
     if max_new_tokens is not None:
         subject = replace(subject, max_new_tokens=max_new_tokens)
-    folder = Path(output) if output is not None else _beside(given, model)
+    beside = given / "attacks" if "evaluations" in run else Path(f"{model.rstrip('/').rpartition('/')[2]}-attacks")
+    folder = beside if output is None else Path(output)
     document = attack_models(
         {name: partial(_load, source, place) for name, source in models.items()},
         subject,
@@ -119,15 +119,6 @@ def attack(
     if retain is None:
         print("No retain model was given (--retain): compare results with those of a model that never knew.")
     print(f"{markdown_table(document)}\n\nEvery row, the table and the pictures: {folder}")
-
-
-def _chosen(names: Sequence[str], *options: Attack) -> list[Attack]:
-    """Attacks of the given names, with their options."""
-    there = {attack.name: attack for attack in options}
-    for name in names:
-        if name not in there:
-            raise InputError(f"There is no attack {name!r}; there are {', '.join(there)}. Your own go into `further`.")
-    return [there[name] for name in names]
 
 
 def _style(run: dict[str, Any], model: str, prompt: PromptName | None) -> PromptStyle:
@@ -195,11 +186,11 @@ def _load(source: str, device: torch.device) -> nn.Module:
 def _add_to_run(evaluations: Path, document: dict[str, Any]) -> None:
     """Add the log to a run's evaluations (for its page, its card and comparisons) and to TensorBoard."""
     from dipo_lightning.benchmarks.robustness.metrics import settings_pictures
-    from dipo_lightning.evaluation.aggregates import flat_numbers
+    from dipo_lightning.evaluation.aggregates import evaluation_file, flat_numbers
     from dipo_lightning.evaluation.run_folder import write_json
 
-    epoch, step = (document["provenance"][name] for name in ("epoch", "step"))
-    write_json(evaluations / f"robustness_epoch={epoch:03d}_step={step:05d}_attack.json", document)
+    where, step = document["provenance"], document["provenance"]["step"]
+    write_json(evaluations / f"{evaluation_file('robustness', where)}_attack.json", document)
     if any(evaluations.parent.glob("events.out.tfevents.*")):
         from torch.utils.tensorboard import SummaryWriter
 
@@ -238,9 +229,3 @@ def run_settings(folder: Path) -> dict[str, Any]:
     if kind := (config.get("data") or {}).get("class_path"):
         found["module"] = import_class(kind, LightningDataModule)(**options)
     return found | {name: options.get(name) for name in ("prompt", "prompt_options")}
-
-
-def _beside(given: Path, model: str) -> Path:
-    if (given / "evaluations").is_dir():
-        return given / "attacks"
-    return Path(f"{model.rstrip('/').rpartition('/')[2]}-attacks")

@@ -136,12 +136,10 @@ def outside(folder: Path) -> dict[str, str]:
         named["alternative answers"] = model.get("alternatives_file")
         cache = model.get("reference_cache")
         named["cache of the reference model"] = cache if cache and Path(cache).is_dir() else None
-        found |= {name: str(path) for name, path in named.items() if path and not _is_inside(Path(path), folder)}
+        for name, path in named.items():
+            if path and not Path(path).resolve().is_relative_to(folder.resolve()):
+                found[name] = str(path)
     return found
-
-
-def _is_inside(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _size(path: Path) -> int:

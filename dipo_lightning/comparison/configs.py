@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from dipo_lightning.cli.main import DEFAULT_CLASSES
+from dipo_lightning.cli.messages import parameters_of
 from dipo_lightning.comparison.plan import Method, Settings
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.benchmark import import_class
@@ -108,28 +109,13 @@ def shared_options() -> set[str]:
 
 def accepted_options(cls: type) -> set[str]:
     """Return the names that a class accepts, following ``**options`` up to its base classes."""
-    return set(_parameters(cls))
+    return set(parameters_of(cls))
 
 
 def usual_options(cls: type) -> Config:
     """Return the defaults of a class's options; required ones are left out."""
-    defaults = {name: parameter.default for name, parameter in _parameters(cls).items()}
+    defaults = {name: parameter.default for name, parameter in parameters_of(cls).items()}
     return {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty}
-
-
-def _parameters(cls: type) -> dict[str, inspect.Parameter]:
-    found: dict[str, inspect.Parameter] = {}
-    for base in cls.__mro__:
-        if "__init__" not in vars(base):
-            continue
-        parameters = dict(inspect.signature(vars(base)["__init__"]).parameters)
-        rest = [name for name, one in parameters.items() if one.kind is one.VAR_KEYWORD]
-        found = parameters | found  # a subclass's own default counts
-        if not rest:
-            break
-        del found[rest[0]]
-    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return {name: one for name, one in found.items() if name != "self" and one.kind not in several}
 
 
 def assign(config: Config, option: str, value: Any) -> None:

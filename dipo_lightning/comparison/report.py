@@ -22,6 +22,7 @@ from dipo_lightning.comparison.results import (
 )
 from dipo_lightning.metrics.base import INTERVAL
 from dipo_lightning.report.charts import Axes, Point, comparison_picture
+from dipo_lightning.safety.display import table_in_markdown
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,17 @@ def markdown_table(lines: Sequence[Line], scale: Scale) -> str:
     others = scale.columns([row for line in lines for row in line.rows])
     columns = [scale.headline.forget, scale.headline.utility, "utility_kept", *others]
     labels = ["utility kept" if name == "utility_kept" else scale.label(name) for name in columns]
-    header = f"| method | settings | seeds | epoch | {' | '.join(labels)} |\n{'|---' * (4 + len(labels))}|"
-    return "\n".join([header, *(_markdown_line(line, columns, scale) for line in lines)])
+    head = ["method", "settings", "seeds", "epoch", *labels]
+    return table_in_markdown(head, (_cells(line, columns, scale) for line in lines))
 
 
-def _markdown_line(line: Line, columns: Sequence[str], scale: Scale) -> str:
+def _cells(line: Line, columns: Sequence[str], scale: Scale) -> list[str]:
     spreads = [(line.spread(column), 2 if scale.meanings[column].unit == "log10" else 3) for column in columns]
     numbers = ["-" if spread is None else spread.text(digits) for spread, digits in spreads]
     epochs = sorted({row["epoch"] for row in line.rows if row["epoch"] is not None})
     epoch = ", ".join(map(str, epochs)) or "-"
     cells = [line.method, line.settings or "-", str(len(line.rows)), epoch, *numbers]
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+    return [cell.replace("|", "/") for cell in cells]
 
 
 def verdict(lines: Sequence[Line], share: float, scale: Scale) -> str:
@@ -214,6 +215,8 @@ def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
     """Return the report as Markdown."""
     share, lines, scale = comparison.selection.keep_utility, findings.lines(), findings.scale
     seeds = ", ".join(map(str, comparison.seeds))
+    measured = any(row.get("intervals") for line in lines for row in line.rows)
+    ends = f" end of the {INTERVAL:.0%} intervals over rows (bootstrap)" if measured else ""
     marked = [("target", findings.targets), ("retain", findings.retain)]
     marks = [Line(name, "", rows) for name, rows in marked if rows]
     parts = [
@@ -221,7 +224,7 @@ def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
         verdict(lines, share, scale),
         markdown_table([*ranked(lines, share, scale), *marks], scale),
         f"Base `{comparison.base}`, seeds {seeds}. Numbers are means over seeds with [lowest, highest]"
-        f"{_interval_words(lines)}; utility kept is the share of the target's on the same seed. Every epoch of every "
+        f"{ends}; utility kept is the share of the target's on the same seed. Every epoch of every "
         "run is in `comparison.csv`.",
     ]
     if picture:
@@ -233,13 +236,6 @@ def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _interval_words(lines: Sequence[Line]) -> str:
-    """Return a note that the ranges include intervals, if they do."""
-    if not any(row.get("intervals") for line in lines for row in line.rows):
-        return ""
-    return f" end of the {INTERVAL:.0%} intervals over rows (bootstrap)"
-
-
 def selection_text(comparison: Comparison, findings: Findings) -> str:
     """Return the rule and a table of what it chose from."""
     selection = comparison.selection
@@ -247,10 +243,8 @@ def selection_text(comparison: Comparison, findings: Findings) -> str:
     text = rule(selection, scale)
     if selection.allow_same_data:
         text += " The same data is reported on: read the numbers of methods with a larger grid with that in mind."
-    lines = [
-        f"| method | settings | epoch | {scale.label(scale.headline.forget)} | utility kept | chosen |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = ["method", "settings", "epoch", scale.label(scale.headline.forget), "utility kept", "chosen"]
+    lines = []
     for candidate in findings.candidates:
         choice = findings.choices.get(candidate.method)
         for row in considered(candidate.rows, selection.epoch):
@@ -258,9 +252,9 @@ def selection_text(comparison: Comparison, findings: Findings) -> str:
             chosen = chosen and (choice is None or choice.epoch in (None, row["epoch"]))
             values = (scale.forgetting(row), row["utility_kept"])
             numbers = ["-" if value is None else f"{value:.3f}" for value in values]
-            cells = [candidate.method, candidate.label or "-", str(row["epoch"]), *numbers, "yes" if chosen else ""]
-            lines.append(f"| {' | '.join(cells)} |")
-    return text + "\n\n" + "\n".join(lines)
+            where = [candidate.method, candidate.label or "-", str(row["epoch"])]
+            lines.append([*where, *numbers, "yes" if chosen else ""])
+    return f"{text}\n\n{table_in_markdown(head, lines)}"
 
 
 def trajectories(findings: Findings) -> Mapping[str, list[Point]]:

@@ -129,7 +129,11 @@ def add_columns_beside(rows: Sequence[Row], folder: Path) -> None:
             for document in documents:
                 patterns = _columns_beside(document)
                 numbers = flat_numbers(document["aggregates"]) if patterns else {}
-                found = {f"{name}_{key}": value for key, value in numbers.items() if _matches(key, patterns)}
+                found = {
+                    f"{name}_{key}": value
+                    for key, value in numbers.items()
+                    if any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
+                }
                 for row in rows:
                     if row["step"] == document["provenance"].get("step"):
                         row.update(found)
@@ -138,10 +142,6 @@ def add_columns_beside(rows: Sequence[Row], folder: Path) -> None:
 def _columns_beside(document: Document) -> tuple[str, ...]:
     benchmark = benchmark_of(document)
     return benchmark.columns_beside if benchmark else ()
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def by_epoch(rows: Sequence[Row]) -> dict[int, Row]:

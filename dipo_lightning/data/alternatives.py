@@ -17,8 +17,8 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from dipo_lightning.data.encoding import PromptStyle
-from dipo_lightning.data.files import SUFFIXES, Record, checked_text, file_records
+from dipo_lightning.data.encoding import PromptStyle, checked_text
+from dipo_lightning.data.files import SUFFIXES, Record, file_records
 from dipo_lightning.data.loader import Example
 from dipo_lightning.data.rows import listed
 from dipo_lightning.data.tokenization import LARGE, LONGEST, tokenize_rows

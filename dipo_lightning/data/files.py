@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dipo_lightning.data.encoding import shortened
+from dipo_lightning.data.encoding import checked_text
 from dipo_lightning.errors import InputError
 from dipo_lightning.safety.network import bounded_hub, hub_errors
 
@@ -164,15 +164,6 @@ def text_field(record: Record, name: str) -> str:
         there = ", ".join(field for field, content in record.fields.items() if content is not None)
         raise InputError(f"{record.where}: there is no {name!r}; it has {there or 'no fields'}.")
     return checked_text(value, f"{record.where}: {name!r}")
-
-
-def checked_text(value: object, label: str) -> str:
-    """Return a text that isn't empty; an `InputError` that starts with ``label`` for anything else."""
-    if not isinstance(value, str):
-        raise InputError(f"{label} is {shortened(repr(value))} ({type(value).__name__}), not a text.")
-    if not value.strip():
-        raise InputError(f"{label} is empty.")
-    return value
 
 
 def _folder_records(folder: Path, split: str | None, option: str) -> Iterator[Record]:

@@ -12,7 +12,7 @@ from dipo_lightning.data.encoding import (
     PlainStyle,
     PromptStyle,
     TextStyle,
-    checked,
+    checked_text,
     encode,
     shortened,
     suggestion,
@@ -77,7 +77,7 @@ class ChatStyle(PromptStyle):
     ) -> None:
         super().__init__(tokenizer)
         self.template = _fixed_clock(_day(date)) + _template(tokenizer, chat_template)
-        self.system_prompt = None if system_prompt is None else checked(system_prompt, "system prompt")
+        self.system_prompt = None if system_prompt is None else checked_text(system_prompt, "The system prompt")
         self.date = date
         self.template_options = {"enable_thinking": False, **(template_options or {})}
         self._variables = {**self.template_options, "date_string": date}
@@ -91,7 +91,7 @@ class ChatStyle(PromptStyle):
 
     def prompt(self, question: str) -> list[int]:
         """The template up to where the answer begins; see `PromptStyle.prompt`."""
-        return self.conversation_prompt([{"role": "user", "content": checked(question, "question")}])
+        return self.conversation_prompt([{"role": "user", "content": checked_text(question, "The question")}])
 
     def join(self, prompt: list[int], answer: str) -> tuple[list[int], list[int]]:
         """See `PromptStyle.join`; the answer is what the template makes of it (most trim it)."""
@@ -121,7 +121,7 @@ class ChatStyle(PromptStyle):
 
     def _shown(self, messages: Messages) -> str:
         """The last turn as the template writes it, without what stands around it."""
-        answer = checked(messages[-1]["content"], "answer")
+        answer = checked_text(messages[-1]["content"], "The answer")
         text, whole = self._prompt_text(messages[:-1]), self._render(messages)
         if not whole.startswith(text) or not whole.endswith(self._tail):
             answer = shortened(answer)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dipo_lightning.data.encoding import PromptStyle, checked, encode, start_ids
+from dipo_lightning.data.encoding import PromptStyle, checked_text, encode, start_ids
 from dipo_lightning.data.loader import Example
 from dipo_lightning.data.prompts import ChatStyle
 from dipo_lightning.data.rows import shown
@@ -247,7 +247,7 @@ def pieces(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int
 
 def _joined(texts: Sequence[str]) -> Iterator[str]:
     """Yield the documents joined by blank lines: as one text, or in parts of about `TEXT_PART` characters."""
-    whole = sum(len(checked(text, f"document {number}")) for number, text in enumerate(texts))
+    whole = sum(len(checked_text(text, f"Document {number}")) for number, text in enumerate(texts))
     most = TEXT_AT_ONCE if whole <= TEXT_AT_ONCE else TEXT_PART
     part: list[str] = []
     size = 0

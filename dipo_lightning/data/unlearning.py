@@ -141,7 +141,11 @@ class TokenizedDataModule(pl.LightningDataModule):
             rank_zero_info(f"{len(rows)} {name} texts, in {len(made)} pieces of {self.max_length} tokens")
             return made, rows
         by_need = isinstance(rows, Rows) and len(rows) > LARGE
-        looked_at = self._doubtful(rows) if by_need and isinstance(rows, Rows) else list(range(len(rows)))
+        looked_at = list(range(len(rows)))
+        if by_need and isinstance(rows, Rows):  # the longest show whether rows fit; the others may have to be left out
+            skips = self.on_missing == "skip"
+            tight = prompts_without_room(rows, self.style, self.max_length) if skips else []
+            looked_at = list(dict.fromkeys([*rows.longest(LONGEST), *tight]))
         tokenized = tokenize_rows(Chosen(rows, looked_at), self.style, self.max_length, self.on_missing)
         if len(tokenized.dropped) == len(rows):
             raise InputError(f"None of {len(rows)} {name} rows is left: {tokenized.report(name)}.")
@@ -162,14 +166,6 @@ class TokenizedDataModule(pl.LightningDataModule):
         left_out = f", {len(dropped)} left out" if dropped else ""
         rank_zero_info(f"{len(rows)} {name} rows, each tokenised when a batch needs it{left_out}")
         return LazyRows(kept, self.style, self.max_length, tokenized.examples), kept
-
-    def _doubtful(self, rows: Rows) -> list[int]:
-        """Return the positions of the rows of a large set that are tokenised before the first step.
-
-        The longest show whether rows fit; those whose prompt may leave no room may have to be left out.
-        """
-        doubtful = prompts_without_room(rows, self.style, self.max_length) if self.on_missing == "skip" else []
-        return list(dict.fromkeys([*rows.longest(LONGEST), *doubtful]))
 
     def _note_longest(self, examples: Sequence[Example]) -> None:
         self.longest = max([self.longest, *(len(example["input_ids"]) for example in examples)])

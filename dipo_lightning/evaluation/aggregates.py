@@ -147,6 +147,26 @@ def log_aggregates(
     return found | ({"intervals": intervals(collection, *bootstrap)} if bootstrap[0] else {})
 
 
+def evaluation_document(
+    benchmark: Benchmark, settings: Mapping[str, Any], sets: Any, found: Mapping[str, Any], **more: Any
+) -> dict[str, Any]:
+    """Return an evaluation as it is stored, with its rows and aggregates; ``more`` are further parts by name."""
+    return {
+        "format": benchmark.format,
+        "benchmark": class_path(type(benchmark)),
+        "settings": settings,
+        "provenance": {},
+        "sets": sets,
+        "aggregates": found,
+        "skipped": {},
+    } | more
+
+
+def evaluation_file(name: str, provenance: Mapping[str, Any]) -> str:
+    """Return the name of an evaluation's file without its ending, by the benchmark, the epoch and the step."""
+    return f"{name}_epoch={provenance['epoch']:03d}_step={provenance['step']:05d}"
+
+
 def retain_numbers(benchmark: Benchmark, log: EvaluationLog, settings: Mapping[str, Any]) -> dict[str, float]:
     """Compute a retain model's numbers by name, with the settings of the run to compare."""
     numbers = flat_numbers(log_aggregates(benchmark, with_skipped(log.sets, log.skipped), settings))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -18,6 +18,11 @@ from dipo_lightning.metrics.functional.membership import FRACTION
 
 Progress = Callable[[int, str], AbstractContextManager[Callable[[int], object]]]
 """Factory of progress bars: from a total and a label, a context that yields a function to advance the bar."""
+
+
+def no_progress(total: int, what: str) -> AbstractContextManager[Callable[[int], object]]:
+    """Make a progress bar that is not shown."""
+    return nullcontext(lambda done: None)
 
 
 class Row(TypedDict, total=False):

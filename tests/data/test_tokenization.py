@@ -105,7 +105,7 @@ def test_pieces_hold_the_whole_text_once(words, length):
 
 @pytest.mark.parametrize(
     ("texts", "length", "message"),
-    [([], 8, "no document"), (["a", " "], 8, "document 1 is empty"), (["a"], 1, "length is 1"), ([3], 8, "int")],
+    [([], 8, "no document"), (["a", " "], 8, "Document 1 is empty"), (["a"], 1, "length is 1"), ([3], 8, "int")],
 )
 def test_documents_that_cannot_be(texts, length, message):
     with pytest.raises(InputError, match=message):

@@ -15,7 +15,7 @@ from dipo_lightning.benchmarks.robustness.data import at_most, subject_of
 from dipo_lightning.benchmarks.robustness.metrics import Robustness, settings_pictures
 from dipo_lightning.benchmarks.robustness.prefixes import Prefixes
 from dipo_lightning.benchmarks.robustness.quantization import Quantization
-from dipo_lightning.benchmarks.robustness.running import build_attacks, measure, planned, settings_of
+from dipo_lightning.benchmarks.robustness.running import build_attacks, measure, named_attacks, planned, settings_of
 from dipo_lightning.benchmarks.robustness.tables import PARTS
 from dipo_lightning.benchmarks.robustness.wordings import Wordings
 from dipo_lightning.errors import InputError, check_numbers
@@ -59,19 +59,11 @@ class RobustnessEvaluation(Evaluation):
         **options: Any,
     ) -> None:
         super().__init__(schedule=schedule or Schedule(every_n_epochs=None), **options)
-        own: dict[str, Attack] = {
-            "wordings": wordings or Wordings(),
-            "prefixes": prefixes or Prefixes(),
-            "quantization": quantization or Quantization(),
-        }
-        for name in attacks:
-            if name not in own:
-                raise InputError(
-                    f"RobustnessEvaluation.attacks has {name!r}; it may have {', '.join(own)}. The others take longer: "
-                    "`dipo-lightning attack` makes them."
-                )
         check_numbers(self, {"max_forget_rows": max_forget_rows})
-        self.attacks = build_attacks([own[name] for name in attacks], further)
+        own = wordings or Wordings(), prefixes or Prefixes(), quantization or Quantization()
+        more = "The others take longer: `dipo-lightning attack` makes them."
+        chosen = named_attacks(attacks, own, f"{type(self).__name__}.attacks", more)
+        self.attacks = build_attacks(chosen, further)
         self.attack_metrics, self.max_forget_rows = attack_metrics, max_forget_rows
         self.subject: Subject | None = None
         self.plan: list[tuple[Attack, Condition]] = []

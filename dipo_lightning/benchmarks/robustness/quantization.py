@@ -79,17 +79,12 @@ def int8(weight: Tensor) -> Tensor:
 
 def nf4(weight: Tensor) -> Tensor:
     """Round a weight to NF4, by the kernels of `bitsandbytes` on a GPU that has it, else by `fake_nf4`."""
-    if not (weight.is_cuda and bitsandbytes_installed()):
+    if not (weight.is_cuda and importlib.util.find_spec("bitsandbytes")):
         return fake_nf4(weight)
     from bitsandbytes import functional
 
     packed, state = functional.quantize_4bit(weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4")
     return functional.dequantize_4bit(packed, state).to(weight.dtype)
-
-
-def bitsandbytes_installed() -> bool:
-    """Return whether `bitsandbytes` can be imported."""
-    return importlib.util.find_spec("bitsandbytes") is not None
 
 
 def fake_nf4(weight: Tensor) -> Tensor:

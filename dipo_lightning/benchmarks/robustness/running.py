@@ -17,7 +17,7 @@ from dipo_lightning.benchmarks.robustness.metrics import METRICS, Robustness, me
 from dipo_lightning.benchmarks.robustness.tables import markdown_table
 from dipo_lightning.data.rows import data_fingerprint
 from dipo_lightning.errors import InputError, check_numbers
-from dipo_lightning.evaluation.aggregates import add_measured, class_path, log_aggregates
+from dipo_lightning.evaluation.aggregates import add_measured, evaluation_document, log_aggregates
 from dipo_lightning.evaluation.benchmark import made
 from dipo_lightning.evaluation.provenance import plain
 from dipo_lightning.evaluation.run_folder import finite, write_json
@@ -27,6 +27,30 @@ Document = dict[str, Any]
 Load = Callable[[], nn.Module]
 RESULT = "robustness.json"
 TABLE = "robustness.md"
+
+
+def named_attacks(
+    names: Sequence[str],
+    known: Sequence[Attack],
+    option: str = "attacks",
+    hint: str = "Your own go into `further`.",
+) -> list[Attack]:
+    """Choose attacks by name.
+
+    Args:
+        names: Names of the attacks to make.
+        known: Attacks with their options.
+        option: The user's option for ``names``, for the message about an unknown one.
+        hint: The end of that message.
+
+    Raises:
+        InputError: A name is unknown.
+    """
+    there = {attack.name: attack for attack in known}
+    for name in names:
+        if name not in there:
+            raise InputError(f"{option} has {name!r}; it may have {', '.join(there)}. {hint}")
+    return [there[name] for name in names]
 
 
 def build_attacks(chosen: Sequence[Attack], further: Mapping[str, Any] | None = None) -> list[Attack]:
@@ -138,7 +162,8 @@ def attack_models(
         weights[model] = model_fingerprint(policy)
         for attack, condition in plan:
             own = [condition.name, attack.settings, attack.reads(subject, condition), weights[model]]
-            parts = Parts(output / "parts", model, _digest(plain([shared, *own])))
+            key = hashlib.sha256(json.dumps(plain([shared, *own]), sort_keys=True).encode()).hexdigest()
+            parts = Parts(output / "parts", model, key)
             rows = parts.take(condition.name)
             if rows is None:
                 say(f"{model} model: {condition.title}")
@@ -149,15 +174,9 @@ def attack_models(
     names = [name.removeprefix(f"{model}_") for model in models for name in sets if name.startswith(f"{model}_")]
     settings = settings_of(plan, subject, list(models), curve_steps(names))
     add_measured(Robustness().metrics(settings).values(), sets, dict.fromkeys(sets, subject.forget))  # type: ignore[arg-type]
-    document: Document = {
-        "format": Robustness.format,
-        "benchmark": class_path(Robustness),
-        "settings": settings,
-        "provenance": {"epoch": 0, "step": 0} | (provenance or {}) | {"weights": weights},
-        "sets": sets,
-        "aggregates": log_aggregates(Robustness(), sets, settings),  # type: ignore[arg-type]
-        "skipped": {},
-    }
+    where = {"epoch": 0, "step": 0} | (provenance or {}) | {"weights": weights}
+    found = log_aggregates(Robustness(), sets, settings)  # type: ignore[arg-type]
+    document = evaluation_document(Robustness(), settings, sets, found, provenance=where)
     write_json(output / RESULT, document)
     (output / TABLE).write_text(markdown_table(document) + "\n", encoding="utf-8")
     for name, figure in settings_pictures(settings, document["aggregates"]).items():
@@ -237,7 +256,3 @@ class Parts:
         write_json(self._path(name), {"key": self.key, "rows": rows})
         found: dict[str, Measured] = finite(rows)
         return found
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

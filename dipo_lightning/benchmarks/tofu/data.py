@@ -9,10 +9,10 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from dipo_lightning.data.encoding import checked_text
 from dipo_lightning.data.files import (
     AbsentError,
     Record,
-    checked_text,
     config_files,
     config_records,
     is_saved,

@@ -96,7 +96,7 @@ def test_generations_and_rouge(data, model, evaluated):
 
 def test_stems_are_compared_by_open_unlearning_only(data, model, monkeypatch):
     monkeypatch.setattr(
-        "dipo_lightning.benchmarks.muse.measuring.generate", lambda policy, prompts, **_: [[1]] * len(prompts)
+        "dipo_lightning.evaluation.questions.generate", lambda policy, prompts, **_: [[1]] * len(prompts)
     )
     tokenizer = toy_tokenizer()
     monkeypatch.setattr(tokenizer, "decode", lambda ids, **_: "he was opening bridges")

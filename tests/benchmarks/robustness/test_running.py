@@ -230,7 +230,7 @@ def test_without_a_retain_model_r_is_absent_and_why(folders, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("further", "message"),
     [
-        (["--attacks", "[hypnosis]"], "There is no attack 'hypnosis'"),
+        (["--attacks", "[hypnosis]"], "attacks has 'hypnosis'; it may have wordings"),
         (["--relearning.fraction", "0"], "fraction is 0"),
         (["--sampling.k", "[5]"], "k has 5"),
         (["--max_rows", "0"], "max_rows is 0"),
