@@ -375,7 +375,7 @@ class Checkpoint(Savepoint, CheckpointBase):
             if before["class"] != now["class"]:
                 raise InputError(
                     f"The checkpoint was written with the optimizer {before['class']}, this run has {now['class']}, "
-                    "which cannot take its state. Give the old one as model.optimizer, or train anew in another folder."
+                    "which cannot load its state. Give the old one as model.optimizer, or train anew in another folder."
                 )
             if odd:
                 raise InputError(

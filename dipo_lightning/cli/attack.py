@@ -117,7 +117,9 @@ def attack(
     if "evaluations" in run:
         _add_to_run(run["evaluations"], document)
     if retain is None:
-        print("No retain model was given (--retain): compare results with those of a model that never knew.")
+        print(
+            "No retain model was given (--retain), so there is no score R, and no numbers of a model that never knew."
+        )
     print(f"{markdown_table(document)}\n\nEvery row, the table and the pictures: {folder}")
 
 
@@ -140,8 +142,8 @@ def _check_other(source: str, run: dict[str, Any], prompt: PromptName | None, st
         return  # saved without one
     if _style(run, source, prompt).fingerprint() != style.fingerprint():
         raise InputError(
-            f"{source} has another tokenizer or chat template than the unlearned model: the same questions would be "
-            "other tokens to it, and its numbers not comparable."
+            f"{source} has another tokenizer or chat template than the unlearned model, so that the same questions "
+            "would be other tokens and the numbers could not be compared. Leave it out."
         )
 
 
@@ -218,7 +220,8 @@ def run_settings(folder: Path) -> dict[str, Any]:
     )
     if not models:
         raise InputError(
-            f"{folder} is a run without an exported model: `dipo-lightning export` its checkpoint, and give that."
+            f"{folder} is a run without an exported model; export its checkpoint (`dipo-lightning export`), and give "
+            "that folder."
         )
     if len(models) > 1:
         raise InputError(f"{folder} has exported several models; give one: {', '.join(map(str, models))}.")

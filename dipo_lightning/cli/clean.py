@@ -78,7 +78,7 @@ def clean(run: str, yes: bool = False) -> None:
     else:
         print(f"{len(copies)} copies; add --yes to remove them. The numbers of the evaluations will stay in {SCORES}.")
     for name, path in outside(folder).items():
-        print(f"Outside the run, delete it yourself if it must go: {path} ({name})")
+        print(f"Outside the run, to be removed by yourself: {path} ({name})")
 
 
 def find_copies(folder: Path) -> list[Copy]:
@@ -93,7 +93,7 @@ def find_copies(folder: Path) -> list[Copy]:
         raise InputError(f"{folder}: there is no such folder; give the folder of a run.")
     signs = ("config.yaml", "evaluations", SOURCES, SCORES)
     if not any(any(folder.rglob(sign)) for sign in signs):
-        raise InputError(f"{folder} is no run: it holds neither a config.yaml nor evaluations. Nothing was removed.")
+        raise InputError(f"{folder} is not a run: it holds neither a config.yaml nor evaluations. Nothing was removed.")
     found: dict[Path, str] = {}
     for name, why in _REASONS:
         found |= {path: why for path in folder.rglob(name) if path.is_dir() and not path.is_symlink()}

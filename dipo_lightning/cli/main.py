@@ -230,7 +230,7 @@ def _has_class(part: str, path: Path) -> bool:
     except yaml.YAMLError:
         return False  # the parser says what is wrong with it
     except UnicodeDecodeError as error:
-        raise InputError(f"The config {path} is no text in UTF-8 ({error.reason}).") from error
+        raise InputError(f"The config {path} is not UTF-8 text ({error.reason}).") from error
     value = config.get(part) if isinstance(config, dict) else None
     return isinstance(value, str) or (isinstance(value, dict) and "class_path" in value)
 

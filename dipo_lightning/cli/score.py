@@ -60,7 +60,8 @@ def score(
     if auc_retrain is not None:
         if "auc_retrain" not in benchmark.score_options:
             raise InputError(
-                f"auc_retrain is no option of {benchmark.title}, which {log.path} is of; give the retain model's log."
+                f"auc_retrain is not an option of {benchmark.title}, the benchmark of {log.path}; give --reference "
+                "instead."
             )
         options["auc_retrain"] = auc_retrain
     own = benchmark.settings_of(log) | ({"auc_retrain": None} if retain is not None else {})
@@ -85,7 +86,7 @@ def score(
 
 def _retain(benchmark: Benchmark, log: EvaluationLog, path: str | Path) -> EvaluationLog:
     if not benchmark.compared_sets:
-        raise InputError(f"{log.path}: {benchmark.title} is measured without a second model's log; leave it out.")
+        raise InputError(f"{log.path}: {benchmark.title} uses no log of a retain model; leave --reference out.")
     retain = read_log(path)
     check_comparable(log, retain, benchmark)
     return retain

@@ -26,7 +26,7 @@ def read_base(pattern: str, seed: int) -> Config:
     path = Path(pattern.replace("{seed}", str(seed)))
     if not path.is_file():
         raise InputError(
-            f"There is no base config {path}. `base` is the config of a run that unlearns; the quickstart leaves one: "
+            f"There is no base config {path}. `base` is the config of an unlearning run; the quickstart writes one: "
             f"dipo-lightning quickstart --seed {seed} --output {path.parent}"
         )
     return read_fit_config(path)
@@ -45,7 +45,7 @@ def read_fit_config(path: Path) -> Config:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {error}") from error
     if not isinstance(config, dict) or not {"model", "data"} <= config.keys():
-        raise InputError(f"{path} is no config of `dipo-lightning fit`: it has no `model` or no `data`.")
+        raise InputError(f"{path} is not a config of `dipo-lightning fit`: it has no `model` or no `data`.")
     for part, usual in DEFAULT_CLASSES.items():  # as `fit` reads a section without a class
         section = config[part]
         if isinstance(section, dict) and not {"class_path", "init_args"} & section.keys():

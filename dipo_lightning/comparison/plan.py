@@ -144,9 +144,12 @@ def _check(comparison: Comparison, path: Path) -> None:
     selected = [method.name for method in comparison.methods if comparison.selects(method)]
     selection = comparison.selection
     if selected and selection.seed is None:
-        raise InputError(f"{path}: the settings of {', '.join(selected)} are to be chosen; give selection.seed.")
+        raise InputError(
+            f"{path}: the settings of {', '.join(selected)} are chosen by selection runs; give selection.seed, the "
+            "seed of these."
+        )
     if selected and selection.seed in comparison.seeds and not selection.allow_same_data:
         raise InputError(
-            f"{path}: selection.seed is {selection.seed}, which is reported on. Settings chosen on what is reported "
-            "look better than they are: take another seed."
+            f"{path}: selection.seed is {selection.seed}, which is a reported seed too. Settings that are chosen on "
+            "the reported runs look better than they are: take another seed."
         )

@@ -181,7 +181,7 @@ def _sequence(run: str | None, folder: Path, steps: list[Step], kind: str) -> No
     try:
         for step in steps:
             if step.results.is_file():
-                print(f"{step.folder}: finished before", flush=True)
+                print(f"{step.folder}: finished earlier", flush=True)
             else:
                 run_step(step, step_config(config, step, epochs_taken(steps[0])), lock)
     finally:
@@ -255,7 +255,7 @@ def run_step(step: Step, config: Config, lock: FolderLock) -> None:
     child.fit(config, step.folder, lock)
     logs = sorted((step.folder / "evaluations").glob("muse_*.json"))
     if not logs:
-        raise RunError(f"{step.folder} has no evaluation of its end; is at_end false in the config?")
+        raise RunError(f"{step.folder} has no evaluation of its final model; set schedule.at_end: true in the config.")
     first, last = (json.loads(log.read_text(encoding="utf-8")) for log in (logs[0], logs[-1]))
     results = {
         "step": step.number,

@@ -232,7 +232,7 @@ class Work:
         rows = evaluation_rows(documents, run.name, run.settings, run.seed)
         add_columns_beside(rows, Path(run.path))
         if not by_epoch(rows):
-            raise InputError(f"{run.path} has no evaluation after a first step: it is no run that unlearns.")
+            raise InputError(f"{run.path} has no evaluation after a first step, so it is not an unlearning run.")
         self._refuse_another_base(run.path, rows[0]["seed"], documents[0]["provenance"])
         add_utility_kept(rows, target_row(rows), scale)
         return rows

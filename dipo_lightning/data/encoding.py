@@ -69,7 +69,7 @@ class PromptStyle(ABC):
         """Ids of the answer alone, without BOS and without the end-of-turn token."""
         ids = continuation(self.tokenizer, checked_text(answer, "The answer"), self._anchor)
         if not ids:
-            raise InputError(f"The answer {answer!r} is tokenised to nothing: give a text the tokenizer knows.")
+            raise InputError(f"The answer {answer!r} has no tokens: give a text that the tokenizer knows.")
         if not set(self.stop_ids).isdisjoint(ids):
             raise InputError(f"The answer {shortened(answer)!r} holds an end-of-turn token: take it out of the data.")
         return ids
@@ -102,7 +102,7 @@ class PlainStyle(PromptStyle):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, space: str = "prompt") -> None:
         if space not in ("prompt", "answer"):
-            raise InputError(f"Prompt style plain: space is {space!r}; it is 'prompt' or 'answer'.")
+            raise InputError(f"Prompt style plain: space is {space!r}; it must be prompt or answer.")
         super().__init__(tokenizer)
         self.space = space
         self.stop_ids = [end_of_sequence(tokenizer, self.name)]

@@ -160,8 +160,8 @@ class ChatStyle(PromptStyle):
         before = before.removesuffix(opened)
         if not whole.startswith(before) or _PROBE not in whole[len(before) :]:
             raise InputError(
-                "The chat template writes an assistant's turn differently from the prompt it gives for one: "
-                "give another one with chat_template."
+                "The prompt that the chat template writes for an answer is not the beginning of a turn with that "
+                "answer: give another template with chat_template."
             )
         lead, _, tail = whole[len(before) :].partition(_PROBE)
         return opened, (lead if lead.strip() else ""), tail

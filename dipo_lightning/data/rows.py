@@ -244,7 +244,7 @@ def listed(value: object, label: str) -> list[Any] | None:
     except json.JSONDecodeError:
         found = _shown_list(text)
     if not isinstance(found, list):
-        raise InputError(f'{label} begins like a list, {shortened(text)}, and is none; write it as ["one", "two"].')
+        raise InputError(f'{label} begins like a list, {shortened(text)}, but is not one; write it as ["one", "two"].')
     return found
 
 
@@ -259,7 +259,7 @@ def private_values(answer: str, given: object, label: str) -> tuple[str, list[st
     values = [checked_text(value, label) for value in _as_list(given, label)]
     for value in values:
         if value not in answer:
-            raise InputError(f"{label} names {value!r}, which does not stand in the answer.")
+            raise InputError(f"{label} names {value!r}, which is not in the answer.")
     return answer, list(dict.fromkeys([*marked, *values]))
 
 

@@ -275,10 +275,14 @@ def example_of(row: Mapping[str, Any], style: PromptStyle) -> tuple[list[int], l
 def _check_kind(row: Mapping[str, Any], style: PromptStyle) -> None:
     """Refuse a row that the style can't write."""
     if "text" in row and style.name != "text":
-        raise InputError(f"The rows are plain text, which prompt style {style.name} can't write: take the style text.")
+        raise InputError(
+            f"The rows are plain text, which prompt style {style.name} cannot write: take the style text (data.prompt: "
+            "text)."
+        )
     if "messages" in row and not isinstance(style, ChatStyle):
         roles = [turn["role"] for turn in row["messages"]]
         if roles != ["user", "assistant"]:
             raise InputError(
-                f"Prompt style {style.name} writes one question and its answer, not the turns {roles}: use chat."
+                f"Prompt style {style.name} writes one question and its answer, not the turns {roles}: take the style "
+                "chat (data.prompt: chat)."
             )

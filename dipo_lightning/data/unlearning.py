@@ -340,8 +340,8 @@ class UnlearningDataModule(TokenizedDataModule):
         odd = next((number for number, row in enumerate(rows) if "question" not in row), None)
         if odd is not None:
             raise InputError(
-                f"{rows[odd].get('where', f'forget row {odd}')}: data.forget_tokens: private looks for private values "
-                "in answers to questions; this row is none. Leave the option out."
+                f"{rows[odd].get('where', f'forget row {odd}')}: data.forget_tokens: private needs rows with a "
+                "question and an answer, and this is not one. Leave the option out."
             )
         kept = (row for row in self.retain_rows or () if "question" in row)
         return PrivateTokens(forget, rows, rows_with_words(kept), self.tokenizer)
@@ -419,6 +419,7 @@ def first_rows(rows: Any, limit: int | None, option: str) -> Any:
         return rows
     if not 1 <= limit <= len(rows):
         raise InputError(
-            f"data.{option} is {limit}, but there are {len(rows)} rows; give 1 to {len(rows)}, or nothing."
+            f"data.{option} is {limit}, but there are {len(rows)} rows; give a number from 1 to {len(rows)}, or leave "
+            "it out."
         )
     return rows.first(limit) if isinstance(rows, Rows) else rows[:limit]

@@ -218,7 +218,7 @@ def _prompt(style: PromptStyle, row: Source) -> list[int]:
         return style.conversation_prompt(row["messages"][:-1])
     prompt = style.prompt(row["question"])
     if not prompt:
-        raise InputError("There is nothing to continue from: the text is too short.")
+        raise InputError("The text is too short: its first half has no token to continue from.")
     return prompt
 
 

@@ -214,7 +214,7 @@ class LanguageModelModule(pl.LightningModule):
         try:
             optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
         except ValueError as error:  # torch's refusal of a number
-            raise InputError(f"model.optimizer cannot be made of its options: {error}.") from error
+            raise InputError(f"model.optimizer cannot be built from its options: {error}.") from error
         if self.schedule == "constant" and not self.warmup_steps:
             return optimizer
         from transformers import get_scheduler

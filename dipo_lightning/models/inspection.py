@@ -66,9 +66,9 @@ def check_causal(model: nn.Module, name: object) -> None:
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, :-1]
     if not same_logits(logits[0], logits[1]):
         raise InputError(
-            f"{name} is no causal language model: its tokens see the tokens after them. Only models that predict from "
-            "left to right can be unlearned here (an encoder such as BERT needs is_decoder: true in config.json, and "
-            "weights that were trained so)."
+            f"{name} is not a causal language model: its tokens see the tokens after them. Only models that predict "
+            "from left to right can be unlearned here (an encoder such as BERT needs is_decoder: true in "
+            "config.json, and weights that were trained so)."
         )
 
 
@@ -121,7 +121,10 @@ def check_training(model: nn.Module, longest: int = 0) -> None:
         with torch.random.fork_rng(devices=[]):  # dropout draws
             model.train()(input_ids=ids, attention_mask=mask, use_cache=False)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"A {causal_lm(model).config.model_type} cannot be trained on such rows: {error}") from error
+        raise InputError(
+            f"This {causal_lm(model).config.model_type} model fails on a padded batch of two rows, and so cannot be "
+            f"trained here: {error}"
+        ) from error
     finally:
         model.train(training)
     padded = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[1, :-4]

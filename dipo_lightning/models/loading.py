@@ -279,7 +279,7 @@ def load_config(source: ModelSource, revision: str | None = None, trust_remote_c
     from transformers import AutoConfig
 
     if source.local and source.gguf is None and not (Path(source.location) / "config.json").is_file():
-        raise InputError(f"{source} holds no config.json and no GGUF file, so it is no model that can be loaded.")
+        raise InputError(f"{source} holds no config.json and no GGUF file, so it is not a model that can be loaded.")
     with _quiet(source), _explained(source, "model"):
         return AutoConfig.from_pretrained(source.location, **source.arguments(revision, trust_remote_code))
 

@@ -57,7 +57,9 @@ def without_question(tokenizer: Any, ids: Sequence[int], question: str) -> list[
     text = tokenizer.decode(list(ids))
     start = text.find(question.strip())
     if start < 0:
-        raise InputError(f"The prompt {text!r} does not show its question {question!r}, which cannot be masked then.")
+        raise InputError(
+            f"The prompt {text!r} does not contain its question {question!r} word for word, so it cannot be masked."
+        )
     span = Span(start, start + len(question.strip()))
     return [int(not flag) for flag in token_flags(token_places(tokenizer, ids, text), [span])]
 

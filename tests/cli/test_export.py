@@ -127,10 +127,10 @@ def test_bad_checkpoints_are_refused_in_a_sentence(run, tmp_path):
         read_checkpoint(tmp_path)
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes(checkpoint(run).read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"broken\.ckpt can't be read"):
+    with pytest.raises(InputError, match=r"broken\.ckpt cannot be read"):
         read_checkpoint(broken)
     torch.save({"state_dict": {"layer.weight": torch.ones(1)}}, broken)
-    with pytest.raises(InputError, match="no checkpoint of a module of this package"):
+    with pytest.raises(InputError, match="not a checkpoint of a module of this package"):
         read_checkpoint(broken)
 
 

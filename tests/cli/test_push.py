@@ -99,12 +99,12 @@ def test_the_base_models_licence_is_kept(hub):
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [
-        ("forget.jsonl", "rows", "must not leave"),
+        ("forget.jsonl", "rows", "would not be uploaded"),
         ("evaluations/tofu.json", "{}", "must not leave"),
         ("last.ckpt", "weights", "must not leave"),
         ("config.json", '{"hub": "hf_abcdefghijklmnopqrstuvwxyz"}', "looks like a token"),
         ("generation_config.json", f'{{"from": "{Path.home()}/x"}}', "home folder"),
-        ("README.md", "# a card without a header", "no model card with a licence"),
+        ("README.md", "# a card without a header", "not a model card with a licence"),
     ],
 )
 def test_what_must_not_leave_stops_the_upload(file, text, said, tmp_path):

@@ -254,7 +254,7 @@ BAD_STYLES = [
     ("chatml", "plian", {}, "did you mean 'plain'"),
     ("chatml", "chat", {"systm_prompt": "x"}, "did you mean 'system_prompt'"),
     ("chatml", "llama2", {"space": "answer"}, "it has none"),
-    ("chatml", "plain", {"space": "both"}, "'prompt' or 'answer'"),
+    ("chatml", "plain", {"space": "both"}, "must be prompt or answer"),
     ("words", "chat", {}, "no chat template"),
     ("endless", "plain", {}, "no end-of-sequence token"),
     ("endless", "text", {}, "no end-of-sequence token"),
@@ -285,7 +285,7 @@ BAD_EXAMPLES = [
     ("chatml", "llama2", "Who?", ["The author."], "list"),
     ("chatml", "plain", "Who?", "\ud800", "surrogate"),
     ("chatml", "chat", "Who?", "The author.<|im_end|>", "end-of-turn"),
-    ("words", "plain", "Who", "?!", "tokenised to nothing"),
+    ("words", "plain", "Who", "?!", "has no tokens"),
 ]
 
 

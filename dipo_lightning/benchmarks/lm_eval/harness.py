@@ -86,9 +86,9 @@ def load_tasks(names: Sequence[str], options: Options) -> dict[str, Any]:
             loaded.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise InputError("The tasks need the lm-evaluation-harness: pip install 'dipo-lightning[lm-eval]'")
+        raise InputError("Tasks of the lm-evaluation-harness need its package: pip install 'dipo-lightning[lm-eval]'")
     if not names:
-        raise InputError("No task is named in tasks; give some, such as mmlu and wmdp_bio.")
+        raise InputError("tasks is empty; name at least one, such as mmlu or wmdp_bio.")
     with quiet(), bounded_hub():
         from lm_eval.tasks import TaskManager
 
@@ -104,7 +104,9 @@ def load_tasks(names: Sequence[str], options: Options) -> dict[str, Any]:
             raise InputError(f"The tasks {', '.join(names)} could not be loaded: {error} Check the network.") from error
     for name, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
-            raise InputError(f"The task {name} runs code that the model writes; it is not run here.")
+            raise InputError(
+                f"The task {name} executes code that the model writes, which is refused here; leave it out."
+            )
         if options.num_fewshot is not None and task.get_config("num_fewshot") != 0:  # a task that says 0 means it
             task.set_config(key="num_fewshot", value=options.num_fewshot)
         elif task.get_config("num_fewshot") is None:

@@ -192,7 +192,7 @@ def _plan_texts(
         example = _text_example(style, row["text"], options)
         tokens = sum(label != IGNORED for label in example[1])
         if int(measuring.min_k_fraction * (tokens - options.whole)) < 1:
-            share = f"{measuring.min_k_fraction:.0%} of them are no whole token"
+            share = f"{measuring.min_k_fraction:.0%} of them are less than one"
             reason = f"Too short for Min-K: {shortened(row['text'])!r} has {tokens} tokens, and {share}."
             evaluated.skip(name, row["index"], reason, measuring.on_missing)
             continue
@@ -354,6 +354,6 @@ def _check_length(policy: nn.Module, longest: int) -> None:
     limit = context_length(policy)
     if limit is not None and longest > limit:
         raise InputError(
-            f"MUSE's longest prompt or text has {longest} tokens (with what is generated), but the model was made for "
+            f"MUSE's longest prompt or text has {longest} tokens (generated ones included), but the model's context is "
             f"{limit}. Take a model with a longer context, or shorten the texts."
         )

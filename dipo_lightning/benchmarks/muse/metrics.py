@@ -132,7 +132,7 @@ class _ROUGE(RowMean):
     def __init__(self, *sets: RowSet | str, variant: str = "muse", **kwargs: Any) -> None:
         super().__init__(*sets, **kwargs)
         if variant not in SCALES:
-            raise InputError(f"unknown MUSE variant {variant!r}: choose one of {', '.join(SCALES)}")
+            raise InputError(f"The variant of MUSE is {variant!r}; it must be {' or '.join(SCALES)}.")
         self.scale = SCALES[variant]
         self.unit = "%" if variant == "muse" else ""
 

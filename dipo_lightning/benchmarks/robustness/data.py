@@ -84,7 +84,9 @@ def read_subject(
         InputError: Neither or both of ``data`` and ``forget`` are given, or a file cannot be read.
     """
     if (data is None) == (forget is None):
-        raise InputError("Give either data (TOFU with split, or MUSE) or forget (your own rows): what was unlearned.")
+        raise InputError(
+            "Name the data that was unlearned: either data (TOFU with split, or MUSE) or forget (your own rows)."
+        )
     if forget is not None:
         return user_subject(style, read_rows(forget), read_rows(retain) if retain else [])
     assert data is not None
@@ -92,7 +94,7 @@ def read_subject(
         return tofu_subject(style, data, split)
     if _is_muse(data):
         return muse_subject(style, data)
-    raise InputError(f"data is {data}, which needs the forget split as well: split=forget10, say.")
+    raise InputError(f"data is {data}, for which split must be given too, such as forget10.")
 
 
 def limited(subject: Subject, unrelated: str | None, max_rows: int | None) -> Subject:
@@ -127,7 +129,10 @@ def subject_of(datamodule: Any, style: PromptStyle) -> Subject:
         InputError: It has no forget rows.
     """
     if not getattr(datamodule, "forget_rows", None) and not hasattr(datamodule, "split"):
-        raise InputError("RobustnessEvaluation asks the rows of the data module; it needs `forget_rows` and `style`.")
+        raise InputError(
+            "RobustnessEvaluation asks about the forget rows of the data module; use one with `forget_rows` and "
+            "`style`."
+        )
     data, split = getattr(datamodule, "data", None), getattr(datamodule, "split", None)
     if data is not None and split is not None:
         found = tofu_subject(style, str(data), str(split))

@@ -82,10 +82,13 @@ def planned(attacks: Sequence[Attack], subject: Subject) -> list[tuple[Attack, C
     found = [(attack, condition) for attack in attacks for condition in attack.conditions(subject)]
     for attack in attacks:
         if not any(attack is one for one, _ in found):
-            raise InputError(f"The attack {attack.name} has nothing to try: its list in the options is empty.")
+            raise InputError(
+                f"The attack {attack.name} has no condition to try; give its options at least one, or leave the attack "
+                "out."
+            )
     names = [condition.name for _, condition in found]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"{doubled[0]} is to be tried twice; name each attack, share and format once.")
+        raise InputError(f"The condition {doubled[0]} occurs twice; name each attack, share and format once.")
     return found
 
 
@@ -227,7 +230,7 @@ class Parts:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise InputError(f"{path} is broken JSON ({error}); remove it, and it is measured again.") from error
+            raise InputError(f"{path} is broken JSON ({error}); remove it to measure it again.") from error
         if content.get("key") != self.key:
             raise InputError(
                 f"{self.folder.parent} holds the results of attacks with other options, data or weights; give another "

@@ -95,7 +95,7 @@ def retain_split(split: str) -> str:
     """Return the retain split that belongs to a forget split: ``retain90`` for ``forget10``."""
     match = re.fullmatch(r"forget(\d\d)", split)
     if not match or not 1 <= int(match[1]) <= 99:
-        raise InputError(f"{split!r} is no forget split of TOFU; it is written like forget10 (01, 05 and 10 exist).")
+        raise InputError(f"{split!r} is not a forget split of TOFU; write forget01, forget05 or forget10.")
     return f"retain{100 - int(match[1]):02d}"
 
 
@@ -117,7 +117,7 @@ def _holdout(source: str | Path, config: str) -> Rows:
         return _rows(source, config)
     except AbsentError:
         if not Path(source).expanduser().is_dir():
-            rank_zero_info(f"{source} has no {config} here (a copy from before 2025?): no membership inference")
+            rank_zero_info(f"{source} has no {config} (a copy from before 2025?), so there is no membership inference.")
         return []
 
 

@@ -106,7 +106,7 @@ def _set_rows(name: str, tables: Mapping[str, dict[int, Mapping[str, Any]]], pat
     sizes = {metric: set(tables[metric]) for metric in _METRICS[name] if tables.get(metric)}
     if len({frozenset(indices) for indices in sizes.values()}) > 1:
         counts = ", ".join(f"{metric}: {len(indices)}" for metric, indices in sizes.items())
-        raise InputError(f"{path}: the metrics of {name} have different rows ({counts}); evaluate the model again")
+        raise InputError(f"{path}: the metrics of {name} cover different rows ({counts}); evaluate the model again")
     rows = []
     for index in sorted(answer or correct or texts or ratio):
         row: dict[str, Any] = {"index": index}

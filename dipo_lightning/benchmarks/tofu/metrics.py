@@ -150,8 +150,8 @@ class TOFU(Benchmark):
         if mine == other or None in (mine, other) or not (log.sets.get("holdout") and retain.sets.get("holdout")):
             return ""
         return (
-            f"PrivLeak would compare Min-K scores of two definitions; the token that ends an answer is {mine} in the "
-            f"log and {other} in the reference. Evaluate the model whose scores include it again."
+            f"PrivLeak would compare Min-K scores of two definitions: the token that ends an answer is {mine} in the "
+            f"log and {other} in the reference. Evaluate again the model whose scores include it."
         )
 
     def _end_of_turn(self, log: EvaluationLog) -> str | None:

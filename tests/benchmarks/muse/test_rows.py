@@ -213,7 +213,7 @@ def test_a_text_too_short_for_min_k(data, model):
 
 
 def test_a_context_too_short(data):
-    with pytest.raises(InputError, match="tokens .with what is generated., but the model was made for 512"):
+    with pytest.raises(InputError, match="tokens .generated ones included., but the model's context is 512"):
         evaluate_muse(
             toy_model("llama"),
             plan_muse(data, toy_tokenizer(), OPTIONS, MEASURING),
