@@ -1,9 +1,7 @@
 """The notebooks run from the first cell to the last, and their stored outputs are what the code gives today."""
 
-import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,14 +16,6 @@ FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = ["tour", "how_dipo_works", "a_new_method", "reading_results"]
 LARGEST = 300_000  # bytes; pictures are small
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?!\w)")
-
-
-def execution() -> ModuleType:
-    """Load the script that made the stored outputs."""
-    spec = importlib.util.spec_from_file_location("execute_notebooks", FOLDER.parent / "tools" / "execute_notebooks.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def texts(cell: Any) -> list[str]:
@@ -68,14 +58,15 @@ def test_a_notebook_is_small_and_without_errors_or_chatter(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*event loop:DeprecationWarning")  # jupyter_core asks asyncio by an old name
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_stored_outputs_are_what_the_code_gives(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tools.execute_notebooks import execute, machine
+
     for variable in ("IPYTHONDIR", "JUPYTER_DATA_DIR"):  # neither profiles nor kernels of the user
         monkeypatch.setenv(variable, str(tmp_path / variable))
-    script = execution()
     path = FOLDER / f"{name}.ipynb"
     stored = nbformat.read(path, as_version=4)
     (tmp_path / "run").mkdir()
-    fresh = script.execute(path, tmp_path / "run")
-    same_machine = stored.metadata["outputs_from"] == script.machine()
+    fresh = execute(path, tmp_path / "run")
+    same_machine = stored.metadata["outputs_from"] == machine()
     for old, new in zip(stored.cells, fresh.cells, strict=True):
         if same_machine or "by-machine" not in old.metadata.get("tags", []):
             assert [coarse(text) for text in texts(new)] == [coarse(text) for text in texts(old)], (

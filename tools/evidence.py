@@ -25,9 +25,9 @@ from typing import Any
 
 from dipo_lightning.benchmarks.tofu.metrics import TOFU
 from dipo_lightning.comparison.plan import Comparison, Selection
-from dipo_lightning.comparison.report import Findings, Spread, write_report
-from dipo_lightning.comparison.results import Candidate, Row, Scale, add_utility_kept, choose
-from dipo_lightning.comparison.work import Failure, label
+from dipo_lightning.comparison.report import Failure, Findings, write_report
+from dipo_lightning.comparison.results import Candidate, Row, Scale, Spread, add_utility_kept, choose
+from dipo_lightning.comparison.work import label
 from dipo_lightning.errors import RunError
 from dipo_lightning.evaluation.run_folder import write_json
 from tools.evidence_jobs import RETAIN, SPLIT, Job, Setup, Workers, result_of
@@ -170,7 +170,7 @@ class Evidence:
         if self.setup.tiny:
             numbers = [100, *self.seeds]
             return [Job("quickstart", split, seed=seed) for split, seed in zip(self.splits, numbers, strict=True)]
-        return [Job(kind, split) for split in self.splits for kind in ("retain", "target")]  # type: ignore[arg-type]
+        return [Job(kind, split) for split in self.splits for kind in ("retain", "target")]
 
     def job(self, name: str, settings: Settings, split: str, seed: int = 0, **more: Any) -> Job:
         """Return the run of a method's settings."""
@@ -213,7 +213,7 @@ class Evidence:
     def around(self, name: str) -> Iterable[tuple[str, str, Job]]:
         """Yield the runs around DiPO's choice: option, value, job; the choice itself is first, and one of each."""
         choice, fixed, seed = self.findings.choices[name], self.methods[name][1], self.seeds[0]
-        now = {"beta": 0.02, "pair.alpha": 1.0, "lambda_": 1.0} | fixed | choice.settings
+        now: Settings = {"beta": 0.02, "pair.alpha": 1.0, "lambda_": 1.0} | fixed | choice.settings
         yield "as chosen", "", self.reported(name, seed)
         longer = 2 * (choice.epoch or self.epochs)
         yield "epochs", "", self.job(name, choice.settings, self.split(seed), seed, epochs=longer, every=1)
@@ -323,8 +323,8 @@ def sensitivity_picture(points: Sequence[tuple[str, str, Row]], scale: Scale, pa
     for line, (words, spread_of) in zip(panels, numbers, strict=True):
         line[0].set_ylabel(words)
         for axes, option in zip(line, options, strict=True):
-            shown = [(value, spread_of(row)) for name, value, row in points if name == option]
-            shown = [(value, spread) for value, spread in shown if spread is not None]
+            found = [(value, spread_of(row)) for name, value, row in points if name == option]
+            shown = [(value, spread) for value, spread in found if spread is not None]
             middle = [spread.mean for _, spread in shown]
             ends = [[s.mean - s.low for _, s in shown], [s.high - s.mean for _, s in shown]]
             axes.errorbar([value for value, _ in shown], middle, yerr=ends, marker="o", capsize=3, color="#0072b2")

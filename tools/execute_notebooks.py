@@ -6,9 +6,9 @@ training multiplies the difference: there, the test does not compare the cells t
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
-import sys
 import tempfile
 from pathlib import Path
 
@@ -59,9 +59,11 @@ def execute(path: Path, folder: Path) -> NotebookNode:
     return notebook
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
     """Execute the named notebooks, or all, and save them."""
-    for path in [Path(name) for name in names] or sorted(FOLDER.glob("*.ipynb")):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("notebooks", type=Path, nargs="*", metavar="NOTEBOOK", default=sorted(FOLDER.glob("*.ipynb")))
+    for path in parser.parse_args().notebooks:
         with tempfile.TemporaryDirectory() as folder:
             notebook = execute(path, Path(folder))
         notebook.metadata["outputs_from"] = machine()
@@ -71,4 +73,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -38,8 +38,10 @@ def floors() -> dict[str, str]:
     extras = project["optional-dependencies"]
     found = {}
     for requirement in [*project["dependencies"], *extras["gguf"], *extras["test"]]:
-        name, lowest = re.match(r"([\w.-]+(?:\[\w+\])?)>=([\d.]+)", requirement).groups()
-        found[name] = lowest
+        stated = re.match(r"([\w.-]+(?:\[\w+\])?)>=([\d.]+)", requirement)
+        if stated is None:
+            sys.exit(f"pyproject.toml gives {requirement} no oldest version (>=)")
+        found[stated[1]] = stated[2]
     return found
 
 
@@ -88,7 +90,7 @@ def main() -> int:
     arguments = parser.parse_args()
     python = build(arguments.folder.resolve(), arguments.torch_at_hand)
     show(python)
-    command = [python, "-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider", "--disable-warnings"]
+    command = [str(python), "-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider", "--disable-warnings"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run([*command, *arguments.tests], cwd=ROOT, env=environment, check=False).returncode
 

@@ -5,9 +5,9 @@ Counts the answers that are a sentence of the data with a fact of the kind that 
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,8 @@ def lines(seed: int, folder: Path) -> tuple[str, list[str], dict[str, tuple[int,
 
 
 if __name__ == "__main__":
-    made = [lines(seed, Path(folder)) for seed, folder in enumerate(sys.argv[1:])]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="quickstart of seed 0, 1 ...")
+    made = [lines(seed, folder) for seed, folder in enumerate(parser.parse_args().folders)]
     print("\n".join(short for short, _, _ in made), "", *("\n".join(long) for _, long, _ in made), "", sep="\n")
     print("in form and kind, and still true:", *(counts for _, _, counts in made))

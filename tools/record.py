@@ -32,10 +32,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from record_inputs import method_runs, questions, save_model, user_rows, write, write_muse, write_tofu
 from transformers.utils.logging import disable_progress_bar
 
-import dipo_lightning
+import dipo_lightning  # before the next line: PYTHONPATH may name another checkout
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.record_inputs import method_runs, questions, save_model, user_rows, write, write_muse, write_tofu
 
 SPELLINGS: dict[str, str] = {
     **{f"lora_{name}": f"lora.{name}" for name in ("rank", "alpha", "dropout", "targets")},

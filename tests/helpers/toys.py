@@ -88,6 +88,7 @@ def toy_config(family: str = "llama", **overrides: Any) -> Any:
         "initializer_range": 0.2,
         "tie_word_embeddings": family in {"qwen2", "gpt2", "gemma2", "opt"},
     }
+    sizes: dict[str, Any]
     if family == "gpt2":
         sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": LENGTH}
         without_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}

@@ -35,7 +35,7 @@ from dipo_lightning.quickstart.model import train_tokenizer
 from tools.benchmarks import evaluation, measuring, runs, steps
 from tools.benchmarks.measuring import Table, machine
 
-SMOLLM2 = {
+SMOLLM2: dict[str, Any] = {
     "vocab_size": 49_152,
     "hidden_size": 576,
     "intermediate_size": 1536,

@@ -10,12 +10,14 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.evaluation import questions
@@ -40,7 +42,8 @@ class Parts:
     """Seconds and CPU seconds of the parts of an evaluation."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.found = device, {}
+        self.device = device
+        self.found: dict[str, float] = {}
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -56,7 +59,9 @@ class Parts:
     def of_package(self) -> Iterator[None]:
         """Time the package's own functions while a block runs."""
         named = {function: name for name, functions in PARTS.items() for function in functions}
-        watched = {f: self.timed(name, getattr(questions, f)) for f, name in named.items() if hasattr(questions, f)}
+        watched: dict[str, Any] = {
+            f: self.timed(name, getattr(questions, f)) for f, name in named.items() if hasattr(questions, f)
+        }
         with patch.multiple(questions, **watched):
             yield
 
@@ -128,7 +133,7 @@ class Straightforward:
         values: list[float] = []
         for batch in batches(examples, self.size):
             logp = self.scored(batch)
-            values += self.measured(lambda logp=logp, batch=batch: list(map(f, *_answers(logp, batch))))
+            values += self.measured(partial(_per_row, f, logp, batch))
         return values
 
     def _generations(self, prompts: Sequence[list[int]]) -> list[list[int]]:
@@ -167,8 +172,7 @@ class Straightforward:
         ]
         for _ in range(2 if "paraphrased_answer" not in rows[0] else 1):  # probability over options, then truth ratio
             wrong = [
-                self.metric(examples(lambda row, k=k: row["perturbed_answer"][k]), nll)
-                for k in range(len(rows[0]["perturbed_answer"]))
+                self.metric(examples(partial(_perturbed, k)), nll) for k in range(len(rows[0]["perturbed_answer"]))
             ]
             for row, values in zip(made, zip(*wrong, strict=True), strict=True):
                 row["wrong_nll"] = list(values)
@@ -179,7 +183,7 @@ class Straightforward:
         prompts = self.tokenised(lambda: [self.style.prompt(row["question"]) for row in rows])
         said = self.said(prompts)
         for row, source, ids in zip(made, rows, said, strict=True):
-            text = row["generation"] = self.style.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            text = row["generation"] = str(self.style.tokenizer.decode(ids, skip_special_tokens=True)).strip()
             recall = self.measured(lambda text=text, source=source: rouge_l([text], [source["answer"]]).recall.item())
             row["rouge_l_recall"] = recall
         if name == "forget":
@@ -191,6 +195,14 @@ class Straightforward:
     def _without_end(self, example: Example) -> Example:
         ids, labels = example
         return (ids[:-1], labels[:-1]) if labels[-1] in self.style.stop_ids else example
+
+
+def _perturbed(k: int, row: dict[str, Any]) -> str:
+    return row["perturbed_answer"][k]
+
+
+def _per_row(f: PerToken, logp: Tensor, batch: Sequence[Example]) -> list[float]:
+    return list(map(f, *_answers(logp, batch)))
 
 
 def _answers(logp: Tensor, batch: Sequence[Example]) -> tuple[list[Tensor], list[Tensor]]:
@@ -271,7 +283,7 @@ def processes_table(make: Callable[[], Any], style: PromptStyle, sets: dict[str,
         rounds: Of the measurement, without a warm-up: each begins with new processes.
     """
     how = make, style, sets, limit, str(folder)
-    found = alternate({f"{n} process(es)": lambda n=n: _run_processes(n, *how) for n in (1, 2)}, rounds, warmup=0)
+    found = alternate({f"{n} process(es)": partial(_run_processes, n, *how) for n in (1, 2)}, rounds, warmup=0)
     rows = [{"evaluation": name, "seconds": medians(one)["wall"]} for name, one in found.items()]
     count = sum(map(len, sets.values()))
     note = f"At most {limit} new tokens, without start-up; one thread a process; medians of {rounds} rounds."
@@ -284,7 +296,7 @@ def processes_table(make: Callable[[], Any], style: PromptStyle, sets: dict[str,
 def _run_processes(world: int, *how: Any) -> Measured:
     folder = Path(how[-1]) / f"processes-{time.monotonic_ns()}"
     folder.mkdir()
-    torch.multiprocessing.spawn(_one_process, (world, folder, *how[:-1]), nprocs=world)
+    spawn(_one_process, (world, folder, *how[:-1]), nprocs=world)
     return json.loads((folder / "seconds.json").read_text())
 
 

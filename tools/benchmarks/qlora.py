@@ -99,7 +99,8 @@ def main() -> None:
     )
     peaks = Peaks()
     trainer = quiet_trainer(device, "bfloat16", max_steps=options.steps, callbacks=[peaks])
-    trainer.fit(module, DataLoader([batch] * options.steps, batch_size=None))
+    batches: Any = [batch] * options.steps
+    trainer.fit(module, DataLoader(batches, batch_size=None))
     run = Run(
         batch_size=options.batch_size,
         length=options.length,

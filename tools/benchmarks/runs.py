@@ -9,11 +9,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from dipo_lightning.benchmarks.tofu.data import TOFUDataModule
@@ -25,7 +27,7 @@ from dipo_lightning.quickstart.model import train_tokenizer, write_untrained
 from tools.benchmarks.measuring import Measured, PeakMemory, Table, alternate, medians, ratio, run_child, timed
 from tools.benchmarks.steps import measure, quiet_trainer
 
-TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+TINY: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 COMMAND = (sys.executable, "-m", "dipo_lightning")
 
 
@@ -48,8 +50,7 @@ def startup(folder: Path, rounds: int) -> Table:
     root = str(Path(__file__).resolve().parents[2])
     environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     run: dict[str, Callable[[], Measured]] = {
-        name: lambda line=line: run_child([*COMMAND, *line], env=environment, cwd=folder)
-        for name, line in commands.items()
+        name: partial(run_child, [*COMMAND, *line], env=environment, cwd=folder) for name, line in commands.items()
     }
     run["import torch, lightning, transformers"] = lambda: run_child(
         [sys.executable, "-c", "import torch, lightning.pytorch, transformers.modeling_utils"], env=environment
@@ -71,7 +72,8 @@ class Moments(pl.Callback):
     """Takes the time to the first batch and of every step, and at the end what ``at_end`` measures."""
 
     def __init__(self, at_end: Callable[[pl.Trainer], Any] | None = None) -> None:
-        self.at_end, self.first, self.steps, self.began = at_end, 0.0, [], time.perf_counter()
+        self.at_end, self.first, self.began = at_end, 0.0, time.perf_counter()
+        self.steps: list[Measured] = []
         self.found: Any = None
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -91,7 +93,9 @@ def fits(model: Any, tokenizer: str, data: str, prompt: str, folder: Path, devic
          steps: int, saves: int) -> Iterator[Table]:  # fmt: skip
     """Steps within ``fit`` on one device and under FSDP2 with one process, checkpoints of it, and a resumed fit."""
 
-    def run(name: str, at_end: Callable[[pl.Trainer], Any] | None = None, **options: Any) -> tuple[Moments, Measured]:
+    def run(
+        name: str, at_end: Callable[[pl.Trainer], Any] | None = None, **options: Any
+    ) -> tuple[Moments, dict[str, Any]]:
         module: Any = DiPOModule(
             "shared", reference_cache=str(folder / "cache"), compute_dtype=dtype if name == "fsdp2" else "auto"
         )
@@ -109,7 +113,8 @@ def fits(model: Any, tokenizer: str, data: str, prompt: str, folder: Path, devic
         )
         trainer.fit(module, rows, weights_only=True, **options)
         later = medians(moments.steps[2:] or moments.steps)
-        row = {"strategy": name, "seconds": later["seconds"], "CPU s": later["cpu"], "first batch s": moments.first}
+        row: dict[str, Any] = {"strategy": name, "seconds": later["seconds"], "CPU s": later["cpu"]}
+        row["first batch s"] = moments.first
         print(f"  fit {name}: {row}", flush=True)
         return moments, row | {"peak MiB": memory.rise() / 2**20}
 
@@ -131,7 +136,7 @@ def fits(model: Any, tokenizer: str, data: str, prompt: str, folder: Path, devic
 def _save_and_load(trainer: pl.Trainer, target: Path, rounds: int) -> dict[str, list[Measured]]:
     """Write the run's checkpoint and read it, through the package's files and through Lightning's."""
 
-    def through(io: TorchCheckpointIO, path: Path) -> Measured:
+    def through(io: CheckpointIO, path: Path) -> Measured:
         trainer.strategy.checkpoint_io = io
         memory = PeakMemory(torch.device("cpu"))
         with timed(trainer.strategy.root_device) as save:
@@ -143,7 +148,7 @@ def _save_and_load(trainer: pl.Trainer, target: Path, rounds: int) -> dict[str, 
         return found | {"load": load["wall"], "load cpu": load["cpu"], "load peak": memory.rise()}
 
     variants = {"ours": (StreamingIO(), target), "Lightning's": (TorchCheckpointIO(), target.with_name("other.ckpt"))}
-    return alternate({name: lambda one=one: through(*one) for name, one in variants.items()}, rounds)
+    return alternate({name: partial(through, *one) for name, one in variants.items()}, rounds)
 
 
 def _checkpoints(found: dict[str, list[Measured]], target: Path) -> Table:

@@ -270,9 +270,7 @@ def quiet_trainer(device: torch.device, dtype: str, **options: Any) -> pl.Traine
     return pl.Trainer(**quiet | {"accelerator": "gpu" if device.type == "cuda" else "cpu", "devices": 1} | options)
 
 
-def package_variant(
-    name: str, policy: nn.Module, reference: nn.Module, batch: Batch, cache: Path, dtype: str
-) -> Variant:
+def package_variant(name: str, policy: Any, reference: nn.Module, batch: Batch, cache: Path, dtype: str) -> Variant:
     """The training step of the package's module: its reference is made as ``fit`` makes it."""
     cls, options = PACKAGE[name]
     if "lora" in options:
@@ -380,8 +378,8 @@ def measure(
     for name, measured in found.items():
         bare = found.get(BARE_FROZEN if "frozen" in name else BARE_ADAPTERS if "LoRA" in name else BARE)
         if bare is not None and not name.startswith(OTHER_ROWS):
-            for one, floor in zip(measured, bare, strict=True):
-                one["loss"] = one["held"] - floor["held"]
+            for held, floor in zip(measured, bare, strict=True):
+                held["loss"] = held["held"] - floor["held"]
     return found
 
 
