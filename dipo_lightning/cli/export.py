@@ -91,7 +91,7 @@ def check_folder(folder: Path) -> None:
         inside = file.relative_to(folder)
         if file.is_symlink() or not any(fnmatchcase(inside.parts[0], pattern) for pattern in FILES):
             raise InputError(
-                f"{file} is not part of an exported model and would not be uploaded; move it out of {folder}."
+                f"{file} is not part of an exported model and must not be uploaded; move it out of {folder}."
             )
         if file.is_file() and file.suffix in _TEXTS and file.name != "tokenizer.json":
             text = file.read_text(encoding="utf-8")

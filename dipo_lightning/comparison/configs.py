@@ -1,4 +1,4 @@
-"""The config of one run: the base's trainer, data and model, with another method in it."""
+"""Config of one run: that of the base, with another method, settings and seed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dipo_lightning.evaluation.benchmark import import_class
 Config = dict[str, Any]
 
 OUTSIDE_THE_LOSS = {"reference_cache"}
-"""Options of `UnlearningModule` that say nothing of the loss, so that every method may share the base's."""
+"""Options of `UnlearningModule` that do not change the loss, so that every method takes them over from the base."""
 
 
 def read_base(pattern: str, seed: int) -> Config:
@@ -33,10 +33,10 @@ def read_base(pattern: str, seed: int) -> Config:
 
 
 def read_fit_config(path: Path) -> Config:
-    """Read the config of a ``fit``, with its model and its data in their long form.
+    """Read the config of a ``fit``, with the sections of model and data in their long form.
 
     Raises:
-        InputError: It cannot be read, or is not the config of a ``fit``.
+        InputError: The file cannot be read, or is not the config of a ``fit``.
     """
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -71,7 +71,7 @@ def run_config(base: Config, method: Method, settings: Settings, seed: int, expo
 
 
 def trainer_section(trainer: Config, export: bool) -> Config:
-    """Return the base's Trainer without its output paths: everything of a run is in the run's folder."""
+    """Return the base's Trainer section without output paths, since all files of a run belong in its own folder."""
     kept = [callback for callback in callbacks(trainer) if not callback["class_path"].endswith("ExportModel")]
     for callback in kept:
         if callback["class_path"].endswith("Checkpoint"):
@@ -88,8 +88,8 @@ def trainer_section(trainer: Config, export: bool) -> Config:
 def model_section(base: Config, method: Method) -> Config:
     """Return the model section of ``method``.
 
-    The base's options of the loss belong to the base's method; another method starts from its own defaults. Shared are
-    the options for loading, adapting and optimising the model.
+    A method of another class than the base's takes over the options for loading, adapting and optimising the model, but
+    not those of the loss, for which it has its own defaults.
     """
     own = import_class(base["class_path"])
     cls = own if method.class_path is None else import_class(method.class_path)

@@ -68,7 +68,10 @@ class Run:
 
     @property
     def state(self) -> State:
-        """State of the run: its results are there, a checkpoint to resume from, or nothing of this config and data."""
+        """State of the run: ``finished``, ``interrupted`` (it can be resumed), or ``new``.
+
+        A folder with a run of another config or of changed data counts as new.
+        """
         if not self._same_config() or self._outdated():
             return "new"
         if is_finished(self.folder):
@@ -93,7 +96,7 @@ class Run:
 
 @functools.cache
 def rows_now(section: str) -> dict[str, Any]:
-    """Return the fingerprints of the rows that a config (its data section and model's name, as JSON) names."""
+    """Return the fingerprints of the rows of a config, given its data section and model name as JSON."""
     data, pretrained = json.loads(section)
     return read_fingerprints(import_class(data["class_path"])(**data["init_args"]), pretrained)
 

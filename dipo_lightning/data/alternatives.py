@@ -88,12 +88,12 @@ class Alternatives:
 
 
 def asked_in(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what a row asks: its question, or all turns but the last."""
+    """Return the question of a row as a tuple, or all turns of its conversation except the last."""
     return tuple(turn["content"] for turn in row["messages"][:-1]) if "messages" in row else (row["question"],)
 
 
 def answer_in(row: Mapping[str, Any]) -> str:
-    """Return what a row answers: its answer, or the last turn."""
+    """Return the answer of a row, or the last turn of its conversation."""
     return row["messages"][-1]["content"] if "messages" in row else row["answer"]
 
 

@@ -27,10 +27,10 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class PromptStyle(ABC):
-    """A way to write a question and its answer as token ids.
+    """Base of the prompt styles, which write a question and its answer as token ids.
 
     Attributes:
-        name: The name `prompt_style` knows it by.
+        name: Name of the style, for `prompt_style`.
         stop_ids: Token ids at which a generation is cut, the end-of-turn token first.
     """
 

@@ -25,7 +25,7 @@ _SHARD = re.compile(r"-\d+-of-\d+$")
 
 
 class AbsentError(InputError):
-    """The configuration or split that was asked for is not in the data set, or not in its local copy."""
+    """Error for a configuration or split that the data set, or its local copy, does not have."""
 
 
 class Record(NamedTuple):

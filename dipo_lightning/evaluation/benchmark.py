@@ -84,7 +84,7 @@ class ForeignFormat:
     Attributes:
         name: Name of the format, `EvaluationLog.format`.
         file: Usual file name and author, for messages.
-        recognises: Function that tests whether a JSON object is such a log.
+        recognises: Function that tests whether a JSON object is a log in this format.
         read: Function that converts a JSON object and its path to a log.
         whole_prompts: Whether its `question` holds the whole prompt.
     """

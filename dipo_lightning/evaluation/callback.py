@@ -463,9 +463,9 @@ def summary_table(
 
 
 def print_lines(trainer: pl.Trainer, text: str) -> None:
-    """Print a text and the end of its last line in one.
+    """Print a text with its final line break in one call.
 
-    While its bar is shown in a notebook, Rich recurses without end on a print of several lines: it holds the last one
-    back until a flush, and ipykernel flushes before it shows anything.
+    Otherwise a notebook with Rich's progress bar recurses without end: Rich holds an unfinished line back until the
+    next flush, and ipykernel flushes before it shows anything.
     """
     trainer.print(f"{text}\n", end="")

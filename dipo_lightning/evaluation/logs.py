@@ -130,7 +130,7 @@ def samples(content: Mapping[str, Any], metric: str, path: Path) -> dict[str, di
 
 
 def has_aggregate(metric: Any) -> bool:
-    """Return whether this is a metric of such a log."""
+    """Return whether a value is a metric of an open-unlearning log: an object with `agg_value`."""
     return isinstance(metric, Mapping) and "agg_value" in metric
 
 

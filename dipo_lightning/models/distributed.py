@@ -87,7 +87,7 @@ if "fsdp2" not in StrategyRegistry:
 def check_strategy(strategy: Any) -> None:
     """Raise an `InputError` for a strategy (or its name or YAML) that would train incorrectly: FSDP1, DeepSpeed.
 
-    Lightning refuses some of them itself, but only when it builds the Trainer, and without naming an alternative.
+    Lightning itself refuses some of them, but only when it builds the Trainer, and without naming an alternative.
     """
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     if isinstance(strategy, Mapping) or hasattr(strategy, "class_path"):

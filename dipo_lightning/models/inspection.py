@@ -25,9 +25,16 @@ _tried: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()  # 
 
 
 def leaves_rows_alone(model: nn.Module, layout: str, length: int, try_out: Callable[[], bool]) -> bool:
-    """Return whether the layout called ``name`` leaves every row's logits unchanged; tested again for longer rows.
+    """Return whether a layout of several rows in a batch leaves each row's logits unchanged.
 
-    ``try_out`` compares a row of that length in this layout and alone; collective if the model is sharded.
+    The result is remembered per model and layout, and tested again for rows longer than any before. Collective if the
+    model is sharded.
+
+    Args:
+        model: The model.
+        layout: Name of the layout.
+        length: Length of the rows.
+        try_out: Test that compares a row of this length in the layout with the row alone.
     """
     known = _tried.setdefault(causal_lm(model), {})
     layout = f"{layout} {attention_implementation(model)}"

@@ -1,4 +1,4 @@
-"""The reference with some words of the prompt masked, as if it were never told whom the question is about."""
+"""Blind view of the reference: its outputs with the words masked that say whom the question is about."""
 
 from __future__ import annotations
 

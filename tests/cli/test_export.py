@@ -185,7 +185,7 @@ def test_an_original_that_moved_or_is_another(run, tmp_path, capsys):
     assert main(["export", str(tmp_path / "moved.ckpt"), "--pretrained", str(original)]) == 2
     assert "not empty" in capsys.readouterr().err
     wide = save_toy(tmp_path / "wide", intermediate_size=48)
-    with pytest.raises(InputError, match="don't fit"):
+    with pytest.raises(InputError, match="do not fit"):
         restore(read_checkpoint(tmp_path / "moved.ckpt"), str(wide))
 
 

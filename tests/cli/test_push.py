@@ -99,9 +99,9 @@ def test_the_base_models_licence_is_kept(hub):
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [
-        ("forget.jsonl", "rows", "would not be uploaded"),
-        ("evaluations/tofu.json", "{}", "must not leave"),
-        ("last.ckpt", "weights", "must not leave"),
+        ("forget.jsonl", "rows", "must not be uploaded"),
+        ("evaluations/tofu.json", "{}", "must not be uploaded"),
+        ("last.ckpt", "weights", "must not be uploaded"),
         ("config.json", '{"hub": "hf_abcdefghijklmnopqrstuvwxyz"}', "looks like a token"),
         ("generation_config.json", f'{{"from": "{Path.home()}/x"}}', "home folder"),
         ("README.md", "# a card without a header", "not a model card with a licence"),

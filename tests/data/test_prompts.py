@@ -265,7 +265,7 @@ BAD_STYLES = [
     ("chatml", "chat", {"date": "31 Feb 2024"}, "does not exist"),
     ("chatml", "chat", {"chat_template": "/no/such/file.jinja"}, "neither a template nor a file"),
     ("chatml", "chat", {"chat_template": "{% for %}"}, "chat template"),
-    ("chatml", "chat", {"chat_template": "{{ 'fixed' }}"}, "differently"),
+    ("chatml", "chat", {"chat_template": "{{ 'fixed' }}"}, "not the beginning of a turn"),
 ]
 
 

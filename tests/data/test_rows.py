@@ -139,11 +139,11 @@ BAD_FILES = [
     ("rows.jsonl", json.dumps({"messages": [TURNS[0], {"role": "assistant", "content": ""}]}), "turn is empty"),
     ("rows.csv", "question,answer\n", "no rows"),
     ("rows.csv", "question,answer\nq,a\nq\n", "line 3: the row has another number of columns"),
-    ("rows.csv", "question,answer\nq,a,b\n", "line 2: not as many columns"),
+    ("rows.csv", "question,answer\nq,a,b\n", "line 2: the row has another number of columns"),
     ("rows.csv", 'question,answer\nq,"a\n', "line 2: broken CSV"),
     ("rows.csv", "question,answer\nq,\n", "line 2: 'answer' is empty"),
     ("rows.parquet", "text", "broken Parquet"),
-    ("rows.txt", "text", ".txt is not read here"),
+    ("rows.txt", "text", ".txt is not supported"),
 ]
 
 

@@ -68,7 +68,7 @@ def test_every_kind_of_row():
 
 BAD = [
     ([{"text": "a"}], "plain", {}, "take the style text"),
-    ([{"messages": [*TURNS, *TURNS]}], "plain", {}, "use chat"),
+    ([{"messages": [*TURNS, *TURNS]}], "plain", {}, "take the style chat"),
     ([{"index": 3, "question": "Who?", "answer": " "}], "plain", {}, "row 3: The answer is empty"),
     (
         [{"where": "f.jsonl, line 9", "question": "", "answer": "a"}],

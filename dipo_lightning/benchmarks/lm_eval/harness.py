@@ -116,7 +116,7 @@ def load_tasks(names: Sequence[str], options: Options) -> dict[str, Any]:
 
 
 def settings_of(names: Sequence[str], loaded: Mapping[str, Any], options: Options) -> dict[str, Any]:
-    """Return everything that changes a result, and the definition of the numbers, as plain values."""
+    """Return the settings of a log as plain values: everything that changes a result or is needed for its metrics."""
     return {
         "asked": list(names),
         "harness": version("lm_eval"),

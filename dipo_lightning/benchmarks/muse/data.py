@@ -119,7 +119,7 @@ def forget_texts(source: str | Path, part: str = "train/forget") -> Rows:
 
 
 def configuration(forget: str) -> str:
-    """Return the configuration of the retain1 and retain2 that belong to a forget set."""
+    """Return the configuration that holds the splits retain1 and retain2 for a forget set."""
     return "raw" if forget.startswith("raw/") else "train"
 
 

@@ -1,4 +1,4 @@
-"""Quantisation of the weights, as for deployment, and a new measurement.
+"""Quantisation attack: the model is measured again with quantised weights, as it would be deployed.
 
 The weights keep their dtype ("fake" quantisation): each takes its dequantised value, on any device, and the arithmetic
 is that of the original model. As in the integration of `bitsandbytes`, all linear layers but the output projection are

@@ -78,7 +78,7 @@ class Relearning(Attack):
         """Return a curve for each kind of rows.
 
         Raises:
-            InputError: An option is out of its range, or there are no such rows.
+            InputError: An option is out of its range, or there are no rows to train on.
         """
         check_positive(self.name, {"fraction": self.fraction}, most=1)
         check_positive(self.name, {"lr": self.lr})

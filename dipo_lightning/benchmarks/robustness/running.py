@@ -95,7 +95,7 @@ def planned(attacks: Sequence[Attack], subject: Subject) -> list[tuple[Attack, C
 def settings_of(
     plan: Sequence[tuple[Attack, Condition]], subject: Subject, models: Sequence[str], steps: Mapping[str, list[int]]
 ) -> dict[str, Any]:
-    """Return everything that changes a result, as plain values, from which the metrics of a log are rebuilt.
+    """Return the settings of a log as plain values: everything that changes a result or is needed for its metrics.
 
     Args:
         plan: Conditions from `planned`.

@@ -69,7 +69,7 @@ class ExactMargins:
         return log_preferred.exp() - start, log_dispreferred.exp() - start
 
     def fast_parts(self, base: Tensor, reference: Tensor, forget: Answers) -> tuple[Tensor, Tensor]:
-        """Return the same of the package's own pair, with one softmax."""
+        """Return what `parts_of_pair` does, for the package's own pair and with one softmax."""
         options = self.module.pair
         return pair_parts(base, options, None if options.source == "reference" else reference)
 
