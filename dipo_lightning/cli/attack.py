@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dipo_lightning.benchmarks.robustness.attack import Subject
 from dipo_lightning.benchmarks.robustness.data import limited, read_subject, subject_of
 from dipo_lightning.benchmarks.robustness.prefixes import Prefixes
 from dipo_lightning.benchmarks.robustness.quantization import Quantization
@@ -96,12 +95,12 @@ def attack(
     style = _style(run, model, prompt)
     for name in models.keys() - {"unlearned"}:
         _check_other(models[name], run, prompt, style)
-    subject = replace(
-        _subject(run, style, data, split, forget, kept),
-        metrics=metrics,
-        generation_rows=generation_rows,
-        device=place,
-    )
+    if data is None and forget is None and "module" in run:
+        run["module"].read()
+        subject = subject_of(run["module"], style)
+    else:
+        subject = read_subject(style, data, split, forget, kept)
+    subject = replace(subject, metrics=metrics, generation_rows=generation_rows, device=place)
     subject = limited(subject, unrelated, max_rows)
     if max_new_tokens is not None:
         subject = replace(subject, max_new_tokens=max_new_tokens)
@@ -117,9 +116,7 @@ def attack(
     if "evaluations" in run:
         _add_to_run(run["evaluations"], document)
     if retain is None:
-        print(
-            "No retain model was given (--retain), so there is no score R, and no numbers of a model that never knew."
-        )
+        print("No retain model was given (--retain): no score R, and no comparison with a model that never knew.")
     print(f"{markdown_table(document)}\n\nEvery row, the table and the pictures: {folder}")
 
 
@@ -145,21 +142,6 @@ def _check_other(source: str, run: dict[str, Any], prompt: PromptName | None, st
             f"{source} has another tokenizer or chat template than the unlearned model, so that the same questions "
             "would be other tokens and the numbers could not be compared. Leave it out."
         )
-
-
-def _subject(
-    run: dict[str, Any],
-    style: PromptStyle,
-    data: str | None,
-    split: str | None,
-    forget: str | None,
-    kept: str | None,
-) -> Subject:
-    """Questions of the named files; without any, of the run's data."""
-    if data is None and forget is None and "module" in run:
-        run["module"].read()
-        return subject_of(run["module"], style)
-    return read_subject(style, data, split, forget, kept)
 
 
 def chosen_device(name: str | None) -> torch.device:

@@ -78,7 +78,7 @@ def clean(run: str, yes: bool = False) -> None:
     else:
         print(f"{len(copies)} copies; add --yes to remove them. The numbers of the evaluations will stay in {SCORES}.")
     for name, path in outside(folder).items():
-        print(f"Outside the run, to be removed by yourself: {path} ({name})")
+        print(f"Outside the run folder, for you to remove: {path} ({name})")
 
 
 def find_copies(folder: Path) -> list[Copy]:

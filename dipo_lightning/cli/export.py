@@ -151,7 +151,7 @@ def export(
 
     source = Path(checkpoint)
     if not source.name:
-        raise InputError(f"{checkpoint!r} names no checkpoint; give a .ckpt file of fit, or a folder of shards.")
+        raise InputError(f"{checkpoint!r} is not a checkpoint; give a .ckpt file of fit, or a folder of shards.")
     folder = Path(output) if output is not None else source.with_name(f"{source.name.removesuffix('.ckpt')}-model")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty; export would overwrite it. Name another folder or remove it.")
@@ -175,4 +175,4 @@ def export(
     print(f"The model is in {folder}; its card is {folder / 'README.md'}")
     if push is not None:
         address = upload(folder, push, public)
-        print(f"It is on the hub, {'public' if public else 'private'}: {address}")
+        print(f"The {'public' if public else 'private'} repository is {address}")

@@ -155,7 +155,7 @@ class Work:
         benchmarks += [read_evaluations(Path(run.path), plan.evaluation)[0] for run in plan.runs]
         self.findings = Findings(Scale.of(benchmarks[0]))
         if others := {one.title for one in benchmarks} - {benchmarks[0].title}:
-            raise InputError(f"Runs on {benchmarks[0].title} are not compared with runs on {', '.join(others)}.")
+            raise InputError(f"Runs on {benchmarks[0].title} cannot be compared with runs on {', '.join(others)}.")
         self.selected = [method for method in plan.methods if plan.selects(method)]
         self.selection_base: Config = {}
         if self.selected:

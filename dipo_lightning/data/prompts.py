@@ -125,7 +125,7 @@ class ChatStyle(PromptStyle):
         text, whole = self._prompt_text(messages[:-1]), self._render(messages)
         if not whole.startswith(text) or not whole.endswith(self._tail):
             answer = shortened(answer)
-            raise InputError(f"The chat template does not show the answer {answer!r} as it is: give chat_template.")
+            raise InputError(f"The chat template changes the answer {answer!r}: give another with chat_template.")
         return whole[len(text) :].removesuffix(self._tail)
 
     def _prompt_text(self, messages: Messages) -> str:

@@ -103,7 +103,7 @@ def check_rows(data: Any, model: nn.Module) -> None:
     if limit is None and context is not None and longest > context:
         rank_zero_warn(
             f"The longest training row has {longest} tokens, more than the {context} that the model was made for "
-            f"(max_position_embeddings). It runs, but was not trained on such: data.max_length of {context} cuts them."
+            f"(max_position_embeddings). It may handle such rows badly; data.max_length: {context} cuts them."
         )
 
 

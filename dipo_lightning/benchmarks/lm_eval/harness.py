@@ -33,15 +33,7 @@ NO_FILTER = "none"
 
 @dataclass(frozen=True)
 class Options:
-    """Options of the harness.
-
-    Attributes:
-        num_fewshot: Number of examples before each question; None for that of each task.
-        limit: Maximum number of documents per task; None for all.
-        batch_size: Documents per forward pass.
-        chat_template: Write prompts with the tokenizer's chat template.
-        include_path: A folder with your own tasks (YAML).
-    """
+    """Options of the harness; see `LMEvalEvaluation`."""
 
     num_fewshot: int | None = None
     limit: int | None = None

@@ -238,7 +238,7 @@ class MUSEDataModule(UnlearningDataModule):
                 raise InputError(
                     f"{problem}, the first {where}. Take them out of one, or set data.allow_overlap: true."
                 )
-            rank_zero_warn(f"{self.data}: {problem}; they are trained on in both directions.", category=UserWarning)
+            rank_zero_warn(f"{self.data}: {problem}; they are both forgotten and kept.", category=UserWarning)
         self.forget_rows = first_rows(corpus.train_forget, self.max_forget_rows, "max_forget_rows")
         self.retain_rows = first_rows(corpus.train_retain, self.max_retain_rows, "max_retain_rows")
 

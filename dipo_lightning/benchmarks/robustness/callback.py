@@ -81,16 +81,15 @@ class RobustnessEvaluation(Evaluation):
             generation_rows=self.measuring.generation_rows or BATCH_ROWS,
         )
         self.plan = planned(self.attacks, self.subject)
-        rounding = any(condition.kind == "rounded" for _, condition in self.plan)
-        if rounding and isinstance(trainer.strategy, ModelParallelStrategy):
+        kept = ""
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            kept = "sharded over processes (strategy: fsdp2)"
+        elif getattr(getattr(pl_module, "lora", None), "base", "float32") != "float32":
+            kept = "kept in 4 bits (model.lora.base: nf4)"
+        if kept and any(condition.kind == "rounded" for _, condition in self.plan):
             raise InputError(
-                "RobustnessEvaluation cannot round weights that are sharded over processes (strategy: fsdp2): write "
-                "attacks: [wordings, prefixes], and round the exported model with `dipo-lightning attack`."
-            )
-        if rounding and getattr(getattr(pl_module, "lora", None), "base", "float32") != "float32":
-            raise InputError(
-                "RobustnessEvaluation cannot round weights that are kept in 4 bits (model.lora.base: nf4): write "
-                "attacks: [wordings, prefixes], and round the exported model with `dipo-lightning attack`."
+                f"RobustnessEvaluation cannot quantise weights that are {kept}: write attacks: [wordings, prefixes], "
+                "and quantise the exported model with `dipo-lightning attack`."
             )
 
     @property

@@ -125,7 +125,7 @@ def rounded(policy: nn.Module, name: str) -> Iterator[None]:
 
     if any(is_spread(parameter) for parameter in policy.parameters()):
         raise InputError(
-            "Weights that are sharded over processes cannot be rounded: leave quantization out of the callback's "
+            "Weights that are sharded over processes cannot be quantised: leave quantization out of the callback's "
             "attacks, and use `dipo-lightning attack` on the exported model."
         )
     projection = causal_lm(policy).get_output_embeddings()

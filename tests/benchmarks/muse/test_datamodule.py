@@ -75,7 +75,7 @@ def test_what_must_not_be_trained_on(tmp_path, tokenizer, part, other, message):
 def test_allowed_overlap_is_said(tmp_path, tokenizer):
     folder = write_fictitious_news(tmp_path, articles=5)
     rewrite(folder, "train/retain1", texts(folder, "train/retain1") + texts(folder, "train/forget")[:1])
-    with pytest.warns(UserWarning, match="trained on in both directions"):
+    with pytest.warns(UserWarning, match="both forgotten and kept"):
         MUSEDataModule(tokenizer, data=str(folder), allow_overlap=True).check()
 
 
