@@ -54,7 +54,8 @@ def command(name: str, path: str) -> str:
     """Describe a command: its summary, its positional arguments and a table of its options."""
     function = resolve(path.replace(":", "."))
     required = [one.name for one in function.parameters if one.default is None]
-    usage = " ".join(["dipo-lightning", name, *(one.upper() for one in required), "[options]"])
+    last = [f"[{option}]" for one, (_, option) in table("cli.main", "LAST_ARGUMENT").items() if one == name]
+    usage = " ".join(["dipo-lightning", name, *(one.upper() for one in [*required, *last]), "[options]"])
     return f"## {name}\n\n```text\n{usage}\n```\n\n{text_of(function)}\n\n{option_table(function, prefix='--')}"
 
 
@@ -66,7 +67,7 @@ def class_options(name: str) -> str:
 
 def option_table(member: Any, prefix: str = "") -> str:
     """Return a table of the options that a docstring explains, with their types and defaults."""
-    rows = ["| option | default | meaning |", "|---|---|---|"]
+    rows = ["| option | meaning |", "|---|---|"]
     for section in sections_of(member):
         if section.kind.value in ("parameters", "attributes"):
             rows += [_row(member, one, prefix) for one in section.value]
@@ -74,22 +75,21 @@ def option_table(member: Any, prefix: str = "") -> str:
 
 
 def _row(member: Any, option: Any, prefix: str) -> str:
-    default = _default(member, option.name).replace("|", "\\|")
-    meaning = " ".join(_plain(option.description).split()).replace("|", "\\|")
-    name = option.name if option.name.startswith("*") else f"{prefix}{option.name}"
-    kind = "" if option.annotation is None or option.name.startswith("*") else str(option.annotation)
-    note = f"<br>`{kind}`".replace("|", "\\|") if kind else ""
-    return f"| `{name}`{note} | {default} | {meaning} |"
+    meaning = " ".join(_plain(option.description).split())
+    if option.name.startswith("*"):
+        return f"| `{option.name}` | {meaning} |"
+    kind = "" if option.annotation is None else f"<br>`{option.annotation}`"
+    return f"| `{prefix}{option.name}`{kind}{_default(member, option.name)} | {meaning} |"
 
 
 def _default(member: Any, name: str) -> str:
     parameters = getattr(member, "parameters", None)
     known = parameters is not None and name in parameters
     value = parameters[name].default if known else getattr(member.members.get(name), "value", None)
-    if value is None or name.startswith("*"):
+    if value is None:
         return ""
     shown = str(value)
-    return "those of its class" if shown.isupper() or len(shown) > 40 else f"`{shown}`"
+    return "" if shown.isupper() or len(shown) > 40 else f"<br>default `{shown}`"
 
 
 def text_of(member: Any) -> str:
@@ -112,8 +112,8 @@ def resolve(path: str) -> Any:
     return package()[path.removeprefix("dipo_lightning.")]
 
 
-def table(module: str, name: str) -> dict[str, str]:
-    """Return a dictionary of strings that a module defines."""
+def table(module: str, name: str) -> dict[str, Any]:
+    """Return a dictionary of plain values that a module defines."""
     return ast.literal_eval(str(package()[module][name].value))
 
 

@@ -343,7 +343,7 @@ def smoke(setup: Setup) -> tuple[Setup, Methods]:
     folder = setup.work / "toy"
     if not folder.is_dir():
         save_toy(folder)
-    tiny = replace(setup, model=str(folder), teaching=(1e-2, 150, 8), batch_size=4, resamples=20)
+    tiny = replace(setup, model=str(folder), teaching=(1e-2, 150, 8), batch_size=4, resamples=200)
     found = methods(2e-5, 5e-5, layer=0).items()
     return tiny, {name: (kind, fixed, grid[: 2 if name == "NPO" else 1]) for name, (kind, fixed, grid) in found}
 

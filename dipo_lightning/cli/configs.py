@@ -69,7 +69,8 @@ def check_made(paths: Iterable[Any]) -> None:
     makers = {path: maker for path in missing if (maker := maker_of(path))}
     if makers:
         commands = "; then ".join(dict.fromkeys(makers.values()))
-        raise InputError(f"There is no {' and no '.join(map(repr, makers))} to start from. To make it: {commands}.")
+        names, it = " or ".join(map(repr, makers)), "it" if len(makers) == 1 else "them"
+        raise InputError(f"There is no {names} to start from. To make {it}: {commands}.")
 
 
 def maker_of(path: str) -> str | None:

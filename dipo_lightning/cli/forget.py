@@ -114,7 +114,7 @@ def forget(
         model: Hub name, folder or GGUF file of the model that must forget.
         forget: File, folder or data set of questions with the answers to forget; a column ``private`` may name the
             values.
-        retain: The same of what must be kept.
+        retain: The same of what must be kept; may be given as the third argument, without ``--retain``.
         output: Folder of the run.
         method: ``selective``, ``dipo``, ``npo``, ``graddiff``, or the class path of a module.
         untaught: A model that never knew the forget rows, such as the one before fine-tuning: its probability of each
@@ -129,7 +129,9 @@ def forget(
         accelerator: Lightning's accelerator: ``auto``, ``cpu`` or ``gpu``.
     """
     from dipo_lightning.cli.child import fit
+    from dipo_lightning.models.distributed import check_accelerator
 
+    check_accelerator(accelerator, "accelerator")
     folder = Path(output).expanduser()
     sources = {"target model": model, "forget rows": forget, "retain rows": retain, "untaught model": untaught}
     rows = _prepare(folder, {name: source for name, source in sources.items() if source}, forget, retain, seed)

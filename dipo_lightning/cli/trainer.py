@@ -49,7 +49,7 @@ from dipo_lightning.evaluation.tensorboard import RunLogger
 from dipo_lightning.evaluation.trackers import tracker_errors, trackers_of
 from dipo_lightning.methods.language_model import LanguageModelModule
 from dipo_lightning.models.checkpoint import read_settled
-from dipo_lightning.models.distributed import check_strategy
+from dipo_lightning.models.distributed import check_accelerator, check_strategy
 from dipo_lightning.models.loading import find_source
 from dipo_lightning.safety.paths import expanded
 from dipo_lightning.safety.redaction import without_home, without_secrets
@@ -123,6 +123,7 @@ class DiPOCLI(LightningCLI):
         if config.trainer.barebones:
             raise InputError("trainer.barebones switches off logs, checkpoints and evaluations; leave it out.")
         check_strategy(config.trainer.strategy)
+        check_accelerator(config.trainer.accelerator)
         model, data = (part.get("init_args", {}) for part in (config.model, config.data))
         callbacks = config.trainer.callbacks or []
         options = [one.get("init_args", {}) for one in (callbacks if isinstance(callbacks, list) else [callbacks])]

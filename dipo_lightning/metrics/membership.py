@@ -222,7 +222,7 @@ class PrivLeak(_TwoSamples):
             "%",
             near=0.0,
         ),
-        "auc": Meaning("privacy leak, AUC", "How well the attack tells the two apart: 0.5 is not at all."),
+        "auc": Meaning("privacy leak AUC", "How well the attack tells the two apart: 0.5 is not at all."),
         "auc_retrain": Meaning("the same of a retain model", "What the privacy leak is compared with."),
     }
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
@@ -100,6 +101,18 @@ def check_strategy(strategy: Any) -> None:
         )
     if name == "ModelParallelStrategy" or name.lower().startswith(("deepspeed", "xla")):
         raise InputError(f"trainer.strategy is {name}, which is not supported; write strategy: fsdp2, ddp or auto.")
+
+
+def check_accelerator(accelerator: Any, option: str = "trainer.accelerator") -> None:
+    """Raise an `InputError` for an accelerator that this machine does not have; Lightning's error names no remedy."""
+    names = ("cuda", "mps") if accelerator == "gpu" else (str(accelerator),)
+    known = [AcceleratorRegistry[name]["accelerator"] for name in names if name in AcceleratorRegistry]
+    if known and not any(kind.is_available() for kind in known):
+        instead = "auto or cpu" if option != "trainer.accelerator" else "auto or cpu (--config trainer/cpu)"
+        raise InputError(
+            f"{option} is {accelerator}, but torch {torch.__version__} finds no such device on this machine. Give "
+            f"--{option} {instead}, or install the build of torch for your driver."
+        )
 
 
 def shard(

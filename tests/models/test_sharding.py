@@ -9,13 +9,14 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 
 from dipo_lightning import FSDP2Strategy
 from dipo_lightning.cli.main import main
 from dipo_lightning.errors import InputError
 from dipo_lightning.methods.dipo.module import DiPOModule
-from dipo_lightning.models.distributed import check_strategy, is_sharded, transformer_blocks
+from dipo_lightning.models.distributed import check_accelerator, check_strategy, is_sharded, transformer_blocks
 from tests.helpers.toys import FAMILIES, toy_model
 
 REFUSED = ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_2", FSDPStrategy(), ModelParallelStrategy(),
@@ -36,6 +37,16 @@ def test_strategies_that_would_not_train_rightly_are_refused(strategy: Any) -> N
 )  # fmt: skip
 def test_others_are_not(strategy: Any) -> None:
     check_strategy(strategy)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda", "mps"])
+def test_an_accelerator_that_is_not_here_names_option_and_remedy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("cuda", "mps"):
+        monkeypatch.setattr(AcceleratorRegistry[kind]["accelerator"], "is_available", lambda: False)
+    with pytest.raises(InputError, match=f"^trainer.accelerator is {name}, .*--trainer.accelerator auto or cpu"):
+        check_accelerator(name)
+    check_accelerator("auto")
+    check_accelerator("cpu")
 
 
 def test_the_name_is_registered() -> None:

@@ -154,7 +154,7 @@ class KnowMem(_ROUGE):
     def __init__(self, of: RowSet | str, **kwargs: Any) -> None:
         super().__init__(of, **kwargs)
         [rows] = self.sets
-        self.label = f"KnowMem, {rows.name.rpartition('_')[2]}"
+        self.label = f"KnowMem ({rows.name.rpartition('_')[2]})"
         self.meaning = f"ROUGE-L F1 of the model's answers to {rows.about or 'questions about the text'}."
 
 
