@@ -41,13 +41,7 @@ _PATTERNS = (
 
 @dataclass(frozen=True)
 class Copy:
-    """File or folder with data that was to be erased.
-
-    Attributes:
-        path: The path.
-        why: Its contents, for a reader.
-        size: Size in bytes.
-    """
+    """File or folder with data that was to be erased; ``why`` names its contents, ``size`` is in bytes."""
 
     path: Path
     why: str

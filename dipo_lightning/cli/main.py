@@ -159,14 +159,9 @@ def run_command(name: str, args: list[str]) -> None:
 
 
 def spelled_out(name: str, function: Callable[..., Any], args: Sequence[str]) -> list[str]:
-    """Return arguments as the parser takes them.
+    """Return the arguments of a command as the parser takes them.
 
     The last one is named, ``--yes`` is ``--yes=true``, ``~`` and short names of shipped configurations are filled in.
-
-    Args:
-        name: The command.
-        function: Its function.
-        args: The arguments as typed.
     """
     import inspect
 

@@ -314,14 +314,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Plan:
-    """Memory plan of a run.
-
-    Attributes:
-        model: Name of the model.
-        run: The planned run.
-        counts: Numbers of parameters.
-        parts: Bytes of each part on one GPU.
-    """
+    """Memory plan of a run; ``parts`` are the bytes of each part on one GPU."""
 
     model: str
     run: Run

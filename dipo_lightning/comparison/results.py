@@ -30,12 +30,7 @@ NO_NUMBERS = (*COLUMNS, "intervals")
 
 @dataclass(frozen=True)
 class Scale:
-    """The two numbers of a benchmark that runs are compared by.
-
-    Attributes:
-        benchmark: The benchmark.
-        meanings: Meanings of all its numbers.
-    """
+    """The two numbers of a benchmark that runs are compared by, and the meanings of all its numbers."""
 
     benchmark: Benchmark
     meanings: Meanings

@@ -43,15 +43,9 @@ State = Literal["finished", "interrupted", "new"]
 
 @dataclass(frozen=True)
 class Run:
-    """One method with one choice of settings and one seed.
+    """Run of one method with one choice of settings (in words) and one seed.
 
-    Attributes:
-        method: The method's name.
-        settings: Its settings in words.
-        seed: Its seed.
-        folder: Its folder.
-        config: Its config for ``fit``.
-        changes_data: Whether its settings change the rows.
+    ``config`` is the config for ``fit``; with ``changes_data`` the settings change the rows.
     """
 
     method: str
@@ -139,9 +133,6 @@ NAMES_OF_ROWS = {"data", "split", "forget", "train"}
 
 class Work:
     """Runs of a comparison, done one after the other.
-
-    Args:
-        plan: The comparison.
 
     Raises:
         InputError: A base cannot be read, or settings would be chosen on the data that is reported on.

@@ -210,12 +210,7 @@ def prompts_without_room(rows: Sequence[Mapping[str, Any]], style: PromptStyle, 
 
 
 class Chosen(Sequence[dict[str, Any]]):
-    """View of some rows of a set.
-
-    Args:
-        rows: The set.
-        positions: Positions of the chosen rows.
-    """
+    """View of the rows of a set at some positions."""
 
     def __init__(self, rows: Sequence[dict[str, Any]], positions: Sequence[int]) -> None:
         self.rows, self.positions = rows, positions

@@ -87,12 +87,7 @@ def intervals(collection: MetricCollection, resamples: int, seed: int = 0) -> di
 
 
 def check_resamples(owner: object, resamples: int, seed: int) -> None:
-    """Refuse a number of resamples that is too small for an interval, and a negative seed.
-
-    Args:
-        owner: Owner of the options, as for `check_numbers`.
-        resamples: The option ``bootstrap``.
-        seed: The option ``bootstrap_seed``.
+    """Check the options ``bootstrap`` and ``bootstrap_seed``; ``owner`` as for `check_numbers`.
 
     Raises:
         InputError: The number is neither 0 nor at least `FEWEST_RESAMPLES`, or one of the two is negative.

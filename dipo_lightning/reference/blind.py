@@ -44,12 +44,7 @@ def blind_answers(reference: Reference, batch: TokenBatch, sight: Sequence[Seque
 
 
 def without_question(tokenizer: Any, ids: Sequence[int], question: str) -> list[int]:
-    """Return 0 at the tokens of a prompt that belong to its question, 1 at the others (BOS, tags).
-
-    Args:
-        tokenizer: Decodes the ids.
-        ids: Ids of the prompt.
-        question: The row's question.
+    """Return 0 at the tokens of a prompt (``ids``) that belong to its question, 1 at the others (BOS, tags).
 
     Raises:
         InputError: The prompt does not contain the question verbatim.

@@ -169,14 +169,8 @@ def measure_tasks(
 ) -> dict[str, list[dict[str, Any]]]:
     """Run the tasks with their documents divided over the processes; collective.
 
-    A sharded policy is gathered meanwhile, which needs memory for all of it.
-
-    Args:
-        policy: The model, in evaluation mode.
-        tokenizer: Its tokenizer.
-        device: Its device.
-        loaded: Tasks from `load_tasks`.
-        options: Options of the harness.
+    The policy must be in evaluation mode; a sharded one is gathered meanwhile, which needs memory for all of it.
+    ``loaded`` is from `load_tasks`.
 
     Returns:
         The documents of each task in order, with ``index``, ``prompt``, ``answer``, ``generation`` if there is one, and

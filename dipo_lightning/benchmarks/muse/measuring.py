@@ -137,13 +137,7 @@ class MUSEPlan:
 def plan_muse(
     data: MUSEData, tokenizer: PreTrainedTokenizerBase, options: MUSEOptions, measuring: Measuring
 ) -> MUSEPlan:
-    """Tokenise all texts of the evaluation.
-
-    Args:
-        data: The evaluation sets.
-        tokenizer: The model's.
-        options: See `MUSEOptions`.
-        measuring: See `Measuring`; nothing is generated without ``generate``.
+    """Tokenise all texts of the evaluation; nothing is generated unless ``measuring.generate``.
 
     Raises:
         InputError: A text is too short for Min-K and ``on_missing`` is ``raise``, or no text of a set is long enough.

@@ -35,12 +35,7 @@ def muse_subject(style: PromptStyle, data: str, forget: str = "train/forget") ->
 
 @dataclass(frozen=True)
 class Questions(Sequence[Source]):
-    """User data as questions, built on access, since attacks use only a few of the retain rows.
-
-    Attributes:
-        rows: From `dipo_lightning.data.rows.read_rows`, or other plain dictionaries.
-        tokenizer: The model's tokenizer.
-    """
+    """User data as questions, built on access, since attacks use only a few of the retain rows."""
 
     rows: Sequence[Any]
     tokenizer: Any

@@ -288,15 +288,7 @@ class Robustness(Benchmark):
 
 
 def settings_pictures(settings: Mapping[str, Any], aggregates: Mapping[str, Any]) -> dict[str, Figure]:
-    """Draw a picture for each attack.
-
-    Args:
-        settings: Settings of the evaluation.
-        aggregates: Its aggregates.
-
-    Returns:
-        Figures by the attack's name.
-    """
+    """Draw a picture for each attack, by its name, from the settings and aggregates of an evaluation."""
     attacks = dict.fromkeys(condition["attack"] for condition in settings["conditions"])
     return {
         name: draw(

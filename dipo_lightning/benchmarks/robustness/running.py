@@ -97,11 +97,7 @@ def settings_of(
 ) -> dict[str, Any]:
     """Return the settings of a log as plain values: everything that changes a result or is needed for its metrics.
 
-    Args:
-        plan: Conditions from `planned`.
-        subject: The questions.
-        models: Names of the attacked models.
-        steps: Measured steps of each curve.
+    ``plan`` is from `planned`, ``models`` are the names of the attacked models, ``steps`` those measured of each curve.
     """
     conditions = [
         {"name": condition.name, "title": condition.title, "kind": condition.kind, "attack": attack.name}

@@ -75,11 +75,7 @@ class ExactMargins:
 
 
 class SparseMargins:
-    """Margins of the package's own pair under a purely linear head, by a kernel without full policy logits.
-
-    Args:
-        module: The `DiPOModule`.
-    """
+    """Margins of the package's own pair under a purely linear head, by a kernel without full policy logits."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
