@@ -47,7 +47,7 @@ class Line:
         return any(scale.headline.forget in row.get("intervals", {}) for row in self.rows)
 
     def goodness(self, scale: Scale) -> float:
-        """Return the mean forgetting, with the sign by which higher is better; -inf without one."""
+        """Return the mean forgetting, turned so that higher is better; -inf if it is unknown."""
         spread = self.spread(scale.headline.forget)
         return scale.goodness(None if spread is None else spread.mean)
 
