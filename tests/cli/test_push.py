@@ -54,7 +54,7 @@ def test_an_export_is_uploaded_as_a_private_repository_with_its_licence(checkpoi
     assert upload[2] == sorted(path.name for path in (tmp_path / "out").iterdir())
     assert "README.md" in upload[2]
     assert card_head((tmp_path / "out/README.md").read_text())["license"] == "apache-2.0"
-    assert "private: https://hub/jane/model" in capsys.readouterr().out
+    assert "private repository is https://hub/jane/model" in capsys.readouterr().out
 
 
 def test_without_a_network_a_sentence_says_so(monkeypatch):
