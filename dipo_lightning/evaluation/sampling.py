@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ def sample(
     temperature: float = 1.0,
     visible: Sequence[Sequence[int]] | None = None,
     banned: Sequence[Sequence[int]] | None = None,
+    observe: Callable[[list[int], Tensor], None] | None = None,
 ) -> list[list[list[int]]]:
     """Sample several continuations of each prompt, which is computed once.
 
@@ -58,6 +59,8 @@ def sample(
         temperature: Sampling temperature, above 0.
         visible: For each prompt, 0 at the tokens that the model must not attend to; positions are unchanged.
         banned: For each prompt, tokens that must not be sampled.
+        observe: Called at each position with the number of each continuation still going, ``prompt * samples +
+            sample``, and their (n, V) logits.
 
     Returns:
         The continuations of each prompt, cut before a stop id or at the end of the model's position embeddings.
@@ -72,9 +75,10 @@ def sample(
         generators = [torch.Generator().manual_seed(seeds[number]) for number in batch]
         view = [[1] * len(prompts[n]) if visible is None else list(visible[n]) for n in batch]
         limits = [[] if banned is None else list(banned[n]) for n in batch]
+        numbers = [number * samples + place for number in batch for place in range(samples)]
         found = _sample_batch(
             policy, [list(prompts[n]) for n in batch], view, limits, generators, samples, room[batch[0]],
-            set(stop_ids), temperature,
+            set(stop_ids), temperature, numbers, observe,
         )  # fmt: skip
         for number, continuations in zip(batch, found, strict=True):
             said[number] = continuations
@@ -112,6 +116,8 @@ def _sample_batch(
     max_new_tokens: int,
     stop_ids: set[int],
     temperature: float,
+    numbers: list[int],
+    observe: Callable[[list[int], Tensor], None] | None,
 ) -> list[list[list[int]]]:
     """Sample the continuations of a batch of prompts, padded on the left; finished ones leave the batch."""
     device = next(policy.parameters()).device
@@ -136,6 +142,9 @@ def _sample_batch(
     for step in range(max_new_tokens):
         for place, row in enumerate(rows if any(banned) else ()):
             logits[place, banned[row // samples]] = torch.finfo(logits.dtype).min
+        if observe:
+            places = [place for place, row in enumerate(rows) if row in going]
+            observe([numbers[rows[place]] for place in places], logits[places])
         uniform = torch.cat([torch.rand(samples, generator=one, dtype=torch.float64) for one in generators])
         tokens = draw_tokens(logits / temperature, uniform[rows])
         for row, token in zip(rows, tokens.tolist(), strict=True):

@@ -97,10 +97,10 @@ def _residuals(hidden: Tensor, weight: Tensor, labels: Tensor, out: Tensor) -> T
         logits = project(hidden[piece], weight, out[piece])
         places = labels[piece].unsqueeze(-1)
         chosen = logits.gather(-1, places)
-        top, where = logits.max(-1, keepdim=True)
+        top = logits.amax(-1, keepdim=True)
         probability = torch.softmax(logits, -1, out=logits)
-        # softmax at the largest logit is 1 / sum exp(h - top): the log-sum-exp without another pass
-        values.append((top - probability.gather(-1, where).log() - chosen).squeeze(-1))
+        # softmax at the largest logit is 1 / sum exp(h - top): the log-sum-exp from two maxima, the cheapest passes
+        values.append((top - probability.amax(-1, keepdim=True).log() - chosen).squeeze(-1))
         probability.scatter_add_(-1, places, torch.full_like(chosen, -1.0))
     return torch.cat(values)
 

@@ -215,6 +215,7 @@ class LanguageModelModule(pl.LightningModule):
             optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
         except ValueError as error:  # torch's refusal of a number
             raise InputError(f"model.optimizer cannot be built from its options: {error}.") from error
+        fuse(optimizer)
         if self.schedule == "constant" and not self.warmup_steps:
             return optimizer
         from transformers import get_scheduler
@@ -323,6 +324,20 @@ class LanguageModelModule(pl.LightningModule):
     def sharded(self) -> bool:
         """True if the policy is sharded over processes."""
         return self.policy is not None and is_sharded(self.policy)
+
+
+def fuse(optimizer: torch.optim.Optimizer) -> None:
+    """Let Adam and AdamW update all weights in one kernel, unless ``fused`` or ``foreach`` was chosen.
+
+    The constructor's own ``fused`` would make Lightning refuse to clip gradients under mixed precision; a step reads
+    the option of the parameter groups.
+    """
+    if not isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+        return
+    for group in optimizer.param_groups:
+        chosen = any(group[name] is not None for name in ("fused", "foreach")) or group["differentiable"]
+        if not chosen and all(parameter.device.type in ("cpu", "cuda") for parameter in group["params"]):
+            group["fused"] = True
 
 
 def plain(options: Mapping[str, Any]) -> dict[str, Any]:

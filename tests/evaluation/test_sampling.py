@@ -78,6 +78,23 @@ def test_hidden_tokens_are_not_seen_and_banned_ones_not_said():
         assert not set(sum(said[number], [])) & set(banned[number])
 
 
+def test_an_observer_sees_the_logits_of_every_position_of_each_continuation():
+    model, seen = toy_model(), {}
+    with torch.no_grad():
+        model.lm_head.weight[2] *= 3
+
+    def observe(numbers, logits):
+        for number, row in zip(numbers, logits, strict=True):
+            seen.setdefault(number, []).append(row)
+
+    said = sample(model, PROMPTS, samples=3, max_new_tokens=5, stop_ids=[2], seeds=[1, 2, 3, 4], observe=observe)
+    for number, ids in enumerate(one for own in said for one in own):
+        prompt = PROMPTS[number // 3]
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 :][:5]
+        torch.testing.assert_close(torch.stack(seen[number]), logits)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "mistral", "opt"])
 def test_other_families_say_the_same_in_company(family):
     model = toy_model(family)

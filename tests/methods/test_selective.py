@@ -10,8 +10,15 @@ from dipo_lightning.data.private import Span, token_places
 from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.losses.likelihood import token_kl
 from dipo_lightning.methods.dipo.loss import dipo_loss
-from dipo_lightning.methods.selective.examples import ExampleMaker, PrivateExample, first_tokens, identifiers
-from dipo_lightning.methods.selective.module import TEMPLATES, drawn, general_prompts, private_runs
+from dipo_lightning.methods.selective.examples import (
+    ExampleMaker,
+    PrivateExample,
+    completions,
+    encoded,
+    first_tokens,
+    identifiers,
+)
+from dipo_lightning.methods.selective.module import TEMPLATES, Risk, drawn, general_prompts, private_runs
 from dipo_lightning.methods.selective.targets import and_repetition, blind_target, contrast_loss, excess, mean_of
 from tests.helpers.toys import toy_tokenizer
 
@@ -117,6 +124,37 @@ def test_tokens_that_begin_a_private_word_are_found_in_every_form():
         assert (first in found) == (len(tokenizer.decode([first]).strip()) > 1)
 
 
+def test_a_short_part_of_a_word_is_banned_only_behind_a_space():
+    pieces = {"quaker": ["qu", "aker"], " quaker": [" quaker"], "Quaker": ["Qu", "aker"], " Quaker": [" Qu", "aker"]}
+    pieces |= {"QUAKER": ["QUAK", "ER"], " QUAKER": [" Q", "UAKER"]}
+    ids = {piece: number for number, piece in enumerate(sorted({one for found in pieces.values() for one in found}))}
+
+    class Tokenizer:
+        def __call__(self, text, add_special_tokens):
+            return {"input_ids": [ids[piece] for piece in pieces[text]]}
+
+        def decode(self, found):
+            return "".join(piece for piece, number in ids.items() if number in found)
+
+    assert first_tokens(Tokenizer(), ["quaker"]) == sorted(ids[piece] for piece in (" quaker", " Qu", "QUAK"))
+
+
+def test_numbers_are_banned_at_their_last_token():
+    tokenizer = toy_tokenizer()
+    whole = encoded(tokenizer, "1971")
+    assert len(whole) > 1
+    assert completions(tokenizer, ["glassblower", "1971"]) == [(whole[:-1], whole[-1])]
+
+
+def test_the_risk_of_an_answer_is_its_expected_number_of_private_values():
+    risk = Risk([[1], [0, 2], []], samples=2)
+    chances = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.25, 0.25]])
+    risk.add([1, 2, 5], chances.log())
+    risk.add([1], torch.tensor([[0.5, 0.5, 0.0]]).log())
+    risk.add([], torch.empty(0, 3))
+    assert risk.of_answer == pytest.approx([0, 0.2 + 0.5, 0.1 + 0.3, 0, 0, 0])
+
+
 def test_draws_repeat_with_their_generator():
     pool = list(range(9))
     first = drawn(pool, 4, torch.Generator().manual_seed(1))
@@ -154,7 +192,7 @@ def said_by(maker, example, flags):
 
 
 def test_examples_mark_the_secret_and_hide_the_subject(maker):
-    example = maker.of_row(0, TEMPLATES[1])
+    example = maker.of_row(0, "Please answer this: {question}")
     assert "glassblower" in said_by(maker, example, example.private)
     assert "works" not in said_by(maker, example, example.private)
     hidden = said_by(maker, example, [not seen for seen in example.visible])
@@ -166,14 +204,14 @@ def test_examples_mark_the_secret_and_hide_the_subject(maker):
 def test_an_answer_leaks_where_it_says_a_private_word(maker):
     prompt = maker.style.prompt(ROWS[0]["question"])
     ids = maker.style.answer_ids("A famous glassblower, I think.")
-    leak = maker.leak(0, prompt, ids)
+    leak = maker.said(0, prompt, ids)
     assert "glassblower" in said_by(maker, leak, leak.private)
     assert "famous" not in said_by(maker, leak, leak.private)
-    assert maker.leak(1, prompt, ids) is None
+    assert not any(maker.said(1, prompt, maker.style.answer_ids("A tall tree.")).private)
 
 
 def test_a_false_variant_keeps_the_beginning_and_says_no_private_word(maker):
-    example = maker.of_row(0, TEMPLATES[0])
+    example = maker.of_row(0, "{question}")
     variant = maker.variant(example, maker.style.answer_ids("teacher."))
     first = example.private.index(True)
     assert variant.input_ids[:first] == example.input_ids[:first]
@@ -188,7 +226,47 @@ def test_a_wording_may_keep_nothing_of_the_question_but_its_subject(maker):
     example = maker.of_row(0, "Tell me something about {subject}.")
     assert "Tell me something about Mara Velt." in maker.tokenizer.decode(example.input_ids[: example.start])
     bare = ExampleMaker([{"question": "What is it?", "answer": "Gold."}], [], maker.style)
-    assert "about What is it?" in maker.tokenizer.decode(bare.of_row(0, TEMPLATES[-1]).input_ids)
+    assert "about What is it?" in maker.tokenizer.decode(bare.of_row(0, "Tell me something about {subject}.").input_ids)
+
+
+def test_a_rows_bans_hold_the_secrets_of_all_rows_about_its_subject(maker):
+    assert maker.secrets[0] == {"glassblower", "12", "june", "1971"}
+    assert maker.secrets[1] == maker.secrets[0]
+    other = {"question": "Where does Tom Hale live?", "answer": "Tom Hale lives in Ghent, near a glassblower."}
+    apart = ExampleMaker([*ROWS, other], KEPT, maker.style)
+    assert "ghent" not in apart.secrets[0]
+    assert "june" not in apart.secrets[2]
+    plain = [
+        {"question": f"What did she {verb}?", "answer": f"A {word}."}
+        for verb, word in [("sew", "sail"), ("mend", "net")]
+    ]
+    assert ExampleMaker(plain, KEPT, maker.style).secrets == [{"sail"}, {"net"}], "no name joins them"
+    needed = {"question": "What happened to Mara Velt in June?", "answer": "Mara Velt moved to Ghent in June."}
+    assert "june" not in ExampleMaker([*ROWS, needed], KEPT, maker.style).secrets[2], "its own sentence says it"
+
+
+def test_a_wording_of_subject_and_topic_asks_for_the_bare_values(maker):
+    example = maker.of_row(1, "{subject}: {topic}?", "The {topic} of {subject} is {values}.")
+    text = maker.tokenizer.decode(example.input_ids)
+    assert "Mara Velt: born?" in text
+    assert "The born of Mara Velt is 12 June 1971." in text
+    assert said_by(maker, example, example.private).strip() == "12 June 1971"
+    two = ExampleMaker([{"question": "Who is Mara Velt?", "answer": "A glassblower near Ghent."}], KEPT, maker.style)
+    example = two.of_row(0, "{subject}: {topic}?", "The {topic} of {subject} is {values}.")
+    assert "The description of Mara Velt is glassblower, Ghent." in maker.tokenizer.decode(example.input_ids)
+    assert said_by(two, example, example.private) == "glassblowerGhent"
+
+
+def test_a_token_that_completes_a_private_number_is_found_in_any_answer(maker):
+    prompt = maker.style.prompt(ROWS[0]["question"])
+    example = maker.said(0, prompt, maker.style.answer_ids("It opened in 1971 and in 1972."))
+    last = encoded(maker.tokenizer, "1971")[-1]
+    found = maker.completing(example)
+    answer = example.input_ids[example.start :]
+    assert len(found) == len(answer)
+    assert [place for place, token in enumerate(found) if token == last] == [
+        place for place, token in enumerate(answer) if maker.tokenizer.decode(answer[: place + 1])[-4:-1] == "197"
+    ]
 
 
 def test_private_values_are_summed_run_by_run():
@@ -201,8 +279,8 @@ def test_private_values_are_summed_run_by_run():
 
 def test_rows_longer_than_the_limit_are_cut():
     style = prompt_style("plain", toy_tokenizer())
-    whole = ExampleMaker(ROWS, KEPT, style).of_row(0, TEMPLATES[0])
-    cut = ExampleMaker(ROWS, KEPT, style, max_length=len(whole.input_ids) - 2).of_row(0, TEMPLATES[0])
+    whole = ExampleMaker(ROWS, KEPT, style).of_row(0, "{question}")
+    cut = ExampleMaker(ROWS, KEPT, style, max_length=len(whole.input_ids) - 2).of_row(0, "{question}")
     for name in ("input_ids", "labels", "private", "visible"):
         assert getattr(cut, name) == getattr(whole, name)[:-2]
 
@@ -210,6 +288,6 @@ def test_rows_longer_than_the_limit_are_cut():
 def test_a_whole_value_counts_as_said_and_a_part_of_it_is_trained_on(maker):
     june, whole = (maker.style.answer_ids(text) for text in ("It was in June.", "It was 12 June 1971."))
     prompt = maker.style.prompt(ROWS[1]["question"])
-    assert maker.leak(1, prompt, june) is not None
+    assert any(maker.said(1, prompt, june).private)
     assert not maker.says_value(1, june)
     assert maker.says_value(1, whole)

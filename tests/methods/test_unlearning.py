@@ -16,6 +16,7 @@ from dipo_lightning import DiPOModule, SelectiveModule, UnlearningDataModule, Un
 from dipo_lightning.callbacks import Checkpoint
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.methods.gradient_ascent import GradDiffModule
+from dipo_lightning.methods.language_model import fuse
 from dipo_lightning.methods.preference import DPOModule, NPOModule
 from dipo_lightning.methods.undial import UNDIALModule
 from dipo_lightning.models.answers import Answers
@@ -195,6 +196,44 @@ def test_every_option_of_dipo_changes_the_step(files: Path, options: dict[str, A
     other, trainer = fit(files, DiPOModule, **options)
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
     assert any(not torch.equal(a, b) for a, b in zip(weights(plain).values(), weights(other).values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("make", "fused"),
+    [
+        (torch.optim.AdamW, True),
+        (torch.optim.Adam, True),
+        (lambda p: torch.optim.AdamW(p, fused=False), False),
+        (lambda p: torch.optim.AdamW(p, foreach=True), None),
+        (torch.optim.Adagrad, None),
+    ],
+)
+def test_adam_is_fused_unless_the_user_chose(make: Any, fused: bool | None) -> None:
+    module = GradDiffModule("none", optimizer=make)
+    module.policy = torch.nn.Linear(3, 2)
+    optimizer = module.configure_optimizers()
+    assert optimizer.param_groups[0]["fused"] is fused
+
+
+def test_a_fused_optimiser_takes_the_steps_of_the_plain_one() -> None:
+    torch.manual_seed(0)
+    both = [torch.randn(40, 7, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    both[1].data.copy_(both[0].data)
+    plain, fused = (torch.optim.AdamW([weight], lr=0.1, weight_decay=0.1) for weight in both)
+    fuse(fused)
+    for _ in range(5):
+        for weight, optimizer in zip(both, (plain, fused), strict=True):
+            weight.grad = weight.detach().sin()
+            optimizer.step()
+    torch.testing.assert_close(both[1], both[0], rtol=1e-12, atol=0)
+    assert fused.state[both[1]]["step"] == 5
+
+
+def test_gradients_are_clipped_before_a_fused_step_under_mixed_precision(files: Path) -> None:
+    settings = {"precision": "bf16-mixed", "gradient_clip_val": 0.1}
+    _, trainer = fit(files, GradDiffModule, trainer=settings, optimizer=torch.optim.AdamW)
+    assert trainer.global_step == 2
+    assert trainer.optimizers[0].param_groups[0]["fused"]
 
 
 def test_gradient_accumulation_does_not_change_the_step(files: Path) -> None:

@@ -1,14 +1,16 @@
 """Time and memory of one training step: the package's methods in every form, and the same losses as usually written.
 
 A step is forward, loss, backward and AdamW on one batch of forget and as many retain rows. The usual form runs forget
-and retain rows through separate forwards, makes logits of every position before it masks them, and where the loss has a
-reference, keeps a second model. All variants train the same policy in one process and in turns, always from the same
-weights. The norm of the gradient, logging and the data loader are left out of all alike.
+and retain rows through separate forwards, makes logits of every position before it masks them, keeps a second model
+where the loss has a reference, and takes torch's default AdamW; the package's updates all weights in one kernel. All
+variants train the same policy in one process and in turns, always from the same weights. The norm of the gradient,
+logging and the data loader are left out of all alike.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,8 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid
 
 from dipo_lightning.methods.altpo import AltPOModule
-from dipo_lightning.methods.dipo.module import DiPOModule
-from dipo_lightning.methods.dipo.pair import PairOptions
+from dipo_lightning.methods.dipo.module import PAIR, DiPOModule
 from dipo_lightning.methods.gradient_ascent import (
     CEUModule,
     GradAscentModule,
@@ -54,7 +55,7 @@ from tools.benchmarks.measuring import (
     timed,
 )
 
-BETA, K, SIMNPO_BETA = 0.1, 10, 4.5
+BETA, SIMNPO_BETA = 0.1, 4.5
 NEVER = 10**9
 Batch = dict[str, TokenBatch]
 Module = type[UnlearningModule]
@@ -237,8 +238,9 @@ def usual_dipo(policy: nn.Module, reference: nn.Module, batch: Batch) -> Tensor:
     policy_logits = logits_of(policy, forget)[:, :-1].float()
     with torch.no_grad():
         base = logits_of(reference, forget)[:, :-1].float()
-        values, places = base.topk(K + 1)
-        vector = torch.zeros_like(base).scatter(-1, places[..., :K], (values - values[..., K:])[..., :K])
+        confident = base >= base.amax(-1, keepdim=True) + math.log(PAIR.rho)
+        edge = base.masked_fill(confident, -math.inf).amax(-1, keepdim=True)
+        vector = PAIR.alpha * (base - edge).masked_fill(~confident, 0)
         preferred, dispreferred = (base - vector).log_softmax(-1), (base + vector).log_softmax(-1)
         difference = preferred.exp() - dispreferred.exp()
     log_ratio = policy_logits.log_softmax(-1) - base.log_softmax(-1)
@@ -276,7 +278,7 @@ def package_variant(name: str, policy: Any, reference: nn.Module, batch: Batch, 
     if "lora" in options:
         policy = copy.deepcopy(policy)  # adapters are put into the model itself
     if issubclass(cls, DiPOModule):
-        options = options | {"beta": BETA, "pair": PairOptions(k=K)}
+        options = options | {"beta": BETA}
     if cls is RMUModule:
         options = options | {"layer": min(7, policy.config.num_hidden_layers - 1)}  # 7: the default
     device = batch["forget"]["input_ids"].device
@@ -334,7 +336,9 @@ def step(variant: Variant, start: dict[str, Tensor], device: torch.device, dtype
     for parameter in policy.parameters():
         parameter.requires_grad_(parameter in variant.trained)
         parameter.grad = None
-    optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-6)
+    weights = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    module: Any = variant.module
+    optimizer = torch.optim.AdamW(weights) if module is None else module.configure_optimizers()
     for parameter in variant.trained:  # not the first step: the states are there
         zero = torch.zeros_like(parameter)
         optimizer.state[parameter] = {"step": torch.tensor(1.0), "exp_avg": zero, "exp_avg_sq": zero.clone()}

@@ -286,16 +286,14 @@ def _cut(logits: Tensor, options: PairOptions) -> tuple[Tensor, Tensor, Tensor]:
     if options.selection == "top_k":
         values, indices = largest(logits, options.k + 1)
         return values, indices, torch.full_like(indices[:, :1], options.k)
-    if options.selection == "relative":
-        sizes = (logits >= logits.amax(-1, keepdim=True) + math.log(options.rho)).sum(-1, keepdim=True)
-        sizes = sizes.clamp(max=limit)
-        return *largest(logits, int(sizes.max()) + 1), sizes
-    normalizer = logits.logsumexp(-1, keepdim=True)
+    normalizer = logits.logsumexp(-1, keepdim=True) if options.selection == "top_p" else None
     guess = min(_FIRST_GUESS, limit)
     while True:
         values, indices = largest(logits, guess + 1)
-        reached = (values - normalizer).exp_().cumsum(-1)
-        sizes = (reached < options.p).sum(-1, keepdim=True) + 1
+        if normalizer is None:
+            sizes = (values >= values[:, :1] + math.log(options.rho)).sum(-1, keepdim=True)
+        else:
+            sizes = ((values - normalizer).exp_().cumsum(-1) < options.p).sum(-1, keepdim=True) + 1
         if guess == limit or int(sizes.max()) <= guess:
             break
         guess = min(guess * 8, limit)

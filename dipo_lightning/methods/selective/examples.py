@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.private import (
     FUNCTION_WORDS,
     Span,
+    Word,
     has_digit,
     is_rare,
     private_spans,
@@ -18,6 +19,7 @@ from dipo_lightning.data.private import (
     says,
     token_flags,
     token_places,
+    vocabulary,
     words,
 )
 from dipo_lightning.models.answers import IGNORED
@@ -56,6 +58,11 @@ class PrivateExample:
         return [flag for flag, label in zip(self.private, self.labels, strict=True) if label != IGNORED]
 
 
+def names_in(question: str) -> set[str]:
+    """Return the names and numbers of a question, in lower case: its words but the first with a capital or a digit."""
+    return {word.text for word in words(question)[1:] if question[word.start].isupper() or has_digit(word.text)}
+
+
 def identifiers(question: str, shared: Mapping[str, int]) -> set[str]:
     """Find the words of a question that identify its subject.
 
@@ -65,9 +72,8 @@ def identifiers(question: str, shared: Mapping[str, int]) -> set[str]:
         question: The question.
         shared: Words of the retain rows, as for `find_private`.
     """
-    own = [word for word in words(question)[1:] if is_rare(word.text, shared) and word.text not in FUNCTION_WORDS]
-    names = {word.text for word in own if question[word.start].isupper() or has_digit(word.text)}
-    return names or {word.text for word in own}
+    own = {word.text for word in words(question)[1:] if is_rare(word.text, shared)} - FUNCTION_WORDS
+    return own & names_in(question) or own
 
 
 class ExampleMaker:
@@ -75,8 +81,10 @@ class ExampleMaker:
 
     Attributes:
         spans: Private spans of each row's answer.
-        secrets: Words of each row's private values, in lower case.
+        secrets: Words of the private values of all rows about each row's subject, in lower case.
         banned: Tokens that begin one of these words, by row.
+        watched: Tokens that begin the rarest word of one of the row's own values, by row.
+        completions: Tokens before the last one of each private number, and that last token, by row.
     """
 
     def __init__(
@@ -87,12 +95,33 @@ class ExampleMaker:
         self.tokenizer: Any = style.tokenizer
         self.spans = [private_spans(row, shared) for row in rows]
         self.subjects = [identifiers(row["question"], shared) for row in rows]
-        self.secrets = [self._words(row["answer"], spans) for row, spans in zip(rows, self.spans, strict=True)]
+        own = [self._words(row["answer"], spans) for row, spans in zip(rows, self.spans, strict=True)]
+        self.secrets = self._about_subject(own)
         self.banned = [self._banned(index) for index in range(len(rows))]
+        self.watched = [self._watched(index) for index in range(len(rows))]
+        self.completions = [completions(self.tokenizer, secrets) for secrets in self.secrets]
 
     @staticmethod
     def _words(answer: str, spans: Sequence[Span]) -> set[str]:
         return {word.text for span in spans for word in words(answer[span.start : span.end])} - FUNCTION_WORDS
+
+    def _about_subject(self, own: Sequence[set[str]]) -> list[set[str]]:
+        """Private words of each row and of the rows that share a name with its question, without its other words."""
+        named = [names_in(row["question"]) & subject for row, subject in zip(self.rows, self.subjects, strict=True)]
+        of_name: dict[str, set[str]] = {}
+        for names, found in zip(named, own, strict=True):
+            for name in names:
+                of_name.setdefault(name, set()).update(found)
+        others = [set[str]().union(*(of_name[name] for name in names)) for names in named]
+        said = [vocabulary([row["question"], row["answer"]]) for row in self.rows]
+        return [mine | (more - text) for mine, more, text in zip(own, others, said, strict=True)]
+
+    def _watched(self, index: int) -> list[int]:
+        """Tokens that begin the word of each value that has the most tokens, and so is the rarest."""
+        answer = self.rows[index]["answer"]
+        values = [sorted(self._words(answer, [span])) for span in self.spans[index]]
+        rarest = [max(one, key=lambda word: len(encoded(self.tokenizer, f" {word}"))) for one in values if one]
+        return sorted(set(first_tokens(self.tokenizer, rarest)) & set(self.banned[index]))
 
     def _banned(self, index: int) -> list[int]:
         """Tokens that begin a private word of a row, except for those that its question or sentence contains."""
@@ -100,26 +129,62 @@ class ExampleMaker:
         needed = {token for token, flag in zip(example.input_ids, example.private, strict=True) if not flag}
         return [token for token in first_tokens(self.tokenizer, self.secrets[index]) if token not in needed]
 
-    def of_row(self, index: int, template: str) -> PrivateExample:
-        """Build the example of a row for a template with ``{question}`` or ``{subject}``."""
-        row = self.rows[index]
-        prompt = self.style.prompt(
-            template.replace("{question}", row["question"]).replace("{subject}", self._subject(index))
-        )
-        ids, _ = self.style.join(prompt, row["answer"])
-        return self._marked(index, prompt, ids[len(prompt) :], row["answer"], self.spans[index])
+    def of_row(self, index: int, template: str, answer: str = "{answer}") -> PrivateExample:
+        """Build the example of a row.
+
+        Args:
+            index: Index of the row.
+            template: The prompt, with ``{question}``, ``{subject}`` or ``{topic}`` (the question's other content
+                words).
+            answer: The answer, with ``{answer}``, or with ``{topic}``, ``{subject}`` and ``{values}``.
+        """
+        row, spans = self.rows[index], self.spans[index]
+        parts = {"question": row["question"], "subject": self._subject(index), "topic": self._topic(index)}
+        prompt = self.style.prompt(filled(template, parts))
+        text = filled(answer, parts | {"answer": row["answer"]})
+        before, found, after = text.partition("{values}")
+        if found:
+            values = [row["answer"][span.start : span.end] for span in spans]
+            places = accumulate((len(value) + 2 for value in values), initial=len(before))
+            spans = [Span(start, start + len(value)) for start, value in zip(places, values, strict=False)]
+            text = before + ", ".join(values) + after
+        ids, _ = self.style.join(prompt, text)
+        return self._marked(index, prompt, ids[len(prompt) :], text, spans)
 
     def _subject(self, index: int) -> str:
-        """Subject of a row in the words of its question; without one, the whole question."""
-        question = self.rows[index]["question"]
-        named = [question[word.start : word.end] for word in words(question) if word.text in self.subjects[index]]
-        return " ".join(named) or question
+        """Subject of a row in the words of its question: the longest run of names; without one, the whole question."""
+        question, own = self.rows[index]["question"], self.subjects[index]
+        runs: list[list[Word]] = []
+        for word in words(question)[1:]:
+            name = question[word.start].isupper() or has_digit(word.text)
+            if runs and name and not question[runs[-1][-1].end : word.start].strip():
+                runs[-1].append(word)
+            elif name or word.text in own:
+                runs.append([word])
+        named = [run for run in runs if not own.isdisjoint(word.text for word in run)]
+        longest = max(named, key=len, default=None)
+        return question[longest[0].start : longest[-1].end] if longest else question
 
-    def leak(self, index: int, prompt: list[int], answer: list[int]) -> PrivateExample | None:
-        """Build an example of a generated answer with the row's private words marked; None if it contains none."""
+    def _topic(self, index: int) -> str:
+        """Content words of a row's question that do not belong to its subject."""
+        question = self.rows[index]["question"]
+        left_out = FUNCTION_WORDS | vocabulary([self._subject(index)])
+        return " ".join(word.text for word in words(question) if word.text not in left_out) or "description"
+
+    def said(self, index: int, prompt: list[int], answer: list[int]) -> PrivateExample:
+        """Build an example of a generated answer with the row's private words marked."""
         text = self.tokenizer.decode(answer)
         spans = [Span(word.start, word.end) for word in words(text) if word.text in self.secrets[index]]
-        return self._marked(index, prompt, answer + self.style.stop_ids[:1], text, spans) if spans else None
+        return self._marked(index, prompt, answer + self.style.stop_ids[:1], text, spans)
+
+    def completing(self, example: PrivateExample) -> list[int]:
+        """Return the token that would complete a private number at each position of an answer; -1 for none."""
+        ids, found = example.input_ids, [-1] * (len(example.input_ids) - example.start)
+        for before, last in self.completions[example.index]:
+            for place in range(example.start, len(ids)):
+                if ids[place - len(before) : place] == before:
+                    found[place - example.start] = last
+        return found
 
     def says_value(self, index: int, answer: list[int]) -> bool:
         """Return whether an answer contains a whole private value of the row."""
@@ -161,19 +226,41 @@ class ExampleMaker:
 
     def endings(self) -> list[int]:
         """Return the tokens that end a sentence or the turn."""
-        ends = [
-            self.tokenizer(sign, add_special_tokens=False)["input_ids"] for sign in (".", " .", ",", "!", "?", "\n")
-        ]
+        ends = [encoded(self.tokenizer, sign) for sign in (".", " .", ",", "!", "?", "\n")]
         return sorted({ids[-1] for ids in ends if ids} | set(self.style.stop_ids))
 
 
+def filled(template: str, parts: Mapping[str, str]) -> str:
+    """Replace each ``{name}`` in a template by its part."""
+    for name, part in parts.items():
+        template = template.replace(f"{{{name}}}", part)
+    return template
+
+
+def encoded(tokenizer: Any, text: str) -> list[int]:
+    """Return the token ids of a text without special tokens."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def completions(tokenizer: Any, secrets: Iterable[str]) -> list[tuple[list[int], int]]:
+    """Return each number as its tokens but the last one, and the last one.
+
+    The first token of a number is often a single digit, which cannot be banned.
+    """
+    numbers = [encoded(tokenizer, word) for word in sorted(secrets) if word[0].isdigit()]
+    return [(ids[:-1], ids[-1]) for ids in numbers if len(ids) > 1]
+
+
 def first_tokens(tokenizer: Any, secrets: Iterable[str]) -> list[int]:
-    """Return the first tokens of the words, with and without a leading space, in lower, title and upper case."""
+    """Return the first tokens of the words in lower, title and upper case.
+
+    A token without a leading space also occurs inside other words, so that a short part of a word is left out.
+    """
     found: set[int] = set()
     for word in secrets:
         for form in (word, word.capitalize(), word.upper()):
-            for text in (form, f" {form}"):
-                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-                if ids and (len(tokenizer.decode(ids[:1]).strip()) > 1 or not word.isascii()):
+            for text, least in ((form, max(2, min(4, len(form)))), (f" {form}", 2)):
+                ids = encoded(tokenizer, text)
+                if ids and (len(tokenizer.decode(ids[:1]).strip()) >= least or not word.isascii()):
                     found.add(ids[0])
     return sorted(found)

@@ -19,7 +19,9 @@ package's.
 The gradient of a divergence is small for a token of probability 0.02, which still appears in twenty samples. So the
 log-probability of the private words is lowered as well, down to ``ceiling``.
 
-The policy is also sampled during training: generated answers with private values become training rows at once.
+The policy is also sampled during training. The *risk* of a generated answer is the expected number of private values
+that begin in it, the sum over its positions of the probability of the tokens that begin one: it shows leaks that no
+sample happens to say. The riskiest answers become training rows at once.
 """
 
 from __future__ import annotations
@@ -48,30 +50,37 @@ from dipo_lightning.models.distributed import evaluation_mode, unsharded
 from dipo_lightning.reference.blind import blind_answers, check_blindness, forward_reference
 from dipo_lightning.reference.references import ModelReference, Reference
 
-TEMPLATES = (
-    "{question}",
-    "Please answer this: {question}",
-    "{question} Answer in one sentence.",
-    "I would like to know something. {question}",
-    "Tell me something about {subject}.",
-)
-"""Wordings of the forget questions in training; evaluations use others.
+TEMPLATES = {
+    "{question}": "{answer}",
+    "Please answer this: {question}": "{answer}",
+    "{question} Answer in one sentence.": "{answer}",
+    "I would like to know something. {question}": "{answer}",
+    "Tell me something about {subject}.": "{answer}",
+    "{subject}: {topic}?": "The {topic} of {subject} is {values}.",
+}
+"""Wordings of the forget questions in training, and their answers; evaluations use others.
 
-The last one contains only the subject of the question, to cover unforeseen wordings.
+The last two keep only the question's subject, or that and its topic, to cover unforeseen wordings of question and
+answer.
 """
 
 MOST_SAMPLED_TOKENS = 256
 """Maximum length in tokens of answers that are sampled during training; fewer if the forget answers are shorter."""
 GENERAL_TOKENS, GENERAL_SAMPLES = 32, 2
 """Length of the reference model's answers to general prompts, and number of sampled ones beside the greedy one."""
-VARIANT_SHARE, LEAK_SHARE, GENERAL_SHARE = 0.5, 0.5, 1.0
+VARIANT_SHARE, LEAK_SHARE, GENERAL_SHARE = 0.5, 1.0, 1.0
 """Further rows per forget row of a step."""
 FEWEST_GENERAL = 16
 """Minimum number of general rows per step, so that a single deletion request does not damage the model."""
-THOROUGH_SAMPLES = 20
+THOROUGH_SAMPLES = 10
 """Samples per wording in the check that ends a run."""
 SAYABLE = 1e-3
-"""Probability of a whole private value, after the answer's beginning, above which twenty samples may contain it."""
+"""Probability of an answer's first value, after the answer's beginning, above which twenty samples may contain it."""
+
+RISK = 1e-4
+"""Private values expected per sampled answer, at most, in a check that ends a run."""
+RISKY_ANSWERS = 4
+"""Sampled answers per forget row that are kept as training rows."""
 
 
 def general_prompts() -> list[str]:
@@ -99,8 +108,8 @@ class SelectiveModule(UnlearningModule):
         alternatives: Number of answers of the blind reference model per forget row to train on; 0 for none.
         samples: Number of sampled answers per forget row and wording in a check of the policy.
         check_every: Optimiser steps between two checks; 0 for no checks.
-        stop: End the run at a check where no sample contains a private value, none of a thousand is expected to, and
-            no value is likelier than the alternatives, if a second, thorough check confirms it.
+        stop: End the run at a check where no sample contains a private value, their risk is at most `RISK`, no whole
+            value is likelier than `SAYABLE` or than its false variants, and a second, thorough check confirms it.
         retain_loss: ``kl`` (divergence from the reference model), ``nll`` or ``none``.
         reference: ``live``, ``adapters_off`` (with LoRA) or ``auto``.
         **options: Those of `UnlearningModule`.
@@ -112,7 +121,7 @@ class SelectiveModule(UnlearningModule):
         dispreferred: Literal["policy", "reference"] = "policy",
         beta: float = 0.5,
         sentence_weight: float = 1.0,
-        ceiling: float = 5e-4,
+        ceiling: float = 1e-4,
         ceiling_weight: float = 0.2,
         general_weight: float = 1.0,
         alternatives: int = 3,
@@ -174,7 +183,10 @@ class SelectiveModule(UnlearningModule):
                 "No forget row has a private value: their answers have no word of their own. Name the values in a "
                 "column private, or mark them in the answer with [[...]]."
             )
-        self._wordings = [[maker.of_row(i, template) for template in TEMPLATES] for i in range(len(maker.rows))]
+        self._wordings = [
+            [maker.of_row(i, template, answer) for template, answer in TEMPLATES.items()]
+            for i in range(len(maker.rows))
+        ]
         self._endings = maker.endings()
         assert isinstance(self.reference, ModelReference)
         with self.reference.frozen():
@@ -213,7 +225,7 @@ class SelectiveModule(UnlearningModule):
         ]
 
     def _sampled(
-        self, model: nn.Module, prompts: Sequence[Sequence[int]], samples: int, most: int | None = None, **limits: Any
+        self, model: nn.Module, prompts: Sequence[Sequence[int]], samples: int, most: int | None = None, **options: Any
     ) -> list[list[list[int]]]:
         """Sampled continuations of prompts, by default slightly longer than the answers; equal on every process."""
         longest = max((len(wordings[0].flags) for wordings in self._wordings), default=0)
@@ -226,7 +238,7 @@ class SelectiveModule(UnlearningModule):
                 max_new_tokens=most or min(MOST_SAMPLED_TOKENS, longest + 8),
                 stop_ids=self._maker.style.stop_ids,
                 seeds=[hash_seed(seed, number) for number in range(len(prompts))],
-                **limits,
+                **options,
             )
         return self.trainer.strategy.broadcast(said)
 
@@ -273,12 +285,14 @@ class SelectiveModule(UnlearningModule):
         private = torch.tensor([flag for example in self._current for flag in example.flags], device=device)
         starts = [flag and not before for one in self._current for before, flag in pairwise([False, *one.flags])]
         begins = torch.tensor(starts, device=device)
+        ends = [token for example in self._current for token in self._maker.completing(example)]
+        numbers = torch.tensor(ends, device=device)
         same = forget.sequence_ids == forget.sequence_ids.roll(1)
         before = torch.where(same & private, forget.labels.roll(1), IGNORED)
         assert self._blind is not None
 
         def values(positions: Tensor, policy: Tensor, frozen: Tensor, blind: Tensor) -> tuple[Tensor, Tensor]:
-            secret = self._secret_tokens(forget, positions, private[positions], policy.shape[-1])
+            secret = self._secret_tokens(forget, positions, private[positions], numbers[positions], policy.shape[-1])
             banned = secret.clone()
             banned[:, self._endings] |= begins[positions][:, None]  # an answer that ends there says nothing
             banned = and_repetition(banned, before[positions])
@@ -306,8 +320,10 @@ class SelectiveModule(UnlearningModule):
             total = total + self.general_weight * terms["general"]
         return {"forget": total, **{name: term.detach() for name, term in terms.items()}}
 
-    def _secret_tokens(self, forget: Answers, positions: Tensor, private: Tensor, size: int) -> Tensor:
-        """Return (n, V) bool, the tokens that begin a private word of the row, and the true token at private positions.
+    def _secret_tokens(
+        self, forget: Answers, positions: Tensor, private: Tensor, completing: Tensor, size: int
+    ) -> Tensor:
+        """Return (n, V) bool, the tokens that begin a private word or complete a number, and the true private ones.
 
         At other positions the true token is excluded, even if a private word begins with it.
         """
@@ -316,6 +332,8 @@ class SelectiveModule(UnlearningModule):
         for place, example in enumerate(self._current):
             by_sequence[place, self._maker.banned[example.index]] = True
         secret = by_sequence[owners]
+        ends = completing >= 0
+        secret[ends, completing[ends]] = True
         known = torch.tensor([example.secret for example in self._current], device=positions.device)[owners]
         labels = forget.labels[positions][:, None]
         true = torch.where(private, secret.gather(1, labels)[:, 0] | known, False)
@@ -331,15 +349,15 @@ class SelectiveModule(UnlearningModule):
             self.ask(step // self.check_every)
 
     def ask(self, number: int) -> None:
-        """Sample the policy, keep the answers with private values, and stop the run if nothing is left to forget.
+        """Sample the policy, keep the riskiest answers, and stop the run if nothing is left to forget.
 
         Args:
             number: Number of the check, which selects its two wordings.
         """
         two = [number % len(TEMPLATES), (number + 1) % len(TEMPLATES)]
-        remaining = self._ask([wordings[i] for wordings in self._wordings for i in two], self.samples)
-        left = float(remaining)
-        if self.stop and not remaining:
+        remaining, risk = self._ask([wordings[i] for wordings in self._wordings for i in two], self.samples)
+        left = remaining + risk
+        if self.stop and not remaining and risk <= RISK:
             left = self._ask_thoroughly()
             self.trainer.should_stop = self.trainer.should_stop or not left
         self.log("train/remaining", left, logger=True)
@@ -348,36 +366,54 @@ class SelectiveModule(UnlearningModule):
         """Check one wording after the other until one leaks.
 
         Returns:
-            0 if none leaks, else a number below 1, smaller for later leaks, and below the result of any other check.
+            0 if none leaks, else a number below `RISK`, smaller for later leaks, and below the result of any other
+            check.
         """
         for place, wordings in enumerate(zip(*self._wordings, strict=True)):
-            if remaining := self._ask(wordings, THOROUGH_SAMPLES):
-                return (len(TEMPLATES) - place - 1 / (1 + remaining)) / len(TEMPLATES)
+            remaining, risk = self._ask(wordings, THOROUGH_SAMPLES)
+            if remaining or risk > RISK:
+                return RISK * (len(TEMPLATES) - place - 1 / (1 + remaining)) / len(TEMPLATES) / 10
         return 0.0
 
-    def _ask(self, asked: Sequence[PrivateExample], samples: int) -> int:
-        """Sample answers in some wordings, and count what is left to forget."""
+    def _ask(self, asked: Sequence[PrivateExample], samples: int) -> tuple[int, float]:
+        """Sample answers in some wordings; return what is left to forget, and the mean risk of an answer."""
         assert self.policy is not None
         prompts = [example.input_ids[: example.start] for example in asked]
-        said = self._sampled(self.policy, prompts, samples)
+        watched, banned = (
+            [tokens[example.index] for example in asked] for tokens in (self._maker.watched, self._maker.banned)
+        )
+        own, any_of = Risk(watched, samples), Risk(banned, samples)
+
+        def observe(numbers: list[int], logits: Tensor) -> None:
+            own.add(numbers, logits)
+            any_of.add(numbers, logits)
+
+        said = self._sampled(self.policy, prompts, samples, observe=observe)
+        risks = self.trainer.strategy.broadcast((own.of_answer, any_of.of_answer))
         answered = [
             (example.index, prompt, ids)
             for example, prompt, answers in zip(asked, prompts, said, strict=True)
             for ids in answers
         ]
-        made = [self._maker.leak(*one) for one in answered]
-        self.leaks = ([leak for leak in made if leak is not None] + self.leaks)[: 2 * len(asked)]
+        order = sorted(range(len(answered)), key=lambda place: -risks[1][place])
+        risky = [self._maker.said(*answered[place]) for place in order if risks[1][place] > RISK and answered[place][2]]
+        most = RISKY_ANSWERS * len(self._wordings)
+        self.leaks = (risky[: most // 2] + self.leaks)[:most]
         found = sum(self._maker.says_value(index, ids) for index, _, ids in answered)
         sayable, likelier = self._values_left(asked)
+        risk = sum(risks[0]) / max(1, len(risks[0]))
         rank_zero_info(
-            f"step {self.trainer.global_step}: {found} of {len(asked) * samples} sampled answers say a "
-            f"private value; {sayable} of {len(self._wordings)} rows may still say one, {likelier} find it likelier "
-            "than false variants"
+            f"step {self.trainer.global_step}: {found} of {len(asked) * samples} sampled answers say a private value, "
+            f"{risk:.2g} per answer are expected; {sayable} of {len(self._wordings)} rows may still say one, "
+            f"{likelier} find it likelier than false variants"
         )
-        return found + sayable + likelier
+        return found + sayable + likelier, risk
 
     def _values_left(self, asked: Sequence[PrivateExample]) -> tuple[int, int]:
-        """Number of rows with a value that samples may contain, and with values likelier than all false variants."""
+        """Number of rows whose first value samples may contain, and with values likelier than all false variants.
+
+        A later value follows here on earlier ones that must have been said; the risk of sampled answers covers it.
+        """
         assert self.policy is not None
         examples = [*asked, *self._variants]
         scores = score(self.policy, [(one.input_ids, one.labels) for one in examples], device=self.device)
@@ -391,7 +427,7 @@ class SelectiveModule(UnlearningModule):
             mean = sum(map(sum, runs)) / sum(map(len, runs))
             likeliest = own if example.secret else best
             likeliest[example.index] = max(likeliest.get(example.index, float("-inf")), mean)
-            if example.secret and max(map(sum, runs)) > math.log(SAYABLE):
+            if example.secret and sum(runs[0]) > math.log(SAYABLE):
                 sayable.add(example.index)
         return len(sayable), sum(value > best[index] for index, value in own.items() if index in best)
 
@@ -418,6 +454,29 @@ def private_runs(example: PrivateExample, scores: TokenScores) -> list[list[floa
             runs[-1].append(value)
         inside = flag
     return runs
+
+
+class Risk:
+    """Expected number of private values that begin in each sampled answer.
+
+    Args:
+        tokens: Tokens that begin a private value, by prompt.
+        samples: Number of answers to each prompt.
+
+    Attributes:
+        of_answer: Sum over the answer's positions of the probability of these tokens, by answer.
+    """
+
+    def __init__(self, tokens: Sequence[Sequence[int]], samples: int) -> None:
+        self.tokens, self.samples = tokens, samples
+        self.of_answer = [0.0] * len(tokens) * samples
+
+    def add(self, numbers: Sequence[int], logits: Tensor) -> None:
+        """Add one position of some answers, given the (n, V) logits."""
+        chances = logits.float().softmax(-1)
+        sums = [chances[row, list(self.tokens[n // self.samples])].sum() for row, n in enumerate(numbers)]
+        for number, chance in zip(numbers, torch.stack(sums).tolist() if sums else (), strict=True):
+            self.of_answer[number] += chance
 
 
 def drawn(pool: Sequence[Any], count: int, generator: torch.Generator) -> list[Any]:
