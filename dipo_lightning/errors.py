@@ -25,14 +25,14 @@ class DiPOError(Exception):
 
 
 class InputError(DiPOError):
-    """An input (an option, a file, a model, a log) cannot be used as it is.
+    """Error for an input (an option, a file, a model, a log) that cannot be used as it is.
 
     Not a ``ValueError``: parsers take those for "try the next type" and would hide the message.
     """
 
 
 class RunError(DiPOError):
-    """A run cannot continue correctly (a non-finite loss, a full disk, a cache of other weights)."""
+    """Error for a run that cannot continue correctly (a non-finite loss, a full disk, a cache of other weights)."""
 
 
 def root_cause(error: BaseException) -> BaseException:

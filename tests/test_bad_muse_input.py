@@ -44,7 +44,7 @@ CASES = {
     "a question without an answer": (replaced("knowmem/retain_qa", "answer", ""), "'answer' is empty"),
     "nine in-context examples": (
         ("knowmem/forget_qa_icl", lambda f: rows(f, "knowmem/forget_qa_icl")[:9]),
-        "forget_qa_icl has 9 in-context examples; MUSE's questions need 10",
+        "forget_qa_icl has 9 in-context examples; MUSE's questions need at least 10",
     ),
     "a part without rows": (("privleak/forget", lambda f: []), "no rows"),
     "texts shorter than Min-K needs": (

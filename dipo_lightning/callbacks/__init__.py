@@ -1,4 +1,4 @@
-"""Callbacks: evaluation during training, pictures, and export."""
+"""Callbacks: the evaluations, checkpoints, stop rules, export, and the results page."""
 
 from dipo_lightning.benchmarks.muse.callback import MUSEEvaluation
 from dipo_lightning.benchmarks.tofu.callback import TOFUEvaluation

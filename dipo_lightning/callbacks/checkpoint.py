@@ -107,7 +107,8 @@ class Checkpoint(Savepoint, CheckpointBase):
         if is_named(trainer):
             begun = open_event_files(trainer)
             self._earlier_events = [path for path in event_files(folder.parent) if path not in begun]
-            if has_results(folder.parent):
+            # A run that was refused at once has neither a checkpoint nor an evaluation.
+            if newest(folder) is not None or any((folder.parent / "evaluations").glob("*")):
                 self._compare(folder)
         elif config.get("ckpt_path"):
             self._compare(Path(config["ckpt_path"]).parent)
@@ -374,7 +375,7 @@ class Checkpoint(Savepoint, CheckpointBase):
             if before["class"] != now["class"]:
                 raise InputError(
                     f"The checkpoint was written with the optimizer {before['class']}, this run has {now['class']}, "
-                    "which cannot take its state. Give the old one as model.optimizer, or train anew in another folder."
+                    "which cannot load its state. Give the old one as model.optimizer, or train anew in another folder."
                 )
             if odd:
                 raise InputError(
@@ -421,11 +422,6 @@ def newest(folder: Path) -> Path | None:
         if path.with_name(path.name + ".old").exists() or path.exists():
             return path
     return None
-
-
-def has_results(run: Path) -> bool:
-    """Tell whether a run has left a checkpoint or an evaluation; one that was refused at once has neither."""
-    return newest(run / CHECKPOINTS) is not None or any((run / "evaluations").glob("*"))
 
 
 def checkpoint_state(path: Path) -> dict[str, Any]:

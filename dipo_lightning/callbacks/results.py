@@ -106,10 +106,10 @@ class ExportModel(Callback):
             if self._seen is None:
                 names = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
                 reason = f"logged {self.best.monitor} (logged: {names})"
-            rank_zero_warn(f"ExportModel.best: no moment {reason}; the model of the end is exported.")
+            rank_zero_warn(f"ExportModel.best: no step {reason}, so the final model is exported.")
             self.export(trainer, pl_module)
         else:
-            rank_zero_info(f"The best moment is exported: {self.best.monitor} {best[0]:g}")
+            rank_zero_info(f"The best model is exported: {self.best.monitor} is {best[0]:g}")
         if trainer.is_global_zero:
             print(f"The model is in {self.path}")
 

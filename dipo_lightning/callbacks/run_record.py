@@ -117,7 +117,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise InputError(
-            f"The run's record {folder / RECORD} can't be read ({error}); start in another folder."
+            f"The run's record {folder / RECORD} cannot be read ({error}); start in another folder."
         ) from error
 
 

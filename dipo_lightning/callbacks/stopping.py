@@ -95,7 +95,8 @@ class StopAtThreshold(EarlyStopping):
             value = trainer.callback_metrics.get(self.monitor)
             now = "never logged" if value is None else f"now {value:.4g}"
             rank_zero_warn(
-                f"{self.monitor} did not come to {self.threshold:.4g} ({now}); train longer, or forget harder.",
+                f"{self.monitor} did not reach {self.threshold:.4g} ({now}); train longer, or with a higher learning "
+                "rate.",
                 category=UserWarning,
             )
 

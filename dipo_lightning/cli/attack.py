@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dipo_lightning.benchmarks.robustness.attack import Attack, Subject
 from dipo_lightning.benchmarks.robustness.data import limited, read_subject, subject_of
 from dipo_lightning.benchmarks.robustness.prefixes import Prefixes
 from dipo_lightning.benchmarks.robustness.quantization import Quantization
@@ -86,10 +84,10 @@ def attack(
         generation_rows: Maximum number of rows in a generation batch.
         device: Device such as ``cuda``; default is a GPU if there is one.
     """
-    from dipo_lightning.benchmarks.robustness.running import attack_models, build_attacks
+    from dipo_lightning.benchmarks.robustness.running import attack_models, build_attacks, named_attacks
     from dipo_lightning.benchmarks.robustness.tables import markdown_table
 
-    chosen = _chosen(attacks, wordings, prefixes, quantization, sampling, relearning)
+    chosen = named_attacks(attacks, (wordings, prefixes, quantization, sampling, relearning))
     given = Path(unlearned).expanduser()
     run = run_settings(given)
     model, others, place = str(run.get("model", unlearned)), {"retain": retain, "target": target}, chosen_device(device)
@@ -97,16 +95,17 @@ def attack(
     style = _style(run, model, prompt)
     for name in models.keys() - {"unlearned"}:
         _check_other(models[name], run, prompt, style)
-    subject = replace(
-        _subject(run, style, data, split, forget, kept),
-        metrics=metrics,
-        generation_rows=generation_rows,
-        device=place,
-    )
+    if data is None and forget is None and "module" in run:
+        run["module"].read()
+        subject = subject_of(run["module"], style)
+    else:
+        subject = read_subject(style, data, split, forget, kept)
+    subject = replace(subject, metrics=metrics, generation_rows=generation_rows, device=place)
     subject = limited(subject, unrelated, max_rows)
     if max_new_tokens is not None:
         subject = replace(subject, max_new_tokens=max_new_tokens)
-    folder = Path(output) if output is not None else _beside(given, model)
+    beside = given / "attacks" if "evaluations" in run else Path(f"{model.rstrip('/').rpartition('/')[2]}-attacks")
+    folder = beside if output is None else Path(output)
     document = attack_models(
         {name: partial(_load, source, place) for name, source in models.items()},
         subject,
@@ -117,17 +116,8 @@ def attack(
     if "evaluations" in run:
         _add_to_run(run["evaluations"], document)
     if retain is None:
-        print("No retain model was given (--retain): compare results with those of a model that never knew.")
+        print("No retain model was given (--retain): no score R, and no comparison with a model that never knew.")
     print(f"{markdown_table(document)}\n\nEvery row, the table and the pictures: {folder}")
-
-
-def _chosen(names: Sequence[str], *options: Attack) -> list[Attack]:
-    """Attacks of the given names, with their options."""
-    there = {attack.name: attack for attack in options}
-    for name in names:
-        if name not in there:
-            raise InputError(f"There is no attack {name!r}; there are {', '.join(there)}. Your own go into `further`.")
-    return [there[name] for name in names]
 
 
 def _style(run: dict[str, Any], model: str, prompt: PromptName | None) -> PromptStyle:
@@ -149,24 +139,9 @@ def _check_other(source: str, run: dict[str, Any], prompt: PromptName | None, st
         return  # saved without one
     if _style(run, source, prompt).fingerprint() != style.fingerprint():
         raise InputError(
-            f"{source} has another tokenizer or chat template than the unlearned model: the same questions would be "
-            "other tokens to it, and its numbers not comparable."
+            f"{source} has another tokenizer or chat template than the unlearned model, so that the same questions "
+            "would be other tokens and the numbers could not be compared. Leave it out."
         )
-
-
-def _subject(
-    run: dict[str, Any],
-    style: PromptStyle,
-    data: str | None,
-    split: str | None,
-    forget: str | None,
-    kept: str | None,
-) -> Subject:
-    """Questions of the named files; without any, of the run's data."""
-    if data is None and forget is None and "module" in run:
-        run["module"].read()
-        return subject_of(run["module"], style)
-    return read_subject(style, data, split, forget, kept)
 
 
 def chosen_device(name: str | None) -> torch.device:
@@ -195,11 +170,11 @@ def _load(source: str, device: torch.device) -> nn.Module:
 def _add_to_run(evaluations: Path, document: dict[str, Any]) -> None:
     """Add the log to a run's evaluations (for its page, its card and comparisons) and to TensorBoard."""
     from dipo_lightning.benchmarks.robustness.metrics import settings_pictures
-    from dipo_lightning.evaluation.aggregates import flat_numbers
+    from dipo_lightning.evaluation.aggregates import evaluation_file, flat_numbers
     from dipo_lightning.evaluation.run_folder import write_json
 
-    epoch, step = (document["provenance"][name] for name in ("epoch", "step"))
-    write_json(evaluations / f"robustness_epoch={epoch:03d}_step={step:05d}_attack.json", document)
+    where, step = document["provenance"], document["provenance"]["step"]
+    write_json(evaluations / f"{evaluation_file('robustness', where)}_attack.json", document)
     if any(evaluations.parent.glob("events.out.tfevents.*")):
         from torch.utils.tensorboard import SummaryWriter
 
@@ -227,7 +202,8 @@ def run_settings(folder: Path) -> dict[str, Any]:
     )
     if not models:
         raise InputError(
-            f"{folder} is a run without an exported model: `dipo-lightning export` its checkpoint, and give that."
+            f"{folder} is a run without an exported model; export its checkpoint (`dipo-lightning export`), and give "
+            "that folder."
         )
     if len(models) > 1:
         raise InputError(f"{folder} has exported several models; give one: {', '.join(map(str, models))}.")
@@ -238,9 +214,3 @@ def run_settings(folder: Path) -> dict[str, Any]:
     if kind := (config.get("data") or {}).get("class_path"):
         found["module"] = import_class(kind, LightningDataModule)(**options)
     return found | {name: options.get(name) for name in ("prompt", "prompt_options")}
-
-
-def _beside(given: Path, model: str) -> Path:
-    if (given / "evaluations").is_dir():
-        return given / "attacks"
-    return Path(f"{model.rstrip('/').rpartition('/')[2]}-attacks")

@@ -41,13 +41,7 @@ _PATTERNS = (
 
 @dataclass(frozen=True)
 class Copy:
-    """File or folder with data that was to be erased.
-
-    Attributes:
-        path: The path.
-        why: Its contents, for a reader.
-        size: Size in bytes.
-    """
+    """File or folder with data that was to be erased; ``why`` names its contents, ``size`` is in bytes."""
 
     path: Path
     why: str
@@ -78,7 +72,7 @@ def clean(run: str, yes: bool = False) -> None:
     else:
         print(f"{len(copies)} copies; add --yes to remove them. The numbers of the evaluations will stay in {SCORES}.")
     for name, path in outside(folder).items():
-        print(f"Outside the run, delete it yourself if it must go: {path} ({name})")
+        print(f"Outside the run folder, for you to remove: {path} ({name})")
 
 
 def find_copies(folder: Path) -> list[Copy]:
@@ -93,7 +87,7 @@ def find_copies(folder: Path) -> list[Copy]:
         raise InputError(f"{folder}: there is no such folder; give the folder of a run.")
     signs = ("config.yaml", "evaluations", SOURCES, SCORES)
     if not any(any(folder.rglob(sign)) for sign in signs):
-        raise InputError(f"{folder} is no run: it holds neither a config.yaml nor evaluations. Nothing was removed.")
+        raise InputError(f"{folder} is not a run: it holds neither a config.yaml nor evaluations. Nothing was removed.")
     found: dict[Path, str] = {}
     for name, why in _REASONS:
         found |= {path: why for path in folder.rglob(name) if path.is_dir() and not path.is_symlink()}
@@ -136,12 +130,10 @@ def outside(folder: Path) -> dict[str, str]:
         named["alternative answers"] = model.get("alternatives_file")
         cache = model.get("reference_cache")
         named["cache of the reference model"] = cache if cache and Path(cache).is_dir() else None
-        found |= {name: str(path) for name, path in named.items() if path and not _is_inside(Path(path), folder)}
+        for name, path in named.items():
+            if path and not Path(path).resolve().is_relative_to(folder.resolve()):
+                found[name] = str(path)
     return found
-
-
-def _is_inside(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _size(path: Path) -> int:

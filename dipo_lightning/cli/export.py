@@ -38,7 +38,7 @@ def check_push(name: str, base: str, licence: str | None) -> str:
     api = HfApi()
     try:
         if api.repo_exists(name):
-            raise InputError(f"{name} is on the hub already, and would be overwritten; give push another name.")
+            raise InputError(f"{name} is on the hub already, and would be overwritten; give --push another name.")
     except hub_errors() as error:
         raise RunError(
             f"The hub could not be asked about {name}: {_first_line(error)}. Check the network and `hf auth login`."
@@ -52,12 +52,12 @@ def check_push(name: str, base: str, licence: str | None) -> str:
             of_base = None  # gated, renamed or removed since: the user has to say
     if licence is None and of_base is None:
         raise InputError(
-            f"Nothing says under which licence {base} may be passed on, and the unlearned weights are made of it. Give "
+            f"The licence of {base}, from which the unlearned weights are made, is unknown. Give "
             "--license, such as apache-2.0 or llama3.2."
         )
     if licence is not None and of_base is not None and licence != of_base:
         raise InputError(
-            f"--license is {licence}, but {base} is under {of_base}, and the unlearned weights are made of it. Leave "
+            f"--license is {licence}, but {base}, from which the unlearned weights are made, is under {of_base}. Leave "
             "--license out."
         )
     return str(licence or of_base)
@@ -79,8 +79,8 @@ def upload(folder: Path, name: str, public: bool) -> str:
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Unlearned with dipo-lightning")
     except hub_errors(ValueError) as error:
         raise RunError(
-            f"The hub did not take {name}: {_first_line(error)}. The model is in {folder}; `hf auth login` with a "
-            "token that may write, and check the name."
+            f"The upload to {name} failed: {_first_line(error)}. The model is in {folder}. Log in with a token that "
+            "may write (`hf auth login`), and check the name."
         ) from error
     return str(address)
 
@@ -90,17 +90,23 @@ def check_folder(folder: Path) -> None:
     for file in sorted(folder.rglob("*")):
         inside = file.relative_to(folder)
         if file.is_symlink() or not any(fnmatchcase(inside.parts[0], pattern) for pattern in FILES):
-            raise InputError(f"{file} is no part of an exported model and must not leave; move it out of {folder}.")
+            raise InputError(
+                f"{file} is not part of an exported model and must not be uploaded; move it out of {folder}."
+            )
         if file.is_file() and file.suffix in _TEXTS and file.name != "tokenizer.json":
             text = file.read_text(encoding="utf-8")
             if without_home(text) != text:
-                raise InputError(f"{file} names your home folder, which must not leave; take it out.")
+                raise InputError(
+                    f"{file} contains the path of your home folder, which must not be uploaded; remove it."
+                )
             if without_secrets(text) != text:
-                raise InputError(f"{file} holds what looks like a token or a password; take it out.")
+                raise InputError(f"{file} contains what looks like a token or a password; remove it.")
     card = folder / "README.md"
     head = card_head(card.read_text(encoding="utf-8")) if card.is_file() else {}
     if not head.get("license"):
-        raise InputError(f"{card} is no model card with a licence (`license:` in its header); export the model again.")
+        raise InputError(
+            f"{card} is not a model card with a licence (`license:` in its header); export the model again."
+        )
 
 
 def card_head(text: str) -> dict[str, Any]:
@@ -145,7 +151,7 @@ def export(
 
     source = Path(checkpoint)
     if not source.name:
-        raise InputError(f"{checkpoint!r} names no checkpoint; give a .ckpt file of fit, or a folder of shards.")
+        raise InputError(f"{checkpoint!r} is not a checkpoint; give a .ckpt file of fit, or a folder of shards.")
     folder = Path(output) if output is not None else source.with_name(f"{source.name.removesuffix('.ckpt')}-model")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty; export would overwrite it. Name another folder or remove it.")
@@ -169,4 +175,4 @@ def export(
     print(f"The model is in {folder}; its card is {folder / 'README.md'}")
     if push is not None:
         address = upload(folder, push, public)
-        print(f"It is on the hub, {'for everybody' if public else 'private'}: {address}")
+        print(f"The {'public' if public else 'private'} repository is {address}")

@@ -1,8 +1,8 @@
-"""Late import of libraries of which others need only a name or a version.
+"""Late import of large libraries, whose places stand-ins take until they are used.
 
-A `fit` of one step takes 7 CPU seconds with all that Lightning, torch's optimisers and transformers import, and less
-than 5 without libraries that it never uses: torch's compiler, matplotlib, SciPy's optimisers, and the image, audio and
-text functions of torchmetrics. Each of them is loaded only when more of it is used.
+A `fit` of one step takes 7 CPU seconds with everything that Lightning, torch's optimisers and transformers import, and
+less than 5 without what it never uses: torch's compiler, matplotlib, SciPy's optimisers, and the image, audio and text
+functions of torchmetrics. Importers usually need only a few names of these, and the stand-ins have them.
 """
 
 import functools
@@ -20,17 +20,17 @@ from typing import Any
 COMPILER, METRICS = "torch._dynamo", "torchmetrics"
 
 _OF_METRICS = {"Metric": "torchmetrics.metric", "MetricCollection": "torchmetrics.collections"}
-"""Names of torchmetrics that need nothing else of it, and their modules."""
+"""Modules of torchmetrics that can be imported without the rest of it, by the name they define."""
 
 _REGISTERED: list[tuple[str, Any]] = []
-"""Functions that are marked for the compiler, and how."""
+"""Functions to register with the compiler when it is loaded, each with the compiler's function that does so."""
 
 
 def import_late(name: str) -> ModuleType:
-    """Import a module, with stand-ins in the places of those libraries that are not loaded yet.
+    """Import a module, with stand-ins for the late libraries that it would import.
 
-    No garbage is collected meanwhile, and what there is afterwards is passed over by every later collection: to go
-    through all that modules are made of again and again takes half a second.
+    Garbage collection is off meanwhile, and later collections skip the objects that exist afterwards: repeated passes
+    over everything that modules consist of take half a second.
     """
     if name in sys.modules:
         return sys.modules[name]
@@ -52,9 +52,9 @@ def import_late(name: str) -> ModuleType:
 
 
 def stand_ins() -> dict[str, dict[str, Any]]:
-    """Return the modules that are loaded late, and of each the names that others take when they are imported.
+    """Return the names that each stand-in has, by module: those that other libraries import from it.
 
-    The compiler's are taken at every step, too: nothing is compiled as long as the compiler is not loaded.
+    Those of the compiler are also called at every step; they do nothing until the compiler is loaded.
     """
     compiler = {
         "OptimizedModule": CompiledModule,
@@ -73,7 +73,7 @@ def stand_ins() -> dict[str, dict[str, Any]]:
 
 
 def _late(module: str, *functions: str, **given: Any) -> dict[str, dict[str, Any]]:
-    """Add functions that load the module when they are called."""
+    """Return the names of one stand-in: ``given``, and functions that load the module when they are called."""
 
     def late(name: str) -> Callable[..., Any]:
         return lambda *args, **options: getattr(loaded(module), name)(*args, **options)
@@ -82,11 +82,11 @@ def _late(module: str, *functions: str, **given: Any) -> dict[str, dict[str, Any
 
 
 class StandIn(ModuleType):
-    """A module of which some names are there; asking for any other one loads it.
+    """Stand-in for a module, which has some of its names; access to any other name loads the module.
 
     Args:
-        name: The module's full name.
-        given: What is there of it.
+        name: Full name of the module.
+        given: Values of the names that the stand-in has.
     """
 
     def __init__(self, name: str, given: dict[str, Any]) -> None:
@@ -103,12 +103,12 @@ class StandIn(ModuleType):
 
 
 def is_late(name: str) -> bool:
-    """Return whether a module is not loaded, or is a stand-in."""
+    """Return whether a module is not loaded, apart from a stand-in."""
     return isinstance(sys.modules.get(name), StandIn | None)
 
 
 def loaded(name: str) -> ModuleType:
-    """Load a module in place of its stand-in, and of those of modules inside it, and return it."""
+    """Load a module in place of its stand-in and of those of its submodules, and return it."""
     if isinstance(sys.modules.get(name), StandIn):
         for one in [one for one in stand_ins() if one == name or one.startswith(f"{name}.")]:
             if isinstance(sys.modules[one], StandIn):
@@ -121,21 +121,21 @@ def loaded(name: str) -> ModuleType:
 
 
 class Within(MetaPathFinder):
-    """Finder of the modules inside one that has a stand-in: that is loaded first, and may have loaded them then."""
+    """Finder of the submodules of a stand-in, which loads the module itself first."""
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Import a module whose package is a stand-in, and let it be found as it is."""
+        """Import a module whose package is a stand-in, and return a specification that does not run it again."""
         package = name.rpartition(".")[0]
         if not isinstance(sys.modules.get(package), StandIn):
             return None
         loaded(package)
         module = importlib.import_module(name)
-        del sys.modules[name]  # the import system, which looks there once more, would run its code again
+        del sys.modules[name]  # else the import system would run its code again
         return ModuleSpec(name, _Ready(module))
 
 
 class _Ready(Loader):
-    """Loader of a module whose code has run."""
+    """Loader that returns a module whose code has run already."""
 
     def __init__(self, module: ModuleType) -> None:
         self.module, self.spec = module, module.__spec__
@@ -145,24 +145,24 @@ class _Ready(Loader):
         return self.module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give the module its own specification back, where it let the import system change it."""
+        """Restore the module's own specification if the import system has replaced it."""
         if module.__spec__ is not self.spec:
             module.__spec__ = self.spec
 
 
 class _OfCompiler(type):
-    """Metaclass of a class whose instances are those of the compiler's, once that is loaded."""
+    """Metaclass by which `isinstance` asks the compiler's own class, once the compiler is loaded."""
 
     def __instancecheck__(cls, instance: Any) -> bool:
         return not is_late(COMPILER) and isinstance(instance, sys.modules[COMPILER].OptimizedModule)
 
 
 class CompiledModule(metaclass=_OfCompiler):
-    """Stand-in for the class of compiled modules: none is there before the compiler is loaded."""
+    """Stand-in for the class of compiled modules; without the compiler nothing is an instance of it."""
 
 
 def not_compiled(fn: Any = None, recursive: bool = True, **options: Any) -> Any:
-    """Exempt a function from compilation as the compiler does, once that is loaded."""
+    """Exempt a function from compilation, through the compiler's `disable` once the compiler is loaded."""
     if fn is None:
         return functools.partial(not_compiled, recursive=recursive, **options)
 
@@ -175,13 +175,13 @@ def not_compiled(fn: Any = None, recursive: bool = True, **options: Any) -> Any:
 
 
 def _register(how: str, fn: Any) -> Any:
-    """Mark a function for the compiler as soon as that is loaded."""
+    """Note a function to be registered with the compiler when it is loaded, and return it."""
     _REGISTERED.append((how, fn))
     return fn
 
 
 def deferred_metrics() -> ModuleType:
-    """Make a torchmetrics package whose code runs on the first access of a name that is not in `_OF_METRICS`."""
+    """Make a torchmetrics package whose code runs on the first access to a name outside `_OF_METRICS`."""
     spec = find_spec(METRICS)
     assert spec is not None
     assert spec.loader is not None

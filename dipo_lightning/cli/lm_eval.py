@@ -42,7 +42,13 @@ def lm_eval(
     from dipo_lightning.benchmarks.lm_eval.harness import Options, load_tasks, measure_tasks, settings_of
     from dipo_lightning.benchmarks.lm_eval.metrics import LMEval
     from dipo_lightning.cli.attack import chosen_device, run_settings
-    from dipo_lightning.evaluation.aggregates import class_path, flat_numbers, log_aggregates, metric_meanings
+    from dipo_lightning.evaluation.aggregates import (
+        evaluation_document,
+        evaluation_file,
+        flat_numbers,
+        log_aggregates,
+        metric_meanings,
+    )
     from dipo_lightning.evaluation.callback import summary_table
     from dipo_lightning.evaluation.provenance import installed_versions
     from dipo_lightning.evaluation.run_folder import write_json
@@ -65,16 +71,10 @@ def lm_eval(
         sets: dict[str, Any] = measure_tasks(policy, tokenizer, place, loaded, options)
     benchmark, settings = LMEval(), settings_of(names, loaded, options)
     where = {"epoch": 0, "step": 0, "pretrained": source, "versions": installed_versions()} | run.get("provenance", {})
-    document = {
-        "format": benchmark.format,
-        "benchmark": class_path(LMEval),
-        "settings": settings,
-        "provenance": where | {"weights": model_fingerprint(policy)},
-        "sets": sets,
-        "aggregates": log_aggregates(benchmark, sets, settings),
-        "skipped": {},
-    }
-    path = folder / f"lm_eval_epoch={where['epoch']:03d}_step={where['step']:05d}_{'-'.join(names)[:60]}.json"
+    found = log_aggregates(benchmark, sets, settings)
+    where |= {"weights": model_fingerprint(policy)}
+    document = evaluation_document(benchmark, settings, sets, found, provenance=where)
+    path = folder / f"{evaluation_file(benchmark.name, where)}_{'-'.join(names)[:60]}.json"
     write_json(path, document)
     meanings, now = metric_meanings(benchmark.metrics(settings)), flat_numbers(document["aggregates"])
     title, labels = benchmark.describe(settings, sets), {name: meanings[name].label for name in now}

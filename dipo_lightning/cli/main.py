@@ -159,14 +159,9 @@ def run_command(name: str, args: list[str]) -> None:
 
 
 def spelled_out(name: str, function: Callable[..., Any], args: Sequence[str]) -> list[str]:
-    """Return arguments as the parser takes them.
+    """Return the arguments of a command as the parser takes them.
 
     The last one is named, ``--yes`` is ``--yes=true``, ``~`` and short names of shipped configurations are filled in.
-
-    Args:
-        name: The command.
-        function: Its function.
-        args: The arguments as typed.
     """
     import inspect
 
@@ -230,7 +225,7 @@ def _has_class(part: str, path: Path) -> bool:
     except yaml.YAMLError:
         return False  # the parser says what is wrong with it
     except UnicodeDecodeError as error:
-        raise InputError(f"The config {path} is no text in UTF-8 ({error.reason}).") from error
+        raise InputError(f"The config {path} is not UTF-8 text ({error.reason}).") from error
     value = config.get(part) if isinstance(config, dict) else None
     return isinstance(value, str) or (isinstance(value, dict) and "class_path" in value)
 

@@ -7,7 +7,6 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from dipo_lightning.errors import RENAMED
@@ -111,20 +110,31 @@ def suggestion(message: str, parser: Any) -> str:
     named = re.search(r"class_path '([\w.]+)'", message)
     if not named and (place := next((part for part, of in INSIDE.items() if unknown in init_options(of)), None)):
         return f". Did you mean '--{place}.{unknown}'?"
-    known = set(init_options(named.group(1))) if named else {action.dest.split(".")[-1] for action in parser._actions}
+    known = init_options(named.group(1)) if named else {action.dest.split(".")[-1] for action in parser._actions}
     near = difflib.get_close_matches(unknown, sorted(known), n=1)
     return f". Did you mean {near[0]!r}?" if near else f". There is: {', '.join(sorted(known))}"
 
 
-def init_options(class_path: str) -> Iterable[str]:
-    """Yield the names of a class's options, including those of its bases."""
+def init_options(class_path: str) -> set[str]:
+    """Return the names of the options of the class at a dotted path."""
     module, _, name = class_path.rpartition(".")
-    cls = getattr(importlib.import_module(module), name)
+    return set(parameters_of(getattr(importlib.import_module(module), name)))
+
+
+def parameters_of(cls: type) -> dict[str, inspect.Parameter]:
+    """Return the options of a class by name, following ``**options`` up to its base classes."""
+    found: dict[str, inspect.Parameter] = {}
     for base in cls.__mro__:
-        if "__init__" in vars(base):
-            for option, parameter in inspect.signature(vars(base)["__init__"]).parameters.items():
-                if option != "self" and parameter.kind is not parameter.VAR_KEYWORD:
-                    yield option
+        if "__init__" not in vars(base):
+            continue
+        parameters = dict(inspect.signature(vars(base)["__init__"]).parameters)
+        rest = [name for name, one in parameters.items() if one.kind is one.VAR_KEYWORD]
+        found = parameters | found  # a subclass's own default counts
+        if not rest:
+            break
+        del found[rest[0]]
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {name: one for name, one in found.items() if name != "self" and one.kind not in several}
 
 
 def warning_sentence(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> str:

@@ -86,13 +86,17 @@ class Run:
         check_numbers("", {name: getattr(self, name) for name in sizes})
         check_positive("", {"memory_gb": self.memory_gb})
         if self.answer_length > self.length:
-            raise InputError(f"answer_length is {self.answer_length}, more than the {self.length} tokens of a row.")
+            raise InputError(
+                f"answer_length is {self.answer_length}, more than the {self.length} tokens of a row (length)."
+            )
         if self.trainable == "full" and self.reference in ("adapters_off", "directions"):
             raise InputError(f"reference is {self.reference}, which needs trainable: lora here.")
         if self.trainable == "qlora" and (self.strategy, self.compute_dtype) != ("ddp", "bfloat16"):
             raise InputError("trainable is qlora, which needs strategy: ddp (or one GPU) and compute_dtype: bfloat16.")
         if self.trainable == "qlora" and self.reference == "live":
-            raise InputError("trainable is qlora, whose reference is adapters_off, hidden_states, directions or none.")
+            raise InputError(
+                "reference is live, which trainable: qlora excludes; use adapters_off, hidden_states or directions."
+            )
 
     @property
     def bytes(self) -> int:
@@ -269,8 +273,8 @@ def saved_bytes(config: Any, run: Run) -> tuple[float, list[float]]:
                 decoder(model)(input_ids=tokens, use_cache=False)
         except (RuntimeError, ValueError) as error:
             raise InputError(
-                f"The activations of a {config.model_type} model cannot be planned, its code needs real values "
-                f"({error}). Measure a step of a run instead."
+                f"The activations of a {config.model_type} model cannot be computed in advance, since its code needs "
+                f"real values ({error}). Measure a step of a run instead."
             ) from error
         rest = size() - sum(kept for _, kept in outputs.values())
         return rest, [outputs[kind][1] for kind in kinds]
@@ -310,14 +314,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Plan:
-    """Memory plan of a run.
-
-    Attributes:
-        model: Name of the model.
-        run: The planned run.
-        counts: Numbers of parameters.
-        parts: Bytes of each part on one GPU.
-    """
+    """Memory plan of a run; ``parts`` are the bytes of each part on one GPU."""
 
     model: str
     run: Run

@@ -23,8 +23,7 @@ _RELATIVE, _ABSOLUTE = 1e-6, 1e-9
 def score(
     path: str | Path,
     reference: str | Path | None = None,
-    truth_ratio: str = "geometric",
-    *,
+    truth_ratio: Literal["geometric", "arithmetic", "open_unlearning"] = "geometric",
     auc_retrain: float | None = None,
     metrics: Mapping[str, Any] | None = None,
     bootstrap: int = 0,
@@ -33,13 +32,15 @@ def score(
     """Compute all aggregates of a log.
 
     Args:
-        path: A log of any known format.
-        reference: A log of the retain model on the same rows, of any known format of the same benchmark.
-        truth_ratio: `geometric`, `arithmetic` or `open_unlearning`, for rows with wrong answers.
-        auc_retrain: The retain model's AUC for PrivLeak, if there is no log of it; without either, the one stored in
+        path: The log: this package's, open-unlearning's ``TOFU_EVAL.json`` or ``MUSE_EVAL.json``, or TOFU's
+            ``eval_log_aggregated.json``.
+        reference: Log of the retain model on the same rows, for forget quality and PrivLeak.
+        truth_ratio: Variant of the truth ratio, for rows with wrong answers.
+        auc_retrain: The retain model's AUC for PrivLeak (MUSE), if there is no log of it; default is the one stored in
             the log.
-        metrics: Further metrics by name, as for the callbacks; they take precedence over those that the log names.
-        bootstrap: Number of resamples of the rows for a 95 % interval of every number; 0 for none.
+        metrics: Your own metrics by name, ``{my_metric: my_project.MyMetric}``. Those that the log names are computed
+            too if their class can be imported; yours take precedence.
+        bootstrap: Number of resamples of the rows for a 95 % interval of every number, under ``intervals``; 0 for none.
         bootstrap_seed: Seed of the resamples.
 
     Returns:
@@ -59,11 +60,15 @@ def score(
     if auc_retrain is not None:
         if "auc_retrain" not in benchmark.score_options:
             raise InputError(
-                f"auc_retrain is no option of {benchmark.title}, which {log.path} is of; give the retain model's log."
+                f"auc_retrain is not an option of {benchmark.title}, the benchmark of {log.path}; give --reference "
+                "instead."
             )
         options["auc_retrain"] = auc_retrain
     own = benchmark.settings_of(log) | ({"auc_retrain": None} if retain is not None else {})
-    further, missing = _further(log, benchmark.metrics(own), metrics or {})
+    known = benchmark.metrics(own)
+    chosen = user_metrics(metrics or {}, known)
+    named, missing = logged_metrics(log.settings, known)
+    further, missing = named | chosen, {name: why for name, why in missing.items() if name not in chosen}
     check_resamples("score", bootstrap, bootstrap_seed)
     result = _aggregate(log, benchmark, retain, own | options, further, (bootstrap, bootstrap_seed))
     if log.format != benchmark.format:
@@ -81,19 +86,10 @@ def score(
 
 def _retain(benchmark: Benchmark, log: EvaluationLog, path: str | Path) -> EvaluationLog:
     if not benchmark.compared_sets:
-        raise InputError(f"{log.path}: {benchmark.title} is measured without a second model's log; leave it out.")
+        raise InputError(f"{log.path}: {benchmark.title} uses no log of a retain model; leave --reference out.")
     retain = read_log(path)
     check_comparable(log, retain, benchmark)
     return retain
-
-
-def _further(
-    log: EvaluationLog, own: Mapping[str, Metric], given: Mapping[str, Any]
-) -> tuple[dict[str, Metric], dict[str, str]]:
-    """Return the user's metrics, and the reasons why metrics named in the log are missing."""
-    chosen = user_metrics(given, own)
-    named, missing = logged_metrics(log.settings, own)
-    return named | chosen, {name: reason for name, reason in missing.items() if name not in chosen}
 
 
 def _unchecked(benchmark: Benchmark, log: EvaluationLog, compared: Mapping[str, Any], has_retain: bool) -> list[str]:
@@ -149,26 +145,12 @@ def _same(stored: Any, recomputed: Any) -> bool:
     return bool(stored == recomputed)
 
 
-def print_score(
-    log: str,
-    reference: str | None = None,
-    truth_ratio: Literal["geometric", "arithmetic", "open_unlearning"] = "geometric",
-    auc_retrain: float | None = None,
-    metrics: dict[str, Any] | None = None,
-    bootstrap: int = 0,
-    bootstrap_seed: int = 0,
-) -> None:
+def print_score(log: str, **options: Any) -> None:
     """Print every aggregate of an evaluation log as JSON, without a model.
 
     Args:
-        log: The log: this package's, open-unlearning's ``TOFU_EVAL.json`` or TOFU's ``eval_log_aggregated.json``.
-        reference: Log of the retain model, for forget quality and PrivLeak.
-        truth_ratio: Variant of the truth ratio.
-        auc_retrain: The retain model's AUC (MUSE), if there is no log of it; default is the one stored in the log.
-        metrics: Your own metrics by name, ``{my_metric: my_project.MyMetric}``. Those that the log names are computed
-            too if their class can be imported.
-        bootstrap: Number of resamples of the rows for a 95 % interval of every number, under ``intervals``; 0 for none.
-        bootstrap_seed: Seed of the resamples.
+        log: The log: this package's, open-unlearning's ``TOFU_EVAL.json`` or ``MUSE_EVAL.json``, or TOFU's
+            ``eval_log_aggregated.json``.
+        **options: Those of `score`.
     """
-    options: dict[str, Any] = {"metrics": metrics, "bootstrap": bootstrap, "bootstrap_seed": bootstrap_seed}
-    print(json.dumps(score(log, reference, truth_ratio, auc_retrain=auc_retrain, **options), indent=2))
+    print(json.dumps(score(log, **options), indent=2))

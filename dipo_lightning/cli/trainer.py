@@ -147,10 +147,10 @@ class DiPOCLI(LightningCLI):
         if path:
             config.ckpt_path = path = str(expanded(path, "ckpt_path"))
         if path in ("", "best") and self.subcommand == "fit":
-            raise InputError(f"ckpt_path is {path!r}, but nothing was trained yet; give a checkpoint or last.")
+            raise InputError(f"ckpt_path is {path!r}, but nothing has been trained yet; give a checkpoint or last.")
         if path and not resumed and path not in ("best", "last", "hpc"):
             if not Path(path).exists():
-                raise InputError(f"ckpt_path is {path}, which is not there; give a checkpoint, last or best.")
+                raise InputError(f"ckpt_path is {path}, which does not exist; give a checkpoint, last or best.")
             read_settled(Path(path))
 
     def _refuse_to_measure_nothing(self) -> None:

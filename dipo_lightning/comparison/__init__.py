@@ -35,4 +35,4 @@ def compare(comparison: str, dry_run: bool = False) -> None:
     print(f"\n{text}\nEverything is in {plan.output}: comparison.md, comparison.csv, comparison.png and the runs.")
     if findings.failures:
         names = ", ".join(failure.title for failure in findings.failures)
-        raise RunError(f"{names}: failed, the others are in the table; {plan.output}/comparison.md says why.")
+        raise RunError(f"{names} failed; {plan.output}/comparison.md says why and has the others.")

@@ -1,4 +1,4 @@
-"""The config of one run: the base's trainer, data and model, with another method in it."""
+"""Config of one run: that of the base, with another method, settings and seed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from dipo_lightning.cli.main import DEFAULT_CLASSES
+from dipo_lightning.cli.messages import parameters_of
 from dipo_lightning.comparison.plan import Method, Settings
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.benchmark import import_class
@@ -17,7 +18,7 @@ from dipo_lightning.evaluation.benchmark import import_class
 Config = dict[str, Any]
 
 OUTSIDE_THE_LOSS = {"reference_cache"}
-"""Options of `UnlearningModule` that say nothing of the loss, so that every method may share the base's."""
+"""Options of `UnlearningModule` that do not change the loss, so that every method takes them over from the base."""
 
 
 def read_base(pattern: str, seed: int) -> Config:
@@ -25,17 +26,17 @@ def read_base(pattern: str, seed: int) -> Config:
     path = Path(pattern.replace("{seed}", str(seed)))
     if not path.is_file():
         raise InputError(
-            f"There is no base config {path}. `base` is the config of a run that unlearns; the quickstart leaves one: "
+            f"There is no base config {path}. `base` is the config of an unlearning run; the quickstart writes one: "
             f"dipo-lightning quickstart --seed {seed} --output {path.parent}"
         )
     return read_fit_config(path)
 
 
 def read_fit_config(path: Path) -> Config:
-    """Read the config of a ``fit``, with its model and its data in their long form.
+    """Read the config of a ``fit``, with the sections of model and data in their long form.
 
     Raises:
-        InputError: It cannot be read, or is not the config of a ``fit``.
+        InputError: The file cannot be read, or is not the config of a ``fit``.
     """
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -44,7 +45,7 @@ def read_fit_config(path: Path) -> Config:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {error}") from error
     if not isinstance(config, dict) or not {"model", "data"} <= config.keys():
-        raise InputError(f"{path} is no config of `dipo-lightning fit`: it has no `model` or no `data`.")
+        raise InputError(f"{path} is not a config of `dipo-lightning fit`: it has no `model` or no `data`.")
     for part, usual in DEFAULT_CLASSES.items():  # as `fit` reads a section without a class
         section = config[part]
         if isinstance(section, dict) and not {"class_path", "init_args"} & section.keys():
@@ -70,7 +71,7 @@ def run_config(base: Config, method: Method, settings: Settings, seed: int, expo
 
 
 def trainer_section(trainer: Config, export: bool) -> Config:
-    """Return the base's Trainer without its output paths: everything of a run is in the run's folder."""
+    """Return the base's Trainer section without output paths, since all files of a run belong in its own folder."""
     kept = [callback for callback in callbacks(trainer) if not callback["class_path"].endswith("ExportModel")]
     for callback in kept:
         if callback["class_path"].endswith("Checkpoint"):
@@ -87,8 +88,8 @@ def trainer_section(trainer: Config, export: bool) -> Config:
 def model_section(base: Config, method: Method) -> Config:
     """Return the model section of ``method``.
 
-    The base's options of the loss belong to the base's method; another method starts from its own defaults. Shared are
-    the options for loading, adapting and optimising the model.
+    A method of another class than the base's takes over the options for loading, adapting and optimising the model, but
+    not those of the loss, for which it has its own defaults.
     """
     own = import_class(base["class_path"])
     cls = own if method.class_path is None else import_class(method.class_path)
@@ -108,28 +109,13 @@ def shared_options() -> set[str]:
 
 def accepted_options(cls: type) -> set[str]:
     """Return the names that a class accepts, following ``**options`` up to its base classes."""
-    return set(_parameters(cls))
+    return set(parameters_of(cls))
 
 
 def usual_options(cls: type) -> Config:
     """Return the defaults of a class's options; required ones are left out."""
-    defaults = {name: parameter.default for name, parameter in _parameters(cls).items()}
+    defaults = {name: parameter.default for name, parameter in parameters_of(cls).items()}
     return {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty}
-
-
-def _parameters(cls: type) -> dict[str, inspect.Parameter]:
-    found: dict[str, inspect.Parameter] = {}
-    for base in cls.__mro__:
-        if "__init__" not in vars(base):
-            continue
-        parameters = dict(inspect.signature(vars(base)["__init__"]).parameters)
-        rest = [name for name, one in parameters.items() if one.kind is one.VAR_KEYWORD]
-        found = parameters | found  # a subclass's own default counts
-        if not rest:
-            break
-        del found[rest[0]]
-    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return {name: one for name, one in found.items() if name != "self" and one.kind not in several}
 
 
 def assign(config: Config, option: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""Plan of a comparison: its YAML, checked, as plain dataclasses."""
+"""Plan of a comparison: its YAML file, read and checked."""
 
 import itertools
 from dataclasses import dataclass, field, replace
@@ -17,8 +17,8 @@ class Method:
     """A method with its settings, and a grid of settings to choose from.
 
     Attributes:
-        name: Its name in tables and pictures.
-        class_path: Its LightningModule, from this package or the user's own; None takes the base's.
+        name: Name in tables and pictures.
+        class_path: LightningModule, of this package or the user's own; None takes that of the base.
         settings: Options that differ from the class's defaults. A plain name is an option of the model, ``lr`` the
             optimiser's learning rate, ``data.NAME`` an option of the data module, ``trainer.NAME`` one of the Trainer.
         grid: Values to choose from, by option; every combination is tried on the selection seed.
@@ -30,26 +30,26 @@ class Method:
     grid: dict[str, list[Any]] = field(default_factory=dict)
 
     def candidates(self) -> list[Settings]:
-        """Return the settings at every point of the grid; without a grid, the one there is."""
+        """Return the settings at every point of the grid; without a grid, the settings alone."""
         values = itertools.product(*self.grid.values())
         return [self.settings | dict(zip(self.grid, point, strict=True)) for point in values]
 
 
 @dataclass
 class Selection:
-    """Rule that selects a setting from a grid, on a seed or a base that is not reported.
+    """Rule that selects settings from a grid, by runs on a seed or a base that is not reported.
 
-    The rule: among the settings that keep ``keep_utility`` of the target's model utility, the one with the highest
-    forget quality (log10 p), and among those in a tie with it (each inside the other's interval over rows) the one with
-    the highest utility; if none keeps it, the one with the highest utility.
+    Of the settings that keep the share ``keep_utility`` of the target's utility, the rule takes the one that forgets
+    best. If others tie with it (each inside the other's interval over rows), it takes the one of these with the highest
+    utility. If no setting keeps the share, it takes the one with the highest utility.
 
     Attributes:
-        seed: The seed of the selection runs; none of the reported ones.
-        base: The base of the selection runs if it differs from the reported one (with ``{seed}`` filled in).
-        keep_utility: The share of the target's model utility that must be kept.
-        epoch: ``last`` reports every run at its end; ``any`` lets the selection also choose the reported epoch of each
-            method.
-        allow_same_data: Choose on the data that is reported; the report then says so.
+        seed: Seed of the selection runs, which must not be a reported one.
+        base: Base of the selection runs, in which ``{seed}`` is replaced; None takes the reported base.
+        keep_utility: Share of the target's utility that must be kept.
+        epoch: ``last`` reports every run at its end; with ``any`` the selection also chooses the epoch that is
+            reported for each method.
+        allow_same_data: Allow a reported seed as ``seed``; the report then says so.
     """
 
     seed: int | None = None
@@ -61,13 +61,13 @@ class Selection:
 
 @dataclass
 class FinishedRun:
-    """A finished run made elsewhere, shown as it is.
+    """Finished run from elsewhere, shown without running it again.
 
     Attributes:
-        path: Its folder, the one that holds ``evaluations``.
-        name: Its name; None takes its method's class.
-        settings: Its settings in a few words.
-        seed: Its seed; None takes the seed it was run with.
+        path: Run folder, which holds ``evaluations``.
+        name: Name in the table; None takes the class of its method.
+        settings: Settings in a few words, for the table.
+        seed: Seed for the table; None takes the one it was run with.
     """
 
     path: str
@@ -78,16 +78,16 @@ class FinishedRun:
 
 @dataclass
 class Comparison:
-    """Comparison, as its YAML states it.
+    """Content of a comparison's YAML file.
 
     Attributes:
-        base: The config that every run starts from; ``{seed}`` in it is replaced by the run's seed.
+        base: Config that every run starts from; ``{seed}`` in this path is replaced by the run's seed.
         output: Folder for the runs, the tables and the picture.
-        methods: The methods to compare.
-        seeds: The reported seeds; each method is run with each of them.
+        methods: Methods to compare.
+        seeds: Reported seeds; each method is run with each of them.
         evaluation: Name of the evaluation whose numbers are compared (``tofu``, ...); None takes the base's first.
         selection: Rule that selects settings from grids.
-        runs: Finished runs to show beside them.
+        runs: Finished runs to show beside the methods.
         export: Keep the unlearned models.
         keep_checkpoints: Keep the checkpoints of finished runs.
     """
@@ -103,12 +103,12 @@ class Comparison:
     keep_checkpoints: bool = False
 
     def selects(self, method: Method) -> bool:
-        """Return whether a setting or the epoch of ``method`` is chosen on the selection seed."""
+        """Return whether the selection chooses settings or the epoch of ``method``."""
         return len(method.candidates()) > 1 or self.selection.epoch == "any"
 
 
 def read_comparison(path: str | Path) -> Comparison:
-    """Read and check the YAML of a comparison."""
+    """Read the YAML file of a comparison, and check it."""
     from jsonargparse import ArgumentError, ArgumentParser
 
     path = Path(find_config(str(path)))
@@ -144,9 +144,12 @@ def _check(comparison: Comparison, path: Path) -> None:
     selected = [method.name for method in comparison.methods if comparison.selects(method)]
     selection = comparison.selection
     if selected and selection.seed is None:
-        raise InputError(f"{path}: the settings of {', '.join(selected)} are to be chosen; give selection.seed.")
+        raise InputError(
+            f"{path}: the settings of {', '.join(selected)} are chosen by selection runs; give selection.seed, the "
+            "seed of these."
+        )
     if selected and selection.seed in comparison.seeds and not selection.allow_same_data:
         raise InputError(
-            f"{path}: selection.seed is {selection.seed}, which is reported on. Settings chosen on what is reported "
-            "look better than they are: take another seed."
+            f"{path}: selection.seed is {selection.seed}, which is a reported seed too. Settings that are chosen on "
+            "the reported runs look better than they are: take another seed."
         )

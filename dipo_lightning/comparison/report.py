@@ -1,4 +1,4 @@
-"""Results of a comparison: comparison.md, comparison.csv, comparison.png, and selection.csv where it chose."""
+"""Results of a comparison: comparison.md, .csv and .png, and selection.csv if settings were chosen."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from dipo_lightning.comparison.results import (
 )
 from dipo_lightning.metrics.base import INTERVAL
 from dipo_lightning.report.charts import Axes, Point, comparison_picture
+from dipo_lightning.safety.display import table_in_markdown
 
 
 @dataclass(frozen=True)
 class Line:
-    """A method in the table: the rows of its seeds at the epoch that is reported."""
+    """Line of the table: one method, with the row of each seed at the reported epoch."""
 
     method: str
     settings: str
@@ -42,40 +43,40 @@ class Line:
         return kept is not None and kept.mean >= share
 
     def has_intervals(self, scale: Scale) -> bool:
-        """Return whether the number of forgetting was measured with its interval."""
+        """Return whether any seed has a bootstrap interval of the forgetting."""
         return any(scale.headline.forget in row.get("intervals", {}) for row in self.rows)
 
     def goodness(self, scale: Scale) -> float:
-        """Return the mean number of forgetting so that a higher one is better; -inf where there is none."""
+        """Return the mean forgetting, turned so that higher is better; -inf if it is unknown."""
         spread = self.spread(scale.headline.forget)
         return scale.goodness(None if spread is None else spread.mean)
 
 
 def ranked(lines: Iterable[Line], share: float, scale: Scale) -> list[Line]:
-    """Sort by forgetting, those that keep ``share`` of the utility first."""
+    """Sort by forgetting, best first, with the lines that keep ``share`` of the utility before all others."""
     return sorted(lines, key=lambda line: (not line.keeps(share), -line.goodness(scale)))
 
 
 def markdown_table(lines: Sequence[Line], scale: Scale) -> str:
-    """Write the table."""
+    """Return the table of the report in Markdown."""
     others = scale.columns([row for line in lines for row in line.rows])
     columns = [scale.headline.forget, scale.headline.utility, "utility_kept", *others]
     labels = ["utility kept" if name == "utility_kept" else scale.label(name) for name in columns]
-    header = f"| method | settings | seeds | epoch | {' | '.join(labels)} |\n{'|---' * (4 + len(labels))}|"
-    return "\n".join([header, *(_markdown_line(line, columns, scale) for line in lines)])
+    head = ["method", "settings", "seeds", "epoch", *labels]
+    return table_in_markdown(head, (_cells(line, columns, scale) for line in lines))
 
 
-def _markdown_line(line: Line, columns: Sequence[str], scale: Scale) -> str:
+def _cells(line: Line, columns: Sequence[str], scale: Scale) -> list[str]:
     spreads = [(line.spread(column), 2 if scale.meanings[column].unit == "log10" else 3) for column in columns]
     numbers = ["-" if spread is None else spread.text(digits) for spread, digits in spreads]
     epochs = sorted({row["epoch"] for row in line.rows if row["epoch"] is not None})
     epoch = ", ".join(map(str, epochs)) or "-"
     cells = [line.method, line.settings or "-", str(len(line.rows)), epoch, *numbers]
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+    return [cell.replace("|", "/") for cell in cells]
 
 
 def verdict(lines: Sequence[Line], share: float, scale: Scale) -> str:
-    """State which method, or which in a tie, forgets best among those that keep ``share`` of the utility."""
+    """Return a sentence that names the best method, or a tie, among those that keep ``share`` of the utility."""
     forgetting, utility = scale.label(scale.headline.forget), scale.label(scale.headline.utility)
     if lines and all(line.spread("utility_kept") is None for line in lines):
         return (
@@ -110,7 +111,7 @@ def verdict(lines: Sequence[Line], share: float, scale: Scale) -> str:
 
 
 def write_csv(rows: Sequence[Row], path: Path, scale: Scale) -> Path:
-    """Write every row, the compared numbers first and every other number after them; absent ones stay empty."""
+    """Write all rows with the compared numbers in the first columns; cells of absent numbers stay empty."""
     first = [*COLUMNS, scale.headline.forget, scale.headline.utility, "utility_kept"]
     rows = [_with_ends(row) for row in rows]
     others = sorted({name for row in rows for name in row} - set(first))
@@ -122,7 +123,7 @@ def write_csv(rows: Sequence[Row], path: Path, scale: Scale) -> Path:
 
 
 def _with_ends(row: Row) -> Row:
-    """Return a row with the ends of its intervals as ``NAME_low`` and ``NAME_high`` in the place of `intervals`."""
+    """Return a row with the ends of its intervals as ``NAME_low`` and ``NAME_high`` instead of `intervals`."""
     ends = {f"{name}_{end}": value for name, both in row.get("intervals", {}).items()
             for end, value in zip(("low", "high"), both, strict=True)}  # fmt: skip
     return {name: value for name, value in row.items() if name != "intervals"} | ends
@@ -130,29 +131,29 @@ def _with_ends(row: Row) -> Row:
 
 @dataclass(frozen=True)
 class Failure:
-    """Run that failed: its last message, and the log with all of them."""
+    """Failed run, with its last message and the log file of all messages."""
 
     title: str
     reason: str
     log: Path | None = None
 
     def __str__(self) -> str:
-        """Describe it in one line."""
+        """Return the failure as one line."""
         return f"{self.title}: {self.reason}" + (f" ({self.log})" if self.log else "")
 
 
 @dataclass
 class Findings:
-    """Everything that was measured.
+    """Measurements of a comparison.
 
     Attributes:
-        scale: The numbers that runs are compared by.
-        runs: The rows of every reported run, by (method, settings): a list of runs, each its rows.
-        epochs: The reported epoch of a method if it was chosen, by (method, settings).
+        scale: The two numbers that runs are compared by.
+        runs: Reported runs by (method, settings), each with its rows.
+        epochs: Chosen epochs to report by (method, settings); a run without one is reported at its last epoch.
         candidates: Results on the selection seed.
-        choices: The chosen settings, by method.
-        retain: A row for every seed's retain model.
-        failures: The runs that failed.
+        choices: Chosen settings by method.
+        retain: Rows of the retain models, one per seed.
+        failures: Failed runs.
     """
 
     scale: Scale
@@ -165,7 +166,7 @@ class Findings:
 
     @property
     def targets(self) -> list[Row]:
-        """One row per seed for the model before unlearning; all runs of a seed start from the same."""
+        """The rows of the models before unlearning, one per seed: all runs of a seed start from the same model."""
         rows = [target_row(rows) for runs in self.runs.values() for rows in runs]
         return list({row["seed"]: row | {"method": "target", "settings": ""} for row in rows if row}.values())
 
@@ -177,14 +178,14 @@ class Findings:
         ]
 
     def reported(self, rows: Sequence[Row], key: tuple[str, str]) -> Row | None:
-        """Return the row of one run that is reported: at the chosen epoch, or the last."""
+        """Return the row of a run that is reported: of the chosen epoch, or else of the last."""
         epochs = by_epoch(rows)
         chosen = self.epochs.get(key)
         return epochs[chosen] if chosen in epochs else next(reversed(epochs.values()), None)
 
 
 def write_report(comparison: Comparison, findings: Findings) -> str:
-    """Write the files into ``comparison.output``, and return the Markdown."""
+    """Write all files of the report into ``comparison.output``, and return its Markdown."""
     folder = Path(comparison.output)
     folder.mkdir(parents=True, exist_ok=True)
     scale = findings.scale
@@ -214,6 +215,8 @@ def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
     """Return the report as Markdown."""
     share, lines, scale = comparison.selection.keep_utility, findings.lines(), findings.scale
     seeds = ", ".join(map(str, comparison.seeds))
+    measured = any(row.get("intervals") for line in lines for row in line.rows)
+    ends = f" end of the {INTERVAL:.0%} intervals over rows (bootstrap)" if measured else ""
     marked = [("target", findings.targets), ("retain", findings.retain)]
     marks = [Line(name, "", rows) for name, rows in marked if rows]
     parts = [
@@ -221,7 +224,7 @@ def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
         verdict(lines, share, scale),
         markdown_table([*ranked(lines, share, scale), *marks], scale),
         f"Base `{comparison.base}`, seeds {seeds}. Numbers are means over seeds with [lowest, highest]"
-        f"{_interval_words(lines)}; utility kept is the share of the target's on the same seed. Every epoch of every "
+        f"{ends}; utility kept is the share of the target's on the same seed. Every epoch of every "
         "run is in `comparison.csv`.",
     ]
     if picture:
@@ -233,24 +236,15 @@ def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _interval_words(lines: Sequence[Line]) -> str:
-    """Return a note that the ranges include intervals, if they do."""
-    if not any(row.get("intervals") for line in lines for row in line.rows):
-        return ""
-    return f" end of the {INTERVAL:.0%} intervals over rows (bootstrap)"
-
-
 def selection_text(comparison: Comparison, findings: Findings) -> str:
-    """Return the rule and a table of what it chose from."""
+    """Return the rule in words and a table of the candidates."""
     selection = comparison.selection
     scale = findings.scale
     text = rule(selection, scale)
     if selection.allow_same_data:
         text += " The same data is reported on: read the numbers of methods with a larger grid with that in mind."
-    lines = [
-        f"| method | settings | epoch | {scale.label(scale.headline.forget)} | utility kept | chosen |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = ["method", "settings", "epoch", scale.label(scale.headline.forget), "utility kept", "chosen"]
+    lines = []
     for candidate in findings.candidates:
         choice = findings.choices.get(candidate.method)
         for row in considered(candidate.rows, selection.epoch):
@@ -258,9 +252,9 @@ def selection_text(comparison: Comparison, findings: Findings) -> str:
             chosen = chosen and (choice is None or choice.epoch in (None, row["epoch"]))
             values = (scale.forgetting(row), row["utility_kept"])
             numbers = ["-" if value is None else f"{value:.3f}" for value in values]
-            cells = [candidate.method, candidate.label or "-", str(row["epoch"]), *numbers, "yes" if chosen else ""]
-            lines.append(f"| {' | '.join(cells)} |")
-    return text + "\n\n" + "\n".join(lines)
+            where = [candidate.method, candidate.label or "-", str(row["epoch"])]
+            lines.append([*where, *numbers, "yes" if chosen else ""])
+    return f"{text}\n\n{table_in_markdown(head, lines)}"
 
 
 def trajectories(findings: Findings) -> Mapping[str, list[Point]]:

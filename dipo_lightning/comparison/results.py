@@ -1,4 +1,4 @@
-"""Measurements of a run as flat rows, the two numbers that runs are compared by, and the choice of settings by them."""
+"""Measurements of a run as flat rows, the two numbers that compare runs, and the choice of settings by them."""
 
 from __future__ import annotations
 
@@ -30,12 +30,7 @@ NO_NUMBERS = (*COLUMNS, "intervals")
 
 @dataclass(frozen=True)
 class Scale:
-    """The two numbers of a benchmark that runs are compared by.
-
-    Attributes:
-        benchmark: The benchmark.
-        meanings: Meanings of all its numbers.
-    """
+    """The two numbers of a benchmark that runs are compared by, and the meanings of all its numbers."""
 
     benchmark: Benchmark
     meanings: Meanings
@@ -55,7 +50,7 @@ class Scale:
         return self.meanings[name].label
 
     def goodness(self, forgetting: float | None) -> float:
-        """Return the number of forgetting so that a higher one is better; -inf where there is none."""
+        """Return the forgetting, turned so that higher is better; -inf if it is unknown."""
         meaning = self.meanings[self.headline.forget]
         if forgetting is None or math.isnan(forgetting):
             return -math.inf
@@ -85,7 +80,7 @@ def read_evaluations(folder: Path, name: str | None = None) -> tuple[Benchmark, 
         name: The evaluation's name.
 
     Raises:
-        InputError: There are none, they are of several runs or benchmarks, or a file is not an evaluation.
+        InputError: No evaluations were found, they are of several runs or benchmarks, or a file is not an evaluation.
     """
     places = [folder / "evaluations"] if (folder / "evaluations").is_dir() else sorted(folder.rglob("evaluations"))
     if len(places) != 1:
@@ -123,13 +118,17 @@ def evaluation_rows(
 
 
 def add_columns_beside(rows: Sequence[Row], folder: Path) -> None:
-    """Give each row the numbers that other evaluations of its step add to a comparison, such as scores of attacks."""
+    """Add to each row the numbers of other evaluations at its step, such as scores of attacks."""
     for place in {path.parent.parent for path in folder.rglob("evaluations/*.json")}:
         for name, documents in read_documents(place).items():
             for document in documents:
                 patterns = _columns_beside(document)
                 numbers = flat_numbers(document["aggregates"]) if patterns else {}
-                found = {f"{name}_{key}": value for key, value in numbers.items() if _matches(key, patterns)}
+                found = {
+                    f"{name}_{key}": value
+                    for key, value in numbers.items()
+                    if any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
+                }
                 for row in rows:
                     if row["step"] == document["provenance"].get("step"):
                         row.update(found)
@@ -140,17 +139,13 @@ def _columns_beside(document: Document) -> tuple[str, ...]:
     return benchmark.columns_beside if benchmark else ()
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-
 def by_epoch(rows: Sequence[Row]) -> dict[int, Row]:
     """Return the last row of each epoch of one run, in order, without epoch 0, which is the target's."""
     return {row["epoch"]: row for row in rows if row["step"]}
 
 
 def target_row(rows: Sequence[Row]) -> Row | None:
-    """Return the row measured before the first step of one run, if there is one."""
+    """Return the row that was measured before the first step of a run; None without one."""
     return next((row for row in rows if row["step"] == 0), None)
 
 
@@ -251,8 +246,8 @@ def rule(selection: Selection, scale: Scale) -> str:
     where = "at any epoch, which is then reported too" if selection.epoch == "any" else "at the last epoch"
     return (
         f"Settings were chosen on {runs}: among the candidates that keep at least {selection.keep_utility:g} of the "
-        f"target's {utility}, the one that is best in {forgetting} {where}, and among those in a tie with it the "
-        f"one with the highest {utility}; so too where none keeps it."
+        f"target's {utility}, the one that is best in {forgetting} {where}. If others tie with it, or no candidate "
+        f"keeps that share, the one with the highest {utility} was taken."
     )
 
 

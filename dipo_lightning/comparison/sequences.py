@@ -29,6 +29,7 @@ from dipo_lightning.cli.run_folder import CONFIG
 from dipo_lightning.comparison.configs import Config, callbacks, read_fit_config
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.run_folder import write_json
+from dipo_lightning.safety.display import table_in_markdown
 from dipo_lightning.safety.redaction import without_secrets
 
 COLUMNS = {
@@ -67,11 +68,9 @@ def table_rows(results: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]
 def markdown(rows: list[dict[str, Any]], kind: str) -> str:
     """Return the table in Markdown."""
     key, label = AXES[kind]
-    lines = [f"| {label} | forgotten | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for row in rows:
-        cells = ("-" if row[name] is None else f"{row[name]:.2f}" for name in COLUMNS)
-        lines.append(f"| {row[key]} | {row['part']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    cells = (["-" if row[name] is None else f"{row[name]:.2f}" for name in COLUMNS] for row in rows)
+    lines = ([str(row[key]), row["part"], *numbers] for row, numbers in zip(rows, cells, strict=True))
+    return table_in_markdown([label, "forgotten", *COLUMNS.values()], lines)
 
 
 def picture(rows: list[dict[str, Any]], kind: str, path: Path) -> None:
@@ -182,7 +181,7 @@ def _sequence(run: str | None, folder: Path, steps: list[Step], kind: str) -> No
     try:
         for step in steps:
             if step.results.is_file():
-                print(f"{step.folder}: finished before", flush=True)
+                print(f"{step.folder}: finished earlier", flush=True)
             else:
                 run_step(step, step_config(config, step, epochs_taken(steps[0])), lock)
     finally:
@@ -256,7 +255,7 @@ def run_step(step: Step, config: Config, lock: FolderLock) -> None:
     child.fit(config, step.folder, lock)
     logs = sorted((step.folder / "evaluations").glob("muse_*.json"))
     if not logs:
-        raise RunError(f"{step.folder} has no evaluation of its end; is at_end false in the config?")
+        raise RunError(f"{step.folder} has no evaluation of its final model; set schedule.at_end: true in the config.")
     first, last = (json.loads(log.read_text(encoding="utf-8")) for log in (logs[0], logs[-1]))
     results = {
         "step": step.number,

@@ -43,15 +43,9 @@ State = Literal["finished", "interrupted", "new"]
 
 @dataclass(frozen=True)
 class Run:
-    """One method with one choice of settings and one seed.
+    """Run of one method with one choice of settings (in words) and one seed.
 
-    Attributes:
-        method: The method's name.
-        settings: Its settings in words.
-        seed: Its seed.
-        folder: Its folder.
-        config: Its config for ``fit``.
-        changes_data: Whether its settings change the rows.
+    ``config`` is the config for ``fit``; with ``changes_data`` the settings change the rows.
     """
 
     method: str
@@ -68,7 +62,10 @@ class Run:
 
     @property
     def state(self) -> State:
-        """State of the run: its results are there, a checkpoint to resume from, or nothing of this config and data."""
+        """State of the run: ``finished``, ``interrupted`` (it can be resumed), or ``new``.
+
+        A folder with a run of another config or of changed data counts as new.
+        """
         if not self._same_config() or self._outdated():
             return "new"
         if is_finished(self.folder):
@@ -93,7 +90,7 @@ class Run:
 
 @functools.cache
 def rows_now(section: str) -> dict[str, Any]:
-    """Return the fingerprints of the rows that a config (its data section and model's name, as JSON) names."""
+    """Return the fingerprints of the rows of a config, given its data section and model name as JSON."""
     data, pretrained = json.loads(section)
     return read_fingerprints(import_class(data["class_path"])(**data["init_args"]), pretrained)
 
@@ -137,9 +134,6 @@ NAMES_OF_ROWS = {"data", "split", "forget", "train"}
 class Work:
     """Runs of a comparison, done one after the other.
 
-    Args:
-        plan: The comparison.
-
     Raises:
         InputError: A base cannot be read, or settings would be chosen on the data that is reported on.
     """
@@ -152,7 +146,7 @@ class Work:
         benchmarks += [read_evaluations(Path(run.path), plan.evaluation)[0] for run in plan.runs]
         self.findings = Findings(Scale.of(benchmarks[0]))
         if others := {one.title for one in benchmarks} - {benchmarks[0].title}:
-            raise InputError(f"Runs on {benchmarks[0].title} are not compared with runs on {', '.join(others)}.")
+            raise InputError(f"Runs on {benchmarks[0].title} cannot be compared with runs on {', '.join(others)}.")
         self.selected = [method for method in plan.methods if plan.selects(method)]
         self.selection_base: Config = {}
         if self.selected:
@@ -232,7 +226,7 @@ class Work:
         rows = evaluation_rows(documents, run.name, run.settings, run.seed)
         add_columns_beside(rows, Path(run.path))
         if not by_epoch(rows):
-            raise InputError(f"{run.path} has no evaluation after a first step: it is no run that unlearns.")
+            raise InputError(f"{run.path} has no evaluation after a first step, so it is not an unlearning run.")
         self._refuse_another_base(run.path, rows[0]["seed"], documents[0]["provenance"])
         add_utility_kept(rows, target_row(rows), scale)
         return rows

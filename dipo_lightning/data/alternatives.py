@@ -17,8 +17,8 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from dipo_lightning.data.encoding import PromptStyle
-from dipo_lightning.data.files import SUFFIXES, Record, checked_text, file_records
+from dipo_lightning.data.encoding import PromptStyle, checked_text
+from dipo_lightning.data.files import SUFFIXES, Record, file_records
 from dipo_lightning.data.loader import Example
 from dipo_lightning.data.rows import listed
 from dipo_lightning.data.tokenization import LARGE, LONGEST, tokenize_rows
@@ -88,12 +88,12 @@ class Alternatives:
 
 
 def asked_in(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what a row asks: its question, or all turns but the last."""
+    """Return the question of a row as a tuple, or all turns of its conversation except the last."""
     return tuple(turn["content"] for turn in row["messages"][:-1]) if "messages" in row else (row["question"],)
 
 
 def answer_in(row: Mapping[str, Any]) -> str:
-    """Return what a row answers: its answer, or the last turn."""
+    """Return the answer of a row, or the last turn of its conversation."""
     return row["messages"][-1]["content"] if "messages" in row else row["answer"]
 
 
@@ -156,7 +156,9 @@ def find_alternatives(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[lis
         if plain_text(*asked) not in rows_ask:
             others.append(record)
     if others:
-        rank_zero_info(f"{path}: {len(others)} of its records ask what no forget row asks (first: {others[0].where})")
+        rank_zero_info(
+            f"{path}: {len(others)} of its records have a question that no forget row has (first: {others[0].where})"
+        )
     found = []
     for row in rows:
         candidates, answer = given.get(plain_text(*asked_in(row)), []), plain_text(answer_in(row))
@@ -237,7 +239,9 @@ def _shared_lines(source: str | Sequence[str]) -> list[str]:
         lines = [line.strip() for line in _read(Path(source).expanduser()).splitlines()]
     lines = [line for line in lines if line]
     if not lines:
-        raise InputError(f"data.alternatives has no answer in it ({source!r}); write one a line, or take {SHIPPED!r}.")
+        raise InputError(
+            f"data.alternatives has no answer in it ({source!r}); write one per line, or take {SHIPPED!r}."
+        )
     return lines
 
 
@@ -246,9 +250,9 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(
-            f"data.alternatives: {path} cannot be read ({error.strerror}); name a text file with one answer a line, a "
-            f"data file ({', '.join(SUFFIXES)}) with alternatives for each row, or write {SHIPPED!r} for the list that "
-            "comes with the package."
+            f"data.alternatives: {path} cannot be read ({error.strerror}); name a text file with one answer per line, "
+            f"a data file ({', '.join(SUFFIXES)}) with alternatives for each row, or write {SHIPPED!r} for the list "
+            "that comes with the package."
         ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"data.alternatives: {path} is not UTF-8 text (byte {error.start}).") from error

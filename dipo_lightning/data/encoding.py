@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 class PromptStyle(ABC):
-    """A way to write a question and its answer as token ids.
+    """Base of the prompt styles, which write a question and its answer as token ids.
 
     Attributes:
-        name: The name `prompt_style` knows it by.
+        name: Name of the style, for `prompt_style`.
         stop_ids: Token ids at which a generation is cut, the end-of-turn token first.
     """
 
@@ -63,9 +67,9 @@ class PromptStyle(ABC):
 
     def answer_ids(self, answer: str) -> list[int]:
         """Ids of the answer alone, without BOS and without the end-of-turn token."""
-        ids = continuation(self.tokenizer, checked(answer, "answer"), self._anchor)
+        ids = continuation(self.tokenizer, checked_text(answer, "The answer"), self._anchor)
         if not ids:
-            raise InputError(f"The answer {answer!r} is tokenised to nothing: give a text the tokenizer knows.")
+            raise InputError(f"The answer {answer!r} has no tokens: give a text that the tokenizer knows.")
         if not set(self.stop_ids).isdisjoint(ids):
             raise InputError(f"The answer {shortened(answer)!r} holds an end-of-turn token: take it out of the data.")
         return ids
@@ -98,7 +102,7 @@ class PlainStyle(PromptStyle):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, space: str = "prompt") -> None:
         if space not in ("prompt", "answer"):
-            raise InputError(f"Prompt style plain: space is {space!r}; it is 'prompt' or 'answer'.")
+            raise InputError(f"Prompt style plain: space is {space!r}; it must be prompt or answer.")
         super().__init__(tokenizer)
         self.space = space
         self.stop_ids = [end_of_sequence(tokenizer, self.name)]
@@ -111,12 +115,12 @@ class PlainStyle(PromptStyle):
     def prompt(self, question: str) -> list[int]:
         r"""BOS and ``Question: {q}\nAnswer: ``; see `PromptStyle.prompt`."""
         border = " " if self.space == "prompt" else ""
-        return self._opening(f"Question: {checked(question, 'question')}\nAnswer:{border}")
+        return self._opening(f"Question: {checked_text(question, 'The question')}\nAnswer:{border}")
 
     def answer_ids(self, answer: str) -> list[int]:
         """Ids of the answer, after a space with ``space="answer"``."""
         border = "" if self.space == "prompt" else " "
-        return super().answer_ids(border + checked(answer, "answer"))
+        return super().answer_ids(border + checked_text(answer, "The answer"))
 
 
 class Llama2Style(PromptStyle):
@@ -130,7 +134,7 @@ class Llama2Style(PromptStyle):
 
     def prompt(self, question: str) -> list[int]:
         """BOS and ``[INST] {q} [/INST]``; see `PromptStyle.prompt`."""
-        return self._opening(f"[INST] {checked(question, 'question')} [/INST]")
+        return self._opening(f"[INST] {checked_text(question, 'The question')} [/INST]")
 
 
 class TextStyle(PromptStyle):
@@ -158,11 +162,11 @@ class TextStyle(PromptStyle):
 
     def prompt(self, question: str = "") -> list[int]:
         """BOS and the text as it is; BOS alone (or nothing) for an empty text."""
-        return self._opening(checked(question, "text")) if question else list(self._start)
+        return self._opening(checked_text(question, "The text")) if question else list(self._start)
 
     def join(self, prompt: list[int], answer: str) -> tuple[list[int], list[int]]:
         """See `PromptStyle.join`; no position predicts the very first id."""
-        checked(answer, "text")
+        checked_text(answer, "The text")
         first = max(1, len(prompt))
         opening = len(prompt) <= len(self._start)
         ids = self._opening(answer) if opening else prompt + continuation(self.tokenizer, answer, self._anchor)
@@ -191,14 +195,17 @@ def continuation(tokenizer: PreTrainedTokenizerBase, text: str, anchor: str = ""
     return encode(tokenizer, text)
 
 
-def checked(text: str, what: str) -> str:
-    """Return a text, or raise an `InputError` for no string, an empty or blank one, or lone surrogates (no UTF-8)."""
+def checked_text(text: object, label: str) -> str:
+    """Return a text, or raise an `InputError` for no string, an empty or blank one, or lone surrogates (no UTF-8).
+
+    The message begins with ``label``.
+    """
     if not isinstance(text, str):
-        raise InputError(f"The {what} is {shortened(repr(text))} ({type(text).__name__}), not a text.")
+        raise InputError(f"{label} is {shortened(repr(text))} ({type(text).__name__}), not a text.")
     if not text.strip():
-        raise InputError(f"The {what} is empty ({text!r}): give a text, or take the row out.")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise InputError(f"The {what} {text!r} has half a surrogate pair: save the file as UTF-8.")
+        raise InputError(f"{label} is empty ({text!r}): give a text, or take the row out.")
+    if _SURROGATE.search(text):
+        raise InputError(f"{label} {text!r} has half a surrogate pair: save the file as UTF-8.")
     return text
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dipo_lightning.data.encoding import shortened
+from dipo_lightning.data.encoding import checked_text
 from dipo_lightning.errors import InputError
 from dipo_lightning.safety.network import bounded_hub, hub_errors
 
@@ -25,7 +25,7 @@ _SHARD = re.compile(r"-\d+-of-\d+$")
 
 
 class AbsentError(InputError):
-    """The configuration or split that was asked for is not in the data set, or not in its local copy."""
+    """Error for a configuration or split that the data set, or its local copy, does not have."""
 
 
 class Record(NamedTuple):
@@ -50,7 +50,7 @@ def file_records(path: Path) -> Iterator[Record]:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(
-            f"{path}: {path.suffix or 'a file without an ending'} is not read here; give {', '.join(SUFFIXES)}."
+            f"{path}: {path.suffix or 'a file without an ending'} is not supported; give {', '.join(SUFFIXES)}."
         )
     empty = True
     try:
@@ -104,7 +104,7 @@ def config_records(source: str | Path, config: str, split: str = "train") -> lis
     if paths:
         return [record for path in paths for record in file_records(path)]
     asked = config if split == "train" else f"{config}/{split}"
-    found = ", ".join(available(folder)) or "nothing that I read"
+    found = ", ".join(available(folder)) or "nothing readable"
     raise AbsentError(f"{folder}: there is no {asked} ({'/'.join(SUFFIXES)}); there is {found}.")
 
 
@@ -151,8 +151,9 @@ def hub_records(name: str, config: str | None = None, split: str = "train") -> I
         # OSError: no network, no such data set, not allowed; ValueError: no such configuration or split.
         kind = AbsentError if isinstance(error, ValueError) else InputError
         raise kind(
-            f"{label}: there is no such folder here, and the hub did not give it: {str(error).strip() or type(error)}\n"
-            "Check the name and the network, or give a folder with the files; a gated data set wants `hf auth login`."
+            f"{label}: there is no such folder here, and it could not be loaded from the hub: "
+            f"{str(error).strip() or type(error)}\n"
+            "Check the name and the network, or give a folder with the files; a gated data set needs `hf auth login`."
         ) from error
     return _dataset_records(label, rows)
 
@@ -166,15 +167,6 @@ def text_field(record: Record, name: str) -> str:
     return checked_text(value, f"{record.where}: {name!r}")
 
 
-def checked_text(value: object, label: str) -> str:
-    """Return a text that isn't empty; an `InputError` that starts with ``label`` for anything else."""
-    if not isinstance(value, str):
-        raise InputError(f"{label} is {shortened(repr(value))} ({type(value).__name__}), not a text.")
-    if not value.strip():
-        raise InputError(f"{label} is empty.")
-    return value
-
-
 def _folder_records(folder: Path, split: str | None, option: str) -> Iterator[Record]:
     """Records of one split of a folder; by default ``train``, or the only one."""
     if is_saved(folder):
@@ -186,8 +178,8 @@ def _folder_records(folder: Path, split: str | None, option: str) -> Iterator[Re
             return (record for path in paths for record in file_records(path))
     if split is None and len(stems) == 1:
         return (record for path in files for record in file_records(path))
-    there = ", ".join(available(folder)) or f"nothing that I read ({', '.join(SUFFIXES)})"
-    asked = f"no {split}" if split else "not one file to read, nor a train file"
+    there = ", ".join(available(folder)) or f"nothing readable ({', '.join(SUFFIXES)})"
+    asked = f"no {split}" if split else "neither a single file nor one called train"
     raise InputError(f"{folder}: there is {asked}; there is {there}. Name a file, or set {option} to the name of one.")
 
 
@@ -209,7 +201,7 @@ def _saved_records(folder: Path, split: str | None, option: str | None = None) -
     try:
         saved = load_from_disk(str(folder))
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: cannot be read as what save_to_disk wrote: {error}") from error
+        raise InputError(f"{folder}: cannot be read as a data set that save_to_disk wrote: {error}") from error
     if isinstance(saved, Dataset):
         return _dataset_records(str(folder), saved)
     chosen = split or ("train" if "train" in saved else next(iter(saved)) if len(saved) == 1 else None)
@@ -357,7 +349,9 @@ def _csv_records(path: Path) -> Iterator[Record]:
         try:
             for row in reader:
                 if None in row or None in row.values():
-                    raise InputError(f"{path}, line {reader.line_num}: not as many columns as the header has.")
+                    raise InputError(
+                        f"{path}, line {reader.line_num}: the row has another number of columns than the header."
+                    )
                 yield Record(f"{path}, line", reader.line_num, dict(row))
         except csv.Error as error:
             # The inner reader's count: the outer one's lags behind by the row that failed.

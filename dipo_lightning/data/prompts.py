@@ -12,7 +12,7 @@ from dipo_lightning.data.encoding import (
     PlainStyle,
     PromptStyle,
     TextStyle,
-    checked,
+    checked_text,
     encode,
     shortened,
     suggestion,
@@ -77,7 +77,7 @@ class ChatStyle(PromptStyle):
     ) -> None:
         super().__init__(tokenizer)
         self.template = _fixed_clock(_day(date)) + _template(tokenizer, chat_template)
-        self.system_prompt = None if system_prompt is None else checked(system_prompt, "system prompt")
+        self.system_prompt = None if system_prompt is None else checked_text(system_prompt, "The system prompt")
         self.date = date
         self.template_options = {"enable_thinking": False, **(template_options or {})}
         self._variables = {**self.template_options, "date_string": date}
@@ -91,7 +91,7 @@ class ChatStyle(PromptStyle):
 
     def prompt(self, question: str) -> list[int]:
         """The template up to where the answer begins; see `PromptStyle.prompt`."""
-        return self.conversation_prompt([{"role": "user", "content": checked(question, "question")}])
+        return self.conversation_prompt([{"role": "user", "content": checked_text(question, "The question")}])
 
     def join(self, prompt: list[int], answer: str) -> tuple[list[int], list[int]]:
         """See `PromptStyle.join`; the answer is what the template makes of it (most trim it)."""
@@ -121,11 +121,11 @@ class ChatStyle(PromptStyle):
 
     def _shown(self, messages: Messages) -> str:
         """The last turn as the template writes it, without what stands around it."""
-        answer = checked(messages[-1]["content"], "answer")
+        answer = checked_text(messages[-1]["content"], "The answer")
         text, whole = self._prompt_text(messages[:-1]), self._render(messages)
         if not whole.startswith(text) or not whole.endswith(self._tail):
             answer = shortened(answer)
-            raise InputError(f"The chat template does not show the answer {answer!r} as it is: give chat_template.")
+            raise InputError(f"The chat template changes the answer {answer!r}: give another with chat_template.")
         return whole[len(text) :].removesuffix(self._tail)
 
     def _prompt_text(self, messages: Messages) -> str:
@@ -160,8 +160,8 @@ class ChatStyle(PromptStyle):
         before = before.removesuffix(opened)
         if not whole.startswith(before) or _PROBE not in whole[len(before) :]:
             raise InputError(
-                "The chat template writes an assistant's turn differently from the prompt it gives for one: "
-                "give another one with chat_template."
+                "The prompt that the chat template writes for an answer is not the beginning of a turn with that "
+                "answer: give another template with chat_template."
             )
         lead, _, tail = whole[len(before) :].partition(_PROBE)
         return opened, (lead if lead.strip() else ""), tail

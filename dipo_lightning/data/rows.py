@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from dipo_lightning.data.encoding import shortened, suggestion
-from dipo_lightning.data.files import Record, checked_text, source_records, text_field
+from dipo_lightning.data.encoding import checked_text, shortened, suggestion
+from dipo_lightning.data.files import Record, source_records, text_field
 from dipo_lightning.errors import InputError
 
 Row = dict[str, Any]
@@ -190,7 +190,9 @@ def fingerprints(datamodule: object) -> dict[str, dict[str, Any]]:
 
 def overlap(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
     """Find the positions of equal rows in two sets, in the first and in the second, up to case and white space."""
-    keys, others = (_hashes(rows) for rows in (first, second))
+    keys, others = (
+        rows.keys if isinstance(rows, Rows) else [hash(_key(row)) for row in rows] for rows in (first, second)
+    )
     wanted, places = set(keys), dict[int, int]()
     for position, key in enumerate(others):
         if key in wanted:
@@ -242,7 +244,7 @@ def listed(value: object, label: str) -> list[Any] | None:
     except json.JSONDecodeError:
         found = _shown_list(text)
     if not isinstance(found, list):
-        raise InputError(f'{label} begins like a list, {shortened(text)}, and is none; write it as ["one", "two"].')
+        raise InputError(f'{label} begins like a list, {shortened(text)}, but is not one; write it as ["one", "two"].')
     return found
 
 
@@ -257,7 +259,7 @@ def private_values(answer: str, given: object, label: str) -> tuple[str, list[st
     values = [checked_text(value, label) for value in _as_list(given, label)]
     for value in values:
         if value not in answer:
-            raise InputError(f"{label} names {value!r}, which does not stand in the answer.")
+            raise InputError(f"{label} names {value!r}, which is not in the answer.")
     return answer, list(dict.fromkeys([*marked, *values]))
 
 
@@ -265,10 +267,6 @@ def _said(row: Mapping[str, Any]) -> bytes:
     """Serialise a row's content, without its position, in one canonical form."""
     content = {key: value for key, value in row.items() if key not in _PLACE}
     return json.dumps(content, sort_keys=True, ensure_ascii=True, default=str).encode() + b"\n"
-
-
-def _hashes(rows: Sequence[Mapping[str, Any]]) -> Sequence[int]:
-    return rows.keys if isinstance(rows, Rows) else [hash(_key(row)) for row in rows]
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dipo_lightning.data.encoding import PromptStyle, checked, encode, start_ids
+from dipo_lightning.data.encoding import PromptStyle, checked_text, encode, start_ids
 from dipo_lightning.data.loader import Example
 from dipo_lightning.data.prompts import ChatStyle
 from dipo_lightning.data.rows import shown
@@ -210,12 +210,7 @@ def prompts_without_room(rows: Sequence[Mapping[str, Any]], style: PromptStyle, 
 
 
 class Chosen(Sequence[dict[str, Any]]):
-    """View of some rows of a set.
-
-    Args:
-        rows: The set.
-        positions: Positions of the chosen rows.
-    """
+    """View of the rows of a set at some positions."""
 
     def __init__(self, rows: Sequence[dict[str, Any]], positions: Sequence[int]) -> None:
         self.rows, self.positions = rows, positions
@@ -247,7 +242,7 @@ def pieces(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int
 
 def _joined(texts: Sequence[str]) -> Iterator[str]:
     """Yield the documents joined by blank lines: as one text, or in parts of about `TEXT_PART` characters."""
-    whole = sum(len(checked(text, f"document {number}")) for number, text in enumerate(texts))
+    whole = sum(len(checked_text(text, f"Document {number}")) for number, text in enumerate(texts))
     most = TEXT_AT_ONCE if whole <= TEXT_AT_ONCE else TEXT_PART
     part: list[str] = []
     size = 0
@@ -275,10 +270,14 @@ def example_of(row: Mapping[str, Any], style: PromptStyle) -> tuple[list[int], l
 def _check_kind(row: Mapping[str, Any], style: PromptStyle) -> None:
     """Refuse a row that the style can't write."""
     if "text" in row and style.name != "text":
-        raise InputError(f"The rows are plain text, which prompt style {style.name} can't write: take the style text.")
+        raise InputError(
+            f"The rows are plain text, which prompt style {style.name} cannot write: take the style text (data.prompt: "
+            "text)."
+        )
     if "messages" in row and not isinstance(style, ChatStyle):
         roles = [turn["role"] for turn in row["messages"]]
         if roles != ["user", "assistant"]:
             raise InputError(
-                f"Prompt style {style.name} writes one question and its answer, not the turns {roles}: use chat."
+                f"Prompt style {style.name} writes one question and its answer, not the turns {roles}: take the style "
+                "chat (data.prompt: chat)."
             )

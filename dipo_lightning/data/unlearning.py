@@ -141,7 +141,11 @@ class TokenizedDataModule(pl.LightningDataModule):
             rank_zero_info(f"{len(rows)} {name} texts, in {len(made)} pieces of {self.max_length} tokens")
             return made, rows
         by_need = isinstance(rows, Rows) and len(rows) > LARGE
-        looked_at = self._doubtful(rows) if by_need and isinstance(rows, Rows) else list(range(len(rows)))
+        looked_at = list(range(len(rows)))
+        if by_need and isinstance(rows, Rows):  # the longest show whether rows fit; the others may have to be left out
+            skips = self.on_missing == "skip"
+            tight = prompts_without_room(rows, self.style, self.max_length) if skips else []
+            looked_at = list(dict.fromkeys([*rows.longest(LONGEST), *tight]))
         tokenized = tokenize_rows(Chosen(rows, looked_at), self.style, self.max_length, self.on_missing)
         if len(tokenized.dropped) == len(rows):
             raise InputError(f"None of {len(rows)} {name} rows is left: {tokenized.report(name)}.")
@@ -162,14 +166,6 @@ class TokenizedDataModule(pl.LightningDataModule):
         left_out = f", {len(dropped)} left out" if dropped else ""
         rank_zero_info(f"{len(rows)} {name} rows, each tokenised when a batch needs it{left_out}")
         return LazyRows(kept, self.style, self.max_length, tokenized.examples), kept
-
-    def _doubtful(self, rows: Rows) -> list[int]:
-        """Return the positions of the rows of a large set that are tokenised before the first step.
-
-        The longest show whether rows fit; those whose prompt may leave no room may have to be left out.
-        """
-        doubtful = prompts_without_room(rows, self.style, self.max_length) if self.on_missing == "skip" else []
-        return list(dict.fromkeys([*rows.longest(LONGEST), *doubtful]))
 
     def _note_longest(self, examples: Sequence[Example]) -> None:
         self.longest = max([self.longest, *(len(example["input_ids"]) for example in examples)])
@@ -344,8 +340,8 @@ class UnlearningDataModule(TokenizedDataModule):
         odd = next((number for number, row in enumerate(rows) if "question" not in row), None)
         if odd is not None:
             raise InputError(
-                f"{rows[odd].get('where', f'forget row {odd}')}: data.forget_tokens: private looks for private values "
-                "in answers to questions; this row is none. Leave the option out."
+                f"{rows[odd].get('where', f'forget row {odd}')}: data.forget_tokens: private needs rows with a "
+                "question and an answer, and this is not one. Leave the option out."
             )
         kept = (row for row in self.retain_rows or () if "question" in row)
         return PrivateTokens(forget, rows, rows_with_words(kept), self.tokenizer)
@@ -423,6 +419,7 @@ def first_rows(rows: Any, limit: int | None, option: str) -> Any:
         return rows
     if not 1 <= limit <= len(rows):
         raise InputError(
-            f"data.{option} is {limit}, but there are {len(rows)} rows; give 1 to {len(rows)}, or nothing."
+            f"data.{option} is {limit}, but there are {len(rows)} rows; give a number from 1 to {len(rows)}, or leave "
+            "it out."
         )
     return rows.first(limit) if isinstance(rows, Rows) else rows[:limit]

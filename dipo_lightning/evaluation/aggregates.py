@@ -87,12 +87,7 @@ def intervals(collection: MetricCollection, resamples: int, seed: int = 0) -> di
 
 
 def check_resamples(owner: object, resamples: int, seed: int) -> None:
-    """Refuse a number of resamples that is too small for an interval, and a negative seed.
-
-    Args:
-        owner: Owner of the options, as for `check_numbers`.
-        resamples: The option ``bootstrap``.
-        seed: The option ``bootstrap_seed``.
+    """Check the options ``bootstrap`` and ``bootstrap_seed``; ``owner`` as for `check_numbers`.
 
     Raises:
         InputError: The number is neither 0 nor at least `FEWEST_RESAMPLES`, or one of the two is negative.
@@ -145,6 +140,26 @@ def log_aggregates(
     collection = metric_collection({**benchmark.metrics(settings, retain), **(metrics or {})})
     found = aggregates(collection, sets)
     return found | ({"intervals": intervals(collection, *bootstrap)} if bootstrap[0] else {})
+
+
+def evaluation_document(
+    benchmark: Benchmark, settings: Mapping[str, Any], sets: Any, found: Mapping[str, Any], **more: Any
+) -> dict[str, Any]:
+    """Return an evaluation as it is stored, with its rows and aggregates; ``more`` are further parts by name."""
+    return {
+        "format": benchmark.format,
+        "benchmark": class_path(type(benchmark)),
+        "settings": settings,
+        "provenance": {},
+        "sets": sets,
+        "aggregates": found,
+        "skipped": {},
+    } | more
+
+
+def evaluation_file(name: str, provenance: Mapping[str, Any]) -> str:
+    """Return the name of an evaluation's file without its ending, by the benchmark, the epoch and the step."""
+    return f"{name}_epoch={provenance['epoch']:03d}_step={provenance['step']:05d}"
 
 
 def retain_numbers(benchmark: Benchmark, log: EvaluationLog, settings: Mapping[str, Any]) -> dict[str, float]:

@@ -84,7 +84,7 @@ class ForeignFormat:
     Attributes:
         name: Name of the format, `EvaluationLog.format`.
         file: Usual file name and author, for messages.
-        recognises: Function that tests whether a JSON object is such a log.
+        recognises: Function that tests whether a JSON object is a log in this format.
         read: Function that converts a JSON object and its path to a log.
         whole_prompts: Whether its `question` holds the whole prompt.
     """
@@ -242,7 +242,7 @@ def import_class(path: str, base: type = object) -> Any:
         ) from error
     if not (isinstance(found, type) and issubclass(found, base)):
         what = "class" if base is object else f"{base.__module__.partition('.')[0]}.{base.__name__}"
-        raise InputError(f"{path} is no {what}.")
+        raise InputError(f"{path} is not a {what}.")
     return found
 
 
@@ -276,4 +276,4 @@ def made(option: str, spec: Any, base: type, example: str, check: Callable[[type
     try:
         return kind(**(spec.get("init_args") or {}))
     except TypeError as error:
-        raise InputError(f"{option}: {spec['class_path']} cannot be made of its init_args: {error}.") from error
+        raise InputError(f"{option}: {spec['class_path']} cannot be built from its init_args: {error}.") from error

@@ -30,7 +30,8 @@ from dipo_lightning.evaluation.aggregates import (
     add_measured,
     aggregates,
     check_resamples,
-    class_path,
+    evaluation_document,
+    evaluation_file,
     flat_numbers,
     interval_text,
     intervals,
@@ -151,16 +152,8 @@ class Evaluation(Scheduled):
             metric = self.measures[name.removesuffix("_absent")]
             if getattr(metric, "needs_retain", ()):
                 found[name] = self.no_retain
-        return {
-            "format": self.benchmark.format,
-            "benchmark": class_path(type(self.benchmark)),
-            "settings": settings,
-            "provenance": {},
-            "sets": rows.sets,
-            "aggregates": found,
-            **self._intervals(),
-            "skipped": rows.skipped,
-        }
+        more = {"skipped": rows.skipped, **self._intervals()}
+        return evaluation_document(self.benchmark, settings, rows.sets, found, **more)
 
     def _intervals(self) -> Document:
         """Return the intervals of the numbers just computed, and the settings of the bootstrap."""
@@ -184,7 +177,8 @@ class Evaluation(Scheduled):
         """Return the short table printed after an evaluation."""
         now, before = self.scalars(document), None if self.first is None else self.scalars(self.first)
         shown = [*(self.benchmark.shown or now)]
-        shown += [key for key in now if key not in shown and any(_is_part(key, name) for name in self.metrics)]
+        added = tuple(f"{name}_" for name in self.metrics)
+        shown += [key for key in now if key not in shown and f"{key}_".startswith(added)]
         title = self.benchmark.describe(document["settings"], document["sets"])
         return summary_table(
             title, before, now, {key: self.meanings[key].label for key in shown}, document, self.meanings
@@ -357,8 +351,7 @@ class Evaluation(Scheduled):
 
     def _path(self, folder: Path, trainer: pl.Trainer, document: Document) -> Path:
         """Return the path of an evaluation: a file per step of a fit, and a new one for each validation or test."""
-        where = document["provenance"]
-        name = f"{self.name}_epoch={where['epoch']:03d}_step={where['step']:05d}"
+        name = evaluation_file(self.name, document["provenance"])
         assert trainer.state.fn is not None
         if trainer.state.fn == TrainerFn.FITTING:
             return folder / f"{name}.json"
@@ -435,10 +428,6 @@ def prepared(log: EvaluationLog, benchmark: Benchmark, settings: Mapping[str, An
     return replace(log, sets=sets)
 
 
-def _is_part(key: str, name: str) -> bool:
-    return key == name or key.startswith(f"{name}_")
-
-
 def summary_table(
     title: str,
     before: dict[str, float] | None,
@@ -447,47 +436,36 @@ def summary_table(
     document: Mapping[str, Any],
     meanings: Meanings,
 ) -> str:
-    """Return the table of an evaluation's scalars and the run's first ones, with reasons for missing numbers."""
-    where = document["provenance"]
-    heading = f"{title}, epoch {where['epoch']}, step {where['step']}:"
-    lines = [comparison_table(heading, before, now, names, document.get("intervals") or {})]
-    for name, reason in document["aggregates"].items():
-        if name.endswith("_absent"):
-            lines.append(f"  No {meanings[name.removesuffix('_absent')].label}: {reason}.")
-    lines += [f"  {len(rows)} rows of {name} have no value and were left out (see `skipped` in the file)."
-              for name, rows in document["skipped"].items()]  # fmt: skip
-    return "\n".join(lines)
+    """Return the table of an evaluation: a line per scalar in ``names`` (label by name), now and, if given, before.
 
-
-def comparison_table(
-    title: str,
-    before: dict[str, float] | None,
-    now: dict[str, float],
-    names: Mapping[str, str],
-    intervals: Mapping[str, Sequence[float]],
-) -> str:
-    """Return a table with a title and a line per scalar in ``names`` (label by name), before and now.
-
-    ``intervals`` are the lower and upper ends of the scalars that have an interval, by name.
+    Intervals stand beside their scalars; the reasons for missing numbers and the rows left out come last.
     """
 
     def cell(values: dict[str, float], name: str) -> str:
         value = values.get(name, math.nan)
         return f"{'-' if math.isnan(value) else f'{value:.4g}':>12}"
 
-    lines = [title] if before is None else [title, f"  {'':<32}{'first':>12}{'now':>12}"]
+    where, ends = document["provenance"], document.get("intervals") or {}
+    lines = [f"{title}, epoch {where['epoch']}, step {where['step']}:"]
+    if before is not None:
+        lines.append(f"  {'':<32}{'first':>12}{'now':>12}")
     for name, label in names.items():
         if name not in now and name not in (before or {}):
             continue  # not measured in this run
-        ends = f"  {interval_text(intervals[name])}" if name in intervals else ""
-        lines.append(f"  {label:<32}{'' if before is None else cell(before, name)}{cell(now, name)}{ends}")
+        end = f"  {interval_text(ends[name])}" if name in ends else ""
+        lines.append(f"  {label:<32}{'' if before is None else cell(before, name)}{cell(now, name)}{end}")
+    for name, reason in document["aggregates"].items():
+        if name.endswith("_absent"):
+            lines.append(f"  No {meanings[name.removesuffix('_absent')].label}: {reason}.")
+    for name, rows in document["skipped"].items():
+        lines.append(f"  {len(rows)} rows of {name} have no value and were left out (see `skipped` in the file).")
     return "\n".join(lines)
 
 
 def print_lines(trainer: pl.Trainer, text: str) -> None:
-    """Print a text and the end of its last line in one.
+    """Print a text with its final line break in one call.
 
-    While its bar is shown in a notebook, Rich recurses without end on a print of several lines: it holds the last one
-    back until a flush, and ipykernel flushes before it shows anything.
+    Otherwise a notebook with Rich's progress bar recurses without end: Rich holds an unfinished line back until the
+    next flush, and ipykernel flushes before it shows anything.
     """
     trainer.print(f"{text}\n", end="")

@@ -104,8 +104,8 @@ def refuse_summary(content: Mapping[str, Any], names: Collection[str], path: Pat
     """Raise an `InputError` if a JSON object is a summary."""
     if is_summary(content, names):
         raise InputError(
-            f"{path}: a summary, with one number for {', '.join(list(content)[:3])} and no values by row; is this "
-            "TOFU_SUMMARY.json or MUSE_SUMMARY.json? Give the TOFU_EVAL.json or MUSE_EVAL.json beside it."
+            f"{path}: this is a summary, with one number for {', '.join(list(content)[:3])} and no values by row. "
+            "Give the TOFU_EVAL.json or MUSE_EVAL.json beside it."
         )
 
 
@@ -130,7 +130,7 @@ def samples(content: Mapping[str, Any], metric: str, path: Path) -> dict[str, di
 
 
 def has_aggregate(metric: Any) -> bool:
-    """Return whether this is a metric of such a log."""
+    """Return whether a value is a metric of an open-unlearning log: an object with `agg_value`."""
     return isinstance(metric, Mapping) and "agg_value" in metric
 
 
@@ -225,7 +225,7 @@ def _from_hub(file: str) -> Path:
 
     if not file:
         raise InputError(
-            f"{HUB_LOGS} holds the logs of many models, and the right one is unknown here; name it, such as "
+            f"{HUB_LOGS} holds the logs of many models; for this run name the log itself, such as "
             f"{HUB_LOGS}/tofu_Llama-3.2-1B-Instruct_retain90/TOFU_EVAL.json."
         )
     try:
@@ -233,7 +233,7 @@ def _from_hub(file: str) -> Path:
             return Path(hf_hub_download(HUB_LOGS, file, repo_type="dataset"))
     except hub_errors(ValueError) as error:  # no network, no such file; a name that can't be one
         raise InputError(
-            f"The hub did not give {file} of the data set {HUB_LOGS}: {str(error).splitlines()[0]} Check the name and "
+            f"{file} of the data set {HUB_LOGS} could not be loaded: {str(error).splitlines()[0]} Check the name and "
             "the network, or give a file."
         ) from error
 
@@ -299,9 +299,9 @@ def check_comparable(log: EvaluationLog, reference: EvaluationLog, benchmark: Be
         if one.format in whole_prompts and against.format not in whole_prompts and _is_llama3(one):
             rank_zero_warn(
                 f"{one.path or 'A log'} is open-unlearning's of a Llama-3 model. It was made with the end-of-turn "
-                "token as the pad token, which masks the ends of the turns in every prompt, so its numbers are those "
-                "of another forward: forget quality and PrivLeak against it say less. Measure the retain model here "
-                "for an exact comparison.",
+                "token as the pad token, which masks the ends of the turns in every prompt, so that its numbers are "
+                "not those of an ordinary forward pass, and forget quality and PrivLeak against it are less reliable. "
+                "Measure the retain model with this package for an exact comparison.",
                 category=UserWarning,
             )
 

@@ -4,8 +4,7 @@ The answers of all rows are collected first and scored in one plan over all sets
 batches; every number is then computed from these scores.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from dipo_lightning.data.prompts import ChatStyle
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.answering import Question, score_and_answer
 from dipo_lightning.evaluation.generation import BATCH_ROWS, generate
-from dipo_lightning.evaluation.rows import EvaluatedRows, Measuring, Progress, Row
+from dipo_lightning.evaluation.rows import EvaluatedRows, Measuring, Progress, Row, no_progress
 from dipo_lightning.evaluation.scoring import TokenScores, score
 from dipo_lightning.evaluation.shared_prompts import Example
 from dipo_lightning.metrics.functional.membership import (
@@ -31,6 +30,36 @@ from dipo_lightning.metrics.functional.text import rouge_l
 MAX_NEW_TOKENS = 200
 Source = Mapping[str, Any]
 """A row to be measured, as read."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Scores and greedy continuations of a policy with the options of an evaluation, each under a progress bar.
+
+    Attributes:
+        policy: A ``transformers`` causal LM or a peft model around one.
+        stop_ids: Token ids that end a continuation.
+        options: Options of the measurement.
+        device: Device of the batches; None for that of the policy's parameters.
+        progress: Progress bar.
+    """
+
+    policy: nn.Module
+    stop_ids: Sequence[int]
+    options: Measuring
+    device: torch.device | None
+    progress: Progress
+
+    def score(self, examples: Sequence[Example], what: str, z_scores: Collection[int] = ()) -> list[TokenScores]:
+        """Score examples; see `dipo_lightning.evaluation.scoring.score`."""
+        tokens, device = self.options.batch_tokens, self.device
+        with self.progress(len(examples), what) as done:
+            return score(self.policy, examples, batch_tokens=tokens, z_scores=z_scores, device=device, progress=done)
+
+    def generate(self, prompts: Sequence[list[int]], what: str, **options: Any) -> list[list[int]]:
+        """Continue prompts; see `dipo_lightning.evaluation.generation.generate`."""
+        with self.progress(len(prompts), what) as done:
+            return generate(self.policy, prompts, stop_ids=self.stop_ids, device=self.device, progress=done, **options)
 
 
 @dataclass
@@ -82,7 +111,7 @@ def evaluate_rows(
     detailed: Sequence[str] = ("forget", "holdout"),
     silent: Sequence[str] = ("holdout",),
     device: torch.device | None = None,
-    progress: Progress = lambda total, what: nullcontext(lambda done: None),
+    progress: Progress = no_progress,
 ) -> EvaluatedRows:
     """Measure every row of every set; collective, with the same result on every process.
 
@@ -118,13 +147,27 @@ def measure_plans(
     examples: Sequence[Example],
     options: Measuring,
     device: torch.device | None = None,
-    progress: Progress = lambda total, what: nullcontext(lambda done: None),
+    progress: Progress = no_progress,
 ) -> list[Row]:
     """Measure planned rows; collective, with the same result on every process. Values may be infinite or NaN."""
+    work = Measurement(policy, style.stop_ids, options, device, progress)
+    limits = {
+        "max_new_tokens": options.max_new_tokens or MAX_NEW_TOKENS,
+        "batch_rows": options.generation_rows or BATCH_ROWS,
+    }
     asked = [plan for plan in plans if plan.asked]
-    scores = _answer_and_score(policy, style, plans, asked, examples, options, device, progress)
-    _answer(policy, style, [plan for plan in asked if plan.said is None], scores, options, device, progress)
-    _score_said(policy, [plan for plan in asked if plan.detailed and plan.said_nll is None], options, device, progress)
+    scores = _answer_and_score(work, plans, asked, examples, limits)
+    rest = [plan for plan in asked if plan.said is None]
+    said = work.generate(
+        [plan.prompt for plan in rest],
+        "questions answered",
+        expected=[plan.length for plan in rest],
+        known=[scores[plan.answer].greedy_start() for plan in rest],
+        **limits,
+    )
+    for plan, ids in zip(rest, said, strict=True):
+        plan.said = ids
+    _score_said(work, [plan for plan in asked if plan.detailed and plan.said_nll is None])
     return [_row(plan, scores, style, options.min_k_fraction) for plan in plans]
 
 
@@ -175,85 +218,46 @@ def _prompt(style: PromptStyle, row: Source) -> list[int]:
         return style.conversation_prompt(row["messages"][:-1])
     prompt = style.prompt(row["question"])
     if not prompt:
-        raise InputError("There is nothing to continue from: the text is too short.")
+        raise InputError("The text is too short: its first half has no token to continue from.")
     return prompt
 
 
 def _answer_and_score(
-    policy: nn.Module,
-    style: PromptStyle,
+    work: Measurement,
     plans: Sequence[Plan],
     asked: Sequence[Plan],
     examples: Sequence[Example],
-    options: Measuring,
-    device: torch.device | None,
-    progress: Progress,
+    limits: Mapping[str, int],
 ) -> list[TokenScores]:
     """Score all answers, and answer as many questions as possible from the same forward passes."""
     wanted = {plan.answer for plan in plans if plan.detailed}
-    budget: dict[str, Any] = {"batch_tokens": options.batch_tokens, "device": device}
     questions = [Question(plan.prompt, plan.examples, plan.length) for plan in asked]
-    with progress(len(questions), "questions answered") as done:
+    with work.progress(len(questions), "questions answered") as done:
         scores, said = score_and_answer(
-            policy,
+            work.policy,
             examples,
             questions,
-            max_new_tokens=options.max_new_tokens or MAX_NEW_TOKENS,
-            stop_ids=style.stop_ids,
-            batch_rows=options.generation_rows or BATCH_ROWS,
+            stop_ids=work.stop_ids,
+            batch_tokens=work.options.batch_tokens,
             z_scores=wanted,
+            device=work.device,
             progress=done,
-            **budget,
+            **limits,
         )
     for number, found in said.items():
         asked[number].said, asked[number].said_nll = found
     rest = [index for index in range(len(examples)) if index not in scores]
-    with progress(len(rest), "answers scored") as done:
-        z_scores = [place for place, index in enumerate(rest) if index in wanted]
-        others = score(policy, [examples[index] for index in rest], z_scores=z_scores, progress=done, **budget)
+    z_scores = [place for place, index in enumerate(rest) if index in wanted]
+    others = work.score([examples[index] for index in rest], "answers scored", z_scores)
     scores |= dict(zip(rest, others, strict=True))
     return [scores[index] for index in range(len(examples))]
 
 
-def _answer(
-    policy: nn.Module,
-    style: PromptStyle,
-    plans: Sequence[Plan],
-    scores: Sequence[TokenScores],
-    options: Measuring,
-    device: torch.device | None,
-    progress: Progress,
-) -> None:
-    """Answer the remaining questions; the scores of the true answer already tell how the policy's answer begins."""
-    with progress(len(plans), "questions answered") as done:
-        said = generate(
-            policy,
-            [plan.prompt for plan in plans],
-            max_new_tokens=options.max_new_tokens or MAX_NEW_TOKENS,
-            stop_ids=style.stop_ids,
-            batch_rows=options.generation_rows or BATCH_ROWS,
-            expected=[plan.length for plan in plans],
-            known=[scores[plan.answer].greedy_start() for plan in plans],
-            device=device,
-            progress=done,
-        )
-    for plan, ids in zip(plans, said, strict=True):
-        plan.said = ids
-
-
-def _score_said(
-    policy: nn.Module,
-    plans: Sequence[Plan],
-    options: Measuring,
-    device: torch.device | None,
-    progress: Progress,
-) -> None:
+def _score_said(work: Measurement, plans: Sequence[Plan]) -> None:
     """Score the policy's own answers."""
     spoken = [plan for plan in plans if plan.said]
     examples = [(plan.prompt + plan.said, [-100] * len(plan.prompt) + plan.said) for plan in spoken if plan.said]
-    with progress(len(examples), "own answers scored") as done:
-        scores = score(policy, examples, batch_tokens=options.batch_tokens, device=device, progress=done)
-    for plan, found in zip(spoken, scores, strict=True):
+    for plan, found in zip(spoken, work.score(examples, "own answers scored"), strict=True):
         plan.said_nll = found.nll
 
 

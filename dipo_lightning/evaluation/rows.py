@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -18,6 +18,11 @@ from dipo_lightning.metrics.functional.membership import FRACTION
 
 Progress = Callable[[int, str], AbstractContextManager[Callable[[int], object]]]
 """Factory of progress bars: from a total and a label, a context that yields a function to advance the bar."""
+
+
+def no_progress(total: int, what: str) -> AbstractContextManager[Callable[[int], object]]:
+    """Make a progress bar that is not shown."""
+    return nullcontext(lambda done: None)
 
 
 class Row(TypedDict, total=False):
@@ -102,7 +107,7 @@ class Measuring:
         batch_tokens: Maximum number of tokens in a scoring forward pass, padding included.
         generation_rows: Maximum number of rows in a generation batch; None for the benchmark's default.
         max_new_tokens: Maximum length of a generated answer in tokens; None for the benchmark's default.
-        generate: Generate answers; without them evaluation is faster, and there is no ROUGE.
+        generate: Generate answers; evaluation is faster without them but has no ROUGE.
         min_k_fraction: Share of the least likely tokens over which Min-K and Min-K++ average.
         on_missing: Treatment of a row without a value (an answer without tokens, a loss that is not finite): ``skip``
             leaves it out and lists it, ``raise`` ends the run.

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from dipo_lightning.evaluation.benchmark import Benchmark
+from dipo_lightning.safety.display import table_in_markdown
 
 Row = Mapping[str, Any]
 LONGEST = 400
@@ -39,8 +40,7 @@ def answers_table(first: Sequence[Row], now: Sequence[Row]) -> list[tuple[str, .
 
 def in_markdown(cells: Iterable[Sequence[str]]) -> str:
     """Return a table of answers in Markdown that is safe to render as HTML."""
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    return "\n".join(lines + [f"| {' | '.join(map(escape, row))} |" for row in cells])
+    return table_in_markdown(COLUMNS, ([escape(text) for text in row] for row in cells))
 
 
 def escape(text: str) -> str:

@@ -101,11 +101,7 @@ class TrackioLogger(Logger):
 
 
 class Tracker:
-    """Base class for logging media to a logger; used on rank 0 only.
-
-    Args:
-        logger: A Lightning logger.
-    """
+    """Base class for logging media to a Lightning logger; used on rank 0 only."""
 
     def __init__(self, logger: Any) -> None:
         self.logger = logger
@@ -153,12 +149,7 @@ class TensorBoardTracker(Tracker):
 
 
 class RunTracker(Tracker):
-    """Media and artifacts of W&B and of trackio.
-
-    Args:
-        logger: The logger.
-        package: ``wandb`` or ``trackio``.
-    """
+    """Media and artifacts of the package ``wandb`` or ``trackio``."""
 
     def __init__(self, logger: Any, package: str) -> None:
         super().__init__(logger)

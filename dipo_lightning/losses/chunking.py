@@ -139,7 +139,7 @@ def project(hidden: Tensor, weight: Tensor, out: Tensor) -> Tensor:
 
 
 def in_chunks(function: Callable[..., tuple[Tensor, ...]], chunk_size: int, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Return ``function`` of all positions, computed for a few at a time and again for the gradient.
+    """Apply ``function`` to a few positions at a time, and compute each chunk again for the gradient.
 
     Args:
         function: Returns (n, ...) tensors for the same n positions of each input; draws no random numbers. Tensors in

@@ -78,7 +78,7 @@ class AltPOModule(DPOModule):
         check_numbers("model", {"per_row": per_row, "max_new_tokens": max_new_tokens})
         check_positive("model", {"temperature": temperature})
         if "{question}" not in instruction:
-            raise InputError("model.instruction has no place for the question: write {question} in it.")
+            raise InputError("model.instruction does not contain {question}; write it where the question belongs.")
         if alternatives_file is not None and Path(alternatives_file).suffix != ".jsonl":
             raise InputError(f"model.alternatives_file is {alternatives_file}; give a name that ends in .jsonl.")
         self.per_row, self.alternatives_file, self.instruction = per_row, alternatives_file, instruction

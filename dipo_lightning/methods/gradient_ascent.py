@@ -104,7 +104,7 @@ class WGAModule(UnlearningModule):
 class CEUModule(UnlearningModule):
     """Cross-entropy to the policy's own distribution with the answer's token taken out. Source: arXiv 2503.01224.
 
-    As in the source there is no retain term, and the first token of each answer is left alone.
+    As in the source, the loss has no retain term and skips the first token of each answer.
 
     Args:
         pretrained: The model that must forget.

@@ -214,7 +214,7 @@ class LanguageModelModule(pl.LightningModule):
         try:
             optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
         except ValueError as error:  # torch's refusal of a number
-            raise InputError(f"model.optimizer cannot be made of its options: {error}.") from error
+            raise InputError(f"model.optimizer cannot be built from its options: {error}.") from error
         fuse(optimizer)
         if self.schedule == "constant" and not self.warmup_steps:
             return optimizer
@@ -358,10 +358,14 @@ def mean_terms(batches: Sequence[MicroBatch], accumulate: int) -> dict[str, Tens
 
 
 def what_is_not_finite(numbers: Sequence[float], batches: list[MicroBatch]) -> tuple[str, list[MicroBatch]]:
-    """Find what is not finite: a loss if there is one, since the gradient's norm follows it, else the norm.
+    """Find the number that is not finite: the loss of a micro-batch, or else the norm of the gradient.
 
-    ``numbers`` are the norm and the loss of each micro-batch. Returns the beginning of a sentence, and the
-    micro-batches it is about: one, or all of them if each loss was finite.
+    Args:
+        numbers: Norm of the gradient, then the loss of each micro-batch.
+        batches: Micro-batches of the step.
+
+    Returns:
+        The beginning of a message, and the micro-batches that it is about: the one with the loss, or all.
     """
     norm, *losses = numbers
     for loss, batch in zip(losses, batches, strict=True):

@@ -164,7 +164,7 @@ def matching(patterns: Sequence[re.Pattern[str]], names: Sequence[str]) -> list[
     for pattern in patterns:
         if not any(pattern.fullmatch(name) for name in names):
             near = get_close_matches(pattern.pattern.replace("\\", ""), names, n=1, cutoff=0.0)
-            raise InputError(f"model.trained: {pattern.pattern} is the name of no weight; the nearest is {near[0]}.")
+            raise InputError(f"model.trained: {pattern.pattern} matches no weight; the nearest is {near[0]}.")
     return [name for name in names if any(pattern.fullmatch(name) for pattern in patterns)]
 
 
@@ -172,7 +172,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise InputError(f"model.trained: {pattern!r} is no regular expression ({error}).") from error
+        raise InputError(f"model.trained: {pattern!r} is not a regular expression ({error}).") from error
 
 
 @contextmanager

@@ -80,7 +80,7 @@ class UnlearningModule(LanguageModelModule):
         self.head = None if self.lora is not None and adapts_projection(model, self.lora) else known_head(model)
         if self.form == "hidden" and self.head is None:
             raise InputError(
-                "model.form is hidden, but the model's head is none that can be computed from hidden states. "
+                "model.form is hidden, but the logits of this model cannot be computed from its hidden states alone. "
                 "Use auto or logits."
             )
         self.from_hidden = self.form != "logits" and self.head is not None
@@ -184,7 +184,7 @@ class UnlearningModule(LanguageModelModule):
         """
         if answers.part not in self._frozen:
             raise RunError(
-                f"The reference ({type(self.reference).__name__}) knows nothing of this batch's {answers.part} part; "
+                f"The reference ({type(self.reference).__name__}) has no answers for this batch's {answers.part} part; "
                 "set model.reference: live."
             )
         frozen = self._frozen[answers.part]

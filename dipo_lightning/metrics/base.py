@@ -142,12 +142,7 @@ class RowValues(Metric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def values(self, row: Row, of: RowSet) -> Sequence[float | None]:
-        """Return the number of a row for each column; None or NaN if it has none.
-
-        Args:
-            row: One row.
-            of: The set it is in.
-        """
+        """Return the number of a row of the set ``of`` for each column; None or NaN if it has none."""
         raise TypeError(f"{type(self).__name__} must define values()")
 
     def measured(self, row: Row, source: Row) -> Mapping[str, float | None]:

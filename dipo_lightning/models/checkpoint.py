@@ -59,7 +59,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     weights = {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
     if not weights or "pretrained" not in settings:
         raise InputError(
-            f"{path} is no checkpoint of a module of this package (a policy's weights, and `pretrained` among the "
+            f"{path} is not a checkpoint of a module of this package (a policy's weights, and `pretrained` among the "
             "hyper-parameters). Give one that `dipo-lightning fit` wrote."
         )
     epoch, step = int(content.get("epoch", 0)), int(content.get("global_step", 0))
@@ -72,8 +72,8 @@ def read_settled(path: Path) -> dict[str, Any]:
     missing = {"loops", "callbacks", "global_step"} - set(content)
     if missing:
         raise InputError(
-            f"{path} is no checkpoint that training can go on from (it has no {', '.join(sorted(missing))}). Give one "
-            "that `dipo-lightning fit` wrote."
+            f"{path} is not a checkpoint that training can resume from (it has no {', '.join(sorted(missing))}). Give "
+            "one that `dipo-lightning fit` wrote."
         )
     return content
 
@@ -99,7 +99,8 @@ def restore(
         tokenizer = load_tokenizer(source, **where) if own else load_tokenizer(str(checkpoint.tokenizer))
     except InputError as error:
         raise InputError(
-            f"The checkpoint continues from {source}: {error} If it was moved, give --pretrained."
+            f"The checkpoint belongs to the model {source}, which cannot be loaded: {error} If it was moved, give "
+            "--pretrained."
         ) from error
     if settings.get("lora") is not None:
         lora = LoRA(**settings["lora"])
@@ -111,7 +112,7 @@ def restore(
     except RuntimeError as error:
         reason = str(error).split("\n\t")[1] if "\n\t" in str(error) else str(error)
         raise InputError(
-            f"The weights of {checkpoint.path} don't fit {source}: {reason} Give the model it was trained from with "
+            f"The weights of {checkpoint.path} do not fit {source}: {reason} Give the model it was trained from with "
             "--pretrained."
         ) from error
     return policy.eval(), tokenizer
@@ -127,9 +128,9 @@ def _read_file(path: Path) -> dict[str, Any]:
         held = f" ({what[1]})" if what else ""
         raise InputError(f"{path} holds more than tensors and plain values{held}, so it is not loaded.") from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise InputError(f"{path} can't be read as a checkpoint: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} is no Lightning checkpoint.")
+        raise InputError(f"{path} is not a Lightning checkpoint.")
     return content
 
 

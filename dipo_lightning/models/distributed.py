@@ -58,7 +58,8 @@ class FSDP2Strategy(ModelParallelStrategy):
     def model_to_device(self) -> None:
         """Move what `shard` has not placed; weights that are offloaded to the host stay there."""
         assert self.model is not None
-        if all(_placed(parameter, self.root_device) for parameter in self.model.parameters()):
+        device = self.root_device.type
+        if not any(is_spread(weight) and weight.device.type != device for weight in self.model.parameters()):
             super().model_to_device()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
@@ -87,7 +88,7 @@ if "fsdp2" not in StrategyRegistry:
 def check_strategy(strategy: Any) -> None:
     """Raise an `InputError` for a strategy (or its name or YAML) that would train incorrectly: FSDP1, DeepSpeed.
 
-    Lightning refuses some of them itself, but only when it builds the Trainer, and without naming an alternative.
+    Lightning itself refuses some of them, but only when it builds the Trainer, and without naming an alternative.
     """
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     if isinstance(strategy, Mapping) or hasattr(strategy, "class_path"):
@@ -243,11 +244,6 @@ def _numbered(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Number the parameters of all groups one after the other, as torch's own optimisers save them."""
     numbers = itertools.count()
     return [{**group, "params": [next(numbers) for _ in group["params"]]} for group in groups]
-
-
-def _placed(parameter: nn.Parameter, device: torch.device) -> bool:
-    """Return whether a parameter may be moved to ``device``: all but those that were offloaded from it to the host."""
-    return not is_spread(parameter) or parameter.device.type == device.type
 
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""The output head of a causal LM: its projection and what a family does to the logits behind it.
+"""The output head of a causal LM: its projection, and the family's own changes to the logits after it.
 
 Losses computed from hidden states stand on knowing it. Some families add a bias (Phi), bend the logits (Gemma-2's soft
 cap) or scale them (Cohere, Granite), and new ones will do other things; so a head is not recognised by name but fed
@@ -65,12 +65,12 @@ def output_projection(model: nn.Module) -> nn.Parameter:
 
 @torch.no_grad()
 def known_head(model: nn.Module) -> Head | None:
-    """Find out whether the logits are exactly what `output_head` makes of ``decoder(model)(...).last_hidden_state``.
+    """Return the output head if it gives exactly the model's logits, else None.
 
-    One forward of two tokens, in which the decoder's output is replaced: by a zero state, whose logits show a bias, and
-    by a large random one, whose logits show a scale or a cap. A projection with an adapter is refused even where that
-    is zero now, since training changes it. To be called before sharding, with all weights on one device; None where the
-    logits are made in another way.
+    One forward pass of two tokens shows this, in which the decoder's output is replaced: by a zero state, whose logits
+    show a bias, and by a large random one, whose logits show a scale or a cap. A projection with an adapter does not
+    count as known, even if the adapter is zero now, since training changes it. To be called before sharding, with all
+    weights on one device.
     """
     causal = causal_lm(model)
     if type(causal.get_output_embeddings()) is not nn.Linear:
@@ -94,7 +94,7 @@ def _probes(weight: Tensor) -> Tensor:
 
 
 def _same(logits: Tensor, expected: Tensor) -> bool:
-    """Return whether the model's logits are what is expected, up to the rounding of their dtype."""
+    """Return whether the model's logits equal the expected ones up to the rounding of their dtype."""
     tolerance = 1e-5 if expected.dtype == torch.float32 else 1e-2
     return torch.allclose(logits.to(expected.dtype), expected, rtol=tolerance, atol=100 * tolerance)
 

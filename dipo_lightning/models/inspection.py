@@ -25,9 +25,16 @@ _tried: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()  # 
 
 
 def leaves_rows_alone(model: nn.Module, layout: str, length: int, try_out: Callable[[], bool]) -> bool:
-    """Return whether the layout called ``name`` leaves every row's logits unchanged; tested again for longer rows.
+    """Return whether a layout of several rows in a batch leaves each row's logits unchanged.
 
-    ``try_out`` compares a row of that length in this layout and alone; collective if the model is sharded.
+    The result is remembered per model and layout, and tested again for rows longer than any before. Collective if the
+    model is sharded.
+
+    Args:
+        model: The model.
+        layout: Name of the layout.
+        length: Length of the rows.
+        try_out: Test that compares a row of this length in the layout with the row alone.
     """
     known = _tried.setdefault(causal_lm(model), {})
     layout = f"{layout} {attention_implementation(model)}"
@@ -66,9 +73,9 @@ def check_causal(model: nn.Module, name: object) -> None:
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, :-1]
     if not same_logits(logits[0], logits[1]):
         raise InputError(
-            f"{name} is no causal language model: its tokens see the tokens after them. Only models that predict from "
-            "left to right can be unlearned here (an encoder such as BERT needs is_decoder: true in config.json, and "
-            "weights that were trained so)."
+            f"{name} is not a causal language model: its tokens see the tokens after them. Only models that predict "
+            "from left to right can be unlearned here (an encoder such as BERT needs is_decoder: true in "
+            "config.json, and weights that were trained so)."
         )
 
 
@@ -96,7 +103,7 @@ def check_rows(data: Any, model: nn.Module) -> None:
     if limit is None and context is not None and longest > context:
         rank_zero_warn(
             f"The longest training row has {longest} tokens, more than the {context} that the model was made for "
-            f"(max_position_embeddings). It runs, but was not trained on such: data.max_length of {context} cuts them."
+            f"(max_position_embeddings). It may handle such rows badly; data.max_length: {context} cuts them."
         )
 
 
@@ -121,7 +128,10 @@ def check_training(model: nn.Module, longest: int = 0) -> None:
         with torch.random.fork_rng(devices=[]):  # dropout draws
             model.train()(input_ids=ids, attention_mask=mask, use_cache=False)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"A {causal_lm(model).config.model_type} cannot be trained on such rows: {error}") from error
+        raise InputError(
+            f"This {causal_lm(model).config.model_type} model fails on a padded batch of two rows, and so cannot be "
+            f"trained here: {error}"
+        ) from error
     finally:
         model.train(training)
     padded = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[1, :-4]

@@ -64,7 +64,9 @@ class ModelSource:
                 raise InputError(f"A revision ({revision}) can be chosen for a hub model only, but {self} is local.")
             arguments["revision"] = revision
         if self.gguf is not None:
-            _require_gguf_readers(self)
+            missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+            if missing:
+                raise InputError(f"Reading {self} needs {' and '.join(missing)}: pip install 'dipo-lightning[gguf]'")
             arguments["gguf_file"] = self.gguf
         return arguments
 
@@ -161,12 +163,6 @@ def _from_package(name: str) -> ModelSource:
         found = ", ".join(map(str, ggufs)) or "none"
         raise InputError(f"package:{name} should hold exactly one GGUF file; found: {found}.")
     return ModelSource(str(ggufs[0].parent), ggufs[0].name, local=True)
-
-
-def _require_gguf_readers(source: ModelSource) -> None:
-    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(f"Reading {source} needs {' and '.join(missing)}: pip install 'dipo-lightning[gguf]'")
 
 
 _log = logging.getLogger(__name__)
@@ -283,7 +279,7 @@ def load_config(source: ModelSource, revision: str | None = None, trust_remote_c
     from transformers import AutoConfig
 
     if source.local and source.gguf is None and not (Path(source.location) / "config.json").is_file():
-        raise InputError(f"{source} holds no config.json and no GGUF file, so it is no model that can be loaded.")
+        raise InputError(f"{source} holds no config.json and no GGUF file, so it is not a model that can be loaded.")
     with _quiet(source), _explained(source, "model"):
         return AutoConfig.from_pretrained(source.location, **source.arguments(revision, trust_remote_code))
 

@@ -1,4 +1,4 @@
-"""The reference with some words of the prompt masked, as if it were never told whom the question is about."""
+"""Blind view of the reference: its outputs with the words masked that say whom the question is about."""
 
 from __future__ import annotations
 
@@ -44,12 +44,7 @@ def blind_answers(reference: Reference, batch: TokenBatch, sight: Sequence[Seque
 
 
 def without_question(tokenizer: Any, ids: Sequence[int], question: str) -> list[int]:
-    """Return 0 at the tokens of a prompt that belong to its question, 1 at the others (BOS, tags).
-
-    Args:
-        tokenizer: Decodes the ids.
-        ids: Ids of the prompt.
-        question: The row's question.
+    """Return 0 at the tokens of a prompt (``ids``) that belong to its question, 1 at the others (BOS, tags).
 
     Raises:
         InputError: The prompt does not contain the question verbatim.
@@ -57,7 +52,9 @@ def without_question(tokenizer: Any, ids: Sequence[int], question: str) -> list[
     text = tokenizer.decode(list(ids))
     start = text.find(question.strip())
     if start < 0:
-        raise InputError(f"The prompt {text!r} does not show its question {question!r}, which cannot be masked then.")
+        raise InputError(
+            f"The prompt {text!r} does not contain its question {question!r} word for word, so it cannot be masked."
+        )
     span = Span(start, start + len(question.strip()))
     return [int(not flag) for flag in token_flags(token_places(tokenizer, ids, text), [span])]
 

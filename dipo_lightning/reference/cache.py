@@ -165,7 +165,7 @@ class PositionCache:
             slot = self.slots.get(row)
             if slot is None:
                 raise RunError(
-                    f"The cache {self.folder} knows no row {row}: a batch holds rows that are not among the data "
+                    f"The cache {self.folder} has no row {row}: a batch holds rows that are not among the data "
                     "module's forget_examples. Set model.reference: live."
                 )
             if slot not in self._checked and int(self.marks[slot]) != self._mark(slot):
@@ -195,7 +195,7 @@ def locked(path: Path) -> IO[str]:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        rank_zero_info(f"Another run is making what {path} is the lock of; waiting for it.")
+        rank_zero_info(f"Waiting for another run that makes the same reference cache (lock: {path}).")
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError:  # a file system without locks
         return file

@@ -1,1 +1,1 @@
-"""Tables, pictures and pages from what runs wrote: no model is needed."""
+"""Tables, pictures and pages from the files of runs, without a model."""

@@ -14,6 +14,7 @@ from dipo_lightning.data.files import is_hub_name
 from dipo_lightning.evaluation.aggregates import document_meanings, flat_numbers, interval_text
 from dipo_lightning.evaluation.benchmark import benchmark_of
 from dipo_lightning.report.runs import Document, read_documents
+from dipo_lightning.safety.display import table_in_markdown
 from dipo_lightning.safety.redaction import without_paths, without_secrets
 
 _NOT_SHOWN = ("pretrained", "reference_cache", "trust_remote_code", "revision")
@@ -58,14 +59,15 @@ class CardFacts:
 def model_card(facts: CardFacts) -> str:
     """Write the card, Markdown with the hub's YAML header, without access tokens or paths of this machine."""
     evaluations = {} if facts.run is None else _until(read_documents(facts.run), facts.step)
-    data = facts.data or next((d[-1]["provenance"]["data"] for d in evaluations.values() if _has_data(d[-1])), {})
+    recorded = (documents[-1]["provenance"].get("data") for documents in evaluations.values())
+    data = facts.data or next(filter(None, recorded), {})
     shown = {key: value for key, value in facts.settings.items() if key not in _NOT_SHOWN and not key.startswith("_")}
     parts = [
         _header(facts),
         f"# {_plain(facts.name)}\n\n`{_code(_base_name(facts.base))}` after unlearning with **{_plain(facts.method)}**"
         " of [dipo-lightning](https://pypi.org/project/dipo-lightning/).",
         _use(facts),
-        "## Method and settings\n\n" + _table("setting", _public(shown)),
+        "## Method and settings\n\n" + _settings(_public(shown)),
         _run_section(facts.run),
         _data_section(data),
         _results(evaluations, facts.step),
@@ -117,14 +119,14 @@ def _run_section(run: Path | None) -> str:
         section = config.get(part) or {}
         values = {**section, **(section.get("init_args") or {})}
         found |= {f"{part}.{name}": values[name] for name in names if values.get(name) is not None}
-    return "## Run\n\n" + _table("setting", _public(found))
+    return "## Run\n\n" + _settings(_public(found))
 
 
 def _data_section(data: Mapping[str, Any]) -> str:
     if not data:
         return "## Data\n\nNo fingerprint of the data was recorded."
-    lines = [f"| {part} | {what['rows']} | `{what['sha256']}` |" for part, what in data.items()]
-    return "## Data\n\n| part | rows | SHA-256 of the rows |\n|---|---|---|\n" + "\n".join(lines)
+    rows = ([part, str(what["rows"]), f"`{what['sha256']}`"] for part, what in data.items())
+    return "## Data\n\n" + table_in_markdown(["part", "rows", "SHA-256 of the rows"], rows)
 
 
 def _results(evaluations: Mapping[str, Sequence[Document]], step: int | None) -> str:
@@ -141,13 +143,11 @@ def _results(evaluations: Mapping[str, Sequence[Document]], step: int | None) ->
         old = "" if made == step or step is None else f" (the weights are those of step {step})"
         ends = {key: f" {interval_text(both)}" for key, both in (documents[-1].get("intervals") or {}).items()}
         lines = [
-            f"| {_plain(meanings[key].label)} | {_number(before.get(key))} | {_number(value)}{ends.get(key, '')} |"
+            [_plain(meanings[key].label), _number(before.get(key)), _number(value) + ends.get(key, "")]
             for key, value in now.items()
         ]
-        parts.append(
-            f"Evaluation `{name}`: before at step {first}, after at step {made}{old}.\n\n"
-            "| number | before | after |\n|---|---|---|\n" + "\n".join(lines[:_MOST_LINES])
-        )
+        table = table_in_markdown(["number", "before", "after"], lines[:_MOST_LINES])
+        parts.append(f"Evaluation `{name}`: before at step {first}, after at step {made}{old}.\n\n{table}")
     return "## Measured results\n\n" + ("\n\n".join(parts) or "No evaluation was made of these weights.")
 
 
@@ -161,17 +161,13 @@ def _until(evaluations: Mapping[str, Sequence[Document]], step: int | None) -> d
     return found
 
 
-def _has_data(document: Document) -> bool:
-    return bool(document["provenance"].get("data"))
-
-
 def _public(values: Mapping[str, Any]) -> dict[str, Any]:
     return without_paths(without_secrets(values))
 
 
-def _table(head: str, values: Mapping[str, Any]) -> str:
-    lines = [f"| {_plain(key)} | `{_code(str(value))}` |" for key, value in values.items() if value is not None]
-    return f"| {head} | value |\n|---|---|\n" + "\n".join(lines)
+def _settings(values: Mapping[str, Any]) -> str:
+    rows = ([_plain(key), f"`{_code(str(value))}`"] for key, value in values.items() if value is not None)
+    return table_in_markdown(["setting", "value"], rows)
 
 
 def _number(value: float | None) -> str:

@@ -19,7 +19,7 @@ COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # 
 
 
 class Chart(NamedTuple):
-    """An image with its title and what it shows."""
+    """An image with its title and a description."""
 
     title: str
     words: str

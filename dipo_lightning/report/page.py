@@ -74,18 +74,13 @@ def render(run: RunFolder, rows: int = ROWS) -> str:
     last = next(iter(run.evaluations.values()))[-1]
     return fill(
         "page.html.jinja",
-        name=visible(_run_name(run.path)),
+        name=visible("/".join(run.path.resolve().parts[-2:])),
         about=_about(last["provenance"]),
         origin=_origin(last["provenance"]),
         evaluations=[_evaluation(name, documents, rows) for name, documents in run.evaluations.items()],
         training=training_charts(run.curves),
         config=None if run.config is None else visible(_configuration(run.config), 100_000),
     )
-
-
-def _run_name(path: Path) -> str:
-    """The last names of a log folder: ``unlearned/version_0``."""
-    return "/".join(path.resolve().parts[-2:])
 
 
 def _configuration(text: str) -> str:
@@ -114,6 +109,7 @@ def _evaluation(name: str, documents: Sequence[Document], most: int) -> dict[str
     before = scalars[0] if len(documents) > 1 else {}
     sets = benchmark.sets_of(last.get("settings", {})) if benchmark else ()
     ends = {key: interval_text(both) for key, both in (last.get("intervals") or {}).items()}
+    drawn = last.get("bootstrap", {}).get("resamples")
     lines = []
     for key, now in scalars[-1].items():
         meaning = meanings[key]
@@ -129,19 +125,15 @@ def _evaluation(name: str, documents: Sequence[Document], most: int) -> dict[str
         "retain": bool(retain),
         "headlines": [line for key in shown for line in lines if line["key"] == key] + further,
         "lines": lines,
-        "intervals": _drawn(last) if ends else "",
+        "intervals": f"{INTERVAL:.0%} interval over {drawn} resamples of its rows (bootstrap)" if ends else "",
         "absent": _absent(last["aggregates"], meanings),
         "charts": evaluation_charts(documents, scalars, benchmark, retain),
         "sets": _sets(first, last, most, {one.name: one.title for one in sets}, len(documents) > 1, log),
-        "settings": _flat(without_secrets(last.get("settings", {}))),
+        "settings": {
+            visible(key): visible(str(value)) for key, value in without_secrets(last.get("settings", {})).items()
+        },
         "skipped": {visible(key): len(rows) for key, rows in (last.get("skipped") or {}).items()},
     }
-
-
-def _drawn(document: Document) -> str:
-    """Return a note on an evaluation's intervals."""
-    resamples = document.get("bootstrap", {}).get("resamples")
-    return f"{INTERVAL:.0%} interval over {resamples} drawings of its rows (bootstrap)"
 
 
 def _headlines(benchmark: Benchmark, meanings: Meanings) -> list[str]:
@@ -275,10 +267,6 @@ def _origin(provenance: Mapping[str, Any]) -> dict[str, str]:
         found[f"{part} rows, SHA-256"] = visible(what["sha256"])
     versions = provenance.get("versions") or {}
     return found | {"versions": ", ".join(f"{name} {version}" for name, version in versions.items())}
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, str]:
-    return {visible(key): visible(str(value)) for key, value in settings.items()}
 
 
 def verdict_page(

@@ -79,8 +79,8 @@ def _find(folder: Path) -> Path:
     if runs:
         raise InputError(f"{folder} holds {len(runs)} runs; give one of them: {', '.join(map(str, runs[:6]))}.")
     raise InputError(
-        f"{folder}: no evaluations/*.json in it. Run with an evaluation callback in trainer.callbacks, or give another "
-        "folder."
+        f"{folder} holds no evaluations (evaluations/*.json). Run with an evaluation callback in trainer.callbacks, or "
+        "give another folder."
     )
 
 

@@ -1,9 +1,10 @@
-"""A model's text made safe to display, and the changes between two texts, word by word."""
+"""A model's text made safe to display, tables in Markdown, and the changes between two texts, word by word."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
@@ -37,6 +38,12 @@ def printable(text: str) -> str:
     """Remove everything that a terminal would interpret: escape sequences, control characters, direction marks."""
     plain = _ESCAPE_SEQUENCE.sub("", text.replace("\r\n", "\n"))
     return "".join(character for character in plain if not _hidden(character))
+
+
+def table_in_markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a table in Markdown, from cells that are escaped already."""
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def word_changes(before: str, after: str) -> tuple[list[Piece], list[Piece]]:

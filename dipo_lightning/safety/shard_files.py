@@ -54,9 +54,9 @@ def read_contents(folder: Path) -> Metadata:
     except InputError as error:
         raise InputError(f"{path} {error}, so it is not loaded.") from error
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, OSError) as error:
-        raise InputError(f"{path} can't be read as a checkpoint's table of contents: {error}") from error
+        raise InputError(f"{path} cannot be read as a checkpoint's table of contents: {error}") from error
     if not isinstance(contents, Metadata) or not isinstance(contents.storage_data, dict):
-        raise InputError(f"{path} is no checkpoint's table of contents.")
+        raise InputError(f"{path} is not a checkpoint's table of contents.")
     if getattr(contents, "storage_meta", None) is None:
         from torch.distributed.checkpoint.metadata import StorageMeta
 
@@ -82,7 +82,7 @@ def _check_value(folder: Path, name: str, piece: Any) -> None:
     except pickle.UnpicklingError as error:
         raise InputError(f"{folder} holds more than tensors and plain values, so it is not loaded: {name}") from error
     except (RuntimeError, EOFError, OSError, ValueError, TypeError) as error:
-        raise InputError(f"{folder} can't be read as a checkpoint: {name}: {error}") from error
+        raise InputError(f"{folder} cannot be read as a checkpoint: {name}: {error}") from error
 
 
 class _RecordsOnly(pickle.Unpickler):
@@ -91,5 +91,5 @@ class _RecordsOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return a record type, or raise an `InputError`."""
         if name not in _RECORDS.get(module, ()):
-            raise InputError(f"names {module}.{name}, which is no part of a table of contents")
+            raise InputError(f"names {module}.{name}, which is not part of a table of contents")
         return super().find_class(module, name)

@@ -150,9 +150,9 @@ def test_score_takes_a_metric_that_is_given_and_leaves_out_what_it_cannot_import
     ("chosen", "message"),
     [
         ({"words": "nowhere.Words"}, "nowhere.Words cannot be imported"),
-        ({"words": "pathlib.Path"}, "pathlib.Path is no torchmetrics.Metric"),
+        ({"words": "pathlib.Path"}, "pathlib.Path is not a torchmetrics.Metric"),
         ({"words": "torchmetrics.text.BLEUScore"}, r"metrics.words: the update of .*BLEUScore takes preds, target"),
-        ({"words": {"class_path": WORDS, "init_args": {"setts": 1}}}, "cannot be made of its init_args"),
+        ({"words": {"class_path": WORDS, "init_args": {"setts": 1}}}, "cannot be built from its init_args"),
         ({"words": 3}, "metrics.words is 3"),
         ({"model_utility": WORDS}, "the name is taken"),
         ({"my words": Words()}, "not an identifier"),

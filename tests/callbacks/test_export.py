@@ -74,13 +74,13 @@ def test_the_best_moment_is_exported(here, best, numbers, step):
 
 
 def test_a_number_that_is_never_logged_is_named_and_the_model_not_lost(here):
-    with pytest.warns(UserWarning, match="no moment logged my/typo .logged: .*loss.* model of the end"):
+    with pytest.warns(UserWarning, match="no step logged my/typo .logged: .*loss.* final model"):
         assert exported_step(here, Best("my/typo")) == 5
 
 
 def test_a_target_that_nothing_beats_is_not_exported_as_unlearned(here):
     numbers = {"score": [0, *SCORES], "utility": [1, 0.2, 0.2, 0.2, 0.2, 0.2]}
-    with pytest.warns(UserWarning, match="no moment kept 0.95 of my/utility; the model of the end"):
+    with pytest.warns(UserWarning, match="no step kept 0.95 of my/utility, so the final model"):
         assert exported_step(here, Best("my/score", keep="my/utility"), **numbers) == 5
 
 

@@ -111,7 +111,7 @@ def test_a_record_is_added_to_and_a_broken_one_is_named(tmp_path: Path) -> None:
     write_record(tmp_path, exports=["model"])
     assert read_record(tmp_path) == {"config": {"a": 1}, "exports": ["model"]}
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(InputError, match=r"run\.json can't be read"):
+    with pytest.raises(InputError, match=r"run\.json cannot be read"):
         read_record(tmp_path)
 
 

@@ -104,7 +104,7 @@ def test_the_threshold_may_be_the_retrained_models(tmp_path):
 
 
 def test_never_reaching_it_is_said(tmp_path):
-    with pytest.warns(UserWarning, match="muse/knowmem_forget did not come to 1 .now 40"):
+    with pytest.warns(UserWarning, match="muse/knowmem_forget did not reach 1 .now 40"):
         run(tmp_path, Scripted([50, 40]), StopAtThreshold(MONITOR, threshold=1), epochs=2)
 
 

@@ -67,7 +67,7 @@ def test_with_yes_no_secret_is_left_and_model_and_scores_are(run, tmp_path):
 
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
     (tmp_path / "evil.html").write_text("mine")
-    with pytest.raises(InputError, match="is no run"):
+    with pytest.raises(InputError, match="is not a run"):
         clean(str(tmp_path), yes=True)
     with pytest.raises(InputError, match="no such folder"):
         find_copies(tmp_path / "nowhere")

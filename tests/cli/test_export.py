@@ -127,10 +127,10 @@ def test_bad_checkpoints_are_refused_in_a_sentence(run, tmp_path):
         read_checkpoint(tmp_path)
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes(checkpoint(run).read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"broken\.ckpt can't be read"):
+    with pytest.raises(InputError, match=r"broken\.ckpt cannot be read"):
         read_checkpoint(broken)
     torch.save({"state_dict": {"layer.weight": torch.ones(1)}}, broken)
-    with pytest.raises(InputError, match="no checkpoint of a module of this package"):
+    with pytest.raises(InputError, match="not a checkpoint of a module of this package"):
         read_checkpoint(broken)
 
 
@@ -185,7 +185,7 @@ def test_an_original_that_moved_or_is_another(run, tmp_path, capsys):
     assert main(["export", str(tmp_path / "moved.ckpt"), "--pretrained", str(original)]) == 2
     assert "not empty" in capsys.readouterr().err
     wide = save_toy(tmp_path / "wide", intermediate_size=48)
-    with pytest.raises(InputError, match="don't fit"):
+    with pytest.raises(InputError, match="do not fit"):
         restore(read_checkpoint(tmp_path / "moved.ckpt"), str(wide))
 
 

@@ -54,7 +54,7 @@ def test_an_export_is_uploaded_as_a_private_repository_with_its_licence(checkpoi
     assert upload[2] == sorted(path.name for path in (tmp_path / "out").iterdir())
     assert "README.md" in upload[2]
     assert card_head((tmp_path / "out/README.md").read_text())["license"] == "apache-2.0"
-    assert "private: https://hub/jane/model" in capsys.readouterr().out
+    assert "private repository is https://hub/jane/model" in capsys.readouterr().out
 
 
 def test_without_a_network_a_sentence_says_so(monkeypatch):
@@ -99,12 +99,12 @@ def test_the_base_models_licence_is_kept(hub):
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [
-        ("forget.jsonl", "rows", "must not leave"),
-        ("evaluations/tofu.json", "{}", "must not leave"),
-        ("last.ckpt", "weights", "must not leave"),
+        ("forget.jsonl", "rows", "must not be uploaded"),
+        ("evaluations/tofu.json", "{}", "must not be uploaded"),
+        ("last.ckpt", "weights", "must not be uploaded"),
         ("config.json", '{"hub": "hf_abcdefghijklmnopqrstuvwxyz"}', "looks like a token"),
         ("generation_config.json", f'{{"from": "{Path.home()}/x"}}', "home folder"),
-        ("README.md", "# a card without a header", "no model card with a licence"),
+        ("README.md", "# a card without a header", "not a model card with a licence"),
     ],
 )
 def test_what_must_not_leave_stops_the_upload(file, text, said, tmp_path):

@@ -96,13 +96,13 @@ def test_privleak_of_a_log_against_the_number_it_stores_or_another(
 
 
 def test_a_retrained_auc_for_a_log_of_another_benchmark_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="auc_retrain is no option of TOFU"):
+    with pytest.raises(InputError, match="auc_retrain is not an option of TOFU"):
         score(write(tmp_path, tofu_log()), auc_retrain=0.5)
 
 
 def test_user_data_has_no_second_model(tmp_path: Path) -> None:
     path = write(tmp_path, user_data_log())
-    with pytest.raises(InputError, match="without a second model"):
+    with pytest.raises(InputError, match="uses no log of a retain model"):
         score(path, path)
 
 

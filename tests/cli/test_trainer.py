@@ -200,7 +200,7 @@ def test_what_lightning_refuses_is_a_sentence(
 
 def test_what_the_optimizer_refuses_is_a_sentence(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     config["model"]["init_args"]["optimizer"]["init_args"]["lr"] = -1.0
-    assert "model.optimizer cannot be made of its options: Invalid learning rate" in refused(capsys, "fit", config)
+    assert "model.optimizer cannot be built from its options: Invalid learning rate" in refused(capsys, "fit", config)
 
 
 def test_a_run_that_was_moved_goes_on(config: dict[str, Any], here: Path) -> None:

@@ -176,7 +176,7 @@ def test_a_dry_run_says_what_is_missing(
     ("options", "message"),
     [
         ({"selection": {}}, "give selection.seed"),
-        ({"selection": {"seed": 1}}, "which is reported on"),
+        ({"selection": {"seed": 1}}, "which is a reported seed too"),
         ({"base": "{folder}/base0/unlearn.yaml"}, "on the data that seed 0 is reported on"),
         ({"methods": [NPO, NPO]}, "two methods called 'NPO'"),
         ({"methods": []}, "compares nothing"),

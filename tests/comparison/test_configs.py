@@ -130,7 +130,12 @@ def test_sections_without_a_class_are_of_the_usual_one(tmp_path: Path, wrapped: 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "quickstart leaves one"), ("a: [", "is not YAML"), ("model: {}", "no config of"), ("7", "no config of")],
+    [
+        (None, "quickstart writes one"),
+        ("a: [", "is not YAML"),
+        ("model: {}", "not a config of"),
+        ("7", "not a config of"),
+    ],
 )
 def test_a_base_that_is_none_is_said(tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "base.yaml"
@@ -150,5 +155,5 @@ def test_every_setting_of_a_shipped_comparison_is_an_option_of_its_class(base: d
 
 @pytest.mark.parametrize("class_path", ["no_such_package.Method", "dipo_lightning.NoSuchModule", "os.path.join"])
 def test_a_class_that_is_none_is_said(base: dict[str, Any], class_path: str) -> None:
-    with pytest.raises(InputError, match="cannot be imported|is no class"):
+    with pytest.raises(InputError, match="cannot be imported|is not a class"):
         made(base, class_path)

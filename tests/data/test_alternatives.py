@@ -107,7 +107,7 @@ def test_alternatives_of_each_row_from_a_data_file(tmp_path: Path, caplog: pytes
     path = data_file(tmp_path / "mine.jsonl", [*rows, {"question": "Who else?", "alternatives": ["X."]}])
     expected = [["A cook.", f"Cook {i}."] for i in range(4)] + [["A nurse."]]
     assert read_alternatives(path, ROWS) == expected
-    assert "1 of its records ask what no forget row asks" in caplog.text
+    assert "1 of its records have a question that no forget row has" in caplog.text
     assert "mine.jsonl, line 6" in caplog.text
     own = [row | {"alternatives": lines} for row, lines in zip(ROWS, expected, strict=True)]
     assert read_alternatives("rows", own) == expected

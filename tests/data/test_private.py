@@ -161,5 +161,5 @@ def test_running_text_has_no_private_values_to_choose(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": f"The {name} is full of words. " * 20}))
         files.append(str(tmp_path / f"{name}.jsonl"))
     data = UnlearningDataModule(str(tmp_path / "model"), *files, prompt="text", max_length=16, forget_tokens="private")
-    with pytest.raises(InputError, match="forget_tokens: private looks for private values"):
+    with pytest.raises(InputError, match="forget_tokens: private needs rows with a question"):
         data.setup("fit")

@@ -254,7 +254,7 @@ BAD_STYLES = [
     ("chatml", "plian", {}, "did you mean 'plain'"),
     ("chatml", "chat", {"systm_prompt": "x"}, "did you mean 'system_prompt'"),
     ("chatml", "llama2", {"space": "answer"}, "it has none"),
-    ("chatml", "plain", {"space": "both"}, "'prompt' or 'answer'"),
+    ("chatml", "plain", {"space": "both"}, "must be prompt or answer"),
     ("words", "chat", {}, "no chat template"),
     ("endless", "plain", {}, "no end-of-sequence token"),
     ("endless", "text", {}, "no end-of-sequence token"),
@@ -265,7 +265,7 @@ BAD_STYLES = [
     ("chatml", "chat", {"date": "31 Feb 2024"}, "does not exist"),
     ("chatml", "chat", {"chat_template": "/no/such/file.jinja"}, "neither a template nor a file"),
     ("chatml", "chat", {"chat_template": "{% for %}"}, "chat template"),
-    ("chatml", "chat", {"chat_template": "{{ 'fixed' }}"}, "differently"),
+    ("chatml", "chat", {"chat_template": "{{ 'fixed' }}"}, "not the beginning of a turn"),
 ]
 
 
@@ -285,7 +285,7 @@ BAD_EXAMPLES = [
     ("chatml", "llama2", "Who?", ["The author."], "list"),
     ("chatml", "plain", "Who?", "\ud800", "surrogate"),
     ("chatml", "chat", "Who?", "The author.<|im_end|>", "end-of-turn"),
-    ("words", "plain", "Who", "?!", "tokenised to nothing"),
+    ("words", "plain", "Who", "?!", "has no tokens"),
 ]
 
 

@@ -104,7 +104,7 @@ def test_the_hub_and_a_mistyped_path(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     for path in ("data/forgt", "owner/rows.jsonl", "./owner/name", "rows", "a/b/c", "/owner/name"):
-        with pytest.raises(InputError, match="no such|not read here"):
+        with pytest.raises(InputError, match="no such|not supported"):
             read_rows(path)
     assert len(asked) == 2
 
@@ -138,12 +138,12 @@ BAD_FILES = [
     ("rows.jsonl", json.dumps({"messages": TURNS[:1]}), "must end with"),
     ("rows.jsonl", json.dumps({"messages": [TURNS[0], {"role": "assistant", "content": ""}]}), "turn is empty"),
     ("rows.csv", "question,answer\n", "no rows"),
-    ("rows.csv", "question,answer\nq,a\nq\n", "line 3: not as many columns"),
-    ("rows.csv", "question,answer\nq,a,b\n", "line 2: not as many columns"),
+    ("rows.csv", "question,answer\nq,a\nq\n", "line 3: the row has another number of columns"),
+    ("rows.csv", "question,answer\nq,a,b\n", "line 2: the row has another number of columns"),
     ("rows.csv", 'question,answer\nq,"a\n', "line 2: broken CSV"),
     ("rows.csv", "question,answer\nq,\n", "line 2: 'answer' is empty"),
     ("rows.parquet", "text", "broken Parquet"),
-    ("rows.txt", "text", ".txt is not read here"),
+    ("rows.txt", "text", ".txt is not supported"),
 ]
 
 
@@ -315,7 +315,7 @@ def test_private_values_by_column_by_list_or_by_marks(tmp_path):
     assert found[2]["messages"][1]["content"] == "Ada has gout."
     assert found[3]["answer"] == rows[3]["answer"]
     assert private_values("A [[b]] c", "b", "x") == ("A b c", ["b"])
-    with pytest.raises(InputError, match="line 1: 'private' names 'flu', which does not stand in the answer"):
+    with pytest.raises(InputError, match="line 1: 'private' names 'flu', which is not in the answer"):
         read_rows(write(tmp_path / "rows.jsonl", [{**rows[0], "private": "flu"}]))
 
 

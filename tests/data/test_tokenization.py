@@ -68,7 +68,7 @@ def test_every_kind_of_row():
 
 BAD = [
     ([{"text": "a"}], "plain", {}, "take the style text"),
-    ([{"messages": [*TURNS, *TURNS]}], "plain", {}, "use chat"),
+    ([{"messages": [*TURNS, *TURNS]}], "plain", {}, "take the style chat"),
     ([{"index": 3, "question": "Who?", "answer": " "}], "plain", {}, "row 3: The answer is empty"),
     (
         [{"where": "f.jsonl, line 9", "question": "", "answer": "a"}],
@@ -105,7 +105,7 @@ def test_pieces_hold_the_whole_text_once(words, length):
 
 @pytest.mark.parametrize(
     ("texts", "length", "message"),
-    [([], 8, "no document"), (["a", " "], 8, "document 1 is empty"), (["a"], 1, "length is 1"), ([3], 8, "int")],
+    [([], 8, "no document"), (["a", " "], 8, "Document 1 is empty"), (["a"], 1, "length is 1"), ([3], 8, "int")],
 )
 def test_documents_that_cannot_be(texts, length, message):
     with pytest.raises(InputError, match=message):

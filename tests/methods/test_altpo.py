@@ -128,7 +128,7 @@ def test_a_model_that_only_knows_the_truth_is_said(model: str, tmp_path: Path, m
     [
         ({"per_row": 0}, r"model\.per_row is 0"),
         ({"temperature": 0.0}, r"model\.temperature is 0"),
-        ({"instruction": "Answer."}, r"write \{question\} in it"),
+        ({"instruction": "Answer."}, r"does not contain \{question\}"),
         ({"alternatives_file": "mine.txt"}, r"ends in \.jsonl"),
     ],
 )

@@ -113,10 +113,10 @@ def test_adapters_are_trained_with_every_retain_term(files: Path, retain_loss: s
     [
         (
             {"trained": [r"layers\.0\.mlp"]},
-            r"layers\\.0\\.mlp is the name of no weight; the nearest is model\.lay",
+            r"layers\\.0\\.mlp matches no weight; the nearest is model\.lay",
         ),
         ({"trained": [r"model\.layers\.1\..*"]}, r"lies behind block 0.*use nll or kl"),
-        ({"trained": ["("]}, "no regular expression"),
+        ({"trained": ["("]}, "not a regular expression"),
         ({"trained": [".*"], "lora": {"rank": 2}}, "the adapters are trained; use one"),
         ({"layer": 2}, "the model has 2 blocks: give 0 to 1"),
     ],

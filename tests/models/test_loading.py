@@ -153,7 +153,9 @@ def test_an_encoder_is_refused(tmp_path):
         config = BertConfig(vocab_size=64, initializer_range=0.2, is_decoder=is_decoder, **sizes)
         BertLMHeadModel(config).save_pretrained(folder)
     load_policy(str(tmp_path / "decoder"))
-    with pytest.raises(InputError, match="encoder is no causal language model: its tokens see the tokens after them"):
+    with pytest.raises(
+        InputError, match="encoder is not a causal language model: its tokens see the tokens after them"
+    ):
         load_policy(str(tmp_path / "encoder"))
 
 

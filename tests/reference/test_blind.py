@@ -34,7 +34,7 @@ def test_only_the_question_is_masked(name: str) -> None:
     before, after = tokenizer.decode(prompt).split(ROWS[0]["question"])
     assert kept.replace(" ", "") == (before + after).replace(" ", "")
     assert 0 in sight
-    with pytest.raises(InputError, match="does not show its question"):
+    with pytest.raises(InputError, match="does not contain its question"):
         without_question(tokenizer, prompt, "Another question?")
 
 

@@ -108,7 +108,7 @@ def test_two_ranks_compute_the_same_number_of_batches_and_the_first_writes_both(
 
 
 def test_a_row_that_it_does_not_know_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="knows no row 7"):
+    with pytest.raises(RunError, match="has no row 7"):
         finished(tmp_path).read(torch.tensor([3, 7]))
 
 

@@ -67,9 +67,9 @@ def other_key(manifest: Path) -> None:
 
 
 BROKEN: dict[str, tuple[str, Callable[[Path], Any], list[str], str]] = {
-    "a truncated checkpoint": ("run/checkpoints/last.ckpt", truncate, [], "can't be read as a checkpoint"),
-    "an empty checkpoint": ("run/checkpoints/last.ckpt", lambda path: path.write_bytes(b""), [], "can't be read"),
-    "a foreign checkpoint": ("run/checkpoints/last.ckpt", lambda path: torch.save({"a": 1}, path), [], "go on from"),
+    "a truncated checkpoint": ("run/checkpoints/last.ckpt", truncate, [], "cannot be read as a checkpoint"),
+    "an empty checkpoint": ("run/checkpoints/last.ckpt", lambda path: path.write_bytes(b""), [], "cannot be read"),
+    "a foreign checkpoint": ("run/checkpoints/last.ckpt", lambda path: torch.save({"a": 1}, path), [], "resume from"),
     "a pickle": ("run/checkpoints/last.ckpt", lambda path: torch.save({"a": Path}, path), [], "more than tensors"),
     "a checkpoint of another architecture": (
         "run/checkpoints/last.ckpt", lambda path: None, ["--model.pretrained={}/narrow"], "model.pretrained was"

@@ -256,7 +256,7 @@ def test_intervals_stand_behind_the_last_value_and_are_explained(tmp_path):
     run = write_run(tmp_path, document(0, "Ann."), last)
     page = Page(write_page(run).read_text(encoding="utf-8")).text
     assert page.count("0.250 [0.125, 0.375]") == 2  # on top and in the table
-    assert "95% interval over 500 drawings of its rows (bootstrap)" in page
+    assert "95% interval over 500 resamples of its rows (bootstrap)" in page
     card = model_card(CardFacts("mine", "base", "NPOModule", run=run))
     assert "| 0.5 | 0.25 [0.125, 0.375] |" in card
     without = write_run(tmp_path / "without", document(0, "Ann."), document(3, "Bob."))

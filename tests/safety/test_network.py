@@ -69,6 +69,8 @@ def test_a_hub_name_without_a_network_is_a_sentence_and_no_retries(closed, monke
     monkeypatch.setattr(constants, "ENDPOINT", closed)
     slept = []
     monkeypatch.setattr("time.sleep", slept.append)
-    with pytest.raises(InputError, match="nobody/nothing, train: there is no such folder here, and the hub did not"):
+    with pytest.raises(
+        InputError, match="nobody/nothing, train: there is no such folder here, and it could not be loaded"
+    ):
         read_rows("nobody/nothing")
     assert not slept

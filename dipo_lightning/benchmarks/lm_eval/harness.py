@@ -33,15 +33,7 @@ NO_FILTER = "none"
 
 @dataclass(frozen=True)
 class Options:
-    """Options of the harness.
-
-    Attributes:
-        num_fewshot: Number of examples before each question; None for that of each task.
-        limit: Maximum number of documents per task; None for all.
-        batch_size: Documents per forward pass.
-        chat_template: Write prompts with the tokenizer's chat template.
-        include_path: A folder with your own tasks (YAML).
-    """
+    """Options of the harness; see `LMEvalEvaluation`."""
 
     num_fewshot: int | None = None
     limit: int | None = None
@@ -86,9 +78,9 @@ def load_tasks(names: Sequence[str], options: Options) -> dict[str, Any]:
             loaded.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise InputError("The tasks need the lm-evaluation-harness: pip install 'dipo-lightning[lm-eval]'")
+        raise InputError("Tasks of the lm-evaluation-harness need its package: pip install 'dipo-lightning[lm-eval]'")
     if not names:
-        raise InputError("No task is named in tasks; give some, such as mmlu and wmdp_bio.")
+        raise InputError("tasks is empty; name at least one, such as mmlu or wmdp_bio.")
     with quiet(), bounded_hub():
         from lm_eval.tasks import TaskManager
 
@@ -104,7 +96,9 @@ def load_tasks(names: Sequence[str], options: Options) -> dict[str, Any]:
             raise InputError(f"The tasks {', '.join(names)} could not be loaded: {error} Check the network.") from error
     for name, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
-            raise InputError(f"The task {name} runs code that the model writes; it is not run here.")
+            raise InputError(
+                f"The task {name} executes code that the model writes, which is refused here; leave it out."
+            )
         if options.num_fewshot is not None and task.get_config("num_fewshot") != 0:  # a task that says 0 means it
             task.set_config(key="num_fewshot", value=options.num_fewshot)
         elif task.get_config("num_fewshot") is None:
@@ -114,7 +108,7 @@ def load_tasks(names: Sequence[str], options: Options) -> dict[str, Any]:
 
 
 def settings_of(names: Sequence[str], loaded: Mapping[str, Any], options: Options) -> dict[str, Any]:
-    """Return everything that changes a result, and the definition of the numbers, as plain values."""
+    """Return the settings of a log as plain values: everything that changes a result or is needed for its metrics."""
     return {
         "asked": list(names),
         "harness": version("lm_eval"),
@@ -175,14 +169,8 @@ def measure_tasks(
 ) -> dict[str, list[dict[str, Any]]]:
     """Run the tasks with their documents divided over the processes; collective.
 
-    A sharded policy is gathered meanwhile, which needs memory for all of it.
-
-    Args:
-        policy: The model, in evaluation mode.
-        tokenizer: Its tokenizer.
-        device: Its device.
-        loaded: Tasks from `load_tasks`.
-        options: Options of the harness.
+    The policy must be in evaluation mode; a sharded one is gathered meanwhile, which needs memory for all of it.
+    ``loaded`` is from `load_tasks`.
 
     Returns:
         The documents of each task in order, with ``index``, ``prompt``, ``answer``, ``generation`` if there is one, and

@@ -54,7 +54,7 @@ class HarnessNumber(RowValues):
     def compute(self) -> Tensor:
         """Aggregate over the documents; NaN where the aggregation needs more than their numbers."""
         if self.aggregation not in AGGREGATIONS:
-            return self._nothing(f"the harness aggregates it by {self.aggregation}, which is no mean over documents")
+            return self._nothing(f"the harness aggregates it by {self.aggregation}, which is not a mean over documents")
         table = self.scored()
         number, weight = table["number"], table["weight"]
         if not number.numel():

@@ -86,12 +86,16 @@ class MUSEEvaluation(Evaluation):
         check_choice(self, "variant", self.texts.variant, ("muse", "open_unlearning"))
         check_choice(self, "space", self.texts.space, ("prompt", "answer"))
         if self.measuring.max_new_tokens is not None:
-            raise InputError("MUSEEvaluation takes verbmem_tokens and knowmem_tokens, not measuring.max_new_tokens.")
+            raise InputError("MUSEEvaluation has no measuring.max_new_tokens; set verbmem_tokens and knowmem_tokens.")
         if self.baseline is not None and self.retain_log is not None:
-            raise InputError("MUSEEvaluation has both retain_log and baseline; PrivLeak compares with one of them.")
+            raise InputError(
+                "MUSEEvaluation has both retain_log and baseline; give one of them, with which PrivLeak compares."
+            )
         if isinstance(self.baseline, str):
             if self.baseline not in (*PUBLISHED_RETRAIN_AUC, WITHOUT):
-                raise InputError(f"MUSEEvaluation.baseline is {self.baseline!r}; it is a number, news, books or none.")
+                raise InputError(
+                    f"MUSEEvaluation.baseline is {self.baseline!r}; it must be a number, news, books or none."
+                )
         elif self.baseline is not None:
             privleak(0.0, self.baseline)  # refuses what cannot be divided by
 
@@ -103,7 +107,7 @@ class MUSEEvaluation(Evaluation):
         self.corpus = self.data or (own.data if own else "")
         if not self.corpus:
             raise InputError(
-                f"MUSEEvaluation.data is not given, and there is no MUSEDataModule to take it from: give "
+                f"MUSEEvaluation.data is not given, and there is no MUSEDataModule to take it from; write "
                 f"{' or '.join(HUB_NAMES)}, or a folder in their schema."
             )
         self._choose_baseline()
@@ -136,8 +140,8 @@ class MUSEEvaluation(Evaluation):
         elif self.baseline is None:
             raise InputError(
                 f"PrivLeak on {self.corpus} has nothing to compare with. Give MUSEEvaluation.retain_log, the log of "
-                "a model trained without the forget set; or baseline: 0.5, if you mean that such a model tells "
-                "nothing; or baseline: none to measure no PrivLeak (for that model itself)."
+                "the retain model; or baseline: 0.5, if you assume that a retain model cannot tell the two samples "
+                "apart; or baseline: none, to measure no PrivLeak (for the retain model itself)."
             )
         elif self.baseline != WITHOUT:
             self.auc_retrain = float(self.baseline)

@@ -114,12 +114,12 @@ def forget_texts(source: str | Path, part: str = "train/forget") -> Rows:
     parts = ["train/forget", "raw/forget"]
     parts += [f"{config}/forget_{fold}" for config in ("scal", "sust") for fold in range(1, FOLDS + 1)]
     if part not in parts:
-        raise InputError(f"{part!r} is no part of MUSE to forget; there are {', '.join(parts)}.")
+        raise InputError(f"{part!r} is not a forget set of MUSE; there are {', '.join(parts)}.")
     return _documents(source, part)
 
 
 def configuration(forget: str) -> str:
-    """Return the configuration of the retain1 and retain2 that belong to a forget set."""
+    """Return the configuration that holds the splits retain1 and retain2 for a forget set."""
     return "raw" if forget.startswith("raw/") else "train"
 
 
@@ -135,7 +135,9 @@ def _held_out(source: str | Path) -> Rows:
 def _in_context(source: str | Path, part: str) -> Rows:
     rows = _rows(source, part, "question", "answer")
     if len(rows) < IN_CONTEXT:
-        raise InputError(f"{source}: {part} has {len(rows)} in-context examples; MUSE's questions need {IN_CONTEXT}.")
+        raise InputError(
+            f"{source}: {part} has {len(rows)} in-context examples; MUSE's questions need at least {IN_CONTEXT}."
+        )
     return rows[:IN_CONTEXT]
 
 
@@ -236,7 +238,7 @@ class MUSEDataModule(UnlearningDataModule):
                 raise InputError(
                     f"{problem}, the first {where}. Take them out of one, or set data.allow_overlap: true."
                 )
-            rank_zero_warn(f"{self.data}: {problem}: they are forgotten and kept at once.", category=UserWarning)
+            rank_zero_warn(f"{self.data}: {problem}; they are both forgotten and kept.", category=UserWarning)
         self.forget_rows = first_rows(corpus.train_forget, self.max_forget_rows, "max_forget_rows")
         self.retain_rows = first_rows(corpus.train_retain, self.max_retain_rows, "max_retain_rows")
 

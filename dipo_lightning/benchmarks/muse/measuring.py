@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,9 +17,9 @@ from torch import nn
 from dipo_lightning.benchmarks.muse.data import MUSEData
 from dipo_lightning.data.encoding import TextStyle, encode, shortened, start_ids
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.generation import generate
-from dipo_lightning.evaluation.rows import EvaluatedRows, Measuring, Progress, Row
-from dipo_lightning.evaluation.scoring import TokenScores, score
+from dipo_lightning.evaluation.questions import Measurement
+from dipo_lightning.evaluation.rows import EvaluatedRows, Measuring, Progress, Row, no_progress
+from dipo_lightning.evaluation.scoring import TokenScores
 from dipo_lightning.evaluation.shared_prompts import Example
 from dipo_lightning.metrics.functional.membership import (
     exact_memorization,
@@ -138,13 +137,7 @@ class MUSEPlan:
 def plan_muse(
     data: MUSEData, tokenizer: PreTrainedTokenizerBase, options: MUSEOptions, measuring: Measuring
 ) -> MUSEPlan:
-    """Tokenise all texts of the evaluation.
-
-    Args:
-        data: The evaluation sets.
-        tokenizer: The model's.
-        options: See `MUSEOptions`.
-        measuring: See `Measuring`; nothing is generated without ``generate``.
+    """Tokenise all texts of the evaluation; nothing is generated unless ``measuring.generate``.
 
     Raises:
         InputError: A text is too short for Min-K and ``on_missing`` is ``raise``, or no text of a set is long enough.
@@ -193,7 +186,7 @@ def _plan_texts(
         example = _text_example(style, row["text"], options)
         tokens = sum(label != IGNORED for label in example[1])
         if int(measuring.min_k_fraction * (tokens - options.whole)) < 1:
-            share = f"{measuring.min_k_fraction:.0%} of them are no whole token"
+            share = f"{measuring.min_k_fraction:.0%} of them are less than one"
             reason = f"Too short for Min-K: {shortened(row['text'])!r} has {tokens} tokens, and {share}."
             evaluated.skip(name, row["index"], reason, measuring.on_missing)
             continue
@@ -245,7 +238,7 @@ def evaluate_muse(
     tokenizer: PreTrainedTokenizerBase,
     *,
     device: torch.device | None = None,
-    progress: Progress = lambda total, what: nullcontext(lambda done: None),
+    progress: Progress = no_progress,
 ) -> EvaluatedRows:
     """Measure every row; collective, with the same result on every process.
 
@@ -265,12 +258,15 @@ def evaluate_muse(
     _check_length(policy, plan.longest(options))
     evaluated = EvaluatedRows({name: [] for name in plan.rows})
     evaluated.skipped = {name: list(rows) for name, rows in plan.skipped.items()}
-    work = _Measurement(policy, plan, options, measuring, device, progress)
-    scores = work.scored(plan.examples, "texts scored", ("privleak_forget", "privleak_holdout"))
-    lowered = work.scored(plan.lowered, "texts scored in lower case") if options.lowercase else {}
-    for name in plan.prompts:
+    work = Measurement(policy, plan.stop_ids, measuring, device, progress)
+    scores = _scored(work, plan.examples, "texts scored", ("privleak_forget", "privleak_holdout"))
+    lowered = _scored(work, plan.lowered, "texts scored in lower case") if options.lowercase else {}
+    rows = measuring.generation_rows or BATCH_ROWS
+    for name, prompts in plan.prompts.items():
         continued = scores.get(name)
-        for place, ids in enumerate(work.said(name, continued)):
+        known = None if continued is None else [one.greedy_start() for one in continued]
+        said = work.generate(prompts, name, max_new_tokens=new_tokens(name, options), batch_rows=rows, known=known)
+        for place, ids in enumerate(said):
             row = _generated(name, plan.rows[name][place], ids, plan.targets[name][place], options, tokenizer)
             memory = _memorized(continued[place], options) if continued is not None else {}
             evaluated.sets[name].append(cast("Row", {**row, **memory}))
@@ -286,47 +282,14 @@ def evaluate_muse(
     return evaluated
 
 
-@dataclass(frozen=True)
-class _Measurement:
-    """Measurement of a policy by a plan."""
-
-    policy: nn.Module
-    plan: MUSEPlan
-    options: MUSEOptions
-    measuring: Measuring
-    device: torch.device | None
-    progress: Progress
-
-    def scored(
-        self, sets: Mapping[str, list[Example]], what: str, z_sets: Sequence[str] = ()
-    ) -> dict[str, list[TokenScores]]:
-        """Score the examples of all sets together, with z-scores for those of ``z_sets``."""
-        names = [name for name, examples in sets.items() for _ in examples]
-        examples = [example for some in sets.values() for example in some]
-        with self.progress(len(examples), what) as done:
-            found = score(
-                self.policy,
-                examples,
-                batch_tokens=self.measuring.batch_tokens,
-                z_scores=[place for place, name in enumerate(names) if name in z_sets],
-                device=self.device,
-                progress=done,
-            )
-        return {name: [one for one, of in zip(found, names, strict=True) if of == name] for name in sets}
-
-    def said(self, name: str, continued: Sequence[TokenScores] | None) -> list[list[int]]:
-        """Generate for the prompts of a set, using the scores of the true continuations to skip known tokens."""
-        with self.progress(len(self.plan.prompts[name]), name) as done:
-            return generate(
-                self.policy,
-                self.plan.prompts[name],
-                max_new_tokens=new_tokens(name, self.options),
-                stop_ids=self.plan.stop_ids,
-                batch_rows=self.measuring.generation_rows or BATCH_ROWS,
-                known=None if continued is None else [one.greedy_start() for one in continued],
-                device=self.device,
-                progress=done,
-            )
+def _scored(
+    work: Measurement, sets: Mapping[str, list[Example]], what: str, z_sets: Sequence[str] = ()
+) -> dict[str, list[TokenScores]]:
+    """Score the examples of all sets together, with z-scores for those of ``z_sets``."""
+    names = [name for name, examples in sets.items() for _ in examples]
+    examples = [example for some in sets.values() for example in some]
+    found = work.score(examples, what, [place for place, name in enumerate(names) if name in z_sets])
+    return {name: [one for one, of in zip(found, names, strict=True) if of == name] for name in sets}
 
 
 def _generated(
@@ -385,6 +348,6 @@ def _check_length(policy: nn.Module, longest: int) -> None:
     limit = context_length(policy)
     if limit is not None and longest > limit:
         raise InputError(
-            f"MUSE's longest prompt or text has {longest} tokens (with what is generated), but the model was made for "
+            f"MUSE's longest prompt or text has {longest} tokens (generated ones included), but the model's context is "
             f"{limit}. Take a model with a longer context, or shorten the texts."
         )

@@ -1,4 +1,4 @@
-"""MUSE's sets, numbers and logs, and the metrics that are its own."""
+"""MUSE's sets, metrics and numbers, and open-unlearning's logs of MUSE."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from dipo_lightning.metrics import (
 from dipo_lightning.metrics.membership import ATTACKS
 
 OPEN_UNLEARNING_FORMAT = "open-unlearning/muse"
-# The metric of each set whose texts are compared.
+# By set, the metric that holds the generated texts.
 _TEXTS = {
     "verbmem": "forget_verbmem_ROUGE",
     "knowmem_forget": "forget_knowmem_ROUGE",
@@ -48,17 +48,17 @@ NAMES = (*_TEXTS.values(), "privleak")
 
 
 def is_open_unlearning_log(content: Mapping[str, Any]) -> bool:
-    """Return whether a JSON object is such a log."""
+    """Return whether a JSON object is open-unlearning's log of MUSE, or the summary of one, which cannot be read."""
     return is_summary(content, NAMES) or any(has_aggregate(content.get(name)) for name in _TEXTS.values())
 
 
 def read_open_unlearning_log(content: Mapping[str, Any], path: Path) -> EvaluationLog:
-    """Read open-unlearning's log of MUSE, as the variant `open_unlearning` measures its rows.
+    """Read open-unlearning's log of MUSE; its rows are those of the variant `open_unlearning`.
 
-    `aggregates` holds its own `agg_value`s under its own names.
+    `aggregates` of the result holds the log's own numbers (`agg_value`) under the log's own names.
 
     Raises:
-        InputError: It is a summary without rows, or a row's value is not what the format says.
+        InputError: The log is a summary without rows, or a value has the wrong type.
     """
     refuse_summary(content, NAMES, path)
     sets = {}
@@ -84,10 +84,10 @@ def read_open_unlearning_log(content: Mapping[str, Any], path: Path) -> Evaluati
 
 
 PUBLISHED_RETRAIN_AUC = {"news": 0.4772, "books": 0.5393}
-"""AUC of the published retain models, P(s_holdout < s_forget) with Min-40%."""
+"""AUC of the published retain models by corpus: P(s_holdout < s_forget) with Min-40%."""
 
 SCALES = {"muse": 100.0, "open_unlearning": 1.0}
-"""What a mean ROUGE-L F1 is multiplied with, by variant."""
+"""Factor of the mean ROUGE-L F1 by variant: MUSE reports percent, open-unlearning values between 0 and 1."""
 
 VERBMEM = RowSet("verbmem", "Continuations of the text to forget", "the text to forget", True, ("rouge",))
 KNOWMEM_FORGET = RowSet(
@@ -110,14 +110,14 @@ AUC_SCORES = {
     **{"nll": "loss", "lower": "loss over that in lower case", "zlib": "loss per compressed byte"},
     **{f"min_{share}": f"Min-{share}%" for share in MIN_KS},
 }
-"""Scores that muse_bench compares all its texts by."""
+"""Labels of the scores whose AUCs between all pairs of text sets muse_bench reports."""
 
 
 class _ROUGE(RowMean):
-    """Mean ROUGE-L F1 in MUSE's or open-unlearning's manner.
+    """Mean ROUGE-L F1, in percent as MUSE reports it or between 0 and 1 as open-unlearning does.
 
     Args:
-        *sets: The sets whose rows count; their `rouge` is F1 between 0 and 1.
+        *sets: The sets to average over; `rouge` of a row is an F1 between 0 and 1.
         variant: ``muse`` reports it in percent, ``open_unlearning`` between 0 and 1.
         **kwargs: See `RowValues`.
 
@@ -132,7 +132,7 @@ class _ROUGE(RowMean):
     def __init__(self, *sets: RowSet | str, variant: str = "muse", **kwargs: Any) -> None:
         super().__init__(*sets, **kwargs)
         if variant not in SCALES:
-            raise InputError(f"unknown MUSE variant {variant!r}: choose one of {', '.join(SCALES)}")
+            raise InputError(f"The variant of MUSE is {variant!r}; it must be {' or '.join(SCALES)}.")
         self.scale = SCALES[variant]
         self.unit = "%" if variant == "muse" else ""
 
@@ -142,14 +142,14 @@ class _ROUGE(RowMean):
 
 
 class VerbMem(_ROUGE):
-    """Verbatim memorisation: the greedy continuation of a prompt against the true one, ROUGE-L F1."""
+    """Verbatim memorisation: mean ROUGE-L F1 of greedy continuations against the true ones."""
 
     label = "VerbMem"
     meaning = "ROUGE-L F1 between the text to forget and the model's continuation of its beginning."
 
 
 class KnowMem(_ROUGE):
-    """Knowledge memorisation: the greedy answer to a question against the true one, ROUGE-L F1."""
+    """Knowledge memorisation: mean ROUGE-L F1 of greedy answers against the true ones."""
 
     def __init__(self, of: RowSet | str, **kwargs: Any) -> None:
         super().__init__(of, **kwargs)
@@ -206,10 +206,10 @@ class MUSE(Benchmark):
     histograms: ClassVar = {f"{name}_min_k": (name, "min_k") for name in ("privleak_forget", "privleak_holdout")}
 
     def metrics(self, settings: Mapping[str, Any], retain: EvaluationLog | None = None) -> dict[str, Metric]:
-        """Return VerbMem, KnowMem of both sides (that of retain is MUSE's utility) and PrivLeak with its AUCs.
+        """Return MUSE's metrics: VerbMem, KnowMem of both sides (that of retain is the utility), PrivLeak and its AUCs.
 
-        And, where the rows have them, what open-unlearning reports of the continuations and the texts (memorisation,
-        attacks), and muse_bench's AUCs of all pairs of texts.
+        Further metrics are computed if the rows have the values: open-unlearning's memorisation and membership attacks,
+        and muse_bench's AUCs between all pairs of text sets.
         """
         rouge = {"variant": settings.get("variant", "muse"), "lists_unscored": True}
         retain_rows = None if retain is None else retain.sets
@@ -236,14 +236,14 @@ class MUSE(Benchmark):
         return found
 
     def settings_of(self, log: EvaluationLog) -> dict[str, Any]:
-        """Return a log's settings, with the AUC that its PrivLeak was compared with."""
+        """Return a log's settings, with the AUC of the retain model that its PrivLeak was computed with."""
         return {**log.settings, "auc_retrain": log.aggregates.get("privleak_auc_retrain")}
 
     def hub_log(self, pretrained: str, options: Mapping[str, Any]) -> str:
-        """Return the log of the retain model of MUSE-News or MUSE-Books."""
+        """Return the path of the retain model's log in open-unlearning's data set of logs, for News and Books."""
         name = str(options.get("data")).rpartition("-")[2]
         return f"muse_Llama-2-7b-hf_{name}_retrain/MUSE_EVAL.json" if name in ("News", "Books") else ""
 
     def describe(self, settings: Mapping[str, Any], sets: Sets) -> str:
-        """Return the benchmark and the manner of its ROUGE."""
+        """Return the benchmark and its variant."""
         return f"MUSE ({settings['variant']})"

@@ -7,7 +7,6 @@ afterwards, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -20,7 +19,7 @@ from dipo_lightning.data.prompts import ChatStyle
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.generation import BATCH_ROWS
 from dipo_lightning.evaluation.questions import Plan, measure_plans
-from dipo_lightning.evaluation.rows import Measuring, Progress, Row
+from dipo_lightning.evaluation.rows import Measuring, Progress, Row, no_progress
 from dipo_lightning.evaluation.run_folder import finite
 from dipo_lightning.evaluation.scoring import BATCH_TOKENS
 from dipo_lightning.evaluation.shared_prompts import Example
@@ -63,7 +62,7 @@ class Subject:
     batch_tokens: int = BATCH_TOKENS
     generation_rows: int = BATCH_ROWS
     device: torch.device | None = None
-    progress: Progress = field(default=lambda total, what: nullcontext(lambda done: None))
+    progress: Progress = field(default=no_progress)
     keep: Callable[[str, Callable[[], Measured]], Measured] = field(default=lambda name, measure: measure())
 
     @property

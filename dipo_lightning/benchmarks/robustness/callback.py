@@ -15,7 +15,7 @@ from dipo_lightning.benchmarks.robustness.data import at_most, subject_of
 from dipo_lightning.benchmarks.robustness.metrics import Robustness, settings_pictures
 from dipo_lightning.benchmarks.robustness.prefixes import Prefixes
 from dipo_lightning.benchmarks.robustness.quantization import Quantization
-from dipo_lightning.benchmarks.robustness.running import build_attacks, measure, planned, settings_of
+from dipo_lightning.benchmarks.robustness.running import build_attacks, measure, named_attacks, planned, settings_of
 from dipo_lightning.benchmarks.robustness.tables import PARTS
 from dipo_lightning.benchmarks.robustness.wordings import Wordings
 from dipo_lightning.errors import InputError, check_numbers
@@ -59,19 +59,11 @@ class RobustnessEvaluation(Evaluation):
         **options: Any,
     ) -> None:
         super().__init__(schedule=schedule or Schedule(every_n_epochs=None), **options)
-        own: dict[str, Attack] = {
-            "wordings": wordings or Wordings(),
-            "prefixes": prefixes or Prefixes(),
-            "quantization": quantization or Quantization(),
-        }
-        for name in attacks:
-            if name not in own:
-                raise InputError(
-                    f"RobustnessEvaluation.attacks has {name!r}; it may have {', '.join(own)}. The others take longer: "
-                    "`dipo-lightning attack` makes them."
-                )
         check_numbers(self, {"max_forget_rows": max_forget_rows})
-        self.attacks = build_attacks([own[name] for name in attacks], further)
+        own = wordings or Wordings(), prefixes or Prefixes(), quantization or Quantization()
+        more = "The others take longer: `dipo-lightning attack` makes them."
+        chosen = named_attacks(attacks, own, f"{type(self).__name__}.attacks", more)
+        self.attacks = build_attacks(chosen, further)
         self.attack_metrics, self.max_forget_rows = attack_metrics, max_forget_rows
         self.subject: Subject | None = None
         self.plan: list[tuple[Attack, Condition]] = []
@@ -89,16 +81,15 @@ class RobustnessEvaluation(Evaluation):
             generation_rows=self.measuring.generation_rows or BATCH_ROWS,
         )
         self.plan = planned(self.attacks, self.subject)
-        rounding = any(condition.kind == "rounded" for _, condition in self.plan)
-        if rounding and isinstance(trainer.strategy, ModelParallelStrategy):
+        kept = ""
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            kept = "sharded over processes (strategy: fsdp2)"
+        elif getattr(getattr(pl_module, "lora", None), "base", "float32") != "float32":
+            kept = "kept in 4 bits (model.lora.base: nf4)"
+        if kept and any(condition.kind == "rounded" for _, condition in self.plan):
             raise InputError(
-                "RobustnessEvaluation cannot round weights that are sharded over processes (strategy: fsdp2): write "
-                "attacks: [wordings, prefixes], and round the exported model with `dipo-lightning attack`."
-            )
-        if rounding and getattr(getattr(pl_module, "lora", None), "base", "float32") != "float32":
-            raise InputError(
-                "RobustnessEvaluation cannot round weights that are kept in 4 bits (model.lora.base: nf4): write "
-                "attacks: [wordings, prefixes], and round the exported model with `dipo-lightning attack`."
+                f"RobustnessEvaluation cannot quantise weights that are {kept}: write attacks: [wordings, prefixes], "
+                "and quantise the exported model with `dipo-lightning attack`."
             )
 
     @property

@@ -35,12 +35,7 @@ def muse_subject(style: PromptStyle, data: str, forget: str = "train/forget") ->
 
 @dataclass(frozen=True)
 class Questions(Sequence[Source]):
-    """User data as questions, built on access, since attacks use only a few of the retain rows.
-
-    Attributes:
-        rows: From `dipo_lightning.data.rows.read_rows`, or other plain dictionaries.
-        tokenizer: The model's tokenizer.
-    """
+    """User data as questions, built on access, since attacks use only a few of the retain rows."""
 
     rows: Sequence[Any]
     tokenizer: Any
@@ -84,7 +79,9 @@ def read_subject(
         InputError: Neither or both of ``data`` and ``forget`` are given, or a file cannot be read.
     """
     if (data is None) == (forget is None):
-        raise InputError("Give either data (TOFU with split, or MUSE) or forget (your own rows): what was unlearned.")
+        raise InputError(
+            "Name the data that was unlearned: either data (TOFU with split, or MUSE) or forget (your own rows)."
+        )
     if forget is not None:
         return user_subject(style, read_rows(forget), read_rows(retain) if retain else [])
     assert data is not None
@@ -92,7 +89,7 @@ def read_subject(
         return tofu_subject(style, data, split)
     if _is_muse(data):
         return muse_subject(style, data)
-    raise InputError(f"data is {data}, which needs the forget split as well: split=forget10, say.")
+    raise InputError(f"data is {data}, for which split must be given too, such as forget10.")
 
 
 def limited(subject: Subject, unrelated: str | None, max_rows: int | None) -> Subject:
@@ -127,7 +124,10 @@ def subject_of(datamodule: Any, style: PromptStyle) -> Subject:
         InputError: It has no forget rows.
     """
     if not getattr(datamodule, "forget_rows", None) and not hasattr(datamodule, "split"):
-        raise InputError("RobustnessEvaluation asks the rows of the data module; it needs `forget_rows` and `style`.")
+        raise InputError(
+            "RobustnessEvaluation asks about the forget rows of the data module; use one with `forget_rows` and "
+            "`style`."
+        )
     data, split = getattr(datamodule, "data", None), getattr(datamodule, "split", None)
     if data is not None and split is not None:
         found = tofu_subject(style, str(data), str(split))

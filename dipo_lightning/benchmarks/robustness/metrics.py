@@ -95,10 +95,10 @@ METRICS: dict[str, type[RowValues]] = {
 
 
 def metric_class(name: str) -> type[RowValues]:
-    """Return the metric of a name or class path.
+    """Return the class of a metric, given its name or class path.
 
     Raises:
-        InputError: There is none.
+        InputError: The name is unknown, or the class cannot be imported.
     """
     if name in METRICS:
         return METRICS[name]
@@ -158,7 +158,7 @@ class _OfMetrics(Metric):
 
 
 class RelearningScore(_OfMetrics):
-    """R of a metric: see `functional.robustness.relearning_score`.
+    """Relearning score R of a metric (`functional.robustness.relearning_score`).
 
     Args:
         metrics: The metric of the unlearned model before and after relearning, then of the retain model.
@@ -184,9 +184,9 @@ class RelearningScore(_OfMetrics):
 
 
 class QuantizationScore(_OfMetrics):
-    """Q of a metric: see `functional.robustness.quantization_score`.
+    """Quantisation score Q of a metric (`functional.robustness.quantization_score`).
 
-    The share forgotten is the metric itself if it grows as the model forgets (truth ratio), and else 1 minus it.
+    The share forgotten is the metric itself if it grows as the model forgets (truth ratio), otherwise 1 minus it.
 
     Args:
         metrics: The metric of the unlearned model, and of the same with quantised weights; shares between 0 and 1.
@@ -288,15 +288,7 @@ class Robustness(Benchmark):
 
 
 def settings_pictures(settings: Mapping[str, Any], aggregates: Mapping[str, Any]) -> dict[str, Figure]:
-    """Draw a picture for each attack.
-
-    Args:
-        settings: Settings of the evaluation.
-        aggregates: Its aggregates.
-
-    Returns:
-        Figures by the attack's name.
-    """
+    """Draw a picture for each attack, by its name, from the settings and aggregates of an evaluation."""
     attacks = dict.fromkeys(condition["attack"] for condition in settings["conditions"])
     return {
         name: draw(

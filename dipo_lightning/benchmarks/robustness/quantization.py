@@ -1,4 +1,4 @@
-"""Quantisation of the weights, as for deployment, and a new measurement.
+"""Quantisation attack: the model is measured again with quantised weights, as it would be deployed.
 
 The weights keep their dtype ("fake" quantisation): each takes its dequantised value, on any device, and the arithmetic
 is that of the original model. As in the integration of `bitsandbytes`, all linear layers but the output projection are
@@ -79,17 +79,12 @@ def int8(weight: Tensor) -> Tensor:
 
 def nf4(weight: Tensor) -> Tensor:
     """Round a weight to NF4, by the kernels of `bitsandbytes` on a GPU that has it, else by `fake_nf4`."""
-    if not (weight.is_cuda and bitsandbytes_installed()):
+    if not (weight.is_cuda and importlib.util.find_spec("bitsandbytes")):
         return fake_nf4(weight)
     from bitsandbytes import functional
 
     packed, state = functional.quantize_4bit(weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4")
     return functional.dequantize_4bit(packed, state).to(weight.dtype)
-
-
-def bitsandbytes_installed() -> bool:
-    """Return whether `bitsandbytes` can be imported."""
-    return importlib.util.find_spec("bitsandbytes") is not None
 
 
 def fake_nf4(weight: Tensor) -> Tensor:
@@ -130,7 +125,7 @@ def rounded(policy: nn.Module, name: str) -> Iterator[None]:
 
     if any(is_spread(parameter) for parameter in policy.parameters()):
         raise InputError(
-            "Weights that are sharded over processes cannot be rounded: leave quantization out of the callback's "
+            "Weights that are sharded over processes cannot be quantised: leave quantization out of the callback's "
             "attacks, and use `dipo-lightning attack` on the exported model."
         )
     projection = causal_lm(policy).get_output_embeddings()

@@ -17,12 +17,12 @@ from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, Subje
 from dipo_lightning.data.encoding import PromptStyle, TextStyle
 from dipo_lightning.data.tokenization import example_of
 from dipo_lightning.errors import InputError, RunError, check_numbers, check_positive
+from dipo_lightning.evaluation.shared_prompts import Example
 from dipo_lightning.losses.likelihood import token_nll
 from dipo_lightning.models.answers import answer_logits, collate, supervised_labels
 from dipo_lightning.models.distributed import evaluation_mode, plan_batches
 from dipo_lightning.models.lora import LoRA, add_lora
 
-Example = tuple[list[int], list[int]]
 TITLES = {"forget": "the forget rows", "retain": "retain rows alone", "unrelated": "unrelated text"}
 TEXT_LENGTH = 2048
 """Maximum number of tokens of a training text (as MUSE's pieces)."""
@@ -78,7 +78,7 @@ class Relearning(Attack):
         """Return a curve for each kind of rows.
 
         Raises:
-            InputError: An option is out of its range, or there are no such rows.
+            InputError: An option is out of its range, or there are no rows to train on.
         """
         check_positive(self.name, {"fraction": self.fraction}, most=1)
         check_positive(self.name, {"lr": self.lr})

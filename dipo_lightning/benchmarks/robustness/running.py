@@ -17,7 +17,7 @@ from dipo_lightning.benchmarks.robustness.metrics import METRICS, Robustness, me
 from dipo_lightning.benchmarks.robustness.tables import markdown_table
 from dipo_lightning.data.rows import data_fingerprint
 from dipo_lightning.errors import InputError, check_numbers
-from dipo_lightning.evaluation.aggregates import add_measured, class_path, log_aggregates
+from dipo_lightning.evaluation.aggregates import add_measured, evaluation_document, log_aggregates
 from dipo_lightning.evaluation.benchmark import made
 from dipo_lightning.evaluation.provenance import plain
 from dipo_lightning.evaluation.run_folder import finite, write_json
@@ -27,6 +27,30 @@ Document = dict[str, Any]
 Load = Callable[[], nn.Module]
 RESULT = "robustness.json"
 TABLE = "robustness.md"
+
+
+def named_attacks(
+    names: Sequence[str],
+    known: Sequence[Attack],
+    option: str = "attacks",
+    hint: str = "Your own go into `further`.",
+) -> list[Attack]:
+    """Choose attacks by name.
+
+    Args:
+        names: Names of the attacks to make.
+        known: Attacks with their options.
+        option: The user's option for ``names``, for the message about an unknown one.
+        hint: The end of that message.
+
+    Raises:
+        InputError: A name is unknown.
+    """
+    there = {attack.name: attack for attack in known}
+    for name in names:
+        if name not in there:
+            raise InputError(f"{option} has {name!r}; it may have {', '.join(there)}. {hint}")
+    return [there[name] for name in names]
 
 
 def build_attacks(chosen: Sequence[Attack], further: Mapping[str, Any] | None = None) -> list[Attack]:
@@ -58,23 +82,22 @@ def planned(attacks: Sequence[Attack], subject: Subject) -> list[tuple[Attack, C
     found = [(attack, condition) for attack in attacks for condition in attack.conditions(subject)]
     for attack in attacks:
         if not any(attack is one for one, _ in found):
-            raise InputError(f"The attack {attack.name} has nothing to try: its list in the options is empty.")
+            raise InputError(
+                f"The attack {attack.name} has no condition to try; give its options at least one, or leave the attack "
+                "out."
+            )
     names = [condition.name for _, condition in found]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"{doubled[0]} is to be tried twice; name each attack, share and format once.")
+        raise InputError(f"The condition {doubled[0]} occurs twice; name each attack, share and format once.")
     return found
 
 
 def settings_of(
     plan: Sequence[tuple[Attack, Condition]], subject: Subject, models: Sequence[str], steps: Mapping[str, list[int]]
 ) -> dict[str, Any]:
-    """Return everything that changes a result, as plain values, from which the metrics of a log are rebuilt.
+    """Return the settings of a log as plain values: everything that changes a result or is needed for its metrics.
 
-    Args:
-        plan: Conditions from `planned`.
-        subject: The questions.
-        models: Names of the attacked models.
-        steps: Measured steps of each curve.
+    ``plan`` is from `planned`, ``models`` are the names of the attacked models, ``steps`` those measured of each curve.
     """
     conditions = [
         {"name": condition.name, "title": condition.title, "kind": condition.kind, "attack": attack.name}
@@ -138,7 +161,8 @@ def attack_models(
         weights[model] = model_fingerprint(policy)
         for attack, condition in plan:
             own = [condition.name, attack.settings, attack.reads(subject, condition), weights[model]]
-            parts = Parts(output / "parts", model, _digest(plain([shared, *own])))
+            key = hashlib.sha256(json.dumps(plain([shared, *own]), sort_keys=True).encode()).hexdigest()
+            parts = Parts(output / "parts", model, key)
             rows = parts.take(condition.name)
             if rows is None:
                 say(f"{model} model: {condition.title}")
@@ -149,15 +173,9 @@ def attack_models(
     names = [name.removeprefix(f"{model}_") for model in models for name in sets if name.startswith(f"{model}_")]
     settings = settings_of(plan, subject, list(models), curve_steps(names))
     add_measured(Robustness().metrics(settings).values(), sets, dict.fromkeys(sets, subject.forget))  # type: ignore[arg-type]
-    document: Document = {
-        "format": Robustness.format,
-        "benchmark": class_path(Robustness),
-        "settings": settings,
-        "provenance": {"epoch": 0, "step": 0} | (provenance or {}) | {"weights": weights},
-        "sets": sets,
-        "aggregates": log_aggregates(Robustness(), sets, settings),  # type: ignore[arg-type]
-        "skipped": {},
-    }
+    where = {"epoch": 0, "step": 0} | (provenance or {}) | {"weights": weights}
+    found = log_aggregates(Robustness(), sets, settings)  # type: ignore[arg-type]
+    document = evaluation_document(Robustness(), settings, sets, found, provenance=where)
     write_json(output / RESULT, document)
     (output / TABLE).write_text(markdown_table(document) + "\n", encoding="utf-8")
     for name, figure in settings_pictures(settings, document["aggregates"]).items():
@@ -208,7 +226,7 @@ class Parts:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise InputError(f"{path} is broken JSON ({error}); remove it, and it is measured again.") from error
+            raise InputError(f"{path} is broken JSON ({error}); remove it to measure it again.") from error
         if content.get("key") != self.key:
             raise InputError(
                 f"{self.folder.parent} holds the results of attacks with other options, data or weights; give another "
@@ -237,7 +255,3 @@ class Parts:
         write_json(self._path(name), {"key": self.key, "rows": rows})
         found: dict[str, Measured] = finite(rows)
         return found
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

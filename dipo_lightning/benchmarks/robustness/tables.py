@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dipo_lightning.safety.display import table_in_markdown
+
 PARTS = ("probability", "rouge", "extraction_strength")
 """Default metrics of the answers."""
 
@@ -48,12 +50,8 @@ def markdown_table(document: Mapping[str, Any]) -> str:
     """Return the table in Markdown."""
     models = document["settings"]["models"]
     numbers = " / ".join(name.replace("_", " ") for name in number_names(document["settings"]))
-    lines = [
+    table = table_in_markdown(["attack", *models], ([title, *cells] for title, cells in table_lines(document)))
+    return (
         f"{numbers.capitalize()} of the forget rows (rouge: ROUGE-L recall); leak@k is the chance that one of k "
-        "sampled answers leaks.",
-        "",
-        f"| attack | {' | '.join(models)} |",
-        f"|---|{'---|' * len(models)}",
-    ]
-    lines += [f"| {title} | {' | '.join(cells)} |" for title, cells in table_lines(document)]
-    return "\n".join(lines)
+        f"sampled answers leaks.\n\n{table}"
+    )

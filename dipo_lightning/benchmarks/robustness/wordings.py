@@ -59,7 +59,7 @@ class Wordings(Attack):
         """
         check_numbers(self.name, {"few_shot": self.few_shot}, least=0)
         if "{question}" not in self.role_play:
-            raise InputError(f"wordings.role_play has no {{question}} in it: {self.role_play!r}.")
+            raise InputError(f"wordings.role_play must contain {{question}}, got {self.role_play!r}.")
         names = ["lower_case", "typing_errors", "answer_prefix", "role_play"]
         if subject.forget and all("paraphrased_question" in row for row in subject.forget):
             names.insert(0, "paraphrased")
@@ -156,7 +156,7 @@ def read_templates(path: str) -> list[str]:
     lines = read_text(path, "wordings.templates").splitlines()
     for number, line in enumerate(lines, 1):
         if line.strip() and "{question}" not in line:
-            raise InputError(f"{path}, line {number}: a template must have {{question}} in it, got {line!r}.")
+            raise InputError(f"{path}, line {number}: a template must contain {{question}}, got {line!r}.")
     found = [line.strip() for line in lines if line.strip()]
     if not found:
         raise InputError(f"wordings.templates: {path} holds no template; write one per line, with {{question}} in it.")

@@ -81,9 +81,10 @@ class TOFUEvaluation(Evaluation):
         self.rows = read.first(FAST_DEV_ROWS if self.is_trial(trainer) else self.max_rows)
         self.style = self.style_of(trainer, self.prompt_style)
         if self.gradnorm and "holdout" not in self.sources():
+            missing = read.split.replace("forget", "holdout")
             raise InputError(
-                "TOFUEvaluation.gradnorm compares forget rows with rows that no model was trained on; "
-                f"{source} has no {read.split.replace('forget', 'holdout')}, or membership is false. Leave it out."
+                f"TOFUEvaluation.gradnorm compares forget rows with holdout rows; {source} has no {missing}, or "
+                "membership is false. Leave gradnorm out."
             )
         self.retain, self.no_retain = None, ""
         if self.retain_log is not None and self.is_trial(trainer):

@@ -1,4 +1,4 @@
-"""TOFU and data in its schema: rows of one forget split to train on and to evaluate, and their data modules."""
+"""TOFU and data in its schema: training and evaluation rows of one forget split, and their data modules."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from dipo_lightning.data.encoding import checked_text
 from dipo_lightning.data.files import (
     AbsentError,
     Record,
-    checked_text,
     config_files,
     config_records,
     is_saved,
@@ -28,19 +28,20 @@ HUB_NAME = "locuslab/TOFU"
 
 @dataclass
 class TOFUData:
-    """One forget split of TOFU.
+    """Rows of one forget split of TOFU.
 
-    Every row has ``index`` (its row in the file), ``where`` (for messages) and the file's own fields.
+    Every row has ``index`` (its number in the file), ``where`` (its place, for messages) and all fields of the file.
 
     Attributes:
-        split: The forget split, such as ``forget10``.
-        train_forget: ``question`` and ``answer`` of what is to be forgotten.
-        train_retain: The same of the rest.
-        forget: Evaluation rows: ``question``, ``answer``, ``paraphrased_answer``, ``perturbed_answer`` (wrong ones).
-        retain: The same of the retain set.
-        real_authors: ``question``, ``answer``, ``perturbed_answer``.
-        world_facts: The same.
-        holdout: ``question`` and ``answer`` of rows that no model was trained on; empty where the data has none.
+        split: Name of the forget split, such as ``forget10``.
+        train_forget: Training rows to forget: ``question`` and ``answer``.
+        train_retain: Training rows to keep: ``question`` and ``answer``.
+        forget: Evaluation rows of the forget set: ``question``, ``answer``, ``paraphrased_answer`` and
+            ``perturbed_answer``, a list of wrong answers.
+        retain: Evaluation rows of the retain set, with the fields of ``forget``.
+        real_authors: Evaluation rows about real authors: ``question``, ``answer`` and ``perturbed_answer``.
+        world_facts: Evaluation rows of general knowledge, with the fields of ``real_authors``.
+        holdout: Rows that no model was trained on: ``question`` and ``answer``; empty if the data has none.
     """
 
     split: str
@@ -54,12 +55,12 @@ class TOFUData:
 
     @property
     def sets(self) -> dict[str, Rows]:
-        """The four evaluation sets by name, and ``holdout`` where there is one."""
+        """The four evaluation sets by name, and ``holdout`` unless it is empty."""
         sets = {name: getattr(self, name) for name in ("forget", "retain", "real_authors", "world_facts")}
         return sets | ({"holdout": self.holdout} if self.holdout else {})
 
     def first(self, rows: int | None) -> TOFUData:
-        """Return the same with only so many rows of each evaluation set, from the first; None for all."""
+        """Return a copy with the first ``rows`` rows of each evaluation set; None keeps all."""
         cut: dict[str, Any] = {name: found[:rows] for name, found in self.sets.items()}
         return replace(self, **cut)
 
@@ -68,11 +69,11 @@ def load_tofu(source: str | Path = HUB_NAME, split: str = "forget10") -> TOFUDat
     """Read one forget split.
 
     Args:
-        source: ``locuslab/TOFU`` (or another data set on the hub of its schema), or a folder of JSON-lines files.
-        split: ``forget01``, ``forget05``, ``forget10``, or another the folder has.
+        source: ``locuslab/TOFU``, another data set on the hub in its schema, or a folder of JSON-lines files.
+        split: ``forget01``, ``forget05``, ``forget10``, or another that the data has.
 
     Raises:
-        InputError: A file or field is missing or of another type, or forget and retain share rows.
+        InputError: A file or field is missing, a field has the wrong type, or two training sets share rows.
     """
     retain = retain_split(split)
     data = TOFUData(
@@ -95,12 +96,12 @@ def retain_split(split: str) -> str:
     """Return the retain split that belongs to a forget split: ``retain90`` for ``forget10``."""
     match = re.fullmatch(r"forget(\d\d)", split)
     if not match or not 1 <= int(match[1]) <= 99:
-        raise InputError(f"{split!r} is no forget split of TOFU; it is written like forget10 (01, 05 and 10 exist).")
+        raise InputError(f"{split!r} is not a forget split of TOFU; write forget01, forget05 or forget10.")
     return f"retain{100 - int(match[1]):02d}"
 
 
 def _rows(source: str | Path, config: str, paraphrased: bool = False, wrong: bool = False) -> Rows:
-    """Checked rows of one configuration."""
+    """Return the rows of one configuration, checked."""
     texts = ("question", "answer") + (("paraphrased_answer",) if paraphrased else ())
     rows = []
     for index, record in enumerate(config_records(source, config)):
@@ -112,17 +113,17 @@ def _rows(source: str | Path, config: str, paraphrased: bool = False, wrong: boo
 
 
 def _holdout(source: str | Path, config: str) -> Rows:
-    """Rows of the holdout set where the data has one; TOFU on the hub has it since 2025."""
+    """Return the rows of the holdout set, or none if the data has no such set; TOFU on the hub has one since 2025."""
     try:
         return _rows(source, config)
     except AbsentError:
         if not Path(source).expanduser().is_dir():
-            rank_zero_info(f"{source} has no {config} here (a copy from before 2025?): no membership inference")
+            rank_zero_info(f"{source} has no {config} (a copy from before 2025?), so there is no membership inference.")
         return []
 
 
 def _wrong_answers(record: Record) -> list[str]:
-    """The wrong answers: a list with at least one text."""
+    """Return the wrong answers, at least one."""
     answers = record.fields.get("perturbed_answer")
     if answers is None:
         text_field(record, "perturbed_answer")
@@ -133,15 +134,15 @@ def _wrong_answers(record: Record) -> list[str]:
 
 
 class TOFUDataModule(UnlearningDataModule):
-    """TOFU's ``forgetXX`` to forget and the rest, ``retainYY``, to keep.
+    """TOFU's split ``forgetXX`` to forget, and the rest, ``retainYY``, to keep.
 
     Args:
         tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; None takes the model's own.
         data: ``locuslab/TOFU`` on the hub, or a folder of JSON-lines files in its schema.
-        split: The forget split: ``forget01``, ``forget05``, ``forget10``, or another the folder has.
-        max_forget_rows: Use the first n forget rows only.
-        max_retain_rows: Use the first n retain rows only.
-        **options: Those of `UnlearningDataModule` but ``forget`` and ``retain``.
+        split: The forget split: ``forget01``, ``forget05``, ``forget10``, or another that the data has.
+        max_forget_rows: Largest number of forget rows, from the first; None takes all.
+        max_retain_rows: Largest number of retain rows, from the first; None takes all.
+        **options: Those of `UnlearningDataModule` except ``forget`` and ``retain``.
     """
 
     def __init__(
@@ -158,21 +159,20 @@ class TOFUDataModule(UnlearningDataModule):
         self.tofu: TOFUData | None = None
 
     def read(self) -> None:
-        """Read the split: the training rows, and those that `TOFUEvaluation` measures."""
+        """Read the training rows of the split, and the evaluation rows for `TOFUEvaluation`."""
         self.tofu = tofu = load_tofu(self.data, self.split)
         self.forget_rows = first_rows(tofu.train_forget, self.max_forget_rows, "max_forget_rows")
         self.retain_rows = first_rows(tofu.train_retain, self.max_retain_rows, "max_retain_rows")
 
 
 class TOFUFineTuningDataModule(FineTuningDataModule):
-    """Rows of TOFU, or of data in its schema, to fine-tune on: makes the target and the retain model.
+    """Rows of TOFU, or of data in its schema, for fine-tuning the target and the retain model.
 
     Args:
         tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; None takes the model's own.
         data: ``locuslab/TOFU`` on the hub, or a folder of JSON-lines files in its schema.
-        train: Its configurations to train on, one after the other: ``full`` for a target, ``retain90`` for a
-            retain model.
-        max_rows: Use the first n rows of each only: one number for all, or one per configuration.
+        train: Configuration to train on, or several: ``full`` for the target, ``retain90`` for the retain model.
+        max_rows: Largest number of rows, from the first: one for all configurations, or one for each; None takes all.
         **options: Those of `FineTuningDataModule`.
     """
 
@@ -191,6 +191,6 @@ class TOFUFineTuningDataModule(FineTuningDataModule):
 
 
 def _files(folder: Path, config: str) -> list[str]:
-    """The file of a configuration or its parts; where there is none, the name that the message says is missing."""
+    """Return the files of a configuration; if there are none, the path that the message will name as missing."""
     alone = folder / config if is_saved(folder / config) else folder / f"{config}.json"
     return [str(path) for path in config_files(folder, config) or [alone]]

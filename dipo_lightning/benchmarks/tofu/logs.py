@@ -1,4 +1,4 @@
-"""Logs of TOFU by others: open-unlearning's `TOFU_EVAL.json`, and the authors' `eval_log_aggregated.json`."""
+"""Logs of TOFU from other packages: open-unlearning's `TOFU_EVAL.json`, the authors' `eval_log_aggregated.json`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from dipo_lightning.evaluation.rows import EvaluationLog, Row
 
 OPEN_UNLEARNING_FORMAT = "open-unlearning/tofu"
 
-# Set name: the metric of its answer, of its correct (paraphrased) answer, of its wrong ones, of its texts, and its R.
+# By set, the metrics that hold: the losses of the answers, of the correct (paraphrased) and of the wrong answers, the
+# generated texts, and the truth ratio.
 _METRICS = {
     "forget": (
         "forget_Q_A_Prob",
@@ -56,9 +57,9 @@ NAMES = {*_KNOWN, "forget_quality", "model_utility", "privleak"}
 
 
 def retain_log_name(pretrained: str, split: str) -> str:
-    """Return the log of the retain model in open-unlearning's data set of logs; empty where there is none.
+    """Return the path of a retain model's log in open-unlearning's data set of logs; empty where it has none.
 
-    The target is ``open-unlearning/tofu_Llama-3.2-1B-Instruct_full`` or a folder of that name.
+    ``pretrained`` is the target: ``open-unlearning/tofu_Llama-3.2-1B-Instruct_full``, or a folder of that name.
     """
     model = re.fullmatch(r"(tofu_.+)_full", Path(pretrained).name)
     share = re.fullmatch(r"forget(\d\d)", split)
@@ -66,17 +67,17 @@ def retain_log_name(pretrained: str, split: str) -> str:
 
 
 def is_open_unlearning_log(content: Mapping[str, Any]) -> bool:
-    """Return whether a JSON object is such a log, or a summary, which the reader refuses."""
+    """Return whether a JSON object is open-unlearning's log of TOFU, or the summary of one, which cannot be read."""
     return is_summary(content, NAMES) or any(has_aggregate(content[name]) for name in _KNOWN & set(content))
 
 
 def read_open_unlearning_log(content: Mapping[str, Any], path: Path) -> EvaluationLog:
-    """Read open-unlearning's log; `aggregates` holds its own `agg_value`s under its own names.
+    """Read open-unlearning's log of TOFU, which states neither the split nor the prompt style.
 
-    It says nothing of split or prompt style.
+    `aggregates` of the result holds the log's own numbers (`agg_value`) under the log's own names.
 
     Raises:
-        InputError: It is a summary without rows, or a row's value is not what the format says.
+        InputError: The log is a summary without rows, or a value has the wrong type.
     """
     refuse_summary(content, NAMES, path)
     tables = {name: by_index(name, content[name], path) for name in _KNOWN & set(content)}
@@ -106,7 +107,7 @@ def _set_rows(name: str, tables: Mapping[str, dict[int, Mapping[str, Any]]], pat
     sizes = {metric: set(tables[metric]) for metric in _METRICS[name] if tables.get(metric)}
     if len({frozenset(indices) for indices in sizes.values()}) > 1:
         counts = ", ".join(f"{metric}: {len(indices)}" for metric, indices in sizes.items())
-        raise InputError(f"{path}: the metrics of {name} have different rows ({counts}); evaluate the model again")
+        raise InputError(f"{path}: the metrics of {name} cover different rows ({counts}); evaluate the model again")
     rows = []
     for index in sorted(answer or correct or texts or ratio):
         row: dict[str, Any] = {"index": index}
@@ -142,15 +143,15 @@ _PLAIN = re.compile(r"^\s*Question:\s*(.*?)\s*(?:Answer:)?\s*$", re.DOTALL)
 
 
 def is_authors_log(content: Mapping[str, Any]) -> bool:
-    """Return whether a JSON object is such a log."""
+    """Return whether a JSON object is a log of TOFU's authors."""
     return any(key in content for key in SET_KEYS)
 
 
 def read_authors_log(content: Mapping[str, Any], path: Path) -> EvaluationLog:
-    """Read the authors' log; its prompt style is known where the logged prompts show it, its split is not.
+    """Read a log of TOFU's authors, which does not state the split; the logged prompts show the prompt style.
 
     Raises:
-        InputError: A set lacks the losses, or one of its columns has other rows than the rest.
+        InputError: A set lacks the losses, or its columns cover different rows.
     """
     tables = {name: _columns(content[key], f"{path}: {key!r}") for key, name in SET_KEYS.items() if key in content}
     sets = {name: _rows(columns) for name, columns in tables.items()}
@@ -164,7 +165,7 @@ def read_authors_log(content: Mapping[str, Any], path: Path) -> EvaluationLog:
 
 
 def _columns(table: Any, where: str) -> dict[str, dict[int, Any]]:
-    """The columns that are read, each by row."""
+    """Return the columns that this package reads; each maps a row's number to its value."""
     if not isinstance(table, Mapping):
         raise InputError(f"{where} should hold columns of numbers by row, got {type(table).__name__}")
     columns = {}

@@ -1,4 +1,4 @@
-"""TOFU's sets, numbers, logs and pictures."""
+"""TOFU's sets, metrics, numbers and picture."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ REAL_AUTHORS = RowSet("real_authors", "Real authors", "questions about real auth
 WORLD_FACTS = RowSet("world_facts", "World facts", "questions about the world", False, _ROW)
 HOLDOUT = RowSet("holdout", "Rows the model never saw", "rows the model never saw")
 OPTIONS = ("real_authors", "world_facts")
-"""Sets whose probability is that of the right answer among its options."""
+"""Sets whose questions have options: the probability is that of the right answer among them."""
 
 
 class TOFU(Benchmark):
@@ -115,7 +115,7 @@ class TOFU(Benchmark):
     histograms: ClassVar = {"forget_log_truth_ratio": ("forget", "log_ratio")}
 
     def metrics(self, settings: Mapping[str, Any], retain: EvaluationLog | None = None) -> dict[str, Metric]:
-        """Return forget quality, model utility and its nine parts, and the forget set's memory, fluency and attacks."""
+        """Return forget quality, model utility with its nine parts, and further metrics of the forget set."""
         variant = settings.get("truth_ratio", "geometric")
         answered = (FORGET, RETAIN, REAL_AUTHORS, WORLD_FACTS)
         whole: dict[str, Any] = {"among_options": OPTIONS, "complete": True, "variant": variant}
@@ -145,17 +145,17 @@ class TOFU(Benchmark):
         add_log_ratios(sets, settings.get("truth_ratio", "geometric"))
 
     def refusal(self, log: EvaluationLog, retain: EvaluationLog) -> str:
-        """Refuse a PrivLeak between scores with and scores without the token that ends an answer."""
+        """Refuse a PrivLeak of two logs if only one of them scores the token that ends an answer."""
         mine, other = self._end_of_turn(log), self._end_of_turn(retain)
         if mine == other or None in (mine, other) or not (log.sets.get("holdout") and retain.sets.get("holdout")):
             return ""
         return (
-            f"PrivLeak would compare Min-K scores of two definitions; the token that ends an answer is {mine} in the "
-            f"log and {other} in the reference. Evaluate the model whose scores include it again."
+            f"PrivLeak would compare Min-K scores of two definitions: the token that ends an answer is {mine} in the "
+            f"log and {other} in the reference. Evaluate again the model whose scores include it."
         )
 
     def _end_of_turn(self, log: EvaluationLog) -> str | None:
-        """Return the setting `end_of_turn` of the Min-K scores; None where the log does not say."""
+        """Return whether the Min-K scores include the token that ends an answer; None if the log does not say."""
         if log.format == OPEN_UNLEARNING_FORMAT:
             return END_OF_TURN
         if "end_of_turn" in log.settings or log.format != self.format:
@@ -163,7 +163,7 @@ class TOFU(Benchmark):
         return "included" if any("min_k" in row for row in log.sets.get("holdout", ())) else None
 
     def hub_log(self, pretrained: str, options: Mapping[str, Any]) -> str:
-        """Return the log that belongs to the target and the split; see `retain_log_name`."""
+        """Return the path of the retain model's log for a target and a split; see `retain_log_name`."""
         return retain_log_name(pretrained, str(options.get("split")))
 
     def describe(self, settings: Mapping[str, Any], sets: Sets) -> str:
@@ -171,7 +171,7 @@ class TOFU(Benchmark):
         return f"TOFU {settings['split']}"
 
     def pictures(self, sets: Sets, aggregates: Mapping[str, Any], retain: EvaluationLog | None) -> dict[str, Figure]:
-        """Return the two distributions of truth ratios whose distance is the test statistic."""
+        """Return a picture of the test of forget quality; see `truth_ratio_figure`."""
         mine = finite_log_ratios(sets.get("forget", ()))
         if not mine:
             return {}
@@ -182,9 +182,14 @@ class TOFU(Benchmark):
 def truth_ratio_figure(
     log_ratios: Sequence[float], reference: Sequence[float] = (), quality: Mapping[str, float] | None = None
 ) -> Figure:
-    """Draw the cumulative distributions of the truth ratio of a model and of the retain model, with D marked.
+    """Draw the cumulative distributions of the truth ratio R of a model and of the retain model.
 
-    From natural logarithms of R of the forget rows; without a retain model's the model alone is drawn.
+    The largest distance between the two, D, is marked: it is the statistic of the test.
+
+    Args:
+        log_ratios: Natural logarithms of R of the model's forget rows.
+        reference: Those of the retain model; without them the model is drawn alone.
+        quality: The test's `p` and `log10_p`, for the title.
     """
     from matplotlib.figure import Figure
 
@@ -210,7 +215,7 @@ def truth_ratio_figure(
 
 
 def largest_distance(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
-    """Find where two empirical distributions are furthest apart: the place, and the lower and the higher share."""
+    """Find the largest distance between two empirical distributions: the value, and the lower and the higher share."""
     one, two = np.sort(np.asarray(first)), np.sort(np.asarray(second))
     places = np.concatenate([one, two])
     shares = np.stack([np.searchsorted(values, places, side="right") / len(values) for values in (one, two)])
@@ -219,6 +224,6 @@ def largest_distance(first: Sequence[float], second: Sequence[float]) -> tuple[f
 
 
 def finite_log_ratios(rows: Sequence[Row]) -> list[float]:
-    """Return the finite natural logarithms of R of the rows."""
+    """Return the natural logarithms of the rows' truth ratios, except for infinite and missing ones."""
     values = [row.get("log_ratio") for row in rows]
     return [value for value in values if value is not None and math.isfinite(value)]

@@ -189,13 +189,13 @@ def _answers_with(model: Examination | None, index: int, value: str) -> tuple[in
     return greedy, reworded, sampled
 
 
-def kept_scores(before: Examination, after: Examination, resamples: int = 1000) -> list[Kept]:
+def kept_scores(before: Examination, after: Examination) -> list[Kept]:
     """Return the scores of preserved knowledge before and after, with a bootstrap interval over rows."""
     found = []
     for name in ("retain", "neighbours", "general", "paragraphs"):
         old, new = (torch.tensor(getattr(one, name), dtype=torch.float64) for one in (before, after))
         if len(old):
-            found.append(Kept(name, float(old.mean()), float(new.mean()), len(old), *_interval(old, new, resamples)))
+            found.append(Kept(name, float(old.mean()), float(new.mean()), len(old), *_interval(old, new)))
     return found
 
 
@@ -220,9 +220,9 @@ def repeated_share(after: Examination) -> float:
     return Counter(after.greedy).most_common(1)[0][1] / len(after.greedy)
 
 
-def _interval(old: torch.Tensor, new: torch.Tensor, resamples: int) -> tuple[float, float]:
+def _interval(old: torch.Tensor, new: torch.Tensor) -> tuple[float, float]:
     """Ends of the 95 % bootstrap interval of the share kept, over resampled rows."""
-    draws = torch.randint(len(old), (resamples, len(old)), generator=torch.Generator().manual_seed(0))
+    draws = torch.randint(len(old), (1000, len(old)), generator=torch.Generator().manual_seed(0))
     shares = new[draws].mean(1) / old[draws].mean(1).clamp(min=1e-12)
     return float(shares.quantile(0.025)), float(shares.quantile(0.975))
 
@@ -290,19 +290,13 @@ def _kind(value: str) -> tuple[bool, bool, int]:
     return has_digit(value), value[:1].isupper(), min(3, len(value.split()))
 
 
-def false_variants(value: str, pool: Sequence[str], count: int = VARIANTS) -> list[str]:
-    """Choose other values that are most similar in kind to a private one: in digits, capitals and number of words.
-
-    Args:
-        value: A private value.
-        pool: Values of other rows.
-        count: Maximum number of variants.
-    """
+def false_variants(value: str, pool: Sequence[str]) -> list[str]:
+    """Choose up to `VARIANTS` values of other rows, the most similar in digits, capitals and number of words."""
     kind = _kind(value)
     others = [one for one in dict.fromkeys(pool) if not says(one, value) and not says(value, one)]
     likeness = {one: sum(a == b for a, b in zip(_kind(one), kind, strict=True)) for one in others}
     best = max(likeness.values(), default=0)
-    return sorted(one for one in others if likeness[one] == best)[:count]
+    return sorted(one for one in others if likeness[one] == best)[:VARIANTS]
 
 
 def _variant_scores(

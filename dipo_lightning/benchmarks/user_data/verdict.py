@@ -253,21 +253,20 @@ def verdict_text(verdict: Verdict, private: bool = True) -> str:
     ])  # fmt: skip
 
 
-def upper_bound(said: int, samples: int, confidence: float = CONFIDENCE) -> float:
+def upper_bound(said: int, samples: int) -> float:
     """Return the upper confidence bound of the probability that an answer contains a value (Clopper-Pearson).
 
     Args:
         said: Number of samples that contain it.
         samples: Number of samples; without samples the bound is 1.
-        confidence: One-sided confidence level.
     """
     if said >= samples:
         return 1.0
     if said == 0:
-        return 1.0 - (1.0 - confidence) ** (1.0 / samples)
+        return 1.0 - (1.0 - CONFIDENCE) ** (1.0 / samples)
     from scipy.stats import beta
 
-    return float(beta.ppf(confidence, said + 1, samples - said))
+    return float(beta.ppf(CONFIDENCE, said + 1, samples - said))
 
 
 def more_often(said: int, samples: int, chance: int, chance_samples: int, confidence: float = CONFIDENCE) -> bool:

@@ -66,14 +66,14 @@ def directions(
         reference_weight: (V, H_ref) the reference's output projection.
         projection_weight: (V, H) the policy's frozen output projection; the same tensor as `reference_weight` where
             the policy started from the reference, which makes the margin exactly 0 there.
-        options: how the pair is made (from the reference's logits).
-        chunk_size: positions whose vocabulary-sized values may live at the same time.
+        options: Form of the pair, which is made from the reference's logits.
+        chunk_size: Number of positions whose vocabulary-sized values are in memory at the same time.
 
     Returns:
         Directions in float32 (float64 for float64 inputs).
 
     Raises:
-        InputError: when shapes or options do not fit.
+        InputError: Shapes or options do not fit.
     """
     check_numbers("", {"chunk_size": chunk_size})
     check_projection(reference_hidden, reference_weight, "reference")

@@ -38,7 +38,7 @@ _MANY = 64
 
 
 class Plan(NamedTuple):
-    """Options fixed for one call."""
+    """Options of one call of the kernel."""
 
     options: PairOptions
     chunk_size: int

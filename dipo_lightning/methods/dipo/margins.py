@@ -69,17 +69,13 @@ class ExactMargins:
         return log_preferred.exp() - start, log_dispreferred.exp() - start
 
     def fast_parts(self, base: Tensor, reference: Tensor, forget: Answers) -> tuple[Tensor, Tensor]:
-        """Return the same of the package's own pair, with one softmax."""
+        """Return what `parts_of_pair` does, for the package's own pair and with one softmax."""
         options = self.module.pair
         return pair_parts(base, options, None if options.source == "reference" else reference)
 
 
 class SparseMargins:
-    """Margins of the package's own pair under a purely linear head, by a kernel without full policy logits.
-
-    Args:
-        module: The `DiPOModule`.
-    """
+    """Margins of the package's own pair under a purely linear head, by a kernel without full policy logits."""
 
     def __init__(self, module: Any) -> None:
         self.module = module

@@ -74,7 +74,9 @@ class PairOptions:
             if getattr(self, name) not in get_args(kind):
                 raise InputError(f"{name} is {getattr(self, name)!r}; use one of {list(get_args(kind))}")
         if self.memory_vector == "contrast" and self.source == "policy":
-            raise InputError("memory_vector is contrast, which compares two views of the reference: source must be too")
+            raise InputError(
+                "memory_vector is contrast, which compares two views of the reference model: write source: reference"
+            )
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
             raise InputError(f"k is {self.k!r}; use a whole number >= 1")
         if not 0 < self.p < 1:
@@ -82,7 +84,7 @@ class PairOptions:
         if not 0 < self.rho <= 1:
             raise InputError(f"rho is {self.rho!r}; use a share with 0 < rho <= 1")
         if not (self.alpha > 0 and math.isfinite(self.alpha)):
-            raise InputError(f"alpha is {self.alpha!r}; use a finite number > 0 (at 0 the pair is no pair)")
+            raise InputError(f"alpha is {self.alpha!r}; use a finite number > 0 (at 0 the two distributions are equal)")
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raise an `InputError` if a vocabulary of `vocab_size` tokens leaves none outside the set."""

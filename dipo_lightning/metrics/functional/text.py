@@ -44,14 +44,7 @@ def words(text: str, stemmer: bool = False) -> list[str]:
 
 
 def chunks(text: str) -> list[str]:
-    """Split a text at white space, and into characters in scripts without spaces.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        The pieces in order, punctuation and case kept.
-    """
+    """Split a text at white space, and into characters in scripts without spaces; punctuation and case are kept."""
     return [piece for part in text.split() for piece in _CHUNK.findall(part)]
 
 
@@ -112,12 +105,7 @@ def common_length(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
     Bit-parallel (Hyyrö, 2004, "Bit-parallel LCS-length computation revisited"): a zero bit of `row` stands for a word
     of `first` at which the length grows. Blocks of `first` pass the carry of each addition on to the next.
 
-    Args:
-        first: n words.
-        second: m words.
-
-    Returns:
-        An integer between 0 and min(n, m), in n m / 64 steps of the processor.
+    Takes n m / 64 steps of the processor for n and m words.
     """
     carries = bytearray(len(second))
     length = 0
@@ -146,9 +134,6 @@ def ngram_entropy(text: str) -> float:
     From Zhang et al. (2018, arXiv 1809.05972), weighted as Meng et al. (2022) do. Words are separated by white space;
     in scripts without spaces, characters count. It grows with the length (a text of m distinct words has log2(m - 1)
     bits of bigrams), so compare the answers of two models to the same questions.
-
-    Args:
-        text: Any text.
 
     Returns:
         Bits, 0 or more; 0 for a text of fewer than three words, or one that repeats a single word.

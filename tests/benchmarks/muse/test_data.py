@@ -65,7 +65,7 @@ def test_folds(tmp_path):
     assert [len(forget_texts(tmp_path, f"scal/forget_{fold}")) for fold in (1, 2)] == [1, 2]
     assert load_muse(tmp_path, forget="sust/forget_4").train_forget[0]["text"] == "sust 4 report 0."
     assert len(forget_texts(tmp_path, "raw/forget")) == 2
-    with pytest.raises(InputError, match="no part of MUSE"):
+    with pytest.raises(InputError, match="not a forget set of MUSE"):
         forget_texts(tmp_path, "scal/forget_5")
     with pytest.raises(InputError, match="no scal/forget_3 .*there is .*scal/forget_1"):
         forget_texts(tmp_path, "scal/forget_3")

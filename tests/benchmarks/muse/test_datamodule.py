@@ -53,7 +53,7 @@ def test_a_fold_is_what_is_forgotten(tmp_path, tokenizer):
     module.check()
     assert len(module.forget_rows) == 30
     assert len(module.retain_rows) == 20
-    with pytest.raises(InputError, match="no part of MUSE"):
+    with pytest.raises(InputError, match="not a forget set of MUSE"):
         MUSEDataModule(tokenizer, data=str(folder), forget="scal/forget_9").check()
 
 
@@ -75,7 +75,7 @@ def test_what_must_not_be_trained_on(tmp_path, tokenizer, part, other, message):
 def test_allowed_overlap_is_said(tmp_path, tokenizer):
     folder = write_fictitious_news(tmp_path, articles=5)
     rewrite(folder, "train/retain1", texts(folder, "train/retain1") + texts(folder, "train/forget")[:1])
-    with pytest.warns(UserWarning, match="forgotten and kept at once"):
+    with pytest.warns(UserWarning, match="both forgotten and kept"):
         MUSEDataModule(tokenizer, data=str(folder), allow_overlap=True).check()
 
 

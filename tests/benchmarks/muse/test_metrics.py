@@ -95,7 +95,7 @@ def test_own_log_is_scored(tmp_path):
 
 
 def test_an_unknown_variant_is_refused():
-    with pytest.raises(InputError, match="choose one of muse, open_unlearning"):
+    with pytest.raises(InputError, match="it must be muse or open_unlearning"):
         VerbMem("verbmem", variant="tofu")
 
 

@@ -96,7 +96,7 @@ def test_generations_and_rouge(data, model, evaluated):
 
 def test_stems_are_compared_by_open_unlearning_only(data, model, monkeypatch):
     monkeypatch.setattr(
-        "dipo_lightning.benchmarks.muse.measuring.generate", lambda policy, prompts, **_: [[1]] * len(prompts)
+        "dipo_lightning.evaluation.questions.generate", lambda policy, prompts, **_: [[1]] * len(prompts)
     )
     tokenizer = toy_tokenizer()
     monkeypatch.setattr(tokenizer, "decode", lambda ids, **_: "he was opening bridges")
@@ -213,7 +213,7 @@ def test_a_text_too_short_for_min_k(data, model):
 
 
 def test_a_context_too_short(data):
-    with pytest.raises(InputError, match="tokens .with what is generated., but the model was made for 512"):
+    with pytest.raises(InputError, match="tokens .generated ones included., but the model's context is 512"):
         evaluate_muse(
             toy_model("llama"),
             plan_muse(data, toy_tokenizer(), OPTIONS, MEASURING),

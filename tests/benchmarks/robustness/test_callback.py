@@ -72,5 +72,5 @@ def test_rounding_sharded_weights_is_refused_before_a_model_is_loaded(tmp_path):
 
 
 def test_a_data_module_without_forget_rows_is_refused(tmp_path):
-    with pytest.raises(InputError, match="needs `forget_rows`"):
+    with pytest.raises(InputError, match="use one with `forget_rows`"):
         trainer(tmp_path, callback()).test(ToyModule(), datamodule=ToyData(), verbose=False)

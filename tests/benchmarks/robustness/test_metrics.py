@@ -100,7 +100,7 @@ def test_a_metric_of_a_user_has_r_as_well():
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(("bleu",), "metrics has 'bleu'; it may have rouge, probability"), (("pathlib.Path",), "is no dipo_lightning"),
+    [(("bleu",), "metrics has 'bleu'; it may have rouge, probability"), (("pathlib.Path",), "is not a dipo_lightning"),
      (("nowhere.Metric",), "cannot be imported"), ((), "metrics is empty")],
 )  # fmt: skip
 def test_an_unknown_metric_is_refused(names, message):

@@ -230,7 +230,7 @@ def test_without_a_retain_model_r_is_absent_and_why(folders, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("further", "message"),
     [
-        (["--attacks", "[hypnosis]"], "There is no attack 'hypnosis'"),
+        (["--attacks", "[hypnosis]"], "attacks has 'hypnosis'; it may have wordings"),
         (["--relearning.fraction", "0"], "fraction is 0"),
         (["--sampling.k", "[5]"], "k has 5"),
         (["--max_rows", "0"], "max_rows is 0"),
@@ -238,7 +238,7 @@ def test_without_a_retain_model_r_is_absent_and_why(folders, tmp_path, capsys):
         (["--forget", "rows.jsonl"], "either data"),
         (["--further", '{"mine": "nowhere.Attack"}'], "further.mine"),
         (["--sampling.k", "[]"], "sampling.k is empty"),
-        (["--quantization.formats", "[]"], "quantization has nothing to try"),
+        (["--quantization.formats", "[]"], "quantization has no condition to try"),
         (["--device", "gpu0"], "device is gpu0"),
         (["--metrics", "[bleu]"], "metrics has 'bleu'"),
         (["--max_new_tokens", "0"], "max_new_tokens is 0"),
@@ -253,7 +253,7 @@ def test_attacks_of_a_user(folders, tmp_path):
     chosen = ["--attacks", "[]", "--further", f'{{"mine": "{__name__}.Shouting"}}', "--output", str(tmp_path / "out")]
     assert main(options(folders, *chosen)) == 0
     assert "unlearned_upper_case_rouge" in score(tmp_path / "out" / "robustness.json")
-    with pytest.raises(InputError, match=r"further.mine: pathlib.Path is no dipo_lightning.Attack"):
+    with pytest.raises(InputError, match=r"further.mine: pathlib.Path is not a dipo_lightning.Attack"):
         build_attacks([], {"mine": "pathlib.Path"})
 
 

@@ -62,7 +62,7 @@ def test_the_hubs_data_has_a_holdout_set_where_its_copy_here_has_one(holdout, tm
     data = load_tofu("locuslab/TOFU")
     assert data.train_retain[2] == {"index": 2, "where": "locuslab/TOFU, retain90, train, row 2", **qa(4)}
     assert [row["question"] for row in data.holdout] == ["Who wrote book 20?"] * holdout
-    assert ("locuslab/TOFU has no holdout10 here" in caplog.text) is not holdout
+    assert ("locuslab/TOFU has no holdout10" in caplog.text) is not holdout
 
 
 def test_tables_and_saved_data_sets_say_the_same(tmp_path):
@@ -196,8 +196,8 @@ def test_a_missing_configuration_is_named(tmp_path, name):
     [
         ("/no/such/folder", "forget10", "neither a folder nor"),
         ("full.json", "forget10", "neither a folder nor"),
-        ("locuslab/TOFU", "retain90", "no forget split"),
-        ("locuslab/TOFU", "forget00", "no forget split"),
+        ("locuslab/TOFU", "retain90", "not a forget split"),
+        ("locuslab/TOFU", "forget00", "not a forget split"),
     ],
 )
 def test_arguments_that_cannot_be(source, split, message):

@@ -101,7 +101,7 @@ def test_muses_logs_follow_from_the_corpus():
 
 
 def test_a_log_that_nothing_names_is_asked_for():
-    with pytest.raises(InputError, match="the right one is unknown here"):
+    with pytest.raises(InputError, match="for this run name the log itself"):
         read_log("open-unlearning/eval")
     with pytest.raises(InputError, match="there is no such file"):
         read_log("open-unlearning/other.json")

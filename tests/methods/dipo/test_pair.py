@@ -210,7 +210,7 @@ def test_contrast_moves_only_what_the_question_makes_likelier() -> None:
 def test_contrast_needs_a_second_view_of_the_reference() -> None:
     with pytest.raises(InputError, match="without the question"):
         make_pair(LOGITS, PairOptions(memory_vector="contrast"))
-    with pytest.raises(InputError, match="source must be too"):
+    with pytest.raises(InputError, match="write source: reference"):
         PairOptions(memory_vector="contrast", source="policy")
 
 
