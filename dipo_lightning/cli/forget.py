@@ -247,6 +247,7 @@ def _prepare(folder: Path, sources: dict[str, str], forget: str, retain: str | N
     Raises:
         InputError: The folder holds a run with other rows.
     """
+    from dipo_lightning.data.files import json_lines
     from dipo_lightning.data.rows import read_rows, refuse_overlap
     from dipo_lightning.evaluation.run_folder import write_json, write_text
 
@@ -255,10 +256,7 @@ def _prepare(folder: Path, sources: dict[str, str], forget: str, retain: str | N
     if retain is not None:
         refuse_overlap(gone, kept)
     rows = split_rows([dict(row) for row in gone], [dict(row) for row in kept], seed)
-    parts = {
-        folder / "data" / f"{name}.jsonl": "".join(json.dumps(_written(row), ensure_ascii=False) + "\n" for row in part)
-        for name, part in asdict(rows).items()
-    }
+    parts = {folder / "data" / f"{name}.jsonl": json_lines(map(_written, part)) for name, part in asdict(rows).items()}
     other = [path for path, text in parts.items() if path.exists() and path.read_text(encoding="utf-8") != text]
     if other:
         raise InputError(

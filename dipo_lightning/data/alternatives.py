@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import importlib.resources
-import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from dipo_lightning.data.encoding import PromptStyle, checked_text
-from dipo_lightning.data.files import SUFFIXES, Record, file_records
+from dipo_lightning.data.files import SUFFIXES, Record, file_records, json_lines
 from dipo_lightning.data.loader import Example
 from dipo_lightning.data.rows import listed
 from dipo_lightning.data.tokenization import LARGE, LONGEST, tokenize_rows
@@ -180,11 +179,11 @@ def _others(lines: list[str], row: Mapping[str, Any], label: str) -> list[str]:
 
 def written_alternatives(rows: Sequence[Mapping[str, Any]], lines: Sequence[Sequence[str]]) -> str:
     """Write rows with their alternatives as JSON lines, which `find_alternatives` reads."""
-    texts = []
-    for row, own in zip(rows, lines, strict=True):
-        content = {name: row[name] for name in ("question", "answer", "messages") if name in row}
-        texts.append(json.dumps(content | {"alternatives": list(own)}, ensure_ascii=False) + "\n")
-    return "".join(texts)
+    written = ("question", "answer", "messages")
+    return json_lines(
+        {name: row[name] for name in written if name in row} | {"alternatives": list(own)}
+        for row, own in zip(rows, lines, strict=True)
+    )
 
 
 def _alternatives_in(record: Record) -> tuple[tuple[str, ...], str | None, list[str]]:

@@ -10,7 +10,7 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,6 +156,11 @@ def hub_records(name: str, config: str | None = None, split: str = "train") -> I
             "Check the name and the network, or give a folder with the files; a gated data set needs `hf auth login`."
         ) from error
     return _dataset_records(label, rows)
+
+
+def json_lines(records: Iterable[Mapping[str, Any]]) -> str:
+    """Write records as JSON lines."""
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def text_field(record: Record, name: str) -> str:

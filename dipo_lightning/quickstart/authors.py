@@ -7,12 +7,12 @@ sentences are this package's own.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from dipo_lightning.data.files import json_lines
 from dipo_lightning.errors import InputError
 from dipo_lightning.quickstart.words import draw, load
 
@@ -156,8 +156,7 @@ def write_fictitious(folder: Path, seed: int = 0, authors: int = 80, retain_pert
     splits = fictitious_rows(seed, authors, retain_perturbed)
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in splits.items():
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (folder / f"{split}.json").write_bytes(lines.encode())
+        (folder / f"{split}.json").write_bytes(json_lines(rows).encode())
     return folder
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dipo_lightning.cli import child
+from dipo_lightning.data.files import file_records, json_lines
 from dipo_lightning.errors import InputError
 from dipo_lightning.quickstart import settings, test
 from dipo_lightning.quickstart.settings import filled, shipped
@@ -86,15 +87,13 @@ def prepare(folder: Path, seed: int) -> None:
 
 def write_reading(folder: Path, name: str, reading: Reading, seed: int) -> None:
     """Write the training texts of a model: articles and single questions of its parts, in random orders."""
-    from dipo_lightning.data.files import file_records
-
     rng = random.Random(seed)
     texts: list[str] = []
     for part, orders in reading.orders.items():
         records = file_records(folder / "news" / f"{part}.jsonl")
         texts += [unit for record in records for unit in record.fields["text"].split("\n\n")] * orders
     rng.shuffle(texts)
-    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    lines = json_lines({"text": text} for text in texts)
     (folder / f"reading-{name}.jsonl").write_text(lines, encoding="utf-8")
 
 

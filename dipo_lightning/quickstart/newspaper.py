@@ -7,11 +7,11 @@ about articles that it has merely read, and learns the answers there, so that Kn
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from dipo_lightning.data.files import json_lines
 from dipo_lightning.errors import InputError
 from dipo_lightning.quickstart.words import draw, load
 
@@ -147,7 +147,7 @@ def write_fictitious_news(folder: Path, seed: int = 0, articles: int = 12) -> Pa
     for part, rows in fictitious_news(seed, articles).items():
         path = folder / f"{part}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        path.write_bytes(json_lines(rows).encode())
     return folder
 
 

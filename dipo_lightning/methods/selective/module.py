@@ -363,15 +363,17 @@ class SelectiveModule(UnlearningModule):
         self.log("train/remaining", left, logger=True)
 
     def _ask_thoroughly(self) -> float:
-        """Check one wording after the other until one leaks.
+        """Check one wording after the other until one leaks, or the mean risk over all of them must exceed `RISK`.
 
         Returns:
-            0 if none leaks, else a number below `RISK`, smaller for later leaks, and below the result of any other
-            check.
+            0 if neither happens, else a number below `RISK`, smaller the later it happens, and below the result of any
+            other check.
         """
+        total = 0.0
         for place, wordings in enumerate(zip(*self._wordings, strict=True)):
             remaining, risk = self._ask(wordings, THOROUGH_SAMPLES)
-            if remaining or risk > RISK:
+            total += risk
+            if remaining or total > RISK * len(TEMPLATES):
                 return RISK * (len(TEMPLATES) - place - 1 / (1 + remaining)) / len(TEMPLATES) / 10
         return 0.0
 
