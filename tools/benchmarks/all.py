@@ -46,7 +46,7 @@ SMOLLM2: dict[str, Any] = {
     "rope_theta": 100_000.0,
     "tie_word_embeddings": True,
 }
-CERTAINTY = 10.0
+CERTAINTY = 5.0
 """Scale of the random model's logits: a few tokens get most of the probability, as a trained model gives it."""
 PARTS = ("steps", "evaluation", "processes", "fits", "startup", "long", "large")
 QUICK = ("steps", "evaluation", "fits")
