@@ -157,6 +157,7 @@ def _lines(folder: Path) -> list[str]:
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)  # weights of saturated losses may be subnormal numbers, which a CPU computes slowly
     measuring.DEADLINE[0] = time.perf_counter() + options.seconds
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric", "transformers"):
