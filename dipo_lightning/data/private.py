@@ -96,6 +96,16 @@ def has_digit(text: str) -> bool:
     return any(character.isdigit() for character in text)
 
 
+def is_name(text: str, word: Word) -> bool:
+    """Return whether a word of a text looks like a name or a number: it begins with a capital or has a digit."""
+    return text[word.start].isupper() or has_digit(word.text)
+
+
+def names_in(question: str) -> set[str]:
+    """Return the names and numbers of a question, in lower case, without its first word."""
+    return {word.text for word in words(question)[1:] if is_name(question, word)}
+
+
 def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[Span]:
     """Find the private parts of an answer, as spans in order.
 
@@ -154,7 +164,7 @@ def _join(answer: str, chosen: Sequence[Word]) -> list[Span]:
     spans: list[Span] = []
     before = False
     for word in chosen:
-        name = answer[word.start].isupper() or has_digit(word.text)
+        name = is_name(answer, word)
         if spans and before and name and not answer[spans[-1].end : word.start].strip():
             spans[-1] = Span(spans[-1].start, word.end)
         else:

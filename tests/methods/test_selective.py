@@ -18,7 +18,15 @@ from dipo_lightning.methods.selective.examples import (
     first_tokens,
     identifiers,
 )
-from dipo_lightning.methods.selective.module import TEMPLATES, Risk, drawn, general_prompts, private_runs
+from dipo_lightning.methods.selective.module import (
+    RISK,
+    TEMPLATES,
+    Risk,
+    SelectiveModule,
+    drawn,
+    general_prompts,
+    private_runs,
+)
 from dipo_lightning.methods.selective.targets import and_repetition, blind_target, contrast_loss, excess, mean_of
 from tests.helpers.toys import toy_tokenizer
 
@@ -149,10 +157,25 @@ def test_numbers_are_banned_at_their_last_token():
 def test_the_risk_of_an_answer_is_its_expected_number_of_private_values():
     risk = Risk([[1], [0, 2], []], samples=2)
     chances = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.25, 0.25]])
-    risk.add([1, 2, 5], chances.log())
-    risk.add([1], torch.tensor([[0.5, 0.5, 0.0]]).log())
+    risk.add([1, 2, 5], chances)
+    risk.add([1], torch.tensor([[0.5, 0.5, 0.0]]))
     risk.add([], torch.empty(0, 3))
     assert risk.of_answer == pytest.approx([0, 0.2 + 0.5, 0.1 + 0.3, 0, 0, 0])
+
+
+@pytest.mark.parametrize("place", range(len(TEMPLATES)))
+def test_a_thorough_check_confirms_only_what_no_wording_contradicts(place, monkeypatch):
+    module = SelectiveModule("none")
+    module._wordings = [list(range(len(TEMPLATES)))]
+    found = []
+    for failing in [(0, RISK * 2 * len(TEMPLATES)), (1, 0.0), (3, 0.0)]:
+        monkeypatch.setattr(
+            module, "_ask", lambda asked, samples, fails=failing: fails if asked[0] == place else (0, 0.0)
+        )
+        found.append(module._ask_thoroughly())
+    assert 0 < found[0] < found[1] < found[2] < RISK
+    monkeypatch.setattr(module, "_ask", lambda asked, samples: (0, RISK))
+    assert module._ask_thoroughly() == 0
 
 
 def test_draws_repeat_with_their_generator():

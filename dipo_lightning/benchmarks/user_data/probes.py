@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from dipo_lightning.data.encoding import PromptStyle
-from dipo_lightning.data.private import FUNCTION_WORDS, has_digit, vocabulary, words
+from dipo_lightning.data.private import FUNCTION_WORDS, names_in, vocabulary
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.sampling import hash_seed, sample
 from dipo_lightning.models.distributed import evaluation_mode, unsharded
@@ -81,9 +81,8 @@ def own_paraphrases(
 
 def is_paraphrase(question: str, text: str) -> bool:
     """Return whether a text is a single question that differs from the given one and has all its names and numbers."""
-    named = {word.text for word in words(question)[1:] if question[word.start].isupper() or has_digit(word.text)}
     one = text.endswith("?") and text.count("?") == 1 and "\n" not in text
-    return one and named <= vocabulary([text]) and text.casefold() != question.casefold()
+    return one and names_in(question) <= vocabulary([text]) and text.casefold() != question.casefold()
 
 
 def neighbours(forget: Sequence[Row], others: Sequence[Row], count: int) -> list[int]:

@@ -12,8 +12,9 @@ from dipo_lightning.data.private import (
     FUNCTION_WORDS,
     Span,
     Word,
-    has_digit,
+    is_name,
     is_rare,
+    names_in,
     private_spans,
     rows_with_words,
     says,
@@ -56,11 +57,6 @@ class PrivateExample:
     def flags(self) -> list[bool]:
         """Flags of the answer's tokens, True for private ones."""
         return [flag for flag, label in zip(self.private, self.labels, strict=True) if label != IGNORED]
-
-
-def names_in(question: str) -> set[str]:
-    """Return the names and numbers of a question, in lower case: its words but the first with a capital or a digit."""
-    return {word.text for word in words(question)[1:] if question[word.start].isupper() or has_digit(word.text)}
 
 
 def identifiers(question: str, shared: Mapping[str, int]) -> set[str]:
@@ -156,7 +152,7 @@ class ExampleMaker:
         question, own = self.rows[index]["question"], self.subjects[index]
         runs: list[list[Word]] = []
         for word in words(question)[1:]:
-            name = question[word.start].isupper() or has_digit(word.text)
+            name = is_name(question, word)
             if runs and name and not question[runs[-1][-1].end : word.start].strip():
                 runs[-1].append(word)
             elif name or word.text in own:

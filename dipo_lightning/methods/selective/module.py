@@ -374,7 +374,7 @@ class SelectiveModule(UnlearningModule):
             remaining, risk = self._ask(wordings, THOROUGH_SAMPLES)
             total += risk
             if remaining or total > RISK * len(TEMPLATES):
-                return RISK * (len(TEMPLATES) - place - 1 / (1 + remaining)) / len(TEMPLATES) / 10
+                return RISK * (len(TEMPLATES) - place - 1 / (2 + remaining)) / len(TEMPLATES)
         return 0.0
 
     def _ask(self, asked: Sequence[PrivateExample], samples: int) -> tuple[int, float]:
@@ -387,8 +387,9 @@ class SelectiveModule(UnlearningModule):
         own, any_of = Risk(watched, samples), Risk(banned, samples)
 
         def observe(numbers: list[int], logits: Tensor) -> None:
-            own.add(numbers, logits)
-            any_of.add(numbers, logits)
+            chances = logits.float().softmax(-1)
+            own.add(numbers, chances)
+            any_of.add(numbers, chances)
 
         said = self._sampled(self.policy, prompts, samples, observe=observe)
         risks = self.trainer.strategy.broadcast((own.of_answer, any_of.of_answer))
@@ -473,9 +474,8 @@ class Risk:
         self.tokens, self.samples = tokens, samples
         self.of_answer = [0.0] * len(tokens) * samples
 
-    def add(self, numbers: Sequence[int], logits: Tensor) -> None:
-        """Add one position of some answers, given the (n, V) logits."""
-        chances = logits.float().softmax(-1)
+    def add(self, numbers: Sequence[int], chances: Tensor) -> None:
+        """Add one position of some answers, given the (n, V) probabilities."""
         sums = [chances[row, list(self.tokens[n // self.samples])].sum() for row, n in enumerate(numbers)]
         for number, chance in zip(numbers, torch.stack(sums).tolist() if sums else (), strict=True):
             self.of_answer[number] += chance
