@@ -17,6 +17,7 @@ from dipo_lightning.methods.selective.examples import (
     encoded,
     first_tokens,
     identifiers,
+    token_forms,
 )
 from dipo_lightning.methods.selective.module import (
     RISK,
@@ -28,7 +29,7 @@ from dipo_lightning.methods.selective.module import (
     private_runs,
 )
 from dipo_lightning.methods.selective.targets import and_repetition, blind_target, contrast_loss, excess, mean_of
-from tests.helpers.toys import toy_tokenizer
+from tests.helpers.toys import toy_model, toy_tokenizer
 
 N, V = 5, 11
 
@@ -145,6 +146,8 @@ def test_a_short_part_of_a_word_is_banned_only_behind_a_space():
             return "".join(piece for piece, number in ids.items() if number in found)
 
     assert first_tokens(Tokenizer(), ["quaker"]) == sorted(ids[piece] for piece in (" quaker", " Qu", "QUAK"))
+    forms = [[" quaker"], [" Qu", "aker"], ["QUAK", "ER"]]
+    assert token_forms(Tokenizer(), ["quaker"]) == sorted([ids[piece] for piece in form] for form in forms)
 
 
 def test_numbers_are_banned_at_their_last_token():
@@ -161,6 +164,24 @@ def test_the_risk_of_an_answer_is_its_expected_number_of_private_values():
     risk.add([1], torch.tensor([[0.5, 0.5, 0.0]]))
     risk.add([], torch.empty(0, 3))
     assert risk.of_answer == pytest.approx([0, 0.2 + 0.5, 0.1 + 0.3, 0, 0, 0])
+    assert [one[:3] for one in risk.notable] == [(1, 0, 1), (2, 0, 0), (2, 0, 2), (1, 1, 1)]
+    assert [one[3] for one in risk.notable] == pytest.approx([0.2, 0.1, 0.3, 0.5])
+
+
+def test_only_the_rest_of_a_word_makes_its_first_token_a_risk(maker, monkeypatch):
+    policy = toy_model()
+    module = SelectiveModule("none")
+    module.policy, module._maker, module._wordings = policy, maker, [[]]
+    ids = maker.style.answer_ids("Mara Velt works as a")
+    whole = encoded(maker.tokenizer, " glassblower")
+    assert len(whole) > 2
+    monkeypatch.setattr(maker, "watched", [{whole[0]: [whole[1:]], whole[1]: []}, {}])
+    prompt = maker.style.prompt(ROWS[0]["question"])
+    others = module._other_words([(5, len(ids), whole[0], 0.25), (6, 0, whole[1], 0.5)], [(0, prompt, ids)] * 7)
+    logits = policy(torch.tensor([prompt + ids + whole])).logits[0].log_softmax(-1)
+    start = len(prompt) + len(ids)
+    rest = sum(logits[start + place, token] for place, token in enumerate(whole[1:]))
+    assert others == [(5, pytest.approx(0.25 * (1 - float(rest.exp())), rel=1e-5))]
 
 
 @pytest.mark.parametrize("place", range(len(TEMPLATES)))
@@ -250,6 +271,16 @@ def test_a_wording_may_keep_nothing_of_the_question_but_its_subject(maker):
     assert "Tell me something about Mara Velt." in maker.tokenizer.decode(example.input_ids[: example.start])
     bare = ExampleMaker([{"question": "What is it?", "answer": "Gold."}], [], maker.style)
     assert "about What is it?" in maker.tokenizer.decode(bare.of_row(0, "Tell me something about {subject}.").input_ids)
+
+
+def test_the_subjects_of_retain_rows_are_neighbours_unless_they_share_a_name(maker):
+    rows = [
+        *KEPT,
+        {"question": "What is bread made of?"},
+        {"question": "Who is Tom Velt?"},
+        {"question": "Is Ann Lee old?"},
+    ]
+    assert maker.neighbours(rows) == ["Ann Lee"]
 
 
 def test_a_rows_bans_hold_the_secrets_of_all_rows_about_its_subject(maker):

@@ -72,6 +72,20 @@ def identifiers(question: str, shared: Mapping[str, int]) -> set[str]:
     return own & names_in(question) or own
 
 
+def subject_in(question: str, own: set[str]) -> str:
+    """Return the longest run of names or words of ``own`` in a question that holds one of ``own``; "" for none."""
+    runs: list[list[Word]] = []
+    for word in words(question)[1:]:
+        name = is_name(question, word)
+        if runs and name and not question[runs[-1][-1].end : word.start].strip():
+            runs[-1].append(word)
+        elif name or word.text in own:
+            runs.append([word])
+    named = [run for run in runs if not own.isdisjoint(word.text for word in run)]
+    longest = max(named, key=len, default=None)
+    return question[longest[0].start : longest[-1].end] if longest else ""
+
+
 class ExampleMaker:
     """Builder of examples for the forget rows, with each row's private values and subject.
 
@@ -79,7 +93,8 @@ class ExampleMaker:
         spans: Private spans of each row's answer.
         secrets: Words of the private values of all rows about each row's subject, in lower case.
         banned: Tokens that begin one of these words, by row.
-        watched: Tokens that begin the rarest word of one of the row's own values, by row.
+        watched: Tokens that begin the rarest word of one of the row's own values, by row, each with the tokens that
+            complete the word (several lists if it begins several words; none if it is a word by itself).
         completions: Tokens before the last one of each private number, and that last token, by row.
     """
 
@@ -112,12 +127,16 @@ class ExampleMaker:
         said = [vocabulary([row["question"], row["answer"]]) for row in self.rows]
         return [mine | (more - text) for mine, more, text in zip(own, others, said, strict=True)]
 
-    def _watched(self, index: int) -> list[int]:
+    def _watched(self, index: int) -> dict[int, list[list[int]]]:
         """Tokens that begin the word of each value that has the most tokens, and so is the rarest."""
         answer = self.rows[index]["answer"]
         values = [sorted(self._words(answer, [span])) for span in self.spans[index]]
         rarest = [max(one, key=lambda word: len(encoded(self.tokenizer, f" {word}"))) for one in values if one]
-        return sorted(set(first_tokens(self.tokenizer, rarest)) & set(self.banned[index]))
+        found: dict[int, list[list[int]]] = {}
+        for first, *rest in token_forms(self.tokenizer, rarest):
+            if first in self.banned[index]:
+                found.setdefault(first, []).append(rest)
+        return {first: [] if [] in rests else rests for first, rests in found.items()}
 
     def _banned(self, index: int) -> list[int]:
         """Tokens that begin a private word of a row, except for those that its question or sentence contains."""
@@ -148,18 +167,15 @@ class ExampleMaker:
         return self._marked(index, prompt, ids[len(prompt) :], text, spans)
 
     def _subject(self, index: int) -> str:
-        """Subject of a row in the words of its question: the longest run of names; without one, the whole question."""
-        question, own = self.rows[index]["question"], self.subjects[index]
-        runs: list[list[Word]] = []
-        for word in words(question)[1:]:
-            name = is_name(question, word)
-            if runs and name and not question[runs[-1][-1].end : word.start].strip():
-                runs[-1].append(word)
-            elif name or word.text in own:
-                runs.append([word])
-        named = [run for run in runs if not own.isdisjoint(word.text for word in run)]
-        longest = max(named, key=len, default=None)
-        return question[longest[0].start : longest[-1].end] if longest else question
+        """Subject of a row in the words of its question (`subject_in`); without one, the whole question."""
+        question = self.rows[index]["question"]
+        return subject_in(question, self.subjects[index]) or question
+
+    def neighbours(self, retain: Iterable[Row]) -> list[str]:
+        """Return the subjects of retain rows whose names the subjects of the forget rows do not share."""
+        forgotten = set[str]().union(*self.subjects)
+        named = ((row["question"], names_in(row["question"])) for row in retain)
+        return list(dict.fromkeys(subject_in(asked, own) for asked, own in named if own and own.isdisjoint(forgotten)))
 
     def _topic(self, index: int) -> str:
         """Content words of a row's question that do not belong to its subject."""
@@ -248,15 +264,21 @@ def completions(tokenizer: Any, secrets: Iterable[str]) -> list[tuple[list[int],
 
 
 def first_tokens(tokenizer: Any, secrets: Iterable[str]) -> list[int]:
-    """Return the first tokens of the words in lower, title and upper case.
+    """Return the first tokens of the words in lower, title and upper case (`token_forms`)."""
+    return sorted({ids[0] for ids in token_forms(tokenizer, secrets)})
 
-    A token without a leading space also occurs inside other words, so that a short part of a word is left out.
+
+def token_forms(tokenizer: Any, secrets: Iterable[str]) -> list[list[int]]:
+    """Return the tokens of the words in lower, title and upper case, with and without a leading space.
+
+    A token without a leading space also occurs inside other words, so that a form that begins with a short part of the
+    word is left out.
     """
-    found: set[int] = set()
+    found: set[tuple[int, ...]] = set()
     for word in secrets:
         for form in (word, word.capitalize(), word.upper()):
             for text, least in ((form, max(2, min(4, len(form)))), (f" {form}", 2)):
                 ids = encoded(tokenizer, text)
                 if ids and (len(tokenizer.decode(ids[:1]).strip()) >= least or not word.isascii()):
-                    found.add(ids[0])
-    return sorted(found)
+                    found.add(tuple(ids))
+    return sorted(map(list, found))

@@ -8,7 +8,8 @@ preferred distribution is that of the reference model without sight of the quest
 
 where h_blind are the reference model's logits with the subject's name masked out of its attention. At the other
 positions of forget answers it is the reference model's distribution without the private words; on retain answers, and
-on the reference model's own answers to general questions, it is the reference model's distribution.
+on the reference model's own answers to general questions and about the subjects of the retain rows, it is the reference
+model's distribution.
 
 At private positions the dispreferred distribution is the policy's own (``dispreferred: policy``): the gradient of the
 DiPO margin <pi_w - pi_theta, h_theta> is then that of KL(pi_w || pi_theta), which vanishes once the policy answers like
@@ -21,13 +22,14 @@ log-probability of the private words is lowered as well, down to ``ceiling``.
 
 The policy is also sampled during training. The *risk* of a generated answer is the expected number of private values
 that begin in it, the sum over its positions of the probability of the tokens that begin one: it shows leaks that no
-sample happens to say. The riskiest answers become training rows at once.
+sample happens to say. Where that is not small, the rest of the value is scored as well, since "bass" mostly begins
+other words than "bassoon". The riskiest answers become training rows at once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from itertools import pairwise
@@ -50,12 +52,13 @@ from dipo_lightning.models.distributed import evaluation_mode, unsharded
 from dipo_lightning.reference.blind import blind_answers, check_blindness, forward_reference
 from dipo_lightning.reference.references import ModelReference, Reference
 
+ABOUT = "Tell me something about {subject}."
 TEMPLATES = {
     "{question}": "{answer}",
     "Please answer this: {question}": "{answer}",
     "{question} Answer in one sentence.": "{answer}",
     "I would like to know something. {question}": "{answer}",
-    "Tell me something about {subject}.": "{answer}",
+    ABOUT: "{answer}",
     "{subject}: {topic}?": "The {topic} of {subject} is {values}.",
 }
 """Wordings of the forget questions in training, and their answers; evaluations use others.
@@ -68,7 +71,9 @@ MOST_SAMPLED_TOKENS = 256
 """Maximum length in tokens of answers that are sampled during training; fewer if the forget answers are shorter."""
 GENERAL_TOKENS, GENERAL_SAMPLES = 32, 2
 """Length of the reference model's answers to general prompts, and number of sampled ones beside the greedy one."""
-VARIANT_SHARE, LEAK_SHARE, GENERAL_SHARE = 0.5, 1.0, 1.0
+MOST_NEIGHBOURS, NEIGHBOUR_SAMPLES = 60, 4
+"""Maximum number of retain subjects that the reference model is asked about, and sampled answers about each."""
+VARIANT_SHARE, LEAK_SHARE, GENERAL_SHARE, NEIGHBOUR_SHARE = 0.5, 1.0, 1.0, 0.5
 """Further rows per forget row of a step."""
 FEWEST_GENERAL = 16
 """Minimum number of general rows per step, so that a single deletion request does not damage the model."""
@@ -77,8 +82,10 @@ THOROUGH_SAMPLES = 10
 SAYABLE = 1e-3
 """Probability of an answer's first value, after the answer's beginning, above which twenty samples may contain it."""
 
-RISK = 1e-4
+RISK = 2e-4
 """Private values expected per sampled answer, at most, in a check that ends a run."""
+NOTABLE = 1e-4
+"""Probability of a value's first token above which the rest of the value is scored."""
 RISKY_ANSWERS = 4
 """Sampled answers per forget row that are kept as training rows."""
 
@@ -147,6 +154,7 @@ class SelectiveModule(UnlearningModule):
         self._wordings: list[list[PrivateExample]] = []  # by row, one for each template
         self._variants: list[PrivateExample] = []
         self._general: list[dict[str, Any]] = []
+        self._neighbours: list[dict[str, Any]] = []
         self._endings: list[int] = []
         self._checked = 0  # the step of the last check
         self._blind: Answers | None = None
@@ -176,8 +184,11 @@ class SelectiveModule(UnlearningModule):
             raise InputError(
                 "SelectiveModule unlearns answers to questions; for running text use DiPOModule with reduction: mean."
             )
-        kept = (row for row in data.retain_rows or () if "question" in row)
-        self._maker = maker = ExampleMaker(data.forget_rows, kept, data.style, data.max_length)
+
+        def kept() -> Iterator[Mapping[str, Any]]:
+            return (row for row in data.retain_rows or () if "question" in row)
+
+        self._maker = maker = ExampleMaker(data.forget_rows, kept(), data.style, data.max_length)
         if not any(maker.spans):
             raise InputError(
                 "No forget row has a private value: their answers have no word of their own. Name the values in a "
@@ -191,7 +202,11 @@ class SelectiveModule(UnlearningModule):
         assert isinstance(self.reference, ModelReference)
         with self.reference.frozen():
             self._variants = self._blind_answers(self.reference.model)
-            self._general = self._general_answers(self.reference.model) if self.general_weight else []
+            if self.general_weight:
+                self._general = self._own_answers(self.reference.model, general_prompts(), GENERAL_SAMPLES)
+                subjects = maker.neighbours(kept())
+                about = [ABOUT.format(subject=one) for one in subjects[:: -(-len(subjects) // MOST_NEIGHBOURS) or 1]]
+                self._neighbours = self._own_answers(self.reference.model, about, NEIGHBOUR_SAMPLES)
         rank_zero_info(f"{sum(map(len, maker.spans))} private values in {len(maker.rows)} forget rows")
 
     def _blind_answers(self, model: nn.Module) -> list[PrivateExample]:
@@ -211,12 +226,12 @@ class SelectiveModule(UnlearningModule):
             found += [one for one in fresh if one is not None][: self.alternatives]
         return found
 
-    def _general_answers(self, model: nn.Module) -> list[dict[str, Any]]:
-        """The reference model's answers to the general prompts: a greedy one and some samples for each."""
+    def _own_answers(self, model: nn.Module, requests: Sequence[str], samples: int) -> list[dict[str, Any]]:
+        """The reference model's answers to some requests: a greedy one and some samples for each."""
         style = self._maker.style
-        prompts = [style.prompt(prompt) for prompt in general_prompts()]
+        prompts = [style.prompt(request) for request in requests]
         greedy = generate(model, prompts, max_new_tokens=GENERAL_TOKENS, stop_ids=style.stop_ids)
-        sampled = self._sampled(model, prompts, GENERAL_SAMPLES, GENERAL_TOKENS)
+        sampled = self._sampled(model, prompts, samples, GENERAL_TOKENS)
         return [
             {"input_ids": prompt + ids, "labels": [IGNORED] * len(prompt) + ids, "index": number}
             for number, (prompt, first, others) in enumerate(zip(prompts, greedy, sampled, strict=True))
@@ -254,6 +269,7 @@ class SelectiveModule(UnlearningModule):
         variants = drawn(self._variants, max(1, round(VARIANT_SHARE * len(rows))), draw)
         leaks = drawn(self.leaks, max(1, round(LEAK_SHARE * len(rows))), draw)
         general = drawn(self._general, max(FEWEST_GENERAL, round(GENERAL_SHARE * len(rows))), draw)
+        general += drawn(self._neighbours, max(1, round(NEIGHBOUR_SHARE * len(rows))), draw)
         self._current = rows + variants + leaks
         parts = {"forget": self._collated([asdict(example) for example in self._current])}
         if "retain" in batch:
@@ -392,12 +408,14 @@ class SelectiveModule(UnlearningModule):
             any_of.add(numbers, chances)
 
         said = self._sampled(self.policy, prompts, samples, observe=observe)
-        risks = self.trainer.strategy.broadcast((own.of_answer, any_of.of_answer))
+        risks, notable = self.trainer.strategy.broadcast(((own.of_answer, any_of.of_answer), own.notable))
         answered = [
             (example.index, prompt, ids)
             for example, prompt, answers in zip(asked, prompts, said, strict=True)
             for ids in answers
         ]
+        for number, other in self._other_words(notable, answered):
+            risks[0][number] -= other
         order = sorted(range(len(answered)), key=lambda place: -risks[1][place])
         risky = [self._maker.said(*answered[place]) for place in order if risks[1][place] > RISK and answered[place][2]]
         most = RISKY_ANSWERS * len(self._wordings)
@@ -411,6 +429,24 @@ class SelectiveModule(UnlearningModule):
             f"{likelier} find it likelier than false variants"
         )
         return found + sayable + likelier, risk
+
+    def _other_words(
+        self, notable: Sequence[tuple[int, int, int, float]], answered: Sequence[tuple[int, list[int], list[int]]]
+    ) -> list[tuple[int, float]]:
+        """Return, by answer, the probability of first tokens that go on to other words than private ones."""
+        assert self.policy is not None
+        begun, examples = [], []
+        for number, place, token, chance in notable:
+            index, prompt, ids = answered[number]
+            if rests := self._maker.watched[index][token]:
+                begun.append((number, chance, len(rests)))
+                shown = prompt + ids[:place] + [token]
+                examples += [(shown + rest, [IGNORED] * len(shown) + rest) for rest in rests]
+        scores = iter(score(self.policy, examples, device=self.device))
+        return [
+            (number, chance * (1 - sum(float(next(scores).logprobs.sum().exp()) for _ in range(rests))))
+            for number, chance, rests in begun
+        ]
 
     def _values_left(self, asked: Sequence[PrivateExample]) -> tuple[int, int]:
         """Number of rows whose first value samples may contain, and with values likelier than all false variants.
@@ -468,17 +504,27 @@ class Risk:
 
     Attributes:
         of_answer: Sum over the answer's positions of the probability of these tokens, by answer.
+        notable: Answer, position in it, token and probability, where that is at least `NOTABLE`.
     """
 
-    def __init__(self, tokens: Sequence[Sequence[int]], samples: int) -> None:
-        self.tokens, self.samples = tokens, samples
+    def __init__(self, tokens: Sequence[Collection[int]], samples: int) -> None:
+        self.tokens, self.samples = [list(one) for one in tokens], samples
         self.of_answer = [0.0] * len(tokens) * samples
+        self.notable: list[tuple[int, int, int, float]] = []
+        self._places = [0] * len(self.of_answer)
 
     def add(self, numbers: Sequence[int], chances: Tensor) -> None:
-        """Add one position of some answers, given the (n, V) probabilities."""
-        sums = [chances[row, list(self.tokens[n // self.samples])].sum() for row, n in enumerate(numbers)]
-        for number, chance in zip(numbers, torch.stack(sums).tolist() if sums else (), strict=True):
-            self.of_answer[number] += chance
+        """Add the next position of some answers, given the (n, V) probabilities."""
+        tokens = [self.tokens[number // self.samples] for number in numbers]
+        longest = max(map(len, tokens), default=0)
+        index = torch.tensor([one + [0] * (longest - len(one)) for one in tokens], dtype=torch.long)
+        found = chances.gather(1, index.reshape(len(tokens), longest).to(chances.device)).tolist()
+        for number, own, values in zip(numbers, tokens, found, strict=True):
+            place, self._places[number] = self._places[number], self._places[number] + 1
+            for token, chance in zip(own, values, strict=False):
+                self.of_answer[number] += chance
+                if chance >= NOTABLE:
+                    self.notable.append((number, place, token, chance))
 
 
 def drawn(pool: Sequence[Any], count: int, generator: torch.Generator) -> list[Any]:
