@@ -178,7 +178,8 @@ def test_only_the_rest_of_a_word_makes_its_first_token_a_risk(maker, monkeypatch
     monkeypatch.setattr(maker, "watched", [{whole[0]: [whole[1:]], whole[1]: []}, {}])
     prompt = maker.style.prompt(ROWS[0]["question"])
     others = module._other_words([(5, len(ids), whole[0], 0.25), (6, 0, whole[1], 0.5)], [(0, prompt, ids)] * 7)
-    logits = policy(torch.tensor([prompt + ids + whole])).logits[0].log_softmax(-1)
+    with torch.no_grad():
+        logits = policy(torch.tensor([prompt + ids + whole])).logits[0].log_softmax(-1)
     start = len(prompt) + len(ids)
     rest = sum(logits[start + place, token] for place, token in enumerate(whole[1:]))
     assert others == [(5, pytest.approx(0.25 * (1 - float(rest.exp())), rel=1e-5))]
