@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import os
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -259,6 +260,17 @@ def train(
         "gaps": getattr(module, "gaps", []),
         "documents": documents,
     }
+
+
+def crash(counter: str, times: int) -> int:
+    """Let the first process die of a signal, and return the rank after ``times`` deaths, counted in a file."""
+    rank = int(os.environ["LOCAL_RANK"])
+    if rank == 0:
+        died = int(Path(counter).read_text())
+        Path(counter).write_text(str(died + 1))
+        if died < times:
+            os.kill(os.getpid(), signal.SIGSEGV)
+    return rank
 
 
 def train_where_it_lies(**options: Any) -> dict[str, Any]:

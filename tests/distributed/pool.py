@@ -6,6 +6,7 @@ function of `tests.distributed.jobs` by name, with plain arguments; both process
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import multiprocessing
 import os
@@ -26,6 +27,10 @@ START_TIMEOUT = 300
 
 class JobFailed(AssertionError):
     """A process did not start, or a job raised on one or did not end in time."""
+
+
+class Crashed(JobFailed):
+    """A process died of a signal."""
 
 
 class Pool:
@@ -55,7 +60,18 @@ class Pool:
         self.answers("start", START_TIMEOUT)
 
     def run(self, job: str, timeout: float = 120, **arguments: Any) -> list[Any]:
-        """Run ``job`` on both processes and return what each returned, by rank."""
+        """Run ``job`` on both processes and return what each returned, by rank.
+
+        It runs once more, in new processes, if one died of a signal: gloo's own thread crashes once in some thousand
+        jobs (torch 2.13). The stacks of all threads are in the log of the process.
+        """
+        try:
+            return self._run(job, timeout, arguments)
+        except Crashed as crash:
+            print(crash)
+            return self._run(job, timeout, arguments)
+
+    def _run(self, job: str, timeout: float, arguments: dict[str, Any]) -> list[Any]:
         if not self.workers:
             self.start()
         for connection in self.connections:
@@ -65,6 +81,7 @@ class Pool:
     def answers(self, question: str, timeout: float) -> list[Any]:
         """Wait for what every process has to say to ``question`` and return it by rank."""
         results, errors = [], []
+        failure: type[JobFailed] = JobFailed
         for rank, connection in enumerate(self.connections):
             # The other process may wait in a collective for the one that failed: it gets little time after that.
             if not connection.poll(5 if errors else timeout):
@@ -73,12 +90,15 @@ class Pool:
             try:
                 ok, value = connection.recv()
             except (EOFError, ConnectionResetError):
-                ok, value = False, "the process died"
+                self.workers[rank].join()
+                code = self.workers[rank].exitcode
+                ok, value = False, f"the process died with exit code {code}"
+                failure = Crashed if code is not None and code < 0 else failure
             (results if ok else errors).append(value if ok else f"rank {rank}: {value}")
         if errors:
             self.stop()
             output = "\n".join(path.read_text()[-4000:] for path in sorted(self.logs.glob("rank*.txt")))
-            raise JobFailed(f"{question}\n" + "\n".join(errors) + f"\n--- output\n{output}")
+            raise failure(f"{question}\n" + "\n".join(errors) + f"\n--- output\n{output}")
         return results
 
     def stop(self) -> None:
@@ -97,7 +117,8 @@ def serve(place: dict[str, Any], log: Path, connection: Connection) -> None:
         connection: To the pool.
     """
     os.environ.update({name: str(value) for name, value in place.items()})
-    sys.stdout = sys.stderr = log.open("w", buffering=1)
+    sys.stdout = sys.stderr = log.open("a", buffering=1)
+    faulthandler.enable(sys.stderr)
 
     import torch
 
