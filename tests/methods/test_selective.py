@@ -274,14 +274,11 @@ def test_a_wording_may_keep_nothing_of_the_question_but_its_subject(maker):
     assert "about What is it?" in maker.tokenizer.decode(bare.of_row(0, "Tell me something about {subject}.").input_ids)
 
 
-def test_the_subjects_of_retain_rows_are_neighbours_unless_they_share_a_name(maker):
-    rows = [
-        *KEPT,
-        {"question": "What is bread made of?"},
-        {"question": "Who is Tom Velt?"},
-        {"question": "Is Ann Lee old?"},
-    ]
-    assert maker.neighbours(rows) == ["Ann Lee"]
+def test_forget_questions_are_asked_about_other_subjects_that_share_no_name(maker):
+    asked = ["What is bread made of?", "Who is Tom Velt?", "Is Ann Lee old?", "Where is Ghent?", "Does Kim Roy sing?"]
+    found = maker.neighbours([*KEPT, *({"question": one} for one in asked)])
+    of_work = [f"Where does {name} work?" for name in ("Ann Lee", "Kim Roy")]
+    assert found == [*of_work, *(f"When was {name} born?" for name in ("Ann Lee", "Kim Roy"))]
 
 
 def test_a_rows_bans_hold_the_secrets_of_all_rows_about_its_subject(maker):

@@ -172,10 +172,20 @@ class ExampleMaker:
         return subject_in(question, self.subjects[index]) or question
 
     def neighbours(self, retain: Iterable[Row]) -> list[str]:
-        """Return the subjects of retain rows whose names the subjects of the forget rows do not share."""
+        """Return the forget questions about the subjects of retain rows instead.
+
+        Names of a single word take the place of such names only. Subjects that share a name with that of a forget row
+        are left out.
+        """
         forgotten = set[str]().union(*self.subjects)
         named = ((row["question"], names_in(row["question"])) for row in retain)
-        return list(dict.fromkeys(subject_in(asked, own) for asked, own in named if own and own.isdisjoint(forgotten)))
+        others = dict.fromkeys(subject_in(asked, own) for asked, own in named if own and own.isdisjoint(forgotten))
+        found = []
+        for index, row in enumerate(self.rows):
+            subject = self._subject(index)
+            alike = [other for other in others if (" " in other) == (" " in subject)]
+            found += [row["question"].replace(subject, other) for other in alike]
+        return found
 
     def _topic(self, index: int) -> str:
         """Content words of a row's question that do not belong to its subject."""

@@ -7,9 +7,9 @@ preferred distribution is that of the reference model without sight of the quest
     pi_w,t = softmax(h_blind,t, private words at -inf)
 
 where h_blind are the reference model's logits with the subject's name masked out of its attention. At the other
-positions of forget answers it is the reference model's distribution without the private words; on retain answers, and
-on the reference model's own answers to general questions and about the subjects of the retain rows, it is the reference
-model's distribution.
+positions of forget answers it is the reference model's distribution without the private words. On retain answers it is
+the reference model's distribution, as on its own answers to general questions and to the forget questions about other
+subjects, those of the retain rows.
 
 At private positions the dispreferred distribution is the policy's own (``dispreferred: policy``): the gradient of the
 DiPO margin <pi_w - pi_theta, h_theta> is then that of KL(pi_w || pi_theta), which vanishes once the policy answers like
@@ -52,13 +52,12 @@ from dipo_lightning.models.distributed import evaluation_mode, unsharded
 from dipo_lightning.reference.blind import blind_answers, check_blindness, forward_reference
 from dipo_lightning.reference.references import ModelReference, Reference
 
-ABOUT = "Tell me something about {subject}."
 TEMPLATES = {
     "{question}": "{answer}",
     "Please answer this: {question}": "{answer}",
     "{question} Answer in one sentence.": "{answer}",
     "I would like to know something. {question}": "{answer}",
-    ABOUT: "{answer}",
+    "Tell me something about {subject}.": "{answer}",
     "{subject}: {topic}?": "The {topic} of {subject} is {values}.",
 }
 """Wordings of the forget questions in training, and their answers; evaluations use others.
@@ -71,9 +70,9 @@ MOST_SAMPLED_TOKENS = 256
 """Maximum length in tokens of answers that are sampled during training; fewer if the forget answers are shorter."""
 GENERAL_TOKENS, GENERAL_SAMPLES = 32, 2
 """Length of the reference model's answers to general prompts, and number of sampled ones beside the greedy one."""
-MOST_NEIGHBOURS, NEIGHBOUR_SAMPLES = 60, 4
-"""Maximum number of retain subjects that the reference model is asked about, and sampled answers about each."""
-VARIANT_SHARE, LEAK_SHARE, GENERAL_SHARE, NEIGHBOUR_SHARE = 0.5, 1.0, 1.0, 0.5
+MOST_NEIGHBOURS, NEIGHBOUR_SAMPLES = 120, 1
+"""Maximum number of forget questions about other subjects, and number of sampled answers beside the greedy one."""
+VARIANT_SHARE, LEAK_SHARE, GENERAL_SHARE, NEIGHBOUR_SHARE = 0.5, 1.0, 1.0, 1.0
 """Further rows per forget row of a step."""
 FEWEST_GENERAL = 16
 """Minimum number of general rows per step, so that a single deletion request does not damage the model."""
@@ -110,8 +109,8 @@ class SelectiveModule(UnlearningModule):
         sentence_weight: Weight of the divergence from the reference model at the other positions of forget answers.
         ceiling: Probability to which the private words are lowered.
         ceiling_weight: Weight of that term; 0 for none.
-        general_weight: Weight of the divergence from the reference model on its own answers to general questions; 0
-            for none.
+        general_weight: Weight of the divergence from the reference model on its own answers to general questions, and
+            to the forget questions about subjects of retain rows; 0 for none.
         alternatives: Number of answers of the blind reference model per forget row to train on; 0 for none.
         samples: Number of sampled answers per forget row and wording in a check of the policy.
         check_every: Optimiser steps between two checks; 0 for no checks.
@@ -204,9 +203,9 @@ class SelectiveModule(UnlearningModule):
             self._variants = self._blind_answers(self.reference.model)
             if self.general_weight:
                 self._general = self._own_answers(self.reference.model, general_prompts(), GENERAL_SAMPLES)
-                subjects = maker.neighbours(kept())
-                about = [ABOUT.format(subject=one) for one in subjects[:: -(-len(subjects) // MOST_NEIGHBOURS) or 1]]
-                self._neighbours = self._own_answers(self.reference.model, about, NEIGHBOUR_SAMPLES)
+                draw = torch.Generator().manual_seed(data.seed)
+                others = drawn(maker.neighbours(kept()), MOST_NEIGHBOURS, draw)
+                self._neighbours = self._own_answers(self.reference.model, others, NEIGHBOUR_SAMPLES)
         rank_zero_info(f"{sum(map(len, maker.spans))} private values in {len(maker.rows)} forget rows")
 
     def _blind_answers(self, model: nn.Module) -> list[PrivateExample]:
