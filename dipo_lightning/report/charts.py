@@ -18,7 +18,7 @@ from dipo_lightning.report.runs import Curve, Document
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by colour-blind readers
 
 
-class Chart(NamedTuple):
+class DrawnChart(NamedTuple):
     """An image with its title and a description."""
 
     title: str
@@ -50,15 +50,15 @@ _TRAINING: Sequence[tuple[str, str, dict[str, str]]] = (
 )
 
 
-def training_charts(curves: Mapping[str, Curve]) -> list[Chart]:
+def training_charts(curves: Mapping[str, Curve]) -> list[DrawnChart]:
     """Draw the scalars logged in training; each further term of a method gets its own chart."""
     charts = []
     for title, words, tags in _TRAINING:
         if there := {label: curves[tag] for tag, label in tags.items() if curves.get(tag)}:
-            charts.append(Chart(title, words, svg_image(there)))
+            charts.append(DrawnChart(title, words, svg_image(there)))
     known = {tag for _, _, tags in _TRAINING for tag in tags} | {"train/loss", "train/margin_per_token"}
     for tag in sorted(set(curves) - known):
-        charts.append(Chart(tag, "Logged by the method.", svg_image({tag: curves[tag]})))
+        charts.append(DrawnChart(tag, "Logged by the method.", svg_image({tag: curves[tag]})))
     return charts
 
 
@@ -67,7 +67,7 @@ def evaluation_charts(
     scalars: Sequence[Mapping[str, float]],
     benchmark: Benchmark | None,
     retain: Mapping[str, float],
-) -> list[Chart]:
+) -> list[DrawnChart]:
     """Draw the numbers of a run's evaluations over its steps: the benchmark's charts, and one for each user's metric.
 
     A single evaluation gives no charts. ``retain`` holds the retain model's numbers, as far as they are known.
@@ -92,7 +92,7 @@ def evaluation_charts(
             levels = {label: retain[tag] for tag, label in tags.items() if tag in retain}
             powers = all(meanings[tag].unit == "log10" for tag in tags)
             line = mark if benchmark and benchmark.headline.forget in tags else None
-            charts.append(Chart(title, words, svg_image(there, levels, line, powers)))
+            charts.append(DrawnChart(title, words, svg_image(there, levels, line, powers)))
     return charts
 
 

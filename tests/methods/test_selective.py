@@ -279,6 +279,8 @@ def test_forget_questions_are_asked_about_other_subjects_that_share_no_name(make
     found = maker.neighbours([*KEPT, *({"question": one} for one in asked)])
     of_work = [f"Where does {name} work?" for name in ("Ann Lee", "Kim Roy")]
     assert found == [*of_work, *(f"When was {name} born?" for name in ("Ann Lee", "Kim Roy"))]
+    nameless = {"question": "Where is the treasure hidden?", "answer": "It lies under the oak."}
+    assert ExampleMaker([nameless], KEPT, maker.style).neighbours(KEPT) == []
 
 
 def test_a_rows_bans_hold_the_secrets_of_all_rows_about_its_subject(maker):

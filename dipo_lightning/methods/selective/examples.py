@@ -172,7 +172,7 @@ class ExampleMaker:
         return subject_in(question, self.subjects[index]) or question
 
     def neighbours(self, retain: Iterable[Row]) -> list[str]:
-        """Return the forget questions about the subjects of retain rows instead.
+        """Return the forget questions that name a subject, about the subjects of retain rows instead.
 
         Names of a single word take the place of such names only. Subjects that share a name with that of a forget row
         are left out.
@@ -181,10 +181,10 @@ class ExampleMaker:
         named = ((row["question"], names_in(row["question"])) for row in retain)
         others = dict.fromkeys(subject_in(asked, own) for asked, own in named if own and own.isdisjoint(forgotten))
         found = []
-        for index, row in enumerate(self.rows):
-            subject = self._subject(index)
-            alike = [other for other in others if (" " in other) == (" " in subject)]
-            found += [row["question"].replace(subject, other) for other in alike]
+        for row, own in zip(self.rows, self.subjects, strict=True):
+            if subject := subject_in(row["question"], own & names_in(row["question"])):
+                alike = [other for other in others if (" " in other) == (" " in subject)]
+                found += [row["question"].replace(subject, other) for other in alike]
         return found
 
     def _topic(self, index: int) -> str:
