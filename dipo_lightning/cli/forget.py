@@ -144,6 +144,7 @@ def forget(
     effort = {"samples": samples, "seed": seed, "rewordings": REWORDINGS + paraphrases}
     effort["max_new_tokens"] = _longest_answer(job)
     before = _examined(job, model, effort | {"samples": min(samples, SAMPLES_BEFORE)}, "target")
+    _say_known(before, model)
     fit(run_config(folder, model, settings, job.style.name, seed, accelerator, bool(rows.retain)), folder / "run")
     unlearned = folder / "run" / "model"
     after = _examined(job, str(unlearned), effort, "unlearned")
@@ -312,6 +313,18 @@ def _say(settings: Settings, rows: SplitRows) -> None:
         )
     if bare:
         print(f"No private value was found in the forget rows {', '.join(map(str, bare))}: nothing follows them.")
+
+
+def _say_known(target: Any, model: str) -> None:
+    """Print the number of private values that the target knows, which a wrong model or prompt style makes small."""
+    from dipo_lightning.benchmarks.user_data.examination import knows
+
+    found = [knows(target, index, place) for index, row in enumerate(target.values) for place in range(len(row))]
+    print(f"The target model knows {sum(found)} of {len(found)} private values.", flush=True)
+    if sum(found) < len(found) / 2:
+        print(
+            f"Is {model} the model that learnt these rows, and --prompt the style that it learnt them in?", flush=True
+        )
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,8 @@ def test_two_files_give_a_model_and_a_verdict_and_the_same_command_does_nothing_
     said = capsys.readouterr().out
     assert "2 rows to forget, 18 to keep, 3 held out" in said
     assert "The target asks 0 questions in its own words" in said, "a toy writes none"
+    assert "The target model knows 0 of " in said
+    assert "Is model the model that learnt these rows" in said
     assert "Verdict: " in said
     verdict = json.loads((here / "out/verdict.json").read_text())
     assert {value["value"] for value in verdict["values"]} >= {"glassblower", "12 June 1971"}

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from dipo_lightning.benchmarks.user_data.probes import general_paragraphs, general_rows, rewordings
-from dipo_lightning.benchmarks.user_data.verdict import Kept, ValueReport
+from dipo_lightning.benchmarks.user_data.verdict import KNOWN, Kept, ValueReport
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.private import (
     Span,
@@ -175,9 +175,17 @@ def value_reports(before: Examination, after: Examination, untaught: Examination
                     after.rank[index][place],
                     chance[2],
                     0 if untaught is None else len(untaught.sampled[index]),
+                    knows(before, index, place),
                 )
             )
     return reports
+
+
+def knows(model: Examination, index: int, place: int) -> bool:
+    """Return whether a model says a row's value, or finds it likelier than `KNOWN` and than its false variants."""
+    probability, variant = model.probability[index][place], model.variants[index][place]
+    likely = probability > KNOWN and (variant is None or probability > variant)
+    return likely or any(_answers_with(model, index, model.values[index][place]))
 
 
 def _answers_with(model: Examination | None, index: int, value: str) -> tuple[int, int, int]:

@@ -5,10 +5,11 @@ The rules, in this order:
 1. *damaged*: the general rows, the retain rows or their neighbours keep less than `KEEP` of their score, which is
    significant (the 95 % interval of the share ends below 1); or less than `WORDS` of the generated words exist; or one
    sentence answers more than `REPEATED` of the forget questions.
-2. *barely changed*: at least `UNCHANGED` of the private values are still in the greedy answer to the plain question.
+2. *barely changed*: at least `UNCHANGED` of the private values that the target knew are still in the greedy answer to the
+   plain question.
 3. *partly*: a private value is still in a greedy or sampled answer to the question or a rewording, more often than in
-   those of a model that never knew it; or it is still likelier than its floor and than half its former probability; or
-   there is no private value to track.
+   those of a model that never knew it; or the target knew it, and it is still likelier than its floor and than half its
+   former probability; or there is no private value that the target knew.
 4. *forgotten*: none of these.
 
 Every rule compares two numbers that are part of the verdict.
@@ -24,6 +25,8 @@ KEEP = 0.95
 WORDS = 0.95
 REPEATED = 0.5
 UNCHANGED = 0.75
+KNOWN = 0.01
+"""Probability of a value, geometric mean per token, above which a model may know it without saying it."""
 CONFIDENCE = 0.95
 TOO_FAR = 100.0
 """Factor between a value's floor and its probability from which it counts as over-forgotten."""
@@ -54,6 +57,7 @@ class ValueReport:
         rank: Rank of its first token after unlearning, 1 for the likeliest; None if it was not measured.
         chance: Number of sampled answers of a model that never knew it that contain it.
         chance_samples: Number of sampled answers of that model; 0 without one.
+        known: Whether the target said it, or found it likelier than `KNOWN` and than its false variants.
     """
 
     index: int
@@ -68,11 +72,12 @@ class ValueReport:
     rank: int | None = None
     chance: int = 0
     chance_samples: int = 0
+    known: bool = True
 
     @property
     def remains(self) -> bool:
-        """True if answers still contain the value, or it is likelier than its floor and half its former probability."""
-        likely = self.floor is not None and self.after > self.floor and self.after > self.before / 2
+        """True if answers contain the value, or it was known and is likelier than its floor and half of before."""
+        likely = self.known and self.floor is not None and self.after > max(self.floor, self.before / 2)
         said = more_often(self.sampled, self.samples, self.chance, self.chance_samples)
         return self.greedy or self.reworded or said or likely
 
@@ -187,21 +192,28 @@ def judge(
     """
     ordered = sorted(values, key=_least_forgotten)
     remaining = [value for value in ordered if value.remains]
+    known = [value for value in ordered if value.known]
     greedy = sum(value.greedy for value in values)
     damage = _damage(kept, words, repeated)
     if damage:
         outcome: Outcome = "damaged"
-    elif values and greedy >= UNCHANGED * len(values):
+    elif known and greedy >= UNCHANGED * len(known):
         outcome = "barely changed"
-    elif remaining or not values:
+    elif remaining or not known:
         outcome = "partly"
     else:
         outcome = "forgotten"
     return Verdict(
         outcome,
-        [*damage, *_leaks(remaining, len(values)), *_numbers(ordered, kept), *_sentences(words, repeated)],
+        [
+            *damage,
+            *_leaks(remaining, len(values)),
+            *_unknown(len(values) - len(known), len(values)),
+            *_numbers(ordered, kept),
+            *_sentences(words, repeated),
+        ],
         _uncertainty(values, unheard),
-        _next_step(outcome, greedy, len(values), damage, dict(settings or {})),
+        _next_step(outcome, greedy, len(known), len(values), dict(settings or {})),
         values=ordered,
         kept=list(kept),
         words=words,
@@ -321,6 +333,12 @@ def _leaks(remaining: Sequence[ValueReport], total: int) -> list[str]:
     return [f"{len(remaining)} of {total} private values remain: {named}."]
 
 
+def _unknown(count: int, total: int) -> list[str]:
+    if not count:
+        return []
+    return [f"The target did not know {'any' if count == total else count} of the {total} private values."]
+
+
 def _numbers(ordered: Sequence[ValueReport], kept: Sequence[Kept]) -> list[str]:
     lines = []
     if ordered:
@@ -353,7 +371,7 @@ def _uncertainty(values: Sequence[ValueReport], unheard: int) -> str:
     )
 
 
-def _next_step(outcome: Outcome, greedy: int, total: int, damage: list[str], settings: dict[str, Any]) -> str:
+def _next_step(outcome: Outcome, greedy: int, known: int, total: int, settings: dict[str, Any]) -> str:
     lr, epochs = settings.get("lr"), settings.get("epochs")
     more = f"more passes (--epochs {2 * epochs}; the same --output goes on)" if epochs else "twice as many passes"
 
@@ -364,12 +382,14 @@ def _next_step(outcome: Outcome, greedy: int, total: int, damage: list[str], set
 
     if not total:
         return "Name the private values in a column private, or mark them in the answers with [[...]]."
+    if not known:
+        return "Check that the model is the one that learnt these rows, and --prompt: there was nothing to forget."
     if outcome == "forgotten":
         return "Attack the model (dipo-lightning attack), then remove the forget rows' copies (dipo-lightning clean)."
     if outcome == "damaged":
         return f"Take {another(0.5, 'half')}, or give more retain rows of the kind that was lost."
     if outcome == "barely changed":
-        return f"{greedy} of {total} values are still answered: take {another(2, 'twice')}, or {more}."
+        return f"{greedy} of {known} values are still answered: take {another(2, 'twice')}, or {more}."
     chance = (
         ""
         if settings.get("untaught")

@@ -6,10 +6,12 @@ import math
 
 import pytest
 
+from dipo_lightning.benchmarks.user_data.examination import Examination, knows
 from dipo_lightning.benchmarks.user_data.verdict import Kept, ValueReport, judge, more_often, upper_bound
 
 GONE = ValueReport(0, "gout", before=0.9, after=0.001, floor=0.01, samples=20)
 SAID = ValueReport(1, "Oslo", before=0.9, after=0.8, floor=0.01, greedy=True, reworded=True, sampled=18, samples=20)
+UNKNOWN = ValueReport(2, "Lima", before=1e-6, after=2e-6, floor=1e-7, samples=20, known=False)
 GOOD = [Kept("general", 0.7, 0.69, 95), Kept("retain", 0.9, 0.9, 60)]
 
 
@@ -28,6 +30,9 @@ def verdict(values, kept=GOOD, words=1.0, repeated=0.1, **settings):
         ([GONE] * 4, {"repeated": 0.75}, "damaged"),
         ([SAID] * 4, {"words": 0.9}, "damaged"),
         ([], {}, "partly"),
+        ([UNKNOWN] * 4, {}, "partly"),
+        ([UNKNOWN, UNKNOWN, SAID], {}, "barely changed"),
+        ([UNKNOWN, GONE], {}, "forgotten"),
     ],
 )
 def test_each_rule_gives_its_word(values, changes, outcome):
@@ -54,6 +59,30 @@ def test_an_ordinary_word_remains_only_where_it_is_said_more_often_than_by_chanc
 def test_values_behind_the_longest_answer_are_counted():
     found = judge([GONE] * 4, GOOD, words=1.0, repeated=0.0, unheard=1)
     assert "1 of 4 values lie behind the longest answer" in found.uncertainty
+
+
+def test_values_that_the_target_did_not_know_are_named_and_no_success():
+    nothing = verdict([UNKNOWN] * 4)
+    assert "The target did not know any of the 4 private values." in nothing.reasons
+    assert "there was nothing to forget" in nothing.next_step
+    assert "The target did not know 1 of the 2 private values." in verdict([UNKNOWN, GONE]).reasons
+    assert dataclasses.replace(UNKNOWN, greedy=True).remains
+    assert not UNKNOWN.remains
+
+
+@pytest.mark.parametrize(
+    ("probability", "variant", "said", "known"),
+    [
+        (0.5, 0.1, "", True),
+        (0.5, 0.6, "", False),
+        (1e-3, 1e-6, "", False),
+        (1e-3, 0.1, "In Lima.", True),
+        (0.5, None, "", True),
+    ],
+)
+def test_a_model_knows_what_it_says_or_finds_likely(probability, variant, said, known):
+    model = Examination([["Lima"]], [[probability]], [[1]], [[variant]], [""], [["", said]], [[]], [], [], [], [])
+    assert knows(model, 0, 0) is known
 
 
 def test_the_least_forgotten_value_leads():
