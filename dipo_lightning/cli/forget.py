@@ -323,7 +323,7 @@ def _say_known(target: Any, model: str) -> None:
     print(f"The target model knows {sum(found)} of {len(found)} private values.", flush=True)
     if sum(found) < len(found) / 2:
         print(
-            f"Is {model} the model that learnt these rows, and --prompt the style that it learnt them in?", flush=True
+            f"Is {model} the model that learnt these rows, and --prompt the style that it knows?", flush=True
         )
 
 

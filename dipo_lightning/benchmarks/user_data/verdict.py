@@ -5,8 +5,8 @@ The rules, in this order:
 1. *damaged*: the general rows, the retain rows or their neighbours keep less than `KEEP` of their score, which is
    significant (the 95 % interval of the share ends below 1); or less than `WORDS` of the generated words exist; or one
    sentence answers more than `REPEATED` of the forget questions.
-2. *barely changed*: at least `UNCHANGED` of the private values that the target knew are still in the greedy answer to the
-   plain question.
+2. *barely changed*: at least `UNCHANGED` of the private values that the target knew are still in the greedy answer to
+   the plain question.
 3. *partly*: a private value is still in a greedy or sampled answer to the question or a rewording, more often than in
    those of a model that never knew it; or the target knew it, and it is still likelier than its floor and than half its
    former probability; or there is no private value that the target knew.
