@@ -322,9 +322,7 @@ def _say_known(target: Any, model: str) -> None:
     found = [knows(target, index, place) for index, row in enumerate(target.values) for place in range(len(row))]
     print(f"The target model knows {sum(found)} of {len(found)} private values.", flush=True)
     if sum(found) < len(found) / 2:
-        print(
-            f"Is {model} the model that learnt these rows, and --prompt the style that it knows?", flush=True
-        )
+        print(f"Is {model} the model that learnt these rows, and --prompt the style that it knows?", flush=True)
 
 
 @dataclass(frozen=True)
