@@ -394,40 +394,46 @@ class SelectiveModule(UnlearningModule):
 
     def _ask(self, asked: Sequence[PrivateExample], samples: int) -> tuple[int, float]:
         """Sample answers in some wordings; return what is left to forget, and the mean risk of an answer."""
-        assert self.policy is not None
-        prompts = [example.input_ids[: example.start] for example in asked]
-        watched, banned = (
-            [tokens[example.index] for example in asked] for tokens in (self._maker.watched, self._maker.banned)
-        )
-        own, any_of = Risk(watched, samples), Risk(banned, samples)
-
-        def observe(numbers: list[int], logits: Tensor) -> None:
-            chances = logits.float().softmax(-1)
-            own.add(numbers, chances)
-            any_of.add(numbers, chances)
-
-        said = self._sampled(self.policy, prompts, samples, observe=observe)
-        risks, notable = self.trainer.strategy.broadcast(((own.of_answer, any_of.of_answer), own.notable))
-        answered = [
-            (example.index, prompt, ids)
-            for example, prompt, answers in zip(asked, prompts, said, strict=True)
-            for ids in answers
-        ]
-        for number, other in self._other_words(notable, answered):
-            risks[0][number] -= other
-        order = sorted(range(len(answered)), key=lambda place: -risks[1][place])
-        risky = [self._maker.said(*answered[place]) for place in order if risks[1][place] > RISK and answered[place][2]]
+        answered, own, of_any = self._answered(asked, samples)
+        order = sorted(range(len(answered)), key=lambda place: -of_any[place])
+        risky = [self._maker.said(*answered[place]) for place in order if of_any[place] > RISK and answered[place][2]]
         most = RISKY_ANSWERS * len(self._wordings)
         self.leaks = (risky[: most // 2] + self.leaks)[:most]
         found = sum(self._maker.says_value(index, ids) for index, _, ids in answered)
         sayable, likelier = self._values_left(asked)
-        risk = sum(risks[0]) / max(1, len(risks[0]))
+        risk = sum(own) / max(1, len(own))
         rank_zero_info(
             f"step {self.trainer.global_step}: {found} of {len(asked) * samples} sampled answers say a private value, "
             f"{risk:.2g} per answer are expected; {sayable} of {len(self._wordings)} rows may still say one, "
             f"{likelier} find it likelier than false variants"
         )
         return found + sayable + likelier, risk
+
+    def _answered(
+        self, asked: Sequence[PrivateExample], samples: int
+    ) -> tuple[list[tuple[int, list[int], list[int]]], list[float], list[float]]:
+        """Sample answers, and return row, prompt and text of each, and its risk: of the row's values, and of any."""
+        assert self.policy is not None
+        prompts = [example.input_ids[: example.start] for example in asked]
+        own = Risk([self._maker.watched[example.index] for example in asked], samples)
+        of_any = Risk([self._maker.banned[example.index] for example in asked], samples)
+
+        def observe(numbers: list[int], logits: Tensor) -> None:
+            chances = logits.float().softmax(-1)
+            own.add(numbers, chances)
+            of_any.add(numbers, chances)
+
+        said = self._sampled(self.policy, prompts, samples, observe=observe)
+        found: tuple[list[float], list[float], Any] = (own.of_answer, of_any.of_answer, own.notable)
+        own_risks, any_risks, notable = self.trainer.strategy.broadcast(found)
+        answered = [
+            (example.index, prompt, ids)
+            for example, prompt, answers in zip(asked, prompts, said, strict=True)
+            for ids in answers
+        ]
+        for number, other in self._other_words(notable, answered):
+            own_risks[number] -= other
+        return answered, own_risks, any_risks
 
     def _other_words(
         self, notable: Sequence[tuple[int, int, int, float]], answered: Sequence[tuple[int, list[int], list[int]]]
