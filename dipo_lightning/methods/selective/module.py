@@ -375,7 +375,7 @@ class SelectiveModule(UnlearningModule):
         if self.stop and not remaining and risk <= RISK:
             left = self._ask_thoroughly()
             self.trainer.should_stop = self.trainer.should_stop or not left
-        self.log("train/remaining", left, logger=True)
+        self.log("train/remaining", left)
 
     def _ask_thoroughly(self) -> float:
         """Check one wording after the other until one leaks, or the mean risk over all of them must exceed `RISK`.
