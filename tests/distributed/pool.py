@@ -62,8 +62,8 @@ class Pool:
     def run(self, job: str, timeout: float = 120, **arguments: Any) -> list[Any]:
         """Run ``job`` on both processes and return what each returned, by rank.
 
-        It runs once more, in new processes, if one died of a signal: gloo's own thread crashes once in some thousand
-        jobs (torch 2.13). The stacks of all threads are in the log of the process.
+        It runs once more, in new processes, if one died of a signal: gloo's own thread was seen to crash (torch 2.13),
+        once in many sessions. The stacks of all threads are in the log of the process.
         """
         try:
             return self._run(job, timeout, arguments)
