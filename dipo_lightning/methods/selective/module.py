@@ -416,7 +416,7 @@ class SelectiveModule(UnlearningModule):
         assert self.policy is not None
         prompts = [example.input_ids[: example.start] for example in asked]
         own = Risk([self._maker.watched[example.index] for example in asked], samples)
-        of_any = Risk([self._maker.banned[example.index] for example in asked], samples)
+        of_any = Risk([self._maker.banned[example.index] for example in asked], samples, least=math.inf)
 
         def observe(numbers: list[int], logits: Tensor) -> None:
             chances = logits.float().softmax(-1)
@@ -506,30 +506,32 @@ class Risk:
     Args:
         tokens: Tokens that begin a private value, by prompt.
         samples: Number of answers to each prompt.
+        least: Probability from which a token is notable.
 
     Attributes:
         of_answer: Sum over the answer's positions of the probability of these tokens, by answer.
-        notable: Answer, position in it, token and probability, where that is at least `NOTABLE`.
+        notable: Answer, position in it, token and probability of the notable ones.
     """
 
-    def __init__(self, tokens: Sequence[Collection[int]], samples: int) -> None:
-        self.tokens, self.samples = [list(one) for one in tokens], samples
+    def __init__(self, tokens: Sequence[Collection[int]], samples: int, least: float = NOTABLE) -> None:
+        self.samples, self.least = samples, least
+        longest = max(map(len, tokens), default=0)
+        padded = [[*one, *[-1] * (longest - len(one))] for one in tokens]
+        self.tokens = torch.tensor(padded, dtype=torch.long).reshape(len(tokens), longest)
         self.of_answer = [0.0] * len(tokens) * samples
         self.notable: list[tuple[int, int, int, float]] = []
         self._places = [0] * len(self.of_answer)
 
     def add(self, numbers: Sequence[int], chances: Tensor) -> None:
         """Add the next position of some answers, given the (n, V) probabilities."""
-        tokens = [self.tokens[number // self.samples] for number in numbers]
-        longest = max(map(len, tokens), default=0)
-        index = torch.tensor([one + [0] * (longest - len(one)) for one in tokens], dtype=torch.long)
-        found = chances.gather(1, index.reshape(len(tokens), longest).to(chances.device)).tolist()
-        for number, own, values in zip(numbers, tokens, found, strict=True):
-            place, self._places[number] = self._places[number], self._places[number] + 1
-            for token, chance in zip(own, values, strict=False):
-                self.of_answer[number] += chance
-                if chance >= NOTABLE:
-                    self.notable.append((number, place, token, chance))
+        tokens = self.tokens[[number // self.samples for number in numbers]].to(chances.device)
+        found = torch.where(tokens >= 0, chances.gather(1, tokens.clamp(min=0)), 0.0)
+        for row, slot in (found >= self.least).nonzero().tolist():
+            number = numbers[row]
+            self.notable.append((number, self._places[number], int(tokens[row, slot]), float(found[row, slot])))
+        for number, chance in zip(numbers, found.sum(1).tolist(), strict=True):
+            self.of_answer[number] += chance
+            self._places[number] += 1
 
 
 def drawn(pool: Sequence[Any], count: int, generator: torch.Generator) -> list[Any]:
