@@ -11,6 +11,7 @@ from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.losses.likelihood import token_kl
 from dipo_lightning.methods.dipo.loss import dipo_loss
 from dipo_lightning.methods.selective.examples import (
+    MOST_NEIGHBOURS,
     ExampleMaker,
     PrivateExample,
     completions,
@@ -279,6 +280,8 @@ def test_forget_questions_are_asked_about_other_subjects_that_share_no_name(make
     found = maker.neighbours([*KEPT, *({"question": one} for one in asked)])
     of_work = [f"Where does {name} work?" for name in ("Ann Lee", "Kim Roy")]
     assert found == [*of_work, *(f"When was {name} born?" for name in ("Ann Lee", "Kim Roy"))]
+    many = [{"question": f"Is Kim Roy{'aeiou'[n % 5] * (n // 5 + 1)} old?"} for n in range(4 * MOST_NEIGHBOURS)]
+    assert len(maker.neighbours(many)) == len(ROWS) * MOST_NEIGHBOURS
     nameless = {"question": "Where is the treasure hidden?", "answer": "It lies under the oak."}
     assert ExampleMaker([nameless], KEPT, maker.style).neighbours(KEPT) == []
 

@@ -27,6 +27,9 @@ from dipo_lightning.models.answers import IGNORED
 
 Row = Mapping[str, Any]
 
+MOST_NEIGHBOURS = 120
+"""Maximum number of retain subjects that forget questions are asked about, and of such questions in training."""
+
 
 @dataclass
 class PrivateExample:
@@ -175,17 +178,18 @@ class ExampleMaker:
         """Return the forget questions that name a subject, about the subjects of retain rows instead.
 
         Names of a single word take the place of such names only. Subjects that share a name with that of a forget row
-        are left out.
+        are left out; of more than `MOST_NEIGHBOURS`, some spread over all are taken.
         """
         forgotten = set[str]().union(*self.subjects)
         named = ((row["question"], names_in(row["question"])) for row in retain)
-        others = dict.fromkeys(subject_in(asked, own) for asked, own in named if own and own.isdisjoint(forgotten))
-        found = []
+        found = dict.fromkeys(subject_in(asked, own) for asked, own in named if own and own.isdisjoint(forgotten))
+        others = list(found)[:: -(-len(found) // MOST_NEIGHBOURS) or 1]
+        questions = []
         for row, own in zip(self.rows, self.subjects, strict=True):
             if subject := subject_in(row["question"], own & names_in(row["question"])):
                 alike = [other for other in others if (" " in other) == (" " in subject)]
-                found += [row["question"].replace(subject, other) for other in alike]
-        return found
+                questions += [row["question"].replace(subject, other) for other in alike]
+        return questions
 
     def _topic(self, index: int) -> str:
         """Content words of a row's question that do not belong to its subject."""

@@ -44,7 +44,7 @@ from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.sampling import hash_seed, sample
 from dipo_lightning.evaluation.scoring import TokenScores, score
 from dipo_lightning.losses.likelihood import token_kl
-from dipo_lightning.methods.selective.examples import ExampleMaker, PrivateExample
+from dipo_lightning.methods.selective.examples import MOST_NEIGHBOURS, ExampleMaker, PrivateExample
 from dipo_lightning.methods.selective.targets import and_repetition, blind_target, contrast_loss, excess, mean_of
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import IGNORED, Answers, TokenBatch, collate, over_logits
@@ -70,8 +70,8 @@ MOST_SAMPLED_TOKENS = 256
 """Maximum length in tokens of answers that are sampled during training; fewer if the forget answers are shorter."""
 GENERAL_TOKENS, GENERAL_SAMPLES = 32, 2
 """Length of the reference model's answers to general prompts, and number of sampled ones beside the greedy one."""
-MOST_NEIGHBOURS, NEIGHBOUR_SAMPLES = 120, 1
-"""Maximum number of forget questions about other subjects, and number of sampled answers beside the greedy one."""
+NEIGHBOUR_SAMPLES = 1
+"""Number of sampled answers beside the greedy one to each forget question about another subject."""
 VARIANT_SHARE, LEAK_SHARE, GENERAL_SHARE, NEIGHBOUR_SHARE = 0.5, 1.0, 1.0, 1.0
 """Further rows per forget row of a step."""
 FEWEST_GENERAL = 16
