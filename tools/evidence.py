@@ -82,6 +82,10 @@ def is_own(method: str) -> bool:
     return method.startswith("DiPO")
 
 
+SEARCHED_RETAIN = 100
+"""Retain rows that are evaluated on *search*; all 400 are on *report*."""
+
+
 def prepare_data(source: Path, work: Path, rows: int | None, taught: bool = False) -> None:
     """Write both splits as folders in TOFU's schema.
 
@@ -100,10 +104,12 @@ def prepare_data(source: Path, work: Path, rows: int | None, taught: bool = Fals
     shared = {name: lines[name] for name in ("retain_perturbed", "real_authors_perturbed", "world_facts_perturbed")}
     if taught:
         shared = dict.fromkeys(shared, lines["retain_perturbed"])
-    for name, part in (("search", slice(0, split)), ("report", slice(split, None))):
+    for name, part in (("report", slice(split, None)), ("search", slice(0, split))):
         folder = work / "data" / name
         folder.mkdir(parents=True, exist_ok=True)
         files = {SPLIT: lines["forget10"][part], f"{SPLIT}_perturbed": lines["forget10_perturbed"][part]}
+        if name == "search":
+            shared = shared | {"retain_perturbed": shared["retain_perturbed"][:SEARCHED_RETAIN]}
         for file, content in {**files, RETAIN: retain, **shared}.items():
             (folder / f"{file}.json").write_text("\n".join(content[:rows]) + "\n", encoding="utf-8")
 
@@ -361,6 +367,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
     parser.add_argument("--seconds", type=float, default=1e9, help="no run is begun after so many")
     parser.add_argument("--rows", type=int, help="only the first so many rows of each file")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="of the table, such as NPO or 'DiPO relative'; all")
     parser.add_argument("--smoke", action="store_true", help="a toy model and four rows: walk every stage")
     given = parser.parse_args()
     measuring = {"max_new_tokens": 50}
@@ -378,6 +385,10 @@ def main() -> None:
         course = {"epochs": 10, "every": 5}
     else:
         compared = methods(2e-5, 5e-5, layer=7)
+    if given.methods:
+        if unknown := set(given.methods) - set(compared):
+            parser.error(f"--methods: {', '.join(sorted(unknown))}; there are {', '.join(compared)}")
+        compared = {name: compared[name] for name in given.methods}
     if not setup.tiny:
         if given.data is None:
             parser.error("--data names the folder of TOFU")
