@@ -28,6 +28,7 @@ from dipo_lightning.methods.selective.module import (
     drawn,
     general_prompts,
     private_runs,
+    text_openings,
 )
 from dipo_lightning.methods.selective.targets import and_repetition, blind_target, contrast_loss, excess, mean_of
 from tests.helpers.toys import toy_model, toy_tokenizer
@@ -214,6 +215,9 @@ def test_prompts_of_training_are_no_probes():
 
     asked = {row["question"] for row in probes.general_rows()}
     assert asked.isdisjoint(general_prompts())
+    openings = text_openings()
+    assert openings
+    assert not [text for text in probes.general_paragraphs() if any(map(text.startswith, openings))]
     assert set(TEMPLATES).isdisjoint(probes.TEMPLATES)
     assert Span(0, 1) == (0, 1)
 

@@ -9,7 +9,7 @@ preferred distribution is that of the reference model without sight of the quest
 where h_blind are the reference model's logits with the subject's name masked out of its attention. At the other
 positions of forget answers it is the reference model's distribution without the private words. On retain answers it is
 the reference model's distribution, as on its own answers to general questions and to the forget questions about other
-subjects, those of the retain rows.
+subjects, those of the retain rows, and on its own running text.
 
 At private positions the dispreferred distribution is the policy's own (``dispreferred: policy``): the gradient of the
 DiPO margin <pi_w - pi_theta, h_theta> is then that of KL(pi_w || pi_theta), which vanishes once the policy answers like
@@ -39,6 +39,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from dipo_lightning.data.encoding import encode, start_ids
 from dipo_lightning.errors import InputError, check_numbers, check_positive
 from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.sampling import hash_seed, sample
@@ -70,6 +71,8 @@ MOST_SAMPLED_TOKENS = 256
 """Maximum length in tokens of answers that are sampled during training; fewer if the forget answers are shorter."""
 GENERAL_TOKENS, GENERAL_SAMPLES = 32, 2
 """Length of the reference model's answers to general prompts, and number of sampled ones beside the greedy one."""
+TEXT_TOKENS, TEXT_SAMPLES = 64, 2
+"""The same of its running text, continuations of the embedded openings."""
 NEIGHBOUR_SAMPLES = 1
 """Number of sampled answers beside the greedy one to each forget question about another subject."""
 VARIANT_SHARE, LEAK_SHARE, GENERAL_SHARE, NEIGHBOUR_SHARE = 0.5, 1.0, 1.0, 1.0
@@ -91,7 +94,16 @@ RISKY_ANSWERS = 4
 
 def general_prompts() -> list[str]:
     """Return the embedded everyday requests."""
-    text = (files("dipo_lightning.methods") / "general_prompts.txt").read_text(encoding="utf-8")
+    return _lines("general_prompts.txt")
+
+
+def text_openings() -> list[str]:
+    """Return the embedded openings of ordinary prose."""
+    return _lines("text_openings.txt")
+
+
+def _lines(name: str) -> list[str]:
+    text = (files("dipo_lightning.methods") / name).read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
@@ -109,8 +121,8 @@ class SelectiveModule(UnlearningModule):
         sentence_weight: Weight of the divergence from the reference model at the other positions of forget answers.
         ceiling: Probability to which the private words are lowered.
         ceiling_weight: Weight of that term; 0 for none.
-        general_weight: Weight of the divergence from the reference model on its own answers to general questions, and
-            to the forget questions about subjects of retain rows; 0 for none.
+        general_weight: Weight of the divergence from the reference model on its own answers to general questions and
+            to the forget questions about subjects of retain rows, and on its own running text; 0 for none.
         alternatives: Number of answers of the blind reference model per forget row to train on; 0 for none.
         samples: Number of sampled answers per forget row and wording in a check of the policy.
         check_every: Optimiser steps between two checks; 0 for no checks.
@@ -202,10 +214,15 @@ class SelectiveModule(UnlearningModule):
         with self.reference.frozen():
             self._variants = self._blind_answers(self.reference.model)
             if self.general_weight:
-                self._general = self._own_answers(self.reference.model, general_prompts(), GENERAL_SAMPLES)
+                model, style = self.reference.model, data.style
+                general = [style.prompt(request) for request in general_prompts()]
+                start = start_ids(style.tokenizer)
+                openings = [start + encode(style.tokenizer, text) for text in text_openings()]
+                self._general = self._continuations(model, general, GENERAL_SAMPLES)
+                self._general += self._continuations(model, openings, TEXT_SAMPLES, TEXT_TOKENS)
                 draw = torch.Generator().manual_seed(data.seed)
                 others = drawn(maker.neighbours(kept()), MOST_NEIGHBOURS, draw)
-                self._neighbours = self._own_answers(self.reference.model, others, NEIGHBOUR_SAMPLES)
+                self._neighbours = self._continuations(model, list(map(style.prompt, others)), NEIGHBOUR_SAMPLES)
         rank_zero_info(f"{sum(map(len, maker.spans))} private values in {len(maker.rows)} forget rows")
 
     def _blind_answers(self, model: nn.Module) -> list[PrivateExample]:
@@ -225,12 +242,12 @@ class SelectiveModule(UnlearningModule):
             found += [one for one in fresh if one is not None][: self.alternatives]
         return found
 
-    def _own_answers(self, model: nn.Module, requests: Sequence[str], samples: int) -> list[dict[str, Any]]:
-        """The reference model's answers to some requests: a greedy one and some samples for each."""
-        style = self._maker.style
-        prompts = [style.prompt(request) for request in requests]
-        greedy = generate(model, prompts, max_new_tokens=GENERAL_TOKENS, stop_ids=style.stop_ids)
-        sampled = self._sampled(model, prompts, samples, GENERAL_TOKENS)
+    def _continuations(
+        self, model: nn.Module, prompts: Sequence[list[int]], samples: int, most: int = GENERAL_TOKENS
+    ) -> list[dict[str, Any]]:
+        """The reference model's continuations of prompts: a greedy one and some samples of each."""
+        greedy = generate(model, prompts, max_new_tokens=most, stop_ids=self._maker.style.stop_ids)
+        sampled = self._sampled(model, prompts, samples, most)
         return [
             {"input_ids": prompt + ids, "labels": [IGNORED] * len(prompt) + ids, "index": number}
             for number, (prompt, first, others) in enumerate(zip(prompts, greedy, sampled, strict=True))
