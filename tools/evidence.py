@@ -367,7 +367,9 @@ def main() -> None:
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
     parser.add_argument("--seconds", type=float, default=1e9, help="no run is begun after so many")
     parser.add_argument("--rows", type=int, help="only the first so many rows of each file")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="of the table, such as NPO or 'DiPO relative'; all")
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="of the table, such as NPO or 'DiPO relative'; all"
+    )
     parser.add_argument("--smoke", action="store_true", help="a toy model and four rows: walk every stage")
     given = parser.parse_args()
     measuring = {"max_new_tokens": 50}

@@ -263,8 +263,12 @@ class RowValues(Metric):
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Gather the states of all ranks.
 
-        A rank without rows takes part with empty tensors of the right dtype; torchmetrics would use its own default.
+        A rank without rows takes part with empty tensors of the right dtype; torchmetrics would use its own default. A
+        group of one process gathers nothing, since its backend may not take the states' device (NCCL, a CPU).
         """
+        grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if grouped and torch.distributed.get_world_size() == 1:
+            return
         for name in self._names:
             if isinstance(getattr(self, name), list) and not getattr(self, name):
                 setattr(self, name, [self._state(name)])

@@ -56,9 +56,9 @@ def fit(base: Path, run: Path, *options: str) -> dict[str, Any]:
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains(base: Path, tmp_path: Path, method: str, precision: str) -> None:
-    layer = ["--model.layer=1"] * (method == "rmu")
+    more = {"rmu": ["--model.layer=1"], "pdu": ["--model.epsilon=100"]}.get(method, [])
     document = fit(
-        base, tmp_path / "run", f"--config={CONFIGS / method}.yaml", f"--trainer.precision={precision}", *layer
+        base, tmp_path / "run", f"--config={CONFIGS / method}.yaml", f"--trainer.precision={precision}", *more
     )
     assert document["provenance"]["step"] == 2
     assert math.isfinite(document["aggregates"]["model_utility"])
@@ -80,11 +80,13 @@ def test_every_method_trains(base: Path, tmp_path: Path, method: str, precision:
     ],
     ids=" ".join,
 )
+@pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream does not match")  # Lightning's DDP, from torch
 def test_dipo_trains_with_every_reference_and_strategy(base: Path, tmp_path: Path, options: list[str]) -> None:
     document = fit(base, tmp_path / "run", *options)
     assert math.isfinite(document["aggregates"]["model_utility"])
 
 
+@pytest.mark.filterwarnings("ignore:GPU available but not used")  # on purpose
 def test_two_steps_and_their_evaluation_agree_with_the_cpu(base: Path, tmp_path: Path) -> None:
     options = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.05"]
     there = fit(base, tmp_path / "gpu", *options)

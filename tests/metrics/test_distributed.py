@@ -10,6 +10,21 @@ from dipo_lightning.evaluation.aggregates import aggregates, intervals, metric_c
 from tests.metrics.distributed_worker import all_metrics, fill, results, rows_of, run
 
 
+def test_a_group_of_one_process_gathers_nothing(monkeypatch):
+    """As after a run on one GPU with FSDP: NCCL takes no tensors of the CPU, where commands compute."""
+    single = all_metrics()
+    fill(single, rows_of("target"))
+    expected = results(single)
+    alone = all_metrics()
+    fill(alone, rows_of("target"))
+    monkeypatch.setattr(torch.distributed, "all_gather", lambda *_, **__: pytest.fail("something was gathered"))
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        assert results(alone) == expected
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.distributed
 def test_two_processes_give_the_bits_of_one(tmp_path):
     single = all_metrics()
