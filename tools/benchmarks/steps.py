@@ -88,7 +88,8 @@ class PreparedSelective(SelectiveModule):
         self._wordings = [[row] * len(TEMPLATES) for row in rows]
         self._variants, self.leaks = rows[: len(rows) // 2], rows[len(rows) // 2 :]
         banned = {row.index: [7] for row in rows}
-        self._maker = SimpleNamespace(banned=banned)  # type: ignore[assignment]
+        complete = lambda example: [-1] * (len(example.labels) - example.start)  # noqa: E731
+        self._maker = SimpleNamespace(banned=banned, completing=complete)  # type: ignore[assignment]
         return SimpleNamespace(seed=0, tokenizer=SimpleNamespace(pad_token_id=0))
 
 
@@ -339,9 +340,10 @@ def step(variant: Variant, start: dict[str, Tensor], device: torch.device, dtype
     weights = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     module: Any = variant.module
     optimizer = torch.optim.AdamW(weights) if module is None else module.configure_optimizers()
+    counted_on = device if optimizer.param_groups[0]["fused"] else None
     for parameter in variant.trained:  # not the first step: the states are there
-        zero = torch.zeros_like(parameter)
-        optimizer.state[parameter] = {"step": torch.tensor(1.0), "exp_avg": zero, "exp_avg_sq": zero.clone()}
+        zero, one = torch.zeros_like(parameter), torch.tensor(1.0, device=counted_on)
+        optimizer.state[parameter] = {"step": one, "exp_avg": zero, "exp_avg_sq": zero.clone()}
     memory = PeakMemory(device)
     with timed(device) as found:
         with precision(device, dtype):
