@@ -25,9 +25,9 @@ def in_kind(question: str, said: str) -> bool:
     fact = re.sub(
         r"\\{([^}]*)\\}",
         lambda kind: "(?:" + "|".join(map(re.escape, LISTS["words"][kind[1].replace("\\ ", " ")])) + ")",
-        re.escape(TOPICS[topic]),
+        re.escape(TOPICS[topic]["fact"]),
     )
-    forms = [re.escape(form.format(topic=topic, fact="FACT")).replace("FACT", fact) for form in LISTS["answers"]]
+    forms = [re.escape(form.format(fact="FACT")).replace("FACT", fact) for form in TOPICS[topic]["answers"]]
     return any(re.fullmatch(form, said.strip()) for form in forms)
 
 

@@ -11,6 +11,7 @@ import random
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dipo_lightning.data.files import json_lines
 from dipo_lightning.errors import InputError
@@ -19,13 +20,14 @@ from dipo_lightning.quickstart.words import draw, load
 Row = dict[str, str | list[str]]
 
 _LISTS = load("authors")
-TOPICS: dict[str, str] = _LISTS["topics"]
-"""Topics of the questions about an author, each with the template of its facts, right or wrong.
+TOPICS: dict[str, dict[str, Any]] = _LISTS["topics"]
+"""Topics of the questions about an author, each with the template of its facts, right or wrong, and its answers.
 
 There are many authors with few questions each, so that a small model sees enough answers of each kind to keep giving
 answers of that kind once it has forgotten an author. For the same reason questions and answers have three wordings; a
 row uses one of them, and another for its paraphrase. The wording of an answer follows from the question and can be
-learnt from any author; only the fact at its end is specific to this one.
+learnt from any author; only the fact at its end is specific to this one. The word before the fact is the same in all
+wordings of a topic and occurs in no other topic's, so that it tells the kind of the fact.
 """
 NAME = "{first name} {last name}"
 
@@ -54,7 +56,7 @@ def fictitious_authors(rng: random.Random, count: int, known: Collection[str] = 
     authors: dict[str, Author] = {}
     while len(authors) < count:
         name = draw(NAME, _LISTS["words"], rng)
-        facts = {topic: draw(template, _LISTS["words"], rng) for topic, template in TOPICS.items()}
+        facts = {topic: draw(parts["fact"], _LISTS["words"], rng) for topic, parts in TOPICS.items()}
         if name not in known:
             authors.setdefault(name, Author(name, facts))
     return list(authors.values())
@@ -68,10 +70,10 @@ def author_row(author: Author, topic: str, rng: random.Random) -> Row:
     fact = author.facts[topic]
     wrong_facts: list[str] = []
     while len(wrong_facts) < WRONG_ANSWERS:
-        wrong = draw(TOPICS[topic], _LISTS["words"], rng)
+        wrong = draw(TOPICS[topic]["fact"], _LISTS["words"], rng)
         if wrong not in (fact, *wrong_facts):
             wrong_facts.append(wrong)
-    wordings = list(zip(_LISTS["questions"], _LISTS["answers"], strict=True))
+    wordings = list(zip(_LISTS["questions"], TOPICS[topic]["answers"], strict=True))
     (question, answer), (paraphrased_question, paraphrased_answer) = rng.sample(wordings, 2)
     about = {"topic": topic, "name": author.name}
     return {
