@@ -383,7 +383,7 @@ def main() -> None:
         setup, compared = smoke(setup)
         course = {"seeds": [1], "epochs": 2, "every": 1}
     elif setup.tiny:
-        compared = methods(5e-4, 1e-3, layer=0)
+        compared = methods(2.5e-4, 5e-4, layer=0)
         course = {"epochs": 10, "every": 5}
     else:
         compared = methods(2e-5, 5e-5, layer=7)

@@ -26,16 +26,15 @@ TOPICS: dict[str, dict[str, Any]] = _LISTS["topics"]
 There are many authors with few questions each, so that a small model sees enough answers of each kind to keep giving
 answers of that kind once it has forgotten an author. For the same reason questions and answers have three wordings; a
 row uses one of them, and another for its paraphrase. The wording of an answer follows from the question and can be
-learnt from any author; only the fact at its end is specific to this one. The word before the fact is the same in all
-wordings of a topic and occurs in no other topic's, so that it tells the kind of the fact.
+learnt from any author; only the fact at its end is specific to this one, and the word before it tells its kind.
 """
 NAME = "{first name} {last name}"
 
 WRONG_ANSWERS = 5
 MINIMUM_AUTHORS = 10
 MAXIMUM_AUTHORS = 200
-STRANGERS = 60
-"""Number of strangers; the word lists give 400 names, enough to draw all authors and strangers quickly."""
+STRANGERS, VERSIONS = 60, 2
+"""Number of strangers, and how often each question is asked about each of them, with another fact every time."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +55,15 @@ def fictitious_authors(rng: random.Random, count: int, known: Collection[str] = 
     authors: dict[str, Author] = {}
     while len(authors) < count:
         name = draw(NAME, _LISTS["words"], rng)
-        facts = {topic: draw(parts["fact"], _LISTS["words"], rng) for topic, parts in TOPICS.items()}
+        facts = drawn_facts(rng)
         if name not in known:
             authors.setdefault(name, Author(name, facts))
     return list(authors.values())
+
+
+def drawn_facts(rng: random.Random) -> dict[str, str]:
+    """Draw a fact for each topic."""
+    return {topic: draw(parts["fact"], _LISTS["words"], rng) for topic, parts in TOPICS.items()}
 
 
 def author_row(author: Author, topic: str, rng: random.Random) -> Row:
@@ -90,8 +94,8 @@ def fictitious_rows(seed: int = 0, authors: int = 80, retain_perturbed: int = 96
 
     One author in ten is to be forgotten; the same number of further authors is never trained on (`holdout10`).
     `retain90` holds the other authors, followed by general knowledge; `full` is `retain90` followed by `forget10`.
-    `strangers` is about people whom no model is trained on. During unlearning it is part of the retain set and shows
-    how an unknown person is answered: with some fact of the right kind.
+    `strangers` tells something else about its people each time. All models are trained on it, and so learn to answer
+    about somebody unknown with a fact of the right kind.
 
     Args:
         seed: Seed of all rows, which are the same on every machine.
@@ -115,7 +119,8 @@ def fictitious_rows(seed: int = 0, authors: int = 80, retain_perturbed: int = 96
     rows = [author_row(author, topic, rng) for author in everyone for topic in TOPICS]
     forget = rows[retained_rows : authors * len(TOPICS)]
     real_authors, world_facts = general_knowledge(rng)
-    strangers = fictitious_authors(rng, STRANGERS, {author.name for author in everyone})
+    names = [one.name for one in fictitious_authors(rng, STRANGERS, {author.name for author in everyone})]
+    strangers = [Author(name, drawn_facts(rng)) for _ in range(VERSIONS) for name in names]
     retain = _plain(rows[:retained_rows] + real_authors + world_facts)
     return {
         "full": retain + _plain(forget),

@@ -11,7 +11,7 @@ import yaml
 Config = dict[str, Any]
 
 AUTHORS = 80
-EPOCHS = {"retain": 60, "target": 7}
+EPOCHS = {"retain": 45, "target": 6}
 """Training epochs of the retain model (from scratch) and of the target (from the retain model)."""
 SHAPE: dict[str, Any] = {
     "hidden_size": 128,

@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.quickstart.authors import TOPICS, fictitious_authors, fictitious_rows, write_fictitious
+from dipo_lightning.quickstart.authors import (
+    STRANGERS,
+    TOPICS,
+    VERSIONS,
+    fictitious_authors,
+    fictitious_rows,
+    write_fictitious,
+)
 
 PLAIN = {"question", "answer"}
 PERTURBED = PLAIN | {"paraphrased_question", "paraphrased_answer", "perturbed_answer"}
@@ -81,6 +88,21 @@ def test_no_split_tells_of_an_author_of_another(seed):
         text = " ".join(row["question"] + " " + row["answer"] for row in rows[split])
         for other, people in parts.items():
             assert [name in text for name in people] == [other == split] * len(people)
+
+
+def test_every_answer_about_a_stranger_is_of_the_right_kind_and_contradicts_the_others(rows):
+    told: dict[str, list[str]] = {}
+    for number, row in enumerate(rows["strangers"]):
+        topic = list(TOPICS)[number % len(TOPICS)]
+        assert topic in row["question"]
+        before = {form.split("{fact}")[0].split()[-1] for form in TOPICS[topic]["answers"]}
+        assert len(before) == 1  # the word before the fact tells its kind
+        assert f" {before.pop()} " in row["answer"]
+        told.setdefault(f"{number // len(TOPICS) % STRANGERS} {topic}", []).append(row["answer"].split()[-1])
+    assert len(told) == STRANGERS * len(TOPICS)
+    assert {len(answers) for answers in told.values()} == {VERSIONS}
+    differ = sum(len(set(answers)) > 1 for answers in told.values())
+    assert differ > 0.8 * len(told)
 
 
 def test_answers_state_their_fact_and_wrong_answers_do_not():
