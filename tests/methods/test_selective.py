@@ -10,6 +10,7 @@ from dipo_lightning.data.private import Span, token_places
 from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.losses.likelihood import token_kl
 from dipo_lightning.methods.dipo.loss import dipo_loss
+from dipo_lightning.methods.selective.checks import RISK, Check, Risk, private_runs
 from dipo_lightning.methods.selective.examples import (
     MOST_NEIGHBOURS,
     ExampleMaker,
@@ -21,13 +22,9 @@ from dipo_lightning.methods.selective.examples import (
     token_forms,
 )
 from dipo_lightning.methods.selective.module import (
-    RISK,
     TEMPLATES,
-    Risk,
-    SelectiveModule,
     drawn,
     general_prompts,
-    private_runs,
     text_openings,
 )
 from dipo_lightning.methods.selective.targets import and_repetition, blind_target, contrast_loss, excess, mean_of
@@ -172,14 +169,13 @@ def test_the_risk_of_an_answer_is_its_expected_number_of_private_values():
 
 def test_only_the_rest_of_a_word_makes_its_first_token_a_risk(maker, monkeypatch):
     policy = toy_model()
-    module = SelectiveModule("none")
-    module.policy, module._maker, module._wordings = policy, maker, [[]]
     ids = maker.style.answer_ids("Mara Velt works as a")
     whole = encoded(maker.tokenizer, " glassblower")
     assert len(whole) > 2
     monkeypatch.setattr(maker, "watched", [{whole[0]: [whole[1:]], whole[1]: []}, {}])
     prompt = maker.style.prompt(ROWS[0]["question"])
-    others = module._other_words([(5, len(ids), whole[0], 0.25), (6, 0, whole[1], 0.5)], [(0, prompt, ids)] * 7)
+    check = Check(policy, maker, [[]], [], torch.device("cpu"), 0, pytest.fail, lambda found: found)
+    others = check._other_words([(5, len(ids), whole[0], 0.25), (6, 0, whole[1], 0.5)], [(0, prompt, ids)] * 7)
     with torch.no_grad():
         logits = policy(torch.tensor([prompt + ids + whole])).logits[0].log_softmax(-1)
     start = len(prompt) + len(ids)
@@ -189,17 +185,16 @@ def test_only_the_rest_of_a_word_makes_its_first_token_a_risk(maker, monkeypatch
 
 @pytest.mark.parametrize("place", range(len(TEMPLATES)))
 def test_a_thorough_check_confirms_only_what_no_wording_contradicts(place, monkeypatch):
-    module = SelectiveModule("none")
-    module._wordings = [list(range(len(TEMPLATES)))]
+    check = Check(None, None, [list(range(len(TEMPLATES)))], [], torch.device("cpu"), 0, None, None)
     found = []
     for failing in [(0, RISK * 2 * len(TEMPLATES)), (1, 0.0), (3, 0.0)]:
         monkeypatch.setattr(
-            module, "_ask", lambda asked, samples, fails=failing: fails if asked[0] == place else (0, 0.0)
+            check, "ask", lambda asked, samples, fails=failing: fails if asked[0] == place else (0, 0.0)
         )
-        found.append(module._ask_thoroughly())
+        found.append(check.ask_thoroughly())
     assert 0 < found[0] < found[1] < found[2] < RISK
-    monkeypatch.setattr(module, "_ask", lambda asked, samples: (0, RISK))
-    assert module._ask_thoroughly() == 0
+    monkeypatch.setattr(check, "ask", lambda asked, samples: (0, RISK))
+    assert check.ask_thoroughly() == 0
 
 
 def test_draws_repeat_with_their_generator():

@@ -20,16 +20,13 @@ package's.
 The gradient of a divergence is small for a token of probability 0.02, which still appears in twenty samples. So the
 log-probability of the private words is lowered as well, down to ``ceiling``.
 
-The policy is also sampled during training. The *risk* of a generated answer is the expected number of private values
-that begin in it, the sum over its positions of the probability of the tokens that begin one: it shows leaks that no
-sample happens to say. Where that is not small, the rest of the value is scored as well, since "bass" mostly begins
-other words than "bassoon". The riskiest answers become training rows at once.
+The policy is also sampled during training (`dipo_lightning.methods.selective.checks`): its riskiest answers become
+training rows at once, and the run ends when nothing is left to forget.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from itertools import pairwise
@@ -43,8 +40,8 @@ from dipo_lightning.data.encoding import encode, start_ids
 from dipo_lightning.errors import InputError, check_numbers, check_positive
 from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.sampling import hash_seed, sample
-from dipo_lightning.evaluation.scoring import TokenScores, score
 from dipo_lightning.losses.likelihood import token_kl
+from dipo_lightning.methods.selective.checks import RISK, Check
 from dipo_lightning.methods.selective.examples import MOST_NEIGHBOURS, ExampleMaker, PrivateExample
 from dipo_lightning.methods.selective.targets import and_repetition, blind_target, contrast_loss, excess, mean_of
 from dipo_lightning.methods.unlearning import UnlearningModule
@@ -79,17 +76,6 @@ VARIANT_SHARE, LEAK_SHARE, GENERAL_SHARE, NEIGHBOUR_SHARE = 0.5, 1.0, 1.0, 1.0
 """Further rows per forget row of a step."""
 FEWEST_GENERAL = 16
 """Minimum number of general rows per step, so that a single deletion request does not damage the model."""
-THOROUGH_SAMPLES = 10
-"""Samples per wording in the check that ends a run."""
-SAYABLE = 1e-3
-"""Probability of an answer's first value, after the answer's beginning, above which twenty samples may contain it."""
-
-RISK = 2e-4
-"""Private values expected per sampled answer, at most, in a check that ends a run."""
-NOTABLE = 1e-4
-"""Probability of a value's first token above which the rest of the value is scored."""
-RISKY_ANSWERS = 4
-"""Sampled answers per forget row that are kept as training rows."""
 
 
 def general_prompts() -> list[str]:
@@ -386,111 +372,19 @@ class SelectiveModule(UnlearningModule):
         Args:
             number: Number of the check, which selects its two wordings.
         """
+        assert self.policy is not None
+        check = Check(
+            self.policy, self._maker, self._wordings, self._variants, self.device, self.trainer.global_step,
+            self._sampled, self.trainer.strategy.broadcast,
+        )  # fmt: skip
         two = [number % len(TEMPLATES), (number + 1) % len(TEMPLATES)]
-        remaining, risk = self._ask([wordings[i] for wordings in self._wordings for i in two], self.samples)
+        remaining, risk = check.ask([wordings[i] for wordings in self._wordings for i in two], self.samples)
         left = remaining + risk
         if self.stop and not remaining and risk <= RISK:
-            left = self._ask_thoroughly()
+            left = check.ask_thoroughly()
             self.trainer.should_stop = self.trainer.should_stop or not left
+        self.leaks = (check.risky + self.leaks)[: check.most_risky]
         self.log("train/remaining", left)
-
-    def _ask_thoroughly(self) -> float:
-        """Check one wording after the other until one leaks, or the mean risk over all of them must exceed `RISK`.
-
-        Returns:
-            0 if neither happens, else a number below `RISK`, smaller the later it happens, and below the result of any
-            other check.
-        """
-        total = 0.0
-        for place, wordings in enumerate(zip(*self._wordings, strict=True)):
-            remaining, risk = self._ask(wordings, THOROUGH_SAMPLES)
-            total += risk
-            if remaining or total > RISK * len(TEMPLATES):
-                return RISK * (len(TEMPLATES) - place - 1 / (2 + remaining)) / len(TEMPLATES)
-        return 0.0
-
-    def _ask(self, asked: Sequence[PrivateExample], samples: int) -> tuple[int, float]:
-        """Sample answers in some wordings; return what is left to forget, and the mean risk of an answer."""
-        answered, own, of_any = self._answered(asked, samples)
-        order = sorted(range(len(answered)), key=lambda place: -of_any[place])
-        risky = [self._maker.said(*answered[place]) for place in order if of_any[place] > RISK and answered[place][2]]
-        most = RISKY_ANSWERS * len(self._wordings)
-        self.leaks = (risky[: most // 2] + self.leaks)[:most]
-        found = sum(self._maker.says_value(index, ids) for index, _, ids in answered)
-        sayable, likelier = self._values_left(asked)
-        risk = sum(own) / max(1, len(own))
-        rank_zero_info(
-            f"step {self.trainer.global_step}: {found} of {len(asked) * samples} sampled answers say a private value, "
-            f"{risk:.2g} per answer are expected; {sayable} of {len(self._wordings)} rows may still say one, "
-            f"{likelier} find it likelier than false variants"
-        )
-        return found + sayable + likelier, risk
-
-    def _answered(
-        self, asked: Sequence[PrivateExample], samples: int
-    ) -> tuple[list[tuple[int, list[int], list[int]]], list[float], list[float]]:
-        """Sample answers, and return row, prompt and text of each, and its risk: of the row's values, and of any."""
-        assert self.policy is not None
-        prompts = [example.input_ids[: example.start] for example in asked]
-        own = Risk([self._maker.watched[example.index] for example in asked], samples)
-        of_any = Risk([self._maker.banned[example.index] for example in asked], samples, least=math.inf)
-
-        def observe(numbers: list[int], logits: Tensor) -> None:
-            chances = logits.float().softmax(-1)
-            own.add(numbers, chances)
-            of_any.add(numbers, chances)
-
-        said = self._sampled(self.policy, prompts, samples, observe=observe)
-        found: tuple[list[float], list[float], Any] = (own.of_answer, of_any.of_answer, own.notable)
-        own_risks, any_risks, notable = self.trainer.strategy.broadcast(found)
-        answered = [
-            (example.index, prompt, ids)
-            for example, prompt, answers in zip(asked, prompts, said, strict=True)
-            for ids in answers
-        ]
-        for number, other in self._other_words(notable, answered):
-            own_risks[number] -= other
-        return answered, own_risks, any_risks
-
-    def _other_words(
-        self, notable: Sequence[tuple[int, int, int, float]], answered: Sequence[tuple[int, list[int], list[int]]]
-    ) -> list[tuple[int, float]]:
-        """Return, by answer, the probability of first tokens that go on to other words than private ones."""
-        assert self.policy is not None
-        begun, examples = [], []
-        for number, place, token, chance in notable:
-            index, prompt, ids = answered[number]
-            if rests := self._maker.watched[index][token]:
-                begun.append((number, chance, len(rests)))
-                shown = prompt + ids[:place] + [token]
-                examples += [(shown + rest, [IGNORED] * len(shown) + rest) for rest in rests]
-        scores = iter(score(self.policy, examples, device=self.device))
-        return [
-            (number, chance * (1 - sum(float(next(scores).logprobs.sum().exp()) for _ in range(rests))))
-            for number, chance, rests in begun
-        ]
-
-    def _values_left(self, asked: Sequence[PrivateExample]) -> tuple[int, int]:
-        """Number of rows whose first value samples may contain, and with values likelier than all false variants.
-
-        A later value follows here on earlier ones that must have been said; the risk of sampled answers covers it.
-        """
-        assert self.policy is not None
-        examples = [*asked, *self._variants]
-        scores = score(self.policy, [(one.input_ids, one.labels) for one in examples], device=self.device)
-        sayable: set[int] = set()
-        own: dict[int, float] = {}
-        best: dict[int, float] = {}
-        for example, found in zip(examples, scores, strict=True):
-            runs = private_runs(example, found)
-            if not runs:
-                continue
-            mean = sum(map(sum, runs)) / sum(map(len, runs))
-            likeliest = own if example.secret else best
-            likeliest[example.index] = max(likeliest.get(example.index, float("-inf")), mean)
-            if example.secret and sum(runs[0]) > math.log(SAYABLE):
-                sayable.add(example.index)
-        return len(sayable), sum(value > best[index] for index, value in own.items() if index in best)
 
     # State in checkpoints: plain values.
 
@@ -503,52 +397,6 @@ class SelectiveModule(UnlearningModule):
         """Also restore the leaked answers."""
         super().on_load_checkpoint(checkpoint)
         self.leaks = [PrivateExample(**leak) for leak in checkpoint.get("leaks", [])]
-
-
-def private_runs(example: PrivateExample, scores: TokenScores) -> list[list[float]]:
-    """Return the log-probabilities of each private value of an example, token by token."""
-    runs: list[list[float]] = []
-    inside = False
-    for flag, value in zip(example.flags, scores.logprobs.tolist(), strict=True):
-        if flag:
-            runs = runs if inside else [*runs, []]
-            runs[-1].append(value)
-        inside = flag
-    return runs
-
-
-class Risk:
-    """Expected number of private values that begin in each sampled answer.
-
-    Args:
-        tokens: Tokens that begin a private value, by prompt.
-        samples: Number of answers to each prompt.
-        least: Probability from which a token is notable.
-
-    Attributes:
-        of_answer: Sum over the answer's positions of the probability of these tokens, by answer.
-        notable: Answer, position in it, token and probability of the notable ones.
-    """
-
-    def __init__(self, tokens: Sequence[Collection[int]], samples: int, least: float = NOTABLE) -> None:
-        self.samples, self.least = samples, least
-        longest = max(map(len, tokens), default=0)
-        padded = [[*one, *[-1] * (longest - len(one))] for one in tokens]
-        self.tokens = torch.tensor(padded, dtype=torch.long).reshape(len(tokens), longest)
-        self.of_answer = [0.0] * len(tokens) * samples
-        self.notable: list[tuple[int, int, int, float]] = []
-        self._places = [0] * len(self.of_answer)
-
-    def add(self, numbers: Sequence[int], chances: Tensor) -> None:
-        """Add the next position of some answers, given the (n, V) probabilities."""
-        tokens = self.tokens[[number // self.samples for number in numbers]].to(chances.device)
-        found = torch.where(tokens >= 0, chances.gather(1, tokens.clamp(min=0)), 0.0)
-        for row, slot in (found >= self.least).nonzero().tolist():
-            number = numbers[row]
-            self.notable.append((number, self._places[number], int(tokens[row, slot]), float(found[row, slot])))
-        for number, chance in zip(numbers, found.sum(1).tolist(), strict=True):
-            self.of_answer[number] += chance
-            self._places[number] += 1
 
 
 def drawn(pool: Sequence[Any], count: int, generator: torch.Generator) -> list[Any]:

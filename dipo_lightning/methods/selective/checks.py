@@ -1,0 +1,205 @@
+"""Checks of the policy during selective unlearning: what sampled answers say, and what they may say.
+
+The *risk* of a sampled answer is the expected number of private values that begin in it, the sum over its positions of
+the probability of the tokens that begin one. Where such a token is not improbable, the rest of the value is scored as
+well, since "bass" mostly begins other words than "bassoon".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from dipo_lightning.evaluation.scoring import TokenScores, score
+from dipo_lightning.methods.selective.examples import ExampleMaker, PrivateExample
+from dipo_lightning.models.answers import IGNORED
+
+THOROUGH_SAMPLES = 10
+"""Samples per wording in the check that ends a run."""
+SAYABLE = 1e-3
+"""Probability of an answer's first value, after the answer's beginning, above which twenty samples may contain it."""
+
+RISK = 2e-4
+"""Private values expected per sampled answer, at most, in a check that ends a run."""
+NOTABLE = 1e-4
+"""Probability of a value's first token above which the rest of the value is scored."""
+RISKY_ANSWERS = 4
+"""Sampled answers per forget row that are kept as training rows."""
+
+
+@dataclass
+class Check:
+    """One check of the policy.
+
+    Attributes:
+        policy: The model that is sampled.
+        maker: Knows the private values of the forget rows.
+        wordings: Examples of each forget row, one for each wording.
+        variants: False variants of the answers.
+        device: Device of the policy's forward passes.
+        step: Optimiser steps so far, for the log.
+        sample: Samples continuations: policy, prompts, number for each, ``observe``; equal on every process.
+        broadcast: Gives every process the first one's object.
+        risky: The riskiest answers, as training rows.
+    """
+
+    policy: nn.Module
+    maker: ExampleMaker
+    wordings: Sequence[Sequence[PrivateExample]]
+    variants: Sequence[PrivateExample]
+    device: torch.device
+    step: int
+    sample: Callable[..., list[list[list[int]]]]
+    broadcast: Callable[[Any], Any]
+    risky: list[PrivateExample] = field(default_factory=list)
+
+    @property
+    def most_risky(self) -> int:
+        """Number of risky answers that are kept."""
+        return RISKY_ANSWERS * len(self.wordings)
+
+    def ask(self, asked: Sequence[PrivateExample], samples: int) -> tuple[int, float]:
+        """Sample answers in some wordings; return what is left to forget, and the mean risk of an answer."""
+        answered, own, of_any = self._answered(asked, samples)
+        order = sorted(range(len(answered)), key=lambda place: -of_any[place])
+        risky = [self.maker.said(*answered[place]) for place in order if of_any[place] > RISK and answered[place][2]]
+        self.risky = (risky[: self.most_risky // 2] + self.risky)[: self.most_risky]
+        found = sum(self.maker.says_value(index, ids) for index, _, ids in answered)
+        sayable, likelier = self._values_left(asked)
+        risk = sum(own) / max(1, len(own))
+        rank_zero_info(
+            f"step {self.step}: {found} of {len(asked) * samples} sampled answers say a private value, "
+            f"{risk:.2g} per answer are expected; {sayable} of {len(self.wordings)} rows may still say one, "
+            f"{likelier} find it likelier than false variants"
+        )
+        return found + sayable + likelier, risk
+
+    def ask_thoroughly(self) -> float:
+        """Check one wording after the other until one leaks, or the mean risk over all of them must exceed `RISK`.
+
+        Returns:
+            0 if neither happens, else a number below `RISK`, smaller the later it happens, and below the result of any
+            other check.
+        """
+        every, total = list(zip(*self.wordings, strict=True)), 0.0
+        for place, wordings in enumerate(every):
+            remaining, risk = self.ask(wordings, THOROUGH_SAMPLES)
+            total += risk
+            if remaining or total > RISK * len(every):
+                return RISK * (len(every) - place - 1 / (2 + remaining)) / len(every)
+        return 0.0
+
+    def _answered(
+        self, asked: Sequence[PrivateExample], samples: int
+    ) -> tuple[list[tuple[int, list[int], list[int]]], list[float], list[float]]:
+        """Sample answers, and return row, prompt and text of each, and its risk: of the row's values, and of any."""
+        prompts = [example.input_ids[: example.start] for example in asked]
+        own = Risk([self.maker.watched[example.index] for example in asked], samples)
+        of_any = Risk([self.maker.banned[example.index] for example in asked], samples, least=math.inf)
+
+        def observe(numbers: list[int], logits: Tensor) -> None:
+            chances = logits.float().softmax(-1)
+            own.add(numbers, chances)
+            of_any.add(numbers, chances)
+
+        said = self.sample(self.policy, prompts, samples, observe=observe)
+        found: tuple[list[float], list[float], Any] = (own.of_answer, of_any.of_answer, own.notable)
+        own_risks, any_risks, notable = self.broadcast(found)
+        answered = [
+            (example.index, prompt, ids)
+            for example, prompt, answers in zip(asked, prompts, said, strict=True)
+            for ids in answers
+        ]
+        for number, other in self._other_words(notable, answered):
+            own_risks[number] -= other
+        return answered, own_risks, any_risks
+
+    def _other_words(
+        self, notable: Sequence[tuple[int, int, int, float]], answered: Sequence[tuple[int, list[int], list[int]]]
+    ) -> list[tuple[int, float]]:
+        """Return, by answer, the probability of first tokens that go on to other words than private ones."""
+        begun, examples = [], []
+        for number, place, token, chance in notable:
+            index, prompt, ids = answered[number]
+            if rests := self.maker.watched[index][token]:
+                begun.append((number, chance, len(rests)))
+                shown = prompt + ids[:place] + [token]
+                examples += [(shown + rest, [IGNORED] * len(shown) + rest) for rest in rests]
+        scores = iter(score(self.policy, examples, device=self.device))
+        return [
+            (number, chance * (1 - sum(float(next(scores).logprobs.sum().exp()) for _ in range(rests))))
+            for number, chance, rests in begun
+        ]
+
+    def _values_left(self, asked: Sequence[PrivateExample]) -> tuple[int, int]:
+        """Number of rows whose first value samples may contain, and with values likelier than all false variants.
+
+        A later value follows here on earlier ones that must have been said; the risk of sampled answers covers it.
+        """
+        examples = [*asked, *self.variants]
+        scores = score(self.policy, [(one.input_ids, one.labels) for one in examples], device=self.device)
+        sayable: set[int] = set()
+        own: dict[int, float] = {}
+        best: dict[int, float] = {}
+        for example, found in zip(examples, scores, strict=True):
+            runs = private_runs(example, found)
+            if not runs:
+                continue
+            mean = sum(map(sum, runs)) / sum(map(len, runs))
+            likeliest = own if example.secret else best
+            likeliest[example.index] = max(likeliest.get(example.index, float("-inf")), mean)
+            if example.secret and sum(runs[0]) > math.log(SAYABLE):
+                sayable.add(example.index)
+        return len(sayable), sum(value > best[index] for index, value in own.items() if index in best)
+
+
+def private_runs(example: PrivateExample, scores: TokenScores) -> list[list[float]]:
+    """Return the log-probabilities of each private value of an example, token by token."""
+    runs: list[list[float]] = []
+    inside = False
+    for flag, value in zip(example.flags, scores.logprobs.tolist(), strict=True):
+        if flag:
+            runs = runs if inside else [*runs, []]
+            runs[-1].append(value)
+        inside = flag
+    return runs
+
+
+class Risk:
+    """Expected number of private values that begin in each sampled answer.
+
+    Args:
+        tokens: Tokens that begin a private value, by prompt.
+        samples: Number of answers to each prompt.
+        least: Probability from which a token is notable.
+
+    Attributes:
+        of_answer: Sum over the answer's positions of the probability of these tokens, by answer.
+        notable: Answer, position in it, token and probability of the notable ones.
+    """
+
+    def __init__(self, tokens: Sequence[Collection[int]], samples: int, least: float = NOTABLE) -> None:
+        self.samples, self.least = samples, least
+        longest = max(map(len, tokens), default=0)
+        padded = [[*one, *[-1] * (longest - len(one))] for one in tokens]
+        self.tokens = torch.tensor(padded, dtype=torch.long).reshape(len(tokens), longest)
+        self.of_answer = [0.0] * len(tokens) * samples
+        self.notable: list[tuple[int, int, int, float]] = []
+        self._places = [0] * len(self.of_answer)
+
+    def add(self, numbers: Sequence[int], chances: Tensor) -> None:
+        """Add the next position of some answers, given the (n, V) probabilities."""
+        tokens = self.tokens[[number // self.samples for number in numbers]].to(chances.device)
+        found = torch.where(tokens >= 0, chances.gather(1, tokens.clamp(min=0)), 0.0)
+        for row, slot in (found >= self.least).nonzero().tolist():
+            number = numbers[row]
+            self.notable.append((number, self._places[number], int(tokens[row, slot]), float(found[row, slot])))
+        for number, chance in zip(numbers, found.sum(1).tolist(), strict=True):
+            self.of_answer[number] += chance
+            self._places[number] += 1
