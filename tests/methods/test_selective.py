@@ -183,6 +183,29 @@ def test_only_the_rest_of_a_word_makes_its_first_token_a_risk(maker, monkeypatch
     assert others == [(5, pytest.approx(0.25 * (1 - float(rest.exp())), rel=1e-5))]
 
 
+def test_the_riskiest_answers_become_training_rows(maker, monkeypatch):
+    asked = [maker.of_row(index, "{question}") for index in range(2)]
+    token, answer = 5, maker.style.answer_ids("A tall tree.")[:-1]
+    monkeypatch.setattr(maker, "banned", [[token], [token]])
+    monkeypatch.setattr(maker, "watched", [{token: []}, {token: []}])
+    chances = torch.full((12, 40), 1e-9)
+    chances[:, token] = torch.arange(12) / 100  # of the first answer to the first question 0, of the next 0.01 ...
+
+    def sample(policy, prompts, samples, observe):
+        observe(list(range(12)), chances.log())
+        return [[answer] * samples for _ in prompts]
+
+    check = Check(toy_model(), maker, [asked[:1], asked[1:]], [], torch.device("cpu"), 0, sample, lambda found: found)
+    _, risk = check.ask(asked, 6)
+    assert risk == pytest.approx(float((chances[:, token] / chances.sum(1)).mean()), rel=1e-4)
+    assert [one.index for one in check.risky] == [1] * 4, "half of four per row, all of the riskier question"
+    assert check.risky[0] == maker.said(1, asked[1].input_ids[: asked[1].start], answer)
+    check.ask(asked, 6)
+    assert len(check.risky) == 8 == check.most_risky
+    check.ask(asked, 6)
+    assert len(check.risky) == 8
+
+
 @pytest.mark.parametrize("place", range(len(TEMPLATES)))
 def test_a_thorough_check_confirms_only_what_no_wording_contradicts(place, monkeypatch):
     check = Check(None, None, [list(range(len(TEMPLATES)))], [], torch.device("cpu"), 0, None, None)
