@@ -236,7 +236,11 @@ def comparison_picture(
         axes.remove()
     figure.supxlabel(f"{names.utility} (higher keeps more)", fontsize=10)
     figure.supylabel(f"{names.forgetting} ({names.wanted})", fontsize=10)
-    handles = {label: handle for handle, label in zip(*panels[0].get_legend_handles_labels(), strict=True)}
+    handles = {
+        label: handle
+        for axes in panels[: len(trajectories)]
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=6, frameon=False, fontsize=9)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -263,13 +267,22 @@ def _trajectory(
         utility, quality = max(point.utility, corner[0]), max(point.quality, corner[1])
         left, below = utility - max(point.utility_range[0], corner[0]), quality - max(point.quality_range[0], corner[1])
         right, above = point.utility_range[1] - utility, point.quality_range[1] - quality
+        marker = _marker(point, corner)
+        what = "as reported, with the range over seeds" if marker == "o" else "as reported, further out: see the title"
         axes.errorbar(
             utility, quality, xerr=[[max(left, 0)], [max(right, 0)]], yerr=[[max(below, 0)], [max(above, 0)]],
-            color=COLOUR, marker="o", markersize=8, markeredgecolor="white", capsize=3, linestyle="", zorder=5,
-            label="as reported, with the range over seeds",
+            color=COLOUR, marker=marker, markersize=8, markeredgecolor="white", capsize=3, linestyle="", zorder=5,
+            label=what,
         )  # fmt: skip
         title += f": {point.quality:.2f} at {point.utility:.3f}"
     axes.set_title(title, fontsize=10)
+
+
+def _marker(point: Point, corner: tuple[float, float]) -> str:
+    """Return a dot, or an arrow to the left or down for a point outside of the picture."""
+    if point.utility < corner[0]:
+        return "<"
+    return "v" if point.quality < corner[1] else "o"
 
 
 def _reference_models(

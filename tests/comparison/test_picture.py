@@ -53,6 +53,9 @@ def test_methods_that_lose_everything_leave_room_for_the_others(tmp_path: Path, 
         assert axes.get_xlim()[0] > 0.5 * 0.8
         assert axes.get_ylim()[0] > -25
     assert drawn[0].axes[1].get_title() == "GradAscent: -40.00 at 0.050", "what lies beyond the edge is said"
+    reported = [[line.get_marker() for line in axes.lines if line.get_markersize() == 8] for axes in drawn[0].axes]
+    assert reported == [["o"], ["<"]], "an arrow where the point lies further out"
+    assert "as reported, further out: see the title" in labels(drawn[0])
 
 
 def test_eleven_methods_fill_three_rows(tmp_path: Path, drawn: list[Figure]) -> None:
