@@ -139,7 +139,7 @@ def _from_adapters(folder: Path, files: list[str]) -> ModelSource:
         raise InputError(
             f"{folder / _ADAPTER_CONFIG} does not name the model of its adapters (base_model_name_or_path)."
         )
-    if not Path(base).expanduser().exists():  # it may be named from where the adapters are
+    if base.startswith("..") or not Path(base).expanduser().exists():  # it may be named from where the adapters are
         base = next((str(place / base) for place in (folder, folder.parent) if (place / base).exists()), base)
     try:
         found = find_source(base)

@@ -256,6 +256,9 @@ def test_adapters_may_name_their_model_from_where_they_are(adapters, llama, tmp_
     shutil.copytree(llama, tmp_path / "base")
     shutil.copytree(adapters / "separate", tmp_path / "adapters")
     file = tmp_path / "adapters" / "adapter_config.json"
+    (tmp_path / "elsewhere" / "here").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "base").mkdir()  # another "../base", seen from the working folder
+    monkeypatch.chdir(tmp_path / "elsewhere" / "here")
     for base in ("base", "../base"):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": base}))
         merged = load_policy(str(tmp_path / "adapters"))
