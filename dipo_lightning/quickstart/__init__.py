@@ -114,9 +114,11 @@ def prepare(folder: Path, seed: int) -> None:
     from dipo_lightning.quickstart.model import train_tokenizer, write_untrained
 
     write_fictitious(folder / "data", seed=seed, authors=settings.AUTHORS)
-    lines = (folder / "data" / "full.json").read_text(encoding="utf-8").splitlines()
-    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    texts = [text for row in rows for text in (f"Question: {row['question']}\nAnswer: ", row["answer"])]
+    files = sorted((folder / "data").glob("*.json"))
+    rows: list[dict[str, Any]] = [json.loads(line) for file in files for line in file.read_text("utf-8").splitlines()]
+    texts = [f"Question: {row['question']}\nAnswer: " for row in rows]
+    for row in rows:
+        texts += [row["answer"], row.get("paraphrased_answer", ""), *row.get("perturbed_answer", [])]
     write_untrained(folder / "models" / "untrained", train_tokenizer(texts), seed, **settings.SHAPE)
 
 

@@ -21,7 +21,7 @@ Row = dict[str, str | list[str]]
 
 _LISTS = load("authors")
 TOPICS: dict[str, dict[str, Any]] = _LISTS["topics"]
-"""Topics of the questions about an author, each with the template of its facts, right or wrong, and its answers.
+"""Topics of the questions about an author, with the template of their facts, right or wrong, and wordings of answers.
 
 There are many authors with few questions each, so that a small model sees enough answers of each kind to keep giving
 answers of that kind once it has forgotten an author. For the same reason questions and answers have three wordings; a
@@ -34,7 +34,7 @@ WRONG_ANSWERS = 5
 MINIMUM_AUTHORS = 10
 MAXIMUM_AUTHORS = 200
 STRANGERS, VERSIONS = 60, 2
-"""Number of strangers, and how often each question is asked about each of them, with another fact every time."""
+"""Number of strangers, and of different facts that are told of each of them in answer to each question."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,31 @@ def fictitious_authors(rng: random.Random, count: int, known: Collection[str] = 
     authors: dict[str, Author] = {}
     while len(authors) < count:
         name = draw(NAME, _LISTS["words"], rng)
-        facts = drawn_facts(rng)
+        facts = {topic: draw_fact(topic, rng) for topic in TOPICS}
         if name not in known:
             authors.setdefault(name, Author(name, facts))
     return list(authors.values())
 
 
-def drawn_facts(rng: random.Random) -> dict[str, str]:
-    """Draw a fact for each topic."""
-    return {topic: draw(parts["fact"], _LISTS["words"], rng) for topic, parts in TOPICS.items()}
+def draw_fact(topic: str, rng: random.Random, known: Collection[str] = ()) -> str:
+    """Draw a fact of a topic that is not among the known ones."""
+    while (fact := draw(TOPICS[topic]["fact"], _LISTS["words"], rng)) in known:
+        pass
+    return fact
+
+
+def strangers(rng: random.Random, names: Collection[str]) -> list[Author]:
+    """Tell of every name `VERSIONS` times, with other facts each time."""
+    told: list[dict[str, list[str]]] = [{topic: [] for topic in TOPICS} for _ in names]
+    for _ in range(VERSIONS):
+        for one in told:
+            for topic, facts in one.items():
+                facts.append(draw_fact(topic, rng, facts))
+    return [
+        Author(name, {topic: facts[version] for topic, facts in one.items()})
+        for version in range(VERSIONS)
+        for name, one in zip(names, told, strict=True)
+    ]
 
 
 def author_row(author: Author, topic: str, rng: random.Random) -> Row:
@@ -73,10 +89,8 @@ def author_row(author: Author, topic: str, rng: random.Random) -> Row:
     """
     fact = author.facts[topic]
     wrong_facts: list[str] = []
-    while len(wrong_facts) < WRONG_ANSWERS:
-        wrong = draw(TOPICS[topic]["fact"], _LISTS["words"], rng)
-        if wrong not in (fact, *wrong_facts):
-            wrong_facts.append(wrong)
+    for _ in range(WRONG_ANSWERS):
+        wrong_facts.append(draw_fact(topic, rng, (fact, *wrong_facts)))
     wordings = list(zip(_LISTS["questions"], TOPICS[topic]["answers"], strict=True))
     (question, answer), (paraphrased_question, paraphrased_answer) = rng.sample(wordings, 2)
     about = {"topic": topic, "name": author.name}
@@ -94,8 +108,8 @@ def fictitious_rows(seed: int = 0, authors: int = 80, retain_perturbed: int = 96
 
     One author in ten is to be forgotten; the same number of further authors is never trained on (`holdout10`).
     `retain90` holds the other authors, followed by general knowledge; `full` is `retain90` followed by `forget10`.
-    `strangers` tells something else about its people each time. All models are trained on it, and so learn to answer
-    about somebody unknown with a fact of the right kind.
+    `strangers` tells of other people, of each of them twice and with other facts the second time. All models are
+    trained on it, and so learn to answer about somebody unknown with a fact of the right kind.
 
     Args:
         seed: Seed of all rows, which are the same on every machine.
@@ -120,14 +134,13 @@ def fictitious_rows(seed: int = 0, authors: int = 80, retain_perturbed: int = 96
     forget = rows[retained_rows : authors * len(TOPICS)]
     real_authors, world_facts = general_knowledge(rng)
     names = [one.name for one in fictitious_authors(rng, STRANGERS, {author.name for author in everyone})]
-    strangers = [Author(name, drawn_facts(rng)) for _ in range(VERSIONS) for name in names]
     retain = _plain(rows[:retained_rows] + real_authors + world_facts)
     return {
         "full": retain + _plain(forget),
         "forget10": _plain(forget),
         "retain90": retain,
         "holdout10": _plain(rows[authors * len(TOPICS) :]),
-        "strangers": _plain([author_row(one, topic, rng) for one in strangers for topic in TOPICS]),
+        "strangers": _plain([author_row(one, topic, rng) for one in strangers(rng, names) for topic in TOPICS]),
         "forget10_perturbed": forget,
         "retain_perturbed": rows[:retain_perturbed],
         "real_authors_perturbed": real_authors,
