@@ -4,8 +4,8 @@
     python -m tools.evidence --output FOLDER            # the quickstart's tiny models, on a CPU
 
 1. The split *search* has the 200 rows of forget10 that are not in forget05, the split *report* those of forget05, both
-   with the same retain rows of retain90. A target and a retain model are fine-tuned for each. Of the quickstart's
-   models, seed 100 is for the search, and seeds 0, 1 and 2 are reported.
+   with the same 400 retain rows of retain90, of which the search evaluates 100. A target and a retain model are
+   fine-tuned for each. Of the quickstart's models, seed 100 is for the search, and seeds 0, 1 and 2 are reported.
 2. On *search* every method tries the same number of settings; each of DiPO's pairs counts as a method.
 3. The rule of `dipo_lightning.comparison.results` chooses settings and epoch for each method.
 4. The choices run on *report* with three seeds, and DiPO's best choice also with one option changed at a time.
@@ -104,13 +104,12 @@ def prepare_data(source: Path, work: Path, rows: int | None, taught: bool = Fals
     shared = {name: lines[name] for name in ("retain_perturbed", "real_authors_perturbed", "world_facts_perturbed")}
     if taught:
         shared = dict.fromkeys(shared, lines["retain_perturbed"])
-    for name, part in (("report", slice(split, None)), ("search", slice(0, split))):
+    for name, part in (("search", slice(0, split)), ("report", slice(split, None))):
         folder = work / "data" / name
         folder.mkdir(parents=True, exist_ok=True)
         files = {SPLIT: lines["forget10"][part], f"{SPLIT}_perturbed": lines["forget10_perturbed"][part]}
-        if name == "search":
-            shared = shared | {"retain_perturbed": shared["retain_perturbed"][:SEARCHED_RETAIN]}
-        for file, content in {**files, RETAIN: retain, **shared}.items():
+        few = {"retain_perturbed": shared["retain_perturbed"][:SEARCHED_RETAIN]} if name == "search" else {}
+        for file, content in {**files, RETAIN: retain, **shared, **few}.items():
             (folder / f"{file}.json").write_text("\n".join(content[:rows]) + "\n", encoding="utf-8")
 
 

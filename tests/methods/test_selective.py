@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from dipo_lightning.data.encoding import TextStyle
 from dipo_lightning.data.private import Span, token_places
 from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.losses.likelihood import token_kl
@@ -23,11 +24,13 @@ from dipo_lightning.methods.selective.examples import (
 )
 from dipo_lightning.methods.selective.module import (
     TEMPLATES,
+    SelectiveModule,
     drawn,
     general_prompts,
     text_openings,
 )
 from dipo_lightning.methods.selective.targets import and_repetition, blind_target, contrast_loss, excess, mean_of
+from dipo_lightning.models.answers import IGNORED
 from tests.helpers.toys import toy_model, toy_tokenizer
 
 N, V = 5, 11
@@ -204,6 +207,27 @@ def test_the_riskiest_answers_become_training_rows(maker, monkeypatch):
     assert len(check.risky) == 8 == check.most_risky
     check.ask(asked, 6)
     assert len(check.risky) == 8
+
+
+def test_the_reference_writes_what_must_stay(maker):
+    module, policy, most = SelectiveModule("none"), toy_model(), 60
+    module._maker, maker.max_length = maker, most
+    trainer = {"datamodule": SimpleNamespace(seed=0), "global_step": 0}
+    module._trainer = SimpleNamespace(**trainer, strategy=SimpleNamespace(broadcast=lambda found: found))
+    module._write_kept(policy, maker.style, ["Where does Ann Lee work?"])
+    text = TextStyle(maker.tokenizer, end=False)
+    prompts = [*map(maker.style.prompt, general_prompts()), *map(text.prompt, text_openings())]
+    for prompt in [prompt for prompt in prompts if len(prompt) < most]:
+        found = [row for row in module._general if row["input_ids"][: len(prompt)] == prompt]
+        assert found
+        for row in found:
+            said = row["input_ids"][len(prompt) :]
+            assert row["labels"] == [IGNORED] * len(prompt) + said
+            assert said
+    lengths = {len(row["input_ids"]) for row in module._general}
+    assert max(lengths) == most, "running text is cut"
+    asked = maker.style.prompt("Where does Ann Lee work?")
+    assert {tuple(row["input_ids"][: len(asked)]) for row in module._neighbours} == {tuple(asked)}
 
 
 @pytest.mark.parametrize("place", range(len(TEMPLATES)))

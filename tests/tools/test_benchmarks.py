@@ -1,5 +1,6 @@
 """Every essential variant of the step benchmark takes a step; which is faster is not tested."""
 
+import math
 import sys
 
 import pytest
@@ -16,4 +17,4 @@ def test_every_essential_variant_takes_a_step():
     found = steps.measure(toy_model("llama"), (2, 16), steps.ESSENTIAL, 1, torch.device("cpu"), "float32")
     assert not measuring.FAILED
     assert set(found) == set(steps.ESSENTIAL)
-    assert all(one["value"] == one["value"] for rounds in found.values() for one in rounds)
+    assert all(math.isfinite(one["value"]) for rounds in found.values() for one in rounds)

@@ -39,13 +39,14 @@ class Check:
 
     Attributes:
         policy: The model that is sampled.
-        maker: Knows the private values of the forget rows.
+        maker: Builder of the examples, which knows the private values.
         wordings: Examples of each forget row, one for each wording.
         variants: False variants of the answers.
         device: Device of the policy's forward passes.
         step: Optimiser steps so far, for the log.
-        sample: Samples continuations: policy, prompts, number for each, ``observe``; equal on every process.
-        broadcast: Gives every process the first one's object.
+        sample: Sampler of continuations: takes policy, prompts, number of samples and ``observe``, and returns the same
+            on every process.
+        broadcast: Function that returns the first process's object on every process.
         risky: The riskiest answers, as training rows.
     """
 

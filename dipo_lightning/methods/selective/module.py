@@ -36,7 +36,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from dipo_lightning.data.encoding import encode, start_ids
+from dipo_lightning.data.encoding import PromptStyle, TextStyle
 from dipo_lightning.errors import InputError, check_numbers, check_positive
 from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.sampling import hash_seed, sample
@@ -69,7 +69,7 @@ MOST_SAMPLED_TOKENS = 256
 GENERAL_TOKENS, GENERAL_SAMPLES = 32, 2
 """Length of the reference model's answers to general prompts, and number of sampled ones beside the greedy one."""
 TEXT_TOKENS, TEXT_SAMPLES = 64, 2
-"""The same of its running text, continuations of the embedded openings."""
+"""Length of its continuations of the embedded openings, and number of sampled ones beside the greedy one."""
 NEIGHBOUR_SAMPLES = 1
 """Number of sampled answers beside the greedy one to each forget question about another subject."""
 VARIANT_SHARE, LEAK_SHARE, GENERAL_SHARE, NEIGHBOUR_SHARE = 0.5, 1.0, 1.0, 1.0
@@ -112,8 +112,8 @@ class SelectiveModule(UnlearningModule):
         alternatives: Number of answers of the blind reference model per forget row to train on; 0 for none.
         samples: Number of sampled answers per forget row and wording in a check of the policy.
         check_every: Optimiser steps between two checks; 0 for no checks.
-        stop: End the run at a check where no sample contains a private value, their risk is at most `RISK`, no whole
-            value is likelier than `SAYABLE` or than its false variants, and a second, thorough check confirms it.
+        stop: End the run at a check where no sample contains a private value, at most one in 5,000 answers is expected
+            to, no whole value is likelier than 0.001 or than its false variants, and a thorough check confirms it.
         retain_loss: ``kl`` (divergence from the reference model), ``nll`` or ``none``.
         reference: ``live``, ``adapters_off`` (with LoRA) or ``auto``.
         **options: Those of `UnlearningModule`.
@@ -200,15 +200,9 @@ class SelectiveModule(UnlearningModule):
         with self.reference.frozen():
             self._variants = self._blind_answers(self.reference.model)
             if self.general_weight:
-                model, style = self.reference.model, data.style
-                general = [style.prompt(request) for request in general_prompts()]
-                start = start_ids(style.tokenizer)
-                openings = [start + encode(style.tokenizer, text) for text in text_openings()]
-                self._general = self._continuations(model, general, GENERAL_SAMPLES)
-                self._general += self._continuations(model, openings, TEXT_SAMPLES, TEXT_TOKENS)
                 draw = torch.Generator().manual_seed(data.seed)
                 others = drawn(maker.neighbours(kept()), MOST_NEIGHBOURS, draw)
-                self._neighbours = self._continuations(model, list(map(style.prompt, others)), NEIGHBOUR_SAMPLES)
+                self._write_kept(self.reference.model, data.style, others)
         rank_zero_info(f"{sum(map(len, maker.spans))} private values in {len(maker.rows)} forget rows")
 
     def _blind_answers(self, model: nn.Module) -> list[PrivateExample]:
@@ -228,17 +222,27 @@ class SelectiveModule(UnlearningModule):
             found += [one for one in fresh if one is not None][: self.alternatives]
         return found
 
+    def _write_kept(self, model: nn.Module, style: PromptStyle, others: Sequence[str]) -> None:
+        """Let the reference model write what must stay: general answers, running text, answers about other subjects."""
+        text = TextStyle(style.tokenizer, end=False)
+        general = list(map(style.prompt, general_prompts()))
+        self._general = self._continuations(model, general, GENERAL_SAMPLES)
+        openings = list(map(text.prompt, text_openings()))
+        self._general += self._continuations(model, openings, TEXT_SAMPLES, TEXT_TOKENS)
+        self._neighbours = self._continuations(model, list(map(style.prompt, others)), NEIGHBOUR_SAMPLES)
+
     def _continuations(
         self, model: nn.Module, prompts: Sequence[list[int]], samples: int, most: int = GENERAL_TOKENS
     ) -> list[dict[str, Any]]:
-        """The reference model's continuations of prompts: a greedy one and some samples of each."""
+        """A greedy continuation of each prompt by the reference model and some samples, cut to ``max_length``."""
+        cut = slice(self._maker.max_length)
         greedy = generate(model, prompts, max_new_tokens=most, stop_ids=self._maker.style.stop_ids)
         sampled = self._sampled(model, prompts, samples, most)
         return [
-            {"input_ids": prompt + ids, "labels": [IGNORED] * len(prompt) + ids, "index": number}
+            {"input_ids": (prompt + ids)[cut], "labels": ([IGNORED] * len(prompt) + ids)[cut], "index": number}
             for number, (prompt, first, others) in enumerate(zip(prompts, greedy, sampled, strict=True))
             for ids in map(list, dict.fromkeys(map(tuple, [first, *others])))
-            if ids
+            if (prompt + ids)[len(prompt) : cut.stop]
         ]
 
     def _sampled(
