@@ -44,9 +44,10 @@ def compare_one(plan: dict[str, Any], method: dict[str, Any]) -> None:
     part.parent.mkdir(parents=True, exist_ok=True)
     part.with_suffix(".yaml").write_text(yaml.safe_dump(plan | {"methods": [method], "output": str(part)}))
     run("compare", str(part.with_suffix(".yaml")), log=part.with_suffix(".txt"))
-    for folder in (part / "runs").glob("*"):
-        (output / "runs").mkdir(parents=True, exist_ok=True)
-        folder.rename(output / "runs" / folder.name)
+    for kind in ("runs", "selection"):
+        for folder in (part / kind).glob("*"):
+            (output / kind).mkdir(parents=True, exist_ok=True)
+            folder.rename(output / kind / folder.name)
 
 
 def main(comparison: str, jobs: int) -> None:
