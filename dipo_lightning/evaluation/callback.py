@@ -146,7 +146,7 @@ class Evaluation(Scheduled):
         add_measured(self.measures.values(), rows.sets, self.sources())
         self.benchmark.prepare(rows.sets, settings)
         grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
-        # The metrics exchange their states on the strategy's device, in a group of one process too.
+        # Metrics exchange states on the strategy's device; those of torchmetrics' own classes in a group of one too.
         found = aggregates(self.measures, rows.whole(), pl_module.device if grouped else None)
         for name in [name for name in found if name.endswith("_absent") and self.no_retain]:
             metric = self.measures[name.removesuffix("_absent")]

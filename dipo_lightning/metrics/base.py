@@ -132,7 +132,7 @@ class RowValues(Metric):
     def __init__(
         self, *sets: RowSet | str, optional: bool = False, lists_unscored: bool = False, **kwargs: Any
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**{"distributed_available_fn": _several_processes, **kwargs})
         self.sets = [one if isinstance(one, RowSet) else RowSet(one) for one in sets]
         self.optional, self.lists_unscored = optional, lists_unscored
         self.reason = ""
@@ -263,12 +263,8 @@ class RowValues(Metric):
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Gather the states of all ranks.
 
-        A rank without rows takes part with empty tensors of the right dtype; torchmetrics would use its own default. A
-        group of one process gathers nothing, since its backend may not take the states' device (NCCL, a CPU).
+        A rank without rows takes part with empty tensors of the right dtype; torchmetrics would use its own default.
         """
-        grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if grouped and torch.distributed.get_world_size() == 1:
-            return
         for name in self._names:
             if isinstance(getattr(self, name), list) and not getattr(self, name):
                 setattr(self, name, [self._state(name)])
@@ -311,6 +307,12 @@ class RowValues(Metric):
         """Return NaN, and record the reason."""
         self.reason = reason
         return self._scalar(math.nan)
+
+
+def _several_processes() -> bool:
+    """Return whether there is anything to gather; the backend of a group of one may not take a CPU's states (NCCL)."""
+    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return grouped and torch.distributed.get_world_size() > 1
 
 
 class RowMean(RowValues):
