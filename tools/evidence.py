@@ -34,6 +34,8 @@ from tools.evidence_jobs import RETAIN, SPLIT, Job, Setup, Workers, result_of
 
 Settings = dict[str, Any]
 SELECTION = Selection(seed=0, epoch="any")
+SEARCHED_RETAIN = 100
+"""Retain rows that are evaluated on *search*; all 400 are on *report*."""
 
 
 def product(*axes: Sequence[Settings]) -> list[Settings]:
@@ -80,10 +82,6 @@ def methods(low: float, high: float, layer: int) -> Methods:
 
 def is_own(method: str) -> bool:
     return method.startswith("DiPO")
-
-
-SEARCHED_RETAIN = 100
-"""Retain rows that are evaluated on *search*; all 400 are on *report*."""
 
 
 def prepare_data(source: Path, work: Path, rows: int | None, taught: bool = False) -> None:

@@ -8,7 +8,7 @@ sentences are this package's own.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,18 +68,15 @@ def draw_fact(topic: str, rng: random.Random, known: Collection[str] = ()) -> st
     return fact
 
 
-def strangers(rng: random.Random, names: Collection[str]) -> list[Author]:
+def strangers(rng: random.Random, names: Sequence[str]) -> list[Author]:
     """Tell of every name `VERSIONS` times, with other facts each time."""
-    told: list[dict[str, list[str]]] = [{topic: [] for topic in TOPICS} for _ in names]
+    told: list[Author] = []
     for _ in range(VERSIONS):
-        for one in told:
-            for topic, facts in one.items():
-                facts.append(draw_fact(topic, rng, facts))
-    return [
-        Author(name, {topic: facts[version] for topic, facts in one.items()})
-        for version in range(VERSIONS)
-        for name, one in zip(names, told, strict=True)
-    ]
+        for number, name in enumerate(names):
+            earlier = told[number :: len(names)]
+            facts = {topic: draw_fact(topic, rng, [one.facts[topic] for one in earlier]) for topic in TOPICS}
+            told.append(Author(name, facts))
+    return told
 
 
 def author_row(author: Author, topic: str, rng: random.Random) -> Row:

@@ -88,8 +88,9 @@ class PreparedSelective(SelectiveModule):
         self._wordings = [[row] * len(TEMPLATES) for row in rows]
         self._variants, self.leaks = rows[: len(rows) // 2], rows[len(rows) // 2 :]
         banned = {row.index: [7] for row in rows}
-        complete = lambda example: [-1] * (len(example.labels) - example.start)  # noqa: E731
-        self._maker = SimpleNamespace(banned=banned, completing=complete)  # type: ignore[assignment]
+        self._maker = SimpleNamespace(  # type: ignore[assignment]
+            banned=banned, completing=lambda example: [-1] * len(example.flags)
+        )
         return SimpleNamespace(seed=0, tokenizer=SimpleNamespace(pad_token_id=0))
 
 

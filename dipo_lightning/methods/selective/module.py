@@ -238,11 +238,15 @@ class SelectiveModule(UnlearningModule):
         cut = slice(self._maker.max_length)
         greedy = generate(model, prompts, max_new_tokens=most, stop_ids=self._maker.style.stop_ids)
         sampled = self._sampled(model, prompts, samples, most)
-        return [
-            {"input_ids": (prompt + ids)[cut], "labels": ([IGNORED] * len(prompt) + ids)[cut], "index": number}
+        found = [
+            (number, [*prompt, *ids][cut], [*[IGNORED] * len(prompt), *ids][cut])
             for number, (prompt, first, others) in enumerate(zip(prompts, greedy, sampled, strict=True))
-            for ids in map(list, dict.fromkeys(map(tuple, [first, *others])))
-            if (prompt + ids)[len(prompt) : cut.stop]
+            for ids in dict.fromkeys(map(tuple, [first, *others]))
+        ]
+        return [
+            {"input_ids": ids, "labels": labels, "index": number}
+            for number, ids, labels in found
+            if len(ids) > len(prompts[number])
         ]
 
     def _sampled(
