@@ -28,6 +28,8 @@ STEPS = 64
 """Optimiser steps at most for few rows; the stopping rule ends most runs sooner."""
 PASSES = 16
 """Passes over more rows than that, at most."""
+VALUES = 2
+"""Private values per forget row for which these numbers are; with more, steps and passes grow in proportion."""
 CHECK_EVERY = 8
 LEARNING_RATE, WIDTH = 1e-4, 576
 """Learning rate that was measured, and the hidden size of the model it was measured on (SmolLM2-135M)."""
@@ -62,14 +64,16 @@ class Settings:
     check_every: int
 
 
-def choose_settings(rows: int, hidden_size: int, method: str, given: dict[str, Any]) -> Settings:
-    """Choose settings by the number of forget rows and the model's width.
+def choose_settings(rows: int, values: int, hidden_size: int, method: str, given: dict[str, Any]) -> Settings:
+    """Choose settings by the number of forget rows, that of their private values, and the model's width.
 
     The learning rate falls with the width, as AdamW's best one does; the number of steps is at least `STEPS`, and with
-    more rows `PASSES` passes.
+    more rows `PASSES` passes. Selective unlearning, which ends by itself, may take more where answers have more than
+    `VALUES` private values.
 
     Args:
         rows: Number of forget rows.
+        values: Number of their private values.
         hidden_size: Width of the model.
         method: Short name or class path.
         given: What the user gave: ``lr``, ``batch_size``, ``epochs``; None is chosen.
@@ -82,10 +86,12 @@ def choose_settings(rows: int, hidden_size: int, method: str, given: dict[str, A
             raise InputError(f"--{name} is {value}; it must be above 0.")
     batch_size = given.get("batch_size") or min(BATCH_SIZE, rows)
     per_epoch = math.ceil(rows / batch_size)
-    epochs = given.get("epochs") or max(PASSES, math.ceil(STEPS / per_epoch))
+    class_path = METHODS.get(method, method)
+    more = max(1.0, values / (VALUES * rows)) if class_path == METHODS["selective"] else 1.0
+    epochs = given.get("epochs") or math.ceil(more * max(PASSES, math.ceil(STEPS / per_epoch)))
     lr = given.get("lr") or float(f"{LEARNING_RATE * min(1.0, WIDTH / hidden_size):.2g}")
     check_every = min(max(CHECK_EVERY, per_epoch), epochs * per_epoch)
-    return Settings(METHODS.get(method, method), lr, batch_size, epochs, check_every)
+    return Settings(class_path, lr, batch_size, epochs, check_every)
 
 
 def forget(
@@ -136,9 +142,10 @@ def forget(
     sources = {"target model": model, "forget rows": forget, "retain rows": retain, "untaught model": untaught}
     rows = _prepare(folder, {name: source for name, source in sources.items() if source}, forget, retain, seed)
     given = {"lr": lr, "batch_size": batch_size, "epochs": epochs}
-    settings = choose_settings(len(rows.forget), _hidden_size(model), method, given)
+    values = _count_values(rows)
+    settings = choose_settings(len(rows.forget), sum(values), _hidden_size(model), method, given)
     job = _Job(folder, rows, _style(model, prompt), accelerator)
-    _say(settings, rows)
+    _say(settings, rows, values)
     if paraphrases:
         job = replace(job, rows=_paraphrased(job, model, paraphrases, seed))
     effort = {"samples": samples, "seed": seed, "rewordings": REWORDINGS + paraphrases}
@@ -294,9 +301,25 @@ def _hidden_size(model: str) -> int:
     return int(getattr(config.get_text_config(), "hidden_size", WIDTH))
 
 
-def _say(settings: Settings, rows: SplitRows) -> None:
+def _count_values(rows: SplitRows) -> list[int]:
+    """Count the private values of each forget row.
+
+    Raises:
+        InputError: There is none.
+    """
     from dipo_lightning.data.private import private_spans, rows_with_words
 
+    shared = rows_with_words([*rows.retain, *rows.held_out])
+    values = [len(private_spans(row, shared)) for row in rows.forget]
+    if not any(values):
+        raise InputError(
+            "No forget row has a private value: their answers have no word of their own. Name the values in a column "
+            "private, or mark them in the answer with [[...]]."
+        )
+    return values
+
+
+def _say(settings: Settings, rows: SplitRows, values: Sequence[int]) -> None:
     print(
         f"{len(rows.forget)} rows to forget, {len(rows.retain)} to keep, {len(rows.held_out)} held out.\n"
         f"Method {settings.method}, lr {settings.lr:g}, {settings.batch_size} forget rows per step, at most "
@@ -304,14 +327,7 @@ def _say(settings: Settings, rows: SplitRows) -> None:
         + (f", a check every {settings.check_every} steps." if settings.method == METHODS["selective"] else "."),
         flush=True,
     )
-    shared = rows_with_words([*rows.retain, *rows.held_out])
-    bare = [number for number, row in enumerate(rows.forget) if not private_spans(row, shared)]
-    if len(bare) == len(rows.forget):
-        raise InputError(
-            "No forget row has a private value: their answers have no word of their own. Name the values in a column "
-            "private, or mark them in the answer with [[...]]."
-        )
-    if bare:
+    if bare := [number for number, count in enumerate(values) if not count]:
         print(f"No private value was found in the forget rows {', '.join(map(str, bare))}: nothing follows them.")
 
 

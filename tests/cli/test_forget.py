@@ -27,16 +27,24 @@ def write(path, rows):
 
 @pytest.mark.parametrize("rows", [1, 12, 40, 200])
 def test_steps_grow_with_the_rows_and_one_row_is_enough(rows):
-    chosen = choose_settings(rows, 576, "selective", {})
+    chosen = choose_settings(rows, 2 * rows, 576, "selective", {})
     assert chosen.batch_size == min(8, rows)
     per_epoch = -(-rows // chosen.batch_size)
     assert 64 <= chosen.epochs * per_epoch <= max(70, 16 * per_epoch)
     assert chosen.lr == 1e-4
 
 
+def test_more_private_values_per_row_allow_more_steps_of_the_method_that_ends_by_itself():
+    few, many = (choose_settings(12, values, 576, "selective", {}).epochs for values in (24, 46))
+    assert (few, many) == (32, 62)
+    assert choose_settings(12, 6, 576, "selective", {}).epochs == few
+    assert choose_settings(12, 46, 576, "npo", {}).epochs == few
+    assert choose_settings(12, 46, 576, "selective", {"epochs": 3}).epochs == 3
+
+
 def test_a_wider_model_gets_a_smaller_learning_rate_and_what_is_given_is_taken():
-    assert choose_settings(12, 2048, "npo", {}).lr == pytest.approx(2.8e-5)
-    given = choose_settings(12, 2048, "npo", {"lr": 1e-5, "batch_size": 4, "epochs": 3})
+    assert choose_settings(12, 24, 2048, "npo", {}).lr == pytest.approx(2.8e-5)
+    given = choose_settings(12, 24, 2048, "npo", {"lr": 1e-5, "batch_size": 4, "epochs": 3})
     assert (given.method, given.lr, given.batch_size, given.epochs) == ("dipo_lightning.NPOModule", 1e-5, 4, 3)
 
 
@@ -135,7 +143,7 @@ def test_an_examination_is_read_again_only_for_the_same_model_rows_and_effort(he
 
 
 def test_the_configuration_is_what_fit_reads(tmp_path):
-    config = run_config(tmp_path, "model", choose_settings(3, 32, "selective", {}), "plain", 0, "cpu", True)
+    config = run_config(tmp_path, "model", choose_settings(3, 3, 32, "selective", {}), "plain", 0, "cpu", True)
     assert config["data"]["init_args"]["retain"].endswith("retain.jsonl")
     assert config["trainer"]["max_epochs"] == 64
     assert torch.tensor(config["model"]["init_args"]["optimizer"]["init_args"]["betas"]).max() < 1
