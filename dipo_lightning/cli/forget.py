@@ -77,13 +77,7 @@ def choose_settings(rows: int, values: int, hidden_size: int, method: str, given
         hidden_size: Width of the model.
         method: Short name or class path.
         given: What the user gave: ``lr``, ``batch_size``, ``epochs``; None is chosen.
-
-    Raises:
-        InputError: Something given is not above 0.
     """
-    for name, value in given.items():
-        if value is not None and not value > 0:
-            raise InputError(f"--{name} is {value}; it must be above 0.")
     batch_size = given.get("batch_size") or min(BATCH_SIZE, rows)
     per_epoch = math.ceil(rows / batch_size)
     class_path = METHODS.get(method, method)
@@ -138,10 +132,13 @@ def forget(
     from dipo_lightning.models.distributed import check_accelerator
 
     check_accelerator(accelerator, "accelerator")
+    given = {"lr": lr, "batch_size": batch_size, "epochs": epochs}
+    for name, number in given.items():
+        if number is not None and not number > 0:
+            raise InputError(f"--{name} is {number}; it must be above 0.")
     folder = Path(output).expanduser()
     sources = {"target model": model, "forget rows": forget, "retain rows": retain, "untaught model": untaught}
     rows = _prepare(folder, {name: source for name, source in sources.items() if source}, forget, retain, seed)
-    given = {"lr": lr, "batch_size": batch_size, "epochs": epochs}
     values = _count_values(rows)
     settings = choose_settings(len(rows.forget), sum(values), _hidden_size(model), method, given)
     job = _Job(folder, rows, _style(model, prompt), accelerator)
