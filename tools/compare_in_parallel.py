@@ -42,8 +42,9 @@ def compare_one(plan: dict[str, Any], method: dict[str, Any]) -> None:
     output = Path(plan["output"])
     part = output.with_name(f"{output.name}-{method['name'].replace(' ', '_')}")
     part.parent.mkdir(parents=True, exist_ok=True)
-    part.with_suffix(".yaml").write_text(yaml.safe_dump(plan | {"methods": [method], "output": str(part)}))
-    run("compare", str(part.with_suffix(".yaml")), log=part.with_suffix(".txt"))
+    file = part.with_name(f"{part.name}.yaml")  # "alpha 0.1" has a dot of its own
+    file.write_text(yaml.safe_dump(plan | {"methods": [method], "output": str(part)}, sort_keys=False))
+    run("compare", str(file), log=part.with_name(f"{part.name}.txt"))
     for kind in ("runs", "selection"):
         for folder in (part / kind).glob("*"):
             (output / kind).mkdir(parents=True, exist_ok=True)

@@ -273,7 +273,8 @@ class Work:
 
     def _run(self, part: str, base: Config, method: Method, settings: Settings, seed: int) -> Run:
         words = label(settings)
-        folder = Path(self.plan.output) / part / file_name(method.name) / file_name(words or "default") / f"seed{seed}"
+        name = file_name(label(dict(sorted(settings.items()))) or "default")  # whatever the order in the file
+        folder = Path(self.plan.output) / part / file_name(method.name) / name / f"seed{seed}"
         config = run_config(base, method, settings, seed, self.plan.export and part == "runs")
         changes_data = any(name.startswith("data.") for name in settings)
         return Run(method.name, words, seed, folder, config, changes_data)

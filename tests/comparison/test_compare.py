@@ -90,6 +90,13 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path, calls: list[list[str]
     assert len(calls) == 2
 
 
+def test_settings_in_another_order_are_the_same_run(tmp_path: Path, calls: list[list[str]]) -> None:
+    main(["compare", write(tmp_path, [NPO | {"settings": {"lr": 1e-4, "beta": 0.3}}])])
+    calls.clear()
+    main(["compare", write(tmp_path, [NPO | {"settings": {"beta": 0.3, "lr": 1e-4}}])])
+    assert calls == []
+
+
 def test_an_interrupted_run_is_resumed_in_its_folder(tmp_path: Path, calls: list[list[str]]) -> None:
     path = write(tmp_path, [NPO], seeds=[0])
     main(["compare", path])
