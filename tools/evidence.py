@@ -8,7 +8,7 @@
    fine-tuned for each. Of the quickstart's models, seed 100 is for the search, and seeds 0, 1 and 2 are reported.
 2. On *search* every method tries the same number of settings; each of DiPO's pairs counts as a method.
 3. The rule of `dipo_lightning.comparison.results` chooses settings and epoch for each method.
-4. The choices run on *report* with three seeds, and DiPO's best choice also with one option changed at a time.
+4. The choices run on *report* with three seeds; DiPO's best choice with one option changed at a time, with two.
 
 The same command resumes: finished jobs are not repeated. After ``--seconds`` no further run starts, and tables are made
 of the runs so far: evidence.json (all numbers with intervals), comparison.md, .csv and .png, sensitivity.md and .png.
@@ -26,11 +26,12 @@ from typing import Any
 from dipo_lightning.benchmarks.tofu.metrics import TOFU
 from dipo_lightning.comparison.plan import Comparison, Selection
 from dipo_lightning.comparison.report import Failure, Findings, write_report
-from dipo_lightning.comparison.results import Candidate, Row, Scale, Spread, add_utility_kept, choose
+from dipo_lightning.comparison.results import Candidate, Row, Scale, add_utility_kept, choose
 from dipo_lightning.comparison.work import label
 from dipo_lightning.errors import RunError
 from dipo_lightning.evaluation.run_folder import write_json
 from tools.evidence_jobs import RETAIN, SPLIT, Job, Setup, Workers, result_of
+from tools.sensitivity import CENTRE, Point, group, write_sensitivity
 
 Settings = dict[str, Any]
 SELECTION = Selection(seed=0, epoch="any")
@@ -65,6 +66,11 @@ def methods(low: float, high: float, layer: int) -> Methods:
         "DiPO top_k": pair("pair.alpha", {"pair.selection": "top_k"}, 0.4, 1.0),
         "DiPO relative": pair("pair.alpha", {"pair.selection": "relative"}, 0.2, 0.4),
         "DiPO contrast": pair("pair.alpha", {"pair.memory_vector": "contrast"}, 0.5, 1.0),
+        "DiPO kl": (
+            "DiPOModule",
+            {"pair.selection": "relative", "pair.alpha": 0.2, "retain_loss": "kl"},
+            product(values("lr", high, 2 * high), values("lambda_", 1.0, 5.0)),
+        ),
         "DiPO entropy": pair("pair.alpha", {"pair.selection": "top_k", "pair.weighting": "entropy"}, 0.5, 1.0),
         "NPO": ("NPOModule", {}, product(rates, values("beta", 0.1, 0.5))),
         "SimNPO": ("SimNPOModule", {}, product(rates, values("beta", 2.5, 4.5))),
@@ -132,7 +138,7 @@ class Evidence:
         self.setup, self.workers, self.output, self.methods = setup, workers, output, methods
         self.scale = Scale.of(TOFU())
         self.findings = Findings(self.scale)
-        self.sensitivity: list[tuple[str, str, Row]] = []
+        self.sensitivity: list[Point] = []
 
     def do(self) -> None:
         """Go through all stages for as long as the time allows, and write the tables."""
@@ -146,16 +152,16 @@ class Evidence:
         self.choose(tried)
         own = self.own_choice()
         reported = {(name, seed): self.reported(name, seed) for seed in self.seeds for name in self.findings.choices}
-        around = [] if own is None else list(self.around(own))
-        first = [job for (_, seed), job in reported.items() if seed == self.seeds[0]]
-        rest = [job for (_, seed), job in reported.items() if seed != self.seeds[0]]
-        half = len(rest) // 2
-        near = [job for _, _, job in around]
-        self.workers.run([*first, *near[:2], *rest[:half], *near[2:], *rest[half:]])
+        around = [] if own is None else [one for seed in self.seeds[:2] for one in self.around(own, seed)]
+        in_turn = []
+        for seed in self.seeds:
+            in_turn += [job for (_, of), job in reported.items() if of == seed]
+            in_turn += [job for _, _, job in around if job.seed == seed]
+        self.workers.run(in_turn)
         for (name, _), job in reported.items():
             if rows := self.rows(job):
                 self.findings.runs.setdefault((name, rows[-1]["settings"]), []).append(rows)
-        self.sensitivity = [point for option, value, job in around for point in self.points(option, value, job)]
+        self.sensitivity = group(found for option, value, job in around for found in self.points(option, value, job))
         self.write(own)
 
     def split(self, seed: int) -> str:
@@ -213,24 +219,24 @@ class Evidence:
         best = [replace(one, settings={"method": one.method}) for one in tried]
         return choose(best, SELECTION, self.scale).settings["method"] if best else None
 
-    def around(self, name: str) -> Iterable[tuple[str, str, Job]]:
-        """Yield the runs around DiPO's choice: option, value, job; the choice itself is first, and one of each."""
-        choice, fixed, seed = self.findings.choices[name], self.methods[name][1], self.seeds[0]
+    def around(self, name: str, seed: int) -> Iterable[tuple[str, str, Job]]:
+        """Yield a seed's runs around DiPO's choice: option, value, job; the choice itself is first, and one of each."""
+        choice, fixed = self.findings.choices[name], self.methods[name][1]
         now: Settings = {"beta": 0.02, "pair.alpha": 1.0, "lambda_": 1.0} | fixed | choice.settings
-        yield "as chosen", "", self.reported(name, seed)
+        yield CENTRE, "", self.reported(name, seed)
         longer = 2 * (choice.epoch or self.epochs)
-        yield "epochs", "", self.job(name, choice.settings, self.split(seed), seed, epochs=longer, every=1)
+        yield "epochs", "", self.job(name, choice.settings, self.split(seed), seed, epochs=longer, every=2)
         factors = {
-            "pair.alpha": (0.25, 0.5, 1, 2, 4),
+            "pair.alpha": (0.5, 1, 2, 4),
             "lr": (0.4, 1, 2.5),
             "beta": (0.2, 1, 5, 25),
             "lambda_": (0, 0.3, 1, 3),
         }
         numbers = {option: [round(now[option] * one, 8) for one in scales] for option, scales in factors.items()}
         if now.get("pair.selection") == "relative":
-            numbers["pair.rho"] = [0.01, 0.03, 0.1, 0.3, 1.0]
+            numbers["pair.rho"] = [0.03, 0.1, 0.3, 1.0]
         elif "pair.memory_vector" not in now:
-            numbers["pair.k"] = [1, 3, 10, 30, 100]
+            numbers["pair.k"] = [3, 10, 30, 100]
         places = self.setup.places(self.split(seed))
         files = [places.data / f"{kept}.json" for kept in places.retain]
         rows = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
@@ -246,7 +252,8 @@ class Evidence:
         rows = [row for row in self.rows(job) or [] if row["step"]]
         if option == "epochs":
             return [(option, str(row["epoch"]), row) for row in rows]
-        return [(option, value, row) for row in rows[-1:]]
+        at_end = [(option, value, row) for row in rows[-1:]]
+        return [*at_end, *(("epochs", str(row["epoch"]), row) for _, _, row in at_end if option == CENTRE)]
 
     def write(self, own: str | None) -> None:
         """Write the tables, the pictures and evidence.json."""
@@ -275,68 +282,15 @@ class Evidence:
                 "choices": plain_choices,
                 "own": own,
                 "report": [row for runs in self.findings.runs.values() for rows in runs for row in rows],
-                "sensitivity": [{"option": o, "value": v, "row": row} for o, v, row in self.sensitivity],
+                "sensitivity": [vars(point) for point in self.sensitivity],
                 "failures": self.workers.failures,
                 "left_out": self.workers.left_out,
             },
         )
         print(write_report(plan, self.findings))
-        if self.sensitivity:
-            text = f"Around {own}, {label(self.findings.choices[own].settings)}:\n\n" if own else ""  # fmt: skip
-            text += sensitivity_table(self.sensitivity, self.scale)
-            (self.output / "sensitivity.md").write_text(text + "\n", encoding="utf-8")
-            print(text)
-            sensitivity_picture(self.sensitivity, self.scale, self.output / "sensitivity.png")
-
-
-def kept_spread(row: Row, scale: Scale) -> Spread | None:
-    """The utility kept, and the ends of its interval: those of the utility over the same target's."""
-    kept, utility, name = row.get("utility_kept"), scale.utility(row), scale.headline.utility
-    if kept is None or not utility:
-        return None
-    low, high = (row.get("intervals") or {}).get(name, (utility, utility))
-    return Spread(kept, low * kept / utility, high * kept / utility)
-
-
-def sensitivity_table(points: Sequence[tuple[str, str, Row]], scale: Scale) -> str:
-    """Return forget quality and utility kept of each value, with intervals."""
-    name = scale.headline.forget
-    lines = [f"| option | value | epoch | {scale.label(name)} | utility kept |", "|---|---|---|---|---|"]
-    for option, value, row in points:
-        found = Spread.of([row], name), kept_spread(row, scale)
-        cells = ["-" if one is None else one.text(digits) for one, digits in zip(found, (2, 3), strict=True)]
-        lines.append(f"| {option} | {value or '-'} | {row['epoch']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def sensitivity_picture(points: Sequence[tuple[str, str, Row]], scale: Scale, path: Path) -> None:
-    """Draw both numbers over the values of each option, with intervals; the choice as a line across."""
-    from matplotlib.figure import Figure
-
-    chosen = next((row for option, _, row in points if option == "as chosen"), None)
-    options = list(dict.fromkeys(option for option, _, _ in points if option != "as chosen"))
-    if not options:
-        return
-    figure = Figure(figsize=(2.3 * len(options) + 0.8, 5.2), layout="constrained", dpi=130)
-    panels = figure.subplots(2, len(options), sharex="col", sharey="row", squeeze=False)
-    numbers = (
-        (scale.label(scale.headline.forget), lambda row: Spread.of([row], scale.headline.forget)),
-        ("utility kept", lambda row: kept_spread(row, scale)),
-    )
-    for line, (words, spread_of) in zip(panels, numbers, strict=True):
-        line[0].set_ylabel(words)
-        for axes, option in zip(line, options, strict=True):
-            found = [(value, spread_of(row)) for name, value, row in points if name == option]
-            shown = [(value, spread) for value, spread in found if spread is not None]
-            middle = [spread.mean for _, spread in shown]
-            ends = [[s.mean - s.low for _, s in shown], [s.high - s.mean for _, s in shown]]
-            axes.errorbar([value for value, _ in shown], middle, yerr=ends, marker="o", capsize=3, color="#0072b2")
-            if chosen is not None and (across := spread_of(chosen)) is not None:
-                axes.axhline(across.mean, color="0.6", linewidth=0.9, linestyle="--")
-            axes.grid(alpha=0.25)
-    for axes, option in zip(panels[1], options, strict=True):
-        axes.set_xlabel(option)
-    figure.savefig(path)
+        if self.sensitivity and own:
+            head = f"Around {own}, {label(self.findings.choices[own].settings)}"
+            print(write_sensitivity(self.sensitivity, self.output, head))
 
 
 def smoke(setup: Setup) -> tuple[Setup, Methods]:

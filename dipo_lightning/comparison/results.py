@@ -150,11 +150,15 @@ def target_row(rows: Sequence[Row]) -> Row | None:
 
 
 def add_utility_kept(rows: Sequence[Row], target: Mapping[str, Any] | None, scale: Scale) -> None:
-    """Add to each row the share of the target's utility that is left."""
-    before = None if target is None else target.get(scale.headline.utility)
+    """Add to each row the share of the target's utility that is left, with the interval that the utility's gives it."""
+    name = scale.headline.utility
+    before = None if target is None else target.get(name)
     for row in rows:
         now = scale.utility(row)
         row["utility_kept"] = None if now is None or not before else now / before
+        ends = (row.get("intervals") or {}).get(name)
+        if before and ends:
+            row["intervals"] = row["intervals"] | {"utility_kept": [end / before for end in ends]}
 
 
 @dataclass(frozen=True)
