@@ -352,6 +352,11 @@ class UnlearningDataModule(TokenizedDataModule):
         return self._pairs.forget
 
     @property
+    def retain_examples(self) -> Sequence[Example] | None:
+        """The tokenised retain rows, after `setup` for ``fit``; None if there are none."""
+        return self._pairs.retain
+
+    @property
     def _pairs(self) -> ForgetRetainPairs:
         assert isinstance(self._training, ForgetRetainPairs)
         return self._training

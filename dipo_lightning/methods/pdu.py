@@ -88,10 +88,7 @@ class PDUModule(UnlearningModule):
     def setup(self, stage: str) -> None:
         """Refuse a data module without retain rows, before the model is loaded."""
         super().setup(stage)
-        if (
-            stage == TrainerFn.FITTING
-            and getattr(getattr(self.trainer, "datamodule", None), "retain_rows", self) is None
-        ):
+        if stage == TrainerFn.FITTING and not self._has_retain_rows:
             raise InputError(_NO_RETAIN)
 
     def objective(self, terms: dict[str, Tensor]) -> Tensor:

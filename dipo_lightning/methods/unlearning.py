@@ -38,7 +38,7 @@ class UnlearningModule(LanguageModelModule):
         retain_loss: ``nll`` (mean token NLL of the retain answers), ``kl`` (KL from the reference to the policy on
             them) or ``none``.
         reference: ``live`` (a frozen copy), ``adapters_off`` (the policy without its LoRA adapters), ``hidden_states``
-            (the reference's last hidden states of the forget rows, cached on disk), ``directions`` (DiPO with a frozen
+            (the reference's last hidden states, cached on disk), ``directions`` (DiPO with a frozen
             output projection: cached dot-product directions) or ``auto``, the cheapest that is exact.
         reference_cache: Folder of the caches; each is keyed by data, tokenizer and weights.
         form: Input of the losses: ``logits`` of all answer positions, ``hidden`` states (chunk by chunk, without ever
@@ -97,7 +97,7 @@ class UnlearningModule(LanguageModelModule):
     @property
     def reference_parts(self) -> list[str]:
         """Parts of a batch for which some term of the loss uses the reference."""
-        kept_near = self.retain_loss_name == "kl" and not self._skips("retain")
+        kept_near = self.retain_loss_name == "kl" and not self._skips("retain") and self._has_retain_rows
         return ["forget"] * self.needs_reference + ["retain"] * kept_near
 
     def make_reference(self) -> Reference:
@@ -202,6 +202,11 @@ class UnlearningModule(LanguageModelModule):
     def at_start(self) -> bool:
         """True if the policy still equals the reference: no step has been taken, and no dropout changes it."""
         return self.trainer.global_step == 0 and not self.keeps_dropout
+
+    @property
+    def _has_retain_rows(self) -> bool:
+        """False if the data module is known to have none."""
+        return getattr(getattr(self._trainer, "datamodule", None), "retain_rows", self) is not None
 
     def _skips(self, part: str) -> bool:
         return part == "retain" and (self.retain_loss_name == "none" or self.lambda_ == 0)

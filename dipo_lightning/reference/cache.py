@@ -166,7 +166,7 @@ class PositionCache:
             if slot is None:
                 raise RunError(
                     f"The cache {self.folder} has no row {row}: a batch holds rows that are not among the data "
-                    "module's forget_examples. Set model.reference: live."
+                    "module's forget_examples or retain_examples. Set model.reference: live."
                 )
             if slot not in self._checked and int(self.marks[slot]) != self._mark(slot):
                 raise RunError(f"The cache {self.folder} is damaged (row {row}); delete it and run again.")

@@ -7,7 +7,7 @@ itself to the device and is sharded separately.
 |-------------------------|----------------------------------|----------------------------------------------------|
 | `LiveReference`         | everything                       | a second model, a forward per step                 |
 | `AdaptersOffReference`  | everything, with LoRA            | a forward per step                                 |
-| `HiddenStatesReference` | the forget rows                  | a vector per token on disk, the output projection  |
+| `HiddenStatesReference` | forget and retain rows           | a vector per token on disk, the output projection  |
 | `DirectionsReference`   | DiPO's margin, frozen projection | two vectors per token on disk, no vocabulary work  |
 """
 
@@ -29,7 +29,7 @@ from dipo_lightning.models.head import Head, output_head, output_projection
 from dipo_lightning.reference.cache import PositionCache, cache_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 
 class Reference(Protocol):
@@ -135,24 +135,27 @@ class AdaptersOffReference(ModelReference):
 
 
 class HiddenStatesReference:
-    """The reference's final hidden states of the forget rows from disk, and a frozen copy of its output projection.
+    """The reference's final hidden states from disk, and a frozen copy of its output projection.
 
     Args:
-        cache: A complete cache of (N, H) hidden states of the forget rows.
+        caches: A complete cache of (N, H) hidden states for each part of a batch that the reference covers.
         projection: (V, H) output projection, frozen, on the device of the policy.
     """
 
-    def __init__(self, cache: PositionCache, projection: Tensor) -> None:
-        self.cache, self.head = cache, Head(projection)
+    def __init__(self, caches: Mapping[str, PositionCache], projection: Tensor) -> None:
+        self.caches, self.head = caches, Head(projection)
 
     def answers(
         self, parts: Mapping[str, TokenBatch], from_hidden: bool = True, chunk_size: int = 1024
     ) -> dict[str, Answers]:
-        """Return the answers of the forget rows; their logits are exact for a purely linear head."""
-        hidden = self.cache.read(parts["forget"]["index"]).to(self.head.weight.dtype)
-        if not from_hidden:
-            return {"forget": Answers(parts["forget"], _logits=self.head(hidden))}
-        return {"forget": Answers(parts["forget"], hidden, self.head, chunk_size=chunk_size)}
+        """Return the answers of the cached parts; their logits are exact for a purely linear head."""
+        found = {}
+        for part in self.caches.keys() & parts.keys():
+            batch = parts[part]
+            hidden = self.caches[part].read(batch["index"]).to(self.head.weight.dtype)
+            form: Any = {"hidden": hidden, "head": self.head} if from_hidden else {"_logits": self.head(hidden)}
+            found[part] = Answers(batch, part=part, chunk_size=chunk_size, **form)
+        return found
 
 
 class DirectionsReference:
@@ -162,10 +165,11 @@ class DirectionsReference:
 
     Args:
         cache: A complete cache of (N, 2H + 2): preferred and dispreferred direction, and their two offsets.
+        retain: The reference for the retain rows, if their term needs one.
     """
 
-    def __init__(self, cache: PositionCache) -> None:
-        self.cache = cache
+    def __init__(self, cache: PositionCache, retain: HiddenStatesReference | None = None) -> None:
+        self.cache, self.retain = cache, retain
 
     def directions(self, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return g_preferred, g_dispreferred (N, H) and c_preferred, c_dispreferred (N,), float32."""
@@ -176,8 +180,8 @@ class DirectionsReference:
     def answers(
         self, parts: Mapping[str, TokenBatch], from_hidden: bool = True, chunk_size: int = 1024
     ) -> dict[str, Answers]:
-        """Return nothing: directions hold neither logits nor hidden states."""
-        return {}
+        """Return those of the retain rows at most: directions hold neither logits nor hidden states."""
+        return {} if self.retain is None else self.retain.answers(parts, from_hidden, chunk_size)
 
 
 def without_rounding(cached: Tensor, own: Tensor, size: Tensor | None = None) -> Tensor:
@@ -220,7 +224,7 @@ def whole(weight: Tensor) -> Tensor:
 CACHE_BATCH_SIZE = 8
 
 MOST_CACHED = 20_000
-"""Number of forget rows above which ``reference: auto`` uses no cache: it would compute all before the first step."""
+"""Number of rows above which ``reference: auto`` uses no cache: it would compute all before the first step."""
 
 
 def choose_reference(module: Any) -> tuple[str, str]:
@@ -239,13 +243,24 @@ def obstacle_to_caching(module: Any) -> str | None:
     """Return the reason why the reference cannot be cached for this module and data, or None."""
     if module.head is None or not module.head.linear:
         return "the model's logits are not a plain product of hidden states and the output projection"
-    if module.reference_parts != ["forget"]:
-        return f"the reference is asked for on these rows: {', '.join(module.reference_parts)}"
-    examples = getattr(getattr(module.trainer, "datamodule", None), "forget_examples", None)
-    if examples is None:
-        return "the data module has no forget_examples to cache"
-    if module.reference_name == "auto" and len(examples) > MOST_CACHED:
-        return f"caching {len(examples)} forget rows would hold up the first step; hidden_states does"
+    parts = module.reference_parts
+    if not {"forget", "retain"}.issuperset(parts):
+        return f"the reference is asked for on these rows: {', '.join(parts)}"
+    if "retain" in parts and module.retain_loss_name != "kl":
+        return "the retain term needs more of the reference than its last hidden states"
+    datamodule: Any = getattr(module.trainer, "datamodule", None)
+    examples: dict[str, Any] = {part: getattr(datamodule, f"{part}_examples", None) for part in parts}
+    for part, found in examples.items():
+        if found is None:
+            return f"the data module has no {part}_examples to cache"
+    rows = sum(map(len, examples.values()))
+    if module.reference_name == "auto" and rows > MOST_CACHED:
+        return f"caching {rows} rows would hold up the first step; hidden_states does"
+    if module.reference_name == "auto" and "retain" in parts:
+        epochs = module.trainer.max_epochs
+        live = len(parts) * len(datamodule.forget_examples) * epochs if (epochs or -1) > 0 else rows
+        if rows > live:
+            return f"a cache would take {rows} rows, and {epochs} epochs without one take {live}; hidden_states caches"
     return None
 
 
@@ -268,23 +283,30 @@ def build_reference(module: Any, name: str) -> Reference:
         projection = projection.to(module.forward_dtype)
     elif output_projection(module.policy).requires_grad:
         projection = projection.clone()
-    cache = open_cache(module, projection.shape[1], lambda hidden: hidden, kind=name)
-    return HiddenStatesReference(cache, projection.to(device))
+    return cached_states(module, module.reference_parts, projection.to(device))
 
 
-def open_cache(module: Any, width: int, compute: Callable[[Tensor], Tensor], **key: Any) -> PositionCache:
-    """Open the cache of the forget rows, and compute its missing rows: all ranks together, once.
+def cached_states(module: Any, parts: Sequence[str], projection: Tensor) -> HiddenStatesReference:
+    """Open the caches of the hidden states of some parts of a batch."""
+    width = projection.shape[1]
+    caches = {part: open_cache(module, part, width, lambda hidden: hidden, kind="hidden_states") for part in parts}
+    return HiddenStatesReference(caches, projection)
+
+
+def open_cache(module: Any, part: str, width: int, compute: Callable[[Tensor], Tensor], **key: Any) -> PositionCache:
+    """Open the cache of the forget or the retain rows, and compute its missing rows: all ranks together, once.
 
     The policy is the reference until its first step; this runs before a checkpoint is restored into it.
 
     Args:
         module: The LightningModule, with its policy loaded.
+        part: ``forget`` or ``retain``.
         width: Numbers per position.
         compute: Returns (N, width) for hidden states (N, H); called without gradients.
         **key: Plain values that the numbers depend on besides data and weights.
     """
     trainer, strategy = module.trainer, module.trainer.strategy
-    examples = trainer.datamodule.forget_examples
+    examples = getattr(trainer.datamodule, f"{part}_examples")
     key |= {
         "weights": module.weights_fingerprint,
         "precision": str(trainer.precision),
@@ -313,13 +335,13 @@ def open_cache(module: Any, width: int, compute: Callable[[Tensor], Tensor], **k
 
 
 def fill(module: Any, cache: PositionCache, compute: Callable[[Tensor], Tensor]) -> None:
-    """Compute the missing rows of a cache with the policy in evaluation mode; arguments as for `open_cache`."""
+    """Compute the missing rows of a cache with the policy in evaluation mode; see `open_cache`."""
     policy, strategy = module.policy, module.trainer.strategy
     if not module.sharded:
         policy.to(strategy.root_device)
 
     def of_batch(batch: TokenBatch) -> Tensor:
-        found = compute_answers(policy, {"forget": batch}, hidden_states, from_hidden=True)
+        found = compute_answers(policy, {"cached": batch}, hidden_states, from_hidden=True)
         return compute(found["hidden"])
 
     policy.eval()
@@ -332,7 +354,7 @@ def fill(module: Any, cache: PositionCache, compute: Callable[[Tensor], Tensor])
 
 
 def hidden_states(answers: dict[str, Answers]) -> dict[str, Tensor]:
-    """Return the hidden states of the forget rows, from within a forward pass."""
-    hidden = answers["forget"].hidden
+    """Return the hidden states of the rows to cache, from within a forward pass."""
+    hidden = answers["cached"].hidden
     assert hidden is not None
     return {"hidden": hidden}

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, logsigmoid
+from torch.nn.functional import cross_entropy, kl_div, logsigmoid
 
 from dipo_lightning import DiPOModule
 from dipo_lightning.methods.dipo.directions import directions
@@ -136,13 +136,15 @@ def ours(
     module.log_terms = module.log = lambda *_, **__: None
     with torch.no_grad():
         hidden, weight = answer_hidden(reference, BATCH["forget"]), output_projection(reference).detach()
+        caches: dict[str, Any] = {part: InMemory(answer_hidden(reference, batch)) for part, batch in BATCH.items()}
         if path.startswith("hidden_states"):
-            module.reference = HiddenStatesReference(InMemory(hidden), weight)  # type: ignore[arg-type]
+            module.reference = HiddenStatesReference(caches, weight)
         elif path == "directions":
             found = directions(hidden, weight, weight, module.pair, CHUNK)
             offsets = torch.stack([found.preferred_offset, found.dispreferred_offset], -1)
             values = torch.cat([found.preferred, found.dispreferred, offsets], -1)
-            module.reference = DirectionsReference(InMemory(values))  # type: ignore[arg-type]
+            kept = HiddenStatesReference({"retain": caches["retain"]}, weight)
+            module.reference = DirectionsReference(InMemory(values), kept)  # type: ignore[arg-type]
         elif lora:
             module.reference = AdaptersOffReference(policy)
         else:
@@ -166,8 +168,13 @@ def plain_loss(policy: nn.Module, reference: nn.Module, options: DiPOModule) -> 
     margin = sequence_kl_margin(*pair, h, h_reference, rows, len(labels), options.reduction)
     scale = 2 / BETA if options.scale == "2/beta" else 1
     forget = -scale * logsigmoid(BETA * margin).mean()
-    retain = cross_entropy(logits(policy, "retain").transpose(1, 2), BATCH["retain"]["labels"][:, 1:])
-    return forget + retain
+    labels = BATCH["retain"]["labels"][:, 1:]
+    now, before = logits(policy, "retain"), logits(reference, "retain").detach()
+    if options.retain_loss_name == "nll":
+        return forget + options.lambda_ * cross_entropy(now.transpose(1, 2), labels)
+    there = labels != -100
+    divergence = kl_div(now[there].log_softmax(-1), before[there].log_softmax(-1), log_target=True, reduction="none")
+    return forget + options.lambda_ * divergence.sum() / there.sum()
 
 
 @functools.cache
@@ -234,7 +241,7 @@ def test_float64_in_every_combination(
     compare(family, path, torch.float64, selection | {"source": source, "memory_vector": memory})
 
 
-@pytest.mark.parametrize("options", [{"reduction": "mean"}, {"scale": 1}], ids=str)
+@pytest.mark.parametrize("options", [{"reduction": "mean"}, {"scale": 1}, {"retain_loss": "nll"}], ids=str)
 @pytest.mark.parametrize(("family", "path"), sorted({case[:2] for case in CASES}))
 def test_reduction_and_scale(family: str, path: str, options: dict[str, Any]) -> None:
     compare(family, path, torch.float32, options)

@@ -34,8 +34,8 @@ def made(cls: type[UnlearningModule], family: str, form: str, cached: bool = Fal
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     if cached:
         with torch.no_grad():
-            hidden: Any = InMemory(answer_hidden(reference, BATCH["forget"]))
-        module.reference = HiddenStatesReference(hidden, output_projection(reference).detach())
+            caches: Any = {"forget": InMemory(answer_hidden(reference, BATCH["forget"]))}
+        module.reference = HiddenStatesReference(caches, output_projection(reference).detach())
     elif module.reference_parts:
         module.reference = LiveReference(reference)
     return module

@@ -175,7 +175,8 @@ def test_dipo_without_retain_term_or_with_kl(files: Path) -> None:
     assert "train/retain" not in trainer.callback_metrics
     module, trainer = fit(files, DiPOModule, retain_loss="kl", steps=1)
     assert float(trainer.callback_metrics["train/retain"]) == pytest.approx(0.0, abs=1e-6)
-    assert isinstance(module.reference, LiveReference)
+    assert isinstance(module.reference, HiddenStatesReference)
+    assert set(module.reference.caches) == {"forget", "retain"}
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from dipo_lightning.models.answers import Answers, TokenBatch, over_logits
 from dipo_lightning.models.head import output_projection
 from dipo_lightning.reference.references import (
     DirectionsReference,
+    cached_states,
     obstacle_to_caching,
     open_cache,
     whole,
@@ -148,7 +149,7 @@ def choose_margins(module: Any) -> Margins:
 
 
 def cache_directions(module: Any) -> DirectionsReference:
-    """Open the cache of both directions and offsets of every forget position."""
+    """Open the cache of both directions and offsets of every forget position, and what the retain term needs."""
     rank_zero_info("reference: directions (the output projection is frozen)")
     projection = whole(output_projection(module.policy)).to(module.trainer.strategy.root_device)
 
@@ -158,4 +159,6 @@ def cache_directions(module: Any) -> DirectionsReference:
         return torch.cat([found.preferred, found.dispreferred, offsets], -1)
 
     key = {"kind": "directions", "pair": vars(module.pair)}
-    return DirectionsReference(open_cache(module, 2 * projection.shape[1] + 2, compute, **key))
+    cache = open_cache(module, "forget", 2 * projection.shape[1] + 2, compute, **key)
+    kept = [part for part in module.reference_parts if part != "forget"]
+    return DirectionsReference(cache, cached_states(module, kept, projection) if kept else None)

@@ -24,6 +24,8 @@ from dipo_lightning.reference.blind import blind_answers, check_blindness, forwa
 from dipo_lightning.reference.references import Reference
 
 PAIR = PairOptions()
+RETAIN_WEIGHTS = {"sum": 40.0, "mean": 1.0}
+"""Default of ``lambda_`` for each reduction."""
 
 
 class DiPOModule(UnlearningModule):
@@ -39,6 +41,9 @@ class DiPOModule(UnlearningModule):
         pair: Options of the pair (``pair.source``, ``pair.selection``, ``pair.k``, ``pair.alpha``, ...).
         reduction: ``sum`` (the sequence KL) or ``mean`` over the positions of a row; long rows need ``mean``.
         scale: Factor of the loss: ``2/beta`` (as NPO writes it) or ``1`` (as DPO writes it).
+        lambda_: Weight of the retain term, a mean per token; by default 40 for ``reduction: sum``, whose forget term is
+            a sum over answers of some forty tokens, and 1 for ``mean``.
+        retain_loss: As in `UnlearningModule`; ``nll`` needs no reference model for the retain rows.
         **options: Those of `UnlearningModule`.
     """
 
@@ -49,9 +54,12 @@ class DiPOModule(UnlearningModule):
         pair: PairOptions = PAIR,
         reduction: Literal["sum", "mean"] = "sum",
         scale: Literal["2/beta", 1] = "2/beta",
+        lambda_: float | None = None,
+        retain_loss: Literal["nll", "kl", "none"] = "kl",
         **options: Any,
     ) -> None:
-        super().__init__(pretrained, **options)
+        weight = RETAIN_WEIGHTS[reduction] if lambda_ is None else lambda_
+        super().__init__(pretrained, lambda_=weight, retain_loss=retain_loss, **options)
         check_positive("model", {"beta": beta})
         self.beta, self.reduction, self.scale = beta, reduction, scale
         self.pair = PairOptions(**pair) if isinstance(pair, Mapping) else pair

@@ -35,7 +35,6 @@ class Contrast(DiPOModule):
 
 
 def loss_and_gradients(module: DiPOModule) -> tuple[Tensor, dict[str, Tensor]]:
-    module.lambda_ = 1.0
     loss = module.training_step(BATCH, 0)
     return loss.detach(), gradients(loss, module.policy)  # type: ignore[arg-type]
 
