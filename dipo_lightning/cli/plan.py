@@ -209,15 +209,15 @@ def memory(counts: Counts, run: Run) -> dict[str, float]:
 def loss_memory(counts: Counts, run: Run) -> float:
     """Return the bytes of the vocabulary-sized values of the loss.
 
-    From hidden states: four float32 buffers of a chunk. From logits: the policy's and their gradient at forget and
-    retain positions, the reference's, and float32 values: six (two differences, probabilities, their log) at each
-    forget position, two (log-softmax and its gradient) at each retain position.
+    From hidden states: six float32 buffers of a chunk (logits and log-softmax of both models, their divergence, and a
+    gradient). From logits: the policy's and their gradient at forget and retain positions, the reference's, and float32
+    values: six (two differences, probabilities, their log) at each forget position, four at each retain position.
     """
     positions = run.batch_size * run.answer_length  # of the forget rows, and as many of the retain rows
     if run.form == "hidden":
-        return 4 * 4 * counts.vocabulary * min(positions, run.chunk_size)
+        return 6 * 4 * counts.vocabulary * min(positions, run.chunk_size)
     reference = 0 if run.reference in ("none", "directions") else run.bytes * 2 * positions
-    return counts.vocabulary * (2 * run.bytes * 2 * positions + reference + 4 * (6 + 2) * positions)
+    return counts.vocabulary * (2 * run.bytes * 2 * positions + reference + 4 * (6 + 4) * positions)
 
 
 def activations(config: Any, counts: Counts, run: Run) -> float:
