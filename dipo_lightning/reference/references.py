@@ -278,19 +278,19 @@ def build_reference(module: Any, name: str) -> Reference:
         return LiveReference(module.prepare(module.load(dtype), trainable=False), dtype)
     if name != "hidden_states":
         raise InputError(f"model.reference is {name}, which {type(module).__name__} cannot use; use live or auto.")
+    return cached_states(module, module.reference_parts)
+
+
+def cached_states(module: Any, parts: Sequence[str]) -> HiddenStatesReference:
+    """Open the caches of the hidden states of some parts of a batch."""
     projection = whole(output_projection(module.policy))
     if module.sharded:
         projection = projection.to(module.forward_dtype)
     elif output_projection(module.policy).requires_grad:
         projection = projection.clone()
-    return cached_states(module, module.reference_parts, projection.to(device))
-
-
-def cached_states(module: Any, parts: Sequence[str], projection: Tensor) -> HiddenStatesReference:
-    """Open the caches of the hidden states of some parts of a batch."""
     width = projection.shape[1]
     caches = {part: open_cache(module, part, width, lambda hidden: hidden, kind="hidden_states") for part in parts}
-    return HiddenStatesReference(caches, projection)
+    return HiddenStatesReference(caches, projection.to(module.trainer.strategy.root_device))
 
 
 def open_cache(module: Any, part: str, width: int, compute: Callable[[Tensor], Tensor], **key: Any) -> PositionCache:

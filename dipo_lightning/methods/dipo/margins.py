@@ -161,4 +161,4 @@ def cache_directions(module: Any) -> DirectionsReference:
     key = {"kind": "directions", "pair": vars(module.pair)}
     cache = open_cache(module, "forget", 2 * projection.shape[1] + 2, compute, **key)
     kept = [part for part in module.reference_parts if part != "forget"]
-    return DirectionsReference(cache, cached_states(module, kept, projection) if kept else None)
+    return DirectionsReference(cache, cached_states(module, kept) if kept else None)
