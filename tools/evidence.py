@@ -60,7 +60,7 @@ def methods(low: float, high: float, layer: int) -> Methods:
     rates = values("lr", low, high)
 
     def pair(option: str, fixed: Settings, *options: float) -> tuple[str, Settings, list[Settings]]:
-        return "DiPOModule", fixed, product(rates, values(option, *options))
+        return "DiPOModule", fixed | {"retain_loss": "nll", "lambda_": 1.0}, product(rates, values(option, *options))
 
     return {
         "DiPO top_k": pair("pair.alpha", {"pair.selection": "top_k"}, 0.4, 1.0),
@@ -69,7 +69,7 @@ def methods(low: float, high: float, layer: int) -> Methods:
         "DiPO kl": (
             "DiPOModule",
             {"pair.selection": "relative", "pair.alpha": 0.2, "retain_loss": "kl"},
-            product(values("lr", high, 2 * high), values("lambda_", 1.0, 5.0)),
+            product(values("lr", high, 2 * high), values("lambda_", 5.0, 40.0)),
         ),
         "DiPO entropy": pair("pair.alpha", {"pair.selection": "top_k", "pair.weighting": "entropy"}, 0.5, 1.0),
         "NPO": ("NPOModule", {}, product(rates, values("beta", 0.1, 0.5))),

@@ -113,6 +113,7 @@ LIKELIHOOD: dict[str, Module] = {
 }
 PACKAGE: dict[str, tuple[Module, dict[str, Any]]] = {
     "DiPO": (DiPOModule, {}),
+    "DiPO, nll": (DiPOModule, {"retain_loss": "nll"}),
     "DiPO, live": (DiPOModule, {"reference": "live"}),
     "DiPO, live, full logits": (DiPOModule, {"reference": "live", "form": "logits"}),
     "DiPO, frozen projection": (DiPOModule, FROZEN),
@@ -143,6 +144,7 @@ ESSENTIAL = (
     "NPO",
     "SimNPO",
     "DiPO",
+    "DiPO, nll",
     "DiPO, live",
     "DiPO, frozen projection",
     "DiPO, LoRA",
@@ -251,16 +253,16 @@ def usual_dipo(policy: nn.Module, reference: nn.Module, batch: Batch) -> Tensor:
 
 
 class Rows(pl.LightningDataModule):
-    """The forget rows of a batch as a data module, for the package to cache its reference from."""
+    """The rows of a batch as a data module, for the package to cache its reference from."""
 
     def __init__(self, batch: Batch) -> None:
         super().__init__()
-        names = ("input_ids", "labels")
-        columns = {name: batch["forget"][name].tolist() for name in names}
-        self.forget_examples = [
-            {"index": index, **{name: columns[name][index] for name in names}}
-            for index in range(len(columns["labels"]))
-        ]
+        self.forget_examples, self.retain_examples = (self.examples(batch[part]) for part in ("forget", "retain"))
+
+    @staticmethod
+    def examples(part: TokenBatch) -> list[dict[str, Any]]:
+        rows = zip(part["input_ids"].tolist(), part["labels"].tolist(), strict=True)
+        return [{"index": i, "input_ids": ids, "labels": labels} for i, (ids, labels) in enumerate(rows)]
 
     def train_dataloader(self) -> list[int]:
         return [0]
