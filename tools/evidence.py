@@ -222,7 +222,7 @@ class Evidence:
     def around(self, name: str, seed: int) -> Iterable[tuple[str, str, Job]]:
         """Yield a seed's runs around DiPO's choice: option, value, job; the choice itself is first, and one of each."""
         choice, fixed = self.findings.choices[name], self.methods[name][1]
-        now: Settings = {"beta": 0.02, "pair.alpha": 1.0, "lambda_": 1.0} | fixed | choice.settings
+        now: Settings = {"beta": 0.02, "pair.alpha": 0.2, "lambda_": 40.0} | fixed | choice.settings
         yield CENTRE, "", self.reported(name, seed)
         longer = 2 * (choice.epoch or self.epochs)
         yield "epochs", "", self.job(name, choice.settings, self.split(seed), seed, epochs=longer, every=2)

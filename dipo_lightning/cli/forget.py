@@ -28,8 +28,8 @@ STEPS = 64
 """Optimiser steps at most for few rows; the stopping rule ends most runs sooner."""
 PASSES = 16
 """Passes over more rows than that, at most."""
-VALUES = 2
-"""Private values per forget row for which these numbers are; with more, steps and passes grow in proportion."""
+VALUES, MOST_TIMES = 2, 4
+"""Private values per forget row for which these numbers are; with more they grow in proportion, up to so many times."""
 CHECK_EVERY = 8
 LEARNING_RATE, WIDTH = 1e-4, 576
 """Learning rate that was measured, and the hidden size of the model it was measured on (SmolLM2-135M)."""
@@ -81,7 +81,7 @@ def choose_settings(rows: int, values: int, hidden_size: int, method: str, given
     batch_size = given.get("batch_size") or min(BATCH_SIZE, rows)
     per_epoch = math.ceil(rows / batch_size)
     class_path = METHODS.get(method, method)
-    more = max(1.0, values / (VALUES * rows)) if class_path == METHODS["selective"] else 1.0
+    more = min(max(1.0, values / (VALUES * rows)), MOST_TIMES) if class_path == METHODS["selective"] else 1.0
     epochs = given.get("epochs") or math.ceil(more * max(PASSES, math.ceil(STEPS / per_epoch)))
     lr = given.get("lr") or float(f"{LEARNING_RATE * min(1.0, WIDTH / hidden_size):.2g}")
     check_every = min(max(CHECK_EVERY, per_epoch), epochs * per_epoch)
@@ -122,7 +122,8 @@ def forget(
         prompt: Prompt style; ``auto`` takes the model's chat template where it has one, else plain.
         lr: Learning rate; chosen by the model's width where it is not given.
         batch_size: Forget rows per step; at most 8 where it is not given.
-        epochs: Most passes over the forget rows; chosen by their number where it is not given.
+        epochs: Most passes over the forget rows; chosen by their number and that of their private values where it is
+            not given.
         samples: Sampled answers to each question and rewording in the examination.
         paraphrases: Rewordings of each question that the target itself writes, beside two by rule and the rows' own.
         seed: Seed of data order, training and samples.

@@ -6,8 +6,8 @@ those of one block, W GPUs and c bytes per number of the computation (2 for bflo
     weights       4 P / W                 float32
     gradients     4 T / W                 float32
     optimizer     8 T / W                 AdamW's two moments, float32
-    reference     live: c P / W; hidden_states and live with a trained projection: + c V H, whole on every GPU;
-                  adapters_off and directions: 0
+    reference     live: c P / W; hidden_states, directions and live with a trained projection: + c V H, whole on
+                  every GPU; adapters_off: 0
     gathered      c (P_root + 2 P_block)  what FSDP2 holds whole: root and two blocks; once more for a live reference
     reductions    (c + 4) max(T_root, T_block)   a whole gradient, and its float32 copy on the way to its shards
     activations   what autograd saves in a forward of all rows of a micro-batch: measured on a model without memory
@@ -182,7 +182,7 @@ def memory(counts: Counts, run: Run) -> dict[str, float]:
     live = run.reference == "live"
     stored = c if sharded else 4
     reference = stored * counts.total / shards if live else 0.0
-    if run.reference == "hidden_states" or (live and trained_projection and sharded):
+    if run.reference in ("hidden_states", "directions") or (live and trained_projection and sharded):
         reference += head
     if sharded:
         gathered = c * (counts.root + 2 * counts.block) * (2 if live else 1)

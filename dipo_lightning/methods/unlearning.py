@@ -38,8 +38,8 @@ class UnlearningModule(LanguageModelModule):
         retain_loss: ``nll`` (mean token NLL of the retain answers), ``kl`` (KL from the reference to the policy on
             them) or ``none``.
         reference: ``live`` (a frozen copy), ``adapters_off`` (the policy without its LoRA adapters), ``hidden_states``
-            (the reference's last hidden states, cached on disk), ``directions`` (DiPO with a frozen
-            output projection: cached dot-product directions) or ``auto``, the cheapest that is exact.
+            (the reference's last hidden states, cached on disk), ``directions`` (DiPO with a frozen output
+            projection: cached dot-product directions) or ``auto``, the cheapest that is exact.
         reference_cache: Folder of the caches; each is keyed by data, tokenizer and weights.
         form: Input of the losses: ``logits`` of all answer positions, ``hidden`` states (chunk by chunk, without ever
             holding tokens x vocabulary values) or ``auto``: ``hidden`` if the model's head is known. Both are exact.
@@ -97,7 +97,7 @@ class UnlearningModule(LanguageModelModule):
     @property
     def reference_parts(self) -> list[str]:
         """Parts of a batch for which some term of the loss uses the reference."""
-        kept_near = self.retain_loss_name == "kl" and not self._skips("retain") and self._has_retain_rows
+        kept_near = self.retain_loss_name == "kl" and not self._skips("retain")
         return ["forget"] * self.needs_reference + ["retain"] * kept_near
 
     def make_reference(self) -> Reference:
@@ -209,4 +209,5 @@ class UnlearningModule(LanguageModelModule):
         return getattr(getattr(self._trainer, "datamodule", None), "retain_rows", self) is not None
 
     def _skips(self, part: str) -> bool:
-        return part == "retain" and (self.retain_loss_name == "none" or self.lambda_ == 0)
+        unused = self.retain_loss_name == "none" or self.lambda_ == 0 or not self._has_retain_rows
+        return part == "retain" and unused

@@ -13,6 +13,7 @@ itself to the device and is sharded separately.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from dipo_lightning.data.loader import supervised_count
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.models.answers import Answers, TokenBatch, compute_answers
 from dipo_lightning.models.distributed import is_sharded
@@ -223,8 +225,8 @@ def whole(weight: Tensor) -> Tensor:
 
 CACHE_BATCH_SIZE = 8
 
-MOST_CACHED = 20_000
-"""Number of rows above which ``reference: auto`` uses no cache: it would compute all before the first step."""
+MOST_CACHED, MOST_BYTES = 20_000, 8 * 2**30
+"""Number of rows, and size of their hidden states, above which ``reference: auto`` uses no cache."""
 
 
 def choose_reference(module: Any) -> tuple[str, str]:
@@ -248,20 +250,35 @@ def obstacle_to_caching(module: Any) -> str | None:
         return f"the reference is asked for on these rows: {', '.join(parts)}"
     if "retain" in parts and module.retain_loss_name != "kl":
         return "the retain term needs more of the reference than its last hidden states"
-    datamodule: Any = getattr(module.trainer, "datamodule", None)
+    datamodule = getattr(module.trainer, "datamodule", None)
     examples: dict[str, Any] = {part: getattr(datamodule, f"{part}_examples", None) for part in parts}
     for part, found in examples.items():
         if found is None:
             return f"the data module has no {part}_examples to cache"
+    return too_much_to_cache(module, examples) if module.reference_name == "auto" else None
+
+
+def too_much_to_cache(module: Any, examples: Mapping[str, Any]) -> str | None:
+    """Return the reason why a cache of these parts is not worth its time or space, or None."""
     rows = sum(map(len, examples.values()))
-    if module.reference_name == "auto" and rows > MOST_CACHED:
+    if rows > MOST_CACHED:
         return f"caching {rows} rows would hold up the first step; hidden_states does"
-    if module.reference_name == "auto" and "retain" in parts:
-        epochs = module.trainer.max_epochs
-        live = len(parts) * len(datamodule.forget_examples) * epochs if (epochs or -1) > 0 else rows
-        if rows > live:
-            return f"a cache would take {rows} rows, and {epochs} epochs without one take {live}; hidden_states caches"
+    if "retain" in examples and (live := rows_of_a_live_reference(module.trainer)) < rows:
+        return f"a cache needs forward passes of {rows} rows, a live model of {live} in the run; hidden_states caches"
+    size = 4 * module.head.weight.shape[1] * sum(supervised_count(one) for part in examples.values() for one in part)
+    if size > MOST_BYTES:
+        return f"the cache would take {size / 1e9:.1f} GB; hidden_states caches"
     return None
+
+
+def rows_of_a_live_reference(trainer: Any) -> float:
+    """Return the number of forget and retain rows in the steps of a run; infinity if only time limits it."""
+    data, limits = trainer.datamodule, [math.inf]
+    if (trainer.max_epochs or 0) > 0:
+        limits.append(trainer.max_epochs * len(data.forget_examples))
+    if trainer.max_steps > 0:
+        limits.append(trainer.max_steps * data.batch_size * trainer.accumulate_grad_batches * trainer.world_size)
+    return 2 * min(limits)
 
 
 def build_reference(module: Any, name: str) -> Reference:

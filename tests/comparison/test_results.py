@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from dipo_lightning.benchmarks.tofu.metrics import TOFU
 from dipo_lightning.comparison.results import (
     Scale,
     add_columns_beside,
+    add_utility_kept,
     by_epoch,
     evaluation_rows,
     read_evaluations,
@@ -59,3 +61,14 @@ def test_what_is_no_evaluation_is_said(tmp_path: Path, content: str) -> None:
     next(tmp_path.rglob("tofu_epoch=*.json")).write_text(content)
     with pytest.raises(InputError, match="not an evaluation"):
         read_evaluations(tmp_path)
+
+
+def test_the_utility_kept_has_the_interval_of_the_utility() -> None:
+    target = {"model_utility": 0.8, "intervals": {"model_utility": [0.6, 1.0]}}
+    rows = [{"model_utility": 0.4, "intervals": {"model_utility": [0.2, 0.6]}}, {"model_utility": 0.2}, target]
+    before = [dict(row) for row in rows]
+    add_utility_kept(rows, target, Scale.of(TOFU()))
+    assert [row["utility_kept"] for row in rows] == [0.5, 0.25, 1.0]
+    assert rows[0]["intervals"]["utility_kept"] == pytest.approx([0.25, 0.75])
+    assert "intervals" not in rows[1]
+    assert before[0]["intervals"] == {"model_utility": [0.2, 0.6]}, "a copy of the row shares its intervals"

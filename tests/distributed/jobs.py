@@ -48,7 +48,7 @@ from tests.helpers.toys import save_toy
 class Gaps(UnlearningModule):
     """Notes, inside each training step, the largest difference between the policy's and the reference's outputs."""
 
-    gaps: list[float]
+    gaps: dict[int, float]  # the largest of each step
 
     def reference_answers(self, answers: Answers) -> Answers:
         frozen = super().reference_answers(answers)
@@ -64,7 +64,9 @@ class Gaps(UnlearningModule):
         return found
 
     def note(self, difference: Tensor) -> None:
-        self.gaps = [*getattr(self, "gaps", []), float(difference.detach().abs().max())]
+        step, gap = self.trainer.global_step, float(difference.detach().abs().max())  # type: ignore[attr-defined]
+        self.gaps = getattr(self, "gaps", {})
+        self.gaps[step] = max(gap, self.gaps.get(step, 0.0))
 
 
 class RecordedDiPO(Gaps, DiPOModule):
@@ -257,7 +259,7 @@ def train(
         "terms": record.terms,
         "weights": weights(module),
         "reference": type(module.reference).__name__,
-        "gaps": getattr(module, "gaps", []),
+        "gaps": list(getattr(module, "gaps", {}).values()),
         "documents": documents,
     }
 

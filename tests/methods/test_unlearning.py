@@ -1,7 +1,7 @@
 """What an unlearning module promises, whatever the method: the reference, the terms, the step."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.methods.gradient_ascent import GradDiffModule
 from dipo_lightning.methods.language_model import fuse
 from dipo_lightning.methods.preference import DPOModule, NPOModule
+from dipo_lightning.methods.rmu import RMUModule
 from dipo_lightning.methods.undial import UNDIALModule
 from dipo_lightning.models.answers import Answers
 from dipo_lightning.reference.references import AdaptersOffReference, HiddenStatesReference, LiveReference
@@ -48,10 +49,11 @@ def fit(
     steps: int = 2,
     trainer: dict[str, Any] | None = None,
     ckpt_path: str | None = None,
+    parts: Sequence[str] = ("forget", "retain"),
     **options: Any,
 ) -> tuple[UnlearningModule, pl.Trainer]:
     pl.seed_everything(0, verbose=False)
-    rows = (str(files / f"{name}.jsonl") for name in ("forget", "retain"))
+    rows = (str(files / f"{name}.jsonl") for name in parts)
     alternatives = "idk" if issubclass(cls, DPOModule) else None
     data = UnlearningDataModule(str(files / family), *rows, prompt="plain", batch_size=2, alternatives=alternatives)
     settings: dict[str, Any] = {
@@ -149,7 +151,8 @@ def test_the_reference_is_not_trained_saved_or_counted(files: Path, tmp_path: Pa
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("cls", [DiPOModule, NPOModule, UNDIALModule], ids=lambda cls: cls.__name__)
 def test_every_reference_gives_the_same_training(files: Path, cls: type[UnlearningModule], lora: bool) -> None:
-    options = {"lora": {"rank": 4}} if lora else {}
+    options: dict[str, Any] = {"lora": {"rank": 4}} if lora else {}
+    options |= {"steps": 4}  # as many rows as a cache of forget and retain rows holds
     live, _ = fit(files, cls, reference="live", **options)
     auto, _ = fit(files, cls, **options)
     assert isinstance(auto.reference, HiddenStatesReference) or lora
@@ -175,8 +178,39 @@ def test_dipo_without_retain_term_or_with_kl(files: Path) -> None:
     assert "train/retain" not in trainer.callback_metrics
     module, trainer = fit(files, DiPOModule, retain_loss="kl", steps=1)
     assert float(trainer.callback_metrics["train/retain"]) == pytest.approx(0.0, abs=1e-6)
+    assert isinstance(module.reference, LiveReference), "a run of one step answers fewer rows than a cache holds"
+    module, trainer = fit(files, DiPOModule, reference="hidden_states", steps=1)
     assert isinstance(module.reference, HiddenStatesReference)
     assert set(module.reference.caches) == {"forget", "retain"}
+    assert float(trainer.callback_metrics["train/retain"]) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:No retain rows")
+def test_without_retain_rows_no_reference_is_made_for_them(files: Path) -> None:
+    module, _ = fit(files, DiPOModule, parts=["forget"], steps=1)
+    assert isinstance(module.reference, HiddenStatesReference)
+    assert set(module.reference.caches) == {"forget"}
+    module, _ = fit(files, RMUModule, parts=["forget"], steps=1, layer=0)
+    assert module.reference is None
+
+
+@pytest.mark.parametrize(
+    ("options", "weight"),
+    [
+        ({}, 40.0),
+        ({"reduction": "mean"}, 1.0),
+        ({"retain_loss": "nll"}, 1.0),
+        ({"retain_loss": "nll", "reduction": "mean"}, 1.0),
+        ({"lambda_": 3.0}, 3.0),
+        ({"lambda_": 0.0}, 0.0),
+    ],
+    ids=str,
+)
+def test_the_weight_of_dipos_retain_term_is_that_of_its_unit_and_recorded(
+    options: dict[str, Any], weight: float
+) -> None:
+    module = DiPOModule("toy", **options)
+    assert module.lambda_ == module.hparams["lambda_"] == module.hparams_initial["lambda_"] == weight
 
 
 @pytest.mark.parametrize(

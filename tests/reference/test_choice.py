@@ -11,15 +11,22 @@ from dipo_lightning.models.head import Head
 from dipo_lightning.reference import references as choice
 
 
-def module(rows: int, reference: str = "auto", lora: object = None, kept: int | None = None, epochs: int = 5) -> Any:
-    data = SimpleNamespace(forget_examples=[{}] * rows, retain_examples=[{}] * (kept or 0))
+def module(
+    rows: int, reference: str = "auto", lora: object = None, kept: int | None = None, width: int = 2, **limits: int
+) -> Any:
+    data = SimpleNamespace(
+        forget_examples=[{"labels": [-100, 1]}] * rows,
+        retain_examples=[{"labels": [-100, 1]}] * (kept or 0),
+        batch_size=4,
+    )
+    trainer = {"max_epochs": 5, "max_steps": -1, "accumulate_grad_batches": 2, "world_size": 1} | limits
     return SimpleNamespace(
         reference_name=reference,
         reference_parts=["forget"] if kept is None else ["forget", "retain"],
         retain_loss_name="kl",
-        head=Head(torch.zeros(2, 2)),
+        head=Head(torch.zeros(2, width)),
         lora=lora,
-        trainer=SimpleNamespace(datamodule=data, max_epochs=epochs),
+        trainer=SimpleNamespace(datamodule=data, **trainer),
     )
 
 
@@ -33,16 +40,26 @@ def test_a_large_forget_set_is_not_cached_before_the_first_step(monkeypatch: pyt
     assert choice.choose_reference(module(11, "hidden_states"))[0] == "hidden_states"
 
 
+def test_what_would_take_too_much_space_is_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "MOST_BYTES", 10 * 4 * 8)
+    assert choice.choose_reference(module(10, width=8))[0] == "hidden_states"
+    assert choice.choose_reference(module(10, width=9)) == ("live", "the cache would take 0.0 GB; hidden_states caches")
+    assert choice.choose_reference(module(10, "hidden_states", width=9))[0] == "hidden_states"
+
+
 def test_retain_rows_are_cached_where_a_live_reference_would_answer_as_many() -> None:
     assert choice.choose_reference(module(10, kept=90))[0] == "hidden_states"
     name, why = choice.choose_reference(module(10, kept=91))
-    assert (name, why) == (
-        "live",
-        "a cache would take 101 rows, and 5 epochs without one take 100; hidden_states caches",
-    )
-    assert choice.choose_reference(module(10, kept=91, epochs=6))[0] == "hidden_states"
-    assert choice.choose_reference(module(10, kept=91, epochs=-1))[0] == "hidden_states"
+    assert name == "live"
+    assert why == "a cache needs forward passes of 101 rows, a live model of 100 in the run; hidden_states caches"
+    assert choice.choose_reference(module(10, kept=91, max_epochs=6))[0] == "hidden_states"
+    assert choice.choose_reference(module(10, kept=91, max_epochs=-1))[0] == "hidden_states", "no limit is known"
+    assert choice.choose_reference(module(10, kept=91, max_epochs=-1, max_steps=6))[0] == "live", "2 x 6 x 4 x 2 rows"
+    assert choice.choose_reference(module(10, kept=86, max_epochs=-1, max_steps=6))[0] == "hidden_states"
     assert choice.choose_reference(module(10, "hidden_states", kept=1000))[0] == "hidden_states"
+    only = module(10, kept=91)
+    only.reference_parts = ["retain"]
+    assert choice.choose_reference(only)[0] == "hidden_states", "a live one answers the forget rows with them"
 
 
 def test_a_retain_term_of_another_layer_is_not_cached() -> None:

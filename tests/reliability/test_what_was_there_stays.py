@@ -82,6 +82,7 @@ BROKEN: dict[str, tuple[str, Callable[[Path], Any], list[str], str]] = {
     ),
     "a cache of other weights": ("run-cache/*/manifest.json", other_key, [], "of other data or weights"),
     "a cut cache": ("run-cache/*/values.bin", truncate, [], "is truncated"),
+    "a cut cache, the larger one": ("run-cache/*/values.bin", truncate, [], "is truncated"),
     "a folder of something else": (
         "run/checkpoints/run.json", lambda path: path.unlink(), [], "is not empty and holds no run"
     ),
@@ -93,7 +94,8 @@ def test_what_is_broken_or_foreign_is_refused_and_left_alone(
     case: str, folder: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place, damage, options, said = BROKEN[case]
-    path = min(tmp_path.glob(place))  # of the two caches one
+    *_, smaller, larger = sorted([*tmp_path.glob(place)] * 2, key=lambda path: path.stat().st_size)
+    path = larger if "larger" in case else smaller  # forget and retain rows have a cache each
     damage(path)
     before = contents(tmp_path)
     assert said in fails(config, capsys, *(option.format(folder) for option in options))

@@ -24,8 +24,8 @@ from dipo_lightning.reference.blind import blind_answers, check_blindness, forwa
 from dipo_lightning.reference.references import Reference
 
 PAIR = PairOptions()
-RETAIN_WEIGHTS = {"sum": 40.0, "mean": 1.0}
-"""Default of ``lambda_`` for each reduction."""
+RETAIN_WEIGHT = 40.0
+"""Default of ``lambda_`` for a divergence (a mean per token) beside a sum over answers of some forty tokens."""
 
 
 class DiPOModule(UnlearningModule):
@@ -41,9 +41,9 @@ class DiPOModule(UnlearningModule):
         pair: Options of the pair (``pair.source``, ``pair.selection``, ``pair.k``, ``pair.alpha``, ...).
         reduction: ``sum`` (the sequence KL) or ``mean`` over the positions of a row; long rows need ``mean``.
         scale: Factor of the loss: ``2/beta`` (as NPO writes it) or ``1`` (as DPO writes it).
-        lambda_: Weight of the retain term, a mean per token; by default 40 for ``reduction: sum``, whose forget term is
-            a sum over answers of some forty tokens, and 1 for ``mean``.
-        retain_loss: As in `UnlearningModule`; ``nll`` needs no reference model for the retain rows.
+        lambda_: Weight of the retain term; by default 40 for ``kl`` with ``reduction: sum`` (a mean per token beside a
+            sum over answers of some forty tokens), else 1.
+        retain_loss: As in `UnlearningModule`; ``nll`` needs no reference for the retain rows.
         **options: Those of `UnlearningModule`.
     """
 
@@ -58,8 +58,10 @@ class DiPOModule(UnlearningModule):
         retain_loss: Literal["nll", "kl", "none"] = "kl",
         **options: Any,
     ) -> None:
-        weight = RETAIN_WEIGHTS[reduction] if lambda_ is None else lambda_
+        usual = RETAIN_WEIGHT if (retain_loss, reduction) == ("kl", "sum") else 1.0
+        weight = usual if lambda_ is None else lambda_
         super().__init__(pretrained, lambda_=weight, retain_loss=retain_loss, **options)
+        self.save_hyperparameters({"lambda_": weight})  # and not None
         check_positive("model", {"beta": beta})
         self.beta, self.reduction, self.scale = beta, reduction, scale
         self.pair = PairOptions(**pair) if isinstance(pair, Mapping) else pair
