@@ -4,7 +4,7 @@
     python -m tools.evidence --output FOLDER            # the quickstart's tiny models, on a CPU
 
 1. The split *search* has the 200 rows of forget10 that are not in forget05, the split *report* those of forget05, both
-   with the same 400 retain rows of retain90, of which the search evaluates 100. A target and a retain model are
+   with the same 401 retain rows of retain90, of which the search evaluates 100. A target and a retain model are
    fine-tuned for each. Of the quickstart's models, seed 100 is for the search, and seeds 0, 1 and 2 are reported.
 2. On *search* every method tries the same number of settings; each of DiPO's pairs counts as a method.
 3. The rule of `dipo_lightning.comparison.results` chooses settings and epoch for each method.
@@ -36,7 +36,7 @@ from tools.sensitivity import CENTRE, Point, group, write_sensitivity
 Settings = dict[str, Any]
 SELECTION = Selection(seed=0, epoch="any")
 SEARCHED_RETAIN = 100
-"""Retain rows that are evaluated on *search*; all 400 are on *report*."""
+"""Retain rows that are evaluated on *search*; all 401 are on *report*."""
 
 
 def product(*axes: Sequence[Settings]) -> list[Settings]:

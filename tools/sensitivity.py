@@ -58,15 +58,18 @@ def read_comparison(plan: dict[str, Any]) -> list[Point]:
     methods = {method["name"]: method.get("settings") or {} for method in plan["methods"]}
     first = plan["methods"][0]["name"]
     with (Path(plan["output"]) / "comparison.csv").open(encoding="utf-8") as file:
-        rows: list[Row] = [row for row in csv.DictReader(file) if row["method"] in methods]
+        found_rows = [row for row in csv.DictReader(file) if row["method"] in methods]
+    rows: list[Row] = [row for row in found_rows if all(row[name] for name in NUMBERS)]
     for row in rows:
         row.update({name: float(row[name]) for name in NUMBERS})
     last = max(int(row["epoch"]) for row in rows)
     found = [(CENTRE, "", row) for row in rows if row["method"] == first and int(row["epoch"]) == last]
     found += [("epochs", row["epoch"], row) for row in rows if row["method"] == first and row["epoch"] != "0"]
     for name, settings in methods.items():
-        if name != first and len(settings) == 1 and all(isinstance(value, float | int) for value in settings.values()):
-            [(option, value)] = settings.items()
+        if name == first or len(settings) != 1:
+            continue
+        [(option, value)] = settings.items()
+        if isinstance(value, float | int) and not isinstance(value, bool):
             ended = [row for row in rows if int(row["epoch"]) == last]
             found += [(option, f"{value:g}", row) for row in ended if row["method"] == name]
             if option in methods[first]:
