@@ -10,6 +10,8 @@
 3. The rule of `dipo_lightning.comparison.results` chooses settings and epoch for each method.
 4. The choices run on *report* with three seeds; DiPO's best choice with one option changed at a time, with two.
 
+``--default LR EPOCHS`` searches nothing: DiPO's default runs with that learning rate and length, then around it.
+
 The same command resumes: finished jobs are not repeated. After ``--seconds`` no further run starts, and tables are made
 of the runs so far: evidence.json (all numbers with intervals), comparison.md, .csv and .png, sensitivity.md and .png.
 """
@@ -26,15 +28,25 @@ from typing import Any
 from dipo_lightning.benchmarks.tofu.metrics import TOFU
 from dipo_lightning.comparison.plan import Comparison, Selection
 from dipo_lightning.comparison.report import Failure, Findings, write_report
-from dipo_lightning.comparison.results import Candidate, Row, Scale, add_utility_kept, choose
+from dipo_lightning.comparison.results import Candidate, Choice, Row, Scale, add_utility_kept, choose
 from dipo_lightning.comparison.work import label
 from dipo_lightning.errors import RunError
 from dipo_lightning.evaluation.run_folder import write_json
 from tools.evidence_jobs import RETAIN, SPLIT, Job, Setup, Workers, result_of
-from tools.sensitivity import CENTRE, Point, group, write_sensitivity
+from tools.sensitivity import CENTRE, Point, group, text, write_sensitivity
 
 Settings = dict[str, Any]
 SELECTION = Selection(seed=0, epoch="any")
+FACTORS = {"lr": (0.5, 1, 2), "lambda_": (0.25, 1, 2.5), "pair.alpha": (0.5, 1, 2), "beta": (1, 5), "pair.rho": (1, 10)}
+"""By these the numbers of DiPO's choice are multiplied, one at a time."""
+OTHER_WORDS = {
+    "pair.selection": ("top_k", "top_p"),
+    "pair.memory_vector": ("raw", "contrast"),
+    "reduction": ("mean",),
+    "retain_loss": ("nll",),
+}
+WORDS = {"pair.selection": "relative", "pair.memory_vector": "centered", "reduction": "sum", "retain_loss": "kl"}
+"""DiPO's default; `OTHER_WORDS` are tried instead."""
 SEARCHED_RETAIN = 100
 """Retain rows that are evaluated on *search*; all 401 are on *report*."""
 
@@ -90,19 +102,20 @@ def is_own(method: str) -> bool:
     return method.startswith("DiPO")
 
 
-def prepare_data(source: Path, work: Path, rows: int | None, taught: bool = False) -> None:
+def prepare_data(source: Path, work: Path, rows: int | None, forget: int = 200, taught: bool = False) -> None:
     """Write both splits as folders in TOFU's schema.
 
     Args:
         source: Folder of TOFU.
         work: Where ``data`` goes.
         rows: The first so many of each file; None for all.
+        forget: Rows of *report*, from the end of forget10: 200 are those of forget05, 40 those of forget01.
         taught: Take retain rows for real authors and world facts too, of which a toy knows nothing.
     """
     lines = {
         path.stem: path.read_text(encoding="utf-8").splitlines() for path in source.glob("*.json") if path.is_file()
     }
-    split = len(lines["forget10"]) - len(lines["forget05"])  # forget05 is the end of forget10
+    split = len(lines["forget10"]) - forget
     kept = {json.loads(line)["question"] for line in lines["retain_perturbed"]}
     retain = [line for line in lines["retain90"] if json.loads(line)["question"] in kept]
     shared = {name: lines[name] for name in ("retain_perturbed", "real_authors_perturbed", "world_facts_perturbed")}
@@ -128,16 +141,20 @@ class Evidence:
         seeds: Of the runs that are reported.
         epochs: Of the search; read there and after every ``every``-th.
         every: See ``epochs``.
+        searches: False takes each method's first setting, and all epochs, as the choice.
     """
 
     def __init__(
         self, setup: Setup, workers: Workers, output: Path, methods: Methods, seeds: Sequence[int] = (0, 1, 2),
-        epochs: int = 5, every: int = 3,
+        epochs: int = 5, every: int = 3, searches: bool = True,
     ) -> None:  # fmt: skip
+        self.searches = searches
         self.seeds, self.epochs, self.every = list(seeds), epochs, every
         self.setup, self.workers, self.output, self.methods = setup, workers, output, methods
         self.scale = Scale.of(TOFU())
         self.findings = Findings(self.scale)
+        if not searches:
+            self.findings.choices = {name: Choice(grid[0], epochs) for name, (_, _, grid) in methods.items()}
         self.sensitivity: list[Point] = []
 
     def do(self) -> None:
@@ -145,12 +162,10 @@ class Evidence:
         self.workers.run(self.models)
         if any(result_of(job, self.setup) is None for job in self.models):
             raise SystemExit(f"A target or retain model is missing: {self.workers.failures or 'no time left'}")
-        tried = {name: [self.job(name, one, "search") for one in grid] for name, (_, _, grid) in self.methods.items()}
-        longest = max(map(len, tried.values()))
-        in_turn = [jobs[i] for i in range(longest) for jobs in tried.values() if i < len(jobs)]
-        self.workers.run([*(Job("measure", split) for split in self.splits), *in_turn])
-        self.choose(tried)
-        own = self.own_choice()
+        self.workers.run(Job("measure", split) for split in self.splits)
+        if self.searches:
+            self.search()
+        own = self.own_choice() if self.searches else next(filter(is_own, self.methods), None)
         reported = {(name, seed): self.reported(name, seed) for seed in self.seeds for name in self.findings.choices}
         around = [] if own is None else [one for seed in self.seeds[:2] for one in self.around(own, seed)]
         in_turn = []
@@ -164,6 +179,13 @@ class Evidence:
         self.sensitivity = group(found for option, value, job in around for found in self.points(option, value, job))
         self.write(own)
 
+    def search(self) -> None:
+        """Try every method's settings on *search*, in turn, and choose."""
+        tried = {name: [self.job(name, one, "search") for one in grid] for name, (_, _, grid) in self.methods.items()}
+        longest = max(map(len, tried.values()))
+        self.workers.run(jobs[i] for i in range(longest) for jobs in tried.values() if i < len(jobs))
+        self.choose(tried)
+
     def split(self, seed: int) -> str:
         """Return the split on which a seed is reported: the quickstart's seeds have their own."""
         return f"seed{seed}" if self.setup.tiny else "report"
@@ -171,13 +193,13 @@ class Evidence:
     @property
     def splits(self) -> list[str]:
         """The names of all splits."""
-        return ["search", *dict.fromkeys(map(self.split, self.seeds))]
+        return [*(["search"] if self.searches else []), *dict.fromkeys(map(self.split, self.seeds))]
 
     @property
     def models(self) -> list[Job]:
         """The jobs that make the models of all splits."""
         if self.setup.tiny:
-            numbers = [100, *self.seeds]
+            numbers = [*([100] if self.searches else []), *self.seeds]
             return [Job("quickstart", split, seed=seed) for split, seed in zip(self.splits, numbers, strict=True)]
         return [Job(kind, split) for split in self.splits for kind in ("retain", "target")]
 
@@ -222,30 +244,25 @@ class Evidence:
     def around(self, name: str, seed: int) -> Iterable[tuple[str, str, Job]]:
         """Yield a seed's runs around DiPO's choice: option, value, job; the choice itself is first, and one of each."""
         choice, fixed = self.findings.choices[name], self.methods[name][1]
-        now: Settings = {"beta": 0.02, "pair.alpha": 0.2, "lambda_": 40.0} | fixed | choice.settings
+        now: Settings = {"beta": 0.02, "pair.alpha": 0.2, "pair.rho": 0.1, "lambda_": 40.0} | fixed | choice.settings
         yield CENTRE, "", self.reported(name, seed)
-        longer = 2 * (choice.epoch or self.epochs)
-        yield "epochs", "", self.job(name, choice.settings, self.split(seed), seed, epochs=longer, every=2)
-        factors = {
-            "pair.alpha": (0.5, 1, 2, 4),
-            "lr": (0.4, 1, 2.5),
-            "beta": (0.2, 1, 5, 25),
-            "lambda_": (0, 0.3, 1, 3),
+        epochs = choice.epoch or self.epochs
+        longer = {"epochs": epochs + max(1, epochs // 2), "every": max(1, epochs // 2)}
+        yield "epochs", "", self.job(name, choice.settings, self.split(seed), seed, **longer)
+        tried: dict[str, list[Any]] = {
+            option: [round(now[option] * one, 8) for one in scales] for option, scales in FACTORS.items()
         }
-        numbers = {option: [round(now[option] * one, 8) for one in scales] for option, scales in factors.items()}
-        if now.get("pair.selection") == "relative":
-            numbers["pair.rho"] = [0.03, 0.1, 0.3, 1.0]
-        elif "pair.memory_vector" not in now:
-            numbers["pair.k"] = [3, 10, 30, 100]
+        now |= WORDS
+        tried |= {option: [now[option], *others] for option, others in OTHER_WORDS.items()}
         places = self.setup.places(self.split(seed))
         files = [places.data / f"{kept}.json" for kept in places.retain]
         rows = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
-        numbers["data.max_retain_rows"] = [rows // 4, rows // 2, rows]
-        now = {"pair.rho": 0.1, "pair.k": 10, "data.max_retain_rows": rows} | now
-        for option, options in numbers.items():
+        tried["data.max_retain_rows"] = [rows // 4, rows]
+        now["data.max_retain_rows"] = rows
+        for option, options in tried.items():
             for value in options:
                 changed = {} if value == now[option] else {option: value}
-                yield option, f"{value:g}", self.reported(name, seed, **changed)
+                yield option, text(value), self.reported(name, seed, **changed)
 
     def points(self, option: str, value: str, job: Job) -> list[tuple[str, str, Row]]:
         """Return the points of one of these runs: its end, or every epoch where the number of epochs varies."""
@@ -318,6 +335,12 @@ def main() -> None:
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
     parser.add_argument("--seconds", type=float, default=1e9, help="no run is begun after so many")
     parser.add_argument("--rows", type=int, help="only the first so many rows of each file")
+    parser.add_argument("--forget", type=int, default=200, help="rows to forget on *report* (default: %(default)s)")
+    parser.add_argument(
+        "--default", nargs=2, type=float, metavar=("LR", "EPOCHS"), help="no search: DiPO's default, and around it"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the reported runs")
+    parser.add_argument("--batch-size", type=int, default=16, help="forget rows per step (default: %(default)s)")
     parser.add_argument(
         "--methods", nargs="+", metavar="NAME", help="of the table, such as NPO or 'DiPO relative'; all"
     )
@@ -327,17 +350,21 @@ def main() -> None:
     if given.device == "cuda":
         measuring |= {"batch_tokens": 4096, "generation_rows": 256}
     work = (given.work or given.output / "work").resolve()
-    setup = Setup(given.model, work, given.device, given.precision, measuring=measuring)
+    setup = Setup(given.model, work, given.device, given.precision, given.batch_size, measuring=measuring)
     work.mkdir(parents=True, exist_ok=True)
-    course: dict[str, Any] = {}
+    course: dict[str, Any] = {"seeds": given.seeds}
     if given.smoke:
         setup, compared = smoke(setup)
-        course = {"seeds": [1], "epochs": 2, "every": 1}
+        course |= {"seeds": [1], "epochs": 2, "every": 1}
     elif setup.tiny:
         compared = methods(2.5e-4, 5e-4, layer=0)
-        course = {"epochs": 10, "every": 5}
+        course |= {"epochs": 10, "every": 5}
     else:
         compared = methods(2e-5, 5e-5, layer=7)
+    if given.default:
+        rate, epochs = given.default
+        compared = {"DiPO": ("DiPOModule", {}, [{"lr": rate}])}
+        course |= {"epochs": int(epochs), "searches": False}
     if given.methods:
         if unknown := set(given.methods) - set(compared):
             parser.error(f"--methods: {', '.join(sorted(unknown))}; there are {', '.join(compared)}")
@@ -345,7 +372,7 @@ def main() -> None:
     if not setup.tiny:
         if given.data is None:
             parser.error("--data names the folder of TOFU")
-        prepare_data(given.data, work, 4 if given.smoke else given.rows, taught=given.smoke)
+        prepare_data(given.data, work, 4 if given.smoke else given.rows, given.forget, taught=given.smoke)
     Evidence(setup, Workers(setup, given.workers, given.seconds), given.output, compared, **course).do()
 
 

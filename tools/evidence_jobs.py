@@ -198,7 +198,7 @@ def parts(job: Job, setup: Setup) -> tuple[Any, Any, list[Any]]:
         place[name] = value
     adamw = functools.partial(torch.optim.AdamW, lr=options.pop("lr", 1e-5), weight_decay=0.01)
     module = getattr(dipo_lightning, job.class_name or "GradDiffModule")(
-        str(places.models / "target"), optimizer=adamw, reference="live", **options
+        str(places.models / "target"), optimizer=adamw, reference="auto" if setup.device == "cpu" else "live", **options
     )
     return module, dipo_lightning.UnlearningDataModule(**data), [evaluation(job, setup, places)]
 

@@ -3,7 +3,7 @@
     python -m tools.sensitivity compare/ablation --output FOLDER
 
 reads a finished comparison. Its first method is the setting around which the others change one option each; methods
-that change several, or an option that is no number, are left out.
+that change several are left out.
 """
 
 from __future__ import annotations
@@ -44,13 +44,21 @@ class Point:
 
 
 def group(found: Iterable[tuple[str, str, Row]]) -> list[Point]:
-    """Gather each option's and value's rows, one per seed; options in order of appearance, their values by size."""
+    """Gather each option's and value's rows, one per seed; options in order of appearance, numbers by size."""
     points: dict[tuple[str, str], Point] = {}
     for option, value, row in found:
         point = points.setdefault((option, value), Point(option, value))
         point.rows += [] if row["seed"] in (one["seed"] for one in point.rows) else [row]
     options = list(dict.fromkeys(option for option, _ in points))
-    return sorted(points.values(), key=lambda point: (options.index(point.option), float(point.value or 0)))
+    return sorted(points.values(), key=lambda point: (options.index(point.option), size(point.value)))
+
+
+def size(value: str) -> float:
+    """Return the number that a value is; 0 for a word."""
+    try:
+        return float(value)
+    except ValueError:
+        return 0.0
 
 
 def read_comparison(plan: dict[str, Any]) -> list[Point]:
@@ -69,20 +77,24 @@ def read_comparison(plan: dict[str, Any]) -> list[Point]:
         if name == first or len(settings) != 1:
             continue
         [(option, value)] = settings.items()
-        if isinstance(value, float | int) and not isinstance(value, bool):
-            ended = [row for row in rows if int(row["epoch"]) == last]
-            found += [(option, f"{value:g}", row) for row in ended if row["method"] == name]
-            if option in methods[first]:
-                found += [(option, f"{methods[first][option]:g}", row) for row in ended if row["method"] == first]
+        ended = [row for row in rows if int(row["epoch"]) == last]
+        found += [(option, text(value), row) for row in ended if row["method"] == name]
+        if option in methods[first]:
+            found += [(option, text(methods[first][option]), row) for row in ended if row["method"] == first]
     return group(found)
+
+
+def text(value: Any) -> str:
+    """Return a value of an option as it is shown."""
+    return str(value) if isinstance(value, str | bool) else f"{value:g}"
 
 
 def write_sensitivity(points: Sequence[Point], output: Path, head: str) -> str:
     """Write sensitivity.md and sensitivity.png; return the table."""
-    text = f"{head}:\n\n{table(points)}\n"
-    (output / "sensitivity.md").write_text(text, encoding="utf-8")
+    written = f"{head}:\n\n{table(points)}\n"
+    (output / "sensitivity.md").write_text(written, encoding="utf-8")
     draw(points, output / "sensitivity.png")
-    return text
+    return written
 
 
 def table(points: Sequence[Point]) -> str:

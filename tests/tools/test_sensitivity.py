@@ -31,6 +31,7 @@ def test_one_point_for_every_value_the_usual_one_among_them_and_one_row_per_seed
         ("beta", "0.004"): [-4, -4],
         ("beta", "0.02"): [-2, -2],
         ("beta", "0.1"): [-3, -3],
+        ("reduction", "mean"): [-5, -5],
     }
     assert [p.value for p in points if p.option == "beta"] == ["0.004", "0.02", "0.1"]
     text = write_sensitivity(points, tmp_path, "Around it")

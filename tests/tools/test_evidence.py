@@ -1,0 +1,70 @@
+"""Stages of the evidence that need no run: the data of both splits, and the runs around the default."""
+
+import json
+from pathlib import Path
+
+from tools.evidence import Evidence, prepare_data
+from tools.evidence_jobs import Setup, Workers
+
+FILES = ("retain_perturbed", "real_authors_perturbed", "world_facts_perturbed", "forget10_perturbed")
+
+
+def write_lines(folder: Path, name: str, count: int) -> None:
+    lines = [json.dumps({"question": f"{name} {n}", "answer": "yes"}) for n in range(count)]
+    (folder / f"{name}.json").write_text("\n".join(lines) + "\n")
+
+
+def tofu(folder: Path) -> Path:
+    """20 rows of every file; the questions of retain90 are those of retain_perturbed."""
+    folder.mkdir()
+    for name in (*FILES, "forget10"):
+        write_lines(folder, name, 20)
+    retain = (folder / "retain_perturbed.json").read_text()
+    (folder / "retain90.json").write_text(retain + json.dumps({"question": "other", "answer": "no"}) + "\n")
+    return folder
+
+
+def questions(path: Path) -> list[str]:
+    return [json.loads(line)["question"] for line in path.read_text().splitlines()]
+
+
+def test_the_last_forget_rows_are_reported_and_no_row_is_in_both_splits(tmp_path: Path) -> None:
+    prepare_data(tofu(tmp_path / "tofu"), tmp_path, rows=12, forget=4)
+    search, report = (tmp_path / "data" / split for split in ("search", "report"))
+    assert questions(report / "forget05.json") == [f"forget10 {n}" for n in (16, 17, 18, 19)]
+    assert questions(report / "forget05_perturbed.json") == [f"forget10_perturbed {n}" for n in (16, 17, 18, 19)]
+    assert questions(search / "forget05.json") == [f"forget10 {n}" for n in range(12)]
+    assert questions(report / "retain95.json") == [f"retain_perturbed {n}" for n in range(12)]
+
+
+def test_runs_around_the_default_change_one_option_each(tmp_path: Path) -> None:
+    prepare_data(tofu(tmp_path / "tofu"), tmp_path, rows=12, forget=4)
+    setup = Setup("no model", tmp_path)
+    methods = {"DiPO": ("DiPOModule", {}, [{"lr": 1e-4}])}
+    evidence = Evidence(setup, Workers(setup, 1, 0), tmp_path, methods, seeds=(0,), epochs=8, searches=False)
+    assert [job.name for job in evidence.models] == ["report/retain", "report/target"]
+    found = list(evidence.around("DiPO", 0))
+    centre = found[0][2]
+    assert (centre.settings, centre.epochs, centre.every) == ({"lr": 1e-4}, 8, None)
+    values: dict[str, list[str]] = {}
+    for option, value, job in found[1:]:
+        values.setdefault(option, []).append(value)
+        changed = {name for name in job.settings if job.settings[name] != centre.settings.get(name)}
+        assert changed in (set(), {option})
+        if not changed and option != "epochs":
+            assert job == centre
+    [longer] = [job for option, _, job in found if option == "epochs"]
+    assert (longer.settings, longer.epochs, longer.every) == ({"lr": 1e-4}, 12, 4)
+    assert values == {
+        "epochs": [""],
+        "lr": ["5e-05", "0.0001", "0.0002"],
+        "lambda_": ["10", "40", "100"],
+        "pair.alpha": ["0.1", "0.2", "0.4"],
+        "beta": ["0.02", "0.1"],
+        "pair.rho": ["0.1", "1"],
+        "pair.selection": ["relative", "top_k", "top_p"],
+        "pair.memory_vector": ["centered", "raw", "contrast"],
+        "reduction": ["sum", "mean"],
+        "retain_loss": ["kl", "nll"],
+        "data.max_retain_rows": ["3", "12"],
+    }
