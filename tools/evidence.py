@@ -3,9 +3,10 @@
     python -m tools.evidence --data TOFU_FOLDER --model MODEL --output FOLDER --workers 14 --device cuda --seconds 280
     python -m tools.evidence --output FOLDER            # the quickstart's tiny models, on a CPU
 
-1. The split *search* has the 200 rows of forget10 that are not in forget05, the split *report* those of forget05, both
-   with the same 401 retain rows of retain90, of which the search evaluates 100. A target and a retain model are
-   fine-tuned for each. Of the quickstart's models, seed 100 is for the search, and seeds 0, 1 and 2 are reported.
+1. The split *search* has the 200 rows of forget10 that are not in forget05, the split *report* those of forget05 (or
+   as many as ``--forget`` says, from the end of forget10), both with the same 401 retain rows of retain90, of which the
+   search evaluates 100. A target and a retain model are fine-tuned for each. Of the quickstart's models, seed 100 is
+   for the search, and seeds 0, 1 and 2 are reported.
 2. On *search* every method tries the same number of settings; each of DiPO's pairs counts as a method.
 3. The rule of `dipo_lightning.comparison.results` chooses settings and epoch for each method.
 4. The choices run on *report* with three seeds; DiPO's best choice with one option changed at a time, with two.
@@ -39,14 +40,17 @@ Settings = dict[str, Any]
 SELECTION = Selection(seed=0, epoch="any")
 FACTORS = {"lr": (0.5, 1, 2), "lambda_": (0.25, 1, 2.5), "pair.alpha": (0.5, 1, 2), "beta": (1, 5), "pair.rho": (1, 10)}
 """By these the numbers of DiPO's choice are multiplied, one at a time."""
-OTHER_WORDS = {
-    "pair.selection": ("top_k", "top_p"),
-    "pair.memory_vector": ("raw", "contrast"),
-    "reduction": ("mean",),
-    "retain_loss": ("nll",),
+WORDS = {
+    "pair.selection": ["relative", "top_k", "top_p"],
+    "pair.memory_vector": ["centered", "raw", "contrast"],
+    "reduction": ["sum", "mean"],
+    "retain_loss": ["kl", "nll"],
 }
-WORDS = {"pair.selection": "relative", "pair.memory_vector": "centered", "reduction": "sum", "retain_loss": "kl"}
-"""DiPO's default; `OTHER_WORDS` are tried instead."""
+"""Options that are words, with the values tried; the first is DiPO's default. Unless the choice sets ``lambda_``, it
+follows ``reduction`` and ``retain_loss`` as in `DiPOModule`."""
+NUMBERS = {"beta": 0.02, "lambda_": 40.0, "pair.alpha": 0.2, "pair.rho": 0.1, "pair.k": 10}
+NOW: Settings = NUMBERS | {name: values[0] for name, values in WORDS.items()}
+"""DiPO's default."""
 SEARCHED_RETAIN = 100
 """Retain rows that are evaluated on *search*; all 401 are on *report*."""
 
@@ -116,6 +120,10 @@ def prepare_data(source: Path, work: Path, rows: int | None, forget: int = 200, 
         path.stem: path.read_text(encoding="utf-8").splitlines() for path in source.glob("*.json") if path.is_file()
     }
     split = len(lines["forget10"]) - forget
+    if not 0 < forget < len(lines["forget10"]):
+        raise SystemExit(
+            f"--forget is {forget}; forget10 has {len(lines['forget10'])} rows, of which the search needs some"
+        )
     kept = {json.loads(line)["question"] for line in lines["retain_perturbed"]}
     retain = [line for line in lines["retain90"] if json.loads(line)["question"] in kept]
     shared = {name: lines[name] for name in ("retain_perturbed", "real_authors_perturbed", "world_facts_perturbed")}
@@ -244,7 +252,7 @@ class Evidence:
     def around(self, name: str, seed: int) -> Iterable[tuple[str, str, Job]]:
         """Yield a seed's runs around DiPO's choice: option, value, job; the choice itself is first, and one of each."""
         choice, fixed = self.findings.choices[name], self.methods[name][1]
-        now: Settings = {"beta": 0.02, "pair.alpha": 0.2, "pair.rho": 0.1, "lambda_": 40.0} | fixed | choice.settings
+        now: Settings = NOW | fixed | choice.settings
         yield CENTRE, "", self.reported(name, seed)
         epochs = choice.epoch or self.epochs
         longer = {"epochs": epochs + max(1, epochs // 2), "every": max(1, epochs // 2)}
@@ -252,8 +260,11 @@ class Evidence:
         tried: dict[str, list[Any]] = {
             option: [round(now[option] * one, 8) for one in scales] for option, scales in FACTORS.items()
         }
-        now |= WORDS
-        tried |= {option: [now[option], *others] for option, others in OTHER_WORDS.items()}
+        if now["pair.memory_vector"] == "contrast" or now["pair.selection"] != "relative":
+            del tried["pair.rho"]
+        if now["pair.memory_vector"] != "contrast" and now["pair.selection"] == "top_k":
+            tried["pair.k"] = [3, 10, 30]
+        tried |= WORDS
         places = self.setup.places(self.split(seed))
         files = [places.data / f"{kept}.json" for kept in places.retain]
         rows = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
@@ -369,6 +380,11 @@ def main() -> None:
         if unknown := set(given.methods) - set(compared):
             parser.error(f"--methods: {', '.join(sorted(unknown))}; there are {', '.join(compared)}")
         compared = {name: compared[name] for name in given.methods}
+    facts = {name: getattr(given, name) for name in ("model", "rows", "forget", "batch_size", "smoke")}
+    known = work / "setup.json"
+    if known.is_file() and json.loads(known.read_text(encoding="utf-8")) != facts:
+        parser.error(f"{work} has results of other settings: {known.read_text(encoding='utf-8')}; name another --work")
+    write_json(known, facts)
     if not setup.tiny:
         if given.data is None:
             parser.error("--data names the folder of TOFU")

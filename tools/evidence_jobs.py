@@ -60,6 +60,13 @@ class Setup:
         """True for the quickstart's models."""
         return self.model == "quickstart"
 
+    @property
+    def reference(self) -> dict[str, str]:
+        """Options of the reference model: live, but cached for a real model on a CPU."""
+        if self.tiny or self.device != "cpu":
+            return {"reference": "live"}
+        return {"reference": "auto", "reference_cache": str(self.work / "reference_cache")}
+
     def places(self, split: str) -> Places:
         """Return where data and models of a split lie."""
         if self.tiny:
@@ -198,7 +205,7 @@ def parts(job: Job, setup: Setup) -> tuple[Any, Any, list[Any]]:
         place[name] = value
     adamw = functools.partial(torch.optim.AdamW, lr=options.pop("lr", 1e-5), weight_decay=0.01)
     module = getattr(dipo_lightning, job.class_name or "GradDiffModule")(
-        str(places.models / "target"), optimizer=adamw, reference="auto" if setup.device == "cpu" else "live", **options
+        str(places.models / "target"), optimizer=adamw, **setup.reference, **options
     )
     return module, dipo_lightning.UnlearningDataModule(**data), [evaluation(job, setup, places)]
 

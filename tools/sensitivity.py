@@ -86,7 +86,8 @@ def read_comparison(plan: dict[str, Any]) -> list[Point]:
 
 def text(value: Any) -> str:
     """Return a value of an option as it is shown."""
-    return str(value) if isinstance(value, str | bool) else f"{value:g}"
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:g}" if number else str(value)
 
 
 def write_sensitivity(points: Sequence[Point], output: Path, head: str) -> str:

@@ -1,11 +1,13 @@
-"""Token likelihood and KL divergence on logits, and the NLL from hidden states without (tokens, vocabulary) logits.
+"""Token likelihood and KL divergence, on logits and from hidden states without (tokens, vocabulary) logits.
 
 With p the policy's probabilities, W its output projection and y the label, nll = lse - <W_y, x>; its gradient on the
-logits is p - onehot(y), which the backward pass recomputes (`dipo_lightning.losses.chunking`).
+logits is p - onehot(y). That of the divergence KL(q || p) from a frozen reference's probabilities q is p - q. Sums
+compute both gradients in the forward pass; single values recompute them (`dipo_lightning.losses.chunking`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, kl_div
 
-from dipo_lightning.errors import check_numbers
+from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.losses.chunking import (
     ClosedForm,
     WeightGradient,
@@ -77,16 +79,57 @@ def chunked_nll(hidden: Tensor, weight: Tensor, labels: Tensor, chunk_size: int 
 
 def chunked_nll_sum(hidden: Tensor, weight: Tensor, labels: Tensor, chunk_size: int = 1024) -> Tensor:
     """Compute ``chunked_nll(...).sum()``, with one projection less if there are several chunks."""
-    return _run(_SummedNLL, hidden, weight, labels, chunk_size)
+
+    def write(chunk: slice, hidden: Tensor, weight: Tensor, out: Tensor) -> Tensor:
+        return _residuals(hidden[chunk], weight, labels[chunk], out)
+
+    return _run(_Summed, hidden, weight, write, chunk_size)
 
 
-def _run(function: type[torch.autograd.Function], hidden: Tensor, weight: Tensor, labels: Tensor, size: int) -> Tensor:
-    """Check, align the dtypes and run outside autocast."""
+def chunked_kl_sum(
+    hidden: Tensor, weight: Tensor, reference_hidden: Tensor, reference_weight: Tensor, chunk_size: int = 1024
+) -> Tensor:
+    """Sum KL(reference || policy) over positions; equal to ``token_kl(...).sum()`` on the logits of both.
+
+    Args:
+        hidden: (N, H) last hidden states of the policy (after the final norm) at the selected positions.
+        weight: (V, H) its output projection, without bias or soft cap.
+        reference_hidden: (N, G) those of the frozen reference, at the same positions; they get no gradient.
+        reference_weight: (V, G) the reference's output projection; it gets no gradient.
+        chunk_size: Positions whose vocabulary-sized values may live at the same time.
+
+    Returns:
+        Scalar, nats, float32 (float64 for a float64 policy), differentiable once in `hidden` and `weight`.
+
+    Raises:
+        InputError: Shapes do not fit.
+    """
+    check_numbers("", {"chunk_size": chunk_size})
+    check_projection(hidden, weight, "policy")
+    check_projection(reference_hidden, reference_weight, "reference")
+    frozen, frozen_weight = align(reference_hidden.detach(), reference_weight.detach())
+    if len(frozen) != len(hidden) or len(frozen_weight) != len(weight):
+        raise InputError(
+            f"the policy has {len(hidden)} positions and {len(weight)} tokens, the reference {len(frozen)} and "
+            f"{len(frozen_weight)}; give the same of both"
+        )
+
+    space = vocabulary_buffer(frozen, frozen_weight, piece_size(frozen.device, chunk_size), hidden)
+
+    def write(chunk: slice, hidden: Tensor, weight: Tensor, out: Tensor) -> Tensor:
+        reference = project(frozen[chunk], frozen_weight, space[: len(out)])
+        return _differences(project(hidden[chunk], weight, out), reference.to(out.dtype))
+
+    return _run(_Summed, hidden, weight, write, chunk_size)
+
+
+def _run(function: type[torch.autograd.Function], hidden: Tensor, weight: Tensor, target: Any, size: int) -> Tensor:
+    """Check, align the dtypes and run outside autocast; ``target`` is the function's third argument."""
     check_numbers("", {"chunk_size": size})
     check_projection(hidden, weight, "policy")
     hidden, weight = align(hidden, weight)
     with torch.autocast(hidden.device.type, enabled=False):
-        result: Tensor = function.apply(hidden, weight, labels, size)
+        result: Tensor = function.apply(hidden, weight, target, size)
     return result
 
 
@@ -103,6 +146,19 @@ def _residuals(hidden: Tensor, weight: Tensor, labels: Tensor, out: Tensor) -> T
         values.append((top - probability.amax(-1, keepdim=True).log() - chosen).squeeze(-1))
         probability.scatter_add_(-1, places, torch.full_like(chosen, -1.0))
     return torch.cat(values)
+
+
+def _differences(policy: Tensor, reference: Tensor) -> Tensor:
+    """Replace policy logits (n, V) by policy - reference probabilities, and return KL(reference || policy) (n,).
+
+    Both are overwritten.
+    """
+    torch.log_softmax(policy, -1, out=policy)
+    torch.log_softmax(reference, -1, out=reference)
+    gain = reference - policy
+    probability = reference.exp_()
+    policy.exp_().sub_(probability)
+    return gain.mul_(probability).sum(-1)
 
 
 class _TokenNLL(ClosedForm):
@@ -127,15 +183,24 @@ class _TokenNLL(ClosedForm):
         return nll
 
 
-class _SummedNLL(torch.autograd.Function):
-    """Sum of all token NLLs: with one upstream gradient for all, both gradients are computed in the forward pass."""
+class _Summed(torch.autograd.Function):
+    """Sum of a loss over all tokens: with one upstream gradient for all, the forward pass computes both gradients."""
 
     # As torch.nn.functional.linear_cross_entropy does it, and as fast as that is with the same chunks in float32 (its
     # own choice of chunks is 6 times as slow on a CPU). But its loss has the dtype of the input: in bfloat16, 3 digits.
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk_size: int) -> Tensor:
-        """Compute the sum () and, if they are needed, both its gradients, chunk by chunk."""
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, write: Callable[..., Tensor], chunk_size: int) -> Tensor:
+        """Compute the sum () and, if they are needed, both its gradients, chunk by chunk.
+
+        Args:
+            ctx: Autograd's context.
+            hidden: (N, H).
+            weight: (V, H).
+            write: Called with a slice of n positions, hidden, weight and a buffer (n, V); writes the gradient on the
+                logits into the buffer, and returns the losses (n,).
+            chunk_size: Number of positions whose vocabulary-sized values may live at the same time.
+        """
         for_hidden, for_weight, *_ = ctx.needs_input_grad
         chunk_size = piece_size(hidden.device, chunk_size)  # nothing of a chunk is kept: on a CPU few are as quick
         buffer = vocabulary_buffer(hidden, weight, chunk_size)
@@ -143,12 +208,12 @@ class _SummedNLL(torch.autograd.Function):
         grad_hidden, grad_weight = torch.empty_like(hidden) if for_hidden else None, WeightGradient(weight)
         for chunk in slices(len(hidden), chunk_size):
             out = buffer[: chunk.stop - chunk.start]
-            total += _residuals(hidden[chunk], weight, labels[chunk], out).sum()
-            residuals = out.to(weight.dtype)
+            total += write(chunk, hidden, weight, out).sum()
+            on_logits = out.to(weight.dtype)
             if grad_hidden is not None:
-                grad_hidden[chunk] = residuals @ weight
+                grad_hidden[chunk] = on_logits @ weight
             if for_weight:
-                grad_weight.add(residuals, hidden[chunk])
+                grad_weight.add(on_logits, hidden[chunk])
         ctx.save_for_backward(grad_hidden, grad_weight.result() if for_weight else None)
         return total
 

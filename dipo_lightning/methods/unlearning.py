@@ -12,9 +12,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from dipo_lightning.errors import InputError, RunError, check_numbers
-from dipo_lightning.losses.likelihood import token_kl
 from dipo_lightning.methods.language_model import LanguageModelModule
-from dipo_lightning.models.answers import Answers, TokenBatch, compute_answers, over_logits
+from dipo_lightning.models.answers import Answers, TokenBatch, compute_answers, divergence
 from dipo_lightning.models.head import Head, known_head
 from dipo_lightning.models.lora import adapts_projection
 from dipo_lightning.reference.references import (
@@ -169,10 +168,7 @@ class UnlearningModule(LanguageModelModule):
         """Return the scalar retain loss named by the option ``retain_loss``."""
         if self.retain_loss_name == "nll":
             return retain.mean_nll
-        (divergence,) = over_logits(
-            lambda _, policy, reference: (token_kl(policy, reference),), retain, self.reference_answers(retain)
-        )
-        return divergence.sum() / retain.token_denominator
+        return divergence(retain, self.reference_answers(retain)) / retain.token_denominator
 
     def reference_answers(self, answers: Answers) -> Answers:
         """Return the reference's answers at the same positions, without a gradient.

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from dipo_lightning.errors import RunError
 from dipo_lightning.losses.chunking import in_chunks, sequence_reduce
-from dipo_lightning.losses.likelihood import chunked_nll, chunked_nll_sum, token_nll
+from dipo_lightning.losses.likelihood import chunked_kl_sum, chunked_nll, chunked_nll_sum, token_kl, token_nll
 from dipo_lightning.models.distributed import is_sharded
 from dipo_lightning.models.head import Head, decoder, output_head
 
@@ -182,6 +182,24 @@ class Answers:
                 )
             return self.denominators[self.part]
         return float(max(1, len(self.labels)))
+
+
+def divergence(policy: Answers, reference: Answers) -> Tensor:
+    """Sum KL(reference || policy) over the positions; from hidden states in a memory without N x V.
+
+    Args:
+        policy: Its answers.
+        reference: Those of the frozen reference at the same positions.
+
+    Returns:
+        Scalar, nats, differentiable once in the policy.
+    """
+    models = policy, reference
+    if all(one.hidden is not None and one.head is not None and one.head.linear for one in models):
+        projections = [tensor for one in models for tensor in (one.hidden, one.head.weight)]  # type: ignore[union-attr]
+        return chunked_kl_sum(*projections, policy.chunk_size)
+    (tokens,) = over_logits(lambda _, here, there: (token_kl(here, there),), *models)
+    return tokens.sum()
 
 
 def over_logits(function: Callable[..., tuple[Tensor, ...]], *answers: Answers) -> tuple[Tensor, ...]:

@@ -68,3 +68,29 @@ def test_runs_around_the_default_change_one_option_each(tmp_path: Path) -> None:
         "retain_loss": ["kl", "nll"],
         "data.max_retain_rows": ["3", "12"],
     }
+
+
+def test_around_another_choice_no_run_is_counted_for_the_default(tmp_path: Path) -> None:
+    prepare_data(tofu(tmp_path / "tofu"), tmp_path, rows=12, forget=4)
+    setup = Setup("no model", tmp_path)
+    fixed = {"pair.selection": "top_k", "retain_loss": "nll", "lambda_": 1.0}
+    methods = {"DiPO top_k": ("DiPOModule", fixed, [{"lr": 1e-4, "pair.alpha": 1.0}])}
+    evidence = Evidence(setup, Workers(setup, 1, 0), tmp_path, methods, seeds=(0,), epochs=3, searches=False)
+    found = list(evidence.around("DiPO top_k", 0))
+    centre = found[0][2]
+    same = {(option, value) for option, value, job in found[1:] if job == centre}
+    assert same == {
+        ("lr", "0.0001"),
+        ("lambda_", "1"),
+        ("pair.alpha", "1"),
+        ("beta", "0.02"),
+        ("pair.k", "10"),
+        ("reduction", "sum"),
+        ("pair.selection", "top_k"),
+        ("pair.memory_vector", "centered"),
+        ("retain_loss", "nll"),
+        ("data.max_retain_rows", "12"),
+    }
+    assert "pair.rho" not in {option for option, _, _ in found}
+    words = {value: job.settings for option, value, job in found if option == "pair.selection"}
+    assert [words[name]["pair.selection"] for name in ("relative", "top_k", "top_p")] == ["relative", "top_k", "top_p"]

@@ -45,7 +45,7 @@ from dipo_lightning.methods.selective.checks import RISK, Check
 from dipo_lightning.methods.selective.examples import MOST_NEIGHBOURS, ExampleMaker, PrivateExample
 from dipo_lightning.methods.selective.targets import and_repetition, blind_target, contrast_loss, excess, mean_of
 from dipo_lightning.methods.unlearning import UnlearningModule
-from dipo_lightning.models.answers import IGNORED, Answers, TokenBatch, collate, over_logits
+from dipo_lightning.models.answers import IGNORED, Answers, TokenBatch, collate, divergence, over_logits
 from dipo_lightning.models.distributed import evaluation_mode, unsharded
 from dipo_lightning.reference.blind import blind_answers, check_blindness, forward_reference
 from dipo_lightning.reference.references import ModelReference, Reference
@@ -339,10 +339,7 @@ class SelectiveModule(UnlearningModule):
         total = total + self.sentence_weight * terms["sentence"]
         if "general" in answers:
             general = answers["general"]
-            (kept,) = over_logits(
-                lambda _, policy, frozen: (token_kl(policy, frozen),), general, self.reference_answers(general)
-            )
-            terms["general"] = kept.mean()
+            terms["general"] = divergence(general, self.reference_answers(general)) / max(1, len(general.labels))
             total = total + self.general_weight * terms["general"]
         return {"forget": total, **{name: term.detach() for name, term in terms.items()}}
 
