@@ -194,11 +194,10 @@ def divergence(policy: Answers, reference: Answers) -> Tensor:
     Returns:
         Scalar, nats, differentiable once in the policy.
     """
-    models = policy, reference
-    if all(one.hidden is not None and one.head is not None and one.head.linear for one in models):
-        projections = [tensor for one in models for tensor in (one.hidden, one.head.weight)]  # type: ignore[union-attr]
-        return chunked_kl_sum(*projections, policy.chunk_size)
-    (tokens,) = over_logits(lambda _, here, there: (token_kl(here, there),), *models)
+    head, frozen = policy.head, reference.head
+    if policy.hidden is not None and reference.hidden is not None and head and frozen and head.linear and frozen.linear:
+        return chunked_kl_sum(policy.hidden, head.weight, reference.hidden, frozen.weight, policy.chunk_size)
+    (tokens,) = over_logits(lambda _, here, there: (token_kl(here, there),), policy, reference)
     return tokens.sum()
 
 
