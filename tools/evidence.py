@@ -38,7 +38,14 @@ from tools.sensitivity import CENTRE, Point, group, text, write_sensitivity
 
 Settings = dict[str, Any]
 SELECTION = Selection(seed=0, epoch="any")
-FACTORS = {"lr": (0.5, 1, 2), "lambda_": (0.25, 1, 2.5), "pair.alpha": (0.5, 1, 2), "beta": (1, 5), "pair.rho": (1, 10)}
+FACTORS = {
+    "pair.alpha": (0.5, 1, 2, 4),
+    "lr": (0.4, 1, 2.5),
+    "beta": (0.2, 1, 5, 25),
+    "lambda_": (0, 0.3, 1, 3),
+    "pair.rho": (0.3, 1, 3, 10),
+    "pair.k": (0.3, 1, 3, 10),
+}
 """By these the numbers of DiPO's choice are multiplied, one at a time."""
 WORDS = {
     "pair.selection": ["relative", "top_k", "top_p"],
@@ -53,6 +60,19 @@ NOW: Settings = NUMBERS | {name: values[0] for name, values in WORDS.items()}
 """DiPO's default."""
 SEARCHED_RETAIN = 100
 """Retain rows that are evaluated on *search*; all 401 are on *report*."""
+
+
+def varied(now: Settings) -> dict[str, list[Any]]:
+    """Return the values to try of each option that matters beside the others, the present one among them."""
+    selects = now["pair.memory_vector"] != "contrast"
+    of_selection = {"top_k": "pair.k", "relative": "pair.rho"}
+    idle = set(of_selection.values()) - ({of_selection.get(now["pair.selection"])} if selects else set())
+    numbers = {
+        option: [type(now[option])(round(now[option] * one, 8)) for one in scales]
+        for option, scales in FACTORS.items()
+        if option not in idle
+    }
+    return {**numbers, **WORDS}
 
 
 def product(*axes: Sequence[Settings]) -> list[Settings]:
@@ -254,23 +274,14 @@ class Evidence:
         choice, fixed = self.findings.choices[name], self.methods[name][1]
         now: Settings = NOW | fixed | choice.settings
         yield CENTRE, "", self.reported(name, seed)
-        epochs = choice.epoch or self.epochs
-        longer = {"epochs": epochs + max(1, epochs // 2), "every": max(1, epochs // 2)}
-        yield "epochs", "", self.job(name, choice.settings, self.split(seed), seed, **longer)
-        tried: dict[str, list[Any]] = {
-            option: [round(now[option] * one, 8) for one in scales] for option, scales in FACTORS.items()
-        }
-        if now["pair.memory_vector"] == "contrast" or now["pair.selection"] != "relative":
-            del tried["pair.rho"]
-        if now["pair.memory_vector"] != "contrast" and now["pair.selection"] == "top_k":
-            tried["pair.k"] = [3, 10, 30]
-        tried |= WORDS
+        longer = 2 * (choice.epoch or self.epochs)
+        course = {"epochs": longer, "every": max(1, round(longer / 4))}
+        yield "epochs", "", self.job(name, choice.settings, self.split(seed), seed, **course)
         places = self.setup.places(self.split(seed))
         files = [places.data / f"{kept}.json" for kept in places.retain]
         rows = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
-        tried["data.max_retain_rows"] = [rows // 4, rows]
         now["data.max_retain_rows"] = rows
-        for option, options in tried.items():
+        for option, options in (varied(now) | {"data.max_retain_rows": [rows // 4, rows // 2, rows]}).items():
             for value in options:
                 changed = {} if value == now[option] else {option: value}
                 yield option, text(value), self.reported(name, seed, **changed)

@@ -54,19 +54,19 @@ def test_runs_around_the_default_change_one_option_each(tmp_path: Path) -> None:
         if not changed and option != "epochs":
             assert job == centre
     [longer] = [job for option, _, job in found if option == "epochs"]
-    assert (longer.settings, longer.epochs, longer.every) == ({"lr": 1e-4}, 12, 4)
+    assert (longer.settings, longer.epochs, longer.every) == ({"lr": 1e-4}, 16, 4)
     assert values == {
         "epochs": [""],
-        "lr": ["5e-05", "0.0001", "0.0002"],
-        "lambda_": ["10", "40", "100"],
-        "pair.alpha": ["0.1", "0.2", "0.4"],
-        "beta": ["0.02", "0.1"],
-        "pair.rho": ["0.1", "1"],
+        "pair.alpha": ["0.1", "0.2", "0.4", "0.8"],
+        "lr": ["4e-05", "0.0001", "0.00025"],
+        "beta": ["0.004", "0.02", "0.1", "0.5"],
+        "lambda_": ["0", "12", "40", "120"],
+        "pair.rho": ["0.03", "0.1", "0.3", "1"],
         "pair.selection": ["relative", "top_k", "top_p"],
         "pair.memory_vector": ["centered", "raw", "contrast"],
         "reduction": ["sum", "mean"],
         "retain_loss": ["kl", "nll"],
-        "data.max_retain_rows": ["3", "12"],
+        "data.max_retain_rows": ["3", "6", "12"],
     }
 
 
@@ -92,5 +92,6 @@ def test_around_another_choice_no_run_is_counted_for_the_default(tmp_path: Path)
         ("data.max_retain_rows", "12"),
     }
     assert "pair.rho" not in {option for option, _, _ in found}
+    assert [job.settings.get("pair.k") for option, _, job in found if option == "pair.k"] == [3, None, 30, 100]
     words = {value: job.settings for option, value, job in found if option == "pair.selection"}
     assert [words[name]["pair.selection"] for name in ("relative", "top_k", "top_p")] == ["relative", "top_k", "top_p"]
