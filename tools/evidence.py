@@ -65,14 +65,12 @@ SEARCHED_RETAIN = 100
 def varied(now: Settings) -> dict[str, list[Any]]:
     """Return the values to try of each option that matters beside the others, the present one among them."""
     selects = now["pair.memory_vector"] != "contrast"
-    of_selection = {"top_k": "pair.k", "relative": "pair.rho"}
-    idle = set(of_selection.values()) - ({of_selection.get(now["pair.selection"])} if selects else set())
-    numbers = {
-        option: [type(now[option])(round(now[option] * one, 8)) for one in scales]
-        for option, scales in FACTORS.items()
-        if option not in idle
+    size = {"top_k": "pair.k", "relative": "pair.rho"}.get(now["pair.selection"])
+    idle = {"pair.k", "pair.rho"} - {size} if selects else {"pair.k", "pair.rho", "pair.selection"}
+    values = {
+        option: [type(now[option])(round(now[option] * one, 8)) for one in scales] for option, scales in FACTORS.items()
     }
-    return {**numbers, **WORDS}
+    return {option: found for option, found in {**values, **WORDS}.items() if option not in idle}
 
 
 def product(*axes: Sequence[Settings]) -> list[Settings]:
@@ -190,13 +188,15 @@ class Evidence:
         self.workers.run(self.models)
         if any(result_of(job, self.setup) is None for job in self.models):
             raise SystemExit(f"A target or retain model is missing: {self.workers.failures or 'no time left'}")
-        self.workers.run(Job("measure", split) for split in self.splits)
+        measured = [Job("measure", split) for split in self.splits]
         if self.searches:
-            self.search()
-        own = self.own_choice() if self.searches else next(filter(is_own, self.methods), None)
+            self.search(measured)
+            own = self.own_choice()
+        else:
+            own = next(filter(is_own, self.methods), None)
         reported = {(name, seed): self.reported(name, seed) for seed in self.seeds for name in self.findings.choices}
         around = [] if own is None else [one for seed in self.seeds[:2] for one in self.around(own, seed)]
-        in_turn = []
+        in_turn = list(measured)
         for seed in self.seeds:
             in_turn += [job for (_, of), job in reported.items() if of == seed]
             in_turn += [job for _, _, job in around if job.seed == seed]
@@ -207,11 +207,12 @@ class Evidence:
         self.sensitivity = group(found for option, value, job in around for found in self.points(option, value, job))
         self.write(own)
 
-    def search(self) -> None:
-        """Try every method's settings on *search*, in turn, and choose."""
+    def search(self, measured: list[Job]) -> None:
+        """Measure the targets, try every method's settings on *search*, in turn, and choose."""
         tried = {name: [self.job(name, one, "search") for one in grid] for name, (_, _, grid) in self.methods.items()}
         longest = max(map(len, tried.values()))
-        self.workers.run(jobs[i] for i in range(longest) for jobs in tried.values() if i < len(jobs))
+        in_turn = [jobs[i] for i in range(longest) for jobs in tried.values() if i < len(jobs)]
+        self.workers.run([*measured, *in_turn])
         self.choose(tried)
 
     def split(self, seed: int) -> str:
@@ -221,13 +222,13 @@ class Evidence:
     @property
     def splits(self) -> list[str]:
         """The names of all splits."""
-        return [*(["search"] if self.searches else []), *dict.fromkeys(map(self.split, self.seeds))]
+        return ["search"] * self.searches + list(dict.fromkeys(map(self.split, self.seeds)))
 
     @property
     def models(self) -> list[Job]:
         """The jobs that make the models of all splits."""
         if self.setup.tiny:
-            numbers = [*([100] if self.searches else []), *self.seeds]
+            numbers = [100] * self.searches + self.seeds
             return [Job("quickstart", split, seed=seed) for split, seed in zip(self.splits, numbers, strict=True)]
         return [Job(kind, split) for split in self.splits for kind in ("retain", "target")]
 

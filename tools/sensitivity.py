@@ -71,13 +71,13 @@ def read_comparison(plan: dict[str, Any]) -> list[Point]:
     for row in rows:
         row.update({name: float(row[name]) for name in NUMBERS})
     last = max(int(row["epoch"]) for row in rows)
-    found = [(CENTRE, "", row) for row in rows if row["method"] == first and int(row["epoch"]) == last]
+    ended = [row for row in rows if int(row["epoch"]) == last]
+    found = [(CENTRE, "", row) for row in ended if row["method"] == first]
     found += [("epochs", row["epoch"], row) for row in rows if row["method"] == first and row["epoch"] != "0"]
     for name, settings in methods.items():
         if name == first or len(settings) != 1:
             continue
         [(option, value)] = settings.items()
-        ended = [row for row in rows if int(row["epoch"]) == last]
         found += [(option, text(value), row) for row in ended if row["method"] == name]
         if option in methods[first]:
             found += [(option, text(methods[first][option]), row) for row in ended if row["method"] == first]

@@ -74,7 +74,7 @@ def chunked_nll(hidden: Tensor, weight: Tensor, labels: Tensor, chunk_size: int 
     Raises:
         InputError: Shapes do not fit.
     """
-    return _run(_TokenNLL, hidden, weight, labels, chunk_size)
+    return _run(_TokenNLL, *_checked(hidden, weight, chunk_size), labels, chunk_size)
 
 
 def chunked_nll_sum(hidden: Tensor, weight: Tensor, labels: Tensor, chunk_size: int = 1024) -> Tensor:
@@ -83,7 +83,7 @@ def chunked_nll_sum(hidden: Tensor, weight: Tensor, labels: Tensor, chunk_size: 
     def write(chunk: slice, hidden: Tensor, weight: Tensor, out: Tensor) -> Tensor:
         return _residuals(hidden[chunk], weight, labels[chunk], out)
 
-    return _run(_Summed, hidden, weight, write, chunk_size)
+    return _run(_Summed, *_checked(hidden, weight, chunk_size), write, chunk_size)
 
 
 def chunked_kl_sum(
@@ -104,8 +104,7 @@ def chunked_kl_sum(
     Raises:
         InputError: Shapes do not fit.
     """
-    check_numbers("", {"chunk_size": chunk_size})
-    check_projection(hidden, weight, "policy")
+    hidden, weight = _checked(hidden, weight, chunk_size)
     check_projection(reference_hidden, reference_weight, "reference")
     frozen, frozen_weight = align(reference_hidden.detach(), reference_weight.detach())
     if len(frozen) != len(hidden) or len(frozen_weight) != len(weight):
@@ -123,11 +122,15 @@ def chunked_kl_sum(
     return _run(_Summed, hidden, weight, write, chunk_size)
 
 
-def _run(function: type[torch.autograd.Function], hidden: Tensor, weight: Tensor, target: Any, size: int) -> Tensor:
-    """Check, align the dtypes and run outside autocast; ``target`` is the function's third argument."""
-    check_numbers("", {"chunk_size": size})
+def _checked(hidden: Tensor, weight: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """Check the policy's part, and cast it to the dtype of the computation."""
+    check_numbers("", {"chunk_size": chunk_size})
     check_projection(hidden, weight, "policy")
-    hidden, weight = align(hidden, weight)
+    return align(hidden, weight)
+
+
+def _run(function: type[torch.autograd.Function], hidden: Tensor, weight: Tensor, target: Any, size: int) -> Tensor:
+    """Run outside autocast; ``target`` is the function's third argument."""
     with torch.autocast(hidden.device.type, enabled=False):
         result: Tensor = function.apply(hidden, weight, target, size)
     return result

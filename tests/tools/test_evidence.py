@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tools.evidence import Evidence, prepare_data
+from tools.evidence import NOW, Evidence, prepare_data, varied
 from tools.evidence_jobs import Setup, Workers
 
 FILES = ("retain_perturbed", "real_authors_perturbed", "world_facts_perturbed", "forget10_perturbed")
@@ -95,3 +95,11 @@ def test_around_another_choice_no_run_is_counted_for_the_default(tmp_path: Path)
     assert [job.settings.get("pair.k") for option, _, job in found if option == "pair.k"] == [3, None, 30, 100]
     words = {value: job.settings for option, value, job in found if option == "pair.selection"}
     assert [words[name]["pair.selection"] for name in ("relative", "top_k", "top_p")] == ["relative", "top_k", "top_p"]
+
+
+def test_options_of_the_selection_are_not_varied_where_nothing_is_selected() -> None:
+    now = NOW | {"lr": 1e-4}
+    selecting, contrast = set(varied(now)), set(varied(now | {"pair.memory_vector": "contrast"}))
+    assert selecting - contrast == {"pair.rho", "pair.selection"}
+    assert "pair.k" not in selecting
+    assert {"pair.k", "pair.rho"} & set(varied(now | {"pair.selection": "top_p"})) == set()
