@@ -35,6 +35,7 @@ from dipo_lightning.cli.run_folder import (
 )
 from dipo_lightning.errors import InputError, root_cause
 from dipo_lightning.evaluation.callback import refuse_twins
+from dipo_lightning.evaluation.provenance import command_options
 from dipo_lightning.evaluation.run_folder import (
     PRIVATE,
     SHARED,
@@ -91,7 +92,7 @@ class SaveConfig(SaveConfigCallback):
             return
         self.already_saved = True
         LOG_FILE.open_in(folder)
-        options = without_secrets(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
+        options = without_secrets(command_options(self))
         fitting, path = trainer.state.fn == TrainerFn.FITTING, folder / "config.yaml"
         if trainer.state.fn is not None and not fitting and path.exists():  # of the run that is measured
             path = folder / f"config_{trainer.state.fn.value}.yaml"

@@ -1,11 +1,13 @@
 """Provenance of a result: versions, seeds, fingerprints of data and weights, and the whole configuration."""
 
+import copy
 import os
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
 import yaml
@@ -17,6 +19,7 @@ from dipo_lightning.evaluation.aggregates import class_path
 from dipo_lightning.models.fingerprint import model_fingerprint
 from dipo_lightning.safety.redaction import without_home, without_secrets
 
+_OPTIONS: WeakKeyDictionary[SaveConfigCallback, dict[str, Any]] = WeakKeyDictionary()
 PACKAGES = ("torch", "transformers", "lightning", "peft", "scipy", "torchmetrics")
 
 
@@ -59,7 +62,7 @@ def configuration(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[st
     """Return the options of the run as plain values: the config of the command line, or those of a Python program."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, SaveConfigCallback):
-            config = yaml.safe_load(callback.parser.dump(callback.config, skip_none=False))
+            config = command_options(callback)
             run, checkpoint = config.get("run"), config.get("ckpt_path")
             if run and checkpoint and Path(run) in Path(checkpoint).parents:
                 config["ckpt_path"] = None  # the run's own, from which it resumed
@@ -73,6 +76,13 @@ def configuration(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[st
         "data": {"class_path": class_path(type(data)), "init_args": options} if data is not None else None,
         "model": {"class_path": class_path(type(pl_module)), "init_args": plain(pl_module.hparams)},
     }
+
+
+def command_options(callback: SaveConfigCallback) -> dict[str, Any]:
+    """Return the options of a command as plain values, asking jsonargparse once: that takes as long as some steps."""
+    if callback not in _OPTIONS:
+        _OPTIONS[callback] = yaml.safe_load(callback.parser.dump(callback.config, skip_none=False))
+    return copy.deepcopy(_OPTIONS[callback])
 
 
 def run_settings(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:

@@ -17,8 +17,6 @@ Row = Mapping[str, Any]
 LONGEST = 400
 CHARTS = "charts"
 """Folder of the charts' curves in a run folder, and group of their tags."""
-MODEL, RETAIN_MODEL, MARK = "#0072b2", "#d55e00", "#000000"
-"""Colours that colour-blind readers can distinguish, also in print."""
 _MARKUP = frozenset("&<>\"'|\\`*_{}[]()#!~$:")
 
 

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.aggregates import document_meanings
 from dipo_lightning.evaluation.benchmark import Benchmark
+from dipo_lightning.evaluation.colours import CURVES, MODEL
 from dipo_lightning.report.runs import Curve, Document
-
-COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by colour-blind readers
 
 
 class DrawnChart(NamedTuple):
@@ -121,7 +120,7 @@ def svg_image(
         axes = figure.add_subplot()
         for place, (label, curve) in enumerate(curves.items()):
             points = [(step, value if math.isfinite(value) else math.nan) for step, value in curve]
-            marker, colour = "o" if len(points) < 40 else None, COLOURS[place % len(COLOURS)]
+            marker, colour = "o" if len(points) < 40 else None, CURVES[place % len(CURVES)]
             axes.plot(*zip(*points, strict=True), label=label, color=colour, marker=marker, markersize=3.5)
             if levels and label in levels:
                 name = "retain model" if len(curves) == 1 else f"{label}, retain model"
@@ -144,7 +143,8 @@ def svg_image(
     return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-COLOUR, OTHERS = "#0072b2", "0.8"
+OTHERS = "0.8"
+"""Grey of the paths of the other methods."""
 COLUMNS = 4
 LEFT = 0.6
 """Share of the target's utility at which the axis ends; points below it are drawn at the edge."""
@@ -257,9 +257,7 @@ def _trajectory(
     axes: Any, name: str, points: Sequence[Point], way: Sequence[Point], corner: tuple[float, float]
 ) -> None:
     """Draw the line through a method's epochs, and its reported point with the range over seeds."""
-    axes.plot(
-        *_inside(way, corner), color=COLOUR, linewidth=1.2, marker="o", markersize=3, label="each epoch", zorder=3
-    )
+    axes.plot(*_inside(way, corner), color=MODEL, linewidth=1.2, marker="o", markersize=3, label="each epoch", zorder=3)
     title = name.replace("$", r"\$")  # a name is no formula
     for point in points:
         if not point.reported:
@@ -271,7 +269,7 @@ def _trajectory(
         what = "as reported, with the range over seeds" if marker == "o" else "as reported, further out: see the title"
         axes.errorbar(
             utility, quality, xerr=[[max(left, 0)], [max(right, 0)]], yerr=[[max(below, 0)], [max(above, 0)]],
-            color=COLOUR, marker=marker, markersize=8, markeredgecolor="white", capsize=3, linestyle="", zorder=5,
+            color=MODEL, marker=marker, markersize=8, markeredgecolor="white", capsize=3, linestyle="", zorder=5,
             label=what,
         )  # fmt: skip
         title += f": {point.quality:.2f} at {point.utility:.3f}"

@@ -12,7 +12,7 @@ from typing import Any
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.aggregates import document_meanings, flat_numbers
 from dipo_lightning.evaluation.benchmark import benchmark_of
-from dipo_lightning.evaluation.tensorboard import MODEL, RETAIN_MODEL
+from dipo_lightning.evaluation.colours import MODEL, RETAIN_MODEL
 
 Document = dict[str, Any]
 Curve = list[tuple[int, float]]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dipo_lightning.evaluation.colours import MODEL, RETAIN_MODEL, TARGET
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {"unlearned": "#d55e00", "retain": "#0072b2", "target": "#009e73"}
+COLOURS = {"unlearned": MODEL, "retain": RETAIN_MODEL, "target": TARGET}
 
 
 def draw(

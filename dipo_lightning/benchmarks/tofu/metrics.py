@@ -26,8 +26,8 @@ from dipo_lightning.benchmarks.tofu.logs import (
     read_open_unlearning_log,
     retain_log_name,
 )
+from dipo_lightning.evaluation.colours import MARK, MODEL, RETAIN_MODEL
 from dipo_lightning.evaluation.rows import END_OF_TURN, EvaluationLog, Row, Sets, add_log_ratios
-from dipo_lightning.evaluation.tensorboard import MARK, MODEL, RETAIN_MODEL
 from dipo_lightning.metrics import (
     ExactMemorization,
     ExtractionStrength,
