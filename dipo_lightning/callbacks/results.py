@@ -72,7 +72,7 @@ class ExportModel(Callback):
         return {"exported": self._exported, "seen": self._seen, "first": self._first}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore the exported moment's numbers."""
         self._exported, self._seen, self._first = (state_dict.get(name) for name in ("exported", "seen", "first"))
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -341,7 +341,7 @@ def _say_known(target: Any, model: str) -> None:
 
 @dataclass(frozen=True)
 class _Job:
-    """What every examination of a run shares: its folder, rows, prompt style and accelerator."""
+    """Inputs that all examinations of a run share: its folder, rows, prompt style and accelerator."""
 
     folder: Path
     rows: SplitRows

@@ -12,10 +12,9 @@ from typing import Any
 from dipo_lightning.comparison.configs import Config, callbacks
 from dipo_lightning.comparison.plan import Selection, Settings
 from dipo_lightning.errors import InputError, RunError
-from dipo_lightning.evaluation.aggregates import Meanings, flat_numbers, log_aggregates, metric_meanings
+from dipo_lightning.evaluation.aggregates import Meanings, flat_numbers, metric_meanings, retain_numbers
 from dipo_lightning.evaluation.benchmark import Benchmark, Headline, benchmark_of
 from dipo_lightning.evaluation.logs import read_log
-from dipo_lightning.evaluation.rows import with_skipped
 from dipo_lightning.report.runs import Document, read_documents
 
 Row = dict[str, Any]
@@ -269,15 +268,16 @@ def retain_row(base: Config, seed: int, target: Row | None, scale: Scale) -> Row
         named = data | {name: value for name, value in options.items() if value is not None}
         log = read_log(options["retain_log"], scale.benchmark.hub_log(str(model.get("pretrained")), named))
         chosen = {name: options[name] for name in scale.benchmark.score_options if name in options}
-        settings = {**log.settings, **chosen}
-        aggregates = log.aggregates or log_aggregates(scale.benchmark, with_skipped(log.sets, log.skipped), settings)
+        if any(log.sets.values()):
+            numbers = retain_numbers(scale.benchmark, log, {**log.settings, **chosen})
+        else:  # numbers without rows
+            numbers = flat_numbers(log.aggregates) | dict(scale.benchmark.retain_values)
     except InputError as error:
         print(f"The retain model is not shown: {error}")
         return None
     row: Row = {"method": "retain", "settings": "", "seed": seed, "epoch": None, "step": None}
-    row |= flat_numbers(aggregates)
+    row |= numbers
     if scale.utility(row) is None:
         return None
-    row |= scale.benchmark.retain_values
     add_utility_kept([row], target, scale)
     return row

@@ -109,7 +109,7 @@ class PlainStyle(PromptStyle):
 
     @property
     def options(self) -> dict[str, Any]:
-        """``space``."""
+        """Options of this style: ``space``."""
         return {"space": self.space}
 
     def prompt(self, question: str) -> list[int]:
@@ -157,7 +157,7 @@ class TextStyle(PromptStyle):
 
     @property
     def options(self) -> dict[str, Any]:
-        """``end``."""
+        """Options of this style: ``end``."""
         return {"end": self.end}
 
     def prompt(self, question: str = "") -> list[int]:

@@ -116,7 +116,7 @@ class DPOModule(NPOModule):
 
     @property
     def reference_parts(self) -> list[str]:
-        """Those of the base class, and the alternatives."""
+        """Parts of a batch that need the reference: the base class's, and the alternatives."""
         return [*super().reference_parts, "alternative"]
 
     def parts(self, batch: dict[str, Any]) -> list[str]:

@@ -89,7 +89,7 @@ class RMUModule(UnlearningModule):
 
     @property
     def reference_parts(self) -> list[str]:
-        """At most the retain rows: the forget term's target is random."""
+        """Parts of a batch that need the reference: at most the retain rows; the forget term's target is random."""
         needed = self.keeps_hidden or self.retain_loss_name == "kl"
         return ["retain"] * (needed and not self._skips("retain"))
 

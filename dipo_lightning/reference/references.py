@@ -182,7 +182,7 @@ class DirectionsReference:
     def answers(
         self, parts: Mapping[str, TokenBatch], from_hidden: bool = True, chunk_size: int = 1024
     ) -> dict[str, Answers]:
-        """Return those of the retain rows at most: directions hold neither logits nor hidden states."""
+        """Return the retain rows' answers, if any: directions hold neither logits nor hidden states."""
         return {} if self.retain is None else self.retain.answers(parts, from_hidden, chunk_size)
 
 

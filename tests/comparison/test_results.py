@@ -12,9 +12,12 @@ from dipo_lightning.comparison.results import (
     by_epoch,
     evaluation_rows,
     read_evaluations,
+    retain_row,
     target_row,
 )
+from dipo_lightning.cli.score import score
 from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.aggregates import flat_numbers
 from tests.helpers.acted import evaluation, write_evaluations
 
 
@@ -72,3 +75,17 @@ def test_the_utility_kept_has_the_interval_of_the_utility() -> None:
     assert rows[0]["intervals"]["utility_kept"] == pytest.approx([0.25, 0.75])
     assert "intervals" not in rows[1]
     assert before[0]["intervals"] == {"model_utility": [0.2, 0.6]}, "a copy of the row shares its intervals"
+
+
+def test_another_package_s_retain_log_gives_the_numbers_of_its_rows_and_none_of_its_own_names() -> None:
+    log = Path(__file__).parents[1] / "evaluation" / "logs" / "data" / "retain_ou.json"
+    options = {"retain_log": str(log), "truth_ratio": "open_unlearning"}
+    callback = {"class_path": "dipo_lightning.callbacks.TOFUEvaluation", "init_args": options}
+    base = {"trainer": {"callbacks": [callback]}, "data": {}, "model": {"init_args": {"pretrained": "somewhere"}}}
+    row = retain_row(base, 0, None, Scale.of(TOFU()))
+    assert row is not None
+    numbers = {name: value for name, value in row.items() if isinstance(value, float)}
+    scored = flat_numbers(score(log, log, "open_unlearning"))
+    assert numbers == {name: pytest.approx(scored[name]) for name in numbers}
+    assert {"forget_probability", "model_utility", "forget_quality_p"} <= set(numbers)
+    assert numbers["forget_quality_p"] == 1.0

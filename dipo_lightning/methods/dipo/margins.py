@@ -84,7 +84,7 @@ class SparseMargins:
 
     @staticmethod
     def holds(module: Any) -> bool:
-        """Return whether margins can be computed so."""
+        """Return whether the sparse kernel computes this module's margins."""
         return module.has_own_pair and module.from_hidden and module.head.linear
 
     def read(self, forget: TokenBatch) -> None:
@@ -119,7 +119,7 @@ class CachedMargins:
 
     @staticmethod
     def holds(module: Any) -> bool:
-        """Return whether margins can be computed so."""
+        """Return whether cached directions give this module's margins."""
         frozen = not output_projection(module.policy).requires_grad
         from_reference = module.pair.source == "reference"
         return frozen and from_reference and SparseMargins.holds(module) and obstacle_to_caching(module) is None
