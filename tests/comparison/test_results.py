@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dipo_lightning.benchmarks.tofu.metrics import TOFU
+from dipo_lightning.cli.score import score
 from dipo_lightning.comparison.results import (
     Scale,
     add_columns_beside,
@@ -15,7 +16,6 @@ from dipo_lightning.comparison.results import (
     retain_row,
     target_row,
 )
-from dipo_lightning.cli.score import score
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.aggregates import flat_numbers
 from tests.helpers.acted import evaluation, write_evaluations
