@@ -9,20 +9,6 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported: without a network it waits and asks again
 
-LONGEST = ("test_notebooks.py", "quickstart/test_muse_small.py", "reliability/test_kill.py", "distributed")
-"""Files and folders that start first, so that no process is left alone with one of them at the end."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Move the longest files to the front."""
-    here = Path(__file__).parent
-
-    def place(item: pytest.Item) -> int:
-        path = item.path.relative_to(here).as_posix()
-        return next((number for number, name in enumerate(LONGEST) if path.startswith(name)), len(LONGEST))
-
-    items.sort(key=place)
-
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many drawn cases really ran (tests/properties), on however many processes."""
