@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import io
 import json
 import os
@@ -346,7 +347,7 @@ def command_line(
     """
     rank = os.environ.get("LOCAL_RANK", "0")
     values = {name: rank if value == "NODE" else value for name, value in environment.items()}
-    values["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # set by the command's first import, and taken back with these
+    importlib.import_module("dipo_lightning.cli.trainer")  # sets variables, which must not be taken back with these
     printed = io.StringIO()
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.dict(os.environ, values))
