@@ -268,9 +268,9 @@ def retain_row(base: Config, seed: int, target: Row | None, scale: Scale) -> Row
         named = data | {name: value for name, value in options.items() if value is not None}
         log = read_log(options["retain_log"], scale.benchmark.hub_log(str(model.get("pretrained")), named))
         chosen = {name: options[name] for name in scale.benchmark.score_options if name in options}
-        if any(log.sets.values()):
+        if any(log.sets.values()) and not log.benchmark:  # another package's, whose own numbers have other names
             numbers = retain_numbers(scale.benchmark, log, {**log.settings, **chosen})
-        else:  # numbers without rows
+        else:  # with those of the user's metrics
             numbers = flat_numbers(log.aggregates) | dict(scale.benchmark.retain_values)
     except InputError as error:
         print(f"The retain model is not shown: {error}")
