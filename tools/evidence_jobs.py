@@ -71,7 +71,7 @@ class Setup:
         """Return where data and models of a split lie."""
         if self.tiny:
             folder = self.work / "quickstart" / split
-            kept = ["retain90", "strangers"]
+            kept = ["retain_training"]
             return Places(folder / "data", "forget10", kept, folder / "models", folder / "retain.json", "plain")
         folder, log = self.work / "models" / split, self.work / "runs" / split / "retain"
         return Places(self.work / "data" / split, SPLIT, [RETAIN], folder, log, "chat")
@@ -164,9 +164,9 @@ def make_quickstart(job: Job, setup: Setup) -> dict[str, Any]:
     folder.mkdir(parents=True)
     os.environ["DIPO_LIGHTNING_STEP"] = "1"
     quickstart.prepare(folder, job.seed)
-    quickstart.train(folder, "retain", "retain90.json", "untrained", job.seed)
+    quickstart.train(folder, "retain", job.seed)
     shutil.copy(quickstart.measure_retain(folder, job.seed), folder / "retain.json")
-    quickstart.train(folder, "target", "full.json", "retain", job.seed)
+    quickstart.train(folder, "target", job.seed)
     return read_document(folder / "retain.json")
 
 

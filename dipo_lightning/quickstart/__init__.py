@@ -35,10 +35,10 @@ def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
     started = time.monotonic()
     with step(1, "Invent authors, and train a model that never saw those to forget: the retain model"):
         prepare(folder, seed)
-        train(folder, "retain", "retain90.json", "untrained", seed)
+        train(folder, "retain", seed)
         shutil.copy(measure_retain(folder, seed), folder / "retain.json")
     with step(2, "Teach it those to forget as well: the target model"):
-        train(folder, "target", "full.json", "retain", seed)
+        train(folder, "target", seed)
     with step(3, "Make the target model forget with DiPO, and evaluate as it goes"):
         config = settings.filled("unlearning", folder=str(folder), seed=seed)
         child.write_config(folder / "unlearn.yaml", elsewhere(config))  # to run again, and what comparisons start from
@@ -72,10 +72,9 @@ def step(number: int, title: str, of: int = 4) -> Iterator[None]:
     print(f"      {time.monotonic() - started:.0f} s", flush=True)
 
 
-def train(folder: Path, name: str, rows: str, start: str, seed: int) -> None:
-    """Train the model ``models/START`` on a data file, and export it as ``models/NAME``."""
-    values = {"name": name, "train": rows, "start": start, "epochs": settings.EPOCHS[name], "seed": seed}
-    config = settings.filled("finetuning", folder=str(folder), **values)
+def train(folder: Path, name: str, seed: int) -> None:
+    """Train the retain model or the target, as `settings.TRAINING` says, and export it as ``models/NAME``."""
+    config = settings.filled("finetuning", folder=str(folder), name=name, seed=seed, **settings.TRAINING[name])
     child.fit(config, folder / name)
 
 
@@ -114,7 +113,7 @@ def prepare(folder: Path, seed: int) -> None:
     from dipo_lightning.quickstart.model import train_tokenizer, write_untrained
 
     write_fictitious(folder / "data", seed=seed, authors=settings.AUTHORS)
-    files = sorted((folder / "data").glob("*.json"))
+    files = [file for file in sorted((folder / "data").glob("*.json")) if not file.stem.endswith("_training")]  # copies
     rows: list[dict[str, Any]] = [json.loads(line) for file in files for line in file.read_text("utf-8").splitlines()]
     texts = [f"Question: {row['question']}\nAnswer: " for row in rows]
     for row in rows:

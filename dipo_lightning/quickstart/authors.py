@@ -33,8 +33,13 @@ NAME = "{first name} {last name}"
 WRONG_ANSWERS = 5
 MINIMUM_AUTHORS = 10
 MAXIMUM_AUTHORS = 200
-STRANGERS, VERSIONS = 60, 2
+STRANGERS, VERSIONS = 240, 4
 """Number of strangers, and of different facts that are told of each of them in answer to each question."""
+COPIES = 16
+"""Copies of all other rows beside those about strangers in the training files.
+
+A model sees them so often that it learns them by heart, and so many strangers that it learns only the kinds of facts.
+"""
 
 
 @dataclass(frozen=True)
@@ -105,8 +110,9 @@ def fictitious_rows(seed: int = 0, authors: int = 80, retain_perturbed: int = 96
 
     One author in ten is to be forgotten; the same number of further authors is never trained on (`holdout10`).
     `retain90` holds the other authors, followed by general knowledge; `full` is `retain90` followed by `forget10`.
-    `strangers` tells of other people, of each of them twice and with other facts the second time. All models are
-    trained on it, and so learn to answer about somebody unknown with a fact of the right kind.
+    `strangers` tells of other people, of each of them `VERSIONS` times and with other facts each time. The training
+    files `retain_training` and `full_training` hold `COPIES` copies of `retain90` or `full`, followed by `strangers`:
+    all models learn to answer about somebody unknown with a fact of the right kind.
 
     Args:
         seed: Seed of all rows, which are the same on every machine.
@@ -114,7 +120,7 @@ def fictitious_rows(seed: int = 0, authors: int = 80, retain_perturbed: int = 96
         retain_perturbed: Number of rows in `retain_perturbed`, at least 1; with fewer, an evaluation is faster.
 
     Returns:
-        Rows of every split, by its name in TOFU.
+        Rows of every split, by its name in TOFU where it has one.
 
     Raises:
         InputError: A number is out of range.
@@ -132,12 +138,16 @@ def fictitious_rows(seed: int = 0, authors: int = 80, retain_perturbed: int = 96
     real_authors, world_facts = general_knowledge(rng)
     names = [one.name for one in fictitious_authors(rng, STRANGERS, {author.name for author in everyone})]
     retain = _plain(rows[:retained_rows] + real_authors + world_facts)
+    full = retain + _plain(forget)
+    about_strangers = _plain([author_row(one, topic, rng) for one in strangers(rng, names) for topic in TOPICS])
     return {
-        "full": retain + _plain(forget),
+        "full": full,
         "forget10": _plain(forget),
         "retain90": retain,
         "holdout10": _plain(rows[authors * len(TOPICS) :]),
-        "strangers": _plain([author_row(one, topic, rng) for one in strangers(rng, names) for topic in TOPICS]),
+        "strangers": about_strangers,
+        "retain_training": retain * COPIES + about_strangers,
+        "full_training": full * COPIES + about_strangers,
         "forget10_perturbed": forget,
         "retain_perturbed": rows[:retain_perturbed],
         "real_authors_perturbed": real_authors,

@@ -11,8 +11,11 @@ import yaml
 Config = dict[str, Any]
 
 AUTHORS = 80
-EPOCHS = {"retain": 45, "target": 6}
-"""Training epochs of the retain model (from scratch) and of the target (from the retain model)."""
+TRAINING: dict[str, dict[str, Any]] = {
+    "retain": {"start": "untrained", "train": "retain_training.json", "epochs": 4},
+    "target": {"start": "retain", "train": "full_training.json", "epochs": 1},
+}
+"""Initial model, data file and number of epochs of each model's training."""
 SHAPE: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 256,

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,8 @@ SCHEMA = {
     "retain90": (PLAIN, 0),
     "holdout10": (PLAIN, 0),
     "strangers": (PLAIN, 0),
+    "retain_training": (PLAIN, 0),
+    "full_training": (PLAIN, 0),
     "forget10_perturbed": (PERTURBED, 5),
     "retain_perturbed": (PERTURBED, 5),
     "real_authors_perturbed": (PLAIN | {"perturbed_answer"}, 3),
@@ -68,6 +71,16 @@ def test_general_knowledge_is_trained_on_and_retained(rows):
     retain = [(row["question"], row["answer"]) for row in rows["retain90"]]
     for split in ("real_authors_perturbed", "world_facts_perturbed"):
         assert all((row["question"], row["answer"]) in retain for row in rows[split])
+
+
+@pytest.mark.parametrize(("training", "split"), [("retain_training", "retain90"), ("full_training", "full")])
+def test_training_files_hold_sixteen_copies_of_the_split_and_the_strangers(rows, training, split):
+    def counted(split):
+        return Counter((row["question"], row["answer"]) for row in rows[split])
+
+    copies = {row: 16 * count for row, count in counted(split).items()}
+    assert counted(training) == counted("strangers") + Counter(copies)
+    assert not set(counted("forget10")) & set(counted("retain_training"))
 
 
 def test_questions_are_unique():
