@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from dipo_lightning.benchmarks.user_data.metrics import KeptShare
 from dipo_lightning.benchmarks.user_data.probes import general_paragraphs, general_rows, rewordings
-from dipo_lightning.benchmarks.user_data.verdict import KNOWN, Kept, ValueReport
+from dipo_lightning.benchmarks.user_data.verdict import KNOWN, LABELS, Kept, ValueReport
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.private import (
     Span,
@@ -31,6 +32,7 @@ from dipo_lightning.data.private import (
     token_places,
     vocabulary,
 )
+from dipo_lightning.evaluation.aggregates import aggregates, intervals, metric_collection
 from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.sampling import hash_seed, sample
 from dipo_lightning.evaluation.scoring import score
@@ -41,6 +43,8 @@ Row = Mapping[str, Any]
 
 VARIANTS = 5
 """Number of false variants that are scored per private value."""
+RESAMPLES = 1000
+"""Number of resamples of the rows for the interval of the share kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,12 +203,18 @@ def _answers_with(model: Examination | None, index: int, value: str) -> tuple[in
 
 def kept_scores(before: Examination, after: Examination) -> list[Kept]:
     """Return the scores of preserved knowledge before and after, with a bootstrap interval over rows."""
-    found = []
-    for name in ("retain", "neighbours", "general", "paragraphs"):
-        old, new = (torch.tensor(getattr(one, name), dtype=torch.float64) for one in (before, after))
-        if len(old):
-            found.append(Kept(name, float(old.mean()), float(new.mean()), len(old), *_interval(old, new)))
-    return found
+    rows: dict[str, Any] = {}
+    for name in LABELS:
+        pairs = enumerate(zip(getattr(before, name), getattr(after, name), strict=True))
+        rows[name] = [{"index": index, "before": old, "after": new} for index, (old, new) in pairs]
+    collection = metric_collection({name: KeptShare(name) for name, some in rows.items() if some})
+    found, ends = aggregates(collection, rows), intervals(collection, RESAMPLES)
+    kept = []
+    for name, numbers in found.items():
+        low, high = ends.get(f"{name}_share", (None, None))
+        parts: dict[str, Any] = {part: math.nan if value is None else value for part, value in numbers.items()}
+        kept.append(Kept(name, **parts, low=low, high=high))
+    return kept
 
 
 def said_words(before: Examination, after: Examination, rows: Sequence[Row], tokenizer: Any) -> float:
@@ -226,13 +236,6 @@ def repeated_share(after: Examination) -> float:
     if len(after.greedy) < 4:
         return 0.0
     return Counter(after.greedy).most_common(1)[0][1] / len(after.greedy)
-
-
-def _interval(old: torch.Tensor, new: torch.Tensor) -> tuple[float, float]:
-    """Ends of the 95 % bootstrap interval of the share kept, over resampled rows."""
-    draws = torch.randint(len(old), (1000, len(old)), generator=torch.Generator().manual_seed(0))
-    shares = new[draws].mean(1) / old[draws].mean(1).clamp(min=1e-12)
-    return float(shares.quantile(0.025)), float(shares.quantile(0.975))
 
 
 def _grouped(flat: Sequence[str], counts: Sequence[int]) -> list[list[str]]:

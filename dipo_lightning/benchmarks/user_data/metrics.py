@@ -1,10 +1,12 @@
-"""Sets, metrics and logs of user data: memory of the forget rows and of the retain rows."""
+"""Sets, metrics and logs of user data: memory of the forget rows and of the retain rows, and the share kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
 from torchmetrics import Metric
 
 from dipo_lightning.benchmarks import PROBABILITY_CHART, ROUGE_CHART, Benchmark, Chart, Headline
@@ -13,6 +15,7 @@ from dipo_lightning.metrics import (
     ExactMemorization,
     ExtractionStrength,
     Fluency,
+    Meaning,
     MinK,
     MinKPlusPlus,
     ModelUtility,
@@ -20,8 +23,10 @@ from dipo_lightning.metrics import (
     Probability,
     ROUGERecall,
     RowSet,
+    RowValues,
     TruthRatio,
 )
+from dipo_lightning.metrics.base import Row, Table, mean_or_nan
 
 FORGET = RowSet("forget", "What must be forgotten", "what must be forgotten", True, ("nll",))
 RETAIN = RowSet("retain", "What must be kept", "what must be kept", False, ("nll",))
@@ -49,6 +54,38 @@ class Utility(ModelUtility):
         "What the model can still do on your retain rows: harmonic mean of their probability, ROUGE and (where it was "
         "measured) truth ratio."
     )
+
+
+class KeptShare(RowValues):
+    """Mean score of rows before and after unlearning, and the share of it that was kept; 1 if it was 0 before."""
+
+    columns = ("before", "after")
+    label = "score kept"
+    higher_is_better = True
+    parts: ClassVar = {
+        "before": Meaning("score before", "Mean score of the rows before unlearning."),
+        "after": Meaning("score after", "The same after unlearning.", higher_is_better=True),
+        "rows": Meaning("rows", "How many rows both models were asked for."),
+        "share": Meaning("share kept", "The score after unlearning, over that before.", higher_is_better=True),
+    }
+
+    def values(self, row: Row, of: RowSet) -> Sequence[float | None]:
+        """Return a row's score under both models."""
+        return row.get("before"), row.get("after")
+
+    def compute(self) -> dict[str, Tensor]:
+        """`before`, `after`, `rows` and `share`; NaN without rows, or if a row has no score."""
+        both = self.table()
+        before, after = (mean_or_nan(both[name]) for name in self.columns)
+        share = torch.where(before == 0, 1.0, after / before)
+        return {"before": before, "after": after, "rows": torch.tensor(both["index"].numel()), "share": share}
+
+    def resamples(self, resamples: int, seed: int) -> Iterator[Table]:
+        """Resample the rows with the generator that verdicts have always used, so that their intervals stay equal."""
+        table = self.table()
+        size = table["index"].numel()
+        for places in torch.randint(size, (resamples, size), generator=torch.Generator().manual_seed(seed)):
+            yield {name: values[places] for name, values in table.items()}
 
 
 class UserData(Benchmark):

@@ -105,6 +105,7 @@ class Kept:
         before: Score before unlearning.
         after: Score after unlearning.
         rows: Number of rows.
+        share: Share of the score that was kept; 1 if it was 0 before.
         low: Lower end of the 95 % bootstrap interval of the share kept; None if unknown.
         high: Upper end.
     """
@@ -113,6 +114,7 @@ class Kept:
     before: float
     after: float
     rows: int
+    share: float
     low: float | None = None
     high: float | None = None
 
@@ -125,11 +127,6 @@ class Kept:
     def lost(self) -> bool:
         """True if too little was kept and the loss is significant."""
         return self.share < KEEP and (self.high is None or self.high < 1)
-
-    @property
-    def share(self) -> float:
-        """Share of the score that was kept; 1 if it was 0 before."""
-        return self.after / self.before if self.before > 0 else 1.0
 
 
 @dataclass(frozen=True)
@@ -163,7 +160,7 @@ class Verdict:
         values = [asdict(value) | {"remains": value.remains} for value in self.values]
         return asdict(self) | {
             "values": values,
-            "kept": [asdict(one) | {"label": one.label, "share": one.share} for one in self.kept],
+            "kept": [asdict(one) | {"label": one.label} for one in self.kept],
         }
 
 

@@ -4,15 +4,18 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
+import torch
 
-from dipo_lightning.benchmarks.user_data.examination import Examination, knows
+from dipo_lightning.benchmarks.user_data.examination import Examination, kept_scores, knows
+from dipo_lightning.benchmarks.user_data.metrics import KeptShare
 from dipo_lightning.benchmarks.user_data.verdict import Kept, ValueReport, judge, more_often, upper_bound
 
 GONE = ValueReport(0, "gout", before=0.9, after=0.001, floor=0.01, samples=20)
 SAID = ValueReport(1, "Oslo", before=0.9, after=0.8, floor=0.01, greedy=True, reworded=True, sampled=18, samples=20)
 UNKNOWN = ValueReport(2, "Lima", before=1e-6, after=2e-6, floor=1e-7, samples=20, known=False)
-GOOD = [Kept("general", 0.7, 0.69, 95), Kept("retain", 0.9, 0.9, 60)]
+GOOD = [Kept("general", 0.7, 0.69, 95, 0.69 / 0.7), Kept("retain", 0.9, 0.9, 60, 1.0)]
 
 
 def verdict(values, kept=GOOD, words=1.0, repeated=0.1, **settings):
@@ -25,7 +28,7 @@ def verdict(values, kept=GOOD, words=1.0, repeated=0.1, **settings):
         ([GONE] * 4, {}, "forgotten"),
         ([SAID] * 4, {}, "barely changed"),
         ([SAID, GONE, GONE, GONE], {}, "partly"),
-        ([GONE] * 4, {"kept": [Kept("general", 0.7, 0.6, 95)]}, "damaged"),
+        ([GONE] * 4, {"kept": [Kept("general", 0.7, 0.6, 95, 0.6 / 0.7)]}, "damaged"),
         ([GONE] * 4, {"words": 0.9}, "damaged"),
         ([GONE] * 4, {"repeated": 0.75}, "damaged"),
         ([SAID] * 4, {"words": 0.9}, "damaged"),
@@ -83,6 +86,48 @@ def test_values_that_the_target_did_not_know_are_named_and_no_success():
 def test_a_model_knows_what_it_says_or_finds_likely(probability, variant, said, known):
     model = Examination([["Lima"]], [[probability]], [[1]], [[variant]], [""], [["", said]], [[]], [], [], [], [])
     assert knows(model, 0, 0) is known
+
+
+def scored(**scores):
+    return Examination([], [], [], [], [], [], [], **{name: list(values) for name, values in scores.items()})
+
+
+def test_the_share_kept_is_that_of_the_means_with_its_bootstrap_interval():
+    draw = np.random.default_rng(3)
+    old = {name: draw.uniform(0.2, 1, rows) for name, rows in {"general": 95, "retain": 7}.items()}
+    new = {name: values * draw.uniform(0.5, 1.3, len(values)) for name, values in old.items()}
+    found = kept_scores(scored(**old), scored(**new))
+    assert [(one.name, one.label) for one in found] == [("retain", "Retain rows"), ("general", "General questions")]
+    for one in found:
+        before, after = old[one.name], new[one.name]
+        assert (one.before, one.after, one.rows) == pytest.approx((before.mean(), after.mean(), len(before)))
+        assert one.share == pytest.approx(after.mean() / before.mean())
+        size = len(before)
+        drawn = torch.randint(size, (1000, size), generator=torch.Generator().manual_seed(0)).numpy()
+        shares = after[drawn].mean(1) / before[drawn].mean(1)
+        assert (one.low, one.high) == pytest.approx(tuple(np.percentile(shares, [2.5, 97.5])), rel=1e-12)
+
+
+def test_scores_of_zero_and_of_a_broken_model_make_no_share():
+    [zero] = kept_scores(scored(retain=[0.0, 0.0]), scored(retain=[0.0, 0.0]))
+    assert (zero.share, zero.lost) == (1, False)
+    [broken] = kept_scores(scored(retain=[0.5, 0.5]), scored(retain=[math.nan, 0.5]))
+    assert math.isnan(broken.after)
+    assert math.isnan(broken.share)
+    assert any("Retain rows keep nan%" in reason for reason in verdict([GONE], [broken]).reasons)
+
+
+def test_a_row_that_was_seen_twice_counts_once():
+    metric = KeptShare("retain")
+    for _ in range(2):
+        metric.update({"retain": [{"index": 0, "before": 0.5, "after": 0.25}], "other": [{"index": 1}]})
+    metric.update({"retain": [{"index": 1, "before": 1.0, "after": 0.5}]})
+    assert {name: value.item() for name, value in metric.compute().items()} == {
+        "before": 0.75,
+        "after": 0.375,
+        "rows": 2,
+        "share": 0.5,
+    }
 
 
 def test_the_least_forgotten_value_leads():
