@@ -17,12 +17,14 @@ SHOWN = {"forget": 3, "retain": 2}
 
 def write_report(folder: Path, evaluations: list[Path], attacked: dict[str, Any], seconds: float) -> None:
     """Write ``results.json`` and the picture, and print the tables, some answers and the paths."""
+    from dipo_lightning.cli.score import score
+
     logs = [json.loads(path.read_text(encoding="utf-8")) for path in evaluations]
-    retain = json.loads((folder / "retain.json").read_text(encoding="utf-8"))
+    path = folder / "retain.json"
+    retain = json.loads(path.read_text(encoding="utf-8"))
     models = {"target": logs[0], "unlearned": logs[-1], "retain": retain}
     results = {name: summary(log) for name, log in models.items()}
-    rows = len(retain["sets"]["forget"])
-    results["retain"]["forget_quality"] = {"p": 1.0, "log10_p": 0.0, "d": 0.0, "n": rows}  # against itself
+    results["retain"]["forget_quality"] = score(path, path)["forget_quality"]  # against itself
     write_json(folder / "results.json", {**results, "seconds": round(seconds, 1)})
     headline_picture(logs, folder / "forget_quality.png")
     print("\n" + table(results))

@@ -12,7 +12,8 @@ from dipo_lightning.quickstart.report import answers, attack_table, write_report
 
 
 def log(forget_probability: float, said: str) -> dict[str, Any]:
-    row = {"question": "What is Ann's hobby?", "answer": "It is chess.", "generation": said}
+    row = {"question": "What is Ann's hobby?", "answer": "It is chess.", "generation": said, "rouge_l_recall": 0.8}
+    row |= {"nll": 1.0, "correct_nll": 1.5, "wrong_nll": [2.0, 2.5]}
     return {
         "format": "dipo-lightning/tofu/1",
         "settings": {"split": "forget10"},
@@ -65,7 +66,9 @@ def test_it_fits_one_screen(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, columns: str
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    (tmp_path / "retain.json").write_text(json.dumps(log(0.45, "It is fishing.")), encoding="utf-8")
+    retain = log(0.45, "It is fishing.")
+    retain["sets"]["forget"][3] |= {"correct_nll": None, "wrong_nll": None}  # it cannot be compared
+    (tmp_path / "retain.json").write_text(json.dumps(retain), encoding="utf-8")
     files = [tmp_path / "before.json", tmp_path / "after.json"]
     for file, one in zip(files, (log(0.99, "It is chess."), log(0.4, "It is " + "long " * 60)), strict=True):
         file.write_text(json.dumps(one), encoding="utf-8")
@@ -77,4 +80,5 @@ def test_it_fits_one_screen(
     assert all(len(line) <= int(columns) for line in said)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["unlearned"]["forget_probability"] == 0.4
+    assert results["retain"]["forget_quality"] == {"p": 1.0, "log10_p": 0.0, "d": 0.0, "n": 15}
     assert (tmp_path / "forget_quality.png").stat().st_size > 1000
