@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-import torch
-
 from dipo_lightning.errors import InputError, check_choice, check_numbers, check_positive
 from dipo_lightning.evaluation.scoring import BATCH_TOKENS
 from dipo_lightning.metrics.functional.answers import log_truth_ratio
@@ -210,8 +208,7 @@ def add_log_ratios(sets: Sets, variant: str) -> None:
             if row.get("wrong_nll"):
                 numbers = [math.nan if value is None else value for value in row["wrong_nll"]]
                 correct = row.get("correct_nll")
-                nll = torch.tensor(math.nan if correct is None else correct, dtype=torch.float64)
-                value = log_truth_ratio(nll, torch.tensor(numbers, dtype=torch.float64), variant).item()
+                value = log_truth_ratio(math.nan if correct is None else correct, numbers, variant)
                 row["log_ratio"] = None if math.isnan(value) else value
             elif ratio is not None:
                 if variant != "open_unlearning":

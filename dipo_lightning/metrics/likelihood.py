@@ -45,13 +45,13 @@ class _Answers(RowValues):
         return self._probability(row, of), row.get("rouge_l_recall"), row.get("log_ratio")
 
     def _probability(self, row: Row, of: RowSet) -> float | None:
-        if row.get("nll") is None:
+        nll = row.get("nll")
+        if nll is None:
             return None
-        nll = torch.tensor(row["nll"], dtype=torch.float64)
         if of.name not in self.among_options:
-            return functional.answer_probability(nll).item()
+            return functional.answer_probability(nll)
         wrong = [torch.nan if value is None else value for value in row.get("wrong_nll") or [None]]
-        return functional.normalized_probability(nll, torch.tensor(wrong, dtype=torch.float64), self.variant).item()
+        return functional.normalized_probability(nll, wrong, self.variant)
 
     def by_set(self) -> dict[str, dict[str, Tensor]]:
         """Return the numbers that count, without NaN, by set and column."""
@@ -149,8 +149,7 @@ class TruthProbability(RowMean):
         correct, wrong = row.get("correct_nll"), row.get("wrong_nll")
         if correct is None or not wrong or None in wrong:
             return None
-        nlls = torch.tensor([correct, *wrong], dtype=torch.float64)
-        return functional.truth_probability(nlls[0], nlls[1:], self.variant).item()
+        return functional.truth_probability(correct, wrong, self.variant)
 
 
 class ModelUtility(_Answers):

@@ -29,19 +29,24 @@ def double(values):
     return torch.as_tensor(np.asarray(values), dtype=torch.float64)
 
 
+def each(function, *columns, **options):
+    """The numbers of a function of one row, for every row."""
+    return np.array([function(*row, **options) for row in zip(*columns, strict=True)])
+
+
 def test_probability_and_normalised_probability():
     nll, wrong = RNG.uniform(0, 5, 20), RNG.uniform(0, 5, (20, 3))
-    assert functional.answer_probability(double(nll)).numpy() == pytest.approx(np.exp(-nll))
+    assert each(functional.answer_probability, nll) == pytest.approx(np.exp(-nll))
     share = np.exp(-nll) / (np.exp(-nll) + np.exp(-wrong).sum(1))
-    assert functional.normalized_probability(double(nll), double(wrong)).numpy() == pytest.approx(share)
+    assert each(functional.normalized_probability, nll, wrong) == pytest.approx(share)
 
 
 def test_collapsed_model_gives_numbers_and_not_zero_by_zero():
-    nll, wrong = double([2000.0]), double([[2001.0, 2002.0]])
-    assert functional.normalized_probability(nll, wrong).item() == pytest.approx(1 / (1 + math.exp(-1) + math.exp(-2)))
+    nll, wrong = 2000.0, [2001.0, 2002.0]
+    assert functional.normalized_probability(nll, wrong) == pytest.approx(1 / (1 + math.exp(-1) + math.exp(-2)))
     for variant in functional.TRUTH_RATIO_VARIANTS:
-        assert math.isfinite(functional.log_truth_ratio(nll, wrong, variant).item())
-    arithmetic = functional.log_truth_ratio(nll, wrong, "arithmetic").item()
+        assert math.isfinite(functional.log_truth_ratio(nll, wrong, variant))
+    arithmetic = functional.log_truth_ratio(nll, wrong, "arithmetic")
     assert arithmetic == pytest.approx(math.log((math.exp(-1) + math.exp(-2)) / 2))
 
 
@@ -54,7 +59,7 @@ def test_truth_ratio_variants_are_the_published_formulas():
         "open_unlearning": np.exp(-wrong.mean(1)) / (p + 1e-10),
     }
     for variant, ratio in published.items():
-        found = functional.log_truth_ratio(double(correct), double(wrong), variant)
+        found = double(each(functional.log_truth_ratio, correct, wrong, variant=variant))
         assert found.exp().numpy() == pytest.approx(ratio, rel=1e-9)
         assert functional.forget_truth_ratio(found).item() == pytest.approx(np.minimum(ratio, 1 / ratio).mean())
         assert functional.utility_truth_ratio(found).item() == pytest.approx(np.maximum(0, 1 - ratio).mean())
@@ -63,8 +68,8 @@ def test_truth_ratio_variants_are_the_published_formulas():
 def test_open_unlearnings_variant_has_its_epsilon_in_every_denominator():
     nll, wrong = RNG.uniform(15, 30, 9), RNG.uniform(15, 30, (9, 3))
     p, others = np.exp(-nll), np.exp(-wrong)
-    found = functional.normalized_probability(double(nll), double(wrong), "open_unlearning")
-    assert found.numpy() == pytest.approx(p / (p + others.sum(1) + 1e-10), rel=1e-9)
+    found = each(functional.normalized_probability, nll, wrong, variant="open_unlearning")
+    assert found == pytest.approx(p / (p + others.sum(1) + 1e-10), rel=1e-9)
     ratio = np.array([0.0, 1e-12, 0.5, 1.0, 3.0, 1e9])
     log_ratio = double(ratio).log()
     assert functional.forget_truth_ratio(log_ratio, "open_unlearning").item() == pytest.approx(
@@ -81,19 +86,19 @@ def test_truth_probability_is_open_unlearnings_prob_mean():
         "open_unlearning": c / (c + np.exp(-wrong.mean(1)) + 1e-10),
     }
     for variant, share in published.items():
-        found = functional.truth_probability(double(correct), double(wrong), variant)
-        assert found.numpy() == pytest.approx(share, rel=1e-9), variant
-    assert functional.truth_probability(double(3000.0), double([3000.0, 3000.0])).item() == 0.5
-    assert functional.truth_probability(double(1.0), double([])).isnan()
+        found = each(functional.truth_probability, correct, wrong, variant=variant)
+        assert found == pytest.approx(share, rel=1e-9), variant
+    assert functional.truth_probability(3000.0, [3000.0, 3000.0]) == 0.5
+    assert math.isnan(functional.truth_probability(1.0, []))
 
 
 def test_truth_ratio_below_one_means_the_right_answer_is_likelier():
-    assert functional.log_truth_ratio(double(0.1), double([3.0, 4.0])).item() < 0
+    assert functional.log_truth_ratio(0.1, [3.0, 4.0]) < 0
 
 
 def test_unknown_truth_ratio_is_refused_with_the_choices():
     with pytest.raises(InputError, match="geometric, arithmetic, open_unlearning"):
-        functional.log_truth_ratio(double(1.0), double([1.0]), "harmonic")
+        functional.log_truth_ratio(1.0, [1.0], "harmonic")
 
 
 def test_the_harmonic_mean():

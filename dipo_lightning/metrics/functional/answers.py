@@ -8,6 +8,7 @@ logarithm is right even if the p-value is too small for a floating-point number:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -22,32 +23,32 @@ LOG_EPSILON = math.log(1e-10)
 """Logarithm of the constant that open-unlearning adds to every denominator."""
 
 
-def log_truth_ratio(correct_nll: Tensor, wrong_nll: Tensor, variant: str = "geometric") -> Tensor:
-    """Natural logarithm of R of each row.
+def log_truth_ratio(correct_nll: float, wrong_nll: Sequence[float], variant: str = "geometric") -> float:
+    """Natural logarithm of R of a row.
 
     Args:
-        correct_nll: (...,) mean token NLL of the correct (paraphrased) answer in nats.
-        wrong_nll: (..., K) the same of the K wrong answers.
+        correct_nll: Mean token NLL of the correct (paraphrased) answer in nats.
+        wrong_nll: The same of the wrong answers.
         variant: `geometric` (TOFU's code and every published table that could be checked): the geometric mean of the
             wrong answers' probabilities over the correct one's; `arithmetic` (the paper's text): their arithmetic mean;
             `open_unlearning`: geometric with 1e-10 added to the denominator, as to those of the inverse in
             `forget_truth_ratio` and of `normalized_probability`.
 
     Returns:
-        (...,) log R; NaN where there is no wrong answer.
+        log R; NaN without a wrong answer.
 
     Raises:
         InputError: The variant is unknown.
     """
     check_truth_ratio_variant(variant)
+    if len(wrong_nll) == 0:
+        return math.nan
+    correct, wrong = _double(correct_nll), _double(wrong_nll)
     if variant == "arithmetic":
-        if wrong_nll.shape[-1] == 0:
-            return torch.full_like(correct_nll, math.nan)
-        return torch.logsumexp(-wrong_nll, dim=-1) - math.log(wrong_nll.shape[-1]) + correct_nll
-    log_wrong = -wrong_nll.mean(dim=-1)
+        return (torch.logsumexp(-wrong, dim=0) - math.log(len(wrong)) + correct).item()
     if variant == "geometric":
-        return log_wrong + correct_nll
-    return log_wrong - torch.logaddexp(-correct_nll, torch.full_like(correct_nll, LOG_EPSILON))
+        return (correct - wrong.mean()).item()
+    return (-wrong.mean() - torch.logaddexp(-correct, _double(LOG_EPSILON))).item()
 
 
 def check_truth_ratio_variant(variant: str) -> None:
@@ -88,61 +89,63 @@ def utility_truth_ratio(log_ratio: Tensor) -> Tensor:
     return (-torch.expm1(log_ratio)).clamp(min=0).mean()
 
 
-def truth_probability(correct_nll: Tensor, wrong_nll: Tensor, variant: str = "geometric") -> Tensor:
+def truth_probability(correct_nll: float, wrong_nll: Sequence[float], variant: str = "geometric") -> float:
     """Probability of the correct answer divided by its sum with the wrong answers' mean: 1 / (1 + R).
 
     open-unlearning's `prob_mean`, its measure of knowledge (Dorna et al., 2025, arXiv 2506.12618), for each variant of
     R.
 
     Args:
-        correct_nll: (...,) mean token NLL of the correct (paraphrased) answer in nats.
-        wrong_nll: (..., K) the same of the K wrong answers.
+        correct_nll: Mean token NLL of the correct (paraphrased) answer in nats.
+        wrong_nll: The same of the wrong answers.
         variant: `open_unlearning` adds 1e-10 to the denominator of this fraction, but not to that of R.
 
     Returns:
-        (...,) between 0 and 1; NaN where there is no wrong answer.
+        A number between 0 and 1; NaN without a wrong answer.
 
     Raises:
         InputError: The variant is unknown.
     """
     plain = "geometric" if variant == "open_unlearning" else variant
-    log_share = -torch.nn.functional.softplus(log_truth_ratio(correct_nll, wrong_nll, plain))
+    log_share = -torch.nn.functional.softplus(_double(log_truth_ratio(correct_nll, wrong_nll, plain)))
     if variant == "open_unlearning":
         log_total = -correct_nll - log_share
-        log_share = -correct_nll - torch.logaddexp(log_total, torch.full_like(log_total, LOG_EPSILON))
-    return log_share.exp()
+        log_share = -correct_nll - torch.logaddexp(log_total, _double(LOG_EPSILON))
+    return log_share.exp().item()
 
 
-def answer_probability(nll: Tensor) -> Tensor:
+def answer_probability(nll: float) -> float:
     """Length-normalised probability of an answer.
 
     Args:
-        nll: (B,) mean token negative log-likelihood in nats, end-of-sequence token included.
+        nll: Mean token negative log-likelihood in nats, end-of-sequence token included.
 
     Returns:
-        (B,) `exp(-nll)`, between 0 and 1.
+        `exp(-nll)`, between 0 and 1.
     """
-    return torch.exp(-nll)
+    return _double(-nll).exp().item()
 
 
-def normalized_probability(nll: Tensor, wrong_nll: Tensor, variant: str = "geometric") -> Tensor:
+def normalized_probability(nll: float, wrong_nll: Sequence[float], variant: str = "geometric") -> float:
     """Probability of the right answer among its options, `P / (P + sum_k P_k)`.
 
     Computed as a softmax of log-probabilities, so that a model that finds every option improbable gives a number, not
     0/0.
 
     Args:
-        nll: (B,) mean token NLL of the right answer in nats.
-        wrong_nll: (B, K) the same of the K wrong answers.
+        nll: Mean token NLL of the right answer in nats.
+        wrong_nll: The same of the wrong answers.
         variant: `open_unlearning` adds its 1e-10 to the denominator; the other variants of the truth ratio don't.
 
     Returns:
-        (B,) share of the right answer, between 0 and 1.
+        Share of the right answer, between 0 and 1.
     """
-    options = torch.cat([nll.unsqueeze(-1), wrong_nll], dim=-1)
-    if variant == "open_unlearning":
-        options = torch.cat([options, torch.full_like(options[..., :1], -LOG_EPSILON)], dim=-1)
-    return torch.softmax(-options, dim=-1)[..., 0]
+    options = [nll, *wrong_nll, *([-LOG_EPSILON] if variant == "open_unlearning" else [])]
+    return torch.softmax(-_double(options), dim=0)[0].item()
+
+
+def _double(values: float | Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def harmonic_mean(values: Tensor) -> Tensor:
