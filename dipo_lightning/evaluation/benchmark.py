@@ -19,7 +19,7 @@ from torchmetrics import Metric
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.rows import EvaluationLog, Row, Sets
-from dipo_lightning.metrics.base import RowSet
+from dipo_lightning.metrics import Probability, ROUGERecall, RowSet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,13 +44,13 @@ class Chart:
 
 
 ROUGE_CHART = Chart(
-    "ROUGE-L recall: what it still says",
-    "Words of the true answers that the model says itself.",
+    f"{ROUGERecall.label}: what it still says",
+    ROUGERecall.meaning,
     {"forget_rouge": "must be forgotten", "retain_rouge": "must be kept"},
 )
 PROBABILITY_CHART = Chart(
-    "probability of the true answers",
-    "Geometric mean over tokens.",
+    f"{Probability.label} of the true answers",
+    Probability.meaning,
     {"forget_probability": "must be forgotten", "retain_probability": "must be kept"},
 )
 """Charts of benchmarks with questions about forget and retain rows."""

@@ -70,6 +70,11 @@ class Meaning:
     floor: bool = False
 
     @property
+    def unit_behind(self) -> str:
+        """The unit in brackets, to stand behind the label: `` (nats)``; empty without one."""
+        return f" ({self.unit})" if self.unit else ""
+
+    @property
     def wanted(self) -> str:
         """The desired direction in words; empty if there is none."""
         if self.near is not None:

@@ -142,9 +142,9 @@ def _results(evaluations: Mapping[str, Sequence[Document]], step: int | None) ->
         meanings = document_meanings(documents[-1])
         old = "" if made == step or step is None else f" (the weights are those of step {step})"
         ends = {key: f" {interval_text(both)}" for key, both in (documents[-1].get("intervals") or {}).items()}
+        labels = {key: _plain(meanings[key].label + meanings[key].unit_behind) for key in now}
         lines = [
-            [_plain(meanings[key].label), _number(before.get(key)), _number(value) + ends.get(key, "")]
-            for key, value in now.items()
+            [labels[key], _number(before.get(key)), _number(value) + ends.get(key, "")] for key, value in now.items()
         ]
         table = table_in_markdown(["number", "before", "after"], lines[:_MOST_LINES])
         parts.append(f"Evaluation `{name}`: before at step {first}, after at step {made}{old}.\n\n{table}")

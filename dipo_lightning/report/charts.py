@@ -89,9 +89,11 @@ def evaluation_charts(
         there = {label: curves[tag] for tag, label in tags.items() if curves.get(tag)}
         if there:
             levels = {label: retain[tag] for tag, label in tags.items() if tag in retain}
-            powers = all(meanings[tag].unit == "log10" for tag in tags)
+            units = {meanings[tag].unit for tag in tags}
+            powers = units == {"log10"}
+            unit = units.pop() if len(units) == 1 and not powers else ""
             line = mark if benchmark and benchmark.headline.forget in tags else None
-            charts.append(DrawnChart(title, words, svg_image(there, levels, line, powers)))
+            charts.append(DrawnChart(title, words, svg_image(there, levels, line, powers, unit)))
     return charts
 
 
@@ -100,6 +102,7 @@ def svg_image(
     levels: Mapping[str, float] | None = None,
     mark: tuple[float, str] | None = None,
     powers: bool = False,
+    unit: str = "",
 ) -> str:
     """Draw curves over optimiser steps and return the picture as a ``data:`` address.
 
@@ -109,6 +112,7 @@ def svg_image(
             are not from an evaluation.
         mark: A value to mark with a dashed line, and its name.
         powers: The values are decimal logarithms; the axis shows powers of ten.
+        unit: Unit of the values, shown at the axis.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -128,6 +132,7 @@ def svg_image(
         if mark is not None:
             axes.axhline(mark[0], color="0.4", linestyle="--", linewidth=1, label=mark[1])
         axes.set_xlabel("optimiser step")
+        axes.set_ylabel(unit)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         everything = [value for curve in curves.values() for _, value in curve] + list((levels or {}).values())
         if levels is not None and not powers and all(0 <= value <= 1 for value in everything):

@@ -167,7 +167,7 @@ def _line(
     change = None if before is None else now - before
     return {
         "key": visible(key),
-        "label": visible(label + (f" ({meaning.unit})" if meaning.unit else "")),
+        "label": visible(label + meaning.unit_behind),
         "words": visible(words),
         "wanted": meaning.wanted,
         "before": None if before is None else alike(before, given),

@@ -1,5 +1,6 @@
 """The results page: everything in it, everything escaped, nothing from elsewhere, and a real browser shows it."""
 
+import base64
 import json
 import re
 import shutil
@@ -12,8 +13,9 @@ from dipo_lightning.cli.main import main
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.aggregates import document_meanings
 from dipo_lightning.evaluation.benchmark import installed_benchmarks
-from dipo_lightning.metrics import Meaning
+from dipo_lightning.metrics import Meaning, ROUGERecall
 from dipo_lightning.report.card import CardFacts, model_card
+from dipo_lightning.report.charts import evaluation_charts
 from dipo_lightning.report.page import PAGE, alike, write_page
 from dipo_lightning.report.runs import read_run
 from dipo_lightning.safety.redaction import without_secrets_in_yaml
@@ -248,6 +250,25 @@ def test_a_browser_shows_it(run, tmp_path):
     pixels = imread(picture)[..., :3]
     blue = abs(pixels - [0.0, 0.447, 0.698]).sum(axis=-1) < 0.1  # the curves' second colour, inside an SVG image
     assert blue.sum() > 100
+
+
+def test_a_number_has_its_unit_on_the_page_and_on_the_card(tmp_path):
+    run = write_run(tmp_path, document(0, "Ann.", forget_min_k=0.5), document(3, "Bob.", forget_min_k=1.5))
+    assert "Min-K on what must be forgotten (nats)" in Page(write_page(run).read_text(encoding="utf-8")).text
+    card = model_card(CardFacts("mine", "base", "NPOModule", run=run))
+    assert "| forget: Min-K (nats) | 0.5 | 1.5 |" in card
+    assert "| forget: ROUGE-L recall | 0.5 | 0.5 |" in card
+
+
+def test_charts_have_words_and_unit_of_their_metrics():
+    muse, own = (next(one for one in installed_benchmarks() if one.name == name) for name in ("muse", "user_data"))
+    documents = [{"format": muse.format, "settings": {}, "provenance": {"step": step}} for step in (0, 4)]
+    scalars = [{"verbmem": 99.0, "forget_rouge": 0.9}, {"verbmem": 20.0, "forget_rouge": 0.2}]
+    [chart] = evaluation_charts(documents, scalars, muse, {})
+    assert ">%</text>" in base64.b64decode(chart.image.partition(",")[2]).decode()
+    [chart] = evaluation_charts([one | {"format": own.format} for one in documents], scalars, own, {})
+    assert (chart.title, chart.words) == ("ROUGE-L recall: what it still says", ROUGERecall.meaning)
+    assert ">%</text>" not in base64.b64decode(chart.image.partition(",")[2]).decode()
 
 
 def test_intervals_stand_behind_the_last_value_and_are_explained(tmp_path):

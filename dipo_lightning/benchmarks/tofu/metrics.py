@@ -107,7 +107,7 @@ class TOFU(Benchmark):
             "apart.",
             {"forget_quality_log10_p": "this model"},
         ),
-        Chart("model utility", "What the model can still do.", {"model_utility": "this model"}),
+        Chart(ModelUtility.label, ModelUtility.meaning, {"model_utility": "this model"}),
         PROBABILITY_CHART,
         ROUGE_CHART,
     )

@@ -119,7 +119,7 @@ class UserData(Benchmark):
         Chart(
             "memory and utility",
             "What is memorised of what must go, and what the model can still do on what must stay.",
-            {"forget_exact_memorization": "exact memorisation", "utility": "utility"},
+            {"forget_exact_memorization": ExactMemorization.label, "utility": Utility.label},
         ),
     )
     answers: ClassVar = {"forget": "forget_answers"}
