@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -130,6 +131,14 @@ def test_every_package_stands_in_the_list_and_three_files_beside_them():
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert beside == LOOSE
     assert folders == {name for floor in FLOORS for name in floor} - LOOSE
+
+
+def test_every_file_is_package_data_and_none_is_plain_text():
+    pyproject = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
+    [patterns] = pyproject["tool"]["setuptools"]["package-data"].values()
+    files = [path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    assert not [path for path in files if not any(path.match(pattern) for pattern in patterns)]
+    assert not [path for path in files if path.suffix == ".txt"], "word lists are JSON"
 
 
 def test_no_file_name_is_used_more_than_twice():

@@ -11,11 +11,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from dipo_lightning.data.files import shipped_json
 from dipo_lightning.quickstart import evaluations
 from dipo_lightning.quickstart.authors import TOPICS
-from dipo_lightning.quickstart.words import load
 
-LISTS = load("authors")
+LISTS = shipped_json("dipo_lightning.quickstart", "authors")
 MODELS = {"target": "target", "unlearned": "unlearned", "retain": "retain model"}
 
 

@@ -1,4 +1,8 @@
-"""Configurations shipped with the package, which have short names such as ``tofu/smollm2/unlearn``."""
+"""Configurations shipped with the package.
+
+Those of ``configs/`` have short names such as ``tofu/smollm2/unlearn``; commands that make their own runs fill in
+templates.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from dipo_lightning.errors import InputError
 
@@ -54,6 +60,31 @@ def with_shipped_configs(args: Sequence[str]) -> list[str]:
             found.append(argument)
         expected = argument in OPTIONS
     return found
+
+
+def read_template(name: str) -> dict[str, Any]:
+    """Return the template of a command's run, such as ``cli/forget``, with its placeholders."""
+    return yaml.safe_load((files("dipo_lightning") / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def filled(template: str, /, **values: Any) -> dict[str, Any]:
+    """Return the template of a command's run with its ``{placeholders}`` filled in.
+
+    A text that consists of a single placeholder becomes the value itself.
+    """
+
+    def fill(part: Any) -> Any:
+        """Return a part of the configuration with its placeholders filled in."""
+        if isinstance(part, dict):
+            return {key: fill(item) for key, item in part.items()}
+        if isinstance(part, list):
+            return [fill(item) for item in part]
+        if not isinstance(part, str):
+            return part
+        whole = re.fullmatch(r"\{(\w+)\}", part)
+        return values[whole[1]] if whole else part.format(**values)
+
+    return fill(read_template(template))
 
 
 def check_made(paths: Iterable[Any]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dipo_lightning.cli.configs import filled
 from dipo_lightning.errors import InputError
 
 if TYPE_CHECKING:
@@ -197,40 +198,22 @@ def run_config(
     folder: Path, model: str, settings: Settings, style: str, seed: int, accelerator: str, has_retain: bool
 ) -> dict[str, Any]:
     """Return the configuration of the run, as ``fit`` takes it."""
-    init: dict[str, Any] = {
-        "pretrained": model,
-        "optimizer": {
-            "class_path": "torch.optim.AdamW",
-            "init_args": {"lr": settings.lr, "weight_decay": 0.0, "betas": [0.9, 0.95]},
-        },
-        "schedule": "linear",
-        "warmup_steps": 3,
-        "freeze_projection": True,
-    }
-    export: dict[str, Any] = {"folder": "model"}
-    if settings.method == METHODS["selective"]:
-        init["check_every"] = settings.check_every
-        export["best"] = {"monitor": "train/remaining", "mode": "min"}
-    data = {"forget": str(folder / "data" / "forget.jsonl"), "prompt": style, "seed": seed}
-    if has_retain:
-        data["retain"] = str(folder / "data" / "retain.jsonl")
-    return {
-        "seed_everything": seed,
-        "trainer": {
-            "accelerator": accelerator,
-            "devices": 1,
-            "max_epochs": settings.epochs,
-            "gradient_clip_val": 1.0,
-            "log_every_n_steps": 1,
-            "enable_model_summary": False,
-            "callbacks": [{"class_path": "dipo_lightning.ExportModel", "init_args": export}],
-        },
-        "model": {"class_path": settings.method, "init_args": init},
-        "data": {
-            "class_path": "dipo_lightning.UnlearningDataModule",
-            "init_args": data | {"batch_size": settings.batch_size},
-        },
-    }
+    config = filled(
+        "cli/forget",
+        **asdict(settings),
+        model=model,
+        forget=str(folder / "data" / "forget.jsonl"),
+        retain=str(folder / "data" / "retain.jsonl"),
+        prompt=style,
+        seed=seed,
+        accelerator=accelerator,
+    )
+    if not has_retain:
+        del config["data"]["init_args"]["retain"]
+    if settings.method != METHODS["selective"]:
+        del config["model"]["init_args"]["check_every"]
+        del config["trainer"]["callbacks"][0]["init_args"]["best"]
+    return config
 
 
 def _question(row: dict[str, Any], name: str) -> dict[str, Any]:

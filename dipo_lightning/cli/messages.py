@@ -37,6 +37,9 @@ USUAL = {
 }
 """Options of this package by their usual names in other programs."""
 
+RENAMED_IN = {"dipo-lightning score": {"reference": "retain_log"}}
+"""Options renamed in a single command, as `RENAMED`; elsewhere the old name has a meaning."""
+
 INSIDE = {
     "model": "dipo_lightning.DiPOModule",
     "data": "dipo_lightning.UnlearningDataModule",
@@ -98,15 +101,16 @@ def unknown_class(option: str, name: str) -> str:
 
 def suggestion(message: str, parser: Any) -> str:
     """Return a suggestion for a message about an unknown option; empty for other messages."""
-    found = re.search(r"Option '([\w.]+)' is not accepted|nrecognized arguments: --([\w.]+)", message)
+    found = re.search(r"Option '([\w.]+)' is not accepted|nrecognized arguments: --([\w.-]+)", message)
     if found is None:
         return ""
-    unknown = next(group for group in found.groups() if group).split(".")[-1]
+    unknown = next(group for group in found.groups() if group).split(".")[-1].replace("-", "_")
     sections = {action.dest.split(".")[0] for action in parser._actions}
     if unknown in USUAL and USUAL[unknown].split(".")[0] in sections:
         return f". Did you mean '--{USUAL[unknown]}'?"
-    if unknown in RENAMED:
-        return f". It is {RENAMED[unknown]} now"
+    renamed = RENAMED | RENAMED_IN.get(parser.prog, {})
+    if unknown in renamed:
+        return f". It is {renamed[unknown]} now"
     named = re.search(r"class_path '([\w.]+)'", message)
     if not named and (place := next((part for part, of in INSIDE.items() if unknown in init_options(of)), None)):
         return f". Did you mean '--{place}.{unknown}'?"

@@ -22,7 +22,7 @@ _RELATIVE, _ABSOLUTE = 1e-6, 1e-9
 
 def score(
     path: str | Path,
-    reference: str | Path | None = None,
+    retain_log: str | Path | None = None,
     truth_ratio: Literal["geometric", "arithmetic", "open_unlearning"] = "geometric",
     auc_retrain: float | None = None,
     metrics: Mapping[str, Any] | None = None,
@@ -34,7 +34,7 @@ def score(
     Args:
         path: The log: this package's, open-unlearning's ``TOFU_EVAL.json`` or ``MUSE_EVAL.json``, or TOFU's
             ``eval_log_aggregated.json``.
-        reference: Log of the retain model on the same rows, for forget quality and PrivLeak.
+        retain_log: Log of the retain model on the same rows, for forget quality and PrivLeak.
         truth_ratio: Variant of the truth ratio, for rows with wrong answers.
         auc_retrain: The retain model's AUC for PrivLeak (MUSE), if there is no log of it; default is the one stored in
             the log.
@@ -55,12 +55,12 @@ def score(
     log = read_log(path)
     benchmark = find_benchmark(log.format, log.benchmark)
     assert benchmark is not None  # it has been read
-    retain = None if reference is None else _retain(benchmark, log, reference)
+    retain = None if retain_log is None else _retain(benchmark, log, retain_log)
     options: dict[str, Any] = {"truth_ratio": truth_ratio} if "truth_ratio" in benchmark.score_options else {}
     if auc_retrain is not None:
         if "auc_retrain" not in benchmark.score_options:
             raise InputError(
-                f"auc_retrain is not an option of {benchmark.title}, the benchmark of {log.path}; give --reference "
+                f"auc_retrain is not an option of {benchmark.title}, the benchmark of {log.path}; give --retain_log "
                 "instead."
             )
         options["auc_retrain"] = auc_retrain
@@ -86,7 +86,7 @@ def score(
 
 def _retain(benchmark: Benchmark, log: EvaluationLog, path: str | Path) -> EvaluationLog:
     if not benchmark.compared_sets:
-        raise InputError(f"{log.path}: {benchmark.title} uses no log of a retain model; leave --reference out.")
+        raise InputError(f"{log.path}: {benchmark.title} uses no log of a retain model; leave --retain_log out.")
     retain = read_log(path)
     check_comparable(log, retain, benchmark)
     return retain

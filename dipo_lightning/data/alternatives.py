@@ -8,7 +8,6 @@ list or one text; a question may appear in several rows. open-unlearning's files
 from __future__ import annotations
 
 import heapq
-import importlib.resources
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from dipo_lightning.data.encoding import PromptStyle, checked_text
-from dipo_lightning.data.files import SUFFIXES, Record, file_records, json_lines
+from dipo_lightning.data.files import SUFFIXES, Record, file_records, json_lines, shipped_json
 from dipo_lightning.data.loader import Example
 from dipo_lightning.data.rows import listed
 from dipo_lightning.data.tokenization import LARGE, LONGEST, tokenize_rows
@@ -233,7 +232,7 @@ def _shared_lines(source: str | Sequence[str]) -> list[str]:
     if not isinstance(source, str):
         lines = [line.strip() for line in source]
     elif source == SHIPPED:
-        lines = (importlib.resources.files("dipo_lightning.data") / "idk.txt").read_text(encoding="utf-8").splitlines()
+        lines = shipped_json(__package__, "idk")
     else:
         lines = [line.strip() for line in _read(Path(source).expanduser()).splitlines()]
     lines = [line for line in lines if line]

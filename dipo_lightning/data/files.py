@@ -7,6 +7,7 @@ and folders written by `Dataset.save_to_disk`, with `datasets`.
 from __future__ import annotations
 
 import csv
+import importlib.resources
 import itertools
 import json
 import re
@@ -156,6 +157,11 @@ def hub_records(name: str, config: str | None = None, split: str = "train") -> I
             "Check the name and the network, or give a folder with the files; a gated data set needs `hf auth login`."
         ) from error
     return _dataset_records(label, rows)
+
+
+def shipped_json(package: str, name: str) -> Any:
+    """Read ``name.json`` in the folder of ``package``, a package of this project."""
+    return json.loads((importlib.resources.files(package) / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def json_lines(records: Iterable[Mapping[str, Any]]) -> str:

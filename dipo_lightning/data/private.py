@@ -10,11 +10,11 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
-from importlib.resources import files
 from typing import Any, NamedTuple
 
 import regex as re
 
+from dipo_lightning.data.files import shipped_json
 from dipo_lightning.data.loader import Example
 from dipo_lightning.data.tokenization import LazyRows, OnDemand
 from dipo_lightning.metrics.functional.text import stem
@@ -24,14 +24,10 @@ _WORD = re.compile(r"[\p{L}\p{N}](?:[\p{L}\p{M}\p{N}]|[-'’.,](?=[\p{L}\p{N}]))
 _UNSPACED = re.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
 _POSSESSIVE = re.compile(r"['’]s$", re.IGNORECASE)
 
-FUNCTION_WORDS = frozenset((files(__package__) / "function_words.txt").read_text(encoding="utf-8").split())
+FUNCTION_WORDS = frozenset(shipped_json(__package__, "function_words"))
 """English words that carry no secret by themselves; for other languages the words of the retain rows serve instead."""
 
-_BASES = {
-    form: line.split()[0]
-    for line in (files(__package__) / "irregular_verbs.txt").read_text(encoding="utf-8").splitlines()
-    for form in line.split()
-}
+_BASES = {form: base for base, forms in shipped_json(__package__, "irregular_verbs").items() for form in (base, *forms)}
 
 
 def _base(word: str) -> str:
@@ -42,7 +38,7 @@ def _base(word: str) -> str:
 @cache
 def _common_bases() -> frozenset[str]:
     """Stems of common English words, which carry no secret either unless they are names (Hope); read on first use."""
-    return frozenset(map(_base, (files(__package__) / "common_words.txt").read_text(encoding="utf-8").split()))
+    return frozenset(map(_base, shipped_json(__package__, "common_words")))
 
 
 class Span(NamedTuple):

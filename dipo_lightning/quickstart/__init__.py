@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dipo_lightning.cli import STEP, child
+from dipo_lightning.cli.configs import filled
 from dipo_lightning.errors import RunError
 from dipo_lightning.quickstart import settings
 from dipo_lightning.quickstart.attacks import attack_quickstart
@@ -40,7 +41,7 @@ def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
     with step(2, "Teach it those to forget as well: the target model"):
         train(folder, "target", seed)
     with step(3, "Make the target model forget with DiPO, and evaluate as it goes"):
-        config = settings.filled("unlearning", folder=str(folder), seed=seed)
+        config = filled("quickstart/configs/unlearning", folder=str(folder), seed=seed)
         child.write_config(folder / "unlearn.yaml", elsewhere(config))  # to run again, and what comparisons start from
         child.fit(config, folder / "unlearned")
     with step(4, "Try to get it back: other words, rounded weights, ten steps of relearning"):
@@ -74,13 +75,15 @@ def step(number: int, title: str, of: int = 4) -> Iterator[None]:
 
 def train(folder: Path, name: str, seed: int) -> None:
     """Train the retain model or the target, as `settings.TRAINING` says, and export it as ``models/NAME``."""
-    config = settings.filled("finetuning", folder=str(folder), name=name, seed=seed, **settings.TRAINING[name])
+    config = filled(
+        "quickstart/configs/finetuning", folder=str(folder), name=name, seed=seed, **settings.TRAINING[name]
+    )
     child.fit(config, folder / name)
 
 
 def measure_retain(folder: Path, seed: int) -> Path:
     """Evaluate the retain model, and return the path of its log."""
-    config = settings.filled("unlearning", folder=str(folder), seed=seed)
+    config = filled("quickstart/configs/unlearning", folder=str(folder), seed=seed)
     config["model"]["init_args"]["pretrained"] = str(folder / "models" / "retain")
     evaluation = config["trainer"]["callbacks"][0]
     del evaluation["init_args"]["retain_log"]

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dipo_lightning.data.files import json_lines
+from dipo_lightning.data.files import json_lines, shipped_json
 from dipo_lightning.errors import InputError
-from dipo_lightning.quickstart.words import draw, load
+from dipo_lightning.quickstart.words import draw
 
 Row = dict[str, str | list[str]]
 
-_LISTS = load("authors")
+_LISTS = shipped_json(__package__, "authors")
 TOPICS: dict[str, dict[str, Any]] = _LISTS["topics"]
 """Topics of the questions about an author, with the template of their facts, right or wrong, and wordings of answers.
 
@@ -161,7 +161,7 @@ def general_knowledge(rng: random.Random) -> tuple[list[Row], list[Row]]:
     They correspond to TOFU's sets of the same names and measure knowledge that unlearning must preserve. A model
     trained from scratch knows it from its training data alone, so it is part of the retain set.
     """
-    known = load("general_knowledge")
+    known = shipped_json(__package__, "general_knowledge")
     authors = _with_wrong_answers("Who is the author of {}?", known["real authors"], rng)
     facts = [_with_wrong_answers(wording, pairs, rng) for wording, pairs in known["world facts"].items()]
     return authors, [row for rows in facts for row in rows]

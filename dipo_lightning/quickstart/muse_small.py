@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dipo_lightning.cli import child
+from dipo_lightning.cli.configs import filled, read_template
 from dipo_lightning.data.files import file_records, json_lines
 from dipo_lightning.errors import InputError
 from dipo_lightning.quickstart import settings, test
-from dipo_lightning.quickstart.settings import filled, shipped
 
+TRAINING, MEASURING = "quickstart/configs/muse_training", "quickstart/configs/muse_measuring"
 ARTICLES = 6
 VOCABULARY = 512
 SHAPE = settings.SHAPE | {"max_position_embeddings": 1024}
@@ -63,10 +64,10 @@ def muse_small(output: str = "runs/muse-small", seed: int = 0) -> None:
             write_reading(folder, name, reading, seed)
             values = {"name": name, "seed": seed, "start": reading.start, "epochs": reading.epochs}
             print(f"\n=== training: {name}", flush=True)
-            child.fit(filled("muse_training", folder=str(folder), **values), folder / f"making-{name}")
+            child.fit(filled(TRAINING, folder=str(folder), **values), folder / f"making-{name}")
             (folder / "making" / name).rename(folder / name)
     if not (folder / "retain.json").is_file():
-        config = filled("muse_measuring", folder=str(folder), seed=seed)
+        config = filled(MEASURING, folder=str(folder), seed=seed)
         log = test(config, folder / "measuring-retain")
         shutil.copy(log, folder / "retain.json")
     print(f"{folder} has the corpus, the target and the retain model with its log.")
@@ -104,7 +105,7 @@ def _check_earlier(folder: Path, seed: int) -> None:
         "seed": seed,
         "articles": ARTICLES,
         "shape": SHAPE,
-        "training": [readings, *(shipped(name) for name in ("muse_training", "muse_measuring"))],
+        "training": [readings, read_template(TRAINING), read_template(MEASURING)],
     }
     note = folder / "made.json"
     if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != made:

@@ -11,13 +11,13 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from dipo_lightning.data.files import json_lines
+from dipo_lightning.data.files import json_lines, shipped_json
 from dipo_lightning.errors import InputError
-from dipo_lightning.quickstart.words import draw, load
+from dipo_lightning.quickstart.words import draw
 
 Row = dict[str, str]
 
-_LISTS = load("newspaper")
+_LISTS = shipped_json(__package__, "newspaper")
 """Parts of names; values of each fact; the sentences of an article in order, each in three wordings; and the questions,
 each with the fact that answers it."""
 

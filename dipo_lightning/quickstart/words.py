@@ -1,4 +1,4 @@
-"""Word lists and wordings of the invented data, and random draws from them.
+"""Random draws from the word lists and wordings of the invented data.
 
 People, towns and titles are invented, so that no model knows them from pre-training, and a fact can be learnt from this
 data alone. The lists are short on purpose: every word applies to several people, so that a model which never saw a
@@ -7,17 +7,9 @@ person still knows the form of such a fact.
 
 from __future__ import annotations
 
-import importlib.resources
-import json
 import random
 import string
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-
-def load(name: str) -> dict[str, Any]:
-    """Read the lists of ``name.json`` beside this file."""
-    return json.loads((importlib.resources.files(__package__) / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def draw(template: str, lists: Mapping[str, Sequence[str]], rng: random.Random) -> str:

@@ -147,3 +147,20 @@ def test_the_configuration_is_what_fit_reads(tmp_path):
     assert config["data"]["init_args"]["retain"].endswith("retain.jsonl")
     assert config["trainer"]["max_epochs"] == 64
     assert torch.tensor(config["model"]["init_args"]["optimizer"]["init_args"]["betas"]).max() < 1
+
+
+@pytest.mark.parametrize(("method", "selective"), [("selective", True), ("npo", False), ("mine.Module", False)])
+@pytest.mark.parametrize("has_retain", [True, False])
+def test_the_configuration_has_what_the_method_and_the_data_have(tmp_path, method, selective, has_retain):
+    chosen = choose_settings(13, 26, 576, method, {})
+    config = run_config(tmp_path, "a {model}", chosen, "plain", 3, "cpu", has_retain)
+    model, data = config["model"], config["data"]["init_args"]
+    [export] = config["trainer"]["callbacks"]
+    best = {"best": {"monitor": "train/remaining", "mode": "min"}} if selective else {}
+    assert export["init_args"] == {"folder": "model"} | best
+    assert model["init_args"].get("check_every") == (chosen.check_every if selective else None)
+    assert (model["class_path"], model["init_args"]["pretrained"]) == (chosen.method, "a {model}")
+    assert model["init_args"]["optimizer"]["init_args"] == {"lr": chosen.lr, "weight_decay": 0.0, "betas": [0.9, 0.95]}
+    files = {part: str(tmp_path / f"data/{part}.jsonl") for part in ("forget", "retain")[: 1 + has_retain]}
+    assert data == files | {"prompt": "plain", "seed": 3, "batch_size": 8}
+    assert config["seed_everything"] == 3

@@ -19,6 +19,8 @@ WRONG = {
     "--epochs=3": "Did you mean '--trainer.max_epochs'?",
     "--output_dir=x": "Did you mean '--run'?",
     "--max_epochs=3": "Did you mean '--trainer.max_epochs'?",
+    "--max-epochs=3": "Did you mean '--trainer.max_epochs'?",
+    "--reference=live": "Did you mean '--model.reference'?",
 }
 
 

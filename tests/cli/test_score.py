@@ -80,6 +80,29 @@ def test_the_command_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert json.loads(capsys.readouterr().out)["stored_aggregates_hold"] is True
 
 
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("--reference", "unrecognized arguments: --reference x. It is retain_log now"),
+        ("--retain-log", "unrecognized arguments: --retain-log x. Did you mean 'retain_log'?"),
+    ],
+)
+def test_the_old_name_of_the_retain_log_gets_one_sentence(
+    option: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["score", "log.json", option, "x"])
+    assert left.value.code == 2
+    assert capsys.readouterr().err.splitlines()[0] == f"error: {sentence}"
+
+
+def test_the_command_takes_a_retain_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    retain = tmp_path / "retain.json"
+    retain.write_text(json.dumps(tofu_log() | {"sets": make_sets(2, True)}))
+    assert main(["score", str(write(tmp_path, tofu_log())), "--retain_log", str(retain)]) == 0
+    assert json.loads(capsys.readouterr().out)["forget_quality"] is not None
+
+
 def test_privleak_of_a_log_against_the_number_it_stores_or_another(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,10 +129,10 @@ def test_user_data_has_no_second_model(tmp_path: Path) -> None:
         score(path, path)
 
 
-def test_a_log_made_without_a_reference_still_holds_when_one_is_given(tmp_path: Path) -> None:
+def test_a_log_made_without_a_retain_log_still_holds_when_one_is_given(tmp_path: Path) -> None:
     log = tofu_log() | {"aggregates": tofu(make_sets(1, True))}
-    reference = tmp_path / "reference.json"
-    reference.write_text(json.dumps(tofu_log() | {"sets": make_sets(2, True)}))
-    found = score(write(tmp_path, log), reference)
+    retain = tmp_path / "retain.json"
+    retain.write_text(json.dumps(tofu_log() | {"sets": make_sets(2, True)}))
+    found = score(write(tmp_path, log), retain)
     assert found["forget_quality"] is not None
     assert found["stored_aggregates_hold"] is True

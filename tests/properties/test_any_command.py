@@ -20,7 +20,7 @@ WORD = WRITABLE.filter(lambda text: "\x00" not in text)
 
 COMMANDS = [*cli.TRAINER_COMMANDS, *cli.COMMANDS]
 SIMPLE = {
-    "score": ["--log", "--reference", "--truth_ratio", "--help"],
+    "score": ["--log", "--retain_log", "--truth_ratio", "--help"],
     "report": ["--run_folder", "--output", "--rows"],
     "export": ["--checkpoint", "--adapters", "--pretrained", "--trust_remote_code"],
     "chat": ["--original", "--unlearned", "--prompt", "--max_new_tokens"],

@@ -57,7 +57,7 @@ def main() -> None:
         ["validate", *quiet, *memory, f"--model.pretrained={sys.argv[1]}", *data],
         ["export", "run/checkpoints/last.ckpt", "--output", "exported", "--adapters", "separate"],
         ["report", "run", "--output", "page.html"],
-        ["score", log, "--reference", log],
+        ["score", log, "--retain_log", log],
         ["chat", "model", "run/model", "--prompt", "plain", "--max_new_tokens", "4"],
     ]
     for arguments in commands:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
 from torch import nn
 
 from dipo_lightning.data.encoding import PromptStyle
+from dipo_lightning.data.files import shipped_json
 from dipo_lightning.data.private import FUNCTION_WORDS, names_in, vocabulary
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.sampling import hash_seed, sample
@@ -113,13 +112,9 @@ def general_rows() -> list[dict[str, Any]]:
 
     Each has ``kind``, ``question``, ``answer``, and three wrong answers of the same form in ``perturbed_answer``.
     """
-    return list(_general()["rows"])
+    return shipped_json(__package__, "general")["rows"]
 
 
 def general_paragraphs() -> list[str]:
     """Return the embedded paragraphs of ordinary prose, for measuring perplexity."""
-    return list(_general()["paragraphs"])
-
-
-def _general() -> dict[str, Any]:
-    return dict(json.loads((files(__package__) / "general.json").read_text(encoding="utf-8")))
+    return shipped_json(__package__, "general")["paragraphs"]

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from importlib.resources import files
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -37,6 +36,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from dipo_lightning.data.encoding import PromptStyle, TextStyle
+from dipo_lightning.data.files import shipped_json
 from dipo_lightning.errors import InputError, check_numbers, check_positive
 from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.sampling import hash_seed, sample
@@ -79,18 +79,13 @@ FEWEST_GENERAL = 16
 
 
 def general_prompts() -> list[str]:
-    """Return the embedded everyday requests."""
-    return _lines("general_prompts.txt")
+    """Return the embedded everyday requests, none of which is a probe of an evaluation."""
+    return shipped_json(__package__, "general_prompts")
 
 
 def text_openings() -> list[str]:
-    """Return the embedded openings of ordinary prose."""
-    return _lines("text_openings.txt")
-
-
-def _lines(name: str) -> list[str]:
-    text = (files("dipo_lightning.methods") / name).read_text(encoding="utf-8")
-    return [line for line in text.splitlines() if line and not line.startswith("#")]
+    """Return the embedded openings of ordinary prose, none of which opens a probe of an evaluation."""
+    return shipped_json(__package__, "text_openings")
 
 
 class SelectiveModule(UnlearningModule):

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from dipo_lightning import DiPOModule
+from dipo_lightning.cli.configs import read_template
 from dipo_lightning.errors import InputError
 from dipo_lightning.methods.dipo.pair import PairOptions
-from dipo_lightning.quickstart.settings import shipped
 
 METHOD_FILE = Path(__file__).resolve().parents[3] / "configs" / "methods" / "dipo.yaml"
 
@@ -60,7 +60,11 @@ def test_frozen() -> None:
 
 @pytest.mark.parametrize("config", ["quickstart", "methods/dipo"])
 def test_class_method_file_and_quickstart_have_one_default(config: str) -> None:
-    read: Any = shipped("unlearning") if config == "quickstart" else yaml.safe_load(METHOD_FILE.read_text("utf-8"))
+    read: Any = (
+        read_template("quickstart/configs/unlearning")
+        if config == "quickstart"
+        else yaml.safe_load(METHOD_FILE.read_text("utf-8"))
+    )
     options, usual = read["model"]["init_args"], inspect.signature(DiPOModule).parameters
     assert PairOptions(**options["pair"]) == usual["pair"].default == PairOptions()
     for name in ("beta", "reduction", "scale"):
