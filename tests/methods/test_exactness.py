@@ -139,17 +139,17 @@ def ours(
         hidden, weight = answer_hidden(reference, BATCH["forget"]), output_projection(reference).detach()
         caches: dict[str, Any] = {part: InMemory(answer_hidden(reference, batch)) for part, batch in BATCH.items()}
         if path.startswith("hidden_states"):
-            module.reference = HiddenStatesReference(caches, weight)
+            module.frozen_reference = HiddenStatesReference(caches, weight)
         elif path == "directions":
             found = directions(hidden, weight, weight, module.pair, CHUNK)
             offsets = torch.stack([found.preferred_offset, found.dispreferred_offset], -1)
             values = torch.cat([found.preferred, found.dispreferred, offsets], -1)
             kept = HiddenStatesReference({"retain": caches["retain"]}, weight)
-            module.reference = DirectionsReference(InMemory(values), kept)  # type: ignore[arg-type]
+            module.frozen_reference = DirectionsReference(InMemory(values), kept)  # type: ignore[arg-type]
         elif lora:
-            module.reference = AdaptersOffReference(policy)
+            module.frozen_reference = AdaptersOffReference(policy)
         else:
-            module.reference = LiveReference(reference)
+            module.frozen_reference = LiveReference(reference)
     module.margins = choose_margins(module)
     return module
 

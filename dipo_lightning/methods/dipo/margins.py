@@ -126,7 +126,7 @@ class CachedMargins:
 
     def read(self, forget: TokenBatch) -> None:
         """Read the directions of the batch."""
-        self.directions = self.module.reference.directions(forget)
+        self.directions = self.module.frozen_reference.directions(forget)
 
     def __call__(self, forget: Answers) -> TokenMargins:
         """Return margins and rewards from hidden states."""
@@ -143,7 +143,7 @@ class CachedMargins:
 
 def choose_margins(module: Any) -> Margins:
     """Choose the cheapest exact way for a module whose policy and reference are loaded."""
-    if isinstance(module.reference, DirectionsReference):
+    if isinstance(module.frozen_reference, DirectionsReference):
         return CachedMargins(module)
     return SparseMargins(module) if SparseMargins.holds(module) else ExactMargins(module)
 
