@@ -19,14 +19,13 @@ from torch.nn.functional import cross_entropy, kl_div, logsigmoid
 
 from dipo_lightning import DiPOModule
 from dipo_lightning.methods.dipo.directions import directions
-from dipo_lightning.methods.dipo.margins import choose_margins
+from dipo_lightning.methods.dipo.margins import DirectionsReference, choose_margins
 from dipo_lightning.methods.dipo.pair import PairOptions
 from dipo_lightning.models.answers import Answers, TokenBatch, answer_hidden, collate
 from dipo_lightning.models.head import output_projection
 from dipo_lightning.models.lora import LoRA, add_lora
 from dipo_lightning.reference.references import (
     AdaptersOffReference,
-    DirectionsReference,
     HiddenStatesReference,
     LiveReference,
 )
