@@ -339,7 +339,7 @@ class SelectiveModule(UnlearningModule):
         total = total + self.sentence_weight * terms["sentence"]
         if "general" in answers:
             general = answers["general"]
-            terms["general"] = divergence(general, self.reference_answers(general)) / max(1, len(general.labels))
+            terms["general"] = divergence(general, self.reference_answers(general)) / general.token_denominator
             total = total + self.general_weight * terms["general"]
         return {"forget": total, **{name: term.detach() for name, term in terms.items()}}
 
