@@ -107,5 +107,5 @@ def test_the_method_in_the_readme(tmp_path: Path) -> None:
     )
     run = trainer(tmp_path, max_steps=3)
     run.fit(module, pairs)
-    assert module.reference is None
+    assert module.frozen_reference is None
     assert math.isfinite(run.callback_metrics["train/forget"])

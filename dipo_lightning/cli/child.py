@@ -30,6 +30,14 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
     write_text(path, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
 
+def was_begun_with(config: Mapping[str, Any], folder: Path) -> bool:
+    """Return whether `fit` began the run in ``folder`` with this configuration; False if there is none."""
+    try:
+        return yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) == without_secrets(config)
+    except (OSError, ValueError, yaml.YAMLError):  # none, or one that was cut off in writing
+        return False
+
+
 def fit(config: Mapping[str, Any], folder: Path, lock: FolderLock | None = None, quiet: bool = False) -> None:
     """Run ``dipo-lightning fit --run FOLDER`` with a configuration as a child process, to the end.
 

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dipo_lightning.callbacks.run_record import FolderLock
 from dipo_lightning.cli import child
 from dipo_lightning.cli.configs import find_config
@@ -30,7 +28,6 @@ from dipo_lightning.comparison.configs import Config, callbacks, read_fit_config
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.run_folder import write_json
 from dipo_lightning.safety.display import table_in_markdown
-from dipo_lightning.safety.redaction import without_secrets
 
 COLUMNS = {
     "knowmem_retain": "utility (KnowMem retain)",
@@ -242,7 +239,7 @@ def step_config(config: Config, step: Step, epochs: int | None = None) -> Config
 def check_earlier(step: Step, config: Config) -> None:
     """Raise an `InputError` where the step's folder was begun with another config."""
     path = step.folder / CONFIG
-    if path.is_file() and yaml.safe_load(path.read_text(encoding="utf-8")) != without_secrets(config):
+    if path.is_file() and not child.was_begun_with(config, step.folder):
         raise InputError(
             f"{step.folder} was begun with another config ({path}). Give another output, or remove that folder and the "
             "steps after it to run them anew."

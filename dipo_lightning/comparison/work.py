@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from dipo_lightning.callbacks.checkpoint import newest
 from dipo_lightning.callbacks.run_record import CHECKPOINTS, FolderLock, model_files, read_record
 from dipo_lightning.cli import child
-from dipo_lightning.cli.run_folder import CONFIG, LOG, is_finished, read_fingerprints
+from dipo_lightning.cli.run_folder import LOG, is_finished, read_fingerprints
 from dipo_lightning.comparison.configs import Config, callbacks, read_base, run_config, usual_options
 from dipo_lightning.comparison.plan import Comparison, FinishedRun, Method, Settings
 from dipo_lightning.comparison.report import Failure, Findings
@@ -36,7 +34,6 @@ from dipo_lightning.comparison.results import (
 )
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.benchmark import Benchmark, import_class
-from dipo_lightning.safety.redaction import without_secrets
 
 State = Literal["finished", "interrupted", "new"]
 
@@ -66,17 +63,11 @@ class Run:
 
         A folder with a run of another config or of changed data counts as new.
         """
-        if not self._same_config() or self._outdated():
+        if not child.was_begun_with(self.config, self.folder) or self._outdated():
             return "new"
         if is_finished(self.folder):
             return "finished"
         return "interrupted" if newest(self.folder / CHECKPOINTS) else "new"
-
-    def _same_config(self) -> bool:
-        try:
-            return yaml.safe_load((self.folder / CONFIG).read_text(encoding="utf-8")) == without_secrets(self.config)
-        except (OSError, ValueError, yaml.YAMLError):  # none, or one that was cut off in writing
-            return False
 
     def _outdated(self) -> bool:
         """Return whether the folder is of other rows or of another model under the same names."""
@@ -114,7 +105,8 @@ def execute(run: Run, keep_checkpoints: bool = False, lock: FolderLock | None = 
 
 def make_room(run: Run) -> None:
     """Clear the folder of ``run``: delete an attempt without a checkpoint, move a run of another config aside."""
-    if run._same_config() and not is_finished(run.folder) and not newest(run.folder / CHECKPOINTS):
+    begun = child.was_begun_with(run.config, run.folder)
+    if begun and not is_finished(run.folder) and not newest(run.folder / CHECKPOINTS):
         shutil.rmtree(run.folder)
     if not run.folder.exists():
         return

@@ -21,6 +21,7 @@ from dipo_lightning.losses.chunking import (
     WeightGradient,
     align,
     check_projection,
+    global_mean,
     piece_size,
     project,
     slices,
@@ -57,6 +58,24 @@ def token_kl(policy_logits: Tensor, reference_logits: Tensor) -> Tensor:
     policy = policy_logits.to(dtype).log_softmax(-1)
     reference = reference_logits.detach().to(dtype).log_softmax(-1)
     return kl_div(policy, reference, reduction="none", log_target=True).sum(-1)
+
+
+def weighted_ascent(nll: Tensor, beta1: float, beta2: float = 0.0, denominator: float | Tensor | None = None) -> Tensor:
+    """Compute -mean(p^beta1 (1 - p)^beta2 NLL) with p the token's probability, the weight taken as a constant.
+
+    Saturation (beta1) takes weight from tokens that are already unlikely, which brakes the ascent; importance (beta2)
+    from tokens that are nearly certain, such as those that grammar dictates. Sources: WGA, arXiv 2502.19301 (beta2 is
+    0); SatImp, arXiv 2505.11953.
+
+    Args:
+        nll: (N,) NLL of the answer tokens in nats.
+        beta1: Exponent of saturation, 0 or more.
+        beta2: Exponent of importance, 0 or more.
+        denominator: Global token count; None is N.
+    """
+    constant = nll.detach()
+    weight = torch.exp(-beta1 * constant) * (-torch.expm1(-constant)) ** beta2
+    return -global_mean(weight * nll, denominator)
 
 
 def chunked_nll(hidden: Tensor, weight: Tensor, labels: Tensor, chunk_size: int = 1024) -> Tensor:

@@ -129,10 +129,10 @@ class AltPOModule(DPOModule):
         if not lacking:
             rank_zero_info(f"alternatives: {path if known else 'those of the rows'}")
             return lines
-        assert isinstance(self.reference, ModelReference)
+        assert isinstance(self.frozen_reference, ModelReference)
         rank_zero_info(f"alternatives: the model writes {self.per_row} for each of {len(lacking)} forget rows")
-        model = self.reference.model
-        with self.reference.frozen(), evaluation_mode(model), unsharded(model):
+        model = self.frozen_reference.model
+        with self.frozen_reference.frozen(), evaluation_mode(model), unsharded(model):
             made = self.write([rows[place] for place in lacking], model, data)
         for place, new in zip(lacking, made, strict=True):
             lines[place] = new

@@ -5,33 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Literal
 
-import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from dipo_lightning.data.loader import supervised_count
 from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.losses.chunking import global_mean, sequence_places, working_dtype
+from dipo_lightning.losses.likelihood import weighted_ascent
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers, over_logits
-
-
-def weighted_ascent(nll: Tensor, beta1: float, beta2: float = 0.0, denominator: float | Tensor | None = None) -> Tensor:
-    """Compute -mean(p^beta1 (1 - p)^beta2 NLL) with p the token's probability, the weight taken as a constant.
-
-    Saturation (beta1) takes weight from tokens that are already unlikely, which brakes the ascent; importance (beta2)
-    from tokens that are nearly certain, such as those that grammar dictates. Sources: WGA, arXiv 2502.19301 (beta2 is
-    0); SatImp, arXiv 2505.11953.
-
-    Args:
-        nll: (N,) NLL of the answer tokens in nats.
-        beta1: Exponent of saturation, 0 or more.
-        beta2: Exponent of importance, 0 or more.
-        denominator: Global token count; None is N.
-    """
-    constant = nll.detach()
-    weight = torch.exp(-beta1 * constant) * (-torch.expm1(-constant)) ** beta2
-    return -global_mean(weight * nll, denominator)
 
 
 def ce_u(logits: Tensor, labels: Tensor) -> Tensor:

@@ -138,9 +138,9 @@ class RMUModule(UnlearningModule):
         """Record the reference's states of the steered layer on the joint batch, without a gradient."""
         if not self.keeps_hidden:
             super().read_reference(parts)
-        elif isinstance(self.reference, ModelReference):
-            with torch.no_grad(), self.reference.frozen(), recorded(self.reference.model, self.layer) as states:
-                compute_answers(self.reference.model, parts, lambda _: {}, from_hidden=self.from_hidden)
+        elif isinstance(reference := self.frozen_reference, ModelReference):
+            with torch.no_grad(), reference.frozen(), recorded(reference.model, self.layer) as states:
+                compute_answers(reference.model, parts, lambda _: {}, from_hidden=self.from_hidden)
             self._kept = at_answers(states["hidden"], parts)
 
     def losses(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
@@ -154,7 +154,7 @@ class RMUModule(UnlearningModule):
             terms["retain"] = (
                 rmu_distance(states["retain"], self._kept["retain"], retain.token_denominator)
                 if self.keeps_hidden
-                else self.retain_loss(retain)
+                else self.retain_term(retain)
             )
         return terms
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from dipo_lightning.errors import check_numbers
-from dipo_lightning.methods.gradient_ascent import weighted_ascent
+from dipo_lightning.losses.likelihood import weighted_ascent
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers
 

@@ -66,9 +66,11 @@ class UnlearningModule(LanguageModelModule):
         check_numbers("model", {"chunk_size": chunk_size})
         if reference == "adapters_off" and self.lora is None:
             raise InputError("model.reference is adapters_off, but there are no adapters; set model.lora.rank.")
+        if callable(getattr(type(self), "retain_loss", None)):
+            raise InputError(f"{type(self).__name__}.retain_loss() is called retain_term() now; rename it.")
         self.gamma, self.lambda_, self.retain_loss_name, self.reference_name = gamma, lambda_, retain_loss, reference
         self.reference_cache, self.form, self.chunk_size = reference_cache, form, chunk_size
-        self.reference: Reference | None = None
+        self.frozen_reference: Reference | None = None
         self.head: Head | None = None
         self.from_hidden = False
         self._frozen: dict[str, Answers] = {}  # the reference's answers to the current batch, by part
@@ -88,9 +90,9 @@ class UnlearningModule(LanguageModelModule):
         """Load the policy and the reference, in whichever form it has."""
         super().configure_model()
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        if self.reference is None and fitting and self.reference_parts:
+        if self.frozen_reference is None and fitting and self.reference_parts:
             with torch.device("cpu"):  # as the policy is made; it goes to the policy's device by itself
-                self.reference = self.make_reference()
+                self.frozen_reference = self.make_reference()
             self.refuse_saved_reference()
 
     @property
@@ -110,11 +112,12 @@ class UnlearningModule(LanguageModelModule):
 
         It would be trained, clipped and saved with the policy.
         """
-        model = self.reference if isinstance(self.reference, nn.Module) else getattr(self.reference, "model", None)
+        reference = self.frozen_reference
+        model = reference if isinstance(reference, nn.Module) else getattr(reference, "model", None)
         if model is not self.policy and any(module is model for module in self.modules()):
             raise InputError(
                 f"The reference of {type(self).__name__} is one of its submodules: every checkpoint would hold it and "
-                "the optimiser would train it. Hold it in a LiveReference, and assign it to nothing but self.reference."
+                "the optimiser would train it. Hold it in a LiveReference, and assign it to nothing else."
             )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -146,14 +149,16 @@ class UnlearningModule(LanguageModelModule):
     def read_reference(self, parts: dict[str, TokenBatch]) -> None:
         """Get the reference's answers before the policy's forward pass, in which the losses are computed."""
         self._frozen = {}
-        if self.reference is not None:
-            self._frozen = self.reference.answers(parts, from_hidden=self.from_hidden, chunk_size=self.chunk_size)
+        if self.frozen_reference is not None:
+            self._frozen = self.frozen_reference.answers(
+                parts, from_hidden=self.from_hidden, chunk_size=self.chunk_size
+            )
 
     def losses(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
         """Return the terms of the loss, ``forget`` and ``retain``, and further numbers to log."""
         terms = self.forget_terms(answers)
         if "retain" in answers:
-            terms["retain"] = self.retain_loss(answers["retain"])
+            terms["retain"] = self.retain_term(answers["retain"])
         return terms
 
     def forget_terms(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
@@ -164,7 +169,7 @@ class UnlearningModule(LanguageModelModule):
         """Return the scalar forget loss; the only thing that a method must define."""
         raise TypeError(f"{type(self).__name__} must define forget_loss(self, forget)")
 
-    def retain_loss(self, retain: Answers) -> Tensor:
+    def retain_term(self, retain: Answers) -> Tensor:
         """Return the scalar retain loss named by the option ``retain_loss``."""
         if self.retain_loss_name == "nll":
             return retain.mean_nll
@@ -180,11 +185,11 @@ class UnlearningModule(LanguageModelModule):
         """
         if answers.part not in self._frozen:
             raise RunError(
-                f"The reference ({type(self.reference).__name__}) has no answers for this batch's {answers.part} part; "
-                "set model.reference: live."
+                f"The reference ({type(self.frozen_reference).__name__}) has no answers for this batch's "
+                f"{answers.part} part; set model.reference: live."
             )
         frozen = self._frozen[answers.part]
-        if not self.at_start or isinstance(self.reference, ModelReference):
+        if not self.at_start or isinstance(self.frozen_reference, ModelReference):
             return frozen
         if frozen.hidden is None or answers.hidden is None:
             return replace(frozen, hidden=None, _logits=without_rounding(frozen.logits, answers.logits))

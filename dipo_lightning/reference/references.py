@@ -3,12 +3,13 @@
 A reference is kept outside the module tree, so that it is never trained, saved, clipped or counted; it therefore moves
 itself to the device and is sharded separately.
 
-| reference               | exact for                        | costs                                              |
-|-------------------------|----------------------------------|----------------------------------------------------|
-| `LiveReference`         | everything                       | a second model, a forward per step                 |
-| `AdaptersOffReference`  | everything, with LoRA            | a forward per step                                 |
-| `HiddenStatesReference` | forget and retain rows           | a vector per token on disk, the output projection  |
-| `DirectionsReference`   | DiPO's margin, frozen projection | two vectors per token on disk, no vocabulary work  |
+| reference               | exact for              | costs                                             |
+|-------------------------|------------------------|---------------------------------------------------|
+| `LiveReference`         | everything             | a second model, a forward per step                |
+| `AdaptersOffReference`  | everything, with LoRA  | a forward per step                                |
+| `HiddenStatesReference` | forget and retain rows | a vector per token on disk, the output projection |
+
+The option's fourth form, ``directions``, is DiPO's own (`dipo_lightning.methods.dipo.margins`).
 """
 
 from __future__ import annotations
@@ -158,32 +159,6 @@ class HiddenStatesReference:
             form: Any = {"hidden": hidden, "head": self.head} if from_hidden else {"_logits": self.head(hidden)}
             found[part] = Answers(batch, part=part, chunk_size=chunk_size, **form)
         return found
-
-
-class DirectionsReference:
-    """DiPO's margin from one dot product per position: no reference model and no vocabulary-sized work.
-
-    Exact while the output projection does not change (derived in `dipo_lightning.methods.dipo.directions`).
-
-    Args:
-        cache: A complete cache of (N, 2H + 2): preferred and dispreferred direction, and their two offsets.
-        retain: The reference for the retain rows, if their term needs one.
-    """
-
-    def __init__(self, cache: PositionCache, retain: HiddenStatesReference | None = None) -> None:
-        self.cache, self.retain = cache, retain
-
-    def directions(self, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return g_preferred, g_dispreferred (N, H) and c_preferred, c_dispreferred (N,), float32."""
-        values = self.cache.read(batch["index"])
-        width = (values.shape[1] - 2) // 2
-        return values[:, :width], values[:, width : 2 * width], values[:, -2], values[:, -1]
-
-    def answers(
-        self, parts: Mapping[str, TokenBatch], from_hidden: bool = True, chunk_size: int = 1024
-    ) -> dict[str, Answers]:
-        """Return the retain rows' answers, if any: directions hold neither logits nor hidden states."""
-        return {} if self.retain is None else self.retain.answers(parts, from_hidden, chunk_size)
 
 
 def without_rounding(cached: Tensor, own: Tensor, size: Tensor | None = None) -> Tensor:

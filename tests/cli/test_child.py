@@ -92,3 +92,15 @@ def test_the_exit_code_and_the_words_of_a_process_come_back(tmp_path: Path) -> N
     log = tmp_path / "log.txt"
     assert child.start(["fitt"], log) == 2
     assert child.last_words(log, 2).startswith("exit code 2: there is no command 'fitt'")
+
+
+def test_a_run_was_begun_with_the_config_that_fit_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"model": {"init_args": {"gamma": 1.0}}, "trainer": {"logger": {"init_args": {"api_key": "secret"}}}}
+    assert not child.was_begun_with(config, tmp_path / "run"), "there is none"
+    monkeypatch.setattr(child, "start", lambda *_: 0)
+    child.fit(config, tmp_path / "run")
+    assert "secret" not in (tmp_path / "run" / "run.yaml").read_text()
+    assert child.was_begun_with(config, tmp_path / "run")
+    assert not child.was_begun_with(config | {"model": {"init_args": {"gamma": 2.0}}}, tmp_path / "run")
+    (tmp_path / "run" / "run.yaml").write_text("model: {init_args: {gam")
+    assert not child.was_begun_with(config, tmp_path / "run"), "it was cut off"

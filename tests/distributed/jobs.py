@@ -259,7 +259,7 @@ def train(
         "rows": record.rows,
         "terms": record.terms,
         "weights": weights(module),
-        "reference": type(module.reference).__name__,
+        "reference": type(module.frozen_reference).__name__,
         "gaps": list(getattr(module, "gaps", {}).values()),
         "documents": documents,
     }

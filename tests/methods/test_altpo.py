@@ -169,7 +169,7 @@ def test_the_step_from_a_model() -> None:
         values = -logits.log_softmax(-1).gather(-1, labels[:, None])[:, 0]
         return torch.stack([values[rows == row].sum() for row in range(len(PARTS[part]["labels"]))])
 
-    reference: Any = module.reference
+    reference: Any = module.frozen_reference
     gaps = [nll(reference.model, part) - nll(module.policy, part) for part in ("alternative", "forget")]
     forget = 20 * torch.log(1 + torch.exp(-0.1 * (gaps[0] - gaps[1]))).mean()
     logits, labels, _ = answer_logits(module.policy, PARTS["retain"])  # type: ignore[arg-type]

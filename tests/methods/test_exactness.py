@@ -19,14 +19,13 @@ from torch.nn.functional import cross_entropy, kl_div, logsigmoid
 
 from dipo_lightning import DiPOModule
 from dipo_lightning.methods.dipo.directions import directions
-from dipo_lightning.methods.dipo.margins import choose_margins
+from dipo_lightning.methods.dipo.margins import DirectionsReference, choose_margins
 from dipo_lightning.methods.dipo.pair import PairOptions
 from dipo_lightning.models.answers import Answers, TokenBatch, answer_hidden, collate
 from dipo_lightning.models.head import output_projection
 from dipo_lightning.models.lora import LoRA, add_lora
 from dipo_lightning.reference.references import (
     AdaptersOffReference,
-    DirectionsReference,
     HiddenStatesReference,
     LiveReference,
 )
@@ -139,17 +138,17 @@ def ours(
         hidden, weight = answer_hidden(reference, BATCH["forget"]), output_projection(reference).detach()
         caches: dict[str, Any] = {part: InMemory(answer_hidden(reference, batch)) for part, batch in BATCH.items()}
         if path.startswith("hidden_states"):
-            module.reference = HiddenStatesReference(caches, weight)
+            module.frozen_reference = HiddenStatesReference(caches, weight)
         elif path == "directions":
             found = directions(hidden, weight, weight, module.pair, CHUNK)
             offsets = torch.stack([found.preferred_offset, found.dispreferred_offset], -1)
             values = torch.cat([found.preferred, found.dispreferred, offsets], -1)
             kept = HiddenStatesReference({"retain": caches["retain"]}, weight)
-            module.reference = DirectionsReference(InMemory(values), kept)  # type: ignore[arg-type]
+            module.frozen_reference = DirectionsReference(InMemory(values), kept)  # type: ignore[arg-type]
         elif lora:
-            module.reference = AdaptersOffReference(policy)
+            module.frozen_reference = AdaptersOffReference(policy)
         else:
-            module.reference = LiveReference(reference)
+            module.frozen_reference = LiveReference(reference)
     module.margins = choose_margins(module)
     return module
 

@@ -35,9 +35,9 @@ def made(cls: type[UnlearningModule], family: str, form: str, cached: bool = Fal
     if cached:
         with torch.no_grad():
             caches: Any = {"forget": InMemory(answer_hidden(reference, BATCH["forget"]))}
-        module.reference = HiddenStatesReference(caches, output_projection(reference).detach())
+        module.frozen_reference = HiddenStatesReference(caches, output_projection(reference).detach())
     elif module.reference_parts:
-        module.reference = LiveReference(reference)
+        module.frozen_reference = LiveReference(reference)
     return module
 
 

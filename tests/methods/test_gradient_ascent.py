@@ -10,8 +10,8 @@ import torch
 
 from dipo_lightning import CEUModule, UnlearningDataModule
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.likelihood import token_nll
-from dipo_lightning.methods.gradient_ascent import WGAModule, ce_u, weighted_ascent
+from dipo_lightning.losses.likelihood import token_nll, weighted_ascent
+from dipo_lightning.methods.gradient_ascent import WGAModule, ce_u
 from tests.helpers.batches import (
     SELECTED,
     TOKENS,

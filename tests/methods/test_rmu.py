@@ -59,7 +59,7 @@ def test_the_step_from_a_model(retain_loss: str, form: str) -> None:
     module = made(RMUModule, "llama", form, layer=0, retain_loss=retain_loss, lambda_=0.7)
     loss, found = loss_and_gradients(module)
     policy: Any = module.policy
-    reference: Any = getattr(module.reference, "model", None)
+    reference: Any = getattr(module.frozen_reference, "model", None)
     assert (reference is None) == (retain_loss in ("nll", "none"))
     expected = (states(policy, "forget", 0) - control_vector(32, 2.0)).pow(2).mean()
     logits, labels, _ = answer_logits(policy, PARTS["retain"])

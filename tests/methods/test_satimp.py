@@ -9,8 +9,7 @@ import torch
 
 from dipo_lightning import SatImpModule
 from dipo_lightning.errors import InputError
-from dipo_lightning.losses.likelihood import token_nll
-from dipo_lightning.methods.gradient_ascent import weighted_ascent
+from dipo_lightning.losses.likelihood import token_nll, weighted_ascent
 from tests.helpers.batches import SELECTED, TOKENS, assert_only_selected_have_gradient, batch_logits, mean, nll_of
 from tests.helpers.methods import answer_logits
 from tests.methods.test_forms import PARTS, loss_and_gradients, made

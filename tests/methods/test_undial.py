@@ -62,7 +62,7 @@ def test_its_source_has_no_retain_term() -> None:
     module = made(UNDIALModule, "llama", "hidden")
     loss, _ = loss_and_gradients(module)
     policy, labels, _ = answer_logits(module.policy, PARTS["forget"])  # type: ignore[arg-type]
-    teacher = answer_logits(module.reference.model, PARTS["forget"])[0].detach().clone()  # type: ignore[union-attr]
+    teacher = answer_logits(module.frozen_reference.model, PARTS["forget"])[0].detach().clone()  # type: ignore[union-attr]
     teacher[torch.arange(len(labels)), labels] -= 10.0
     expected = -(teacher.softmax(-1) * policy.log_softmax(-1)).sum(-1).mean()
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-10, atol=0)

@@ -94,7 +94,7 @@ def test_every_method_takes_finite_steps_and_logs_its_terms(files: Path, cls: ty
     moved = [not torch.equal(a, b) for a, b in zip(weights(module).values(), weights(start).values(), strict=True)]
     assert any(moved)
     if not module.reference_parts:
-        assert module.reference is None, "a method that needs no reference loads none"
+        assert module.frozen_reference is None, "a method that needs no reference loads none"
 
 
 class AnotherDefaultDevice(SingleDeviceStrategy):
@@ -134,12 +134,14 @@ def test_dipo_starts_at_log_two_with_an_exact_live_reference(files: Path, family
 
 def test_the_reference_is_not_trained_saved_or_counted(files: Path, tmp_path: Path) -> None:
     module, trainer = fit(files, DiPOModule, reference="live")
-    assert isinstance(module.reference, LiveReference)
+    assert isinstance(module.frozen_reference, LiveReference)
     trained = list(module.parameters())
     assert sum(p.numel() for p in trained) == sum(p.numel() for p in module.policy.parameters())
-    assert not any(p is q for p in module.reference.model.parameters() for q in trained)
+    assert not any(p is q for p in module.frozen_reference.model.parameters() for q in trained)
     fresh = fit(files, DiPOModule, steps=0, reference="live")[0]
-    for after, before in zip(module.reference.model.parameters(), fresh.reference.model.parameters(), strict=True):
+    for after, before in zip(
+        module.frozen_reference.model.parameters(), fresh.frozen_reference.model.parameters(), strict=True
+    ):
         assert torch.equal(after, before)
         assert not after.requires_grad
     trainer.save_checkpoint(tmp_path / "x.ckpt")
@@ -156,12 +158,12 @@ def test_every_reference_gives_the_same_training(files: Path, cls: type[Unlearni
     options |= {"steps": 4, "lambda_": 1.0}
     live, _ = fit(files, cls, reference="live", **options)
     auto, _ = fit(files, cls, **options)
-    assert isinstance(auto.reference, HiddenStatesReference) or lora
+    assert isinstance(auto.frozen_reference, HiddenStatesReference) or lora
     for (name, a), b in zip(weights(live).items(), weights(auto).values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
     if lora:
         off, _ = fit(files, cls, reference="adapters_off", **options)
-        assert isinstance(off.reference, AdaptersOffReference)
+        assert isinstance(off.frozen_reference, AdaptersOffReference)
         for (name, a), b in zip(weights(live).items(), weights(off).values(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
 
@@ -169,7 +171,7 @@ def test_every_reference_gives_the_same_training(files: Path, cls: type[Unlearni
 def test_a_head_that_breaks_the_algebra_gets_a_live_reference(files: Path) -> None:
     for family in ("gemma2", "phi"):
         module, _ = fit(files, DiPOModule, family)
-        assert isinstance(module.reference, LiveReference)
+        assert isinstance(module.frozen_reference, LiveReference)
         with pytest.raises(InputError, match="hidden_states, but the model's logits"):
             fit(files, DiPOModule, family, reference="hidden_states")
 
@@ -179,20 +181,20 @@ def test_dipo_without_retain_term_or_with_kl(files: Path) -> None:
     assert "train/retain" not in trainer.callback_metrics
     module, trainer = fit(files, DiPOModule, retain_loss="kl", steps=1)
     assert float(trainer.callback_metrics["train/retain"]) == pytest.approx(0.0, abs=1e-6)
-    assert isinstance(module.reference, LiveReference), "a run of one step answers fewer rows than a cache holds"
+    assert isinstance(module.frozen_reference, LiveReference), "a run of one step answers fewer rows than a cache holds"
     module, trainer = fit(files, DiPOModule, reference="hidden_states", steps=1)
-    assert isinstance(module.reference, HiddenStatesReference)
-    assert set(module.reference.caches) == {"forget", "retain"}
+    assert isinstance(module.frozen_reference, HiddenStatesReference)
+    assert set(module.frozen_reference.caches) == {"forget", "retain"}
     assert float(trainer.callback_metrics["train/retain"]) == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:No retain rows")
 def test_without_retain_rows_no_reference_is_made_for_them(files: Path) -> None:
     module, _ = fit(files, DiPOModule, parts=["forget"], steps=1)
-    assert isinstance(module.reference, HiddenStatesReference)
-    assert set(module.reference.caches) == {"forget"}
+    assert isinstance(module.frozen_reference, HiddenStatesReference)
+    assert set(module.frozen_reference.caches) == {"forget"}
     module, _ = fit(files, RMUModule, parts=["forget"], steps=1, layer=0)
-    assert module.reference is None
+    assert module.frozen_reference is None
 
 
 @pytest.mark.parametrize(
@@ -326,6 +328,21 @@ def test_the_rows_of_all_micro_batches_of_the_step_are_named(files: Path) -> Non
 def test_a_module_without_a_forget_loss_says_so(files: Path) -> None:
     with pytest.raises(TypeError, match="must define forget_loss"):
         fit(files, UnlearningModule)
+
+
+def test_a_retain_term_of_a_subclass_is_trained_and_one_by_its_former_name_refused(files: Path) -> None:
+    class Holding(GradDiffModule):
+        def retain_term(self, retain: Answers) -> torch.Tensor:
+            return 0 * retain.mean_nll + 5.0
+
+    _, trainer = fit(files, Holding, steps=1)
+    assert trainer.callback_metrics["train/retain"] == 5.0
+
+    class Older(GradDiffModule):
+        retain_loss = Holding.retain_term
+
+    with pytest.raises(InputError, match=r"^Older\.retain_loss\(\) is called retain_term\(\) now; rename it\.$"):
+        Older("model")
 
 
 @pytest.mark.parametrize(

@@ -299,10 +299,10 @@ def package_variant(name: str, policy: Any, reference: nn.Module, batch: Batch, 
     if isinstance(module, PreparedSelective):
         module._trainer.datamodule = module.take(batch["forget"])
     resident = 0
-    if getattr(module.reference, "model", None) is reference:
+    if getattr(module.frozen_reference, "model", None) is reference:
         resident = bytes_of(reference.parameters())
-    elif hasattr(module.reference, "head"):
-        resident = bytes_of([module.reference.head.weight])
+    elif hasattr(module.frozen_reference, "head"):
+        resident = bytes_of([module.frozen_reference.head.weight])
     if issubclass(cls, DPOModule):
         batch = batch | {"alternative": batch["retain"]}
     return Variant(lambda: module.training_step(batch, 0), policy, trained, resident, module)

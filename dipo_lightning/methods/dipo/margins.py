@@ -7,20 +7,22 @@ for the package's own pair, and tested to equal the first.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from dipo_lightning.methods.dipo.directions import directions, margin_from_directions
+from dipo_lightning.methods.dipo.directions import Directions, directions, margin_from_directions
 from dipo_lightning.methods.dipo.kernels import chunked_margin
 from dipo_lightning.methods.dipo.loss import TokenMargins, token_margins
 from dipo_lightning.methods.dipo.pair import pair_parts
 from dipo_lightning.models.answers import Answers, TokenBatch, over_logits
 from dipo_lightning.models.head import output_projection
+from dipo_lightning.reference.cache import PositionCache
 from dipo_lightning.reference.references import (
-    DirectionsReference,
+    HiddenStatesReference,
     cached_states,
     obstacle_to_caching,
     open_cache,
@@ -106,6 +108,32 @@ class SparseMargins:
         return chunked_margin(*inputs, module.pair, module.chunk_size, with_rewards=due, compare=first)
 
 
+class DirectionsReference:
+    """DiPO's margin from one dot product per position: no reference model and no vocabulary-sized work.
+
+    Exact while the output projection does not change (derived in `dipo_lightning.methods.dipo.directions`).
+
+    Args:
+        cache: A complete cache of (N, 2H + 2): preferred and dispreferred direction, and their two offsets.
+        retain: The reference for the retain rows, if their term needs one.
+    """
+
+    def __init__(self, cache: PositionCache, retain: HiddenStatesReference | None = None) -> None:
+        self.cache, self.retain = cache, retain
+
+    def directions(self, batch: TokenBatch) -> Directions:
+        """Return the directions of the forget rows of a batch, float32."""
+        values = self.cache.read(batch["index"])
+        width = (values.shape[1] - 2) // 2
+        return Directions(values[:, :width], values[:, width : 2 * width], values[:, -2], values[:, -1])
+
+    def answers(
+        self, parts: Mapping[str, TokenBatch], from_hidden: bool = True, chunk_size: int = 1024
+    ) -> dict[str, Answers]:
+        """Return the retain rows' answers, if any: directions hold neither logits nor hidden states."""
+        return {} if self.retain is None else self.retain.answers(parts, from_hidden, chunk_size)
+
+
 class CachedMargins:
     """Margins of the package's own pair under a frozen linear head: one dot product per position, with a cached vector.
 
@@ -126,7 +154,7 @@ class CachedMargins:
 
     def read(self, forget: TokenBatch) -> None:
         """Read the directions of the batch."""
-        self.directions = self.module.reference.directions(forget)
+        self.directions = self.module.frozen_reference.directions(forget)
 
     def __call__(self, forget: Answers) -> TokenMargins:
         """Return margins and rewards from hidden states."""
@@ -143,7 +171,7 @@ class CachedMargins:
 
 def choose_margins(module: Any) -> Margins:
     """Choose the cheapest exact way for a module whose policy and reference are loaded."""
-    if isinstance(module.reference, DirectionsReference):
+    if isinstance(module.frozen_reference, DirectionsReference):
         return CachedMargins(module)
     return SparseMargins(module) if SparseMargins.holds(module) else ExactMargins(module)
 

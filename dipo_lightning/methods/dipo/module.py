@@ -119,7 +119,7 @@ class DiPOModule(UnlearningModule):
     def configure_model(self) -> None:
         """Choose the computation of the margin as well, once head and reference are known."""
         super().configure_model()
-        if self.reference is not None and self.margins is None:
+        if self.frozen_reference is not None and self.margins is None:
             self.margins = choose_margins(self)
 
     def make_reference(self) -> Reference:
@@ -142,9 +142,9 @@ class DiPOModule(UnlearningModule):
         assert self.margins is not None
         self.margins.read(parts["forget"])
         if self.contrasts:
-            assert self.reference is not None
+            assert self.frozen_reference is not None
             form: Any = {"from_hidden": self.from_hidden, "chunk_size": self.chunk_size}
-            self._blind = blind_answers(self.reference, parts["forget"], self._sight(parts["forget"]), **form)
+            self._blind = blind_answers(self.frozen_reference, parts["forget"], self._sight(parts["forget"]), **form)
 
     def _sight(self, forget: TokenBatch) -> list[list[int]]:
         """Return for each row of the batch 0 at the tokens of its question and 1 at the others."""

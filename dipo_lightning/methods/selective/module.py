@@ -191,13 +191,13 @@ class SelectiveModule(UnlearningModule):
             for i in range(len(maker.rows))
         ]
         self._endings = maker.endings()
-        assert isinstance(self.reference, ModelReference)
-        with self.reference.frozen():
-            self._variants = self._blind_answers(self.reference.model)
+        assert isinstance(self.frozen_reference, ModelReference)
+        with self.frozen_reference.frozen():
+            self._variants = self._blind_answers(self.frozen_reference.model)
             if self.general_weight:
                 draw = torch.Generator().manual_seed(data.seed)
                 others = drawn(maker.neighbours(kept()), MOST_NEIGHBOURS, draw)
-                self._write_kept(self.reference.model, data.style, others)
+                self._write_kept(self.frozen_reference.model, data.style, others)
         rank_zero_info(f"{sum(map(len, maker.spans))} private values in {len(maker.rows)} forget rows")
 
     def _blind_answers(self, model: nn.Module) -> list[PrivateExample]:
@@ -295,9 +295,9 @@ class SelectiveModule(UnlearningModule):
         """Also read the blind reference model's view of the forget answers."""
         super().read_reference(parts)
         sight = [example.visible for example in self._current]
-        assert self.reference is not None
+        assert self.frozen_reference is not None
         form: Any = {"from_hidden": self.from_hidden, "chunk_size": self.chunk_size}
-        self._blind = blind_answers(self.reference, parts["forget"], sight, **form)
+        self._blind = blind_answers(self.frozen_reference, parts["forget"], sight, **form)
 
     def forget_terms(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
         """Return the weighted forget term and its parts: private values, sentences, general answers."""
@@ -334,7 +334,7 @@ class SelectiveModule(UnlearningModule):
         total = total + self.sentence_weight * terms["sentence"]
         if "general" in answers:
             general = answers["general"]
-            terms["general"] = divergence(general, self.reference_answers(general)) / max(1, len(general.labels))
+            terms["general"] = divergence(general, self.reference_answers(general)) / general.token_denominator
             total = total + self.general_weight * terms["general"]
         return {"forget": total, **{name: term.detach() for name, term in terms.items()}}
 

@@ -56,7 +56,7 @@ PLACES += [(family, path) for family in ("gemma2", "phi") for path in ("logits",
 def test_another_pair_is_one_method_on_every_path(family: str, path: str, source: str) -> None:
     module = ours(family, path, torch.float64, {"source": source}, cls=Contrast)
     assert isinstance(module.margins, ExactMargins)
-    reference: Any = ours(family, "logits", torch.float64, {}).reference
+    reference: Any = ours(family, "logits", torch.float64, {}).frozen_reference
     loss = plain_loss(module.policy, reference.model, module)  # type: ignore[arg-type]
     right = loss.detach(), gradients(loss, module.policy)  # type: ignore[arg-type]
     assert_same(loss_and_gradients(module), right, 1e-6 if family == "gemma2" else 1e-9)
