@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from dipo_lightning.benchmarks.tofu.metrics import TOFU
 from dipo_lightning.cli.configs import find_config
 from dipo_lightning.comparison.results import Row, Scale, Spread
+from dipo_lightning.evaluation.colours import MODEL
 
 CENTRE = "as chosen"
 """Option of the point that all others are compared with."""
@@ -121,7 +122,7 @@ def draw(points: Sequence[Point], path: Path) -> None:
             shown = [(value, spread) for value, spread in found if spread is not None]
             ends = [[s.mean - s.low for _, s in shown], [s.high - s.mean for _, s in shown]]
             values, means = [value for value, _ in shown], [spread.mean for _, spread in shown]
-            axes.errorbar(values, means, yerr=ends, marker="o", capsize=3, color="#0072b2")
+            axes.errorbar(values, means, yerr=ends, marker="o", capsize=3, color=MODEL)
             if (across := Spread.of(centre, name)) is not None:
                 axes.axhline(across.mean, color="0.6", linewidth=0.9, linestyle="--")
             axes.tick_params(axis="x", labelsize="small", rotation=45 if len(values) > 5 else 0)
