@@ -105,7 +105,10 @@ def verdict(lines: Sequence[Line], share: float, scale: Scale, target: Line | No
         )
     keeping = [line for line in ranked(lines, share, scale) if line.keeps(share)]
     if not keeping:
-        return f"No method keeps {share:g} of the target's {utility}."
+        kept = {line.method: spread.mean for line in lines if (spread := line.spread("utility_kept"))}
+        most = max(kept, key=kept.__getitem__, default="")
+        nearest = f"; {most} keeps most, {scale.text('utility_kept', kept[most])}" if kept else ""
+        return f"No method keeps {share:g} of the target's {utility}{nearest}."
     best = keeping[0].spread(scale.headline.forget)
     if best is None:
         return (

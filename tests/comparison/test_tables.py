@@ -88,6 +88,11 @@ def test_a_best_method_that_forgot_nothing_is_said() -> None:
     assert "no better" not in verdict([of_user("a", 0.05, 0.8, 1.0)], 0.95, scale)
 
 
+def test_the_nearest_is_named_where_no_method_keeps_the_share() -> None:
+    said = verdict([line("a", -1.0, 0.5), line("b", -2.0, 0.928)], 0.95, Scale.of(TOFU()))
+    assert said == "No method keeps 0.95 of the target's model utility; b keeps most, 0.928."
+
+
 def test_a_target_without_utility_is_said() -> None:
     scale = Scale.of(UserData())
     target, line = of_user("target", 0.04, 0.0, None, 0), of_user("a", 0.05, 0.0, None)
