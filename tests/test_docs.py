@@ -126,8 +126,12 @@ def test_the_parser_reads_every_configuration_of_a_page(project: Path) -> None:
         options = yaml.safe_load(block.text)
         if "methods" in options:
             from dipo_lightning.comparison.plan import read_comparison
+            from dipo_lightning.comparison.work import Work
 
-            assert read_comparison(path).methods
+            comparison = read_comparison(path)
+            assert comparison.methods
+            if Path(comparison.base).is_file():  # not one that the reader makes first
+                assert Work(comparison).planned()
         else:
             assert options.keys() <= CONFIG_KEYS, block.text
             given = "pretrained" in (options.get("model") or {}).get("init_args", {})

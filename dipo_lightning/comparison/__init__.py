@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dipo_lightning.comparison.plan import read_comparison
 from dipo_lightning.comparison.report import write_report
 from dipo_lightning.comparison.work import Work
@@ -32,7 +34,9 @@ def compare(comparison: str, dry_run: bool = False) -> None:
     finally:
         work.lock.release()
     text = write_report(plan, findings)
-    print(f"\n{text}\nEverything is in {plan.output}: comparison.md, comparison.csv, comparison.png and the runs.")
+    names = ("comparison.md", "comparison.csv", "comparison.png")
+    written = [name for name in names if (Path(plan.output) / name).is_file()]
+    print(f"\n{text}\nEverything is in {plan.output}: {', '.join(written)} and the runs.")
     if findings.failures:
-        names = ", ".join(failure.title for failure in findings.failures)
-        raise RunError(f"{names} failed; {plan.output}/comparison.md says why and has the others.")
+        failed = ", ".join(failure.title for failure in findings.failures)
+        raise RunError(f"{failed} failed; {plan.output}/comparison.md says why and has the others.")

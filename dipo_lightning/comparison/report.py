@@ -17,9 +17,11 @@ from dipo_lightning.comparison.results import (
     Spread,
     by_epoch,
     considered,
+    no_share,
     rule,
     target_row,
 )
+from dipo_lightning.evaluation.aggregates import number_text
 from dipo_lightning.metrics.base import INTERVAL
 from dipo_lightning.report.charts import Axes, Point, comparison_picture
 from dipo_lightning.safety.display import table_in_markdown
@@ -59,33 +61,54 @@ def ranked(lines: Iterable[Line], share: float, scale: Scale) -> list[Line]:
 
 def markdown_table(lines: Sequence[Line], scale: Scale) -> str:
     """Return the table of the report in Markdown."""
-    others = scale.columns([row for line in lines for row in line.rows])
-    columns = [scale.headline.forget, scale.headline.utility, "utility_kept", *others]
-    labels = ["utility kept" if name == "utility_kept" else scale.label(name) for name in columns]
-    head = ["method", "settings", "seeds", "epoch", *labels]
+    columns = shown_columns(lines, scale)
+    head = ["method", "settings", "seeds", "epoch", *map(scale.label, columns)]
     return table_in_markdown(head, (_cells(line, columns, scale) for line in lines))
 
 
+def shown_columns(lines: Sequence[Line], scale: Scale) -> list[str]:
+    """Return the numbers of the table in their order."""
+    others = scale.columns([row for line in lines for row in line.rows])
+    return [scale.headline.forget, scale.headline.utility, "utility_kept", *others]
+
+
+def explanations(lines: Sequence[Line], scale: Scale) -> str:
+    """Return what the numbers of the table mean and which way is better, as a list in Markdown."""
+    found = [scale.meanings[name] for name in shown_columns(lines, scale) if name in scale.meanings]
+    return "\n".join(
+        f"- **{one.label}**{f' ({one.wanted})' if one.wanted else ''}{f': {one.words}' if one.words else ''}"
+        for one in found
+    )
+
+
 def _cells(line: Line, columns: Sequence[str], scale: Scale) -> list[str]:
-    spreads = [(line.spread(column), 2 if scale.meanings[column].unit == "log10" else 3) for column in columns]
-    numbers = ["-" if spread is None else spread.text(digits) for spread, digits in spreads]
+    spreads = [(column, line.spread(column)) for column in columns]
+    numbers = ["-" if spread is None else scale.text(column, spread) for column, spread in spreads]
     epochs = sorted({row["epoch"] for row in line.rows if row["epoch"] is not None})
     epoch = ", ".join(map(str, epochs)) or "-"
     cells = [line.method, line.settings or "-", str(len(line.rows)), epoch, *numbers]
     return [cell.replace("|", "/") for cell in cells]
 
 
-def verdict(lines: Sequence[Line], share: float, scale: Scale) -> str:
-    """Return a sentence that names the best method, or a tie, among those that keep ``share`` of the utility."""
-    forgetting, utility = scale.label(scale.headline.forget), scale.label(scale.headline.utility)
+def verdict(lines: Sequence[Line], share: float, scale: Scale, target: Line | None = None) -> str:
+    """Return a sentence that names the best method, or a tie, among those that keep ``share`` of the utility.
+
+    It says so where the best has not forgotten more than the target.
+    """
+    forgetting, utility = scale.phrase(scale.headline.forget), scale.phrase(scale.headline.utility)
     if lines and all(line.spread("utility_kept") is None for line in lines):
+        if target and (reason := no_share(target.rows, scale)):
+            return f"Utility kept is unknown: {reason}"
         return (
             f"Utility kept is unknown: no run was measured before its first step with its {utility} "
             f"(it needs {scale.headline.needs})."
         )
     keeping = [line for line in ranked(lines, share, scale) if line.keeps(share)]
     if not keeping:
-        return f"No method keeps {share:g} of the target's {utility}."
+        kept = {line.method: spread.mean for line in lines if (spread := line.spread("utility_kept"))}
+        most = max(kept, key=kept.__getitem__, default="")
+        nearest = f"; {most} keeps most, {scale.text('utility_kept', kept[most])}" if kept else ""
+        return f"No method keeps {share:g} of the target's {utility}{nearest}."
     best = keeping[0].spread(scale.headline.forget)
     if best is None:
         return (
@@ -103,8 +126,12 @@ def verdict(lines: Sequence[Line], share: float, scale: Scale) -> str:
     ]
     said = (
         f"Best in {forgetting} among those that keep at least {share:g} of the target's {utility}: "
-        f"{' and '.join(winners)}, {best.mean:.2f} ({len(keeping)} of {len(lines)} keep it)."
+        f"{' and '.join(winners)}, {scale.text(scale.headline.forget, best.mean)} "
+        f"({len(keeping)} of {len(lines)} keep it)."
     )
+    before = target and target.spread(scale.headline.forget)
+    if target and before and keeping[0].goodness(scale) <= target.goodness(scale):
+        said += f" That is no better than the target's {scale.text(scale.headline.forget, before.mean)}."
     if alike:
         said += f" A tie with {' and '.join(alike)}: the difference lies inside the intervals."
     return said
@@ -195,12 +222,13 @@ def write_report(comparison: Comparison, findings: Findings) -> str:
         tried = [row for candidate in findings.candidates for row in candidate.rows]
         write_csv(tried, folder / "selection.csv", scale)
     drawn = trajectories(findings)
+    (folder / "comparison.png").unlink(missing_ok=True)  # of an earlier call with other runs
     if any(drawn.values()):
         marks = [point_of(runs, scale) for runs in (findings.targets, findings.retain)]
         keep = comparison.selection.keep_utility
         axes = Axes(
-            scale.label(scale.headline.utility),
-            scale.label(scale.headline.forget),
+            scale.phrase(scale.headline.utility),
+            scale.phrase(scale.headline.forget),
             scale.meanings[scale.headline.forget].wanted,
             scale.headline.lowest,
             scale.headline.mark,
@@ -219,13 +247,16 @@ def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
     ends = f" end of the {INTERVAL:.0%} intervals over rows (bootstrap)" if measured else ""
     marked = [("target", findings.targets), ("retain", findings.retain)]
     marks = [Line(name, "", rows) for name, rows in marked if rows]
+    target = next((line for line in marks if line.method == "target"), None)
+    table = [*ranked(lines, share, scale), *marks]
     parts = [
         "# Comparison",
-        verdict(lines, share, scale),
-        markdown_table([*ranked(lines, share, scale), *marks], scale),
+        verdict(lines, share, scale, target) if lines else "No run has a result to report.",
+        *([markdown_table(table, scale)] if table else []),
         f"Base `{comparison.base}`, seeds {seeds}. Numbers are means over seeds with [lowest, highest]"
         f"{ends}; utility kept is the share of the target's on the same seed. Every epoch of every "
         "run is in `comparison.csv`.",
+        *([explanations(table, scale)] if table else []),
     ]
     if picture:
         parts.append("![Forgetting against utility](comparison.png)")
@@ -251,7 +282,7 @@ def selection_text(comparison: Comparison, findings: Findings) -> str:
             chosen = choice is not None and choice.settings == candidate.settings
             chosen = chosen and (choice is None or choice.epoch in (None, row["epoch"]))
             values = (scale.forgetting(row), row["utility_kept"])
-            numbers = ["-" if value is None else f"{value:.3f}" for value in values]
+            numbers = ["-" if value is None else number_text(value, 3) for value in values]
             where = [candidate.method, candidate.label or "-", str(row["epoch"])]
             lines.append([*where, *numbers, "yes" if chosen else ""])
     return f"{text}\n\n{table_in_markdown(head, lines)}"

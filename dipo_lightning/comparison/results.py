@@ -12,7 +12,7 @@ from typing import Any
 from dipo_lightning.comparison.configs import Config, callbacks
 from dipo_lightning.comparison.plan import Selection, Settings
 from dipo_lightning.errors import InputError, RunError
-from dipo_lightning.evaluation.aggregates import Meanings, flat_numbers, metric_meanings, retain_numbers
+from dipo_lightning.evaluation.aggregates import Meanings, flat_numbers, metric_meanings, number_text, retain_numbers
 from dipo_lightning.evaluation.benchmark import Benchmark, Headline, benchmark_of
 from dipo_lightning.evaluation.logs import read_log
 from dipo_lightning.report.runs import Document, read_documents
@@ -47,6 +47,16 @@ class Scale:
     def label(self, name: str) -> str:
         """Return a number's name for a reader."""
         return self.meanings[name].label
+
+    def phrase(self, name: str) -> str:
+        """Return a number's name inside a sentence: ``probability of the forget rows``."""
+        of, colon, what = self.label(name).partition(": ")
+        return f"{what} of the {of} rows" if colon else of
+
+    def text(self, name: str, value: float | Spread) -> str:
+        """Write a number, or its spread over seeds, with as many decimals as its unit wants."""
+        digits = 2 if self.meanings[name].unit == "log10" else 3
+        return value.text(digits) if isinstance(value, Spread) else number_text(value, digits)
 
     def goodness(self, forgetting: float | None) -> float:
         """Return the forgetting, turned so that higher is better; -inf if it is unknown."""
@@ -160,6 +170,16 @@ def add_utility_kept(rows: Sequence[Row], target: Mapping[str, Any] | None, scal
             row["intervals"] = row["intervals"] | {"utility_kept": [end / before for end in ends]}
 
 
+def no_share(targets: Iterable[Row | None], scale: Scale) -> str:
+    """Return the reason why no share of the targets' utility can be kept, where one has none; else an empty text."""
+    if not any(row and scale.utility(row) == 0 for row in targets):
+        return ""
+    return (
+        f"the target's {scale.phrase(scale.headline.utility)} is 0, of which no share can be kept. See its answers in "
+        "the evaluations before the first step: does the model know the rows, and does the prompt fit it?"
+    )
+
+
 @dataclass(frozen=True)
 class Spread:
     """A mean over seeds with the lowest and highest value, or the lowest and highest ends of their intervals."""
@@ -179,9 +199,8 @@ class Spread:
 
     def text(self, digits: int) -> str:
         """Write it as ``mean [low, high]``; a single value without brackets."""
-        if self.low == self.high:
-            return f"{self.mean:.{digits}f}"
-        return f"{self.mean:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+        mean, low, high = (number_text(value, digits) for value in (self.mean, self.low, self.high))
+        return mean if self.low == self.high else f"{mean} [{low}, {high}]"
 
     def ties(self, other: Spread) -> bool:
         """Return whether the difference of two means lies inside the range of one of them."""
@@ -217,8 +236,10 @@ def choose(candidates: Sequence[Candidate], selection: Selection, scale: Scale) 
         raise RunError("every run of its grid failed, so that nothing could be chosen")
     tried = [(candidate, row) for candidate in candidates for row in considered(candidate.rows, selection.epoch)]
     tried = [pair for pair in tried if scale.forgetting(pair[1]) is not None and pair[1]["utility_kept"] is not None]
+    if not tried and (reason := no_share([target_row(one.rows) for one in candidates], scale)):
+        raise RunError(f"nothing could be chosen: {reason}")
     if not tried:
-        pair = f"a {scale.label(scale.headline.forget)} and a {scale.label(scale.headline.utility)}"
+        pair = f"a {scale.phrase(scale.headline.forget)} and a {scale.phrase(scale.headline.utility)}"
         raise RunError(f"no candidate has both {pair} to choose by; the base's evaluation needs {scale.headline.needs}")
     keeping = [pair for pair in tried if pair[1]["utility_kept"] >= selection.keep_utility]
     if keeping:
@@ -244,7 +265,7 @@ def considered(rows: Sequence[Row], epoch: str) -> list[Row]:
 
 def rule(selection: Selection, scale: Scale) -> str:
     """Return the rule in words, for the report."""
-    forgetting, utility = scale.label(scale.headline.forget), scale.label(scale.headline.utility)
+    forgetting, utility = scale.phrase(scale.headline.forget), scale.phrase(scale.headline.utility)
     runs = f"the runs of seed {selection.seed}" + ("" if selection.allow_same_data else ", which are not reported")
     where = "at any epoch, which is then reported too" if selection.epoch == "any" else "at the last epoch"
     return (

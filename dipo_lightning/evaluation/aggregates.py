@@ -179,6 +179,13 @@ def flat_numbers(found: Mapping[str, Any]) -> dict[str, float]:
     return flat
 
 
+def number_text(value: float, digits: int) -> str:
+    """Format a number with ``digits`` decimals; from 10 on with at most two, a very small one with two figures."""
+    if 0 < abs(value) < 10.0 ** (1 - digits):
+        return f"{value:.2g}"
+    return f"{value:.{min(digits, 2) if abs(value) >= 10 else digits}f}"
+
+
 def interval_text(ends: Sequence[float]) -> str:
     """Format an interval: ``[0.12, 0.34]``."""
     return f"[{ends[0]:.3g}, {ends[1]:.3g}]"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.aggregates import document_meanings
+from dipo_lightning.evaluation.aggregates import document_meanings, number_text
 from dipo_lightning.evaluation.benchmark import Benchmark
 from dipo_lightning.evaluation.colours import CURVES, MODEL
 from dipo_lightning.report.runs import Curve, Document
@@ -151,6 +151,8 @@ def svg_image(
 OTHERS = "0.8"
 """Grey of the paths of the other methods."""
 COLUMNS = 4
+LABEL = 2.5
+"""Width of a long label of the legend in inches."""
 LEFT = 0.6
 """Share of the target's utility at which the axis ends; points below it are drawn at the edge."""
 
@@ -218,14 +220,17 @@ def comparison_picture(
         raise InputError("There is nothing to draw: no run has both numbers.")
     everything = [*(point for points in trajectories.values() for point in points), *filter(None, [target, retain])]
     lowest = min(point.quality_range[0] for point in everything)
-    least = min(point.utility for point in everything)
+    least = min(point.utility_range[0] for point in everything)
     corner = (
         least if target is None else max(least, LEFT * target.utility),
         lowest if names.lowest is None else max(names.lowest, lowest),
     )
     columns = min(COLUMNS, len(trajectories))
     rows = math.ceil(len(trajectories) / columns)
-    figure = Figure(figsize=(max(3.0 * columns, 5.0), 2.6 * rows + 0.9), layout="constrained", dpi=130)
+    width = max(3.0 * columns, 5.0)
+    abreast = 6 if columns == COLUMNS else int(width / LABEL)
+    height = 2.6 * rows + (0.9 if columns == COLUMNS else 1.4)
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=130)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     ways = {name: [p for p in (target, *points) if p is not None] for name, points in trajectories.items()}
     for axes, (name, points) in zip(panels, trajectories.items(), strict=False):
@@ -246,7 +251,8 @@ def comparison_picture(
         for axes in panels[: len(trajectories)]
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=6, frameon=False, fontsize=9)
+    style: dict[str, Any] = {"ncols": abreast, "frameon": False, "fontsize": 9}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", **style)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
@@ -277,7 +283,7 @@ def _trajectory(
             color=MODEL, marker=marker, markersize=8, markeredgecolor="white", capsize=3, linestyle="", zorder=5,
             label=what,
         )  # fmt: skip
-        title += f": {point.quality:.2f} at {point.utility:.3f}"
+        title += f": {number_text(point.quality, 2)} at {number_text(point.utility, 3)}"
     axes.set_title(title, fontsize=10)
 
 

@@ -142,6 +142,19 @@ def test_a_run_that_cannot_be_read_fails_and_the_others_go_on(tmp_path: Path, ca
     assert "| NPO | beta=0.2 | 1 |" in text
 
 
+def test_no_picture_is_named_where_nothing_could_be_drawn(
+    tmp_path: Path, calls: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["compare", write(tmp_path, [NPO])])
+    assert "comparison.csv, comparison.png and the runs." in capsys.readouterr().out
+    assert main(["compare", write(tmp_path, [BROKEN])]) == 2
+    assert "comparison.md, comparison.csv and the runs." in capsys.readouterr().out
+    assert not (tmp_path / "out" / "comparison.png").exists(), "that of the earlier call"
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert text.startswith("# Comparison\n\nNo run has a result to report.\n\n")
+    assert "| DiPO |" not in text
+
+
 def test_a_grid_that_fails_takes_only_its_method_out(tmp_path: Path, calls: list[list[str]]) -> None:
     assert main(["compare", write(tmp_path, [BROKEN | {"grid": {"gamma": [1.0, 2.0]}}, NPO])]) == 2
     assert "- GradAscent: every run of its grid failed" in (tmp_path / "out" / "comparison.md").read_text()

@@ -11,6 +11,7 @@ import yaml
 
 from dipo_lightning.cli import child
 from dipo_lightning.cli.main import main
+from tests.helpers.acted import in_this_process
 from tests.helpers.small_tofu import write_tofu
 from tests.helpers.toys import save_toy
 
@@ -80,11 +81,6 @@ def check(folder: Path) -> None:
     assert ran["model"]["init_args"]["beta"] == 0.5
     assert ran["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.02
     assert (folder / "out" / "comparison.png").is_file()
-
-
-def in_this_process(arguments: list[str], log: Path, lock: object) -> int:
-    log.write_text("in this process\n")
-    return main(arguments)
 
 
 def test_a_method_from_outside_takes_part(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,23 @@ def test_methods_that_lose_everything_leave_room_for_the_others(tmp_path: Path, 
     assert "as reported, further out: see the title" in labels(drawn[0])
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_the_legend_fits_above_few_methods(tmp_path: Path, drawn: list[Figure], count: int) -> None:
+    ways = {f"method {number}": [point(0.78, -1), point(0.1 * number, -2, True)] for number in range(count)}
+    comparison_picture(ways, tmp_path / "picture.png", NAMES, TARGET, RETAIN_MODEL)
+    [legend] = drawn[0].legends
+    box, whole = legend.get_window_extent(), drawn[0].bbox
+    assert box.x0 >= 0
+    assert box.x1 <= whole.x1
+    assert all(axes.get_window_extent().height > 0.4 * whole.height for axes in drawn[0].axes)
+
+
+def test_the_range_over_seeds_lies_inside_the_picture(tmp_path: Path, drawn: list[Figure]) -> None:
+    reported = Point(0.7, -1.0, (0.6, 0.8), (-2.0, 0.0), reported=True)
+    comparison_picture({"mine": [reported]}, tmp_path / "picture.png", NAMES, TARGET)
+    assert drawn[0].axes[0].get_xlim()[0] < 0.6
+
+
 def test_eleven_methods_fill_three_rows(tmp_path: Path, drawn: list[Figure]) -> None:
     ways = {f"method {number}": [point(0.78, -number, True)] for number in range(11)}
     comparison_picture(ways, tmp_path / "picture.png", NAMES, TARGET, RETAIN_MODEL)

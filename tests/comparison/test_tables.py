@@ -5,9 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from dipo_lightning.benchmarks.muse import MUSE
 from dipo_lightning.benchmarks.tofu import TOFU
-from dipo_lightning.comparison.report import Line, Spread, markdown_table, verdict, write_csv
-from dipo_lightning.comparison.results import Scale
+from dipo_lightning.benchmarks.user_data import UserData
+from dipo_lightning.comparison.plan import Selection
+from dipo_lightning.comparison.report import Line, Spread, explanations, markdown_table, verdict, write_csv
+from dipo_lightning.comparison.results import Candidate, Scale, choose, rule
+from dipo_lightning.errors import RunError
+from dipo_lightning.evaluation.aggregates import number_text
 
 
 def line(method: str, log10_p: float | None, kept: float | None) -> Line:
@@ -59,3 +64,54 @@ def test_intervals_in_the_table_and_in_the_file(tmp_path: Path) -> None:
         first = next(csv.DictReader(file))
     assert (first["forget_quality_log10_p_low"], first["forget_quality_log10_p_high"]) == ("-2.5", "-0.5")
     assert "intervals" not in first
+
+
+def of_user(method: str, probability: float, utility: float, kept: float | None, step: int = 6) -> Line:
+    row = {"forget_probability": probability, "utility": utility, "utility_kept": kept, "epoch": step // 3}
+    return Line(method, "", [row | {"step": step}])
+
+
+def test_small_numbers_are_told_apart() -> None:
+    assert [number_text(value, 3) for value in (0.00054, -1e-7, 0.0, 0.0100, 0.5, 12.3456, -100.0)] == [
+        *("0.00054", "-1e-07", "0.000", "0.010", "0.500", "12.35", "-100.00"),
+    ]
+    lines = [of_user("a", 0.00054, 0.8, 0.99), of_user("b", 0.00022, 0.8, 0.99)]
+    assert "| a | - | 1 | 2 | 0.00054 | 0.800 | 0.990 | - |" in markdown_table(lines, Scale.of(UserData()))
+    assert ": b, 0.00022 (2 of 2 keep it)" in verdict(lines, 0.95, Scale.of(UserData()))
+
+
+def test_a_best_method_that_forgot_nothing_is_said() -> None:
+    scale, target = Scale.of(UserData()), of_user("target", 0.04, 0.8, 1.0, 0)
+    said = verdict([of_user("a", 0.05, 0.8, 1.0)], 0.95, scale, target)
+    assert said.endswith("a, 0.050 (1 of 1 keep it). That is no better than the target's 0.040.")
+    assert "no better" not in verdict([of_user("a", 0.03, 0.8, 1.0)], 0.95, scale, target)
+    assert "no better" not in verdict([of_user("a", 0.05, 0.8, 1.0)], 0.95, scale)
+
+
+def test_the_nearest_is_named_where_no_method_keeps_the_share() -> None:
+    said = verdict([line("a", -1.0, 0.5), line("b", -2.0, 0.928)], 0.95, Scale.of(TOFU()))
+    assert said == "No method keeps 0.95 of the target's model utility; b keeps most, 0.928."
+
+
+def test_a_target_without_utility_is_said() -> None:
+    scale = Scale.of(UserData())
+    target, line = of_user("target", 0.04, 0.0, None, 0), of_user("a", 0.05, 0.0, None)
+    reason = "the target's utility is 0, of which no share can be kept."
+    assert f"Utility kept is unknown: {reason}" in verdict([line], 0.95, scale, target)
+    with pytest.raises(RunError, match=reason):
+        choose([Candidate("a", {}, "", [*target.rows, *line.rows])], Selection(seed=9), scale)
+
+
+def test_a_sentence_names_numbers_as_one_says_them() -> None:
+    scale = Scale.of(UserData())
+    assert scale.phrase("forget_probability") == "probability of the forget rows"
+    assert "best in probability of the forget rows at the last epoch" in rule(Selection(seed=9), scale)
+    assert Scale.of(MUSE()).phrase("knowmem_retain") == "KnowMem (retain)"
+
+
+def test_every_number_of_the_table_is_explained() -> None:
+    text = explanations([Line("a", "", [{"mine": 1.0}])], Scale.of(MUSE()))
+    assert [line.split("**")[1] for line in text.splitlines()] == [
+        *("KnowMem (forget)", "KnowMem (retain)", "VerbMem", "privacy leak"),
+    ]
+    assert "- **privacy leak** (best near 0): Whether" in text

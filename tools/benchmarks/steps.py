@@ -131,11 +131,16 @@ PACKAGE: dict[str, tuple[Module, dict[str, Any]]] = {
 BARE = "model alone"  # the decoder's forward and backward without any head: what the memory of a loss stands on
 BARE_FROZEN = "model alone, frozen projection"
 BARE_ADAPTERS = "model alone, LoRA"
+BARE_FORGET = "model alone, forget rows"
+BARE_ALTERNATIVES = "model alone, with alternatives"
+BARE_PARTS = {
+    BARE: ("forget", "retain"),
+    BARE_FORGET: ("forget",),
+    BARE_ALTERNATIVES: ("forget", "retain", "alternative"),
+}
 FINE_TUNING = "fine-tuning"
 USUAL = ("GradDiff, usual", "NPO, usual", "SimNPO, usual", "DiPO, usual")
-NAMES = (BARE, BARE_FROZEN, BARE_ADAPTERS, FINE_TUNING, *USUAL, *PACKAGE)
-OTHER_ROWS = ("DPO", "AltPO", "Selective", "RMU")
-"""Beginnings of variants whose forward has other rows or no head: there is no floor to measure their loss from."""
+NAMES = (BARE, BARE_FROZEN, BARE_ADAPTERS, BARE_FORGET, BARE_ALTERNATIVES, FINE_TUNING, *USUAL, *PACKAGE)
 ESSENTIAL = (
     BARE,
     FINE_TUNING,
@@ -172,6 +177,7 @@ class Variant:
         trained: Its parameters that get a gradient.
         resident: Bytes that it keeps beside the policy and the optimiser's states.
         module: The LightningModule around the policy, if there is one.
+        floor: Variant without a head whose forward has the same rows: the memory of the loss is what lies above it.
     """
 
     loss: Callable[[], Tensor]
@@ -179,6 +185,7 @@ class Variant:
     trained: set[nn.Parameter]
     resident: int = 0
     module: nn.Module | None = None
+    floor: str | None = BARE
 
     def to(self, device: torch.device) -> None:
         """Move the policy, and tell the module where it is."""
@@ -304,24 +311,39 @@ def package_variant(name: str, policy: Any, reference: nn.Module, batch: Batch, 
     elif hasattr(module.frozen_reference, "head"):
         resident = bytes_of([module.frozen_reference.head.weight])
     if issubclass(cls, DPOModule):
-        batch = batch | {"alternative": batch["retain"]}
-    return Variant(lambda: module.training_step(batch, 0), policy, trained, resident, module)
+        batch = with_alternatives(batch)
+    floor = floor_of(name, module.parts(batch))
+    return Variant(lambda: module.training_step(batch, 0), policy, trained, resident, module, floor)
+
+
+def floor_of(name: str, parts: Sequence[str]) -> str | None:
+    """Return the floor of a variant of the package; None for other rows (selective unlearning) or no head (RMU)."""
+    if name.startswith(("Selective", "RMU")):
+        return None
+    if "frozen" in name or "LoRA" in name:
+        return BARE_FROZEN if "frozen" in name else BARE_ADAPTERS
+    return next(bare for bare, rows in BARE_PARTS.items() if rows == tuple(parts))
+
+
+def with_alternatives(batch: Batch) -> Batch:
+    """Return a batch whose alternative answers are its retain rows."""
+    return batch | {"alternative": batch["retain"]}
 
 
 def make_variant(name: str, policy: nn.Module, reference: nn.Module, batch: Batch, cache: Path, dtype: str) -> Variant:
     """Build the variant called ``name``, one of `NAMES`."""
     if name in PACKAGE:
         return package_variant(name, policy, reference, batch, cache, dtype)
-    joined = concatenate(list(batch.values()))
+    joined = concatenate([with_alternatives(batch)[part] for part in BARE_PARTS.get(name, batch)])
     if name == BARE_ADAPTERS:
         policy = add_lora(copy.deepcopy(policy), ADAPTERS["lora"])
         adapters = {parameter for parameter in policy.parameters() if parameter.requires_grad}
-        return Variant(lambda: answer_hidden(policy, joined).float().square().mean(), policy, adapters)
+        return Variant(lambda: answer_hidden(policy, joined).float().square().mean(), policy, adapters, floor=None)
     everything = set(policy.parameters())
-    if name in (BARE, BARE_FROZEN):
+    if name in (*BARE_PARTS, BARE_FROZEN):
         head = policy.get_output_embeddings().weight  # type: ignore[operator]
         trained = everything - {head} if name == BARE_FROZEN else everything
-        return Variant(lambda: answer_hidden(policy, joined).float().square().mean(), policy, trained)
+        return Variant(lambda: answer_hidden(policy, joined).float().square().mean(), policy, trained, floor=None)
     if name == FINE_TUNING:
         return Variant(lambda: mean_nll(policy, joined), policy, everything)
     losses = dict(zip(USUAL, (usual_grad_diff, usual_npo, usual_simnpo, usual_dipo), strict=True))
@@ -385,8 +407,8 @@ def measure(
     for parameter in policy.parameters():
         parameter.grad = None
     for name, measured in found.items():
-        bare = found.get(BARE_FROZEN if "frozen" in name else BARE_ADAPTERS if "LoRA" in name else BARE)
-        if bare is not None and not name.startswith(OTHER_ROWS):
+        bare = found.get(made[name].floor or "")
+        if bare is not None:
             for held, floor in zip(measured, bare, strict=True):
                 held["loss"] = held["held"] - floor["held"]
     return found
