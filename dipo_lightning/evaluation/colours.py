@@ -4,4 +4,4 @@ MODEL, RETAIN_MODEL, TARGET = "#0072b2", "#d55e00", "#009e73"
 MARK = "#000000"
 """Colour of a distance or a limit that a picture points at."""
 CURVES = (RETAIN_MODEL, MODEL, TARGET, "#cc79a7", "#e69f00", "#56b4e9")
-"""Colours of curves that are not models, in the order of their use."""
+"""Colours of several curves of one model, in the order of their use."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.aggregates import document_meanings, number_text
 from dipo_lightning.evaluation.benchmark import Benchmark
-from dipo_lightning.evaluation.colours import CURVES, MODEL
+from dipo_lightning.evaluation.colours import CURVES, MODEL, RETAIN_MODEL
 from dipo_lightning.report.runs import Curve, Document
 
 
@@ -108,8 +108,8 @@ def svg_image(
 
     Args:
         curves: Curves by label.
-        levels: The retain model's numbers by label, drawn as dotted lines in the curve's colour; None for curves that
-            are not from an evaluation.
+        levels: The retain model's numbers by label, drawn as dotted lines, in the curves' colours where there are several;
+            None for curves that are not from an evaluation.
         mark: A value to mark with a dashed line, and its name.
         powers: The values are decimal logarithms; the axis shows powers of ten.
         unit: Unit of the values, shown at the axis.
@@ -124,11 +124,12 @@ def svg_image(
         axes = figure.add_subplot()
         for place, (label, curve) in enumerate(curves.items()):
             points = [(step, value if math.isfinite(value) else math.nan) for step, value in curve]
-            marker, colour = "o" if len(points) < 40 else None, CURVES[place % len(CURVES)]
+            marker = "o" if len(points) < 40 else None
+            colour, retain_colour = (MODEL, RETAIN_MODEL) if len(curves) == 1 else [CURVES[place % len(CURVES)]] * 2
             axes.plot(*zip(*points, strict=True), label=label, color=colour, marker=marker, markersize=3.5)
             if levels and label in levels:
                 name = "retain model" if len(curves) == 1 else f"{label}, retain model"
-                axes.axhline(levels[label], color=colour, linestyle=":", label=name)
+                axes.axhline(levels[label], color=retain_colour, linestyle=":", label=name)
         if mark is not None:
             axes.axhline(mark[0], color="0.4", linestyle="--", linewidth=1, label=mark[1])
         axes.set_xlabel("optimiser step")

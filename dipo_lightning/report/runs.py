@@ -12,7 +12,7 @@ from typing import Any
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.aggregates import document_meanings, flat_numbers
 from dipo_lightning.evaluation.benchmark import benchmark_of
-from dipo_lightning.evaluation.colours import MODEL, RETAIN_MODEL
+from dipo_lightning.evaluation.colours import MODEL
 
 Document = dict[str, Any]
 Curve = list[tuple[int, float]]
@@ -111,8 +111,8 @@ def headline_picture(evaluations: Sequence[Mapping[str, Any]], path: str | Path)
         raise InputError("There is nothing to draw: no evaluation has a headline number of a known benchmark.")
     figure = Figure(figsize=(6.4, 5.2), layout="constrained", dpi=150)
     upper, lower = figure.subplots(2, 1, sharex=True)
-    _draw(upper, forgetting, RETAIN_MODEL, meanings[pair[0]].label)
-    _draw(lower, utility, MODEL, meanings[pair[1]].label)
+    _draw(upper, forgetting, meanings[pair[0]].label)
+    _draw(lower, utility, meanings[pair[1]].label)
     if forgetting and benchmark.headline.mark:
         value, label = benchmark.headline.mark
         upper.axhline(value, color="0.4", linestyle="--", linewidth=1)
@@ -136,11 +136,11 @@ def _curve(evaluations: Sequence[Mapping[str, Any]], name: str) -> list[tuple[fl
     return sorted((step, value) for step, value in points if value is not None and math.isfinite(value))
 
 
-def _draw(axes: Any, points: list[tuple[float, float]], colour: str, label: str) -> None:
+def _draw(axes: Any, points: list[tuple[float, float]], label: str) -> None:
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
     if points:
-        axes.plot(*zip(*points, strict=True), color=colour, marker="o", linewidth=2)
+        axes.plot(*zip(*points, strict=True), color=MODEL, marker="o", linewidth=2)
         step, value = points[-1]
         axes.annotate(f"{value:.3g}", (step, value), (0, 7), textcoords="offset points", ha="center", fontsize=9)
         axes.margins(x=0.06, y=0.18)
