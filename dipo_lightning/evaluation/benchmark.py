@@ -20,6 +20,7 @@ from torchmetrics import Metric
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.rows import EvaluationLog, Row, Sets
 from dipo_lightning.metrics import Probability, ROUGERecall, RowSet
+from dipo_lightning.metrics.base import first_clause
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,12 +46,12 @@ class Chart:
 
 ROUGE_CHART = Chart(
     f"{ROUGERecall.label}: what it still says",
-    ROUGERecall.meaning,
+    first_clause(ROUGERecall.meaning),
     {"forget_rouge": "must be forgotten", "retain_rouge": "must be kept"},
 )
 PROBABILITY_CHART = Chart(
     f"{Probability.label} of the true answers",
-    Probability.meaning,
+    first_clause(Probability.meaning),
     {"forget_probability": "must be forgotten", "retain_probability": "must be kept"},
 )
 """Charts of benchmarks with questions about forget and retain rows."""

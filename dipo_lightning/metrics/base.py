@@ -8,6 +8,7 @@ a row counts once however often and on whichever rank it was seen.
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -388,6 +389,11 @@ def mean_or_nan(values: Tensor) -> Tensor:
         Scalar of the same dtype.
     """
     return values.mean() if values.numel() else values.new_tensor(math.nan)
+
+
+def first_clause(meaning: str) -> str:
+    """Return the first clause of a metric's meaning, up to a colon or a full stop, for a place with little room."""
+    return re.split(r"[:.]", meaning, maxsplit=1)[0] + "."
 
 
 def meanings(name: str, metric: Metric) -> dict[str, Meaning]:

@@ -108,7 +108,7 @@ def svg_image(
 
     Args:
         curves: Curves by label.
-        levels: The retain model's numbers by label, drawn as dotted lines, in the curves' colours where there are several;
+        levels: The retain model's numbers by label, drawn as dotted lines (of several, each in its curve's colour);
             None for curves that are not from an evaluation.
         mark: A value to mark with a dashed line, and its name.
         powers: The values are decimal logarithms; the axis shows powers of ten.

@@ -46,6 +46,7 @@ from dipo_lightning.metrics import (
     TruthProbability,
     TruthRatio,
 )
+from dipo_lightning.metrics.base import first_clause
 from dipo_lightning.metrics.membership import ATTACKS
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class TOFU(Benchmark):
             "apart.",
             {"forget_quality_log10_p": "this model"},
         ),
-        Chart(ModelUtility.label, ModelUtility.meaning, {"model_utility": "this model"}),
+        Chart(ModelUtility.label, first_clause(ModelUtility.meaning), {"model_utility": "this model"}),
         PROBABILITY_CHART,
         ROUGE_CHART,
     )
