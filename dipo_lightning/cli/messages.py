@@ -37,7 +37,7 @@ USUAL = {
 }
 """Options of this package by their usual names in other programs."""
 
-RENAMED_IN = {"dipo-lightning score": {"reference": "retain_log"}}
+RENAMED_IN = {"dipo-lightning score": {"reference": "--retain_log"}}
 """Options renamed in a single command, as `RENAMED`; elsewhere the old name has a meaning."""
 
 INSIDE = {

@@ -180,7 +180,7 @@ def flat_numbers(found: Mapping[str, Any]) -> dict[str, float]:
 
 
 def number_text(value: float, digits: int) -> str:
-    """Format a number with ``digits`` decimals; from 10 on with at most two, a very small one with two figures."""
+    """Format a number with ``digits`` decimals, from 10 on with at most two; a small one keeps two figures."""
     if 0 < abs(value) < 10.0 ** (1 - digits):
         return f"{value:.2g}"
     return f"{value:.{min(digits, 2) if abs(value) >= 10 else digits}f}"

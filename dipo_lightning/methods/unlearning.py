@@ -89,6 +89,8 @@ class UnlearningModule(LanguageModelModule):
     def configure_model(self) -> None:
         """Load the policy and the reference, in whichever form it has."""
         super().configure_model()
+        if hasattr(self, "reference"):
+            raise InputError(f"{type(self).__name__}.reference is called frozen_reference now; rename it.")
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         if self.frozen_reference is None and fitting and self.reference_parts:
             with torch.device("cpu"):  # as the policy is made; it goes to the policy's device by itself
@@ -117,7 +119,8 @@ class UnlearningModule(LanguageModelModule):
         if model is not self.policy and any(module is model for module in self.modules()):
             raise InputError(
                 f"The reference of {type(self).__name__} is one of its submodules: every checkpoint would hold it and "
-                "the optimiser would train it. Hold it in a LiveReference, and assign it to nothing else."
+                "the optimiser would train it. Hold it in a LiveReference, and assign that to nothing but "
+                "self.frozen_reference."
             )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

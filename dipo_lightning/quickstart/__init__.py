@@ -116,7 +116,8 @@ def prepare(folder: Path, seed: int) -> None:
     from dipo_lightning.quickstart.model import train_tokenizer, write_untrained
 
     write_fictitious(folder / "data", seed=seed, authors=settings.AUTHORS)
-    files = [file for file in sorted((folder / "data").glob("*.json")) if not file.stem.endswith("_training")]  # copies
+    files = sorted((folder / "data").glob("*.json"))
+    files = [file for file in files if not file.stem.endswith("_training")]  # these repeat rows of the others
     rows: list[dict[str, Any]] = [json.loads(line) for file in files for line in file.read_text("utf-8").splitlines()]
     texts = [f"Question: {row['question']}\nAnswer: " for row in rows]
     for row in rows:

@@ -38,7 +38,7 @@ STRANGERS, VERSIONS = 240, 4
 COPIES = 16
 """Copies of all other rows beside those about strangers in the training files.
 
-A model sees them so often that it learns them by heart, and so many strangers that it learns only the kinds of facts.
+A model sees these rows often and learns them by heart; of the strangers, who are many, it learns the kinds of facts.
 """
 
 

@@ -83,7 +83,7 @@ def test_the_command_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ("--reference", "unrecognized arguments: --reference x. It is retain_log now"),
+        ("--reference", "unrecognized arguments: --reference x. It is --retain_log now"),
         ("--retain-log", "unrecognized arguments: --retain-log x. Did you mean 'retain_log'?"),
     ],
 )

@@ -345,6 +345,16 @@ def test_a_retain_term_of_a_subclass_is_trained_and_one_by_its_former_name_refus
         Older("model")
 
 
+def test_a_reference_under_its_former_name_is_refused(files: Path) -> None:
+    class Older(NPOModule):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.reference = self.frozen_reference
+
+    with pytest.raises(InputError, match=r"^Older\.reference is called frozen_reference now; rename it\.$"):
+        fit(files, Older, steps=1)
+
+
 @pytest.mark.parametrize(
     ("trainer", "message"),
     [({"precision": "bf16-true"}, "precision is bf16-true"), ({"precision": "16-true"}, "precision is 16-true")],

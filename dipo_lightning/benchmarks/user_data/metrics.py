@@ -65,7 +65,7 @@ class KeptShare(RowValues):
     parts: ClassVar = {
         "before": Meaning("score before", "Mean score of the rows before unlearning."),
         "after": Meaning("score after", "The same after unlearning.", higher_is_better=True),
-        "rows": Meaning("rows", "How many rows both models were asked for."),
+        "rows": Meaning("rows", "Number of rows that both models were asked for."),
         "share": Meaning("share kept", "The score after unlearning, over that before.", higher_is_better=True),
     }
 
