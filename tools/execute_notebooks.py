@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
-SECONDS = 600  # a cell's limit, generous for a busy machine
+SECONDS = 1800  # a cell's limit, generous for a busy machine
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
