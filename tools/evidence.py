@@ -279,8 +279,7 @@ class Evidence:
         course = {"epochs": longer, "every": max(1, round(longer / 4))}
         yield "epochs", "", self.job(name, choice.settings, self.split(seed), seed, **course)
         places = self.setup.places(self.split(seed))
-        files = [places.data / f"{kept}.json" for kept in places.retain]
-        rows = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
+        rows = len((places.data / f"{places.retain}.json").read_text(encoding="utf-8").splitlines())
         now["data.max_retain_rows"] = rows
         for option, options in (varied(now) | {"data.max_retain_rows": [rows // 4, rows // 2, rows]}).items():
             for value in options:

@@ -71,10 +71,10 @@ class Setup:
         """Return where data and models of a split lie."""
         if self.tiny:
             folder = self.work / "quickstart" / split
-            kept = ["retain_training"]
-            return Places(folder / "data", "forget10", kept, folder / "models", folder / "retain.json", "plain")
+            log = folder / "retain.json"
+            return Places(folder / "data", "forget10", "retain_training", folder / "models", log, "plain")
         folder, log = self.work / "models" / split, self.work / "runs" / split / "retain"
-        return Places(self.work / "data" / split, SPLIT, [RETAIN], folder, log, "chat")
+        return Places(self.work / "data" / split, SPLIT, RETAIN, folder, log, "chat")
 
 
 class Places(NamedTuple):
@@ -82,7 +82,7 @@ class Places(NamedTuple):
 
     data: Path
     forget: str
-    retain: list[str]
+    retain: str
     models: Path
     retain_log: Path
     prompt: str
@@ -190,7 +190,7 @@ def parts(job: Job, setup: Setup) -> tuple[Any, Any, list[Any]]:
         return module, taught, [*callbacks, ExportModel(str(places.models / job.kind), inside_run=False)]
     data: dict[str, Any] = {
         "forget": str(places.data / f"{places.forget}.json"),
-        "retain": [str(places.data / f"{name}.json") for name in places.retain],
+        "retain": str(places.data / f"{places.retain}.json"),
         "prompt": places.prompt,
         "batch_size": setup.batch_size,
         "seed": job.seed,

@@ -122,14 +122,15 @@ def svg_image(
     with mpl.rc_context({**style, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
         figure = Figure(figsize=(5.2, 2.9), layout="constrained")
         axes = figure.add_subplot()
+        alone = len(curves) == 1
         for place, (label, curve) in enumerate(curves.items()):
             points = [(step, value if math.isfinite(value) else math.nan) for step, value in curve]
             marker = "o" if len(points) < 40 else None
-            colour, retain_colour = (MODEL, RETAIN_MODEL) if len(curves) == 1 else [CURVES[place % len(CURVES)]] * 2
+            colour = MODEL if alone else CURVES[place % len(CURVES)]
             axes.plot(*zip(*points, strict=True), label=label, color=colour, marker=marker, markersize=3.5)
             if levels and label in levels:
-                name = "retain model" if len(curves) == 1 else f"{label}, retain model"
-                axes.axhline(levels[label], color=retain_colour, linestyle=":", label=name)
+                name = "retain model" if alone else f"{label}, retain model"
+                axes.axhline(levels[label], color=RETAIN_MODEL if alone else colour, linestyle=":", label=name)
         if mark is not None:
             axes.axhline(mark[0], color="0.4", linestyle="--", linewidth=1, label=mark[1])
         axes.set_xlabel("optimiser step")
@@ -252,8 +253,9 @@ def comparison_picture(
         for axes in panels[: len(trajectories)]
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    style: dict[str, Any] = {"ncols": abreast, "frameon": False, "fontsize": 9}
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", **style)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside upper center", ncols=abreast, frameon=False, fontsize=9
+    )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
