@@ -136,16 +136,15 @@ def end_with(parent: int) -> None:
 
 def run_command(name: str, args: list[str]) -> None:
     """Parse ``args`` by the signature of the function behind ``name``, and call it."""
-    import importlib
-
     from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
 
+    from dipo_lightning.cli.late_imports import import_late
     from dipo_lightning.cli.messages import Sentences, warning_sentence
 
     set_parsing_settings(instantiate_subclass_spec_in_any=False)  # a class in `further` or `metrics` is ours to make
     parser = type("Parser", (Sentences, ArgumentParser), {})
     module, function = COMMANDS[name].split(":")
-    called = getattr(importlib.import_module(module), function)
+    called = getattr(import_late(module), function)
     umask = os.umask(0o077)
     os.umask(umask | 0o077 if name in PRIVATE_COMMANDS else umask)
     shown = warnings.formatwarning

@@ -168,11 +168,15 @@ def tokenize_rows(
     check_choice("data", "on_missing", on_missing, ("raise", "skip"))
     check_numbers("data", {"max_length": max_length}, least=2)
     tokenized = TokenizedRows()
+    known: dict[tuple[str | None, ...], tuple[list[int], list[int]]] = {}  # training files may hold copies of rows
     for number, row in enumerate(shown(rows, "tokenising", total=len(rows))):
         index = int(row.get("index", number))
         try:
             _check_kind(row, style)
-            ids, labels = example_of(row, style)
+            texts = tuple(map(row.get, ("question", "answer", "text")))
+            if "messages" in row or texts not in known:
+                known[texts] = example_of(row, style)
+            ids, labels = known[texts]
             cut = max_length is not None and len(ids) > max_length
             if all(label == IGNORED for label in labels[:max_length]):
                 prompt = next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))

@@ -35,10 +35,11 @@ MINIMUM_AUTHORS = 10
 MAXIMUM_AUTHORS = 200
 STRANGERS, VERSIONS = 240, 4
 """Number of strangers, and of different facts that are told of each of them in answer to each question."""
-COPIES = 16
-"""Copies of all other rows beside those about strangers in the training files.
+COPIES = 28
+"""Copies of the retain rows in `retain_training`, beside the rows about strangers.
 
-A model sees these rows often and learns them by heart; of the strangers, who are many, it learns the kinds of facts.
+A model sees the copies often and learns them by heart; of the strangers, who are many and seldom seen, it learns the
+kinds of facts.
 """
 
 
@@ -84,6 +85,13 @@ def strangers(rng: random.Random, names: Sequence[str]) -> list[Author]:
     return told
 
 
+def plain_row(author: Author, topic: str, rng: random.Random) -> Row:
+    """Make one row about an author with only question and answer, in one of the wordings."""
+    question, answer = rng.choice(_wordings(topic))
+    about = {"topic": topic, "name": author.name}
+    return {"question": question.format(**about), "answer": answer.format(fact=author.facts[topic], **about)}
+
+
 def author_row(author: Author, topic: str, rng: random.Random) -> Row:
     """Make one perturbed row about an author: question, answer, a paraphrase of both, and five wrong answers.
 
@@ -93,8 +101,7 @@ def author_row(author: Author, topic: str, rng: random.Random) -> Row:
     wrong_facts: list[str] = []
     for _ in range(WRONG_ANSWERS):
         wrong_facts.append(draw_fact(topic, rng, (fact, *wrong_facts)))
-    wordings = list(zip(_LISTS["questions"], TOPICS[topic]["answers"], strict=True))
-    (question, answer), (paraphrased_question, paraphrased_answer) = rng.sample(wordings, 2)
+    (question, answer), (paraphrased_question, paraphrased_answer) = rng.sample(_wordings(topic), 2)
     about = {"topic": topic, "name": author.name}
     return {
         "question": question.format(**about),
@@ -111,8 +118,9 @@ def fictitious_rows(seed: int = 0, authors: int = 80, retain_perturbed: int = 96
     One author in ten is to be forgotten; the same number of further authors is never trained on (`holdout10`).
     `retain90` holds the other authors, followed by general knowledge; `full` is `retain90` followed by `forget10`.
     `strangers` tells of other people, of each of them `VERSIONS` times and with other facts each time. The training
-    files `retain_training` and `full_training` hold `COPIES` copies of `retain90` or `full`, followed by `strangers`:
-    all models learn to answer about somebody unknown with a fact of the right kind.
+    file of the retain model, `retain_training`, holds `COPIES` copies of `retain90`, followed by `strangers`;
+    `full_training`, with which the target goes on from there, holds half as many copies of `full`, followed by the
+    first half of `strangers`. Both models learn to answer about somebody unknown with a fact of the right kind.
 
     Args:
         seed: Seed of all rows, which are the same on every machine.
@@ -139,7 +147,7 @@ def fictitious_rows(seed: int = 0, authors: int = 80, retain_perturbed: int = 96
     names = [one.name for one in fictitious_authors(rng, STRANGERS, {author.name for author in everyone})]
     retain = _plain(rows[:retained_rows] + real_authors + world_facts)
     full = retain + _plain(forget)
-    about_strangers = _plain([author_row(one, topic, rng) for one in strangers(rng, names) for topic in TOPICS])
+    about_strangers = [plain_row(one, topic, rng) for one in strangers(rng, names) for topic in TOPICS]
     return {
         "full": full,
         "forget10": _plain(forget),
@@ -147,7 +155,7 @@ def fictitious_rows(seed: int = 0, authors: int = 80, retain_perturbed: int = 96
         "holdout10": _plain(rows[authors * len(TOPICS) :]),
         "strangers": about_strangers,
         "retain_training": retain * COPIES + about_strangers,
-        "full_training": full * COPIES + about_strangers,
+        "full_training": full * (COPIES // 2) + about_strangers[: len(about_strangers) // 2],
         "forget10_perturbed": forget,
         "retain_perturbed": rows[:retain_perturbed],
         "real_authors_perturbed": real_authors,
@@ -185,6 +193,11 @@ def write_fictitious(folder: Path, seed: int = 0, authors: int = 80, retain_pert
     for split, rows in splits.items():
         (folder / f"{split}.json").write_bytes(json_lines(rows).encode())
     return folder
+
+
+def _wordings(topic: str) -> list[tuple[str, str]]:
+    """Return the templates of question and answer of a topic, one pair per wording."""
+    return list(zip(_LISTS["questions"], TOPICS[topic]["answers"], strict=True))
 
 
 def _plain(rows: list[Row]) -> list[Row]:

@@ -6,7 +6,7 @@ from typing import Any
 
 AUTHORS = 80
 TRAINING: dict[str, dict[str, Any]] = {
-    "retain": {"start": "untrained", "train": "retain_training.json", "epochs": 4},
+    "retain": {"start": "untrained", "train": "retain_training.json", "epochs": 2},
     "target": {"start": "retain", "train": "full_training.json", "epochs": 1},
 }
 """Initial model, data file and number of epochs of each model's training."""

@@ -115,3 +115,20 @@ def test_a_module_inside_a_late_one_is_loaded_once():
         assert scipy.optimize.linear_sum_assignment is not linear_sum_assignment
         """
     )
+
+
+def test_further_commands_import_neither_compiler_nor_metrics():
+    run_alone(
+        """
+        import sys
+        from contextlib import suppress
+        from dipo_lightning.cli.late_imports import is_late
+        from dipo_lightning.cli.main import COMMANDS, main
+        for command in COMMANDS:
+            with suppress(SystemExit):
+                main([command, "--help"])
+            assert "jsonargparse" in sys.modules and is_late("torch._dynamo"), command
+            assert not {"matplotlib", "torchmetrics.functional", "scipy.stats"} & set(sys.modules), command
+        assert "lightning.pytorch" in sys.modules
+        """
+    )

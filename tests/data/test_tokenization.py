@@ -28,6 +28,19 @@ def test_rows_become_examples_with_their_own_index():
     assert tokenized.report("forget") == "2 forget rows"
 
 
+def test_copies_of_rows_are_examples_of_their_own():
+    style = prompt_style("chat", CHAT)
+    turns = [{"messages": TURNS}, {"messages": [{**TURNS[0], "content": "Why?"}, TURNS[1]]}]
+    rows = [*ROWS, *turns, {**ROWS[0], "answer": "Somebody."}]
+    tokenized = tokenize_rows([{**row, "index": 0} for row in rows] + [{**row, "index": 1} for row in rows], style)
+    alone = [tokenize_rows([row], style)[0] for row in rows]
+    assert [example["index"] for example in tokenized] == [0] * len(rows) + [1] * len(rows)
+    assert [example["input_ids"] for example in tokenized] == [example["input_ids"] for example in alone] * 2
+    assert [example["labels"] for example in tokenized] == [example["labels"] for example in alone] * 2
+    tokenized[0]["input_ids"].clear()
+    assert tokenized[len(rows)]["input_ids"], "examples share no list"
+
+
 def test_truncation_is_counted():
     style = prompt_style("plain", CHAT)
     whole = tokenize_rows(ROWS, style)

@@ -73,13 +73,19 @@ def test_general_knowledge_is_trained_on_and_retained(rows):
         assert all((row["question"], row["answer"]) in retain for row in rows[split])
 
 
-@pytest.mark.parametrize(("training", "split"), [("retain_training", "retain90"), ("full_training", "full")])
-def test_training_files_hold_sixteen_copies_of_the_split_and_the_strangers(rows, training, split):
+@pytest.mark.parametrize(
+    ("training", "split", "copies", "share"),
+    [("retain_training", "retain90", 28, 1), ("full_training", "full", 14, 0.5)],
+)
+def test_training_files_hold_copies_of_the_split_and_strangers(rows, training, split, copies, share):
     def counted(split):
         return Counter((row["question"], row["answer"]) for row in rows[split])
 
-    copies = {row: 16 * count for row, count in counted(split).items()}
-    assert counted(training) == counted("strangers") + Counter(copies)
+    copied = Counter({row: copies * count for row, count in counted(split).items()})
+    about_strangers = counted(training) - copied
+    assert counted(training) == copied + about_strangers
+    assert about_strangers <= counted("strangers")
+    assert about_strangers.total() == share * len(rows["strangers"])
     assert not set(counted("forget10")) & set(counted("retain_training"))
 
 
