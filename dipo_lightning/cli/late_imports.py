@@ -111,7 +111,7 @@ def loaded(name: str) -> ModuleType:
     """Load a module in place of its stand-in and of those of its submodules, and return it."""
     if isinstance(sys.modules.get(name), StandIn):
         for one in [one for one in stand_ins() if one == name or one.startswith(f"{name}.")]:
-            if isinstance(sys.modules[one], StandIn):
+            if isinstance(sys.modules.get(one), StandIn):  # the one that is being loaded is gone already
                 del sys.modules[one]
     module = importlib.import_module(name)
     while name == COMPILER and _REGISTERED:

@@ -24,6 +24,8 @@ LARGE = 20_000
 """Number of rows above which a set is tokenised on demand."""
 LONGEST = 1000
 """Number of longest rows of such a set that are tokenised before the first step to check that they fit."""
+REMEMBERED = 20_000
+"""Number of questions with answers whose ids are kept for rows that repeat them."""
 TEXT_AT_ONCE, TEXT_PART = 20_000_000, 1_000_000
 """Characters up to which running text is tokenised at once, and of the parts of a longer one, to save memory."""
 
@@ -95,6 +97,7 @@ class LazyRows(OnDemand):
         self, rows: Sequence[Mapping[str, Any]], style: PromptStyle, max_length: int, looked_at: Sequence[Example] = ()
     ) -> None:
         self.rows, self.style, self.max_length, self.looked_at = rows, style, max_length, looked_at
+        self._encode = Remembering(style)
         self._made: dict[int, Example] = {}
         self._check: Callable[[Example], object] | None = None
 
@@ -107,11 +110,18 @@ class LazyRows(OnDemand):
         if index not in self._made:
             if len(self._made) >= self.KEPT:
                 del self._made[next(iter(self._made))]
-            example = tokenize_rows([self.rows[index]], self.style, self.max_length)[0]
+            example = self._tokenized(index)
             if self._check is not None:
                 self._check(example)
             self._made[index] = example
         return self._made[index]
+
+    def _tokenized(self, index: int) -> Example:
+        row = self.rows[index]
+        try:
+            return tokenized_row(row, row.get("index", index), self._encode, self.max_length)[0]
+        except InputError as error:
+            raise InputError(_placed(error, row, index)) from error
 
     def check_each(self, check: Callable[[Example], object]) -> None:
         """Call ``check`` with the examples of ``looked_at`` now, and with every other one when it is made."""
@@ -168,34 +178,41 @@ def tokenize_rows(
     check_choice("data", "on_missing", on_missing, ("raise", "skip"))
     check_numbers("data", {"max_length": max_length}, least=2)
     tokenized = TokenizedRows()
-    known: dict[tuple[str | None, ...], tuple[list[int], list[int]]] = {}  # training files may hold copies of rows
+    encode_row = Remembering(style)
     for number, row in enumerate(shown(rows, "tokenising", total=len(rows))):
         index = int(row.get("index", number))
         try:
-            _check_kind(row, style)
-            texts = tuple(map(row.get, ("question", "answer", "text")))
-            if "messages" in row or texts not in known:
-                known[texts] = example_of(row, style)
-            ids, labels = known[texts]
-            cut = max_length is not None and len(ids) > max_length
-            if all(label == IGNORED for label in labels[:max_length]):
-                prompt = next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))
-                raise InputError(
-                    f"its prompt alone has {prompt} tokens and data.max_length is {max_length}, which leaves nothing "
-                    f"of the answer; set data.max_length to {prompt + 1} or more, or shorten the row."
-                    if cut
-                    else "it has no token to supervise."
-                )
+            made, cut = tokenized_row(row, index, encode_row, max_length)
         except InputError as error:
             if on_missing == "raise":
-                place = row.get("where", f"row {index}")
-                raise InputError(f"{place}: {error} Or leave such rows out with data.on_missing: skip.") from error
+                raise InputError(_placed(error, row, index)) from error
             tokenized.dropped.append({"index": index, "reason": str(error)})
             continue
         tokenized.truncated += cut
         tokenized.kept.append(number)
-        tokenized.examples.append({"input_ids": ids[:max_length], "labels": labels[:max_length], "index": index})
+        tokenized.examples.append(made)
     return tokenized
+
+
+def tokenized_row(
+    row: Mapping[str, Any], index: int, encode_row: Remembering, max_length: int | None
+) -> tuple[Example, bool]:
+    """Return a row's example, and whether its end was cut off; an `InputError` without a token to supervise."""
+    ids, labels = encode_row(row)
+    cut = max_length is not None and len(ids) > max_length
+    if all(label == IGNORED for label in labels[:max_length]):
+        prompt = next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))
+        raise InputError(
+            f"its prompt alone has {prompt} tokens and data.max_length is {max_length}, which leaves nothing "
+            f"of the answer; set data.max_length to {prompt + 1} or more, or shorten the row."
+            if cut
+            else "it has no token to supervise."
+        )
+    return {"input_ids": ids[:max_length], "labels": labels[:max_length], "index": index}, cut
+
+
+def _placed(error: InputError, row: Mapping[str, Any], index: int) -> str:
+    return f"{row.get('where', f'row {index}')}: {error} Or leave such rows out with data.on_missing: skip."
 
 
 def prompts_without_room(rows: Sequence[Mapping[str, Any]], style: PromptStyle, max_length: int) -> list[int]:
@@ -257,6 +274,26 @@ def _joined(texts: Sequence[str]) -> Iterator[str]:
         part.append(text)
         size += len(text)
     yield BLANK_LINE.join(part)
+
+
+class Remembering:
+    """Tokenisation of rows in one style, with a memory for the copies of rows that training files may hold."""
+
+    def __init__(self, style: PromptStyle) -> None:
+        self.style = style
+        self._known: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+
+    def __call__(self, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+        """Return the ids and labels of a row of any layout; the lists must not be changed."""
+        _check_kind(row, self.style)
+        question, answer = row.get("question"), row.get("answer")
+        if "messages" in row or "text" in row or not (isinstance(question, str) and isinstance(answer, str)):
+            return example_of(row, self.style)
+        if (question, answer) not in self._known:
+            if len(self._known) >= REMEMBERED:
+                del self._known[next(iter(self._known))]
+            self._known[question, answer] = self.style.example(question, answer)
+        return self._known[question, answer]
 
 
 def example_of(row: Mapping[str, Any], style: PromptStyle) -> tuple[list[int], list[int]]:

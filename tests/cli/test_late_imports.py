@@ -117,6 +117,19 @@ def test_a_module_inside_a_late_one_is_loaded_once():
     )
 
 
+def test_a_late_name_of_the_compiler_is_loaded_when_it_is_used():
+    run_alone(
+        """
+        from dipo_lightning.cli.late_imports import import_late, is_late
+        import_late("lightning.pytorch")
+        from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+        assert is_late("torch._dynamo")
+        with TransformGetItemToIndex():
+            assert not is_late("torch._dynamo")
+        """
+    )
+
+
 def test_further_commands_import_neither_compiler_nor_metrics():
     run_alone(
         """

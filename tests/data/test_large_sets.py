@@ -62,14 +62,14 @@ def test_only_what_is_needed_is_tokenised(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(module_file, "LARGE", 20)
     monkeypatch.setattr(module_file, "LONGEST", 2)
     asked: list[int] = []
-    original = tokenization.tokenize_rows
+    original = tokenization.tokenized_row
 
-    def counted(rows: Any, *options: Any) -> Any:
-        asked.extend(row["index"] for row in rows)
-        return original(rows, *options)
+    def counted(row: Any, index: int, *options: Any) -> Any:
+        asked.append(index)
+        return original(row, index, *options)
 
-    monkeypatch.setattr(tokenization, "tokenize_rows", counted)
     made = data(folder)
+    monkeypatch.setattr(tokenization, "tokenized_row", counted)
     next(iter(made.train_dataloader()))
     assert len(asked) == 8, "four rows to forget and four to keep, each once"
 

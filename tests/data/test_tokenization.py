@@ -28,17 +28,38 @@ def test_rows_become_examples_with_their_own_index():
     assert tokenized.report("forget") == "2 forget rows"
 
 
-def test_copies_of_rows_are_examples_of_their_own():
+def test_copies_of_rows_are_examples_of_their_own_and_tokenised_once(monkeypatch):
     style = prompt_style("chat", CHAT)
     turns = [{"messages": TURNS}, {"messages": [{**TURNS[0], "content": "Why?"}, TURNS[1]]}]
-    rows = [*ROWS, *turns, {**ROWS[0], "answer": "Somebody."}]
-    tokenized = tokenize_rows([{**row, "index": 0} for row in rows] + [{**row, "index": 1} for row in rows], style)
+    mixed = [{**ROWS[0], "messages": TURNS}, ROWS[0], {**ROWS[0], "messages": turns[1]["messages"]}]
+    rows = [*ROWS, *turns, *mixed, {**ROWS[0], "answer": "Somebody."}]
     alone = [tokenize_rows([row], style)[0] for row in rows]
-    assert [example["index"] for example in tokenized] == [0] * len(rows) + [1] * len(rows)
-    assert [example["input_ids"] for example in tokenized] == [example["input_ids"] for example in alone] * 2
-    assert [example["labels"] for example in tokenized] == [example["labels"] for example in alone] * 2
+    asked = []
+    original = style.example
+    monkeypatch.setattr(style, "example", lambda *texts: asked.append(texts) or original(*texts))
+    tokenized = tokenize_rows([{**row, "index": copy} for copy in range(3) for row in rows], style)
+    assert sorted(asked) == [("Who wrote it?", "The author in Lima."), ("Who?", "Nobody."), ("Who?", "Somebody.")]
+    assert [example["index"] for example in tokenized] == [copy for copy in range(3) for _ in rows]
+    assert [example["input_ids"] for example in tokenized] == [example["input_ids"] for example in alone] * 3
+    assert [example["labels"] for example in tokenized] == [example["labels"] for example in alone] * 3
     tokenized[0]["input_ids"].clear()
     assert tokenized[len(rows)]["input_ids"], "examples share no list"
+
+
+def test_a_row_without_a_text_is_left_out_beside_copies_of_others():
+    style = prompt_style("plain", CHAT)
+    tokenized = tokenize_rows([ROWS[0], {"question": ["Who?"], "answer": "Nobody."}, ROWS[0]], style, on_missing="skip")
+    assert len(tokenized) == 2
+    assert "not a text" in tokenized.dropped[0]["reason"]
+
+
+def test_the_memory_for_copies_stays_small(monkeypatch):
+    monkeypatch.setattr("dipo_lightning.data.tokenization.REMEMBERED", 2)
+    rows = [{"question": "Who?", "answer": f"Number {number % 5}."} for number in range(20)]
+    style = prompt_style("plain", CHAT)
+    assert [one["input_ids"] for one in tokenize_rows(rows, style)] == [
+        style.example("Who?", row["answer"])[0] for row in rows
+    ]
 
 
 def test_truncation_is_counted():
