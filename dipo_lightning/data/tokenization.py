@@ -24,8 +24,8 @@ LARGE = 20_000
 """Number of rows above which a set is tokenised on demand."""
 LONGEST = 1000
 """Number of longest rows of such a set that are tokenised before the first step to check that they fit."""
-REMEMBERED = 20_000
-"""Number of questions with answers whose ids are kept for rows that repeat them."""
+KEPT = 4096
+"""Number of examples that a large set keeps, and of questions with answers whose ids are kept for copies of rows."""
 TEXT_AT_ONCE, TEXT_PART = 20_000_000, 1_000_000
 """Characters up to which running text is tokenised at once, and of the parts of a longer one, to save memory."""
 
@@ -91,8 +91,6 @@ class LazyRows(OnDemand):
         looked_at: Examples that are checked before the first step.
     """
 
-    KEPT = 4096
-
     def __init__(
         self, rows: Sequence[Mapping[str, Any]], style: PromptStyle, max_length: int, looked_at: Sequence[Example] = ()
     ) -> None:
@@ -108,7 +106,7 @@ class LazyRows(OnDemand):
     def make(self, index: int) -> Example:
         """Tokenise the row at a position."""
         if index not in self._made:
-            if len(self._made) >= self.KEPT:
+            if len(self._made) >= KEPT:
                 del self._made[next(iter(self._made))]
             example = self._tokenized(index)
             if self._check is not None:
@@ -290,7 +288,7 @@ class Remembering:
         if "messages" in row or "text" in row or not (isinstance(question, str) and isinstance(answer, str)):
             return example_of(row, self.style)
         if (question, answer) not in self._known:
-            if len(self._known) >= REMEMBERED:
+            if len(self._known) >= KEPT:
                 del self._known[next(iter(self._known))]
             self._known[question, answer] = self.style.example(question, answer)
         return self._known[question, answer]

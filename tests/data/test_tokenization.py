@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dipo_lightning.data.prompts import prompt_style
-from dipo_lightning.data.tokenization import pieces, tokenize_rows
+from dipo_lightning.data.tokenization import Remembering, pieces, tokenize_rows
 from dipo_lightning.errors import InputError
 from tests.helpers import small_tokenizers as small
 
@@ -54,12 +54,13 @@ def test_a_row_without_a_text_is_left_out_beside_copies_of_others():
 
 
 def test_the_memory_for_copies_stays_small(monkeypatch):
-    monkeypatch.setattr("dipo_lightning.data.tokenization.REMEMBERED", 2)
-    rows = [{"question": "Who?", "answer": f"Number {number % 5}."} for number in range(20)]
+    monkeypatch.setattr("dipo_lightning.data.tokenization.KEPT", 2)
     style = prompt_style("plain", CHAT)
-    assert [one["input_ids"] for one in tokenize_rows(rows, style)] == [
-        style.example("Who?", row["answer"])[0] for row in rows
-    ]
+    encode_row = Remembering(style)
+    for number in range(20):
+        answer = f"Number {number % 5}."
+        assert encode_row({"question": "Who?", "answer": answer}) == style.example("Who?", answer)
+        assert len(encode_row._known) <= 2
 
 
 def test_truncation_is_counted():
