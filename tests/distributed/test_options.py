@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -49,31 +51,38 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs the lm-evaluation-harness")
 
 
+@pytest.fixture(scope="module")
+def trained(pool: Pool, evaluated: dict[str, str]) -> Callable[..., list[dict[str, Any]]]:
+    """Trains once for each set of arguments that several tests share: on one process, or without the evaluation."""
+
+    @functools.cache
+    def train(kind: str, strategy: str | None, lora: bool, measured: bool) -> list[dict[str, Any]]:
+        run: dict[str, Any] = {"method": "dipo", "clip": 1.0, "reference": "live", "max_steps": 2}
+        run |= {"evaluate": (kind, evaluated[kind]), "measured": measured, **({"lora": {"rank": 4}} if lora else {})}
+        if strategy is None:
+            return [jobs.train(evaluated["task"], batch_size=2 * WORLD, **run)]
+        return pool.run("train", task=evaluated["task"], devices=WORLD, batch_size=2, strategy=strategy, **run)
+
+    return train
+
+
 @pytest.mark.parametrize("kind", ["tofu", "muse", "user_data", pytest.param("lm_eval", marks=harness)])
 @pytest.mark.parametrize(("strategy", "lora"), [("ddp", False), ("fsdp2", False), ("fsdp2", True)])
 def test_evaluation_inside_a_run_gives_what_one_process_gives(
-    pool: Pool, evaluated: dict[str, str], kind: str, strategy: str, lora: bool
+    trained: Callable[..., list[dict[str, Any]]], kind: str, strategy: str, lora: bool
 ) -> None:
     """With generation, several times in one run, which goes on as if nothing had been."""
-    task = evaluated["task"]
-    run: dict[str, Any] = {
-        "method": "dipo",
-        "clip": 1.0,
-        "reference": "live",
-        **({"lora": {"rank": 4}} if lora else {}),
-    }
-    run |= {"max_steps": 3, "evaluate": (kind, evaluated[kind])}
-    one = jobs.train(task, batch_size=4, **run)
-    arguments = run | {"devices": WORLD, "batch_size": 2, "strategy": strategy}
-    ranks = pool.run("train", task=task, **arguments)
+    [one] = trained(kind, None, lora, measured=True)
+    ranks = trained(kind, strategy, lora, measured=True)
     assert ranks[0]["documents"] == ranks[1]["documents"]
-    assert len(one["documents"]) == len(ranks[0]["documents"]) == 4
+    assert len(one["documents"]) == len(ranks[0]["documents"]) == 3
     assert one["documents"][0] != one["documents"][-1]
     if kind in ("tofu", "user_data"):
         assert one["documents"][-1]["aggregates"]["words"] >= 0, "the user's metric"
     for found, expected in zip(ranks[0]["documents"], one["documents"], strict=True):
         assert_same_document(found, expected)
-    unwatched = pool.run("train", task=task, **arguments | {"measured": False})
+    trained_on = kind if kind == "muse" else "tofu"  # the rows of the task, but for MUSE, which brings its own
+    unwatched = trained(trained_on, strategy, lora, measured=False)
     assert [rank["losses"] for rank in ranks] == [rank["losses"] for rank in unwatched]
     assert_same_weights(ranks[0]["weights"], unwatched[0]["weights"], 0.0)
 
