@@ -1,13 +1,15 @@
 """Run a shipped comparison on the quickstart's data, several methods at a time.
 
 ``python tools/compare_in_parallel.py [compare/quickstart] [--jobs 14]`` makes missing bases with the quickstart, runs
-each method in a comparison of its own, and then the whole comparison, which finds all runs finished.
+each method in a comparison of its own, and then the whole comparison, which finds all runs finished. The same command
+resumes.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +40,7 @@ def make_base(folder: str, seed: int) -> None:
 
 
 def compare_one(plan: dict[str, Any], method: dict[str, Any]) -> None:
-    """Run one method of a comparison, and put its runs where the whole comparison looks for them."""
+    """Run one method of a comparison, and copy its runs to where the whole comparison looks for them."""
     output = Path(plan["output"])
     part = output.with_name(f"{output.name}-{method['name'].replace(' ', '_')}")
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -47,8 +49,7 @@ def compare_one(plan: dict[str, Any], method: dict[str, Any]) -> None:
     run("compare", str(file), log=part.with_name(f"{part.name}.txt"))
     for kind in ("runs", "selection"):
         for folder in (part / kind).glob("*"):
-            (output / kind).mkdir(parents=True, exist_ok=True)
-            folder.rename(output / kind / folder.name)
+            shutil.copytree(folder, output / kind / folder.name, dirs_exist_ok=True)
 
 
 def main(comparison: str, jobs: int) -> None:
