@@ -87,7 +87,7 @@ def score(
 def _retain(benchmark: Benchmark, log: EvaluationLog, path: str | Path) -> EvaluationLog:
     if not benchmark.compared_sets:
         raise InputError(f"{log.path}: {benchmark.title} uses no log of a retain model; leave --retain_log out.")
-    retain = read_log(path)
+    retain = read_log(path, benchmark=benchmark)
     check_comparable(log, retain, benchmark)
     return retain
 

@@ -88,14 +88,20 @@ class TokenizedDataModule(pl.LightningDataModule):
         self.tokenizer_source, self.prompt, self.prompt_options = tokenizer, prompt, prompt_options or {}
         self.max_length, self.batch_size, self.num_workers, self.seed = max_length, batch_size, num_workers, seed
         self.on_missing = on_missing
+        self._loaded_from: str | None = None
         self._training: Dataset | None = None
         self._loader: ResumableLoader | None = None
         self._resume: dict[str, int] | None = None
 
     def check(self) -> None:
-        """Read and check everything that can be wrong with the data before a model is loaded; idempotent."""
-        if self.tokenizer is None:
-            self.tokenizer = self.load_tokenizer()
+        """Read and check everything that can be wrong with the data before a model is loaded.
+
+        Idempotent; with another model that brings its own tokenizer, rows are tokenised anew.
+        """
+        own = getattr(getattr(self.trainer, "lightning_module", None), "pretrained", None)
+        source = self.tokenizer_source or own or self._loaded_from
+        if self.tokenizer is None or (self._loaded_from is not None and source != self._loaded_from):
+            self.tokenizer, self._loaded_from, self._training = self.load_tokenizer(), source, None
             self.style = prompt_style(self.prompt, self.tokenizer, **self.prompt_options)
 
     def load_tokenizer(self) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
@@ -28,6 +28,8 @@ def read_native_log(content: Mapping[str, Any], path: Path, benchmark: Benchmark
     for key in ("skipped", "aggregates", "provenance"):
         if content.get(key) is not None and not isinstance(content[key], Mapping):
             raise InputError(f"{path}: {key!r} should be an object, got {content[key]!r}")
+    if not isinstance(content["settings"].get("metrics") or {}, Mapping):
+        raise InputError(f"{path}: settings.metrics should be an object, got {content['settings']['metrics']!r}")
     required = {one.name: one.required for one in benchmark.sets_of(content["settings"])}
     unknown = [name for name in content["sets"] if name not in required]
     if unknown:
@@ -176,13 +178,14 @@ HUB_LOGS = "open-unlearning/eval"
 """Data set on the hub with open-unlearning's logs, in a folder per model."""
 
 
-def read_log(path: str | Path, usual: str = "") -> EvaluationLog:
+def read_log(path: str | Path, usual: str = "", benchmark: Benchmark | None = None) -> EvaluationLog:
     """Read a log of any of the known formats.
 
     Args:
         path: A JSON log of this package or of another that a benchmark knows, a run folder, whose last evaluation is
             read, or a log in `HUB_LOGS`: ``open-unlearning/eval/FOLDER/FILE``.
         usual: File in `HUB_LOGS` to read if ``path`` names the data set alone.
+        benchmark: The benchmark whose evaluation is read of a folder that has several; None takes any.
 
     Raises:
         InputError: There is no such file, it is not JSON or is truncated, its format is unknown, or it is incomplete.
@@ -191,7 +194,7 @@ def read_log(path: str | Path, usual: str = "") -> EvaluationLog:
     if not path.exists() and (path.as_posix() + "/").startswith(f"{HUB_LOGS}/"):
         path = _from_hub(path.as_posix().removeprefix(HUB_LOGS).strip("/") or usual)
     if path.is_dir():
-        path = last_evaluation(path)
+        path = last_evaluation(path, benchmark)
     content = _load(path)
     if not isinstance(content, Mapping):
         raise InputError(f"{path}: an evaluation log is a JSON object, this is a {type(content).__name__}")
@@ -199,10 +202,10 @@ def read_log(path: str | Path, usual: str = "") -> EvaluationLog:
     if "format" in content:
         benchmark = find_benchmark(str(content["format"]), str(content.get("benchmark") or ""))
         if benchmark is None or benchmark.format != content["format"]:
-            named = content.get("benchmark")
+            named = content.get("benchmark") if benchmark is None else None
             raise InputError(
                 f"{path}: unknown format {content['format']!r}; this version reads "
-                f"{', '.join(one.format for one in known)}"
+                f"{', '.join(one.format for one in known if benchmark is None) or benchmark.format}"
                 + (f", and the class that the log names, {named}, cannot be imported here" if named else "")
             )
         return read_native_log(content, path, benchmark)
@@ -238,12 +241,38 @@ def _from_hub(file: str) -> Path:
         ) from error
 
 
-def last_evaluation(folder: Path) -> Path:
-    """Return the evaluation in ``folder`` or below that was written last."""
-    logs = [*folder.glob("*.json"), *folder.glob("**/evaluations/*.json")]
+def last_evaluation(folder: Path, benchmark: Benchmark | None = None) -> Path:
+    """Return the evaluation in ``folder`` or below that was written last, of ``benchmark`` if there is one of it."""
+    logs = evaluations_of_runs([*folder.glob("*.json"), *folder.glob("**/evaluations/*.json")])
     if not logs:
         raise InputError(f"{folder}: no evaluation log in this folder; name a log, or a run that evaluated its model")
-    return max(logs, key=lambda log: (log.stat().st_mtime_ns, log.name))
+    logs.sort(key=lambda log: (log.stat().st_mtime_ns, log.name), reverse=True)
+    if benchmark is not None and len(logs) > 1:
+        return next((log for log in logs if f'"format": "{benchmark.format}"' in _start(log)), logs[0])
+    return logs[0]
+
+
+def evaluations_of_runs(logs: Iterable[Path]) -> list[Path]:
+    """Leave out evaluations by ``validate`` and ``test`` beside those of a ``fit`` of the same name and folder.
+
+    They may be of another model than the one that the run trains.
+    """
+    logs = list(logs)
+    fitted = {(log.parent, log.stem.partition("_epoch=")[0]) for log in logs if not _MEASURED.search(log.stem)}
+    return [
+        log
+        for log in logs
+        if not _MEASURED.search(log.stem) or (log.parent, log.stem.partition("_epoch=")[0]) not in fitted
+    ]
+
+
+_MEASURED = re.compile(r"_epoch=.*_(validate|test)$")
+
+
+def _start(path: Path, size: int = 300) -> str:
+    """Return the beginning of a file, where a log has its format."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(size)
 
 
 def _load(path: Path) -> Any:

@@ -13,6 +13,7 @@ from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.aggregates import document_meanings, flat_numbers
 from dipo_lightning.evaluation.benchmark import benchmark_of
 from dipo_lightning.evaluation.colours import MODEL
+from dipo_lightning.evaluation.logs import evaluations_of_runs
 
 Document = dict[str, Any]
 Curve = list[tuple[int, float]]
@@ -48,9 +49,13 @@ def read_run(folder: str | Path) -> RunFolder:
 
 
 def read_documents(folder: Path, name: str | None = None) -> dict[str, list[Document]]:
-    """Read the evaluations of a run's folder, by name and in the order of their steps; those of one name, or all."""
+    """Read the evaluations of a run's folder, by name and in the order of their steps; those of one name, or all.
+
+    Those that ``validate`` and ``test`` wrote beside a run's own are left out (`evaluations_of_runs`).
+    """
     found: dict[str, list[Document]] = {}
-    for file in sorted((folder / "evaluations").glob(f"{name}_epoch=*.json" if name else "*.json")):
+    files = (folder / "evaluations").glob(f"{name}_epoch=*.json" if name else "*.json")
+    for file in sorted(evaluations_of_runs(files)):
         found.setdefault(file.name.split("_epoch=")[0], []).append(read_document(file))
     for documents in found.values():
         documents.sort(key=lambda document: document["provenance"].get("step", 0))
@@ -63,8 +68,11 @@ def read_document(file: Path) -> Document:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: not an evaluation (broken JSON: {error}); remove it or evaluate again.") from error
-    if not isinstance(document, dict) or not {"aggregates", "sets", "provenance"} <= set(document):
+    parts = [document.get(part) for part in ("aggregates", "sets", "provenance")] if isinstance(document, dict) else []
+    if not parts or not all(isinstance(part, dict) for part in parts):
         raise InputError(f"{file}: not an evaluation of this package; remove it from the folder.")
+    if not isinstance(step := document["provenance"].get("step", 0), int):
+        raise InputError(f"{file}: provenance.step is {step!r}, not a number; evaluate again or remove it.")
     return document
 
 

@@ -50,6 +50,18 @@ def test_a_named_tokenizer_is_used_in_place_of_the_model_s(tmp_path: Path, model
     assert found[None] == found[model] == [1, *found[str(tmp_path / "other")]]
 
 
+def test_another_model_brings_its_own_tokenizer(tmp_path: Path, model: str) -> None:
+    """A data module that is used for two models, one after the other."""
+    toy_tokenizer(add_bos=False).save_pretrained(tmp_path / "other")
+    reused = data(tmp_path, None)
+    found = []
+    for pretrained in (model, str(tmp_path / "other"), model):
+        reused.trainer = SimpleNamespace(lightning_module=SimpleNamespace(pretrained=pretrained))  # type: ignore[assignment]
+        reused.setup("fit")
+        found.append(reused.forget_examples[0]["input_ids"])
+    assert found[0] == [1, *found[1]] == found[2]
+
+
 def test_the_model_s_tokenizer_comes_in_the_model_s_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

@@ -132,7 +132,7 @@ class MUSEEvaluation(Evaluation):
         self.retain, self.auc_retrain = None, None
         self.no_retain = "baseline is none" if self.baseline == WITHOUT else ""
         if self.retain_log is not None:
-            self.retain = read_log(self.retain_log, self.benchmark.hub_log("", {"data": self.corpus}))
+            self.retain = read_log(self.retain_log, self.benchmark.hub_log("", {"data": self.corpus}), self.benchmark)
         elif isinstance(self.baseline, str) and self.baseline != WITHOUT:
             self.auc_retrain = PUBLISHED_RETRAIN_AUC[self.baseline]
         elif self.baseline is None and is_published(self.corpus):

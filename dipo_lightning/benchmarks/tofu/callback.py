@@ -91,7 +91,7 @@ class TOFUEvaluation(Evaluation):
             self.no_retain = f"fast_dev_run measures only {FAST_DEV_ROWS} rows of each set"
         elif self.retain_log is not None:
             usual = self.benchmark.hub_log(str(getattr(pl_module, "pretrained", "")), {"split": read.split})
-            self.retain = read_log(self.retain_log, usual)
+            self.retain = read_log(self.retain_log, usual, self.benchmark)
             planned: dict[str, list[Row]] = {
                 name: [{"index": row["index"], "question": row["question"]} for row in rows]
                 for name, rows in self.sources().items()

@@ -1,12 +1,17 @@
 """A run's folder stands for its last evaluation."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dipo_lightning.benchmarks.tofu.metrics import TOFU
+from dipo_lightning.benchmarks.user_data.metrics import UserData
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.logs import last_evaluation, read_log
+from dipo_lightning.report.runs import read_documents
 
 
 def test_the_folder_of_a_run_stands_for_its_last_evaluation(tmp_path: Path) -> None:
@@ -20,3 +25,49 @@ def test_the_folder_of_a_run_stands_for_its_last_evaluation(tmp_path: Path) -> N
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no evaluation log in this folder"):
         read_log(tmp_path / "empty")
+
+
+def write(folder: Path, name: str, number: int, form: str = TOFU.format) -> None:
+    """Write an evaluation that is as old as its number is small."""
+    path = folder / "evaluations" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    document = {"format": form, "sets": {}, "aggregates": {}, "provenance": {"step": 0, "number": number}}
+    path.write_text(json.dumps(document, indent=1))
+    os.utime(path, ns=(number, number))
+
+
+def test_what_test_measured_later_is_not_the_run_s(tmp_path: Path) -> None:
+    """``test`` with another model writes into the run's folder, too."""
+    write(tmp_path, "tofu_epoch=002_step=00004", 1)
+    write(tmp_path, "tofu_epoch=000_step=00000_test", 2)
+    write(tmp_path, "tofu_epoch=000_step=00000_validate", 3)
+    write(tmp_path, "attacks_epoch=000_step=00000_test", 0)  # of another name: all there is
+    assert last_evaluation(tmp_path).name == "tofu_epoch=002_step=00004.json"
+    found = read_documents(tmp_path)
+    assert {name: [one["provenance"]["number"] for one in some] for name, some in found.items()} == {
+        "tofu": [1],
+        "attacks": [0],
+    }
+
+
+def test_a_model_that_was_tested_only_has_that_evaluation(tmp_path: Path) -> None:
+    write(tmp_path, "tofu_epoch=000_step=00000_test", 1)
+    assert last_evaluation(tmp_path).name == "tofu_epoch=000_step=00000_test.json"
+    assert len(read_documents(tmp_path)["tofu"]) == 1
+
+
+def test_of_a_run_with_two_evaluations_that_of_the_benchmark_is_read(tmp_path: Path) -> None:
+    write(tmp_path, "tofu_epoch=002_step=00004", 1)
+    write(tmp_path, "memorization_epoch=002_step=00004", 2, UserData.format)
+    assert last_evaluation(tmp_path, TOFU()).name == "tofu_epoch=002_step=00004.json"
+    assert last_evaluation(tmp_path, UserData()).name == "memorization_epoch=002_step=00004.json"
+    assert last_evaluation(tmp_path).name == "memorization_epoch=002_step=00004.json"
+
+
+@pytest.mark.parametrize("change", [{"provenance": None}, {"sets": []}, {"provenance": {"step": None}}])
+def test_a_damaged_evaluation_is_refused_by_its_name(tmp_path: Path, change: dict[str, Any]) -> None:
+    write(tmp_path, "tofu_epoch=002_step=00004", 1)
+    path = tmp_path / "evaluations/tofu_epoch=002_step=00004.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match=r"tofu_epoch=002_step=00004\.json"):
+        read_documents(tmp_path)
