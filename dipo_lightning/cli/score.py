@@ -66,8 +66,9 @@ def score(
         options["auc_retrain"] = auc_retrain
     own = benchmark.settings_of(log) | ({"auc_retrain": None} if retain is not None else {})
     known = benchmark.metrics(own)
-    chosen = user_metrics(metrics or {}, known)
-    named, missing = logged_metrics(log.settings, known)
+    sets = benchmark.sets_of(own)
+    chosen = user_metrics(metrics or {}, known, sets)
+    named, missing = logged_metrics(log.settings, known, sets)
     further, missing = named | chosen, {name: why for name, why in missing.items() if name not in chosen}
     check_resamples("score", bootstrap, bootstrap_seed)
     result = _aggregate(log, benchmark, retain, own | options, further, (bootstrap, bootstrap_seed))

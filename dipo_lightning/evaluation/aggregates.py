@@ -15,7 +15,7 @@ from torchmetrics import Metric, MetricCollection
 from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.evaluation.benchmark import Benchmark, benchmark_of, made
 from dipo_lightning.evaluation.rows import EvaluationLog, Sets, with_skipped
-from dipo_lightning.metrics.base import Meaning, Rows, RowValues, meanings
+from dipo_lightning.metrics.base import Meaning, Rows, RowSet, RowValues, meanings
 from dipo_lightning.models.distributed import rank_and_world
 
 FEWEST_RESAMPLES = 40
@@ -194,21 +194,34 @@ def interval_text(ends: Sequence[float]) -> str:
 # Metrics that a user adds.
 
 
-def user_metrics(chosen: Mapping[str, Any], taken: Mapping[str, Metric]) -> dict[str, Metric]:
+def user_metrics(chosen: Mapping[str, Any], taken: Mapping[str, Metric], sets: Iterable[RowSet]) -> dict[str, Metric]:
     """Build the metrics that a user adds to an evaluation.
 
     Args:
         chosen: Metrics by name: a class path, ``{class_path: ..., init_args: {...}}``, or a metric.
         taken: The benchmark's own metrics.
+        sets: The evaluation's sets.
 
     Raises:
-        InputError: A name is taken, or a class cannot be imported or built or is not a metric over evaluated rows.
+        InputError: A name is taken, a class cannot be imported or built or is not a metric over evaluated rows, or it
+            is of a set that the evaluation does not have.
     """
     found: dict[str, Metric] = {}
+    published = {*taken, *metric_meanings(taken)}
     for name, spec in chosen.items():
         if name in taken or not str(name).isidentifier() or hasattr(MetricCollection, name):
             raise InputError(f"metrics.{name}: the name is taken or is not an identifier; choose another.")
         found[name] = made(f"metrics.{name}", spec, Metric, "my_project.MyMetric", partial(_check_update, name))
+        if twice := published & {name, *meanings(name, found[name])}:
+            raise InputError(
+                f"metrics.{name}: another metric publishes {', '.join(sorted(twice))}; choose another name."
+            )
+        wanted, known = (
+            list(dict.fromkeys(of.name for of in some)) for some in (getattr(found[name], "sets", ()), sets)
+        )
+        if lacking := [of for of in wanted if of not in known]:
+            raise InputError(f"metrics.{name}: there is no set {', '.join(lacking)}; there are {', '.join(known)}.")
+        published |= {name, *meanings(name, found[name])}
     return found
 
 
@@ -223,19 +236,35 @@ def _check_update(name: str, kind: type[Metric]) -> None:
 
 
 def metric_specs(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the user's metrics as plain values for an evaluation's settings: class paths and arguments."""
-    return {name: class_path(type(spec)) if isinstance(spec, Metric) else spec for name, spec in chosen.items()}
+    """Return the user's metrics as plain values for an evaluation's settings: class paths and arguments.
+
+    The arguments of a metric that was given as an object are not known: if its class takes any, `logged_metrics` leaves
+    it out.
+    """
+    return {name: _object_spec(type(spec)) if isinstance(spec, Metric) else spec for name, spec in chosen.items()}
+
+
+def _object_spec(kind: type[Metric]) -> Any:
+    kinds = [one.kind for one in inspect.signature(kind).parameters.values()]
+    plain = all(one is inspect.Parameter.VAR_KEYWORD for one in kinds)
+    return class_path(kind) if plain else {"object": class_path(kind)}
 
 
 def logged_metrics(
-    settings: Mapping[str, Any], taken: Mapping[str, Metric]
+    settings: Mapping[str, Any], taken: Mapping[str, Metric], sets: Iterable[RowSet]
 ) -> tuple[dict[str, Metric], dict[str, str]]:
     """Build a log's user metrics; returns them, and the reasons why others cannot be built, both by name."""
     found: dict[str, Metric] = {}
     missing: dict[str, str] = {}
     for name, spec in (settings.get("metrics") or {}).items():
+        if isinstance(spec, Mapping) and "object" in spec:
+            missing[name] = (
+                f"the log does not have the arguments of this object of {spec['object']}; name class and arguments in "
+                "`metrics`, as class_path and init_args"
+            )
+            continue
         try:
-            found |= user_metrics({name: spec}, taken)
+            found |= user_metrics({name: spec}, taken, sets)
         except InputError as error:
             missing[name] = str(error)
     return found, missing
@@ -276,4 +305,4 @@ def document_meanings(document: Mapping[str, Any]) -> Meanings:
         own = benchmark.metrics(settings)
     except (InputError, KeyError):  # settings that this version does not know
         return Meanings()
-    return metric_meanings({**own, **logged_metrics(settings, own)[0]})
+    return metric_meanings({**own, **logged_metrics(settings, own, benchmark.sets_of(settings))[0]})

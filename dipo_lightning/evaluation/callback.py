@@ -263,6 +263,8 @@ class Evaluation(Scheduled):
         self.check(trainer, pl_module)
         if hasattr(self, "benchmark"):
             self.prepare_metrics()
+        elif type(self).evaluate is Evaluation.evaluate:
+            raise InputError(f"{type(self).__name__} has no benchmark; set its class attribute `benchmark`.")
 
     def prepare_metrics(self) -> None:
         """Build the metrics, once the settings and the retain log are known."""
@@ -272,7 +274,7 @@ class Evaluation(Scheduled):
             self.retain_numbers = retain_numbers(self.benchmark, self.retain, settings)
             self.retain = prepared(self.retain, self.benchmark, settings)
         own = self.benchmark.metrics(settings, self.retain)
-        metrics: dict[str, Metric] = {**own, **user_metrics(self.metrics, own)}
+        metrics: dict[str, Metric] = {**own, **user_metrics(self.metrics, own, self.benchmark.sets_of(settings))}
         self.measures, self.meanings = metric_collection(metrics), metric_meanings(metrics)
 
     def run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> None:

@@ -18,14 +18,14 @@ from dipo_lightning.cli import child
 from dipo_lightning.cli.main import main
 from dipo_lightning.cli.score import score
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.aggregates import metric_meanings
+from dipo_lightning.evaluation.aggregates import metric_meanings, metric_specs
 from dipo_lightning.evaluation.benchmark import find_benchmark, installed_benchmarks
 from dipo_lightning.evaluation.callback import Evaluation, print_lines
 from dipo_lightning.metrics.base import meanings
 from tests.helpers import user_project
 from tests.helpers.synthetic import DATA
 from tests.helpers.toys import save_toy
-from tests.helpers.user_project import CAPITALS, Capitals, Words
+from tests.helpers.user_project import CAPITALS, Capitals, Invented, Words
 
 CLASS = "tests.helpers.user_project.CapitalsEvaluation"
 WORDS, LETTERS = "tests.helpers.user_project.Words", "tests.helpers.user_project.Letters"
@@ -146,6 +146,15 @@ def test_score_takes_a_metric_that_is_given_and_leaves_out_what_it_cannot_import
     assert main(["score", str(path), "--metrics", json.dumps({"words": WORDS})]) == 0
 
 
+def test_score_does_not_guess_the_arguments_of_a_metric_that_was_an_object(tmp_path: Path) -> None:
+    chosen = metric_specs({"words": Words(("retain",)), "invented": Invented()})
+    assert chosen["invented"] == "tests.helpers.user_project.Invented", "it takes none"
+    found = score(log_with(tmp_path, chosen, 5.0))
+    assert "words" not in found
+    assert "tests.helpers.user_project.Words" in found["words_absent"]
+    assert (found["stored_aggregates_unchecked"], found["stored_aggregates_hold"]) == (["words"], True)
+
+
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
@@ -155,7 +164,12 @@ def test_score_takes_a_metric_that_is_given_and_leaves_out_what_it_cannot_import
         ({"words": {"class_path": WORDS, "init_args": {"setts": 1}}}, "cannot be built from its init_args"),
         ({"words": 3}, "metrics.words is 3"),
         ({"model_utility": WORDS}, "the name is taken"),
+        ({"forget_quality_p": WORDS}, "another metric publishes forget_quality_p"),
         ({"my words": Words()}, "not an identifier"),
+        (
+            {"words": {"class_path": WORDS, "init_args": {"sets": ["reatin"]}}},
+            "there is no set reatin; there are forget",
+        ),
     ],
 )
 def test_a_metric_that_cannot_be_is_refused(chosen: dict[str, Any], message: str) -> None:
