@@ -129,6 +129,15 @@ class Checkpoint(Savepoint, CheckpointBase):
         self._record = {}
 
     @property
+    def best_model_path(self) -> str:
+        """Path of the last checkpoint, which ``ckpt_path="best"`` stands for; empty without one.
+
+        As in Lightning's ModelCheckpoint without a number to watch.
+        """
+        saved = newest(self.path.parent)
+        return "" if saved is None else str(saved)
+
+    @property
     def last_good(self) -> Path | None:
         """Checkpoint that a run can be resumed from, if there is one."""
         return self.path if self.path.exists() else None
@@ -136,7 +145,22 @@ class Checkpoint(Savepoint, CheckpointBase):
     # When it is written.
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse optimisers of another class."""
+        """Refuse to replace the checkpoint of another run, and optimisers of another class.
+
+        Raises:
+            InputError: There is one in the folder, and the run does not start from it.
+        """
+        folder, saved = self.path.parent, newest(self.path.parent)
+        begins = trainer.global_step == 0 and not is_named(trainer) and not is_trial(trainer)
+        if (
+            begins
+            and saved
+            and (trainer.ckpt_path is None or Path(trainer.ckpt_path).resolve().parent != folder.resolve())
+        ):
+            raise InputError(
+                f"{folder} has the checkpoint of an earlier run, which this one would replace. Give "
+                f"`ckpt_path: {saved}` to go on with that run, else another folder."
+            )
         self._check_optimizers(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

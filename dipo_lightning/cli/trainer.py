@@ -58,8 +58,8 @@ from dipo_lightning.safety.redaction import without_home, without_secrets
 COMMANDS = ("fit", "validate", "test")
 
 RUN_HELP = (
-    "Folder of this run (fit) for its logs, evaluations and checkpoints. The same command again resumes from the last "
-    "checkpoint, with the same result; a finished run is not repeated."
+    "Folder of this run for its logs, evaluations and checkpoints. The same fit again resumes from the last "
+    "checkpoint, with the same result; a finished run is not repeated. validate and test write their evaluation there."
 )
 
 
@@ -137,22 +137,44 @@ class DiPOCLI(LightningCLI):
             if is_first_process():
                 print(f"trainer.max_epochs is not given: training for {EPOCHS}.")
         self.run: Path | None = None
-        if config.run and self.subcommand == "fit" and not config.trainer.fast_dev_run:
+        if config.run and not config.trainer.fast_dev_run:
             self.run = expanded(config.run, "run")
             config.run = str(self.run)
         config.weights_only = True  # no pickle is ever run
         if self.subcommand != "fit":
             config.verbose = is_verbose()  # Lightning's own table of numbers
         resumed = self._enter_run(self.run) if self.run else False
-        path = config.get("ckpt_path")
-        if path:
-            config.ckpt_path = path = str(expanded(path, "ckpt_path"))
-        if path in ("", "best") and self.subcommand == "fit":
-            raise InputError(f"ckpt_path is {path!r}, but nothing has been trained yet; give a checkpoint or last.")
-        if path and not resumed and path not in ("best", "last", "hpc"):
-            if not Path(path).exists():
-                raise InputError(f"ckpt_path is {path}, which does not exist; give a checkpoint, last or best.")
-            read_settled(Path(path))
+        if not resumed and config.get("ckpt_path") is not None:
+            config.ckpt_path = self._checkpoint(config.ckpt_path)
+
+    def _checkpoint(self, given: str) -> str:
+        """Return the path of the checkpoint that the option ``ckpt_path`` names."""
+        if given in ("", "best"):
+            raise InputError(f"ckpt_path is {given!r}, but this command has trained nothing; give a checkpoint.")
+        if given == "hpc":
+            return given
+        path = self._last_checkpoint() if given == "last" else expanded(given, "ckpt_path")
+        if path is None:
+            return given
+        if not path.exists():
+            raise InputError(f"ckpt_path is {path}, which does not exist; give a checkpoint.")
+        read_settled(path)
+        return str(path)
+
+    def _last_checkpoint(self) -> Path | None:
+        """Return the last checkpoint of the run; None leaves the search to Lightning's ModelCheckpoint."""
+        found = newest(self.run / CHECKPOINTS) if self.run else None
+        callbacks = self.config[self.subcommand].trainer.callbacks or []
+        if (
+            found is None
+            and self.subcommand == "fit"
+            and any(one.class_path.endswith(".ModelCheckpoint") for one in callbacks)
+        ):
+            return None
+        if found is None:
+            where = f"{self.run} has none" if self.run else "the run's folder is not given (--run)"
+            raise InputError(f"ckpt_path is last, but {where}; give the path of a checkpoint.")
+        return found
 
     def _refuse_to_measure_nothing(self) -> None:
         """Refuse a validation or test without an evaluation callback and without a step of the module."""
@@ -172,6 +194,12 @@ class DiPOCLI(LightningCLI):
     def _enter_run(self, folder: Path) -> bool:
         """Set all output paths of the run to ``folder``; returns whether it resumes from a checkpoint."""
         config = self.config[self.subcommand]
+        if self.subcommand != "fit":
+            config.trainer.default_root_dir, config.trainer.logger = (
+                str(folder),
+                loggers_in(folder, config.trainer.logger),
+            )
+            return False
         if config.trainer.enable_checkpointing is False:
             raise InputError(
                 "trainer.enable_checkpointing is false, but --run needs checkpoints; leave one of them out."
@@ -233,7 +261,7 @@ class DiPOCLI(LightningCLI):
             raise root_cause(error) from error
         if self.subcommand != "fit":
             self._refuse_to_measure_nothing()
-        if self.run:
+        elif self.run:
             self._leave_if_finished(self.run)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

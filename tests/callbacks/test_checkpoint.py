@@ -183,3 +183,27 @@ def test_another_optimizer_class_is_named_on_resume(folder: Path, tmp_path: Path
     other.seed = 7
     with pytest.raises(InputError, match=r"data\.seed was 0, now 7"):
         fit(trainer(tmp_path, Checkpoint()), folder, ckpt_path=saved, weights_only=True, rows=other)
+
+
+def test_another_run_does_not_replace_a_checkpoint(folder: Path, tmp_path: Path) -> None:
+    """``ckpt_path="last"`` finds Lightning's own checkpoints only, and would begin anew."""
+    place = str(tmp_path / "kept")
+    fit(trainer(tmp_path / "one", Checkpoint(folder=place)), folder)
+    before = (tmp_path / "kept/last.ckpt").read_bytes()
+    with pytest.raises(InputError, match=rf"ckpt_path: {place}/last.ckpt.*another folder"):
+        fit(trainer(tmp_path / "two", Checkpoint(folder=place)), folder)
+    with (
+        pytest.warns(UserWarning, match="no last checkpoint"),
+        pytest.raises(InputError, match="has the checkpoint of an earlier run"),
+    ):
+        fit(trainer(tmp_path / "two", Checkpoint(folder=place)), folder, ckpt_path="last")
+    assert (tmp_path / "kept/last.ckpt").read_bytes() == before
+    fit(trainer(tmp_path / "two", Checkpoint(folder=place)), folder, ckpt_path=f"{place}/last.ckpt", weights_only=True)
+
+
+def test_the_best_checkpoint_is_the_last_one(folder: Path, tmp_path: Path) -> None:
+    made = trainer(tmp_path, Interrupted(), Checkpoint())
+    trained = weights(fit(made, folder))
+    fresh = GradDiffModule(str(folder / "model"))
+    made.test(fresh, data(folder), ckpt_path="best", weights_only=True, verbose=False)
+    assert all(torch.equal(*pair) for pair in zip(trained, weights(fresh), strict=True))

@@ -264,3 +264,44 @@ def test_secrets_are_in_nothing_that_a_run_writes(config: dict[str, Any], here: 
     assert {"config.yaml", "run.json", "last.ckpt", "results.html", "README.md"} <= {path.name for path in files}
     found = [(path.name, secret) for path in files for secret in hidden if secret.encode() in path.read_bytes()]
     assert found == []
+
+
+def evaluated(folder: Path, kind: str) -> dict[str, Any]:
+    """Return the only evaluation that ``fit`` ("") or another command wrote last into a folder."""
+    [path] = (
+        (folder / "evaluations").glob(f"*{kind}.json")
+        if kind
+        else [path for path in sorted((folder / "evaluations").glob("*.json")) if not path.stem.endswith("_test")][-1:]
+    )
+    return json.loads(path.read_text())
+
+
+def test_last_is_the_checkpoint_of_the_run(config: dict[str, Any], here: Path) -> None:
+    assert command("fit", config, "--run", "run") == 0
+    trained = evaluated(here / "run", "")
+    assert main(["test", "--config", "run/config.yaml", "--ckpt_path", "last"]) == 0
+    measured = evaluated(here / "run", "_test")
+    assert measured["provenance"]["step"] == trained["provenance"]["step"] > 0
+    assert measured["aggregates"] == trained["aggregates"]
+
+
+@pytest.mark.parametrize(("given", "run"), [("last", None), ("last", "new"), ("best", None), ("best", "new")])
+@pytest.mark.parametrize("name", ["fit", "test"])
+def test_a_checkpoint_that_is_not_there_by_name_is_refused(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str], name: str, given: str, run: str | None
+) -> None:
+    where = ["--run", run] if run else []
+    said = refused(capsys, name, config, "--ckpt_path", given, *where)
+    assert said.startswith(f"error: ckpt_path is {given}" if given == "last" else "error: ckpt_path is 'best'")
+    assert "give" in said
+
+
+def test_another_model_is_measured_into_a_folder_of_its_own(config: dict[str, Any], folder: Path, here: Path) -> None:
+    assert command("fit", config, "--run", "run") == 0
+    before = {path: path.read_bytes() for path in sorted((here / "run").rglob("*")) if path.is_file()}
+    other = ["--model.pretrained", str(folder / "other"), "--run", "another"]
+    assert main(["test", "--config", "run/config.yaml", *other]) == 0
+    assert {path: path.read_bytes() for path in sorted((here / "run").rglob("*")) if path.is_file()} == before
+    found = evaluated(here / "another", "_test")
+    assert found["provenance"]["pretrained"] == str(folder / "other")
+    assert found["aggregates"] != evaluated(here / "run", "")["aggregates"]
