@@ -266,7 +266,7 @@ def evaluations_of_runs(logs: Iterable[Path]) -> list[Path]:
     ]
 
 
-_MEASURED = re.compile(r"_epoch=.*_(validate|test)$")
+_MEASURED = re.compile(r"_epoch=.*_(validate|test)(_\d+)?$")
 
 
 def _start(path: Path, size: int = 300) -> str:

@@ -40,7 +40,7 @@ def test_what_test_measured_later_is_not_the_run_s(tmp_path: Path) -> None:
     """``test`` with another model writes into the run's folder, too."""
     write(tmp_path, "tofu_epoch=002_step=00004", 1)
     write(tmp_path, "tofu_epoch=000_step=00000_test", 2)
-    write(tmp_path, "tofu_epoch=000_step=00000_validate", 3)
+    write(tmp_path, "tofu_epoch=000_step=00000_validate_2", 3)
     write(tmp_path, "attacks_epoch=000_step=00000_test", 0)  # of another name: all there is
     assert last_evaluation(tmp_path).name == "tofu_epoch=002_step=00004.json"
     found = read_documents(tmp_path)
