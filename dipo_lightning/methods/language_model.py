@@ -100,6 +100,7 @@ class LanguageModelModule(pl.LightningModule):
         self.save_hyperparameters(ignore=["optimizer"])
         self.policy: nn.Module | None = None
         self.weights_fingerprint = ""
+        self.policy_is_pretrained = False  # loaded, not trained since, and no checkpoint restored into it
         self._random_states: dict[int, dict[str, Any]] = {}
         self._batches: list[MicroBatch] = []  # of the optimiser step
         self._stepped = False
@@ -156,6 +157,7 @@ class LanguageModelModule(pl.LightningModule):
                 self.inspect(model)
                 self.settle_dropout(model)
                 self.policy = self.prepare(model, self.lora).train()
+                self.policy_is_pretrained = True
 
     def inspect(self, model: nn.Module) -> None:
         """Check the pretrained model before adapters and sharding change it, and record its fingerprint.
@@ -165,8 +167,7 @@ class LanguageModelModule(pl.LightningModule):
         data = getattr(self._trainer, "datamodule", None)
         if getattr(data, "tokenizer", None) is not None:
             check_rows(data, model)
-        if self._trainer is not None:  # results and caches will say whose they are
-            self.weights_fingerprint = model_fingerprint(model)
+        self.weights_fingerprint = model_fingerprint(model)  # results and caches will say whose they are
 
     def settle_dropout(self, model: nn.Module) -> None:
         """Switch off the dropout of the model's own configuration, or keep it, and report any."""
@@ -237,11 +238,13 @@ class LanguageModelModule(pl.LightningModule):
         # What is saved again while a resumed run repeats an evaluation has the states that are still to be put back.
         checkpoint["random_states"] = self._random_states or gather({self.global_rank: random_states()})
         checkpoint["weights_fingerprint"] = self.weights_fingerprint
+        checkpoint["policy_is_pretrained"] = self.policy_is_pretrained
         checkpoint["tokenizer"] = getattr(getattr(self.trainer, "datamodule", None), "tokenizer_source", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model; keep the random states until the first batch, as others draw first."""
         self.refuse_another_model(checkpoint)
+        self.policy_is_pretrained = checkpoint.get("policy_is_pretrained", False)
         self._random_states = checkpoint.get("random_states", {})
 
     def refuse_another_model(self, checkpoint: dict[str, Any]) -> None:
@@ -280,7 +283,7 @@ class LanguageModelModule(pl.LightningModule):
         numbers = torch.stack([norm, *(loss.to(norm) for _, _, loss in self._batches)])
         if not bool(torch.isfinite(numbers).all()):
             raise RunError(self.situation(*what_is_not_finite(numbers.tolist(), self._batches)))
-        self._stepped = True
+        self._stepped, self.policy_is_pretrained = True, False
         if self.logs_are_due:
             self.log("train/gradient_norm", norm)
             self.log_terms(mean_terms(self._batches, self.trainer.accumulate_grad_batches))

@@ -17,6 +17,7 @@ from dipo_lightning.models.answers import Answers, TokenBatch, compute_answers, 
 from dipo_lightning.models.head import Head, known_head
 from dipo_lightning.models.lora import adapts_projection
 from dipo_lightning.reference.references import (
+    CachedReference,
     ModelReference,
     Reference,
     build_reference,
@@ -92,6 +93,8 @@ class UnlearningModule(LanguageModelModule):
         if hasattr(self, "reference"):
             raise InputError(f"{type(self).__name__}.reference is called frozen_reference now; rename it.")
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and isinstance(self.frozen_reference, CachedReference):
+            self.frozen_reference = None  # it is of the rows of another fit
         if self.frozen_reference is None and fitting and self.reference_parts:
             with torch.device("cpu"):  # as the policy is made; it goes to the policy's device by itself
                 self.frozen_reference = self.make_reference()
@@ -204,8 +207,8 @@ class UnlearningModule(LanguageModelModule):
 
     @property
     def at_start(self) -> bool:
-        """True if the policy still equals the reference: no step has been taken, and no dropout changes it."""
-        return self.trainer.global_step == 0 and not self.keeps_dropout
+        """True if the policy still equals the reference: it was not trained, and no dropout changes it."""
+        return self.policy_is_pretrained and self.trainer.global_step == 0 and not self.keeps_dropout
 
     @property
     def _has_retain_rows(self) -> bool:

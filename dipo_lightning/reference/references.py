@@ -137,7 +137,11 @@ class AdaptersOffReference(ModelReference):
             self.model.train(training)
 
 
-class HiddenStatesReference:
+class CachedReference:
+    """Base of references on disk: of the rows of one fit, made with the policy while it was the pretrained model."""
+
+
+class HiddenStatesReference(CachedReference):
     """The reference's final hidden states from disk, and a frozen copy of its output projection.
 
     Args:
@@ -218,6 +222,8 @@ def choose_reference(module: Any) -> tuple[str, str]:
 
 def obstacle_to_caching(module: Any) -> str | None:
     """Return the reason why the reference cannot be cached for this module and data, or None."""
+    if not module.policy_is_pretrained:
+        return "its cache is made with the policy, which is not the pretrained model any more"
     if module.head is None or not module.head.linear:
         return "the model's logits are not a plain product of hidden states and the output projection"
     parts = module.reference_parts
@@ -288,7 +294,8 @@ def cached_states(module: Any, parts: Sequence[str]) -> HiddenStatesReference:
 def open_cache(module: Any, part: str, width: int, compute: Callable[[Tensor], Tensor], **key: Any) -> PositionCache:
     """Open the cache of the forget or the retain rows, and compute its missing rows: all ranks together, once.
 
-    The policy is the reference until its first step; this runs before a checkpoint is restored into it.
+    They are computed with the policy, which `obstacle_to_caching` has found to be the pretrained model: this runs before
+    the first step, and before a checkpoint to resume from is restored.
 
     Args:
         module: The LightningModule, with its policy loaded.

@@ -26,6 +26,7 @@ def module(
         retain_loss_name="kl",
         head=Head(torch.zeros(2, width)),
         lora=lora,
+        policy_is_pretrained=True,
         trainer=SimpleNamespace(datamodule=data, **trainer),
     )
 
