@@ -1,9 +1,12 @@
 """The LightningModule that holds a causal language model: loading, adapters, sharding, optimiser, logging."""
 
+import inspect
 import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from pathlib import PurePath
+from types import FrameType
 from typing import Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
@@ -14,6 +17,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.parsing import collect_init_args
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -98,6 +102,7 @@ class LanguageModelModule(pl.LightningModule):
         super().__init__()
         refuse_unknown(type(self).__name__, unknown)
         self.save_hyperparameters(ignore=["optimizer"])
+        self._arguments = names_of_arguments(inspect.currentframe(), type(self))
         self.policy: nn.Module | None = None
         self.weights_fingerprint = ""
         self.policy_is_pretrained = False  # loaded, not trained since, and no checkpoint restored into it
@@ -234,7 +239,12 @@ class LanguageModelModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add every process's random states and the fingerprint of the weights before training; collective."""
-        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = without_secrets(plain(self.hparams))
+        settings = without_secrets(plain(self.hparams))
+        checkpoint["settings"] = settings
+        if self._arguments is not None and "_instantiator" not in settings:  # the command line's are as it needs them
+            # `load_from_checkpoint` calls the class with them; others the class itself gives to its bases.
+            settings = {name: value for name, value in settings.items() if name in self._arguments}
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = settings
         # What is saved again while a resumed run repeats an evaluation has the states that are still to be put back.
         checkpoint["random_states"] = self._random_states or gather({self.global_rank: random_states()})
         checkpoint["weights_fingerprint"] = self.weights_fingerprint
@@ -343,12 +353,25 @@ def fuse(optimizer: torch.optim.Optimizer) -> None:
             group["fused"] = True
 
 
-def plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return hyper-parameters with dataclasses turned into dictionaries, as a checkpoint can hold them."""
-    return {
-        name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-        for name, value in options.items()
-    }
+def names_of_arguments(frame: FrameType | None, cls: type) -> set[str] | None:
+    """Return the names of the arguments that a class was called with, from the frame of the constructor of a base.
+
+    None if it has ``*args``, whose names are those of its bases.
+    """
+    if frame is None or any(one.kind == one.VAR_POSITIONAL for one in inspect.signature(cls).parameters.values()):
+        return None
+    return set(collect_init_args(frame, [], classes=(cls,))[-1])
+
+
+def plain(value: Any) -> Any:
+    """Return a hyper-parameter as a checkpoint can hold it: a dataclass as a dictionary, a path as text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, PurePath) else value
 
 
 def mean_terms(batches: Sequence[MicroBatch], accumulate: int) -> dict[str, Tensor]:
