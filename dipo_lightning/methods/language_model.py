@@ -106,6 +106,7 @@ class LanguageModelModule(pl.LightningModule):
         self.policy: nn.Module | None = None
         self.weights_fingerprint = ""
         self.policy_is_pretrained = False  # loaded, not trained since, and no checkpoint restored into it
+        self._optimizer_before: dict[str, Any] = {}  # of the checkpoint that `load_from_checkpoint` read
         self._random_states: dict[int, dict[str, Any]] = {}
         self._batches: list[MicroBatch] = []  # of the optimiser step
         self._stepped = False
@@ -222,6 +223,7 @@ class LanguageModelModule(pl.LightningModule):
         except ValueError as error:  # torch's refusal of a number
             raise InputError(f"model.optimizer cannot be built from its options: {error}.") from error
         fuse(optimizer)
+        warn_of_another_optimizer(self._optimizer_before, numbers_of(optimizer.param_groups))
         if self.schedule == "constant" and not self.warmup_steps:
             return optimizer
         from transformers import get_scheduler
@@ -256,6 +258,9 @@ class LanguageModelModule(pl.LightningModule):
         self.refuse_another_model(checkpoint)
         self.policy_is_pretrained = checkpoint.get("policy_is_pretrained", False)
         self._random_states = checkpoint.get("random_states", {})
+        if self._trainer is None:  # this is `load_from_checkpoint`; a Trainer would restore the optimiser
+            for state in checkpoint.get("optimizer_states", ())[:1]:
+                self._optimizer_before = numbers_of(state["param_groups"])
 
     def refuse_another_model(self, checkpoint: dict[str, Any]) -> None:
         """Raise an `InputError` for a checkpoint with other parameters, or from a run that began with another model."""
@@ -351,6 +356,28 @@ def fuse(optimizer: torch.optim.Optimizer) -> None:
         chosen = any(group[name] is not None for name in ("fused", "foreach")) or group["differentiable"]
         if not chosen and all(parameter.device.type in ("cpu", "cuda") for parameter in group["params"]):
             group["fused"] = True
+
+
+def numbers_of(param_groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the numbers that an optimiser was made with: those of its first parameters, before any schedule."""
+    group = dict(param_groups[0])
+    group["lr"] = group.pop("initial_lr", group.get("lr"))
+    return {name: value for name, value in group.items() if type(value) in (int, float)}
+
+
+def warn_of_another_optimizer(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Warn if training goes on after `load_from_checkpoint` with other numbers than those of the checkpoint."""
+    odd = [
+        f"{name} {before[name]:g} there, {now.get(name, 'none')} here"
+        for name in before
+        if before[name] != now.get(name)
+    ]
+    if odd:
+        rank_zero_warn(
+            f"Checkpoints do not hold model.optimizer, and this one is not the loaded checkpoint's ({'; '.join(odd)}). "
+            "Give load_from_checkpoint the optimizer of that run, or resume it with Trainer.fit(..., ckpt_path=...).",
+            category=UserWarning,
+        )
 
 
 def names_of_arguments(frame: FrameType | None, cls: type) -> set[str] | None:

@@ -74,3 +74,14 @@ def test_a_model_given_as_a_path_resumes(files: Path, tmp_path: Path) -> None:
     assert saved["pretrained"] == str(files / "model")
     module = DiPOModule(files / "model", **options)  # type: ignore[arg-type]
     assert trained(files, module, steps=2, ckpt_path=str(tmp_path / "x.ckpt")).global_step == 2
+
+
+def test_training_on_with_another_optimizer_after_loading_is_said(files: Path, tmp_path: Path) -> None:
+    def made(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=0.25)
+
+    module = GradDiffModule(str(files / "model"), optimizer=made, schedule="linear")
+    trained(files, module).save_checkpoint(tmp_path / "x.ckpt")
+    trained(files, GradDiffModule.load_from_checkpoint(tmp_path / "x.ckpt", optimizer=made))  # a warning is an error
+    with pytest.warns(UserWarning, match=r"\(lr 0\.25 there, 1e-05 here\)\. Give load_from_checkpoint the optimizer"):
+        trained(files, GradDiffModule.load_from_checkpoint(tmp_path / "x.ckpt"))
