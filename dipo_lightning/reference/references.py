@@ -253,12 +253,13 @@ def too_much_to_cache(module: Any, examples: Mapping[str, Any]) -> str | None:
 
 
 def rows_of_a_live_reference(trainer: Any) -> float:
-    """Return the number of forget and retain rows in the steps of a run; infinity if only time limits it."""
+    """Return the number of forget and retain rows in the steps of a run; infinity if it is not known."""
     data, limits = trainer.datamodule, [math.inf]
     if (trainer.max_epochs or 0) > 0:
         limits.append(trainer.max_epochs * len(data.forget_examples))
-    if trainer.max_steps > 0:
-        limits.append(trainer.max_steps * data.batch_size * trainer.accumulate_grad_batches * trainer.world_size)
+    batch_size = getattr(data, "batch_size", None)  # a user's data module may have none
+    if trainer.max_steps > 0 and batch_size:
+        limits.append(trainer.max_steps * batch_size * trainer.accumulate_grad_batches * trainer.world_size)
     return 2 * min(limits)
 
 
@@ -294,8 +295,8 @@ def cached_states(module: Any, parts: Sequence[str]) -> HiddenStatesReference:
 def open_cache(module: Any, part: str, width: int, compute: Callable[[Tensor], Tensor], **key: Any) -> PositionCache:
     """Open the cache of the forget or the retain rows, and compute its missing rows: all ranks together, once.
 
-    They are computed with the policy, which `obstacle_to_caching` has found to be the pretrained model: this runs before
-    the first step, and before a checkpoint to resume from is restored.
+    They are computed with the policy, which `obstacle_to_caching` has found to be the pretrained model: this runs
+    before the first step, and before a checkpoint to resume from is restored.
 
     Args:
         module: The LightningModule, with its policy loaded.
