@@ -187,8 +187,15 @@ class UnlearningModule(LanguageModelModule):
         Before the first step those of a cache equal the policy's own to the last bit.
 
         Raises:
-            RunError: The reference does not have this part of the batch, or a cache is of another policy.
+            RunError: There is no reference, it does not have this part of the batch, or a cache is of another policy.
         """
+        if self.frozen_reference is None:
+            remedy = {"forget": "Set needs_reference = True in the class.", "retain": "Set model.retain_loss: kl."}
+            raise RunError(
+                f"The loss of {type(self).__name__} asks for the reference's answers to this batch's {answers.part} "
+                "part, but no reference was made, as nothing had announced that. "
+                + remedy.get(answers.part, f"Add {answers.part} to reference_parts in the class.")
+            )
         if answers.part not in self._frozen:
             raise RunError(
                 f"The reference ({type(self.frozen_reference).__name__}) has no answers for this batch's "

@@ -21,7 +21,7 @@ from dipo_lightning.methods.language_model import fuse
 from dipo_lightning.methods.preference import DPOModule, NPOModule
 from dipo_lightning.methods.rmu import RMUModule
 from dipo_lightning.methods.undial import UNDIALModule
-from dipo_lightning.models.answers import Answers
+from dipo_lightning.models.answers import Answers, divergence
 from dipo_lightning.reference.references import AdaptersOffReference, HiddenStatesReference, LiveReference
 from tests.helpers.methods import CLASSES, options_of
 from tests.helpers.toys import FAMILIES, save_toy
@@ -344,6 +344,33 @@ def test_a_retain_term_of_a_subclass_is_trained_and_one_by_its_former_name_refus
 
     with pytest.raises(InputError, match=r"^Older\.retain_loss\(\) is called retain_term\(\) now; rename it\.$"):
         Older("model")
+
+
+class OwnRetain(GradDiffModule):
+    """Keeps the retain answers near the reference with a term of its own."""
+
+    def retain_term(self, retain: Answers) -> torch.Tensor:
+        return divergence(retain, self.reference_answers(retain)) / retain.token_denominator
+
+
+class OwnForget(GradDiffModule):
+    """Uses the reference without `needs_reference`."""
+
+    def forget_loss(self, forget: Answers) -> torch.Tensor:
+        return -divergence(forget, self.reference_answers(forget)) / forget.token_denominator
+
+
+@pytest.mark.parametrize("reference", ["auto", "live"])
+def test_a_loss_that_asks_for_a_reference_that_nothing_announced_says_what_helps(files: Path, reference: Any) -> None:
+    with pytest.raises(RunError, match=r"OwnRetain .* retain part, .* Set model\.retain_loss: kl\.$"):
+        fit(files, OwnRetain, reference=reference)
+    _, trainer = fit(files, OwnRetain, steps=1, reference=reference, retain_loss="kl")
+    assert float(trainer.callback_metrics["train/retain"]) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(RunError, match=r"OwnForget .* forget part, .* Set needs_reference = True in the class\.$"):
+        fit(files, OwnForget, reference=reference)
+    helped = type("Helped", (OwnForget,), {"needs_reference": True})
+    _, trainer = fit(files, helped, steps=1, reference=reference)
+    assert float(trainer.callback_metrics["train/forget"]) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_reference_under_its_former_name_is_refused(files: Path) -> None:
