@@ -217,7 +217,11 @@ class LanguageModelModule(pl.LightningModule):
             output_projection(model).requires_grad_(False)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimiser over the trainable parameters, and the schedule if one is set."""
+        """Build the optimiser over the trainable parameters, and the schedule if one is set.
+
+        Raises:
+            InputError: The optimiser refuses its options, or the schedule needs a number of steps that is not known.
+        """
         try:
             optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
         except ValueError as error:  # torch's refusal of a number
@@ -229,8 +233,15 @@ class LanguageModelModule(pl.LightningModule):
         from transformers import get_scheduler
 
         name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = get_scheduler(name, optimizer, num_warmup_steps=self.warmup_steps, num_training_steps=steps)
+        steps = self.trainer.estimated_stepping_batches
+        known = int(steps) if math.isfinite(steps) else None
+        if known is None and self.schedule != "constant":
+            raise InputError(
+                f"model.schedule is {self.schedule}, but the number of steps of this run is not known: it has no "
+                "trainer.max_steps, and no trainer.max_epochs over data of known length. Set one of them, or "
+                "model.schedule: constant."
+            )
+        scheduler = get_scheduler(name, optimizer, num_warmup_steps=self.warmup_steps, num_training_steps=known)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:

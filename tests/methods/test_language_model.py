@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dipo_lightning import DiPOModule, UnlearningDataModule
+from dipo_lightning.errors import InputError
 from dipo_lightning.methods.gradient_ascent import GradDiffModule
 from dipo_lightning.models.checkpoint import read_checkpoint
 from tests.helpers.small_tofu import write_tofu
@@ -22,10 +23,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trained(files: Path, module: pl.LightningModule, steps: int = 1, ckpt_path: str | None = None) -> pl.Trainer:
+def trained(
+    files: Path, module: pl.LightningModule, steps: int = 1, ckpt_path: str | None = None, **limits: Any
+) -> pl.Trainer:
     rows = (str(files / f"{name}.json") for name in ("forget10", "retain90"))
     quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = pl.Trainer(accelerator="cpu", max_steps=steps, logger=False, **quiet)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, **({"max_steps": steps} | limits), **quiet)
     data = UnlearningDataModule(str(files / "model"), *rows, prompt="plain", batch_size=2)
     trainer.fit(module, data, ckpt_path=ckpt_path)
     return trainer
@@ -85,3 +88,19 @@ def test_training_on_with_another_optimizer_after_loading_is_said(files: Path, t
     trained(files, GradDiffModule.load_from_checkpoint(tmp_path / "x.ckpt", optimizer=made))  # a warning is an error
     with pytest.warns(UserWarning, match=r"\(lr 0\.25 there, 1e-05 here\)\. Give load_from_checkpoint the optimizer"):
         trained(files, GradDiffModule.load_from_checkpoint(tmp_path / "x.ckpt"))
+
+
+def test_a_schedule_over_the_run_needs_a_limit_other_than_time(files: Path) -> None:
+    limits = {"max_steps": -1, "max_epochs": -1, "max_time": "00:00:00:01"}
+    for schedule in ("linear", "cosine"):
+        with pytest.raises(InputError, match=rf"^model\.schedule is {schedule}, but .* trainer\.max_epochs"):
+            trained(files, GradDiffModule(str(files / "model"), schedule=schedule), **limits)  # type: ignore[arg-type]
+    rates: list[float] = []
+
+    class Watched(GradDiffModule):
+        def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+            super().on_before_optimizer_step(optimizer)
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    trained(files, Watched(str(files / "model"), warmup_steps=2), **limits)
+    assert rates[:4] == pytest.approx([0, 5e-6, 1e-5, 1e-5])
