@@ -1,9 +1,12 @@
 """The LightningModule that holds a causal language model: loading, adapters, sharding, optimiser, logging."""
 
+import inspect
 import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from pathlib import PurePath
+from types import FrameType
 from typing import Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
@@ -14,6 +17,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.parsing import collect_init_args
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -98,8 +102,11 @@ class LanguageModelModule(pl.LightningModule):
         super().__init__()
         refuse_unknown(type(self).__name__, unknown)
         self.save_hyperparameters(ignore=["optimizer"])
+        self._arguments = names_of_arguments(inspect.currentframe(), type(self))
         self.policy: nn.Module | None = None
         self.weights_fingerprint = ""
+        self.policy_is_pretrained = False  # loaded, not trained since, and no checkpoint restored into it
+        self._optimizer_before: dict[str, Any] = {}  # of the checkpoint that `load_from_checkpoint` read
         self._random_states: dict[int, dict[str, Any]] = {}
         self._batches: list[MicroBatch] = []  # of the optimiser step
         self._stepped = False
@@ -156,6 +163,7 @@ class LanguageModelModule(pl.LightningModule):
                 self.inspect(model)
                 self.settle_dropout(model)
                 self.policy = self.prepare(model, self.lora).train()
+                self.policy_is_pretrained = True
 
     def inspect(self, model: nn.Module) -> None:
         """Check the pretrained model before adapters and sharding change it, and record its fingerprint.
@@ -165,8 +173,7 @@ class LanguageModelModule(pl.LightningModule):
         data = getattr(self._trainer, "datamodule", None)
         if getattr(data, "tokenizer", None) is not None:
             check_rows(data, model)
-        if self._trainer is not None:  # results and caches will say whose they are
-            self.weights_fingerprint = model_fingerprint(model)
+        self.weights_fingerprint = model_fingerprint(model)  # results and caches will say whose they are
 
     def settle_dropout(self, model: nn.Module) -> None:
         """Switch off the dropout of the model's own configuration, or keep it, and report any."""
@@ -210,19 +217,31 @@ class LanguageModelModule(pl.LightningModule):
             output_projection(model).requires_grad_(False)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimiser over the trainable parameters, and the schedule if one is set."""
+        """Build the optimiser over the trainable parameters, and the schedule if one is set.
+
+        Raises:
+            InputError: The optimiser refuses its options, or the schedule needs a number of steps that is not known.
+        """
         try:
             optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
         except ValueError as error:  # torch's refusal of a number
             raise InputError(f"model.optimizer cannot be built from its options: {error}.") from error
         fuse(optimizer)
+        warn_of_another_optimizer(self._optimizer_before, numbers_of(optimizer.param_groups))
         if self.schedule == "constant" and not self.warmup_steps:
             return optimizer
         from transformers import get_scheduler
 
         name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = get_scheduler(name, optimizer, num_warmup_steps=self.warmup_steps, num_training_steps=steps)
+        steps = self.trainer.estimated_stepping_batches
+        known = int(steps) if math.isfinite(steps) else None
+        if known is None and self.schedule != "constant":
+            raise InputError(
+                f"model.schedule is {self.schedule}, but the number of steps of this run is not known: it has no "
+                "trainer.max_steps, and no trainer.max_epochs over data of known length. Set one of them, or "
+                "model.schedule: constant."
+            )
+        scheduler = get_scheduler(name, optimizer, num_warmup_steps=self.warmup_steps, num_training_steps=known)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -233,16 +252,26 @@ class LanguageModelModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add every process's random states and the fingerprint of the weights before training; collective."""
-        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = without_secrets(plain(self.hparams))
+        settings = without_secrets(plain(self.hparams))
+        checkpoint["settings"] = settings
+        if self._arguments is not None and "_instantiator" not in settings:  # the command line's are as it needs them
+            # `load_from_checkpoint` calls the class with them; others the class itself gives to its bases.
+            settings = {name: value for name, value in settings.items() if name in self._arguments}
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = settings
         # What is saved again while a resumed run repeats an evaluation has the states that are still to be put back.
         checkpoint["random_states"] = self._random_states or gather({self.global_rank: random_states()})
         checkpoint["weights_fingerprint"] = self.weights_fingerprint
+        checkpoint["policy_is_pretrained"] = self.policy_is_pretrained
         checkpoint["tokenizer"] = getattr(getattr(self.trainer, "datamodule", None), "tokenizer_source", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model; keep the random states until the first batch, as others draw first."""
         self.refuse_another_model(checkpoint)
+        self.policy_is_pretrained = checkpoint.get("policy_is_pretrained", False)
         self._random_states = checkpoint.get("random_states", {})
+        if self._trainer is None:  # this is `load_from_checkpoint`; a Trainer would restore the optimiser
+            for state in checkpoint.get("optimizer_states", ())[:1]:
+                self._optimizer_before = numbers_of(state["param_groups"])
 
     def refuse_another_model(self, checkpoint: dict[str, Any]) -> None:
         """Raise an `InputError` for a checkpoint with other parameters, or from a run that began with another model."""
@@ -280,7 +309,7 @@ class LanguageModelModule(pl.LightningModule):
         numbers = torch.stack([norm, *(loss.to(norm) for _, _, loss in self._batches)])
         if not bool(torch.isfinite(numbers).all()):
             raise RunError(self.situation(*what_is_not_finite(numbers.tolist(), self._batches)))
-        self._stepped = True
+        self._stepped, self.policy_is_pretrained = True, False
         if self.logs_are_due:
             self.log("train/gradient_norm", norm)
             self.log_terms(mean_terms(self._batches, self.trainer.accumulate_grad_batches))
@@ -340,12 +369,47 @@ def fuse(optimizer: torch.optim.Optimizer) -> None:
             group["fused"] = True
 
 
-def plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return hyper-parameters with dataclasses turned into dictionaries, as a checkpoint can hold them."""
-    return {
-        name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-        for name, value in options.items()
-    }
+def numbers_of(param_groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the numbers that an optimiser was made with: those of its first parameters, before any schedule."""
+    group = dict(param_groups[0])
+    group["lr"] = group.pop("initial_lr", group.get("lr"))
+    return {name: value for name, value in group.items() if type(value) in (int, float)}
+
+
+def warn_of_another_optimizer(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Warn if training goes on after `load_from_checkpoint` with other numbers than those of the checkpoint."""
+    odd = [
+        f"{name} {before[name]:g} there, {now.get(name, 'none')} here"
+        for name in before
+        if before[name] != now.get(name)
+    ]
+    if odd:
+        rank_zero_warn(
+            f"Checkpoints do not hold model.optimizer, and this one is not the loaded checkpoint's ({'; '.join(odd)}). "
+            "Give load_from_checkpoint the optimizer of that run, or resume it with Trainer.fit(..., ckpt_path=...).",
+            category=UserWarning,
+        )
+
+
+def names_of_arguments(frame: FrameType | None, cls: type) -> set[str] | None:
+    """Return the names of the arguments that a class was called with, from the frame of the constructor of a base.
+
+    None if it has ``*args``, whose names are those of its bases.
+    """
+    if frame is None or any(one.kind == one.VAR_POSITIONAL for one in inspect.signature(cls).parameters.values()):
+        return None
+    return set(collect_init_args(frame, [], classes=(cls,))[-1])
+
+
+def plain(value: Any) -> Any:
+    """Return a hyper-parameter as a checkpoint can hold it: a dataclass as a dictionary, a path as text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, PurePath) else value
 
 
 def mean_terms(batches: Sequence[MicroBatch], accumulate: int) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from dipo_lightning.models.answers import Answers, TokenBatch, compute_answers, 
 from dipo_lightning.models.head import Head, known_head
 from dipo_lightning.models.lora import adapts_projection
 from dipo_lightning.reference.references import (
+    CachedReference,
     ModelReference,
     Reference,
     build_reference,
@@ -92,6 +93,8 @@ class UnlearningModule(LanguageModelModule):
         if hasattr(self, "reference"):
             raise InputError(f"{type(self).__name__}.reference is called frozen_reference now; rename it.")
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and isinstance(self.frozen_reference, CachedReference):
+            self.frozen_reference = None  # it is of the rows of another fit
         if self.frozen_reference is None and fitting and self.reference_parts:
             with torch.device("cpu"):  # as the policy is made; it goes to the policy's device by itself
                 self.frozen_reference = self.make_reference()
@@ -184,8 +187,15 @@ class UnlearningModule(LanguageModelModule):
         Before the first step those of a cache equal the policy's own to the last bit.
 
         Raises:
-            RunError: The reference does not have this part of the batch, or a cache is of another policy.
+            RunError: There is no reference, it does not have this part of the batch, or a cache is of another policy.
         """
+        if self.frozen_reference is None:
+            remedy = {"forget": "Set needs_reference = True in the class.", "retain": "Set model.retain_loss: kl."}
+            raise RunError(
+                f"The loss of {type(self).__name__} asks for the reference's answers to this batch's {answers.part} "
+                "part, but no reference was made, as nothing had announced that. "
+                + remedy.get(answers.part, f"Add {answers.part} to reference_parts in the class.")
+            )
         if answers.part not in self._frozen:
             raise RunError(
                 f"The reference ({type(self.frozen_reference).__name__}) has no answers for this batch's "
@@ -204,8 +214,8 @@ class UnlearningModule(LanguageModelModule):
 
     @property
     def at_start(self) -> bool:
-        """True if the policy still equals the reference: no step has been taken, and no dropout changes it."""
-        return self.trainer.global_step == 0 and not self.keeps_dropout
+        """True if the policy still equals the reference: it was not trained, and no dropout changes it."""
+        return self.policy_is_pretrained and self.trainer.global_step == 0 and not self.keeps_dropout
 
     @property
     def _has_retain_rows(self) -> bool:

@@ -55,7 +55,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path).expanduser()
     content = _read_shards(path) if path.is_dir() else _read_file(path)
-    settings, state = content.get("hyper_parameters") or {}, content.get("state_dict") or {}
+    settings = (content.get("settings") or {}) | (content.get("hyper_parameters") or {})
+    state = content.get("state_dict") or {}
     weights = {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
     if not weights or "pretrained" not in settings:
         raise InputError(

@@ -137,7 +137,11 @@ class AdaptersOffReference(ModelReference):
             self.model.train(training)
 
 
-class HiddenStatesReference:
+class CachedReference:
+    """Base of references on disk: of the rows of one fit, made with the policy while it was the pretrained model."""
+
+
+class HiddenStatesReference(CachedReference):
     """The reference's final hidden states from disk, and a frozen copy of its output projection.
 
     Args:
@@ -218,6 +222,8 @@ def choose_reference(module: Any) -> tuple[str, str]:
 
 def obstacle_to_caching(module: Any) -> str | None:
     """Return the reason why the reference cannot be cached for this module and data, or None."""
+    if not module.policy_is_pretrained:
+        return "its cache is made with the policy, which is not the pretrained model any more"
     if module.head is None or not module.head.linear:
         return "the model's logits are not a plain product of hidden states and the output projection"
     parts = module.reference_parts
@@ -247,12 +253,13 @@ def too_much_to_cache(module: Any, examples: Mapping[str, Any]) -> str | None:
 
 
 def rows_of_a_live_reference(trainer: Any) -> float:
-    """Return the number of forget and retain rows in the steps of a run; infinity if only time limits it."""
+    """Return the number of forget and retain rows in the steps of a run; infinity if it is not known."""
     data, limits = trainer.datamodule, [math.inf]
     if (trainer.max_epochs or 0) > 0:
         limits.append(trainer.max_epochs * len(data.forget_examples))
-    if trainer.max_steps > 0:
-        limits.append(trainer.max_steps * data.batch_size * trainer.accumulate_grad_batches * trainer.world_size)
+    batch_size = getattr(data, "batch_size", None)  # a user's data module may have none
+    if trainer.max_steps > 0 and batch_size:
+        limits.append(trainer.max_steps * batch_size * trainer.accumulate_grad_batches * trainer.world_size)
     return 2 * min(limits)
 
 
@@ -288,7 +295,8 @@ def cached_states(module: Any, parts: Sequence[str]) -> HiddenStatesReference:
 def open_cache(module: Any, part: str, width: int, compute: Callable[[Tensor], Tensor], **key: Any) -> PositionCache:
     """Open the cache of the forget or the retain rows, and compute its missing rows: all ranks together, once.
 
-    The policy is the reference until its first step; this runs before a checkpoint is restored into it.
+    They are computed with the policy, which `obstacle_to_caching` has found to be the pretrained model: this runs
+    before the first step, and before a checkpoint to resume from is restored.
 
     Args:
         module: The LightningModule, with its policy loaded.

@@ -129,7 +129,7 @@ def ours(
     module.keeps_dropout = True  # the policy has moved away from the reference before the first step
     policy, reference = models(family, dtype, module.freeze_projection, lora)
     trainer = SimpleNamespace(global_step=0 if first else 5, log_every_n_steps=1 if logged else 10**9, datamodule=None)
-    module.policy, module._trainer = policy, trainer
+    module.policy, module._trainer, module.policy_is_pretrained = policy, trainer, True
     before_adapters: Any = policy
     module.inspect(before_adapters.get_base_model() if lora else policy)
     module.freeze_untrained(policy)

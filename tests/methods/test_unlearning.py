@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from transformers import AutoModelForCausalLM
 
 from dipo_lightning import DiPOModule, SelectiveModule, UnlearningDataModule, UnlearningModule
 from dipo_lightning.callbacks import Checkpoint
@@ -20,7 +21,7 @@ from dipo_lightning.methods.language_model import fuse
 from dipo_lightning.methods.preference import DPOModule, NPOModule
 from dipo_lightning.methods.rmu import RMUModule
 from dipo_lightning.methods.undial import UNDIALModule
-from dipo_lightning.models.answers import Answers
+from dipo_lightning.models.answers import Answers, divergence
 from dipo_lightning.reference.references import AdaptersOffReference, HiddenStatesReference, LiveReference
 from tests.helpers.methods import CLASSES, options_of
 from tests.helpers.toys import FAMILIES, save_toy
@@ -345,6 +346,33 @@ def test_a_retain_term_of_a_subclass_is_trained_and_one_by_its_former_name_refus
         Older("model")
 
 
+class OwnRetain(GradDiffModule):
+    """Keeps the retain answers near the reference with a term of its own."""
+
+    def retain_term(self, retain: Answers) -> torch.Tensor:
+        return divergence(retain, self.reference_answers(retain)) / retain.token_denominator
+
+
+class OwnForget(GradDiffModule):
+    """Uses the reference without `needs_reference`."""
+
+    def forget_loss(self, forget: Answers) -> torch.Tensor:
+        return -divergence(forget, self.reference_answers(forget)) / forget.token_denominator
+
+
+@pytest.mark.parametrize("reference", ["auto", "live"])
+def test_a_loss_that_asks_for_a_reference_that_nothing_announced_says_what_helps(files: Path, reference: Any) -> None:
+    with pytest.raises(RunError, match=r"OwnRetain .* retain part, .* Set model\.retain_loss: kl\.$"):
+        fit(files, OwnRetain, reference=reference)
+    _, trainer = fit(files, OwnRetain, steps=1, reference=reference, retain_loss="kl")
+    assert float(trainer.callback_metrics["train/retain"]) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(RunError, match=r"OwnForget .* forget part, .* Set needs_reference = True in the class\.$"):
+        fit(files, OwnForget, reference=reference)
+    helped = type("Helped", (OwnForget,), {"needs_reference": True})
+    _, trainer = fit(files, helped, steps=1, reference=reference)
+    assert float(trainer.callback_metrics["train/forget"]) == pytest.approx(0, abs=1e-6)
+
+
 def test_a_reference_under_its_former_name_is_refused(files: Path) -> None:
     class Older(NPOModule):
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -404,3 +432,98 @@ def test_resume_with_dropout_is_exact_at_every_step(files: Path, tmp_path: Path,
         resumed, _ = fit(files, GradDiffModule, trainer=trainer | {"callbacks": [again]}, ckpt_path=path, **options)
         for (name, a), b in zip(weights(whole).items(), weights(resumed).values(), strict=True):
             assert torch.equal(a, b), (step, name)
+
+
+def saved(files: Path, folder: Path, **options: Any) -> str:
+    """Train and return the checkpoint."""
+    _, trainer = fit(files, DiPOModule, steps=4, **options)
+    trainer.save_checkpoint(folder / "trained.ckpt")
+    return str(folder / "trained.ckpt")
+
+
+def again(module: UnlearningModule, files: Path, ckpt_path: str | None = None, rows: str = "forget") -> pl.Trainer:
+    """Validate a module with a checkpoint, or train it as it is, with a new Trainer."""
+    paths = [str(files / f"{name}.jsonl") for name in (rows, "retain" if rows == "forget" else "forget")]
+    data = UnlearningDataModule(str(files / "llama"), *paths, prompt="plain", batch_size=2)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    settings = {"max_steps": 4, "log_every_n_steps": 1, "logger": False, "inference_mode": False}
+    trainer = pl.Trainer(accelerator="cpu", **settings, **quiet)
+    if ckpt_path is None:
+        trainer.fit(module, data)
+    else:
+        trainer.validate(module, data, ckpt_path=ckpt_path, verbose=False)
+    return trainer
+
+
+def trained_before(way: str, files: Path, folder: Path, **options: Any) -> UnlearningModule:
+    """A module whose policy was trained, or has the weights of one that was, before its next fit."""
+    options = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.05), "reference_cache": str(folder / "cache")} | options
+    if way == "fit":
+        return fit(files, DiPOModule, steps=4, **options)[0]
+    path = saved(files, folder, **(options | {"reference": "live"}))
+    if way == "load_from_checkpoint":
+        return DiPOModule.load_from_checkpoint(path, **options)
+    module = DiPOModule(str(files / "llama"), **options)
+    again(module, files, path)
+    return module
+
+
+@pytest.mark.parametrize("way", ["fit", "load_from_checkpoint", "validate"])
+def test_the_reference_of_a_policy_that_was_trained_before_is_the_pretrained_model(
+    files: Path, tmp_path: Path, way: str
+) -> None:
+    module = trained_before(way, files, tmp_path)
+    moved = weights(module)
+    assert isinstance(module.frozen_reference, HiddenStatesReference) == (way == "fit")
+    caches = sorted(tmp_path.glob("cache/*"))
+    again(module, files)
+    assert isinstance(module.frozen_reference, LiveReference)
+    pretrained = AutoModelForCausalLM.from_pretrained(files / "llama").state_dict()
+    for name, weight in module.frozen_reference.model.state_dict().items():
+        assert torch.equal(weight, pretrained[name]), name
+    assert any(not torch.equal(moved[f"policy.{name}"], pretrained[name]) for name in pretrained)
+    assert sorted(tmp_path.glob("cache/*")) == caches, "a cache would be of the trained policy"
+
+
+@pytest.mark.parametrize("name", ["hidden_states", "directions"])
+@pytest.mark.parametrize("way", ["fit", "load_from_checkpoint", "validate"])
+def test_a_policy_that_was_trained_before_is_not_cached_as_the_reference(
+    files: Path, tmp_path: Path, way: str, name: str
+) -> None:
+    module = trained_before(way, files, tmp_path, reference=name, freeze_projection=True)
+    with pytest.raises(InputError, match=rf"^model\.reference is {name}, but its cache .* not the pretrained model"):
+        again(module, files)
+
+
+def test_a_policy_that_was_only_validated_is_cached(files: Path, tmp_path: Path) -> None:
+    module = DiPOModule(str(files / "llama"), reference_cache=str(tmp_path / "cache"))
+    _, trainer = fit(files, DiPOModule, steps=0)
+    trainer.save_checkpoint(tmp_path / "start.ckpt")
+    again(module, files, str(tmp_path / "start.ckpt"))
+    again(module, files)
+    assert isinstance(module.frozen_reference, HiddenStatesReference)
+
+
+def test_another_fit_caches_its_own_rows(files: Path, tmp_path: Path) -> None:
+    module, _ = fit(files, DiPOModule, steps=0, reference="hidden_states", reference_cache=str(tmp_path))
+    again(module, files, rows="retain")
+    assert isinstance(module.frozen_reference, HiddenStatesReference)
+    assert len(module.frozen_reference.caches["forget"].examples) == 9
+
+
+def test_a_frozen_projection_from_a_checkpoint_is_not_taken_for_the_references(files: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"reference": "live", "optimizer": lambda p: torch.optim.SGD(p, lr=0.05)}
+    path = saved(files, tmp_path)
+    margins = []
+    for form in ("hidden", "logits"):
+        module = DiPOModule.load_from_checkpoint(path, freeze_projection=True, form=form, **options)
+        pl.seed_everything(0, verbose=False)
+        margins.append(float(again(module, files).callback_metrics["train/margin"]))
+    assert margins[0] == pytest.approx(margins[1], rel=1e-4)
+    assert abs(margins[0]) > 1e-3
+
+
+def test_a_loaded_checkpoint_is_of_the_model_it_began_with(files: Path, tmp_path: Path) -> None:
+    save_toy(tmp_path / "other", seed=5)
+    with pytest.raises(InputError, match="began with other weights"):
+        DiPOModule.load_from_checkpoint(saved(files, tmp_path), pretrained=str(tmp_path / "other"))

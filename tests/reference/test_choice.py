@@ -26,6 +26,7 @@ def module(
         retain_loss_name="kl",
         head=Head(torch.zeros(2, width)),
         lora=lora,
+        policy_is_pretrained=True,
         trainer=SimpleNamespace(datamodule=data, **trainer),
     )
 
@@ -57,6 +58,9 @@ def test_retain_rows_are_cached_where_a_live_reference_would_answer_as_many() ->
     assert choice.choose_reference(module(10, kept=91, max_epochs=-1, max_steps=6))[0] == "live", "2 x 6 x 4 x 2 rows"
     assert choice.choose_reference(module(10, kept=86, max_epochs=-1, max_steps=6))[0] == "hidden_states"
     assert choice.choose_reference(module(10, "hidden_states", kept=1000))[0] == "hidden_states"
+    own = module(10, kept=91, max_epochs=-1, max_steps=6)
+    del own.trainer.datamodule.batch_size
+    assert choice.choose_reference(own)[0] == "hidden_states", "a user's data module without batch_size: none is known"
     only = module(10, kept=91)
     only.reference_parts = ["retain"]
     assert choice.choose_reference(only)[0] == "hidden_states", "a live one answers the forget rows with them"

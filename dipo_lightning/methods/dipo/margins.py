@@ -22,6 +22,7 @@ from dipo_lightning.models.answers import Answers, TokenBatch, over_logits
 from dipo_lightning.models.head import output_projection
 from dipo_lightning.reference.cache import PositionCache
 from dipo_lightning.reference.references import (
+    CachedReference,
     HiddenStatesReference,
     cached_states,
     obstacle_to_caching,
@@ -82,7 +83,8 @@ class SparseMargins:
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        self.trained = output_projection(module.policy).requires_grad
+        # Restored from a checkpoint, a frozen projection may be another than the reference's.
+        self.trained = output_projection(module.policy).requires_grad or not module.policy_is_pretrained
 
     @staticmethod
     def holds(module: Any) -> bool:
@@ -108,7 +110,7 @@ class SparseMargins:
         return chunked_margin(*inputs, module.pair, module.chunk_size, with_rewards=due, compare=first)
 
 
-class DirectionsReference:
+class DirectionsReference(CachedReference):
     """DiPO's margin from one dot product per position: no reference model and no vocabulary-sized work.
 
     Exact while the output projection does not change (derived in `dipo_lightning.methods.dipo.directions`).

@@ -21,7 +21,7 @@ from dipo_lightning.methods.dipo.pair import PairOptions, make_pair
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import IGNORED, Answers, TokenBatch
 from dipo_lightning.reference.blind import blind_answers, check_blindness, forward_reference, without_question
-from dipo_lightning.reference.references import Reference
+from dipo_lightning.reference.references import Reference, obstacle_to_caching
 
 PAIR = PairOptions()
 RETAIN_WEIGHT = 40.0
@@ -119,7 +119,7 @@ class DiPOModule(UnlearningModule):
     def configure_model(self) -> None:
         """Choose the computation of the margin as well, once head and reference are known."""
         super().configure_model()
-        if self.frozen_reference is not None and self.margins is None:
+        if self.frozen_reference is not None:
             self.margins = choose_margins(self)
 
     def make_reference(self) -> Reference:
@@ -127,10 +127,11 @@ class DiPOModule(UnlearningModule):
         if self.contrasts:
             return forward_reference(self)
         possible = CachedMargins.holds(self)
-        if self.reference_name == "directions" and not possible:
+        if self.reference_name == "directions" and not possible and obstacle_to_caching(self) is None:
             raise InputError(
                 "model.reference is directions, which needs a frozen output projection (LoRA without it, or "
-                "model.freeze_projection), pair.source: reference, and a model and data that can be cached. Use auto."
+                "model.freeze_projection), the package's own pair, pair.source: reference, and model.form: auto or "
+                "hidden. Use model.reference: auto."
             )
         if possible and self.reference_name in ("auto", "directions"):
             return cache_directions(self)

@@ -1,0 +1,106 @@
+"""What every module promises: checkpoints that load again, the optimiser and its schedule."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from dipo_lightning import DiPOModule, UnlearningDataModule
+from dipo_lightning.errors import InputError
+from dipo_lightning.methods.gradient_ascent import GradDiffModule
+from dipo_lightning.models.checkpoint import read_checkpoint
+from tests.helpers.small_tofu import write_tofu
+from tests.helpers.toys import save_toy
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    write_tofu(folder)
+    save_toy(folder / "model")
+    return folder
+
+
+def trained(
+    files: Path, module: pl.LightningModule, steps: int = 1, ckpt_path: str | None = None, **limits: Any
+) -> pl.Trainer:
+    rows = (str(files / f"{name}.json") for name in ("forget10", "retain90"))
+    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(accelerator="cpu", logger=False, **({"max_steps": steps} | limits), **quiet)
+    data = UnlearningDataModule(str(files / "model"), *rows, prompt="plain", batch_size=2)
+    trainer.fit(module, data, ckpt_path=ckpt_path)
+    return trainer
+
+
+class Chosen(GradDiffModule):
+    """Gives an option to its base itself."""
+
+    def __init__(self, pretrained: str, limit: float = 5.0, **options: Any) -> None:
+        super().__init__(pretrained, lambda_=0.5, **options)
+        self.limit = limit
+
+
+class Renamed(GradDiffModule):
+    """Calls the model by another name."""
+
+    def __init__(self, model: str, limit: float = 5.0, **options: Any) -> None:
+        super().__init__(model, **options)
+        self.limit = limit
+
+
+class Passing(GradDiffModule):
+    """Passes on what it gets."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.limit = 3.0
+
+
+@pytest.mark.parametrize("cls", [Chosen, Renamed, Passing])
+def test_a_subclass_is_loaded_with_the_arguments_that_it_got(files: Path, tmp_path: Path, cls: Any) -> None:
+    options = {} if cls is Passing else {"limit": 3.0}
+    module = cls(str(files / "model"), schedule="linear", **options)
+    trained(files, module).save_checkpoint(tmp_path / "x.ckpt")
+    loaded = cls.load_from_checkpoint(tmp_path / "x.ckpt")
+    assert (loaded.limit, loaded.schedule, loaded.lambda_) == (3.0, "linear", 0.5 if cls is Chosen else 1.0)
+    for name, weight in module.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight), name
+    assert read_checkpoint(tmp_path / "x.ckpt").settings["pretrained"] == str(files / "model"), "which export needs"
+
+
+def test_a_model_given_as_a_path_resumes(files: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"reference_cache": tmp_path / "cache"}
+    trained(files, DiPOModule(files / "model", **options)).save_checkpoint(tmp_path / "x.ckpt")  # type: ignore[arg-type]
+    saved = torch.load(tmp_path / "x.ckpt", weights_only=True)["hyper_parameters"]
+    assert saved["pretrained"] == str(files / "model")
+    module = DiPOModule(files / "model", **options)  # type: ignore[arg-type]
+    assert trained(files, module, steps=2, ckpt_path=str(tmp_path / "x.ckpt")).global_step == 2
+
+
+def test_training_on_with_another_optimizer_after_loading_is_said(files: Path, tmp_path: Path) -> None:
+    def made(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=0.25)
+
+    module = GradDiffModule(str(files / "model"), optimizer=made, schedule="linear")
+    trained(files, module).save_checkpoint(tmp_path / "x.ckpt")
+    trained(files, GradDiffModule.load_from_checkpoint(tmp_path / "x.ckpt", optimizer=made))  # a warning is an error
+    with pytest.warns(UserWarning, match=r"\(lr 0\.25 there, 1e-05 here\)\. Give load_from_checkpoint the optimizer"):
+        trained(files, GradDiffModule.load_from_checkpoint(tmp_path / "x.ckpt"))
+
+
+def test_a_schedule_over_the_run_needs_a_limit_other_than_time(files: Path) -> None:
+    limits = {"max_steps": -1, "max_epochs": -1, "max_time": "00:00:00:01"}
+    for schedule in ("linear", "cosine"):
+        with pytest.raises(InputError, match=rf"^model\.schedule is {schedule}, but .* trainer\.max_epochs"):
+            trained(files, GradDiffModule(str(files / "model"), schedule=schedule), **limits)  # type: ignore[arg-type]
+    rates: list[float] = []
+
+    class Watched(GradDiffModule):
+        def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+            super().on_before_optimizer_step(optimizer)
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    trained(files, Watched(str(files / "model"), warmup_steps=2), **limits)
+    assert rates[:4] == pytest.approx([0, 5e-6, 1e-5, 1e-5])
