@@ -65,8 +65,11 @@ def run_config(base: Config, method: Method, settings: Settings, seed: int, expo
     if "seed" in accepted_options(import_class(config["data"]["class_path"])):
         config["data"]["init_args"]["seed"] = seed
     accepted = accepted_options(import_class(config["model"]["class_path"]))
-    for option, value in settings.items():
-        assign(config, "optimizer.init_args.lr" if option == "lr" and "lr" not in accepted else option, value)
+    names = {
+        option: "optimizer.init_args.lr" if option == "lr" and "lr" not in accepted else option for option in settings
+    }
+    for option in sorted(settings, key=lambda option: names[option].count(".")):  # a section before its parts
+        assign(config, names[option], settings[option])
     return config
 
 
@@ -132,7 +135,7 @@ def assign(config: Config, option: str, value: Any) -> None:
     for name in names[:-1]:
         place[name] = place.get(name) or {}
         place = place[name]
-    place[names[-1]] = value
+    place[names[-1]] = copy.deepcopy(value)  # of which later options set parts
 
 
 def callbacks(trainer: Config) -> list[Config]:

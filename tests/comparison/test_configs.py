@@ -76,6 +76,24 @@ def test_the_optimiser_of_the_base_is_shared(base: dict[str, Any]) -> None:
     assert optimizer == {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5, "momentum": 0.9}}
 
 
+SGD = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}}
+
+
+@pytest.mark.parametrize(
+    "method", [Method("m", None, {"lr": 0.5, "optimizer": SGD}), Method("m", None, {"lr": 0.5}, {"optimizer": [SGD]})]
+)
+def test_the_learning_rate_reaches_an_optimiser_that_is_named_after_it(base: dict[str, Any], method: Method) -> None:
+    [settings] = method.candidates()
+    options = run_config(base, method, settings, 3, False)["model"]["init_args"]
+    assert options["optimizer"] == {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9, "lr": 0.5}}
+
+
+def test_a_part_of_a_section_is_set_in_the_run_s_config_alone(base: dict[str, Any]) -> None:
+    settings = {"pair.alpha": 2.0, "pair": {"rho": 0.3}}
+    assert made(base, None, **settings)["model"]["init_args"]["pair"] == {"rho": 0.3, "alpha": 2.0}
+    assert settings["pair"] == {"rho": 0.3}
+
+
 def test_everything_is_written_into_the_run_s_folder(base: dict[str, Any]) -> None:
     base["trainer"]["callbacks"] += [
         {
