@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def read_fit_config(path: Path) -> Config:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {error}") from error
-    if not isinstance(config, dict) or not {"model", "data"} <= config.keys():
+    if not isinstance(config, dict) or not all(isinstance(config.get(part), str | dict) for part in DEFAULT_CLASSES):
         raise InputError(f"{path} is not a config of `dipo-lightning fit`: it has no `model` or no `data`.")
     for part, usual in DEFAULT_CLASSES.items():  # as `fit` reads a section without a class
         section = config[part]
@@ -75,9 +76,13 @@ def run_config(base: Config, method: Method, settings: Settings, seed: int, expo
 
 def trainer_section(trainer: Config, export: bool) -> Config:
     """Return the base's Trainer section without output paths, since all files of a run belong in its own folder."""
-    kept = [callback for callback in callbacks(trainer) if not callback["class_path"].endswith("ExportModel")]
+    from lightning.pytorch.callbacks import Checkpoint
+
+    from dipo_lightning.callbacks.results import ExportModel
+
+    kept = [callback for callback in callbacks(trainer) if callback_class(callback["class_path"]) is not ExportModel]
     for callback in kept:
-        if callback["class_path"].endswith("Checkpoint"):
+        if issubclass(callback_class(callback["class_path"]), Checkpoint):
             callback["init_args"] = {
                 name: value for name, value in callback["init_args"].items() if name not in ("dirpath", "folder")
             }
@@ -142,6 +147,15 @@ def callbacks(trainer: Config) -> list[Config]:
     """Return the callbacks of a Trainer's section in their long form."""
     found = trainer.get("callbacks") or []
     return [subclass(callback) for callback in (found if isinstance(found, list) else [found])]
+
+
+def callback_class(path: str) -> type:
+    """Import the class of a callback; a bare name is one of this package or of Lightning, as for `fit`."""
+    for package in ("dipo_lightning", "dipo_lightning.callbacks", "lightning.pytorch.callbacks"):
+        if "." not in path and hasattr(importlib.import_module(package), path):
+            path = f"{package}.{path}"
+    found: type = import_class(path)
+    return found
 
 
 def subclass(value: str | Config) -> Config:

@@ -15,7 +15,7 @@ from dipo_lightning.callbacks.checkpoint import newest
 from dipo_lightning.callbacks.run_record import CHECKPOINTS, FolderLock, model_files, read_record
 from dipo_lightning.cli import child
 from dipo_lightning.cli.run_folder import LOG, is_finished, read_fingerprints
-from dipo_lightning.comparison.configs import Config, callbacks, read_base, run_config, usual_options
+from dipo_lightning.comparison.configs import Config, callback_class, callbacks, read_base, run_config, usual_options
 from dipo_lightning.comparison.plan import Comparison, FinishedRun, Method, Settings
 from dipo_lightning.comparison.report import Failure, Findings
 from dipo_lightning.comparison.results import (
@@ -293,7 +293,7 @@ def _data_of(base: Config) -> Config:
 
 def evaluated_on(base: Config, path: str, name: str | None) -> Benchmark:
     """Return the benchmark that a base's runs are compared on: the one of evaluation ``name``, or of the first."""
-    classes = [import_class(callback["class_path"]) for callback in callbacks(base.get("trainer") or {})]
+    classes = [callback_class(callback["class_path"]) for callback in callbacks(base.get("trainer") or {})]
     kinds = [getattr(kind, "benchmark", None) for kind in classes]
     found = [kind for kind in kinds if isinstance(kind, Benchmark) and not kind.columns_beside]
     for benchmark in found:
