@@ -52,6 +52,31 @@ def test_scores_of_attacks_are_columns_and_no_comparison_of_their_own(tmp_path: 
     assert set(found) <= set(Scale.of(benchmark).columns(rows))
 
 
+@pytest.mark.parametrize("ending", ["test", "test_2", "validate", "validate_3"])
+def test_what_test_and_validate_measured_is_no_evaluation_of_the_run(tmp_path: Path, ending: str) -> None:
+    write_evaluations(tmp_path, [evaluation(0, 0.3, -1.0)])
+    [other] = tmp_path.rglob("*.json")
+    other.rename(other.with_name(f"{other.stem}_{ending}.json"))
+    with pytest.raises(InputError, match="has no evaluation of a known benchmark.*`test` and `validate` do not count"):
+        read_evaluations(tmp_path)
+    write_evaluations(tmp_path, [evaluation(1, 0.7, -1.0)])
+    assert target_row(evaluation_rows(read_evaluations(tmp_path)[1])) is None
+    write_evaluations(tmp_path, [evaluation(0, 0.8, -9.0)])
+    assert [row["model_utility"] for row in evaluation_rows(read_evaluations(tmp_path)[1])] == [0.8, 0.7]
+
+
+def test_scores_that_test_measured_are_no_columns_but_those_of_attack_are(tmp_path: Path) -> None:
+    write_evaluations(tmp_path, [evaluation(0, 0.8, -9.0), evaluation(1, 0.7, -1.0)])
+    rows = evaluation_rows(read_evaluations(tmp_path)[1])
+    attacked = evaluation(1, None, None) | {"format": "dipo-lightning/robustness/1"}
+    for worst, ending in ((0.4, "attack"), (0.9, "test")):
+        write_evaluations(tmp_path, [attacked | {"aggregates": {"worst_rouge": worst}}], name="robustness")
+        file = next(tmp_path.rglob("robustness_epoch=001_step=00005.json"))
+        file.rename(file.with_name(f"{file.stem}_{ending}.json"))
+    add_columns_beside(rows, tmp_path)
+    assert rows[1]["robustness_worst_rouge"] == 0.4
+
+
 def test_a_run_without_the_evaluation_is_said(tmp_path: Path) -> None:
     write_evaluations(tmp_path, [evaluation(1, None, None)], name="user_data")
     with pytest.raises(InputError, match="has no tofu evaluation"):
