@@ -12,10 +12,11 @@ from dipo_lightning.comparison.results import (
     COLUMNS,
     Candidate,
     Choice,
+    Moment,
     Row,
     Scale,
     Spread,
-    by_epoch,
+    by_moment,
     considered,
     no_share,
     rule,
@@ -84,10 +85,15 @@ def explanations(lines: Sequence[Line], scale: Scale) -> str:
 def _cells(line: Line, columns: Sequence[str], scale: Scale) -> list[str]:
     spreads = [(column, line.spread(column)) for column in columns]
     numbers = ["-" if spread is None else scale.text(column, spread) for column, spread in spreads]
-    epochs = sorted({row["epoch"] for row in line.rows if row["epoch"] is not None})
-    epoch = ", ".join(map(str, epochs)) or "-"
+    epochs = dict.fromkeys(epoch_text(row) for row in sorted(line.rows, key=lambda row: row["epoch"] or 0))
+    epoch = ", ".join(epochs) or "-"
     cells = [line.method, line.settings or "-", str(len(line.rows)), epoch, *numbers]
     return [cell.replace("|", "/") for cell in cells]
+
+
+def epoch_text(row: Row) -> str:
+    """Return the epoch of a row in words: ``2``, or ``2 (step 17)`` in a run that was measured inside epochs too."""
+    return str(row.get("at") or ("-" if row["epoch"] is None else row["epoch"]))
 
 
 def verdict(lines: Sequence[Line], share: float, scale: Scale, target: Line | None = None) -> str:
@@ -150,10 +156,10 @@ def write_csv(rows: Sequence[Row], path: Path, scale: Scale) -> Path:
 
 
 def _with_ends(row: Row) -> Row:
-    """Return a row with the ends of its intervals as ``NAME_low`` and ``NAME_high`` instead of `intervals`."""
+    """Return a row with the ends of its intervals as ``NAME_low`` and ``NAME_high``, without what is for tables."""
     ends = {f"{name}_{end}": value for name, both in row.get("intervals", {}).items()
             for end, value in zip(("low", "high"), both, strict=True)}  # fmt: skip
-    return {name: value for name, value in row.items() if name != "intervals"} | ends
+    return {name: value for name, value in row.items() if name not in ("intervals", "at")} | ends
 
 
 @dataclass(frozen=True)
@@ -176,7 +182,7 @@ class Findings:
     Attributes:
         scale: The two numbers that runs are compared by.
         runs: Reported runs by (method, settings), each with its rows.
-        epochs: Chosen epochs to report by (method, settings); a run without one is reported at its last epoch.
+        moments: Chosen evaluations to report by (method, settings); a run without one is reported at its last.
         candidates: Results on the selection seed.
         choices: Chosen settings by method.
         retain: Rows of the retain models, one per seed.
@@ -185,7 +191,7 @@ class Findings:
 
     scale: Scale
     runs: dict[tuple[str, str], list[list[Row]]] = field(default_factory=dict)
-    epochs: dict[tuple[str, str], int | None] = field(default_factory=dict)
+    moments: dict[tuple[str, str], Moment | None] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)
     choices: dict[str, Choice] = field(default_factory=dict)
     retain: list[Row] = field(default_factory=list)
@@ -205,10 +211,10 @@ class Findings:
         ]
 
     def reported(self, rows: Sequence[Row], key: tuple[str, str]) -> Row | None:
-        """Return the row of a run that is reported: of the chosen epoch, or else of the last."""
-        epochs = by_epoch(rows)
-        chosen = self.epochs.get(key)
-        return epochs[chosen] if chosen in epochs else next(reversed(epochs.values()), None)
+        """Return the row of a run that is reported: the chosen one, or else the last."""
+        found = by_moment(rows)
+        chosen = self.moments.get(key)
+        return found[chosen] if chosen in found else next(reversed(found.values()), None)
 
 
 def write_report(comparison: Comparison, findings: Findings) -> str:
@@ -254,8 +260,8 @@ def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
         verdict(lines, share, scale, target) if lines else "No run has a result to report.",
         *([markdown_table(table, scale)] if table else []),
         f"Base `{comparison.base}`, seeds {seeds}. Numbers are means over seeds with [lowest, highest]"
-        f"{ends}; utility kept is the share of the target's on the same seed. Every epoch of every "
-        "run is in `comparison.csv`.",
+        f"{ends}; utility kept is the share of the target's on the same seed. Every evaluation of "
+        "every run is in `comparison.csv`.",
         *([explanations(table, scale)] if table else []),
     ]
     if picture:
@@ -278,28 +284,27 @@ def selection_text(comparison: Comparison, findings: Findings) -> str:
     lines = []
     for candidate in findings.candidates:
         choice = findings.choices.get(candidate.method)
-        for row in considered(candidate.rows, selection.epoch):
-            chosen = choice is not None and choice.settings == candidate.settings
-            chosen = chosen and (choice is None or choice.epoch in (None, row["epoch"]))
+        for moment, row in considered(candidate.rows, selection.epoch).items():
+            chosen = choice is not None and choice.settings == candidate.settings and choice.moment in (None, moment)
             values = (scale.forgetting(row), row["utility_kept"])
             numbers = ["-" if value is None else number_text(value, 3) for value in values]
-            where = [candidate.method, candidate.label or "-", str(row["epoch"])]
+            where = [candidate.method, candidate.label or "-", epoch_text(row)]
             lines.append([*where, *numbers, "yes" if chosen else ""])
     return f"{text}\n\n{table_in_markdown(head, lines)}"
 
 
 def trajectories(findings: Findings) -> Mapping[str, list[Point]]:
-    """Return the points of each method, epoch by epoch, over its seeds."""
+    """Return the points of each method, evaluation by evaluation, over its seeds."""
     methods = [method for method, _ in findings.runs]
     drawn: dict[str, list[Point]] = {}
     for key, runs in findings.runs.items():
         method, settings = key
         name = method if methods.count(method) == 1 else f"{method} {settings}"
         reported = [id(findings.reported(rows, key)) for rows in runs]
-        seeds = [by_epoch(rows) for rows in runs]
+        seeds = [by_moment(rows) for rows in runs]
         points = []
-        for epoch in sorted({epoch for rows in seeds for epoch in rows}):
-            rows = [run[epoch] for run in seeds if epoch in run]
+        for moment in sorted({moment for rows in seeds for moment in rows}):
+            rows = [run[moment] for run in seeds if moment in run]
             if point := point_of(rows, findings.scale, reported=any(id(row) in reported for row in rows)):
                 points.append(point)
         drawn[name] = points
@@ -307,7 +312,7 @@ def trajectories(findings: Findings) -> Mapping[str, list[Point]]:
 
 
 def point_of(rows: Sequence[Row], scale: Scale, reported: bool = False) -> Point | None:
-    """Return the point of one epoch from the rows of its seeds; None where a number is missing."""
+    """Return the point of one evaluation from the rows of its seeds; None where a number is missing."""
     utility, quality = (Spread.of(rows, name) for name in (scale.headline.utility, scale.headline.forget))
     if utility is None or quality is None:
         return None

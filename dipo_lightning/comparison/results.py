@@ -21,11 +21,14 @@ from dipo_lightning.report.runs import Document, read_document
 Row = dict[str, Any]
 """method, settings, seed, epoch, step, utility_kept, and every number of an evaluation by its name.
 
-`intervals` holds the lower and upper end of each number that was measured with one.
+`intervals` holds the lower and upper end of each number that was measured with one, and `at` the epoch in words.
 """
 
+Moment = tuple[int, int]
+"""Epochs that a run had completed at an evaluation, and the place of this one among those after as many epochs."""
+
 COLUMNS = ("method", "settings", "seed", "epoch", "step")
-NO_NUMBERS = (*COLUMNS, "intervals")
+NO_NUMBERS = (*COLUMNS, "intervals", "at")
 
 MEASURED_APART = re.compile(r"_(test|validate)(_\d+)?$")
 """Ending of the names of the files that `test` and `validate` write, which may be about any model."""
@@ -144,7 +147,12 @@ def evaluation_rows(
         }
         for document in documents
     ]
-    return sorted(rows, key=lambda row: (row["epoch"] or 0, row["step"] or 0))
+    rows.sort(key=lambda row: (row["epoch"] or 0, row["step"] or 0))
+    lengths = {row["step"] / row["epoch"] if row["epoch"] else math.inf for row in rows if row["step"]}
+    if len(lengths) > 1 or math.inf in lengths:  # not all of them were made at the end of an epoch
+        for row in (row for row in rows if row["step"]):
+            row["at"] = f"{row['epoch']} (step {row['step']})"
+    return rows
 
 
 def add_columns_beside(rows: Sequence[Row], folder: Path) -> None:
@@ -169,9 +177,18 @@ def _columns_beside(document: Document) -> tuple[str, ...]:
     return benchmark.columns_beside if benchmark else ()
 
 
-def by_epoch(rows: Sequence[Row]) -> dict[int, Row]:
-    """Return the last row of each epoch of one run, in order, without epoch 0, which is the target's."""
-    return {row["epoch"]: row for row in rows if row["step"]}
+def by_moment(rows: Sequence[Row]) -> dict[Moment, Row]:
+    """Return the rows of one run in order, without the one before the first step, which is the target's.
+
+    In a run that is measured at the end of each epoch, the first after a number of epochs is that of the end, and those
+    that follow lie inside the next epoch.
+    """
+    found: dict[Moment, Row] = {}
+    for row in rows:
+        if row["step"]:
+            epoch = row["epoch"] or 0
+            found[epoch, sum(moment[0] == epoch for moment in found)] = row
+    return found
 
 
 def target_row(rows: Sequence[Row]) -> Row | None:
@@ -240,10 +257,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The reported settings, and the reported epoch (None: the last)."""
+    """The reported settings, and the reported evaluation: its epoch (None: the last) and place, see `Moment`."""
 
     settings: Settings
     epoch: int | None = None
+    place: int = 0
+
+    @property
+    def moment(self) -> Moment | None:
+        """The reported evaluation; None for the last."""
+        return None if self.epoch is None else (self.epoch, self.place)
 
 
 def choose(candidates: Sequence[Candidate], selection: Selection, scale: Scale) -> Choice:
@@ -255,8 +278,12 @@ def choose(candidates: Sequence[Candidate], selection: Selection, scale: Scale) 
     """
     if not candidates:
         raise RunError("every run of its grid failed, so that nothing could be chosen")
-    tried = [(candidate, row) for candidate in candidates for row in considered(candidate.rows, selection.epoch)]
-    tried = [pair for pair in tried if scale.forgetting(pair[1]) is not None and pair[1]["utility_kept"] is not None]
+    tried = [
+        (candidate, row)
+        for candidate in candidates
+        for row in considered(candidate.rows, selection.epoch).values()
+        if scale.forgetting(row) is not None and row["utility_kept"] is not None
+    ]
     if not tried and (reason := no_share([target_row(one.rows) for one in candidates], scale)):
         raise RunError(f"nothing could be chosen: {reason}")
     if not tried:
@@ -266,8 +293,10 @@ def choose(candidates: Sequence[Candidate], selection: Selection, scale: Scale) 
     if keeping:
         best = max(keeping, key=lambda pair: scale.goodness(scale.forgetting(pair[1])))
         tried = [pair for pair in keeping if ties(pair[1], best[1], scale)]
-    best = max(tried, key=lambda pair: float(pair[1]["utility_kept"]))
-    return Choice(best[0].settings, best[1]["epoch"] if selection.epoch == "any" else None)
+    candidate, row = max(tried, key=lambda pair: float(pair[1]["utility_kept"]))
+    if selection.epoch == "last":
+        return Choice(candidate.settings)
+    return Choice(candidate.settings, *next(at for at, one in by_moment(candidate.rows).items() if one is row))
 
 
 def ties(row: Row, best: Row, scale: Scale) -> bool:
@@ -278,17 +307,17 @@ def ties(row: Row, best: Row, scale: Scale) -> bool:
     return spread.low <= other.mean <= spread.high and other.low <= spread.mean <= other.high
 
 
-def considered(rows: Sequence[Row], epoch: str) -> list[Row]:
-    """Return the rows of a run that the rule may take: its last epoch, or any."""
-    found = list(by_epoch(rows).values())
-    return found if epoch == "any" else found[-1:]
+def considered(rows: Sequence[Row], epoch: str) -> dict[Moment, Row]:
+    """Return the rows of a run that the rule may take: its last, or any."""
+    found = by_moment(rows)
+    return found if epoch == "any" else dict(list(found.items())[-1:])
 
 
 def rule(selection: Selection, scale: Scale) -> str:
     """Return the rule in words, for the report."""
     forgetting, utility = scale.phrase(scale.headline.forget), scale.phrase(scale.headline.utility)
     runs = f"the runs of seed {selection.seed}" + ("" if selection.allow_same_data else ", which are not reported")
-    where = "at any epoch, which is then reported too" if selection.epoch == "any" else "at the last epoch"
+    where = "at any evaluation, which is then reported too" if selection.epoch == "any" else "at the last epoch"
     return (
         f"Settings were chosen on {runs}: among the candidates that keep at least {selection.keep_utility:g} of the "
         f"target's {utility}, the one that is best in {forgetting} {where}. If others tie with it, or no candidate "

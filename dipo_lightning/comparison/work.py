@@ -25,7 +25,7 @@ from dipo_lightning.comparison.results import (
     Scale,
     add_columns_beside,
     add_utility_kept,
-    by_epoch,
+    by_moment,
     choose,
     evaluation_rows,
     read_evaluations,
@@ -171,7 +171,7 @@ class Work:
                 continue
             self.findings.choices[method.name] = choice
             key = method.name, label(choice.settings)
-            self.findings.epochs[key] = choice.epoch
+            self.findings.moments[key] = choice.moment
             for seed in self.plan.seeds:
                 rows = self.measured(self.reported_run(method, choice.settings, seed))
                 if rows:
@@ -217,7 +217,7 @@ class Work:
         documents = read_evaluations(Path(run.path), scale.benchmark.name)[1]
         rows = evaluation_rows(documents, run.name, run.settings, run.seed)
         add_columns_beside(rows, Path(run.path))
-        if not by_epoch(rows):
+        if not by_moment(rows):
             raise InputError(f"{run.path} has no evaluation after a first step, so it is not an unlearning run.")
         self._refuse_another_base(run.path, rows[0]["seed"], documents[0]["provenance"])
         add_utility_kept(rows, target_row(rows), scale)
