@@ -163,6 +163,7 @@ class Work:
         """Run what is missing, and return all results."""
         self.lock.hold(Path(self.plan.output), patience=PATIENCE)
         given = [self.given_rows(run) for run in self.plan.runs]  # a wrong path is said before anything runs
+        self._refuse_one_line_for_two(given)
         for method in self.plan.methods:
             try:
                 choice = self.choice(method)
@@ -222,6 +223,20 @@ class Work:
         self._refuse_another_base(run.path, rows[0]["seed"], documents[0]["provenance"])
         add_utility_kept(rows, target_row(rows), scale)
         return rows
+
+    def _refuse_one_line_for_two(self, given: list[list[Row]]) -> None:
+        """Refuse runs of one seed in one line of the table, and a run without a name in the line of a method."""
+        methods = [(method.name, label(settings)) for method in self.plan.methods for settings in method.candidates()]
+        taken = {(line, seed) for line in methods for seed in self.plan.seeds}
+        for run, rows in zip(self.plan.runs, given, strict=True):
+            line, seed = (rows[0]["method"], rows[0]["settings"]), rows[0]["seed"]
+            if (line, seed) in taken or (run.name is None and line in methods):
+                called = f"{line[0]} ({line[1]})" if line[1] else line[0]
+                raise InputError(
+                    f"{run.path} would be averaged with another run called {called}, as if they were two seeds of one "
+                    "method. Give it a `name` of its own in `runs`."
+                )
+            taken.add((line, seed))
 
     def rows_of(self, run: Run) -> list[Row] | Failure:
         """Return the rows of a run that has ended, or the reason why they cannot be read."""

@@ -178,6 +178,38 @@ def test_finished_runs_take_part(tmp_path: Path, calls: list[list[str]]) -> None
     assert "No method keeps 0.95" in (tmp_path / "out" / "comparison.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("others", "refused"),
+    [
+        ([{"path": "a"}, {"path": "b"}], "b"),
+        ([{"path": "a"}, {"path": "a"}], "a"),
+        ([{"path": "a", "name": "Mine"}, {"path": "b", "name": "Mine"}], "b"),
+        ([{"path": "a", "name": "NPO", "settings": "beta=0.2"}], "a"),
+        ([{"path": "a", "settings": "beta=0.05", "seed": 4}], "a"),
+        ([{"path": "a"}, {"path": "b", "name": "Mine"}], None),
+        ([{"path": "a"}, {"path": "b", "seed": 4}], None),
+        ([{"path": "a"}, {"path": "b", "settings": "lr=1"}], None),
+        ([{"path": "a", "name": "NPO", "settings": "beta=0.2", "seed": 4}], None),
+    ],
+)
+def test_runs_of_one_seed_are_no_mean_over_seeds(
+    tmp_path: Path,
+    calls: list[list[str]],
+    capsys: pytest.CaptureFixture[str],
+    others: list[dict[str, Any]],
+    refused: str | None,
+) -> None:
+    for folder, quality in (("a", -9.0), ("b", -1.0)):
+        write_evaluations(tmp_path / folder, [evaluation(0, 0.8, -20.0), evaluation(1, 0.8, quality)])
+    path = write(tmp_path, runs=[run | {"path": str(tmp_path / run["path"])} for run in others])
+    assert main(["compare", path]) == (2 if refused else 0)
+    if refused:
+        assert f"error: {tmp_path / refused} would be averaged with another run" in capsys.readouterr().err
+        assert calls == []
+    else:
+        assert calls
+
+
 def test_a_dry_run_says_what_is_missing(
     tmp_path: Path, calls: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
