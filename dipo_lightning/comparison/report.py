@@ -40,10 +40,10 @@ class Line:
         """Summarise a column over the seeds."""
         return Spread.of(self.rows, column)
 
-    def keeps(self, share: float) -> bool:
+    def keeps(self, share: float, scale: Scale) -> bool:
         """Return whether the mean of the utility kept is at least ``share``."""
         kept = self.spread("utility_kept")
-        return kept is not None and kept.mean >= share
+        return scale.keeps(None if kept is None else kept.mean, share)
 
     def has_intervals(self, scale: Scale) -> bool:
         """Return whether any seed has a bootstrap interval of the forgetting."""
@@ -57,7 +57,7 @@ class Line:
 
 def ranked(lines: Iterable[Line], share: float, scale: Scale) -> list[Line]:
     """Sort by forgetting, best first, with the lines that keep ``share`` of the utility before all others."""
-    return sorted(lines, key=lambda line: (not line.keeps(share), -line.goodness(scale)))
+    return sorted(lines, key=lambda line: (not line.keeps(share, scale), -line.goodness(scale)))
 
 
 def markdown_table(lines: Sequence[Line], scale: Scale) -> str:
@@ -70,7 +70,7 @@ def markdown_table(lines: Sequence[Line], scale: Scale) -> str:
 def shown_columns(lines: Sequence[Line], scale: Scale) -> list[str]:
     """Return the numbers of the table in their order."""
     others = scale.columns([row for line in lines for row in line.rows])
-    return [scale.headline.forget, scale.headline.utility, "utility_kept", *others]
+    return [*scale.compared, *others]
 
 
 def explanations(lines: Sequence[Line], scale: Scale) -> str:
@@ -102,14 +102,15 @@ def verdict(lines: Sequence[Line], share: float, scale: Scale, target: Line | No
     It says so where the best has not forgotten more than the target.
     """
     forgetting, utility = scale.phrase(scale.headline.forget), scale.phrase(scale.headline.utility)
-    if lines and all(line.spread("utility_kept") is None for line in lines):
+    if scale.headline.utility and lines and all(line.spread("utility_kept") is None for line in lines):
         if target and (reason := no_share(target.rows, scale)):
             return f"Utility kept is unknown: {reason}"
         return (
             f"Utility kept is unknown: no run was measured before its first step with its {utility} "
             f"(it needs {scale.headline.needs})."
         )
-    keeping = [line for line in ranked(lines, share, scale) if line.keeps(share)]
+    among = f"those that keep at least {share:g} of the target's {utility}" if scale.headline.utility else ""
+    keeping = [line for line in ranked(lines, share, scale) if line.keeps(share, scale)]
     if not keeping:
         kept = {line.method: spread.mean for line in lines if (spread := line.spread("utility_kept"))}
         most = max(kept, key=kept.__getitem__, default="")
@@ -117,10 +118,7 @@ def verdict(lines: Sequence[Line], share: float, scale: Scale, target: Line | No
         return f"No method keeps {share:g} of the target's {utility}{nearest}."
     best = keeping[0].spread(scale.headline.forget)
     if best is None:
-        return (
-            f"The {forgetting} is unknown for those that keep {share:g} of the target's {utility}: it needs "
-            f"{scale.headline.needs}."
-        )
+        return f"The {forgetting} is unknown{among and f' for {among}'}: it needs {scale.headline.needs}."
     winners = [line.method for line in keeping if line.goodness(scale) == keeping[0].goodness(scale)]
     alike = [
         line.method
@@ -131,9 +129,9 @@ def verdict(lines: Sequence[Line], share: float, scale: Scale, target: Line | No
         and spread.ties(best)
     ]
     said = (
-        f"Best in {forgetting} among those that keep at least {share:g} of the target's {utility}: "
-        f"{' and '.join(winners)}, {scale.text(scale.headline.forget, best.mean)} "
-        f"({len(keeping)} of {len(lines)} keep it)."
+        f"Best in {forgetting}{among and f' among {among}'}: {' and '.join(winners)}, "
+        f"{scale.text(scale.headline.forget, best.mean)}"
+        f"{among and f' ({len(keeping)} of {len(lines)} keep it)'}."
     )
     before = target and target.spread(scale.headline.forget)
     if target and before and keeping[0].goodness(scale) <= target.goodness(scale):
@@ -145,11 +143,11 @@ def verdict(lines: Sequence[Line], share: float, scale: Scale, target: Line | No
 
 def write_csv(rows: Sequence[Row], path: Path, scale: Scale) -> Path:
     """Write all rows with the compared numbers in the first columns; cells of absent numbers stay empty."""
-    first = [*COLUMNS, scale.headline.forget, scale.headline.utility, "utility_kept"]
+    first = [*COLUMNS, *scale.compared]
     rows = [_with_ends(row) for row in rows]
-    others = sorted({name for row in rows for name in row} - set(first))
+    others = sorted({name for row in rows for name in row} - {*first, "utility_kept"})
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [*first, *others], restval="")
+        writer = csv.DictWriter(file, [*first, *others], restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
     return path
@@ -251,6 +249,7 @@ def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
     seeds = ", ".join(map(str, comparison.seeds))
     measured = any(row.get("intervals") for line in lines for row in line.rows)
     ends = f" end of the {INTERVAL:.0%} intervals over rows (bootstrap)" if measured else ""
+    kept = "; utility kept is the share of the target's on the same seed" if scale.headline.utility else ""
     marked = [("target", findings.targets), ("retain", findings.retain)]
     marks = [Line(name, "", rows) for name, rows in marked if rows]
     target = next((line for line in marks if line.method == "target"), None)
@@ -260,8 +259,7 @@ def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
         verdict(lines, share, scale, target) if lines else "No run has a result to report.",
         *([markdown_table(table, scale)] if table else []),
         f"Base `{comparison.base}`, seeds {seeds}. Numbers are means over seeds with [lowest, highest]"
-        f"{ends}; utility kept is the share of the target's on the same seed. Every evaluation of "
-        "every run is in `comparison.csv`.",
+        f"{ends}{kept}. Every evaluation of every run is in `comparison.csv`.",
         *([explanations(table, scale)] if table else []),
     ]
     if picture:
@@ -280,13 +278,14 @@ def selection_text(comparison: Comparison, findings: Findings) -> str:
     text = rule(selection, scale)
     if selection.allow_same_data:
         text += " The same data is reported on: read the numbers of methods with a larger grid with that in mind."
-    head = ["method", "settings", "epoch", scale.label(scale.headline.forget), "utility kept", "chosen"]
+    columns = [name for name in scale.compared if name != scale.headline.utility]
+    head = ["method", "settings", "epoch", *map(scale.label, columns), "chosen"]
     lines = []
     for candidate in findings.candidates:
         choice = findings.choices.get(candidate.method)
         for moment, row in considered(candidate.rows, selection.epoch).items():
             chosen = choice is not None and choice.settings == candidate.settings and choice.moment in (None, moment)
-            values = (scale.forgetting(row), row["utility_kept"])
+            values = (row.get(name) for name in columns)
             numbers = ["-" if value is None else number_text(value, 3) for value in values]
             where = [candidate.method, candidate.label or "-", epoch_text(row)]
             lines.append([*where, *numbers, "yes" if chosen else ""])

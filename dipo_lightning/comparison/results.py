@@ -82,6 +82,16 @@ class Scale:
         """Return a row's utility."""
         return row.get(self.headline.utility)
 
+    def keeps(self, kept: float | None, share: float) -> bool:
+        """Return whether a share of the utility is at least ``share``; always, where the benchmark has no utility."""
+        return not self.headline.utility or (kept is not None and kept >= share)
+
+    @property
+    def compared(self) -> list[str]:
+        """Names of the numbers that runs are compared by: forgetting and, where there is one, utility and its share."""
+        utility = self.headline.utility
+        return [self.headline.forget, *([utility, "utility_kept"] if utility else [])]
+
     def columns(self, rows: Sequence[Row]) -> list[str]:
         """Return the numbers that a table shows beside the pair: the benchmark's, and those that the user added."""
         known = {*NO_NUMBERS, "utility_kept", *self.meanings}
@@ -282,18 +292,19 @@ def choose(candidates: Sequence[Candidate], selection: Selection, scale: Scale) 
         (candidate, row)
         for candidate in candidates
         for row in considered(candidate.rows, selection.epoch).values()
-        if scale.forgetting(row) is not None and row["utility_kept"] is not None
+        if scale.forgetting(row) is not None and (row["utility_kept"] is not None or not scale.headline.utility)
     ]
     if not tried and (reason := no_share([target_row(one.rows) for one in candidates], scale)):
         raise RunError(f"nothing could be chosen: {reason}")
     if not tried:
-        pair = f"a {scale.phrase(scale.headline.forget)} and a {scale.phrase(scale.headline.utility)}"
-        raise RunError(f"no candidate has both {pair} to choose by; the base's evaluation needs {scale.headline.needs}")
-    keeping = [pair for pair in tried if pair[1]["utility_kept"] >= selection.keep_utility]
+        pair = f"both a {scale.phrase(scale.headline.forget)} and a {scale.phrase(scale.headline.utility)}"
+        what = pair if scale.headline.utility else f"a {scale.phrase(scale.headline.forget)}"
+        raise RunError(f"no candidate has {what} to choose by; the base's evaluation needs {scale.headline.needs}")
+    keeping = [pair for pair in tried if scale.keeps(pair[1]["utility_kept"], selection.keep_utility)]
     if keeping:
         best = max(keeping, key=lambda pair: scale.goodness(scale.forgetting(pair[1])))
-        tried = [pair for pair in keeping if ties(pair[1], best[1], scale)]
-    candidate, row = max(tried, key=lambda pair: float(pair[1]["utility_kept"]))
+        tried = [pair for pair in keeping if ties(pair[1], best[1], scale)] if scale.headline.utility else [best]
+    candidate, row = max(tried, key=lambda pair: float(pair[1]["utility_kept"] or 0))
     if selection.epoch == "last":
         return Choice(candidate.settings)
     return Choice(candidate.settings, *next(at for at, one in by_moment(candidate.rows).items() if one is row))
@@ -318,6 +329,8 @@ def rule(selection: Selection, scale: Scale) -> str:
     forgetting, utility = scale.phrase(scale.headline.forget), scale.phrase(scale.headline.utility)
     runs = f"the runs of seed {selection.seed}" + ("" if selection.allow_same_data else ", which are not reported")
     where = "at any evaluation, which is then reported too" if selection.epoch == "any" else "at the last epoch"
+    if not scale.headline.utility:
+        return f"Settings were chosen on {runs}: those of the candidate that is best in {forgetting} {where}."
     return (
         f"Settings were chosen on {runs}: among the candidates that keep at least {selection.keep_utility:g} of the "
         f"target's {utility}, the one that is best in {forgetting} {where}. If others tie with it, or no candidate "
@@ -326,7 +339,7 @@ def rule(selection: Selection, scale: Scale) -> str:
 
 
 def retain_row(base: Config, seed: int, target: Row | None, scale: Scale) -> Row | None:
-    """Return the row of the retain model of ``base``; None if the base names no log, or one without utility.
+    """Return the row of the retain model of ``base``; None if the base names no log, or one without the numbers.
 
     Compared with itself it has the values defined by the benchmark, such as p = 1.
     """
@@ -348,7 +361,7 @@ def retain_row(base: Config, seed: int, target: Row | None, scale: Scale) -> Row
         return None
     row: Row = {"method": "retain", "settings": "", "seed": seed, "epoch": None, "step": None}
     row |= numbers
-    if scale.utility(row) is None:
+    if row.get(scale.headline.utility or scale.headline.forget) is None:
         return None
     add_utility_kept([row], target, scale)
     return row

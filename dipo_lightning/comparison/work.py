@@ -332,6 +332,5 @@ def file_name(text: str) -> str:
 
 def outcome(row: Row, scale: Scale) -> str:
     """Summarise an evaluation in a line."""
-    forget, utility = scale.headline.forget, scale.headline.utility
-    names = {forget: scale.label(forget), utility: scale.label(utility), "utility_kept": "kept"}
+    names = {name: "kept" if name == "utility_kept" else scale.label(name) for name in scale.compared}
     return ", ".join(f"{words} {row[name]:.3g}" for name, words in names.items() if row.get(name) is not None)
