@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dipo_lightning.cli.main import DEFAULT_CLASSES
-from dipo_lightning.cli.messages import parameters_of
+from dipo_lightning.cli.messages import explained, parameters_of
 from dipo_lightning.comparison.plan import Method, Settings
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, root_cause
 from dipo_lightning.evaluation.benchmark import import_class
 
 Config = dict[str, Any]
@@ -53,6 +55,46 @@ def read_fit_config(path: Path) -> Config:
             section = {"init_args": section}
         config[part] = {"class_path": f"dipo_lightning.{usual}", **subclass(section)}
     return config
+
+
+@functools.cache
+def fit_parser(part: str) -> Any:
+    """Return the parser by which `fit` reads a section: ``trainer``, ``model`` or ``data``."""
+    import lightning.pytorch as pl
+
+    import dipo_lightning
+    from dipo_lightning.cli.trainer import Parser
+
+    for name in dipo_lightning.__all__:  # the parser knows a class by its bare name once it is loaded
+        getattr(dipo_lightning, name)
+    kind = {"trainer": pl.Trainer, "model": pl.LightningModule, "data": pl.LightningDataModule}[part]
+    parser = Parser(exit_on_error=False)
+    parser.add_lightning_class_args(kind, part, subclass_mode=part != "trainer")
+    return parser
+
+
+@functools.cache
+def parsed(part: str, section: str) -> Any:
+    """Parse a section, given as JSON, as `fit` does.
+
+    Raises:
+        InputError: It names a class that cannot be imported, an option that its class does not have, or a wrong value.
+    """
+    from jsonargparse import ArgumentError
+
+    parser = fit_parser(part)
+    try:
+        return parser.parse_object({part: json.loads(section)})
+    except ArgumentError as error:
+        raise InputError(explained(str(error), parser)) from error
+
+
+def data_module(section: str) -> Any:
+    """Build the data module of a section, given as JSON, as `fit` does."""
+    try:
+        return fit_parser("data").instantiate_classes(parsed("data", section)).data
+    except ValueError as error:  # the parser wraps what a constructor raises
+        raise root_cause(error) from error
 
 
 def run_config(base: Config, method: Method, settings: Settings, seed: int, export: bool) -> Config:

@@ -15,7 +15,16 @@ from dipo_lightning.callbacks.checkpoint import newest
 from dipo_lightning.callbacks.run_record import CHECKPOINTS, FolderLock, model_files, read_record
 from dipo_lightning.cli import child
 from dipo_lightning.cli.run_folder import LOG, is_finished, read_fingerprints
-from dipo_lightning.comparison.configs import Config, callback_class, callbacks, read_base, run_config, usual_options
+from dipo_lightning.comparison.configs import (
+    Config,
+    callback_class,
+    callbacks,
+    data_module,
+    parsed,
+    read_base,
+    run_config,
+    usual_options,
+)
 from dipo_lightning.comparison.plan import Comparison, FinishedRun, Method, Settings
 from dipo_lightning.comparison.report import Failure, Findings
 from dipo_lightning.comparison.results import (
@@ -32,7 +41,7 @@ from dipo_lightning.comparison.results import (
     retain_row,
     target_row,
 )
-from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.errors import DiPOError, InputError, RunError
 from dipo_lightning.evaluation.benchmark import Benchmark, import_class
 
 State = Literal["finished", "interrupted", "new"]
@@ -83,7 +92,7 @@ class Run:
 def rows_now(section: str) -> dict[str, Any]:
     """Return the fingerprints of the rows of a config, given its data section and model name as JSON."""
     data, pretrained = json.loads(section)
-    return read_fingerprints(import_class(data["class_path"])(**data["init_args"]), pretrained)
+    return read_fingerprints(data_module(json.dumps(data)), pretrained)
 
 
 def execute(run: Run, keep_checkpoints: bool = False, lock: FolderLock | None = None) -> Failure | None:
@@ -127,7 +136,8 @@ class Work:
     """Runs of a comparison, done one after the other.
 
     Raises:
-        InputError: A base cannot be read, or settings would be chosen on the data that is reported on.
+        InputError: A base cannot be read, a run has a class or an option that `fit` refuses, or settings would be
+            chosen on the data that is reported on.
     """
 
     def __init__(self, plan: Comparison) -> None:
@@ -145,6 +155,7 @@ class Work:
             assert plan.selection.seed is not None
             self.selection_base = read_base(plan.selection.base or plan.base, plan.selection.seed)
             self._refuse_same_data()
+        self._refuse_what_fit_refuses()
 
     def planned(self) -> list[str]:
         """Return the planned runs, one line each."""
@@ -201,10 +212,13 @@ class Work:
 
     def measured(self, run: Run) -> list[Row] | None:
         """Run ``run`` to its end and return its rows; if it fails, None and a failure to report."""
-        done = "finished earlier" if run.state == "finished" else "done"
         print(f"{run.title} ...", end=" ", flush=True)
         found: Failure | list[Row]
-        found = execute(run, self.plan.keep_checkpoints, self.lock) or self.rows_of(run)
+        try:
+            done = "finished earlier" if run.state == "finished" else "done"
+            found = execute(run, self.plan.keep_checkpoints, self.lock) or self.rows_of(run)
+        except (DiPOError, OSError, ValueError) as error:
+            found = Failure(run.title, str(error))
         if isinstance(found, Failure):
             print(f"FAILED: {found.reason}", flush=True)
             self.findings.failures.append(found)
@@ -285,6 +299,20 @@ class Work:
         config = run_config(base, method, settings, seed, self.plan.export and part == "runs")
         changes_data = any(name.startswith("data.") for name in settings)
         return Run(method.name, words, seed, folder, config, changes_data)
+
+    def _refuse_what_fit_refuses(self) -> None:
+        """Refuse every run whose config names a class or an option that there is not."""
+        for method in self.plan.methods:
+            for settings in method.candidates():
+                runs = [self.reported_run(method, settings, seed) for seed in self.plan.seeds]
+                if method in self.selected:
+                    runs.append(self.selection_run(method, settings))
+                for run in runs:
+                    for part in ("data", "trainer", "model"):
+                        try:
+                            parsed(part, json.dumps(run.config[part], default=str))
+                        except InputError as error:
+                            raise InputError(f"{run.title}: {error}") from error
 
     def _refuse_same_data(self) -> None:
         """Refuse to choose settings on the reported rows, unless ``allow_same_data`` is set."""
