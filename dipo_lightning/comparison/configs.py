@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import functools
+import importlib
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dipo_lightning.cli.main import DEFAULT_CLASSES
-from dipo_lightning.cli.messages import parameters_of
+from dipo_lightning.cli.messages import explained, parameters_of
 from dipo_lightning.comparison.plan import Method, Settings
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, root_cause
 from dipo_lightning.evaluation.benchmark import import_class
 
 Config = dict[str, Any]
@@ -44,7 +47,7 @@ def read_fit_config(path: Path) -> Config:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {error}") from error
-    if not isinstance(config, dict) or not {"model", "data"} <= config.keys():
+    if not isinstance(config, dict) or not all(isinstance(config.get(part), str | dict) for part in DEFAULT_CLASSES):
         raise InputError(f"{path} is not a config of `dipo-lightning fit`: it has no `model` or no `data`.")
     for part, usual in DEFAULT_CLASSES.items():  # as `fit` reads a section without a class
         section = config[part]
@@ -52,6 +55,46 @@ def read_fit_config(path: Path) -> Config:
             section = {"init_args": section}
         config[part] = {"class_path": f"dipo_lightning.{usual}", **subclass(section)}
     return config
+
+
+@functools.cache
+def fit_parser(part: str) -> Any:
+    """Return the parser by which `fit` reads a section: ``trainer``, ``model`` or ``data``."""
+    import lightning.pytorch as pl
+
+    import dipo_lightning
+    from dipo_lightning.cli.trainer import Parser
+
+    for name in dipo_lightning.__all__:  # the parser knows a class by its bare name once it is loaded
+        getattr(dipo_lightning, name)
+    kind = {"trainer": pl.Trainer, "model": pl.LightningModule, "data": pl.LightningDataModule}[part]
+    parser = Parser(exit_on_error=False)
+    parser.add_lightning_class_args(kind, part, subclass_mode=part != "trainer")
+    return parser
+
+
+@functools.cache
+def parsed(part: str, section: str) -> Any:
+    """Parse a section, given as JSON, as `fit` does.
+
+    Raises:
+        InputError: It names a class that cannot be imported, an option that its class does not have, or a wrong value.
+    """
+    from jsonargparse import ArgumentError
+
+    parser = fit_parser(part)
+    try:
+        return parser.parse_object({part: json.loads(section)})
+    except ArgumentError as error:
+        raise InputError(explained(str(error), parser)) from error
+
+
+def data_module(section: str) -> Any:
+    """Build the data module of a section, given as JSON, as `fit` does."""
+    try:
+        return fit_parser("data").instantiate_classes(parsed("data", section)).data
+    except ValueError as error:  # the parser wraps what a constructor raises
+        raise root_cause(error) from error
 
 
 def run_config(base: Config, method: Method, settings: Settings, seed: int, export: bool) -> Config:
@@ -65,16 +108,23 @@ def run_config(base: Config, method: Method, settings: Settings, seed: int, expo
     if "seed" in accepted_options(import_class(config["data"]["class_path"])):
         config["data"]["init_args"]["seed"] = seed
     accepted = accepted_options(import_class(config["model"]["class_path"]))
-    for option, value in settings.items():
-        assign(config, "optimizer.init_args.lr" if option == "lr" and "lr" not in accepted else option, value)
+    names = {
+        option: "optimizer.init_args.lr" if option == "lr" and "lr" not in accepted else option for option in settings
+    }
+    for option in sorted(settings, key=lambda option: names[option].count(".")):  # a section before its parts
+        assign(config, names[option], settings[option])
     return config
 
 
 def trainer_section(trainer: Config, export: bool) -> Config:
     """Return the base's Trainer section without output paths, since all files of a run belong in its own folder."""
-    kept = [callback for callback in callbacks(trainer) if not callback["class_path"].endswith("ExportModel")]
+    from lightning.pytorch.callbacks import Checkpoint
+
+    from dipo_lightning.callbacks.results import ExportModel
+
+    kept = [callback for callback in callbacks(trainer) if callback_class(callback["class_path"]) is not ExportModel]
     for callback in kept:
-        if callback["class_path"].endswith("Checkpoint"):
+        if issubclass(callback_class(callback["class_path"]), Checkpoint):
             callback["init_args"] = {
                 name: value for name, value in callback["init_args"].items() if name not in ("dirpath", "folder")
             }
@@ -132,13 +182,22 @@ def assign(config: Config, option: str, value: Any) -> None:
     for name in names[:-1]:
         place[name] = place.get(name) or {}
         place = place[name]
-    place[names[-1]] = value
+    place[names[-1]] = copy.deepcopy(value)  # of which later options set parts
 
 
 def callbacks(trainer: Config) -> list[Config]:
     """Return the callbacks of a Trainer's section in their long form."""
     found = trainer.get("callbacks") or []
     return [subclass(callback) for callback in (found if isinstance(found, list) else [found])]
+
+
+def callback_class(path: str) -> type:
+    """Import the class of a callback; a bare name is one of this package or of Lightning, as for `fit`."""
+    for package in ("dipo_lightning", "dipo_lightning.callbacks", "lightning.pytorch.callbacks"):
+        if "." not in path and hasattr(importlib.import_module(package), path):
+            path = f"{package}.{path}"
+    found: type = import_class(path)
+    return found
 
 
 def subclass(value: str | Config) -> Config:

@@ -48,7 +48,7 @@ class Selection:
         base: Base of the selection runs, in which ``{seed}`` is replaced; None takes the reported base.
         keep_utility: Share of the target's utility that must be kept.
         epoch: ``last`` reports every run at its end; with ``any`` the selection also chooses the epoch that is
-            reported for each method.
+            reported for each method, or an evaluation inside an epoch, where there are any.
         allow_same_data: Allow a reported seed as ``seed``; the report then says so.
     """
 

@@ -12,10 +12,11 @@ from dipo_lightning.comparison.results import (
     COLUMNS,
     Candidate,
     Choice,
+    Moment,
     Row,
     Scale,
     Spread,
-    by_epoch,
+    by_moment,
     considered,
     no_share,
     rule,
@@ -39,10 +40,10 @@ class Line:
         """Summarise a column over the seeds."""
         return Spread.of(self.rows, column)
 
-    def keeps(self, share: float) -> bool:
+    def keeps(self, share: float, scale: Scale) -> bool:
         """Return whether the mean of the utility kept is at least ``share``."""
         kept = self.spread("utility_kept")
-        return kept is not None and kept.mean >= share
+        return scale.keeps(None if kept is None else kept.mean, share)
 
     def has_intervals(self, scale: Scale) -> bool:
         """Return whether any seed has a bootstrap interval of the forgetting."""
@@ -56,7 +57,7 @@ class Line:
 
 def ranked(lines: Iterable[Line], share: float, scale: Scale) -> list[Line]:
     """Sort by forgetting, best first, with the lines that keep ``share`` of the utility before all others."""
-    return sorted(lines, key=lambda line: (not line.keeps(share), -line.goodness(scale)))
+    return sorted(lines, key=lambda line: (not line.keeps(share, scale), -line.goodness(scale)))
 
 
 def markdown_table(lines: Sequence[Line], scale: Scale) -> str:
@@ -69,7 +70,7 @@ def markdown_table(lines: Sequence[Line], scale: Scale) -> str:
 def shown_columns(lines: Sequence[Line], scale: Scale) -> list[str]:
     """Return the numbers of the table in their order."""
     others = scale.columns([row for line in lines for row in line.rows])
-    return [scale.headline.forget, scale.headline.utility, "utility_kept", *others]
+    return [*scale.compared, *others]
 
 
 def explanations(lines: Sequence[Line], scale: Scale) -> str:
@@ -84,10 +85,15 @@ def explanations(lines: Sequence[Line], scale: Scale) -> str:
 def _cells(line: Line, columns: Sequence[str], scale: Scale) -> list[str]:
     spreads = [(column, line.spread(column)) for column in columns]
     numbers = ["-" if spread is None else scale.text(column, spread) for column, spread in spreads]
-    epochs = sorted({row["epoch"] for row in line.rows if row["epoch"] is not None})
-    epoch = ", ".join(map(str, epochs)) or "-"
+    epochs = dict.fromkeys(epoch_text(row) for row in sorted(line.rows, key=lambda row: row["epoch"] or 0))
+    epoch = ", ".join(epochs) or "-"
     cells = [line.method, line.settings or "-", str(len(line.rows)), epoch, *numbers]
     return [cell.replace("|", "/") for cell in cells]
+
+
+def epoch_text(row: Row) -> str:
+    """Return the epoch of a row in words: ``2``, or ``2 (step 17)`` in a run that was measured inside epochs too."""
+    return str(row.get("at") or ("-" if row["epoch"] is None else row["epoch"]))
 
 
 def verdict(lines: Sequence[Line], share: float, scale: Scale, target: Line | None = None) -> str:
@@ -96,14 +102,15 @@ def verdict(lines: Sequence[Line], share: float, scale: Scale, target: Line | No
     It says so where the best has not forgotten more than the target.
     """
     forgetting, utility = scale.phrase(scale.headline.forget), scale.phrase(scale.headline.utility)
-    if lines and all(line.spread("utility_kept") is None for line in lines):
+    if scale.headline.utility and lines and all(line.spread("utility_kept") is None for line in lines):
         if target and (reason := no_share(target.rows, scale)):
             return f"Utility kept is unknown: {reason}"
         return (
             f"Utility kept is unknown: no run was measured before its first step with its {utility} "
             f"(it needs {scale.headline.needs})."
         )
-    keeping = [line for line in ranked(lines, share, scale) if line.keeps(share)]
+    among = f"those that keep at least {share:g} of the target's {utility}" if scale.headline.utility else ""
+    keeping = [line for line in ranked(lines, share, scale) if line.keeps(share, scale)]
     if not keeping:
         kept = {line.method: spread.mean for line in lines if (spread := line.spread("utility_kept"))}
         most = max(kept, key=kept.__getitem__, default="")
@@ -111,10 +118,7 @@ def verdict(lines: Sequence[Line], share: float, scale: Scale, target: Line | No
         return f"No method keeps {share:g} of the target's {utility}{nearest}."
     best = keeping[0].spread(scale.headline.forget)
     if best is None:
-        return (
-            f"The {forgetting} is unknown for those that keep {share:g} of the target's {utility}: it needs "
-            f"{scale.headline.needs}."
-        )
+        return f"The {forgetting} is unknown{among and f' for {among}'}: it needs {scale.headline.needs}."
     winners = [line.method for line in keeping if line.goodness(scale) == keeping[0].goodness(scale)]
     alike = [
         line.method
@@ -125,9 +129,9 @@ def verdict(lines: Sequence[Line], share: float, scale: Scale, target: Line | No
         and spread.ties(best)
     ]
     said = (
-        f"Best in {forgetting} among those that keep at least {share:g} of the target's {utility}: "
-        f"{' and '.join(winners)}, {scale.text(scale.headline.forget, best.mean)} "
-        f"({len(keeping)} of {len(lines)} keep it)."
+        f"Best in {forgetting}{among and f' among {among}'}: {' and '.join(winners)}, "
+        f"{scale.text(scale.headline.forget, best.mean)}"
+        f"{among and f' ({len(keeping)} of {len(lines)} keep it)'}."
     )
     before = target and target.spread(scale.headline.forget)
     if target and before and keeping[0].goodness(scale) <= target.goodness(scale):
@@ -139,21 +143,21 @@ def verdict(lines: Sequence[Line], share: float, scale: Scale, target: Line | No
 
 def write_csv(rows: Sequence[Row], path: Path, scale: Scale) -> Path:
     """Write all rows with the compared numbers in the first columns; cells of absent numbers stay empty."""
-    first = [*COLUMNS, scale.headline.forget, scale.headline.utility, "utility_kept"]
+    first = [*COLUMNS, *scale.compared]
     rows = [_with_ends(row) for row in rows]
-    others = sorted({name for row in rows for name in row} - set(first))
+    others = sorted({name for row in rows for name in row} - {*first, "utility_kept"})
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [*first, *others], restval="")
+        writer = csv.DictWriter(file, [*first, *others], restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
     return path
 
 
 def _with_ends(row: Row) -> Row:
-    """Return a row with the ends of its intervals as ``NAME_low`` and ``NAME_high`` instead of `intervals`."""
+    """Return a row with the ends of its intervals as ``NAME_low`` and ``NAME_high``, without what is for tables."""
     ends = {f"{name}_{end}": value for name, both in row.get("intervals", {}).items()
             for end, value in zip(("low", "high"), both, strict=True)}  # fmt: skip
-    return {name: value for name, value in row.items() if name != "intervals"} | ends
+    return {name: value for name, value in row.items() if name not in ("intervals", "at")} | ends
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,7 @@ class Findings:
     Attributes:
         scale: The two numbers that runs are compared by.
         runs: Reported runs by (method, settings), each with its rows.
-        epochs: Chosen epochs to report by (method, settings); a run without one is reported at its last epoch.
+        moments: Chosen evaluations to report by (method, settings); a run without one is reported at its last.
         candidates: Results on the selection seed.
         choices: Chosen settings by method.
         retain: Rows of the retain models, one per seed.
@@ -185,7 +189,7 @@ class Findings:
 
     scale: Scale
     runs: dict[tuple[str, str], list[list[Row]]] = field(default_factory=dict)
-    epochs: dict[tuple[str, str], int | None] = field(default_factory=dict)
+    moments: dict[tuple[str, str], Moment | None] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)
     choices: dict[str, Choice] = field(default_factory=dict)
     retain: list[Row] = field(default_factory=list)
@@ -205,10 +209,10 @@ class Findings:
         ]
 
     def reported(self, rows: Sequence[Row], key: tuple[str, str]) -> Row | None:
-        """Return the row of a run that is reported: of the chosen epoch, or else of the last."""
-        epochs = by_epoch(rows)
-        chosen = self.epochs.get(key)
-        return epochs[chosen] if chosen in epochs else next(reversed(epochs.values()), None)
+        """Return the row of a run that is reported: the chosen one, or else the last."""
+        found = by_moment(rows)
+        chosen = self.moments.get(key)
+        return found[chosen] if chosen in found else next(reversed(found.values()), None)
 
 
 def write_report(comparison: Comparison, findings: Findings) -> str:
@@ -245,6 +249,7 @@ def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
     seeds = ", ".join(map(str, comparison.seeds))
     measured = any(row.get("intervals") for line in lines for row in line.rows)
     ends = f" end of the {INTERVAL:.0%} intervals over rows (bootstrap)" if measured else ""
+    kept = "; utility kept is the share of the target's on the same seed" if scale.headline.utility else ""
     marked = [("target", findings.targets), ("retain", findings.retain)]
     marks = [Line(name, "", rows) for name, rows in marked if rows]
     target = next((line for line in marks if line.method == "target"), None)
@@ -254,8 +259,7 @@ def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
         verdict(lines, share, scale, target) if lines else "No run has a result to report.",
         *([markdown_table(table, scale)] if table else []),
         f"Base `{comparison.base}`, seeds {seeds}. Numbers are means over seeds with [lowest, highest]"
-        f"{ends}; utility kept is the share of the target's on the same seed. Every epoch of every "
-        "run is in `comparison.csv`.",
+        f"{ends}{kept}. Every evaluation of every run is in `comparison.csv`.",
         *([explanations(table, scale)] if table else []),
     ]
     if picture:
@@ -274,32 +278,32 @@ def selection_text(comparison: Comparison, findings: Findings) -> str:
     text = rule(selection, scale)
     if selection.allow_same_data:
         text += " The same data is reported on: read the numbers of methods with a larger grid with that in mind."
-    head = ["method", "settings", "epoch", scale.label(scale.headline.forget), "utility kept", "chosen"]
+    columns = [name for name in scale.compared if name != scale.headline.utility]
+    head = ["method", "settings", "epoch", *map(scale.label, columns), "chosen"]
     lines = []
     for candidate in findings.candidates:
         choice = findings.choices.get(candidate.method)
-        for row in considered(candidate.rows, selection.epoch):
-            chosen = choice is not None and choice.settings == candidate.settings
-            chosen = chosen and (choice is None or choice.epoch in (None, row["epoch"]))
-            values = (scale.forgetting(row), row["utility_kept"])
+        for moment, row in considered(candidate.rows, selection.epoch).items():
+            chosen = choice is not None and choice.settings == candidate.settings and choice.moment in (None, moment)
+            values = (row.get(name) for name in columns)
             numbers = ["-" if value is None else number_text(value, 3) for value in values]
-            where = [candidate.method, candidate.label or "-", str(row["epoch"])]
+            where = [candidate.method, candidate.label or "-", epoch_text(row)]
             lines.append([*where, *numbers, "yes" if chosen else ""])
     return f"{text}\n\n{table_in_markdown(head, lines)}"
 
 
 def trajectories(findings: Findings) -> Mapping[str, list[Point]]:
-    """Return the points of each method, epoch by epoch, over its seeds."""
+    """Return the points of each method, evaluation by evaluation, over its seeds."""
     methods = [method for method, _ in findings.runs]
     drawn: dict[str, list[Point]] = {}
     for key, runs in findings.runs.items():
         method, settings = key
         name = method if methods.count(method) == 1 else f"{method} {settings}"
         reported = [id(findings.reported(rows, key)) for rows in runs]
-        seeds = [by_epoch(rows) for rows in runs]
+        seeds = [by_moment(rows) for rows in runs]
         points = []
-        for epoch in sorted({epoch for rows in seeds for epoch in rows}):
-            rows = [run[epoch] for run in seeds if epoch in run]
+        for moment in sorted({moment for rows in seeds for moment in rows}):
+            rows = [run[moment] for run in seeds if moment in run]
             if point := point_of(rows, findings.scale, reported=any(id(row) in reported for row in rows)):
                 points.append(point)
         drawn[name] = points
@@ -307,7 +311,7 @@ def trajectories(findings: Findings) -> Mapping[str, list[Point]]:
 
 
 def point_of(rows: Sequence[Row], scale: Scale, reported: bool = False) -> Point | None:
-    """Return the point of one epoch from the rows of its seeds; None where a number is missing."""
+    """Return the point of one evaluation from the rows of its seeds; None where a number is missing."""
     utility, quality = (Spread.of(rows, name) for name in (scale.headline.utility, scale.headline.forget))
     if utility is None or quality is None:
         return None

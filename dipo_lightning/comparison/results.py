@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,22 @@ from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.aggregates import Meanings, flat_numbers, metric_meanings, number_text, retain_numbers
 from dipo_lightning.evaluation.benchmark import Benchmark, Headline, benchmark_of
 from dipo_lightning.evaluation.logs import read_log
-from dipo_lightning.report.runs import Document, read_documents
+from dipo_lightning.report.runs import Document, read_document
 
 Row = dict[str, Any]
 """method, settings, seed, epoch, step, utility_kept, and every number of an evaluation by its name.
 
-`intervals` holds the lower and upper end of each number that was measured with one.
+`intervals` holds the lower and upper end of each number that was measured with one, and `at` the epoch in words.
 """
 
+Moment = tuple[int, int]
+"""Epochs that a run had completed at an evaluation, and the place of this one among those after as many epochs."""
+
 COLUMNS = ("method", "settings", "seed", "epoch", "step")
-NO_NUMBERS = (*COLUMNS, "intervals")
+NO_NUMBERS = (*COLUMNS, "intervals", "at")
+
+MEASURED_APART = re.compile(r"_(test|validate)(_\d+)?$")
+"""Ending of the names of the files that `test` and `validate` write, which may be about any model."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,16 @@ class Scale:
         """Return a row's utility."""
         return row.get(self.headline.utility)
 
+    def keeps(self, kept: float | None, share: float) -> bool:
+        """Return whether a share of the utility is at least ``share``; always, where the benchmark has no utility."""
+        return not self.headline.utility or (kept is not None and kept >= share)
+
+    @property
+    def compared(self) -> list[str]:
+        """Names of the numbers that runs are compared by: forgetting and, where there is one, utility and its share."""
+        utility = self.headline.utility
+        return [self.headline.forget, *([utility, "utility_kept"] if utility else [])]
+
     def columns(self, rows: Sequence[Row]) -> list[str]:
         """Return the numbers that a table shows beside the pair: the benchmark's, and those that the user added."""
         known = {*NO_NUMBERS, "utility_kept", *self.meanings}
@@ -94,7 +111,7 @@ def read_evaluations(folder: Path, name: str | None = None) -> tuple[Benchmark, 
     places = [folder / "evaluations"] if (folder / "evaluations").is_dir() else sorted(folder.rglob("evaluations"))
     if len(places) != 1:
         raise InputError(f"{folder} holds the evaluations of {len(places)} runs; name the folder of one run.")
-    found = read_documents(places[0].parent, name)
+    found = documents_of_run(places[0], name)
     if name is None:
         found = {key: documents for key, documents in found.items() if not _columns_beside(documents[-1])}
     if name is None and len(found) > 1:
@@ -103,8 +120,25 @@ def read_evaluations(folder: Path, name: str | None = None) -> tuple[Benchmark, 
     benchmark = benchmark_of(documents[-1]) if documents else None
     if benchmark is None:
         what = f"{name} evaluation" if name else "evaluation of a known benchmark"
-        raise InputError(f"{places[0]} has no {what}: the run has no such callback, or did not get to it.")
+        raise InputError(
+            f"{places[0]} has no {what}: the run has no such callback, or did not get to it (those by `test` and "
+            "`validate` do not count)."
+        )
     return benchmark, documents
+
+
+def documents_of_run(evaluations: Path, name: str | None = None) -> dict[str, list[Document]]:
+    """Read the evaluations of a run's own models, by name and in the order of their steps; those of one name, or all.
+
+    Attacks are among them; evaluations by `test` and `validate`, which may be of any model, are not.
+    """
+    found: dict[str, list[Document]] = {}
+    for file in sorted(evaluations.glob(f"{name}_epoch=*.json" if name else "*.json")):
+        if not MEASURED_APART.search(file.stem):
+            found.setdefault(file.name.split("_epoch=")[0], []).append(read_document(file))
+    for documents in found.values():
+        documents.sort(key=lambda document: document["provenance"].get("step", 0))
+    return found
 
 
 def evaluation_rows(
@@ -123,13 +157,18 @@ def evaluation_rows(
         }
         for document in documents
     ]
-    return sorted(rows, key=lambda row: (row["epoch"] or 0, row["step"] or 0))
+    rows.sort(key=lambda row: (row["epoch"] or 0, row["step"] or 0))
+    lengths = {row["step"] / row["epoch"] if row["epoch"] else math.inf for row in rows if row["step"]}
+    if len(lengths) > 1 or math.inf in lengths:  # not all of them were made at the end of an epoch
+        for row in (row for row in rows if row["step"]):
+            row["at"] = f"{row['epoch']} (step {row['step']})"
+    return rows
 
 
 def add_columns_beside(rows: Sequence[Row], folder: Path) -> None:
     """Add to each row the numbers of other evaluations at its step, such as scores of attacks."""
-    for place in {path.parent.parent for path in folder.rglob("evaluations/*.json")}:
-        for name, documents in read_documents(place).items():
+    for place in {path.parent for path in folder.rglob("evaluations/*.json")}:
+        for name, documents in documents_of_run(place).items():
             for document in documents:
                 patterns = _columns_beside(document)
                 numbers = flat_numbers(document["aggregates"]) if patterns else {}
@@ -148,9 +187,18 @@ def _columns_beside(document: Document) -> tuple[str, ...]:
     return benchmark.columns_beside if benchmark else ()
 
 
-def by_epoch(rows: Sequence[Row]) -> dict[int, Row]:
-    """Return the last row of each epoch of one run, in order, without epoch 0, which is the target's."""
-    return {row["epoch"]: row for row in rows if row["step"]}
+def by_moment(rows: Sequence[Row]) -> dict[Moment, Row]:
+    """Return the rows of one run in order, without the one before the first step, which is the target's.
+
+    In a run that is measured at the end of each epoch, the first after a number of epochs is that of the end, and those
+    that follow lie inside the next epoch.
+    """
+    found: dict[Moment, Row] = {}
+    for row in rows:
+        if row["step"]:
+            epoch = row["epoch"] or 0
+            found[epoch, sum(moment[0] == epoch for moment in found)] = row
+    return found
 
 
 def target_row(rows: Sequence[Row]) -> Row | None:
@@ -219,10 +267,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The reported settings, and the reported epoch (None: the last)."""
+    """The reported settings, and the reported evaluation: its epoch (None: the last) and place, see `Moment`."""
 
     settings: Settings
     epoch: int | None = None
+    place: int = 0
+
+    @property
+    def moment(self) -> Moment | None:
+        """The reported evaluation; None for the last."""
+        return None if self.epoch is None else (self.epoch, self.place)
 
 
 def choose(candidates: Sequence[Candidate], selection: Selection, scale: Scale) -> Choice:
@@ -234,19 +288,26 @@ def choose(candidates: Sequence[Candidate], selection: Selection, scale: Scale) 
     """
     if not candidates:
         raise RunError("every run of its grid failed, so that nothing could be chosen")
-    tried = [(candidate, row) for candidate in candidates for row in considered(candidate.rows, selection.epoch)]
-    tried = [pair for pair in tried if scale.forgetting(pair[1]) is not None and pair[1]["utility_kept"] is not None]
+    tried = [
+        (candidate, row)
+        for candidate in candidates
+        for row in considered(candidate.rows, selection.epoch).values()
+        if scale.forgetting(row) is not None and (row["utility_kept"] is not None or not scale.headline.utility)
+    ]
     if not tried and (reason := no_share([target_row(one.rows) for one in candidates], scale)):
         raise RunError(f"nothing could be chosen: {reason}")
     if not tried:
-        pair = f"a {scale.phrase(scale.headline.forget)} and a {scale.phrase(scale.headline.utility)}"
-        raise RunError(f"no candidate has both {pair} to choose by; the base's evaluation needs {scale.headline.needs}")
-    keeping = [pair for pair in tried if pair[1]["utility_kept"] >= selection.keep_utility]
+        pair = f"both a {scale.phrase(scale.headline.forget)} and a {scale.phrase(scale.headline.utility)}"
+        what = pair if scale.headline.utility else f"a {scale.phrase(scale.headline.forget)}"
+        raise RunError(f"no candidate has {what} to choose by; the base's evaluation needs {scale.headline.needs}")
+    keeping = [pair for pair in tried if scale.keeps(pair[1]["utility_kept"], selection.keep_utility)]
     if keeping:
         best = max(keeping, key=lambda pair: scale.goodness(scale.forgetting(pair[1])))
-        tried = [pair for pair in keeping if ties(pair[1], best[1], scale)]
-    best = max(tried, key=lambda pair: float(pair[1]["utility_kept"]))
-    return Choice(best[0].settings, best[1]["epoch"] if selection.epoch == "any" else None)
+        tried = [pair for pair in keeping if ties(pair[1], best[1], scale)] if scale.headline.utility else [best]
+    candidate, row = max(tried, key=lambda pair: float(pair[1]["utility_kept"] or 0))
+    if selection.epoch == "last":
+        return Choice(candidate.settings)
+    return Choice(candidate.settings, *next(at for at, one in by_moment(candidate.rows).items() if one is row))
 
 
 def ties(row: Row, best: Row, scale: Scale) -> bool:
@@ -257,17 +318,19 @@ def ties(row: Row, best: Row, scale: Scale) -> bool:
     return spread.low <= other.mean <= spread.high and other.low <= spread.mean <= other.high
 
 
-def considered(rows: Sequence[Row], epoch: str) -> list[Row]:
-    """Return the rows of a run that the rule may take: its last epoch, or any."""
-    found = list(by_epoch(rows).values())
-    return found if epoch == "any" else found[-1:]
+def considered(rows: Sequence[Row], epoch: str) -> dict[Moment, Row]:
+    """Return the rows of a run that the rule may take: its last, or any."""
+    found = by_moment(rows)
+    return found if epoch == "any" else dict(list(found.items())[-1:])
 
 
 def rule(selection: Selection, scale: Scale) -> str:
     """Return the rule in words, for the report."""
     forgetting, utility = scale.phrase(scale.headline.forget), scale.phrase(scale.headline.utility)
     runs = f"the runs of seed {selection.seed}" + ("" if selection.allow_same_data else ", which are not reported")
-    where = "at any epoch, which is then reported too" if selection.epoch == "any" else "at the last epoch"
+    where = "at any evaluation, which is then reported too" if selection.epoch == "any" else "at the last epoch"
+    if not scale.headline.utility:
+        return f"Settings were chosen on {runs}: those of the candidate that is best in {forgetting} {where}."
     return (
         f"Settings were chosen on {runs}: among the candidates that keep at least {selection.keep_utility:g} of the "
         f"target's {utility}, the one that is best in {forgetting} {where}. If others tie with it, or no candidate "
@@ -276,7 +339,7 @@ def rule(selection: Selection, scale: Scale) -> str:
 
 
 def retain_row(base: Config, seed: int, target: Row | None, scale: Scale) -> Row | None:
-    """Return the row of the retain model of ``base``; None if the base names no log, or one without utility.
+    """Return the row of the retain model of ``base``; None if the base names no log, or one without the numbers.
 
     Compared with itself it has the values defined by the benchmark, such as p = 1.
     """
@@ -298,7 +361,7 @@ def retain_row(base: Config, seed: int, target: Row | None, scale: Scale) -> Row
         return None
     row: Row = {"method": "retain", "settings": "", "seed": seed, "epoch": None, "step": None}
     row |= numbers
-    if scale.utility(row) is None:
+    if row.get(scale.headline.utility or scale.headline.forget) is None:
         return None
     add_utility_kept([row], target, scale)
     return row

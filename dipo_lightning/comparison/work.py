@@ -15,7 +15,16 @@ from dipo_lightning.callbacks.checkpoint import newest
 from dipo_lightning.callbacks.run_record import CHECKPOINTS, FolderLock, model_files, read_record
 from dipo_lightning.cli import child
 from dipo_lightning.cli.run_folder import LOG, is_finished, read_fingerprints
-from dipo_lightning.comparison.configs import Config, callbacks, read_base, run_config, usual_options
+from dipo_lightning.comparison.configs import (
+    Config,
+    callback_class,
+    callbacks,
+    data_module,
+    parsed,
+    read_base,
+    run_config,
+    usual_options,
+)
 from dipo_lightning.comparison.plan import Comparison, FinishedRun, Method, Settings
 from dipo_lightning.comparison.report import Failure, Findings
 from dipo_lightning.comparison.results import (
@@ -25,14 +34,14 @@ from dipo_lightning.comparison.results import (
     Scale,
     add_columns_beside,
     add_utility_kept,
-    by_epoch,
+    by_moment,
     choose,
     evaluation_rows,
     read_evaluations,
     retain_row,
     target_row,
 )
-from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.errors import DiPOError, InputError, RunError
 from dipo_lightning.evaluation.benchmark import Benchmark, import_class
 
 State = Literal["finished", "interrupted", "new"]
@@ -83,7 +92,7 @@ class Run:
 def rows_now(section: str) -> dict[str, Any]:
     """Return the fingerprints of the rows of a config, given its data section and model name as JSON."""
     data, pretrained = json.loads(section)
-    return read_fingerprints(import_class(data["class_path"])(**data["init_args"]), pretrained)
+    return read_fingerprints(data_module(json.dumps(data)), pretrained)
 
 
 def execute(run: Run, keep_checkpoints: bool = False, lock: FolderLock | None = None) -> Failure | None:
@@ -127,7 +136,8 @@ class Work:
     """Runs of a comparison, done one after the other.
 
     Raises:
-        InputError: A base cannot be read, or settings would be chosen on the data that is reported on.
+        InputError: A base cannot be read, a run has a class or an option that `fit` refuses, or settings would be
+            chosen on the data that is reported on.
     """
 
     def __init__(self, plan: Comparison) -> None:
@@ -145,6 +155,7 @@ class Work:
             assert plan.selection.seed is not None
             self.selection_base = read_base(plan.selection.base or plan.base, plan.selection.seed)
             self._refuse_same_data()
+        self._refuse_what_fit_refuses()
 
     def planned(self) -> list[str]:
         """Return the planned runs, one line each."""
@@ -163,6 +174,7 @@ class Work:
         """Run what is missing, and return all results."""
         self.lock.hold(Path(self.plan.output), patience=PATIENCE)
         given = [self.given_rows(run) for run in self.plan.runs]  # a wrong path is said before anything runs
+        self._refuse_one_line_for_two(given)
         for method in self.plan.methods:
             try:
                 choice = self.choice(method)
@@ -171,7 +183,7 @@ class Work:
                 continue
             self.findings.choices[method.name] = choice
             key = method.name, label(choice.settings)
-            self.findings.epochs[key] = choice.epoch
+            self.findings.moments[key] = choice.moment
             for seed in self.plan.seeds:
                 rows = self.measured(self.reported_run(method, choice.settings, seed))
                 if rows:
@@ -200,10 +212,13 @@ class Work:
 
     def measured(self, run: Run) -> list[Row] | None:
         """Run ``run`` to its end and return its rows; if it fails, None and a failure to report."""
-        done = "finished earlier" if run.state == "finished" else "done"
         print(f"{run.title} ...", end=" ", flush=True)
         found: Failure | list[Row]
-        found = execute(run, self.plan.keep_checkpoints, self.lock) or self.rows_of(run)
+        try:
+            done = "finished earlier" if run.state == "finished" else "done"
+            found = execute(run, self.plan.keep_checkpoints, self.lock) or self.rows_of(run)
+        except (DiPOError, OSError, ValueError) as error:
+            found = Failure(run.title, str(error))
         if isinstance(found, Failure):
             print(f"FAILED: {found.reason}", flush=True)
             self.findings.failures.append(found)
@@ -217,11 +232,25 @@ class Work:
         documents = read_evaluations(Path(run.path), scale.benchmark.name)[1]
         rows = evaluation_rows(documents, run.name, run.settings, run.seed)
         add_columns_beside(rows, Path(run.path))
-        if not by_epoch(rows):
+        if not by_moment(rows):
             raise InputError(f"{run.path} has no evaluation after a first step, so it is not an unlearning run.")
         self._refuse_another_base(run.path, rows[0]["seed"], documents[0]["provenance"])
         add_utility_kept(rows, target_row(rows), scale)
         return rows
+
+    def _refuse_one_line_for_two(self, given: list[list[Row]]) -> None:
+        """Refuse runs of one seed in one line of the table, and a run without a name in the line of a method."""
+        methods = [(method.name, label(settings)) for method in self.plan.methods for settings in method.candidates()]
+        taken = {(line, seed) for line in methods for seed in self.plan.seeds}
+        for run, rows in zip(self.plan.runs, given, strict=True):
+            line, seed = (rows[0]["method"], rows[0]["settings"]), rows[0]["seed"]
+            if (line, seed) in taken or (run.name is None and line in methods):
+                called = f"{line[0]} ({line[1]})" if line[1] else line[0]
+                raise InputError(
+                    f"{run.path} would be averaged with another run called {called}, as if they were two seeds of one "
+                    "method. Give it a `name` of its own in `runs`."
+                )
+            taken.add((line, seed))
 
     def rows_of(self, run: Run) -> list[Row] | Failure:
         """Return the rows of a run that has ended, or the reason why they cannot be read."""
@@ -271,6 +300,20 @@ class Work:
         changes_data = any(name.startswith("data.") for name in settings)
         return Run(method.name, words, seed, folder, config, changes_data)
 
+    def _refuse_what_fit_refuses(self) -> None:
+        """Refuse every run whose config names a class or an option that there is not."""
+        for method in self.plan.methods:
+            for settings in method.candidates():
+                runs = [self.reported_run(method, settings, seed) for seed in self.plan.seeds]
+                if method in self.selected:
+                    runs.append(self.selection_run(method, settings))
+                for run in runs:
+                    for part in ("data", "trainer", "model"):
+                        try:
+                            parsed(part, json.dumps(run.config[part], default=str))
+                        except InputError as error:
+                            raise InputError(f"{run.title}: {error}") from error
+
     def _refuse_same_data(self) -> None:
         """Refuse to choose settings on the reported rows, unless ``allow_same_data`` is set."""
         if self.plan.selection.allow_same_data:
@@ -293,7 +336,7 @@ def _data_of(base: Config) -> Config:
 
 def evaluated_on(base: Config, path: str, name: str | None) -> Benchmark:
     """Return the benchmark that a base's runs are compared on: the one of evaluation ``name``, or of the first."""
-    classes = [import_class(callback["class_path"]) for callback in callbacks(base.get("trainer") or {})]
+    classes = [callback_class(callback["class_path"]) for callback in callbacks(base.get("trainer") or {})]
     kinds = [getattr(kind, "benchmark", None) for kind in classes]
     found = [kind for kind in kinds if isinstance(kind, Benchmark) and not kind.columns_beside]
     for benchmark in found:
@@ -317,6 +360,5 @@ def file_name(text: str) -> str:
 
 def outcome(row: Row, scale: Scale) -> str:
     """Summarise an evaluation in a line."""
-    forget, utility = scale.headline.forget, scale.headline.utility
-    names = {forget: scale.label(forget), utility: scale.label(utility), "utility_kept": "kept"}
+    names = {name: "kept" if name == "utility_kept" else scale.label(name) for name in scale.compared}
     return ", ".join(f"{words} {row[name]:.3g}" for name, words in names.items() if row.get(name) is not None)

@@ -3,14 +3,18 @@
 import csv
 import errno
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from dipo_lightning import UnlearningDataModule
+from dipo_lightning.callbacks.run_record import describe_run, write_record
 from dipo_lightning.cli import child
 from dipo_lightning.cli.main import main
+from dipo_lightning.comparison.work import Run, rows_now
 from dipo_lightning.errors import RunError
 from tests.helpers.acted import actor, evaluation, write_base, write_evaluations
 from tests.helpers.toys import save_toy
@@ -132,6 +136,19 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(
     assert len(calls) == 2  # only what failed is tried again
 
 
+def test_rows_that_cannot_be_read_any_more_fail_a_run_and_the_others_go_on(
+    tmp_path: Path, calls: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, [DIPO | {"grid": {}}, NPO], seeds=[0])
+    main(["compare", path])
+    for record in (tmp_path / "out" / "runs" / "NPO").rglob("checkpoints"):
+        write_record(record, data={}, model="")
+    assert main(["compare", path]) == 2
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "- NPO (beta=0.2) seed 0: data0" in text
+    assert "| DiPO | - | 1 |" in text
+
+
 def test_a_run_that_cannot_be_read_fails_and_the_others_go_on(tmp_path: Path, calls: list[list[str]]) -> None:
     path = write(tmp_path, [DIPO | {"grid": {}}, NPO], seeds=[0])
     main(["compare", path])
@@ -178,6 +195,38 @@ def test_finished_runs_take_part(tmp_path: Path, calls: list[list[str]]) -> None
     assert "No method keeps 0.95" in (tmp_path / "out" / "comparison.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("others", "refused"),
+    [
+        ([{"path": "a"}, {"path": "b"}], "b"),
+        ([{"path": "a"}, {"path": "a"}], "a"),
+        ([{"path": "a", "name": "Mine"}, {"path": "b", "name": "Mine"}], "b"),
+        ([{"path": "a", "name": "NPO", "settings": "beta=0.2"}], "a"),
+        ([{"path": "a", "settings": "beta=0.05", "seed": 4}], "a"),
+        ([{"path": "a"}, {"path": "b", "name": "Mine"}], None),
+        ([{"path": "a"}, {"path": "b", "seed": 4}], None),
+        ([{"path": "a"}, {"path": "b", "settings": "lr=1"}], None),
+        ([{"path": "a", "name": "NPO", "settings": "beta=0.2", "seed": 4}], None),
+    ],
+)
+def test_runs_of_one_seed_are_no_mean_over_seeds(
+    tmp_path: Path,
+    calls: list[list[str]],
+    capsys: pytest.CaptureFixture[str],
+    others: list[dict[str, Any]],
+    refused: str | None,
+) -> None:
+    for folder, quality in (("a", -9.0), ("b", -1.0)):
+        write_evaluations(tmp_path / folder, [evaluation(0, 0.8, -20.0), evaluation(1, 0.8, quality)])
+    path = write(tmp_path, runs=[run | {"path": str(tmp_path / run["path"])} for run in others])
+    assert main(["compare", path]) == (2 if refused else 0)
+    if refused:
+        assert f"error: {tmp_path / refused} would be averaged with another run" in capsys.readouterr().err
+        assert calls == []
+    else:
+        assert calls
+
+
 def test_a_dry_run_says_what_is_missing(
     tmp_path: Path, calls: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,6 +253,13 @@ def test_a_dry_run_says_what_is_missing(
         ({"methods": [NPO | {"grid": {"lr": []}}]}, "no value for lr"),
         ({"methods": [{"settings": {"beta": 1}}]}, "name"),
         ({"outputt": "x"}, "outputt"),
+        ({"methods": [NPO, BROKEN | {"class_path": "dipo_lightning.GradAscentModul"}]}, "GradAscentModul cannot be"),
+        ({"methods": [NPO, BROKEN | {"class_path": "dipo_lightning.TOFUEvaluation"}]}, "GradAscent seed 0: "),
+        ({"methods": [NPO, DIPO | {"grid": {"bta": [0.1, 0.2]}}]}, "DiPO (bta=0.1) seed 0: "),
+        ({"methods": [NPO, DIPO | {"grid": {"bta": [0.1, 0.2]}}]}, "Did you mean 'beta'?"),
+        ({"methods": [NPO, NPO | {"name": "other", "settings": {"beta": "much"}}]}, "Got value: much"),
+        ({"methods": [NPO, BROKEN | {"settings": {"data.batch": 4}}]}, "'batch' is not accepted"),
+        ({"methods": [NPO, BROKEN | {"settings": {"trainer.max_epoch": 4}}]}, "max_epoch"),
         ({"runs": [{"path": "{folder}/nothing"}]}, "of 0 runs"),
     ],
 )
@@ -238,9 +294,7 @@ def test_choosing_on_the_reported_data_can_be_allowed_and_is_then_said(tmp_path:
     assert "The same data is reported on" in (tmp_path / "out" / "comparison.md").read_text()
 
 
-def test_results_of_other_weights_or_rows_are_not_put_into_one_table(
-    tmp_path: Path, calls: list[list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_results_of_other_weights_or_rows_are_not_put_into_one_table(tmp_path: Path, calls: list[list[str]]) -> None:
     path = write(tmp_path, [DIPO | {"grid": {}}, NPO], seeds=[0])
     main(["compare", path])
     for method, hashes in {"DiPO": ("a", "x"), "NPO": ("a", "y")}.items():
@@ -249,9 +303,11 @@ def test_results_of_other_weights_or_rows_are_not_put_into_one_table(
             data = {"forget": {"rows": 4, "sha256": hashes[1]}}
             document["provenance"] |= {"model": {"pretrained": hashes[0]}, "data": data}
             file.write_text(json.dumps(document))
-    capsys.readouterr()
     assert main(["compare", path]) == 2
-    assert "had other forget rows than DiPO seed 0" in capsys.readouterr().err
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "- NPO (beta=0.2) seed 0: NPO (beta=0.2) seed 0 had other forget rows than DiPO seed 0" in text
+    assert "| DiPO | - | 1 |" in text
+    assert "| NPO |" not in text
 
 
 def test_a_run_whose_config_was_cut_off_in_writing_is_run_anew(tmp_path: Path, calls: list[list[str]]) -> None:
@@ -265,9 +321,6 @@ def test_a_run_whose_config_was_cut_off_in_writing_is_run_anew(tmp_path: Path, c
 
 
 def test_a_finished_run_of_other_rows_or_of_another_model_is_run_anew(tmp_path: Path) -> None:
-    from dipo_lightning.callbacks.run_record import describe_run, write_record
-    from dipo_lightning.comparison.work import Run, rows_now
-
     def write_rows(answer: str) -> None:
         (tmp_path / "forget.jsonl").write_text(json.dumps({"question": "Who?", "answer": answer}))
 
@@ -289,6 +342,32 @@ def test_a_finished_run_of_other_rows_or_of_another_model_is_run_anew(tmp_path: 
         rows_now.cache_clear()
         assert run.state == "new"
         write_rows("I.")
+
+
+@dataclass
+class Which:
+    """An option with parts of its own."""
+
+    name: str
+
+
+class Chosen(UnlearningDataModule):
+    """A user's own data module."""
+
+    def __init__(self, folder: str, which: Which, **options: Any) -> None:
+        super().__init__(forget=f"{folder}/{which.name}.jsonl", **options)
+
+
+def test_the_rows_of_an_own_data_module_are_read_as_fit_reads_them(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"question": "Who?", "answer": "I."}))
+    model = str(save_toy(tmp_path / "model"))
+    own = {"folder": str(tmp_path), "which": {"name": "mine"}}
+    usual = {"forget": str(tmp_path / "mine.jsonl")}
+    rows = [
+        rows_now(json.dumps([{"class_path": path, "init_args": options}, model]))
+        for path, options in ((f"{__name__}.Chosen", own), ("UnlearningDataModule", usual))
+    ]
+    assert rows[0] == rows[1] != {}
 
 
 def test_a_config_that_is_cut_off_in_writing_leaves_the_one_before(

@@ -4,17 +4,23 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import yaml
 
 from dipo_lightning import DiPOModule
-from dipo_lightning.comparison.configs import accepted_options, import_class, read_base, run_config
+from dipo_lightning.comparison.configs import accepted_options, callback_class, import_class, read_base, run_config
 from dipo_lightning.comparison.plan import Method, read_comparison
+from dipo_lightning.comparison.work import evaluated_on
 from dipo_lightning.errors import InputError
 from tests.helpers.acted import write_base
 
 OWN = f"{__name__}.Own"
 SHIPPED = sorted((Path(__file__).resolve().parents[2] / "configs" / "compare").glob("*.yaml"))
+
+
+class MyExportModel(pl.Callback):
+    """A user's callback, whose name ends as that of the package's does."""
 
 
 class Own(DiPOModule):
@@ -76,6 +82,24 @@ def test_the_optimiser_of_the_base_is_shared(base: dict[str, Any]) -> None:
     assert optimizer == {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5, "momentum": 0.9}}
 
 
+SGD = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}}
+
+
+@pytest.mark.parametrize(
+    "method", [Method("m", None, {"lr": 0.5, "optimizer": SGD}), Method("m", None, {"lr": 0.5}, {"optimizer": [SGD]})]
+)
+def test_the_learning_rate_reaches_an_optimiser_that_is_named_after_it(base: dict[str, Any], method: Method) -> None:
+    [settings] = method.candidates()
+    options = run_config(base, method, settings, 3, False)["model"]["init_args"]
+    assert options["optimizer"] == {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9, "lr": 0.5}}
+
+
+def test_a_part_of_a_section_is_set_in_the_run_s_config_alone(base: dict[str, Any]) -> None:
+    settings = {"pair.alpha": 2.0, "pair": {"rho": 0.3}}
+    assert made(base, None, **settings)["model"]["init_args"]["pair"] == {"rho": 0.3, "alpha": 2.0}
+    assert settings["pair"] == {"rho": 0.3}
+
+
 def test_everything_is_written_into_the_run_s_folder(base: dict[str, Any]) -> None:
     base["trainer"]["callbacks"] += [
         {
@@ -100,6 +124,22 @@ def test_everything_is_written_into_the_run_s_folder(base: dict[str, Any]) -> No
     ]
     exported = made(base, None, export=True)["trainer"]["callbacks"][-1]
     assert exported == {"class_path": "dipo_lightning.ExportModel", "init_args": {"folder": "model"}}
+
+
+def test_a_callback_of_the_user_s_own_stays_whatever_its_name_ends_with(base: dict[str, Any]) -> None:
+    own = {"class_path": f"{__name__}.MyExportModel", "init_args": {"folder": "x"}}
+    base["trainer"]["callbacks"] += [own, "ExportModel"]
+    assert made(base, None)["trainer"]["callbacks"][1:] == [own]
+
+
+@pytest.mark.parametrize(
+    "name", ["LearningRateMonitor", "EarlyStopping", "StopOnCollapse", "ModelCheckpoint", "Checkpoint"]
+)
+def test_callbacks_have_their_short_names_as_in_fit(base: dict[str, Any], name: str) -> None:
+    base["trainer"]["callbacks"].insert(0, name)
+    assert callback_class(name).__name__ == name
+    assert evaluated_on(base, "base.yaml", None).name == "tofu"
+    assert made(base, None)["trainer"]["callbacks"][0] == {"class_path": name, "init_args": {}}
 
 
 def test_each_seed_may_have_a_base_of_its_own(tmp_path: Path) -> None:
@@ -135,6 +175,7 @@ def test_sections_without_a_class_are_of_the_usual_one(tmp_path: Path, wrapped: 
         ("a: [", "is not YAML"),
         ("model: {}", "not a config of"),
         ("7", "not a config of"),
+        ("{model: {pretrained: x}, data: }", "not a config of"),
     ],
 )
 def test_a_base_that_is_none_is_said(tmp_path: Path, content: str | None, message: str) -> None:

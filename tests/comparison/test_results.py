@@ -6,11 +6,12 @@ import pytest
 
 from dipo_lightning.benchmarks.tofu.metrics import TOFU
 from dipo_lightning.cli.score import score
+from dipo_lightning.comparison.report import epoch_text
 from dipo_lightning.comparison.results import (
     Scale,
     add_columns_beside,
     add_utility_kept,
-    by_epoch,
+    by_moment,
     evaluation_rows,
     read_evaluations,
     retain_row,
@@ -31,7 +32,7 @@ def test_other_evaluations_of_the_same_steps_stay_out(tmp_path: Path) -> None:
     assert [row["forget_quality_log10_p"] for row in rows] == [-9.0, -1.0]
     target = target_row(rows)
     assert target is not None
-    assert (target["model_utility"], by_epoch(rows)[1]["model_utility"]) == (0.8, 0.7)
+    assert (target["model_utility"], by_moment(rows)[1, 0]["model_utility"]) == (0.8, 0.7)
 
 
 def test_scores_of_attacks_are_columns_and_no_comparison_of_their_own(tmp_path: Path) -> None:
@@ -50,6 +51,52 @@ def test_scores_of_attacks_are_columns_and_no_comparison_of_their_own(tmp_path: 
     }
     assert not any(name.startswith("robustness_") for name in rows[0])
     assert set(found) <= set(Scale.of(benchmark).columns(rows))
+
+
+@pytest.mark.parametrize(
+    ("measured", "said"),
+    [
+        ([(0, 0), (1, 5), (2, 10)], ["0", "1", "2"]),
+        ([(0, 0), (2, 10), (4, 20)], ["0", "2", "4"]),
+        ([(0, 0), (1, 5), (1, 7), (2, 10)], ["0", "1 (step 5)", "1 (step 7)", "2 (step 10)"]),
+        ([(0, 0), (0, 4), (1, 5)], ["0", "0 (step 4)", "1 (step 5)"]),
+        ([(1, 8), (3, 16)], ["1 (step 8)", "3 (step 16)"]),
+    ],
+)
+def test_every_evaluation_is_kept_and_those_inside_an_epoch_are_told_by_their_step(
+    measured: list[tuple[int, int]], said: list[str]
+) -> None:
+    documents = [evaluation(epoch, 0.8, -9.0) for epoch, _ in measured]
+    for document, (_, step) in zip(documents, measured, strict=True):
+        document["provenance"]["step"] = step
+    rows = evaluation_rows(documents)
+    assert [epoch_text(row) for row in rows] == said
+    assert [row["step"] for row in by_moment(rows).values()] == [step for _, step in measured if step]
+
+
+@pytest.mark.parametrize("ending", ["test", "test_2", "validate", "validate_3"])
+def test_what_test_and_validate_measured_is_no_evaluation_of_the_run(tmp_path: Path, ending: str) -> None:
+    write_evaluations(tmp_path, [evaluation(0, 0.3, -1.0)])
+    [other] = tmp_path.rglob("*.json")
+    other.rename(other.with_name(f"{other.stem}_{ending}.json"))
+    with pytest.raises(InputError, match="has no evaluation of a known benchmark.*`test` and `validate` do not count"):
+        read_evaluations(tmp_path)
+    write_evaluations(tmp_path, [evaluation(1, 0.7, -1.0)])
+    assert target_row(evaluation_rows(read_evaluations(tmp_path)[1])) is None
+    write_evaluations(tmp_path, [evaluation(0, 0.8, -9.0)])
+    assert [row["model_utility"] for row in evaluation_rows(read_evaluations(tmp_path)[1])] == [0.8, 0.7]
+
+
+def test_scores_that_test_measured_are_no_columns_but_those_of_attack_are(tmp_path: Path) -> None:
+    write_evaluations(tmp_path, [evaluation(0, 0.8, -9.0), evaluation(1, 0.7, -1.0)])
+    rows = evaluation_rows(read_evaluations(tmp_path)[1])
+    attacked = evaluation(1, None, None) | {"format": "dipo-lightning/robustness/1"}
+    for worst, ending in ((0.4, "attack"), (0.9, "test")):
+        write_evaluations(tmp_path, [attacked | {"aggregates": {"worst_rouge": worst}}], name="robustness")
+        file = next(tmp_path.rglob("robustness_epoch=001_step=00005.json"))
+        file.rename(file.with_name(f"{file.stem}_{ending}.json"))
+    add_columns_beside(rows, tmp_path)
+    assert rows[1]["robustness_worst_rouge"] == 0.4
 
 
 def test_a_run_without_the_evaluation_is_said(tmp_path: Path) -> None:

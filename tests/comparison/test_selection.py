@@ -4,6 +4,7 @@ import pytest
 
 from dipo_lightning.benchmarks.tofu import TOFU
 from dipo_lightning.comparison.plan import Method, Selection
+from dipo_lightning.comparison.report import Findings
 from dipo_lightning.comparison.results import Candidate, Row, Scale, choose, rule
 from dipo_lightning.errors import RunError
 
@@ -35,6 +36,18 @@ def test_the_last_epoch_counts_unless_any_may() -> None:
     one, other = rows((-0.5, 0.97), (-4, 0.97)), rows((-0.2, 0.5), (-2, 0.96))
     assert chosen(one, other) == (1, None)
     assert chosen(one, other, epoch="any") == (0, 1)
+
+
+@pytest.mark.parametrize("best", [1, 2])
+def test_an_evaluation_inside_an_epoch_is_chosen_and_reported_apart_from_the_epoch_s_end(best: int) -> None:
+    run = rows((-3, 0.99), (-3, 0.99), (-0.1, 0.5))
+    run[2] |= {"epoch": 1, "step": 7}
+    run[best]["forget_quality_log10_p"] = -1
+    choice = choose(candidates(run), Selection(seed=9, epoch="any"), SCALE)
+    findings = Findings(SCALE, moments={("m", ""): choice.moment})
+    assert findings.reported(run, ("m", "")) is run[best]
+    reported = [{**row, "step": 2 * row["step"]} for row in run]  # of a seed with longer epochs
+    assert findings.reported(reported, ("m", "")) is reported[best]
 
 
 def test_where_none_keeps_the_utility_the_highest_utility() -> None:

@@ -1,18 +1,33 @@
 """The sentence above the table, the table, and the file with every number."""
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torchmetrics import Metric
 
 from dipo_lightning.benchmarks.muse import MUSE
 from dipo_lightning.benchmarks.tofu import TOFU
 from dipo_lightning.benchmarks.user_data import UserData
-from dipo_lightning.comparison.plan import Selection
-from dipo_lightning.comparison.report import Line, Spread, explanations, markdown_table, verdict, write_csv
-from dipo_lightning.comparison.results import Candidate, Scale, choose, rule
+from dipo_lightning.comparison.plan import Comparison, Selection
+from dipo_lightning.comparison.report import (
+    Findings,
+    Line,
+    Spread,
+    explanations,
+    markdown_table,
+    verdict,
+    write_csv,
+    write_report,
+)
+from dipo_lightning.comparison.results import Candidate, Row, Scale, add_utility_kept, choose, rule, target_row
 from dipo_lightning.errors import RunError
 from dipo_lightning.evaluation.aggregates import number_text
+from dipo_lightning.evaluation.benchmark import Benchmark, Headline
+from dipo_lightning.evaluation.logs import EvaluationLog
+from dipo_lightning.metrics import RowMean, RowSet
 
 
 def line(method: str, log10_p: float | None, kept: float | None) -> Line:
@@ -107,6 +122,56 @@ def test_a_sentence_names_numbers_as_one_says_them() -> None:
     assert scale.phrase("forget_probability") == "probability of the forget rows"
     assert "best in probability of the forget rows at the last epoch" in rule(Selection(seed=9), scale)
     assert Scale.of(MUSE()).phrase("knowmem_retain") == "KnowMem (retain)"
+
+
+class Known(RowMean):
+    """A number of a benchmark that measures nothing to keep."""
+
+    field, label, remembers = "known", "known", 1
+
+
+class Caps(Benchmark):
+    """A benchmark of a user's own, without a utility."""
+
+    name, title, format = "caps", "Caps", "mine/caps/1"
+    headline = Headline("asked_known", "")
+
+    def metrics(self, settings: Mapping[str, Any], retain: EvaluationLog | None = None) -> dict[str, Metric]:
+        return {"asked_known": Known(RowSet("asked", "Asked", "asked rows", True))}
+
+
+def known(*values: float | None) -> list[Row]:
+    rows: list[Row] = [
+        {"method": "m", "settings": "", "seed": 0, "epoch": n, "step": n, "asked_known": value}
+        for n, value in enumerate(values)
+    ]
+    add_utility_kept(rows, target_row(rows), Scale.of(Caps()))
+    return rows
+
+
+def test_a_benchmark_without_a_utility_is_compared_by_its_forgetting_alone(tmp_path: Path) -> None:
+    scale = Scale.of(Caps())
+    tried = [
+        Candidate("m", {"beta": n}, f"beta={n}", known(*values))
+        for n, values in enumerate([(0.9, 0.5), (0.9, 0.2), (0.9, None)])
+    ]
+    selection = Selection(seed=9)
+    choice = choose(tried, selection, scale)
+    assert choice.settings == {"beta": 1}
+    runs = {("m", "beta=1"): [tried[1].rows], ("n", ""): [known(0.9, 0.3)]}
+    plan = Comparison("base.yaml", str(tmp_path), selection=selection)
+    text = write_report(plan, Findings(scale, runs, candidates=tried, choices={"m": choice}))
+    assert (
+        "Best in known of the asked rows: m, 0.200.\n\n| method | settings | seeds | epoch | asked: known |\n" in text
+    )
+    assert text.index("| m |") < text.index("| n |") < text.index("| target |")
+    assert "those of the candidate that is best in known of the asked rows at the last epoch." in text
+    assert "| m | beta=1 | 1 | 0.200 | yes |" in text
+    assert "tility" not in text
+    with (tmp_path / "comparison.csv").open() as file:
+        assert next(csv.reader(file)) == ["method", "settings", "seed", "epoch", "step", "asked_known"]
+    with pytest.raises(RunError, match="no candidate has a known of the asked rows to choose by"):
+        choose(tried[2:], selection, scale)
 
 
 def test_every_number_of_the_table_is_explained() -> None:
