@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.aggregates import Meanings, flat_numbers, metric_meanings, number_text, retain_numbers
 from dipo_lightning.evaluation.benchmark import Benchmark, Headline, benchmark_of
 from dipo_lightning.evaluation.logs import read_log
-from dipo_lightning.report.runs import Document, read_document
+from dipo_lightning.report.runs import Document, read_documents
 
 Row = dict[str, Any]
 """method, settings, seed, epoch, step, utility_kept, and every number of an evaluation by its name.
@@ -29,9 +28,6 @@ Moment = tuple[int, int]
 
 COLUMNS = ("method", "settings", "seed", "epoch", "step")
 NO_NUMBERS = (*COLUMNS, "intervals", "at")
-
-MEASURED_APART = re.compile(r"_(test|validate)(_\d+)?$")
-"""Ending of the names of the files that `test` and `validate` write, which may be about any model."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +107,7 @@ def read_evaluations(folder: Path, name: str | None = None) -> tuple[Benchmark, 
     places = [folder / "evaluations"] if (folder / "evaluations").is_dir() else sorted(folder.rglob("evaluations"))
     if len(places) != 1:
         raise InputError(f"{folder} holds the evaluations of {len(places)} runs; name the folder of one run.")
-    found = documents_of_run(places[0], name)
+    found = read_documents(places[0].parent, name)
     if name is None:
         found = {key: documents for key, documents in found.items() if not _columns_beside(documents[-1])}
     if name is None and len(found) > 1:
@@ -120,25 +116,8 @@ def read_evaluations(folder: Path, name: str | None = None) -> tuple[Benchmark, 
     benchmark = benchmark_of(documents[-1]) if documents else None
     if benchmark is None:
         what = f"{name} evaluation" if name else "evaluation of a known benchmark"
-        raise InputError(
-            f"{places[0]} has no {what}: the run has no such callback, or did not get to it (those by `test` and "
-            "`validate` do not count)."
-        )
+        raise InputError(f"{places[0]} has no {what}: the run has no such callback, or did not get to it.")
     return benchmark, documents
-
-
-def documents_of_run(evaluations: Path, name: str | None = None) -> dict[str, list[Document]]:
-    """Read the evaluations of a run's own models, by name and in the order of their steps; those of one name, or all.
-
-    Attacks are among them; evaluations by `test` and `validate`, which may be of any model, are not.
-    """
-    found: dict[str, list[Document]] = {}
-    for file in sorted(evaluations.glob(f"{name}_epoch=*.json" if name else "*.json")):
-        if not MEASURED_APART.search(file.stem):
-            found.setdefault(file.name.split("_epoch=")[0], []).append(read_document(file))
-    for documents in found.values():
-        documents.sort(key=lambda document: document["provenance"].get("step", 0))
-    return found
 
 
 def evaluation_rows(
@@ -167,8 +146,8 @@ def evaluation_rows(
 
 def add_columns_beside(rows: Sequence[Row], folder: Path) -> None:
     """Add to each row the numbers of other evaluations at its step, such as scores of attacks."""
-    for place in {path.parent for path in folder.rglob("evaluations/*.json")}:
-        for name, documents in documents_of_run(place).items():
+    for place in {path.parent.parent for path in folder.rglob("evaluations/*.json")}:
+        for name, documents in read_documents(place).items():
             for document in documents:
                 patterns = _columns_beside(document)
                 numbers = flat_numbers(document["aggregates"]) if patterns else {}

@@ -79,8 +79,7 @@ def test_what_test_and_validate_measured_is_no_evaluation_of_the_run(tmp_path: P
     write_evaluations(tmp_path, [evaluation(0, 0.3, -1.0)])
     [other] = tmp_path.rglob("*.json")
     other.rename(other.with_name(f"{other.stem}_{ending}.json"))
-    with pytest.raises(InputError, match="has no evaluation of a known benchmark.*`test` and `validate` do not count"):
-        read_evaluations(tmp_path)
+    assert target_row(evaluation_rows(read_evaluations(tmp_path)[1])) is not None, "a model that was only tested"
     write_evaluations(tmp_path, [evaluation(1, 0.7, -1.0)])
     assert target_row(evaluation_rows(read_evaluations(tmp_path)[1])) is None
     write_evaluations(tmp_path, [evaluation(0, 0.8, -9.0)])
