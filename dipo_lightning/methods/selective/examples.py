@@ -23,6 +23,7 @@ from dipo_lightning.data.private import (
     vocabulary,
     words,
 )
+from dipo_lightning.errors import InputError
 from dipo_lightning.models.answers import IGNORED
 
 Row = Mapping[str, Any]
@@ -53,8 +54,8 @@ class PrivateExample:
 
     @property
     def start(self) -> int:
-        """Position of the answer's first token."""
-        return next(place for place, label in enumerate(self.labels) if label != IGNORED)
+        """Position of the answer's first token; the number of tokens if none of it is left."""
+        return next((place for place, label in enumerate(self.labels) if label != IGNORED), len(self.labels))
 
     @property
     def flags(self) -> list[bool]:
@@ -168,6 +169,28 @@ class ExampleMaker:
             text = before + ", ".join(values) + after
         ids, _ = self.style.join(prompt, text)
         return self._marked(index, prompt, ids[len(prompt) :], text, spans)
+
+    def wordings(self, index: int, templates: Mapping[str, str]) -> list[PrivateExample]:
+        """Build the example of a row in each wording.
+
+        A wording that leaves nothing of the answer within ``max_length`` is replaced by one that fits.
+
+        Args:
+            index: Index of the row.
+            templates: Wordings of the prompt with their answers, as for `of_row`.
+
+        Raises:
+            InputError: No wording fits.
+        """
+        made = [self.of_row(index, template, answer) for template, answer in templates.items()]
+        fitting = [example for example in made if example.flags]
+        if not fitting:
+            raise InputError(
+                f"{self.rows[index].get('where', f'forget row {index}')}: its question leaves nothing of the answer "
+                f"within data.max_length ({self.max_length} tokens). Raise data.max_length, or shorten or leave out "
+                "the row."
+            )
+        return [fitting[place % len(fitting)] for place in range(len(made))]
 
     def _subject(self, index: int) -> str:
         """Subject of a row in the words of its question (`subject_in`); without one, the whole question."""
