@@ -20,9 +20,24 @@ from dipo_lightning.data.tokenization import LazyRows, OnDemand
 from dipo_lightning.metrics.functional.text import stem
 from dipo_lightning.models.answers import IGNORED
 
-_WORD = re.compile(r"[\p{L}\p{N}](?:[\p{L}\p{M}\p{N}]|[-'’.,](?=[\p{L}\p{N}]))*")
-_UNSPACED = re.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
+_NEW_SENTENCE = r"(?<=\p{Ll})\.(?=\p{Lu}\p{Ll})"
+_JOINT = rf"(?:[-'’](?=[\p{{L}}\p{{N}}])|(?<=\p{{N}}),(?=\p{{N}})|(?!{_NEW_SENTENCE})\.(?=[\p{{L}}\p{{N}}]))"
+_WORD = re.compile(rf"[\p{{L}}\p{{N}}](?:[\p{{L}}\p{{M}}\p{{N}}]|{_JOINT})*")
 _POSSESSIVE = re.compile(r"['’]s$", re.IGNORECASE)
+
+_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+"""Letters of scripts without spaces between words, and Hangul, where endings are written onto names."""
+_LETTER = rf"(?:(?!{_UNSPACED})[\p{{L}}\p{{M}}\p{{N}}])"
+_PART = re.compile(r"[\p{L}\p{N}](?:[\p{L}\p{M}\p{N}]|(?<=\p{N})[.,](?=\p{N}))*")
+"""Letters and digits up to the next sign; a number with its point."""
+_GAP = r"(?:['’]s)?[^\p{L}\p{N}]+"
+_BEFORE = rf"(?<!{_LETTER})(?<!\p{{N}}[.,](?=\p{{N}}))(?<!(?<!{_LETTER})(?:\p{{L}}-|o['’]))"
+"""Before a value: not the rest of a word or number, nor of one like "e-mail" or "O'Neil"."""
+_AFTER = rf"(?!{_LETTER})(?!(?<=\p{{N}})[.,]\p{{N}})(?!['’]t(?!{_LETTER}))"
+"""After a value: not the rest of a word or number, nor of one like "don't"."""
+_LONE_BEFORE = rf"(?<!(?<!{_LETTER})\p{{L}}\.)(?<!\p{{L}}['’])"
+_LONE_AFTER = rf"(?!['’]{_LETTER}(?<!['’]s(?!{_LETTER}))|\.\p{{L}}(?!{_LETTER}))"
+"""Also around a value of a single letter: not a part of "U.S.", "I'm" or "can't"."""
 
 FUNCTION_WORDS = frozenset(shipped_json(__package__, "function_words"))
 """English words that carry no secret by themselves; for other languages the words of the retain rows serve instead."""
@@ -246,21 +261,32 @@ class PrivateTokens(OnDemand):
 def says(text: str, value: str) -> bool:
     """Return whether a text contains a private value: the same words in the same order, ignoring case and accents.
 
-    Values without words (punctuation only) or in scripts without spaces between words are searched for as substrings.
+    A part of a word or number is not the value ("12" in "1912", "3" in "3.5"); a part of a compound is ("Lima-born"),
+    and so is any part of a text in a script without spaces. Values without words (punctuation only) are searched for
+    as substrings.
     """
-    wanted = [word.text for word in words(_plain(value))]
-    if not wanted:
-        return bool(value.strip()) and value.strip() in text
-    if _UNSPACED.search(value):
-        return _plain(value).strip() in _plain(text)
-    said = [word.text for word in words(_plain(text))]
-    return any(said[place : place + len(wanted)] == wanted for place in range(len(said) - len(wanted) + 1))
+    pattern = _said(value)
+    return pattern.search(_plain(text)) is not None if pattern else bool(value.strip()) and value.strip() in text
+
+
+@cache
+def _said(value: str) -> Any:
+    """The pattern of a value in a text without accents; None for a value without words."""
+    plain = re.sub(rf"['’]s(?!{_LETTER})", "", _plain(value))
+    parts = _PART.findall(plain)
+    if not parts:
+        return None
+    lone = re.fullmatch(r"\p{L}", "".join(parts)) is not None
+    before = "" if re.match(_UNSPACED, parts[0]) else _BEFORE + _LONE_BEFORE * lone
+    after = "" if re.match(_UNSPACED, parts[-1][-1]) else _AFTER + _LONE_AFTER * lone
+    return re.compile(before + _GAP.join(map(re.escape, parts)) + after)
 
 
 def _plain(text: str) -> str:
     """Fold case and drop combining accents, so that "Ngũgĩ" and "Ngugi" are one."""
     decomposed = unicodedata.normalize("NFKD", text)
-    return "".join(character for character in decomposed if not unicodedata.combining(character)).casefold()
+    bare = "".join(character for character in decomposed if not unicodedata.combining(character))
+    return unicodedata.normalize("NFC", bare).casefold()
 
 
 def share_of_words(texts: Iterable[str], known: Collection[str]) -> float:
