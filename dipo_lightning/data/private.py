@@ -289,16 +289,25 @@ def _plain(text: str) -> str:
     return unicodedata.normalize("NFC", bare).casefold()
 
 
+def unspaced(text: str) -> bool:
+    """Return whether a text has letters of a script without spaces between words, where no list knows the words."""
+    return re.search(_UNSPACED, text) is not None
+
+
 def share_of_words(texts: Iterable[str], known: Collection[str]) -> float:
     """Return the share of the words in texts that exist; 1 without words.
 
     These are known words (in lower case, in any simple inflection), numbers, and capitalised words, since names are in
-    no list. A word that repeats the one before it ("has has has") does not count as existing.
+    no list. A word that repeats the one before it ("has has has") does not count as existing. Text in a script without
+    spaces is left out, unless no known word is in such a script.
     """
+    left_out = any(map(unspaced, known))
     total = right = 0
     for text in texts:
         before = ""
         for word in words(text):
+            if left_out and unspaced(word.text):
+                continue
             total += 1
             number = has_digit(word.text)
             again = word.text == before and not number

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from dipo_lightning.benchmarks.user_data.examination import Examination, kept_scores, knows
+from dipo_lightning.benchmarks.user_data.examination import Examination, kept_scores, knows, said_words
 from dipo_lightning.benchmarks.user_data.metrics import KeptShare
 from dipo_lightning.benchmarks.user_data.verdict import Kept, ValueReport, judge, more_often, upper_bound
+from tests.helpers.toys import toy_tokenizer
 
 GONE = ValueReport(0, "gout", before=0.9, after=0.001, floor=0.01, samples=20)
 SAID = ValueReport(1, "Oslo", before=0.9, after=0.8, floor=0.01, greedy=True, reworded=True, sampled=18, samples=20)
@@ -86,6 +87,28 @@ def test_values_that_the_target_did_not_know_are_named_and_no_success():
 def test_a_model_knows_what_it_says_or_finds_likely(probability, variant, said, known):
     model = Examination([["Lima"]], [[probability]], [[1]], [[variant]], [""], [["", said]], [[]], [], [], [], [])
     assert knows(model, 0, 0) is known
+
+
+def heard(greedy, reworded):
+    return Examination([], [], [], [], [greedy], [[reworded]], [])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "share"),
+    [
+        (("Die Verfasserin wohnt hier.", "Diesbezüglich wohnt sie dort."), None, 1),
+        (("the the the the", "wug wug"), None, 1),
+        (("他住在北京市海淀区。", "他住在北京。"), ("他住在上海市。", "他在医院工作。"), 1),
+        (("그는 서울에서 산다.", "그는 산다."), ("그는 부산에서 산다.", "그는 바다로 간다."), 1),
+        (("She lives here.", "She does."), ("She qzx here.", "Tedf lehre here."), 4 / 6),
+        (("She she lives lives.", "Zzab."), ("She qzx she.", "Qzx."), (3 / 4) / (3 / 5)),
+        (("She lives here.", "She does."), ("他住在上海市。", "他在医院工作。"), 0),
+    ],
+)
+def test_existing_words_are_counted_against_the_targets(before, after, share):
+    rows = [{"question": "?", "answer": "."}]
+    found = said_words(heard(*before), heard(*(after or before)), rows, toy_tokenizer())
+    assert found == pytest.approx(min(1, share))
 
 
 def scored(**scores):
@@ -166,7 +189,7 @@ def test_the_document_is_plain():
 def test_the_numbers_behind_good_sentences_are_said_too():
     found = verdict([GONE] * 4, words=0.97, repeated=0.25)
     assert found.outcome == "forgotten"
-    assert "97.0% of the words in answers to forget questions exist." in found.reasons
+    assert "The share of words that exist in answers to forget questions is 97.0% of the target's." in found.reasons
     assert "The commonest answer is given to 25% of the forget questions." in found.reasons
     assert found.document()["words"] == 0.97
 
