@@ -18,6 +18,7 @@ Every rule compares two numbers that are part of the verdict.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -78,7 +79,7 @@ class ValueReport:
     @property
     def remains(self) -> bool:
         """True if answers contain the value, or it was known and is likelier than its floor and half of before."""
-        likely = self.known and self.floor is not None and self.after > max(self.floor, self.before / 2)
+        likely = self.known and self.floor is not None and not self.after <= max(self.floor, self.before / 2)
         said = more_often(self.sampled, self.samples, self.chance, self.chance_samples)
         return self.greedy or self.reworded or said or likely
 
@@ -105,10 +106,11 @@ class Kept:
         name: A key of `LABELS`.
         before: Score before unlearning.
         after: Score after unlearning.
-        rows: Number of rows.
-        share: Share of the score that was kept; 1 if it was 0 before.
+        rows: Number of rows with a score before.
+        share: Share of the score that was kept; 1 if it was 0 before, NaN if a row has lost its score.
         low: Lower end of the 95 % bootstrap interval of the share kept; None if unknown.
         high: Upper end.
+        unscored: Number of rows without a score before, which are left out.
     """
 
     name: str
@@ -118,6 +120,7 @@ class Kept:
     share: float
     low: float | None = None
     high: float | None = None
+    unscored: int = 0
 
     @property
     def label(self) -> str:
@@ -126,8 +129,13 @@ class Kept:
 
     @property
     def lost(self) -> bool:
-        """True if too little was kept and the loss is significant."""
-        return self.share < KEEP and (self.high is None or self.high < 1)
+        """True if too little was kept and the loss is significant, or if the share is unknown."""
+        return math.isnan(self.share) or (self.share < KEEP and (self.high is None or not self.high >= 1))
+
+    @property
+    def count(self) -> str:
+        """Number of rows in words, with those that were left out."""
+        return f"{self.rows} rows" + (f", {self.unscored} more without a score" if self.unscored else "")
 
 
 @dataclass(frozen=True)
@@ -305,12 +313,12 @@ def _least_forgotten(value: ValueReport) -> tuple[bool, bool, int, float]:
 
 def _damage(kept: Sequence[Kept], words: float, repeated: float) -> list[str]:
     found = [
-        f"{one.label} keep {one.share:.1%} of their score ({one.before:.3f} to {one.after:.3f}, {one.rows} rows); "
+        f"{one.label} keep {one.share:.1%} of their score ({one.before:.3f} to {one.after:.3f}, {one.count}); "
         f"{KEEP:.0%} is asked for."
         for one in kept
         if one.lost
     ]
-    if words < WORDS:
+    if not words >= WORDS:
         found.append(
             f"The share of words that exist in answers to forget questions is {words:.1%} of the target's; {WORDS:.0%} "
             "is asked for."
@@ -354,7 +362,7 @@ def _numbers(ordered: Sequence[ValueReport], kept: Sequence[Kept]) -> list[str]:
         if beyond:
             lines.append(f"{beyond} of {len(ordered)} values are over-forgotten: {TOO_FAR:g} times below their floor.")
     lines += [
-        f"{one.label} keep {one.share:.1%} ({one.before:.3f} to {one.after:.3f}, {one.rows} rows)."
+        f"{one.label} keep {one.share:.1%} ({one.before:.3f} to {one.after:.3f}, {one.count})."
         for one in kept
         if not one.lost
     ]

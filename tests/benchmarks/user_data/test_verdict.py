@@ -138,6 +138,29 @@ def test_scores_of_zero_and_of_a_broken_model_make_no_share():
     assert math.isnan(broken.after)
     assert math.isnan(broken.share)
     assert any("Retain rows keep nan%" in reason for reason in verdict([GONE], [broken]).reasons)
+    [from_zero] = kept_scores(scored(retain=[0.0]), scored(retain=[math.nan]))
+    for unknown in (broken, from_zero):
+        assert verdict([GONE], [unknown]).outcome == "damaged"
+
+
+@pytest.mark.parametrize("none", [None, math.nan])
+def test_rows_without_a_score_are_left_out_and_counted(none):
+    before, after = [0.9, none, 0.8, 0.7], [0.1, none, 0.3, 0.2]
+    [found] = kept_scores(scored(neighbours=before), scored(neighbours=after))
+    [whole] = kept_scores(scored(neighbours=[0.9, 0.8, 0.7]), scored(neighbours=[0.1, 0.3, 0.2]))
+    assert found == dataclasses.replace(whole, unscored=1)
+    assert found.share == pytest.approx(0.6 / 2.4)
+    judged = verdict([GONE], [found])
+    assert judged.outcome == "damaged"
+    assert "3 rows, 1 more without a score" in judged.reasons[0]
+    [nothing] = kept_scores(scored(neighbours=[none]), scored(neighbours=[none]))
+    assert (nothing.rows, nothing.unscored, nothing.lost) == (0, 1, True)
+
+
+def test_a_number_that_is_none_passes_no_threshold():
+    assert verdict([GONE], words=math.nan).outcome == "damaged"
+    assert dataclasses.replace(GONE, after=math.nan).remains
+    assert not GONE.remains
 
 
 def test_a_row_that_was_seen_twice_counts_once():
@@ -149,6 +172,7 @@ def test_a_row_that_was_seen_twice_counts_once():
         "before": 0.75,
         "after": 0.375,
         "rows": 2,
+        "unscored": 0,
         "share": 0.5,
     }
 
