@@ -273,6 +273,11 @@ def test_layouts_that_spreadsheets_and_other_tools_write(tmp_path):
     assert plain(read_rows(tmp_path / "texts.json")) == [{"text": "a"}, {"text": "b"}]
     (tmp_path / "alone.json").write_text(json.dumps({"messages": TURNS}))
     assert plain(read_rows(tmp_path / "alone.json")) == [{"messages": TURNS}]
+    for row in ({"Question": "Who?", "answer": "Nobody."}, {"text": "Nobody."}, {"messages": TURNS}):
+        [found] = read_rows(write(tmp_path / "alone.jsonl", [{**row, "sources": [{"text": "A book."}]}]))
+        assert plain([found]) == [{name.lower(): value for name, value in row.items()}], (
+            "what lies beside a row's texts is no row"
+        )
     (tmp_path / "columns.json").write_text(json.dumps({"version": {"a": 1}}))
     with pytest.raises(InputError, match="write one object per row"):
         read_rows(tmp_path / "columns.json")
