@@ -17,6 +17,7 @@ import regex as re
 from dipo_lightning.data.files import shipped_json
 from dipo_lightning.data.loader import Example
 from dipo_lightning.data.tokenization import LazyRows, OnDemand
+from dipo_lightning.errors import InputError
 from dipo_lightning.metrics.functional.text import stem
 from dipo_lightning.models.answers import IGNORED
 
@@ -202,10 +203,12 @@ def token_flags(offsets: Sequence[tuple[int, int]], spans: Sequence[Span]) -> li
 def token_places(tokenizer: Any, ids: Sequence[int], text: str) -> list[tuple[int, int]]:
     """Return the character range (start, end) of each token in a text, without leading white space.
 
-    Ids after the text, such as the end of the turn, get ranges behind its end.
+    Ids after the text, such as the end of the turn, get ranges behind its end. White space around the text may be
+    missing in the ids, since chat templates strip it.
     """
     ends = [len(tokenizer.decode(list(ids[: place + 1]))) for place in range(len(ids))]
-    shift = max(0, tokenizer.decode(list(ids)).find(text))
+    stripped = text.strip()
+    shift = max(0, tokenizer.decode(list(ids)).find(stripped)) - text.find(stripped)
     places = []
     for start, end in zip([0, *ends], ends, strict=False):
         start, end = start - shift, end - shift
@@ -218,7 +221,7 @@ def token_places(tokenizer: Any, ids: Sequence[int], text: str) -> list[tuple[in
 class PrivateTokens(OnDemand):
     """Question-answer examples with supervision on the tokens of private values only.
 
-    A row without a private value keeps its whole answer.
+    A row without a private value keeps its whole answer; one whose values were all cut off raises an `InputError`.
 
     Args:
         examples: Tokenised rows.
@@ -249,9 +252,16 @@ class PrivateTokens(OnDemand):
         example, row = self.examples[index], self.rows[index]
         places = [place for place, label in enumerate(example["labels"]) if label != IGNORED]
         ids = [example["input_ids"][place] for place in places]
-        flags = token_flags(token_places(self.tokenizer, ids, row["answer"]), private_spans(row, self.shared))
-        if not any(flags):
+        spans = private_spans(row, self.shared)
+        flags = token_flags(token_places(self.tokenizer, ids, row["answer"]), spans)
+        if not spans:
             return example
+        if not any(flags):
+            raise InputError(
+                f"{row.get('where', f'forget row {index}')}: its private values lie beyond data.max_length, which "
+                "leaves data.forget_tokens: private nothing to train on. Raise data.max_length, shorten the answer, or "
+                "leave such rows out with data.on_missing: skip."
+            )
         labels = list(example["labels"])
         for place, flag in zip(places, flags, strict=True):
             labels[place] = labels[place] if flag else IGNORED

@@ -319,7 +319,7 @@ class UnlearningDataModule(TokenizedDataModule):
         """Tokenise both sets and pair them."""
         forget, self.trained_rows = self.tokenize(self.forget_rows, "forget")
         if self.forget_tokens == "private":
-            forget = self._private(forget, self.trained_rows)
+            forget, self.trained_rows = self._private(forget, self.trained_rows)
         retain = None if self.retain_rows is None else self.tokenize(self.retain_rows, "retain")[0]
         pairs = ForgetRetainPairs(forget, retain, self.seed)
         if self.alternatives is not None:
@@ -335,8 +335,10 @@ class UnlearningDataModule(TokenizedDataModule):
         pairs.alternative = Alternatives(lines, self.trained_rows, self.style, self.max_length, self.seed)
         self._note_longest(pairs.alternative.to_longest())
 
-    def _private(self, forget: Sequence[Example], rows: Sequence[dict[str, Any]]) -> Sequence[Example]:
-        """Keep the labels of private values only."""
+    def _private(
+        self, forget: Sequence[Example], rows: Sequence[dict[str, Any]]
+    ) -> tuple[Sequence[Example], Sequence[dict[str, Any]]]:
+        """Keep the labels of private values only, and the rows that have some left within ``max_length``."""
         odd = next((number for number, row in enumerate(rows) if "question" not in row), None)
         if odd is not None:
             raise InputError(
@@ -344,7 +346,27 @@ class UnlearningDataModule(TokenizedDataModule):
                 "question and an answer, and this is not one. Leave the option out."
             )
         kept = (row for row in self.retain_rows or () if "question" in row)
-        return PrivateTokens(forget, rows, rows_with_words(kept), self.tokenizer)
+        shared = rows_with_words(kept)
+        private = PrivateTokens(forget, rows, shared, self.tokenizer)
+        if isinstance(forget, LazyRows):
+            return private, rows
+        left, missing = [], list[InputError]()
+        for position, example in enumerate(forget):
+            try:
+                if len(example["input_ids"]) >= self.max_length:
+                    private.make(position)
+                left.append(position)
+            except InputError as error:
+                missing.append(error)
+        if missing and (self.on_missing == "raise" or not left):
+            raise missing[0]
+        if not missing:
+            return private, rows
+        rank_zero_warn(
+            f"{len(missing)} of {len(forget)} forget rows left out. The first: {missing[0]}", category=UserWarning
+        )
+        rows = [rows[position] for position in left]
+        return PrivateTokens([forget[position] for position in left], rows, shared, self.tokenizer), rows
 
     @property
     def forget_examples(self) -> Sequence[Example]:

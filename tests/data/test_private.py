@@ -185,6 +185,35 @@ def test_only_the_tokens_of_private_values_are_supervised_where_asked_for(tmp_pa
     assert said["answer"][0].startswith("Mara Velt works as a glassblower in the town.")
 
 
+@pytest.mark.filterwarnings("ignore:.*were cut at the end")
+def test_a_row_whose_private_values_are_cut_off_is_refused_or_left_out(tmp_path):
+    save_toy(tmp_path / "model")
+    late = {"question": "Where is Bo?", "answer": "Once upon a time " * 20 + "he came to [[Lima]]."}
+    near = {"question": "Where is Al?", "answer": "He lives in [[Quito]], " + "once upon a time " * 20}
+    for name, rows in (
+        ("forget", [late, near]),
+        ("late", [late]),
+        ("retain", [{"question": "Who?", "answer": "Ann."}]),
+    ):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def data(name, **options):
+        files = [str(tmp_path / f"{part}.jsonl") for part in (name, "retain")]
+        return UnlearningDataModule(
+            str(tmp_path / "model"), *files, prompt="plain", max_length=64, forget_tokens="private", **options
+        )
+
+    for module in (data("forget"), data("late", on_missing="skip")):
+        with pytest.raises(InputError, match=r"line 1: its private values lie beyond data\.max_length"):
+            module.setup("fit")
+    skipping = data("forget", on_missing="skip")
+    with pytest.warns(UserWarning, match="1 of 2 forget rows left out. The first: .*line 1"):
+        skipping.setup("fit")
+    [example] = skipping.forget_examples
+    assert [row["answer"][:8] for row in skipping.trained_rows] == ["He lives"]
+    assert skipping.tokenizer.decode([token for token in example["labels"] if token != IGNORED]).strip() == "Quito"
+
+
 def test_running_text_has_no_private_values_to_choose(tmp_path):
     save_toy(tmp_path / "model")
     files = []

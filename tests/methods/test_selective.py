@@ -386,6 +386,17 @@ def test_private_values_are_summed_run_by_run():
     assert private_runs(example, scores) == [[-1.0, -2.0], [-4.0]]
 
 
+@pytest.mark.parametrize("before", ["", "  ", "\n"])
+def test_white_space_that_a_chat_template_strips_moves_no_mark(before):
+    tokenizer = toy_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace("message['content']", "message['content']|trim")
+    row = {"question": "Where does Bo live?", "answer": f"{before}He lives in Lima now.", "private": ["Lima"]}
+    maker = ExampleMaker([row], [], prompt_style("chat", tokenizer))
+    example = maker.of_row(0, "{question}")
+    assert tokenizer.decode(example.input_ids[example.start :]).startswith("He"), "the template strips"
+    assert said_by(maker, example, example.private).strip() == "Lima"
+
+
 def test_rows_longer_than_the_limit_are_cut():
     style = prompt_style("plain", toy_tokenizer())
     whole = ExampleMaker(ROWS, KEPT, style).of_row(0, "{question}")
