@@ -237,7 +237,7 @@ class UnlearningDataModule(TokenizedDataModule):
 
     Beside a question and its answer a row may carry what evaluations use: ``paraphrased_answer`` (a text),
     ``perturbed_answer`` (wrong answers), ``paraphrased_question`` (a text or a list), and ``private``, the private
-    values in its answer (a text or a list). Instead of the last an answer may mark them, as in
+    values in its answer (a text or a list). Instead of the last the answer of a forget row may mark them, as in
     ``He was born in [[Lima]].``: the marks are taken out. ``alternatives`` (a text or a list) are answers that may be
     trained towards. `forget_rows` and `retain_rows` hold all of it, every list as a list.
 
@@ -312,7 +312,8 @@ class UnlearningDataModule(TokenizedDataModule):
     def read_rows(self, source: str | list[str], split: str | None, name: str, limit: int | None) -> AnyRows:
         """Read the rows of one set."""
         columns, option = self.columns or {}, f"data.{name}_split"
-        rows = read_rows(source, **columns, split=split, option=option, on_missing=self.on_missing)
+        options: dict[str, Any] = {"split": split, "option": option, "on_missing": self.on_missing}
+        rows = read_rows(source, **columns, **options, marks=name == "forget")
         return first_rows(rows, limit, f"max_{name}_rows")
 
     def training_set(self) -> ForgetRetainPairs:
@@ -431,7 +432,8 @@ class FineTuningDataModule(TokenizedDataModule):
         """Read ``train_rows``."""
         columns, missing, read = self.columns or {}, self.on_missing, Rows()
         for source, limit in zip(self.train_sources, self.limits, strict=True):
-            rows = read_rows(source, **columns, split=self.split, option="data.split", on_missing=missing)
+            options: dict[str, Any] = {"split": self.split, "option": "data.split", "on_missing": missing}
+            rows = read_rows(source, **columns, **options, marks=False)
             read.extend(first_rows(rows, limit, "max_rows"))
         self.train_rows = read
 
