@@ -366,6 +366,18 @@ def test_a_wording_of_subject_and_topic_asks_for_the_bare_values(maker):
     assert said_by(two, example, example.private) == "glassblowerGhent"
 
 
+def test_braces_of_a_row_stay_as_they_are():
+    row = {"question": "What is {subject} in {topic} by Zed9?", "answer": "It is {values} or {question}, by Quux."}
+    maker = ExampleMaker([row | {"private": ["Quux"]}], [], prompt_style("plain", toy_tokenizer()))
+    example = maker.of_row(0, "Say: {question}")
+    text = maker.tokenizer.decode(example.input_ids, skip_special_tokens=True)
+    assert text == f"Question: Say: {row['question']}\nAnswer: {row['answer']}"
+    assert said_by(maker, example, example.private).strip() == "Quux"
+    named = maker.of_row(0, "{subject}?", "The {subject} is {values}.")
+    assert maker.tokenizer.decode(named.input_ids, skip_special_tokens=True).endswith("The Zed9 is Quux.")
+    assert said_by(maker, named, named.private).strip() == "Quux"
+
+
 def test_a_token_that_completes_a_private_number_is_found_in_any_answer(maker):
     prompt = maker.style.prompt(ROWS[0]["question"])
     example = maker.said(0, prompt, maker.style.answer_ids("It opened in 1971 and in 1972."))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -160,8 +161,10 @@ class ExampleMaker:
         row, spans = self.rows[index], self.spans[index]
         parts = {"question": row["question"], "subject": self._subject(index), "topic": self._topic(index)}
         prompt = self.style.prompt(filled(template, parts))
-        text = filled(answer, parts | {"answer": row["answer"]})
-        before, found, after = text.partition("{values}")
+        before, found, after = (
+            filled(part, parts | {"answer": row["answer"]}) for part in answer.partition("{values}")
+        )
+        text = before
         if found:
             values = [row["answer"][span.start : span.end] for span in spans]
             places = accumulate((len(value) + 2 for value in values), initial=len(before))
@@ -280,10 +283,8 @@ class ExampleMaker:
 
 
 def filled(template: str, parts: Mapping[str, str]) -> str:
-    """Replace each ``{name}`` in a template by its part."""
-    for name, part in parts.items():
-        template = template.replace(f"{{{name}}}", part)
-    return template
+    """Replace each ``{name}`` in a template by its part, which may hold such braces itself."""
+    return re.sub(r"\{(\w+)\}", lambda found: parts.get(found[1], found[0]), template)
 
 
 def encoded(tokenizer: Any, text: str) -> list[int]:
