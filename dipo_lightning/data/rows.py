@@ -9,6 +9,7 @@ import itertools
 import json
 import re
 import tokenize
+import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -260,11 +261,16 @@ def private_values(answer: str, given: object, label: str, marks: bool = True) -
     """
     marked = _MARK.findall(answer) if marks and "[[" in answer else []
     answer = _MARK.sub(r"\1", answer) if marked else answer
-    values = [checked_text(value, label) for value in _as_list(given, label)]
-    for value in values:
-        if value not in answer:
-            raise InputError(f"{label} names {value!r}, which is not in the answer.")
+    values = [_spelled(checked_text(value, label), answer, label) for value in _as_list(given, label)]
     return answer, list(dict.fromkeys([*marked, *values]))
+
+
+def _spelled(value: str, answer: str, label: str) -> str:
+    """Return a value in the Unicode form in which the answer has it: é as one character, or as e and an accent."""
+    for form in (value, unicodedata.normalize("NFC", value), unicodedata.normalize("NFD", value)):
+        if form in answer:
+            return form
+    raise InputError(f"{label} names {value!r}, which is not in the answer.")
 
 
 def _said(row: Mapping[str, Any]) -> bytes:

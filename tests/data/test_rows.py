@@ -320,6 +320,9 @@ def test_private_values_by_column_by_list_or_by_marks(tmp_path):
     assert found[2]["messages"][1]["content"] == "Ada has gout."
     assert found[3]["answer"] == rows[3]["answer"]
     assert private_values("A [[b]] c", "b", "x") == ("A b c", ["b"])
+    one, two = "Jos\u00e9", "Jose\u0301"
+    for there, given in ((one, two), (two, one)):
+        assert private_values(f"{there} lives", given, "x") == (f"{there} lives", [there])
     with pytest.raises(InputError, match="line 1: 'private' names 'flu', which is not in the answer"):
         read_rows(write(tmp_path / "rows.jsonl", [{**rows[0], "private": "flu"}]))
 
