@@ -312,8 +312,8 @@ class UnlearningDataModule(TokenizedDataModule):
     def read_rows(self, source: str | list[str], split: str | None, name: str, limit: int | None) -> AnyRows:
         """Read the rows of one set."""
         columns, option = self.columns or {}, f"data.{name}_split"
-        options: dict[str, Any] = {"split": split, "option": option, "on_missing": self.on_missing}
-        rows = read_rows(source, **columns, **options, marks=name == "forget")
+        marks = name == "forget"
+        rows = read_rows(source, **columns, split=split, option=option, on_missing=self.on_missing, marks=marks)
         return first_rows(rows, limit, f"max_{name}_rows")
 
     def training_set(self) -> ForgetRetainPairs:
@@ -432,8 +432,8 @@ class FineTuningDataModule(TokenizedDataModule):
         """Read ``train_rows``."""
         columns, missing, read = self.columns or {}, self.on_missing, Rows()
         for source, limit in zip(self.train_sources, self.limits, strict=True):
-            options: dict[str, Any] = {"split": self.split, "option": "data.split", "on_missing": missing}
-            rows = read_rows(source, **columns, **options, marks=False)
+            split, option = self.split, "data.split"
+            rows = read_rows(source, **columns, split=split, option=option, on_missing=missing, marks=False)
             read.extend(first_rows(rows, limit, "max_rows"))
         self.train_rows = read
 
