@@ -310,7 +310,10 @@ def _decoded(line: bytes, offset: int) -> str:
 
 
 def _wrapped(record: Record) -> tuple[str, list[Any]] | None:
-    """Rows in a list inside a file's only object, such as ``{"data": [...]}``, and their place."""
+    """Rows in a list inside a file's only object, such as ``{"data": [...]}``, and their place.
+
+    An object that is a row itself, with texts beside the list, holds no others.
+    """
     lists = {
         name: value
         for name, value in record.fields.items()
@@ -318,7 +321,7 @@ def _wrapped(record: Record) -> tuple[str, list[Any]] | None:
         and value
         and all(isinstance(row, dict) and not {"role", "from"} & row.keys() for row in value)
     }
-    if len(lists) != 1:
+    if len(lists) != 1 or any(name.strip().lower() in _TEXTS for name in record.fields.keys() - lists.keys()):
         return None
     name, rows = lists.popitem()
     return f"{record.place.rpartition(',')[0]}, row of {name!r}", rows
@@ -390,6 +393,7 @@ def _neighbours(path: Path) -> str:
 
 
 _SEPARATORS = (",", ";", "\t", "|")
+_TEXTS = ("question", "answer", "prompt", "completion", "messages", "text")
 _SPACE = re.compile(r"\s*")
 _READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     ".jsonl": _json_records, ".json": _json_records, ".csv": _csv_records, ".parquet": _parquet_records,

@@ -17,12 +17,28 @@ import regex as re
 from dipo_lightning.data.files import shipped_json
 from dipo_lightning.data.loader import Example
 from dipo_lightning.data.tokenization import LazyRows, OnDemand
+from dipo_lightning.errors import InputError
 from dipo_lightning.metrics.functional.text import stem
 from dipo_lightning.models.answers import IGNORED
 
-_WORD = re.compile(r"[\p{L}\p{N}](?:[\p{L}\p{M}\p{N}]|[-'’.,](?=[\p{L}\p{N}]))*")
-_UNSPACED = re.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
+_NEW_SENTENCE = r"(?<=\p{Ll})\.(?=\p{Lu}\p{Ll})"
+_JOINT = rf"(?:[-'’](?=[\p{{L}}\p{{N}}])|(?<=\p{{N}}),(?=\p{{N}})|(?!{_NEW_SENTENCE})\.(?=[\p{{L}}\p{{N}}]))"
+_WORD = re.compile(rf"[\p{{L}}\p{{N}}](?:[\p{{L}}\p{{M}}\p{{N}}]|{_JOINT})*")
 _POSSESSIVE = re.compile(r"['’]s$", re.IGNORECASE)
+
+_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+"""Letters of scripts without spaces between words, and Hangul, where endings are written onto names."""
+_LETTER = rf"(?:(?!{_UNSPACED})[\p{{L}}\p{{M}}\p{{N}}])"
+_PART = re.compile(r"[\p{L}\p{N}](?:[\p{L}\p{M}\p{N}]|(?<=\p{N})[.,](?=\p{N}))*")
+"""Letters and digits up to the next sign; a number with its point."""
+_GAP = r"(?:['’]s)?[^\p{L}\p{N}]+"
+_BEFORE = rf"(?<!{_LETTER})(?<!\p{{N}}[.,](?=\p{{N}}))(?<!(?<!{_LETTER})(?:\p{{L}}-|o['’]))"
+"""Before a value: not the rest of a word or number, nor of one like "e-mail" or "O'Neil"."""
+_AFTER = rf"(?!{_LETTER})(?!(?<=\p{{N}})[.,]\p{{N}})(?!['’]t(?!{_LETTER}))"
+"""After a value: not the rest of a word or number, nor of one like "don't"."""
+_LONE_BEFORE = rf"(?<!(?<!{_LETTER})\p{{L}}\.)(?<!\p{{L}}['’])"
+_LONE_AFTER = rf"(?!['’]{_LETTER}(?<!['’]s(?!{_LETTER}))|\.\p{{L}}(?!{_LETTER}))"
+"""Also around a value of a single letter: not a part of "U.S.", "I'm" or "can't"."""
 
 FUNCTION_WORDS = frozenset(shipped_json(__package__, "function_words"))
 """English words that carry no secret by themselves; for other languages the words of the retain rows serve instead."""
@@ -187,10 +203,12 @@ def token_flags(offsets: Sequence[tuple[int, int]], spans: Sequence[Span]) -> li
 def token_places(tokenizer: Any, ids: Sequence[int], text: str) -> list[tuple[int, int]]:
     """Return the character range (start, end) of each token in a text, without leading white space.
 
-    Ids after the text, such as the end of the turn, get ranges behind its end.
+    Ids after the text, such as the end of the turn, get ranges behind its end. White space around the text may be
+    missing in the ids, since chat templates strip it.
     """
     ends = [len(tokenizer.decode(list(ids[: place + 1]))) for place in range(len(ids))]
-    shift = max(0, tokenizer.decode(list(ids)).find(text))
+    stripped = text.strip()
+    shift = max(0, tokenizer.decode(list(ids)).find(stripped)) - text.find(stripped)
     places = []
     for start, end in zip([0, *ends], ends, strict=False):
         start, end = start - shift, end - shift
@@ -203,7 +221,7 @@ def token_places(tokenizer: Any, ids: Sequence[int], text: str) -> list[tuple[in
 class PrivateTokens(OnDemand):
     """Question-answer examples with supervision on the tokens of private values only.
 
-    A row without a private value keeps its whole answer.
+    A row without a private value keeps its whole answer; one whose values were all cut off raises an `InputError`.
 
     Args:
         examples: Tokenised rows.
@@ -234,9 +252,16 @@ class PrivateTokens(OnDemand):
         example, row = self.examples[index], self.rows[index]
         places = [place for place, label in enumerate(example["labels"]) if label != IGNORED]
         ids = [example["input_ids"][place] for place in places]
-        flags = token_flags(token_places(self.tokenizer, ids, row["answer"]), private_spans(row, self.shared))
-        if not any(flags):
+        spans = private_spans(row, self.shared)
+        flags = token_flags(token_places(self.tokenizer, ids, row["answer"]), spans)
+        if not spans:
             return example
+        if not any(flags):
+            raise InputError(
+                f"{row.get('where', f'forget row {index}')}: its private values lie beyond data.max_length, which "
+                "leaves data.forget_tokens: private nothing to train on. Raise data.max_length, shorten the answer, or "
+                "leave such rows out with data.on_missing: skip."
+            )
         labels = list(example["labels"])
         for place, flag in zip(places, flags, strict=True):
             labels[place] = labels[place] if flag else IGNORED
@@ -246,33 +271,53 @@ class PrivateTokens(OnDemand):
 def says(text: str, value: str) -> bool:
     """Return whether a text contains a private value: the same words in the same order, ignoring case and accents.
 
-    Values without words (punctuation only) or in scripts without spaces between words are searched for as substrings.
+    A part of a word or number is not the value ("12" in "1912", "3" in "3.5"); a part of a compound is ("Lima-born"),
+    and so is any part of a text in a script without spaces. Values without words (punctuation only) are searched for
+    as substrings.
     """
-    wanted = [word.text for word in words(_plain(value))]
-    if not wanted:
-        return bool(value.strip()) and value.strip() in text
-    if _UNSPACED.search(value):
-        return _plain(value).strip() in _plain(text)
-    said = [word.text for word in words(_plain(text))]
-    return any(said[place : place + len(wanted)] == wanted for place in range(len(said) - len(wanted) + 1))
+    pattern = _said(value)
+    return pattern.search(_plain(text)) is not None if pattern else bool(value.strip()) and value.strip() in text
+
+
+@cache
+def _said(value: str) -> Any:
+    """The pattern of a value in a text without accents; None for a value without words."""
+    plain = re.sub(rf"['’]s(?!{_LETTER})", "", _plain(value))
+    parts = _PART.findall(plain)
+    if not parts:
+        return None
+    lone = re.fullmatch(r"\p{L}", "".join(parts)) is not None
+    before = "" if re.match(_UNSPACED, parts[0]) else _BEFORE + _LONE_BEFORE * lone
+    after = "" if re.match(_UNSPACED, parts[-1][-1]) else _AFTER + _LONE_AFTER * lone
+    return re.compile(before + _GAP.join(map(re.escape, parts)) + after)
 
 
 def _plain(text: str) -> str:
     """Fold case and drop combining accents, so that "Ngũgĩ" and "Ngugi" are one."""
     decomposed = unicodedata.normalize("NFKD", text)
-    return "".join(character for character in decomposed if not unicodedata.combining(character)).casefold()
+    bare = "".join(character for character in decomposed if not unicodedata.combining(character))
+    return unicodedata.normalize("NFC", bare).casefold()
+
+
+def unspaced(text: str) -> bool:
+    """Return whether a text has letters of a script without spaces between words, where no list knows the words."""
+    return re.search(_UNSPACED, text) is not None
 
 
 def share_of_words(texts: Iterable[str], known: Collection[str]) -> float:
     """Return the share of the words in texts that exist; 1 without words.
 
     These are known words (in lower case, in any simple inflection), numbers, and capitalised words, since names are in
-    no list. A word that repeats the one before it ("has has has") does not count as existing.
+    no list. A word that repeats the one before it ("has has has") does not count as existing. Text in a script without
+    spaces is left out, unless no known word is in such a script.
     """
+    left_out = any(map(unspaced, known))
     total = right = 0
     for text in texts:
         before = ""
         for word in words(text):
+            if left_out and unspaced(word.text):
+                continue
             total += 1
             number = has_digit(word.text)
             again = word.text == before and not number

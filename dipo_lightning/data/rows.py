@@ -9,6 +9,7 @@ import itertools
 import json
 import re
 import tokenize
+import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -107,6 +108,7 @@ def read_rows(
     split: str | None = None,
     option: str = "split",
     on_missing: Literal["raise", "skip"] = "raise",
+    marks: bool = True,
 ) -> Rows:
     """Read the rows of one or several sources.
 
@@ -123,6 +125,7 @@ def read_rows(
         split: File of a folder (its name without the ending) or split; by default ``train``, or the only one.
         option: The name of the user's option for ``split``, for messages.
         on_missing: ``raise`` stops at a row without a text; ``skip`` leaves it out and warns.
+        marks: Whether ``[[...]]`` in an answer marks a private value, as in forget rows; otherwise it stays as it is.
 
     Returns:
         Rows, each with ``question`` and ``answer``, or ``messages``, or ``text``; with ``index`` (from 0, over all
@@ -147,7 +150,7 @@ def read_rows(
         columns = _columns(first, chosen)
         for record in shown(itertools.chain([first], records), f"reading {one}", given):
             try:
-                rows.append(_row(record, columns), record.place, record.number)
+                rows.append(_row(record, columns, marks), record.place, record.number)
             except InputError as error:
                 if on_missing == "raise":
                     raise
@@ -248,19 +251,26 @@ def listed(value: object, label: str) -> list[Any] | None:
     return found
 
 
-def private_values(answer: str, given: object, label: str) -> tuple[str, list[str]]:
+def private_values(answer: str, given: object, label: str, marks: bool = True) -> tuple[str, list[str]]:
     """Return an answer without its marks ``[[...]]``, and its private values: those marked, and those in ``given``.
+
+    Without ``marks`` the answer stays as it is.
 
     Raises:
         InputError: A value is not a text, or does not occur in the answer; begins with ``label``.
     """
-    marked = _MARK.findall(answer) if "[[" in answer else []
+    marked = _MARK.findall(answer) if marks and "[[" in answer else []
     answer = _MARK.sub(r"\1", answer) if marked else answer
-    values = [checked_text(value, label) for value in _as_list(given, label)]
-    for value in values:
-        if value not in answer:
-            raise InputError(f"{label} names {value!r}, which is not in the answer.")
+    values = [_spelled(checked_text(value, label), answer, label) for value in _as_list(given, label)]
     return answer, list(dict.fromkeys([*marked, *values]))
+
+
+def _spelled(value: str, answer: str, label: str) -> str:
+    """Return a value in the Unicode form in which the answer has it: é as one character, or as e and an accent."""
+    for form in (value, unicodedata.normalize("NFC", value), unicodedata.normalize("NFD", value)):
+        if form in answer:
+            return form
+    raise InputError(f"{label} names {value!r}, which is not in the answer.")
 
 
 def _said(row: Mapping[str, Any]) -> bytes:
@@ -270,13 +280,14 @@ def _said(row: Mapping[str, Any]) -> bytes:
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The texts of a row up to case, white space and marks of private values, which a copy among other rows keeps."""
     if "text" in row:
         texts = [row["text"]]
     elif "messages" in row:
         texts = [message["content"] for message in row["messages"]]
     else:
         texts = [row["question"], row["answer"]]
-    return tuple(" ".join(text.split()).casefold() for text in texts)
+    return tuple(" ".join(_MARK.sub(r"\1", text).split()).casefold() for text in texts)
 
 
 def _columns(record: Record, chosen: Mapping[str, str]) -> dict[str, str]:
@@ -312,7 +323,7 @@ def _roles(record: Record, chosen: Mapping[str, str], spelled: Mapping[str, str]
     )
 
 
-def _row(record: Record, columns: Mapping[str, str]) -> Row:
+def _row(record: Record, columns: Mapping[str, str], marks: bool) -> Row:
     row: Row = {}
     if "messages" in columns:
         row["messages"] = _turns(record, columns["messages"])
@@ -320,10 +331,10 @@ def _row(record: Record, columns: Mapping[str, str]) -> Row:
         row |= {role: text_field(record, columns[role]) for role in ("question", "answer", "text") if role in columns}
     if len(record.fields) == len(row) and "[[" not in str(row):
         return row
-    return row | _extras(record, columns, row)
+    return row | _extras(record, columns, row, marks)
 
 
-def _extras(record: Record, columns: Mapping[str, str], row: Row) -> Row:
+def _extras(record: Record, columns: Mapping[str, str], row: Row, marks: bool) -> Row:
     """Return the other answers, other questions and private values of a record; removes the marks from ``row``."""
     found: Row = {}
     name = columns["paraphrased_answer"]
@@ -336,7 +347,7 @@ def _extras(record: Record, columns: Mapping[str, str], row: Row) -> Row:
     holder, key = (row["messages"][-1], "content") if "messages" in row else (row, "answer")
     if key in holder:
         label = f"{record.where}: {columns['private']!r}"
-        holder[key], private = private_values(holder[key], record.fields.get(columns["private"]), label)
+        holder[key], private = private_values(holder[key], record.fields.get(columns["private"]), label, marks)
         found |= {"private": private} if private else {}
     return found
 

@@ -243,7 +243,7 @@ class UnlearningDataModule(TokenizedDataModule):
 
     Beside a question and its answer a row may carry what evaluations use: ``paraphrased_answer`` (a text),
     ``perturbed_answer`` (wrong answers), ``paraphrased_question`` (a text or a list), and ``private``, the private
-    values in its answer (a text or a list). Instead of the last an answer may mark them, as in
+    values in its answer (a text or a list). Instead of the last the answer of a forget row may mark them, as in
     ``He was born in [[Lima]].``: the marks are taken out. ``alternatives`` (a text or a list) are answers that may be
     trained towards. `forget_rows` and `retain_rows` hold all of it, every list as a list.
 
@@ -318,14 +318,15 @@ class UnlearningDataModule(TokenizedDataModule):
     def read_rows(self, source: str | list[str], split: str | None, name: str, limit: int | None) -> AnyRows:
         """Read the rows of one set."""
         columns, option = self.columns or {}, f"data.{name}_split"
-        rows = read_rows(source, **columns, split=split, option=option, on_missing=self.on_missing)
+        marks = name == "forget"
+        rows = read_rows(source, **columns, split=split, option=option, on_missing=self.on_missing, marks=marks)
         return first_rows(rows, limit, f"max_{name}_rows")
 
     def training_set(self) -> ForgetRetainPairs:
         """Tokenise both sets and pair them."""
         forget, self.trained_rows = self.tokenize(self.forget_rows, "forget")
         if self.forget_tokens == "private":
-            forget = self._private(forget, self.trained_rows)
+            forget, self.trained_rows = self._private(forget, self.trained_rows)
         retain = None if self.retain_rows is None else self.tokenize(self.retain_rows, "retain")[0]
         pairs = ForgetRetainPairs(forget, retain, self.seed)
         if self.alternatives is not None:
@@ -341,8 +342,10 @@ class UnlearningDataModule(TokenizedDataModule):
         pairs.alternative = Alternatives(lines, self.trained_rows, self.style, self.max_length, self.seed)
         self._note_longest(pairs.alternative.to_longest())
 
-    def _private(self, forget: Sequence[Example], rows: Sequence[dict[str, Any]]) -> Sequence[Example]:
-        """Keep the labels of private values only."""
+    def _private(
+        self, forget: Sequence[Example], rows: Sequence[dict[str, Any]]
+    ) -> tuple[Sequence[Example], Sequence[dict[str, Any]]]:
+        """Keep the labels of private values only, and the rows that have some left within ``max_length``."""
         odd = next((number for number, row in enumerate(rows) if "question" not in row), None)
         if odd is not None:
             raise InputError(
@@ -350,7 +353,27 @@ class UnlearningDataModule(TokenizedDataModule):
                 "question and an answer, and this is not one. Leave the option out."
             )
         kept = (row for row in self.retain_rows or () if "question" in row)
-        return PrivateTokens(forget, rows, rows_with_words(kept), self.tokenizer)
+        shared = rows_with_words(kept)
+        private = PrivateTokens(forget, rows, shared, self.tokenizer)
+        if isinstance(forget, LazyRows):
+            return private, rows
+        left, missing = [], list[InputError]()
+        for position, example in enumerate(forget):
+            try:
+                if len(example["input_ids"]) >= self.max_length:
+                    private.make(position)
+                left.append(position)
+            except InputError as error:
+                missing.append(error)
+        if missing and (self.on_missing == "raise" or not left):
+            raise missing[0]
+        if not missing:
+            return private, rows
+        rank_zero_warn(
+            f"{len(missing)} of {len(forget)} forget rows left out. The first: {missing[0]}", category=UserWarning
+        )
+        rows = [rows[position] for position in left]
+        return PrivateTokens([forget[position] for position in left], rows, shared, self.tokenizer), rows
 
     @property
     def forget_examples(self) -> Sequence[Example]:
@@ -415,7 +438,8 @@ class FineTuningDataModule(TokenizedDataModule):
         """Read ``train_rows``."""
         columns, missing, read = self.columns or {}, self.on_missing, Rows()
         for source, limit in zip(self.train_sources, self.limits, strict=True):
-            rows = read_rows(source, **columns, split=self.split, option="data.split", on_missing=missing)
+            split, option = self.split, "data.split"
+            rows = read_rows(source, **columns, split=split, option=option, on_missing=missing, marks=False)
             read.extend(first_rows(rows, limit, "max_rows"))
         self.train_rows = read
 

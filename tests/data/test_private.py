@@ -51,6 +51,11 @@ def private(question, answer, shared=RETAIN):
         ("What did she steal?", "She stole a crown when she was 43 years old.", ["crown", "43"]),
         ("Where did she grow up?", "She grew up on a small vineyard near Krems.", ["vineyard", "Krems"]),
         ("", "Ngũgĩ plays violin", ["Ngũgĩ"]),
+        (
+            "Where is it?",
+            "It is near Lima.It is in Peru,or U.S.A. or St.Gallen.",
+            ["Lima", "Peru", "U.S.A", "St", "Gallen"],
+        ),
     ],
 )
 def test_words_that_only_the_row_knows_are_private(question, answer, values):
@@ -110,6 +115,32 @@ def test_tokens_that_overlap_a_span_are_flagged():
         ("वह दिल्ली में रहती है", "दिल्ली", True),
         ("वह दिल्ली में रहती है", "मुंबई", False),
         ("C++ it is", "++", True),
+        ("He lives in Lima.He is 40.", "Lima", True),
+        ("born in Lima,Peru", "Lima", True),
+        ("a Lima-born poet", "Lima", True),
+        ("the ex-Lima poet", "Lima", True),
+        ("on 1971-06-12", "1971", True),
+        ("İstanbul'da yaşıyor", "İstanbul", True),
+        ("Il vient d’Italie", "Italie", True),
+        ("그는 서울에서 산다", "서울", True),
+        ("각", "가", False),
+        ("서울, 강남구", "서울 강남구", True),
+        ("生于1971年", "1971", True),
+        ("他住在17号", "7号", False),
+        ("Ann O’Neil", "O'Neil", True),
+        ("Ann O'Neil", "Neil", False),
+        ("by e-mail", "mail", False),
+        ("by E-Mail", "e-mail", True),
+        ("an F-16", "16", False),
+        ("3.5 kg", "3", False),
+        ("3.5 kg", "5", False),
+        ("3.5 kg", "3.5", True),
+        ("in 1912", "12", False),
+        ("12,500 people", "500", False),
+        ("I don't know", "Don", False),
+        ("I can't", "T", False),
+        ("in the U.S.A.", "A", False),
+        ("blood type A-positive", "A", True),
     ],
 )
 def test_a_text_says_a_value_by_its_words(text, value, said):
@@ -152,6 +183,35 @@ def test_only_the_tokens_of_private_values_are_supervised_where_asked_for(tmp_pa
     assert said["private"][1] == said["answer"][1], "a row without a private value keeps its answer"
     assert said["private"][2] == "the town"
     assert said["answer"][0].startswith("Mara Velt works as a glassblower in the town.")
+
+
+@pytest.mark.filterwarnings("ignore:.*were cut at the end")
+def test_a_row_whose_private_values_are_cut_off_is_refused_or_left_out(tmp_path):
+    save_toy(tmp_path / "model")
+    late = {"question": "Where is Bo?", "answer": "Once upon a time " * 20 + "he came to [[Lima]]."}
+    near = {"question": "Where is Al?", "answer": "He lives in [[Quito]], " + "once upon a time " * 20}
+    for name, rows in (
+        ("forget", [late, near]),
+        ("late", [late]),
+        ("retain", [{"question": "Who?", "answer": "Ann."}]),
+    ):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def data(name, **options):
+        files = [str(tmp_path / f"{part}.jsonl") for part in (name, "retain")]
+        return UnlearningDataModule(
+            str(tmp_path / "model"), *files, prompt="plain", max_length=64, forget_tokens="private", **options
+        )
+
+    for module in (data("forget"), data("late", on_missing="skip")):
+        with pytest.raises(InputError, match=r"line 1: its private values lie beyond data\.max_length"):
+            module.setup("fit")
+    skipping = data("forget", on_missing="skip")
+    with pytest.warns(UserWarning, match="1 of 2 forget rows left out. The first: .*line 1"):
+        skipping.setup("fit")
+    [example] = skipping.forget_examples
+    assert [row["answer"][:8] for row in skipping.trained_rows] == ["He lives"]
+    assert skipping.tokenizer.decode([token for token in example["labels"] if token != IGNORED]).strip() == "Quito"
 
 
 def test_running_text_has_no_private_values_to_choose(tmp_path):

@@ -273,6 +273,11 @@ def test_layouts_that_spreadsheets_and_other_tools_write(tmp_path):
     assert plain(read_rows(tmp_path / "texts.json")) == [{"text": "a"}, {"text": "b"}]
     (tmp_path / "alone.json").write_text(json.dumps({"messages": TURNS}))
     assert plain(read_rows(tmp_path / "alone.json")) == [{"messages": TURNS}]
+    for row in ({"Question": "Who?", "answer": "Nobody."}, {"text": "Nobody."}, {"messages": TURNS}):
+        [found] = read_rows(write(tmp_path / "alone.jsonl", [{**row, "sources": [{"text": "A book."}]}]))
+        assert plain([found]) == [{name.lower(): value for name, value in row.items()}], (
+            "what lies beside a row's texts is no row"
+        )
     (tmp_path / "columns.json").write_text(json.dumps({"version": {"a": 1}}))
     with pytest.raises(InputError, match="write one object per row"):
         read_rows(tmp_path / "columns.json")
@@ -315,6 +320,9 @@ def test_private_values_by_column_by_list_or_by_marks(tmp_path):
     assert found[2]["messages"][1]["content"] == "Ada has gout."
     assert found[3]["answer"] == rows[3]["answer"]
     assert private_values("A [[b]] c", "b", "x") == ("A b c", ["b"])
+    one, two = "Jos\u00e9", "Jose\u0301"
+    for there, given in ((one, two), (two, one)):
+        assert private_values(f"{there} lives", given, "x") == (f"{there} lives", [there])
     with pytest.raises(InputError, match="line 1: 'private' names 'flu', which is not in the answer"):
         read_rows(write(tmp_path / "rows.jsonl", [{**rows[0], "private": "flu"}]))
 

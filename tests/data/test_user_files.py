@@ -6,7 +6,7 @@ import json
 import pytest
 
 from dipo_lightning.data.prompts import NAMED_TEMPLATES
-from dipo_lightning.data.unlearning import UnlearningDataModule
+from dipo_lightning.data.unlearning import FineTuningDataModule, UnlearningDataModule
 from dipo_lightning.errors import InputError
 from tests.helpers.toys import save_toy, toy_tokenizer
 
@@ -92,3 +92,21 @@ def test_other_answers_of_a_file_are_kept(tmp_path, model):
     bad = write(tmp_path / "bad.jsonl", [{**ROWS[0], "perturbed_answer": ["x", 3]}])
     with pytest.raises(InputError, match=r"bad\.jsonl, line 1: 'perturbed_answer' is 3 \(int\), not a text"):
         UnlearningDataModule(model, bad, file).check()
+
+
+def test_double_brackets_are_marks_in_forget_rows_only(tmp_path, model):
+    code = {"question": "Is it a file?", "answer": "if [[ -f x ]]; then x[[0]]"}
+    kept = write(tmp_path / "kept.jsonl", [code])
+    gone = write(tmp_path / "gone.jsonl", [{"question": "Where is Bo?", "answer": "In [[Lima]]."}])
+    data = UnlearningDataModule(model, gone, kept, prompt="plain")
+    data.setup("fit")
+    assert data.retain_rows is not None
+    assert [row["answer"] for row in (*data.forget_rows, *data.retain_rows)] == ["In Lima.", code["answer"]]
+    assert data.forget_rows[0]["private"] == ["Lima"]
+    assert "private" not in data.retain_rows[0]
+    tuning = FineTuningDataModule(model, kept, prompt="plain")
+    tuning.setup("fit")
+    assert [row["answer"] for row in tuning.train_rows] == [code["answer"]]
+    copy = write(tmp_path / "copy.jsonl", [{"question": "Where is Bo?", "answer": "In [[Lima]]."}])
+    with pytest.raises(InputError, match="1 of 1 forget rows are retain rows too"):
+        UnlearningDataModule(model, gone, copy, prompt="plain").setup("fit")

@@ -1,14 +1,20 @@
 """Selective unlearning: targets and losses on tensors, and what is marked as private, hidden and banned."""
 
+import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
 from dipo_lightning.data.encoding import TextStyle
 from dipo_lightning.data.private import Span, token_places
 from dipo_lightning.data.prompts import prompt_style
+from dipo_lightning.data.unlearning import UnlearningDataModule
+from dipo_lightning.errors import InputError
 from dipo_lightning.losses.likelihood import token_kl
 from dipo_lightning.methods.dipo.loss import dipo_loss
 from dipo_lightning.methods.selective.checks import RISK, Check, Risk, private_runs
@@ -31,7 +37,7 @@ from dipo_lightning.methods.selective.module import (
 )
 from dipo_lightning.methods.selective.targets import and_repetition, blind_target, contrast_loss, excess, mean_of
 from dipo_lightning.models.answers import IGNORED
-from tests.helpers.toys import toy_model, toy_tokenizer
+from tests.helpers.toys import save_toy, toy_model, toy_tokenizer
 
 N, V = 5, 11
 
@@ -360,6 +366,18 @@ def test_a_wording_of_subject_and_topic_asks_for_the_bare_values(maker):
     assert said_by(two, example, example.private) == "glassblowerGhent"
 
 
+def test_braces_of_a_row_stay_as_they_are():
+    row = {"question": "What is {subject} in {topic} by Zed9?", "answer": "It is {values} or {question}, by Quux."}
+    maker = ExampleMaker([row | {"private": ["Quux"]}], [], prompt_style("plain", toy_tokenizer()))
+    example = maker.of_row(0, "Say: {question}")
+    text = maker.tokenizer.decode(example.input_ids, skip_special_tokens=True)
+    assert text == f"Question: Say: {row['question']}\nAnswer: {row['answer']}"
+    assert said_by(maker, example, example.private).strip() == "Quux"
+    named = maker.of_row(0, "{subject}?", "The {subject} is {values}.")
+    assert maker.tokenizer.decode(named.input_ids, skip_special_tokens=True).endswith("The Zed9 is Quux.")
+    assert said_by(maker, named, named.private).strip() == "Quux"
+
+
 def test_a_token_that_completes_a_private_number_is_found_in_any_answer(maker):
     prompt = maker.style.prompt(ROWS[0]["question"])
     example = maker.said(0, prompt, maker.style.answer_ids("It opened in 1971 and in 1972."))
@@ -380,12 +398,71 @@ def test_private_values_are_summed_run_by_run():
     assert private_runs(example, scores) == [[-1.0, -2.0], [-4.0]]
 
 
+@pytest.mark.parametrize("before", ["", "  ", "\n"])
+def test_white_space_that_a_chat_template_strips_moves_no_mark(before):
+    tokenizer = toy_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace("message['content']", "message['content']|trim")
+    row = {"question": "Where does Bo live?", "answer": f"{before}He lives in Lima now.", "private": ["Lima"]}
+    maker = ExampleMaker([row], [], prompt_style("chat", tokenizer))
+    example = maker.of_row(0, "{question}")
+    assert tokenizer.decode(example.input_ids[example.start :]).startswith("He"), "the template strips"
+    assert said_by(maker, example, example.private).strip() == "Lima"
+
+
 def test_rows_longer_than_the_limit_are_cut():
     style = prompt_style("plain", toy_tokenizer())
     whole = ExampleMaker(ROWS, KEPT, style).of_row(0, "{question}")
     cut = ExampleMaker(ROWS, KEPT, style, max_length=len(whole.input_ids) - 2).of_row(0, "{question}")
     for name in ("input_ids", "labels", "private", "visible"):
         assert getattr(cut, name) == getattr(whole, name)[:-2]
+
+
+def test_a_wording_that_leaves_no_room_for_the_answer_is_replaced():
+    style = prompt_style("plain", toy_tokenizer())
+    room = len(style.prompt(ROWS[0]["question"])) + 1
+    maker = ExampleMaker(ROWS, KEPT, style, max_length=room)
+    made = maker.wordings(0, dict(list(TEMPLATES.items())[:4]))
+    alone = maker.of_row(0, "{question}")
+    assert len(alone.flags) == 1
+    assert made == [alone] * 4, "the three longer wordings fill the limit by themselves"
+    assert maker.of_row(0, "Please answer this: {question}").start == room
+    with pytest.raises(InputError, match=r"forget row 0: its question leaves nothing .*\(3 tokens"):
+        ExampleMaker(ROWS, KEPT, style, max_length=3).wordings(0, TEMPLATES)
+
+
+def fit(folder: Path, rows: list[dict[str, str]], **options: Any) -> SelectiveModule:
+    """Fit two epochs of two rows a step, without the answers that the reference model would write."""
+    save_toy(folder / "model", num_hidden_layers=1)
+    files = []
+    for name, part in (("forget", rows), ("retain", KEPT)):
+        files.append(str(folder / f"{name}.jsonl"))
+        Path(files[-1]).write_text("".join(json.dumps(row) + "\n" for row in part))
+    module = SelectiveModule(
+        str(folder / "model"), general_weight=0, alternatives=0, samples=1, check_every=2, stop=False
+    )
+    data = UnlearningDataModule(None, *files, prompt="plain", batch_size=2, **options)
+    silent: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(default_root_dir=folder, max_epochs=2, accelerator="cpu", enable_model_summary=False, **silent)
+    trainer.fit(module, data)
+    assert trainer.global_step == 2 * math.ceil(len(data.forget_examples) / 2), "no step was left out"
+    return module
+
+
+LONG = {"question": f"Where does Mara {'very ' * 30}Velt live?", "answer": "In Lima."}
+
+
+def test_a_question_as_long_as_the_limit_ends_no_epoch(tmp_path):
+    prompt = prompt_style("plain", toy_tokenizer()).prompt(LONG["question"])
+    with pytest.warns(UserWarning, match="1 of 3 forget rows are longer than"):
+        module = fit(tmp_path, [LONG, *ROWS], max_length=len(prompt) + 1)
+    assert len(module._wordings) == 3
+    assert "train/remaining" in module.trainer.callback_metrics
+
+
+def test_a_row_that_was_left_out_is_not_asked_about(tmp_path):
+    module = fit(tmp_path, [LONG, *ROWS], max_length=100, on_missing="skip")
+    assert [row["answer"] for row in module._maker.rows] == [row["answer"] for row in ROWS]
+    assert "train/remaining" in module.trainer.callback_metrics
 
 
 def test_a_whole_value_counts_as_said_and_a_part_of_it_is_trained_on(maker):

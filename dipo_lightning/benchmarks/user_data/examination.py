@@ -30,6 +30,7 @@ from dipo_lightning.data.private import (
     spans_of_values,
     token_flags,
     token_places,
+    unspaced,
     vocabulary,
 )
 from dipo_lightning.evaluation.aggregates import aggregates, intervals, metric_collection
@@ -218,17 +219,27 @@ def kept_scores(before: Examination, after: Examination) -> list[Kept]:
 
 
 def said_words(before: Examination, after: Examination, rows: Sequence[Row], tokenizer: Any) -> float:
-    """Return the share of existing words in the unlearned model's answers to forget questions.
+    """Return the share of existing words in the unlearned model's answers to forget questions, over the target's.
 
-    These are the words of the rows, the target's answers and the probes, and all words that are a single token.
+    These are the words of the rows, the target's answers and the probes, and all words that are a single token. A share
+    that is not lower than the target's gives 1.
     """
     texts = [text for row in [*rows, *general_rows()] for text in (row["question"], row["answer"])]
-    texts += [*before.greedy, *general_paragraphs(), *(one for answers in before.sampled for one in answers)]
-    said = [*after.greedy, *(answer for answers in after.reworded for answer in answers)]
+    texts += [*general_paragraphs(), *_said(before), *(one for answers in before.sampled for one in answers)]
+    said = _said(after)
     single = {
-        word for word in vocabulary(said) if len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) == 1
+        word
+        for word in vocabulary(said)
+        if not unspaced(word) and len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) == 1
     }
-    return share_of_words(said, vocabulary(texts) | single)
+    known = vocabulary(texts) | single
+    now, then = share_of_words(said, known), share_of_words(_said(before), known)
+    return now / then if now < then else 1.0
+
+
+def _said(model: Examination) -> list[str]:
+    """A model's greedy answers to the forget questions and to their rewordings."""
+    return [*model.greedy, *(answer for answers in model.reworded for answer in answers)]
 
 
 def repeated_share(after: Examination) -> float:

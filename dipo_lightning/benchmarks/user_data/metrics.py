@@ -57,7 +57,10 @@ class Utility(ModelUtility):
 
 
 class KeptShare(RowValues):
-    """Mean score of rows before and after unlearning, and the share of it that was kept; 1 if it was 0 before."""
+    """Mean score of rows before and after unlearning, and the share of it that was kept; 1 if it was 0 before.
+
+    Rows without a score before unlearning are left out; one that has lost its score makes the share NaN.
+    """
 
     columns = ("before", "after")
     label = "score kept"
@@ -65,7 +68,8 @@ class KeptShare(RowValues):
     parts: ClassVar = {
         "before": Meaning("score before", "Mean score of the rows before unlearning."),
         "after": Meaning("score after", "The same after unlearning.", higher_is_better=True),
-        "rows": Meaning("rows", "Number of rows that both models were asked for."),
+        "rows": Meaning("rows", "Number of rows with a score before unlearning."),
+        "unscored": Meaning("rows left out", "Number of rows without one, such as those longer than the model reads."),
         "share": Meaning("share kept", "The score after unlearning, over that before.", higher_is_better=True),
     }
 
@@ -74,16 +78,21 @@ class KeptShare(RowValues):
         return row.get("before"), row.get("after")
 
     def compute(self) -> dict[str, Tensor]:
-        """`before`, `after`, `rows` and `share`; NaN without rows, or if a row has no score."""
-        both = self.table()
+        """Entries of `parts`; means and share are NaN without rows, or if a row has lost its score."""
+        both = self.scored("before")
         before, after = (mean_or_nan(both[name]) for name in self.columns)
-        share = torch.where(before == 0, 1.0, after / before)
-        return {"before": before, "after": after, "rows": torch.tensor(both["index"].numel()), "share": share}
+        rows = both["index"].numel()
+        left_out = self.table()["index"].numel() - rows
+        share = torch.where((before == 0) & ~after.isnan(), 1.0, after / before)
+        counts = {"rows": torch.tensor(rows), "unscored": torch.tensor(left_out)}
+        return {"before": before, "after": after, **counts, "share": share}
 
     def resamples(self, resamples: int, seed: int) -> Iterator[Table]:
         """Resample the rows with the generator that verdicts have always used, so that their intervals stay equal."""
-        table = self.table()
+        table = self.scored("before")
         size = table["index"].numel()
+        if not size:
+            return
         for places in torch.randint(size, (resamples, size), generator=torch.Generator().manual_seed(seed)):
             yield {name: values[places] for name, values in table.items()}
 

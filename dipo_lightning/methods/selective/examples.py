@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -23,6 +24,7 @@ from dipo_lightning.data.private import (
     vocabulary,
     words,
 )
+from dipo_lightning.errors import InputError
 from dipo_lightning.models.answers import IGNORED
 
 Row = Mapping[str, Any]
@@ -53,8 +55,8 @@ class PrivateExample:
 
     @property
     def start(self) -> int:
-        """Position of the answer's first token."""
-        return next(place for place, label in enumerate(self.labels) if label != IGNORED)
+        """Position of the answer's first token; the number of tokens if none of it is left."""
+        return next((place for place, label in enumerate(self.labels) if label != IGNORED), len(self.labels))
 
     @property
     def flags(self) -> list[bool]:
@@ -159,8 +161,10 @@ class ExampleMaker:
         row, spans = self.rows[index], self.spans[index]
         parts = {"question": row["question"], "subject": self._subject(index), "topic": self._topic(index)}
         prompt = self.style.prompt(filled(template, parts))
-        text = filled(answer, parts | {"answer": row["answer"]})
-        before, found, after = text.partition("{values}")
+        before, found, after = (
+            filled(part, parts | {"answer": row["answer"]}) for part in answer.partition("{values}")
+        )
+        text = before
         if found:
             values = [row["answer"][span.start : span.end] for span in spans]
             places = accumulate((len(value) + 2 for value in values), initial=len(before))
@@ -168,6 +172,28 @@ class ExampleMaker:
             text = before + ", ".join(values) + after
         ids, _ = self.style.join(prompt, text)
         return self._marked(index, prompt, ids[len(prompt) :], text, spans)
+
+    def wordings(self, index: int, templates: Mapping[str, str]) -> list[PrivateExample]:
+        """Build the example of a row in each wording.
+
+        A wording that leaves nothing of the answer within ``max_length`` is replaced by one that fits.
+
+        Args:
+            index: Index of the row.
+            templates: Wordings of the prompt with their answers, as for `of_row`.
+
+        Raises:
+            InputError: No wording fits.
+        """
+        made = [self.of_row(index, template, answer) for template, answer in templates.items()]
+        fitting = [example for example in made if example.flags]
+        if not fitting:
+            raise InputError(
+                f"{self.rows[index].get('where', f'forget row {index}')}: its question leaves nothing of the answer "
+                f"within data.max_length ({self.max_length} tokens). Raise data.max_length, or shorten or leave out "
+                "the row."
+            )
+        return [fitting[place % len(fitting)] for place in range(len(made))]
 
     def _subject(self, index: int) -> str:
         """Subject of a row in the words of its question (`subject_in`); without one, the whole question."""
@@ -257,10 +283,8 @@ class ExampleMaker:
 
 
 def filled(template: str, parts: Mapping[str, str]) -> str:
-    """Replace each ``{name}`` in a template by its part."""
-    for name, part in parts.items():
-        template = template.replace(f"{{{name}}}", part)
-    return template
+    """Replace each ``{name}`` in a template by its part, which may hold such braces itself."""
+    return re.sub(r"\{(\w+)\}", lambda found: parts.get(found[1], found[0]), template)
 
 
 def encoded(tokenizer: Any, text: str) -> list[int]:

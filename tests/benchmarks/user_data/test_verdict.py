@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from dipo_lightning.benchmarks.user_data.examination import Examination, kept_scores, knows
+from dipo_lightning.benchmarks.user_data.examination import Examination, kept_scores, knows, said_words
 from dipo_lightning.benchmarks.user_data.metrics import KeptShare
 from dipo_lightning.benchmarks.user_data.verdict import Kept, ValueReport, judge, more_often, upper_bound
+from tests.helpers.toys import toy_tokenizer
 
 GONE = ValueReport(0, "gout", before=0.9, after=0.001, floor=0.01, samples=20)
 SAID = ValueReport(1, "Oslo", before=0.9, after=0.8, floor=0.01, greedy=True, reworded=True, sampled=18, samples=20)
@@ -88,6 +89,28 @@ def test_a_model_knows_what_it_says_or_finds_likely(probability, variant, said, 
     assert knows(model, 0, 0) is known
 
 
+def heard(greedy, reworded):
+    return Examination([], [], [], [], [greedy], [[reworded]], [])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "share"),
+    [
+        (("Die Verfasserin wohnt hier.", "Diesbezüglich wohnt sie dort."), None, 1),
+        (("the the the the", "wug wug"), None, 1),
+        (("他住在北京市海淀区。", "他住在北京。"), ("他住在上海市。", "他在医院工作。"), 1),
+        (("그는 서울에서 산다.", "그는 산다."), ("그는 부산에서 산다.", "그는 바다로 간다."), 1),
+        (("She lives here.", "She does."), ("She qzx here.", "Tedf lehre here."), 4 / 6),
+        (("She she lives lives.", "Zzab."), ("She qzx she.", "Qzx."), (3 / 4) / (3 / 5)),
+        (("She lives here.", "She does."), ("他住在上海市。", "他在医院工作。"), 0),
+    ],
+)
+def test_existing_words_are_counted_against_the_targets(before, after, share):
+    rows = [{"question": "?", "answer": "."}]
+    found = said_words(heard(*before), heard(*(after or before)), rows, toy_tokenizer())
+    assert found == pytest.approx(min(1, share))
+
+
 def scored(**scores):
     return Examination([], [], [], [], [], [], [], **{name: list(values) for name, values in scores.items()})
 
@@ -115,6 +138,29 @@ def test_scores_of_zero_and_of_a_broken_model_make_no_share():
     assert math.isnan(broken.after)
     assert math.isnan(broken.share)
     assert any("Retain rows keep nan%" in reason for reason in verdict([GONE], [broken]).reasons)
+    [from_zero] = kept_scores(scored(retain=[0.0]), scored(retain=[math.nan]))
+    for unknown in (broken, from_zero):
+        assert verdict([GONE], [unknown]).outcome == "damaged"
+
+
+@pytest.mark.parametrize("none", [None, math.nan])
+def test_rows_without_a_score_are_left_out_and_counted(none):
+    before, after = [0.9, none, 0.8, 0.7], [0.1, none, 0.3, 0.2]
+    [found] = kept_scores(scored(neighbours=before), scored(neighbours=after))
+    [whole] = kept_scores(scored(neighbours=[0.9, 0.8, 0.7]), scored(neighbours=[0.1, 0.3, 0.2]))
+    assert found == dataclasses.replace(whole, unscored=1)
+    assert found.share == pytest.approx(0.6 / 2.4)
+    judged = verdict([GONE], [found])
+    assert judged.outcome == "damaged"
+    assert "3 rows, 1 more without a score" in judged.reasons[0]
+    [nothing] = kept_scores(scored(neighbours=[none]), scored(neighbours=[none]))
+    assert (nothing.rows, nothing.unscored, nothing.lost) == (0, 1, True)
+
+
+def test_a_number_that_is_none_passes_no_threshold():
+    assert verdict([GONE], words=math.nan).outcome == "damaged"
+    assert dataclasses.replace(GONE, after=math.nan).remains
+    assert not GONE.remains
 
 
 def test_a_row_that_was_seen_twice_counts_once():
@@ -126,6 +172,7 @@ def test_a_row_that_was_seen_twice_counts_once():
         "before": 0.75,
         "after": 0.375,
         "rows": 2,
+        "unscored": 0,
         "share": 0.5,
     }
 
@@ -166,7 +213,7 @@ def test_the_document_is_plain():
 def test_the_numbers_behind_good_sentences_are_said_too():
     found = verdict([GONE] * 4, words=0.97, repeated=0.25)
     assert found.outcome == "forgotten"
-    assert "97.0% of the words in answers to forget questions exist." in found.reasons
+    assert "The share of words that exist in answers to forget questions is 97.0% of the target's." in found.reasons
     assert "The commonest answer is given to 25% of the forget questions." in found.reasons
     assert found.document()["words"] == 0.97
 
