@@ -120,6 +120,8 @@ def test_tokens_that_overlap_a_span_are_flagged():
         ("a Lima-born poet", "Lima", True),
         ("the ex-Lima poet", "Lima", True),
         ("on 1971-06-12", "1971", True),
+        ("on 12.6.1971.", "1971", True),
+        ("1.234.567", "567", False),
         ("İstanbul'da yaşıyor", "İstanbul", True),
         ("Il vient d’Italie", "Italie", True),
         ("그는 서울에서 산다", "서울", True),
