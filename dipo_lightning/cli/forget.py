@@ -37,7 +37,7 @@ LEARNING_RATE, WIDTH = 1e-4, 576
 HELD_OUT, FEWEST_HELD_OUT = 0.15, 20
 """Share of the retain rows that is not trained on, where there are at least so many rows."""
 NEIGHBOURS = 50
-EXAMINATIONS, SOURCES = "examinations", "sources.json"
+ROWS, EXAMINATIONS, SOURCES = "data", "examinations", "sources.json"
 FEWEST_ANSWER_TOKENS, MOST_ANSWER_TOKENS = 48, 256
 REWORDINGS = 2
 """Rewordings of each question that are asked: the rows' own, then those by rule."""
@@ -140,10 +140,13 @@ def forget(
             raise InputError(f"--{name} is {number}; it must be above 0.")
     folder = Path(output).expanduser()
     sources = {"target model": model, "forget rows": forget, "retain rows": retain, "untaught model": untaught}
-    rows = _prepare(folder, {name: source for name, source in sources.items() if source}, forget, retain, seed)
+    rows = _read(forget, retain, seed)
     values = _count_values(rows)
     settings = choose_settings(len(rows.forget), sum(values), _hidden_size(model), method, given)
     job = _Job(folder, rows, _style(model, prompt), accelerator)
+    config = run_config(folder, model, settings, job.style.name, seed, accelerator, bool(rows.retain))
+    _refuse_other_run(folder, rows, config)
+    _keep(folder, {name: source for name, source in sources.items() if source}, rows)
     _say(settings, rows, values)
     if paraphrases:
         job = replace(job, rows=_paraphrased(job, model, paraphrases, seed))
@@ -151,7 +154,7 @@ def forget(
     effort["max_new_tokens"] = _longest_answer(job)
     before = _examined(job, model, effort | {"samples": min(samples, SAMPLES_BEFORE)}, "target")
     _say_known(before, model)
-    fit(run_config(folder, model, settings, job.style.name, seed, accelerator, bool(rows.retain)), folder / "run")
+    fit(config, folder / "run")
     unlearned = folder / "run" / "model"
     after = _examined(job, str(unlearned), effort, "unlearned")
     often = effort | {"samples": UNTAUGHT_SAMPLES * samples}
@@ -202,8 +205,8 @@ def run_config(
         "cli/forget",
         **asdict(settings),
         model=model,
-        forget=str(folder / "data" / "forget.jsonl"),
-        retain=str(folder / "data" / "retain.jsonl"),
+        forget=str(folder / ROWS / "forget.jsonl"),
+        retain=str(folder / ROWS / "retain.jsonl"),
         prompt=style,
         seed=seed,
         accelerator=accelerator,
@@ -230,34 +233,80 @@ def _question(row: dict[str, Any], name: str) -> dict[str, Any]:
     )
 
 
-def _prepare(folder: Path, sources: dict[str, str], forget: str, retain: str | None, seed: int) -> SplitRows:
-    """Read and split the rows, and keep them beside the run, for it to be resumed.
-
-    Raises:
-        InputError: The folder holds a run with other rows.
-    """
-    from dipo_lightning.data.files import json_lines
+def _read(forget: str, retain: str | None, seed: int) -> SplitRows:
+    """Read and split the rows."""
     from dipo_lightning.data.rows import read_rows, refuse_overlap
-    from dipo_lightning.evaluation.run_folder import write_json, write_text
 
     kept = read_rows(retain) if retain is not None else []
     gone = read_rows(forget)
     if retain is not None:
         refuse_overlap(gone, kept)
-    rows = split_rows([dict(row) for row in gone], [dict(row) for row in kept], seed)
-    parts = {folder / "data" / f"{name}.jsonl": json_lines(map(_written, part)) for name, part in asdict(rows).items()}
-    other = [path for path, text in parts.items() if path.exists() and path.read_text(encoding="utf-8") != text]
-    if other:
+    return split_rows([dict(row) for row in gone], [dict(row) for row in kept], seed)
+
+
+def _refuse_other_run(folder: Path, rows: SplitRows, config: dict[str, Any]) -> None:
+    """Refuse a folder in which this run can neither begin nor be resumed, before anything is written.
+
+    Raises:
+        InputError: It holds something else, or a run with other rows or options, or without its checkpoints.
+    """
+    from dipo_lightning.callbacks.run_record import CHECKPOINTS, differences, flat_options, model_files, read_record
+    from dipo_lightning.cli.run_folder import CONFIG, LOG
+
+    if folder.exists() and any(folder.iterdir()) and not read_sources(folder):
+        raise InputError(f"{folder} is not empty and holds no run of forget. Give another --output.")
+    run, parts = folder / "run", _files_of(folder, rows)
+    left = {path.name for path in run.iterdir()} if run.exists() else set()
+    if CHECKPOINTS not in left and not left <= {CONFIG, LOG}:
+        raise InputError(f"{folder} holds a run without its checkpoints (was it cleaned?). Give another --output.")
+    other = [path for path, text in parts.items() if text != (path.read_text("utf-8") if path.exists() else "")]
+    if other and (folder / ROWS / "forget.jsonl").exists():  # which is written last
+        names = ", ".join(path.name for path in other)
         raise InputError(
-            f"{folder} holds a run with other rows or another seed ({other[0].name} differs). Give another "
-            "--output, or the rows that it was made with."
+            f"{folder} holds a run with other rows or another seed ({names} differ). Give another --output, "
+            "or the rows that it was made with."
         )
-    (folder / "data").mkdir(parents=True, exist_ok=True, mode=0o700)
-    for path, text in parts.items():
+    record = read_record(run / CHECKPOINTS) or {}
+    ours = flat_options(config)
+    changes = differences(record.get("config") or config, config, same_data=True)
+    changes = [change for change in changes if change.partition(" was ")[0] in ours]
+    if record.get("model") not in (None, model_files(config["model"]["init_args"]["pretrained"])):
+        changes.append("the files of the model have changed")
+    if changes:
+        raise InputError(
+            f"{folder} holds a run that began with other options: {'; '.join(changes)}. Give another --output, or the "
+            "options that it began with (more --epochs are allowed)."
+        )
+
+
+def read_sources(folder: Path) -> dict[str, str]:
+    """Return the model and files of the run of `forget` in a folder, by their role; empty if it holds none."""
+    try:
+        found = json.loads((folder / SOURCES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and {"target model", "forget rows"} <= found.keys() else {}
+
+
+def _files_of(folder: Path, rows: SplitRows) -> dict[Path, str]:
+    """The text of each file of rows beside a run; that of the forget rows is the last."""
+    from dipo_lightning.data.files import json_lines
+
+    parts = {name: json_lines(map(_written, getattr(rows, name))) for name in ("held_out", "retain", "forget")}
+    return {folder / ROWS / f"{name}.jsonl": text for name, text in parts.items()}
+
+
+def _keep(folder: Path, sources: dict[str, str], rows: SplitRows) -> None:
+    """Keep the rows beside the run, for it to be resumed, and the names of what it is made from."""
+    from dipo_lightning.evaluation.run_folder import write_json, write_text
+
+    write_json(folder / SOURCES, sources)  # the sign of a run
+    (folder / ROWS).mkdir(exist_ok=True, mode=0o700)
+    for path, text in _files_of(folder, rows).items():
         if text:
             write_text(path, text)
-    write_json(folder / SOURCES, sources)
-    return rows
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _written(row: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from dipo_lightning.benchmarks.user_data import examination
 from dipo_lightning.benchmarks.user_data.examination import Examination
 from dipo_lightning.cli.forget import SplitRows, _examined, _Job, _style, choose_settings, run_config, split_rows
 from dipo_lightning.cli.main import main
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, RunError
 from tests.helpers.toys import save_toy
 
 FORGET = [
@@ -106,11 +107,77 @@ def test_rows_and_settings_that_cannot_be_right_are_refused(here, capsys):
     assert main(["forget", "model", *files, "--lr", "0"]) == 2
     assert "--lr is 0" in capsys.readouterr().err
     other = write(here / "other.jsonl", FORGET)
-    assert main(["forget", "model", other, files[1]]) == 2
-    assert "another --output" in capsys.readouterr().err
     (here / "text.jsonl").write_text('{"text": "a whole book"}\n')
-    assert main(["forget", "model", other, "text.jsonl", "--output", "new"]) == 2
+    assert main(["forget", "model", other, "text.jsonl"]) == 2
     assert "text.jsonl" in capsys.readouterr().err
+    assert not (here / "runs").exists()
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def begun(here, monkeypatch):
+    """A command whose run began, and ended before the target was examined; every further call ends there, too."""
+
+    def examined(*_):
+        raise RunError("the target is examined")
+
+    monkeypatch.setattr("dipo_lightning.cli.forget._examined", examined)
+    save_toy(here / "model")
+    write(here / "retain.jsonl", RETAIN)
+    command = ["forget", "model", write(here / "forget.jsonl", FORGET), "--output", "out", "--epochs", "2"]
+    assert main(command) == 2
+    return command
+
+
+def test_the_rows_of_a_run_stay_as_they_are(begun, here, capsys):
+    before = contents(here / "out")
+    assert main([*begun, "--retain", "retain.jsonl"]) == 2
+    assert "(held_out.jsonl, retain.jsonl differ)" in capsys.readouterr().err
+    write(here / "other.jsonl", FORGET[:1])
+    assert main([*begun[:2], "other.jsonl", *begun[3:]]) == 2
+    assert "(forget.jsonl differ)" in capsys.readouterr().err
+    assert contents(here / "out") == before
+    assert main(begun) == 2
+    assert "the target is examined" in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_is_left_alone(begun, here, capsys):
+    (here / "mine").mkdir()
+    (here / "mine/results.html").write_text("mine")
+    (here / "mine/sources.json").write_text("[]")
+    before = contents(here / "mine")
+    assert main([*begun, "--output", "mine"]) == 2
+    assert "holds no run of forget" in capsys.readouterr().err
+    assert contents(here / "mine") == before
+
+
+def test_a_run_without_its_checkpoints_gets_no_rows_again(begun, here, capsys):
+    (here / "out/run/model").mkdir(parents=True)
+    (here / "out/data/forget.jsonl").unlink()
+    before = contents(here / "out")
+    assert main(begun) == 2
+    assert "was it cleaned?" in capsys.readouterr().err
+    assert contents(here / "out") == before
+
+
+def record(folder, config, **changes):
+    (folder / "run/checkpoints").mkdir(parents=True, exist_ok=True)
+    config["model"]["init_args"] |= changes
+    (folder / "run/checkpoints/run.json").write_text(json.dumps({"config": config | {"ckpt_path": None}}))
+
+
+def test_other_options_than_a_run_began_with_are_refused_before_anything_is_written(begun, here, capsys):
+    chosen = choose_settings(2, 3, 32, "selective", {"epochs": 2})
+    record(here / "out", run_config(Path("out"), "model", chosen, "chat", 0, "auto", False))
+    before = contents(here / "out")
+    assert main([*begun, "--lr=0.5"]) == 2
+    assert "began with other options: model.optimizer.lr was " in capsys.readouterr().err
+    assert contents(here / "out") == before
+    assert main(begun) == 2
+    assert "the target is examined" in capsys.readouterr().err
 
 
 def test_a_chat_of_one_question_is_a_question():
