@@ -142,7 +142,7 @@ def forget(
     sources = {"target model": model, "forget rows": forget, "retain rows": retain, "untaught model": untaught}
     rows = _read(forget, retain, seed)
     values = _count_values(rows)
-    settings = choose_settings(len(rows.forget), sum(values), _hidden_size(model), method, given)
+    settings = _as_begun(folder, choose_settings(len(rows.forget), sum(values), _hidden_size(model), method, given))
     job = _Job(folder, rows, _style(model, prompt), accelerator)
     config = run_config(folder, model, settings, job.style.name, seed, accelerator, bool(rows.retain))
     _refuse_other_run(folder, rows, config)
@@ -242,6 +242,15 @@ def _read(forget: str, retain: str | None, seed: int) -> SplitRows:
     if retain is not None:
         refuse_overlap(gone, kept)
     return split_rows([dict(row) for row in gone], [dict(row) for row in kept], seed)
+
+
+def _as_begun(folder: Path, settings: Settings) -> Settings:
+    """The settings with the checks as far apart as in the run that the folder holds, however many passes it gets."""
+    from dipo_lightning.callbacks.run_record import CHECKPOINTS, flat_options, read_record
+
+    record = read_record(folder / "run" / CHECKPOINTS) or {}
+    began = flat_options(record.get("config") or {}).get("model.check_every")
+    return settings if began is None else replace(settings, check_every=began)
 
 
 def _refuse_other_run(folder: Path, rows: SplitRows, config: dict[str, Any]) -> None:

@@ -180,6 +180,18 @@ def test_other_options_than_a_run_began_with_are_refused_before_anything_is_writ
     assert "the target is examined" in capsys.readouterr().err
 
 
+def test_a_run_that_gets_more_passes_keeps_its_checks(begun, here, capsys):
+    chosen = choose_settings(2, 3, 32, "selective", {"epochs": 2})
+    record(here / "out", run_config(Path("out"), "model", chosen, "chat", 0, "auto", False))
+    capsys.readouterr()
+    assert main([*begun, "--epochs", "5"]) == 2
+    said = capsys.readouterr()
+    assert "at most 5 passes, a check every 2 steps" in said.out
+    assert "the target is examined" in said.err
+    assert main([*begun, "--epochs", "1"]) == 2
+    assert "began with other options: trainer.max_epochs was 2, now 1." in capsys.readouterr().err
+
+
 def test_a_chat_of_one_question_is_a_question():
     chat = {
         "messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ann."}],
