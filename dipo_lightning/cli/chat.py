@@ -6,12 +6,13 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
+from io import TextIOWrapper
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TextIO
 
-from dipo_lightning.data.encoding import PromptStyle
+from dipo_lightning.data.encoding import PromptStyle, checked_text
 from dipo_lightning.data.prompts import PromptName, prompt_style
-from dipo_lightning.errors import check_numbers
+from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.safety.display import printable
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def chat(
         for title, source in (("original", original), ("unlearned", unlearned))
     ]
     print(f"Ask both models. {HELP}")
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     talk(speakers, sys.stdin, sys.stdout, shutil.get_terminal_size().columns)
 
 
@@ -71,10 +74,15 @@ class Speaker:
         self.turns: list[dict[str, str]] = []
 
     def answer(self, question: str) -> str:
-        """Answer greedily, and add both turns to the conversation; control sequences are removed."""
+        """Answer greedily, and add both turns to the conversation; control sequences are removed.
+
+        Raises:
+            InputError: The question is no text, or the chat template refuses it.
+        """
         from dipo_lightning.data.prompts import ChatStyle
         from dipo_lightning.evaluation.generation import generate
 
+        checked_text(question, "The question")
         if isinstance(self.style, ChatStyle):
             ids = self.style.conversation_prompt([*self.turns, {"role": "user", "content": question}])
         else:
@@ -97,8 +105,12 @@ def talk(speakers: list[Speaker], lines: TextIO, output: TextIO, width: int) -> 
         elif line.startswith("/"):
             print(f"There is no {printable(line)}. {HELP}", file=output)
         else:
-            answers = [(speaker.title, speaker.answer(line)) for speaker in speakers]
-            print(side_by_side(answers, width), file=output, flush=True)
+            try:
+                answers = [(speaker.title, speaker.answer(line)) for speaker in speakers]
+            except InputError as error:  # about this question, not about the conversation
+                print(f"error: {printable(str(error))}", file=output, flush=True)
+            else:
+                print(side_by_side(answers, width), file=output, flush=True)
 
 
 def _questions(lines: TextIO, output: TextIO) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dipo_lightning.cli.configs import filled
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_numbers
 
 if TYPE_CHECKING:
     from dipo_lightning.data.encoding import PromptStyle
@@ -125,7 +125,7 @@ def forget(
         batch_size: Forget rows per step; at most 8 where it is not given.
         epochs: Most passes over the forget rows; chosen by their number and that of their private values where it is
             not given.
-        samples: Sampled answers to each question and rewording in the examination.
+        samples: Sampled answers to each question and rewording in the examination; 0 looks at greedy answers only.
         paraphrases: Rewordings of each question that the target itself writes, beside two by rule and the rows' own.
         seed: Seed of data order, training and samples.
         accelerator: Lightning's accelerator: ``auto``, ``cpu`` or ``gpu``.
@@ -138,6 +138,7 @@ def forget(
     for name, number in given.items():
         if number is not None and not number > 0:
             raise InputError(f"--{name} is {number}; it must be above 0.")
+    check_numbers("", {"--samples": samples, "--paraphrases": paraphrases, "--seed": seed}, least=0)
     folder = Path(output).expanduser()
     sources = {"target model": model, "forget rows": forget, "retain rows": retain, "untaught model": untaught}
     rows = _read(forget, retain, seed)

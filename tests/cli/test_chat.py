@@ -30,6 +30,15 @@ def test_quit_ends(folders):
     assert lines.readline() == "Who?\n"
 
 
+def test_a_line_that_is_no_text_is_refused_and_the_conversation_goes_on(folders, monkeypatch, capsys):
+    lines = io.TextIOWrapper(io.BytesIO(b"h\xff\nWho?\n"), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", lines)
+    assert main(["chat", *folders, "--max_new_tokens", "4"]) == 0
+    said = capsys.readouterr().out
+    assert "error: The question 'h\\udcff' has half a surrogate pair" in said
+    assert said.count("original") == 1, "the second line is answered"
+
+
 def test_each_model_remembers_its_own_side(folders):
     one, other = (Speaker("x", folder, "chat", 3) for folder in folders)
     alone = one.answer("Where?")

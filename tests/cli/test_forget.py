@@ -106,6 +106,9 @@ def test_rows_and_settings_that_cannot_be_right_are_refused(here, capsys):
     assert "No forget row has a private value" in capsys.readouterr().err
     assert main(["forget", "model", *files, "--lr", "0"]) == 2
     assert "--lr is 0" in capsys.readouterr().err
+    for option in ("--samples", "--paraphrases", "--seed"):
+        assert main(["forget", "model", *files, option, "-1"]) == 2
+        assert f"{option} is -1; it must be at least 0" in capsys.readouterr().err
     other = write(here / "other.jsonl", FORGET)
     (here / "text.jsonl").write_text('{"text": "a whole book"}\n')
     assert main(["forget", "model", other, "text.jsonl"]) == 2

@@ -253,6 +253,8 @@ def _sampled(
     policy: nn.Module, style: PromptStyle, asked: Sequence[Sequence[str]], options: ExaminationOptions
 ) -> list[list[str]]:
     """Sample answers to all questions of each row; every question has its own stream of random numbers."""
+    if not options.samples:
+        return [[] for _ in asked]
     places = [(number, place) for number, questions in enumerate(asked) for place in range(len(questions))]
     with evaluation_mode(policy), unsharded(policy):
         said = sample(

@@ -1,8 +1,8 @@
-"""The examination of models whose positions are looked up in a table."""
+"""The examination: what is cut, and what is left out."""
 
 import pytest
 
-from dipo_lightning.benchmarks.user_data.examination import _value_scores, private_values
+from dipo_lightning.benchmarks.user_data.examination import ExaminationOptions, _sampled, _value_scores, private_values
 from dipo_lightning.data.prompts import prompt_style
 from tests.helpers.toys import LENGTH, toy_model, toy_tokenizer
 
@@ -21,3 +21,8 @@ def test_a_row_longer_than_the_positions_is_cut_and_its_first_values_are_scored(
     assert probability[1][0] > 0
     assert rank[1][0] > 0
     assert [probability[1][1], *probability[2]] == [0, 0], "behind the last position"
+
+
+def test_without_samples_none_are_drawn():
+    model, style = toy_model("llama"), prompt_style("plain", toy_tokenizer())
+    assert _sampled(model, style, [["Who?", "Where?"], ["When?"]], ExaminationOptions(samples=0)) == [[], []]
