@@ -11,7 +11,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TextIO
 
 from dipo_lightning.data.encoding import PromptStyle, checked_text
-from dipo_lightning.data.prompts import PromptName, prompt_style
+from dipo_lightning.data.prompts import ChatStyle, PromptName, prompt_style
 from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.safety.display import printable
 
@@ -31,7 +31,8 @@ def chat(
 ) -> None:
     """Chat with the original and the unlearned model side by side; reads questions from the terminal, line by line.
 
-    With ``--prompt chat`` each model keeps its own conversation; otherwise every line is a question by itself.
+    With ``--prompt chat`` each model keeps its own conversation, without the oldest questions once its context is full;
+    otherwise every line is a question by itself.
 
     Args:
         original: Model before unlearning: hub name, folder or GGUF file.
@@ -76,21 +77,34 @@ class Speaker:
     def answer(self, question: str) -> str:
         """Answer greedily, and add both turns to the conversation; control sequences are removed.
 
+        The oldest turns are left out where the answer would have no room behind them, and the answer ends with a note.
+
         Raises:
-            InputError: The question is no text, or the chat template refuses it.
+            InputError: The question is no text or too long, or the chat template refuses it.
         """
-        from dipo_lightning.data.prompts import ChatStyle
         from dipo_lightning.evaluation.generation import generate
+        from dipo_lightning.models.inspection import context_length, position_limit
 
         checked_text(question, "The question")
-        if isinstance(self.style, ChatStyle):
-            ids = self.style.conversation_prompt([*self.turns, {"role": "user", "content": question}])
-        else:
-            ids = self.style.prompt(question)
+        limit = position_limit(self.policy) or context_length(self.policy)
+        turns, ids = self.turns, self._prompt(self.turns, question)
+        while limit is not None and turns and len(ids) + min(self.max_new_tokens, limit // 2) > limit:
+            turns = turns[2:]
+            ids = self._prompt(turns, question)
+        if limit is not None and len(ids) >= limit:
+            raise InputError(f"The question has {len(ids)} tokens, and {self.title} reads {limit}; ask a shorter one.")
         [said] = generate(self.policy, [ids], max_new_tokens=self.max_new_tokens, stop_ids=self.style.stop_ids)
         text = str(self.style.tokenizer.decode(said, skip_special_tokens=True)).strip()
-        self.turns += [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
-        return printable(text)
+        left_out = (len(self.turns) - len(turns)) // 2
+        if isinstance(self.style, ChatStyle):
+            self.turns = [*turns, {"role": "user", "content": question}, {"role": "assistant", "content": text}]
+        note = f"\n[The oldest questions ({left_out}) were left out: {limit} tokens are full.]" if left_out else ""
+        return printable(text) + note
+
+    def _prompt(self, turns: list[dict[str, str]], question: str) -> list[int]:
+        if isinstance(self.style, ChatStyle):
+            return self.style.conversation_prompt([*turns, {"role": "user", "content": question}])
+        return self.style.prompt(question)
 
 
 def talk(speakers: list[Speaker], lines: TextIO, output: TextIO, width: int) -> None:
