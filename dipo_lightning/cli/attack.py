@@ -122,11 +122,10 @@ def attack(
 
 def _style(run: dict[str, Any], model: str, prompt: PromptName | None) -> PromptStyle:
     """The named prompt style, or else the run's, with a model's tokenizer."""
-    from dipo_lightning.data.prompts import prompt_style
-    from dipo_lightning.models.loading import load_tokenizer
+    from dipo_lightning.cli.chat import load_style
 
     further = {} if prompt else run.get("prompt_options") or {}
-    return prompt_style(prompt or run.get("prompt") or "chat", load_tokenizer(model), **further)
+    return load_style(model, prompt or run.get("prompt") or "chat", **further)
 
 
 def _check_other(source: str, run: dict[str, Any], prompt: PromptName | None, style: PromptStyle) -> None:

@@ -67,10 +67,10 @@ class Speaker:
     def __init__(
         self, title: str, source: str, prompt: str, max_new_tokens: int, options: dict[str, Any] | None = None
     ) -> None:
-        from dipo_lightning.models.loading import load_policy, load_tokenizer
+        from dipo_lightning.models.loading import load_policy
 
         self.title, self.max_new_tokens = title, max_new_tokens
-        self.style: PromptStyle = prompt_style(prompt, load_tokenizer(source), **(options or {}))
+        self.style: PromptStyle = load_style(source, prompt, **(options or {}))
         self.policy: nn.Module = load_policy(source)
         self.turns: list[dict[str, str]] = []
 
@@ -105,6 +105,21 @@ class Speaker:
         if isinstance(self.style, ChatStyle):
             return self.style.conversation_prompt([*turns, {"role": "user", "content": question}])
         return self.style.prompt(question)
+
+
+def load_style(source: str, prompt: str, **options: Any) -> PromptStyle:
+    """Load a model's tokenizer in the prompt style of a command's ``--prompt``.
+
+    Raises:
+        InputError: The style needs a chat template, and the tokenizer has none.
+    """
+    from dipo_lightning.models.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(source)
+    template = options.get("chat_template") or getattr(tokenizer, "chat_template", None)
+    if prompt in ("chat", "open_unlearning") and not template:
+        raise InputError(f"{source}: the tokenizer has no chat template (a base model?). Take --prompt plain.")
+    return prompt_style(prompt, tokenizer, **options)
 
 
 def talk(speakers: list[Speaker], lines: TextIO, output: TextIO, width: int) -> None:

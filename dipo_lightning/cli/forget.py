@@ -37,6 +37,8 @@ LEARNING_RATE, WIDTH = 1e-4, 576
 HELD_OUT, FEWEST_HELD_OUT = 0.15, 20
 """Share of the retain rows that is not trained on, where there are at least so many rows."""
 NEIGHBOURS = 50
+MAX_LENGTH = 512
+"""Tokens of the longest row that is trained on; the end of a longer one is cut off."""
 ROWS, EXAMINATIONS, SOURCES = "data", "examinations", "sources.json"
 FEWEST_ANSWER_TOKENS, MOST_ANSWER_TOKENS = 48, 256
 REWORDINGS = 2
@@ -143,9 +145,14 @@ def forget(
     sources = {"target model": model, "forget rows": forget, "retain rows": retain, "untaught model": untaught}
     rows = _read(forget, retain, seed)
     values = _count_values(rows)
-    settings = _as_begun(folder, choose_settings(len(rows.forget), sum(values), _hidden_size(model), method, given))
+    _check_method(method)
+    width, max_length = _sizes(model)
+    settings = _as_begun(folder, choose_settings(len(rows.forget), sum(values), width, method, given))
     job = _Job(folder, rows, _style(model, prompt), accelerator)
-    config = run_config(folder, model, settings, job.style.name, seed, accelerator, bool(rows.retain))
+    _check_rows(rows, job.style, max_length)
+    if untaught is not None:
+        _style(untaught, job.style.name)
+    config = run_config(folder, model, settings, job.style.name, seed, accelerator, bool(rows.retain), max_length)
     _refuse_other_run(folder, rows, config)
     _keep(folder, {name: source for name, source in sources.items() if source}, rows)
     _say(settings, rows, values)
@@ -199,7 +206,14 @@ def split_rows(forget: Sequence[dict[str, Any]], retain: Sequence[dict[str, Any]
 
 
 def run_config(
-    folder: Path, model: str, settings: Settings, style: str, seed: int, accelerator: str, has_retain: bool
+    folder: Path,
+    model: str,
+    settings: Settings,
+    style: str,
+    seed: int,
+    accelerator: str,
+    has_retain: bool,
+    max_length: int = MAX_LENGTH,
 ) -> dict[str, Any]:
     """Return the configuration of the run, as ``fit`` takes it."""
     config = filled(
@@ -211,6 +225,7 @@ def run_config(
         prompt=style,
         seed=seed,
         accelerator=accelerator,
+        max_length=max_length,
     )
     if not has_retain:
         del config["data"]["init_args"]["retain"]
@@ -325,20 +340,53 @@ def _written(row: dict[str, Any]) -> dict[str, Any]:
 
 def _style(model: str, prompt: str) -> PromptStyle:
     """Load a model's tokenizer in a prompt style; ``auto`` is its chat template where it has one."""
-    from dipo_lightning.data.prompts import prompt_style
+    from dipo_lightning.cli.chat import load_style
     from dipo_lightning.models.loading import load_tokenizer
 
-    tokenizer = load_tokenizer(model)
     if prompt == "auto":
-        prompt = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
-    return prompt_style(prompt, tokenizer)
+        prompt = "chat" if getattr(load_tokenizer(model), "chat_template", None) else "plain"
+    return load_style(model, prompt)
 
 
-def _hidden_size(model: str) -> int:
+def _sizes(model: str) -> tuple[int, int]:
+    """The width of a model, and the tokens of the longest row that is trained on."""
     from dipo_lightning.models.loading import find_source, load_config
 
-    config = load_config(find_source(model))
-    return int(getattr(config.get_text_config(), "hidden_size", WIDTH))
+    config = load_config(find_source(model)).get_text_config()
+    positions = getattr(config, "max_position_embeddings", None) or MAX_LENGTH
+    return int(getattr(config, "hidden_size", WIDTH)), min(MAX_LENGTH, int(positions))
+
+
+def _check_method(method: str) -> None:
+    """Refuse a method that is neither a short name nor a module."""
+    from lightning.pytorch import LightningModule
+
+    from dipo_lightning.evaluation.benchmark import import_class
+
+    try:
+        import_class(METHODS.get(method, method), LightningModule)
+    except InputError as error:
+        raise InputError(f"--method {method} is none of {', '.join(METHODS)}, and no module. {error}") from error
+
+
+def _check_rows(rows: SplitRows, style: PromptStyle, max_length: int) -> None:
+    """Refuse a row that cannot be trained or examined.
+
+    Raises:
+        InputError: A question leaves no room for its answer, or one of the two cannot be written in the prompt style.
+    """
+    for part, number, row in ((part, i, row) for part, some in asdict(rows).items() for i, row in enumerate(some)):
+        where = row.get("where", f"{part} row {number}")
+        try:
+            length = len(style.prompt(row["question"]))
+            style.answer_ids(row["answer"])
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        if length >= max_length:
+            raise InputError(
+                f"{where}: its question alone has {length} tokens, and a question with its answer has room for "
+                f"{max_length}; shorten the question, or take the row out."
+            )
 
 
 def _count_values(rows: SplitRows) -> list[int]:

@@ -116,6 +116,35 @@ def test_rows_and_settings_that_cannot_be_right_are_refused(here, capsys):
     assert not (here / "runs").exists()
 
 
+def test_rows_and_a_method_that_do_not_fit_are_found_before_a_model_is_loaded(here, capsys):
+    save_toy(here / "model", n_positions=64, family="gpt2")
+    (here / "model/model.safetensors").unlink()
+    long = write(here / "long.jsonl", [*FORGET, ("Where does Bo Zed " + "really " * 64 + "live?", "In Lima.")])
+    assert main(["forget", "model", long]) == 2
+    said = capsys.readouterr().err
+    assert f"{long}, line 3: its question alone has " in said
+    assert "has room for 64; shorten the question" in said
+    ended = write(here / "ended.jsonl", [("Where is Bo Zed?", "In Lima.</s>")])
+    assert main(["forget", "model", ended]) == 2
+    assert f"{ended}, line 1: The answer 'In Lima.</s>' holds an end-of-turn token" in capsys.readouterr().err
+    assert main(["forget", "model", write(here / "forget.jsonl", FORGET), "--method", "dippo"]) == 2
+    assert "--method dippo is none of selective, dipo, npo, graddiff, and no module" in capsys.readouterr().err
+    assert main(["forget", "model", "forget.jsonl", "--untaught", "./nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert not (here / "runs").exists()
+
+
+def test_a_model_without_a_chat_template_is_told_the_commands_own_option(here, capsys):
+    save_toy(here / "model")
+    (here / "model/chat_template.jinja").unlink()
+    files = [write(here / "forget.jsonl", FORGET)]
+    for command in (["forget", "model", *files, "--prompt", "chat"], ["chat", "model", "model"]):
+        assert main(command) == 2
+        assert "model: the tokenizer has no chat template (a base model?). Take --prompt plain." in capsys.readouterr().err
+    assert main(["attack", "model", "--forget", *files]) == 2
+    assert "Take --prompt plain." in capsys.readouterr().err
+
+
 def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -244,5 +273,5 @@ def test_the_configuration_has_what_the_method_and_the_data_have(tmp_path, metho
     assert (model["class_path"], model["init_args"]["pretrained"]) == (chosen.method, "a {model}")
     assert model["init_args"]["optimizer"]["init_args"] == {"lr": chosen.lr, "weight_decay": 0.0, "betas": [0.9, 0.95]}
     files = {part: str(tmp_path / f"data/{part}.jsonl") for part in ("forget", "retain")[: 1 + has_retain]}
-    assert data == files | {"prompt": "plain", "seed": 3, "batch_size": 8}
+    assert data == files | {"prompt": "plain", "seed": 3, "batch_size": 8, "max_length": 512}
     assert config["seed_everything"] == 3
