@@ -186,7 +186,7 @@ class SplitRows:
 
 
 def split_rows(forget: Sequence[dict[str, Any]], retain: Sequence[dict[str, Any]], seed: int) -> SplitRows:
-    """Hold some retain rows out; the same ones for one seed.
+    """Hold some retain rows out; the same ones for one seed. Equal rows are held out together, or kept together.
 
     Raises:
         InputError: A row is neither a question with its answer nor a chat of one turn.
@@ -194,14 +194,17 @@ def split_rows(forget: Sequence[dict[str, Any]], retain: Sequence[dict[str, Any]
     import random
 
     forget, retain = ([_question(row, name) for row in rows] for name, rows in (("forget", forget), ("retain", retain)))
-    order = list(range(len(retain)))
+    numbers: dict[tuple[str, ...], int] = {}  # of the different rows
+    texts = [tuple(" ".join(row[part].split()).casefold() for part in ("question", "answer")) for row in retain]
+    own = [numbers.setdefault(text, len(numbers)) for text in texts]
+    order = list(range(len(numbers)))
     random.Random(seed).shuffle(order)
-    count = round(HELD_OUT * len(retain)) if len(retain) >= FEWEST_HELD_OUT else 0
+    count = round(HELD_OUT * len(order)) if len(order) >= FEWEST_HELD_OUT else 0
     out = set(order[:count])
     return SplitRows(
         list(forget),
-        [row for number, row in enumerate(retain) if number not in out],
-        [row for number, row in enumerate(retain) if number in out],
+        [row for number, row in zip(own, retain, strict=True) if number not in out],
+        [row for number, row in zip(own, retain, strict=True) if number in out],
     )
 
 

@@ -60,6 +60,16 @@ def test_held_out_rows_are_never_trained_on():
         split_rows([{"text": "a book"}], [], 0)
 
 
+def test_equal_rows_are_held_out_or_trained_on_but_never_both():
+    rows = [{"question": f"Q{i}?", "answer": "A"} for i in range(20)]
+    split = split_rows([], [*rows, *({**row, "answer": " a"} for row in rows)], seed=0)
+    held_out, trained = ({row["question"] for row in part} for part in (split.held_out, split.retain))
+    assert (len(split.held_out), len(held_out)) == (6, 3)
+    assert not held_out & trained
+    assert held_out == {row["question"] for row in split_rows([], rows, seed=0).held_out}
+    assert not split_rows([], rows[:10] * 2, seed=0).held_out, "too few different ones to spare"
+
+
 def test_two_files_give_a_model_and_a_verdict_and_the_same_command_does_nothing_twice(here, capsys):
     save_toy(here / "model")
     before = (here / "model/model.safetensors").read_bytes()
