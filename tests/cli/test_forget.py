@@ -100,6 +100,8 @@ def test_two_files_give_a_model_and_a_verdict_and_the_same_command_does_nothing_
     assert main(["clean", "out", "--yes"]) == 0
     left = [path for path in (here / "out").rglob("*") if path.is_file() and b"glassblower" in path.read_bytes()]
     assert not left
+    assert main(command) == 2, "a cleaned run"
+    assert not (here / "out/data").exists()
     assert (here / "out/run/model/model.safetensors").read_bytes() == weights
 
 
