@@ -291,7 +291,7 @@ def _refuse_other_run(folder: Path, rows: SplitRows, config: dict[str, Any]) -> 
     if other and (folder / ROWS / "forget.jsonl").exists():  # which is written last
         names = ", ".join(path.name for path in other)
         raise InputError(
-            f"{folder} holds a run with other rows or another seed ({names} differ). Give another --output, "
+            f"{folder} holds a run with other rows or another seed (not the same: {names}). Give another --output, "
             "or the rows that it was made with."
         )
     record = read_record(run / CHECKPOINTS) or {}

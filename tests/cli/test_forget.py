@@ -179,10 +179,10 @@ def begun(here, monkeypatch):
 def test_the_rows_of_a_run_stay_as_they_are(begun, here, capsys):
     before = contents(here / "out")
     assert main([*begun, "--retain", "retain.jsonl"]) == 2
-    assert "(held_out.jsonl, retain.jsonl differ)" in capsys.readouterr().err
+    assert "(not the same: held_out.jsonl, retain.jsonl)" in capsys.readouterr().err
     write(here / "other.jsonl", FORGET[:1])
     assert main([*begun[:2], "other.jsonl", *begun[3:]]) == 2
-    assert "(forget.jsonl differ)" in capsys.readouterr().err
+    assert "(not the same: forget.jsonl)" in capsys.readouterr().err
     assert contents(here / "out") == before
     assert main(begun) == 2
     assert "the target is examined" in capsys.readouterr().err
