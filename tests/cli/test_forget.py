@@ -152,7 +152,7 @@ def test_a_model_without_a_chat_template_is_told_the_commands_own_option(here, c
     files = [write(here / "forget.jsonl", FORGET)]
     for command in (["forget", "model", *files, "--prompt", "chat"], ["chat", "model", "model"]):
         assert main(command) == 2
-        assert "model: the tokenizer has no chat template (a base model?). Take --prompt plain." in capsys.readouterr().err
+        assert "model: the tokenizer has no chat template (a base model?). Take --prompt" in capsys.readouterr().err
     assert main(["attack", "model", "--forget", *files]) == 2
     assert "Take --prompt plain." in capsys.readouterr().err
 
