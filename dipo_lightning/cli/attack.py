@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 WORDINGS, PREFIXES, QUANTIZATION = Wordings(), Prefixes(), Quantization()
 SAMPLING, RELEARNING = Sampling(), Relearning()
+_MODEL_FILES = ("config.json", "adapter_config.json")
 ATTACKS = ("wordings", "prefixes", "quantization", "sampling", "relearning")
 
 
@@ -59,7 +60,8 @@ def attack(
     picture of each attack. After an interruption, the same command resumes.
 
     Args:
-        unlearned: A model (hub name or folder), or a run folder, whose exported model and data are used.
+        unlearned: A model (hub name or folder), or the folder of a run (``fit --run`` or ``forget``), whose exported
+            model and data are used.
         retain: The model trained without the forget set; needed for R.
         target: The model that knows the forget set.
         data: A data set in TOFU's schema (with ``split``) or MUSE's: hub name or folder.
@@ -104,7 +106,7 @@ def attack(
     subject = limited(subject, unrelated, max_rows)
     if max_new_tokens is not None:
         subject = replace(subject, max_new_tokens=max_new_tokens)
-    beside = given / "attacks" if "evaluations" in run else Path(f"{model.rstrip('/').rpartition('/')[2]}-attacks")
+    beside = given / "attacks" if run else Path(f"{model.rstrip('/').rpartition('/')[2]}-attacks")
     folder = beside if output is None else Path(output)
     document = attack_models(
         {name: partial(_load, source, place) for name, source in models.items()},
@@ -122,11 +124,10 @@ def attack(
 
 def _style(run: dict[str, Any], model: str, prompt: PromptName | None) -> PromptStyle:
     """The named prompt style, or else the run's, with a model's tokenizer."""
-    from dipo_lightning.data.prompts import prompt_style
-    from dipo_lightning.models.loading import load_tokenizer
+    from dipo_lightning.cli.chat import load_style
 
     further = {} if prompt else run.get("prompt_options") or {}
-    return prompt_style(prompt or run.get("prompt") or "chat", load_tokenizer(model), **further)
+    return load_style(model, prompt or run.get("prompt") or "chat", **further)
 
 
 def _check_other(source: str, run: dict[str, Any], prompt: PromptName | None, style: PromptStyle) -> None:
@@ -186,20 +187,25 @@ def _add_to_run(evaluations: Path, document: dict[str, Any]) -> None:
 
 
 def run_settings(folder: Path) -> dict[str, Any]:
-    """Return the model, data module and evaluations of a run folder; empty for the folder of a model."""
+    """Return the model, data module and evaluations of a run folder; empty for the folder of a model.
+
+    The run in a folder of `forget` is a run, too; it has no evaluations.
+    """
     import yaml
     from lightning.pytorch import LightningDataModule
 
+    from dipo_lightning.cli.forget import ROWS, read_sources
     from dipo_lightning.evaluation.benchmark import import_class
 
-    evaluations = folder / "evaluations"
-    if not evaluations.is_dir():
+    rows = None
+    if read_sources(folder):
+        folder, rows = folder / "run", folder / ROWS
+    evaluations, config_file = folder / "evaluations", folder / "config.yaml"
+    is_model = any((folder / name).is_file() for name in _MODEL_FILES)
+    if not evaluations.is_dir() and (is_model or not config_file.is_file()):
         return {}
-    config_file = folder / "config.yaml"
     config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-    models = sorted(
-        {path.parent for name in ("config.json", "adapter_config.json") for path in folder.glob(f"*/{name}")}
-    )
+    models = sorted({path.parent for name in _MODEL_FILES for path in folder.glob(f"*/{name}")})
     if not models:
         raise InputError(
             f"{folder} is a run without an exported model; export its checkpoint (`dipo-lightning export`), and give "
@@ -208,9 +214,13 @@ def run_settings(folder: Path) -> dict[str, Any]:
     if len(models) > 1:
         raise InputError(f"{folder} has exported several models; give one: {', '.join(map(str, models))}.")
     options = (config.get("data") or {}).get("init_args") or {}
+    if rows is not None:  # wherever the folder is now
+        options |= {name: str(rows / f"{name}.jsonl") for name in ("forget", "retain") if options.get(name)}
     documents = sorted(evaluations.glob("*.json"), key=lambda path: path.stat().st_mtime)
     provenance = json.loads(documents[-1].read_text(encoding="utf-8"))["provenance"] if documents else {}
-    found = {"model": models[0], "provenance": provenance, "evaluations": evaluations}
+    found = {"model": models[0], "provenance": provenance}
+    if evaluations.is_dir():
+        found["evaluations"] = evaluations
     if kind := (config.get("data") or {}).get("class_path"):
         found["module"] = import_class(kind, LightningDataModule)(**options)
     return found | {name: options.get(name) for name in ("prompt", "prompt_options")}

@@ -6,12 +6,13 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
+from io import TextIOWrapper
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TextIO
 
-from dipo_lightning.data.encoding import PromptStyle
-from dipo_lightning.data.prompts import PromptName, prompt_style
-from dipo_lightning.errors import check_numbers
+from dipo_lightning.data.encoding import PromptStyle, checked_text
+from dipo_lightning.data.prompts import ChatStyle, PromptName, prompt_style
+from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.safety.display import printable
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def chat(
 ) -> None:
     """Chat with the original and the unlearned model side by side; reads questions from the terminal, line by line.
 
-    With ``--prompt chat`` each model keeps its own conversation; otherwise every line is a question by itself.
+    With ``--prompt chat`` each model keeps its own conversation, without the oldest questions once its context is full;
+    otherwise every line is a question by itself.
 
     Args:
         original: Model before unlearning: hub name, folder or GGUF file.
@@ -46,6 +48,8 @@ def chat(
         for title, source in (("original", original), ("unlearned", unlearned))
     ]
     print(f"Ask both models. {HELP}")
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     talk(speakers, sys.stdin, sys.stdout, shutil.get_terminal_size().columns)
 
 
@@ -63,26 +67,59 @@ class Speaker:
     def __init__(
         self, title: str, source: str, prompt: str, max_new_tokens: int, options: dict[str, Any] | None = None
     ) -> None:
-        from dipo_lightning.models.loading import load_policy, load_tokenizer
+        from dipo_lightning.models.loading import load_policy
 
         self.title, self.max_new_tokens = title, max_new_tokens
-        self.style: PromptStyle = prompt_style(prompt, load_tokenizer(source), **(options or {}))
+        self.style: PromptStyle = load_style(source, prompt, **(options or {}))
         self.policy: nn.Module = load_policy(source)
         self.turns: list[dict[str, str]] = []
 
     def answer(self, question: str) -> str:
-        """Answer greedily, and add both turns to the conversation; control sequences are removed."""
-        from dipo_lightning.data.prompts import ChatStyle
-        from dipo_lightning.evaluation.generation import generate
+        """Answer greedily, and add both turns to the conversation; control sequences are removed.
 
-        if isinstance(self.style, ChatStyle):
-            ids = self.style.conversation_prompt([*self.turns, {"role": "user", "content": question}])
-        else:
-            ids = self.style.prompt(question)
+        The oldest turns are left out where the answer would have no room behind them, and the answer ends with a note.
+
+        Raises:
+            InputError: The question is no text or too long, or the chat template refuses it.
+        """
+        from dipo_lightning.evaluation.generation import generate
+        from dipo_lightning.models.inspection import context_length, position_limit
+
+        checked_text(question, "The question")
+        limit = position_limit(self.policy) or context_length(self.policy)
+        turns, ids = self.turns, self._prompt(self.turns, question)
+        while limit is not None and turns and len(ids) + min(self.max_new_tokens, limit // 2) > limit:
+            turns = turns[2:]
+            ids = self._prompt(turns, question)
+        if limit is not None and len(ids) >= limit:
+            raise InputError(f"The question has {len(ids)} tokens, and {self.title} reads {limit}; ask a shorter one.")
         [said] = generate(self.policy, [ids], max_new_tokens=self.max_new_tokens, stop_ids=self.style.stop_ids)
         text = str(self.style.tokenizer.decode(said, skip_special_tokens=True)).strip()
-        self.turns += [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
-        return printable(text)
+        left_out = (len(self.turns) - len(turns)) // 2
+        if isinstance(self.style, ChatStyle):
+            self.turns = [*turns, {"role": "user", "content": question}, {"role": "assistant", "content": text}]
+        note = f"\n[The oldest questions ({left_out}) were left out: {limit} tokens are full.]" if left_out else ""
+        return printable(text) + note
+
+    def _prompt(self, turns: list[dict[str, str]], question: str) -> list[int]:
+        if isinstance(self.style, ChatStyle):
+            return self.style.conversation_prompt([*turns, {"role": "user", "content": question}])
+        return self.style.prompt(question)
+
+
+def load_style(source: str, prompt: str, **options: Any) -> PromptStyle:
+    """Load a model's tokenizer in the prompt style of a command's ``--prompt``.
+
+    Raises:
+        InputError: The style needs a chat template, and the tokenizer has none.
+    """
+    from dipo_lightning.models.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(source)
+    template = options.get("chat_template") or getattr(tokenizer, "chat_template", None)
+    if prompt in ("chat", "open_unlearning") and not template:
+        raise InputError(f"{source}: the tokenizer has no chat template (a base model?). Take --prompt plain.")
+    return prompt_style(prompt, tokenizer, **options)
 
 
 def talk(speakers: list[Speaker], lines: TextIO, output: TextIO, width: int) -> None:
@@ -97,8 +134,12 @@ def talk(speakers: list[Speaker], lines: TextIO, output: TextIO, width: int) -> 
         elif line.startswith("/"):
             print(f"There is no {printable(line)}. {HELP}", file=output)
         else:
-            answers = [(speaker.title, speaker.answer(line)) for speaker in speakers]
-            print(side_by_side(answers, width), file=output, flush=True)
+            try:
+                answers = [(speaker.title, speaker.answer(line)) for speaker in speakers]
+            except InputError as error:  # about this question, not about the conversation
+                print(f"error: {printable(str(error))}", file=output, flush=True)
+            else:
+                print(side_by_side(answers, width), file=output, flush=True)
 
 
 def _questions(lines: TextIO, output: TextIO) -> Iterator[str]:

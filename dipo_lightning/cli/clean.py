@@ -9,21 +9,23 @@ from typing import Any
 
 import yaml
 
-from dipo_lightning.callbacks.run_record import remove
-from dipo_lightning.cli.forget import SOURCES
+from dipo_lightning.callbacks.run_record import CHECKPOINTS, LOCK, RECORD, remove
+from dipo_lightning.cli.forget import EXAMINATIONS, ROWS, SOURCES, read_sources
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.run_folder import write_json
 
 SCORES = "scores.json"
 """File with the numbers of the evaluations, which stay; without any row."""
 
+_SIGNS = (f"{CHECKPOINTS}/{RECORD}", f"{CHECKPOINTS}/{LOCK}", "evaluations/*_epoch=*_step=*.json")
+_LOGS = ("hparams.yaml", "console.log", "events.out.tfevents.*")
 _REASONS = (
     ("evaluations", "every row: questions, true answers, the model's answers"),
-    ("examinations", "private values, and the models' answers"),
+    (EXAMINATIONS, "private values, and the models' answers"),
     ("attacks", "questions, true answers, the models' answers under attack"),
     ("checkpoints", "weights during training, optimiser states, random states"),
     ("reference_cache", "hidden states of the forget rows under the target model"),
-    ("data", "rows to forget and to keep"),
+    (ROWS, "rows to forget and to keep"),
     ("media", "tables of answers and pictures of a CSV logger"),
     ("wandb", "tables of answers and pages of a W&B logger"),
     ("mlruns", "tables of answers and pages of an MLflow logger"),
@@ -32,7 +34,7 @@ _PATTERNS = (
     ("events.out.tfevents.*", "answers as text, and curves"),
     ("*.html", "answers before and after"),
     ("*.ckpt", "weights during training"),
-    ("*verdict*.json", "private values"),
+    ("verdict.json", "private values"),
     ("*.log", "printed answers"),
     ("log.txt", "printed answers"),
     ("*.jsonl", "rows"),
@@ -52,27 +54,45 @@ def clean(run: str, yes: bool = False) -> None:
     """List, and with --yes remove, all copies of forget texts and of the target's weights in a run folder.
 
     The exported model with its card, the configuration and the numbers of the evaluations (scores.json) stay. Files
-    outside the folder are listed but never removed: your data files, and the original model.
+    outside the run are listed but never removed: your data files, and the original model.
 
     Args:
-        run: Folder of a run, as written by ``fit --run`` or ``forget``.
+        run: Folder of a run, as written by ``fit --run`` or ``forget``, or a folder of several; what lies beside them
+            is left alone.
         yes: Remove the copies; without it they are only listed.
     """
     folder = Path(run).expanduser()
-    copies = find_copies(folder)
+    copies, runs = find_copies(folder), find_runs(folder)
     for copy in copies:
         print(f"{copy.size / 1e6:10.1f} MB  {copy.path.relative_to(folder)}  ({copy.why})")
     if not copies:
         print(f"{folder} holds no copy of the forget rows.")
     elif yes:
-        keep_scores(folder)
+        numbers = "".join(f" The numbers are in {one / SCORES}." for one in runs if keep_scores(one))
         for copy in copies:
             remove(copy.path)
-        print(f"Removed {len(copies)} copies; the numbers are in {folder / SCORES}.")
+        print(f"Removed {len(copies)} copies.{numbers}")
     else:
         print(f"{len(copies)} copies; add --yes to remove them. The numbers of the evaluations will stay in {SCORES}.")
-    for name, path in outside(folder).items():
-        print(f"Outside the run folder, for you to remove: {path} ({name})")
+    for one in runs:
+        for name, path in outside(one).items():
+            print(f"Outside the run folder, for you to remove: {path} ({name})")
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Find the runs in a folder, or the folder itself, by what only a run holds; a run inside another is part of it."""
+    found: list[Path] = []
+    inside = (path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink())
+    for path in sorted([folder, *inside]):
+        if not any(path.is_relative_to(run) for run in found) and _is_run(path):
+            found.append(path)
+    return found
+
+
+def _is_run(folder: Path) -> bool:
+    if read_sources(folder) or any(any(folder.glob(sign)) for sign in _SIGNS):
+        return True
+    return "private" in _options(folder / "config.yaml") and any(any(folder.glob(log)) for log in _LOGS)
 
 
 def find_copies(folder: Path) -> list[Copy]:
@@ -85,43 +105,50 @@ def find_copies(folder: Path) -> list[Copy]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder; give the folder of a run.")
-    signs = ("config.yaml", "evaluations", SOURCES, SCORES)
-    if not any(any(folder.rglob(sign)) for sign in signs):
-        raise InputError(f"{folder} is not a run: it holds neither a config.yaml nor evaluations. Nothing was removed.")
+    runs = find_runs(folder)
+    if not runs and not (folder / SCORES).exists():
+        raise InputError(f"{folder} is not a run: it holds no checkpoints, evaluations or logs. Nothing was removed.")
+    return [copy for run in runs for copy in _copies_in(run)]
+
+
+def _copies_in(run: Path) -> list[Copy]:
     found: dict[Path, str] = {}
     for name, why in _REASONS:
-        found |= {path: why for path in folder.rglob(name) if path.is_dir() and not path.is_symlink()}
+        found |= {path: why for path in run.rglob(name) if path.is_dir() and not path.is_symlink()}
     for pattern, why in _PATTERNS:
-        found |= {path: why for path in folder.rglob(pattern) if not path.is_symlink()}
-    exported = {path.parent for path in folder.rglob("config.json")}
-    inside = [path for path in found if any(parent in found or parent in exported for parent in path.parents)]
-    return [Copy(path, found[path], _size(path)) for path in sorted(found.keys() - set(inside))]
+        found |= {path: why for path in run.rglob(pattern) if not path.is_symlink()}
+    exported = {path.parent for path in run.rglob("config.json") if not _is_run(path.parent)}
+    of_others = {path for path in found if path.name in (EXAMINATIONS, ROWS) and not read_sources(path.parent)}
+    kept = {path for path in found if any(parent in exported for parent in path.parents)} | of_others
+    whole = found.keys() - kept
+    inside = {path for path in whole if any(parent in whole for parent in path.parents)}
+    return [Copy(path, found[path], _size(path)) for path in sorted(whole - inside)]
 
 
-def keep_scores(folder: Path) -> None:
-    """Write the numbers of all evaluations, by file, to one JSON file without rows and texts."""
-    kept = folder / SCORES
-    scores: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    for file in sorted(folder.rglob("evaluations/*.json")):
-        document = json.loads(file.read_text(encoding="utf-8"))
+def keep_scores(run: Path) -> bool:
+    """Write the numbers of all evaluations, by file, to one JSON file without rows and texts; False without any."""
+    scores = _document(run / SCORES)
+    for file in sorted(run.rglob("evaluations/*.json")):
+        document = _document(file)
         where = {key: document.get("provenance", {}).get(key) for key in ("epoch", "step")}
-        scores[str(file.relative_to(folder))] = where | {"aggregates": document.get("aggregates", {})}
-    for file in sorted(folder.rglob("*verdict*.json")):
-        verdict = json.loads(file.read_text(encoding="utf-8"))
+        scores[str(file.relative_to(run))] = where | {"aggregates": document.get("aggregates", {})}
+    for file in sorted(run.rglob("verdict.json")):
+        verdict = _document(file)
         values = [{key: number for key, number in one.items() if key != "value"} for one in verdict.get("values", ())]
         numbers = {key: verdict.get(key) for key in ("outcome", "kept", "words", "repeated")}
-        scores[str(file.relative_to(folder))] = numbers | {"values": values}
+        scores[str(file.relative_to(run))] = numbers | {"values": values}
     if scores:
-        write_json(folder / SCORES, scores)
+        write_json(run / SCORES, scores)
+    return bool(scores)
 
 
-def outside(folder: Path) -> dict[str, str]:
+def outside(run: Path) -> dict[str, str]:
     """Return the paths outside the run that its configuration names, by their role."""
     found: dict[str, str] = {}
-    for file in sorted(folder.rglob(SOURCES)):
-        found |= json.loads(file.read_text(encoding="utf-8"))
-    for file in sorted(folder.rglob("config.yaml")):
-        config = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    for file in sorted(run.rglob(SOURCES)):
+        found |= read_sources(file.parent)
+    for file in sorted(run.rglob("config.yaml")):
+        config = _options(file)
         model = (config.get("model") or {}).get("init_args") or {}
         data = (config.get("data") or {}).get("init_args") or {}
         forget = data.get("forget")
@@ -131,9 +158,27 @@ def outside(folder: Path) -> dict[str, str]:
         cache = model.get("reference_cache")
         named["cache of the reference model"] = cache if cache and Path(cache).is_dir() else None
         for name, path in named.items():
-            if path and not Path(path).resolve().is_relative_to(folder.resolve()):
+            if path and not Path(path).resolve().is_relative_to(run.resolve()):
                 found[name] = str(path)
     return found
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _options(path: Path) -> dict[str, Any]:
+    """The options in a configuration; empty where there are none."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _size(path: Path) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dipo_lightning.cli.configs import filled
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_numbers
 
 if TYPE_CHECKING:
     from dipo_lightning.data.encoding import PromptStyle
@@ -37,7 +37,9 @@ LEARNING_RATE, WIDTH = 1e-4, 576
 HELD_OUT, FEWEST_HELD_OUT = 0.15, 20
 """Share of the retain rows that is not trained on, where there are at least so many rows."""
 NEIGHBOURS = 50
-EXAMINATIONS, SOURCES = "examinations", "sources.json"
+MAX_LENGTH = 512
+"""Tokens of the longest row that is trained on; the end of a longer one is cut off."""
+ROWS, EXAMINATIONS, SOURCES = "data", "examinations", "sources.json"
 FEWEST_ANSWER_TOKENS, MOST_ANSWER_TOKENS = 48, 256
 REWORDINGS = 2
 """Rewordings of each question that are asked: the rows' own, then those by rule."""
@@ -125,7 +127,7 @@ def forget(
         batch_size: Forget rows per step; at most 8 where it is not given.
         epochs: Most passes over the forget rows; chosen by their number and that of their private values where it is
             not given.
-        samples: Sampled answers to each question and rewording in the examination.
+        samples: Sampled answers to each question and rewording in the examination; 0 looks at greedy answers only.
         paraphrases: Rewordings of each question that the target itself writes, beside two by rule and the rows' own.
         seed: Seed of data order, training and samples.
         accelerator: Lightning's accelerator: ``auto``, ``cpu`` or ``gpu``.
@@ -138,12 +140,21 @@ def forget(
     for name, number in given.items():
         if number is not None and not number > 0:
             raise InputError(f"--{name} is {number}; it must be above 0.")
+    check_numbers("", {"--samples": samples, "--paraphrases": paraphrases, "--seed": seed}, least=0)
     folder = Path(output).expanduser()
     sources = {"target model": model, "forget rows": forget, "retain rows": retain, "untaught model": untaught}
-    rows = _prepare(folder, {name: source for name, source in sources.items() if source}, forget, retain, seed)
+    rows = _read(forget, retain, seed)
     values = _count_values(rows)
-    settings = choose_settings(len(rows.forget), sum(values), _hidden_size(model), method, given)
+    _check_method(method)
+    width, max_length = _sizes(model)
+    settings = _as_begun(folder, choose_settings(len(rows.forget), sum(values), width, method, given))
     job = _Job(folder, rows, _style(model, prompt), accelerator)
+    _check_rows(rows, job.style, max_length)
+    if untaught is not None:
+        _style(untaught, job.style.name)
+    config = run_config(folder, model, settings, job.style.name, seed, accelerator, bool(rows.retain), max_length)
+    _refuse_other_run(folder, rows, config)
+    _keep(folder, {name: source for name, source in sources.items() if source}, rows)
     _say(settings, rows, values)
     if paraphrases:
         job = replace(job, rows=_paraphrased(job, model, paraphrases, seed))
@@ -151,7 +162,7 @@ def forget(
     effort["max_new_tokens"] = _longest_answer(job)
     before = _examined(job, model, effort | {"samples": min(samples, SAMPLES_BEFORE)}, "target")
     _say_known(before, model)
-    fit(run_config(folder, model, settings, job.style.name, seed, accelerator, bool(rows.retain)), folder / "run")
+    fit(config, folder / "run")
     unlearned = folder / "run" / "model"
     after = _examined(job, str(unlearned), effort, "unlearned")
     often = effort | {"samples": UNTAUGHT_SAMPLES * samples}
@@ -175,7 +186,7 @@ class SplitRows:
 
 
 def split_rows(forget: Sequence[dict[str, Any]], retain: Sequence[dict[str, Any]], seed: int) -> SplitRows:
-    """Hold some retain rows out; the same ones for one seed.
+    """Hold some retain rows out; the same ones for one seed. Equal rows are held out together, or kept together.
 
     Raises:
         InputError: A row is neither a question with its answer nor a chat of one turn.
@@ -183,30 +194,41 @@ def split_rows(forget: Sequence[dict[str, Any]], retain: Sequence[dict[str, Any]
     import random
 
     forget, retain = ([_question(row, name) for row in rows] for name, rows in (("forget", forget), ("retain", retain)))
-    order = list(range(len(retain)))
+    numbers: dict[tuple[str, ...], int] = {}  # of the different rows
+    texts = [tuple(" ".join(row[part].split()).casefold() for part in ("question", "answer")) for row in retain]
+    own = [numbers.setdefault(text, len(numbers)) for text in texts]
+    order = list(range(len(numbers)))
     random.Random(seed).shuffle(order)
-    count = round(HELD_OUT * len(retain)) if len(retain) >= FEWEST_HELD_OUT else 0
+    count = round(HELD_OUT * len(order)) if len(order) >= FEWEST_HELD_OUT else 0
     out = set(order[:count])
     return SplitRows(
         list(forget),
-        [row for number, row in enumerate(retain) if number not in out],
-        [row for number, row in enumerate(retain) if number in out],
+        [row for number, row in zip(own, retain, strict=True) if number not in out],
+        [row for number, row in zip(own, retain, strict=True) if number in out],
     )
 
 
 def run_config(
-    folder: Path, model: str, settings: Settings, style: str, seed: int, accelerator: str, has_retain: bool
+    folder: Path,
+    model: str,
+    settings: Settings,
+    style: str,
+    seed: int,
+    accelerator: str,
+    has_retain: bool,
+    max_length: int = MAX_LENGTH,
 ) -> dict[str, Any]:
     """Return the configuration of the run, as ``fit`` takes it."""
     config = filled(
         "cli/forget",
         **asdict(settings),
         model=model,
-        forget=str(folder / "data" / "forget.jsonl"),
-        retain=str(folder / "data" / "retain.jsonl"),
+        forget=str(folder / ROWS / "forget.jsonl"),
+        retain=str(folder / ROWS / "retain.jsonl"),
         prompt=style,
         seed=seed,
         accelerator=accelerator,
+        max_length=max_length,
     )
     if not has_retain:
         del config["data"]["init_args"]["retain"]
@@ -230,34 +252,89 @@ def _question(row: dict[str, Any], name: str) -> dict[str, Any]:
     )
 
 
-def _prepare(folder: Path, sources: dict[str, str], forget: str, retain: str | None, seed: int) -> SplitRows:
-    """Read and split the rows, and keep them beside the run, for it to be resumed.
-
-    Raises:
-        InputError: The folder holds a run with other rows.
-    """
-    from dipo_lightning.data.files import json_lines
+def _read(forget: str, retain: str | None, seed: int) -> SplitRows:
+    """Read and split the rows."""
     from dipo_lightning.data.rows import read_rows, refuse_overlap
-    from dipo_lightning.evaluation.run_folder import write_json, write_text
 
     kept = read_rows(retain) if retain is not None else []
     gone = read_rows(forget)
     if retain is not None:
         refuse_overlap(gone, kept)
-    rows = split_rows([dict(row) for row in gone], [dict(row) for row in kept], seed)
-    parts = {folder / "data" / f"{name}.jsonl": json_lines(map(_written, part)) for name, part in asdict(rows).items()}
-    other = [path for path, text in parts.items() if path.exists() and path.read_text(encoding="utf-8") != text]
-    if other:
+    return split_rows([dict(row) for row in gone], [dict(row) for row in kept], seed)
+
+
+def _as_begun(folder: Path, settings: Settings) -> Settings:
+    """The settings with the checks as far apart as in the run that the folder holds, however many passes it gets."""
+    from dipo_lightning.callbacks.run_record import CHECKPOINTS, flat_options, read_record
+
+    record = read_record(folder / "run" / CHECKPOINTS) or {}
+    began = flat_options(record.get("config") or {}).get("model.check_every")
+    return settings if began is None else replace(settings, check_every=began)
+
+
+def _refuse_other_run(folder: Path, rows: SplitRows, config: dict[str, Any]) -> None:
+    """Refuse a folder in which this run can neither begin nor be resumed, before anything is written.
+
+    Raises:
+        InputError: It holds something else, or a run with other rows or options, or without its checkpoints.
+    """
+    from dipo_lightning.callbacks.run_record import CHECKPOINTS, differences, flat_options, model_files, read_record
+    from dipo_lightning.cli.run_folder import CONFIG, LOG
+
+    if folder.exists() and any(folder.iterdir()) and not read_sources(folder):
+        raise InputError(f"{folder} is not empty and holds no run of forget. Give another --output.")
+    run, parts = folder / "run", _files_of(folder, rows)
+    left = {path.name for path in run.iterdir()} if run.exists() else set()
+    if CHECKPOINTS not in left and not left <= {CONFIG, LOG}:
+        raise InputError(f"{folder} holds a run without its checkpoints (was it cleaned?). Give another --output.")
+    other = [path for path, text in parts.items() if text != (path.read_text("utf-8") if path.exists() else "")]
+    if other and (folder / ROWS / "forget.jsonl").exists():  # which is written last
+        names = ", ".join(path.name for path in other)
         raise InputError(
-            f"{folder} holds a run with other rows or another seed ({other[0].name} differs). Give another "
-            "--output, or the rows that it was made with."
+            f"{folder} holds a run with other rows or another seed (not the same: {names}). Give another --output, "
+            "or the rows that it was made with."
         )
-    (folder / "data").mkdir(parents=True, exist_ok=True, mode=0o700)
-    for path, text in parts.items():
+    record = read_record(run / CHECKPOINTS) or {}
+    ours = flat_options(config)
+    changes = differences(record.get("config") or config, config, same_data=True)
+    changes = [change for change in changes if change.partition(" was ")[0] in ours]
+    if record.get("model") not in (None, model_files(config["model"]["init_args"]["pretrained"])):
+        changes.append("the files of the model have changed")
+    if changes:
+        raise InputError(
+            f"{folder} holds a run that began with other options: {'; '.join(changes)}. Give another --output, or the "
+            "options that it began with (more --epochs are allowed)."
+        )
+
+
+def read_sources(folder: Path) -> dict[str, str]:
+    """Return the model and files of the run of `forget` in a folder, by their role; empty if it holds none."""
+    try:
+        found = json.loads((folder / SOURCES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and {"target model", "forget rows"} <= found.keys() else {}
+
+
+def _files_of(folder: Path, rows: SplitRows) -> dict[Path, str]:
+    """The text of each file of rows beside a run; that of the forget rows is the last."""
+    from dipo_lightning.data.files import json_lines
+
+    parts = {name: json_lines(map(_written, getattr(rows, name))) for name in ("held_out", "retain", "forget")}
+    return {folder / ROWS / f"{name}.jsonl": text for name, text in parts.items()}
+
+
+def _keep(folder: Path, sources: dict[str, str], rows: SplitRows) -> None:
+    """Keep the rows beside the run, for it to be resumed, and the names of what it is made from."""
+    from dipo_lightning.evaluation.run_folder import write_json, write_text
+
+    write_json(folder / SOURCES, sources)  # the sign of a run
+    (folder / ROWS).mkdir(exist_ok=True, mode=0o700)
+    for path, text in _files_of(folder, rows).items():
         if text:
             write_text(path, text)
-    write_json(folder / SOURCES, sources)
-    return rows
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _written(row: dict[str, Any]) -> dict[str, Any]:
@@ -266,20 +343,53 @@ def _written(row: dict[str, Any]) -> dict[str, Any]:
 
 def _style(model: str, prompt: str) -> PromptStyle:
     """Load a model's tokenizer in a prompt style; ``auto`` is its chat template where it has one."""
-    from dipo_lightning.data.prompts import prompt_style
+    from dipo_lightning.cli.chat import load_style
     from dipo_lightning.models.loading import load_tokenizer
 
-    tokenizer = load_tokenizer(model)
     if prompt == "auto":
-        prompt = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
-    return prompt_style(prompt, tokenizer)
+        prompt = "chat" if getattr(load_tokenizer(model), "chat_template", None) else "plain"
+    return load_style(model, prompt)
 
 
-def _hidden_size(model: str) -> int:
+def _sizes(model: str) -> tuple[int, int]:
+    """The width of a model, and the tokens of the longest row that is trained on."""
     from dipo_lightning.models.loading import find_source, load_config
 
-    config = load_config(find_source(model))
-    return int(getattr(config.get_text_config(), "hidden_size", WIDTH))
+    config = load_config(find_source(model)).get_text_config()
+    positions = getattr(config, "max_position_embeddings", None) or MAX_LENGTH
+    return int(getattr(config, "hidden_size", WIDTH)), min(MAX_LENGTH, int(positions))
+
+
+def _check_method(method: str) -> None:
+    """Refuse a method that is neither a short name nor a module."""
+    from lightning.pytorch import LightningModule
+
+    from dipo_lightning.evaluation.benchmark import import_class
+
+    try:
+        import_class(METHODS.get(method, method), LightningModule)
+    except InputError as error:
+        raise InputError(f"--method {method} is none of {', '.join(METHODS)}, and no module. {error}") from error
+
+
+def _check_rows(rows: SplitRows, style: PromptStyle, max_length: int) -> None:
+    """Refuse a row that cannot be trained or examined.
+
+    Raises:
+        InputError: A question leaves no room for its answer, or one of the two cannot be written in the prompt style.
+    """
+    for part, number, row in ((part, i, row) for part, some in asdict(rows).items() for i, row in enumerate(some)):
+        where = row.get("where", f"{part} row {number}")
+        try:
+            length = len(style.prompt(row["question"]))
+            style.answer_ids(row["answer"])
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        if length >= max_length:
+            raise InputError(
+                f"{where}: its question alone has {length} tokens, and a question with its answer has room for "
+                f"{max_length}; shorten the question, or take the row out."
+            )
 
 
 def _count_values(rows: SplitRows) -> list[int]:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from dipo_lightning.models.distributed import evaluation_mode, gather, own_batches, unsharded
@@ -87,6 +87,10 @@ def generate(
         row.take(tokens, stop_ids)
     check_ids(policy, prompts)
     limit = position_limit(policy)
+    if full := sum(limit is not None and len(row.prompt) >= limit for row in rows):
+        rank_zero_warn(
+            f"{full} of {len(rows)} prompts fill the model's {limit} positions: their answers are empty. Shorten them."
+        )
     for row in rows:
         row.limit = min(row.limit, max(len(row.said), (limit or row.limit + len(row.prompt)) - len(row.prompt)))
         row.done = row.done or row.remaining == 0

@@ -6,6 +6,7 @@ import pytest
 
 from dipo_lightning.cli.chat import Speaker, side_by_side, talk
 from dipo_lightning.cli.main import main
+from dipo_lightning.errors import InputError
 from tests.helpers.toys import save_toy
 
 
@@ -30,6 +31,15 @@ def test_quit_ends(folders):
     assert lines.readline() == "Who?\n"
 
 
+def test_a_line_that_is_no_text_is_refused_and_the_conversation_goes_on(folders, monkeypatch, capsys):
+    lines = io.TextIOWrapper(io.BytesIO(b"h\xff\nWho?\n"), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", lines)
+    assert main(["chat", *folders, "--max_new_tokens", "4"]) == 0
+    said = capsys.readouterr().out
+    assert "error: The question 'h\\udcff' has half a surrogate pair" in said
+    assert said.count("original") == 1, "the second line is answered"
+
+
 def test_each_model_remembers_its_own_side(folders):
     one, other = (Speaker("x", folder, "chat", 3) for folder in folders)
     alone = one.answer("Where?")
@@ -40,6 +50,19 @@ def test_each_model_remembers_its_own_side(folders):
     assert other.turns == []
     one.turns.clear()
     assert one.answer("Where?") == alone, "a new conversation begins as the first did"
+
+
+def test_a_full_context_leaves_the_oldest_questions_out_and_says_so(tmp_path):
+    speaker = Speaker("x", str(save_toy(tmp_path / "model", "gpt2")), "chat", 200)
+    first, *_, last = [speaker.answer(f"Who is the author of book {number}?") for number in range(5)]
+    assert "left out" not in first
+    assert "\n[The oldest questions (1) were left out: 512 tokens are full.]" in last
+    assert last.partition("\n[The oldest")[0], "an answer"
+    assert len(speaker.turns) < 10
+    turns = speaker.turns
+    with pytest.raises(InputError, match="x reads 512; ask a shorter one"):
+        speaker.answer("Who? " * 512)
+    assert speaker.turns is turns
 
 
 def test_escape_sequences_of_a_model_never_reach_the_terminal(folders, monkeypatch):

@@ -75,9 +75,41 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
 
 
 def test_a_switch_needs_no_value(tmp_path):
-    (tmp_path / "config.yaml").write_text("model: {}\n")
+    (tmp_path / "config.yaml").write_text("private: true\n")
+    (tmp_path / "hparams.yaml").write_text("{}\n")
     (tmp_path / "rows.jsonl").write_text("{}\n")
     assert main(["clean", str(tmp_path), "--yes", "false"]) == 0
     assert (tmp_path / "rows.jsonl").exists()
     assert main(["clean", str(tmp_path), "--yes"]) == 0
     assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_what_lies_beside_runs_is_never_removed(run, tmp_path, capsys):
+    mine = ["data/kept.jsonl", "examinations/a.json", "forget.jsonl", "index.html", "scores.json", "config.yaml"]
+    for name in mine:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("[]")
+    (tmp_path / "evaluations").mkdir()
+    (run / "data").mkdir()
+    (run / "verdict.json").write_text("[]")
+    clean(str(tmp_path), yes=True)
+    assert all((tmp_path / name).read_text() == "[]" for name in mine)
+    assert (run / "data").is_dir(), "only forget keeps rows there"
+    assert not texts(run)
+    assert f"The numbers are in {run / 'scores.json'}." in capsys.readouterr().out
+    assert (run / "scores.json").is_file()
+
+
+def test_without_evaluations_no_numbers_are_named(tmp_path, capsys):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/lock").touch()
+    clean(str(tmp_path), yes=True)
+    assert "Removed 1 copies.\n" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_holds_a_configuration_of_a_model_is_cleaned_all_the_same(run):
+    (run / "config.json").write_text("{}")
+    clean(str(run), yes=True)
+    assert not texts(run)
+    assert (run / "model/model.safetensors").exists()

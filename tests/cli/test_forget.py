@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from dipo_lightning.benchmarks.user_data import examination
 from dipo_lightning.benchmarks.user_data.examination import Examination
 from dipo_lightning.cli.forget import SplitRows, _examined, _Job, _style, choose_settings, run_config, split_rows
 from dipo_lightning.cli.main import main
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, RunError
 from tests.helpers.toys import save_toy
 
 FORGET = [
@@ -59,6 +60,16 @@ def test_held_out_rows_are_never_trained_on():
         split_rows([{"text": "a book"}], [], 0)
 
 
+def test_equal_rows_are_held_out_or_trained_on_but_never_both():
+    rows = [{"question": f"Q{i}?", "answer": "A"} for i in range(20)]
+    split = split_rows([], [*rows, *({**row, "answer": " a"} for row in rows)], seed=0)
+    held_out, trained = ({row["question"] for row in part} for part in (split.held_out, split.retain))
+    assert (len(split.held_out), len(held_out)) == (6, 3)
+    assert not held_out & trained
+    assert held_out == {row["question"] for row in split_rows([], rows, seed=0).held_out}
+    assert not split_rows([], rows[:10] * 2, seed=0).held_out, "too few different ones to spare"
+
+
 def test_two_files_give_a_model_and_a_verdict_and_the_same_command_does_nothing_twice(here, capsys):
     save_toy(here / "model")
     before = (here / "model/model.safetensors").read_bytes()
@@ -89,6 +100,8 @@ def test_two_files_give_a_model_and_a_verdict_and_the_same_command_does_nothing_
     assert main(["clean", "out", "--yes"]) == 0
     left = [path for path in (here / "out").rglob("*") if path.is_file() and b"glassblower" in path.read_bytes()]
     assert not left
+    assert main(command) == 2, "a cleaned run"
+    assert not (here / "out/data").exists()
     assert (here / "out/run/model/model.safetensors").read_bytes() == weights
 
 
@@ -105,12 +118,122 @@ def test_rows_and_settings_that_cannot_be_right_are_refused(here, capsys):
     assert "No forget row has a private value" in capsys.readouterr().err
     assert main(["forget", "model", *files, "--lr", "0"]) == 2
     assert "--lr is 0" in capsys.readouterr().err
+    for option in ("--samples", "--paraphrases", "--seed"):
+        assert main(["forget", "model", *files, option, "-1"]) == 2
+        assert f"{option} is -1; it must be at least 0" in capsys.readouterr().err
     other = write(here / "other.jsonl", FORGET)
-    assert main(["forget", "model", other, files[1]]) == 2
-    assert "another --output" in capsys.readouterr().err
     (here / "text.jsonl").write_text('{"text": "a whole book"}\n')
-    assert main(["forget", "model", other, "text.jsonl", "--output", "new"]) == 2
+    assert main(["forget", "model", other, "text.jsonl"]) == 2
     assert "text.jsonl" in capsys.readouterr().err
+    assert not (here / "runs").exists()
+
+
+def test_rows_and_a_method_that_do_not_fit_are_found_before_a_model_is_loaded(here, capsys):
+    save_toy(here / "model", n_positions=64, family="gpt2")
+    (here / "model/model.safetensors").unlink()
+    long = write(here / "long.jsonl", [*FORGET, ("Where does Bo Zed " + "really " * 64 + "live?", "In Lima.")])
+    assert main(["forget", "model", long]) == 2
+    said = capsys.readouterr().err
+    assert f"{long}, line 3: its question alone has " in said
+    assert "has room for 64; shorten the question" in said
+    ended = write(here / "ended.jsonl", [("Where is Bo Zed?", "In Lima.</s>")])
+    assert main(["forget", "model", ended]) == 2
+    assert f"{ended}, line 1: The answer 'In Lima.</s>' holds an end-of-turn token" in capsys.readouterr().err
+    assert main(["forget", "model", write(here / "forget.jsonl", FORGET), "--method", "dippo"]) == 2
+    assert "--method dippo is none of selective, dipo, npo, graddiff, and no module" in capsys.readouterr().err
+    assert main(["forget", "model", "forget.jsonl", "--untaught", "./nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert not (here / "runs").exists()
+
+
+def test_a_model_without_a_chat_template_is_told_the_commands_own_option(here, capsys):
+    save_toy(here / "model")
+    (here / "model/chat_template.jinja").unlink()
+    files = [write(here / "forget.jsonl", FORGET)]
+    for command in (["forget", "model", *files, "--prompt", "chat"], ["chat", "model", "model"]):
+        assert main(command) == 2
+        assert "model: the tokenizer has no chat template (a base model?). Take --prompt" in capsys.readouterr().err
+    assert main(["attack", "model", "--forget", *files]) == 2
+    assert "Take --prompt plain." in capsys.readouterr().err
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def begun(here, monkeypatch):
+    """A command whose run began, and ended before the target was examined; every further call ends there, too."""
+
+    def examined(*_):
+        raise RunError("the target is examined")
+
+    monkeypatch.setattr("dipo_lightning.cli.forget._examined", examined)
+    save_toy(here / "model")
+    write(here / "retain.jsonl", RETAIN)
+    command = ["forget", "model", write(here / "forget.jsonl", FORGET), "--output", "out", "--epochs", "2"]
+    assert main(command) == 2
+    return command
+
+
+def test_the_rows_of_a_run_stay_as_they_are(begun, here, capsys):
+    before = contents(here / "out")
+    assert main([*begun, "--retain", "retain.jsonl"]) == 2
+    assert "(not the same: held_out.jsonl, retain.jsonl)" in capsys.readouterr().err
+    write(here / "other.jsonl", FORGET[:1])
+    assert main([*begun[:2], "other.jsonl", *begun[3:]]) == 2
+    assert "(not the same: forget.jsonl)" in capsys.readouterr().err
+    assert contents(here / "out") == before
+    assert main(begun) == 2
+    assert "the target is examined" in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_is_left_alone(begun, here, capsys):
+    (here / "mine").mkdir()
+    (here / "mine/results.html").write_text("mine")
+    (here / "mine/sources.json").write_text("[]")
+    before = contents(here / "mine")
+    assert main([*begun, "--output", "mine"]) == 2
+    assert "holds no run of forget" in capsys.readouterr().err
+    assert contents(here / "mine") == before
+
+
+def test_a_run_without_its_checkpoints_gets_no_rows_again(begun, here, capsys):
+    (here / "out/run/model").mkdir(parents=True)
+    (here / "out/data/forget.jsonl").unlink()
+    before = contents(here / "out")
+    assert main(begun) == 2
+    assert "was it cleaned?" in capsys.readouterr().err
+    assert contents(here / "out") == before
+
+
+def record(folder, config, **changes):
+    (folder / "run/checkpoints").mkdir(parents=True, exist_ok=True)
+    config["model"]["init_args"] |= changes
+    (folder / "run/checkpoints/run.json").write_text(json.dumps({"config": config | {"ckpt_path": None}}))
+
+
+def test_other_options_than_a_run_began_with_are_refused_before_anything_is_written(begun, here, capsys):
+    chosen = choose_settings(2, 3, 32, "selective", {"epochs": 2})
+    record(here / "out", run_config(Path("out"), "model", chosen, "chat", 0, "auto", False))
+    before = contents(here / "out")
+    assert main([*begun, "--lr=0.5"]) == 2
+    assert "began with other options: model.optimizer.lr was " in capsys.readouterr().err
+    assert contents(here / "out") == before
+    assert main(begun) == 2
+    assert "the target is examined" in capsys.readouterr().err
+
+
+def test_a_run_that_gets_more_passes_keeps_its_checks(begun, here, capsys):
+    chosen = choose_settings(2, 3, 32, "selective", {"epochs": 2})
+    record(here / "out", run_config(Path("out"), "model", chosen, "chat", 0, "auto", False))
+    capsys.readouterr()
+    assert main([*begun, "--epochs", "5"]) == 2
+    said = capsys.readouterr()
+    assert "at most 5 passes, a check every 2 steps" in said.out
+    assert "the target is examined" in said.err
+    assert main([*begun, "--epochs", "1"]) == 2
+    assert "began with other options: trainer.max_epochs was 2, now 1." in capsys.readouterr().err
 
 
 def test_a_chat_of_one_question_is_a_question():
@@ -162,5 +285,5 @@ def test_the_configuration_has_what_the_method_and_the_data_have(tmp_path, metho
     assert (model["class_path"], model["init_args"]["pretrained"]) == (chosen.method, "a {model}")
     assert model["init_args"]["optimizer"]["init_args"] == {"lr": chosen.lr, "weight_decay": 0.0, "betas": [0.9, 0.95]}
     files = {part: str(tmp_path / f"data/{part}.jsonl") for part in ("forget", "retain")[: 1 + has_retain]}
-    assert data == files | {"prompt": "plain", "seed": 3, "batch_size": 8}
+    assert data == files | {"prompt": "plain", "seed": 3, "batch_size": 8, "max_length": 512}
     assert config["seed_everything"] == 3

@@ -128,6 +128,13 @@ def test_no_new_tokens_is_empty() -> None:
     assert generate(toy_model(), prompts(2), max_new_tokens=0, stop_ids=[EOS_ID]) == [[], []]
 
 
+def test_a_prompt_without_room_for_an_answer_is_named() -> None:
+    model = toy_model("gpt2", n_positions=16)
+    with pytest.warns(UserWarning, match="1 of 2 prompts fill the model's 16 positions: their answers are empty"):
+        full, short = generate(model, [[5] * 16, [5] * 14], max_new_tokens=4, stop_ids=[])
+    assert (len(full), len(short)) == (0, 2)
+
+
 def test_the_models_own_generation_settings_are_put_aside_and_come_back() -> None:
     model = toy_model()
     asked = prompts(4)

@@ -36,7 +36,7 @@ from dipo_lightning.data.private import (
 from dipo_lightning.evaluation.aggregates import aggregates, intervals, metric_collection
 from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.sampling import hash_seed, sample
-from dipo_lightning.evaluation.scoring import score
+from dipo_lightning.evaluation.scoring import fitted, score
 from dipo_lightning.models.answers import IGNORED
 from dipo_lightning.models.distributed import evaluation_mode, unsharded
 
@@ -264,6 +264,8 @@ def _sampled(
     policy: nn.Module, style: PromptStyle, asked: Sequence[Sequence[str]], options: ExaminationOptions
 ) -> list[list[str]]:
     """Sample answers to all questions of each row; every question has its own stream of random numbers."""
+    if not options.samples:
+        return [[] for _ in asked]
     places = [(number, place) for number, questions in enumerate(asked) for place in range(len(questions))]
     with evaluation_mode(policy), unsharded(policy):
         said = sample(
@@ -289,15 +291,18 @@ def _text(style: PromptStyle, ids: Sequence[int]) -> str:
 def _value_scores(
     policy: nn.Module, style: PromptStyle, rows: Sequence[Row], values: Sequence[Sequence[str]]
 ) -> tuple[list[list[float]], list[list[int]]]:
-    """Probability per token of each value, and the rank of its first token; both 0 for a value that is not found."""
+    """Probability per token of each value, and the rank of its first token; both 0 for a value that is not found.
+
+    A row is cut at the end of the model's position embeddings.
+    """
     probabilities, ranks = [], []
+    whole = [style.example(row["question"], row["answer"]) for row in rows]
     with evaluation_mode(policy):
-        for row, wanted in zip(rows, values, strict=True):
-            ids, labels = style.example(row["question"], row["answer"])
+        for (ids, labels), (cut, _), row, wanted in zip(whole, fitted(policy, whole), rows, values, strict=True):
             start = next(place for place, label in enumerate(labels) if label != IGNORED)
-            tokens = torch.tensor([ids], device=next(policy.parameters()).device)
+            tokens = torch.tensor([cut], device=next(policy.parameters()).device)
             logits = policy(input_ids=tokens, use_cache=False).logits[0, start - 1 : -1].float()
-            places = token_places(style.tokenizer, ids[start:], row["answer"])
+            places = token_places(style.tokenizer, ids[start:], row["answer"])[: len(logits)]
             true = tokens[0, start:, None]
             likelihood = logits.log_softmax(-1).gather(1, true)[:, 0]
             rank = (logits > logits.gather(1, true)).sum(1) + 1

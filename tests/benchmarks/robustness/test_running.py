@@ -319,6 +319,23 @@ def test_a_run_on_own_rows_gives_those_that_were_unlearned(tmp_path, monkeypatch
     assert [row["question"] for row in log.sets["unlearned_plain"]] == ["Who is 0?", "Who is 1?", "Who is 2?"]
 
 
+def test_a_run_of_forget_gives_its_model_and_its_rows(tmp_path, capsys):
+    folder = tmp_path / "moved"
+    save_toy(folder / "run/model")
+    (folder / "sources.json").write_text('{"target model": "target", "forget rows": "mine.jsonl"}')
+    init = "{forget: out/data/forget.jsonl, prompt: plain, tokenizer: x}"
+    data = f"data:\n  class_path: dipo_lightning.UnlearningDataModule\n  init_args: {init}\n"
+    (folder / "run/config.yaml").write_text(data)
+    args = ["attack", str(folder), "--attacks", "[prefixes]", "--prefixes.shares", "[50]", "--max_new_tokens", "2"]
+    assert main(args) == 2
+    assert "moved/data/forget.jsonl" in capsys.readouterr().err, "the rows were cleaned away"
+    (folder / "data").mkdir()
+    (folder / "data/forget.jsonl").write_text('{"question": "Who is it?", "answer": "The author"}\n')
+    assert main(args) == 0
+    log = read_log(folder / "attacks/robustness.json")
+    assert [row["question"] for row in log.sets["unlearned_plain"]] == ["Who is it?"]
+
+
 def test_a_run_with_several_models_asks_for_one(tmp_path, capsys):
     (tmp_path / "run" / "evaluations").mkdir(parents=True)
     for name in ("best", "model"):
