@@ -256,7 +256,7 @@ def _read(forget: str, retain: str | None, seed: int) -> SplitRows:
     """Read and split the rows."""
     from dipo_lightning.data.rows import read_rows, refuse_overlap
 
-    kept = read_rows(retain) if retain is not None else []
+    kept = read_rows(retain, marks=False) if retain is not None else []
     gone = read_rows(forget)
     if retain is not None:
         refuse_overlap(gone, kept)

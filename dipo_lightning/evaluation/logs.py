@@ -202,11 +202,15 @@ def read_log(path: str | Path, usual: str = "", benchmark: Benchmark | None = No
     if "format" in content:
         benchmark = find_benchmark(str(content["format"]), str(content.get("benchmark") or ""))
         if benchmark is None or benchmark.format != content["format"]:
-            named = content.get("benchmark") if benchmark is None else None
+            named = content.get("benchmark")
+            reads = ", ".join(one.format for one in (known if benchmark is None else [benchmark]))
             raise InputError(
-                f"{path}: unknown format {content['format']!r}; this version reads "
-                f"{', '.join(one.format for one in known if benchmark is None) or benchmark.format}"
-                + (f", and the class that the log names, {named}, cannot be imported here" if named else "")
+                f"{path}: unknown format {content['format']!r}; this version reads {reads}"
+                + (
+                    f", and the class that the log names, {named}, cannot be imported here"
+                    if named and not benchmark
+                    else ""
+                )
             )
         return read_native_log(content, path, benchmark)
     for one in known:

@@ -86,6 +86,9 @@ def _find(folder: Path) -> Path:
         return runs[0]
     if runs:
         raise InputError(f"{folder} holds {len(runs)} runs; give one of them: {', '.join(map(str, runs[:6]))}.")
+    for place in (folder, folder.parent):
+        if (place / "verdict.json").is_file():
+            raise InputError(f"{place} is a run of forget, which has written its page: {place / 'results.html'}.")
     raise InputError(
         f"{folder} holds no evaluations (evaluations/*.json). Run with an evaluation callback in trainer.callbacks, or "
         "give another folder."

@@ -83,7 +83,7 @@ def read_subject(
             "Name the data that was unlearned: either data (TOFU with split, or MUSE) or forget (your own rows)."
         )
     if forget is not None:
-        return user_subject(style, read_rows(forget), read_rows(retain) if retain else [])
+        return user_subject(style, read_rows(forget), read_rows(retain, marks=False) if retain else [])
     assert data is not None
     if split is not None:
         return tofu_subject(style, data, split)

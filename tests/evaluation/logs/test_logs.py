@@ -379,3 +379,23 @@ def test_a_number_of_a_foreign_log_that_is_none_is_named(tmp_path, value):
     path.write_text(json.dumps({"eval_log_forget.json": {"avg_gt_loss": [value], "average_perturb_loss": [[1.0]]}}))
     with pytest.raises(InputError, match="set 'forget', row 0: nll should be a number or null, got"):
         read_log(path)
+
+
+def test_another_version_of_a_log_is_told_from_a_class_that_is_missing(tmp_path):
+    content = json.loads((DATA / "target_native.json").read_text())
+    path = tmp_path / "log.json"
+    path.write_text(json.dumps(content | {"format": "dipo-lightning/tofu/9", "benchmark": ""}))
+    with pytest.raises(InputError, match=r"unknown format 'dipo-lightning/tofu/9'; this version reads (?!.*cannot)"):
+        read_log(path)
+    path.write_text(json.dumps(content | {"format": "nowhere/1", "benchmark": "nowhere.Benchmark"}))
+    with pytest.raises(InputError, match=r"unknown format 'nowhere/1'.*nowhere\.Benchmark, cannot be imported here"):
+        read_log(path)
+
+
+def test_the_metrics_of_a_log_are_an_object(tmp_path):
+    content = json.loads((DATA / "target_native.json").read_text())
+    content["settings"]["metrics"] = ["words"]
+    path = tmp_path / "log.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"log\.json: settings\.metrics should be an object"):
+        read_log(path)
