@@ -195,6 +195,11 @@ def test_bad_folders_are_named(tmp_path):
         read_run(tmp_path / "absent")
     with pytest.raises(InputError, match="evaluation callback"):
         read_run(tmp_path)
+    (tmp_path / "verdict.json").write_text("{}")
+    (tmp_path / "run").mkdir()
+    for place in (tmp_path, tmp_path / "run"):
+        with pytest.raises(InputError, match=rf"is a run of forget.*{tmp_path}/results\.html"):
+            read_run(place)
     for name in ("one", "two"):
         write_run(tmp_path / name, document(0, "Ann."))
     with pytest.raises(InputError, match=r"holds 2 runs.*one.*two"):
