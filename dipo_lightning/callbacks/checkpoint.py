@@ -121,12 +121,28 @@ class Checkpoint(Savepoint, CheckpointBase):
 
     def _begin(self, trainer: pl.Trainer) -> None:
         """Bring the folder to the state of the checkpoint, once nothing refuses the run any more."""
+        self._refuse_to_replace(trainer)
         events, self._earlier_events = self._earlier_events, []
         if trainer.is_global_zero and self._record:
             drop_later_events(events, self._loaded.get("events", {}))
             self.path.with_name(FINISHED).unlink(missing_ok=True)
             write_record(self.path.parent, **self._record)
         self._record = {}
+
+    def _refuse_to_replace(self, trainer: pl.Trainer) -> None:
+        """Refuse to begin a run in a given folder that has the checkpoint of another one; collective.
+
+        The Trainer knows its own checkpoint only once it is restored.
+        """
+        if self.folder is None or self._saved_step is not None or trainer.global_step or is_trial(trainer):
+            return
+        own = trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve().parent == self.path.parent.resolve()
+        saved = None if own else trainer.strategy.broadcast(newest(self.path.parent))
+        if saved is not None:
+            raise InputError(
+                f"{self.path.parent} has the checkpoint of an earlier run, which this one would replace. Give "
+                f"`ckpt_path: {saved}` to go on with that run, else another folder."
+            )
 
     @property
     def best_model_path(self) -> str:
@@ -145,22 +161,7 @@ class Checkpoint(Savepoint, CheckpointBase):
     # When it is written.
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse to replace the checkpoint of another run, and optimisers of another class.
-
-        Raises:
-            InputError: There is one in the folder, and the run does not start from it.
-        """
-        folder, saved = self.path.parent, newest(self.path.parent)
-        begins = trainer.global_step == 0 and not is_named(trainer) and not is_trial(trainer)
-        if (
-            begins
-            and saved
-            and (trainer.ckpt_path is None or Path(trainer.ckpt_path).resolve().parent != folder.resolve())
-        ):
-            raise InputError(
-                f"{folder} has the checkpoint of an earlier run, which this one would replace. Give "
-                f"`ckpt_path: {saved}` to go on with that run, else another folder."
-            )
+        """Refuse optimisers of another class."""
         self._check_optimizers(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -134,10 +134,13 @@ def talk(speakers: list[Speaker], lines: TextIO, output: TextIO, width: int) -> 
         elif line.startswith("/"):
             print(f"There is no {printable(line)}. {HELP}", file=output)
         else:
+            before = [speaker.turns for speaker in speakers]
             try:
                 answers = [(speaker.title, speaker.answer(line)) for speaker in speakers]
             except InputError as error:  # about this question, not about the conversation
                 print(f"error: {printable(str(error))}", file=output, flush=True)
+                for speaker, turns in zip(speakers, before, strict=True):
+                    speaker.turns = turns
             else:
                 print(side_by_side(answers, width), file=output, flush=True)
 

@@ -164,12 +164,17 @@ def outside(run: Path) -> dict[str, str]:
 
 
 def _document(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is none."""
+    """The object in a JSON file; empty where there is none, which is said of a file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return {}
-    return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        print(f"{path} cannot be read: it has no numbers to keep.")
+        return {}
+    return found
 
 
 def _options(path: Path) -> dict[str, Any]:

@@ -39,7 +39,7 @@ HELD_OUT, FEWEST_HELD_OUT = 0.15, 20
 NEIGHBOURS = 50
 MAX_LENGTH = 512
 """Tokens of the longest row that is trained on; the end of a longer one is cut off."""
-ROWS, EXAMINATIONS, SOURCES = "data", "examinations", "sources.json"
+ROWS, EXAMINATIONS, SOURCES, VERDICT = "data", "examinations", "sources.json", "verdict.json"
 FEWEST_ANSWER_TOKENS, MOST_ANSWER_TOKENS = 48, 256
 REWORDINGS = 2
 """Rewordings of each question that are asked: the rows' own, then those by rule."""
@@ -280,9 +280,17 @@ def _refuse_other_run(folder: Path, rows: SplitRows, config: dict[str, Any]) -> 
     """
     from dipo_lightning.callbacks.run_record import CHECKPOINTS, differences, flat_options, model_files, read_record
     from dipo_lightning.cli.run_folder import CONFIG, LOG
+    from dipo_lightning.report.page import PAGE
 
-    if folder.exists() and any(folder.iterdir()) and not read_sources(folder):
-        raise InputError(f"{folder} is not empty and holds no run of forget. Give another --output.")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file. Give another --output.")
+    ours = ("run", ROWS, EXAMINATIONS, SOURCES, VERDICT, PAGE)
+    theirs = [] if read_sources(folder) else [name for name in ours if (folder / name).exists()]
+    if theirs:
+        raise InputError(
+            f"{folder} has {', '.join(theirs)}, which are not of a run of forget and would be replaced. Give another "
+            "--output."
+        )
     run, parts = folder / "run", _files_of(folder, rows)
     left = {path.name for path in run.iterdir()} if run.exists() else set()
     if CHECKPOINTS not in left and not left <= {CONFIG, LOG}:
@@ -295,9 +303,9 @@ def _refuse_other_run(folder: Path, rows: SplitRows, config: dict[str, Any]) -> 
             "or the rows that it was made with."
         )
     record = read_record(run / CHECKPOINTS) or {}
-    ours = flat_options(config)
+    settable = flat_options(config)
     changes = differences(record.get("config") or config, config, same_data=True)
-    changes = [change for change in changes if change.partition(" was ")[0] in ours]
+    changes = [change for change in changes if change.partition(" was ")[0] in settable]
     if record.get("model") not in (None, model_files(config["model"]["init_args"]["pretrained"])):
         changes.append("the files of the model have changed")
     if changes:
@@ -548,7 +556,7 @@ def _conclude(
         settings={"lr": settings.lr, "epochs": settings.epochs, "untaught": floors is not None},
     )
     document = verdict.document() | {"settings": asdict(settings)}
-    write_json(folder / "verdict.json", document)
+    write_json(folder / VERDICT, document)
     facts = {
         "method": settings.method.rpartition(".")[2],
         "rows": f"{len(rows.forget)} to forget, {len(rows.retain)} kept, {len(rows.held_out)} held out",
@@ -566,4 +574,4 @@ def _conclude(
         kept, _, _ = card.read_text(encoding="utf-8").partition("\n## Verdict\n")
         write_text(card, f"{kept}\n## Verdict\n\n{verdict_text(verdict, private=False)}\n")
     print(f"\n{verdict_table(verdict)}\n\n{verdict_text(verdict)}\n\nThe unlearned model: {unlearned}")
-    print(f"Everything measured: {folder / PAGE} and verdict.json")
+    print(f"Everything measured: {folder / PAGE} and {VERDICT}")

@@ -126,8 +126,7 @@ class DiPOCLI(LightningCLI):
         check_strategy(config.trainer.strategy)
         check_accelerator(config.trainer.accelerator)
         model, data = (part.get("init_args", {}) for part in (config.model, config.data))
-        callbacks = config.trainer.callbacks or []
-        options = [one.get("init_args", {}) for one in (callbacks if isinstance(callbacks, list) else [callbacks])]
+        options = [one.get("init_args", {}) for one in self._callbacks()]
         check_made([model.get("pretrained"), data.get("data"), *(one.get("retain_log") for one in options)])
         if isinstance(pretrained := model.get("pretrained"), str):
             find_source(pretrained)
@@ -162,19 +161,18 @@ class DiPOCLI(LightningCLI):
         return str(path)
 
     def _last_checkpoint(self) -> Path | None:
-        """Return the last checkpoint of the run; None leaves the search to Lightning's ModelCheckpoint."""
+        """Return the last checkpoint of the run; None for a fit that finds its own, or has none yet."""
         found = newest(self.run / CHECKPOINTS) if self.run else None
-        callbacks = self.config[self.subcommand].trainer.callbacks or []
-        if (
-            found is None
-            and self.subcommand == "fit"
-            and any(one.class_path.endswith(".ModelCheckpoint") for one in callbacks)
-        ):
-            return None
-        if found is None:
+        searched = self.run or any(one.class_path.endswith(".ModelCheckpoint") for one in self._callbacks())
+        if found is None and not (self.subcommand == "fit" and searched):
             where = f"{self.run} has none" if self.run else "the run's folder is not given (--run)"
             raise InputError(f"ckpt_path is last, but {where}; give the path of a checkpoint.")
         return found
+
+    def _callbacks(self) -> list[Any]:
+        """Return the callbacks of the config, of which it may have one alone."""
+        found = self.config[self.subcommand].trainer.callbacks or []
+        return found if isinstance(found, list) else [found]
 
     def _refuse_to_measure_nothing(self) -> None:
         """Refuse a validation or test without an evaluation callback and without a step of the module."""
@@ -194,11 +192,9 @@ class DiPOCLI(LightningCLI):
     def _enter_run(self, folder: Path) -> bool:
         """Set all output paths of the run to ``folder``; returns whether it resumes from a checkpoint."""
         config = self.config[self.subcommand]
+        config.trainer.default_root_dir = str(folder)
+        config.trainer.logger = loggers_in(folder, config.trainer.logger)
         if self.subcommand != "fit":
-            config.trainer.default_root_dir, config.trainer.logger = (
-                str(folder),
-                loggers_in(folder, config.trainer.logger),
-            )
             return False
         if config.trainer.enable_checkpointing is False:
             raise InputError(
@@ -208,9 +204,7 @@ class DiPOCLI(LightningCLI):
         found = prepare_run(folder, PRIVATE if config.private else SHARED) if first else newest(folder / CHECKPOINTS)
         if found:
             config.ckpt_path = str(found)
-        config.trainer.default_root_dir = str(folder)
-        config.trainer.logger = loggers_in(folder, config.trainer.logger)
-        for callback in config.trainer.callbacks or []:
+        for callback in self._callbacks():
             if callback.class_path.endswith(".ModelCheckpoint") and callback.init_args.get("dirpath") is None:
                 callback.init_args.dirpath = str(folder / "model_checkpoints")  # not beside the run's own
             if callback.class_path == "dipo_lightning.callbacks.checkpoint.Checkpoint" and callback.init_args.folder:

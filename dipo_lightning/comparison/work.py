@@ -217,7 +217,7 @@ class Work:
         try:
             done = "finished earlier" if run.state == "finished" else "done"
             found = execute(run, self.plan.keep_checkpoints, self.lock) or self.rows_of(run)
-        except (DiPOError, OSError, ValueError) as error:
+        except (DiPOError, OSError) as error:
             found = Failure(run.title, str(error))
         if isinstance(found, Failure):
             print(f"FAILED: {found.reason}", flush=True)

@@ -17,7 +17,6 @@ import regex as re
 from dipo_lightning.data.files import shipped_json
 from dipo_lightning.data.loader import Example
 from dipo_lightning.data.tokenization import LazyRows, OnDemand
-from dipo_lightning.errors import InputError
 from dipo_lightning.metrics.functional.text import stem
 from dipo_lightning.models.answers import IGNORED
 
@@ -222,7 +221,7 @@ def token_places(tokenizer: Any, ids: Sequence[int], text: str) -> list[tuple[in
 class PrivateTokens(OnDemand):
     """Question-answer examples with supervision on the tokens of private values only.
 
-    A row without a private value keeps its whole answer; one whose values were all cut off raises an `InputError`.
+    A row without a private value keeps its whole answer; one whose values were all cut off has nothing to train on.
 
     Args:
         examples: Tokenised rows.
@@ -249,7 +248,7 @@ class PrivateTokens(OnDemand):
                 check(example)
 
     def make(self, index: int) -> Example:
-        """Return the example at a position, with labels on private tokens only."""
+        """Return the example at a position, with labels on private tokens only: none if all of them were cut off."""
         example, row = self.examples[index], self.rows[index]
         places = [place for place, label in enumerate(example["labels"]) if label != IGNORED]
         ids = [example["input_ids"][place] for place in places]
@@ -257,12 +256,6 @@ class PrivateTokens(OnDemand):
         flags = token_flags(token_places(self.tokenizer, ids, row["answer"]), spans)
         if not spans:
             return example
-        if not any(flags):
-            raise InputError(
-                f"{row.get('where', f'forget row {index}')}: its private values lie beyond data.max_length, which "
-                "leaves data.forget_tokens: private nothing to train on. Raise data.max_length, shorten the answer, or "
-                "leave such rows out with data.on_missing: skip."
-            )
         labels = list(example["labels"])
         for place, flag in zip(places, flags, strict=True):
             labels[place] = labels[place] if flag else IGNORED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +37,7 @@ from dipo_lightning.data.tokenization import (
     tokenize_rows,
 )
 from dipo_lightning.errors import InputError, check_numbers, refuse_unknown
-from dipo_lightning.models.answers import collate_parts
+from dipo_lightning.models.answers import IGNORED, collate_parts
 from dipo_lightning.models.loading import load_tokenizer
 
 
@@ -357,23 +358,32 @@ class UnlearningDataModule(TokenizedDataModule):
         private = PrivateTokens(forget, rows, shared, self.tokenizer)
         if isinstance(forget, LazyRows):
             return private, rows
-        left, missing = [], list[InputError]()
-        for position, example in enumerate(forget):
-            try:
-                if len(example["input_ids"]) >= self.max_length:
-                    private.make(position)
-                left.append(position)
-            except InputError as error:
-                missing.append(error)
-        if missing and (self.on_missing == "raise" or not left):
-            raise missing[0]
+        cut = [position for position, example in enumerate(forget) if len(example["input_ids"]) >= self.max_length]
+        missing = [
+            position for position in cut if not any(label != IGNORED for label in private.make(position)["labels"])
+        ]
         if not missing:
             return private, rows
+        left = [position for position in range(len(forget)) if position not in {*missing}]
+        problem = (
+            f"{rows[missing[0]].get('where', f'forget row {missing[0]}')}: its private values lie beyond "
+            "data.max_length, which leaves data.forget_tokens: private nothing to train on. Raise data.max_length, "
+            "shorten the answer, or leave such rows out with data.on_missing: skip."
+        )
+        if self.on_missing == "raise" or not left:
+            raise InputError(problem)
         rank_zero_warn(
-            f"{len(missing)} of {len(forget)} forget rows left out. The first: {missing[0]}", category=UserWarning
+            f"{len(missing)} of {len(forget)} forget rows left out. The first: {problem}", category=UserWarning
         )
         rows = [rows[position] for position in left]
         return PrivateTokens([forget[position] for position in left], rows, shared, self.tokenizer), rows
+
+    def place(self, index: int) -> int:
+        """Return the position of a forget example among `trained_rows`; indices count rows left out, too."""
+        rows = self.trained_rows
+        if index < len(rows) and rows[index].get("index", index) == index:
+            return index
+        return bisect_left(range(len(rows)), index, key=lambda place: rows[place]["index"])
 
     @property
     def forget_examples(self) -> Sequence[Example]:

@@ -207,21 +207,19 @@ def user_metrics(chosen: Mapping[str, Any], taken: Mapping[str, Metric], sets: I
             is of a set that the evaluation does not have.
     """
     found: dict[str, Metric] = {}
-    published = {*taken, *metric_meanings(taken)}
+    published, known = {*metric_meanings(taken)}, list(dict.fromkeys(of.name for of in sets))
     for name, spec in chosen.items():
         if name in taken or not str(name).isidentifier() or hasattr(MetricCollection, name):
             raise InputError(f"metrics.{name}: the name is taken or is not an identifier; choose another.")
-        found[name] = made(f"metrics.{name}", spec, Metric, "my_project.MyMetric", partial(_check_update, name))
-        if twice := published & {name, *meanings(name, found[name])}:
-            raise InputError(
-                f"metrics.{name}: another metric publishes {', '.join(sorted(twice))}; choose another name."
-            )
-        wanted, known = (
-            list(dict.fromkeys(of.name for of in some)) for some in (getattr(found[name], "sets", ()), sets)
-        )
-        if lacking := [of for of in wanted if of not in known]:
-            raise InputError(f"metrics.{name}: there is no set {', '.join(lacking)}; there are {', '.join(known)}.")
-        published |= {name, *meanings(name, found[name])}
+        metric = made(f"metrics.{name}", spec, Metric, "my_project.MyMetric", partial(_check_update, name))
+        numbers = set(meanings(name, metric))
+        if twice := published & numbers:
+            raise InputError(f"metrics.{name}: another metric publishes {', '.join(sorted(twice))}; choose another.")
+        missing = [of.name for of in metric.sets if of.name not in known] if isinstance(metric, RowValues) else []
+        if missing:
+            raise InputError(f"metrics.{name}: there is no set {', '.join(missing)}; there are {', '.join(known)}.")
+        found[name] = metric
+        published |= numbers
     return found
 
 

@@ -263,7 +263,7 @@ class Evaluation(Scheduled):
         self.check(trainer, pl_module)
         if hasattr(self, "benchmark"):
             self.prepare_metrics()
-        elif type(self).evaluate is Evaluation.evaluate:
+        elif type(self).measure is not Evaluation.measure and type(self).evaluate is Evaluation.evaluate:
             raise InputError(f"{type(self).__name__} has no benchmark; set its class attribute `benchmark`.")
 
     def prepare_metrics(self) -> None:

@@ -194,7 +194,7 @@ def test_a_folder_of_something_else_is_left_alone(begun, here, capsys):
     (here / "mine/sources.json").write_text("[]")
     before = contents(here / "mine")
     assert main([*begun, "--output", "mine"]) == 2
-    assert "holds no run of forget" in capsys.readouterr().err
+    assert "mine has sources.json, results.html, which are not of a run of forget" in capsys.readouterr().err
     assert contents(here / "mine") == before
 
 

@@ -285,7 +285,7 @@ def test_last_is_the_checkpoint_of_the_run(config: dict[str, Any], here: Path) -
     assert measured["aggregates"] == trained["aggregates"]
 
 
-@pytest.mark.parametrize(("given", "run"), [("last", None), ("last", "new"), ("best", None), ("best", "new")])
+@pytest.mark.parametrize(("given", "run"), [("last", None), ("best", None), ("best", "new")])
 @pytest.mark.parametrize("name", ["fit", "test"])
 def test_a_checkpoint_that_is_not_there_by_name_is_refused(
     config: dict[str, Any], capsys: pytest.CaptureFixture[str], name: str, given: str, run: str | None

@@ -50,6 +50,16 @@ def test_a_named_tokenizer_is_used_in_place_of_the_model_s(tmp_path: Path, model
     assert found[None] == found[model] == [1, *found[str(tmp_path / "other")]]
 
 
+def test_the_row_of_an_example_is_found_among_those_that_are_left(tmp_path: Path, model: str) -> None:
+    rows = [{"question": f"Who is {i}{' and who' * (60 * (i in (1, 4)))}?", "answer": f"Author {i}."} for i in range(6)]
+    module = data(tmp_path, model, rows, max_length=64, on_missing="skip")
+    module.setup("fit")
+    found = {
+        example["index"]: module.trained_rows[module.place(example["index"])] for example in module.forget_examples
+    }
+    assert {index: row["answer"] for index, row in found.items()} == {i: f"Author {i}." for i in (0, 2, 3, 5)}
+
+
 def test_another_model_brings_its_own_tokenizer(tmp_path: Path, model: str) -> None:
     """A data module that is used for two models, one after the other."""
     toy_tokenizer(add_bos=False).save_pretrained(tmp_path / "other")

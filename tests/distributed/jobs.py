@@ -115,6 +115,8 @@ def recorded(kind: str, data: str) -> tuple[Evaluation, list[dict[str, Any]]]:
         often["metrics"]["invented"] = "tests.helpers.user_project.Invented"
         callback = TOFUEvaluation("forget10", data, **nested(max_new_tokens=6, generation_rows=5, **often))
     elif kind == "muse":
+        words = {"class_path": "tests.helpers.user_project.Words", "init_args": {"sets": ["knowmem_forget"]}}
+        often["metrics"] = {"words": words}
         few: dict[str, Any] = {"max_rows": 5, "verbmem_tokens": 6, "knowmem_tokens": 4, "generation_rows": 2}
         callback = MUSEEvaluation(data, baseline=0.5, lowercase=True, **nested(**few, **often))
     elif kind == "lm_eval":

@@ -91,7 +91,7 @@ class PreparedSelective(SelectiveModule):
         self._maker = SimpleNamespace(  # type: ignore[assignment]
             banned=banned, completing=lambda example: [-1] * len(example.flags)
         )
-        return SimpleNamespace(seed=0, tokenizer=SimpleNamespace(pad_token_id=0))
+        return SimpleNamespace(seed=0, tokenizer=SimpleNamespace(pad_token_id=0), place=int)
 
 
 FROZEN = {"freeze_projection": True}

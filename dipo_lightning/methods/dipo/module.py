@@ -152,10 +152,11 @@ class DiPOModule(UnlearningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         seen = []
         for index, ids, labels in zip(forget["index"].tolist(), forget["input_ids"], forget["labels"], strict=True):
-            if "question" not in data.trained_rows[index]:
+            row = data.trained_rows[data.place(index)]
+            if "question" not in row:
                 raise InputError("pair.memory_vector: contrast masks questions; for running text use centered.")
             end = int((labels != IGNORED).nonzero()[0])
-            prompt = without_question(data.tokenizer, ids[:end].tolist(), data.trained_rows[index]["question"])
+            prompt = without_question(data.tokenizer, ids[:end].tolist(), row["question"])
             seen.append(prompt + [1] * (len(ids) - end))
         return seen
 

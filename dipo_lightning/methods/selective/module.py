@@ -143,7 +143,6 @@ class SelectiveModule(UnlearningModule):
         self.alternatives, self.samples, self.check_every, self.stop = alternatives, samples, check_every, stop
         self.leaks: list[PrivateExample] = []
         self._maker: ExampleMaker
-        self._places: dict[int, int] = {}  # the place of each trained row, by its index in the data
         self._wordings: list[list[PrivateExample]] = []  # by trained row, one for each template
         self._variants: list[PrivateExample] = []
         self._general: list[dict[str, Any]] = []
@@ -182,7 +181,6 @@ class SelectiveModule(UnlearningModule):
             return (row for row in data.retain_rows or () if "question" in row)
 
         self._maker = maker = ExampleMaker(data.trained_rows, kept(), data.style, data.max_length)
-        self._places = {row.get("index", place): place for place, row in enumerate(maker.rows)}
         if not any(maker.spans):
             raise InputError(
                 "No forget row has a private value: their answers have no word of their own. Name the values in a "
@@ -265,9 +263,10 @@ class SelectiveModule(UnlearningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Train on the batch's rows in one wording each, and on false variants, leaks and general answers."""
-        moment = self.trainer.datamodule.seed * 1_000_003 + self.trainer.global_step  # type: ignore[attr-defined]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        moment = data.seed * 1_000_003 + self.trainer.global_step
         draw = torch.Generator().manual_seed((moment * 101 + batch_idx) * 1009 + self.global_rank)
-        numbers = [self._places[index] for index in batch["forget"]["index"].tolist()]
+        numbers = [data.place(index) for index in batch["forget"]["index"].tolist()]
         wording = self.trainer.current_epoch
         rows = [self._wordings[number][(wording + number) % len(TEMPLATES)] for number in numbers]
         variants = drawn(self._variants, max(1, round(VARIANT_SHARE * len(rows))), draw)
