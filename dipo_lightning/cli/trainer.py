@@ -155,6 +155,8 @@ class DiPOCLI(LightningCLI):
         path = self._last_checkpoint() if given == "last" else expanded(given, "ckpt_path")
         if path is None:
             return given
+        if not path.exists() and (old := path.with_name(f"{path.name}.old")).exists():
+            path = old  # cut off between two renames
         if not path.exists():
             raise InputError(f"ckpt_path is {path}, which does not exist; give a checkpoint.")
         read_settled(path)

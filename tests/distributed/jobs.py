@@ -28,6 +28,7 @@ from dipo_lightning.benchmarks.muse.callback import MUSEEvaluation
 from dipo_lightning.benchmarks.muse.data import MUSEDataModule
 from dipo_lightning.benchmarks.tofu.callback import TOFUEvaluation
 from dipo_lightning.benchmarks.user_data.callback import MemorizationEvaluation
+from dipo_lightning.callbacks.checkpoint import Checkpoint
 from dipo_lightning.callbacks.results import ExportModel
 from dipo_lightning.cli.main import main
 from dipo_lightning.data.unlearning import UnlearningDataModule
@@ -194,6 +195,7 @@ def train(
     precision: str = "32-true",
     ckpt_path: str | None = None,
     save: tuple[str, int] | None = None,
+    keep: str | None = None,
     sharded_checkpoint: bool = False,
     export: tuple[str, str] | None = None,
     evaluate: tuple[str, str] | None = None,
@@ -207,6 +209,7 @@ def train(
 
     Args:
         save: Folder and optimiser step of a checkpoint, ``folder/step.ckpt``.
+        keep: Folder of the package's own checkpoint, ``folder/last.ckpt``.
         export: Folder of the final model, and ``merged`` or ``separate`` adapters.
         evaluate: The kind of `recorded`, and the folder of its data, to evaluate on before training and after each
             step. For ``muse`` it is also what is trained on.
@@ -228,6 +231,8 @@ def train(
         callbacks.append(Nudge(nudge))
     if save is not None:
         callbacks.append(ModelCheckpoint(save[0], "{step}", every_n_train_steps=save[1], save_top_k=-1))
+    if keep is not None:
+        callbacks.append(Checkpoint(folder=keep))
     if export is not None:
         callbacks.append(ExportModel(export[0], export[1], inside_run=False))  # type: ignore[arg-type]
     documents: list[dict[str, Any]] = []
@@ -245,7 +250,7 @@ def train(
         gradient_clip_val=clip,
         callbacks=callbacks,
         logger=False,
-        enable_checkpointing=save is not None,
+        enable_checkpointing=save is not None or keep is not None,
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=1,

@@ -89,6 +89,21 @@ def test_one_file_of_two_that_share_goes_on_on_two(
     assert_same_weights(resumed[0]["weights"], whole[0]["weights"])
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_the_package_s_own_checkpoint_goes_on_in_its_folder_and_is_not_replaced(
+    pool: Pool, task: str, tmp_path: Path, strategy: str
+) -> None:
+    """A sharded run restores its checkpoint later than others do."""
+    options = {"keep": str(tmp_path), "strategy": strategy}
+    begun = on_two(pool, task, max_steps=SAVED, **options)
+    with pytest.raises(Exception, match="has the checkpoint of an earlier run"):
+        on_two(pool, task, **options)
+    resumed = on_two(pool, task, ckpt_path=str(tmp_path / "last.ckpt"), save=None, **options)
+    whole = on_two(pool, task, keep=str(tmp_path / "whole"), strategy=strategy)
+    assert rows_of_steps(begun) + rows_of_steps(resumed) == rows_of_steps(whole)
+    assert_same_weights(resumed[0]["weights"], whole[0]["weights"])
+
+
 def test_an_optimizer_without_a_state_goes_on_on_two(pool: Pool, task: str) -> None:
     options = {**RUN, "optimizer": "plain_sgd"}
     whole = jobs.train(task, batch_size=GLOBAL_BATCH, save=(f"{task}/plain", SAVED), **options)
