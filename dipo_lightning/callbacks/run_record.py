@@ -176,11 +176,16 @@ def refuse_changes(record: Mapping[str, Any], now: Mapping[str, Any], place: Pat
         )
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], same_data: bool) -> list[str]:
-    """List the relevant options that differ, with both values; with ``same_data`` a data file may have moved."""
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], same_data: bool, given_now: bool = False
+) -> list[str]:
+    """List the relevant options that differ, with both values.
+
+    With ``same_data`` a data file may have moved; with ``given_now`` options that ``now`` leaves out do not count.
+    """
     old, new = flat_options(before), flat_options(now)
     found = []
-    for name in sorted(old.keys() | new.keys()):
+    for name in sorted(new if given_now else old.keys() | new.keys()):
         one, two = old.get(name), new.get(name)
         if one == two or _may_differ(name, one, two, same_data):
             continue

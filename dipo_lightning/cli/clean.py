@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from dipo_lightning.callbacks.run_record import CHECKPOINTS, LOCK, RECORD, remove
-from dipo_lightning.cli.forget import EXAMINATIONS, ROWS, SOURCES, read_sources
+from dipo_lightning.cli.forget import EXAMINATIONS, ROWS, SOURCES, VERDICT, read_sources
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.run_folder import write_json
 
@@ -34,7 +34,7 @@ _PATTERNS = (
     ("events.out.tfevents.*", "answers as text, and curves"),
     ("*.html", "answers before and after"),
     ("*.ckpt", "weights during training"),
-    ("verdict.json", "private values"),
+    (VERDICT, "private values"),
     ("*.log", "printed answers"),
     ("log.txt", "printed answers"),
     ("*.jsonl", "rows"),
@@ -62,7 +62,7 @@ def clean(run: str, yes: bool = False) -> None:
         yes: Remove the copies; without it they are only listed.
     """
     folder = Path(run).expanduser()
-    copies, runs = find_copies(folder), find_runs(folder)
+    copies, runs = find_copies(folder)
     for copy in copies:
         print(f"{copy.size / 1e6:10.1f} MB  {copy.path.relative_to(folder)}  ({copy.why})")
     if not copies:
@@ -95,8 +95,8 @@ def _is_run(folder: Path) -> bool:
     return "private" in _options(folder / "config.yaml") and any(any(folder.glob(log)) for log in _LOGS)
 
 
-def find_copies(folder: Path) -> list[Copy]:
-    """Find files and folders with forget texts or weights of the target, sorted by path.
+def find_copies(folder: Path) -> tuple[list[Copy], list[Path]]:
+    """Find files and folders with forget texts or weights of the target, sorted by path, and the runs that have them.
 
     The contents of a listed folder are not listed again, and links are not followed.
 
@@ -108,7 +108,7 @@ def find_copies(folder: Path) -> list[Copy]:
     runs = find_runs(folder)
     if not runs and not (folder / SCORES).exists():
         raise InputError(f"{folder} is not a run: it holds no checkpoints, evaluations or logs. Nothing was removed.")
-    return [copy for run in runs for copy in _copies_in(run)]
+    return [copy for run in runs for copy in _copies_in(run)], runs
 
 
 def _copies_in(run: Path) -> list[Copy]:
@@ -132,7 +132,7 @@ def keep_scores(run: Path) -> bool:
         document = _document(file)
         where = {key: document.get("provenance", {}).get(key) for key in ("epoch", "step")}
         scores[str(file.relative_to(run))] = where | {"aggregates": document.get("aggregates", {})}
-    for file in sorted(run.rglob("verdict.json")):
+    for file in sorted(run.rglob(VERDICT)):
         verdict = _document(file)
         values = [{key: number for key, number in one.items() if key != "value"} for one in verdict.get("values", ())]
         numbers = {key: verdict.get(key) for key in ("outcome", "kept", "words", "repeated")}

@@ -278,7 +278,7 @@ def _refuse_other_run(folder: Path, rows: SplitRows, config: dict[str, Any]) -> 
     Raises:
         InputError: It holds something else, or a run with other rows or options, or without its checkpoints.
     """
-    from dipo_lightning.callbacks.run_record import CHECKPOINTS, differences, flat_options, model_files, read_record
+    from dipo_lightning.callbacks.run_record import CHECKPOINTS, differences, model_files, read_record
     from dipo_lightning.cli.run_folder import CONFIG, LOG
     from dipo_lightning.report.page import PAGE
 
@@ -303,9 +303,7 @@ def _refuse_other_run(folder: Path, rows: SplitRows, config: dict[str, Any]) -> 
             "or the rows that it was made with."
         )
     record = read_record(run / CHECKPOINTS) or {}
-    settable = flat_options(config)
-    changes = differences(record.get("config") or config, config, same_data=True)
-    changes = [change for change in changes if change.partition(" was ")[0] in settable]
+    changes = differences(record.get("config") or config, config, same_data=True, given_now=True)
     if record.get("model") not in (None, model_files(config["model"]["init_args"]["pretrained"])):
         changes.append("the files of the model have changed")
     if changes:

@@ -364,7 +364,8 @@ class UnlearningDataModule(TokenizedDataModule):
         ]
         if not missing:
             return private, rows
-        left = [position for position in range(len(forget)) if position not in {*missing}]
+        out = set(missing)
+        left = [position for position in range(len(forget)) if position not in out]
         problem = (
             f"{rows[missing[0]].get('where', f'forget row {missing[0]}')}: its private values lie beyond "
             "data.max_length, which leaves data.forget_tokens: private nothing to train on. Raise data.max_length, "

@@ -202,15 +202,11 @@ def read_log(path: str | Path, usual: str = "", benchmark: Benchmark | None = No
     if "format" in content:
         benchmark = find_benchmark(str(content["format"]), str(content.get("benchmark") or ""))
         if benchmark is None or benchmark.format != content["format"]:
-            named = content.get("benchmark")
-            reads = ", ".join(one.format for one in (known if benchmark is None else [benchmark]))
+            named = content.get("benchmark") if benchmark is None else None
+            reads = ", ".join(one.format for one in ([benchmark] if benchmark else known))
             raise InputError(
                 f"{path}: unknown format {content['format']!r}; this version reads {reads}"
-                + (
-                    f", and the class that the log names, {named}, cannot be imported here"
-                    if named and not benchmark
-                    else ""
-                )
+                + (f", and the class that the log names, {named}, cannot be imported here" if named else "")
             )
         return read_native_log(content, path, benchmark)
     for one in known:
@@ -261,13 +257,9 @@ def evaluations_of_runs(logs: Iterable[Path]) -> list[Path]:
 
     They may be of another model than the one that the run trains.
     """
-    logs = list(logs)
-    fitted = {(log.parent, log.stem.partition("_epoch=")[0]) for log in logs if not _MEASURED.search(log.stem)}
-    return [
-        log
-        for log in logs
-        if not _MEASURED.search(log.stem) or (log.parent, log.stem.partition("_epoch=")[0]) not in fitted
-    ]
+    named = [(log, (log.parent, log.stem.partition("_epoch=")[0]), _MEASURED.search(log.stem)) for log in logs]
+    fitted = {name for _, name, measured in named if not measured}
+    return [log for log, name, measured in named if not measured or name not in fitted]
 
 
 _MEASURED = re.compile(r"_epoch=.*_(validate|test)(_\d+)?$")
