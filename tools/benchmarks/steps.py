@@ -385,10 +385,10 @@ def measure(
 ) -> dict[str, list[Measured]]:
     """Measure variants in turns on ``size`` = (rows, tokens) of forget and of retain.
 
-    A quarter of a row is its prompt where it is short, nothing where it is long.
+    A quarter of a row is its prompt where it is short, one token where it is long.
     """
     rows, length = size
-    prompt = length // 4 if length < 256 else 0
+    prompt = length // 4 if length < 256 else 1
     batch = make_batch(rows, length, prompt, policy.config.vocab_size, device)
     reference = copy.deepcopy(policy).requires_grad_(False).eval()
     with tempfile.TemporaryDirectory() as folder:
