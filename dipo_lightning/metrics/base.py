@@ -187,8 +187,8 @@ class RowValues(Metric):
     def intervals(self, resamples: int, seed: int = 0) -> dict[str, tuple[float, float]]:
         """Percentile bootstrap of `compute`: each set's rows are resampled with replacement, to the same number.
 
-        Collective, and the same on every process. Numbers that no resample can change (counts, which are integers) or
-        that no resample gives are left out.
+        Collective, and the same on every process. Left out are numbers that no resample can change (counts, which are
+        integers), and those that cannot be computed from the rows themselves.
 
         Args:
             resamples: Number of resamples, 1 or more.
@@ -363,13 +363,15 @@ def bootstrap(
         for metric in metrics:
             stack.enter_context(metric.sync_context(dist_sync_fn=metric.dist_sync_fn))
         try:
+            known = _finite(compute())
             for tables in zip(*(metric.resamples(resamples, seed) for metric in metrics), strict=True):
+                if not known:
+                    break
                 for metric, drawn in zip(metrics, tables, strict=True):
                     metric.take(drawn)
-                value = compute()
-                for part, number in (value if isinstance(value, Mapping) else {"": value}).items():
-                    if number.is_floating_point() and bool(number.isfinite()):
-                        found.setdefault(part, []).append(number.item())
+                for part, number in _finite(compute()).items():
+                    if part in known:
+                        found.setdefault(part, []).append(number)
         finally:
             for metric, (reason, unscored) in zip(metrics, kept, strict=True):
                 metric.take(None)
@@ -377,6 +379,12 @@ def bootstrap(
     ends = ((1 - INTERVAL) / 2, (1 + INTERVAL) / 2)
     quantiles = {part: np.quantile(numbers, ends) for part, numbers in found.items()}
     return {part: (float(low), float(high)) for part, (low, high) in quantiles.items()}
+
+
+def _finite(value: Tensor | Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the finite floating-point numbers among a result's, by part."""
+    parts = value if isinstance(value, Mapping) else {"": value}
+    return {part: one.item() for part, one in parts.items() if one.is_floating_point() and bool(one.isfinite())}
 
 
 def mean_or_nan(values: Tensor) -> Tensor:

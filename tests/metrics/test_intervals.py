@@ -11,6 +11,7 @@ import pytest
 from scipy.stats import hmean, ks_2samp
 from sklearn.metrics import roc_auc_score
 
+from dipo_lightning.benchmarks.user_data.metrics import KeptShare
 from dipo_lightning.metrics import ForgetQuality, MinK, ModelUtility, PrivLeak
 
 RNG = np.random.default_rng(11)
@@ -117,3 +118,10 @@ def test_the_order_and_the_sharding_of_the_rows_do_not_show():
     for shard in (rows(values)[5:], rows(values)[:7][::-1]):  # two rows twice
         parts.merge_state(filled(MinK("rows"), rows=shard))
     assert parts.intervals(25, seed=4) == whole
+
+
+def test_a_number_that_cannot_be_computed_has_no_interval():
+    scores = [(0.9, 0.8), (0.5, 0.4), (0.7, None)]
+    metric = filled(KeptShare("kept"), kept=[{"index": i, "before": b, "after": a} for i, (b, a) in enumerate(scores)])
+    assert math.isnan(metric.compute()["share"])  # a row lost its score; many resamples are without that row
+    assert set(metric.intervals(50)) == {"before"}
