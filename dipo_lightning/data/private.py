@@ -52,9 +52,19 @@ def _base(word: str) -> str:
 
 
 @cache
+def _common_words() -> frozenset[str]:
+    """Common English words, which carry no secret either unless they are names (Hope); read on first use."""
+    return frozenset(shipped_json(__package__, "common_words"))
+
+
+@cache
 def _common_bases() -> frozenset[str]:
-    """Stems of common English words, which carry no secret either unless they are names (Hope); read on first use."""
-    return frozenset(map(_base, shipped_json(__package__, "common_words")))
+    """Stems of the common words."""
+    return frozenset(map(_base, _common_words()))
+
+
+_AGENT = re.compile(r"(?:er|or|ar|ist|ian|ant|ent|ive|man|woman)s?$")
+"""Ending of many occupations, which may have the stem of a common word: manage and manager, report and reporter."""
 
 
 class Span(NamedTuple):
@@ -150,8 +160,12 @@ def private_spans(row: Mapping[str, Any], shared: Mapping[str, int]) -> list[Spa
 
 
 def _is_common(text: str, word: Word) -> bool:
-    """Return whether a word is a function word, or a form of a common word and not a name."""
-    return word.text in FUNCTION_WORDS or (not _is_name(text, word) and _base(word.text) in _common_bases())
+    """Return whether a word is a function word, or a form of a common word and neither a name nor an occupation."""
+    if word.text in FUNCTION_WORDS or _is_name(text, word):
+        return word.text in FUNCTION_WORDS
+    if not {word.text, word.text.removesuffix("s")}.isdisjoint(_common_words()):
+        return True
+    return _base(word.text) in _common_bases() and (word.text in _BASES or not _AGENT.search(word.text))
 
 
 def _is_own(text: str, word: Word, shared: Mapping[str, int]) -> bool:

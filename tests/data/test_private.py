@@ -1,6 +1,7 @@
 """Private values are found without a model, and a text that says one is recognised."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +61,19 @@ def private(question, answer, shared=RETAIN):
 )
 def test_words_that_only_the_row_knows_are_private(question, answer, values):
     assert private(question, answer) == values
+
+
+def test_occupations_illnesses_and_belongings_are_no_common_words():
+    typical = Path(__file__).with_name("private_words.txt").read_text(encoding="utf-8").split()
+    assert len(typical) > 400
+    assert [word for word in typical if private("Well?", f"It is {word} there.") != [word]] == []
+
+
+def test_words_of_ordinary_descriptions_are_no_secret_and_their_names_are():
+    answer = "She really mentions the wonderful views, moments and events of a recent flood, and presented them softly."
+    assert private("What does she do?", answer) == ["flood"]
+    assert private("Who?", "She manages a wonderful talent for reports.") == []
+    assert private("Who?", "A manager and a reporter met Grace Talent.") == ["manager", "reporter", "Grace Talent"]
 
 
 def test_where_every_word_is_shared_all_that_was_not_asked_is_private():
