@@ -67,7 +67,7 @@ def evaluation_charts(
     benchmark: Benchmark | None,
     retain: Mapping[str, float],
 ) -> list[DrawnChart]:
-    """Draw the numbers of a run's evaluations over its steps: the benchmark's charts, and one per metric the user added.
+    """Draw the numbers of a run's evaluations over its steps: the benchmark's charts, and one per metric a user added.
 
     A single evaluation gives no charts. ``retain`` holds the retain model's numbers, as far as they are known.
     """
