@@ -97,7 +97,7 @@ def settings_of(
 ) -> dict[str, Any]:
     """Return the settings of a log as plain values: everything that changes a result or is needed for its metrics.
 
-    ``plan`` is from `planned`; ``models`` names the attacked models, and ``steps`` has the measured steps of each curve.
+    ``plan`` is from `planned`, ``models`` names the attacked models, and ``steps`` the measured steps of each curve.
     """
     conditions = [
         {"name": condition.name, "title": condition.title, "kind": condition.kind, "attack": attack.name}

@@ -354,7 +354,7 @@ def _variant_scores(
 
 
 def _variant_example(style: PromptStyle, row: Row, span: Span, variant: str) -> tuple[list[int], list[int]]:
-    """Example of an answer with a variant in place of a value, with labels on the variant's tokens only."""
+    """Return the example of an answer with a variant in place of a value, with labels on the variant's tokens only."""
     answer = row["answer"][: span.start] + variant + row["answer"][span.end :]
     ids, labels = style.example(row["question"], answer)
     start = next(place for place, label in enumerate(labels) if label != IGNORED)
