@@ -50,7 +50,7 @@ class Line:
         return any(scale.headline.forget in row.get("intervals", {}) for row in self.rows)
 
     def goodness(self, scale: Scale) -> float:
-        """Return the mean forgetting as `Scale.goodness`, of which higher is better; -inf if it is unknown."""
+        """Return the mean forgetting, converted so that higher is better (`Scale.goodness`); -inf if it is unknown."""
         spread = self.spread(scale.headline.forget)
         return scale.goodness(None if spread is None else spread.mean)
 

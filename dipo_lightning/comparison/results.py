@@ -62,7 +62,7 @@ class Scale:
         return value.text(digits) if isinstance(value, Spread) else number_text(value, digits)
 
     def goodness(self, forgetting: float | None) -> float:
-        """Return the forgetting with its sign changed if necessary, so that higher is better; -inf if it is unknown."""
+        """Convert a number that measures forgetting so that higher is better; -inf if it is unknown."""
         meaning = self.meanings[self.headline.forget]
         if forgetting is None or math.isnan(forgetting):
             return -math.inf
@@ -169,8 +169,8 @@ def _columns_beside(document: Document) -> tuple[str, ...]:
 def by_moment(rows: Sequence[Row]) -> dict[Moment, Row]:
     """Return the rows of one run in order, without the one before the first step, which is the target's.
 
-    In a run that is measured at the end of each epoch, the first evaluation with a number of completed epochs is the
-    one at the end of an epoch; the others with that number lie inside the next epoch.
+    In a run that is measured at the end of each epoch, the first evaluation after n completed epochs is the one at the
+    end of epoch n; any others with the same n lie inside the next epoch.
     """
     found: dict[Moment, Row] = {}
     for row in rows:

@@ -24,7 +24,7 @@ def no_progress(total: int, what: str) -> AbstractContextManager[Callable[[int],
 
 
 class Row(TypedDict, total=False):
-    """Evaluated row, live and in logs. A field is absent if its set has no such value, None if it was not measured.
+    """Evaluated row, live and in logs. A field is absent if its set has no such value, and None if this row has none.
 
     Benchmarks with further fields extend it. NLLs are means per token in nats.
 
@@ -103,7 +103,8 @@ class Measuring:
     """Options of the measurement of rows.
 
     Attributes:
-        batch_tokens: Maximum number of tokens in a scoring forward pass, padding included; a longer row gets its own.
+        batch_tokens: Maximum number of tokens in a scoring forward pass, padding included; a longer row gets its own
+            pass.
         generation_rows: Maximum number of rows in a generation batch; None for the benchmark's default.
         max_new_tokens: Maximum length of a generated answer in tokens; None for the benchmark's default.
         generate: Generate answers; evaluation is faster without them but has no ROUGE.

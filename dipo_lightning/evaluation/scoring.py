@@ -97,7 +97,7 @@ def score(
     Args:
         policy: A ``transformers`` causal LM or a peft model around one, sharded or not.
         examples: The rows, in any order. One without a supervised token gets empty scores.
-        batch_tokens: Maximum number of tokens in a forward pass, padding included; a longer row gets its own.
+        batch_tokens: Maximum number of tokens in a forward pass, padding included; a longer row gets its own pass.
         z_scores: Indices of the examples that need `TokenScores.z_scores`.
         device: Device of the batches; by default that of the policy's parameters.
         progress: Called after each batch of this process with the number of its rows, and at the end with that of the

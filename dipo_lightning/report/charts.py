@@ -156,7 +156,7 @@ COLUMNS = 4
 LABEL = 2.5
 """Width of a long label of the legend in inches."""
 LEFT = 0.6
-"""Share of the target's utility at which the horizontal axis may begin; points below it are drawn at the edge."""
+"""Least share of the target's utility at which the horizontal axis begins; points below it are drawn at the edge."""
 
 
 @dataclass(frozen=True)

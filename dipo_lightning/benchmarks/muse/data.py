@@ -30,7 +30,7 @@ class MUSEData:
     Attributes:
         train_forget: ``text`` of the forget set.
         train_retain: ``text`` of retain1, the retain set of the training.
-        retain2: ``text`` of retain2, on which utility is measured and unlearning must not train.
+        retain2: ``text`` of retain2, on which utility is measured and no unlearning trains.
         verbmem: ``prompt`` and ``gt`` (its true continuation).
         knowmem: ``question`` and ``answer`` by ``forget`` and ``retain``.
         in_context: ``question`` and ``answer`` of the ten in-context examples, by ``forget`` and ``retain``.

@@ -172,7 +172,7 @@ class TOFUFineTuningDataModule(FineTuningDataModule):
         tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; None takes the model's own.
         data: ``locuslab/TOFU`` on the hub, or a folder of JSON-lines files in its schema.
         train: Configuration to train on, or several: ``full`` for the target, ``retain90`` for the retain model.
-        max_rows: Use only the first n rows; None for all. A list gives a number for each configuration.
+        max_rows: Use only the first n rows of each configuration: one number for all, or one each; None for all rows.
         **options: Those of `FineTuningDataModule`.
     """
 

@@ -52,8 +52,8 @@ class ValueReport:
         before: Probability before unlearning, after the true beginning of the answer: geometric mean over its tokens.
         after: The same after unlearning.
         floor: The same for a model that never knew it, or for the likeliest false variant; None if unknown.
-        greedy: Whether the greedy answer still contains it, and that of a model that never knew it does not.
-        reworded: Whether more greedy answers to rewordings contain it than that model's.
+        greedy: Whether the greedy answer still contains it, and that of a model that never knew it, if given, does not.
+        reworded: Whether greedy answers to rewordings of the question contain it more often than that model's.
         sampled: Number of sampled answers that contain it, over the question and its rewordings.
         samples: Number of sampled answers.
         rank: Rank of its first token after unlearning, 1 for the likeliest; None if it was not measured.

@@ -150,7 +150,7 @@ def privleak_auc(forget: Tensor, holdout: Tensor) -> Tensor:
 def privleak(auc: float | Tensor, auc_retrain: float | Tensor) -> float:
     """100 (AUC - AUC_retrain) / AUC_retrain, in percent.
 
-    Near 0 is good; a very negative value means that too little was unlearned, a positive one that too much was.
+    Near 0 is good; a very negative value means that too little was unlearned, a positive one, too much.
 
     Args:
         auc: `privleak_auc` of the model.
