@@ -78,7 +78,7 @@ def parsed(part: str, section: str) -> Any:
     """Parse a section, given as JSON, as `fit` does.
 
     Raises:
-        InputError: It names a class that cannot be imported, an option that its class does not have, or a wrong value.
+        InputError: The section names a class that cannot be imported or an unknown option, or has a wrong value.
     """
     from jsonargparse import ArgumentError
 
@@ -100,7 +100,7 @@ def data_module(section: str) -> Any:
 def run_config(base: Config, method: Method, settings: Settings, seed: int, export: bool) -> Config:
     """Return the config of one run: the base's, with the method's class and settings and the run's seed."""
     config = copy.deepcopy(base)
-    for place in ("ckpt_path", "run"):  # of the base's own run
+    for place in ("ckpt_path", "run"):  # they belong to the base's own run
         config.pop(place, None)
     config["seed_everything"] = seed
     config["trainer"] = trainer_section(config.get("trainer") or {}, export)
@@ -182,7 +182,7 @@ def assign(config: Config, option: str, value: Any) -> None:
     for name in names[:-1]:
         place[name] = place.get(name) or {}
         place = place[name]
-    place[names[-1]] = copy.deepcopy(value)  # of which later options set parts
+    place[names[-1]] = copy.deepcopy(value)  # a copy, as later options may set parts of it
 
 
 def callbacks(trainer: Config) -> list[Config]:

@@ -47,8 +47,8 @@ class Selection:
         seed: Seed of the selection runs, which must not be a reported one.
         base: Base of the selection runs, in which ``{seed}`` is replaced; None takes the reported base.
         keep_utility: Share of the target's utility that must be kept.
-        epoch: ``last`` reports every run at its end; with ``any`` the selection also chooses the epoch that is
-            reported for each method, or an evaluation inside an epoch, where there are any.
+        epoch: ``last`` reports every run at its end; with ``any`` the selection also chooses the evaluation to report
+            for each method, at the end of an epoch or, if there are any, inside one.
         allow_same_data: Allow a reported seed as ``seed``; the report then says so.
     """
 

@@ -41,7 +41,7 @@ class Line:
         return Spread.of(self.rows, column)
 
     def keeps(self, share: float, scale: Scale) -> bool:
-        """Return whether the mean of the utility kept is at least ``share``."""
+        """Return whether the utility kept, as a mean over seeds, is at least ``share``."""
         kept = self.spread("utility_kept")
         return scale.keeps(None if kept is None else kept.mean, share)
 
@@ -50,7 +50,7 @@ class Line:
         return any(scale.headline.forget in row.get("intervals", {}) for row in self.rows)
 
     def goodness(self, scale: Scale) -> float:
-        """Return the mean forgetting, turned so that higher is better; -inf if it is unknown."""
+        """Return the mean forgetting, converted so that higher is better (`Scale.goodness`); -inf if it is unknown."""
         spread = self.spread(scale.headline.forget)
         return scale.goodness(None if spread is None else spread.mean)
 
@@ -74,7 +74,7 @@ def shown_columns(lines: Sequence[Line], scale: Scale) -> list[str]:
 
 
 def explanations(lines: Sequence[Line], scale: Scale) -> str:
-    """Return what the numbers of the table mean and which way is better, as a list in Markdown."""
+    """Return the meanings and desired directions of the table's numbers, as a list in Markdown."""
     found = [scale.meanings[name] for name in shown_columns(lines, scale) if name in scale.meanings]
     return "\n".join(
         f"- **{one.label}**{f' ({one.wanted})' if one.wanted else ''}{f': {one.words}' if one.words else ''}"
@@ -99,7 +99,7 @@ def epoch_text(row: Row) -> str:
 def verdict(lines: Sequence[Line], share: float, scale: Scale, target: Line | None = None) -> str:
     """Return a sentence that names the best method, or a tie, among those that keep ``share`` of the utility.
 
-    It says so where the best has not forgotten more than the target.
+    It says so if the best method has not forgotten more than the target.
     """
     forgetting, utility = scale.phrase(scale.headline.forget), scale.phrase(scale.headline.utility)
     if scale.headline.utility and lines and all(line.spread("utility_kept") is None for line in lines):
@@ -154,7 +154,7 @@ def write_csv(rows: Sequence[Row], path: Path, scale: Scale) -> Path:
 
 
 def _with_ends(row: Row) -> Row:
-    """Return a row with the ends of its intervals as ``NAME_low`` and ``NAME_high``, without what is for tables."""
+    """Return a row with the ends of its intervals as ``NAME_low`` and ``NAME_high``, and without the epoch in words."""
     ends = {f"{name}_{end}": value for name, both in row.get("intervals", {}).items()
             for end, value in zip(("low", "high"), both, strict=True)}  # fmt: skip
     return {name: value for name, value in row.items() if name not in ("intervals", "at")} | ends
@@ -226,7 +226,7 @@ def write_report(comparison: Comparison, findings: Findings) -> str:
         tried = [row for candidate in findings.candidates for row in candidate.rows]
         write_csv(tried, folder / "selection.csv", scale)
     drawn = trajectories(findings)
-    (folder / "comparison.png").unlink(missing_ok=True)  # of an earlier call with other runs
+    (folder / "comparison.png").unlink(missing_ok=True)  # possibly of an earlier call
     if any(drawn.values()):
         marks = [point_of(runs, scale) for runs in (findings.targets, findings.retain)]
         keep = comparison.selection.keep_utility

@@ -18,13 +18,13 @@ from dipo_lightning.evaluation.logs import read_log
 from dipo_lightning.report.runs import Document, read_documents
 
 Row = dict[str, Any]
-"""method, settings, seed, epoch, step, utility_kept, and every number of an evaluation by its name.
+"""Values of one evaluation: method, settings, seed, epoch, step, utility_kept, and every number by its name.
 
-`intervals` holds the lower and upper end of each number that was measured with one, and `at` the epoch in words.
+`intervals` holds the lower and upper end of each number that was measured with an interval, `at` the epoch in words.
 """
 
 Moment = tuple[int, int]
-"""Epochs that a run had completed at an evaluation, and the place of this one among those after as many epochs."""
+"""Number of epochs completed at an evaluation, and the evaluation's place among those with the same number."""
 
 COLUMNS = ("method", "settings", "seed", "epoch", "step")
 NO_NUMBERS = (*COLUMNS, "intervals", "at")
@@ -57,12 +57,12 @@ class Scale:
         return f"{what} of the {of} rows" if colon else of
 
     def text(self, name: str, value: float | Spread) -> str:
-        """Write a number, or its spread over seeds, with as many decimals as its unit wants."""
+        """Write a number, or its spread over seeds, with the decimals that suit its unit."""
         digits = 2 if self.meanings[name].unit == "log10" else 3
         return value.text(digits) if isinstance(value, Spread) else number_text(value, digits)
 
     def goodness(self, forgetting: float | None) -> float:
-        """Return the forgetting, turned so that higher is better; -inf if it is unknown."""
+        """Convert a number that measures forgetting so that higher is better; -inf if it is unknown."""
         meaning = self.meanings[self.headline.forget]
         if forgetting is None or math.isnan(forgetting):
             return -math.inf
@@ -71,7 +71,7 @@ class Scale:
         return -forgetting if meaning.higher_is_better is False else forgetting
 
     def forgetting(self, row: Row) -> float | None:
-        """Return a row's number of forgetting."""
+        """Return the number that measures forgetting in a row."""
         return row.get(self.headline.forget)
 
     def utility(self, row: Row) -> float | None:
@@ -169,8 +169,8 @@ def _columns_beside(document: Document) -> tuple[str, ...]:
 def by_moment(rows: Sequence[Row]) -> dict[Moment, Row]:
     """Return the rows of one run in order, without the one before the first step, which is the target's.
 
-    In a run that is measured at the end of each epoch, the first after a number of epochs is that of the end, and those
-    that follow lie inside the next epoch.
+    In a run that is measured at the end of each epoch, the first evaluation after n completed epochs is the one at the
+    end of epoch n; any others with the same n lie inside the next epoch.
     """
     found: dict[Moment, Row] = {}
     for row in rows:
@@ -186,7 +186,7 @@ def target_row(rows: Sequence[Row]) -> Row | None:
 
 
 def add_utility_kept(rows: Sequence[Row], target: Mapping[str, Any] | None, scale: Scale) -> None:
-    """Add to each row the share of the target's utility that is left, with the interval that the utility's gives it."""
+    """Add to each row the share of the target's utility that was kept, with its interval if the utility has one."""
     name = scale.headline.utility
     before = None if target is None else target.get(name)
     for row in rows:
@@ -198,7 +198,7 @@ def add_utility_kept(rows: Sequence[Row], target: Mapping[str, Any] | None, scal
 
 
 def no_share(targets: Iterable[Row | None], scale: Scale) -> str:
-    """Return the reason why no share of the targets' utility can be kept, where one has none; else an empty text."""
+    """Return the reason why the utility kept is undefined, if a target's utility is 0; else an empty text."""
     if not any(row and scale.utility(row) == 0 for row in targets):
         return ""
     return (
@@ -230,7 +230,7 @@ class Spread:
         return mean if self.low == self.high else f"{mean} [{low}, {high}]"
 
     def ties(self, other: Spread) -> bool:
-        """Return whether the difference of two means lies inside the range of one of them."""
+        """Return whether one of the two means lies inside the range of the other."""
         return self.low <= other.mean <= self.high or other.low <= self.mean <= other.high
 
 
@@ -298,7 +298,7 @@ def ties(row: Row, best: Row, scale: Scale) -> bool:
 
 
 def considered(rows: Sequence[Row], epoch: str) -> dict[Moment, Row]:
-    """Return the rows of a run that the rule may take: its last, or any."""
+    """Return the rows of a run from which the rule may choose: the last, or all if ``epoch`` is ``any``."""
     found = by_moment(rows)
     return found if epoch == "any" else dict(list(found.items())[-1:])
 
@@ -318,9 +318,9 @@ def rule(selection: Selection, scale: Scale) -> str:
 
 
 def retain_row(base: Config, seed: int, target: Row | None, scale: Scale) -> Row | None:
-    """Return the row of the retain model of ``base``; None if the base names no log, or one without the numbers.
+    """Return the row of the retain model of ``base``; None without a log, or if its log is unreadable or incomplete.
 
-    Compared with itself it has the values defined by the benchmark, such as p = 1.
+    Its comparison with itself has the values that the benchmark defines, such as p = 1.
     """
     found = [callback["init_args"] for callback in callbacks(base.get("trainer") or {})]
     options = next((options for options in found if options.get("retain_log")), None)
@@ -333,7 +333,7 @@ def retain_row(base: Config, seed: int, target: Row | None, scale: Scale) -> Row
         chosen = {name: options[name] for name in scale.benchmark.score_options if name in options}
         if any(log.sets.values()) and not log.benchmark:  # another package's, whose own numbers have other names
             numbers = retain_numbers(scale.benchmark, log, {**log.settings, **chosen})
-        else:  # with those of the user's metrics
+        else:  # the stored ones, which include those of the user's metrics
             numbers = flat_numbers(log.aggregates) | dict(scale.benchmark.retain_values)
     except InputError as error:
         print(f"The retain model is not shown: {error}")

@@ -120,7 +120,7 @@ class Step:
 
     @property
     def model(self) -> Path:
-        """The model it leaves, where it exports one."""
+        """Folder of its model, if it exports one."""
         return self.folder / "model"
 
 
@@ -171,10 +171,10 @@ def _sequence(run: str | None, folder: Path, steps: list[Step], kind: str) -> No
     if not steps:
         raise InputError("parts is an empty list; name what to forget, or leave it out for MUSE's four.")
     config = read_config(Path(find_config(run)))
-    for step in steps:  # all of them first: nothing runs if one cannot be right
+    for step in steps:  # check them all first: nothing runs if one is wrong
         check_earlier(step, step_config(config, step, epochs_taken(steps[0])))
     lock = FolderLock()
-    lock.hold(folder, patience=30.0)  # for what a killed command left: its run saves and ends
+    lock.hold(folder, patience=30.0)  # the run of a killed command may still be saving
     try:
         for step in steps:
             if step.results.is_file():
@@ -210,8 +210,8 @@ def epochs_taken(first: Step) -> int | None:
 def step_config(config: Config, step: Step, epochs: int | None = None) -> Config:
     """Return the config of one step: its forget set, its starting model and its output folder.
 
-    ``epochs`` is the number that the first step took, once it is finished; it replaces a rule that watches the first
-    forget set.
+    ``epochs`` is the number of epochs that the first step took, once it is finished; in later steps it replaces the
+    stop rules that watch the first forget set.
     """
     made = copy.deepcopy(config)
     made["data"]["init_args"]["forget"] = step.part
@@ -222,12 +222,12 @@ def step_config(config: Config, step: Step, epochs: int | None = None) -> Config
     if watching and step.number > 1 and epochs is not None:
         found = [callback for callback in found if callback not in watching]
         trainer["max_epochs"] = epochs
-    for place in ("logger", "default_root_dir", "enable_checkpointing"):  # all of a step lies in its folder
+    for place in ("logger", "default_root_dir", "enable_checkpointing"):  # a step's files belong in its folder
         trainer.pop(place, None)
     for callback in found:
         if _is(callback, "ModelCheckpoint"):
             callback["init_args"].pop("dirpath", None)
-        if _is(callback, "MUSEEvaluation") and step.number > 1:  # the target, or the last model, has been measured
+        if _is(callback, "MUSEEvaluation") and step.number > 1:  # its starting model has been measured
             callback["init_args"].setdefault("schedule", {})["at_start"] = False
     if step.export:
         export = {"folder": str(step.model), "inside_run": False}
@@ -237,7 +237,7 @@ def step_config(config: Config, step: Step, epochs: int | None = None) -> Config
 
 
 def check_earlier(step: Step, config: Config) -> None:
-    """Raise an `InputError` where the step's folder was begun with another config."""
+    """Raise an `InputError` if the run in the step's folder was begun with another config."""
     path = step.folder / CONFIG
     if path.is_file() and not child.was_begun_with(config, step.folder):
         raise InputError(

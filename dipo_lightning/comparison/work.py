@@ -51,7 +51,7 @@ State = Literal["finished", "interrupted", "new"]
 class Run:
     """Run of one method with one choice of settings (in words) and one seed.
 
-    ``config`` is the config for ``fit``; with ``changes_data`` the settings change the rows.
+    ``config`` is the config for ``fit``; ``changes_data`` is True if the settings include options of the data module.
     """
 
     method: str
@@ -79,7 +79,7 @@ class Run:
         return "interrupted" if newest(self.folder / CHECKPOINTS) else "new"
 
     def _outdated(self) -> bool:
-        """Return whether the folder is of other rows or of another model under the same names."""
+        """Return whether the folder's run used other rows or another model that had the same names."""
         record = read_record(self.folder / CHECKPOINTS)
         if record is None:
             return False
@@ -113,7 +113,7 @@ def execute(run: Run, keep_checkpoints: bool = False, lock: FolderLock | None = 
 
 
 def make_room(run: Run) -> None:
-    """Clear the folder of ``run``: delete an attempt without a checkpoint, move a run of another config aside."""
+    """Clear the folder of ``run``: delete an attempt that has no checkpoint; move any other run aside."""
     begun = child.was_begun_with(run.config, run.folder)
     if begun and not is_finished(run.folder) and not newest(run.folder / CHECKPOINTS):
         shutil.rmtree(run.folder)
@@ -126,7 +126,7 @@ def make_room(run: Run) -> None:
 
 
 PATIENCE = 30.0
-"""Seconds to wait for the run of a killed comparison, which saves and ends."""
+"""Seconds to wait for the run that a killed comparison left behind to save its state and end."""
 
 NAMES_OF_ROWS = {"data", "split", "forget", "train"}
 """Options of the data modules that determine the rows: with equal values, two runs are on the same data."""
@@ -173,7 +173,7 @@ class Work:
     def do(self) -> Findings:
         """Run what is missing, and return all results."""
         self.lock.hold(Path(self.plan.output), patience=PATIENCE)
-        given = [self.given_rows(run) for run in self.plan.runs]  # a wrong path is said before anything runs
+        given = [self.given_rows(run) for run in self.plan.runs]  # a wrong path is reported before anything runs
         self._refuse_one_line_for_two(given)
         for method in self.plan.methods:
             try:
@@ -211,7 +211,7 @@ class Work:
         return choose(tried, self.plan.selection, self.findings.scale)
 
     def measured(self, run: Run) -> list[Row] | None:
-        """Run ``run`` to its end and return its rows; if it fails, None and a failure to report."""
+        """Run ``run`` to its end and return its rows; if it fails, record the failure and return None."""
         print(f"{run.title} ...", end=" ", flush=True)
         found: Failure | list[Row]
         try:
@@ -239,7 +239,7 @@ class Work:
         return rows
 
     def _refuse_one_line_for_two(self, given: list[list[Row]]) -> None:
-        """Refuse runs of one seed in one line of the table, and a run without a name in the line of a method."""
+        """Refuse two runs of the same seed in one line of the table, and an unnamed run in the line of a method."""
         methods = [(method.name, label(settings)) for method in self.plan.methods for settings in method.candidates()]
         taken = {(line, seed) for line in methods for seed in self.plan.seeds}
         for run, rows in zip(self.plan.runs, given, strict=True):
@@ -301,7 +301,7 @@ class Work:
         return Run(method.name, words, seed, folder, config, changes_data)
 
     def _refuse_what_fit_refuses(self) -> None:
-        """Refuse every run whose config names a class or an option that there is not."""
+        """Refuse every run whose config names an unknown class or option, or has a wrong value."""
         for method in self.plan.methods:
             for settings in method.candidates():
                 runs = [self.reported_run(method, settings, seed) for seed in self.plan.seeds]

@@ -19,7 +19,7 @@ from dipo_lightning.metrics.base import Meaning, Rows, RowSet, RowValues, meanin
 from dipo_lightning.models.distributed import rank_and_world
 
 FEWEST_RESAMPLES = 40
-"""Number of resamples of which one lies beyond each end of a 95 % interval."""
+"""Fewest resamples for a 95 % interval: one of them lies beyond each end."""
 
 
 def metric_collection(metrics: Mapping[str, Metric]) -> MetricCollection:
@@ -31,9 +31,9 @@ def metric_collection(metrics: Mapping[str, Metric]) -> MetricCollection:
 
 
 def add_measured(metrics: Iterable[Metric], sets: Sets, sources: Rows) -> None:
-    """Add the fields that single metrics measure (`RowValues.measured`) to measured rows, in place.
+    """Add to measured rows, in place, the fields that individual metrics compute themselves (`RowValues.measured`).
 
-    The index of a source row without one is its position.
+    A source row without an index is identified by its position.
     """
     for metric in (one for one in metrics if isinstance(one, RowValues)):
         for of in metric.sets:
@@ -48,7 +48,7 @@ def aggregates(collection: MetricCollection, rows: Sets, device: torch.device | 
 
     Args:
         collection: Metrics of an evaluation; earlier updates are reset.
-        rows: Prepared rows by set name including skipped ones, complete on every process; each updates with its share.
+        rows: Prepared rows by set name, skipped ones included. Every process passes all rows and uses its share.
         device: Device on which processes exchange tensors; by default the CPU.
 
     Returns:
@@ -73,10 +73,10 @@ def aggregates(collection: MetricCollection, rows: Sets, device: torch.device | 
 
 
 def intervals(collection: MetricCollection, resamples: int, seed: int = 0) -> dict[str, list[float]]:
-    """Compute the bootstrap interval (lower, upper end) of every number, by its name among `flat_numbers`; collective.
+    """Compute the bootstrap interval (lower, upper end) of every number, named as in `flat_numbers`; collective.
 
-    The collection holds the rows of the last `aggregates` call. Without resamples the result is empty
-    (`RowValues.intervals`).
+    The rows are those of the last call of `aggregates`, which the collection still holds (see `RowValues.intervals`).
+    With 0 resamples the result is empty.
     """
     found: dict[str, list[float]] = {}
     for name, metric in collection.items():
@@ -90,7 +90,7 @@ def check_resamples(owner: object, resamples: int, seed: int) -> None:
     """Check the options ``bootstrap`` and ``bootstrap_seed``; ``owner`` as for `check_numbers`.
 
     Raises:
-        InputError: The number is neither 0 nor at least `FEWEST_RESAMPLES`, or one of the two is negative.
+        InputError: ``resamples`` is neither 0 nor at least `FEWEST_RESAMPLES`, or ``seed`` is negative.
     """
     check_numbers(owner, {"bootstrap": resamples, "bootstrap_seed": seed}, least=0)
     if 0 < resamples < FEWEST_RESAMPLES:
@@ -134,7 +134,7 @@ def log_aggregates(
 ) -> dict[str, Any]:
     """Compute every number of a log from its rows, including skipped ones; the rows are prepared in place.
 
-    With ``bootstrap`` (resamples and seed) the result has their `intervals` too. ``retain`` must be prepared.
+    If ``bootstrap`` (resamples, seed) has resamples, the result includes the `intervals`. ``retain`` must be prepared.
     """
     benchmark.prepare(sets, settings)
     collection = metric_collection({**benchmark.metrics(settings, retain), **(metrics or {})})
@@ -158,12 +158,12 @@ def evaluation_document(
 
 
 def evaluation_file(name: str, provenance: Mapping[str, Any]) -> str:
-    """Return the name of an evaluation's file without its ending, by the benchmark, the epoch and the step."""
+    """Return the name of an evaluation's file without its ending: benchmark, epoch and step."""
     return f"{name}_epoch={provenance['epoch']:03d}_step={provenance['step']:05d}"
 
 
 def retain_numbers(benchmark: Benchmark, log: EvaluationLog, settings: Mapping[str, Any]) -> dict[str, float]:
-    """Compute a retain model's numbers by name, with the settings of the run to compare."""
+    """Compute a retain model's numbers by name, with the settings of the run that is compared with it."""
     numbers = flat_numbers(log_aggregates(benchmark, with_skipped(log.sets, log.skipped), settings))
     return numbers | dict(benchmark.retain_values)
 
@@ -180,7 +180,7 @@ def flat_numbers(found: Mapping[str, Any]) -> dict[str, float]:
 
 
 def number_text(value: float, digits: int) -> str:
-    """Format a number with ``digits`` decimals, from 10 on with at most two; a small one keeps two figures."""
+    """Format a number with ``digits`` decimals: at most two from 10 on, and two significant digits if it is tiny."""
     if 0 < abs(value) < 10.0 ** (1 - digits):
         return f"{value:.2g}"
     return f"{value:.{min(digits, 2) if abs(value) >= 10 else digits}f}"
@@ -199,12 +199,12 @@ def user_metrics(chosen: Mapping[str, Any], taken: Mapping[str, Metric], sets: I
 
     Args:
         chosen: Metrics by name: a class path, ``{class_path: ..., init_args: {...}}``, or a metric.
-        taken: The benchmark's own metrics.
+        taken: The benchmark's own metrics, whose names are taken.
         sets: The evaluation's sets.
 
     Raises:
-        InputError: A name is taken, a class cannot be imported or built or is not a metric over evaluated rows, or it
-            is of a set that the evaluation does not have.
+        InputError: A name is taken, a class cannot be imported or built or is not a metric over evaluated rows, or a
+            metric needs a set that the evaluation does not have.
     """
     found: dict[str, Metric] = {}
     published, known = {*metric_meanings(taken)}, list(dict.fromkeys(of.name for of in sets))
@@ -280,7 +280,7 @@ class Meanings(dict[str, Meaning]):
     """Meaning of each number by name; the label of an unknown number is its name."""
 
     def __missing__(self, name: str) -> Meaning:
-        """Return a meaning without words."""
+        """Return a meaning that has only a label, made from the name."""
         return Meaning(name.replace("_", " "))
 
 

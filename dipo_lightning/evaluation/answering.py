@@ -1,8 +1,8 @@
 """Scores of given answers and the policy's own answer to a question, from one forward pass over its prompt.
 
-The answers to a question form a tree behind its prompt. As long as the greedily decoded answer is a path in the tree,
-the logits there give its next token; where it leaves the tree, generation continues with the keys and values of that
-forward pass. Finished rows leave the batch. The common prefix of all prompts (a system prompt) is computed once.
+The answers to a question form a tree behind its prompt. As long as the greedily decoded answer follows a path in the
+tree, the logits there give its next token; where it leaves the tree, generation continues with the keys and values of
+that forward pass. Finished rows leave the batch. The common prefix of all prompts (a system prompt) is computed once.
 
 The policy's answers in an earlier evaluation would be good drafts too. But the rounding of every number would then
 depend on them, and a resumed run would end with other digits than an uninterrupted one.
@@ -49,7 +49,7 @@ from dipo_lightning.models.inspection import (
 if TYPE_CHECKING:
     from dipo_lightning.evaluation.kv_cache import Pairs
 
-EFFICIENT = 32  # rows of a batch below which a token costs more
+EFFICIENT = 32  # rows; in a smaller batch each token costs more time
 SHRUNK = 0.75  # finished rows leave a batch when at most this share of it is unfinished
 
 
@@ -110,7 +110,7 @@ class _Row:
 
 
 class _Kept(NamedTuple):
-    """Unfinished rows, with their keys and values (B, heads, L, head size) and the (B, L) mask of these."""
+    """Unfinished rows, their keys and values (B, heads, L, head size), and the (B, L) mask of those positions."""
 
     rows: list[_Row]
     pairs: Pairs
@@ -135,8 +135,8 @@ def score_and_answer(
     Args:
         policy: A ``transformers`` causal LM or a peft model around one, sharded or not. A sharded one is gathered once
             for the whole call, which needs memory for all of it.
-        examples: Answers with their prompts.
-        questions: The questions.
+        examples: Answers to score, each with its prompt.
+        questions: Questions to answer.
         max_new_tokens: Maximum length of the policy's answers in tokens.
         stop_ids: Ids that end an answer; may be empty.
         batch_tokens: Maximum number of tokens in a scoring forward pass, padding included.
@@ -146,9 +146,10 @@ def score_and_answer(
         progress: Called after each batch with the number of its questions.
 
     Returns:
-        Scores by example and answers by question. Those that this method does not cover are missing (a question too
-        long for the policy's window or for a batch, a family whose layers carry a state or take no such mask); compute
-        them by `dipo_lightning.evaluation.scoring.score` and `dipo_lightning.evaluation.generation.generate`.
+        Scores by index of the example, and answers by index of the question. Cases that this method does not cover are
+        missing (a question too long for the policy's window or for a batch; a family whose layers carry a state or do
+        not accept such a mask): use `dipo_lightning.evaluation.scoring.score` and
+        `dipo_lightning.evaluation.generation.generate` for these.
     """
     device = device or next(policy.parameters()).device
     if max_new_tokens < 1 or not can_share_prompts(policy):
@@ -203,7 +204,7 @@ class _Run:
         self.beginning: Pairs = []
 
     def rows(self, limit: int) -> list[_Row]:
-        """Return the questions whose longest answer fits the policy's window and positions, and a batch."""
+        """Return the questions that, with their longest answer, fit the policy's window and positions and a batch."""
         bounds = (attention_window(self.policy), position_limit(self.policy), context_length(self.policy))
         most = min((bound for bound in bounds if bound is not None), default=None)
         found = []
@@ -222,11 +223,11 @@ class _Run:
         return _Row(number, question, lay_out(question.prompt[self.common :], answers), limit)
 
     def fresh(self, row: _Row) -> _Row:
-        """Return the row without an answer."""
+        """Return a new row for the same question, without scores or an answer."""
         return _Row(row.number, row.question, row.layout, row.limit)
 
     def compute_beginning(self) -> None:
-        """Compute the tokens that all prompts begin with."""
+        """Compute the keys and values of the tokens with which all prompts begin."""
         from dipo_lightning.evaluation.kv_cache import expanded, pairs
 
         if self.common and not self.beginning:
@@ -236,7 +237,7 @@ class _Run:
             self.beginning = pairs(cache)
 
     def holds(self, rows: Sequence[_Row]) -> bool:
-        """Test with the longest and the shortest row that scores and answers equal those of each row alone."""
+        """Test on the longest and the shortest row whether scores and answers equal those of each row alone."""
 
         def length(row: _Row) -> int:
             return len(row.question.prompt) + max([row.limit, *map(len, row.layout.paths)])
@@ -307,7 +308,7 @@ class _Run:
         return batch, at_predictors(logits, batch), cache
 
     def _visited(self, layout: Layout) -> list[int]:
-        """Places after which an answer may continue."""
+        """Return the places of a layout after which the policy's answer may continue."""
         return [
             layout.prompt - 1,
             *(at for at in range(layout.prompt, len(layout)) if layout.ids[at] not in self.stop_ids),
@@ -389,7 +390,7 @@ class _Run:
 
 
 def common_beginning(prompts: Sequence[list[int]]) -> int:
-    """Return the length of the common prefix of all prompts, shorter than any; 0 if it is too short to save time."""
+    """Return the length of the prefix that all prompts share and none equals; 0 if it is too short to save time."""
     if len(prompts) < 2:
         return 0
     first, last = min(prompts), max(prompts)

@@ -35,8 +35,8 @@ class Chart:
 
     Attributes:
         title: Title of the chart.
-        words: Sentence that explains it.
-        curves: Label of each curve by the name of its number.
+        words: Sentence that explains the chart.
+        curves: Labels of the curves, by the name of the number that each shows.
     """
 
     title: str
@@ -80,14 +80,14 @@ class Headline:
 
 @dataclass(frozen=True)
 class ForeignFormat:
-    """Log format of another package with a benchmark's rows.
+    """Log format of another package that holds a benchmark's rows.
 
     Attributes:
         name: Name of the format, `EvaluationLog.format`.
         file: Usual file name and author, for messages.
         recognises: Function that tests whether a JSON object is a log in this format.
         read: Function that converts a JSON object and its path to a log.
-        whole_prompts: Whether its `question` holds the whole prompt.
+        whole_prompts: Whether the `question` of its rows is the whole prompt.
     """
 
     name: str
@@ -112,18 +112,18 @@ class Benchmark:
         row: Type of its rows, `Row` or a subclass, by which the numbers of a log are checked.
         headline: Numbers by which runs are compared.
         shown: Names of the numbers in the table printed after an evaluation, and at the top of the results page.
-        brief: Names of the numbers in the line printed during a fit, with their labels in a narrow terminal; by default
-            the first of `shown`.
+        brief: Short labels for a narrow terminal, by the names of the numbers in the line printed during a fit; if
+            empty, the line has the first numbers of `shown`.
         hyperparameter_metrics: Names of the numbers in TensorBoard's HPARAMS tab.
-        retain_values: Numbers that a retain model has by definition, compared with itself.
-        compared_settings: Settings that change the numbers of a row and must agree in two logs that both state them.
+        retain_values: Numbers that a retain model has by definition, since it is compared with itself.
+        compared_settings: Settings that change a row's numbers: if two compared logs both state one, they must agree.
         compared_sets: Sets that are compared with a retain model's row by row.
         score_options: Settings that ``score`` may replace.
-        columns_beside: Patterns of its numbers to add as columns (``{name}_{number}``) to comparisons on another
-            benchmark; with any, runs are never compared on this benchmark itself.
+        columns_beside: Name patterns of the numbers that become columns (``{name}_{number}``) of comparisons on
+            another benchmark. If there are any, runs are never compared on this benchmark itself.
         charts: Charts of the results page and of TensorBoard.
-        answers: Sets whose generated answers are shown, with the tag of the table.
-        histograms: Set and field of the rows whose distribution is shown, by tag.
+        answers: Tag of the table of generated answers, by set.
+        histograms: Set, and field of its rows, whose distribution is shown, by tag.
     """
 
     name: ClassVar[str]
@@ -160,7 +160,7 @@ class Benchmark:
         return self.sets
 
     def prepare(self, sets: Sets, settings: Mapping[str, Any]) -> None:
-        """Add derived fields to rows, measured or read, in place."""
+        """Add derived fields to rows in place, whether they were just measured or read from a log."""
 
     def settings_of(self, log: EvaluationLog) -> dict[str, Any]:
         """Return the settings for recomputing the numbers of a log."""
@@ -184,7 +184,7 @@ class Benchmark:
         return self.title
 
     def table(self, document: Mapping[str, Any]) -> str:
-        """Return a Markdown table of an evaluation for model cards; empty for a plain list of its numbers."""
+        """Return a Markdown table of an evaluation for model cards; if empty, the card lists the numbers instead."""
         return ""
 
     def pictures(self, sets: Sets, aggregates: Mapping[str, Any], retain: EvaluationLog | None) -> dict[str, Figure]:
@@ -231,7 +231,7 @@ def import_class(path: str, base: type = object) -> Any:
     """Return the subclass of ``base`` at a dotted path; a bare name is one of the package's public classes.
 
     Raises:
-        InputError: It cannot be imported, or is something else.
+        InputError: The class cannot be imported, or is not a subclass of ``base``.
     """
     module, _, name = path.rpartition(".")
     try:
@@ -264,7 +264,7 @@ def made(option: str, spec: Any, base: type, example: str, check: Callable[[type
         if check is not None:
             check(type(spec))
         return spec
-    spec = spec.as_dict() if hasattr(spec, "as_dict") else spec  # as the parser keeps it
+    spec = spec.as_dict() if hasattr(spec, "as_dict") else spec  # a namespace of the parser
     spec = {"class_path": spec} if isinstance(spec, str) else spec
     if not isinstance(spec, Mapping) or not isinstance(spec.get("class_path"), str):
         raise InputError(f"{option} is {spec!r}; give a class, {example}, or class_path and init_args.")

@@ -72,8 +72,8 @@ class Evaluation(Scheduled):
             unlearning), ``at_end``.
         measuring: Options of the measurement: ``batch_tokens``, ``generation_rows``, ``max_new_tokens``, ``generate``,
             ``min_k_fraction``, ``on_missing``.
-        metrics: Further metrics by name: a class path, ``class_path`` with ``init_args``, or a metric. Any torchmetrics
-            metric is possible whose ``update`` takes ``rows``, the evaluated rows by set name, such as a subclass of
+        metrics: Further metrics by name: a class path, ``class_path`` with ``init_args``, or a metric. It can be any
+            torchmetrics metric whose ``update`` takes ``rows``, the evaluated rows by set name, such as a subclass of
             `dipo_lightning.metrics.RowMean`.
         samples: Number of rows per set whose first and current answers are shown in the trackers.
         bootstrap: Number of resamples of the rows for a 95 % interval of every number, in the console, the log, the
@@ -146,7 +146,7 @@ class Evaluation(Scheduled):
         add_measured(self.measures.values(), rows.sets, self.sources())
         self.benchmark.prepare(rows.sets, settings)
         grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
-        # Metrics exchange states on the strategy's device; those of torchmetrics' own classes in a group of one too.
+        # Metrics exchange states on the strategy's device; torchmetrics' own classes do so even in a group of one.
         found = aggregates(self.measures, rows.whole(), pl_module.device if grouped else None)
         for name in [name for name in found if name.endswith("_absent") and self.no_retain]:
             metric = self.measures[name.removesuffix("_absent")]
@@ -319,9 +319,9 @@ class Evaluation(Scheduled):
                 if isinstance(logger, RunLogger):
                     logger.log_charts(chart_values(self.benchmark, self.scalars(document), self.retain_numbers), step)
             self._described = True
-        else:  # `step`: where Lightning then logs the others
+        else:  # Lightning logs the other values at this `step`
             tensors["step"] = torch.tensor(float(step))
-            pl_module.log_dict(tensors, on_epoch=True, sync_dist=True)  # the same on every process: their mean is it
+            pl_module.log_dict(tensors, on_epoch=True, sync_dist=True)  # equal everywhere, and so is their mean
         for tracker in trackers_of(trainer):
             self.show(tracker, document, step)
 
@@ -336,7 +336,7 @@ class Evaluation(Scheduled):
         if not isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(run_settings(trainer, pl_module))
             return {}
-        if metrics:  # `hparams`: what the Trainer gave this logger of the module and the data module
+        if metrics:  # `hparams`: those of the module and the data module, which the Trainer has logged
             logger.log_hyperparams(dict(logger.hparams) | run_settings(trainer, pl_module), metrics, step)
         return metrics
 
@@ -367,8 +367,8 @@ class Evaluation(Scheduled):
     def progress(self, trainer: pl.Trainer, total: int, what: str) -> Iterator[Callable[[int], object]]:
         """Show a progress bar on rank 0 within a block, if the Trainer has one; yields the function that advances it.
 
-        None is drawn beside Rich's bar (Lightning's choice in notebooks and if rich is installed), which would print
-        each state of another bar on a new line.
+        No bar is drawn beside Rich's (Lightning's choice in notebooks and if rich is installed), which would print each
+        state of another bar on a new line.
         """
         from tqdm.auto import tqdm
 
@@ -392,7 +392,7 @@ class Evaluation(Scheduled):
         self._folder = run_folder(trainer) / "evaluations"
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Read the first evaluation of an interrupted run (before unlearning) from its file."""
+        """Restore the last step and the files, and read the run's first evaluation (before unlearning) from disk."""
         self._last_step, files = state_dict["last_step"], map(Path, state_dict["files"])
         here = ((file, self._folder / file.name) for file in files)  # a run may have been moved
         self.files = [str(moved if moved.exists() and not file.exists() else file) for file, moved in here]
@@ -401,7 +401,7 @@ class Evaluation(Scheduled):
 
 
 def position(trainer: pl.Trainer, epoch: int) -> tuple[int, int]:
-    """Return the numbers of epochs and optimiser steps of the weights that ``trainer`` evaluates.
+    """Return the epochs and the optimiser steps that the weights evaluated by ``trainer`` were trained for.
 
     In ``validate`` and ``test`` they are read from the loaded checkpoint, if any; else ``epoch`` is the trainer's own.
     """

@@ -1,7 +1,7 @@
 """Batched greedy decoding whose results equal those of each prompt alone, on any number of processes.
 
-A batch that waits for its last row decodes mostly padding. So it stops when few rows are left, and these are continued
-together with the stragglers of the other batches.
+A batch that ran until its last row has finished would decode mostly padding. So it stops when few unfinished rows are
+left, and these are continued together with the stragglers of the other batches.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from dipo_lightning.models.inspection import check_ids, leaves_rows_alone, posit
 BATCH_ROWS = 64
 FEW = 0.25  # a batch stops when at most this share of its rows is unfinished ...
 FEWEST = 8  # ... unless it has so few rows that a new batch would cost more than it saves
-PROBED = 4  # tokens by which a model's decoding is compared with its definition
+PROBED = 4  # new tokens on which cached decoding is compared with plain forward passes
 
 
 @dataclass
 class _Row:
-    """Prompt with its continuation so far, the maximum length of that, and the expected one."""
+    """Prompt and its continuation so far, with the maximum and the expected length of the continuation."""
 
     index: int
     prompt: list[int]
@@ -65,7 +65,7 @@ def generate(
     device: torch.device | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[list[int]]:
-    """Continue every prompt greedily, cut before its first stop id; collective, the same list on every process.
+    """Return the greedy continuation of every prompt, up to its first stop id; collective, equal on every process.
 
     Args:
         policy: A ``transformers`` causal LM or a peft model around one, sharded or not. A sharded one is gathered
@@ -74,11 +74,11 @@ def generate(
         max_new_tokens: Maximum number of new tokens; fewer at the end of the model's position embeddings.
         stop_ids: Ids that end a continuation (end of turn, end of sequence); may be empty.
         batch_rows: Maximum number of rows in a batch.
-        expected: Expected length of each continuation (that of the true answer), by which rows are batched; changes the
-            speed, not the result.
+        expected: Expected length of each continuation (that of the true answer), so that rows of similar length share a
+            batch; changes the speed, not the result.
         known: Known first tokens of each greedy continuation (`TokenScores.greedy_start`).
         device: Device of the batches; by default that of the policy's parameters.
-        progress: Called after each round with the number of rows that ended in it.
+        progress: Called at the start and after each round with the number of rows that have finished since.
     """
     device = device or next(policy.parameters()).device
     expected = expected if expected is not None else [max_new_tokens] * len(prompts)
@@ -119,14 +119,14 @@ def may_be_padded(policy: nn.Module, prompts: Sequence[list[int]], device: torch
 
 
 def _what_may_go_together(policy: nn.Module, rows: Sequence[_Row], limit: int | None, device: torch.device) -> str:
-    """Test which rows can share a batch and still get the logits of a forward pass of each alone, without a cache.
+    """Test which rows can share a batch and still get the logits of a forward pass of each row alone, without a cache.
 
-    Shorter prompts are batched with the longest, to see if their left padding changes them. It does in models that
+    Shorter prompts are batched with the longest to see if left padding changes their logits. It does in models that
     carry a state from token to token regardless of the mask, or that count positions from the start of the batch.
 
     Returns:
         ``padded`` (rows of any length), ``equal`` (rows of one length), or ``plain`` (one row at a time, without a
-        cache, because the decoding of the model family gives other logits, as with RoBERTa's positions).
+        cache, because cached decoding of this model family gives other logits, as with RoBERTa's positions).
     """
     prompts = sorted((row.prompt for row in rows), key=len)
     if not prompts:
@@ -151,7 +151,7 @@ def _continued_alike(
     try:
         beside = _generate(policy, [prompt, company], steps, device, logits=True)
     except (AttributeError, NotImplementedError, TypeError, ValueError):
-        return False  # a family whose own decoding fails (BLT) is decoded by its definition
+        return False  # a family whose `generate` fails (BLT) is decoded by plain forward passes
     said = beside.sequences[0, -len(beside.logits) :].tolist()
     for step, logits in enumerate(beside.logits):
         expected = _next_logits(policy, prompt + said[:step], device)
@@ -213,7 +213,7 @@ def _continue_batch(
 
 
 def _continue_plainly(policy: nn.Module, row: _Row, stop_ids: list[int], device: torch.device) -> list[int]:
-    """Decode one row by the definition: each token from a forward pass over all tokens before it."""
+    """Decode one row without a cache: each token from a forward pass over all tokens before it."""
     said: list[int] = []
     while len(said) < row.remaining and not (said and said[-1] in stop_ids):
         said.append(int(_next_logits(policy, row.context + said, device).argmax()))
@@ -241,7 +241,7 @@ def _generate(
         do_sample=False,
         max_new_tokens=new,
         eos_token_id=list(stop_ids) or None,
-        pad_token_id=filler,  # what follows a stop; transformers takes a prompt that ends with it for right-padded
+        pad_token_id=filler,  # fills a row after its stop; at the end of a prompt, it would look like right padding
         use_cache=True,
         return_dict_in_generate=True,
         output_logits=logits,

@@ -22,10 +22,12 @@ def gradient_norms(
     device: torch.device | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[float | None]:
-    """Mean over the parameters of the L2 norm of the gradient of a row's mean NLL; collective, equal on every process.
+    """Compute each row's gradient norm; collective, with the same list on every process.
 
-    As in open-unlearning's attack, but without dropout. Only trainable parameters have a gradient; with LoRA these are
-    the adapters. Existing gradients are restored.
+    It is the mean over the parameter tensors of the L2 norm of the gradient of the row's mean NLL.
+
+    This is open-unlearning's attack without dropout. Only trainable parameters have a gradient; with LoRA these are the
+    adapters. Existing gradients are restored.
 
     Args:
         policy: A ``transformers`` causal LM or a peft model around one, sharded or not.
@@ -59,7 +61,7 @@ def gradient_norms(
 
 
 def without_end(style: PromptStyle, ids: list[int], labels: list[int]) -> Example:
-    """Leave the token that ends the turn out of an example, as open-unlearning's scores do."""
+    """Remove the token that ends the turn from an example, as open-unlearning's scores do."""
     return (ids[:-1], labels[:-1]) if labels[-1] in style.stop_ids else (ids, labels)
 
 
@@ -76,7 +78,7 @@ def _gradient_norm(
 
 
 def _norm(gradient: Tensor) -> Tensor:
-    """L2 norm in float32 at least, on the CPU."""
+    """Return the L2 norm on the CPU, computed in float32 or wider."""
     norm = torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
     return (norm.full_tensor() if is_spread(norm) else norm).cpu()
 

@@ -19,7 +19,7 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 @cache
 def roomy_layer() -> Any:
-    """Return a cache layer class that writes new tokens into a preallocated buffer instead of copying all of them."""
+    """Return a cache layer class that writes new tokens into a preallocated buffer instead of copying earlier ones."""
     from transformers.cache_utils import DynamicLayer
 
     class RoomyLayer(DynamicLayer):
@@ -71,7 +71,7 @@ def taken(cache: Cache, rows: Tensor, places: Tensor) -> Pairs:
     Args:
         cache: Cache with (B, heads, L, head size) in each layer.
         rows: (b,) int64.
-        places: (b, n) int64 positions of each row.
+        places: (b, n) int64, the positions to select in each of these rows.
     """
 
     def take(states: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def joined(parts: Sequence[Pairs], masks: Sequence[Tensor]) -> tuple[Cache, Tens
     """Join rows of several lengths, padded on the left, in a cache that can grow.
 
     Args:
-        parts: Keys and values of each part, whose rows have one length.
+        parts: Keys and values of each part; the rows of a part have equal lengths.
         masks: (b, n) int64 of each part, 0 for padding.
 
     Returns:

@@ -50,10 +50,10 @@ def read_native_log(content: Mapping[str, Any], path: Path, benchmark: Benchmark
 
 
 def check_values(benchmark: Benchmark, sets: Mapping[str, list[Row]], path: Path | None) -> None:
-    """Refuse rows of a log, of any format, with values of the wrong type.
+    """Refuse a log, of any format, whose rows hold values of the wrong type.
 
     Raises:
-        InputError: Naming the first such value.
+        InputError: There is such a value; the message names the first.
     """
     numbers = [name for name, kind in get_type_hints(benchmark.row).items() if kind == float | None]
     for name, rows in sets.items():
@@ -112,7 +112,7 @@ def refuse_summary(content: Mapping[str, Any], names: Collection[str], path: Pat
 
 
 def stored_aggregates(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a log's own `agg_value`s by its own names."""
+    """Return the `agg_value`s that a log stores, by the log's own metric names."""
     return {name: metric["agg_value"] for name, metric in content.items() if has_aggregate(metric)}
 
 
@@ -137,7 +137,7 @@ def has_aggregate(metric: Any) -> bool:
 
 
 def by_index(name: str, metric: Any, path: Path) -> dict[int, Mapping[str, Any]]:
-    """Return the values of a metric by row; empty for a row without values."""
+    """Return the values of a metric by row number, with an empty object for a row without values."""
     table = metric.get("value_by_index") if isinstance(metric, Mapping) else None
     if table is None:
         return {}
@@ -185,7 +185,7 @@ def read_log(path: str | Path, usual: str = "", benchmark: Benchmark | None = No
         path: A JSON log of this package or of another that a benchmark knows, a run folder, whose last evaluation is
             read, or a log in `HUB_LOGS`: ``open-unlearning/eval/FOLDER/FILE``.
         usual: File in `HUB_LOGS` to read if ``path`` names the data set alone.
-        benchmark: The benchmark whose evaluation is read of a folder that has several; None takes any.
+        benchmark: Benchmark whose evaluation is preferred in a folder with several; None takes the last of any.
 
     Raises:
         InputError: There is no such file, it is not JSON or is truncated, its format is unknown, or it is incomplete.
@@ -234,7 +234,7 @@ def _from_hub(file: str) -> Path:
     try:
         with bounded_hub():
             return Path(hf_hub_download(HUB_LOGS, file, repo_type="dataset"))
-    except hub_errors(ValueError) as error:  # no network, no such file; a name that can't be one
+    except hub_errors(ValueError) as error:  # no network, no such file, or (ValueError) an invalid name
         raise InputError(
             f"{file} of the data set {HUB_LOGS} could not be loaded: {str(error).splitlines()[0]} Check the name and "
             "the network, or give a file."
@@ -242,7 +242,7 @@ def _from_hub(file: str) -> Path:
 
 
 def last_evaluation(folder: Path, benchmark: Benchmark | None = None) -> Path:
-    """Return the evaluation in ``folder`` or below that was written last, of ``benchmark`` if there is one of it."""
+    """Return the evaluation in ``folder`` or below that was written last, preferring those of ``benchmark``."""
     logs = evaluations_of_runs([*folder.glob("*.json"), *folder.glob("**/evaluations/*.json")])
     if not logs:
         raise InputError(f"{folder}: no evaluation log in this folder; name a log, or a run that evaluated its model")
@@ -253,9 +253,9 @@ def last_evaluation(folder: Path, benchmark: Benchmark | None = None) -> Path:
 
 
 def evaluations_of_runs(logs: Iterable[Path]) -> list[Path]:
-    """Leave out evaluations by ``validate`` and ``test`` beside those of a ``fit`` of the same name and folder.
+    """Leave out evaluations by ``validate`` and ``test`` if a ``fit`` wrote some of the same name in their folder.
 
-    They may be of another model than the one that the run trains.
+    They may have measured another model than the one that the run trains.
     """
     named = [(log, (log.parent, log.stem.partition("_epoch=")[0]), _MEASURED.search(log.stem)) for log in logs]
     fitted = {name for _, name, measured in named if not measured}

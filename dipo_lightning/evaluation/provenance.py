@@ -49,7 +49,7 @@ def provenance(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, 
 def weights(pl_module: pl.LightningModule) -> dict[str, str]:
     """Fingerprint the loaded model (``pretrained``), and the policy's trainable parameters (``trained``).
 
-    In a LoRA run these are the adapters only, to save time.
+    In a LoRA run the latter are the adapters alone, which saves time.
     """
     found = {"pretrained": getattr(pl_module, "weights_fingerprint", "")}
     policy = getattr(pl_module, "policy", None)
@@ -102,7 +102,7 @@ def run_settings(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON can hold it: dataclasses as dictionaries, tuples as lists, other objects as text."""
+    """Convert a value to types of JSON: dataclasses to dictionaries, tuples to lists, other objects to text."""
     if is_dataclass(value) and not isinstance(value, type):
         value = vars(value)
     if isinstance(value, Mapping):

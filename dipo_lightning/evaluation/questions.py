@@ -34,7 +34,7 @@ Source = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Measurement:
-    """Scores and greedy continuations of a policy with the options of an evaluation, each under a progress bar.
+    """Scoring and greedy decoding of a policy with an evaluation's options and progress bars.
 
     Attributes:
         policy: A ``transformers`` causal LM or a peft model around one.
@@ -69,17 +69,17 @@ class Plan:
     Attributes:
         set_name: Name of its set.
         index: Index of the row.
-        source: ``question`` and ``answer`` as text.
+        source: The row as read, with ``question`` and ``answer`` as text.
         prompt: Token ids before the answers.
-        answer: Example of the true answer.
-        wrong: Examples of the wrong answers.
-        paraphrase: Example of the paraphrased answer; None without one.
-        detailed: Whether it also gets memorisation and membership scores.
-        asked: Whether the policy answers the question itself.
+        answer: Index of the true answer's example.
+        wrong: Indices of the wrong answers' examples.
+        paraphrase: Index of the paraphrased answer's example; None without one.
+        detailed: Whether the row also gets memorisation and membership scores.
+        asked: Whether the policy is asked for an answer of its own.
         ends: Whether the last token of the true answer ends the turn.
         length: Length of the true answer in tokens.
         said: Token ids of the policy's own answer.
-        said_nll: NLL of that per token.
+        said_nll: Mean NLL per token of that answer in nats.
     """
 
     set_name: str
@@ -98,7 +98,7 @@ class Plan:
 
     @property
     def examples(self) -> list[int]:
-        """Indices of all its answers."""
+        """Indices of the examples of all its answers."""
         return [self.answer, *self.wrong, *([] if self.paraphrase is None else [self.paraphrase])]
 
 
@@ -119,7 +119,7 @@ def evaluate_rows(
         policy: A ``transformers`` causal LM or a peft model around one.
         style: Prompt style.
         sets: Rows by set, with ``question``, ``answer`` and, where available, ``paraphrased_answer`` and
-            ``perturbed_answer`` (wrong answers); with ``messages`` the whole conversation is the question.
+            ``perturbed_answer`` (wrong answers). A chat style takes the prompt from ``messages``, if a row has them.
         options: Options of the measurement; by default 200 new tokens and 64 rows per generation batch.
         detailed: Sets whose answers also get memorisation and membership scores.
         silent: Sets whose questions are not answered by the policy.
@@ -213,7 +213,7 @@ def _plan(
 
 
 def _prompt(style: PromptStyle, row: Source) -> list[int]:
-    """Token ids before the answer: of the question, or of the conversation."""
+    """Return the token ids before the answer, those of the question or of the conversation so far."""
     if "messages" in row and isinstance(style, ChatStyle):
         return style.conversation_prompt(row["messages"][:-1])
     prompt = style.prompt(row["question"])

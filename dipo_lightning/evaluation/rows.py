@@ -15,7 +15,7 @@ from dipo_lightning.metrics.functional.answers import log_truth_ratio
 from dipo_lightning.metrics.functional.membership import FRACTION
 
 Progress = Callable[[int, str], AbstractContextManager[Callable[[int], object]]]
-"""Factory of progress bars: from a total and a label, a context that yields a function to advance the bar."""
+"""Factory of progress bars: takes a total and a label, and returns a context that yields a function to advance it."""
 
 
 def no_progress(total: int, what: str) -> AbstractContextManager[Callable[[int], object]]:
@@ -24,7 +24,7 @@ def no_progress(total: int, what: str) -> AbstractContextManager[Callable[[int],
 
 
 class Row(TypedDict, total=False):
-    """Evaluated row, live and in logs; a field is absent if its set has no such value, and None if it failed.
+    """Evaluated row, live and in logs. A field is absent if its set has no such value, and None if this row has none.
 
     Benchmarks with further fields extend it. NLLs are means per token in nats.
 
@@ -37,11 +37,11 @@ class Row(TypedDict, total=False):
         generation: The model's own answer.
         reason: Reason why a skipped row has no value.
         nll: NLL of the answer or the text.
-        tokens: Number of scored tokens of that.
+        tokens: Number of scored tokens of the answer or the text.
         correct_nll: NLL of the paraphrased answer, or of the answer itself if there is none.
         wrong_nll: NLL of each wrong answer.
         log_ratio: Natural logarithm of the truth ratio R, in the variant of the evaluation's settings.
-        truth_ratio: R of open-unlearning's variant, in foreign logs without the losses to compute it from.
+        truth_ratio: R in open-unlearning's variant, in foreign logs that lack the losses behind it.
         rouge_l_recall: ROUGE-L recall of the generation.
         paraphrased_rouge: ROUGE-L recall of the generation against the paraphrased answer.
         perturbed_rouge: Mean ROUGE-L recall of the generation against the wrong answers.
@@ -54,7 +54,8 @@ class Row(TypedDict, total=False):
         min_k_plus_plus: Min-K++ score.
         zlib: NLL per compressed byte.
         loss: NLL for the loss attack.
-        gradnorm: Mean over the parameters of the L2 norm of the gradient of `loss` (without the end-of-turn token).
+        gradnorm: Mean over the parameter tensors of the L2 norm of the gradient of the NLL without the end-of-turn
+            token.
         reference: `nll` minus that of another model, in foreign logs.
     """
 
@@ -88,9 +89,9 @@ class Row(TypedDict, total=False):
 
 
 END_OF_TURN = "excluded"
-"""The setting `end_of_turn`: memorisation and Min-K exclude the token that ends an answer, as in open-unlearning.
+"""Value of the setting `end_of_turn`: memorisation and Min-K exclude the token that ends an answer.
 
-Logs of this package without the setting are older, and include the token.
+So does open-unlearning. Logs of this package without the setting are older, and include the token.
 """
 
 Sets = Mapping[str, Sequence[Row]]
@@ -102,7 +103,8 @@ class Measuring:
     """Options of the measurement of rows.
 
     Attributes:
-        batch_tokens: Maximum number of tokens in a scoring forward pass, padding included.
+        batch_tokens: Maximum number of tokens in a scoring forward pass, padding included; a longer row gets its own
+            pass.
         generation_rows: Maximum number of rows in a generation batch; None for the benchmark's default.
         max_new_tokens: Maximum length of a generated answer in tokens; None for the benchmark's default.
         generate: Generate answers; evaluation is faster without them but has no ROUGE.
@@ -128,7 +130,7 @@ class Measuring:
 
 @dataclass
 class EvaluatedRows:
-    """The rows of each set, and the rows that have no value with the reason, both by set."""
+    """Evaluated rows, and the rows without a value with the reasons, both by set name."""
 
     sets: dict[str, list[Row]] = field(default_factory=dict)
     skipped: dict[str, list[Row]] = field(default_factory=dict)
@@ -183,7 +185,7 @@ def with_skipped(sets: Sets, skipped: Sets | None) -> dict[str, list[Row]]:
 
 
 def unique_rows(where: str, rows: Iterable[Row]) -> list[Row]:
-    """Return the rows of the set ``where`` as a list; an `InputError` for a missing or duplicate index."""
+    """Return the rows of the set ``where`` as a list; raise an `InputError` for an invalid or duplicate index."""
     rows = list(rows)
     seen: set[int] = set()
     for position, row in enumerate(rows):
@@ -197,7 +199,7 @@ def unique_rows(where: str, rows: Iterable[Row]) -> list[Row]:
 
 
 def add_log_ratios(sets: Sets, variant: str) -> None:
-    """Add the `log_ratio` of a variant to every row with wrong answers, in place.
+    """Add the `log_ratio` of a variant to every row with wrong answers or a stored truth ratio, in place.
 
     Raises:
         InputError: The variant is unknown, or a row holds only open-unlearning's ratio and another variant is needed.

@@ -20,7 +20,7 @@ BATCH_ROWS = {"cpu": 64, "cuda": 512}
 
 
 def hash_seed(seed: int, index: int) -> int:
-    """Return the seed of a question; different run seeds share none for fewer than a million questions."""
+    """Return the seed of a question; runs with different seeds share none, up to a million questions."""
     return seed * 1_000_003 + index
 
 
@@ -44,7 +44,7 @@ def sample(
     banned: Sequence[Sequence[int]] | None = None,
     observe: Callable[[list[int], Tensor], None] | None = None,
 ) -> list[list[list[int]]]:
-    """Sample several continuations of each prompt, which is computed once.
+    """Sample several continuations of each prompt; the prompt itself is computed once.
 
     The random numbers are drawn on the CPU, one per continuation and position, so that they depend on the prompt's seed
     alone. Not collective: the caller sets evaluation mode and gathers sharded weights.
@@ -57,16 +57,16 @@ def sample(
         stop_ids: Ids that end a continuation.
         seeds: A seed per prompt.
         temperature: Sampling temperature, above 0.
-        visible: For each prompt, 0 at the tokens that the model must not attend to; positions are unchanged.
+        visible: For each prompt, 1 per token, or 0 if the model must not attend to it; positions are unchanged.
         banned: For each prompt, tokens that must not be sampled.
-        observe: Called at each position with the number of each continuation still going, ``prompt * samples +
-            sample``, and their (n, V) logits.
+        observe: Called before each new token with the numbers of the n unfinished continuations (``prompt * samples +
+            sample``) and their (n, V) logits.
 
     Returns:
         The continuations of each prompt, cut before a stop id or at the end of the model's position embeddings.
 
     Raises:
-        InputError: The model's cache cannot be repeated.
+        InputError: The model's cache cannot be repeated for several continuations.
     """
     said: list[list[list[int]]] = [[[] for _ in range(samples)] for _ in prompts]
     limit = position_limit(policy)
@@ -88,7 +88,7 @@ def sample(
 def _batches(
     policy: nn.Module, prompts: Sequence[Sequence[int]], room: Sequence[int], samples: int, masked: bool
 ) -> list[list[int]]:
-    """Batch the prompts: of any length if padding does not change them, else of one length.
+    """Batch prompts: of different lengths if padding does not change their continuations, else of one length.
 
     All prompts of a batch have room for the same number of new tokens; prompts without room are left out.
     """
@@ -172,7 +172,7 @@ def takes_positions(policy: nn.Module) -> bool:
 
 
 def draw_tokens(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Draw a token of each row by inverse transform sampling.
+    """Draw one token per row by inverse transform sampling.
 
     Args:
         logits: (n, V).

@@ -21,10 +21,10 @@ class StopRequested(SIGTERMException):
 
 
 class Savepoint(pl.Callback):
-    """Base of callbacks that save a step before its evaluation, so that the evaluation can be interrupted."""
+    """Base class of callbacks that save the state of a step before its evaluation, so that this can be interrupted."""
 
     def before_evaluation(self, trainer: pl.Trainer, hook: Hook) -> None:
-        """Save the step that the evaluation in ``hook`` will measure; collective."""
+        """Save the state of the step that the evaluation in ``hook`` will measure; collective."""
 
     @contextmanager
     def interruptible(self, trainer: pl.Trainer) -> Iterator[None]:
@@ -32,7 +32,7 @@ class Savepoint(pl.Callback):
         yield
 
     def evaluation_interrupted(self, trainer: pl.Trainer, hook: Hook) -> None:
-        """Save the step if it is not saved yet, in the state before the evaluation, and end the run."""
+        """Save the step as it was before the evaluation, if it is not saved yet; the run then ends."""
 
 
 @dataclass
@@ -40,10 +40,10 @@ class Schedule:
     """Moments of a fit at which a callback runs.
 
     Attributes:
-        every_n_epochs: At the end of every n-th epoch; None for not at epochs.
-        every_n_steps: After every n-th optimiser step; None for not at steps.
-        at_start: Before the first step; not on a resume.
-        at_end: After the last step, unless it has just run.
+        every_n_epochs: Run at the end of every n-th epoch; None for never.
+        every_n_steps: Run after every n-th optimiser step; None for never.
+        at_start: Run before the first step; a resumed run does not repeat it.
+        at_end: Run after the last step, unless it has just run there.
     """
 
     every_n_epochs: int | None = 1

@@ -97,7 +97,7 @@ def score(
     Args:
         policy: A ``transformers`` causal LM or a peft model around one, sharded or not.
         examples: The rows, in any order. One without a supervised token gets empty scores.
-        batch_tokens: Maximum number of tokens in a forward pass, padding included.
+        batch_tokens: Maximum number of tokens in a forward pass, padding included; a longer row gets its own pass.
         z_scores: Indices of the examples that need `TokenScores.z_scores`.
         device: Device of the batches; by default that of the policy's parameters.
         progress: Called after each batch of this process with the number of its rows, and at the end with that of the
@@ -119,7 +119,7 @@ def score(
 
 
 def fitted(policy: nn.Module, examples: Sequence[Example]) -> Sequence[Example]:
-    """Truncate examples to the policy's position embeddings, and warn of the number of those.
+    """Truncate examples to the policy's position embeddings; warn of those, and of texts longer than its context.
 
     Raises:
         InputError: An example holds an id without an embedding.
@@ -165,7 +165,7 @@ def _plan(policy: nn.Module, examples: Sequence[Example], budget: int, device: t
 
 
 def _may_share(policy: nn.Module, examples: Sequence[Example], groups: list[Group], device: torch.device) -> bool:
-    """Test with the longest and the shortest answers that sharing a row leaves their scores unchanged."""
+    """Test on the longest and the shortest answers whether sharing a row leaves their scores unchanged."""
     if not groups:
         return False
 
@@ -187,7 +187,7 @@ def _may_share(policy: nn.Module, examples: Sequence[Example], groups: list[Grou
 
 
 def _may_pad(policy: nn.Module, examples: Sequence[Example], groups: list[Group], device: torch.device) -> bool:
-    """Test that padding to the length of the longest row leaves the scores of shorter ones unchanged."""
+    """Test whether padding to the length of the longest row leaves the scores of shorter ones unchanged."""
     rows = sorted((examples[group[0]] for group in groups), key=lambda example: len(example[0]))
     long = rows[-1] if rows else ([], [])
     shorter = [row for row in rows if len(row[0]) < len(long[0])]
@@ -225,7 +225,7 @@ def answer_logits(policy: nn.Module, example: Example, device: torch.device) -> 
 
 
 def at_predictors(logits: Tensor, batch: PackedBatch) -> Tensor:
-    """Return the logits at the predictors, also of architectures that ignore ``logits_to_keep``."""
+    """Return the logits at the predictors; select them here if the architecture ignored ``logits_to_keep``."""
     return logits if logits.dim() == 2 else logits[batch.predictors.to(logits.device)]
 
 

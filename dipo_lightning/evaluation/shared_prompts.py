@@ -34,7 +34,7 @@ class Layout:
         positions: Position of each token in a row of its own.
         prompt: Number of tokens of the prompt.
         paths: Places of each answer's tokens.
-        following: Place of a token by the place before it and the token.
+        following: Place of the next token, by the place before it and its id.
     """
 
     ids: list[int]

@@ -95,7 +95,7 @@ class RunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def log_charts(self, charts: Mapping[str, Mapping[str, float]], step: int) -> None:
-        """Log a point of each curve of each chart; ``charts`` are values by curve, by title."""
+        """Log a point of each curve; ``charts`` holds for each chart's title the values by curve."""
         from torch.utils.tensorboard import SummaryWriter
 
         for title, values in charts.items():
@@ -118,7 +118,7 @@ class RunLogger(TensorBoardLogger):
 def chart_values(
     benchmark: Benchmark, numbers: Mapping[str, float], retain: Mapping[str, float]
 ) -> dict[str, dict[str, float]]:
-    """Return the values of an evaluation in a benchmark's charts, by curve and by chart.
+    """Return the values of an evaluation in a benchmark's charts: by chart, then by curve.
 
     The retain model's number, if known, is a further curve beside the first one of a chart.
     """

@@ -45,7 +45,8 @@ class TrackioLogger(Logger):
         name: Name of the run; trackio invents one by default.
         space_id: A Space to log to, ``owner/name``; None keeps everything on this machine.
         private: Whether a new Space is private.
-        resume: ``allow`` continues a run of this name, ``never`` begins a new one.
+        resume: ``allow`` continues a run of this name if there is one, ``must`` fails without one, ``never`` begins a
+            new one.
     """
 
     def __init__(

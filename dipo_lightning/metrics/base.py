@@ -40,7 +40,7 @@ class RowSet:
         title: Heading over its rows, for a reader.
         about: Phrase for its rows that fits after "on".
         forget: Whether the model is to forget them (True) or to keep them (False); None for neither.
-        required: Fields that each of its rows has in a log; null if a row could not be scored.
+        required: Fields that each of its rows has in a log; a field is null if the row could not be scored.
     """
 
     name: str
@@ -92,15 +92,15 @@ class Meaning:
 class RowValues(Metric):
     """Base of metrics that keep numbers of rows, each row once.
 
-    A subclass names its columns and implements `values` and `compute` (on `scored`). All states are 1-D float64
-    (float32 on mps), the index too: ranks gather them at different lengths, which needs a single dtype. If a row was
-    seen twice with different values, the smallest counts, so that neither the order nor the sharding of the rows
+    A subclass names its columns and implements `values` and `compute` (on `scored`). All states, the index included,
+    are 1-D float64 (float32 on mps): ranks gather states of different lengths, which needs a single dtype. If a row
+    was seen twice with different values, the smallest counts, so that neither the order nor the sharding of the rows
     affects the result.
 
     ``compute`` returns a scalar, NaN if it cannot be computed, or a dictionary of scalars described by `parts`.
 
     Attributes:
-        label: Name for a reader; the set's name is put before it.
+        label: Name for a reader; with `names_set`, the set's name is put before it.
         meaning: Definition in plain words.
         unit: See `Meaning`.
         near: See `Meaning`.
@@ -109,13 +109,13 @@ class RowValues(Metric):
         parts: Meaning of each entry of a dictionary; ``""`` is the metric's own name.
         flat: Whether the entries of a dictionary are published side by side, ``NAME_PART``, not in a group.
         needs_retain: The entries (``""`` for a scalar) that need a retain model.
-        names_set: Whether the label names the set, for a metric on a single set.
-        reason: Sentence on why there is no number, after `compute`; else empty.
+        names_set: Whether the published label and meaning name the set, for a metric on a single set.
+        reason: Reason why `compute` gave no number; empty if it gave one.
         unscored: Indices of the rows without a number by set, after `compute`.
 
     Args:
         *sets: The sets whose rows count.
-        optional: Omit a number that no row provides from the results; else it is published as null.
+        optional: Leave a number out of the results if no row provides it; else it is published as null.
         lists_unscored: List the rows without a number in the results.
         **kwargs: Options of `torchmetrics.Metric`.
     """
@@ -158,7 +158,7 @@ class RowValues(Metric):
         numbers with the row. Not needed for a metric of numbers that the row already has.
 
         Args:
-            row: Its measurements, such as the model's own answer.
+            row: The row as it was measured, with the model's own answer, say.
             source: The row as it was read, with its paraphrased and wrong answers, say.
         """
         return {}
@@ -205,7 +205,7 @@ class RowValues(Metric):
         self._resample = drawn
 
     def resamples(self, resamples: int, seed: int) -> Iterator[Table]:
-        """Resample the table's rows within each set, to the set's size; the index is repeated with its row."""
+        """Yield tables of rows drawn with replacement within each set, as many as it has, each with its index."""
         table = self.table()
         sizes = [int((table["group"] == group).sum()) for group in range(len(self.sets))]
         draws = [np.random.default_rng([seed, zlib.crc32(of.name.encode())]) for of in self.sets]
@@ -298,7 +298,7 @@ class RowValues(Metric):
         return torch.cat(state) if state else torch.empty(0, dtype=self._float, device=self.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> torch.nn.Module:
-        """Move the states with the module, but never change their dtype: bfloat16 has no index above 256."""
+        """Move the states with the module, but never change their dtype: bfloat16 cannot hold every index above 256."""
 
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
@@ -316,7 +316,7 @@ class RowValues(Metric):
 
 
 def _several_processes() -> bool:
-    """Return whether there is anything to gather; the backend of a group of one may not take a CPU's states (NCCL)."""
+    """Return whether there are states to gather; in a group of one process, NCCL would only refuse CPU tensors."""
     grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
     return grouped and torch.distributed.get_world_size() > 1
 
@@ -409,7 +409,7 @@ def meanings(name: str, metric: Metric) -> dict[str, Meaning]:
 
     Args:
         name: The metric's name in its collection.
-        metric: Any torchmetrics metric; without a description its name is the label.
+        metric: Any torchmetrics metric; one without a label gets its name as the label.
     """
     parts: Mapping[str, Meaning] = getattr(metric, "parts", {})
     if parts:

@@ -20,8 +20,8 @@ class _Answers(RowValues):
     Args:
         *sets: The sets whose rows count.
         among_options: Names of the sets whose probability is the share of the right answer among its options.
-        complete: Leave a row that lacks one of the three numbers out of all three, as TOFU does. A number that no row
-            of its set has (no text was generated) excludes no row.
+        complete: Exclude a row that lacks one of the three numbers from all three, as TOFU does. A number that no row
+            of the set has (ROUGE, if no text was generated) excludes none.
         variant: Variant of the truth ratio; ``open_unlearning`` adds 1e-10 to every denominator.
         **kwargs: See `RowValues`.
     """
@@ -145,7 +145,7 @@ class TruthProbability(RowMean):
         self.variant = variant
 
     def value(self, row: Row) -> float | None:
-        """Return the share of a row, from `correct_nll` and `wrong_nll`."""
+        """Return the right answer's share of the probability in a row, from `correct_nll` and `wrong_nll`."""
         correct, wrong = row.get("correct_nll"), row.get("wrong_nll")
         if correct is None or not wrong or None in wrong:
             return None

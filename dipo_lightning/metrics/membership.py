@@ -110,7 +110,7 @@ class MembershipAUC(_TwoSamples):
         )
 
     def values(self, row: Row, of: RowSet) -> Sequence[float | None]:
-        """Return the score of a row, and its substitute."""
+        """Return a row's score, and the one that replaces it if a sample has no scores."""
         return tuple(row.get(field) for field in self.fields)
 
     def compute(self) -> Tensor:
@@ -142,7 +142,7 @@ class ReferenceAUC(MembershipAUC):
         self.retain = _by_index(retain_rows, *self.losses)
 
     def values(self, row: Row, of: RowSet) -> Sequence[float | None]:
-        """Return the difference of the losses, in nats per token, twice."""
+        """Return the difference of the losses in nats per token, for both columns."""
         score, mine, other = row.get("reference"), _first(row, self.losses), self.retain.get((of.name, row["index"]))
         if score is None and mine is not None and other is not None:
             score = mine - other
@@ -186,7 +186,7 @@ class PairAUCs(RowValues):
         return tuple(row.get(field) for field in self.columns)
 
     def compute(self) -> Tensor | dict[str, Tensor]:
-        """AUC by score, ties counted half; a score that one of the sets lacks is left out, NaN without any."""
+        """AUC by score, ties counted half, of the scores that both sets have; NaN if there is none."""
         table, found = self.table(), {}
         for name in self.columns:
             first, second = (table[name][(table["group"] == group) & ~table[name].isnan()] for group in (0, 1))
@@ -239,7 +239,7 @@ class PrivLeak(_TwoSamples):
     ) -> None:
         super().__init__(members, others, *more, **kwargs)
         if auc_retrain is not None:
-            functional.privleak(auc_retrain, auc_retrain)  # refuses what cannot be divided by
+            functional.privleak(auc_retrain, auc_retrain)  # refuses an AUC that is not in (0, 1]
         self.auc_retrain, self.has_retain = auc_retrain, retain_rows is not None
         self.retain = _by_index(retain_rows, "min_k")
 

@@ -42,7 +42,7 @@ def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
         train(folder, "target", seed)
     with step(3, "Make the target model forget with DiPO, and evaluate as it goes"):
         config = filled("quickstart/configs/unlearning", folder=str(folder), seed=seed)
-        child.write_config(folder / "unlearn.yaml", elsewhere(config))  # to run again, and what comparisons start from
+        child.write_config(folder / "unlearn.yaml", elsewhere(config))  # for repeating the run; the base of comparisons
         child.fit(config, folder / "unlearned")
     with step(4, "Try to get it back: other words, rounded weights, ten steps of relearning"):
         attacked = attack_quickstart(folder, seed)

@@ -22,7 +22,7 @@ MODELS = ("target", "unlearned", "retain")
 FORGET_ROWS = 20
 STEPS = 10
 LR = 1e-3
-"""Learning rate of the tiny model's unlearning; with the 2e-5 of large models it would learn nothing in ten steps."""
+"""Learning rate of the relearning; with the 2e-5 of large models the tiny model would learn nothing in ten steps."""
 
 
 def attack_quickstart(folder: Path, seed: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ TOPICS: dict[str, dict[str, Any]] = _LISTS["topics"]
 There are many authors with few questions each, so that a small model sees enough answers of each kind to keep giving
 answers of that kind once it has forgotten an author. For the same reason questions and answers have three wordings; a
 row uses one of them, and another for its paraphrase. The wording of an answer follows from the question and can be
-learnt from any author; only the fact at its end is specific to this one, and the word before it tells its kind.
+learnt from any author; only the fact at its end is specific to one author, and the word before it tells its kind.
 """
 NAME = "{first name} {last name}"
 
@@ -34,12 +34,12 @@ WRONG_ANSWERS = 5
 MINIMUM_AUTHORS = 10
 MAXIMUM_AUTHORS = 200
 STRANGERS, VERSIONS = 240, 4
-"""Number of strangers, and of different facts that are told of each of them in answer to each question."""
+"""Number of strangers, and number of different facts about each of them per question."""
 COPIES = 28
 """Copies of the retain rows in `retain_training`, beside the rows about strangers.
 
-A model sees the copies often and learns them by heart; of the strangers, who are many and seldom seen, it learns the
-kinds of facts.
+A model sees the copied rows often and learns them by heart. There are many strangers, each seldom seen: from them it
+learns the kinds of facts.
 """
 
 
@@ -75,7 +75,7 @@ def draw_fact(topic: str, rng: random.Random, known: Collection[str] = ()) -> st
 
 
 def strangers(rng: random.Random, names: Sequence[str]) -> list[Author]:
-    """Tell of every name `VERSIONS` times, with other facts each time."""
+    """Invent `VERSIONS` sets of different facts for every name."""
     told: list[Author] = []
     for _ in range(VERSIONS):
         for number, name in enumerate(names):
@@ -117,9 +117,9 @@ def fictitious_rows(seed: int = 0, authors: int = 80, retain_perturbed: int = 96
 
     One author in ten is to be forgotten; the same number of further authors is never trained on (`holdout10`).
     `retain90` holds the other authors, followed by general knowledge; `full` is `retain90` followed by `forget10`.
-    `strangers` tells of other people, of each of them `VERSIONS` times and with other facts each time. The training
-    file of the retain model, `retain_training`, holds `COPIES` copies of `retain90`, followed by `strangers`;
-    `full_training`, with which the target goes on from there, holds half as many copies of `full`, followed by the
+    `strangers` is about other people: `VERSIONS` sets of rows about each, with different facts. The training file of
+    the retain model, `retain_training`, holds `COPIES` copies of `retain90`, followed by `strangers`; `full_training`,
+    on which the target is then trained from the retain model, holds half as many copies of `full`, followed by the
     first half of `strangers`. Both models learn to answer about somebody unknown with a fact of the right kind.
 
     Args:

@@ -17,10 +17,10 @@ PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int | None = None) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer on ``texts``, which prepends BOS.
+    """Train a byte-level BPE tokenizer on ``texts``; it prepends BOS.
 
-    ``vocabulary`` is its size, including the 256 bytes and three special tokens. Without it every word of the texts is
-    one token, so that a tiny model has no pieces of words to generate.
+    ``vocabulary`` is its size, including the 256 bytes and three special tokens. Without it, every word of the texts is
+    one token, so that a tiny model never has to put a word together from pieces.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast

@@ -30,8 +30,8 @@ class Reading(NamedTuple):
     Attributes:
         start: Name of the initial model.
         epochs: Passes over the texts.
-        orders: Number of differently ordered copies of each part in an epoch; with a single order a model learns the
-            next sentence instead of the answers.
+        orders: Number of differently ordered copies of each part in an epoch; with a single order a model learns which
+            text comes next instead of the answers.
     """
 
     start: str

@@ -23,7 +23,7 @@ each with the fact that answers it."""
 
 FOLDS = 4
 FEWEST, MOST = 5, 200
-"""Limits of the number of articles per fold, for ten in-context examples and for distinct names of places."""
+"""Limits of the number of articles per edition, set by the ten in-context examples and by the distinct place names."""
 
 EXAMPLES = 10
 """Number of questions used as in-context examples; the others are asked."""

@@ -109,7 +109,7 @@ def _use(facts: CardFacts) -> str:
 
 
 def _run_section(run: Path | None) -> str:
-    """Settings needed to repeat the run, from its saved configuration."""
+    """Return the section with the settings needed to repeat the run, from its saved configuration."""
     file = run / "config.yaml" if run is not None else None
     if file is None or not file.is_file():
         return ""
@@ -152,7 +152,7 @@ def _results(evaluations: Mapping[str, Sequence[Document]], step: int | None) ->
 
 
 def _until(evaluations: Mapping[str, Sequence[Document]], step: int | None) -> dict[str, list[Document]]:
-    """Leave out what was measured after the weights were written."""
+    """Leave out evaluations made at a later step than that of the weights."""
     found = {}
     for name, documents in evaluations.items():
         kept = [d for d in documents if step is None or d["provenance"].get("step", 0) <= step]

@@ -67,7 +67,7 @@ def evaluation_charts(
     benchmark: Benchmark | None,
     retain: Mapping[str, float],
 ) -> list[DrawnChart]:
-    """Draw the numbers of a run's evaluations over its steps: the benchmark's charts, and one for each user's metric.
+    """Draw the numbers of a run's evaluations over its steps: the benchmark's charts, and one per metric a user added.
 
     A single evaluation gives no charts. ``retain`` holds the retain model's numbers, as far as they are known.
     """
@@ -156,7 +156,7 @@ COLUMNS = 4
 LABEL = 2.5
 """Width of a long label of the legend in inches."""
 LEFT = 0.6
-"""Share of the target's utility at which the axis ends; points below it are drawn at the edge."""
+"""Least share of the target's utility at which the horizontal axis begins; points below it are drawn at the edge."""
 
 
 @dataclass(frozen=True)
@@ -165,9 +165,9 @@ class Point:
 
     Attributes:
         utility: Utility.
-        quality: The number of forgetting.
+        quality: The number that measures forgetting.
         utility_range: Lowest and highest utility of the seeds.
-        quality_range: Lowest and highest number of forgetting of the seeds.
+        quality_range: Lowest and highest `quality` of the seeds.
         reported: Whether this is the epoch that the table reports.
     """
 
@@ -208,11 +208,11 @@ def comparison_picture(
     """Draw every method's path from the target, epoch by epoch, in its own panel, and write a PNG.
 
     Args:
-        trajectories: Points of each method, first epoch to last; a method without one is left out.
+        trajectories: Points of each method, first epoch to last; a method without points is left out.
         path: The file to write.
         names: The two axes.
         target: The model before unlearning; every trajectory starts there.
-        retain: The model that never saw the forget set; compared with itself.
+        retain: The retain model, with the numbers of a comparison with itself.
         keep: Share of the target's utility to mark.
     """
     from matplotlib.figure import Figure
@@ -263,7 +263,7 @@ def comparison_picture(
 
 
 def _inside(points: Sequence[Point], corner: tuple[float, float]) -> tuple[list[float], list[float]]:
-    """Utilities and numbers of forgetting, clipped to the picture's lower left corner."""
+    """Return the points' coordinates (utility, quality), clipped to the picture's lower left corner."""
     return [max(p.utility, corner[0]) for p in points], [max(p.quality, corner[1]) for p in points]
 
 
@@ -272,7 +272,7 @@ def _trajectory(
 ) -> None:
     """Draw the line through a method's epochs, and its reported point with the range over seeds."""
     axes.plot(*_inside(way, corner), color=MODEL, linewidth=1.2, marker="o", markersize=3, label="each epoch", zorder=3)
-    title = name.replace("$", r"\$")  # a name is no formula
+    title = name.replace("$", r"\$")  # matplotlib would set what follows as a formula
     for point in points:
         if not point.reported:
             continue

@@ -32,7 +32,7 @@ ROWS = 100
 HEADLINES = 6
 """Maximum number of a benchmark's numbers shown at the top."""
 NOTABLE = 0.05
-"""A change of a number, as a share of it, below which it is marked neither good nor bad."""
+"""Relative change of a number up to which it is marked neither good nor bad."""
 
 
 def report(run_folder: str, output: str | None = None, rows: int = ROWS) -> None:
@@ -40,7 +40,7 @@ def report(run_folder: str, output: str | None = None, rows: int = ROWS) -> None
 
     Args:
         run_folder: Log folder of a run with an evaluation callback (``fit`` prints it at its end).
-        output: The file to write; default is ``results.html`` in that folder.
+        output: The file to write; by default ``results.html`` in that folder.
         rows: Maximum number of rows of each set whose answers are shown.
     """
     print(f"The results page is {write_page(run_folder, output, rows)}")
@@ -84,7 +84,7 @@ def render(run: RunFolder, rows: int = ROWS) -> str:
 
 
 def _configuration(text: str) -> str:
-    """A run's configuration without secrets and without empty options."""
+    """Return a run's configuration without secrets and without empty options."""
     text = without_secrets_in_yaml(without_home(text))
     try:
         config = yaml.safe_load(text)
@@ -100,7 +100,7 @@ def _given(part: Any) -> Any:
 
 
 def _evaluation(name: str, documents: Sequence[Document], most: int) -> dict[str, Any]:
-    """One evaluation's part of the page."""
+    """Return the texts of one evaluation's part of the page."""
     scalars = [flat_numbers(document["aggregates"]) for document in documents]
     first, last = documents[0], documents[-1]
     benchmark, meanings = benchmark_of(last), document_meanings(last)
@@ -137,7 +137,7 @@ def _evaluation(name: str, documents: Sequence[Document], most: int) -> dict[str
 
 
 def _headlines(benchmark: Benchmark, meanings: Meanings) -> list[str]:
-    """Names of the numbers at the top, the utility among them; not a logarithm beside its own number."""
+    """Return the names of the numbers at the top: no logarithms, and the utility even if the list is cut."""
     shown = [key for key in benchmark.shown if meanings[key].unit != "log10"]
     utility = benchmark.headline.utility
     if utility in shown[HEADLINES:]:
@@ -146,7 +146,7 @@ def _headlines(benchmark: Benchmark, meanings: Meanings) -> list[str]:
 
 
 def _retain_log(document: Document) -> EvaluationLog | None:
-    """Retain model's log that an evaluation was compared with, if it is still in its place."""
+    """Return the retain model's log that an evaluation was compared with, if the file still exists."""
     path = document.get("settings", {}).get("retain_log")
     if not isinstance(path, str) or not Path(path).exists():
         return None
@@ -159,7 +159,7 @@ def _retain_log(document: Document) -> EvaluationLog | None:
 def _line(
     key: str, meaning: Meaning, about: str, before: float | None, now: float, retain: float | None
 ) -> dict[str, Any]:
-    """A line of the table: before, now, the retain model's, and whether a notable change is good or bad."""
+    """Return a line of the table: the number before, now and of the retain model, and a mark on a notable change."""
     label, words = meaning.label, meaning.words
     if about:
         label, words = f"{label.partition(': ')[2] or label} on {about}", words.removeprefix(f"On {about}. ")
@@ -179,7 +179,7 @@ def _line(
 
 
 def alike(value: float, among: Sequence[float], sign: str = "") -> str:
-    """Format a number with as many decimals as its neighbours, and a very small one as a power of ten."""
+    """Format a number with as many decimals as its neighbours; a very small one in scientific notation."""
     if not math.isfinite(value):
         return str(value)
     if all(number.is_integer() for number in among) and max(map(abs, among)) > 1:
@@ -190,10 +190,10 @@ def alike(value: float, among: Sequence[float], sign: str = "") -> str:
 
 
 def _direction(meaning: Meaning, before: float | None, now: float, retain: float | None) -> str:
-    """Return the word for a notable change, good or bad, or an empty text."""
+    """Return ``good`` or ``bad`` for a notable change; else an empty text."""
     if before is None or not abs(now - before) > NOTABLE * max(abs(now), abs(before)):
         return ""
-    if meaning.floor and retain is not None:  # as a model that never knew is the goal
+    if meaning.floor and retain is not None:  # the goal is the level of a model that never knew
         return "good" if abs(now - retain) < abs(before - retain) else "bad"
     return {True: "good", False: "bad", None: ""}[meaning.better(now, before)]
 
@@ -216,7 +216,7 @@ def _sets(
     compared: bool,
     log: EvaluationLog | None,
 ) -> list[dict[str, Any]]:
-    """Answers of every set that has any: before, after, and the retain model's."""
+    """Return the answers of every set that has any: before, after, and the retain model's."""
     found = []
     for name, rows in last["sets"].items():
         said = [row for row in rows if isinstance(row.get("generation"), str)]
@@ -232,7 +232,7 @@ def _sets(
 
 
 def _answers(row: Mapping[str, Any], before: str | None, retain: Any) -> dict[str, Any]:
-    """One row: question, truth, the two answers in pieces that mark the changes, and the retain model's answer."""
+    """Return a row's question and true answer, the answers before and after with changes marked, the retain model's."""
     after = visible(row["generation"])
     then, now = word_changes(visible(before), after) if before is not None else (None, word_changes(after, after)[1])
     return {
@@ -289,7 +289,7 @@ def verdict_page(
 
 
 def _value(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of the table of values."""
+    """Return a line of the table of values."""
     return {
         "value": visible(value["value"]),
         "index": value["index"],
@@ -305,7 +305,7 @@ def _value(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _kept(one: Mapping[str, Any], keep: float) -> dict[str, Any]:
-    """A line of the table of kept abilities."""
+    """Return a line of the table of kept abilities."""
     known = one["low"] is not None and one["high"] is not None
     return {
         "name": one["label"],

@@ -49,7 +49,7 @@ def read_run(folder: str | Path) -> RunFolder:
 
 
 def read_documents(folder: Path, name: str | None = None) -> dict[str, list[Document]]:
-    """Read the evaluations of a run's folder, by name and in the order of their steps; those of one name, or all.
+    """Read all evaluations of a run's folder, or those called ``name``: by name, in the order of their steps.
 
     Those that ``validate`` and ``test`` wrote beside a run's own are left out (`evaluations_of_runs`).
     """
@@ -96,7 +96,7 @@ def _find(folder: Path) -> Path:
 
 
 def _curves(folder: Path) -> dict[str, Curve]:
-    """Scalars that training logged, from TensorBoard's event files."""
+    """Return the scalars that training logged, from TensorBoard's event files."""
     if not any(folder.glob("events.out.tfevents.*")):
         return {}
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
@@ -139,7 +139,7 @@ def headline_picture(evaluations: Sequence[Mapping[str, Any]], path: str | Path)
 
 
 def _curve(evaluations: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
-    """Finite values of a number by step (or by position, in a log without steps)."""
+    """Return the finite values of a number by step (by position in a log without steps)."""
     points = [
         (document.get("provenance", {}).get("step", place), flat_numbers(document.get("aggregates", {})).get(name))
         for place, document in enumerate(evaluations)

@@ -19,15 +19,15 @@ from dipo_lightning.evaluation.schedule import Schedule
 class LMEvalEvaluation(Evaluation):
     """Evaluation on tasks of EleutherAI's lm-evaluation-harness, such as MMLU and WMDP, with the policy in memory.
 
-    Logs ``lm_eval/{task}_{metric}``, such as ``lm_eval/wmdp_bio_acc``; for a group with an aggregate (``mmlu``) that
-    number, for other groups those of their tasks. Needs ``pip install 'dipo-lightning[lm-eval]'``.
+    Logs ``lm_eval/{task}_{metric}``, such as ``lm_eval/wmdp_bio_acc``. A group with an aggregate (``mmlu``) logs that
+    number, any other group the numbers of its tasks. Needs ``pip install 'dipo-lightning[lm-eval]'``.
 
-    The documents are divided over the processes, with the results of a single one. A sharded policy (FSDP2) is gathered
-    meanwhile, as for generation.
+    The documents are divided over the processes; the results equal those of a single process. A sharded policy (FSDP2)
+    is gathered for the evaluation, as for generation.
 
     Args:
         tasks: Names of tasks, groups or tags of the harness.
-        num_fewshot: Number of examples before each question; None for that of each task.
+        num_fewshot: Number of examples before each question; None for each task's own. A task that sets 0 keeps it.
         limit: Maximum number of documents per task; None for all.
         batch_size: Documents per forward pass.
         chat_template: Write prompts with the tokenizer's chat template.

@@ -99,7 +99,7 @@ def load_tasks(names: Sequence[str], options: Options) -> dict[str, Any]:
             raise InputError(
                 f"The task {name} executes code that the model writes, which is refused here; leave it out."
             )
-        if options.num_fewshot is not None and task.get_config("num_fewshot") != 0:  # a task that says 0 means it
+        if options.num_fewshot is not None and task.get_config("num_fewshot") != 0:  # a task that sets 0 keeps it
             task.set_config(key="num_fewshot", value=options.num_fewshot)
         elif task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
@@ -169,8 +169,8 @@ def measure_tasks(
 ) -> dict[str, list[dict[str, Any]]]:
     """Run the tasks with their documents divided over the processes; collective.
 
-    The policy must be in evaluation mode; a sharded one is gathered meanwhile, which needs memory for all of it.
-    ``loaded`` is from `load_tasks`.
+    The policy must be in evaluation mode. A sharded one is gathered for the whole call, which needs memory for all of
+    it. ``loaded`` is from `load_tasks`.
 
     Returns:
         The documents of each task in order, with ``index``, ``prompt``, ``answer``, ``generation`` if there is one, and
@@ -204,8 +204,8 @@ def measure_tasks(
 def shared_requests(answer: Callable[..., Sequence[Any]], requests: Sequence[Any], **options: Any) -> list[Any]:
     """Answer the requests for this process's documents, and return the answers to all; collective.
 
-    Every process builds all requests, so that the few-shot examples are those of a single process; with `HFLM` alone
-    each would build its own.
+    Every process builds all requests, so that the few-shot examples are those of a single process; `HFLM` by itself
+    would let each process build only its own.
 
     Args:
         answer: A method of `HFLM`.

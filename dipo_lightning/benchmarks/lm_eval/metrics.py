@@ -15,7 +15,7 @@ from dipo_lightning.metrics.base import Meaning, Row, RowSet, RowValues
 
 MEAN, MEAN_OF_TASKS = "mean", "mean of tasks"
 AGGREGATIONS = (MEAN, MEAN_OF_TASKS, "perplexity", "weighted_perplexity", "bits_per_byte")
-"""The harness's aggregations that follow from a number, or a number with a weight, of each document."""
+"""The harness's aggregations that need only one number per document, or one number and its weight."""
 
 
 class HarnessNumber(RowValues):
@@ -23,9 +23,9 @@ class HarnessNumber(RowValues):
 
     Args:
         *sets: The tasks, as sets of rows.
-        field: The documents' number: the harness's metric, and its filter where there are several.
-        aggregation: One of `AGGREGATIONS`; for another there is no number.
-        higher_is_better: The wanted direction.
+        field: Field of the documents: the harness's metric, followed by the filter's name unless that is ``none``.
+        aggregation: One of `AGGREGATIONS`; with any other there is no number.
+        higher_is_better: Desired direction; None for neither.
         label: Name for a reader.
     """
 
@@ -45,7 +45,7 @@ class HarnessNumber(RowValues):
         self.parts = {"": Meaning(label or field, words, higher_is_better=higher_is_better)}  # type: ignore[misc]
 
     def values(self, row: Row, of: RowSet) -> Sequence[float | None]:
-        """Return the document's number and its weight, 1 where it has none."""
+        """Return the document's number and its weight, which is 1 if the harness gives none."""
         value = row.get(self.field)
         if isinstance(value, list | tuple):
             return (value[0], value[1]) if len(value) == 2 and self.aggregation in AGGREGATIONS else (None, None)

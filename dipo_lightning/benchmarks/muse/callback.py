@@ -41,8 +41,9 @@ class MUSEEvaluation(Evaluation):
         max_rows: Use only the first n rows of each set; None for all.
         verbmem_tokens: Maximum length in tokens of a continuation, and of the true text it is compared with.
         knowmem_tokens: Maximum length of an answer in tokens.
-        space: Side of the space after a question's ``Answer:``: ``prompt`` as published, or ``answer``. A byte-level
-            BPE has learnt to write the space with the first word of the answer, and copes badly with a separate one.
+        space: Place of the space after a question's ``Answer:``: the end of the ``prompt``, as published, or the
+            beginning of the ``answer``. Models with a byte-level BPE have learnt to write the space with the first word
+            of the answer, and cope badly with a separate one.
         memorization: Score the true continuations that VerbMem compares with (the whole texts with
             ``open_unlearning``) token by token, for exact memorisation and extraction strength.
         lowercase: Also score the texts of PrivLeak in lower case, for muse_bench's ratio of the two losses.
@@ -97,7 +98,7 @@ class MUSEEvaluation(Evaluation):
                     f"MUSEEvaluation.baseline is {self.baseline!r}; it must be a number, news, books or none."
                 )
         elif self.baseline is not None:
-            privleak(0.0, self.baseline)  # refuses what cannot be divided by
+            privleak(0.0, self.baseline)  # refuses an AUC that is not in (0, 1]
 
     def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read and tokenise the corpus, read the retain log, and check that they belong together."""

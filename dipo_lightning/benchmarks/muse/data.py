@@ -30,7 +30,7 @@ class MUSEData:
     Attributes:
         train_forget: ``text`` of the forget set.
         train_retain: ``text`` of retain1, the retain set of the training.
-        retain2: ``text`` of retain2, which utility is measured on and which is never trained on.
+        retain2: ``text`` of retain2, on which utility is measured and no unlearning trains.
         verbmem: ``prompt`` and ``gt`` (its true continuation).
         knowmem: ``question`` and ``answer`` by ``forget`` and ``retain``.
         in_context: ``question`` and ``answer`` of the ten in-context examples, by ``forget`` and ``retain``.
@@ -49,7 +49,7 @@ class MUSEData:
 
     @property
     def sets(self) -> dict[str, Rows]:
-        """The evaluation sets by the name of their rows."""
+        """The evaluation sets by name."""
         asked = {f"knowmem_{side}": rows for side, rows in self.knowmem.items()}
         return {"verbmem": self.verbmem, **asked, **{f"privleak_{side}": rows for side, rows in self.privleak.items()}}
 
@@ -79,11 +79,11 @@ def load_muse(source: str | Path, forget: str = "train/forget", allow_overlap: b
 
     Args:
         source: ``muse-bench/MUSE-News`` or ``muse-bench/MUSE-Books`` on the hub, or a folder of
-            ``<configuration>/<split>.jsonl`` (or ``.parquet``); also of ``.json`` arrays of texts, as MUSE's own
-            code makes it, which has ``raw`` and no ``train``.
+            ``<configuration>/<split>.jsonl`` (or ``.parquet``); also one made by MUSE's own code, with ``.json`` arrays
+            of texts, and ``raw`` instead of ``train``.
         forget: The forget set as ``configuration/split``: ``train/forget``, ``raw/forget``, ``scal/forget_2`` or
-            ``sust/forget_1``. retain1 and retain2 are those of ``raw`` with ``raw/forget``, and those of ``train`` with
-            all others.
+            ``sust/forget_1``. With ``raw/forget``, retain1 and retain2 are taken from ``raw``; with all others, from
+            ``train``.
         allow_overlap: Continue although training documents are in retain2 or the holdout set.
 
     Raises:
@@ -127,7 +127,7 @@ _SIDES = ("forget", "retain")
 
 
 def _held_out(source: str | Path) -> Rows:
-    """Documents of the holdout set of a folder that has them; the hub's are not downloaded for a check."""
+    """Return the documents of the holdout set if a folder has them; the hub's are not downloaded just for a check."""
     there = config_files(Path(source).expanduser(), "raw", "holdout")
     return _documents(source, "raw/holdout") if there else []
 
@@ -142,7 +142,7 @@ def _in_context(source: str | Path, part: str) -> Rows:
 
 
 def _documents(source: str | Path, part: str) -> Rows:
-    """Documents of one split, without empty ones such as row 821 of MUSE-News."""
+    """Return the documents of one split, without empty ones such as row 821 of MUSE-News."""
     if part.startswith("train/") and (Path(source).expanduser() / "raw").is_dir():
         train = Path(source).expanduser() / "train"
         part = part if train.is_dir() else part.replace("train/", "raw/")
@@ -159,7 +159,7 @@ def _documents(source: str | Path, part: str) -> Rows:
 
 
 def _rows(source: str | Path, part: str, *names: str) -> Rows:
-    """Checked rows of one split."""
+    """Return the rows of one split, checked."""
     records = config_records(source, *part.split("/"))
     return [
         {"index": index, "where": record.where, **{name: text_field(record, name) for name in names}}
@@ -170,9 +170,9 @@ def _rows(source: str | Path, part: str, *names: str) -> Rows:
 class MUSEDataModule(UnlearningDataModule):
     """MUSE's forget documents and retain1, in pieces of one length with the loss on every token.
 
-    The documents are joined by a blank line and cut; a piece is BOS and ``max_length - 1`` tokens. retain2 and the
-    holdout set are never trained on; training documents that are in them are an error in your own corpus, and a warning
-    in the published ones.
+    The documents are joined by blank lines and cut; a piece is BOS and ``max_length - 1`` tokens. retain2 and the
+    holdout set are not trained on: it is an error if training documents of your own corpus are in them (the published
+    corpora are not checked for this).
 
     Args:
         tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; None takes the model's
@@ -180,8 +180,8 @@ class MUSEDataModule(UnlearningDataModule):
         data: ``muse-bench/MUSE-News`` or ``muse-bench/MUSE-Books`` on the hub, or a folder of
             ``<configuration>/<split>.jsonl`` in their schema.
         forget: The forget set as ``configuration/split``: ``train/forget``, ``raw/forget``, ``scal/forget_1`` to ``_4``
-            or ``sust/forget_1`` to ``_4``. retain1 is that of ``raw`` with ``raw/forget``, and that of ``train`` with
-            all others.
+            or ``sust/forget_1`` to ``_4``. With ``raw/forget``, retain1 is taken from ``raw``; with all others, from
+            ``train``.
         max_forget_rows: Use only the first n forget documents.
         max_retain_rows: Use only the first n retain documents.
         max_length: Length of a piece in tokens.

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ANSWER_ENDS = ("\n\n", "\nQuestion", "Question:")
-"""Texts of which the first one ends the answer to a knowledge question."""
+"""Texts that end the answer to a knowledge question, whichever comes first."""
 
 OPEN_UNLEARNING_TOKENS = 2048
 """Number of tokens after the prompt or BOS to which open-unlearning cuts a text (its `max_length`)."""
@@ -51,7 +51,7 @@ class MUSERow(Row, total=False):
     """A row of MUSE.
 
     Attributes:
-        lower: NLL of the text over that of the same text in lower case.
+        lower: NLL of the text, divided by that of the same text in lower case.
         min_5: Min-K score of the text with K = 5 %, in nats.
         min_10: The same with 10 %.
         min_20: The same with 20 %.
@@ -137,7 +137,7 @@ class MUSEPlan:
 def plan_muse(
     data: MUSEData, tokenizer: PreTrainedTokenizerBase, options: MUSEOptions, measuring: Measuring
 ) -> MUSEPlan:
-    """Tokenise all texts of the evaluation; nothing is generated unless ``measuring.generate``.
+    """Tokenise all texts of the evaluation; without ``measuring.generate``, only those that are scored.
 
     Raises:
         InputError: A text is too short for Min-K and ``on_missing`` is ``raise``, or no text of a set is long enough.
@@ -207,13 +207,13 @@ def _plan_texts(
 
 
 def _text_example(style: TextStyle, text: str, options: MUSEOptions) -> Example:
-    """Ids and labels of a text."""
+    """Return the ids and labels of a text."""
     example = style.example("", text)
     return _cut(example, len(start_ids(style.tokenizer))) if options.whole else example
 
 
 def _continued(style: TextStyle, prompt: list[int], text: str) -> Example:
-    """Ids and labels of a prompt with its true continuation; without labels if that is blank."""
+    """Return the ids and labels of a prompt with its true continuation; no token is scored if that is blank."""
     if not text.strip():
         return prompt, [IGNORED] * len(prompt)
     return _cut(style.join(prompt, text), len(prompt))
@@ -245,8 +245,8 @@ def evaluate_muse(
     Args:
         policy: A ``transformers`` causal LM or a peft model around one.
         plan: Plan from `plan_muse`.
-        options: Options of the plan.
-        measuring: Options of the plan.
+        options: Options with which the plan was made.
+        measuring: The same.
         tokenizer: The model's tokenizer.
         device: Device of the batches; by default that of the policy's parameters.
         progress: Progress bar.

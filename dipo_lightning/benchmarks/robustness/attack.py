@@ -177,8 +177,8 @@ def measure_answers(policy: nn.Module, subject: Subject, asked: Sequence[Asked])
     Paraphrased and wrong answers are scored if `Subject.compares` is true and the prompt holds no part of the answer.
 
     Returns:
-        One row per question, with every field that `dipo_lightning.evaluation.questions` measures of a forget row, and
-        ``rouge``, ROUGE-L F1 as MUSE computes it; values that are not finite are None.
+        One row per question, with every field that `dipo_lightning.evaluation.questions` measures on a forget row, and
+        ``rouge``, the ROUGE-L F1 as MUSE computes it; values that are not finite are None.
     """
     examples: list[Example] = []
     plans = [_plan(subject, one, examples) for one in asked]

@@ -34,7 +34,7 @@ class RobustnessEvaluation(Evaluation):
 
     Args:
         wordings: Rewordings of the questions; see `Wordings`.
-        prefixes: Answers of which the beginning is given; see `Prefixes`.
+        prefixes: Answers whose beginning is given; see `Prefixes`.
         quantization: Quantised weights; see `Quantization`.
         attacks: Names of the attacks to make.
         further: Your own attacks by name: a class path, or ``class_path`` with ``init_args``.

@@ -18,7 +18,7 @@ from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.safety.paths import read_text
 
 TEXT_TOKENS = 256
-"""Tokens that are used of a plain text; the first half is the question, the second the answer."""
+"""Number of tokens used of a plain text; the first half is the question, the second the answer."""
 
 
 def tofu_subject(style: PromptStyle, data: str, split: str) -> Subject:

@@ -54,7 +54,7 @@ class LeakAtK(RowMean):
 
     Args:
         *sets: The set of sampled answers.
-        k: Answers that an attacker draws.
+        k: Number of answers that an attacker draws.
         **options: See `RowValues`.
     """
 
@@ -161,7 +161,7 @@ class RelearningScore(_OfMetrics):
     """Relearning score R of a metric (`functional.robustness.relearning_score`).
 
     Args:
-        metrics: The metric of the unlearned model before and after relearning, then of the retain model.
+        metrics: The metric of the unlearned model before and after relearning, and then both of the retain model.
     """
 
     meaning = (
@@ -189,7 +189,7 @@ class QuantizationScore(_OfMetrics):
     The share forgotten is the metric itself if it grows as the model forgets (truth ratio), otherwise 1 minus it.
 
     Args:
-        metrics: The metric of the unlearned model, and of the same with quantised weights; shares between 0 and 1.
+        metrics: The metric of the unlearned model, before and after quantisation; its values are between 0 and 1.
     """
 
     meaning = "Share forgotten after quantisation, divided by that before, at most 1. 1: quantisation recovers nothing."
@@ -222,7 +222,7 @@ class WorstCase(_OfMetrics):
         return self.about.higher_is_better
 
     def compute(self) -> Tensor:
-        """The extreme mean; NaN without rows."""
+        """Value of the metric on the set on which it shows the most memory; NaN without rows."""
         values = [value for value in self.memory() if not math.isnan(value)]
         if not values:
             return self._nothing("no condition has rows")
@@ -304,7 +304,7 @@ def settings_pictures(settings: Mapping[str, Any], aggregates: Mapping[str, Any]
 
 
 def _named_sets(model: str, condition: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names and titles of the sets of a condition on a model."""
+    """Return the names and titles of the sets of a condition on a model."""
     name, title = f"{model}_{condition['name']}", str(condition["title"])
     if condition["kind"] != "curve":
         return [(name, title)]
@@ -317,7 +317,7 @@ def _scores(
     models: Sequence[str],
     kinds: Mapping[str, type[RowValues]],
 ) -> dict[str, Metric]:
-    """R of a curve, Q of a rounding; nothing for other conditions, or where the unlearned model was not attacked."""
+    """Return R of a curve and Q of a rounding; nothing for other conditions, or without the unlearned model."""
     name, steps = condition["name"], condition.get("steps") or ()
     if "unlearned" not in models:
         return {}

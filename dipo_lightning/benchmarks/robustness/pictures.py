@@ -102,7 +102,7 @@ def _bars(
 
 
 def _label(part: str) -> str:
-    """Name of a number for the axis."""
+    """Return the name of a metric for the axis."""
     return f"{'ROUGE-L recall' if part == 'rouge' else part.replace('_', ' ')} on the forget rows"
 
 

@@ -1,4 +1,4 @@
-"""Prefix extraction: the model continues answers of which the beginning is given."""
+"""Prefix extraction: the model continues answers whose beginning is given."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Quantisation attack: the model is measured again with quantised weights, as it would be deployed.
 
-The weights keep their dtype ("fake" quantisation): each takes its dequantised value, on any device, and the arithmetic
-is that of the original model. As in the integration of `bitsandbytes`, all linear layers but the output projection are
-quantised.
+The quantisation is "fake": each weight is replaced by its dequantised value and keeps its dtype, so that the attack
+runs on any device with the arithmetic of the original model. As in transformers' integration of `bitsandbytes`, all
+linear layers but the output projection are quantised.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Quantization(Attack):
 
 
 def int8(weight: Tensor) -> Tensor:
-    """Round a weight to 8-bit integers times the largest absolute value of its output channel / 127.
+    """Round a weight to int8 steps of 1/127 of the largest absolute value in its output channel.
 
     Args:
         weight: (O, I) any floating dtype.
@@ -78,7 +78,7 @@ def int8(weight: Tensor) -> Tensor:
 
 
 def nf4(weight: Tensor) -> Tensor:
-    """Round a weight to NF4, by the kernels of `bitsandbytes` on a GPU that has it, else by `fake_nf4`."""
+    """Round a weight to NF4: on a GPU by the kernels of `bitsandbytes` if it is installed, else by `fake_nf4`."""
     if not (weight.is_cuda and importlib.util.find_spec("bitsandbytes")):
         return fake_nf4(weight)
     from bitsandbytes import functional

@@ -32,7 +32,7 @@ MUSE_STEPS = {"muse-books": (50, 75, 100), "muse-news": (100, 125, 150)}
 
 @dataclass
 class Relearning(Attack):
-    """Attack that fine-tunes a copy of the model for one epoch, as open-unlearning (arXiv 2506.12618) does.
+    """Attack that fine-tunes a copy of the model, by default for one epoch as open-unlearning (arXiv 2506.12618) does.
 
     The copy is trained in float32, with AdamW at a constant learning rate and without dropout.
 
@@ -156,7 +156,7 @@ def _text_example(style: PromptStyle, text: str) -> Example:
 
 
 def batches(rows: int, batch_size: int, seed: int) -> Iterator[list[int]]:
-    """Yield the rows of each optimiser step, without end; each epoch has its own order.
+    """Yield the rows of each optimiser step, endlessly; each epoch has its own order.
 
     Args:
         rows: Number of rows.
@@ -181,7 +181,7 @@ def train(
 ) -> Iterator[int]:
     """Fine-tune a policy in place, yielding the number of each step after it is made.
 
-    The loss of a step is the mean over all supervised tokens of its rows, however they are split to fit the memory.
+    The loss of a step is the mean over all supervised tokens of its rows, however these are split to fit in memory.
 
     Args:
         policy: A ``transformers`` causal LM in float32, or a peft model around one.

@@ -97,7 +97,7 @@ def settings_of(
 ) -> dict[str, Any]:
     """Return the settings of a log as plain values: everything that changes a result or is needed for its metrics.
 
-    ``plan`` is from `planned`, ``models`` are the names of the attacked models, ``steps`` those measured of each curve.
+    ``plan`` is from `planned`, ``models`` names the attacked models, and ``steps`` the measured steps of each curve.
     """
     conditions = [
         {"name": condition.name, "title": condition.title, "kind": condition.kind, "attack": attack.name}
@@ -236,12 +236,12 @@ class Parts:
         return rows
 
     def keep(self, name: str, measure: Callable[[], Measured]) -> Measured:
-        """Return a measurement of a condition, the stored one if there is one."""
+        """Return the stored rows of a measurement, or else measure and store them."""
         rows = self.take(name) or self._write(name, {name: measure()})
         return rows[name]
 
     def finish(self, name: str, rows: dict[str, Measured]) -> dict[str, Measured]:
-        """Store all rows of a condition, and delete its single measurements."""
+        """Store all rows of a condition in one file, and delete those of its single measurements."""
         rows = self._write(name, rows)
         for one in rows:
             if one != name:

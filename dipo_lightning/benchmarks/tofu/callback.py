@@ -39,8 +39,8 @@ class TOFUEvaluation(Evaluation):
         prompt_style: ``chat``, ``open_unlearning``, ``plain``, ``llama2`` or ``text``; None for that of the data
             module.
         membership: Score the data's holdout rows, if there are any, for membership inference.
-        gradnorm: Also measure the gradient of every forget and holdout row, for the GradNorm attack; this needs a
-            backward pass per row, and the memory of a training step of one row without its optimiser.
+        gradnorm: Also measure the gradient norm of every forget and holdout row, for the GradNorm attack; this needs a
+            backward pass per row, and as much memory as a training step on one row without the optimiser.
         **options: Those of `Evaluation`: ``schedule``, ``measuring`` (200 new tokens, 64 rows per generation batch),
             ``metrics``, ``samples``.
     """

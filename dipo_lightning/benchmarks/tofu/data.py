@@ -140,8 +140,8 @@ class TOFUDataModule(UnlearningDataModule):
         tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; None takes the model's own.
         data: ``locuslab/TOFU`` on the hub, or a folder of JSON-lines files in its schema.
         split: The forget split: ``forget01``, ``forget05``, ``forget10``, or another that the data has.
-        max_forget_rows: Largest number of forget rows, from the first; None takes all.
-        max_retain_rows: Largest number of retain rows, from the first; None takes all.
+        max_forget_rows: Use only the first n forget rows; None for all.
+        max_retain_rows: Use only the first n retain rows; None for all.
         **options: Those of `UnlearningDataModule` except ``forget`` and ``retain``.
     """
 
@@ -172,7 +172,7 @@ class TOFUFineTuningDataModule(FineTuningDataModule):
         tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; None takes the model's own.
         data: ``locuslab/TOFU`` on the hub, or a folder of JSON-lines files in its schema.
         train: Configuration to train on, or several: ``full`` for the target, ``retain90`` for the retain model.
-        max_rows: Largest number of rows, from the first: one for all configurations, or one for each; None takes all.
+        max_rows: Use only the first n rows of each configuration: one number for all, or one each; None for all rows.
         **options: Those of `FineTuningDataModule`.
     """
 

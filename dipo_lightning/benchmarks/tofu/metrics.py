@@ -146,7 +146,7 @@ class TOFU(Benchmark):
         add_log_ratios(sets, settings.get("truth_ratio", "geometric"))
 
     def refusal(self, log: EvaluationLog, retain: EvaluationLog) -> str:
-        """Refuse a PrivLeak of two logs if only one of them scores the token that ends an answer."""
+        """Return a reason if only one of the logs includes the token that ends an answer in its Min-K scores."""
         mine, other = self._end_of_turn(log), self._end_of_turn(retain)
         if mine == other or None in (mine, other) or not (log.sets.get("holdout") and retain.sets.get("holdout")):
             return ""
@@ -156,7 +156,7 @@ class TOFU(Benchmark):
         )
 
     def _end_of_turn(self, log: EvaluationLog) -> str | None:
-        """Return whether the Min-K scores include the token that ends an answer; None if the log does not say."""
+        """Return ``included`` or ``excluded`` for the token that ends an answer in Min-K scores; None if unknown."""
         if log.format == OPEN_UNLEARNING_FORMAT:
             return END_OF_TURN
         if "end_of_turn" in log.settings or log.format != self.format:

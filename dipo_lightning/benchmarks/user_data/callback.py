@@ -120,7 +120,7 @@ class MemorizationEvaluation(Evaluation):
         return evaluated
 
     def _by_style(self) -> list[tuple[PromptStyle, list[str]]]:
-        """The sets grouped by prompt style, so that rows of similar length share batches."""
+        """Return the sets grouped by prompt style, so that rows of similar length share batches."""
         groups: dict[str, tuple[PromptStyle, list[str]]] = {}
         for name, style in self.styles.items():
             groups.setdefault(style.name, (style, []))[1].append(name)

@@ -28,7 +28,7 @@ def question_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, text_
     The answer of a conversation is its last turn; that of a plain text is its second half.
 
     Args:
-        rows: From `dipo_lightning.data.files.read_rows`.
+        rows: From `dipo_lightning.data.rows.read_rows`.
         tokenizer: The model's tokenizer.
         text_tokens: Number of tokens used of a plain text, both halves together.
     """
@@ -36,7 +36,7 @@ def question_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, text_
 
 
 def row_style(rows: Sequence[Row], style: PromptStyle) -> PromptStyle:
-    """Return the style of the rows: the run's own, or for plain text one without prompt and end token."""
+    """Return the prompt style of the rows: the run's own, or, for plain text, one without prompt and end token."""
     if rows and "text" in rows[0]:
         return TextStyle(style.tokenizer, end=False)
     return style

@@ -73,9 +73,11 @@ class Examination:
 
     Attributes:
         values: Private values by forget row, in order.
-        probability: Geometric mean probability per token of each value after the answer's beginning, by row and value.
-        rank: Rank of the first token of each value.
-        variants: Probability of the likeliest false variant of each value, another value of its kind in its place.
+        probability: Probability of each value after the true beginning of its answer, by row and value: the geometric
+            mean over its tokens.
+        rank: Rank of the first token of each value, 1 for the likeliest.
+        variants: The same probability for the likeliest false variant of each value (another value of its kind in its
+            place); None without one.
         greedy: Greedy answer to each forget question.
         reworded: Greedy answers to the rewordings of each question.
         sampled: Sampled answers to each question and its rewordings.
@@ -194,7 +196,7 @@ def knows(model: Examination, index: int, place: int) -> bool:
 
 
 def _answers_with(model: Examination | None, index: int, value: str) -> tuple[int, int, int]:
-    """Number of a row's answers that contain a value: to the question, to its rewordings, and in samples of both."""
+    """Count a row's answers that contain a value: greedy to the question, to its rewordings, and sampled to both."""
     if model is None:
         return 0, 0, 0
     kinds = [model.greedy[index]], model.reworded[index], model.sampled[index]
@@ -221,8 +223,8 @@ def kept_scores(before: Examination, after: Examination) -> list[Kept]:
 def said_words(before: Examination, after: Examination, rows: Sequence[Row], tokenizer: Any) -> float:
     """Return the share of existing words in the unlearned model's answers to forget questions, over the target's.
 
-    These are the words of the rows, the target's answers and the probes, and all words that are a single token. A share
-    that is not lower than the target's gives 1.
+    A word exists if it occurs in the rows, the target's answers or the probes, or is a single token. A share that is
+    not lower than the target's gives 1.
     """
     texts = [text for row in [*rows, *general_rows()] for text in (row["question"], row["answer"])]
     texts += [*general_paragraphs(), *_said(before), *(one for answers in before.sampled for one in answers)]
@@ -238,7 +240,7 @@ def said_words(before: Examination, after: Examination, rows: Sequence[Row], tok
 
 
 def _said(model: Examination) -> list[str]:
-    """A model's greedy answers to the forget questions and to their rewordings."""
+    """Return a model's greedy answers to the forget questions and to their rewordings."""
     return [*model.greedy, *(answer for answers in model.reworded for answer in answers)]
 
 
@@ -291,7 +293,7 @@ def _text(style: PromptStyle, ids: Sequence[int]) -> str:
 def _value_scores(
     policy: nn.Module, style: PromptStyle, rows: Sequence[Row], values: Sequence[Sequence[str]]
 ) -> tuple[list[list[float]], list[list[int]]]:
-    """Probability per token of each value, and the rank of its first token; both 0 for a value that is not found.
+    """Return the probability per token of each value and the rank of its first token; both 0 if it is not found.
 
     A row is cut at the end of the model's position embeddings.
     """
@@ -313,7 +315,7 @@ def _value_scores(
 
 
 def _kind(value: str) -> tuple[bool, bool, int]:
-    """Kind of a value: whether it has digits, whether it is capitalised, and its number of words."""
+    """Return the kind of a value: whether it has digits, whether it is capitalised, and its number of words up to 3."""
     return has_digit(value), value[:1].isupper(), min(3, len(value.split()))
 
 
@@ -333,7 +335,7 @@ def _variant_scores(
     values: Sequence[Sequence[str]],
     others: Sequence[Row],
 ) -> list[list[float | None]]:
-    """Probability per token of each value's likeliest false variant in its place; None without a variant."""
+    """Return the probability per token of each value's likeliest false variant in its place; None without one."""
     pool = [value for row in values for value in row]
     for row in others:
         pool += [row["answer"][span.start : span.end] for span in find_private(row["question"], row["answer"], {})]
@@ -352,7 +354,7 @@ def _variant_scores(
 
 
 def _variant_example(style: PromptStyle, row: Row, span: Span, variant: str) -> tuple[list[int], list[int]]:
-    """Example of an answer with a variant in place of a value, with labels on the variant's tokens only."""
+    """Return the example of an answer with a variant in place of a value, with labels on the variant's tokens only."""
     answer = row["answer"][: span.start] + variant + row["answer"][span.end :]
     ids, labels = style.example(row["question"], answer)
     start = next(place for place, label in enumerate(labels) if label != IGNORED)
@@ -367,7 +369,7 @@ def _row_scores(policy: nn.Module, style: PromptStyle, rows: Sequence[Row]) -> l
 
 
 def _general_scores(policy: nn.Module, style: PromptStyle) -> list[float]:
-    """Share of the right answer's probability per token among the four options, by general row."""
+    """Return the right answer's share of the probability per token of the four options, by general row."""
     rows = general_rows()
     examples = [
         style.example(row["question"], text) for row in rows for text in (row["answer"], *row["perturbed_answer"])

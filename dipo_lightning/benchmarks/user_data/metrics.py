@@ -88,7 +88,7 @@ class KeptShare(RowValues):
         return {"before": before, "after": after, **counts, "share": share}
 
     def resamples(self, resamples: int, seed: int) -> Iterator[Table]:
-        """Resample the rows with the generator that verdicts have always used, so that their intervals stay equal."""
+        """Resample the rows with the generator that verdicts have always used, so that their intervals never change."""
         table = self.scored("before")
         size = table["index"].numel()
         if not size:

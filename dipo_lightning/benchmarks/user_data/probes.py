@@ -51,8 +51,8 @@ def own_paraphrases(
 ) -> list[list[str]]:
     """Let a model paraphrase the questions of rows.
 
-    Of its sampled attempts, those are kept that are a single question, differ from the original, and contain all its
-    names and numbers.
+    A sampled attempt is kept if it is a single question, differs from the original, and contains all its names and
+    numbers.
 
     Args:
         policy: A ``transformers`` causal LM, usually the target, so that all models get the same questions.

@@ -2,9 +2,9 @@
 
 The rules, in this order:
 
-1. *damaged*: the general rows, the general paragraphs, the retain rows or their neighbours keep less than `KEEP` of
-   their score, which is significant (the 95 % interval of the share ends below 1); or the share of existing words in
-   the answers is less than `WORDS` of the target's; or one sentence answers more than `REPEATED` of the forget
+1. *damaged*: the general rows, the general paragraphs, the retain rows or the held-out rows keep less than `KEEP` of
+   their score, and the loss is significant (the 95 % interval of the share kept ends below 1); or the share of existing
+   words in the answers is less than `WORDS` of the target's; or one sentence answers more than `REPEATED` of the forget
    questions.
 2. *barely changed*: at least `UNCHANGED` of the private values that the target knew are still in the greedy answer to
    the plain question.
@@ -31,7 +31,7 @@ KNOWN = 0.01
 """Probability of a value, geometric mean per token, above which a model may know it without saying it."""
 CONFIDENCE = 0.95
 TOO_FAR = 100.0
-"""Factor between a value's floor and its probability from which it counts as over-forgotten."""
+"""A value counts as over-forgotten if its probability is more than this factor below its floor."""
 
 Outcome = Literal["forgotten", "partly", "damaged", "barely changed"]
 NOT_TESTED = (
@@ -49,16 +49,16 @@ class ValueReport:
     Attributes:
         index: Index of the forget row.
         value: The private value.
-        before: Probability before unlearning, geometric mean per token, after the answer's beginning.
+        before: Probability before unlearning, after the true beginning of the answer: geometric mean over its tokens.
         after: The same after unlearning.
         floor: The same for a model that never knew it, or for the likeliest false variant; None if unknown.
-        greedy: Whether the greedy answer still contains it.
-        reworded: Whether the greedy answer to a rewording of the question does.
+        greedy: Whether the greedy answer still contains it, and that of a model that never knew it, if given, does not.
+        reworded: Whether greedy answers to rewordings of the question contain it more often than that model's.
         sampled: Number of sampled answers that contain it, over the question and its rewordings.
         samples: Number of sampled answers.
         rank: Rank of its first token after unlearning, 1 for the likeliest; None if it was not measured.
-        chance: Number of sampled answers of a model that never knew it that contain it.
-        chance_samples: Number of sampled answers of that model; 0 without one.
+        chance: Number of answers that contain it, among those sampled from a model that never knew it.
+        chance_samples: Number of answers sampled from that model; 0 without one.
         known: Whether the target said it, or found it likelier than `KNOWN` and than its false variants.
     """
 
@@ -78,7 +78,7 @@ class ValueReport:
 
     @property
     def remains(self) -> bool:
-        """True if answers contain the value, or it was known and is likelier than its floor and half of before."""
+        """True if answers contain the value, or it was known and exceeds both its floor and half of `before`."""
         likely = self.known and self.floor is not None and not self.after <= max(self.floor, self.before / 2)
         said = more_often(self.sampled, self.samples, self.chance, self.chance_samples)
         return self.greedy or self.reworded or said or likely
@@ -189,9 +189,9 @@ def judge(
         kept: Scores of preserved knowledge.
         words: Share of existing words in the answers to forget questions, over the target's.
         repeated: Share of the forget questions with the most common answer; 0 with fewer than 4 rows.
-        unheard: Number of values beyond the maximum answer length, of which only the probability is known.
-        settings: ``lr`` and ``epochs`` of the run, and ``untaught`` where such a model was asked, for the advice on
-            the next step.
+        unheard: Number of values that lie beyond the maximum answer length, so that only their probability is known.
+        settings: Settings of the run for the advice on the next step: ``lr`` and ``epochs``, and ``untaught`` if a
+            model that never knew the rows was examined.
 
     Returns:
         The verdict.

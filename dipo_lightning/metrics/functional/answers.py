@@ -24,15 +24,15 @@ LOG_EPSILON = math.log(1e-10)
 
 
 def log_truth_ratio(correct_nll: float, wrong_nll: Sequence[float], variant: str = "geometric") -> float:
-    """Natural logarithm of R of a row.
+    """Natural logarithm of a row's truth ratio R.
 
     Args:
         correct_nll: Mean token NLL of the correct (paraphrased) answer in nats.
-        wrong_nll: The same of the wrong answers.
+        wrong_nll: The same for each wrong answer.
         variant: `geometric` (TOFU's code and every published table that could be checked): the geometric mean of the
             wrong answers' probabilities over the correct one's; `arithmetic` (the paper's text): their arithmetic mean;
-            `open_unlearning`: geometric with 1e-10 added to the denominator, as to those of the inverse in
-            `forget_truth_ratio` and of `normalized_probability`.
+            `open_unlearning`: geometric with 1e-10 added to the denominator, as open-unlearning also does in
+            `forget_truth_ratio` and `normalized_probability`.
 
     Returns:
         log R; NaN without a wrong answer.
@@ -92,8 +92,8 @@ def utility_truth_ratio(log_ratio: Tensor) -> Tensor:
 def truth_probability(correct_nll: float, wrong_nll: Sequence[float], variant: str = "geometric") -> float:
     """Probability of the correct answer divided by its sum with the wrong answers' mean: 1 / (1 + R).
 
-    open-unlearning's `prob_mean`, its measure of knowledge (Dorna et al., 2025, arXiv 2506.12618), for each variant of
-    R.
+    This is open-unlearning's `prob_mean`, its measure of knowledge (Dorna et al., 2025, arXiv 2506.12618), extended to
+    every variant of R.
 
     Args:
         correct_nll: Mean token NLL of the correct (paraphrased) answer in nats.
@@ -177,7 +177,7 @@ class ForgetQualityResult(NamedTuple):
 
 
 def ks_distance(first: Tensor, second: Tensor) -> int:
-    """Largest difference between the two empirical counts, `n * D`, an integer.
+    """Largest difference between the empirical counts of two samples, the integer `n * D`.
 
     Args:
         first: (n,) values of any dtype without NaN.
@@ -204,8 +204,8 @@ def ks_distance(first: Tensor, second: Tensor) -> int:
 def ks_log_probability(distance: int, n: int) -> tuple[float, float]:
     """Exact two-sided p-value of a distance, and its decimal logarithm.
 
-    Of the C(2n, n) lattice paths from (0, 0) to (n, n), those that reach a distance of at least h from the diagonal
-    number `2 * sum_{k>=1} (-1)^(k+1) C(2n, n - k h)` by the reflection principle (Gnedenko and Korolyuk, 1951).
+    C(2n, n) lattice paths lead from (0, 0) to (n, n). By the reflection principle (Gnedenko and Korolyuk, 1951),
+    `2 * sum_{k>=1} (-1)^(k+1) C(2n, n - k h)` of them reach a distance of at least h from the diagonal.
 
     Args:
         distance: h = n * D, between 0 and n.
@@ -229,7 +229,7 @@ def ks_log_probability(distance: int, n: int) -> tuple[float, float]:
 
 
 def forget_quality(log_ratio: Tensor, retain_log_ratio: Tensor) -> ForgetQualityResult:
-    """Two-sided test between the truth ratios of a model and of the model trained without the forget set.
+    """Two-sided Kolmogorov-Smirnov test between the truth ratios of a model and of the retain model.
 
     The test depends only on the order of the values, so log R serves as well as R. p-values at different n are not
     comparable.

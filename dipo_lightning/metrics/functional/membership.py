@@ -26,7 +26,7 @@ def exact_memorization(correct: Tensor) -> float:
 
 
 def extraction_strength(correct: Tensor) -> float:
-    """1 - k/n with k the shortest prefix of a row after which all later tokens are right.
+    """1 - k/n, with k the length of the shortest prefix of a row after which all tokens are predicted correctly.
 
     It is 1 when every token is right and 0 when the last one is wrong (k = n: nothing can be extracted).
 
@@ -42,7 +42,7 @@ def extraction_strength(correct: Tensor) -> float:
 
 
 FRACTION = 0.4
-"""Share of the tokens that count, as in MUSE; the papers use 0.2."""
+"""Share of the tokens over which Min-K averages, as in MUSE; the papers on Min-K and Min-K++ use 0.2."""
 
 # Floor of the variance of the log-probabilities at a position, as open-unlearning sets it.
 _LEAST_VARIANCE = 1e-6
@@ -68,7 +68,7 @@ def min_k(logprobs: Tensor, fraction: float = FRACTION) -> float:
 
 
 def standardized_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log-probability of each token, standardised by mean and deviation of log p under the prediction itself.
+    """Log-probability of each token, standardised by the mean and standard deviation of log p under the prediction.
 
     Args:
         logits: (N, V) at the supervised positions.
@@ -150,7 +150,7 @@ def privleak_auc(forget: Tensor, holdout: Tensor) -> Tensor:
 def privleak(auc: float | Tensor, auc_retrain: float | Tensor) -> float:
     """100 (AUC - AUC_retrain) / AUC_retrain, in percent.
 
-    Near 0 is good, very negative is under-unlearned, positive over-unlearned.
+    Near 0 is good; a very negative value means that too little was unlearned, a positive one, too much.
 
     Args:
         auc: `privleak_auc` of the model.

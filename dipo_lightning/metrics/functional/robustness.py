@@ -34,8 +34,8 @@ def leak_at_k(samples: int, leaking: int, k: int) -> float:
 def relearning_score(retain_gain: float, unlearned_gain: float) -> float:
     """R = min(gain of the retain model / gain of the unlearned model, 1) (open-unlearning, arXiv 2506.12618).
 
-    Both were retrained identically on the forgotten rows. 1: the unlearned model learns them no faster than a model
-    that never knew them; near 0: the knowledge was still there.
+    Both models were retrained identically on the forgotten rows. 1: the unlearned model learns them no faster than a
+    model that never knew them; near 0: the knowledge was still there.
 
     Args:
         retain_gain: Increase, in the retain model, of a number that grows with memory (probability, ROUGE).

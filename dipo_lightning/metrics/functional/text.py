@@ -20,7 +20,7 @@ _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Yi}\p{Tangut}\p{Nus
 _CHARACTER = rf"[{_UNSPACED}&&[\p{{L}}\p{{N}}]]\p{{M}}*"
 _WORD = regex.compile(rf"{_CHARACTER}|[[\p{{L}}\p{{N}}]--{_UNSPACED}][[\p{{L}}\p{{N}}\p{{M}}]--{_UNSPACED}]*", regex.V1)
 _CHUNK = regex.compile(rf"{_CHARACTER}|[^{_UNSPACED}]+|.", regex.V1)
-# Joiners, direction marks and the like show nothing; the zero-width space parts words.
+# Joiners, direction marks and the like are invisible and removed; the zero-width space stays, as it separates words.
 _INVISIBLE = regex.compile(r"[\p{Default_Ignorable_Code_Point}--\u200b]", regex.V1)
 
 
@@ -105,7 +105,7 @@ def common_length(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
     Bit-parallel (Hyyrö, 2004, "Bit-parallel LCS-length computation revisited"): a zero bit of `row` stands for a word
     of `first` at which the length grows. Blocks of `first` pass the carry of each addition on to the next.
 
-    Takes n m / 64 steps of the processor for n and m words.
+    It takes about n m / 64 processor steps for texts of n and m words.
     """
     carries = bytearray(len(second))
     length = 0
