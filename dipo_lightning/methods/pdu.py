@@ -5,9 +5,9 @@ minimised over the weights by the optimiser, and maximised over mu >= 0 by one a
 
     mu <- max(0, mu + dual_step (L_retain - epsilon))
 
-While the retain loss is above the limit, mu and with it the retain term grow; below the limit mu falls and forgetting
-dominates. The published code reads the logits one position late, after each answer token; here they are the logits that
-predict it.
+While the retain loss is above the limit, mu grows and with it the weight of the retain term; below the limit mu falls
+and forgetting dominates. The published code takes the logits one position too late, after each answer token; here they
+are the logits that predict the token.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class PDUModule(UnlearningModule):
 
     Args:
         pretrained: The model that must forget.
-        epsilon: Limit on the retain loss in nats per token; somewhat above the target's own retain loss.
+        epsilon: Limit on the retain loss in nats per token; choose it somewhat above the target's own retain loss.
         dual_step: Step size of the multiplier; 0 keeps it at ``lambda_``.
         dual_warmup_epochs: Epochs before the multiplier's first step.
         lambda_: Initial multiplier.

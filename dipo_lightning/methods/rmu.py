@@ -24,9 +24,9 @@ def control_vector(size: int, coefficient: float, seed: int = 0) -> Tensor:
     """Draw the fixed target: a random unit vector times a coefficient.
 
     Args:
-        size: hidden size H.
-        coefficient: length of the vector, usually 2 to 20.
-        seed: of a generator of its own, so that every process and every resumed run draws the same vector.
+        size: Hidden size H.
+        coefficient: Length of the vector, usually 2 to 20.
+        seed: Seed of a separate generator, so that every process and every resumed run draws the same vector.
 
     Returns:
         (H,) float32 on the CPU; entries uniform in [0, 1) before normalising, as published.
@@ -36,7 +36,7 @@ def control_vector(size: int, coefficient: float, seed: int = 0) -> Tensor:
 
 
 def rmu_distance(hidden: Tensor, target: Tensor, denominator: float | Tensor | None = None) -> Tensor:
-    """Compute the mean squared distance of hidden states to their target: the loss of both terms.
+    """Compute the mean squared distance of hidden states to their target, for the forget and for the retain term.
 
     Args:
         hidden: (N, H) the policy's hidden states of the steered layer at the selected positions.
@@ -101,7 +101,7 @@ class RMUModule(UnlearningModule):
             raise InputError(f"model.layer is {self.layer}, but the model has {blocks} blocks: give 0 to {blocks - 1}.")
 
     def freeze_untrained(self, model: nn.Module) -> None:
-        """Freeze the weights that are not chosen or that the loss does not reach: DDP would wait for their gradient.
+        """Freeze the weights that are not chosen or that the loss does not reach, for whose gradient DDP would wait.
 
         Raises:
             InputError: A chosen name is not in the model, or the loss does not reach its weight.
@@ -160,7 +160,7 @@ class RMUModule(UnlearningModule):
 
 
 def matching(patterns: Sequence[re.Pattern[str]], names: Sequence[str]) -> list[str]:
-    """Return the names that some pattern fully matches, in order; an `InputError` for a pattern without a match."""
+    """Return the names that a pattern fully matches, in their order; an `InputError` for a pattern without a match."""
     for pattern in patterns:
         if not any(pattern.fullmatch(name) for name in names):
             near = get_close_matches(pattern.pattern.replace("\\", ""), names, n=1, cutoff=0.0)

@@ -58,11 +58,11 @@ def contrast_loss(target: Tensor, reference: Tensor, logits: Tensor, beta: float
 
 
 def excess(logits: Tensor, secret: Tensor, ceiling: float) -> Tensor:
-    """Return the excess of the secret tokens' total log-probability over that of the ceiling.
+    """Return the amount by which the log of the secret tokens' total probability exceeds the log of the ceiling.
 
     Args:
         logits: (n, V).
-        secret: (n, V) bool, tokens that would begin or continue a private word.
+        secret: (n, V) bool, tokens that would begin a private word or complete a private number.
         ceiling: A probability.
 
     Returns:
