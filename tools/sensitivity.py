@@ -34,8 +34,8 @@ class Point:
     """One value of an option.
 
     Attributes:
-        option: Its dotted name; `CENTRE` for the setting itself.
-        value: As text.
+        option: Dotted name of the option; `CENTRE` for the setting itself.
+        value: The value as text.
         rows: The result of each seed.
     """
 
@@ -55,7 +55,7 @@ def group(found: Iterable[tuple[str, str, Row]]) -> list[Point]:
 
 
 def size(value: str) -> float:
-    """Return the number that a value is; 0 for a word."""
+    """Return a value as a number; 0 for a word."""
     try:
         return float(value)
     except ValueError:

@@ -1,7 +1,7 @@
 """Stop signals (SIGTERM, SLURM's notice of preemption), obeyed at a step from which a run resumes exactly.
 
-Lightning's own handlers save in the middle of a computation (SLURM), or start a collective there (SIGTERM). Neither
-can be resumed exactly, and the second hangs if ranks get the signal at different steps.
+Lightning's own handlers save in the middle of a computation (SLURM), or start a collective operation there (SIGTERM).
+Neither can be resumed exactly, and the second hangs if ranks get the signal at different steps.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class StopSignals:
         try:
             for number in signals:
                 signal.signal(number, self._note)
-        except ValueError:  # not in the main thread: whoever started it stops it
+        except ValueError:  # not in the main thread: its owner must stop the run
             return
 
     def forget(self) -> None:

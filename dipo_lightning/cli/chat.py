@@ -31,8 +31,8 @@ def chat(
 ) -> None:
     """Chat with the original and the unlearned model side by side; reads questions from the terminal, line by line.
 
-    With ``--prompt chat`` each model keeps its own conversation, without the oldest questions once its context is full;
-    otherwise every line is a question by itself.
+    With ``--prompt chat`` each model keeps its own conversation, and drops the oldest questions once its context is
+    full; with another style every line is a question by itself.
 
     Args:
         original: Model before unlearning: hub name, folder or GGUF file.
@@ -77,7 +77,7 @@ class Speaker:
     def answer(self, question: str) -> str:
         """Answer greedily, and add both turns to the conversation; control sequences are removed.
 
-        The oldest turns are left out where the answer would have no room behind them, and the answer ends with a note.
+        If there would be no room for the answer, the oldest turns are left out, and a note at its end says so.
 
         Raises:
             InputError: The question is no text or too long, or the chat template refuses it.

@@ -33,12 +33,12 @@ _PART = re.compile(r"[\p{L}\p{N}](?:[\p{L}\p{M}\p{N}]|(?<=\p{N})[.,](?=\p{N}))*"
 _GAP = r"(?:['’]s)?[^\p{L}\p{N}]+"
 _DATE = r"\p{N}\.\p{N}{1,2}\."
 _BEFORE = rf"(?<!{_LETTER})(?:(?<={_DATE})|(?<!\p{{N}}[.,](?=\p{{N}})))(?<!(?<!{_LETTER})(?:\p{{L}}-|o['’]))"
-"""Before a value: not the rest of a word or number, nor of one like "e-mail" or "O'Neil"."""
+"""Condition before a value: it is not the rest of a word or number, nor of a word like "e-mail" or "O'Neil"."""
 _AFTER = rf"(?!{_LETTER})(?!(?<=\p{{N}})[.,]\p{{N}})(?!['’]t(?!{_LETTER}))"
-"""After a value: not the rest of a word or number, nor of one like "don't"."""
+"""Condition after a value: no rest of a word or number follows, nor of a word like "don't"."""
 _LONE_BEFORE = rf"(?<!(?<!{_LETTER})\p{{L}}\.)(?<!\p{{L}}['’])"
 _LONE_AFTER = rf"(?!['’]{_LETTER}(?<!['’]s(?!{_LETTER}))|\.\p{{L}}(?!{_LETTER}))"
-"""Also around a value of a single letter: not a part of "U.S.", "I'm" or "can't"."""
+"""Further condition around a value of a single letter: it is not a part of "U.S.", "I'm" or "can't"."""
 
 FUNCTION_WORDS = frozenset(shipped_json(__package__, "function_words"))
 """English words that carry no secret by themselves; for other languages the words of the retain rows serve instead."""
@@ -53,7 +53,7 @@ def _base(word: str) -> str:
 
 @cache
 def _common_bases() -> frozenset[str]:
-    """Stems of common English words, which carry no secret either unless they are names (Hope); read on first use."""
+    """Stems of common English words, which carry no secret unless they are names (Hope); read on first use."""
     return frozenset(map(_base, shipped_json(__package__, "common_words")))
 
 
@@ -87,7 +87,7 @@ def vocabulary(texts: Iterable[str]) -> set[str]:
 
 
 RARE = 1 / 200
-"""Share of the retain rows up to which a word is rare: in a large retain set some rows share words with any secret."""
+"""Largest share of the retain rows with a rare word: in a large retain set some rows share words with any secret."""
 
 
 def rows_with_words(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
@@ -240,7 +240,7 @@ class PrivateTokens(OnDemand):
         return len(self.examples)
 
     def check_each(self, check: Callable[[Example], object]) -> None:
-        """Call ``check`` with every example; for a large set, with some of them now and with the others when made."""
+        """Call ``check`` with every example; of a large set, with some now and with the others when they are made."""
         if isinstance(self.examples, LazyRows):
             self.examples.check_each(check)
         else:
@@ -248,7 +248,7 @@ class PrivateTokens(OnDemand):
                 check(example)
 
     def make(self, index: int) -> Example:
-        """Return the example at a position, with labels on private tokens only: none if all of them were cut off."""
+        """Return the example at a position with labels on private tokens only; without labels if all were cut off."""
         example, row = self.examples[index], self.rows[index]
         places = [place for place, label in enumerate(example["labels"]) if label != IGNORED]
         ids = [example["input_ids"][place] for place in places]
@@ -294,7 +294,7 @@ def _plain(text: str) -> str:
 
 
 def unspaced(text: str) -> bool:
-    """Return whether a text has letters of a script without spaces between words, where no list knows the words."""
+    """Return whether a text has letters of a script without spaces between words, for which there is no word list."""
     return re.search(_UNSPACED, text) is not None
 
 

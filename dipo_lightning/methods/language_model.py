@@ -265,7 +265,7 @@ class LanguageModelModule(pl.LightningModule):
         checkpoint["tokenizer"] = getattr(getattr(self.trainer, "datamodule", None), "tokenizer_source", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model; keep its random states for the first batch, since others draw before."""
+        """Refuse another model's checkpoint; keep its random states for the first batch, since others draw before."""
         self.refuse_another_model(checkpoint)
         self.policy_is_pretrained = checkpoint.get("policy_is_pretrained", False)
         self._random_states = checkpoint.get("random_states", {})

@@ -1,8 +1,8 @@
 """Vectors of every supervised position of a data set, computed once and memory-mapped from disk.
 
-The name of a cache's folder is a hash of everything its vectors depend on, so that a stale one is never used.
-One run at a time writes it, under a temporary name that becomes final once all rows are there: an interrupted run
-resumes where it stopped, and an incomplete cache is never read. Every row has a checksum.
+The name of a cache's folder is a hash of everything its vectors depend on, so that a stale cache is never used. One run
+at a time writes it, under a temporary name that becomes final once all rows are there: an interrupted run resumes where
+it stopped, and no run trains on an incomplete cache. Every row has a checksum.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class PositionCache:
         root: Folder of all caches; this one is ``root/key[:16]``, and ``root/key[:16].partial`` until it is complete.
         key: See `cache_key`.
         examples: The tokenised rows, in order.
-        width: Numbers per position.
+        width: Length of the vector of each position.
     """
 
     def __init__(self, root: Path, key: str, examples: Sequence[Example], width: int) -> None:
@@ -186,7 +186,7 @@ def allocate(path: Path, size: int) -> None:
 
 
 def locked(path: Path) -> IO[str]:
-    """Lock a file, waiting for its holder; closing the returned file, or the end of the process, releases it."""
+    """Lock a file, waiting for its present holder; the lock ends with the process or when the file is closed."""
     file = path.open("w")
     try:
         import fcntl

@@ -19,7 +19,7 @@ _WORD = re.compile(r"\s+|\w+|[^\w\s]")
 
 
 class Piece(NamedTuple):
-    """A stretch of text, and whether the other text has it too."""
+    """A stretch of text, and whether it differs from the other text."""
 
     text: str
     changed: bool
@@ -50,8 +50,8 @@ def word_changes(before: str, after: str) -> tuple[list[Piece], list[Piece]]:
     """Compare two texts word by word.
 
     Returns:
-        The pieces of each text in order; joined they are that text. White space between two changed words counts as
-        changed with them.
+        The pieces of each text in order, which joined give that text. White space between two changed words counts as
+        changed too.
     """
     first, second = _WORD.findall(before), _WORD.findall(after)
     pieces: tuple[list[Piece], list[Piece]] = ([], [])

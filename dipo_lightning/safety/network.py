@@ -1,4 +1,4 @@
-"""Use of the hub without a network: cached copies, or an error, within seconds."""
+"""Use of the hub without a network: within seconds either a cached copy or an error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PATIENCE = 4.0
 
 @contextlib.contextmanager
 def bounded_hub() -> Iterator[None]:
-    """Take the hub's libraries offline if the hub does not answer; by themselves they retry for half a minute."""
+    """Put the hub's libraries into offline mode if the hub does not answer; they would retry for half a minute."""
     from huggingface_hub import constants
 
     if constants.is_offline_mode() or hub_answers(constants.ENDPOINT):
@@ -49,7 +49,7 @@ def hub_errors(*more: type[BaseException]) -> tuple[type[BaseException], ...]:
 def hub_answers(endpoint: str, patience: float = PATIENCE) -> bool:
     """Return whether anything answers at the hub's address; checked once per process.
 
-    In a thread, since a name lookup has no timeout of its own.
+    It runs in a thread, since a name lookup has no timeout of its own.
     """
     found: list[bool] = []
     thread = threading.Thread(target=lambda: found.append(_answers(endpoint, patience)), daemon=True)
