@@ -65,7 +65,7 @@ SEARCHED_RETAIN = 100
 
 
 def varied(now: Settings) -> dict[str, list[Any]]:
-    """Return the values to try of each option that matters beside the others, the present one among them."""
+    """Return the values to try for each option that has an effect with the other options, the present one included."""
     selects = now["pair.memory_vector"] != "contrast"
     size = {"top_k": "pair.k", "relative": "pair.rho"}.get(now["pair.selection"])
     idle = {"pair.k", "pair.rho"} - {size} if selects else {"pair.k", "pair.rho", "pair.selection"}

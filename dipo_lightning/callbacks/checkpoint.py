@@ -158,7 +158,7 @@ class Checkpoint(Savepoint, CheckpointBase):
         """Checkpoint that a run can be resumed from, if there is one."""
         return self.path if self.path.exists() else None
 
-    # When it is written.
+    # Moments of writing.
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse optimisers of another class."""
@@ -306,7 +306,7 @@ class Checkpoint(Savepoint, CheckpointBase):
             return f"`dipo-lightning fit` with the same options and `--run {self.path.parent.parent}` resumes it."
         return f"The same options and `ckpt_path: {newest(self.path.parent)}` resume it."
 
-    # How it is written.
+    # Writing.
 
     def save(self, trainer: pl.Trainer, state: dict[str, Any], path: Path | None = None) -> None:
         """Write a checkpoint, a file or a folder of shards, atomically; collective.
@@ -360,7 +360,7 @@ class Checkpoint(Savepoint, CheckpointBase):
                 sizes |= {path.name: path.stat().st_size for path in event_files(Path(logger.log_dir))}
         return sizes
 
-    # What it holds: plain values.
+    # State: plain values.
 
     def state_dict(self) -> dict[str, Any]:
         """Return the run's pending work and logs, the sizes of its event files, and whether it stopped early."""

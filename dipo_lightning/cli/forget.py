@@ -28,7 +28,7 @@ BATCH_SIZE = 8
 STEPS = 64
 """Maximum number of optimiser steps for few rows; the stopping rule ends most runs sooner."""
 PASSES = 16
-"""Maximum number of passes over the forget rows where so many passes take more than `STEPS` steps."""
+"""Maximum number of passes over the forget rows, if these passes take at least `STEPS` steps."""
 VALUES, MOST_TIMES = 2, 4
 """Private values per forget row that these numbers suit, and the largest factor by which more values raise them."""
 CHECK_EVERY = 8
@@ -50,7 +50,7 @@ multiple of the unlearned model's, since a word counts as ordinary only if the u
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a run; each is chosen by a rule where it is not given.
+    """Settings of a run; a setting that the user does not give is chosen by a rule.
 
     Attributes:
         method: Class of the module.

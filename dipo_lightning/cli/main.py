@@ -135,7 +135,7 @@ def end_with(parent: int) -> None:
 
 
 def run_command(name: str, args: list[str]) -> None:
-    """Parse ``args`` by the signature of the function behind ``name``, and call it."""
+    """Parse ``args`` by the signature of the function of command ``name``, and call it."""
     from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
 
     from dipo_lightning.cli.late_imports import import_late

@@ -368,7 +368,7 @@ def _csv_records(path: Path) -> Iterator[Record]:
                     )
                 yield Record(f"{path}, line", reader.line_num, dict(row))
         except csv.Error as error:
-            # The inner reader's count: the outer one's lags behind by the row that failed.
+            # The inner reader has counted the row that failed, the outer one has not.
             raise InputError(f"{path}, line {reader.reader.line_num}: broken CSV: {error}.") from error
 
 

@@ -1,7 +1,7 @@
 """Private values: the parts of a forget answer that carry the secret, and their detection in generated texts.
 
 An average over whole answers hides leaks: a model can suppress the words that open every answer and still reveal the
-secret. So each value is tracked by itself. Values are given by the user, or found by a rule that needs no model.
+secret. So each value is tracked separately. Values are given by the user, or found by a rule that needs no model.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def token_flags(offsets: Sequence[tuple[int, int]], spans: Sequence[Span]) -> li
 def token_places(tokenizer: Any, ids: Sequence[int], text: str) -> list[tuple[int, int]]:
     """Return the character range (start, end) of each token in a text, without leading white space.
 
-    Ids after the text, such as the end of the turn, get ranges behind its end. White space around the text may be
+    Ids after the text, such as the end of the turn, get ranges beyond its end. White space around the text may be
     missing in the ids, since chat templates strip it.
     """
     ends = [len(tokenizer.decode(list(ids[: place + 1]))) for place in range(len(ids))]

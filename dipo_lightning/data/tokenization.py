@@ -216,7 +216,7 @@ def _placed(error: InputError, row: Mapping[str, Any], index: int) -> str:
 def prompts_without_room(rows: Sequence[Mapping[str, Any]], style: PromptStyle, max_length: int) -> list[int]:
     """Return the positions of rows whose prompt may leave no room for the answer within ``max_length`` tokens.
 
-    Estimated from the text alone, for a set too large to be tokenised: a token stands for at least one byte, and the
+    This is estimated from the text alone, for a set too large to be tokenised: a token is at least one byte, and the
     style adds the same number of tokens to every question.
     """
     around = len(style.prompt("?"))

@@ -95,9 +95,9 @@ class TokenizedDataModule(pl.LightningDataModule):
         self._resume: dict[str, int] | None = None
 
     def check(self) -> None:
-        """Read and check everything that can be wrong with the data before a model is loaded.
+        """Read the data, and check before a model is loaded everything that can be wrong with it.
 
-        Idempotent; with another model that brings its own tokenizer, rows are tokenised anew.
+        Idempotent; if another model brings its own tokenizer, the rows are tokenised again.
         """
         own = getattr(getattr(self.trainer, "lightning_module", None), "pretrained", None)
         source = self.tokenizer_source or own or self._loaded_from

@@ -178,7 +178,7 @@ class ClosedForm(torch.autograd.Function):
         fill: Callable[..., object],
         *others: Tensor,
     ) -> None:
-        """Keep what the gradients need.
+        """Save the tensors and functions from which `backward` computes the gradients.
 
         Args:
             ctx: Autograd's context.

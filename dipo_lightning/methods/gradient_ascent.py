@@ -121,7 +121,7 @@ class CEUModule(UnlearningModule):
                 )
 
     def forget_loss(self, forget: Answers) -> Tensor:
-        """Return the mean cross-entropy over the tokens behind the skipped ones."""
+        """Return the mean cross-entropy over the tokens after the skipped ones."""
         (losses,) = over_logits(lambda positions, logits: (ce_u(logits, forget.labels[positions]),), forget)
         behind = sequence_places(forget.sequence_ids, forget.batch_size) >= self.skip_tokens
         # Every answer is longer than the skipped part, so the global count of the remaining tokens is known too.

@@ -95,7 +95,7 @@ def check_rows(data: Any, model: nn.Module) -> None:
     for name in ("forget", "retain", "alternative", "rows"):
         examples = getattr(data._training, name, None) or ()
         check = partial(_check_row, name="training" if name == "rows" else name, odd=odd, rows=rows, limit=limit)
-        if hasattr(examples, "check_each"):  # tokenised by need
+        if hasattr(examples, "check_each"):  # tokenised on demand
             examples.check_each(check)
         elif odd or (limit is not None and longest > limit):
             for example in examples:

@@ -61,7 +61,7 @@ class PeakMemory:
             self.before = _resident("VmRSS")
 
     def rise(self) -> int:
-        """Bytes by which the peak until now lies above the start."""
+        """Bytes by which the peak so far exceeds the memory at the start."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) - self.before
         return _resident("VmHWM") - self.before

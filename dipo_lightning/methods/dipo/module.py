@@ -68,13 +68,13 @@ class DiPOModule(UnlearningModule):
         self.pair = PairOptions(**pair) if isinstance(pair, Mapping) else pair
         self.margins: Margins | None = None
         self._blind: Answers | None = None  # the reference's view of the current forget rows without their questions
-        self._watched: dict[str, Tensor] = {}  # what the current loss logs beside itself
+        self._watched: dict[str, Tensor] = {}  # further numbers to log with the current loss
 
     def make_pair(self, logits: Tensor, forget: Answers) -> tuple[Tensor, Tensor]:
         """Return the log-probabilities of the preferred and the dispreferred distribution; override for another pair.
 
-        Called for a few positions at a time, for any output head, sharded or not. Further inputs of a pair besides the
-        base logits (a second model's, say) are computed in `read_reference`, before the policy's forward pass.
+        Called for a few positions at a time, for any output head, sharded or not. Inputs of a pair other than the base
+        logits, such as a second model's logits, are computed in `read_reference`, before the policy's forward pass.
 
         Args:
             logits: (n, V) base logits without gradient: the reference's, or the policy's with ``pair.source: policy``.

@@ -156,7 +156,7 @@ def memory_vector(logits: Tensor, confident: Tensor, kind: MemoryVector = "cente
 
 
 def contrast_vector(logits: Tensor, blind_logits: Tensor) -> Tensor:
-    """Compute each token's gain in log-probability from what the blind view cannot see; 0 without a gain.
+    """Compute the log-probability that each token gains from the question, which the blind view cannot see; 0 if none.
 
     Args:
         logits: (N, V).

@@ -217,7 +217,7 @@ class SelectiveModule(UnlearningModule):
         return found
 
     def _write_kept(self, model: nn.Module, style: PromptStyle, others: Sequence[str]) -> None:
-        """Let the reference model write what must stay: general answers, running text, answers about other subjects."""
+        """Let the reference model write texts to preserve: general answers, running text, answers on other subjects."""
         text = TextStyle(style.tokenizer, end=False)
         general = list(map(style.prompt, general_prompts()))
         self._general = self._continuations(model, general, GENERAL_SAMPLES)
