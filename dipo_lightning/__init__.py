@@ -36,7 +36,7 @@ _LISTED = {
 def public_classes() -> dict[str, str]:
     """Return the modules of the public classes by name: ``{"NPOModule": "dipo_lightning.methods.preference", ...}``.
 
-    The classes of methods and benchmarks are found by reading their files, without importing them.
+    Those of methods and benchmarks are found by reading their files, without importing them.
     """
     folder, found = Path(__file__).parent, dict(_LISTED)
     for pattern, ending in _FOUND.items():

@@ -1,7 +1,7 @@
 """Look up known vulnerabilities of the tested versions with pip-audit: exit code 1 if there are any.
 
-Without a network, or if the service does not know the packages (a mirror of PyPI lists no vulnerabilities), it reports
-that there was no audit and ends with exit code 0. pip-audit alone would report "no known vulnerabilities".
+Without a network, or where the service does not know the packages (a mirror of PyPI lists no vulnerabilities), it says
+that there was no audit and ends with exit code 0. pip-audit by itself would report "no known vulnerabilities" there.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def compare_one(plan: dict[str, Any], method: dict[str, Any]) -> None:
 
 
 def main(comparison: str, jobs: int) -> None:
-    """Make the bases, run the methods in parallel, and make the table of all of them."""
+    """Make the bases, then run the methods beside one another, then make the table of all."""
     plan = yaml.safe_load(Path(find_config(comparison)).read_text())
     seeds = {*plan["seeds"], *filter(None, [plan.get("selection", {}).get("seed")])}
     with ThreadPoolExecutor(jobs) as pool:

@@ -210,7 +210,7 @@ class Evidence:
         self.write(own)
 
     def search(self, measured: list[Job]) -> None:
-        """Measure the targets, try the methods' settings on *search* in turns, and choose."""
+        """Measure the targets, try every method's settings on *search*, in turn, and choose."""
         tried = {name: [self.job(name, one, "search") for one in grid] for name, (_, _, grid) in self.methods.items()}
         longest = max(map(len, tried.values()))
         in_turn = [jobs[i] for i in range(longest) for jobs in tried.values() if i < len(jobs)]

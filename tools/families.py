@@ -164,7 +164,7 @@ def build(family: str) -> Any:
 
 
 def rows() -> list[tuple[list[int], list[int]]]:
-    """Two prompts with four answers each; the rows are shorter and longer than a window or a selection of keys."""
+    """Two prompts with four answers each, of rows shorter and longer than a window or a selection of keys."""
     draw, made = random.Random(0), []
     for length in (10, 17):
         prompt = [draw.randrange(4, VOCABULARY) for _ in range(length)]

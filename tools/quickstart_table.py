@@ -1,6 +1,6 @@
 """Tables of the quickstart's seeds for README and the results page: ``python tools/quickstart_table.py FOLDER...``.
 
-It also counts the answers that are a sentence of the data with a fact of the right kind, which no number of TOFU shows.
+Also counts the answers that are a sentence of the data with a fact of the right kind, which no number of TOFU does.
 """
 
 from __future__ import annotations

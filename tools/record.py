@@ -201,7 +201,7 @@ def user_data(folder: Path) -> Cases:
 
 
 def quickstart(folder: Path) -> Cases:
-    """Run the quickstart, which takes minutes; its results are recorded without the time it took."""
+    """Run the quickstart, which takes minutes; the time it took is left out of its results."""
 
     def run() -> Any:
         path = {"PYTHONPATH": str(Path(dipo_lightning.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
@@ -244,7 +244,7 @@ def record(parts: list[str]) -> Options:
 
 
 def differences(before: Any, after: Any, where: str) -> Iterator[str]:
-    """Name every entry that ``after`` lacks or has with another value; entries that only ``after`` has don't count.
+    """Name everything that ``after`` lacks or has otherwise; what only ``after`` has doesn't matter.
 
     Messages for a reader (keys ``_...``, and the reasons under ``..._absent``) are left out.
     """

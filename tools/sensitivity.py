@@ -55,7 +55,7 @@ def group(found: Iterable[tuple[str, str, Row]]) -> list[Point]:
 
 
 def size(value: str) -> float:
-    """Return a value as a number; 0 for a word."""
+    """Return the number that a value is; 0 for a word."""
     try:
         return float(value)
     except ValueError:

@@ -97,7 +97,7 @@ class ExportModel(Callback):
         """Export the final model, unless an earlier moment was better."""
         if is_trial(trainer):
             return
-        settle_evaluations(trainer, pl_module)  # the card states the measurements of the exported weights
+        settle_evaluations(trainer, pl_module)  # the card tells what the exported weights measured
         best = self._exported
         if self.best is None or self._is_best(trainer):
             self.export(trainer, pl_module)

@@ -39,7 +39,7 @@ class StreamingIO(TorchCheckpointIO):
         try:
             torch.save(checkpoint, partial)
             replace(partial, target)
-        except RuntimeError as error:  # torch's writer raises this if the disk is full
+        except RuntimeError as error:  # how torch's writer says that the disk is full
             if not any(sign in str(error) for sign in ("iostream", "unexpected pos", "PytorchStreamWriter")):
                 raise
             raise OSError(errno.ENOSPC, "no room on the disk, or it can't be written", str(target)) from error
@@ -198,7 +198,7 @@ def flat_options(config: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def add(name: str, value: Any) -> None:
-        """Add an option under its dotted name; of a section, the options in it."""
+        """Add an option under its dotted name, or those inside it where it is a section."""
         if isinstance(value, Mapping):
             if "class_path" in value:
                 found[f"{name}.class"] = str(value["class_path"]).rpartition(".")[2]

@@ -1,7 +1,7 @@
 """Stop signals (SIGTERM, SLURM's notice of preemption), obeyed at a step from which a run resumes exactly.
 
-Lightning's own handlers save in the middle of a computation (SLURM), or start a collective operation there (SIGTERM).
-Neither can be resumed exactly, and the second hangs if ranks get the signal at different steps.
+Lightning's own handlers save in the middle of a computation (SLURM), or start a collective there (SIGTERM). Neither
+can be resumed exactly, and the second hangs if ranks get the signal at different steps.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ def refuse_unlogged(rule: Any, trainer: pl.Trainer) -> None:
 
 
 class StopOnCollapse(pl.Callback):
-    """Stop rule: raises an error when a utility falls below a share of its first value, or below a number.
+    """Stop rule: an error when a utility falls below a share of its first value, or below a number.
 
     The error names the step, the terms and rows of the last batch and the last good checkpoint, which the collapsed
     model does not overwrite. List it after the evaluation that logs the utility.

@@ -189,7 +189,7 @@ def _add_to_run(evaluations: Path, document: dict[str, Any]) -> None:
 def run_settings(folder: Path) -> dict[str, Any]:
     """Return the model, data module and evaluations of a run folder; empty for the folder of a model.
 
-    A folder of `forget` counts as a run, too, but has no evaluations.
+    The run in a folder of `forget` is a run, too; it has no evaluations.
     """
     import yaml
     from lightning.pytorch import LightningDataModule

@@ -31,8 +31,8 @@ def chat(
 ) -> None:
     """Chat with the original and the unlearned model side by side; reads questions from the terminal, line by line.
 
-    With ``--prompt chat`` each model keeps its own conversation, and drops the oldest questions once its context is
-    full; with another style every line is a question by itself.
+    With ``--prompt chat`` each model keeps its own conversation, without the oldest questions once its context is full;
+    otherwise every line is a question by itself.
 
     Args:
         original: Model before unlearning: hub name, folder or GGUF file.

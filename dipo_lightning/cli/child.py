@@ -58,7 +58,7 @@ def fit(config: Mapping[str, Any], folder: Path, lock: FolderLock | None = None,
     if kept == config:
         code = start(["fit", "--config", str(folder / CONFIG), "--run", str(folder)], log, lock)
     else:
-        with tempfile.TemporaryFile("w", encoding="utf-8") as file:  # it has no name, so nobody else can open it
+        with tempfile.TemporaryFile("w", encoding="utf-8") as file:  # without a name: nobody else opens it
             yaml.safe_dump(dict(config), file, sort_keys=False, allow_unicode=True)
             file.flush()
             command = ["fit", "--config", f"/dev/fd/{file.fileno()}", "--run", str(folder)]

@@ -57,8 +57,8 @@ def clean(run: str, yes: bool = False) -> None:
     outside the run are listed but never removed: your data files, and the original model.
 
     Args:
-        run: Folder of a run, as written by ``fit --run`` or ``forget``, or a folder of several; other files beside the
-            runs are left alone.
+        run: Folder of a run, as written by ``fit --run`` or ``forget``, or a folder of several; what lies beside them
+            is left alone.
         yes: Remove the copies; without it they are only listed.
     """
     folder = Path(run).expanduser()

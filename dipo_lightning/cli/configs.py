@@ -1,6 +1,6 @@
 """Configurations shipped with the package.
 
-Those in ``configs/`` have short names such as ``tofu/smollm2/unlearn``; commands that start runs themselves fill in
+Those of ``configs/`` have short names such as ``tofu/smollm2/unlearn``; commands that make their own runs fill in
 templates.
 """
 

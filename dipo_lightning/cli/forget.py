@@ -79,7 +79,7 @@ def choose_settings(rows: int, values: int, hidden_size: int, method: str, given
         values: Number of their private values.
         hidden_size: Width of the model.
         method: Short name or class path.
-        given: The user's ``lr``, ``batch_size`` and ``epochs``; one that is None is chosen here.
+        given: What the user gave: ``lr``, ``batch_size``, ``epochs``; None is chosen.
     """
     batch_size = given.get("batch_size") or min(BATCH_SIZE, rows)
     per_epoch = math.ceil(rows / batch_size)
@@ -277,7 +277,7 @@ def _refuse_other_run(folder: Path, rows: SplitRows, config: dict[str, Any]) -> 
     """Refuse a folder in which this run can neither begin nor be resumed, before anything is written.
 
     Raises:
-        InputError: The folder holds something else, a run with other rows or options, or a run without its checkpoints.
+        InputError: It holds something else, or a run with other rows or options, or without its checkpoints.
     """
     from dipo_lightning.callbacks.run_record import CHECKPOINTS, differences, model_files, read_record
     from dipo_lightning.cli.run_folder import CONFIG, LOG
@@ -324,7 +324,7 @@ def read_sources(folder: Path) -> dict[str, str]:
 
 
 def _files_of(folder: Path, rows: SplitRows) -> dict[Path, str]:
-    """The text of each file of rows beside a run; the file of the forget rows comes last."""
+    """The text of each file of rows beside a run; that of the forget rows is the last."""
     from dipo_lightning.data.files import json_lines
 
     parts = {name: json_lines(map(_written, getattr(rows, name))) for name in ("held_out", "retain", "forget")}
@@ -464,7 +464,7 @@ def _unheard(job: _Job, values: Sequence[Sequence[str]], longest: int) -> int:
 
 
 def _examined(job: _Job, model: str, effort: dict[str, int], name: str) -> Any:
-    """Examine a model; a later call with the same model, rows and effort reads the results of the first one."""
+    """Examine a model; a second call with the same model, rows and effort reads what the first one found."""
     from dipo_lightning.benchmarks.user_data.examination import Examination, ExaminationOptions, examine
     from dipo_lightning.benchmarks.user_data.probes import neighbours
     from dipo_lightning.evaluation.run_folder import write_json
@@ -539,7 +539,7 @@ def _paraphrased(job: _Job, model: str, count: int, seed: int) -> SplitRows:
 def _conclude(
     job: _Job, unlearned: Path, before: Any, after: Any, floors: Any, settings: Settings, longest: int
 ) -> None:
-    """Judge the run; write and print the verdict."""
+    """Judge, write and print."""
     from dipo_lightning.benchmarks.user_data.examination import kept_scores, repeated_share, said_words, value_reports
     from dipo_lightning.benchmarks.user_data.verdict import KEEP, judge, verdict_table, verdict_text
     from dipo_lightning.evaluation.run_folder import write_json, write_text

@@ -142,6 +142,6 @@ def parameters_of(cls: type) -> dict[str, inspect.Parameter]:
 
 
 def warning_sentence(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> str:
-    """Format a warning as one line; empty for a deprecation in a library, on which a user cannot act."""
+    """Format a warning as one line; a deprecation in a library as nothing, since a user cannot act on it."""
     deprecated = issubclass(category, DeprecationWarning | PendingDeprecationWarning | FutureWarning)
     return "" if deprecated else f"warning: {' '.join(str(message).split())}\n"

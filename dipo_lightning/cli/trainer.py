@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-# Lightning 2.6 uses deprecated names of jsonargparse; a user can do nothing about that
+# Lightning 2.6 calls jsonargparse by old names; its users can do nothing about that
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 # The store that Lightning's MLFlowLogger has by default, which MLflow 3 refuses unless it is told otherwise
 os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")

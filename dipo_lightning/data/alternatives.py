@@ -143,8 +143,8 @@ def own_alternatives(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 def find_alternatives(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Return the alternatives that a data file has for each row, matched by question; an empty list without a match.
 
-    If the file has several answers to a question, only the records with the row's own answer are used. Records whose
-    question no row asks are ignored, and their number is printed.
+    If the file has several answers to a question, the records with the row's own answer are used, or all if none has
+    it. Records whose question no row asks are ignored, and their number is printed.
     """
     given: dict[str, list[tuple[str | None, list[str]]]] = {}
     rows_ask, others = {plain_text(*asked_in(row)) for row in rows}, list[Record]()

@@ -301,7 +301,7 @@ def _after_space(text: str, position: int) -> int:
 
 
 def _decoded(line: bytes, offset: int) -> str:
-    """Text of the bytes that begin at ``offset`` of a file; a UnicodeDecodeError counts from the start of the file."""
+    """Text of bytes from ``offset`` of a file on; a UnicodeDecodeError counts from the start of the file."""
     try:
         return line.decode("utf-8-sig" if offset == 0 else "utf-8")
     except UnicodeDecodeError as error:
@@ -328,7 +328,7 @@ def _wrapped(record: Record) -> tuple[str, list[Any]] | None:
 
 
 def _turned(record: Record) -> tuple[str, list[Any]] | None:
-    """Rows of a file whose only object holds columns, as pandas writes them: each a list, or values by row name."""
+    """Rows of a file whose only object holds columns, as pandas writes them: lists, or values by row name."""
     columns = {
         name: list(value.values()) if isinstance(value, dict) else value for name, value in record.fields.items()
     }
@@ -368,7 +368,7 @@ def _csv_records(path: Path) -> Iterator[Record]:
                     )
                 yield Record(f"{path}, line", reader.line_num, dict(row))
         except csv.Error as error:
-            # The inner reader has counted the row that failed, the outer one has not.
+            # The inner reader's count: the outer one's lags behind by the row that failed.
             raise InputError(f"{path}, line {reader.reader.line_num}: broken CSV: {error}.") from error
 
 

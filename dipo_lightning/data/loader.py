@@ -195,7 +195,7 @@ class ResumableLoader(DataLoader):
 
     @property
     def repeated(self) -> int:
-        """Number of rows that come twice in an epoch, so that all ranks have the same number of rows."""
+        """Number of rows that come twice in an epoch, so that all ranks have the same number."""
         assert isinstance(self.sampler, EpochSampler)
         given = min(self.sampler.total_size, self.batches * self._epoch()["rows"])
         return max(0, given - len(self.sampler.dataset))  # type: ignore[arg-type]
@@ -216,7 +216,7 @@ class ResumableLoader(DataLoader):
             yield {**batch, "denominators": denominators}
 
     def _epoch(self) -> dict[str, int]:
-        """Batches per epoch, and rows per batch over all ranks: a saved position is valid only with the same values."""
+        """Batches per epoch, and rows per batch over all ranks: a saved position is only valid for the same values."""
         assert isinstance(self.sampler, EpochSampler)
         assert self.batch_size is not None
         return {"length": self.batches, "rows": self.batch_size * self.sampler.num_replicas}

@@ -1,7 +1,7 @@
 """Private values: the parts of a forget answer that carry the secret, and their detection in generated texts.
 
 An average over whole answers hides leaks: a model can suppress the words that open every answer and still reveal the
-secret. So each value is tracked separately. Values are given by the user, or found by a rule that needs no model.
+secret. So each value is tracked by itself. Values are given by the user, or found by a rule that needs no model.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _AFTER = rf"(?!{_LETTER})(?!(?<=\p{{N}})[.,]\p{{N}})(?!['’]t(?!{_LETTER}))"
 """Condition after a value: no rest of a word or number follows, nor of a word like "don't"."""
 _LONE_BEFORE = rf"(?<!(?<!{_LETTER})\p{{L}}\.)(?<!\p{{L}}['’])"
 _LONE_AFTER = rf"(?!['’]{_LETTER}(?<!['’]s(?!{_LETTER}))|\.\p{{L}}(?!{_LETTER}))"
-"""Further condition around a value of a single letter: it is not a part of "U.S.", "I'm" or "can't"."""
+"""Also around a value of a single letter: not a part of "U.S.", "I'm" or "can't"."""
 
 FUNCTION_WORDS = frozenset(shipped_json(__package__, "function_words"))
 """English words that carry no secret by themselves; for other languages the words of the retain rows serve instead."""
@@ -53,7 +53,7 @@ def _base(word: str) -> str:
 
 @cache
 def _common_bases() -> frozenset[str]:
-    """Stems of common English words, which carry no secret unless they are names (Hope); read on first use."""
+    """Stems of common English words, which carry no secret either unless they are names (Hope); read on first use."""
     return frozenset(map(_base, shipped_json(__package__, "common_words")))
 
 
@@ -240,7 +240,7 @@ class PrivateTokens(OnDemand):
         return len(self.examples)
 
     def check_each(self, check: Callable[[Example], object]) -> None:
-        """Call ``check`` with every example; of a large set, with some now and with the others when they are made."""
+        """Call ``check`` with every example; for a large set, with some of them now and with the others when made."""
         if isinstance(self.examples, LazyRows):
             self.examples.check_each(check)
         else:
@@ -294,7 +294,7 @@ def _plain(text: str) -> str:
 
 
 def unspaced(text: str) -> bool:
-    """Return whether a text has letters of a script without spaces between words, for which there is no word list."""
+    """Return whether a text has letters of a script without spaces between words, where no list knows the words."""
     return re.search(_UNSPACED, text) is not None
 
 

@@ -354,7 +354,7 @@ def _extras(record: Record, columns: Mapping[str, str], row: Row, marks: bool) -
 
 
 def _lone_text(record: Record, name: str) -> str:
-    """Return the text of a field, which a table may write as a list of one text."""
+    """Return a text, which a table may write as a list of one."""
     label = f"{record.where}: {name!r}"
     values = listed(record.fields[name], label) if isinstance(record.fields[name], str) else None
     if values is None:

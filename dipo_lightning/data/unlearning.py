@@ -106,7 +106,7 @@ class TokenizedDataModule(pl.LightningDataModule):
             self.style = prompt_style(self.prompt, self.tokenizer, **self.prompt_options)
 
     def load_tokenizer(self) -> Any:
-        """Load the tokenizer that was named, or the model's own, in the model's revision."""
+        """Load the tokenizer: the one that was named, or the model's own in the model's revision."""
         model = getattr(self.trainer, "lightning_module", None)
         own = getattr(model, "pretrained", None)
         if self.tokenizer_source is None and own is None:
@@ -263,7 +263,7 @@ class UnlearningDataModule(TokenizedDataModule):
             answer per line or a list of answers. Each epoch draws again; the draw is a pure function of (seed, epoch,
             index).
         forget_tokens: Tokens of the forget answers in the loss: the whole ``answer``, or only its ``private`` values,
-            which the data names or a rule finds (`dipo_lightning.data.private.find_private`).
+            named by the data or found (`dipo_lightning.data.private.find_private`).
         **options: Those of `TokenizedDataModule`.
 
     Attributes:

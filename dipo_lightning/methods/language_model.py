@@ -66,7 +66,7 @@ class LanguageModelModule(pl.LightningModule):
     Args:
         pretrained: Hub name, folder, GGUF file, or ``package:NAME`` for a model inside an installed Python package.
         optimizer: Optimiser class and its arguments; it receives the trainable parameters.
-        schedule: Course of the learning rate after the warm-up: ``constant``, ``linear`` (to 0) or ``cosine`` (to 0).
+        schedule: Learning rate over the run after the warm-up: ``constant``, ``linear`` (to 0) or ``cosine`` (to 0).
         warmup_steps: Optimiser steps over which the learning rate rises from 0.
         lora: LoRA adapters (``lora.rank``, ``lora.alpha``, ``lora.dropout``, ``lora.targets``, and ``lora.base: nf4``
             for a base in 4 bits); None trains all weights.
@@ -300,8 +300,8 @@ class LanguageModelModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the step's terms and its gradient's norm before clipping, at the steps that are logged.
 
-        A norm or a loss that is not finite ends the run. The check costs one synchronisation with the device per
-        optimiser step, and runs on all processes alike, after a backward pass that none of them skipped.
+        A norm or a loss that is not finite ends the run. This costs one synchronisation with the device per optimiser
+        step, and happens on all processes alike: after a backward pass that none of them skipped.
         """
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)

@@ -54,7 +54,7 @@ class PDUModule(UnlearningModule):
 
     Args:
         pretrained: The model that must forget.
-        epsilon: Limit on the retain loss in nats per token; choose it somewhat above the target's own retain loss.
+        epsilon: Limit on the retain loss in nats per token; somewhat above the target's own retain loss.
         dual_step: Step size of the multiplier; 0 keeps it at ``lambda_``.
         dual_warmup_epochs: Epochs before the multiplier's first step.
         lambda_: Initial multiplier.

@@ -101,7 +101,7 @@ class RMUModule(UnlearningModule):
             raise InputError(f"model.layer is {self.layer}, but the model has {blocks} blocks: give 0 to {blocks - 1}.")
 
     def freeze_untrained(self, model: nn.Module) -> None:
-        """Freeze the weights that are not chosen or that the loss does not reach, for whose gradient DDP would wait.
+        """Freeze the weights that are not chosen or that the loss does not reach: DDP would wait for their gradient.
 
         Raises:
             InputError: A chosen name is not in the model, or the loss does not reach its weight.
@@ -160,7 +160,7 @@ class RMUModule(UnlearningModule):
 
 
 def matching(patterns: Sequence[re.Pattern[str]], names: Sequence[str]) -> list[str]:
-    """Return the names that a pattern fully matches, in their order; an `InputError` for a pattern without a match."""
+    """Return the names that some pattern fully matches, in order; an `InputError` for a pattern without a match."""
     for pattern in patterns:
         if not any(pattern.fullmatch(name) for name in names):
             near = get_close_matches(pattern.pattern.replace("\\", ""), names, n=1, cutoff=0.0)

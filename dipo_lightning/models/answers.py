@@ -273,7 +273,7 @@ def answer_logits(model: nn.Module, batch: TokenBatch) -> Tensor:
 
 
 def answer_hidden(model: nn.Module, batch: TokenBatch) -> Tensor:
-    """Return the (N, H) final hidden states of ``model`` at the supervised positions; does not call FSDP2's root."""
+    """Return the (N, H) final hidden states of ``model`` at the supervised positions; not through FSDP2's root."""
     output = decoder(model)(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     return output.last_hidden_state[supervised_positions(batch["labels"])]
 

@@ -253,8 +253,8 @@ R = TypeVar("R")
 def plan_batches(lengths: Sequence[int], budget: int, equal: bool = False) -> list[list[int]]:
     """Group rows of similar length so that no batch holds more than ``budget`` tokens, padding included.
 
-    A row longer than that gets a batch of its own; with ``equal`` only rows of the same length share a batch. Returns
-    the indices of each batch, the longest rows first, so that a lack of memory shows at once.
+    A longer row gets a batch of its own; with ``equal`` only rows of the same length share a batch. Returns the indices
+    of each batch, the longest rows first, so that a lack of memory shows at once.
     """
     batches: list[list[int]] = []
     room = 0

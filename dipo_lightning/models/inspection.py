@@ -27,8 +27,8 @@ _tried: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()  # 
 def leaves_rows_alone(model: nn.Module, layout: str, length: int, try_out: Callable[[], bool]) -> bool:
     """Return whether a layout of several rows in a batch leaves each row's logits unchanged.
 
-    The result is remembered per model and layout; rows longer than any before are tested again. Collective if the model
-    is sharded.
+    The result is remembered per model and layout, and tested again for rows longer than any before. Collective if the
+    model is sharded.
 
     Args:
         model: The model.

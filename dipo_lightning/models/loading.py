@@ -39,7 +39,7 @@ class ModelSource:
     Attributes:
         location: A folder, or a name on the hub.
         gguf: Name of the GGUF file in that folder; None for a folder of safetensors and for the hub.
-        local: Whether `location` is a folder on this machine; the network is then never used.
+        local: Whether `location` is a folder on this machine, for which the network is never used.
         adapters: A folder of LoRA adapters for the model at `location`; None for whole models.
         revision: Revision of a hub model that its adapters were trained on.
     """
@@ -298,7 +298,7 @@ def check_kind(config: PreTrainedConfig, source: object) -> None:
 
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return
-    named = config.architectures or []  # a GGUF file names none: then the class of the configuration decides
+    named = config.architectures or []  # GGUF names none: there the kind of configuration decides
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or (named and not known & set(named)):
         kind = ", ".join(named) or config.model_type

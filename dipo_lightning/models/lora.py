@@ -265,6 +265,6 @@ def is_quantized(policy: nn.Module) -> bool:
 
 
 def dense_copy(policy: nn.Module) -> nn.Module:
-    """Return a float32 copy on the CPU with every packed layer unpacked, which computes the same as the policy."""
+    """Return a copy on the CPU, float32, with every packed layer unpacked: it computes what the policy does."""
     dense = {id(module): module.dense() for module in policy.modules() if isinstance(module, FourBitLinear)}
     return copy.deepcopy(policy, dense).to("cpu", torch.float32)  # the memo replaces packed layers by dense ones

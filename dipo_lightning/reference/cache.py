@@ -1,8 +1,8 @@
 """Vectors of every supervised position of a data set, computed once and memory-mapped from disk.
 
-The name of a cache's folder is a hash of everything its vectors depend on, so that a stale cache is never used. One run
-at a time writes it, under a temporary name that becomes final once all rows are there: an interrupted run resumes where
-it stopped, and no run trains on an incomplete cache. Every row has a checksum.
+The name of a cache's folder is a hash of everything its vectors depend on, so that a stale one is never used.
+One run at a time writes it, under a temporary name that becomes final once all rows are there: an interrupted run
+resumes where it stopped, and an incomplete cache is never read. Every row has a checksum.
 """
 
 from __future__ import annotations

@@ -66,9 +66,9 @@ class ModelReference:
     ) -> dict[str, Answers]:
         """Return the answers of all parts, from one forward.
 
-        The rounding of a matrix product depends on its shape, so on the forget rows alone the reference would differ
-        from the policy's joint forward pass by rounding. On the same joint batch both are equal to the last bit until
-        the first step.
+        The rounding of a matrix product depends on its shape. On the forget rows alone the reference would differ from
+        the policy's joint forward by rounding; on the same joint batch both are equal to the last bit until the first
+        step.
         """
 
         def states(answers: dict[str, Answers]) -> dict[str, Tensor]:
@@ -209,7 +209,7 @@ MOST_CACHED, MOST_BYTES = 20_000, 8 * 2**30
 
 
 def choose_reference(module: Any) -> tuple[str, str]:
-    """Return the name of the reference to use, and the reason; an `InputError` if the requested one cannot be exact."""
+    """Return the name of the reference to use, and why; an `InputError` if the requested one cannot be exact."""
     name, obstacle = module.reference_name, obstacle_to_caching(module)
     if name in ("hidden_states", "directions") and obstacle:
         raise InputError(f"model.reference is {name}, but {obstacle}. Use live or auto.")

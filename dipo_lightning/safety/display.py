@@ -50,8 +50,8 @@ def word_changes(before: str, after: str) -> tuple[list[Piece], list[Piece]]:
     """Compare two texts word by word.
 
     Returns:
-        The pieces of each text in order, which joined give that text. White space between two changed words counts as
-        changed too.
+        The pieces of each text in order; joined they are that text. White space between two changed words counts as
+        changed with them.
     """
     first, second = _WORD.findall(before), _WORD.findall(after)
     pieces: tuple[list[Piece], list[Piece]] = ([], [])

@@ -1,4 +1,4 @@
-"""Use of the hub without a network: within seconds either a cached copy or an error."""
+"""Use of the hub without a network: cached copies, or an error, within seconds."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def hub_errors(*more: type[BaseException]) -> tuple[type[BaseException], ...]:
 def hub_answers(endpoint: str, patience: float = PATIENCE) -> bool:
     """Return whether anything answers at the hub's address; checked once per process.
 
-    It runs in a thread, since a name lookup has no timeout of its own.
+    In a thread, since a name lookup has no timeout of its own.
     """
     found: list[bool] = []
     thread = threading.Thread(target=lambda: found.append(_answers(endpoint, patience)), daemon=True)

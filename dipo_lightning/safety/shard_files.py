@@ -1,7 +1,7 @@
 """Safe reading of a sharded checkpoint: nothing in its folder is executed.
 
-torch's own reader unpickles the table of contents (``.metadata``) and every value that is not a tensor without
-restrictions. So both are first checked here: the table with an unpickler that accepts only torch's own record types,
+torch's own reader unpickles the table of contents (``.metadata``), and every value that is not a tensor, without
+restrictions. So both are checked here first: the table with an unpickler that accepts only torch's own record types,
 the values with ``weights_only``.
 """
 

@@ -1,4 +1,4 @@
-"""Peak memory of unlearning over a base in 4 bits, as measured and as ``dipo-lightning plan`` computes it; no download.
+"""Peak memory of unlearning over a base in 4 bits, measured and as ``dipo-lightning plan`` computes it; no download.
 
     python tools/benchmarks/qlora.py                               # Llama-3.1-8B's shape, random weights, on a GPU
     python tools/benchmarks/qlora.py --shape llama-3.2-1b --method NPO --no-checkpointing
@@ -49,7 +49,7 @@ def random_model(shape: str, dtype: torch.dtype = torch.float32) -> Any:
 
 
 class Peaks(pl.Callback):
-    """Memory and time once the model is packed, and for every step."""
+    """Memory and seconds once the model is packed, and of every step."""
 
     def __init__(self) -> None:
         self.loaded, self.steps = 0.0, list[dict[str, float]]()

@@ -318,7 +318,7 @@ def package_variant(name: str, policy: Any, reference: nn.Module, batch: Batch, 
 
 
 def floor_of(name: str, parts: Sequence[str]) -> str | None:
-    """Return the floor of a variant of the package; None with other rows (selective unlearning) or no head (RMU)."""
+    """Return the floor of a variant of the package; None for other rows (selective unlearning) or no head (RMU)."""
     if name.startswith(("Selective", "RMU")):
         return None
     if "frozen" in name or "LoRA" in name:
@@ -424,7 +424,7 @@ def model_flops(policy: Any, rows: int, length: int) -> float:
 
 def table(policy: Any, sizes: Sequence[str], names: Sequence[str], rounds: int, device: torch.device, dtype: str,
           peak_tflops: float) -> Iterator[Table]:  # fmt: skip
-    """Measure every size, and yield its table as soon as it is complete."""
+    """Measure every size, and give a table of each as soon as it is there."""
     for size in sizes:
         rows, length = map(int, size.split("x"))
         found = measure(policy, (rows, length), names, rounds, device, dtype)

@@ -102,7 +102,7 @@ class DiPOModule(UnlearningModule):
         return self.pair.memory_vector == "contrast"
 
     def inspect(self, model: nn.Module) -> None:
-        """Check also, for a pair that compares two views, that the question can be masked for this model."""
+        """Check as well, for a pair of two views, that the question can be masked for this model."""
         super().inspect(model)
         if self.contrasts:
             check_blindness(model, "pair.memory_vector: contrast")
@@ -118,7 +118,7 @@ class DiPOModule(UnlearningModule):
             warn_of_saturation(self.beta, getattr(datamodule, "forget_examples", ()))
 
     def configure_model(self) -> None:
-        """Choose also the computation of the margin, once head and reference are known."""
+        """Choose the computation of the margin as well, once head and reference are known."""
         super().configure_model()
         if self.frozen_reference is not None:
             self.margins = choose_margins(self)
@@ -139,7 +139,7 @@ class DiPOModule(UnlearningModule):
         return super().make_reference()
 
     def read_reference(self, parts: dict[str, TokenBatch]) -> None:
-        """Read also the further inputs of the margin."""
+        """Read the further inputs of the margin as well."""
         super().read_reference(parts)
         assert self.margins is not None
         self.margins.read(parts["forget"])
@@ -149,7 +149,7 @@ class DiPOModule(UnlearningModule):
             self._blind = blind_answers(self.frozen_reference, parts["forget"], self._sight(parts["forget"]), **form)
 
     def _sight(self, forget: TokenBatch) -> list[list[int]]:
-        """Return a list for each row of the batch: 0 at the tokens of its question and 1 at the others."""
+        """Return for each row of the batch 0 at the tokens of its question and 1 at the others."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         seen = []
         for index, ids, labels in zip(forget["index"].tolist(), forget["input_ids"], forget["labels"], strict=True):

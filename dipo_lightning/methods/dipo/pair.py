@@ -177,8 +177,8 @@ def make_pair(logits: Tensor, options: PairOptions, blind_logits: Tensor | None 
     """Build both distributions of each position.
 
     Args:
-        logits: (N, V) base logits; bfloat16 and float16 are raised to float32. They get no gradient: the pair is a
-            target.
+        logits: (N, V) base logits; bfloat16 and float16 are raised to float32. Gradients are not followed: the pair is
+            a target.
         options: Selection, memory vector and strength.
         blind_logits: (N, V) of the view without the question, for ``contrast``.
 

@@ -58,7 +58,7 @@ def contrast_loss(target: Tensor, reference: Tensor, logits: Tensor, beta: float
 
 
 def excess(logits: Tensor, secret: Tensor, ceiling: float) -> Tensor:
-    """Return the amount by which the log of the secret tokens' total probability exceeds the log of the ceiling.
+    """Return the excess of the secret tokens' total log-probability over that of the ceiling.
 
     Args:
         logits: (n, V).
