@@ -27,7 +27,7 @@ class DiPOError(Exception):
 class InputError(DiPOError):
     """Error for an input (an option, a file, a model, a log) that cannot be used as it is.
 
-    Not a ``ValueError``: parsers take those for "try the next type" and would hide the message.
+    Not a ``ValueError``: a parser that catches one tries the next type, and the message would be lost.
     """
 
 
@@ -44,7 +44,7 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def refuse_unknown(owner: str, options: Iterable[str]) -> None:
-    """Raise an `InputError` for the first of ``options``, those that a class was given but does not have."""
+    """Raise an `InputError` for the first of ``options``, which were given to a class that does not have them."""
     for option in options:
         hint = f"; it is {RENAMED[option]} now" if option in RENAMED else ""
         raise InputError(f"{owner} has no option {option}{hint}.")
@@ -54,8 +54,8 @@ def check_numbers(owner: object, numbers: Mapping[str, float | None], least: flo
     """Refuse an option below ``least``; None is not checked.
 
     Args:
-        owner: Owner of the options, for the message: a section such as ``model``, an object that is named by its class,
-            such as a callback, or an empty text for options without a prefix.
+        owner: Owner of the options, for the message: a section such as ``model``; an object such as a callback, whose
+            class is named; or an empty text for options without a prefix.
         numbers: Values of the options by name.
         least: Smallest value allowed.
 

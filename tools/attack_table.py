@@ -3,11 +3,11 @@
     python tools/attack_table.py --model models/smollm2 --data FOLDER --output FOLDER --accelerator gpu --processes 6
     python tools/attack_table.py --model models/smollm2 --data FOLDER --output FOLDER --smoke
 
-All work is done by ordinary commands, each at the head of its own log. ``fit`` teaches the target and the retain model
-(``configs/tofu/smollm2``) and unlearns with each method; ``attack`` first attacks each of the five models by itself,
-several at a time, and then each method's model together with the target and the retain model. Finished results are
-reused, and a command that fails stops only those that need its result. ``results/`` holds the table, its numbers
-(``table.json``), and an archive of every row, picture and log.
+All work is done by ordinary commands, each of which is the first line of its own log. ``fit`` teaches the target and
+the retain model (``configs/tofu/smollm2``) and unlearns with each method; ``attack`` first attacks each of the five
+models by itself, several at a time, and then each method's model together with the target and the retain model.
+Finished results are reused, and a command that fails stops only those that need its result. ``results/`` holds the
+table, its numbers (``table.json``), and an archive of every row, picture and log.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SMOKE = ("--max_new_tokens=4", "--relearning.max_steps=2", "--sampling.samples=2
 
 @dataclass
 class Job:
-    """A command, the file that it ends with, and the jobs whose results it needs."""
+    """A command, the last file that it writes, and the jobs whose results it needs."""
 
     name: str
     command: list[str]
@@ -116,7 +116,7 @@ def unrelated_texts(path: Path) -> Path:
 
 
 def method_config(method: str, work: Path) -> Path:
-    """Write a method with its own defaults and the base's learning rate, as ``configs/compare/smollm2.yaml`` has it."""
+    """Write a method's configuration: its own defaults with the learning rate of ``configs/compare/smollm2.yaml``."""
     model = {
         "class_path": f"dipo_lightning.{method}Module",
         "init_args": {
@@ -130,7 +130,7 @@ def method_config(method: str, work: Path) -> Path:
 
 
 def reuse(work: Path, method: str) -> None:
-    """Copy what the attacks on single models measured to the folder of the attack on three, which then reuses it."""
+    """Copy the results of attacks on single models to the folder of the attack on three, which then reuses them."""
     target = work / "attacks" / method / "parts"
     target.mkdir(parents=True, exist_ok=True)
     for name, role in ((method, "unlearned"), *((name, name) for name in OTHERS)):

@@ -30,11 +30,11 @@ def main() -> int:
 
 
 def verdict(output: str, errors: str) -> tuple[str, int]:
-    """Return what pip-audit's JSON means as text, and the exit code for it.
+    """Return a summary of pip-audit's JSON as text, and the exit code for it.
 
     Args:
-        output: Its standard output; empty where it could not ask at all.
-        errors: Its standard error.
+        output: pip-audit's standard output; empty if it could not ask the service at all.
+        errors: pip-audit's standard error.
     """
     if not output.strip():
         return f"No audit: pip-audit gave no answer ({(errors.strip() or 'silence')[-300:]}).", 0

@@ -9,9 +9,11 @@
    for the search, and seeds 0, 1 and 2 are reported.
 2. On *search* every method tries the same number of settings; each of DiPO's pairs counts as a method.
 3. The rule of `dipo_lightning.comparison.results` chooses settings and epoch for each method.
-4. The choices run on *report* with three seeds; DiPO's best choice with one option changed at a time, with two.
+4. The choices run on *report* with three seeds; runs around DiPO's best choice, with one option changed at a time, have
+   two.
 
-``--default LR EPOCHS`` searches nothing: DiPO's default runs with that learning rate and length, then around it.
+``--default LR EPOCHS`` searches nothing: DiPO's default runs with that learning rate and number of epochs, followed by
+the runs around it.
 
 The same command resumes: finished jobs are not repeated. After ``--seconds`` no further run starts, and tables are made
 of the runs so far: evidence.json (all numbers with intervals), comparison.md, .csv and .png, sensitivity.md and .png.
@@ -46,7 +48,7 @@ FACTORS = {
     "pair.rho": (0.3, 1, 3, 10),
     "pair.k": (0.3, 1, 3, 10),
 }
-"""By these the numbers of DiPO's choice are multiplied, one at a time."""
+"""Factors by which the numbers of DiPO's choice are multiplied, one at a time."""
 WORDS = {
     "pair.selection": ["relative", "top_k", "top_p"],
     "pair.memory_vector": ["centered", "raw", "contrast"],
@@ -63,7 +65,7 @@ SEARCHED_RETAIN = 100
 
 
 def varied(now: Settings) -> dict[str, list[Any]]:
-    """Return the values to try of each option that matters beside the others, the present one among them."""
+    """Return the values to try for each option that has an effect with the other options, the present one included."""
     selects = now["pair.memory_vector"] != "contrast"
     size = {"top_k": "pair.k", "relative": "pair.rho"}.get(now["pair.selection"])
     idle = {"pair.k", "pair.rho"} - {size} if selects else {"pair.k", "pair.rho", "pair.selection"}
@@ -130,9 +132,9 @@ def prepare_data(source: Path, work: Path, rows: int | None, forget: int = 200, 
     Args:
         source: Folder of TOFU.
         work: Where ``data`` goes.
-        rows: The first so many of each file; None for all.
+        rows: Number of rows to take from the start of each file; None for all.
         forget: Rows of *report*, from the end of forget10: 200 are those of forget05, 40 those of forget01.
-        taught: Take retain rows for real authors and world facts too, of which a toy knows nothing.
+        taught: Take retain rows in place of real authors and world facts, of which a toy model knows nothing.
     """
     lines = {
         path.stem: path.read_text(encoding="utf-8").splitlines() for path in source.glob("*.json") if path.is_file()
@@ -160,12 +162,12 @@ class Evidence:
     """All stages of the work, and their findings.
 
     Args:
-        setup: Of the jobs.
-        workers: They do them.
+        setup: Settings that all jobs share.
+        workers: Processes that do the jobs.
         output: Folder of the tables.
         methods: As `methods` returns them.
-        seeds: Of the runs that are reported.
-        epochs: Of the search; read there and after every ``every``-th.
+        seeds: Seeds of the runs that are reported.
+        epochs: Epochs of a run in the search, which is evaluated at the end and after every ``every``-th epoch.
         every: See ``epochs``.
         searches: False takes each method's first setting, and all epochs, as the choice.
     """
@@ -244,7 +246,7 @@ class Evidence:
         return self.job(name, choice.settings | changes, self.split(seed), seed, epochs=choice.epoch, every=None)
 
     def rows(self, job: Job) -> list[Row] | None:
-        """Return the rows of a job behind its target's, with the utility kept; None where it has none."""
+        """Return the rows of a job after those of its target, with the utility kept; None if there are none yet."""
         target = result_of(Job("measure", job.split), self.setup)
         found = result_of(job, self.setup)
         if not target or not found:
@@ -271,7 +273,7 @@ class Evidence:
         return choose(best, SELECTION, self.scale).settings["method"] if best else None
 
     def around(self, name: str, seed: int) -> Iterable[tuple[str, str, Job]]:
-        """Yield a seed's runs around DiPO's choice: option, value, job; the choice itself is first, and one of each."""
+        """Yield a seed's runs around DiPO's choice as option, value and job: the choice first, then one per change."""
         choice, fixed = self.findings.choices[name], self.methods[name][1]
         now: Settings = NOW | fixed | choice.settings
         yield CENTRE, "", self.reported(name, seed)

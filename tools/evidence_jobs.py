@@ -32,18 +32,18 @@ LOG = "log.txt"
 
 @dataclass(frozen=True)
 class Setup:
-    """What all jobs share.
+    """Settings that all jobs share.
 
     Attributes:
         model: The base model of the target and the retain model; ``quickstart`` for the quickstart's tiny ones, of
             which every split has data and models of its own.
         work: Folder of data, models and runs.
         device: ``cpu`` or ``cuda``.
-        precision: Of the Trainer.
-        batch_size: Forget rows of a step; as many retain rows come with them.
+        precision: Precision of the Trainer.
+        batch_size: Forget rows per step; there are as many retain rows.
         teaching: Learning rate, epochs and batch size of target and retain model.
         measuring: Options of `Measuring`.
-        resamples: Of the bootstrap.
+        resamples: Number of resamples of the bootstrap.
     """
 
     model: str
@@ -96,12 +96,12 @@ class Job:
         kind: ``target`` or ``retain`` (fine-tuning), ``quickstart`` (the tiny models), ``measure`` (the target before
             unlearning) or ``unlearn``.
         split: ``search``, ``report``, or the quickstart's ``seedN``.
-        method: Its name in tables.
-        class_name: Of the method's module.
-        settings: ``lr``, options of the module, ``data.NAME`` of the data module; dots nest.
-        seed: Of the run.
-        epochs: How many.
-        every: Evaluate after every so many epochs too, not only at the end.
+        method: Name of the method in tables.
+        class_name: Class of the method's module.
+        settings: ``lr``, options of the module, and ``data.NAME`` for those of the data module; dots nest.
+        seed: Seed of the run.
+        epochs: Number of epochs.
+        every: Number of epochs between evaluations; None evaluates at the end only.
     """
 
     kind: Literal["target", "retain", "quickstart", "measure", "unlearn"]
@@ -115,7 +115,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Where it lies below the folder of runs."""
+        """Path of the run below the folder of runs."""
         if self.kind != "unlearn":
             return f"{self.split}/{self.kind}"
         every = f"-every{self.every}" if self.every else ""
@@ -287,7 +287,7 @@ class Workers:
     """Processes that share the jobs, until a deadline after which no further job starts.
 
     Attributes:
-        failures: Why jobs failed, by name.
+        failures: Reasons of failed jobs, by name.
         left_out: Names of the jobs that were not begun for lack of time.
     """
 

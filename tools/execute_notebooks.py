@@ -23,7 +23,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def machine() -> dict[str, str]:
-    """Name what the rounding of a sum depends on."""
+    """Describe the machine as far as the rounding of a sum depends on it."""
     processor = next(
         (line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")), platform.processor()
     )

@@ -2,7 +2,7 @@
 
     python tools/families.py [FAMILY ...] [--part 1/4]
 
-Six checks each: scores of rows in a batch (packed behind a shared prompt, and padded) equal those of a row alone; so do
+Six checks each: scores of rows in a batch (packed after a shared prompt, and padded) equal those of a row alone; so do
 greedy generations; `plan` counts the model's parameters; the loss of a padded training batch is that of its rows; one
 step trains all weights, and one trains LoRA adapters. The exit code is the number of results that are neither right,
 nor told to the user by an error or a warning, nor listed in `KNOWN`.
@@ -121,7 +121,7 @@ KNOWN = {
 }
 """Results that are not right, with the reason."""
 SAID = ("refused", "sentence:", "warned")
-"""How results begin of which a user is told."""
+"""Beginnings of the results that a user is told by an error or a warning."""
 
 
 def config(family: str) -> Any:

@@ -2,8 +2,8 @@
 
     python tools/oldest_versions.py [--folder build/oldest] [--torch-at-hand] [TESTS ...]
 
-The oldest version is the one after ``>=``; what a dependency itself depends on is as new as pip makes it. Warnings are
-not errors here, since an old version may warn about a new neighbour. ``--torch-at-hand`` links the torch of the Python
+The oldest version is the one after ``>=``; indirect dependencies are as new as pip makes them. Warnings are not errors
+here, since an old version may warn about a newer library beside it. ``--torch-at-hand`` links the torch of the Python
 that runs this instead of downloading the oldest one.
 """
 

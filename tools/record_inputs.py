@@ -16,7 +16,7 @@ Rows = list[Options]
 
 REFERENCES = ("auto", "live", "adapters_off", "hidden_states", "directions")
 WITH_REFERENCE = ("DiPO", "NPO", "KL", "UNDIAL", "RMU", "DPO", "IdkDPO")
-BASES = ("LanguageModel", "Unlearning", "Selective")  # and the one that needs a model that answers
+BASES = ("LanguageModel", "Unlearning", "Selective")  # base classes, and one that needs a model which can answer
 METHODS: dict[str, Options] = {
     **{
         name.removesuffix("Module"): {}
@@ -109,7 +109,7 @@ def write_tofu(folder: Path) -> tuple[Rows, Rows]:
 
 
 def write_muse(folder: Path) -> tuple[Rows, Rows]:
-    """Write a corpus in MUSE's schema, and return what only the target has read and what the retain model has too."""
+    """Write a corpus in MUSE's schema; return the texts that only the target has read, and those that both have."""
     forget, retain, other, unseen = texts("Ada", 4), texts("Ben", 4), texts("Cid", 4), texts("Ada", 10)[4:]
     asked = {"forget": questions("Ada 0", 14), "retain": questions("Ben 0", 14)}
     cut = [(row["text"], row["text"].index(". ") + 1) for row in forget]

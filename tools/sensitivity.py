@@ -34,8 +34,8 @@ class Point:
     """One value of an option.
 
     Attributes:
-        option: Its dotted name; `CENTRE` for the setting itself.
-        value: As text.
+        option: Dotted name of the option; `CENTRE` for the setting itself.
+        value: The value as text.
         rows: The result of each seed.
     """
 

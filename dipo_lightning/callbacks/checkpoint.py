@@ -42,18 +42,18 @@ LAST, EVALUATING, FINISHED = "last.ckpt", "evaluating.ckpt", "finished"
 class Checkpoint(Savepoint, CheckpointBase):
     """Crash-safe ``checkpoints/last.ckpt`` in the run's folder; ``fit --run FOLDER`` resumes from it exactly.
 
-    The file is written under another name and then renamed: it is complete, or the previous one is still there. A step
-    that is evaluated is saved before (``evaluating.ckpt``) and after its evaluation. On SIGTERM, and on the signal by
-    which SLURM announces preemption (SIGUSR1, ``sbatch --signal=SIGUSR1@90``), the run saves after the current step, or
-    abandons the current evaluation, and ends; a run with ``--run`` is then queued again, except with
-    ``SLURMEnvironment(auto_requeue=False)``.
+    The file is written under another name and then renamed, so that either it is complete or the previous one is still
+    there. A step that is evaluated is saved before (``evaluating.ckpt``) and after its evaluation. On SIGTERM, and on
+    the signal by which SLURM announces preemption (SIGUSR1, ``sbatch --signal=SIGUSR1@90``), the run saves after the
+    current step, or abandons the current evaluation, and ends. After preemption SLURM queues a run with ``--run``
+    again, except with ``SLURMEnvironment(auto_requeue=False)``.
 
-    The folder also has the run's record: a resume with other options or other data is refused, and so is a second
-    process.
+    The folder also has the run's record, so that a resume with other options or data is refused; a second process is
+    refused too.
 
     Args:
-        every_n_epochs: Save at the end of every n-th epoch; None does not. The end of training is always saved.
-        every_n_steps: Save after every n-th optimiser step; None does not.
+        every_n_epochs: Save at the end of every n-th epoch; None for no epoch. The end of training is always saved.
+        every_n_steps: Save after every n-th optimiser step; None for no step.
         folder: Folder of the checkpoints; None is ``checkpoints`` in the run's folder.
     """
 
@@ -99,7 +99,7 @@ class Checkpoint(Savepoint, CheckpointBase):
             raise problem
 
     def _take_folder(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lock the folder, and compare its record, or the record beside the checkpoint, with this run."""
+        """Lock the folder, and compare this run with its record, or with the record beside the given checkpoint."""
         folder = self.path.parent
         self._lock.hold(folder)
         config = without_secrets(configuration(trainer, pl_module))
@@ -107,7 +107,7 @@ class Checkpoint(Savepoint, CheckpointBase):
         if is_named(trainer):
             begun = open_event_files(trainer)
             self._earlier_events = [path for path in event_files(folder.parent) if path not in begun]
-            # A run that was refused at once has neither a checkpoint nor an evaluation.
+            # A run that was refused at its start has neither a checkpoint nor an evaluation, and may be replaced.
             if newest(folder) is not None or any((folder.parent / "evaluations").glob("*")):
                 self._compare(folder)
         elif config.get("ckpt_path"):
@@ -130,9 +130,9 @@ class Checkpoint(Savepoint, CheckpointBase):
         self._record = {}
 
     def _refuse_to_replace(self, trainer: pl.Trainer) -> None:
-        """Refuse to begin a run in a given folder that has the checkpoint of another one; collective.
+        """Refuse to begin a run in a given folder that has the checkpoint of another run; collective.
 
-        The Trainer knows its own checkpoint only once it is restored.
+        This cannot be checked earlier: the Trainer knows which checkpoint it resumes from only once that is restored.
         """
         if self.folder is None or self._saved_step is not None or trainer.global_step or is_trial(trainer):
             return
@@ -146,9 +146,9 @@ class Checkpoint(Savepoint, CheckpointBase):
 
     @property
     def best_model_path(self) -> str:
-        """Path of the last checkpoint, which ``ckpt_path="best"`` stands for; empty without one.
+        """Path of the last checkpoint, the meaning of ``ckpt_path="best"`` here; empty without one.
 
-        As in Lightning's ModelCheckpoint without a number to watch.
+        It is the same in Lightning's ModelCheckpoint when that monitors no metric.
         """
         saved = newest(self.path.parent)
         return "" if saved is None else str(saved)
@@ -158,7 +158,7 @@ class Checkpoint(Savepoint, CheckpointBase):
         """Checkpoint that a run can be resumed from, if there is one."""
         return self.path if self.path.exists() else None
 
-    # When it is written.
+    # Moments of writing.
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse optimisers of another class."""
@@ -207,9 +207,9 @@ class Checkpoint(Savepoint, CheckpointBase):
         self.save(trainer, {"stopped": trainer.should_stop})
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Record that nothing is left to do; a last step saved only during its evaluation is saved permanently."""
+        """Record that nothing is left to do; save a last step for good that was only saved before its evaluation."""
         self._begin(trainer)
-        if self._loaded.get("hook"):  # the resumed run had no training left, and so no other end
+        if self._loaded.get("hook"):  # the resumed run had no training left, so `on_train_end` was not called
             self.save(trainer, {"stopped": trainer.should_stop})
             self._loaded = {}
         if trainer.is_global_zero and self.path.exists():
@@ -306,7 +306,7 @@ class Checkpoint(Savepoint, CheckpointBase):
             return f"`dipo-lightning fit` with the same options and `--run {self.path.parent.parent}` resumes it."
         return f"The same options and `ckpt_path: {newest(self.path.parent)}` resume it."
 
-    # How it is written.
+    # Writing.
 
     def save(self, trainer: pl.Trainer, state: dict[str, Any], path: Path | None = None) -> None:
         """Write a checkpoint, a file or a folder of shards, atomically; collective.
@@ -360,7 +360,7 @@ class Checkpoint(Savepoint, CheckpointBase):
                 sizes |= {path.name: path.stat().st_size for path in event_files(Path(logger.log_dir))}
         return sizes
 
-    # What it holds: plain values.
+    # State: plain values.
 
     def state_dict(self) -> dict[str, Any]:
         """Return the run's pending work and logs, the sizes of its event files, and whether it stopped early."""
@@ -388,7 +388,7 @@ class Checkpoint(Savepoint, CheckpointBase):
         self._loaded = checkpoint["callbacks"].get(self.state_key, {})
         if self._loaded.get("stopped"):
             trainer.should_stop = True
-        if trainer.ckpt_path and self._record and not is_named(trainer):  # in Python it is known only now
+        if trainer.ckpt_path and self._record and not is_named(trainer):  # a script's ckpt_path is known only now
             self._compare(Path(trainer.ckpt_path).parent)
         self._check_optimizers(trainer)
 
@@ -443,7 +443,7 @@ def replay(trainer: pl.Trainer, pl_module: pl.LightningModule, hook: Hook) -> No
 def newest(folder: Path) -> Path | None:
     """Return the checkpoint that a run resumes from, if there is one: of a step being evaluated, else the last."""
     for path in (folder / EVALUATING, folder / LAST):
-        # The first process may be about to rename the old one: asked for in this order, one of the two is there.
+        # The first process may just be renaming the old one: looked for in this order, one of the two is found.
         if path.with_name(path.name + ".old").exists() or path.exists():
             return path
     return None
@@ -461,7 +461,7 @@ def open_event_files(trainer: pl.Trainer) -> set[Path]:
 
 
 def drop_later_events(files: list[Path], sizes: dict[str, int]) -> None:
-    """Truncate event files to their size at the checkpoint, by name: the rest is logged again, identically."""
+    """Truncate event files to their sizes at the checkpoint, given by name: the rest is logged again identically."""
     for path in files:
         size = sizes.get(path.name)
         try:

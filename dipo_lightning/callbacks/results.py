@@ -128,7 +128,7 @@ class ExportModel(Callback):
             return False
         self._seen = moment
         enough = kept is None or moment[1] >= self.best.share * self._first
-        if trainer.global_step == 0 or not enough or math.isnan(score):  # the model before unlearning is none
+        if trainer.global_step == 0 or not enough or math.isnan(score):  # never the model before unlearning
             return False
         sign = 1 if self.best.mode == "max" else -1
         if self._exported is not None and (sign * score, moment[1]) <= (sign * self._exported[0], self._exported[1]):

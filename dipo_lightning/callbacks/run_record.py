@@ -62,7 +62,7 @@ def remove(path: Path) -> None:
 
 
 def replace(partial: Path, path: Path) -> None:
-    """Replace ``path`` with ``partial`` once that has reached the disk."""
+    """Replace ``path`` with ``partial``, once ``partial`` has reached the disk."""
     for file in [partial, *partial.rglob("*")] if partial.is_dir() else [partial]:
         sync(file)
     if path.is_dir() or (partial.is_dir() and path.exists()):  # a folder can't be replaced in one step
@@ -104,13 +104,13 @@ ANY_CALLBACK = frozenset({
 """Callbacks that change no number of a run."""
 
 _LOOKED_AT = 1 << 20
-"""Bytes at either end of a model's file."""
+"""Bytes at either end of a model's file that enter its hash."""
 
 MAY_GROW = ("trainer.max_epochs", "trainer.max_steps")
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """Return the record in a folder of checkpoints; None where there is none."""
+    """Return the record in a folder of checkpoints; None if there is none."""
     try:
         return json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -194,7 +194,7 @@ def differences(
 
 
 def flat_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that are given (not None) by dotted name, without the parser's nesting of classes."""
+    """Return the options that are given (not None) by dotted name, without the levels ``class_path``, ``init_args``."""
     found: dict[str, Any] = {}
 
     def add(name: str, value: Any) -> None:

@@ -44,7 +44,7 @@ class StopSignals:
         try:
             for number in signals:
                 signal.signal(number, self._note)
-        except ValueError:  # not in the main thread: whoever started it stops it
+        except ValueError:  # not in the main thread: its owner must stop the run
             return
 
     def forget(self) -> None:

@@ -21,11 +21,11 @@ from dipo_lightning.evaluation.logs import read_log
 
 
 class StopAtThreshold(EarlyStopping):
-    """Stop rule: the first epoch whose metric is at or below (``min``) or above (``max``) a threshold is the last.
+    """Stop rule: the first epoch whose metric falls (``min``) or rises (``max``) to a threshold is the last.
 
-    Lightning's EarlyStopping without patience, and equality counts as reached: the first epoch that remembers no more
-    than the retain model is the one to take. A ``ModelCheckpoint`` that saves each epoch has saved it last when
-    training ends.
+    This is Lightning's EarlyStopping with a threshold instead of patience; equality counts as reached. With the retain
+    model's number as threshold, training ends with the first epoch that remembers no more than the retain model (MUSE's
+    rule). The last checkpoint of a ``ModelCheckpoint`` that saves each epoch is then of this epoch.
 
     Args:
         monitor: Name of the metric, as the evaluation logs it.
@@ -69,10 +69,10 @@ class StopAtThreshold(EarlyStopping):
         return self._generate_state_key(monitor=self.monitor, mode=self.mode)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse to stand before the evaluation that it waits for: it would always be an epoch late."""
+        """Refuse a place before the evaluation that the rule watches, where it would always be an epoch late."""
         super().setup(trainer, pl_module, stage)
         if stage == TrainerFn.FITTING:
-            self.stopping_reason = EarlyStoppingReason.NOT_STOPPED  # what a checkpoint says comes after this
+            self.stopping_reason = EarlyStoppingReason.NOT_STOPPED  # a checkpoint's state is restored after this
         refuse_before_evaluation(self, trainer)
 
     @property
@@ -81,7 +81,7 @@ class StopAtThreshold(EarlyStopping):
         return self.stopping_reason == EarlyStoppingReason.STOPPING_THRESHOLD
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Train no further if the checkpoint is of the epoch that reached it: Lightning would."""
+        """Train no further if the restored epoch had reached the threshold; Lightning would train on."""
         trainer.should_stop = trainer.should_stop or self.reached
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -210,7 +210,7 @@ class StopOnCollapse(pl.Callback):
         if self.share is not None:
             floors.append((self.share * self.first, f"{self.share:g} of its first value {self.first:.4g}"))
         for floor, name in floors:
-            if not value >= floor:  # a value that is no number is no utility
+            if not value >= floor:  # NaN counts as collapsed
                 for callback in trainer.callbacks:  # type: ignore[attr-defined]
                     if isinstance(callback, Checkpoint):
                         callback.forget_evaluated(trainer)

@@ -65,7 +65,7 @@ def attack(
         retain: The model trained without the forget set; needed for R.
         target: The model that knows the forget set.
         data: A data set in TOFU's schema (with ``split``) or MUSE's: hub name or folder.
-        split: TOFU's forget split, such as ``forget10``.
+        split: Forget split of a data set in TOFU's schema, such as ``forget10``.
         forget: File with the forget rows of user data, instead of ``data``.
         kept: File with the retain rows of user data.
         unrelated: Text file for relearning on unrelated text; blank lines separate the texts.
@@ -79,7 +79,7 @@ def attack(
         relearning: Options of the relearning.
         metrics: Metrics of the answers, from which R and Q are computed too: probability, rouge, extraction_strength,
             exact_memorization, truth_ratio, truth_ratio_prob_mean, rouge_f1 (MUSE's KnowMem), min_k, min_k_plus_plus,
-            or the class of a metric over rows.
+            or the class path of a metric over rows.
         further: Your own attacks by name: a class path, or ``class_path`` with ``init_args``.
         max_rows: Maximum number of forget rows, spread evenly over the forget set.
         max_new_tokens: Maximum length of an answer in tokens; default is the benchmark's (TOFU 200, MUSE 32).
@@ -123,7 +123,7 @@ def attack(
 
 
 def _style(run: dict[str, Any], model: str, prompt: PromptName | None) -> PromptStyle:
-    """The named prompt style, or else the run's, with a model's tokenizer."""
+    """The prompt style that is named, or else the run's or ``chat``, with a model's tokenizer."""
     from dipo_lightning.cli.chat import load_style
 
     further = {} if prompt else run.get("prompt_options") or {}

@@ -77,7 +77,7 @@ class Speaker:
     def answer(self, question: str) -> str:
         """Answer greedily, and add both turns to the conversation; control sequences are removed.
 
-        The oldest turns are left out where the answer would have no room behind them, and the answer ends with a note.
+        If there would be no room for the answer, the oldest turns are left out, and a note at its end says so.
 
         Raises:
             InputError: The question is no text or too long, or the chat template refuses it.

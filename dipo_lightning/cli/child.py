@@ -138,7 +138,7 @@ def _forwarded_to(child: subprocess.Popen) -> Iterator[list[int]]:
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             before[number] = signal.signal(number, forward)
-    except ValueError:  # not in the main thread: whoever started it is told
+    except ValueError:  # not in the main thread, which gets the signals
         before = {}
     try:
         yield received

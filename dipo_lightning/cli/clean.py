@@ -43,7 +43,7 @@ _PATTERNS = (
 
 @dataclass(frozen=True)
 class Copy:
-    """File or folder with data that was to be erased; ``why`` names its contents, ``size`` is in bytes."""
+    """File or folder that still holds data to be erased; ``why`` names its contents, ``size`` is in bytes."""
 
     path: Path
     why: str
@@ -80,7 +80,7 @@ def clean(run: str, yes: bool = False) -> None:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Find the runs in a folder, or the folder itself, by what only a run holds; a run inside another is part of it."""
+    """Find the runs in a folder, or the folder itself, by files that only runs have; a run includes runs inside it."""
     found: list[Path] = []
     inside = (path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink())
     for path in sorted([folder, *inside]):
@@ -164,7 +164,7 @@ def outside(run: Path) -> dict[str, str]:
 
 
 def _document(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is none, which is said of a file."""
+    """The object in a JSON file; empty if there is none, with a message if the file exists."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Console of ``fit``, ``validate`` and ``test``, which shows what matters to a user; the rest goes to the log file.
+"""Console of ``fit``, ``validate`` and ``test``: it shows messages that matter to a user; the rest is logged to a file.
 
 Messages of libraries about their build, tips, deprecations and devices are filtered out and written to ``console.log``
 in the run folder; ``--verbose`` shows them. Progress bars are drawn in a terminal only.
@@ -78,7 +78,7 @@ LOG_FILE = LogFile()
 
 
 class Essential(logging.Filter):
-    """Filter of console messages: none below a level, no noise, and none twice.
+    """Filter of console messages, which hides those below a level, noise and repetitions.
 
     Args:
         level: Lowest level that is shown.

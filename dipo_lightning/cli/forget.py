@@ -26,38 +26,38 @@ METHODS = {
 
 BATCH_SIZE = 8
 STEPS = 64
-"""Optimiser steps at most for few rows; the stopping rule ends most runs sooner."""
+"""Maximum number of optimiser steps for few rows; the stopping rule ends most runs sooner."""
 PASSES = 16
-"""Passes over more rows than that, at most."""
+"""Maximum number of passes over the forget rows, if these passes take at least `STEPS` steps."""
 VALUES, MOST_TIMES = 2, 4
-"""Private values per forget row for which these numbers are; with more they grow in proportion, up to so many times."""
+"""Private values per forget row that these numbers suit, and the largest factor by which more values raise them."""
 CHECK_EVERY = 8
 LEARNING_RATE, WIDTH = 1e-4, 576
-"""Learning rate that was measured, and the hidden size of the model it was measured on (SmolLM2-135M)."""
+"""Learning rate that was found by measurement, and the hidden size of the model measured (SmolLM2-135M)."""
 HELD_OUT, FEWEST_HELD_OUT = 0.15, 20
-"""Share of the retain rows that is not trained on, where there are at least so many rows."""
+"""Share of the retain rows that is not trained on, and the number of retain rows from which some are held out."""
 NEIGHBOURS = 50
 MAX_LENGTH = 512
-"""Tokens of the longest row that is trained on; the end of a longer one is cut off."""
+"""Maximum length of a training row in tokens; the end of a longer one is cut off."""
 ROWS, EXAMINATIONS, SOURCES, VERDICT = "data", "examinations", "sources.json", "verdict.json"
 FEWEST_ANSWER_TOKENS, MOST_ANSWER_TOKENS = 48, 256
 REWORDINGS = 2
-"""Rewordings of each question that are asked: the rows' own, then those by rule."""
+"""Number of rewordings of each question that are asked: the row's own first, then those by rule."""
 SAMPLES_BEFORE, UNTAUGHT_SAMPLES = 2, 5
-"""Sampled answers of the target to each question, which is known to say them, and those of an untaught model as a
-multiple of the unlearned model's: an ordinary word must be heard from it to be known as one."""
+"""Sampled answers to each question: of the target, few, since it is known to say the values; of an untaught model, a
+multiple of the unlearned model's, since a word counts as ordinary only if the untaught model is heard to say it."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a run; each is chosen by a rule where it is not given.
+    """Settings of a run; a setting that the user does not give is chosen by a rule.
 
     Attributes:
         method: Class of the module.
         lr: Learning rate of AdamW.
         batch_size: Forget rows per step.
-        epochs: Most passes over the forget rows.
-        check_every: Steps between two looks at what is still said.
+        epochs: Maximum number of passes over the forget rows.
+        check_every: Optimiser steps between two checks of the policy.
     """
 
     method: str
@@ -68,11 +68,11 @@ class Settings:
 
 
 def choose_settings(rows: int, values: int, hidden_size: int, method: str, given: dict[str, Any]) -> Settings:
-    """Choose settings by the number of forget rows, that of their private values, and the model's width.
+    """Choose settings by the number of forget rows, the number of their private values, and the model's width.
 
-    The learning rate falls with the width, as AdamW's best one does; the number of steps is at least `STEPS`, and with
-    more rows `PASSES` passes. Selective unlearning, which ends by itself, may take more where answers have more than
-    `VALUES` private values.
+    The learning rate falls with the width, as the best one for AdamW does. The length is `PASSES` passes over the
+    forget rows, or more passes where those have fewer than `STEPS` steps. Selective unlearning, which ends by itself,
+    may take up to `MOST_TIMES` as long if answers have more than `VALUES` private values.
 
     Args:
         rows: Number of forget rows.
@@ -110,25 +110,26 @@ def forget(
     """Make a model forget the rows of a file, and say whether it did.
 
     Splits the retain rows, chooses settings, unlearns until no private value is said any more, exports the model, and
-    ends with a verdict: forgotten, partly, damaged or barely changed, with the numbers that it rests on. The same
-    command again resumes.
+    ends with a verdict (forgotten, partly, damaged or barely changed) and the numbers behind it. The same command again
+    resumes.
 
     Args:
         model: Hub name, folder or GGUF file of the model that must forget.
         forget: File, folder or data set of questions with the answers to forget; a column ``private`` may name the
             values.
-        retain: The same of what must be kept; may be given as the third argument, without ``--retain``.
+        retain: File, folder or data set of rows to keep; may be given as the third argument, without ``--retain``.
         output: Folder of the run.
         method: ``selective``, ``dipo``, ``npo``, ``graddiff``, or the class path of a module.
         untaught: A model that never knew the forget rows, such as the one before fine-tuning: its probability of each
             value is the floor.
-        prompt: Prompt style; ``auto`` takes the model's chat template where it has one, else plain.
-        lr: Learning rate; chosen by the model's width where it is not given.
-        batch_size: Forget rows per step; at most 8 where it is not given.
-        epochs: Most passes over the forget rows; chosen by their number and that of their private values where it is
-            not given.
+        prompt: Prompt style; ``auto`` takes the model's chat template if it has one, else plain.
+        lr: Learning rate; by default chosen by the model's width.
+        batch_size: Forget rows per step; by default 8, or all rows if there are fewer.
+        epochs: Maximum number of passes over the forget rows; by default chosen by the number of rows and of their
+            private values.
         samples: Sampled answers to each question and rewording in the examination; 0 looks at greedy answers only.
-        paraphrases: Rewordings of each question that the target itself writes, beside two by rule and the rows' own.
+        paraphrases: Maximum number of rewordings per question that the target itself writes. The examination asks two
+            more than this: the rows' own first, then the target's, then some by rule.
         seed: Seed of data order, training and samples.
         accelerator: Lightning's accelerator: ``auto``, ``cpu`` or ``gpu``.
     """
@@ -175,9 +176,9 @@ class SplitRows:
     """Rows of a run.
 
     Attributes:
-        forget: To forget.
-        retain: To keep and train on.
-        held_out: To keep, never trained on.
+        forget: Rows to forget.
+        retain: Rows to keep, which are trained on.
+        held_out: Rows to keep that are never trained on.
     """
 
     forget: list[dict[str, Any]]
@@ -186,7 +187,7 @@ class SplitRows:
 
 
 def split_rows(forget: Sequence[dict[str, Any]], retain: Sequence[dict[str, Any]], seed: int) -> SplitRows:
-    """Hold some retain rows out; the same ones for one seed. Equal rows are held out together, or kept together.
+    """Hold out some retain rows, the same ones for the same seed; equal rows are held out or kept together.
 
     Raises:
         InputError: A row is neither a question with its answer nor a chat of one turn.
@@ -264,7 +265,7 @@ def _read(forget: str, retain: str | None, seed: int) -> SplitRows:
 
 
 def _as_begun(folder: Path, settings: Settings) -> Settings:
-    """The settings with the checks as far apart as in the run that the folder holds, however many passes it gets."""
+    """The settings, with ``check_every`` of the run in the folder if there is one, even if it gets more passes now."""
     from dipo_lightning.callbacks.run_record import CHECKPOINTS, flat_options, read_record
 
     record = read_record(folder / "run" / CHECKPOINTS) or {}
@@ -331,7 +332,7 @@ def _files_of(folder: Path, rows: SplitRows) -> dict[Path, str]:
 
 
 def _keep(folder: Path, sources: dict[str, str], rows: SplitRows) -> None:
-    """Keep the rows beside the run, for it to be resumed, and the names of what it is made from."""
+    """Store the rows beside the run, from which it is resumed, and the names of its model and files."""
     from dipo_lightning.evaluation.run_folder import write_json, write_text
 
     write_json(folder / SOURCES, sources)  # the sign of a run
@@ -358,7 +359,7 @@ def _style(model: str, prompt: str) -> PromptStyle:
 
 
 def _sizes(model: str) -> tuple[int, int]:
-    """The width of a model, and the tokens of the longest row that is trained on."""
+    """The width of a model, and the maximum length of a training row in tokens."""
     from dipo_lightning.models.loading import find_source, load_config
 
     config = load_config(find_source(model)).get_text_config()
@@ -382,7 +383,7 @@ def _check_rows(rows: SplitRows, style: PromptStyle, max_length: int) -> None:
     """Refuse a row that cannot be trained or examined.
 
     Raises:
-        InputError: A question leaves no room for its answer, or one of the two cannot be written in the prompt style.
+        InputError: A question leaves no room for its answer, or the prompt style cannot write the question or answer.
     """
     for part, number, row in ((part, i, row) for part, some in asdict(rows).items() for i, row in enumerate(some)):
         where = row.get("where", f"{part} row {number}")
@@ -449,13 +450,13 @@ class _Job:
 
 
 def _longest_answer(job: _Job) -> int:
-    """Tokens that an examined answer may have: as many as the longest forget answer, and some more."""
+    """Maximum length of an examined answer in tokens: somewhat more than the longest forget answer, within limits."""
     longest = max(len(job.style.answer_ids(row["answer"])) for row in job.rows.forget)
     return min(MOST_ANSWER_TOKENS, max(FEWEST_ANSWER_TOKENS, longest + 16))
 
 
 def _unheard(job: _Job, values: Sequence[Sequence[str]], longest: int) -> int:
-    """Number of values that begin behind the longest answer that is asked for."""
+    """Number of private values that lie beyond the maximum length of an examined answer."""
     from dipo_lightning.data.private import says
 
     heard = [str(job.style.tokenizer.decode(job.style.answer_ids(row["answer"])[:longest])) for row in job.rows.forget]
@@ -500,7 +501,7 @@ def _files(model: str) -> list[Any]:
 
 @contextmanager
 def _loaded(model: str, accelerator: str) -> Iterator[Any]:
-    """Hold a model on the device that the run trains on, and leave its memory to others afterwards."""
+    """Load a model onto the device that the run trains on, and free that memory afterwards."""
     import torch
 
     from dipo_lightning.models.loading import load_policy
@@ -516,7 +517,7 @@ def _loaded(model: str, accelerator: str) -> Iterator[Any]:
 
 
 def _paraphrased(job: _Job, model: str, count: int, seed: int) -> SplitRows:
-    """The rows with the target's own paraphrases of the forget questions behind theirs; written once."""
+    """The rows with the target's paraphrases of the forget questions after their own; they are generated once."""
     from dipo_lightning.benchmarks.user_data.probes import own_paraphrases, rewordings
     from dipo_lightning.evaluation.run_folder import write_json
 

@@ -1,4 +1,4 @@
-"""Late import of large libraries, whose places stand-ins take until they are used.
+"""Late import of large libraries: stand-ins take their places until they are used.
 
 A `fit` of one step takes 7 CPU seconds with everything that Lightning, torch's optimisers and transformers import, and
 less than 5 without what it never uses: torch's compiler, matplotlib, SciPy's optimisers, and the image, audio and text
@@ -29,8 +29,8 @@ _REGISTERED: list[tuple[str, Any]] = []
 def import_late(name: str) -> ModuleType:
     """Import a module, with stand-ins for the late libraries that it would import.
 
-    Garbage collection is off meanwhile, and later collections skip the objects that exist afterwards: repeated passes
-    over everything that modules consist of take half a second.
+    Garbage collection is off meanwhile, and later collections skip the objects that exist by then: repeated passes over
+    all the objects of the modules would take half a second.
     """
     if name in sys.modules:
         return sys.modules[name]
@@ -91,7 +91,7 @@ class StandIn(ModuleType):
 
     def __init__(self, name: str, given: dict[str, Any]) -> None:
         super().__init__(name)
-        self.__path__: list[str] = []  # the import system asks for it; modules inside are found by `Within`
+        self.__path__: list[str] = []  # the import system reads it; `Within` finds the submodules
         self.__spec__ = ModuleSpec(name, None, is_package=True)
         vars(self).update(given)
 

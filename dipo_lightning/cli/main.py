@@ -75,7 +75,7 @@ DEFAULT_CLASSES = {"model": "DiPOModule", "data": "UnlearningDataModule"}
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code; an error that the user can mend is one sentence and code 2."""
+    """Run a command and return its exit code: 2, after a message of one sentence, for errors that the user can fix."""
     args = list(sys.argv[1:] if args is None else args)
     if parent := os.environ.pop(PARENT, None):
         end_with(int(parent))
@@ -135,7 +135,7 @@ def end_with(parent: int) -> None:
 
 
 def run_command(name: str, args: list[str]) -> None:
-    """Parse ``args`` by the signature of the function behind ``name``, and call it."""
+    """Parse ``args`` by the signature of the function of command ``name``, and call it."""
     from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
 
     from dipo_lightning.cli.late_imports import import_late
@@ -160,7 +160,8 @@ def run_command(name: str, args: list[str]) -> None:
 def spelled_out(name: str, function: Callable[..., Any], args: Sequence[str]) -> list[str]:
     """Return the arguments of a command as the parser takes them.
 
-    The last one is named, ``--yes`` is ``--yes=true``, ``~`` and short names of shipped configurations are filled in.
+    An optional last positional argument gets its option's name, a switch such as ``--yes`` its value (``--yes=true``);
+    ``~`` in ``--output`` and the short names of shipped configurations are expanded.
     """
     import inspect
 
@@ -200,8 +201,8 @@ def run_trainer(args: list[str]) -> None:
 def names(part: str, args: Sequence[str]) -> bool:
     """Return whether the options, or a config among them, name the class of ``part`` (``model`` or ``data``).
 
-    The default class is not given to the parser, since the defaults of its options would remain when a config names
-    another class (NPO with DiPO's beta).
+    If they do, the parser must not get the default class: the defaults of its options would remain although a config
+    names another class (NPO with DiPO's beta).
     """
     from pathlib import Path
 

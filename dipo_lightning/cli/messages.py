@@ -38,7 +38,7 @@ USUAL = {
 """Options of this package by their usual names in other programs."""
 
 RENAMED_IN = {"dipo-lightning score": {"reference": "--retain_log"}}
-"""Options renamed in a single command, as `RENAMED`; elsewhere the old name has a meaning."""
+"""Options renamed in a single command, in the form of `RENAMED`; in other commands the old name is still in use."""
 
 INSIDE = {
     "model": "dipo_lightning.DiPOModule",
@@ -56,7 +56,7 @@ class Sentences:
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the sentence and exit with code 2."""
-        if not self.exit_on_error:  # inside the parse of a larger one, which will say it
+        if not self.exit_on_error:  # called by a larger parser, which will report the error
             super().error(message, ex)  # type: ignore[misc]
         command = self.prog.replace(" [options]", "")
         print(f"error: {printable(explained(message, self))}\n{command} --help explains the options", file=sys.stderr)

@@ -1,22 +1,22 @@
 """Memory of each part of a run on one GPU, computed from the model's configuration without loading weights.
 
-With P parameters, T of them trainable, P_root those outside the blocks (embedding, projection, last norm), P_block
-those of one block, W GPUs and c bytes per number of the computation (2 for bfloat16), one GPU holds
+With P parameters in total, T of them trainable, P_root outside the blocks (embedding, projection, last norm) and
+P_block in one block, W GPUs, and c bytes per number in the compute dtype (2 for bfloat16), one GPU holds
 
     weights       4 P / W                 float32
     gradients     4 T / W                 float32
     optimizer     8 T / W                 AdamW's two moments, float32
     reference     live: c P / W; hidden_states, directions and live with a trained projection: + c V H, whole on
                   every GPU; adapters_off: 0
-    gathered      c (P_root + 2 P_block)  what FSDP2 holds whole: root and two blocks; once more for a live reference
+    gathered      c (P_root + 2 P_block)  root and two blocks, which FSDP2 holds whole; twice with a live reference
     reductions    (c + 4) max(T_root, T_block)   a whole gradient, and its float32 copy on the way to its shards
-    activations   what autograd saves in a forward of all rows of a micro-batch: measured on a model without memory
+    activations   tensors that autograd saves in a forward pass of a micro-batch: traced on a model without storage
     loss          vocabulary-sized values of the loss
 
 with W = 1 for everything that ``strategy: ddp`` does not split. With ``trainable: qlora`` the linear layers of the
 blocks take 0.516 bytes per weight (NF4), embedding and projection c, and one layer at a time is unpacked. P and T are
-counted, activations are traced; the rest follows from the formulas. Not counted are fragmentation, the CUDA context and
-NCCL, for which `RESERVE` is kept free.
+counted, activations are traced; the rest follows from the formulas. Fragmentation, the CUDA context and NCCL are not
+counted; `RESERVE` is kept free for them.
 """
 
 import functools
@@ -111,9 +111,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of parameters in total, outside the blocks and in the largest block, also of the trainable ones alone.
+    """Numbers of parameters in total, outside the blocks (root) and in the largest block; all, and trainable ones only.
 
-    ``packed`` counts those of the blocks' linear layers without adapters, ``largest`` those of the largest such layer.
+    ``packed`` counts the frozen parameters of the blocks' linear layers, ``largest`` those of the largest such layer.
     """
 
     total: int
@@ -210,8 +210,9 @@ def loss_memory(counts: Counts, run: Run) -> float:
     """Return the bytes of the vocabulary-sized values of the loss.
 
     From hidden states: six float32 buffers of a chunk (logits and log-softmax of both models, their divergence, and a
-    gradient). From logits: the policy's and their gradient at forget and retain positions, the reference's, and float32
-    values: six (two differences, probabilities, their log) at each forget position, four at each retain position.
+    gradient). From logits: the policy's logits and their gradient at forget and retain positions, the reference's
+    logits, and float32 vectors: six at each forget position (two differences, probabilities, their log), four at each
+    retain position.
     """
     positions = run.batch_size * run.answer_length  # of the forget rows, and as many of the retain rows
     if run.form == "hidden":
@@ -382,7 +383,7 @@ def plan(pretrained: str, **options: Any) -> Plan:
 def cheapest_fit(pretrained: str, run: Run) -> tuple[dict[str, Any], Plan] | None:
     """Find the cheapest change of options with which a run fits: a single one, or several together.
 
-    Changes that only cost time are tried first, then those that change the training, then further hardware.
+    Changes that only cost time are tried first, then those that change the training, then more GPUs.
 
     Returns:
         The options to change, and the plan with them; None if none fits.

@@ -71,7 +71,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def asks_for_more(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Return whether ``config`` asks for more epochs or steps than the finished run in ``folder`` has."""
+    """Return whether ``config`` sets other limits of epochs or steps than the finished run in ``folder`` had."""
     record = read_record(folder / CHECKPOINTS) or {}
     before, now = (side.get("trainer") or {} for side in (record.get("config") or {}, config))
     return any(before.get(name) != now.get(name) for name in ("max_epochs", "max_steps"))
@@ -91,7 +91,7 @@ def _logger_in(folder: Path, logger: Namespace) -> Namespace:
     options = Namespace(**vars(logger.get("init_args") or Namespace()))
     if logger.class_path in (TENSORBOARD, DEFAULT):
         options.update(Namespace(save_dir=str(folder), name="", version=""))
-    elif logger.class_path == CSV:  # which empties a folder that it finds: a new version for each part of the run
+    elif logger.class_path == CSV:  # it empties an existing folder, so each part of a run gets a new version
         options.update(Namespace(save_dir=str(folder), name="csv", version=None))
     elif options.get("save_dir", "") in (None, ".", "lightning_logs"):
         options.save_dir = str(folder)

@@ -172,7 +172,7 @@ class DiPOCLI(LightningCLI):
         return found
 
     def _callbacks(self) -> list[Any]:
-        """Return the callbacks of the config, of which it may have one alone."""
+        """Return the callbacks of the config as a list, even if it names only one."""
         found = self.config[self.subcommand].trainer.callbacks or []
         return found if isinstance(found, list) else [found]
 

@@ -38,7 +38,7 @@ class Alternatives:
         lines: For each row, the answers to draw from.
         rows: The forget rows, in the order of their tokenised examples.
         style: The prompt style of the forget rows; the alternative follows the same prompt.
-        max_length: Longest example in tokens.
+        max_length: Maximum length of an example in tokens.
         seed: Seed of the draw.
     """
 
@@ -55,7 +55,7 @@ class Alternatives:
 
     def line(self, epoch: int, index: int) -> str:
         """Return the alternative of forget row ``index`` in ``epoch``."""
-        # A string seeds the same everywhere: it is hashed with SHA-512, not with the process's own hash.
+        # A string gives the same seed in every process: it is hashed with SHA-512, not with Python's salted hash.
         return random.Random(f"{self.seed} {epoch} {index}").choice(self.lines[index])
 
     def __call__(self, epoch: int, index: int) -> Example:
@@ -73,7 +73,7 @@ class Alternatives:
             check(example)
 
     def to_longest(self) -> Sequence[Example]:
-        """Return the tokenised alternatives, only the longest if there are many, each after its longest question."""
+        """Return the tokenised alternatives (if there are many, only the longest), each after its longest question."""
         asked: dict[int, tuple[int, int]] = {}  # length of the longest question and its row, by list of lines
         for place, lines in enumerate(self.lines):
             found = len(str(asked_in(self.rows[place]))), place
@@ -96,7 +96,7 @@ def answer_in(row: Mapping[str, Any]) -> str:
 
 
 def with_answer(row: Mapping[str, Any], answer: str) -> dict[str, Any]:
-    """Return ``row`` with another answer: the last turn, where it is a conversation."""
+    """Return ``row`` with another answer; in a conversation that is the last turn."""
     if "messages" in row:
         return {**row, "messages": [*row["messages"][:-1], {**row["messages"][-1], "content": answer}]}
     return {**row, "answer": answer}
@@ -143,8 +143,8 @@ def own_alternatives(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 def find_alternatives(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Return the alternatives that a data file has for each row, matched by question; an empty list without a match.
 
-    If the file has a question with several answers, the records with the row's own answer count. Records whose
-    question no row asks are ignored, and their number is printed.
+    If the file has several answers to a question, the records with the row's own answer are used, or all if none has
+    it. Records whose question no row asks are ignored, and their number is printed.
     """
     given: dict[str, list[tuple[str | None, list[str]]]] = {}
     rows_ask, others = {plain_text(*asked_in(row)) for row in rows}, list[Record]()

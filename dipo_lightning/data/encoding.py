@@ -1,10 +1,10 @@
 r"""Prompt styles, which write a question and an answer as token ids and labels: the base class and the fixed styles.
 
-A prompt and its answer are tokenised separately. Tokenised together, a merge across the border gives
-``tokens(prompt + answer)[:len(tokens(prompt))] != tokens(prompt)``: the first answer token is then neither
-scored nor trained on, and a generation starts from ids that training never saw. TOFU and open-unlearning do
-tokenise together; for ``Question: ...\nAnswer: ...`` on a byte-level BPE there is always a merge at the border.
-Without one (``[/INST]``, chat templates) both ways give the same ids.
+A prompt and its answer are tokenised separately. If they were tokenised together, a merge across the border would give
+``tokens(prompt + answer)[:len(tokens(prompt))] != tokens(prompt)``: the first answer token would be neither scored nor
+trained on, and a generation would start from ids that training never saw. TOFU and open-unlearning do tokenise
+together; for ``Question: ...\nAnswer: ...`` on a byte-level BPE there is always a merge at the border. Where there is
+none (``[/INST]``, chat templates) both ways give the same ids.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ class PromptStyle(ABC):
     def example(self, question: str, answer: str) -> tuple[list[int], list[int]]:
         """Ids and labels of a question with its answer, of equal length.
 
-        ``input_ids`` starts with ``prompt(question)``; the labels are -100 there, and the answer's ids and the
-        end-of-turn token after it. An `InputError` if one is empty, or the answer contains the end-of-turn token.
+        ``input_ids`` starts with ``prompt(question)``, where the labels are -100; after it the labels are the answer's
+        ids and the end-of-turn token. An `InputError` if one of the two is empty, or the answer contains that token.
         """
         return self.join(self.prompt(question), answer)
 
     def join(self, prompt: list[int], answer: str) -> tuple[list[int], list[int]]:
-        """Do what `example` does, for a tokenised prompt (scoring several answers to one question)."""
+        """Do the same as `example` for a tokenised prompt, as when several answers to one question are scored."""
         ids = self.answer_ids(answer) + self.stop_ids[:1]
         return prompt + ids, [IGNORED] * len(prompt) + ids
 
@@ -196,7 +196,7 @@ def continuation(tokenizer: PreTrainedTokenizerBase, text: str, anchor: str = ""
 
 
 def checked_text(text: object, label: str) -> str:
-    """Return a text, or raise an `InputError` for no string, an empty or blank one, or lone surrogates (no UTF-8).
+    """Return a text; an `InputError` if it is not a string, is blank, or contains lone surrogates (no UTF-8 text).
 
     The message begins with ``label``.
     """

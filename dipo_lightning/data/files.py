@@ -130,7 +130,7 @@ def is_saved(folder: Path) -> bool:
 
 
 def is_hub_name(source: str) -> bool:
-    """Return whether ``source`` is a hub name: ``owner/name``, not ending like a data file or starting with a folder.
+    """Return whether ``source`` is a hub name: ``owner/name``, no data file's ending, and no folder called ``owner``.
 
     A mistyped path must not cause a network request.
     """
@@ -237,7 +237,7 @@ def _dataset_records(label: str, rows: Any) -> Iterator[Record]:
 
 
 def _json_records(path: Path) -> Iterator[Record]:
-    """Values line by line; if the first line is not a whole value, the values of the whole file in any layout."""
+    """Values line by line; if the first line is not a whole object, those of the whole file in any JSON layout."""
     values = _json_lines(path)
     first = list(itertools.islice(values, 2))
     if not first:
@@ -253,7 +253,7 @@ def _json_records(path: Path) -> Iterator[Record]:
 def _json_lines(path: Path) -> Iterator[Record]:
     """Value of each line; nothing if the first line is not a whole object."""
     place, started, read = f"{path}, line", False, 0
-    with path.open("rb") as file:  # as bytes: text is also broken at characters that JSON strings may hold
+    with path.open("rb") as file:  # as bytes: text mode would also split lines at characters inside JSON strings
         for number, line in enumerate(file, 1):
             text = _decoded(line, read)
             read += len(line)
@@ -312,7 +312,7 @@ def _decoded(line: bytes, offset: int) -> str:
 def _wrapped(record: Record) -> tuple[str, list[Any]] | None:
     """Rows in a list inside a file's only object, such as ``{"data": [...]}``, and their place.
 
-    An object that is a row itself, with texts beside the list, holds no others.
+    An object with texts beside the list is a row itself and holds no others.
     """
     lists = {
         name: value
@@ -357,7 +357,7 @@ def _csv_records(path: Path) -> Iterator[Record]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = file.readline()
         file.seek(0)
-        # The separator is the one that makes most columns of the header: spreadsheets write ; and tabs too.
+        # The separator is the one that gives the header the most columns: spreadsheets write ; and tabs too.
         separator = max(_SEPARATORS, key=lambda one: len(next(csv.reader([header], delimiter=one), [])))
         reader = csv.DictReader(file, strict=True, delimiter=separator)
         try:

@@ -1,7 +1,7 @@
 """Rows in batches: forget rows paired with retain rows, and a loader that resumes in the middle of an epoch.
 
 The pairing is a pure function of (seed, epoch, index): the same for any number of workers and ranks and after a resume.
-Lightning's combined loaders repeat one permutation inside an epoch and give both sets the same one.
+Lightning's combined loaders would repeat one permutation inside an epoch and use the same one for both sets.
 
 If ranks or micro-batches hold different numbers of tokens, the mean over the tokens of a micro-batch is not the mean
 over the global batch. So each batch carries ``denominators``: the count of its whole optimiser step over all ranks,
@@ -57,7 +57,8 @@ class ForgetRetainPairs(Dataset):
         seed: Seed of the pairing.
 
     Attributes:
-        alternative: For methods that prefer another answer (IdkDPO): maps ``(epoch, index)`` to its example.
+        alternative: Function from ``(epoch, index)`` to the example of an alternative answer, for methods that prefer
+            one (IdkDPO).
     """
 
     alternative: Callable[[int, int], Example] | None = None
@@ -144,7 +145,7 @@ class EpochSampler(DistributedSampler):
     def keys_of_all_ranks(self) -> list[list[int]]:
         """Return the keys of every rank in the current epoch; each rank computes the same lists by itself.
 
-        All ranks have the same number: if the rows do not divide, the first rows of the order come twice.
+        All ranks have the same number of keys: if the rows do not divide by the ranks, the first rows come twice.
         """
         rows = len(self.dataset)  # type: ignore[arg-type]
         order = torch.randperm(rows, generator=random_stream(self.seed, self.epoch, "order", first=self.seed))
@@ -244,7 +245,7 @@ class ResumableLoader(DataLoader):
                 "(data.batch_size x processes): the numbers are not those of an uninterrupted run.",
                 category=UserWarning,
             )
-        self.skip = self.done = skip  # saved again before the first batch, it is the same place
+        self.skip = self.done = skip  # so that a state saved before the first batch is the same position
 
     def denominators(self, step: int, ranks: list[list[int]]) -> dict[str, float]:
         """Return rows and supervised tokens per micro-batch and rank, for one optimiser step of the current epoch.

@@ -33,9 +33,9 @@ _PART = re.compile(r"[\p{L}\p{N}](?:[\p{L}\p{M}\p{N}]|(?<=\p{N})[.,](?=\p{N}))*"
 _GAP = r"(?:['’]s)?[^\p{L}\p{N}]+"
 _DATE = r"\p{N}\.\p{N}{1,2}\."
 _BEFORE = rf"(?<!{_LETTER})(?:(?<={_DATE})|(?<!\p{{N}}[.,](?=\p{{N}})))(?<!(?<!{_LETTER})(?:\p{{L}}-|o['’]))"
-"""Before a value: not the rest of a word or number, nor of one like "e-mail" or "O'Neil"."""
+"""Condition before a value: it is not the rest of a word or number, nor of a word like "e-mail" or "O'Neil"."""
 _AFTER = rf"(?!{_LETTER})(?!(?<=\p{{N}})[.,]\p{{N}})(?!['’]t(?!{_LETTER}))"
-"""After a value: not the rest of a word or number, nor of one like "don't"."""
+"""Condition after a value: no rest of a word or number follows, nor of a word like "don't"."""
 _LONE_BEFORE = rf"(?<!(?<!{_LETTER})\p{{L}}\.)(?<!\p{{L}}['’])"
 _LONE_AFTER = rf"(?!['’]{_LETTER}(?<!['’]s(?!{_LETTER}))|\.\p{{L}}(?!{_LETTER}))"
 """Also around a value of a single letter: not a part of "U.S.", "I'm" or "can't"."""
@@ -97,7 +97,7 @@ def vocabulary(texts: Iterable[str]) -> set[str]:
 
 
 RARE = 1 / 200
-"""Share of the retain rows up to which a word is rare: in a large retain set some rows share words with any secret."""
+"""Largest share of the retain rows with a rare word: in a large retain set some rows share words with any secret."""
 
 
 def rows_with_words(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
@@ -217,7 +217,7 @@ def token_flags(offsets: Sequence[tuple[int, int]], spans: Sequence[Span]) -> li
 def token_places(tokenizer: Any, ids: Sequence[int], text: str) -> list[tuple[int, int]]:
     """Return the character range (start, end) of each token in a text, without leading white space.
 
-    Ids after the text, such as the end of the turn, get ranges behind its end. White space around the text may be
+    Ids after the text, such as the end of the turn, get ranges beyond its end. White space around the text may be
     missing in the ids, since chat templates strip it.
     """
     ends = [len(tokenizer.decode(list(ids[: place + 1]))) for place in range(len(ids))]
@@ -262,7 +262,7 @@ class PrivateTokens(OnDemand):
                 check(example)
 
     def make(self, index: int) -> Example:
-        """Return the example at a position, with labels on private tokens only: none if all of them were cut off."""
+        """Return the example at a position with labels on private tokens only; without labels if all were cut off."""
         example, row = self.examples[index], self.rows[index]
         places = [place for place, label in enumerate(example["labels"]) if label != IGNORED]
         ids = [example["input_ids"][place] for place in places]

@@ -47,18 +47,18 @@ NAMED_TEMPLATES = {
 
 
 class ChatStyle(PromptStyle):
-    """The tokenizer's chat template around a question, an end-of-turn token behind the answer.
+    """The tokenizer's chat template around a question, with an end-of-turn token after the answer.
 
-    The template says what stands before and behind an answer: it is rendered with a generation prompt, and again
-    with an answer. What follows the generation prompt and is not the answer (an empty reasoning block, say) belongs
-    to the prompt, unless it is only white space. A reasoning block that the generation prompt opens and the template
-    leaves out of a given answer (DeepSeek-R1 and its distillations) is left out of the prompt. Of what follows the
-    answer the first special token is kept and supervised, as the end of the turn; the rest (a line break, a second
-    end token) a generation never reaches.
+    The template shows the text before and after an answer: it is rendered with a generation prompt, and again with an
+    answer. Text between the generation prompt and the answer (such as an empty reasoning block) belongs to the prompt,
+    unless it is only white space. A reasoning block that the generation prompt opens and the template leaves out of a
+    given answer (DeepSeek-R1 and its distillations) is left out of the prompt. After the answer the first special token
+    is kept and supervised, as the end of the turn; the rest (a line break, a second end token) is dropped, since a
+    generation never reaches it.
 
     Args:
         tokenizer: The model's tokenizer.
-        system_prompt: A system message. Without one the template's own default stands, if it has one.
+        system_prompt: A system message; None leaves the template's own default, if it has one.
         date: The date that templates print (Llama-3 asks for today's), as ``26 Jul 2024``.
         chat_template: A template to use in place of the tokenizer's: its text, a file with it, or a name: ``chatml``,
             or one of several that the tokenizer has.
@@ -120,7 +120,7 @@ class ChatStyle(PromptStyle):
         return super().join(self.conversation_prompt(messages[:-1]), self._shown(messages))
 
     def _shown(self, messages: Messages) -> str:
-        """The last turn as the template writes it, without what stands around it."""
+        """The last turn as the template writes it, without the text around it."""
         answer = checked_text(messages[-1]["content"], "The answer")
         text, whole = self._prompt_text(messages[:-1]), self._render(messages)
         if not whole.startswith(text) or not whole.endswith(self._tail):
@@ -151,7 +151,7 @@ class ChatStyle(PromptStyle):
         return str(text)
 
     def _surroundings(self) -> tuple[str, str, str]:
-        """Find the reasoning block that a generation prompt alone opens, and what stands around an answer."""
+        """Find the reasoning block that only a generation prompt opens, and the text before and after an answer."""
         turns = [{"role": "user", "content": "Who?"}]
         before = self._render(turns, generation=True)
         whole = self._render([*turns, {"role": "assistant", "content": _PROBE}])
@@ -167,8 +167,8 @@ class ChatStyle(PromptStyle):
         return opened, (lead if lead.strip() else ""), tail
 
     def _stops(self) -> list[int]:
-        """The end-of-turn token of the template, then the end-of-sequence token where that is another."""
-        # Some tokenizers add runs of line breaks and spaces as tokens of their own: those end nothing.
+        """The end-of-turn token of the template, then the end-of-sequence token if it is a different one."""
+        # Some tokenizers add runs of line breaks and spaces as special tokens, which do not end a turn.
         added = self.tokenizer.added_tokens_decoder.items()
         special = {number for number, token in added if token.content.strip()} | set(self.tokenizer.all_special_ids)
         turn = [token for token in encode(self.tokenizer, self._tail) if token in special][:1]
@@ -220,7 +220,7 @@ def _day(date: str) -> datetime.date:
 
 
 def _fixed_clock(day: datetime.date) -> str:
-    """A template's first lines that hide transformers' ``strftime_now`` behind one of a fixed day (at midnight).
+    """First lines of a template that replace transformers' ``strftime_now`` by one of a fixed day (at midnight).
 
     It must be a macro: transformers turns functions among a template's variables into strings.
     """

@@ -35,9 +35,9 @@ _MARK = re.compile(r"\[\[([^\[\]]*[^\[\]\s][^\[\]]*)\]\]")
 
 
 class Rows(Sequence[Row]):
-    """Rows in one block of bytes: a million of them take no more memory than their text.
+    """Rows in one block of bytes, so that a million of them take hardly more memory than their text.
 
-    As dictionaries they would take several times as much, in each process. A row is decoded on access, with its
+    As dictionaries they would take several times as much, in each process. A row is decoded on access, and then has
     ``index`` (its position) and ``where`` (its place in its file).
     """
 
@@ -45,8 +45,8 @@ class Rows(Sequence[Row]):
         self._content = bytearray()
         self._ends, self._numbers = array("q"), array("q")
         self.plain = bytearray()  # 1 for a row of plain text
-        self.keys = array("q")  # hashes by which `overlap` finds equal rows; they hold in this process
-        self._places: list[tuple[int, str]] = []  # first row that stands in such a place, and the place
+        self.keys = array("q")  # hashes by which `overlap` finds equal rows; valid in this process only
+        self._places: list[tuple[int, str]] = []  # for each place (a file), the first of its rows, and the place
 
     def append(self, row: Mapping[str, Any], place: str, number: int) -> None:
         """Add the row ``number`` of ``place``."""
@@ -192,7 +192,7 @@ def fingerprints(datamodule: object) -> dict[str, dict[str, Any]]:
 
 
 def overlap(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
-    """Find the positions of equal rows in two sets, in the first and in the second, up to case and white space."""
+    """Find rows that are equal up to case and white space: pairs of positions in the first and the second set."""
     keys, others = (
         rows.keys if isinstance(rows, Rows) else [hash(_key(row)) for row in rows] for rows in (first, second)
     )
@@ -210,9 +210,10 @@ def refuse_overlap(
     names: tuple[str, str] = ("forget", "retain"),
     remedy: str = "Take such rows out of one of the two.",
 ) -> None:
-    """Raise an `InputError` if two sets share rows: a row that is forgotten and kept at once ends up as neither.
+    """Raise an `InputError` if two sets share rows, since a row cannot be both forgotten and kept.
 
-    It gives the number of shared rows, the places of the first one in the sets called ``names``, and the ``remedy``.
+    The message has the number of shared rows, the places of the first one in both sets, which it calls by ``names``,
+    and the ``remedy``.
     """
     if pairs := overlap(first, second):
         places = [
@@ -228,8 +229,8 @@ def refuse_overlap(
 def listed(value: object, label: str) -> list[Any] | None:
     """Return the list in a field: the value itself, or the list written in a table's cell; None if it is not a list.
 
-    A table has no lists, so they are written as JSON, as Python prints them (also a tuple or a set of texts), or as
-    NumPy does, without commas.
+    A cell of a table cannot hold a list, so lists are written as JSON, as Python prints them (also a tuple or a set of
+    texts), or as NumPy prints them, without commas.
     """
     if isinstance(value, list):
         return value
@@ -280,7 +281,7 @@ def _said(row: Mapping[str, Any]) -> bytes:
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The texts of a row up to case, white space and marks of private values, which a copy among other rows keeps."""
+    """The texts of a row up to case, white space and the marks of private values, which stay in other sets' copies."""
     if "text" in row:
         texts = [row["text"]]
     elif "messages" in row:
@@ -307,7 +308,7 @@ def _roles(record: Record, chosen: Mapping[str, str], spelled: Mapping[str, str]
             raise InputError(f"Columns {', '.join(chosen)}: name question and answer together, or text, or messages.")
         return dict(chosen)
     for pair in _PAIRS:
-        # One of the two is enough to recognise the layout: the missing one is then what the row lacks.
+        # One of the two is enough to recognise the layout; the error is then about the other one.
         if any(name in spelled for name in pair):
             return dict(zip(("question", "answer"), pair, strict=True))
     for role in ("messages", "text"):

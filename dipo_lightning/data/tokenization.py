@@ -25,9 +25,9 @@ LARGE = 20_000
 LONGEST = 1000
 """Number of longest rows of such a set that are tokenised before the first step to check that they fit."""
 KEPT = 4096
-"""Number of examples that a large set keeps, and of questions with answers whose ids are kept for copies of rows."""
+"""Number of examples that a large set caches, and of question-answer pairs whose ids are cached for repeated rows."""
 TEXT_AT_ONCE, TEXT_PART = 20_000_000, 1_000_000
-"""Characters up to which running text is tokenised at once, and of the parts of a longer one, to save memory."""
+"""Maximum length in characters of running text that is tokenised at once, and length of the parts of longer text."""
 
 
 @dataclass
@@ -87,7 +87,7 @@ class LazyRows(OnDemand):
     Args:
         rows: From `dipo_lightning.data.rows.read_rows`.
         style: Prompt style.
-        max_length: Longest example in tokens; the end of a longer one is cut off.
+        max_length: Maximum length of an example in tokens; the end of a longer one is cut off.
         looked_at: Examples that are checked before the first step.
     """
 
@@ -167,11 +167,11 @@ def tokenize_rows(
     Args:
         rows: From `read_rows`, or a benchmark's.
         style: Prompt style.
-        max_length: Longest example in tokens; the end of a longer one is cut off.
+        max_length: Maximum length of an example in tokens; the end of a longer one is cut off.
         on_missing: ``raise`` stops at a row with no token left to supervise; ``skip`` leaves it out and counts it.
 
     Raises:
-        InputError: ``on_missing`` is ``raise`` and there is such a row, or the style cannot write rows of this kind.
+        InputError: ``on_missing`` is ``raise``, and a row has no token to supervise or cannot be written in the style.
     """
     check_choice("data", "on_missing", on_missing, ("raise", "skip"))
     check_numbers("data", {"max_length": max_length}, least=2)
@@ -216,7 +216,7 @@ def _placed(error: InputError, row: Mapping[str, Any], index: int) -> str:
 def prompts_without_room(rows: Sequence[Mapping[str, Any]], style: PromptStyle, max_length: int) -> list[int]:
     """Return the positions of rows whose prompt may leave no room for the answer within ``max_length`` tokens.
 
-    Estimated from the text alone, for a set too large to be tokenised: a token stands for at least one byte, and the
+    This is estimated from the text alone, for a set too large to be tokenised: a token is at least one byte, and the
     style adds the same number of tokens to every question.
     """
     around = len(style.prompt("?"))
@@ -275,7 +275,7 @@ def _joined(texts: Sequence[str]) -> Iterator[str]:
 
 
 class Remembering:
-    """Tokenisation of rows in one style, with a memory for the copies of rows that training files may hold."""
+    """Tokenisation of rows in one style, with a cache for repeated rows, which training files may contain."""
 
     def __init__(self, style: PromptStyle) -> None:
         self.style = style

@@ -53,7 +53,7 @@ class TokenizedDataModule(pl.LightningDataModule):
             prompt and date), ``plain``, ``llama2`` or ``text``.
         prompt_options: Options of the style: ``system_prompt``, ``date``, ``chat_template`` (text, file or name) and
             ``template_options`` for ``chat``; ``space`` (``prompt`` or ``answer``) for ``plain``; ``end`` for ``text``.
-        max_length: Longest row in tokens; rows that are cut are counted and reported.
+        max_length: Maximum length of a row in tokens; rows that are cut are counted and reported.
         batch_size: Rows per process and micro-batch (for unlearning: as many forget as retain rows).
         num_workers: Loader processes; 0 loads in the training process.
         seed: Seed of the order and of the pairing.
@@ -95,9 +95,9 @@ class TokenizedDataModule(pl.LightningDataModule):
         self._resume: dict[str, int] | None = None
 
     def check(self) -> None:
-        """Read and check everything that can be wrong with the data before a model is loaded.
+        """Read the data, and check before a model is loaded everything that can be wrong with it.
 
-        Idempotent; with another model that brings its own tokenizer, rows are tokenised anew.
+        Idempotent; if another model brings its own tokenizer, the rows are tokenised again.
         """
         own = getattr(getattr(self.trainer, "lightning_module", None), "pretrained", None)
         source = self.tokenizer_source or own or self._loaded_from
@@ -149,7 +149,7 @@ class TokenizedDataModule(pl.LightningDataModule):
             return made, rows
         by_need = isinstance(rows, Rows) and len(rows) > LARGE
         looked_at = list(range(len(rows)))
-        if by_need and isinstance(rows, Rows):  # the longest show whether rows fit; the others may have to be left out
+        if by_need and isinstance(rows, Rows):  # the longest show if rows are cut, the tight ones may be left out
             skips = self.on_missing == "skip"
             tight = prompts_without_room(rows, self.style, self.max_length) if skips else []
             looked_at = list(dict.fromkeys([*rows.longest(LONGEST), *tight]))
@@ -222,7 +222,7 @@ class TokenizedDataModule(pl.LightningDataModule):
         return DataLoader(TensorDataset(torch.zeros(ranks)), batch_size=1)
 
     def state_dict(self) -> dict[str, int]:
-        """Return the loader's state; kept here too, since Lightning restores a loader's only if nothing came before."""
+        """Return the loader's state, kept here too: Lightning restores that of a loader only if nothing came before."""
         return {} if self._loader is None else self._loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
@@ -242,16 +242,16 @@ class UnlearningDataModule(TokenizedDataModule):
     The retain partner is a pure function of (seed, epoch, index). A batch holds ``forget`` and ``retain`` token
     batches, and ``alternative`` where there are alternatives.
 
-    Beside a question and its answer a row may carry what evaluations use: ``paraphrased_answer`` (a text),
+    Besides a question and its answer a row may have columns that evaluations use: ``paraphrased_answer`` (a text),
     ``perturbed_answer`` (wrong answers), ``paraphrased_question`` (a text or a list), and ``private``, the private
-    values in its answer (a text or a list). Instead of the last the answer of a forget row may mark them, as in
-    ``He was born in [[Lima]].``: the marks are taken out. ``alternatives`` (a text or a list) are answers that may be
-    trained towards. `forget_rows` and `retain_rows` hold all of it, every list as a list.
+    values in its answer (a text or a list). Instead, a forget row may mark the private values in its answer, as in
+    ``He was born in [[Lima]].``; the marks are removed. ``alternatives`` (a text or a list) are other answers, which
+    some methods prefer. `forget_rows` and `retain_rows` hold all of these, with every list as a list.
 
     Args:
         tokenizer: Hub name, folder or GGUF file that the tokenizer is loaded from; None takes the model's own.
         forget: File(s), folder or hub data set to be forgotten.
-        retain: The same to be kept; None unlearns without it and warns.
+        retain: File(s), folder or hub data set to be kept; None unlearns without retain rows and warns.
         max_forget_rows: Use the first n forget rows only.
         max_retain_rows: Use the first n retain rows only.
         forget_split: Split of the forget data set or folder; without it ``train``, or the only one.
@@ -259,8 +259,9 @@ class UnlearningDataModule(TokenizedDataModule):
         columns: Names of the columns where they are not recognised, such as ``{question: ask, answer: reply}``.
         alternatives: Other answers to the forget questions, for methods that prefer them (DPO, IdkDPO, AltPO): ``idk``
             for the package's list of "I don't know" lines; a data file with a column ``alternatives`` beside the
-            question; ``rows`` for that column of the forget rows themselves; a text file with one answer per line, or a
-            list of answers, for all rows. Each epoch draws again; the draw is a pure function of (seed, epoch, index).
+            question; ``rows`` for that column of the forget rows themselves; or, for all rows, a text file with one
+            answer per line or a list of answers. Each epoch draws again; the draw is a pure function of (seed, epoch,
+            index).
         forget_tokens: Tokens of the forget answers in the loss: the whole ``answer``, or only its ``private`` values,
             named by the data or found (`dipo_lightning.data.private.find_private`).
         **options: Those of `TokenizedDataModule`.
@@ -297,7 +298,7 @@ class UnlearningDataModule(TokenizedDataModule):
         self.retain_rows: AnyRows | None = None
 
     def check(self) -> None:
-        """Read both sets and check them (an `dipo_lightning.errors.InputError` if they cannot be right)."""
+        """Read both sets and check them; an `InputError` if they are broken or share rows."""
         if not self.forget_rows:
             self.read()
             if self.retain_rows is None:
@@ -380,7 +381,7 @@ class UnlearningDataModule(TokenizedDataModule):
         return PrivateTokens([forget[position] for position in left], rows, shared, self.tokenizer), rows
 
     def place(self, index: int) -> int:
-        """Return the position of a forget example among `trained_rows`; indices count rows left out, too."""
+        """Return the position of a forget example in `trained_rows` by its index, which counts left-out rows too."""
         rows = self.trained_rows
         if index < len(rows) and rows[index].get("index", index) == index:
             return index

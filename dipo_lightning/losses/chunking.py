@@ -5,9 +5,9 @@ There are two ways, both exact, in chunks of positions:
 - `in_chunks` runs any function on a chunk's positions, keeps no intermediate values, and runs it again in the backward
   pass.
 - `ClosedForm` is for values whose gradient on the logits is a vector d that can be recomputed. With x the hidden state
-  of a token, W the output projection and u the gradient on the token's value, the gradient on x is u W^T d and that on
-  W the sum of u d x^T over the tokens. The forward pass keeps W^T d, of hidden size; d itself, of vocabulary size, is
-  kept only if one chunk holds all positions.
+  of a token, W the output projection and u the upstream gradient of the token's value, the gradient on x is u W^T d and
+  that on W is the sum of u d x^T over the tokens. The forward pass keeps W^T d, of hidden size; d itself, of vocabulary
+  size, is kept only if one chunk holds all positions.
 
 A vocabulary-sized buffer takes 100 MB and more, and allocating one on a CPU costs as much as several passes over it:
 buffers are made once per call, and filled piece by piece while the piece is in the processor's cache.
@@ -75,10 +75,10 @@ def sequence_reduce(values: Tensor, sequence_ids: Tensor, batch_size: int, reduc
 
 
 def global_mean(values: Tensor, denominator: float | Tensor | None = None) -> Tensor:
-    """Average over tokens or sequences, against a local or a global count.
+    """Average over tokens or sequences, dividing by a local or a global count.
 
-    Under data parallelism and gradient accumulation the mean is over the *global* batch; the caller then passes its
-    number of tokens or sequences (times whatever the gradient averaging divides by).
+    Under data parallelism and gradient accumulation the mean is over the *global* batch. The caller then passes its
+    number of tokens or sequences, divided by the number of ranks and micro-batches over which gradients are averaged.
 
     Args:
         values: (N,) token or sequence values.
@@ -126,7 +126,7 @@ def piece_size(device: torch.device, chunk_size: int) -> int:
 
 
 def vocabulary_buffer(hidden: Tensor, weight: Tensor, chunk_size: int, *others: Tensor) -> Tensor:
-    """Make an uninitialised (positions of a chunk, V) buffer, float64 if a weight is, else float32."""
+    """Make an uninitialised (positions of a chunk, V) buffer, float64 if ``weight`` or another is, else float32."""
     dtype = working_dtype(weight, *others)
     return torch.empty(min(len(hidden), chunk_size), len(weight), dtype=dtype, device=hidden.device)
 
@@ -178,14 +178,14 @@ class ClosedForm(torch.autograd.Function):
         fill: Callable[..., object],
         *others: Tensor,
     ) -> None:
-        """Keep what the gradients need.
+        """Save the tensors and functions from which `backward` computes the gradients.
 
         Args:
             ctx: Autograd's context.
             hidden: (N, H).
             weight: (V, H).
-            directions: (N, H) the vectors times the weight, float32 or float64; None if they are not needed.
-            vectors: (n, V) those of the last chunk: all of them if one chunk holds all positions.
+            directions: (N, H) vectors times weight, float32 or float64; may be None if ``hidden`` needs no gradient.
+            vectors: (n, V) vectors of the last chunk: all of them if one chunk holds all positions.
             chunk_size: Number of positions whose vectors are in memory at the same time.
             fill: Called with a slice, a buffer (n, V), hidden, weight and the others; writes the vectors of the slice.
             *others: Further tensors needed to recompute the vectors.

@@ -1,8 +1,9 @@
 """Token likelihood and KL divergence, on logits and from hidden states without (tokens, vocabulary) logits.
 
-With p the policy's probabilities, W its output projection and y the label, nll = lse - <W_y, x>; its gradient on the
-logits is p - onehot(y). That of the divergence KL(q || p) from a frozen reference's probabilities q is p - q. Sums
-compute both gradients in the forward pass; single values recompute them (`dipo_lightning.losses.chunking`).
+With p the policy's probabilities, W its output projection and y the label, nll = lse - <W_y, x>, whose gradient on the
+logits is p - onehot(y). With q the frozen reference's probabilities, the gradient of KL(q || p) is p - q. For a sum
+over tokens the forward pass computes the gradients on hidden states and weight at once; for a value per token the
+vectors are recomputed in the backward pass (`dipo_lightning.losses.chunking`).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         logits: (N, V) logits at the positions that predict the tokens; bfloat16 and float16 are raised to float32.
-        labels: (N,) int64 tokens, all in [0, V): positions without supervision are not selected in the first place.
+        labels: (N,) int64 tokens, all in [0, V), since unsupervised positions were not selected.
 
     Returns:
         (N,) nats, float32 (float64 for float64 logits).
@@ -61,11 +62,11 @@ def token_kl(policy_logits: Tensor, reference_logits: Tensor) -> Tensor:
 
 
 def weighted_ascent(nll: Tensor, beta1: float, beta2: float = 0.0, denominator: float | Tensor | None = None) -> Tensor:
-    """Compute -mean(p^beta1 (1 - p)^beta2 NLL) with p the token's probability, the weight taken as a constant.
+    """Compute -mean(p^beta1 (1 - p)^beta2 NLL) with p the token's probability; no gradient flows through the weight.
 
-    Saturation (beta1) takes weight from tokens that are already unlikely, which brakes the ascent; importance (beta2)
-    from tokens that are nearly certain, such as those that grammar dictates. Sources: WGA, arXiv 2502.19301 (beta2 is
-    0); SatImp, arXiv 2505.11953.
+    The factor of beta1, saturation, takes weight from tokens that are already unlikely, which brakes the ascent. The
+    factor of beta2, importance, takes it from tokens that are nearly certain, such as those that grammar dictates.
+    Sources: WGA, arXiv 2502.19301 (beta2 is 0); SatImp, arXiv 2505.11953.
 
     Args:
         nll: (N,) NLL of the answer tokens in nats.
@@ -113,7 +114,7 @@ def chunked_kl_sum(
     Args:
         hidden: (N, H) last hidden states of the policy (after the final norm) at the selected positions.
         weight: (V, H) its output projection, without bias or soft cap.
-        reference_hidden: (N, G) those of the frozen reference, at the same positions; they get no gradient.
+        reference_hidden: (N, G) last hidden states of the frozen reference at the same positions; without gradient.
         reference_weight: (V, G) the reference's output projection; it gets no gradient.
         chunk_size: Positions whose vocabulary-sized values may live at the same time.
 
@@ -164,7 +165,7 @@ def _residuals(hidden: Tensor, weight: Tensor, labels: Tensor, out: Tensor) -> T
         chosen = logits.gather(-1, places)
         top = logits.amax(-1, keepdim=True)
         probability = torch.softmax(logits, -1, out=logits)
-        # softmax at the largest logit is 1 / sum exp(h - top): the log-sum-exp from two maxima, the cheapest passes
+        # The softmax at the largest logit is 1 / sum exp(h - top), so two maxima, the cheapest passes, give the lse.
         values.append((top - probability.amax(-1, keepdim=True).log() - chosen).squeeze(-1))
         probability.scatter_add_(-1, places, torch.full_like(chosen, -1.0))
     return torch.cat(values)
@@ -208,8 +209,8 @@ class _TokenNLL(ClosedForm):
 class _Summed(torch.autograd.Function):
     """Sum of a loss over all tokens: with one upstream gradient for all, the forward pass computes both gradients."""
 
-    # As torch.nn.functional.linear_cross_entropy does it, and as fast as that is with the same chunks in float32 (its
-    # own choice of chunks is 6 times as slow on a CPU). But its loss has the dtype of the input: in bfloat16, 3 digits.
+    # torch.nn.functional.linear_cross_entropy works in the same way and, with the same chunks in float32, is as fast
+    # (with its own chunks, 6 times as slow on a CPU). But its loss has the input's dtype: 3 digits in bfloat16.
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, write: Callable[..., Tensor], chunk_size: int) -> Tensor:
@@ -224,7 +225,7 @@ class _Summed(torch.autograd.Function):
             chunk_size: Number of positions whose vocabulary-sized values may live at the same time.
         """
         for_hidden, for_weight, *_ = ctx.needs_input_grad
-        chunk_size = piece_size(hidden.device, chunk_size)  # nothing of a chunk is kept: on a CPU few are as quick
+        chunk_size = piece_size(hidden.device, chunk_size)  # no chunk is kept, so small ones are as fast on a CPU
         buffer = vocabulary_buffer(hidden, weight, chunk_size)
         total = hidden.new_zeros((), dtype=buffer.dtype)
         grad_hidden, grad_weight = torch.empty_like(hidden) if for_hidden else None, WeightGradient(weight)

@@ -120,7 +120,7 @@ class AltPOModule(DPOModule):
             )
 
     def alternatives(self, data: UnlearningDataModule, path: Path) -> list[list[str]]:
-        """Return the alternatives of each training row: its own, the file's, or new ones, which the file then gets."""
+        """Return each training row's alternatives: its own, the file's, or new ones, which are added to the file."""
         rows, known = data.trained_rows, path.exists()
         lines = own_alternatives(rows)
         if known:
@@ -137,7 +137,7 @@ class AltPOModule(DPOModule):
         for place, new in zip(lacking, made, strict=True):
             lines[place] = new
         if self.trainer.is_global_zero:
-            before = path.read_text(encoding="utf-8").rstrip() + "\n" if known else ""  # all of it stays
+            before = path.read_text(encoding="utf-8").rstrip() + "\n" if known else ""  # the user's lines stay
             write_text(path, before + written_alternatives([rows[place] for place in lacking], made))
         few = sum(len(own) < self.per_row for own in made)
         rank_zero_info(f"alternatives: kept in {path}, to be read and edited; {few} rows have fewer than asked for")

@@ -17,9 +17,9 @@ from dipo_lightning.models.answers import Answers, over_logits
 
 
 def ce_u(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy unlearning: towards the policy's own distribution without the label. Source: arXiv 2503.01224.
+    """Cross-entropy of the policy with its own distribution without the label. Source: CE-U, arXiv 2503.01224.
 
-    From (N, V) logits and (N,) labels, (N,) CE(target, policy); the target is a constant.
+    Returns (N,) nats for (N, V) logits and (N,) labels; the target distribution gets no gradient.
     """
     logits = logits.to(working_dtype(logits))
     target = logits.detach().scatter(-1, labels.unsqueeze(-1), -math.inf).softmax(-1)
@@ -109,7 +109,7 @@ class CEUModule(UnlearningModule):
         self.skip_tokens = skip_tokens
 
     def setup(self, stage: str) -> None:
-        """Refuse forget rows of which nothing would be left, before the model is loaded."""
+        """Refuse forget rows with no more answer tokens than are skipped, before the model is loaded."""
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None) if stage == TrainerFn.FITTING else None
         examples = getattr(data, "forget_examples", None)
@@ -121,10 +121,10 @@ class CEUModule(UnlearningModule):
                 )
 
     def forget_loss(self, forget: Answers) -> Tensor:
-        """Return the mean cross-entropy over the tokens behind the skipped ones."""
+        """Return the mean cross-entropy over the tokens after the skipped ones."""
         (losses,) = over_logits(lambda positions, logits: (ce_u(logits, forget.labels[positions]),), forget)
         behind = sequence_places(forget.sequence_ids, forget.batch_size) >= self.skip_tokens
-        # Every answer is longer than what is skipped, so that the global count without it is known too.
+        # Every answer is longer than the skipped part, so the global count of the remaining tokens is known too.
         skipped = self.skip_tokens * forget.sequence_denominator
         count = forget.token_denominator - skipped if forget.denominators else behind.sum().clamp(min=1)
         return global_mean(losses * behind, count)

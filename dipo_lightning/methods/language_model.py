@@ -70,8 +70,8 @@ class LanguageModelModule(pl.LightningModule):
         warmup_steps: Optimiser steps over which the learning rate rises from 0.
         lora: LoRA adapters (``lora.rank``, ``lora.alpha``, ``lora.dropout``, ``lora.targets``, and ``lora.base: nf4``
             for a base in 4 bits); None trains all weights.
-        dropout: ``off``, or ``keep`` the rates of the model's own configuration (0.1 in GPT-2, OPT and Phi-2); the
-            policy then differs from the reference before the first step.
+        dropout: ``off``, or ``keep`` for the rates of the model's own configuration (0.1 in GPT-2, OPT and Phi-2), with
+            which the policy differs from the reference before the first step.
         activation_checkpointing: Recompute activations in the backward pass instead of storing them.
         compile_blocks: Compile each transformer block with ``torch.compile``.
         freeze_projection: Train everything but the output projection (and the embedding tied to it).
@@ -255,17 +255,17 @@ class LanguageModelModule(pl.LightningModule):
         settings = without_secrets(plain(self.hparams))
         checkpoint["settings"] = settings
         if self._arguments is not None and "_instantiator" not in settings:  # the command line's are as it needs them
-            # `load_from_checkpoint` calls the class with them; others the class itself gives to its bases.
+            # `load_from_checkpoint` calls the class with these; the others are what the class passes to its bases.
             settings = {name: value for name, value in settings.items() if name in self._arguments}
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = settings
-        # What is saved again while a resumed run repeats an evaluation has the states that are still to be put back.
+        # While a resumed run repeats an evaluation, a new checkpoint must keep the states that are not restored yet.
         checkpoint["random_states"] = self._random_states or gather({self.global_rank: random_states()})
         checkpoint["weights_fingerprint"] = self.weights_fingerprint
         checkpoint["policy_is_pretrained"] = self.policy_is_pretrained
         checkpoint["tokenizer"] = getattr(getattr(self.trainer, "datamodule", None), "tokenizer_source", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model; keep the random states until the first batch, as others draw first."""
+        """Refuse another model's checkpoint; keep its random states for the first batch, since others draw before."""
         self.refuse_another_model(checkpoint)
         self.policy_is_pretrained = checkpoint.get("policy_is_pretrained", False)
         self._random_states = checkpoint.get("random_states", {})
@@ -358,8 +358,8 @@ class LanguageModelModule(pl.LightningModule):
 def fuse(optimizer: torch.optim.Optimizer) -> None:
     """Let Adam and AdamW update all weights in one kernel, unless ``fused`` or ``foreach`` was chosen.
 
-    The constructor's own ``fused`` would make Lightning refuse to clip gradients under mixed precision; a step reads
-    the option of the parameter groups.
+    The option is set in the parameter groups, where a step reads it: as an argument of the constructor it would make
+    Lightning refuse to clip gradients under mixed precision.
     """
     if not isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
         return
@@ -377,7 +377,7 @@ def numbers_of(param_groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def warn_of_another_optimizer(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Warn if training goes on after `load_from_checkpoint` with other numbers than those of the checkpoint."""
+    """Warn if training continues after `load_from_checkpoint` with optimiser options unlike the checkpoint's."""
     odd = [
         f"{name} {before[name]:g} there, {now.get(name, 'none')} here"
         for name in before
@@ -392,9 +392,9 @@ def warn_of_another_optimizer(before: Mapping[str, Any], now: Mapping[str, Any])
 
 
 def names_of_arguments(frame: FrameType | None, cls: type) -> set[str] | None:
-    """Return the names of the arguments that a class was called with, from the frame of the constructor of a base.
+    """Return the names of the arguments that a class was called with, read in the frame of a base's constructor.
 
-    None if it has ``*args``, whose names are those of its bases.
+    None if the class has ``*args``, which take the names of its bases' arguments.
     """
     if frame is None or any(one.kind == one.VAR_POSITIONAL for one in inspect.signature(cls).parameters.values()):
         return None

@@ -5,9 +5,9 @@ minimised over the weights by the optimiser, and maximised over mu >= 0 by one a
 
     mu <- max(0, mu + dual_step (L_retain - epsilon))
 
-While the retain loss is above the limit, mu and with it the retain term grow; below the limit mu falls and forgetting
-dominates. The published code reads the logits one position late, after each answer token; here they are the logits that
-predict it.
+While the retain loss is above the limit, mu grows and with it the weight of the retain term; below the limit mu falls
+and forgetting dominates. The published code takes the logits one position too late, after each answer token; here they
+are the logits that predict the token.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ def control_vector(size: int, coefficient: float, seed: int = 0) -> Tensor:
     """Draw the fixed target: a random unit vector times a coefficient.
 
     Args:
-        size: hidden size H.
-        coefficient: length of the vector, usually 2 to 20.
-        seed: of a generator of its own, so that every process and every resumed run draws the same vector.
+        size: Hidden size H.
+        coefficient: Length of the vector, usually 2 to 20.
+        seed: Seed of a separate generator, so that every process and every resumed run draws the same vector.
 
     Returns:
         (H,) float32 on the CPU; entries uniform in [0, 1) before normalising, as published.
@@ -36,7 +36,7 @@ def control_vector(size: int, coefficient: float, seed: int = 0) -> Tensor:
 
 
 def rmu_distance(hidden: Tensor, target: Tensor, denominator: float | Tensor | None = None) -> Tensor:
-    """Compute the mean squared distance of hidden states to their target: the loss of both terms.
+    """Compute the mean squared distance of hidden states to their target, for the forget and for the retain term.
 
     Args:
         hidden: (N, H) the policy's hidden states of the steered layer at the selected positions.

@@ -77,7 +77,7 @@ class UnlearningModule(LanguageModelModule):
         self._frozen: dict[str, Answers] = {}  # the reference's answers to the current batch, by part
 
     def inspect(self, model: nn.Module) -> None:
-        """Identify the output head before sharding, and decide what losses are computed from."""
+        """Identify the output head before sharding, and choose the input of the losses: hidden states or logits."""
         super().inspect(model)
         self.head = None if self.lora is not None and adapts_projection(model, self.lora) else known_head(model)
         if self.form == "hidden" and self.head is None:
@@ -88,15 +88,15 @@ class UnlearningModule(LanguageModelModule):
         self.from_hidden = self.form != "logits" and self.head is not None
 
     def configure_model(self) -> None:
-        """Load the policy and the reference, in whichever form it has."""
+        """Load the policy, and for a fit build the reference in its form."""
         super().configure_model()
         if hasattr(self, "reference"):
             raise InputError(f"{type(self).__name__}.reference is called frozen_reference now; rename it.")
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         if fitting and isinstance(self.frozen_reference, CachedReference):
-            self.frozen_reference = None  # it is of the rows of another fit
+            self.frozen_reference = None  # its cache holds the rows of another fit
         if self.frozen_reference is None and fitting and self.reference_parts:
-            with torch.device("cpu"):  # as the policy is made; it goes to the policy's device by itself
+            with torch.device("cpu"):  # like the policy; the reference moves itself to the policy's device
                 self.frozen_reference = self.make_reference()
             self.refuse_saved_reference()
 
@@ -172,7 +172,7 @@ class UnlearningModule(LanguageModelModule):
         return {"forget": self.forget_loss(answers["forget"])}
 
     def forget_loss(self, forget: Answers) -> Tensor:
-        """Return the scalar forget loss; the only thing that a method must define."""
+        """Return the scalar forget loss; the only method that a subclass must define."""
         raise TypeError(f"{type(self).__name__} must define forget_loss(self, forget)")
 
     def retain_term(self, retain: Answers) -> Tensor:
@@ -184,7 +184,8 @@ class UnlearningModule(LanguageModelModule):
     def reference_answers(self, answers: Answers) -> Answers:
         """Return the reference's answers at the same positions, without a gradient.
 
-        Before the first step those of a cache equal the policy's own to the last bit.
+        Before the first step the answers from a cache are replaced by the policy's own, which they equal up to
+        rounding, so that the log-ratio is exactly 0.
 
         Raises:
             RunError: There is no reference, it does not have this part of the batch, or a cache is of another policy.

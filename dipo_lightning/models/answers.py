@@ -71,7 +71,7 @@ def concatenate(batches: Sequence[TokenBatch]) -> TokenBatch:
 
 
 def supervised_positions(labels: Tensor) -> Tensor:
-    """Mark the positions of (batch, length) labels whose logits predict a supervised token; never the last one."""
+    """Mark the positions whose logits predict a supervised token: (batch, length) bool, never the last position."""
     positions = torch.zeros_like(labels, dtype=torch.bool)
     positions[:, :-1] = labels[:, 1:] != IGNORED
     return positions
@@ -95,11 +95,11 @@ class Answers:
         batch: The token batch itself (``input_ids`` (B, L), ``attention_mask``, ``labels``, ``index`` (B,)).
         hidden: (N, H) final hidden states, if ``head`` computes the logits from them; else None.
         head: Map from hidden states to logits.
-        denominators: ``rows`` (sequences) and the supervised tokens of each part, as divisors of sums, so that terms
-            are means over the global batch; None divides by the counts of this batch.
+        denominators: Divisors that turn sums into means over the global batch: ``rows`` for sums over sequences, the
+            name of a part for sums over its supervised tokens. None divides by the counts of this batch.
         part: Name of the part of the batch.
         chunk_size: Number of positions whose vocabulary-sized values are in memory at the same time.
-        positions: (n,) int64, the selected ones of the N positions; None is all.
+        positions: (n,) int64, indices of the selected ones among the N positions; None selects all.
     """
 
     batch: TokenBatch
@@ -143,7 +143,7 @@ class Answers:
 
     @cached_property
     def nll(self) -> Tensor:
-        """(N,) negative log-likelihood of each supervised token; from hidden states in a memory without N x V."""
+        """(N,) negative log-likelihood of each supervised token; from hidden states, without N x V values in memory."""
         if self.hidden is None or self.head is None:
             return token_nll(self.logits, self.labels)
         if self.head.linear:
@@ -152,7 +152,7 @@ class Answers:
 
     @property
     def mean_nll(self) -> Tensor:
-        """Sum of ``nll`` divided by `token_denominator`; without the single values if nothing else needs them."""
+        """Sum of ``nll`` divided by `token_denominator`; the single values are not kept unless something reads them."""
         if self.hidden is not None and self.head is not None and self.head.linear and "nll" not in self.__dict__:
             total = chunked_nll_sum(self.hidden, self.head.weight, self.labels, self.chunk_size)
             return total / self.token_denominator
@@ -185,11 +185,11 @@ class Answers:
 
 
 def divergence(policy: Answers, reference: Answers) -> Tensor:
-    """Sum KL(reference || policy) over the positions; from hidden states in a memory without N x V.
+    """Sum KL(reference || policy) over the positions; from hidden states, without N x V values in memory.
 
     Args:
-        policy: Its answers.
-        reference: Those of the frozen reference at the same positions.
+        policy: The policy's answers.
+        reference: The frozen reference's answers at the same positions.
 
     Returns:
         Scalar, nats, differentiable once in the policy.

@@ -68,7 +68,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def read_settled(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, except for a sharded one's weights, after checking that training can resume from it."""
+    """Read a checkpoint (of a sharded one all but the weights), and check that training can resume from it."""
     content = _read_meta(path) if path.is_dir() else _read_file(path)
     missing = {"loops", "callbacks", "global_step"} - set(content)
     if missing:
@@ -125,7 +125,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such checkpoint.") from error
     except UnpicklingError as error:
-        what = re.search(r"GLOBAL (\S+)", str(error))  # the rest of torch's text tells how to load it all the same
+        what = re.search(r"GLOBAL (\S+)", str(error))  # the rest of torch's message says how to load it unsafely
         held = f" ({what[1]})" if what else ""
         raise InputError(f"{path} holds more than tensors and plain values{held}, so it is not loaded.") from error
     except (RuntimeError, EOFError, OSError) as error:

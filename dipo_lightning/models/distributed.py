@@ -56,7 +56,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().setup_environment()
 
     def model_to_device(self) -> None:
-        """Move what `shard` has not placed; weights that are offloaded to the host stay there."""
+        """Move the module to the device, unless `shard` has left its weights in host memory (offloading)."""
         assert self.model is not None
         device = self.root_device.type
         if not any(is_spread(weight) and weight.device.type != device for weight in self.model.parameters()):
@@ -144,8 +144,8 @@ def shard(
         fully_shard(block, **options)
     fully_shard(model, reshard_after_forward=None if trainable else True, **options)
     if causal_lm(model) is not model:
-        # peft generates through the model that it wraps. FSDP2 takes the first module that runs for the root: where a
-        # run begins with generating, the blocks would be roots of their own, and the next forward would fail.
+        # peft generates through the model that it wraps. FSDP2 takes the first module that runs as the root: if a run
+        # began with generating, each block would become a root of its own, and the next forward would fail.
         register_fsdp_forward_method(model, "generate")
     return model
 
@@ -153,8 +153,8 @@ def shard(
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:
     """Return the repeated blocks of a causal LM, in the order of use; empty if it has no list of modules.
 
-    The blocks are the module list with the most weights, unlike lists of adapters, norms and experts. Image and audio
-    towers are left out.
+    The blocks are the module list with the most weights; lists of adapters, norms or experts have fewer. Image and
+    audio towers are left out.
     """
     lists = [
         module
@@ -169,7 +169,7 @@ def _numbers(module: nn.Module) -> int:
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Recompute each block's activations in the backward pass, even if ``transformers`` does not offer it."""
+    """Recompute each block's activations in the backward pass, also for models without support in ``transformers``."""
     causal = causal_lm(model)
     if getattr(causal, "supports_gradient_checkpointing", False):
         causal.activation_checkpointing_enable({"use_reentrant": False})
@@ -179,8 +179,8 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 
 def is_sharded(module: nn.Module) -> TypeGuard[Any]:
-    """Return whether FSDP2 shards a module's own parameters, as those of every block and of the root."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # nothing is sharded before it is loaded, which takes a second
+    """Return whether a module is one of those that FSDP2 shards: every block, and the root."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # its import takes a second; without it nothing is sharded
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
@@ -194,8 +194,8 @@ def is_spread(tensor: torch.Tensor) -> TypeGuard[DTensor]:
 def unsharded(model: nn.Module) -> Iterator[nn.Module]:
     """Keep all parameters of a sharded model gathered within a ``with`` block; a no-op if nothing is sharded.
 
-    Worth it around generation, where every token would gather every layer again. Needs memory for the whole model.
-    Collective: every rank enters and leaves.
+    It pays around generation, where otherwise every layer would be gathered again for every token. Needs memory for the
+    whole model. Collective: every rank enters and leaves.
     """
     shards = [module for module in model.modules() if is_sharded(module)]
     for module in shards:
@@ -220,9 +220,9 @@ def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
 def load_optimizer_state(model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Load an optimiser's whole state from a checkpoint file of any strategy; collective.
 
-    A file keys states by number: without sharding by the parameter's number in the optimiser, with FSDP2 by its number
-    in the model, which counts frozen ones too. Lightning assumes the latter for both, and fails if no parameter has a
-    state. The order within the groups is the same in both.
+    A file numbers the states: without sharding by the parameter's place in the optimiser, with FSDP2 by its place in
+    the model, which counts frozen parameters too. Lightning assumes the latter for both, and fails if no parameter has
+    a state. The order within the groups is the same in both.
     """
     if not state["state"]:  # plain SGD
         optimizer.load_state_dict({"state": {}, "param_groups": _numbered(state["param_groups"])})
@@ -286,7 +286,8 @@ def shared_out(
 ) -> dict[int, R]:
     """Compute batches on all processes and merge their results by row index; collective.
 
-    ``progress`` is called with the number of results after each own batch, and then with that of the other processes.
+    ``progress`` is called with the number of new results: after each batch of this process, and once for those of the
+    other processes.
     """
     results: dict[int, R] = {}
     for batch, own in own_batches(batches):
@@ -323,7 +324,7 @@ def gather(results: Mapping[int, T]) -> dict[int, T]:
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluate ``model`` without side effects: no dropout, no gradients, and random states restored.
 
-    The mode of every submodule is restored, instead of calling ``train()`` on all.
+    Afterwards every submodule gets its own mode back, instead of a ``train()`` for all.
     """
     training = [(module, module.training) for module in model.modules()]
     try:

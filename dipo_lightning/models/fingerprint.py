@@ -41,8 +41,8 @@ def model_fingerprint(model: nn.Module, trainable_only: bool = False) -> str:
     """
     for module in model.modules():
         if is_sharded(module):
-            # A root stays gathered after its forward: in the dtype of the computation, and in a buffer that FSDP2 could
-            # not free any more once NumPy had looked at it.
+            # A root stays gathered after its forward pass: in the compute dtype, and in a buffer that FSDP2 could not
+            # free any more once NumPy has taken a view of it.
             module.reshard()
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
@@ -62,7 +62,7 @@ def computation(model: nn.Module) -> Any:
 
 
 def _computed(value: Any) -> Any:
-    """Drop the fields that do not count, and the difference between 10000 and 10000.0."""
+    """Drop the fields that do not affect the logits, and turn integers into floats, so that 10000 equals 10000.0."""
     if isinstance(value, Mapping):
         kept = {str(key): _computed(item) for key, item in value.items() if not _NOT_COMPUTED.fullmatch(str(key))}
         return {key: item for key, item in kept.items() if item is not None}

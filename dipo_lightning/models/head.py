@@ -1,8 +1,8 @@
 """The output head of a causal LM: its projection, and the family's own changes to the logits after it.
 
-Losses computed from hidden states stand on knowing it. Some families add a bias (Phi), bend the logits (Gemma-2's soft
-cap) or scale them (Cohere, Granite), and new ones will do other things; so a head is not recognised by name but fed
-hidden states whose logits are known. What `Head` doesn't describe is left to the model itself.
+Losses computed from hidden states depend on it. Some families add a bias (Phi), cap the logits (Gemma-2) or scale them
+(Cohere, Granite), and new ones will do other things. So a head is not recognised by its name but tested on hidden
+states whose logits are known, and a head that `Head` can't describe is left to the model itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Head:
-    """Map from hidden states to logits, as a model does it: ``cap(scale * (hidden @ W.T + b))``.
+    """Map from hidden states to logits, in the same order as the model: ``cap(scale * (hidden @ W.T + b))``.
 
     Attributes:
         weight: (V, H).
@@ -44,7 +44,7 @@ class Head:
 
 
 def output_head(model: nn.Module) -> Head:
-    """Read the head off a model and its configuration; right where `known_head` finds it."""
+    """Read the head from a model and its configuration; correct only if `known_head` confirms it."""
     causal = causal_lm(model)
     projection, config = causal.get_output_embeddings(), causal.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1.0)
@@ -67,10 +67,10 @@ def output_projection(model: nn.Module) -> nn.Parameter:
 def known_head(model: nn.Module) -> Head | None:
     """Return the output head if it gives exactly the model's logits, else None.
 
-    One forward pass of two tokens shows this, in which the decoder's output is replaced: by a zero state, whose logits
-    show a bias, and by a large random one, whose logits show a scale or a cap. A projection with an adapter does not
-    count as known, even if the adapter is zero now, since training changes it. To be called before sharding, with all
-    weights on one device.
+    It is tested in one forward pass of two tokens in which the decoder's output is replaced: by a zero state, whose
+    logits show a bias, and by a large random state, whose logits show a scale or a cap. A projection with an adapter
+    does not count as known, even if the adapter is zero now, since training changes it. Call this before sharding, with
+    all weights on one device.
     """
     causal = causal_lm(model)
     if type(causal.get_output_embeddings()) is not nn.Linear:
@@ -86,7 +86,7 @@ def known_head(model: nn.Module) -> Head | None:
 
 
 def _probes(weight: Tensor) -> Tensor:
-    """Hidden states (1, 2, H): zero, and one that has logits of some 100, beyond any soft cap."""
+    """Hidden states (1, 2, H): zeros, and a state with logits of up to 100, beyond any soft cap."""
     states = torch.zeros(1, 2, weight.shape[1], dtype=weight.dtype, device=weight.device)
     direction = torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(0)).to(states)
     states[0, 1] = direction * (100 / (weight @ direction).abs().max().clamp_min(torch.finfo(weight.dtype).tiny))
@@ -100,7 +100,7 @@ def _same(logits: Tensor, expected: Tensor) -> bool:
 
 
 def _logits_of(causal: Any, states: Tensor) -> Tensor | None:
-    """The logits that the model makes of `states` (1, 2, H), or None where its decoder gives no such states."""
+    """The model's logits for `states` (1, 2, H), or None if its decoder's output has another form."""
     fits = []
 
     def replace(_module: nn.Module, _inputs: Any, output: Any) -> Any:
@@ -124,8 +124,8 @@ def _logits_of(causal: Any, states: Tensor) -> Tensor | None:
 def causal_lm(model: nn.Module) -> Any:
     """Return the ``transformers`` model that a peft model is wrapped around, adapters in place; else ``model``.
 
-    The wrapper hides what code needs that looks at a model as ``transformers`` made it: its config, its decoder, its
-    defaults for generation. Told by the method rather than by the class, so that peft need not be imported.
+    The wrapper hides attributes of the ``transformers`` model that other code needs: its config, its decoder, its
+    defaults for generation. A wrapper is recognised by its method, not its class, so that peft need not be imported.
     """
     unwrap = getattr(model, "get_base_model", None)
     return model if unwrap is None else unwrap()

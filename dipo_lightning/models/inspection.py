@@ -1,7 +1,7 @@
 """Properties of a causal language model that its configuration does not state, found by running it.
 
-Families differ in what changes a row's result: padding before it, other answers beside it, more positions than its
-table has. A list of families would go out of date, so a layout of rows is compared with the same rows alone.
+In some families a row's result changes with its surroundings: padding before it, other answers beside it, positions
+beyond the table's end. A list of families would go out of date, so rows in a layout are compared with single rows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.head import causal_lm
 
-_tried: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()  # longest row that a layout left alone
+_tried: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()  # longest row that passed, by layout
 
 
 def leaves_rows_alone(model: nn.Module, layout: str, length: int, try_out: Callable[[], bool]) -> bool:
@@ -46,10 +46,10 @@ def leaves_rows_alone(model: nn.Module, layout: str, length: int, try_out: Calla
 
 
 def same_logits(logits: Tensor, expected: Tensor) -> bool:
-    """Return whether (..., V) logits agree up to rounding, measured by their spread over V.
+    """Return whether (..., V) logits agree up to rounding, relative to their standard deviation over V.
 
-    The tolerance is that of their dtype, or of TF32 and bfloat16 products if `torch.set_float32_matmul_precision`
-    allows them in float32.
+    The tolerance is tight for exact float32 products, and wide for other dtypes or if
+    `torch.set_float32_matmul_precision` allows TF32 or bfloat16 products.
     """
     gap = (logits.float() - expected.float()).abs() / expected.float().std(-1, keepdim=True).clamp_min(1e-6)
     exact = logits.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
@@ -63,7 +63,7 @@ def attention_implementation(model: nn.Module) -> str:
 
 @torch.no_grad()
 def check_causal(model: nn.Module, name: object) -> None:
-    """Test on a model, before it is sharded, that no token sees a later one, as in an encoder.
+    """Test a model, before it is sharded: no token may see a later one, as it would in an encoder.
 
     Raises:
         InputError: A token's logits depend on the token after it; names the model.
@@ -95,7 +95,7 @@ def check_rows(data: Any, model: nn.Module) -> None:
     for name in ("forget", "retain", "alternative", "rows"):
         examples = getattr(data._training, name, None) or ()
         check = partial(_check_row, name="training" if name == "rows" else name, odd=odd, rows=rows, limit=limit)
-        if hasattr(examples, "check_each"):  # tokenised by need
+        if hasattr(examples, "check_each"):  # tokenised on demand
             examples.check_each(check)
         elif odd or (limit is not None and longest > limit):
             for example in examples:
@@ -109,10 +109,11 @@ def check_rows(data: Any, model: nn.Module) -> None:
 
 @torch.no_grad()
 def check_training(model: nn.Module, longest: int = 0) -> None:
-    """Test on a model, before it is sharded, a padded batch of two short rows as in training.
+    """Run a padded batch of two short rows, as training does, through a model that is not sharded yet.
 
     A family that attends to a selection of keys (DeepSeek-V3.2) breaks ties among them by the length of the batch, but
-    only in rows with more tokens than it selects: ``longest`` is the number of tokens of the longest training row.
+    only in rows with more tokens than it selects. If ``longest``, the number of tokens of the longest training row, is
+    larger, the test rows are too.
 
     Raises:
         InputError: The family cannot be trained on rows of any length.
@@ -176,10 +177,10 @@ def vocabulary_size(model: nn.Module) -> int:
 def position_limit(model: nn.Module) -> int | None:
     """Return the maximum length of a row if positions are looked up in a table (GPT-2, OPT, CTRL, GPT-J), else None.
 
-    A table is a matrix named after positions with about as many rows as the configuration has positions; some have a
-    few more than they use. With a padding index, positions are counted from after it (RoBERTa). Rotary embeddings and
-    ALiBi compute any position, and so do tables that grow. Dynamic rotary embeddings count as a table: beyond their
-    length `transformers` uses frequencies that depend on the longest row seen so far.
+    A table is a matrix named after positions with as many rows as the configuration has positions, or up to eight more.
+    With a padding index, positions are counted from after it (RoBERTa). Rotary embeddings, ALiBi and tables that grow
+    can represent any position. Dynamic rotary embeddings count as a table: beyond their length `transformers` uses
+    frequencies that depend on the longest row seen so far.
     """
     positions = context_length(model)
     if positions is None or "dynamic" in rope_types(model):
@@ -218,9 +219,9 @@ def dropout_rates(model: nn.Module, switch_off: bool = False) -> dict[str, float
     """Find every rate of dropout and jitter above 0, by name: those of dropout modules, and those read as numbers.
 
     With ``switch_off`` the rates of dropout become 0, in place. The causal LM's configuration, which an export writes,
-    stays unchanged; the modules inside the model get a copy, as some families read the rates there in every forward. A
-    router with jitter (Phi-MoE) samples its experts in training, and its number also counts in evaluation: the number
-    stays, and with ``switch_off`` the router stays in evaluation mode.
+    stays unchanged; the modules inside the model get a changed copy, since some families read the rates from it in
+    every forward pass. A router with jitter (Phi-MoE) samples its experts in training, but uses the same number in
+    evaluation too: the number stays, and with ``switch_off`` the router stays in evaluation mode.
     """
     root = causal_lm(model)
     found = rates(root.config)
@@ -242,7 +243,7 @@ def dropout_rates(model: nn.Module, switch_off: bool = False) -> dict[str, float
 
 
 def _stay_in_evaluation(module: nn.Module, mode: bool = True) -> nn.Module:
-    """Replace ``module.train``."""
+    """Replacement of ``module.train`` that always selects evaluation mode."""
     return nn.Module.train(module, False)
 
 

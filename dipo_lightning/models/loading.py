@@ -183,7 +183,7 @@ def load_policy(
         dtype: Dtype of the weights; GGUF blocks are unpacked to it.
         revision: Branch, tag or commit of a hub model.
         trust_remote_code: Allow the model's own Python code to run.
-        attn_implementation: Such as ``sdpa`` (the default of transformers if available) or ``eager``.
+        attn_implementation: Attention in transformers, such as ``sdpa`` (the default if available) or ``eager``.
 
     Raises:
         InputError: There is no such model, it is not a causal language model, its weights are pickles or incomplete,
@@ -196,7 +196,7 @@ def load_policy(
     check_kind(config, source)
     _check_weights(source)
     arguments = source.arguments(revision, trust_remote_code)
-    if source.gguf is not None:  # dense, also where kernels for packed blocks are installed: they are to be trained
+    if source.gguf is not None:  # unpacked even if kernels for packed blocks are installed: weights are trained
         arguments["quantization_config"] = GgufConfig(dequantize=True)
     else:
         arguments["use_safetensors"] = True
@@ -363,7 +363,7 @@ def _quiet(source: ModelSource) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.callback(transformers_logging.set_verbosity, verbosity)
         stack.enter_context(without_bars() if source.local else bounded_hub())
-        if source.gguf is not None:  # its progress bar asks nobody
+        if source.gguf is not None:  # its progress bar cannot be switched off
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         yield
 

@@ -1,9 +1,9 @@
 """LoRA adapters (Hu et al. 2021) through peft, and QLoRA (Dettmers et al. 2023, arXiv 2305.14314) through bitsandbytes.
 
-Small matrices are trained, and the model itself remains the reference. Under QLoRA every linear layer of the blocks
-stores its weight as NF4 (4 bits, blocks of 64 with scales that are themselves stored in 8 bits: 0.516 bytes per weight)
-and unpacks it for use. With the adapters off this is the reference, bit for bit. The packed weights are not part of a
-state dict: they follow from the pretrained model.
+Small matrices are trained, and the model without them remains the reference. Under QLoRA every linear layer of the
+blocks stores its weight as NF4 (4 bits, blocks of 64 with scales that are themselves stored in 8 bits: 0.516 bytes per
+weight) and unpacks it for use. The packed model with its adapters off is the reference, bit for bit. The packed weights
+are not part of a state dict, since they can be made again from the pretrained model.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class LoRA:
         rank: Inner width of an adapter.
         alpha: Scale: an adapter's output is multiplied by ``alpha / rank``.
         dropout: Probability of dropping an adapter's inputs in training.
-        targets: Names of the linear modules that get one, such as ``[q_proj, v_proj]``; ``all-linear`` is all of them
-            but the output projection.
+        targets: Names of the linear modules that get an adapter, such as ``[q_proj, v_proj]``; ``all-linear`` is all of
+            them except the output projection.
         base: Storage of the frozen weights: ``float32``, or ``nf4``, 4 bits through bitsandbytes (QLoRA), on one GPU or
             with DDP.
     """
@@ -94,7 +94,7 @@ _STATE_SPACE = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 
 
 def _excluded(model: Any, linear: dict[str, nn.Module]) -> list[str] | None:
-    """List modules that only look linear: routers, grouped projections, and weights that a kernel reads itself.
+    """List linear modules that get no adapter: routers, grouped projections, and weights that a kernel reads itself.
 
     State-space layers pass the weight of ``out_proj`` to a kernel, so peft refuses adapters there.
     """
@@ -166,7 +166,7 @@ class FourBitLinear(nn.Module):
 
         weight = linear.weight.detach().to(device, torch.float32)
         packed, self.state = quantize_4bit(weight, blocksize=BLOCK, compress_statistics=True, quant_type=NF4)
-        self.state.dtype = COMPUTE  # of the unpacked weight: it says float32, which the backward pass would unpack to
+        self.state.dtype = COMPUTE  # of the unpacked weight; else the backward pass would unpack it to float32
         self.register_buffer("packed", packed, persistent=False)
         bias = None if linear.bias is None else linear.bias.detach().to(device, COMPUTE)
         self.register_buffer("bias", bias, persistent=False)
@@ -199,8 +199,8 @@ class FourBitLinear(nn.Module):
 def check_quantized(trainer: Any, module: Any) -> None:
     """Raise an `InputError` if a 4-bit base cannot work, before the model is loaded.
 
-    This is so with FSDP2, on a CPU, in another precision, with a live reference or compiled blocks, or without
-    bitsandbytes.
+    It works neither with FSDP2, a CPU, a precision other than bf16-mixed, a live reference or compiled blocks, nor
+    without bitsandbytes.
     """
     asked = f"model.lora.base is {NF4}"
     if isinstance(trainer.strategy, ModelParallelStrategy):
@@ -231,9 +231,9 @@ def check_installed() -> None:
 
 
 def quantize_base(policy: nn.Module, device: torch.device) -> nn.Module:
-    """Pack the linear layers with and without adapters, in place; other frozen weights become bfloat16.
+    """Pack the frozen linear layers, also those under adapters, in place; other frozen weights become bfloat16.
 
-    This goes layer by layer on ``device``: the GPU never holds an unpacked model.
+    They are packed one by one on ``device``, so that the GPU never holds the unpacked model.
     """
     check_installed()
     model = causal_lm(policy)
@@ -267,4 +267,4 @@ def is_quantized(policy: nn.Module) -> bool:
 def dense_copy(policy: nn.Module) -> nn.Module:
     """Return a copy on the CPU, float32, with every packed layer unpacked: it computes what the policy does."""
     dense = {id(module): module.dense() for module in policy.modules() if isinstance(module, FourBitLinear)}
-    return copy.deepcopy(policy, dense).to("cpu", torch.float32)  # in place of a packed layer its dense one
+    return copy.deepcopy(policy, dense).to("cpu", torch.float32)  # the memo replaces packed layers by dense ones

@@ -1,4 +1,7 @@
-"""Blind view of the reference: its outputs with the words masked that say whom the question is about."""
+"""Blind view of the reference: its outputs while some words of the prompt are masked out of its attention.
+
+They are the subject's name in selective unlearning, and the whole question for DiPO's ``contrast``.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ def blind_answers(reference: Reference, batch: TokenBatch, sight: Sequence[Seque
 
 
 def without_question(tokenizer: Any, ids: Sequence[int], question: str) -> list[int]:
-    """Return 0 at the tokens of a prompt (``ids``) that belong to its question, 1 at the others (BOS, tags).
+    """Return a flag for each token of a prompt (``ids``): 0 if it belongs to the question, else 1 (BOS, tags).
 
     Raises:
         InputError: The prompt does not contain the question verbatim.
@@ -68,7 +71,7 @@ def check_blindness(model: nn.Module, name: str) -> None:
         name: The option that needs this, for the message.
 
     Raises:
-        InputError: It changes later tokens, as in recurrent models, which carry a state past the mask.
+        InputError: A masked token changes later ones, as in recurrent models, which carry a state past the mask.
     """
     size = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     ids = torch.tensor([[1, 2, 3, 4, 5, 6], [1, 2, 7, 4, 5, 6]], device=next(model.parameters()).device) % size

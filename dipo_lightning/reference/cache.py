@@ -46,7 +46,7 @@ class PositionCache:
         root: Folder of all caches; this one is ``root/key[:16]``, and ``root/key[:16].partial`` until it is complete.
         key: See `cache_key`.
         examples: The tokenised rows, in order.
-        width: Numbers per position.
+        width: Length of the vector of each position.
     """
 
     def __init__(self, root: Path, key: str, examples: Sequence[Example], width: int) -> None:
@@ -186,7 +186,7 @@ def allocate(path: Path, size: int) -> None:
 
 
 def locked(path: Path) -> IO[str]:
-    """Lock a file, waiting for its holder; closing the returned file, or the end of the process, releases it."""
+    """Lock a file, waiting for its present holder; the lock ends with the process or when the file is closed."""
     file = path.open("w")
     try:
         import fcntl

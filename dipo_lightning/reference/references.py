@@ -49,7 +49,7 @@ class ModelReference:
 
     Args:
         model: A ``transformers`` causal LM, sharded or not.
-        dtype: What a sharded model computes in, if it is one.
+        dtype: Compute dtype of a sharded model; None otherwise.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
@@ -100,7 +100,7 @@ class LiveReference(ModelReference):
 
     Args:
         model: The copy; it is set to evaluation mode and frozen here.
-        dtype: What a sharded model computes in, if it is one.
+        dtype: Compute dtype of a sharded model; None otherwise.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
@@ -117,7 +117,7 @@ class AdaptersOffReference(ModelReference):
 
     Args:
         model: The policy, a ``peft`` model whose base weights are frozen.
-        dtype: What a sharded model computes in, if it is one.
+        dtype: Compute dtype of a sharded model; None otherwise.
     """
 
     @contextmanager
@@ -128,8 +128,8 @@ class AdaptersOffReference(ModelReference):
         self.model.eval()
         try:
             with self.model.disable_adapter():  # type: ignore[operator]
-                # peft also freezes the adapters, and FSDP2 settles the dtype of gradients in the first forward, by
-                # what is trainable then: it would reduce bfloat16 gradients for float32 weights.
+                # peft also freezes the adapters, and FSDP2 fixes the dtype of gradients in the first forward pass by
+                # the weights that are trainable then: it would reduce bfloat16 gradients for float32 weights.
                 for parameter in trained:
                     parameter.requires_grad_(True)
                 yield
@@ -138,7 +138,7 @@ class AdaptersOffReference(ModelReference):
 
 
 class CachedReference:
-    """Base of references on disk: of the rows of one fit, made with the policy while it was the pretrained model."""
+    """Base of references cached on disk: they hold the rows of one fit, computed with the policy before training."""
 
 
 class HiddenStatesReference(CachedReference):
@@ -166,10 +166,10 @@ class HiddenStatesReference(CachedReference):
 
 
 def without_rounding(cached: Tensor, own: Tensor, size: Tensor | None = None) -> Tensor:
-    """Return the policy's own values in place of cached ones before the first step, when both agree up to rounding.
+    """Return the policy's own values in place of cached ones before the first step, if both agree up to rounding.
 
-    Until then the policy is the reference, and the cached values are its own, computed in other batches, whose matrix
-    products round differently. With the policy's values the log-ratio is exactly 0.
+    Until the first step the policy is the reference. The cached values are its own, but from other batches, whose
+    matrix products round differently. With the policy's values the log-ratio is exactly 0.
 
     Args:
         cached: The reference's values, any shape.
@@ -205,7 +205,7 @@ def whole(weight: Tensor) -> Tensor:
 CACHE_BATCH_SIZE = 8
 
 MOST_CACHED, MOST_BYTES = 20_000, 8 * 2**30
-"""Number of rows, and size of their hidden states, above which ``reference: auto`` uses no cache."""
+"""Number of rows, and bytes of their hidden states, above which ``reference: auto`` uses no cache."""
 
 
 def choose_reference(module: Any) -> tuple[str, str]:
@@ -272,7 +272,7 @@ def build_reference(module: Any, name: str) -> Reference:
     if name == "live":
         if not module.sharded:
             return LiveReference(module.prepare(module.load(), trainable=False)).to(device)
-        # What the policy computes with is its weights rounded to this dtype: the copy may be stored in it.
+        # The policy computes with its weights rounded to this dtype, so the copy may be stored in it.
         dtype = module.forward_dtype
         return LiveReference(module.prepare(module.load(dtype), trainable=False), dtype)
     if name != "hidden_states":
@@ -295,15 +295,15 @@ def cached_states(module: Any, parts: Sequence[str]) -> HiddenStatesReference:
 def open_cache(module: Any, part: str, width: int, compute: Callable[[Tensor], Tensor], **key: Any) -> PositionCache:
     """Open the cache of the forget or the retain rows, and compute its missing rows: all ranks together, once.
 
-    They are computed with the policy, which `obstacle_to_caching` has found to be the pretrained model: this runs
-    before the first step, and before a checkpoint to resume from is restored.
+    They are computed with the policy, which is still the pretrained model (`obstacle_to_caching` has checked it): this
+    runs before the first step, and before a checkpoint to resume from is restored.
 
     Args:
         module: The LightningModule, with its policy loaded.
         part: ``forget`` or ``retain``.
-        width: Numbers per position.
+        width: Length of the vector of each position.
         compute: Returns (N, width) for hidden states (N, H); called without gradients.
-        **key: Plain values that the numbers depend on besides data and weights.
+        **key: Plain values that the vectors depend on besides data and weights.
     """
     trainer, strategy = module.trainer, module.trainer.strategy
     examples = getattr(trainer.datamodule, f"{part}_examples")

@@ -19,7 +19,7 @@ _WORD = re.compile(r"\s+|\w+|[^\w\s]")
 
 
 class Piece(NamedTuple):
-    """A stretch of text, and whether the other text has it too."""
+    """A stretch of text, and whether it differs from the other text."""
 
     text: str
     changed: bool

@@ -16,7 +16,7 @@ PATIENCE = 4.0
 
 @contextlib.contextmanager
 def bounded_hub() -> Iterator[None]:
-    """Take the hub's libraries offline if the hub does not answer; by themselves they retry for half a minute."""
+    """Put the hub's libraries into offline mode if the hub does not answer; they would retry for half a minute."""
     from huggingface_hub import constants
 
     if constants.is_offline_mode() or hub_answers(constants.ENDPOINT):

@@ -24,7 +24,7 @@ _ORDINARY_TOKENS = frozenset({
     "suppress", "verbmem", "knowmem", "num", "ignore", "turn", "forget", "retain", "skip", "text", "batch",
 })  # fmt: skip
 _RANDOM = re.compile(r"(?=.*\d)(?=.*[A-Za-z])[A-Za-z0-9_+/=.-]{16,}")
-"""A value that is not a word: long, made of letters and digits."""
+"""Pattern of a random value: long, with letters and digits."""
 _NO_TOKEN = re.compile(r"[-+.\d_eE]*|null|none|true|false|<.*>|\[.*\]|\W*", re.I)
 _SECRET_VALUE = re.compile(
     r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}"
@@ -80,7 +80,7 @@ def without_secrets_in_yaml(text: str) -> str:
 
 
 def _is_secret(name: str, value: Any) -> bool:
-    """Return whether the value called ``name`` is a secret whatever it looks like."""
+    """Return whether the value called ``name`` is a secret because of its name, whatever its form."""
     words = re.sub(r"[-. ]", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)).lower()
     if _SECRET_WORD.search(words):
         return isinstance(value, str | int | float)

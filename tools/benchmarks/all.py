@@ -4,8 +4,8 @@
     python tools/benchmarks/all.py --model random --device cuda --dtype bfloat16 --quick --output results.json
 
 ``--model`` is a folder as ``model.pretrained`` takes it, or ``random``: SmolLM2-135M's shape with random weights and a
-tokenizer of its own. The JSON file holds all tables; the same as Markdown stands beside it and on the screen. Run it on
-a machine that does nothing else, or read the CPU seconds.
+tokenizer of its own. The JSON file holds all tables; they are also written beside it as Markdown, and printed. Run it
+on a machine that does nothing else, or compare only the CPU seconds.
 """
 
 from __future__ import annotations

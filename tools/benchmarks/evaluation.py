@@ -1,7 +1,7 @@
-"""TOFU's evaluation compared with a straightforward one on the same model and rows: the time of both, equal results.
+"""TOFU's evaluation compared with a straightforward one on the same model and rows: time of both, and their results.
 
 The straightforward one takes one metric at a time and the rows in their order, in batches of one size: every metric
-runs its own forwards over all positions, and a generation batch runs until its last row ends.
+runs its own forward passes over all positions, and a generation batch runs until its last row ends.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PARTS = {
     "tokenising": ("_plan",),
     "metrics": ("_row",),
 }
-"""Functions of `questions` whose time makes each part of the package's evaluation."""
+"""Functions of `questions` whose times add up to each part of the package's evaluation."""
 
 
 class Parts:
@@ -108,10 +108,10 @@ class Straightforward:
 
     Args:
         model: The policy.
-        style: How a question and an answer become tokens.
-        size: Rows of a batch.
-        limit: Most new tokens of an answer.
-        parts: Takes the time of each part.
+        style: Prompt style.
+        size: Rows per batch.
+        limit: Maximum number of new tokens of an answer.
+        parts: Timer of the parts.
     """
 
     def __init__(self, model: Any, style: PromptStyle, size: int, limit: int, parts: Parts) -> None:
@@ -231,7 +231,7 @@ def differences(plain: dict[str, list[dict]], ours: dict[str, list[dict]]) -> di
 
 def table(model: Any, style: PromptStyle, sets: dict[str, Rows], limit: int, batch: int, rounds: int, dtype: str,
           tuned: bool) -> Table:  # fmt: skip
-    """Measure both evaluations in turns, and compare what they say."""
+    """Measure both evaluations in turns, and compare their results."""
     model.eval()
     device = next(model.parameters()).device
     said: dict[str, Any] = {}
@@ -275,12 +275,12 @@ def processes_table(make: Callable[[], Any], style: PromptStyle, sets: dict[str,
     """Measure the package's evaluation in one process and in two, each on one thread of the CPU.
 
     Args:
-        make: Makes the model, in every process; can be pickled.
-        style: How a question and an answer become tokens.
+        make: Function that makes the model, called in every process; can be pickled.
+        style: Prompt style.
         sets: The rows, enough for several batches.
-        limit: Most new tokens of an answer.
-        folder: For what the processes tell each other.
-        rounds: Of the measurement, without a warm-up: each begins with new processes.
+        limit: Maximum number of new tokens of an answer.
+        folder: Folder through which the processes communicate.
+        rounds: Number of rounds, without a warm-up, since each begins with new processes.
     """
     how = make, style, sets, limit, str(folder)
     found = alternate({f"{n} process(es)": partial(_run_processes, n, *how) for n in (1, 2)}, rounds, warmup=0)

@@ -1,7 +1,7 @@
 """Measurements that all benchmarks share: clocks, peak memory, alternating rounds, ratios with an interval, tables.
 
-Wall time is given with the CPU time of this process (or of the child process that is measured), which other programs on
-the machine hardly affect. On a GPU the time is that between two events on its stream, and every clock is read after a
+Beside the wall time stands the CPU time of this process (or of the measured child process), which other programs on the
+machine hardly affect. On a GPU the time is that between two events on its stream, and every clock is read after a
 synchronisation.
 """
 
@@ -31,18 +31,18 @@ Measured = dict[str, float]
 DEADLINE = [math.inf]
 """Moment of `time.perf_counter` after which `alternate` begins no further round."""
 FAILED: dict[str, str] = {}
-"""Errors by what they ended; the exit code tells of them."""
+"""Errors, by the measurement that they ended; they make the exit code 1."""
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """Peak memory of a stretch of code in this process, above what was there when this was made.
+    """Peak memory of a stretch of code in this process, above the memory in use when this object was made.
 
-    On Linux the kernel keeps the high-water mark of resident memory (``VmHWM``), and writing 5 to ``clear_refs`` sets
-    it back. Memory that the C allocator holds free is given back first, so that it does not count as there already.
-    Tensors above 32 MB are mapped and unmapped one by one, so they are counted exactly; smaller ones to some ten MB. On
-    a GPU it is torch's own account of its allocations.
+    On Linux the kernel keeps the high-water mark of resident memory (``VmHWM``), and writing 5 to ``clear_refs`` resets
+    it. Free memory of the C allocator is returned to the system first, so that it does not count as in use. Tensors
+    above 32 MB are mapped and unmapped one by one, so they are counted exactly; smaller ones to about ten MB. On a GPU
+    the number is torch's own account of its allocations.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -61,7 +61,7 @@ class PeakMemory:
             self.before = _resident("VmRSS")
 
     def rise(self) -> int:
-        """Bytes by which the peak until now lies above the start."""
+        """Bytes by which the peak so far exceeds the memory at the start."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) - self.before
         return _resident("VmHWM") - self.before
@@ -125,7 +125,7 @@ def run_child(command: Sequence[str], **options: Any) -> Measured:
     """Run a command to its end: ``wall`` and ``cpu`` seconds, and ``peak_mib`` of its largest process.
 
     Raises:
-        RuntimeError: It failed; with the end of what it said.
+        RuntimeError: The command failed; the message has the end of its output.
     """
     line = [sys.executable, "-c", _LAUNCHER, *command]
     done = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **options)
@@ -137,12 +137,12 @@ def run_child(command: Sequence[str], **options: Any) -> Measured:
 def alternate(
     variants: Mapping[str, Callable[[], Measured]], rounds: int, warmup: int = 1
 ) -> dict[str, list[Measured]]:
-    """Run all variants once per round, each round starting with another one, so that changing load meets all alike.
+    """Run all variants once per round, each round starting with another one, so that a changing load affects all alike.
 
-    Past `DEADLINE` it ends with the round that it is in, once one is measured. A variant that fails is left out.
+    After `DEADLINE` no further round starts, once one has been measured. A variant that fails is left out.
 
     Returns:
-        What each measured in every round after the first ``warmup`` ones.
+        The measurements of each variant in every round after the first ``warmup`` ones.
     """
     names = list(variants)
     found: dict[str, list[Measured]] = {name: [] for name in names}
@@ -175,9 +175,9 @@ def ratio(of: Sequence[Measured], over: Sequence[Measured], key: str) -> dict[st
     """Compare two variants round by round.
 
     Returns:
-        ``ratio``, the median of the rounds' ratios, and ``low`` and ``high``, the smallest and the largest of them. Of
-        n rounds these two hold the median of the distribution between them with probability 1 - 2 ** (1 - n),
-        whatever the distribution is.
+        ``ratio``, the median of the rounds' ratios, and ``low`` and ``high``, the smallest and the largest of them. For
+        n rounds the median of the distribution lies between these two with probability 1 - 2 ** (1 - n), whatever the
+        distribution is.
     """
     ratios = [one[key] / other[key] if other[key] else math.nan for one, other in zip(of, over, strict=True)]
     return {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
@@ -188,11 +188,11 @@ class Table:
     """One table of the report.
 
     Attributes:
-        title: What was measured.
+        title: Subject of the measurement.
         rows: Cells by column, in order; a row may leave columns out.
-        note: How it was measured.
-        targets: Ratios that something is promised about: ``what``, ``ratio``, ``low``, ``high`` and ``limit``, at most
-            which it shall be (at least, where ``least`` is true).
+        note: Conditions of the measurement.
+        targets: Promised ratios: ``what``, ``ratio``, ``low``, ``high``, and ``limit``, the largest value allowed (the
+            smallest, if ``least`` is true).
     """
 
     title: str
@@ -232,7 +232,7 @@ def _cell(value: Any) -> str:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Describe what ran this."""
+    """Describe the machine and the libraries of this run."""
     import lightning
     import transformers
 

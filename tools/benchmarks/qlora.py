@@ -30,7 +30,7 @@ from tools.benchmarks.steps import make_batch, quiet_trainer
 
 
 def random_model(shape: str, dtype: torch.dtype = torch.float32) -> Any:
-    """A model of a shape on the CPU, every weight from one small block of random numbers: seconds, not minutes."""
+    """Build a model of a shape on the CPU from one small repeated block of random numbers: in seconds, not minutes."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):

@@ -71,14 +71,15 @@ class OtherPair(DiPOModule):
 class PreparedSelective(SelectiveModule):
     """Selective unlearning on rows of random tokens, of which every eighth answer token is private.
 
-    A step has, as in a run, half as many false variants and half as many leaks as forget rows, and general answers.
+    A step has half as many false variants and half as many leaks as forget rows (a run may have up to as many leaks as
+    forget rows), and general answers.
     """
 
     def on_fit_start(self) -> None:
-        """Look for no private values and ask no reference: `take` has the rows."""
+        """Prepare nothing: `take` makes the rows, without a search for private values or answers of the reference."""
 
     def take(self, part: TokenBatch) -> SimpleNamespace:
-        """Take the rows of a batch, and return a data module's part of what a step asks for."""
+        """Take the rows of a batch, and return a stand-in for the data module as far as a step uses it."""
         lists = {name: part[name].tolist() for name in ("index", "input_ids", "labels")}
         self._general = [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
         rows = []
@@ -128,7 +129,7 @@ PACKAGE: dict[str, tuple[Module, dict[str, Any]]] = {
     **{name + form: (cls, options) for name, cls in LIKELIHOOD.items() for form, options in FORMS.items()},
     "RMU": (RMUModule, {}),
 }
-BARE = "model alone"  # the decoder's forward and backward without any head: what the memory of a loss stands on
+BARE = "model alone"  # the decoder's forward and backward without a head: the floor of every loss memory
 BARE_FROZEN = "model alone, frozen projection"
 BARE_ADAPTERS = "model alone, LoRA"
 BARE_FORGET = "model alone, forget rows"
@@ -164,7 +165,7 @@ PROMISES = (
     *(("time", name, f"{name}, usual", 0.95) for name in ("GradDiff", "NPO", "SimNPO")),
     *(("loss", name, f"{name}, usual", 0.5) for name in ("GradDiff", "NPO", "SimNPO", "DiPO")),
 )
-"""Number, variant, the one that it is compared with, and what the ratio shall be at most."""
+"""Measured number, variant, the variant that it is compared with, and the largest ratio allowed."""
 
 
 @dataclass
@@ -177,7 +178,7 @@ class Variant:
         trained: Its parameters that get a gradient.
         resident: Bytes that it keeps beside the policy and the optimiser's states.
         module: The LightningModule around the policy, if there is one.
-        floor: Variant without a head whose forward has the same rows: the memory of the loss is what lies above it.
+        floor: Variant without a head on the same rows, above whose memory the loss memory is counted.
     """
 
     loss: Callable[[], Tensor]
@@ -385,7 +386,7 @@ def measure(
 ) -> dict[str, list[Measured]]:
     """Measure variants in turns on ``size`` = (rows, tokens) of forget and of retain.
 
-    A quarter of a row is its prompt where it is short, one token where it is long.
+    The prompt is a quarter of a short row, and one token of a long row.
     """
     rows, length = size
     prompt = length // 4 if length < 256 else 1

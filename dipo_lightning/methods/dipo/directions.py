@@ -1,7 +1,8 @@
 """The forget loss without a reference model or vocabulary-sized work, for runs that freeze the output projection.
 
-Then g = W^T d and c = <d, h_ref> depend on the reference alone. Computed once for the forget set (one vector of hidden
-size and one number per token), they give the margin <g, x> - c exactly in every epoch.
+Then g = W^T d and c = <d, h_ref> depend on the reference alone. Computed once for the forget set, they give the margin
+<g, x> - c exactly in every epoch. Two vectors of hidden size and two numbers per token are stored, since the rewards of
+both members of the pair are wanted.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ def directions(
     Args:
         reference_hidden: (N, H_ref) the reference's last hidden states at the selected positions.
         reference_weight: (V, H_ref) the reference's output projection.
-        projection_weight: (V, H) the policy's frozen output projection; the same tensor as `reference_weight` where
-            the policy started from the reference, which makes the margin exactly 0 there.
+        projection_weight: (V, H) the policy's frozen output projection. If the policy started from the reference, give
+            the same tensor as `reference_weight`: equal hidden states then have a margin of exactly 0.
         options: Form of the pair, which is made from the reference's logits.
         chunk_size: Number of positions whose vocabulary-sized values are in memory at the same time.
 
@@ -103,7 +104,7 @@ def directions(
 
 
 def margin_from_directions(hidden: Tensor, vector: Tensor) -> Tensor:
-    """Compute <g, x> of each position, differentiable in `hidden`: a reward over beta, up to the offset.
+    """Compute <g, x> of each position, differentiable in `hidden`; minus the offset it is a reward over beta.
 
     Args:
         hidden: (N, H) the policy's last hidden states at the selected positions.

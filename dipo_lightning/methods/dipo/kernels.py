@@ -5,9 +5,9 @@ With d = preferred - dispreferred, W the policy's output projection and x its hi
     <d, W x - h_ref> = <W^T d, x> - <d, h_ref>
 
 so with g = W^T d the gradient on x is g, and the gradient on W is the sum of d x^T. The forward pass keeps g (of hidden
-size); the backward pass recomputes d chunk by chunk, or keeps it if one chunk holds all positions. In units of N V H
-multiply-adds the cost is 1 (reference logits) + 1 (g) + 1 (gradient on W; + 1 if d is recomputed); plain cross-entropy
-on full logits has 3. If W is frozen it is 2. This is for the package's own pair, and for heads that are a plain
+size); the backward pass recomputes d chunk by chunk, unless one chunk holds all positions, when d is kept. In units of
+N V H multiply-adds the cost is 1 (reference logits) + 1 (g) + 1 (gradient on W; + 1 if d is recomputed), or 2 if W is
+frozen; plain cross-entropy on full logits costs 3. Valid for the package's own pair and for heads that are a plain
 projection.
 """
 
@@ -49,13 +49,13 @@ class Plan(NamedTuple):
     def explicit(self, dtype: torch.dtype) -> bool:
         """True if policy logits are formed.
 
-        They are needed for pairs made from them and for most rewards, and when both logits must be rounded alike, so
-        that the margin is exactly 0 if the policy is the reference: in half precision, or on request.
+        They are needed for pairs made from them, for most rewards, and (in half precision or on request) where both
+        models' logits must be rounded alike, so that the margin is exactly 0 if the policy is the reference.
         """
         half = dtype not in (torch.float32, torch.float64)
         options = self.options
         centered = options.memory_vector == "centered"
-        dear = self.with_rewards and (half or not centered)  # else they follow from the margin: see `Inside`
+        dear = self.with_rewards and (half or not centered)  # else the rewards follow from the margin (`Inside`)
         return options.source == "policy" or dear or ((half or self.compare) and not self.shared)
 
 
@@ -222,7 +222,8 @@ def chunked_margin(
 ) -> TokenMargins:
     """Compute the margin of each position from hidden states, and both rewards on request.
 
-    With a small set (`top_k`, centered) in float32 rewards cost almost nothing, else one policy projection (N V H).
+    In float32 with a centered memory vector and a small set, rewards cost almost nothing; otherwise they cost one
+    projection of the policy (N V H).
 
     Args:
         hidden: (N, H) the policy's last hidden states (after the final norm) at the selected positions.
@@ -233,8 +234,8 @@ def chunked_margin(
         options: Source and form of the pair; logits of the policy are taken as constants.
         chunk_size: Number of positions whose vocabulary-sized values are in memory at the same time.
         with_rewards: Compute the rewards too.
-        compare: With rewards, form the policy's logits beside the reference's (N V H more): all three are then exactly
-            0 if both are equal, even if the projection is trained.
+        compare: Form the policy's logits beside the reference's (N V H more): margin and rewards are then exactly 0 if
+            both models are equal, even if the projection is trained.
 
     Returns:
         (N,) each, float32 (float64 for float64 inputs). The margin is differentiable once in `hidden` and `weight`;

@@ -1,6 +1,6 @@
 """The DiPO forget loss on logits.
 
-Written u for the margin, over the answer positions t of a sequence:
+With u the margin, a sum over the answer positions t of a sequence:
 
     u   = [SeqKL(dispreferred || policy) - SeqKL(preferred || policy)]
           - [SeqKL(dispreferred || reference) - SeqKL(preferred || reference)]
@@ -17,8 +17,8 @@ and for a distribution p
                   - <reference, h_policy - h_reference> + (lse_policy - lse_reference)
                 = <p - reference, h_policy - h_reference>,
 
-so u is the sum over t of R(preferred) - R(dispreferred), over beta. Source: TDPO, arXiv 2404.11999, for the reward;
-arXiv 2510.04773 for the method, whose full text was not available: a reconstruction.
+so u is the sum over t of (R(preferred) - R(dispreferred)) / beta. Sources: TDPO, arXiv 2404.11999, for the reward;
+arXiv 2510.04773 for the method, whose full text was not available, so this is a reconstruction.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Scale = Literal["2/beta", 1]
 
 
 class TokenMargins(NamedTuple):
-    """Margins of single positions, and the rewards whose difference they are.
+    """Margins of single positions, and the two rewards whose difference each margin is.
 
     Attributes:
         margin: (N,) with gradient.

@@ -1,8 +1,8 @@
 """Computation of the margin of each position: one exact way for every pair and head, and two accelerated ones.
 
 `choose_margins` picks one when the model and the reference are known. `ExactMargins` is always valid: it makes the pair
-from logits, a few positions at a time. `holds` tells whether `SparseMargins` and `CachedMargins` are valid; both are
-for the package's own pair, and tested to equal the first.
+from logits, a few positions at a time. `SparseMargins` and `CachedMargins` compute only the package's own pair; their
+`holds` tells whether they are valid for a module, and tests compare them with `ExactMargins`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class SparseMargins:
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        # Restored from a checkpoint, a frozen projection may be another than the reference's.
+        # After a checkpoint was restored, even a frozen projection may differ from the reference's.
         self.trained = output_projection(module.policy).requires_grad or not module.policy_is_pretrained
 
     @staticmethod
@@ -95,17 +95,17 @@ class SparseMargins:
         """Read nothing: the module has the reference's answers."""
 
     def __call__(self, forget: Answers) -> TokenMargins:
-        """Return margins, and at the first step and those that are logged the rewards."""
+        """Return margins, and at the first step and at logged steps also the rewards."""
         module, frozen = self.module, self.module.reference_answers(forget)
         weight = forget.head.weight  # type: ignore[union-attr]
-        # A frozen projection is the reference's own: taken as the same tensor, the margin of equal states is 0.
+        # A frozen projection is the reference's own; passing one tensor for both makes the margin of equal states 0.
         inputs: tuple[Any, Any, Any, Any] = (
             forget.hidden,
             weight,
             frozen.hidden,
             frozen.head.weight if self.trained else weight,
         )
-        first = module.trainer.global_step == 0  # the policy is the reference: the margin shall be 0, not rounding
+        first = module.trainer.global_step == 0  # the policy is the reference: make the margin 0, not rounding noise
         due = first or module.logs_are_due
         return chunked_margin(*inputs, module.pair, module.chunk_size, with_rewards=due, compare=first)
 
@@ -179,7 +179,7 @@ def choose_margins(module: Any) -> Margins:
 
 
 def cache_directions(module: Any) -> DirectionsReference:
-    """Open the cache of both directions and offsets of every forget position, and what the retain term needs."""
+    """Open the cache of directions and offsets of every forget position, and the caches that the retain term needs."""
     rank_zero_info("reference: directions (the output projection is frozen)")
     projection = whole(output_projection(module.policy)).to(module.trainer.strategy.root_device)
 

@@ -1,8 +1,8 @@
 """DiPO, Distribution Preference Optimization (arXiv 2510.04773), as a LightningModule.
 
-This is a reconstruction: it follows the paper's idea and derivation, but the full text was not available, and none of
-its numbers is claimed. The documentation (explanation/dipo) and `dipo_lightning.methods.dipo.loss` distinguish what is
-the paper's, what is derived and what was chosen here.
+This is a reconstruction: it follows the idea and derivation that the paper's abstract states, since the full text was
+not available, and claims none of its numbers. The documentation (explanation/dipo) tells apart the parts that come from
+the paper, those that are derived and those that were chosen here.
 """
 
 import math
@@ -29,15 +29,16 @@ RETAIN_WEIGHT = 40.0
 
 
 class DiPOModule(UnlearningModule):
-    """DiPO: at every answer position, a distribution without the memory is preferred to one that amplifies it.
+    """DiPO: at every answer position, a distribution that suppresses the memory is preferred to one that amplifies it.
 
-    The pair is made from base logits by suppressing (preferred) or amplifying (dispreferred) their confident set; the
-    margin ``u`` is the difference of two differences of sequence KL divergences, and the loss is
-    ``-log sigmoid(beta * u)``. Override `make_pair` for another pair.
+    The pair is made from base logits by suppressing (preferred) or amplifying (dispreferred) their confident set. The
+    margin ``u`` compares the policy with the reference: it grows as the policy moves towards the preferred and away
+    from the dispreferred distribution. The loss is ``-scale * log sigmoid(beta * u)``. Override `make_pair` for another
+    pair.
 
     Args:
         pretrained: The model that must forget; also the reference.
-        beta: Inverse temperature of the preference; with a small one the sigmoid saturates later.
+        beta: Inverse temperature of the preference; the smaller it is, the later the sigmoid saturates.
         pair: Options of the pair (``pair.source``, ``pair.selection``, ``pair.k``, ``pair.alpha``, ...).
         reduction: ``sum`` (the sequence KL) or ``mean`` over the positions of a row; long rows need ``mean``.
         scale: Factor of the loss: ``2/beta`` (as NPO writes it) or ``1`` (as DPO writes it).
@@ -67,16 +68,16 @@ class DiPOModule(UnlearningModule):
         self.pair = PairOptions(**pair) if isinstance(pair, Mapping) else pair
         self.margins: Margins | None = None
         self._blind: Answers | None = None  # the reference's view of the current forget rows without their questions
-        self._watched: dict[str, Tensor] = {}  # what the current loss logs beside itself
+        self._watched: dict[str, Tensor] = {}  # further numbers to log with the current loss
 
     def make_pair(self, logits: Tensor, forget: Answers) -> tuple[Tensor, Tensor]:
         """Return the log-probabilities of the preferred and the dispreferred distribution; override for another pair.
 
-        Called for a few positions at a time, for any output head, sharded or not. Further inputs of a pair besides the
-        base logits (a second model's, say) are computed in `read_reference`, before the policy's forward pass.
+        Called for a few positions at a time, for any output head, sharded or not. Inputs of a pair other than the base
+        logits, such as a second model's logits, are computed in `read_reference`, before the policy's forward pass.
 
         Args:
-            logits: (n, V) base logits, the reference's or with ``pair.source: policy`` the policy's, without gradient.
+            logits: (n, V) base logits without gradient: the reference's, or the policy's with ``pair.source: policy``.
             forget: The answers at these positions: ``labels``, ``sequence_ids``, the whole ``batch``, and ``positions``
                 (n,), their indices among the N supervised positions of the batch.
 
@@ -161,7 +162,7 @@ class DiPOModule(UnlearningModule):
         return seen
 
     def forget_terms(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
-        """Return the forget loss, its decrease, the margin (per row and per token), and both rewards."""
+        """Return the forget loss, its change since the start, the margin (per row and per token), and both rewards."""
         self._watched = {}
         return {"forget": self.forget_loss(answers["forget"]), **self._watched}
 
@@ -200,7 +201,7 @@ class DiPOModule(UnlearningModule):
 
 
 EARLY = 0.1
-"""Nats per token that are too few for forgetting: memorised text is several nats more likely."""
+"""Change in nats per token that is too small for forgetting, since memorised text is several nats more likely."""
 
 
 def warn_of_saturation(beta: float, examples: Sequence[dict[str, Any]]) -> None:
@@ -210,7 +211,7 @@ def warn_of_saturation(beta: float, examples: Sequence[dict[str, Any]]) -> None:
         beta: Inverse scale of the loss, whose gradient has halved when beta times the margin is ln 3.
         examples: The rows to forget, with their ``labels``.
     """
-    some = examples[:: max(1, len(examples) // 1000)]  # of a large set a sample: rows are tokenised by need
+    some = examples[:: max(1, len(examples) // 1000)]  # a sample of a large set, whose rows are tokenised on demand
     lengths = sorted(sum(label != -100 for label in example["labels"][1:]) for example in some)
     typical = lengths[len(lengths) // 2] if lengths else 0
     if beta * typical * EARLY > math.log(3):

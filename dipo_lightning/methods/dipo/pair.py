@@ -9,7 +9,7 @@ or, with ``memory_vector: contrast``, m = max(0, log p(z | question) - log p(z |
 
 The idea is that of "Distribution Preference Optimization" (arXiv 2510.04773); the selection rules and the forms of m
 are this package's reconstruction. `make_pair` is the definition, against which everything else is tested; the
-accelerated versions (`factored`, `kernels`, `directions`) give the same numbers from one softmax.
+accelerated versions (`factor`, `kernels`, `directions`) give the same numbers from one softmax.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class PairOptions:
         p: Probability to reach for ``top_p``, in (0, 1).
         rho: Fraction of the largest probability for ``relative``, in (0, 1].
         memory_vector: ``centered`` (logit minus the largest logit outside the set; a constant added to all logits
-            changes nothing), ``raw`` (the logit itself), or ``contrast``: each token's gain in log-probability from the
-            question (a second pass of the reference masks the question's tokens), 0 without a gain. No set is selected
-            then.
+            changes nothing), ``raw`` (the logit itself), or ``contrast``: the log-probability that each token gains
+            from the question, 0 where it gains none. For ``contrast`` a second pass of the reference masks the
+            question's tokens, and no set is selected.
         alpha: Strength of suppression and amplification, above 0; with ``centered``, 1 pulls the whole set down to the
             largest logit outside it. The margin grows with it: a smaller alpha needs a larger beta.
         weighting: ``uniform``: alpha at every position; ``entropy``: alpha times the entropy of the base distribution
-            there, in bits and at most 1, which weakens the loss on tokens that the model is sure of.
+            there, in bits and at most 1, so that the pair differs less where the model is certain.
         source: Model whose logits the pair is made from: ``reference``, or ``policy`` (taken as constants).
     """
 
@@ -100,8 +100,8 @@ class PairOptions:
 def confident_set(logits: Tensor, options: PairOptions) -> Tensor:
     """Select the high-confidence tokens of each position.
 
-    One token always stays outside (the one with the smallest logit, where a rule would take everything), because the
-    centered memory vector is measured from the largest logit outside.
+    The token with the smallest logit always stays outside, even if a rule would take everything, because the centered
+    memory vector is measured from the largest logit outside.
 
     Args:
         logits: (N, V) base logits.
@@ -136,8 +136,8 @@ def memory_vector(logits: Tensor, confident: Tensor, kind: MemoryVector = "cente
         logits: (N, V) base logits.
         confident: (N, V) bool, the confident set.
         kind: `centered`: logit - tau on the set, tau being the largest logit outside it; `raw`: the logit itself.
-            Softmax ignores a constant added to all logits; `raw` does not, and amplifies where it should suppress when
-            the logits are negative.
+            Softmax ignores a constant added to all logits; `raw` does not, and where the logits are negative it
+            amplifies instead of suppressing.
 
     Returns:
         (N, V), zero outside the set.
@@ -156,7 +156,7 @@ def memory_vector(logits: Tensor, confident: Tensor, kind: MemoryVector = "cente
 
 
 def contrast_vector(logits: Tensor, blind_logits: Tensor) -> Tensor:
-    """Compute each token's gain in log-probability from what the blind view cannot see; 0 without a gain.
+    """Compute the log-probability that each token gains from the question, which the blind view cannot see; 0 if none.
 
     Args:
         logits: (N, V).
@@ -226,7 +226,7 @@ class FactoredPair:
 
     Attributes:
         outside: (N, V) the shared distribution outside the M largest logits; 0 on those.
-        indices: (N, M) int64, where the M largest logits are.
+        indices: (N, M) int64, the tokens with the M largest logits.
         logits: (N, M) these logits.
         normalizer: (N, 1) log-sum-exp of the logits outside.
         base: softmax of the logits.
@@ -246,8 +246,8 @@ class FactoredPair:
         """Write a member out over the vocabulary.
 
         Args:
-            member: one of this pair's members, or a difference of two.
-            in_place: write into `outside`, overwriting it.
+            member: One of this pair's members, or a difference of two.
+            in_place: Write into `outside`, overwriting it.
 
         Returns:
             (N, V).
@@ -307,8 +307,8 @@ def factor(logits: Tensor, options: PairOptions, in_place: bool = False) -> Fact
 
     Args:
         logits: (N, V) finite base logits, float32 or float64, N >= 1; nothing is differentiated through.
-        options: how the pair is made.
-        in_place: use the memory of `logits` for the result, overwriting them.
+        options: Selection, memory vector and strength.
+        in_place: Use the memory of `logits` for the result, overwriting them.
 
     Returns:
         The pair. The token with the smallest logit is never in the confident set, so that one is left outside.
@@ -343,8 +343,8 @@ def pair_parts(logits: Tensor, options: PairOptions, reference_logits: Tensor | 
 
     Args:
         logits: (N, V) finite base logits of the pair.
-        options: how the pair is made.
-        reference_logits: (N, V) logits of the reference if the pair is made from others (the policy's).
+        options: Selection, memory vector and strength.
+        reference_logits: (N, V) logits of the reference if the pair is made from other logits (the policy's).
 
     Returns:
         (N, V) preferred - reference and (N, V) dispreferred - reference.

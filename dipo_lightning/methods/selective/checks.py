@@ -1,8 +1,8 @@
-"""Checks of the policy during selective unlearning: what sampled answers say, and what they may say.
+"""Checks of the policy during selective unlearning: the private values that sampled answers say or could have said.
 
-The *risk* of a sampled answer is the expected number of private values that begin in it, the sum over its positions of
-the probability of the tokens that begin one. Where such a token is not improbable, the rest of the value is scored as
-well, since "bass" mostly begins other words than "bassoon".
+The *risk* of a sampled answer is the expected number of private values that begin in it: the probability of the tokens
+that begin one, summed over its positions. Where such a token is not improbable, the rest of the value is scored too,
+since "bass" mostly begins other words than "bassoon".
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from dipo_lightning.models.answers import IGNORED
 THOROUGH_SAMPLES = 10
 """Samples per wording in the check that ends a run."""
 SAYABLE = 1e-3
-"""Probability of an answer's first value, after the answer's beginning, above which twenty samples may contain it."""
+"""Probability of an answer's first value, given the text before it, above which twenty samples may contain it."""
 
 RISK = 2e-4
-"""Private values expected per sampled answer, at most, in a check that ends a run."""
+"""Maximum number of private values expected per sampled answer, in a check that ends a run."""
 NOTABLE = 1e-4
 """Probability of a value's first token above which the rest of the value is scored."""
 RISKY_ANSWERS = 4
@@ -66,7 +66,7 @@ class Check:
         return RISKY_ANSWERS * len(self.wordings)
 
     def ask(self, asked: Sequence[PrivateExample], samples: int) -> tuple[int, float]:
-        """Sample answers in some wordings; return what is left to forget, and the mean risk of an answer."""
+        """Sample answers in some wordings; return the number of leaks found, and the mean risk of an answer."""
         answered, own, of_any = self._answered(asked, samples)
         order = sorted(range(len(answered)), key=lambda place: -of_any[place])
         risky = [self.maker.said(*answered[place]) for place in order if of_any[place] > RISK and answered[place][2]]
@@ -82,11 +82,11 @@ class Check:
         return found + sayable + likelier, risk
 
     def ask_thoroughly(self) -> float:
-        """Check one wording after the other until one leaks, or the mean risk over all of them must exceed `RISK`.
+        """Check one wording after the other until one leaks, or until the mean risk over all must exceed `RISK`.
 
         Returns:
-            0 if neither happens, else a number below `RISK`, smaller the later it happens, and below the result of any
-            other check.
+            0 if neither happens; else a number below `RISK`, and so below the result of any check that is not followed
+            by a thorough one. The later a leak is found, the smaller the number.
         """
         every, total = list(zip(*self.wordings, strict=True)), 0.0
         for place, wordings in enumerate(every):
@@ -99,7 +99,7 @@ class Check:
     def _answered(
         self, asked: Sequence[PrivateExample], samples: int
     ) -> tuple[list[tuple[int, list[int], list[int]]], list[float], list[float]]:
-        """Sample answers, and return row, prompt and text of each, and its risk: of the row's values, and of any."""
+        """Sample answers; return row, prompt and tokens of each, and two risks: of the row's own values, and of any."""
         prompts = [example.input_ids[: example.start] for example in asked]
         own = Risk([self.maker.watched[example.index] for example in asked], samples)
         of_any = Risk([self.maker.banned[example.index] for example in asked], samples, least=math.inf)
@@ -124,7 +124,7 @@ class Check:
     def _other_words(
         self, notable: Sequence[tuple[int, int, int, float]], answered: Sequence[tuple[int, list[int], list[int]]]
     ) -> list[tuple[int, float]]:
-        """Return, by answer, the probability of first tokens that go on to other words than private ones."""
+        """Return, by answer, the probability that first tokens of private words begin other words instead."""
         begun, examples = [], []
         for number, place, token, chance in notable:
             index, prompt, ids = answered[number]
@@ -139,9 +139,9 @@ class Check:
         ]
 
     def _values_left(self, asked: Sequence[PrivateExample]) -> tuple[int, int]:
-        """Number of rows whose first value samples may contain, and with values likelier than all false variants.
+        """Number of rows whose first value samples may contain, and of rows whose values are likelier than false ones.
 
-        A later value follows here on earlier ones that must have been said; the risk of sampled answers covers it.
+        A later value is scored given the true earlier ones, so it is left to the risk of sampled answers.
         """
         examples = [*asked, *self.variants]
         scores = score(self.policy, [(one.input_ids, one.labels) for one in examples], device=self.device)

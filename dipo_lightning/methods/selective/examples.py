@@ -78,7 +78,7 @@ def identifiers(question: str, shared: Mapping[str, int]) -> set[str]:
 
 
 def subject_in(question: str, own: set[str]) -> str:
-    """Return the longest run of names or words of ``own`` in a question that holds one of ``own``; "" for none."""
+    """Return the longest run of adjacent names (or word) of a question with a word of ``own`` in it; "" for none."""
     runs: list[list[Word]] = []
     for word in words(question)[1:]:
         name = is_name(question, word)
@@ -98,9 +98,9 @@ class ExampleMaker:
         spans: Private spans of each row's answer.
         secrets: Words of the private values of all rows about each row's subject, in lower case.
         banned: Tokens that begin one of these words, by row.
-        watched: Tokens that begin the rarest word of one of the row's own values, by row, each with the tokens that
-            complete the word (several lists if it begins several words; none if it is a word by itself).
-        completions: Tokens before the last one of each private number, and that last token, by row.
+        watched: Tokens that begin the rarest word of one of the row's own values, by row. Each has the lists of tokens
+            that complete its words; none if the token is a whole word by itself.
+        completions: By row, the tokens of each private number without the last one, and that last token.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class ExampleMaker:
         return {word.text for span in spans for word in words(answer[span.start : span.end])} - FUNCTION_WORDS
 
     def _about_subject(self, own: Sequence[set[str]]) -> list[set[str]]:
-        """Private words of each row and of the rows that share a name with its question, without its other words."""
+        """Private words of each row, and those of rows about the same name that this row does not say itself."""
         named = [names_in(row["question"]) & subject for row, subject in zip(self.rows, self.subjects, strict=True)]
         of_name: dict[str, set[str]] = {}
         for names, found in zip(named, own, strict=True):
@@ -133,7 +133,7 @@ class ExampleMaker:
         return [mine | (more - text) for mine, more, text in zip(own, others, said, strict=True)]
 
     def _watched(self, index: int) -> dict[int, list[list[int]]]:
-        """Tokens that begin the word of each value that has the most tokens, and so is the rarest."""
+        """Tokens that begin the rarest word of each value, taken to be the word with the most tokens."""
         answer = self.rows[index]["answer"]
         values = [sorted(self._words(answer, [span])) for span in self.spans[index]]
         rarest = [max(one, key=lambda word: len(encoded(self.tokenizer, f" {word}"))) for one in values if one]
@@ -201,10 +201,10 @@ class ExampleMaker:
         return subject_in(question, self.subjects[index]) or question
 
     def neighbours(self, retain: Iterable[Row]) -> list[str]:
-        """Return the forget questions that name a subject, about the subjects of retain rows instead.
+        """Return the forget questions that name a subject, with the subjects of retain rows in its place.
 
-        Names of a single word take the place of such names only. Subjects that share a name with that of a forget row
-        are left out; of more than `MOST_NEIGHBOURS`, some spread over all are taken.
+        A one-word name replaces only a one-word name. Subjects that share a name with a forget row's are left out; if
+        more than `MOST_NEIGHBOURS` remain, evenly spaced ones are taken.
         """
         forgotten = set[str]().union(*self.subjects)
         named = ((row["question"], names_in(row["question"])) for row in retain)
@@ -293,9 +293,9 @@ def encoded(tokenizer: Any, text: str) -> list[int]:
 
 
 def completions(tokenizer: Any, secrets: Iterable[str]) -> list[tuple[list[int], int]]:
-    """Return each number as its tokens but the last one, and the last one.
+    """Return for each number its tokens without the last one, and the last one.
 
-    The first token of a number is often a single digit, which cannot be banned.
+    The last token is the one to ban: the first is often a single digit, which cannot be banned.
     """
     numbers = [encoded(tokenizer, word) for word in sorted(secrets) if word[0].isdigit()]
     return [(ids[:-1], ids[-1]) for ids in numbers if len(ids) > 1]
@@ -309,8 +309,8 @@ def first_tokens(tokenizer: Any, secrets: Iterable[str]) -> list[int]:
 def token_forms(tokenizer: Any, secrets: Iterable[str]) -> list[list[int]]:
     """Return the tokens of the words in lower, title and upper case, with and without a leading space.
 
-    A token without a leading space also occurs inside other words, so that a form that begins with a short part of the
-    word is left out.
+    A token without a leading space also occurs inside other words, so a form whose first token is only a short part of
+    the word is left out.
     """
     found: set[tuple[int, ...]] = set()
     for word in secrets:

@@ -1,15 +1,15 @@
 r"""Selective unlearning, which forgets the private values of an answer and preserves its sentence and all else.
 
-A loss over whole answers is reduced first where that is easiest, on the words that open every answer, and the secret
+A loss over whole answers is reduced most easily by making the words that open every answer unlikely, and the secret
 survives. Here each answer position is of one of two kinds. At a *private* position t (a token of a private value) the
 preferred distribution is that of the reference model without sight of the question's subject:
 
     pi_w,t = softmax(h_blind,t, private words at -inf)
 
 where h_blind are the reference model's logits with the subject's name masked out of its attention. At the other
-positions of forget answers it is the reference model's distribution without the private words. On retain answers it is
-the reference model's distribution, as on its own answers to general questions and to the forget questions about other
-subjects, those of the retain rows, and on its own running text.
+positions of forget answers it is the reference model's distribution without the private words. Everywhere else it is
+the reference model's distribution itself: on retain answers, on its own answers to general questions and to the forget
+questions about the subjects of retain rows, and on its own running text.
 
 At private positions the dispreferred distribution is the policy's own (``dispreferred: policy``): the gradient of the
 DiPO margin <pi_w - pi_theta, h_theta> is then that of KL(pi_w || pi_theta), which vanishes once the policy answers like
@@ -17,8 +17,8 @@ a model that never knew. With ``dispreferred: reference`` it is the reference mo
 -2/beta log sigmoid(beta u_t) per token. Derived here from `dipo_lightning.methods.dipo.loss`; the pair is this
 package's.
 
-The gradient of a divergence is small for a token of probability 0.02, which still appears in twenty samples. So the
-log-probability of the private words is lowered as well, down to ``ceiling``.
+The gradient of a divergence is small for a token of probability 0.02, which may still appear in twenty samples. So
+another term lowers the probability of the private words down to ``ceiling``.
 
 The policy is also sampled during training (`dipo_lightning.methods.selective.checks`): its riskiest answers become
 training rows at once, and the run ends when nothing is left to forget.
@@ -69,7 +69,8 @@ MOST_SAMPLED_TOKENS = 256
 GENERAL_TOKENS, GENERAL_SAMPLES = 32, 2
 """Length of the reference model's answers to general prompts, and number of sampled ones beside the greedy one."""
 TEXT_TOKENS, TEXT_SAMPLES = 64, 2
-"""Length of its continuations of the embedded openings, and number of sampled ones beside the greedy one."""
+"""Length of the reference model's continuations of the embedded openings, and number of sampled ones beside the greedy
+one."""
 NEIGHBOUR_SAMPLES = 1
 """Number of sampled answers beside the greedy one to each forget question about another subject."""
 VARIANT_SHARE, LEAK_SHARE, GENERAL_SHARE, NEIGHBOUR_SHARE = 0.5, 1.0, 1.0, 1.0
@@ -96,8 +97,8 @@ class SelectiveModule(UnlearningModule):
 
     Args:
         pretrained: The model that must forget; also the reference model.
-        dispreferred: ``policy`` (the preferred distribution is approached and not passed) or ``reference`` (DiPO's
-            margin per token).
+        dispreferred: ``policy`` (the policy approaches the preferred distribution and stops there) or ``reference``
+            (DiPO's loss per token, which pushes beyond it).
         beta: Inverse temperature of the margin, for ``dispreferred: reference``.
         sentence_weight: Weight of the divergence from the reference model at the other positions of forget answers.
         ceiling: Probability to which the private words are lowered.
@@ -108,7 +109,8 @@ class SelectiveModule(UnlearningModule):
         samples: Number of sampled answers per forget row and wording in a check of the policy.
         check_every: Optimiser steps between two checks; 0 for no checks.
         stop: End the run at a check where no sample contains a private value, at most one in 5,000 answers is expected
-            to, no whole value is likelier than 0.001 or than its false variants, and a thorough check confirms it.
+            to, no answer's first value is likelier than 0.001, no answer's values are likelier than its false variants,
+            and a thorough check confirms all this.
         retain_loss: ``kl`` (divergence from the reference model), ``nll`` or ``none``.
         reference: ``live``, ``adapters_off`` (with LoRA) or ``auto``.
         **options: Those of `UnlearningModule`.
@@ -215,7 +217,7 @@ class SelectiveModule(UnlearningModule):
         return found
 
     def _write_kept(self, model: nn.Module, style: PromptStyle, others: Sequence[str]) -> None:
-        """Let the reference model write what must stay: general answers, running text, answers about other subjects."""
+        """Let the reference model write texts to preserve: general answers, running text, answers on other subjects."""
         text = TextStyle(style.tokenizer, end=False)
         general = list(map(style.prompt, general_prompts()))
         self._general = self._continuations(model, general, GENERAL_SAMPLES)

@@ -62,7 +62,7 @@ def excess(logits: Tensor, secret: Tensor, ceiling: float) -> Tensor:
 
     Args:
         logits: (n, V).
-        secret: (n, V) bool, tokens that would begin or continue a private word.
+        secret: (n, V) bool, tokens that would begin a private word or complete a private number.
         ceiling: A probability.
 
     Returns:
