@@ -16,6 +16,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from dipo_lightning.callbacks.checkpoint import Checkpoint
 from dipo_lightning.errors import InputError, RunError, check_choice, check_positive
+from dipo_lightning.evaluation.aggregates import flat_numbers
+from dipo_lightning.evaluation.benchmark import find_benchmark, installed_benchmarks
 from dipo_lightning.evaluation.callback import Evaluation
 from dipo_lightning.evaluation.logs import read_log
 
@@ -111,13 +113,18 @@ def just_past(threshold: float, mode: str) -> float:
 
 def threshold_from_log(path: str, monitor: str) -> float:
     """Read the aggregate that ``monitor`` (``NAME/NUMBER``) names from an evaluation log."""
-    name = monitor.rpartition("/")[2]
-    aggregates = read_log(Path(path)).aggregates
-    value = aggregates.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        known = ", ".join(key for key, number in aggregates.items() if isinstance(number, int | float)) or "none"
-        raise InputError(f"{path} has no aggregate {name!r} to stop at; it has {known}.")
-    return float(value)
+    evaluation, _, name = monitor.rpartition("/")
+    log = read_log(Path(path), benchmark=next((one for one in installed_benchmarks() if one.name == evaluation), None))
+    benchmark = find_benchmark(log.format, log.benchmark)
+    if benchmark is None or benchmark.name != evaluation:
+        raise InputError(
+            f"{log.path} is no log of the evaluation that StopAtThreshold.monitor names, {monitor!r}; give the retain "
+            "model's log of that evaluation."
+        )
+    numbers = flat_numbers(log.aggregates)
+    if name not in numbers:
+        raise InputError(f"{path} has no aggregate {name!r} to stop at; it has {', '.join(numbers) or 'none'}.")
+    return numbers[name]
 
 
 def refuse_before_evaluation(rule: Any, trainer: pl.Trainer) -> None:

@@ -101,7 +101,17 @@ def test_the_threshold_may_be_the_retrained_models(tmp_path):
     assert run(tmp_path, Scripted([50, 40, 30]), StopAtThreshold(MONITOR, retain_log=str(path))).current_epoch == 2
     with pytest.raises(InputError, match="no aggregate 'verbmem' to stop at; it has knowmem_forget"):
         StopAtThreshold("muse/verbmem", retain_log=str(path))
+    with pytest.raises(InputError, match=r"retain\.json is no log of the evaluation .* 'tofu/knowmem_forget'"):
+        StopAtThreshold("tofu/knowmem_forget", retain_log=str(path))
 
+
+def test_the_threshold_is_that_of_the_evaluation_and_may_be_of_a_group(tmp_path):
+    (tmp_path / "evaluations").mkdir()
+    for name, aggregates in (("muse", {"auc": {"min_k": 0.4}}), ("tofu", {"auc": {"min_k": 0.9}})):
+        log = {"format": f"dipo-lightning/{name}/1", "settings": {}, "sets": {}, "aggregates": aggregates}
+        (tmp_path / "evaluations" / f"{name}_epoch=001_step=00002.json").write_text(json.dumps(log))
+    assert StopAtThreshold("muse/auc_min_k", retain_log=str(tmp_path)).threshold == 0.4
+    assert StopAtThreshold("tofu/auc_min_k", retain_log=str(tmp_path)).threshold == 0.9
 
 def test_never_reaching_it_is_said(tmp_path):
     with pytest.warns(UserWarning, match="muse/knowmem_forget did not reach 1 .now 40"):
