@@ -318,7 +318,7 @@ def check_comparable(log: EvaluationLog, reference: EvaluationLog, benchmark: Be
     """
     pair = f"{log.path or 'the log'} cannot be compared with {reference.path or 'the reference'}"
     other_benchmark = find_benchmark(reference.format, reference.benchmark)
-    if type(other_benchmark) is not type(benchmark):
+    if other_benchmark is None or other_benchmark.format != benchmark.format:
         name = reference.format if other_benchmark is None else other_benchmark.title
         raise InputError(f"{pair}: one is of {benchmark.title}, the other of {name} ({log.format}, {reference.format})")
     for key in benchmark.compared_settings:
