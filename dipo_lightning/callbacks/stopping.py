@@ -88,8 +88,8 @@ class StopAtThreshold(EarlyStopping):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop if the metric was logged and has reached the threshold."""
-        refuse_unlogged(self, trainer)
-        super().on_train_epoch_end(trainer, pl_module)
+        if is_logged(self, trainer):
+            super().on_train_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Warn if the threshold was never reached."""
@@ -138,13 +138,21 @@ def refuse_before_evaluation(rule: Any, trainer: pl.Trainer) -> None:
             )
 
 
-def refuse_unlogged(rule: Any, trainer: pl.Trainer) -> None:
-    """Raise an `InputError` if nothing has logged the number that a stop rule watches."""
-    if rule.monitor not in trainer.callback_metrics:
-        known = ", ".join(sorted(trainer.callback_metrics)) or "none"
-        raise InputError(
-            f"{type(rule).__name__}.monitor is {rule.monitor!r}, which nothing has logged. Logged: {known}."
-        )
+def is_logged(rule: Any, trainer: pl.Trainer) -> bool:
+    """Return whether the number that a stop rule watches is logged; False before the first run of its evaluation.
+
+    Raises:
+        InputError: It is not, and no evaluation is about to log it.
+    """
+    if rule.monitor in trainer.callback_metrics:
+        return True
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Evaluation) and rule.monitor.startswith(f"{callback.name}/"):
+            began = any(name.startswith(f"{callback.name}/") for name in trainer.callback_metrics)
+            if not began and (callback.schedule.every_n_epochs or callback.schedule.every_n_steps):
+                return False
+    known = ", ".join(sorted(trainer.callback_metrics)) or "none"
+    raise InputError(f"{type(rule).__name__}.monitor is {rule.monitor!r}, which nothing has logged. Logged: {known}.")
 
 
 class StopOnCollapse(pl.Callback):
@@ -204,8 +212,8 @@ class StopOnCollapse(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check after an evaluation at an epoch."""
-        refuse_unlogged(self, trainer)
-        self._check(trainer, pl_module)
+        if is_logged(self, trainer):
+            self._check(trainer, pl_module)
 
     def _check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.monitor not in trainer.callback_metrics:
