@@ -321,7 +321,8 @@ def rule(selection: Selection, scale: Scale) -> str:
 def retain_row(base: Config, seed: int, target: Row | None, scale: Scale) -> Row | None:
     """Return the row of the retain model of ``base``; None without a log, or if its log is unreadable or incomplete.
 
-    The log is that of the callback that evaluates the benchmark. Its comparison with itself has the values that the benchmark defines, such as p = 1.
+    The log is that of the callback that evaluates the benchmark. Its comparison with itself has the values that the
+    benchmark defines, such as p = 1.
     """
     found = [
         callback["init_args"]

@@ -243,8 +243,8 @@ def import_class(path: str, base: type = object) -> Any:
         found = getattr(importlib.import_module(module or "dipo_lightning"), name)
     except Exception as error:  # whatever a module raises
         raise InputError(
-            f"The class {path} cannot be imported ({type(error).__name__}: {error}). Your own class must be in the folder from which you run "
-            "the command, on PYTHONPATH, or in an installed package."
+            f"The class {path} cannot be imported ({type(error).__name__}: {error}). Your own class must be in the "
+            "folder from which you run the command, on PYTHONPATH, or in an installed package."
         ) from error
     if not (isinstance(found, type) and issubclass(found, base)):
         what = "class" if base is object else f"{base.__module__.partition('.')[0]}.{base.__name__}"

@@ -114,6 +114,7 @@ def test_the_threshold_is_that_of_the_evaluation_and_may_be_of_a_group(tmp_path)
     assert StopAtThreshold("muse/auc_min_k", retain_log=str(tmp_path)).threshold == 0.4
     assert StopAtThreshold("tofu/auc_min_k", retain_log=str(tmp_path)).threshold == 0.9
 
+
 def test_never_reaching_it_is_said(tmp_path):
     with pytest.warns(UserWarning, match="muse/knowmem_forget did not reach 1 .now 40"):
         run(tmp_path, Scripted([50, 40]), StopAtThreshold(MONITOR, threshold=1), epochs=2)

@@ -15,7 +15,8 @@ from dipo_lightning.report.runs import read_documents
 
 
 def test_the_folder_of_a_run_stands_for_its_last_evaluation(tmp_path: Path) -> None:
-    for number, name in enumerate(("run/evaluations/a.json", "run/evaluations/b.json", "results.json", "run/made.json")):
+    names = ("run/evaluations/a.json", "run/evaluations/b.json", "results.json", "run/made.json")
+    for number, name in enumerate(names):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}")
         os.utime(tmp_path / name, ns=(number, number))
