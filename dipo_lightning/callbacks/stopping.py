@@ -16,6 +16,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from dipo_lightning.callbacks.checkpoint import Checkpoint
 from dipo_lightning.errors import InputError, RunError, check_choice, check_positive
+from dipo_lightning.evaluation.aggregates import flat_numbers
+from dipo_lightning.evaluation.benchmark import find_benchmark, installed_benchmarks
 from dipo_lightning.evaluation.callback import Evaluation
 from dipo_lightning.evaluation.logs import read_log
 
@@ -86,8 +88,8 @@ class StopAtThreshold(EarlyStopping):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop if the metric was logged and has reached the threshold."""
-        refuse_unlogged(self, trainer)
-        super().on_train_epoch_end(trainer, pl_module)
+        if is_logged(self, trainer):
+            super().on_train_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Warn if the threshold was never reached."""
@@ -111,13 +113,18 @@ def just_past(threshold: float, mode: str) -> float:
 
 def threshold_from_log(path: str, monitor: str) -> float:
     """Read the aggregate that ``monitor`` (``NAME/NUMBER``) names from an evaluation log."""
-    name = monitor.rpartition("/")[2]
-    aggregates = read_log(Path(path)).aggregates
-    value = aggregates.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        known = ", ".join(key for key, number in aggregates.items() if isinstance(number, int | float)) or "none"
-        raise InputError(f"{path} has no aggregate {name!r} to stop at; it has {known}.")
-    return float(value)
+    evaluation, _, name = monitor.rpartition("/")
+    log = read_log(Path(path), benchmark=next((one for one in installed_benchmarks() if one.name == evaluation), None))
+    benchmark = find_benchmark(log.format, log.benchmark)
+    if benchmark is None or benchmark.name != evaluation:
+        raise InputError(
+            f"{log.path} is no log of the evaluation that StopAtThreshold.monitor names, {monitor!r}; give the retain "
+            "model's log of that evaluation."
+        )
+    numbers = flat_numbers(log.aggregates)
+    if name not in numbers:
+        raise InputError(f"{path} has no aggregate {name!r} to stop at; it has {', '.join(numbers) or 'none'}.")
+    return numbers[name]
 
 
 def refuse_before_evaluation(rule: Any, trainer: pl.Trainer) -> None:
@@ -131,13 +138,21 @@ def refuse_before_evaluation(rule: Any, trainer: pl.Trainer) -> None:
             )
 
 
-def refuse_unlogged(rule: Any, trainer: pl.Trainer) -> None:
-    """Raise an `InputError` if nothing has logged the number that a stop rule watches."""
-    if rule.monitor not in trainer.callback_metrics:
-        known = ", ".join(sorted(trainer.callback_metrics)) or "none"
-        raise InputError(
-            f"{type(rule).__name__}.monitor is {rule.monitor!r}, which nothing has logged. Logged: {known}."
-        )
+def is_logged(rule: Any, trainer: pl.Trainer) -> bool:
+    """Return whether the number that a stop rule watches is logged; False before the first run of its evaluation.
+
+    Raises:
+        InputError: It is not, and no evaluation is about to log it.
+    """
+    if rule.monitor in trainer.callback_metrics:
+        return True
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Evaluation) and rule.monitor.startswith(f"{callback.name}/"):
+            began = any(name.startswith(f"{callback.name}/") for name in trainer.callback_metrics)
+            if not began and (callback.schedule.every_n_epochs or callback.schedule.every_n_steps):
+                return False
+    known = ", ".join(sorted(trainer.callback_metrics)) or "none"
+    raise InputError(f"{type(rule).__name__}.monitor is {rule.monitor!r}, which nothing has logged. Logged: {known}.")
 
 
 class StopOnCollapse(pl.Callback):
@@ -197,8 +212,8 @@ class StopOnCollapse(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check after an evaluation at an epoch."""
-        refuse_unlogged(self, trainer)
-        self._check(trainer, pl_module)
+        if is_logged(self, trainer):
+            self._check(trainer, pl_module)
 
     def _check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.monitor not in trainer.callback_metrics:

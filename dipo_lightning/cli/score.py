@@ -23,7 +23,7 @@ _RELATIVE, _ABSOLUTE = 1e-6, 1e-9
 def score(
     path: str | Path,
     retain_log: str | Path | None = None,
-    truth_ratio: Literal["geometric", "arithmetic", "open_unlearning"] = "geometric",
+    truth_ratio: Literal["geometric", "arithmetic", "open_unlearning"] | None = None,
     auc_retrain: float | None = None,
     metrics: Mapping[str, Any] | None = None,
     bootstrap: int = 0,
@@ -35,7 +35,8 @@ def score(
         path: The log: this package's, open-unlearning's ``TOFU_EVAL.json`` or ``MUSE_EVAL.json``, or TOFU's
             ``eval_log_aggregated.json``.
         retain_log: Log of the retain model on the same rows, for forget quality and PrivLeak.
-        truth_ratio: Variant of the truth ratio, for rows with wrong answers.
+        truth_ratio: Variant of the truth ratio, for rows with wrong answers; default is the one stored in the log, or
+            ``geometric``.
         auc_retrain: The retain model's AUC for PrivLeak (MUSE), if there is no log of it; default is the one stored in
             the log.
         metrics: Your own metrics by name, ``{my_metric: my_project.MyMetric}``. Those that the log names are computed
@@ -56,7 +57,9 @@ def score(
     benchmark = find_benchmark(log.format, log.benchmark)
     assert benchmark is not None  # it has been read
     retain = None if retain_log is None else _retain(benchmark, log, retain_log)
-    options: dict[str, Any] = {"truth_ratio": truth_ratio} if "truth_ratio" in benchmark.score_options else {}
+    options: dict[str, Any] = {}
+    if truth_ratio is not None and "truth_ratio" in benchmark.score_options:
+        options["truth_ratio"] = truth_ratio
     if auc_retrain is not None:
         if "auc_retrain" not in benchmark.score_options:
             raise InputError(

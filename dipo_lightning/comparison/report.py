@@ -137,7 +137,7 @@ def verdict(lines: Sequence[Line], share: float, scale: Scale, target: Line | No
     if target and before and keeping[0].goodness(scale) <= target.goodness(scale):
         said += f" That is no better than the target's {scale.text(scale.headline.forget, before.mean)}."
     if alike:
-        said += f" A tie with {' and '.join(alike)}: the difference lies inside the intervals."
+        said += f" A tie with {' and '.join(alike)}: the difference lies inside the interval of one of the two."
     return said
 
 

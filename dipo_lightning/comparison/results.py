@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dipo_lightning.comparison.configs import Config, callbacks
+from dipo_lightning.comparison.configs import Config, callback_class, callbacks
 from dipo_lightning.comparison.plan import Selection, Settings
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.aggregates import Meanings, flat_numbers, metric_meanings, number_text, retain_numbers
 from dipo_lightning.evaluation.benchmark import Benchmark, Headline, benchmark_of
+from dipo_lightning.evaluation.callback import Evaluation
 from dipo_lightning.evaluation.logs import read_log
 from dipo_lightning.report.runs import Document, read_documents
 
@@ -320,16 +321,22 @@ def rule(selection: Selection, scale: Scale) -> str:
 def retain_row(base: Config, seed: int, target: Row | None, scale: Scale) -> Row | None:
     """Return the row of the retain model of ``base``; None without a log, or if its log is unreadable or incomplete.
 
-    Its comparison with itself has the values that the benchmark defines, such as p = 1.
+    The log is that of the callback that evaluates the benchmark. Its comparison with itself has the values that the
+    benchmark defines, such as p = 1.
     """
-    found = [callback["init_args"] for callback in callbacks(base.get("trainer") or {})]
+    found = [
+        callback["init_args"]
+        for callback in callbacks(base.get("trainer") or {})
+        if issubclass(kind := callback_class(callback["class_path"]), Evaluation) and kind.name == scale.benchmark.name
+    ]
     options = next((options for options in found if options.get("retain_log")), None)
     if options is None:
         return None
     try:
         data, model = (base[part].get("init_args") or {} for part in ("data", "model"))
         named = data | {name: value for name, value in options.items() if value is not None}
-        log = read_log(options["retain_log"], scale.benchmark.hub_log(str(model.get("pretrained")), named))
+        usual = scale.benchmark.hub_log(str(model.get("pretrained")), named)
+        log = read_log(options["retain_log"], usual, scale.benchmark)
         chosen = {name: options[name] for name in scale.benchmark.score_options if name in options}
         if any(log.sets.values()) and not log.benchmark:  # another package's, whose own numbers have other names
             numbers = retain_numbers(scale.benchmark, log, {**log.settings, **chosen})

@@ -34,13 +34,26 @@ def add_measured(metrics: Iterable[Metric], sets: Sets, sources: Rows) -> None:
     """Add to measured rows, in place, the fields that individual metrics compute themselves (`RowValues.measured`).
 
     A source row without an index is identified by its position.
+
+    Raises:
+        InputError: A metric returns a field that the rows have already, by measurement or from another metric.
     """
+    owners: dict[str, dict[str, Any]] = {
+        name: dict.fromkeys(field for row in rows for field in row) for name, rows in sets.items()
+    }
     for metric in (one for one in metrics if isinstance(one, RowValues)):
         for of in metric.sets:
             read = {row.get("index", place): row for place, row in enumerate(sources.get(of.name, ()))}
             for row in sets.get(of.name, ()):
-                if row["index"] in read:
-                    row.update(metric.measured(row, read[row["index"]]))  # type: ignore[typeddict-item]  # its own fields
+                if row["index"] not in read:
+                    continue
+                for field, value in metric.measured(row, read[row["index"]]).items():
+                    if owners[of.name].setdefault(field, type(metric).measured) is not type(metric).measured:
+                        raise InputError(
+                            f"{class_path(type(metric))}.measured() returns the field {field!r}, which the rows of "
+                            f"{of.name} have already; give it another name."
+                        )
+                    row[field] = value  # type: ignore[literal-required]  # its own field
 
 
 def aggregates(collection: MetricCollection, rows: Sets, device: torch.device | None = None) -> dict[str, Any]:

@@ -193,17 +193,22 @@ class Benchmark:
 
 
 def find_benchmark(log_format: str, class_path: str = "") -> Benchmark | None:
-    """Return the benchmark of a log's format, or of the class that the log names; None if it is unknown here."""
-    for benchmark in installed_benchmarks():
-        if log_format == benchmark.format or any(log_format == one.name for one in benchmark.foreign_formats):
-            return benchmark
+    """Return the benchmark of a log; None if it is unknown here.
+
+    It is of the class that the log names, a subclass of an installed benchmark say, if that can be imported and built
+    and has the log's format; else it is the installed benchmark of the format.
+    """
+    installed = next(
+        (one for one in installed_benchmarks() if log_format in (one.format, *(f.name for f in one.foreign_formats))),
+        None,
+    )
     if not class_path:
-        return None
+        return installed
     try:
-        found = import_class(class_path, Benchmark)()
+        found: Benchmark = made("benchmark", class_path, Benchmark, "my_project.MyBenchmark")
     except InputError:
-        return None
-    return found if found.format == log_format else None
+        return installed
+    return found if getattr(found, "format", None) == log_format else installed
 
 
 def benchmark_of(document: Mapping[str, Any]) -> Benchmark | None:
@@ -236,10 +241,10 @@ def import_class(path: str, base: type = object) -> Any:
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module or "dipo_lightning"), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever a module raises
         raise InputError(
-            f"The class {path} cannot be imported ({error}). Your own class must be in the folder from which you run "
-            "the command, on PYTHONPATH, or in an installed package."
+            f"The class {path} cannot be imported ({type(error).__name__}: {error}). Your own class must be in the "
+            "folder from which you run the command, on PYTHONPATH, or in an installed package."
         ) from error
     if not (isinstance(found, type) and issubclass(found, base)):
         what = "class" if base is object else f"{base.__module__.partition('.')[0]}.{base.__name__}"
@@ -276,5 +281,5 @@ def made(option: str, spec: Any, base: type, example: str, check: Callable[[type
         check(kind)
     try:
         return kind(**(spec.get("init_args") or {}))
-    except TypeError as error:
+    except Exception as error:  # whatever a constructor raises
         raise InputError(f"{option}: {spec['class_path']} cannot be built from its init_args: {error}.") from error

@@ -118,7 +118,7 @@ class Evaluation(Scheduled):
         self.first: Document | None = None
         self.last: Document | None = None
         self._folder = Path("evaluations")
-        self._described = False  # whether the loggers of this process have the hyper-parameters with their metrics
+        self._described = False  # whether this evaluation was logged: the first one logs the hyper-parameters
 
     # Methods of a subclass.
 
@@ -314,7 +314,7 @@ class Evaluation(Scheduled):
         if trainer.state.fn == TrainerFn.FITTING:
             trainer.callback_metrics.update(tensors)
             for logger in trainer.loggers:
-                logged = self._log_hyperparameters(logger, document, step, trainer, pl_module)
+                logged = self._log_hyperparameters(logger, scalars, step, trainer, pl_module)
                 logger.log_metrics({tag: value for tag, value in scalars.items() if tag not in logged}, step=step)
                 if isinstance(logger, RunLogger):
                     logger.log_charts(chart_values(self.benchmark, self.scalars(document), self.retain_numbers), step)
@@ -326,19 +326,25 @@ class Evaluation(Scheduled):
             self.show(tracker, document, step)
 
     def _log_hyperparameters(
-        self, logger: Any, document: Document, step: int, trainer: pl.Trainer, pl_module: pl.LightningModule
+        self, logger: Any, scalars: Mapping[str, float], step: int, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, float]:
-        """Log the hyper-parameters once, with the scalars that HPARAMS needs; returns the scalars logged this way."""
-        scalars, names = self.scalars(document), self.benchmark.hyperparameter_metrics
-        metrics = {f"{self.name}/{key}": scalars[key] for key in names if key in scalars}
-        if self._described:
+        """Log the hyper-parameters once in a fit, with the metrics of all evaluations that HPARAMS shows.
+
+        Returns the scalars logged this way.
+        """
+        evaluations = [one for one in trainer.callbacks if isinstance(one, Evaluation)]  # type: ignore[attr-defined]
+        if any(one._described for one in evaluations):
             return {}
         if not isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(run_settings(trainer, pl_module))
             return {}
-        if metrics:  # `hparams`: those of the module and the data module, which the Trainer has logged
-            logger.log_hyperparams(dict(logger.hparams) | run_settings(trainer, pl_module), metrics, step)
-        return metrics
+        names = {one.name: one.benchmark.hyperparameter_metrics for one in evaluations if hasattr(one, "benchmark")}
+        own = {tag: scalars[tag] for key in names.pop(self.name, ()) if (tag := f"{self.name}/{key}") in scalars}
+        # TensorBoard keeps the first summary of a run, which has to name all metrics; {} is a metric without a value.
+        others: dict[str, Any] = {f"{name}/{key}": {} for name, keys in names.items() for key in keys}
+        if own or others:  # `hparams`: those of the module and the data module, which the Trainer has logged
+            logger.log_hyperparams(dict(logger.hparams) | run_settings(trainer, pl_module), own | others, step)
+        return own
 
     def _write(self, trainer: pl.Trainer, document: Document) -> None:
         """Write the document on rank 0, and print its path and summary."""

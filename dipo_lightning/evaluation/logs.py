@@ -182,13 +182,14 @@ def read_log(path: str | Path, usual: str = "", benchmark: Benchmark | None = No
     """Read a log of any of the known formats.
 
     Args:
-        path: A JSON log of this package or of another that a benchmark knows, a run folder, whose last evaluation is
-            read, or a log in `HUB_LOGS`: ``open-unlearning/eval/FOLDER/FILE``.
+        path: A JSON log of this package or of another that a benchmark knows, the folder of one run, whose last
+            evaluation is read, or a log in `HUB_LOGS`: ``open-unlearning/eval/FOLDER/FILE``.
         usual: File in `HUB_LOGS` to read if ``path`` names the data set alone.
         benchmark: Benchmark whose evaluation is preferred in a folder with several; None takes the last of any.
 
     Raises:
-        InputError: There is no such file, it is not JSON or is truncated, its format is unknown, or it is incomplete.
+        InputError: There is no such file, it is not JSON or is truncated, its format is unknown, it is incomplete, or
+            a folder holds several runs.
     """
     path = Path(path)
     if not path.exists() and (path.as_posix() + "/").startswith(f"{HUB_LOGS}/"):
@@ -242,8 +243,20 @@ def _from_hub(file: str) -> Path:
 
 
 def last_evaluation(folder: Path, benchmark: Benchmark | None = None) -> Path:
-    """Return the evaluation in ``folder`` or below that was written last, preferring those of ``benchmark``."""
-    logs = evaluations_of_runs([*folder.glob("*.json"), *folder.glob("**/evaluations/*.json")])
+    """Return the evaluation that was written last, preferring those of ``benchmark``.
+
+    Args:
+        folder: Folder of a run, of runs of which one has evaluations, or of logs alone.
+        benchmark: See `read_log`.
+
+    Raises:
+        InputError: There is no evaluation, or those of several runs.
+    """
+    found = [*folder.glob("evaluations/*.json")] or [*folder.glob("**/evaluations/*.json")]
+    runs = sorted({log.parent.parent for log in found})
+    if len(runs) > 1:
+        raise InputError(f"{folder} holds {len(runs)} runs; give one of them: {', '.join(map(str, runs[:6]))}.")
+    logs = evaluations_of_runs(found or folder.glob("*.json"))
     if not logs:
         raise InputError(f"{folder}: no evaluation log in this folder; name a log, or a run that evaluated its model")
     logs.sort(key=lambda log: (log.stat().st_mtime_ns, log.name), reverse=True)
@@ -305,7 +318,7 @@ def check_comparable(log: EvaluationLog, reference: EvaluationLog, benchmark: Be
     """
     pair = f"{log.path or 'the log'} cannot be compared with {reference.path or 'the reference'}"
     other_benchmark = find_benchmark(reference.format, reference.benchmark)
-    if type(other_benchmark) is not type(benchmark):
+    if other_benchmark is None or other_benchmark.format != benchmark.format:
         name = reference.format if other_benchmark is None else other_benchmark.title
         raise InputError(f"{pair}: one is of {benchmark.title}, the other of {name} ({log.format}, {reference.format})")
     for key in benchmark.compared_settings:

@@ -41,6 +41,8 @@ class RowSet:
         about: Phrase for its rows that fits after "on".
         forget: Whether the model is to forget them (True) or to keep them (False); None for neither.
         required: Fields that each of its rows has in a log; a field is null if the row could not be scored.
+        drawn_as: Name that sets of the same rows share, so that a bootstrap draws the same rows from each; empty for
+            the set's own name.
     """
 
     name: str
@@ -48,6 +50,7 @@ class RowSet:
     about: str = ""
     forget: bool | None = None
     required: tuple[str, ...] = ()
+    drawn_as: str = ""
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,8 @@ class RowValues(Metric):
 
         Args:
             resamples: Number of resamples, 1 or more.
-            seed: Seed of the resamples. With one seed, a set's resamples are the same for every metric and every model.
+            seed: Seed of the resamples. With one seed, a set's resamples are the same for every metric and every model,
+                and for every set that is `drawn_as` it.
 
         Returns:
             Lower and upper end of the interval with `INTERVAL` of the numbers, by their name in `parts`; ``""`` for a
@@ -208,7 +212,7 @@ class RowValues(Metric):
         """Yield tables of rows drawn with replacement within each set, as many as it has, each with its index."""
         table = self.table()
         sizes = [int((table["group"] == group).sum()) for group in range(len(self.sets))]
-        draws = [np.random.default_rng([seed, zlib.crc32(of.name.encode())]) for of in self.sets]
+        draws = [np.random.default_rng([seed, zlib.crc32((of.drawn_as or of.name).encode())]) for of in self.sets]
         starts = np.cumsum([0, *sizes[:-1]])
         for _ in range(resamples):
             rows = [

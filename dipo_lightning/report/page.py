@@ -104,7 +104,7 @@ def _evaluation(name: str, documents: Sequence[Document], most: int) -> dict[str
     scalars = [flat_numbers(document["aggregates"]) for document in documents]
     first, last = documents[0], documents[-1]
     benchmark, meanings = benchmark_of(last), document_meanings(last)
-    log = _retain_log(last)
+    log = _retain_log(last, benchmark)
     retain = retain_numbers(benchmark, log, last["settings"]) if benchmark and log else {}
     before = scalars[0] if len(documents) > 1 else {}
     sets = benchmark.sets_of(last.get("settings", {})) if benchmark else ()
@@ -145,13 +145,13 @@ def _headlines(benchmark: Benchmark, meanings: Meanings) -> list[str]:
     return shown[:HEADLINES]
 
 
-def _retain_log(document: Document) -> EvaluationLog | None:
+def _retain_log(document: Document, benchmark: Benchmark | None) -> EvaluationLog | None:
     """Return the retain model's log that an evaluation was compared with, if the file still exists."""
     path = document.get("settings", {}).get("retain_log")
     if not isinstance(path, str) or not Path(path).exists():
         return None
     try:
-        return read_log(path)
+        return read_log(path, benchmark=benchmark)
     except InputError:  # another file stands there now
         return None
 

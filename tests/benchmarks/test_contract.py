@@ -5,6 +5,8 @@ import io
 import json
 import re
 import sys
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +20,10 @@ from dipo_lightning.cli import child
 from dipo_lightning.cli.main import main
 from dipo_lightning.cli.score import score
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.aggregates import metric_meanings, metric_specs
+from dipo_lightning.evaluation.aggregates import add_measured, metric_meanings, metric_specs
 from dipo_lightning.evaluation.benchmark import find_benchmark, installed_benchmarks
 from dipo_lightning.evaluation.callback import Evaluation, print_lines
+from dipo_lightning.metrics import ParaphraseROUGE, RowMean
 from dipo_lightning.metrics.base import meanings
 from tests.helpers import user_project
 from tests.helpers.synthetic import DATA
@@ -132,6 +135,45 @@ def test_score_computes_the_metrics_that_a_log_names(tmp_path: Path) -> None:
     assert (found["words"], found["stored_aggregates_hold"]) == (7.0, True)
     found = score(log_with(tmp_path, {"words": WORDS}, 8.0))
     assert found["stored_aggregates_differ"] == {"words": {"stored": 8.0, "recomputed": 7.0}}
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "unchecked"),
+    [("tests.helpers.user_project.WordyTOFU", False), ("nowhere.WordyTOFU", True), (f"{__name__}.Path", True)],
+)
+def test_the_benchmark_of_a_log_is_of_the_class_that_it_names(tmp_path: Path, benchmark: str, unchecked: bool) -> None:
+    path = log_with(tmp_path, {}, 7.0)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"benchmark": benchmark}))
+    found = score(path, DATA / "retain_native.json")  # of the benchmark itself, whose rows are the same
+    assert found["stored_aggregates_hold"] is not unchecked
+    assert ("words" in found) is not unchecked
+
+
+@pytest.mark.parametrize("content", ["raise RuntimeError('no display')", "def"])
+def test_score_leaves_out_a_metric_whose_module_fails(
+    tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing_project.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = score(log_with(tmp_path, {"words": "failing_project.Words"}, 7.0))
+    assert "failing_project.Words cannot be imported" in found["words_absent"]
+    failing = {"class_path": WORDS, "init_args": {"sets": 3}}
+    assert "cannot be built" in score(log_with(tmp_path, {"words": failing}, 7.0))["words_absent"]
+
+
+@pytest.mark.parametrize(("field", "taken"), [("nll", True), ("paraphrased_rouge", True), ("mine", False)])
+def test_a_metric_cannot_replace_a_measured_field(field: str, taken: bool) -> None:
+    class Replacing(RowMean):
+        def measured(self, row: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, float | None]:
+            return {field: 0.0}
+
+    sets: dict[str, Any] = {"forget": [{"index": 0, "nll": 2.0, "generation": "Ann."}]}
+    metrics = [ParaphraseROUGE("forget"), ParaphraseROUGE("forget"), Replacing("forget"), Replacing("forget")]
+    with pytest.raises(InputError, match=rf"Replacing\.measured\(\) returns .*'{field}'") if taken else nullcontext():
+        add_measured(metrics, sets, {"forget": [{"index": 0, "paraphrased_answer": "Ann."}]})
+    assert sets["forget"][0] == {"index": 0, "nll": 2.0, "generation": "Ann.", "paraphrased_rouge": 1.0} | (
+        {} if taken else {"mine": 0.0}
+    )
 
 
 def test_score_takes_a_metric_that_is_given_and_leaves_out_what_it_cannot_import(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from dipo_lightning.callbacks.stopping import StopAtThreshold
-from dipo_lightning.errors import InputError
+from dipo_lightning.callbacks.stopping import StopAtThreshold, StopOnCollapse
+from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.callback import Evaluation
 from dipo_lightning.evaluation.schedule import Schedule
 
@@ -26,13 +26,14 @@ class Scripted(Evaluation):
 
     name = "muse"
 
-    def __init__(self, values, dtype=torch.float64):
-        super().__init__(Schedule(at_start=False, at_end=False))
+    def __init__(self, values, dtype=torch.float64, every=1):
+        super().__init__(Schedule(every_n_epochs=every, at_start=False, at_end=False))
         self.values, self.dtype = list(values), dtype
 
     def on_train_epoch_end(self, trainer, pl_module):
-        value = self.values[trainer.current_epoch]
-        trainer.callback_metrics["muse/knowmem_forget"] = torch.tensor(value, dtype=self.dtype)
+        if (trainer.current_epoch + 1) % (self.schedule.every_n_epochs or 100) == 0:
+            value = self.values[trainer.current_epoch]
+            trainer.callback_metrics["muse/knowmem_forget"] = torch.tensor(value, dtype=self.dtype)
 
     def on_train_end(self, trainer, pl_module):
         pass
@@ -101,6 +102,17 @@ def test_the_threshold_may_be_the_retrained_models(tmp_path):
     assert run(tmp_path, Scripted([50, 40, 30]), StopAtThreshold(MONITOR, retain_log=str(path))).current_epoch == 2
     with pytest.raises(InputError, match="no aggregate 'verbmem' to stop at; it has knowmem_forget"):
         StopAtThreshold("muse/verbmem", retain_log=str(path))
+    with pytest.raises(InputError, match=r"retain\.json is no log of the evaluation .* 'tofu/knowmem_forget'"):
+        StopAtThreshold("tofu/knowmem_forget", retain_log=str(path))
+
+
+def test_the_threshold_is_that_of_the_evaluation_and_may_be_of_a_group(tmp_path):
+    (tmp_path / "evaluations").mkdir()
+    for name, aggregates in (("muse", {"auc": {"min_k": 0.4}}), ("tofu", {"auc": {"min_k": 0.9}})):
+        log = {"format": f"dipo-lightning/{name}/1", "settings": {}, "sets": {}, "aggregates": aggregates}
+        (tmp_path / "evaluations" / f"{name}_epoch=001_step=00002.json").write_text(json.dumps(log))
+    assert StopAtThreshold("muse/auc_min_k", retain_log=str(tmp_path)).threshold == 0.4
+    assert StopAtThreshold("tofu/auc_min_k", retain_log=str(tmp_path)).threshold == 0.9
 
 
 def test_never_reaching_it_is_said(tmp_path):
@@ -113,9 +125,18 @@ def test_an_order_in_which_it_would_be_late(tmp_path):
         run(tmp_path, StopAtThreshold(MONITOR, threshold=1), Scripted([1]))
 
 
-def test_a_metric_that_nobody_logs(tmp_path):
-    with pytest.raises(InputError, match="'muse/knowmen' is|monitor is 'muse/knowmen', which nothing has logged"):
-        run(tmp_path, Scripted([1]), StopAtThreshold("muse/knowmen", threshold=1))
+@pytest.mark.parametrize(("every", "name"), [(1, "knowmen"), (2, "knowmen"), (None, "knowmem_forget")])
+def test_a_metric_that_nobody_logs(tmp_path, every, name):
+    for rule in (StopAtThreshold(f"muse/{name}", threshold=1), StopOnCollapse(f"muse/{name}", minimum=1)):
+        with pytest.raises(InputError, match=f"monitor is 'muse/{name}', which nothing has logged"):
+            run(tmp_path, Scripted([50, 40], every=every), rule, epochs=2)
+
+
+def test_an_evaluation_may_come_after_several_epochs(tmp_path):
+    trainer = run(tmp_path, Scripted([50, 40, 30, 20], every=2), StopAtThreshold(MONITOR, threshold=40))
+    assert trainer.current_epoch == 2
+    with pytest.raises(RunError, match="muse/knowmem_forget is 20"):
+        run(tmp_path, Scripted([50, 40, 30, 20], every=2), StopOnCollapse(MONITOR, minimum=30))
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,20 @@ def test_every_stored_number_is_held_against_the_rows(kind: str, tmp_path: Path)
         assert (found["stored_aggregates_hold"], list(found["stored_aggregates_differ"])) == (False, [name])
 
 
+def test_the_variant_of_the_truth_ratio_is_that_of_the_log(tmp_path: Path) -> None:
+    sets, retain = make_sets(1, True), make_sets(2, True)
+    log = {"format": "dipo-lightning/tofu/1", "settings": {"truth_ratio": "arithmetic"}, "sets": sets,
+           "aggregates": tofu(sets, retain, "arithmetic")}  # fmt: skip
+    other = tmp_path / "retain.json"
+    other.write_text(json.dumps(log | {"sets": retain, "aggregates": {}}))
+    path = write(tmp_path, log)
+    found = score(path, other)
+    assert found["stored_aggregates_hold"] is True
+    for name in ("forget_truth_ratio", "model_utility", "forget_quality"):
+        assert found[name] == pytest.approx(log["aggregates"][name])
+    assert score(path, other, "geometric")["forget_truth_ratio"] != pytest.approx(found["forget_truth_ratio"])
+
+
 @pytest.mark.parametrize("kind", LOGS)
 def test_a_row_that_was_taken_out_or_a_number_from_nowhere_shows(kind: str, tmp_path: Path) -> None:
     log = LOGS[kind]()

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dipo_lightning.benchmarks.tofu.metrics import TOFU
+from dipo_lightning.benchmarks.user_data.metrics import UserData
 from dipo_lightning.cli.score import score
 from dipo_lightning.comparison.report import epoch_text
 from dipo_lightning.comparison.results import (
@@ -135,3 +136,18 @@ def test_another_package_s_retain_log_gives_the_numbers_of_its_rows_and_none_of_
     assert numbers == {name: pytest.approx(scored[name]) for name in numbers}
     assert {"forget_probability", "model_utility", "forget_quality_p"} <= set(numbers)
     assert numbers["forget_quality_p"] == 1.0
+
+
+def test_the_retain_model_is_that_of_the_callback_of_the_benchmark(tmp_path: Path) -> None:
+    write_evaluations(tmp_path / "retain", [evaluation(1, 0.7, 0.0)])
+    write_evaluations(tmp_path / "retain", [evaluation(1, None, None) | {"format": UserData.format}], name="user_data")
+    parts = ("dipo_lightning.StopAtThreshold", "MUSEEvaluation", "dipo_lightning.TOFUEvaluation")
+    logs = (tmp_path / "other", tmp_path / "other", tmp_path / "retain")
+    callbacks = [
+        {"class_path": part, "init_args": {"retain_log": str(log)}} for part, log in zip(parts, logs, strict=True)
+    ]
+    base = {"trainer": {"callbacks": callbacks}, "data": {}, "model": {}}
+    row = retain_row(base, 0, None, Scale.of(TOFU()))
+    assert row is not None
+    assert row["model_utility"] == 0.7
+    assert retain_row(base | {"trainer": {"callbacks": callbacks[:2]}}, 0, None, Scale.of(TOFU())) is None

@@ -64,7 +64,7 @@ def test_a_difference_inside_the_intervals_is_a_tie() -> None:
     outside, overlapping = with_interval("d", {-5.0: (-6.0, -4.0)}), with_interval("e", {-2.6: (-3.0, -2.0)})
     said = verdict([outside, reaching, inside, overlapping, best], 0.95, Scale.of(TOFU()))
     assert "log10 p among those that keep at least 0.95 of the target's model utility: a, -1.00 (5 of 5" in said
-    assert said.endswith("A tie with b and c: the difference lies inside the intervals.")
+    assert said.endswith("A tie with b and c: the difference lies inside the interval of one of the two.")
     assert "tie" not in verdict([best, outside], 0.95, Scale.of(TOFU()))
     assert "tie" not in verdict([line("a", -1.0, 1.0), line("b", -1.1, 1.0)], 0.95, Scale.of(TOFU()))
 

@@ -1,14 +1,19 @@
 """What TensorBoard is given: read back from the event file, and safe whatever a model says."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import parse_experiment_plugin_data
 
 from dipo_lightning.benchmarks.tofu.callback import TOFUEvaluation
 from dipo_lightning.benchmarks.tofu.metrics import TOFU, largest_distance, truth_ratio_figure
+from dipo_lightning.benchmarks.user_data.metrics import UserData
+from dipo_lightning.evaluation.callback import Evaluation
+from dipo_lightning.evaluation.rows import EvaluatedRows, Row
 from dipo_lightning.evaluation.tensorboard import (
     RunLogger,
     answers_table,
@@ -49,6 +54,29 @@ def test_an_event_file_holds_it_all(tmp_path: Path) -> None:
     text = events.Tensors("tofu/forget_answers/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert text.startswith("| question | true answer | first | now |")
     assert "tofu/model_utility" in next((tmp_path / "csv").rglob("metrics.csv")).read_text()
+
+
+class Always(Evaluation):
+    """An evaluation that measures the same row always."""
+
+    benchmark = UserData()
+
+    def measure(self, trainer: Any, pl_module: Any) -> EvaluatedRows:
+        row: Row = {"index": 0, "nll": 0.5, "rouge_l_recall": 0.5}
+        return EvaluatedRows({"forget": [row], "retain": [row]})
+
+
+def test_hparams_has_the_metrics_of_all_evaluations(tmp_path: Path) -> None:
+    evaluations = TOFUEvaluation(**nested(max_new_tokens=4, max_rows=3)), Always()
+    logger = RunLogger(tmp_path, name="tb", version="")
+    run = trainer(tmp_path, *evaluations, logger=logger, max_epochs=1, limit_val_batches=0)
+    run.fit(ToyModule(), datamodule=ToyData(write_tofu(tmp_path / "data")))
+    events = EventAccumulator(str(logger.log_dir)).Reload()
+    summary = parse_experiment_plugin_data(events.PluginTagToContent("hparams")["_hparams_/experiment"])
+    tags = [info.name.tag for info in summary.metric_infos]
+    assert {"tofu/model_utility", "user_data/forget_probability", "user_data/utility"} <= set(tags)
+    for tag in ("tofu/model_utility", "user_data/utility"):
+        assert [event.step for event in events.Scalars(tag)] == [0, 2]
 
 
 def test_a_run_opens_on_the_charts_of_its_evaluations_each_curve_a_run_of_its_own(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import lightning.pytorch as pl
 
 from dipo_lightning.benchmarks import Benchmark, Chart, Headline
+from dipo_lightning.benchmarks.tofu.metrics import TOFU
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.callback import Evaluation
 from dipo_lightning.evaluation.rows import EvaluatedRows, Row
@@ -40,6 +41,13 @@ class Invented(RowMean):
     def measured(self, row: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, float | None]:
         wrong = " ".join(source["perturbed_answer"]).split()
         return {"invented": float(sum(word not in wrong for word in row["generation"].split()))}
+
+
+class WordyTOFU(TOFU):
+    """TOFU with one more number."""
+
+    def metrics(self, settings: Mapping[str, Any], retain: Any = None) -> dict[str, Any]:
+        return {**super().metrics(settings, retain), "words": Words()}
 
 
 class CapitalRow(Row, total=False):

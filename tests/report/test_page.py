@@ -150,6 +150,18 @@ def test_the_retain_model_stands_beside(tmp_path):
     assert "Cy." not in Page(write_page(folder).read_text(encoding="utf-8")).text
 
 
+def test_the_retain_model_is_measured_on_the_same_benchmark(tmp_path):
+    row = {"nll": 1.0, "index": 0, "rouge_l_recall": 0.4}
+    retain = document(0, "Cy.") | {"sets": {"forget": [row], "retain": [row]}}
+    folder = write_run(tmp_path / "retain", retain)
+    other = retain | {"format": "dipo-lightning/tofu/1"}
+    (folder / "evaluations/tofu_epoch=000_step=00000.json").write_text(json.dumps(other), encoding="utf-8")
+    measured = document(4, "Bo.", 0.3, forget_probability=0.2)
+    measured["settings"]["retain_log"] = str(folder)
+    page = Page(write_page(write_run(tmp_path / "run", measured)).read_text(encoding="utf-8"))
+    assert "retain model 0.400" in page.text
+
+
 @pytest.mark.parametrize(
     ("value", "among", "shown"),
     [(0.91, [0.919, 0.91], "0.910"), (1e-12, [1e-12, 0.8], "1.0e-12"), (64.0, [64.0, 64.0], "64"),

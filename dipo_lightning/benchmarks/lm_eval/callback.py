@@ -51,14 +51,14 @@ class LMEvalEvaluation(Evaluation):
     ) -> None:
         super().__init__(schedule=schedule or Schedule(every_n_epochs=None), **options)
         self.tasks = list(tasks)
-        self.harness = Options(num_fewshot, limit, batch_size, chat_template, include_path)
+        self.given = Options(num_fewshot, limit, batch_size, chat_template, include_path)
+        self.harness = self.given
         self.loaded: Mapping[str, Any] = {}
         self._settings: dict[str, Any] = {}
 
     def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Load the tasks and their data."""
-        if self.is_trial(trainer):
-            self.harness = replace(self.harness, limit=FAST_DEV_ROWS)
+        self.harness = replace(self.given, limit=FAST_DEV_ROWS) if self.is_trial(trainer) else self.given
         self.tokenizer_of(trainer)
         self.loaded = load_tasks(self.tasks, self.harness)
         self._settings = settings_of(self.tasks, self.loaded, self.harness)

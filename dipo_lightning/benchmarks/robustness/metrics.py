@@ -247,9 +247,15 @@ class Robustness(Benchmark):
     columns_beside = ("worst_*", "unlearned_samples_leak_at_*", "*_r_*", "*_q_*")
 
     def sets_of(self, settings: Mapping[str, Any]) -> tuple[RowSet, ...]:
-        """Return a set for each model and condition; for a curve, one per step."""
+        """Return a set for each model and condition; for a curve, one per step. All hold the same questions."""
         return tuple(
-            RowSet(name, f"{model} model, {titled}", f"what must be forgotten ({model} model, {titled})", True)
+            RowSet(
+                name,
+                f"{model} model, {titled}",
+                f"what must be forgotten ({model} model, {titled})",
+                forget=True,
+                drawn_as="forget",
+            )
             for model in settings.get("models", ("unlearned",))
             for condition in settings.get("conditions", (_PLAIN,))
             for name, titled in _named_sets(model, condition)

@@ -199,7 +199,7 @@ def judge(
     ordered = sorted(values, key=_least_forgotten)
     remaining = [value for value in ordered if value.remains]
     known = [value for value in ordered if value.known]
-    greedy = sum(value.greedy for value in values)
+    greedy = sum(value.greedy for value in known)
     damage = _damage(kept, words, repeated)
     if damage:
         outcome: Outcome = "damaged"

@@ -11,7 +11,7 @@ from dipo_lightning.benchmarks.robustness.metrics import METRICS, Robustness, me
 from dipo_lightning.benchmarks.robustness.running import planned
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.aggregates import log_aggregates
-from dipo_lightning.metrics import RowMean
+from dipo_lightning.metrics import Probability, RowMean
 
 CURVE = {"name": "relearn", "title": "relearning", "kind": "curve", "attack": "relearning", "steps": [0, 1, 4]}
 ROUNDED = {"name": "int8", "title": "weights in int8", "kind": "rounded", "attack": "quantization"}
@@ -76,17 +76,30 @@ def test_q_is_the_share_forgotten_after_over_before(metric):
 
 def test_r_and_q_have_intervals():
     names = ["unlearned_relearn_step0", "unlearned_relearn_step4", "retain_relearn_step0", "retain_relearn_step4"]
-    values = ((0.1, 0.3), (0.5, 0.7), (0.1, 0.1), (0.3, 0.3))
+    values = ((0.1, 0.3), (0.5, 0.9), (0.1, 0.1), (0.3, 0.3))  # a row gains 0.4 or 0.6, and 0.2
     sets = {
         name: [{"index": index, "nll": -math.log(value)} for index, value in enumerate(some)]
         for name, some in zip(names, values, strict=True)
     }
     settings = {"models": ["unlearned", "retain"], "numbers": ["probability"], "conditions": [CURVE]}
     found = log_aggregates(Robustness(), sets, settings, bootstrap=(200, 0))
-    assert found["relearn_r_probability"] == pytest.approx(0.5)
+    assert found["relearn_r_probability"] == pytest.approx(0.2 / 0.5)
     low, high = found["intervals"]["relearn_r_probability"]
     assert low == pytest.approx(0.2 / 0.6)
-    assert high == pytest.approx(1)
+    assert high == pytest.approx(0.2 / 0.4)
+
+
+def test_every_model_and_condition_is_drawn_on_the_same_rows():
+    rows = [{"index": index, "nll": -math.log(value)} for index, value in enumerate((0.1, 0.4, 0.5, 0.9, 0.95))]
+    sets = {name: [dict(row) for row in rows] for name in ("unlearned_plain", "unlearned_int8", "retain_plain")}
+    settings = {"models": ["unlearned", "retain"], "numbers": ["probability"], "conditions": [PLAIN, ROUNDED]}
+    found = log_aggregates(Robustness(), sets, settings, bootstrap=(100, 0))["intervals"]
+    assert found["int8_q_probability"] == [1, 1]
+    assert found["unlearned_plain_probability"] == found["unlearned_int8_probability"]
+    assert found["unlearned_plain_probability"] == found["retain_plain_probability"]
+    alone = Probability("forget")
+    alone.update({"forget": rows})
+    assert found["retain_plain_probability"] == [*alone.intervals(100)[""]], "the rows that TOFU draws, too"
 
 
 def test_a_metric_of_a_user_has_r_as_well():

@@ -15,16 +15,26 @@ from dipo_lightning.report.runs import read_documents
 
 
 def test_the_folder_of_a_run_stands_for_its_last_evaluation(tmp_path: Path) -> None:
-    for number, name in enumerate(("version_0/evaluations/a.json", "version_1/evaluations/b.json")):
-        (tmp_path / name).parent.mkdir(parents=True)
+    names = ("run/evaluations/a.json", "run/evaluations/b.json", "results.json", "run/made.json")
+    for number, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}")
         os.utime(tmp_path / name, ns=(number, number))
-    assert last_evaluation(tmp_path).name == "b.json"
+    for folder in (tmp_path, tmp_path / "run", tmp_path / "run/evaluations"):
+        assert last_evaluation(folder).name == "b.json"
     with pytest.raises(InputError, match=r"b\.json"):
         read_log(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no evaluation log in this folder"):
         read_log(tmp_path / "empty")
+
+
+def test_a_folder_of_several_runs_stands_for_none(tmp_path: Path) -> None:
+    for version in ("version_0", "version_1"):
+        (tmp_path / version).mkdir()
+        write(tmp_path / version, "tofu_epoch=002_step=00004", 1)
+    with pytest.raises(InputError, match=r"holds 2 runs; give one of them: .*version_0, .*version_1"):
+        read_log(tmp_path)
 
 
 def write(folder: Path, name: str, number: int, form: str = TOFU.format) -> None:

@@ -37,6 +37,7 @@ def verdict(values, kept=GOOD, words=1.0, repeated=0.1, **settings):
         ([UNKNOWN] * 4, {}, "partly"),
         ([UNKNOWN, UNKNOWN, SAID], {}, "barely changed"),
         ([UNKNOWN, GONE], {}, "forgotten"),
+        ([dataclasses.replace(UNKNOWN, greedy=True)] * 3 + [SAID, GONE, GONE], {}, "partly"),
     ],
 )
 def test_each_rule_gives_its_word(values, changes, outcome):
@@ -72,6 +73,8 @@ def test_values_that_the_target_did_not_know_are_named_and_no_success():
     assert "The target did not know 1 of the 2 private values." in verdict([UNKNOWN, GONE]).reasons
     assert dataclasses.replace(UNKNOWN, greedy=True).remains
     assert not UNKNOWN.remains
+    found = verdict([dataclasses.replace(UNKNOWN, greedy=True)] * 2 + [SAID] * 3)
+    assert "3 of 3 values are still answered" in found.next_step
 
 
 @pytest.mark.parametrize(
