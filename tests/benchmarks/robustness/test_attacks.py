@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 
 import numpy as np
@@ -89,6 +90,15 @@ def test_wordings_follow_the_data_and_the_prompt_style():
     assert names == ["lower_case", "typing_errors", "answer_prefix", "role_play"]
     about = subject("chat")
     assert text(Wordings(few_shot=1).asked(about, "few_shot")[0]).count("Question: ") == 2
+
+
+def test_of_several_paraphrases_the_first_is_asked(tmp_path):
+    rows = [{**row, "paraphrased_question": [row["paraphrased_question"], "Well?"]} for row in FORGET]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    about = questions.read_subject(subject().style, None, None, str(tmp_path / "rows.jsonl"), None)
+    assert [one.question for one in Wordings().asked(about, "paraphrased")] == ["By whom?", "Which town?", "Which work?"]
+    null = [{**row, "paraphrased_question": None} for row in FORGET]
+    assert "paraphrased" not in {one.name for one in Wordings().conditions(subject(forget=null))}
 
 
 def test_typing_errors_swap_inner_letters_and_repeat():
