@@ -133,8 +133,8 @@ def evaluate_rows(
         plan.asked = options.generate and plan.set_name not in silent
     rows = measure_plans(policy, style, plans, examples, options, device, progress)
     for plan, row in zip(plans, rows, strict=True):
-        if problem := _problem(row):
-            evaluated.skip(plan.set_name, plan.index, problem, options.on_missing)
+        if reason := problem(row):
+            evaluated.skip(plan.set_name, plan.index, reason, options.on_missing)
         else:
             evaluated.sets[plan.set_name].append(row)
     return evaluated
@@ -303,8 +303,10 @@ def _details(answer: TokenScores, plan: Plan, fraction: float) -> Row:
     }
 
 
-def _problem(row: Row) -> str | None:
-    """Return the reason why a row has no value, or None; answers that share a prompt are NaN together."""
+def problem(row: Row) -> str | None:
+    """Return the reason why a measured row has no value, or None; answers that share a prompt are NaN together."""
+    if not row["tokens"]:
+        return "Its prompt fills the model's positions, so that no token of its answer is scored."
     values: dict[str, list[float | None]] = {"answer": [row["nll"]], "correct answer": [row["correct_nll"]]}
     values["wrong answers"] = row["wrong_nll"]
     if row.get("generation_nll") is not None:

@@ -144,6 +144,15 @@ class EvaluatedRows:
             )
         self.skipped.setdefault(set_name, []).append({"index": index, "reason": reason})
 
+    def add(self, set_name: str, rows: Iterable[Any], on_missing: str) -> None:
+        """Add the measured rows of a set; those that only have a ``reason`` are skipped."""
+        found = self.sets.setdefault(set_name, [])
+        for row in rows:
+            if "reason" in row:
+                self.skip(set_name, row["index"], row["reason"], on_missing)
+            else:
+                found.append(row)
+
     def whole(self) -> dict[str, list[Row]]:
         """Return the sets with the skipped rows among them; see `with_skipped`."""
         return with_skipped(self.sets, self.skipped)

@@ -18,7 +18,7 @@ from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.prompts import ChatStyle
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.generation import BATCH_ROWS
-from dipo_lightning.evaluation.questions import Plan, measure_plans
+from dipo_lightning.evaluation.questions import Plan, measure_plans, problem
 from dipo_lightning.evaluation.rows import Measuring, Progress, Row, no_progress
 from dipo_lightning.evaluation.run_folder import finite
 from dipo_lightning.evaluation.scoring import BATCH_TOKENS
@@ -109,7 +109,8 @@ class Attack:
         """Measure a policy under a condition; collective, and the same rows on every process.
 
         Returns:
-            Rows by name: the condition's, or for a curve ``{condition}_step{step}``.
+            Rows by name: the condition's, or for a curve ``{condition}_step{step}``. A row without a value has only its
+            ``index`` and the ``reason``.
         """
         raise InputError(f"The attack {type(self).__name__} does not define measure().")
 
@@ -178,13 +179,21 @@ def measure_answers(policy: nn.Module, subject: Subject, asked: Sequence[Asked])
 
     Returns:
         One row per question, with every field that `dipo_lightning.evaluation.questions` measures on a forget row, and
-        ``rouge``, the ROUGE-L F1 as MUSE computes it; values that are not finite are None.
+        ``rouge``, the ROUGE-L F1 as MUSE computes it; values that are not finite are None. A row without a value has
+        only its ``index`` and the ``reason``.
     """
     examples: list[Example] = []
     plans = [_plan(subject, one, examples) for one in asked]
     options = Measuring(subject.batch_tokens, subject.generation_rows, subject.max_new_tokens)
     rows = measure_plans(policy, subject.style, plans, examples, options, subject.device, subject.progress)
-    return [finite({**row, "rouge": _rouge(row)}) for row in rows]
+    return [_measured(row) for row in rows]
+
+
+def _measured(row: Row) -> dict[str, Any]:
+    if reason := problem(row):
+        return {"index": row["index"], "reason": reason}
+    measured: dict[str, Any] = finite({**row, "rouge": _rouge(row)})
+    return measured
 
 
 def _plan(subject: Subject, asked: Asked, examples: list[Example]) -> Plan:
