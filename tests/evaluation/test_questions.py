@@ -71,6 +71,14 @@ def test_a_question_that_fills_the_positions_is_skipped_and_why(generate):
     assert (skipped["index"], "fills the model's positions" in skipped["reason"]) == (7, True)
 
 
+def test_fields_that_are_null_are_as_absent():
+    style, options = prompt_style("plain", toy_tokenizer()), Measuring(generate=False)
+    rows = [{**row, "perturbed_answer": None, "paraphrased_answer": None} for row in ROWS]
+    model = toy_model()
+    found = [evaluate_rows(model, style, {"forget": some}, options) for some in (rows, ROWS)]
+    assert found[0] == found[1]
+
+
 def test_an_answer_that_is_recited_and_never_ended_is_memorised(monkeypatch):
     def recite(policy, examples, **_):
         tokens = [sum(label != -100 for label in labels) for _, labels in examples]

@@ -145,6 +145,11 @@ class Asked:
     question: str
     answer: str
 
+    @property
+    def example(self) -> Example:
+        """Token ids and labels of the prompt with the answer."""
+        return self.prompt + self.target, [-100] * len(self.prompt) + self.target
+
 
 def plainly(subject: Subject) -> list[Asked]:
     """Ask the questions as the benchmark does."""
@@ -201,10 +206,10 @@ def _plan(subject: Subject, asked: Asked, examples: list[Example]) -> Plan:
     wrong, paraphrases = [], []
     if subject.compares and asked.answer == asked.row["answer"]:
         join, row = subject.style.join, asked.row
-        wrong = [join(asked.prompt, text) for text in row.get("perturbed_answer", ())]
-        paraphrases = [join(asked.prompt, row[name]) for name in ("paraphrased_answer",) if name in row]
+        wrong = [join(asked.prompt, text) for text in row.get("perturbed_answer") or ()]
+        paraphrases = [join(asked.prompt, text) for text in (row.get("paraphrased_answer"),) if text is not None]
     first = len(examples)
-    examples.append((asked.prompt + asked.target, [-100] * len(asked.prompt) + asked.target))
+    examples.append(asked.example)
     examples += wrong + paraphrases
     return Plan(
         set_name="",

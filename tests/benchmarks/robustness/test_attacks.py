@@ -277,6 +277,17 @@ def test_each_question_has_its_own_seed():
     assert same(model, before)
 
 
+@pytest.mark.parametrize("attack", [Plain(), Sampling(samples=2, k=(1,)), Prefixes()], ids=lambda one: one.name)
+def test_a_model_that_gives_no_numbers_does_not_forget(attack):
+    model = toy_model()
+    with torch.no_grad():
+        model.lm_head.weight[7] = torch.nan
+    condition = attack.conditions(subject())[0]
+    for row in attack.measure(model, subject(), condition)[condition.name]:
+        assert list(row) == ["index", "reason"]
+        assert "not finite" in row["reason"]
+
+
 def test_leaking_samples_are_counted_by_recall_or_by_a_key(monkeypatch):
     answers = {2: [[10], [11]], 5: [[12], [13]], 9: [[14], [15]]}
     monkeypatch.setattr(sampling, "sample", lambda *_, seeds, **__: [answers[seed] for seed in seeds])
