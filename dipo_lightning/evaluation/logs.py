@@ -265,13 +265,16 @@ def last_evaluation(folder: Path, benchmark: Benchmark | None = None) -> Path:
 def evaluations_of_runs(logs: Iterable[Path]) -> list[Path]:
     """Leave out evaluations by ``validate`` and ``test`` if a ``fit`` wrote some of the same name in their folder.
 
-    They may have measured another model than the one that the run trains.
+    They may have measured another model than the one that the run trains. The others are sorted by name and by the
+    numbers in it: epoch, step, and the number of a repetition.
     """
-    named = [(log, (log.parent, log.stem.partition("_epoch=")[0]), _MEASURED.search(log.stem)) for log in logs]
+    ordered = sorted(logs, key=lambda log: [int(part) if part.isdigit() else part for part in _NUMBER.split(log.name)])
+    named = [(log, (log.parent, log.stem.partition("_epoch=")[0]), _MEASURED.search(log.stem)) for log in ordered]
     fitted = {name for _, name, measured in named if not measured}
     return [log for log, name, measured in named if not measured or name not in fitted]
 
 
+_NUMBER = re.compile(r"(\d+)")
 _MEASURED = re.compile(r"_epoch=.*_(validate|test)(_\d+)?$")
 
 

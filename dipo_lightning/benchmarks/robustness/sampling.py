@@ -61,9 +61,7 @@ class Sampling(Attack):
     def measure(self, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, list[dict[str, Any]]]:
         """Sample answers to every question whose true answer has a finite log-likelihood."""
         asked = plainly(subject)
-        scores = score(
-            policy, [one.example for one in asked], batch_tokens=subject.batch_tokens, device=subject.device
-        )
+        scores = score(policy, [one.example for one in asked], batch_tokens=subject.batch_tokens, device=subject.device)
         order = sorted(range(len(asked)), key=lambda number: len(asked[number].prompt))
         size = prompts_at_once(policy, self.samples)
 

@@ -96,7 +96,11 @@ def test_of_several_paraphrases_the_first_is_asked(tmp_path):
     rows = [{**row, "paraphrased_question": [row["paraphrased_question"], "Well?"]} for row in FORGET]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     about = questions.read_subject(subject().style, None, None, str(tmp_path / "rows.jsonl"), None)
-    assert [one.question for one in Wordings().asked(about, "paraphrased")] == ["By whom?", "Which town?", "Which work?"]
+    assert [one.question for one in Wordings().asked(about, "paraphrased")] == [
+        "By whom?",
+        "Which town?",
+        "Which work?",
+    ]
     null = [{**row, "paraphrased_question": None} for row in FORGET]
     assert "paraphrased" not in {one.name for one in Wordings().conditions(subject(forget=null))}
 
