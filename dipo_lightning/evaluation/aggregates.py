@@ -107,7 +107,7 @@ def _published(name: str, metric: Metric, value: Any) -> dict[str, Any]:
     if isinstance(value, Mapping):
         group = {str(part): _plain(f"{name}.{part}", number) for part, number in value.items()}
         if not getattr(metric, "flat", False):
-            return finite({name: group})  # type: ignore[no-any-return]
+            return finite({name: group})
         found = {f"{name}_{part}" if part else name: number for part, number in group.items()}
     else:
         found = {name: _plain(name, value)}
