@@ -26,6 +26,7 @@ from dipo_lightning.cli.configs import find_config
 from dipo_lightning.cli.run_folder import CONFIG
 from dipo_lightning.comparison.configs import Config, callbacks, read_fit_config
 from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.evaluation.logs import evaluations_of_runs
 from dipo_lightning.evaluation.run_folder import write_json
 from dipo_lightning.safety.display import table_in_markdown
 
@@ -250,7 +251,7 @@ def run_step(step: Step, config: Config, lock: FolderLock) -> None:
     """Run or resume one step to its end, and write its results."""
     print(f"\n=== step {step.number}, {step.part}: dipo-lightning fit --run {step.folder}", flush=True)
     child.fit(config, step.folder, lock)
-    logs = sorted((step.folder / "evaluations").glob("muse_*.json"))
+    logs = evaluations_of_runs((step.folder / "evaluations").glob("muse_*.json"))
     if not logs:
         raise RunError(f"{step.folder} has no evaluation of its final model; set schedule.at_end: true in the config.")
     first, last = (json.loads(log.read_text(encoding="utf-8")) for log in (logs[0], logs[-1]))

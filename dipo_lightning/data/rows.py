@@ -26,7 +26,8 @@ Source = str | Path | Mapping[str, Any]
 _PLACE = ("index", "where")  # a row's position, not its content
 _PAIRS = (("question", "answer"), ("prompt", "completion"))
 _ROLES = ("system", "user", "assistant")
-_LISTS = ("perturbed_answer", "paraphrased_question", "alternatives", "private")
+EXTRAS = ("paraphrased_answer", "perturbed_answer", "paraphrased_question", "alternatives", "private")
+"""Columns beside question and answer that have a meaning; see `extras`."""
 _ARRAY = re.compile(r"(?:np\.|numpy\.)?array\((\[.*\])(, dtype=[\w<']+)?\)", re.DOTALL)
 _TEXTS = re.compile(r"""[\[({]\s*(['"]).*?\1\s*,|\[\s*['"]""", re.DOTALL)
 """The beginning of several quoted texts in brackets, or of a list of them."""
@@ -294,8 +295,8 @@ def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
 def _columns(record: Record, chosen: Mapping[str, str]) -> dict[str, str]:
     """Return the column of each role and extra, as chosen or as recognised in the first record."""
     spelled = {field.strip().lower(): field for field in reversed(record.fields)}
-    extras = {name: spelled.get(name, name) for name in ("paraphrased_answer", *_LISTS)}
-    return extras | {role: spelled.get(name, name) for role, name in _roles(record, chosen, spelled).items()}
+    others = {name: spelled.get(name, name) for name in EXTRAS}
+    return others | {role: spelled.get(name, name) for role, name in _roles(record, chosen, spelled).items()}
 
 
 def _roles(record: Record, chosen: Mapping[str, str], spelled: Mapping[str, str]) -> dict[str, str]:
@@ -332,11 +333,23 @@ def _row(record: Record, columns: Mapping[str, str], marks: bool) -> Row:
         row |= {role: text_field(record, columns[role]) for role in ("question", "answer", "text") if role in columns}
     if len(record.fields) == len(row) and "[[" not in str(row):
         return row
-    return row | _extras(record, columns, row, marks)
+    return row | extras(record, columns, row, marks)
 
 
-def _extras(record: Record, columns: Mapping[str, str], row: Row, marks: bool) -> Row:
-    """Return the other answers, other questions and private values of a record; removes the marks from ``row``."""
+def extras(record: Record, columns: Mapping[str, str], row: Row, marks: bool) -> Row:
+    """Return the other answers, other questions and private values of a record; removes the marks from ``row``.
+
+    A field that is null or empty is as absent, and a text in place of a list is a list of one.
+
+    Args:
+        record: The record.
+        columns: Its column of each of `EXTRAS`.
+        row: The question and the answer, the messages or the text.
+        marks: See `read_rows`.
+
+    Raises:
+        InputError: A field has the wrong type; names the place.
+    """
     found: Row = {}
     name = columns["paraphrased_answer"]
     if record.fields.get(name) not in (None, ""):

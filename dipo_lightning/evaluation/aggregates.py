@@ -15,6 +15,7 @@ from torchmetrics import Metric, MetricCollection
 from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.evaluation.benchmark import Benchmark, benchmark_of, made
 from dipo_lightning.evaluation.rows import EvaluationLog, Sets, with_skipped
+from dipo_lightning.evaluation.run_folder import finite
 from dipo_lightning.metrics.base import Meaning, Rows, RowSet, RowValues, meanings
 from dipo_lightning.models.distributed import rank_and_world
 
@@ -65,8 +66,8 @@ def aggregates(collection: MetricCollection, rows: Sets, device: torch.device | 
         device: Device on which processes exchange tensors; by default the CPU.
 
     Returns:
-        Plain values by name: numbers, groups of numbers, and None for numbers that cannot be computed, with the reason
-        under ``NAME_absent``; and ``unscored_rows`` by set, if there are any.
+        Plain values by name: numbers, groups of numbers, and None for numbers that cannot be computed or are infinite,
+        with the reason under ``NAME_absent``; and ``unscored_rows`` by set, if there are any.
 
     Raises:
         InputError: The result of a metric is neither a number nor a group of numbers, or cannot be compared with the
@@ -115,14 +116,17 @@ def check_resamples(owner: object, resamples: int, seed: int) -> None:
 
 def _published(name: str, metric: Metric, value: Any) -> dict[str, Any]:
     """Return the entries of a metric's result in the aggregates."""
+    reason = getattr(metric, "reason", "")
     if isinstance(value, Mapping):
         group = {str(part): _plain(f"{name}.{part}", number) for part, number in value.items()}
         if not getattr(metric, "flat", False):
-            return {name: group}
+            return finite({name: group})
         found = {f"{name}_{part}" if part else name: number for part, number in group.items()}
     else:
         found = {name: _plain(name, value)}
-    reason = getattr(metric, "reason", "")
+    if math.isinf(found.get(name, 0)):
+        reason = "the number is infinite"
+    found = finite(found)
     if found.get(name) is None:
         if getattr(metric, "optional", False) and not reason:
             return {}
@@ -130,11 +134,11 @@ def _published(name: str, metric: Metric, value: Any) -> dict[str, Any]:
     return found
 
 
-def _plain(name: str, value: Any) -> float | int | None:
+def _plain(name: str, value: Any) -> float | int:
     number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     if not isinstance(number, int | float):
         raise InputError(f"The metric {name} gives {number!r}; it must be a number, or a dictionary of numbers.")
-    return None if math.isnan(number) else number
+    return number
 
 
 def log_aggregates(

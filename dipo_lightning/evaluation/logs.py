@@ -55,13 +55,20 @@ def check_values(benchmark: Benchmark, sets: Mapping[str, list[Row]], path: Path
     Raises:
         InputError: There is such a value; the message names the first.
     """
-    numbers = [name for name, kind in get_type_hints(benchmark.row).items() if kind == float | None]
+    hints = get_type_hints(benchmark.row)
+    numbers = [name for name, kind in hints.items() if kind == float | None]
+    texts = [name for name, kind in hints.items() if kind in (str, str | None)]
     for name, rows in sets.items():
         for row in rows:
             where, values = f"{path}: set {name!r}, row {row['index']}", cast("Mapping[str, Any]", row)
             for key in numbers:
                 if not _is_number(values.get(key)):
                     raise InputError(f"{where}: {key} should be a number or null, got {values[key]!r}")
+                if "rouge" in key and (values.get(key) or 0) < 0:
+                    raise InputError(f"{where}: {key} should not be negative, got {values[key]!r}")
+            for key in texts:
+                if not isinstance(values.get(key), str | None):
+                    raise InputError(f"{where}: {key} should be a text or null, got {values[key]!r}")
             wrong = values.get("wrong_nll")
             if wrong is not None and not (isinstance(wrong, list) and all(_is_number(value) for value in wrong)):
                 raise InputError(f"{where}: wrong_nll should be a list of numbers, got {wrong!r}")
@@ -160,8 +167,11 @@ def add_numbers(rows: list[Any], field: str, table: Mapping[int, Mapping[str, An
 
 
 def mean(numbers: Any) -> Any:
-    """Return a number, or the mean of several; open-unlearning has one per paraphrase or wrong answer."""
-    if not isinstance(numbers, list):
+    """Return a number, or the mean of several; open-unlearning has one per paraphrase or wrong answer.
+
+    Anything else is returned as it is, for `check_values`.
+    """
+    if not isinstance(numbers, list) or not all(map(_is_number, numbers)):
         return numbers
     return None if not numbers or None in numbers else sum(numbers) / len(numbers)
 
@@ -268,13 +278,16 @@ def last_evaluation(folder: Path, benchmark: Benchmark | None = None) -> Path:
 def evaluations_of_runs(logs: Iterable[Path]) -> list[Path]:
     """Leave out evaluations by ``validate`` and ``test`` if a ``fit`` wrote some of the same name in their folder.
 
-    They may have measured another model than the one that the run trains.
+    They may have measured another model than the one that the run trains. The others are sorted by name and by the
+    numbers in it: epoch, step, and the number of a repetition.
     """
-    named = [(log, (log.parent, log.stem.partition("_epoch=")[0]), _MEASURED.search(log.stem)) for log in logs]
+    ordered = sorted(logs, key=lambda log: [int(part) if part.isdigit() else part for part in _NUMBER.split(log.name)])
+    named = [(log, (log.parent, log.stem.partition("_epoch=")[0]), _MEASURED.search(log.stem)) for log in ordered]
     fitted = {name for _, name, measured in named if not measured}
     return [log for log, name, measured in named if not measured or name not in fitted]
 
 
+_NUMBER = re.compile(r"(\d+)")
 _MEASURED = re.compile(r"_epoch=.*_(validate|test)(_\d+)?$")
 
 

@@ -88,11 +88,12 @@ def command_options(callback: SaveConfigCallback) -> dict[str, Any]:
 def run_settings(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
     """Return the settings that describe a run beside the module's hyper-parameters: method, lr, batch sizes, seeds."""
     seed, data = os.environ.get("PL_GLOBAL_SEED"), getattr(trainer, "datamodule", None)
+    size = getattr(data, "batch_size", None)
     found = {
         "method": type(pl_module).__name__.removesuffix("Module"),
         "lr": trainer.optimizers[0].defaults.get("lr") if trainer.optimizers else None,
-        "batch_size": getattr(data, "batch_size", None),
-        "global_batch_size": getattr(data, "batch_size", 1) * trainer.world_size * trainer.accumulate_grad_batches,
+        "batch_size": size,
+        "global_batch_size": size and size * trainer.world_size * trainer.accumulate_grad_batches,
         "max_epochs": trainer.max_epochs,
         "max_steps": trainer.max_steps,
         "seed": int(seed) if seed is not None else None,

@@ -133,8 +133,8 @@ def evaluate_rows(
         plan.asked = options.generate and plan.set_name not in silent
     rows = measure_plans(policy, style, plans, examples, options, device, progress)
     for plan, row in zip(plans, rows, strict=True):
-        if problem := _problem(row):
-            evaluated.skip(plan.set_name, plan.index, problem, options.on_missing)
+        if reason := problem(row):
+            evaluated.skip(plan.set_name, plan.index, reason, options.on_missing)
         else:
             evaluated.sets[plan.set_name].append(row)
     return evaluated
@@ -184,16 +184,15 @@ def _plan(
     for set_name, rows in sets.items():
         for position, row in enumerate(rows):
             index = row.get("index", position)
-            texts = [row["answer"], *row.get("perturbed_answer", ())]
-            if "paraphrased_answer" in row:
-                texts.append(row["paraphrased_answer"])
+            wrong, paraphrase = row.get("perturbed_answer") or (), row.get("paraphrased_answer")
+            texts = [row["answer"], *wrong, *([] if paraphrase is None else [paraphrase])]
             try:
                 prompt = _prompt(style, row)
                 made = [style.join(prompt, text) for text in texts]
             except InputError as error:
                 evaluated.skip(set_name, index, str(error), on_missing)
                 continue
-            first, count = len(examples), len(row.get("perturbed_answer", ()))
+            first, count = len(examples), len(wrong)
             examples.extend(made)
             plans.append(
                 Plan(
@@ -203,7 +202,7 @@ def _plan(
                     prompt=prompt,
                     answer=first,
                     wrong=list(range(first + 1, first + 1 + count)),
-                    paraphrase=first + 1 + count if "paraphrased_answer" in row else None,
+                    paraphrase=None if paraphrase is None else first + 1 + count,
                     detailed=set_name in detailed,
                     ends=made[0][1][-1] in style.stop_ids,
                     length=sum(label != -100 for label in made[0][1]),
@@ -303,10 +302,13 @@ def _details(answer: TokenScores, plan: Plan, fraction: float) -> Row:
     }
 
 
-def _problem(row: Row) -> str | None:
-    """Return the reason why a row has no value, or None; answers that share a prompt are NaN together."""
-    values: dict[str, list[float | None]] = {"answer": [row["nll"]], "correct answer": [row["correct_nll"]]}
-    values["wrong answers"] = row["wrong_nll"]
+def problem(row: Row) -> str | None:
+    """Return the reason why a measured row has no value, or None; answers that share a prompt are NaN together."""
+    if not row["tokens"]:
+        return "Its prompt fills the model's positions, so that no token of its answer is scored."
+    values: dict[str, list[float | None]] = {"answer": [row["nll"]]}
+    if "correct_nll" in row:
+        values |= {"correct answer": [row["correct_nll"]], "wrong answers": row["wrong_nll"]}
     if row.get("generation_nll") is not None:
         values["own answer"] = [row["generation_nll"]]
     bad = {name: nlls for name, nlls in values.items() if not torch.tensor(nlls).isfinite().all()}

@@ -144,6 +144,15 @@ class EvaluatedRows:
             )
         self.skipped.setdefault(set_name, []).append({"index": index, "reason": reason})
 
+    def add(self, set_name: str, rows: Iterable[Any], on_missing: str) -> None:
+        """Add the measured rows of a set; those that only have a ``reason`` are skipped."""
+        found = self.sets.setdefault(set_name, [])
+        for row in rows:
+            if "reason" in row:
+                self.skip(set_name, row["index"], row["reason"], on_missing)
+            else:
+                found.append(row)
+
     def whole(self) -> dict[str, list[Row]]:
         """Return the sets with the skipped rows among them; see `with_skipped`."""
         return with_skipped(self.sets, self.skipped)
@@ -201,6 +210,8 @@ def unique_rows(where: str, rows: Iterable[Row]) -> list[Row]:
 def add_log_ratios(sets: Sets, variant: str) -> None:
     """Add the `log_ratio` of a variant to every row with wrong answers or a stored truth ratio, in place.
 
+    Other rows lose a stored `log_ratio`, which may be of another variant.
+
     Raises:
         InputError: The variant is unknown, or a row holds only open-unlearning's ratio and another variant is needed.
     """
@@ -219,3 +230,5 @@ def add_log_ratios(sets: Sets, variant: str) -> None:
                         f"{variant!r} cannot be computed from it; use truth_ratio='open_unlearning'"
                     )
                 row["log_ratio"] = math.log(ratio) if ratio > 0 else -math.inf
+            else:
+                row.pop("log_ratio", None)

@@ -114,8 +114,9 @@ def score(
 
     with evaluation_mode(policy):
         results = shared_out(_plan(policy, examples, batch_tokens, device), scores, progress)
-    nothing = TokenScores(torch.empty(0), torch.empty(0, dtype=torch.bool), torch.empty(0, dtype=torch.long))
-    return [results.get(i, nothing) for i in range(len(examples))]
+    none = torch.empty(0)
+    nothing = {want: TokenScores(none, none.bool(), none.long(), none if want else None) for want in (True, False)}
+    return [results.get(i, nothing[i in wanted]) for i in range(len(examples))]
 
 
 def fitted(policy: nn.Module, examples: Sequence[Example]) -> Sequence[Example]:

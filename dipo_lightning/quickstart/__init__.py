@@ -15,6 +15,7 @@ from typing import Any
 from dipo_lightning.cli import STEP, child
 from dipo_lightning.cli.configs import filled
 from dipo_lightning.errors import RunError
+from dipo_lightning.evaluation.logs import evaluations_of_runs
 from dipo_lightning.quickstart import settings
 from dipo_lightning.quickstart.attacks import attack_quickstart
 from dipo_lightning.quickstart.report import write_report
@@ -31,6 +32,7 @@ def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
         seed: Seed of the data, the models and the training.
         output: Folder of all results; an earlier run there is moved aside.
     """
+    settings.check_seed(seed)
     folder = Path(output)
     _move_aside(folder)
     started = time.monotonic()
@@ -107,7 +109,7 @@ def test(config: dict[str, Any], folder: Path) -> Path:
 
 def evaluations(run_folder: Path) -> list[Path]:
     """Return the evaluations of a run, first to last."""
-    return sorted((run_folder / "evaluations").glob("*.json"))
+    return evaluations_of_runs((run_folder / "evaluations").glob("*.json"))
 
 
 def prepare(folder: Path, seed: int) -> None:

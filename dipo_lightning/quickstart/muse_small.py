@@ -56,6 +56,7 @@ def muse_small(output: str = "runs/muse-small", seed: int = 0) -> None:
         output: Folder of all results.
         seed: Seed of the corpus, the models and the training.
     """
+    settings.check_seed(seed)
     folder = Path(output)
     _check_earlier(folder, seed)
     prepare(folder, seed)

@@ -55,12 +55,17 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     """Return the table of the three models as text."""
     lines = [f"{'':<12}{'forget quality p':>18}{'log10 p':>10}{'utility':>10}{'forget prob.':>14}{'forget ROUGE':>14}"]
     for name, result in results.items():
-        quality = result["forget_quality"]
+        quality = result["forget_quality"] or {}
         lines.append(
-            f"{name:<12}{quality['p']:>18.3g}{quality['log10_p']:>10.2f}{result['model_utility']:>10.3f}"
-            f"{result['forget_probability']:>14.3f}{result['forget_rouge']:>14.3f}"
+            f"{name:<12}{_cell(quality.get('p'), '.3g'):>18}{_cell(quality.get('log10_p'), '.2f'):>10}"
+            f"{_cell(result['model_utility']):>10}{_cell(result['forget_probability']):>14}"
+            f"{_cell(result['forget_rouge']):>14}"
         )
     return "\n".join(lines)
+
+
+def _cell(number: float | None, form: str = ".3f") -> str:
+    return "-" if number is None else format(number, form)
 
 
 def attack_table(attacked: dict[str, Any]) -> str:
@@ -75,15 +80,17 @@ def attack_table(attacked: dict[str, Any]) -> str:
             lines[f"after {one['steps'][-1]} steps of relearning"] = [f"{one['name']}_step{one['steps'][-1]}"]
     text = [f"{'probability of what was forgotten':<34}" + "".join(f"{model:>12}" for model in settings["models"])]
     for label, names in lines.items():
-        worst = [max(numbers[f"{model}_{name}_probability"] for name in names) for model in settings["models"]]
-        text.append(f"{label:<34}" + "".join(f"{number:>12.3f}" for number in worst))
+        found = [[numbers.get(f"{model}_{name}_probability") for name in names] for model in settings["models"]]
+        worst = [max((number for number in some if number is not None), default=None) for some in found]
+        text.append(f"{label:<34}" + "".join(f"{_cell(number):>12}" for number in worst))
     return "\n".join(text)
 
 
 def answers(name: str, before: dict[str, Any], after: dict[str, Any]) -> str:
     """Return some questions of a set with the answers before and after, and the true answer if it differs."""
     lines = [f"{name} questions, before and after"]
-    pairs = list(zip(before["sets"][name], after["sets"][name], strict=True))
+    later = {row["index"]: row for row in after["sets"][name]}
+    pairs = [(row, later[row["index"]]) for row in before["sets"][name] if row["index"] in later]
     stride = max(1, len(pairs) // SHOWN[name] + 1)  # not always the same topic
     for old, new in pairs[::stride][: SHOWN[name]]:
         lines.append(f"  {_line(old['question'])}")

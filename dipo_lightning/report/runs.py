@@ -55,7 +55,7 @@ def read_documents(folder: Path, name: str | None = None) -> dict[str, list[Docu
     """
     found: dict[str, list[Document]] = {}
     files = (folder / "evaluations").glob(f"{name}_epoch=*.json" if name else "*.json")
-    for file in sorted(evaluations_of_runs(files)):
+    for file in evaluations_of_runs(files):
         found.setdefault(file.name.split("_epoch=")[0], []).append(read_document(file))
     for documents in found.values():
         documents.sort(key=lambda document: document["provenance"].get("step", 0))

@@ -150,3 +150,15 @@ def test_a_log_made_without_a_retain_log_still_holds_when_one_is_given(tmp_path:
     found = score(write(tmp_path, log), retain)
     assert found["forget_quality"] is not None
     assert found["stored_aggregates_hold"] is True
+
+
+def test_a_number_that_is_infinite_is_none_and_why(tmp_path: Path) -> None:
+    log = user_data_log()
+    for row in log["sets"]["forget"]:
+        row |= {"generation_nll": 1e4, "generation_tokens": 5}
+    log["aggregates"]["forget_perplexity"] = None
+    found = score(write(tmp_path, log))
+    assert found["forget_perplexity"] is None
+    assert found["forget_perplexity_absent"] == "the number is infinite"
+    assert found["stored_aggregates_hold"] is True
+    assert json.dumps(found, allow_nan=False)

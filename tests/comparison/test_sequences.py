@@ -210,3 +210,16 @@ def test_a_real_sequence_hands_its_model_on(tmp_path, config):
     (out / "step_2" / "results.json").unlink()
     scaling.sustainability(str(config), str(out), parts=["sust/forget_1", "sust/forget_2"])
     assert json.loads((out / "step_2" / "results.json").read_text())["after"] == after
+
+
+def test_the_last_of_many_evaluations_is_that_of_the_last_step(tmp_path, monkeypatch):
+    step = scaling.Step(1, "scal/forget_1", tmp_path)
+    (tmp_path / "evaluations").mkdir()
+    for number in (0, 99999, 100000):
+        document = {"provenance": {"epoch": 0, "step": number}, "aggregates": {"verbmem": number}}
+        (tmp_path / f"evaluations/muse_epoch=000_step={number:05d}.json").write_text(json.dumps(document))
+    monkeypatch.setattr(child, "fit", lambda *_: None)
+    monkeypatch.setattr(scaling, "documents", lambda *_: 1)
+    scaling.run_step(step, {}, None)
+    found = json.loads(step.results.read_text())
+    assert (found["before"]["verbmem"], found["after"]["verbmem"]) == (0, 100000)

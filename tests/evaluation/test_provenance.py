@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
-from dipo_lightning.evaluation.provenance import configuration
+from dipo_lightning.evaluation.provenance import configuration, run_settings
 
 
 class Parser:
@@ -35,3 +35,13 @@ def test_the_options_of_a_command_are_asked_for_once_and_each_caller_has_its_own
     other = SaveConfigCallback(parser, {"ckpt_path": "elsewhere.ckpt"})
     assert configuration(SimpleNamespace(callbacks=[other]), None) == {"ckpt_path": "elsewhere.ckpt"}
     assert options["ckpt_path"] == "here/checkpoints/last.ckpt"
+
+
+def test_a_data_module_without_a_batch_size_has_none():
+    trainer = SimpleNamespace(
+        optimizers=[], world_size=2, accumulate_grad_batches=3, max_epochs=1, max_steps=-1, datamodule=None
+    )
+    for size, known in ((None, {}), (4, {"batch_size": 4, "global_batch_size": 24})):
+        trainer.datamodule = SimpleNamespace(batch_size=size)
+        found = run_settings(trainer, None)
+        assert {name: value for name, value in found.items() if "batch_size" in name} == known

@@ -13,7 +13,7 @@ from dipo_lightning.evaluation import questions
 from dipo_lightning.evaluation.questions import evaluate_rows
 from dipo_lightning.evaluation.rows import Measuring
 from dipo_lightning.evaluation.scoring import TokenScores
-from tests.helpers.toys import toy_model, toy_tokenizer
+from tests.helpers.toys import LENGTH, toy_model, toy_tokenizer
 
 ROWS = [
     {"index": 3, "question": "Who wrote it?", "answer": "A fox wrote the book in the town"},
@@ -58,6 +58,25 @@ def test_a_text_without_an_end_is_scored_whole():
     ids, labels = style.example(ROWS[0]["question"], ROWS[0]["answer"])
     for name, value in published(model, [*ids, 0], [*labels, 0], 0.4).items():
         assert row[name] == pytest.approx(value, rel=1e-4), name
+
+
+@pytest.mark.filterwarnings("ignore:.*positions:UserWarning")
+@pytest.mark.parametrize("generate", [True, False])
+def test_a_question_that_fills_the_positions_is_skipped_and_why(generate):
+    style, long = prompt_style("plain", toy_tokenizer()), {"index": 7, "question": "who " * LENGTH, "answer": "A fox"}
+    options = Measuring(generate=generate, max_new_tokens=3)
+    found = evaluate_rows(toy_model("gpt2"), style, {"forget": [*ROWS, long]}, options)
+    assert [row["index"] for row in found.sets["forget"]] == [3, 5]
+    [skipped] = found.skipped["forget"]
+    assert (skipped["index"], "fills the model's positions" in skipped["reason"]) == (7, True)
+
+
+def test_fields_that_are_null_are_as_absent():
+    style, options = prompt_style("plain", toy_tokenizer()), Measuring(generate=False)
+    rows = [{**row, "perturbed_answer": None, "paraphrased_answer": None} for row in ROWS]
+    model = toy_model()
+    found = [evaluate_rows(model, style, {"forget": some}, options) for some in (rows, ROWS)]
+    assert found[0] == found[1]
 
 
 def test_an_answer_that_is_recited_and_never_ended_is_memorised(monkeypatch):

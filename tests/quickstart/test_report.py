@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dipo_lightning.quickstart.report import answers, attack_table, write_report
+from dipo_lightning.quickstart.report import answers, attack_table, table, write_report
 
 
 def log(forget_probability: float, said: str) -> dict[str, Any]:
@@ -59,6 +59,20 @@ def test_the_worst_wording_and_the_last_step_of_relearning_are_shown() -> None:
 def test_the_truth_is_shown_where_the_model_did_not_know_it() -> None:
     assert "truth" not in answers("forget", log(0.9, "It is chess."), log(0.4, "It is rowing."))
     assert answers("forget", log(0.9, "It is rowing."), log(0.4, "It is rowing.")).count("truth   It is chess.") == 3
+
+
+def test_numbers_and_rows_that_are_missing_leave_the_others() -> None:
+    numbers = ATTACKED["aggregates"] | {"target_plain_probability": None, "unlearned_lower_probability": None}
+    rows = {
+        line[:34].strip(): line[34:].split() for line in attack_table(ATTACKED | {"aggregates": numbers}).split("\n")
+    }
+    assert rows["asked plainly"] == ["-", "0.400"]
+    assert rows["asked in other words, the worst"] == ["0.700", "0.300"]
+    nothing = {"forget_quality": None, "model_utility": None, "forget_probability": 0.5, "forget_rouge": None}
+    assert table({"target": nothing}).split()[-6:] == ["target", "-", "-", "-", "0.500", "-"]
+    short = log(0.4, "It is rowing.")
+    del short["sets"]["forget"][0]
+    assert answers("forget", log(0.9, "It is chess."), short).count("after   It is rowing.") == 3
 
 
 @pytest.mark.parametrize("columns", ["60", "120"])

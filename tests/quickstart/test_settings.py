@@ -1,7 +1,19 @@
 """Configurations of the quickstart's steps."""
 
+import pytest
+
 from dipo_lightning.cli.configs import filled
-from dipo_lightning.quickstart import elsewhere
+from dipo_lightning.errors import InputError
+from dipo_lightning.quickstart import elsewhere, quickstart
+from dipo_lightning.quickstart.muse_small import muse_small
+
+
+@pytest.mark.parametrize("command", [quickstart, muse_small])
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_run_accepts_is_refused_before_anything_is_written(command, seed, tmp_path):
+    with pytest.raises(InputError, match=f"seed is {seed}; give a number from 0 to 4294967295"):
+        command(seed=seed, output=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_run_of_the_configuration_does_not_export_over_the_quickstart_s_model():

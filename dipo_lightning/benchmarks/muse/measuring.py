@@ -107,8 +107,8 @@ class MUSEPlan:
         rows: Fields of each row that need no model, by set: ``index`` and texts.
         prompts: Token ids to generate from, by set (``verbmem``, ``knowmem_forget``, ``knowmem_retain``).
         targets: True texts of the generations, by set.
-        examples: Token ids and labels to score, by set: ``privleak_forget``, ``_retain``, ``_holdout``, and for
-            ``verbmem`` the prompts with their true continuations.
+        examples: Token ids and labels to score, by set: ``privleak_forget``, ``_retain``, ``_holdout``; the last token
+            of each prompt, and with ``memorization`` for ``verbmem`` the true continuation instead.
         lowered: The same for the texts in lower case, by set.
         texts: Text of each example for the zlib score, by set.
         skipped: Rows that cannot be measured, by set.
@@ -170,6 +170,8 @@ def _plan_generations(data: MUSEData, style: TextStyle, options: MUSEOptions, pl
         opening = "Answer: " if options.space == "prompt" else "Answer:"
         plan.prompts[name] = [style.prompt(f"{shown}Question: {row['question']}\n{opening}") for row in rows]
         plan.targets[name] = [row["answer"] for row in rows]
+    for name, prompts in plan.prompts.items():
+        plan.examples.setdefault(name, [(ids, [IGNORED] * (len(ids) - 1) + ids[-1:]) for ids in prompts])
 
 
 def _plan_texts(
@@ -263,12 +265,16 @@ def evaluate_muse(
     lowered = _scored(work, plan.lowered, "texts scored in lower case") if options.lowercase else {}
     rows = measuring.generation_rows or BATCH_ROWS
     for name, prompts in plan.prompts.items():
-        continued = scores.get(name)
-        known = None if continued is None else [one.greedy_start() for one in continued]
+        memorized = name == "verbmem" and options.memorization
+        known = [one.greedy_start() for one in scores[name]] if memorized else None
         said = work.generate(prompts, name, max_new_tokens=new_tokens(name, options), batch_rows=rows, known=known)
-        for place, ids in enumerate(said):
+        for place, (ids, scored) in enumerate(zip(said, scores[name], strict=True)):
+            if scored.tokens and not math.isfinite(scored.nll):
+                reason = f"The log-likelihood of its tokens is not finite ({scored.nll})."
+                evaluated.skip(name, plan.rows[name][place]["index"], reason, measuring.on_missing)
+                continue
             row = _generated(name, plan.rows[name][place], ids, plan.targets[name][place], options, tokenizer)
-            memory = _memorized(continued[place], options) if continued is not None else {}
+            memory = _memorized(scored, options) if memorized else {}
             evaluated.sets[name].append(cast("Row", {**row, **memory}))
     for name, texts in plan.texts.items():
         for place, row in enumerate(plan.rows[name]):

@@ -18,7 +18,7 @@ from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.prompts import ChatStyle
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.generation import BATCH_ROWS
-from dipo_lightning.evaluation.questions import Plan, measure_plans
+from dipo_lightning.evaluation.questions import Plan, measure_plans, problem
 from dipo_lightning.evaluation.rows import Measuring, Progress, Row, no_progress
 from dipo_lightning.evaluation.run_folder import finite
 from dipo_lightning.evaluation.scoring import BATCH_TOKENS
@@ -109,7 +109,8 @@ class Attack:
         """Measure a policy under a condition; collective, and the same rows on every process.
 
         Returns:
-            Rows by name: the condition's, or for a curve ``{condition}_step{step}``.
+            Rows by name: the condition's, or for a curve ``{condition}_step{step}``. A row without a value has only its
+            ``index`` and the ``reason``.
         """
         raise InputError(f"The attack {type(self).__name__} does not define measure().")
 
@@ -143,6 +144,11 @@ class Asked:
     target: list[int]
     question: str
     answer: str
+
+    @property
+    def example(self) -> Example:
+        """Token ids and labels of the prompt with the answer."""
+        return self.prompt + self.target, [-100] * len(self.prompt) + self.target
 
 
 def plainly(subject: Subject) -> list[Asked]:
@@ -178,13 +184,21 @@ def measure_answers(policy: nn.Module, subject: Subject, asked: Sequence[Asked])
 
     Returns:
         One row per question, with every field that `dipo_lightning.evaluation.questions` measures on a forget row, and
-        ``rouge``, the ROUGE-L F1 as MUSE computes it; values that are not finite are None.
+        ``rouge``, the ROUGE-L F1 as MUSE computes it; values that are not finite are None. A row without a value has
+        only its ``index`` and the ``reason``.
     """
     examples: list[Example] = []
     plans = [_plan(subject, one, examples) for one in asked]
     options = Measuring(subject.batch_tokens, subject.generation_rows, subject.max_new_tokens)
     rows = measure_plans(policy, subject.style, plans, examples, options, subject.device, subject.progress)
-    return [finite({**row, "rouge": _rouge(row)}) for row in rows]
+    return [_measured(row) for row in rows]
+
+
+def _measured(row: Row) -> dict[str, Any]:
+    if reason := problem(row):
+        return {"index": row["index"], "reason": reason}
+    measured: dict[str, Any] = finite({**row, "rouge": _rouge(row)})
+    return measured
 
 
 def _plan(subject: Subject, asked: Asked, examples: list[Example]) -> Plan:
@@ -192,10 +206,10 @@ def _plan(subject: Subject, asked: Asked, examples: list[Example]) -> Plan:
     wrong, paraphrases = [], []
     if subject.compares and asked.answer == asked.row["answer"]:
         join, row = subject.style.join, asked.row
-        wrong = [join(asked.prompt, text) for text in row.get("perturbed_answer", ())]
-        paraphrases = [join(asked.prompt, row[name]) for name in ("paraphrased_answer",) if name in row]
+        wrong = [join(asked.prompt, text) for text in row.get("perturbed_answer") or ()]
+        paraphrases = [join(asked.prompt, text) for text in (row.get("paraphrased_answer"),) if text is not None]
     first = len(examples)
-    examples.append((asked.prompt + asked.target, [-100] * len(asked.prompt) + asked.target))
+    examples.append(asked.example)
     examples += wrong + paraphrases
     return Plan(
         set_name="",

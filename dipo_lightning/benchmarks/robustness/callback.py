@@ -115,7 +115,8 @@ class RobustnessEvaluation(Evaluation):
         evaluated = EvaluatedRows()
         for attack, condition in self.plan:
             found = measure(attack, policy, subject, condition)
-            evaluated.sets |= {f"unlearned_{name}": rows for name, rows in found.items()}  # type: ignore[misc]
+            for name, rows in found.items():
+                evaluated.add(f"unlearned_{name}", rows, self.measuring.on_missing)
         return evaluated
 
     def pictures(self, document: Document) -> dict[str, Any]:

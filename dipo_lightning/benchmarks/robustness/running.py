@@ -20,6 +20,7 @@ from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.evaluation.aggregates import add_measured, evaluation_document, log_aggregates
 from dipo_lightning.evaluation.benchmark import made
 from dipo_lightning.evaluation.provenance import plain
+from dipo_lightning.evaluation.rows import EvaluatedRows
 from dipo_lightning.evaluation.run_folder import finite, write_json
 from dipo_lightning.models.fingerprint import model_fingerprint
 
@@ -154,7 +155,7 @@ def attack_models(
     if output.exists() and not output.is_dir():
         raise InputError(f"output is {output}, which is a file; give a folder.")
     shared = {**settings_of([], subject, [], {}), "version": dipo_lightning.__version__}
-    sets: dict[str, Measured] = {}
+    evaluated = EvaluatedRows()
     weights: dict[str, str] = {}
     for model, load in models.items():
         policy = load()
@@ -168,14 +169,17 @@ def attack_models(
                 say(f"{model} model: {condition.title}")
                 rows = measure(attack, policy, replace(subject, keep=parts.keep), condition)
                 rows = parts.finish(condition.name, rows)
-            sets |= {f"{model}_{name}": found for name, found in rows.items()}
+            for name, found in rows.items():
+                evaluated.add(f"{model}_{name}", found, "skip")
         del policy
+    sets = evaluated.sets
     names = [name.removeprefix(f"{model}_") for model in models for name in sets if name.startswith(f"{model}_")]
     settings = settings_of(plan, subject, list(models), curve_steps(names))
-    add_measured(Robustness().metrics(settings).values(), sets, dict.fromkeys(sets, subject.forget))  # type: ignore[arg-type]
+    add_measured(Robustness().metrics(settings).values(), sets, dict.fromkeys(sets, subject.forget))
     where = {"epoch": 0, "step": 0} | (provenance or {}) | {"weights": weights}
-    found = log_aggregates(Robustness(), sets, settings)  # type: ignore[arg-type]
-    document = evaluation_document(Robustness(), settings, sets, found, provenance=where)
+    numbers = log_aggregates(Robustness(), evaluated.whole(), settings)
+    more = {"skipped": evaluated.skipped, "provenance": where}
+    document = evaluation_document(Robustness(), settings, sets, numbers, **more)
     write_json(output / RESULT, document)
     (output / TABLE).write_text(markdown_table(document) + "\n", encoding="utf-8")
     for name, figure in settings_pictures(settings, document["aggregates"]).items():

@@ -9,7 +9,9 @@ from torch import nn
 
 from dipo_lightning.benchmarks.robustness.attack import Asked, Attack, Condition, Subject, plainly
 from dipo_lightning.errors import InputError, check_numbers, check_positive
+from dipo_lightning.evaluation.questions import problem
 from dipo_lightning.evaluation.sampling import hash_seed, prompts_at_once, sample
+from dipo_lightning.evaluation.scoring import score
 from dipo_lightning.metrics.functional.robustness import leak_at_k
 from dipo_lightning.metrics.functional.text import rouge_l
 from dipo_lightning.models.distributed import evaluation_mode, shared_out, unsharded
@@ -57,8 +59,9 @@ class Sampling(Attack):
         return [Condition("samples", f"{self.samples} sampled answers", kind="samples")]
 
     def measure(self, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, list[dict[str, Any]]]:
-        """Sample answers to every question."""
+        """Sample answers to every question whose true answer has a finite log-likelihood."""
         asked = plainly(subject)
+        scores = score(policy, [one.example for one in asked], batch_tokens=subject.batch_tokens, device=subject.device)
         order = sorted(range(len(asked)), key=lambda number: len(asked[number].prompt))
         size = prompts_at_once(policy, self.samples)
 
@@ -80,7 +83,13 @@ class Sampling(Attack):
             unsharded(policy),
         ):
             results = shared_out([order[start : start + size] for start in range(0, len(order), size)], answers, done)
-        return {condition.name: [self._row(subject, one, results[i]) for i, one in enumerate(asked)]}
+        reasons = [problem({"nll": one.nll, "tokens": one.tokens}) for one in scores]
+        return {
+            condition.name: [
+                {"index": one.row["index"], "reason": reasons[i]} if reasons[i] else self._row(subject, one, results[i])
+                for i, one in enumerate(asked)
+            ]
+        }
 
     def _row(self, subject: Subject, asked: Asked, said: list[list[int]]) -> dict[str, Any]:
         decode = subject.style.tokenizer.decode

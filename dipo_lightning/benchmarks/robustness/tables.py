@@ -47,11 +47,15 @@ def _cell(numbers: Mapping[str, Any], *names: str) -> str:
 
 
 def markdown_table(document: Mapping[str, Any]) -> str:
-    """Return the table in Markdown."""
+    """Return the table in Markdown, with a line for each set of which rows were left out."""
     models = document["settings"]["models"]
     numbers = " / ".join(name.replace("_", " ") for name in number_names(document["settings"]))
     table = table_in_markdown(["attack", *models], ([title, *cells] for title, cells in table_lines(document)))
+    skipped = "".join(
+        f"\n\n{len(rows)} rows of {name} have no value and were left out: {rows[0]['reason']}"
+        for name, rows in (document.get("skipped") or {}).items()
+    )
     return (
         f"{numbers.capitalize()} of the forget rows (rouge: ROUGE-L recall); leak@k is the chance that one of k "
-        f"sampled answers leaks.\n\n{table}"
+        f"sampled answers leaks.\n\n{table}{skipped}"
     )

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from dipo_lightning.benchmarks.robustness.attack import Asked, Attack, Condition, Source, Subject, ask, measure_answers
+from dipo_lightning.benchmarks.user_data.probes import rewordings
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.safety.paths import read_text
@@ -54,6 +55,8 @@ class Wordings(Attack):
     def conditions(self, subject: Subject) -> list[Condition]:
         """Return the possible wordings: paraphrases need ``paraphrased_question``, few-shot prompts retain rows.
 
+        Of several paraphrases of a question the first is asked.
+
         Raises:
             InputError: The template file is empty, or a template lacks ``{question}``; ``few_shot`` is negative.
         """
@@ -61,7 +64,7 @@ class Wordings(Attack):
         if "{question}" not in self.role_play:
             raise InputError(f"wordings.role_play must contain {{question}}, got {self.role_play!r}.")
         names = ["lower_case", "typing_errors", "answer_prefix", "role_play"]
-        if subject.forget and all("paraphrased_question" in row for row in subject.forget):
+        if subject.forget and all(row.get("paraphrased_question") for row in subject.forget):
             names.insert(0, "paraphrased")
         if subject.retain and self.few_shot:
             names.append("few_shot")
@@ -109,7 +112,7 @@ class Wordings(Attack):
     def _question(self, row: Source, name: str, frame: str | None, shown: Sequence[Source], style: PromptStyle) -> str:
         question = str(row["question"])
         if name == "paraphrased":
-            return str(row["paraphrased_question"])
+            return rewordings(row, ())[0]
         if name == "lower_case":
             return question.lower()
         if name == "typing_errors":

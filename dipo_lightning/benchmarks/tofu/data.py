@@ -9,7 +9,6 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from dipo_lightning.data.encoding import checked_text
 from dipo_lightning.data.files import (
     AbsentError,
     Record,
@@ -18,19 +17,21 @@ from dipo_lightning.data.files import (
     is_saved,
     text_field,
 )
-from dipo_lightning.data.rows import listed, refuse_overlap
+from dipo_lightning.data.rows import EXTRAS, extras, listed, refuse_overlap
 from dipo_lightning.data.unlearning import FineTuningDataModule, UnlearningDataModule, first_rows
 from dipo_lightning.errors import InputError
 
 Rows = list[dict[str, Any]]
 HUB_NAME = "locuslab/TOFU"
+_MEANT = (*EXTRAS, "messages", "text")  # columns that have a meaning in a row
 
 
 @dataclass
 class TOFUData:
     """Rows of one forget split of TOFU.
 
-    Every row has ``index`` (its number in the file), ``where`` (its place, for messages) and all fields of the file.
+    Every row has ``index`` (its number in the file), ``where`` (its place, for messages) and the fields of the file; of
+    those in `EXTRAS`, the ones that are not empty.
 
     Attributes:
         split: Name of the forget split, such as ``forget10``.
@@ -102,13 +103,16 @@ def retain_split(split: str) -> str:
 
 def _rows(source: str | Path, config: str, paraphrased: bool = False, wrong: bool = False) -> Rows:
     """Return the rows of one configuration, checked."""
-    texts = ("question", "answer") + (("paraphrased_answer",) if paraphrased else ())
     rows = []
     for index, record in enumerate(config_records(source, config)):
-        for name in texts:
-            text_field(record, name)
-        wrong_answers = {"perturbed_answer": _wrong_answers(record)} if wrong else {}
-        rows.append({"index": index, "where": record.where, **record.fields, **wrong_answers})
+        row = {name: text_field(record, name) for name in ("question", "answer")}
+        if paraphrased:
+            text_field(record, "paraphrased_answer")
+        if wrong:
+            _check_wrong_answers(record)
+        others = {name: value for name, value in record.fields.items() if name not in _MEANT}
+        row |= extras(record, {name: name for name in EXTRAS}, row, marks=False)
+        rows.append({**others, **row, "index": index, "where": record.where})
     return rows
 
 
@@ -122,15 +126,14 @@ def _holdout(source: str | Path, config: str) -> Rows:
         return []
 
 
-def _wrong_answers(record: Record) -> list[str]:
-    """Return the wrong answers, at least one."""
+def _check_wrong_answers(record: Record) -> None:
+    """Refuse a record without a list of wrong answers."""
     answers = record.fields.get("perturbed_answer")
     if answers is None:
         text_field(record, "perturbed_answer")
     answers = listed(answers, f"{record.where}: 'perturbed_answer'")
     if not isinstance(answers, list) or not answers:
         raise InputError(f"{record.where}: 'perturbed_answer' must be a list of at least one wrong answer.")
-    return [checked_text(answer, f"{record.where}: a 'perturbed_answer'") for answer in answers]
 
 
 class TOFUDataModule(UnlearningDataModule):

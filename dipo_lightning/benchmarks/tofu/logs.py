@@ -182,6 +182,9 @@ def _columns(table: Any, where: str) -> dict[str, dict[int, Any]]:
     for name, values in columns.items():
         if values.keys() != rows.keys():
             raise InputError(f"{where}: {name} has other rows than {_REQUIRED[0]} ({len(values)} and {len(rows)})")
+    for index, texts in columns.get("generated_text", {}).items():
+        if texts and not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
+            raise InputError(f"{where}: generated_text, row {index}: should be a list of texts, got {texts!r}")
     return columns
 
 

@@ -230,8 +230,9 @@ def test_a_model_that_gives_no_numbers(data):
     found = evaluate_muse(
         broken, plan_muse(data, toy_tokenizer(), OPTIONS, MEASURING), OPTIONS, MEASURING, toy_tokenizer()
     )
-    assert found.sets["privleak_forget"] == []
-    assert "not finite" in found.skipped["privleak_forget"][0]["reason"]
+    for name in ("privleak_forget", "verbmem", "knowmem_forget", "knowmem_retain"):
+        assert found.sets[name] == []
+        assert "not finite" in found.skipped[name][0]["reason"]
 
 
 def text(index, content):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 
 import numpy as np
@@ -89,6 +90,19 @@ def test_wordings_follow_the_data_and_the_prompt_style():
     assert names == ["lower_case", "typing_errors", "answer_prefix", "role_play"]
     about = subject("chat")
     assert text(Wordings(few_shot=1).asked(about, "few_shot")[0]).count("Question: ") == 2
+
+
+def test_of_several_paraphrases_the_first_is_asked(tmp_path):
+    rows = [{**row, "paraphrased_question": [row["paraphrased_question"], "Well?"]} for row in FORGET]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    about = questions.read_subject(subject().style, None, None, str(tmp_path / "rows.jsonl"), None)
+    assert [one.question for one in Wordings().asked(about, "paraphrased")] == [
+        "By whom?",
+        "Which town?",
+        "Which work?",
+    ]
+    null = [{**row, "paraphrased_question": None} for row in FORGET]
+    assert "paraphrased" not in {one.name for one in Wordings().conditions(subject(forget=null))}
 
 
 def test_typing_errors_swap_inner_letters_and_repeat():
@@ -265,6 +279,17 @@ def test_each_question_has_its_own_seed():
     other = Sampling(samples=4, k=(1, 4), seed=1).measure(model, subject(), Condition("samples", ""))["samples"]
     assert other[0]["samples"] != rows[0]["samples"]
     assert same(model, before)
+
+
+@pytest.mark.parametrize("attack", [Plain(), Sampling(samples=2, k=(1,)), Prefixes()], ids=lambda one: one.name)
+def test_a_model_that_gives_no_numbers_does_not_forget(attack):
+    model = toy_model()
+    with torch.no_grad():
+        model.lm_head.weight[7] = torch.nan
+    condition = attack.conditions(subject())[0]
+    for row in attack.measure(model, subject(), condition)[condition.name]:
+        assert list(row) == ["index", "reason"]
+        assert "not finite" in row["reason"]
 
 
 def test_leaking_samples_are_counted_by_recall_or_by_a_key(monkeypatch):

@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from dipo_lightning.benchmarks.robustness.callback import RobustnessEvaluation
+from dipo_lightning.benchmarks.robustness.tables import markdown_table
 from dipo_lightning.benchmarks.robustness.wordings import Wordings
 from dipo_lightning.cli.score import score
 from dipo_lightning.errors import InputError
@@ -17,6 +18,7 @@ from dipo_lightning.evaluation.rows import Measuring
 from dipo_lightning.evaluation.schedule import Schedule
 from tests.benchmarks.robustness.distributed_worker import attacked, run
 from tests.helpers.small_tofu import ToyData, ToyModule, read, trainer, write_tofu
+from tests.helpers.toys import LENGTH, toy_model
 
 
 def callback(**options):
@@ -43,6 +45,25 @@ def test_training_does_not_notice_and_every_condition_is_logged(tmp_path):
     for file in callbacks[0].files:
         assert score(file)["stored_aggregates_hold"] is True
     assert any("robustness" in path.name for path in tmp_path.rglob("evaluations/*.json"))
+
+
+@pytest.mark.filterwarnings("ignore:.*positions:UserWarning")
+def test_rows_without_a_value_are_left_out_of_every_number_and_named(tmp_path):
+    long = 3 * LENGTH  # templates that leave no room for the answers of a model with learned positions
+    (tmp_path / "templates.txt").write_text("so " * long + "{question}\n")
+    wordings = Wordings(few_shot=0, templates=str(tmp_path / "templates.txt"))
+    tested = callback(attacks=("wordings",), wordings=wordings)
+    module = ToyModule()
+    module.policy = toy_model("gpt2")
+    trainer(tmp_path, tested).test(module, datamodule=ToyData(write_tofu(tmp_path / "data")), verbose=False)
+    [document] = read(tmp_path)
+    assert document["sets"]["unlearned_template_1"] == []
+    [first, _] = document["skipped"]["unlearned_template_1"]
+    assert "fills the model's positions" in first["reason"]
+    assert document["aggregates"]["unlearned_template_1_rouge"] is None
+    assert document["aggregates"]["unlearned_lower_case_rouge"] is not None
+    assert "2 rows of unlearned_template_1 have no value" in markdown_table(document)
+    assert score(tested.files[0])["stored_aggregates_hold"] is True
 
 
 @pytest.mark.distributed

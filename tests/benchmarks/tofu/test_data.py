@@ -54,6 +54,19 @@ def test_small_folder(tmp_path):
     }
 
 
+def test_columns_of_the_file_do_not_take_the_place_of_the_rows_own(tmp_path):
+    rows = small_tofu()
+    rows["forget10_perturbed"] = [evaluation(0, index="a", where=3, topic="t"), evaluation(1, index="a", messages=[])]
+    rows["real_authors_perturbed"] = [qa(7, perturbed_answer=["A", "B", "C"], paraphrased_answer=None)]
+    rows["holdout10"] = [qa(20, perturbed_answer=None), qa(21, perturbed_answer="Not 21."), qa(22, perturbed_answer=[])]
+    data = load_tofu(write(tmp_path, rows))
+    assert [row["index"] for row in data.forget] == [0, 1]
+    assert [row["where"] for row in data.forget] == [f"{tmp_path}/forget10_perturbed.json, line {n}" for n in (1, 2)]
+    assert (data.forget[0]["topic"], "messages" in data.forget[1]) == ("t", False)
+    assert "paraphrased_answer" not in data.real_authors[0]
+    assert [row.get("perturbed_answer") for row in data.holdout] == [None, ["Not 21."], None]
+
+
 @pytest.mark.parametrize("holdout", [True, False])
 def test_the_hubs_data_has_a_holdout_set_where_its_copy_here_has_one(holdout, tmp_path, monkeypatch, caplog):
     for name, rows in (small_tofu() | ({"holdout10": [qa(20)]} if holdout else {})).items():
@@ -173,6 +186,7 @@ BAD = [
     ({"real_authors_perturbed": [qa(7, perturbed_answer="A")]}, "must be a list"),
     ({"world_facts_perturbed": [qa(8, perturbed_answer=["A", ""])]}, "'perturbed_answer' is empty"),
     ({"world_facts_perturbed": [qa(8, perturbed_answer=["A", None])]}, "'perturbed_answer' is None"),
+    ({"holdout10": [qa(20, perturbed_answer=[7])]}, "holdout10.json, line 1: 'perturbed_answer' is 7"),
     ({"holdout10": [qa(3)]}, "holdout rows are retain90 rows"),
 ]
 

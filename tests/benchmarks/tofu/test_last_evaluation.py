@@ -66,6 +66,13 @@ def test_a_model_that_was_tested_only_has_that_evaluation(tmp_path: Path) -> Non
     assert len(read_documents(tmp_path)["tofu"]) == 1
 
 
+def test_the_tenth_evaluation_at_a_step_comes_after_the_second(tmp_path: Path) -> None:
+    names = ["", *(f"_{number}" for number in range(2, 12))]
+    for number, name in enumerate(names):
+        write(tmp_path, f"tofu_epoch=002_step=00004_test{name}", number)
+    assert [one["provenance"]["number"] for one in read_documents(tmp_path)["tofu"]] == list(range(11))
+
+
 def test_of_a_run_with_two_evaluations_that_of_the_benchmark_is_read(tmp_path: Path) -> None:
     write(tmp_path, "tofu_epoch=002_step=00004", 1)
     write(tmp_path, "memorization_epoch=002_step=00004", 2, UserData.format)

@@ -241,6 +241,8 @@ def test_a_log_that_was_cut_off_is_called_that(name, part, tmp_path):
         (lambda sets: sets["forget"][2].pop("nll"), "'forget', row 2 has no nll"),
         (lambda sets: sets["forget"][2].update(nll="0.5"), "row 2: nll should be a number"),
         (lambda sets: sets["forget"][2].update(wrong_nll=[1, "a"]), "row 2: wrong_nll should be a list"),
+        (lambda sets: sets["forget"][2].update(question=5), "row 2: question should be a text or null, got 5"),
+        (lambda sets: sets["retain"][2].update(rouge_l_recall=-0.1), "'retain', row 2: .* should not be negative"),
         (lambda sets: sets["forget"][2].update(index=1), "row 1 occurs twice"),
         (lambda sets: sets["forget"][2].update(index=True), "row number 2: `index` must be an integer"),
         (lambda sets: sets.update(forgotten=[]), "unknown sets forgotten"),
@@ -379,6 +381,34 @@ def test_a_number_of_a_foreign_log_that_is_none_is_named(tmp_path, value):
     path.write_text(json.dumps({"eval_log_forget.json": {"avg_gt_loss": [value], "average_perturb_loss": [[1.0]]}}))
     with pytest.raises(InputError, match="set 'forget', row 0: nll should be a number or null, got"):
         read_log(path)
+
+
+@pytest.mark.parametrize("value", [5, [1, 2, 3], ["Who?", None, "She."], "Who?"])
+def test_texts_of_the_authors_log_that_are_none_are_named(tmp_path, value):
+    content = load("target_authors")
+    content["eval_log.json"]["generated_text"]["4"] = value
+    with pytest.raises(InputError, match=r"'eval_log.json': generated_text, row 4: should be a list of texts, got"):
+        read_log(write(tmp_path, content))
+
+
+def test_values_of_the_wrong_kind_in_open_unlearnings_log_are_named(tmp_path):
+    content = load("target_ou")
+    rows = content["forget_Q_A_ROUGE"]["value_by_index"]
+    rows["3"]["input"] = ["Who?"]
+    with pytest.raises(InputError, match=r"set 'forget', row 3: question should be a text or null, got \['Who\?'\]"):
+        read_log(write(tmp_path, content))
+    content = load("target_ou")
+    other = {index: {"rougeL_recall": ["a", "b"]} for index in rows}
+    content["forget_Q_A_PARA_ROUGE"] = {"agg_value": 0, "value_by_index": other}
+    with pytest.raises(InputError, match="row 0: paraphrased_rouge should be a number or null, got"):
+        read_log(write(tmp_path, content))
+
+
+def test_a_row_without_wrong_answers_has_no_truth_ratio_of_any_variant(tmp_path):
+    content = load("target_native")
+    content["sets"]["forget"][2] |= {"wrong_nll": [], "log_ratio": 3.0}
+    for variant in ("geometric", "arithmetic"):
+        assert 2 in score(write(tmp_path, content), truth_ratio=variant)["unscored_rows"]["forget"]
 
 
 def test_another_version_of_a_log_is_told_from_a_class_that_is_missing(tmp_path):
