@@ -196,8 +196,7 @@ class TokenizedDataModule(pl.LightningDataModule):
                 self.seed
             ),  # starting an epoch draws nothing from dropout's generator
         )
-        if trainer:
-            self._loader.accumulate, self._loader.limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
+        self._loader.trainer = trainer
         if repeated := self._loader.repeated:
             rank_zero_info(
                 f"{len(sampler.dataset)} rows do not divide by {sampler.num_replicas} processes, which take as many "  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.fabric.utilities.data import AttributeDict
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -290,6 +290,13 @@ class LanguageModelModule(pl.LightningModule):
             f"The checkpoint is not of this run's model {self.pretrained} ({reason}). Give the model and the LoRA "
             "options that it was made with, or another folder to --run."
         )
+
+    def on_train_start(self) -> None:
+        """Accumulate as in the interrupted epoch: Lightning asks its scheduler only where an epoch begins."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradientAccumulationScheduler):
+                number = callback.get_accumulate_grad_batches(self.trainer.current_epoch)
+                self.trainer.accumulate_grad_batches = number
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Before the first batch after a resume, put this process's random states back."""
