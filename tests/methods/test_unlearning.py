@@ -18,6 +18,7 @@ from dipo_lightning.callbacks import Checkpoint
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.methods.gradient_ascent import GradDiffModule
 from dipo_lightning.methods.language_model import fuse
+from dipo_lightning.methods.pdu import PDUModule
 from dipo_lightning.methods.preference import DPOModule, NPOModule
 from dipo_lightning.methods.rmu import RMUModule
 from dipo_lightning.methods.undial import UNDIALModule
@@ -326,6 +327,26 @@ def test_the_rows_of_all_micro_batches_of_the_step_are_named(files: Path) -> Non
 
     with pytest.raises(RunError, match=r"norm is nan at step 1\..*forget': \[\d(, \d){3}\]"):
         fit(files, Broken, steps=3, trainer={"accumulate_grad_batches": 2})
+
+
+@pytest.mark.filterwarnings("ignore:The retain loss is", "ignore:.*training_step. returned .None.")
+@pytest.mark.parametrize("cls", [GradDiffModule, PDUModule])
+def test_a_training_step_of_a_subclass_may_remember_nothing(files: Path, cls: type[UnlearningModule]) -> None:
+    """Of three steps the first is the method's, the second another loss, and the third skipped."""
+    logged = []
+
+    class Own(cls):  # type: ignore[misc, valid-type]
+        def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor | None:
+            if self.global_step == 0:
+                return super().training_step(batch, batch_idx)
+            ids = batch["forget"]["input_ids"]
+            return self.policy(ids, labels=ids).loss if self.global_step == 1 else None
+
+        def log_terms(self, terms: dict[str, torch.Tensor]) -> None:
+            logged.append(set(terms))
+
+    fit(files, Own, steps=3)
+    assert logged == [{"loss", "forget", "retain"}, set(), set()]
 
 
 def test_a_module_without_a_forget_loss_says_so(files: Path) -> None:
