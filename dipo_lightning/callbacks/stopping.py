@@ -86,7 +86,7 @@ class StopAtThreshold(EarlyStopping):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop if the metric was logged and has reached the threshold."""
-        refuse_unlogged(self, trainer)
+        refuse_unlogged(f"{type(self).__name__}.monitor", self.monitor, trainer)
         super().on_train_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -131,13 +131,11 @@ def refuse_before_evaluation(rule: Any, trainer: pl.Trainer) -> None:
             )
 
 
-def refuse_unlogged(rule: Any, trainer: pl.Trainer) -> None:
-    """Raise an `InputError` if nothing has logged the number that a stop rule watches."""
-    if rule.monitor not in trainer.callback_metrics:
+def refuse_unlogged(option: str, name: str, trainer: pl.Trainer) -> None:
+    """Raise an `InputError` if nothing has logged the number that an option of a callback names."""
+    if name not in trainer.callback_metrics:
         known = ", ".join(sorted(trainer.callback_metrics)) or "none"
-        raise InputError(
-            f"{type(rule).__name__}.monitor is {rule.monitor!r}, which nothing has logged. Logged: {known}."
-        )
+        raise InputError(f"{option} is {name!r}, which nothing has logged. Logged: {known}.")
 
 
 class StopOnCollapse(pl.Callback):
@@ -197,7 +195,7 @@ class StopOnCollapse(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check after an evaluation at an epoch."""
-        refuse_unlogged(self, trainer)
+        refuse_unlogged(f"{type(self).__name__}.monitor", self.monitor, trainer)
         self._check(trainer, pl_module)
 
     def _check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
