@@ -9,7 +9,16 @@ import torch
 
 from dipo_lightning.benchmarks.user_data import examination
 from dipo_lightning.benchmarks.user_data.examination import Examination
-from dipo_lightning.cli.forget import SplitRows, _examined, _files, _Job, _style, choose_settings, run_config, split_rows
+from dipo_lightning.cli.forget import (
+    SplitRows,
+    _examined,
+    _files,
+    _Job,
+    _style,
+    choose_settings,
+    run_config,
+    split_rows,
+)
 from dipo_lightning.cli.main import main
 from dipo_lightning.errors import InputError, RunError
 from tests.helpers.toys import save_toy
