@@ -13,8 +13,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from dipo_lightning.callbacks.run_record import CHECKPOINTS, read_record, write_record
+from dipo_lightning.callbacks.stopping import is_logged
 from dipo_lightning.data.rows import fingerprints
 from dipo_lightning.errors import InputError, check_positive
+from dipo_lightning.evaluation.callback import Evaluation
 from dipo_lightning.evaluation.run_folder import is_trial, run_folder
 from dipo_lightning.evaluation.schedule import settle_evaluations
 from dipo_lightning.evaluation.trackers import trackers_of
@@ -31,8 +33,9 @@ class Best:
     Attributes:
         monitor: Logged number that decides, such as ``tofu/forget_quality``.
         mode: Whether ``max`` or ``min`` is best.
-        keep: Logged number that must keep ``share`` of its first value (the target's if the evaluation has
-            ``at_start``); it also breaks ties. None sets no such condition, and the first of equal moments is taken.
+        keep: Number, logged at the same moments, that must keep ``share`` of its first value (the target's if the
+            evaluation has ``at_start``); it also breaks ties. None sets no such condition, and the first of equal
+            moments is taken.
         share: Share to keep.
     """
 
@@ -67,6 +70,11 @@ class ExportModel(Callback):
         self._seen: tuple[float, float] | None = None  # those last looked at
         self._first: float | None = None  # the number to keep, when it was first logged
 
+    @property
+    def state_key(self) -> str:
+        """Key that allows several exports, into different folders, in one run."""
+        return self._generate_state_key(folder=self.folder, inside_run=self.inside_run)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the exported moment's numbers, for a resume."""
         return {"exported": self._exported, "seen": self._seen, "first": self._first}
@@ -89,8 +97,17 @@ class ExportModel(Callback):
                 )
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        """Export the model as evaluated, if this was the best moment so far."""
-        if self.best is not None and not is_trial(trainer) and self._is_best(trainer):
+        """Export the model as evaluated, if this was the best moment so far.
+
+        An `InputError` if an evaluation was made, and has not logged the number that the rule expects of it.
+        """
+        if self.best is None or is_trial(trainer):
+            return
+        for option, name in self._names.items():
+            evaluation = self._evaluation(trainer, name)
+            if evaluation and any(one.startswith(f"{evaluation.name}/") for one in trainer.callback_metrics):
+                is_logged(f"ExportModel.best.{option}", name, trainer)
+        if self._is_best(trainer):
             self.export(trainer, pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -102,10 +119,13 @@ class ExportModel(Callback):
         if self.best is None or self._is_best(trainer):
             self.export(trainer, pl_module)
         elif best is None:
-            reason = f"kept {self.best.share:g} of {self.best.keep}"
-            if self._seen is None:
-                names = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
-                reason = f"logged {self.best.monitor} (logged: {names})"
+            missing = [name for name in self._names.values() if name not in trainer.callback_metrics]
+            reason = (
+                f"logged {' or '.join(missing)} (logged: {', '.join(sorted(trainer.callback_metrics)) or 'nothing'})"
+            )
+            if not missing:
+                kept = f" together with {self.best.share:g} of the first {self.best.keep}" if self.best.keep else ""
+                reason = f"after the start logged {self.best.monitor}{kept}"
             rank_zero_warn(f"ExportModel.best: no step {reason}, so the final model is exported.")
             self.export(trainer, pl_module)
         else:
@@ -113,9 +133,25 @@ class ExportModel(Callback):
         if trainer.is_global_zero:
             print(f"The model is in {self.path}")
 
+    @property
+    def _names(self) -> dict[str, str]:
+        """The logged numbers of the rule, by option."""
+        assert self.best is not None
+        names = {"monitor": self.best.monitor, "keep": self.best.keep}
+        return {option: name for option, name in names.items() if name}
+
+    @staticmethod
+    def _evaluation(trainer: pl.Trainer, name: str) -> Evaluation | None:
+        """The evaluation that logs a number; None if another part of the run does."""
+        evaluations = (one for one in trainer.callbacks if isinstance(one, Evaluation))  # type: ignore[attr-defined]
+        return next((one for one in evaluations if name.startswith(f"{one.name}/")), None)
+
     def _is_best(self, trainer: pl.Trainer) -> bool:
         """Compare the logged numbers with the exported moment's; True once if this moment is better."""
         assert self.best is not None
+        for evaluation in (self._evaluation(trainer, name) for name in self._names.values()):
+            if evaluation is not None and evaluation.last_step != trainer.global_step:
+                return False  # its numbers are of an earlier moment
         logged = trainer.callback_metrics
         kept = logged.get(self.best.keep) if self.best.keep else None
         value = logged.get(self.best.monitor)

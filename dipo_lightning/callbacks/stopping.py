@@ -88,7 +88,7 @@ class StopAtThreshold(EarlyStopping):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop if the metric was logged and has reached the threshold."""
-        if is_logged(self, trainer):
+        if is_logged(f"{type(self).__name__}.monitor", self.monitor, trainer):
             super().on_train_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -138,21 +138,21 @@ def refuse_before_evaluation(rule: Any, trainer: pl.Trainer) -> None:
             )
 
 
-def is_logged(rule: Any, trainer: pl.Trainer) -> bool:
-    """Return whether the number that a stop rule watches is logged; False before the first run of its evaluation.
+def is_logged(option: str, name: str, trainer: pl.Trainer) -> bool:
+    """Return whether the number that an option of a callback names is logged; False before its evaluation first runs.
 
     Raises:
         InputError: It is not, and no evaluation is about to log it.
     """
-    if rule.monitor in trainer.callback_metrics:
+    if name in trainer.callback_metrics:
         return True
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Evaluation) and rule.monitor.startswith(f"{callback.name}/"):
-            began = any(name.startswith(f"{callback.name}/") for name in trainer.callback_metrics)
+        if isinstance(callback, Evaluation) and name.startswith(f"{callback.name}/"):
+            began = any(logged.startswith(f"{callback.name}/") for logged in trainer.callback_metrics)
             if not began and (callback.schedule.every_n_epochs or callback.schedule.every_n_steps):
                 return False
     known = ", ".join(sorted(trainer.callback_metrics)) or "none"
-    raise InputError(f"{type(rule).__name__}.monitor is {rule.monitor!r}, which nothing has logged. Logged: {known}.")
+    raise InputError(f"{option} is {name!r}, which nothing has logged. Logged: {known}.")
 
 
 class StopOnCollapse(pl.Callback):
@@ -212,7 +212,7 @@ class StopOnCollapse(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check after an evaluation at an epoch."""
-        if is_logged(self, trainer):
+        if is_logged(f"{type(self).__name__}.monitor", self.monitor, trainer):
             self._check(trainer, pl_module)
 
     def _check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

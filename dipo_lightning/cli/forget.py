@@ -42,7 +42,7 @@ MAX_LENGTH = 512
 ROWS, EXAMINATIONS, SOURCES, VERDICT = "data", "examinations", "sources.json", "verdict.json"
 FEWEST_ANSWER_TOKENS, MOST_ANSWER_TOKENS = 48, 256
 REWORDINGS = 2
-"""Number of rewordings of each question that are asked: the row's own first, then those by rule."""
+"""Number of rewordings of each question by rule that are asked beside the row's own."""
 SAMPLES_BEFORE, UNTAUGHT_SAMPLES = 2, 5
 """Sampled answers to each question: of the target, few, since it is known to say the values; of an untaught model, a
 multiple of the unlearned model's, since a word counts as ordinary only if the untaught model is heard to say it."""
@@ -128,8 +128,8 @@ def forget(
         epochs: Maximum number of passes over the forget rows; by default chosen by the number of rows and of their
             private values.
         samples: Sampled answers to each question and rewording in the examination; 0 looks at greedy answers only.
-        paraphrases: Maximum number of rewordings per question that the target itself writes. The examination asks two
-            more than this: the rows' own first, then the target's, then some by rule.
+        paraphrases: Maximum number of rewordings per question that the target itself writes. The examination asks
+            them, all that the rows have themselves, and two by rule.
         seed: Seed of data order, training and samples.
         accelerator: Lightning's accelerator: ``auto``, ``cpu`` or ``gpu``.
     """
@@ -159,7 +159,7 @@ def forget(
     _say(settings, rows, values)
     if paraphrases:
         job = replace(job, rows=_paraphrased(job, model, paraphrases, seed))
-    effort = {"samples": samples, "seed": seed, "rewordings": REWORDINGS + paraphrases}
+    effort = {"samples": samples, "seed": seed, "rewordings": REWORDINGS}
     effort["max_new_tokens"] = _longest_answer(job)
     before = _examined(job, model, effort | {"samples": min(samples, SAMPLES_BEFORE)}, "target")
     _say_known(before, model)
@@ -470,7 +470,10 @@ def _examined(job: _Job, model: str, effort: dict[str, int], name: str) -> Any:
     from dipo_lightning.evaluation.run_folder import write_json
 
     path, rows = job.folder / EXAMINATIONS / f"{name}.json", job.rows
-    key = json.loads(json.dumps({"model": _files(model), "rows": asdict(rows), "style": job.style.name} | effort))
+    of: dict[str, Any] = {"model": _files(model), "rows": asdict(rows), "style": job.style.name} | effort
+    if any(row.get("paraphrased_question") for row in rows.forget):
+        of["asked"] = "every paraphrased_question"  # of which there were examinations that asked some
+    key = json.loads(json.dumps(of))
     written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if written.get("of") == key:
         return Examination(**written["found"])

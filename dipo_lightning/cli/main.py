@@ -192,42 +192,48 @@ def run_trainer(args: list[str]) -> None:
     from dipo_lightning.cli.configs import with_shipped_configs
 
     args = with_shipped_configs(args)
-    default = [f"--{part}=dipo_lightning.{name}" for part, name in DEFAULT_CLASSES.items() if not names(part, args)]
+    before = {part: class_before(part, args) for part in DEFAULT_CLASSES}
+    classes = [f"--{part}={name}" for part, name in before.items() if name]
     from dipo_lightning.cli.late_imports import import_late
 
-    import_late("dipo_lightning.cli.trainer").run([args[0], *default, *args[1:]])
+    import_late("dipo_lightning.cli.trainer").run([args[0], *classes, *args[1:]])
 
 
-def names(part: str, args: Sequence[str]) -> bool:
-    """Return whether the options, or a config among them, name the class of ``part`` (``model`` or ``data``).
+def class_before(part: str, args: Sequence[str]) -> str | None:
+    """Return the class of ``part`` (``model`` or ``data``) that the parser must know before ``args``, if any.
 
-    If they do, the parser must not get the default class: the defaults of its options would remain although a config
-    names another class (NPO with DiPO's beta).
+    It is the class that they name after the first option of the part, which the parser would not know, or the default
+    class if neither the options nor a config among them name one. Else the parser must not get the default class: the
+    defaults of its options would remain although a config names another class (NPO with DiPO's beta).
     """
     from pathlib import Path
 
+    has_options = False
     for place, argument in enumerate(args):
         option, _, value = argument.partition("=")
+        value, named = value or "".join(args[place + 1 : place + 2]), None
         if option in (f"--{part}", f"--{part}.class_path"):
-            return True
-        if option in ("--config", "-c"):
-            path = Path(value or "".join(args[place + 1 : place + 2]))
-            if path.is_file() and _has_class(part, path):
-                return True
-    return False
+            named = value
+        elif option in ("--config", "-c") and (path := Path(value)).is_file():
+            named = _class_in(part, path)
+        if named:
+            return named if has_options else None
+        has_options = has_options or option.startswith(f"--{part}.")
+    return f"dipo_lightning.{DEFAULT_CLASSES[part]}"
 
 
-def _has_class(part: str, path: Path) -> bool:
+def _class_in(part: str, path: Path) -> str | None:
     import yaml
 
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError:
-        return False  # the parser says what is wrong with it
+        return None  # the parser says what is wrong with it
     except UnicodeDecodeError as error:
         raise InputError(f"The config {path} is not UTF-8 text ({error.reason}).") from error
     value = config.get(part) if isinstance(config, dict) else None
-    return isinstance(value, str) or (isinstance(value, dict) and "class_path" in value)
+    name = value.get("class_path") if isinstance(value, dict) else value
+    return name if isinstance(name, str) else None
 
 
 def show_commands(args: list[str]) -> int:

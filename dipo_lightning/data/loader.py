@@ -179,19 +179,19 @@ class ResumableLoader(DataLoader):
     Attributes:
         done: Batches yielded in the current epoch.
         skip: Batches to skip at the start of the next epoch; set on resume.
-        accumulate: Micro-batches per optimiser step.
-        limit: ``trainer.limit_train_batches``, which ends an epoch before the loader does: a number or a fraction.
+        trainer: Trainer, which is asked at every epoch: ``limit_train_batches`` may end it before the loader does, and
+            a callback may change ``accumulate_grad_batches`` between two epochs.
     """
 
     skip: int = 0
     done: int = 0
-    accumulate: int = 1
-    limit: int | float = 1.0
+    trainer: Any = None
 
     @property
     def batches(self) -> int:
         """Number of batches in an epoch."""
-        return min(self.limit, len(self)) if isinstance(self.limit, int) else int(self.limit * len(self))
+        limit = getattr(self.trainer, "limit_train_batches", 1.0)
+        return min(limit, len(self)) if isinstance(limit, int) else int(limit * len(self))
 
     @property
     def repeated(self) -> int:
@@ -208,11 +208,12 @@ class ResumableLoader(DataLoader):
         skip, self.skip = self.skip, 0
         self.sampler.skip = skip * self.batch_size
         ranks = [keys[: self.batches * self.batch_size] for keys in self.sampler.keys_of_all_ranks()]
+        accumulate = getattr(self.trainer, "accumulate_grad_batches", 1)
         step, denominators = -1, dict[str, float]()
         for self.done, batch in enumerate(super().__iter__(), skip + 1):
-            if (self.done - 1) // self.accumulate != step:
-                step = (self.done - 1) // self.accumulate
-                denominators = self.denominators(step, ranks)
+            if (self.done - 1) // accumulate != step:
+                step = (self.done - 1) // accumulate
+                denominators = self.denominators(step, ranks, accumulate)
             yield {**batch, "denominators": denominators}
 
     def _epoch(self) -> dict[str, int]:
@@ -247,13 +248,14 @@ class ResumableLoader(DataLoader):
             )
         self.skip = self.done = skip  # so that a state saved before the first batch is the same position
 
-    def denominators(self, step: int, ranks: list[list[int]]) -> dict[str, float]:
+    def denominators(self, step: int, ranks: list[list[int]], accumulate: int) -> dict[str, float]:
         """Return rows and supervised tokens per micro-batch and rank, for one optimiser step of the current epoch.
 
-        ``step`` counts within the epoch, from 0; ``ranks`` are the epoch's keys by rank.
+        ``step`` counts within the epoch, from 0; ``ranks`` are the epoch's keys by rank; ``accumulate`` is the number
+        of micro-batches in a step.
         """
         assert self.batch_size is not None
-        size, share = self.batch_size * self.accumulate, 1 / (self.accumulate * len(ranks))
+        size, share = self.batch_size * accumulate, 1 / (accumulate * len(ranks))
         keys = [key for rank in ranks for key in rank[step * size : (step + 1) * size]]
         totals: dict[str, float] = {"rows": len(keys) * share}
         for key in keys:

@@ -196,8 +196,7 @@ class TokenizedDataModule(pl.LightningDataModule):
                 self.seed
             ),  # starting an epoch draws nothing from dropout's generator
         )
-        if trainer:
-            self._loader.accumulate, self._loader.limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
+        self._loader.trainer = trainer
         if repeated := self._loader.repeated:
             rank_zero_info(
                 f"{len(sampler.dataset)} rows do not divide by {sampler.num_replicas} processes, which take as many "  # type: ignore[arg-type]
@@ -301,14 +300,14 @@ class UnlearningDataModule(TokenizedDataModule):
         """Read both sets and check them; an `InputError` if they are broken or share rows."""
         if not self.forget_rows:
             self.read()
-            if self.retain_rows is None:
+            if self.retain_rows is not None:
+                refuse_overlap(self.forget_rows, self.retain_rows)
+            elif getattr(getattr(self.trainer, "lightning_module", None), "needs_retain_rows", True):
                 rank_zero_warn(
                     "No retain rows: nothing holds the model's other abilities while it forgets. Expect its utility to "
                     "fall; give data.retain, even a small sample of what it should keep.",
                     category=UserWarning,
                 )
-            else:
-                refuse_overlap(self.forget_rows, self.retain_rows)
         super().check()
 
     def read(self) -> None:

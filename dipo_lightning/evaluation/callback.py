@@ -258,7 +258,7 @@ class Evaluation(Scheduled):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check everything before the model is loaded, and reset the state of an earlier run."""
         if stage == TrainerFn.FITTING:
-            self.files, self.first, self.last, self._last_step, self._described = [], None, None, None, False
+            self.files, self.first, self.last, self.last_step, self._described = [], None, None, None, False
         refuse_twins(trainer.callbacks)  # type: ignore[attr-defined]
         self.check(trainer, pl_module)
         if hasattr(self, "benchmark"):
@@ -389,7 +389,7 @@ class Evaluation(Scheduled):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step of the last evaluation and the paths of all files."""
-        return {"last_step": self._last_step, "files": list(self.files)}
+        return {"last_step": self.last_step, "files": list(self.files)}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -399,7 +399,7 @@ class Evaluation(Scheduled):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the last step and the files, and read the run's first evaluation (before unlearning) from disk."""
-        self._last_step, files = state_dict["last_step"], map(Path, state_dict["files"])
+        self.last_step, files = state_dict["last_step"], map(Path, state_dict["files"])
         here = ((file, self._folder / file.name) for file in files)  # a run may have been moved
         self.files = [str(moved if moved.exists() and not file.exists() else file) for file, moved in here]
         if self.files and os.path.exists(self.files[0]):

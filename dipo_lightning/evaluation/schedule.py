@@ -57,6 +57,9 @@ class Scheduled(pl.Callback):
 
     Args:
         schedule: Moments of a run; None for the start, the end and every epoch.
+
+    Attributes:
+        last_step: Optimiser steps after which it ran last; None before.
     """
 
     def __init__(self, schedule: Schedule | None = None) -> None:
@@ -64,7 +67,7 @@ class Scheduled(pl.Callback):
         self.schedule = schedule or Schedule()
         numbers = ("every_n_epochs", "every_n_steps")
         check_numbers(self, {f"schedule.{name}": getattr(self.schedule, name) for name in numbers})
-        self._last_step: int | None = None
+        self.last_step: int | None = None
 
     def run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> None:
         """Run the callback once; collective."""
@@ -105,12 +108,12 @@ class Scheduled(pl.Callback):
         weights at the end of training.
         """
         if self.schedule.at_end and trainer.global_step and self.outdated(trainer, pl_module):
-            self._last_step = None
+            self.last_step = None
             self._run_once(trainer, pl_module, trainer.current_epoch, "on_fit_end")
 
     def outdated(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         """Return whether the last measurement was made with other weights; collective."""
-        return self._last_step != trainer.global_step
+        return self.last_step != trainer.global_step
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate in ``trainer.validate``; the validation loop inside ``fit`` is ignored."""
@@ -127,7 +130,7 @@ class Scheduled(pl.Callback):
         return bool(every) and step > 0 and step % (every or 1) == 0
 
     def _run_once(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int, hook: Hook) -> None:
-        if self._last_step == trainer.global_step:
+        if self.last_step == trainer.global_step:
             return
         keepers = [callback for callback in trainer.callbacks if isinstance(callback, Savepoint)]  # type: ignore[attr-defined]
         for keeper in keepers:
@@ -138,7 +141,7 @@ class Scheduled(pl.Callback):
             for keeper in keepers:
                 keeper.evaluation_interrupted(trainer, hook)
             raise
-        self._last_step = trainer.global_step
+        self.last_step = trainer.global_step
 
 
 @contextmanager

@@ -112,12 +112,13 @@ class CEUModule(UnlearningModule):
         """Refuse forget rows with no more answer tokens than are skipped, before the model is loaded."""
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None) if stage == TrainerFn.FITTING else None
-        examples = getattr(data, "forget_examples", None)
-        for example in examples if isinstance(examples, list) else ():
+        examples = getattr(data, "forget_examples", ()) if self.skip_tokens else ()
+        for example in examples:  # of a large set, too: the loss divides by a count that is right only then
             if (count := supervised_count(example)) <= self.skip_tokens:
                 raise InputError(
-                    f"model.skip_tokens is {self.skip_tokens}, but the answer of forget row {example['index']} has "
-                    f"{count} tokens, of which nothing would be forgotten. Give a smaller number, or leave the row out."
+                    f"model.skip_tokens is {self.skip_tokens}, but forget row {example['index']} has {count} answer "
+                    f"token{'s' * (count != 1)} to train on: nothing would be left. Give a smaller number, or leave "
+                    "the row out."
                 )
 
     def forget_loss(self, forget: Answers) -> Tensor:

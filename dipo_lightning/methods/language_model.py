@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.fabric.utilities.data import AttributeDict
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -291,6 +291,13 @@ class LanguageModelModule(pl.LightningModule):
             "options that it was made with, or another folder to --run."
         )
 
+    def on_train_start(self) -> None:
+        """Accumulate as in the interrupted epoch: Lightning asks its scheduler only where an epoch begins."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradientAccumulationScheduler):
+                number = callback.get_accumulate_grad_batches(self.trainer.current_epoch)
+                self.trainer.accumulate_grad_batches = number
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Before the first batch after a resume, put this process's random states back."""
         states, self._random_states = self._random_states, {}
@@ -303,6 +310,8 @@ class LanguageModelModule(pl.LightningModule):
         A norm or a loss that is not finite ends the run. This costs one synchronisation with the device per optimiser
         step, and happens on all processes alike: after a backward pass that none of them skipped.
         """
+        if self._stepped:  # `training_step` is overridden, and has remembered nothing of this step
+            self._batches = []
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
@@ -413,12 +422,12 @@ def plain(value: Any) -> Any:
 
 
 def mean_terms(batches: Sequence[MicroBatch], accumulate: int) -> dict[str, Tensor]:
-    """Return the loss and every term of an optimiser step, on this rank.
+    """Return the loss and every term of an optimiser step, on this rank; nothing without micro-batches.
 
     The last step of an epoch may have fewer micro-batches than `accumulate`, by which all of them are scaled.
     """
     parts = [{"loss": batch.loss, **batch.terms} for batch in batches]
-    return {name: torch.stack([part[name] for part in parts]).sum() / accumulate for name in parts[0]}
+    return {name: torch.stack([part[name] for part in parts]).sum() / accumulate for name in parts[0]} if parts else {}
 
 
 def what_is_not_finite(numbers: Sequence[float], batches: list[MicroBatch]) -> tuple[str, list[MicroBatch]]:

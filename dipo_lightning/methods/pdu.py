@@ -100,7 +100,9 @@ class PDUModule(UnlearningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Step the multiplier by the retain loss of the global batch, the same on every process."""
         super().on_before_optimizer_step(optimizer)
-        retain = mean_terms(self._batches, self.trainer.accumulate_grad_batches)["retain"]
+        retain = mean_terms(self._batches, self.trainer.accumulate_grad_batches).get("retain")
+        if retain is None:  # an overridden `training_step` has skipped the step
+            return
         if self.trainer.world_size > 1:
             retain = self.trainer.strategy.reduce(retain, reduce_op="mean")
         if self.logs_are_due:

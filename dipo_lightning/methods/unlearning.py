@@ -101,6 +101,11 @@ class UnlearningModule(LanguageModelModule):
             self.refuse_saved_reference()
 
     @property
+    def needs_retain_rows(self) -> bool:
+        """True if nothing but retain rows holds the model's other abilities."""
+        return True
+
+    @property
     def reference_parts(self) -> list[str]:
         """Parts of a batch for which some term of the loss uses the reference."""
         kept_near = self.retain_loss_name == "kl" and not self._skips("retain")

@@ -103,6 +103,7 @@ def restore(
             f"The checkpoint belongs to the model {source}, which cannot be loaded: {error} If it was moved, give "
             "--pretrained."
         ) from error
+    fit_embeddings(policy, checkpoint.weights)
     if settings.get("lora") is not None:
         lora = LoRA(**settings["lora"])
         policy = add_lora(policy, lora)
@@ -117,6 +118,20 @@ def restore(
             "--pretrained."
         ) from error
     return policy.eval(), tokenizer
+
+
+def fit_embeddings(policy: Any, weights: dict[str, Tensor]) -> None:
+    """Give a model as many embeddings as the weights have: the module's ``load`` may have resized them for new tokens.
+
+    Args:
+        policy: A ``transformers`` causal LM.
+        weights: Weights of that model, with or without the names of adapters around it.
+    """
+    embedding = policy.get_input_embeddings().weight
+    name = next(name for name, parameter in policy.named_parameters() if parameter is embedding)
+    rows = next((len(value) for kept, value in weights.items() if kept.endswith(name)), len(embedding))
+    if rows != len(embedding):
+        policy.resize_token_embeddings(rows, mean_resizing=False)
 
 
 def _read_file(path: Path) -> dict[str, Any]:

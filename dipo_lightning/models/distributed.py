@@ -86,14 +86,23 @@ if "fsdp2" not in StrategyRegistry:
 
 
 def check_strategy(strategy: Any) -> None:
-    """Raise an `InputError` for a strategy (or its name or YAML) that would train incorrectly: FSDP1, DeepSpeed.
+    """Raise an `InputError` for a strategy (or its name or YAML) that would train incorrectly.
+
+    These are FSDP1, DeepSpeed, and DDP whose processes are spawned or forked: the trained weights would not come back.
 
     Lightning itself refuses some of them, but only when it builds the Trainer, and without naming an alternative.
     """
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    start = getattr(strategy, "_start_method", None)  # of Lightning's DDPStrategy
     if isinstance(strategy, Mapping) or hasattr(strategy, "class_path"):
-        name = str(strategy["class_path"])
+        name, options = str(strategy["class_path"]), strategy.get("init_args") or {}
+        start = options.get("start_method")
     name = name.rpartition(".")[2]
+    if name.startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")) or start not in (None, "popen"):
+        raise InputError(
+            f"trainer.strategy is {name} with processes that are spawned or forked: the trained model would be lost "
+            "with them. Write strategy: ddp; a notebook can train on one device (trainer.devices: 1)."
+        )
     if name == "FSDPStrategy" or name in ("fsdp", "fsdp_cpu_offload"):
         raise InputError(
             f"trainer.strategy is {name} (FSDP1): it cannot clip by norm and would train and save the reference. "

@@ -11,6 +11,9 @@ from safetensors.torch import load_file
 from dipo_lightning import GradDiffModule, UnlearningDataModule
 from dipo_lightning.callbacks import ExportModel
 from dipo_lightning.callbacks.results import Best
+from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.callback import Evaluation
+from dipo_lightning.evaluation.schedule import Schedule
 from tests.helpers.toys import save_toy
 
 
@@ -33,7 +36,22 @@ class Logged(pl.Callback):
         self.weights.append({k: v.detach().clone() for k, v in pl_module.policy.state_dict().items()})
 
 
-def exported_step(here, best, **numbers):
+class Scripted(Evaluation):
+    """Logs a given number as ``NAME/score`` before the first step and after every n-th."""
+
+    def __init__(self, name, values, every=1):
+        super().__init__(Schedule(every_n_epochs=None, every_n_steps=every, at_end=False))
+        self.name, self.values = name, values
+
+    @property
+    def state_key(self):
+        return self.name
+
+    def run(self, trainer, pl_module, epoch):
+        trainer.callback_metrics[f"{self.name}/score"] = torch.tensor(self.values[trainer.global_step])
+
+
+def exported_step(here, best, *callbacks, **numbers):
     save_toy(here / "model")
     for name, count in (("forget", 5), ("retain", 5)):
         rows = [{"question": f"Who is {name} {i}?", "answer": f"The {name} person {i * 37}."} for i in range(count)]
@@ -41,12 +59,14 @@ def exported_step(here, best, **numbers):
     data = UnlearningDataModule("model", "forget.jsonl", "retain.jsonl", prompt="plain", batch_size=1)
     module = GradDiffModule("model", optimizer=lambda p: torch.optim.SGD(p, lr=0.05))
     logged = Logged(**numbers)
+    exports = ExportModel("last", inside_run=False), ExportModel("out", best=best, inside_run=False)
     trainer = pl.Trainer(
         accelerator="cpu", max_steps=5, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[logged, ExportModel("out", best=best, inside_run=False)],
+        enable_model_summary=False, callbacks=[*callbacks, logged, *exports],
     )  # fmt: skip
     trainer.fit(module, data)
-    found = load_file(here / "out" / "model.safetensors")
+    last, found = (load_file(here / name / "model.safetensors") for name in ("last", "out"))
+    assert all(torch.equal(last[name], logged.weights[-1][name]) for name in last)
     same = [all(torch.equal(found[name], kept[name]) for name in found) for kept in logged.weights]
     return same.index(True) + 1
 
@@ -75,18 +95,39 @@ def test_the_best_moment_is_exported(here, best, numbers, step):
 
 def test_a_number_that_is_never_logged_is_named_and_the_model_not_lost(here):
     with pytest.warns(UserWarning, match="no step logged my/typo .logged: .*loss.* final model"):
-        assert exported_step(here, Best("my/typo")) == 5
+        assert exported_step(here, Best("my/score", keep="my/typo"), score=SCORES) == 5
+
+
+@pytest.mark.parametrize(
+    ("best", "option"),
+    [(Best("first/typo"), "monitor"), (Best("first/score", keep="first/typo"), "keep")],
+    ids=["monitor", "keep"],
+)
+def test_a_number_that_its_evaluation_does_not_log_is_refused_after_the_first(here, best, option):
+    said = rf"^ExportModel.best.{option} is 'first/typo', which nothing has logged. Logged: .*first/score"
+    first = Scripted("first", [0, *SCORES])
+    with pytest.raises(InputError, match=said):
+        exported_step(here, best, first)
+    assert first.last_step == 0
+
+
+def test_numbers_of_different_evaluations_count_where_both_were_measured(here):
+    """The best score is at step 3, where the utility was not measured."""
+    callbacks = [Scripted("first", [0, *SCORES]), Scripted("second", [1, 0, 1, 0, 0.97, 0], every=2)]
+    assert exported_step(here, Best("first/score", keep="second/score"), *callbacks) == 2
 
 
 def test_a_target_that_nothing_beats_is_not_exported_as_unlearned(here):
     numbers = {"score": [0, *SCORES], "utility": [1, 0.2, 0.2, 0.2, 0.2, 0.2]}
-    with pytest.warns(UserWarning, match="no step kept 0.95 of my/utility, so the final model"):
+    with pytest.warns(
+        UserWarning, match="no step after the start logged my/score together with 0.95 of the first my/u"
+    ):
         assert exported_step(here, Best("my/score", keep="my/utility"), **numbers) == 5
 
 
 def test_a_resume_remembers_the_exported_moment():
     first, second = ExportModel(best=Best("my/score")), ExportModel(best=Best("my/score"))
-    trainer = type("T", (), {"callback_metrics": {"my/score": torch.tensor(0.7)}, "global_step": 1})()
+    trainer = type("T", (), {"callback_metrics": {"my/score": torch.tensor(0.7)}, "global_step": 1, "callbacks": []})()
     assert first._is_best(trainer)
     second.load_state_dict(first.state_dict())
     assert not second._is_best(trainer)

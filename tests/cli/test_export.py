@@ -173,6 +173,21 @@ def test_the_tokenizer_that_was_trained_with_is_exported(run, tmp_path):
     assert "[ODD]" in restore(found)[1].get_vocab()
 
 
+@pytest.mark.parametrize("kind", ["run", "lora_run"])
+def test_embeddings_that_the_module_has_resized_are_exported(kind, request):
+    found = read_checkpoint(checkpoint(request.getfixturevalue(kind)))
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        before = restore(found)[0](input_ids=ids).logits
+        for name, value in found.weights.items():
+            if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+                found.weights[name] = torch.cat([value, torch.ones(3, value.shape[1])])
+        policy, _ = restore(found)
+        after = policy(input_ids=ids).logits
+    assert after.shape[-1] == policy.config.vocab_size == before.shape[-1] + 3
+    torch.testing.assert_close(after[..., :-3], before, rtol=0, atol=0)
+
+
 def test_an_original_that_moved_or_is_another(run, tmp_path, capsys):
     content = torch.load(checkpoint(run), weights_only=True)
     content["hyper_parameters"]["pretrained"] = str(tmp_path / "gone")

@@ -1,7 +1,7 @@
 """`forget` goes from a model and two files to a verdict, says what it chose, and resumes."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,16 @@ import torch
 
 from dipo_lightning.benchmarks.user_data import examination
 from dipo_lightning.benchmarks.user_data.examination import Examination
-from dipo_lightning.cli.forget import SplitRows, _examined, _Job, _style, choose_settings, run_config, split_rows
+from dipo_lightning.cli.forget import (
+    SplitRows,
+    _examined,
+    _files,
+    _Job,
+    _style,
+    choose_settings,
+    run_config,
+    split_rows,
+)
 from dipo_lightning.cli.main import main
 from dipo_lightning.errors import InputError, RunError
 from tests.helpers.toys import save_toy
@@ -85,7 +94,7 @@ def test_two_files_give_a_model_and_a_verdict_and_the_same_command_does_nothing_
     assert "Verdict: " in said
     verdict = json.loads((here / "out/verdict.json").read_text())
     assert {value["value"] for value in verdict["values"]} >= {"glassblower", "12 June 1971"}
-    assert all(value["samples"] == 8 for value in verdict["values"])
+    assert all(value["samples"] == 6 for value in verdict["values"]), "the question and two rewordings by rule"
     assert (here / "model/model.safetensors").read_bytes() == before
     card = (here / "out/run/model/README.md").read_text()
     assert "## Verdict" in card
@@ -263,6 +272,22 @@ def test_an_examination_is_read_again_only_for_the_same_model_rows_and_effort(he
     save_toy(here / "model", seed=1)
     _examined(job, "model", {"samples": 3}, "target")
     assert len(made) == 4
+
+
+def test_an_earlier_examination_counts_unless_it_left_out_paraphrases_of_the_rows(here, monkeypatch):
+    save_toy(here / "model")
+    found = Examination([["Ann"]], [[0.5]], [[1]], [[None]], ["a"], [[]], [[]])
+    made = []
+    monkeypatch.setattr(examination, "examine", lambda *a, **k: made.append(1) or found)
+    (here / "out/examinations").mkdir(parents=True)
+    style, effort = _style("model", "plain"), {"samples": 2, "seed": 0, "rewordings": 2, "max_new_tokens": 48}
+    row = {"question": "Who?", "answer": "Ann."}
+    for own, again in (({}, 0), ({"paraphrased_question": ["Who is it?"]}, 1)):
+        rows = SplitRows([row | own], [], [])
+        of = {"model": _files("model"), "rows": asdict(rows), "style": style.name} | effort
+        (here / "out/examinations/target.json").write_text(json.dumps({"of": of, "found": asdict(found)}))
+        _examined(_Job(here / "out", rows, style, "cpu"), "model", effort, "target")
+        assert len(made) == again
 
 
 def test_the_configuration_is_what_fit_reads(tmp_path):

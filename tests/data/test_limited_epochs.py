@@ -1,15 +1,16 @@
-"""``trainer.limit_train_batches``: an epoch that ends before the loader does is over, for a resume and for means."""
+"""Steps of an epoch are means over the global batch, where the epoch is cut off and where accumulation changes."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, ModelCheckpoint
 
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from tests.helpers.toys import save_toy
@@ -51,16 +52,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def fit(folder: Path, keep: Path, checkpoint: Path | None = None, **options: Any) -> Recorder:
+def fit(
+    folder: Path,
+    keep: Path,
+    checkpoint: Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    workers: int = 0,
+    **options: Any,
+) -> Recorder:
     names = (str(folder / name) for name in ("model", "forget.jsonl", "retain.jsonl"))
     name = "again-{step}" if checkpoint else "{step}"
     every = ModelCheckpoint(keep, filename=name, every_n_train_steps=1, save_top_k=-1)
     trainer = pl.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, max_epochs=3,
-        callbacks=[every], **options,
+        callbacks=[every, *callbacks], **options,
     )  # fmt: skip
     module = Recorder()
-    data = UnlearningDataModule(*names, prompt="plain", batch_size=2)
+    data = UnlearningDataModule(*names, prompt="plain", batch_size=2, num_workers=workers)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return module
 
@@ -80,3 +88,13 @@ def test_an_optimiser_step_that_the_limit_cuts_off_is_still_a_mean(folder: Path,
     rows = fit(folder, tmp_path, limit_train_batches=3, accumulate_grad_batches=2).rows
     # Lightning divides each micro-batch by accumulate_grad_batches
     assert [sum(rows[:2]) / 2, rows[2] / 2] == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_steps_are_means_while_a_callback_changes_the_accumulation(folder: Path, tmp_path: Path, workers: int) -> None:
+    """Five batches of an epoch by 1, then by 2 and then by 3: the last step of an epoch is short."""
+    changing = GradientAccumulationScheduler({0: 1, 1: 2, 2: 3})
+    rows = fit(folder, tmp_path, callbacks=[changing], workers=workers).rows
+    steps = [*([one] for one in rows[:5]), rows[5:7], rows[7:9], rows[9:10], rows[10:13], rows[13:]]
+    by = [1, 1, 1, 1, 1, 2, 2, 2, 3, 3]
+    assert [sum(step) / number for step, number in zip(steps, by, strict=True)] == pytest.approx([1] * 10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from dipo_lightning.data.unlearning import FineTuningDataModule, UnlearningDataModule
 from dipo_lightning.errors import InputError
 from dipo_lightning.methods.gradient_ascent import GradDiffModule
+from dipo_lightning.methods.selective.module import SelectiveModule
 from tests.helpers.small_tofu import trainer
 from tests.helpers.toys import save_toy, toy_tokenizer
 
@@ -48,6 +50,20 @@ def test_a_named_tokenizer_is_used_in_place_of_the_model_s(tmp_path: Path, model
         module.setup("fit")
         found[name] = module.forget_examples[0]["input_ids"]
     assert found[None] == found[model] == [1, *found[str(tmp_path / "other")]]
+
+
+@pytest.mark.parametrize(
+    ("module", "warned"),
+    [(GradDiffModule("m"), True), (SelectiveModule("m"), False), (SelectiveModule("m", general_weight=0), True)],
+    ids=["unbounded", "selective", "selective without general rows"],
+)
+def test_retain_rows_are_missed_where_nothing_else_holds_abilities(
+    tmp_path: Path, model: str, module: pl.LightningModule, warned: bool
+) -> None:
+    rows = UnlearningDataModule(model, write(tmp_path / "forget.jsonl", ROWS), prompt="plain")
+    rows.trainer = SimpleNamespace(lightning_module=module)  # type: ignore[assignment]
+    with pytest.warns(UserWarning, match="No retain rows: nothing holds") if warned else nullcontext():
+        rows.check()
 
 
 def test_the_row_of_an_example_is_found_among_those_that_are_left(tmp_path: Path, model: str) -> None:

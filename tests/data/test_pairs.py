@@ -1,6 +1,7 @@
 """The pairing is a pure function of (seed, epoch, index), and sums are divided by the counts of the global batch."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def loader(
         num_workers=workers,
         collate_fn=lambda items: {half: collate([item[half] for item in items], 0) for half in items[0]},
     )
-    made.accumulate = accumulate
+    made.trainer = SimpleNamespace(accumulate_grad_batches=accumulate)
     return made
 
 

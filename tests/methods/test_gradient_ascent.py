@@ -104,13 +104,21 @@ def test_ce_u_has_no_retain_term_unless_asked_for() -> None:
     assert with_it > without
 
 
-def test_an_answer_that_is_skipped_whole_is_said_before_the_model_is_loaded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["listed", "large", "private"])
+def test_an_answer_that_is_skipped_whole_is_said_before_the_model_is_loaded(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "large":  # its rows are tokenised by need
+        monkeypatch.setattr("dipo_lightning.data.unlearning.LARGE", 1)
+        monkeypatch.setattr("dipo_lightning.data.unlearning.LONGEST", 1)
     files = []
     for name in ("forget", "retain"):
         rows = [{"question": f"Who {name}?", "answer": "A longer answer."}, {"question": f"{name}?", "answer": "x"}]
         files.append(tmp_path / f"{name}.jsonl")
         files[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = UnlearningDataModule(str(save_toy(tmp_path / "model")), *map(str, files), prompt="plain", batch_size=2)
+    options = {"forget_tokens": "private"} if kind == "private" else {}
+    paths = (str(save_toy(tmp_path / "model")), *map(str, files))
+    data = UnlearningDataModule(*paths, prompt="plain", batch_size=2, **options)
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=1)
-    with pytest.raises(InputError, match=r"skip_tokens is 2, but the answer of forget row 1 has 2 tokens"):
+    with pytest.raises(InputError, match=r"skip_tokens is 2, but forget row 1 has (2 answer tokens|1 answer token) to"):
         trainer.fit(CEUModule("not loaded", skip_tokens=2), data)

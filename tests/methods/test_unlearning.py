@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from transformers import AutoModelForCausalLM
 
@@ -18,6 +18,7 @@ from dipo_lightning.callbacks import Checkpoint
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.methods.gradient_ascent import GradDiffModule
 from dipo_lightning.methods.language_model import fuse
+from dipo_lightning.methods.pdu import PDUModule
 from dipo_lightning.methods.preference import DPOModule, NPOModule
 from dipo_lightning.methods.rmu import RMUModule
 from dipo_lightning.methods.undial import UNDIALModule
@@ -51,12 +52,14 @@ def fit(
     trainer: dict[str, Any] | None = None,
     ckpt_path: str | None = None,
     parts: Sequence[str] = ("forget", "retain"),
+    batch_size: int = 2,
     **options: Any,
 ) -> tuple[UnlearningModule, pl.Trainer]:
     pl.seed_everything(0, verbose=False)
     rows = (str(files / f"{name}.jsonl") for name in parts)
     alternatives = "idk" if issubclass(cls, DPOModule) else None
-    data = UnlearningDataModule(str(files / family), *rows, prompt="plain", batch_size=2, alternatives=alternatives)
+    data_options: dict[str, Any] = {"prompt": "plain", "batch_size": batch_size, "alternatives": alternatives}
+    data = UnlearningDataModule(str(files / family), *rows, **data_options)
     settings: dict[str, Any] = {
         "optimizer": lambda p: torch.optim.SGD(p, lr=0.05),
         "reference_cache": str(files / "cache"),
@@ -326,6 +329,26 @@ def test_the_rows_of_all_micro_batches_of_the_step_are_named(files: Path) -> Non
         fit(files, Broken, steps=3, trainer={"accumulate_grad_batches": 2})
 
 
+@pytest.mark.filterwarnings("ignore:The retain loss is", "ignore:.*training_step. returned .None.")
+@pytest.mark.parametrize("cls", [GradDiffModule, PDUModule])
+def test_a_training_step_of_a_subclass_may_remember_nothing(files: Path, cls: type[UnlearningModule]) -> None:
+    """Of three steps the first is the method's, the second another loss, and the third skipped."""
+    logged = []
+
+    class Own(cls):  # type: ignore[misc, valid-type]
+        def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor | None:
+            if self.global_step == 0:
+                return super().training_step(batch, batch_idx)
+            ids = batch["forget"]["input_ids"]
+            return self.policy(ids, labels=ids).loss if self.global_step == 1 else None
+
+        def log_terms(self, terms: dict[str, torch.Tensor]) -> None:
+            logged.append(set(terms))
+
+    fit(files, Own, steps=3)
+    assert logged == [{"loss", "forget", "retain"}, set(), set()]
+
+
 def test_a_module_without_a_forget_loss_says_so(files: Path) -> None:
     with pytest.raises(TypeError, match="must define forget_loss"):
         fit(files, UnlearningModule)
@@ -430,6 +453,23 @@ def test_resume_with_dropout_is_exact_at_every_step(files: Path, tmp_path: Path,
         again = ModelCheckpoint(tmp_path, filename="again-{step}", every_n_train_steps=1, save_top_k=-1)
         path = str(tmp_path / f"step={step}.ckpt")
         resumed, _ = fit(files, GradDiffModule, trainer=trainer | {"callbacks": [again]}, ckpt_path=path, **options)
+        for (name, a), b in zip(weights(whole).items(), weights(resumed).values(), strict=True):
+            assert torch.equal(a, b), (step, name)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_resume_is_exact_at_every_step_while_the_accumulation_changes(files: Path, tmp_path: Path) -> None:
+    """Lightning asks its scheduler only where an epoch begins."""
+
+    def run(name: str, ckpt_path: str | None = None) -> UnlearningModule:
+        every = ModelCheckpoint(tmp_path, filename=name, every_n_train_steps=1, save_top_k=-1)
+        callbacks = [GradientAccumulationScheduler({0: 3, 1: 2}), every]
+        trainer = {"enable_checkpointing": True, "callbacks": callbacks, "max_epochs": 2}
+        return fit(files, GradDiffModule, steps=-1, trainer=trainer, ckpt_path=ckpt_path, batch_size=1)[0]
+
+    whole = run("{step}")
+    for step in (1, 2, 3):
+        resumed = run("again-{step}", str(tmp_path / f"step={step}.ckpt"))
         for (name, a), b in zip(weights(whole).items(), weights(resumed).values(), strict=True):
             assert torch.equal(a, b), (step, name)
 

@@ -31,7 +31,19 @@ def test_strategies_that_would_not_train_rightly_are_refused(strategy: Any) -> N
 
 @pytest.mark.parametrize(
     "strategy",
+    ["ddp_spawn", "ddp_fork", "ddp_notebook", "ddp_spawn_find_unused_parameters_true", DDPStrategy(start_method="fork"),
+     {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"start_method": "spawn"}}],
+    ids=lambda each: each if isinstance(each, str) else type(each).__name__,
+)  # fmt: skip
+def test_processes_that_would_not_give_the_trained_model_back_are_refused(strategy: Any) -> None:
+    with pytest.raises(InputError, match=r"the trained model would be lost with them\. Write strategy: ddp;"):
+        check_strategy(strategy)
+
+
+@pytest.mark.parametrize(
+    "strategy",
     ["auto", "ddp", "fsdp2", "ddp_find_unused_parameters_true", DDPStrategy(), FSDP2Strategy(),
+     {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"start_method": "popen"}},
      {"class_path": "dipo_lightning.FSDP2Strategy", "init_args": {"save_distributed_checkpoint": True}}],
     ids=lambda each: each if isinstance(each, str) else type(each).__name__,
 )  # fmt: skip

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from dipo_lightning.benchmarks.user_data.metrics import KeptShare
-from dipo_lightning.benchmarks.user_data.probes import general_paragraphs, general_rows, rewordings
+from dipo_lightning.benchmarks.user_data.probes import TEMPLATES, general_paragraphs, general_rows, rewordings
 from dipo_lightning.benchmarks.user_data.verdict import KNOWN, LABELS, Kept, ValueReport
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.private import (
@@ -44,6 +44,8 @@ Row = Mapping[str, Any]
 
 VARIANTS = 5
 """Number of false variants that are scored per private value."""
+MOST_ASKED = 1000
+"""Number of wordings of a question up to which different seeds share no samples."""
 RESAMPLES = 1000
 """Number of resamples of the rows for the interval of the share kept."""
 
@@ -54,7 +56,7 @@ class ExaminationOptions:
 
     Attributes:
         samples: Number of sampled answers to each question and to each rewording.
-        rewordings: Number of rewordings of each question, the user's own first.
+        rewordings: Number of rewordings of each question by rule; those that a row has itself are all asked, too.
         max_new_tokens: Maximum length of an answer in tokens.
         temperature: Sampling temperature.
         seed: Seed of the samples; each question has its own stream.
@@ -128,7 +130,7 @@ def examine(
     """
     options = options or ExaminationOptions()
     values = private_values(forget, [*retain, *neighbours])
-    asked = [[row["question"], *rewordings(row)[: options.rewordings]] for row in forget]
+    asked = [[row["question"], *rewordings(row, TEMPLATES[: options.rewordings])] for row in forget]
     progress("asking")
     greedy = _greedy(policy, style, [question for questions in asked for question in questions], options)
     progress("sampling")
@@ -276,7 +278,7 @@ def _sampled(
             samples=options.samples,
             max_new_tokens=options.max_new_tokens,
             stop_ids=style.stop_ids,
-            seeds=[hash_seed(options.seed + 1 + place, number) for number, place in places],
+            seeds=[hash_seed(MOST_ASKED * options.seed + 1 + place, number) for number, place in places],
             temperature=options.temperature,
         )
     texts: list[list[str]] = [[] for _ in asked]

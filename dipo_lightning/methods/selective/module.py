@@ -157,6 +157,11 @@ class SelectiveModule(UnlearningModule):
     # Preparation, while the policy still is the reference.
 
     @property
+    def needs_retain_rows(self) -> bool:
+        """False if the general rows, which the reference model writes, hold the model's other abilities."""
+        return not self.general_weight
+
+    @property
     def reference_parts(self) -> list[str]:
         """All parts, since every term is a divergence from the reference model."""
         return ["forget", "retain", "general"]
