@@ -146,15 +146,14 @@ def export(
         public: Make the repository public.
     """
     from dipo_lightning.models.checkpoint import read_checkpoint, restore
-    from dipo_lightning.models.export import save_model
+    from dipo_lightning.models.export import check_place, save_model
     from dipo_lightning.report.card import CardFacts, model_card
 
     source = Path(checkpoint)
     if not source.name:
         raise InputError(f"{checkpoint!r} is not a checkpoint; give a .ckpt file of fit, or a folder of shards.")
     folder = Path(output) if output is not None else source.with_name(f"{source.name.removesuffix('.ckpt')}-model")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is not empty; export would overwrite it. Name another folder or remove it.")
+    check_place(folder, "export")
     found = read_checkpoint(checkpoint)
     if adapters == "separate" and found.settings.get("lora") is None:
         raise InputError(f"{found.path} holds no adapters; leave --adapters out.")
