@@ -91,6 +91,21 @@ def test_the_card_states_the_facts_and_nothing_private(run, tmp_path, by):
     assert "machine-unlearning" in header["tags"]
 
 
+def test_the_card_of_a_fine_tuned_model_says_nothing_of_unlearning(tmp_path):
+    from dipo_lightning import FineTuningModule, GradDiffModule
+    from dipo_lightning.report.card import CardFacts, model_card
+
+    original = str(save_toy(tmp_path / "original"))
+    rows = {"rows": 3, "sha256": "0" * 64}
+    for module, part, unlearned in ((FineTuningModule, "train", False), (GradDiffModule, "forget", True)):
+        for data in ({}, {part: rows}):
+            made = module(original)
+            card = model_card(CardFacts("m", "org/base", module.__name__, settings=dict(made.hparams), data=data))
+            assert (f"after training with **{module.__name__}** of" in card) == (not unlearned)
+            assert ("after unlearning with" in card) == ("- machine-unlearning" in card) == unlearned
+            assert ("no proof of erasure" in card) == unlearned
+
+
 def test_a_card_has_no_results_of_later_steps(run, tmp_path):
     from dipo_lightning.report.card import CardFacts, model_card
 
