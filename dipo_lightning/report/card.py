@@ -65,8 +65,9 @@ def model_card(facts: CardFacts) -> str:
     shown = {key: value for key, value in facts.settings.items() if key not in _NOT_SHOWN and not key.startswith("_")}
     parts = [
         _header(facts, unlearned),
-        f"# {_plain(facts.name)}\n\n`{_code(_base_name(facts.base))}` after {'unlearning' if unlearned else 'training'} "
-        f"with **{_plain(facts.method)}** of [dipo-lightning](https://pypi.org/project/dipo-lightning/).",
+        f"# {_plain(facts.name)}\n\n`{_code(_base_name(facts.base))}` after "
+        f"{'unlearning' if unlearned else 'training'} with **{_plain(facts.method)}** of "
+        "[dipo-lightning](https://pypi.org/project/dipo-lightning/).",
         _use(facts),
         "## Method and settings\n\n" + _settings(_public(shown)),
         _run_section(facts.run),
