@@ -188,6 +188,13 @@ def test_the_tokenizer_that_was_trained_with_is_exported(run, tmp_path):
     assert "[ODD]" in restore(found)[1].get_vocab()
 
 
+def test_an_unknown_setting_of_the_adapters_is_named(lora_run):
+    found = read_checkpoint(checkpoint(lora_run))
+    found.settings["lora"] = found.settings["lora"] | {"width": 3}
+    with pytest.raises(InputError, match=r"model\.lora has no option width"):
+        restore(found)
+
+
 def test_an_original_that_moved_or_is_another(run, tmp_path, capsys):
     content = torch.load(checkpoint(run), weights_only=True)
     content["hyper_parameters"]["pretrained"] = str(tmp_path / "gone")
