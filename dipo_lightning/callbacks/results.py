@@ -19,8 +19,9 @@ from dipo_lightning.errors import InputError, check_positive
 from dipo_lightning.evaluation.callback import Evaluation
 from dipo_lightning.evaluation.run_folder import is_trial, run_folder
 from dipo_lightning.evaluation.schedule import settle_evaluations
+from dipo_lightning.evaluation.tensorboard import CHARTS
 from dipo_lightning.evaluation.trackers import trackers_of
-from dipo_lightning.models.export import save_model
+from dipo_lightning.models.export import check_place, is_free, save_model
 from dipo_lightning.report.card import CardFacts, model_card
 from dipo_lightning.report.page import PAGE, write_page
 from dipo_lightning.safety.paths import expanded
@@ -45,11 +46,16 @@ class Best:
     share: float = 0.95
 
 
+_OF_RUN = (".", CHECKPOINTS, "evaluations", CHARTS, PAGE, "config.yaml", "hparams.yaml", "console.log")
+"""The run's folder, and what the run writes there itself."""
+
+
 class ExportModel(Callback):
     """Export of the policy, and of the data module's tokenizer, when training ends or at the run's best moment.
 
     Args:
-        folder: Folder to write; inside the run's log folder if relative and ``inside_run``. It must be absent or empty.
+        folder: Folder to write; inside the run's log folder if relative and ``inside_run``. It must be absent or empty,
+            and not where the run itself writes.
         adapters: For LoRA: ``merged`` into the weights, or ``separate`` (a peft folder).
         inside_run: Put a relative ``folder`` into the run's log folder, so that no run overwrites another's.
         best: Rule that selects the exported moment among those after the first step at which its number was logged;
@@ -66,6 +72,7 @@ class ExportModel(Callback):
         self.folder, self.adapters, self.inside_run, self.best = folder, adapters, inside_run, best
         check_positive(self, {"best.share": None if best is None else best.share}, most=1)
         self.path: Path | None = None
+        self._written = False
         self._exported: tuple[float, float] | None = None  # the rule's two numbers at the exported moment
         self._seen: tuple[float, float] | None = None  # those last looked at
         self._first: float | None = None  # the number to keep, when it was first logged
@@ -85,16 +92,16 @@ class ExportModel(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse a folder that holds anything but this run's own export, before the model is loaded."""
-        root = run_folder(trainer) if self.inside_run else Path()
-        self.path = root / expanded(self.folder, "ExportModel.folder")
+        run = run_folder(trainer)
+        self.path = (run if self.inside_run else Path()) / expanded(self.folder, "ExportModel.folder")
+        self._written = False
         if stage != TrainerFn.FITTING or is_trial(trainer) or not trainer.is_global_zero:
             return
-        if self.path.exists() and any(self.path.iterdir()):
-            record = read_record(run_folder(trainer) / CHECKPOINTS) or {}
-            if self._name(run_folder(trainer)) not in record.get("exports", []):
-                raise InputError(
-                    f"{self.path} is not empty; ExportModel would overwrite it. Name another folder or remove it."
-                )
+        if self._name(run).partition("/")[0] in _OF_RUN:
+            raise InputError(
+                f"ExportModel.folder is {self.folder}, where the run itself writes. Name another folder, such as model."
+            )
+        check_place(self.path, "ExportModel", replace=self._is_own(run))
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Export the model as evaluated, if this was the best moment so far.
@@ -179,10 +186,16 @@ class ExportModel(Callback):
         tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
         write, run = trainer.is_global_zero, run_folder(trainer)
         card = self._card(trainer, pl_module, run) if write else None
-        if write:
+        own = write and self._is_own(run)
+        if write and is_free(self.path):
             self._note(run)
-        save_model(policy, self.path, tokenizer, merge=self.adapters == "merged", write=write, card=card)
+        save_model(policy, self.path, tokenizer, self.adapters == "merged", write, card, replace=own)
+        self._written = True
         trainer.strategy.barrier()
+
+    def _is_own(self, run: Path) -> bool:
+        """Return whether the contents of the folder are an export of this run."""
+        return self._written or self._name(run) in (read_record(run / CHECKPOINTS) or {}).get("exports", [])
 
     def _note(self, run: Path) -> None:
         """Record that this run wrote the export, so that it may write it again after a resume."""
@@ -193,7 +206,7 @@ class ExportModel(Callback):
         """Name of the export in the run's record; relative to the run's folder, which may be moved."""
         assert self.path is not None
         path, inside = self.path.resolve(), run.resolve()
-        return str(path.relative_to(inside) if path.is_relative_to(inside) else path)
+        return (path.relative_to(inside) if path.is_relative_to(inside) else path).as_posix()
 
     def _card(self, trainer: pl.Trainer, pl_module: pl.LightningModule, run: Path) -> str:
         """Write the model card from the module's settings, the data and the evaluations of this run."""

@@ -52,12 +52,12 @@ def check_push(name: str, base: str, licence: str | None) -> str:
             of_base = None  # gated, renamed or removed since: the user has to say
     if licence is None and of_base is None:
         raise InputError(
-            f"The licence of {base}, from which the unlearned weights are made, is unknown. Give "
+            f"The licence of {base}, from which these weights are made, is unknown. Give "
             "--license, such as apache-2.0 or llama3.2."
         )
     if licence is not None and of_base is not None and licence != of_base:
         raise InputError(
-            f"--license is {licence}, but {base}, from which the unlearned weights are made, is under {of_base}. Leave "
+            f"--license is {licence}, but {base}, from which these weights are made, is under {of_base}. Leave "
             "--license out."
         )
     return str(licence or of_base)
@@ -76,7 +76,7 @@ def upload(folder: Path, name: str, public: bool) -> str:
     api = HfApi()
     try:
         address = api.create_repo(name, private=not public, exist_ok=False)
-        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Unlearned with dipo-lightning")
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Exported by dipo-lightning")
     except hub_errors(ValueError) as error:
         raise RunError(
             f"The upload to {name} failed: {_first_line(error)}. The model is in {folder}. Log in with a token that "
@@ -146,15 +146,14 @@ def export(
         public: Make the repository public.
     """
     from dipo_lightning.models.checkpoint import read_checkpoint, restore
-    from dipo_lightning.models.export import save_model
+    from dipo_lightning.models.export import check_place, save_model
     from dipo_lightning.report.card import CardFacts, model_card
 
     source = Path(checkpoint)
     if not source.name:
         raise InputError(f"{checkpoint!r} is not a checkpoint; give a .ckpt file of fit, or a folder of shards.")
     folder = Path(output) if output is not None else source.with_name(f"{source.name.removesuffix('.ckpt')}-model")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is not empty; export would overwrite it. Name another folder or remove it.")
+    check_place(folder, "export")
     found = read_checkpoint(checkpoint)
     if adapters == "separate" and found.settings.get("lora") is None:
         raise InputError(f"{found.path} holds no adapters; leave --adapters out.")

@@ -19,6 +19,7 @@ counted, activations are traced; the rest follows from the formulas. Fragmentati
 counted; `RESERVE` is kept free for them.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -92,7 +93,9 @@ class Run:
         if self.trainable == "full" and self.reference in ("adapters_off", "directions"):
             raise InputError(f"reference is {self.reference}, which needs trainable: lora here.")
         if self.trainable == "qlora" and (self.strategy, self.compute_dtype) != ("ddp", "bfloat16"):
-            raise InputError("trainable is qlora, which needs strategy: ddp (or one GPU) and compute_dtype: bfloat16.")
+            raise InputError(
+                "trainable is qlora, which needs strategy: ddp (on one GPU too) and compute_dtype: bfloat16."
+            )
         if self.trainable == "qlora" and self.reference == "live":
             raise InputError(
                 "reference is live, which trainable: qlora excludes; use adapters_off, hidden_states or directions."
@@ -113,7 +116,8 @@ class Run:
 class Counts:
     """Numbers of parameters in total, outside the blocks (root) and in the largest block; all, and trainable ones only.
 
-    ``packed`` counts the frozen parameters of the blocks' linear layers, ``largest`` those of the largest such layer.
+    ``packed`` counts the frozen parameters of the blocks' linear layers, ``largest`` those of the largest such layer;
+    ``linear_head`` says whether the logits are nothing but the product of hidden states and projection.
     """
 
     total: int
@@ -127,6 +131,7 @@ class Counts:
     layers: int
     packed: int = 0
     largest: int = 0
+    linear_head: bool = True
 
 
 def configuration(pretrained: str) -> Any:
@@ -145,7 +150,7 @@ def configuration(pretrained: str) -> Any:
 def count(config: Any, run: Run) -> Counts:
     """Count the parameters of the model on the meta device; a tied weight counts once."""
     from dipo_lightning.models.distributed import transformer_blocks
-    from dipo_lightning.models.head import output_projection
+    from dipo_lightning.models.head import output_head, output_projection
 
     model = empty_model(config, run, torch.float32)
     blocks = transformer_blocks(model)
@@ -170,6 +175,7 @@ def count(config: Any, run: Run) -> Counts:
         layers=len(blocks),
         packed=sum(linear),
         largest=max(linear, default=0),
+        linear_head=output_head(model).linear,
     )
 
 
@@ -407,14 +413,29 @@ def cheapest_fit(pretrained: str, run: Run) -> tuple[dict[str, Any], Plan] | Non
         together = together | step
         tried.append(together)
     for changes in tried:
-        made = make_plan(pretrained, replace(run, **changes))
-        if made.fits:
-            return changes, made
+        with contextlib.suppress(InputError):  # what this model cannot do
+            made = make_plan(pretrained, replace(run, **changes))
+            if made.fits:
+                return changes, made
     return None
 
 
 def make_plan(pretrained: str, run: Run) -> Plan:
-    """Return the plan of ``run`` for a model."""
+    """Return the plan of ``run`` for a model.
+
+    Raises:
+        InputError: The model cannot be trained so.
+    """
     config = configuration(pretrained)
     counts = count(config, run)
+    if run.reference in ("hidden_states", "directions") and not counts.linear_head:
+        raise InputError(
+            f"reference is {run.reference}, but the logits of a {config.model_type} model are more than the product of "
+            "its hidden states and the projection (a bias, a scale or a cap): use live, or adapters_off with adapters."
+        )
+    if run.trainable == "qlora" and not counts.packed:
+        raise InputError(
+            f"trainable is qlora, which packs linear layers; the blocks of this {config.model_type} model have none "
+            "(their weights are of another kind). Use lora."
+        )
     return Plan(pretrained, run, counts, memory(counts, run) | {"activations": activations(config, counts, run)})

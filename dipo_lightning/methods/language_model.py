@@ -113,7 +113,7 @@ class LanguageModelModule(pl.LightningModule):
         self.pretrained, self.optimizer = str(pretrained), optimizer
         self.schedule, self.warmup_steps = schedule, warmup_steps
         check_numbers("model", {"warmup_steps": warmup_steps}, least=0)
-        self.lora = LoRA(**lora) if isinstance(lora, Mapping) else lora
+        self.lora = LoRA.from_settings(lora) if isinstance(lora, Mapping) else lora
         self.dropout, self.keeps_dropout = dropout, False
         self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
         self.freeze_projection, self.cpu_offload, self.compute_dtype = freeze_projection, cpu_offload, compute_dtype

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.losses.chunking import global_mean, working_dtype
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import Answers, TokenBatch, compute_answers, concatenate, split, supervised_positions
@@ -81,6 +81,7 @@ class RMUModule(UnlearningModule):
         super().__init__(pretrained, retain_loss=retain_loss, **options)  # type: ignore[arg-type]  # one more
         if trained is not None and self.lora is not None:
             raise InputError("model.trained names weights, but with model.lora the adapters are trained; use one.")
+        check_numbers("model", {"coefficient": coefficient}, least=0)
         self.layer, self.coefficient, self.control_seed = layer, coefficient, control_seed
         self.keeps_hidden = retain_loss == "hidden"
         self.trained = None if trained is None else [_compiled(pattern) for pattern in trained]

@@ -105,7 +105,7 @@ def restore(
         ) from error
     fit_embeddings(policy, checkpoint.weights)
     if settings.get("lora") is not None:
-        lora = LoRA(**settings["lora"])
+        lora = LoRA.from_settings(settings["lora"])
         policy = add_lora(policy, lora)
         if lora.base == NF4:
             policy = quantize_base(policy, torch.device("cuda" if torch.cuda.is_available() else "cpu"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from torch import nn
 
-from dipo_lightning.errors import RunError
+from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.models.distributed import full_state_dict, is_sharded
 from dipo_lightning.models.head import causal_lm
 from dipo_lightning.models.loading import without_bars
@@ -23,6 +23,31 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+def is_free(folder: Path) -> bool:
+    """Return whether an export may go to a folder: it is absent or empty."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
+def check_place(folder: Path, owner: str, replace: bool = False) -> None:
+    """Check, before training, the folder of an export.
+
+    Args:
+        folder: The folder.
+        owner: What would write it, for the message.
+        replace: Whether its contents may be replaced.
+
+    Raises:
+        InputError: It is not free, or cannot be written.
+    """
+    if not (replace or is_free(folder)):
+        raise InputError(f"{folder} is not empty; {owner} would overwrite it. Name another folder or remove it.")
+    place = folder.resolve()
+    while not place.exists():
+        place = place.parent
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise InputError(f"{folder} cannot be written: {place} is not a folder that you may write to. Name another.")
+
+
 def save_model(
     policy: nn.Module,
     folder: Path,
@@ -30,38 +55,61 @@ def save_model(
     merge: bool = True,
     write: bool = True,
     card: str | None = None,
+    replace: bool = False,
 ) -> None:
     """Save ``policy`` as safetensors with its config, generation config and tokenizer.
 
-    Collective where the policy is sharded: every rank calls it, one writes. The folder appears whole or not at all,
-    and all its files have the mode that the umask gives (safetensors' own is 600).
+    Collective where the policy is sharded: every rank calls it, one writes. The folder appears whole or not at all (one
+    that is there already is filled at the end, since it may be a mount point, or its parent read-only), and all its
+    files have the mode that the umask gives (safetensors' own is 600).
 
     Args:
         policy: A ``transformers`` causal LM, or a peft model around one.
-        folder: The folder to write; its contents are replaced.
+        folder: The folder to write.
         tokenizer: Saved beside the model.
         merge: Merge LoRA adapters into the weights; else a peft model is saved as adapters.
         write: Whether this process writes (rank 0).
         card: Text of the model card, ``README.md``.
+        replace: Whether the folder's contents are an earlier export, to be replaced.
 
     Raises:
-        RunError: The folder can't be written (a full disk, no permission); its contents are unchanged.
+        RunError: The folder can't be written (a full disk, no permission), or has other contents, and the model is
+            beside it; its contents are unchanged.
     """
     state = full_state_dict(policy) if is_sharded(policy) else None
     if not write:
         return
-    partial = folder.with_name(folder.name + ".partial")
+    folder = folder.resolve()
+    taken = not (replace or is_free(folder))
+    fill = folder.is_dir() and not taken
+    partial = folder / ".partial" if fill else folder.with_name(folder.name + ".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         with without_bars():
             _write(policy, state, partial, tokenizer, merge, card)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        if fill:
+            _move_up(partial)
+        elif not taken:
+            partial.rename(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error)
         raise RunError(f"The model could not be written to {folder}: {reason}.") from error
+    if taken:
+        raise RunError(f"{folder} is not empty any more, and what is there is no export of this run: {partial} has it.")
+
+
+def _move_up(partial: Path) -> None:
+    """Replace the contents of the folder around ``partial`` by its own, the configurations last."""
+    for old in partial.parent.iterdir():
+        if old.is_dir() and old != partial:
+            shutil.rmtree(old)
+        elif old != partial:
+            old.unlink()
+    for new in sorted(partial.iterdir(), key=lambda file: file.suffix == ".json"):
+        new.rename(partial.parent / new.name)
+    partial.rmdir()
 
 
 def _write(

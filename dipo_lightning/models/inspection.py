@@ -66,11 +66,16 @@ def check_causal(model: nn.Module, name: object) -> None:
     """Test a model, before it is sharded: no token may see a later one, as it would in an encoder.
 
     Raises:
-        InputError: A token's logits depend on the token after it; names the model.
+        InputError: A token's logits depend on the token after it, or are not finite; names the model.
     """
     ids = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 0]], device=next(model.parameters()).device)
     ids %= model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, :-1]
+    if not logits.isfinite().all():
+        raise InputError(
+            f"{name} gives logits that are not finite: its weights hold NaN or infinity, or are too large for "
+            f"{logits.dtype}. Take an undamaged copy."
+        )
     if not same_logits(logits[0], logits[1]):
         raise InputError(
             f"{name} is not a causal language model: its tokens see the tokens after them. Only models that predict "

@@ -12,16 +12,18 @@ import io
 import json
 import logging
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.inspection import check_causal
-from dipo_lightning.safety.network import bounded_hub, hub_errors
+from dipo_lightning.safety.network import bounded_hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _PACKAGE = "package:"
+_NUMBER = re.compile(r"\.\d+(?=\.)")
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -221,25 +224,37 @@ def load_policy(
 
 
 def _with_adapters(model: PreTrainedModel, source: ModelSource) -> PreTrainedModel:
-    """Merge a folder's adapters into the model they were trained on."""
+    """Merge a folder's adapters into the model they were trained on; its weights stay as trainable as they were."""
     from peft import PeftModel
 
     assert source.adapters is not None
-    try:
-        with _explained(source, "model"):
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    with _explained(source, "model"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
+        try:
             adapted: Any = PeftModel.from_pretrained(model, source.adapters, local_files_only=True)
-    except RuntimeError as error:  # torch names each weight in a line
-        reason = " ".join(str(error).split("\n\t")[1:2]) or str(error)
-        raise InputError(
-            f"The adapters in {source.adapters} do not fit {source.location}: {reason} Name the model that they were "
-            f"trained on in {_ADAPTER_CONFIG} (base_model_name_or_path)."
-        ) from error
-    if not hasattr(adapted.base_model, "merge_and_unload"):
-        kind = str(adapted.peft_config["default"].peft_type.value)
-        raise InputError(
-            f"The adapters in {source.adapters} are {kind}, which cannot be merged into a model's weights."
-        )
-    return adapted.merge_and_unload().eval()
+        except RuntimeError as error:  # torch names each weight in a line
+            raise _misfit(source, " ".join(str(error).split("\n\t")[1:2]) or str(error)) from error
+        if not hasattr(adapted.base_model, "merge_and_unload"):
+            kind = str(adapted.peft_config["default"].peft_type.value)
+            raise InputError(
+                f"The adapters in {source.adapters} are {kind}, which cannot be merged into a model's weights."
+            )
+        report = adapted.load_adapter(source.adapters, "default", local_files_only=True)  # again, for what is left over
+    for keys, what in ((report.missing_keys, "are missing"), (report.unexpected_keys, "have no place in the model")):
+        if keys:
+            raise _misfit(source, f"{len(keys)} weights {what}, such as {min(keys)}.")
+    merged = adapted.merge_and_unload().eval()
+    for name, parameter in merged.named_parameters():  # peft froze them
+        parameter.requires_grad_(name in trained)
+    return merged
+
+
+def _misfit(source: ModelSource, reason: str) -> InputError:
+    return InputError(
+        f"The adapters in {source.adapters} do not fit {source.location}: {reason} Name the model that they were "
+        f"trained on in {_ADAPTER_CONFIG} (base_model_name_or_path)."
+    )
 
 
 def load_tokenizer(
@@ -321,7 +336,11 @@ def _check_weights(source: ModelSource) -> None:
 
 
 def _check_complete(report: dict[str, Any], model: PreTrainedModel, source: ModelSource) -> None:
-    """Refuse a model with missing weights, which transformers would silently initialise at random."""
+    """Refuse a model with missing weights, which transformers would silently initialise at random, or missing layers.
+
+    Other weights without a place in the model may be meant to be left out (a value head, a pooler): they are named in a
+    warning.
+    """
     absent = sorted(report["missing_keys"])
     absent += sorted(f"{key} ({tuple(is_)}, not {tuple(wanted)})" for key, is_, wanted in report["mismatched_keys"])
     if absent:
@@ -329,24 +348,37 @@ def _check_complete(report: dict[str, Any], model: PreTrainedModel, source: Mode
             f"{source} does not hold all weights of a {type(model).__name__} as its config.json describes it; random "
             f"ones would stand in for {len(absent)}, such as {absent[0]}. Merge adapters first; copy all files."
         )
+    if surplus := sorted(report["unexpected_keys"]):
+        known = {_NUMBER.sub(".N", key) for key in model.state_dict()}
+        bare = {key.removeprefix(f"{model.base_model_prefix}.") for key in known}
+        cut = [key for key in surplus if _NUMBER.sub(".N", key) in known | bare]
+        if cut:
+            raise InputError(
+                f"{source} holds more layers than its config.json describes: {len(cut)} weights would be left out, "
+                f"such as {cut[0]}. Copy the config.json that belongs to the weights."
+            )
+        rank_zero_warn(
+            f"{source} holds {len(surplus)} weights that a {type(model).__name__} does not have, such as {surplus[0]}; "
+            "they are left out."
+        )
     assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
 
 @contextlib.contextmanager
 def _explained(source: ModelSource, what: str) -> Iterator[None]:
     """Turn the errors of transformers and the hub about a source into an `InputError` that says what to do."""
-    from safetensors import SafetensorError
-
     try:
         yield
-    except hub_errors(SafetensorError, ValueError, ImportError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = str(error).strip() or type(error).__name__
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # of any kind: a broken file fails wherever its values are first used
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, LookupError | AttributeError | TypeError):  # their texts are names only
+            reason = f"{type(error).__name__}: {reason}"
         if "trust_remote_code" in reason:
             advice = "Its code runs only with trust_remote_code: true; read it before you allow that."
         elif source.local:
-            advice = "Check that the folder is a complete copy of a Hugging Face model."
+            advice = "Check that the folder is a complete copy of a Hugging Face model that transformers knows."
         else:
             advice = "Check the name, the network and `hf auth login`; there is no such folder here either."
             advice += _near_matches(Path(source.location))

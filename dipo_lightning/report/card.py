@@ -1,4 +1,4 @@
-"""The model card of an unlearned model: method, settings, data fingerprint and measured results, in Markdown."""
+"""The model card of an exported model: method, settings, data fingerprint and measured results, in Markdown."""
 
 from __future__ import annotations
 
@@ -61,17 +61,19 @@ def model_card(facts: CardFacts) -> str:
     evaluations = {} if facts.run is None else _until(read_documents(facts.run), facts.step)
     recorded = (documents[-1]["provenance"].get("data") for documents in evaluations.values())
     data = facts.data or next(filter(None, recorded), {})
+    unlearned = "forget" in data or "retain_loss" in facts.settings
     shown = {key: value for key, value in facts.settings.items() if key not in _NOT_SHOWN and not key.startswith("_")}
     parts = [
-        _header(facts),
-        f"# {_plain(facts.name)}\n\n`{_code(_base_name(facts.base))}` after unlearning with **{_plain(facts.method)}**"
-        " of [dipo-lightning](https://pypi.org/project/dipo-lightning/).",
+        _header(facts, unlearned),
+        f"# {_plain(facts.name)}\n\n`{_code(_base_name(facts.base))}` after "
+        f"{'unlearning' if unlearned else 'training'} with **{_plain(facts.method)}** of "
+        "[dipo-lightning](https://pypi.org/project/dipo-lightning/).",
         _use(facts),
         "## Method and settings\n\n" + _settings(_public(shown)),
         _run_section(facts.run),
         _data_section(data),
         _results(evaluations, facts.step),
-        _LIMITS,
+        _LIMITS if unlearned else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -83,8 +85,12 @@ words, may still be answered. Further training can bring forgotten text back, an
 traces that no answer shows."""
 
 
-def _header(facts: CardFacts) -> str:
-    tags = ["machine-unlearning", "dipo-lightning", facts.method.lower().removesuffix("module")]
+def _header(facts: CardFacts, unlearned: bool) -> str:
+    tags = [
+        *(["machine-unlearning"] if unlearned else []),
+        "dipo-lightning",
+        facts.method.lower().removesuffix("module"),
+    ]
     head: dict[str, Any] = {"library_name": "peft" if facts.adapters else "transformers"}
     if is_hub_name(facts.base):
         head["base_model"] = facts.base

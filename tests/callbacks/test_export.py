@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from dipo_lightning import GradDiffModule, UnlearningDataModule
 from dipo_lightning.callbacks import ExportModel
 from dipo_lightning.callbacks.results import Best
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.callback import Evaluation
+from dipo_lightning.evaluation.run_folder import run_folder
 from dipo_lightning.evaluation.schedule import Schedule
 from tests.helpers.toys import save_toy
 
@@ -51,20 +52,24 @@ class Scripted(Evaluation):
         trainer.callback_metrics[f"{self.name}/score"] = torch.tensor(self.values[trainer.global_step])
 
 
-def exported_step(here, best, *callbacks, **numbers):
+def run(here, *callbacks, **options):
     save_toy(here / "model")
     for name, count in (("forget", 5), ("retain", 5)):
         rows = [{"question": f"Who is {name} {i}?", "answer": f"The {name} person {i * 37}."} for i in range(count)]
         (here / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     data = UnlearningDataModule("model", "forget.jsonl", "retain.jsonl", prompt="plain", batch_size=1)
     module = GradDiffModule("model", optimizer=lambda p: torch.optim.SGD(p, lr=0.05))
-    logged = Logged(**numbers)
-    exports = ExportModel("last", inside_run=False), ExportModel("out", best=best, inside_run=False)
     trainer = pl.Trainer(
         accelerator="cpu", max_steps=5, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[*callbacks, logged, *exports],
+        enable_model_summary=False, callbacks=list(callbacks), **options,
     )  # fmt: skip
     trainer.fit(module, data)
+
+
+def exported_step(here, best, *callbacks, **numbers):
+    logged = Logged(**numbers)
+    exports = ExportModel("last", inside_run=False), ExportModel("out", best=best, inside_run=False)
+    run(here, *callbacks, logged, *exports)
     last, found = (load_file(here / name / "model.safetensors") for name in ("last", "out"))
     assert all(torch.equal(last[name], logged.weights[-1][name]) for name in last)
     same = [all(torch.equal(found[name], kept[name]) for name in found) for kept in logged.weights]
@@ -123,6 +128,29 @@ def test_a_target_that_nothing_beats_is_not_exported_as_unlearned(here):
         UserWarning, match="no step after the start logged my/score together with 0.95 of the first my/u"
     ):
         assert exported_step(here, Best("my/score", keep="my/utility"), **numbers) == 5
+
+
+@pytest.mark.parametrize("folder", [".", "evaluations", "checkpoints/model", "charts", "results.html"])
+def test_a_folder_that_the_run_itself_writes_to_is_refused_at_the_start(here, folder):
+    with pytest.raises(InputError, match=f"ExportModel.folder is {folder}, where the run itself writes"):
+        run(here, ExportModel(folder), default_root_dir=here / "runs")
+
+
+class Fills(pl.Callback):
+    """Writes a file into the folder of the export while the run trains."""
+
+    def on_train_end(self, trainer, pl_module):
+        (run_folder(trainer) / "tables").mkdir()
+        (run_folder(trainer) / "tables" / "mine").write_text("mine")
+
+
+def test_what_the_run_put_into_the_folder_is_not_replaced_by_the_model(here):
+    for _ in range(2):  # the second time in a run of its own
+        with pytest.raises(RunError, match=r"tables is not empty any more.*tables\.partial has it"):
+            run(here, Fills(), ExportModel("tables"), default_root_dir=here / "runs")
+    for number in range(2):
+        assert (here / f"runs/run_{number}/tables/mine").read_text() == "mine"
+        assert (here / f"runs/run_{number}/tables.partial/model.safetensors").is_file()
 
 
 def test_a_resume_remembers_the_exported_moment():

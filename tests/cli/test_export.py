@@ -91,6 +91,21 @@ def test_the_card_states_the_facts_and_nothing_private(run, tmp_path, by):
     assert "machine-unlearning" in header["tags"]
 
 
+def test_the_card_of_a_fine_tuned_model_says_nothing_of_unlearning(tmp_path):
+    from dipo_lightning import FineTuningModule, GradDiffModule
+    from dipo_lightning.report.card import CardFacts, model_card
+
+    original = str(save_toy(tmp_path / "original"))
+    rows = {"rows": 3, "sha256": "0" * 64}
+    for module, part, unlearned in ((FineTuningModule, "train", False), (GradDiffModule, "forget", True)):
+        for data in ({}, {part: rows}):
+            made = module(original)
+            card = model_card(CardFacts("m", "org/base", module.__name__, settings=dict(made.hparams), data=data))
+            assert (f"after training with **{module.__name__}** of" in card) == (not unlearned)
+            assert ("after unlearning with" in card) == ("- machine-unlearning" in card) == unlearned
+            assert ("no proof of erasure" in card) == unlearned
+
+
 def test_a_card_has_no_results_of_later_steps(run, tmp_path):
     from dipo_lightning.report.card import CardFacts, model_card
 
@@ -186,6 +201,13 @@ def test_embeddings_that_the_module_has_resized_are_exported(kind, request):
         after = policy(input_ids=ids).logits
     assert after.shape[-1] == policy.config.vocab_size == before.shape[-1] + 3
     torch.testing.assert_close(after[..., :-3], before, rtol=0, atol=0)
+
+
+def test_an_unknown_setting_of_the_adapters_is_named(lora_run):
+    found = read_checkpoint(checkpoint(lora_run))
+    found.settings["lora"] = found.settings["lora"] | {"width": 3}
+    with pytest.raises(InputError, match=r"model\.lora has no option width"):
+        restore(found)
 
 
 def test_an_original_that_moved_or_is_another(run, tmp_path, capsys):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from dipo_lightning.cli.plan import Run, configuration, count, make_plan, memory, plan, saved_bytes
+from dipo_lightning.cli.plan import Run, cheapest_fit, configuration, count, make_plan, memory, plan, saved_bytes
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.head import decoder
 from dipo_lightning.models.loading import load_policy
@@ -110,11 +110,44 @@ def test_it_says_whether_it_fits(capsys: pytest.CaptureFixture[str]) -> None:
         ({"memory_gb": -1}, "memory_gb"),
         ({"answer_length": 600}, "answer_length"),
         ({"reference": "adapters_off"}, "trainable: lora"),
+        ({"trainable": "qlora", "reference": "none"}, "needs strategy: ddp .on one GPU too. and compute_dtype"),
     ],
 )
 def test_impossible_runs_are_refused(options: dict[str, Any], named: str) -> None:
     with pytest.raises(InputError, match=named):
         Run(**options)
+
+
+QLORA: dict[str, Any] = {"trainable": "qlora", "reference": "adapters_off", "strategy": "ddp"}
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "said"),
+    [
+        ("gemma2", {"reference": "hidden_states"}, "logits of a gemma2 model are more than the product"),
+        ("phi", {"reference": "hidden_states"}, "logits of a phi model are more than the product"),
+        ("gpt2", QLORA, "blocks of this gpt2 model have none"),
+    ],
+)
+def test_what_a_model_cannot_do_is_refused_and_never_advised(
+    tmp_path: Path, family: str, options: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(save_toy(tmp_path, family))
+    with pytest.raises(InputError, match=said):
+        make_plan(folder, Run(**options))
+    llama = str(save_toy(tmp_path / "llama"))
+    make_plan(llama, Run(**options))
+    planned: list[Run] = []
+
+    def kept(pretrained: str, run: Run) -> Any:
+        made = make_plan(pretrained, run)
+        planned.append(run)
+        return made
+
+    monkeypatch.setattr("dipo_lightning.cli.plan.make_plan", kept)
+    assert cheapest_fit(folder, Run(length=24, answer_length=4, memory_gb=1e-6)) is None, "every change was tried"
+    assert planned
+    assert not any(options.items() <= vars(run).items() for run in planned)
 
 
 @pytest.mark.parametrize("family", ["t5", "vit", "bert"])

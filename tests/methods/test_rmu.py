@@ -118,6 +118,7 @@ def test_adapters_are_trained_with_every_retain_term(files: Path, retain_loss: s
         ({"trained": [r"model\.layers\.1\..*"]}, r"lies behind block 0.*use nll or kl"),
         ({"trained": ["("]}, "not a regular expression"),
         ({"trained": [".*"], "lora": {"rank": 2}}, "the adapters are trained; use one"),
+        ({"coefficient": float("nan")}, "model.coefficient is nan; it must be at least 0"),
         ({"layer": 2}, "the model has 2 blocks: give 0 to 1"),
     ],
 )

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dipo_lightning.errors import RunError
-from dipo_lightning.models.export import save_model
+from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.models.export import check_place, save_model
+from dipo_lightning.models.loading import load_policy
 from dipo_lightning.models.lora import LoRA, add_lora
 from tests.helpers.toys import toy_model, toy_tokenizer
 
@@ -25,8 +26,53 @@ def test_a_full_disk_in_an_export_is_a_sentence_and_leaves_what_was_there(
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))  # no file grows beyond: the kernel refuses the rest
     try:
         with pytest.raises(RunError, match=r"The model could not be written to .*model: .*[Ff]ile too large"):
-            save_model(policy, folder, toy_tokenizer(), merge=not adapters, card="A card.")
+            save_model(policy, folder, toy_tokenizer(), merge=not adapters, card="A card.", replace=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_folder_that_is_there_is_filled_and_stays_the_same_folder(tmp_path: Path, link: bool) -> None:
+    """A mount point can be neither removed nor renamed, and a link to a folder is no folder."""
+    place = tmp_path / "place"
+    place.mkdir()
+    folder = tmp_path / "link" if link else place
+    if link:
+        folder.symlink_to(place)
+    inode = place.stat().st_ino
+    check_place(folder, "export")
+    save_model(toy_model(), folder, toy_tokenizer())
+    (place / "additional_chat_templates").mkdir()  # of the earlier export
+    save_model(toy_model(seed=1), folder, toy_tokenizer(), replace=True)
+    read = load_policy(str(folder)).state_dict()
+    assert all(value.equal(read[name]) for name, value in toy_model(seed=1).state_dict().items())
+    assert (folder.is_symlink(), place.stat().st_ino) == (link, inode)
+    assert {path.suffix for path in place.iterdir()} == {".json", ".jinja", ".safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {"place", folder.name}
+
+
+def test_what_came_into_the_folder_meanwhile_stays_and_the_model_is_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine").write_text("mine")
+    with pytest.raises(RunError, match=r"model is not empty any more.*: .*model\.partial has it"):
+        save_model(toy_model(), tmp_path / "model")
+    assert (tmp_path / "model" / "mine").read_text() == "mine"
+    load_policy(str(tmp_path / "model.partial"))
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    for folder, said in (
+        ("file", "file is not empty; export would"),
+        ("file/model", "cannot be written: .*file is not"),
+    ):
+        with pytest.raises(InputError, match=said):
+            check_place(tmp_path / folder, "export")
+    check_place(tmp_path / "a/b", "export")
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)  # the tests may run as root, who may write
+    with pytest.raises(InputError, match="a/b cannot be written: .* is not a folder that you may write to"):
+        check_place(tmp_path / "a/b", "export")

@@ -161,6 +161,14 @@ def test_encoders_are_told_from_decoders() -> None:
             check_causal(family_model(family, is_decoder=False), family)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_said(value: float) -> None:
+    model = toy_model()
+    torch.nn.init.constant_(model.get_output_embeddings().weight, value)
+    with pytest.raises(InputError, match=r"broken gives logits that are not finite.* torch\.float32"):
+        check_causal(model, "broken")
+
+
 class Data:
     """A data module's rows."""
 

@@ -109,6 +109,45 @@ def test_weights_of_other_shapes_and_broken_files(llama, tmp_path):
         load_policy(str(tmp_path))
 
 
+def test_fewer_layers_than_the_weights_have_are_refused_and_other_surplus_weights_are_said(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for family, layers, first in (("llama", "num_hidden_layers", "model.layers.1"), ("gpt2", "n_layer", "h.1")):
+        folder = save_toy(tmp_path / family, family)
+        config, weights = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+        of_base = {name.removeprefix("transformer."): value for name, value in weights.items()}  # as GPT-2's own file
+        save_file(of_base | {"v_head.weight": torch.zeros(3)}, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.warns(UserWarning, match=rf"{family} holds 1 weights that .* v_head\.weight; they are left out"):
+            load_policy(str(folder))
+        (folder / "config.json").write_text(json.dumps(config | {layers: 1}))
+        with pytest.raises(InputError, match=rf"more layers than its config.* (9|11) weights .*such as {first}\."):
+            load_policy(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rope_parameters": {"rope_type": "odd", "rope_theta": 1e4}}, "KeyError: 'odd'"),
+        ({"hidden_act": "odd"}, "KeyError: 'odd'"),
+        ({"dtype": "float33"}, "AttributeError: .*float33"),
+        ({"num_attention_heads": 3}, "not a multiple of the number of attention heads"),
+    ],
+)
+def test_what_transformers_makes_of_a_broken_configuration_is_a_sentence(change, said, llama, tmp_path):
+    shutil.copytree(llama, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(InputError, match=f"could not be loaded. Check that the folder is a complete copy .*{said}"):
+        load_policy(str(tmp_path))
+
+
+def test_a_broken_tokenizer_is_a_sentence(llama, tmp_path):
+    shutil.copytree(llama, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="The tokenizer .* could not be loaded. .*KeyError"):
+        load_tokenizer(str(tmp_path))
+
+
 def test_code_of_a_model_folder_does_not_run_unasked(tmp_path):
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine", "AutoModelForCausalLM": "mine.M"}})
@@ -190,6 +229,36 @@ def test_an_export_of_adapters_is_read_like_the_merged_one(adapters, llama, no_n
     torch.testing.assert_close(read(IDS).logits, merged(IDS).logits, rtol=1e-4, atol=1e-4)
     assert (read(IDS).logits - base(IDS).logits).abs().max() > 0.1
     assert load_tokenizer(str(adapters / "separate")).eos_token == EOS
+
+
+def test_a_model_with_merged_adapters_is_trainable_like_a_whole_one(adapters, llama):
+    read, whole = load_policy(str(adapters / "separate")), load_policy(str(llama))
+    trained = {name: parameter.requires_grad for name, parameter in whole.named_parameters()}
+    assert {name: parameter.requires_grad for name, parameter in read.named_parameters()} == trained
+    assert all(trained.values())
+
+
+def test_adapters_that_fit_a_part_of_the_model_only_are_refused(adapters, llama, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    def without_prefix(weights):
+        return {name.removeprefix("base_model.model."): value for name, value in weights.items()}
+
+    bases = {count: save_toy(tmp_path / str(count), num_hidden_layers=count) for count in (1, 2, 4)}
+    for base, change, said in (
+        (bases[4], dict, "28 weights are missing, such as .*layers.2"),
+        (bases[1], dict, "14 weights have no place in the model, such as .*layers.1"),
+        (bases[2], without_prefix, "28 weights are missing"),
+    ):
+        folder = tmp_path / f"adapters{base.name}"
+        shutil.copytree(adapters / "separate", folder)
+        config = json.loads((folder / "adapter_config.json").read_text())
+        names = sorted({name.rpartition(".")[2] for name in config["target_modules"]})  # as of more than a few layers
+        config |= {"base_model_name_or_path": str(base), "target_modules": names}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        save_file(change(load_file(folder / "adapter_model.safetensors")), folder / "adapter_model.safetensors")
+        with pytest.raises(InputError, match=f"The adapters in {folder} do not fit {base}: {said}.* Name the model"):
+            load_policy(str(folder))
 
 
 def test_adapters_beside_whole_weights_are_refused(adapters, tmp_path):

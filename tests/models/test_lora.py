@@ -48,7 +48,13 @@ def test_a_tied_output_projection_is_no_target():
         add_lora(toy_model("qwen2"), LoRA(targets=["lm_head"]))
 
 
-@pytest.mark.parametrize("wrong", [{"rank": 0}, {"dropout": 1.0}, {"dropout": -0.1}, {"targets": []}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"rank": 0}, {"dropout": 1.0}, {"dropout": -0.1}, {"targets": []}),
+        *({"alpha": alpha} for alpha in (0, -1.0, float("nan"))),
+    ],
+)
 def test_impossible_settings(wrong):
     with pytest.raises(InputError, match=f"(LoRA |lora.){next(iter(wrong))}"):
         LoRA(**wrong)
