@@ -464,21 +464,25 @@ def _unheard(job: _Job, values: Sequence[Sequence[str]], longest: int) -> int:
 
 
 def _examined(job: _Job, model: str, effort: dict[str, int], name: str) -> Any:
-    """Examine a model; a second call with the same model, rows and effort reads what the first one found."""
-    from dipo_lightning.benchmarks.user_data.examination import Examination, ExaminationOptions, examine
+    """Examine a model; a second call with the same model, rows, values and effort reads what the first one found."""
+    from dipo_lightning.benchmarks.user_data.examination import (
+        Examination,
+        ExaminationOptions,
+        examine,
+        private_values,
+    )
     from dipo_lightning.benchmarks.user_data.probes import neighbours
     from dipo_lightning.evaluation.run_folder import write_json
 
     path, rows = job.folder / EXAMINATIONS / f"{name}.json", job.rows
-    of: dict[str, Any] = {"model": _files(model), "rows": asdict(rows), "style": job.style.name} | effort
-    if any(row.get("paraphrased_question") for row in rows.forget):
-        of["asked"] = "every paraphrased_question"  # of which there were examinations that asked some
+    near = [rows.held_out[i] for i in neighbours(rows.forget, rows.held_out, NEIGHBOURS)]
+    values = private_values(rows.forget, [*rows.retain, *near])  # an earlier version may have found others
+    of = {"model": _files(model), "rows": asdict(rows), "values": values, "style": job.style.name} | effort
     key = json.loads(json.dumps(of))
     written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if written.get("of") == key:
         return Examination(**written["found"])
     style = _style(model, job.style.name) if name == "untaught" else job.style
-    near = [rows.held_out[i] for i in neighbours(rows.forget, rows.held_out, NEIGHBOURS)]
     with _loaded(model, job.accelerator) as policy:
         found = examine(
             policy,

@@ -1,7 +1,7 @@
 """`forget` goes from a model and two files to a verdict, says what it chose, and resumes."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,6 @@ from dipo_lightning.benchmarks.user_data.examination import Examination
 from dipo_lightning.cli.forget import (
     SplitRows,
     _examined,
-    _files,
     _Job,
     _style,
     choose_settings,
@@ -253,7 +252,7 @@ def test_a_chat_of_one_question_is_a_question():
     assert split_rows([chat], [], 0).forget == [{"private": ["Ann"], "question": "Who?", "answer": "Ann."}]
 
 
-def test_an_examination_is_read_again_only_for_the_same_model_rows_and_effort(here, monkeypatch):
+def test_an_examination_is_read_again_only_for_the_same_model_rows_values_and_effort(here, monkeypatch):
     save_toy(here / "model")
     made = []
     monkeypatch.setattr(
@@ -272,22 +271,9 @@ def test_an_examination_is_read_again_only_for_the_same_model_rows_and_effort(he
     save_toy(here / "model", seed=1)
     _examined(job, "model", {"samples": 3}, "target")
     assert len(made) == 4
-
-
-def test_an_earlier_examination_counts_unless_it_left_out_paraphrases_of_the_rows(here, monkeypatch):
-    save_toy(here / "model")
-    found = Examination([["Ann"]], [[0.5]], [[1]], [[None]], ["a"], [[]], [[]])
-    made = []
-    monkeypatch.setattr(examination, "examine", lambda *a, **k: made.append(1) or found)
-    (here / "out/examinations").mkdir(parents=True)
-    style, effort = _style("model", "plain"), {"samples": 2, "seed": 0, "rewordings": 2, "max_new_tokens": 48}
-    row = {"question": "Who?", "answer": "Ann."}
-    for own, again in (({}, 0), ({"paraphrased_question": ["Who is it?"]}, 1)):
-        rows = SplitRows([row | own], [], [])
-        of = {"model": _files("model"), "rows": asdict(rows), "style": style.name} | effort
-        (here / "out/examinations/target.json").write_text(json.dumps({"of": of, "found": asdict(found)}))
-        _examined(_Job(here / "out", rows, style, "cpu"), "model", effort, "target")
-        assert len(made) == again
+    monkeypatch.setattr(examination, "private_values", lambda *_: [["Ann."]])  # by another version's rule
+    _examined(job, "model", {"samples": 3}, "target")
+    assert len(made) == 5
 
 
 def test_the_configuration_is_what_fit_reads(tmp_path):
