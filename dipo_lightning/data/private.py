@@ -63,6 +63,9 @@ def _common_bases() -> frozenset[str]:
     return frozenset(map(_base, _common_words()))
 
 
+_FULL_NAME = re.compile(r"\p{Lu}\S*\s+\p{Lu}")
+"""Two capitalised words, which are a name at the beginning of a sentence too ("Joy Young told the police")."""
+
 _AGENT = re.compile(r"(?:er|or|ar|ist|ian|ant|ent|ive|man|woman)s?$")
 """Ending of many occupations, which may have the stem of a common word: manage and manager, report and reporter."""
 
@@ -161,8 +164,10 @@ def private_spans(row: Mapping[str, Any], shared: Mapping[str, int]) -> list[Spa
 
 def _is_common(text: str, word: Word) -> bool:
     """Return whether a word is a function word, or a form of a common word and neither a name nor an occupation."""
-    if word.text in FUNCTION_WORDS or _is_name(text, word):
-        return word.text in FUNCTION_WORDS
+    if word.text in FUNCTION_WORDS:
+        return True
+    if _is_name(text, word) or _FULL_NAME.match(text, word.start):
+        return False
     if not {word.text, word.text.removesuffix("s")}.isdisjoint(_common_words()):
         return True
     return _base(word.text) in _common_bases() and (word.text in _BASES or not _AGENT.search(word.text))

@@ -74,6 +74,7 @@ def test_words_of_ordinary_descriptions_are_no_secret_and_their_names_are():
     assert private("What does she do?", answer) == ["flood"]
     assert private("Who?", "She manages a wonderful talent for reports.") == []
     assert private("Who?", "A manager and a reporter met Grace Talent.") == ["manager", "reporter", "Grace Talent"]
+    assert private("Who?", "Faith Bright told them. Wonderful views.") == ["Faith Bright"]
 
 
 def test_where_every_word_is_shared_all_that_was_not_asked_is_private():
