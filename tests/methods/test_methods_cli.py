@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 import dipo_lightning
-from dipo_lightning.cli.main import main, names
+from dipo_lightning.cli.main import class_before, main
 from dipo_lightning.methods.dipo.module import DiPOModule
 from dipo_lightning.methods.dipo.pair import PairOptions
 from dipo_lightning.methods.unlearning import UnlearningModule
@@ -190,5 +190,5 @@ def test_dipo_is_the_method_only_where_none_is_named(
     }
     for name, text in contents.items():
         Path(f"{name}.yaml").write_text(text)
-    assert names("model", args) is named
-    assert not names("data", args)
+    assert (class_before("model", args) != "dipo_lightning.DiPOModule") is named
+    assert class_before("data", args) == "dipo_lightning.UnlearningDataModule"
