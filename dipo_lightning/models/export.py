@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_PARTIAL = ".partial"
+
+
 def is_free(folder: Path) -> bool:
-    """Return whether an export may go to a folder: it is absent or empty."""
-    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    """Return whether an export may go to a folder: it is absent, or empty but for what a killed export began."""
+    return not folder.exists() or (folder.is_dir() and all(path.name == _PARTIAL for path in folder.iterdir()))
 
 
 def check_place(folder: Path, owner: str, replace: bool = False) -> None:
@@ -83,7 +86,7 @@ def save_model(
     folder = folder.resolve()
     taken = not (replace or is_free(folder))
     fill = folder.is_dir() and not taken
-    partial = folder / ".partial" if fill else folder.with_name(folder.name + ".partial")
+    partial = folder / _PARTIAL if fill else folder.with_name(folder.name + _PARTIAL)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

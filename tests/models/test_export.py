@@ -45,6 +45,8 @@ def test_a_folder_that_is_there_is_filled_and_stays_the_same_folder(tmp_path: Pa
     if link:
         folder.symlink_to(place)
     inode = place.stat().st_ino
+    (place / ".partial").mkdir()  # of an export that was killed
+    (place / ".partial" / "half").touch()
     check_place(folder, "export")
     save_model(toy_model(), folder, toy_tokenizer())
     (place / "additional_chat_templates").mkdir()  # of the earlier export
