@@ -224,11 +224,10 @@ def load_policy(
 
 
 def _with_adapters(model: PreTrainedModel, source: ModelSource) -> PreTrainedModel:
-    """Merge a folder's adapters into the model they were trained on; its weights stay as trainable as they were."""
+    """Merge a folder's adapters into the model they were trained on; all of its weights can be trained."""
     from peft import PeftModel
 
     assert source.adapters is not None
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     with _explained(source, "model"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
         try:
@@ -241,12 +240,15 @@ def _with_adapters(model: PreTrainedModel, source: ModelSource) -> PreTrainedMod
                 f"The adapters in {source.adapters} are {kind}, which cannot be merged into a model's weights."
             )
         report = adapted.load_adapter(source.adapters, "default", local_files_only=True)  # again, for what is left over
-    for keys, what in ((report.missing_keys, "are missing"), (report.unexpected_keys, "have no place in the model")):
-        if keys:
-            raise _misfit(source, f"{len(keys)} weights {what}, such as {min(keys)}.")
-    merged = adapted.merge_and_unload().eval()
-    for name, parameter in merged.named_parameters():  # peft froze them
-        parameter.requires_grad_(name in trained)
+        for keys, what in (
+            (report.missing_keys, "are missing"),
+            (report.unexpected_keys, "have no place in the model"),
+        ):
+            if keys:
+                raise _misfit(source, f"{len(keys)} weights {what}, such as {min(keys)}.")
+        merged = adapted.merge_and_unload().eval()
+    for parameter in merged.parameters():  # peft froze them
+        parameter.requires_grad_(parameter.is_floating_point())
     return merged
 
 

@@ -238,6 +238,30 @@ def test_a_model_with_merged_adapters_is_trainable_like_a_whole_one(adapters, ll
     assert all(trained.values())
 
 
+@pytest.mark.filterwarnings("ignore:.*tie", "ignore:.*is_gradient_checkpointing")
+def test_a_head_of_its_own_that_came_with_adapters_is_trainable(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    base = save_toy(tmp_path / "base", tie_word_embeddings=True)
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, modules_to_save=["lm_head"])
+    policy = get_peft_model(load_policy(str(base)), config)
+    torch.nn.init.normal_(policy.get_output_embeddings().modules_to_save["default"].weight)
+    policy.peft_config["default"].base_model_name_or_path = str(base)
+    policy.save_pretrained(tmp_path / "adapters")
+    read = load_policy(str(tmp_path / "adapters"))
+    assert not torch.equal(read.lm_head.weight, read.get_input_embeddings().weight)
+    assert all(parameter.requires_grad for parameter in read.parameters())
+
+
+def test_adapters_that_cannot_be_merged_are_a_sentence(adapters, monkeypatch):
+    def not_mergeable(*_):
+        raise ValueError("Cannot merge these layers.")
+
+    monkeypatch.setattr("peft.LoraModel.merge_and_unload", not_mergeable)
+    with pytest.raises(InputError, match="could not be loaded.*Cannot merge these layers"):
+        load_policy(str(adapters / "separate"))
+
+
 def test_adapters_that_fit_a_part_of_the_model_only_are_refused(adapters, llama, tmp_path):
     from safetensors.torch import load_file, save_file
 
