@@ -23,7 +23,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.inspection import check_causal
-from dipo_lightning.safety.network import bounded_hub
+from dipo_lightning.safety.network import bounded_hub, hub_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -232,7 +232,9 @@ def _with_adapters(model: PreTrainedModel, source: ModelSource) -> PreTrainedMod
         warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
         try:
             adapted: Any = PeftModel.from_pretrained(model, source.adapters, local_files_only=True)
-        except RuntimeError as error:  # torch names each weight in a line
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):  # below them, torch names each weight in a line
+                raise
             raise _misfit(source, " ".join(str(error).split("\n\t")[1:2]) or str(error)) from error
         if not hasattr(adapted.base_model, "merge_and_unload"):
             kind = str(adapted.peft_config["default"].peft_type.value)
@@ -368,12 +370,17 @@ def _check_complete(report: dict[str, Any], model: PreTrainedModel, source: Mode
 
 @contextlib.contextmanager
 def _explained(source: ModelSource, what: str) -> Iterator[None]:
-    """Turn the errors of transformers and the hub about a source into an `InputError` that says what to do."""
+    """Turn the errors of transformers and the hub about a source into an `InputError` that says what to do.
+
+    Too little memory says nothing about the source: its errors are left as they are.
+    """
     try:
         yield
-    except (InputError, MemoryError):
+    except (InputError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # of any kind: a broken file fails wherever its values are first used
+        if "DefaultCPUAllocator" in str(error):  # torch has no class for it
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, LookupError | AttributeError | TypeError):  # their texts are names only
             reason = f"{type(error).__name__}: {reason}"
@@ -381,6 +388,8 @@ def _explained(source: ModelSource, what: str) -> Iterator[None]:
             advice = "Its code runs only with trust_remote_code: true; read it before you allow that."
         elif source.local:
             advice = "Check that the folder is a complete copy of a Hugging Face model that transformers knows."
+        elif not isinstance(error, hub_errors()):
+            advice = "Check that this version of transformers knows its kind and that its files there are complete."
         else:
             advice = "Check the name, the network and `hf auth login`; there is no such folder here either."
             advice += _near_matches(Path(source.location))

@@ -164,6 +164,30 @@ def test_an_unreachable_hub(monkeypatch):
             load("no-such-org/no-such-model")
 
 
+def test_only_errors_of_the_hub_ask_for_the_network(llama, tmp_path, monkeypatch):
+    cached = tmp_path / "models--some--model"
+    shutil.copytree(llama, cached / "snapshots" / "1")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("1")
+    config = cached / "snapshots" / "1" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_parameters": {"rope_type": "odd"}}))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match="some/model could not be loaded. Check that this version .*KeyError: 'odd'"):
+        load_policy("some/model")
+
+
+@pytest.mark.parametrize("place", ["transformers.AutoModelForCausalLM", "peft.PeftModel"])
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
+def test_too_little_memory_is_not_taken_for_a_fault_of_the_folder(adapters, monkeypatch, place, kind):
+    def allocate(*_, **__):
+        raise kind("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes.")
+
+    monkeypatch.setattr(f"{place}.from_pretrained", allocate)
+    with pytest.raises(kind, match="can't allocate memory"):
+        load_policy(str(adapters / "separate"))
+
+
 def test_a_tokenizer_without_a_pad_token_pads_with_eos_and_says_so(tmp_path, caplog):
     tokenizer = toy_tokenizer()
     tokenizer.pad_token = None
