@@ -343,7 +343,7 @@ def _check_complete(report: dict[str, Any], model: PreTrainedModel, source: Mode
     """Refuse a model with missing weights, which transformers would silently initialise at random, or missing layers.
 
     Other weights without a place in the model may be meant to be left out (a value head, a pooler): they are named in a
-    warning.
+    warning. Old versions of transformers saved a constant of the causal mask, ``masked_bias``, too.
     """
     absent = sorted(report["missing_keys"])
     absent += sorted(f"{key} ({tuple(is_)}, not {tuple(wanted)})" for key, is_, wanted in report["mismatched_keys"])
@@ -352,7 +352,7 @@ def _check_complete(report: dict[str, Any], model: PreTrainedModel, source: Mode
             f"{source} does not hold all weights of a {type(model).__name__} as its config.json describes it; random "
             f"ones would stand in for {len(absent)}, such as {absent[0]}. Merge adapters first; copy all files."
         )
-    if surplus := sorted(report["unexpected_keys"]):
+    if surplus := sorted(key for key in report["unexpected_keys"] if not key.endswith("masked_bias")):
         known = {_NUMBER.sub(".N", key) for key in model.state_dict()}
         bare = {key.removeprefix(f"{model.base_model_prefix}.") for key in known}
         cut = [key for key in surplus if _NUMBER.sub(".N", key) in known | bare]

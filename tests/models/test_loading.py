@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import socket
+import warnings
 
 import pytest
 import torch
@@ -116,7 +117,12 @@ def test_fewer_layers_than_the_weights_have_are_refused_and_other_surplus_weight
         folder = save_toy(tmp_path / family, family)
         config, weights = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
         of_base = {name.removeprefix("transformer."): value for name, value in weights.items()}  # as GPT-2's own file
-        save_file(of_base | {"v_head.weight": torch.zeros(3)}, folder / "model.safetensors", metadata={"format": "pt"})
+        masks = {f"h.{layer}.attn.masked_bias": torch.tensor(-1e4) for layer in range(2)}  # of old versions
+        save_file(of_base | masks, folder / "model.safetensors", metadata={"format": "pt"})
+        with warnings.catch_warnings(action="error", category=UserWarning):
+            load_policy(str(folder))
+        of_base |= masks | {"v_head.weight": torch.zeros(3)}
+        save_file(of_base, folder / "model.safetensors", metadata={"format": "pt"})
         with pytest.warns(UserWarning, match=rf"{family} holds 1 weights that .* v_head\.weight; they are left out"):
             load_policy(str(folder))
         (folder / "config.json").write_text(json.dumps(config | {layers: 1}))
