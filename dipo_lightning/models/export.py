@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_PARTIAL = ".partial"
+
+
 def is_free(folder: Path) -> bool:
-    """Return whether an export may go to a folder: it is absent or empty."""
-    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    """Return whether an export may go to a folder: it is absent, or empty but for what a killed export began."""
+    return not folder.exists() or (folder.is_dir() and all(path.name == _PARTIAL for path in folder.iterdir()))
 
 
 def check_place(folder: Path, owner: str, replace: bool = False) -> None:
@@ -74,7 +77,8 @@ def save_model(
 
     Raises:
         RunError: The folder can't be written (a full disk, no permission), or has other contents, and the model is
-            beside it; its contents are unchanged.
+            beside it; its contents are unchanged, unless a move of finished files into it failed: it holds the model
+            together with the place that the message names.
     """
     state = full_state_dict(policy) if is_sharded(policy) else None
     if not write:
@@ -82,33 +86,48 @@ def save_model(
     folder = folder.resolve()
     taken = not (replace or is_free(folder))
     fill = folder.is_dir() and not taken
-    partial = folder / ".partial" if fill else folder.with_name(folder.name + ".partial")
+    partial = folder / _PARTIAL if fill else folder.with_name(folder.name + _PARTIAL)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         with without_bars():
             _write(policy, state, partial, tokenizer, merge, card)
-        if fill:
-            _move_up(partial)
-        elif not taken:
-            partial.rename(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error)
         raise RunError(f"The model could not be written to {folder}: {reason}.") from error
     if taken:
         raise RunError(f"{folder} is not empty any more, and what is there is no export of this run: {partial} has it.")
+    try:
+        if fill:
+            _move_up(partial)
+        else:
+            partial.rename(folder)
+    except OSError as error:  # from here on, nothing else holds the model
+        raise RunError(
+            f"The model is written, but its move into {folder} failed: {error.strerror or error}. The files that are "
+            f"still in {partial} belong there; move them yourself."
+        ) from error
 
 
 def _move_up(partial: Path) -> None:
-    """Replace the contents of the folder around ``partial`` by its own, the configurations last."""
+    """Replace the contents of the folder around ``partial`` by its own, the configurations last.
+
+    Each new file takes the place of the old one, and what only the earlier export had goes at the end: a failure at any
+    moment leaves all of the new files, here or there.
+    """
+    new = sorted(partial.iterdir(), key=lambda file: file.suffix == ".json")
+    for file in new:
+        target = partial.parent / file.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        file.replace(target)
+    names = {partial.name, *(file.name for file in new)}
     for old in partial.parent.iterdir():
-        if old.is_dir() and old != partial:
+        if old.is_dir() and old.name not in names:
             shutil.rmtree(old)
-        elif old != partial:
+        elif old.name not in names:
             old.unlink()
-    for new in sorted(partial.iterdir(), key=lambda file: file.suffix == ".json"):
-        new.rename(partial.parent / new.name)
     partial.rmdir()
 
 

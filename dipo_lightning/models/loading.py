@@ -23,7 +23,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.inspection import check_causal
-from dipo_lightning.safety.network import bounded_hub
+from dipo_lightning.safety.network import bounded_hub, hub_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -224,16 +224,17 @@ def load_policy(
 
 
 def _with_adapters(model: PreTrainedModel, source: ModelSource) -> PreTrainedModel:
-    """Merge a folder's adapters into the model they were trained on; its weights stay as trainable as they were."""
+    """Merge a folder's adapters into the model they were trained on; all of its weights can be trained."""
     from peft import PeftModel
 
     assert source.adapters is not None
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     with _explained(source, "model"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
         try:
             adapted: Any = PeftModel.from_pretrained(model, source.adapters, local_files_only=True)
-        except RuntimeError as error:  # torch names each weight in a line
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):  # below them, torch names each weight in a line
+                raise
             raise _misfit(source, " ".join(str(error).split("\n\t")[1:2]) or str(error)) from error
         if not hasattr(adapted.base_model, "merge_and_unload"):
             kind = str(adapted.peft_config["default"].peft_type.value)
@@ -241,12 +242,15 @@ def _with_adapters(model: PreTrainedModel, source: ModelSource) -> PreTrainedMod
                 f"The adapters in {source.adapters} are {kind}, which cannot be merged into a model's weights."
             )
         report = adapted.load_adapter(source.adapters, "default", local_files_only=True)  # again, for what is left over
-    for keys, what in ((report.missing_keys, "are missing"), (report.unexpected_keys, "have no place in the model")):
-        if keys:
-            raise _misfit(source, f"{len(keys)} weights {what}, such as {min(keys)}.")
-    merged = adapted.merge_and_unload().eval()
-    for name, parameter in merged.named_parameters():  # peft froze them
-        parameter.requires_grad_(name in trained)
+        for keys, what in (
+            (report.missing_keys, "are missing"),
+            (report.unexpected_keys, "have no place in the model"),
+        ):
+            if keys:
+                raise _misfit(source, f"{len(keys)} weights {what}, such as {min(keys)}.")
+        merged = adapted.merge_and_unload().eval()
+    for parameter in merged.parameters():  # peft froze them
+        parameter.requires_grad_(parameter.is_floating_point())
     return merged
 
 
@@ -339,7 +343,7 @@ def _check_complete(report: dict[str, Any], model: PreTrainedModel, source: Mode
     """Refuse a model with missing weights, which transformers would silently initialise at random, or missing layers.
 
     Other weights without a place in the model may be meant to be left out (a value head, a pooler): they are named in a
-    warning.
+    warning. Old versions of transformers saved a constant of the causal mask, ``masked_bias``, too.
     """
     absent = sorted(report["missing_keys"])
     absent += sorted(f"{key} ({tuple(is_)}, not {tuple(wanted)})" for key, is_, wanted in report["mismatched_keys"])
@@ -348,7 +352,7 @@ def _check_complete(report: dict[str, Any], model: PreTrainedModel, source: Mode
             f"{source} does not hold all weights of a {type(model).__name__} as its config.json describes it; random "
             f"ones would stand in for {len(absent)}, such as {absent[0]}. Merge adapters first; copy all files."
         )
-    if surplus := sorted(report["unexpected_keys"]):
+    if surplus := sorted(key for key in report["unexpected_keys"] if not key.endswith("masked_bias")):
         known = {_NUMBER.sub(".N", key) for key in model.state_dict()}
         bare = {key.removeprefix(f"{model.base_model_prefix}.") for key in known}
         cut = [key for key in surplus if _NUMBER.sub(".N", key) in known | bare]
@@ -366,12 +370,17 @@ def _check_complete(report: dict[str, Any], model: PreTrainedModel, source: Mode
 
 @contextlib.contextmanager
 def _explained(source: ModelSource, what: str) -> Iterator[None]:
-    """Turn the errors of transformers and the hub about a source into an `InputError` that says what to do."""
+    """Turn the errors of transformers and the hub about a source into an `InputError` that says what to do.
+
+    Too little memory says nothing about the source: its errors are left as they are.
+    """
     try:
         yield
-    except (InputError, MemoryError):
+    except (InputError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # of any kind: a broken file fails wherever its values are first used
+        if "DefaultCPUAllocator" in str(error):  # torch has no class for it
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, LookupError | AttributeError | TypeError):  # their texts are names only
             reason = f"{type(error).__name__}: {reason}"
@@ -379,6 +388,8 @@ def _explained(source: ModelSource, what: str) -> Iterator[None]:
             advice = "Its code runs only with trust_remote_code: true; read it before you allow that."
         elif source.local:
             advice = "Check that the folder is a complete copy of a Hugging Face model that transformers knows."
+        elif not isinstance(error, hub_errors()):
+            advice = "Check that this version of transformers knows its kind and that its files there are complete."
         else:
             advice = "Check the name, the network and `hf auth login`; there is no such folder here either."
             advice += _near_matches(Path(source.location))

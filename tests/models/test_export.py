@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,8 @@ def test_a_folder_that_is_there_is_filled_and_stays_the_same_folder(tmp_path: Pa
     if link:
         folder.symlink_to(place)
     inode = place.stat().st_ino
+    (place / ".partial").mkdir()  # of an export that was killed
+    (place / ".partial" / "half").touch()
     check_place(folder, "export")
     save_model(toy_model(), folder, toy_tokenizer())
     (place / "additional_chat_templates").mkdir()  # of the earlier export
@@ -51,6 +56,33 @@ def test_a_folder_that_is_there_is_filled_and_stays_the_same_folder(tmp_path: Pa
     assert (folder.is_symlink(), place.stat().st_ino) == (link, inode)
     assert {path.suffix for path in place.iterdir()} == {".json", ".jinja", ".safetensors"}
     assert {path.name for path in tmp_path.iterdir()} == {"place", folder.name}
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_move_that_fails_half_way_leaves_a_complete_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    folder = tmp_path / "model"
+    if there:
+        save_model(toy_model(), folder, toy_tokenizer())
+
+    def move(self: Path, target: Path) -> Path:
+        if self.suffix != ".safetensors":
+            raise OSError(errno.EIO, "Input/output error")
+        os.rename(self, target)
+        return target
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(Path, name, move)
+    partial = folder / ".partial" if there else tmp_path / "model.partial"
+    with pytest.raises(RunError, match=rf"move into .*model failed: Input/output error\..* in {partial} belong"):
+        save_model(toy_model(seed=1), folder, toy_tokenizer(), replace=True)
+    monkeypatch.undo()
+    if there:
+        assert (folder / "config.json").is_file()
+    shutil.copytree(partial, folder, dirs_exist_ok=True)
+    read = load_policy(str(folder)).state_dict()
+    assert all(value.equal(read[name]) for name, value in toy_model(seed=1).state_dict().items())
 
 
 def test_what_came_into_the_folder_meanwhile_stays_and_the_model_is_beside_it(tmp_path: Path) -> None:

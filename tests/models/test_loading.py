@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import socket
+import warnings
 
 import pytest
 import torch
@@ -116,7 +117,12 @@ def test_fewer_layers_than_the_weights_have_are_refused_and_other_surplus_weight
         folder = save_toy(tmp_path / family, family)
         config, weights = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
         of_base = {name.removeprefix("transformer."): value for name, value in weights.items()}  # as GPT-2's own file
-        save_file(of_base | {"v_head.weight": torch.zeros(3)}, folder / "model.safetensors", metadata={"format": "pt"})
+        masks = {f"h.{layer}.attn.masked_bias": torch.tensor(-1e4) for layer in range(2)}  # of old versions
+        save_file(of_base | masks, folder / "model.safetensors", metadata={"format": "pt"})
+        with warnings.catch_warnings(action="error", category=UserWarning):
+            load_policy(str(folder))
+        of_base |= masks | {"v_head.weight": torch.zeros(3)}
+        save_file(of_base, folder / "model.safetensors", metadata={"format": "pt"})
         with pytest.warns(UserWarning, match=rf"{family} holds 1 weights that .* v_head\.weight; they are left out"):
             load_policy(str(folder))
         (folder / "config.json").write_text(json.dumps(config | {layers: 1}))
@@ -162,6 +168,30 @@ def test_an_unreachable_hub(monkeypatch):
     for load in (load_policy, load_tokenizer):
         with pytest.raises(InputError, match="no-such-org/no-such-model could not be loaded. Check the name"):
             load("no-such-org/no-such-model")
+
+
+def test_only_errors_of_the_hub_ask_for_the_network(llama, tmp_path, monkeypatch):
+    cached = tmp_path / "models--some--model"
+    shutil.copytree(llama, cached / "snapshots" / "1")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("1")
+    config = cached / "snapshots" / "1" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_parameters": {"rope_type": "odd"}}))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match="some/model could not be loaded. Check that this version .*KeyError: 'odd'"):
+        load_policy("some/model")
+
+
+@pytest.mark.parametrize("place", ["transformers.AutoModelForCausalLM", "peft.PeftModel"])
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
+def test_too_little_memory_is_not_taken_for_a_fault_of_the_folder(adapters, monkeypatch, place, kind):
+    def allocate(*_, **__):
+        raise kind("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes.")
+
+    monkeypatch.setattr(f"{place}.from_pretrained", allocate)
+    with pytest.raises(kind, match="can't allocate memory"):
+        load_policy(str(adapters / "separate"))
 
 
 def test_a_tokenizer_without_a_pad_token_pads_with_eos_and_says_so(tmp_path, caplog):
@@ -236,6 +266,30 @@ def test_a_model_with_merged_adapters_is_trainable_like_a_whole_one(adapters, ll
     trained = {name: parameter.requires_grad for name, parameter in whole.named_parameters()}
     assert {name: parameter.requires_grad for name, parameter in read.named_parameters()} == trained
     assert all(trained.values())
+
+
+@pytest.mark.filterwarnings("ignore:.*tie", "ignore:.*is_gradient_checkpointing")
+def test_a_head_of_its_own_that_came_with_adapters_is_trainable(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    base = save_toy(tmp_path / "base", tie_word_embeddings=True)
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, modules_to_save=["lm_head"])
+    policy = get_peft_model(load_policy(str(base)), config)
+    torch.nn.init.normal_(policy.get_output_embeddings().modules_to_save["default"].weight)
+    policy.peft_config["default"].base_model_name_or_path = str(base)
+    policy.save_pretrained(tmp_path / "adapters")
+    read = load_policy(str(tmp_path / "adapters"))
+    assert not torch.equal(read.lm_head.weight, read.get_input_embeddings().weight)
+    assert all(parameter.requires_grad for parameter in read.parameters())
+
+
+def test_adapters_that_cannot_be_merged_are_a_sentence(adapters, monkeypatch):
+    def not_mergeable(*_):
+        raise ValueError("Cannot merge these layers.")
+
+    monkeypatch.setattr("peft.LoraModel.merge_and_unload", not_mergeable)
+    with pytest.raises(InputError, match="could not be loaded.*Cannot merge these layers"):
+        load_policy(str(adapters / "separate"))
 
 
 def test_adapters_that_fit_a_part_of_the_model_only_are_refused(adapters, llama, tmp_path):
