@@ -17,7 +17,7 @@ from torch import nn
 from dipo_lightning.benchmarks.muse.data import MUSEData
 from dipo_lightning.data.encoding import TextStyle, encode, shortened, start_ids
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.questions import Measurement
+from dipo_lightning.evaluation.questions import Measurement, Plan, answer_and_score
 from dipo_lightning.evaluation.rows import EvaluatedRows, Measuring, Progress, Row, no_progress
 from dipo_lightning.evaluation.scoring import TokenScores
 from dipo_lightning.evaluation.shared_prompts import Example
@@ -264,19 +264,27 @@ def evaluate_muse(
     evaluated = EvaluatedRows({name: [] for name in plan.rows})
     evaluated.skipped = {name: list(rows) for name, rows in plan.skipped.items()}
     work = Measurement(policy, plan.stop_ids, measuring, device, progress)
-    scores = _scored(work, plan.examples, "texts scored", ("privleak_forget", "privleak_holdout"))
+    whole = {name: examples for name, examples in plan.examples.items() if name not in plan.prompts}
+    scores = _scored(work, whole, "texts scored", ("privleak_forget", "privleak_holdout"))
     lowered = _scored(work, plan.lowered, "texts scored in lower case") if options.lowercase else {}
     rows = measuring.generation_rows or BATCH_ROWS
     for name, prompts in plan.prompts.items():
         memorized = name == "verbmem" and options.memorization
-        known = [one.greedy_start() for one in scores[name]]
-        said = work.generate(prompts, name, max_new_tokens=new_tokens(name, options), batch_rows=rows, known=known)
-        for place, (ids, scored) in enumerate(zip(said, scores[name], strict=True)):
+        answers = plan.examples[name]
+        asked = [
+            Plan(name, row["index"], row, ids, place, [], detailed=False, length=len(answers[place][0]) - len(ids))
+            for place, (row, ids) in enumerate(zip(plan.rows[name], prompts, strict=True))
+        ]
+        limits = {"max_new_tokens": new_tokens(name, options), "batch_rows": rows}
+        answered = answer_and_score(work, asked, asked, answers, limits)
+        for place, (one, scored) in enumerate(zip(asked, answered, strict=True)):
             if scored.tokens and not math.isfinite(scored.nll):
                 reason = f"The log-likelihood of its tokens is not finite ({scored.nll})."
                 evaluated.skip(name, plan.rows[name][place]["index"], reason, measuring.on_missing)
                 continue
-            row = _generated(name, plan.rows[name][place], ids, plan.targets[name][place], options, tokenizer)
+            row = _generated(
+                name, plan.rows[name][place], one.said or [], plan.targets[name][place], options, tokenizer
+            )
             memory = _memorized(scored, options) if memorized else {}
             evaluated.sets[name].append(cast("Row", {**row, **memory}))
     for name, texts in plan.texts.items():

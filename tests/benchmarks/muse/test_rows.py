@@ -95,17 +95,22 @@ def test_generations_and_rouge(data, model, evaluated):
         assert row["generation"] == answer_part(alone(model, f"{shown}Question: {row['question']}\nAnswer: ", 6))
 
 
+@pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("memorization", [True, False])
-def test_decoding_begins_behind_the_scored_answer(data, model, evaluated, monkeypatch, memorization):
+def test_a_prompt_is_read_once_or_decoded_behind_its_scored_answer(
+    data, model, evaluated, monkeypatch, memorization, together
+):
     begun = []
     original = questions.generate
     monkeypatch.setattr(
         questions, "generate", lambda *args, known, **rest: begun.append(known) or original(*args, known=known, **rest)
     )
+    if not together:
+        monkeypatch.setattr(questions, "score_and_answer", lambda *args, **options: ({}, {}))
     options = dataclasses.replace(OPTIONS, memorization=memorization)
     plan = plan_muse(data, toy_tokenizer(), options, MEASURING)
     found = evaluate_muse(model, plan, options, MEASURING, toy_tokenizer())
-    assert [len(known) for known in begun] == [3, 3, 3]
+    assert [len(known) for known in begun] == ([0, 0, 0] if together else [3, 3, 3])
     assert all(start for known in begun for start in known)
     for name in plan.prompts:
         pairs = zip(found.sets[name], evaluated.sets[name], strict=True)
