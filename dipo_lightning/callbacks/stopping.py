@@ -113,10 +113,12 @@ def just_past(threshold: float, mode: str) -> float:
 
 def threshold_from_log(path: str, monitor: str) -> float:
     """Read the aggregate that ``monitor`` (``NAME/NUMBER``) names from an evaluation log."""
-    evaluation, _, name = monitor.rpartition("/")
-    log = read_log(Path(path), benchmark=next((one for one in installed_benchmarks() if one.name == evaluation), None))
+    evaluation, _, name = monitor.partition("/")
+    watched = next((one for one in installed_benchmarks() if one.name == evaluation), None)
+    log = read_log(Path(path), benchmark=watched)
     benchmark = find_benchmark(log.format, log.benchmark)
-    if benchmark is None or benchmark.name != evaluation:
+    # An evaluation may have a name of its own; then the numbers of the log decide.
+    if watched is not None and (benchmark is None or benchmark.name != evaluation):
         raise InputError(
             f"{log.path} is no log of the evaluation that StopAtThreshold.monitor names, {monitor!r}; give the retain "
             "model's log of that evaluation."

@@ -16,7 +16,7 @@ import regex as re
 
 from dipo_lightning.data.files import shipped_json
 from dipo_lightning.data.loader import Example
-from dipo_lightning.data.tokenization import LazyRows, OnDemand
+from dipo_lightning.data.tokenization import CheckedOnDemand, LazyRows
 from dipo_lightning.metrics.functional.text import stem
 from dipo_lightning.models.answers import IGNORED
 
@@ -237,7 +237,7 @@ def token_places(tokenizer: Any, ids: Sequence[int], text: str) -> list[tuple[in
     return places
 
 
-class PrivateTokens(OnDemand):
+class PrivateTokens(CheckedOnDemand):
     """Question-answer examples with supervision on the tokens of private values only.
 
     A row without a private value keeps its whole answer; one whose values were all cut off has nothing to train on.
@@ -253,17 +253,18 @@ class PrivateTokens(OnDemand):
         self, examples: Sequence[Example], rows: Sequence[Mapping[str, Any]], shared: Mapping[str, int], tokenizer: Any
     ) -> None:
         self.examples, self.rows, self.shared, self.tokenizer = examples, rows, shared, tokenizer
+        self.checks, self.looked_at = {}, examples.looked_at if isinstance(examples, LazyRows) else ()
 
     def __len__(self) -> int:
         """Number of examples."""
         return len(self.examples)
 
-    def check_each(self, check: Callable[[Example], object]) -> None:
-        """Call ``check`` with every example; for a large set, with some of them now and with the others when made."""
+    def check_each(self, check: Callable[[Example], object], name: str = "model") -> None:
+        """Call ``check`` with every example; for a large set, with some of them now and with the others when used."""
         if isinstance(self.examples, LazyRows):
-            self.examples.check_each(check)
+            super().check_each(check, name)
         else:
-            for example in self.examples:
+            for example in self:
                 check(example)
 
     def make(self, index: int) -> Example:

@@ -81,7 +81,36 @@ class OnDemand(Sequence[Example]):
         return self.make(range(len(self))[position])
 
 
-class LazyRows(OnDemand):
+class CheckedOnDemand(OnDemand):
+    """Examples that are made on access, and checked then.
+
+    Attributes:
+        checks: Functions that raise an error for an example, by name.
+        looked_at: Examples that are checked before the first step.
+    """
+
+    checks: dict[str, Callable[[Example], object]]
+    looked_at: Sequence[Example]
+
+    def __getitem__(self, position: Any) -> Any:
+        """Checked example or examples at a position or slice."""
+        found = super().__getitem__(position)
+        for example in found if isinstance(position, slice) else [found]:
+            for check in self.checks.values():
+                check(example)
+        return found
+
+    def check_each(self, check: Callable[[Example], object], name: str = "model") -> None:
+        """Call ``check`` with the examples of ``looked_at`` now, and with every other one when it is used.
+
+        It is added to the checks of other names; the one of this name is replaced.
+        """
+        self.checks[name] = check
+        for example in self.looked_at:
+            check(example)
+
+
+class LazyRows(CheckedOnDemand):
     """Rows of a large set, tokenised when a batch needs them; the latest are cached.
 
     Args:
@@ -97,7 +126,7 @@ class LazyRows(OnDemand):
         self.rows, self.style, self.max_length, self.looked_at = rows, style, max_length, looked_at
         self._encode = Remembering(style)
         self._made: dict[int, Example] = {}
-        self._check: Callable[[Example], object] | None = None
+        self.checks = {}
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -108,10 +137,7 @@ class LazyRows(OnDemand):
         if index not in self._made:
             if len(self._made) >= KEPT:
                 del self._made[next(iter(self._made))]
-            example = self._tokenized(index)
-            if self._check is not None:
-                self._check(example)
-            self._made[index] = example
+            self._made[index] = self._tokenized(index)
         return self._made[index]
 
     def _tokenized(self, index: int) -> Example:
@@ -120,13 +146,6 @@ class LazyRows(OnDemand):
             return tokenized_row(row, row.get("index", index), self._encode, self.max_length)[0]
         except InputError as error:
             raise InputError(_placed(error, row, index)) from error
-
-    def check_each(self, check: Callable[[Example], object]) -> None:
-        """Call ``check`` with the examples of ``looked_at`` now, and with every other one when it is made."""
-        self._check = check
-        self._made.clear()
-        for example in self.looked_at:
-            check(example)
 
 
 class Pieces(OnDemand):

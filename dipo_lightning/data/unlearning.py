@@ -30,6 +30,7 @@ from dipo_lightning.data.rows import Rows, read_rows, refuse_overlap
 from dipo_lightning.data.tokenization import (
     LARGE,
     LONGEST,
+    CheckedOnDemand,
     Chosen,
     LazyRows,
     pieces,
@@ -119,7 +120,11 @@ class TokenizedDataModule(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Tokenise the rows that ``stage`` needs, once."""
         self.check()
-        if stage == TrainerFn.FITTING and self._training is None:
+        if stage == TrainerFn.FITTING and self._training is not None:
+            for examples in vars(self._training).values():
+                if isinstance(examples, CheckedOnDemand):
+                    examples.checks.pop("method", None)  # that of an earlier fit
+        elif stage == TrainerFn.FITTING:
             self._training = self.training_set()
             rows = len(self._training)  # type: ignore[arg-type]
             if self.batch_size > rows:

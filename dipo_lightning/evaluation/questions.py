@@ -156,17 +156,7 @@ def measure_plans(
         "batch_rows": options.generation_rows or BATCH_ROWS,
     }
     asked = [plan for plan in plans if plan.asked]
-    scores = _answer_and_score(work, plans, asked, examples, limits)
-    rest = [plan for plan in asked if plan.said is None]
-    said = work.generate(
-        [plan.prompt for plan in rest],
-        "questions answered",
-        expected=[plan.length for plan in rest],
-        known=[scores[plan.answer].greedy_start() for plan in rest],
-        **limits,
-    )
-    for plan, ids in zip(rest, said, strict=True):
-        plan.said = ids
+    scores = answer_and_score(work, plans, asked, examples, limits)
     _score_said(work, [plan for plan in asked if plan.detailed and plan.said_nll is None])
     return [_row(plan, scores, style, options.min_k_fraction) for plan in plans]
 
@@ -221,14 +211,14 @@ def _prompt(style: PromptStyle, row: Source) -> list[int]:
     return prompt
 
 
-def _answer_and_score(
+def answer_and_score(
     work: Measurement,
     plans: Sequence[Plan],
     asked: Sequence[Plan],
     examples: Sequence[Example],
     limits: Mapping[str, int],
 ) -> list[TokenScores]:
-    """Score all answers, and answer as many questions as possible from the same forward passes."""
+    """Score all answers, and answer the questions, as many as possible from the same forward passes."""
     wanted = {plan.answer for plan in plans if plan.detailed}
     questions = [Question(plan.prompt, plan.examples, plan.length) for plan in asked]
     with work.progress(len(questions), "questions answered") as done:
@@ -249,6 +239,16 @@ def _answer_and_score(
     z_scores = [place for place, index in enumerate(rest) if index in wanted]
     others = work.score([examples[index] for index in rest], "answers scored", z_scores)
     scores |= dict(zip(rest, others, strict=True))
+    unanswered = [plan for plan in asked if plan.said is None]
+    generated = work.generate(
+        [plan.prompt for plan in unanswered],
+        "questions answered",
+        expected=[plan.length for plan in unanswered],
+        known=[scores[plan.answer].greedy_start() for plan in unanswered],
+        **limits,
+    )
+    for plan, ids in zip(unanswered, generated, strict=True):
+        plan.said = ids
     return [scores[index] for index in range(len(examples))]
 
 

@@ -145,10 +145,10 @@ class EvaluatedRows:
         self.skipped.setdefault(set_name, []).append({"index": index, "reason": reason})
 
     def add(self, set_name: str, rows: Iterable[Any], on_missing: str) -> None:
-        """Add the measured rows of a set; those that only have a ``reason`` are skipped."""
+        """Add the measured rows of a set; those with an ``index`` and a ``reason`` only are skipped."""
         found = self.sets.setdefault(set_name, [])
         for row in rows:
-            if "reason" in row:
+            if set(row) == {"index", "reason"}:
                 self.skip(set_name, row["index"], row["reason"], on_missing)
             else:
                 found.append(row)

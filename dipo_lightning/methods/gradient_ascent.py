@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from dipo_lightning.data.loader import supervised_count
+from dipo_lightning.data.loader import Example, supervised_count
 from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.losses.chunking import global_mean, sequence_places, working_dtype
 from dipo_lightning.losses.likelihood import weighted_ascent
@@ -109,17 +110,16 @@ class CEUModule(UnlearningModule):
         self.skip_tokens = skip_tokens
 
     def setup(self, stage: str) -> None:
-        """Refuse forget rows with no more answer tokens than are skipped, before the model is loaded."""
+        """Refuse forget rows with no more answer tokens than are skipped; those of a large set when they are used."""
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None) if stage == TrainerFn.FITTING else None
         examples = getattr(data, "forget_examples", ()) if self.skip_tokens else ()
-        for example in examples:  # of a large set, too: the loss divides by a count that is right only then
-            if (count := supervised_count(example)) <= self.skip_tokens:
-                raise InputError(
-                    f"model.skip_tokens is {self.skip_tokens}, but forget row {example['index']} has {count} answer "
-                    f"token{'s' * (count != 1)} to train on: nothing would be left. Give a smaller number, or leave "
-                    "the row out."
-                )
+        check = partial(_check_length, skipped=self.skip_tokens)
+        if hasattr(examples, "check_each"):  # tokenised on demand
+            examples.check_each(check, "method")
+        else:
+            for example in examples:
+                check(example)
 
     def forget_loss(self, forget: Answers) -> Tensor:
         """Return the mean cross-entropy over the tokens after the skipped ones."""
@@ -129,3 +129,13 @@ class CEUModule(UnlearningModule):
         skipped = self.skip_tokens * forget.sequence_denominator
         count = forget.token_denominator - skipped if forget.denominators else behind.sum().clamp(min=1)
         return global_mean(losses * behind, count)
+
+
+def _check_length(example: Example, skipped: int) -> None:
+    """Refuse an answer that is skipped whole: the loss divides by a count that is right only if there is none."""
+    if (count := supervised_count(example)) <= skipped:
+        raise InputError(
+            f"model.skip_tokens is {skipped}, but forget row {example['index']} has {count} answer "
+            f"token{'s' * (count != 1)} to train on: nothing would be left. Give a smaller number, or leave the row "
+            "out."
+        )

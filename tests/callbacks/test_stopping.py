@@ -115,6 +115,16 @@ def test_the_threshold_is_that_of_the_evaluation_and_may_be_of_a_group(tmp_path)
     assert StopAtThreshold("tofu/auc_min_k", retain_log=str(tmp_path)).threshold == 0.9
 
 
+def test_the_threshold_of_an_evaluation_with_its_own_name_and_of_a_number_with_a_slash(tmp_path):
+    for name in ("muse", "lm_eval"):
+        log = {"format": f"dipo-lightning/{name}/1", "settings": {}, "sets": {}, "aggregates": {"a/b_acc": 0.3}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(log))
+    assert StopAtThreshold("lm_eval/a/b_acc", retain_log=str(tmp_path / "lm_eval.json")).threshold == 0.3
+    assert StopAtThreshold("my_muse/a/b_acc", retain_log=str(tmp_path / "muse.json")).threshold == 0.3
+    with pytest.raises(InputError, match="no aggregate 'verbmem' to stop at"):
+        StopAtThreshold("my_muse/verbmem", retain_log=str(tmp_path / "muse.json"))
+
+
 def test_never_reaching_it_is_said(tmp_path):
     with pytest.warns(UserWarning, match="muse/knowmem_forget did not reach 1 .now 40"):
         run(tmp_path, Scripted([50, 40]), StopAtThreshold(MONITOR, threshold=1), epochs=2)

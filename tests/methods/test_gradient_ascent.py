@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dipo_lightning import CEUModule, UnlearningDataModule
+from dipo_lightning.data.tokenization import LazyRows
 from dipo_lightning.errors import InputError
 from dipo_lightning.losses.likelihood import token_nll, weighted_ascent
 from dipo_lightning.methods.gradient_ascent import WGAModule, ce_u
@@ -104,11 +105,12 @@ def test_ce_u_has_no_retain_term_unless_asked_for() -> None:
     assert with_it > without
 
 
-@pytest.mark.parametrize("kind", ["listed", "large", "private"])
-def test_an_answer_that_is_skipped_whole_is_said_before_the_model_is_loaded(
+@pytest.mark.parametrize("kind", ["listed", "large", "private", "large private"])
+def test_an_answer_that_is_skipped_whole_is_said_at_once_or_when_its_row_is_made(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if kind == "large":  # its rows are tokenised by need
+    large = kind.startswith("large")  # its rows are tokenised by need
+    if large:
         monkeypatch.setattr("dipo_lightning.data.unlearning.LARGE", 1)
         monkeypatch.setattr("dipo_lightning.data.unlearning.LONGEST", 1)
     files = []
@@ -116,9 +118,35 @@ def test_an_answer_that_is_skipped_whole_is_said_before_the_model_is_loaded(
         rows = [{"question": f"Who {name}?", "answer": "A longer answer."}, {"question": f"{name}?", "answer": "x"}]
         files.append(tmp_path / f"{name}.jsonl")
         files[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = {"forget_tokens": "private"} if kind == "private" else {}
-    paths = (str(save_toy(tmp_path / "model")), *map(str, files))
-    data = UnlearningDataModule(*paths, prompt="plain", batch_size=2, **options)
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=1)
+    options = {"forget_tokens": "private"} if kind.endswith("private") else {}
+    model = str(save_toy(tmp_path / "model"))
+    data = UnlearningDataModule(model, *map(str, files), prompt="plain", batch_size=2, **options)
+
+    def fit(skip_tokens: int) -> None:
+        pl.Trainer(
+            accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=1, enable_progress_bar=False
+        ).fit(CEUModule(model if large else "not loaded", skip_tokens=skip_tokens), data)
+
     with pytest.raises(InputError, match=r"skip_tokens is 2, but forget row 1 has (2 answer tokens|1 answer token) to"):
-        trainer.fit(CEUModule("not loaded", skip_tokens=2), data)
+        fit(2)
+    if large:
+        fit(0)  # the check of the other method is gone
+
+
+def test_a_large_set_is_not_tokenised_whole_to_count_answer_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dipo_lightning.data.unlearning.LARGE", 20)
+    monkeypatch.setattr("dipo_lightning.data.unlearning.LONGEST", 2)
+    for name in ("forget", "retain"):
+        rows = [{"question": f"Who {name} {i}?", "answer": f"The author {i}."} for i in range(30)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model, files = str(save_toy(tmp_path / "model")), [str(tmp_path / f"{name}.jsonl") for name in ("forget", "retain")]
+    data = UnlearningDataModule(model, *files, prompt="plain", batch_size=2)
+    made: list[int] = []
+    original = LazyRows._tokenized
+    monkeypatch.setattr(LazyRows, "_tokenized", lambda self, index: made.append(index) or original(self, index))
+    pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=1, enable_progress_bar=False).fit(
+        CEUModule(model, skip_tokens=1), data
+    )
+    assert len(made) < 20

@@ -17,7 +17,7 @@ from torch import nn
 from dipo_lightning.benchmarks.muse.data import MUSEData
 from dipo_lightning.data.encoding import TextStyle, encode, shortened, start_ids
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.questions import Measurement
+from dipo_lightning.evaluation.questions import Measurement, Plan, answer_and_score
 from dipo_lightning.evaluation.rows import EvaluatedRows, Measuring, Progress, Row, no_progress
 from dipo_lightning.evaluation.scoring import TokenScores
 from dipo_lightning.evaluation.shared_prompts import Example
@@ -107,8 +107,8 @@ class MUSEPlan:
         rows: Fields of each row that need no model, by set: ``index`` and texts.
         prompts: Token ids to generate from, by set (``verbmem``, ``knowmem_forget``, ``knowmem_retain``).
         targets: True texts of the generations, by set.
-        examples: Token ids and labels to score, by set: ``privleak_forget``, ``_retain``, ``_holdout``; the last token
-            of each prompt, and with ``memorization`` for ``verbmem`` the true continuation instead.
+        examples: Token ids and labels to score, by set: ``privleak_forget``, ``_retain``, ``_holdout``, and the
+            true continuation of each prompt.
         lowered: The same for the texts in lower case, by set.
         texts: Text of each example for the zlib score, by set.
         skipped: Rows that cannot be measured, by set.
@@ -127,10 +127,11 @@ class MUSEPlan:
     def longest(self, options: MUSEOptions) -> int:
         """Length in tokens of the longest sequence that the model will see.
 
-        Whole continuations (open-unlearning's variant) do not count; they are cut at the model's number of positions.
+        True continuations do not count: they are no longer than the generated ones, or (open-unlearning's variant) cut
+        at the model's number of positions.
         """
         prompts = [len(ids) + new_tokens(name, options) for name, rows in self.prompts.items() for ids in rows]
-        texts = (rows for name, rows in (*self.examples.items(), *self.lowered.items()) if name != "verbmem")
+        texts = (rows for name, rows in (*self.examples.items(), *self.lowered.items()) if name not in self.prompts)
         return max([*prompts, *(len(ids) for rows in texts for ids, _ in rows)], default=0)
 
 
@@ -158,11 +159,11 @@ def _plan_generations(data: MUSEData, style: TextStyle, options: MUSEOptions, pl
     plan.targets["verbmem"] = [
         row["gt"] if options.whole else beginning(row["gt"], tokenizer, options.verbmem_tokens) for row in data.verbmem
     ]
-    if options.memorization:
-        continued = zip(data.verbmem, plan.prompts["verbmem"], plan.targets["verbmem"], strict=True)
-        plan.examples["verbmem"] = [
-            _continued(style, ids, spaced(row["prompt"], target)) for row, ids, target in continued
-        ]
+    most = OPEN_UNLEARNING_TOKENS if options.memorization else options.verbmem_tokens
+    continued = zip(data.verbmem, plan.prompts["verbmem"], plan.targets["verbmem"], strict=True)
+    plan.examples["verbmem"] = [
+        _continued(style, ids, spaced(row["prompt"], target), most) for row, ids, target in continued
+    ]
     for side, rows in data.knowmem.items():
         name = f"knowmem_{side}"
         shown = "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in data.in_context[side])
@@ -170,8 +171,10 @@ def _plan_generations(data: MUSEData, style: TextStyle, options: MUSEOptions, pl
         opening = "Answer: " if options.space == "prompt" else "Answer:"
         plan.prompts[name] = [style.prompt(f"{shown}Question: {row['question']}\n{opening}") for row in rows]
         plan.targets[name] = [row["answer"] for row in rows]
-    for name, prompts in plan.prompts.items():
-        plan.examples.setdefault(name, [(ids, [IGNORED] * (len(ids) - 1) + ids[-1:]) for ids in prompts])
+        plan.examples[name] = [
+            _continued(style, ids, spaced(opening, target), options.knowmem_tokens)
+            for ids, target in zip(plan.prompts[name], plan.targets[name], strict=True)
+        ]
 
 
 def _plan_texts(
@@ -211,20 +214,20 @@ def _plan_texts(
 def _text_example(style: TextStyle, text: str, options: MUSEOptions) -> Example:
     """Return the ids and labels of a text."""
     example = style.example("", text)
-    return _cut(example, len(start_ids(style.tokenizer))) if options.whole else example
+    return _cut(example, len(start_ids(style.tokenizer)) + OPEN_UNLEARNING_TOKENS) if options.whole else example
 
 
-def _continued(style: TextStyle, prompt: list[int], text: str) -> Example:
-    """Return the ids and labels of a prompt with its true continuation; no token is scored if that is blank."""
+def _continued(style: TextStyle, prompt: list[int], text: str, most: int) -> Example:
+    """Return the ids and labels of a prompt with at most so many tokens of its true continuation; none if blank."""
     if not text.strip():
         return prompt, [IGNORED] * len(prompt)
-    return _cut(style.join(prompt, text), len(prompt))
+    return _cut(style.join(prompt, text), len(prompt) + most)
 
 
-def _cut(example: Example, prompt: int) -> Example:
-    """Cut an example `OPEN_UNLEARNING_TOKENS` after the prompt, as open-unlearning does."""
+def _cut(example: Example, length: int) -> Example:
+    """Cut an example to a length in tokens."""
     ids, labels = example
-    return ids[: prompt + OPEN_UNLEARNING_TOKENS], labels[: prompt + OPEN_UNLEARNING_TOKENS]
+    return ids[:length], labels[:length]
 
 
 def spaced(prompt: str, text: str) -> str:
@@ -261,19 +264,27 @@ def evaluate_muse(
     evaluated = EvaluatedRows({name: [] for name in plan.rows})
     evaluated.skipped = {name: list(rows) for name, rows in plan.skipped.items()}
     work = Measurement(policy, plan.stop_ids, measuring, device, progress)
-    scores = _scored(work, plan.examples, "texts scored", ("privleak_forget", "privleak_holdout"))
+    whole = {name: examples for name, examples in plan.examples.items() if name not in plan.prompts}
+    scores = _scored(work, whole, "texts scored", ("privleak_forget", "privleak_holdout"))
     lowered = _scored(work, plan.lowered, "texts scored in lower case") if options.lowercase else {}
     rows = measuring.generation_rows or BATCH_ROWS
     for name, prompts in plan.prompts.items():
         memorized = name == "verbmem" and options.memorization
-        known = [one.greedy_start() for one in scores[name]] if memorized else None
-        said = work.generate(prompts, name, max_new_tokens=new_tokens(name, options), batch_rows=rows, known=known)
-        for place, (ids, scored) in enumerate(zip(said, scores[name], strict=True)):
+        answers = plan.examples[name]
+        asked = [
+            Plan(name, row["index"], row, ids, place, [], detailed=False, length=len(answers[place][0]) - len(ids))
+            for place, (row, ids) in enumerate(zip(plan.rows[name], prompts, strict=True))
+        ]
+        limits = {"max_new_tokens": new_tokens(name, options), "batch_rows": rows}
+        answered = answer_and_score(work, asked, asked, answers, limits)
+        for place, (one, scored) in enumerate(zip(asked, answered, strict=True)):
             if scored.tokens and not math.isfinite(scored.nll):
                 reason = f"The log-likelihood of its tokens is not finite ({scored.nll})."
                 evaluated.skip(name, plan.rows[name][place]["index"], reason, measuring.on_missing)
                 continue
-            row = _generated(name, plan.rows[name][place], ids, plan.targets[name][place], options, tokenizer)
+            row = _generated(
+                name, plan.rows[name][place], one.said or [], plan.targets[name][place], options, tokenizer
+            )
             memory = _memorized(scored, options) if memorized else {}
             evaluated.sets[name].append(cast("Row", {**row, **memory}))
     for name, texts in plan.texts.items():

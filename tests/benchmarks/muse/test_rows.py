@@ -20,6 +20,7 @@ from dipo_lightning.benchmarks.muse.measuring import (
     spaced,
 )
 from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation import questions
 from dipo_lightning.evaluation.rows import Measuring
 from dipo_lightning.quickstart.newspaper import write_fictitious_news
 from tests.helpers.toys import toy_model, toy_tokenizer
@@ -92,6 +93,28 @@ def test_generations_and_rouge(data, model, evaluated):
     shown = "".join(f"Question: {r['question']}\nAnswer: {r['answer']}\n\n" for r in data.in_context["forget"])
     for row in evaluated.sets["knowmem_forget"]:
         assert row["generation"] == answer_part(alone(model, f"{shown}Question: {row['question']}\nAnswer: ", 6))
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("memorization", [True, False])
+def test_a_prompt_is_read_once_or_decoded_behind_its_scored_answer(
+    data, model, evaluated, monkeypatch, memorization, together
+):
+    begun = []
+    original = questions.generate
+    monkeypatch.setattr(
+        questions, "generate", lambda *args, known, **rest: begun.append(known) or original(*args, known=known, **rest)
+    )
+    if not together:
+        monkeypatch.setattr(questions, "score_and_answer", lambda *args, **options: ({}, {}))
+    options = dataclasses.replace(OPTIONS, memorization=memorization)
+    plan = plan_muse(data, toy_tokenizer(), options, MEASURING)
+    found = evaluate_muse(model, plan, options, MEASURING, toy_tokenizer())
+    assert [len(known) for known in begun] == ([0, 0, 0] if together else [3, 3, 3])
+    assert all(start for known in begun for start in known)
+    for name in plan.prompts:
+        pairs = zip(found.sets[name], evaluated.sets[name], strict=True)
+        assert all(row["generation"] == other["generation"] for row, other in pairs)
 
 
 def test_stems_are_compared_by_open_unlearning_only(data, model, monkeypatch):
