@@ -10,6 +10,15 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported: without a network it waits and asks again
 
 
+LONGEST = ("test_notebooks.py", "test_muse_small.py", "test_options.py", "test_kill.py", "test_repeatable.py")
+"""Files that take minutes. They begin first: begun last, one of them would leave the other process idle."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many drawn cases really ran (tests/properties), on however many processes."""
     reports = [report for kind in terminalreporter.stats.values() for report in kind]
