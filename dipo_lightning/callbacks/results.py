@@ -112,7 +112,7 @@ class ExportModel(Callback):
             return
         for option, name in self._names.items():
             evaluation = self._evaluation(trainer, name)
-            if evaluation and any(one.startswith(f"{evaluation.name}/") for one in trainer.callback_metrics):
+            if evaluation and any(map(evaluation.owns, trainer.callback_metrics)):
                 is_logged(f"ExportModel.best.{option}", name, trainer)
         if self._is_best(trainer):
             self.export(trainer, pl_module)
@@ -151,7 +151,7 @@ class ExportModel(Callback):
     def _evaluation(trainer: pl.Trainer, name: str) -> Evaluation | None:
         """The evaluation that logs a number; None if another part of the run does."""
         evaluations = (one for one in trainer.callbacks if isinstance(one, Evaluation))  # type: ignore[attr-defined]
-        return next((one for one in evaluations if name.startswith(f"{one.name}/")), None)
+        return next((one for one in evaluations if one.owns(name)), None)
 
     def _is_best(self, trainer: pl.Trainer) -> bool:
         """Compare the logged numbers with the exported moment's; True once if this moment is better."""

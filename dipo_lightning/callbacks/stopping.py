@@ -133,7 +133,7 @@ def refuse_before_evaluation(rule: Any, trainer: pl.Trainer) -> None:
     """Raise an `InputError` if a stop rule comes before the evaluation that logs the number it watches."""
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks[callbacks.index(rule) :]:
-        if isinstance(callback, Evaluation) and rule.monitor.startswith(f"{callback.name}/"):
+        if isinstance(callback, Evaluation) and callback.owns(rule.monitor):
             raise InputError(
                 f"{type(rule).__name__} watches {rule.monitor}, but stands before {type(callback).__name__} in "
                 "trainer.callbacks; list it after that callback."
@@ -149,8 +149,8 @@ def is_logged(option: str, name: str, trainer: pl.Trainer) -> bool:
     if name in trainer.callback_metrics:
         return True
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Evaluation) and name.startswith(f"{callback.name}/"):
-            began = any(logged.startswith(f"{callback.name}/") for logged in trainer.callback_metrics)
+        if isinstance(callback, Evaluation) and callback.owns(name):
+            began = any(map(callback.owns, trainer.callback_metrics))
             if not began and (callback.schedule.every_n_epochs or callback.schedule.every_n_steps):
                 return False
     known = ", ".join(sorted(trainer.callback_metrics)) or "none"

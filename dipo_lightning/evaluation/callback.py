@@ -255,6 +255,10 @@ class Evaluation(Scheduled):
 
     # Course of an evaluation.
 
+    def owns(self, number: str) -> bool:
+        """Return whether a logged number is of this evaluation, by its name."""
+        return number.startswith(f"{self.name}/")
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check everything before the model is loaded, and reset the state of an earlier run."""
         if stage == TrainerFn.FITTING:

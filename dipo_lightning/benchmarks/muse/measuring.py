@@ -235,6 +235,10 @@ def spaced(prompt: str, text: str) -> str:
     return text if prompt[-1:].isspace() or text[:1].isspace() else f" {text}"
 
 
+_NOT_FINITE = "The log-likelihood of its tokens is not finite ({})."
+"""Reason why a row has no value."""
+
+
 def evaluate_muse(
     policy: nn.Module,
     plan: MUSEPlan,
@@ -267,33 +271,24 @@ def evaluate_muse(
     whole = {name: examples for name, examples in plan.examples.items() if name not in plan.prompts}
     scores = _scored(work, whole, "texts scored", ("privleak_forget", "privleak_holdout"))
     lowered = _scored(work, plan.lowered, "texts scored in lower case") if options.lowercase else {}
-    rows = measuring.generation_rows or BATCH_ROWS
-    for name, prompts in plan.prompts.items():
+    for name in plan.prompts:
         memorized = name == "verbmem" and options.memorization
-        answers = plan.examples[name]
-        asked = [
-            Plan(name, row["index"], row, ids, place, [], detailed=False, length=len(answers[place][0]) - len(ids))
-            for place, (row, ids) in enumerate(zip(plan.rows[name], prompts, strict=True))
-        ]
-        limits = {"max_new_tokens": new_tokens(name, options), "batch_rows": rows}
-        answered = answer_and_score(work, asked, asked, answers, limits)
-        for place, (one, scored) in enumerate(zip(asked, answered, strict=True)):
+        answered = zip(
+            plan.rows[name], plan.targets[name], _answered(work, plan, name, options, measuring), strict=True
+        )
+        for row, target, (said, scored) in answered:
             if scored.tokens and not math.isfinite(scored.nll):
-                reason = f"The log-likelihood of its tokens is not finite ({scored.nll})."
-                evaluated.skip(name, plan.rows[name][place]["index"], reason, measuring.on_missing)
+                evaluated.skip(name, row["index"], _NOT_FINITE.format(scored.nll), measuring.on_missing)
                 continue
-            row = _generated(
-                name, plan.rows[name][place], one.said or [], plan.targets[name][place], options, tokenizer
-            )
             memory = _memorized(scored, options) if memorized else {}
-            evaluated.sets[name].append(cast("Row", {**row, **memory}))
+            measured = {**_generated(name, row, said, target, options, tokenizer), **memory}
+            evaluated.sets[name].append(cast("Row", measured))
     for name, texts in plan.texts.items():
         for place, row in enumerate(plan.rows[name]):
             lower = lowered[name][place].nll if name in lowered else None
             found = _text_scores(scores[name][place], lower, texts[place], options, measuring)
             if bad := {key: value for key, value in found.items() if not math.isfinite(value)}:
-                reason = f"The log-likelihood of its tokens is not finite ({bad})."
-                evaluated.skip(name, row["index"], reason, measuring.on_missing)
+                evaluated.skip(name, row["index"], _NOT_FINITE.format(bad), measuring.on_missing)
             else:
                 evaluated.sets[name].append(cast("Row", {**row, **found}))
     return evaluated
@@ -307,6 +302,20 @@ def _scored(
     examples = [example for some in sets.values() for example in some]
     found = work.score(examples, what, [place for place, name in enumerate(names) if name in z_sets])
     return {name: [one for one, of in zip(found, names, strict=True) if of == name] for name in sets}
+
+
+def _answered(
+    work: Measurement, plan: MUSEPlan, name: str, options: MUSEOptions, measuring: Measuring
+) -> list[tuple[list[int], TokenScores]]:
+    """Continue the prompts of a set, and score their true continuations, from the same forward passes if possible."""
+    answers = plan.examples[name]
+    asked = [
+        Plan(name, row["index"], row, ids, place, [], detailed=False, length=len(answers[place][0]) - len(ids))
+        for place, (row, ids) in enumerate(zip(plan.rows[name], plan.prompts[name], strict=True))
+    ]
+    limits = {"max_new_tokens": new_tokens(name, options), "batch_rows": measuring.generation_rows or BATCH_ROWS}
+    scores = answer_and_score(work, asked, asked, answers, limits)
+    return [(one.said or [], scored) for one, scored in zip(asked, scores, strict=True)]
 
 
 def _generated(
