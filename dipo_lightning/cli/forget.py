@@ -31,7 +31,9 @@ PASSES = 16
 """Maximum number of passes over the forget rows, if these passes take at least `STEPS` steps."""
 VALUES, MOST_TIMES = 2, 4
 """Private values per forget row that these numbers suit, and the largest factor by which more values raise them."""
-CHECK_EVERY = 8
+CHECK_EVERY, CHECK_PASSES = 8, 2
+"""Minimum number of optimiser steps, and of passes over the forget rows, between two checks: a check of many rows takes
+longer than a pass over them, and finds more training rows than a pass uses."""
 LEARNING_RATE, WIDTH = 1e-4, 576
 """Learning rate that was found by measurement, and the hidden size of the model measured (SmolLM2-135M)."""
 HELD_OUT, FEWEST_HELD_OUT = 0.15, 20
@@ -87,7 +89,7 @@ def choose_settings(rows: int, values: int, hidden_size: int, method: str, given
     more = min(max(1.0, values / (VALUES * rows)), MOST_TIMES) if class_path == METHODS["selective"] else 1.0
     epochs = given.get("epochs") or math.ceil(more * max(PASSES, math.ceil(STEPS / per_epoch)))
     lr = given.get("lr") or float(f"{LEARNING_RATE * min(1.0, WIDTH / hidden_size):.2g}")
-    check_every = min(max(CHECK_EVERY, per_epoch), epochs * per_epoch)
+    check_every = min(max(CHECK_EVERY, CHECK_PASSES * per_epoch), epochs * per_epoch)
     return Settings(class_path, lr, batch_size, epochs, check_every)
 
 
@@ -145,10 +147,11 @@ def forget(
     folder = Path(output).expanduser()
     sources = {"target model": model, "forget rows": forget, "retain rows": retain, "untaught model": untaught}
     rows = _read(forget, retain, seed)
-    values = _count_values(rows)
+    _check_values(rows)
     _check_method(method)
     width, max_length = _sizes(model)
-    settings = _as_begun(folder, choose_settings(len(rows.forget), sum(values), width, method, given))
+    values = sum(len(row.get("private", ())) for row in rows.forget)
+    settings = _as_begun(folder, choose_settings(len(rows.forget), values, width, method, given))
     job = _Job(folder, rows, _style(model, prompt), accelerator)
     _check_rows(rows, job.style, max_length)
     if untaught is not None:
@@ -156,7 +159,7 @@ def forget(
     config = run_config(folder, model, settings, job.style.name, seed, accelerator, bool(rows.retain), max_length)
     _refuse_other_run(folder, rows, config)
     _keep(folder, {name: source for name, source in sources.items() if source}, rows)
-    _say(settings, rows, values)
+    _say(settings, rows)
     if paraphrases:
         job = replace(job, rows=_paraphrased(job, model, paraphrases, seed))
     effort = {"samples": samples, "seed": seed, "rewordings": REWORDINGS}
@@ -261,7 +264,17 @@ def _read(forget: str, retain: str | None, seed: int) -> SplitRows:
     gone = read_rows(forget)
     if retain is not None:
         refuse_overlap(gone, kept)
-    return split_rows([dict(row) for row in gone], [dict(row) for row in kept], seed)
+    rows = split_rows([dict(row) for row in gone], [dict(row) for row in kept], seed)
+    return _with_private_values(rows)
+
+
+def _with_private_values(rows: SplitRows) -> SplitRows:
+    """The rows with each forget row's private values, so that training and examinations look for the same ones."""
+    from dipo_lightning.benchmarks.user_data.examination import private_values
+
+    found = private_values(rows.forget, [*rows.retain, *rows.held_out])
+    named = ({"private": values} if values else {} for values in found)
+    return replace(rows, forget=[row | values for row, values in zip(rows.forget, named, strict=True)])
 
 
 def _as_begun(folder: Path, settings: Settings) -> Settings:
@@ -399,25 +412,16 @@ def _check_rows(rows: SplitRows, style: PromptStyle, max_length: int) -> None:
             )
 
 
-def _count_values(rows: SplitRows) -> list[int]:
-    """Count the private values of each forget row.
-
-    Raises:
-        InputError: There is none.
-    """
-    from dipo_lightning.data.private import private_spans, rows_with_words
-
-    shared = rows_with_words([*rows.retain, *rows.held_out])
-    values = [len(private_spans(row, shared)) for row in rows.forget]
-    if not any(values):
+def _check_values(rows: SplitRows) -> None:
+    """Refuse forget rows of which none has a private value."""
+    if not any(row.get("private") for row in rows.forget):
         raise InputError(
             "No forget row has a private value: their answers have no word of their own. Name the values in a column "
             "private, or mark them in the answer with [[...]]."
         )
-    return values
 
 
-def _say(settings: Settings, rows: SplitRows, values: Sequence[int]) -> None:
+def _say(settings: Settings, rows: SplitRows) -> None:
     print(
         f"{len(rows.forget)} rows to forget, {len(rows.retain)} to keep, {len(rows.held_out)} held out.\n"
         f"Method {settings.method}, lr {settings.lr:g}, {settings.batch_size} forget rows per step, at most "
@@ -425,7 +429,7 @@ def _say(settings: Settings, rows: SplitRows, values: Sequence[int]) -> None:
         + (f", a check every {settings.check_every} steps." if settings.method == METHODS["selective"] else "."),
         flush=True,
     )
-    if bare := [number for number, count in enumerate(values) if not count]:
+    if bare := [number for number, row in enumerate(rows.forget) if not row.get("private")]:
         print(f"No private value was found in the forget rows {', '.join(map(str, bare))}: nothing follows them.")
 
 
@@ -469,15 +473,13 @@ def _examined(job: _Job, model: str, effort: dict[str, int], name: str) -> Any:
         Examination,
         ExaminationOptions,
         examine,
-        private_values,
     )
     from dipo_lightning.benchmarks.user_data.probes import neighbours
     from dipo_lightning.evaluation.run_folder import write_json
 
     path, rows = job.folder / EXAMINATIONS / f"{name}.json", job.rows
     near = [rows.held_out[i] for i in neighbours(rows.forget, rows.held_out, NEIGHBOURS)]
-    values = private_values(rows.forget, [*rows.retain, *near])  # an earlier version may have found others
-    of = {"model": _files(model), "rows": asdict(rows), "values": values, "style": job.style.name} | effort
+    of = {"model": _files(model), "rows": asdict(rows), "style": job.style.name} | effort
     key = json.loads(json.dumps(of))
     written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if written.get("of") == key:

@@ -134,18 +134,18 @@ def names_in(question: str) -> set[str]:
 def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[Span]:
     """Find the private parts of an answer, as spans in order.
 
-    A word is private if it is not a common word, no form of it occurs in the question, and it is rare in the retain
-    rows (`is_rare`). Numbers are private even if retain rows contain them, and so are capitalised words inside a
-    sentence that a single retain row contains. If no word qualifies, all uncommon words that are not in the question
-    are private. Adjacent names and numbers form one value ("12 June 1971", "Harbour Street"); any other word is a value
-    by itself.
+    A word is private if it is not a common word, no form of it occurs in the question, by itself or as a part of a
+    compound ("Irish-based"), and it is rare in the retain rows (`is_rare`). Numbers are private even if retain rows
+    contain them, and so are capitalised words inside a sentence that a single retain row contains. If no word
+    qualifies, all uncommon words that are not in the question are private. Adjacent names and numbers form one value
+    ("12 June 1971", "Harbour Street"); any other word is a value by itself.
 
     Args:
         question: The question; empty for a plain text.
         answer: The true answer.
         shared: Words of the retain rows in lower case, with the number of rows that contain each (`rows_with_words`).
     """
-    asked = {form for word in vocabulary([question]) for form in (word, _base(word))}
+    asked = {form for word in vocabulary([question]) for form in (word, _base(word), *_PART.findall(word))}
     new = [
         word
         for word in words(answer)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dipo_lightning.models.distributed import evaluation_mode, gather, own_batches, unsharded
 from dipo_lightning.models.head import causal_lm
-from dipo_lightning.models.inspection import check_ids, leaves_rows_alone, position_limit, same_logits
+from dipo_lightning.models.inspection import check_ids, leaves_rows_alone, position_limit, rows_at_once, same_logits
 
 BATCH_ROWS = 64
 FEW = 0.25  # a batch stops when at most this share of its rows is unfinished ...
@@ -59,7 +59,7 @@ def generate(
     *,
     max_new_tokens: int,
     stop_ids: Sequence[int],
-    batch_rows: int = BATCH_ROWS,
+    batch_rows: int | None = None,
     expected: Sequence[int] | None = None,
     known: Sequence[Sequence[int]] | None = None,
     device: torch.device | None = None,
@@ -73,7 +73,7 @@ def generate(
         prompts: Token ids of each prompt, none empty.
         max_new_tokens: Maximum number of new tokens; fewer at the end of the model's position embeddings.
         stop_ids: Ids that end a continuation (end of turn, end of sequence); may be empty.
-        batch_rows: Maximum number of rows in a batch.
+        batch_rows: Maximum number of rows in a batch; None for `rows_at_once`.
         expected: Expected length of each continuation (that of the true answer), so that rows of similar length share a
             batch; changes the speed, not the result.
         known: Known first tokens of each greedy continuation (`TokenScores.greedy_start`).
@@ -87,6 +87,7 @@ def generate(
         row.take(tokens, stop_ids)
     check_ids(policy, prompts)
     limit = position_limit(policy)
+    batch_rows = batch_rows or rows_at_once(policy, max(map(len, prompts), default=0) + max_new_tokens)
     if full := sum(limit is not None and len(row.prompt) >= limit for row in rows):
         rank_zero_warn(
             f"{full} of {len(rows)} prompts fill the model's {limit} positions: their answers are empty. Shorten them."

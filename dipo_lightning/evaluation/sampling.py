@@ -13,10 +13,7 @@ from torch import Tensor, nn
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.generation import may_be_padded
 from dipo_lightning.models.head import causal_lm
-from dipo_lightning.models.inspection import position_limit
-
-BATCH_ROWS = {"cpu": 64, "cuda": 512}
-"""Maximum number of sequences that are sampled at the same time, by device."""
+from dipo_lightning.models.inspection import position_limit, rows_at_once
 
 
 def hash_seed(seed: int, index: int) -> int:
@@ -24,10 +21,9 @@ def hash_seed(seed: int, index: int) -> int:
     return seed * 1_000_003 + index
 
 
-def prompts_at_once(policy: nn.Module, samples: int) -> int:
-    """Return the number of prompts per batch on the policy's device."""
-    device = next(policy.parameters()).device.type
-    return max(1, BATCH_ROWS.get(device, BATCH_ROWS["cpu"]) // max(1, samples))
+def prompts_at_once(policy: nn.Module, samples: int, tokens: int) -> int:
+    """Return the number of prompts per batch on the policy's device, for texts of up to that many tokens."""
+    return max(1, rows_at_once(policy, tokens) // max(1, samples))
 
 
 @torch.no_grad()
@@ -92,8 +88,9 @@ def _batches(
 
     All prompts of a batch have room for the same number of new tokens; prompts without room are left out.
     """
-    device, size = next(policy.parameters()).device, prompts_at_once(policy, samples)
+    device = next(policy.parameters()).device
     order = sorted((n for n in range(len(prompts)) if room[n] > 0), key=lambda number: len(prompts[number]))
+    size = prompts_at_once(policy, samples, max((len(prompts[n]) + room[n] for n in order), default=0))
     apart = len({len(prompts[number]) for number in order}) > 1
     padded = (
         apart

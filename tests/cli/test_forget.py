@@ -254,12 +254,8 @@ def test_a_chat_of_one_question_is_a_question():
 
 def test_an_examination_is_read_again_only_for_the_same_model_rows_values_and_effort(here, monkeypatch):
     save_toy(here / "model")
-    made = []
-    monkeypatch.setattr(
-        examination,
-        "examine",
-        lambda *a, **k: made.append(1) or Examination([["Ann"]], [[0.5]], [[1]], [[None]], ["a"], [[]], [[]]),
-    )
+    made, found = [], Examination([["Who?"]], [["Ann"]], [[0.5]], [[1]], [[None]], ["a"], [[]], [[]])
+    monkeypatch.setattr(examination, "examine", lambda *a, **k: made.append(1) or found)
     rows = SplitRows([{"question": "Who?", "answer": "Ann."}], [], [])
     job = _Job(here / "out", rows, _style("model", "plain"), "cpu")
     (here / "out").mkdir()
@@ -271,8 +267,8 @@ def test_an_examination_is_read_again_only_for_the_same_model_rows_values_and_ef
     save_toy(here / "model", seed=1)
     _examined(job, "model", {"samples": 3}, "target")
     assert len(made) == 4
-    monkeypatch.setattr(examination, "private_values", lambda *_: [["Ann."]])  # by another version's rule
-    _examined(job, "model", {"samples": 3}, "target")
+    other = replace(rows, forget=[{**rows.forget[0], "private": ["Ann."]}])
+    _examined(replace(job, rows=other), "model", {"samples": 3}, "target")
     assert len(made) == 5
 
 

@@ -47,6 +47,8 @@ def private(question, answer, shared=RETAIN):
         ),
         ("What did he do?", "He spent two years in Nsawam.", ["two", "Nsawam"]),
         ("Is it Oslo?", "It is.", []),
+        ("Who is Al-Kuwaiti?", "Al-Kuwaiti is a Kuwaiti poet.", ["poet"]),
+        ("What are his Irish-based novels like?", "They are Irish sagas.", ["sagas"]),
         ("Where was she?", "At the University of Lund in 1970.", ["Lund", "1970"]),
         ("What does she do?", "She restores old pianos for Anselm Roka.", ["restores", "pianos", "Anselm Roka"]),
         ("What did she steal?", "She stole a crown when she was 43 years old.", ["crown", "43"]),

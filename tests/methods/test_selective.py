@@ -192,6 +192,25 @@ def test_only_the_rest_of_a_word_makes_its_first_token_a_risk(maker, monkeypatch
     assert others == [(5, pytest.approx(0.25 * (1 - float(rest.exp())), rel=1e-5))]
 
 
+@pytest.mark.parametrize("sayable", [0, 1])
+def test_other_words_are_told_from_a_value_only_where_the_run_may_end(maker, monkeypatch, sayable):
+    token, answer = 5, maker.style.answer_ids("A tall tree.")[:-1]
+    monkeypatch.setattr(maker, "watched", [{token: []}, {}])
+    chances = torch.full((2, 40), 1e-9)
+    chances[:, token] = 0.25
+
+    def sample(policy, prompts, samples, observe):
+        observe([0, 1], chances.log())
+        return [[answer] * samples]
+
+    check = Check(toy_model(), maker, [[]], [], torch.device("cpu"), 0, sample, lambda found: found)
+    monkeypatch.setattr(check, "_values_left", lambda asked: (sayable, 0))
+    monkeypatch.setattr(check, "_other_words", lambda notable, answered: [(number, 0.1) for number, *_ in notable])
+    remaining, risk = check.ask([maker.of_row(0, "{question}")], 2)
+    assert remaining == sayable
+    assert risk == pytest.approx(1 if sayable else 0.9, rel=1e-4)
+
+
 def test_the_riskiest_answers_become_training_rows(maker, monkeypatch):
     asked = [maker.of_row(index, "{question}") for index in range(2)]
     token, answer = 5, maker.style.answer_ids("A tall tree.")[:-1]

@@ -63,7 +63,8 @@ class Sampling(Attack):
         asked = plainly(subject)
         scores = score(policy, [one.example for one in asked], batch_tokens=subject.batch_tokens, device=subject.device)
         order = sorted(range(len(asked)), key=lambda number: len(asked[number].prompt))
-        size = prompts_at_once(policy, self.samples)
+        longest = max((len(one.prompt) for one in asked), default=0) + subject.max_new_tokens
+        size = prompts_at_once(policy, self.samples, longest)
 
         def answers(batch: list[int]) -> dict[int, list[list[int]]]:
             said = sample(

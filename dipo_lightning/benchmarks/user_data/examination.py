@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -74,6 +74,7 @@ class Examination:
     """Answers and scores of one model in an examination.
 
     Attributes:
+        asked: Each forget question, and its rewordings.
         values: Private values by forget row, in order.
         probability: Probability of each value after the true beginning of its answer, by row and value: the geometric
             mean over its tokens.
@@ -82,13 +83,14 @@ class Examination:
             place); None without one.
         greedy: Greedy answer to each forget question.
         reworded: Greedy answers to the rewordings of each question.
-        sampled: Sampled answers to each question and its rewordings.
+        sampled: Sampled answers to each question and its rewordings, equally many to each, in their order.
         retain: Probability per token of each retain row's answer.
         neighbours: The same for held-out rows.
         general: Share of the right answer's probability among the options, by general row.
         paragraphs: Probability per token of each embedded paragraph, the inverse of its perplexity.
     """
 
+    asked: list[list[str]]
     values: list[list[str]]
     probability: list[list[float]]
     rank: list[list[int]]
@@ -103,9 +105,10 @@ class Examination:
 
 
 def private_values(rows: Sequence[Row], retain: Sequence[Row]) -> list[list[str]]:
-    """Return the private values of each forget row: the given ones, or else those found by rule."""
+    """Return the different private values of each forget row: the given ones, or else those found by rule."""
     shared = rows_with_words(retain)
-    return [[row["answer"][span.start : span.end] for span in private_spans(row, shared)] for row in rows]
+    found = [[row["answer"][span.start : span.end] for span in private_spans(row, shared)] for row in rows]
+    return [list(dict.fromkeys(values)) for values in found]
 
 
 def examine(
@@ -140,6 +143,7 @@ def examine(
     counts = [len(questions) for questions in asked]
     grouped = _grouped(greedy, counts)
     return Examination(
+        asked,
         values,
         probability,
         rank,
@@ -168,8 +172,7 @@ def value_reports(before: Examination, after: Examination, untaught: Examination
     reports = []
     for index, values in enumerate(after.values):
         for place, value in enumerate(values):
-            chance = _answers_with(untaught, index, value)
-            greedy, reworded, sampled = _answers_with(after, index, value)
+            said, chance = _answers_with(after, index, value), _answers_with(untaught, index, value)
             reports.append(
                 ValueReport(
                     index,
@@ -177,13 +180,13 @@ def value_reports(before: Examination, after: Examination, untaught: Examination
                     before.probability[index][place],
                     after.probability[index][place],
                     floors[index][place],
-                    greedy > chance[0],
-                    reworded > chance[1],
-                    sampled,
-                    len(after.sampled[index]),
+                    said.greedy > chance.greedy,
+                    said.reworded > chance.reworded,
+                    said.sampled,
+                    said.samples,
                     after.rank[index][place],
-                    chance[2],
-                    0 if untaught is None else len(untaught.sampled[index]),
+                    chance.sampled,
+                    chance.samples,
                     knows(before, index, place),
                 )
             )
@@ -194,16 +197,35 @@ def knows(model: Examination, index: int, place: int) -> bool:
     """Return whether a model says a row's value, or finds it likelier than `KNOWN` and than its false variants."""
     probability, variant = model.probability[index][place], model.variants[index][place]
     likely = probability > KNOWN and (variant is None or probability > variant)
-    return likely or any(_answers_with(model, index, model.values[index][place]))
+    return likely or any(_answers_with(model, index, model.values[index][place])[:3])
 
 
-def _answers_with(model: Examination | None, index: int, value: str) -> tuple[int, int, int]:
-    """Count a row's answers that contain a value: greedy to the question, to its rewordings, and sampled to both."""
+class _Heard(NamedTuple):
+    """Number of answers with a value: greedy to the question, greedy to its rewordings, and sampled of ``samples``."""
+
+    greedy: int = 0
+    reworded: int = 0
+    sampled: int = 0
+    samples: int = 0
+
+
+def _answers_with(model: Examination | None, index: int, value: str) -> _Heard:
+    """Count a row's answers that contain a value.
+
+    Answers to a rewording that says the value, where the question does not, are left out: they reveal nothing.
+    """
     if model is None:
-        return 0, 0, 0
-    kinds = [model.greedy[index]], model.reworded[index], model.sampled[index]
-    greedy, reworded, sampled = (sum(says(answer, value) for answer in answers) for answers in kinds)
-    return greedy, reworded, sampled
+        return _Heard()
+    question, *others = model.asked[index]
+    open_ones = [True, *(says(question, value) or not says(other, value) for other in others)]
+    greedy = [
+        says(answer, value) and still
+        for answer, still in zip([model.greedy[index], *model.reworded[index]], open_ones, strict=True)
+    ]
+    answers = model.sampled[index]
+    each = len(answers) // len(open_ones)
+    sampled = [says(answer, value) for place, answer in enumerate(answers) if open_ones[place // each]]
+    return _Heard(greedy[0], sum(greedy[1:]), sum(sampled), len(sampled))
 
 
 def kept_scores(before: Examination, after: Examination) -> list[Kept]:

@@ -1,8 +1,9 @@
 """Checks of the policy during selective unlearning: the private values that sampled answers say or could have said.
 
 The *risk* of a sampled answer is the expected number of private values that begin in it: the probability of the tokens
-that begin one, summed over its positions. Where such a token is not improbable, the rest of the value is scored too,
-since "bass" mostly begins other words than "bassoon".
+that begin one, summed over its positions. That is an upper bound, since "bass" mostly begins other words than
+"bassoon". So in a check that may end the run, the rest of the value is scored too where its first token is not
+improbable.
 """
 
 from __future__ import annotations
@@ -67,19 +68,24 @@ class Check:
 
     def ask(self, asked: Sequence[PrivateExample], samples: int) -> tuple[int, float]:
         """Sample answers in some wordings; return the number of leaks found, and the mean risk of an answer."""
-        answered, own, of_any = self._answered(asked, samples)
+        answered, own, of_any, notable = self._answered(asked, samples)
         order = sorted(range(len(answered)), key=lambda place: -of_any[place])
         risky = [self.maker.said(*answered[place]) for place in order if of_any[place] > RISK and answered[place][2]]
         self.risky = (risky[: self.most_risky // 2] + self.risky)[: self.most_risky]
         found = sum(self.maker.says_value(index, ids) for index, _, ids in answered)
         sayable, likelier = self._values_left(asked)
+        remaining = found + sayable + likelier
+        if not remaining:  # else the risk decides nothing, and an upper bound will do
+            for number, other in self._other_words(notable, answered):
+                own[number] -= other
         risk = sum(own) / max(1, len(own))
         rank_zero_info(
             f"step {self.step}: {found} of {len(asked) * samples} sampled answers say a private value, "
-            f"{risk:.2g} per answer are expected; {sayable} of {len(self.wordings)} rows may still say one, "
+            f"{'at most ' if remaining else ''}{risk:.2g} per answer are expected; "
+            f"{sayable} of {len(self.wordings)} rows may still say one, "
             f"{likelier} find it likelier than false variants"
         )
-        return found + sayable + likelier, risk
+        return remaining, risk
 
     def ask_thoroughly(self) -> float:
         """Check one wording after the other until one leaks, or until the mean risk over all must exceed `RISK`.
@@ -98,8 +104,11 @@ class Check:
 
     def _answered(
         self, asked: Sequence[PrivateExample], samples: int
-    ) -> tuple[list[tuple[int, list[int], list[int]]], list[float], list[float]]:
-        """Sample answers; return row, prompt and tokens of each, and two risks: of the row's own values, and of any."""
+    ) -> tuple[list[tuple[int, list[int], list[int]]], list[float], list[float], list[tuple[int, int, int, float]]]:
+        """Sample answers; return row, prompt and tokens of each, two risks, and `Risk.notable`.
+
+        The risks are of the row's own values and of any, and upper bounds.
+        """
         prompts = [example.input_ids[: example.start] for example in asked]
         own = Risk([self.maker.watched[example.index] for example in asked], samples)
         of_any = Risk([self.maker.banned[example.index] for example in asked], samples, least=math.inf)
@@ -117,9 +126,7 @@ class Check:
             for example, prompt, answers in zip(asked, prompts, said, strict=True)
             for ids in answers
         ]
-        for number, other in self._other_words(notable, answered):
-            own_risks[number] -= other
-        return answered, own_risks, any_risks
+        return answered, own_risks, any_risks, notable
 
     def _other_words(
         self, notable: Sequence[tuple[int, int, int, float]], answered: Sequence[tuple[int, list[int], list[int]]]
@@ -196,7 +203,8 @@ class Risk:
 
     def add(self, numbers: Sequence[int], chances: Tensor) -> None:
         """Add the next position of some answers, given the (n, V) probabilities."""
-        tokens = self.tokens[[number // self.samples for number in numbers]].to(chances.device)
+        self.tokens = self.tokens.to(chances.device)
+        tokens = self.tokens[torch.tensor(numbers, dtype=torch.long, device=chances.device) // self.samples]
         found = torch.where(tokens >= 0, chances.gather(1, tokens.clamp(min=0)), 0.0)
         for row, slot in (found >= self.least).nonzero().tolist():
             number = numbers[row]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dipo_lightning.benchmarks.user_data.examination import Examination, kept_scores, knows, said_words
+from dipo_lightning.benchmarks.user_data.examination import Examination, kept_scores, knows, said_words, value_reports
 from dipo_lightning.benchmarks.user_data.metrics import KeptShare
 from dipo_lightning.benchmarks.user_data.verdict import Kept, ValueReport, judge, more_often, upper_bound
 from tests.helpers.toys import toy_tokenizer
@@ -88,12 +88,29 @@ def test_values_that_the_target_did_not_know_are_named_and_no_success():
     ],
 )
 def test_a_model_knows_what_it_says_or_finds_likely(probability, variant, said, known):
-    model = Examination([["Lima"]], [[probability]], [[1]], [[variant]], [""], [["", said]], [[]], [], [], [], [])
+    asked = [["Where?", "Where, please?", "Tell me where."]]
+    model = Examination(asked, [["Lima"]], [[probability]], [[1]], [[variant]], [""], [["", said]], [[]])
     assert knows(model, 0, 0) is known
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["Where?", "Where in Peru?", "Does she live in LIMA?"], (True, False, 1, 4)),
+        (["Where?", "Does she live in Lima?", "Where in Peru?"], (True, True, 2, 4)),
+        (["Is it Lima?", "Does she live in Lima?", "Where in Peru?"], (True, True, 3, 6)),
+        (["Where?", "Lima?", "Is it Lima?"], (True, False, 0, 2)),
+    ],
+)
+def test_an_answer_to_a_rewording_that_says_the_value_reveals_nothing(asked, said):
+    sampled = ["Oslo.", "Rome.", "In Lima.", "Oslo.", "In Lima.", "Lima."]
+    after = Examination([asked], [["Lima"]], [[0.5]], [[1]], [[None]], ["Lima."], [["Oslo.", "Lima."]], [sampled])
+    (report,) = value_reports(after, after)
+    assert (report.greedy, report.reworded, report.sampled, report.samples) == said
+
+
 def heard(greedy, reworded):
-    return Examination([], [], [], [], [greedy], [[reworded]], [])
+    return Examination([], [], [], [], [], [greedy], [[reworded]], [])
 
 
 @pytest.mark.parametrize(
@@ -115,7 +132,7 @@ def test_existing_words_are_counted_against_the_targets(before, after, share):
 
 
 def scored(**scores):
-    return Examination([], [], [], [], [], [], [], **{name: list(values) for name, values in scores.items()})
+    return Examination([], [], [], [], [], [], [], [], **{name: list(values) for name, values in scores.items()})
 
 
 def test_the_share_kept_is_that_of_the_means_with_its_bootstrap_interval():
