@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.generation import may_be_padded
+from dipo_lightning.evaluation.generation import may_be_padded, rows_at_once
 from dipo_lightning.models.head import causal_lm
-from dipo_lightning.models.inspection import position_limit, rows_at_once
+from dipo_lightning.models.inspection import position_limit
 
 
 def hash_seed(seed: int, index: int) -> int:
@@ -129,7 +129,7 @@ def _sample_batch(
         """Return the mask and the positions, if there are padded or hidden tokens."""
         return {"attention_mask": mask, **dict.fromkeys(positioned, positions)} if masked else {}
 
-    output = policy(input_ids=ids, use_cache=True, **view())
+    output = policy(input_ids=ids, use_cache=True, logits_to_keep=1, **view())
     logits = output.logits[:, -1].repeat_interleave(samples, 0)
     cache = _repeated(output.past_key_values, samples)
     mask, positions = mask.repeat_interleave(samples, 0), positions[:, -1:].repeat_interleave(samples, 0)

@@ -201,29 +201,6 @@ def position_limit(model: nn.Module) -> int | None:
     return None
 
 
-def rows_at_once(model: nn.Module, tokens: int, on_cpu: int = 64, share: float = 1 / 8) -> int:
-    """Return the number of rows that are decoded together: on a GPU as many as fit into a share of its memory.
-
-    Args:
-        model: A ``transformers`` causal LM on its device.
-        tokens: Maximum length of a row.
-        on_cpu: The number on a CPU, where more save no time.
-        share: Share of the GPU's whole memory, so that the number does not depend on what else is there.
-    """
-    weight = next(model.parameters())
-    if weight.device.type != "cuda":
-        return on_cpu
-    config = causal_lm(model).config.get_text_config()
-    heads = getattr(config, "num_attention_heads", None) or 1
-    keys = (getattr(config, "num_key_value_heads", None) or heads) * (
-        getattr(config, "head_dim", None) or config.hidden_size // heads
-    )
-    cache = 2 * tokens * getattr(config, "num_hidden_layers", 1) * keys * weight.element_size()
-    logits = 40 * vocabulary_size(model)  # of the next token: in the model's dtype, and some copies in float64
-    memory = torch.cuda.get_device_properties(weight.device).total_memory
-    return max(1, int(share * memory / (cache + logits)))
-
-
 def rope_types(model: nn.Module) -> set[str]:
     """Return the kinds of rotary embeddings in the configuration, of any layer."""
     found = getattr(causal_lm(model).config.get_text_config(decoder=True), "rope_parameters", None) or {}

@@ -13,6 +13,7 @@ from dipo_lightning.cli.forget import (
     SplitRows,
     _examined,
     _Job,
+    _read,
     _style,
     choose_settings,
     run_config,
@@ -94,6 +95,8 @@ def test_two_files_give_a_model_and_a_verdict_and_the_same_command_does_nothing_
     verdict = json.loads((here / "out/verdict.json").read_text())
     assert {value["value"] for value in verdict["values"]} >= {"glassblower", "12 June 1971"}
     assert all(value["samples"] == 6 for value in verdict["values"]), "the question and two rewordings by rule"
+    trained = [json.loads(line)["private"] for line in (here / "out/data/forget.jsonl").read_text().splitlines()]
+    assert trained == [[value["value"] for value in verdict["values"] if value["index"] == row] for row in (0, 1)]
     assert (here / "model/model.safetensors").read_bytes() == before
     card = (here / "out/run/model/README.md").read_text()
     assert "## Verdict" in card
@@ -111,6 +114,19 @@ def test_two_files_give_a_model_and_a_verdict_and_the_same_command_does_nothing_
     assert main(command) == 2, "a cleaned run"
     assert not (here / "out/data").exists()
     assert (here / "out/run/model/model.safetensors").read_bytes() == weights
+
+
+def test_the_rows_of_a_run_name_the_values_that_no_retain_row_has(here):
+    rows = [("Who is Al-Amin?", "Al-Amin, a zither player, is called Amin Roka, Amin Roka."), ("Is he?", "He is not.")]
+    marked = {"question": "Where?", "answer": "In Lima.", "private": ["Lima"]}
+    forget = write(here / "forget.jsonl", rows)
+    with Path(forget).open("a") as file:
+        file.write(json.dumps(marked) + "\n")
+    for number in range(30):  # of the row with the word; some are held out
+        answers = [f"Answer number {n} has a {'zither' if n == number else 'harp'}." for n in range(30)]
+        retain = write(here / "retain.jsonl", [(f"Question {n}?", answer) for n, answer in enumerate(answers)])
+        found = [row.get("private") for row in _read(forget, retain, 0).forget]
+        assert found == [["player", "Roka"], None, ["Lima"]]
 
 
 def test_running_text_is_refused_before_a_model_is_loaded(here, capsys):

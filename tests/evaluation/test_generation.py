@@ -3,12 +3,13 @@
 import logging
 import random
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from dipo_lightning.evaluation.generation import generate
+from dipo_lightning.evaluation.generation import generate, rows_at_once
 from dipo_lightning.evaluation.scoring import score
 from tests.helpers.toys import EOS, FAMILIES, VOCABULARY, toy_model, toy_tokenizer
 
@@ -180,3 +181,17 @@ def test_a_family_whose_own_decoding_fails_is_decoded_from_the_definition(monkey
     alone = [plain_generate(model, prompt, 5, [EOS_ID]) for prompt in asked]
     monkeypatch.setattr(model, "generate", generate_of_blt)
     assert generate(model, asked, max_new_tokens=5, stop_ids=[EOS_ID]) == alone
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(100, 625), (100_000, 1), (10**9, 1)])
+def test_rows_decoded_together_fit_into_a_share_of_the_gpus_memory(
+    tokens: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = toy_model(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=3)
+    assert rows_at_once(model, tokens) == 64, "on the CPU"
+    weight = SimpleNamespace(device=torch.device("cuda"), element_size=lambda: 2)
+    row = 2 * 100 * 3 * (2 * 8) * 2 + 40 * VOCABULARY  # keys and values of 100 tokens, and logits
+    card = SimpleNamespace(total_memory=8 * 625 * row)
+    monkeypatch.setattr(model, "parameters", lambda: iter([weight]))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    assert rows_at_once(model, tokens) == rows
