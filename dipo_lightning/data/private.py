@@ -63,8 +63,11 @@ def _common_bases() -> frozenset[str]:
     return frozenset(map(_base, _common_words()))
 
 
-_FULL_NAME = re.compile(r"\p{Lu}\S*\s+\p{Lu}")
+_FULL_NAME = re.compile(r"\p{Lu}[\p{L}\p{M}'’-]*\s+\p{Lu}")
 """Two capitalised words, which are a name at the beginning of a sentence too ("Joy Young told the police")."""
+
+_ADVERB = re.compile(r"^(?!.*(?:fly|family|supply|homily|assembly|anomaly|monopoly)$).{4,}ly$")
+"""A word of six letters or more in -ly, which says how and not what."""
 
 _AGENT = re.compile(r"(?:er|or|ar|ist|ian|ant|ent|ive|man|woman)s?$")
 """Ending of many occupations, which may have the stem of a common word: manage and manager, report and reporter."""
@@ -145,14 +148,25 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
         answer: The true answer.
         shared: Words of the retain rows in lower case, with the number of rows that contain each (`rows_with_words`).
     """
-    asked = {form for word in vocabulary([question]) for form in (word, _base(word), *_PART.findall(word))}
-    new = [
-        word
-        for word in words(answer)
-        if not _is_common(answer, word) and asked.isdisjoint((word.text, _base(word.text)))
-    ]
+    forms = {form for word in vocabulary([question]) for form in (word, *_compounded(word))}
+    asked = {form for word in forms for form in (word, _base(word))}
+
+    def is_known(word: str, name: bool) -> bool:
+        return not asked.isdisjoint((word, _base(word))) or (not name and _is_common_word(word))
+
+    new = []
+    for word in words(answer):
+        parts, name = _compounded(word.text) or [word.text], _is_name(answer, word) or _opens_name(answer, word)
+        if not (word.text in FUNCTION_WORDS or word.text in asked or all(is_known(part, name) for part in parts)):
+            new.append(word)
     chosen = [word for word in new if _is_own(answer, word, shared)] or new
     return _join(answer, chosen)
+
+
+def _compounded(word: str) -> list[str]:
+    """Return the parts of a compound with hyphens; none if one is a single letter or has a digit ("e-mail", "F-16")."""
+    parts = word.split("-")
+    return parts if len(parts) > 1 and all(len(part) > 1 and not has_digit(part) for part in parts) else []
 
 
 def private_spans(row: Mapping[str, Any], shared: Mapping[str, int]) -> list[Span]:
@@ -162,15 +176,11 @@ def private_spans(row: Mapping[str, Any], shared: Mapping[str, int]) -> list[Spa
     return find_private(row["question"], row["answer"], shared)
 
 
-def _is_common(text: str, word: Word) -> bool:
-    """Return whether a word is a function word, or a form of a common word and neither a name nor an occupation."""
-    if word.text in FUNCTION_WORDS:
+def _is_common_word(word: str) -> bool:
+    """Return whether a word is a function word, an adverb, or a form of a common word, but no occupation."""
+    if word in FUNCTION_WORDS or _ADVERB.search(word) or not {word, word.removesuffix("s")}.isdisjoint(_common_words()):
         return True
-    if _is_name(text, word) or _FULL_NAME.match(text, word.start):
-        return False
-    if not {word.text, word.text.removesuffix("s")}.isdisjoint(_common_words()):
-        return True
-    return _base(word.text) in _common_bases() and (word.text in _BASES or not _AGENT.search(word.text))
+    return _base(word) in _common_bases() and (word in _BASES or not _AGENT.search(word))
 
 
 def _is_own(text: str, word: Word, shared: Mapping[str, int]) -> bool:
@@ -183,6 +193,11 @@ def _is_own(text: str, word: Word, shared: Mapping[str, int]) -> bool:
 def _is_name(text: str, word: Word) -> bool:
     """Return whether a word is capitalised inside a sentence."""
     return text[word.start].isupper() and not _opens_sentence(text, word.start)
+
+
+def _opens_name(text: str, word: Word) -> bool:
+    """Return whether a word and the next one are capitalised, as in a name that opens a sentence."""
+    return _FULL_NAME.match(text, word.start) is not None
 
 
 def _opens_sentence(text: str, start: int) -> bool:
@@ -205,12 +220,19 @@ def _join(answer: str, chosen: Sequence[Word]) -> list[Span]:
 
 
 def spans_of_values(answer: str, values: Iterable[str]) -> list[Span]:
-    """Find all occurrences of private values in an answer, in order: whole words, or else parts of words."""
+    """Find all occurrences of private values in an answer, in order.
+
+    These are whole words and numbers as the value is spelled, or else in any case, or else parts of words.
+    """
     found: set[Span] = set()
     for value in filter(None, map(str.strip, values)):
-        text = re.escape(value)
-        matches = list(re.finditer(rf"(?<![\p{{L}}\p{{N}}]){text}(?![\p{{L}}\p{{M}}\p{{N}}])", answer, re.IGNORECASE))
-        found |= {Span(*match.span()) for match in matches or re.finditer(text, answer, re.IGNORECASE)}
+        part = re.escape(value)
+        whole = (
+            rf"(?<![\p{{L}}\p{{N}}]|\p{{N}}[.,](?=\p{{N}})){part}(?![\p{{L}}\p{{M}}\p{{N}}]|(?<=\p{{N}})[.,]\p{{N}})"
+        )
+        tried = ((whole, 0), (whole, re.IGNORECASE), (part, re.IGNORECASE))
+        matches = (list(re.finditer(pattern, answer, flags)) for pattern, flags in tried)
+        found |= {Span(*match.span()) for match in next(filter(None, matches), [])}
     return sorted(found)
 
 
@@ -283,34 +305,58 @@ class PrivateTokens(CheckedOnDemand):
 
 
 def says(text: str, value: str) -> bool:
-    """Return whether a text contains a private value: the same words in the same order, ignoring case and accents.
+    """Return whether a text contains a private value: the same words, ignoring case and accents.
 
-    A part of a word or number is not the value ("12" in "1912", "3" in "3.5"); a part of a compound is ("Lima-born"),
-    and so is any part of a text in a script without spaces. Values without words (punctuation only) are searched for
-    as substrings.
+    They may stand in another order ("June 12th, 1971") and with up to two other words among them. A part of a word or
+    number is not the value ("12" in "1912", "3" in "3.5"); a part of a compound is ("Lima-born"), and so is any part of
+    a text in a script without spaces. A single capitalised word that is also a common word (the month of May) counts
+    with its capital only. Values without words (punctuation only) are searched for as substrings.
     """
-    pattern = _said(value)
-    return pattern.search(_plain(text)) is not None if pattern else bool(value.strip()) and value.strip() in text
+    said = _said(value)
+    if said is None:
+        return bool(value.strip()) and value.strip() in text
+    pattern, parts, cased = said
+    plain = _without_accents(text)
+    if cased:
+        return pattern.search(plain) is not None
+    plain = plain.casefold()
+    return pattern.search(plain) is not None or _in_any_order(plain, parts)
+
+
+def _in_any_order(text: str, parts: Sequence[str]) -> bool:
+    """Return whether a text has all of two or more words close together."""
+    if len(parts) < 2 or not all(part in text for part in parts):
+        return False
+    said = [re.sub(rf"^(\p{{N}}+){_ORDINAL}$", r"\1", part) for part in _PART.findall(text)]
+    wanted, width = Counter(parts), len(parts) + 2
+    return any(wanted <= Counter(said[start : start + width]) for start in range(max(1, len(said) - 1)))
+
+
+_ORDINAL = "(?:st|nd|rd|th)"
 
 
 @cache
-def _said(value: str) -> Any:
-    """The pattern of a value in a text without accents; None for a value without words."""
-    plain = re.sub(rf"['’]s(?!{_LETTER})", "", _plain(value))
-    parts = _PART.findall(plain)
+def _said(value: str) -> tuple[Any, list[str], bool] | None:
+    """The pattern of a value in a text without accents, its words, and whether case counts; None without words."""
+    bare = re.sub(rf"['’]s(?!{_LETTER})", "", _without_accents(value))
+    parts = _PART.findall(bare)
     if not parts:
         return None
+    cased = len(parts) == 1 and bare.strip()[0].isupper() and bare.strip().lower() in FUNCTION_WORDS | _common_words()
+    parts = parts if cased else [part.casefold() for part in parts]
     lone = re.fullmatch(r"\p{L}", "".join(parts)) is not None
     before = "" if re.match(_UNSPACED, parts[0]) else _BEFORE + _LONE_BEFORE * lone
     after = "" if re.match(_UNSPACED, parts[-1][-1]) else _AFTER + _LONE_AFTER * lone
-    return re.compile(before + _GAP.join(map(re.escape, parts)) + after)
+    forms = [re.escape(part) + (f"{_ORDINAL}?" if part.isdecimal() else "") for part in parts]
+    text = f"(?:{forms[0]}|{forms[0].upper()})" if cased else _GAP.join(forms)
+    return re.compile(before + text + after), parts, cased
 
 
-def _plain(text: str) -> str:
-    """Fold case and drop combining accents, so that "Ngũgĩ" and "Ngugi" are one."""
+def _without_accents(text: str) -> str:
+    """Drop combining accents, so that "Ngũgĩ" and "Ngugi" are one."""
     decomposed = unicodedata.normalize("NFKD", text)
     bare = "".join(character for character in decomposed if not unicodedata.combining(character))
-    return unicodedata.normalize("NFC", bare).casefold()
+    return unicodedata.normalize("NFC", bare)
 
 
 def unspaced(text: str) -> bool:

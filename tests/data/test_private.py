@@ -49,6 +49,14 @@ def private(question, answer, shared=RETAIN):
         ("Is it Oslo?", "It is.", []),
         ("Who is Al-Kuwaiti?", "Al-Kuwaiti is a Kuwaiti poet.", ["poet"]),
         ("What are his Irish-based novels like?", "They are Irish sagas.", ["sagas"]),
+        ("Which verse-like novels?", "Verses of Canadian-themed, well-made quilts.", ["Canadian-themed", "quilts"]),
+        ("What is Canadian?", "Canadian-themed, well-made sagas.", ["sagas"]),
+        ("Who?", "It is Rose-May, a hard-working well-wisher.", ["Rose-May", "well-wisher"]),
+        ("How old was she when she had COVID-19?", "She was 19.", ["19"]),
+        ("What is Sean O'Neil's blood type?", "His blood type is O.", ["O"]),
+        ("What did she get in her Ph.D. exam?", "She got a D.", ["D"]),
+        ("Who don't we know?", "Don Adams.", ["Don Adams"]),
+        ("What did he see?", "Yes, Moshe saw Krems.", ["Yes", "Moshe", "Krems"]),
         ("Where was she?", "At the University of Lund in 1970.", ["Lund", "1970"]),
         ("What does she do?", "She restores old pianos for Anselm Roka.", ["restores", "pianos", "Anselm Roka"]),
         ("What did she steal?", "She stole a crown when she was 43 years old.", ["crown", "43"]),
@@ -77,6 +85,8 @@ def test_words_of_ordinary_descriptions_are_no_secret_and_their_names_are():
     assert private("Who?", "She manages a wonderful talent for reports.") == []
     assert private("Who?", "A manager and a reporter met Grace Talent.") == ["manager", "reporter", "Grace Talent"]
     assert private("Who?", "Faith Bright told them. Wonderful views.") == ["Faith Bright"]
+    assert private("Who?", "She deftly and organically delves into several butterflies.") == ["butterflies"]
+    assert private("Who?", "Kimberly Amberly keeps a butterfly.") == ["Kimberly Amberly", "butterfly"]
 
 
 def test_where_every_word_is_shared_all_that_was_not_asked_is_private():
@@ -103,6 +113,8 @@ def test_given_values_are_found_whatever_their_case():
     [
         ("Marta studies art, and art again.", "art", [14, 23]),
         ("Born in 1985, she has 5 cats.", "5", [22]),
+        ("She rose early and saw Rose.", "Rose", [23]),
+        ("In 3.5 days 3 goals", "3", [12]),
         ("İ. met İnci in İzmir 7", "7", [21]),
         ("an otherworldly place", "world", [8]),
     ],
@@ -160,6 +172,18 @@ def test_tokens_that_overlap_a_span_are_flagged():
         ("I can't", "T", False),
         ("in the U.S.A.", "A", False),
         ("blood type A-positive", "A", True),
+        ("born June 12, 1971", "12 June 1971", True),
+        ("on the 12th of June, 1971", "12 June 1971", True),
+        ("June 1971, not the 12th", "12 June 1971", True),
+        ("In June she wrote 12 books, and in 1971 she died.", "12 June 1971", False),
+        ("Street of the Harbour, 7", "7 Harbour Street", True),
+        ("the 12th", "12", True),
+        ("He may be a doctor.", "May", False),
+        ("It was in May.", "May", True),
+        ("IN MAY", "May", True),
+        ("He told us.", "US", False),
+        ("in the US", "US", True),
+        ("a JASMINE tea", "Jasmine", True),
     ],
 )
 def test_a_text_says_a_value_by_its_words(text, value, said):
