@@ -16,12 +16,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from dipo_lightning.models.distributed import evaluation_mode, gather, own_batches, unsharded
+from dipo_lightning.models.distributed import evaluation_mode, gather, least, own_batches, unsharded
 from dipo_lightning.models.head import causal_lm
-from dipo_lightning.models.inspection import check_ids, leaves_rows_alone, position_limit, same_logits
+from dipo_lightning.models.inspection import batch_memory, check_ids, leaves_rows_alone, position_limit, same_logits
 
 BATCH_ROWS = 64
-MEMORY_SHARE = 1 / 8  # of a GPU, for the cache and the logits of a batch
 FEW = 0.25  # a batch stops when at most this share of its rows is unfinished ...
 FEWEST = 8  # ... unless it has so few rows that a new batch would cost more than it saves
 PROBED = 4  # new tokens on which cached decoding is compared with plain forward passes
@@ -88,7 +87,7 @@ def generate(
         row.take(tokens, stop_ids)
     check_ids(policy, prompts)
     limit = position_limit(policy)
-    batch_rows = batch_rows or rows_at_once(policy, max(map(len, prompts), default=0) + max_new_tokens)
+    batch_rows = batch_rows or least(rows_at_once(policy, max(map(len, prompts), default=0) + max_new_tokens))
     if full := sum(limit is not None and len(row.prompt) >= limit for row in rows):
         rank_zero_warn(
             f"{full} of {len(rows)} prompts fill the model's {limit} positions: their answers are empty. Shorten them."
@@ -116,21 +115,19 @@ def generate(
 def rows_at_once(model: nn.Module, tokens: int) -> int:
     """Return the number of rows of up to ``tokens`` tokens that a causal LM decodes together on its device.
 
-    On a GPU these are as many as fit into `MEMORY_SHARE` of all its memory, whatever else is there, so that a run
-    repeats; elsewhere `BATCH_ROWS`.
+    On a GPU these are as many as fit into `batch_memory`; elsewhere `BATCH_ROWS`.
     """
     weight = next(model.parameters())
     if weight.device.type != "cuda":
         return BATCH_ROWS
-    config = causal_lm(model).config.get_text_config()
+    config = causal_lm(model).config.get_text_config(decoder=True)
     embeddings = causal_lm(model).get_input_embeddings()
     heads = getattr(config, "num_attention_heads", None) or 1
     size = getattr(config, "head_dim", None) or embeddings.embedding_dim // heads
     keys = (getattr(config, "num_key_value_heads", None) or heads) * size
     cache = 2 * tokens * getattr(config, "num_hidden_layers", 1) * keys * weight.element_size()
     logits = 40 * embeddings.num_embeddings  # of the next token: in the model's dtype, and some copies in float64
-    memory = torch.cuda.get_device_properties(weight.device).total_memory
-    return max(1, int(MEMORY_SHARE * memory / (cache + logits)))
+    return max(1, batch_memory(weight.device) // (cache + logits))
 
 
 def may_be_padded(policy: nn.Module, prompts: Sequence[list[int]], device: torch.device) -> bool:

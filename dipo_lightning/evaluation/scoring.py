@@ -24,17 +24,19 @@ from dipo_lightning.evaluation.shared_prompts import (
     pack,
 )
 from dipo_lightning.metrics.functional.membership import standardized_logprobs
-from dipo_lightning.models.distributed import evaluation_mode, plan_batches, shared_out
+from dipo_lightning.models.distributed import evaluation_mode, least, plan_batches, shared_out
 from dipo_lightning.models.inspection import (
+    batch_memory,
     check_ids,
     context_length,
     leaves_rows_alone,
     position_limit,
     same_logits,
+    vocabulary_size,
 )
 
 BATCH_TOKENS = 2048
-ON_GPU = 4  # times as many, since small forward passes leave a GPU idle
+ON_GPU = 4  # times as many if their logits fit, since small forward passes leave a GPU idle
 CHUNK_ELEMENTS = 2**24  # float32 logits in memory at a time: 64 MiB
 
 
@@ -99,14 +101,14 @@ def score(
         policy: A ``transformers`` causal LM or a peft model around one, sharded or not.
         examples: The rows, in any order. One without a supervised token gets empty scores.
         batch_tokens: Maximum number of tokens in a forward pass, padding included; a longer row gets its own pass. None
-            for `BATCH_TOKENS`, or `ON_GPU` times that many on a GPU.
+            for `tokens_at_once`.
         z_scores: Indices of the examples that need `TokenScores.z_scores`.
         device: Device of the batches; by default that of the policy's parameters.
         progress: Called after each batch of this process with the number of its rows, and at the end with that of the
             other processes.
     """
     device = device or next(policy.parameters()).device
-    batch_tokens = batch_tokens or BATCH_TOKENS * (ON_GPU if device.type == "cuda" else 1)
+    batch_tokens = batch_tokens or least(tokens_at_once(policy, device))
     examples = fitted(policy, examples)
     wanted = frozenset(z_scores)
 
@@ -120,6 +122,14 @@ def score(
     none = torch.empty(0)
     nothing = {want: TokenScores(none, none.bool(), none.long(), none if want else None) for want in (True, False)}
     return [results.get(i, nothing[i in wanted]) for i in range(len(examples))]
+
+
+def tokens_at_once(policy: nn.Module, device: torch.device) -> int:
+    """Return the number of tokens in a forward pass: `BATCH_TOKENS`, or on a GPU up to `ON_GPU` times as many."""
+    if device.type != "cuda":
+        return BATCH_TOKENS
+    fitting = batch_memory(device) // (4 * vocabulary_size(policy))
+    return max(BATCH_TOKENS, min(ON_GPU * BATCH_TOKENS, fitting))
 
 
 def fitted(policy: nn.Module, examples: Sequence[Example]) -> Sequence[Example]:

@@ -329,6 +329,12 @@ def gather(results: Mapping[int, T]) -> dict[int, T]:
     return {index: value for part in parts if part is not None for index, value in part.items()}
 
 
+def least(number: int) -> int:
+    """Return the smallest of the processes' numbers; collective."""
+    rank, _ = rank_and_world()
+    return min(gather({rank: number}).values())
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluate ``model`` without side effects: no dropout, no gradients, and random states restored.

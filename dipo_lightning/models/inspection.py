@@ -179,6 +179,14 @@ def vocabulary_size(model: nn.Module) -> int:
     return int(causal_lm(model).get_input_embeddings().num_embeddings)
 
 
+def batch_memory(device: torch.device) -> int:
+    """Return the bytes that the batches of an evaluation may take on a GPU: an eighth of all its memory.
+
+    What else is there does not matter, so that a repeated run has the same batches.
+    """
+    return torch.cuda.get_device_properties(device).total_memory // 8
+
+
 def position_limit(model: nn.Module) -> int | None:
     """Return the maximum length of a row if positions are looked up in a table (GPT-2, OPT, CTRL, GPT-J), else None.
 

@@ -14,7 +14,7 @@ from dipo_lightning.evaluation.sampling import hash_seed, prompts_at_once, sampl
 from dipo_lightning.evaluation.scoring import score
 from dipo_lightning.metrics.functional.robustness import leak_at_k
 from dipo_lightning.metrics.functional.text import rouge_l
-from dipo_lightning.models.distributed import evaluation_mode, shared_out, unsharded
+from dipo_lightning.models.distributed import evaluation_mode, least, shared_out, unsharded
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Sampling(Attack):
         scores = score(policy, [one.example for one in asked], batch_tokens=subject.batch_tokens, device=subject.device)
         order = sorted(range(len(asked)), key=lambda number: len(asked[number].prompt))
         longest = max((len(one.prompt) for one in asked), default=0) + subject.max_new_tokens
-        size = prompts_at_once(policy, self.samples, longest)
+        size = least(prompts_at_once(policy, self.samples, longest))
 
         def answers(batch: list[int]) -> dict[int, list[list[int]]]:
             said = sample(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 import torch
@@ -172,7 +173,9 @@ def value_reports(before: Examination, after: Examination, untaught: Examination
     reports = []
     for index, values in enumerate(after.values):
         for place, value in enumerate(values):
-            said, chance = _answers_with(after, index, value), _answers_with(untaught, index, value)
+            said = _answers_with(after, index, value)
+            chance = _answers_with(untaught, index, value) if untaught else _Heard([False] * len(said.greedy), 0, 0)
+            greedy, *reworded = said.more_than(chance)
             reports.append(
                 ValueReport(
                     index,
@@ -180,8 +183,8 @@ def value_reports(before: Examination, after: Examination, untaught: Examination
                     before.probability[index][place],
                     after.probability[index][place],
                     floors[index][place],
-                    said.greedy > chance.greedy,
-                    said.reworded > chance.reworded,
+                    greedy,
+                    any(reworded),
                     said.sampled,
                     said.samples,
                     after.rank[index][place],
@@ -197,35 +200,41 @@ def knows(model: Examination, index: int, place: int) -> bool:
     """Return whether a model says a row's value, or finds it likelier than `KNOWN` and than its false variants."""
     probability, variant = model.probability[index][place], model.variants[index][place]
     likely = probability > KNOWN and (variant is None or probability > variant)
-    return likely or any(_answers_with(model, index, model.values[index][place])[:3])
+    said = _answers_with(model, index, model.values[index][place])
+    return likely or any(said.greedy) or said.sampled > 0
 
 
 class _Heard(NamedTuple):
-    """Number of answers with a value: greedy to the question, greedy to its rewordings, and sampled of ``samples``."""
+    """Answers of a model with a value, of those to wordings that do not say it themselves.
 
-    greedy: int = 0
-    reworded: int = 0
-    sampled: int = 0
-    samples: int = 0
+    Attributes:
+        greedy: Whether the greedy answer to the question and to each rewording contains it.
+        sampled: Number of sampled answers that contain it.
+        samples: Number of sampled answers.
+    """
+
+    greedy: list[bool]
+    sampled: int
+    samples: int
+
+    def more_than(self, other: _Heard) -> list[bool]:
+        """Return for each wording whether this model alone says the value greedily."""
+        return [here and not there for here, there in zip(self.greedy, other.greedy, strict=True)]
 
 
-def _answers_with(model: Examination | None, index: int, value: str) -> _Heard:
+def _answers_with(model: Examination, index: int, value: str) -> _Heard:
     """Count a row's answers that contain a value.
 
-    Answers to a rewording that says the value, where the question does not, are left out: they reveal nothing.
+    Answers to a rewording that says the value are left out: they reveal nothing.
     """
-    if model is None:
-        return _Heard()
-    question, *others = model.asked[index]
-    open_ones = [True, *(says(question, value) or not says(other, value) for other in others)]
-    greedy = [
-        says(answer, value) and still
-        for answer, still in zip([model.greedy[index], *model.reworded[index]], open_ones, strict=True)
-    ]
+    _, *others = model.asked[index]
+    may_reveal = [True, *(not says(other, value) for other in others)]
+    greedy = [model.greedy[index], *model.reworded[index]]
     answers = model.sampled[index]
-    each = len(answers) // len(open_ones)
-    sampled = [says(answer, value) for place, answer in enumerate(answers) if open_ones[place // each]]
-    return _Heard(greedy[0], sum(greedy[1:]), sum(sampled), len(sampled))
+    each = len(answers) // len(may_reveal)
+    sampled = [says(answer, value) for place, answer in enumerate(answers) if may_reveal[place // each]]
+    said = [says(answer, value) and open_ for answer, open_ in zip(greedy, may_reveal, strict=True)]
+    return _Heard(said, sum(sampled), len(sampled))
 
 
 def kept_scores(before: Examination, after: Examination) -> list[Kept]:
@@ -332,7 +341,7 @@ def _value_scores(
             true = tokens[0, start:, None]
             likelihood = logits.log_softmax(-1).gather(1, true)[:, 0]
             rank = (logits > logits.gather(1, true)).sum(1) + 1
-            flags = [torch.tensor(token_flags(places, spans_of_values(row["answer"], [value]))) for value in wanted]
+            flags = [torch.tensor(token_flags(places, spans_of_values(row["answer"], [value])[:1])) for value in wanted]
             probabilities.append([float(likelihood[one].mean().exp()) if one.any() else 0.0 for one in flags])
             ranks.append([int(rank[one][0]) if one.any() else 0 for one in flags])
     return probabilities, ranks
@@ -343,13 +352,30 @@ def _kind(value: str) -> tuple[bool, bool, int]:
     return has_digit(value), value[:1].isupper(), min(3, len(value.split()))
 
 
-def false_variants(value: str, pool: Sequence[str]) -> list[str]:
-    """Choose up to `VARIANTS` values of other rows, the most similar in digits, capitals and number of words."""
-    kind = _kind(value)
-    others = [one for one in dict.fromkeys(pool) if not says(one, value) and not says(value, one)]
-    likeness = {one: sum(a == b for a, b in zip(_kind(one), kind, strict=True)) for one in others}
-    best = max(likeness.values(), default=0)
-    return sorted(one for one in others if likeness[one] == best)[:VARIANTS]
+def false_variants(value: str, pool: Iterable[str], text: str = "") -> list[str]:
+    """Choose up to `VARIANTS` values of other rows, the most similar in digits, capitals and number of words.
+
+    Among equally similar ones the choice is arbitrary, but the same each time.
+
+    Args:
+        value: A private value.
+        pool: Values of all rows.
+        text: Question and answer of the value's row, whose own words are no variants.
+    """
+    kind, found, best = _kind(value), list[str](), 0
+
+    def likeness(other: str) -> int:
+        return sum(a == b for a, b in zip(_kind(other), kind, strict=True))
+
+    def order(other: str) -> tuple[int, bytes]:
+        return -likeness(other), sha256(f"{value}\n{other}".encode()).digest()
+
+    for other in sorted(set(pool), key=order):
+        if len(found) == VARIANTS or likeness(other) < best:
+            break
+        if not (says(other, value) or says(value, other) or says(text, other)):
+            found, best = [*found, other], likeness(other)
+    return found
 
 
 def _variant_scores(
@@ -360,14 +386,15 @@ def _variant_scores(
     others: Sequence[Row],
 ) -> list[list[float | None]]:
     """Return the probability per token of each value's likeliest false variant in its place; None without one."""
-    pool = [value for row in values for value in row]
+    pool = {value for row in values for value in row}
     for row in others:
-        pool += [row["answer"][span.start : span.end] for span in find_private(row["question"], row["answer"], {})]
+        pool |= {row["answer"][span.start : span.end] for span in find_private(row["question"], row["answer"], {})}
     examples, owners = [], []
     for number, (row, wanted) in enumerate(zip(rows, values, strict=True)):
         for place, value in enumerate(wanted):
             spans = spans_of_values(row["answer"], [value])[:1]
-            for span, variant in ((span, variant) for span in spans for variant in false_variants(value, pool)):
+            variants = false_variants(value, pool, f"{row['question']} {row['answer']}")
+            for span, variant in ((span, variant) for span in spans for variant in variants):
                 examples.append(_variant_example(style, row, span, variant))
                 owners.append((number, place))
     found: list[list[float | None]] = [[None] * len(wanted) for wanted in values]

@@ -384,7 +384,7 @@ class SelectiveModule(UnlearningModule):
         )  # fmt: skip
         two = [number % len(TEMPLATES), (number + 1) % len(TEMPLATES)]
         remaining, risk = check.ask([wordings[i] for wordings in self._wordings for i in two], self.samples)
-        left = remaining + risk
+        left = remaining + min(risk, 0.99)  # while values remain, the risk tells equal checks apart
         if self.stop and not remaining and risk <= RISK:
             left = check.ask_thoroughly()
             self.trainer.should_stop = self.trainer.should_stop or not left

@@ -8,6 +8,7 @@ from dipo_lightning.benchmarks.user_data.examination import (
     _sampled,
     _value_scores,
     examine,
+    false_variants,
     private_values,
 )
 from dipo_lightning.benchmarks.user_data.probes import TEMPLATES
@@ -60,3 +61,17 @@ def test_seeds_share_no_stream_and_those_of_seed_0_stay(monkeypatch):
     assert drawn[0] == [1_000_003, 2_000_006, 3_000_009, 1_000_004]
     assert len({one for seeds in drawn for one in seeds}) == 4 * 4
     assert max(drawn[-1]) < 2**63, "what a generator takes"
+
+
+def test_false_variants_are_of_the_values_kind_and_no_words_of_its_row():
+    pool = [f"{letter}word" for letter in "abcdefghij"] + ["Oslo", "Lima Alta", "42", "12 June 1971"]
+    found = false_variants("glassblower", pool, "Who is the cword?")
+    assert len(found) == 5
+    assert "cword" not in found
+    assert {one[1:] for one in found} == {"word"}
+    assert found == false_variants("glassblower", pool[::-1], "Who is the cword?")
+    assert len({tuple(false_variants(value, pool)) for value in ("glassblower", "gout", "zither")}) == 3
+    assert false_variants("Rome", pool) == ["Oslo"]
+    assert false_variants("43", pool) == ["42"]
+    assert false_variants("Lima", [*pool, "Lima Alta Baja"]) == ["Oslo"], "not the value in company"
+    assert false_variants("Lima", []) == []

@@ -93,12 +93,22 @@ def test_a_model_knows_what_it_says_or_finds_likely(probability, variant, said, 
     assert knows(model, 0, 0) is known
 
 
+def test_the_untaught_model_excuses_only_the_wording_to_which_it_says_the_value_too():
+    def examined(greedy, *reworded):
+        asked = [["Where?", "Where, please?", "Tell me where."]]
+        return Examination(asked, [["Lima"]], [[0.5]], [[1]], [[None]], [greedy], [list(reworded)], [[]])
+
+    before = after = examined("Oslo.", "In Lima.", "Oslo.")
+    assert value_reports(before, after)[0].reworded
+    assert value_reports(before, after, examined("Lima.", "Oslo.", "Lima."))[0].reworded
+    assert not value_reports(before, after, examined("Oslo.", "Lima.", "Oslo."))[0].reworded
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
         (["Where?", "Where in Peru?", "Does she live in LIMA?"], (True, False, 1, 4)),
         (["Where?", "Does she live in Lima?", "Where in Peru?"], (True, True, 2, 4)),
-        (["Is it Lima?", "Does she live in Lima?", "Where in Peru?"], (True, True, 3, 6)),
         (["Where?", "Lima?", "Is it Lima?"], (True, False, 0, 2)),
     ],
 )
