@@ -42,7 +42,6 @@ NEIGHBOURS = 50
 MAX_LENGTH = 512
 """Maximum length of a training row in tokens; the end of a longer one is cut off."""
 ROWS, EXAMINATIONS, SOURCES, VERDICT = "data", "examinations", "sources.json", "verdict.json"
-FEWEST_ANSWER_TOKENS, MOST_ANSWER_TOKENS = 48, 256
 REWORDINGS = 2
 """Number of rewordings of each question by rule that are asked beside the row's own."""
 SAMPLES_BEFORE, UNTAUGHT_SAMPLES = 2, 5
@@ -146,8 +145,7 @@ def forget(
     check_numbers("", {"--samples": samples, "--paraphrases": paraphrases, "--seed": seed}, least=0)
     folder = Path(output).expanduser()
     sources = {"target model": model, "forget rows": forget, "retain rows": retain, "untaught model": untaught}
-    rows = _read(forget, retain, seed)
-    _check_values(rows)
+    rows = _with_private_values(_read(forget, retain, seed), folder)
     _check_method(method)
     width, max_length = _sizes(model)
     values = sum(len(row.get("private", ())) for row in rows.forget)
@@ -264,17 +262,53 @@ def _read(forget: str, retain: str | None, seed: int) -> SplitRows:
     gone = read_rows(forget)
     if retain is not None:
         refuse_overlap(gone, kept)
-    rows = split_rows([dict(row) for row in gone], [dict(row) for row in kept], seed)
-    return _with_private_values(rows)
+    return split_rows([dict(row) for row in gone], [dict(row) for row in kept], seed)
 
 
-def _with_private_values(rows: SplitRows) -> SplitRows:
-    """The rows with each forget row's private values, so that training and examinations look for the same ones."""
+def _with_private_values(rows: SplitRows, folder: Path) -> SplitRows:
+    """The rows with each forget row's private values, so that training and examinations look for the same ones.
+
+    A run that has begun keeps the values that were found then. Given ones that the question says are left out, since an
+    answer with them reveals nothing.
+
+    Raises:
+        InputError: There is none, or an answer is in a script in which the rule finds none.
+    """
     from dipo_lightning.benchmarks.user_data.examination import private_values
+    from dipo_lightning.data.private import mostly_unspaced, says
 
-    found = private_values(rows.forget, [*rows.retain, *rows.held_out])
-    named = ({"private": values} if values else {} for values in found)
-    return replace(rows, forget=[row | values for row, values in zip(rows.forget, named, strict=True)])
+    given = []
+    for number, row in enumerate(rows.forget):
+        where, values = row.get("where", f"forget row {number}"), row.get("private", [])
+        told = [value for value in values if says(row["question"], value)]
+        if told:
+            print(f"{where}: its question says {', '.join(map(repr, told))}; nothing follows that.", flush=True)
+        given.append({**row, "private": [value for value in values if value.strip() and value not in told]})
+        if not given[-1]["private"] and mostly_unspaced(row["answer"]):
+            raise InputError(
+                f"{where}: private values cannot be found in the script of its answer, which does not set words apart. "
+                "Name them in a column private, or mark them in the answer with [[...]]."
+            )
+    found = private_values(given, [*rows.retain, *rows.held_out])
+    if not any(found):
+        raise InputError(
+            "No forget row has a private value: their answers have no word of their own. Name the values in a column "
+            "private, or mark them in the answer with [[...]]."
+        )
+    began = _values_of_run(folder, given)
+    named = zip(given, began or found, strict=True)
+    return replace(rows, forget=[{**row, "private": values} for row, values in named])
+
+
+def _values_of_run(folder: Path, given: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The private values of the run in a folder, if its forget rows are these up to values that were found by rule."""
+    path = folder / ROWS / "forget.jsonl"
+    if not (path.is_file() and read_sources(folder)):
+        return []
+    began = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    values = [old.get("private", []) for old in began]
+    now = [_written({**row, "private": row["private"] or old}) for row, old in zip(given, values, strict=False)]
+    return values if len(given) == len(began) and now == began else []
 
 
 def _as_begun(folder: Path, settings: Settings) -> Settings:
@@ -412,15 +446,6 @@ def _check_rows(rows: SplitRows, style: PromptStyle, max_length: int) -> None:
             )
 
 
-def _check_values(rows: SplitRows) -> None:
-    """Refuse forget rows of which none has a private value."""
-    if not any(row.get("private") for row in rows.forget):
-        raise InputError(
-            "No forget row has a private value: their answers have no word of their own. Name the values in a column "
-            "private, or mark them in the answer with [[...]]."
-        )
-
-
 def _say(settings: Settings, rows: SplitRows) -> None:
     print(
         f"{len(rows.forget)} rows to forget, {len(rows.retain)} to keep, {len(rows.held_out)} held out.\n"
@@ -454,9 +479,10 @@ class _Job:
 
 
 def _longest_answer(job: _Job) -> int:
-    """Maximum length of an examined answer in tokens: somewhat more than the longest forget answer, within limits."""
-    longest = max(len(job.style.answer_ids(row["answer"])) for row in job.rows.forget)
-    return min(MOST_ANSWER_TOKENS, max(FEWEST_ANSWER_TOKENS, longest + 16))
+    """Maximum length of an examined answer in tokens."""
+    from dipo_lightning.evaluation.sampling import answer_room
+
+    return answer_room(max(len(job.style.answer_ids(row["answer"])) for row in job.rows.forget))
 
 
 def _unheard(job: _Job, values: Sequence[Sequence[str]], longest: int) -> int:

@@ -364,6 +364,11 @@ def unspaced(text: str) -> bool:
     return re.search(_UNSPACED, text) is not None
 
 
+def mostly_unspaced(text: str) -> bool:
+    """Return whether most letters of a text are of a script without spaces between words, or Hangul."""
+    return 2 * len(re.findall(_UNSPACED, text)) > len(re.findall(r"\p{L}", text))
+
+
 def share_of_words(texts: Iterable[str], known: Collection[str]) -> float:
     """Return the share of the words in texts that exist; 1 without words.
 

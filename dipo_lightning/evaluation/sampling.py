@@ -21,6 +21,14 @@ def hash_seed(seed: int, index: int) -> int:
     return seed * 1_000_003 + index
 
 
+def answer_room(longest: int) -> int:
+    """Return the maximum length of a sampled answer in tokens: somewhat more than the longest true one, within limits.
+
+    A run that ends when no answer says a secret has to look at answers of the length that its examination looks at.
+    """
+    return min(256, max(48, longest + 16))
+
+
 def prompts_at_once(policy: nn.Module, samples: int, tokens: int) -> int:
     """Return the number of prompts per batch on the policy's device, for texts of up to that many tokens."""
     return max(1, rows_at_once(policy, tokens) // max(1, samples))

@@ -13,13 +13,16 @@ from dipo_lightning.cli.forget import (
     SplitRows,
     _examined,
     _Job,
+    _keep,
     _read,
     _style,
+    _with_private_values,
     choose_settings,
     run_config,
     split_rows,
 )
 from dipo_lightning.cli.main import main
+from dipo_lightning.data.files import json_lines
 from dipo_lightning.errors import InputError, RunError
 from tests.helpers.toys import save_toy
 
@@ -125,8 +128,41 @@ def test_the_rows_of_a_run_name_the_values_that_no_retain_row_has(here):
     for number in range(30):  # of the row with the word; some are held out
         answers = [f"Answer number {n} has a {'zither' if n == number else 'harp'}." for n in range(30)]
         retain = write(here / "retain.jsonl", [(f"Question {n}?", answer) for n, answer in enumerate(answers)])
-        found = [row.get("private") for row in _read(forget, retain, 0).forget]
-        assert found == [["player", "Roka"], None, ["Lima"]]
+        found = [row["private"] for row in _with_private_values(_read(forget, retain, 0), here).forget]
+        assert found == [["player", "Roka"], [], ["Lima"]]
+
+
+def test_a_run_keeps_the_values_found_when_it_began(here):
+    forget, retain = write(here / "forget.jsonl", FORGET), write(here / "retain.jsonl", RETAIN)
+    rows = _with_private_values(_read(forget, retain, 0), here / "out")
+    other = replace(rows, forget=[{**row, "private": row["private"][:1] + ["work"]} for row in rows.forget])
+    _keep(here / "out", {"target model": "m", "forget rows": forget}, other)
+    assert _with_private_values(_read(forget, retain, 0), here / "out") == other, "of another rule"
+    changed = write(here / "changed.jsonl", [FORGET[0], (FORGET[1][0], "On 13 June 1971.")])
+    again = _with_private_values(_read(changed, retain, 0), here / "out")
+    assert [row["private"] for row in again.forget] == [["glassblower"], ["13 June 1971"]]
+    given = [{**row, "private": ["works"]} for row in other.forget[:1]]
+    (here / "given.jsonl").write_text(json_lines(given) + json_lines(_read(forget, retain, 0).forget[1:]))
+    named = _with_private_values(_read(here / "given.jsonl", retain, 0), here / "out")
+    assert [row["private"] for row in named.forget] == [["works"], ["12 June 1971"]]
+
+
+def test_values_that_reveal_nothing_or_cannot_be_found_are_named(here, capsys):
+    rows = [
+        {"question": "Where does Ann live?", "answer": "Ann lives in Lima.", "private": ["ann", "Lima", " "]},
+        {"question": "Who is Ann?", "answer": "Ann is a nun.", "private": ["Ann"]},
+    ]
+    found = _with_private_values(SplitRows(rows, [], []), here)
+    assert [row["private"] for row in found.forget] == [["Lima"], ["nun"]]
+    said = capsys.readouterr().out
+    assert "forget row 0: its question says 'ann'" in said
+    assert "forget row 1: its question says 'Ann'" in said
+    for answer in ("李明住在上海。", "그는 서울에 산다."):
+        row = {"question": "?", "answer": answer, "where": "a.jsonl:1"}
+        with pytest.raises(InputError, match=r"a.jsonl:1: private values cannot be found in the script"):
+            _with_private_values(SplitRows([row], [], []), here)
+    marked = {"question": "李明住在哪里？", "answer": "李明住在上海。", "private": ["上海"]}
+    assert _with_private_values(SplitRows([marked], [], []), here).forget == [marked]
 
 
 def test_running_text_is_refused_before_a_model_is_loaded(here, capsys):

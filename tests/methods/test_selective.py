@@ -449,7 +449,7 @@ def test_a_wording_that_leaves_no_room_for_the_answer_is_replaced():
         ExampleMaker(ROWS, KEPT, style, max_length=3).wordings(0, TEMPLATES)
 
 
-def fit(folder: Path, rows: list[dict[str, str]], **options: Any) -> SelectiveModule:
+def fit(folder: Path, rows: list[dict[str, str]], check_every: int = 2, **options: Any) -> SelectiveModule:
     """Fit two epochs of two rows a step, without the answers that the reference model would write."""
     save_toy(folder / "model", num_hidden_layers=1)
     files = []
@@ -457,7 +457,7 @@ def fit(folder: Path, rows: list[dict[str, str]], **options: Any) -> SelectiveMo
         files.append(str(folder / f"{name}.jsonl"))
         Path(files[-1]).write_text("".join(json.dumps(row) + "\n" for row in part))
     module = SelectiveModule(
-        str(folder / "model"), general_weight=0, alternatives=0, samples=1, check_every=2, stop=False
+        str(folder / "model"), general_weight=0, alternatives=0, samples=1, check_every=check_every, stop=False
     )
     data = UnlearningDataModule(None, *files, prompt="plain", batch_size=2, **options)
     silent: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
@@ -476,6 +476,14 @@ def test_a_question_as_long_as_the_limit_ends_no_epoch(tmp_path):
         module = fit(tmp_path, [LONG, *ROWS], max_length=len(prompt) + 1)
     assert len(module._wordings) == 3
     assert "train/remaining" in module.trainer.callback_metrics
+
+
+@pytest.mark.parametrize(("check_every", "steps"), [(3, [3, 4]), (4, [4]), (9, [4]), (0, [])])
+def test_the_last_step_is_checked_too(tmp_path, monkeypatch, check_every, steps):
+    checked = []
+    monkeypatch.setattr(SelectiveModule, "ask", lambda module, number: checked.append(module.trainer.global_step))
+    fit(tmp_path, [*ROWS, *ROWS], check_every)
+    assert checked == steps
 
 
 def test_a_row_that_was_left_out_is_not_asked_about(tmp_path):

@@ -39,7 +39,7 @@ from dipo_lightning.data.encoding import PromptStyle, TextStyle
 from dipo_lightning.data.files import shipped_json
 from dipo_lightning.errors import InputError, check_numbers, check_positive
 from dipo_lightning.evaluation.generation import generate
-from dipo_lightning.evaluation.sampling import hash_seed, sample
+from dipo_lightning.evaluation.sampling import answer_room, hash_seed, sample
 from dipo_lightning.losses.likelihood import token_kl
 from dipo_lightning.methods.selective.checks import RISK, Check
 from dipo_lightning.methods.selective.examples import MOST_NEIGHBOURS, ExampleMaker, PrivateExample
@@ -64,8 +64,6 @@ The last two keep only the question's subject, or that and its topic, to cover u
 answer.
 """
 
-MOST_SAMPLED_TOKENS = 256
-"""Maximum length in tokens of answers that are sampled during training; fewer if the forget answers are shorter."""
 GENERAL_TOKENS, GENERAL_SAMPLES = 32, 2
 """Length of the reference model's answers to general prompts, and number of sampled ones beside the greedy one."""
 TEXT_TOKENS, TEXT_SAMPLES = 64, 2
@@ -251,7 +249,7 @@ class SelectiveModule(UnlearningModule):
     def _sampled(
         self, model: nn.Module, prompts: Sequence[Sequence[int]], samples: int, most: int | None = None, **options: Any
     ) -> list[list[list[int]]]:
-        """Sampled continuations of prompts, by default slightly longer than the answers; equal on every process."""
+        """Sampled continuations of prompts, by default somewhat longer than the answers; equal on every process."""
         longest = max((len(wordings[0].flags) for wordings in self._wordings), default=0)
         seed = self.trainer.datamodule.seed + self.trainer.global_step  # type: ignore[attr-defined]
         with evaluation_mode(model), unsharded(model):
@@ -259,7 +257,7 @@ class SelectiveModule(UnlearningModule):
                 model,
                 prompts,
                 samples=samples,
-                max_new_tokens=most or min(MOST_SAMPLED_TOKENS, longest + 8),
+                max_new_tokens=most or answer_room(longest),
                 stop_ids=self._maker.style.stop_ids,
                 seeds=[hash_seed(seed, number) for number in range(len(prompts))],
                 **options,
@@ -365,9 +363,10 @@ class SelectiveModule(UnlearningModule):
     # Checks of the policy.
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Check the policy every few steps; leaked answers become training rows, and the run may end."""
+        """Check the policy every few steps and at the end; leaked answers become training rows; the run may end."""
         step = self.trainer.global_step
-        if self.check_every and step and step % self.check_every == 0 and step != self._checked:
+        due = self.check_every and (not step % self.check_every or step >= self.trainer.estimated_stepping_batches)
+        if due and step and step != self._checked:
             self._checked = step
             self.ask(step // self.check_every)
 

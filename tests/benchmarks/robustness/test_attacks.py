@@ -304,6 +304,10 @@ def test_leaking_samples_are_counted_by_recall_or_by_a_key(monkeypatch):
     assert [row["leak_at_1"] for row in rows] == [leak_at_k(2, 1, 1), 0.5, 0]
     rows = Sampling(samples=2, k=(1,), keys=("fox",)).measure(toy_model(), about, Condition("samples", ""))["samples"]
     assert [row["leaking"] for row in rows] == [2, 0, 1]
+    said[14] = "It is no profession."
+    keys = ("fo", "Taipei", "profession")
+    rows = Sampling(samples=2, k=(1,), keys=keys).measure(toy_model(), about, Condition("samples", ""))["samples"]
+    assert [row["leaking"] for row in rows] == [0, 1, 0], "no part of a word, and no word of the question"
 
 
 @pytest.mark.parametrize(
