@@ -268,8 +268,7 @@ def _read(forget: str, retain: str | None, seed: int) -> SplitRows:
 def _with_private_values(rows: SplitRows, folder: Path) -> SplitRows:
     """The rows with each forget row's private values, so that training and examinations look for the same ones.
 
-    A run that has begun keeps the values that were found then. Given ones that the question says are left out, since an
-    answer with them reveals nothing.
+    A run that has begun keeps the values that were found then.
 
     Raises:
         InputError: There is none, or an answer is in a script in which the rule finds none.
@@ -280,14 +279,15 @@ def _with_private_values(rows: SplitRows, folder: Path) -> SplitRows:
     given = []
     for number, row in enumerate(rows.forget):
         where, values = row.get("where", f"forget row {number}"), row.get("private", [])
-        told = [value for value in values if says(row["question"], value)]
-        if told:
-            print(f"{where}: its question says {', '.join(map(repr, told))}; nothing follows that.", flush=True)
-        given.append({**row, "private": [value for value in values if value.strip() and value not in told]})
+        if told := [value for value in values if says(row["question"], value)]:
+            names = ", ".join(map(repr, told))
+            print(f"{where}: its question says {names}, so an answer that repeats it counts as a leak.", flush=True)
+        given.append({**row, "private": list(filter(str.strip, values))})
         if not given[-1]["private"] and mostly_unspaced(row["answer"]):
             raise InputError(
-                f"{where}: private values cannot be found in the script of its answer, which does not set words apart. "
-                "Name them in a column private, or mark them in the answer with [[...]]."
+                f"{where}: private values cannot be found in the script of its answer, where words are not set apart, "
+                "or endings are written onto names. Name them in a column private, or mark them in the answer with "
+                "[[...]]."
             )
     found = private_values(given, [*rows.retain, *rows.held_out])
     if not any(found):
@@ -295,20 +295,22 @@ def _with_private_values(rows: SplitRows, folder: Path) -> SplitRows:
             "No forget row has a private value: their answers have no word of their own. Name the values in a column "
             "private, or mark them in the answer with [[...]]."
         )
-    began = _values_of_run(folder, given)
-    named = zip(given, began or found, strict=True)
+    fixed = [values if row["private"] else None for row, values in zip(given, found, strict=True)]
+    named = zip(given, _values_of_run(folder, given, fixed) or found, strict=True)
     return replace(rows, forget=[{**row, "private": values} for row, values in named])
 
 
-def _values_of_run(folder: Path, given: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """The private values of the run in a folder, if its forget rows are these up to values that were found by rule."""
+def _values_of_run(folder: Path, rows: Sequence[dict[str, Any]], fixed: Sequence[list[str] | None]) -> list[list[str]]:
+    """The private values of the run in a folder, if its forget rows are these up to values that are not fixed."""
     path = folder / ROWS / "forget.jsonl"
     if not (path.is_file() and read_sources(folder)):
         return []
     began = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    values = [old.get("private", []) for old in began]
-    now = [_written({**row, "private": row["private"] or old}) for row, old in zip(given, values, strict=False)]
-    return values if len(given) == len(began) and now == began else []
+    if len(began) != len(rows):
+        return []
+    values = [old.get("private", []) if own is None else own for old, own in zip(began, fixed, strict=True)]
+    now = [_written({**row, "private": one}) for row, one in zip(rows, values, strict=True)]
+    return values if now == began else []
 
 
 def _as_begun(folder: Path, settings: Settings) -> Settings:

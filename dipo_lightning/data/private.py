@@ -9,7 +9,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import regex as re
@@ -57,20 +57,8 @@ def _common_words() -> frozenset[str]:
     return frozenset(shipped_json(__package__, "common_words"))
 
 
-@cache
-def _common_bases() -> frozenset[str]:
-    """Stems of the common words."""
-    return frozenset(map(_base, _common_words()))
-
-
 _FULL_NAME = re.compile(r"\p{Lu}[\p{L}\p{M}'’-]*\s+\p{Lu}")
 """Two capitalised words, which are a name at the beginning of a sentence too ("Joy Young told the police")."""
-
-_ADVERB = re.compile(r"^(?!.*(?:fly|family|supply|homily|assembly|anomaly|monopoly)$).{4,}ly$")
-"""A word of six letters or more in -ly, which says how and not what."""
-
-_AGENT = re.compile(r"(?:er|or|ar|ist|ian|ant|ent|ive|man|woman)s?$")
-"""Ending of many occupations, which may have the stem of a common word: manage and manager, report and reporter."""
 
 
 class Span(NamedTuple):
@@ -102,6 +90,8 @@ def vocabulary(texts: Iterable[str]) -> set[str]:
     return {word.text for text in texts for word in words(text)}
 
 
+FEW_WORDS = 2
+"""Number of words of an answer up to which common ones can be the secret ("In Nice.", "Walking.")."""
 RARE = 1 / 200
 """Largest share of the retain rows with a rare word: in a large retain set some rows share words with any secret."""
 
@@ -140,8 +130,9 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
     A word is private if it is not a common word, no form of it occurs in the question, by itself or as a part of a
     compound ("Irish-based"), and it is rare in the retain rows (`is_rare`). Numbers are private even if retain rows
     contain them, and so are capitalised words inside a sentence that a single retain row contains. If no word
-    qualifies, all uncommon words that are not in the question are private. Adjacent names and numbers form one value
-    ("12 June 1971", "Harbour Street"); any other word is a value by itself.
+    qualifies, all uncommon words that are not in the question are private, and without any, the words of a very short
+    answer. Adjacent names and numbers form one value ("12 June 1971", "Harbour Street"); any other word is a value by
+    itself.
 
     Args:
         question: The question; empty for a plain text.
@@ -150,23 +141,29 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
     """
     forms = {form for word in vocabulary([question]) for form in (word, *_compounded(word))}
     asked = {form for word in forms for form in (word, _base(word))}
-
-    def is_known(word: str, name: bool) -> bool:
-        return not asked.isdisjoint((word, _base(word))) or (not name and _is_common_word(word))
-
-    new = []
-    for word in words(answer):
-        parts, name = _compounded(word.text) or [word.text], _is_name(answer, word) or _opens_name(answer, word)
-        if not (word.text in FUNCTION_WORDS or word.text in asked or all(is_known(part, name) for part in parts)):
-            new.append(word)
+    content = [
+        word
+        for word in words(answer)
+        if word.text not in FUNCTION_WORDS and not all(_is_asked(part, asked) for part in _parts(word.text))
+    ]
+    new = [word for word in content if not _is_common(answer, word, asked)]
     chosen = [word for word in new if _is_own(answer, word, shared)] or new
-    return _join(answer, chosen)
+    return _join(answer, chosen or (content if len(content) <= FEW_WORDS else []))
+
+
+def _is_asked(word: str, asked: Collection[str]) -> bool:
+    return word in asked or _base(word) in asked
 
 
 def _compounded(word: str) -> list[str]:
     """Return the parts of a compound with hyphens; none if one is a single letter or has a digit ("e-mail", "F-16")."""
     parts = word.split("-")
     return parts if len(parts) > 1 and all(len(part) > 1 and not has_digit(part) for part in parts) else []
+
+
+def _parts(word: str) -> list[str]:
+    """Return the parts of a compound, or the word itself."""
+    return _compounded(word) or [word]
 
 
 def private_spans(row: Mapping[str, Any], shared: Mapping[str, int]) -> list[Span]:
@@ -176,11 +173,25 @@ def private_spans(row: Mapping[str, Any], shared: Mapping[str, int]) -> list[Spa
     return find_private(row["question"], row["answer"], shared)
 
 
+def _is_common(text: str, word: Word, asked: Collection[str]) -> bool:
+    """Return whether a word that is no name, or each part of a compound, is a common word or in the question."""
+    if _is_name(text, word) or _FULL_NAME.match(text, word.start):
+        return False
+    return all(_is_common_word(part) or _is_asked(part, asked) for part in _parts(word.text))
+
+
 def _is_common_word(word: str) -> bool:
-    """Return whether a word is a function word, an adverb, or a form of a common word, but no occupation."""
-    if word in FUNCTION_WORDS or _ADVERB.search(word) or not {word, word.removesuffix("s")}.isdisjoint(_common_words()):
-        return True
-    return _base(word) in _common_bases() and (word in _BASES or not _AGENT.search(word))
+    """Return whether a word is an inflected common word: with -s, -ed, -ing or -ly, or a form of an irregular verb."""
+    return not _common_words().isdisjoint(_uninflected(word)) or _BASES.get(word) in _common_words()
+
+
+def _uninflected(word: str) -> list[str]:
+    """Return a word, and its forms without an ending; with -e, -y and a single consonant where that may be missing."""
+    ends = ("s", "es", "ed", "ing", "ly", "ally")
+    found = [word.removesuffix(end) for end in ends if word.endswith(end)]
+    found += [one + "e" for one in found]
+    found += [one[:-1] + "y" for one in found if one.endswith("i")]
+    return [word, *found, *(one[:-1] for one in found if len(one) > 2 and one[-1] == one[-2])]
 
 
 def _is_own(text: str, word: Word, shared: Mapping[str, int]) -> bool:
@@ -193,11 +204,6 @@ def _is_own(text: str, word: Word, shared: Mapping[str, int]) -> bool:
 def _is_name(text: str, word: Word) -> bool:
     """Return whether a word is capitalised inside a sentence."""
     return text[word.start].isupper() and not _opens_sentence(text, word.start)
-
-
-def _opens_name(text: str, word: Word) -> bool:
-    """Return whether a word and the next one are capitalised, as in a name that opens a sentence."""
-    return _FULL_NAME.match(text, word.start) is not None
 
 
 def _opens_sentence(text: str, start: int) -> bool:
@@ -220,19 +226,16 @@ def _join(answer: str, chosen: Sequence[Word]) -> list[Span]:
 
 
 def spans_of_values(answer: str, values: Iterable[str]) -> list[Span]:
-    """Find all occurrences of private values in an answer, in order.
+    """Find all occurrences of private values in an answer, in order: whole words and numbers, or else parts of words.
 
-    These are whole words and numbers as the value is spelled, or else in any case, or else parts of words.
+    Case counts only where it does for `says`.
     """
     found: set[Span] = set()
     for value in filter(None, map(str.strip, values)):
-        part = re.escape(value)
-        whole = (
-            rf"(?<![\p{{L}}\p{{N}}]|\p{{N}}[.,](?=\p{{N}})){part}(?![\p{{L}}\p{{M}}\p{{N}}]|(?<=\p{{N}})[.,]\p{{N}})"
-        )
-        tried = ((whole, 0), (whole, re.IGNORECASE), (part, re.IGNORECASE))
-        matches = (list(re.finditer(pattern, answer, flags)) for pattern, flags in tried)
-        found |= {Span(*match.span()) for match in next(filter(None, matches), [])}
+        part, flags = re.escape(value), 0 if _is_cased(value) else re.IGNORECASE
+        before, after = r"(?<![\p{L}\p{N}]|\p{N}[.,](?=\p{N}))", r"(?![\p{L}\p{M}\p{N}]|(?<=\p{N})[.,]\p{N})"
+        whole = list(re.finditer(before + part + after, answer, flags))
+        found |= {Span(*match.span()) for match in whole or re.finditer(part, answer, re.IGNORECASE)}
     return sorted(found)
 
 
@@ -305,58 +308,81 @@ class PrivateTokens(CheckedOnDemand):
 
 
 def says(text: str, value: str) -> bool:
-    """Return whether a text contains a private value: the same words, ignoring case and accents.
+    """Return whether a text contains a private value: the same words in the same order, ignoring case and accents.
 
-    They may stand in another order ("June 12th, 1971") and with up to two other words among them. A part of a word or
-    number is not the value ("12" in "1912", "3" in "3.5"); a part of a compound is ("Lima-born"), and so is any part of
-    a text in a script without spaces. A single capitalised word that is also a common word (the month of May) counts
-    with its capital only. Values without words (punctuation only) are searched for as substrings.
+    A part of a word or number is not the value ("12" in "1912", "3" in "3.5"); a part of a compound is ("Lima-born"),
+    and so is any part of a text in a script without spaces. The parts of a date may stand in any order ("June 12th,
+    1971"). A single capitalised word that also is a common word ("May") needs its capital. Values without words
+    (punctuation only) are searched for as substrings.
     """
-    said = _said(value)
-    if said is None:
+    pattern = _said(value)
+    if pattern is None:
         return bool(value.strip()) and value.strip() in text
-    pattern, parts, cased = said
-    plain = _without_accents(text)
-    if cased:
-        return pattern.search(plain) is not None
-    plain = plain.casefold()
-    return pattern.search(plain) is not None or _in_any_order(plain, parts)
-
-
-def _in_any_order(text: str, parts: Sequence[str]) -> bool:
-    """Return whether a text has all of two or more words close together."""
-    if len(parts) < 2 or not all(part in text for part in parts):
-        return False
-    said = [re.sub(rf"^(\p{{N}}+){_ORDINAL}$", r"\1", part) for part in _PART.findall(text)]
-    wanted, width = Counter(parts), len(parts) + 2
-    return any(wanted <= Counter(said[start : start + width]) for start in range(max(1, len(said) - 1)))
-
-
-_ORDINAL = "(?:st|nd|rd|th)"
+    if _is_cased(value):
+        return pattern.search(_without_accents(text)) is not None
+    plain = _plain(text)
+    return pattern.search(plain) is not None or _has_date(plain, value)
 
 
 @cache
-def _said(value: str) -> tuple[Any, list[str], bool] | None:
-    """The pattern of a value in a text without accents, its words, and whether case counts; None without words."""
-    bare = re.sub(rf"['’]s(?!{_LETTER})", "", _without_accents(value))
-    parts = _PART.findall(bare)
+def _said(value: str) -> Any:
+    """The pattern of a value in a text without accents; None for a value without words."""
+    bare = _without_accents(value) if _is_cased(value) else _plain(value)
+    parts = _PART.findall(re.sub(rf"['’]s(?!{_LETTER})", "", bare))
     if not parts:
         return None
-    cased = len(parts) == 1 and bare.strip()[0].isupper() and bare.strip().lower() in FUNCTION_WORDS | _common_words()
-    parts = parts if cased else [part.casefold() for part in parts]
     lone = re.fullmatch(r"\p{L}", "".join(parts)) is not None
     before = "" if re.match(_UNSPACED, parts[0]) else _BEFORE + _LONE_BEFORE * lone
     after = "" if re.match(_UNSPACED, parts[-1][-1]) else _AFTER + _LONE_AFTER * lone
-    forms = [re.escape(part) + (f"{_ORDINAL}?" if part.isdecimal() else "") for part in parts]
-    text = f"(?:{forms[0]}|{forms[0].upper()})" if cased else _GAP.join(forms)
-    return re.compile(before + text + after), parts, cased
+    sign = re.search(r"(?<=\p{L})[+#]+$", bare.strip())  # of C++ and A+
+    text = _GAP.join(map(re.escape, parts))
+    text = f"(?:{text}|{text.upper()})" if _is_cased(value) else text
+    return re.compile(before + text + (re.escape(sign.group()) if sign else after))
+
+
+@cache
+def _is_cased(value: str) -> bool:
+    """Return whether a value is a name that also is a word in lower case: May, Rose, US."""
+    name, word = value.strip(), value.strip().lower()
+    if len(name) < 2 or not name.isalpha() or not name[0].isupper():
+        return False
+    return name.isupper() if word in FUNCTION_WORDS else _is_common_word(word)
+
+
+MONTHS = frozenset(shipped_json(__package__, "months"))
+_ORDINAL = re.compile(r"(?<=\p{N})(?:st|nd|rd|th)(?!\p{L})")
+
+
+def _has_date(text: str, value: str) -> bool:
+    """Return whether a text in lower case has the month and the numbers of a date side by side in any order."""
+    parts = _date(value)
+    if not parts or not all(part in text for part in parts):
+        return False
+    said = [part for part in _PART.findall(_ORDINAL.sub("", text)) if part not in ("of", "the")]
+    return any(parts == sorted(said[start : start + len(parts)]) for start in range(len(said)))
+
+
+@cache
+def _date(value: str) -> list[str]:
+    """The parts of a date in alphabetical order; none if the value is something else."""
+    parts = [part for part in _PART.findall(_ORDINAL.sub("", _plain(value))) if part not in ("of", "the")]
+    months = [part for part in parts if part in MONTHS]
+    return sorted(parts) if len(months) == 1 < len(parts) == 1 + sum(map(str.isdecimal, parts)) else []
 
 
 def _without_accents(text: str) -> str:
     """Drop combining accents, so that "Ngũgĩ" and "Ngugi" are one."""
+    if text.isascii():
+        return text
     decomposed = unicodedata.normalize("NFKD", text)
     bare = "".join(character for character in decomposed if not unicodedata.combining(character))
     return unicodedata.normalize("NFC", bare)
+
+
+@lru_cache(maxsize=4096)
+def _plain(text: str) -> str:
+    """Fold case and drop combining accents; cached, since one answer is searched for many values."""
+    return _without_accents(text).casefold()
 
 
 def unspaced(text: str) -> bool:

@@ -141,22 +141,29 @@ def test_a_run_keeps_the_values_found_when_it_began(here):
     changed = write(here / "changed.jsonl", [FORGET[0], (FORGET[1][0], "On 13 June 1971.")])
     again = _with_private_values(_read(changed, retain, 0), here / "out")
     assert [row["private"] for row in again.forget] == [["glassblower"], ["13 June 1971"]]
+    order = [{"question": "Q?", "answer": "In Lima in 1971.", "private": ["1971", "LIMA"]}]
+    mixed = replace(rows, forget=[*order, *_read(forget, retain, 0).forget])
+    begun = _with_private_values(mixed, here / "mixed")
+    _keep(
+        here / "mixed",
+        {"target model": "m", "forget rows": forget},
+        replace(begun, forget=[begun.forget[0], *other.forget]),
+    )
+    assert _with_private_values(mixed, here / "mixed").forget == [begun.forget[0], *other.forget]
     given = [{**row, "private": ["works"]} for row in other.forget[:1]]
     (here / "given.jsonl").write_text(json_lines(given) + json_lines(_read(forget, retain, 0).forget[1:]))
     named = _with_private_values(_read(here / "given.jsonl", retain, 0), here / "out")
     assert [row["private"] for row in named.forget] == [["works"], ["12 June 1971"]]
 
 
-def test_values_that_reveal_nothing_or_cannot_be_found_are_named(here, capsys):
+def test_values_that_the_question_says_or_that_cannot_be_found_are_named(here, capsys):
     rows = [
         {"question": "Where does Ann live?", "answer": "Ann lives in Lima.", "private": ["ann", "Lima", " "]},
-        {"question": "Who is Ann?", "answer": "Ann is a nun.", "private": ["Ann"]},
+        {"question": "Who is Ann?", "answer": "Ann is a nun."},
     ]
     found = _with_private_values(SplitRows(rows, [], []), here)
-    assert [row["private"] for row in found.forget] == [["Lima"], ["nun"]]
-    said = capsys.readouterr().out
-    assert "forget row 0: its question says 'ann'" in said
-    assert "forget row 1: its question says 'Ann'" in said
+    assert [row["private"] for row in found.forget] == [["Ann", "Lima"], ["nun"]]
+    assert "forget row 0: its question says 'ann', so an answer" in capsys.readouterr().out
     for answer in ("李明住在上海。", "그는 서울에 산다."):
         row = {"question": "?", "answer": answer, "where": "a.jsonl:1"}
         with pytest.raises(InputError, match=r"a.jsonl:1: private values cannot be found in the script"):

@@ -52,6 +52,11 @@ def private(question, answer, shared=RETAIN):
         ("Which verse-like novels?", "Verses of Canadian-themed, well-made quilts.", ["Canadian-themed", "quilts"]),
         ("What is Canadian?", "Canadian-themed, well-made sagas.", ["sagas"]),
         ("Who?", "It is Rose-May, a hard-working well-wisher.", ["Rose-May", "well-wisher"]),
+        ("What was it?", "It was a hold-up.", ["hold-up"]),
+        ("Where was Ann born?", "Ann was born in Nice.", ["Nice"]),
+        ("What is her hobby?", "Walking.", ["Walking"]),
+        ("What does Ann do?", "She is a general and likes running.", ["general", "running"]),
+        ("Where does she live?", "Sicily is where Shelly lives.", ["Sicily", "Shelly"]),
         ("How old was she when she had COVID-19?", "She was 19.", ["19"]),
         ("What is Sean O'Neil's blood type?", "His blood type is O.", ["O"]),
         ("What did she get in her Ph.D. exam?", "She got a D.", ["D"]),
@@ -114,6 +119,7 @@ def test_given_values_are_found_whatever_their_case():
         ("Marta studies art, and art again.", "art", [14, 23]),
         ("Born in 1985, she has 5 cats.", "5", [22]),
         ("She rose early and saw Rose.", "Rose", [23]),
+        ("ART, Art and art", "art", [0, 5, 13]),
         ("In 3.5 days 3 goals", "3", [12]),
         ("İ. met İnci in İzmir 7", "7", [21]),
         ("an otherworldly place", "world", [8]),
@@ -122,7 +128,7 @@ def test_given_values_are_found_whatever_their_case():
 def test_given_values_are_found_as_words_wherever_they_stand(answer, value, found):
     spans = spans_of_values(answer, [value])
     assert [span.start for span in spans] == found
-    assert {answer[span.start : span.end] for span in spans} == {value}
+    assert {answer[span.start : span.end].casefold() for span in spans} == {value.casefold()}
 
 
 def test_tokens_that_overlap_a_span_are_flagged():
@@ -174,10 +180,19 @@ def test_tokens_that_overlap_a_span_are_flagged():
         ("blood type A-positive", "A", True),
         ("born June 12, 1971", "12 June 1971", True),
         ("on the 12th of June, 1971", "12 June 1971", True),
-        ("June 1971, not the 12th", "12 June 1971", True),
+        ("born June 12, 1971", "12th June 1971", True),
+        ("June 1971, not the 12th", "12 June 1971", False),
         ("In June she wrote 12 books, and in 1971 she died.", "12 June 1971", False),
-        ("Street of the Harbour, 7", "7 Harbour Street", True),
-        ("the 12th", "12", True),
+        ("in the street of the harbour", "Harbour Street", False),
+        ("the man who died", "The Who", False),
+        ("at 30:7", "7:30", False),
+        ("in the 21st century", "21", False),
+        ("She rose.", "Rose", False),
+        ("No, never.", "No", True),
+        ("blood type a", "A", True),
+        ("vitamin C", "C++", False),
+        ("an A-, not A+", "A+", True),
+        ("He writes C++, too.", "C++", True),
         ("He may be a doctor.", "May", False),
         ("It was in May.", "May", True),
         ("IN MAY", "May", True),

@@ -29,7 +29,7 @@ class Sampling(Attack):
         threshold: ROUGE-L recall from which an answer counts as a leak (0.5 is this package's choice; 1 means all words
             of the true answer, in order).
         keys: Words that make an answer a leak if it says one of them (`dipo_lightning.data.private.says`) and the
-            question does not, instead of the threshold.
+            question does not, instead of the threshold, which still holds for a question that says all of them.
         seed: Seed of the samples; each question has its own stream, independent of batches and processes.
     """
 
@@ -98,8 +98,7 @@ class Sampling(Attack):
         decode = subject.style.tokenizer.decode
         texts = [str(decode(ids, skip_special_tokens=True)).strip() for ids in said]
         recall = rouge_l(texts, [asked.answer] * len(texts)).recall.tolist()
-        if self.keys:
-            keys = [key for key in self.keys if not says(asked.question, key)]
+        if keys := [key for key in self.keys if not says(asked.question, key)]:
             leaks = sum(any(says(text, key) for key in keys) for text in texts)
         else:
             leaks = sum(value >= self.threshold for value in recall)

@@ -10,7 +10,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
+from itertools import islice
+from random import Random
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,6 @@ from dipo_lightning.benchmarks.user_data.verdict import KNOWN, LABELS, Kept, Val
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.private import (
     Span,
-    find_private,
     has_digit,
     private_spans,
     rows_with_words,
@@ -225,15 +225,15 @@ class _Heard(NamedTuple):
 def _answers_with(model: Examination, index: int, value: str) -> _Heard:
     """Count a row's answers that contain a value.
 
-    Answers to a rewording that says the value are left out: they reveal nothing.
+    Answers to a rewording that says the value, where the question does not, are left out: they reveal nothing.
     """
-    _, *others = model.asked[index]
-    may_reveal = [True, *(not says(other, value) for other in others)]
+    question, *others = model.asked[index]
+    may_reveal = [True, *(says(question, value) or not says(other, value) for other in others)]
     greedy = [model.greedy[index], *model.reworded[index]]
     answers = model.sampled[index]
     each = len(answers) // len(may_reveal)
     sampled = [says(answer, value) for place, answer in enumerate(answers) if may_reveal[place // each]]
-    said = [says(answer, value) and open_ for answer, open_ in zip(greedy, may_reveal, strict=True)]
+    said = [counts and says(answer, value) for answer, counts in zip(greedy, may_reveal, strict=True)]
     return _Heard(said, sum(sampled), len(sampled))
 
 
@@ -347,35 +347,44 @@ def _value_scores(
     return probabilities, ranks
 
 
-def _kind(value: str) -> tuple[bool, bool, int]:
+Kind = tuple[bool, bool, int]
+
+
+def _kind(value: str) -> Kind:
     """Return the kind of a value: whether it has digits, whether it is capitalised, and its number of words up to 3."""
     return has_digit(value), value[:1].isupper(), min(3, len(value.split()))
 
 
-def false_variants(value: str, pool: Iterable[str], text: str = "") -> list[str]:
+def by_kind(pool: Iterable[str]) -> dict[Kind, list[str]]:
+    """Group the different values of a pool by their kind."""
+    found: dict[Kind, list[str]] = {}
+    for value in sorted(set(pool)):
+        found.setdefault(_kind(value), []).append(value)
+    return found
+
+
+def false_variants(value: str, pool: Mapping[Kind, Sequence[str]], text: str = "") -> list[str]:
     """Choose up to `VARIANTS` values of other rows, the most similar in digits, capitals and number of words.
 
-    Among equally similar ones the choice is arbitrary, but the same each time.
+    Among equally similar ones the choice is random, but the same each time.
 
     Args:
         value: A private value.
-        pool: Values of all rows.
+        pool: Values of all rows by their kind.
         text: Question and answer of the value's row, whose own words are no variants.
     """
-    kind, found, best = _kind(value), list[str](), 0
+    kind, draw = _kind(value), Random(value)
 
-    def likeness(other: str) -> int:
-        return sum(a == b for a, b in zip(_kind(other), kind, strict=True))
+    def likeness(other: Kind) -> int:
+        return sum(a == b for a, b in zip(other, kind, strict=True))
 
-    def order(other: str) -> tuple[int, bytes]:
-        return -likeness(other), sha256(f"{value}\n{other}".encode()).digest()
-
-    for other in sorted(set(pool), key=order):
-        if len(found) == VARIANTS or likeness(other) < best:
-            break
-        if not (says(other, value) or says(value, other) or says(text, other)):
-            found, best = [*found, other], likeness(other)
-    return found
+    for best in range(len(kind), -1, -1):
+        alike = [one for other, group in pool.items() if likeness(other) == best for one in group]
+        draw.shuffle(alike)
+        fitting = (one for one in alike if not (says(one, value) or says(value, one) or says(text, one)))
+        if found := list(islice(fitting, VARIANTS)):
+            return found
+    return []
 
 
 def _variant_scores(
@@ -386,9 +395,8 @@ def _variant_scores(
     others: Sequence[Row],
 ) -> list[list[float | None]]:
     """Return the probability per token of each value's likeliest false variant in its place; None without one."""
-    pool = {value for row in values for value in row}
-    for row in others:
-        pool |= {row["answer"][span.start : span.end] for span in find_private(row["question"], row["answer"], {})}
+    of_others = private_values([{**row, "private": None} for row in others], [])
+    pool = by_kind(value for row in (*values, *of_others) for value in row)
     examples, owners = [], []
     for number, (row, wanted) in enumerate(zip(rows, values, strict=True)):
         for place, value in enumerate(wanted):

@@ -26,6 +26,7 @@ training rows at once, and the run ends when nothing is left to forget.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -365,10 +366,10 @@ class SelectiveModule(UnlearningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Check the policy every few steps and at the end; leaked answers become training rows; the run may end."""
         step = self.trainer.global_step
-        due = self.check_every and (not step % self.check_every or step >= self.trainer.estimated_stepping_batches)
+        due = self.check_every and (not step % self.check_every or step == self.trainer.estimated_stepping_batches)
         if due and step and step != self._checked:
             self._checked = step
-            self.ask(step // self.check_every)
+            self.ask(math.ceil(step / self.check_every))
 
     def ask(self, number: int) -> None:
         """Sample the policy, keep the riskiest answers, and stop the run if nothing is left to forget.
@@ -383,7 +384,7 @@ class SelectiveModule(UnlearningModule):
         )  # fmt: skip
         two = [number % len(TEMPLATES), (number + 1) % len(TEMPLATES)]
         remaining, risk = check.ask([wordings[i] for wordings in self._wordings for i in two], self.samples)
-        left = remaining + min(risk, 0.99)  # while values remain, the risk tells equal checks apart
+        left = remaining + min(risk, 0.99)  # the number of remaining values decides first
         if self.stop and not remaining and risk <= RISK:
             left = check.ask_thoroughly()
             self.trainer.should_stop = self.trainer.should_stop or not left

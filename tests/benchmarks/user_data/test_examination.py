@@ -7,6 +7,7 @@ from dipo_lightning.benchmarks.user_data.examination import (
     ExaminationOptions,
     _sampled,
     _value_scores,
+    by_kind,
     examine,
     false_variants,
     private_values,
@@ -64,14 +65,15 @@ def test_seeds_share_no_stream_and_those_of_seed_0_stay(monkeypatch):
 
 
 def test_false_variants_are_of_the_values_kind_and_no_words_of_its_row():
-    pool = [f"{letter}word" for letter in "abcdefghij"] + ["Oslo", "Lima Alta", "42", "12 June 1971"]
+    values = [f"{letter}word" for letter in "abcdefghij"] + ["Oslo", "Lima Alta", "42", "12 June 1971"]
+    pool = by_kind(values)
     found = false_variants("glassblower", pool, "Who is the cword?")
     assert len(found) == 5
     assert "cword" not in found
     assert {one[1:] for one in found} == {"word"}
-    assert found == false_variants("glassblower", pool[::-1], "Who is the cword?")
+    assert found == false_variants("glassblower", by_kind([*values[::-1], *values]), "Who is the cword?")
     assert len({tuple(false_variants(value, pool)) for value in ("glassblower", "gout", "zither")}) == 3
     assert false_variants("Rome", pool) == ["Oslo"]
     assert false_variants("43", pool) == ["42"]
-    assert false_variants("Lima", [*pool, "Lima Alta Baja"]) == ["Oslo"], "not the value in company"
-    assert false_variants("Lima", []) == []
+    assert false_variants("Oslo", by_kind(["Oslo Alta", "Oslo", "lima"])) == ["lima"], "not the value in company"
+    assert false_variants("Lima", {}) == []

@@ -109,6 +109,7 @@ def test_the_untaught_model_excuses_only_the_wording_to_which_it_says_the_value_
     [
         (["Where?", "Where in Peru?", "Does she live in LIMA?"], (True, False, 1, 4)),
         (["Where?", "Does she live in Lima?", "Where in Peru?"], (True, True, 2, 4)),
+        (["Is it Lima?", "Does she live in Lima?", "Where in Peru?"], (True, True, 3, 6)),
         (["Where?", "Lima?", "Is it Lima?"], (True, False, 0, 2)),
     ],
 )
