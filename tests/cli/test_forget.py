@@ -45,6 +45,7 @@ def test_steps_grow_with_the_rows_and_one_row_is_enough(rows):
     per_epoch = -(-rows // chosen.batch_size)
     assert 64 <= chosen.epochs * per_epoch <= max(70, 16 * per_epoch)
     assert chosen.lr == 1e-4
+    assert chosen.check_every == {1: 8, 12: 8, 40: 10, 200: 50}[rows]
 
 
 def test_more_private_values_per_row_allow_more_steps_of_the_method_that_ends_by_itself():

@@ -1,12 +1,13 @@
 """Scores of batches equal a plain computation of one row at a time, and leave no trace."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from dipo_lightning.evaluation.scoring import score, token_statistics
+from dipo_lightning.evaluation.scoring import score, token_statistics, tokens_at_once
 from dipo_lightning.evaluation.shared_prompts import can_share_prompts
 from dipo_lightning.models.distributed import evaluation_mode, own_batches, plan_batches
 from tests.helpers.toys import FAMILIES, VOCABULARY, toy_model
@@ -257,3 +258,12 @@ def test_frequencies_that_depend_on_the_longest_row_of_a_batch() -> None:
     examples = window_rows() + rows_with_shared_prompts()
     for example, got in zip(examples, score(model, examples), strict=True):
         torch.testing.assert_close(got.logprobs.double(), plain_score(model, example)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("share", "tokens"), [(100, 2048), (3000, 3000), (10**6, 8192)])
+def test_a_forward_pass_on_a_gpu_has_as_many_tokens_as_the_logits_leave_room_for(share, tokens, monkeypatch):
+    model = toy_model()
+    assert tokens_at_once(model, torch.device("cpu")) == 2048
+    card = SimpleNamespace(total_memory=8 * share * 4 * VOCABULARY)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    assert tokens_at_once(model, torch.device("cuda")) == tokens

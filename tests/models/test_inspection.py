@@ -12,13 +12,7 @@ from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.scoring import score
 from dipo_lightning.models.answers import collate, compute_answers
 from dipo_lightning.models.distributed import checkpoint_activations, transformer_blocks
-from dipo_lightning.models.inspection import (
-    check_causal,
-    check_rows,
-    check_training,
-    position_limit,
-    same_logits,
-)
+from dipo_lightning.models.inspection import check_causal, check_rows, check_training, position_limit, same_logits
 from tests.evaluation.test_generation import plain_generate
 from tests.evaluation.test_scoring import plain_score
 from tests.helpers.families import SIZES, family_model

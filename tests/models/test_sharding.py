@@ -16,7 +16,8 @@ from dipo_lightning import FSDP2Strategy
 from dipo_lightning.cli.main import main
 from dipo_lightning.errors import InputError
 from dipo_lightning.methods.dipo.module import DiPOModule
-from dipo_lightning.models.distributed import check_accelerator, check_strategy, is_sharded, transformer_blocks
+from dipo_lightning.models import distributed
+from dipo_lightning.models.distributed import check_accelerator, check_strategy, is_sharded, least, transformer_blocks
 from tests.helpers.toys import FAMILIES, toy_model
 
 REFUSED = ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_2", FSDPStrategy(), ModelParallelStrategy(),
@@ -128,3 +129,12 @@ def test_trainer_files_name_a_strategy_and_precision_that_pass(name: str) -> Non
     if isinstance(strategy, dict):
         strategy = FSDP2Strategy(**strategy["init_args"])
     pl.Trainer(**settings | accelerator | {"strategy": strategy, "logger": False, "enable_checkpointing": False})
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_agree_on_the_smallest_number(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert least(7) == 7
+    monkeypatch.setattr(distributed, "rank_and_world", lambda: (rank, 2))
+    monkeypatch.setattr(distributed, "gather", lambda own: {1 - rank: 3, **own})
+    assert least(7) == 3
+    assert least(2) == 2

@@ -8,9 +8,10 @@ The rules, in this order:
    questions.
 2. *barely changed*: at least `UNCHANGED` of the private values that the target knew are still in the greedy answer to
    the plain question.
-3. *partly*: a private value is still in a greedy or sampled answer to the question or a rewording, more often than in
-   those of a model that never knew it; or the target knew it, and it is still likelier than its floor and than half its
-   former probability; or there is no private value that the target knew.
+3. *partly*: a private value is still in an answer, greedy or sampled, to the question or to a rewording that does not
+   say it, and a model that never knew it does not say it there (in samples: significantly less often); or the target
+   knew it, and it is still likelier than its floor and than half its former probability; or there is no private value
+   that the target knew.
 4. *forgotten*: none of these.
 
 Every rule compares two numbers that are part of the verdict.
@@ -53,9 +54,9 @@ class ValueReport:
         after: The same after unlearning.
         floor: The same for a model that never knew it, or for the likeliest false variant; None if unknown.
         greedy: Whether the greedy answer still contains it, and that of a model that never knew it, if given, does not.
-        reworded: Whether greedy answers to rewordings of the question contain it more often than that model's.
-        sampled: Number of sampled answers that contain it, over the question and its rewordings.
-        samples: Number of sampled answers.
+        reworded: The same for the greedy answer to any rewording of the question.
+        sampled: Number of sampled answers that contain it, over the question and the rewordings that do not say it.
+        samples: Number of these sampled answers.
         rank: Rank of its first token after unlearning, 1 for the likeliest; None if it was not measured.
         chance: Number of answers that contain it, among those sampled from a model that never knew it.
         chance_samples: Number of answers sampled from that model; 0 without one.

@@ -67,7 +67,10 @@ class Check:
         return RISKY_ANSWERS * len(self.wordings)
 
     def ask(self, asked: Sequence[PrivateExample], samples: int) -> tuple[int, float]:
-        """Sample answers in some wordings; return the number of leaks found, and the mean risk of an answer."""
+        """Sample answers in some wordings; return the number of leaks found, and the mean risk of an answer.
+
+        While leaks are found, the risk is an upper bound.
+        """
         answered, own, of_any, notable = self._answered(asked, samples)
         order = sorted(range(len(answered)), key=lambda place: -of_any[place])
         risky = [self.maker.said(*answered[place]) for place in order if of_any[place] > RISK and answered[place][2]]

@@ -106,7 +106,7 @@ class SelectiveModule(UnlearningModule):
             to the forget questions about subjects of retain rows, and on its own running text; 0 for none.
         alternatives: Number of answers of the blind reference model per forget row to train on; 0 for none.
         samples: Number of sampled answers per forget row and wording in a check of the policy.
-        check_every: Optimiser steps between two checks; 0 for no checks.
+        check_every: Optimiser steps between two checks; the last step is checked too; 0 for no checks.
         stop: End the run at a check where no sample contains a private value, at most one in 5,000 answers is expected
             to, no answer's first value is likelier than 0.001, no answer's values are likelier than its false variants,
             and a thorough check confirms all this.
@@ -207,10 +207,12 @@ class SelectiveModule(UnlearningModule):
         """False variants: answers of the reference model without sight of the subject and without private words."""
         asked = [wordings[0] for wordings in self._wordings if self.alternatives and any(wordings[0].private)]
         begun = [example.private.index(True) for example in asked]
+        longest = max((len(example.flags) for example in asked), default=0)
         said = self._sampled(
             model,
             [example.input_ids[:first] for example, first in zip(asked, begun, strict=True)],
             2 * self.alternatives,
+            min(answer_room(longest), longest + 8),
             visible=[example.visible[:first] for example, first in zip(asked, begun, strict=True)],
             banned=[self._maker.banned[example.index] for example in asked],
         )
