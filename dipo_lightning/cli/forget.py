@@ -148,7 +148,7 @@ def forget(
     rows = _with_private_values(_read(forget, retain, seed), folder)
     _check_method(method)
     width, max_length = _sizes(model)
-    values = sum(len(row.get("private", ())) for row in rows.forget)
+    values = sum(len(row["private"]) for row in rows.forget)
     settings = _as_begun(folder, choose_settings(len(rows.forget), values, width, method, given))
     job = _Job(folder, rows, _style(model, prompt), accelerator)
     _check_rows(rows, job.style, max_length)
