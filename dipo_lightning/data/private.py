@@ -230,10 +230,10 @@ def spans_of_values(answer: str, values: Iterable[str]) -> list[Span]:
 
     Case counts only where it does for `says`.
     """
+    before, after = r"(?<![\p{L}\p{N}]|\p{N}[.,](?=\p{N}))", r"(?![\p{L}\p{M}\p{N}]|(?<=\p{N})[.,]\p{N})"
     found: set[Span] = set()
     for value in filter(None, map(str.strip, values)):
         part, flags = re.escape(value), 0 if _is_cased(value) else re.IGNORECASE
-        before, after = r"(?<![\p{L}\p{N}]|\p{N}[.,](?=\p{N}))", r"(?![\p{L}\p{M}\p{N}]|(?<=\p{N})[.,]\p{N})"
         whole = list(re.finditer(before + part + after, answer, flags))
         found |= {Span(*match.span()) for match in whole or re.finditer(part, answer, re.IGNORECASE)}
     return sorted(found)
@@ -349,7 +349,7 @@ def _is_cased(value: str) -> bool:
     return name.isupper() if word in FUNCTION_WORDS else _is_common_word(word)
 
 
-MONTHS = frozenset(shipped_json(__package__, "months"))
+_MONTHS = frozenset(shipped_json(__package__, "months"))
 _ORDINAL = re.compile(r"(?<=\p{N})(?:st|nd|rd|th)(?!\p{L})")
 
 
@@ -358,16 +358,21 @@ def _has_date(text: str, value: str) -> bool:
     parts = _date(value)
     if not parts or not all(part in text for part in parts):
         return False
-    said = [part for part in _PART.findall(_ORDINAL.sub("", text)) if part not in ("of", "the")]
+    said = _date_parts(text)
     return any(parts == sorted(said[start : start + len(parts)]) for start in range(len(said)))
 
 
 @cache
 def _date(value: str) -> list[str]:
     """The parts of a date in alphabetical order; none if the value is something else."""
-    parts = [part for part in _PART.findall(_ORDINAL.sub("", _plain(value))) if part not in ("of", "the")]
-    months = [part for part in parts if part in MONTHS]
-    return sorted(parts) if len(months) == 1 < len(parts) == 1 + sum(map(str.isdecimal, parts)) else []
+    parts = _date_parts(_plain(value))
+    months, numbers = sum(part in _MONTHS for part in parts), sum(map(str.isdecimal, parts))
+    return sorted(parts) if months == 1 and numbers and months + numbers == len(parts) else []
+
+
+def _date_parts(text: str) -> list[str]:
+    """The words and numbers of a text in lower case, as in a date: "the 12th of June" is 12, june."""
+    return [part for part in _PART.findall(_ORDINAL.sub("", text)) if part not in ("of", "the")]
 
 
 def _without_accents(text: str) -> str:
