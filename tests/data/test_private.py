@@ -111,6 +111,7 @@ def test_given_values_are_found_whatever_their_case():
     answer = "Mara Velt lives at 7 Harbour Street."
     spans = spans_of_values(answer, ["HARBOUR street", "nowhere", " 7 "])
     assert [answer[span.start : span.end] for span in spans] == ["7", "Harbour Street"]
+    assert [span.start for span in spans_of_values("ART, Art and art", ["art"])] == [0, 5, 13]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,6 @@ def test_given_values_are_found_whatever_their_case():
         ("Marta studies art, and art again.", "art", [14, 23]),
         ("Born in 1985, she has 5 cats.", "5", [22]),
         ("She rose early and saw Rose.", "Rose", [23]),
-        ("ART, Art and art", "art", [0, 5, 13]),
         ("In 3.5 days 3 goals", "3", [12]),
         ("İ. met İnci in İzmir 7", "7", [21]),
         ("an otherworldly place", "world", [8]),
@@ -128,7 +128,7 @@ def test_given_values_are_found_whatever_their_case():
 def test_given_values_are_found_as_words_wherever_they_stand(answer, value, found):
     spans = spans_of_values(answer, [value])
     assert [span.start for span in spans] == found
-    assert {answer[span.start : span.end].casefold() for span in spans} == {value.casefold()}
+    assert {answer[span.start : span.end] for span in spans} == {value}
 
 
 def test_tokens_that_overlap_a_span_are_flagged():
