@@ -25,6 +25,9 @@ from dipo_lightning.models.head import Head, decoder, output_head
 IGNORED = -100
 """Label of a position that is not supervised (torch's default ``ignore_index``)."""
 
+FORWARD_OPERATIONS = 20_000_000_000
+"""Number of multiplications that take as long on a CPU as what another forward costs by itself."""
+
 TokenBatch: TypeAlias = dict[str, Tensor]
 """``input_ids``, ``attention_mask``, ``labels`` (batch, length) and ``index`` (batch,), all int64."""
 
@@ -273,9 +276,58 @@ def answer_logits(model: nn.Module, batch: TokenBatch) -> Tensor:
 
 
 def answer_hidden(model: nn.Module, batch: TokenBatch) -> Tensor:
-    """Return the (N, H) final hidden states of ``model`` at the supervised positions; not through FSDP2's root."""
-    output = decoder(model)(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-    return output.last_hidden_state[supervised_positions(batch["labels"])]
+    """Return the (N, H) final hidden states of ``model`` at the supervised positions; not through FSDP2's root.
+
+    On a CPU sequences of similar length run together (`length_groups`), unless hooks observe the model.
+    """
+    run, positions = decoder(model), supervised_positions(batch["labels"])
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+
+    def states(rows: Any, end: int | None = None) -> Tensor:
+        output = run(input_ids=ids[rows, :end], attention_mask=mask[rows, :end], use_cache=False)
+        return output.last_hidden_state[positions[rows, :end]]
+
+    observed = any(module._forward_hooks or module._forward_pre_hooks for module in run.modules())
+    if ids.device.type != "cpu" or is_sharded(model) or observed:
+        return states(slice(None))
+    lengths = used_lengths(batch)
+    groups = length_groups(lengths, FORWARD_OPERATIONS // sum(map(Tensor.numel, run.parameters())))
+    if len(groups) == 1:
+        return states(slice(None))
+    found = torch.cat([states(rows, max(lengths[row] for row in rows)) for rows in groups])
+    sequences = supervised_sequences(batch["labels"])
+    return found[torch.cat([torch.isin(sequences, torch.tensor(rows)).nonzero()[:, 0] for rows in groups]).argsort()]
+
+
+def used_lengths(batch: TokenBatch) -> list[int]:
+    """Return the length of each sequence without the padding, which includes masked tokens at supervised positions."""
+    used = batch["attention_mask"].bool() | (batch["labels"] != IGNORED)
+    return (used * torch.arange(1, used.shape[1] + 1, device=used.device)).amax(1).clamp(min=1).tolist()
+
+
+def length_groups(lengths: Sequence[int], forward_tokens: int) -> list[list[int]]:
+    """Group sequences by length so that their tokens, padding included, and the cost of each forward are the least.
+
+    Args:
+        lengths: Number of tokens of each sequence.
+        forward_tokens: Cost of another forward by itself, in tokens.
+
+    Returns:
+        Indices of each group's sequences, ascending; groups of shorter sequences come first.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    costs, starts = [0], [0]  # of the cheapest groups of the first 0, 1, ... sequences, and where their last one starts
+    for end in range(1, len(order) + 1):
+        longest = lengths[order[end - 1]]
+        cost, start = min((costs[start] + (end - start) * longest + forward_tokens, start) for start in range(end))
+        costs.append(cost)
+        starts.append(start)
+    groups: list[list[int]] = []
+    end = len(order)
+    while end:
+        groups.insert(0, sorted(order[starts[end] : end]))
+        end = starts[end]
+    return groups
 
 
 def _run_from_hidden(

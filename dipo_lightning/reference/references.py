@@ -26,13 +26,24 @@ from torch import Tensor, nn
 
 from dipo_lightning.data.loader import supervised_count
 from dipo_lightning.errors import InputError, RunError
-from dipo_lightning.models.answers import Answers, TokenBatch, compute_answers
+from dipo_lightning.models.answers import (
+    Answers,
+    TokenBatch,
+    answer_hidden,
+    compute_answers,
+    supervised_positions,
+    used_lengths,
+)
 from dipo_lightning.models.distributed import is_sharded
 from dipo_lightning.models.head import Head, output_head, output_projection
 from dipo_lightning.reference.cache import PositionCache, cache_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+
+MOST_REMEMBERED = 2**31
+"""Bytes of hidden states that a reference keeps in memory."""
 
 
 class Reference(Protocol):
@@ -50,10 +61,18 @@ class ModelReference:
     Args:
         model: A ``transformers`` causal LM, sharded or not.
         dtype: Compute dtype of a sharded model; None otherwise.
+
+    Attributes:
+        remembers: Whether the hidden states of each sequence are kept in memory, for batches that repeat it. The
+            sequences are then computed one by one, which only a CPU does as fast as together.
+        room: Bytes that may still be kept.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
         self.model, self.dtype = model, dtype
+        self.remembers = False
+        self._memory: dict[tuple[int, ...], Tensor] = {}
+        self.room = MOST_REMEMBERED
         self._head: Head | None = None
 
     def frozen(self) -> AbstractContextManager:
@@ -75,13 +94,34 @@ class ModelReference:
             return {part: one.logits if one.hidden is None else one.hidden for part, one in answers.items()}
 
         with self.frozen():
-            found = compute_answers(self.model, parts, states, from_hidden=from_hidden)
+            if from_hidden and self.remembers and not is_sharded(self.model):
+                found = {part: torch.cat(self._remembered(batch)) for part, batch in parts.items()}
+            else:
+                found = compute_answers(self.model, parts, states, from_hidden=from_hidden)
         if not from_hidden:
             return {part: Answers(batch, part=part, _logits=found[part]) for part, batch in parts.items()}
         return {
             part: Answers(batch, found[part], self.head, part=part, chunk_size=chunk_size)
             for part, batch in parts.items()
         }
+
+    def _remembered(self, batch: TokenBatch) -> list[Tensor]:
+        """Hidden states of each sequence, from memory, or else from a forward of that sequence alone.
+
+        Their rounding therefore depends on nothing else: a resumed run has the same.
+        """
+        positions = supervised_positions(batch["labels"])
+        found = []
+        for row, end in enumerate(used_lengths(batch)):
+            one = {name: batch[name][row : row + 1, :end] for name in ("input_ids", "attention_mask", "labels")}
+            key = (end, *one["input_ids"][0].tolist(), *one["attention_mask"][0].tolist(), *positions[row, :end].tolist())
+            hidden = self._memory.get(key)
+            if hidden is None:
+                hidden = answer_hidden(self.model, one)
+                if (room := self.room - hidden.nbytes) >= 0:
+                    self._memory[key], self.room = hidden, room
+            found.append(hidden)
+        return found
 
     @property
     def head(self) -> Head:

@@ -167,7 +167,9 @@ class SelectiveModule(UnlearningModule):
 
     def make_reference(self) -> Reference:
         """Build a reference model that runs forward passes, since the blind view is not cached."""
-        return forward_reference(self)
+        reference = forward_reference(self)
+        reference.remembers = self.trainer.strategy.root_device.type == "cpu"
+        return reference
 
     def inspect(self, model: nn.Module) -> None:
         """Also check that masked words are invisible to the model."""
