@@ -49,6 +49,8 @@ class UnlearningModule(LanguageModelModule):
 
     #: True if the forget loss uses the reference; otherwise none is loaded for it.
     needs_reference: ClassVar[bool] = True
+    #: True if sequences of similar length may run together, as in `compute_answers`.
+    by_length: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -137,8 +139,9 @@ class UnlearningModule(LanguageModelModule):
         parts = {part: batch[part] for part in self.parts(batch)}
         self.read_reference(parts)
         terms = compute_answers(
-            self.policy, parts, self.losses, batch.get("denominators"), self.from_hidden, self.chunk_size
-        )
+            self.policy, parts, self.losses, batch.get("denominators"), self.from_hidden, self.chunk_size,
+            self.by_length,
+        )  # fmt: skip
         loss = self.objective(terms)
         self.remember(loss, batch, terms)
         self.log_bar(loss, terms)

@@ -25,8 +25,8 @@ from dipo_lightning.models.head import Head, decoder, output_head
 IGNORED = -100
 """Label of a position that is not supervised (torch's default ``ignore_index``)."""
 
-FORWARD_OPERATIONS = 20_000_000_000
-"""Number of multiplications that take as long on a CPU as what another forward costs by itself."""
+FORWARD_TOKENS = 128
+"""Fixed cost of another forward and backward pass, in tokens; about right for 135 million weights on a CPU."""
 
 TokenBatch: TypeAlias = dict[str, Tensor]
 """``input_ids``, ``attention_mask``, ``labels`` (batch, length) and ``index`` (batch,), all int64."""
@@ -230,7 +230,7 @@ def _same(logits: Tensor) -> Tensor:
 
 
 Compute = Callable[[dict[str, Answers]], dict[str, Tensor]]
-_How = tuple[Mapping[str, float] | None, int]  # denominators and chunk size
+_How = tuple[Mapping[str, float] | None, int, bool]  # denominators, chunk size and by_length
 
 
 def compute_answers(
@@ -240,6 +240,7 @@ def compute_answers(
     denominators: Mapping[str, float] | None = None,
     from_hidden: bool = False,
     chunk_size: int = 1024,
+    by_length: bool = False,
 ) -> dict[str, Tensor]:
     """Run ``model`` once over all parts and return the result of ``compute`` on their supervised positions.
 
@@ -251,8 +252,10 @@ def compute_answers(
         denominators: See `Answers`.
         from_hidden: Pass hidden states and the head instead of logits; valid if `known_head` finds one.
         chunk_size: See `Answers`.
+        by_length: With ``from_hidden``, on a CPU and not sharded, run sequences of similar length together
+            (`length_groups`) instead of all at once. Equal up to rounding; hooks see each group.
     """
-    how = denominators, chunk_size
+    how = denominators, chunk_size, by_length
     if not from_hidden:
         logits = answer_logits(model, concatenate(list(parts.values())))
         return compute(_answers(parts, how, logits, None))
@@ -275,24 +278,26 @@ def answer_logits(model: nn.Module, batch: TokenBatch) -> Tensor:
     return logits if logits.dim() == 2 else logits[positions]  # some families ignore the positions
 
 
-def answer_hidden(model: nn.Module, batch: TokenBatch) -> Tensor:
+def answer_hidden(model: nn.Module, batch: TokenBatch, by_length: bool = False) -> Tensor:
     """Return the (N, H) final hidden states of ``model`` at the supervised positions; not through FSDP2's root.
 
-    On a CPU sequences of similar length run together (`length_groups`), unless hooks observe the model.
+    Args:
+        model: A ``transformers`` causal LM.
+        batch: Token batch.
+        by_length: See `compute_answers`.
     """
-    run, positions = decoder(model), supervised_positions(batch["labels"])
+    positions = supervised_positions(batch["labels"])
     ids, mask = batch["input_ids"], batch["attention_mask"]
 
     def states(rows: Any, end: int | None = None) -> Tensor:
-        output = run(input_ids=ids[rows, :end], attention_mask=mask[rows, :end], use_cache=False)
+        output = decoder(model)(input_ids=ids[rows, :end], attention_mask=mask[rows, :end], use_cache=False)
         return output.last_hidden_state[positions[rows, :end]]
 
-    observed = any(module._forward_hooks or module._forward_pre_hooks for module in run.modules())
-    if ids.device.type != "cpu" or is_sharded(model) or observed:
+    if not by_length or ids.device.type != "cpu" or is_sharded(model):
         return states(slice(None))
     lengths = used_lengths(batch)
-    groups = length_groups(lengths, FORWARD_OPERATIONS // sum(map(Tensor.numel, run.parameters())))
-    if len(groups) == 1:
+    groups = length_groups(lengths)
+    if len(groups) < 2:
         return states(slice(None))
     found = torch.cat([states(rows, max(lengths[row] for row in rows)) for rows in groups])
     sequences = supervised_sequences(batch["labels"])
@@ -305,12 +310,11 @@ def used_lengths(batch: TokenBatch) -> list[int]:
     return (used * torch.arange(1, used.shape[1] + 1, device=used.device)).amax(1).clamp(min=1).tolist()
 
 
-def length_groups(lengths: Sequence[int], forward_tokens: int) -> list[list[int]]:
-    """Group sequences by length so that their tokens, padding included, and the cost of each forward are the least.
+def length_groups(lengths: Sequence[int]) -> list[list[int]]:
+    """Group sequences by length so that all tokens, with padding, and `FORWARD_TOKENS` per group add up to the least.
 
     Args:
         lengths: Number of tokens of each sequence.
-        forward_tokens: Cost of another forward by itself, in tokens.
 
     Returns:
         Indices of each group's sequences, ascending; groups of shorter sequences come first.
@@ -319,7 +323,7 @@ def length_groups(lengths: Sequence[int], forward_tokens: int) -> list[list[int]
     costs, starts = [0], [0]  # of the cheapest groups of the first 0, 1, ... sequences, and where their last one starts
     for end in range(1, len(order) + 1):
         longest = lengths[order[end - 1]]
-        cost, start = min((costs[start] + (end - start) * longest + forward_tokens, start) for start in range(end))
+        cost, start = min((costs[start] + (end - start) * longest + FORWARD_TOKENS, start) for start in range(end))
         costs.append(cost)
         starts.append(start)
     groups: list[list[int]] = []
@@ -333,7 +337,7 @@ def length_groups(lengths: Sequence[int], forward_tokens: int) -> list[list[int]
 def _run_from_hidden(
     model: nn.Module, parts: Mapping[str, TokenBatch], compute: Compute, how: _How
 ) -> dict[str, Tensor]:
-    hidden = answer_hidden(model, concatenate(list(parts.values())))
+    hidden = answer_hidden(model, concatenate(list(parts.values())), how[2])
     return compute(_answers(parts, how, hidden, output_head(model)))
 
 

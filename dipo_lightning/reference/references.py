@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 MOST_REMEMBERED = 2**31
-"""Bytes of hidden states that a reference keeps in memory."""
+"""Bytes of hidden states that a reference may keep in memory."""
 
 
 class Reference(Protocol):
@@ -61,19 +61,28 @@ class ModelReference:
     Args:
         model: A ``transformers`` causal LM, sharded or not.
         dtype: Compute dtype of a sharded model; None otherwise.
-
-    Attributes:
-        remembers: Whether the hidden states of each sequence are kept in memory, for batches that repeat it. The
-            sequences are then computed one by one, which only a CPU does as fast as together.
-        room: Bytes that may still be kept.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
         self.model, self.dtype = model, dtype
-        self.remembers = False
-        self._memory: dict[tuple[int, ...], Tensor] = {}
-        self.room = MOST_REMEMBERED
+        self._memory: dict[tuple[int, ...], Tensor] | None = None
+        self._room = 0
         self._head: Head | None = None
+
+    def remember(self, most: int = MOST_REMEMBERED) -> None:
+        """Keep the hidden states of each sequence from now on, for batches that repeat it.
+
+        Sequences are then computed one by one, so that their rounding depends on nothing else and a resumed run has the
+        same; on a CPU that takes hardly longer.
+
+        Args:
+            most: Maximum number of bytes to keep.
+        """
+        self._memory, self._room = {}, most
+
+    def stop_remembering(self) -> None:
+        """Compute every batch in one forward again, and free the memory."""
+        self._memory = None
 
     def frozen(self) -> AbstractContextManager:
         """Return the context in which ``model`` is the reference."""
@@ -83,7 +92,7 @@ class ModelReference:
     def answers(
         self, parts: Mapping[str, TokenBatch], from_hidden: bool = True, chunk_size: int = 1024
     ) -> dict[str, Answers]:
-        """Return the answers of all parts, from one forward.
+        """Return the answers of all parts, from one forward unless sequences are remembered.
 
         The rounding of a matrix product depends on its shape. On the forget rows alone the reference would differ from
         the policy's joint forward by rounding; on the same joint batch both are equal to the last bit until the first
@@ -94,8 +103,8 @@ class ModelReference:
             return {part: one.logits if one.hidden is None else one.hidden for part, one in answers.items()}
 
         with self.frozen():
-            if from_hidden and self.remembers and not is_sharded(self.model):
-                found = {part: torch.cat(self._remembered(batch)) for part, batch in parts.items()}
+            if from_hidden and self._memory is not None:
+                found = {part: torch.cat(self._remembered(batch, self._memory)) for part, batch in parts.items()}
             else:
                 found = compute_answers(self.model, parts, states, from_hidden=from_hidden)
         if not from_hidden:
@@ -105,21 +114,19 @@ class ModelReference:
             for part, batch in parts.items()
         }
 
-    def _remembered(self, batch: TokenBatch) -> list[Tensor]:
-        """Hidden states of each sequence, from memory, or else from a forward of that sequence alone.
-
-        Their rounding therefore depends on nothing else: a resumed run has the same.
-        """
-        positions = supervised_positions(batch["labels"])
+    def _remembered(self, batch: TokenBatch, memory: dict[tuple[int, ...], Tensor]) -> list[Tensor]:
+        """Hidden states of each sequence, from memory, or else from a forward of that sequence alone."""
         found = []
         for row, end in enumerate(used_lengths(batch)):
             one = {name: batch[name][row : row + 1, :end] for name in ("input_ids", "attention_mask", "labels")}
-            key = (end, *one["input_ids"][0].tolist(), *one["attention_mask"][0].tolist(), *positions[row, :end].tolist())
-            hidden = self._memory.get(key)
+            supervised = supervised_positions(one["labels"])
+            key = tuple(torch.cat([one["input_ids"], one["attention_mask"], supervised]).flatten().tolist())
+            hidden = memory.get(key)
             if hidden is None:
                 hidden = answer_hidden(self.model, one)
-                if (room := self.room - hidden.nbytes) >= 0:
-                    self._memory[key], self.room = hidden, room
+                if hidden.nbytes <= self._room:
+                    memory[key] = hidden
+                    self._room -= hidden.nbytes
             found.append(hidden)
         return found
 

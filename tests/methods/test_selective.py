@@ -36,7 +36,12 @@ from dipo_lightning.methods.selective.module import (
     text_openings,
 )
 from dipo_lightning.methods.selective.targets import and_repetition, blind_target, contrast_loss, excess, mean_of
-from dipo_lightning.models.answers import IGNORED
+from dipo_lightning.models import answers
+from dipo_lightning.models.answers import IGNORED, answer_hidden
+from dipo_lightning.models.loading import load_policy
+from dipo_lightning.models.lora import LoRA
+from dipo_lightning.reference import references
+from dipo_lightning.reference.references import ModelReference
 from tests.helpers.toys import save_toy, toy_model, toy_tokenizer
 
 N, V = 5, 11
@@ -71,6 +76,9 @@ def test_only_private_positions_get_the_blind_distribution(logits):
     assert torch.equal(target[4], reference[4].log_softmax(-1))
     expected = torch.where(private[:, None], blind, reference).softmax(-1)
     expected[:4, 3] = 0
+    plausible = expected >= 0.05 * expected.max(-1, keepdim=True).values
+    assert not plausible[private].all()
+    expected = torch.where(private[:, None] & ~plausible, 0, expected)
     torch.testing.assert_close(target.exp(), expected / expected.sum(-1, keepdim=True))
 
 
@@ -449,7 +457,9 @@ def test_a_wording_that_leaves_no_room_for_the_answer_is_replaced():
         ExampleMaker(ROWS, KEPT, style, max_length=3).wordings(0, TEMPLATES)
 
 
-def fit(folder: Path, rows: list[dict[str, str]], check_every: int = 2, **options: Any) -> SelectiveModule:
+def fit(
+    folder: Path, rows: list[dict[str, str]], check_every: int = 2, lora: LoRA | None = None, **options: Any
+) -> SelectiveModule:
     """Fit two epochs of two rows a step, without the answers that the reference model would write."""
     save_toy(folder / "model", num_hidden_layers=1)
     files = []
@@ -457,14 +467,41 @@ def fit(folder: Path, rows: list[dict[str, str]], check_every: int = 2, **option
         files.append(str(folder / f"{name}.jsonl"))
         Path(files[-1]).write_text("".join(json.dumps(row) + "\n" for row in part))
     module = SelectiveModule(
-        str(folder / "model"), general_weight=0, alternatives=0, samples=1, check_every=check_every, stop=False
-    )
+        str(folder / "model"), general_weight=0, alternatives=0, samples=1, check_every=check_every, stop=False,
+        lora=lora, optimizer=lambda weights: torch.optim.SGD(weights, lr=0.1),
+    )  # fmt: skip
     data = UnlearningDataModule(None, *files, prompt="plain", batch_size=2, **options)
     silent: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    pl.seed_everything(0, verbose=False)
     trainer = pl.Trainer(default_root_dir=folder, max_epochs=2, accelerator="cpu", enable_model_summary=False, **silent)
     trainer.fit(module, data)
     assert trainer.global_step == 2 * math.ceil(len(data.forget_examples) / 2), "no step was left out"
     return module
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["live", "adapters off"])
+def test_memory_and_groups_change_nothing_but_the_time(tmp_path, monkeypatch, lora):
+    forwards = []
+
+    def counted(model, batch, by_length=False):
+        forwards.append((batch["input_ids"].tolist(), batch["attention_mask"].tolist()))
+        return answer_hidden(model, batch, by_length)
+
+    monkeypatch.setattr(references, "answer_hidden", counted)
+    monkeypatch.setattr(answers, "FORWARD_TOKENS", 0)
+    quick = fit(tmp_path / "quick", [*ROWS, *ROWS], 0, lora)
+    assert forwards, "the reference model ran"
+    assert all(forwards.count(one) == 1 for one in forwards), "and never on the same view of the same sequence"
+    assert quick.frozen_reference._memory is None, "freed"
+    monkeypatch.setattr(ModelReference, "remember", lambda reference: None)
+    monkeypatch.setattr(SelectiveModule, "by_length", False)
+    plain = fit(tmp_path / "plain", [*ROWS, *ROWS], 0, lora)
+    for (name, weight), other in zip(quick.policy.named_parameters(), plain.policy.parameters(), strict=True):
+        torch.testing.assert_close(weight, other, rtol=1e-4, atol=1e-6, msg=name)
+    asked = torch.arange(5, 20)[None]
+    start = load_policy(str(tmp_path / "plain" / "model"))
+    with torch.no_grad():
+        assert (quick.policy(asked).logits - start(asked).logits).abs().max() > 1e-3, "it was trained"
 
 
 LONG = {"question": f"Where does Mara {'very ' * 30}Velt live?", "answer": "In Lima."}

@@ -57,10 +57,11 @@ def test_a_supervised_first_token_is_not_selected():
 
 @pytest.mark.parametrize("cost", [0, 3, 10, 10**6])
 @pytest.mark.parametrize("seed", range(5))
-def test_no_other_groups_need_fewer_tokens(cost, seed):
+def test_no_other_groups_need_fewer_tokens(cost, seed, monkeypatch):
+    monkeypatch.setattr(module, "FORWARD_TOKENS", cost)
     draw = random.Random(seed)
     lengths = [draw.randint(1, 20) for _ in range(5)]
-    groups = length_groups(lengths, cost)
+    groups = length_groups(lengths)
     assert sorted(itertools.chain(*groups)) == list(range(5))
     assert all(group == sorted(group) for group in groups)
 
@@ -83,7 +84,9 @@ def of_lengths(*lengths: int) -> TokenBatch:
     return batch
 
 
-def states_and_gradients(model: torch.nn.Module, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor], list[int]]:
+def states_and_gradients(
+    model: torch.nn.Module, batch: TokenBatch, by_length: bool
+) -> tuple[Tensor, dict[str, Tensor], list[int]]:
     """Hidden states, the gradients of a loss on them, and the tokens of each forward, padding included."""
     forwards: list[int] = []
     whole = decoder(model).forward
@@ -95,7 +98,7 @@ def states_and_gradients(model: torch.nn.Module, batch: TokenBatch) -> tuple[Ten
     run = decoder(model)
     run.forward = counted  # type: ignore[method-assign]
     try:
-        hidden = answer_hidden(model, batch)
+        hidden = answer_hidden(model, batch, by_length)
     finally:
         run.forward = whole  # type: ignore[method-assign]
     model.zero_grad()
@@ -110,10 +113,10 @@ def test_rows_of_similar_length_run_together_with_the_same_result(family, monkey
     model = (family_model(family) if family in SIZES else toy_model(family)).eval()
     model = model if family in ("gpt_oss", "prophetnet") else model.double()  # which fail in float64
     batch = of_lengths(9, 4, 20, 5, 8, 21)
-    hidden, gradients, forwards = states_and_gradients(model, batch)
-    assert forwards == [6 * 21], "a small model costs less than the forwards"
-    monkeypatch.setattr(module, "FORWARD_OPERATIONS", 4 * sum(value.numel() for value in decoder(model).parameters()))
-    found, grouped, forwards = states_and_gradients(model, batch)
+    hidden, gradients, forwards = states_and_gradients(model, batch, by_length=False)
+    assert forwards == [6 * 21]
+    monkeypatch.setattr(module, "FORWARD_TOKENS", 4)
+    found, grouped, forwards = states_and_gradients(model, batch, by_length=True)
     assert forwards == [2 * 5, 2 * 9, 2 * 21]
     torch.testing.assert_close(found, hidden, rtol=1e-5, atol=1e-6)
     assert grouped.keys() == gradients.keys()
@@ -121,16 +124,9 @@ def test_rows_of_similar_length_run_together_with_the_same_result(family, monkey
         torch.testing.assert_close(gradient, gradients[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_who_observes_the_model_sees_the_whole_batch(monkeypatch):
-    monkeypatch.setattr(module, "FORWARD_OPERATIONS", 0)
-    model, seen = toy_model(), []
-    handle = decoder(model).layers[0].register_forward_hook(lambda _, inputs, output: seen.append(inputs[0].shape[0]))
-    *_, forwards = states_and_gradients(model, of_lengths(9, 4, 20))
-    assert seen == [3]
+def test_few_tokens_run_at_once():
+    *_, forwards = states_and_gradients(toy_model(), of_lengths(9, 4, 20), by_length=True)
     assert forwards == [60]
-    handle.remove()
-    *_, forwards = states_and_gradients(model, of_lengths(9, 4, 20))
-    assert forwards == [4, 9, 20]
 
 
 def test_a_masked_end_that_is_supervised_is_no_padding():

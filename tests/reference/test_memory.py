@@ -1,4 +1,4 @@
-"""A reference model that remembers its hidden states: what it returns, what it computes again, and how much it keeps."""
+"""A reference model that remembers its hidden states: what it returns, computes again, and keeps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROWS: list[dict[str, Any]] = [
 def reference() -> LiveReference:
     """A reference that remembers; ``forwards`` lists the tokens of each forward pass."""
     made = LiveReference(toy_model().double())
-    made.remembers = True
+    made.remember()
     whole, made.forwards = decoder(made.model).forward, []  # type: ignore[attr-defined]
 
     def counted(**inputs: Any) -> Any:
@@ -71,12 +71,22 @@ def test_each_forward_is_of_one_sequence_without_padding(reference: Any) -> None
 
 
 def test_no_more_is_kept_than_there_is_room_for(reference: Any) -> None:
-    reference.room = 3 * reference.model.config.hidden_size * 8
+    reference.remember(3 * reference.model.config.hidden_size * 8)
     batch = collate([ROWS[0], ROWS[1]])
     first, again = reference.answers({"forget": batch}), reference.answers({"forget": batch})
     assert torch.equal(hidden(first["forget"]), hidden(again["forget"]))
     assert reference.forwards == [ROWS[0]["input_ids"], ROWS[1]["input_ids"], ROWS[1]["input_ids"]]
-    assert reference.room == 0
+
+
+def test_a_second_fit_starts_with_an_empty_memory(reference: Any) -> None:
+    batch = {"forget": collate(ROWS)}
+    reference.answers(batch)
+    reference.stop_remembering()
+    reference.answers(batch)
+    assert len(reference.forwards) == 4, "three sequences, then one batch"
+    reference.remember()
+    reference.answers(batch)
+    assert len(reference.forwards) == 7
 
 
 def test_logits_are_not_remembered(reference: Any) -> None:

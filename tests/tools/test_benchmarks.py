@@ -11,14 +11,23 @@ from tests.helpers.toys import toy_model
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 @pytest.mark.filterwarnings("ignore")  # the tool prints what Lightning says
-@pytest.mark.parametrize("size", [(2, 16), (1, 256)], ids=["short rows", "long rows"])
+@pytest.mark.parametrize("size", ["2x16", "3x8-16", "1x256"])
 def test_every_essential_variant_takes_a_step(size):
     from tools.benchmarks import measuring, steps
 
-    found = steps.measure(toy_model("llama"), size, steps.ESSENTIAL, 1, torch.device("cpu"), "float32")
+    found = steps.measure(toy_model("llama"), steps.Size.of(size), steps.ESSENTIAL, 1, torch.device("cpu"), "float32")
     assert not measuring.FAILED
     assert set(found) == set(steps.ESSENTIAL)
     assert all(math.isfinite(one["value"]) for rounds in found.values() for one in rounds)
+
+
+def test_a_size_may_be_of_rows_of_different_lengths():
+    from tools.benchmarks.steps import Size
+
+    assert Size.of("2x2048").lengths == [2048, 2048]
+    assert Size.of("1x30-80").lengths == [30]
+    assert Size.of("6x30-80").lengths == [30, 40, 50, 60, 70, 80]
+    assert Size.of("2x80-300").prompts == [20, 1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
@@ -27,7 +36,9 @@ def test_the_loss_memory_of_every_likelihood_method_is_measured_in_both_forms():
     from tools.benchmarks import measuring, steps
 
     names = [name + form for name in steps.LIKELIHOOD for form in steps.FORMS]
-    found = steps.measure(toy_model("llama"), (2, 16), [*steps.BARE_PARTS, *names], 1, torch.device("cpu"), "float32")
+    found = steps.measure(
+        toy_model("llama"), steps.Size.of("2x16"), [*steps.BARE_PARTS, *names], 1, torch.device("cpu"), "float32"
+    )
     assert not measuring.FAILED
     assert set(names) <= set(steps.NAMES)
     assert all(math.isfinite(one["loss"]) for name in names for one in found[name])

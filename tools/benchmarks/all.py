@@ -63,7 +63,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further round after so many")
     parser.add_argument("--rounds", type=int, help="of every measurement after the warm-up; 5, or 3 with --quick")
-    parser.add_argument("--sizes", nargs="+", default=["8x80", "2x2048"], help="rows x tokens, of forget and of retain")
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        default=["8x80", "2x2048"],
+        help="rows x tokens, of forget and of retain; 8x30-80 for rows of 30 to 80 tokens",
+    )
     parser.add_argument("--variants", nargs="+", choices=steps.NAMES, metavar="NAME", help=f"of {steps.NAMES}")
     parser.add_argument("--layers", type=int, help="only the first so many of the model")
     parser.add_argument("--data", help="folder with TOFU's files; made-up rows of its schema without it")

@@ -94,9 +94,8 @@ def main() -> None:
     )
     module.load = lambda dtype=torch.float32: random_model(options.shape, dtype)
     vocabulary = SHAPES[options.shape]["vocab_size"]
-    batch = make_batch(
-        options.batch_size, options.length, options.length - options.answer, vocabulary, torch.device("cpu")
-    )
+    lengths = [options.length] * options.batch_size
+    batch = make_batch(lengths, [length - options.answer for length in lengths], vocabulary, torch.device("cpu"))
     peaks = Peaks()
     trainer = quiet_trainer(device, "bfloat16", max_steps=options.steps, callbacks=[peaks])
     batches: Any = [batch] * options.steps

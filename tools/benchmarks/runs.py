@@ -25,7 +25,7 @@ from dipo_lightning.models.distributed import FSDP2Strategy
 from dipo_lightning.quickstart.authors import write_fictitious
 from dipo_lightning.quickstart.model import train_tokenizer, write_untrained
 from tools.benchmarks.measuring import Measured, PeakMemory, Table, alternate, medians, ratio, run_child, timed
-from tools.benchmarks.steps import measure, quiet_trainer
+from tools.benchmarks.steps import Size, measure, quiet_trainer
 
 TINY: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 COMMAND = (sys.executable, "-m", "dipo_lightning")
@@ -181,7 +181,7 @@ def long_answers(device: torch.device, dtype: str, quick: bool) -> Table:
         torch.manual_seed(0)
         config = LlamaConfig(vocab_size=vocabulary, max_position_embeddings=length, tie_word_embeddings=True, **TINY)
         chosen = names if length * vocabulary < 10**9 or device.type == "cuda" else names[:-1]
-        found = measure(LlamaForCausalLM(config), (1, length), chosen, 1 if quick else 3, device, dtype)
+        found = measure(LlamaForCausalLM(config), Size(1, length, length), chosen, 1 if quick else 3, device, dtype)
         for name in chosen[1:]:
             one = medians(found[name])
             row: dict[str, Any] = {"vocabulary": vocabulary, "tokens": length, "variant": name}

@@ -80,8 +80,7 @@ class PreparedSelective(SelectiveModule):
 
     def take(self, part: TokenBatch) -> SimpleNamespace:
         """Take the rows of a batch, and return a stand-in for the data module as far as a step uses it."""
-        lists = {name: part[name].tolist() for name in ("index", "input_ids", "labels")}
-        self._general = [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+        self._general = Rows.examples(part)
         rows = []
         for row in self._general:
             private = [label != -100 and place % 8 == 0 for place, label in enumerate(row["labels"])]
@@ -193,15 +192,48 @@ class Variant:
         (self.policy if self.module is None else self.module).to(device).train()
 
 
-def make_batch(rows: int, length: int, prompt: int, vocabulary: int, device: torch.device) -> Batch:
-    """Forget and retain rows of random tokens, all of one length; all tokens after the prompt are supervised."""
+@dataclass(frozen=True)
+class Size:
+    """Number of rows to forget, and of rows to keep, whose lengths rise evenly.
+
+    Attributes:
+        rows: Number of rows.
+        shortest: Tokens of the first row.
+        longest: Tokens of the last row.
+    """
+
+    rows: int
+    shortest: int
+    longest: int
+
+    @classmethod
+    def of(cls, text: str) -> Size:
+        """Read ``8x80``, or ``8x30-80`` for rows of 30 to 80 tokens."""
+        rows, length = text.split("x")
+        shortest, _, longest = length.partition("-")
+        return cls(int(rows), int(shortest), int(longest or shortest))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        last = max(1, self.rows - 1)
+        return [self.shortest + (self.longest - self.shortest) * row // last for row in range(self.rows)]
+
+    @property
+    def prompts(self) -> list[int]:
+        """Tokens of each prompt: a quarter of a short row, and one token of a long row."""
+        return [length // 4 if length < 256 else 1 for length in self.lengths]
+
+
+def make_batch(lengths: Sequence[int], prompts: Sequence[int], vocabulary: int, device: torch.device) -> Batch:
+    """Forget and retain rows of random tokens, given the lengths of rows and prompts; the rest is supervised."""
     generator = torch.Generator().manual_seed(0)
 
     def part() -> TokenBatch:
-        ids = torch.randint(vocabulary, (rows, length), generator=generator).tolist()
+        ids = [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in lengths]
         examples = [
             {"index": index, "input_ids": row, "labels": [-100] * prompt + row[prompt:]}
-            for index, row in enumerate(ids)
+            for index, (row, prompt) in enumerate(zip(ids, prompts, strict=True))
         ]
         return {name: value.to(device) for name, value in collate(examples, 0).items()}
 
@@ -269,8 +301,9 @@ class Rows(pl.LightningDataModule):
 
     @staticmethod
     def examples(part: TokenBatch) -> list[dict[str, Any]]:
-        rows = zip(part["input_ids"].tolist(), part["labels"].tolist(), strict=True)
-        return [{"index": i, "input_ids": ids, "labels": labels} for i, (ids, labels) in enumerate(rows)]
+        cut = [slice(length) for length in part["attention_mask"].sum(1).tolist()]
+        rows = zip(part["input_ids"].tolist(), part["labels"].tolist(), cut, strict=True)
+        return [{"index": i, "input_ids": ids[own], "labels": labels[own]} for i, (ids, labels, own) in enumerate(rows)]
 
     def train_dataloader(self) -> list[int]:
         return [0]
@@ -382,15 +415,10 @@ def step(variant: Variant, start: dict[str, Tensor], device: torch.device, dtype
 
 
 def measure(
-    policy: Any, size: tuple[int, int], names: Sequence[str], rounds: int, device: torch.device, dtype: str
+    policy: Any, size: Size, names: Sequence[str], rounds: int, device: torch.device, dtype: str
 ) -> dict[str, list[Measured]]:
-    """Measure variants in turns on ``size`` = (rows, tokens) of forget and of retain.
-
-    The prompt is a quarter of a short row, and one token of a long row.
-    """
-    rows, length = size
-    prompt = length // 4 if length < 256 else 1
-    batch = make_batch(rows, length, prompt, policy.config.vocab_size, device)
+    """Measure variants in turns."""
+    batch = make_batch(size.lengths, size.prompts, policy.config.vocab_size, device)
     reference = copy.deepcopy(policy).requires_grad_(False).eval()
     with tempfile.TemporaryDirectory() as folder:
         made = {}
@@ -415,27 +443,27 @@ def measure(
     return found
 
 
-def model_flops(policy: Any, rows: int, length: int) -> float:
+def model_flops(policy: Any, size: Size) -> float:
     """Forward and backward of the policy on forget and retain rows: 6 per parameter and token, and attention."""
     parameters = sum(parameter.numel() for parameter in policy.parameters())
-    attention = 12 * policy.config.num_hidden_layers * policy.config.hidden_size * length
-    return (6 * parameters + attention) * 2 * rows * length
+    attention = 12 * policy.config.num_hidden_layers * policy.config.hidden_size
+    return 2 * sum((6 * parameters + attention * length) * length for length in size.lengths)
 
 
 def table(policy: Any, sizes: Sequence[str], names: Sequence[str], rounds: int, device: torch.device, dtype: str,
           peak_tflops: float) -> Iterator[Table]:  # fmt: skip
     """Measure every size, and give a table of each as soon as it is there."""
-    for size in sizes:
-        rows, length = map(int, size.split("x"))
-        found = measure(policy, (rows, length), names, rounds, device, dtype)
-        flops = model_flops(policy, rows, length)
-        supervised = (length - max(length // 4 if length < 256 else 0, 1)) / length
+    for text in sizes:
+        size = Size.of(text)
+        found = measure(policy, size, names, rounds, device, dtype)
+        flops, tokens = model_flops(policy, size), sum(size.lengths)
+        supervised = 1 - sum(size.prompts) / tokens
         count = min(map(len, found.values()))
         unit = "CPU seconds" if clock(device) == "cpu" else "seconds"
         note = f"{supervised:.0%} of the tokens supervised, {dtype}; medians and ratios of {unit}, {count} rounds."
-        made = Table(f"Step on {rows} x {length} tokens to forget and as many to keep", [], note)
+        made = Table(f"Step on {text.replace('x', ' x ')} tokens to forget and as many to keep", [], note)
         for name, rounds_of_it in found.items():
-            made.rows.append(_row(name, rounds_of_it, found, device, flops, peak_tflops, 2 * rows * length))
+            made.rows.append(_row(name, rounds_of_it, found, device, flops, peak_tflops, 2 * tokens))
         for key, of, over, limit in PROMISES:
             if of in found and over in found and (key == "time" or "loss" in found[of][0]):
                 what = "loss memory" if key == "loss" else key

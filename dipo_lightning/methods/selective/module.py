@@ -4,9 +4,10 @@ A loss over whole answers is reduced most easily by making the words that open e
 survives. Here each answer position is of one of two kinds. At a *private* position t (a token of a private value) the
 preferred distribution is that of the reference model without sight of the question's subject:
 
-    pi_w,t = softmax(h_blind,t, private words at -inf)
+    pi_w,t = softmax(h_blind,t, private words and implausible tokens at -inf)
 
-where h_blind are the reference model's logits with the subject's name masked out of its attention. At the other
+where h_blind are the reference model's logits with the subject's name masked out of its attention, and a token is
+implausible below a twentieth of the likeliest one's probability (`PLAUSIBLE`). At the other
 positions of forget answers it is the reference model's distribution without the private words. Everywhere else it is
 the reference model's distribution itself: on retain answers, on its own answers to general questions and to the forget
 questions about the subjects of retain rows, and on its own running text.
@@ -30,7 +31,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -44,7 +45,14 @@ from dipo_lightning.evaluation.sampling import answer_room, hash_seed, sample
 from dipo_lightning.losses.likelihood import token_kl
 from dipo_lightning.methods.selective.checks import RISK, Check
 from dipo_lightning.methods.selective.examples import MOST_NEIGHBOURS, ExampleMaker, PrivateExample
-from dipo_lightning.methods.selective.targets import and_repetition, blind_target, contrast_loss, excess, mean_of
+from dipo_lightning.methods.selective.targets import (
+    PLAUSIBLE,
+    and_repetition,
+    blind_target,
+    contrast_loss,
+    excess,
+    mean_of,
+)
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import IGNORED, Answers, TokenBatch, collate, divergence, over_logits
 from dipo_lightning.models.distributed import evaluation_mode, unsharded
@@ -115,13 +123,15 @@ class SelectiveModule(UnlearningModule):
         **options: Those of `UnlearningModule`.
     """
 
+    by_length: ClassVar[bool] = True
+
     def __init__(
         self,
         pretrained: str,
         dispreferred: Literal["policy", "reference"] = "policy",
         beta: float = 0.5,
         sentence_weight: float = 1.0,
-        ceiling: float = 1e-4,
+        ceiling: float = 1e-5,
         ceiling_weight: float = 0.2,
         general_weight: float = 1.0,
         alternatives: int = 3,
@@ -167,9 +177,7 @@ class SelectiveModule(UnlearningModule):
 
     def make_reference(self) -> Reference:
         """Build a reference model that runs forward passes, since the blind view is not cached."""
-        reference = forward_reference(self)
-        reference.remembers = self.trainer.strategy.root_device.type == "cpu"
-        return reference
+        return forward_reference(self)
 
     def inspect(self, model: nn.Module) -> None:
         """Also check that masked words are invisible to the model."""
@@ -197,6 +205,8 @@ class SelectiveModule(UnlearningModule):
         self._wordings = [maker.wordings(i, TEMPLATES) for i in range(len(maker.rows))]
         self._endings = maker.endings()
         assert isinstance(self.frozen_reference, ModelReference)
+        if self.device.type == "cpu" and not self.sharded:
+            self.frozen_reference.remember()
         with self.frozen_reference.frozen():
             self._variants = self._blind_answers(self.frozen_reference.model)
             if self.general_weight:
@@ -204,6 +214,12 @@ class SelectiveModule(UnlearningModule):
                 others = drawn(maker.neighbours(kept()), MOST_NEIGHBOURS, draw)
                 self._write_kept(self.frozen_reference.model, data.style, others)
         rank_zero_info(f"{sum(map(len, maker.spans))} private values in {len(maker.rows)} forget rows")
+
+    def on_fit_end(self) -> None:
+        """Free the reference's memory."""
+        super().on_fit_end()
+        assert isinstance(self.frozen_reference, ModelReference)
+        self.frozen_reference.stop_remembering()
 
     def _blind_answers(self, model: nn.Module) -> list[PrivateExample]:
         """False variants: answers of the reference model without sight of the subject and without private words."""
@@ -217,6 +233,7 @@ class SelectiveModule(UnlearningModule):
             min(answer_room(longest), longest + 8),
             visible=[example.visible[:first] for example, first in zip(asked, begun, strict=True)],
             banned=[self._maker.banned[example.index] for example in asked],
+            min_p=PLAUSIBLE,
         )
         found = []
         for example, answers in zip(asked, said, strict=True):
