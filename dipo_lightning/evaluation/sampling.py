@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,7 +46,6 @@ def sample(
     temperature: float = 1.0,
     visible: Sequence[Sequence[int]] | None = None,
     banned: Sequence[Sequence[int]] | None = None,
-    min_p: float = 0.0,
     observe: Callable[[list[int], Tensor], None] | None = None,
 ) -> list[list[list[int]]]:
     """Sample several continuations of each prompt; the prompt itself is computed once.
@@ -65,7 +63,6 @@ def sample(
         temperature: Sampling temperature, above 0.
         visible: For each prompt, 1 per token, or 0 if the model must not attend to it; positions are unchanged.
         banned: For each prompt, tokens that must not be sampled.
-        min_p: Share of the likeliest token's probability, at temperature 1, below which a token is not sampled.
         observe: Called before each new token with the numbers of the n unfinished continuations (``prompt * samples +
             sample``) and their (n, V) logits.
 
@@ -85,7 +82,7 @@ def sample(
         numbers = [number * samples + place for number in batch for place in range(samples)]
         found = _sample_batch(
             policy, [list(prompts[n]) for n in batch], view, limits, generators, samples, room[batch[0]],
-            set(stop_ids), temperature, min_p, numbers, observe,
+            set(stop_ids), temperature, numbers, observe,
         )  # fmt: skip
         for number, continuations in zip(batch, found, strict=True):
             said[number] = continuations
@@ -124,7 +121,6 @@ def _sample_batch(
     max_new_tokens: int,
     stop_ids: set[int],
     temperature: float,
-    min_p: float,
     numbers: list[int],
     observe: Callable[[list[int], Tensor], None] | None,
 ) -> list[list[list[int]]]:
@@ -155,7 +151,7 @@ def _sample_batch(
             places = [place for place, row in enumerate(rows) if row in going]
             observe([numbers[rows[place]] for place in places], logits[places])
         uniform = torch.cat([torch.rand(samples, generator=one, dtype=torch.float64) for one in generators])
-        tokens = draw_tokens(plausible(logits, min_p) / temperature, uniform[rows])
+        tokens = draw_tokens(logits / temperature, uniform[rows])
         for row, token in zip(rows, tokens.tolist(), strict=True):
             if row in going and token in stop_ids:
                 going.discard(row)
@@ -178,14 +174,6 @@ def _sample_batch(
 def takes_positions(policy: nn.Module) -> bool:
     """Return whether the policy's forward accepts ``position_ids``."""
     return "position_ids" in inspect.signature(causal_lm(policy).forward).parameters
-
-
-def plausible(logits: Tensor, min_p: float) -> Tensor:
-    """Return (n, V) logits without the tokens of less than ``min_p`` times the likeliest one's probability."""
-    if not min_p:
-        return logits
-    least = logits.amax(-1, keepdim=True) + math.log(min_p)
-    return logits.masked_fill(logits < least, torch.finfo(logits.dtype).min)
 
 
 def draw_tokens(logits: Tensor, uniform: Tensor) -> Tensor:

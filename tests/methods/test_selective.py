@@ -76,9 +76,6 @@ def test_only_private_positions_get_the_blind_distribution(logits):
     assert torch.equal(target[4], reference[4].log_softmax(-1))
     expected = torch.where(private[:, None], blind, reference).softmax(-1)
     expected[:4, 3] = 0
-    plausible = expected >= 0.05 * expected.max(-1, keepdim=True).values
-    assert not plausible[private].all()
-    expected = torch.where(private[:, None] & ~plausible, 0, expected)
     torch.testing.assert_close(target.exp(), expected / expected.sum(-1, keepdim=True))
 
 

@@ -4,10 +4,9 @@ A loss over whole answers is reduced most easily by making the words that open e
 survives. Here each answer position is of one of two kinds. At a *private* position t (a token of a private value) the
 preferred distribution is that of the reference model without sight of the question's subject:
 
-    pi_w,t = softmax(h_blind,t, private words and implausible tokens at -inf)
+    pi_w,t = softmax(h_blind,t, private words at -inf)
 
-where h_blind are the reference model's logits with the subject's name masked out of its attention, and a token is
-implausible below a twentieth of the likeliest one's probability (`PLAUSIBLE`). At the other
+where h_blind are the reference model's logits with the subject's name masked out of its attention. At the other
 positions of forget answers it is the reference model's distribution without the private words. Everywhere else it is
 the reference model's distribution itself: on retain answers, on its own answers to general questions and to the forget
 questions about the subjects of retain rows, and on its own running text.
@@ -45,14 +44,7 @@ from dipo_lightning.evaluation.sampling import answer_room, hash_seed, sample
 from dipo_lightning.losses.likelihood import token_kl
 from dipo_lightning.methods.selective.checks import RISK, Check
 from dipo_lightning.methods.selective.examples import MOST_NEIGHBOURS, ExampleMaker, PrivateExample
-from dipo_lightning.methods.selective.targets import (
-    PLAUSIBLE,
-    and_repetition,
-    blind_target,
-    contrast_loss,
-    excess,
-    mean_of,
-)
+from dipo_lightning.methods.selective.targets import and_repetition, blind_target, contrast_loss, excess, mean_of
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import IGNORED, Answers, TokenBatch, collate, divergence, over_logits
 from dipo_lightning.models.distributed import evaluation_mode, unsharded
@@ -131,7 +123,7 @@ class SelectiveModule(UnlearningModule):
         dispreferred: Literal["policy", "reference"] = "policy",
         beta: float = 0.5,
         sentence_weight: float = 1.0,
-        ceiling: float = 1e-5,
+        ceiling: float = 1e-4,
         ceiling_weight: float = 0.2,
         general_weight: float = 1.0,
         alternatives: int = 3,
@@ -233,7 +225,6 @@ class SelectiveModule(UnlearningModule):
             min(answer_room(longest), longest + 8),
             visible=[example.visible[:first] for example, first in zip(asked, begun, strict=True)],
             banned=[self._maker.banned[example.index] for example in asked],
-            min_p=PLAUSIBLE,
         )
         found = []
         for example, answers in zip(asked, said, strict=True):

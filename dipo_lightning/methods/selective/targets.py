@@ -8,11 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from dipo_lightning.evaluation.sampling import plausible
-
-PLAUSIBLE = 0.05
-"""Share of the likeliest token's probability below which a token is implausible (min-p)."""
-
 
 def blind_target(reference: Tensor, blind: Tensor, private: Tensor, banned: Tensor) -> Tensor:
     """Compute the preferred distribution of each position.
@@ -24,12 +19,11 @@ def blind_target(reference: Tensor, blind: Tensor, private: Tensor, banned: Tens
         banned: (n, V) bool, tokens with probability 0 in the preferred distribution.
 
     Returns:
-        (n, V) log-probabilities: of the blind view's plausible tokens at private positions, of the reference elsewhere,
-        without banned tokens.
+        (n, V) log-probabilities: of the blind view at private positions, of the reference elsewhere, without banned
+        tokens.
     """
-    lowest = torch.finfo(reference.dtype).min
-    blind, reference = (logits.masked_fill(banned, lowest) for logits in (blind, reference))
-    return torch.where(private[:, None], plausible(blind, PLAUSIBLE), reference).log_softmax(-1)
+    logits = torch.where(private[:, None], blind, reference)
+    return logits.masked_fill(banned, torch.finfo(logits.dtype).min).log_softmax(-1)
 
 
 def and_repetition(banned: Tensor, before: Tensor) -> Tensor:
