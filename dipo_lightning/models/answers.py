@@ -242,7 +242,7 @@ def compute_answers(
     chunk_size: int = 1024,
     by_length: bool = False,
 ) -> dict[str, Tensor]:
-    """Run ``model`` once over all parts and return the result of ``compute`` on their supervised positions.
+    """Run ``model`` over all parts at once and return the result of ``compute`` on their supervised positions.
 
     Args:
         model: A ``transformers`` causal LM, sharded or not.
@@ -253,7 +253,8 @@ def compute_answers(
         from_hidden: Pass hidden states and the head instead of logits; valid if `known_head` finds one.
         chunk_size: See `Answers`.
         by_length: With ``from_hidden``, on a CPU and not sharded, run sequences of similar length together
-            (`length_groups`) instead of all at once. Equal up to rounding; hooks see each group.
+            (`length_groups`) instead of all at once. Equal up to rounding; hooks see each group, and a gradient that is
+            there already (accumulation) is kept beside the new one.
     """
     how = denominators, chunk_size, by_length
     if not from_hidden:
