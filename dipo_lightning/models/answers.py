@@ -10,7 +10,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -230,7 +230,14 @@ def _same(logits: Tensor) -> Tensor:
 
 
 Compute = Callable[[dict[str, Answers]], dict[str, Tensor]]
-_How = tuple[Mapping[str, float] | None, int, bool]  # denominators, chunk size and by_length
+
+
+class _How(NamedTuple):
+    """Options of `compute_answers`."""
+
+    denominators: Mapping[str, float] | None
+    chunk_size: int
+    by_length: bool
 
 
 def compute_answers(
@@ -256,7 +263,7 @@ def compute_answers(
             (`length_groups`) instead of all at once. Equal up to rounding; hooks see each group, and a gradient that is
             there already (accumulation) is kept beside the new one.
     """
-    how = denominators, chunk_size, by_length
+    how = _How(denominators, chunk_size, by_length)
     if not from_hidden:
         logits = answer_logits(model, concatenate(list(parts.values())))
         return compute(_answers(parts, how, logits, None))
@@ -294,9 +301,8 @@ def answer_hidden(model: nn.Module, batch: TokenBatch, by_length: bool = False) 
         output = decoder(model)(input_ids=ids[rows, :end], attention_mask=mask[rows, :end], use_cache=False)
         return output.last_hidden_state[positions[rows, :end]]
 
-    if not by_length or ids.device.type != "cpu" or is_sharded(model):
-        return states(slice(None))
-    lengths = used_lengths(batch)
+    grouped = by_length and ids.device.type == "cpu" and not is_sharded(model)
+    lengths = used_lengths(batch) if grouped else []
     groups = length_groups(lengths)
     if len(groups) < 2:
         return states(slice(None))
@@ -338,7 +344,7 @@ def length_groups(lengths: Sequence[int]) -> list[list[int]]:
 def _run_from_hidden(
     model: nn.Module, parts: Mapping[str, TokenBatch], compute: Compute, how: _How
 ) -> dict[str, Tensor]:
-    hidden = answer_hidden(model, concatenate(list(parts.values())), how[2])
+    hidden = answer_hidden(model, concatenate(list(parts.values())), how.by_length)
     return compute(_answers(parts, how, hidden, output_head(model)))
 
 
@@ -346,7 +352,7 @@ def _answers(parts: Mapping[str, TokenBatch], how: _How, values: Tensor, head: H
     """Give each part its own positions of a joint forward: of hidden states if there is a head, else of logits."""
     found = {}
     for (part, batch), own in zip(parts.items(), split(values, parts), strict=True):
-        found[part] = Answers(batch, None if head is None else own, head, how[0], part, how[1])
+        found[part] = Answers(batch, None if head is None else own, head, how.denominators, part, how.chunk_size)
         found[part]._logits = own if head is None else None
     return found
 
