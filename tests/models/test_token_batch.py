@@ -118,10 +118,12 @@ def test_rows_of_similar_length_run_together_with_the_same_result(family, monkey
     monkeypatch.setattr(module, "FORWARD_TOKENS", 4)
     found, grouped, forwards = states_and_gradients(model, batch, by_length=True)
     assert forwards == [2 * 5, 2 * 9, 2 * 21]
-    torch.testing.assert_close(found, hidden, rtol=1e-5, atol=1e-6)
+    # Rounding beside the largest entry, for small ones are sums of large ones; some families compute in float32 inside.
+    torch.testing.assert_close(found, hidden, rtol=1e-5, atol=1e-6 * float(hidden.abs().max()))
     assert grouped.keys() == gradients.keys()
+    largest = max(float(gradient.abs().max()) for gradient in gradients.values())
     for name, gradient in grouped.items():
-        torch.testing.assert_close(gradient, gradients[name], rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(gradient, gradients[name], rtol=1e-4, atol=3e-6 * largest, msg=name)
 
 
 def test_few_tokens_run_at_once():
