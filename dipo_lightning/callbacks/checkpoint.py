@@ -202,15 +202,15 @@ class Checkpoint(Savepoint, CheckpointBase):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the trained policy; remaining work (exports, pages) is done again after an interruption.
 
-        A later run may set other limits (``max_epochs``, ``max_steps``); a stop rule's decision is kept.
+        A later run may set other limits (``max_epochs``, ``max_steps``).
         """
-        self.save(trainer, {"stopped": trainer.should_stop})
+        self.save(trainer, {})
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record that nothing is left to do; save a last step for good that was only saved before its evaluation."""
         self._begin(trainer)
         if self._loaded.get("hook"):  # the resumed run had no training left, so `on_train_end` was not called
-            self.save(trainer, {"stopped": trainer.should_stop})
+            self.save(trainer, {})
             self._loaded = {}
         if trainer.is_global_zero and self.path.exists():
             self.path.with_name(FINISHED).touch()
@@ -318,7 +318,11 @@ class Checkpoint(Savepoint, CheckpointBase):
             return
         target = path or self.path
         optimizers = [described(optimizer) for optimizer in trainer.optimizers]
-        self._state = state | {"events": self._event_sizes(trainer), "optimizers": optimizers}
+        self._state = state | {
+            "stopped": trainer.should_stop,
+            "events": self._event_sizes(trainer),
+            "optimizers": optimizers,
+        }
         partial = target.with_name(target.name + ".partial")
         try:
             if trainer.is_global_zero:
@@ -342,7 +346,7 @@ class Checkpoint(Savepoint, CheckpointBase):
         """Return the state that only this callback knows, for a step saved in ``hook``."""
         if hook == "on_train_batch_end":
             return {"pending": self._loaded.get("pending") or self._not_yet_logged(trainer)}
-        return {"stopped": trainer.should_stop} if hook == "on_train_end" else {}
+        return {}
 
     def _not_yet_logged(self, trainer: pl.Trainer) -> dict[str, Any] | None:
         """Return the numbers of this step that Lightning will log after the hook in which the checkpoint is written."""
@@ -363,7 +367,7 @@ class Checkpoint(Savepoint, CheckpointBase):
     # State: plain values.
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the run's pending work and logs, the sizes of its event files, and whether it stopped early."""
+        """Return the run's pending work and logs, the sizes of its event files, and whether a rule stopped it."""
         return self._state
 
     def on_save_checkpoint(

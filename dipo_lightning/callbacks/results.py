@@ -76,6 +76,7 @@ class ExportModel(Callback):
         self._exported: tuple[float, float] | None = None  # the rule's two numbers at the exported moment
         self._seen: tuple[float, float] | None = None  # those last looked at
         self._first: float | None = None  # the number to keep, when it was first logged
+        self._logged: dict[str, float] = {}  # the rule's numbers at the step that was resumed from
 
     @property
     def state_key(self) -> str:
@@ -87,8 +88,15 @@ class ExportModel(Callback):
         return {"exported": self._exported, "seen": self._seen, "first": self._first}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the exported moment's numbers."""
+        """Restore the numbers of the exported moment and of the saved step."""
         self._exported, self._seen, self._first = (state_dict.get(name) for name in ("exported", "seen", "first"))
+        self._logged = state_dict.get("logged", {})
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Also save the numbers of this step, which are compared only when the next one begins."""
+        checkpoint["callbacks"][self.state_key] = self.state_dict() | {"logged": self._numbers(trainer)}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse a folder that holds anything but this run's own export, before the model is loaded."""
@@ -126,7 +134,7 @@ class ExportModel(Callback):
         if self.best is None or self._is_best(trainer):
             self.export(trainer, pl_module)
         elif best is None:
-            missing = [name for name in self._names.values() if name not in trainer.callback_metrics]
+            missing = [name for name in self._names.values() if name not in self._numbers(trainer)]
             reason = (
                 f"logged {' or '.join(missing)} (logged: {', '.join(sorted(trainer.callback_metrics)) or 'nothing'})"
             )
@@ -147,6 +155,12 @@ class ExportModel(Callback):
         names = {"monitor": self.best.monitor, "keep": self.best.keep}
         return {option: name for option, name in names.items() if name}
 
+    def _numbers(self, trainer: pl.Trainer) -> dict[str, float]:
+        """The last logged numbers of the rule, which a resumed run may have logged before it was interrupted."""
+        names = self._names.values() if self.best is not None else ()
+        logged = {name: float(trainer.callback_metrics[name]) for name in names if name in trainer.callback_metrics}
+        return self._logged | logged
+
     @staticmethod
     def _evaluation(trainer: pl.Trainer, name: str) -> Evaluation | None:
         """The evaluation that logs a number; None if another part of the run does."""
@@ -159,13 +173,12 @@ class ExportModel(Callback):
         for evaluation in (self._evaluation(trainer, name) for name in self._names.values()):
             if evaluation is not None and evaluation.last_step != trainer.global_step:
                 return False  # its numbers are of an earlier moment
-        logged = trainer.callback_metrics
+        logged = self._numbers(trainer)
         kept = logged.get(self.best.keep) if self.best.keep else None
-        value = logged.get(self.best.monitor)
-        if value is None or (self.best.keep and kept is None):
+        score = logged.get(self.best.monitor)
+        if score is None or (self.best.keep and kept is None):
             return False
-        score = float(value)
-        moment = score, math.inf if kept is None else float(kept)
+        moment = score, math.inf if kept is None else kept
         self._first = self._first if self._first is not None else moment[1]
         if moment == self._seen:  # nothing new was logged
             return False

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dipo_lightning.callbacks import Checkpoint, ExportModel, MemorizationEvaluation
 from dipo_lightning.callbacks.checkpoint import newest
+from dipo_lightning.callbacks.results import Best
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.run_folder import run_folder
@@ -207,3 +208,40 @@ def test_the_best_checkpoint_is_the_last_one(folder: Path, tmp_path: Path) -> No
     fresh = GradDiffModule(str(folder / "model"))
     made.test(fresh, data(folder), ckpt_path="best", weights_only=True, verbose=False)
     assert all(torch.equal(*pair) for pair in zip(trained, weights(fresh), strict=True))
+
+
+class Scored(Callback):
+    """Log a number after each epoch; send SIGTERM after one of them, and stop the run like a rule where it is best."""
+
+    def __init__(self, scores: list[float], interrupted: int | None = None, stop: bool = False) -> None:
+        self.scores, self.interrupted, self.stop = scores, interrupted, stop
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        epoch = trainer.current_epoch
+        pl_module.log("my/score", self.scores[epoch])
+        trainer.should_stop = trainer.should_stop or (self.stop and self.scores[epoch] == max(self.scores))
+        if epoch == self.interrupted:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("stop", [False, True], ids=["to the end", "stopped by a rule"])
+@pytest.mark.parametrize("interrupted", [0, 1, 2])
+def test_a_run_interrupted_at_the_end_of_an_epoch_exports_and_stops_as_an_uninterrupted_one(
+    folder: Path, tmp_path: Path, interrupted: int, stop: bool
+) -> None:
+    scores = [0.2, 0.3, 0.1]
+    scores[interrupted] = 1.0
+
+    def made(name: str, signalled: int | None = None) -> pl.Trainer:
+        export = ExportModel(best=Best("my/score"))
+        return trainer(tmp_path / name, export, Scored(scores, signalled, stop), Checkpoint(), max_epochs=3)
+
+    fit(whole := made("whole"), folder)
+    cut = made("cut", interrupted)
+    with pytest.raises(SIGTERMException):
+        fit(cut, folder)
+    saved = newest(run_folder(cut) / "checkpoints")
+    fit(again := made("again"), folder, ckpt_path=str(saved), weights_only=True)
+    assert again.global_step == whole.global_step
+    exported = [(run_folder(one) / "model" / "model.safetensors").read_bytes() for one in (whole, again)]
+    assert exported[0] == exported[1]

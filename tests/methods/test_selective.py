@@ -9,14 +9,18 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from dipo_lightning.data.encoding import TextStyle
 from dipo_lightning.data.private import Span, token_places
 from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.errors import InputError
+from dipo_lightning.evaluation.sampling import sample
 from dipo_lightning.losses.likelihood import token_kl
 from dipo_lightning.methods.dipo.loss import dipo_loss
+from dipo_lightning.methods.selective import checks
+from dipo_lightning.methods.selective import module as selective
 from dipo_lightning.methods.selective.checks import RISK, Check, Risk, private_runs
 from dipo_lightning.methods.selective.examples import (
     MOST_NEIGHBOURS,
@@ -204,7 +208,7 @@ def test_other_words_are_told_from_a_value_only_where_the_run_may_end(maker, mon
     chances = torch.full((2, 40), 1e-9)
     chances[:, token] = 0.25
 
-    def sample(policy, prompts, samples, observe):
+    def sample(policy, prompts, samples, purpose, observe):
         observe([0, 1], chances.log())
         return [[answer] * samples]
 
@@ -224,7 +228,7 @@ def test_the_riskiest_answers_become_training_rows(maker, monkeypatch):
     chances = torch.full((12, 40), 1e-9)
     chances[:, token] = torch.arange(12) / 100  # of the first answer to the first question 0, of the next 0.01 ...
 
-    def sample(policy, prompts, samples, observe):
+    def sample(policy, prompts, samples, purpose, observe):
         observe(list(range(12)), chances.log())
         return [[answer] * samples for _ in prompts]
 
@@ -266,11 +270,11 @@ def test_a_thorough_check_confirms_only_what_no_wording_contradicts(place, monke
     found = []
     for failing in [(0, RISK * 2 * len(TEMPLATES)), (1, 0.0), (3, 0.0)]:
         monkeypatch.setattr(
-            check, "ask", lambda asked, samples, fails=failing: fails if asked[0] == place else (0, 0.0)
+            check, "ask", lambda asked, samples, purpose, fails=failing: fails if asked[0] == place else (0, 0.0)
         )
         found.append(check.ask_thoroughly())
     assert 0 < found[0] < found[1] < found[2] < RISK
-    monkeypatch.setattr(check, "ask", lambda asked, samples: (0, RISK))
+    monkeypatch.setattr(check, "ask", lambda asked, samples, purpose: (0, RISK))
     assert check.ask_thoroughly() == 0
 
 
@@ -455,25 +459,44 @@ def test_a_wording_that_leaves_no_room_for_the_answer_is_replaced():
 
 
 def fit(
-    folder: Path, rows: list[dict[str, str]], check_every: int = 2, lora: LoRA | None = None, **options: Any
+    folder: Path,
+    rows: list[dict[str, str]],
+    check_every: int = 2,
+    callbacks: tuple[pl.Callback, ...] = (),
+    resumed: Path | None = None,
+    accumulate: int = 1,
+    batch_size: int = 2,
+    method: dict[str, Any] | None = None,
+    kept: list[dict[str, str]] | None = None,
+    **options: Any,
 ) -> SelectiveModule:
-    """Fit two epochs of two rows a step, without the answers that the reference model would write."""
+    """Fit two epochs, by default without the answers that the reference model would write."""
     save_toy(folder / "model", num_hidden_layers=1)
     files = []
-    for name, part in (("forget", rows), ("retain", KEPT)):
+    for name, part in (("forget", rows), ("retain", kept or KEPT)):
         files.append(str(folder / f"{name}.jsonl"))
         Path(files[-1]).write_text("".join(json.dumps(row) + "\n" for row in part))
+    settings = {"general_weight": 0, "alternatives": 0, "samples": 1, "stop": False, **(method or {})}
     module = SelectiveModule(
-        str(folder / "model"), general_weight=0, alternatives=0, samples=1, check_every=check_every, stop=False,
-        lora=lora, optimizer=lambda weights: torch.optim.SGD(weights, lr=0.1),
+        str(folder / "model"), check_every=check_every, optimizer=lambda weights: torch.optim.SGD(weights, lr=0.1),
+        **settings,
     )  # fmt: skip
-    data = UnlearningDataModule(None, *files, prompt="plain", batch_size=2, **options)
-    silent: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    data = UnlearningDataModule(None, *files, prompt="plain", batch_size=batch_size, **options)
+    silent: dict[str, Any] = {"logger": False, "enable_checkpointing": bool(callbacks), "enable_progress_bar": False}
     pl.seed_everything(0, verbose=False)
-    trainer = pl.Trainer(default_root_dir=folder, max_epochs=2, accelerator="cpu", enable_model_summary=False, **silent)
-    trainer.fit(module, data)
-    assert trainer.global_step == 2 * math.ceil(len(data.forget_examples) / 2), "no step was left out"
+    trainer = pl.Trainer(
+        default_root_dir=folder, max_epochs=2, accelerator="cpu", callbacks=list(callbacks),
+        accumulate_grad_batches=accumulate, enable_model_summary=False, **silent,
+    )  # fmt: skip
+    trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+    if not trainer.should_stop:
+        assert trainer.fit_loop.epoch_loop.total_batch_idx + 1 == 2 * math.ceil(len(data.forget_examples) / batch_size)
     return module
+
+
+def assert_equal_weights(one: SelectiveModule, other: SelectiveModule, **tolerance: float) -> None:
+    for (name, weight), expected in zip(one.policy.named_parameters(), other.policy.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected, **{"rtol": 0, "atol": 0, **tolerance}, msg=name)
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["live", "adapters off"])
@@ -486,19 +509,98 @@ def test_memory_and_groups_change_nothing_but_the_time(tmp_path, monkeypatch, lo
 
     monkeypatch.setattr(references, "answer_hidden", counted)
     monkeypatch.setattr(answers, "FORWARD_TOKENS", 0)
-    quick = fit(tmp_path / "quick", [*ROWS, *ROWS], 0, lora)
+    quick = fit(tmp_path / "quick", [*ROWS, *ROWS], 0, method={"lora": lora})
     assert forwards, "the reference model ran"
     assert all(forwards.count(one) == 1 for one in forwards), "and never on the same view of the same sequence"
     assert quick.frozen_reference._memory is None, "freed"
     monkeypatch.setattr(ModelReference, "remember", lambda reference: None)
     monkeypatch.setattr(SelectiveModule, "by_length", False)
-    plain = fit(tmp_path / "plain", [*ROWS, *ROWS], 0, lora)
-    for (name, weight), other in zip(quick.policy.named_parameters(), plain.policy.parameters(), strict=True):
-        torch.testing.assert_close(weight, other, rtol=1e-4, atol=1e-6, msg=name)
+    plain = fit(tmp_path / "plain", [*ROWS, *ROWS], 0, method={"lora": lora})
+    assert_equal_weights(quick, plain, rtol=1e-4, atol=1e-6)
     asked = torch.arange(5, 20)[None]
     start = load_policy(str(tmp_path / "plain" / "model"))
     with torch.no_grad():
         assert (quick.policy(asked).logits - start(asked).logits).abs().max() > 1e-3, "it was trained"
+
+
+class SaveAndStop(pl.callbacks.Checkpoint):
+    """Save a checkpoint after a step, at the end of the epoch if ``late``, and end the run."""
+
+    def __init__(self, path: Path, step: int, late: bool) -> None:
+        self.path, self.step, self.late = path, step, late
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step and not self.late:
+            self.save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step and self.late:
+            self.save(trainer)
+
+    def save(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        trainer.should_stop = True
+
+
+@pytest.fixture
+def few_texts(monkeypatch):
+    monkeypatch.setattr(selective, "general_prompts", lambda: general_prompts()[:2])
+    monkeypatch.setattr(selective, "text_openings", lambda: text_openings()[:2])
+    return {"general_weight": 1.0, "alternatives": 2}
+
+
+@pytest.mark.parametrize(("step", "late", "accumulate"), [(1, False, 1), (2, True, 1), (3, False, 1), (1, True, 2)])
+def test_a_resumed_run_has_the_weights_and_leaks_of_an_uninterrupted_one(
+    tmp_path, monkeypatch, few_texts, step, late, accumulate
+):
+    monkeypatch.setattr(checks, "RISK", -1.0)  # every sampled answer becomes a training row
+    rows, saved = [*ROWS, *ROWS], tmp_path / "saved.ckpt"
+    options: dict[str, Any] = {"check_every": 1, "method": few_texts, "accumulate": accumulate}
+    whole = fit(tmp_path, rows, **options)
+    assert whole._general
+    assert whole._variants
+    assert whole.leaks
+    cut = fit(tmp_path, rows, callbacks=(SaveAndStop(saved, step, late),), **options)
+    assert cut.trainer.global_step == step
+    resumed = fit(tmp_path, rows, resumed=saved, **options)
+    assert resumed.trainer.global_step == 4 // accumulate
+    assert resumed.leaks == whole.leaks
+    assert_equal_weights(resumed, whole)
+
+
+def test_each_sampling_has_random_numbers_of_its_own(tmp_path, monkeypatch, few_texts):
+    drawn_from = []
+
+    def noted(*arguments, seeds, **options):
+        drawn_from.extend(seeds)
+        return sample(*arguments, seeds=seeds, **options)
+
+    monkeypatch.setattr(selective, "sample", noted)
+    fit(tmp_path, ROWS, check_every=1, method=few_texts | {"stop": True})
+    assert len(drawn_from) > len(ROWS) * (2 + len(TEMPLATES)), "a thorough check was made"
+    assert len(set(drawn_from)) == len(drawn_from)
+
+
+def test_the_retain_term_is_a_mean_over_the_global_batch(tmp_path):
+    term = {"gamma": 0.0, "retain_loss": "nll"}
+    kept = [*KEPT, {"question": "Where is Bo?", "answer": "Bo is in the old town by the river."}]
+    found = [
+        fit(tmp_path / name, ROWS, 0, accumulate=parts, batch_size=2 // parts, method=term, kept=kept)
+        for name, parts in (("whole", 1), ("parts", 2))
+    ]
+    assert_equal_weights(*found, rtol=1e-4, atol=1e-6)
+
+
+def test_nothing_precedes_the_first_token_of_a_batch(tmp_path, monkeypatch):
+    preceding = []
+
+    def noted(banned, before):
+        preceding.append(int(before[0]))
+        return and_repetition(banned, before)
+
+    monkeypatch.setattr(selective, "and_repetition", noted)
+    fit(tmp_path, [{"question": "Where?", "answer": "Lima", "private": ["Lima"]}], 0)
+    assert set(preceding) == {IGNORED}
 
 
 LONG = {"question": f"Where does Mara {'very ' * 30}Velt live?", "answer": "In Lima."}
@@ -518,6 +620,14 @@ def test_the_last_step_is_checked_too(tmp_path, monkeypatch, check_every, steps)
     monkeypatch.setattr(SelectiveModule, "ask", lambda module, number: checked.append(module.trainer.global_step))
     fit(tmp_path, [*ROWS, *ROWS], check_every)
     assert checked == steps
+
+
+@pytest.mark.parametrize("scheduling", [{0: 1, 1: 2}, {0: 2, 1: 1}])
+def test_the_last_step_is_checked_where_accumulation_changes(tmp_path, monkeypatch, scheduling):
+    checked = []
+    monkeypatch.setattr(SelectiveModule, "ask", lambda module, number: checked.append(module.trainer.global_step))
+    fit(tmp_path, [*ROWS, *ROWS], 2, (GradientAccumulationScheduler(scheduling),))
+    assert checked == [2, 3]
 
 
 def test_a_row_that_was_left_out_is_not_asked_about(tmp_path):

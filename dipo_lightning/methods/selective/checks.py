@@ -45,8 +45,8 @@ class Check:
         variants: False variants of the answers.
         device: Device of the policy's forward passes.
         step: Optimiser steps so far, for the log.
-        sample: Sampler of continuations: takes policy, prompts, number of samples and ``observe``, and returns the same
-            on every process.
+        sample: Sampler of continuations: takes policy, prompts, number of samples, ``purpose`` (for random numbers of
+            its own) and ``observe``, and returns the same on every process.
         broadcast: Function that returns the first process's object on every process.
         risky: The riskiest answers, as training rows.
     """
@@ -66,12 +66,12 @@ class Check:
         """Number of risky answers that are kept."""
         return RISKY_ANSWERS * len(self.wordings)
 
-    def ask(self, asked: Sequence[PrivateExample], samples: int) -> tuple[int, float]:
+    def ask(self, asked: Sequence[PrivateExample], samples: int, purpose: str = "check") -> tuple[int, float]:
         """Sample answers in some wordings; return the number of leaks found, and the mean risk of an answer.
 
         While leaks are found, the risk is an upper bound.
         """
-        answered, own, of_any, notable = self._answered(asked, samples)
+        answered, own, of_any, notable = self._answered(asked, samples, purpose)
         order = sorted(range(len(answered)), key=lambda place: -of_any[place])
         risky = [self.maker.said(*answered[place]) for place in order if of_any[place] > RISK and answered[place][2]]
         self.risky = (risky[: self.most_risky // 2] + self.risky)[: self.most_risky]
@@ -99,14 +99,14 @@ class Check:
         """
         every, total = list(zip(*self.wordings, strict=True)), 0.0
         for place, wordings in enumerate(every):
-            remaining, risk = self.ask(wordings, THOROUGH_SAMPLES)
+            remaining, risk = self.ask(wordings, THOROUGH_SAMPLES, f"thorough check, wording {place}")
             total += risk
             if remaining or total > RISK * len(every):
                 return RISK * (len(every) - place - 1 / (2 + remaining)) / len(every)
         return 0.0
 
     def _answered(
-        self, asked: Sequence[PrivateExample], samples: int
+        self, asked: Sequence[PrivateExample], samples: int, purpose: str
     ) -> tuple[list[tuple[int, list[int], list[int]]], list[float], list[float], list[tuple[int, int, int, float]]]:
         """Sample answers; return row, prompt and tokens of each, two risks, and `Risk.notable`.
 
@@ -121,7 +121,7 @@ class Check:
             own.add(numbers, chances)
             of_any.add(numbers, chances)
 
-        said = self.sample(self.policy, prompts, samples, observe=observe)
+        said = self.sample(self.policy, prompts, samples, purpose=purpose, observe=observe)
         found: tuple[list[float], list[float], Any] = (own.of_answer, of_any.of_answer, own.notable)
         own_risks, any_risks, notable = self.broadcast(found)
         answered = [

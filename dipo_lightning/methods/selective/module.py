@@ -20,6 +20,8 @@ package's.
 The gradient of a divergence is small for a token of probability 0.02, which may still appear in twenty samples. So
 another term lowers the probability of the private words down to ``ceiling``.
 
+All terms but the retain term are on rows drawn anew for each batch, and are means over that batch's own positions.
+
 The policy is also sampled during training (`dipo_lightning.methods.selective.checks`): its riskiest answers become
 training rows at once, and the run ends when nothing is left to forget.
 """
@@ -30,8 +32,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
+from random import Random
 from typing import Any, ClassVar, Literal
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
@@ -40,13 +44,21 @@ from dipo_lightning.data.encoding import PromptStyle, TextStyle
 from dipo_lightning.data.files import shipped_json
 from dipo_lightning.errors import InputError, check_numbers, check_positive
 from dipo_lightning.evaluation.generation import generate
-from dipo_lightning.evaluation.sampling import answer_room, hash_seed, sample
+from dipo_lightning.evaluation.sampling import answer_room, sample
 from dipo_lightning.losses.likelihood import token_kl
 from dipo_lightning.methods.selective.checks import RISK, Check
 from dipo_lightning.methods.selective.examples import MOST_NEIGHBOURS, ExampleMaker, PrivateExample
 from dipo_lightning.methods.selective.targets import and_repetition, blind_target, contrast_loss, excess, mean_of
 from dipo_lightning.methods.unlearning import UnlearningModule
-from dipo_lightning.models.answers import IGNORED, Answers, TokenBatch, collate, divergence, over_logits
+from dipo_lightning.models.answers import (
+    IGNORED,
+    Answers,
+    TokenBatch,
+    collate,
+    divergence,
+    over_logits,
+    supervised_positions,
+)
 from dipo_lightning.models.distributed import evaluation_mode, unsharded
 from dipo_lightning.reference.blind import blind_answers, check_blindness, forward_reference
 from dipo_lightning.reference.references import ModelReference, Reference
@@ -223,6 +235,7 @@ class SelectiveModule(UnlearningModule):
             [example.input_ids[:first] for example, first in zip(asked, begun, strict=True)],
             2 * self.alternatives,
             min(answer_room(longest), longest + 8),
+            "variants",
             visible=[example.visible[:first] for example, first in zip(asked, begun, strict=True)],
             banned=[self._maker.banned[example.index] for example in asked],
         )
@@ -236,18 +249,18 @@ class SelectiveModule(UnlearningModule):
         """Let the reference model write texts to preserve: general answers, running text, answers on other subjects."""
         text = TextStyle(style.tokenizer, end=False)
         general = list(map(style.prompt, general_prompts()))
-        self._general = self._continuations(model, general, GENERAL_SAMPLES)
+        self._general = self._continuations(model, general, "general", GENERAL_SAMPLES)
         openings = list(map(text.prompt, text_openings()))
-        self._general += self._continuations(model, openings, TEXT_SAMPLES, TEXT_TOKENS)
-        self._neighbours = self._continuations(model, list(map(style.prompt, others)), NEIGHBOUR_SAMPLES)
+        self._general += self._continuations(model, openings, "text", TEXT_SAMPLES, TEXT_TOKENS)
+        self._neighbours = self._continuations(model, list(map(style.prompt, others)), "neighbours", NEIGHBOUR_SAMPLES)
 
     def _continuations(
-        self, model: nn.Module, prompts: Sequence[list[int]], samples: int, most: int = GENERAL_TOKENS
+        self, model: nn.Module, prompts: Sequence[list[int]], purpose: str, samples: int, most: int = GENERAL_TOKENS
     ) -> list[dict[str, Any]]:
         """A greedy continuation of each prompt by the reference model and some samples, cut to ``max_length``."""
         cut = slice(self._maker.max_length)
         greedy = generate(model, prompts, max_new_tokens=most, stop_ids=self._maker.style.stop_ids)
-        sampled = self._sampled(model, prompts, samples, most)
+        sampled = self._sampled(model, prompts, samples, most, purpose)
         found = [
             (number, [*prompt, *ids][cut], [*[IGNORED] * len(prompt), *ids][cut])
             for number, (prompt, first, others) in enumerate(zip(prompts, greedy, sampled, strict=True))
@@ -260,11 +273,21 @@ class SelectiveModule(UnlearningModule):
         ]
 
     def _sampled(
-        self, model: nn.Module, prompts: Sequence[Sequence[int]], samples: int, most: int | None = None, **options: Any
+        self,
+        model: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        samples: int,
+        most: int | None = None,
+        purpose: str = "",
+        **options: Any,
     ) -> list[list[list[int]]]:
-        """Sampled continuations of prompts, by default somewhat longer than the answers; equal on every process."""
+        """Sampled continuations of prompts, by default somewhat longer than the answers; equal on every process.
+
+        Each combination of seed, step, purpose and prompt has random numbers of its own: with equal ones, similar
+        prompts get similar answers, and many samples tell hardly more than a few.
+        """
         longest = max((len(wordings[0].flags) for wordings in self._wordings), default=0)
-        seed = self.trainer.datamodule.seed + self.trainer.global_step  # type: ignore[attr-defined]
+        stream = f"{self.trainer.datamodule.seed} {self.trainer.global_step} {purpose}"  # type: ignore[attr-defined]
         with evaluation_mode(model), unsharded(model):
             said = sample(
                 model,
@@ -272,7 +295,7 @@ class SelectiveModule(UnlearningModule):
                 samples=samples,
                 max_new_tokens=most or answer_room(longest),
                 stop_ids=self._maker.style.stop_ids,
-                seeds=[hash_seed(seed, number) for number in range(len(prompts))],
+                seeds=[Random(f"{stream} {number}").getrandbits(63) for number in range(len(prompts))],
                 **options,
             )
         return self.trainer.strategy.broadcast(said)
@@ -297,7 +320,15 @@ class SelectiveModule(UnlearningModule):
             parts["retain"] = batch["retain"]
         if general:
             parts["general"] = self._collated(general)
-        return super().training_step(parts, batch_idx)
+        return super().training_step({**parts, "denominators": self._denominators(batch, parts)}, batch_idx)
+
+    def _denominators(self, batch: dict[str, Any], parts: Mapping[str, TokenBatch]) -> dict[str, float] | None:
+        """Return the retain term's count over the global batch, and this batch's own counts of the drawn rows."""
+        counts = batch.get("denominators")
+        if not counts or "retain" not in counts:
+            return None
+        own = {part: float(supervised_positions(rows["labels"]).sum().clamp(min=1)) for part, rows in parts.items()}
+        return {**own, "retain": counts["retain"], "rows": float(len(self._current))}
 
     def _collated(self, examples: Sequence[Mapping[str, Any]]) -> TokenBatch:
         made = collate(examples, self.trainer.datamodule.tokenizer.pad_token_id)  # type: ignore[attr-defined]
@@ -325,6 +356,7 @@ class SelectiveModule(UnlearningModule):
         ends = [token for example in self._current for token in self._maker.completing(example)]
         numbers = torch.tensor(ends, device=device)
         same = forget.sequence_ids == forget.sequence_ids.roll(1)
+        same[:1] = False  # nothing precedes the first position, even if there is no other sequence
         before = torch.where(same & private, forget.labels.roll(1), IGNORED)
         assert self._blind is not None
 
@@ -375,10 +407,15 @@ class SelectiveModule(UnlearningModule):
 
     # Checks of the policy.
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Return the callback that checks the policy."""
+        return [CheckPolicy()]
+
+    def check(self) -> None:
         """Check the policy every few steps and at the end; leaked answers become training rows; the run may end."""
-        step = self.trainer.global_step
-        due = self.check_every and (not step % self.check_every or step == self.trainer.estimated_stepping_batches)
+        trainer, step = self.trainer, self.trainer.global_step
+        ends = step == trainer.max_steps or (trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs)
+        due = self.check_every and (not step % self.check_every or ends)
         if due and step and step != self._checked:
             self._checked = step
             self.ask(math.ceil(step / self.check_every))
@@ -406,14 +443,33 @@ class SelectiveModule(UnlearningModule):
     # State in checkpoints: plain values.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also save the leaked answers."""
+        """Also save the leaked answers, and the step of the last check."""
         super().on_save_checkpoint(checkpoint)
+        checkpoint["checked"] = self._checked
         checkpoint["leaks"] = [asdict(leak) for leak in self.leaks]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also restore the leaked answers."""
+        """Also restore the leaked answers, and the step of the last check."""
         super().on_load_checkpoint(checkpoint)
+        self._checked = checkpoint.get("checked", 0)
         self.leaks = [PrivateExample(**leak) for leak in checkpoint.get("leaks", [])]
+
+
+class CheckPolicy(pl.Callback):
+    """Callback that lets `SelectiveModule` check its policy.
+
+    Lightning calls callbacks that write checkpoints after all others, but before the module's own hook. So only from a
+    callback can the outcome of a check be part of a checkpoint that is written after the same step.
+    """
+
+    follows_evaluations = True
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Check the policy after the step."""
+        assert isinstance(pl_module, SelectiveModule)
+        pl_module.check()
 
 
 def drawn(pool: Sequence[Any], count: int, generator: torch.Generator) -> list[Any]:
