@@ -290,7 +290,7 @@ def _details(answer: TokenScores, plan: Plan, fraction: float) -> Row:
     recites an answer and never stops has memorised it.
     """
     nll = answer.nll
-    answer = answer.without_last() if plan.ends else answer
+    answer = answer.without_last() if plan.ends and answer.tokens == plan.length else answer  # else it was cut before
     assert answer.z_scores is not None
     return {
         "exact_memorization": exact_memorization(answer.correct),

@@ -229,6 +229,6 @@ def add_log_ratios(sets: Sets, variant: str) -> None:
                         f"row {row['index']} holds open-unlearning's truth ratio but not the losses behind it: "
                         f"{variant!r} cannot be computed from it; use truth_ratio='open_unlearning'"
                     )
-                row["log_ratio"] = math.log(ratio) if ratio > 0 else -math.inf
+                row["log_ratio"] = None if math.isnan(ratio) else math.log(ratio) if ratio > 0 else -math.inf
             else:
                 row.pop("log_ratio", None)

@@ -61,6 +61,18 @@ def test_a_text_without_an_end_is_scored_whole():
 
 
 @pytest.mark.filterwarnings("ignore:.*positions:UserWarning")
+def test_an_answer_that_the_positions_cut_is_scored_up_to_there():
+    style = prompt_style("plain", toy_tokenizer())
+    ids, labels = style.example(ROWS[0]["question"], ROWS[0]["answer"])
+    limit = len(ids) - 3
+    model = toy_model("gpt2", n_positions=limit)
+    row = evaluate_rows(model, style, {"forget": ROWS[:1]}, Measuring(generate=False)).sets["forget"][0]
+    assert row["tokens"] == sum(label != -100 for label in labels) - 3
+    for name, value in published(model, ids[:limit], [*labels[:limit], 0], 0.4).items():
+        assert row[name] == pytest.approx(value, rel=1e-4), name
+
+
+@pytest.mark.filterwarnings("ignore:.*positions:UserWarning")
 @pytest.mark.parametrize("generate", [True, False])
 def test_a_question_that_fills_the_positions_is_skipped_and_why(generate):
     style, long = prompt_style("plain", toy_tokenizer()), {"index": 7, "question": "who " * LENGTH, "answer": "A fox"}

@@ -90,6 +90,9 @@ def test_truth_probability_is_open_unlearnings_prob_mean():
         assert found == pytest.approx(share, rel=1e-9), variant
     assert functional.truth_probability(3000.0, [3000.0, 3000.0]) == 0.5
     assert math.isnan(functional.truth_probability(1.0, []))
+    assert math.isnan(functional.truth_probability(1.0, [], "open_unlearning"))
+    for variant in ("geometric", "open_unlearning"):
+        assert functional.truth_probability(math.inf, [1.0, 2.0], variant) == 0
 
 
 def test_truth_ratio_below_one_means_the_right_answer_is_likelier():

@@ -106,12 +106,12 @@ def truth_probability(correct_nll: float, wrong_nll: Sequence[float], variant: s
     Raises:
         InputError: The variant is unknown.
     """
-    plain = "geometric" if variant == "open_unlearning" else variant
-    log_share = -torch.nn.functional.softplus(_double(log_truth_ratio(correct_nll, wrong_nll, plain)))
     if variant == "open_unlearning":
-        log_total = -correct_nll - log_share
-        log_share = -correct_nll - torch.logaddexp(log_total, _double(LOG_EPSILON))
-    return log_share.exp().item()
+        log_correct, log_wrong = -_double(correct_nll), -_double(wrong_nll).mean()
+        log_total = torch.logaddexp(log_correct, log_wrong)
+        return (log_correct - torch.logaddexp(log_total, _double(LOG_EPSILON))).exp().item()
+    log_ratio = _double(log_truth_ratio(correct_nll, wrong_nll, variant))
+    return (-torch.nn.functional.softplus(log_ratio)).exp().item()
 
 
 def answer_probability(nll: float) -> float:
