@@ -19,6 +19,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.run_folder import write_json
+from dipo_lightning.safety.paths import with_home
 
 
 class StreamingIO(TorchCheckpointIO):
@@ -137,7 +138,7 @@ def model_files(pretrained: Any) -> str | None:
 
     A quick check for other weights under the same name; a resume compares the weights themselves.
     """
-    path = Path(str(pretrained)).expanduser()
+    path = with_home(str(pretrained))
     digest = hashlib.sha256()
     found = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("config.json")])
     for file in found:
@@ -241,7 +242,7 @@ def _limit(value: Any) -> float:
 
 
 def _same_place(one: str, two: str) -> bool:
-    paths = [Path(value).expanduser() for value in (one, two)]
+    paths = [with_home(value) for value in (one, two)]
     return all(path.exists() for path in paths) and paths[0].resolve() == paths[1].resolve()
 
 

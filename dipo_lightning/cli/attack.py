@@ -17,6 +17,7 @@ from dipo_lightning.benchmarks.robustness.tables import PARTS
 from dipo_lightning.benchmarks.robustness.wordings import Wordings
 from dipo_lightning.data.prompts import PromptName
 from dipo_lightning.errors import InputError
+from dipo_lightning.safety.paths import expanded, with_home
 
 if TYPE_CHECKING:
     import torch
@@ -90,9 +91,11 @@ def attack(
     from dipo_lightning.benchmarks.robustness.tables import markdown_table
 
     chosen = named_attacks(attacks, (wordings, prefixes, quantization, sampling, relearning))
-    given = Path(unlearned).expanduser()
+    given = with_home(unlearned)
     run = run_settings(given)
     model, others, place = str(run.get("model", unlearned)), {"retain": retain, "target": target}, chosen_device(device)
+    beside = given / "attacks" if run else Path(f"{model.rstrip('/').rpartition('/')[2]}-attacks")
+    folder = beside if output is None else expanded(output, "output")
     models = {"unlearned": model} | {name: source for name, source in others.items() if source is not None}
     style = _style(run, model, prompt)
     for name in models.keys() - {"unlearned"}:
@@ -106,8 +109,6 @@ def attack(
     subject = limited(subject, unrelated, max_rows)
     if max_new_tokens is not None:
         subject = replace(subject, max_new_tokens=max_new_tokens)
-    beside = given / "attacks" if run else Path(f"{model.rstrip('/').rpartition('/')[2]}-attacks")
-    folder = beside if output is None else Path(output)
     document = attack_models(
         {name: partial(_load, source, place) for name, source in models.items()},
         subject,
@@ -135,7 +136,7 @@ def _check_other(source: str, run: dict[str, Any], prompt: PromptName | None, st
     from dipo_lightning.models.loading import find_source
 
     find_source(source)
-    folder = Path(source).expanduser()
+    folder = with_home(source)
     if folder.is_dir() and not any(folder.glob("tokenizer*")):
         return  # saved without one
     if _style(run, source, prompt).fingerprint() != style.fingerprint():

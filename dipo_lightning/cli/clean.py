@@ -13,6 +13,7 @@ from dipo_lightning.callbacks.run_record import CHECKPOINTS, LOCK, RECORD, remov
 from dipo_lightning.cli.forget import EXAMINATIONS, ROWS, SOURCES, VERDICT, read_sources
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.run_folder import write_json
+from dipo_lightning.safety.paths import with_home
 
 SCORES = "scores.json"
 """File with the numbers of the evaluations, which stay; without any row."""
@@ -61,7 +62,7 @@ def clean(run: str, yes: bool = False) -> None:
             is left alone.
         yes: Remove the copies; without it they are only listed.
     """
-    folder = Path(run).expanduser()
+    folder = with_home(run)
     copies, runs = find_copies(folder)
     for copy in copies:
         print(f"{copy.size / 1e6:10.1f} MB  {copy.path.relative_to(folder)}  ({copy.why})")

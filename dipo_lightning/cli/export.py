@@ -11,6 +11,7 @@ import yaml
 
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.safety.network import hub_errors
+from dipo_lightning.safety.paths import expanded, with_home
 from dipo_lightning.safety.redaction import without_home, without_secrets
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -44,7 +45,7 @@ def check_push(name: str, base: str, licence: str | None) -> str:
             f"The hub could not be asked about {name}: {_first_line(error)}. Check the network and `hf auth login`."
         ) from error
     of_base = None
-    if _NAME.fullmatch(base) and not Path(base).expanduser().exists():
+    if _NAME.fullmatch(base) and not with_home(base).exists():
         try:
             card: Any = api.model_info(base).card_data
             of_base = card.get("license") if card else None
@@ -149,10 +150,11 @@ def export(
     from dipo_lightning.models.export import check_place, save_model
     from dipo_lightning.report.card import CardFacts, model_card
 
-    source = Path(checkpoint)
+    source = with_home(checkpoint)
     if not source.name:
         raise InputError(f"{checkpoint!r} is not a checkpoint; give a .ckpt file of fit, or a folder of shards.")
-    folder = Path(output) if output is not None else source.with_name(f"{source.name.removesuffix('.ckpt')}-model")
+    beside = source.with_name(f"{source.name.removesuffix('.ckpt')}-model")
+    folder = beside if output is None else expanded(output, "output")
     check_place(folder, "export")
     found = read_checkpoint(checkpoint)
     if adapters == "separate" and found.settings.get("lora") is None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dipo_lightning.cli.configs import filled
 from dipo_lightning.errors import InputError, check_numbers
+from dipo_lightning.safety.paths import with_home
 
 if TYPE_CHECKING:
     from dipo_lightning.data.encoding import PromptStyle
@@ -143,7 +144,7 @@ def forget(
         if number is not None and not number > 0:
             raise InputError(f"--{name} is {number}; it must be above 0.")
     check_numbers("", {"--samples": samples, "--paraphrases": paraphrases, "--seed": seed}, least=0)
-    folder = Path(output).expanduser()
+    folder = with_home(output)
     sources = {"target model": model, "forget rows": forget, "retain rows": retain, "untaught model": untaught}
     rows = _with_private_values(_read(forget, retain, seed), folder)
     _check_method(method)
@@ -530,7 +531,7 @@ def _examined(job: _Job, model: str, effort: dict[str, int], name: str) -> Any:
 
 def _files(model: str) -> list[Any]:
     """Name, size and time of a local model's files; a hub model is its name."""
-    path = Path(model).expanduser()
+    path = with_home(model)
     files = sorted(path.glob("*")) if path.is_dir() else [path]
     kept = [file for file in files if file.suffix in (".safetensors", ".gguf", ".json")]
     return [model, *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in kept if file.exists())]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dipo_lightning.errors import check_choice
+from dipo_lightning.safety.paths import expanded, with_home
 
 
 def lm_eval(
@@ -60,9 +61,10 @@ def lm_eval(
     check_choice("", "dtype", dtype, ("float32", "bfloat16", "float16"))
     options = Options(num_fewshot, limit, batch_size, chat_template, include_path)
     names = tasks.replace(",", " ").split()
-    run = run_settings(Path(model).expanduser())
+    run = run_settings(with_home(model))
     source = str(run.get("model", model))
-    folder = Path(output) if output is not None else run.get("evaluations") or Path(f"{Path(source).name}-lm-eval")
+    beside = run.get("evaluations") or Path(f"{Path(source).name}-lm-eval")
+    folder = beside if output is None else expanded(output, "output")
     loaded = load_tasks(names, options)
     tokenizer = load_tokenizer(source)
     place = chosen_device(device)

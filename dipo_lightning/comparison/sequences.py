@@ -29,6 +29,7 @@ from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.logs import evaluations_of_runs
 from dipo_lightning.evaluation.run_folder import write_json
 from dipo_lightning.safety.display import table_in_markdown
+from dipo_lightning.safety.paths import expanded
 
 COLUMNS = {
     "knowmem_retain": "utility (KnowMem retain)",
@@ -138,7 +139,7 @@ def scalability(run: str | None = None, output: str = "runs/scalability", parts:
         parts: The sets to forget, smallest first; by default MUSE's ``scal/forget_1`` to ``_4``.
     """
     names = [f"scal/forget_{fold}" for fold in (1, 2, 3, 4)] if parts is None else parts
-    folder = Path(output)
+    folder = expanded(output, "output")
     steps = [Step(number, part, folder / f"step_{number}") for number, part in enumerate(names, 1)]
     _sequence(run, folder, steps, "scalability")
 
@@ -157,7 +158,7 @@ def sustainability(run: str | None = None, output: str = "runs/sustainability", 
         parts: The requests in order; by default MUSE's ``sust/forget_1`` to ``_4``.
     """
     names = [f"sust/forget_{fold}" for fold in (1, 2, 3, 4)] if parts is None else parts
-    folder = Path(output)
+    folder = expanded(output, "output")
     steps: list[Step] = []
     for number, part in enumerate(names, 1):
         start = steps[-1].model if steps else None

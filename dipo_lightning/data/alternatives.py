@@ -21,6 +21,7 @@ from dipo_lightning.data.loader import Example
 from dipo_lightning.data.rows import listed
 from dipo_lightning.data.tokenization import LARGE, LONGEST, tokenize_rows
 from dipo_lightning.errors import InputError
+from dipo_lightning.safety.paths import with_home
 
 SHIPPED = "idk"
 """The name of the list shipped with the package: a hundred ways to say "I don't know"."""
@@ -124,7 +125,7 @@ def read_alternatives(source: str | Sequence[str], rows: Sequence[Mapping[str, A
         return _complete(own_alternatives(rows), rows, "the rows' own column 'alternatives'")
     if isinstance(source, str) and Path(source).suffix.lower() in SUFFIXES:
         try:
-            found = find_alternatives(Path(source).expanduser(), rows)
+            found = find_alternatives(with_home(source), rows)
         except InputError as error:
             raise InputError(f"data.alternatives: {error}") from error
         return _complete(found, rows, source)
@@ -234,7 +235,7 @@ def _shared_lines(source: str | Sequence[str]) -> list[str]:
     elif source == SHIPPED:
         lines = shipped_json(__package__, "idk")
     else:
-        lines = [line.strip() for line in _read(Path(source).expanduser()).splitlines()]
+        lines = [line.strip() for line in _read(with_home(source)).splitlines()]
     lines = [line for line in lines if line]
     if not lines:
         raise InputError(

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from dipo_lightning.data.encoding import checked_text
 from dipo_lightning.errors import InputError
 from dipo_lightning.safety.network import bounded_hub, hub_errors
+from dipo_lightning.safety.paths import with_home
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 BATCH = 10_000  # records that are decoded together
@@ -77,7 +78,7 @@ def source_records(source: str | Path, split: str | None = None, option: str = "
         split: File or split of a folder, or split on the hub; by default ``train``, or the only one.
         option: The name of the user's option for ``split``, for messages.
     """
-    path = Path(source).expanduser()
+    path = with_home(source)
     if path.is_dir():
         return _folder_records(path, split, option)
     name, _, config = str(source).partition(":")
@@ -93,7 +94,7 @@ def config_records(source: str | Path, config: str, split: str = "train") -> lis
     with a copy of a hub data set's files (``<config>/<split>-00000-of-00001.parquet``) or with a folder ``<config>``
     written by `save_to_disk`.
     """
-    folder = Path(source).expanduser()
+    folder = with_home(source)
     if not folder.is_dir():
         if folder.exists() or not is_hub_name(str(source)):
             raise InputError(f"{source}: neither a folder nor a data set's name on the hub (owner/name).")

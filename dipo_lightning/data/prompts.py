@@ -18,6 +18,7 @@ from dipo_lightning.data.encoding import (
     suggestion,
 )
 from dipo_lightning.errors import InputError
+from dipo_lightning.safety.paths import with_home
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -199,7 +200,7 @@ def _template(tokenizer: PreTrainedTokenizerBase, given: str | Path | None) -> s
     if str(given) in (named := NAMED_TEMPLATES | own):
         return str(named[str(given)])
     try:
-        return Path(given).expanduser().read_text(encoding="utf-8")
+        return with_home(given).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: no text in UTF-8, or a NUL in the name
         reason = getattr(error, "strerror", None) or error
         raise InputError(

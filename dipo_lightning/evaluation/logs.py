@@ -14,6 +14,7 @@ from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.benchmark import Benchmark, find_benchmark, installed_benchmarks
 from dipo_lightning.evaluation.rows import EvaluationLog, Row, unique_rows, with_skipped
 from dipo_lightning.safety.network import bounded_hub, hub_errors
+from dipo_lightning.safety.paths import with_home
 
 
 def read_native_log(content: Mapping[str, Any], path: Path, benchmark: Benchmark) -> EvaluationLog:
@@ -201,7 +202,7 @@ def read_log(path: str | Path, usual: str = "", benchmark: Benchmark | None = No
         InputError: There is no such file, it is not JSON or is truncated, its format is unknown, it is incomplete, or
             a folder holds several runs.
     """
-    path = Path(path)
+    path = with_home(path)
     if not path.exists() and (path.as_posix() + "/").startswith(f"{HUB_LOGS}/"):
         path = _from_hub(path.as_posix().removeprefix(HUB_LOGS).strip("/") or usual)
     if path.is_dir():

@@ -31,6 +31,7 @@ from dipo_lightning.methods.preference import DPOModule
 from dipo_lightning.models.distributed import evaluation_mode, unsharded
 from dipo_lightning.models.inspection import position_limit
 from dipo_lightning.reference.references import ModelReference
+from dipo_lightning.safety.paths import with_home
 
 INSTRUCTION = (
     "Question: {question}\nAnswer: {answer}\n\nInvent another answer to this question in the same style. It must sound "
@@ -87,7 +88,7 @@ class AltPOModule(DPOModule):
     def check_alternatives(self, data: UnlearningDataModule) -> None:
         """Check the file of alternatives if it exists; missing alternatives will be written."""
         refuse_text(data.trained_rows)
-        if self.alternatives_file is not None and (path := Path(self.alternatives_file).expanduser()).exists():
+        if self.alternatives_file is not None and (path := with_home(self.alternatives_file)).exists():
             find_alternatives(path, data.trained_rows)
 
     def on_fit_start(self) -> None:
@@ -101,7 +102,7 @@ class AltPOModule(DPOModule):
         if not isinstance(data, UnlearningDataModule) or data.alternatives is not None:
             return
         folder = run_folder(self.trainer) if self.alternatives_file is None else None
-        path = folder / FILE if folder else Path(str(self.alternatives_file)).expanduser()
+        path = folder / FILE if folder else with_home(str(self.alternatives_file))
         lines = self.trainer.strategy.broadcast(self.alternatives(data, path))
         if empty := [place for place, own in enumerate(lines) if not own]:
             row = data.trained_rows[empty[0]]

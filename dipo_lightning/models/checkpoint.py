@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.loading import load_policy, load_tokenizer
 from dipo_lightning.models.lora import NF4, LoRA, add_lora, quantize_base
+from dipo_lightning.safety.paths import with_home
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,7 +54,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         InputError: The checkpoint is missing or broken, holds more than plain values and tensors, or is not of a module
             of this package.
     """
-    path = Path(path).expanduser()
+    path = with_home(path)
     content = _read_shards(path) if path.is_dir() else _read_file(path)
     settings = (content.get("settings") or {}) | (content.get("hyper_parameters") or {})
     state = content.get("state_dict") or {}

@@ -24,6 +24,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.inspection import check_causal
 from dipo_lightning.safety.network import bounded_hub, hub_errors
+from dipo_lightning.safety.paths import with_home
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -84,7 +85,7 @@ def find_source(pretrained: str) -> ModelSource:
         raise InputError("The name of the model is empty; give a hub name, a folder or a GGUF file.")
     if pretrained.startswith(_PACKAGE):
         return _from_package(pretrained.removeprefix(_PACKAGE))
-    path = Path(pretrained).expanduser()
+    path = with_home(pretrained)
     if path.is_dir():
         return _from_folder(path)
     if path.is_file():
@@ -138,11 +139,11 @@ def _from_adapters(folder: Path, files: list[str]) -> ModelSource:
     except ValueError as error:
         raise InputError(f"{folder / _ADAPTER_CONFIG} is broken JSON: {error}.") from error
     base = config.get("base_model_name_or_path")
-    if not base or Path(base).expanduser().resolve() == folder.resolve():
+    if not base or with_home(base).resolve() == folder.resolve():
         raise InputError(
             f"{folder / _ADAPTER_CONFIG} does not name the model of its adapters (base_model_name_or_path)."
         )
-    if base.startswith("..") or not Path(base).expanduser().exists():  # it may be named from where the adapters are
+    if base.startswith("..") or not with_home(base).exists():  # it may be named from where the adapters are
         base = next((str(place / base) for place in (folder, folder.parent) if (place / base).exists()), base)
     try:
         found = find_source(base)

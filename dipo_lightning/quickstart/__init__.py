@@ -19,6 +19,7 @@ from dipo_lightning.evaluation.logs import evaluations_of_runs
 from dipo_lightning.quickstart import settings
 from dipo_lightning.quickstart.attacks import attack_quickstart
 from dipo_lightning.quickstart.report import write_report
+from dipo_lightning.safety.paths import expanded
 
 
 def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
@@ -33,7 +34,7 @@ def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
         output: Folder of all results; an earlier run there is moved aside.
     """
     settings.check_seed(seed)
-    folder = Path(output)
+    folder = expanded(output, "output")
     _move_aside(folder)
     started = time.monotonic()
     with step(1, "Invent authors, and train a model that never saw those to forget: the retain model"):

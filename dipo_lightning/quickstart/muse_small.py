@@ -16,6 +16,7 @@ from dipo_lightning.cli.configs import filled, read_template
 from dipo_lightning.data.files import file_records, json_lines
 from dipo_lightning.errors import InputError
 from dipo_lightning.quickstart import settings, test
+from dipo_lightning.safety.paths import expanded
 
 TRAINING, MEASURING = "quickstart/configs/muse_training", "quickstart/configs/muse_measuring"
 ARTICLES = 6
@@ -57,7 +58,7 @@ def muse_small(output: str = "runs/muse-small", seed: int = 0) -> None:
         seed: Seed of the corpus, the models and the training.
     """
     settings.check_seed(seed)
-    folder = Path(output)
+    folder = expanded(output, "output")
     _check_earlier(folder, seed)
     prepare(folder, seed)
     for name, reading in READINGS.items():

@@ -18,7 +18,6 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -37,6 +36,7 @@ from dipo_lightning.models.answers import (
 from dipo_lightning.models.distributed import is_sharded
 from dipo_lightning.models.head import Head, output_head, output_projection
 from dipo_lightning.reference.cache import PositionCache, cache_key
+from dipo_lightning.safety.paths import with_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -362,7 +362,7 @@ def open_cache(module: Any, part: str, width: int, compute: Callable[[Tensor], T
     }
     if module.lora is not None and module.lora.base != "float32":
         key["base"] = module.lora.base
-    cache = PositionCache(Path(module.reference_cache).expanduser(), cache_key(examples, **key), examples, width)
+    cache = PositionCache(with_home(module.reference_cache), cache_key(examples, **key), examples, width)
     try:
         if trainer.is_global_zero:
             cache.claim()

@@ -25,6 +25,7 @@ from dipo_lightning.metrics.base import INTERVAL, Meaning
 from dipo_lightning.report.charts import evaluation_charts, training_charts
 from dipo_lightning.report.runs import Document, RunFolder, read_run
 from dipo_lightning.safety.display import visible, word_changes
+from dipo_lightning.safety.paths import expanded, with_home
 from dipo_lightning.safety.redaction import without_home, without_secrets, without_secrets_in_yaml
 
 PAGE = "results.html"
@@ -43,7 +44,8 @@ def report(run_folder: str, output: str | None = None, rows: int = ROWS) -> None
         output: The file to write; by default ``results.html`` in that folder.
         rows: Maximum number of rows of each set whose answers are shown.
     """
-    print(f"The results page is {write_page(run_folder, output, rows)}")
+    path = None if output is None else expanded(output, "output")
+    print(f"The results page is {write_page(run_folder, path, rows)}")
 
 
 def write_page(run_folder: str | Path, output: str | Path | None = None, rows: int = ROWS) -> Path:
@@ -148,7 +150,7 @@ def _headlines(benchmark: Benchmark, meanings: Meanings) -> list[str]:
 def _retain_log(document: Document, benchmark: Benchmark | None) -> EvaluationLog | None:
     """Return the retain model's log that an evaluation was compared with, if the file still exists."""
     path = document.get("settings", {}).get("retain_log")
-    if not isinstance(path, str) or not Path(path).exists():
+    if not isinstance(path, str) or not with_home(path).exists():
         return None
     try:
         return read_log(path, benchmark=benchmark)

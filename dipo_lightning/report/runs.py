@@ -14,6 +14,7 @@ from dipo_lightning.evaluation.aggregates import document_meanings, flat_numbers
 from dipo_lightning.evaluation.benchmark import benchmark_of
 from dipo_lightning.evaluation.colours import MODEL
 from dipo_lightning.evaluation.logs import evaluations_of_runs
+from dipo_lightning.safety.paths import with_home
 
 Document = dict[str, Any]
 Curve = list[tuple[int, float]]
@@ -39,7 +40,7 @@ class RunFolder:
 
 def read_run(folder: str | Path) -> RunFolder:
     """Read a run's log folder, which holds ``evaluations``, or the only such folder below it."""
-    path = _find(Path(folder).expanduser())
+    path = _find(with_home(folder))
     run = RunFolder(path, read_documents(path))
     for name in ("config.yaml", "hparams.yaml"):
         if run.config is None and (path / name).is_file():

@@ -6,6 +6,11 @@ from pathlib import Path
 from dipo_lightning.errors import InputError
 
 
+def with_home(path: str | Path) -> Path:
+    """Return a path with ``~`` filled in; a name after ``~`` that is no user's stays, since files may be called so."""
+    return Path(os.path.expanduser(path))  # pathlib's own raises a RuntimeError for such a name
+
+
 def expanded(path: str, option: str) -> Path:
     """Return a path with ``~`` and ``$VARIABLES`` filled in.
 
@@ -16,10 +21,10 @@ def expanded(path: str, option: str) -> Path:
     Raises:
         InputError: It names a variable that is not set.
     """
-    found = os.path.expanduser(os.path.expandvars(path))
-    if "$" in found:
+    found = with_home(os.path.expandvars(path))
+    if "$" in str(found):
         raise InputError(f"{option} is {path}, which names a variable that is not set.")
-    return Path(found)
+    return found
 
 
 def read_text(path: str, option: str) -> str:

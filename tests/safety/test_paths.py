@@ -1,14 +1,28 @@
 """Places that a user names are the same wherever they are read."""
 
+import re
+from collections.abc import Callable
+from inspect import Parameter, signature
 from pathlib import Path
 
 import pytest
 
+import dipo_lightning
+from dipo_lightning.cli.attack import attack
+from dipo_lightning.cli.export import export
+from dipo_lightning.cli.lm_eval import lm_eval
 from dipo_lightning.cli.main import spelled_out
 from dipo_lightning.comparison import compare
 from dipo_lightning.comparison.plan import read_comparison
+from dipo_lightning.comparison.sequences import scalability, sustainability
+from dipo_lightning.data.rows import read_rows
 from dipo_lightning.errors import InputError
-from dipo_lightning.safety.paths import expanded
+from dipo_lightning.models.checkpoint import read_checkpoint
+from dipo_lightning.quickstart import quickstart
+from dipo_lightning.quickstart.muse_small import muse_small
+from dipo_lightning.report.page import report
+from dipo_lightning.report.runs import read_run
+from dipo_lightning.safety.paths import expanded, with_home
 
 
 @pytest.fixture
@@ -32,3 +46,34 @@ def test_where_a_command_writes_is_filled_in(home: Path) -> None:
     assert found == ["c.yaml", f"--output={home}/a", "--output", f"{home}/scratch/b", "--dry_run=true"]
     (home / "c.yaml").write_text("{base: base.yaml, output: ~/out, methods: [{name: DiPO}]}")
     assert read_comparison(home / "c.yaml").output == str(home / "out")
+
+
+def test_a_name_after_the_tilde_that_is_no_users_stays(home: Path) -> None:
+    assert with_home("~backup.jsonl") == Path("~backup.jsonl")
+    assert with_home(Path("~nosuch/x")) == expanded("~nosuch/x", "run") == Path("~nosuch/x")
+    assert with_home("~/x") == home / "x"
+
+
+def test_a_file_called_so_is_read_and_an_absent_one_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    Path("~backup.jsonl").write_text('{"question": "Who?", "answer": "Ann."}')
+    assert read_rows("~backup.jsonl")[0]["answer"] == "Ann."
+    for read in (read_rows, read_run, read_checkpoint):
+        with pytest.raises(InputError, match=r"~nosuch/x"):
+            read("~nosuch/x.jsonl")
+
+
+def test_every_path_is_expanded_by_the_same_function() -> None:
+    package = Path(dipo_lightning.__file__).parent
+    bare = [path.name for path in package.rglob("*.py") if re.search(r"\.expanduser\(", path.read_text("utf-8"))]
+    assert bare == ["paths.py"], "take with_home or expanded of dipo_lightning.safety.paths"
+
+
+WRITERS = [attack, export, lm_eval, report, scalability, sustainability, quickstart, muse_small]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_where_a_config_file_says_to_write_is_filled_in(write: Callable[..., None], home: Path) -> None:
+    given = [name for name, one in signature(write).parameters.items() if one.default is Parameter.empty]
+    with pytest.raises(InputError, match=r"output is \$NOWHERE/x, which names a variable that is not set"):
+        write(**dict.fromkeys(given, "absent"), output="$NOWHERE/x")

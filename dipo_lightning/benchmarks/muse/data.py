@@ -13,6 +13,7 @@ from dipo_lightning.data.files import config_files, config_records, text_field
 from dipo_lightning.data.rows import overlap, refuse_overlap
 from dipo_lightning.data.unlearning import UnlearningDataModule, first_rows
 from dipo_lightning.errors import InputError
+from dipo_lightning.safety.paths import with_home
 
 Rows = list[dict[str, Any]]
 HUB_NAMES = ("muse-bench/MUSE-News", "muse-bench/MUSE-Books")
@@ -128,7 +129,7 @@ _SIDES = ("forget", "retain")
 
 def _held_out(source: str | Path) -> Rows:
     """Return the documents of the holdout set if a folder has them; the hub's are not downloaded just for a check."""
-    there = config_files(Path(source).expanduser(), "raw", "holdout")
+    there = config_files(with_home(source), "raw", "holdout")
     return _documents(source, "raw/holdout") if there else []
 
 
@@ -143,8 +144,8 @@ def _in_context(source: str | Path, part: str) -> Rows:
 
 def _documents(source: str | Path, part: str) -> Rows:
     """Return the documents of one split, without empty ones such as row 821 of MUSE-News."""
-    if part.startswith("train/") and (Path(source).expanduser() / "raw").is_dir():
-        train = Path(source).expanduser() / "train"
+    if part.startswith("train/") and (with_home(source) / "raw").is_dir():
+        train = with_home(source) / "train"
         part = part if train.is_dir() else part.replace("train/", "raw/")
     records = config_records(source, *part.split("/"))
     empty = [record for record in records if isinstance(text := record.fields.get("text"), str) and not text.strip()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from dipo_lightning.benchmarks.muse.data import load_muse
@@ -15,7 +14,7 @@ from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.files import config_files, is_hub_name
 from dipo_lightning.data.rows import read_rows
 from dipo_lightning.errors import InputError, check_numbers
-from dipo_lightning.safety.paths import read_text
+from dipo_lightning.safety.paths import read_text, with_home
 
 TEXT_TOKENS = 256
 """Number of tokens used of a plain text; the first half is the question, the second the answer."""
@@ -138,7 +137,7 @@ def subject_of(datamodule: Any, style: PromptStyle) -> Subject:
 
 
 def _is_muse(data: str) -> bool:
-    folder = Path(data).expanduser()
+    folder = with_home(data)
     if folder.is_dir():
         return bool(config_files(folder, "knowmem", "forget_qa"))
     return is_hub_name(data) and "MUSE" in data

@@ -20,6 +20,7 @@ from dipo_lightning.data.files import (
 from dipo_lightning.data.rows import EXTRAS, extras, listed, refuse_overlap
 from dipo_lightning.data.unlearning import FineTuningDataModule, UnlearningDataModule, first_rows
 from dipo_lightning.errors import InputError
+from dipo_lightning.safety.paths import with_home
 
 Rows = list[dict[str, Any]]
 HUB_NAME = "locuslab/TOFU"
@@ -121,7 +122,7 @@ def _holdout(source: str | Path, config: str) -> Rows:
     try:
         return _rows(source, config)
     except AbsentError:
-        if not Path(source).expanduser().is_dir():
+        if not with_home(source).is_dir():
             rank_zero_info(f"{source} has no {config} (a copy from before 2025?), so there is no membership inference.")
         return []
 
@@ -187,7 +188,7 @@ class TOFUFineTuningDataModule(FineTuningDataModule):
         max_rows: int | list[int | None] | None = None,
         **options: Any,
     ) -> None:
-        folder, names = Path(data).expanduser(), [train] if isinstance(train, str) else train
+        folder, names = with_home(data), [train] if isinstance(train, str) else train
         sources = [_files(folder, name) if folder.is_dir() else f"{data}:{name}" for name in names]
         super().__init__(tokenizer, train=sources, max_rows=max_rows, **options)  # type: ignore[arg-type]  # parts of one
         self.data = data
