@@ -292,11 +292,21 @@ def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(" ".join(_MARK.sub(r"\1", text).split()).casefold() for text in texts)
 
 
+def _spellings(record: Record) -> dict[str, str]:
+    """Return the record's columns by their names in lower case."""
+    return {field.strip().lower(): field for field in reversed(record.fields)}
+
+
 def _columns(record: Record, chosen: Mapping[str, str]) -> dict[str, str]:
-    """Return the column of each role and extra, as chosen or as recognised in the first record."""
-    spelled = {field.strip().lower(): field for field in reversed(record.fields)}
-    others = {name: spelled.get(name, name) for name in EXTRAS}
-    return others | {role: spelled.get(name, name) for role, name in _roles(record, chosen, spelled).items()}
+    """Return the column of each role, as chosen or as recognised in the first record."""
+    spelled = _spellings(record)
+    return {role: spelled.get(name, name) for role, name in _roles(record, chosen, spelled).items()}
+
+
+def _extra_columns(record: Record) -> dict[str, str]:
+    """Return the column of each extra; of each record, since the first may lack some of them."""
+    spelled = _spellings(record)
+    return {name: spelled.get(name, name) for name in EXTRAS}
 
 
 def _roles(record: Record, chosen: Mapping[str, str], spelled: Mapping[str, str]) -> dict[str, str]:
@@ -333,7 +343,7 @@ def _row(record: Record, columns: Mapping[str, str], marks: bool) -> Row:
         row |= {role: text_field(record, columns[role]) for role in ("question", "answer", "text") if role in columns}
     if len(record.fields) == len(row) and "[[" not in str(row):
         return row
-    return row | extras(record, columns, row, marks)
+    return row | extras(record, _extra_columns(record), row, marks)
 
 
 def extras(record: Record, columns: Mapping[str, str], row: Row, marks: bool) -> Row:

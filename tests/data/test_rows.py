@@ -306,6 +306,14 @@ def test_what_save_to_disk_wrote_and_shards_of_a_clone(tmp_path):
         read_rows(tmp_path / "clone", split="dev")
 
 
+def test_columns_that_only_later_rows_have_are_read_in_any_spelling(tmp_path):
+    later = {**QA[1], "Private": ["Peru"], " Paraphrased_Question": ["Whither?"], "ALTERNATIVES": "Nowhere."}
+    for name in ("rows.jsonl", "array.json"):
+        rows = read_rows(write(tmp_path / name, [QA[0], later]))
+        extras = {"private": ["Peru"], "paraphrased_question": ["Whither?"], "alternatives": ["Nowhere."]}
+        assert plain(rows) == [QA[0], QA[1] | extras]
+
+
 def test_private_values_by_column_by_list_or_by_marks(tmp_path):
     rows = [
         {"question": "q", "answer": "Ada has gout, in Lima.", "private": ["gout", "Lima"]},
