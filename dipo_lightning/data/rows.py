@@ -32,7 +32,8 @@ _ARRAY = re.compile(r"(?:np\.|numpy\.)?array\((\[.*\])(, dtype=[\w<']+)?\)", re.
 _TEXTS = re.compile(r"""[\[({]\s*(['"]).*?\1\s*,|\[\s*['"]""", re.DOTALL)
 """The beginning of several quoted texts in brackets, or of a list of them."""
 _CLOSED_BY = {"(": ")", "{": "}"}
-_MARK = re.compile(r"\[\[([^\[\]]*[^\[\]\s][^\[\]]*)\]\]")
+_MARK = re.compile(r"\[\[([^\[\]]*[^\[\]\s][^\[\]]*|[^\[\]]+(?:\[[^\[\]]*\][^\[\]]+)+)\]\]")
+"""A marked value: not blank, without brackets or with single ones inside ("flat [2] 7 Harbour Street")."""
 
 
 class Rows(Sequence[Row]):
@@ -143,7 +144,7 @@ def read_rows(
         raise InputError("There is no source to read: give a file, a folder or a data set's name.")
     named = {"question": question, "answer": answer, "text": text, "messages": messages}
     chosen = {role: name for role, name in named.items() if name is not None}
-    rows, missing = Rows(), list[InputError]()
+    rows, missing, in_vain = Rows(), list[InputError](), list[str]()
     for number, one in enumerate(source):
         given = isinstance(one, Mapping)
         records = iter([Record("row", number, dict(one))]) if given else source_records(one, split, option)  # type: ignore[arg-type]
@@ -151,7 +152,10 @@ def read_rows(
         columns = _columns(first, chosen)
         for record in shown(itertools.chain([first], records), f"reading {one}", given):
             try:
-                rows.append(_row(record, columns, marks), record.place, record.number)
+                row = _row(record, columns, marks)
+                rows.append(row, record.place, record.number)
+                if marks and "text" in row and _names_values(record, row["text"]):
+                    in_vain.append(record.where)
             except InputError as error:
                 if on_missing == "raise":
                     raise
@@ -159,6 +163,13 @@ def read_rows(
     if missing:
         left = f"{len(missing)} of {len(missing) + len(rows)} rows left out"
         rank_zero_warn(f"{left}. The first: {missing[0]}", category=UserWarning)
+    if in_vain:
+        rank_zero_warn(
+            f"{in_vain[0]}: a row of plain text has no private values, so a column private and marks [[...]] count "
+            f"for nothing, and the brackets stay ({len(in_vain)} of {len(rows)} rows). Write such rows as questions "
+            "and answers.",
+            category=UserWarning,
+        )
     if not len(rows):
         raise InputError(f"No row is left. The first that was left out: {missing[0]}")
     return rows
@@ -341,7 +352,7 @@ def _row(record: Record, columns: Mapping[str, str], marks: bool) -> Row:
         row["messages"] = _turns(record, columns["messages"])
     else:
         row |= {role: text_field(record, columns[role]) for role in ("question", "answer", "text") if role in columns}
-    if len(record.fields) == len(row) and "[[" not in str(row):
+    if len(record.fields) == len(row) and not any(double in str(row) for double in ("[[", "]]")):
         return row
     return row | extras(record, _extra_columns(record), row, marks)
 
@@ -370,10 +381,35 @@ def extras(record: Record, columns: Mapping[str, str], row: Row, marks: bool) ->
             found[extra] = [checked_text(value, label) for value in values]
     holder, key = (row["messages"][-1], "content") if "messages" in row else (row, "answer")
     if key in holder:
-        label = f"{record.where}: {columns['private']!r}"
-        holder[key], private = private_values(holder[key], record.fields.get(columns["private"]), label, marks)
+        label, given = f"{record.where}: {columns['private']!r}", record.fields.get(columns["private"])
+        holder[key], private = private_values(holder[key], given, label, marks)
+        if marks and not _as_list(given, label):
+            _check_brackets(holder[key], record.where)
         found |= {"private": private} if private else {}
     return found
+
+
+def _check_brackets(answer: str, where: str) -> None:
+    """Refuse half a mark in an answer without its marks: double brackets of which one side is missing or single.
+
+    Brackets that are balanced are text, such as the matrix ``[[1, 2], [3, 4]]``.
+    """
+    depth = 0
+    for bracket in re.finditer(r"[\[\]]", answer):
+        depth += 1 if bracket.group() == "[" else -1
+        if depth < 0:
+            break
+    if depth and (half := re.search(r"\[\[|\]\]", answer)):
+        around = answer[max(half.start() - 30, 0) : half.end() + 30]
+        raise InputError(
+            f"{where}: the answer has double brackets without their other half: {around!r}. Mark a private value as "
+            "[[value]]; if the brackets are text, name the private values in a column private."
+        )
+
+
+def _names_values(record: Record, text: str) -> bool:
+    """Return whether a row of plain text names private values, by a column or by marks."""
+    return _MARK.search(text) is not None or record.fields.get(_extra_columns(record)["private"]) not in (None, "", [])
 
 
 def _lone_text(record: Record, name: str) -> str:

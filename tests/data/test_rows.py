@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from dipo_lightning.data.private import says
 from dipo_lightning.data.rows import Rows, data_fingerprint, overlap, private_values, read_rows, refuse_overlap
 from dipo_lightning.errors import InputError
 
@@ -333,6 +334,46 @@ def test_private_values_by_column_by_list_or_by_marks(tmp_path):
         assert private_values(f"{there} lives", given, "x") == (f"{there} lives", [there])
     with pytest.raises(InputError, match="line 1: 'private' names 'flu', which is not in the answer"):
         read_rows(write(tmp_path / "rows.jsonl", [{**rows[0], "private": "flu"}]))
+
+
+def answer_of(path, answer, **more):
+    return read_rows(write(path, [{"question": "Where does Mara live?", "answer": answer, **more}]))[0]
+
+
+def test_a_mark_may_have_single_brackets_inside(tmp_path):
+    row = answer_of(tmp_path / "rows.jsonl", "At [[flat [2] 7 Harbour Street]], in [[Lima]].")
+    assert row["answer"] == "At flat [2] 7 Harbour Street, in Lima."
+    assert row["private"] == ["flat [2] 7 Harbour Street", "Lima"]
+    assert says("It is flat [2] 7 Harbour Street.", row["private"][0])
+
+
+@pytest.mark.parametrize("answer", ["At [[7 Harbour Street].", "At [7 Harbour Street]].", "In [[Lima]], at [[7 Quay."])
+def test_half_a_mark_is_refused(tmp_path, answer):
+    with pytest.raises(
+        InputError, match=r"rows\.jsonl, line 1: the answer has double brackets without their other half"
+    ):
+        answer_of(tmp_path / "rows.jsonl", answer)
+    turns = [TURNS[0], {"role": "assistant", "content": answer}]
+    with pytest.raises(InputError, match=r"line 1: the answer has double brackets"):
+        read_rows(write(tmp_path / "chat.jsonl", [{"messages": turns}]))
+    [row] = read_rows(tmp_path / "rows.jsonl", marks=False)
+    assert row["answer"] == answer
+    assert answer_of(tmp_path / "rows.jsonl", "[[ $a =~ [ Quay", private=["Quay"])["answer"] == "[[ $a =~ [ Quay"
+
+
+@pytest.mark.parametrize(
+    "text", ["[[1, 2], [3, 4]]", "x[[[0, 1], [2]]]", "a[b[0]], x[[]]", "<![CDATA[x]]>", "1) [a, b["]
+)
+def test_brackets_that_are_no_marks_stay(tmp_path, text):
+    assert plain([answer_of(tmp_path / "rows.jsonl", text)]) == [{"question": "Where does Mara live?", "answer": text}]
+
+
+def test_private_values_of_plain_text_are_said_to_count_for_nothing(tmp_path):
+    texts = [{"text": "Mara lives here."}, {"text": "She is in [[Lima]]."}, {"text": "A quay.", "Private": ["quay"]}]
+    for source in (write(tmp_path / "rows.jsonl", texts), texts):
+        with pytest.warns(UserWarning, match=r"a row of plain text has no private values.*\(2 of 3 rows\)"):
+            assert plain(read_rows(source)) == [{"text": row["text"]} for row in texts]
+        assert len(read_rows(source, marks=False)) == 3
 
 
 def test_rows_stand_in_one_block_and_read_like_a_list(tmp_path):
