@@ -11,6 +11,7 @@ import importlib.resources
 import itertools
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,14 +70,14 @@ def file_records(path: Path) -> Iterator[Record]:
         raise InputError(f"{path}: the file has no rows.")
 
 
-def source_records(source: str | Path, split: str | None = None, option: str = "split") -> Iterator[Record]:
+def source_records(source: str | Path, split: str | None = None, option: str | None = None) -> Iterator[Record]:
     """Yield the records of a file, a folder or a hub data set.
 
     Args:
         source: A file; a folder with files, with a hub data set's shards or written by `save_to_disk`; or a hub name
             ``owner/name`` or ``owner/name:configuration``.
         split: File or split of a folder, or split on the hub; by default ``train``, or the only one.
-        option: The name of the user's option for ``split``, for messages.
+        option: The name of the user's option for ``split``, for messages; None where there is none.
     """
     path = with_home(source)
     if path.is_dir():
@@ -179,7 +180,7 @@ def text_field(record: Record, name: str) -> str:
     return checked_text(value, f"{record.where}: {name!r}")
 
 
-def _folder_records(folder: Path, split: str | None, option: str) -> Iterator[Record]:
+def _folder_records(folder: Path, split: str | None, option: str | None) -> Iterator[Record]:
     """Records of one split of a folder; by default ``train``, or the only one."""
     if is_saved(folder):
         return _saved_records(folder, split, option)
@@ -192,7 +193,8 @@ def _folder_records(folder: Path, split: str | None, option: str) -> Iterator[Re
         return (record for path in files for record in file_records(path))
     there = ", ".join(available(folder)) or f"nothing readable ({', '.join(SUFFIXES)})"
     asked = f"no {split}" if split else "neither a single file nor one called train"
-    raise InputError(f"{folder}: there is {asked}; there is {there}. Name a file, or set {option} to the name of one.")
+    remedy = f"Name a file, or set {option} to the name of one." if option else "Give the path of one file."
+    raise InputError(f"{folder}: there is {asked}; there is {there}. {remedy}")
 
 
 def _files_called(stem: Path) -> list[Path]:
@@ -220,6 +222,8 @@ def _saved_records(folder: Path, split: str | None, option: str | None = None) -
     if chosen not in saved:
         asked = f"no {split}" if split else "no train split"
         hint = f" Set {option} to one of them." if option else ""
+        if split is None and not option and len(saved):
+            hint = f" Give the folder of one, such as {folder / next(iter(saved))}."
         raise AbsentError(f"{folder}: there is {asked}; there is {', '.join(saved)}.{hint}")
     return _dataset_records(f"{folder}, {chosen}", saved[chosen])
 
@@ -267,6 +271,8 @@ def _json_lines(path: Path) -> Iterator[Record]:
                     return
                 problem = f"broken JSON: {error.msg} at column {error.colno}; each line must be one whole object"
                 raise InputError(f"{place} {number}: {problem}.") from error
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{place} {number}: {_unreadable(error)}.") from error
             if not started and isinstance(value, list):
                 return
             started = True
@@ -291,8 +297,18 @@ def _json_values(path: Path) -> Iterator[Record]:
                 position = _after_space(text, position + 1)
         except json.JSONDecodeError as error:
             raise InputError(f"{path}, line {error.lineno}: broken JSON: {error.msg}.") from error
+        except (ValueError, RecursionError) as error:
+            line = text.count("\n", 0, position) + 1
+            raise InputError(f"{path}, the value that begins in line {line}: {_unreadable(error)}.") from error
         yield Record(f"{path}, row", number, value)
         number += 1
+
+
+def _unreadable(error: ValueError | RecursionError) -> str:
+    """Return the reason for which Python does not read a JSON value that is well formed."""
+    if isinstance(error, RecursionError):
+        return "cannot be read: too many lists or objects lie inside each other; leave that column out"
+    return f"cannot be read: a number has more than {sys.get_int_max_str_digits()} digits; write it as a text"
 
 
 def _after_space(text: str, position: int) -> int:
@@ -356,21 +372,21 @@ def _fields(record: Record) -> dict[str, Any]:
 def _csv_records(path: Path) -> Iterator[Record]:
     csv.field_size_limit(2**31 - 1)  # documents are longer than the 128 KiB that Python starts with
     with path.open(encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
-        file.seek(0)
+        blank, header = 0, file.readline()
+        while header and not header.strip(_BLANK):
+            blank, header = blank + 1, file.readline()
         # The separator is the one that gives the header the most columns: spreadsheets write ; and tabs too.
         separator = max(_SEPARATORS, key=lambda one: len(next(csv.reader([header], delimiter=one), [])))
-        reader = csv.DictReader(file, strict=True, delimiter=separator)
+        reader = csv.DictReader(itertools.chain([header], file), strict=True, delimiter=separator)
         try:
             for row in reader:
+                number = blank + reader.line_num
                 if None in row or None in row.values():
-                    raise InputError(
-                        f"{path}, line {reader.line_num}: the row has another number of columns than the header."
-                    )
-                yield Record(f"{path}, line", reader.line_num, dict(row))
+                    raise InputError(f"{path}, line {number}: the row has another number of columns than the header.")
+                yield Record(f"{path}, line", number, dict(row))
         except csv.Error as error:
             # The inner reader's count: the outer one's lags behind by the row that failed.
-            raise InputError(f"{path}, line {reader.reader.line_num}: broken CSV: {error}.") from error
+            raise InputError(f"{path}, line {blank + reader.reader.line_num}: broken CSV: {error}.") from error
 
 
 def _parquet_records(path: Path) -> Iterator[Record]:
@@ -394,6 +410,8 @@ def _neighbours(path: Path) -> str:
 
 
 _SEPARATORS = (",", ";", "\t", "|")
+_BLANK = "".join((" ", "\r", "\n", *_SEPARATORS))
+"""Characters of an empty line above the header of a table, as spreadsheets write it."""
 _TEXTS = ("question", "answer", "prompt", "completion", "messages", "text")
 _SPACE = re.compile(r"\s*")
 _READERS: dict[str, Callable[[Path], Iterator[Record]]] = {

@@ -108,7 +108,7 @@ def read_rows(
     text: str | None = None,
     messages: str | None = None,
     split: str | None = None,
-    option: str = "split",
+    option: str | None = None,
     on_missing: Literal["raise", "skip"] = "raise",
     marks: bool = True,
 ) -> Rows:
@@ -125,7 +125,7 @@ def read_rows(
         text: Name of the column with plain text.
         messages: Name of the column with conversations.
         split: File of a folder (its name without the ending) or split; by default ``train``, or the only one.
-        option: The name of the user's option for ``split``, for messages.
+        option: The name of the user's option for ``split``, for messages; None where there is none.
         on_missing: ``raise`` stops at a row without a text; ``skip`` leaves it out and warns.
         marks: Whether ``[[...]]`` in an answer marks a private value, as in forget rows; otherwise it stays as it is.
 
@@ -257,7 +257,7 @@ def listed(value: object, label: str) -> list[Any] | None:
         return None
     try:
         found = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         found = _shown_list(text)
     if not isinstance(found, list):
         raise InputError(f'{label} begins like a list, {shortened(text)}, but is not one; write it as ["one", "two"].')
@@ -342,7 +342,8 @@ def _roles(record: Record, chosen: Mapping[str, str], spelled: Mapping[str, str]
         hint = " Conversations are read as messages: turns with role (user, assistant) and content."
     raise InputError(
         f"{record.where}: there is no question and answer, prompt and completion, messages, or text; it has "
-        f"{', '.join(fields) or 'no columns'}. Name the columns.{hint}"
+        f"{', '.join(fields) or 'no columns'}. Name the columns so in the file; fit also takes their own names, "
+        f"in data.columns.{hint}"
     )
 
 
@@ -443,8 +444,8 @@ def _shown_list(text: str) -> list[Any] | None:
         if all(token.type == tokenize.STRING or token.string == "," for token in inner):
             return [ast.literal_eval(token.string) for token in inner if token.type == tokenize.STRING]
         return ast.literal_eval(text)
-    except (tokenize.TokenError, SyntaxError, ValueError):
-        return None
+    except (tokenize.TokenError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return None  # MemoryError: the parser's word for brackets that lie too deep
 
 
 def _turns(record: Record, name: str) -> list[dict[str, str]]:

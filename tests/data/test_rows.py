@@ -87,8 +87,10 @@ def test_folders(tmp_path):
 def test_a_folder_of_many_files_must_be_asked_for_one(tmp_path):
     for name in ("a.jsonl", "b.jsonl"):
         write(tmp_path / name, QA)
-    with pytest.raises(InputError, match="there is a, b"):
+    with pytest.raises(InputError, match=r"there is a, b\. Give the path of one file\.$"):
         read_rows(tmp_path)
+    with pytest.raises(InputError, match=r"there is a, b\. Name a file, or set data\.split to the name of one\."):
+        read_rows(tmp_path, option="data.split")
 
 
 def test_the_hub_and_a_mistyped_path(monkeypatch, tmp_path):
@@ -131,7 +133,27 @@ BAD_FILES = [
     ("rows.jsonl", '{"question": "q"}\n', "line 1: there is no 'answer'"),
     ("rows.jsonl", GOOD + '{"question": "q", "answer": ["a"]}\n', r"line 2: 'answer' is \['a'\] \(list\), not a text"),
     ("rows.jsonl", '{"text": "a"}\n{"text": " "}\n', "line 2: 'text' is empty"),
-    ("rows.jsonl", '{"body": "a", "title": "b"}\n', "it has body, title. Name the columns"),
+    (
+        "rows.jsonl",
+        '{"body": "a", "title": "b"}\n',
+        "it has body, title. Name the columns so in the file; fit also takes",
+    ),
+    (
+        "rows.jsonl",
+        GOOD + '{"text": "a", "id": ' + "1" * 5000 + "}",
+        "rows.jsonl, line 2: cannot be read: .*4300 digits",
+    ),
+    (
+        "rows.jsonl",
+        '{"text": "a", "id": ' + "[" * 200_000 + "]" * 200_000 + "}",
+        "line 1: cannot be read: too many lists",
+    ),
+    ("rows.json", '[{"text": "a"},\n {"id":\n ' + "1" * 5000 + "}]", "the value that begins in line 2: cannot be read"),
+    ("rows.csv", "question,answer,private\nq,a," + "[" * 200_000 + "]", "line 2: 'private' begins like a list"),
+    ("rows.csv", "question,answer,private\nq,a,[" + "1" * 5000 + "]", "line 2: 'private' begins like a list"),
+    ("rows.csv", "\n \nquestion,answer\nq\n", "line 4: the row has another number of columns"),
+    ("rows.csv", '\nquestion,answer\nq,"a\n', "line 3: broken CSV"),
+    ("rows.csv", "\n\n", "no rows"),
     ("rows.jsonl", '{"messages": []}\n', "must end with a turn of the user and one of the assistant"),
     ("rows.jsonl", '{"messages": "hello"}\n', "must be a list of turns"),
     ("rows.jsonl", '{"messages": [{"role": "user"}]}\n', "'role' and 'content'"),
@@ -265,6 +287,7 @@ def test_layouts_that_spreadsheets_and_other_tools_write(tmp_path):
         "wrapped.json": json.dumps({"version": "1", "data": QA}),
         "wrapped_pretty.json": json.dumps({"data": QA}, indent=2),
         "semicolons.csv": 'Question;Answer\nWho?;Nobody.\n"Where?";"In «Lima»,\nPeru."\n',
+        "blank.csv": '\r\n;\r\nquestion;answer\r\nWho?;Nobody.\r\nWhere?;"In «Lima»,\nPeru."\r\n',
         "tabs.csv": ' question \tANSWER\nWho?\tNobody.\nWhere?\t"In «Lima»,\nPeru."\n',
     }
     for name, text in texts.items():
@@ -295,6 +318,12 @@ def test_what_save_to_disk_wrote_and_shards_of_a_clone(tmp_path):
     assert plain(read_rows(tmp_path / "both", split="test")) == plain(read_rows(tmp_path / "lone")) == QA[:1]
     with pytest.raises(InputError, match=r"no dev; there is train, test. Set data\.forget_split to one"):
         read_rows(tmp_path / "both", split="dev", option="data.forget_split")
+    DatasetDict({"forget": two, "retain": one}).save_to_disk(tmp_path / "pair")
+    with pytest.raises(
+        InputError, match=r"no train split; there is forget, retain\. Give the folder of one, such as .*forg"
+    ):
+        read_rows(tmp_path / "pair")
+    assert plain(read_rows(tmp_path / "pair" / "retain")) == QA
     (tmp_path / "clone" / "data").mkdir(parents=True)
     for number, rows in enumerate((QA[:1], QA[1:])):
         write(tmp_path / "clone" / "data" / f"train-0000{number}-of-00002.parquet", rows)
