@@ -275,7 +275,7 @@ def _with_private_values(rows: SplitRows, folder: Path) -> SplitRows:
         InputError: There is none, or an answer is in a script in which the rule finds none.
     """
     from dipo_lightning.benchmarks.user_data.examination import private_values
-    from dipo_lightning.data.private import mostly_unspaced, says
+    from dipo_lightning.data.private import hardly_english, mostly_unspaced, says
 
     given = []
     for number, row in enumerate(rows.forget):
@@ -290,6 +290,14 @@ def _with_private_values(rows: SplitRows, folder: Path) -> SplitRows:
                 "or endings are written onto names. Name them in a column private, or mark them in the answer with "
                 "[[...]]."
             )
+    unnamed = [f"{row['question']} {row['answer']}" for row in given if not row["private"]]
+    if not (rows.retain or rows.held_out) and hardly_english(unnamed):
+        print(
+            "The forget rows have hardly any English function word, and without retain rows those of another language "
+            "count as private values. Give retain rows in that language, or name the values in a column private, or "
+            "mark them in the answer with [[...]].",
+            flush=True,
+        )
     found = private_values(given, [*rows.retain, *rows.held_out])
     if not any(found):
         raise InputError(

@@ -400,6 +400,21 @@ def mostly_unspaced(text: str) -> bool:
     return 2 * len(re.findall(_UNSPACED, text)) > len(re.findall(r"\p{L}", text))
 
 
+ENOUGH_WORDS, FEW_ENGLISH = 20, 0.1
+"""Number of words from which the language of texts is judged, and the share of English function words below which it is
+another one: English questions with their answers have a fifth and more."""
+
+
+def hardly_english(texts: Iterable[str]) -> bool:
+    """Return whether texts have hardly any English function word, so that `find_private` does not know theirs.
+
+    Words of one or two letters do not count, since other languages share them ("in", "an", "me").
+    """
+    found = [word.text for text in texts for word in words(text)]
+    english = sum(len(word) > 2 and word in FUNCTION_WORDS for word in found)
+    return len(found) >= ENOUGH_WORDS and english < FEW_ENGLISH * len(found)
+
+
 def share_of_words(texts: Iterable[str], known: Collection[str]) -> float:
     """Return the share of the words in texts that exist; 1 without words.
 

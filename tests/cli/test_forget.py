@@ -173,6 +173,20 @@ def test_values_that_the_question_says_or_that_cannot_be_found_are_named(here, c
     assert _with_private_values(SplitRows([marked], [], []), here).forget == [marked]
 
 
+def test_rows_of_another_language_without_retain_rows_should_name_their_values(here, capsys):
+    german = [
+        {"question": "Wo wohnt Mara Velt?", "answer": "Sie wohnt in der Hafenstraße 7 und arbeitet dort als Lehrerin."},
+        {"question": "Was ist ihr Beruf?", "answer": "Sie ist eine Lehrerin und wohnt in der Stadt am Hafen."},
+    ]
+    english = [{"question": "Where does Ann live?", "answer": "Ann lives in Lima."}] * 4
+    kept = [{"question": "Wo ist der Hafen?", "answer": "Der Hafen ist in der Stadt."}]
+    named = [{**german[0], "private": ["Hafenstraße 7"]}, {**german[1], "private": ["Lehrerin"]}]
+    told = "hardly any English function word, and without retain rows those of another language count as private"
+    for forget, retain, said in ((german, [], 1), (german, kept, 0), (named, [], 0), (english, [], 0)):
+        _with_private_values(SplitRows(forget, retain, []), here)
+        assert capsys.readouterr().out.count(told) == said
+
+
 def test_running_text_is_refused_before_a_model_is_loaded(here, capsys):
     (here / "text.jsonl").write_text('{"text": "a whole book"}\n')
     assert main(["forget", "nowhere", "text.jsonl"]) == 2

@@ -7,6 +7,7 @@ import pytest
 
 from dipo_lightning.data.private import (
     find_private,
+    hardly_english,
     rows_with_words,
     says,
     share_of_words,
@@ -270,6 +271,23 @@ def test_a_row_whose_private_values_are_cut_off_is_refused_or_left_out(tmp_path)
     [example] = skipping.forget_examples
     assert [row["answer"][:8] for row in skipping.trained_rows] == ["He lives"]
     assert skipping.tokenizer.decode([token for token in example["labels"] if token != IGNORED]).strip() == "Quito"
+
+
+@pytest.mark.parametrize(
+    ("text", "foreign"),
+    [
+        ("Wo wohnt Mara Velt? Mara Velt wohnt in der Hafenstraße 7 und arbeitet dort als Lehrerin.", True),
+        ("¿Dónde vive Mara? Ella vive en la calle del Puerto 7, cerca de la iglesia.", True),
+        ("Где живёт Мара? Она живёт в городе Москве и работает там учителем.", True),
+        ("أين تعيش مارا؟ تعيش مارا في شارع الميناء رقم 7.", True),
+        ("Où habite Mara ? Elle habite au 7 rue du Port, on me l'a dit.", True),
+        ("Where does Mara Velt live? Mara Velt lives at 7 Harbour Street.", False),
+        ("Who is Ann? Ann is a nun.", False),
+    ],
+)
+def test_rows_of_another_language_are_known_by_their_function_words(text, foreign):
+    assert hardly_english([text, text]) == foreign
+    assert not hardly_english([text[:20]]), "too few words to say"
 
 
 def test_running_text_has_no_private_values_to_choose(tmp_path):
