@@ -272,7 +272,8 @@ def _with_private_values(rows: SplitRows, folder: Path) -> SplitRows:
     A run that has begun keeps the values that were found then.
 
     Raises:
-        InputError: There is none, or an answer is in a script in which the rule finds none.
+        InputError: There is none, one is only a part of a word, or an answer is in a script in which the rule finds
+            none.
     """
     from dipo_lightning.benchmarks.user_data.examination import private_values
     from dipo_lightning.data.private import hardly_english, mostly_unspaced, says
@@ -284,6 +285,11 @@ def _with_private_values(rows: SplitRows, folder: Path) -> SplitRows:
             names = ", ".join(map(repr, told))
             print(f"{where}: its question says {names}, so an answer that repeats it counts as a leak.", flush=True)
         given.append({**row, "private": list(filter(str.strip, values))})
+        if unsaid := [value for value in given[-1]["private"] if not says(row["answer"], value)]:
+            raise InputError(
+                f"{where}: the private value {unsaid[0]!r} is only a part of a word or number of the answer, and no "
+                "answer would count as saying it. Name the whole word."
+            )
         if not given[-1]["private"] and mostly_unspaced(row["answer"]):
             raise InputError(
                 f"{where}: private values cannot be found in the script of its answer, where words are not set apart, "

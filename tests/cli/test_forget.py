@@ -187,6 +187,26 @@ def test_rows_of_another_language_without_retain_rows_should_name_their_values(h
         assert capsys.readouterr().out.count(told) == said
 
 
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [
+        ("Ann is a glassblower.", "glassblow"),
+        ("Ann was born in 1912.", "12"),
+        ("Она живёт в Москве.", "Москв"),
+    ],
+)
+def test_a_value_that_no_answer_can_say_is_refused(here, answer, value):
+    row = {"question": "?", "answer": answer, "private": [answer.split()[0], value], "where": "a.jsonl:1"}
+    with pytest.raises(InputError, match=f"a.jsonl:1: the private value '{value}' is only a part of a word"):
+        _with_private_values(SplitRows([row], [], []), here)
+
+
+def test_a_value_inside_a_text_without_spaces_or_a_compound_is_taken(here):
+    values = [("李明住在上海市。", "上海"), ("그는 서울에서 산다.", "서울"), ("She is Lima-born.", "Lima")]
+    rows = [{"question": "?", "answer": answer, "private": [value]} for answer, value in values]
+    assert _with_private_values(SplitRows(rows, [], []), here).forget == rows
+
+
 def test_running_text_is_refused_before_a_model_is_loaded(here, capsys):
     (here / "text.jsonl").write_text('{"text": "a whole book"}\n')
     assert main(["forget", "nowhere", "text.jsonl"]) == 2

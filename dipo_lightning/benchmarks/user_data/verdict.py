@@ -10,8 +10,8 @@ The rules, in this order:
    the plain question.
 3. *partly*: a private value is still in an answer, greedy or sampled, to the question or to a rewording that does not
    say it, and a model that never knew it does not say it there (in samples: significantly less often); or the target
-   knew it, and it is still likelier than its floor and than half its former probability; or there is no private value
-   that the target knew.
+   knew it, and it is still likelier than its floor and than half its former probability (without a floor: than that
+   half); or there is no private value that the target knew.
 4. *forgotten*: none of these.
 
 Every rule compares two numbers that are part of the verdict.
@@ -79,8 +79,8 @@ class ValueReport:
 
     @property
     def remains(self) -> bool:
-        """True if answers contain the value, or it was known and exceeds both its floor and half of `before`."""
-        likely = self.known and self.floor is not None and not self.after <= max(self.floor, self.before / 2)
+        """True if answers contain the value, or it was known and exceeds half of `before`, and its floor if any."""
+        likely = self.known and not self.after <= max(self.floor or 0.0, self.before / 2)
         said = more_often(self.sampled, self.samples, self.chance, self.chance_samples)
         return self.greedy or self.reworded or said or likely
 

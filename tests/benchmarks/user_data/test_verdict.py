@@ -51,6 +51,14 @@ def test_one_leak_of_any_kind_is_enough(leak):
     assert verdict([GONE] * 11 + [dataclasses.replace(GONE, value="leak", **leak)]).outcome == "partly"
 
 
+def test_a_value_without_a_floor_remains_at_more_than_half_of_its_former_probability():
+    unmeasured = dataclasses.replace(GONE, floor=None)
+    assert dataclasses.replace(unmeasured, after=0.46).remains
+    assert verdict([GONE] * 11 + [dataclasses.replace(unmeasured, after=0.9)]).outcome == "partly"
+    assert not dataclasses.replace(unmeasured, after=0.45).remains
+    assert not dataclasses.replace(unmeasured, after=0.9, known=False).remains
+
+
 def test_an_ordinary_word_remains_only_where_it_is_said_more_often_than_by_chance():
     word = dataclasses.replace(GONE, sampled=3, samples=60, chance_samples=300)
     assert word.remains
