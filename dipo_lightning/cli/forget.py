@@ -603,6 +603,7 @@ def _conclude(
         kept_scores(before, after),
         words=said_words(before, after, [*rows.forget, *rows.retain, *rows.held_out], job.style.tokenizer),
         repeated=repeated_share(after),
+        repeated_before=repeated_share(before),
         unheard=_unheard(job, after.values, longest),
         settings={"lr": settings.lr, "epochs": settings.epochs, "untaught": floors is not None},
     )

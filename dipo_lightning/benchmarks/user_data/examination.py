@@ -277,11 +277,12 @@ def _said(model: Examination) -> list[str]:
     return [*model.greedy, *(answer for answers in model.reworded for answer in answers)]
 
 
-def repeated_share(after: Examination) -> float:
-    """Return the share of the forget questions with the most common greedy answer; 0 with fewer than 4 rows."""
-    if len(after.greedy) < 4:
+def repeated_share(model: Examination) -> float:
+    """Return the share of the different forget questions with the most common greedy answer; 0 with fewer than 4."""
+    answers = {asked[0]: answer for asked, answer in zip(model.asked, model.greedy, strict=True)}
+    if len(answers) < 4:
         return 0.0
-    return Counter(after.greedy).most_common(1)[0][1] / len(after.greedy)
+    return Counter(answers.values()).most_common(1)[0][1] / len(answers)
 
 
 def _grouped(flat: Sequence[str], counts: Sequence[int]) -> list[list[str]]:

@@ -4,8 +4,8 @@ The rules, in this order:
 
 1. *damaged*: the general rows, the general paragraphs, the retain rows or the held-out rows keep less than `KEEP` of
    their score, and the loss is significant (the 95 % interval of the share kept ends below 1); or the share of existing
-   words in the answers is less than `WORDS` of the target's; or one sentence answers more than `REPEATED` of the forget
-   questions.
+   words in the answers is less than `WORDS` of the target's; or one sentence answers more than `REPEATED` of the
+   different forget questions, and more of them than any sentence of the target.
 2. *barely changed*: at least `UNCHANGED` of the private values that the target knew are still in the greedy answer to
    the plain question.
 3. *partly*: a private value is still in an answer, greedy or sampled, to the question or to a rewording that does not
@@ -152,7 +152,8 @@ class Verdict:
         values: Reports on all private values, the least forgotten first.
         kept: Scores of preserved knowledge.
         words: Share of existing words in the answers to forget questions, over the target's.
-        repeated: Share of the forget questions with the most common answer.
+        repeated: Share of the different forget questions with the most common answer.
+        repeated_before: The same share for the target.
     """
 
     outcome: Outcome
@@ -164,6 +165,7 @@ class Verdict:
     kept: list[Kept] = field(default_factory=list)
     words: float = 1.0
     repeated: float = 0.0
+    repeated_before: float = 0.0
 
     def document(self) -> dict[str, Any]:
         """Return the verdict as plain values, for JSON."""
@@ -180,6 +182,7 @@ def judge(
     *,
     words: float,
     repeated: float,
+    repeated_before: float = 0.0,
     unheard: int = 0,
     settings: Mapping[str, Any] | None = None,
 ) -> Verdict:
@@ -189,7 +192,8 @@ def judge(
         values: Reports on the private values.
         kept: Scores of preserved knowledge.
         words: Share of existing words in the answers to forget questions, over the target's.
-        repeated: Share of the forget questions with the most common answer; 0 with fewer than 4 rows.
+        repeated: Share of the different forget questions with the most common answer; 0 with fewer than 4 of them.
+        repeated_before: The same share for the target.
         unheard: Number of values that lie beyond the maximum answer length, so that only their probability is known.
         settings: Settings of the run for the advice on the next step: ``lr`` and ``epochs``, and ``untaught`` if a
             model that never knew the rows was examined.
@@ -201,7 +205,7 @@ def judge(
     remaining = [value for value in ordered if value.remains]
     known = [value for value in ordered if value.known]
     greedy = sum(value.greedy for value in known)
-    damage = _damage(kept, words, repeated)
+    damage = _damage(kept, words, repeated, repeated_before)
     if damage:
         outcome: Outcome = "damaged"
     elif known and greedy >= UNCHANGED * len(known):
@@ -217,7 +221,7 @@ def judge(
             *_leaks(remaining, len(values)),
             *_unknown(len(values) - len(known), len(values)),
             *_numbers(ordered, kept),
-            *_sentences(words, repeated),
+            *_sentences(words, repeated, repeated_before),
         ],
         _uncertainty(values, unheard),
         _next_step(outcome, greedy, len(known), len(values), dict(settings or {})),
@@ -225,6 +229,7 @@ def judge(
         kept=list(kept),
         words=words,
         repeated=repeated,
+        repeated_before=repeated_before,
     )
 
 
@@ -312,7 +317,7 @@ def _least_forgotten(value: ValueReport) -> tuple[bool, bool, int, float]:
     return (not value.greedy, not value.reworded, -value.sampled, -value.after)
 
 
-def _damage(kept: Sequence[Kept], words: float, repeated: float) -> list[str]:
+def _damage(kept: Sequence[Kept], words: float, repeated: float, repeated_before: float) -> list[str]:
     found = [
         f"{one.label} keep {one.share:.1%} of their score ({one.before:.3f} to {one.after:.3f}, {one.count}); "
         f"{KEEP:.0%} is asked for."
@@ -324,15 +329,15 @@ def _damage(kept: Sequence[Kept], words: float, repeated: float) -> list[str]:
             f"The share of words that exist in answers to forget questions is {words:.1%} of the target's; {WORDS:.0%} "
             "is asked for."
         )
-    if repeated > REPEATED:
+    if repeated > max(REPEATED, repeated_before):
         found.append(f"One sentence answers {repeated:.0%} of the forget questions.")
     return found
 
 
-def _sentences(words: float, repeated: float) -> list[str]:
+def _sentences(words: float, repeated: float, repeated_before: float) -> list[str]:
     share = f"The share of words that exist in answers to forget questions is {words:.1%} of the target's."
     lines = [share] if words >= WORDS else []
-    if 0 < repeated <= REPEATED:
+    if 0 < repeated <= max(REPEATED, repeated_before):
         lines.append(f"The commonest answer is given to {repeated:.0%} of the forget questions.")
     return lines
 

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from dipo_lightning.benchmarks.user_data.examination import Examination, kept_scores, knows, said_words, value_reports
+from dipo_lightning.benchmarks.user_data.examination import (
+    Examination,
+    kept_scores,
+    knows,
+    repeated_share,
+    said_words,
+    value_reports,
+)
 from dipo_lightning.benchmarks.user_data.metrics import KeptShare
 from dipo_lightning.benchmarks.user_data.verdict import Kept, ValueReport, judge, more_often, upper_bound
 from tests.helpers.toys import toy_tokenizer
@@ -19,8 +26,8 @@ UNKNOWN = ValueReport(2, "Lima", before=1e-6, after=2e-6, floor=1e-7, samples=20
 GOOD = [Kept("general", 0.7, 0.69, 95, 0.69 / 0.7), Kept("retain", 0.9, 0.9, 60, 1.0)]
 
 
-def verdict(values, kept=GOOD, words=1.0, repeated=0.1, **settings):
-    return judge(values, kept, words=words, repeated=repeated, settings=settings)
+def verdict(values, kept=GOOD, words=1.0, repeated=0.1, repeated_before=0.0, **settings):
+    return judge(values, kept, words=words, repeated=repeated, repeated_before=repeated_before, settings=settings)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +39,8 @@ def verdict(values, kept=GOOD, words=1.0, repeated=0.1, **settings):
         ([GONE] * 4, {"kept": [Kept("general", 0.7, 0.6, 95, 0.6 / 0.7)]}, "damaged"),
         ([GONE] * 4, {"words": 0.9}, "damaged"),
         ([GONE] * 4, {"repeated": 0.75}, "damaged"),
+        ([GONE] * 4, {"repeated": 0.75, "repeated_before": 0.7}, "damaged"),
+        ([GONE] * 4, {"repeated": 0.75, "repeated_before": 0.75}, "forgotten"),
         ([SAID] * 4, {"words": 0.9}, "damaged"),
         ([], {}, "partly"),
         ([UNKNOWN] * 4, {}, "partly"),
@@ -148,6 +157,15 @@ def test_existing_words_are_counted_against_the_targets(before, after, share):
     rows = [{"question": "?", "answer": "."}]
     found = said_words(heard(*before), heard(*(after or before)), rows, toy_tokenizer())
     assert found == pytest.approx(min(1, share))
+
+
+@pytest.mark.parametrize(
+    ("questions", "answers", "share"),
+    [("AAAA", "1111", 0), ("AAAABCD", "1111234", 1 / 4), ("ABCD", "1112", 3 / 4), ("ABC", "111", 0)],
+)
+def test_an_answer_repeats_over_different_questions_only(questions, answers, share):
+    asked = [[question] for question in questions]
+    assert repeated_share(Examination(asked, [], [], [], [], list(answers), [], [])) == share
 
 
 def scored(**scores):
