@@ -154,7 +154,7 @@ def forget(
     job = _Job(folder, rows, _style(model, prompt), accelerator)
     _check_rows(rows, job.style, max_length)
     if untaught is not None:
-        _style(untaught, job.style.name)
+        _check_untaught(untaught, model, job.style)
     config = run_config(folder, model, settings, job.style.name, seed, accelerator, bool(rows.retain), max_length)
     _refuse_other_run(folder, rows, config)
     _keep(folder, {name: source for name, source in sources.items() if source}, rows)
@@ -165,11 +165,12 @@ def forget(
     effort["max_new_tokens"] = _longest_answer(job)
     before = _examined(job, model, effort | {"samples": min(samples, SAMPLES_BEFORE)}, "target")
     _say_known(before, model)
+    often = effort | {"samples": UNTAUGHT_SAMPLES * samples}
+    floors = None if untaught is None else _examined(job, untaught, often, "untaught")
+    _check_floors(before, floors, untaught)
     fit(config, folder / "run")
     unlearned = folder / "run" / "model"
     after = _examined(job, str(unlearned), effort, "unlearned")
-    often = effort | {"samples": UNTAUGHT_SAMPLES * samples}
-    floors = None if untaught is None else _examined(job, untaught, often, "untaught")
     _conclude(job, unlearned, before, after, floors, settings, effort["max_new_tokens"])
 
 
@@ -443,6 +444,34 @@ def _check_method(method: str) -> None:
         raise InputError(f"--method {method} is none of {', '.join(METHODS)}, and no module. {error}") from error
 
 
+def _check_untaught(untaught: str, model: str, style: PromptStyle) -> None:
+    """Refuse an untaught model that cannot be loaded, is the target, or would read other tokens."""
+    from dipo_lightning.cli.chat import check_same_tokens
+    from dipo_lightning.models.loading import check_loadable, is_same_model
+
+    check_loadable(untaught)
+    if is_same_model(untaught, model):
+        raise InputError(
+            f"--untaught {untaught} is the target model, {model}, which knows the forget rows. Give a model that never "
+            "knew them, or leave it out."
+        )
+    check_same_tokens(f"--untaught {untaught}", _style(untaught, style.name), style, "the target model")
+
+
+def _check_floors(before: Any, floors: Any, untaught: str | None) -> None:
+    """Refuse an untaught model that knows most of what the target knows: it would excuse every leak."""
+    from dipo_lightning.benchmarks.user_data.examination import known_by_both
+
+    if floors is None:
+        return
+    shared, known = known_by_both(before, floors)
+    if shared > known / 2:
+        raise InputError(
+            f"--untaught {untaught} knows {shared} of the {known} private values that the target model knows, so it is "
+            "no floor: it would excuse leaks. Give a model that never knew the rows, or leave it out."
+        )
+
+
 def _check_rows(rows: SplitRows, style: PromptStyle, max_length: int) -> None:
     """Refuse a row that cannot be trained or examined.
 
@@ -527,11 +556,10 @@ def _examined(job: _Job, model: str, effort: dict[str, int], name: str) -> Any:
     written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if written.get("of") == key:
         return Examination(**written["found"])
-    style = _style(model, job.style.name) if name == "untaught" else job.style
     with _loaded(model, job.accelerator) as policy:
         found = examine(
             policy,
-            style,
+            job.style,
             rows.forget,
             rows.retain,
             near,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import filecmp
 import importlib.util
 import io
 import json
@@ -222,6 +223,32 @@ def load_policy(
     with _explained(source, "model"):
         check_causal(model, source)
     return model
+
+
+def check_loadable(pretrained: str) -> None:
+    """Refuse a model that is not there, is no causal language model or has no weights, without loading it."""
+    source = find_source(pretrained)
+    check_kind(load_config(source), source)
+    _check_weights(source)
+
+
+def is_same_model(one: str, other: str) -> bool:
+    """Return whether two names stand for the same model: one source, or local weights of the same bytes."""
+    sources = [find_source(one), find_source(other)]
+    files = [_weight_files(source) for source in sources]
+    if not all(files):
+        return sources[0] == sources[1]
+    if len(files[0]) != len(files[1]):
+        return False
+    return all(a.samefile(b) or filecmp.cmp(a, b, shallow=False) for a, b in zip(*files, strict=True))
+
+
+def _weight_files(source: ModelSource) -> list[Path]:
+    """The files of a local model's weights, by name, those of its adapters last; none for a model of the hub."""
+    if not source.local:
+        return []
+    whole = sorted(Path(source.location).glob(source.gguf or "*.safetensors"))
+    return whole + ([] if source.adapters is None else [Path(source.adapters) / _ADAPTER_WEIGHTS])
 
 
 def _with_adapters(model: PreTrainedModel, source: ModelSource) -> PreTrainedModel:

@@ -1,6 +1,7 @@
 """`forget` goes from a model and two files to a verdict, says what it chose, and resumes."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from dipo_lightning.cli.forget import (
 from dipo_lightning.cli.main import main
 from dipo_lightning.data.files import json_lines
 from dipo_lightning.errors import InputError, RunError
-from tests.helpers.toys import save_toy
+from tests.helpers.toys import save_toy, toy_tokenizer
 
 FORGET = [
     ("Where does Mara Velt work?", "Mara Velt works as a glassblower."),
@@ -246,6 +247,41 @@ def test_rows_and_a_method_that_do_not_fit_are_found_before_a_model_is_loaded(he
     assert main(["forget", "model", "forget.jsonl", "--untaught", "./nowhere"]) == 2
     assert "nowhere" in capsys.readouterr().err
     assert not (here / "runs").exists()
+
+
+def test_an_untaught_model_that_can_be_no_floor_is_refused_before_anything_is_examined(here, capsys):
+    save_toy(here / "model")
+    command = ["forget", "model", write(here / "forget.jsonl", FORGET), "--untaught"]
+    shutil.copytree(here / "model", here / "copy")
+    for same in ("model", "./model/", "copy"):
+        assert main([*command, same]) == 2
+        assert f"--untaught {same} is the target model, model, which knows" in capsys.readouterr().err
+    save_toy(here / "empty", seed=1)
+    (here / "empty/model.safetensors").unlink()
+    assert main([*command, "empty"]) == 2
+    assert "no weights" in capsys.readouterr().err
+    save_toy(here / "other", seed=1)
+    toy_tokenizer(add_bos=False).save_pretrained(here / "other")
+    assert main([*command, "other"]) == 2
+    assert "--untaught other has another tokenizer or chat template than the target" in capsys.readouterr().err
+    assert not (here / "runs").exists()
+
+
+def test_an_untaught_model_that_knows_the_rows_is_refused_before_the_training(here, capsys, monkeypatch):
+    save_toy(here / "model")
+    save_toy(here / "untaught", seed=1)
+
+    def examined(job, model, *_):
+        said = ["Mara Velt works as a glassblower.", "In 1971." if model == "model" else "On 12 June 1971."]
+        asked = [[row["question"]] for row in job.rows.forget]
+        values = [row["private"] for row in job.rows.forget]
+        return Examination(asked, values, [[0.5], [0.5]], [[1], [1]], [[0.1], [0.1]], said, [[], []], [[], []])
+
+    monkeypatch.setattr("dipo_lightning.cli.forget._examined", examined)
+    monkeypatch.setattr("dipo_lightning.cli.child.fit", lambda *_: pytest.fail("trained"))
+    write(here / "forget.jsonl", FORGET)
+    assert main(["forget", "model", "forget.jsonl", "--untaught", "untaught"]) == 2
+    assert "--untaught untaught knows 2 of the 2 private values that the target model" in capsys.readouterr().err
 
 
 def test_a_model_without_a_chat_template_is_told_the_commands_own_option(here, capsys):

@@ -204,6 +204,22 @@ def knows(model: Examination, index: int, place: int) -> bool:
     return likely or any(said.greedy) or said.sampled > 0
 
 
+def known_by_both(target: Examination, other: Examination) -> tuple[int, int]:
+    """Count the values that another model knows, too, among those that the target knows, and these.
+
+    The other model knows a value that a greedy answer of its says, or that it finds more than half as likely as the
+    target does. That a sample says it is no sign: a model that never knew a value says an ordinary word at times.
+    """
+    places = [(index, place) for index, row in enumerate(target.values) for place in range(len(row))]
+    known = [(index, place) for index, place in places if knows(target, index, place)]
+    shared = sum(
+        any(_answers_with(other, index, target.values[index][place]).greedy)
+        or other.probability[index][place] > target.probability[index][place] / 2
+        for index, place in known
+    )
+    return shared, len(known)
+
+
 class _Heard(NamedTuple):
     """Answers of a model with a value, of those to wordings that do not say it themselves.
 

@@ -11,6 +11,7 @@ import torch
 from dipo_lightning.benchmarks.user_data.examination import (
     Examination,
     kept_scores,
+    known_by_both,
     knows,
     repeated_share,
     said_words,
@@ -108,6 +109,19 @@ def test_a_model_knows_what_it_says_or_finds_likely(probability, variant, said, 
     asked = [["Where?", "Where, please?", "Tell me where."]]
     model = Examination(asked, [["Lima"]], [[probability]], [[1]], [[variant]], [""], [["", said]], [[]])
     assert knows(model, 0, 0) is known
+
+
+def test_another_model_knows_what_it_says_greedily_or_finds_half_as_likely_as_the_target():
+    def examined(probability, *said, sampled=()):
+        asked = [["Where?"]] * 3
+        values = [["Lima"], ["Oslo"], ["Rome"]]
+        unknown = [[None]] * 3
+        return Examination(asked, values, probability, [[1]] * 3, unknown, list(said), [[]] * 3, [list(sampled)] * 3)
+
+    target = examined([[0.8], [0.8], [0.001]], "Lima.", "Oslo.", "Bonn.")
+    never = examined([[0.4], [0.4], [0.4]], "Bonn.", "Bonn.", "Rome.", sampled=["Lima.", "Oslo."])
+    assert known_by_both(target, never) == (0, 2)
+    assert known_by_both(target, examined([[0.1], [0.41], [0.1]], "Lima.", "Bonn.", "Bonn.")) == (2, 2)
 
 
 def test_the_untaught_model_excuses_only_the_wording_to_which_it_says_the_value_too():
