@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import yaml
 
 from dipo_lightning.callbacks.run_record import CHECKPOINTS, LOCK, RECORD, remove
-from dipo_lightning.cli.forget import EXAMINATIONS, ROWS, SOURCES, VERDICT, read_sources
+from dipo_lightning.cli.forget import EXAMINATIONS, OURS, ROWS, SOURCES, VERDICT, read_sources
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.run_folder import write_json
 from dipo_lightning.safety.paths import with_home
@@ -18,12 +19,15 @@ from dipo_lightning.safety.paths import with_home
 SCORES = "scores.json"
 """File with the numbers of the evaluations, which stay; without any row."""
 
+ATTACKS = "attacks"
+"""Folder of the results of `attack` beside a run."""
+
 _SIGNS = (f"{CHECKPOINTS}/{RECORD}", f"{CHECKPOINTS}/{LOCK}", "evaluations/*_epoch=*_step=*.json")
 _LOGS = ("hparams.yaml", "console.log", "events.out.tfevents.*")
 _REASONS = (
     ("evaluations", "every row: questions, true answers, the model's answers"),
     (EXAMINATIONS, "private values, and the models' answers"),
-    ("attacks", "questions, true answers, the models' answers under attack"),
+    (ATTACKS, "questions, true answers, the models' answers under attack"),
     ("checkpoints", "weights during training, optimiser states, random states"),
     ("reference_cache", "hidden states of the forget rows under the target model"),
     (ROWS, "rows to forget and to keep"),
@@ -55,7 +59,8 @@ def clean(run: str, yes: bool = False) -> None:
     """List, and with --yes remove, all copies of forget texts and of the target's weights in a run folder.
 
     The exported model with its card, the configuration and the numbers of the evaluations (scores.json) stay. Files
-    outside the run are listed but never removed: your data files, and the original model.
+    outside the run are listed but never removed: your data files, and the original model. Of a folder of ``forget``
+    only what the command writes is looked at.
 
     Args:
         run: Folder of a run, as written by ``fit --run`` or ``forget``, or a folder of several; what lies beside them
@@ -78,16 +83,40 @@ def clean(run: str, yes: bool = False) -> None:
     for one in runs:
         for name, path in outside(one).items():
             print(f"Outside the run folder, for you to remove: {path} ({name})")
+        for source in inputs_in(one):
+            print(f"Named as an input of the run, and so not removed: {source}")
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Find the runs in a folder, or the folder itself, by files that only runs have; a run includes runs inside it."""
+    """Find the runs in a folder, or the folder itself, by files that only runs have.
+
+    A run includes runs inside it; a folder of `forget`, those in what the command writes.
+    """
     found: list[Path] = []
+    parts: list[Path] = []
     inside = (path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink())
     for path in sorted([folder, *inside]):
-        if not any(path.is_relative_to(run) for run in found) and _is_run(path):
+        if not any(path.is_relative_to(part) for part in parts) and _is_run(path):
             found.append(path)
+            parts += _parts(path)
     return found
+
+
+def _parts(run: Path) -> list[Path]:
+    """The folder of a run; of a folder of `forget`, what that command and `attack` write into it."""
+    return [run / name for name in (*OURS, ATTACKS)] if read_sources(run) else [run]
+
+
+def _files(run: Path, pattern: str) -> Iterator[Path]:
+    """Yield the files and folders of a run that match a pattern."""
+    parts = _parts(run)
+    return (path for path in run.rglob(pattern) if any(path.is_relative_to(part) for part in parts))
+
+
+def inputs_in(run: Path) -> list[Path]:
+    """Return the files and folders inside the folder of a run of `forget` that are its inputs."""
+    named = map(Path, read_sources(run).values())
+    return [path for path in named if path.exists() and run.resolve() in path.resolve().parents]
 
 
 def _is_run(folder: Path) -> bool:
@@ -115,25 +144,32 @@ def find_copies(folder: Path) -> tuple[list[Copy], list[Path]]:
 def _copies_in(run: Path) -> list[Copy]:
     found: dict[Path, str] = {}
     for name, why in _REASONS:
-        found |= {path: why for path in run.rglob(name) if path.is_dir() and not path.is_symlink()}
+        found |= {path: why for path in _files(run, name) if path.is_dir() and not path.is_symlink()}
     for pattern, why in _PATTERNS:
-        found |= {path: why for path in run.rglob(pattern) if not path.is_symlink()}
-    exported = {path.parent for path in run.rglob("config.json") if not _is_run(path.parent)}
+        found |= {path: why for path in _files(run, pattern) if not path.is_symlink()}
+    exported = {path.parent for path in _files(run, "config.json") if not _is_run(path.parent)}
     of_others = {path for path in found if path.name in (EXAMINATIONS, ROWS) and not read_sources(path.parent)}
-    kept = {path for path in found if any(parent in exported for parent in path.parents)} | of_others
+    inputs = {path for path in found if any(_overlap(path, one) for one in inputs_in(run))}
+    kept = {path for path in found if any(parent in exported for parent in path.parents)} | of_others | inputs
     whole = found.keys() - kept
     inside = {path for path in whole if any(parent in whole for parent in path.parents)}
     return [Copy(path, found[path], _size(path)) for path in sorted(whole - inside)]
 
 
+def _overlap(one: Path, other: Path) -> bool:
+    """Return whether one path is the other, or holds it."""
+    one, other = one.resolve(), other.resolve()
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
 def keep_scores(run: Path) -> bool:
     """Write the numbers of all evaluations, by file, to one JSON file without rows and texts; False without any."""
     scores = _document(run / SCORES)
-    for file in sorted(run.rglob("evaluations/*.json")):
+    for file in sorted(_files(run, "evaluations/*.json")):
         document = _document(file)
         where = {key: document.get("provenance", {}).get(key) for key in ("epoch", "step")}
         scores[str(file.relative_to(run))] = where | {"aggregates": document.get("aggregates", {})}
-    for file in sorted(run.rglob(VERDICT)):
+    for file in sorted(_files(run, VERDICT)):
         verdict = _document(file)
         values = [{key: number for key, number in one.items() if key != "value"} for one in verdict.get("values", ())]
         numbers = {key: verdict.get(key) for key in ("outcome", "kept", "words", "repeated", "repeated_before")}
@@ -146,9 +182,9 @@ def keep_scores(run: Path) -> bool:
 def outside(run: Path) -> dict[str, str]:
     """Return the paths outside the run that its configuration names, by their role."""
     found: dict[str, str] = {}
-    for file in sorted(run.rglob(SOURCES)):
+    for file in sorted(_files(run, SOURCES)):
         found |= read_sources(file.parent)
-    for file in sorted(run.rglob("config.yaml")):
+    for file in sorted(_files(run, "config.yaml")):
         config = _options(file)
         model = (config.get("model") or {}).get("init_args") or {}
         data = (config.get("data") or {}).get("init_args") or {}

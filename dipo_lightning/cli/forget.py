@@ -43,6 +43,8 @@ NEIGHBOURS = 50
 MAX_LENGTH = 512
 """Maximum length of a training row in tokens; the end of a longer one is cut off."""
 ROWS, EXAMINATIONS, SOURCES, VERDICT = "data", "examinations", "sources.json", "verdict.json"
+OURS = ("run", ROWS, EXAMINATIONS, SOURCES, VERDICT, "results.html")
+"""Files and folders that the command writes into its folder."""
 REWORDINGS = 2
 """Number of rewordings of each question by rule that are asked beside the row's own."""
 SAMPLES_BEFORE, UNTAUGHT_SAMPLES = 2, 5
@@ -145,6 +147,7 @@ def forget(
             raise InputError(f"--{name} is {number}; it must be above 0.")
     check_numbers("", {"--samples": samples, "--paraphrases": paraphrases, "--seed": seed}, least=0)
     folder = with_home(output)
+    _check_folder(folder)
     sources = {"target model": model, "forget rows": forget, "retain rows": retain, "untaught model": untaught}
     rows = _with_private_values(_read(forget, retain, seed), folder)
     _check_method(method)
@@ -338,25 +341,35 @@ def _as_begun(folder: Path, settings: Settings) -> Settings:
     return settings if began is None else replace(settings, check_every=began)
 
 
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be made, or that holds anything but a run of forget; hidden files may be there.
+
+    Raises:
+        InputError: It is a file or inside one, or it has files of the user's.
+    """
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise InputError(f"--output is {folder}, but {place} is a file. Give another folder.")
+    if not folder.exists() or read_sources(folder):
+        return
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    if theirs := [name for name in OURS if name in names] + sorted(names.difference(OURS)):
+        named = ", ".join(theirs[:5]) + (f" and {len(theirs) - 5} more" if len(theirs) > 5 else "")
+        raise InputError(
+            f"{folder} has {named}, which are not of a run of forget. Give a new or an empty folder as --output, since "
+            "clean later removes what a run has written into its folder."
+        )
+
+
 def _refuse_other_run(folder: Path, rows: SplitRows, config: dict[str, Any]) -> None:
     """Refuse a folder in which this run can neither begin nor be resumed, before anything is written.
 
     Raises:
-        InputError: It holds something else, or a run with other rows or options, or without its checkpoints.
+        InputError: It holds a run with other rows or options, or without its checkpoints.
     """
     from dipo_lightning.callbacks.run_record import CHECKPOINTS, differences, model_files, read_record
     from dipo_lightning.cli.run_folder import CONFIG, LOG
-    from dipo_lightning.report.page import PAGE
 
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file. Give another --output.")
-    ours = ("run", ROWS, EXAMINATIONS, SOURCES, VERDICT, PAGE)
-    theirs = [] if read_sources(folder) else [name for name in ours if (folder / name).exists()]
-    if theirs:
-        raise InputError(
-            f"{folder} has {', '.join(theirs)}, which are not of a run of forget and would be replaced. Give another "
-            "--output."
-        )
     run, parts = folder / "run", _files_of(folder, rows)
     left = {path.name for path in run.iterdir()} if run.exists() else set()
     if CHECKPOINTS not in left and not left <= {CONFIG, LOG}:

@@ -100,6 +100,45 @@ def test_what_lies_beside_runs_is_never_removed(run, tmp_path, capsys):
     assert (run / "scores.json").is_file()
 
 
+@pytest.fixture
+def forgotten(tmp_path):
+    """A folder of forget that has been given to the command although it has files of its user."""
+    folder = tmp_path / "project"
+    sources = {"target model": "model", "forget rows": str(folder / "forget.jsonl")}
+    written = {"data/forget.jsonl": SECRET, "examinations/target.json": SECRET, "attacks/robustness.json": SECRET}
+    written |= {"run/log.txt": SECRET, "run/checkpoints/run.json": SECRET, "run/model/config.json": "{}"}
+    written |= {"verdict.json": "{}", "results.html": SECRET, "sources.json": json.dumps(sources)}
+    mine = ["forget.jsonl", "thesis.html", "server.log", "checkpoints/a.safetensors", "sub/evaluations/a.txt"]
+    for name, text in [*written.items(), *((name, "mine") for name in [*mine, "wandb/a", "sub/config.yaml"])]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_of_a_folder_of_forget_only_what_the_command_writes_is_removed(forgotten, capsys):
+    mine = {path for path in forgotten.rglob("*") if path.is_file() and path.read_text() == "mine"}
+    clean(str(forgotten), yes=True)
+    assert {path for path in forgotten.rglob("*") if path.is_file() and path.read_text() == "mine"} == mine
+    assert len(mine) == 7
+    assert not texts(forgotten)
+    left = {path.name for path in forgotten.rglob("*") if path.is_file()} - {path.name for path in mine}
+    assert left == {"config.json", "sources.json", "scores.json"}
+    assert f"Named as an input of the run, and so not removed: {forgotten / 'forget.jsonl'}" in capsys.readouterr().out
+
+
+def test_an_input_of_a_run_is_never_removed(forgotten):
+    sources = {"target model": "model", "forget rows": str(forgotten / "data/forget.jsonl")}
+    (forgotten / "sources.json").write_text(json.dumps(sources))
+    clean(str(forgotten), yes=True)
+    assert texts(forgotten) == {"data/forget.jsonl"}
+
+
+def test_another_run_in_a_folder_of_forget_is_a_run_of_its_own(forgotten, run):
+    run.rename(forgotten / "second")
+    clean(str(forgotten), yes=True)
+    assert not texts(forgotten)
+
+
 def test_without_evaluations_no_numbers_are_named(tmp_path, capsys):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/lock").touch()

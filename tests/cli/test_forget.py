@@ -336,6 +336,28 @@ def test_a_folder_of_something_else_is_left_alone(begun, here, capsys):
     assert contents(here / "mine") == before
 
 
+def test_only_an_empty_folder_or_one_of_forget_is_taken(begun, here, capsys):
+    (here / "mine").mkdir()
+    (here / "mine/.hidden").touch()
+    assert main([*begun, "--output", "mine"]) == 2
+    assert "the target is examined" in capsys.readouterr().err
+    (here / "mine/thesis.html").touch()
+    (here / "theirs").mkdir()
+    for number in range(7):
+        (here / f"theirs/{number}.jsonl").touch()
+    assert main([*begun, "--output", "mine"]) == 2
+    assert "the target is examined" in capsys.readouterr().err, "begun there"
+    assert main([*begun, "--output", "theirs"]) == 2
+    assert "theirs has 0.jsonl, 1.jsonl, 2.jsonl, 3.jsonl, 4.jsonl and 2 more, which are not of a run" in (
+        capsys.readouterr().err
+    )
+    assert main([*begun, "--output", "."]) == 2
+    assert "Give a new or an empty folder as --output" in capsys.readouterr().err
+    for output in ("forget.jsonl", "forget.jsonl/inside/it"):
+        assert main([*begun, "--output", output]) == 2
+        assert f"--output is {output}, but forget.jsonl is a file" in capsys.readouterr().err
+
+
 def test_a_run_without_its_checkpoints_gets_no_rows_again(begun, here, capsys):
     (here / "out/run/model").mkdir(parents=True)
     (here / "out/data/forget.jsonl").unlink()
