@@ -18,6 +18,8 @@ RENAMED = {
     "tokenizer_name": "data.tokenizer",
 }
 """Current full name of a renamed option, by its old name."""
+MOST_SEED = 2**32 - 1
+"""Largest seed that NumPy, and so Lightning, accepts."""
 
 
 class DiPOError(Exception):
@@ -65,6 +67,12 @@ def check_numbers(owner: object, numbers: Mapping[str, float | None], least: flo
     for option, value in numbers.items():
         if value is not None and not value >= least:  # NaN is refused too
             raise InputError(f"{_full_name(owner, option)} is {value}; it must be at least {least}.")
+
+
+def check_seed(option: str, seed: int) -> None:
+    """Raise an `InputError` for a seed that no run accepts."""
+    if not 0 <= seed <= MOST_SEED:
+        raise InputError(f"{option} is {seed}; give a number from 0 to {MOST_SEED}.")
 
 
 def check_positive(owner: object, numbers: Mapping[str, float | None], most: float = math.inf) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dipo_lightning.cli.configs import filled
-from dipo_lightning.errors import InputError, check_numbers
+from dipo_lightning.errors import InputError, check_numbers, check_seed
 from dipo_lightning.safety.paths import with_home
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ def forget(
         if number is not None and not number > 0:
             raise InputError(f"--{name} is {number}; it must be above 0.")
     check_numbers("", {"--samples": samples, "--paraphrases": paraphrases, "--seed": seed}, least=0)
+    check_seed("--seed", seed)
     folder = with_home(output)
     _check_folder(folder)
     sources = {"target model": model, "forget rows": forget, "retain rows": retain, "untaught model": untaught}

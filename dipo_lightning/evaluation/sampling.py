@@ -18,7 +18,12 @@ from dipo_lightning.models.inspection import position_limit
 
 def hash_seed(seed: int, index: int) -> int:
     """Return the seed of a question; runs with different seeds share none, up to a million questions."""
-    return seed * 1_000_003 + index
+    return torch_seed(seed * 1_000_003 + index)
+
+
+def torch_seed(number: int) -> int:
+    """Return a number as a seed that torch takes: itself, or modulo 2**64 if it has more than 64 bits."""
+    return number if -(2**63) <= number < 2**64 else number % 2**64
 
 
 def answer_room(longest: int) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 from dipo_lightning.cli import STEP, child
 from dipo_lightning.cli.configs import filled
-from dipo_lightning.errors import RunError
+from dipo_lightning.errors import RunError, check_seed
 from dipo_lightning.evaluation.logs import evaluations_of_runs
 from dipo_lightning.quickstart import settings
 from dipo_lightning.quickstart.attacks import attack_quickstart
@@ -33,7 +33,7 @@ def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
         seed: Seed of the data, the models and the training.
         output: Folder of all results; an earlier run there is moved aside.
     """
-    settings.check_seed(seed)
+    check_seed("seed", seed)
     folder = expanded(output, "output")
     _move_aside(folder)
     started = time.monotonic()

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from dipo_lightning.cli import child
 from dipo_lightning.cli.configs import filled, read_template
 from dipo_lightning.data.files import file_records, json_lines
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_seed
 from dipo_lightning.quickstart import settings, test
 from dipo_lightning.safety.paths import expanded
 
@@ -57,7 +57,7 @@ def muse_small(output: str = "runs/muse-small", seed: int = 0) -> None:
         output: Folder of all results.
         seed: Seed of the corpus, the models and the training.
     """
-    settings.check_seed(seed)
+    check_seed("seed", seed)
     folder = expanded(output, "output")
     _check_earlier(folder, seed)
     prepare(folder, seed)

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from dipo_lightning.errors import InputError
-
-MOST_SEED = 2**32 - 1
-"""Largest seed that NumPy, and so Lightning, accepts."""
 AUTHORS = 80
 TRAINING: dict[str, dict[str, Any]] = {
     "retain": {"start": "untrained", "train": "retain_training.json", "epochs": 2},
@@ -22,9 +18,3 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 256,
     "tie_word_embeddings": True,
 }
-
-
-def check_seed(seed: int) -> None:
-    """Raise an `InputError` for a seed that no run accepts."""
-    if not 0 <= seed <= MOST_SEED:
-        raise InputError(f"seed is {seed}; give a number from 0 to {MOST_SEED}.")

@@ -89,7 +89,7 @@ def test_two_files_give_a_model_and_a_verdict_and_the_same_command_does_nothing_
     before = (here / "model/model.safetensors").read_bytes()
     files = [write(here / "forget.jsonl", FORGET), write(here / "retain.jsonl", RETAIN)]
     command = ["forget", "model", *files, "--samples", "2", "--epochs", "2", "--output", "out", "--accelerator", "cpu"]
-    command += ["--paraphrases", "1"]
+    command += ["--paraphrases", "1", "--seed", str(2**32 - 1)]
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "2 rows to forget, 18 to keep, 3 held out" in said
@@ -224,6 +224,8 @@ def test_rows_and_settings_that_cannot_be_right_are_refused(here, capsys):
     for option in ("--samples", "--paraphrases", "--seed"):
         assert main(["forget", "model", *files, option, "-1"]) == 2
         assert f"{option} is -1; it must be at least 0" in capsys.readouterr().err
+    assert main(["forget", "model", *files, "--seed", "4294967296"]) == 2
+    assert "--seed is 4294967296; give a number from 0 to 4294967295." in capsys.readouterr().err
     other = write(here / "other.jsonl", FORGET)
     (here / "text.jsonl").write_text('{"text": "a whole book"}\n')
     assert main(["forget", "model", other, "text.jsonl"]) == 2

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dipo_lightning.evaluation.sampling import draw_tokens, sample
+from dipo_lightning.evaluation.sampling import draw_tokens, hash_seed, sample
 from tests.helpers.toys import toy_model
 
 PROMPTS = [[1, 20, 21, 22], [1, 30], [1, 40, 41, 42, 43, 44], [1, 50, 51, 52]]
@@ -112,3 +112,10 @@ def test_a_continuation_ends_where_the_table_of_positions_ends(family):
     assert [[len(said) for said in one] for one in found] == [[4] * 2, [1] * 2, [0] * 2, [0] * 2, [6] * 2, [6] * 2]
     for place, tokens in ((0, 4), (4, 6)):
         assert found[place] == expected(model, prompts[place], place, 2, tokens, None)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, 10**9, 99999999999999, 2**64, -3, -(2**60)])
+def test_a_seed_of_any_size_is_one_that_torch_takes_and_a_small_one_stays(seed):
+    torch.Generator().manual_seed(hash_seed(seed, 5))
+    if abs(seed) < 2**40:
+        assert hash_seed(seed, 5) == seed * 1_000_003 + 5

@@ -44,7 +44,7 @@ from dipo_lightning.data.encoding import PromptStyle, TextStyle
 from dipo_lightning.data.files import shipped_json
 from dipo_lightning.errors import InputError, check_numbers, check_positive
 from dipo_lightning.evaluation.generation import generate
-from dipo_lightning.evaluation.sampling import answer_room, sample
+from dipo_lightning.evaluation.sampling import answer_room, sample, torch_seed
 from dipo_lightning.losses.likelihood import token_kl
 from dipo_lightning.methods.selective.checks import RISK, Check
 from dipo_lightning.methods.selective.examples import MOST_NEIGHBOURS, ExampleMaker, PrivateExample
@@ -306,7 +306,8 @@ class SelectiveModule(UnlearningModule):
         """Train on the batch's rows in one wording each, and on false variants, leaks and general answers."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         moment = data.seed * 1_000_003 + self.trainer.global_step
-        draw = torch.Generator().manual_seed((moment * 101 + batch_idx) * 1009 + self.global_rank)
+        seed = torch_seed((moment * 101 + batch_idx) * 1009 + self.global_rank)
+        draw = torch.Generator().manual_seed(seed)
         numbers = [data.place(index) for index in batch["forget"]["index"].tolist()]
         wording = self.trainer.current_epoch
         rows = [self._wordings[number][(wording + number) % len(TEMPLATES)] for number in numbers]
