@@ -123,7 +123,7 @@ def forget(
             values.
         retain: File, folder or data set of rows to keep; may be given as the third argument, without ``--retain``.
         output: Folder of the run.
-        method: ``selective``, ``dipo``, ``npo``, ``graddiff``, or the class path of a module.
+        method: ``selective``, ``dipo``, ``npo``, ``graddiff``, or the class path of an unlearning module.
         untaught: A model that never knew the forget rows, such as the one before fine-tuning: its probability of each
             value is the floor.
         prompt: Prompt style; ``auto`` takes the model's chat template if it has one, else plain.
@@ -150,8 +150,8 @@ def forget(
     folder = with_home(output)
     _check_folder(folder)
     sources = {"target model": model, "forget rows": forget, "retain rows": retain, "untaught model": untaught}
-    rows = _with_private_values(_read(forget, retain, seed), folder)
     _check_method(method)
+    rows = _with_private_values(_read(forget, retain, seed), folder)
     width, max_length = _sizes(model)
     values = sum(len(row["private"]) for row in rows.forget)
     settings = _as_begun(folder, choose_settings(len(rows.forget), values, width, method, given))
@@ -447,15 +447,21 @@ def _sizes(model: str) -> tuple[int, int]:
 
 
 def _check_method(method: str) -> None:
-    """Refuse a method that is neither a short name nor a module."""
-    from lightning.pytorch import LightningModule
-
+    """Refuse a method that is neither a short name nor an unlearning module, or that needs alternative answers."""
     from dipo_lightning.evaluation.benchmark import import_class
+    from dipo_lightning.methods.preference import DPOModule
+    from dipo_lightning.methods.unlearning import UnlearningModule
 
+    names = ", ".join(METHODS)
     try:
-        import_class(METHODS.get(method, method), LightningModule)
+        found = import_class(METHODS.get(method, method), UnlearningModule)
     except InputError as error:
-        raise InputError(f"--method {method} is none of {', '.join(METHODS)}, and no module. {error}") from error
+        raise InputError(f"--method {method} is none of {names}, and no module that unlearns. {error}") from error
+    if issubclass(found, DPOModule) and found.check_alternatives is DPOModule.check_alternatives:
+        raise InputError(
+            f"--method {method} needs alternative answers, which forget does not have. Take one of {names}, or fit "
+            "with data.alternatives."
+        )
 
 
 def _check_untaught(untaught: str, model: str, style: PromptStyle) -> None:

@@ -12,6 +12,7 @@ from dipo_lightning.benchmarks.user_data import examination
 from dipo_lightning.benchmarks.user_data.examination import Examination
 from dipo_lightning.cli.forget import (
     SplitRows,
+    _check_method,
     _examined,
     _Job,
     _keep,
@@ -251,6 +252,27 @@ def test_rows_and_a_method_that_do_not_fit_are_found_before_a_model_is_loaded(he
     assert not (here / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ("FineTuningModule", "no module that unlearns. FineTuningModule is not a dipo_lightning.UnlearningModule"),
+        ("lightning.pytorch.demos.boring_classes.BoringModel", "no module that unlearns."),
+        ("dipo_lightning.DPOModule", "needs alternative answers, which forget does not have"),
+        ("IdkDPOModule", "needs alternative answers, which forget does not have"),
+    ],
+)
+def test_a_method_that_cannot_work_is_refused_before_a_model_is_loaded(here, capsys, method, reason):
+    assert main(["forget", "./nowhere", write(here / "forget.jsonl", FORGET), "--method", method]) == 2
+    said = capsys.readouterr().err
+    assert f"--method {method} " in said
+    assert reason in said
+
+
+def test_methods_that_need_nothing_more_are_taken():
+    for method in ("npo", "AltPOModule", "dipo_lightning.RMUModule"):
+        _check_method(method)
+
+
 def test_an_untaught_model_that_can_be_no_floor_is_refused_before_anything_is_examined(here, capsys):
     save_toy(here / "model")
     command = ["forget", "model", write(here / "forget.jsonl", FORGET), "--untaught"]
@@ -264,7 +286,7 @@ def test_an_untaught_model_that_can_be_no_floor_is_refused_before_anything_is_ex
     assert "no weights" in capsys.readouterr().err
     save_toy(here / "other", seed=1)
     toy_tokenizer(add_bos=False).save_pretrained(here / "other")
-    assert main([*command, "other"]) == 2
+    assert main([*command, "other", "--prompt", "plain"]) == 2
     assert "--untaught other has another tokenizer or chat template than the target" in capsys.readouterr().err
     assert not (here / "runs").exists()
 
