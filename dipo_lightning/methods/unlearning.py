@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from dipo_lightning.data.unlearning import FineTuningDataModule
 from dipo_lightning.errors import InputError, RunError, check_numbers
 from dipo_lightning.methods.language_model import LanguageModelModule
 from dipo_lightning.models.answers import Answers, TokenBatch, compute_answers, divergence
@@ -77,6 +78,17 @@ class UnlearningModule(LanguageModelModule):
         self.head: Head | None = None
         self.from_hidden = False
         self._frozen: dict[str, Answers] = {}  # the reference's answers to the current batch, by part
+
+    def setup(self, stage: str) -> None:
+        """Refuse the data module of fine-tuning, whose batches have no forget rows, before the model is loaded."""
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        tunes = isinstance(data, FineTuningDataModule) and type(data).training_set is FineTuningDataModule.training_set
+        if stage == TrainerFn.FITTING and tunes:
+            raise InputError(
+                f"{type(self).__name__} forgets the rows of data.forget, but {type(data).__name__} has data.train. Use "
+                "an unlearning data module, such as --data UnlearningDataModule, or --model FineTuningModule."
+            )
 
     def inspect(self, model: nn.Module) -> None:
         """Identify the output head before sharding, and choose the input of the losses: hidden states or logits."""
