@@ -68,6 +68,8 @@ SUMMARIES = {
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors of a full or read-only disk, which seldom name a file."""
 
+ALONE = ("-h", "--help", "--print_config")
+"""Options of the parser that have no value."""
 SWITCH_VALUES = ("true", "false", "yes", "no")
 
 TRAINER_COMMANDS = ("fit", "validate", "test")
@@ -168,10 +170,6 @@ def spelled_out(name: str, function: Callable[..., Any], args: Sequence[str]) ->
     from dipo_lightning.cli.configs import with_shipped_configs
 
     args = with_shipped_configs(args)
-    if name in LAST_ARGUMENT:
-        place, option = LAST_ARGUMENT[name]
-        if len(args) > place and not any(argument.startswith("-") for argument in args[: place + 1]):
-            args = [*args[:place], f"--{option}", *args[place:]]
     parameters = inspect.signature(function).parameters
     switches = {f"--{name}" for name, one in parameters.items() if one.annotation in (bool, "bool")}
     following = [*args[1:], ""]
@@ -179,12 +177,28 @@ def spelled_out(name: str, function: Callable[..., Any], args: Sequence[str]) ->
         f"{argument}=true" if argument in switches and after.lower() not in SWITCH_VALUES else argument
         for argument, after in zip(args, following, strict=False)
     ]
+    if name in LAST_ARGUMENT:
+        number, option = LAST_ARGUMENT[name]
+        for place in positional(args)[number : number + 1]:
+            args = [*args[:place], f"--{option}", *args[place:]]
     for place, (before, argument) in enumerate(zip(["", *args], args, strict=False)):
         if before == "--output":
             args[place] = str(expanded(argument, "output"))
         elif argument.startswith("--output="):
             args[place] = f"--output={expanded(argument.removeprefix('--output='), 'output')}"
     return args
+
+
+def positional(args: Sequence[str]) -> list[int]:
+    """Return the places of the arguments that are neither options nor their values; a switch has its value already."""
+    found, place = [], 0
+    while place < len(args):
+        if not args[place].startswith("-"):
+            found.append(place)
+        elif "=" not in args[place] and args[place] not in ALONE:
+            place += 1
+        place += 1
+    return found
 
 
 def run_trainer(args: list[str]) -> None:

@@ -23,7 +23,7 @@ from dipo_lightning.cli.forget import (
     run_config,
     split_rows,
 )
-from dipo_lightning.cli.main import main
+from dipo_lightning.cli.main import main, positional
 from dipo_lightning.data.files import json_lines
 from dipo_lightning.errors import InputError, RunError
 from tests.helpers.toys import save_toy, toy_tokenizer
@@ -358,6 +358,23 @@ def test_a_folder_of_something_else_is_left_alone(begun, here, capsys):
     assert main([*begun, "--output", "mine"]) == 2
     assert "mine has sources.json, results.html, which are not of a run of forget" in capsys.readouterr().err
     assert contents(here / "mine") == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "model forget.jsonl retain.jsonl --samples 2",
+        "--samples 2 model forget.jsonl retain.jsonl",
+        "model --samples=2 forget.jsonl --seed 1 retain.jsonl",
+        "model forget.jsonl --samples 2 retain.jsonl",
+    ],
+)
+def test_the_retain_rows_may_be_the_third_argument_wherever_options_stand(begun, here, arguments):
+    assert main(["forget", *arguments.split(), "--output", "other"]) == 2
+    assert json.loads((here / "other/sources.json").read_text()) == {
+        "target model": "model", "forget rows": "forget.jsonl", "retain rows": "retain.jsonl"
+    }  # fmt: skip
+    assert positional(["--yes=true", "a", "--help", "b", "--seed", "-1", "c", "--lr"]) == [1, 3, 6]
 
 
 def test_only_an_empty_folder_or_one_of_forget_is_taken(begun, here, capsys):

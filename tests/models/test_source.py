@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from dipo_lightning.errors import InputError
-from dipo_lightning.models.loading import ModelSource, find_source
+from dipo_lightning.models.loading import ModelSource, find_source, is_same_model
 
 
 def test_a_hub_name():
@@ -88,3 +88,17 @@ def test_arguments_keep_local_models_off_the_network():
     assert hub.arguments("v1", True) == {"local_files_only": False, "trust_remote_code": True, "revision": "v1"}
     with pytest.raises(InputError, match="hub model only"):
         local.arguments("v1", False)
+
+
+def test_one_model_under_two_names_has_the_same_bytes_of_weights(tmp_path):
+    for name, weights in (("a", b"one"), ("copy", b"one"), ("other", b"two"), ("parts", b"one")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(weights)
+    (tmp_path / "parts/more.safetensors").write_bytes(b"")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    found = [
+        is_same_model(str(tmp_path / "a"), str(tmp_path / name)) for name in ("a", "link", "copy", "other", "parts")
+    ]
+    assert found == [True, True, True, False, False]
+    assert is_same_model("owner/name", "owner/name")
+    assert not is_same_model("owner/name", str(tmp_path / "a"))
