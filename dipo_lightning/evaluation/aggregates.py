@@ -37,7 +37,8 @@ def add_measured(metrics: Iterable[Metric], sets: Sets, sources: Rows) -> None:
     A source row without an index is identified by its position.
 
     Raises:
-        InputError: A metric returns a field that the rows have already, by measurement or from another metric.
+        InputError: A metric returns a field that the rows have already, by measurement or from another metric. Two
+            metrics of one class may share a field if they agree on its values.
     """
     owners: dict[str, dict[str, Any]] = {
         name: dict.fromkeys(field for row in rows for field in row) for name, rows in sets.items()
@@ -49,12 +50,17 @@ def add_measured(metrics: Iterable[Metric], sets: Sets, sources: Rows) -> None:
                 if row["index"] not in read:
                     continue
                 for field, value in metric.measured(row, read[row["index"]]).items():
-                    if owners[of.name].setdefault(field, type(metric).measured) is not type(metric).measured:
+                    owner = owners[of.name].setdefault(field, type(metric).measured)
+                    if owner is not type(metric).measured or not _same(row.get(field, value), value):
                         raise InputError(
                             f"{class_path(type(metric))}.measured() returns the field {field!r}, which the rows of "
-                            f"{of.name} have already; give it another name."
+                            f"{of.name} have already; give it another name, such as one with the metric's arguments."
                         )
                     row[field] = value  # type: ignore[literal-required]  # its own field
+
+
+def _same(first: Any, second: Any) -> bool:
+    return bool(first == second or (first != first and second != second))  # NaN is as NaN
 
 
 def aggregates(collection: MetricCollection, rows: Sets, device: torch.device | None = None) -> dict[str, Any]:
@@ -70,8 +76,8 @@ def aggregates(collection: MetricCollection, rows: Sets, device: torch.device | 
         with the reason under ``NAME_absent``; and ``unscored_rows`` by set, if there are any.
 
     Raises:
-        InputError: The result of a metric is neither a number nor a group of numbers, or cannot be compared with the
-            retain model.
+        InputError: The result of a metric is neither a number nor a group of numbers, has the name of another number,
+            or cannot be compared with the retain model.
     """
     rank, world = rank_and_world()
     collection.reset()
@@ -80,7 +86,10 @@ def aggregates(collection: MetricCollection, rows: Sets, device: torch.device | 
     found: dict[str, Any] = {}
     unscored: dict[str, list[int]] = {}
     for name, metric in collection.items():
-        found |= _published(name, metric, metric.compute())
+        entries = _published(name, metric, metric.compute())
+        if twice := _flat(found).keys() & _flat(entries).keys():
+            raise InputError(f"metrics.{name}: another metric publishes {', '.join(sorted(twice))}; choose another.")
+        found |= entries
         if isinstance(metric, RowValues) and metric.lists_unscored:
             unscored |= metric.unscored
     return found | ({"unscored_rows": unscored} if unscored else {})
@@ -187,13 +196,17 @@ def retain_numbers(benchmark: Benchmark, log: EvaluationLog, settings: Mapping[s
 
 def flat_numbers(found: Mapping[str, Any]) -> dict[str, float]:
     """Return all numbers of aggregates in one flat dictionary; those of a group ``{"a": {"p": 1}}`` become ``a_p``."""
-    flat: dict[str, float] = {}
-    for name, value in found.items():
-        parts = value if isinstance(value, Mapping) else {"": value}
-        for part, one in parts.items():
-            if isinstance(one, int | float) and not isinstance(one, bool):
-                flat[f"{name}_{part}" if part else name] = float(one)
-    return flat
+    return {
+        name: float(one)
+        for name, one in _flat(found).items()
+        if isinstance(one, int | float) and not isinstance(one, bool)
+    }
+
+
+def _flat(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of aggregates, those of groups side by side."""
+    groups = {name: value if isinstance(value, Mapping) else {"": value} for name, value in found.items()}
+    return {f"{name}_{part}" if part else name: one for name, parts in groups.items() for part, one in parts.items()}
 
 
 def number_text(value: float, digits: int) -> str:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -12,19 +13,28 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+from torchmetrics import Metric
 
 from dipo_lightning.benchmarks.tofu.callback import TOFUEvaluation
 from dipo_lightning.cli import child
 from dipo_lightning.cli.main import main
 from dipo_lightning.cli.score import score
 from dipo_lightning.errors import InputError
-from dipo_lightning.evaluation.aggregates import add_measured, metric_meanings, metric_specs
+from dipo_lightning.evaluation.aggregates import (
+    add_measured,
+    aggregates,
+    flat_numbers,
+    metric_collection,
+    metric_meanings,
+    metric_specs,
+)
 from dipo_lightning.evaluation.benchmark import find_benchmark, installed_benchmarks
 from dipo_lightning.evaluation.callback import Evaluation, print_lines
 from dipo_lightning.metrics import ParaphraseROUGE, RowMean
-from dipo_lightning.metrics.base import meanings
+from dipo_lightning.metrics.base import Rows, meanings
 from tests.helpers import user_project
 from tests.helpers.synthetic import DATA
 from tests.helpers.toys import save_toy
@@ -174,6 +184,45 @@ def test_a_metric_cannot_replace_a_measured_field(field: str, taken: bool) -> No
     assert sets["forget"][0] == {"index": 0, "nll": 2.0, "generation": "Ann.", "paraphrased_rouge": 1.0} | (
         {} if taken else {"mine": 0.0}
     )
+
+
+def test_metrics_of_one_class_share_a_field_only_with_the_same_values() -> None:
+    class Scaled(RowMean):
+        def __init__(self, scale: float) -> None:
+            super().__init__("forget")
+            self.scale = scale
+
+        def measured(self, row: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, float | None]:
+            return {"scaled": self.scale * source["index"]}
+
+    def measure(*scales: float) -> list[float]:
+        sets: dict[str, Any] = {"forget": [{"index": 0}, {"index": 1}]}
+        add_measured([Scaled(scale) for scale in scales], sets, {"forget": [{"index": 0}, {"index": 1}]})
+        return [row["scaled"] for row in sets["forget"]]
+
+    assert measure(2.0, 2.0) == [0.0, 2.0]
+    assert all(map(math.isnan, measure(math.nan, math.nan)))
+    with pytest.raises(InputError, match=r"Scaled\.measured\(\) returns the field 'scaled', which .* already"):
+        measure(1.0, 2.0)
+
+
+@pytest.mark.parametrize("number", [0.5, math.nan])
+def test_a_dictionary_cannot_replace_a_number_of_another_metric(number: float) -> None:
+    class Single(Metric):
+        def update(self, rows: Rows) -> None:
+            pass
+
+        def compute(self) -> Any:
+            return torch.tensor(number)
+
+    class Group(Single):
+        def compute(self) -> Any:
+            return {"bleu": torch.tensor(0.25), "probability": torch.tensor(1e-9)}
+
+    found = aggregates(metric_collection({"forget_probability": Single(), "mine": Group()}), {})
+    assert set(flat_numbers(found)) >= {"mine_bleu", "mine_probability"}
+    with pytest.raises(InputError, match=r"metrics\.forget: another metric publishes forget_probability;"):
+        aggregates(metric_collection({"forget_probability": Single(), "forget": Group()}), {})
 
 
 def test_score_takes_a_metric_that_is_given_and_leaves_out_what_it_cannot_import(tmp_path: Path) -> None:
