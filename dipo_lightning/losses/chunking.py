@@ -142,8 +142,8 @@ def in_chunks(function: Callable[..., tuple[Tensor, ...]], chunk_size: int, *inp
     """Apply ``function`` to a few positions at a time, and compute each chunk again for the gradient.
 
     Args:
-        function: Returns (n, ...) tensors for the same n positions of each input; draws no random numbers. Tensors in
-            its closure may be differentiated too.
+        function: Returns (n, ...) tensors for the same n positions of each input; torch draws the same random numbers
+            in it both times. Tensors in its closure may be differentiated too.
         chunk_size: Number of positions whose values inside ``function`` are in memory at the same time.
         *inputs: (N, ...) tensors.
 
@@ -155,7 +155,7 @@ def in_chunks(function: Callable[..., tuple[Tensor, ...]], chunk_size: int, *inp
     """
     check_numbers("", {"chunk_size": chunk_size})
     parts = [
-        checkpoint(function, *(value[chunk] for value in inputs), use_reentrant=False, preserve_rng_state=False)
+        checkpoint(function, *(value[chunk] for value in inputs), use_reentrant=False)
         for chunk in list(slices(len(inputs[0]), chunk_size)) or [slice(0, 0)]
     ]
     return tuple(torch.cat(values) for values in zip(*parts, strict=True))

@@ -76,6 +76,14 @@ def test_no_more_than_a_chunk_is_alive() -> None:
     assert 0 < few <= all_at_once * 3 / N
 
 
+def test_random_numbers_are_the_same_in_the_backward_pass() -> None:
+    hidden, _, _ = tensors()
+    (values,) = in_chunks(lambda x: (torch.rand_like(x) * x,), 4, hidden)
+    torch.rand(3)  # draws of others in between
+    values.sum().backward()
+    torch.testing.assert_close(hidden.grad, (values / hidden).detach())
+
+
 def test_no_positions() -> None:
     hidden, weight, labels = tensors()
     (value, _) = in_chunks(lambda x, y: capped(x, weight, y), 4, hidden[:0], labels[:0])

@@ -14,6 +14,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from dipo_lightning.errors import InputError
+from dipo_lightning.losses.chunking import working_dtype
 from dipo_lightning.methods.dipo.directions import Directions, directions, margin_from_directions
 from dipo_lightning.methods.dipo.kernels import chunked_margin
 from dipo_lightning.methods.dipo.loss import TokenMargins, token_margins
@@ -52,6 +54,7 @@ class ExactMargins:
     def __init__(self, module: Any) -> None:
         self.module = module
         self.parts = self.fast_parts if module.has_own_pair else self.parts_of_pair
+        self.checked = False
 
     def read(self, forget: TokenBatch) -> None:
         """Read nothing: the module has the reference's answers."""
@@ -68,7 +71,12 @@ class ExactMargins:
 
     def parts_of_pair(self, base: Tensor, reference: Tensor, forget: Answers) -> tuple[Tensor, Tensor]:
         """Return both distributions of the module's pair minus the reference's, (n, V) each."""
-        log_preferred, log_dispreferred = (log_p.detach() for log_p in self.module.make_pair(base, forget))
+        base = base.to(working_dtype(base))
+        pair = self.module.make_pair(base, forget)
+        if not self.checked:
+            check_pair(type(self.module), pair, base)
+            self.checked = len(base) > 0
+        log_preferred, log_dispreferred = (log_p.detach().to(working_dtype(log_p)) for log_p in pair)
         start = reference.detach().to(log_preferred.dtype).softmax(-1)
         return log_preferred.exp() - start, log_dispreferred.exp() - start
 
@@ -76,6 +84,25 @@ class ExactMargins:
         """Return what `parts_of_pair` does, for the package's own pair and with one softmax."""
         options = self.module.pair
         return pair_parts(base, options, None if options.source == "reference" else reference)
+
+
+def check_pair(cls: type, pair: Any, base: Tensor) -> None:
+    """Raise an `InputError` unless a pair is two tensors of log-probabilities of the shape of the base logits (n, V).
+
+    Their sums are checked only roughly, for those in bfloat16, and not where a base logit is NaN.
+    """
+    parts = pair if isinstance(pair, tuple | list) else [pair]
+    shapes = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in parts]
+    if shapes != [tuple(base.shape)] * 2:
+        found = f"returns {shapes}, which are not two tensors of the shape {tuple(base.shape)} of the logits"
+    elif not all(bool(((one.float().logsumexp(-1).abs() < 0.05) | base.isnan().any(-1)).all()) for one in parts):
+        found = "returns values whose exponentials do not sum to 1 at each position"
+    else:
+        return
+    raise InputError(
+        f"{cls.__name__}.make_pair() {found}. Return the log-probabilities of the preferred and of the dispreferred "
+        "distribution: scores.log_softmax(-1) of each."
+    )
 
 
 class SparseMargins:

@@ -77,12 +77,13 @@ class DiPOModule(UnlearningModule):
         logits, such as a second model's logits, are computed in `read_reference`, before the policy's forward pass.
 
         Args:
-            logits: (n, V) base logits without gradient: the reference's, or the policy's with ``pair.source: policy``.
+            logits: (n, V) base logits without gradient, float32 or float64: the reference's, or the policy's with
+                ``pair.source: policy``.
             forget: The answers at these positions: ``labels``, ``sequence_ids``, the whole ``batch``, and ``positions``
                 (n,), their indices among the N supervised positions of the batch.
 
         Returns:
-            Two (n, V) tensors in float32 or float64.
+            Two (n, V) tensors in float32 or float64, whose exponentials sum to 1 at each position; -inf is allowed.
         """
         if (blind := self._blind) is None:
             return make_pair(logits, self.pair)

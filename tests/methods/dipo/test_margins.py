@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dipo_lightning import DiPOModule
+from dipo_lightning.errors import InputError
 from dipo_lightning.methods.dipo.margins import CachedMargins, ExactMargins, SparseMargins
 from dipo_lightning.models.answers import Answers
 from tests.helpers.toys import VOCABULARY
@@ -60,6 +61,86 @@ def test_another_pair_is_one_method_on_every_path(family: str, path: str, source
     loss = plain_loss(module.policy, reference.model, module)  # type: ignore[arg-type]
     right = loss.detach(), gradients(loss, module.policy)  # type: ignore[arg-type]
     assert_same(loss_and_gradients(module), right, 1e-6 if family == "gemma2" else 1e-9)
+
+
+class Drawn(DiPOModule):
+    """A pair that draws random numbers, and keeps what it drew."""
+
+    def make_pair(self, logits: Tensor, forget: Answers) -> tuple[Tensor, Tensor]:
+        noise = torch.randn_like(logits)
+        self.draws = [*getattr(self, "draws", []), noise]
+        return (logits - noise).log_softmax(-1), (logits + noise).log_softmax(-1)
+
+
+class Replayed(DiPOModule):
+    """The pair of a `Drawn` with the given draws."""
+
+    noise: Tensor
+
+    def make_pair(self, logits: Tensor, forget: Answers) -> tuple[Tensor, Tensor]:
+        noise = self.noise[forget.positions]
+        return (logits - noise).log_softmax(-1), (logits + noise).log_softmax(-1)
+
+
+def test_the_gradient_of_a_random_pair_is_that_of_the_draw_of_its_loss() -> None:
+    drawn = ours("llama", "chunks", torch.float64, {}, cls=Drawn)
+    replayed = ours("llama", "chunks", torch.float64, {}, cls=Replayed)
+    found = loss_and_gradients(drawn)
+    draws = torch.cat(drawn.draws)  # type: ignore[arg-type]
+    replayed.noise = draws[:POSITIONS]
+    assert len(draws) == 2 * POSITIONS, "once more for the gradient"
+    assert_same(found, loss_and_gradients(replayed), 1e-9)
+
+
+ODD_PAIRS: dict[str, Any] = {
+    "probabilities": lambda logits: (logits.softmax(-1), (2 * logits).softmax(-1)),
+    "logits": lambda logits: (logits / 2, logits * 2),
+    "one of them": lambda logits: (logits.log_softmax(-1), logits),
+    "one tensor": lambda logits: logits.log_softmax(-1),
+    "width": lambda logits: (logits[:, :10].log_softmax(-1), logits[:, :10].log_softmax(-1)),
+    "three": lambda logits: [logits.log_softmax(-1)] * 3,
+    "nothing": lambda logits: None,
+    "NaN": lambda logits: (logits.log_softmax(-1), logits.log_softmax(-1) * torch.nan),
+    "all -inf": lambda logits: (logits.log_softmax(-1), torch.full_like(logits, -torch.inf)),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_PAIRS)
+def test_a_pair_that_is_not_two_tensors_of_log_probabilities_is_refused(odd: str) -> None:
+    class Odd(DiPOModule):
+        def make_pair(self, logits: Tensor, forget: Answers) -> tuple[Tensor, Tensor]:
+            return ODD_PAIRS[odd](logits)
+
+    module = ours("llama", "chunks", torch.float32, {}, cls=Odd)
+    with pytest.raises(InputError, match=r"^Odd\.make_pair\(\) returns .*log_softmax\(-1\)"):
+        module.training_step(BATCH, 0)
+
+
+def test_a_pair_of_low_precision_and_with_excluded_tokens_is_accepted() -> None:
+    class Excluding(DiPOModule):
+        def make_pair(self, logits: Tensor, forget: Answers) -> tuple[Tensor, Tensor]:
+            kept = logits.scatter(1, forget.labels[:, None], -torch.inf)
+            return kept.log_softmax(-1).bfloat16(), logits.log_softmax(-1).bfloat16()
+
+    module = ours("llama", "chunks", torch.float32, {}, cls=Excluding)
+    loss, found = loss_and_gradients(module)
+    assert bool(loss.isfinite())
+    assert all(bool(gradient.isfinite().all()) for gradient in found.values())
+
+
+@pytest.mark.parametrize("path", ["logits", "chunks"])
+def test_the_base_logits_of_a_pair_are_never_of_low_precision(path: str) -> None:
+    seen: list[torch.dtype] = []
+
+    class Watching(SamePair):
+        def make_pair(self, logits: Tensor, forget: Answers) -> tuple[Tensor, Tensor]:
+            seen.append(logits.dtype)
+            return super().make_pair(logits, forget)
+
+    module = ours("llama", path, torch.float32, {}, cls=Watching)
+    with torch.autocast("cpu", torch.bfloat16):
+        module.training_step(BATCH, 0)
+    assert set(seen) == {torch.float32}
 
 
 OWN_PAIRS: list[dict[str, Any]] = [
