@@ -426,7 +426,7 @@ def mean_terms(batches: Sequence[MicroBatch], accumulate: int) -> dict[str, Tens
 
     The last step of an epoch may have fewer micro-batches than `accumulate`, by which all of them are scaled.
     """
-    parts = [{"loss": batch.loss, **batch.terms} for batch in batches]
+    parts = [{**batch.terms, "loss": batch.loss} for batch in batches]
     return {name: torch.stack([part[name] for part in parts]).sum() / accumulate for name in parts[0]} if parts else {}
 
 

@@ -3,6 +3,7 @@
 A method is a subclass that defines `UnlearningModule.forget_loss`; nothing has to be registered.
 """
 
+import reprlib
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -183,12 +184,13 @@ class UnlearningModule(LanguageModelModule):
     def losses(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
         """Return the terms of the loss, ``forget`` and ``retain``, and further numbers to log."""
         terms = self.forget_terms(answers)
-        if "retain" in answers:
+        if "retain" in answers and isinstance(terms, dict):
             terms["retain"] = self.retain_term(answers["retain"])
+        check_terms(type(self), terms)
         return terms
 
     def forget_terms(self, answers: dict[str, Answers]) -> dict[str, Tensor]:
-        """Return ``{"forget": loss}``; override to log more or to use another part (``alternative``)."""
+        """Return ``{"forget": loss}``; override to log more scalars or to use another part (``alternative``)."""
         return {"forget": self.forget_loss(answers["forget"])}
 
     def forget_loss(self, forget: Answers) -> Tensor:
@@ -246,3 +248,30 @@ class UnlearningModule(LanguageModelModule):
     def _skips(self, part: str) -> bool:
         unused = self.retain_loss_name == "none" or self.lambda_ == 0 or not self._has_retain_rows
         return part == "retain" and unused
+
+
+def check_terms(cls: type[UnlearningModule], terms: Any) -> None:
+    """Raise an `InputError` that names class and method unless the terms of a loss are scalar tensors by name.
+
+    The name ``loss`` is that of the step's loss, the weighted sum of the terms.
+    """
+    method = next(name for one in cls.__mro__ for name in ("forget_terms", "forget_loss") if name in vars(one))
+    if not isinstance(terms, dict):
+        raise InputError(
+            f"{cls.__name__}.forget_terms() returns {_described(terms)}; it must return a dictionary of scalar "
+            'tensors, such as {"forget": loss}.'
+        )
+    if "loss" in terms:
+        raise InputError(
+            f"{cls.__name__}.forget_terms() returns a term called loss, the name of the step's loss; rename it."
+        )
+    for name, value in terms.items():
+        if not isinstance(value, Tensor) or value.dim():
+            raise InputError(
+                f"{cls.__name__}.{'retain_term' if name == 'retain' else method}() returns {_described(value)} as the "
+                f"term {name}; it must be a scalar tensor, such as values.sum() / forget.token_denominator."
+            )
+
+
+def _described(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else reprlib.repr(value)

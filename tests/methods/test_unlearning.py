@@ -349,6 +349,60 @@ def test_a_training_step_of_a_subclass_may_remember_nothing(files: Path, cls: ty
     assert logged == [{"loss", "forget", "retain"}, set(), set()]
 
 
+ODD_TERMS: dict[str, tuple[str, Any, str]] = {
+    "vector": ("forget_loss", lambda forget: -forget.nll, "a tensor of shape (39,) as the term forget"),
+    "one value": ("forget_loss", lambda forget: -forget.nll.mean()[None], "a tensor of shape (1,) as the term forget"),
+    "nothing": ("forget_loss", lambda forget: None, "None as the term forget"),
+    "float": ("forget_loss", lambda forget: 1.5, "1.5 as the term forget"),
+    "no dictionary": ("forget_terms", lambda answers: None, "None; it must return a dictionary"),
+    "a float to log": (
+        "forget_terms",
+        lambda answers: {"forget": -answers["forget"].mean_nll, "count": 3.0},
+        "3.0 as the term count",
+    ),
+    "loss": (
+        "forget_terms",
+        lambda answers: {"forget": -answers["forget"].mean_nll, "loss": answers["forget"].mean_nll},
+        "a term called loss",
+    ),
+    "retain": ("retain_term", lambda retain: retain.nll, "as the term retain"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_TERMS)
+def test_terms_that_are_no_scalars_are_refused_with_their_method(files: Path, odd: str) -> None:
+    method, function, message = ODD_TERMS[odd]
+    cls = type("Mine", (GradDiffModule,), {method: lambda _, answers: function(answers)})
+    with pytest.raises(InputError) as found:
+        fit(files, cls)
+    assert str(found.value).startswith(f"Mine.{method}() returns ")
+    assert message in str(found.value)
+
+
+@pytest.mark.parametrize(("needed", "retain"), [(True, "kl"), (False, "kl"), (False, "nll")])
+def test_dipo_with_another_forget_loss_needs_neither_margin_nor_reference(
+    files: Path, needed: bool, retain: str
+) -> None:
+    class Other(DiPOModule):
+        needs_reference = needed
+
+        def forget_loss(self, forget: Answers) -> torch.Tensor:
+            return -forget.mean_nll
+
+    module, trainer = fit(files, Other, retain_loss=retain)
+    assert (module.frozen_reference is None) == (retain == "nll" and not needed)
+    assert {"train/forget", "train/retain"} < set(trainer.callback_metrics)
+    assert float(trainer.progress_bar_metrics["loss"]) == pytest.approx(float(trainer.callback_metrics["train/loss"]))
+
+
+def test_margins_without_a_reference_are_refused_with_the_remedy(files: Path) -> None:
+    class Without(DiPOModule):
+        needs_reference = False
+
+    with pytest.raises(RunError, match=r"Without asks for DiPO's margins.*needs_reference = True"):
+        fit(files, Without, retain_loss="nll")
+
+
 def test_a_module_without_a_forget_loss_says_so(files: Path) -> None:
     with pytest.raises(TypeError, match="must define forget_loss"):
         fit(files, UnlearningModule)

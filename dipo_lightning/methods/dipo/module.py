@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from dipo_lightning.errors import InputError, check_positive
+from dipo_lightning.errors import InputError, RunError, check_positive
 from dipo_lightning.losses.chunking import global_mean, sequence_reduce
 from dipo_lightning.methods.dipo.loss import TokenMargins, dipo_loss, scale_factor
 from dipo_lightning.methods.dipo.margins import CachedMargins, Margins, cache_directions, choose_margins
@@ -140,9 +140,10 @@ class DiPOModule(UnlearningModule):
         return super().make_reference()
 
     def read_reference(self, parts: dict[str, TokenBatch]) -> None:
-        """Read the further inputs of the margin as well."""
+        """Read the further inputs of the margin as well, if it is computed."""
         super().read_reference(parts)
-        assert self.margins is not None
+        if self.margins is None:  # a subclass needs no reference
+            return
         self.margins.read(parts["forget"])
         if self.contrasts:
             assert self.frozen_reference is not None
@@ -187,7 +188,11 @@ class DiPOModule(UnlearningModule):
 
     def token_margins(self, forget: Answers) -> TokenMargins:
         """Return the margin of each position (N,), and both rewards over beta where they are due."""
-        assert self.margins is not None
+        if self.margins is None:
+            raise RunError(
+                f"The loss of {type(self).__name__} asks for DiPO's margins, but no reference was made. Set "
+                "needs_reference = True in the class."
+            )
         return self.margins(forget)
 
     @property
@@ -196,7 +201,10 @@ class DiPOModule(UnlearningModule):
         return scale_factor(self.beta, self.scale) * math.log(2)
 
     def log_bar(self, loss: Tensor, terms: dict[str, Tensor]) -> None:
-        """Show the loss minus its initial constant, which would hide its course, and the margin."""
+        """Show the loss minus its initial constant, which would hide its course, and the margin, if there is one."""
+        if "margin" not in terms:  # a subclass has another forget loss
+            super().log_bar(loss, terms)
+            return
         self.log("loss", loss.detach() - self.gamma * self.loss_at_start, prog_bar=True, logger=False)
         self.log("margin", terms["margin"], prog_bar=True, logger=False)
 
