@@ -1,10 +1,12 @@
 """The LightningModule that holds a causal language model: loading, adapters, sharding, optimiser, logging."""
 
 import inspect
+import io
 import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from enum import Enum
 from pathlib import PurePath
 from types import FrameType
 from typing import Any, Literal, NamedTuple
@@ -16,6 +18,7 @@ from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.parsing import collect_init_args
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -126,6 +129,8 @@ class LanguageModelModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse combinations of options that cannot be right, before the model is loaded."""
+        if stage == TrainerFn.FITTING and self.trainer.checkpoint_callbacks:
+            self.refuse_what_no_checkpoint_holds()
         strategy, precision = self.trainer.strategy, str(self.trainer.precision)
         check_strategy(strategy)
         if self.lora is not None and self.lora.base == NF4:
@@ -153,6 +158,18 @@ class LanguageModelModule(pl.LightningModule):
                 raise InputError(
                     "trainer.inference_mode is true with fsdp2: the step after an evaluation would fail. "
                     "Write inference_mode: false."
+                )
+
+    def refuse_what_no_checkpoint_holds(self) -> None:
+        """Raise an `InputError` for an argument with which a checkpoint could not be loaded with ``weights_only``."""
+        for name, value in self.hparams.items():
+            if not is_loadable(plain(value)):
+                cls = type(self).__name__
+                raise InputError(
+                    f"The argument {name} of {cls} is of the type {type(value).__name__}, and checkpoints hold plain "
+                    "values only (numbers, texts, lists, dictionaries). Take such a value, or end __init__ with "
+                    f"self.save_hyperparameters(ignore=[{name!r}, 'optimizer']) and give {name} to "
+                    "load_from_checkpoint again."
                 )
 
     def configure_model(self) -> None:
@@ -252,6 +269,7 @@ class LanguageModelModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add every process's random states and the fingerprint of the weights before training; collective."""
+        self.refuse_what_no_checkpoint_holds()
         settings = without_secrets(plain(self.hparams))
         checkpoint["settings"] = settings
         if self._arguments is not None and "_instantiator" not in settings:  # the command line's are as it needs them
@@ -411,7 +429,14 @@ def names_of_arguments(frame: FrameType | None, cls: type) -> set[str] | None:
 
 
 def plain(value: Any) -> Any:
-    """Return a hyper-parameter as a checkpoint can hold it: a dataclass as a dictionary, a path as text."""
+    """Return a hyper-parameter as a checkpoint can hold it: a dataclass as a dictionary, a path as text, and so on.
+
+    An object without a plain form is returned as it is.
+    """
+    if isinstance(value, Enum):
+        value = value.value
+    if isinstance(value, np.generic):
+        return value.item()
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, Mapping):
@@ -419,6 +444,18 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, PurePath) else value
+
+
+def is_loadable(value: Any) -> bool:
+    """Return whether a checkpoint with this value can be saved, and loaded with ``weights_only``."""
+    file = io.BytesIO()
+    try:
+        torch.save(value, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception:  # of pickle, or of the object itself
+        return False
+    return True
 
 
 def mean_terms(batches: Sequence[MicroBatch], accumulate: int) -> dict[str, Tensor]:

@@ -1,16 +1,22 @@
 """What every module promises: checkpoints that load again, the optimiser and its schedule."""
 
+from dataclasses import asdict
+from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 
 from dipo_lightning import DiPOModule, UnlearningDataModule
+from dipo_lightning.callbacks import Checkpoint
 from dipo_lightning.errors import InputError
 from dipo_lightning.methods.gradient_ascent import GradDiffModule
 from dipo_lightning.models.checkpoint import read_checkpoint
+from dipo_lightning.models.lora import LoRA
 from tests.helpers.small_tofu import write_tofu
 from tests.helpers.toys import save_toy
 
@@ -28,7 +34,7 @@ def trained(
 ) -> pl.Trainer:
     rows = (str(files / f"{name}.json") for name in ("forget10", "retain90"))
     quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = pl.Trainer(accelerator="cpu", logger=False, **({"max_steps": steps} | limits), **quiet)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, **(quiet | {"max_steps": steps} | limits))
     data = UnlearningDataModule(str(files / "model"), *rows, prompt="plain", batch_size=2)
     trainer.fit(module, data, ckpt_path=ckpt_path)
     return trainer
@@ -77,6 +83,73 @@ def test_a_model_given_as_a_path_resumes(files: Path, tmp_path: Path) -> None:
     assert saved["pretrained"] == str(files / "model")
     module = DiPOModule(files / "model", **options)  # type: ignore[arg-type]
     assert trained(files, module, steps=2, ckpt_path=str(tmp_path / "x.ckpt")).global_step == 2
+
+
+class Kind(Enum):
+    HARD = "hard"
+
+
+class WithArgument(GradDiffModule):
+    def __init__(self, pretrained: str, given: Any = None, **options: Any) -> None:
+        super().__init__(pretrained, **options)
+        self.given = given
+
+
+class Ignoring(WithArgument):
+    def __init__(self, pretrained: str, given: Any = None, **options: Any) -> None:
+        super().__init__(pretrained, given, **options)
+        self.save_hyperparameters(ignore=["given", "optimizer"])
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.01)
+
+
+PLAIN = [
+    (Kind.HARD, "hard"),
+    (np.float64(0.5), 0.5),
+    ([{"a": np.int64(2)}, (Kind.HARD, None)], [{"a": 2}, ["hard", None]]),
+    (torch.ones(3), torch.ones(3)),
+    (LoRA(rank=2), asdict(LoRA(rank=2))),
+]
+
+
+@pytest.mark.parametrize(("given", "right"), PLAIN, ids=lambda value: type(value).__name__)
+def test_an_argument_with_a_plain_form_is_loaded_in_it(files: Path, tmp_path: Path, given: Any, right: Any) -> None:
+    module = WithArgument(str(files / "model"), given=given, optimizer=sgd)
+    trained(files, module).save_checkpoint(tmp_path / "x.ckpt")
+    loaded = WithArgument.load_from_checkpoint(tmp_path / "x.ckpt", weights_only=True).given
+    assert repr(loaded) == repr(right)
+
+
+ODD: dict[str, Any] = {
+    "function": sgd,
+    "partial": partial(sgd),
+    "module": torch.nn.Linear(2, 2),
+    "array": np.ones(3),
+    "range": range(3),
+    "list of functions": [sgd],
+}
+
+
+@pytest.mark.filterwarnings("ignore:Attribute 'given' is an instance of `nn.Module`")
+@pytest.mark.parametrize("odd", ODD)
+def test_an_argument_without_a_plain_form_is_refused_and_the_remedy_works(
+    files: Path, tmp_path: Path, odd: str
+) -> None:
+    def module(cls: type[WithArgument]) -> WithArgument:
+        return cls(str(files / "model"), given=ODD[odd], optimizer=sgd)
+
+    refused = r"^The argument given of WithArgument is of the type \w+, .*\(ignore=\['given', 'optimizer'\]\)"
+    with pytest.raises(InputError, match=refused):
+        trained(files, module(WithArgument), callbacks=[Checkpoint(folder=str(tmp_path))], enable_checkpointing=True)
+    trainer = trained(files, module(WithArgument))  # without checkpoints
+    with pytest.raises(InputError, match=refused):
+        trainer.save_checkpoint(tmp_path / "x.ckpt")
+    trained(files, module(Ignoring)).save_checkpoint(tmp_path / "x.ckpt")
+    loaded = Ignoring.load_from_checkpoint(tmp_path / "x.ckpt", weights_only=True, given=ODD[odd], optimizer=sgd)
+    assert loaded.given is ODD[odd]
+    assert trained(files, loaded, steps=2).global_step == 2
 
 
 def test_training_on_with_another_optimizer_after_loading_is_said(files: Path, tmp_path: Path) -> None:
