@@ -12,7 +12,14 @@ from typing import Any
 from dipo_lightning.comparison.configs import Config, callback_class, callbacks
 from dipo_lightning.comparison.plan import Selection, Settings
 from dipo_lightning.errors import InputError, RunError
-from dipo_lightning.evaluation.aggregates import Meanings, flat_numbers, metric_meanings, number_text, retain_numbers
+from dipo_lightning.evaluation.aggregates import (
+    Meanings,
+    document_meanings,
+    flat_numbers,
+    metric_meanings,
+    number_text,
+    retain_numbers,
+)
 from dipo_lightning.evaluation.benchmark import Benchmark, Headline, benchmark_of
 from dipo_lightning.evaluation.callback import Evaluation
 from dipo_lightning.evaluation.logs import read_log
@@ -42,6 +49,11 @@ class Scale:
     def of(cls, benchmark: Benchmark) -> Scale:
         """Return the scale of a benchmark."""
         return cls(benchmark, metric_meanings(benchmark.metrics({})))
+
+    def learn(self, document: Document) -> None:
+        """Add the meanings of the user's metrics in an evaluation."""
+        for name, meaning in document_meanings(document).items():
+            self.meanings.setdefault(name, meaning)
 
     @property
     def headline(self) -> Headline:
@@ -91,7 +103,7 @@ class Scale:
 
     def columns(self, rows: Sequence[Row]) -> list[str]:
         """Return the numbers that a table shows beside the pair: the benchmark's, and those that the user added."""
-        known = {*NO_NUMBERS, "utility_kept", *self.meanings}
+        known = {*NO_NUMBERS, "utility_kept", *metric_meanings(self.benchmark.metrics({}))}
         return [*self.headline.beside, *dict.fromkeys(name for row in rows for name in row if name not in known)]
 
 

@@ -230,6 +230,7 @@ class Work:
         """Return the rows of a finished run."""
         scale = self.findings.scale
         documents = read_evaluations(Path(run.path), scale.benchmark.name)[1]
+        scale.learn(documents[-1])
         rows = evaluation_rows(documents, run.name, run.settings, run.seed)
         add_columns_beside(rows, Path(run.path))
         if not by_moment(rows):
@@ -261,6 +262,7 @@ class Work:
             return Failure(run.title, str(error))
         if run.folder.is_relative_to(Path(self.plan.output) / "runs") and not run.changes_data:
             self._refuse_another_base(run.title, run.seed, documents[0]["provenance"])
+        scale.learn(documents[-1])
         rows = evaluation_rows(documents, run.method, run.settings, run.seed)
         add_columns_beside(rows, run.folder)
         add_utility_kept(rows, target_row(rows), scale)

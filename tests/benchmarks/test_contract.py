@@ -87,7 +87,7 @@ def test_a_made_up_benchmark_and_metric_go_all_the_way(
     assert list(rows[0])[5:8] == ["asked_known", "kept_known", "utility_kept"]
     assert {row["letters"] for row in rows} == {"4.0"}
     text = Path("out/comparison.md").read_text()
-    assert "| asked: capitals known | kept: capitals known | utility kept | letters |" in text
+    assert "| asked: capitals known | kept: capitals known | utility kept | letters of the answers |" in text
     run = next(Path("out/runs/NPO").rglob("evaluations")).parent
     last = max(run.glob("evaluations/*.json"))
     assert last.name.startswith("capitals_epoch=001")

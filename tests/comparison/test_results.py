@@ -7,7 +7,7 @@ import pytest
 from dipo_lightning.benchmarks.tofu.metrics import TOFU
 from dipo_lightning.benchmarks.user_data.metrics import UserData
 from dipo_lightning.cli.score import score
-from dipo_lightning.comparison.report import epoch_text
+from dipo_lightning.comparison.report import Line, epoch_text, explanations, markdown_table
 from dipo_lightning.comparison.results import (
     Scale,
     add_columns_beside,
@@ -34,6 +34,18 @@ def test_other_evaluations_of_the_same_steps_stay_out(tmp_path: Path) -> None:
     target = target_row(rows)
     assert target is not None
     assert (target["model_utility"], by_moment(rows)[1, 0]["model_utility"]) == (0.8, 0.7)
+
+
+def test_a_user_metric_is_shown_with_its_meaning() -> None:
+    document = evaluation(1, 0.7, -1.0) | {"settings": {"metrics": {"words": "tests.helpers.user_project.Words"}}}
+    document["aggregates"]["words"] = 7.0
+    scale, lines = Scale.of(TOFU()), [Line("a", "", evaluation_rows([document]))]
+    known = dict(scale.meanings)
+    scale.learn(document)
+    assert scale.meanings == known | {"words": scale.meanings["words"]}
+    assert "| forget: words said |" in markdown_table(lines, scale).splitlines()[0]
+    said = "- **forget: words said**: Number of words in the model's own answers."
+    assert said in explanations(lines, scale).splitlines()
 
 
 def test_scores_of_attacks_are_columns_and_no_comparison_of_their_own(tmp_path: Path) -> None:
