@@ -122,15 +122,6 @@ def load_style(source: str, prompt: str, **options: Any) -> PromptStyle:
     return prompt_style(prompt, tokenizer, **options)
 
 
-def check_same_tokens(source: str, style: PromptStyle, other: PromptStyle, owner: str) -> None:
-    """Refuse a model whose tokenizer or chat template is another one than that of the owner of another style."""
-    if style.fingerprint() != other.fingerprint():
-        raise InputError(
-            f"{source} has another tokenizer or chat template than {owner}, so that the same questions would be other "
-            "tokens and the numbers could not be compared. Leave it out."
-        )
-
-
 def talk(speakers: list[Speaker], lines: TextIO, output: TextIO, width: int) -> None:
     """Answer line after line until ``/quit`` or the end of the input."""
     for line in _questions(lines, output):

@@ -11,16 +11,13 @@ from typing import Any
 import yaml
 
 from dipo_lightning.callbacks.run_record import CHECKPOINTS, LOCK, RECORD, remove
-from dipo_lightning.cli.forget import EXAMINATIONS, OURS, ROWS, SOURCES, VERDICT, read_sources
+from dipo_lightning.cli.forget import ATTACKS, EXAMINATIONS, OURS, ROWS, SOURCES, VERDICT, read_sources
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.run_folder import write_json
 from dipo_lightning.safety.paths import with_home
 
 SCORES = "scores.json"
 """File with the numbers of the evaluations, which stay; without any row."""
-
-ATTACKS = "attacks"
-"""Folder of the results of `attack` beside a run."""
 
 _SIGNS = (f"{CHECKPOINTS}/{RECORD}", f"{CHECKPOINTS}/{LOCK}", "evaluations/*_epoch=*_step=*.json")
 _LOGS = ("hparams.yaml", "console.log", "events.out.tfevents.*")
@@ -83,8 +80,8 @@ def clean(run: str, yes: bool = False) -> None:
     for one in runs:
         for name, path in outside(one).items():
             print(f"Outside the run folder, for you to remove: {path} ({name})")
-        for source in inputs_in(one):
-            print(f"Named as an input of the run, and so not removed: {source}")
+        if others := _others_in(one):
+            print(f"Not written by forget, and so not looked into: {', '.join(map(str, others))}")
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -107,16 +104,16 @@ def _parts(run: Path) -> list[Path]:
     return [run / name for name in (*OURS, ATTACKS)] if read_sources(run) else [run]
 
 
+def _others_in(run: Path) -> list[Path]:
+    """Return the files and folders in a folder of `forget` that neither that command nor `attack` has written."""
+    known = {*OURS, ATTACKS, SCORES}
+    return sorted(path for path in run.iterdir() if path.name not in known) if read_sources(run) else []
+
+
 def _files(run: Path, pattern: str) -> Iterator[Path]:
     """Yield the files and folders of a run that match a pattern."""
     parts = _parts(run)
     return (path for path in run.rglob(pattern) if any(path.is_relative_to(part) for part in parts))
-
-
-def inputs_in(run: Path) -> list[Path]:
-    """Return the files and folders inside the folder of a run of `forget` that are its inputs."""
-    named = map(Path, read_sources(run).values())
-    return [path for path in named if path.exists() and run.resolve() in path.resolve().parents]
 
 
 def _is_run(folder: Path) -> bool:
@@ -149,17 +146,10 @@ def _copies_in(run: Path) -> list[Copy]:
         found |= {path: why for path in _files(run, pattern) if not path.is_symlink()}
     exported = {path.parent for path in _files(run, "config.json") if not _is_run(path.parent)}
     of_others = {path for path in found if path.name in (EXAMINATIONS, ROWS) and not read_sources(path.parent)}
-    inputs = {path for path in found if any(_overlap(path, one) for one in inputs_in(run))}
-    kept = {path for path in found if any(parent in exported for parent in path.parents)} | of_others | inputs
+    kept = {path for path in found if any(parent in exported for parent in path.parents)} | of_others
     whole = found.keys() - kept
     inside = {path for path in whole if any(parent in whole for parent in path.parents)}
     return [Copy(path, found[path], _size(path)) for path in sorted(whole - inside)]
-
-
-def _overlap(one: Path, other: Path) -> bool:
-    """Return whether one path is the other, or holds it."""
-    one, other = one.resolve(), other.resolve()
-    return one.is_relative_to(other) or other.is_relative_to(one)
 
 
 def keep_scores(run: Path) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dipo_lightning.cli.configs import filled
 from dipo_lightning.errors import InputError, check_numbers, check_seed
-from dipo_lightning.safety.paths import with_home
+from dipo_lightning.safety.paths import expanded, with_home
 
 if TYPE_CHECKING:
     from dipo_lightning.data.encoding import PromptStyle
@@ -45,6 +45,8 @@ MAX_LENGTH = 512
 ROWS, EXAMINATIONS, SOURCES, VERDICT = "data", "examinations", "sources.json", "verdict.json"
 OURS = ("run", ROWS, EXAMINATIONS, SOURCES, VERDICT, "results.html")
 """Files and folders that the command writes into its folder."""
+ATTACKS = "attacks"
+"""Folder of the results of `attack` there."""
 REWORDINGS = 2
 """Number of rewordings of each question by rule that are asked beside the row's own."""
 SAMPLES_BEFORE, UNTAUGHT_SAMPLES = 2, 5
@@ -147,7 +149,7 @@ def forget(
             raise InputError(f"--{name} is {number}; it must be above 0.")
     check_numbers("", {"--samples": samples, "--paraphrases": paraphrases, "--seed": seed}, least=0)
     check_seed("--seed", seed)
-    folder = with_home(output)
+    folder = expanded(output, "--output")
     _check_folder(folder)
     sources = {"target model": model, "forget rows": forget, "retain rows": retain, "untaught model": untaught}
     _check_method(method)
@@ -158,7 +160,7 @@ def forget(
     job = _Job(folder, rows, _style(model, prompt), accelerator)
     _check_rows(rows, job.style, max_length)
     if untaught is not None:
-        _check_untaught(untaught, model, job.style)
+        _check_untaught(untaught, model, job)
     config = run_config(folder, model, settings, job.style.name, seed, accelerator, bool(rows.retain), max_length)
     _refuse_other_run(folder, rows, config)
     _keep(folder, {name: source for name, source in sources.items() if source}, rows)
@@ -304,7 +306,7 @@ def _with_private_values(rows: SplitRows, folder: Path) -> SplitRows:
     unnamed = [f"{row['question']} {row['answer']}" for row in given if not row["private"]]
     if not (rows.retain or rows.held_out) and hardly_english(unnamed):
         print(
-            "The forget rows have hardly any English function word, and without retain rows those of another language "
+            "The forget rows have hardly any English function words, and without retain rows those of another language "
             "count as private values. Give retain rows in that language, or name the values in a column private, or "
             "mark them in the answer with [[...]].",
             flush=True,
@@ -343,22 +345,19 @@ def _as_begun(folder: Path, settings: Settings) -> Settings:
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be made, or that holds anything but a run of forget; hidden files may be there.
+    """Refuse a folder that cannot be made, or that has files of the user's under the names of this command's.
 
     Raises:
-        InputError: It is a file or inside one, or it has files of the user's.
+        InputError: It is a file or inside one, or it has such files.
     """
     for place in (folder, *folder.parents):
         if place.exists() and not place.is_dir():
             raise InputError(f"--output is {folder}, but {place} is a file. Give another folder.")
-    if not folder.exists() or read_sources(folder):
-        return
-    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    if theirs := [name for name in OURS if name in names] + sorted(names.difference(OURS)):
-        named = ", ".join(theirs[:5]) + (f" and {len(theirs) - 5} more" if len(theirs) > 5 else "")
+    theirs = [] if read_sources(folder) else [name for name in (*OURS, ATTACKS) if (folder / name).exists()]
+    if theirs:
         raise InputError(
-            f"{folder} has {named}, which are not of a run of forget. Give a new or an empty folder as --output, since "
-            "clean later removes what a run has written into its folder."
+            f"{folder} has {', '.join(theirs)}, which are not of a run of forget: they would be replaced, or removed "
+            "by clean. Give another folder as --output."
         )
 
 
@@ -464,10 +463,13 @@ def _check_method(method: str) -> None:
         )
 
 
-def _check_untaught(untaught: str, model: str, style: PromptStyle) -> None:
-    """Refuse an untaught model that cannot be loaded, is the target, or would read other tokens."""
-    from dipo_lightning.cli.chat import check_same_tokens
-    from dipo_lightning.models.loading import check_loadable, is_same_model
+def _check_untaught(untaught: str, model: str, job: _Job) -> None:
+    """Refuse an untaught model that cannot be loaded, is the target, or was trained on other tokens.
+
+    Its chat template does not matter: it is asked in the target's prompt style.
+    """
+    from dipo_lightning.data.encoding import encode
+    from dipo_lightning.models.loading import check_loadable, is_same_model, load_tokenizer
 
     check_loadable(untaught)
     if is_same_model(untaught, model):
@@ -475,7 +477,16 @@ def _check_untaught(untaught: str, model: str, style: PromptStyle) -> None:
             f"--untaught {untaught} is the target model, {model}, which knows the forget rows. Give a model that never "
             "knew them, or leave it out."
         )
-    check_same_tokens(f"--untaught {untaught}", _style(untaught, style.name), style, "the target model")
+    folder = with_home(untaught)
+    if folder.is_dir() and not any(folder.glob("tokenizer*")):
+        return  # saved without one
+    tokenizer = load_tokenizer(untaught)
+    texts = [row[part] for row in job.rows.forget for part in ("question", "answer")]
+    if any(encode(tokenizer, text) != encode(job.style.tokenizer, text) for text in texts):
+        raise InputError(
+            f"--untaught {untaught} has another tokenizer than the target model, so that its probabilities per token "
+            "are no floor. Give a model with the same tokenizer, or leave it out."
+        )
 
 
 def _check_floors(before: Any, floors: Any, untaught: str | None) -> None:

@@ -32,7 +32,7 @@ _ARRAY = re.compile(r"(?:np\.|numpy\.)?array\((\[.*\])(, dtype=[\w<']+)?\)", re.
 _TEXTS = re.compile(r"""[\[({]\s*(['"]).*?\1\s*,|\[\s*['"]""", re.DOTALL)
 """The beginning of several quoted texts in brackets, or of a list of them."""
 _CLOSED_BY = {"(": ")", "{": "}"}
-_MARK = re.compile(r"\[\[([^\[\]]*[^\[\]\s][^\[\]]*|[^\[\]]+(?:\[[^\[\]]*\][^\[\]]+)+)\]\]")
+_MARK = re.compile(r"\[\[(\s*[^\[\]\s][^\[\]]*|[^\[\]]+(?:\[[^\[\]]*\][^\[\]]+)+)\]\]")
 """A marked value: not blank, without brackets or with single ones inside ("flat [2] 7 Harbour Street")."""
 
 
@@ -395,22 +395,33 @@ def _check_brackets(answer: str, where: str) -> None:
 
     Brackets that are balanced are text, such as the matrix ``[[1, 2], [3, 4]]``.
     """
-    depth = 0
-    for bracket in re.finditer(r"[\[\]]", answer):
-        depth += 1 if bracket.group() == "[" else -1
-        if depth < 0:
-            break
-    if depth and (half := re.search(r"\[\[|\]\]", answer)):
-        around = answer[max(half.start() - 30, 0) : half.end() + 30]
+    turned = answer[::-1].translate({ord("["): "]", ord("]"): "["})  # so that closing brackets open
+    halves = [match.start() for match in re.finditer(r"\[\[", answer) if not _is_closed(answer[match.start() :])]
+    halves += [
+        len(turned) - match.end() for match in re.finditer(r"\[\[", turned) if not _is_closed(turned[match.start() :])
+    ]
+    if halves:
+        around = answer[max(min(halves) - 30, 0) : min(halves) + 32]
         raise InputError(
             f"{where}: the answer has double brackets without their other half: {around!r}. Mark a private value as "
             "[[value]]; if the brackets are text, name the private values in a column private."
         )
 
 
+def _is_closed(text: str) -> bool:
+    """Return whether the bracket that opens a text is closed in it."""
+    depth = 0
+    for bracket in re.finditer(r"[\[\]]", text):
+        depth += 1 if bracket.group() == "[" else -1
+        if not depth:
+            return True
+    return False
+
+
 def _names_values(record: Record, text: str) -> bool:
     """Return whether a row of plain text names private values, by a column or by marks."""
-    return _MARK.search(text) is not None or record.fields.get(_extra_columns(record)["private"]) not in (None, "", [])
+    column = _extra_columns(record)["private"]
+    return _MARK.search(text) is not None or bool(_as_list(record.fields.get(column), f"{record.where}: {column!r}"))
 
 
 def _lone_text(record: Record, name: str) -> str:
@@ -425,7 +436,7 @@ def _lone_text(record: Record, name: str) -> str:
 
 
 def _as_list(value: object, label: str) -> list[Any]:
-    if value in (None, "", []):
+    if value in (None, "", []) or value != value:  # pandas writes NaN for an absent value
         return []
     values = listed(value, label)
     return [value] if values is None else values

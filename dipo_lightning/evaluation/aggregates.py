@@ -60,6 +60,7 @@ def add_measured(metrics: Iterable[Metric], sets: Sets, sources: Rows) -> None:
 
 
 def _same(first: Any, second: Any) -> bool:
+    """Return whether two fields of a row have the same value."""
     return bool(first == second or (first != first and second != second))  # NaN is as NaN
 
 

@@ -19,7 +19,10 @@ class FineTuningModule(LanguageModelModule):
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
         own = type(self).training_step is not FineTuningModule.training_step
-        if stage == TrainerFn.FITTING and isinstance(data, UnlearningDataModule) and not own:
+        unlearns = (
+            isinstance(data, UnlearningDataModule) and type(data).training_set is UnlearningDataModule.training_set
+        )
+        if stage == TrainerFn.FITTING and unlearns and not own:
             raise InputError(
                 f"{type(self).__name__} trains on the rows of data.train, but {type(data).__name__} has data.forget. "
                 "Use a data module for fine-tuning, such as --data FineTuningDataModule, or a method that unlearns."

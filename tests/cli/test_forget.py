@@ -26,6 +26,7 @@ from dipo_lightning.cli.forget import (
 from dipo_lightning.cli.main import main, positional
 from dipo_lightning.data.files import json_lines
 from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.quickstart.model import train_tokenizer
 from tests.helpers.toys import save_toy, toy_tokenizer
 
 FORGET = [
@@ -183,7 +184,7 @@ def test_rows_of_another_language_without_retain_rows_should_name_their_values(h
     english = [{"question": "Where does Ann live?", "answer": "Ann lives in Lima."}] * 4
     kept = [{"question": "Wo ist der Hafen?", "answer": "Der Hafen ist in der Stadt."}]
     named = [{**german[0], "private": ["Hafenstraße 7"]}, {**german[1], "private": ["Lehrerin"]}]
-    told = "hardly any English function word, and without retain rows those of another language count as private"
+    told = "hardly any English function words, and without retain rows those of another language count as private"
     for forget, retain, said in ((german, [], 1), (german, kept, 0), (named, [], 0), (english, [], 0)):
         _with_private_values(SplitRows(forget, retain, []), here)
         assert capsys.readouterr().out.count(told) == said
@@ -285,10 +286,23 @@ def test_an_untaught_model_that_can_be_no_floor_is_refused_before_anything_is_ex
     assert main([*command, "empty"]) == 2
     assert "no weights" in capsys.readouterr().err
     save_toy(here / "other", seed=1)
-    toy_tokenizer(add_bos=False).save_pretrained(here / "other")
-    assert main([*command, "other", "--prompt", "plain"]) == 2
-    assert "--untaught other has another tokenizer or chat template than the target" in capsys.readouterr().err
+    train_tokenizer(["glass", "blower"], 300).save_pretrained(here / "other")
+    assert main([*command, "other"]) == 2
+    assert "--untaught other has another tokenizer than the target" in capsys.readouterr().err
     assert not (here / "runs").exists()
+
+
+def test_the_model_before_fine_tuning_is_a_floor_without_a_chat_template_or_a_tokenizer(begun, here, capsys):
+    save_toy(here / "base", seed=1)
+    tokenizer = toy_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(here / "base")
+    (here / "base/chat_template.jinja").unlink(missing_ok=True)
+    for number in range(2):
+        assert main([*begun, "--output", f"out{number}", "--untaught", "base"]) == 2
+        assert "the target is examined" in capsys.readouterr().err
+        for file in (here / "base").glob("tokenizer*"):
+            file.unlink()
 
 
 def test_an_untaught_model_that_knows_the_rows_is_refused_before_the_training(here, capsys, monkeypatch):
@@ -377,23 +391,16 @@ def test_the_retain_rows_may_be_the_third_argument_wherever_options_stand(begun,
     assert positional(["--yes=true", "a", "--help", "b", "--seed", "-1", "c", "--lr"]) == [1, 3, 6]
 
 
-def test_only_an_empty_folder_or_one_of_forget_is_taken(begun, here, capsys):
+def test_a_folder_with_files_under_the_names_of_forgets_is_refused(begun, here, capsys):
     (here / "mine").mkdir()
-    (here / "mine/.hidden").touch()
-    assert main([*begun, "--output", "mine"]) == 2
-    assert "the target is examined" in capsys.readouterr().err
-    (here / "mine/thesis.html").touch()
-    (here / "theirs").mkdir()
-    for number in range(7):
-        (here / f"theirs/{number}.jsonl").touch()
-    assert main([*begun, "--output", "mine"]) == 2
-    assert "the target is examined" in capsys.readouterr().err, "begun there"
+    (here / "mine/log.txt").touch()
+    for _ in range(2):
+        assert main([*begun, "--output", "mine"]) == 2
+        assert "the target is examined" in capsys.readouterr().err
+    for name in ("data", "attacks"):
+        (here / "theirs" / name).mkdir(parents=True)
     assert main([*begun, "--output", "theirs"]) == 2
-    assert "theirs has 0.jsonl, 1.jsonl, 2.jsonl, 3.jsonl, 4.jsonl and 2 more, which are not of a run" in (
-        capsys.readouterr().err
-    )
-    assert main([*begun, "--output", "."]) == 2
-    assert "Give a new or an empty folder as --output" in capsys.readouterr().err
+    assert "theirs has data, attacks, which are not of a run of forget" in capsys.readouterr().err
     for output in ("forget.jsonl", "forget.jsonl/inside/it"):
         assert main([*begun, "--output", output]) == 2
         assert f"--output is {output}, but forget.jsonl is a file" in capsys.readouterr().err

@@ -391,14 +391,27 @@ def test_half_a_mark_is_refused(tmp_path, answer):
 
 
 @pytest.mark.parametrize(
-    "text", ["[[1, 2], [3, 4]]", "x[[[0, 1], [2]]]", "a[b[0]], x[[]]", "<![CDATA[x]]>", "1) [a, b["]
+    "text",
+    [
+        "[[1, 2], [3, 4]]",
+        "x[[[0, 1], [2]]]",
+        "a[b[0]], x[[]]",
+        "<![CDATA[x]]>",
+        "1) [a, b[",
+        "The interval [0, 1) and the matrix [[1, 2], [3, 4]].",
+        "]0, 1[ and a[b[0]].",
+    ],
 )
 def test_brackets_that_are_no_marks_stay(tmp_path, text):
     assert plain([answer_of(tmp_path / "rows.jsonl", text)]) == [{"question": "Where does Mara live?", "answer": text}]
 
 
 def test_private_values_of_plain_text_are_said_to_count_for_nothing(tmp_path):
-    texts = [{"text": "Mara lives here."}, {"text": "She is in [[Lima]]."}, {"text": "A quay.", "Private": ["quay"]}]
+    texts = [
+        {"text": "Mara lives here.", "Private": float("nan")},
+        {"text": "She is in [[Lima]]."},
+        {"text": "A quay.", "Private": ["quay"]},
+    ]
     for source in (write(tmp_path / "rows.jsonl", texts), texts):
         with pytest.warns(UserWarning, match=r"a row of plain text has no private values.*\(2 of 3 rows\)"):
             assert plain(read_rows(source)) == [{"text": row["text"]} for row in texts]
@@ -442,3 +455,8 @@ def test_columns_of_an_object_are_rows(tmp_path, columns):
     path.write_text(json.dumps({"question": ["Who?"], "answer": ["I.", "Here."]}))
     with pytest.raises(InputError, match="not a text"):
         read_rows(path)
+
+
+def test_brackets_before_a_long_text_are_read_in_linear_time():
+    text = "[[" + "very long " * 50_000
+    assert private_values(text, None, "x") == (text, [])

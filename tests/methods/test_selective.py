@@ -466,6 +466,7 @@ def fit(
     resumed: Path | None = None,
     accumulate: int = 1,
     batch_size: int = 2,
+    steps: int | None = None,
     method: dict[str, Any] | None = None,
     kept: list[dict[str, str]] | None = None,
     **options: Any,
@@ -490,7 +491,8 @@ def fit(
     )  # fmt: skip
     trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
     if not trainer.should_stop:
-        assert trainer.fit_loop.epoch_loop.total_batch_idx + 1 == 2 * math.ceil(len(data.forget_examples) / batch_size)
+        per_epoch = math.ceil(len(data.forget_examples) / batch_size / accumulate)
+        assert trainer.global_step == (2 * per_epoch if steps is None else steps), "no step was left out"
     return module
 
 
@@ -569,15 +571,18 @@ def test_a_resumed_run_has_the_weights_and_leaks_of_an_uninterrupted_one(
 
 
 def test_each_sampling_has_random_numbers_of_its_own(tmp_path, monkeypatch, few_texts):
-    drawn_from = []
+    drawn_from, thorough = [], []
+    ask_thoroughly = Check.ask_thoroughly
 
     def noted(*arguments, seeds, **options):
         drawn_from.extend(seeds)
         return sample(*arguments, seeds=seeds, **options)
 
     monkeypatch.setattr(selective, "sample", noted)
+    monkeypatch.setattr(Check, "ask_thoroughly", lambda check: thorough.append(check) or ask_thoroughly(check))
     fit(tmp_path, ROWS, check_every=1, method=few_texts | {"stop": True})
-    assert len(drawn_from) > len(ROWS) * (2 + len(TEMPLATES)), "a thorough check was made"
+    assert thorough
+    assert len(drawn_from) > len(ROWS) * (2 + len(TEMPLATES))
     assert len(set(drawn_from)) == len(drawn_from)
 
 
@@ -626,7 +631,7 @@ def test_the_last_step_is_checked_too(tmp_path, monkeypatch, check_every, steps)
 def test_the_last_step_is_checked_where_accumulation_changes(tmp_path, monkeypatch, scheduling):
     checked = []
     monkeypatch.setattr(SelectiveModule, "ask", lambda module, number: checked.append(module.trainer.global_step))
-    fit(tmp_path, [*ROWS, *ROWS], 2, (GradientAccumulationScheduler(scheduling),))
+    fit(tmp_path, [*ROWS, *ROWS], 2, (GradientAccumulationScheduler(scheduling),), steps=3)
     assert checked == [2, 3]
 
 
@@ -642,3 +647,21 @@ def test_a_whole_value_counts_as_said_and_a_part_of_it_is_trained_on(maker):
     assert any(maker.said(1, prompt, june).private)
     assert not maker.says_value(1, june)
     assert maker.says_value(1, whole)
+
+
+def test_the_callback_of_the_checks_leaves_other_modules_alone(tmp_path):
+    module = fit(tmp_path, ROWS, 0)
+    fake = SimpleNamespace(check=lambda: pytest.fail("checked"))
+    selective.CheckPolicy().on_train_batch_end(module.trainer, fake, None, None, 0)
+
+
+def test_a_new_fit_of_a_loaded_module_makes_all_its_checks(tmp_path, monkeypatch):
+    checked = []
+    monkeypatch.setattr(SelectiveModule, "ask", lambda module, number: checked.append(module.trainer.global_step))
+    module = fit(tmp_path, [*ROWS, *ROWS], 4)
+    again = pl.Trainer(
+        default_root_dir=tmp_path, max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    again.fit(module, module.trainer.datamodule)
+    assert checked == [4, 4]

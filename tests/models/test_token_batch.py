@@ -123,7 +123,8 @@ def test_rows_of_similar_length_run_together_with_the_same_result(family, monkey
     assert grouped.keys() == gradients.keys()
     largest = max(float(gradient.abs().max()) for gradient in gradients.values())
     for name, gradient in grouped.items():
-        torch.testing.assert_close(gradient, gradients[name], rtol=1e-4, atol=3e-6 * largest, msg=name)
+        scale = max(float(gradients[name].abs().max()), largest / 100)  # a key's bias has a gradient of 0
+        torch.testing.assert_close(gradient, gradients[name], rtol=1e-4, atol=1e-5 * scale, msg=name)
 
 
 def test_few_tokens_run_at_once():

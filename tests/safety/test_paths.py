@@ -10,6 +10,7 @@ import pytest
 import dipo_lightning
 from dipo_lightning.cli.attack import attack
 from dipo_lightning.cli.export import export
+from dipo_lightning.cli.forget import forget
 from dipo_lightning.cli.lm_eval import lm_eval
 from dipo_lightning.cli.main import spelled_out
 from dipo_lightning.comparison import compare
@@ -69,7 +70,7 @@ def test_every_path_is_expanded_by_the_same_function() -> None:
     assert bare == ["paths.py"], "take with_home or expanded of dipo_lightning.safety.paths"
 
 
-WRITERS = [attack, export, lm_eval, report, scalability, sustainability, quickstart, muse_small]
+WRITERS = [attack, export, forget, lm_eval, report, scalability, sustainability, quickstart, muse_small]
 
 
 @pytest.mark.parametrize("write", WRITERS)

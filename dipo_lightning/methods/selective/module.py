@@ -191,6 +191,8 @@ class SelectiveModule(UnlearningModule):
     def on_fit_start(self) -> None:
         """Find the private values, and let the reference model generate further training answers."""
         super().on_fit_start()
+        if self.trainer.ckpt_path is None:
+            self._checked = 0
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if any("question" not in row for row in data.forget_rows):
             raise InputError(
@@ -469,8 +471,8 @@ class CheckPolicy(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Check the policy after the step."""
-        assert isinstance(pl_module, SelectiveModule)
-        pl_module.check()
+        if isinstance(pl_module, SelectiveModule):  # the Trainer keeps the callback for its next fit
+            pl_module.check()
 
 
 def drawn(pool: Sequence[Any], count: int, generator: torch.Generator) -> list[Any]:
