@@ -133,12 +133,11 @@ def _style(run: dict[str, Any], model: str, prompt: PromptName | None) -> Prompt
 
 def _check_other(source: str, run: dict[str, Any], prompt: PromptName | None, style: PromptStyle) -> None:
     """Refuse a model that does not exist, or that uses another tokenizer or chat template than the unlearned one."""
-    from dipo_lightning.models.loading import find_source
+    from dipo_lightning.models.loading import find_source, lacks_tokenizer
 
     find_source(source)
-    folder = with_home(source)
-    if folder.is_dir() and not any(folder.glob("tokenizer*")):
-        return  # saved without one
+    if lacks_tokenizer(source):
+        return
     if _style(run, source, prompt).fingerprint() != style.fingerprint():
         raise InputError(
             f"{source} has another tokenizer or chat template than the unlearned model, so that the same questions "

@@ -469,7 +469,7 @@ def _check_untaught(untaught: str, model: str, job: _Job) -> None:
     Its chat template does not matter: it is asked in the target's prompt style.
     """
     from dipo_lightning.data.encoding import encode
-    from dipo_lightning.models.loading import check_loadable, is_same_model, load_tokenizer
+    from dipo_lightning.models.loading import check_loadable, is_same_model, lacks_tokenizer, load_tokenizer
 
     check_loadable(untaught)
     if is_same_model(untaught, model):
@@ -477,9 +477,8 @@ def _check_untaught(untaught: str, model: str, job: _Job) -> None:
             f"--untaught {untaught} is the target model, {model}, which knows the forget rows. Give a model that never "
             "knew them, or leave it out."
         )
-    folder = with_home(untaught)
-    if folder.is_dir() and not any(folder.glob("tokenizer*")):
-        return  # saved without one
+    if lacks_tokenizer(untaught):
+        return
     tokenizer = load_tokenizer(untaught)
     texts = [row[part] for row in job.rows.forget for part in ("question", "answer")]
     if any(encode(tokenizer, text) != encode(job.style.tokenizer, text) for text in texts):

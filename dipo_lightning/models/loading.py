@@ -289,6 +289,12 @@ def _misfit(source: ModelSource, reason: str) -> InputError:
     )
 
 
+def lacks_tokenizer(pretrained: str) -> bool:
+    """Return whether a model is a local folder that was saved without a tokenizer."""
+    folder = with_home(pretrained)
+    return folder.is_dir() and not any(folder.glob("tokenizer*"))
+
+
 def load_tokenizer(
     pretrained: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
