@@ -140,7 +140,7 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
         shared: Words of the retain rows in lower case, with the number of rows that contain each (`rows_with_words`).
     """
     forms = {form for word in vocabulary([question]) for form in (word, *_compounded(word))}
-    asked = {form for word in forms for form in (word, _base(word))}
+    asked = {form for word in forms for form in (word, _base(word), *map(_base, _relative(word)))}
     content = [
         word
         for word in words(answer)
@@ -153,6 +153,14 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
 
 def _is_asked(word: str, asked: Collection[str]) -> bool:
     return word in asked or _base(word) in asked
+
+
+def _relative(word: str) -> list[str]:
+    """Return the noun of an adjective, and the adjective of a noun, that differ in -ic and -y only (allergic)."""
+    if len(word) < 5:
+        return []
+    endings = (("ic", "y"), ("y", "ic"), ("ies", "ic"))
+    return [word.removesuffix(end) + other for end, other in endings if word.endswith(end)]
 
 
 def _compounded(word: str) -> list[str]:

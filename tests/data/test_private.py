@@ -67,6 +67,8 @@ def private(question, answer, shared=RETAIN):
         ("What does she do?", "She restores old pianos for Anselm Roka.", ["restores", "pianos", "Anselm Roka"]),
         ("What did she steal?", "She stole a crown when she was 43 years old.", ["crown", "43"]),
         ("Where did she grow up?", "She grew up on a small vineyard near Krems.", ["vineyard", "Krems"]),
+        ("What is she allergic to?", "She has a severe allergy to cashews.", ["severe", "cashews"]),
+        ("Which allergies has she?", "She is allergic to latex.", ["latex"]),
         ("", "Ngũgĩ plays violin", ["Ngũgĩ"]),
         (
             "Where is it?",
