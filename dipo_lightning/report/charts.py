@@ -28,18 +28,18 @@ class DrawnChart(NamedTuple):
 _TRAINING: Sequence[tuple[str, str, dict[str, str]]] = (
     (
         "The two terms of the loss",
-        "Forgetting pushes one down while the other holds on to what must be kept. Their scales differ.",
+        "One term pushes the forget rows down, the other holds the retain rows. Their scales differ.",
         {"train/forget": "forget term", "train/retain": "retain term"},
     ),
     (
         "Margin of a forget row",
-        "How far the model has moved from the answer it knew towards one it didn't prefer. It starts at 0 and rises.",
+        "Distance that the policy has moved from the dispreferred towards the preferred distribution; 0 at the start.",
         {"train/margin": "margin"},
     ),
     (
         "Rewards of the two distributions",
-        "What the model gives to the distribution it should prefer, and to the one it should give up.",
-        {"train/reward_preferred": "preferred", "train/reward_dispreferred": "given up"},
+        "Reward of the preferred and of the dispreferred distribution.",
+        {"train/reward_preferred": "preferred", "train/reward_dispreferred": "dispreferred"},
     ),
     (
         "Norm of the gradient",

@@ -320,14 +320,14 @@ def _least_forgotten(value: ValueReport) -> tuple[bool, bool, int, float]:
 def _damage(kept: Sequence[Kept], words: float, repeated: float, repeated_before: float) -> list[str]:
     found = [
         f"{one.label} keep {one.share:.1%} of their score ({one.before:.3f} to {one.after:.3f}, {one.count}); "
-        f"{KEEP:.0%} is asked for."
+        f"at least {KEEP:.0%} is required."
         for one in kept
         if one.lost
     ]
     if not words >= WORDS:
         found.append(
-            f"The share of words that exist in answers to forget questions is {words:.1%} of the target's; {WORDS:.0%} "
-            "is asked for."
+            f"The share of words that exist in answers to forget questions is {words:.1%} of the target's; at least "
+            f"{WORDS:.0%} is required."
         )
     if repeated > max(REPEATED, repeated_before):
         found.append(f"One sentence answers {repeated:.0%} of the forget questions.")
@@ -338,7 +338,7 @@ def _sentences(words: float, repeated: float, repeated_before: float) -> list[st
     share = f"The share of words that exist in answers to forget questions is {words:.1%} of the target's."
     lines = [share] if words >= WORDS else []
     if 0 < repeated <= max(REPEATED, repeated_before):
-        lines.append(f"The commonest answer is given to {repeated:.0%} of the forget questions.")
+        lines.append(f"The most common answer is given to {repeated:.0%} of the forget questions.")
     return lines
 
 
@@ -377,7 +377,11 @@ def _numbers(ordered: Sequence[ValueReport], kept: Sequence[Kept]) -> list[str]:
 
 def _uncertainty(values: Sequence[ValueReport], unheard: int) -> str:
     samples = min((value.samples for value in values), default=0)
-    late = f" {unheard} of {len(values)} values lie behind the longest answer that was asked for." if unheard else ""
+    late = (
+        f" {unheard} of {len(values)} values lie beyond the maximum answer length, so only their probability is known."
+        if unheard
+        else ""
+    )
     if not samples:
         return "No answers were sampled: a value that greedy decoding does not say may still be said." + late
     bound = upper_bound(0, samples)
@@ -389,7 +393,7 @@ def _uncertainty(values: Sequence[ValueReport], unheard: int) -> str:
 
 def _next_step(outcome: Outcome, greedy: int, known: int, total: int, settings: dict[str, Any]) -> str:
     lr, epochs = settings.get("lr"), settings.get("epochs")
-    more = f"more passes (--epochs {2 * epochs}; the same --output goes on)" if epochs else "twice as many passes"
+    more = f"more passes (--epochs {2 * epochs}; the same --output resumes)" if epochs else "twice as many passes"
 
     def another(factor: float, words: str) -> str:
         return (

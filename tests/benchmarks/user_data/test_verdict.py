@@ -81,7 +81,7 @@ def test_an_ordinary_word_remains_only_where_it_is_said_more_often_than_by_chanc
 
 def test_values_behind_the_longest_answer_are_counted():
     found = judge([GONE] * 4, GOOD, words=1.0, repeated=0.0, unheard=1)
-    assert "1 of 4 values lie behind the longest answer" in found.uncertainty
+    assert "1 of 4 values lie beyond the maximum answer length" in found.uncertainty
 
 
 def test_values_that_the_target_did_not_know_are_named_and_no_success():
@@ -285,7 +285,7 @@ def test_the_numbers_behind_good_sentences_are_said_too():
     found = verdict([GONE] * 4, words=0.97, repeated=0.25)
     assert found.outcome == "forgotten"
     assert "The share of words that exist in answers to forget questions is 97.0% of the target's." in found.reasons
-    assert "The commonest answer is given to 25% of the forget questions." in found.reasons
+    assert "The most common answer is given to 25% of the forget questions." in found.reasons
     assert found.document()["words"] == 0.97
 
 
