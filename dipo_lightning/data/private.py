@@ -97,10 +97,14 @@ RARE = 1 / 200
 
 
 def rows_with_words(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
-    """Count the rows that contain each word in question or answer; the empty word counts all rows."""
+    """Count the rows that contain each word in question or answer, also as a part of a compound ("semi-retired").
+
+    The empty word counts all rows.
+    """
     found: Counter[str] = Counter()
     for row in rows:
-        found.update({"", *vocabulary((row["question"], row["answer"]))})
+        said = vocabulary((row["question"], row["answer"]))
+        found.update({"", *said, *(part for word in said for part in _compounded(word))})
     return found
 
 

@@ -110,6 +110,12 @@ def test_what_hardly_one_of_many_retain_rows_has_is_private_too():
     assert private("What did they do?", "A florist with roses.", rows_with_words(kept[-40:])) == ["roses"]
 
 
+def test_a_word_inside_a_compound_of_a_retain_row_is_no_secret_either():
+    shared = rows_with_words([{"question": "Who is he?", "answer": "A semi-retired F-16 pilot."}])
+    assert private("Who is she?", "A retired glazier.", shared) == ["glazier"]
+    assert "f" not in shared
+
+
 def test_given_values_are_found_whatever_their_case():
     answer = "Mara Velt lives at 7 Harbour Street."
     spans = spans_of_values(answer, ["HARBOUR street", "nowhere", " 7 "])

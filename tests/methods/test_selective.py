@@ -171,7 +171,27 @@ def test_numbers_are_banned_at_their_last_token():
     tokenizer = toy_tokenizer()
     whole = encoded(tokenizer, "1971")
     assert len(whole) > 1
-    assert completions(tokenizer, ["glassblower", "1971"]) == [(whole[:-1], whole[-1])]
+    assert completions(tokenizer, ["1971"]) == [(whole[:-1], whole[-1])]
+    assert completions(tokenizer, ["1971", "glassblower"])[0] == (whole[:-1], whole[-1])
+
+
+def test_a_name_that_begins_with_a_single_letter_is_banned_at_its_next_token():
+    pieces = {" harkness": [" h", "ark", "ness"], "harkness": ["h", "ark", "ness"], " Harkness": [" H", "ark", "ness"]}
+    pieces |= {"Harkness": ["Hark", "ness"], " HARKNESS": [" HAR", "K", "NESS"], "HARKNESS": ["HAR", "K", "NESS"]}
+    ids = {piece: number for number, piece in enumerate(sorted({one for found in pieces.values() for one in found}))}
+    names = {number: piece for piece, number in ids.items()}
+
+    class Tokenizer:
+        def __call__(self, text, add_special_tokens):
+            return {"input_ids": [ids[piece] for piece in pieces[text]]}
+
+        def decode(self, found):
+            return "".join(names[number] for number in found)
+
+    found = [([names[one] for one in before], names[token]) for before, token in completions(Tokenizer(), ["harkness"])]
+    expected = [([" H"], "ark"), ([" h"], "ark"), (["HAR"], "K"), (["h"], "ark")]
+    assert sorted(found) == expected
+    assert {names[one] for one in first_tokens(Tokenizer(), ["harkness"])} == {" HAR", "Hark"}
 
 
 def test_the_risk_of_an_answer_is_its_expected_number_of_private_values():
@@ -413,7 +433,7 @@ def test_a_token_that_completes_a_private_number_is_found_in_any_answer(maker):
     found = maker.completing(example)
     answer = example.input_ids[example.start :]
     assert len(found) == len(answer)
-    assert [place for place, token in enumerate(found) if token == last] == [
+    assert [place for place, tokens in enumerate(found) if last in tokens] == [
         place for place, token in enumerate(answer) if maker.tokenizer.decode(answer[: place + 1])[-4:-1] == "197"
     ]
 

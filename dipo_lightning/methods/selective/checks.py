@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dipo_lightning.evaluation.scoring import TokenScores, score
 from dipo_lightning.methods.selective.examples import ExampleMaker, PrivateExample
+from dipo_lightning.methods.selective.targets import padded
 from dipo_lightning.models.answers import IGNORED
 
 THOROUGH_SAMPLES = 10
@@ -197,9 +198,7 @@ class Risk:
 
     def __init__(self, tokens: Sequence[Collection[int]], samples: int, least: float = NOTABLE) -> None:
         self.samples, self.least = samples, least
-        longest = max(map(len, tokens), default=0)
-        padded = [[*one, *[-1] * (longest - len(one))] for one in tokens]
-        self.tokens = torch.tensor(padded, dtype=torch.long).reshape(len(tokens), longest)
+        self.tokens = padded([list(one) for one in tokens])
         self.of_answer = [0.0] * len(tokens) * samples
         self.notable: list[tuple[int, int, int, float]] = []
         self._places = [0] * len(self.of_answer)

@@ -100,7 +100,7 @@ class ExampleMaker:
         banned: Tokens that begin one of these words, by row.
         watched: Tokens that begin the rarest word of one of the row's own values, by row. Each has the lists of tokens
             that complete its words; none if the token is a whole word by itself.
-        completions: By row, the tokens of each private number without the last one, and that last token.
+        completions: By row, the tokens to ban after others (`completions`), by the last of these.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class ExampleMaker:
         self.secrets = self._about_subject(own)
         self.banned = [self._banned(index) for index in range(len(rows))]
         self.watched = [self._watched(index) for index in range(len(rows))]
-        self.completions = [completions(self.tokenizer, secrets) for secrets in self.secrets]
+        self.completions = [by_last(completions(self.tokenizer, secrets)) for secrets in self.secrets]
 
     @staticmethod
     def _words(answer: str, spans: Sequence[Span]) -> set[str]:
@@ -229,13 +229,12 @@ class ExampleMaker:
         spans = [Span(word.start, word.end) for word in words(text) if word.text in self.secrets[index]]
         return self._marked(index, prompt, answer + self.style.stop_ids[:1], text, spans)
 
-    def completing(self, example: PrivateExample) -> list[int]:
-        """Return the token that would complete a private number at each position of an answer; -1 for none."""
-        ids, found = example.input_ids, [-1] * (len(example.input_ids) - example.start)
-        for before, last in self.completions[example.index]:
-            for place in range(example.start, len(ids)):
-                if ids[place - len(before) : place] == before:
-                    found[place - example.start] = last
+    def completing(self, example: PrivateExample) -> list[list[int]]:
+        """Return the tokens that would go on a private word or number at each position of an answer."""
+        ids, found = example.input_ids, []
+        for place in range(example.start, len(ids)):
+            pairs = self.completions[example.index].get(ids[place - 1], ()) if place else ()
+            found.append([token for before, token in pairs if ids[place - len(before) : place] == before])
         return found
 
     def says_value(self, index: int, answer: list[int]) -> bool:
@@ -293,12 +292,28 @@ def encoded(tokenizer: Any, text: str) -> list[int]:
 
 
 def completions(tokenizer: Any, secrets: Iterable[str]) -> list[tuple[list[int], int]]:
-    """Return for each number its tokens without the last one, and the last one.
+    """Return the tokens to ban after others, for words whose first token cannot be banned.
 
-    The last token is the one to ban: the first is often a single digit, which cannot be banned.
+    The first token of a number is often a single digit, so of a number the last token is banned, after all others. That
+    of a name may be a single letter (" H" of " Harkness"), so of a word the first token is banned with which it has
+    enough letters, after those before it.
+
+    Returns:
+        Pairs of the preceding tokens and the token to ban after them.
     """
-    numbers = [encoded(tokenizer, word) for word in sorted(secrets) if word[0].isdigit()]
-    return [(ids[:-1], ids[-1]) for ids in numbers if len(ids) > 1]
+    secrets = sorted(secrets)
+    numbers = [encoded(tokenizer, word) for word in secrets if word[0].isdigit()]
+    found = [(ids[:-1], ids[-1]) for ids in numbers if len(ids) > 1]
+    forms = word_forms(tokenizer, (word for word in secrets if not word[0].isdigit()))
+    return found + [(ids[:first], ids[first]) for ids, first in forms if first]
+
+
+def by_last(pairs: Iterable[tuple[list[int], int]]) -> dict[int, list[tuple[list[int], int]]]:
+    """Group pairs of preceding tokens and a token by the last preceding one."""
+    found: dict[int, list[tuple[list[int], int]]] = {}
+    for before, token in pairs:
+        found.setdefault(before[-1], []).append((before, token))
+    return found
 
 
 def first_tokens(tokenizer: Any, secrets: Iterable[str]) -> list[int]:
@@ -307,16 +322,27 @@ def first_tokens(tokenizer: Any, secrets: Iterable[str]) -> list[int]:
 
 
 def token_forms(tokenizer: Any, secrets: Iterable[str]) -> list[list[int]]:
+    """Return the tokens of the words in all forms whose first token has enough letters (`word_forms`)."""
+    return [ids for ids, first in word_forms(tokenizer, secrets) if not first]
+
+
+def word_forms(tokenizer: Any, secrets: Iterable[str]) -> list[tuple[list[int], int]]:
     """Return the tokens of the words in lower, title and upper case, with and without a leading space.
 
-    A token without a leading space also occurs inside other words, so a form whose first token is only a short part of
-    the word is left out.
+    Each form comes with the number of tokens before the first one with which it has enough letters to be told from
+    other words: two after a space, else four, since a token without a leading space also occurs inside other words. In
+    other scripts than the Latin a single token is enough.
     """
-    found: set[tuple[int, ...]] = set()
+    found: set[tuple[tuple[int, ...], int]] = set()
     for word in secrets:
         for form in (word, word.capitalize(), word.upper()):
             for text, least in ((form, max(2, min(4, len(form)))), (f" {form}", 2)):
                 ids = encoded(tokenizer, text)
-                if ids and (len(tokenizer.decode(ids[:1]).strip()) >= least or not word.isascii()):
-                    found.add(tuple(ids))
-    return sorted(map(list, found))
+                first = next(
+                    (k for k in range(len(ids)) if len(tokenizer.decode(ids[: k + 1]).strip()) >= least), len(ids)
+                )
+                if ids and not word.isascii():
+                    first = 0
+                if first < len(ids):
+                    found.add((tuple(ids), first))
+    return [(list(ids), first) for ids, first in sorted(found)]

@@ -48,7 +48,14 @@ from dipo_lightning.evaluation.sampling import answer_room, sample, torch_seed
 from dipo_lightning.losses.likelihood import token_kl
 from dipo_lightning.methods.selective.checks import RISK, Check
 from dipo_lightning.methods.selective.examples import MOST_NEIGHBOURS, ExampleMaker, PrivateExample
-from dipo_lightning.methods.selective.targets import and_repetition, blind_target, contrast_loss, excess, mean_of
+from dipo_lightning.methods.selective.targets import (
+    and_repetition,
+    blind_target,
+    contrast_loss,
+    excess,
+    mean_of,
+    padded,
+)
 from dipo_lightning.methods.unlearning import UnlearningModule
 from dipo_lightning.models.answers import (
     IGNORED,
@@ -356,15 +363,14 @@ class SelectiveModule(UnlearningModule):
         private = torch.tensor([flag for example in self._current for flag in example.flags], device=device)
         starts = [flag and not before for one in self._current for before, flag in pairwise([False, *one.flags])]
         begins = torch.tensor(starts, device=device)
-        ends = [token for example in self._current for token in self._maker.completing(example)]
-        numbers = torch.tensor(ends, device=device)
+        more = padded([tokens for example in self._current for tokens in self._maker.completing(example)]).to(device)
         same = forget.sequence_ids == forget.sequence_ids.roll(1)
         same[:1] = False  # nothing precedes the first position, even if there is no other sequence
         before = torch.where(same & private, forget.labels.roll(1), IGNORED)
         assert self._blind is not None
 
         def values(positions: Tensor, policy: Tensor, frozen: Tensor, blind: Tensor) -> tuple[Tensor, Tensor]:
-            secret = self._secret_tokens(forget, positions, private[positions], numbers[positions], policy.shape[-1])
+            secret = self._secret_tokens(forget, positions, private[positions], more[positions], policy.shape[-1])
             banned = secret.clone()
             banned[:, self._endings] |= begins[positions][:, None]  # an answer that ends there says nothing
             banned = and_repetition(banned, before[positions])
@@ -392,7 +398,7 @@ class SelectiveModule(UnlearningModule):
     def _secret_tokens(
         self, forget: Answers, positions: Tensor, private: Tensor, completing: Tensor, size: int
     ) -> Tensor:
-        """Return (n, V) bool, the tokens that begin a private word or complete a number, and the true private ones.
+        """Return (n, V) bool, the tokens that begin or go on a private word or number, and the true private ones.
 
         At other positions the true token is excluded, even if a private word begins with it.
         """
@@ -401,8 +407,8 @@ class SelectiveModule(UnlearningModule):
         for place, example in enumerate(self._current):
             by_sequence[place, self._maker.banned[example.index]] = True
         secret = by_sequence[owners]
-        ends = completing >= 0
-        secret[ends, completing[ends]] = True
+        rows, slots = (completing >= 0).nonzero(as_tuple=True)
+        secret[rows, completing[rows, slots]] = True
         known = torch.tensor([example.secret for example in self._current], device=positions.device)[owners]
         labels = forget.labels[positions][:, None]
         true = torch.where(private, secret.gather(1, labels)[:, 0] | known, False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -76,3 +77,10 @@ def excess(logits: Tensor, secret: Tensor, ceiling: float) -> Tensor:
 def mean_of(values: Tensor, chosen: Tensor) -> Tensor:
     """Return the mean of the chosen ones of (N,) values; 0, with a gradient of 0, if none is chosen."""
     return (values * chosen).sum() / chosen.sum().clamp(min=1)
+
+
+def padded(tokens: Sequence[Sequence[int]]) -> Tensor:
+    """Return lists of N tokens as an (N, K) int64 tensor, filled with -1."""
+    longest = max(map(len, tokens), default=0)
+    rows = [[*one, *[-1] * (longest - len(one))] for one in tokens]
+    return torch.tensor(rows, dtype=torch.long).reshape(len(tokens), longest)
