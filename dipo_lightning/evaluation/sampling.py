@@ -51,7 +51,7 @@ def sample(
     temperature: float = 1.0,
     visible: Sequence[Sequence[int]] | None = None,
     banned: Sequence[Sequence[int]] | None = None,
-    observe: Callable[[list[int], Tensor], None] | None = None,
+    observe: Callable[[list[int], Tensor, list[list[int]]], None] | None = None,
 ) -> list[list[list[int]]]:
     """Sample several continuations of each prompt; the prompt itself is computed once.
 
@@ -69,7 +69,7 @@ def sample(
         visible: For each prompt, 1 per token, or 0 if the model must not attend to it; positions are unchanged.
         banned: For each prompt, tokens that must not be sampled.
         observe: Called before each new token with the numbers of the n unfinished continuations (``prompt * samples +
-            sample``) and their (n, V) logits.
+            sample``), their (n, V) logits and their tokens so far.
 
     Returns:
         The continuations of each prompt, cut before a stop id or at the end of the model's position embeddings.
@@ -127,7 +127,7 @@ def _sample_batch(
     stop_ids: set[int],
     temperature: float,
     numbers: list[int],
-    observe: Callable[[list[int], Tensor], None] | None,
+    observe: Callable[[list[int], Tensor, list[list[int]]], None] | None,
 ) -> list[list[list[int]]]:
     """Sample the continuations of a batch of prompts, padded on the left; finished ones leave the batch."""
     device = next(policy.parameters()).device
@@ -154,7 +154,8 @@ def _sample_batch(
             logits[place, banned[row // samples]] = torch.finfo(logits.dtype).min
         if observe:
             places = [place for place, row in enumerate(rows) if row in going]
-            observe([numbers[rows[place]] for place in places], logits[places])
+            going_on = [rows[place] for place in places]
+            observe([numbers[row] for row in going_on], logits[places], [said[row] for row in going_on])
         uniform = torch.cat([torch.rand(samples, generator=one, dtype=torch.float64) for one in generators])
         tokens = draw_tokens(logits / temperature, uniform[rows])
         for row, token in zip(rows, tokens.tolist(), strict=True):

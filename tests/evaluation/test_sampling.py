@@ -79,13 +79,14 @@ def test_hidden_tokens_are_not_seen_and_banned_ones_not_said():
 
 
 def test_an_observer_sees_the_logits_of_every_position_of_each_continuation():
-    model, seen = toy_model(), {}
+    model, seen, texts = toy_model(), {}, {}
     with torch.no_grad():
         model.lm_head.weight[2] *= 3
 
-    def observe(numbers, logits):
-        for number, row in zip(numbers, logits, strict=True):
+    def observe(numbers, logits, so_far):
+        for number, row, ids in zip(numbers, logits, so_far, strict=True):
             seen.setdefault(number, []).append(row)
+            texts.setdefault(number, []).append(list(ids))
 
     said = sample(model, PROMPTS, samples=3, max_new_tokens=5, stop_ids=[2], seeds=[1, 2, 3, 4], observe=observe)
     for number, ids in enumerate(one for own in said for one in own):
@@ -93,6 +94,7 @@ def test_an_observer_sees_the_logits_of_every_position_of_each_continuation():
         with torch.no_grad():
             logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 :][:5]
         torch.testing.assert_close(torch.stack(seen[number]), logits)
+        assert texts[number] == [ids[:place] for place in range(len(logits))]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "mistral", "opt"])

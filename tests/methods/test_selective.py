@@ -195,14 +195,16 @@ def test_a_name_that_begins_with_a_single_letter_is_banned_at_its_next_token():
 
 
 def test_the_risk_of_an_answer_is_its_expected_number_of_private_values():
-    risk = Risk([[1], [0, 2], []], samples=2)
+    risk = Risk([[1], [0, 2], []], [{}, {}, {7: [([8, 7], 1), ([7], 1), ([9, 7], 0)]}], samples=2)
     chances = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.25, 0.25]])
-    risk.add([1, 2, 5], chances)
-    risk.add([1], torch.tensor([[0.5, 0.5, 0.0]]))
-    risk.add([], torch.empty(0, 3))
+    risk.add([1, 2, 5], chances, [[], [7], []])
+    risk.add([1], torch.tensor([[0.5, 0.5, 0.0]]), [[0]])
+    risk.add([], torch.empty(0, 3), [])
     assert risk.of_answer == pytest.approx([0, 0.2 + 0.5, 0.1 + 0.3, 0, 0, 0])
     assert [one[:3] for one in risk.notable] == [(1, 0, 1), (2, 0, 0), (2, 0, 2), (1, 1, 1)]
     assert [one[3] for one in risk.notable] == pytest.approx([0.2, 0.1, 0.3, 0.5])
+    risk.add([4, 5], torch.tensor([[0.25, 0.5, 0.25]] * 2), [[1, 8, 7], [7, 1]])
+    assert risk.of_answer[4:] == pytest.approx([0.5, 0]), "once, whatever the number of words that it goes on"
 
 
 def test_only_the_rest_of_a_word_makes_its_first_token_a_risk(maker, monkeypatch):
@@ -229,7 +231,7 @@ def test_other_words_are_told_from_a_value_only_where_the_run_may_end(maker, mon
     chances[:, token] = 0.25
 
     def sample(policy, prompts, samples, purpose, observe):
-        observe([0, 1], chances.log())
+        observe([0, 1], chances.log(), [[], []])
         return [[answer] * samples]
 
     check = Check(toy_model(), maker, [[]], [], torch.device("cpu"), 0, sample, lambda found: found)
@@ -249,7 +251,7 @@ def test_the_riskiest_answers_become_training_rows(maker, monkeypatch):
     chances[:, token] = torch.arange(12) / 100  # of the first answer to the first question 0, of the next 0.01 ...
 
     def sample(policy, prompts, samples, purpose, observe):
-        observe(list(range(12)), chances.log())
+        observe(list(range(12)), chances.log(), [[]] * 12)
         return [[answer] * samples for _ in prompts]
 
     check = Check(toy_model(), maker, [asked[:1], asked[1:]], [], torch.device("cpu"), 0, sample, lambda found: found)

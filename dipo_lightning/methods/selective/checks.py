@@ -9,7 +9,7 @@ improbable.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from dipo_lightning.evaluation.scoring import TokenScores, score
-from dipo_lightning.methods.selective.examples import ExampleMaker, PrivateExample
+from dipo_lightning.methods.selective.examples import ExampleMaker, PrivateExample, following
 from dipo_lightning.methods.selective.targets import padded
 from dipo_lightning.models.answers import IGNORED
 
@@ -114,13 +114,16 @@ class Check:
         The risks are of the row's own values and of any, and upper bounds.
         """
         prompts = [example.input_ids[: example.start] for example in asked]
-        own = Risk([self.maker.watched[example.index] for example in asked], samples)
-        of_any = Risk([self.maker.banned[example.index] for example in asked], samples, least=math.inf)
+        maker, rows = self.maker, [example.index for example in asked]
+        own = Risk([maker.watched[row] for row in rows], [maker.watched_names[row] for row in rows], samples)
+        of_any = Risk(
+            [maker.banned[row] for row in rows], [maker.completions[row] for row in rows], samples, least=math.inf
+        )
 
-        def observe(numbers: list[int], logits: Tensor) -> None:
+        def observe(numbers: list[int], logits: Tensor, said: list[list[int]]) -> None:
             chances = logits.float().softmax(-1)
-            own.add(numbers, chances)
-            of_any.add(numbers, chances)
+            own.add(numbers, chances, said)
+            of_any.add(numbers, chances, said)
 
         said = self.sample(self.policy, prompts, samples, purpose=purpose, observe=observe)
         found: tuple[list[float], list[float], Any] = (own.of_answer, of_any.of_answer, own.notable)
@@ -188,23 +191,30 @@ class Risk:
 
     Args:
         tokens: Tokens that begin a private value, by prompt.
+        after: Tokens that go on a private value whose first token may begin anything, by prompt (`by_last`).
         samples: Number of answers to each prompt.
         least: Probability from which a token is notable.
 
     Attributes:
         of_answer: Sum over the answer's positions of the probability of these tokens, by answer.
-        notable: Answer, position in it, token and probability of the notable ones.
+        notable: Answer, position in it, token and probability of the notable ones that begin a value.
     """
 
-    def __init__(self, tokens: Sequence[Collection[int]], samples: int, least: float = NOTABLE) -> None:
-        self.samples, self.least = samples, least
+    def __init__(
+        self,
+        tokens: Sequence[Collection[int]],
+        after: Sequence[Mapping[int, Sequence[tuple[list[int], int]]]],
+        samples: int,
+        least: float = NOTABLE,
+    ) -> None:
+        self.after, self.samples, self.least = after, samples, least
         self.tokens = padded([list(one) for one in tokens])
         self.of_answer = [0.0] * len(tokens) * samples
         self.notable: list[tuple[int, int, int, float]] = []
         self._places = [0] * len(self.of_answer)
 
-    def add(self, numbers: Sequence[int], chances: Tensor) -> None:
-        """Add the next position of some answers, given the (n, V) probabilities."""
+    def add(self, numbers: Sequence[int], chances: Tensor, said: Sequence[Sequence[int]]) -> None:
+        """Add the next position of some answers, given the (n, V) probabilities and the answers' tokens so far."""
         self.tokens = self.tokens.to(chances.device)
         tokens = self.tokens[torch.tensor(numbers, dtype=torch.long, device=chances.device) // self.samples]
         found = torch.where(tokens >= 0, chances.gather(1, tokens.clamp(min=0)), 0.0)
@@ -214,3 +224,6 @@ class Risk:
         for number, chance in zip(numbers, found.sum(1).tolist(), strict=True):
             self.of_answer[number] += chance
             self._places[number] += 1
+        for row, (number, ids) in enumerate(zip(numbers, said, strict=True)):
+            if more := following(self.after[number // self.samples], ids):
+                self.of_answer[number] += float(chances[row, more].sum())

@@ -13,6 +13,7 @@ from dipo_lightning.data.private import (
     FUNCTION_WORDS,
     Span,
     Word,
+    has_digit,
     is_name,
     is_rare,
     names_in,
@@ -101,6 +102,7 @@ class ExampleMaker:
         watched: Tokens that begin the rarest word of one of the row's own values, by row. Each has the lists of tokens
             that complete its words; none if the token is a whole word by itself.
         completions: By row, the tokens to ban after others (`completions`), by the last of these.
+        watched_names: The same for the words of `watched` alone, without numbers, whose last digit also ends others.
     """
 
     def __init__(
@@ -114,8 +116,11 @@ class ExampleMaker:
         own = [self._words(row["answer"], spans) for row, spans in zip(rows, self.spans, strict=True)]
         self.secrets = self._about_subject(own)
         self.banned = [self._banned(index) for index in range(len(rows))]
-        self.watched = [self._watched(index) for index in range(len(rows))]
+        rarest = [self._rarest(index) for index in range(len(rows))]
+        self.watched = [self._watched(index, own) for index, own in enumerate(rarest)]
         self.completions = [by_last(completions(self.tokenizer, secrets)) for secrets in self.secrets]
+        names = [[word for word in own if not has_digit(word)] for own in rarest]
+        self.watched_names = [by_last(completions(self.tokenizer, own)) for own in names]
 
     @staticmethod
     def _words(answer: str, spans: Sequence[Span]) -> set[str]:
@@ -132,11 +137,14 @@ class ExampleMaker:
         said = [vocabulary([row["question"], row["answer"]]) for row in self.rows]
         return [mine | (more - text) for mine, more, text in zip(own, others, said, strict=True)]
 
-    def _watched(self, index: int) -> dict[int, list[list[int]]]:
-        """Tokens that begin the rarest word of each value, taken to be the word with the most tokens."""
+    def _rarest(self, index: int) -> list[str]:
+        """The rarest word of each value of a row, taken to be the word with the most tokens."""
         answer = self.rows[index]["answer"]
         values = [sorted(self._words(answer, [span])) for span in self.spans[index]]
-        rarest = [max(one, key=lambda word: len(encoded(self.tokenizer, f" {word}"))) for one in values if one]
+        return [max(one, key=lambda word: len(encoded(self.tokenizer, f" {word}"))) for one in values if one]
+
+    def _watched(self, index: int, rarest: Sequence[str]) -> dict[int, list[list[int]]]:
+        """Tokens that begin the rarest words of a row, each with the lists of tokens that complete them."""
         found: dict[int, list[list[int]]] = {}
         for first, *rest in token_forms(self.tokenizer, rarest):
             if first in self.banned[index]:
@@ -233,8 +241,7 @@ class ExampleMaker:
         """Return the tokens that would go on a private word or number at each position of an answer."""
         ids, found = example.input_ids, []
         for place in range(example.start, len(ids)):
-            pairs = self.completions[example.index].get(ids[place - 1], ()) if place else ()
-            found.append([token for before, token in pairs if ids[place - len(before) : place] == before])
+            found.append(following(self.completions[example.index], ids[:place]))
         return found
 
     def says_value(self, index: int, answer: list[int]) -> bool:
@@ -314,6 +321,12 @@ def by_last(pairs: Iterable[tuple[list[int], int]]) -> dict[int, list[tuple[list
     for before, token in pairs:
         found.setdefault(before[-1], []).append((before, token))
     return found
+
+
+def following(pairs: Mapping[int, Sequence[tuple[list[int], int]]], ids: Sequence[int]) -> list[int]:
+    """Return the tokens of pairs (`by_last`) whose preceding tokens are the last ones of a text."""
+    there = pairs.get(ids[-1], ()) if ids else ()
+    return sorted({token for before, token in there if list(ids[-len(before) :]) == before})
 
 
 def first_tokens(tokenizer: Any, secrets: Iterable[str]) -> list[int]:
