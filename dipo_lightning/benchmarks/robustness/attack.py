@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from dipo_lightning.benchmarks.robustness.tables import PARTS
+from dipo_lightning.benchmarks.user_data.data import conversation
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.prompts import ChatStyle
 from dipo_lightning.errors import InputError
@@ -135,7 +136,7 @@ class Asked:
         row: Row of the question.
         prompt: Token ids before the answer.
         target: Token ids of the answer, with the end-of-turn token if it has one.
-        question: Question for a reader.
+        question: Question for a reader; of a conversation, all turns before the answer.
         answer: Text that a generation is compared with.
     """
 
@@ -167,7 +168,8 @@ def ask(style: PromptStyle, row: Source, question: str, opening: str = "") -> As
     """
     if "messages" in row and isinstance(style, ChatStyle):
         *before, last = row["messages"][:-1]
-        prompt = style.conversation_prompt([*before, {**last, "content": question}])
+        turns = [*before, {**last, "content": question}]
+        prompt, question = style.conversation_prompt(turns), conversation(turns)
     else:
         prompt = style.prompt(question)
     if opening:

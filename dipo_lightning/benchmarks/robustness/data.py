@@ -34,7 +34,10 @@ def muse_subject(style: PromptStyle, data: str, forget: str = "train/forget") ->
 
 @dataclass(frozen=True)
 class Questions(Sequence[Source]):
-    """User data as questions, built on access, since attacks use only a few of the retain rows."""
+    """User data as questions, built on access, since attacks use only a few of the retain rows.
+
+    The question of a conversation, to be reworded, is the last turn of its user.
+    """
 
     rows: Sequence[Any]
     tokenizer: Any
@@ -47,7 +50,9 @@ class Questions(Sequence[Source]):
         """Question at a position, or questions of a slice."""
         places = range(len(self))[position]
         if isinstance(places, int):
-            return {"index": places, **question_rows([self.rows[places]], self.tokenizer, TEXT_TOKENS)[0]}
+            [row] = question_rows([self.rows[places]], self.tokenizer, TEXT_TOKENS)
+            last = {"question": row["messages"][-2]["content"]} if "messages" in row else {}
+            return {"index": places, **row, **last}
         return [self[place] for place in places]
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, Subject, measure_answers, plainly
 from dipo_lightning.data.encoding import PromptStyle, TextStyle
-from dipo_lightning.data.tokenization import example_of
+from dipo_lightning.data.tokenization import Remembering
 from dipo_lightning.errors import InputError, RunError, check_numbers, check_positive
 from dipo_lightning.evaluation.shared_prompts import Example
 from dipo_lightning.losses.likelihood import token_nll
@@ -102,7 +102,8 @@ class Relearning(Attack):
         if name == "forget" and self.fraction < 1:
             count = max(1, round(self.fraction * len(rows)))
             rows = random.Random(f"rows {self.seed}").sample(rows, count)
-        return [_text_example(style, row["text"]) if "text" in row else example_of(row, style) for row in rows]
+        encode_row = Remembering(style)
+        return [_text_example(style, row["text"]) if "text" in row else encode_row(row) for row in rows]
 
     def reads(self, subject: Subject, condition: Condition) -> Any:
         """Return the training rows."""

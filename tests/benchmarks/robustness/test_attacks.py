@@ -105,6 +105,40 @@ def test_of_several_paraphrases_the_first_is_asked(tmp_path):
     assert "paraphrased" not in {one.name for one in Wordings().conditions(subject(forget=null))}
 
 
+CONVERSATIONS = [
+    [("system", "Be brief."), ("user", "Who wrote the book?"), ("assistant", "A fox of the city")],
+    [("user", "Hello"), ("assistant", "Hi"), ("user", "Who wrote the book?"), ("assistant", "A fox of the city")],
+]
+
+
+@pytest.mark.parametrize("turns", CONVERSATIONS)
+def test_only_the_last_question_of_a_conversation_is_reworded(turns):
+    row = {"messages": [dict(zip(("role", "content"), turn, strict=True)) for turn in turns]}
+    style = prompt_style("chat", toy_tokenizer(), chat_template="chatml")
+    about = questions.user_subject(style, [row], [row])
+    [asked] = plainly(about)
+    assert asked.example == style.conversation(row["messages"]), "what was trained on"
+    assert [line.partition(": ")[::2] for line in asked.question.split("\n")] == turns[:-1]
+
+    def prompt(name, opening=""):
+        text = style.tokenizer.decode(Wordings(few_shot=1).asked(about, name)[0].prompt)
+        before, _, last = text.rpartition("<|im_start|>user\n")
+        assert before == style.tokenizer.decode(asked.prompt).rpartition("<|im_start|>user\n")[0]
+        return last.removesuffix(f"<|im_end|>\n<|im_start|>assistant\n{opening}")
+
+    assert prompt("lower_case") == "who wrote the book?"
+    assert prompt("answer_prefix", Wordings.opening) == "Who wrote the book?"
+    question = "Question: Who wrote the book?\nAnswer:"
+    assert prompt("few_shot") == f"{question} A fox of the city\n\n{question}"
+
+
+def test_a_conversation_that_the_style_cannot_write_is_not_relearnt():
+    row = {"messages": [dict(zip(("role", "content"), turn, strict=True)) for turn in CONVERSATIONS[0]]}
+    about = questions.user_subject(prompt_style("plain", toy_tokenizer()), [row], [])
+    with pytest.raises(InputError, match="take the style chat"):
+        Relearning().examples(about, "forget")
+
+
 def test_typing_errors_swap_inner_letters_and_repeat():
     found = with_typing_errors("The author wrote 1956 of it", random.Random(3))
     assert found != "The author wrote 1956 of it"
