@@ -12,7 +12,7 @@ import torch
 from scipy.stats import norm
 
 from dipo_lightning.benchmarks.robustness import data as questions
-from dipo_lightning.benchmarks.robustness import quantization, sampling
+from dipo_lightning.benchmarks.robustness import quantization, relearning, sampling
 from dipo_lightning.benchmarks.robustness.attack import Condition, Plain, Subject, plainly
 from dipo_lightning.benchmarks.robustness.prefixes import Prefixes
 from dipo_lightning.benchmarks.robustness.quantization import NF4_LEVELS, Quantization, fake_nf4, int8, nf4, rounded
@@ -407,6 +407,19 @@ def test_rows_and_steps_of_a_curve():
     assert (books.lr, books.batch_size, books.last_step(7)) == (1e-5, 4, 100)
     assert books.steps_measured(100) == [50, 75, 100]
     assert Relearning().steps_measured(13) == [1, 2, 4, 8, 13]
+
+
+@pytest.mark.parametrize(("on", "end"), [("forget", []), ("unrelated", [2])])
+def test_running_text_is_relearnt_to_its_end_in_pieces(on, end, monkeypatch):
+    monkeypatch.setattr(relearning, "TEXT_LENGTH", 8)
+    texts = ["The author was born in a city of rivers.", "Short."]
+    about = subject(trained=[{"text": text} for text in texts], unrelated=texts)
+    examples = Relearning().examples(about, on)
+    assert all(len(ids) <= 8 and ids[0] == 1 and labels == [-100, *ids[1:]] for ids, labels in examples)
+    wanted = [toy_tokenizer()(text, add_special_tokens=False)["input_ids"] + end for text in texts]
+    short = -(-len(wanted[0]) // 7)
+    assert [token for ids, _ in examples[:short] for token in ids[1:]] == wanted[0]
+    assert [ids[1:] for ids, _ in examples[short:]] == [wanted[1]]
 
 
 @pytest.mark.parametrize(
