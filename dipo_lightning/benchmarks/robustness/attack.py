@@ -47,6 +47,7 @@ class Subject:
         max_new_tokens: Maximum length of a generated answer in tokens (TOFU's published evaluation: 200).
         batch_tokens: Maximum number of tokens in a scoring forward pass, padding included.
         generation_rows: Maximum number of rows in a generation batch.
+        answer_part: Function that cuts a generation for ROUGE-L F1 (MUSE: before the next question).
         device: Device of the batches; by default that of the policy's parameters.
         progress: Progress bar of a measurement.
         keep: Function that stores the rows of a single measurement under a name, and returns the stored ones after an
@@ -62,6 +63,7 @@ class Subject:
     max_new_tokens: int = 200
     batch_tokens: int = BATCH_TOKENS
     generation_rows: int = BATCH_ROWS
+    answer_part: Callable[[str], str] = str
     device: torch.device | None = None
     progress: Progress = field(default=no_progress)
     keep: Callable[[str, Callable[[], Measured]], Measured] = field(default=lambda name, measure: measure())
@@ -186,20 +188,22 @@ def measure_answers(policy: nn.Module, subject: Subject, asked: Sequence[Asked])
 
     Returns:
         One row per question, with every field that `dipo_lightning.evaluation.questions` measures on a forget row, and
-        ``rouge``, the ROUGE-L F1 as MUSE computes it; values that are not finite are None. A row without a value has
-        only its ``index`` and the ``reason``.
+        ``rouge``, the ROUGE-L F1 as MUSE computes it (of MUSE's questions from the generation before the next
+        question). Values that are not finite are None. A row without a value has only its ``index`` and the ``reason``.
     """
     examples: list[Example] = []
     plans = [_plan(subject, one, examples) for one in asked]
     options = Measuring(subject.batch_tokens, subject.generation_rows, subject.max_new_tokens)
     rows = measure_plans(policy, subject.style, plans, examples, options, subject.device, subject.progress)
-    return [_measured(row) for row in rows]
+    return [_measured(subject, plan, row) for plan, row in zip(plans, rows, strict=True)]
 
 
-def _measured(row: Row) -> dict[str, Any]:
+def _measured(subject: Subject, plan: Plan, row: Row) -> dict[str, Any]:
     if reason := problem(row):
         return {"index": row["index"], "reason": reason}
-    measured: dict[str, Any] = finite({**row, "rouge": _rouge(row)})
+    said = str(subject.style.tokenizer.decode(plan.said or [], skip_special_tokens=True))
+    rouge = rouge_l([subject.answer_part(said)], [row["answer"]], stemmer=False).f1.item()
+    measured: dict[str, Any] = finite({**row, "rouge": rouge})
     return measured
 
 
@@ -224,10 +228,6 @@ def _plan(subject: Subject, asked: Asked, examples: list[Example]) -> Plan:
         ends=asked.target[-1] in subject.style.stop_ids,
         length=len(asked.target),
     )
-
-
-def _rouge(row: Row) -> float:
-    return rouge_l([str(row["generation"])], [row["answer"]], stemmer=False).f1.item()
 
 
 class Plain(Attack):

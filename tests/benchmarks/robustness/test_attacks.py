@@ -23,6 +23,7 @@ from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.errors import InputError
 from dipo_lightning.metrics.functional.robustness import leak_at_k
 from dipo_lightning.models.lora import LoRA, add_lora
+from tests.helpers.small_muse import write_muse
 from tests.helpers.toys import toy_model, toy_tokenizer
 
 FORGET = [
@@ -62,6 +63,17 @@ def test_a_row_equals_the_model_alone():
             loss = model(torch.tensor([ids]), labels=torch.tensor([labels])).loss.item()
         assert row["nll"] == pytest.approx(loss, rel=1e-5)
         assert (row["index"], row["answer"]) == (source["index"], source["answer"])
+
+
+def test_of_muse_s_questions_the_f1_is_that_of_the_answer_before_the_next_question(tmp_path, monkeypatch):
+    about = questions.muse_subject(prompt_style("text", toy_tokenizer()), str(write_muse(tmp_path)))
+    said = "Oslo\n\nQuestion: Peru?\nAnswer: Lima"
+    monkeypatch.setattr(about.style.tokenizer, "decode", lambda ids, **_: said)
+    [row, *_] = Plain().measure(toy_model(), about, Condition("plain", ""))["plain"]
+    assert (row["answer"], row["rouge"], row["rouge_l_recall"]) == ("Oslo", 1, 1)
+    said = "\n\nOslo"  # MUSE's answer is empty
+    [row, *_] = Plain().measure(toy_model(), about, Condition("plain", ""))["plain"]
+    assert (row["rouge"], row["rouge_l_recall"]) == (0, 1)
 
 
 # Other words.

@@ -11,18 +11,23 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
+from dipo_lightning.benchmarks.muse.data import MUSEDataModule
 from dipo_lightning.benchmarks.robustness import relearning, running
-from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, ask, measure_answers
+from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, ask, measure_answers, plainly
+from dipo_lightning.benchmarks.robustness.callback import RobustnessEvaluation
 from dipo_lightning.benchmarks.robustness.running import build_attacks
 from dipo_lightning.benchmarks.robustness.tables import markdown_table
 from dipo_lightning.cli.main import main
 from dipo_lightning.cli.score import score
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.logs import read_log
+from dipo_lightning.evaluation.rows import Measuring
 from dipo_lightning.metrics.functional.text import rouge_l
+from dipo_lightning.models.loading import load_policy
 from dipo_lightning.report.card import CardFacts, model_card
 from dipo_lightning.report.page import write_page
-from tests.helpers.small_tofu import write_tofu
+from tests.helpers.small_muse import write_muse
+from tests.helpers.small_tofu import ToyModule, read, trainer, write_tofu
 from tests.helpers.toys import save_toy
 
 
@@ -334,6 +339,35 @@ def test_a_run_of_forget_gives_its_model_and_its_rows(tmp_path, capsys):
     assert main(args) == 0
     log = read_log(folder / "attacks/robustness.json")
     assert [row["question"] for row in log.sets["unlearned_plain"]] == ["Who is it?"]
+
+
+def test_a_run_on_muse_is_asked_as_the_callback_asks_it(tmp_path):
+    corpus = write_muse(tmp_path / "news")
+    run = tmp_path / "run"
+    (run / "evaluations").mkdir(parents=True)
+    save_toy(run / "model")
+    init = f"{{data: {corpus}, tokenizer: {run / 'model'}}}"
+    (run / "config.yaml").write_text(f"data:\n  class_path: dipo_lightning.MUSEDataModule\n  init_args: {init}\n")
+    names = "[probability,rouge,rouge_f1]"
+    assert main(["attack", str(run), "--attacks", "[prefixes]", "--metrics", names, "--max_new_tokens", "6"]) == 0
+    given = RobustnessEvaluation(
+        attacks=("prefixes",),
+        attack_metrics=("probability", "rouge", "rouge_f1"),
+        measuring=Measuring(max_new_tokens=6),
+    )
+    module = ToyModule()
+    module.policy = load_policy(str(run / "model"))
+    data = MUSEDataModule(str(run / "model"), data=str(corpus))
+    trainer(tmp_path / "test", given).test(module, datamodule=data, verbose=False)
+    results, [document] = json.loads((run / "attacks" / "robustness.json").read_text()), read(tmp_path / "test")
+    assert results["settings"]["prompt_style"] == document["settings"]["prompt_style"]
+    for name, rows in document["sets"].items():
+        for row, other in zip(rows, results["sets"][name], strict=True):
+            assert (row["question"], row["generation"]) == (other["question"], other["generation"])
+            assert row["nll"] == pytest.approx(other["nll"], rel=1e-5)
+    assert document["aggregates"]["unlearned_plain_rouge_f1"] is not None
+    [asked, *_] = plainly(given.subject)
+    assert given.subject.style.tokenizer.decode(asked.prompt, skip_special_tokens=True) == "Question: Norway?\nAnswer: "
 
 
 def test_a_run_with_several_models_asks_for_one(tmp_path, capsys):
