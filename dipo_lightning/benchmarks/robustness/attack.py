@@ -24,7 +24,7 @@ from dipo_lightning.evaluation.rows import Measuring, Progress, Row, no_progress
 from dipo_lightning.evaluation.run_folder import finite
 from dipo_lightning.evaluation.scoring import BATCH_TOKENS
 from dipo_lightning.evaluation.shared_prompts import Example
-from dipo_lightning.metrics.functional.text import rouge_l
+from dipo_lightning.metrics.functional.text import rouge_l, words
 
 Source = Mapping[str, Any]
 """A row as read: `index`, `question`, `answer`, and the other fields of its data."""
@@ -189,7 +189,8 @@ def measure_answers(policy: nn.Module, subject: Subject, asked: Sequence[Asked])
     Returns:
         One row per question, with every field that `dipo_lightning.evaluation.questions` measures on a forget row, and
         ``rouge``, the ROUGE-L F1 as MUSE computes it (of MUSE's questions from the generation before the next
-        question). Values that are not finite are None. A row without a value has only its ``index`` and the ``reason``.
+        question). Values that are not finite are None, and so is ROUGE for an answer without words, such as ".". A row
+        without a value has only its ``index`` and the ``reason``.
     """
     examples: list[Example] = []
     plans = [_plan(subject, one, examples) for one in asked]
@@ -203,7 +204,8 @@ def _measured(subject: Subject, plan: Plan, row: Row) -> dict[str, Any]:
         return {"index": row["index"], "reason": reason}
     said = str(subject.style.tokenizer.decode(plan.said or [], skip_special_tokens=True))
     rouge = rouge_l([subject.answer_part(said)], [row["answer"]], stemmer=False).f1.item()
-    measured: dict[str, Any] = finite({**row, "rouge": rouge})
+    wordless = {} if words(row["answer"]) else {"rouge": None, "rouge_l_recall": None}
+    measured: dict[str, Any] = finite({**row, "rouge": rouge, **wordless})
     return measured
 
 
