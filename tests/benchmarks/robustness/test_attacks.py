@@ -195,6 +195,20 @@ def test_the_beginning_of_an_answer_is_given(share):
         assert row["answer"] == toy_tokenizer().decode(whole.target[given:-1]).strip()
 
 
+def test_a_rest_without_words_has_no_rouge():
+    about = subject(forget=[{**FORGET[0], "answer": "Taipei."}])
+    [row] = Prefixes().measure(toy_model(), about, Condition("prefix_99", ""))["prefix_99"]
+    assert (row["answer"], row["rouge"], row["rouge_l_recall"]) == (".", None, None)
+    assert row["nll"] > 0
+
+
+def test_an_answer_of_a_single_token_is_left_out_with_its_reason():
+    about = subject(forget=[FORGET[0], {**FORGET[1], "answer": "7"}, FORGET[2]])
+    rows = Prefixes().measure(toy_model(), about, Condition("prefix_50", ""))["prefix_50"]
+    assert [row["index"] for row in rows] == [2, 5, 9]
+    assert [row.get("reason", "").partition(",")[0] for row in rows] == ["", "Its answer has a single token", ""]
+
+
 def test_shares_out_of_range_are_refused():
     with pytest.raises(InputError, match=r"prefixes.shares has 0"):
         Prefixes(shares=(0,)).conditions(subject())
@@ -354,6 +368,12 @@ def test_leaking_samples_are_counted_by_recall_or_by_a_key(monkeypatch):
     keys = ("fo", "Taipei", "profession")
     rows = Sampling(samples=2, k=(1,), keys=keys).measure(toy_model(), about, Condition("samples", ""))["samples"]
     assert [row["leaking"] for row in rows] == [0, 1, 0], "no part of a word, and no word of the question"
+
+
+def test_no_sample_can_say_an_answer_without_words():
+    about = subject(forget=[{**FORGET[0], "answer": "?!"}])
+    [row] = Sampling(samples=2, k=(1,)).measure(toy_model(), about, Condition("samples", ""))["samples"]
+    assert row == {"index": 2, "reason": "Its answer has no words that a sample could say."}
 
 
 @pytest.mark.parametrize(
