@@ -111,15 +111,17 @@ def attack(
     subject = limited(subject, unrelated, max_rows)
     if max_new_tokens is not None:
         subject = replace(subject, max_new_tokens=max_new_tokens)
+    replaced = _log_in_run(run)
     document = attack_models(
         {name: partial(_load, source, place) for name, source in models.items()},
         subject,
         build_attacks(chosen, further),
         folder,
         run.get("provenance"),
+        replaced=replaced,
     )
-    if "evaluations" in run:
-        _add_to_run(run["evaluations"], document)
+    if replaced is not None:
+        _add_to_run(replaced, document)
     if retain is None:
         print("No retain model was given (--retain): no score R, and no comparison with a model that never knew.")
     print(f"{markdown_table(document)}\n\nEvery row, the table and the pictures: {folder}")
@@ -175,18 +177,29 @@ def _load(source: str, device: torch.device) -> nn.Module:
     return policy
 
 
-def _add_to_run(evaluations: Path, document: dict[str, Any]) -> None:
+def _log_in_run(run: dict[str, Any]) -> Path | None:
+    """Return the file of the log among a run's evaluations; None without any."""
+    from dipo_lightning.evaluation.aggregates import evaluation_file
+
+    if "evaluations" not in run:
+        return None
+    where = {"epoch": 0, "step": 0} | (run["provenance"] or {})
+    file: Path = run["evaluations"] / f"{evaluation_file('robustness', where)}_attack.json"
+    return file
+
+
+def _add_to_run(log: Path, document: dict[str, Any]) -> None:
     """Add the log to a run's evaluations (for its page, its card and comparisons) and to TensorBoard."""
     from dipo_lightning.benchmarks.robustness.metrics import settings_pictures
-    from dipo_lightning.evaluation.aggregates import evaluation_file, flat_numbers
+    from dipo_lightning.evaluation.aggregates import flat_numbers
     from dipo_lightning.evaluation.run_folder import write_json
 
-    where, step = document["provenance"], document["provenance"]["step"]
-    write_json(evaluations / f"{evaluation_file('robustness', where)}_attack.json", document)
-    if any(evaluations.parent.glob("events.out.tfevents.*")):
+    folder, step = log.parent.parent, document["provenance"]["step"]
+    write_json(log, document)
+    if any(folder.glob("events.out.tfevents.*")):
         from torch.utils.tensorboard import SummaryWriter
 
-        with SummaryWriter(str(evaluations.parent)) as writer:
+        with SummaryWriter(str(folder)) as writer:
             for name, value in flat_numbers(document["aggregates"]).items():
                 writer.add_scalar(f"robustness/{name}", value, step)
             for name, figure in settings_pictures(document["settings"], document["aggregates"]).items():

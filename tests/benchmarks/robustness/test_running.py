@@ -173,6 +173,19 @@ def test_a_further_attack_takes_the_others_from_before(folders, tmp_path, capsys
     said = capsys.readouterr().out
     assert "unlearned model: weights in int8" in said
     assert "unlearned model: plain question" not in said
+    before = hashes(tmp_path / "out")
+    assert main(options(folders, *out, "[quantization]")) == 2
+    assert "conditions that would be lost: 25 % of the answer given" in capsys.readouterr().err
+    assert hashes(tmp_path / "out") == before
+
+
+def test_a_model_of_an_earlier_attack_is_not_dropped(folders, tmp_path, capsys):
+    line = options(folders, "--output", str(tmp_path / "out"), "--attacks", "[quantization]")
+    assert main([*line, "--retain", str(folders / "retain")]) == 0
+    before = hashes(tmp_path / "out")
+    assert main(line) == 2
+    assert "models that would be lost: retain. Name those too" in capsys.readouterr().err
+    assert hashes(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize("what", ["template", "unrelated"])
@@ -289,7 +302,7 @@ def test_a_user_s_own_rows(folders, tmp_path):
     assert "unlearned_few_shot_rouge" in score(tmp_path / "out" / "robustness.json")
 
 
-def test_a_run_gives_its_model_and_data_and_its_page_and_card_a_section(folders, tmp_path):
+def test_a_run_gives_its_model_and_data_and_its_page_and_card_a_section(folders, tmp_path, capsys):
     run = tmp_path / "run"
     (run / "evaluations").mkdir(parents=True)
     save_toy(run / "model", seed=0)
@@ -307,6 +320,13 @@ def test_a_run_gives_its_model_and_data_and_its_page_and_card_a_section(folders,
     card = model_card(CardFacts(name="x", base="y", method="DiPOModule", run=run))
     assert "### Attacks, and what they recover" in card
     assert "| weights in int8 | " in card
+    before = hashes(run)
+    args[3] = "[wordings]"
+    assert main([*args, "--output", str(tmp_path / "elsewhere")]) == 2
+    assert "would be lost: weights in int8" in capsys.readouterr().err
+    assert hashes(run) == before
+    args[3] = "[wordings,quantization]"
+    assert main([*args, "--output", str(tmp_path / "elsewhere")]) == 0
 
 
 def test_a_run_on_own_rows_gives_those_that_were_unlearned(tmp_path, monkeypatch):
