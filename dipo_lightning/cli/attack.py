@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dipo_lightning.benchmarks.robustness.data import limited, read_subject, subject_of
+from dipo_lightning.benchmarks.robustness.data import is_muse, limited, read_subject, subject_of
 from dipo_lightning.benchmarks.robustness.prefixes import Prefixes
 from dipo_lightning.benchmarks.robustness.quantization import Quantization
 from dipo_lightning.benchmarks.robustness.relearning import Relearning
@@ -70,7 +70,7 @@ def attack(
         forget: File with the forget rows of user data, instead of ``data``.
         kept: File with the retain rows of user data.
         unrelated: Text file for relearning on unrelated text; blank lines separate the texts.
-        prompt: Prompt style used for unlearning; default is the run's, or chat.
+        prompt: Prompt style used for unlearning; default is the run's, or plain for MUSE, or chat.
         output: Folder of the results; default is ``attacks`` in the run folder, or a folder named after the model.
         attacks: Names of the attacks to make.
         wordings: Options of the rewordings.
@@ -79,8 +79,8 @@ def attack(
         sampling: Options of the sampling.
         relearning: Options of the relearning.
         metrics: Metrics of the answers, from which R and Q are computed too: probability, rouge, extraction_strength,
-            exact_memorization, truth_ratio, truth_ratio_prob_mean, rouge_f1 (MUSE's KnowMem), min_k, min_k_plus_plus,
-            or the class path of a metric over rows.
+            exact_memorization, truth_ratio, truth_ratio_prob_mean, rouge_f1 (as MUSE's KnowMem), min_k,
+            min_k_plus_plus, or the class path of a metric over rows.
         further: Your own attacks by name: a class path, or ``class_path`` with ``init_args``.
         max_rows: Maximum number of forget rows, spread evenly over the forget set.
         max_new_tokens: Maximum length of an answer in tokens; default is the benchmark's (TOFU 200, MUSE 32).
@@ -97,6 +97,8 @@ def attack(
     beside = given / "attacks" if run else Path(f"{model.rstrip('/').rpartition('/')[2]}-attacks")
     folder = beside if output is None else expanded(output, "output")
     models = {"unlearned": model} | {name: source for name, source in others.items() if source is not None}
+    if prompt is None and not run.get("prompt"):
+        run["prompt"] = _usual_prompt(data or getattr(run.get("module"), "data", None), split)
     style = _style(run, model, prompt)
     for name in models.keys() - {"unlearned"}:
         _check_other(models[name], run, prompt, style)
@@ -109,26 +111,33 @@ def attack(
     subject = limited(subject, unrelated, max_rows)
     if max_new_tokens is not None:
         subject = replace(subject, max_new_tokens=max_new_tokens)
+    replaced = _log_in_run(run)
     document = attack_models(
         {name: partial(_load, source, place) for name, source in models.items()},
         subject,
         build_attacks(chosen, further),
         folder,
         run.get("provenance"),
+        replaced=replaced,
     )
-    if "evaluations" in run:
-        _add_to_run(run["evaluations"], document)
+    if replaced is not None:
+        _add_to_run(replaced, document)
     if retain is None:
         print("No retain model was given (--retain): no score R, and no comparison with a model that never knew.")
     print(f"{markdown_table(document)}\n\nEvery row, the table and the pictures: {folder}")
 
 
+def _usual_prompt(data: str | None, split: str | None) -> PromptName:
+    """Return the name of the prompt style for data of which no run says it."""
+    return "plain" if data is not None and split is None and is_muse(str(data)) else "chat"
+
+
 def _style(run: dict[str, Any], model: str, prompt: PromptName | None) -> PromptStyle:
-    """The prompt style that is named, or else the run's or ``chat``, with a model's tokenizer."""
+    """The prompt style that is named, or else the run's, with a model's tokenizer."""
     from dipo_lightning.cli.chat import load_style
 
     further = {} if prompt else run.get("prompt_options") or {}
-    return load_style(model, prompt or run.get("prompt") or "chat", **further)
+    return load_style(model, prompt or run["prompt"], **further)
 
 
 def _check_other(source: str, run: dict[str, Any], prompt: PromptName | None, style: PromptStyle) -> None:
@@ -168,18 +177,29 @@ def _load(source: str, device: torch.device) -> nn.Module:
     return policy
 
 
-def _add_to_run(evaluations: Path, document: dict[str, Any]) -> None:
+def _log_in_run(run: dict[str, Any]) -> Path | None:
+    """Return the file of the log among a run's evaluations; None without any."""
+    from dipo_lightning.evaluation.aggregates import evaluation_file
+
+    if "evaluations" not in run:
+        return None
+    where = {"epoch": 0, "step": 0} | (run["provenance"] or {})
+    file: Path = run["evaluations"] / f"{evaluation_file('robustness', where)}_attack.json"
+    return file
+
+
+def _add_to_run(log: Path, document: dict[str, Any]) -> None:
     """Add the log to a run's evaluations (for its page, its card and comparisons) and to TensorBoard."""
     from dipo_lightning.benchmarks.robustness.metrics import settings_pictures
-    from dipo_lightning.evaluation.aggregates import evaluation_file, flat_numbers
+    from dipo_lightning.evaluation.aggregates import flat_numbers
     from dipo_lightning.evaluation.run_folder import write_json
 
-    where, step = document["provenance"], document["provenance"]["step"]
-    write_json(evaluations / f"{evaluation_file('robustness', where)}_attack.json", document)
-    if any(evaluations.parent.glob("events.out.tfevents.*")):
+    folder, step = log.parent.parent, document["provenance"]["step"]
+    write_json(log, document)
+    if any(folder.glob("events.out.tfevents.*")):
         from torch.utils.tensorboard import SummaryWriter
 
-        with SummaryWriter(str(evaluations.parent)) as writer:
+        with SummaryWriter(str(folder)) as writer:
             for name, value in flat_numbers(document["aggregates"]).items():
                 writer.add_scalar(f"robustness/{name}", value, step)
             for name, figure in settings_pictures(document["settings"], document["aggregates"]).items():

@@ -160,7 +160,7 @@ def _questions(lines: TextIO, output: TextIO) -> Iterator[str]:
 def side_by_side(answers: list[tuple[str, str]], width: int) -> str:
     """Format titled texts in columns, or one below the other if ``width`` is too narrow."""
     if width < NARROW:
-        return "\n\n".join(f"{title}:\n{textwrap.fill(text, max(20, width))}" for title, text in answers)
+        return "\n\n".join("\n".join([f"{title}:", *_wrapped(text, max(20, width))]) for title, text in answers)
     column = (width - 3 * (len(answers) - 1)) // len(answers)
     blocks = [[title, "-" * column, *_wrapped(text, column)] for title, text in answers]
     rows = zip_longest(*blocks, fillvalue="")

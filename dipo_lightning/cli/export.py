@@ -143,13 +143,16 @@ def export(
         trust_remote_code: Allow the original model's own Python code to run, whatever the checkpoint says.
         push: Name of a new model repository on the hub, ``OWNER/NAME``, to upload to; it is private by default. Files
             that are not part of the model, and texts with a token or your home folder, are refused.
-        license: Licence of the upload, such as ``llama3.2``; default is the original model's.
-        public: Make the repository public.
+        license: Licence of the model for its card, such as ``llama3.2``; default, for an upload, is the original
+            model's.
+        public: Make the repository public; only with ``push``.
     """
     from dipo_lightning.models.checkpoint import read_checkpoint, restore
     from dipo_lightning.models.export import check_place, save_model
     from dipo_lightning.report.card import CardFacts, model_card
 
+    if public and push is None:
+        raise InputError("public makes a repository on the hub public; give --push its name, or leave --public out.")
     source = with_home(checkpoint)
     if not source.name:
         raise InputError(f"{checkpoint!r} is not a checkpoint; give a .ckpt file of fit, or a folder of shards.")
@@ -159,7 +162,9 @@ def export(
     found = read_checkpoint(checkpoint)
     if adapters == "separate" and found.settings.get("lora") is None:
         raise InputError(f"{found.path} holds no adapters; leave --adapters out.")
-    licence = check_push(push, str(found.settings["pretrained"]), license) if push is not None else ""
+    licence = license or ""
+    if push is not None:
+        licence = check_push(push, str(found.settings["pretrained"]), license)
     policy, tokenizer = restore(found, pretrained, trust_remote_code)
     run = found.path.resolve().parent.parent  # RUN/checkpoints/x.ckpt
     facts = CardFacts(

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dipo_lightning.errors import check_choice
 from dipo_lightning.safety.paths import expanded, with_home
+
+_LABEL = 60
+"""Maximum length in characters of the tasks' names in the name of a log."""
 
 
 def lm_eval(
@@ -76,7 +82,8 @@ def lm_eval(
     found = log_aggregates(benchmark, sets, settings)
     where |= {"weights": model_fingerprint(policy)}
     document = evaluation_document(benchmark, settings, sets, found, provenance=where)
-    path = folder / f"{evaluation_file(benchmark.name, where)}_{'-'.join(names)[:60]}.json"
+    label = log_label(names, num_fewshot=num_fewshot, limit=limit, chat_template=chat_template, dtype=dtype)
+    path = folder / f"{evaluation_file(benchmark.name, where)}_{label}.json"
     write_json(path, document)
     meanings, now = metric_meanings(benchmark.metrics(settings)), flat_numbers(document["aggregates"])
     title, labels = benchmark.describe(settings, sets), {name: meanings[name].label for name in now}
@@ -84,3 +91,12 @@ def lm_eval(
     if "evaluations" in run and output is None:
         print(f"The results page is {write_page(folder.parent)}")
     print(f"Every document: {path}")
+
+
+def log_label(names: Sequence[str], **options: Any) -> str:
+    """Return the tasks' names for the name of a log, with a hash where they are cut or options are not the defaults."""
+    whole, usual = "-".join(names), {"num_fewshot": None, "limit": None, "chat_template": False, "dtype": "float32"}
+    if len(whole) <= _LABEL and options == usual:
+        return whole
+    content = json.dumps([list(names), options], sort_keys=True)
+    return f"{whole[:_LABEL]}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"

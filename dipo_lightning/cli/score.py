@@ -51,22 +51,16 @@ def score(
         `stored_aggregates_unchecked` (those that need the log of a second model, or a class that cannot be imported).
 
     Raises:
-        InputError: A log or metric cannot be read, the logs cannot be compared, or the variant is unknown.
+        InputError: A log or metric cannot be read, the logs cannot be compared, the variant is unknown, or an option
+            would change nothing.
     """
     log = read_log(path)
     benchmark = find_benchmark(log.format, log.benchmark)
     assert benchmark is not None  # it has been read
     retain = None if retain_log is None else _retain(benchmark, log, retain_log)
-    options: dict[str, Any] = {}
-    if truth_ratio is not None and "truth_ratio" in benchmark.score_options:
-        options["truth_ratio"] = truth_ratio
-    if auc_retrain is not None:
-        if "auc_retrain" not in benchmark.score_options:
-            raise InputError(
-                f"auc_retrain is not an option of {benchmark.title}, the benchmark of {log.path}; give --retain_log "
-                "instead."
-            )
-        options["auc_retrain"] = auc_retrain
+    options = _options(benchmark, log, {"truth_ratio": truth_ratio, "auc_retrain": auc_retrain})
+    if retain is not None and auc_retrain is not None:
+        raise InputError("Both retain_log and auc_retrain are given; give one of them, with which PrivLeak compares.")
     own = benchmark.settings_of(log) | ({"auc_retrain": None} if retain is not None else {})
     known = benchmark.metrics(own)
     sets = benchmark.sets_of(own)
@@ -77,6 +71,8 @@ def score(
     result = _aggregate(log, benchmark, retain, own | options, further, (bootstrap, bootstrap_seed))
     if log.format != benchmark.format:
         return result
+    if log.settings.get("auc_retrain") is not None:  # it was made with this number, not with a log
+        retain, own = None, benchmark.settings_of(log)
     compared = _aggregate(log, benchmark, retain, own, further)
     unchecked = _unchecked(benchmark, log, compared, retain is not None) + list(missing)
     differing = stored_differences(log, compared, unchecked)
@@ -86,6 +82,19 @@ def score(
         "stored_aggregates_unchecked": [name for name in unchecked if log.aggregates.get(name) is not None],
         **{f"{name}_absent": reason for name, reason in missing.items()},
     }
+
+
+def _options(benchmark: Benchmark, log: EvaluationLog, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the given options, without those that are None; an `InputError` for one that would change nothing."""
+    options = {name: value for name, value in given.items() if value is not None}
+    for name in options:
+        if name not in benchmark.score_options:
+            instead = "give --retain_log instead" if name == "auc_retrain" else f"leave --{name} out"
+            raise InputError(f"{name} is not an option of {benchmark.title}, the benchmark of {log.path}; {instead}.")
+    rows = [row for some in log.sets.values() for row in some]
+    if "truth_ratio" in options and not any(row.get("wrong_nll") or row.get("truth_ratio") is not None for row in rows):
+        raise InputError(f"{log.path} has no row with wrong answers, so no truth ratio; leave --truth_ratio out.")
+    return options
 
 
 def _retain(benchmark: Benchmark, log: EvaluationLog, path: str | Path) -> EvaluationLog:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor, nn
@@ -145,6 +146,11 @@ def _read_file(path: Path) -> dict[str, Any]:
         held = f" ({what[1]})" if what else ""
         raise InputError(f"{path} holds more than tensors and plain values{held}, so it is not loaded.") from error
     except (RuntimeError, EOFError, OSError) as error:
+        if path.is_file() and not is_zipfile(path):  # torch's message says how to save it otherwise
+            raise InputError(
+                f"{path} cannot be read as a checkpoint: it is another kind of file, or cut off. Give a .ckpt file "
+                "that `dipo-lightning fit` wrote."
+            ) from error
         raise InputError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a Lightning checkpoint.")

@@ -9,12 +9,13 @@ import json
 import random
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dipo_lightning.cli import child
 from dipo_lightning.cli.configs import filled, read_template
 from dipo_lightning.data.files import file_records, json_lines
 from dipo_lightning.errors import InputError, check_seed
+from dipo_lightning.evaluation.run_folder import write_json
 from dipo_lightning.quickstart import settings, test
 from dipo_lightning.safety.paths import expanded
 
@@ -110,7 +111,14 @@ def _check_earlier(folder: Path, seed: int) -> None:
         "training": [readings, read_template(TRAINING), read_template(MEASURING)],
     }
     note = folder / "made.json"
-    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != made:
+    if note.is_file() and _read(note) != made:
         raise InputError(f"{folder} was made with other settings ({note}); remove it, or give another output.")
-    folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(made), encoding="utf-8")
+    write_json(note, made)
+
+
+def _read(note: Path) -> Any:
+    """Return the contents of a JSON file; None if it is damaged."""
+    try:
+        return json.loads(note.read_text(encoding="utf-8"))
+    except ValueError:
+        return None

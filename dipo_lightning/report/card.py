@@ -42,7 +42,7 @@ class CardFacts:
         run: The run's log folder, whose evaluations and configuration are read; None for no run.
         step: Optimiser step of the weights; results of later steps are left out.
         adapters: Whether the folder holds LoRA adapters only.
-        licence: Identifier of the model's licence, for a model that goes to the hub.
+        licence: Identifier of the model's licence; empty if it is not known.
     """
 
     name: str

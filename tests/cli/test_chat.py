@@ -90,3 +90,4 @@ def test_columns_and_narrow_terminals():
     narrow = side_by_side(answers, 40).split("\n")
     assert all(len(line) <= 40 for line in narrow)
     assert narrow.index("original:") < narrow.index("unlearned:")
+    assert narrow[-2:] == ["x", "y"], "the line breaks of an answer stay"

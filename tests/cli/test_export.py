@@ -68,6 +68,21 @@ def test_adapters_stay_separate_where_asked(lora_run, run, tmp_path, capsys):
     assert "holds no adapters" in capsys.readouterr().err
 
 
+def test_a_licence_without_an_upload_stands_in_the_card(run, tmp_path, capsys):
+    line = ["export", str(checkpoint(run)), "--output", str(tmp_path / "out")]
+    assert main([*line, "--public"]) == 2
+    assert "give --push its name, or leave --public out" in capsys.readouterr().err
+    assert main([*line, "--license", "mit"]) == 0
+    assert "\nlicense: mit\n" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_file_that_is_no_checkpoint_is_named_as_such(run, tmp_path, capsys):
+    assert main(["export", str(run / "model" / "config.json"), "--output", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "config.json cannot be read as a checkpoint: it is another kind of file, or cut off. Give a .ckpt" in said
+    assert "torch.save" not in said
+
+
 @pytest.mark.parametrize("by", ["command", "callback"])
 def test_the_card_states_the_facts_and_nothing_private(run, tmp_path, by):
     if by == "command":

@@ -132,6 +132,29 @@ def test_privleak_of_a_log_against_the_number_it_stores_or_another(
     assert score(write(tmp_path, log), auc_retrain=0.8)["stored_aggregates_hold"] is True
 
 
+def test_a_log_made_with_a_number_holds_when_a_retain_log_is_given(tmp_path: Path) -> None:
+    log = muse_log()
+    log["settings"]["auc_retrain"] = 0.4  # as MUSEEvaluation writes it with `baseline: 0.4`
+    retain = tmp_path / "retain.json"
+    shifted = [{**row, "min_k": row["min_k"] + 2.5} for row in log["sets"]["privleak_forget"]]
+    retain.write_text(json.dumps(log | {"sets": log["sets"] | {"privleak_forget": shifted}}))
+    found = score(write(tmp_path, log), retain)
+    assert found["privleak"] != pytest.approx(log["aggregates"]["privleak"])
+    assert found["stored_aggregates_hold"] is True
+    log["aggregates"]["privleak"] += 1
+    assert list(score(write(tmp_path, log), retain)["stored_aggregates_differ"]) == ["privleak"]
+
+
+def test_options_that_change_nothing_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, muse_log())
+    with pytest.raises(InputError, match="Both retain_log and auc_retrain"):
+        score(path, path, auc_retrain=0.5)
+    with pytest.raises(InputError, match="truth_ratio is not an option of MUSE, .*; leave --truth_ratio out"):
+        score(path, truth_ratio="arithmetic")
+    with pytest.raises(InputError, match="no row with wrong answers"):
+        score(write(tmp_path, user_data_log()), truth_ratio="arithmetic")
+
+
 def test_a_retrained_auc_for_a_log_of_another_benchmark_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="auc_retrain is not an option of TOFU"):
         score(write(tmp_path, tofu_log()), auc_retrain=0.5)

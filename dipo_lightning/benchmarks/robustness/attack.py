@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from dipo_lightning.benchmarks.robustness.tables import PARTS
+from dipo_lightning.benchmarks.user_data.data import conversation
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.prompts import ChatStyle
 from dipo_lightning.errors import InputError
@@ -23,7 +24,7 @@ from dipo_lightning.evaluation.rows import Measuring, Progress, Row, no_progress
 from dipo_lightning.evaluation.run_folder import finite
 from dipo_lightning.evaluation.scoring import BATCH_TOKENS
 from dipo_lightning.evaluation.shared_prompts import Example
-from dipo_lightning.metrics.functional.text import rouge_l
+from dipo_lightning.metrics.functional.text import rouge_l, words
 
 Source = Mapping[str, Any]
 """A row as read: `index`, `question`, `answer`, and the other fields of its data."""
@@ -46,6 +47,7 @@ class Subject:
         max_new_tokens: Maximum length of a generated answer in tokens (TOFU's published evaluation: 200).
         batch_tokens: Maximum number of tokens in a scoring forward pass, padding included.
         generation_rows: Maximum number of rows in a generation batch.
+        answer_part: Function that cuts a generation for ROUGE-L F1 (MUSE: before the next question).
         device: Device of the batches; by default that of the policy's parameters.
         progress: Progress bar of a measurement.
         keep: Function that stores the rows of a single measurement under a name, and returns the stored ones after an
@@ -61,6 +63,7 @@ class Subject:
     max_new_tokens: int = 200
     batch_tokens: int = BATCH_TOKENS
     generation_rows: int = BATCH_ROWS
+    answer_part: Callable[[str], str] = str
     device: torch.device | None = None
     progress: Progress = field(default=no_progress)
     keep: Callable[[str, Callable[[], Measured]], Measured] = field(default=lambda name, measure: measure())
@@ -135,7 +138,7 @@ class Asked:
         row: Row of the question.
         prompt: Token ids before the answer.
         target: Token ids of the answer, with the end-of-turn token if it has one.
-        question: Question for a reader.
+        question: Question for a reader; of a conversation, all turns before the answer.
         answer: Text that a generation is compared with.
     """
 
@@ -167,7 +170,8 @@ def ask(style: PromptStyle, row: Source, question: str, opening: str = "") -> As
     """
     if "messages" in row and isinstance(style, ChatStyle):
         *before, last = row["messages"][:-1]
-        prompt = style.conversation_prompt([*before, {**last, "content": question}])
+        turns = [*before, {**last, "content": question}]
+        prompt, question = style.conversation_prompt(turns), conversation(turns)
     else:
         prompt = style.prompt(question)
     if opening:
@@ -184,20 +188,24 @@ def measure_answers(policy: nn.Module, subject: Subject, asked: Sequence[Asked])
 
     Returns:
         One row per question, with every field that `dipo_lightning.evaluation.questions` measures on a forget row, and
-        ``rouge``, the ROUGE-L F1 as MUSE computes it; values that are not finite are None. A row without a value has
-        only its ``index`` and the ``reason``.
+        ``rouge``, the ROUGE-L F1 as MUSE computes it (of MUSE's questions from the generation before the next
+        question). Values that are not finite are None, and so is ROUGE for an answer without words, such as ".". A row
+        without a value has only its ``index`` and the ``reason``.
     """
     examples: list[Example] = []
     plans = [_plan(subject, one, examples) for one in asked]
     options = Measuring(subject.batch_tokens, subject.generation_rows, subject.max_new_tokens)
     rows = measure_plans(policy, subject.style, plans, examples, options, subject.device, subject.progress)
-    return [_measured(row) for row in rows]
+    return [_measured(subject, plan, row) for plan, row in zip(plans, rows, strict=True)]
 
 
-def _measured(row: Row) -> dict[str, Any]:
+def _measured(subject: Subject, plan: Plan, row: Row) -> dict[str, Any]:
     if reason := problem(row):
         return {"index": row["index"], "reason": reason}
-    measured: dict[str, Any] = finite({**row, "rouge": _rouge(row)})
+    said = str(subject.style.tokenizer.decode(plan.said or [], skip_special_tokens=True))
+    rouge = rouge_l([subject.answer_part(said)], [row["answer"]], stemmer=False).f1.item()
+    wordless = {} if words(row["answer"]) else {"rouge": None, "rouge_l_recall": None}
+    measured: dict[str, Any] = finite({**row, "rouge": rouge, **wordless})
     return measured
 
 
@@ -222,10 +230,6 @@ def _plan(subject: Subject, asked: Asked, examples: list[Example]) -> Plan:
         ends=asked.target[-1] in subject.style.stop_ids,
         length=len(asked.target),
     )
-
-
-def _rouge(row: Row) -> float:
-    return rouge_l([str(row["generation"])], [row["answer"]], stemmer=False).f1.item()
 
 
 class Plain(Attack):

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dipo_lightning.benchmarks.muse.data import load_muse
+from dipo_lightning.benchmarks.muse.measuring import answer_part
 from dipo_lightning.benchmarks.robustness.attack import Source, Subject
 from dipo_lightning.benchmarks.tofu.data import load_tofu
 from dipo_lightning.benchmarks.user_data.data import evenly, question_rows, row_style
-from dipo_lightning.data.encoding import PromptStyle
+from dipo_lightning.data.encoding import PlainStyle, PromptStyle, TextStyle
 from dipo_lightning.data.files import config_files, is_hub_name
 from dipo_lightning.data.rows import read_rows
 from dipo_lightning.errors import InputError, check_numbers
@@ -27,14 +28,27 @@ def tofu_subject(style: PromptStyle, data: str, split: str) -> Subject:
 
 
 def muse_subject(style: PromptStyle, data: str, forget: str = "train/forget") -> Subject:
-    """Return MUSE's knowledge questions; relearning trains on the forget documents."""
+    """Return MUSE's knowledge questions; relearning trains on the forget documents.
+
+    The style of running text is replaced by ``plain``, in which MUSE asks.
+    """
     muse = load_muse(data, forget, allow_overlap=True)
-    return Subject(style, muse.knowmem["forget"], muse.knowmem["retain"], trained=muse.train_forget, max_new_tokens=32)
+    return Subject(
+        PlainStyle(style.tokenizer) if isinstance(style, TextStyle) else style,
+        muse.knowmem["forget"],
+        muse.knowmem["retain"],
+        trained=muse.train_forget,
+        max_new_tokens=32,
+        answer_part=answer_part,
+    )
 
 
 @dataclass(frozen=True)
 class Questions(Sequence[Source]):
-    """User data as questions, built on access, since attacks use only a few of the retain rows."""
+    """User data as questions, built on access, since attacks use only a few of the retain rows.
+
+    The question of a conversation, to be reworded, is the last turn of its user.
+    """
 
     rows: Sequence[Any]
     tokenizer: Any
@@ -47,7 +61,9 @@ class Questions(Sequence[Source]):
         """Question at a position, or questions of a slice."""
         places = range(len(self))[position]
         if isinstance(places, int):
-            return {"index": places, **question_rows([self.rows[places]], self.tokenizer, TEXT_TOKENS)[0]}
+            [row] = question_rows([self.rows[places]], self.tokenizer, TEXT_TOKENS)
+            last = {"question": row["messages"][-2]["content"]} if "messages" in row else {}
+            return {"index": places, **row, **last}
         return [self[place] for place in places]
 
 
@@ -86,7 +102,7 @@ def read_subject(
     assert data is not None
     if split is not None:
         return tofu_subject(style, data, split)
-    if _is_muse(data):
+    if is_muse(data):
         return muse_subject(style, data)
     raise InputError(f"data is {data}, for which split must be given too, such as forget10.")
 
@@ -131,12 +147,13 @@ def subject_of(datamodule: Any, style: PromptStyle) -> Subject:
     if data is not None and split is not None:
         found = tofu_subject(style, str(data), str(split))
         return replace(found, forget=found.forget[: getattr(datamodule, "max_forget_rows", None)])
-    if data is not None and _is_muse(str(data)):
+    if data is not None and is_muse(str(data)):
         return muse_subject(style, str(data), str(getattr(datamodule, "forget", "train/forget")))
     return user_subject(style, datamodule.forget_rows, getattr(datamodule, "retain_rows", None) or [])
 
 
-def _is_muse(data: str) -> bool:
+def is_muse(data: str) -> bool:
+    """Return whether a folder, or a name on the hub, is data in MUSE's schema."""
     folder = with_home(data)
     if folder.is_dir():
         return bool(config_files(folder, "knowmem", "forget_qa"))

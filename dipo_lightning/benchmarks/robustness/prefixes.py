@@ -18,6 +18,8 @@ from dipo_lightning.benchmarks.robustness.attack import (
 )
 from dipo_lightning.errors import InputError
 
+SINGLE = "Its answer has a single token, so that nothing is left when a part of it is given."
+
 
 @dataclass
 class Prefixes(Attack):
@@ -44,10 +46,12 @@ class Prefixes(Attack):
         return [Condition(f"prefix_{share}", f"{share} % of the answer given") for share in self.shares]
 
     def measure(self, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, list[dict[str, Any]]]:
-        """Measure the rest of each answer; answers of a single token are left out."""
+        """Measure the rest of each answer; an answer of a single token has none."""
         share = int(condition.name.removeprefix("prefix_"))
-        asked = [cut for one in plainly(subject) if (cut := begun(subject, one, share)) is not None]
-        return {condition.name: measure_answers(policy, subject, asked)}
+        cut = {one.row["index"]: begun(subject, one, share) for one in plainly(subject)}
+        measured = measure_answers(policy, subject, [one for one in cut.values() if one is not None])
+        left_out = [{"index": index, "reason": SINGLE} for index, one in cut.items() if one is None]
+        return {condition.name: sorted(measured + left_out, key=lambda row: row["index"])}
 
 
 def begun(subject: Subject, asked: Asked, share: int) -> Asked | None:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, Subject, measure_answers, plainly
-from dipo_lightning.data.encoding import PromptStyle, TextStyle
-from dipo_lightning.data.tokenization import example_of
+from dipo_lightning.data.encoding import TextStyle, start_ids
+from dipo_lightning.data.tokenization import Pieces, Remembering
 from dipo_lightning.errors import InputError, RunError, check_numbers, check_positive
 from dipo_lightning.evaluation.shared_prompts import Example
 from dipo_lightning.losses.likelihood import token_nll
@@ -25,7 +26,7 @@ from dipo_lightning.models.lora import LoRA, add_lora
 
 TITLES = {"forget": "the forget rows", "retain": "retain rows alone", "unrelated": "unrelated text"}
 TEXT_LENGTH = 2048
-"""Maximum number of tokens of a training text (as MUSE's pieces)."""
+"""Length in tokens of the pieces of a training text (as MUSE's)."""
 MUSE_STEPS = {"muse-books": (50, 75, 100), "muse-news": (100, 125, 150)}
 """Steps at which MUSE measures relearning, with lr 1e-5 and batches of 4."""
 
@@ -41,7 +42,7 @@ class Relearning(Attack):
         fraction: Share of the forget rows to train on, drawn by the seed; all rows are measured (Hu et al., 2024,
             arXiv 2406.13356, relearn from a small part).
         lr: Learning rate (open-unlearning for TOFU: 2e-5).
-        batch_size: Rows per optimiser step (open-unlearning: 32).
+        batch_size: Rows per optimiser step (open-unlearning: 32), or pieces of running text.
         weight_decay: Weight decay of AdamW (open-unlearning's relearning: 0).
         epochs: Passes over the rows (open-unlearning: 1).
         max_steps: Number of optimiser steps, instead of ``epochs``; the rows are repeated as often as needed.
@@ -93,16 +94,16 @@ class Relearning(Attack):
         return [Condition(f"relearn_{name}", f"relearning {TITLES[name]}", kind="curve") for name in self.on]
 
     def examples(self, subject: Subject, name: str) -> list[Example]:
-        """Return the tokenised training rows, before shuffling."""
+        """Return the tokenised training rows, before shuffling; running text is cut into pieces of `TEXT_LENGTH`."""
         style = subject.style
         if name == "unrelated":
-            plain = TextStyle(style.tokenizer)
-            return [plain.example("", text) for text in subject.unrelated]
+            return _pieces(TextStyle(style.tokenizer), subject.unrelated)
         rows = list((subject.trained or subject.forget) if name == "forget" else subject.retain)
         if name == "forget" and self.fraction < 1:
             count = max(1, round(self.fraction * len(rows)))
             rows = random.Random(f"rows {self.seed}").sample(rows, count)
-        return [_text_example(style, row["text"]) if "text" in row else example_of(row, style) for row in rows]
+        encode_row, plain = Remembering(style), TextStyle(style.tokenizer, end=False)
+        return [one for row in rows for one in (_pieces(plain, [row["text"]]) if "text" in row else [encode_row(row)])]
 
     def reads(self, subject: Subject, condition: Condition) -> Any:
         """Return the training rows."""
@@ -150,9 +151,14 @@ class Relearning(Attack):
             return add_lora(pupil, self.lora)
 
 
-def _text_example(style: PromptStyle, text: str) -> Example:
-    ids, labels = TextStyle(style.tokenizer, end=False).example("", text)
-    return ids[:TEXT_LENGTH], labels[:TEXT_LENGTH]
+def _pieces(style: TextStyle, texts: Sequence[str]) -> list[Example]:
+    """Cut each text into consecutive pieces, each with BOS if the tokenizer adds it."""
+    start = start_ids(style.tokenizer)
+    found: list[Example] = []
+    for text in texts:
+        ids = np.array(style.example("", text)[0][len(start) :], np.int32)
+        found += [(piece["input_ids"], piece["labels"]) for piece in Pieces(ids, start, TEXT_LENGTH)]
+    return found
 
 
 def batches(rows: int, batch_size: int, seed: int) -> Iterator[list[int]]:

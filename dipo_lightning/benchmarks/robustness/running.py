@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,7 @@ def attack_models(
     output: Path,
     provenance: Document | None = None,
     say: Callable[[str], object] = print,
+    replaced: Path | None = None,
 ) -> Document:
     """Attack every model, write the results, and return the log.
 
@@ -147,13 +148,20 @@ def attack_models(
         output: Folder for the log, the table, the pictures and the finished parts.
         provenance: Origin of the models.
         say: Called with a line for each condition that is measured.
+        replaced: A log in the run that the new one will replace.
 
     Raises:
-        InputError: An attack cannot be made, or ``output`` holds the results of other attacks.
+        InputError: An attack cannot be made, ``output`` holds results of other options, data or weights, or results
+            there or in ``replaced`` would be lost.
     """
     plan = planned(attacks, subject)
     if output.exists() and not output.is_dir():
         raise InputError(f"output is {output}, which is a file; give a folder.")
+    conditions, result = [condition.name for _, condition in plan], output / RESULT
+    refuse_loss(result, "conditions", conditions, _AGAIN)
+    if replaced is not None:
+        refuse_loss(replaced, "conditions", conditions, _OF_RUN)
+        refuse_loss(replaced, "models", models, _OF_RUN)
     shared = {**settings_of([], subject, [], {}), "version": dipo_lightning.__version__}
     evaluated = EvaluatedRows()
     weights: dict[str, str] = {}
@@ -172,6 +180,7 @@ def attack_models(
             for name, found in rows.items():
                 evaluated.add(f"{model}_{name}", found, "skip")
         del policy
+    refuse_loss(result, "models", models, _AGAIN)
     sets = evaluated.sets
     names = [name.removeprefix(f"{model}_") for model in models for name in sets if name.startswith(f"{model}_")]
     settings = settings_of(plan, subject, list(models), curve_steps(names))
@@ -180,11 +189,40 @@ def attack_models(
     numbers = log_aggregates(Robustness(), evaluated.whole(), settings)
     more = {"skipped": evaluated.skipped, "provenance": where}
     document = evaluation_document(Robustness(), settings, sets, numbers, **more)
-    write_json(output / RESULT, document)
+    write_json(result, document)
     (output / TABLE).write_text(markdown_table(document) + "\n", encoding="utf-8")
     for name, figure in settings_pictures(settings, document["aggregates"]).items():
         figure.savefig(output / f"{name}.png")
     return document
+
+
+_AGAIN = "Name those too (what is finished is not measured again), or give another output"
+_OF_RUN = "Name those too, or give the exported model in place of the run and another output"
+
+
+def refuse_loss(log: Path, part: str, names: Collection[str], remedy: str) -> None:
+    """Refuse to replace the log of an earlier attack by one that lacks some of its results.
+
+    Args:
+        log: File of the earlier log, if there is one.
+        part: ``conditions`` or ``models``.
+        names: Names of the new ones.
+        remedy: Advice for the message.
+
+    Raises:
+        InputError: The log has others, or cannot be read.
+    """
+    if not log.exists():
+        return
+    try:
+        earlier = json.loads(log.read_text(encoding="utf-8"))["settings"][part]
+        titles = (
+            {one["name"]: one["title"] for one in earlier} if part == "conditions" else {one: one for one in earlier}
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{log} is no log of attacks, or broken; remove it.") from error
+    if lost := [title for name, title in titles.items() if name not in names]:
+        raise InputError(f"{log} has {part} that would be lost: {', '.join(lost)}. {remedy}, or remove the file.")
 
 
 def measure(attack: Attack, policy: nn.Module, subject: Subject, condition: Condition) -> dict[str, Measured]:

@@ -14,7 +14,7 @@ from dipo_lightning.evaluation.questions import problem
 from dipo_lightning.evaluation.sampling import hash_seed, prompts_at_once, sample
 from dipo_lightning.evaluation.scoring import score
 from dipo_lightning.metrics.functional.robustness import leak_at_k
-from dipo_lightning.metrics.functional.text import rouge_l
+from dipo_lightning.metrics.functional.text import rouge_l, words
 from dipo_lightning.models.distributed import evaluation_mode, least, shared_out, unsharded
 
 
@@ -100,6 +100,8 @@ class Sampling(Attack):
         recall = rouge_l(texts, [asked.answer] * len(texts)).recall.tolist()
         if keys := [key for key in self.keys if not says(asked.question, key)]:
             leaks = sum(any(says(text, key) for key in keys) for text in texts)
+        elif not words(asked.answer):
+            return {"index": asked.row["index"], "reason": "Its answer has no words that a sample could say."}
         else:
             leaks = sum(value >= self.threshold for value in recall)
         return {

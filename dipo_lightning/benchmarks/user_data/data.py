@@ -44,7 +44,7 @@ def row_style(rows: Sequence[Row], style: PromptStyle) -> PromptStyle:
 
 def _question_row(row: Row, tokenizer: PreTrainedTokenizerBase, text_tokens: int) -> Row:
     if "messages" in row:
-        return {**row, "question": _conversation(row["messages"][:-1]), "answer": row["messages"][-1]["content"]}
+        return {**row, "question": conversation(row["messages"][:-1]), "answer": row["messages"][-1]["content"]}
     if "text" not in row:
         return row
     ids = encode(tokenizer, row["text"])
@@ -54,7 +54,7 @@ def _question_row(row: Row, tokenizer: PreTrainedTokenizerBase, text_tokens: int
     return {**rest, "question": text[:middle], "answer": text[middle:]}
 
 
-def _conversation(turns: Sequence[Mapping[str, str]]) -> str:
+def conversation(turns: Sequence[Mapping[str, str]]) -> str:
     """Return the text before the answer, for a reader: the question alone, or all turns."""
     if len(turns) == 1:
         return turns[0]["content"]

@@ -79,7 +79,12 @@ def test_the_command_measures_a_model_and_a_run(tasks, tmp_path, capsys, monkeyp
     run = user_run(tmp_path / "run")
     assert main(["lm-eval", str(run), *options, "--limit", "1"]) == 0
     [log] = (run / "evaluations").glob("lm_eval_*.json")
-    document = json.loads(log.read_text())
+    content = log.read_text()
+    assert main(["lm-eval", str(run), *options, "--limit", "2"]) == 0
+    assert log.read_text() == content, "other settings have a log of their own"
+    assert len([*(run / "evaluations").glob("lm_eval_*.json")]) == 2
+    next(other for other in (run / "evaluations").glob("lm_eval_*.json") if other != log).unlink()
+    document = json.loads(content)
     assert document["provenance"]["step"] == 6
     assert len(document["sets"]["toy_more"]) == 1
     assert "toy: acc" in (run / "results.html").read_text()

@@ -7,6 +7,7 @@ import pytest
 
 from dipo_lightning.benchmarks.lm_eval.harness import Options, load_tasks, rows_of
 from dipo_lightning.benchmarks.lm_eval.metrics import HarnessNumber, LMEval
+from dipo_lightning.cli.lm_eval import log_label
 from dipo_lightning.cli.score import score
 from dipo_lightning.errors import InputError
 
@@ -68,3 +69,13 @@ def test_without_the_harness_a_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "lm_eval" else find(name))
     with pytest.raises(InputError, match=r"pip install 'dipo-lightning\[lm-eval\]'"):
         load_tasks(["mmlu"], Options())
+
+
+def test_logs_of_other_tasks_or_settings_have_other_names():
+    usual = {"num_fewshot": None, "limit": None, "chat_template": False, "dtype": "float32"}
+    assert log_label(["mmlu", "wmdp_bio"], **usual) == "mmlu-wmdp_bio"
+    many = [f"mmlu_subject_{number}" for number in range(9)]
+    labels = {log_label(names, **usual) for names in (many, [*many, "wmdp_bio"])}
+    labels |= {log_label(["mmlu"], **usual | {name: value}) for name, value in (("limit", 5), ("dtype", "float16"))}
+    assert len(labels) == 4
+    assert max(map(len, labels)) < 80

@@ -12,7 +12,7 @@ import torch
 from scipy.stats import norm
 
 from dipo_lightning.benchmarks.robustness import data as questions
-from dipo_lightning.benchmarks.robustness import quantization, sampling
+from dipo_lightning.benchmarks.robustness import quantization, relearning, sampling
 from dipo_lightning.benchmarks.robustness.attack import Condition, Plain, Subject, plainly
 from dipo_lightning.benchmarks.robustness.prefixes import Prefixes
 from dipo_lightning.benchmarks.robustness.quantization import NF4_LEVELS, Quantization, fake_nf4, int8, nf4, rounded
@@ -23,6 +23,7 @@ from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.errors import InputError
 from dipo_lightning.metrics.functional.robustness import leak_at_k
 from dipo_lightning.models.lora import LoRA, add_lora
+from tests.helpers.small_muse import write_muse
 from tests.helpers.toys import toy_model, toy_tokenizer
 
 FORGET = [
@@ -64,6 +65,17 @@ def test_a_row_equals_the_model_alone():
         assert (row["index"], row["answer"]) == (source["index"], source["answer"])
 
 
+def test_of_muse_s_questions_the_f1_is_that_of_the_answer_before_the_next_question(tmp_path, monkeypatch):
+    about = questions.muse_subject(prompt_style("text", toy_tokenizer()), str(write_muse(tmp_path)))
+    said = "Oslo\n\nQuestion: Peru?\nAnswer: Lima"
+    monkeypatch.setattr(about.style.tokenizer, "decode", lambda ids, **_: said)
+    [row, *_] = Plain().measure(toy_model(), about, Condition("plain", ""))["plain"]
+    assert (row["answer"], row["rouge"], row["rouge_l_recall"]) == ("Oslo", 1, 1)
+    said = "\n\nOslo"  # MUSE's answer is empty
+    [row, *_] = Plain().measure(toy_model(), about, Condition("plain", ""))["plain"]
+    assert (row["rouge"], row["rouge_l_recall"]) == (0, 1)
+
+
 # Other words.
 
 
@@ -103,6 +115,40 @@ def test_of_several_paraphrases_the_first_is_asked(tmp_path):
     ]
     null = [{**row, "paraphrased_question": None} for row in FORGET]
     assert "paraphrased" not in {one.name for one in Wordings().conditions(subject(forget=null))}
+
+
+CONVERSATIONS = [
+    [("system", "Be brief."), ("user", "Who wrote the book?"), ("assistant", "A fox of the city")],
+    [("user", "Hello"), ("assistant", "Hi"), ("user", "Who wrote the book?"), ("assistant", "A fox of the city")],
+]
+
+
+@pytest.mark.parametrize("turns", CONVERSATIONS)
+def test_only_the_last_question_of_a_conversation_is_reworded(turns):
+    row = {"messages": [dict(zip(("role", "content"), turn, strict=True)) for turn in turns]}
+    style = prompt_style("chat", toy_tokenizer(), chat_template="chatml")
+    about = questions.user_subject(style, [row], [row])
+    [asked] = plainly(about)
+    assert asked.example == style.conversation(row["messages"]), "what was trained on"
+    assert [line.partition(": ")[::2] for line in asked.question.split("\n")] == turns[:-1]
+
+    def prompt(name, opening=""):
+        text = style.tokenizer.decode(Wordings(few_shot=1).asked(about, name)[0].prompt)
+        before, _, last = text.rpartition("<|im_start|>user\n")
+        assert before == style.tokenizer.decode(asked.prompt).rpartition("<|im_start|>user\n")[0]
+        return last.removesuffix(f"<|im_end|>\n<|im_start|>assistant\n{opening}")
+
+    assert prompt("lower_case") == "who wrote the book?"
+    assert prompt("answer_prefix", Wordings.opening) == "Who wrote the book?"
+    question = "Question: Who wrote the book?\nAnswer:"
+    assert prompt("few_shot") == f"{question} A fox of the city\n\n{question}"
+
+
+def test_a_conversation_that_the_style_cannot_write_is_not_relearnt():
+    row = {"messages": [dict(zip(("role", "content"), turn, strict=True)) for turn in CONVERSATIONS[0]]}
+    about = questions.user_subject(prompt_style("plain", toy_tokenizer()), [row], [])
+    with pytest.raises(InputError, match="take the style chat"):
+        Relearning().examples(about, "forget")
 
 
 def test_typing_errors_swap_inner_letters_and_repeat():
@@ -147,6 +193,20 @@ def test_the_beginning_of_an_answer_is_given(share):
             loss = model(torch.tensor([ids]), labels=torch.tensor([labels])).loss.item()
         assert row["nll"] == pytest.approx(loss, rel=1e-5)
         assert row["answer"] == toy_tokenizer().decode(whole.target[given:-1]).strip()
+
+
+def test_a_rest_without_words_has_no_rouge():
+    about = subject(forget=[{**FORGET[0], "answer": "Taipei."}])
+    [row] = Prefixes().measure(toy_model(), about, Condition("prefix_99", ""))["prefix_99"]
+    assert (row["answer"], row["rouge"], row["rouge_l_recall"]) == (".", None, None)
+    assert row["nll"] > 0
+
+
+def test_an_answer_of_a_single_token_is_left_out_with_its_reason():
+    about = subject(forget=[FORGET[0], {**FORGET[1], "answer": "7"}, FORGET[2]])
+    rows = Prefixes().measure(toy_model(), about, Condition("prefix_50", ""))["prefix_50"]
+    assert [row["index"] for row in rows] == [2, 5, 9]
+    assert [row.get("reason", "").partition(",")[0] for row in rows] == ["", "Its answer has a single token", ""]
 
 
 def test_shares_out_of_range_are_refused():
@@ -310,6 +370,12 @@ def test_leaking_samples_are_counted_by_recall_or_by_a_key(monkeypatch):
     assert [row["leaking"] for row in rows] == [0, 1, 0], "no part of a word, and no word of the question"
 
 
+def test_no_sample_can_say_an_answer_without_words():
+    about = subject(forget=[{**FORGET[0], "answer": "?!"}])
+    [row] = Sampling(samples=2, k=(1,)).measure(toy_model(), about, Condition("samples", ""))["samples"]
+    assert row == {"index": 2, "reason": "Its answer has no words that a sample could say."}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"k": (21,)}, "k has 21"), ({"temperature": 0}, "temperature is 0"), ({"threshold": 2}, "threshold is 2"),
@@ -373,6 +439,19 @@ def test_rows_and_steps_of_a_curve():
     assert (books.lr, books.batch_size, books.last_step(7)) == (1e-5, 4, 100)
     assert books.steps_measured(100) == [50, 75, 100]
     assert Relearning().steps_measured(13) == [1, 2, 4, 8, 13]
+
+
+@pytest.mark.parametrize(("on", "end"), [("forget", []), ("unrelated", [2])])
+def test_running_text_is_relearnt_to_its_end_in_pieces(on, end, monkeypatch):
+    monkeypatch.setattr(relearning, "TEXT_LENGTH", 8)
+    texts = ["The author was born in a city of rivers.", "Short."]
+    about = subject(trained=[{"text": text} for text in texts], unrelated=texts)
+    examples = Relearning().examples(about, on)
+    assert all(len(ids) <= 8 and ids[0] == 1 and labels == [-100, *ids[1:]] for ids, labels in examples)
+    wanted = [toy_tokenizer()(text, add_special_tokens=False)["input_ids"] + end for text in texts]
+    short = -(-len(wanted[0]) // 7)
+    assert [token for ids, _ in examples[:short] for token in ids[1:]] == wanted[0]
+    assert [ids[1:] for ids, _ in examples[short:]] == [wanted[1]]
 
 
 @pytest.mark.parametrize(

@@ -11,18 +11,23 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
+from dipo_lightning.benchmarks.muse.data import MUSEDataModule
 from dipo_lightning.benchmarks.robustness import relearning, running
-from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, ask, measure_answers
+from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, ask, measure_answers, plainly
+from dipo_lightning.benchmarks.robustness.callback import RobustnessEvaluation
 from dipo_lightning.benchmarks.robustness.running import build_attacks
 from dipo_lightning.benchmarks.robustness.tables import markdown_table
 from dipo_lightning.cli.main import main
 from dipo_lightning.cli.score import score
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.logs import read_log
+from dipo_lightning.evaluation.rows import Measuring
 from dipo_lightning.metrics.functional.text import rouge_l
+from dipo_lightning.models.loading import load_policy
 from dipo_lightning.report.card import CardFacts, model_card
 from dipo_lightning.report.page import write_page
-from tests.helpers.small_tofu import write_tofu
+from tests.helpers.small_muse import write_muse
+from tests.helpers.small_tofu import ToyModule, read, trainer, write_tofu
 from tests.helpers.toys import save_toy
 
 
@@ -168,6 +173,19 @@ def test_a_further_attack_takes_the_others_from_before(folders, tmp_path, capsys
     said = capsys.readouterr().out
     assert "unlearned model: weights in int8" in said
     assert "unlearned model: plain question" not in said
+    before = hashes(tmp_path / "out")
+    assert main(options(folders, *out, "[quantization]")) == 2
+    assert "conditions that would be lost: 25 % of the answer given" in capsys.readouterr().err
+    assert hashes(tmp_path / "out") == before
+
+
+def test_a_model_of_an_earlier_attack_is_not_dropped(folders, tmp_path, capsys):
+    line = options(folders, "--output", str(tmp_path / "out"), "--attacks", "[quantization]")
+    assert main([*line, "--retain", str(folders / "retain")]) == 0
+    before = hashes(tmp_path / "out")
+    assert main(line) == 2
+    assert "models that would be lost: retain. Name those too" in capsys.readouterr().err
+    assert hashes(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize("what", ["template", "unrelated"])
@@ -284,7 +302,7 @@ def test_a_user_s_own_rows(folders, tmp_path):
     assert "unlearned_few_shot_rouge" in score(tmp_path / "out" / "robustness.json")
 
 
-def test_a_run_gives_its_model_and_data_and_its_page_and_card_a_section(folders, tmp_path):
+def test_a_run_gives_its_model_and_data_and_its_page_and_card_a_section(folders, tmp_path, capsys):
     run = tmp_path / "run"
     (run / "evaluations").mkdir(parents=True)
     save_toy(run / "model", seed=0)
@@ -302,6 +320,13 @@ def test_a_run_gives_its_model_and_data_and_its_page_and_card_a_section(folders,
     card = model_card(CardFacts(name="x", base="y", method="DiPOModule", run=run))
     assert "### Attacks, and what they recover" in card
     assert "| weights in int8 | " in card
+    before = hashes(run)
+    args[3] = "[wordings]"
+    assert main([*args, "--output", str(tmp_path / "elsewhere")]) == 2
+    assert "would be lost: weights in int8" in capsys.readouterr().err
+    assert hashes(run) == before
+    args[3] = "[wordings,quantization]"
+    assert main([*args, "--output", str(tmp_path / "elsewhere")]) == 0
 
 
 def test_a_run_on_own_rows_gives_those_that_were_unlearned(tmp_path, monkeypatch):
@@ -334,6 +359,35 @@ def test_a_run_of_forget_gives_its_model_and_its_rows(tmp_path, capsys):
     assert main(args) == 0
     log = read_log(folder / "attacks/robustness.json")
     assert [row["question"] for row in log.sets["unlearned_plain"]] == ["Who is it?"]
+
+
+def test_a_run_on_muse_is_asked_as_the_callback_asks_it(tmp_path):
+    corpus = write_muse(tmp_path / "news")
+    run = tmp_path / "run"
+    (run / "evaluations").mkdir(parents=True)
+    save_toy(run / "model")
+    init = f"{{data: {corpus}, tokenizer: {run / 'model'}}}"
+    (run / "config.yaml").write_text(f"data:\n  class_path: dipo_lightning.MUSEDataModule\n  init_args: {init}\n")
+    names = "[probability,rouge,rouge_f1]"
+    assert main(["attack", str(run), "--attacks", "[prefixes]", "--metrics", names, "--max_new_tokens", "6"]) == 0
+    given = RobustnessEvaluation(
+        attacks=("prefixes",),
+        attack_metrics=("probability", "rouge", "rouge_f1"),
+        measuring=Measuring(max_new_tokens=6),
+    )
+    module = ToyModule()
+    module.policy = load_policy(str(run / "model"))
+    data = MUSEDataModule(str(run / "model"), data=str(corpus))
+    trainer(tmp_path / "test", given).test(module, datamodule=data, verbose=False)
+    results, [document] = json.loads((run / "attacks" / "robustness.json").read_text()), read(tmp_path / "test")
+    assert results["settings"]["prompt_style"] == document["settings"]["prompt_style"]
+    for name, rows in document["sets"].items():
+        for row, other in zip(rows, results["sets"][name], strict=True):
+            assert (row["question"], row["generation"]) == (other["question"], other["generation"])
+            assert row["nll"] == pytest.approx(other["nll"], rel=1e-5)
+    assert document["aggregates"]["unlearned_plain_rouge_f1"] is not None
+    [asked, *_] = plainly(given.subject)
+    assert given.subject.style.tokenizer.decode(asked.prompt, skip_special_tokens=True) == "Question: Norway?\nAnswer: "
 
 
 def test_a_run_with_several_models_asks_for_one(tmp_path, capsys):
