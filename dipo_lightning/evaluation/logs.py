@@ -339,8 +339,6 @@ def check_comparable(log: EvaluationLog, reference: EvaluationLog, benchmark: Be
         mine, other = log.settings.get(key), reference.settings.get(key)
         if mine is not None and other is not None and not _same_setting(str(mine), str(other)):
             raise InputError(f"{pair}: {key} is {mine!r} in the log and {other!r} in the reference")
-    if reason := benchmark.refusal(log, reference):
-        raise InputError(f"{pair}: {reason}")
     whole, other_whole = with_skipped(log.sets, log.skipped), with_skipped(reference.sets, reference.skipped)
     whole_prompts = {one.name for one in benchmark.foreign_formats if one.whole_prompts}
     contained = bool(whole_prompts & {log.format, reference.format})
