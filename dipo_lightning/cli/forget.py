@@ -203,10 +203,11 @@ def split_rows(forget: Sequence[dict[str, Any]], retain: Sequence[dict[str, Any]
     """
     import random
 
+    from dipo_lightning.data.encoding import plain_text
+
     forget, retain = ([_question(row, name) for row in rows] for name, rows in (("forget", forget), ("retain", retain)))
-    numbers: dict[tuple[str, ...], int] = {}  # of the different rows
-    texts = [tuple(" ".join(row[part].split()).casefold() for part in ("question", "answer")) for row in retain]
-    own = [numbers.setdefault(text, len(numbers)) for text in texts]
+    numbers: dict[str, int] = {}  # of the different rows
+    own = [numbers.setdefault(plain_text(row["question"], row["answer"]), len(numbers)) for row in retain]
     order = list(range(len(numbers)))
     random.Random(seed).shuffle(order)
     count = round(HELD_OUT * len(order)) if len(order) >= FEWEST_HELD_OUT else 0

@@ -15,7 +15,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from dipo_lightning.data.encoding import PromptStyle, checked_text
+from dipo_lightning.data.encoding import PromptStyle, checked_text, plain_text
 from dipo_lightning.data.files import SUFFIXES, Record, file_records, json_lines, shipped_json
 from dipo_lightning.data.loader import Example
 from dipo_lightning.data.rows import as_list, listed
@@ -218,11 +218,6 @@ def _complete(found: list[list[str]], rows: Sequence[Mapping[str, Any]], source:
             "them, or leave such rows out."
         )
     return [*found]
-
-
-def plain_text(*texts: str) -> str:
-    """Return texts in lower case with single spaces, one per line, so that equal ones compare equal."""
-    return "\n".join(" ".join(text.split()).casefold() for text in texts)
 
 
 def _shared_lines(source: str | Sequence[str]) -> list[str]:

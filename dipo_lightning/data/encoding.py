@@ -195,6 +195,11 @@ def continuation(tokenizer: PreTrainedTokenizerBase, text: str, anchor: str = ""
     return encode(tokenizer, text)
 
 
+def plain_text(*texts: str) -> str:
+    """Return texts in lower case with single spaces, one per line, so that equal ones compare equal."""
+    return "\n".join(" ".join(text.split()).casefold() for text in texts)
+
+
 def checked_text(text: object, label: str) -> str:
     """Return a text; an `InputError` if it is not a string, is blank, or contains lone surrogates (no UTF-8 text).
 

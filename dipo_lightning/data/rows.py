@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from dipo_lightning.data.encoding import checked_text, shortened, suggestion
+from dipo_lightning.data.encoding import checked_text, plain_text, shortened, suggestion
 from dipo_lightning.data.files import Record, source_records, text_field
 from dipo_lightning.errors import InputError
 
@@ -292,7 +292,7 @@ def _said(row: Mapping[str, Any]) -> bytes:
     return json.dumps(content, sort_keys=True, ensure_ascii=True, default=str).encode() + b"\n"
 
 
-def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _key(row: Mapping[str, Any]) -> str:
     """The texts of a row up to case, white space and the marks of private values, which stay in other sets' copies."""
     if "text" in row:
         texts = [row["text"]]
@@ -300,7 +300,7 @@ def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
         texts = [message["content"] for message in row["messages"]]
     else:
         texts = [row["question"], row["answer"]]
-    return tuple(" ".join(_MARK.sub(r"\1", text).split()).casefold() for text in texts)
+    return plain_text(*(_MARK.sub(r"\1", text) for text in texts))
 
 
 def _spellings(record: Record) -> dict[str, str]:
