@@ -283,7 +283,7 @@ def _with_private_values(rows: SplitRows, folder: Path) -> SplitRows:
         InputError: There is none, one is only a part of a word, or an answer is in a script in which the rule finds
             none.
     """
-    from dipo_lightning.benchmarks.user_data.examination import private_values
+    from dipo_lightning.benchmarks.user_data.examination import values_by_row
     from dipo_lightning.data.private import hardly_english, mostly_unspaced, says
 
     given = []
@@ -312,7 +312,7 @@ def _with_private_values(rows: SplitRows, folder: Path) -> SplitRows:
             "mark them in the answer with [[...]].",
             flush=True,
         )
-    found = private_values(given, [*rows.retain, *rows.held_out])
+    found = values_by_row(given, [*rows.retain, *rows.held_out])
     if not any(found):
         raise InputError(
             "No forget row has a private value: their answers have no word of their own. Name the values in a column "

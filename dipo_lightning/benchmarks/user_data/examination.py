@@ -105,7 +105,7 @@ class Examination:
     paragraphs: list[float] = field(default_factory=list)
 
 
-def private_values(rows: Sequence[Row], retain: Sequence[Row]) -> list[list[str]]:
+def values_by_row(rows: Sequence[Row], retain: Sequence[Row]) -> list[list[str]]:
     """Return the different private values of each forget row: the given ones, or else those found by rule."""
     shared = rows_with_words(retain)
     found = [[row["answer"][span.start : span.end] for span in private_spans(row, shared)] for row in rows]
@@ -133,7 +133,7 @@ def examine(
         progress: Called with the name of each stage before it begins.
     """
     options = options or ExaminationOptions()
-    values = private_values(forget, [*retain, *neighbours])
+    values = values_by_row(forget, [*retain, *neighbours])
     asked = [[row["question"], *rewordings(row, TEMPLATES[: options.rewordings])] for row in forget]
     progress("asking")
     greedy = _greedy(policy, style, [question for questions in asked for question in questions], options)
@@ -412,7 +412,7 @@ def _variant_scores(
     others: Sequence[Row],
 ) -> list[list[float | None]]:
     """Return the probability per token of each value's likeliest false variant in its place; None without one."""
-    of_others = private_values([{**row, "private": None} for row in others], [])
+    of_others = values_by_row([{**row, "private": None} for row in others], [])
     pool = by_kind(value for row in (*values, *of_others) for value in row)
     examples, owners = [], []
     for number, (row, wanted) in enumerate(zip(rows, values, strict=True)):
