@@ -241,9 +241,9 @@ class Spread:
         mean, low, high = (number_text(value, digits) for value in (self.mean, self.low, self.high))
         return mean if self.low == self.high else f"{mean} [{low}, {high}]"
 
-    def ties(self, other: Spread) -> bool:
-        """Return whether one of the two means lies inside the range of the other."""
-        return self.low <= other.mean <= self.high or other.low <= self.mean <= other.high
+    def holds(self, other: Spread) -> bool:
+        """Return whether another mean lies inside this range."""
+        return self.low <= other.mean <= self.high
 
 
 @dataclass(frozen=True)
@@ -306,7 +306,7 @@ def ties(row: Row, best: Row, scale: Scale) -> bool:
     spread, other = (Spread.of([one], scale.headline.forget) for one in (row, best))
     if spread is None or other is None:
         return False
-    return spread.low <= other.mean <= spread.high and other.low <= spread.mean <= other.high
+    return spread.holds(other) and other.holds(spread)
 
 
 def considered(rows: Sequence[Row], epoch: str) -> dict[Moment, Row]:
