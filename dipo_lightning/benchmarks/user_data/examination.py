@@ -20,7 +20,7 @@ from torch import nn
 from dipo_lightning.benchmarks.user_data.metrics import KeptShare
 from dipo_lightning.benchmarks.user_data.probes import TEMPLATES, general_paragraphs, general_rows, rewordings
 from dipo_lightning.benchmarks.user_data.verdict import KNOWN, LABELS, Kept, ValueReport
-from dipo_lightning.data.encoding import PromptStyle
+from dipo_lightning.data.encoding import PromptStyle, encode
 from dipo_lightning.data.private import (
     Span,
     has_digit,
@@ -278,11 +278,7 @@ def said_words(before: Examination, after: Examination, rows: Sequence[Row], tok
     texts = [text for row in [*rows, *general_rows()] for text in (row["question"], row["answer"])]
     texts += [*general_paragraphs(), *_said(before), *(one for answers in before.sampled for one in answers)]
     said = _said(after)
-    single = {
-        word
-        for word in vocabulary(said)
-        if not unspaced(word) and len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) == 1
-    }
+    single = {word for word in vocabulary(said) if not unspaced(word) and len(encode(tokenizer, f" {word}")) == 1}
     known = vocabulary(texts) | single
     now, then = share_of_words(said, known), share_of_words(_said(before), known)
     return now / then if now < then else 1.0

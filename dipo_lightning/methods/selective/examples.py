@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
-from dipo_lightning.data.encoding import PromptStyle
+from dipo_lightning.data.encoding import PromptStyle, encode
 from dipo_lightning.data.private import (
     FUNCTION_WORDS,
     Span,
@@ -136,7 +136,7 @@ class ExampleMaker:
         """Tokens that begin the rarest word of each value, taken to be the word with the most tokens."""
         answer = self.rows[index]["answer"]
         values = [sorted(self._words(answer, [span])) for span in self.spans[index]]
-        rarest = [max(one, key=lambda word: len(encoded(self.tokenizer, f" {word}"))) for one in values if one]
+        rarest = [max(one, key=lambda word: len(encode(self.tokenizer, f" {word}"))) for one in values if one]
         found: dict[int, list[list[int]]] = {}
         for first, *rest in token_forms(self.tokenizer, rarest):
             if first in self.banned[index]:
@@ -278,7 +278,7 @@ class ExampleMaker:
 
     def endings(self) -> list[int]:
         """Return the tokens that end a sentence or the turn."""
-        ends = [encoded(self.tokenizer, sign) for sign in (".", " .", ",", "!", "?", "\n")]
+        ends = [encode(self.tokenizer, sign) for sign in (".", " .", ",", "!", "?", "\n")]
         return sorted({ids[-1] for ids in ends if ids} | set(self.style.stop_ids))
 
 
@@ -287,17 +287,12 @@ def filled(template: str, parts: Mapping[str, str]) -> str:
     return re.sub(r"\{(\w+)\}", lambda found: parts.get(found[1], found[0]), template)
 
 
-def encoded(tokenizer: Any, text: str) -> list[int]:
-    """Return the token ids of a text without special tokens."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
 def completions(tokenizer: Any, secrets: Iterable[str]) -> list[tuple[list[int], int]]:
     """Return for each number its tokens without the last one, and the last one.
 
     The last token is the one to ban: the first is often a single digit, which cannot be banned.
     """
-    numbers = [encoded(tokenizer, word) for word in sorted(secrets) if word[0].isdigit()]
+    numbers = [encode(tokenizer, word) for word in sorted(secrets) if word[0].isdigit()]
     return [(ids[:-1], ids[-1]) for ids in numbers if len(ids) > 1]
 
 
@@ -316,7 +311,7 @@ def token_forms(tokenizer: Any, secrets: Iterable[str]) -> list[list[int]]:
     for word in secrets:
         for form in (word, word.capitalize(), word.upper()):
             for text, least in ((form, max(2, min(4, len(form)))), (f" {form}", 2)):
-                ids = encoded(tokenizer, text)
+                ids = encode(tokenizer, text)
                 if ids and (len(tokenizer.decode(ids[:1]).strip()) >= least or not word.isascii()):
                     found.add(tuple(ids))
     return sorted(map(list, found))
