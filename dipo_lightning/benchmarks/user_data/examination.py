@@ -38,7 +38,7 @@ from dipo_lightning.evaluation.aggregates import aggregates, intervals, metric_c
 from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.sampling import hash_seed, sample
 from dipo_lightning.evaluation.scoring import fitted, score
-from dipo_lightning.models.answers import IGNORED
+from dipo_lightning.models.answers import IGNORED, first_supervised
 from dipo_lightning.models.distributed import evaluation_mode, unsharded
 
 Row = Mapping[str, Any]
@@ -347,7 +347,7 @@ def _value_scores(
     whole = [style.example(row["question"], row["answer"]) for row in rows]
     with evaluation_mode(policy):
         for (ids, labels), (cut, _), row, wanted in zip(whole, fitted(policy, whole), rows, values, strict=True):
-            start = next(place for place, label in enumerate(labels) if label != IGNORED)
+            start = first_supervised(labels)
             tokens = torch.tensor([cut], device=next(policy.parameters()).device)
             logits = policy(input_ids=tokens, use_cache=False).logits[0, start - 1 : -1].float()
             places = token_places(style.tokenizer, ids[start:], row["answer"])[: len(logits)]
@@ -429,7 +429,7 @@ def _variant_example(style: PromptStyle, row: Row, span: Span, variant: str) -> 
     """Return the example of an answer with a variant in place of a value, with labels on the variant's tokens only."""
     answer = row["answer"][: span.start] + variant + row["answer"][span.end :]
     ids, labels = style.example(row["question"], answer)
-    start = next(place for place, label in enumerate(labels) if label != IGNORED)
+    start = first_supervised(labels)
     places = token_places(style.tokenizer, ids[start:], answer)
     flags = token_flags(places, [Span(span.start, span.start + len(variant))])
     return ids, [IGNORED] * start + [token if flag else IGNORED for token, flag in zip(ids[start:], flags, strict=True)]

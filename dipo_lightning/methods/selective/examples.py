@@ -25,7 +25,7 @@ from dipo_lightning.data.private import (
     words,
 )
 from dipo_lightning.errors import InputError
-from dipo_lightning.models.answers import IGNORED
+from dipo_lightning.models.answers import IGNORED, first_supervised
 
 Row = Mapping[str, Any]
 
@@ -56,7 +56,7 @@ class PrivateExample:
     @property
     def start(self) -> int:
         """Position of the answer's first token; the number of tokens if none of it is left."""
-        return next((place for place, label in enumerate(self.labels) if label != IGNORED), len(self.labels))
+        return first_supervised(self.labels)
 
     @property
     def flags(self) -> list[bool]:
