@@ -263,7 +263,7 @@ def _score_said(work: Measurement, plans: Sequence[Plan]) -> None:
 
 def _row(plan: Plan, scores: Sequence[TokenScores], style: PromptStyle, fraction: float) -> Row:
     """Compute the fields of a row from its scores."""
-    text = None if plan.said is None else str(style.tokenizer.decode(plan.said, skip_special_tokens=True)).strip()
+    text = None if plan.said is None else style.text(plan.said)
     answer = scores[plan.answer]
     nll = answer.nll
     row: Row = {

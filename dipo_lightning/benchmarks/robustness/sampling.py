@@ -95,8 +95,7 @@ class Sampling(Attack):
         }
 
     def _row(self, subject: Subject, asked: Asked, said: list[list[int]]) -> dict[str, Any]:
-        decode = subject.style.tokenizer.decode
-        texts = [str(decode(ids, skip_special_tokens=True)).strip() for ids in said]
+        texts = [subject.style.text(ids) for ids in said]
         recall = rouge_l(texts, [asked.answer] * len(texts)).recall.tolist()
         if keys := [key for key in self.keys if not says(asked.question, key)]:
             leaks = sum(any(says(text, key) for key in keys) for text in texts)

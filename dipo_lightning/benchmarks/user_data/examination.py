@@ -305,7 +305,7 @@ def _grouped(flat: Sequence[str], counts: Sequence[int]) -> list[list[str]]:
 def _greedy(policy: nn.Module, style: PromptStyle, questions: Sequence[str], options: ExaminationOptions) -> list[str]:
     prompts = [style.prompt(question) for question in questions]
     said = generate(policy, prompts, max_new_tokens=options.max_new_tokens, stop_ids=style.stop_ids)
-    return [_text(style, ids) for ids in said]
+    return [style.text(ids) for ids in said]
 
 
 def _sampled(
@@ -327,12 +327,8 @@ def _sampled(
         )
     texts: list[list[str]] = [[] for _ in asked]
     for (number, _), answers in zip(places, said, strict=True):
-        texts[number] += [_text(style, ids) for ids in answers]
+        texts[number] += [style.text(ids) for ids in answers]
     return texts
-
-
-def _text(style: PromptStyle, ids: Sequence[int]) -> str:
-    return str(style.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
 
 @torch.no_grad()
