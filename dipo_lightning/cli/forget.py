@@ -284,7 +284,7 @@ def _with_private_values(rows: SplitRows, folder: Path) -> SplitRows:
             none.
     """
     from dipo_lightning.benchmarks.user_data.examination import values_by_row
-    from dipo_lightning.data.private import hardly_english, mostly_unspaced, says
+    from dipo_lightning.data.private import NO_VALUES, hardly_english, mostly_unspaced, says
 
     given = []
     for number, row in enumerate(rows.forget):
@@ -314,10 +314,7 @@ def _with_private_values(rows: SplitRows, folder: Path) -> SplitRows:
         )
     found = values_by_row(given, [*rows.retain, *rows.held_out])
     if not any(found):
-        raise InputError(
-            "No forget row has a private value: their answers have no word of their own. Name the values in a column "
-            "private, or mark them in the answer with [[...]]."
-        )
+        raise InputError(NO_VALUES)
     fixed = [values if row["private"] else None for row, values in zip(given, found, strict=True)]
     named = zip(given, _values_of_run(folder, given, fixed) or found, strict=True)
     return replace(rows, forget=[{**row, "private": values} for row, values in named])

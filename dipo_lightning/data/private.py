@@ -61,6 +61,13 @@ _FULL_NAME = re.compile(r"\p{Lu}[\p{L}\p{M}'’-]*\s+\p{Lu}")
 """Two capitalised words, which are a name at the beginning of a sentence too ("Joy Young told the police")."""
 
 
+NO_VALUES = (
+    "No forget row has a private value: their answers have no word of their own. Name the values in a column private, "
+    "or mark them in the answer with [[...]]."
+)
+"""Refusal of forget rows without any private value."""
+
+
 class Span(NamedTuple):
     """Characters ``start`` to ``end`` (exclusive) of an answer."""
 
