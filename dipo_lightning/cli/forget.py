@@ -591,7 +591,7 @@ def _examined(job: _Job, model: str, effort: dict[str, int], name: str) -> Any:
             rows.forget,
             rows.retain,
             near,
-            ExaminationOptions(**effort),
+            options=ExaminationOptions(**effort),
             progress=lambda what: print(f"{name} model: {what}", flush=True),
         )
     path.parent.mkdir(mode=0o700, exist_ok=True)

@@ -63,9 +63,9 @@ def elsewhere(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def step(number: int, title: str, of: int = 4) -> Iterator[None]:
+def step(number: int, title: str) -> Iterator[None]:
     """Print the title and the duration of a step, whose child processes show progress bars only."""
-    print(f"{number}/{of}  {title}", flush=True)
+    print(f"{number}/4  {title}", flush=True)
     started, before = time.monotonic(), os.environ.get(STEP)
     os.environ[STEP] = "1"
     try:

@@ -59,14 +59,12 @@ class ExaminationOptions:
         samples: Number of sampled answers to each question and to each rewording.
         rewordings: Number of rewordings of each question by rule; those that a row has itself are all asked, too.
         max_new_tokens: Maximum length of an answer in tokens.
-        temperature: Sampling temperature.
         seed: Seed of the samples; each question has its own stream.
     """
 
     samples: int = 20
     rewordings: int = 2
     max_new_tokens: int = 48
-    temperature: float = 1.0
     seed: int = 0
 
 
@@ -118,7 +116,8 @@ def examine(
     forget: Sequence[Row],
     retain: Sequence[Row],
     neighbours: Sequence[Row] = (),
-    options: ExaminationOptions | None = None,
+    *,
+    options: ExaminationOptions,
     progress: Callable[[str], object] = lambda what: None,
 ) -> Examination:
     """Examine a model; collective, with the same result on every process.
@@ -132,7 +131,6 @@ def examine(
         options: Effort of the examination.
         progress: Called with the name of each stage before it begins.
     """
-    options = options or ExaminationOptions()
     values = values_by_row(forget, [*retain, *neighbours])
     asked = [[row["question"], *rewordings(row, TEMPLATES[: options.rewordings])] for row in forget]
     progress("asking")
@@ -323,7 +321,6 @@ def _sampled(
             max_new_tokens=options.max_new_tokens,
             stop_ids=style.stop_ids,
             seeds=[hash_seed(MOST_ASKED * options.seed + 1 + place, number) for number, place in places],
-            temperature=options.temperature,
         )
     texts: list[list[str]] = [[] for _ in asked]
     for (number, _), answers in zip(places, said, strict=True):
