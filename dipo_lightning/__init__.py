@@ -49,7 +49,7 @@ def public_classes() -> dict[str, str]:
 
 _PUBLIC = public_classes()
 
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

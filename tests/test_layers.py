@@ -74,7 +74,7 @@ def imported(tree):
 
 
 def wrong_ways(module, source):
-    """What `source`, the text of `module`, imports from beside or above, one sentence each."""
+    """Imports from beside or above in `source`, the text of `module`, one sentence each."""
     here, wrong = room(module), []
     for line, name in imported(ast.parse(source)):
         target = name.removeprefix("dipo_lightning.")

@@ -19,7 +19,7 @@ NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?!\w)")
 
 
 def texts(cell: Any) -> list[str]:
-    """What a cell printed or returned as text, and which of its outputs are pictures."""
+    """Texts that a cell printed or returned, and a note of each picture."""
     found = []
     for output in cell.get("outputs", []):
         if output["output_type"] == "stream":

@@ -141,7 +141,7 @@ class Checkpoint(Savepoint, CheckpointBase):
         if saved is not None:
             raise InputError(
                 f"{self.path.parent} has the checkpoint of an earlier run, which this one would replace. Give "
-                f"`ckpt_path: {saved}` to go on with that run, else another folder."
+                f"`ckpt_path: {saved}` to resume that run, else another folder."
             )
 
     @property

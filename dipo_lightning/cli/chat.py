@@ -94,7 +94,7 @@ class Speaker:
         if limit is not None and len(ids) >= limit:
             raise InputError(f"The question has {len(ids)} tokens, and {self.title} reads {limit}; ask a shorter one.")
         [said] = generate(self.policy, [ids], max_new_tokens=self.max_new_tokens, stop_ids=self.style.stop_ids)
-        text = str(self.style.tokenizer.decode(said, skip_special_tokens=True)).strip()
+        text = self.style.text(said)
         left_out = (len(self.turns) - len(turns)) // 2
         if isinstance(self.style, ChatStyle):
             self.turns = [*turns, {"role": "user", "content": question}, {"role": "assistant", "content": text}]

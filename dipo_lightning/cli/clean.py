@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from dipo_lightning.callbacks.run_record import CHECKPOINTS, LOCK, RECORD, remove
-from dipo_lightning.cli.forget import ATTACKS, EXAMINATIONS, OURS, ROWS, SOURCES, VERDICT, read_sources
+from dipo_lightning.cli.examining import EXAMINATIONS, VERDICT
+from dipo_lightning.cli.forget import ATTACKS, OURS, ROWS, SOURCES, read_sources
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.run_folder import write_json
 from dipo_lightning.safety.paths import with_home

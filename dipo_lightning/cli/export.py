@@ -128,7 +128,7 @@ def export(
     pretrained: str | None = None,
     trust_remote_code: bool = False,
     push: str | None = None,
-    license: str | None = None,  # noqa: A002
+    license: str | None = None,
     public: bool = False,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder: safetensors, tokenizer, generation config, model card.

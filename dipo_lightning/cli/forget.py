@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dipo_lightning.cli.configs import filled
+from dipo_lightning.cli.examining import EXAMINATIONS, VERDICT, Job, conclude, examined, longest_answer, paraphrased
 from dipo_lightning.errors import InputError, check_numbers, check_seed
-from dipo_lightning.safety.paths import expanded, with_home
+from dipo_lightning.safety.paths import expanded
 
 if TYPE_CHECKING:
     from dipo_lightning.data.encoding import PromptStyle
@@ -39,10 +39,9 @@ LEARNING_RATE, WIDTH = 1e-4, 576
 """Learning rate that was found by measurement, and the hidden size of the model measured (SmolLM2-135M)."""
 HELD_OUT, FEWEST_HELD_OUT = 0.15, 20
 """Share of the retain rows that is not trained on, and the number of retain rows from which some are held out."""
-NEIGHBOURS = 50
 MAX_LENGTH = 512
 """Maximum length of a training row in tokens; the end of a longer one is cut off."""
-ROWS, EXAMINATIONS, SOURCES, VERDICT = "data", "examinations", "sources.json", "verdict.json"
+ROWS, SOURCES = "data", "sources.json"
 OURS = ("run", ROWS, EXAMINATIONS, SOURCES, VERDICT, "results.html")
 """Files and folders that the command writes into its folder."""
 ATTACKS = "attacks"
@@ -157,7 +156,7 @@ def forget(
     width, max_length = _sizes(model)
     values = sum(len(row["private"]) for row in rows.forget)
     settings = _as_begun(folder, choose_settings(len(rows.forget), values, width, method, given))
-    job = _Job(folder, rows, _style(model, prompt), accelerator)
+    job = Job(folder, rows, _style(model, prompt), accelerator)
     _check_rows(rows, job.style, max_length)
     if untaught is not None:
         _check_untaught(untaught, model, job)
@@ -166,18 +165,18 @@ def forget(
     _keep(folder, {name: source for name, source in sources.items() if source}, rows)
     _say(settings, rows)
     if paraphrases:
-        job = replace(job, rows=_paraphrased(job, model, paraphrases, seed))
+        job = replace(job, rows=paraphrased(job, model, paraphrases, seed))
     effort = {"samples": samples, "seed": seed, "rewordings": REWORDINGS}
-    effort["max_new_tokens"] = _longest_answer(job)
-    before = _examined(job, model, effort | {"samples": min(samples, SAMPLES_BEFORE)}, "target")
+    effort["max_new_tokens"] = longest_answer(job)
+    before = examined(job, model, effort | {"samples": min(samples, SAMPLES_BEFORE)}, "target")
     _say_known(before, model)
     often = effort | {"samples": UNTAUGHT_SAMPLES * samples}
-    floors = None if untaught is None else _examined(job, untaught, often, "untaught")
+    floors = None if untaught is None else examined(job, untaught, often, "untaught")
     _check_floors(before, floors, untaught)
     fit(config, folder / "run")
     unlearned = folder / "run" / "model"
-    after = _examined(job, str(unlearned), effort, "unlearned")
-    _conclude(job, unlearned, before, after, floors, settings, effort["max_new_tokens"])
+    after = examined(job, str(unlearned), effort, "unlearned")
+    conclude(job, unlearned, before, after, floors, settings, effort["max_new_tokens"])
 
 
 @dataclass(frozen=True)
@@ -203,10 +202,11 @@ def split_rows(forget: Sequence[dict[str, Any]], retain: Sequence[dict[str, Any]
     """
     import random
 
+    from dipo_lightning.data.encoding import plain_text
+
     forget, retain = ([_question(row, name) for row in rows] for name, rows in (("forget", forget), ("retain", retain)))
-    numbers: dict[tuple[str, ...], int] = {}  # of the different rows
-    texts = [tuple(" ".join(row[part].split()).casefold() for part in ("question", "answer")) for row in retain]
-    own = [numbers.setdefault(text, len(numbers)) for text in texts]
+    numbers: dict[str, int] = {}  # of the different rows
+    own = [numbers.setdefault(plain_text(row["question"], row["answer"]), len(numbers)) for row in retain]
     order = list(range(len(numbers)))
     random.Random(seed).shuffle(order)
     count = round(HELD_OUT * len(order)) if len(order) >= FEWEST_HELD_OUT else 0
@@ -282,8 +282,8 @@ def _with_private_values(rows: SplitRows, folder: Path) -> SplitRows:
         InputError: There is none, one is only a part of a word, or an answer is in a script in which the rule finds
             none.
     """
-    from dipo_lightning.benchmarks.user_data.examination import private_values
-    from dipo_lightning.data.private import hardly_english, mostly_unspaced, says
+    from dipo_lightning.benchmarks.user_data.examination import values_by_row
+    from dipo_lightning.data.private import NO_VALUES, hardly_english, mostly_unspaced, says
 
     given = []
     for number, row in enumerate(rows.forget):
@@ -311,12 +311,9 @@ def _with_private_values(rows: SplitRows, folder: Path) -> SplitRows:
             "mark them in the answer with [[...]].",
             flush=True,
         )
-    found = private_values(given, [*rows.retain, *rows.held_out])
+    found = values_by_row(given, [*rows.retain, *rows.held_out])
     if not any(found):
-        raise InputError(
-            "No forget row has a private value: their answers have no word of their own. Name the values in a column "
-            "private, or mark them in the answer with [[...]]."
-        )
+        raise InputError(NO_VALUES)
     fixed = [values if row["private"] else None for row, values in zip(given, found, strict=True)]
     named = zip(given, _values_of_run(folder, given, fixed) or found, strict=True)
     return replace(rows, forget=[{**row, "private": values} for row, values in named])
@@ -463,7 +460,7 @@ def _check_method(method: str) -> None:
         )
 
 
-def _check_untaught(untaught: str, model: str, job: _Job) -> None:
+def _check_untaught(untaught: str, model: str, job: Job) -> None:
     """Refuse an untaught model that cannot be loaded, is the target, or was trained on other tokens.
 
     Its chat template does not matter: it is asked in the target's prompt style.
@@ -542,146 +539,3 @@ def _say_known(target: Any, model: str) -> None:
     print(f"The target model knows {sum(found)} of {len(found)} private values.", flush=True)
     if sum(found) < len(found) / 2:
         print(f"Is {model} the model that learnt these rows, and --prompt the style that it knows?", flush=True)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Inputs that all examinations of a run share: its folder, rows, prompt style and accelerator."""
-
-    folder: Path
-    rows: SplitRows
-    style: PromptStyle
-    accelerator: str
-
-
-def _longest_answer(job: _Job) -> int:
-    """Maximum length of an examined answer in tokens."""
-    from dipo_lightning.evaluation.sampling import answer_room
-
-    return answer_room(max(len(job.style.answer_ids(row["answer"])) for row in job.rows.forget))
-
-
-def _unheard(job: _Job, values: Sequence[Sequence[str]], longest: int) -> int:
-    """Number of private values that lie beyond the maximum length of an examined answer."""
-    from dipo_lightning.data.private import says
-
-    heard = [str(job.style.tokenizer.decode(job.style.answer_ids(row["answer"])[:longest])) for row in job.rows.forget]
-    return sum(not says(text, value) for text, row in zip(heard, values, strict=True) for value in row)
-
-
-def _examined(job: _Job, model: str, effort: dict[str, int], name: str) -> Any:
-    """Examine a model; a second call with the same model, rows, values and effort reads what the first one found."""
-    from dipo_lightning.benchmarks.user_data.examination import (
-        Examination,
-        ExaminationOptions,
-        examine,
-    )
-    from dipo_lightning.benchmarks.user_data.probes import neighbours
-    from dipo_lightning.evaluation.run_folder import write_json
-
-    path, rows = job.folder / EXAMINATIONS / f"{name}.json", job.rows
-    near = [rows.held_out[i] for i in neighbours(rows.forget, rows.held_out, NEIGHBOURS)]
-    of = {"model": _files(model), "rows": asdict(rows), "style": job.style.name} | effort
-    key = json.loads(json.dumps(of))
-    written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if written.get("of") == key:
-        return Examination(**written["found"])
-    with _loaded(model, job.accelerator) as policy:
-        found = examine(
-            policy,
-            job.style,
-            rows.forget,
-            rows.retain,
-            near,
-            ExaminationOptions(**effort),
-            progress=lambda what: print(f"{name} model: {what}", flush=True),
-        )
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    write_json(path, {"of": key, "found": asdict(found)})
-    return found
-
-
-def _files(model: str) -> list[Any]:
-    """Name, size and time of a local model's files; a hub model is its name."""
-    path = with_home(model)
-    files = sorted(path.glob("*")) if path.is_dir() else [path]
-    kept = [file for file in files if file.suffix in (".safetensors", ".gguf", ".json")]
-    return [model, *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in kept if file.exists())]
-
-
-@contextmanager
-def _loaded(model: str, accelerator: str) -> Iterator[Any]:
-    """Load a model onto the device that the run trains on, and free that memory afterwards."""
-    import torch
-
-    from dipo_lightning.models.loading import load_policy
-
-    gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    policy = load_policy(model).to("cuda" if gpu else "cpu")  # type: ignore[arg-type]
-    try:
-        yield policy
-    finally:
-        policy.to("cpu")
-        if gpu:
-            torch.cuda.empty_cache()
-
-
-def _paraphrased(job: _Job, model: str, count: int, seed: int) -> SplitRows:
-    """The rows with the target's paraphrases of the forget questions after their own; they are generated once."""
-    from dipo_lightning.benchmarks.user_data.probes import own_paraphrases, rewordings
-    from dipo_lightning.evaluation.run_folder import write_json
-
-    path, key = job.folder / EXAMINATIONS / "paraphrases.json", {"model": model, "count": count, "seed": seed}
-    written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if written.get("of") != key:
-        with _loaded(model, job.accelerator) as policy:
-            written = {"of": key, "found": own_paraphrases(policy, job.style, job.rows.forget, count, seed)}
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        write_json(path, written)
-    print(f"The target asks {sum(map(len, written['found']))} questions in its own words.", flush=True)
-    forget = [
-        {**row, "paraphrased_question": [*rewordings(row, ()), *own]}
-        for row, own in zip(job.rows.forget, written["found"], strict=True)
-    ]
-    return replace(job.rows, forget=forget)
-
-
-def _conclude(
-    job: _Job, unlearned: Path, before: Any, after: Any, floors: Any, settings: Settings, longest: int
-) -> None:
-    """Judge, write and print."""
-    from dipo_lightning.benchmarks.user_data.examination import kept_scores, repeated_share, said_words, value_reports
-    from dipo_lightning.benchmarks.user_data.verdict import KEEP, judge, verdict_table, verdict_text
-    from dipo_lightning.evaluation.run_folder import write_json, write_text
-    from dipo_lightning.report.page import PAGE, verdict_page
-
-    folder, rows = job.folder, job.rows
-    verdict = judge(
-        value_reports(before, after, floors),
-        kept_scores(before, after),
-        words=said_words(before, after, [*rows.forget, *rows.retain, *rows.held_out], job.style.tokenizer),
-        repeated=repeated_share(after),
-        repeated_before=repeated_share(before),
-        unheard=_unheard(job, after.values, longest),
-        settings={"lr": settings.lr, "epochs": settings.epochs, "untaught": floors is not None},
-    )
-    document = verdict.document() | {"settings": asdict(settings)}
-    write_json(folder / VERDICT, document)
-    facts = {
-        "method": settings.method.rpartition(".")[2],
-        "rows": f"{len(rows.forget)} to forget, {len(rows.retain)} kept, {len(rows.held_out)} held out",
-        "learning rate": f"{settings.lr:g}",
-        "forget rows per step": str(settings.batch_size),
-        "passes at most": str(settings.epochs),
-    }
-    answers = [
-        {"question": row["question"], "answer": row["answer"], "before": old, "after": new}
-        for row, old, new in zip(rows.forget, before.greedy, after.greedy, strict=True)
-    ]
-    write_text(folder / PAGE, verdict_page(document, facts, answers, KEEP))
-    card = unlearned / "README.md"
-    if card.exists():
-        kept, _, _ = card.read_text(encoding="utf-8").partition("\n## Verdict\n")
-        write_text(card, f"{kept}\n## Verdict\n\n{verdict_text(verdict, private=False)}\n")
-    print(f"\n{verdict_table(verdict)}\n\n{verdict_text(verdict)}\n\nThe unlearned model: {unlearned}")
-    print(f"Everything measured: {folder / PAGE} and {VERDICT}")

@@ -268,7 +268,3 @@ def show_commands(args: list[str]) -> int:
         return 2
     print(usage)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

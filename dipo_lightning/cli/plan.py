@@ -357,7 +357,7 @@ class Plan:
                 f"{str(run.activation_checkpointing).lower()}",
                 *rows,
                 f"{'fits' if self.fits else 'does NOT fit'}: {room} may be used; computed, not measured.",
-                f"Each process loads the whole model first: {self.host / GB:.0f} GB of host memory a process.",
+                f"Each process loads the whole model first: {self.host / GB:.0f} GB of host memory per process.",
             ]
         )
 

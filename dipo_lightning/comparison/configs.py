@@ -117,22 +117,28 @@ def run_config(base: Config, method: Method, settings: Settings, seed: int, expo
 
 
 def trainer_section(trainer: Config, export: bool) -> Config:
-    """Return the base's Trainer section without output paths, since all files of a run belong in its own folder."""
-    from lightning.pytorch.callbacks import Checkpoint
-
+    """Return the base's Trainer section for a run in its own folder, which exports its model there or not."""
     from dipo_lightning.callbacks.results import ExportModel
 
-    kept = [callback for callback in callbacks(trainer) if callback_class(callback["class_path"]) is not ExportModel]
+    section = without_output_paths(trainer)
+    kept = [callback for callback in section["callbacks"] if callback_class(callback["class_path"]) is not ExportModel]
+    if export:
+        kept.append({"class_path": "dipo_lightning.ExportModel", "init_args": {"folder": "model"}})
+    return section | {"callbacks": kept, "enable_progress_bar": False}
+
+
+def without_output_paths(trainer: Config) -> Config:
+    """Return a Trainer section without output paths, since all files of a run belong in its own folder."""
+    from lightning.pytorch.callbacks import Checkpoint
+
+    kept = callbacks(trainer)
     for callback in kept:
         if issubclass(callback_class(callback["class_path"]), Checkpoint):
             callback["init_args"] = {
                 name: value for name, value in callback["init_args"].items() if name not in ("dirpath", "folder")
             }
-    if export:
-        kept.append({"class_path": "dipo_lightning.ExportModel", "init_args": {"folder": "model"}})
     places = ("logger", "default_root_dir", "enable_checkpointing")
-    rest = {name: value for name, value in trainer.items() if name not in places}
-    return rest | {"callbacks": kept, "enable_progress_bar": False}
+    return {name: value for name, value in trainer.items() if name not in places} | {"callbacks": kept}
 
 
 def model_section(base: Config, method: Method) -> Config:

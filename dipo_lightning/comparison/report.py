@@ -126,7 +126,7 @@ def verdict(lines: Sequence[Line], share: float, scale: Scale, target: Line | No
         if line.method not in winners
         and line.has_intervals(scale)
         and (spread := line.spread(scale.headline.forget)) is not None
-        and spread.ties(best)
+        and (spread.holds(best) or best.holds(spread))
     ]
     said = (
         f"Best in {forgetting}{among and f' among {among}'}: {' and '.join(winners)}, "

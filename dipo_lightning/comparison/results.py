@@ -22,7 +22,7 @@ from dipo_lightning.evaluation.aggregates import (
 )
 from dipo_lightning.evaluation.benchmark import Benchmark, Headline, benchmark_of
 from dipo_lightning.evaluation.callback import Evaluation
-from dipo_lightning.evaluation.logs import read_log
+from dipo_lightning.evaluation.logs import only_run, read_log
 from dipo_lightning.report.runs import Document, read_documents
 
 Row = dict[str, Any]
@@ -117,19 +117,18 @@ def read_evaluations(folder: Path, name: str | None = None) -> tuple[Benchmark, 
     Raises:
         InputError: No evaluations were found, they are of several runs or benchmarks, or a file is not an evaluation.
     """
-    places = [folder / "evaluations"] if (folder / "evaluations").is_dir() else sorted(folder.rglob("evaluations"))
-    if len(places) != 1:
-        raise InputError(f"{folder} holds the evaluations of {len(places)} runs; name the folder of one run.")
-    found = read_documents(places[0].parent, name)
+    if (run := only_run(folder)) is None:
+        raise InputError(f"{folder} holds the evaluations of 0 runs; name the folder of one run.")
+    found = read_documents(run, name)
     if name is None:
         found = {key: documents for key, documents in found.items() if not _columns_beside(documents[-1])}
     if name is None and len(found) > 1:
-        raise InputError(f"{places[0]} has several evaluations; give `evaluation`: one of {', '.join(found)}.")
+        raise InputError(f"{run} has several evaluations; give `evaluation`: one of {', '.join(found)}.")
     documents = next(iter(found.values()), [])
     benchmark = benchmark_of(documents[-1]) if documents else None
     if benchmark is None:
         what = f"{name} evaluation" if name else "evaluation of a known benchmark"
-        raise InputError(f"{places[0]} has no {what}: the run has no such callback, or did not get to it.")
+        raise InputError(f"{run} has no {what}: the run has no such callback, or did not get to it.")
     return benchmark, documents
 
 
@@ -242,9 +241,9 @@ class Spread:
         mean, low, high = (number_text(value, digits) for value in (self.mean, self.low, self.high))
         return mean if self.low == self.high else f"{mean} [{low}, {high}]"
 
-    def ties(self, other: Spread) -> bool:
-        """Return whether one of the two means lies inside the range of the other."""
-        return self.low <= other.mean <= self.high or other.low <= self.mean <= other.high
+    def holds(self, other: Spread) -> bool:
+        """Return whether another mean lies inside this range."""
+        return self.low <= other.mean <= self.high
 
 
 @dataclass(frozen=True)
@@ -307,7 +306,7 @@ def ties(row: Row, best: Row, scale: Scale) -> bool:
     spread, other = (Spread.of([one], scale.headline.forget) for one in (row, best))
     if spread is None or other is None:
         return False
-    return spread.low <= other.mean <= spread.high and other.low <= spread.mean <= other.high
+    return spread.holds(other) and other.holds(spread)
 
 
 def considered(rows: Sequence[Row], epoch: str) -> dict[Moment, Row]:

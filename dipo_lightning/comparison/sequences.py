@@ -24,7 +24,7 @@ from dipo_lightning.callbacks.run_record import FolderLock
 from dipo_lightning.cli import child
 from dipo_lightning.cli.configs import find_config
 from dipo_lightning.cli.run_folder import CONFIG
-from dipo_lightning.comparison.configs import Config, callbacks, read_fit_config
+from dipo_lightning.comparison.configs import Config, callbacks, read_fit_config, without_output_paths
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.logs import evaluations_of_runs
 from dipo_lightning.evaluation.run_folder import write_json
@@ -219,16 +219,13 @@ def step_config(config: Config, step: Step, epochs: int | None = None) -> Config
     made["data"]["init_args"]["forget"] = step.part
     if step.start is not None:
         made["model"]["init_args"]["pretrained"] = str(step.start)
-    trainer, found = made.setdefault("trainer", {}), callbacks(made.get("trainer") or {})
+    trainer = made["trainer"] = without_output_paths(made.get("trainer") or {})
+    found = trainer["callbacks"]
     watching = [callback for callback in found if _watches_the_first(callback)]
     if watching and step.number > 1 and epochs is not None:
         found = [callback for callback in found if callback not in watching]
         trainer["max_epochs"] = epochs
-    for place in ("logger", "default_root_dir", "enable_checkpointing"):  # a step's files belong in its folder
-        trainer.pop(place, None)
     for callback in found:
-        if _is(callback, "ModelCheckpoint"):
-            callback["init_args"].pop("dirpath", None)
         if _is(callback, "MUSEEvaluation") and step.number > 1:  # its starting model has been measured
             callback["init_args"].setdefault("schedule", {})["at_start"] = False
     if step.export:

@@ -43,6 +43,7 @@ from dipo_lightning.comparison.results import (
 )
 from dipo_lightning.errors import DiPOError, InputError, RunError
 from dipo_lightning.evaluation.benchmark import Benchmark, import_class
+from dipo_lightning.evaluation.run_folder import move_aside
 
 State = Literal["finished", "interrupted", "new"]
 
@@ -117,12 +118,8 @@ def make_room(run: Run) -> None:
     begun = child.was_begun_with(run.config, run.folder)
     if begun and not is_finished(run.folder) and not newest(run.folder / CHECKPOINTS):
         shutil.rmtree(run.folder)
-    if not run.folder.exists():
-        return
-    number = 1
-    while (moved := run.folder.with_name(f"{run.folder.name}-earlier{number}")).exists():
-        number += 1
-    run.folder.rename(moved)
+    if run.folder.exists():
+        move_aside(run.folder)
 
 
 PATIENCE = 30.0

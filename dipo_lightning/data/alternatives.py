@@ -15,10 +15,10 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from dipo_lightning.data.encoding import PromptStyle, checked_text
+from dipo_lightning.data.encoding import PromptStyle, checked_text, plain_text
 from dipo_lightning.data.files import SUFFIXES, Record, file_records, json_lines, shipped_json
 from dipo_lightning.data.loader import Example
-from dipo_lightning.data.rows import listed
+from dipo_lightning.data.rows import as_list, listed
 from dipo_lightning.data.tokenization import LARGE, LONGEST, tokenize_rows
 from dipo_lightning.errors import InputError
 from dipo_lightning.safety.paths import with_home
@@ -204,10 +204,7 @@ def _alternatives_in(record: Record) -> tuple[tuple[str, ...], str | None, list[
 
 def _lines_in(value: object, label: str) -> list[str]:
     """Return the texts in a field: those of a list, of a cell that holds a list, or the one text."""
-    values = listed(value, label)
-    if values is None:
-        values = [] if value in (None, "") else [value]
-    return [checked_text(text, label).strip() for text in values]
+    return [checked_text(text, label).strip() for text in as_list(value, label)]
 
 
 def _complete(found: list[list[str]], rows: Sequence[Mapping[str, Any]], source: str) -> list[Sequence[str]]:
@@ -221,11 +218,6 @@ def _complete(found: list[list[str]], rows: Sequence[Mapping[str, Any]], source:
             "them, or leave such rows out."
         )
     return [*found]
-
-
-def plain_text(*texts: str) -> str:
-    """Return texts in lower case with single spaces, one per line, so that equal ones compare equal."""
-    return "\n".join(" ".join(text.split()).casefold() for text in texts)
 
 
 def _shared_lines(source: str | Sequence[str]) -> list[str]:

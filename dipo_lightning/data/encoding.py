@@ -74,6 +74,10 @@ class PromptStyle(ABC):
             raise InputError(f"The answer {shortened(answer)!r} holds an end-of-turn token: take it out of the data.")
         return ids
 
+    def text(self, ids: list[int]) -> str:
+        """Text of a generated answer, without special tokens and outer white space."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
     def fingerprint(self) -> str:
         """Stable short description: the name, and a hash of the options and of the ids of a fixed example.
 
@@ -193,6 +197,11 @@ def continuation(tokenizer: PreTrainedTokenizerBase, text: str, anchor: str = ""
         if both[: len(before)] == before:
             return both[len(before) :]
     return encode(tokenizer, text)
+
+
+def plain_text(*texts: str) -> str:
+    """Return texts in lower case with single spaces, one per line, so that equal ones compare equal."""
+    return "\n".join(" ".join(text.split()).casefold() for text in texts)
 
 
 def checked_text(text: object, label: str) -> str:

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
 
 from dipo_lightning.errors import InputError
+from dipo_lightning.models.answers import IGNORED
 
 
 class Example(TypedDict):
@@ -45,7 +46,7 @@ def random_stream(seed: int, epoch: int, name: str, first: int | None = None) ->
 
 def supervised_count(example: Example) -> int:
     """Return the number of supervised tokens of ``example`` that are predicted (the first token never is)."""
-    return sum(label != -100 for label in example["labels"][1:])
+    return sum(label != IGNORED for label in example["labels"][1:])
 
 
 class ForgetRetainPairs(Dataset):

@@ -61,6 +61,13 @@ _FULL_NAME = re.compile(r"\p{Lu}[\p{L}\p{M}'’-]*\s+\p{Lu}")
 """Two capitalised words, which are a name at the beginning of a sentence too ("Joy Young told the police")."""
 
 
+NO_VALUES = (
+    "No forget row has a private value: their answers have no word of their own. Name the values in a column private, "
+    "or mark them in the answer with [[...]]."
+)
+"""Refusal of forget rows without any private value."""
+
+
 class Span(NamedTuple):
     """Characters ``start`` to ``end`` (exclusive) of an answer."""
 
@@ -187,7 +194,7 @@ def private_spans(row: Mapping[str, Any], shared: Mapping[str, int]) -> list[Spa
 
 def _is_common(text: str, word: Word, asked: Collection[str]) -> bool:
     """Return whether a word that is no name, or each part of a compound, is a common word or in the question."""
-    if _is_name(text, word) or _FULL_NAME.match(text, word.start):
+    if _is_capitalised_inside(text, word) or _FULL_NAME.match(text, word.start):
         return False
     return all(_is_common_word(part) or _is_asked(part, asked) for part in _parts(word.text))
 
@@ -210,10 +217,10 @@ def _is_own(text: str, word: Word, shared: Mapping[str, int]) -> bool:
     """Return whether a word belongs to this row alone; a number does even if other rows contain it."""
     if is_rare(word.text, shared) or has_digit(word.text):
         return True
-    return shared[word.text] == 1 and _is_name(text, word)
+    return shared[word.text] == 1 and _is_capitalised_inside(text, word)
 
 
-def _is_name(text: str, word: Word) -> bool:
+def _is_capitalised_inside(text: str, word: Word) -> bool:
     """Return whether a word is capitalised inside a sentence."""
     return text[word.start].isupper() and not _opens_sentence(text, word.start)
 
@@ -444,7 +451,7 @@ def share_of_words(texts: Iterable[str], known: Collection[str]) -> float:
             total += 1
             number = has_digit(word.text)
             again = word.text == before and not number
-            known_word = number or text[word.start].isupper() or any(stem in known for stem in _stems(word.text))
+            known_word = number or text[word.start].isupper() or any(form in known for form in _stems(word.text))
             right += known_word and not again
             before = word.text
     return right / total if total else 1.0
@@ -453,4 +460,4 @@ def share_of_words(texts: Iterable[str], known: Collection[str]) -> float:
 def _stems(word: str) -> list[str]:
     """A word, and its forms without an English ending."""
     endings = [word.removesuffix(end) for end in ("s", "es", "ed", "d", "ing", "ly", "er", "r") if word.endswith(end)]
-    return [word, *endings, *(stem + "e" for stem in endings), *(word[:-3] + "y" for _ in [0] if word.endswith("ies"))]
+    return [word, *endings, *(one + "e" for one in endings), *(word[:-3] + "y" for _ in [0] if word.endswith("ies"))]

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from dipo_lightning.data.encoding import checked_text, shortened, suggestion
+from dipo_lightning.data.encoding import checked_text, plain_text, shortened, suggestion
 from dipo_lightning.data.files import Record, source_records, text_field
 from dipo_lightning.errors import InputError
 
@@ -274,7 +274,7 @@ def private_values(answer: str, given: object, label: str, marks: bool = True) -
     """
     marked = _MARK.findall(answer) if marks and "[[" in answer else []
     answer = _MARK.sub(r"\1", answer) if marked else answer
-    values = [_spelled(checked_text(value, label), answer, label) for value in _as_list(given, label)]
+    values = [_spelled(checked_text(value, label), answer, label) for value in as_list(given, label)]
     return answer, list(dict.fromkeys([*marked, *values]))
 
 
@@ -292,7 +292,7 @@ def _said(row: Mapping[str, Any]) -> bytes:
     return json.dumps(content, sort_keys=True, ensure_ascii=True, default=str).encode() + b"\n"
 
 
-def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _key(row: Mapping[str, Any]) -> str:
     """The texts of a row up to case, white space and the marks of private values, which stay in other sets' copies."""
     if "text" in row:
         texts = [row["text"]]
@@ -300,7 +300,7 @@ def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
         texts = [message["content"] for message in row["messages"]]
     else:
         texts = [row["question"], row["answer"]]
-    return tuple(" ".join(_MARK.sub(r"\1", text).split()).casefold() for text in texts)
+    return plain_text(*(_MARK.sub(r"\1", text) for text in texts))
 
 
 def _spellings(record: Record) -> dict[str, str]:
@@ -378,13 +378,13 @@ def extras(record: Record, columns: Mapping[str, str], row: Row, marks: bool) ->
         found["paraphrased_answer"] = _lone_text(record, name)
     for extra in ("perturbed_answer", "paraphrased_question", "alternatives"):
         label = f"{record.where}: {columns[extra]!r}"
-        if values := _as_list(record.fields.get(columns[extra]), label):
+        if values := as_list(record.fields.get(columns[extra]), label):
             found[extra] = [checked_text(value, label) for value in values]
     holder, key = (row["messages"][-1], "content") if "messages" in row else (row, "answer")
     if key in holder:
         label, given = f"{record.where}: {columns['private']!r}", record.fields.get(columns["private"])
         holder[key], private = private_values(holder[key], given, label, marks)
-        if marks and not _as_list(given, label):
+        if marks and not as_list(given, label):
             _check_brackets(holder[key], record.where)
         found |= {"private": private} if private else {}
     return found
@@ -421,7 +421,7 @@ def _is_closed(text: str) -> bool:
 def _names_values(record: Record, text: str) -> bool:
     """Return whether a row of plain text names private values, by a column or by marks."""
     column = _extra_columns(record)["private"]
-    return _MARK.search(text) is not None or bool(_as_list(record.fields.get(column), f"{record.where}: {column!r}"))
+    return _MARK.search(text) is not None or bool(as_list(record.fields.get(column), f"{record.where}: {column!r}"))
 
 
 def _lone_text(record: Record, name: str) -> str:
@@ -435,7 +435,8 @@ def _lone_text(record: Record, name: str) -> str:
     return checked_text(values[0], label)
 
 
-def _as_list(value: object, label: str) -> list[Any]:
+def as_list(value: object, label: str) -> list[Any]:
+    """Return the values in a field: those of a list (see `listed`), the one value, or none."""
     if value in (None, "", []) or value != value:  # pandas writes NaN for an absent value
         return []
     values = listed(value, label)

@@ -14,7 +14,7 @@ from dipo_lightning.data.loader import Example
 from dipo_lightning.data.prompts import ChatStyle
 from dipo_lightning.data.rows import shown
 from dipo_lightning.errors import InputError, check_choice, check_numbers
-from dipo_lightning.models.answers import IGNORED
+from dipo_lightning.models.answers import IGNORED, first_supervised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -218,7 +218,7 @@ def tokenized_row(
     ids, labels = encode_row(row)
     cut = max_length is not None and len(ids) > max_length
     if all(label == IGNORED for label in labels[:max_length]):
-        prompt = next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))
+        prompt = first_supervised(labels)
         raise InputError(
             f"its prompt alone has {prompt} tokens and data.max_length is {max_length}, which leaves nothing "
             f"of the answer; set data.max_length to {prompt + 1} or more, or shorten the row."

@@ -197,9 +197,8 @@ class TokenizedDataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             collate_fn=collate_parts,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(
-                self.seed
-            ),  # starting an epoch draws nothing from dropout's generator
+            # Starting an epoch draws nothing from dropout's generator.
+            generator=torch.Generator().manual_seed(self.seed),
         )
         self._loader.trainer = trainer
         if repeated := self._loader.repeated:

@@ -37,6 +37,7 @@ from dipo_lightning.evaluation.shared_prompts import (
     pack,
     prompt_of,
 )
+from dipo_lightning.models.answers import IGNORED
 from dipo_lightning.models.distributed import evaluation_mode, plan_batches, shared_out, unsharded
 from dipo_lightning.models.inspection import (
     check_ids,
@@ -402,4 +403,4 @@ def common_beginning(prompts: Sequence[list[int]]) -> int:
 def _follows(example: Example, prompt: list[int]) -> bool:
     """Return whether an example is an answer to this prompt, with a scored token."""
     ids, labels = example
-    return any(label != -100 for label in labels[1:]) and len(ids) > len(prompt) and prompt_of(example) == prompt
+    return any(label != IGNORED for label in labels[1:]) and len(ids) > len(prompt) and prompt_of(example) == prompt

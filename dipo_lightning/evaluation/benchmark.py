@@ -166,10 +166,6 @@ class Benchmark:
         """Return the settings for recomputing the numbers of a log."""
         return dict(log.settings)
 
-    def refusal(self, log: EvaluationLog, retain: EvaluationLog) -> str:
-        """Return the reason why two logs with equal settings and rows cannot be compared; empty if they can."""
-        return ""
-
     def hub_log(self, pretrained: str, options: Mapping[str, Any]) -> str:
         """Return the retain model's log in open-unlearning's data set of logs; empty if it is unknown.
 

@@ -263,17 +263,28 @@ def last_evaluation(folder: Path, benchmark: Benchmark | None = None) -> Path:
     Raises:
         InputError: There is no evaluation, or those of several runs.
     """
-    found = [*folder.glob("evaluations/*.json")] or [*folder.glob("**/evaluations/*.json")]
-    runs = sorted({log.parent.parent for log in found})
-    if len(runs) > 1:
-        raise InputError(f"{folder} holds {len(runs)} runs; give one of them: {', '.join(map(str, runs[:6]))}.")
-    logs = evaluations_of_runs(found or folder.glob("*.json"))
+    run = only_run(folder)
+    logs = evaluations_of_runs(folder.glob("*.json") if run is None else run.glob("evaluations/*.json"))
     if not logs:
         raise InputError(f"{folder}: no evaluation log in this folder; name a log, or a run that evaluated its model")
     logs.sort(key=lambda log: (log.stat().st_mtime_ns, log.name), reverse=True)
     if benchmark is not None and len(logs) > 1:
         return next((log for log in logs if f'"format": "{benchmark.format}"' in _start(log)), logs[0])
     return logs[0]
+
+
+def only_run(folder: Path) -> Path | None:
+    """Return the folder with evaluations: ``folder``, or the only one below it; None without any.
+
+    Raises:
+        InputError: Several folders below ``folder`` hold evaluations.
+    """
+    if any(folder.glob("evaluations/*.json")):
+        return folder
+    runs = sorted({log.parent.parent for log in folder.rglob("evaluations/*.json")})
+    if len(runs) > 1:
+        raise InputError(f"{folder} holds {len(runs)} runs; give one of them: {', '.join(map(str, runs[:6]))}.")
+    return runs[0] if runs else None
 
 
 def evaluations_of_runs(logs: Iterable[Path]) -> list[Path]:
@@ -339,8 +350,6 @@ def check_comparable(log: EvaluationLog, reference: EvaluationLog, benchmark: Be
         mine, other = log.settings.get(key), reference.settings.get(key)
         if mine is not None and other is not None and not _same_setting(str(mine), str(other)):
             raise InputError(f"{pair}: {key} is {mine!r} in the log and {other!r} in the reference")
-    if reason := benchmark.refusal(log, reference):
-        raise InputError(f"{pair}: {reason}")
     whole, other_whole = with_skipped(log.sets, log.skipped), with_skipped(reference.sets, reference.skipped)
     whole_prompts = {one.name for one in benchmark.foreign_formats if one.whole_prompts}
     contained = bool(whole_prompts & {log.format, reference.format})

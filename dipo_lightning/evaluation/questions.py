@@ -26,6 +26,7 @@ from dipo_lightning.metrics.functional.membership import (
     zlib_score,
 )
 from dipo_lightning.metrics.functional.text import rouge_l
+from dipo_lightning.models.answers import IGNORED
 
 MAX_NEW_TOKENS = 200
 Source = Mapping[str, Any]
@@ -195,7 +196,7 @@ def _plan(
                     paraphrase=None if paraphrase is None else first + 1 + count,
                     detailed=set_name in detailed,
                     ends=made[0][1][-1] in style.stop_ids,
-                    length=sum(label != -100 for label in made[0][1]),
+                    length=sum(label != IGNORED for label in made[0][1]),
                 )
             )
     return plans
@@ -255,14 +256,14 @@ def answer_and_score(
 def _score_said(work: Measurement, plans: Sequence[Plan]) -> None:
     """Score the policy's own answers."""
     spoken = [plan for plan in plans if plan.said]
-    examples = [(plan.prompt + plan.said, [-100] * len(plan.prompt) + plan.said) for plan in spoken if plan.said]
+    examples = [(plan.prompt + plan.said, [IGNORED] * len(plan.prompt) + plan.said) for plan in spoken if plan.said]
     for plan, found in zip(spoken, work.score(examples, "own answers scored"), strict=True):
         plan.said_nll = found.nll
 
 
 def _row(plan: Plan, scores: Sequence[TokenScores], style: PromptStyle, fraction: float) -> Row:
     """Compute the fields of a row from its scores."""
-    text = None if plan.said is None else str(style.tokenizer.decode(plan.said, skip_special_tokens=True)).strip()
+    text = None if plan.said is None else style.text(plan.said)
     answer = scores[plan.answer]
     nll = answer.nll
     row: Row = {

@@ -88,12 +88,6 @@ class Row(TypedDict, total=False):
     reference: float | None
 
 
-END_OF_TURN = "excluded"
-"""Value of the setting `end_of_turn`: memorisation and Min-K exclude the token that ends an answer.
-
-So does open-unlearning. Logs of this package without the setting are older, and include the token.
-"""
-
 Sets = Mapping[str, Sequence[Row]]
 """Rows by the name of their set."""
 

@@ -94,6 +94,14 @@ def is_trial(trainer: pl.Trainer) -> bool:
     return bool(getattr(trainer, "fast_dev_run", False))
 
 
+def move_aside(folder: Path) -> Path:
+    """Rename the folder of an earlier run by the next free number, as in ``NAME-earlier1``, and return its new path."""
+    number = 1
+    while (moved := folder.with_name(f"{folder.name}-earlier{number}")).exists():
+        number += 1
+    return folder.rename(moved)
+
+
 def _choose(trainer: pl.Trainer) -> Path:
     if is_trial(trainer):
         folder = Path(tempfile.mkdtemp(prefix="fast_dev_run-"))

@@ -24,6 +24,7 @@ from dipo_lightning.evaluation.shared_prompts import (
     pack,
 )
 from dipo_lightning.metrics.functional.membership import standardized_logprobs
+from dipo_lightning.models.answers import IGNORED
 from dipo_lightning.models.distributed import evaluation_mode, least, plan_batches, shared_out
 from dipo_lightning.models.inspection import (
     batch_memory,
@@ -162,7 +163,7 @@ Group = list[int]
 
 def _plan(policy: nn.Module, examples: Sequence[Example], budget: int, device: torch.device) -> list[list[Group]]:
     """Plan the batches; rows with several answers and rows with one need different masks, and never share a batch."""
-    scored = [i for i, (_, labels) in enumerate(examples) if any(label != -100 for label in labels[1:])]
+    scored = [i for i, (_, labels) in enumerate(examples) if any(label != IGNORED for label in labels[1:])]
     groups = [[index] for index in scored]
     if can_share_prompts(policy):
         grouped = group_by_prompt(examples, scored, budget, attention_window(policy))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dipo_lightning.models.answers import IGNORED, first_supervised
 from dipo_lightning.models.head import causal_lm
 from dipo_lightning.models.inspection import attention_implementation
 
@@ -160,7 +161,7 @@ def pack(
     for number, (layout, group) in enumerate(zip(layouts, groups, strict=True)):
         for path, (_, labels) in zip(layout.paths, group, strict=False):
             places = zip(path, labels[layout.prompt :], strict=True)
-            scored.append([(layout.parents[place], label) for place, label in places if label != -100])
+            scored.append([(layout.parents[place], label) for place, label in places if label != IGNORED])
             predictors[number, [place for place, _ in scored[-1]]] = True
         if also is not None:
             predictors[number, list(also[number])] = True
@@ -180,7 +181,7 @@ def pack(
 def prompt_of(example: Example) -> list[int]:
     """Return the ids before the first scored token, not counting the very first token, which nothing predicts."""
     ids, labels = example
-    return ids[: next(place for place in range(1, len(labels)) if labels[place] != -100)]
+    return ids[: 1 + first_supervised(labels[1:])]
 
 
 def group_by_prompt(

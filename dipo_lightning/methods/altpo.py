@@ -19,10 +19,10 @@ from dipo_lightning.data.alternatives import (
     asked_in,
     find_alternatives,
     own_alternatives,
-    plain_text,
     refuse_text,
     written_alternatives,
 )
+from dipo_lightning.data.encoding import plain_text
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.errors import InputError, check_numbers, check_positive
 from dipo_lightning.evaluation.run_folder import run_folder, write_text

@@ -124,7 +124,6 @@ class RowValues(Metric):
     """
 
     full_state_update = False
-    is_differentiable = False
     higher_is_better: bool | None = None
 
     columns: ClassVar[tuple[str, ...]] = ("number",)

@@ -32,6 +32,11 @@ TokenBatch: TypeAlias = dict[str, Tensor]
 """``input_ids``, ``attention_mask``, ``labels`` (batch, length) and ``index`` (batch,), all int64."""
 
 
+def first_supervised(labels: Sequence[int]) -> int:
+    """Return the position of the first supervised label; the number of labels without one."""
+    return next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))
+
+
 def collate(examples: Sequence[Mapping[str, Any]], pad_token_id: int = 0) -> TokenBatch:
     """Make a right-padded batch of tokenised examples; the mask comes from their lengths, so any id can pad.
 

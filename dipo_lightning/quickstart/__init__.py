@@ -16,6 +16,7 @@ from dipo_lightning.cli import STEP, child
 from dipo_lightning.cli.configs import filled
 from dipo_lightning.errors import RunError, check_seed
 from dipo_lightning.evaluation.logs import evaluations_of_runs
+from dipo_lightning.evaluation.run_folder import move_aside
 from dipo_lightning.quickstart import settings
 from dipo_lightning.quickstart.attacks import attack_quickstart
 from dipo_lightning.quickstart.report import write_report
@@ -35,7 +36,7 @@ def quickstart(seed: int = 0, output: str = "runs/quickstart") -> None:
     """
     check_seed("seed", seed)
     folder = expanded(output, "output")
-    _move_aside(folder)
+    _make_folder(folder)
     started = time.monotonic()
     with step(1, "Invent authors, and train a model that never saw those to forget: the retain model"):
         prepare(folder, seed)
@@ -62,9 +63,9 @@ def elsewhere(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def step(number: int, title: str, of: int = 4) -> Iterator[None]:
+def step(number: int, title: str) -> Iterator[None]:
     """Print the title and the duration of a step, whose child processes show progress bars only."""
-    print(f"{number}/{of}  {title}", flush=True)
+    print(f"{number}/4  {title}", flush=True)
     started, before = time.monotonic(), os.environ.get(STEP)
     os.environ[STEP] = "1"
     try:
@@ -128,14 +129,8 @@ def prepare(folder: Path, seed: int) -> None:
     write_untrained(folder / "models" / "untrained", train_tokenizer(texts), seed, **settings.SHAPE)
 
 
-def _move_aside(folder: Path) -> None:
-    """Rename the folder of an earlier run to the next free number."""
-    if not folder.exists() or not any(folder.iterdir()):
-        folder.mkdir(parents=True, exist_ok=True)
-        return
-    number = 1
-    while (moved := folder.with_name(f"{folder.name}-{number}")).exists():
-        number += 1
-    folder.rename(moved)
-    folder.mkdir()
-    print(f"The earlier run in {folder} is kept as {moved}.")
+def _make_folder(folder: Path) -> None:
+    """Make the folder of the run, after moving an earlier run there aside."""
+    if folder.exists() and any(folder.iterdir()):
+        print(f"The earlier run in {folder} is kept as {move_aside(folder)}.")
+    folder.mkdir(parents=True, exist_ok=True)

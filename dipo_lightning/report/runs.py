@@ -13,7 +13,7 @@ from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.aggregates import document_meanings, flat_numbers
 from dipo_lightning.evaluation.benchmark import benchmark_of
 from dipo_lightning.evaluation.colours import MODEL
-from dipo_lightning.evaluation.logs import evaluations_of_runs
+from dipo_lightning.evaluation.logs import evaluations_of_runs, only_run
 from dipo_lightning.safety.paths import with_home
 
 Document = dict[str, Any]
@@ -80,13 +80,8 @@ def read_document(file: Path) -> Document:
 def _find(folder: Path) -> Path:
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder; give a run's folder, the one it printed at its end.")
-    if any((folder / "evaluations").glob("*.json")):
-        return folder
-    runs = sorted({path.parent.parent for path in folder.rglob("evaluations/*.json")})
-    if len(runs) == 1:
-        return runs[0]
-    if runs:
-        raise InputError(f"{folder} holds {len(runs)} runs; give one of them: {', '.join(map(str, runs[:6]))}.")
+    if (run := only_run(folder)) is not None:
+        return run
     for place in (folder, folder.parent):
         if (place / "verdict.json").is_file():
             raise InputError(f"{place} is a run of forget, which has written its page: {place / 'results.html'}.")

@@ -1,4 +1,4 @@
-"""From a checkpoint to a Hugging Face folder: the same weights, a card with the facts, and nothing private."""
+"""Export of a checkpoint to a Hugging Face folder: the same weights, a card with the facts, and nothing private."""
 
 import json
 import re
@@ -165,7 +165,7 @@ def test_bad_checkpoints_are_refused_in_a_sentence(run, tmp_path):
 
 
 class Trap:
-    """What unpickling would run."""
+    """An object whose unpickling would run code."""
 
     def __reduce__(self):
         return print, ("run",)

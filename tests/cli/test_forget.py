@@ -10,11 +10,10 @@ import torch
 
 from dipo_lightning.benchmarks.user_data import examination
 from dipo_lightning.benchmarks.user_data.examination import Examination
+from dipo_lightning.cli.examining import Job, examined
 from dipo_lightning.cli.forget import (
     SplitRows,
     _check_method,
-    _examined,
-    _Job,
     _keep,
     _read,
     _style,
@@ -315,7 +314,7 @@ def test_an_untaught_model_that_knows_the_rows_is_refused_before_the_training(he
         values = [row["private"] for row in job.rows.forget]
         return Examination(asked, values, [[0.5], [0.5]], [[1], [1]], [[0.1], [0.1]], said, [[], []], [[], []])
 
-    monkeypatch.setattr("dipo_lightning.cli.forget._examined", examined)
+    monkeypatch.setattr("dipo_lightning.cli.forget.examined", examined)
     monkeypatch.setattr("dipo_lightning.cli.child.fit", lambda *_: pytest.fail("trained"))
     write(here / "forget.jsonl", FORGET)
     assert main(["forget", "model", "forget.jsonl", "--untaught", "untaught"]) == 2
@@ -344,7 +343,7 @@ def begun(here, monkeypatch):
     def examined(*_):
         raise RunError("the target is examined")
 
-    monkeypatch.setattr("dipo_lightning.cli.forget._examined", examined)
+    monkeypatch.setattr("dipo_lightning.cli.forget.examined", examined)
     save_toy(here / "model")
     write(here / "retain.jsonl", RETAIN)
     command = ["forget", "model", write(here / "forget.jsonl", FORGET), "--output", "out", "--epochs", "2"]
@@ -457,18 +456,18 @@ def test_an_examination_is_read_again_only_for_the_same_model_rows_values_and_ef
     made, found = [], Examination([["Who?"]], [["Ann"]], [[0.5]], [[1]], [[None]], ["a"], [[]], [[]])
     monkeypatch.setattr(examination, "examine", lambda *a, **k: made.append(1) or found)
     rows = SplitRows([{"question": "Who?", "answer": "Ann."}], [], [])
-    job = _Job(here / "out", rows, _style("model", "plain"), "cpu")
+    job = Job(here / "out", rows, _style("model", "plain"), "cpu")
     (here / "out").mkdir()
-    first = _examined(job, "model", {"samples": 2}, "target")
-    assert _examined(job, "model", {"samples": 2}, "target") == first
+    first = examined(job, "model", {"samples": 2}, "target")
+    assert examined(job, "model", {"samples": 2}, "target") == first
     assert len(made) == 1
-    _examined(job, "model", {"samples": 3}, "target")
-    _examined(replace(job, rows=replace(rows, retain=rows.forget)), "model", {"samples": 3}, "target")
+    examined(job, "model", {"samples": 3}, "target")
+    examined(replace(job, rows=replace(rows, retain=rows.forget)), "model", {"samples": 3}, "target")
     save_toy(here / "model", seed=1)
-    _examined(job, "model", {"samples": 3}, "target")
+    examined(job, "model", {"samples": 3}, "target")
     assert len(made) == 4
     other = replace(rows, forget=[{**rows.forget[0], "private": ["Ann."]}])
-    _examined(replace(job, rows=other), "model", {"samples": 3}, "target")
+    examined(replace(job, rows=other), "model", {"samples": 3}, "target")
     assert len(made) == 5
 
 

@@ -1,4 +1,4 @@
-"""Which process makes a run's folder ready, and what the others find meanwhile."""
+"""Preparation of a run's folder by one process, while the others wait for it."""
 
 from __future__ import annotations
 

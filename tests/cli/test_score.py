@@ -1,4 +1,4 @@
-"""What a results file says of itself is held against its rows, in all three formats of this package."""
+"""A results file's own numbers, checked against its rows in all three formats of this package."""
 
 from __future__ import annotations
 

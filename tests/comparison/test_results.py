@@ -1,4 +1,4 @@
-"""What a run's folder holds, as rows."""
+"""Rows of a comparison, read from a run's folder."""
 
 from pathlib import Path
 

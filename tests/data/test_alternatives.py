@@ -120,6 +120,12 @@ def test_alternatives_of_each_row_from_a_data_file(tmp_path: Path, caplog: pytes
     assert read_alternatives(str(tmp_path / "table.csv"), ROWS)[4] == ["A cook.", "Cook 4."]
 
 
+def test_a_cell_with_nan_has_no_alternative(tmp_path: Path) -> None:
+    written = [{"question": row["question"], "alternatives": float("nan")} for row in ROWS]
+    with pytest.raises(InputError, match="has no alternative for 5 of 5 forget rows"):
+        read_alternatives(data_file(tmp_path / "own.jsonl", written), ROWS)
+
+
 def test_a_file_of_open_unlearning_has_one_alternative_in_each_row(tmp_path: Path) -> None:
     rows = [row | {"alternate": f"{row['question']} {number}"} for number in range(3) for row in ROWS]
     found = read_alternatives(data_file(tmp_path / "alt5_seed_0.json", rows), ROWS)

@@ -1,4 +1,4 @@
-"""What the processes run, and the test process too, to compare: plain arguments in, plain values and arrays out."""
+"""Jobs of the processes, and of the test process for comparison: plain arguments in, plain values and arrays out."""
 
 from __future__ import annotations
 

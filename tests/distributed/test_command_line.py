@@ -56,7 +56,7 @@ def command(task: str, trainer: str, run: Path, *more: str, world: int = WORLD) 
 
 @pytest.fixture(scope="module")
 def alone_weights(task: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    """What one process ends with."""
+    """Weights at the end of a run on one process."""
     run = tmp_path_factory.mktemp("one") / "run"
     assert jobs.command_line(command(task, "cpu", run, world=1), {})[0] == 0
     return saved_weights(run)

@@ -107,7 +107,7 @@ def test_what_is_offloaded_is_trained_after_a_cache_was_made_with_it(pool: Pool,
 
 
 def test_a_cache_is_of_the_dtype_that_was_computed_in(pool: Pool, tmp_path: Path) -> None:
-    """What stands in the option does not say it: "auto" is another one on each device."""
+    """The option alone does not name it: "auto" is another one on each device."""
     task = str(jobs.write_task(tmp_path))
     for caches, strategy, dtype in ((1, "fsdp2", "bfloat16"), (2, "ddp", "auto"), (2, "fsdp2", "float32")):
         options: dict[str, Any] = {"compute_dtype": dtype, "method": "npo", "reference": "hidden_states"}

@@ -1,4 +1,4 @@
-"""What saves memory or time changes no number: checkpointing, offloading, compiling; and evaluating inside a run."""
+"""Options that save memory or time and change no number: checkpointing, offloading, compiling, evaluating in a run."""
 
 from __future__ import annotations
 

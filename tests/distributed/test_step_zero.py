@@ -101,7 +101,7 @@ def test_log_ratio_to_a_cached_reference_is_exactly_zero(pool: Pool, task: str, 
 
 @pytest.mark.parametrize("cached", CACHED)
 def test_a_policy_that_is_no_longer_the_reference_is_an_error(task: str, cached: str) -> None:
-    """What is 0 before the first step is so because both are equal, not because it is the first step."""
+    """The terms are 0 before the first step because both are equal, not because it is the first step."""
     with pytest.raises(RunError, match="before the first step, where they are one"):
         jobs.train(task, batch_size=3, max_steps=1, nudge=0.01, **CACHED[cached])
 

@@ -1,4 +1,4 @@
-"""What TensorBoard is given: read back from the event file, and safe whatever a model says."""
+"""Records for TensorBoard: read back from the event file, and safe whatever a model says."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is run, and what is asked of the answer, where ``fit`` is given something that cannot be right."""
+"""Runs of ``fit`` with input that cannot be right, and the check of its answer."""
 
 from __future__ import annotations
 

@@ -78,9 +78,7 @@ def native(sets: dict[str, list[dict]], **settings: object) -> dict:
     """A log of this package, with aggregates that hold."""
     return {
         "format": "dipo-lightning/tofu/1",
-        "settings": {"split": "forget01", "truth_ratio": "geometric", "prompt_style": "plain"}
-        | {"end_of_turn": "excluded"}
-        | settings,
+        "settings": {"split": "forget01", "truth_ratio": "geometric", "prompt_style": "plain"} | settings,
         "sets": sets,
         "aggregates": expected(sets) | {"forget_quality": None, "forget_quality_absent": "no reference"},
         "skipped": {},

@@ -1,4 +1,4 @@
-"""What every module promises: checkpoints that load again, the optimiser and its schedule."""
+"""Promises of every module: checkpoints that load again, the optimiser and its schedule."""
 
 from dataclasses import asdict
 from enum import Enum

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
-from dipo_lightning.data.encoding import TextStyle
+from dipo_lightning.data.encoding import TextStyle, encode
 from dipo_lightning.data.private import Span, token_places
 from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.data.unlearning import UnlearningDataModule
@@ -27,7 +27,6 @@ from dipo_lightning.methods.selective.examples import (
     ExampleMaker,
     PrivateExample,
     completions,
-    encoded,
     first_tokens,
     identifiers,
     token_forms,
@@ -156,7 +155,7 @@ def test_a_short_part_of_a_word_is_banned_only_behind_a_space():
     ids = {piece: number for number, piece in enumerate(sorted({one for found in pieces.values() for one in found}))}
 
     class Tokenizer:
-        def __call__(self, text, add_special_tokens):
+        def __call__(self, text, add_special_tokens, verbose):
             return {"input_ids": [ids[piece] for piece in pieces[text]]}
 
         def decode(self, found):
@@ -169,7 +168,7 @@ def test_a_short_part_of_a_word_is_banned_only_behind_a_space():
 
 def test_numbers_are_banned_at_their_last_token():
     tokenizer = toy_tokenizer()
-    whole = encoded(tokenizer, "1971")
+    whole = encode(tokenizer, "1971")
     assert len(whole) > 1
     assert completions(tokenizer, ["1971"]) == [(whole[:-1], whole[-1])]
     assert completions(tokenizer, ["1971", "glassblower"])[0] == (whole[:-1], whole[-1])
@@ -182,7 +181,7 @@ def test_a_name_that_begins_with_a_single_letter_is_banned_at_its_next_token():
     names = {number: piece for piece, number in ids.items()}
 
     class Tokenizer:
-        def __call__(self, text, add_special_tokens):
+        def __call__(self, text, add_special_tokens, verbose):
             return {"input_ids": [ids[piece] for piece in pieces[text]]}
 
         def decode(self, found):
@@ -210,7 +209,7 @@ def test_the_risk_of_an_answer_is_its_expected_number_of_private_values():
 def test_only_the_rest_of_a_word_makes_its_first_token_a_risk(maker, monkeypatch):
     policy = toy_model()
     ids = maker.style.answer_ids("Mara Velt works as a")
-    whole = encoded(maker.tokenizer, " glassblower")
+    whole = encode(maker.tokenizer, " glassblower")
     assert len(whole) > 2
     monkeypatch.setattr(maker, "watched", [{whole[0]: [whole[1:]], whole[1]: []}, {}])
     prompt = maker.style.prompt(ROWS[0]["question"])
@@ -431,7 +430,7 @@ def test_braces_of_a_row_stay_as_they_are():
 def test_a_token_that_completes_a_private_number_is_found_in_any_answer(maker):
     prompt = maker.style.prompt(ROWS[0]["question"])
     example = maker.said(0, prompt, maker.style.answer_ids("It opened in 1971 and in 1972."))
-    last = encoded(maker.tokenizer, "1971")[-1]
+    last = encode(maker.tokenizer, "1971")[-1]
     found = maker.completing(example)
     answer = example.input_ids[example.start :]
     assert len(found) == len(answer)

@@ -1,4 +1,4 @@
-"""What an unlearning module promises, whatever the method: the reference, the terms, the step."""
+"""Promises of an unlearning module, whatever the method: the reference, the terms, the step."""
 
 import json
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What each of two processes does in test_distributed.py."""
+"""Work of each of the two processes in test_distributed.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which strategies there are, by name, from Python and from YAML."""
+"""The sharding strategies, by name, from Python and from YAML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model's name can mean."""
+"""Meanings of a model's name: on the hub, a folder, a file or a package."""
 
 import sys
 

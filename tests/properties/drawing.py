@@ -1,4 +1,4 @@
-"""What is drawn: texts of every kind, values of every shape; and an honest count of it."""
+"""Draws: texts of every kind, values of every shape; and an honest count of them."""
 
 from __future__ import annotations
 

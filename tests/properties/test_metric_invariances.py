@@ -1,4 +1,4 @@
-"""What must not change a metric, on random models and rows: order, sharding, batch size, padding side, a constant."""
+"""Invariances of every metric, on random models and rows: order, sharding, batch size, padding side, a constant."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def pad(ids: list[int], length: int, left: bool) -> tuple[list[int], list[int]]:
 
 
 def row_scores(logits: torch.Tensor, example: Example) -> TokenScores:
-    """What stands in the logits of one row without padding in front."""
+    """Scores from the logits of one row without padding in front."""
     ids, labels = example
     places = [i for i in range(len(ids) - 1) if labels[i + 1] != -100]
     chosen, targets = logits[places], torch.tensor([labels[i + 1] for i in places])

@@ -33,7 +33,7 @@ def commands() -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """What the four commands left; in one process, which imports everything once."""
+    """Output of the four commands, in one process, which imports everything once."""
     folder = tmp_path_factory.mktemp("muse")
     fewer = yaml.safe_load(Path(SMALL).read_text())
     evaluation, _, checkpoint = fewer["trainer"]["callbacks"]  # without the rule, which asks at each epoch

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tests.reliability.toy_run import differences, outcome, start, warm_up, write_config, write_inputs  # noqa: E402
-from tests.reliability.traps import PLACES  # noqa: E402
+from tests.reliability.toy_run import differences, outcome, start, warm_up, write_config, write_inputs
+from tests.reliability.traps import PLACES
 
 COMBINATIONS = ((0, False), (2, True), (0, True), (2, False))
 """Loader workers, and whether LoRA with dropout is trained."""

@@ -113,7 +113,7 @@ def warm_up() -> None:
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """What a run ended with: weights, evaluations without times and places, and every scalar of every step."""
+    """Result of a run: weights, evaluations without times and places, and every scalar of every step."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)

@@ -51,7 +51,7 @@ class Run:
         return [path for path in self.home.rglob("*") if path.is_file() and ".cache" not in path.parts]
 
     def left(self) -> list[Path]:
-        """What the run wrote."""
+        """Files that the run wrote."""
         return [path for path in self.files() if path not in self.inputs]
 
 

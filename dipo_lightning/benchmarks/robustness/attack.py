@@ -25,6 +25,7 @@ from dipo_lightning.evaluation.run_folder import finite
 from dipo_lightning.evaluation.scoring import BATCH_TOKENS
 from dipo_lightning.evaluation.shared_prompts import Example
 from dipo_lightning.metrics.functional.text import rouge_l, words
+from dipo_lightning.models.answers import IGNORED, first_supervised
 
 Source = Mapping[str, Any]
 """A row as read: `index`, `question`, `answer`, and the other fields of its data."""
@@ -151,7 +152,7 @@ class Asked:
     @property
     def example(self) -> Example:
         """Token ids and labels of the prompt with the answer."""
-        return self.prompt + self.target, [-100] * len(self.prompt) + self.target
+        return self.prompt + self.target, [IGNORED] * len(self.prompt) + self.target
 
 
 def plainly(subject: Subject) -> list[Asked]:
@@ -177,7 +178,7 @@ def ask(style: PromptStyle, row: Source, question: str, opening: str = "") -> As
     if opening:
         prompt = prompt + style.answer_ids(opening)
     ids, labels = style.join(prompt, row["answer"])
-    first = next(place for place, label in enumerate(labels) if label != -100)
+    first = first_supervised(labels)
     return Asked(row, ids[:first], ids[first:], question, row["answer"])
 
 

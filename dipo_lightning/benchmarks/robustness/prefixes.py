@@ -61,12 +61,11 @@ def begun(subject: Subject, asked: Asked, share: int) -> Asked | None:
     given = max(1, math.floor(tokens * share / 100))
     if given >= tokens:
         return None
-    decode = subject.style.tokenizer.decode
-    start, rest = (str(decode(ids, skip_special_tokens=True)) for ids in (asked.target[:given], asked.target[given:]))
+    start, rest = asked.target[:given], asked.target[given:]
     return replace(
         asked,
-        prompt=asked.prompt + asked.target[:given],
-        target=asked.target[given:],
-        question=f"{asked.question} {start.strip()}",
-        answer=rest.strip(),
+        prompt=asked.prompt + start,
+        target=rest,
+        question=f"{asked.question} {subject.style.text(start)}",
+        answer=subject.style.text(rest),
     )

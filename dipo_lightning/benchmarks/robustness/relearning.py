@@ -20,7 +20,7 @@ from dipo_lightning.data.tokenization import Pieces, Remembering
 from dipo_lightning.errors import InputError, RunError, check_numbers, check_positive
 from dipo_lightning.evaluation.shared_prompts import Example
 from dipo_lightning.losses.likelihood import token_nll
-from dipo_lightning.models.answers import answer_logits, collate, supervised_labels
+from dipo_lightning.models.answers import IGNORED, answer_logits, collate, supervised_labels
 from dipo_lightning.models.distributed import evaluation_mode, plan_batches
 from dipo_lightning.models.lora import LoRA, add_lora
 
@@ -206,7 +206,7 @@ def train(
     )
     policy.eval()  # no dropout
     for step, rows in enumerate(steps, 1):
-        tokens = sum(label != -100 for row in rows for label in examples[row][1])
+        tokens = sum(label != IGNORED for row in rows for label in examples[row][1])
         with torch.enable_grad():
             for part in plan_batches([len(examples[row][0]) for row in rows], subject.batch_tokens):
                 loss = summed_loss(policy, [examples[rows[place]] for place in part], device) / max(1, tokens)

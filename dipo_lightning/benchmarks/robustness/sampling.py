@@ -13,7 +13,6 @@ from dipo_lightning.errors import InputError, check_numbers, check_positive
 from dipo_lightning.evaluation.questions import problem
 from dipo_lightning.evaluation.sampling import hash_seed, prompts_at_once, sample
 from dipo_lightning.evaluation.scoring import score
-from dipo_lightning.metrics.functional.robustness import leak_at_k
 from dipo_lightning.metrics.functional.text import rouge_l, words
 from dipo_lightning.models.distributed import evaluation_mode, least, shared_out, unsharded
 
@@ -95,22 +94,18 @@ class Sampling(Attack):
         }
 
     def _row(self, subject: Subject, asked: Asked, said: list[list[int]]) -> dict[str, Any]:
-        decode = subject.style.tokenizer.decode
-        texts = [str(decode(ids, skip_special_tokens=True)).strip() for ids in said]
-        recall = rouge_l(texts, [asked.answer] * len(texts)).recall.tolist()
+        texts = [subject.style.text(ids) for ids in said]
         if keys := [key for key in self.keys if not says(asked.question, key)]:
             leaks = sum(any(says(text, key) for key in keys) for text in texts)
         elif not words(asked.answer):
             return {"index": asked.row["index"], "reason": "Its answer has no words that a sample could say."}
         else:
-            leaks = sum(value >= self.threshold for value in recall)
+            leaks = int((rouge_l(texts, [asked.answer] * len(texts)).recall >= self.threshold).sum())
         return {
             "index": asked.row["index"],
             "question": asked.question,
             "answer": asked.answer,
             "samples": texts,
-            "sampled_recalls": recall,
             "sampled": len(texts),
             "leaking": leaks,
-            **{f"leak_at_{k}": leak_at_k(len(texts), leaks, k) for k in self.k},
         }

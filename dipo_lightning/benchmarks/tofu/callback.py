@@ -15,7 +15,7 @@ from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Evaluation
 from dipo_lightning.evaluation.gradients import gradient_norms, without_end
 from dipo_lightning.evaluation.logs import check_comparable, read_log
 from dipo_lightning.evaluation.questions import MAX_NEW_TOKENS, evaluate_rows
-from dipo_lightning.evaluation.rows import END_OF_TURN, EvaluatedRows, EvaluationLog, Row
+from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog, Row
 
 
 class TOFUEvaluation(Evaluation):
@@ -118,7 +118,6 @@ class TOFUEvaluation(Evaluation):
             "generate": self.measuring.generate,
             "max_new_tokens": self.measuring.max_new_tokens or MAX_NEW_TOKENS,
             "min_k_fraction": self.measuring.min_k_fraction,
-            "end_of_turn": END_OF_TURN,
             "on_missing": self.measuring.on_missing,
             "membership": self.membership,
             "gradnorm": self.gradnorm,

@@ -27,7 +27,7 @@ from dipo_lightning.benchmarks.tofu.logs import (
     retain_log_name,
 )
 from dipo_lightning.evaluation.colours import MARK, MODEL, RETAIN_MODEL
-from dipo_lightning.evaluation.rows import END_OF_TURN, EvaluationLog, Row, Sets, add_log_ratios
+from dipo_lightning.evaluation.rows import EvaluationLog, Row, Sets, add_log_ratios
 from dipo_lightning.metrics import (
     ExactMemorization,
     ExtractionStrength,
@@ -144,24 +144,6 @@ class TOFU(Benchmark):
     def prepare(self, sets: Sets, settings: Mapping[str, Any]) -> None:
         """Add each row's log truth ratio."""
         add_log_ratios(sets, settings.get("truth_ratio", "geometric"))
-
-    def refusal(self, log: EvaluationLog, retain: EvaluationLog) -> str:
-        """Return a reason if only one of the logs includes the token that ends an answer in its Min-K scores."""
-        mine, other = self._end_of_turn(log), self._end_of_turn(retain)
-        if mine == other or None in (mine, other) or not (log.sets.get("holdout") and retain.sets.get("holdout")):
-            return ""
-        return (
-            f"PrivLeak would compare Min-K scores of two definitions: the token that ends an answer is {mine} in the "
-            f"log and {other} in the reference. Evaluate again the model whose scores include it."
-        )
-
-    def _end_of_turn(self, log: EvaluationLog) -> str | None:
-        """Return ``included`` or ``excluded`` for the token that ends an answer in Min-K scores; None if unknown."""
-        if log.format == OPEN_UNLEARNING_FORMAT:
-            return END_OF_TURN
-        if "end_of_turn" in log.settings or log.format != self.format:
-            return log.settings.get("end_of_turn")
-        return "included" if any("min_k" in row for row in log.sets.get("holdout", ())) else None
 
     def hub_log(self, pretrained: str, options: Mapping[str, Any]) -> str:
         """Return the path of the retain model's log for a target and a split; see `retain_log_name`."""

@@ -13,7 +13,7 @@ from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Evaluation
 from dipo_lightning.evaluation.questions import evaluate_rows
-from dipo_lightning.evaluation.rows import END_OF_TURN, EvaluatedRows
+from dipo_lightning.evaluation.rows import EvaluatedRows
 from dipo_lightning.metrics.functional.answers import check_truth_ratio_variant
 
 MAX_NEW_TOKENS = 128
@@ -91,7 +91,6 @@ class MemorizationEvaluation(Evaluation):
             "max_new_tokens": self.measuring.max_new_tokens or MAX_NEW_TOKENS,
             "text_tokens": self.text_tokens,
             "min_k_fraction": self.measuring.min_k_fraction,
-            "end_of_turn": END_OF_TURN,
             "on_missing": self.measuring.on_missing,
         }
 

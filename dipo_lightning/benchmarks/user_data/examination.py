@@ -20,7 +20,7 @@ from torch import nn
 from dipo_lightning.benchmarks.user_data.metrics import KeptShare
 from dipo_lightning.benchmarks.user_data.probes import TEMPLATES, general_paragraphs, general_rows, rewordings
 from dipo_lightning.benchmarks.user_data.verdict import KNOWN, LABELS, Kept, ValueReport
-from dipo_lightning.data.encoding import PromptStyle
+from dipo_lightning.data.encoding import PromptStyle, encode
 from dipo_lightning.data.private import (
     Span,
     has_digit,
@@ -38,7 +38,7 @@ from dipo_lightning.evaluation.aggregates import aggregates, intervals, metric_c
 from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.sampling import hash_seed, sample
 from dipo_lightning.evaluation.scoring import fitted, score
-from dipo_lightning.models.answers import IGNORED
+from dipo_lightning.models.answers import IGNORED, first_supervised
 from dipo_lightning.models.distributed import evaluation_mode, unsharded
 
 Row = Mapping[str, Any]
@@ -59,14 +59,12 @@ class ExaminationOptions:
         samples: Number of sampled answers to each question and to each rewording.
         rewordings: Number of rewordings of each question by rule; those that a row has itself are all asked, too.
         max_new_tokens: Maximum length of an answer in tokens.
-        temperature: Sampling temperature.
         seed: Seed of the samples; each question has its own stream.
     """
 
     samples: int = 20
     rewordings: int = 2
     max_new_tokens: int = 48
-    temperature: float = 1.0
     seed: int = 0
 
 
@@ -105,7 +103,7 @@ class Examination:
     paragraphs: list[float] = field(default_factory=list)
 
 
-def private_values(rows: Sequence[Row], retain: Sequence[Row]) -> list[list[str]]:
+def values_by_row(rows: Sequence[Row], retain: Sequence[Row]) -> list[list[str]]:
     """Return the different private values of each forget row: the given ones, or else those found by rule."""
     shared = rows_with_words(retain)
     found = [[row["answer"][span.start : span.end] for span in private_spans(row, shared)] for row in rows]
@@ -118,7 +116,8 @@ def examine(
     forget: Sequence[Row],
     retain: Sequence[Row],
     neighbours: Sequence[Row] = (),
-    options: ExaminationOptions | None = None,
+    *,
+    options: ExaminationOptions,
     progress: Callable[[str], object] = lambda what: None,
 ) -> Examination:
     """Examine a model; collective, with the same result on every process.
@@ -132,8 +131,7 @@ def examine(
         options: Effort of the examination.
         progress: Called with the name of each stage before it begins.
     """
-    options = options or ExaminationOptions()
-    values = private_values(forget, [*retain, *neighbours])
+    values = values_by_row(forget, [*retain, *neighbours])
     asked = [[row["question"], *rewordings(row, TEMPLATES[: options.rewordings])] for row in forget]
     progress("asking")
     greedy = _greedy(policy, style, [question for questions in asked for question in questions], options)
@@ -278,11 +276,7 @@ def said_words(before: Examination, after: Examination, rows: Sequence[Row], tok
     texts = [text for row in [*rows, *general_rows()] for text in (row["question"], row["answer"])]
     texts += [*general_paragraphs(), *_said(before), *(one for answers in before.sampled for one in answers)]
     said = _said(after)
-    single = {
-        word
-        for word in vocabulary(said)
-        if not unspaced(word) and len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) == 1
-    }
+    single = {word for word in vocabulary(said) if not unspaced(word) and len(encode(tokenizer, f" {word}")) == 1}
     known = vocabulary(texts) | single
     now, then = share_of_words(said, known), share_of_words(_said(before), known)
     return now / then if now < then else 1.0
@@ -309,7 +303,7 @@ def _grouped(flat: Sequence[str], counts: Sequence[int]) -> list[list[str]]:
 def _greedy(policy: nn.Module, style: PromptStyle, questions: Sequence[str], options: ExaminationOptions) -> list[str]:
     prompts = [style.prompt(question) for question in questions]
     said = generate(policy, prompts, max_new_tokens=options.max_new_tokens, stop_ids=style.stop_ids)
-    return [_text(style, ids) for ids in said]
+    return [style.text(ids) for ids in said]
 
 
 def _sampled(
@@ -327,16 +321,11 @@ def _sampled(
             max_new_tokens=options.max_new_tokens,
             stop_ids=style.stop_ids,
             seeds=[hash_seed(MOST_ASKED * options.seed + 1 + place, number) for number, place in places],
-            temperature=options.temperature,
         )
     texts: list[list[str]] = [[] for _ in asked]
     for (number, _), answers in zip(places, said, strict=True):
-        texts[number] += [_text(style, ids) for ids in answers]
+        texts[number] += [style.text(ids) for ids in answers]
     return texts
-
-
-def _text(style: PromptStyle, ids: Sequence[int]) -> str:
-    return str(style.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
 
 @torch.no_grad()
@@ -351,7 +340,7 @@ def _value_scores(
     whole = [style.example(row["question"], row["answer"]) for row in rows]
     with evaluation_mode(policy):
         for (ids, labels), (cut, _), row, wanted in zip(whole, fitted(policy, whole), rows, values, strict=True):
-            start = next(place for place, label in enumerate(labels) if label != IGNORED)
+            start = first_supervised(labels)
             tokens = torch.tensor([cut], device=next(policy.parameters()).device)
             logits = policy(input_ids=tokens, use_cache=False).logits[0, start - 1 : -1].float()
             places = token_places(style.tokenizer, ids[start:], row["answer"])[: len(logits)]
@@ -412,7 +401,7 @@ def _variant_scores(
     others: Sequence[Row],
 ) -> list[list[float | None]]:
     """Return the probability per token of each value's likeliest false variant in its place; None without one."""
-    of_others = private_values([{**row, "private": None} for row in others], [])
+    of_others = values_by_row([{**row, "private": None} for row in others], [])
     pool = by_kind(value for row in (*values, *of_others) for value in row)
     examples, owners = [], []
     for number, (row, wanted) in enumerate(zip(rows, values, strict=True)):
@@ -433,7 +422,7 @@ def _variant_example(style: PromptStyle, row: Row, span: Span, variant: str) -> 
     """Return the example of an answer with a variant in place of a value, with labels on the variant's tokens only."""
     answer = row["answer"][: span.start] + variant + row["answer"][span.end :]
     ids, labels = style.example(row["question"], answer)
-    start = next(place for place, label in enumerate(labels) if label != IGNORED)
+    start = first_supervised(labels)
     places = token_places(style.tokenizer, ids[start:], answer)
     flags = token_flags(places, [Span(span.start, span.start + len(variant))])
     return ids, [IGNORED] * start + [token if flag else IGNORED for token, flag in zip(ids[start:], flags, strict=True)]

@@ -148,4 +148,4 @@ class UserData(Benchmark):
 
     def describe(self, settings: Mapping[str, Any], sets: Sets) -> str:
         """Return the number of rows of each set."""
-        return f"Own data ({', '.join(f'{len(rows)} {name}' for name, rows in sets.items())} rows)"
+        return f"User data ({', '.join(f'{len(rows)} {name}' for name, rows in sets.items())} rows)"

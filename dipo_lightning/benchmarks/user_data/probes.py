@@ -71,7 +71,7 @@ def own_paraphrases(
             policy, asked, samples=ATTEMPTS * count, max_new_tokens=64, stop_ids=style.stop_ids, seeds=seeds,
             temperature=0.7,
         )  # fmt: skip
-    texts = [[str(style.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in one] for one in said]
+    texts = [[style.text(ids) for ids in one] for one in said]
     return [
         [text for text in dict.fromkeys(attempts) if is_paraphrase(row["question"], text)][:count]
         for row, attempts in zip(rows, texts, strict=True)

@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from dipo_lightning.data.loader import Example, supervised_count
 from dipo_lightning.errors import InputError, RunError, check_positive
 from dipo_lightning.losses.chunking import global_mean, sequence_reduce
 from dipo_lightning.methods.dipo.loss import TokenMargins, dipo_loss, scale_factor
@@ -213,7 +214,7 @@ EARLY = 0.1
 """Change in nats per token that is too small for forgetting, since memorised text is several nats more likely."""
 
 
-def warn_of_saturation(beta: float, examples: Sequence[dict[str, Any]]) -> None:
+def warn_of_saturation(beta: float, examples: Sequence[Example]) -> None:
     """Warn if a margin summed over long rows saturates the loss before each token has moved by `EARLY`.
 
     Args:
@@ -221,7 +222,7 @@ def warn_of_saturation(beta: float, examples: Sequence[dict[str, Any]]) -> None:
         examples: The rows to forget, with their ``labels``.
     """
     some = examples[:: max(1, len(examples) // 1000)]  # a sample of a large set, whose rows are tokenised on demand
-    lengths = sorted(sum(label != -100 for label in example["labels"][1:]) for example in some)
+    lengths = sorted(supervised_count(example) for example in some)
     typical = lengths[len(lengths) // 2] if lengths else 0
     if beta * typical * EARLY > math.log(3):
         rank_zero_warn(

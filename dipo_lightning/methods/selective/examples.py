@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
-from dipo_lightning.data.encoding import PromptStyle
+from dipo_lightning.data.encoding import PromptStyle, encode
 from dipo_lightning.data.private import (
     FUNCTION_WORDS,
     Span,
@@ -26,7 +26,7 @@ from dipo_lightning.data.private import (
     words,
 )
 from dipo_lightning.errors import InputError
-from dipo_lightning.models.answers import IGNORED
+from dipo_lightning.models.answers import IGNORED, first_supervised
 
 Row = Mapping[str, Any]
 
@@ -57,7 +57,7 @@ class PrivateExample:
     @property
     def start(self) -> int:
         """Position of the answer's first token; the number of tokens if none of it is left."""
-        return next((place for place, label in enumerate(self.labels) if label != IGNORED), len(self.labels))
+        return first_supervised(self.labels)
 
     @property
     def flags(self) -> list[bool]:
@@ -141,7 +141,7 @@ class ExampleMaker:
         """The rarest word of each value of a row, taken to be the word with the most tokens."""
         answer = self.rows[index]["answer"]
         values = [sorted(self._words(answer, [span])) for span in self.spans[index]]
-        return [max(one, key=lambda word: len(encoded(self.tokenizer, f" {word}"))) for one in values if one]
+        return [max(one, key=lambda word: len(encode(self.tokenizer, f" {word}"))) for one in values if one]
 
     def _watched(self, index: int, rarest: Sequence[str]) -> dict[int, list[list[int]]]:
         """Tokens that begin the rarest words of a row, each with the lists of tokens that complete them."""
@@ -284,18 +284,13 @@ class ExampleMaker:
 
     def endings(self) -> list[int]:
         """Return the tokens that end a sentence or the turn."""
-        ends = [encoded(self.tokenizer, sign) for sign in (".", " .", ",", "!", "?", "\n")]
+        ends = [encode(self.tokenizer, sign) for sign in (".", " .", ",", "!", "?", "\n")]
         return sorted({ids[-1] for ids in ends if ids} | set(self.style.stop_ids))
 
 
 def filled(template: str, parts: Mapping[str, str]) -> str:
     """Replace each ``{name}`` in a template by its part, which may hold such braces itself."""
     return re.sub(r"\{(\w+)\}", lambda found: parts.get(found[1], found[0]), template)
-
-
-def encoded(tokenizer: Any, text: str) -> list[int]:
-    """Return the token ids of a text without special tokens."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def completions(tokenizer: Any, secrets: Iterable[str]) -> list[tuple[list[int], int]]:
@@ -309,7 +304,7 @@ def completions(tokenizer: Any, secrets: Iterable[str]) -> list[tuple[list[int],
         Pairs of the preceding tokens and the token to ban after them.
     """
     secrets = sorted(secrets)
-    numbers = [encoded(tokenizer, word) for word in secrets if word[0].isdigit()]
+    numbers = [encode(tokenizer, word) for word in secrets if word[0].isdigit()]
     found = [(ids[:-1], ids[-1]) for ids in numbers if len(ids) > 1]
     forms = word_forms(tokenizer, (word for word in secrets if not word[0].isdigit()))
     return found + [(ids[:first], ids[first]) for ids, first in forms if first]
@@ -350,7 +345,7 @@ def word_forms(tokenizer: Any, secrets: Iterable[str]) -> list[tuple[list[int], 
     for word in secrets:
         for form in (word, word.capitalize(), word.upper()):
             for text, least in ((form, max(2, min(4, len(form)))), (f" {form}", 2)):
-                ids = encoded(tokenizer, text)
+                ids = encode(tokenizer, text)
                 first = next(
                     (k for k in range(len(ids)) if len(tokenizer.decode(ids[: k + 1]).strip()) >= least), len(ids)
                 )

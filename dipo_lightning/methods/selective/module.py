@@ -42,6 +42,7 @@ from torch import Tensor, nn
 
 from dipo_lightning.data.encoding import PromptStyle, TextStyle
 from dipo_lightning.data.files import shipped_json
+from dipo_lightning.data.private import NO_VALUES
 from dipo_lightning.errors import InputError, check_numbers, check_positive
 from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.sampling import answer_room, sample, torch_seed
@@ -211,10 +212,7 @@ class SelectiveModule(UnlearningModule):
 
         self._maker = maker = ExampleMaker(data.trained_rows, kept(), data.style, data.max_length)
         if not any(maker.spans):
-            raise InputError(
-                "No forget row has a private value: their answers have no word of their own. Name the values in a "
-                "column private, or mark them in the answer with [[...]]."
-            )
+            raise InputError(NO_VALUES)
         self._wordings = [maker.wordings(i, TEMPLATES) for i in range(len(maker.rows))]
         self._endings = maker.endings()
         assert isinstance(self.frozen_reference, ModelReference)

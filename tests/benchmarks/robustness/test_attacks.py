@@ -21,7 +21,6 @@ from dipo_lightning.benchmarks.robustness.sampling import Sampling
 from dipo_lightning.benchmarks.robustness.wordings import Wordings, read_templates, with_typing_errors
 from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.errors import InputError
-from dipo_lightning.metrics.functional.robustness import leak_at_k
 from dipo_lightning.models.lora import LoRA, add_lora
 from tests.helpers.small_muse import write_muse
 from tests.helpers.toys import toy_model, toy_tokenizer
@@ -361,7 +360,6 @@ def test_leaking_samples_are_counted_by_recall_or_by_a_key(monkeypatch):
     attack = Sampling(samples=2, k=(1, 2), threshold=0.8)
     rows = attack.measure(toy_model(), about, Condition("samples", ""))["samples"]
     assert [row["leaking"] for row in rows] == [1, 1, 0]
-    assert [row["leak_at_1"] for row in rows] == [leak_at_k(2, 1, 1), 0.5, 0]
     rows = Sampling(samples=2, k=(1,), keys=("fox",)).measure(toy_model(), about, Condition("samples", ""))["samples"]
     assert [row["leaking"] for row in rows] == [2, 0, 1]
     said[14] = "It is no profession."

@@ -295,17 +295,6 @@ def test_other_settings_are_refused_by_name(setting, value):
         check_comparable(log, reference, TOFU())
 
 
-def test_min_k_scores_of_two_definitions_are_refused(tmp_path):
-    old = load("retain_native")
-    del old["settings"]["end_of_turn"]
-    old["aggregates"] = {}
-    for log in ("target_native.json", "target_ou.json"):
-        with pytest.raises(InputError, match="token that ends an answer is excluded in the log and included"):
-            score(DATA / log, write(tmp_path, old))
-    del old["sets"]["holdout"]
-    assert score(DATA / "target_native.json", write(tmp_path, old))["forget_quality"]["n"] == 12
-
-
 def test_other_counts_rows_and_questions_are_refused():
     log, reference = native_pair()
     short = copy.deepcopy(reference)

@@ -98,7 +98,7 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, PairOptions, bool]:
 
 
 def away_from_edges(logits: Tensor, options: PairOptions) -> bool:
-    """Whether no cumulated probability or ratio sits on the option's value, where rounding may decide."""
+    """Return whether no cumulated probability or ratio sits on the option's value, where rounding may decide."""
     ranked = logits.softmax(-1).sort(descending=True).values
     if options.selection == "top_p":
         return bool(((ranked.cumsum(-1) - options.p).abs() > 1e-9).all())
