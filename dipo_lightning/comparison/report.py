@@ -45,6 +45,10 @@ class Line:
         kept = self.spread("utility_kept")
         return scale.keeps(None if kept is None else kept.mean, share)
 
+    def is_partial(self, scale: Scale) -> bool:
+        """Return whether some of the seeds, but not all, lack one of the numbers that lines are compared by."""
+        return any(spread.part for name in scale.compared if (spread := self.spread(name)))
+
     def has_intervals(self, scale: Scale) -> bool:
         """Return whether any seed has a bootstrap interval of the forgetting."""
         return any(scale.headline.forget in row.get("intervals", {}) for row in self.rows)
@@ -56,8 +60,11 @@ class Line:
 
 
 def ranked(lines: Iterable[Line], share: float, scale: Scale) -> list[Line]:
-    """Sort by forgetting, best first, with the lines that keep ``share`` of the utility before all others."""
-    return sorted(lines, key=lambda line: (not line.keeps(share, scale), -line.goodness(scale)))
+    """Sort by forgetting, best first, with the lines that keep ``share`` of the utility before all others.
+
+    Those that lack a number on some seeds come last.
+    """
+    return sorted(lines, key=lambda line: (line.is_partial(scale), not line.keeps(share, scale), -line.goodness(scale)))
 
 
 def markdown_table(lines: Sequence[Line], scale: Scale) -> str:
@@ -99,8 +106,13 @@ def epoch_text(row: Row) -> str:
 def verdict(lines: Sequence[Line], share: float, scale: Scale, target: Line | None = None) -> str:
     """Return a sentence that names the best method, or a tie, among those that keep ``share`` of the utility.
 
-    It says so if the best method has not forgotten more than the target.
+    It says so if the best method has not forgotten more than the target, and which lines lack a number on some seeds
+    and therefore take no part.
     """
+    if partial := [line for line in lines if line.is_partial(scale)]:
+        whole = [line for line in lines if line not in partial]
+        said = f"{verdict(whole, share, scale, target)} " if whole else ""
+        return f"{said}Not judged, as a number is missing on some seeds: {' and '.join(one.method for one in partial)}."
     forgetting, utility = scale.phrase(scale.headline.forget), scale.phrase(scale.headline.utility)
     if scale.headline.utility and lines and all(line.spread("utility_kept") is None for line in lines):
         if target and (reason := no_share(target.rows, scale)):

@@ -18,6 +18,7 @@ from dipo_lightning.comparison.report import (
     Spread,
     explanations,
     markdown_table,
+    ranked,
     verdict,
     write_csv,
     write_report,
@@ -47,6 +48,18 @@ def line(method: str, log10_p: float | None, kept: float | None) -> Line:
 )
 def test_what_is_not_known_is_no_verdict(lines: list[Line], said: str) -> None:
     assert said in verdict(lines, 0.95, Scale.of(TOFU()))
+
+
+def test_a_mean_over_a_part_of_the_seeds_says_so_and_does_not_win() -> None:
+    scale = Scale.of(TOFU())
+    seeds = [*line("a", -1.0, 0.99).rows, *line("a", None, None).rows]
+    partial, whole = Line("a", "", [row | {"epoch": 1} for row in seeds]), line("b", -2.0, 0.99)
+    assert "| a | - | 2 | 1 | -1.00 (1 of 2 seeds) | - | 0.990 (1 of 2 seeds) |" in markdown_table([partial], scale)
+    assert ranked([partial, whole], 0.95, scale) == [whole, partial]
+    missing = "Not judged, as a number is missing on some seeds: a."
+    said = verdict([partial, whole], 0.95, scale)
+    assert said.endswith(f": b, -2.00 (1 of 1 keep it). {missing}")
+    assert verdict([partial], 0.95, scale) == missing
 
 
 def with_interval(method: str, seeds: dict[float, tuple[float, float]]) -> Line:
