@@ -36,6 +36,11 @@ class Line:
     settings: str
     rows: Sequence[Row]
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """Method and settings, which no two lines share."""
+        return self.method, self.settings
+
     def spread(self, column: str) -> Spread | None:
         """Summarise a column over the seeds."""
         return Spread.of(self.rows, column)
@@ -57,6 +62,18 @@ class Line:
         """Return the mean forgetting, converted so that higher is better (`Scale.goodness`); -inf if it is unknown."""
         spread = self.spread(scale.headline.forget)
         return scale.goodness(None if spread is None else spread.mean)
+
+
+def names_of(lines: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Return a different name for each line, given as (method, settings): its method, with the settings if need be."""
+    lines, names = list(lines), dict[tuple[str, str], str]()
+    for method, settings in lines:
+        shared = sum(other == method for other, _ in lines) > 1
+        name = f"{method} ({settings})" if shared and settings else method
+        while name in names.values():
+            name += "*"
+        names[method, settings] = name
+    return names
 
 
 def ranked(lines: Iterable[Line], share: float, scale: Scale) -> list[Line]:
@@ -109,10 +126,19 @@ def verdict(lines: Sequence[Line], share: float, scale: Scale, target: Line | No
     It says so if the best method has not forgotten more than the target, and which lines lack a number on some seeds
     and therefore take no part.
     """
-    if partial := [line for line in lines if line.is_partial(scale)]:
-        whole = [line for line in lines if line not in partial]
-        said = f"{verdict(whole, share, scale, target)} " if whole else ""
-        return f"{said}Not judged, as a number is missing on some seeds: {' and '.join(one.method for one in partial)}."
+    names = names_of(line.key for line in lines)
+    partial = [names[line.key] for line in lines if line.is_partial(scale)]
+    whole = [line for line in lines if not line.is_partial(scale)]
+    said = [_judgement(whole, share, scale, target, names)] if whole or not partial else []
+    if partial:
+        said.append(f"Not judged, as a number is missing on some seeds: {' and '.join(partial)}.")
+    return " ".join(said)
+
+
+def _judgement(
+    lines: Sequence[Line], share: float, scale: Scale, target: Line | None, names: Mapping[tuple[str, str], str]
+) -> str:
+    """Return the sentence of `verdict` on lines whose numbers are known on all seeds, or on none."""
     forgetting, utility = scale.phrase(scale.headline.forget), scale.phrase(scale.headline.utility)
     if scale.headline.utility and lines and all(line.spread("utility_kept") is None for line in lines):
         if target and (reason := no_share(target.rows, scale)):
@@ -124,18 +150,18 @@ def verdict(lines: Sequence[Line], share: float, scale: Scale, target: Line | No
     among = f"those that keep at least {share:g} of the target's {utility}" if scale.headline.utility else ""
     keeping = [line for line in ranked(lines, share, scale) if line.keeps(share, scale)]
     if not keeping:
-        kept = {line.method: spread.mean for line in lines if (spread := line.spread("utility_kept"))}
+        kept = {names[line.key]: spread.mean for line in lines if (spread := line.spread("utility_kept"))}
         most = max(kept, key=kept.__getitem__, default="")
         nearest = f"; {most} keeps most, {scale.text('utility_kept', kept[most])}" if kept else ""
         return f"No method keeps {share:g} of the target's {utility}{nearest}."
     best = keeping[0].spread(scale.headline.forget)
     if best is None:
         return f"The {forgetting} is unknown{among and f' for {among}'}: it needs {scale.headline.needs}."
-    winners = [line.method for line in keeping if line.goodness(scale) == keeping[0].goodness(scale)]
+    winners = [names[line.key] for line in keeping if line.goodness(scale) == keeping[0].goodness(scale)]
     alike = [
-        line.method
+        names[line.key]
         for line in keeping
-        if line.method not in winners
+        if names[line.key] not in winners
         and line.has_intervals(scale)
         and (spread := line.spread(scale.headline.forget)) is not None
         and spread.ties(best)
@@ -306,11 +332,9 @@ def selection_text(comparison: Comparison, findings: Findings) -> str:
 
 def trajectories(findings: Findings) -> Mapping[str, list[Point]]:
     """Return the points of each method, evaluation by evaluation, over its seeds."""
-    methods = [method for method, _ in findings.runs]
+    names = names_of(findings.runs)
     drawn: dict[str, list[Point]] = {}
     for key, runs in findings.runs.items():
-        method, settings = key
-        name = method if methods.count(method) == 1 else f"{method} {settings}"
         reported = [id(findings.reported(rows, key)) for rows in runs]
         seeds = [by_moment(rows) for rows in runs]
         points = []
@@ -318,7 +342,7 @@ def trajectories(findings: Findings) -> Mapping[str, list[Point]]:
             rows = [run[moment] for run in seeds if moment in run]
             if point := point_of(rows, findings.scale, reported=any(id(row) in reported for row in rows)):
                 points.append(point)
-        drawn[name] = points
+        drawn[names[key]] = points
     return drawn
 
 

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from dipo_lightning.comparison.report import (
     explanations,
     markdown_table,
     ranked,
+    trajectories,
     verdict,
     write_csv,
     write_report,
@@ -60,6 +62,22 @@ def test_a_mean_over_a_part_of_the_seeds_says_so_and_does_not_win() -> None:
     said = verdict([partial, whole], 0.95, scale)
     assert said.endswith(f": b, -2.00 (1 of 1 keep it). {missing}")
     assert verdict([partial], 0.95, scale) == missing
+
+
+def test_lines_of_one_method_are_told_apart_by_their_settings() -> None:
+    scale = Scale.of(TOFU())
+    many, few = (replace(line("A", -1.0, 0.99), settings=settings) for settings in ("x", "y"))
+    assert ": A (x) and A (y), -1.00 (2 of 3" in verdict([many, few, line("B", -2.0, 0.5)], 0.95, scale)
+    lost = replace(line("A", -2.0, 0.5), settings="y")
+    said = verdict([replace(many, rows=line("A", -1.0, 0.9).rows), lost, line("B", -2.0, 0.6)], 0.95, scale)
+    assert said.endswith("; A (x) keeps most, 0.900.")
+    ends = with_interval("A", {-1.0: (-2.5, -0.5)}), replace(with_interval("A", {-2.0: (-2.2, -0.9)}), settings="y")
+    assert "A tie with A (y)" in verdict(ends, 0.95, scale)
+
+
+def test_every_line_has_a_panel_of_its_own_in_the_picture() -> None:
+    runs = {key: [known(0.9, 0.5)] for key in (("NPO (kl)", ""), ("NPO", ""), ("NPO", "kl"))}
+    assert list(trajectories(Findings(Scale.of(TOFU()), runs))) == ["NPO (kl)", "NPO", "NPO (kl)*"]
 
 
 def with_interval(method: str, seeds: dict[float, tuple[float, float]]) -> Line:
