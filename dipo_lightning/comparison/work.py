@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dipo_lightning.callbacks.checkpoint import newest
-from dipo_lightning.callbacks.run_record import CHECKPOINTS, FolderLock, model_files, read_record
+from dipo_lightning.callbacks.run_record import (
+    CHECKPOINTS,
+    FolderLock,
+    model_files,
+    other_logs,
+    read_record,
+    retain_logs,
+)
 from dipo_lightning.cli import child
 from dipo_lightning.cli.run_folder import LOG, is_finished, read_fingerprints
 from dipo_lightning.comparison.configs import (
@@ -79,12 +86,14 @@ class Run:
         return "interrupted" if newest(self.folder / CHECKPOINTS) else "new"
 
     def _outdated(self) -> bool:
-        """Return whether the folder's run used other rows or another model that had the same names."""
+        """Return whether the folder's run used other rows, another model or retain log that had the same names."""
         record = read_record(self.folder / CHECKPOINTS)
         if record is None:
             return False
         pretrained = self.config["model"]["init_args"].get("pretrained")
         rows = rows_now(json.dumps([self.config["data"], pretrained], sort_keys=True))
+        if other_logs(record, retain_logs(self.config)):
+            return True
         return record.get("data") != rows or record.get("model") != model_files(pretrained)
 
 

@@ -320,7 +320,7 @@ def test_a_run_whose_config_was_cut_off_in_writing_is_run_anew(tmp_path: Path, c
     assert len(calls) == 1
 
 
-def test_a_finished_run_of_other_rows_or_of_another_model_is_run_anew(tmp_path: Path) -> None:
+def test_a_finished_run_of_other_rows_or_of_another_model_or_retain_log_is_run_anew(tmp_path: Path) -> None:
     def write_rows(answer: str) -> None:
         (tmp_path / "forget.jsonl").write_text(json.dumps({"question": "Who?", "answer": answer}))
 
@@ -331,17 +331,26 @@ def test_a_finished_run_of_other_rows_or_of_another_model_is_run_anew(tmp_path: 
         "init_args": {"forget": str(tmp_path / "forget.jsonl")},
     }
     config = {"data": data, "model": {"init_args": {"pretrained": str(tmp_path / "model")}}}
+    log = tmp_path / "retain.json"
+    log.write_text("{}")
+    callback = {"class_path": "dipo_lightning.MemorizationEvaluation", "init_args": {"retain_log": str(log)}}
+    config["trainer"] = {"callbacks": [callback]}
     run = Run("NPO", "", 0, tmp_path / "run", config)
     child.write_config(run.folder / "run.yaml", config)
     rows = rows_now(json.dumps([data, str(tmp_path / "model")], sort_keys=True))
     write_record(run.folder / "checkpoints", **describe_run(config, rows))
     (run.folder / "checkpoints" / "finished").touch()
     assert run.state == "finished"
-    for change in (lambda: write_rows("We."), lambda: save_toy(tmp_path / "model", seed=1)):
+    for change in (
+        lambda: log.write_text("[]"),
+        lambda: write_rows("We."),
+        lambda: save_toy(tmp_path / "model", seed=1),
+    ):
         change()
         rows_now.cache_clear()
         assert run.state == "new"
         write_rows("I.")
+        log.write_text("{}")
 
 
 @dataclass
