@@ -49,7 +49,7 @@ class Selection:
         keep_utility: Share of the target's utility that must be kept.
         epoch: ``last`` reports every run at its end; with ``any`` the selection also chooses the evaluation to report
             for each method, at the end of an epoch or, if there are any, inside one.
-        allow_same_data: Allow a reported seed as ``seed``; the report then says so.
+        allow_same_data: Allow a reported seed, and the reported data; where the data is the same, the report says so.
     """
 
     seed: int | None = None

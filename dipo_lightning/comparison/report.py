@@ -223,6 +223,7 @@ class Findings:
         choices: Chosen settings by method.
         retain: Rows of the retain models, one per seed.
         failures: Failed runs.
+        same_data: Whether settings were chosen on data that is reported on.
     """
 
     scale: Scale
@@ -232,6 +233,7 @@ class Findings:
     choices: dict[str, Choice] = field(default_factory=dict)
     retain: list[Row] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    same_data: bool = False
 
     @property
     def targets(self) -> list[Row]:
@@ -313,8 +315,8 @@ def selection_text(comparison: Comparison, findings: Findings) -> str:
     """Return the rule in words and a table of the candidates."""
     selection = comparison.selection
     scale = findings.scale
-    text = rule(selection, scale)
-    if selection.allow_same_data:
+    text = rule(selection, scale, findings.same_data)
+    if findings.same_data:
         text += " The same data is reported on: read the numbers of methods with a larger grid with that in mind."
     columns = [name for name in scale.compared if name != scale.headline.utility]
     head = ["method", "settings", "epoch", *map(scale.label, columns), "chosen"]

@@ -322,10 +322,10 @@ def considered(rows: Sequence[Row], epoch: str) -> dict[Moment, Row]:
     return found if epoch == "any" else dict(list(found.items())[-1:])
 
 
-def rule(selection: Selection, scale: Scale) -> str:
-    """Return the rule in words, for the report."""
+def rule(selection: Selection, scale: Scale, same_data: bool = False) -> str:
+    """Return the rule in words, for the report; ``same_data`` if the data it was applied on is reported on, too."""
     forgetting, utility = scale.phrase(scale.headline.forget), scale.phrase(scale.headline.utility)
-    runs = f"the runs of seed {selection.seed}" + ("" if selection.allow_same_data else ", which are not reported")
+    runs = f"the runs of seed {selection.seed}" + ("" if same_data else ", which are not reported")
     where = "at any evaluation, which is then reported too" if selection.epoch == "any" else "at the last epoch"
     if not scale.headline.utility:
         return f"Settings were chosen on {runs}: those of the candidate that is best in {forgetting} {where}."

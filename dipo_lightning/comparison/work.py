@@ -326,16 +326,15 @@ class Work:
                             raise InputError(f"{run.title}: {error}") from error
 
     def _refuse_same_data(self) -> None:
-        """Refuse to choose settings on the reported rows, unless ``allow_same_data`` is set."""
-        if self.plan.selection.allow_same_data:
-            return
-        for seed, base in self.bases.items():
-            if _data_of(base) == _data_of(self.selection_base):
-                raise InputError(
-                    f"Settings would be chosen on the data that seed {seed} is reported on. Give the selection a base "
-                    "with data of its own: `{seed}` in `base`, or selection.base; or accept it with "
-                    "selection.allow_same_data: true, and the report will say so."
-                )
+        """Refuse to choose settings on the reported rows, or note it if ``allow_same_data`` is set."""
+        same = [seed for seed, base in self.bases.items() if _data_of(base) == _data_of(self.selection_base)]
+        self.findings.same_data = bool(same)
+        if same and not self.plan.selection.allow_same_data:
+            raise InputError(
+                f"Settings would be chosen on the data that seed {same[0]} is reported on. Give the selection a base "
+                "with data of its own: `{seed}` in `base`, or selection.base; or accept it with "
+                "selection.allow_same_data: true, and the report will say so."
+            )
 
 
 def _data_of(base: Config) -> Config:

@@ -294,6 +294,13 @@ def test_choosing_on_the_reported_data_can_be_allowed_and_is_then_said(tmp_path:
     assert "The same data is reported on" in (tmp_path / "out" / "comparison.md").read_text()
 
 
+def test_other_data_is_called_so_though_the_same_would_be_allowed(tmp_path: Path, calls: list[list[str]]) -> None:
+    assert main(["compare", write(tmp_path, selection={"seed": 9, "allow_same_data": True})]) == 0
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "the runs of seed 9, which are not reported" in text
+    assert "The same data" not in text
+
+
 def test_results_of_other_weights_or_rows_are_not_put_into_one_table(tmp_path: Path, calls: list[list[str]]) -> None:
     path = write(tmp_path, [DIPO | {"grid": {}}, NPO], seeds=[0])
     main(["compare", path])
