@@ -259,6 +259,8 @@ def write_report(comparison: Comparison, findings: Findings) -> str:
     """Write all files of the report into ``comparison.output``, and return its Markdown."""
     folder = Path(comparison.output)
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ("selection.csv", "comparison.png"):  # possibly of an earlier call
+        (folder / name).unlink(missing_ok=True)
     scale = findings.scale
     rows = [row for runs in findings.runs.values() for run in runs for row in run]
     write_csv([*findings.targets, *findings.retain, *rows], folder / "comparison.csv", scale)
@@ -266,7 +268,6 @@ def write_report(comparison: Comparison, findings: Findings) -> str:
         tried = [row for candidate in findings.candidates for row in candidate.rows]
         write_csv(tried, folder / "selection.csv", scale)
     drawn = trajectories(findings)
-    (folder / "comparison.png").unlink(missing_ok=True)  # possibly of an earlier call
     if any(drawn.values()):
         marks = [point_of(runs, scale) for runs in (findings.targets, findings.retain)]
         keep = comparison.selection.keep_utility
@@ -286,7 +287,6 @@ def write_report(comparison: Comparison, findings: Findings) -> str:
 def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
     """Return the report as Markdown."""
     share, lines, scale = comparison.selection.keep_utility, findings.lines(), findings.scale
-    seeds = ", ".join(map(str, comparison.seeds))
     measured = any(row.get("intervals") for line in lines for row in line.rows)
     ends = f" end of the {INTERVAL:.0%} intervals over rows (bootstrap)" if measured else ""
     kept = "; utility kept is the share of the target's on the same seed" if scale.headline.utility else ""
@@ -298,7 +298,7 @@ def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
         "# Comparison",
         verdict(lines, share, scale, target) if lines else "No run has a result to report.",
         *([markdown_table(table, scale)] if table else []),
-        f"Base `{comparison.base}`, seeds {seeds}. Numbers are means over seeds with [lowest, highest]"
+        f"{source_text(comparison)} Numbers are means over seeds with [lowest, highest]"
         f"{ends}{kept}. Every evaluation of every run is in `comparison.csv`.",
         *([explanations(table, scale)] if table else []),
     ]
@@ -309,6 +309,15 @@ def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
     if findings.failures:
         parts += ["## Runs that failed", "\n".join(f"- {failure}" for failure in findings.failures)]
     return "\n\n".join(parts) + "\n"
+
+
+def source_text(comparison: Comparison) -> str:
+    """Return where the runs come from: base and seeds of the methods, and the folders of finished runs."""
+    base = f"Base `{comparison.base}`, seeds {', '.join(map(str, comparison.seeds))}"
+    given = f"finished runs from {', '.join(f'`{run.path}`' for run in comparison.runs)}"
+    parts = [*([base] if comparison.methods else []), *([given] if comparison.runs else [])]
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def selection_text(comparison: Comparison, findings: Findings) -> str:

@@ -172,6 +172,13 @@ def test_no_picture_is_named_where_nothing_could_be_drawn(
     assert "| DiPO |" not in text
 
 
+def test_the_file_of_an_earlier_selection_does_not_stay(tmp_path: Path, calls: list[list[str]]) -> None:
+    main(["compare", write(tmp_path, [DIPO])])
+    assert (tmp_path / "out" / "selection.csv").exists()
+    main(["compare", write(tmp_path, [NPO])])
+    assert not (tmp_path / "out" / "selection.csv").exists()
+
+
 def test_a_grid_that_fails_takes_only_its_method_out(tmp_path: Path, calls: list[list[str]]) -> None:
     assert main(["compare", write(tmp_path, [BROKEN | {"grid": {"gamma": [1.0, 2.0]}}, NPO])]) == 2
     assert "- GradAscent: every run of its grid failed" in (tmp_path / "out" / "comparison.md").read_text()
@@ -192,7 +199,13 @@ def test_finished_runs_take_part(tmp_path: Path, calls: list[list[str]]) -> None
     assert calls == []
     row = table(tmp_path)[-1]
     assert (row["method"], row["seed"], row["utility_kept"]) == ("DiPO", "4", "0.5")
-    assert "No method keeps 0.95" in (tmp_path / "out" / "comparison.md").read_text()
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "No method keeps 0.95" in text
+    assert f"\n\nFinished runs from `{tmp_path / 'mine'}`. Numbers are" in text
+    assert "Base" not in text
+    main(["compare", write(tmp_path, [NPO], runs=[{"path": str(tmp_path / "mine")}])])
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert f"/unlearn.yaml`, seeds 0, 1; finished runs from `{tmp_path / 'mine'}`." in text
 
 
 @pytest.mark.parametrize(
