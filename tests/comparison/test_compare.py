@@ -14,6 +14,7 @@ from dipo_lightning import UnlearningDataModule
 from dipo_lightning.callbacks.run_record import describe_run, write_record
 from dipo_lightning.cli import child
 from dipo_lightning.cli.main import main
+from dipo_lightning.comparison.plan import read_comparison
 from dipo_lightning.comparison.work import Run, rows_now
 from dipo_lightning.errors import RunError
 from tests.helpers.acted import actor, evaluation, write_base, write_evaluations
@@ -274,6 +275,15 @@ def test_a_dry_run_says_what_is_missing(
         ({"methods": [NPO, BROKEN | {"settings": {"data.batch": 4}}]}, "'batch' is not accepted"),
         ({"methods": [NPO, BROKEN | {"settings": {"trainer.max_epoch": 4}}]}, "max_epoch"),
         ({"runs": [{"path": "{folder}/nothing"}]}, "of 0 runs"),
+        ({"runs": [{"path": "~/nothing"}]}, "{home}/nothing holds"),
+        ({"base": "~/base.yaml"}, "no base config {home}/base.yaml"),
+        ({"base": "$NO_SUCH_VARIABLE/base.yaml"}, "base is $NO_SUCH_VARIABLE/base.yaml, which names a variable"),
+        ({"methods": [NPO, BROKEN | {"settings": {"data.prompt.style": 4}}]}, "data.prompt.style to set: prompt is"),
+        ({"methods": [NPO, BROKEN | {"settings": {"trainer.callbacks.a.b": 4}}]}, "callbacks.a.b to set: callbacks is"),
+        ({"methods": [NPO, BROKEN | {"settings": {"pretrained": "b"}}]}, "GradAscent has a setting pretrained"),
+        ({"methods": [NPO, BROKEN | {"grid": {"pretrained": ["b"]}}]}, "GradAscent has a setting pretrained"),
+        ({"selection": {"seed": 9, "keep_utility": 95}}, "keep_utility is 95; give a share"),
+        ({"selection": {"seed": 9, "keep_utility": 0}}, "keep_utility is 0; give a share"),
     ],
 )
 def test_what_cannot_be_right_is_said_before_anything_runs(
@@ -281,7 +291,22 @@ def test_what_cannot_be_right_is_said_before_anything_runs(
 ) -> None:
     filled = json.loads(json.dumps(options).replace("{folder}", str(tmp_path)))
     assert main(["compare", write(tmp_path, **filled)]) == 2
-    assert message in capsys.readouterr().err
+    assert message.replace("{home}", str(Path.home())) in capsys.readouterr().err
+    assert calls == []
+
+
+def test_a_shipped_base_can_be_that_of_the_selection(tmp_path: Path) -> None:
+    plan = read_comparison(write(tmp_path, selection={"seed": 9, "base": "tofu/smollm2/unlearn"}))
+    assert Path(str(plan.selection.base)).is_file()
+
+
+def test_methods_of_any_names_have_folders_of_their_own(tmp_path: Path, calls: list[list[str]]) -> None:
+    path = write(tmp_path, [NPO | {"name": name} for name in ("a, b", "a_b", "..", "a")], seeds=[0])
+    main(["compare", path])
+    assert len({call[-1] for call in calls}) == 4
+    assert all(Path(call[-1]).resolve().parents[2] == tmp_path / "out" / "runs" for call in calls)
+    calls.clear()
+    main(["compare", path])
     assert calls == []
 
 
