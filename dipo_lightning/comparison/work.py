@@ -305,7 +305,8 @@ class Work:
 
     def _run(self, part: str, base: Config, method: Method, settings: Settings, seed: int) -> Run:
         words = label(settings)
-        name = file_name(label(dict(sorted(settings.items()))) or "default")  # whatever the order in the file
+        ordered = label(dict(sorted(settings.items()))) or "default"  # whatever the order in the file
+        name = file_name(ordered, ordered.replace(", ", "_"))
         folder = Path(self.plan.output) / part / file_name(method.name) / name / f"seed{seed}"
         config = run_config(base, method, settings, seed, self.plan.export and part == "runs")
         changes_data = any(name.startswith("data.") for name in settings)
@@ -362,10 +363,17 @@ def label(settings: Settings) -> str:
     return ", ".join(f"{name}={value}" for name, value in values)
 
 
-def file_name(text: str) -> str:
-    """Return a name for a folder: readable, and different for different texts."""
+def file_name(text: str, plain: str | None = None) -> str:
+    """Return a name for a folder: readable, and different for different texts.
+
+    ``plain`` is the text in the form in which it may stand as it is.
+    """
     safe = re.sub(r"[^\w.=+-]+", "_", text)[:60]
-    return safe if safe == text.replace(", ", "_") else f"{safe}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return (
+        safe
+        if safe == (text if plain is None else plain) and safe.strip(".")
+        else f"{safe}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    )
 
 
 def outcome(row: Row, scale: Scale) -> str:
