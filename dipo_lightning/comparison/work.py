@@ -242,8 +242,7 @@ class Work:
         scale.learn(documents[-1])
         rows = evaluation_rows(documents, run.name, run.settings, run.seed)
         add_columns_beside(rows, Path(run.path))
-        if not by_moment(rows):
-            raise InputError(f"{run.path} has no evaluation after a first step, so it is not an unlearning run.")
+        _refuse_unmeasured(rows, run.path)
         self._refuse_another_base(run.path, rows[0]["seed"], documents[0]["provenance"])
         add_utility_kept(rows, target_row(rows), scale)
         return rows
@@ -273,6 +272,7 @@ class Work:
             self._refuse_another_base(run.title, run.seed, documents[0]["provenance"])
         scale.learn(documents[-1])
         rows = evaluation_rows(documents, run.method, run.settings, run.seed)
+        _refuse_unmeasured(rows, run.folder)
         add_columns_beside(rows, run.folder)
         add_utility_kept(rows, target_row(rows), scale)
         return rows
@@ -336,6 +336,12 @@ class Work:
                 "with data of its own: `{seed}` in `base`, or selection.base; or accept it with "
                 "selection.allow_same_data: true, and the report will say so."
             )
+
+
+def _refuse_unmeasured(rows: list[Row], folder: str | Path) -> None:
+    """Refuse a run that was measured before its first step at most."""
+    if not by_moment(rows):
+        raise InputError(f"{folder} has no evaluation after a first step, so there is nothing to compare.")
 
 
 def _data_of(base: Config) -> Config:

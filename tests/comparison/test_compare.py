@@ -160,6 +160,18 @@ def test_a_run_that_cannot_be_read_fails_and_the_others_go_on(tmp_path: Path, ca
     assert "| NPO | beta=0.2 | 1 |" in text
 
 
+def test_a_run_without_an_evaluation_after_a_step_fails(tmp_path: Path, calls: list[list[str]]) -> None:
+    path = write(tmp_path, [DIPO | {"grid": {}}, NPO], seeds=[0])
+    main(["compare", path])
+    for step in (1, 2):
+        next((tmp_path / "out" / "runs" / "DiPO").rglob(f"tofu_epoch={step:03d}*.json")).unlink()
+    assert main(["compare", path]) == 2
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "seed0 has no evaluation after a first step, so there is nothing to compare" in text
+    assert "| DiPO |" not in text
+    assert "| NPO | beta=0.2 | 1 |" in text
+
+
 def test_no_picture_is_named_where_nothing_could_be_drawn(
     tmp_path: Path, calls: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,6 +284,7 @@ def test_a_dry_run_says_what_is_missing(
         ({"methods": [NPO, DIPO | {"grid": {"bta": [0.1, 0.2]}}]}, "DiPO (bta=0.1) seed 0: "),
         ({"methods": [NPO, DIPO | {"grid": {"bta": [0.1, 0.2]}}]}, "Did you mean 'beta'?"),
         ({"methods": [NPO, NPO | {"name": "other", "settings": {"beta": "much"}}]}, "Got value: much"),
+        ({"methods": [NPO, BROKEN | {"settings": {"lr": "fast"}}]}, "seed 0: lr must be a number, got 'fast'."),
         ({"methods": [NPO, BROKEN | {"settings": {"data.batch": 4}}]}, "'batch' is not accepted"),
         ({"methods": [NPO, BROKEN | {"settings": {"trainer.max_epoch": 4}}]}, "max_epoch"),
         ({"runs": [{"path": "{folder}/nothing"}]}, "of 0 runs"),
