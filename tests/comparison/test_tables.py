@@ -211,3 +211,5 @@ def test_every_number_of_the_table_is_explained() -> None:
         *("KnowMem (forget)", "KnowMem (retain)", "VerbMem", "privacy leak"),
     ]
     assert "- **privacy leak** (best near 0): Whether" in text
+    [forgetting, *_] = explanations([line("a", -1.0, 1.0)], Scale.of(TOFU())).splitlines()
+    assert "statistical test" in forgetting, "p itself has no column"
