@@ -154,10 +154,12 @@ def ending(code: int) -> str:
 
 
 def last_words(log: Path, code: int) -> str:
-    """Return the last error of the last attempt in a run's log, or else its last line."""
+    """Return the last error of the last attempt in a run's log, or else its last line unless a signal ended it."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     begins = [number for number, line in enumerate(lines) if line.startswith(_BEGIN)]
     lines = lines[begins[-1] :] if begins else lines
     errors = [line for line in lines if line.startswith("error: ")]
+    if code < 0 and not errors:
+        return ending(code)
     last = (errors or lines)[-1].removeprefix("error: ")
     return f"{ending(code)}: {printable(last)}"

@@ -186,7 +186,7 @@ def assign(config: Config, option: str, value: Any) -> None:
     for name in names[:-1]:
         place[name] = place.get(name) or {}
         if not isinstance(place[name], dict):
-            raise InputError(f"There is no {option} to set: {name} is {place[name]!r}, which has no parts with names.")
+            raise InputError(f"There is no {option} to set: {name} has no parts with names.")
         place = place[name]
     place[names[-1]] = copy.deepcopy(value)  # a copy, as later options may set parts of it
 

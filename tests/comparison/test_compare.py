@@ -291,8 +291,11 @@ def test_a_dry_run_says_what_is_missing(
         ({"runs": [{"path": "~/nothing"}]}, "{home}/nothing holds"),
         ({"base": "~/base.yaml"}, "no base config {home}/base.yaml"),
         ({"base": "$NO_SUCH_VARIABLE/base.yaml"}, "base is $NO_SUCH_VARIABLE/base.yaml, which names a variable"),
-        ({"methods": [NPO, BROKEN | {"settings": {"data.prompt.style": 4}}]}, "data.prompt.style to set: prompt is"),
-        ({"methods": [NPO, BROKEN | {"settings": {"trainer.callbacks.a.b": 4}}]}, "callbacks.a.b to set: callbacks is"),
+        ({"methods": [NPO, BROKEN | {"settings": {"data.prompt.style": 4}}]}, "data.prompt.style to set: prompt has"),
+        (
+            {"methods": [NPO, BROKEN | {"settings": {"trainer.callbacks.a.b": 4}}]},
+            "callbacks.a.b to set: callbacks has",
+        ),
         ({"methods": [NPO, BROKEN | {"settings": {"pretrained": "b"}}]}, "GradAscent has a setting pretrained"),
         ({"methods": [NPO, BROKEN | {"grid": {"pretrained": ["b"]}}]}, "GradAscent has a setting pretrained"),
         ({"selection": {"seed": 9, "keep_utility": 95}}, "keep_utility is 95; give a share"),
