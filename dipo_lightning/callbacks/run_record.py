@@ -18,6 +18,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.evaluation.logs import evaluations_of_runs, last_of_each
 from dipo_lightning.evaluation.run_folder import write_json
 from dipo_lightning.safety.paths import with_home
 
@@ -130,7 +131,8 @@ def write_record(folder: Path, **content: Any) -> None:
 def describe_run(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's entries in its record."""
     options = (config.get("model") or {}).get("init_args") or {}
-    return {"config": dict(config), "data": dict(data), "model": model_files(options.get("pretrained"))}
+    model = model_files(options.get("pretrained"))
+    return {"config": dict(config), "data": dict(data), "model": model, "retain_logs": retain_logs(config)}
 
 
 def model_files(pretrained: Any) -> str | None:
@@ -148,6 +150,28 @@ def model_files(pretrained: Any) -> str | None:
             content.seek(max(0, size - _LOOKED_AT))
             digest.update(f"{file.name} {size}".encode() + start + content.read(_LOOKED_AT))
     return digest.hexdigest() if found else None
+
+
+def retain_logs(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return a hash of each retain log on this machine that ``config`` names; of a folder, of every evaluation's last.
+
+    The keys are the path as given, and the evaluation's name in a folder.
+    """
+    found = {}
+    for option, path in flat_options(config).items():
+        if option.endswith(".retain_log"):
+            place = with_home(str(path))
+            files = [place] if place.is_file() else last_of_each(evaluations_of_runs(place.rglob("*_epoch=*.json")))
+            for file in files:
+                name = "" if file == place else f" {file.name.partition('_epoch=')[0]}"
+                found[f"{path}{name}"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return found
+
+
+def other_logs(record: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
+    """Return the retain logs that a run read, by its record, and that have another content in ``now``."""
+    before = record.get("retain_logs") or {}
+    return [path for path in sorted(before.keys() & now.keys()) if before[path] != now[path]]
 
 
 def refuse_changes(record: Mapping[str, Any], now: Mapping[str, Any], place: Path) -> None:
@@ -169,6 +193,7 @@ def refuse_changes(record: Mapping[str, Any], now: Mapping[str, Any], place: Pat
             changes.append(f"the {part} rows ({counts} now) have other texts")
     if record.get("model") and now["model"] and record["model"] != now["model"]:
         changes.append("the files of the model have changed")
+    changes += [f"the retain log {path} has another content" for path in other_logs(record, now["retain_logs"])]
     if changes:
         more = f"; and {len(changes) - 8} more" if len(changes) > 8 else ""
         raise InputError(

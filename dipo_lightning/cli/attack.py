@@ -216,7 +216,7 @@ def run_settings(folder: Path) -> dict[str, Any]:
 
     from dipo_lightning.cli.forget import ROWS, read_sources
     from dipo_lightning.evaluation.benchmark import import_class
-    from dipo_lightning.evaluation.logs import evaluations_of_runs
+    from dipo_lightning.evaluation.logs import evaluations_of_runs, last_of_each
 
     rows = None
     if read_sources(folder):
@@ -237,8 +237,8 @@ def run_settings(folder: Path) -> dict[str, Any]:
     options = (config.get("data") or {}).get("init_args") or {}
     if rows is not None:  # wherever the folder is now
         options |= {name: str(rows / f"{name}.jsonl") for name in ("forget", "retain") if options.get(name)}
-    documents = sorted(evaluations_of_runs(evaluations.glob("*.json")), key=lambda path: path.stat().st_mtime)
-    provenance = json.loads(documents[-1].read_text(encoding="utf-8"))["provenance"] if documents else {}
+    documents = last_of_each(evaluations_of_runs(evaluations.glob("*.json")))
+    provenance = json.loads(documents[0].read_text(encoding="utf-8"))["provenance"] if documents else {}
     found = {"model": models[0], "provenance": provenance}
     if evaluations.is_dir():
         found["evaluations"] = evaluations

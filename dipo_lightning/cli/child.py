@@ -64,9 +64,7 @@ def fit(config: Mapping[str, Any], folder: Path, lock: FolderLock | None = None,
             command = ["fit", "--config", f"/dev/fd/{file.fileno()}", "--run", str(folder)]
             code = start(command, log, lock, [file.fileno()])
     if code:
-        raise RunError(
-            last_words(log, code) if log else f"The run in {folder} failed with exit code {code} (see above)."
-        )
+        raise RunError(last_words(log, code) if log else f"The run in {folder} failed: {ending(code)} (see above).")
 
 
 def start(
@@ -114,6 +112,9 @@ def start(
     return code
 
 
+_BEGIN = "$ dipo-lightning "
+
+
 @contextmanager
 def _output(log: Path | None, arguments: list[str]) -> Iterator[Any]:
     if log is None:
@@ -121,7 +122,7 @@ def _output(log: Path | None, arguments: list[str]) -> Iterator[Any]:
         yield None
         return
     with log.open("a", encoding="utf-8") as file:
-        print(f"$ dipo-lightning {' '.join(arguments)}", file=file, flush=True)
+        print(f"{_BEGIN}{' '.join(arguments)}", file=file, flush=True)
         yield file
 
 
@@ -147,9 +148,18 @@ def _forwarded_to(child: subprocess.Popen) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def ending(code: int) -> str:
+    """Return how a process ended, in words."""
+    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+
+
 def last_words(log: Path, code: int) -> str:
-    """Return the last error in a run's log, or else its last line."""
+    """Return the last error of the last attempt in a run's log, or else its last line unless a signal ended it."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    begins = [number for number, line in enumerate(lines) if line.startswith(_BEGIN)]
+    lines = lines[begins[-1] :] if begins else lines
     errors = [line for line in lines if line.startswith("error: ")]
+    if code < 0 and not errors:
+        return ending(code)
     last = (errors or lines)[-1].removeprefix("error: ")
-    return f"exit code {code}: {printable(last)}"
+    return f"{ending(code)}: {printable(last)}"

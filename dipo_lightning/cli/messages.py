@@ -63,8 +63,18 @@ class Sentences:
         sys.exit(2)
 
 
+_NO_NUMBER = re.compile(
+    r"""Parser key "([\w.]+)":(?:(?!Parser key).)*"""
+    r"""Expected a <class 'float'>\s*- Expected a dot import path string: (\S+)""",
+    re.DOTALL,
+)
+"""The parser's report on a text for a number or a tensor, as the learning rates of optimisers may be."""
+
+
 def explained(message: str, parser: Any) -> str:
     """Return ``message`` without the parser's report on types, and with a suggestion for an unknown option."""
+    if number := _NO_NUMBER.search(message):
+        return f"{number[1]} must be a number, got {number[2]!r}."
     no_class = re.search(r'"([\w.]+)".*?(?:Expected a path but|mport path string:) ([\w.]+)', message, re.S)
     if no_class and (missing := re.search(r"No module named '[^']+'", message)):
         return f"{no_class[1]}: {no_class[2]} cannot be imported ({missing[0]}); is it in this folder or on PYTHONPATH?"

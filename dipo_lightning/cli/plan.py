@@ -347,11 +347,11 @@ class Plan:
         """Return the plan as a table."""
         run, counts = self.run, self.counts
         rows = [f"  {name:<13}{value / GB:9.2f} GB" for name, value in {**self.parts, "total": self.total}.items()]
-        room = f"{(1 - RESERVE) * run.memory_gb:.0f} of {run.memory_gb:.0f} GB"
+        room = f"{round((1 - RESERVE) * run.memory_gb, 1):g} of {round(run.memory_gb, 1):g} GB"
         return "\n".join(
             [
                 f"{self.model}: {counts.total / 1e9:.3f} B parameters, {counts.trainable / 1e9:.4f} B trained, on "
-                f"{run.gpus} GPU(s) of {run.memory_gb:.0f} GB ({run.strategy}, {run.compute_dtype})",
+                f"{run.gpus} GPU(s) of {round(run.memory_gb, 1):g} GB ({run.strategy}, {run.compute_dtype})",
                 f"a micro-batch of {run.batch_size} forget and {run.batch_size} retain rows of {run.length} tokens, "
                 f"{run.answer_length} of them answer; reference: {run.reference}; activation_checkpointing: "
                 f"{str(run.activation_checkpointing).lower()}",

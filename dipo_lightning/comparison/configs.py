@@ -175,7 +175,11 @@ def usual_options(cls: type) -> Config:
 
 
 def assign(config: Config, option: str, value: Any) -> None:
-    """Set an option by its dotted name (see `Method.settings`) in ``config``."""
+    """Set an option by its dotted name (see `Method.settings`) in ``config``.
+
+    Raises:
+        InputError: It is a part of a text, a number or a list.
+    """
     first, _, rest = option.partition(".")
     if first == "trainer":
         place, names = config["trainer"], rest.split(".")
@@ -187,6 +191,8 @@ def assign(config: Config, option: str, value: Any) -> None:
             place["optimizer"] = subclass(place.get("optimizer") or adamw)
     for name in names[:-1]:
         place[name] = place.get(name) or {}
+        if not isinstance(place[name], dict):
+            raise InputError(f"There is no {option} to set: {name} has no parts with names.")
         place = place[name]
     place[names[-1]] = copy.deepcopy(value)  # a copy, as later options may set parts of it
 

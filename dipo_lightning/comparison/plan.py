@@ -49,7 +49,7 @@ class Selection:
         keep_utility: Share of the target's utility that must be kept.
         epoch: ``last`` reports every run at its end; with ``any`` the selection also chooses the evaluation to report
             for each method, at the end of an epoch or, if there are any, inside one.
-        allow_same_data: Allow a reported seed as ``seed``; the report then says so.
+        allow_same_data: Allow a reported seed, and the reported data; where the data is the same, the report says so.
     """
 
     seed: int | None = None
@@ -120,12 +120,24 @@ def read_comparison(path: str | Path) -> Comparison:
     parser.add_class_arguments(Comparison)
     try:
         comparison = Comparison(**vars(parser.instantiate(parser.parse_path(str(path)))))
-        output = str(expanded(comparison.output, "output"))
-        comparison = replace(comparison, base=find_config(comparison.base), output=output)
     except ArgumentError as error:
         raise InputError(f"{path}: {error.message or error}") from error
     _check(comparison, path)
-    return comparison
+    return _with_paths(comparison)
+
+
+def _with_paths(comparison: Comparison) -> Comparison:
+    """Return a comparison with ``~``, ``$VARIABLES`` and the names of shipped configurations filled in."""
+    selection = comparison.selection
+    if selection.base is not None:
+        selection = replace(selection, base=find_config(str(expanded(selection.base, "selection.base"))))
+    return replace(
+        comparison,
+        base=find_config(str(expanded(comparison.base, "base"))),
+        output=str(expanded(comparison.output, "output")),
+        selection=selection,
+        runs=[replace(run, path=str(expanded(run.path, "path in runs"))) for run in comparison.runs],
+    )
 
 
 def _check(comparison: Comparison, path: Path) -> None:
@@ -141,8 +153,18 @@ def _check(comparison: Comparison, path: Path) -> None:
         empty = [option for option, values in method.grid.items() if not values]
         if empty:
             raise InputError(f"{path}: the grid of {method.name} has no value for {empty[0]}.")
+        if "pretrained" in {*method.settings, *method.grid}:
+            raise InputError(
+                f"{path}: {method.name} has a setting pretrained, but all methods start from the model of the base. "
+                "Make a comparison of its own, with a base of its own, for each model."
+            )
     selected = [method.name for method in comparison.methods if comparison.selects(method)]
     selection = comparison.selection
+    if not 0 < selection.keep_utility <= 1:
+        raise InputError(
+            f"{path}: selection.keep_utility is {selection.keep_utility:g}; give a share above 0 and up to 1, such as "
+            "0.95."
+        )
     if selected and selection.seed is None:
         raise InputError(
             f"{path}: the settings of {', '.join(selected)} are chosen by selection runs; give selection.seed, the "

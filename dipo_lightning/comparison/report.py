@@ -36,6 +36,11 @@ class Line:
     settings: str
     rows: Sequence[Row]
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """Method and settings, which no two lines share."""
+        return self.method, self.settings
+
     def spread(self, column: str) -> Spread | None:
         """Summarise a column over the seeds."""
         return Spread.of(self.rows, column)
@@ -44,6 +49,10 @@ class Line:
         """Return whether the utility kept, as a mean over seeds, is at least ``share``."""
         kept = self.spread("utility_kept")
         return scale.keeps(None if kept is None else kept.mean, share)
+
+    def is_partial(self, scale: Scale) -> bool:
+        """Return whether some of the seeds, but not all, lack one of the numbers that lines are compared by."""
+        return any(spread.part for name in scale.compared if (spread := self.spread(name)))
 
     def has_intervals(self, scale: Scale) -> bool:
         """Return whether any seed has a bootstrap interval of the forgetting."""
@@ -55,9 +64,24 @@ class Line:
         return scale.goodness(None if spread is None else spread.mean)
 
 
+def names_of(lines: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Return a different name for each line, given as (method, settings): its method, with the settings if need be."""
+    lines, names = list(lines), dict[tuple[str, str], str]()
+    for method, settings in lines:
+        shared = sum(other == method for other, _ in lines) > 1
+        name = f"{method} ({settings})" if shared and settings else method
+        while name in names.values():
+            name += "*"
+        names[method, settings] = name
+    return names
+
+
 def ranked(lines: Iterable[Line], share: float, scale: Scale) -> list[Line]:
-    """Sort by forgetting, best first, with the lines that keep ``share`` of the utility before all others."""
-    return sorted(lines, key=lambda line: (not line.keeps(share, scale), -line.goodness(scale)))
+    """Sort by forgetting, best first, with the lines that keep ``share`` of the utility before all others.
+
+    Those that lack a number on some seeds come last.
+    """
+    return sorted(lines, key=lambda line: (line.is_partial(scale), not line.keeps(share, scale), -line.goodness(scale)))
 
 
 def markdown_table(lines: Sequence[Line], scale: Scale) -> str:
@@ -99,8 +123,22 @@ def epoch_text(row: Row) -> str:
 def verdict(lines: Sequence[Line], share: float, scale: Scale, target: Line | None = None) -> str:
     """Return a sentence that names the best method, or a tie, among those that keep ``share`` of the utility.
 
-    It says so if the best method has not forgotten more than the target.
+    It says so if the best method has not forgotten more than the target, and which lines lack a number on some seeds
+    and therefore take no part.
     """
+    names = names_of(line.key for line in lines)
+    partial = [names[line.key] for line in lines if line.is_partial(scale)]
+    whole = [line for line in lines if not line.is_partial(scale)]
+    said = [_judgement(whole, share, scale, target, names)] if whole or not partial else []
+    if partial:
+        said.append(f"Not judged, as a number is missing on some seeds: {' and '.join(partial)}.")
+    return " ".join(said)
+
+
+def _judgement(
+    lines: Sequence[Line], share: float, scale: Scale, target: Line | None, names: Mapping[tuple[str, str], str]
+) -> str:
+    """Return the sentence of `verdict` on lines whose numbers are known on all seeds, or on none."""
     forgetting, utility = scale.phrase(scale.headline.forget), scale.phrase(scale.headline.utility)
     if scale.headline.utility and lines and all(line.spread("utility_kept") is None for line in lines):
         if target and (reason := no_share(target.rows, scale)):
@@ -112,18 +150,18 @@ def verdict(lines: Sequence[Line], share: float, scale: Scale, target: Line | No
     among = f"those that keep at least {share:g} of the target's {utility}" if scale.headline.utility else ""
     keeping = [line for line in ranked(lines, share, scale) if line.keeps(share, scale)]
     if not keeping:
-        kept = {line.method: spread.mean for line in lines if (spread := line.spread("utility_kept"))}
+        kept = {names[line.key]: spread.mean for line in lines if (spread := line.spread("utility_kept"))}
         most = max(kept, key=kept.__getitem__, default="")
         nearest = f"; {most} keeps most, {scale.text('utility_kept', kept[most])}" if kept else ""
         return f"No method keeps {share:g} of the target's {utility}{nearest}."
     best = keeping[0].spread(scale.headline.forget)
     if best is None:
         return f"The {forgetting} is unknown{among and f' for {among}'}: it needs {scale.headline.needs}."
-    winners = [line.method for line in keeping if line.goodness(scale) == keeping[0].goodness(scale)]
+    winners = [names[line.key] for line in keeping if line.goodness(scale) == keeping[0].goodness(scale)]
     alike = [
-        line.method
+        names[line.key]
         for line in keeping
-        if line.method not in winners
+        if names[line.key] not in winners
         and line.has_intervals(scale)
         and (spread := line.spread(scale.headline.forget)) is not None
         and (spread.holds(best) or best.holds(spread))
@@ -185,6 +223,7 @@ class Findings:
         choices: Chosen settings by method.
         retain: Rows of the retain models, one per seed.
         failures: Failed runs.
+        same_data: Whether settings were chosen on data that is reported on.
     """
 
     scale: Scale
@@ -194,6 +233,7 @@ class Findings:
     choices: dict[str, Choice] = field(default_factory=dict)
     retain: list[Row] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    same_data: bool = False
 
     @property
     def targets(self) -> list[Row]:
@@ -219,6 +259,8 @@ def write_report(comparison: Comparison, findings: Findings) -> str:
     """Write all files of the report into ``comparison.output``, and return its Markdown."""
     folder = Path(comparison.output)
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ("selection.csv", "comparison.png"):  # possibly of an earlier call
+        (folder / name).unlink(missing_ok=True)
     scale = findings.scale
     rows = [row for runs in findings.runs.values() for run in runs for row in run]
     write_csv([*findings.targets, *findings.retain, *rows], folder / "comparison.csv", scale)
@@ -226,7 +268,6 @@ def write_report(comparison: Comparison, findings: Findings) -> str:
         tried = [row for candidate in findings.candidates for row in candidate.rows]
         write_csv(tried, folder / "selection.csv", scale)
     drawn = trajectories(findings)
-    (folder / "comparison.png").unlink(missing_ok=True)  # possibly of an earlier call
     if any(drawn.values()):
         marks = [point_of(runs, scale) for runs in (findings.targets, findings.retain)]
         keep = comparison.selection.keep_utility
@@ -246,7 +287,6 @@ def write_report(comparison: Comparison, findings: Findings) -> str:
 def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
     """Return the report as Markdown."""
     share, lines, scale = comparison.selection.keep_utility, findings.lines(), findings.scale
-    seeds = ", ".join(map(str, comparison.seeds))
     measured = any(row.get("intervals") for line in lines for row in line.rows)
     ends = f" end of the {INTERVAL:.0%} intervals over rows (bootstrap)" if measured else ""
     kept = "; utility kept is the share of the target's on the same seed" if scale.headline.utility else ""
@@ -258,7 +298,7 @@ def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
         "# Comparison",
         verdict(lines, share, scale, target) if lines else "No run has a result to report.",
         *([markdown_table(table, scale)] if table else []),
-        f"Base `{comparison.base}`, seeds {seeds}. Numbers are means over seeds with [lowest, highest]"
+        f"{source_text(comparison)} Numbers are means over seeds with [lowest, highest]"
         f"{ends}{kept}. Every evaluation of every run is in `comparison.csv`.",
         *([explanations(table, scale)] if table else []),
     ]
@@ -271,12 +311,21 @@ def markdown(comparison: Comparison, findings: Findings, picture: bool) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def source_text(comparison: Comparison) -> str:
+    """Return where the runs come from: base and seeds of the methods, and the folders of finished runs."""
+    base = f"Base `{comparison.base}`, seeds {', '.join(map(str, comparison.seeds))}"
+    given = f"finished runs from {', '.join(f'`{run.path}`' for run in comparison.runs)}"
+    parts = [*([base] if comparison.methods else []), *([given] if comparison.runs else [])]
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 def selection_text(comparison: Comparison, findings: Findings) -> str:
     """Return the rule in words and a table of the candidates."""
     selection = comparison.selection
     scale = findings.scale
-    text = rule(selection, scale)
-    if selection.allow_same_data:
+    text = rule(selection, scale, findings.same_data)
+    if findings.same_data:
         text += " The same data is reported on: read the numbers of methods with a larger grid with that in mind."
     columns = [name for name in scale.compared if name != scale.headline.utility]
     head = ["method", "settings", "epoch", *map(scale.label, columns), "chosen"]
@@ -294,11 +343,9 @@ def selection_text(comparison: Comparison, findings: Findings) -> str:
 
 def trajectories(findings: Findings) -> Mapping[str, list[Point]]:
     """Return the points of each method, evaluation by evaluation, over its seeds."""
-    methods = [method for method, _ in findings.runs]
+    names = names_of(findings.runs)
     drawn: dict[str, list[Point]] = {}
     for key, runs in findings.runs.items():
-        method, settings = key
-        name = method if methods.count(method) == 1 else f"{method} {settings}"
         reported = [id(findings.reported(rows, key)) for rows in runs]
         seeds = [by_moment(rows) for rows in runs]
         points = []
@@ -306,7 +353,7 @@ def trajectories(findings: Findings) -> Mapping[str, list[Point]]:
             rows = [run[moment] for run in seeds if moment in run]
             if point := point_of(rows, findings.scale, reported=any(id(row) in reported for row in rows)):
                 points.append(point)
-        drawn[name] = points
+        drawn[names[key]] = points
     return drawn
 
 

@@ -221,25 +221,31 @@ def no_share(targets: Iterable[Row | None], scale: Scale) -> str:
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean over seeds with the lowest and highest value, or the lowest and highest ends of their intervals."""
+    """A mean over seeds with the lowest and highest value, or the lowest and highest ends of their intervals.
+
+    ``part`` is ``1 of 2 seeds`` if only one of two has the number, and empty if all have it.
+    """
 
     mean: float
     low: float
     high: float
+    part: str = ""
 
     @classmethod
-    def of(cls, rows: Iterable[Row], name: str) -> Spread | None:
+    def of(cls, rows: Sequence[Row], name: str) -> Spread | None:
         """Summarise a number of the rows that have it; None if there are none."""
         found = [(row[name], *row.get("intervals", {}).get(name, ())) for row in rows if row.get(name) is not None]
         if not found:
             return None
         ends = [value for values in found for value in values]
-        return cls(sum(values[0] for values in found) / len(found), min(ends), max(ends))
+        part = f"{len(found)} of {len(rows)} seeds" if len(found) < len(rows) else ""
+        return cls(sum(values[0] for values in found) / len(found), min(ends), max(ends), part)
 
     def text(self, digits: int) -> str:
-        """Write it as ``mean [low, high]``; a single value without brackets."""
+        """Write it as ``mean [low, high] (1 of 2 seeds)``; a single value and a mean over all seeds without these."""
         mean, low, high = (number_text(value, digits) for value in (self.mean, self.low, self.high))
-        return mean if self.low == self.high else f"{mean} [{low}, {high}]"
+        ends = "" if self.low == self.high else f" [{low}, {high}]"
+        return f"{mean}{ends}" + (f" ({self.part})" if self.part else "")
 
     def holds(self, other: Spread) -> bool:
         """Return whether another mean lies inside this range."""
@@ -315,10 +321,10 @@ def considered(rows: Sequence[Row], epoch: str) -> dict[Moment, Row]:
     return found if epoch == "any" else dict(list(found.items())[-1:])
 
 
-def rule(selection: Selection, scale: Scale) -> str:
-    """Return the rule in words, for the report."""
+def rule(selection: Selection, scale: Scale, same_data: bool = False) -> str:
+    """Return the rule in words, for the report; ``same_data`` if the data it was applied on is reported on, too."""
     forgetting, utility = scale.phrase(scale.headline.forget), scale.phrase(scale.headline.utility)
-    runs = f"the runs of seed {selection.seed}" + ("" if selection.allow_same_data else ", which are not reported")
+    runs = f"the runs of seed {selection.seed}" + ("" if same_data else ", which are not reported")
     where = "at any evaluation, which is then reported too" if selection.epoch == "any" else "at the last epoch"
     if not scale.headline.utility:
         return f"Settings were chosen on {runs}: those of the candidate that is best in {forgetting} {where}."

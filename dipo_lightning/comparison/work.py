@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dipo_lightning.callbacks.checkpoint import newest
-from dipo_lightning.callbacks.run_record import CHECKPOINTS, FolderLock, model_files, read_record
+from dipo_lightning.callbacks.run_record import (
+    CHECKPOINTS,
+    FolderLock,
+    model_files,
+    other_logs,
+    read_record,
+    retain_logs,
+)
 from dipo_lightning.cli import child
 from dipo_lightning.cli.run_folder import LOG, is_finished, read_fingerprints
 from dipo_lightning.comparison.configs import (
@@ -80,12 +87,14 @@ class Run:
         return "interrupted" if newest(self.folder / CHECKPOINTS) else "new"
 
     def _outdated(self) -> bool:
-        """Return whether the folder's run used other rows or another model that had the same names."""
+        """Return whether the folder's run used other rows, another model or retain log that had the same names."""
         record = read_record(self.folder / CHECKPOINTS)
         if record is None:
             return False
         pretrained = self.config["model"]["init_args"].get("pretrained")
         rows = rows_now(json.dumps([self.config["data"], pretrained], sort_keys=True))
+        if other_logs(record, retain_logs(self.config)):
+            return True
         return record.get("data") != rows or record.get("model") != model_files(pretrained)
 
 
@@ -230,8 +239,7 @@ class Work:
         scale.learn(documents[-1])
         rows = evaluation_rows(documents, run.name, run.settings, run.seed)
         add_columns_beside(rows, Path(run.path))
-        if not by_moment(rows):
-            raise InputError(f"{run.path} has no evaluation after a first step, so it is not an unlearning run.")
+        _refuse_unmeasured(rows, run.path)
         self._refuse_another_base(run.path, rows[0]["seed"], documents[0]["provenance"])
         add_utility_kept(rows, target_row(rows), scale)
         return rows
@@ -261,6 +269,7 @@ class Work:
             self._refuse_another_base(run.title, run.seed, documents[0]["provenance"])
         scale.learn(documents[-1])
         rows = evaluation_rows(documents, run.method, run.settings, run.seed)
+        _refuse_unmeasured(rows, run.folder)
         add_columns_beside(rows, run.folder)
         add_utility_kept(rows, target_row(rows), scale)
         return rows
@@ -293,7 +302,8 @@ class Work:
 
     def _run(self, part: str, base: Config, method: Method, settings: Settings, seed: int) -> Run:
         words = label(settings)
-        name = file_name(label(dict(sorted(settings.items()))) or "default")  # whatever the order in the file
+        ordered = label(dict(sorted(settings.items()))) or "default"  # whatever the order in the file
+        name = file_name(ordered, ordered.replace(", ", "_"))
         folder = Path(self.plan.output) / part / file_name(method.name) / name / f"seed{seed}"
         config = run_config(base, method, settings, seed, self.plan.export and part == "runs")
         changes_data = any(name.startswith("data.") for name in settings)
@@ -314,16 +324,21 @@ class Work:
                             raise InputError(f"{run.title}: {error}") from error
 
     def _refuse_same_data(self) -> None:
-        """Refuse to choose settings on the reported rows, unless ``allow_same_data`` is set."""
-        if self.plan.selection.allow_same_data:
-            return
-        for seed, base in self.bases.items():
-            if _data_of(base) == _data_of(self.selection_base):
-                raise InputError(
-                    f"Settings would be chosen on the data that seed {seed} is reported on. Give the selection a base "
-                    "with data of its own: `{seed}` in `base`, or selection.base; or accept it with "
-                    "selection.allow_same_data: true, and the report will say so."
-                )
+        """Refuse to choose settings on the reported rows, or note it if ``allow_same_data`` is set."""
+        same = [seed for seed, base in self.bases.items() if _data_of(base) == _data_of(self.selection_base)]
+        self.findings.same_data = bool(same)
+        if same and not self.plan.selection.allow_same_data:
+            raise InputError(
+                f"Settings would be chosen on the data that seed {same[0]} is reported on. Give the selection a base "
+                "with data of its own: `{seed}` in `base`, or selection.base; or accept it with "
+                "selection.allow_same_data: true, and the report will say so."
+            )
+
+
+def _refuse_unmeasured(rows: list[Row], folder: str | Path) -> None:
+    """Refuse a run that was measured before its first step at most."""
+    if not by_moment(rows):
+        raise InputError(f"{folder} has no evaluation after a first step, so there is nothing to compare.")
 
 
 def _data_of(base: Config) -> Config:
@@ -351,10 +366,17 @@ def label(settings: Settings) -> str:
     return ", ".join(f"{name}={value}" for name, value in values)
 
 
-def file_name(text: str) -> str:
-    """Return a name for a folder: readable, and different for different texts."""
+def file_name(text: str, plain: str | None = None) -> str:
+    """Return a name for a folder: readable, and different for different texts.
+
+    ``plain`` is the text in the form in which it may stand as it is.
+    """
     safe = re.sub(r"[^\w.=+-]+", "_", text)[:60]
-    return safe if safe == text.replace(", ", "_") else f"{safe}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return (
+        safe
+        if safe == (text if plain is None else plain) and safe.strip(".")
+        else f"{safe}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    )
 
 
 def outcome(row: Row, scale: Scale) -> str:

@@ -254,7 +254,7 @@ def _from_hub(file: str) -> Path:
 
 
 def last_evaluation(folder: Path, benchmark: Benchmark | None = None) -> Path:
-    """Return the evaluation that was written last, preferring those of ``benchmark``.
+    """Return the last evaluation of a run, preferring those of ``benchmark``.
 
     Args:
         folder: Folder of a run, of runs of which one has evaluations, or of logs alone.
@@ -267,7 +267,7 @@ def last_evaluation(folder: Path, benchmark: Benchmark | None = None) -> Path:
     logs = evaluations_of_runs(folder.glob("*.json") if run is None else run.glob("evaluations/*.json"))
     if not logs:
         raise InputError(f"{folder}: no evaluation log in this folder; name a log, or a run that evaluated its model")
-    logs.sort(key=lambda log: (log.stat().st_mtime_ns, log.name), reverse=True)
+    logs = last_of_each(logs)
     if benchmark is not None and len(logs) > 1:
         return next((log for log in logs if f'"format": "{benchmark.format}"' in _start(log)), logs[0])
     return logs[0]
@@ -297,6 +297,15 @@ def evaluations_of_runs(logs: Iterable[Path]) -> list[Path]:
     named = [(log, (log.parent, log.stem.partition("_epoch=")[0]), _MEASURED.search(log.stem)) for log in ordered]
     fitted = {name for _, name, measured in named if not measured}
     return [log for log, name, measured in named if not measured or name not in fitted]
+
+
+def last_of_each(logs: Iterable[Path]) -> list[Path]:
+    """Return the last of the ordered evaluations (`evaluations_of_runs`) of each name; the newest file comes first.
+
+    Of one name the last step counts, since files that were copied may have any age.
+    """
+    last = {log.stem.partition("_epoch=")[0]: log for log in logs}
+    return sorted(last.values(), key=lambda log: (log.stat().st_mtime_ns, log.name), reverse=True)
 
 
 _NUMBER = re.compile(r"(\d+)")

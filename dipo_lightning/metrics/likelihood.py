@@ -200,7 +200,11 @@ class ForgetQuality(RowValues):
             higher_is_better=True,
         ),
         "log10_p": Meaning(
-            "forget quality, log10 p", "The same on a scale that shows small values.", "log10", higher_is_better=True
+            "forget quality, log10 p",
+            "The logarithm of p, the chance in a statistical test that a model which never saw what must be forgotten "
+            "differs as much as this one. Below -1.3 the two can be told apart. 0 is the best possible.",
+            "log10",
+            higher_is_better=True,
         ),
         "d": Meaning(
             "forget quality, distance",

@@ -13,7 +13,7 @@ import yaml
 from dipo_lightning.data.files import is_hub_name
 from dipo_lightning.evaluation.aggregates import document_meanings, flat_numbers, interval_text
 from dipo_lightning.evaluation.benchmark import benchmark_of
-from dipo_lightning.report.runs import Document, read_documents
+from dipo_lightning.report.runs import Document, of_one_model, read_documents
 from dipo_lightning.safety.display import table_in_markdown
 from dipo_lightning.safety.redaction import without_paths, without_secrets
 
@@ -138,13 +138,14 @@ def _data_section(data: Mapping[str, Any]) -> str:
 def _results(evaluations: Mapping[str, Sequence[Document]], step: int | None) -> str:
     parts = []
     for name, documents in evaluations.items():
+        documents = of_one_model(documents)
         benchmark = benchmark_of(documents[-1])
         if benchmark is not None and (table := benchmark.table(documents[-1])):
             parts.append(f"### {benchmark.title}\n\n{table}")
             continue
         now, made = flat_numbers(documents[-1]["aggregates"]), documents[-1]["provenance"].get("step")
         before = flat_numbers(documents[0]["aggregates"]) if len(documents) > 1 else {}
-        first = documents[0]["provenance"].get("step")
+        start = f"before at step {documents[0]['provenance'].get('step')}, after " if before else ""
         meanings = document_meanings(documents[-1])
         old = "" if made == step or step is None else f" (the weights are those of step {step})"
         ends = {key: f" {interval_text(both)}" for key, both in (documents[-1].get("intervals") or {}).items()}
@@ -153,7 +154,7 @@ def _results(evaluations: Mapping[str, Sequence[Document]], step: int | None) ->
             [labels[key], _number(before.get(key)), _number(value) + ends.get(key, "")] for key, value in now.items()
         ]
         table = table_in_markdown(["number", "before", "after"], lines[:_MOST_LINES])
-        parts.append(f"Evaluation `{name}`: before at step {first}, after at step {made}{old}.\n\n{table}")
+        parts.append(f"Evaluation `{name}`: {start}at step {made}{old}.\n\n{table}")
     return "## Measured results\n\n" + ("\n\n".join(parts) or "No evaluation was made of these weights.")
 
 

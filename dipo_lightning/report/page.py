@@ -23,7 +23,7 @@ from dipo_lightning.evaluation.rows import EvaluationLog
 from dipo_lightning.evaluation.run_folder import write_text
 from dipo_lightning.metrics.base import INTERVAL, Meaning
 from dipo_lightning.report.charts import evaluation_charts, training_charts
-from dipo_lightning.report.runs import Document, RunFolder, read_run
+from dipo_lightning.report.runs import Document, RunFolder, of_one_model, read_run
 from dipo_lightning.safety.display import visible, word_changes
 from dipo_lightning.safety.paths import expanded, with_home
 from dipo_lightning.safety.redaction import without_home, without_secrets, without_secrets_in_yaml
@@ -103,6 +103,7 @@ def _given(part: Any) -> Any:
 
 def _evaluation(name: str, documents: Sequence[Document], most: int) -> dict[str, Any]:
     """Return the texts of one evaluation's part of the page."""
+    documents = of_one_model(documents)
     scalars = [flat_numbers(document["aggregates"]) for document in documents]
     first, last = documents[0], documents[-1]
     benchmark, meanings = benchmark_of(last), document_meanings(last)

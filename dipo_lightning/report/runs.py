@@ -63,6 +63,20 @@ def read_documents(folder: Path, name: str | None = None) -> dict[str, list[Docu
     return found
 
 
+def of_one_model(documents: Sequence[Document]) -> list[Document]:
+    """Return the evaluations of the model that was measured last, one a step.
+
+    A folder of several ``test``s may hold those of other models, which are no state of it before.
+    """
+    last = _measured_model(documents[-1])
+    return list({one["provenance"].get("step"): one for one in documents if _measured_model(one) == last}.values())
+
+
+def _measured_model(document: Document) -> Any:
+    made = document["provenance"]
+    return (made.get("model") or {}).get("pretrained") or made.get("pretrained")
+
+
 def read_document(file: Path) -> Document:
     """Read one evaluation."""
     try:

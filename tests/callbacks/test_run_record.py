@@ -105,6 +105,22 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path: Path) -> None:
         refuse_changes(record, describe_run(config, ROWS), tmp_path)
 
 
+def test_another_retain_log_under_the_same_name_is_refused_and_another_evaluation_beside_it_is_not(
+    tmp_path: Path,
+) -> None:
+    config = changed("trainer/callbacks/0/init_args", {"retain_log": str(tmp_path)})
+    log, attack = (tmp_path / "evaluations" / f"{name}_epoch=002_step=00004.json" for name in ("tofu", "robustness"))
+    log.parent.mkdir()
+    log.write_text("one")
+    record = describe_run(config, ROWS)
+    attack.write_text("worst")
+    refuse_changes(record, describe_run(config, ROWS), tmp_path)
+    refuse_changes({"config": config, "data": ROWS}, describe_run(config, ROWS), tmp_path)
+    log.write_text("two")
+    with pytest.raises(InputError, match=f"the retain log {tmp_path} tofu has another content"):
+        refuse_changes(record, describe_run(config, ROWS), tmp_path)
+
+
 def test_a_record_is_added_to_and_a_broken_one_is_named(tmp_path: Path) -> None:
     assert read_record(tmp_path) is None
     write_record(tmp_path, config={"a": 1})

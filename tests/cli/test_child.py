@@ -94,6 +94,15 @@ def test_the_exit_code_and_the_words_of_a_process_come_back(tmp_path: Path) -> N
     assert child.last_words(log, 2).startswith("exit code 2: there is no command 'fitt'")
 
 
+def test_the_words_are_those_of_the_last_attempt(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("$ dipo-lightning fit\nerror: No space left.\n$ dipo-lightning fit\nepoch 1\n")
+    assert child.last_words(log, -9) == "killed by signal 9"
+    assert child.last_words(log, 1) == "exit code 1: epoch 1"
+    log.write_text(log.read_text() + "error: The loss is nan.\n")
+    assert child.last_words(log, 2) == "exit code 2: The loss is nan."
+
+
 def test_a_run_was_begun_with_the_config_that_fit_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {"model": {"init_args": {"gamma": 1.0}}, "trainer": {"logger": {"init_args": {"api_key": "secret"}}}}
     assert not child.was_begun_with(config, tmp_path / "run"), "there is none"

@@ -99,6 +99,10 @@ def test_named_shapes_have_the_published_numbers_of_parameters() -> None:
 def test_it_says_whether_it_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan("llama-3.2-1b", activation_checkpointing=True).fits
     assert "\nfits: 72 of 80 GB" in capsys.readouterr().out
+    assert plan("llama-3.2-1b", activation_checkpointing=True, memory_gb=40.4).fits
+    said = capsys.readouterr().out
+    assert "GPU(s) of 40.4 GB" in said
+    assert "\nfits: 36.4 of 40.4 GB" in said
     assert not plan("llama-3.1-8b").fits
     assert "does NOT fit" in capsys.readouterr().out
 

@@ -14,6 +14,7 @@ from dipo_lightning import UnlearningDataModule
 from dipo_lightning.callbacks.run_record import describe_run, write_record
 from dipo_lightning.cli import child
 from dipo_lightning.cli.main import main
+from dipo_lightning.comparison.plan import read_comparison
 from dipo_lightning.comparison.work import Run, rows_now
 from dipo_lightning.errors import RunError
 from tests.helpers.acted import actor, evaluation, write_base, write_evaluations
@@ -159,6 +160,18 @@ def test_a_run_that_cannot_be_read_fails_and_the_others_go_on(tmp_path: Path, ca
     assert "| NPO | beta=0.2 | 1 |" in text
 
 
+def test_a_run_without_an_evaluation_after_a_step_fails(tmp_path: Path, calls: list[list[str]]) -> None:
+    path = write(tmp_path, [DIPO | {"grid": {}}, NPO], seeds=[0])
+    main(["compare", path])
+    for step in (1, 2):
+        next((tmp_path / "out" / "runs" / "DiPO").rglob(f"tofu_epoch={step:03d}*.json")).unlink()
+    assert main(["compare", path]) == 2
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "seed0 has no evaluation after a first step, so there is nothing to compare" in text
+    assert "| DiPO |" not in text
+    assert "| NPO | beta=0.2 | 1 |" in text
+
+
 def test_no_picture_is_named_where_nothing_could_be_drawn(
     tmp_path: Path, calls: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,6 +183,13 @@ def test_no_picture_is_named_where_nothing_could_be_drawn(
     text = (tmp_path / "out" / "comparison.md").read_text()
     assert text.startswith("# Comparison\n\nNo run has a result to report.\n\n")
     assert "| DiPO |" not in text
+
+
+def test_the_file_of_an_earlier_selection_does_not_stay(tmp_path: Path, calls: list[list[str]]) -> None:
+    main(["compare", write(tmp_path, [DIPO])])
+    assert (tmp_path / "out" / "selection.csv").exists()
+    main(["compare", write(tmp_path, [NPO])])
+    assert not (tmp_path / "out" / "selection.csv").exists()
 
 
 def test_a_grid_that_fails_takes_only_its_method_out(tmp_path: Path, calls: list[list[str]]) -> None:
@@ -192,7 +212,13 @@ def test_finished_runs_take_part(tmp_path: Path, calls: list[list[str]]) -> None
     assert calls == []
     row = table(tmp_path)[-1]
     assert (row["method"], row["seed"], row["utility_kept"]) == ("DiPO", "4", "0.5")
-    assert "No method keeps 0.95" in (tmp_path / "out" / "comparison.md").read_text()
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "No method keeps 0.95" in text
+    assert f"\n\nFinished runs from `{tmp_path / 'mine'}`. Numbers are" in text
+    assert "Base" not in text
+    main(["compare", write(tmp_path, [NPO], runs=[{"path": str(tmp_path / "mine")}])])
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert f"/unlearn.yaml`, seeds 0, 1; finished runs from `{tmp_path / 'mine'}`." in text
 
 
 @pytest.mark.parametrize(
@@ -258,9 +284,22 @@ def test_a_dry_run_says_what_is_missing(
         ({"methods": [NPO, DIPO | {"grid": {"bta": [0.1, 0.2]}}]}, "DiPO (bta=0.1) seed 0: "),
         ({"methods": [NPO, DIPO | {"grid": {"bta": [0.1, 0.2]}}]}, "Did you mean 'beta'?"),
         ({"methods": [NPO, NPO | {"name": "other", "settings": {"beta": "much"}}]}, "Got value: much"),
+        ({"methods": [NPO, BROKEN | {"settings": {"lr": "fast"}}]}, "seed 0: lr must be a number, got 'fast'."),
         ({"methods": [NPO, BROKEN | {"settings": {"data.batch": 4}}]}, "'batch' is not accepted"),
         ({"methods": [NPO, BROKEN | {"settings": {"trainer.max_epoch": 4}}]}, "max_epoch"),
         ({"runs": [{"path": "{folder}/nothing"}]}, "of 0 runs"),
+        ({"runs": [{"path": "~/nothing"}]}, "{home}/nothing holds"),
+        ({"base": "~/base.yaml"}, "no base config {home}/base.yaml"),
+        ({"base": "$NO_SUCH_VARIABLE/base.yaml"}, "base is $NO_SUCH_VARIABLE/base.yaml, which names a variable"),
+        ({"methods": [NPO, BROKEN | {"settings": {"data.prompt.style": 4}}]}, "data.prompt.style to set: prompt has"),
+        (
+            {"methods": [NPO, BROKEN | {"settings": {"trainer.callbacks.a.b": 4}}]},
+            "callbacks.a.b to set: callbacks has",
+        ),
+        ({"methods": [NPO, BROKEN | {"settings": {"pretrained": "b"}}]}, "GradAscent has a setting pretrained"),
+        ({"methods": [NPO, BROKEN | {"grid": {"pretrained": ["b"]}}]}, "GradAscent has a setting pretrained"),
+        ({"selection": {"seed": 9, "keep_utility": 95}}, "keep_utility is 95; give a share"),
+        ({"selection": {"seed": 9, "keep_utility": 0}}, "keep_utility is 0; give a share"),
     ],
 )
 def test_what_cannot_be_right_is_said_before_anything_runs(
@@ -268,7 +307,22 @@ def test_what_cannot_be_right_is_said_before_anything_runs(
 ) -> None:
     filled = json.loads(json.dumps(options).replace("{folder}", str(tmp_path)))
     assert main(["compare", write(tmp_path, **filled)]) == 2
-    assert message in capsys.readouterr().err
+    assert message.replace("{home}", str(Path.home())) in capsys.readouterr().err
+    assert calls == []
+
+
+def test_a_shipped_base_can_be_that_of_the_selection(tmp_path: Path) -> None:
+    plan = read_comparison(write(tmp_path, selection={"seed": 9, "base": "tofu/smollm2/unlearn"}))
+    assert Path(str(plan.selection.base)).is_file()
+
+
+def test_methods_of_any_names_have_folders_of_their_own(tmp_path: Path, calls: list[list[str]]) -> None:
+    path = write(tmp_path, [NPO | {"name": name} for name in ("a, b", "a_b", "..", "a")], seeds=[0])
+    main(["compare", path])
+    assert len({call[-1] for call in calls}) == 4
+    assert all(Path(call[-1]).resolve().parents[2] == tmp_path / "out" / "runs" for call in calls)
+    calls.clear()
+    main(["compare", path])
     assert calls == []
 
 
@@ -292,6 +346,13 @@ def test_choosing_on_the_reported_data_can_be_allowed_and_is_then_said(tmp_path:
     base = f"{tmp_path}/base0/unlearn.yaml"
     assert main(["compare", write(tmp_path, base=base, selection={"seed": 9, "allow_same_data": True})]) == 0
     assert "The same data is reported on" in (tmp_path / "out" / "comparison.md").read_text()
+
+
+def test_other_data_is_called_so_though_the_same_would_be_allowed(tmp_path: Path, calls: list[list[str]]) -> None:
+    assert main(["compare", write(tmp_path, selection={"seed": 9, "allow_same_data": True})]) == 0
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "the runs of seed 9, which are not reported" in text
+    assert "The same data" not in text
 
 
 def test_results_of_other_weights_or_rows_are_not_put_into_one_table(tmp_path: Path, calls: list[list[str]]) -> None:
@@ -320,7 +381,7 @@ def test_a_run_whose_config_was_cut_off_in_writing_is_run_anew(tmp_path: Path, c
     assert len(calls) == 1
 
 
-def test_a_finished_run_of_other_rows_or_of_another_model_is_run_anew(tmp_path: Path) -> None:
+def test_a_finished_run_of_other_rows_or_of_another_model_or_retain_log_is_run_anew(tmp_path: Path) -> None:
     def write_rows(answer: str) -> None:
         (tmp_path / "forget.jsonl").write_text(json.dumps({"question": "Who?", "answer": answer}))
 
@@ -331,17 +392,26 @@ def test_a_finished_run_of_other_rows_or_of_another_model_is_run_anew(tmp_path: 
         "init_args": {"forget": str(tmp_path / "forget.jsonl")},
     }
     config = {"data": data, "model": {"init_args": {"pretrained": str(tmp_path / "model")}}}
+    log = tmp_path / "retain.json"
+    log.write_text("{}")
+    callback = {"class_path": "dipo_lightning.MemorizationEvaluation", "init_args": {"retain_log": str(log)}}
+    config["trainer"] = {"callbacks": [callback]}
     run = Run("NPO", "", 0, tmp_path / "run", config)
     child.write_config(run.folder / "run.yaml", config)
     rows = rows_now(json.dumps([data, str(tmp_path / "model")], sort_keys=True))
     write_record(run.folder / "checkpoints", **describe_run(config, rows))
     (run.folder / "checkpoints" / "finished").touch()
     assert run.state == "finished"
-    for change in (lambda: write_rows("We."), lambda: save_toy(tmp_path / "model", seed=1)):
+    for change in (
+        lambda: log.write_text("[]"),
+        lambda: write_rows("We."),
+        lambda: save_toy(tmp_path / "model", seed=1),
+    ):
         change()
         rows_now.cache_clear()
         assert run.state == "new"
         write_rows("I.")
+        log.write_text("{}")
 
 
 @dataclass

@@ -89,4 +89,4 @@ def test_the_rule_is_said_with_its_numbers() -> None:
     assert "seed 9" in rule(Selection(seed=9), SCALE)
     assert "0.9 of the target" in rule(Selection(seed=9, keep_utility=0.9), SCALE)
     assert "which are not reported" in rule(Selection(seed=9), SCALE)
-    assert "not reported" not in rule(Selection(seed=9, allow_same_data=True), SCALE)
+    assert "not reported" not in rule(Selection(seed=9), SCALE, same_data=True)

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from dipo_lightning.comparison.report import (
     Spread,
     explanations,
     markdown_table,
+    ranked,
+    trajectories,
     verdict,
     write_csv,
     write_report,
@@ -47,6 +50,34 @@ def line(method: str, log10_p: float | None, kept: float | None) -> Line:
 )
 def test_what_is_not_known_is_no_verdict(lines: list[Line], said: str) -> None:
     assert said in verdict(lines, 0.95, Scale.of(TOFU()))
+
+
+def test_a_mean_over_a_part_of_the_seeds_says_so_and_does_not_win() -> None:
+    scale = Scale.of(TOFU())
+    seeds = [*line("a", -1.0, 0.99).rows, *line("a", None, None).rows]
+    partial, whole = Line("a", "", [row | {"epoch": 1} for row in seeds]), line("b", -2.0, 0.99)
+    assert "| a | - | 2 | 1 | -1.00 (1 of 2 seeds) | - | 0.990 (1 of 2 seeds) |" in markdown_table([partial], scale)
+    assert ranked([partial, whole], 0.95, scale) == [whole, partial]
+    missing = "Not judged, as a number is missing on some seeds: a."
+    said = verdict([partial, whole], 0.95, scale)
+    assert said.endswith(f": b, -2.00 (1 of 1 keep it). {missing}")
+    assert verdict([partial], 0.95, scale) == missing
+
+
+def test_lines_of_one_method_are_told_apart_by_their_settings() -> None:
+    scale = Scale.of(TOFU())
+    many, few = (replace(line("A", -1.0, 0.99), settings=settings) for settings in ("x", "y"))
+    assert ": A (x) and A (y), -1.00 (2 of 3" in verdict([many, few, line("B", -2.0, 0.5)], 0.95, scale)
+    lost = replace(line("A", -2.0, 0.5), settings="y")
+    said = verdict([replace(many, rows=line("A", -1.0, 0.9).rows), lost, line("B", -2.0, 0.6)], 0.95, scale)
+    assert said.endswith("; A (x) keeps most, 0.900.")
+    ends = with_interval("A", {-1.0: (-2.5, -0.5)}), replace(with_interval("A", {-2.0: (-2.2, -0.9)}), settings="y")
+    assert "A tie with A (y)" in verdict(ends, 0.95, scale)
+
+
+def test_every_line_has_a_panel_of_its_own_in_the_picture() -> None:
+    runs = {key: [known(0.9, 0.5)] for key in (("NPO (kl)", ""), ("NPO", ""), ("NPO", "kl"))}
+    assert list(trajectories(Findings(Scale.of(TOFU()), runs))) == ["NPO (kl)", "NPO", "NPO (kl)*"]
 
 
 def with_interval(method: str, seeds: dict[float, tuple[float, float]]) -> Line:
@@ -180,3 +211,5 @@ def test_every_number_of_the_table_is_explained() -> None:
         *("KnowMem (forget)", "KnowMem (retain)", "VerbMem", "privacy leak"),
     ]
     assert "- **privacy leak** (best near 0): Whether" in text
+    [forgetting, *_] = explanations([line("a", -1.0, 1.0)], Scale.of(TOFU())).splitlines()
+    assert "statistical test" in forgetting, "p itself has no column"

@@ -125,6 +125,22 @@ def test_what_changed_is_marked_word_by_word(tmp_path):
     assert "Before is step 0, after is step 4" in text
 
 
+def test_other_models_in_the_folder_are_no_state_before(tmp_path):
+    for number, (pretrained, said) in enumerate((("a", "Cy."), ("b", "Bo.")), 1):
+        one = document(0, said, 0.9 / number)
+        one["provenance"]["pretrained"] = pretrained
+        file = tmp_path / "evaluations" / f"user_data_epoch=000_step=00000_test_{number}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(one))
+    text = write_page(tmp_path).read_text(encoding="utf-8")
+    assert "One evaluation, at step 0: there is nothing to compare it with." in text
+    assert "Cy." not in text
+    results = model_card(CardFacts("name", "base", "DiPOModule", run=tmp_path)).partition("## Measured results")[2]
+    assert "`user_data`: at step 0." in results
+    assert "0.45" in results
+    assert "0.9" not in results
+
+
 def test_a_small_loss_is_not_blamed(tmp_path):
     folder = write_run(tmp_path / "run", document(0, "Ann.", utility=0.919), document(4, "Bo.", utility=0.910))
     text = write_page(folder).read_text(encoding="utf-8")

@@ -9,6 +9,7 @@ import pytest
 
 from dipo_lightning.benchmarks.tofu.metrics import TOFU
 from dipo_lightning.benchmarks.user_data.metrics import UserData
+from dipo_lightning.cli.attack import run_settings
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.logs import last_evaluation, read_log
 from dipo_lightning.report.runs import read_documents
@@ -71,6 +72,16 @@ def test_the_tenth_evaluation_at_a_step_comes_after_the_second(tmp_path: Path) -
     for number, name in enumerate(names):
         write(tmp_path, f"tofu_epoch=002_step=00004_test{name}", number)
     assert [one["provenance"]["number"] for one in read_documents(tmp_path)["tofu"]] == list(range(11))
+
+
+def test_of_one_name_the_last_step_counts_whatever_the_age_of_its_file(tmp_path: Path) -> None:
+    for number, step in enumerate((1000, 200, 30)):  # as a copy may leave them
+        write(tmp_path, f"tofu_epoch={step // 10:03d}_step={step:05d}", number)
+    assert last_evaluation(tmp_path).name == "tofu_epoch=100_step=01000.json"
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").touch()
+    (tmp_path / "config.yaml").write_text("{}")
+    assert run_settings(tmp_path)["provenance"]["number"] == 0
 
 
 def test_of_a_run_with_two_evaluations_that_of_the_benchmark_is_read(tmp_path: Path) -> None:
