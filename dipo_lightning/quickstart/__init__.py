@@ -14,7 +14,7 @@ from typing import Any
 
 from dipo_lightning.cli import STEP, child
 from dipo_lightning.cli.configs import filled
-from dipo_lightning.errors import RunError, check_seed
+from dipo_lightning.errors import InputError, RunError, check_seed
 from dipo_lightning.evaluation.logs import evaluations_of_runs
 from dipo_lightning.evaluation.run_folder import move_aside
 from dipo_lightning.quickstart import settings
@@ -130,7 +130,14 @@ def prepare(folder: Path, seed: int) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make the folder of the run, after moving an earlier run there aside."""
+    """Make the folder of the run, after moving an earlier run there aside.
+
+    Raises:
+        InputError: The folder holds something else.
+    """
+    folder = folder.resolve()
     if folder.exists() and any(folder.iterdir()):
+        if not (folder / "models" / "untrained").is_dir():
+            raise InputError(f"{folder} has files that are not of a quickstart. Give another --output.")
         print(f"The earlier run in {folder} is kept as {move_aside(folder)}.")
     folder.mkdir(parents=True, exist_ok=True)
