@@ -89,7 +89,7 @@ class PreparedSelective(SelectiveModule):
         self._variants, self.leaks = rows[: len(rows) // 2], rows[len(rows) // 2 :]
         banned = {row.index: [7] for row in rows}
         self._maker = SimpleNamespace(  # type: ignore[assignment]
-            banned=banned, completing=lambda example: [-1] * len(example.flags)
+            banned=banned, completing=lambda example: [[]] * len(example.flags)
         )
         return SimpleNamespace(seed=0, tokenizer=SimpleNamespace(pad_token_id=0), place=int)
 
