@@ -203,7 +203,7 @@ def test_the_risk_of_an_answer_is_its_expected_number_of_private_values():
     assert [one[:3] for one in risk.notable] == [(1, 0, 1), (2, 0, 0), (2, 0, 2), (1, 1, 1)]
     assert [one[3] for one in risk.notable] == pytest.approx([0.2, 0.1, 0.3, 0.5])
     risk.add([4, 5], torch.tensor([[0.25, 0.5, 0.25]] * 2), [[1, 8, 7], [7, 1]])
-    assert risk.of_answer[4:] == pytest.approx([0.5, 0]), "once, whatever the number of words that it goes on"
+    assert risk.of_answer[4:] == pytest.approx([0.5, 0]), "once, whatever the number of words that it continues"
 
 
 def test_only_the_rest_of_a_word_makes_its_first_token_a_risk(maker, monkeypatch):

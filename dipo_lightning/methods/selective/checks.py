@@ -191,7 +191,7 @@ class Risk:
 
     Args:
         tokens: Tokens that begin a private value, by prompt.
-        after: Tokens that go on a private value whose first token may begin anything, by prompt (`by_last`).
+        after: Tokens that continue a private value whose first token may begin anything, by prompt (`by_last`).
         samples: Number of answers to each prompt.
         least: Probability from which a token is notable.
 

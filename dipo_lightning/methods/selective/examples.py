@@ -238,7 +238,7 @@ class ExampleMaker:
         return self._marked(index, prompt, answer + self.style.stop_ids[:1], text, spans)
 
     def completing(self, example: PrivateExample) -> list[list[int]]:
-        """Return the tokens that would go on a private word or number at each position of an answer."""
+        """Return the tokens that would continue a private word or number at each position of an answer."""
         ids, found = example.input_ids, []
         for place in range(example.start, len(ids)):
             found.append(following(self.completions[example.index], ids[:place]))

@@ -396,7 +396,7 @@ class SelectiveModule(UnlearningModule):
     def _secret_tokens(
         self, forget: Answers, positions: Tensor, private: Tensor, completing: Tensor, size: int
     ) -> Tensor:
-        """Return (n, V) bool, the tokens that begin or go on a private word or number, and the true private ones.
+        """Return (n, V) bool, the tokens that begin or continue a private word or number, and the true private ones.
 
         At other positions the true token is excluded, even if a private word begins with it.
         """
