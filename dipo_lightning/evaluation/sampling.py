@@ -154,8 +154,8 @@ def _sample_batch(
             logits[place, banned[row // samples]] = torch.finfo(logits.dtype).min
         if observe:
             places = [place for place, row in enumerate(rows) if row in going]
-            going_on = [rows[place] for place in places]
-            observe([numbers[row] for row in going_on], logits[places], [said[row] for row in going_on])
+            unfinished = [rows[place] for place in places]
+            observe([numbers[row] for row in unfinished], logits[places], [said[row] for row in unfinished])
         uniform = torch.cat([torch.rand(samples, generator=one, dtype=torch.float64) for one in generators])
         tokens = draw_tokens(logits / temperature, uniform[rows])
         for row, token in zip(rows, tokens.tolist(), strict=True):

@@ -239,10 +239,8 @@ class ExampleMaker:
 
     def completing(self, example: PrivateExample) -> list[list[int]]:
         """Return the tokens that would continue a private word or number at each position of an answer."""
-        ids, found = example.input_ids, []
-        for place in range(example.start, len(ids)):
-            found.append(following(self.completions[example.index], ids[:place]))
-        return found
+        pairs, ids = self.completions[example.index], example.input_ids
+        return [following(pairs, ids[:place]) for place in range(example.start, len(ids))]
 
     def says_value(self, index: int, answer: list[int]) -> bool:
         """Return whether an answer contains a whole private value of the row."""
@@ -345,12 +343,9 @@ def word_forms(tokenizer: Any, secrets: Iterable[str]) -> list[tuple[list[int], 
     for word in secrets:
         for form in (word, word.capitalize(), word.upper()):
             for text, least in ((form, max(2, min(4, len(form)))), (f" {form}", 2)):
-                ids = encode(tokenizer, text)
-                first = next(
-                    (k for k in range(len(ids)) if len(tokenizer.decode(ids[: k + 1]).strip()) >= least), len(ids)
-                )
-                if ids and not word.isascii():
-                    first = 0
-                if first < len(ids):
+                ids, least = encode(tokenizer, text), least if word.isascii() else 0
+                letters = (len(tokenizer.decode(ids[: place + 1]).strip()) for place in range(len(ids)))
+                first = next((place for place, count in enumerate(letters) if count >= least), None)
+                if first is not None:
                     found.add((tuple(ids), first))
     return [(list(ids), first) for ids, first in sorted(found)]
