@@ -120,7 +120,9 @@ def _loaded(model: str, accelerator: str) -> Iterator[Any]:
             torch.cuda.empty_cache()
 
 
-def conclude(job: Job, unlearned: Path, before: Any, after: Any, floors: Any, settings: Settings, longest: int) -> None:
+def conclude(
+    job: Job, unlearned: Path, before: Any, after: Any, floors: Any, settings: Settings, longest: int, seed: int
+) -> None:
     """Judge, write and print."""
     from dipo_lightning.benchmarks.user_data.examination import kept_scores, repeated_share, said_words, value_reports
     from dipo_lightning.benchmarks.user_data.verdict import KEEP, judge, verdict_table, verdict_text
@@ -135,7 +137,14 @@ def conclude(job: Job, unlearned: Path, before: Any, after: Any, floors: Any, se
         repeated=repeated_share(after),
         repeated_before=repeated_share(before),
         unheard=_unheard(job, after.values, longest),
-        settings={"lr": settings.lr, "epochs": settings.epochs, "untaught": floors is not None},
+        bare=sum(not values for values in after.values),
+        settings={
+            "lr": settings.lr,
+            "epochs": settings.epochs,
+            "seed": seed,
+            "stopped": _stopped(folder / "run"),
+            "untaught": floors is not None,
+        },
     )
     document = verdict.document() | {"settings": asdict(settings)}
     write_json(folder / VERDICT, document)
@@ -157,6 +166,15 @@ def conclude(job: Job, unlearned: Path, before: Any, after: Any, floors: Any, se
         write_text(card, f"{kept}\n## Verdict\n\n{verdict_text(verdict, private=False)}\n")
     print(f"\n{verdict_table(verdict)}\n\n{verdict_text(verdict)}\n\nThe unlearned model: {unlearned}")
     print(f"Everything measured: {folder / PAGE} and {VERDICT}")
+
+
+def _stopped(run: Path) -> bool:
+    """Return whether a run was ended by its own rule."""
+    from dipo_lightning.callbacks.checkpoint import checkpoint_state, newest
+    from dipo_lightning.callbacks.run_record import CHECKPOINTS
+
+    last = newest(run / CHECKPOINTS)
+    return last is not None and bool(checkpoint_state(last).get("stopped"))
 
 
 def _unheard(job: Job, values: Sequence[Sequence[str]], longest: int) -> int:

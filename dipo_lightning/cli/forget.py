@@ -176,7 +176,7 @@ def forget(
     fit(config, folder / "run")
     unlearned = folder / "run" / "model"
     after = examined(job, str(unlearned), effort, "unlearned")
-    conclude(job, unlearned, before, after, floors, settings, effort["max_new_tokens"])
+    conclude(job, unlearned, before, after, floors, settings, effort["max_new_tokens"], seed)
 
 
 @dataclass(frozen=True)
@@ -304,9 +304,10 @@ def _with_private_values(rows: SplitRows, folder: Path) -> SplitRows:
                 "[[...]]."
             )
     unnamed = [f"{row['question']} {row['answer']}" for row in given if not row["private"]]
-    if not (rows.retain or rows.held_out) and hardly_english(unnamed):
+    kept = [f"{row['question']} {row['answer']}" for row in (*rows.retain, *rows.held_out)]
+    if hardly_english(unnamed) and not hardly_english(kept, enough=1):
         print(
-            "The forget rows have hardly any English function words, and without retain rows those of another language "
+            "The forget rows have hardly any English function words, and without retain rows in their language those "
             "count as private values. Give retain rows in that language, or name the values in a column private, or "
             "mark them in the answer with [[...]].",
             flush=True,

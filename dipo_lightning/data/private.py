@@ -23,7 +23,8 @@ from dipo_lightning.models.answers import IGNORED
 _NEW_SENTENCE = r"(?<=\p{Ll})\.(?=\p{Lu}\p{Ll})"
 _JOINT = rf"(?:[-'’](?=[\p{{L}}\p{{N}}])|(?<=\p{{N}}),(?=\p{{N}})|(?!{_NEW_SENTENCE})\.(?=[\p{{L}}\p{{N}}]))"
 _WORD = re.compile(rf"[\p{{L}}\p{{N}}](?:[\p{{L}}\p{{M}}\p{{N}}]|{_JOINT})*")
-_POSSESSIVE = re.compile(r"['’]s$", re.IGNORECASE)
+_ENDING = re.compile(r"['’](?:s|m|d|ll|re|ve)$", re.IGNORECASE)
+"""Possessive ending, or a contracted verb ("she'll")."""
 
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 """Letters of scripts without spaces between words, and Hangul, where endings are written onto names."""
@@ -40,15 +41,17 @@ _LONE_BEFORE = rf"(?<!(?<!{_LETTER})\p{{L}}\.)(?<!\p{{L}}['’])"
 _LONE_AFTER = rf"(?!['’]{_LETTER}(?<!['’]s(?!{_LETTER}))|\.\p{{L}}(?!{_LETTER}))"
 """Also around a value of a single letter: not a part of "U.S.", "I'm" or "can't"."""
 
-FUNCTION_WORDS = frozenset(shipped_json(__package__, "function_words"))
+FUNCTION_WORDS = frozenset(
+    form for word in shipped_json(__package__, "function_words") for form in (word, word.replace("'", "’"))
+)
 """English words that carry no secret by themselves; for other languages the words of the retain rows serve instead."""
 
 _BASES = {form: base for base, forms in shipped_json(__package__, "irregular_verbs").items() for form in (base, *forms)}
 
 
 def _base(word: str) -> str:
-    """The English stem of a word; for an irregular verb, that of its base form."""
-    return stem(_BASES.get(word, word))
+    """The English stem of a word; for an irregular verb, that of its base form; an abbreviation (US) is its own."""
+    return word if word.isupper() else stem(_BASES.get(word, word))
 
 
 @cache
@@ -76,7 +79,10 @@ class Span(NamedTuple):
 
 
 class Word(NamedTuple):
-    """A word in lower case without possessive ending, and its position in the text."""
+    """A word without possessive ending or contracted verb, and its position in the text.
+
+    It is in lower case, unless its capitals tell it from a function word ("US", "IT", "blood group A").
+    """
 
     text: str
     start: int
@@ -87,9 +93,23 @@ def words(text: str) -> list[Word]:
     """Return the words of a text, in any script that separates words."""
     found = []
     for match in _WORD.finditer(text):
-        word = _POSSESSIVE.sub("", match.group())
+        word = _ENDING.sub("", match.group())
         found.append(Word(word.lower(), match.start(), match.start() + len(word)))
-    return found
+    shouted = len(found) > 1 and text.isupper()
+    return found if shouted else [_with_capitals(text, word) for word in found]
+
+
+def _with_capitals(text: str, word: Word) -> Word:
+    """Return a word of a text in capitals if it is an abbreviation or a letter that is spelt like a function word.
+
+    "I" is none, nor is an "A" that opens a sentence or precedes a name ("A Life in Stone").
+    """
+    said = text[word.start : word.end]
+    if word.text not in FUNCTION_WORDS or not said.isupper() or said == "I":
+        return word
+    if len(said) == 1 and (_opens_sentence(text, word.start) or re.match(r"\s+\p{Lu}", text[word.end :])):
+        return word
+    return word._replace(text=said)
 
 
 def vocabulary(texts: Iterable[str]) -> set[str]:
@@ -106,13 +126,20 @@ RARE = 1 / 200
 def rows_with_words(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
     """Count the rows that contain each word in question or answer, also as a part of a compound ("semi-retired").
 
-    The empty word counts all rows.
+    Names that also are common words (Rose, Will) are counted with their capital, too. The empty word counts all rows.
     """
     found: Counter[str] = Counter()
     for row in rows:
-        said = vocabulary((row["question"], row["answer"]))
-        found.update({"", *said, *(part for word in said for part in _compounded(word))})
+        said = {(form, text) for text in (row["question"], row["answer"]) for form in words(text)}
+        parts = {part for word, _ in said for part in (word.text, *_compounded(word.text))}
+        found.update({"", *parts, *(_key(text, word) for word, text in said)})
     return found
+
+
+def _key(text: str, word: Word) -> str:
+    """Return the key of a word of a text in the counts of `rows_with_words`."""
+    said = text[word.start : word.end]
+    return said if _is_capitalised_inside(text, word) and _is_cased(said) else word.text
 
 
 def is_rare(word: str, shared: Mapping[str, int]) -> bool:
@@ -141,9 +168,9 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
     A word is private if it is not a common word, no form of it occurs in the question, by itself or as a part of a
     compound ("Irish-based"), and it is rare in the retain rows (`is_rare`). Numbers are private even if retain rows
     contain them, and so are capitalised words inside a sentence that a single retain row contains. If no word
-    qualifies, all uncommon words that are not in the question are private, and without any, the words of a very short
-    answer. Adjacent names and numbers form one value ("12 June 1971", "Harbour Street"); any other word is a value by
-    itself.
+    qualifies, all uncommon words that are not in the question are private. Without any, the common words of a very
+    short answer are, or a longer answer is one value up to its last common word. Adjacent names and numbers form one
+    value ("12 June 1971", "Harbour Street"); any other word is a value by itself.
 
     Args:
         question: The question; empty for a plain text.
@@ -159,7 +186,9 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
     ]
     new = [word for word in content if not _is_common(answer, word, asked)]
     chosen = [word for word in new if _is_own(answer, word, shared)] or new
-    return _join(answer, chosen or (content if len(content) <= FEW_WORDS else []))
+    if not chosen and len(content) > FEW_WORDS:
+        return [Span(content[0].start, content[-1].end)]
+    return _join(answer, chosen or content)
 
 
 def _is_asked(word: str, asked: Collection[str]) -> bool:
@@ -215,9 +244,10 @@ def _uninflected(word: str) -> list[str]:
 
 def _is_own(text: str, word: Word, shared: Mapping[str, int]) -> bool:
     """Return whether a word belongs to this row alone; a number does even if other rows contain it."""
-    if is_rare(word.text, shared) or has_digit(word.text):
+    key = _key(text, word)
+    if is_rare(key, shared) or has_digit(word.text):
         return True
-    return shared[word.text] == 1 and _is_capitalised_inside(text, word)
+    return shared[key] == 1 and _is_capitalised_inside(text, word)
 
 
 def _is_capitalised_inside(text: str, word: Word) -> bool:
@@ -247,14 +277,15 @@ def _join(answer: str, chosen: Sequence[Word]) -> list[Span]:
 def spans_of_values(answer: str, values: Iterable[str]) -> list[Span]:
     """Find all occurrences of private values in an answer, in order: whole words and numbers, or else parts of words.
 
-    Case counts only where it does for `says`.
+    Case counts only where it does for `says`; there, words inside a sentence come before those that open one.
     """
     before, after = r"(?<![\p{L}\p{N}]|\p{N}[.,](?=\p{N}))", r"(?![\p{L}\p{M}\p{N}]|(?<=\p{N})[.,]\p{N})"
     found: set[Span] = set()
     for value in filter(None, map(str.strip, values)):
-        part, flags = re.escape(value), 0 if _is_cased(value) else re.IGNORECASE
-        whole = list(re.finditer(before + part + after, answer, flags))
-        found |= {Span(*match.span()) for match in whole or re.finditer(part, answer, re.IGNORECASE)}
+        part, cased = re.escape(value), _is_cased(value)
+        whole = [Span(*match.span()) for match in re.finditer(before + part + after, answer, 0 if cased else re.I)]
+        inside = [span for span in whole if cased and not _opens_sentence(answer, span.start)]
+        found |= set(inside or whole or (Span(*match.span()) for match in re.finditer(part, answer, re.IGNORECASE)))
     return sorted(found)
 
 
@@ -267,18 +298,36 @@ def token_places(tokenizer: Any, ids: Sequence[int], text: str) -> list[tuple[in
     """Return the character range (start, end) of each token in a text, without leading white space.
 
     Ids after the text, such as the end of the turn, get ranges beyond its end. White space around the text may be
-    missing in the ids, since chat templates strip it.
+    missing in the ids, since chat templates strip it. All tokens of one character get its range.
     """
-    ends = [len(tokenizer.decode(list(ids[: place + 1]))) for place in range(len(ids))]
+    whole = tokenizer.decode(list(ids))
     stripped = text.strip()
-    shift = max(0, tokenizer.decode(list(ids)).find(stripped)) - text.find(stripped)
+    shift = max(0, whole.find(stripped)) - text.find(stripped)
     places = []
-    for start, end in zip([0, *ends], ends, strict=False):
+    for start, end in _ranges(tokenizer, ids, whole):
         start, end = start - shift, end - shift
         while 0 <= start < min(end, len(text)) and text[start].isspace():
             start += 1
         places.append((start, end))
     return places
+
+
+def _ranges(tokenizer: Any, ids: Sequence[int], whole: str) -> list[tuple[int, int]]:
+    """Return the character range of each token in the whole decoded text.
+
+    The beginning of a character decodes to replacement characters, which are not in the whole text.
+    """
+    begun = (tokenizer.decode(list(ids[: place + 1])) for place in range(len(ids)))
+    ends = [len(text) if whole.startswith(text) else None for text in begun]
+    ranges: list[tuple[int, int]] = []
+    start, waiting = 0, 0
+    for place, end in enumerate(ends):
+        waiting += 1
+        if end is not None or place + 1 == len(ends):
+            end = len(whole) if end is None else end
+            ranges += [(start, end)] * waiting
+            start, waiting = end, 0
+    return ranges
 
 
 class PrivateTokens(CheckedOnDemand):
@@ -330,9 +379,10 @@ def says(text: str, value: str) -> bool:
     """Return whether a text contains a private value: the same words in the same order, ignoring case and accents.
 
     A part of a word or number is not the value ("12" in "1912", "3" in "3.5"); a part of a compound is ("Lima-born"),
-    and so is any part of a text in a script without spaces. The parts of a date may stand in any order ("June 12th,
-    1971"). A single capitalised word that also is a common word ("May") needs its capital. Values without words
-    (punctuation only) are searched for as substrings.
+    and so is any part of a text in a script without spaces. Numbers may be written with separators between thousands or
+    without, and dates in any order ("June 12th, 1971", "12 Jun 1971", "1971-06-12"). A single capitalised word that
+    also is a common word ("May") needs its capital, and a letter that also is an article must not stand before a noun.
+    Values without words (punctuation only) are searched for as substrings.
     """
     pattern = _said(value)
     if pattern is None:
@@ -355,43 +405,75 @@ def _said(value: str) -> Any:
     after = "" if re.match(_UNSPACED, parts[-1][-1]) else _AFTER + _LONE_AFTER * lone
     sign = re.search(r"(?<=\p{L})[+#]+$", bare.strip())  # of C++ and A+
     text = _GAP.join(map(re.escape, parts))
-    text = f"(?:{text}|{text.upper()})" if _is_cased(value) else text
+    if _is_cased(value):
+        text = _as_letter(text) if lone else f"(?:{text}|{text.upper()})"
     return re.compile(before + text + (re.escape(sign.group()) if sign else after))
+
+
+def _as_letter(name: str) -> str:
+    """The pattern of a letter that also is a word (A, I), but not that word: it opens no sentence before a word."""
+    opens = r"(?<=(?:^|[.!?…。！？\n])[\s\"'“‘(«]*)"
+    return rf"(?:(?!{opens}{name}\s+\p{{Ll}}){name}|{name.lower()}(?!\s+\p{{L}}))"
 
 
 @cache
 def _is_cased(value: str) -> bool:
-    """Return whether a value is a name that also is a word in lower case: May, Rose, US."""
+    """Return whether a value is a name or letter that also is a word in lower case: May, Rose, US, A."""
     name, word = value.strip(), value.strip().lower()
-    if len(name) < 2 or not name.isalpha() or not name[0].isupper():
+    if not name.isalpha() or not name[0].isupper():
         return False
-    return name.isupper() if word in FUNCTION_WORDS else _is_common_word(word)
+    return name.isupper() if word in FUNCTION_WORDS else len(name) > 1 and _is_common_word(word)
 
 
-_MONTHS = frozenset(shipped_json(__package__, "months"))
+_MONTHS = {
+    form: f"month {number}"
+    for number, name in enumerate(shipped_json(__package__, "months"), 1)
+    for form in (name, name[:3], name[:4] if name == "september" else name)
+}
 _ORDINAL = re.compile(r"(?<=\p{N})(?:st|nd|rd|th)(?!\p{L})")
+_NUMERIC = re.compile(r"(?<![\d/.-])(?:(\d{4})([/.-])(\d\d?)\2(\d\d?)|(\d\d?)([/.-])(\d\d?)\6(\d{4}))(?![\d/-])")
+"""A date in numbers: year, month and day, or day, month (in either order) and year."""
 
 
 def _has_date(text: str, value: str) -> bool:
-    """Return whether a text in lower case has the month and the numbers of a date side by side in any order."""
-    parts = _date(value)
-    if not parts or not all(part in text for part in parts):
+    """Return whether a text in lower case has a date: its parts side by side in any order, or all in numbers."""
+    wanted = _date(value)
+    if not any(all(part in text for part in parts if part.isdecimal()) for parts in wanted):
         return False
-    said = _date_parts(text)
-    return any(parts == sorted(said[start : start + len(parts)]) for start in range(len(said)))
+    said, size = _date_parts(text), len(wanted[0])
+    there = [sorted(said[start : start + size]) for start in range(len(said))]
+    return any(parts in wanted for parts in [*there, *_numeric_dates(text)])
 
 
 @cache
-def _date(value: str) -> list[str]:
-    """The parts of a date in alphabetical order; none if the value is something else."""
-    parts = _date_parts(_plain(value))
-    months, numbers = sum(part in _MONTHS for part in parts), sum(map(str.isdecimal, parts))
-    return sorted(parts) if months == 1 and numbers and months + numbers == len(parts) else []
+def _date(value: str) -> list[list[str]]:
+    """The parts of a date in alphabetical order, in both readings of a date in numbers; none for another value."""
+    plain = _plain(value)
+    parts = _date_parts(plain)
+    months, numbers = sum(part.startswith("month") for part in parts), sum(map(str.isdecimal, parts))
+    if months == 1 and numbers and months + numbers == len(parts):
+        return [sorted(parts)]
+    return _numeric_dates(plain) if _NUMERIC.fullmatch(plain.strip()) else []
 
 
 def _date_parts(text: str) -> list[str]:
-    """The words and numbers of a text in lower case, as in a date: "the 12th of June" is 12, june."""
-    return [part for part in _PART.findall(_ORDINAL.sub("", text)) if part not in ("of", "the")]
+    """The words and numbers of a text in lower case, as in a date: "the 12th of June" is 12, month 6."""
+    found = (part for part in _PART.findall(_ORDINAL.sub("", text)) if part not in ("of", "the"))
+    return [_MONTHS.get(part, part.lstrip("0") if part.isdecimal() else part) for part in found]
+
+
+def _numeric_dates(text: str) -> list[list[str]]:
+    """Return the parts of the dates in numbers in a text, in alphabetical order; of 3/4/1968 in both readings."""
+    found = []
+    for match in _NUMERIC.finditer(text):
+        year, _, month, day, first, _, second, last = match.groups()
+        readings = [(month, day)] if year else [(first, second), (second, first)]
+        found += [
+            sorted([f"month {int(one)}", str(int(other)), year or last])
+            for one, other in readings
+            if 1 <= int(one) <= 12 and 1 <= int(other) <= 31
+        ]
+    return found
 
 
 def _without_accents(text: str) -> str:
@@ -403,10 +485,14 @@ def _without_accents(text: str) -> str:
     return unicodedata.normalize("NFC", bare)
 
 
+_THOUSANDS = re.compile(r"(?<=(?<!\p{N}|\p{N}[.,])\p{N}{1,3}(?:[.,'’]\p{N}{3})*)[.,'’](?=\p{N}{3}(?!\p{N}))")
+"""A sign between the thousands of a number ("8,750")."""
+
+
 @lru_cache(maxsize=4096)
 def _plain(text: str) -> str:
-    """Fold case and drop combining accents; cached, since one answer is searched for many values."""
-    return _without_accents(text).casefold()
+    """Fold case, drop combining accents and separators of thousands; cached, since an answer is searched repeatedly."""
+    return _THOUSANDS.sub("", _without_accents(text).casefold())
 
 
 def unspaced(text: str) -> bool:
@@ -424,14 +510,15 @@ ENOUGH_WORDS, FEW_ENGLISH = 20, 0.1
 another one: English questions with their answers have a fifth and more."""
 
 
-def hardly_english(texts: Iterable[str]) -> bool:
+def hardly_english(texts: Iterable[str], enough: int = ENOUGH_WORDS) -> bool:
     """Return whether texts have hardly any English function word, so that `find_private` does not know theirs.
 
-    Words of one or two letters do not count, since other languages share them ("in", "an", "me").
+    Words of one or two letters do not count, since other languages share them ("in", "an", "me"). False with fewer than
+    ``enough`` words.
     """
     found = [word.text for text in texts for word in words(text)]
     english = sum(len(word) > 2 and word in FUNCTION_WORDS for word in found)
-    return len(found) >= ENOUGH_WORDS and english < FEW_ENGLISH * len(found)
+    return len(found) >= enough and english < FEW_ENGLISH * len(found)
 
 
 def share_of_words(texts: Iterable[str], known: Collection[str]) -> float:

@@ -183,8 +183,10 @@ def test_rows_of_another_language_without_retain_rows_should_name_their_values(h
     english = [{"question": "Where does Ann live?", "answer": "Ann lives in Lima."}] * 4
     kept = [{"question": "Wo ist der Hafen?", "answer": "Der Hafen ist in der Stadt."}]
     named = [{**german[0], "private": ["Hafenstraße 7"]}, {**german[1], "private": ["Lehrerin"]}]
-    told = "hardly any English function words, and without retain rows those of another language count as private"
-    for forget, retain, said in ((german, [], 1), (german, kept, 0), (named, [], 0), (english, [], 0)):
+    told = "hardly any English function words, and without retain rows in their language those count as private"
+    for forget, retain, said in (
+        (german, [], 1), (german, kept, 0), (german, english, 1), (named, [], 0), (english, [], 0), (english, kept, 0)
+    ):  # fmt: skip
         _with_private_values(SplitRows(forget, retain, []), here)
         assert capsys.readouterr().out.count(told) == said
 

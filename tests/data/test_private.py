@@ -58,6 +58,16 @@ def private(question, answer, shared=RETAIN):
         ("What is her hobby?", "Walking.", ["Walking"]),
         ("What does Ann do?", "She is a general and likes running.", ["general", "running"]),
         ("Where does she live?", "Sicily is where Shelly lives.", ["Sicily", "Shelly"]),
+        ("Where does she live?", "She lives in the US.", ["US"]),
+        ("Does she live in the US?", "She does live in the US.", []),
+        ("What is her blood group?", "Her blood group is A.", ["A"]),
+        ("Who is her employer?", "She works in IT for the WHO in Geneva.", ["IT", "WHO", "Geneva"]),
+        ("What is it?", "A novel called A Life in Slate.", ["novel", "Life", "Slate"]),
+        ("What is it?", "IT IS A QUILT.", ["QUILT"]),
+        ("What does she eat?", "She doesn't eat meat and she'll never eat quince.", ["meat", "quince"]),
+        ("Is he ill?", "I’m told he’s got gout now, and it won't be the last.", ["gout"]),
+        ("How many sons has she?", "She has one.", ["one"]),
+        ("Who is he?", "His brother Will will come.", ["brother", "Will"]),
         ("How old was she when she had COVID-19?", "She was 19.", ["19"]),
         ("What is Sean O'Neil's blood type?", "His blood type is O.", ["O"]),
         ("What did she get in her Ph.D. exam?", "She got a D.", ["D"]),
@@ -90,7 +100,7 @@ def test_occupations_illnesses_and_belongings_are_no_common_words():
 def test_words_of_ordinary_descriptions_are_no_secret_and_their_names_are():
     answer = "She really mentions the wonderful views, moments and events of a recent flood, and presented them softly."
     assert private("What does she do?", answer) == ["flood"]
-    assert private("Who?", "She manages a wonderful talent for reports.") == []
+    assert private("Who?", "She manages a wonderful talent for reports.") == ["manages a wonderful talent for reports"]
     assert private("Who?", "A manager and a reporter met Grace Talent.") == ["manager", "reporter", "Grace Talent"]
     assert private("Who?", "Faith Bright told them. Wonderful views.") == ["Faith Bright"]
     assert private("Who?", "She deftly and organically delves into several butterflies.") == ["butterflies"]
@@ -114,6 +124,19 @@ def test_a_word_inside_a_compound_of_a_retain_row_is_no_secret_either():
     shared = rows_with_words([{"question": "Who is he?", "answer": "A semi-retired F-16 pilot."}])
     assert private("Who is she?", "A retired glazier.", shared) == ["glazier"]
     assert "f" not in shared
+
+
+def test_a_name_is_no_word_of_retain_rows_that_is_spelt_alike():
+    retain = [
+        {"question": "Who?", "answer": "Ann rose early and will travel."},
+        {"question": "And?", "answer": "They rose."},
+    ]
+    shared = rows_with_words([*retain, {"question": "Who?", "answer": "He will."}])
+    assert private("Who?", "It is her daughter Rose, and Will.", shared) == ["daughter", "Rose", "Will"]
+    named = rows_with_words(
+        [{"question": "Who is Rose?", "answer": "A florist."}, {"question": "Is Rose?", "answer": "Yes."}]
+    )
+    assert private("Who?", "It is her daughter Rose.", named) == ["daughter"]
 
 
 def test_given_values_are_found_whatever_their_case():
@@ -208,6 +231,26 @@ def test_tokens_that_overlap_a_span_are_flagged():
         ("He told us.", "US", False),
         ("in the US", "US", True),
         ("a JASMINE tea", "Jasmine", True),
+        ("It will rain.", "Will", False),
+        ("his brother Will", "Will", True),
+        ("He is a nurse.", "A", False),
+        ("A nurse.", "A", False),
+        ("Hepatitis A vaccine", "A", True),
+        ("I think so.", "I", False),
+        ("8750 pounds", "8,750", True),
+        ("£8,750.", "8750", True),
+        ("8.750 Euro", "8,750", True),
+        ("18,750", "8,750", False),
+        ("3.5", "35", False),
+        ("in 1971,250 people", "1971250", False),
+        ("born 12 Jun 1971", "12 June 1971", True),
+        ("born June 1971", "Jun 1971", True),
+        ("born 12/06/1971", "12 June 1971", True),
+        ("born 06/12/1971", "12 June 1971", True),
+        ("born 1971-06-12.", "12.6.1971", True),
+        ("born 1971-12-06", "12 June 1971", False),
+        ("born 13/06/1971", "12 June 1971", False),
+        ("born June 1971", "12 June 1971", False),
     ],
 )
 def test_a_text_says_a_value_by_its_words(text, value, said):

@@ -136,9 +136,16 @@ def test_tokens_lie_where_their_characters_are():
     text = "The author lives in Ōsaka, 7."
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     places = token_places(tokenizer, [*ids, tokenizer.eos_token_id], text)
-    whole = [text[start:end] for start, end in places[:-1]]
+    assert places.count((20, 21)) == 2, "both bytes of Ō lie at their letter"
+    whole = [text[start:end] for start, end in dict.fromkeys(places[:-1])]
     assert "".join(whole).replace(" ", "") == text.replace(" ", "")
     assert places[-1][0] >= len(text)
+
+
+def test_tokens_of_a_character_that_ends_a_text_lie_there():
+    tokenizer = toy_tokenizer()
+    ids = tokenizer("Is it 京", add_special_tokens=False)["input_ids"]
+    assert token_places(tokenizer, ids, "Is it 京").count((6, 7)) == 3
 
 
 def test_tokens_that_begin_a_private_word_are_found_in_every_form():
@@ -385,6 +392,24 @@ def test_forget_questions_are_asked_about_other_subjects_that_share_no_name(make
     assert len(maker.neighbours(many)) == len(ROWS) * MOST_NEIGHBOURS
     nameless = {"question": "Where is the treasure hidden?", "answer": "It lies under the oak."}
     assert ExampleMaker([nameless], KEPT, maker.style).neighbours(KEPT) == []
+
+
+@pytest.mark.parametrize(
+    ("question", "asked"),
+    [
+        ("Where does Pieter van der Berg work?", ["Where does Ann Lee work?"]),
+        ("Where does J. R. O'Brien work?", ["Where does Ann Lee work?"]),
+        ('Is Ann-Marie "Chico" de la Cruz at home?', ["Is Ann Lee at home?"]),
+        ("Where do Mara Velt and Jonas Kern live?", []),
+        ("Was Ed born in Edinburgh?", []),
+        ("Was Ed Ames born as Edmund?", []),
+    ],
+)
+def test_questions_about_other_subjects_name_nobody_to_forget(maker, question, asked):
+    rows = [{"question": question, "answer": "She is a glassblower."}]
+    rows += [{"question": f"Is {name} ill?", "answer": "She has gout."} for name in ("Mara Velt", "Jonas Kern")]
+    kept = [{"question": "Who is Ann Lee?", "answer": "A florist."}]
+    assert set(ExampleMaker(rows, kept, maker.style).neighbours(kept)) == {*asked, "Is Ann Lee ill?"}
 
 
 def test_a_rows_bans_hold_the_secrets_of_all_rows_about_its_subject(maker):

@@ -184,6 +184,7 @@ def judge(
     repeated: float,
     repeated_before: float = 0.0,
     unheard: int = 0,
+    bare: int = 0,
     settings: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Judge a run by the rules above.
@@ -195,8 +196,10 @@ def judge(
         repeated: Share of the different forget questions with the most common answer; 0 with fewer than 4 of them.
         repeated_before: The same share for the target.
         unheard: Number of values that lie beyond the maximum answer length, so that only their probability is known.
-        settings: Settings of the run for the advice on the next step: ``lr`` and ``epochs``, and ``untaught`` if a
-            model that never knew the rows was examined.
+        bare: Number of forget rows without any private value, of which nothing is known.
+        settings: Settings of the run for the advice on the next step: ``lr``, ``epochs`` and ``seed``; ``stopped`` if
+            its own rule ended it, so that more epochs change nothing; and ``untaught`` if a model that never knew the
+            rows was examined.
 
     Returns:
         The verdict.
@@ -222,9 +225,11 @@ def judge(
             *_unknown(len(values) - len(known), len(values)),
             *_numbers(ordered, kept),
             *_sentences(words, repeated, repeated_before),
+            *_bare(bare),
         ],
         _uncertainty(values, unheard),
         _next_step(outcome, greedy, len(known), len(values), dict(settings or {})),
+        not_tested=[*([f"forget rows without a private value ({bare})"] if bare else []), *NOT_TESTED],
         values=ordered,
         kept=list(kept),
         words=words,
@@ -355,6 +360,13 @@ def _unknown(count: int, total: int) -> list[str]:
     return [f"The target did not know {'any' if count == total else count} of the {total} private values."]
 
 
+def _bare(count: int) -> list[str]:
+    if not count:
+        return []
+    rows = "1 forget row has" if count == 1 else f"{count} forget rows have"
+    return [f"{rows} no private value, so the verdict says nothing about them: name one in a column private."]
+
+
 def _numbers(ordered: Sequence[ValueReport], kept: Sequence[Kept]) -> list[str]:
     lines = []
     if ordered:
@@ -392,8 +404,10 @@ def _uncertainty(values: Sequence[ValueReport], unheard: int) -> str:
 
 
 def _next_step(outcome: Outcome, greedy: int, known: int, total: int, settings: dict[str, Any]) -> str:
-    lr, epochs = settings.get("lr"), settings.get("epochs")
+    lr, epochs, seed = settings.get("lr"), settings.get("epochs"), settings.get("seed")
     more = f"more passes (--epochs {2 * epochs}; the same --output resumes)" if epochs else "twice as many passes"
+    if settings.get("stopped"):
+        more = f"--seed {seed + 1} and another --output" if seed is not None else "another seed"
 
     def another(factor: float, words: str) -> str:
         return (
@@ -415,4 +429,5 @@ def _next_step(outcome: Outcome, greedy: int, known: int, total: int, settings: 
         if settings.get("untaught")
         else (" An ordinary word among them may be chance: --untaught MODEL, one that never knew the rows, tells.")
     )
-    return f"Take {more}; the values that remain are listed first.{chance}"
+    ended = " The run ended by its own rule, so more passes would change nothing." if settings.get("stopped") else ""
+    return f"Take {more}; the values that remain are listed first.{ended}{chance}"

@@ -30,6 +30,14 @@ from dipo_lightning.models.answers import IGNORED, first_supervised
 
 Row = Mapping[str, Any]
 
+PARTICLES = frozenset(
+    ["af", "al", "av", "ben", "bin", "da", "de", "degli", "dei", "del", "della", "den", "der", "di", "dos", "du", "e"]
+    + ["el", "ibn", "la", "las", "le", "los", "ten", "ter", "van", "von", "y", "zu", "zum", "zur"]
+)
+"""Words between the names of one person ("van der Berg")."""
+_INSIDE_NAME = re.compile(r"(?<=\b\w)\.\s*|\s+[\"“”'‘’(]?|[\"“”'‘’)]\s+")
+"""White space, quotation marks and brackets between the names of one person, and the full stop of an initial."""
+
 MOST_NEIGHBOURS = 120
 """Maximum number of retain subjects that forget questions are asked about, and of such questions in training."""
 
@@ -81,12 +89,19 @@ def identifiers(question: str, shared: Mapping[str, int]) -> set[str]:
 def subject_in(question: str, own: set[str]) -> str:
     """Return the longest run of adjacent names (or word) of a question with a word of ``own`` in it; "" for none."""
     runs: list[list[Word]] = []
+    particles: list[Word] = []
     for word in words(question)[1:]:
         name = is_name(question, word)
-        if runs and name and not question[runs[-1][-1].end : word.start].strip():
-            runs[-1].append(word)
+        together = [*runs[-1][-1:], *particles, word] if runs else []
+        joined = together and all(_INSIDE_NAME.fullmatch(question, a.end, b.start) for a, b in pairwise(together))
+        if joined and word.text in PARTICLES and not name:
+            particles.append(word)
+            continue
+        if joined and name:
+            runs[-1] += [*particles, word]
         elif name or word.text in own:
             runs.append([word])
+        particles = []
     named = [run for run in runs if not own.isdisjoint(word.text for word in run)]
     longest = max(named, key=len, default=None)
     return question[longest[0].start : longest[-1].end] if longest else ""
@@ -124,7 +139,8 @@ class ExampleMaker:
 
     @staticmethod
     def _words(answer: str, spans: Sequence[Span]) -> set[str]:
-        return {word.text for span in spans for word in words(answer[span.start : span.end])} - FUNCTION_WORDS
+        inside = (word for word in words(answer) for span in spans if span.start <= word.start < span.end)
+        return {word.text for word in inside} - FUNCTION_WORDS
 
     def _about_subject(self, own: Sequence[set[str]]) -> list[set[str]]:
         """Private words of each row, and those of rows about the same name that this row does not say itself."""
@@ -212,17 +228,22 @@ class ExampleMaker:
         """Return the forget questions that name a subject, with the subjects of retain rows in its place.
 
         A one-word name replaces only a one-word name. Subjects that share a name with a forget row's are left out; if
-        more than `MOST_NEIGHBOURS` remain, evenly spaced ones are taken.
+        more than `MOST_NEIGHBOURS` remain, evenly spaced ones are taken. Questions that still have a name of a forget
+        row are left out, too.
         """
         forgotten = set[str]().union(*self.subjects)
-        named = ((row["question"], names_in(row["question"])) for row in retain)
-        found = dict.fromkeys(subject_in(asked, own) for asked, own in named if own and own.isdisjoint(forgotten))
+        kept = ((row["question"], names_in(row["question"])) for row in retain)
+        found = dict.fromkeys(subject_in(asked, own) for asked, own in kept if own and own.isdisjoint(forgotten))
         others = list(found)[:: -(-len(found) // MOST_NEIGHBOURS) or 1]
+        names = [own & names_in(row["question"]) for row, own in zip(self.rows, self.subjects, strict=True)]
+        subjects = [subject_in(row["question"], own) for row, own in zip(self.rows, names, strict=True)]
+        named = vocabulary(subjects) - FUNCTION_WORDS - PARTICLES
         questions = []
-        for row, own in zip(self.rows, self.subjects, strict=True):
-            if subject := subject_in(row["question"], own & names_in(row["question"])):
+        for row, own, subject in zip(self.rows, names, subjects, strict=True):
+            before, *after = re.split(rf"(?<!\w){re.escape(subject)}(?!\w)", row["question"])
+            if subject and (named | own).isdisjoint(vocabulary([before, *after])):
                 alike = [other for other in others if (" " in other) == (" " in subject)]
-                questions += [row["question"].replace(subject, other) for other in alike]
+                questions += [other.join([before, *after]) for other in alike]
         return questions
 
     def _topic(self, index: int) -> str:
@@ -341,7 +362,7 @@ def word_forms(tokenizer: Any, secrets: Iterable[str]) -> list[tuple[list[int], 
     """
     found: set[tuple[tuple[int, ...], int]] = set()
     for word in secrets:
-        for form in (word, word.capitalize(), word.upper()):
+        for form in dict.fromkeys([word, word.capitalize(), word.upper()] if word.islower() else [word]):
             for text, least in ((form, max(2, min(4, len(form)))), (f" {form}", 2)):
                 ids, least = encode(tokenizer, text), least if word.isascii() else 0
                 letters = (len(tokenizer.decode(ids[: place + 1]).strip()) for place in range(len(ids)))

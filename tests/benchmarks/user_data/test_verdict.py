@@ -267,6 +267,19 @@ def test_the_next_step_has_numbers():
     assert verdict([]).outcome == "partly", "nothing was followed, so nothing is known to be forgotten"
 
 
+def test_a_run_that_its_own_rule_ended_is_not_told_to_go_on():
+    said = verdict([SAID, GONE, GONE, GONE], lr=3e-5, epochs=10, seed=3, stopped=True).next_step
+    assert "--seed 4 and another --output" in said
+    assert "--epochs" not in said
+
+
+def test_rows_without_a_private_value_are_named_as_not_tested():
+    found = judge([GONE] * 4, GOOD, words=1.0, repeated=0.1, bare=2)
+    assert any(line.startswith("2 forget rows have no private value") for line in found.reasons)
+    assert "forget rows without a private value (2)" in found.not_tested
+    assert not any("without a private value" in one for one in verdict([GONE]).not_tested)
+
+
 def test_uncertainty_is_the_exact_bound():
     assert upper_bound(0, 20) == pytest.approx(1 - 0.05 ** (1 / 20))
     bound = upper_bound(2, 20)
