@@ -103,6 +103,8 @@ class ExportModel(Callback):
         run = run_folder(trainer)
         self.path = (run if self.inside_run else Path()) / expanded(self.folder, "ExportModel.folder")
         self._written = False
+        if stage == TrainerFn.FITTING:  # a checkpoint's state is restored after this
+            self._exported, self._seen, self._first, self._logged = None, None, None, {}
         if stage != TrainerFn.FITTING or is_trial(trainer) or not trainer.is_global_zero:
             return
         if self._name(run).partition("/")[0] in _OF_RUN:

@@ -191,6 +191,8 @@ class StopOnCollapse(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find the utility, and refuse a place before its evaluation: the collapsed model would be saved first."""
+        if stage == TrainerFn.FITTING:
+            self.first = None  # a checkpoint's state is restored after this
         if self.given is None:
             evaluations = [one for one in trainer.callbacks if isinstance(one, Evaluation)]  # type: ignore[attr-defined]
             utilities = [f"{one.name}/{one.utility}" for one in evaluations if one.utility]

@@ -161,3 +161,11 @@ def test_a_resume_remembers_the_exported_moment():
     assert not second._is_best(trainer)
     trainer.callback_metrics["my/score"] = torch.tensor(0.8)
     assert second._is_best(trainer)
+
+
+def test_each_fit_exports_its_own_best_moment(here):
+    export = ExportModel(best=Best("my/score"))
+    for scores in ([0.1, 0.9, 0.2, 0.5, 0.3], [0.1, 0.2, 0.3, 0.2, 0.1]):
+        run(here, logged := Logged(score=scores), export, default_root_dir=here / "runs")
+        found, best = load_file(export.path / "model.safetensors"), logged.weights[scores.index(max(scores))]
+        assert all(torch.equal(found[name], best[name]) for name in found)
