@@ -24,7 +24,7 @@ from dipo_lightning.safety.paths import with_home
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 BATCH = 10_000  # records that are decoded together
 _SAVED = ("dataset_info.json", "dataset_dict.json")  # what `save_to_disk` leaves in a folder
-_SHARD = re.compile(r"-\d+-of-\d+$")
+_SHARD = re.compile(r"-(\d+)-of-(\d+)$")
 
 
 class AbsentError(InputError):
@@ -82,6 +82,8 @@ def source_records(source: str | Path, split: str | None = None, option: str | N
     path = with_home(source)
     if path.is_dir():
         return _folder_records(path, split, option)
+    if split is not None and path.is_file():
+        raise InputError(f"{path}: a file has no splits, so {split!r} counts for nothing; leave {option or 'it'} out.")
     name, _, config = str(source).partition(":")
     if path.exists() or not is_hub_name(name):
         return file_records(path)
@@ -190,7 +192,7 @@ def _folder_records(folder: Path, split: str | None, option: str | None) -> Iter
         if paths := _files_called(stem):
             return (record for path in paths for record in file_records(path))
     if split is None and len(stems) == 1:
-        return (record for path in files for record in file_records(path))
+        return (record for path in _files_called(folder / stems.pop()) for record in file_records(path))
     there = ", ".join(available(folder)) or f"nothing readable ({', '.join(SUFFIXES)})"
     asked = f"no {split}" if split else "neither a single file nor one called train"
     remedy = f"Name a file, or set {option} to the name of one." if option else "Give the path of one file."
@@ -198,14 +200,27 @@ def _folder_records(folder: Path, split: str | None, option: str | None) -> Iter
 
 
 def _files_called(stem: Path) -> list[Path]:
-    """Return the file of this name, with any of the endings, or the shards of this name."""
-    for suffix in SUFFIXES:
-        path = stem.with_name(stem.name + suffix)
-        if path.is_file():
-            return [path]
-        if parts := sorted(stem.parent.glob(f"{stem.name}-[0-9]*-of-[0-9]*{suffix}")):
-            return parts
-    return []
+    """Return the file of this name, with any of the endings, or the shards of this name.
+
+    Raises:
+        InputError: There are several such files, or shards are missing.
+    """
+    files = [path for path in sorted(stem.parent.glob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+    found = [path for path in files if _SHARD.sub("", path.stem) == stem.name]
+    kinds = {(shard[2] if (shard := _SHARD.search(path.stem)) else None, path.suffix): path for path in found}
+    if len(kinds) > 1:
+        names = ", ".join(path.name for path in kinds.values())
+        raise InputError(
+            f"{stem.parent}: there are several data sets called {stem.name} ({names}); give the path of one, or move "
+            "the others to another folder."
+        )
+    for total, _ in kinds:
+        if total is not None and len(found) != int(total):
+            raise InputError(
+                f"{stem.parent}: {stem.name} has {len(found)} of its {int(total)} shards "
+                f"({', '.join(path.name for path in found[:3])}); add the others."
+            )
+    return found
 
 
 def _saved_records(folder: Path, split: str | None, option: str | None = None) -> Iterator[Record]:

@@ -93,6 +93,37 @@ def test_a_folder_of_many_files_must_be_asked_for_one(tmp_path):
         read_rows(tmp_path, option="data.split")
 
 
+@pytest.mark.parametrize("place", [".", "data"])
+@pytest.mark.parametrize(
+    ("names", "split", "said"),
+    [
+        (["train-00001-of-00003.jsonl"], None, r"train has 1 of its 3 shards \(train-00001-of-00003.jsonl\)"),
+        (["forget-00001-of-00003.csv", "x.csv"], "forget", "forget has 1 of its 3 shards"),
+        (["train.jsonl", "train.csv"], None, r"several data sets called train \(train.csv, train.jsonl\)"),
+        (["train.jsonl", "train-00000-of-00001.jsonl"], "train", "several data sets called train"),
+    ],
+)
+def test_a_part_of_a_folder_s_rows_is_not_taken_for_all_of_them(tmp_path, names, split, said, place):
+    (tmp_path / "data").mkdir()
+    for name in names:
+        write(tmp_path / place / name, QA)
+    with pytest.raises(InputError, match=said):
+        read_rows(tmp_path, split=split)
+
+
+def test_one_data_set_in_two_files_of_a_folder_is_refused(tmp_path):
+    for name in ("rows.jsonl", "rows.csv"):
+        write(tmp_path / name, QA)
+    with pytest.raises(InputError, match="several data sets called rows"):
+        read_rows(tmp_path)
+
+
+def test_a_split_of_a_file_is_refused(tmp_path):
+    path = write(tmp_path / "rows.jsonl", QA)
+    with pytest.raises(InputError, match=r"a file has no splits, so 'dev' counts for nothing; leave data\.x out"):
+        read_rows(path, split="dev", option="data.x")
+
+
 def test_the_hub_and_a_mistyped_path(monkeypatch, tmp_path):
     asked = []
 
