@@ -12,7 +12,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,10 @@ _SHARD = re.compile(r"-(\d+)-of-(\d+)$")
 
 class AbsentError(InputError):
     """Error for a configuration or split that the data set, or its local copy, does not have."""
+
+
+class RepeatedKeyError(ValueError):
+    """Error for a JSON object that has a key twice, of which the standard library would keep the last."""
 
 
 class Record(NamedTuple):
@@ -280,7 +284,7 @@ def _json_lines(path: Path) -> Iterator[Record]:
             if not text.strip():
                 continue
             try:
-                value = json.loads(text)
+                value = _DECODER.decode(text)
             except json.JSONDecodeError as error:
                 if not started:
                     return
@@ -297,13 +301,13 @@ def _json_lines(path: Path) -> Iterator[Record]:
 def _json_values(path: Path) -> Iterator[Record]:
     """Elements of an array, or consecutive values over any number of lines; decoded one by one."""
     text = _decoded(path.read_bytes(), 0)
-    decoder, number, end = json.JSONDecoder(), 0, len(text.rstrip())
+    number, end = 0, len(text.rstrip())
     array = text.lstrip().startswith("[")
     position = _after_space(text, text.find("[") + 1 if array else 0)
     closed = array and text.startswith("]", position)
     while not closed and position < end:
         try:
-            value, position = decoder.raw_decode(text, position)
+            value, position = _DECODER.raw_decode(text, position)
             position = _after_space(text, position)
             closed = array and text.startswith("]", position)
             if array and not closed:
@@ -319,8 +323,24 @@ def _json_values(path: Path) -> Iterator[Record]:
         number += 1
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON object of the pairs, whose keys must differ."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise RepeatedKeyError(_repeated([name for name, _ in pairs]))
+    return found
+
+
+def _repeated(names: Sequence[str]) -> str:
+    """Return a sentence about the first of the names that occurs twice; empty names, as of empty columns, may."""
+    twice = next((name for name in names if name.strip() and names.count(name) > 1), None)
+    return "" if twice is None else f"there are several {twice!r}; rename them, or leave all but one out"
+
+
 def _unreadable(error: ValueError | RecursionError) -> str:
-    """Return the reason for which Python does not read a JSON value that is well formed."""
+    """Return the reason for which a JSON value that is well formed is not read."""
+    if isinstance(error, RepeatedKeyError):
+        return str(error)
     if isinstance(error, RecursionError):
         return "cannot be read: too many lists or objects lie inside each other; leave that column out"
     return f"cannot be read: a number has more than {sys.get_int_max_str_digits()} digits; write it as a text"
@@ -394,6 +414,8 @@ def _csv_records(path: Path) -> Iterator[Record]:
         separator = max(_SEPARATORS, key=lambda one: len(next(csv.reader([header], delimiter=one), [])))
         reader = csv.DictReader(itertools.chain([header], file), strict=True, delimiter=separator)
         try:
+            if repeated := _repeated(reader.fieldnames or ()):
+                raise InputError(f"{path}, line {blank + 1}: {repeated}.")
             for row in reader:
                 number = blank + reader.line_num
                 if None in row or None in row.values():
@@ -411,8 +433,10 @@ def _parquet_records(path: Path) -> Iterator[Record]:
     if not path.is_file():
         raise FileNotFoundError(path)
     try:
-        batches = pyarrow.parquet.ParquetFile(path).iter_batches(BATCH)
-        rows = (row for batch in batches for row in batch.to_pylist())
+        file = pyarrow.parquet.ParquetFile(path)
+        if repeated := _repeated(file.schema_arrow.names):
+            raise InputError(f"{path}: {repeated}.")
+        rows = (row for batch in file.iter_batches(BATCH) for row in batch.to_pylist())
         for number, row in enumerate(rows):
             yield Record(f"{path}, row", number, row)
     except pyarrow.ArrowInvalid as error:
@@ -428,6 +452,7 @@ _SEPARATORS = (",", ";", "\t", "|")
 _BLANK = "".join((" ", "\r", "\n", *_SEPARATORS))
 """Characters of an empty line above the header of a table, as spreadsheets write it."""
 _TEXTS = ("question", "answer", "prompt", "completion", "messages", "text")
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 _SPACE = re.compile(r"\s*")
 _READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     ".jsonl": _json_records, ".json": _json_records, ".csv": _csv_records, ".parquet": _parquet_records,

@@ -25,6 +25,7 @@ Row = dict[str, Any]
 Source = str | Path | Mapping[str, Any]
 _PLACE = ("index", "where")  # a row's position, not its content
 _PAIRS = (("question", "answer"), ("prompt", "completion"))
+_LAYOUTS = (*_PAIRS[0], *_PAIRS[1], "messages", "text", "conversations")
 _ROLES = ("system", "user", "assistant")
 EXTRAS = ("paraphrased_answer", "perturbed_answer", "paraphrased_question", "alternatives", "private")
 """Columns beside question and answer that have a meaning; see `extras`."""
@@ -303,24 +304,32 @@ def _key(row: Mapping[str, Any]) -> str:
     return plain_text(*(_MARK.sub(r"\1", text) for text in texts))
 
 
-def _spellings(record: Record) -> dict[str, str]:
-    """Return the record's columns by their names in lower case."""
-    return {field.strip().lower(): field for field in reversed(record.fields)}
+def _spellings(record: Record, names: Sequence[str]) -> dict[str, str]:
+    """Return the record's columns that have one of the names, in any spelling, by name.
 
-
-def _columns(record: Record, chosen: Mapping[str, str]) -> dict[str, str]:
-    """Return the column of each role, as chosen or as recognised in the first record."""
-    spelled = _spellings(record)
-    return {role: spelled.get(name, name) for role, name in _roles(record, chosen, spelled).items()}
+    Raises:
+        InputError: Two columns have the same name in different spellings.
+    """
+    spelled: dict[str, str] = {}
+    for field in record.fields:
+        name = field.strip().lower()
+        if name in spelled:
+            raise InputError(
+                f"{record.where}: {spelled[name]!r} and {field!r} are two spellings of one column; rename one of them."
+            )
+        if name in names:
+            spelled[name] = field
+    return spelled
 
 
 def _extra_columns(record: Record) -> dict[str, str]:
     """Return the column of each extra; of each record, since the first may lack some of them."""
-    spelled = _spellings(record)
+    spelled = _spellings(record, EXTRAS)
     return {name: spelled.get(name, name) for name in EXTRAS}
 
 
-def _roles(record: Record, chosen: Mapping[str, str], spelled: Mapping[str, str]) -> dict[str, str]:
+def _columns(record: Record, chosen: Mapping[str, str]) -> dict[str, str]:
+    """Return the column of each role, as chosen or as recognised in the first record."""
     fields = list(record.fields)
     for role, name in chosen.items():
         if name not in fields:
@@ -329,13 +338,14 @@ def _roles(record: Record, chosen: Mapping[str, str], spelled: Mapping[str, str]
         if set(chosen) not in ({"question", "answer"}, {"text"}, {"messages"}):
             raise InputError(f"Columns {', '.join(chosen)}: name question and answer together, or text, or messages.")
         return dict(chosen)
+    spelled = _spellings(record, _LAYOUTS)
     for pair in _PAIRS:
         # One of the two is enough to recognise the layout; the error is then about the other one.
         if any(name in spelled for name in pair):
-            return dict(zip(("question", "answer"), pair, strict=True))
+            return {role: spelled.get(name, name) for role, name in zip(_PAIRS[0], pair, strict=True)}
     for role in ("messages", "text"):
         if role in spelled:
-            return {role: role}
+            return {role: spelled[role]}
     nested = any(isinstance(value, list | dict) for value in record.fields.values())
     hint = " If the rows lie inside, write one object per row: a line each, or an array of them." if nested else ""
     if "conversations" in spelled:

@@ -197,6 +197,11 @@ BAD_FILES = [
     ("rows.csv", 'question,answer\nq,"a\n', "line 2: broken CSV"),
     ("rows.csv", "question,answer\nq,\n", "line 2: 'answer' is empty"),
     ("rows.parquet", "text", "broken Parquet"),
+    ("rows.csv", "question,answer,answer\nq,a,b\n", "rows.csv, line 1: there are several 'answer'; rename them"),
+    ("rows.jsonl", GOOD + '{"question": "q", "answer": "a", "answer": "b"}', "line 2: there are several 'answer'"),
+    ("rows.json", '[\n{"question": "q", "answer": "a", "answer": "b"}]', "line 2: there are several 'answer'"),
+    ("rows.csv", "Question,answer,question\nq,a,q\n", "'Question' and 'question' are two spellings of one column"),
+    ("rows.jsonl", GOOD + '{"question": "q", "answer": "a", "private": [], " Private": []}', "line 2: 'private' and"),
     ("rows.txt", "text", ".txt is not supported"),
 ]
 
@@ -206,6 +211,21 @@ def test_a_file_that_cannot_be(tmp_path, name, content, message):
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=message):
         read_rows(tmp_path / name)
+
+
+def test_a_column_that_a_parquet_file_has_twice_is_refused(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table([["q"], ["a"], ["b"]], names=["question", "answer", "answer"])
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(InputError, match="there are several 'answer'"):
+        read_rows(tmp_path / "rows.parquet")
+
+
+def test_a_column_may_be_named_among_several_spellings_and_empty_columns_do_not_count(tmp_path):
+    (tmp_path / "rows.csv").write_text("Question,question,answer,,\nWhy?,Who?,Nobody.,,\n")
+    assert plain(read_rows(tmp_path / "rows.csv", question="question", answer="answer")) == QA[:1]
 
 
 def test_a_csv_may_hold_whole_documents(tmp_path):
