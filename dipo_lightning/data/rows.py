@@ -29,6 +29,8 @@ _LAYOUTS = (*_PAIRS[0], *_PAIRS[1], "messages", "text", "conversations")
 _ROLES = ("system", "user", "assistant")
 EXTRAS = ("paraphrased_answer", "perturbed_answer", "paraphrased_question", "alternatives", "private")
 """Columns beside question and answer that have a meaning; see `extras`."""
+COLUMNS = ("question", "answer", "text", "messages", *EXTRAS)
+"""Columns that a user may name."""
 _ARRAY = re.compile(r"(?:np\.|numpy\.)?array\((\[.*\])(, dtype=[\w<']+)?\)", re.DOTALL)
 _TEXTS = re.compile(r"""[\[({]\s*(['"]).*?\1\s*,|\[\s*['"]""", re.DOTALL)
 """The beginning of several quoted texts in brackets, or of a list of them."""
@@ -112,6 +114,7 @@ def read_rows(
     option: str | None = None,
     on_missing: Literal["raise", "skip"] = "raise",
     marks: bool = True,
+    **optional: str,
 ) -> Rows:
     """Read the rows of one or several sources.
 
@@ -129,6 +132,7 @@ def read_rows(
         option: The name of the user's option for ``split``, for messages; None where there is none.
         on_missing: ``raise`` stops at a row without a text; ``skip`` leaves it out and warns.
         marks: Whether ``[[...]]`` in an answer marks a private value, as in forget rows; otherwise it stays as it is.
+        **optional: Names of the columns of `EXTRAS`, of which each must be in some forget row.
 
     Returns:
         Rows, each with ``question`` and ``answer``, or ``messages``, or ``text``; with ``index`` (from 0, over all
@@ -143,24 +147,31 @@ def read_rows(
         source = [source]
     if not source:
         raise InputError("There is no source to read: give a file, a folder or a data set's name.")
+    check_columns(optional)
     named = {"question": question, "answer": answer, "text": text, "messages": messages}
     chosen = {role: name for role, name in named.items() if name is not None}
-    rows, missing, in_vain = Rows(), list[InputError](), list[str]()
+    rows, missing, in_vain, absent = Rows(), list[InputError](), list[str](), dict(optional)
     for number, one in enumerate(source):
         given = isinstance(one, Mapping)
         records = iter([Record("row", number, dict(one))]) if given else source_records(one, split, option)  # type: ignore[arg-type]
         first = next(records)
-        columns = _columns(first, chosen)
+        columns = {**_columns(first, chosen), **optional}
         for record in shown(itertools.chain([first], records), f"reading {one}", given):
+            if absent:
+                absent = {role: name for role, name in absent.items() if name not in record.fields}
             try:
                 row = _row(record, columns, marks)
                 rows.append(row, record.place, record.number)
-                if marks and "text" in row and _names_values(record, row["text"]):
+                if marks and "text" in row and _names_values(record, columns, row["text"]):
                     in_vain.append(record.where)
             except InputError as error:
                 if on_missing == "raise":
                     raise
                 missing.append(error)
+    if marks and absent:  # rows to keep may have none of them
+        role, name = next(iter(absent.items()))
+        near = suggestion(name, list(first.fields))
+        raise InputError(f"{first.where}: neither this nor another row has a column {name!r} (for {role}){near}.")
     if missing:
         left = f"{len(missing)} of {len(missing) + len(rows)} rows left out"
         rank_zero_warn(f"{left}. The first: {missing[0]}", category=UserWarning)
@@ -174,6 +185,13 @@ def read_rows(
     if not len(rows):
         raise InputError(f"No row is left. The first that was left out: {missing[0]}")
     return rows
+
+
+def check_columns(columns: Iterable[str]) -> None:
+    """Raise an `InputError` for the first of the user's columns that is none of `COLUMNS`."""
+    for role in columns:
+        if role not in COLUMNS:
+            raise InputError(f"data.columns has {role!r}, which is no column of a row{suggestion(role, [*COLUMNS])}.")
 
 
 def shown(items: Iterable[Any], what: str, quiet: bool = False, total: int | None = None) -> Iterator[Any]:
@@ -322,10 +340,10 @@ def _spellings(record: Record, names: Sequence[str]) -> dict[str, str]:
     return spelled
 
 
-def _extra_columns(record: Record) -> dict[str, str]:
-    """Return the column of each extra; of each record, since the first may lack some of them."""
-    spelled = _spellings(record, EXTRAS)
-    return {name: spelled.get(name, name) for name in EXTRAS}
+def _extra_columns(record: Record, named: Mapping[str, str]) -> dict[str, str]:
+    """Return the column of each extra, as named or as recognised in this record; the first may lack some of them."""
+    spelled = _spellings(record, [name for name in EXTRAS if name not in named])
+    return {name: named.get(name) or spelled.get(name, name) for name in EXTRAS}
 
 
 def _columns(record: Record, chosen: Mapping[str, str]) -> dict[str, str]:
@@ -365,7 +383,7 @@ def _row(record: Record, columns: Mapping[str, str], marks: bool) -> Row:
         row |= {role: text_field(record, columns[role]) for role in ("question", "answer", "text") if role in columns}
     if len(record.fields) == len(row) and not any(double in str(row) for double in ("[[", "]]")):
         return row
-    return row | extras(record, _extra_columns(record), row, marks)
+    return row | extras(record, _extra_columns(record, columns), row, marks)
 
 
 def extras(record: Record, columns: Mapping[str, str], row: Row, marks: bool) -> Row:
@@ -428,9 +446,9 @@ def _is_closed(text: str) -> bool:
     return False
 
 
-def _names_values(record: Record, text: str) -> bool:
+def _names_values(record: Record, columns: Mapping[str, str], text: str) -> bool:
     """Return whether a row of plain text names private values, by a column or by marks."""
-    column = _extra_columns(record)["private"]
+    column = _extra_columns(record, columns)["private"]
     return _MARK.search(text) is not None or bool(as_list(record.fields.get(column), f"{record.where}: {column!r}"))
 
 

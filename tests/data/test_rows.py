@@ -66,6 +66,13 @@ def test_named_columns(tmp_path):
     assert plain(read_rows(file, text="ask")) == [{"text": "q"}]
 
 
+def test_named_optional_columns(tmp_path):
+    rows = [QA[0], {**QA[1], "s": "Peru", "Other": "Where?"}]
+    read = read_rows(write(tmp_path / "rows.jsonl", rows), private="s", paraphrased_question="Other")
+    assert plain(read) == [QA[0], QA[1] | {"private": ["Peru"], "paraphrased_question": ["Where?"]}]
+    assert plain(read_rows(QA, private="s", marks=False)) == QA
+
+
 def test_several_sources_count_on(tmp_path):
     files = [write(tmp_path / "a.jsonl", QA), write(tmp_path / "b.jsonl", [{"prompt": "p", "completion": "c"}])]
     rows = read_rows([str(file) for file in files])
@@ -248,6 +255,8 @@ def test_a_file_of_another_encoding(tmp_path):
         ),
         ({"question": "question"}, "question and answer together"),
         ({"text": "question", "answer": "answer"}, "question and answer together"),
+        ({"qestion": "question", "answer": "answer"}, "has 'qestion', which is no column .* did you mean 'question'"),
+        ({"private": "secret"}, "neither this nor another row has a column 'secret' .for private."),
     ],
 )
 def test_columns_that_cannot_be(options, message):
