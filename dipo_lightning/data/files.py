@@ -67,7 +67,7 @@ def file_records(path: Path) -> Iterator[Record]:
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file{_neighbours(path)}.") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8.") from error
+        raise InputError(f"{path}: not UTF-8 at byte {_odd_byte(path)}; save the file as UTF-8.") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}.") from error
     if empty:
@@ -276,11 +276,10 @@ def _json_records(path: Path) -> Iterator[Record]:
 
 def _json_lines(path: Path) -> Iterator[Record]:
     """Value of each line; nothing if the first line is not a whole object."""
-    place, started, read = f"{path}, line", False, 0
+    place, started = f"{path}, line", False
     with path.open("rb") as file:  # as bytes: text mode would also split lines at characters inside JSON strings
         for number, line in enumerate(file, 1):
-            text = _decoded(line, read)
-            read += len(line)
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if not text.strip():
                 continue
             try:
@@ -300,7 +299,7 @@ def _json_lines(path: Path) -> Iterator[Record]:
 
 def _json_values(path: Path) -> Iterator[Record]:
     """Elements of an array, or consecutive values over any number of lines; decoded one by one."""
-    text = _decoded(path.read_bytes(), 0)
+    text = path.read_text(encoding="utf-8-sig")
     number, end = 0, len(text.rstrip())
     array = text.lstrip().startswith("[")
     position = _after_space(text, text.find("[") + 1 if array else 0)
@@ -352,13 +351,17 @@ def _after_space(text: str, position: int) -> int:
     return found.end()
 
 
-def _decoded(line: bytes, offset: int) -> str:
-    """Text of bytes from ``offset`` of a file on; a UnicodeDecodeError counts from the start of the file."""
-    try:
-        return line.decode("utf-8-sig" if offset == 0 else "utf-8")
-    except UnicodeDecodeError as error:
-        error.start += offset
-        raise
+def _odd_byte(path: Path) -> int:
+    """Position of the first byte of a file that is not UTF-8; that of the decoder's error counts from its buffer."""
+    position = 0
+    with path.open("rb") as file:
+        for line in file:  # no character is cut: a line break is a byte of its own
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return position + error.start
+            position += len(line)
+    return position
 
 
 def _wrapped(record: Record) -> tuple[str, list[Any]] | None:

@@ -401,9 +401,8 @@ def extras(record: Record, columns: Mapping[str, str], row: Row, marks: bool) ->
         InputError: A field has the wrong type; names the place.
     """
     found: Row = {}
-    name = columns["paraphrased_answer"]
-    if record.fields.get(name) not in (None, ""):
-        found["paraphrased_answer"] = _lone_text(record, name)
+    if (text := _lone_text(record, columns["paraphrased_answer"])) is not None:
+        found["paraphrased_answer"] = text
     for extra in ("perturbed_answer", "paraphrased_question", "alternatives"):
         label = f"{record.where}: {columns[extra]!r}"
         if values := as_list(record.fields.get(columns[extra]), label):
@@ -452,15 +451,13 @@ def _names_values(record: Record, columns: Mapping[str, str], text: str) -> bool
     return _MARK.search(text) is not None or bool(as_list(record.fields.get(column), f"{record.where}: {column!r}"))
 
 
-def _lone_text(record: Record, name: str) -> str:
-    """Return a text, which a table may write as a list of one."""
+def _lone_text(record: Record, name: str) -> str | None:
+    """Return the one text in a field, which may be a list of one; None if there is none."""
     label = f"{record.where}: {name!r}"
-    values = listed(record.fields[name], label) if isinstance(record.fields[name], str) else None
-    if values is None:
-        return text_field(record, name)
-    if len(values) != 1:
+    values = as_list(record.fields.get(name), label)
+    if len(values) > 1:
         raise InputError(f"{label} holds {len(values)} texts; give one.")
-    return checked_text(values[0], label)
+    return checked_text(values[0], label) if values else None
 
 
 def as_list(value: object, label: str) -> list[Any]:

@@ -66,6 +66,13 @@ def test_named_columns(tmp_path):
     assert plain(read_rows(file, text="ask")) == [{"text": "q"}]
 
 
+@pytest.mark.parametrize("given", ["NaN", "[]", "null", '""', '["Nobody."]', '"Nobody."'])
+def test_a_paraphrased_answer_may_be_absent_or_a_list_of_one(tmp_path, given):
+    (tmp_path / "rows.jsonl").write_text(GOOD[:-2] + f', "paraphrased_answer": {given}}}')
+    expected = {"paraphrased_answer": "Nobody."} if "Nobody" in given else {}
+    assert plain(read_rows(tmp_path / "rows.jsonl")) == [{"question": "q", "answer": "a"} | expected]
+
+
 def test_named_optional_columns(tmp_path):
     rows = [QA[0], {**QA[1], "s": "Peru", "Other": "Where?"}]
     read = read_rows(write(tmp_path / "rows.jsonl", rows), private="s", paraphrased_question="Other")
@@ -204,6 +211,7 @@ BAD_FILES = [
     ("rows.csv", 'question,answer\nq,"a\n', "line 2: broken CSV"),
     ("rows.csv", "question,answer\nq,\n", "line 2: 'answer' is empty"),
     ("rows.parquet", "text", "broken Parquet"),
+    ("rows.jsonl", GOOD[:-2] + ', "paraphrased_answer": ["b", "c"]}', "'paraphrased_answer' holds 2 texts; give one"),
     ("rows.csv", "question,answer,answer\nq,a,b\n", "rows.csv, line 1: there are several 'answer'; rename them"),
     ("rows.jsonl", GOOD + '{"question": "q", "answer": "a", "answer": "b"}', "line 2: there are several 'answer'"),
     ("rows.json", '[\n{"question": "q", "answer": "a", "answer": "b"}]', "line 2: there are several 'answer'"),
@@ -244,6 +252,9 @@ def test_a_file_of_another_encoding(tmp_path):
     (tmp_path / "rows.jsonl").write_bytes('{"text": "Zoë"}'.encode("latin-1"))
     with pytest.raises(InputError, match="not UTF-8 at byte 12"):
         read_rows(tmp_path / "rows.jsonl")
+    (tmp_path / "rows.csv").write_bytes(b"text\n" + b"a line\n" * 30_000 + b"Zo\xeb\n")
+    with pytest.raises(InputError, match="not UTF-8 at byte 210007;"):
+        read_rows(tmp_path / "rows.csv")
 
 
 @pytest.mark.parametrize(
