@@ -205,7 +205,13 @@ class StopOnCollapse(pl.Callback):
         refuse_before_evaluation(self, trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Record the value before the first step."""
+        """Record the value before the first step.
+
+        An `InputError` if the evaluation of that moment has not measured it.
+        """
+        evaluations = [one for one in trainer.callbacks if isinstance(one, Evaluation)]  # type: ignore[attr-defined]
+        if any(one.owns(self.monitor) and any(map(one.owns, trainer.callback_metrics)) for one in evaluations):
+            is_logged(f"{type(self).__name__}.monitor", self.monitor, trainer)
         self._check(trainer, pl_module)
 
     def on_train_batch_end(

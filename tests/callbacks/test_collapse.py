@@ -107,4 +107,5 @@ def test_an_order_or_a_name_that_cannot_work(tmp_path):
     with pytest.raises(InputError, match="stands before Utility"):
         run(tmp_path, StopOnCollapse("user_data/utility", share=0.5), Utility([1, 1, 1, 1]), keep)
     with pytest.raises(InputError, match="'user_data/utilty', which nothing has logged"):
-        run(tmp_path, Utility([1, 1, 1, 1]), StopOnCollapse("user_data/utilty", share=0.5), keep)
+        # before the first step: after an epoch there would be no second value
+        run(tmp_path, Utility([1]), StopOnCollapse("user_data/utilty", share=0.5), keep)
