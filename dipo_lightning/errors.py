@@ -97,6 +97,19 @@ def check_choice(owner: object, option: str, chosen: Any, known: Sequence[str]) 
         raise InputError(f"{_full_name(owner, option)} is {chosen!r}; it must be {' or '.join(known)}.")
 
 
+def check_kind(owner: object, option: str, value: object, cls: type) -> None:
+    """Refuse a value that is neither None nor an instance of ``cls``; ``owner`` as for `check_numbers`.
+
+    Raises:
+        InputError: Naming the option, and the class with its module.
+    """
+    if value is not None and not isinstance(value, cls):
+        raise InputError(
+            f"{_full_name(owner, option)} is of the type {type(value).__name__}; give a {cls.__name__} (in "
+            f"{cls.__module__})."
+        )
+
+
 def _full_name(owner: object, option: str) -> str:
     name = owner if isinstance(owner, str) else type(owner).__name__
     return f"{name}.{option}" if name else option

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -69,6 +71,8 @@ class Checkpoint(Savepoint, CheckpointBase):
         self._evaluating_step: int | None = None
         self._state: dict[str, Any] = {}
         self._loaded: dict[str, Any] = {}
+        self._complete = False  # whether the checkpoint resumed from is of the end of training
+        self._out_of_time = False  # whether a timer, and no rule, ends the training
         self._record: dict[str, Any] = {}
         self._earlier_events: list[Path] = []
 
@@ -83,6 +87,7 @@ class Checkpoint(Savepoint, CheckpointBase):
         self.path = trainer.strategy.broadcast(folder) / LAST
         self._saved_step = self._evaluating_step = None
         self._loaded, self._record, self._earlier_events = {}, {}, []
+        self._complete = self._out_of_time = False
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = StreamingIO()
         if stage != TrainerFn.FITTING or is_trial(trainer):
@@ -161,8 +166,11 @@ class Checkpoint(Savepoint, CheckpointBase):
     # Moments of writing.
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse optimisers of another class."""
+        """Refuse optimisers of another class, and a resume without any time left to train in; collective."""
         self._check_optimizers(trainer)
+        if not self._complete:
+            refuse_without_time(trainer)
+        self._out_of_time = not self._loaded.get("stopped") and is_out_of_time(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finish the interrupted run's step: its pending evaluations, and numbers that it had not logged yet."""
@@ -179,6 +187,7 @@ class Checkpoint(Savepoint, CheckpointBase):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save after every n-th optimiser step and on a signal; at the end of an epoch its evaluation comes first."""
+        self._out_of_time = trainer.should_stop and is_out_of_time(trainer)
         step = trainer.global_step
         ends = batch_idx + 1 >= trainer.num_training_batches or step == trainer.max_steps
         if trainer.fit_loop._should_accumulate() or ends:
@@ -191,6 +200,7 @@ class Checkpoint(Savepoint, CheckpointBase):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save at the end of every n-th epoch but the last, whose final evaluation comes first."""
+        self._out_of_time = trainer.should_stop and is_out_of_time(trainer)  # a timer may look here only
         step = trainer.global_step
         last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs or step == trainer.max_steps
         stop = self.signals.agreed(trainer)
@@ -319,7 +329,7 @@ class Checkpoint(Savepoint, CheckpointBase):
         target = path or self.path
         optimizers = [described(optimizer) for optimizer in trainer.optimizers]
         self._state = state | {
-            "stopped": trainer.should_stop,
+            "stopped": trainer.should_stop and not self._out_of_time,
             "events": self._event_sizes(trainer),
             "optimizers": optimizers,
         }
@@ -388,10 +398,14 @@ class Checkpoint(Savepoint, CheckpointBase):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Resume where the run was, up to this run's limits; a run that was stopped early stays stopped."""
+        """Resume where the run was, up to this run's limits; a run that a rule stopped early stays stopped."""
         self._loaded = checkpoint["callbacks"].get(self.state_key, {})
         if self._loaded.get("stopped"):
             trainer.should_stop = True
+        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        limits = (epochs, trainer.max_epochs), (checkpoint["global_step"], trainer.max_steps)
+        at_limit = any(limit is not None and 0 <= limit <= reached for reached, limit in limits)
+        self._complete = trainer.should_stop or at_limit or "hook" in self._loaded
         if trainer.ckpt_path and self._record and not is_named(trainer):  # a script's ckpt_path is known only now
             self._compare(Path(trainer.ckpt_path).parent)
         self._check_optimizers(trainer)
@@ -411,6 +425,23 @@ class Checkpoint(Savepoint, CheckpointBase):
                     f"The optimizer of the checkpoint had {'; '.join(odd)}, which resuming would keep. Give the old "
                     "options as model.optimizer, or train anew in another folder."
                 )
+
+
+def is_out_of_time(trainer: pl.Trainer) -> bool:
+    """Return whether a timer of the Trainer (``trainer.max_time``) has no time left."""
+    timers = [one for one in trainer.callbacks if isinstance(one, Timer)]  # type: ignore[attr-defined]
+    return any((left := one.time_remaining()) is not None and left <= 0 for one in timers)
+
+
+def refuse_without_time(trainer: pl.Trainer) -> None:
+    """Raise an `InputError` if a timer has no time left before the first step of this fit; collective."""
+    if trainer.strategy.broadcast(is_out_of_time(trainer)):
+        timers = [one for one in trainer.callbacks if isinstance(one, Timer)]  # type: ignore[attr-defined]
+        spent = timedelta(seconds=math.ceil(max(one.time_elapsed() for one in timers)))
+        raise InputError(
+            f"trainer.max_time leaves no time to train: the run has trained for {spent} already, and the time before "
+            "its checkpoint counts. Give a larger trainer.max_time."
+        )
 
 
 def described(optimizer: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import nn
 from dipo_lightning.callbacks.run_record import CHECKPOINTS, read_record, write_record
 from dipo_lightning.callbacks.stopping import is_logged
 from dipo_lightning.data.rows import fingerprints
-from dipo_lightning.errors import InputError, check_positive
+from dipo_lightning.errors import InputError, check_kind, check_positive
 from dipo_lightning.evaluation.callback import Evaluation
 from dipo_lightning.evaluation.run_folder import is_trial, run_folder
 from dipo_lightning.evaluation.schedule import settle_evaluations
@@ -70,6 +70,7 @@ class ExportModel(Callback):
         best: Best | None = None,
     ) -> None:
         self.folder, self.adapters, self.inside_run, self.best = folder, adapters, inside_run, best
+        check_kind(self, "best", best, Best)
         check_positive(self, {"best.share": None if best is None else best.share}, most=1)
         self.path: Path | None = None
         self._written = False
@@ -103,6 +104,8 @@ class ExportModel(Callback):
         run = run_folder(trainer)
         self.path = (run if self.inside_run else Path()) / expanded(self.folder, "ExportModel.folder")
         self._written = False
+        if stage == TrainerFn.FITTING:  # a checkpoint's state is restored after this
+            self._exported, self._seen, self._first, self._logged = None, None, None, {}
         if stage != TrainerFn.FITTING or is_trial(trainer) or not trainer.is_global_zero:
             return
         if self._name(run).partition("/")[0] in _OF_RUN:

@@ -191,6 +191,8 @@ class StopOnCollapse(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find the utility, and refuse a place before its evaluation: the collapsed model would be saved first."""
+        if stage == TrainerFn.FITTING:
+            self.first = None  # a checkpoint's state is restored after this
         if self.given is None:
             evaluations = [one for one in trainer.callbacks if isinstance(one, Evaluation)]  # type: ignore[attr-defined]
             utilities = [f"{one.name}/{one.utility}" for one in evaluations if one.utility]
@@ -203,7 +205,13 @@ class StopOnCollapse(pl.Callback):
         refuse_before_evaluation(self, trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Record the value before the first step."""
+        """Record the value before the first step.
+
+        An `InputError` if the evaluation of that moment has not measured it.
+        """
+        evaluations = [one for one in trainer.callbacks if isinstance(one, Evaluation)]  # type: ignore[attr-defined]
+        if any(one.owns(self.monitor) and any(map(one.owns, trainer.callback_metrics)) for one in evaluations):
+            is_logged(f"{type(self).__name__}.monitor", self.monitor, trainer)
         self._check(trainer, pl_module)
 
     def on_train_batch_end(

@@ -71,10 +71,10 @@ def is_finished(folder: Path) -> bool:
 
 
 def asks_for_more(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Return whether ``config`` sets other limits of epochs or steps than the finished run in ``folder`` had."""
+    """Return whether ``config`` sets other limits of epochs, steps or time than the finished run in ``folder`` had."""
     record = read_record(folder / CHECKPOINTS) or {}
     before, now = (side.get("trainer") or {} for side in (record.get("config") or {}, config))
-    return any(before.get(name) != now.get(name) for name in ("max_epochs", "max_steps"))
+    return any(before.get(name) != now.get(name) for name in ("max_epochs", "max_steps", "max_time"))
 
 
 def loggers_in(folder: Path, given: Any) -> Any:

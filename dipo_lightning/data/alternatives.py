@@ -109,7 +109,7 @@ def refuse_text(rows: Sequence[Mapping[str, Any]]) -> None:
         raise InputError("The forget rows are plain text: there is no answer that an alternative could replace.")
 
 
-def read_alternatives(source: str | Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[Sequence[str]]:
+def read_alternatives(source: str | Path | Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[Sequence[str]]:
     """Read the alternatives of each row; one list object if all rows share it.
 
     Args:
@@ -121,6 +121,7 @@ def read_alternatives(source: str | Sequence[str], rows: Sequence[Mapping[str, A
         InputError: The file is missing, broken or without an answer, or a row has no alternative or is running text.
     """
     refuse_text(rows)
+    source = str(source) if isinstance(source, Path) else source
     if source == OWN_COLUMN:
         return _complete(own_alternatives(rows), rows, "the rows' own column 'alternatives'")
     if isinstance(source, str) and Path(source).suffix.lower() in SUFFIXES:

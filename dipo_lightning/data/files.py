@@ -12,7 +12,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +24,15 @@ from dipo_lightning.safety.paths import with_home
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 BATCH = 10_000  # records that are decoded together
 _SAVED = ("dataset_info.json", "dataset_dict.json")  # what `save_to_disk` leaves in a folder
-_SHARD = re.compile(r"-\d+-of-\d+$")
+_SHARD = re.compile(r"-(\d+)-of-(\d+)$")
 
 
 class AbsentError(InputError):
     """Error for a configuration or split that the data set, or its local copy, does not have."""
+
+
+class RepeatedKeyError(ValueError):
+    """Error for a JSON object that has a key twice, of which the standard library would keep the last."""
 
 
 class Record(NamedTuple):
@@ -63,7 +67,7 @@ def file_records(path: Path) -> Iterator[Record]:
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file{_neighbours(path)}.") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8.") from error
+        raise InputError(f"{path}: not UTF-8 at byte {_odd_byte(path)}; save the file as UTF-8.") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}.") from error
     if empty:
@@ -82,6 +86,8 @@ def source_records(source: str | Path, split: str | None = None, option: str | N
     path = with_home(source)
     if path.is_dir():
         return _folder_records(path, split, option)
+    if split is not None and path.is_file():
+        raise InputError(f"{path}: a file has no splits, so {split!r} counts for nothing; leave {option or 'it'} out.")
     name, _, config = str(source).partition(":")
     if path.exists() or not is_hub_name(name):
         return file_records(path)
@@ -190,7 +196,7 @@ def _folder_records(folder: Path, split: str | None, option: str | None) -> Iter
         if paths := _files_called(stem):
             return (record for path in paths for record in file_records(path))
     if split is None and len(stems) == 1:
-        return (record for path in files for record in file_records(path))
+        return (record for path in _files_called(folder / stems.pop()) for record in file_records(path))
     there = ", ".join(available(folder)) or f"nothing readable ({', '.join(SUFFIXES)})"
     asked = f"no {split}" if split else "neither a single file nor one called train"
     remedy = f"Name a file, or set {option} to the name of one." if option else "Give the path of one file."
@@ -198,14 +204,27 @@ def _folder_records(folder: Path, split: str | None, option: str | None) -> Iter
 
 
 def _files_called(stem: Path) -> list[Path]:
-    """Return the file of this name, with any of the endings, or the shards of this name."""
-    for suffix in SUFFIXES:
-        path = stem.with_name(stem.name + suffix)
-        if path.is_file():
-            return [path]
-        if parts := sorted(stem.parent.glob(f"{stem.name}-[0-9]*-of-[0-9]*{suffix}")):
-            return parts
-    return []
+    """Return the file of this name, with any of the endings, or the shards of this name.
+
+    Raises:
+        InputError: There are several such files, or shards are missing.
+    """
+    files = [path for path in sorted(stem.parent.glob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+    found = [path for path in files if _SHARD.sub("", path.stem) == stem.name]
+    kinds = {(shard[2] if (shard := _SHARD.search(path.stem)) else None, path.suffix): path for path in found}
+    if len(kinds) > 1:
+        names = ", ".join(path.name for path in kinds.values())
+        raise InputError(
+            f"{stem.parent}: there are several data sets called {stem.name} ({names}); give the path of one, or move "
+            "the others to another folder."
+        )
+    for total, _ in kinds:
+        if total is not None and len(found) != int(total):
+            raise InputError(
+                f"{stem.parent}: {stem.name} has {len(found)} of its {int(total)} shards "
+                f"({', '.join(path.name for path in found[:3])}); add the others."
+            )
+    return found
 
 
 def _saved_records(folder: Path, split: str | None, option: str | None = None) -> Iterator[Record]:
@@ -257,15 +276,14 @@ def _json_records(path: Path) -> Iterator[Record]:
 
 def _json_lines(path: Path) -> Iterator[Record]:
     """Value of each line; nothing if the first line is not a whole object."""
-    place, started, read = f"{path}, line", False, 0
+    place, started = f"{path}, line", False
     with path.open("rb") as file:  # as bytes: text mode would also split lines at characters inside JSON strings
         for number, line in enumerate(file, 1):
-            text = _decoded(line, read)
-            read += len(line)
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if not text.strip():
                 continue
             try:
-                value = json.loads(text)
+                value = _DECODER.decode(text)
             except json.JSONDecodeError as error:
                 if not started:
                     return
@@ -281,14 +299,14 @@ def _json_lines(path: Path) -> Iterator[Record]:
 
 def _json_values(path: Path) -> Iterator[Record]:
     """Elements of an array, or consecutive values over any number of lines; decoded one by one."""
-    text = _decoded(path.read_bytes(), 0)
-    decoder, number, end = json.JSONDecoder(), 0, len(text.rstrip())
+    text = path.read_text(encoding="utf-8-sig")
+    number, end = 0, len(text.rstrip())
     array = text.lstrip().startswith("[")
     position = _after_space(text, text.find("[") + 1 if array else 0)
     closed = array and text.startswith("]", position)
     while not closed and position < end:
         try:
-            value, position = decoder.raw_decode(text, position)
+            value, position = _DECODER.raw_decode(text, position)
             position = _after_space(text, position)
             closed = array and text.startswith("]", position)
             if array and not closed:
@@ -304,8 +322,24 @@ def _json_values(path: Path) -> Iterator[Record]:
         number += 1
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON object of the pairs, whose keys must differ."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise RepeatedKeyError(_repeated([name for name, _ in pairs]))
+    return found
+
+
+def _repeated(names: Sequence[str]) -> str:
+    """Return a sentence about the first of the names that occurs twice; empty names, as of empty columns, may."""
+    twice = next((name for name in names if name.strip() and names.count(name) > 1), None)
+    return "" if twice is None else f"there are several {twice!r}; rename them, or leave all but one out"
+
+
 def _unreadable(error: ValueError | RecursionError) -> str:
-    """Return the reason for which Python does not read a JSON value that is well formed."""
+    """Return the reason for which a JSON value that is well formed is not read."""
+    if isinstance(error, RepeatedKeyError):
+        return str(error)
     if isinstance(error, RecursionError):
         return "cannot be read: too many lists or objects lie inside each other; leave that column out"
     return f"cannot be read: a number has more than {sys.get_int_max_str_digits()} digits; write it as a text"
@@ -317,13 +351,17 @@ def _after_space(text: str, position: int) -> int:
     return found.end()
 
 
-def _decoded(line: bytes, offset: int) -> str:
-    """Text of bytes from ``offset`` of a file on; a UnicodeDecodeError counts from the start of the file."""
-    try:
-        return line.decode("utf-8-sig" if offset == 0 else "utf-8")
-    except UnicodeDecodeError as error:
-        error.start += offset
-        raise
+def _odd_byte(path: Path) -> int:
+    """Position of the first byte of a file that is not UTF-8; that of the decoder's error counts from its buffer."""
+    position = 0
+    with path.open("rb") as file:
+        for line in file:  # no character is cut: a line break is a byte of its own
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return position + error.start
+            position += len(line)
+    return position
 
 
 def _wrapped(record: Record) -> tuple[str, list[Any]] | None:
@@ -379,6 +417,8 @@ def _csv_records(path: Path) -> Iterator[Record]:
         separator = max(_SEPARATORS, key=lambda one: len(next(csv.reader([header], delimiter=one), [])))
         reader = csv.DictReader(itertools.chain([header], file), strict=True, delimiter=separator)
         try:
+            if repeated := _repeated(reader.fieldnames or ()):
+                raise InputError(f"{path}, line {blank + 1}: {repeated}.")
             for row in reader:
                 number = blank + reader.line_num
                 if None in row or None in row.values():
@@ -396,8 +436,10 @@ def _parquet_records(path: Path) -> Iterator[Record]:
     if not path.is_file():
         raise FileNotFoundError(path)
     try:
-        batches = pyarrow.parquet.ParquetFile(path).iter_batches(BATCH)
-        rows = (row for batch in batches for row in batch.to_pylist())
+        file = pyarrow.parquet.ParquetFile(path)
+        if repeated := _repeated(file.schema_arrow.names):
+            raise InputError(f"{path}: {repeated}.")
+        rows = (row for batch in file.iter_batches(BATCH) for row in batch.to_pylist())
         for number, row in enumerate(rows):
             yield Record(f"{path}, row", number, row)
     except pyarrow.ArrowInvalid as error:
@@ -413,6 +455,7 @@ _SEPARATORS = (",", ";", "\t", "|")
 _BLANK = "".join((" ", "\r", "\n", *_SEPARATORS))
 """Characters of an empty line above the header of a table, as spreadsheets write it."""
 _TEXTS = ("question", "answer", "prompt", "completion", "messages", "text")
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 _SPACE = re.compile(r"\s*")
 _READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     ".jsonl": _json_records, ".json": _json_records, ".csv": _csv_records, ".parquet": _parquet_records,

@@ -80,6 +80,11 @@ class ChatStyle(PromptStyle):
         self.template = _fixed_clock(_day(date)) + _template(tokenizer, chat_template)
         self.system_prompt = None if system_prompt is None else checked_text(system_prompt, "The system prompt")
         self.date = date
+        if not _has_names(template_options or {}):
+            raise InputError(
+                f"template_options is {template_options!r}; give variables of the chat template by name, such as "
+                "{enable_thinking: true}."
+            )
         self.template_options = {"enable_thinking": False, **(template_options or {})}
         self._variables = {**self.template_options, "date_string": date}
         self._opened, self._lead, self._tail = self._surroundings()
@@ -133,8 +138,6 @@ class ChatStyle(PromptStyle):
         return self._render(messages, generation=True).removesuffix(self._opened) + self._lead
 
     def _render(self, messages: Messages, generation: bool = False) -> str:
-        from jinja2.exceptions import TemplateError
-
         if self.system_prompt is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system_prompt}, *messages]
         try:
@@ -146,7 +149,7 @@ class ChatStyle(PromptStyle):
                 add_generation_prompt=generation,
                 **self._variables,
             )
-        except (TemplateError, TypeError) as error:
+        except Exception as error:  # of any kind: a template computes
             roles = ", ".join(message["role"] for message in messages)
             raise InputError(f"The chat template refuses a conversation of {roles}: {error}.") from error
         return str(text)
@@ -183,20 +186,30 @@ class ChatStyle(PromptStyle):
         return stops
 
 
+def _has_names(options: object) -> bool:
+    """Return whether options are given by name."""
+    return isinstance(options, dict) and all(isinstance(name, str) for name in options)
+
+
 def _template(tokenizer: PreTrainedTokenizerBase, given: str | Path | None) -> str:
     """The template's text, from the option or the tokenizer."""
+    own = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
     if given is None:
         if not tokenizer.chat_template:
             raise InputError(
                 "Prompt styles chat and open_unlearning: the tokenizer has no chat template (a base model?). Take "
                 "data.prompt: plain, or name a template in data.prompt_options.chat_template."
             )
+        if own and "default" not in own:
+            raise InputError(
+                f"The tokenizer has several chat templates, {', '.join(own)}, and none is called default; name one in "
+                "data.prompt_options.chat_template."
+            )
         return str(tokenizer.get_chat_template())
     if not isinstance(given, str | Path):
         raise InputError(f"chat_template is {given!r}; give a template, a file, or the name of one.")
     if isinstance(given, str) and "{" in given:
         return given
-    own = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
     if str(given) in (named := NAMED_TEMPLATES | own):
         return str(named[str(given)])
     try:

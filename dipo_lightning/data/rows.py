@@ -25,9 +25,12 @@ Row = dict[str, Any]
 Source = str | Path | Mapping[str, Any]
 _PLACE = ("index", "where")  # a row's position, not its content
 _PAIRS = (("question", "answer"), ("prompt", "completion"))
+_LAYOUTS = (*_PAIRS[0], *_PAIRS[1], "messages", "text", "conversations")
 _ROLES = ("system", "user", "assistant")
 EXTRAS = ("paraphrased_answer", "perturbed_answer", "paraphrased_question", "alternatives", "private")
 """Columns beside question and answer that have a meaning; see `extras`."""
+COLUMNS = ("question", "answer", "text", "messages", *EXTRAS)
+"""Columns that a user may name."""
 _ARRAY = re.compile(r"(?:np\.|numpy\.)?array\((\[.*\])(, dtype=[\w<']+)?\)", re.DOTALL)
 _TEXTS = re.compile(r"""[\[({]\s*(['"]).*?\1\s*,|\[\s*['"]""", re.DOTALL)
 """The beginning of several quoted texts in brackets, or of a list of them."""
@@ -111,6 +114,7 @@ def read_rows(
     option: str | None = None,
     on_missing: Literal["raise", "skip"] = "raise",
     marks: bool = True,
+    **optional: str,
 ) -> Rows:
     """Read the rows of one or several sources.
 
@@ -128,6 +132,7 @@ def read_rows(
         option: The name of the user's option for ``split``, for messages; None where there is none.
         on_missing: ``raise`` stops at a row without a text; ``skip`` leaves it out and warns.
         marks: Whether ``[[...]]`` in an answer marks a private value, as in forget rows; otherwise it stays as it is.
+        **optional: Names of the columns of `EXTRAS`, of which each must be in some forget row.
 
     Returns:
         Rows, each with ``question`` and ``answer``, or ``messages``, or ``text``; with ``index`` (from 0, over all
@@ -142,24 +147,31 @@ def read_rows(
         source = [source]
     if not source:
         raise InputError("There is no source to read: give a file, a folder or a data set's name.")
+    check_columns(optional)
     named = {"question": question, "answer": answer, "text": text, "messages": messages}
     chosen = {role: name for role, name in named.items() if name is not None}
-    rows, missing, in_vain = Rows(), list[InputError](), list[str]()
+    rows, missing, in_vain, absent = Rows(), list[InputError](), list[str](), dict(optional)
     for number, one in enumerate(source):
         given = isinstance(one, Mapping)
         records = iter([Record("row", number, dict(one))]) if given else source_records(one, split, option)  # type: ignore[arg-type]
         first = next(records)
-        columns = _columns(first, chosen)
+        columns = {**_columns(first, chosen), **optional}
         for record in shown(itertools.chain([first], records), f"reading {one}", given):
+            if absent:
+                absent = {role: name for role, name in absent.items() if name not in record.fields}
             try:
                 row = _row(record, columns, marks)
                 rows.append(row, record.place, record.number)
-                if marks and "text" in row and _names_values(record, row["text"]):
+                if marks and "text" in row and _names_values(record, columns, row["text"]):
                     in_vain.append(record.where)
             except InputError as error:
                 if on_missing == "raise":
                     raise
                 missing.append(error)
+    if marks and absent:  # rows to keep may have none of them
+        role, name = next(iter(absent.items()))
+        near = suggestion(name, list(first.fields))
+        raise InputError(f"{first.where}: neither this nor another row has a column {name!r} (for {role}){near}.")
     if missing:
         left = f"{len(missing)} of {len(missing) + len(rows)} rows left out"
         rank_zero_warn(f"{left}. The first: {missing[0]}", category=UserWarning)
@@ -173,6 +185,13 @@ def read_rows(
     if not len(rows):
         raise InputError(f"No row is left. The first that was left out: {missing[0]}")
     return rows
+
+
+def check_columns(columns: Iterable[str]) -> None:
+    """Raise an `InputError` for the first of the user's columns that is none of `COLUMNS`."""
+    for role in columns:
+        if role not in COLUMNS:
+            raise InputError(f"data.columns has {role!r}, which is no column of a row{suggestion(role, [*COLUMNS])}.")
 
 
 def shown(items: Iterable[Any], what: str, quiet: bool = False, total: int | None = None) -> Iterator[Any]:
@@ -303,24 +322,32 @@ def _key(row: Mapping[str, Any]) -> str:
     return plain_text(*(_MARK.sub(r"\1", text) for text in texts))
 
 
-def _spellings(record: Record) -> dict[str, str]:
-    """Return the record's columns by their names in lower case."""
-    return {field.strip().lower(): field for field in reversed(record.fields)}
+def _spellings(record: Record, names: Sequence[str]) -> dict[str, str]:
+    """Return the record's columns that have one of the names, in any spelling, by name.
+
+    Raises:
+        InputError: Two columns have the same name in different spellings.
+    """
+    spelled: dict[str, str] = {}
+    for field in record.fields:
+        name = field.strip().lower()
+        if name in spelled:
+            raise InputError(
+                f"{record.where}: {spelled[name]!r} and {field!r} are two spellings of one column; rename one of them."
+            )
+        if name in names:
+            spelled[name] = field
+    return spelled
+
+
+def _extra_columns(record: Record, named: Mapping[str, str]) -> dict[str, str]:
+    """Return the column of each extra, as named or as recognised in this record; the first may lack some of them."""
+    spelled = _spellings(record, [name for name in EXTRAS if name not in named])
+    return {name: named.get(name) or spelled.get(name, name) for name in EXTRAS}
 
 
 def _columns(record: Record, chosen: Mapping[str, str]) -> dict[str, str]:
     """Return the column of each role, as chosen or as recognised in the first record."""
-    spelled = _spellings(record)
-    return {role: spelled.get(name, name) for role, name in _roles(record, chosen, spelled).items()}
-
-
-def _extra_columns(record: Record) -> dict[str, str]:
-    """Return the column of each extra; of each record, since the first may lack some of them."""
-    spelled = _spellings(record)
-    return {name: spelled.get(name, name) for name in EXTRAS}
-
-
-def _roles(record: Record, chosen: Mapping[str, str], spelled: Mapping[str, str]) -> dict[str, str]:
     fields = list(record.fields)
     for role, name in chosen.items():
         if name not in fields:
@@ -329,13 +356,14 @@ def _roles(record: Record, chosen: Mapping[str, str], spelled: Mapping[str, str]
         if set(chosen) not in ({"question", "answer"}, {"text"}, {"messages"}):
             raise InputError(f"Columns {', '.join(chosen)}: name question and answer together, or text, or messages.")
         return dict(chosen)
+    spelled = _spellings(record, _LAYOUTS)
     for pair in _PAIRS:
         # One of the two is enough to recognise the layout; the error is then about the other one.
         if any(name in spelled for name in pair):
-            return dict(zip(("question", "answer"), pair, strict=True))
+            return {role: spelled.get(name, name) for role, name in zip(_PAIRS[0], pair, strict=True)}
     for role in ("messages", "text"):
         if role in spelled:
-            return {role: role}
+            return {role: spelled[role]}
     nested = any(isinstance(value, list | dict) for value in record.fields.values())
     hint = " If the rows lie inside, write one object per row: a line each, or an array of them." if nested else ""
     if "conversations" in spelled:
@@ -355,7 +383,7 @@ def _row(record: Record, columns: Mapping[str, str], marks: bool) -> Row:
         row |= {role: text_field(record, columns[role]) for role in ("question", "answer", "text") if role in columns}
     if len(record.fields) == len(row) and not any(double in str(row) for double in ("[[", "]]")):
         return row
-    return row | extras(record, _extra_columns(record), row, marks)
+    return row | extras(record, _extra_columns(record, columns), row, marks)
 
 
 def extras(record: Record, columns: Mapping[str, str], row: Row, marks: bool) -> Row:
@@ -373,9 +401,8 @@ def extras(record: Record, columns: Mapping[str, str], row: Row, marks: bool) ->
         InputError: A field has the wrong type; names the place.
     """
     found: Row = {}
-    name = columns["paraphrased_answer"]
-    if record.fields.get(name) not in (None, ""):
-        found["paraphrased_answer"] = _lone_text(record, name)
+    if (text := _lone_text(record, columns["paraphrased_answer"])) is not None:
+        found["paraphrased_answer"] = text
     for extra in ("perturbed_answer", "paraphrased_question", "alternatives"):
         label = f"{record.where}: {columns[extra]!r}"
         if values := as_list(record.fields.get(columns[extra]), label):
@@ -418,21 +445,19 @@ def _is_closed(text: str) -> bool:
     return False
 
 
-def _names_values(record: Record, text: str) -> bool:
+def _names_values(record: Record, columns: Mapping[str, str], text: str) -> bool:
     """Return whether a row of plain text names private values, by a column or by marks."""
-    column = _extra_columns(record)["private"]
+    column = _extra_columns(record, columns)["private"]
     return _MARK.search(text) is not None or bool(as_list(record.fields.get(column), f"{record.where}: {column!r}"))
 
 
-def _lone_text(record: Record, name: str) -> str:
-    """Return a text, which a table may write as a list of one."""
+def _lone_text(record: Record, name: str) -> str | None:
+    """Return the one text in a field, which may be a list of one; None if there is none."""
     label = f"{record.where}: {name!r}"
-    values = listed(record.fields[name], label) if isinstance(record.fields[name], str) else None
-    if values is None:
-        return text_field(record, name)
-    if len(values) != 1:
+    values = as_list(record.fields.get(name), label)
+    if len(values) > 1:
         raise InputError(f"{label} holds {len(values)} texts; give one.")
-    return checked_text(values[0], label)
+    return checked_text(values[0], label) if values else None
 
 
 def as_list(value: object, label: str) -> list[Any]:

@@ -26,7 +26,7 @@ from dipo_lightning.data.loader import (
 )
 from dipo_lightning.data.private import PrivateTokens, rows_with_words
 from dipo_lightning.data.prompts import PromptName, prompt_style
-from dipo_lightning.data.rows import Rows, read_rows, refuse_overlap
+from dipo_lightning.data.rows import Rows, check_columns, read_rows, refuse_overlap
 from dipo_lightning.data.tokenization import (
     LARGE,
     LONGEST,
@@ -259,7 +259,8 @@ class UnlearningDataModule(TokenizedDataModule):
         max_retain_rows: Use the first n retain rows only.
         forget_split: Split of the forget data set or folder; without it ``train``, or the only one.
         retain_split: Split of the retain data set or folder.
-        columns: Names of the columns where they are not recognised, such as ``{question: ask, answer: reply}``.
+        columns: Names of the columns where they are not recognised, such as ``{question: ask, answer: reply}``; also
+            of the optional ones.
         alternatives: Other answers to the forget questions, for methods that prefer them (DPO, IdkDPO, AltPO): ``idk``
             for the package's list of "I don't know" lines; a data file with a column ``alternatives`` beside the
             question; ``rows`` for that column of the forget rows themselves; or, for all rows, a text file with one
@@ -292,6 +293,7 @@ class UnlearningDataModule(TokenizedDataModule):
         super().__init__(tokenizer, **options)
         if not forget:
             raise InputError("data.forget is missing: give a file, a folder or a data set of what must be forgotten.")
+        check_columns(columns or ())
         self.forget_source, self.retain_source, self.columns = forget, retain, columns
         self.forget_split, self.retain_split = forget_split, retain_split
         self.alternatives, self.forget_tokens = alternatives, forget_tokens
@@ -440,6 +442,7 @@ class FineTuningDataModule(TokenizedDataModule):
                 f"data.max_rows has {len(self.limits)} numbers for {len(self.train_sources)} sources in data.train; "
                 "give one number, or one per source."
             )
+        check_columns(columns or ())
         self.split, self.columns = split, columns
         self.train_rows: Rows = Rows()
 

@@ -24,7 +24,7 @@ from torchmetrics import Metric, MetricCollection
 
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.prompts import PromptName, prompt_style
-from dipo_lightning.errors import InputError, check_numbers, refuse_unknown
+from dipo_lightning.errors import InputError, check_kind, check_numbers, refuse_unknown
 from dipo_lightning.evaluation.aggregates import (
     Meanings,
     add_measured,
@@ -103,6 +103,7 @@ class Evaluation(Scheduled):
     ) -> None:
         super().__init__(schedule)
         refuse_unknown(type(self).__name__, unknown)
+        check_kind(self, "measuring", measuring, Measuring)
         self.measuring = measuring or Measuring()
         self.measuring.check(self)
         check_numbers(self, {"samples": samples}, least=0)

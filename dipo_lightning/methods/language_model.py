@@ -35,7 +35,7 @@ from dipo_lightning.models.distributed import (
 )
 from dipo_lightning.models.fingerprint import model_fingerprint
 from dipo_lightning.models.head import output_projection
-from dipo_lightning.models.inspection import check_rows, dropout_rates
+from dipo_lightning.models.inspection import check_rows, compare_rows, dropout_rates
 from dipo_lightning.models.loading import load_policy
 from dipo_lightning.models.lora import NF4, LoRA, add_lora, check_quantized, quantize_base
 from dipo_lightning.safety.redaction import without_home, without_secrets
@@ -173,7 +173,7 @@ class LanguageModelModule(pl.LightningModule):
                 )
 
     def configure_model(self) -> None:
-        """Load the policy, and shard it if the strategy has a mesh; does nothing the second time."""
+        """Load the policy, and shard it if the strategy has a mesh; the second time, only compare it with the rows."""
         with torch.device("cpu"):  # Lightning makes the accelerator the default here, and moves the policy later
             if self.policy is None:
                 model = self.load()
@@ -181,16 +181,23 @@ class LanguageModelModule(pl.LightningModule):
                 self.settle_dropout(model)
                 self.policy = self.prepare(model, self.lora).train()
                 self.policy_is_pretrained = True
+            elif (data := self._tokenized_data) is not None:
+                compare_rows(data, self.policy)
 
     def inspect(self, model: nn.Module) -> None:
         """Check the pretrained model before adapters and sharding change it, and record its fingerprint.
 
         Meant to be overridden.
         """
-        data = getattr(self._trainer, "datamodule", None)
-        if getattr(data, "tokenizer", None) is not None:
+        if (data := self._tokenized_data) is not None:
             check_rows(data, model)
         self.weights_fingerprint = model_fingerprint(model)  # results and caches will say whose they are
+
+    @property
+    def _tokenized_data(self) -> Any:
+        """The Trainer's data module, if it has a tokenizer."""
+        data = getattr(self._trainer, "datamodule", None)
+        return None if getattr(data, "tokenizer", None) is None else data
 
     def settle_dropout(self, model: nn.Module) -> None:
         """Switch off the dropout of the model's own configuration, or keep it, and report any."""

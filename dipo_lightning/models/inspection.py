@@ -85,14 +85,25 @@ def check_causal(model: nn.Module, name: object) -> None:
 
 
 def check_rows(data: Any, model: nn.Module) -> None:
-    """Check, before the first step, that the model has embeddings and positions for the training rows.
+    """Check, before the first step, that the family can be trained, and compare the training rows with the model.
 
     Raises:
-        InputError: The family cannot be trained, or a row holds an id without an embedding, or is longer than a table.
+        InputError: The family cannot be trained, or see `compare_rows`.
     """
     if getattr(data, "_training", None) is None:
         return
     check_training(model, getattr(data, "longest", 0))
+    compare_rows(data, model)
+
+
+def compare_rows(data: Any, model: nn.Module) -> None:
+    """Check that the model, which may be sharded already, has embeddings and positions for the training rows.
+
+    Raises:
+        InputError: A row holds an id without an embedding, or is longer than a table.
+    """
+    if getattr(data, "_training", None) is None:
+        return
     rows = vocabulary_size(model)
     odd = {index: token for token, index in data.tokenizer.get_vocab().items() if index >= rows}
     limit, context = position_limit(model), context_length(model)

@@ -139,8 +139,8 @@ def _from_adapters(folder: Path, files: list[str]) -> ModelSource:
         config = json.loads((folder / _ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{folder / _ADAPTER_CONFIG} is broken JSON: {error}.") from error
-    base = config.get("base_model_name_or_path")
-    if not base or with_home(base).resolve() == folder.resolve():
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not base or not isinstance(base, str) or with_home(base).resolve() == folder.resolve():
         raise InputError(
             f"{folder / _ADAPTER_CONFIG} does not name the model of its adapters (base_model_name_or_path)."
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +246,31 @@ def test_a_run_interrupted_at_the_end_of_an_epoch_exports_and_stops_as_an_uninte
     assert again.global_step == whole.global_step
     exported = [(run_folder(one) / "model" / "model.safetensors").read_bytes() for one in (whole, again)]
     assert exported[0] == exported[1]
+
+
+class Slow(Callback):
+    """Lets a step last longer than the run may."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            time.sleep(3)
+
+
+@pytest.mark.parametrize("step", [0, 1, 3], ids=["in an epoch", "at the end of one", "at the end"])
+def test_a_run_that_time_ended_resumes_with_more_of_it(folder: Path, tmp_path: Path, step: int) -> None:
+    whole = fit(trainer(tmp_path / "whole", Checkpoint()), folder)
+    cut = trainer(tmp_path / "cut", Slow(step), Checkpoint(), max_time={"seconds": 2})
+    fit(cut, folder)
+    assert cut.global_step == step + 1
+    saved = {"ckpt_path": str(run_folder(cut) / "checkpoints" / "last.ckpt"), "weights_only": True}
+    again = trainer(tmp_path / "again", Checkpoint(), max_time={"seconds": 2})
+    if step == 3:
+        fit(again, folder, **saved)  # had reached its other limit, too
+    else:
+        with pytest.raises(InputError, match=r"max_time leaves no time to train: the run has trained for 0:00:0"):
+            fit(again, folder, **saved)
+    longer = fit(trainer(tmp_path / "longer", Checkpoint(), max_time={"hours": 1}), folder, **saved)
+    assert all(map(torch.equal, weights(longer), weights(whole)))

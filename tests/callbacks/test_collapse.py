@@ -33,11 +33,11 @@ class Utility(Evaluation):
         pass
 
 
-def run(folder, *callbacks, epochs=3):
+def run(folder, *callbacks, epochs=3, **options):
     pl.Trainer(
         default_root_dir=folder, accelerator="cpu", max_epochs=epochs, logger=False, callbacks=list(callbacks),
         enable_progress_bar=False, enable_model_summary=False,
-    ).fit(Line())  # fmt: skip
+    ).fit(Line(), **options)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -63,11 +63,17 @@ def test_what_stays_above_goes_on_to_its_end(tmp_path):
 
 def test_a_resumed_run_compares_with_the_first_value_of_all(tmp_path):
     rule = StopOnCollapse("user_data/utility", share=0.5)
-    rule.first = 0.8
-    again = StopOnCollapse("user_data/utility", share=0.5)
-    again.load_state_dict(rule.state_dict())
+    run(tmp_path, Utility([0.8, 0.6]), rule, Checkpoint(folder=str(tmp_path)), epochs=1)
+    again = [Utility([0.3, 0.3, 0.3]), rule, Checkpoint(folder=str(tmp_path))]
     with pytest.raises(RunError, match="first value 0.8"):
-        run(tmp_path, Utility([0.3, 0.3, 0.3, 0.3]), again, Checkpoint(folder=str(tmp_path)))
+        run(tmp_path, *again, epochs=2, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+
+
+def test_a_second_fit_compares_with_its_own_first_value(tmp_path):
+    rule = StopOnCollapse("user_data/utility", share=0.5)
+    for number, values in enumerate(([0.8, 0.6], [0.3, 0.2])):
+        run(tmp_path, Utility(values), rule, Checkpoint(folder=str(tmp_path / str(number))), epochs=1)
+    assert rule.first == pytest.approx(0.3)
 
 
 class Second(Utility):
@@ -101,4 +107,5 @@ def test_an_order_or_a_name_that_cannot_work(tmp_path):
     with pytest.raises(InputError, match="stands before Utility"):
         run(tmp_path, StopOnCollapse("user_data/utility", share=0.5), Utility([1, 1, 1, 1]), keep)
     with pytest.raises(InputError, match="'user_data/utilty', which nothing has logged"):
-        run(tmp_path, Utility([1, 1, 1, 1]), StopOnCollapse("user_data/utilty", share=0.5), keep)
+        # before the first step: after an epoch there would be no second value
+        run(tmp_path, Utility([1]), StopOnCollapse("user_data/utilty", share=0.5), keep)

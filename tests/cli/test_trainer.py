@@ -126,6 +126,22 @@ def test_a_finished_run_is_another_s_to_nobody(
     assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
 
 
+def test_a_run_that_time_ended_goes_on_when_it_is_given_more(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config["trainer"] |= {"max_epochs": 2}
+    config["trainer"]["callbacks"].append(
+        {"class_path": "tests.callbacks.test_checkpoint.Slow", "init_args": {"step": 0}}
+    )
+    assert command("fit", config, "--run=run", "--trainer.max_time=00:00:00:02") == 0
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
+    assert command("fit", config, "--run=run", "--trainer.max_time=00:00:00:02") == 0
+    assert "This run is finished" in capsys.readouterr().out
+    assert "max_time leaves no time" in refused(capsys, "fit", config, "--run=run", "--trainer.max_time=00:00:00:01")
+    assert command("fit", config, "--run=run", "--trainer.max_time=00:01:00:00") == 0
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+
+
 def test_an_interrupted_run_is_another_s_to_nobody(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert command("fit", config, "--run=run") == 0
     Path("run/checkpoints/finished").unlink()

@@ -20,7 +20,7 @@ def alternatives(seed: int = 0, lines: list[str] | None = None, max_length: int 
     return Alternatives(read, ROWS, prompt_style("plain", toy_tokenizer()), max_length, seed)
 
 
-def shared(source: str | list[str]) -> list[str]:
+def shared(source: str | Path | list[str]) -> list[str]:
     """The alternatives that all rows share."""
     read = read_alternatives(source, ROWS)
     assert len(read) == len(ROWS)
@@ -79,7 +79,7 @@ def test_a_conversation_gets_another_last_turn() -> None:
 def test_files_and_lists(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("\n First. \n\nSecond.\n", encoding="utf-8")
-    assert shared(str(path)) == shared(["First.", " Second."]) == ["First.", "Second."]
+    assert shared(str(path)) == shared(path) == shared(["First.", " Second."]) == ["First.", "Second."]
 
 
 @pytest.mark.parametrize(

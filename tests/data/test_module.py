@@ -120,6 +120,13 @@ def test_a_pad_token_beyond_the_embedding_trains(tmp_path: Path, model: str) -> 
     assert run.global_step == 1
 
 
+def test_a_column_without_a_meaning_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data.columns has 'split', which is no column of a row.* Known: question, "):
+        data(tmp_path, None, columns={"split": "s"})
+    with pytest.raises(InputError, match="data.columns has 'anwser', .*did you mean 'answer'"):
+        FineTuningDataModule(train="rows.jsonl", columns={"anwser": "s"})
+
+
 def test_no_tokenizer_and_no_model_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"set data\.tokenizer"):
         data(tmp_path, None).check()

@@ -265,6 +265,9 @@ BAD_STYLES = [
     ("chatml", "chat", {"date": "31 Feb 2024"}, "does not exist"),
     ("chatml", "chat", {"chat_template": "/no/such/file.jinja"}, "neither a template nor a file"),
     ("chatml", "chat", {"chat_template": "{% for %}"}, "chat template"),
+    ("chatml", "chat", {"chat_template": "{{ 1 / 0 }}"}, "chat template refuses .*: division by zero"),
+    ("chatml", "chat", {"template_options": ["x"]}, r"template_options is \['x'\]; give variables"),
+    ("chatml", "chat", {"template_options": "x"}, "template_options is 'x'; give variables"),
     ("chatml", "chat", {"chat_template": "{{ 'fixed' }}"}, "not the beginning of a turn"),
 ]
 

@@ -66,6 +66,20 @@ def test_named_columns(tmp_path):
     assert plain(read_rows(file, text="ask")) == [{"text": "q"}]
 
 
+@pytest.mark.parametrize("given", ["NaN", "[]", "null", '""', '["Nobody."]', '"Nobody."'])
+def test_a_paraphrased_answer_may_be_absent_or_a_list_of_one(tmp_path, given):
+    (tmp_path / "rows.jsonl").write_text(GOOD[:-2] + f', "paraphrased_answer": {given}}}')
+    expected = {"paraphrased_answer": "Nobody."} if "Nobody" in given else {}
+    assert plain(read_rows(tmp_path / "rows.jsonl")) == [{"question": "q", "answer": "a"} | expected]
+
+
+def test_named_optional_columns(tmp_path):
+    rows = [QA[0], {**QA[1], "s": "Peru", "Other": "Where?"}]
+    read = read_rows(write(tmp_path / "rows.jsonl", rows), private="s", paraphrased_question="Other")
+    assert plain(read) == [QA[0], QA[1] | {"private": ["Peru"], "paraphrased_question": ["Where?"]}]
+    assert plain(read_rows(QA, private="s", marks=False)) == QA
+
+
 def test_several_sources_count_on(tmp_path):
     files = [write(tmp_path / "a.jsonl", QA), write(tmp_path / "b.jsonl", [{"prompt": "p", "completion": "c"}])]
     rows = read_rows([str(file) for file in files])
@@ -91,6 +105,37 @@ def test_a_folder_of_many_files_must_be_asked_for_one(tmp_path):
         read_rows(tmp_path)
     with pytest.raises(InputError, match=r"there is a, b\. Name a file, or set data\.split to the name of one\."):
         read_rows(tmp_path, option="data.split")
+
+
+@pytest.mark.parametrize("place", [".", "data"])
+@pytest.mark.parametrize(
+    ("names", "split", "said"),
+    [
+        (["train-00001-of-00003.jsonl"], None, r"train has 1 of its 3 shards \(train-00001-of-00003.jsonl\)"),
+        (["forget-00001-of-00003.csv", "x.csv"], "forget", "forget has 1 of its 3 shards"),
+        (["train.jsonl", "train.csv"], None, r"several data sets called train \(train.csv, train.jsonl\)"),
+        (["train.jsonl", "train-00000-of-00001.jsonl"], "train", "several data sets called train"),
+    ],
+)
+def test_a_part_of_a_folder_s_rows_is_not_taken_for_all_of_them(tmp_path, names, split, said, place):
+    (tmp_path / "data").mkdir()
+    for name in names:
+        write(tmp_path / place / name, QA)
+    with pytest.raises(InputError, match=said):
+        read_rows(tmp_path, split=split)
+
+
+def test_one_data_set_in_two_files_of_a_folder_is_refused(tmp_path):
+    for name in ("rows.jsonl", "rows.csv"):
+        write(tmp_path / name, QA)
+    with pytest.raises(InputError, match="several data sets called rows"):
+        read_rows(tmp_path)
+
+
+def test_a_split_of_a_file_is_refused(tmp_path):
+    path = write(tmp_path / "rows.jsonl", QA)
+    with pytest.raises(InputError, match=r"a file has no splits, so 'dev' counts for nothing; leave data\.x out"):
+        read_rows(path, split="dev", option="data.x")
 
 
 def test_the_hub_and_a_mistyped_path(monkeypatch, tmp_path):
@@ -166,6 +211,12 @@ BAD_FILES = [
     ("rows.csv", 'question,answer\nq,"a\n', "line 2: broken CSV"),
     ("rows.csv", "question,answer\nq,\n", "line 2: 'answer' is empty"),
     ("rows.parquet", "text", "broken Parquet"),
+    ("rows.jsonl", GOOD[:-2] + ', "paraphrased_answer": ["b", "c"]}', "'paraphrased_answer' holds 2 texts; give one"),
+    ("rows.csv", "question,answer,answer\nq,a,b\n", "rows.csv, line 1: there are several 'answer'; rename them"),
+    ("rows.jsonl", GOOD + '{"question": "q", "answer": "a", "answer": "b"}', "line 2: there are several 'answer'"),
+    ("rows.json", '[\n{"question": "q", "answer": "a", "answer": "b"}]', "line 2: there are several 'answer'"),
+    ("rows.csv", "Question,answer,question\nq,a,q\n", "'Question' and 'question' are two spellings of one column"),
+    ("rows.jsonl", GOOD + '{"question": "q", "answer": "a", "private": [], " Private": []}', "line 2: 'private' and"),
     ("rows.txt", "text", ".txt is not supported"),
 ]
 
@@ -177,6 +228,21 @@ def test_a_file_that_cannot_be(tmp_path, name, content, message):
         read_rows(tmp_path / name)
 
 
+def test_a_column_that_a_parquet_file_has_twice_is_refused(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table([["q"], ["a"], ["b"]], names=["question", "answer", "answer"])
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(InputError, match="there are several 'answer'"):
+        read_rows(tmp_path / "rows.parquet")
+
+
+def test_a_column_may_be_named_among_several_spellings_and_empty_columns_do_not_count(tmp_path):
+    (tmp_path / "rows.csv").write_text("Question,question,answer,,\nWhy?,Who?,Nobody.,,\n")
+    assert plain(read_rows(tmp_path / "rows.csv", question="question", answer="answer")) == QA[:1]
+
+
 def test_a_csv_may_hold_whole_documents(tmp_path):
     document = "word " * 40_000
     assert read_rows(write(tmp_path / "rows.csv", [{"text": document}]))[0]["text"] == document
@@ -186,6 +252,9 @@ def test_a_file_of_another_encoding(tmp_path):
     (tmp_path / "rows.jsonl").write_bytes('{"text": "Zoë"}'.encode("latin-1"))
     with pytest.raises(InputError, match="not UTF-8 at byte 12"):
         read_rows(tmp_path / "rows.jsonl")
+    (tmp_path / "rows.csv").write_bytes(b"text\n" + b"a line\n" * 30_000 + b"Zo\xeb\n")
+    with pytest.raises(InputError, match="not UTF-8 at byte 210007;"):
+        read_rows(tmp_path / "rows.csv")
 
 
 @pytest.mark.parametrize(
@@ -197,6 +266,8 @@ def test_a_file_of_another_encoding(tmp_path):
         ),
         ({"question": "question"}, "question and answer together"),
         ({"text": "question", "answer": "answer"}, "question and answer together"),
+        ({"qestion": "question", "answer": "answer"}, "has 'qestion', which is no column .* did you mean 'question'"),
+        ({"private": "secret"}, "neither this nor another row has a column 'secret' .for private."),
     ],
 )
 def test_columns_that_cannot_be(options, message):

@@ -79,6 +79,9 @@ def test_one_of_several_templates_that_the_tokenizer_has():
     tokenizer.chat_template = {"default": tokenizer.chat_template, "other": NAMED_TEMPLATES["chatml"]}
     assert "im_start" in tokenizer.decode(prompt_style("chat", tokenizer, chat_template="other").prompt("Who?"))
     assert "im_start" not in tokenizer.decode(prompt_style("chat", tokenizer).prompt("Who?"))
+    tokenizer.chat_template = {"one": NAMED_TEMPLATES["chatml"], "other": NAMED_TEMPLATES["chatml"]}
+    with pytest.raises(InputError, match="several chat templates, one, other, and none is called default; name one in"):
+        prompt_style("chat", tokenizer)
 
 
 def test_other_answers_of_a_file_are_kept(tmp_path, model):

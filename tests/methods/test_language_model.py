@@ -29,14 +29,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def data_of(files: Path, model: str = "model", **options: Any) -> UnlearningDataModule:
+    rows = (str(files / f"{name}.json") for name in ("forget10", "retain90"))
+    return UnlearningDataModule(str(files / model), *rows, prompt="plain", batch_size=2, **options)
+
+
 def trained(
     files: Path, module: pl.LightningModule, steps: int = 1, ckpt_path: str | None = None, **limits: Any
 ) -> pl.Trainer:
-    rows = (str(files / f"{name}.json") for name in ("forget10", "retain90"))
     quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = pl.Trainer(accelerator="cpu", logger=False, **(quiet | {"max_steps": steps} | limits))
-    data = UnlearningDataModule(str(files / "model"), *rows, prompt="plain", batch_size=2)
-    trainer.fit(module, data, ckpt_path=ckpt_path)
+    trainer.fit(module, data_of(files), ckpt_path=ckpt_path)
     return trainer
 
 
@@ -177,3 +180,14 @@ def test_a_schedule_over_the_run_needs_a_limit_other_than_time(files: Path) -> N
 
     trained(files, Watched(str(files / "model"), warmup_steps=2), **limits)
     assert rates[:4] == pytest.approx([0, 5e-6, 1e-5, 1e-5])
+
+
+@pytest.mark.filterwarnings("ignore:.* were cut at the end:UserWarning")
+@pytest.mark.parametrize("first", ["validate", "fit"])
+def test_rows_of_a_model_that_is_loaded_already_are_compared_with_it(files: Path, tmp_path: Path, first: str) -> None:
+    save_toy(tmp_path / "model", "gpt2", n_positions=24)
+    module = GradDiffModule(str(tmp_path / "model"))
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=1)
+    getattr(trainer, first)(module, data_of(files, max_length=24))
+    with pytest.raises(InputError, match="the model has positions for 24 only: set data.max_length to 24"):
+        trainer.fit(module, data_of(files))

@@ -334,6 +334,10 @@ def test_adapters_whose_model_is_gone_or_that_are_pickles(adapters, tmp_path):
         (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))
         with pytest.raises(InputError, match=message):
             load_policy(str(tmp_path))
+    for content in ("[1]", '{"base_model_name_or_path": 5}'):
+        (tmp_path / "adapter_config.json").write_text(content)
+        with pytest.raises(InputError, match="does not name the model"):
+            load_policy(str(tmp_path))
     (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
     with pytest.raises(InputError, match="pickled adapters are not read"):
         load_policy(str(tmp_path))
