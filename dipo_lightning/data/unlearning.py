@@ -39,10 +39,11 @@ from dipo_lightning.data.tokenization import (
 )
 from dipo_lightning.errors import InputError, check_numbers, refuse_unknown
 from dipo_lightning.models.answers import IGNORED, collate_parts
+from dipo_lightning.models.hooks import CompleteHooks
 from dipo_lightning.models.loading import load_tokenizer
 
 
-class TokenizedDataModule(pl.LightningDataModule):
+class TokenizedDataModule(CompleteHooks, pl.LightningDataModule):
     """Base of the package's data modules: turns rows into token batches in one prompt style.
 
     A subclass returns the training rows from `training_set`; everything else (right padding from lengths, one sampler
@@ -230,9 +231,9 @@ class TokenizedDataModule(pl.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Hand the state to the loader, now or when it is made."""
-        if state_dict and self._loader is not None:
+        if "done" in state_dict and self._loader is not None:
             self._loader.load_state_dict(state_dict)
-        elif state_dict:
+        elif "done" in state_dict:
             self._resume = dict(state_dict)
 
 

@@ -35,6 +35,7 @@ from dipo_lightning.models.distributed import (
 )
 from dipo_lightning.models.fingerprint import model_fingerprint
 from dipo_lightning.models.head import output_projection
+from dipo_lightning.models.hooks import CompleteHooks
 from dipo_lightning.models.inspection import check_rows, dropout_rates
 from dipo_lightning.models.loading import load_policy
 from dipo_lightning.models.lora import NF4, LoRA, add_lora, check_quantized, quantize_base
@@ -61,7 +62,7 @@ class MicroBatch(NamedTuple):
         return cls(rows, {name: value.detach() for name, value in terms.items()}, loss.detach())
 
 
-class LanguageModelModule(pl.LightningModule):
+class LanguageModelModule(CompleteHooks, pl.LightningModule):
     """A policy (any ``transformers`` causal LM) under Lightning, on one device or sharded over many.
 
     Hyper-parameters are plain values, so every checkpoint can be loaded with ``weights_only``.
