@@ -37,7 +37,7 @@ from dipo_lightning.data.tokenization import (
     prompts_without_room,
     tokenize_rows,
 )
-from dipo_lightning.errors import InputError, check_numbers, refuse_unknown
+from dipo_lightning.errors import InputError, check_arguments, check_numbers, refuse_unknown
 from dipo_lightning.models.answers import IGNORED, collate_parts
 from dipo_lightning.models.hooks import CompleteHooks
 from dipo_lightning.models.loading import load_tokenizer
@@ -86,6 +86,7 @@ class TokenizedDataModule(CompleteHooks, pl.LightningDataModule):
     ) -> None:
         super().__init__()
         refuse_unknown(type(self).__name__, unknown)
+        check_arguments(self)
         check_numbers("data", {"batch_size": batch_size, "max_length": max_length})
         check_numbers("data", {"num_workers": num_workers}, least=0)
         self.tokenizer_source, self.prompt, self.prompt_options = tokenizer, prompt, prompt_options or {}

@@ -24,7 +24,7 @@ from torchmetrics import Metric, MetricCollection
 
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.prompts import PromptName, prompt_style
-from dipo_lightning.errors import InputError, check_numbers, refuse_unknown
+from dipo_lightning.errors import InputError, check_numbers, options_of, refuse_unknown
 from dipo_lightning.evaluation.aggregates import (
     Meanings,
     add_measured,
@@ -103,7 +103,7 @@ class Evaluation(Scheduled):
     ) -> None:
         super().__init__(schedule)
         refuse_unknown(type(self).__name__, unknown)
-        self.measuring = measuring or Measuring()
+        self.measuring = Measuring() if measuring is None else options_of("measuring", Measuring, measuring)
         self.measuring.check(self)
         check_numbers(self, {"samples": samples}, least=0)
         check_resamples(self, bootstrap, bootstrap_seed)

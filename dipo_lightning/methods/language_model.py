@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.parsing import collect_init_args
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from dipo_lightning.errors import InputError, RunError, check_numbers, refuse_unknown
+from dipo_lightning.errors import InputError, RunError, check_arguments, check_numbers, options_of, refuse_unknown
 from dipo_lightning.models.distributed import (
     check_strategy,
     checkpoint_activations,
@@ -105,6 +105,7 @@ class LanguageModelModule(CompleteHooks, pl.LightningModule):
     ) -> None:
         super().__init__()
         refuse_unknown(type(self).__name__, unknown)
+        check_arguments(self)
         self.save_hyperparameters(ignore=["optimizer"])
         self._arguments = names_of_arguments(inspect.currentframe(), type(self))
         self.policy: nn.Module | None = None
@@ -117,7 +118,7 @@ class LanguageModelModule(CompleteHooks, pl.LightningModule):
         self.pretrained, self.optimizer = str(pretrained), optimizer
         self.schedule, self.warmup_steps = schedule, warmup_steps
         check_numbers("model", {"warmup_steps": warmup_steps}, least=0)
-        self.lora = LoRA.from_settings(lora) if isinstance(lora, Mapping) else lora
+        self.lora = None if lora is None else options_of("model.lora", LoRA, lora)
         self.dropout, self.keeps_dropout = dropout, False
         self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
         self.freeze_projection, self.cpu_offload, self.compute_dtype = freeze_projection, cpu_offload, compute_dtype
