@@ -287,7 +287,7 @@ class Evaluation(Scheduled):
         forward = trainer.strategy.precision_plugin.forward_context()
         with evaluation_mode(pl_module), forward, interruptible(trainer):
             document = self.evaluate(trainer, pl_module)
-        epoch, step = position(trainer, epoch)
+        epoch, step = position(trainer, pl_module, epoch)
         seconds = round(time.monotonic() - started, 3)
         document["provenance"] = provenance(trainer, pl_module) | {"epoch": epoch, "step": step, "seconds": seconds}
         self._publish(trainer, pl_module, document)
@@ -410,14 +410,18 @@ class Evaluation(Scheduled):
             self.first = json.loads(Path(self.files[0]).read_text(encoding="utf-8"))
 
 
-def position(trainer: pl.Trainer, epoch: int) -> tuple[int, int]:
+def position(trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> tuple[int, int]:
     """Return the epochs and the optimiser steps that the weights evaluated by ``trainer`` were trained for.
 
-    In ``validate`` and ``test`` they are read from the loaded checkpoint, if any; else ``epoch`` is the trainer's own.
+    In ``validate`` and ``test`` they are read from the loaded checkpoint, if any; else they are those that the module
+    has kept. Without them, and in ``fit``, ``epoch`` and the step are the trainer's own.
     """
     path = trainer.ckpt_path
-    if trainer.state.fn == TrainerFn.FITTING or not path:
+    if trainer.state.fn == TrainerFn.FITTING:
         return epoch, trainer.global_step
+    if not path:
+        found: tuple[int, int] = getattr(pl_module, "trained_for", (epoch, trainer.global_step))
+        return found
     checkpoint = read_settled(Path(path))
     return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"], checkpoint["global_step"]
 

@@ -110,6 +110,7 @@ class LanguageModelModule(CompleteHooks, pl.LightningModule):
         self._arguments = names_of_arguments(inspect.currentframe(), type(self))
         self.policy: nn.Module | None = None
         self.weights_fingerprint = ""
+        self.trained_for = (0, 0)  # epochs and optimiser steps behind the policy's weights
         self.policy_is_pretrained = False  # loaded, not trained since, and no checkpoint restored into it
         self._optimizer_before: dict[str, Any] = {}  # of the checkpoint that `load_from_checkpoint` read
         self._random_states: dict[int, dict[str, Any]] = {}
@@ -282,12 +283,15 @@ class LanguageModelModule(CompleteHooks, pl.LightningModule):
         checkpoint["random_states"] = self._random_states or gather({self.global_rank: random_states()})
         checkpoint["weights_fingerprint"] = self.weights_fingerprint
         checkpoint["policy_is_pretrained"] = self.policy_is_pretrained
+        checkpoint["trained_for"] = list(self.trained_for)
         checkpoint["tokenizer"] = getattr(getattr(self.trainer, "datamodule", None), "tokenizer_source", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another model's checkpoint; keep its random states for the first batch, since others draw before."""
         self.refuse_another_model(checkpoint)
         self.policy_is_pretrained = checkpoint.get("policy_is_pretrained", False)
+        epochs, steps = checkpoint.get("trained_for") or (checkpoint.get("epoch", 0), checkpoint.get("global_step", 0))
+        self.trained_for = epochs, steps
         self._random_states = checkpoint.get("random_states", {})
         if self._trainer is None:  # this is `load_from_checkpoint`; a Trainer would restore the optimiser
             for state in checkpoint.get("optimizer_states", ())[:1]:
@@ -339,9 +343,14 @@ class LanguageModelModule(CompleteHooks, pl.LightningModule):
         if not bool(torch.isfinite(numbers).all()):
             raise RunError(self.situation(*what_is_not_finite(numbers.tolist(), self._batches)))
         self._stepped, self.policy_is_pretrained = True, False
+        self.trained_for = self.trainer.current_epoch, self.trainer.global_step + 1
         if self.logs_are_due:
             self.log("train/gradient_norm", norm)
             self.log_terms(mean_terms(self._batches, self.trainer.accumulate_grad_batches))
+
+    def on_train_epoch_end(self) -> None:
+        """Count the epoch among those behind the policy's weights."""
+        self.trained_for = self.trainer.current_epoch + 1, self.trainer.global_step
 
     @property
     def logs_are_due(self) -> bool:
