@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from dipo_lightning.data.loader import TrainingRows
 from dipo_lightning.data.unlearning import FineTuningDataModule, UnlearningDataModule
 from dipo_lightning.errors import InputError
 from dipo_lightning.methods.gradient_ascent import GradDiffModule
@@ -187,3 +188,36 @@ def test_a_data_module_s_hook_without_super_keeps_its_rows_and_the_position(mode
     second.setup("fit")
     second.load_state_dict(state)
     assert (second.mine, second.train_dataloader().skip) == (1, 1)
+
+
+class Made(UnlearningDataModule):
+    def read(self) -> None:
+        self.forget_rows, self.retain_rows = ROWS, KEEP
+
+
+class MadeToLearn(FineTuningDataModule):
+    def read(self) -> None:
+        self.train_rows = ROWS  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("kind", [Made, MadeToLearn])
+def test_rows_of_an_overridden_read_need_no_files(model: str, kind: Any) -> None:
+    module = kind(model, prompt="plain", batch_size=2)
+    with pytest.raises(InputError, match=r"no tokenised rows yet.*super\(\)\.setup\(stage\).*overriding read"):
+        module.train_dataloader()
+    module.setup("fit")
+    assert len(module.train_dataloader()) == 2
+    with pytest.raises(InputError, match=r"data\.(forget|train) is missing"):
+        kind.__base__(model)
+
+
+class Unpaired(Made):
+    def training_set(self) -> Any:
+        return TrainingRows(self.tokenize(self.forget_rows, "forget")[0])
+
+
+def test_forget_rows_that_are_not_paired_are_named(model: str) -> None:
+    module = Unpaired(model, prompt="plain")
+    module.setup("fit")
+    with pytest.raises(InputError, match=r"Unpaired\.training_set\(\) returns a TrainingRows"):
+        _ = module.forget_examples
