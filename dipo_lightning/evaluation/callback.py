@@ -72,9 +72,9 @@ class Evaluation(Scheduled):
             unlearning), ``at_end``.
         measuring: Options of the measurement: ``batch_tokens``, ``generation_rows``, ``max_new_tokens``, ``generate``,
             ``min_k_fraction``, ``on_missing``.
-        metrics: Further metrics by name: a class path, ``class_path`` with ``init_args``, or a metric. It can be any
-            torchmetrics metric whose ``update`` takes ``rows``, the evaluated rows by set name, such as a subclass of
-            `dipo_lightning.metrics.RowMean`.
+        metrics: Further metrics by name: a class or its path, ``class_path`` with ``init_args``, or a metric. It can be
+            any torchmetrics metric whose ``update`` takes ``rows``, the evaluated rows by set name, such as a subclass
+            of `dipo_lightning.metrics.RowMean`.
         samples: Number of rows per set whose first and current answers are shown in the trackers.
         bootstrap: Number of resamples of the rows for a 95 % interval of every number, in the console, the log, the
             results page and ``compare``; 1000 is usual, 0 for none.
@@ -103,10 +103,14 @@ class Evaluation(Scheduled):
     ) -> None:
         super().__init__(schedule)
         refuse_unknown(type(self).__name__, unknown)
-        self.measuring = Measuring() if measuring is None else options_of("measuring", Measuring, measuring)
+        name = f"{type(self).__name__}.measuring"
+        self.measuring = Measuring() if measuring is None else options_of(name, Measuring, measuring)
         self.measuring.check(self)
         check_numbers(self, {"samples": samples}, least=0)
         check_resamples(self, bootstrap, bootstrap_seed)
+        if not isinstance(metrics or {}, Mapping):
+            example = '{"answer_length": AnswerLength()}'
+            raise InputError(f"{type(self).__name__}.metrics is {metrics!r}; give metrics by name: {example}.")
         self.bootstrap, self.bootstrap_seed = bootstrap, bootstrap_seed
         self.metrics, self.samples = dict(metrics or {}), samples
         self.retain: EvaluationLog | None = None

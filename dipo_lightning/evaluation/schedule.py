@@ -65,7 +65,8 @@ class Scheduled(pl.Callback):
     def __init__(self, schedule: Schedule | None = None) -> None:
         super().__init__()
         check_arguments(self)
-        self.schedule = Schedule() if schedule is None else options_of("schedule", Schedule, schedule)
+        name = f"{type(self).__name__}.schedule"
+        self.schedule = Schedule() if schedule is None else options_of(name, Schedule, schedule)
         numbers = ("every_n_epochs", "every_n_steps")
         check_numbers(self, {f"schedule.{name}": getattr(self.schedule, name) for name in numbers})
         self.last_step: int | None = None

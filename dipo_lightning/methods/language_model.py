@@ -106,6 +106,11 @@ class LanguageModelModule(CompleteHooks, pl.LightningModule):
         super().__init__()
         refuse_unknown(type(self).__name__, unknown)
         check_arguments(self)
+        if not callable(optimizer):
+            raise InputError(
+                f"model.optimizer is {optimizer!r}; give a function of the parameters to train, such as "
+                "lambda parameters: torch.optim.AdamW(parameters, lr=1e-5)."
+            )
         self.save_hyperparameters(ignore=["optimizer"])
         self._arguments = names_of_arguments(inspect.currentframe(), type(self))
         self.policy: nn.Module | None = None

@@ -244,3 +244,9 @@ def test_a_changed_policy_is_not_cached_under_the_pretrained_model_s_name(files:
         next(module.policy.parameters()).add_(1.0)
     with pytest.raises(RunError, match="is not .*model as it was loaded"):
         trained(files, module)
+
+
+@pytest.mark.parametrize("given", [None, "adamw"])
+def test_an_optimizer_that_cannot_be_called_is_a_sentence(given: Any) -> None:
+    with pytest.raises(InputError, match=f"model.optimizer is {given!r}; give a function of the parameters"):
+        GradDiffModule("model", optimizer=given)

@@ -62,7 +62,8 @@ class RobustnessEvaluation(Evaluation):
         check_numbers(self, {"max_forget_rows": max_forget_rows})
         given = {"wordings": (Wordings, wordings), "prefixes": (Prefixes, prefixes)}
         given |= {"quantization": (Quantization, quantization)}
-        own = [kind() if one is None else options_of(name, kind, one) for name, (kind, one) in given.items()]
+        me = type(self).__name__
+        own = [kind() if one is None else options_of(f"{me}.{name}", kind, one) for name, (kind, one) in given.items()]
         more = "The others take longer: `dipo-lightning attack` makes them."
         chosen = named_attacks(attacks, own, f"{type(self).__name__}.attacks", more)
         self.attacks = build_attacks(chosen, further)
