@@ -25,6 +25,7 @@ _LISTED = {
     "StopAtThreshold": "dipo_lightning.callbacks.stopping",
     "StopOnCollapse": "dipo_lightning.callbacks.stopping",
     "ExportModel": "dipo_lightning.callbacks.results",
+    "Best": "dipo_lightning.callbacks.results",
     "ResultsPage": "dipo_lightning.callbacks.results",
     "TrackioLogger": "dipo_lightning.evaluation.trackers",
     "FSDP2Strategy": "dipo_lightning.models.distributed",

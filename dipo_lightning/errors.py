@@ -3,9 +3,15 @@
 The command line prints such an error without a traceback and exits with code 2.
 """
 
+import dataclasses
+import difflib
+import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from types import FunctionType, NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Options = TypeVar("Options")
 
 RENAMED = {
     **{f"lora_{name}": f"model.lora.{name}" for name in ("rank", "alpha", "dropout", "targets")},
@@ -45,11 +51,11 @@ def root_cause(error: BaseException) -> BaseException:
     return cause or error
 
 
-def refuse_unknown(owner: str, options: Iterable[str]) -> None:
-    """Raise an `InputError` for the first of ``options``, which were given to a class that does not have them."""
+def refuse_unknown(owner: str, options: Iterable[str], known: Sequence[str] = ()) -> None:
+    """Raise an `InputError` for the first of ``options``, which were given to a class that has only the ``known``."""
     for option in options:
         hint = f"; it is {RENAMED[option]} now" if option in RENAMED else ""
-        raise InputError(f"{owner} has no option {option}{hint}.")
+        raise InputError(f"{owner} has no option {option}{hint}.{_nearest(option, known)}")
 
 
 def check_numbers(owner: object, numbers: Mapping[str, float | None], least: float = 1) -> None:
@@ -94,20 +100,80 @@ def check_choice(owner: object, option: str, chosen: Any, known: Sequence[str]) 
         InputError: Naming the option and its choices.
     """
     if chosen not in known:
-        raise InputError(f"{_full_name(owner, option)} is {chosen!r}; it must be {' or '.join(known)}.")
+        names = [str(one) for one in known]
+        hint = _nearest(str(chosen), names)
+        raise InputError(f"{_full_name(owner, option)} is {chosen!r}; it must be {' or '.join(names)}.{hint}")
 
 
-def check_kind(owner: object, option: str, value: object, cls: type) -> None:
-    """Refuse a value that is neither None nor an instance of ``cls``; ``owner`` as for `check_numbers`.
+def check_arguments(owner: object) -> None:
+    """Refuse an argument that is not among the choices of its ``Literal``; called in the constructor of a base class.
+
+    The constructors of its subclasses that are running are checked, too. If several have an argument of one name, the
+    choices of the most derived one count.
 
     Raises:
-        InputError: Naming the option, and the class with its module.
+        InputError: Naming the option and its choices.
     """
-    if value is not None and not isinstance(value, cls):
+    constructors = [vars(cls).get("__init__") for cls in type(owner).__mro__]
+    by_code = {one.__code__: one for one in constructors if isinstance(one, FunctionType)}
+    given: dict[str, tuple[Any, tuple[Any, ...]]] = {}
+    frame = inspect.currentframe()
+    while (frame := frame and frame.f_back) is not None and frame.f_code in by_code:
+        for name, choices in _choices(by_code[frame.f_code]).items():
+            given[name] = frame.f_locals[name], choices
+    for name, (value, choices) in given.items():
+        check_choice(owner, name, value, choices)
+
+
+def check_fields(owner: object, options: Any) -> None:
+    """Refuse a field of a dataclass that is none of its ``Literal``'s choices; ``owner`` as in `check_numbers`."""
+    for name, choices in _choices(type(options)).items():
+        check_choice(owner, name, getattr(options, name), choices)
+
+
+def options_of(name: str, kind: type[Options], given: Any) -> Options:
+    """Return an option that is a group of options as its dataclass.
+
+    Args:
+        name: Full name of the option, for messages.
+        kind: The dataclass.
+        given: Such an object, or its fields as a mapping, as a checkpoint has them.
+
+    Raises:
+        InputError: It is neither, an option is unknown or missing, or a choice is not one of its ``Literal``.
+    """
+    known = [field.name for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
+    if isinstance(given, Mapping):
+        refuse_unknown(name, sorted(given.keys() - set(known)), known)
+        try:
+            given = kind(**given)
+        except TypeError as error:  # one without a default is missing
+            raise InputError(f"{name} is {dict(given)!r}, which is no {kind.__name__}: {error}.") from error
+    if not isinstance(given, kind):
         raise InputError(
-            f"{_full_name(owner, option)} is of the type {type(value).__name__}; give a {cls.__name__} (in "
-            f"{cls.__module__})."
+            f"{name} is {given!r}; give {kind.__name__}(...), or a dictionary with some of {', '.join(known)}."
         )
+    check_fields(name, given)
+    return given
+
+
+def _choices(annotated: Any) -> dict[str, tuple[Any, ...]]:
+    """Return the choices of the arguments of a function, or the fields of a class, that are a ``Literal``."""
+    try:
+        hints = get_type_hints(annotated)
+    except Exception:  # a name that is imported for type checkers only
+        return {}
+    found = {}
+    for name, kind in hints.items():
+        kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+        if all(one is NoneType or get_origin(one) is Literal for one in kinds) and kind is not NoneType:
+            found[name] = tuple(value for one in kinds for value in (get_args(one) or (None,)))
+    return found
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name.lower(), known, n=1)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 def _full_name(owner: object, option: str) -> str:

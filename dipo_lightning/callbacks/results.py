@@ -15,7 +15,7 @@ from torch import nn
 from dipo_lightning.callbacks.run_record import CHECKPOINTS, read_record, write_record
 from dipo_lightning.callbacks.stopping import is_logged
 from dipo_lightning.data.rows import fingerprints
-from dipo_lightning.errors import InputError, check_kind, check_positive
+from dipo_lightning.errors import InputError, check_arguments, check_positive, options_of
 from dipo_lightning.evaluation.callback import Evaluation
 from dipo_lightning.evaluation.run_folder import is_trial, run_folder
 from dipo_lightning.evaluation.schedule import settle_evaluations
@@ -69,9 +69,10 @@ class ExportModel(Callback):
         inside_run: bool = True,
         best: Best | None = None,
     ) -> None:
-        self.folder, self.adapters, self.inside_run, self.best = folder, adapters, inside_run, best
-        check_kind(self, "best", best, Best)
-        check_positive(self, {"best.share": None if best is None else best.share}, most=1)
+        check_arguments(self)
+        self.folder, self.adapters, self.inside_run = folder, adapters, inside_run
+        self.best = None if best is None else options_of("ExportModel.best", Best, best)
+        check_positive(self, {"best.share": self.best and self.best.share}, most=1)
         self.path: Path | None = None
         self._written = False
         self._exported: tuple[float, float] | None = None  # the rule's two numbers at the exported moment

@@ -37,12 +37,13 @@ from dipo_lightning.data.tokenization import (
     prompts_without_room,
     tokenize_rows,
 )
-from dipo_lightning.errors import InputError, check_numbers, refuse_unknown
+from dipo_lightning.errors import InputError, check_arguments, check_numbers, refuse_unknown
 from dipo_lightning.models.answers import IGNORED, collate_parts
+from dipo_lightning.models.hooks import CompleteHooks
 from dipo_lightning.models.loading import load_tokenizer
 
 
-class TokenizedDataModule(pl.LightningDataModule):
+class TokenizedDataModule(CompleteHooks, pl.LightningDataModule):
     """Base of the package's data modules: turns rows into token batches in one prompt style.
 
     A subclass returns the training rows from `training_set`; everything else (right padding from lengths, one sampler
@@ -85,6 +86,7 @@ class TokenizedDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         refuse_unknown(type(self).__name__, unknown)
+        check_arguments(self)
         check_numbers("data", {"batch_size": batch_size, "max_length": max_length})
         check_numbers("data", {"num_workers": num_workers}, least=0)
         self.tokenizer_source, self.prompt, self.prompt_options = tokenizer, prompt, prompt_options or {}
@@ -186,11 +188,11 @@ class TokenizedDataModule(pl.LightningDataModule):
         """Return the training loader; the order is a pure function of (seed, epoch, world size)."""
         trainer = self.trainer
         ranks = (trainer.distributed_sampler_kwargs if trainer else None) or {"num_replicas": 1, "rank": 0}
-        assert self._training is not None
+        training = self._tokenized
         kind = FirstRowsSampler if getattr(trainer, "overfit_batches", 0) else EpochSampler
-        sampler = kind(self._training, shuffle=True, seed=self.seed, **ranks)
+        sampler = kind(training, shuffle=True, seed=self.seed, **ranks)
         self._loader = ResumableLoader(
-            self._training,
+            training,
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
@@ -211,6 +213,15 @@ class TokenizedDataModule(pl.LightningDataModule):
             self._resume = None
         return self._loader
 
+    @property
+    def _tokenized(self) -> Dataset:
+        if self._training is None:
+            raise InputError(
+                f"{type(self).__name__} has no tokenised rows yet. Call setup('fit') first, or in an overridden setup "
+                "super().setup(stage); rows in another format are read by overriding read()."
+            )
+        return self._training
+
     def val_dataloader(self) -> DataLoader | list:
         """Return one empty step: ``validate`` exists to run the evaluation callbacks; ``fit`` has no such loop."""
         fitting = self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
@@ -230,9 +241,9 @@ class TokenizedDataModule(pl.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Hand the state to the loader, now or when it is made."""
-        if state_dict and self._loader is not None:
+        if "done" in state_dict and self._loader is not None:
             self._loader.load_state_dict(state_dict)
-        elif state_dict:
+        elif "done" in state_dict:
             self._resume = dict(state_dict)
 
 
@@ -291,7 +302,7 @@ class UnlearningDataModule(TokenizedDataModule):
         **options: Any,
     ) -> None:
         super().__init__(tokenizer, **options)
-        if not forget:
+        if not forget and type(self).read is UnlearningDataModule.read:
             raise InputError("data.forget is missing: give a file, a folder or a data set of what must be forgotten.")
         check_columns(columns or ())
         self.forget_source, self.retain_source, self.columns = forget, retain, columns
@@ -317,7 +328,10 @@ class UnlearningDataModule(TokenizedDataModule):
         super().check()
 
     def read(self) -> None:
-        """Read ``forget_rows`` and ``retain_rows``; a benchmark's data module overrides this."""
+        """Read ``forget_rows`` and ``retain_rows``; override it for rows in another format.
+
+        A row is a dictionary with ``question`` and ``answer``, or with ``text``, and columns that are used as they are.
+        """
         self.forget_rows = self.read_rows(self.forget_source, self.forget_split, "forget", self.max_forget_rows)
         if self.retain_source is not None:
             self.retain_rows = self.read_rows(self.retain_source, self.retain_split, "retain", self.max_retain_rows)
@@ -404,8 +418,13 @@ class UnlearningDataModule(TokenizedDataModule):
 
     @property
     def _pairs(self) -> ForgetRetainPairs:
-        assert isinstance(self._training, ForgetRetainPairs)
-        return self._training
+        pairs = self._tokenized
+        if not isinstance(pairs, ForgetRetainPairs):
+            raise InputError(
+                f"{type(self).__name__}.training_set() returns a {type(pairs).__name__}; it must return "
+                "ForgetRetainPairs, as that of UnlearningDataModule does."
+            )
+        return pairs
 
 
 class FineTuningDataModule(TokenizedDataModule):
@@ -433,7 +452,7 @@ class FineTuningDataModule(TokenizedDataModule):
         **options: Any,
     ) -> None:
         super().__init__(tokenizer, **options)
-        if not train:
+        if not train and type(self).read is FineTuningDataModule.read:
             raise InputError("data.train is missing: give a file, a folder or a data set to train on.")
         self.train_sources = [train] if isinstance(train, str | Path) else list(train)
         self.limits = list(max_rows) if isinstance(max_rows, list) else [max_rows] * len(self.train_sources)
@@ -453,7 +472,7 @@ class FineTuningDataModule(TokenizedDataModule):
         super().check()
 
     def read(self) -> None:
-        """Read ``train_rows``."""
+        """Read ``train_rows``; override it for rows in another format."""
         columns, missing, read = self.columns or {}, self.on_missing, Rows()
         for source, limit in zip(self.train_sources, self.limits, strict=True):
             split, option = self.split, "data.split"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from dipo_lightning.errors import InputError, check_numbers
+from dipo_lightning.errors import DiPOError, InputError, check_numbers
 from dipo_lightning.evaluation.benchmark import Benchmark, benchmark_of, made
 from dipo_lightning.evaluation.rows import EvaluationLog, Sets, with_skipped
 from dipo_lightning.evaluation.run_folder import finite
@@ -77,13 +77,15 @@ def aggregates(collection: MetricCollection, rows: Sets, device: torch.device | 
         with the reason under ``NAME_absent``; and ``unscored_rows`` by set, if there are any.
 
     Raises:
-        InputError: The result of a metric is neither a number nor a group of numbers, has the name of another number,
-            or cannot be compared with the retain model.
+        InputError: A metric fails on the rows, or its result is neither a number nor a group of numbers, has the name
+            of another number, or cannot be compared with the retain model.
     """
     rank, world = rank_and_world()
     collection.reset()
     collection.to(device or torch.device("cpu"))
-    collection.update({name: list(some)[rank::world] for name, some in rows.items()})
+    share = {name: list(some)[rank::world] for name, some in rows.items()}
+    for name, metric in collection.items():
+        _update(name, metric, share)
     found: dict[str, Any] = {}
     unscored: dict[str, list[int]] = {}
     for name, metric in collection.items():
@@ -94,6 +96,19 @@ def aggregates(collection: MetricCollection, rows: Sets, device: torch.device | 
         if isinstance(metric, RowValues) and metric.lists_unscored:
             unscored |= metric.unscored
     return found | ({"unscored_rows": unscored} if unscored else {})
+
+
+def _update(name: str, metric: Metric, rows: Rows) -> None:
+    """Give a metric its rows; whatever its own code raises becomes an `InputError` with its name."""
+    try:
+        metric.update(rows)
+    except DiPOError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"metrics.{name}: {class_path(type(metric))} fails on the evaluated rows with {type(error).__name__}: "
+            f"{error}. It must give a number, or None, for every row."
+        ) from error
 
 
 def intervals(collection: MetricCollection, resamples: int, seed: int = 0) -> dict[str, list[float]]:
@@ -229,7 +244,7 @@ def user_metrics(chosen: Mapping[str, Any], taken: Mapping[str, Metric], sets: I
     """Build the metrics that a user adds to an evaluation.
 
     Args:
-        chosen: Metrics by name: a class path, ``{class_path: ..., init_args: {...}}``, or a metric.
+        chosen: Metrics by name: a class or its path, ``{class_path: ..., init_args: {...}}``, or a metric.
         taken: The benchmark's own metrics, whose names are taken.
         sets: The evaluation's sets.
 
@@ -270,7 +285,8 @@ def metric_specs(chosen: Mapping[str, Any]) -> dict[str, Any]:
     The arguments of a metric that was given as an object are not known: if its class takes any, `logged_metrics` leaves
     it out.
     """
-    return {name: _object_spec(type(spec)) if isinstance(spec, Metric) else spec for name, spec in chosen.items()}
+    kinds = {name: class_path(spec) if isinstance(spec, type) else spec for name, spec in chosen.items()}
+    return {name: _object_spec(type(spec)) if isinstance(spec, Metric) else spec for name, spec in kinds.items()}
 
 
 def _object_spec(kind: type[Metric]) -> Any:

@@ -253,7 +253,7 @@ def made(option: str, spec: Any, base: type, example: str, check: Callable[[type
 
     Args:
         option: Name of the option, for messages.
-        spec: A class path, ``class_path`` with ``init_args``, or the object itself.
+        spec: A class or its path, ``class_path`` with ``init_args``, or the object itself.
         base: Required base class.
         example: A class path, for messages.
         check: Called with the class before the object is built.
@@ -266,11 +266,15 @@ def made(option: str, spec: Any, base: type, example: str, check: Callable[[type
             check(type(spec))
         return spec
     spec = spec.as_dict() if hasattr(spec, "as_dict") else spec  # a namespace of the parser
-    spec = {"class_path": spec} if isinstance(spec, str) else spec
-    if not isinstance(spec, Mapping) or not isinstance(spec.get("class_path"), str):
-        raise InputError(f"{option} is {spec!r}; give a class, {example}, or class_path and init_args.")
+    spec = {"class_path": spec} if isinstance(spec, str | type) else spec
+    given = spec.get("class_path") if isinstance(spec, Mapping) else None
+    if not (isinstance(given, str) or (isinstance(given, type) and issubclass(given, base))):
+        raise InputError(
+            f"{option} is {spec!r}; give a class, {example}, or class_path and init_args; in Python, an object of such "
+            "a class."
+        )
     try:
-        kind = import_class(spec["class_path"], base)
+        kind = import_class(given, base) if isinstance(given, str) else given
     except InputError as error:
         raise InputError(f"{option}: {error}") from error
     if check is not None:
@@ -278,4 +282,4 @@ def made(option: str, spec: Any, base: type, example: str, check: Callable[[type
     try:
         return kind(**(spec.get("init_args") or {}))
     except Exception as error:  # whatever a constructor raises
-        raise InputError(f"{option}: {spec['class_path']} cannot be built from its init_args: {error}.") from error
+        raise InputError(f"{option}: {given} cannot be built from its init_args: {error}.") from error

@@ -24,7 +24,7 @@ from torchmetrics import Metric, MetricCollection
 
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.prompts import PromptName, prompt_style
-from dipo_lightning.errors import InputError, check_kind, check_numbers, refuse_unknown
+from dipo_lightning.errors import InputError, check_numbers, options_of, refuse_unknown
 from dipo_lightning.evaluation.aggregates import (
     Meanings,
     add_measured,
@@ -72,9 +72,9 @@ class Evaluation(Scheduled):
             unlearning), ``at_end``.
         measuring: Options of the measurement: ``batch_tokens``, ``generation_rows``, ``max_new_tokens``, ``generate``,
             ``min_k_fraction``, ``on_missing``.
-        metrics: Further metrics by name: a class path, ``class_path`` with ``init_args``, or a metric. It can be any
-            torchmetrics metric whose ``update`` takes ``rows``, the evaluated rows by set name, such as a subclass of
-            `dipo_lightning.metrics.RowMean`.
+        metrics: Further metrics by name: a class or its path, ``class_path`` with ``init_args``, or a metric. It can be
+            any torchmetrics metric whose ``update`` takes ``rows``, the evaluated rows by set name, such as a subclass
+            of `dipo_lightning.metrics.RowMean`.
         samples: Number of rows per set whose first and current answers are shown in the trackers.
         bootstrap: Number of resamples of the rows for a 95 % interval of every number, in the console, the log, the
             results page and ``compare``; 1000 is usual, 0 for none.
@@ -103,11 +103,14 @@ class Evaluation(Scheduled):
     ) -> None:
         super().__init__(schedule)
         refuse_unknown(type(self).__name__, unknown)
-        check_kind(self, "measuring", measuring, Measuring)
-        self.measuring = measuring or Measuring()
+        name = f"{type(self).__name__}.measuring"
+        self.measuring = Measuring() if measuring is None else options_of(name, Measuring, measuring)
         self.measuring.check(self)
         check_numbers(self, {"samples": samples}, least=0)
         check_resamples(self, bootstrap, bootstrap_seed)
+        if not isinstance(metrics or {}, Mapping):
+            example = '{"answer_length": AnswerLength()}'
+            raise InputError(f"{type(self).__name__}.metrics is {metrics!r}; give metrics by name: {example}.")
         self.bootstrap, self.bootstrap_seed = bootstrap, bootstrap_seed
         self.metrics, self.samples = dict(metrics or {}), samples
         self.retain: EvaluationLog | None = None
@@ -288,7 +291,7 @@ class Evaluation(Scheduled):
         forward = trainer.strategy.precision_plugin.forward_context()
         with evaluation_mode(pl_module), forward, interruptible(trainer):
             document = self.evaluate(trainer, pl_module)
-        epoch, step = position(trainer, epoch)
+        epoch, step = position(trainer, pl_module, epoch)
         seconds = round(time.monotonic() - started, 3)
         document["provenance"] = provenance(trainer, pl_module) | {"epoch": epoch, "step": step, "seconds": seconds}
         self._publish(trainer, pl_module, document)
@@ -411,14 +414,18 @@ class Evaluation(Scheduled):
             self.first = json.loads(Path(self.files[0]).read_text(encoding="utf-8"))
 
 
-def position(trainer: pl.Trainer, epoch: int) -> tuple[int, int]:
+def position(trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> tuple[int, int]:
     """Return the epochs and the optimiser steps that the weights evaluated by ``trainer`` were trained for.
 
-    In ``validate`` and ``test`` they are read from the loaded checkpoint, if any; else ``epoch`` is the trainer's own.
+    In ``validate`` and ``test`` they are read from the loaded checkpoint, if any; else they are those that the module
+    has kept. Without them, and in ``fit``, ``epoch`` and the step are the trainer's own.
     """
     path = trainer.ckpt_path
-    if trainer.state.fn == TrainerFn.FITTING or not path:
+    if trainer.state.fn == TrainerFn.FITTING:
         return epoch, trainer.global_step
+    if not path:
+        found: tuple[int, int] = getattr(pl_module, "trained_for", (epoch, trainer.global_step))
+        return found
     checkpoint = read_settled(Path(path))
     return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"], checkpoint["global_step"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from dipo_lightning.errors import InputError, check_choice, check_numbers, check_positive
+from dipo_lightning.errors import InputError, check_numbers, check_positive
 from dipo_lightning.evaluation.scoring import BATCH_TOKENS
 from dipo_lightning.metrics.functional.answers import log_truth_ratio
 from dipo_lightning.metrics.functional.membership import FRACTION
@@ -119,7 +119,6 @@ class Measuring:
         numbers = ("batch_tokens", "generation_rows", "max_new_tokens")
         check_numbers(owner, {f"measuring.{name}": getattr(self, name) for name in numbers})
         check_positive(owner, {"measuring.min_k_fraction": self.min_k_fraction}, most=1)
-        check_choice(owner, "measuring.on_missing", self.on_missing, ("skip", "raise"))
 
 
 @dataclass

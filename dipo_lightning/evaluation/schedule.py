@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from dipo_lightning.errors import check_kind, check_numbers
+from dipo_lightning.errors import check_arguments, check_numbers, options_of
 
 Hook = Literal["on_train_start", "on_train_batch_end", "on_train_epoch_end", "on_train_end", "on_fit_end"]
 
@@ -64,8 +64,9 @@ class Scheduled(pl.Callback):
 
     def __init__(self, schedule: Schedule | None = None) -> None:
         super().__init__()
-        check_kind(self, "schedule", schedule, Schedule)
-        self.schedule = schedule or Schedule()
+        check_arguments(self)
+        name = f"{type(self).__name__}.schedule"
+        self.schedule = Schedule() if schedule is None else options_of(name, Schedule, schedule)
         numbers = ("every_n_epochs", "every_n_steps")
         check_numbers(self, {f"schedule.{name}": getattr(self.schedule, name) for name in numbers})
         self.last_step: int | None = None

@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.parsing import collect_init_args
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from dipo_lightning.errors import InputError, RunError, check_numbers, refuse_unknown
+from dipo_lightning.errors import InputError, RunError, check_arguments, check_numbers, options_of, refuse_unknown
 from dipo_lightning.models.distributed import (
     check_strategy,
     checkpoint_activations,
@@ -35,6 +35,7 @@ from dipo_lightning.models.distributed import (
 )
 from dipo_lightning.models.fingerprint import model_fingerprint
 from dipo_lightning.models.head import output_projection
+from dipo_lightning.models.hooks import CompleteHooks
 from dipo_lightning.models.inspection import check_rows, compare_rows, dropout_rates
 from dipo_lightning.models.loading import load_policy
 from dipo_lightning.models.lora import NF4, LoRA, add_lora, check_quantized, quantize_base
@@ -61,7 +62,7 @@ class MicroBatch(NamedTuple):
         return cls(rows, {name: value.detach() for name, value in terms.items()}, loss.detach())
 
 
-class LanguageModelModule(pl.LightningModule):
+class LanguageModelModule(CompleteHooks, pl.LightningModule):
     """A policy (any ``transformers`` causal LM) under Lightning, on one device or sharded over many.
 
     Hyper-parameters are plain values, so every checkpoint can be loaded with ``weights_only``.
@@ -104,10 +105,17 @@ class LanguageModelModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         refuse_unknown(type(self).__name__, unknown)
+        check_arguments(self)
+        if not callable(optimizer):
+            raise InputError(
+                f"model.optimizer is {optimizer!r}; give a function of the parameters to train, such as "
+                "lambda parameters: torch.optim.AdamW(parameters, lr=1e-5)."
+            )
         self.save_hyperparameters(ignore=["optimizer"])
         self._arguments = names_of_arguments(inspect.currentframe(), type(self))
         self.policy: nn.Module | None = None
         self.weights_fingerprint = ""
+        self.trained_for = (0, 0)  # epochs and optimiser steps behind the policy's weights
         self.policy_is_pretrained = False  # loaded, not trained since, and no checkpoint restored into it
         self._optimizer_before: dict[str, Any] = {}  # of the checkpoint that `load_from_checkpoint` read
         self._random_states: dict[int, dict[str, Any]] = {}
@@ -116,7 +124,7 @@ class LanguageModelModule(pl.LightningModule):
         self.pretrained, self.optimizer = str(pretrained), optimizer
         self.schedule, self.warmup_steps = schedule, warmup_steps
         check_numbers("model", {"warmup_steps": warmup_steps}, least=0)
-        self.lora = LoRA.from_settings(lora) if isinstance(lora, Mapping) else lora
+        self.lora = None if lora is None else options_of("model.lora", LoRA, lora)
         self.dropout, self.keeps_dropout = dropout, False
         self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
         self.freeze_projection, self.cpu_offload, self.compute_dtype = freeze_projection, cpu_offload, compute_dtype
@@ -287,12 +295,15 @@ class LanguageModelModule(pl.LightningModule):
         checkpoint["random_states"] = self._random_states or gather({self.global_rank: random_states()})
         checkpoint["weights_fingerprint"] = self.weights_fingerprint
         checkpoint["policy_is_pretrained"] = self.policy_is_pretrained
+        checkpoint["trained_for"] = list(self.trained_for)
         checkpoint["tokenizer"] = getattr(getattr(self.trainer, "datamodule", None), "tokenizer_source", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another model's checkpoint; keep its random states for the first batch, since others draw before."""
         self.refuse_another_model(checkpoint)
         self.policy_is_pretrained = checkpoint.get("policy_is_pretrained", False)
+        epochs, steps = checkpoint.get("trained_for") or (checkpoint.get("epoch", 0), checkpoint.get("global_step", 0))
+        self.trained_for = epochs, steps
         self._random_states = checkpoint.get("random_states", {})
         if self._trainer is None:  # this is `load_from_checkpoint`; a Trainer would restore the optimiser
             for state in checkpoint.get("optimizer_states", ())[:1]:
@@ -344,9 +355,14 @@ class LanguageModelModule(pl.LightningModule):
         if not bool(torch.isfinite(numbers).all()):
             raise RunError(self.situation(*what_is_not_finite(numbers.tolist(), self._batches)))
         self._stepped, self.policy_is_pretrained = True, False
+        self.trained_for = self.trainer.current_epoch, self.trainer.global_step + 1
         if self.logs_are_due:
             self.log("train/gradient_norm", norm)
             self.log_terms(mean_terms(self._batches, self.trainer.accumulate_grad_batches))
+
+    def on_train_epoch_end(self) -> None:
+        """Count the epoch among those behind the policy's weights."""
+        self.trained_for = self.trainer.current_epoch + 1, self.trainer.global_step
 
     @property
     def logs_are_due(self) -> bool:

@@ -12,7 +12,7 @@ from zipfile import is_zipfile
 import torch
 from torch import Tensor, nn
 
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, options_of
 from dipo_lightning.models.loading import load_policy, load_tokenizer
 from dipo_lightning.models.lora import NF4, LoRA, add_lora, quantize_base
 from dipo_lightning.safety.paths import with_home
@@ -107,7 +107,7 @@ def restore(
         ) from error
     fit_embeddings(policy, checkpoint.weights)
     if settings.get("lora") is not None:
-        lora = LoRA.from_settings(settings["lora"])
+        lora = options_of("model.lora", LoRA, settings["lora"])
         policy = add_lora(policy, lora)
         if lora.base == NF4:
             policy = quantize_base(policy, torch.device("cuda" if torch.cuda.is_available() else "cpu"))

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
-from dipo_lightning.errors import InputError, check_choice, check_numbers, check_positive, refuse_unknown
+from dipo_lightning.errors import InputError, check_fields, check_numbers, check_positive
 from dipo_lightning.models.head import causal_lm, output_projection
 
 if TYPE_CHECKING:
@@ -55,13 +55,7 @@ class LoRA:
             raise InputError(f"The LoRA dropout is {self.dropout}; it must be at least 0 and below 1.")
         if not self.targets:
             raise InputError(f"The LoRA targets are empty; name modules, or write {ALL_LINEAR}.")
-        check_choice("lora", "base", self.base, ("float32", "nf4"))
-
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> LoRA:
-        """Make it from plain values, such as those in a checkpoint; a name that is no option is an `InputError`."""
-        refuse_unknown("model.lora", sorted(settings.keys() - {field.name for field in fields(cls)}))
-        return cls(**settings)
+        check_fields("lora", self)
 
 
 def add_lora(model: nn.Module, lora: LoRA) -> PeftModel:

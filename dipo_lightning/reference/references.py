@@ -34,6 +34,7 @@ from dipo_lightning.models.answers import (
     used_lengths,
 )
 from dipo_lightning.models.distributed import is_sharded
+from dipo_lightning.models.fingerprint import model_fingerprint
 from dipo_lightning.models.head import Head, output_head, output_projection
 from dipo_lightning.reference.cache import PositionCache, cache_key
 from dipo_lightning.safety.paths import with_home
@@ -370,6 +371,7 @@ def open_cache(module: Any, part: str, width: int, compute: Callable[[Tensor], T
         cache.open()
         strategy.barrier()  # every rank has seen the same rows missing before one is filled in
         if not cache.complete:
+            refuse_other_weights(module)
             fill(module, cache, compute)
             strategy.barrier()
             if trainer.is_global_zero:
@@ -379,6 +381,20 @@ def open_cache(module: Any, part: str, width: int, compute: Callable[[Tensor], T
     finally:
         cache.release()
     return cache
+
+
+def refuse_other_weights(module: Any) -> None:
+    """Raise a `RunError` if the policy is not the model that a cache will be named after; collective.
+
+    Adapters rename the weights that they wrap, so a policy with adapters is not checked.
+    """
+    named = module.weights_fingerprint
+    if named and module.lora is None and model_fingerprint(module.policy) != named:
+        raise RunError(
+            f"The policy of {type(module).__name__} is not {module.pretrained} as it was loaded: its weights or its "
+            "configuration were changed since. A reference cache must be made with the loaded model; set "
+            "model.reference: live."
+        )
 
 
 def fill(module: Any, cache: PositionCache, compute: Callable[[Tensor], Tensor]) -> None:

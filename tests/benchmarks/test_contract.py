@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from torchmetrics import Metric
 
 from dipo_lightning.benchmarks.tofu.callback import TOFUEvaluation
+from dipo_lightning.benchmarks.tofu.metrics import TOFU
 from dipo_lightning.cli import child
 from dipo_lightning.cli.main import main
 from dipo_lightning.cli.score import score
@@ -30,6 +31,7 @@ from dipo_lightning.evaluation.aggregates import (
     metric_collection,
     metric_meanings,
     metric_specs,
+    user_metrics,
 )
 from dipo_lightning.evaluation.benchmark import find_benchmark, installed_benchmarks
 from dipo_lightning.evaluation.callback import Evaluation, print_lines
@@ -253,7 +255,8 @@ def test_score_does_not_guess_the_arguments_of_a_metric_that_was_an_object(tmp_p
         ({"words": "pathlib.Path"}, "pathlib.Path is not a torchmetrics.Metric"),
         ({"words": "torchmetrics.text.BLEUScore"}, r"metrics.words: the update of .*BLEUScore takes preds, target"),
         ({"words": {"class_path": WORDS, "init_args": {"setts": 1}}}, "cannot be built from its init_args"),
-        ({"words": 3}, "metrics.words is 3"),
+        ({"words": 3}, "metrics.words is 3; give a class, .*; in Python, an object of such a class"),
+        ({"words": int}, "metrics.words is .*'int'"),
         ({"model_utility": WORDS}, "the name is taken"),
         ({"forget_quality_p": WORDS}, "another metric publishes forget_quality_p"),
         ({"my words": Words()}, "not an identifier"),
@@ -268,6 +271,26 @@ def test_a_metric_that_cannot_be_is_refused(chosen: dict[str, Any], message: str
     evaluation.__class__ = type("Ready", (TOFUEvaluation,), {"settings": {}})  # as after `check`
     with pytest.raises(InputError, match=message):
         evaluation.prepare_metrics()
+
+
+def test_a_metric_may_be_its_class() -> None:
+    assert isinstance(user_metrics({"words": Words}, {}, TOFU.sets)["words"], Words)
+    assert metric_specs({"words": Words}) == {"words": WORDS}
+    with pytest.raises(InputError, match=r"TOFUEvaluation\.metrics is \[.*give metrics by name"):
+        TOFUEvaluation(metrics=[Words()])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (lambda row: row["nope"], r"metrics\.mine: .*Mine fails on the evaluated rows with KeyError: 'nope'"),
+        (lambda row: "a", r"metrics\.mine: .*ValueError.*It must give a number"),
+    ],
+)
+def test_a_metric_that_fails_on_rows_is_named(value: Any, message: str) -> None:
+    mine = type("Mine", (Words,), {"value": lambda self, row: value(row)})()
+    with pytest.raises(InputError, match=message):
+        aggregates(metric_collection({"mine": mine}), {"forget": [{"index": 0}]})
 
 
 @pytest.mark.parametrize("name", ["tofu", "muse", "user_data"])

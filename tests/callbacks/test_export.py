@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from dipo_lightning import GradDiffModule, UnlearningDataModule
-from dipo_lightning.callbacks import ExportModel, MemorizationEvaluation
+from dipo_lightning.callbacks import ExportModel
 from dipo_lightning.callbacks.results import Best
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.callback import Evaluation
@@ -169,19 +169,3 @@ def test_each_fit_exports_its_own_best_moment(here):
         run(here, logged := Logged(score=scores), export, default_root_dir=here / "runs")
         found, best = load_file(export.path / "model.safetensors"), logged.weights[scores.index(max(scores))]
         assert all(torch.equal(found[name], best[name]) for name in found)
-
-
-@pytest.mark.parametrize(
-    ("made", "said"),
-    [
-        (lambda: ExportModel(best={"monitor": "my/score"}), "ExportModel.best is of the type dict; give a Best"),
-        (
-            lambda: MemorizationEvaluation(measuring={}),
-            r"MemorizationEvaluation.measuring .* give a Measuring \(in dipo",
-        ),
-        (lambda: MemorizationEvaluation(schedule={"at_end": True}), "MemorizationEvaluation.schedule .* a Schedule"),
-    ],
-)
-def test_options_in_a_dictionary_are_refused_with_the_class_to_give(made, said):
-    with pytest.raises(InputError, match=said):
-        made()

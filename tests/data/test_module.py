@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from dipo_lightning.data.loader import TrainingRows
 from dipo_lightning.data.unlearning import FineTuningDataModule, UnlearningDataModule
 from dipo_lightning.errors import InputError
 from dipo_lightning.methods.gradient_ascent import GradDiffModule
@@ -170,3 +171,60 @@ def test_rows_with_nothing_to_learn_stop_the_run_or_are_left_out(tmp_path: Path,
         kind(model, few, **options | {"on_missing": "skip", "max_length": 2}).setup("fit")
     with pytest.raises(InputError, match=r"line 2: its prompt alone has \d+ tokens.*set data\.max_length to"):
         kind(model, write(tmp_path / "rows.jsonl", rows), **options).setup("fit")
+
+
+class Bare(UnlearningDataModule):
+    """Overrides what Lightning calls as it is in Lightning: without ``super()``."""
+
+    def setup(self, stage: str) -> None:
+        self.forget_rows, self.retain_rows = ROWS, KEEP
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"mine": 1}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.mine = state_dict["mine"]
+
+
+def test_a_data_module_s_hook_without_super_keeps_its_rows_and_the_position(model: str) -> None:
+    first, second = (Bare(model, forget="mine", prompt="plain", batch_size=1) for _ in range(2))
+    first.setup("fit")
+    next(iter(first.train_dataloader()))
+    state = first.state_dict()
+    assert (state["mine"], state["done"]) == (1, 1)
+    second.setup("fit")
+    second.load_state_dict(state)
+    assert (second.mine, second.train_dataloader().skip) == (1, 1)
+
+
+class Made(UnlearningDataModule):
+    def read(self) -> None:
+        self.forget_rows, self.retain_rows = ROWS, KEEP
+
+
+class MadeToLearn(FineTuningDataModule):
+    def read(self) -> None:
+        self.train_rows = ROWS  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("kind", [Made, MadeToLearn])
+def test_rows_of_an_overridden_read_need_no_files(model: str, kind: Any) -> None:
+    module = kind(model, prompt="plain", batch_size=2)
+    with pytest.raises(InputError, match=r"no tokenised rows yet.*super\(\)\.setup\(stage\).*overriding read"):
+        module.train_dataloader()
+    module.setup("fit")
+    assert len(module.train_dataloader()) == 2
+    with pytest.raises(InputError, match=r"data\.(forget|train) is missing"):
+        kind.__base__(model)
+
+
+class Unpaired(Made):
+    def training_set(self) -> Any:
+        return TrainingRows(self.tokenize(self.forget_rows, "forget")[0])
+
+
+def test_forget_rows_that_are_not_paired_are_named(model: str) -> None:
+    module = Unpaired(model, prompt="plain")
+    module.setup("fit")
+    with pytest.raises(InputError, match=r"Unpaired\.training_set\(\) returns a TrainingRows"):
+        _ = module.forget_examples

@@ -13,8 +13,9 @@ import torch
 
 from dipo_lightning import DiPOModule, UnlearningDataModule
 from dipo_lightning.callbacks import Checkpoint
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.methods.gradient_ascent import GradDiffModule
+from dipo_lightning.methods.pdu import PDUModule
 from dipo_lightning.models.checkpoint import read_checkpoint
 from dipo_lightning.models.lora import LoRA
 from tests.helpers.small_tofu import write_tofu
@@ -191,3 +192,75 @@ def test_rows_of_a_model_that_is_loaded_already_are_compared_with_it(files: Path
     getattr(trainer, first)(module, data_of(files, max_length=24))
     with pytest.raises(InputError, match="the model has positions for 24 only: set data.max_length to 24"):
         trainer.fit(module, data_of(files))
+
+
+class Bare(GradDiffModule):
+    """Overrides hooks as Lightning's own are overridden: without ``super()``."""
+
+    def setup(self, stage: str) -> None:
+        self.stage = stage
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.first = batch_idx
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.log("mine/step", 1.0)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["mine"] = 1
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.mine = checkpoint["mine"]
+
+
+class Mixin:
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["mine"] = 2
+
+
+class Mixed(Mixin, PDUModule):
+    """Takes a bare hook from a mixin; PDU's own saves the multiplier."""
+
+
+def test_a_hook_without_super_loses_nothing_of_the_package(files: Path, tmp_path: Path) -> None:
+    module = Bare(str(files / "model"))
+    trainer = trained(files, module, 2, log_every_n_steps=1)
+    assert {"mine/step", "train/loss", "train/gradient_norm"} <= trainer.callback_metrics.keys()
+    assert (module.stage, module.first, len(module._batches), module.policy_is_pretrained) == ("fit", 1, 1, False)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    loaded = Bare.load_from_checkpoint(tmp_path / "x.ckpt")
+    assert loaded.mine == 1
+    assert not loaded.policy_is_pretrained
+    assert loaded.weights_fingerprint == module.weights_fingerprint
+    with pytest.raises(InputError, match="trainer.precision is 16-true"):  # of the base's setup
+        trained(files, Bare(str(files / "model")), precision="16-true")
+
+
+def test_a_hook_of_a_mixin_or_with_super_runs_the_package_s_once(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = Mixed(str(files / "model"), epsilon=10.0)
+    trained(files, module).save_checkpoint(tmp_path / "x.ckpt")
+    kept = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    assert (kept["mine"], kept["dual"]) == (2, module.dual)
+    assert "weights_fingerprint" in kept
+    logged = []
+    monkeypatch.setattr(PDUModule, "log_terms", lambda self, terms: logged.append(self.trainer.global_step))
+    trained(files, PDUModule(str(files / "model"), epsilon=10.0), 2, log_every_n_steps=1)
+    assert logged == [0, 1]
+
+
+def test_a_changed_policy_is_not_cached_under_the_pretrained_model_s_name(files: Path, tmp_path: Path) -> None:
+    module = DiPOModule(str(files / "model"), reference_cache=str(tmp_path), reference="hidden_states")
+    module.configure_model()
+    assert module.policy is not None
+    with torch.no_grad():
+        next(module.policy.parameters()).add_(1.0)
+    with pytest.raises(RunError, match="is not .*model as it was loaded"):
+        trained(files, module)
+
+
+@pytest.mark.parametrize("given", [None, "adamw"])
+def test_an_optimizer_that_cannot_be_called_is_a_sentence(given: Any) -> None:
+    with pytest.raises(InputError, match=f"model.optimizer is {given!r}; give a function of the parameters"):
+        GradDiffModule("model", optimizer=given)

@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from dipo_lightning.benchmarks.muse.data import HUB_NAMES, MUSEData, MUSEDataModule, is_published, load_muse
 from dipo_lightning.benchmarks.muse.measuring import MUSEOptions, MUSEPlan, evaluate_muse, plan_muse
 from dipo_lightning.benchmarks.muse.metrics import MUSE, PUBLISHED_RETRAIN_AUC
-from dipo_lightning.errors import InputError, check_choice, check_numbers
+from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Evaluation
 from dipo_lightning.evaluation.logs import check_comparable, read_log
 from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog
@@ -84,8 +84,6 @@ class MUSEEvaluation(Evaluation):
     def _check_options(self) -> None:
         tokens = {"verbmem_tokens": self.texts.verbmem_tokens, "knowmem_tokens": self.texts.knowmem_tokens}
         check_numbers(self, {"max_rows": self.max_rows, **tokens})
-        check_choice(self, "variant", self.texts.variant, ("muse", "open_unlearning"))
-        check_choice(self, "space", self.texts.space, ("prompt", "answer"))
         if self.measuring.max_new_tokens is not None:
             raise InputError("MUSEEvaluation has no measuring.max_new_tokens; set verbmem_tokens and knowmem_tokens.")
         if self.baseline is not None and self.retain_log is not None:

@@ -18,7 +18,7 @@ from dipo_lightning.benchmarks.robustness.quantization import Quantization
 from dipo_lightning.benchmarks.robustness.running import build_attacks, measure, named_attacks, planned, settings_of
 from dipo_lightning.benchmarks.robustness.tables import PARTS
 from dipo_lightning.benchmarks.robustness.wordings import Wordings
-from dipo_lightning.errors import InputError, check_numbers
+from dipo_lightning.errors import InputError, check_numbers, options_of
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Document, Evaluation
 from dipo_lightning.evaluation.generation import BATCH_ROWS
 from dipo_lightning.evaluation.rows import EvaluatedRows
@@ -58,9 +58,12 @@ class RobustnessEvaluation(Evaluation):
         schedule: Schedule | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(schedule=schedule or Schedule(every_n_epochs=None), **options)
+        super().__init__(schedule=Schedule(every_n_epochs=None) if schedule is None else schedule, **options)
         check_numbers(self, {"max_forget_rows": max_forget_rows})
-        own = wordings or Wordings(), prefixes or Prefixes(), quantization or Quantization()
+        given = {"wordings": (Wordings, wordings), "prefixes": (Prefixes, prefixes)}
+        given |= {"quantization": (Quantization, quantization)}
+        me = type(self).__name__
+        own = [kind() if one is None else options_of(f"{me}.{name}", kind, one) for name, (kind, one) in given.items()]
         more = "The others take longer: `dipo-lightning attack` makes them."
         chosen = named_attacks(attacks, own, f"{type(self).__name__}.attacks", more)
         self.attacks = build_attacks(chosen, further)

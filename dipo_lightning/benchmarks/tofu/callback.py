@@ -10,7 +10,7 @@ from dipo_lightning.benchmarks.tofu.data import HUB_NAME, TOFUData, load_tofu
 from dipo_lightning.benchmarks.tofu.metrics import TOFU
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.prompts import PromptName
-from dipo_lightning.errors import InputError, check_choice, check_numbers
+from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Evaluation
 from dipo_lightning.evaluation.gradients import gradient_norms, without_end
 from dipo_lightning.evaluation.logs import check_comparable, read_log
@@ -64,7 +64,6 @@ class TOFUEvaluation(Evaluation):
         self.truth_ratio, self.max_rows, self.prompt_style = truth_ratio, max_rows, prompt_style
         self.membership, self.gradnorm = membership, gradnorm
         check_numbers(self, {"max_rows": max_rows})
-        check_choice(self, "truth_ratio", truth_ratio, ("geometric", "arithmetic", "open_unlearning"))
         self.rows: TOFUData | None = None
         self.style: PromptStyle | None = None
 

@@ -14,7 +14,6 @@ from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Evaluation
 from dipo_lightning.evaluation.questions import evaluate_rows
 from dipo_lightning.evaluation.rows import EvaluatedRows
-from dipo_lightning.metrics.functional.answers import check_truth_ratio_variant
 
 MAX_NEW_TOKENS = 128
 
@@ -51,7 +50,6 @@ class MemorizationEvaluation(Evaluation):
         self.truth_ratio, self.text_tokens = truth_ratio, text_tokens
         check_numbers(self, {"max_forget_rows": max_forget_rows, "max_retain_rows": max_retain_rows})
         check_numbers(self, {"text_tokens": text_tokens}, least=2)
-        check_truth_ratio_variant(truth_ratio)
         self.sets: dict[str, list[dict[str, Any]]] = {}
         self.styles: dict[str, PromptStyle] = {}
 

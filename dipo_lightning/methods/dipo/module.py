@@ -6,7 +6,7 @@ the paper, those that are derived and those that were chosen here.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch.trainer.states import TrainerFn
@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from dipo_lightning.data.loader import Example, supervised_count
-from dipo_lightning.errors import InputError, RunError, check_positive
+from dipo_lightning.errors import InputError, RunError, check_positive, options_of
 from dipo_lightning.losses.chunking import global_mean, sequence_reduce
 from dipo_lightning.methods.dipo.loss import TokenMargins, dipo_loss, scale_factor
 from dipo_lightning.methods.dipo.margins import CachedMargins, Margins, cache_directions, choose_margins
@@ -66,7 +66,7 @@ class DiPOModule(UnlearningModule):
         self.save_hyperparameters({"lambda_": weight})  # and not None
         check_positive("model", {"beta": beta})
         self.beta, self.reduction, self.scale = beta, reduction, scale
-        self.pair = PairOptions(**pair) if isinstance(pair, Mapping) else pair
+        self.pair = options_of("model.pair", PairOptions, pair)
         self.margins: Margins | None = None
         self._blind: Answers | None = None  # the reference's view of the current forget rows without their questions
         self._watched: dict[str, Tensor] = {}  # further numbers to log with the current loss

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, check_fields
 from dipo_lightning.losses.chunking import working_dtype
 
 Source = Literal["reference", "policy"]
@@ -69,10 +69,7 @@ class PairOptions:
         Raises:
             InputError: Naming the option, its value and the allowed values.
         """
-        kinds = {"selection": Selection, "memory_vector": MemoryVector, "weighting": Weighting, "source": Source}
-        for name, kind in kinds.items():
-            if getattr(self, name) not in get_args(kind):
-                raise InputError(f"{name} is {getattr(self, name)!r}; use one of {list(get_args(kind))}")
+        check_fields("pair", self)
         if self.memory_vector == "contrast" and self.source == "policy":
             raise InputError(
                 "memory_vector is contrast, which compares two views of the reference model: write source: reference"

@@ -173,3 +173,27 @@ def test_rows_are_spread_evenly():
     style = prompt_style("plain", toy_tokenizer())
     assert row_style([{"question": "", "answer": ""}], style) is style
     assert row_style([{"text": ""}], style).name == "text"
+
+
+def test_a_trained_module_is_filed_under_its_own_steps_by_any_trainer(tmp_path, model):
+    files = [write(tmp_path / f"{name}.jsonl", rows) for name, rows in (("forget", FORGET), ("retain", RETAIN))]
+    data = UnlearningDataModule(str(model), *files, prompt="plain", batch_size=2, max_length=64)
+    module = GradDiffModule(str(model), optimizer=lambda p: torch.optim.SGD(p, lr=0.05))
+
+    def tested(run, module, **options):
+        evaluation = MemorizationEvaluation(measuring={"generate": False})
+        run.callbacks.append(evaluation)
+        run.test(module, data, verbose=False, **options)
+        run.callbacks.remove(evaluation)
+        where = evaluation.last["provenance"]
+        return where["epoch"], where["step"]
+
+    assert tested(trainer(tmp_path), module) == (0, 0)
+    for limit, position in ({"max_steps": 1, "max_epochs": -1}, (1, 1)), ({"max_epochs": 2}, (2, 4)):
+        run = trainer(tmp_path, **limit)
+        run.fit(module, data)
+        run.save_checkpoint(tmp_path / "x.ckpt")
+        loaded = GradDiffModule.load_from_checkpoint(tmp_path / "x.ckpt")
+        assert tested(run, module) == tested(trainer(tmp_path), module) == position
+        assert tested(trainer(tmp_path), loaded) == position
+        assert tested(trainer(tmp_path), GradDiffModule(str(model)), ckpt_path=tmp_path / "x.ckpt") == position
