@@ -72,7 +72,7 @@ class ExportModel(Callback):
         check_arguments(self)
         self.folder, self.adapters, self.inside_run = folder, adapters, inside_run
         self.best = None if best is None else options_of("ExportModel.best", Best, best)
-        check_positive(self, {"best.share": self.best and self.best.share}, most=1)
+        check_positive(self, {"best.share": None if self.best is None else self.best.share}, most=1)
         self.path: Path | None = None
         self._written = False
         self._exported: tuple[float, float] | None = None  # the rule's two numbers at the exported moment
