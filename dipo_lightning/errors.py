@@ -144,7 +144,7 @@ def options_of(name: str, kind: type[Options], given: Any) -> Options:
     """
     known = [field.name for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
     if isinstance(given, Mapping):
-        refuse_unknown(name, sorted(given.keys() - set(known)), known)
+        refuse_unknown(name, sorted(map(str, given.keys() - set(known))), known)
         try:
             given = kind(**given)
         except TypeError as error:  # one without a default is missing

@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -168,12 +169,11 @@ class Checkpoint(Savepoint, CheckpointBase):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse optimisers of another class, and a resume without any time left to train in; collective."""
         self._check_optimizers(trainer)
-        if not self._complete:
-            refuse_without_time(trainer)
-        self._out_of_time = not self._loaded.get("stopped") and is_out_of_time(trainer)
+        self._check_time(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finish the interrupted run's step: its pending evaluations, and numbers that it had not logged yet."""
+        self._check_time(trainer)  # under FSDP2 the checkpoint is read only after `on_fit_start`
         self._begin(trainer)
         self.signals.listen(trainer)
         if hook := self._loaded.get("hook"):
@@ -187,7 +187,7 @@ class Checkpoint(Savepoint, CheckpointBase):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save after every n-th optimiser step and on a signal; at the end of an epoch its evaluation comes first."""
-        self._out_of_time = trainer.should_stop and is_out_of_time(trainer)
+        self._out_of_time = ended_by_time(trainer)
         step = trainer.global_step
         ends = batch_idx + 1 >= trainer.num_training_batches or step == trainer.max_steps
         if trainer.fit_loop._should_accumulate() or ends:
@@ -200,7 +200,7 @@ class Checkpoint(Savepoint, CheckpointBase):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save at the end of every n-th epoch but the last, whose final evaluation comes first."""
-        self._out_of_time = trainer.should_stop and is_out_of_time(trainer)  # a timer may look here only
+        self._out_of_time = ended_by_time(trainer)  # a timer may look here only
         step = trainer.global_step
         last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs or step == trainer.max_steps
         stop = self.signals.agreed(trainer)
@@ -410,6 +410,12 @@ class Checkpoint(Savepoint, CheckpointBase):
             self._compare(Path(trainer.ckpt_path).parent)
         self._check_optimizers(trainer)
 
+    def _check_time(self, trainer: pl.Trainer) -> None:
+        """Refuse a resume without any time left to train in; collective."""
+        if not self._complete:
+            refuse_without_time(trainer)
+        self._out_of_time = not self._loaded.get("stopped") and is_out_of_time(trainer)
+
     def _check_optimizers(self, trainer: pl.Trainer) -> None:
         """Refuse the state of another optimiser, or of one with other options, as soon as both are known."""
         pairs = zip(self._loaded.get("optimizers", ()), map(described, trainer.optimizers), strict=False)
@@ -427,17 +433,27 @@ class Checkpoint(Savepoint, CheckpointBase):
                 )
 
 
+def timers(trainer: pl.Trainer) -> list[Timer]:
+    """Return the timers of the Trainer (``trainer.max_time``)."""
+    return [one for one in trainer.callbacks if isinstance(one, Timer)]  # type: ignore[attr-defined]
+
+
 def is_out_of_time(trainer: pl.Trainer) -> bool:
-    """Return whether a timer of the Trainer (``trainer.max_time``) has no time left."""
-    timers = [one for one in trainer.callbacks if isinstance(one, Timer)]  # type: ignore[attr-defined]
-    return any((left := one.time_remaining()) is not None and left <= 0 for one in timers)
+    """Return whether a timer of the Trainer has no time left."""
+    return any((left := one.time_remaining()) is not None and left <= 0 for one in timers(trainer))
+
+
+def ended_by_time(trainer: pl.Trainer) -> bool:
+    """Return whether a timer, and no rule, ends the run."""
+    rules = (one for one in trainer.callbacks if isinstance(one, EarlyStopping))  # type: ignore[attr-defined]
+    ruled = any(one.stopping_reason != EarlyStoppingReason.NOT_STOPPED for one in rules)
+    return trainer.should_stop and is_out_of_time(trainer) and not ruled
 
 
 def refuse_without_time(trainer: pl.Trainer) -> None:
     """Raise an `InputError` if a timer has no time left before the first step of this fit; collective."""
     if trainer.strategy.broadcast(is_out_of_time(trainer)):
-        timers = [one for one in trainer.callbacks if isinstance(one, Timer)]  # type: ignore[attr-defined]
-        spent = timedelta(seconds=math.ceil(max(one.time_elapsed() for one in timers)))
+        spent = timedelta(seconds=math.ceil(max(one.time_elapsed() for one in timers(trainer))))
         raise InputError(
             f"trainer.max_time leaves no time to train: the run has trained for {spent} already, and the time before "
             "its checkpoint counts. Give a larger trainer.max_time."

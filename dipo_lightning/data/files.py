@@ -325,8 +325,8 @@ def _json_values(path: Path) -> Iterator[Record]:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """JSON object of the pairs, whose keys must differ."""
     found = dict(pairs)
-    if len(found) != len(pairs):
-        raise RepeatedKeyError(_repeated([name for name, _ in pairs]))
+    if len(found) != len(pairs) and (repeated := _repeated([name for name, _ in pairs])):
+        raise RepeatedKeyError(repeated)
     return found
 
 

@@ -81,7 +81,7 @@ class Span(NamedTuple):
 class Word(NamedTuple):
     """A word without possessive ending or contracted verb, and its position in the text.
 
-    It is in lower case, unless its capitals tell it from a function word ("US", "IT", "blood group A").
+    It is in lower case, unless its capitals tell it from a function word (`ABBREVIATIONS`, "blood group A").
     """
 
     text: str
@@ -95,21 +95,25 @@ def words(text: str) -> list[Word]:
     for match in _WORD.finditer(text):
         word = _ENDING.sub("", match.group())
         found.append(Word(word.lower(), match.start(), match.start() + len(word)))
-    shouted = len(found) > 1 and text.isupper()
+    shouted = text.isupper() and any(word.text in FUNCTION_WORDS - ABBREVIATIONS for word in found)
     return found if shouted else [_with_capitals(text, word) for word in found]
 
 
-def _with_capitals(text: str, word: Word) -> Word:
-    """Return a word of a text in capitals if it is an abbreviation or a letter that is spelt like a function word.
+ABBREVIATIONS = frozenset(["as", "it", "me", "ms", "us", "who"])
+"""Function words that abbreviations are spelt like: IT, WHO, and the illnesses AS, ME and MS."""
 
-    "I" is none, nor is an "A" that opens a sentence or precedes a name ("A Life in Stone").
+
+def _with_capitals(text: str, word: Word) -> Word:
+    """Return a word of a text in capitals if it is an abbreviation or the letter A.
+
+    An "A" that opens a sentence or precedes a name ("A Life in Stone") is an article.
     """
     said = text[word.start : word.end]
-    if word.text not in FUNCTION_WORDS or not said.isupper() or said == "I":
-        return word
-    if len(said) == 1 and (_opens_sentence(text, word.start) or re.match(r"\s+\p{Lu}", text[word.end :])):
-        return word
-    return word._replace(text=said)
+    if said == "A":
+        is_word = _opens_sentence(text, word.start) or re.match(r"\s+\p{Lu}", text[word.end :])
+    else:
+        is_word = word.text not in ABBREVIATIONS or not said.isupper()
+    return word if is_word else word._replace(text=said)
 
 
 def vocabulary(texts: Iterable[str]) -> set[str]:
@@ -139,7 +143,9 @@ def rows_with_words(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
 def _key(text: str, word: Word) -> str:
     """Return the key of a word of a text in the counts of `rows_with_words`."""
     said = text[word.start : word.end]
-    return said if _is_capitalised_inside(text, word) and _is_cased(said) else word.text
+    if not _is_cased(said):
+        return word.text
+    return said if _is_capitalised_inside(text, word) or _FULL_NAME.match(text, word.start) else word.text
 
 
 def is_rare(word: str, shared: Mapping[str, int]) -> bool:
@@ -158,7 +164,7 @@ def is_name(text: str, word: Word) -> bool:
 
 
 def names_in(question: str) -> set[str]:
-    """Return the names and numbers of a question, in lower case, without its first word."""
+    """Return the names and numbers of a question, as `words` has them, without its first word."""
     return {word.text for word in words(question)[1:] if is_name(question, word)}
 
 
@@ -175,7 +181,7 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
     Args:
         question: The question; empty for a plain text.
         answer: The true answer.
-        shared: Words of the retain rows in lower case, with the number of rows that contain each (`rows_with_words`).
+        shared: Words of the retain rows, with the number of rows that contain each (`rows_with_words`).
     """
     forms = {form for word in vocabulary([question]) for form in (word, *_compounded(word))}
     asked = {form for word in forms for form in (word, _base(word), *map(_base, _relative(word)))}
@@ -411,9 +417,13 @@ def _said(value: str) -> Any:
 
 
 def _as_letter(name: str) -> str:
-    """The pattern of a letter that also is a word (A, I), but not that word: it opens no sentence before a word."""
+    """The pattern of a letter that also is a word (A, I), except where it opens a sentence or precedes a name.
+
+    A small letter counts only before a sign or the end.
+    """
     opens = r"(?<=(?:^|[.!?…。！？\n])[\s\"'“‘(«]*)"
-    return rf"(?:(?!{opens}{name}\s+\p{{Ll}}){name}|{name.lower()}(?!\s+\p{{L}}))"
+    article = rf"{opens}{name}\s+(?!(?:is|was)\b)\p{{Ll}}|{name}\s+\p{{Lu}}"
+    return rf"(?:(?!{article}){name}|{name.lower()}(?=\s*(?:[^\s\p{{L}}\p{{N}}\"“‘'(-]|$)))"
 
 
 @cache

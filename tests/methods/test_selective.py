@@ -395,11 +395,36 @@ def test_forget_questions_are_asked_about_other_subjects_that_share_no_name(make
 
 
 @pytest.mark.parametrize(
+    ("answer", "value", "words"),
+    [
+        ("她住在北京市海淀区。", "北京", {"北京"}),
+        ("He is a vice-admiral.", "admiral", {"admiral"}),
+        ("He calls +49-555-1234.", "555-1234", {"555-1234"}),
+        ("Her group is A.", "A", {"A"}),
+        ("She is a bee.", "a bee", {"bee"}),
+    ],
+)
+def test_the_words_of_a_value_may_lie_inside_a_word_of_the_answer(maker, answer, value, words):
+    row = {"question": "What is it?", "answer": answer, "private": [value]}
+    assert ExampleMaker([row], [], maker.style).secrets == [words]
+
+
+def test_ordinary_words_of_a_value_are_not_banned_in_other_answers_about_its_subject(maker):
+    answers = ["She works hard every day and likes people.", "She is a glassblower in Oslo."]
+    rows = [{"question": f"{asked} of Mara Velt?", "answer": said} for asked, said in zip("OP", answers, strict=True)]
+    first, second = ExampleMaker(rows, [], maker.style).secrets
+    assert {"works", "hard", "glassblower", "oslo"} <= first
+    assert second == {"glassblower", "oslo"}
+
+
+@pytest.mark.parametrize(
     ("question", "asked"),
     [
         ("Where does Pieter van der Berg work?", ["Where does Ann Lee work?"]),
         ("Where does J. R. O'Brien work?", ["Where does Ann Lee work?"]),
         ('Is Ann-Marie "Chico" de la Cruz at home?', ["Is Ann Lee at home?"]),
+        ('Is Ed Ames "Chico" at home?', ["Is Ann Lee at home?"]),
+        ("Is Ed Ames (USA) at home?", ["Is Ann Lee at home?"]),
         ("Where do Mara Velt and Jonas Kern live?", []),
         ("Was Ed born in Edinburgh?", []),
         ("Was Ed Ames born as Edmund?", []),

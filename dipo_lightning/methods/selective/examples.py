@@ -10,6 +10,7 @@ from typing import Any
 
 from dipo_lightning.data.encoding import PromptStyle, encode
 from dipo_lightning.data.private import (
+    FEW_WORDS,
     FUNCTION_WORDS,
     Span,
     Word,
@@ -35,7 +36,7 @@ PARTICLES = frozenset(
     + ["el", "ibn", "la", "las", "le", "los", "ten", "ter", "van", "von", "y", "zu", "zum", "zur"]
 )
 """Words between the names of one person ("van der Berg")."""
-_INSIDE_NAME = re.compile(r"(?<=\b\w)\.\s*|\s+[\"“”'‘’(]?|[\"“”'‘’)]\s+")
+_INSIDE_NAME = re.compile(r"(?<=\b\w)\.\s*|\s+[\"“(]?|[\"”)]\s+")
 """White space, quotation marks and brackets between the names of one person, and the full stop of an initial."""
 
 MOST_NEIGHBOURS = 120
@@ -104,7 +105,14 @@ def subject_in(question: str, own: set[str]) -> str:
         particles = []
     named = [run for run in runs if not own.isdisjoint(word.text for word in run)]
     longest = max(named, key=len, default=None)
-    return question[longest[0].start : longest[-1].end] if longest else ""
+    return _closed(question, longest[0].start, longest[-1].end) if longest else ""
+
+
+def _closed(question: str, start: int, end: int) -> str:
+    """Return a part of a question, with the sign that closes what it leaves open."""
+    name = question[start:end]
+    left_open = name.count('"') % 2 or any(name.count(sign) > name.count(other) for sign, other in ("()", "“”"))
+    return name + question[end] if left_open and question[end : end + 1] in tuple('")”') else name
 
 
 class ExampleMaker:
@@ -112,7 +120,8 @@ class ExampleMaker:
 
     Attributes:
         spans: Private spans of each row's answer.
-        secrets: Words of the private values of all rows about each row's subject, in lower case.
+        names: Names in each row's question that identify its subject.
+        secrets: Words of the private values of all rows about each row's subject, in lower case but for abbreviations.
         banned: Tokens that begin one of these words, by row.
         watched: Tokens that begin the rarest word of one of the row's own values, by row. Each has the lists of tokens
             that complete its words; none if the token is a whole word by itself.
@@ -128,8 +137,8 @@ class ExampleMaker:
         self.tokenizer: Any = style.tokenizer
         self.spans = [private_spans(row, shared) for row in rows]
         self.subjects = [identifiers(row["question"], shared) for row in rows]
-        own = [self._words(row["answer"], spans) for row, spans in zip(rows, self.spans, strict=True)]
-        self.secrets = self._about_subject(own)
+        self.names = [own & names_in(row["question"]) for row, own in zip(rows, self.subjects, strict=True)]
+        self.secrets = self._secrets()
         self.banned = [self._banned(index) for index in range(len(rows))]
         rarest = [self._rarest(index) for index in range(len(rows))]
         self.watched = [self._watched(index, own) for index, own in enumerate(rarest)]
@@ -139,17 +148,26 @@ class ExampleMaker:
 
     @staticmethod
     def _words(answer: str, spans: Sequence[Span]) -> set[str]:
-        inside = (word for word in words(answer) for span in spans if span.start <= word.start < span.end)
-        return {word.text for word in inside} - FUNCTION_WORDS
+        whole = {(word.start, word.end): word.text for word in words(answer)}  # an "A" may be an article by itself
+        found = ((span.start, word) for span in spans for word in words(answer[span.start : span.end]))
+        return {whole.get((start + one.start, start + one.end), one.text) for start, one in found} - FUNCTION_WORDS
 
-    def _about_subject(self, own: Sequence[set[str]]) -> list[set[str]]:
+    def _is_phrase(self, answer: str, span: Span) -> bool:
+        """Return whether a value is a phrase of ordinary words, which other answers may need."""
+        value = answer[span.start : span.end]
+        content = [word for word in words(value) if word.text not in FUNCTION_WORDS]
+        return len(content) > FEW_WORDS and 2 * sum(is_name(value, word) for word in content) < len(content)
+
+    def _secrets(self) -> list[set[str]]:
         """Private words of each row, and those of rows about the same name that this row does not say itself."""
-        named = [names_in(row["question"]) & subject for row, subject in zip(self.rows, self.subjects, strict=True)]
+        answers = [(row["answer"], spans) for row, spans in zip(self.rows, self.spans, strict=True)]
+        own = [self._words(answer, spans) for answer, spans in answers]
         of_name: dict[str, set[str]] = {}
-        for names, found in zip(named, own, strict=True):
+        for names, (answer, spans) in zip(self.names, answers, strict=True):
+            found = self._words(answer, [span for span in spans if not self._is_phrase(answer, span)])
             for name in names:
                 of_name.setdefault(name, set()).update(found)
-        others = [set[str]().union(*(of_name[name] for name in names)) for names in named]
+        others = [set[str]().union(*(of_name[name] for name in names)) for names in self.names]
         said = [vocabulary([row["question"], row["answer"]]) for row in self.rows]
         return [mine | (more - text) for mine, more, text in zip(own, others, said, strict=True)]
 
@@ -235,13 +253,13 @@ class ExampleMaker:
         kept = ((row["question"], names_in(row["question"])) for row in retain)
         found = dict.fromkeys(subject_in(asked, own) for asked, own in kept if own and own.isdisjoint(forgotten))
         others = list(found)[:: -(-len(found) // MOST_NEIGHBOURS) or 1]
-        names = [own & names_in(row["question"]) for row, own in zip(self.rows, self.subjects, strict=True)]
-        subjects = [subject_in(row["question"], own) for row, own in zip(self.rows, names, strict=True)]
-        named = vocabulary(subjects) - FUNCTION_WORDS - PARTICLES
+        subjects = [subject_in(row["question"], own) for row, own in zip(self.rows, self.names, strict=True)]
+        named = {word.text for subject in subjects for word in words(subject) if is_name(subject, word)}
         questions = []
-        for row, own, subject in zip(self.rows, names, subjects, strict=True):
+        for row, own, subject in zip(self.rows, self.names, subjects, strict=True):
             before, *after = re.split(rf"(?<!\w){re.escape(subject)}(?!\w)", row["question"])
-            if subject and (named | own).isdisjoint(vocabulary([before, *after])):
+            left = {word.text for part in (before, *after) for word in words(part) if is_name(part, word)}
+            if subject and left.isdisjoint(named | own):
                 alike = [other for other in others if (" " in other) == (" " in subject)]
                 questions += [other.join([before, *after]) for other in alike]
         return questions
@@ -344,7 +362,7 @@ def following(pairs: Mapping[int, Sequence[tuple[list[int], int]]], ids: Sequenc
 
 
 def first_tokens(tokenizer: Any, secrets: Iterable[str]) -> list[int]:
-    """Return the first tokens of the words in lower, title and upper case (`token_forms`)."""
+    """Return the first tokens of the words in each form (`token_forms`)."""
     return sorted({ids[0] for ids in token_forms(tokenizer, secrets)})
 
 
@@ -356,6 +374,7 @@ def token_forms(tokenizer: Any, secrets: Iterable[str]) -> list[list[int]]:
 def word_forms(tokenizer: Any, secrets: Iterable[str]) -> list[tuple[list[int], int]]:
     """Return the tokens of the words in lower, title and upper case, with and without a leading space.
 
+    An abbreviation has its capitals only.
     Each form comes with the number of tokens before the first one with which it has enough letters to be told from
     other words: two after a space, else four, since a token without a leading space also occurs inside other words. In
     other scripts than the Latin a single token is enough.
