@@ -71,7 +71,7 @@ class ExportModel(Callback):
     ) -> None:
         check_arguments(self)
         self.folder, self.adapters, self.inside_run = folder, adapters, inside_run
-        self.best = None if best is None else options_of("ExportModel.best", Best, best)
+        self.best = None if best is None else options_of(f"{type(self).__name__}.best", Best, best)
         check_positive(self, {"best.share": None if self.best is None else self.best.share}, most=1)
         self.path: Path | None = None
         self._written = False

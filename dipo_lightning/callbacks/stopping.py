@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dipo_lightning.callbacks.checkpoint import Checkpoint
-from dipo_lightning.errors import InputError, RunError, check_choice, check_positive
+from dipo_lightning.errors import InputError, RunError, check_arguments, check_positive
 from dipo_lightning.evaluation.aggregates import flat_numbers
 from dipo_lightning.evaluation.benchmark import find_benchmark, installed_benchmarks
 from dipo_lightning.evaluation.callback import Evaluation
@@ -48,7 +48,7 @@ class StopAtThreshold(EarlyStopping):
     ) -> None:
         if (threshold is None) == (retain_log is None):
             raise InputError("StopAtThreshold needs one of threshold and retain_log (the retain model's log).")
-        check_choice(self, "mode", mode, ("min", "max"))
+        check_arguments(self)
         if threshold is None:
             assert retain_log is not None
             threshold = threshold_from_log(retain_log, monitor)
@@ -140,6 +140,11 @@ def refuse_before_evaluation(rule: Any, trainer: pl.Trainer) -> None:
             )
 
 
+def evaluations(trainer: pl.Trainer) -> list[Evaluation]:
+    """Return the Trainer's evaluations."""
+    return [one for one in trainer.callbacks if isinstance(one, Evaluation)]  # type: ignore[attr-defined]
+
+
 def is_logged(option: str, name: str, trainer: pl.Trainer) -> bool:
     """Return whether the number that an option of a callback names is logged; False before its evaluation first runs.
 
@@ -148,8 +153,8 @@ def is_logged(option: str, name: str, trainer: pl.Trainer) -> bool:
     """
     if name in trainer.callback_metrics:
         return True
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Evaluation) and callback.owns(name):
+    for callback in evaluations(trainer):
+        if callback.owns(name):
             began = any(map(callback.owns, trainer.callback_metrics))
             if not began and (callback.schedule.every_n_epochs or callback.schedule.every_n_steps):
                 return False
@@ -194,8 +199,7 @@ class StopOnCollapse(pl.Callback):
         if stage == TrainerFn.FITTING:
             self.first = None  # a checkpoint's state is restored after this
         if self.given is None:
-            evaluations = [one for one in trainer.callbacks if isinstance(one, Evaluation)]  # type: ignore[attr-defined]
-            utilities = [f"{one.name}/{one.utility}" for one in evaluations if one.utility]
+            utilities = [f"{one.name}/{one.utility}" for one in evaluations(trainer) if one.utility]
             if not utilities:
                 raise InputError(
                     "StopOnCollapse has no utility to watch: trainer.callbacks has no evaluation that measures one. "
@@ -207,10 +211,11 @@ class StopOnCollapse(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record the value before the first step.
 
-        An `InputError` if the evaluation of that moment has not measured it.
+        Raises:
+            InputError: The evaluation of that moment has not measured it.
         """
-        evaluations = [one for one in trainer.callbacks if isinstance(one, Evaluation)]  # type: ignore[attr-defined]
-        if any(one.owns(self.monitor) and any(map(one.owns, trainer.callback_metrics)) for one in evaluations):
+        began = (one for one in evaluations(trainer) if any(map(one.owns, trainer.callback_metrics)))
+        if any(one.owns(self.monitor) for one in began):
             is_logged(f"{type(self).__name__}.monitor", self.monitor, trainer)
         self._check(trainer, pl_module)
 

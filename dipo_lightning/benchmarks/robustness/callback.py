@@ -60,14 +60,14 @@ class RobustnessEvaluation(Evaluation):
     ) -> None:
         super().__init__(schedule=Schedule(every_n_epochs=None) if schedule is None else schedule, **options)
         check_numbers(self, {"max_forget_rows": max_forget_rows})
+        me = type(self).__name__
         kinds = {"wordings": Wordings, "prefixes": Prefixes, "quantization": Quantization}
         given = zip(kinds.items(), (wordings, prefixes, quantization), strict=True)
-        me = type(self).__name__
         own: list[Attack] = [
             kind() if one is None else options_of(f"{me}.{name}", kind, one) for (name, kind), one in given
         ]
         more = "The others take longer: `dipo-lightning attack` makes them."
-        chosen = named_attacks(attacks, own, f"{type(self).__name__}.attacks", more)
+        chosen = named_attacks(attacks, own, f"{me}.attacks", more)
         self.attacks = build_attacks(chosen, further)
         self.attack_metrics, self.max_forget_rows = attack_metrics, max_forget_rows
         self.subject: Subject | None = None
