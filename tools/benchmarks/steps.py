@@ -75,7 +75,7 @@ class PreparedSelective(SelectiveModule):
     forget rows), and general answers.
     """
 
-    def on_fit_start(self) -> None:
+    def make_examples(self) -> None:
         """Prepare nothing: `take` makes the rows, without a search for private values or answers of the reference."""
 
     def take(self, part: TokenBatch) -> SimpleNamespace:

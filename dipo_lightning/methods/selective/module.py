@@ -197,10 +197,14 @@ class SelectiveModule(UnlearningModule):
         check_blindness(model, type(self).__name__)
 
     def on_fit_start(self) -> None:
-        """Find the private values, and let the reference model generate further training answers."""
+        """Make the training rows beside those of the data module."""
         super().on_fit_start()
         if self.trainer.ckpt_path is None:
             self._checked = 0
+        self.make_examples()
+
+    def make_examples(self) -> None:
+        """Find the private values, and let the reference model generate further training answers."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if any("question" not in row for row in data.forget_rows):
             raise InputError(
