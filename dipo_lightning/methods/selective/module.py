@@ -144,7 +144,7 @@ class SelectiveModule(UnlearningModule):
         beta: float = 0.5,
         sentence_weight: float = 1.0,
         ceiling: float = 1e-4,
-        ceiling_weight: float = 0.2,
+        ceiling_weight: float = 1.0,
         general_weight: float = 1.0,
         alternatives: int = 3,
         samples: int = 6,
