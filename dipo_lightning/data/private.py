@@ -134,16 +134,16 @@ def rows_with_words(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
     """
     found: Counter[str] = Counter()
     for row in rows:
-        said = {(form, text) for text in (row["question"], row["answer"]) for form in words(text)}
-        parts = {part for word, _ in said for part in (word.text, *_compounded(word.text))}
-        found.update({"", *parts, *(_key(text, word) for word, text in said)})
+        said = [(text, word) for text in (row["question"], row["answer"]) for word in words(text)]
+        parts = {part for _, word in said for part in (word.text, *_compounded(word.text))}
+        found.update({"", *parts, *(_key(text, word) for text, word in said)})
     return found
 
 
 def _key(text: str, word: Word) -> str:
     """Return the key of a word of a text in the counts of `rows_with_words`."""
     said = text[word.start : word.end]
-    if not _is_cased(said):
+    if not (said[0].isupper() and _is_cased(said)):  # most words need no look at the lists
         return word.text
     return said if _is_capitalised_inside(text, word) or _FULL_NAME.match(text, word.start) else word.text
 
@@ -438,8 +438,8 @@ def _is_cased(value: str) -> bool:
 _MONTHS = {
     form: f"month {number}"
     for number, name in enumerate(shipped_json(__package__, "months"), 1)
-    for form in (name, name[:3], name[:4] if name == "september" else name)
-}
+    for form in (name, name[:3])
+} | {"sept": "month 9"}
 _ORDINAL = re.compile(r"(?<=\p{N})(?:st|nd|rd|th)(?!\p{L})")
 _NUMERIC = re.compile(r"(?<![\d/.-])(?:(\d{4})([/.-])(\d\d?)\2(\d\d?)|(\d\d?)([/.-])(\d\d?)\6(\d{4}))(?![\d/-])")
 """A date in numbers: year, month and day, or day, month (in either order) and year."""

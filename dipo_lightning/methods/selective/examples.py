@@ -152,7 +152,8 @@ class ExampleMaker:
         found = ((span.start, word) for span in spans for word in words(answer[span.start : span.end]))
         return {whole.get((start + one.start, start + one.end), one.text) for start, one in found} - FUNCTION_WORDS
 
-    def _is_phrase(self, answer: str, span: Span) -> bool:
+    @staticmethod
+    def _is_phrase(answer: str, span: Span) -> bool:
         """Return whether a value is a phrase of ordinary words, which other answers may need."""
         value = answer[span.start : span.end]
         content = [word for word in words(value) if word.text not in FUNCTION_WORDS]
