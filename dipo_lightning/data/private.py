@@ -21,7 +21,7 @@ from dipo_lightning.metrics.functional.text import stem
 from dipo_lightning.models.answers import IGNORED
 
 _NEW_SENTENCE = r"(?<=\p{Ll})\.(?=\p{Lu}\p{Ll})"
-_JOINT = rf"(?:[-'’](?=[\p{{L}}\p{{N}}])|(?<=\p{{N}}),(?=\p{{N}})|(?!{_NEW_SENTENCE})\.(?=[\p{{L}}\p{{N}}]))"
+_JOINT = rf"(?:[-'’@_](?=[\p{{L}}\p{{N}}])|(?<=\p{{N}}),(?=\p{{N}})|(?!{_NEW_SENTENCE})\.(?=[\p{{L}}\p{{N}}]))"
 _WORD = re.compile(rf"[\p{{L}}\p{{N}}](?:[\p{{L}}\p{{M}}\p{{N}}]|{_JOINT})*")
 _ENDING = re.compile(r"['’](?:s|m|d|ll|re|ve)$", re.IGNORECASE)
 """Possessive ending, or a contracted verb ("she'll")."""
@@ -32,6 +32,8 @@ _LETTER = rf"(?:(?!{_UNSPACED})[\p{{L}}\p{{M}}\p{{N}}])"
 _PART = re.compile(r"[\p{L}\p{N}](?:[\p{L}\p{M}\p{N}]|(?<=\p{N})[.,](?=\p{N}))*")
 """Letters and digits up to the next sign; a number with its point."""
 _GAP = r"(?:['’]s)?[^\p{L}\p{N}]+"
+_SIGNS = r"[\s./()-]{0,2}"
+"""Signs that group the digits of a telephone or account number."""
 _DATE = r"\p{N}\.\p{N}{1,2}\."
 _BEFORE = rf"(?<!{_LETTER})(?:(?<={_DATE})|(?<!\p{{N}}[.,](?=\p{{N}})))(?<!(?<!{_LETTER})(?:\p{{L}}-|o['’]))"
 """Condition before a value: it is not the rest of a word or number, nor of a word like "e-mail" or "O'Neil"."""
@@ -267,17 +269,27 @@ def _opens_sentence(text: str, start: int) -> bool:
 
 
 def _join(answer: str, chosen: Sequence[Word]) -> list[Span]:
-    """Join names and numbers that are separated by white space only."""
+    """Join adjacent names and numbers."""
     spans: list[Span] = []
-    before = False
+    last = None
     for word in chosen:
-        name = is_name(answer, word)
-        if spans and before and name and not answer[spans[-1].end : word.start].strip():
+        if last and _belong_together(answer, last, word):
             spans[-1] = Span(spans[-1].start, word.end)
         else:
             spans.append(Span(word.start, word.end))
-        before = name
+        last = word
     return spans
+
+
+def _belong_together(answer: str, first: Word, second: Word) -> bool:
+    """Return whether two words are names or numbers that are separated by white space only.
+
+    A long number belongs to no word that opens a sentence ("Ring 555-0182"), except for a month.
+    """
+    if not (is_name(answer, first) and is_name(answer, second)) or answer[first.end : second.start].strip():
+        return False
+    opens = _opens_sentence(answer, first.start) and not has_digit(first.text) and first.text not in _MONTHS
+    return not (opens and sum(map(str.isdecimal, second.text)) > 2)
 
 
 def spans_of_values(answer: str, values: Iterable[str]) -> list[Span]:
@@ -386,7 +398,8 @@ def says(text: str, value: str) -> bool:
 
     A part of a word or number is not the value ("12" in "1912", "3" in "3.5"); a part of a compound is ("Lima-born"),
     and so is any part of a text in a script without spaces. Numbers may be written with separators between thousands or
-    without, and dates in any order ("June 12th, 1971", "12 Jun 1971", "1971-06-12"). A single capitalised word that
+    without, numbers of five digits and more in any groups ("555-01 82"), and dates in any order ("June 12th, 1971", "12
+    Jun 1971", "1971-06-12"). A single capitalised word that
     also is a common word ("May") needs its capital, and a letter that also is an article must not stand before a noun.
     Values without words (punctuation only) are searched for as substrings.
     """
@@ -406,14 +419,21 @@ def _said(value: str) -> Any:
     parts = _PART.findall(re.sub(rf"['’]s(?!{_LETTER})", "", bare))
     if not parts:
         return None
-    lone = re.fullmatch(r"\p{L}", "".join(parts)) is not None
+    together = "".join(parts)
+    lone = re.fullmatch(r"\p{L}", together) is not None
     before = "" if re.match(_UNSPACED, parts[0]) else _BEFORE + _LONE_BEFORE * lone
     after = "" if re.match(_UNSPACED, parts[-1][-1]) else _AFTER + _LONE_AFTER * lone
     sign = re.search(r"(?<=\p{L})[+#]+$", bare.strip())  # of C++ and A+
-    text = _GAP.join(map(re.escape, parts))
+    text = _SIGNS.join(together) if _is_long_number(together) else _GAP.join(map(re.escape, parts))
     if _is_cased(value):
         text = _as_letter(text) if lone else f"(?:{text}|{text.upper()})"
     return re.compile(before + text + (re.escape(sign.group()) if sign else after))
+
+
+def _is_long_number(value: str) -> bool:
+    """Return whether letters and digits are those of a telephone, account or passport number, or a large amount."""
+    digits = sum(map(str.isdecimal, value))
+    return value.isalnum() and digits >= max(5, len(value) / 2)
 
 
 def _as_letter(name: str) -> str:
