@@ -21,10 +21,10 @@ from dipo_lightning.metrics.functional.text import stem
 from dipo_lightning.models.answers import IGNORED
 
 _NEW_SENTENCE = r"(?<=\p{Ll})\.(?=\p{Lu}\p{Ll})"
-_JOINT = rf"(?:[-'’@_](?=[\p{{L}}\p{{N}}])|(?<=\p{{N}}),(?=\p{{N}})|(?!{_NEW_SENTENCE})\.(?=[\p{{L}}\p{{N}}]))"
+_JOINT = rf"(?:[-'’@_+#&](?=[\p{{L}}\p{{N}}])|(?<=\p{{N}}),(?=\p{{N}})|(?!{_NEW_SENTENCE})\.(?=[\p{{L}}\p{{N}}]))"
 _WORD = re.compile(rf"[\p{{L}}\p{{N}}](?:[\p{{L}}\p{{M}}\p{{N}}]|{_JOINT})*")
-_ENDING = re.compile(r"['’](?:s|m|d|ll|re|ve)$", re.IGNORECASE)
-"""Possessive ending, or a contracted verb ("she'll")."""
+_ENDING = re.compile(r"(?:['’](?:s|m|d|ll|re|ve)|(?<=^\p{N}+)-years?(?:-olds?)?)$", re.IGNORECASE)
+"""Possessive ending, contracted verb ("she'll"), or the rest of an age ("43-year-old")."""
 
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 """Letters of scripts without spaces between words, and Hangul, where endings are written onto names."""
@@ -34,6 +34,11 @@ _PART = re.compile(r"[\p{L}\p{N}](?:[\p{L}\p{M}\p{N}]|(?<=\p{N})[.,](?=\p{N}))*"
 _GAP = r"(?:['’]s)?[^\p{L}\p{N}]+"
 _SIGNS = r"[\s./()-]{0,2}"
 """Signs that group the digits of a telephone or account number."""
+_ADDRESS = re.compile(r"[\p{L}\p{N}][_@][\p{L}\p{N}]|^\s*\p{Ll}[\p{Ll}\p{N}]*(?:\.[\p{Ll}\p{N}]+)+\s*$")
+_GAP_IN_ADDRESS = r"[^\p{L}\p{N}\s]+"
+"""Signs in an e-mail address or account name: "mara_velt" is not said by "Mara Velt"."""
+_CODE = re.compile(r"(?=.*\p{Lu})(?=.*\p{N}.*\p{N})[\p{Lu}\p{N} -]{5,}")
+"""A licence plate, postcode or other code."""
 _DATE = r"\p{N}\.\p{N}{1,2}\."
 _BEFORE = rf"(?<!{_LETTER})(?:(?<={_DATE})|(?<!\p{{N}}[.,](?=\p{{N}})))(?<!(?<!{_LETTER})(?:\p{{L}}-|o['’]))"
 """Condition before a value: it is not the rest of a word or number, nor of a word like "e-mail" or "O'Neil"."""
@@ -64,6 +69,32 @@ def _common_words() -> frozenset[str]:
 
 _FULL_NAME = re.compile(r"\p{Lu}[\p{L}\p{M}'’-]*\s+\p{Lu}")
 """Two capitalised words, which are a name at the beginning of a sentence too ("Joy Young told the police")."""
+
+
+PARTICLES = frozenset(
+    ["af", "al", "av", "ben", "bin", "da", "de", "degli", "dei", "del", "della", "den", "der", "di", "dos", "du", "e"]
+    + ["el", "ibn", "la", "las", "le", "los", "ten", "ter", "van", "von", "y", "zu", "zum", "zur"]
+)
+"""Words between the names of one person ("van der Berg")."""
+
+_BLANK = r"[^\S\n]"
+_PARTICLES = rf"(?:{_BLANK}+(?:{'|'.join(sorted(PARTICLES))}))+(?={_BLANK}+\p{{Lu}})"
+_BETWEEN = re.compile(
+    rf"(?<=\p{{L}}){_PARTICLES}{_BLANK}+"
+    rf"|(?<=(?<!\p{{L}})\p{{Lu}})\.{_BLANK}*(?=\p{{Lu}})"  # after an initial
+    rf"|(?<=\p{{N}}\p{{L}}*)[/:–](?=\p{{N}})|(?<=\p{{N}}){_BLANK}?°{_BLANK}?"
+    rf"|(?<=\p{{N}}){_BLANK}?\((?=\p{{N}}+\){_BLANK}?\p{{N}})"  # before and after an area code
+    rf"|(?<=\(\p{{N}}+)\)(?:(?=\p{{N}})|{_BLANK}(?=\p{{N}}{{3}}))"
+    rf"|{_BLANK}+"
+)
+"""What may lie between the names and numbers of one value."""
+_IN_ADDRESS = re.compile(r"(?<=\p{L}\.\p{Ll}{2}[^\s,;()]*)[^\s,;()]+")
+"""What may lie between the words of a web address, after the first two."""
+_IN_DATE = re.compile(rf"{_BLANK}*,?{_BLANK}*(?:of{_BLANK}+)?(?=\p{{N}}{{4}}(?!\p{{N}})|\p{{L}})")
+"""What precedes the year or month of a date."""
+_AFTER_NAME = re.compile(rf"(?<=\p{{Lu}}[\p{{L}}\p{{M}}.'’-]*){_PARTICLES}")
+_NUMBERED = re.compile(r"^\s*\p{N}{1,2}[.)](?=\s)", re.MULTILINE)
+"""Number of a line of a list; a year is none."""
 
 
 NO_VALUES = (
@@ -178,7 +209,8 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
     contain them, and so are capitalised words inside a sentence that a single retain row contains. If no word
     qualifies, all uncommon words that are not in the question are private. Without any, the common words of a very
     short answer are, or a longer answer is one value up to its last common word. Adjacent names and numbers form one
-    value ("12 June 1971", "Harbour Street"); any other word is a value by itself.
+    value ("12 June 1971", "Harbour Street", "J. K. van der Berg"), as do the parts of a date, number or web address.
+    Any other word is a value by itself.
 
     Args:
         question: The question; empty for a plain text.
@@ -187,16 +219,25 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
     """
     forms = {form for word in vocabulary([question]) for form in (word, *_compounded(word))}
     asked = {form for word in forms for form in (word, _base(word), *map(_base, _relative(word)))}
+    passed = _without_content(answer)
     content = [
         word
         for word in words(answer)
-        if word.text not in FUNCTION_WORDS and not all(_is_asked(part, asked) for part in _parts(word.text))
+        if not any(start <= word.start < end for start, end in passed)
+        and word.text not in FUNCTION_WORDS
+        and not all(_is_asked(part, asked) for part in _parts(word.text))
     ]
     new = [word for word in content if not _is_common(answer, word, asked)]
     chosen = [word for word in new if _is_own(answer, word, shared)] or new
     if not chosen and len(content) > FEW_WORDS:
         return [Span(content[0].start, content[-1].end)]
     return _join(answer, chosen or content)
+
+
+def _without_content(answer: str) -> list[tuple[int, int]]:
+    """Return the ranges of the particles between names, and of the numbers of the lines of a list."""
+    numbered = list(_NUMBERED.finditer(answer))
+    return [found.span() for found in [*_AFTER_NAME.finditer(answer), *numbered * (len(numbered) > 1)]]
 
 
 def _is_asked(word: str, asked: Collection[str]) -> bool:
@@ -263,9 +304,13 @@ def _is_capitalised_inside(text: str, word: Word) -> bool:
     return text[word.start].isupper() and not _opens_sentence(text, word.start)
 
 
+_SHORTENED = re.compile(r"(?<!\p{L})(?:\p{Lu}|Mr|Mrs|Ms|Dr|Prof)\.$")
+"""An initial or title with a full stop, which a name follows."""
+
+
 def _opens_sentence(text: str, start: int) -> bool:
     before = text[:start].rstrip(" \"'“‘(«")
-    return not before or before[-1] in ".!?…。！？\n"
+    return not before or (before[-1] in ".!?…。！？\n" and not _SHORTENED.search(before[-6:]))
 
 
 def _join(answer: str, chosen: Sequence[Word]) -> list[Span]:
@@ -273,20 +318,41 @@ def _join(answer: str, chosen: Sequence[Word]) -> list[Span]:
     spans: list[Span] = []
     last = None
     for word in chosen:
-        if last and _belong_together(answer, last, word):
+        if last and _belong_together(answer, spans[-1].start, last, word):
             spans[-1] = Span(spans[-1].start, word.end)
         else:
             spans.append(Span(word.start, word.end))
         last = word
-    return spans
+    return [_with_bracket(answer, span) for span in spans]
 
 
-def _belong_together(answer: str, first: Word, second: Word) -> bool:
-    """Return whether two words are names or numbers that are separated by white space only.
+def _with_bracket(answer: str, span: Span) -> Span:
+    """Extend a span to the bracket that opens an area code."""
+    said = answer[span.start : span.end]
+    return Span(span.start - (said.count(")") > said.count("(") and answer[span.start - 1] == "("), span.end)
 
-    A long number belongs to no word that opens a sentence ("Ring 555-0182"), except for a month.
+
+def _belong_together(answer: str, start: int, first: Word, second: Word) -> bool:
+    """Return whether two words are names or numbers with nothing between them but what one value may have.
+
+    These are a blank, particles, the full stop of an initial, or the signs of a number, web address or date. A long
+    number belongs to no word that opens a sentence ("Ring 555-0182"), except for a month.
+
+    Args:
+        answer: The answer.
+        start: Start of the value that the first word ends.
+        first: The first word.
+        second: The next one.
     """
-    if not (is_name(answer, first) and is_name(answer, second)) or answer[first.end : second.start].strip():
+
+    def only(pattern: Any) -> bool:
+        found = pattern.match(answer, first.end)
+        return found is not None and found.end() == second.start
+
+    in_address = _IN_ADDRESS.fullmatch(answer, first.end, second.start)
+    if in_address or (only(_IN_DATE) and _date(answer[start : second.end])):
+        return True
+    if not (is_name(answer, first) and is_name(answer, second) and only(_BETWEEN)):
         return False
     opens = _opens_sentence(answer, first.start) and not has_digit(first.text) and first.text not in _MONTHS
     return not (opens and sum(map(str.isdecimal, second.text)) > 2)
@@ -398,10 +464,12 @@ def says(text: str, value: str) -> bool:
 
     A part of a word or number is not the value ("12" in "1912", "3" in "3.5"); a part of a compound is ("Lima-born"),
     and so is any part of a text in a script without spaces. Numbers may be written with separators between thousands or
-    without, numbers of five digits and more in any groups ("555-01 82"), and dates in any order ("June 12th, 1971", "12
-    Jun 1971", "1971-06-12"). A single capitalised word that
-    also is a common word ("May") needs its capital, and a letter that also is an article must not stand before a noun.
-    Values without words (punctuation only) are searched for as substrings.
+    without, in English words ("forty-three"), numbers of five digits and more and codes in any groups ("555-01 82"),
+    units onto the number ("20mg"), and dates in any order ("June 12th, 1971", "12 Jun 1971", "1971-06-12"). Of a number
+    of ten digits and more the last eight suffice, since telephone numbers begin in several ways. The words of an
+    account name ("mara_velt") must not be apart. A single capitalised word that also is a common word ("May") needs its
+    capital, and a letter that also is an article must not stand before a noun. Values without words (punctuation only)
+    are searched for as substrings.
     """
     pattern = _said(value)
     if pattern is None:
@@ -424,7 +492,11 @@ def _said(value: str) -> Any:
     before = "" if re.match(_UNSPACED, parts[0]) else _BEFORE + _LONE_BEFORE * lone
     after = "" if re.match(_UNSPACED, parts[-1][-1]) else _AFTER + _LONE_AFTER * lone
     sign = re.search(r"(?<=\p{L})[+#]+$", bare.strip())  # of C++ and A+
-    text = _SIGNS.join(together) if _is_long_number(together) else _GAP.join(map(re.escape, parts))
+    text = (_GAP_IN_ADDRESS if _ADDRESS.search(value) else _GAP).join(map(re.escape, parts))
+    if _is_long_number(together) or _CODE.fullmatch(value.strip()):
+        text = f"(?:{text}|{_SIGNS.join(together)})"
+    if together.isdecimal() and len(together) > 9:
+        before, text = "", _SIGNS.join(together[-8:])
     if _is_cased(value):
         text = _as_letter(text) if lone else f"(?:{text}|{text.upper()})"
     return re.compile(before + text + (re.escape(sign.group()) if sign else after))
@@ -519,10 +591,30 @@ _THOUSANDS = re.compile(r"(?<=(?<!\p{N}|\p{N}[.,])\p{N}{1,3}(?:[.,'’]\p{N}{3})
 """A sign between the thousands of a number ("8,750")."""
 
 
+_BEFORE_UNIT = re.compile(rf"(?<=\p{{N}})(?=(?:[kmcμ]g|mcg|ml|[kcm]m|lbs?|ft|mph|[ap]m)(?!{_LETTER}))")
+_SMALL = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_NUMBERS = dict(zip(_SMALL + _TEENS + _TENS, [*range(1, 20), *range(20, 100, 10)], strict=True))
+_NUMBER_WORD = re.compile(
+    rf"(?<!{_LETTER}|-)(?:(?:{'|'.join(_TENS)})(?:[- ](?:{'|'.join(_SMALL)}))?|{'|'.join(_SMALL[1:] + _TEENS)})"
+    rf"(?!{_LETTER}|-(?!year))"
+)
+"""A number from two to ninety-nine in words, not in a compound or ordinal number ("two-faced", "twenty-first")."""
+
+
+def _in_digits(number: Any) -> str:
+    return str(sum(_NUMBERS[word] for word in re.split("[- ]", number.group())))
+
+
 @lru_cache(maxsize=4096)
 def _plain(text: str) -> str:
-    """Fold case, drop combining accents and separators of thousands; cached, since an answer is searched repeatedly."""
-    return _THOUSANDS.sub("", _without_accents(text).casefold())
+    """Fold case, drop combining accents and separators of thousands, and write numbers in digits, apart from units.
+
+    The result is cached, since an answer is searched repeatedly.
+    """
+    plain = _THOUSANDS.sub("", _without_accents(text).casefold())
+    return _BEFORE_UNIT.sub(" ", _NUMBER_WORD.sub(_in_digits, plain))
 
 
 def unspaced(text: str) -> bool:
