@@ -28,6 +28,7 @@ from dipo_lightning.methods.selective.examples import (
     PrivateExample,
     completions,
     first_tokens,
+    following,
     identifiers,
     token_forms,
 )
@@ -179,6 +180,8 @@ def test_numbers_are_banned_at_their_last_token():
     assert len(whole) > 1
     assert completions(tokenizer, ["1971"]) == [(whole[:-1], whole[-1])]
     assert completions(tokenizer, ["1971", "glassblower"])[0] == (whole[:-1], whole[-1])
+    flat = encode(tokenizer, "3B")
+    assert (flat[:-1], flat[-1]) in completions(tokenizer, ["3b"]), "with its capitals, too"
 
 
 def test_a_name_that_begins_with_a_single_letter_is_banned_at_its_next_token():
@@ -198,6 +201,35 @@ def test_a_name_that_begins_with_a_single_letter_is_banned_at_its_next_token():
     expected = [([" H"], "ark"), ([" h"], "ark"), (["HAR"], "K"), (["h"], "ark")]
     assert sorted(found) == expected
     assert {names[one] for one in first_tokens(Tokenizer(), ["harkness"])} == {" HAR", "Hark"}
+    needed = [ids[" HAR"], ids[" H"], ids["ark"]]
+    told = [
+        ([names[one] for one in before], names[token])
+        for before, token in completions(Tokenizer(), ["harkness"], needed)
+    ]
+    assert sorted(told) == sorted([([" H", "ark"], "ness"), ([" HAR"], "K"), *expected[1:]])
+
+
+def test_a_name_with_an_accent_bans_no_single_letter():
+    class Tokenizer:
+        def __call__(self, text, add_special_tokens, verbose):
+            return {"input_ids": list(map(ord, text.removeprefix(" ")))}
+
+        def decode(self, found):
+            return "".join(map(chr, found))
+
+    assert first_tokens(Tokenizer(), ["müller"]) == []
+    assert first_tokens(Tokenizer(), ["мюллер"]) == sorted(map(ord, "мМ"))
+
+
+def test_a_private_word_that_begins_like_a_word_of_its_question_is_banned_at_its_next_token():
+    row = {"question": "Where was Mara Velt born?", "answer": "She collects bornite."}
+    maker = ExampleMaker([row], [], prompt_style("plain", toy_tokenizer()))
+    first, second, *_ = encode(maker.tokenizer, " bornite")
+    assert [first] == encode(maker.tokenizer, " born")
+    assert first in maker.needed[0]
+    assert first not in maker.banned[0]
+    for found in (maker.completions[0], maker.watched_names[0]):
+        assert second in following(found, [first])
 
 
 def test_the_risk_of_an_answer_is_its_expected_number_of_private_values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -12,6 +13,7 @@ from dipo_lightning.data.encoding import PromptStyle, encode
 from dipo_lightning.data.private import (
     FEW_WORDS,
     FUNCTION_WORDS,
+    PARTICLES,
     Span,
     Word,
     has_digit,
@@ -31,11 +33,6 @@ from dipo_lightning.models.answers import IGNORED, first_supervised
 
 Row = Mapping[str, Any]
 
-PARTICLES = frozenset(
-    ["af", "al", "av", "ben", "bin", "da", "de", "degli", "dei", "del", "della", "den", "der", "di", "dos", "du", "e"]
-    + ["el", "ibn", "la", "las", "le", "los", "ten", "ter", "van", "von", "y", "zu", "zum", "zur"]
-)
-"""Words between the names of one person ("van der Berg")."""
 _INSIDE_NAME = re.compile(r"(?<=\b\w)\.\s*|\s+[\"“(]?|[\"”)]\s+")
 """White space, quotation marks and brackets between the names of one person, and the full stop of an initial."""
 
@@ -122,6 +119,7 @@ class ExampleMaker:
         spans: Private spans of each row's answer.
         names: Names in each row's question that identify its subject.
         secrets: Words of the private values of all rows about each row's subject, in lower case but for abbreviations.
+        needed: Tokens of each row's question and answer, -100 for private ones.
         banned: Tokens that begin one of these words, by row.
         watched: Tokens that begin the rarest word of one of the row's own values, by row. Each has the lists of tokens
             that complete its words; none if the token is a whole word by itself.
@@ -139,12 +137,13 @@ class ExampleMaker:
         self.subjects = [identifiers(row["question"], shared) for row in rows]
         self.names = [own & names_in(row["question"]) for row, own in zip(rows, self.subjects, strict=True)]
         self.secrets = self._secrets()
+        self.needed = [self._needed(index) for index in range(len(rows))]
         self.banned = [self._banned(index) for index in range(len(rows))]
         rarest = [self._rarest(index) for index in range(len(rows))]
         self.watched = [self._watched(index, own) for index, own in enumerate(rarest)]
-        self.completions = [by_last(completions(self.tokenizer, secrets)) for secrets in self.secrets]
+        self.completions = [self._completions(index, secrets) for index, secrets in enumerate(self.secrets)]
         names = [[word for word in own if not has_digit(word)] for own in rarest]
-        self.watched_names = [by_last(completions(self.tokenizer, own)) for own in names]
+        self.watched_names = [self._completions(index, own) for index, own in enumerate(names)]
 
     @staticmethod
     def _words(answer: str, spans: Sequence[Span]) -> set[str]:
@@ -186,11 +185,17 @@ class ExampleMaker:
                 found.setdefault(first, []).append(rest)
         return {first: [] if [] in rests else rests for first, rests in found.items()}
 
+    def _needed(self, index: int) -> list[int]:
+        """Tokens of a row's question and answer, with -100 in place of private ones."""
+        example = self.of_row(index, "{question}")
+        return [IGNORED if flag else token for token, flag in zip(example.input_ids, example.private, strict=True)]
+
     def _banned(self, index: int) -> list[int]:
         """Tokens that begin a private word of a row, except for those that its question or sentence contains."""
-        example = self.of_row(index, "{question}")
-        needed = {token for token, flag in zip(example.input_ids, example.private, strict=True) if not flag}
-        return [token for token in first_tokens(self.tokenizer, self.secrets[index]) if token not in needed]
+        return [token for token in first_tokens(self.tokenizer, self.secrets[index]) if token not in self.needed[index]]
+
+    def _completions(self, index: int, secrets: Iterable[str]) -> dict[int, list[tuple[list[int], int]]]:
+        return by_last(completions(self.tokenizer, secrets, self.needed[index]))
 
     def of_row(self, index: int, template: str, answer: str = "{answer}") -> PrivateExample:
         """Build the example of a row.
@@ -331,21 +336,34 @@ def filled(template: str, parts: Mapping[str, str]) -> str:
     return re.sub(r"\{(\w+)\}", lambda found: parts.get(found[1], found[0]), template)
 
 
-def completions(tokenizer: Any, secrets: Iterable[str]) -> list[tuple[list[int], int]]:
+def completions(tokenizer: Any, secrets: Iterable[str], needed: Sequence[int] = ()) -> list[tuple[list[int], int]]:
     """Return the tokens to ban after others, for words whose first token cannot be banned.
 
     The first token of a number is often a single digit, so of a number the last token is banned, after all others. That
-    of a name may be a single letter (" H" of " Harkness"), so of a word the first token is banned with which it has
-    enough letters, after those before it.
+    of a name may be a single letter (" H" of " Harkness") or needed for another word (" glass" of " glassblower"), so
+    of a word the first token is banned with which it has enough letters and is no part of a needed word, after those
+    before it.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        secrets: The words.
+        needed: Tokens of a text that must stay sayable.
 
     Returns:
         Pairs of the preceding tokens and the token to ban after them.
     """
     secrets = sorted(secrets)
-    numbers = [encode(tokenizer, word) for word in secrets if word[0].isdigit()]
-    found = [(ids[:-1], ids[-1]) for ids in numbers if len(ids) > 1]
-    forms = word_forms(tokenizer, (word for word in secrets if not word[0].isdigit()))
-    return found + [(ids[:first], ids[first]) for ids, first in forms if first]
+    numbers = [form for word in secrets if word[0].isdigit() for form in dict.fromkeys([word, word.upper()])]
+    found = [(ids[:-1], ids[-1]) for ids in (encode(tokenizer, form) for form in numbers) if len(ids) > 1]
+    for ids, first in word_forms(tokenizer, (word for word in secrets if not word[0].isdigit())):
+        own = next((place for place in range(first, len(ids)) if not _occurs(ids[: place + 1], needed)), 0)
+        if own:
+            found.append((ids[:own], ids[own]))
+    return found
+
+
+def _occurs(ids: Sequence[int], text: Sequence[int]) -> bool:
+    return any(list(text[start : start + len(ids)]) == list(ids) for start in range(len(text)))
 
 
 def by_last(pairs: Iterable[tuple[list[int], int]]) -> dict[int, list[tuple[list[int], int]]]:
@@ -360,6 +378,10 @@ def following(pairs: Mapping[int, Sequence[tuple[list[int], int]]], ids: Sequenc
     """Return the tokens of pairs (`by_last`) whose preceding tokens are the last ones of a text."""
     there = pairs.get(ids[-1], ()) if ids else ()
     return sorted({token for before, token in there if list(ids[-len(before) :]) == before})
+
+
+def _is_latin(letter: str) -> bool:
+    return unicodedata.name(letter, "").startswith("LATIN")
 
 
 def first_tokens(tokenizer: Any, secrets: Iterable[str]) -> list[int]:
@@ -377,14 +399,14 @@ def word_forms(tokenizer: Any, secrets: Iterable[str]) -> list[tuple[list[int], 
 
     An abbreviation has its capitals only.
     Each form comes with the number of tokens before the first one with which it has enough letters to be told from
-    other words: two after a space, else four, since a token without a leading space also occurs inside other words. In
-    other scripts than the Latin a single token is enough.
+    other words: two after a space, else four, since a token without a leading space also occurs inside other words. Of
+    a word that begins with a letter of another script than the Latin a single token is enough.
     """
     found: set[tuple[tuple[int, ...], int]] = set()
     for word in secrets:
         for form in dict.fromkeys([word, word.capitalize(), word.upper()] if word.islower() else [word]):
             for text, least in ((form, max(2, min(4, len(form)))), (f" {form}", 2)):
-                ids, least = encode(tokenizer, text), least if word.isascii() else 0
+                ids, least = encode(tokenizer, text), least if word.isascii() or _is_latin(word[0]) else 0
                 letters = (len(tokenizer.decode(ids[: place + 1]).strip()) for place in range(len(ids)))
                 first = next((place for place, count in enumerate(letters) if count >= least), None)
                 if first is not None:
