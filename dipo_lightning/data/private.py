@@ -274,10 +274,10 @@ def _is_common(text: str, word: Word, asked: Collection[str]) -> bool:
     """Return whether a word that is no name, or each part of a compound, is a common word or in the question."""
     if _is_capitalised_inside(text, word) or _FULL_NAME.match(text, word.start):
         return False
-    return all(_is_common_word(part) or _is_asked(part, asked) for part in _parts(word.text))
+    return all(is_common_word(part) or _is_asked(part, asked) for part in _parts(word.text))
 
 
-def _is_common_word(word: str) -> bool:
+def is_common_word(word: str) -> bool:
     """Return whether a word is an inflected common word: with -s, -ed, -ing or -ly, or a form of an irregular verb."""
     return not _common_words().isdisjoint(_uninflected(word)) or _BASES.get(word) in _common_words()
 
@@ -524,7 +524,7 @@ def _is_cased(value: str) -> bool:
     name, word = value.strip(), value.strip().lower()
     if not name.isalpha() or not name[0].isupper():
         return False
-    return name.isupper() if word in FUNCTION_WORDS else len(name) > 1 and _is_common_word(word)
+    return name.isupper() if word in FUNCTION_WORDS else len(name) > 1 and is_common_word(word)
 
 
 _MONTHS = {

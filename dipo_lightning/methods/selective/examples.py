@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -17,6 +17,7 @@ from dipo_lightning.data.private import (
     Span,
     Word,
     has_digit,
+    is_common_word,
     is_name,
     is_rare,
     names_in,
@@ -117,6 +118,7 @@ class ExampleMaker:
 
     Attributes:
         spans: Private spans of each row's answer.
+        shared: Number of retain rows that contain each word (`rows_with_words`).
         names: Names in each row's question that identify its subject.
         secrets: Words of the private values of all rows about each row's subject, in lower case but for abbreviations.
         needed: Tokens of each row's question and answer, -100 for private ones.
@@ -131,12 +133,13 @@ class ExampleMaker:
         self, rows: Sequence[Row], retain: Iterable[Row], style: PromptStyle, max_length: int | None = None
     ) -> None:
         shared = rows_with_words(retain)
-        self.rows, self.style, self.max_length = rows, style, max_length
+        self.rows, self.style, self.max_length, self.shared = rows, style, max_length, shared
         self.tokenizer: Any = style.tokenizer
         self.spans = [private_spans(row, shared) for row in rows]
         self.subjects = [identifiers(row["question"], shared) for row in rows]
         self.names = [own & names_in(row["question"]) for row, own in zip(rows, self.subjects, strict=True)]
         self.secrets = self._secrets()
+        self.names_only = self._names_only()
         self.needed = [self._needed(index) for index in range(len(rows))]
         self.banned = [self._banned(index) for index in range(len(rows))]
         rarest = [self._rarest(index) for index in range(len(rows))]
@@ -180,7 +183,7 @@ class ExampleMaker:
     def _watched(self, index: int, rarest: Sequence[str]) -> dict[int, list[list[int]]]:
         """Tokens that begin the rarest words of a row, each with the lists of tokens that complete them."""
         found: dict[int, list[list[int]]] = {}
-        for first, *rest in token_forms(self.tokenizer, rarest):
+        for first, *rest in token_forms(self.tokenizer, self._spelt(rarest), self.shared):
             if first in self.banned[index]:
                 found.setdefault(first, []).append(rest)
         return {first: [] if [] in rests else rests for first, rests in found.items()}
@@ -192,10 +195,29 @@ class ExampleMaker:
 
     def _banned(self, index: int) -> list[int]:
         """Tokens that begin a private word of a row, except for those that its question or sentence contains."""
-        return [token for token in first_tokens(self.tokenizer, self.secrets[index]) if token not in self.needed[index]]
+        found = first_tokens(self.tokenizer, self._spelt(self.secrets[index]), self.shared)
+        return [token for token in found if token not in self.needed[index]]
 
     def _completions(self, index: int, secrets: Iterable[str]) -> dict[int, list[tuple[list[int], int]]]:
-        return by_last(completions(self.tokenizer, secrets, self.needed[index]))
+        return by_last(completions(self.tokenizer, self._spelt(secrets), self.needed[index], self.shared))
+
+    def _names_only(self) -> dict[str, str]:
+        """Words that occur only inside private names of several words ("Strumble Head"), with their capitals."""
+        found: dict[str, str] = {}
+        others: set[str] = set()
+        for row, spans in zip(self.rows, self.spans, strict=True):
+            for span in spans:
+                said = row["answer"][span.start : span.end]
+                inside = words(said)
+                if len(inside) > 1 and all(is_name(said, word) for word in inside):
+                    found.update({word.text: said[word.start : word.end] for word in inside})
+                else:
+                    others.update(word.text for word in inside)
+        return {word: said for word, said in found.items() if word not in others and said.istitle()}
+
+    def _spelt(self, found: Iterable[str]) -> list[str]:
+        """Give words that occur only inside private names their capitals."""
+        return [self.names_only.get(word, word) for word in found]
 
     def of_row(self, index: int, template: str, answer: str = "{answer}") -> PrivateExample:
         """Build the example of a row.
@@ -336,18 +358,21 @@ def filled(template: str, parts: Mapping[str, str]) -> str:
     return re.sub(r"\{(\w+)\}", lambda found: parts.get(found[1], found[0]), template)
 
 
-def completions(tokenizer: Any, secrets: Iterable[str], needed: Sequence[int] = ()) -> list[tuple[list[int], int]]:
+def completions(
+    tokenizer: Any, secrets: Iterable[str], needed: Sequence[int] = (), shared: Collection[str] = ()
+) -> list[tuple[list[int], int]]:
     """Return the tokens to ban after others, for words whose first token cannot be banned.
 
     The first token of a number is often a single digit, so of a number the last token is banned, after all others. That
-    of a name may be a single letter (" H" of " Harkness") or needed for another word (" glass" of " glassblower"), so
-    of a word the first token is banned with which it has enough letters and is no part of a needed word, after those
-    before it.
+    of a name may be a single letter (" H" of " Harkness"), another word (" to" of " toffees") or needed for one (" glass"
+    of " glassblower"), so of a word the first token is banned with which it can be told from these, after those before
+    it.
 
     Args:
         tokenizer: The model's tokenizer.
         secrets: The words.
         needed: Tokens of a text that must stay sayable.
+        shared: Other words that must (`word_forms`).
 
     Returns:
         Pairs of the preceding tokens and the token to ban after them.
@@ -355,7 +380,7 @@ def completions(tokenizer: Any, secrets: Iterable[str], needed: Sequence[int] = 
     secrets = sorted(secrets)
     numbers = [form for word in secrets if word[0].isdigit() for form in dict.fromkeys([word, word.upper()])]
     found = [(ids[:-1], ids[-1]) for ids in (encode(tokenizer, form) for form in numbers) if len(ids) > 1]
-    for ids, first in word_forms(tokenizer, (word for word in secrets if not word[0].isdigit())):
+    for ids, first in word_forms(tokenizer, (word for word in secrets if not word[0].isdigit()), shared):
         own = next((place for place in range(first, len(ids)) if not _occurs(ids[: place + 1], needed)), 0)
         if own:
             found.append((ids[:own], ids[own]))
@@ -384,31 +409,49 @@ def _is_latin(letter: str) -> bool:
     return unicodedata.name(letter, "").startswith("LATIN")
 
 
-def first_tokens(tokenizer: Any, secrets: Iterable[str]) -> list[int]:
+def first_tokens(tokenizer: Any, secrets: Iterable[str], shared: Collection[str] = ()) -> list[int]:
     """Return the first tokens of the words in each form (`token_forms`)."""
-    return sorted({ids[0] for ids in token_forms(tokenizer, secrets)})
+    return sorted({ids[0] for ids in token_forms(tokenizer, secrets, shared)})
 
 
-def token_forms(tokenizer: Any, secrets: Iterable[str]) -> list[list[int]]:
-    """Return the tokens of the words in all forms whose first token has enough letters (`word_forms`)."""
-    return [ids for ids, first in word_forms(tokenizer, secrets) if not first]
+def token_forms(tokenizer: Any, secrets: Iterable[str], shared: Collection[str] = ()) -> list[list[int]]:
+    """Return the tokens of the words in all forms that their first token tells from other words (`word_forms`)."""
+    return [ids for ids, first in word_forms(tokenizer, secrets, shared) if not first]
 
 
-def word_forms(tokenizer: Any, secrets: Iterable[str]) -> list[tuple[list[int], int]]:
+def word_forms(tokenizer: Any, secrets: Iterable[str], shared: Collection[str] = ()) -> list[tuple[list[int], int]]:
     """Return the tokens of the words in lower, title and upper case, with and without a leading space.
 
-    An abbreviation has its capitals only.
-    Each form comes with the number of tokens before the first one with which it has enough letters to be told from
-    other words: two after a space, else four, since a token without a leading space also occurs inside other words. Of
-    a word that begins with a letter of another script than the Latin a single token is enough.
+    An abbreviation has its capitals only. A word with a capital has a lower-case form only if that is no single token,
+    which would be an ordinary word (" head" for the Head of a name).
+
+    Each form comes with the number of tokens before the first one that tells it from other words: the tokens so far
+    are no common word and none of ``shared``, and have enough letters. These are two after a space, else four, since a
+    token without a leading space also occurs inside other words. Of a word that begins with a letter of another script
+    than the Latin a single token is enough.
     """
     found: set[tuple[tuple[int, ...], int]] = set()
     for word in secrets:
-        for form in dict.fromkeys([word, word.capitalize(), word.upper()] if word.islower() else [word]):
+        for form in dict.fromkeys(_spellings(word)):
             for text, least in ((form, max(2, min(4, len(form)))), (f" {form}", 2)):
                 ids, least = encode(tokenizer, text), least if word.isascii() or _is_latin(word[0]) else 0
-                letters = (len(tokenizer.decode(ids[: place + 1]).strip()) for place in range(len(ids)))
-                first = next((place for place, count in enumerate(letters) if count >= least), None)
+                if len(ids) == 1 and form.islower() and not word.islower():
+                    continue
+                begun = (tokenizer.decode(ids[: place + 1]).strip() for place in range(len(ids)))
+                tells = (
+                    place
+                    for place, part in enumerate(begun)
+                    if len(part) >= least and (place + 1 == len(ids) or not _is_word(part.lower(), shared))
+                )
+                first = next(tells, None)
                 if first is not None:
                     found.add((tuple(ids), first))
     return [(list(ids), first) for ids, first in sorted(found)]
+
+
+def _spellings(word: str) -> list[str]:
+    return [word] if word.isupper() else [word.lower(), word if word[0].isupper() else word.capitalize(), word.upper()]
+
+
+def _is_word(text: str, shared: Collection[str]) -> bool:
+    return text in shared or text in FUNCTION_WORDS or is_common_word(text)
