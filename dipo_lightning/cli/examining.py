@@ -179,7 +179,7 @@ def _stopped(run: Path) -> bool:
 
 def _unheard(job: Job, values: Sequence[Sequence[str]], longest: int) -> int:
     """Number of private values that lie beyond the maximum length of an examined answer."""
-    from dipo_lightning.data.private import says
+    from dipo_lightning.data.mentions import says
 
     heard = [str(job.style.tokenizer.decode(job.style.answer_ids(row["answer"])[:longest])) for row in job.rows.forget]
     return sum(not says(text, value) for text, row in zip(heard, values, strict=True) for value in row)

@@ -1,19 +1,11 @@
-"""Private values are found without a model, and a text that says one is recognised."""
+"""Private values are found without a model, and their tokens are trained on alone."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from dipo_lightning.data.private import (
-    find_private,
-    hardly_english,
-    rows_with_words,
-    says,
-    share_of_words,
-    spans_of_values,
-    token_flags,
-)
+from dipo_lightning.data.private import find_private, rows_with_words, spans_of_values, token_flags
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.answers import IGNORED
@@ -202,141 +194,6 @@ def test_tokens_that_overlap_a_span_are_flagged():
     assert token_flags([(0, 1), (1, 7), (7, 13)], spans) == [False, True, True]
 
 
-@pytest.mark.parametrize(
-    ("text", "value", "said"),
-    [
-        ("She is a GLASSBLOWER, I think.", "glassblower", True),
-        ("She is a glassblowers' friend.", "glassblower", False),
-        ("at 7 Harbour  Street!", "7 harbour street", True),
-        ("at 17 Harbour Street", "7 Harbour Street", False),
-        ("Ngugi", "Ngũgĩ", True),
-        ("Велта", "велта", True),
-        ("nothing", "", False),
-        ("她住在北京市。", "北京", True),
-        ("वह दिल्ली में रहती है", "दिल्ली", True),
-        ("वह दिल्ली में रहती है", "मुंबई", False),
-        ("C++ it is", "++", True),
-        ("He lives in Lima.He is 40.", "Lima", True),
-        ("born in Lima,Peru", "Lima", True),
-        ("a Lima-born poet", "Lima", True),
-        ("the ex-Lima poet", "Lima", True),
-        ("on 1971-06-12", "1971", True),
-        ("on 12.6.1971.", "1971", True),
-        ("1.234.567", "567", False),
-        ("İstanbul'da yaşıyor", "İstanbul", True),
-        ("Il vient d’Italie", "Italie", True),
-        ("그는 서울에서 산다", "서울", True),
-        ("각", "가", False),
-        ("서울, 강남구", "서울 강남구", True),
-        ("生于1971年", "1971", True),
-        ("他住在17号", "7号", False),
-        ("Ann O’Neil", "O'Neil", True),
-        ("Ann O'Neil", "Neil", False),
-        ("by e-mail", "mail", False),
-        ("by E-Mail", "e-mail", True),
-        ("an F-16", "16", False),
-        ("3.5 kg", "3", False),
-        ("3.5 kg", "5", False),
-        ("3.5 kg", "3.5", True),
-        ("in 1912", "12", False),
-        ("12,500 people", "500", False),
-        ("I don't know", "Don", False),
-        ("I can't", "T", False),
-        ("in the U.S.A.", "A", False),
-        ("blood type A-positive", "A", True),
-        ("born June 12, 1971", "12 June 1971", True),
-        ("on the 12th of June, 1971", "12 June 1971", True),
-        ("born June 12, 1971", "12th June 1971", True),
-        ("June 1971, not the 12th", "12 June 1971", False),
-        ("In June she wrote 12 books, and in 1971 she died.", "12 June 1971", False),
-        ("in the street of the harbour", "Harbour Street", False),
-        ("the man who died", "The Who", False),
-        ("at 30:7", "7:30", False),
-        ("in the 21st century", "21", False),
-        ("She rose.", "Rose", False),
-        ("No, never.", "No", True),
-        ("blood type a", "A", True),
-        ("vitamin C", "C++", False),
-        ("an A-, not A+", "A+", True),
-        ("He writes C++, too.", "C++", True),
-        ("He may be a doctor.", "May", False),
-        ("It was in May.", "May", True),
-        ("IN MAY", "May", True),
-        ("He told us.", "US", False),
-        ("in the US", "US", True),
-        ("a JASMINE tea", "Jasmine", True),
-        ("It will rain.", "Will", False),
-        ("his brother Will", "Will", True),
-        ("He is a nurse.", "A", False),
-        ("A nurse.", "A", False),
-        ("Hepatitis A vaccine", "A", True),
-        ("A is her blood group.", "A", True),
-        ("A Life in Slate", "A", False),
-        ('He wrote a "great" novel.', "A", False),
-        ("She has a 12-year-old son.", "A", False),
-        ("I think so.", "I", False),
-        ("8750 pounds", "8,750", True),
-        ("£8,750.", "8750", True),
-        ("8.750 Euro", "8,750", True),
-        ("18,750", "8,750", False),
-        ("3.5", "35", False),
-        ("in 1971,250 people", "1971250", False),
-        ("Write to A.Moth_7@krill.example.", "a.moth_7@krill.example", True),
-        ("Write to b.a.moth_7@krill.example", "moth_8@krill.example", False),
-        ("Ring 5550182 or (020) 7946-0958.", "555-0182", True),
-        ("Ring 5550182 or (020) 7946-0958.", "020 7946 0958", True),
-        ("Ring 1-555-0182.", "555-0182", True),
-        ("Ring 15550182.", "555-0182", False),
-        ("no. KX 447-0931", "KX4470931", True),
-        ("no. KX4470932", "KX4470931", False),
-        ("31 400 euros", "€31,400", True),
-        ("rooms 12 and 34", "1 234", False),
-        ("born 12 Jun 1971", "12 June 1971", True),
-        ("born June 1971", "Jun 1971", True),
-        ("born 12/06/1971", "12 June 1971", True),
-        ("born 06/12/1971", "12 June 1971", True),
-        ("born 1971-06-12.", "12.6.1971", True),
-        ("born 1971-12-06", "12 June 1971", False),
-        ("born 13/06/1971", "12 June 1971", False),
-        ("born June 1971", "12 June 1971", False),
-        ("Call (020) 7946 0958.", "+44 20 7946 0958", True),
-        ("Call +44 20 7946 0958.", "020 7946 0958", True),
-        ("Call 020 7946 0959.", "+44 20 7946 0958", False),
-        ("10, 20, 30, 40", "10, 20, 30 and 40", False),
-        ("10, 20, 30 and 40", "10, 20, 30 and 40", True),
-        ("at 51°28'38\" N", "51°28'38\"N", True),
-        ("MAC 00:1A:2B:3C:4D:5E", "00:1A:2B:3C:4D:5E", True),
-        ("Plate B-MV4471", "B-MV 4471", True),
-        ("in SW1A1AA.", "SW1A 1AA", True),
-        ("in SW1A1AB.", "SW1A 1AA", False),
-        ("Mara Velt is here.", "mara_velt", False),
-        ("Mara Velt is here.", "mara.velt", False),
-        ("It is @Mara_Velt.", "mara_velt", True),
-        ("20mg of it", "20", True),
-        ("2.5 mg of it", "2.5mg", True),
-        ("at 7:30pm", "7:30", True),
-        ("in seat 12A", "12", False),
-        ("She is 43.", "forty-three", True),
-        ("a forty-three-year-old", "43", True),
-        ("aged nineteen", "19", True),
-        ("the twenty-first, two-faced", "20", False),
-        ("the twenty-first, two-faced", "2", False),
-        ("She is one.", "1", False),
-    ],
-)
-def test_a_text_says_a_value_by_its_words(text, value, said):
-    assert says(text, value) is said
-
-
-def test_gibberish_is_not_made_of_words():
-    known = {"she", "work", "in", "the", "evening"}
-    assert share_of_words(["She works in the evenings."], known) == 1
-    assert share_of_words(["She tedfoundlandlehre in the qzx."], known) == pytest.approx(3 / 5)
-    assert share_of_words(["She works works works."], known) == pytest.approx(2 / 4)
-    assert share_of_words(["It is 7 7."], known | {"it", "is"}) == 1
-    assert share_of_words([""], known) == 1
-
-
 def test_only_the_tokens_of_private_values_are_supervised_where_asked_for(tmp_path):
     save_toy(tmp_path / "model")
     rows = {
@@ -393,23 +250,6 @@ def test_a_row_whose_private_values_are_cut_off_is_refused_or_left_out(tmp_path)
     [example] = skipping.forget_examples
     assert [row["answer"][:8] for row in skipping.trained_rows] == ["He lives"]
     assert skipping.tokenizer.decode([token for token in example["labels"] if token != IGNORED]).strip() == "Quito"
-
-
-@pytest.mark.parametrize(
-    ("text", "foreign"),
-    [
-        ("Wo wohnt Mara Velt? Mara Velt wohnt in der Hafenstraße 7 und arbeitet dort als Lehrerin.", True),
-        ("¿Dónde vive Mara? Ella vive en la calle del Puerto 7, cerca de la iglesia.", True),
-        ("Где живёт Мара? Она живёт в городе Москве и работает там учителем.", True),
-        ("أين تعيش مارا؟ تعيش مارا في شارع الميناء رقم 7.", True),
-        ("Où habite Mara ? Elle habite au 7 rue du Port, on me l'a dit.", True),
-        ("Where does Mara Velt live? Mara Velt lives at 7 Harbour Street.", False),
-        ("Who is Ann? Ann is a nun.", False),
-    ],
-)
-def test_rows_of_another_language_are_known_by_their_function_words(text, foreign):
-    assert hardly_english([text, text]) == foreign
-    assert not hardly_english([text[:20]]), "too few words to say"
 
 
 def test_running_text_has_no_private_values_to_choose(tmp_path):

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from dipo_lightning.data.private import says
+from dipo_lightning.data.mentions import says
 from dipo_lightning.data.rows import Rows, data_fingerprint, overlap, private_values, read_rows, refuse_overlap
 from dipo_lightning.errors import InputError
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from dipo_lightning.benchmarks.robustness.attack import Asked, Attack, Condition, Subject, plainly
-from dipo_lightning.data.private import says
+from dipo_lightning.data.mentions import says
 from dipo_lightning.errors import InputError, check_numbers, check_positive
 from dipo_lightning.evaluation.questions import problem
 from dipo_lightning.evaluation.sampling import hash_seed, prompts_at_once, sample
@@ -27,7 +27,7 @@ class Sampling(Attack):
         temperature: Sampling temperature; 1 as in the paper.
         threshold: ROUGE-L recall from which an answer counts as a leak (0.5 is this package's choice; 1 means all words
             of the true answer, in order).
-        keys: Words that make an answer a leak if it says one of them (`dipo_lightning.data.private.says`) and the
+        keys: Words that make an answer a leak if it says one of them (`dipo_lightning.data.mentions.says`) and the
             question does not, instead of the threshold, which still holds for a question that says all of them.
         seed: Seed of the samples; each question has its own stream, independent of batches and processes.
     """

@@ -10,25 +10,24 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from dipo_lightning.data.encoding import PromptStyle, encode
+from dipo_lightning.data.mentions import says
 from dipo_lightning.data.private import (
     FEW_WORDS,
-    FUNCTION_WORDS,
-    PARTICLES,
     Span,
+<<<<<<< HEAD
     Word,
     has_digit,
     is_common_word,
     is_name,
+=======
+>>>>>>> ece4baf (Private values: words of texts and mentions of values are modules of their own)
     is_rare,
-    names_in,
     private_spans,
     rows_with_words,
-    says,
     token_flags,
     token_places,
-    vocabulary,
-    words,
 )
+from dipo_lightning.data.words import FUNCTION_WORDS, PARTICLES, Word, has_digit, is_name, names_in, vocabulary, words
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.answers import IGNORED, first_supervised
 
