@@ -283,9 +283,9 @@ def _with_private_values(rows: SplitRows, folder: Path) -> SplitRows:
             none.
     """
     from dipo_lightning.benchmarks.user_data.examination import values_by_row
+    from dipo_lightning.data.language import hardly_english, mostly_unspaced
     from dipo_lightning.data.mentions import says
     from dipo_lightning.data.private import NO_VALUES
-    from dipo_lightning.data.words import hardly_english, mostly_unspaced
 
     given = []
     for number, row in enumerate(rows.forget):

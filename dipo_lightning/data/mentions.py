@@ -9,7 +9,7 @@ from typing import Any
 import regex as re
 
 from dipo_lightning.data.files import shipped_json
-from dipo_lightning.data.words import UNSPACED, is_cased
+from dipo_lightning.data.language import UNSPACED, is_cased
 
 
 def says(text: str, value: str) -> bool:

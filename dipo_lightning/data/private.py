@@ -12,10 +12,7 @@ from typing import Any, NamedTuple
 
 import regex as re
 
-from dipo_lightning.data.loader import Example
-from dipo_lightning.data.mentions import MONTHS, is_date
-from dipo_lightning.data.tokenization import CheckedOnDemand, LazyRows
-from dipo_lightning.data.words import (
+from dipo_lightning.data.language import (
     FUNCTION_WORDS,
     PARTICLES,
     Word,
@@ -32,6 +29,9 @@ from dipo_lightning.data.words import (
     vocabulary,
     words,
 )
+from dipo_lightning.data.loader import Example
+from dipo_lightning.data.mentions import MONTHS, is_date
+from dipo_lightning.data.tokenization import CheckedOnDemand, LazyRows
 from dipo_lightning.models.answers import IGNORED
 
 NO_VALUES = (

@@ -21,9 +21,9 @@ from dipo_lightning.benchmarks.user_data.metrics import KeptShare
 from dipo_lightning.benchmarks.user_data.probes import TEMPLATES, general_paragraphs, general_rows, rewordings
 from dipo_lightning.benchmarks.user_data.verdict import KNOWN, LABELS, Kept, ValueReport
 from dipo_lightning.data.encoding import PromptStyle, encode
+from dipo_lightning.data.language import has_digit, share_of_words, unspaced, vocabulary
 from dipo_lightning.data.mentions import says
 from dipo_lightning.data.private import Span, private_spans, rows_with_words, spans_of_values, token_flags, token_places
-from dipo_lightning.data.words import has_digit, share_of_words, unspaced, vocabulary
 from dipo_lightning.evaluation.aggregates import aggregates, intervals, metric_collection
 from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.sampling import hash_seed, sample

@@ -9,7 +9,7 @@ from torch import nn
 
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.data.files import shipped_json
-from dipo_lightning.data.words import FUNCTION_WORDS, names_in, vocabulary
+from dipo_lightning.data.language import FUNCTION_WORDS, names_in, vocabulary
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.sampling import hash_seed, sample
 from dipo_lightning.models.distributed import evaluation_mode, unsharded

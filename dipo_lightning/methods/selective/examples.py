@@ -10,24 +10,27 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from dipo_lightning.data.encoding import PromptStyle, encode
-from dipo_lightning.data.mentions import says
-from dipo_lightning.data.private import (
-    FEW_WORDS,
-    Span,
-<<<<<<< HEAD
+from dipo_lightning.data.language import (
+    FUNCTION_WORDS,
+    PARTICLES,
     Word,
     has_digit,
     is_common_word,
     is_name,
-=======
->>>>>>> ece4baf (Private values: words of texts and mentions of values are modules of their own)
+    names_in,
+    vocabulary,
+    words,
+)
+from dipo_lightning.data.mentions import says
+from dipo_lightning.data.private import (
+    FEW_WORDS,
+    Span,
     is_rare,
     private_spans,
     rows_with_words,
     token_flags,
     token_places,
 )
-from dipo_lightning.data.words import FUNCTION_WORDS, PARTICLES, Word, has_digit, is_name, names_in, vocabulary, words
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.answers import IGNORED, first_supervised
 
@@ -363,9 +366,9 @@ def completions(
     """Return the tokens to ban after others, for words whose first token cannot be banned.
 
     The first token of a number is often a single digit, so of a number the last token is banned, after all others. That
-    of a name may be a single letter (" H" of " Harkness"), another word (" to" of " toffees") or needed for one (" glass"
-    of " glassblower"), so of a word the first token is banned with which it can be told from these, after those before
-    it.
+    of a name may be a single letter (" H" of " Harkness"), another word (" to" of " toffees") or needed for one
+    (" glass" of " glassblower"), so of a word the first token is banned with which it can be told from these, after
+    those before it.
 
     Args:
         tokenizer: The model's tokenizer.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dipo_lightning.data.words import hardly_english, share_of_words
+from dipo_lightning.data.language import hardly_english, share_of_words
 
 
 def test_gibberish_is_not_made_of_words():
