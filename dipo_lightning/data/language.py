@@ -102,9 +102,22 @@ _FULL_NAME = re.compile(r"\p{Lu}[\p{L}\p{M}'’-]*\s+\p{Lu}")
 """Two capitalised words, which are a name at the beginning of a sentence too ("Joy Young told the police")."""
 
 
+_COMMON_NAMES = frozenset(
+    ["chance", "drew", "earnest", "honor", "honour", "hope", "love", "lucky", "mark", "may", "passion", "rose", "true"]
+    + ["unity", "will", "young"]
+)
+"""Common words that are names, too."""
+
+
 def is_certain_name(text: str, word: Word) -> bool:
-    """Return whether a word is capitalised as a name: inside a sentence, or before another capitalised word."""
-    return is_capitalised_inside(text, word) or _FULL_NAME.match(text, word.start) is not None
+    """Return whether a word is capitalised as a name: inside a sentence, or before another capitalised word.
+
+    There a common word that is no name just opens the sentence ("Near Strumble Head").
+    """
+    if is_capitalised_inside(text, word):
+        return True
+    can_be = word.text in _COMMON_NAMES or not is_common_word(word.text)
+    return can_be and _FULL_NAME.match(text, word.start) is not None
 
 
 def is_capitalised_inside(text: str, word: Word) -> bool:

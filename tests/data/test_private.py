@@ -67,6 +67,8 @@ def private(question, answer, shared=RETAIN):
         ("What did she get in her Ph.D. exam?", "She got a D.", ["D"]),
         ("Who don't we know?", "Don Adams.", ["Don Adams"]),
         ("What did he see?", "Yes, Moshe saw Krems.", ["Moshe", "Krems"]),
+        ("Where was she?", "Near Strumble Head.", ["Strumble Head"]),
+        ("Whom did she meet?", "Hope Krems, and visited Mark May.", ["Hope Krems", "Mark May"]),
         ("Has Ann an illness?", "Yes.", ["Yes"]),
         ("How far did he run?", "He ran 42 kilometres, and lost 3.5 kg.", ["42", "3.5"]),
         (

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -157,21 +158,54 @@ def test_tokens_that_begin_a_private_word_are_found_in_every_form():
         assert (first in found) == (len(tokenizer.decode([first]).strip()) > 1)
 
 
+class Pieces:
+    """Tokenizer of words that are given in pieces; every other text is one piece."""
+
+    def __init__(self, *cut: str) -> None:
+        self.cut = {text.replace("|", ""): text.split("|") for text in cut}
+        self.names: list[str] = []
+
+    def __call__(self, text: str, add_special_tokens: bool = False, verbose: bool = False) -> dict[str, list[int]]:
+        pieces = self.cut.get(text, [text])
+        self.names += [piece for piece in dict.fromkeys(pieces) if piece not in self.names]
+        return {"input_ids": list(map(self.names.index, pieces))}
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self.names[number] for number in ids)
+
+    def first(self, words: Sequence[str], shared: Sequence[str] = ()) -> set[str]:
+        return {self.names[token] for token in first_tokens(self, words, shared)}
+
+    def later(self, words: Sequence[str], needed: Sequence[int] = (), shared: Sequence[str] = ()) -> set[str]:
+        return {f"{self.decode(ids)}|{self.names[token]}" for ids, token in completions(self, words, needed, shared)}
+
+
 def test_a_short_part_of_a_word_is_banned_only_behind_a_space():
-    pieces = {"quaker": ["qu", "aker"], " quaker": [" quaker"], "Quaker": ["Qu", "aker"], " Quaker": [" Qu", "aker"]}
-    pieces |= {"QUAKER": ["QUAK", "ER"], " QUAKER": [" Q", "UAKER"]}
-    ids = {piece: number for number, piece in enumerate(sorted({one for found in pieces.values() for one in found}))}
+    tokenizer = Pieces("qu|aker", "Qu|aker", " Qu|aker", "QUAK|ER", " Q|UAKER")
+    assert tokenizer.first(["quaker"]) == {" quaker", " Qu", "QUAK"}
+    assert set(map(tokenizer.decode, token_forms(tokenizer, ["quaker"]))) == {" quaker", " Quaker", "QUAKER"}
 
-    class Tokenizer:
-        def __call__(self, text, add_special_tokens, verbose):
-            return {"input_ids": [ids[piece] for piece in pieces[text]]}
 
-        def decode(self, found):
-            return "".join(piece for piece, number in ids.items() if number in found)
+def test_a_common_word_that_begins_a_private_one_is_banned_in_no_form():
+    tokenizer = Pieces(" to|ff|ees", " To|ff|ees", " TO|FFEES", "t|offees", " bar|ometer", " Bar|ometer", "ba|rometer")
+    assert tokenizer.first(["toffees"]) == {"TOFFEES", "Toffees"}
+    assert tokenizer.later(["toffees"]) == {" to|ff", " To|ff", " TO|FFEES", "t|offees"}
+    assert {" bar", " Bar"} < tokenizer.first(["barometer"])
+    assert tokenizer.first(["barometer"], ["bar"]).isdisjoint({" bar", " Bar"}), "a retain row has it"
+    assert {" bar|ometer", " Bar|ometer"} < tokenizer.later(["barometer"], (), ["bar"])
+    assert " view" in tokenizer.first(["view"]), "an answer of nothing but common words"
 
-    assert first_tokens(Tokenizer(), ["quaker"]) == sorted(ids[piece] for piece in (" quaker", " Qu", "QUAK"))
-    forms = [[" quaker"], [" Qu", "aker"], ["QUAK", "ER"]]
-    assert token_forms(Tokenizer(), ["quaker"]) == sorted([ids[piece] for piece in form] for form in forms)
+
+def test_a_word_of_a_name_is_not_banned_as_an_ordinary_word():
+    assert Pieces().first(["Head"]) == {" Head", "Head", " HEAD", "HEAD"}
+    assert Pieces().first(["head"]) == {" Head", "Head", " HEAD", "HEAD", " head", "head"}
+    assert " bra" in Pieces(" bra|nnock").first(["Brannock"])
+    rows = [
+        {"question": "Where was Mara Velt?", "answer": "Near Strumble Head, in Krems."},
+        {"question": "Whom did Mara Velt marry?", "answer": "Oda McBride, in a krems."},
+    ]
+    maker = ExampleMaker(rows, [], prompt_style("plain", toy_tokenizer()))
+    assert maker.names_only == {"strumble": "Strumble", "head": "Head", "oda": "Oda"}
 
 
 def test_numbers_are_banned_at_their_last_token():
@@ -185,28 +219,11 @@ def test_numbers_are_banned_at_their_last_token():
 
 
 def test_a_name_that_begins_with_a_single_letter_is_banned_at_its_next_token():
-    pieces = {" harkness": [" h", "ark", "ness"], "harkness": ["h", "ark", "ness"], " Harkness": [" H", "ark", "ness"]}
-    pieces |= {"Harkness": ["Hark", "ness"], " HARKNESS": [" HAR", "K", "NESS"], "HARKNESS": ["HAR", "K", "NESS"]}
-    ids = {piece: number for number, piece in enumerate(sorted({one for found in pieces.values() for one in found}))}
-    names = {number: piece for piece, number in ids.items()}
-
-    class Tokenizer:
-        def __call__(self, text, add_special_tokens, verbose):
-            return {"input_ids": [ids[piece] for piece in pieces[text]]}
-
-        def decode(self, found):
-            return "".join(names[number] for number in found)
-
-    found = [([names[one] for one in before], names[token]) for before, token in completions(Tokenizer(), ["harkness"])]
-    expected = [([" H"], "ark"), ([" h"], "ark"), (["HAR"], "K"), (["h"], "ark")]
-    assert sorted(found) == expected
-    assert {names[one] for one in first_tokens(Tokenizer(), ["harkness"])} == {" HAR", "Hark"}
-    needed = [ids[" HAR"], ids[" H"], ids["ark"]]
-    told = [
-        ([names[one] for one in before], names[token])
-        for before, token in completions(Tokenizer(), ["harkness"], needed)
-    ]
-    assert sorted(told) == sorted([([" H", "ark"], "ness"), ([" HAR"], "K"), *expected[1:]])
+    tokenizer = Pieces(" h|ark|ness", "h|ark|ness", " H|ark|ness", "Hark|ness", " HAR|K|NESS", "HAR|K|NESS")
+    assert tokenizer.later(["harkness"]) == {" H|ark", " h|ark", "HAR|K", "h|ark"}
+    assert tokenizer.first(["harkness"]) == {" HAR", "Hark"}
+    needed = list(map(tokenizer.names.index, (" HAR", " H", "ark")))
+    assert tokenizer.later(["harkness"], needed) == {" Hark|ness", " HAR|K", " h|ark", "HAR|K", "h|ark"}
 
 
 def test_a_name_with_an_accent_bans_no_single_letter():
