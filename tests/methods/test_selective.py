@@ -193,6 +193,9 @@ def test_a_common_word_that_begins_a_private_one_is_banned_in_no_form():
     assert {" bar", " Bar"} < tokenizer.first(["barometer"])
     assert tokenizer.first(["barometer"], ["bar"]).isdisjoint({" bar", " Bar"}), "a retain row has it"
     assert {" bar|ometer", " Bar|ometer"} < tokenizer.later(["barometer"], (), ["bar"])
+    tokenizer = Pieces(" one|-|eyed", " glass|-|eye")
+    assert " one-|eyed" in tokenizer.later(["one-eyed"])
+    assert " glass-|eye" in tokenizer.later(["glass-eye"], tokenizer(" glass-eye")["input_ids"][:1])
     assert " view" in tokenizer.first(["view"]), "an answer of nothing but common words"
 
 

@@ -383,7 +383,8 @@ def completions(
     numbers = [form for word in secrets if word[0].isdigit() for form in dict.fromkeys([word, word.upper()])]
     found = [(ids[:-1], ids[-1]) for ids in (encode(tokenizer, form) for form in numbers) if len(ids) > 1]
     for ids, first in word_forms(tokenizer, (word for word in secrets if not word[0].isdigit()), shared):
-        own = next((place for place in range(first, len(ids)) if not _occurs(ids[: place + 1], needed)), 0)
+        new = (place for place in range(first, len(ids)) if not _occurs(ids[: place + 1], needed))
+        own = next((place for place in new if re.search(r"\w", tokenizer.decode([ids[place]]))), 0)
         if own:
             found.append((ids[:own], ids[own]))
     return found
@@ -443,7 +444,7 @@ def word_forms(tokenizer: Any, secrets: Iterable[str], shared: Collection[str] =
                 tells = (
                     place
                     for place, part in enumerate(begun)
-                    if len(part) >= least and (place + 1 == len(ids) or not _is_word(part.lower(), shared))
+                    if len(part) >= least and (place + 1 == len(ids) or not _are_words(part.lower(), shared))
                 )
                 first = next(tells, None)
                 if first is not None:
@@ -455,5 +456,7 @@ def _spellings(word: str) -> list[str]:
     return [word] if word.isupper() else [word.lower(), word if word[0].isupper() else word.capitalize(), word.upper()]
 
 
-def _is_word(text: str, shared: Collection[str]) -> bool:
-    return text in shared or text in FUNCTION_WORDS or is_common_word(text)
+def _are_words(text: str, shared: Collection[str]) -> bool:
+    """Return whether each part of a text is a common word or one of ``shared``, as those of "one-" and "hand-made"."""
+    parts = re.findall(r"\w+", text)
+    return all(part in shared or part in FUNCTION_WORDS or is_common_word(part) for part in parts)
