@@ -1,6 +1,8 @@
 """LightningCLI of this package: ``fit``, ``validate`` and ``test`` for any module and data module by class name."""
 
 import os
+import re
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from dipo_lightning.cli.run_folder import (
     prepare_run,
     read_fingerprints,
 )
-from dipo_lightning.errors import InputError, root_cause
+from dipo_lightning.errors import DiPOError, InputError, root_cause
 from dipo_lightning.evaluation.callback import refuse_twins
 from dipo_lightning.evaluation.provenance import command_options
 from dipo_lightning.evaluation.run_folder import (
@@ -251,14 +253,32 @@ class DiPOCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build trainer, model and data; errors of a constructor are shown without jsonargparse's report."""
+        self._failure: Exception | None = None
+        self.parser.add_instantiator(self._construct, object)  # those of model and data, added before, go first
         try:
             super().instantiate_classes()
         except ValueError as error:  # jsonargparse wraps what a constructor raises, under its own long report
-            raise root_cause(error) from error
+            cause = root_cause(error)
+            raise (cause if isinstance(cause, DiPOError) else self._failure or error) from error
         if self.subcommand != "fit":
             self._refuse_to_measure_nothing()
         elif self.run:
             self._leave_if_finished(self.run)
+
+    def _construct(self, kind: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Build an object, and keep its error: jsonargparse drops it where a list of objects may also be a single one.
+
+        Raises:
+            InputError: A library that the class needs is not installed.
+        """
+        try:
+            return kind(*args, **options)
+        except ModuleNotFoundError as error:
+            self._failure = InputError(missing_library(kind.__name__, error))
+            raise self._failure from error
+        except Exception as error:
+            self._failure = error
+            raise
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments without Lightning's warning about ``args`` and ``sys.argv``."""
@@ -324,6 +344,14 @@ def _run(args: list[str]) -> DiPOCLI:
         auto_configure_optimizers=False,
         args=args,
     )
+
+
+def missing_library(name: str, error: ModuleNotFoundError) -> str:
+    """Return what to install for the class ``name``, whose constructor has not found a library."""
+    requirement = re.search(r"Requirement '(.+?)' not met", str(error))  # the form of Lightning's messages
+    if requirement is None:
+        return f"{name} needs a library that is not installed: {' '.join(str(error).split())}"
+    return f"{name} needs {re.split('[<>=!~ ]', requirement[1])[0]}: pip install '{requirement[1]}'"
 
 
 def raised_by_lightning(error: BaseException) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +205,8 @@ LIGHTNINGS = {
     "more than all batches": ({"limit_train_batches": 2.5}, "limit_train_batches"),
     "a rule about what nothing logs": ({"callbacks": [{"class_path": "EarlyStopping", "init_args": {
         "monitor": "utility", "check_on_train_epoch_end": True}}]}, "utility"),
+    "what a constructor refuses": ({"callbacks": [{"class_path": "EarlyStopping", "init_args": {
+        "monitor": "utility", "mode": "sideways"}}]}, "`mode` can be min, max"),
 }  # fmt: skip
 
 
@@ -212,6 +216,39 @@ def test_what_lightning_refuses_is_a_sentence(
 ) -> None:
     options, said = LIGHTNINGS[case]
     assert said.lower() in refused(capsys, "fit", config | {"trainer": config["trainer"] | options}).lower()
+
+
+MISSING = {
+    "wandb": ("WandbLogger", "WandbLogger needs wandb: pip install 'wandb>=9999'"),
+    "trackio": ("dipo_lightning.TrackioLogger", "pip install 'dipo-lightning[trackio]'"),
+    "mine": ("my_project.Own", "Own needs a library that is not installed: No module named 'not_there'"),
+}
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["listed", "alone"])
+@pytest.mark.parametrize("case", MISSING)
+def test_a_library_that_is_missing_is_named(
+    config: dict[str, Any],
+    case: str,
+    listed: bool,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import lightning.pytorch.loggers.wandb
+    from lightning_utilities.core.imports import RequirementCache
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "trackio" else find(name))
+    monkeypatch.setattr(lightning.pytorch.loggers.wandb, "_WANDB_AVAILABLE", RequirementCache("wandb>=9999"))
+    own = "from lightning.pytorch.loggers import CSVLogger\n\n\nclass Own(CSVLogger):\n    def __init__(self):\n"
+    (here / "my_project.py").write_text(f"{own}        import not_there\n")
+    monkeypatch.syspath_prepend(here)
+    monkeypatch.delitem(sys.modules, "my_project", raising=False)
+    name, said = MISSING[case]
+    logger, other = {"class_path": name}, {"class_path": "CSVLogger", "init_args": {"save_dir": "."}}
+    config["trainer"]["logger"] = [other, logger] if listed else logger
+    assert said in refused(capsys, "fit", config)
 
 
 def test_what_the_optimizer_refuses_is_a_sentence(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
