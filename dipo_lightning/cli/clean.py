@@ -20,6 +20,9 @@ from dipo_lightning.safety.paths import with_home
 SCORES = "scores.json"
 """File with the numbers of the evaluations, which stay; without any row."""
 
+CACHE = "hidden states of the forget rows under the target model; runs share them, and make them again when needed"
+"""Role of the folder of a run's reference caches."""
+
 _SIGNS = (f"{CHECKPOINTS}/{RECORD}", f"{CHECKPOINTS}/{LOCK}", "evaluations/*_epoch=*_step=*.json")
 _LOGS = ("hparams.yaml", "console.log", "events.out.tfevents.*")
 _REASONS = (
@@ -56,9 +59,10 @@ class Copy:
 def clean(run: str, yes: bool = False) -> None:
     """List, and with --yes remove, all copies of forget texts and of the target's weights in a run folder.
 
-    The exported model with its card, the configuration and the numbers of the evaluations (scores.json) stay. Files
-    outside the run are listed but never removed: your data files, and the original model. Of a folder of ``forget``
-    only what the command writes is looked at.
+    The exported model with its card, the configuration and the numbers of the evaluations (scores.json) stay. What
+    lies outside the run is listed but never removed: your data files, the original model, and the cache of the
+    reference model (runs/reference_cache by default), which holds hidden states of the forget rows and serves other
+    runs, too. Of a folder of ``forget`` only what the command writes is looked at.
 
     Args:
         run: Folder of a run, as written by ``fit --run`` or ``forget``, or a folder of several; what lies beside them
@@ -183,12 +187,19 @@ def outside(run: Path) -> dict[str, str]:
         named = {"target model": model.get("pretrained"), "data": data.get("data")}
         named |= {"forget rows": ", ".join(forget) if isinstance(forget, list) else forget}
         named["alternative answers"] = model.get("alternatives_file")
-        cache = model.get("reference_cache")
-        named["cache of the reference model"] = cache if cache and Path(cache).is_dir() else None
+        named[CACHE] = _cache(run, model.get("reference_cache"))
         for name, path in named.items():
             if path and not Path(path).resolve().is_relative_to(run.resolve()):
                 found[name] = str(path)
     return found
+
+
+def _cache(run: Path, named: str | None) -> str | None:
+    """Return the folder of the caches, whose name is relative to where the run was started: here, or above the run."""
+    if not named:
+        return None
+    places = [place / with_home(named) for place in (Path(), *run.resolve().parents)]
+    return next((str(place) for place in places if place.is_dir()), None)
 
 
 def _document(path: Path) -> dict[str, Any]:

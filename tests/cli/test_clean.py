@@ -65,6 +65,20 @@ def test_with_yes_no_secret_is_left_and_model_and_scores_are(run, tmp_path):
     assert json.loads((run / "scores.json").read_text()) == scores, "a second call keeps them"
 
 
+def test_the_shared_cache_of_the_reference_is_named_and_stays(run, tmp_path, monkeypatch, capsys):
+    (run / "config.yaml").write_text("model: {init_args: {reference_cache: runs/reference_cache}}\n")
+    cached = tmp_path / "runs/reference_cache/0123/values.bin"
+    cached.parent.mkdir(parents=True)
+    cached.write_text(SECRET)
+    run = run.rename(tmp_path / "runs/run")
+    for folder in (tmp_path, tmp_path / "outside"):  # where the run was started, and elsewhere
+        monkeypatch.chdir(folder)
+        clean(str(run))
+        assert "reference_cache (hidden states of the forget rows" in capsys.readouterr().out
+    clean(str(run), yes=True)
+    assert cached.exists()
+
+
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
     (tmp_path / "evil.html").write_text("mine")
     with pytest.raises(InputError, match="is not a run"):
