@@ -148,6 +148,27 @@ def test_the_python_of_a_page_runs(project: Path) -> None:
             exec(compile(tree, named(project), "exec"), {})
 
 
+@pytest.mark.parametrize("project", [ROOT / "docs" / "guides" / "extend.md"], ids=named, indirect=True)
+@pytest.mark.parametrize(("name", "options"), [("MyMethod", {}), ("SofterPair", {}), ("Contrast", {"other": "second"})])
+def test_the_methods_of_the_guide_train(project: Path, name: str, options: dict[str, str]) -> None:
+    import lightning.pytorch as pl
+
+    from dipo_lightning import UnlearningDataModule
+    from tests.helpers.toys import save_toy
+
+    save_toy("model")
+    save_toy("second", seed=9)
+    for part in ("forget", "retain"):
+        row = json.dumps({"question": f"Who wrote about {part}?", "answer": "Ann did."})
+        Path(f"{part}.jsonl").write_text(f"{row}\n{row}\n", encoding="utf-8")
+    module = getattr(importlib.import_module("my_project"), name)("model", chunk_size=2, **options)
+    data = UnlearningDataModule("model", forget="forget.jsonl", retain="retain.jsonl", prompt="plain", batch_size=2)
+    trainer = pl.Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.fit(module, data)
+    assert trainer.global_step == 2
+    assert not [key for key in module.state_dict() if not key.startswith("policy.")], "a checkpoint holds the policy"
+
+
 @pytest.mark.parametrize("page", pages_with("json"), ids=named)
 def test_the_json_of_a_page_is_json(page: Path) -> None:
     for block in blocks(page, "json"):
