@@ -22,6 +22,7 @@ from tests.helpers.small_tofu import write_tofu
 from tests.helpers.toys import save_toy
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "methods"
+DOCS = CONFIGS.parents[1] / "docs"
 FILES = {path.stem: path for path in sorted(CONFIGS.glob("*.yaml"))}
 DEFAULTS = {
     "dipo": {"beta": 0.02, "pair": asdict(PairOptions()), "scale": "2/beta"},
@@ -91,7 +92,7 @@ def test_every_method_of_the_package_has_its_file() -> None:
 
 @pytest.mark.parametrize("method", sorted(FILES))
 def test_every_method_has_its_card(method: str) -> None:
-    page = (CONFIGS.parents[1] / "docs" / "explanation" / "methods.md").read_text(encoding="utf-8")
+    page = (DOCS / "explanation" / "methods.md").read_text(encoding="utf-8")
     cards = {title: card for title, _, card in (part.partition("\n") for part in page.split("\n## ")[1:])}
     name = re.match(r"# ([\w-]+)", FILES[method].read_text(encoding="utf-8"))
     assert name
@@ -112,7 +113,10 @@ def test_a_method_runs_from_its_file_on_any_base(base: Path, tmp_path: Path, met
     assert main(["fit", *(f"--config={path}" for path in files), *options]) == 0
     run = tmp_path / "version_0"
     with (run / "metrics.csv").open() as lines:
-        losses = [float(row["train/loss"]) for row in csv.DictReader(lines) if row["train/loss"]]
+        rows = list(csv.DictReader(lines))
+    losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
+    metrics = (DOCS / "reference" / "metrics.md").read_text(encoding="utf-8")
+    assert not [tag for tag in rows[0] if tag.startswith("train/") and f"\n| `{tag}` |" not in metrics]
     assert len(losses) == 2
     assert all(math.isfinite(loss) for loss in losses)
     hyper_parameters = yaml.safe_load((run / "hparams.yaml").read_text())
