@@ -26,6 +26,7 @@ ALSO = {
     "Row": "dipo_lightning.evaluation.rows",
     "MUSERow": "dipo_lightning.benchmarks.muse.measuring",
     "Checkpoint": "dipo_lightning.callbacks.checkpoint",
+    "RunLogger": "dipo_lightning.evaluation.tensorboard",
 }
 """Modules of the documented classes that are no public names."""
 APART = ("DiPOModule", "UnlearningModule", "LanguageModelModule")
@@ -88,8 +89,15 @@ def _default(member: Any, name: str) -> str:
     value = parameters[name].default if known else getattr(member.members.get(name), "value", None)
     if value is None:
         return ""
-    shown = str(value)
+    shown = str(constant(value))
     return "" if shown.isupper() or len(shown) > 40 else f"<br>default `{shown}`"
+
+
+def constant(value: Any) -> Any:
+    """Return the value of a constant of the package that a default names, or the default itself."""
+    while isinstance(value, griffe.ExprName) and value.canonical_path.startswith("dipo_lightning."):
+        value = getattr(resolve(value.canonical_path), "value", str(value))
+    return value
 
 
 def text_of(member: Any) -> str:

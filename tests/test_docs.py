@@ -20,8 +20,11 @@ from typing import NamedTuple
 import pytest
 import yaml
 
+import dipo_lightning
 from dipo_lightning.cli.configs import find_config
 from dipo_lightning.cli.main import COMMANDS, TRAINER_COMMANDS, main, spelled_out
+from dipo_lightning.evaluation.scoring import BATCH_TOKENS
+from dipo_lightning.metrics.functional.membership import FRACTION
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -199,7 +202,12 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     commands = (tmp_path / "reference" / "commands.html").read_text(encoding="utf-8")
     assert not [name for name in COMMANDS if f'id="{name}"' not in commands]
-    assert 'id="dipomodule"' in (tmp_path / "reference" / "options.html").read_text(encoding="utf-8")
+    options = (tmp_path / "reference" / "options.html").read_text(encoding="utf-8")
+    classes = [name for name in dipo_lightning.public_classes() if not name.endswith("Error")]
+    assert not [name for name in classes if f'id="{name.lower()}"' not in options]
+    assert not re.findall(r"default <code>[A-Z][A-Z_]+</code>", options), "a constant without its value"
+    for option, default in (("batch_tokens", BATCH_TOKENS), ("min_k_fraction", FRACTION)):
+        assert re.search(rf"<code>{option}</code>[^|]*?default <code>{default}</code>", options), option
     assert "<math" in (tmp_path / "explanation" / "dipo.html").read_text(encoding="utf-8")
     assert "{{ " not in commands
 

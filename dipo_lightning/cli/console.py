@@ -36,6 +36,7 @@ NOISE = re.compile(
 USELESS = re.compile(
     r"does not have many workers|is smaller than the logging interval|directory .* exists and is not empty"
     r"|isinstance\(treespec, LeafSpec\)|is_gradient_checkpointing|sync_dist=True|litlogger|litmodels"
+    r"|add the following callbacks: \[(\"ExportModel\{[^\"]*\"(, )?)+\]"  # without it there is nothing to export
 )
 """Warnings on which a user cannot act."""
 

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 
+from dipo_lightning import ExportModel, StopOnCollapse
 from dipo_lightning.cli import STEP, VERBOSE, console
 from dipo_lightning.cli.main import main
 from tests.helpers.refused import write_rows
@@ -54,6 +55,16 @@ def test_warnings_are_sentences_said_once(lightning):
         assert said("The rows are few.", UserWarning) == ""
         assert said("old name", FutureWarning) == ""
     assert "library.py:7: FutureWarning" in said("old name", FutureWarning)
+
+
+def test_a_missing_export_is_no_warning_but_a_missing_rule_is():
+    export, rule = ExportModel("model").state_key, StopOnCollapse(share=0.5).state_key
+    words = "Be aware that when using `ckpt_path`, [...] Please add the following callbacks: "
+    essential = console.Essential()
+    assert not essential.shows(f"{words}{[export]}.")
+    assert not essential.shows(f"{words}{[export, ExportModel('other').state_key]}.")
+    assert essential.shows(f"{words}{[rule]}.")
+    assert essential.shows(f"{words}{[export, rule]}.")
 
 
 def test_a_step_shows_bars_only(lightning, monkeypatch, capsys, tmp_path):
