@@ -131,10 +131,13 @@ _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ni
 _NUMBERS = dict(zip(_SMALL + _TEENS + _TENS, [*range(1, 20), *range(20, 100, 10)], strict=True))
 """Numbers by their words."""
 _NUMBER_WORD = re.compile(
-    rf"(?<!{_LETTER}|-)(?:(?:{'|'.join(_TENS)})(?:[- ](?:{'|'.join(_SMALL)}))?|{'|'.join(_SMALL[1:] + _TEENS)})"
+    rf"(?<!{_LETTER}|-)(?:(?:{'|'.join(_TENS)})(?:[- ](?:{'|'.join(_SMALL)}))?|{'|'.join(_TEENS[3:])})"
     rf"(?!{_LETTER}|-(?!year))"
 )
-"""Number from two to ninety-nine in words, not in a compound or ordinal number ("two-faced", "twenty-first")."""
+"""Number from thirteen to ninety-nine in words, not in a compound or ordinal number ("twenty-first").
+
+Smaller ones are in too many texts by chance.
+"""
 
 
 @lru_cache(maxsize=4096)

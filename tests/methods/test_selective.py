@@ -217,6 +217,7 @@ def test_numbers_are_banned_at_their_last_token():
     assert len(whole) > 1
     assert completions(tokenizer, ["1971"]) == [(whole[:-1], whole[-1])]
     assert completions(tokenizer, ["1971", "glassblower"])[0] == (whole[:-1], whole[-1])
+    assert completions(tokenizer, ["19"]) == [], "years begin with it"
     flat = encode(tokenizer, "3B")
     assert (flat[:-1], flat[-1]) in completions(tokenizer, ["3b"]), "with its capitals, too"
 

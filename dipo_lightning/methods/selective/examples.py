@@ -365,10 +365,12 @@ def completions(
 ) -> list[tuple[list[int], int]]:
     """Return the tokens to ban after others, for words whose first token cannot be banned.
 
-    The first token of a number is often a single digit, so of a number the last token is banned, after all others. That
-    of a name may be a single letter (" H" of " Harkness"), another word (" to" of " toffees") or needed for one
-    (" glass" of " glassblower"), so of a word the first token is banned with which it can be told from these, after
-    those before it.
+    The first token of a number is often a single digit, so of a number the last token is banned, after all others. A
+    number of two digits is under no ban, since years begin with it.
+
+    The first token of a name may be a single letter (" H" of " Harkness"), another word (" to" of " toffees") or needed
+    for one (" glass" of " glassblower"), so of a word the first token is banned with which it can be told from these,
+    after those before it.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -381,7 +383,8 @@ def completions(
     """
     secrets = sorted(secrets)
     numbers = [form for word in secrets if word[0].isdigit() for form in dict.fromkeys([word, word.upper()])]
-    found = [(ids[:-1], ids[-1]) for ids in (encode(tokenizer, form) for form in numbers) if len(ids) > 1]
+    tokens = (encode(tokenizer, form) for form in numbers if len(form) > 2 or not form.isdecimal())
+    found = [(ids[:-1], ids[-1]) for ids in tokens if len(ids) > 1]
     for ids, first in word_forms(tokenizer, (word for word in secrets if not word[0].isdigit()), shared):
         new = (place for place in range(first, len(ids)) if not _occurs(ids[: place + 1], needed))
         own = next((place for place in new if re.search(r"\w", tokenizer.decode([ids[place]]))), 0)
