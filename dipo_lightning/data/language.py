@@ -221,9 +221,9 @@ def hardly_english(texts: Iterable[str], enough: int = ENOUGH_WORDS) -> bool:
 def share_of_words(texts: Iterable[str], known: Collection[str]) -> float:
     """Return the share of the words in texts that exist; 1 without words.
 
-    These are known words (in lower case, in any simple inflection), numbers, and capitalised words, since names are in
-    no list. A word that repeats the one before it ("has has has") does not count as existing. Text in a script without
-    spaces is left out, unless no known word is in such a script.
+    These are known words (in lower case, in any simple inflection), compounds of them ("two-legged"), numbers, and
+    capitalised words, since names are in no list. A word that repeats the one before it ("has has has") does not count
+    as existing. Text in a script without spaces is left out, unless no known word is in such a script.
     """
     left_out = any(map(unspaced, known))
     total = right = 0
@@ -235,10 +235,18 @@ def share_of_words(texts: Iterable[str], known: Collection[str]) -> float:
             total += 1
             number = has_digit(word.text)
             again = word.text == before and not number
-            known_word = number or text[word.start].isupper() or any(form in known for form in _stems(word.text))
+            known_word = number or text[word.start].isupper() or _exists(word.text, known)
             right += known_word and not again
             before = word.text
     return right / total if total else 1.0
+
+
+def _exists(word: str, known: Collection[str]) -> bool:
+    """Return whether a word, or each part of a compound, is known in some simple inflection."""
+    if any(form in known for form in _stems(word)):
+        return True
+    parts = compound_parts(word)
+    return bool(parts) and all(_exists(part, known) for part in parts)
 
 
 def _stems(word: str) -> list[str]:

@@ -12,6 +12,7 @@ def test_gibberish_is_not_made_of_words():
     assert share_of_words(["She works works works."], known) == pytest.approx(2 / 4)
     assert share_of_words(["It is 7 7."], known | {"it", "is"}) == 1
     assert share_of_words([""], known) == 1
+    assert share_of_words(["An evenings-work, an evenings-qzx."], known | {"an"}) == pytest.approx(3 / 4)
 
 
 @pytest.mark.parametrize(
