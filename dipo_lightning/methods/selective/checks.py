@@ -27,6 +27,8 @@ THOROUGH_SAMPLES = 10
 SAYABLE = 1e-3
 """Probability of an answer's first value, given the text before it, above which twenty samples may contain it."""
 
+LEAST_CHECKS = 4
+"""First check that may end a run: a few words are forgotten before the sentences around them are whole again."""
 RISK = 2e-4
 """Maximum number of private values expected per sampled answer, in a check that ends a run."""
 NOTABLE = 1e-4

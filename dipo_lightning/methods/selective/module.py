@@ -47,7 +47,7 @@ from dipo_lightning.errors import InputError, check_numbers, check_positive
 from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.sampling import answer_room, sample, torch_seed
 from dipo_lightning.losses.likelihood import token_kl
-from dipo_lightning.methods.selective.checks import RISK, Check
+from dipo_lightning.methods.selective.checks import LEAST_CHECKS, RISK, Check
 from dipo_lightning.methods.selective.examples import MOST_NEIGHBOURS, ExampleMaker, PrivateExample
 from dipo_lightning.methods.selective.targets import (
     and_repetition,
@@ -127,9 +127,9 @@ class SelectiveModule(UnlearningModule):
         alternatives: Number of answers of the blind reference model per forget row to train on; 0 for none.
         samples: Number of sampled answers per forget row and wording in a check of the policy.
         check_every: Optimiser steps between two checks; the last step is checked too; 0 for no checks.
-        stop: End the run at a check where no sample contains a private value, at most one in 5,000 answers is expected
-            to, no answer's first value is likelier than 0.001, no answer's values are likelier than its false variants,
-            and a thorough check confirms all this.
+        stop: End the run at a check, from the fourth on, where no sample contains a private value, at most one in 5,000
+            answers is expected to, no answer's first value is likelier than 0.001, no answer's values are likelier than
+            its false variants, and a thorough check confirms all this.
         retain_loss: ``kl`` (divergence from the reference model), ``nll`` or ``none``.
         reference: ``live``, ``adapters_off`` (with LoRA) or ``auto``.
         **options: Those of `UnlearningModule`.
@@ -445,7 +445,7 @@ class SelectiveModule(UnlearningModule):
         two = [number % len(TEMPLATES), (number + 1) % len(TEMPLATES)]
         remaining, risk = check.ask([wordings[i] for wordings in self._wordings for i in two], self.samples)
         left = remaining + min(risk, 0.99)  # the number of remaining values decides first
-        if self.stop and not remaining and risk <= RISK:
+        if self.stop and number >= LEAST_CHECKS and not remaining and risk <= RISK:
             left = check.ask_thoroughly()
             self.trainer.should_stop = self.trainer.should_stop or not left
         self.leaks = (check.risky + self.leaks)[: check.most_risky]
