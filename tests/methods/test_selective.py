@@ -702,12 +702,20 @@ def test_each_sampling_has_random_numbers_of_its_own(tmp_path, monkeypatch, few_
         drawn_from.extend(seeds)
         return sample(*arguments, seeds=seeds, **options)
 
+    monkeypatch.setattr(selective, "LEAST_CHECKS", 1)
     monkeypatch.setattr(selective, "sample", noted)
     monkeypatch.setattr(Check, "ask_thoroughly", lambda check: thorough.append(check) or ask_thoroughly(check))
     fit(tmp_path, ROWS, check_every=1, method=few_texts | {"stop": True})
     assert thorough
     assert len(drawn_from) > len(ROWS) * (2 + len(TEMPLATES))
     assert len(set(drawn_from)) == len(drawn_from)
+
+
+def test_no_run_ends_before_its_fourth_check(tmp_path, monkeypatch):
+    monkeypatch.setattr(Check, "ask", lambda *_: (0, 0.0))
+    monkeypatch.setattr(Check, "ask_thoroughly", lambda _: 0.0)
+    module = fit(tmp_path, [*ROWS, *ROWS, *ROWS], check_every=1, method={"stop": True}, batch_size=1)
+    assert module.trainer.global_step == 4
 
 
 def test_the_retain_term_is_a_mean_over_the_global_batch(tmp_path):
