@@ -22,16 +22,13 @@ from dipo_lightning.losses.likelihood import token_kl
 from dipo_lightning.methods.dipo.loss import dipo_loss
 from dipo_lightning.methods.selective import checks
 from dipo_lightning.methods.selective import module as selective
+from dipo_lightning.methods.selective.bans import completions, first_tokens, following, token_forms
 from dipo_lightning.methods.selective.checks import RISK, Check, Risk, private_runs
 from dipo_lightning.methods.selective.examples import (
     MOST_NEIGHBOURS,
     ExampleMaker,
     PrivateExample,
-    completions,
-    first_tokens,
-    following,
     identifiers,
-    token_forms,
 )
 from dipo_lightning.methods.selective.module import (
     TEMPLATES,

@@ -18,7 +18,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from dipo_lightning.evaluation.scoring import TokenScores, score
-from dipo_lightning.methods.selective.examples import ExampleMaker, PrivateExample, following
+from dipo_lightning.methods.selective.bans import following
+from dipo_lightning.methods.selective.examples import ExampleMaker, PrivateExample
 from dipo_lightning.methods.selective.targets import padded
 from dipo_lightning.models.answers import IGNORED
 
