@@ -713,6 +713,9 @@ def test_no_run_ends_before_its_fourth_check(tmp_path, monkeypatch):
     monkeypatch.setattr(Check, "ask_thoroughly", lambda _: 0.0)
     module = fit(tmp_path, [*ROWS, *ROWS, *ROWS], check_every=1, method={"stop": True}, batch_size=1)
     assert module.trainer.global_step == 4
+    monkeypatch.setattr(Check, "ask", lambda *_: (0, 0.5))
+    module = fit(tmp_path / "early", ROWS, check_every=1, method={"stop": True})
+    assert module.trainer.callback_metrics["train/remaining"] == 1.5, "an early check counts one more"
 
 
 def test_the_retain_term_is_a_mean_over_the_global_batch(tmp_path):

@@ -29,7 +29,10 @@ SAYABLE = 1e-3
 """Probability of an answer's first value, given the text before it, above which twenty samples may contain it."""
 
 LEAST_CHECKS = 4
-"""First check that may end a run: a few words are forgotten before the sentences around them are whole again."""
+"""First check that may end a run: a few words are forgotten before the sentences around them are whole again.
+
+To earlier ones a value counts as remaining, so that their models are hardly ever the best.
+"""
 RISK = 2e-4
 """Maximum number of private values expected per sampled answer, in a check that ends a run."""
 NOTABLE = 1e-4

@@ -444,8 +444,9 @@ class SelectiveModule(UnlearningModule):
         )  # fmt: skip
         two = [number % len(TEMPLATES), (number + 1) % len(TEMPLATES)]
         remaining, risk = check.ask([wordings[i] for wordings in self._wordings for i in two], self.samples)
-        left = remaining + min(risk, 0.99)  # the number of remaining values decides first
-        if self.stop and number >= LEAST_CHECKS and not remaining and risk <= RISK:
+        early = number < LEAST_CHECKS
+        left = remaining + min(risk, 0.99) + early  # the number of remaining values decides first
+        if self.stop and not early and not remaining and risk <= RISK:
             left = check.ask_thoroughly()
             self.trainer.should_stop = self.trainer.should_stop or not left
         self.leaks = (check.risky + self.leaks)[: check.most_risky]
