@@ -260,32 +260,21 @@ def kept_scores(before: Examination, after: Examination) -> list[Kept]:
 def said_words(before: Examination, after: Examination, rows: Sequence[Row], tokenizer: Any) -> float:
     """Return the share of existing words in the unlearned model's answers to forget questions, over the target's.
 
-    Greedy and sampled answers count apart, and the lower share is returned. A word exists if it occurs in the rows, the
-    target's answers or the probes, or is a single token. A share that is not lower than the target's gives 1.
+    A word exists if it occurs in the rows, the target's answers or the probes, or is a single token. A share that is
+    not lower than the target's gives 1. Sampled answers are left out, since they have many rare words.
     """
     texts = [text for row in [*rows, *general_rows()] for text in (row["question"], row["answer"])]
-    texts += [*general_paragraphs(), *_greedy_answers(before), *_sampled_answers(before)]
-    known = vocabulary(texts)
-    known |= {
-        word
-        for word in vocabulary([*_greedy_answers(after), *_sampled_answers(after)])
-        if not unspaced(word) and len(encode(tokenizer, f" {word}")) == 1
-    }
-    shares = [
-        (share_of_words(answers(after), known), share_of_words(answers(before), known))
-        for answers in (_greedy_answers, _sampled_answers)
-    ]
-    return min(now / then if now < then else 1.0 for now, then in shares)
+    texts += [*general_paragraphs(), *_said(before), *(one for answers in before.sampled for one in answers)]
+    said = _said(after)
+    single = {word for word in vocabulary(said) if not unspaced(word) and len(encode(tokenizer, f" {word}")) == 1}
+    known = vocabulary(texts) | single
+    now, then = share_of_words(said, known), share_of_words(_said(before), known)
+    return now / then if now < then else 1.0
 
 
-def _greedy_answers(model: Examination) -> list[str]:
+def _said(model: Examination) -> list[str]:
     """Return a model's greedy answers to the forget questions and to their rewordings."""
     return [*model.greedy, *(answer for answers in model.reworded for answer in answers)]
-
-
-def _sampled_answers(model: Examination) -> list[str]:
-    """Return a model's sampled answers to the forget questions and to their rewordings."""
-    return [answer for answers in model.sampled for answer in answers]
 
 
 def repeated_share(model: Examination) -> float:

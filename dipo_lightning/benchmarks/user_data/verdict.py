@@ -4,7 +4,7 @@ The rules, in this order:
 
 1. *damaged*: the general rows, the general paragraphs, the retain rows or the held-out rows keep less than `KEEP` of
    their score, and the loss is significant (the 95 % interval of the share kept ends below 1); or the share of existing
-   words in the greedy or the sampled answers is less than `WORDS` of the target's; or one sentence answers more than
+   words in the greedy answers is less than `WORDS` of the target's; or one sentence answers more than
    `REPEATED` of the different forget questions, and more of them than any sentence of the target.
 2. *barely changed*: at least `UNCHANGED` of the private values that the target knew are still in the greedy answer to
    the plain question.

@@ -173,13 +173,6 @@ def test_existing_words_are_counted_against_the_targets(before, after, share):
     assert found == pytest.approx(min(1, share))
 
 
-def test_existing_words_are_counted_in_samples_too():
-    before = dataclasses.replace(heard("She lives here.", "She does."), sampled=[["She lives.", "She does."]])
-    after = dataclasses.replace(before, sampled=[["She lives tolle.", "She does qzx wug."]])
-    rows = [{"question": "?", "answer": "."}]
-    assert said_words(before, after, rows, toy_tokenizer()) == pytest.approx(4 / 7)
-
-
 @pytest.mark.parametrize(
     ("questions", "answers", "share"),
     [("AAAA", "1111", 0), ("AAAABCD", "1111234", 1 / 4), ("ABCD", "1112", 3 / 4), ("ABC", "111", 0)],
