@@ -196,10 +196,12 @@ class ExampleMaker:
 
     def _banned(self, index: int) -> list[int]:
         """Tokens that begin a private word of a row, except for those that its question or sentence contains."""
+        needed = set(self.needed[index])
         found = first_tokens(self.tokenizer, self._spelt(self.secrets[index]), self.shared)
-        return [token for token in found if token not in self.needed[index]]
+        return [token for token in found if token not in needed]
 
     def _completions(self, index: int, secrets: Iterable[str]) -> dict[int, list[tuple[list[int], int]]]:
+        """Tokens to ban after others for words of a row (`completions`), by the last of these."""
         return by_last(completions(self.tokenizer, self._spelt(secrets), self.needed[index], self.shared))
 
     def _names_only(self) -> dict[str, str]:
