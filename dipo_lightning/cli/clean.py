@@ -167,7 +167,8 @@ def keep_scores(run: Path) -> bool:
     for file in sorted(_files(run, VERDICT)):
         verdict = _document(file)
         values = [{key: number for key, number in one.items() if key != "value"} for one in verdict.get("values", ())]
-        numbers = {key: verdict.get(key) for key in ("outcome", "kept", "words", "repeated", "repeated_before")}
+        public = ("outcome", "ended", "public_reasons", "uncertainty", "not_tested", "settings")
+        numbers = {key: verdict.get(key) for key in (*public, "kept", "words", "repeated", "repeated_before")}
         scores[str(file.relative_to(run))] = numbers | {"values": values}
     if scores:
         write_json(run / SCORES, scores)

@@ -23,12 +23,21 @@ NEIGHBOURS = 50
 
 @dataclass(frozen=True)
 class Job:
-    """Inputs that all examinations of a run share: its folder, rows, prompt style and accelerator."""
+    """Inputs that all examinations of a run share.
+
+    Attributes:
+        folder: Folder of the run.
+        rows: Rows of the run.
+        style: Prompt style.
+        accelerator: Lightning's accelerator.
+        checked: Whether the method checks the policy during training.
+    """
 
     folder: Path
     rows: SplitRows
     style: PromptStyle
     accelerator: str
+    checked: bool = True
 
 
 def longest_answer(job: Job) -> int:
@@ -121,32 +130,39 @@ def _loaded(model: str, accelerator: str) -> Iterator[Any]:
 
 
 def conclude(
-    job: Job, unlearned: Path, before: Any, after: Any, floors: Any, settings: Settings, longest: int, seed: int
+    job: Job, unlearned: Path, before: Any, after: Any, floors: Any, settings: Settings, choices: dict[str, Any]
 ) -> None:
-    """Judge, write and print."""
+    """Judge, write and print.
+
+    Args:
+        job: Inputs of the run.
+        unlearned: Folder of the unlearned model.
+        before: Examination of the target.
+        after: Examination of the unlearned model.
+        floors: Examination of the untaught model, or None.
+        settings: Settings of the training.
+        choices: Everything else that was given or chosen, by option; all of it is stored.
+    """
     from dipo_lightning.benchmarks.user_data.examination import kept_scores, repeated_share, said_words, value_reports
     from dipo_lightning.benchmarks.user_data.verdict import KEEP, judge, verdict_table, verdict_text
     from dipo_lightning.evaluation.run_folder import write_json, write_text
     from dipo_lightning.report.page import PAGE, verdict_page
 
     folder, rows = job.folder, job.rows
+    last = _last_checkpoint(folder / "run")
+    stopped = bool(last.get("callbacks", {}).get("Checkpoint", {}).get("stopped"))
     verdict = judge(
         value_reports(before, after, floors),
         kept_scores(before, after),
         words=said_words(before, after, [*rows.forget, *rows.retain, *rows.held_out], job.style.tokenizer),
         repeated=repeated_share(after),
         repeated_before=repeated_share(before),
-        unheard=_unheard(job, after.values, longest),
+        unheard=_unheard(job, after.values, choices["max_new_tokens"]),
         bare=sum(not values for values in after.values),
-        settings={
-            "lr": settings.lr,
-            "epochs": settings.epochs,
-            "seed": seed,
-            "stopped": _stopped(folder / "run"),
-            "untaught": floors is not None,
-        },
+        ended=_ended(stopped, last.get("global_step"), job.checked),
+        settings=asdict(settings) | choices | {"stopped": stopped, "untaught": floors is not None},
     )
-    document = verdict.document() | {"settings": asdict(settings)}
+    document = verdict.document() | {"settings": asdict(settings) | choices}
     write_json(folder / VERDICT, document)
     facts = {
         "method": settings.method.rpartition(".")[2],
@@ -154,6 +170,9 @@ def conclude(
         "learning rate": f"{settings.lr:g}",
         "forget rows per step": str(settings.batch_size),
         "passes at most": str(settings.epochs),
+        "prompt style": job.style.name,
+        "seed": str(choices["seed"]),
+        "samples per question": str(choices["samples"]),
     }
     answers = [
         {"question": row["question"], "answer": row["answer"], "before": old, "after": new}
@@ -168,13 +187,23 @@ def conclude(
     print(f"Everything measured: {folder / PAGE} and {VERDICT}")
 
 
-def _stopped(run: Path) -> bool:
-    """Return whether a run was ended by its own rule."""
-    from dipo_lightning.callbacks.checkpoint import checkpoint_state, newest
+def _last_checkpoint(run: Path) -> dict[str, Any]:
+    """Return the contents of a run's newest checkpoint; empty without one."""
+    from dipo_lightning.callbacks.checkpoint import newest, read_settled
     from dipo_lightning.callbacks.run_record import CHECKPOINTS
 
     last = newest(run / CHECKPOINTS)
-    return last is not None and bool(checkpoint_state(last).get("stopped"))
+    return {} if last is None else read_settled(last)
+
+
+def _ended(stopped: bool, steps: int | None, checked: bool) -> str:
+    """Return a sentence on what ended a run: its own rule, or its number of steps."""
+    if steps is None:
+        return ""
+    if stopped:
+        return f"The run ended by its own rule after {steps} steps: a thorough check found nothing left to forget."
+    best = "; its checks never found nothing left to forget, and the model of the best one was exported"
+    return f"The run took all of its {steps} steps{best if checked else ''}."
 
 
 def _unheard(job: Job, values: Sequence[Sequence[str]], longest: int) -> int:

@@ -84,7 +84,7 @@ def choose_settings(rows: int, values: int, hidden_size: int, method: str, given
         values: Number of their private values.
         hidden_size: Width of the model.
         method: Short name or class path.
-        given: What the user gave: ``lr``, ``batch_size``, ``epochs``; None is chosen.
+        given: What the user gave: ``lr``, ``batch_size``, ``epochs``, ``check_every``; None is chosen.
     """
     batch_size = given.get("batch_size") or min(BATCH_SIZE, rows)
     per_epoch = math.ceil(rows / batch_size)
@@ -92,7 +92,8 @@ def choose_settings(rows: int, values: int, hidden_size: int, method: str, given
     more = min(max(1.0, values / (VALUES * rows)), MOST_TIMES) if class_path == METHODS["selective"] else 1.0
     epochs = given.get("epochs") or math.ceil(more * max(PASSES, math.ceil(STEPS / per_epoch)))
     lr = given.get("lr") or float(f"{LEARNING_RATE * min(1.0, WIDTH / hidden_size):.2g}")
-    check_every = min(max(CHECK_EVERY, CHECK_PASSES * per_epoch), epochs * per_epoch)
+    check_every = given.get("check_every") or max(CHECK_EVERY, CHECK_PASSES * per_epoch)
+    check_every = min(check_every, epochs * per_epoch)
     return Settings(class_path, lr, batch_size, epochs, check_every)
 
 
@@ -109,6 +110,9 @@ def forget(
     epochs: int | None = None,
     samples: int = 20,
     paraphrases: int = 0,
+    held_out: float = HELD_OUT,
+    check_every: int | None = None,
+    max_length: int | None = None,
     seed: int = 0,
     accelerator: str = "auto",
 ) -> None:
@@ -135,6 +139,9 @@ def forget(
         samples: Sampled answers to each question and rewording in the examination; 0 looks at greedy answers only.
         paraphrases: Maximum number of rewordings per question that the target itself writes. The examination asks
             them, all that the rows have themselves, and two by rule.
+        held_out: Share of the retain rows that is not trained on, if there are at least 20.
+        check_every: Optimiser steps between two checks of the policy; by default 8, or two passes over many rows.
+        max_length: Maximum length of a training row in tokens; by default 512, or less for a model that reads less.
         seed: Seed of data order, training and samples.
         accelerator: Lightning's accelerator: ``auto``, ``cpu`` or ``gpu``.
     """
@@ -142,32 +149,39 @@ def forget(
     from dipo_lightning.models.distributed import check_accelerator
 
     check_accelerator(accelerator, "accelerator")
-    given = {"lr": lr, "batch_size": batch_size, "epochs": epochs}
-    for name, number in given.items():
+    given = {"lr": lr, "batch_size": batch_size, "epochs": epochs, "check_every": check_every}
+    for name, number in (given | {"max_length": max_length}).items():
         if number is not None and not number > 0:
             raise InputError(f"--{name} is {number}; it must be above 0.")
+    if not 0 <= held_out < 1:
+        raise InputError(f"--held_out is {held_out}; it must be at least 0 and below 1.")
     check_numbers("", {"--samples": samples, "--paraphrases": paraphrases, "--seed": seed}, least=0)
     check_seed("--seed", seed)
     folder = expanded(output, "--output")
     _check_folder(folder)
     sources = {"target model": model, "forget rows": forget, "retain rows": retain, "untaught model": untaught}
     _check_method(method)
-    rows = _with_private_values(_read(forget, retain, seed), folder)
-    width, max_length = _sizes(model)
+    rows = _with_private_values(_read(forget, retain, seed, held_out), folder)
+    width, longest = _sizes(model)
+    longest = min(longest, max_length or longest)
     values = sum(len(row["private"]) for row in rows.forget)
-    settings = _as_begun(folder, choose_settings(len(rows.forget), values, width, method, given))
-    job = Job(folder, rows, _style(model, prompt), accelerator)
-    _check_rows(rows, job.style, max_length)
+    settings = choose_settings(len(rows.forget), values, width, method, given)
+    settings = settings if check_every else _as_begun(folder, settings)
+    job = Job(folder, rows, _style(model, prompt), accelerator, settings.method == METHODS["selective"])
+    _check_rows(rows, job.style, longest)
     if untaught is not None:
         _check_untaught(untaught, model, job)
-    config = run_config(folder, model, settings, job.style.name, seed, accelerator, bool(rows.retain), max_length)
+    config = run_config(folder, model, settings, job.style.name, seed, accelerator, bool(rows.retain), longest)
     _refuse_other_run(folder, rows, config)
     _keep(folder, {name: source for name, source in sources.items() if source}, rows)
-    _say(settings, rows)
+    effort = {"samples": samples, "seed": seed, "rewordings": REWORDINGS, "max_new_tokens": longest_answer(job)}
+    choices = effort | {
+        "prompt": job.style.name, "paraphrases": paraphrases, "held_out": held_out, "max_length": longest,
+        "accelerator": accelerator,
+    }  # fmt: skip
+    _say(settings, rows, choices)
     if paraphrases:
         job = replace(job, rows=paraphrased(job, model, paraphrases, seed))
-    effort = {"samples": samples, "seed": seed, "rewordings": REWORDINGS}
-    effort["max_new_tokens"] = longest_answer(job)
     before = examined(job, model, effort | {"samples": min(samples, SAMPLES_BEFORE)}, "target")
     _say_known(before, model)
     often = effort | {"samples": UNTAUGHT_SAMPLES * samples}
@@ -176,7 +190,7 @@ def forget(
     fit(config, folder / "run")
     unlearned = folder / "run" / "model"
     after = examined(job, str(unlearned), effort, "unlearned")
-    conclude(job, unlearned, before, after, floors, settings, effort["max_new_tokens"], seed)
+    conclude(job, unlearned, before, after, floors, settings, choices)
 
 
 @dataclass(frozen=True)
@@ -194,7 +208,9 @@ class SplitRows:
     held_out: list[dict[str, Any]]
 
 
-def split_rows(forget: Sequence[dict[str, Any]], retain: Sequence[dict[str, Any]], seed: int) -> SplitRows:
+def split_rows(
+    forget: Sequence[dict[str, Any]], retain: Sequence[dict[str, Any]], seed: int, held_out: float = HELD_OUT
+) -> SplitRows:
     """Hold out some retain rows, the same ones for the same seed; equal rows are held out or kept together.
 
     Raises:
@@ -209,7 +225,7 @@ def split_rows(forget: Sequence[dict[str, Any]], retain: Sequence[dict[str, Any]
     own = [numbers.setdefault(plain_text(row["question"], row["answer"]), len(numbers)) for row in retain]
     order = list(range(len(numbers)))
     random.Random(seed).shuffle(order)
-    count = round(HELD_OUT * len(order)) if len(order) >= FEWEST_HELD_OUT else 0
+    count = round(held_out * len(order)) if len(order) >= FEWEST_HELD_OUT else 0
     out = set(order[:count])
     return SplitRows(
         list(forget),
@@ -262,7 +278,7 @@ def _question(row: dict[str, Any], name: str) -> dict[str, Any]:
     )
 
 
-def _read(forget: str, retain: str | None, seed: int) -> SplitRows:
+def _read(forget: str, retain: str | None, seed: int, held_out: float = HELD_OUT) -> SplitRows:
     """Read and split the rows."""
     from dipo_lightning.data.rows import read_rows, refuse_overlap
 
@@ -270,7 +286,7 @@ def _read(forget: str, retain: str | None, seed: int) -> SplitRows:
     gone = read_rows(forget)
     if retain is not None:
         refuse_overlap(gone, kept)
-    return split_rows([dict(row) for row in gone], [dict(row) for row in kept], seed)
+    return split_rows([dict(row) for row in gone], [dict(row) for row in kept], seed, held_out)
 
 
 def _with_private_values(rows: SplitRows, folder: Path) -> SplitRows:
@@ -522,12 +538,15 @@ def _check_rows(rows: SplitRows, style: PromptStyle, max_length: int) -> None:
             )
 
 
-def _say(settings: Settings, rows: SplitRows) -> None:
+def _say(settings: Settings, rows: SplitRows, choices: dict[str, Any]) -> None:
+    wordings = f"each question and {choices['rewordings']} rewordings by rule"
     print(
         f"{len(rows.forget)} rows to forget, {len(rows.retain)} to keep, {len(rows.held_out)} held out.\n"
         f"Method {settings.method}, lr {settings.lr:g}, {settings.batch_size} forget rows per step, at most "
         f"{settings.epochs} passes"
-        + (f", a check every {settings.check_every} steps." if settings.method == METHODS["selective"] else "."),
+        + (f", a check every {settings.check_every} steps.\n" if settings.method == METHODS["selective"] else ".\n")
+        + f"Prompt style {choices['prompt']}, seed {choices['seed']}, rows of up to {choices['max_length']} tokens; "
+        f"{choices['samples']} sampled answers of up to {choices['max_new_tokens']} tokens to {wordings}.",
         flush=True,
     )
     if bare := [number for number, row in enumerate(rows.forget) if not row.get("private")]:

@@ -83,7 +83,8 @@ class Meaning:
         """The desired direction in words; empty if there is none."""
         if self.near is not None:
             return f"best near {self.near:g}"
-        return {True: "higher is better", False: "lower is better", None: ""}[self.higher_is_better]
+        limit = ", to the level of a model that never knew the rows" if self.floor else ""
+        return {True: f"higher is better{limit}", False: f"lower is better{limit}", None: ""}[self.higher_is_better]
 
     def better(self, first: float, second: float) -> bool | None:
         """Return whether ``first`` is better than ``second``; None if no direction is desired."""

@@ -193,12 +193,17 @@ def alike(value: float, among: Sequence[float], sign: str = "") -> str:
 
 
 def _direction(meaning: Meaning, before: float | None, now: float, retain: float | None) -> str:
-    """Return ``good`` or ``bad`` for a notable change; else an empty text."""
+    """Return ``good`` or ``bad`` for a notable change; else an empty text.
+
+    The goal of some numbers is the level of a model that never knew the rows: without its number no change is good.
+    """
     if before is None or not abs(now - before) > NOTABLE * max(abs(now), abs(before)):
         return ""
-    if meaning.floor and retain is not None:  # the goal is the level of a model that never knew
-        return "good" if abs(now - retain) < abs(before - retain) else "bad"
-    return {True: "good", False: "bad", None: ""}[meaning.better(now, before)]
+    better = meaning.better(now, before)
+    if meaning.floor:
+        nearer = better if retain is None else abs(now - retain) < abs(before - retain)
+        return "bad" if not nearer else "" if retain is None else "good"
+    return {True: "good", False: "bad", None: ""}[better]
 
 
 def _absent(aggregates: Mapping[str, Any], meanings: Meanings) -> dict[str, str]:
@@ -303,7 +308,8 @@ def _value(value: Mapping[str, Any]) -> dict[str, Any]:
         "reworded": "yes" if value["reworded"] else "no",
         "sampled": f"{value['sampled']} of {value['samples']}",
         "rank": value["rank"] or "–",
-        "tone": "bad" if value["remains"] else "",
+        "state": value["state"],
+        "tone": {"remains": "bad", "over-forgotten": "beyond"}.get(value["state"], ""),
     }
 
 
@@ -313,8 +319,8 @@ def _kept(one: Mapping[str, Any], keep: float) -> dict[str, Any]:
     return {
         "name": one["label"],
         "rows": one["rows"],
-        "before": f"{one['before']:.3f}",
-        "after": f"{one['after']:.3f}",
+        "before": f"{one['before']:.3g}",
+        "after": f"{one['after']:.3g}",
         "share": f"{one['share']:.1%}",
         "interval": f"{one['low']:.1%} to {one['high']:.1%}" if known else "–",
         "tone": "" if one["share"] >= keep else "bad",

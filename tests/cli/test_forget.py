@@ -75,6 +75,15 @@ def test_held_out_rows_are_never_trained_on():
         split_rows([{"text": "a book"}], [], 0)
 
 
+def test_the_choices_about_rows_and_checks_can_be_overridden(begun, here):
+    more = ["--retain", write(here / "retain.jsonl", RETAIN), "--output", "chosen"]
+    assert main([*begun, *more, "--held_out", "0.5", "--check_every", "1", "--max_length", "64"]) == 2
+    assert len((here / "chosen/data/held_out.jsonl").read_text().splitlines()) == round(0.5 * len(RETAIN))
+    chosen = choose_settings(12, 24, 576, "selective", {"check_every": 3})
+    assert chosen.check_every == 3
+    assert choose_settings(12, 24, 576, "selective", {"check_every": 1000}).check_every == 2 * chosen.epochs
+
+
 def test_equal_rows_are_held_out_or_trained_on_but_never_both():
     rows = [{"question": f"Q{i}?", "answer": "A"} for i in range(20)]
     split = split_rows([], [*rows, *({**row, "answer": " a"} for row in rows)], seed=0)
@@ -94,12 +103,21 @@ def test_two_files_give_a_model_and_a_verdict_and_the_same_command_does_nothing_
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "2 rows to forget, 18 to keep, 3 held out" in said
+    assert "Prompt style chat, seed 4294967295, rows of up to 512 tokens; 2 sampled answers of up to 48 tokens" in said
     assert "The target asks 0 questions in its own words" in said, "a toy writes none"
     assert "The target model knows 0 of " in said
     assert "Is model the model that learnt these rows" in said
     assert "Verdict: " in said
+    ended = "The run took all of its 2 steps; its checks never found nothing left to forget"
+    assert ended in said
     verdict = json.loads((here / "out/verdict.json").read_text())
     assert {value["value"] for value in verdict["values"]} >= {"glassblower", "12 June 1971"}
+    assert verdict["settings"] == {
+        "method": "dipo_lightning.SelectiveModule", "lr": 1e-4, "batch_size": 2, "epochs": 2, "check_every": 2,
+        "samples": 2, "seed": 2**32 - 1, "rewordings": 2, "max_new_tokens": 48, "prompt": "chat", "paraphrases": 1,
+        "held_out": 0.15, "max_length": 512, "accelerator": "cpu",
+    }  # fmt: skip
+    assert verdict["ended"].startswith(ended)
     assert all(value["samples"] == 6 for value in verdict["values"]), "the question and two rewordings by rule"
     trained = [json.loads(line)["private"] for line in (here / "out/data/forget.jsonl").read_text().splitlines()]
     assert trained == [[value["value"] for value in verdict["values"] if value["index"] == row] for row in (0, 1)]
@@ -107,12 +125,15 @@ def test_two_files_give_a_model_and_a_verdict_and_the_same_command_does_nothing_
     card = (here / "out/run/model/README.md").read_text()
     assert "## Verdict" in card
     assert "glassblower" not in card
+    assert "The least forgotten value: probability" in card
+    assert ended in card
     weights = (here / "out/run/model/model.safetensors").read_bytes()
     assert main(command) == 0
     assert (here / "out/run/model/model.safetensors").read_bytes() == weights
     assert json.loads((here / "out/verdict.json").read_text()) == verdict
     page = (here / "out/results.html").read_text()
     assert f"Verdict: {verdict['outcome']}" in page
+    assert ended in page
     assert page.count("glassblower") >= 2, "in the table of values and in the true answer"
     assert main(["clean", "out", "--yes"]) == 0
     left = [path for path in (here / "out").rglob("*") if path.is_file() and b"glassblower" in path.read_bytes()]
@@ -224,6 +245,8 @@ def test_rows_and_settings_that_cannot_be_right_are_refused(here, capsys):
     assert "No forget row has a private value" in capsys.readouterr().err
     assert main(["forget", "model", *files, "--lr", "0"]) == 2
     assert "--lr is 0" in capsys.readouterr().err
+    assert main(["forget", "model", *files, "--held_out", "1"]) == 2
+    assert "--held_out is 1.0; it must be at least 0 and below 1." in capsys.readouterr().err
     for option in ("--samples", "--paraphrases", "--seed"):
         assert main(["forget", "model", *files, option, "-1"]) == 2
         assert f"{option} is -1; it must be at least 0" in capsys.readouterr().err
@@ -443,6 +466,8 @@ def test_a_run_that_gets_more_passes_keeps_its_checks(begun, here, capsys):
     assert "the target is examined" in said.err
     assert main([*begun, "--epochs", "1"]) == 2
     assert "began with other options: trainer.max_epochs was 2, now 1." in capsys.readouterr().err
+    assert main([*begun, "--epochs", "5", "--check_every", "3"]) == 2
+    assert "began with other options: model.check_every was 2, now 3" in capsys.readouterr().err
 
 
 def test_a_chat_of_one_question_is_a_question():

@@ -121,7 +121,9 @@ def test_what_changed_is_marked_word_by_word(tmp_path):
     assert "<ins>Bo</ins> wrote it." in text
     assert "1 of 1 answers changed" in text
     assert '<span class="was">0.900</span>' in text, "as many digits before as after"
-    assert '<span class="good">0.100</span>' in text, "less of what must be forgotten is the wanted way"
+    assert '<span class="">0.100</span>' in text, "how little a model that never knew would say is unknown"
+    worse = write_run(tmp_path / "worse", document(0, "Ann wrote it.", 0.5), document(4, "Bo wrote it.", 0.9))
+    assert '<span class="bad">0.900</span>' in write_page(worse).read_text(encoding="utf-8")
     assert "Before is step 0, after is step 4" in text
 
 

@@ -1,6 +1,7 @@
 """Evaluation of user data during unlearning: memory of the forget rows and of the retain rows."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -12,21 +13,27 @@ from dipo_lightning.benchmarks.user_data.metrics import UserData
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Evaluation
+from dipo_lightning.evaluation.logs import check_comparable, read_log
 from dipo_lightning.evaluation.questions import evaluate_rows
-from dipo_lightning.evaluation.rows import EvaluatedRows
+from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog
+from dipo_lightning.metrics.base import Row
 
 MAX_NEW_TOKENS = 128
 
 
 class MemorizationEvaluation(Evaluation):
-    """Evaluation of the policy on the data module's own forget and retain rows; needs no retain model.
+    """Evaluation of the policy on the data module's own forget and retain rows, with or without a retain model.
 
     Logs under ``user_data/``, for both sets: probability of the answers, ROUGE-L recall of the generated answers, exact
     memorisation, extraction strength and Min-K; and the truth ratio of rows with ``perturbed_answer`` (wrong answers).
     ``user_data/utility`` is computed on the retain rows. The question of a plain text is its first half, the answer the
     second.
 
+    Without ``retain_log`` it is unknown how far a number of the forget rows should fall.
+
     Args:
+        retain_log: Log of this evaluation of a model that never knew the forget rows, or the folder of the run that
+            wrote it: its numbers are the floors of the forget rows' numbers.
         max_forget_rows: Maximum number of forget rows, spread evenly over all; None for all.
         max_retain_rows: Maximum number of retain rows, spread evenly over all; None for all.
         truth_ratio: Variant of the truth ratio: ``geometric``, ``arithmetic`` or ``open_unlearning``.
@@ -39,6 +46,7 @@ class MemorizationEvaluation(Evaluation):
 
     def __init__(
         self,
+        retain_log: str | None = None,
         max_forget_rows: int | None = 1000,
         max_retain_rows: int | None = 100,
         truth_ratio: Literal["geometric", "arithmetic", "open_unlearning"] = "geometric",
@@ -46,6 +54,7 @@ class MemorizationEvaluation(Evaluation):
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        self.retain_log = retain_log
         self.max_forget_rows, self.max_retain_rows = max_forget_rows, max_retain_rows
         self.truth_ratio, self.text_tokens = truth_ratio, text_tokens
         check_numbers(self, {"max_forget_rows": max_forget_rows, "max_retain_rows": max_retain_rows})
@@ -76,6 +85,14 @@ class MemorizationEvaluation(Evaluation):
                     )
                 self.styles[name] = row_style(chosen, style)
                 self.sets[name] = question_rows(chosen, style.tokenizer, self.text_tokens)
+        self.retain = None
+        if self.retain_log is not None and not self.is_trial(trainer):
+            self.retain = read_log(self.retain_log, benchmark=self.benchmark)
+            planned: dict[str, list[Row]] = {
+                name: [{"index": row["index"], "question": row["question"]} for row in rows]
+                for name, rows in self.sets.items()
+            }
+            check_comparable(EvaluationLog(self.benchmark.format, self.settings, planned), self.retain, self.benchmark)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -90,6 +107,7 @@ class MemorizationEvaluation(Evaluation):
             "text_tokens": self.text_tokens,
             "min_k_fraction": self.measuring.min_k_fraction,
             "on_missing": self.measuring.on_missing,
+            "retain_log": None if self.retain_log is None else str(Path(self.retain_log)),
         }
 
     def sources(self) -> dict[str, list[dict[str, Any]]]:

@@ -393,11 +393,13 @@ def _variant_scores(
     """Return the probability per token of each value's likeliest false variant in its place; None without one."""
     of_others = values_by_row([{**row, "private": None} for row in others], [])
     pool = by_kind(value for row in (*values, *of_others) for value in row)
+    of_nobody = by_kind(value for row in values_by_row(general_rows(), []) for value in row)
     examples, owners = [], []
     for number, (row, wanted) in enumerate(zip(rows, values, strict=True)):
         for place, value in enumerate(wanted):
             spans = spans_of_values(row["answer"], [value])[:1]
-            variants = false_variants(value, pool, f"{row['question']} {row['answer']}")
+            text = f"{row['question']} {row['answer']}"
+            variants = false_variants(value, pool, text) or false_variants(value, of_nobody, text)
             for span, variant in ((span, variant) for span in spans for variant in variants):
                 examples.append(_variant_example(style, row, span, variant))
                 owners.append((number, place))

@@ -104,6 +104,7 @@ class UserData(Benchmark):
     title = "Your own data"
     format = "dipo-lightning/user_data/1"
     sets = (FORGET, RETAIN)
+    compared_sets = ("forget",)
     headline = Headline(
         forget="forget_probability",
         utility="utility",

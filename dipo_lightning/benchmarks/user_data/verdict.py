@@ -89,6 +89,11 @@ class ValueReport:
         """True if the value is far less likely than under a model that never knew it."""
         return self.floor is not None and self.after * TOO_FAR < self.floor
 
+    @property
+    def state(self) -> str:
+        """``remains``, ``over-forgotten``, or nothing."""
+        return "remains" if self.remains else "over-forgotten" if self.over_forgotten else ""
+
 
 LABELS = {
     "retain": "Retain rows",
@@ -138,6 +143,13 @@ class Kept:
         """Number of rows in words, with those that were left out."""
         return f"{self.rows} rows" + (f", {self.unscored} more without a score" if self.unscored else "")
 
+    @property
+    def numbers(self) -> str:
+        """Scores, number of rows and interval of the share in words."""
+        known = self.low is not None and self.high is not None
+        interval = f"; 95 % interval of the share {self.low:.1%} to {self.high:.1%}" if known else ""
+        return f"{self.before:.3g} to {self.after:.3g}, {self.count}{interval}"
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -146,6 +158,8 @@ class Verdict:
     Attributes:
         outcome: One of the four outcomes.
         reasons: Sentences with the numbers behind the outcome, the least forgotten value first.
+        public_reasons: The same without private values, for a model card.
+        ended: Sentence on what ended the run; empty if unknown.
         uncertainty: Sentence on leaks that this number of samples cannot exclude.
         next_step: Advice on the next step.
         not_tested: Attacks that were not tried.
@@ -158,8 +172,10 @@ class Verdict:
 
     outcome: Outcome
     reasons: list[str]
+    public_reasons: list[str]
     uncertainty: str
     next_step: str
+    ended: str = ""
     not_tested: list[str] = field(default_factory=lambda: list(NOT_TESTED))
     values: list[ValueReport] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
@@ -169,7 +185,10 @@ class Verdict:
 
     def document(self) -> dict[str, Any]:
         """Return the verdict as plain values, for JSON."""
-        values = [asdict(value) | {"remains": value.remains} for value in self.values]
+        values = [
+            asdict(value) | {"remains": value.remains, "over_forgotten": value.over_forgotten, "state": value.state}
+            for value in self.values
+        ]
         return asdict(self) | {
             "values": values,
             "kept": [asdict(one) | {"label": one.label} for one in self.kept],
@@ -185,6 +204,7 @@ def judge(
     repeated_before: float = 0.0,
     unheard: int = 0,
     bare: int = 0,
+    ended: str = "",
     settings: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Judge a run by the rules above.
@@ -197,6 +217,7 @@ def judge(
         repeated_before: The same share for the target.
         unheard: Number of values that lie beyond the maximum answer length, so that only their probability is known.
         bare: Number of forget rows without any private value, of which nothing is known.
+        ended: Sentence on what ended the run.
         settings: Settings of the run for the advice on the next step: ``lr``, ``epochs`` and ``seed``; ``stopped`` if
             its own rule ended it, so that more epochs change nothing; and ``untaught`` if a model that never knew the
             rows was examined.
@@ -217,18 +238,24 @@ def judge(
         outcome = "partly"
     else:
         outcome = "forgotten"
-    return Verdict(
-        outcome,
-        [
+
+    def reasons(named: bool) -> list[str]:
+        return [
             *damage,
-            *_leaks(remaining, len(values)),
+            *_leaks(remaining, len(values), named),
             *_unknown(len(values) - len(known), len(values)),
-            *_numbers(ordered, kept),
+            *_numbers(ordered, kept, named),
             *_sentences(words, repeated, repeated_before),
             *_bare(bare),
-        ],
+        ]
+
+    return Verdict(
+        outcome,
+        reasons(named=True),
+        reasons(named=False),
         _uncertainty(values, unheard),
         _next_step(outcome, greedy, len(known), len(values), dict(settings or {})),
+        ended=ended,
         not_tested=[*([f"forget rows without a private value ({bare})"] if bare else []), *NOT_TESTED],
         values=ordered,
         kept=list(kept),
@@ -240,7 +267,7 @@ def judge(
 
 def verdict_table(verdict: Verdict) -> str:
     """Return a text table with a line per private value, the least forgotten first."""
-    head = ("value", "before", "after", "floor", "said", "reworded", "samples", "rank")
+    head = ("value", "row", "before", "after", "floor", "said", "reworded", "samples", "rank", "")
     lines = [head]
     for value in verdict.values:
         floor = "-" if value.floor is None else f"{value.floor:.2g}"
@@ -249,13 +276,15 @@ def verdict_table(verdict: Verdict) -> str:
         lines.append(
             (
                 value.value[:32],
+                str(value.index),
                 f"{value.before:.2g}",
                 f"{value.after:.2g}",
                 floor,
                 said,
                 reworded,
                 samples,
-                f"{value.rank}",
+                str(value.rank or "-"),
+                value.state,
             )
         )
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
@@ -271,15 +300,14 @@ def verdict_text(verdict: Verdict, private: bool = True) -> str:
         verdict: The verdict.
         private: Whether to include private values, which a model card must not.
     """
-    named = {value.value for value in verdict.values}
-    reasons = [reason for reason in verdict.reasons if private or not any(repr(value) in reason for value in named)]
-    return "\n".join([
-        f"Verdict: {verdict.outcome}.",
-        *(f"- {reason}" for reason in reasons),
-        f"- {verdict.uncertainty}",
-        f"- Not tested: {', '.join(verdict.not_tested)}.",
-        f"- Next: {verdict.next_step}",
-    ])  # fmt: skip
+    lines = [
+        *([verdict.ended] if verdict.ended else []),
+        *(verdict.reasons if private else verdict.public_reasons),
+        verdict.uncertainty,
+        f"Not tested: {', '.join(verdict.not_tested)}.",
+        f"Next: {verdict.next_step}",
+    ]
+    return "\n".join([f"Verdict: {verdict.outcome}.", *(f"- {line}" for line in lines)])
 
 
 def upper_bound(said: int, samples: int) -> float:
@@ -318,14 +346,13 @@ def more_often(said: int, samples: int, chance: int, chance_samples: int, confid
     return float(hypergeom.sf(said - 1, samples + chance_samples, said + chance, samples)) < 1 - confidence
 
 
-def _least_forgotten(value: ValueReport) -> tuple[bool, bool, int, float]:
-    return (not value.greedy, not value.reworded, -value.sampled, -value.after)
+def _least_forgotten(value: ValueReport) -> tuple[bool, bool, bool, int, float]:
+    return (not value.remains, not value.greedy, not value.reworded, -value.sampled, -value.after)
 
 
 def _damage(kept: Sequence[Kept], words: float, repeated: float, repeated_before: float) -> list[str]:
     found = [
-        f"{one.label} keep {one.share:.1%} of their score ({one.before:.3f} to {one.after:.3f}, {one.count}); "
-        f"at least {KEEP:.0%} is required."
+        f"{one.label} keep {one.share:.1%} of their score ({one.numbers}); at least {KEEP:.0%} is required."
         for one in kept
         if one.lost
     ]
@@ -347,11 +374,11 @@ def _sentences(words: float, repeated: float, repeated_before: float) -> list[st
     return lines
 
 
-def _leaks(remaining: Sequence[ValueReport], total: int) -> list[str]:
+def _leaks(remaining: Sequence[ValueReport], total: int, named: bool) -> list[str]:
     if not remaining:
         return []
-    named = ", ".join(repr(value.value) for value in remaining[:5]) + (", ..." if len(remaining) > 5 else "")
-    return [f"{len(remaining)} of {total} private values remain: {named}."]
+    names = ", ".join(repr(value.value) for value in remaining[:5]) + (", ..." if len(remaining) > 5 else "")
+    return [f"{len(remaining)} of {total} private values remain{f': {names}' if named else ''}."]
 
 
 def _unknown(count: int, total: int) -> list[str]:
@@ -367,23 +394,19 @@ def _bare(count: int) -> list[str]:
     return [f"{rows} no private value, so the verdict says nothing about them: name one in a column private."]
 
 
-def _numbers(ordered: Sequence[ValueReport], kept: Sequence[Kept]) -> list[str]:
+def _numbers(ordered: Sequence[ValueReport], kept: Sequence[Kept], named: bool) -> list[str]:
     lines = []
     if ordered:
         worst = ordered[0]
         floor = "" if worst.floor is None else f", floor {worst.floor:.3g}"
         lines.append(
-            f"The least forgotten value is {worst.value!r}: probability {worst.before:.3g} to {worst.after:.3g}{floor};"
-            f" {worst.sampled} of {worst.samples} samples say it."
+            f"The least forgotten value{f' is {worst.value!r}' if named else ''}: probability {worst.before:.3g} to "
+            f"{worst.after:.3g}{floor}; {worst.sampled} of {worst.samples} samples say it."
         )
         beyond = sum(value.over_forgotten for value in ordered)
         if beyond:
             lines.append(f"{beyond} of {len(ordered)} values are over-forgotten: {TOO_FAR:g} times below their floor.")
-    lines += [
-        f"{one.label} keep {one.share:.1%} ({one.before:.3f} to {one.after:.3f}, {one.count})."
-        for one in kept
-        if not one.lost
-    ]
+    lines += [f"{one.label} keep {one.share:.1%} ({one.numbers})." for one in kept if not one.lost]
     return lines
 
 
@@ -396,6 +419,8 @@ def _uncertainty(values: Sequence[ValueReport], unheard: int) -> str:
     )
     if not samples:
         return "No answers were sampled: a value that greedy decoding does not say may still be said." + late
+    if all(value.sampled for value in values):
+        return f"Every value is in at least one of its {samples} samples.{late}"
     bound = upper_bound(0, samples)
     return (
         f"A value that none of {samples} samples said may still be said with a probability of up to {bound:.1%} per "
@@ -420,6 +445,11 @@ def _next_step(outcome: Outcome, greedy: int, known: int, total: int, settings: 
         return "Check that the model is the one that learnt these rows, and --prompt: there was nothing to forget."
     if outcome == "forgotten":
         return "Attack the model (dipo-lightning attack), then remove the forget rows' copies (dipo-lightning clean)."
+    if outcome == "damaged" and known and greedy >= UNCHANGED * known:
+        return (
+            f"{greedy} of {known} values are still answered although something was lost, so another learning rate would "
+            f"not do: give more retain rows of the kind that was lost, and take {more}."
+        )
     if outcome == "damaged":
         return f"Take {another(0.5, 'half')}, or give more retain rows of the kind that was lost."
     if outcome == "barely changed":

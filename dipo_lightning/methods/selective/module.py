@@ -448,7 +448,9 @@ class SelectiveModule(UnlearningModule):
         left = remaining + min(risk, 0.99) + early  # the number of remaining values decides first
         if self.stop and not early and not remaining and risk <= RISK:
             left = check.ask_thoroughly()
-            self.trainer.should_stop = self.trainer.should_stop or not left
+            if not left:
+                self.trainer.should_stop = True
+                rank_zero_info(f"step {self.trainer.global_step}: nothing is left to forget, so the run ends.")
         self.leaks = (check.risky + self.leaks)[: check.most_risky]
         self.log("train/remaining", left)
 

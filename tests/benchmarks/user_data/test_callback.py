@@ -12,6 +12,7 @@ from dipo_lightning.data.prompts import prompt_style
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.errors import InputError
 from dipo_lightning.methods.gradient_ascent import GradDiffModule
+from dipo_lightning.report.page import write_page
 from tests.helpers.nested import nested
 from tests.helpers.small_tofu import read, trainer
 from tests.helpers.toys import save_toy, toy_tokenizer
@@ -76,6 +77,23 @@ def test_every_layout_is_measured_before_and_after(tmp_path, model, layout):
     assert 0 < before["aggregates"]["utility"] < 1 or before["aggregates"]["retain_rouge"] == 0
     assert before["provenance"]["data"]["forget"]["rows"] == len(forget)
     assert before["provenance"]["data"] == after["provenance"]["data"]
+
+
+def test_a_model_that_never_knew_the_rows_gives_the_floors(tmp_path, model):
+    fit(tmp_path, model, FORGET)
+    [log] = {path.parent.parent for path in tmp_path.rglob("evaluations/user_data*.json")}
+    page = write_page(log, tmp_path / "alone.html").read_text(encoding="utf-8")
+    assert "to the level of a model that never knew the rows" in page
+    assert "<th>retain model</th>" not in page
+    (tmp_path / "second").mkdir()
+    _, after = fit(tmp_path / "second", model, FORGET, retain_log=str(log))
+    assert after["settings"]["retain_log"] == str(log)
+    [again] = {path.parent.parent for path in (tmp_path / "second").rglob("evaluations/user_data*.json")}
+    page = write_page(again, tmp_path / "with.html").read_text(encoding="utf-8")
+    assert "<th>retain model</th>" in page
+    (tmp_path / "third").mkdir()
+    with pytest.raises(InputError, match="set 'forget'"):
+        fit(tmp_path / "third", model, FORGET[:2], retain_log=str(log))
 
 
 def test_the_scored_answer_is_the_trained_one(tmp_path, model):

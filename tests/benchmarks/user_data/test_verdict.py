@@ -18,7 +18,15 @@ from dipo_lightning.benchmarks.user_data.examination import (
     value_reports,
 )
 from dipo_lightning.benchmarks.user_data.metrics import KeptShare
-from dipo_lightning.benchmarks.user_data.verdict import Kept, ValueReport, judge, more_often, upper_bound
+from dipo_lightning.benchmarks.user_data.verdict import (
+    Kept,
+    ValueReport,
+    judge,
+    more_often,
+    upper_bound,
+    verdict_table,
+    verdict_text,
+)
 from tests.helpers.toys import toy_tokenizer
 
 GONE = ValueReport(0, "gout", before=0.9, after=0.001, floor=0.01, samples=20)
@@ -256,9 +264,63 @@ def test_the_least_forgotten_value_leads():
     assert "'Oslo': probability 0.9 to 0.8, floor 0.01; 18 of 20 samples say it" in found.reasons[1]
 
 
+def test_a_value_that_remains_leads_before_those_that_do_not():
+    excused = dataclasses.replace(GONE, value="island", sampled=5, samples=60, chance=40, chance_samples=300)
+    common = dataclasses.replace(GONE, value="teacher", after=0.4, floor=0.5)
+    likely = dataclasses.replace(GONE, value="Lisbon", after=0.8, floor=0.001)
+    assert [value.value for value in verdict([excused, common, likely]).values] == ["Lisbon", "island", "teacher"]
+    assert "'Lisbon'" in verdict([excused, likely]).reasons[1]
+
+
 def test_beyond_the_floor_is_over_forgotten():
-    assert any("1 of 2 values are over-forgotten" in line for line in
-               verdict([GONE, dataclasses.replace(GONE, after=1e-9)]).reasons)  # fmt: skip
+    beyond = dataclasses.replace(GONE, after=1e-9)
+    found = verdict([GONE, beyond, SAID])
+    assert any("1 of 3 values are over-forgotten" in line for line in found.reasons)
+    assert [value["state"] for value in found.document()["values"]] == ["remains", "", "over-forgotten"]
+    assert [value["over_forgotten"] for value in found.document()["values"]] == [False, False, True]
+    _, said, gone, beyond = verdict_table(found).splitlines()
+    assert said.endswith("remains") and beyond.endswith("over-forgotten") and gone.endswith("-"), "no rank was measured"
+
+
+def test_the_table_names_the_rows():
+    head, *lines = verdict_table(verdict([GONE, SAID])).splitlines()
+    place = head.split().index("row")
+    assert [line.split()[place] for line in lines] == ["1", "0"]
+
+
+def test_a_card_has_the_numbers_without_the_values():
+    found = verdict([GONE, SAID])
+    public = verdict_text(found, private=False)
+    assert not any(value in public for value in ("gout", "Oslo"))
+    assert "1 of 2 private values remain." in public
+    assert "The least forgotten value: probability 0.9 to 0.8, floor 0.01; 18 of 20 samples say it." in public
+    assert len(found.public_reasons) == len(found.reasons)
+
+
+def test_what_ended_the_run_is_said_first():
+    found = judge([GONE] * 4, GOOD, words=1.0, repeated=0.1, ended="The run ended by its own rule after 32 steps.")
+    assert verdict_text(found).splitlines()[1] == "- The run ended by its own rule after 32 steps."
+    assert found.document()["ended"].endswith("after 32 steps.")
+
+
+def test_shares_come_with_their_interval():
+    lost = Kept("retain", 0.001, 0.0008, 60, 0.8, 0.7, 0.9)
+    kept = Kept("general", 0.7, 0.69, 95, 0.69 / 0.7, 0.96, 1.01)
+    reasons = " ".join(verdict([GONE], [lost, kept]).reasons)
+    assert "(0.001 to 0.0008, 60 rows; 95 % interval of the share 70.0% to 90.0%)" in reasons
+    assert "(0.7 to 0.69, 95 rows; 95 % interval of the share 96.0% to 101.0%)" in reasons
+
+
+def test_values_that_samples_say_leave_no_doubt():
+    assert verdict([SAID]).uncertainty == "Every value is in at least one of its 20 samples."
+    assert "13.9%" in verdict([SAID, GONE]).uncertainty
+
+
+def test_damage_without_forgetting_is_no_reason_for_a_smaller_step():
+    found = verdict([SAID] * 4, words=0.9, lr=1e-4, epochs=10)
+    assert found.outcome == "damaged"
+    assert "4 of 4 values are still answered" in found.next_step
+    assert "--lr" not in found.next_step
 
 
 def test_the_next_step_has_numbers():
