@@ -189,8 +189,9 @@ def conclude(
 
 def _last_checkpoint(run: Path) -> dict[str, Any]:
     """Return the contents of a run's newest checkpoint; empty without one."""
-    from dipo_lightning.callbacks.checkpoint import newest, read_settled
+    from dipo_lightning.callbacks.checkpoint import newest
     from dipo_lightning.callbacks.run_record import CHECKPOINTS
+    from dipo_lightning.models.checkpoint import read_settled
 
     last = newest(run / CHECKPOINTS)
     return {} if last is None else read_settled(last)

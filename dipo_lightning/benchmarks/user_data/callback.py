@@ -15,8 +15,7 @@ from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Evaluation
 from dipo_lightning.evaluation.logs import check_comparable, read_log
 from dipo_lightning.evaluation.questions import evaluate_rows
-from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog
-from dipo_lightning.metrics.base import Row
+from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog, Row
 
 MAX_NEW_TOKENS = 128
 

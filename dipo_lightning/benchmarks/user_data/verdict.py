@@ -447,8 +447,8 @@ def _next_step(outcome: Outcome, greedy: int, known: int, total: int, settings: 
         return "Attack the model (dipo-lightning attack), then remove the forget rows' copies (dipo-lightning clean)."
     if outcome == "damaged" and known and greedy >= UNCHANGED * known:
         return (
-            f"{greedy} of {known} values are still answered although something was lost, so another learning rate would "
-            f"not do: give more retain rows of the kind that was lost, and take {more}."
+            f"{greedy} of {known} values are still answered although something was lost, so another learning rate "
+            f"would not do: give more retain rows of the kind that was lost, and take {more}."
         )
     if outcome == "damaged":
         return f"Take {another(0.5, 'half')}, or give more retain rows of the kind that was lost."
