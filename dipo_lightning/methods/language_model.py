@@ -129,7 +129,9 @@ class LanguageModelModule(CompleteHooks, pl.LightningModule):
         check_numbers("model", {"warmup_steps": warmup_steps}, least=0)
         check_numbers("model", {"cycle_steps": cycle_steps})
         if (cycle_steps is None) == (schedule == "cosine_with_restarts"):
-            raise InputError("model.schedule: cosine_with_restarts needs model.cycle_steps; no other schedule takes it.")
+            raise InputError(
+                "model.schedule: cosine_with_restarts needs model.cycle_steps; no other schedule takes it."
+            )
         self.cycle_steps = cycle_steps
         self.lora = None if lora is None else options_of("model.lora", LoRA, lora)
         self.dropout, self.keeps_dropout = dropout, False

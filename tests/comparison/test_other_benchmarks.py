@@ -267,7 +267,8 @@ def test_the_verdict_names_the_best_that_keeps_the_utility(compared: Compared) -
 
 def test_every_column_is_explained(compared: Compared) -> None:
     text = (compared.folder / "out" / "comparison.md").read_text(encoding="utf-8")
-    assert f"- **{compared.columns[compared.forget]}** (lower is better, to the level of a model that never knew the rows): " in text
+    wanted = "lower is better, to the level of a model that never knew the rows"
+    assert f"- **{compared.columns[compared.forget]}** ({wanted}): " in text
     assert f"- **{compared.columns[compared.utility]}** (higher is better): " in text
     assert text.count("\n- **") == len(compared.columns)
 
