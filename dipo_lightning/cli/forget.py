@@ -35,9 +35,6 @@ VALUES, MOST_TIMES = 2, 4
 CHECK_EVERY, CHECK_PASSES = 8, 2
 """Minimum number of optimiser steps, and of passes over the forget rows, between two checks: a check of many rows takes
 longer than a pass over them, and finds more training rows than a pass uses."""
-CHECKS_PER_CYCLE = 5
-"""Checks per cycle of the learning rate: the first that may end a run is the last but one of a cycle, where the rate is
-low and the policy steady."""
 LEARNING_RATE, WIDTH = 1e-4, 576
 """Learning rate that was found by measurement, and the hidden size of the model measured (SmolLM2-135M)."""
 HELD_OUT, FEWEST_HELD_OUT = 0.15, 20
@@ -251,7 +248,6 @@ def run_config(
     config = filled(
         "cli/forget",
         **asdict(settings),
-        cycle_steps=CHECKS_PER_CYCLE * settings.check_every,
         model=model,
         forget=str(folder / ROWS / "forget.jsonl"),
         retain=str(folder / ROWS / "retain.jsonl"),
@@ -263,8 +259,7 @@ def run_config(
     if not has_retain:
         del config["data"]["init_args"]["retain"]
     if settings.method != METHODS["selective"]:
-        config["model"]["init_args"]["schedule"] = "linear"
-        del config["model"]["init_args"]["check_every"], config["model"]["init_args"]["cycle_steps"]
+        del config["model"]["init_args"]["check_every"]
         del config["trainer"]["callbacks"][0]["init_args"]["best"]
     return config
 

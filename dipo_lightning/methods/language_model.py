@@ -70,9 +70,7 @@ class LanguageModelModule(CompleteHooks, pl.LightningModule):
     Args:
         pretrained: Hub name, folder, GGUF file, or ``package:NAME`` for a model inside an installed Python package.
         optimizer: Optimiser class and its arguments; it receives the trainable parameters.
-        schedule: Learning rate over the run after the warm-up: ``constant``, ``linear`` (to 0), ``cosine`` (to 0) or
-            ``cosine_with_restarts`` (to 0 in every cycle).
-        cycle_steps: Optimiser steps per cycle of ``cosine_with_restarts``.
+        schedule: Learning rate over the run after the warm-up: ``constant``, ``linear`` (to 0) or ``cosine`` (to 0).
         warmup_steps: Optimiser steps over which the learning rate rises from 0.
         lora: LoRA adapters (``lora.rank``, ``lora.alpha``, ``lora.dropout``, ``lora.targets``, and ``lora.base: nf4``
             for a base in 4 bits); None trains all weights.
@@ -92,8 +90,7 @@ class LanguageModelModule(CompleteHooks, pl.LightningModule):
         self,
         pretrained: str,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.01),
-        schedule: Literal["constant", "linear", "cosine", "cosine_with_restarts"] = "constant",
-        cycle_steps: int | None = None,
+        schedule: Literal["constant", "linear", "cosine"] = "constant",
         warmup_steps: int = 0,
         lora: LoRA | None = None,
         dropout: Literal["off", "keep"] = "off",
@@ -127,12 +124,6 @@ class LanguageModelModule(CompleteHooks, pl.LightningModule):
         self.pretrained, self.optimizer = str(pretrained), optimizer
         self.schedule, self.warmup_steps = schedule, warmup_steps
         check_numbers("model", {"warmup_steps": warmup_steps}, least=0)
-        check_numbers("model", {"cycle_steps": cycle_steps})
-        if (cycle_steps is None) == (schedule == "cosine_with_restarts"):
-            raise InputError(
-                "model.schedule: cosine_with_restarts needs model.cycle_steps; no other schedule takes it."
-            )
-        self.cycle_steps = cycle_steps
         self.lora = None if lora is None else options_of("model.lora", LoRA, lora)
         self.dropout, self.keeps_dropout = dropout, False
         self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
@@ -282,12 +273,7 @@ class LanguageModelModule(CompleteHooks, pl.LightningModule):
                 "trainer.max_steps, and no trainer.max_epochs over data of known length. Set one of them, or "
                 "model.schedule: constant."
             )
-        more: dict[str, Any] = {}
-        if self.cycle_steps is not None and known is not None:
-            cycles = max(1, math.ceil((known - self.warmup_steps) / self.cycle_steps))
-            known = self.warmup_steps + cycles * self.cycle_steps
-            more["scheduler_specific_kwargs"] = {"num_cycles": cycles}
-        scheduler = get_scheduler(name, optimizer, num_warmup_steps=self.warmup_steps, num_training_steps=known, **more)
+        scheduler = get_scheduler(name, optimizer, num_warmup_steps=self.warmup_steps, num_training_steps=known)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:

@@ -515,8 +515,6 @@ def test_the_configuration_has_what_the_method_and_the_data_have(tmp_path, metho
     best = {"best": {"monitor": "train/remaining", "mode": "min"}} if selective else {}
     assert export["init_args"] == {"folder": "model"} | best
     assert model["init_args"].get("check_every") == (chosen.check_every if selective else None)
-    schedule = ("cosine_with_restarts", 5 * chosen.check_every) if selective else ("linear", None)
-    assert (model["init_args"]["schedule"], model["init_args"].get("cycle_steps")) == schedule
     assert (model["class_path"], model["init_args"]["pretrained"]) == (chosen.method, "a {model}")
     assert model["init_args"]["optimizer"]["init_args"] == {"lr": chosen.lr, "weight_decay": 0.0, "betas": [0.9, 0.95]}
     files = {part: str(tmp_path / f"data/{part}.jsonl") for part in ("forget", "retain")[: 1 + has_retain]}

@@ -1,6 +1,5 @@
 """Promises of every module: checkpoints that load again, the optimiser and its schedule."""
 
-import math
 from dataclasses import asdict
 from enum import Enum
 from functools import partial
@@ -166,28 +165,6 @@ def test_training_on_with_another_optimizer_after_loading_is_said(files: Path, t
     trained(files, GradDiffModule.load_from_checkpoint(tmp_path / "x.ckpt", optimizer=made))  # a warning is an error
     with pytest.warns(UserWarning, match=r"\(lr 0\.25 there, 1e-05 here\)\. Give load_from_checkpoint the optimizer"):
         trained(files, GradDiffModule.load_from_checkpoint(tmp_path / "x.ckpt"))
-
-
-def test_a_cycle_of_the_learning_rate_is_as_long_in_a_longer_run(files: Path) -> None:
-    rates: dict[int, list[float]] = {4: [], 9: []}
-
-    class Watched(GradDiffModule):
-        def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-            super().on_before_optimizer_step(optimizer)
-            rates[int(self.trainer.max_steps)].append(optimizer.param_groups[0]["lr"])
-
-    for steps in rates:
-        module = Watched(
-            str(files / "model"), optimizer=sgd, schedule="cosine_with_restarts", cycle_steps=4, warmup_steps=1
-        )
-        trained(files, module, steps=steps)
-    base = rates[9][1]
-    cycle = [base * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]
-    assert rates[9] == pytest.approx([0.0, *cycle, *cycle])
-    assert rates[4] == rates[9][:4]
-    for options in ({"schedule": "cosine_with_restarts"}, {"cycle_steps": 4}):
-        with pytest.raises(InputError, match=r"needs model\.cycle_steps; no other schedule takes it"):
-            GradDiffModule(str(files / "model"), **options)  # type: ignore[arg-type]
 
 
 def test_a_schedule_over_the_run_needs_a_limit_other_than_time(files: Path) -> None:
