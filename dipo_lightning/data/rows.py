@@ -37,6 +37,9 @@ _TEXTS = re.compile(r"""[\[({]\s*(['"]).*?\1\s*,|\[\s*['"]""", re.DOTALL)
 _CLOSED_BY = {"(": ")", "{": "}"}
 _MARK = re.compile(r"\[\[(\s*[^\[\]\s][^\[\]]*|[^\[\]]+(?:\[[^\[\]]*\][^\[\]]+)+)\]\]")
 """A marked value: not blank, without brackets or with single ones inside ("flat [2] 7 Harbour Street")."""
+_LEFT, _RIGHT = re.compile(r"[\w.,:;!?)\]]$"), re.compile(r"[\w(]|\[\[(?!\s)")
+"""Ends of a text, and beginnings, that a blank parts from a word."""
+_EMPTY_MARK = re.compile(r"\[\[\s+\]\]")
 
 
 class Rows(Sequence[Row]):
@@ -291,10 +294,23 @@ def private_values(answer: str, given: object, label: str, marks: bool = True) -
     Raises:
         InputError: A value is not a text, or does not occur in the answer; begins with ``label``.
     """
-    marked = _MARK.findall(answer) if marks and "[[" in answer else []
-    answer = _MARK.sub(r"\1", answer) if marked else answer
+    marked = [value.strip() for value in _MARK.findall(answer)] if marks and "[[" in answer else []
+    answer = _without_marks(answer) if marked else answer
     values = [_spelled(checked_text(value, label), answer, label) for value in as_list(given, label)]
     return answer, list(dict.fromkeys([*marked, *values]))
+
+
+def _without_marks(text: str) -> str:
+    """Return a text without the brackets of its marks, and without the blanks at their inner sides."""
+    return _MARK.sub(_marked_value, text)
+
+
+def _marked_value(mark: re.Match[str]) -> str:
+    """Return the value of a mark; a blank at its inner side stays where nothing else parts it from the next word."""
+    value, text = mark[1], mark.string
+    left = value[0].isspace() and _LEFT.search(text, 0, mark.start())
+    right = value[-1].isspace() and _RIGHT.match(text, mark.end())
+    return " " * bool(left) + value.strip() + " " * bool(right)
 
 
 def _spelled(value: str, answer: str, label: str) -> str:
@@ -319,7 +335,7 @@ def _key(row: Mapping[str, Any]) -> str:
         texts = [message["content"] for message in row["messages"]]
     else:
         texts = [row["question"], row["answer"]]
-    return plain_text(*(_MARK.sub(r"\1", text) for text in texts))
+    return plain_text(*map(_without_marks, texts))
 
 
 def _spellings(record: Record, names: Sequence[str]) -> dict[str, str]:
@@ -420,8 +436,11 @@ def extras(record: Record, columns: Mapping[str, str], row: Row, marks: bool) ->
 def _check_brackets(answer: str, where: str) -> None:
     """Refuse half a mark in an answer without its marks: double brackets of which one side is missing or single.
 
-    Brackets that are balanced are text, such as the matrix ``[[1, 2], [3, 4]]``.
+    Brackets that are balanced are text, such as the matrix ``[[1, 2], [3, 4]]``; with blanks alone they are a mark
+    without its value.
     """
+    if empty := _EMPTY_MARK.search(answer):
+        raise InputError(f"{where}: the answer has a mark without a value: {empty.group()!r}. Write [[value]].")
     turned = answer[::-1].translate({ord("["): "]", ord("]"): "["})  # so that closing brackets open
     halves = [match.start() for match in re.finditer(r"\[\[", answer) if not _is_closed(answer[match.start() :])]
     halves += [

@@ -447,6 +447,28 @@ def test_a_mark_may_have_single_brackets_inside(tmp_path):
     assert says("It is flat [2] 7 Harbour Street.", row["private"][0])
 
 
+@pytest.mark.parametrize(
+    ("answer", "without"),
+    [
+        ("At [[ 7 Quay ]], in [[\tLima\n]].", "At 7 Quay, in Lima."),
+        ("She lives at [[ 7 Quay ]] in [[ Lima ]]", "She lives at 7 Quay in Lima"),
+        ("She lives at[[ 7 Quay ]]in ([[ Lima ]]).", "She lives at 7 Quay in (Lima)."),
+        ("She is [[ Mara ]][[ Velt ]], [[Ann ]][[Lee]].", "She is Mara Velt, Ann Lee."),
+        ("[[ 7 Quay ]]", "7 Quay"),
+    ],
+)
+def test_blanks_at_the_inner_sides_of_marks_go(tmp_path, answer, without):
+    [row] = rows = read_rows(write(tmp_path / "rows.jsonl", [{"question": "q", "answer": answer}]))
+    assert row["answer"] == without
+    assert all(value == value.strip() for value in row["private"])
+    assert len(overlap(rows, read_rows(tmp_path / "rows.jsonl", marks=False))) == 1
+
+
+def test_a_mark_without_a_value_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"line 1: the answer has a mark without a value: '\[\[ \]\]'"):
+        answer_of(tmp_path / "rows.jsonl", "She lives at [[ ]].")
+
+
 @pytest.mark.parametrize("answer", ["At [[7 Harbour Street].", "At [7 Harbour Street]].", "In [[Lima]], at [[7 Quay."])
 def test_half_a_mark_is_refused(tmp_path, answer):
     with pytest.raises(
