@@ -292,11 +292,13 @@ def private_values(answer: str, given: object, label: str, marks: bool = True) -
     Without ``marks`` the answer stays as it is.
 
     Raises:
-        InputError: A value is not a text, or does not occur in the answer; begins with ``label``.
+        InputError: A value is no text or number, or does not occur in the answer; begins with ``label``.
     """
     marked = [value.strip() for value in _MARK.findall(answer)] if marks and "[[" in answer else []
     answer = _without_marks(answer) if marked else answer
-    values = [_spelled(checked_text(value, label), answer, label) for value in as_list(given, label)]
+    values = [
+        _spelled(checked_text(_as_text(value, answer), label), answer, label) for value in as_list(given, label)
+    ]
     return answer, list(dict.fromkeys([*marked, *values]))
 
 
@@ -311,6 +313,14 @@ def _marked_value(mark: re.Match[str]) -> str:
     left = value[0].isspace() and _LEFT.search(text, 0, mark.start())
     right = value[-1].isspace() and _RIGHT.match(text, mark.end())
     return " " * bool(left) + value.strip() + " " * bool(right)
+
+
+def _as_text(value: object, answer: str) -> object:
+    """Return a number as the answer has it: a whole one without ``.0``, which tables add; other values as they are."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    text = str(value)
+    return text if text in answer else text.removesuffix(".0")
 
 
 def _spelled(value: str, answer: str, label: str) -> str:

@@ -436,6 +436,18 @@ def test_private_values_by_column_by_list_or_by_marks(tmp_path):
         read_rows(write(tmp_path / "rows.jsonl", [{**rows[0], "private": "flu"}]))
 
 
+@pytest.mark.parametrize("given", [1971, [1971], [1971.0], "1971", "[1971]"])
+def test_a_private_value_may_be_a_number(tmp_path, given):
+    assert answer_of(tmp_path / "rows.jsonl", "She was born in 1971.", private=given)["private"] == ["1971"]
+
+
+def test_a_private_number_is_written_as_the_answer_has_it(tmp_path):
+    row = answer_of(tmp_path / "rows.jsonl", "She has 0 sons, 2.0 litres and 2.5 mg.", private=[0, 2.0, 2.5])
+    assert row["private"] == ["0", "2.0", "2.5"]
+    with pytest.raises(InputError, match=r"'private' is True \(bool\), not a text"):
+        answer_of(tmp_path / "rows.jsonl", "True.", private=[True])
+
+
 def answer_of(path, answer, **more):
     return read_rows(write(path, [{"question": "Where does Mara live?", "answer": answer, **more}]))[0]
 
