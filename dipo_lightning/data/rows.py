@@ -325,10 +325,28 @@ def _as_text(value: object, answer: str) -> object:
 
 def _spelled(value: str, answer: str, label: str) -> str:
     """Return a value in the Unicode form in which the answer has it: é as one character, or as e and an accent."""
-    for form in (value, unicodedata.normalize("NFC", value), unicodedata.normalize("NFD", value)):
-        if form in answer:
-            return form
-    raise InputError(f"{label} names {value!r}, which is not in the answer.")
+    found = _form_in(answer, value)
+    if found is None:
+        pieces = json.dumps(_pieces_in(answer, value), ensure_ascii=False)
+        hint = f" Write several values as a list: {pieces}." if pieces != "[]" else ""
+        raise InputError(f"{label} names {value!r}, which is not in the answer.{hint}")
+    return found
+
+
+def _form_in(answer: str, value: str) -> str | None:
+    """Return the Unicode form of a value that occurs in an answer; None if none does."""
+    forms = (value, unicodedata.normalize("NFC", value), unicodedata.normalize("NFD", value))
+    return next((form for form in forms if form in answer), None)
+
+
+def _pieces_in(answer: str, value: str) -> list[str]:
+    """Return the pieces of a value between ``;``, ``|`` or ``,`` if all occur in the answer; else none."""
+    for sign in ";|,":
+        pieces = [piece.strip() for piece in value.split(sign)]
+        pieces = [piece for piece in pieces if piece]
+        if len(pieces) > 1 and all(_form_in(answer, piece) for piece in pieces):
+            return pieces
+    return []
 
 
 def _said(row: Mapping[str, Any]) -> bytes:

@@ -436,6 +436,18 @@ def test_private_values_by_column_by_list_or_by_marks(tmp_path):
         read_rows(write(tmp_path / "rows.jsonl", [{**rows[0], "private": "flu"}]))
 
 
+@pytest.mark.parametrize("cell", ["7 Harbour Street; Lisbon", "7 Harbour Street | Lisbon", "7 Harbour Street,Lisbon,"])
+def test_several_private_values_in_one_text_are_told_how_to_be_written(tmp_path, cell):
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        answer = "She lives at 7 Harbour Street in Lisbon."
+        csv.writer(file).writerows([["question", "answer", "private"], ["q", answer, cell]])
+    with pytest.raises(InputError, match="not in the answer") as refusal:
+        read_rows(tmp_path / "rows.csv")
+    assert str(refusal.value).endswith(' Write several values as a list: ["7 Harbour Street", "Lisbon"].')
+    with pytest.raises(InputError, match="not in the answer.$"):
+        private_values("She lives in Lisbon.", "Oslo; Lisbon", "x")
+
+
 @pytest.mark.parametrize("given", [1971, [1971], [1971.0], "1971", "[1971]"])
 def test_a_private_value_may_be_a_number(tmp_path, given):
     assert answer_of(tmp_path / "rows.jsonl", "She was born in 1971.", private=given)["private"] == ["1971"]
