@@ -26,7 +26,6 @@ from dipo_lightning.metrics.base import INTERVAL
 from dipo_lightning.report.charts import Axes, Point, comparison_picture
 from dipo_lightning.safety.display import table_in_markdown
 
-
 _INTERVAL = "the difference lies inside the interval of one of the two"
 _SEEDS = "their ranges over seeds overlap"
 _UNMEASURED = "With one seed and no intervals, nothing tells how much of a difference is chance."

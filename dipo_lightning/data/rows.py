@@ -296,9 +296,7 @@ def private_values(answer: str, given: object, label: str, marks: bool = True) -
     """
     marked = [value.strip() for value in _MARK.findall(answer)] if marks and "[[" in answer else []
     answer = _without_marks(answer) if marked else answer
-    values = [
-        _spelled(checked_text(_as_text(value, answer), label), answer, label) for value in as_list(given, label)
-    ]
+    values = [_spelled(checked_text(_as_text(value, answer), label), answer, label) for value in as_list(given, label)]
     return answer, list(dict.fromkeys([*marked, *values]))
 
 
