@@ -116,7 +116,7 @@ def main(args: Sequence[str] | None = None) -> int:
             return 128 + signal.SIGINT
         raise
     except KeyboardInterrupt:
-        kept = " What is finished is kept, and the same command goes on from there." if args[0] in RESUMABLE else ""
+        kept = " What is finished is kept, and the same command goes on from there." if next(iter(args), "") in RESUMABLE else ""
         print(f"\nInterrupted.{kept}", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
