@@ -182,17 +182,36 @@ def outside(run: Path) -> dict[str, str]:
         found |= read_sources(file.parent)
     for file in sorted(_files(run, "config.yaml")):
         config = _options(file)
-        model = (config.get("model") or {}).get("init_args") or {}
+        method = config.get("model") or {}
+        model = method.get("init_args") or {}
         data = (config.get("data") or {}).get("init_args") or {}
         forget = data.get("forget")
         named = {"target model": model.get("pretrained"), "data": data.get("data")}
         named |= {"forget rows": ", ".join(forget) if isinstance(forget, list) else forget}
         named["alternative answers"] = model.get("alternatives_file")
-        named[CACHE] = _cache(run, model.get("reference_cache"))
+        named[CACHE] = _cache(run, model.get("reference_cache")) if _may_cache(method) else None
         for name, path in named.items():
             if path and not Path(path).resolve().is_relative_to(run.resolve()):
                 found[name] = str(path)
     return found
+
+
+def _may_cache(method: dict[str, Any]) -> bool:
+    """Return whether a run of a method, given as in its configuration, may have cached its reference.
+
+    Methods of others are taken to do so, since their classes are not imported.
+    """
+    import dipo_lightning
+
+    options, path = method.get("init_args") or {}, str(method.get("class_path"))
+    if options.get("reference") in ("live", "adapters_off"):
+        return False
+    package, name = path.partition(".")[0], path.rpartition(".")[2]
+    if package not in ("dipo_lightning", name) or name not in dipo_lightning.__all__:
+        return True
+    module = getattr(dipo_lightning, name)
+    uses = getattr(module, "needs_reference", False) or options.get("retain_loss") == "kl"
+    return getattr(module, "caches_reference", False) and uses
 
 
 def _cache(run: Path, named: str | None) -> str | None:

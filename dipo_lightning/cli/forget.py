@@ -463,6 +463,8 @@ def _sizes(model: str) -> tuple[int, int]:
 
 def _check_method(method: str) -> None:
     """Refuse a method that is neither a short name nor an unlearning module, or that needs alternative answers."""
+    import dipo_lightning
+    from dipo_lightning.cli.messages import nearest_class
     from dipo_lightning.evaluation.benchmark import import_class
     from dipo_lightning.methods.preference import DPOModule
     from dipo_lightning.methods.unlearning import UnlearningModule
@@ -471,7 +473,12 @@ def _check_method(method: str) -> None:
     try:
         found = import_class(METHODS.get(method, method), UnlearningModule)
     except InputError as error:
-        raise InputError(f"--method {method} is none of {names}, and no module that unlearns. {error}") from error
+        bare = method.removeprefix("dipo_lightning.")
+        public = [name for name in dipo_lightning.__all__ if name.endswith("Module") and "Data" not in name]
+        ending = "" if bare.lower() in METHODS else "Module"
+        near = None if "." in bare or bare in public else nearest_class(bare, [*METHODS, *public], ending)
+        reason = f"Did you mean {near}?" if near else str(error)
+        raise InputError(f"--method {method} is none of {names}, and no module that unlearns. {reason}") from error
     if issubclass(found, DPOModule) and found.check_alternatives is DPOModule.check_alternatives:
         raise InputError(
             f"--method {method} needs alternative answers, which forget does not have. Take one of {names}, or fit "

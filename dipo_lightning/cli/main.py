@@ -41,6 +41,9 @@ COMMANDS = {
 PRIVATE_COMMANDS = ("forget", "scalability", "sustainability", "compare", "report", "attack", "clean")
 """Commands whose files contain forget data, so that only the user may read them (umask 077)."""
 
+RESUMABLE = ("forget", "scalability", "sustainability", "attack")
+"""Commands that keep finished parts, from which the same command goes on."""
+
 LAST_ARGUMENT = {"forget": (2, "retain")}
 """Commands with an optional positional argument: its place, and the option that it stands for."""
 
@@ -113,7 +116,8 @@ def main(args: Sequence[str] | None = None) -> int:
             return 128 + signal.SIGINT
         raise
     except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
+        kept = " What is finished is kept, and the same command goes on from there." if next(iter(args), "") in RESUMABLE else ""
+        print(f"\nInterrupted.{kept}", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
 

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 import sys
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from dipo_lightning.errors import RENAMED
@@ -101,12 +102,18 @@ def unknown_class(option: str, name: str) -> str:
     if option == "trainer.callbacks":
         known = [one for one in known if not one.endswith(("Module", "Strategy"))]
         known += list(lightning.pytorch.callbacks.__all__)
+    near = nearest_class(name, known, ends)
+    hint = f"Did you mean {near!r}?" if near else f"There is: {', '.join(known)}; or give an import path."
+    return f"{option}: there is no class {given!r}. {hint}"
+
+
+def nearest_class(name: str, known: Iterable[str], ends: str) -> str | None:
+    """Return the known class nearest to a name in any case, from which the ending ``ends`` may be missing."""
     lower = {one.lower(): one for one in known}
     tries = [(name + ends).lower(), name.lower()]
     exact = [one for one in tries if one in lower]
     near = exact or [one for word in reversed(tries) for one in difflib.get_close_matches(word, list(lower), n=1)]
-    hint = f"Did you mean {lower[near[0]]!r}?" if near else f"There is: {', '.join(known)}; or give an import path."
-    return f"{option}: there is no class {given!r}. {hint}"
+    return lower[near[0]] if near else None
 
 
 def suggestion(message: str, parser: Any) -> str:

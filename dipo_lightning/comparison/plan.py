@@ -40,8 +40,8 @@ class Selection:
     """Rule that selects settings from a grid, by runs on a seed or a base that is not reported.
 
     Of the settings that keep the share ``keep_utility`` of the target's utility, the rule takes the one that forgets
-    best. If others tie with it (each inside the other's interval over rows), it takes the one of these with the highest
-    utility. If no setting keeps the share, it takes the one with the highest utility.
+    best. If others tie with it (they print alike, or each is inside the other's interval over rows), it takes the one
+    of these with the highest utility. If no setting keeps the share, it takes the one with the highest utility.
 
     Attributes:
         seed: Seed of the selection runs, which must not be a reported one.

@@ -22,10 +22,13 @@ from dipo_lightning.comparison.results import (
     rule,
     target_row,
 )
-from dipo_lightning.evaluation.aggregates import number_text
 from dipo_lightning.metrics.base import INTERVAL
 from dipo_lightning.report.charts import Axes, Point, comparison_picture
 from dipo_lightning.safety.display import table_in_markdown
+
+_INTERVAL = "the difference lies inside the interval of one of the two"
+_SEEDS = "their ranges over seeds overlap"
+_UNMEASURED = "With one seed and no intervals, nothing tells how much of a difference is chance."
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,27 @@ class Line:
         """Return the mean forgetting, converted so that higher is better (`Scale.goodness`); -inf if it is unknown."""
         spread = self.spread(scale.headline.forget)
         return scale.goodness(None if spread is None else spread.mean)
+
+    def text(self, column: str, scale: Scale) -> str:
+        """Return the mean of a column as the table prints it; ``-`` without one."""
+        spread = self.spread(column)
+        return "-" if spread is None else scale.text(column, spread.mean)
+
+    def surpasses(self, other: Line, scale: Scale) -> bool:
+        """Return whether this line has forgotten more than another one, by a difference that the table shows."""
+        alike = self.text(scale.headline.forget, scale) == other.text(scale.headline.forget, scale)
+        return not alike and self.goodness(scale) > other.goodness(scale)
+
+    def doubt(self, best: Line, scale: Scale) -> str:
+        """Return why the best line may surpass this one by chance; empty if its forgetting is clearly better."""
+        spread, other = (line.spread(scale.headline.forget) for line in (self, best))
+        if spread is None or other is None:
+            return ""
+        if self.has_intervals(scale) or best.has_intervals(scale):
+            return _INTERVAL if spread.holds(other) or other.holds(spread) else ""
+        if len(self.rows) == len(best.rows) == 1:
+            return _UNMEASURED
+        return _SEEDS if spread.overlaps(other) else ""
 
 
 def names_of(lines: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
@@ -150,33 +174,44 @@ def _judgement(
     among = f"those that keep at least {share:g} of the target's {utility}" if scale.headline.utility else ""
     keeping = [line for line in ranked(lines, share, scale) if line.keeps(share, scale)]
     if not keeping:
-        kept = {names[line.key]: spread.mean for line in lines if (spread := line.spread("utility_kept"))}
-        most = max(kept, key=kept.__getitem__, default="")
-        nearest = f"; {most} keeps most, {scale.text('utility_kept', kept[most])}" if kept else ""
-        return f"No method keeps {share:g} of the target's {utility}{nearest}."
+        return f"No method keeps {share:g} of the target's {utility}{_nearest(lines, scale, names)}."
     best = keeping[0].spread(scale.headline.forget)
     if best is None:
         return f"The {forgetting} is unknown{among and f' for {among}'}: it needs {scale.headline.needs}."
-    winners = [names[line.key] for line in keeping if line.goodness(scale) == keeping[0].goodness(scale)]
-    alike = [
-        names[line.key]
-        for line in keeping
-        if names[line.key] not in winners
-        and line.has_intervals(scale)
-        and (spread := line.spread(scale.headline.forget)) is not None
-        and (spread.holds(best) or best.holds(spread))
-    ]
+    winners = [line for line in keeping if not keeping[0].surpasses(line, scale)]
+    values = dict.fromkeys(line.text(scale.headline.forget, scale) for line in winners)
     said = (
-        f"Best in {forgetting}{among and f' among {among}'}: {' and '.join(winners)}, "
-        f"{scale.text(scale.headline.forget, best.mean)}"
+        f"Best in {forgetting}{among and f' among {among}'}: {_listed(winners, names)}, {' and '.join(values)}"
         f"{among and f' ({len(keeping)} of {len(lines)} keep it)'}."
     )
     before = target and target.spread(scale.headline.forget)
-    if target and before and keeping[0].goodness(scale) <= target.goodness(scale):
-        said += f" That is no better than the target's {scale.text(scale.headline.forget, before.mean)}."
-    if alike:
-        said += f" A tie with {' and '.join(alike)}: the difference lies inside the interval of one of the two."
-    return said
+    if target and before and not winners[0].surpasses(target, scale):
+        said += f" That is no better than the target's {target.text(scale.headline.forget, scale)}."
+    others = [line for line in keeping if line not in winners and line.spread(scale.headline.forget)]
+    return " ".join([said, *_doubts(winners[0], others, scale, names)])
+
+
+def _nearest(lines: Sequence[Line], scale: Scale, names: Mapping[tuple[str, str], str]) -> str:
+    """Return the words that name the lines that keep most of the utility, where none keeps enough."""
+    kept = [spread.mean for line in lines if (spread := line.spread("utility_kept"))]
+    if not kept:
+        return ""
+    text = scale.text("utility_kept", max(kept))
+    most = [line for line in lines if line.text("utility_kept", scale) == text]
+    return f"; {_listed(most, names)} keep{'s' * (len(most) == 1)} most, {text}"
+
+
+def _doubts(best: Line, others: Sequence[Line], scale: Scale, names: Mapping[tuple[str, str], str]) -> list[str]:
+    """Return the sentences on lines that the best one surpasses by a difference that may be chance."""
+    doubts: dict[str, list[Line]] = {}
+    for line in others:
+        doubts.setdefault(line.doubt(best, scale), []).append(line)
+    ties = [f"A tie with {_listed(doubts[why], names)}: {why}." for why in (_INTERVAL, _SEEDS) if why in doubts]
+    return [*ties, *([_UNMEASURED] if _UNMEASURED in doubts else [])]
+
+
+def _listed(lines: Sequence[Line], names: Mapping[tuple[str, str], str]) -> str:
+    return " and ".join(names[line.key] for line in lines)
 
 
 def write_csv(rows: Sequence[Row], path: Path, scale: Scale) -> Path:
@@ -334,8 +369,8 @@ def selection_text(comparison: Comparison, findings: Findings) -> str:
         choice = findings.choices.get(candidate.method)
         for moment, row in considered(candidate.rows, selection.epoch).items():
             chosen = choice is not None and choice.settings == candidate.settings and choice.moment in (None, moment)
-            values = (row.get(name) for name in columns)
-            numbers = ["-" if value is None else number_text(value, 3) for value in values]
+            values = ((name, row.get(name)) for name in columns)
+            numbers = ["-" if value is None else scale.text(name, value) for name, value in values]
             where = [candidate.method, candidate.label or "-", epoch_text(row)]
             lines.append([*where, *numbers, "yes" if chosen else ""])
     return f"{text}\n\n{table_in_markdown(head, lines)}"

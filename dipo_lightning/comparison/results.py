@@ -251,6 +251,10 @@ class Spread:
         """Return whether another mean lies inside this range."""
         return self.low <= other.mean <= self.high
 
+    def overlaps(self, other: Spread) -> bool:
+        """Return whether this range and another one have a value in common."""
+        return self.low <= other.high and other.low <= self.high
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -308,11 +312,13 @@ def choose(candidates: Sequence[Candidate], selection: Selection, scale: Scale) 
 
 
 def ties(row: Row, best: Row, scale: Scale) -> bool:
-    """Return whether two rows tie in forgetting: they are equal, or each lies inside the other's interval over rows."""
-    spread, other = (Spread.of([one], scale.headline.forget) for one in (row, best))
+    """Return whether two rows tie in forgetting: they print alike, or each is in the other's interval over rows."""
+    name = scale.headline.forget
+    spread, other = (Spread.of([one], name) for one in (row, best))
     if spread is None or other is None:
         return False
-    return spread.holds(other) and other.holds(spread)
+    alike = scale.text(name, spread.mean) == scale.text(name, other.mean)
+    return alike or (spread.holds(other) and other.holds(spread))
 
 
 def considered(rows: Sequence[Row], epoch: str) -> dict[Moment, Row]:

@@ -37,6 +37,9 @@ _TEXTS = re.compile(r"""[\[({]\s*(['"]).*?\1\s*,|\[\s*['"]""", re.DOTALL)
 _CLOSED_BY = {"(": ")", "{": "}"}
 _MARK = re.compile(r"\[\[(\s*[^\[\]\s][^\[\]]*|[^\[\]]+(?:\[[^\[\]]*\][^\[\]]+)+)\]\]")
 """A marked value: not blank, without brackets or with single ones inside ("flat [2] 7 Harbour Street")."""
+_LEFT, _RIGHT = re.compile(r"[\w.,:;!?)\]]$"), re.compile(r"[\w(]|\[\[(?!\s)")
+"""Ends of a text, and beginnings, that a blank parts from a word."""
+_EMPTY_MARK = re.compile(r"\[\[\s+\]\]")
 
 
 class Rows(Sequence[Row]):
@@ -289,20 +292,59 @@ def private_values(answer: str, given: object, label: str, marks: bool = True) -
     Without ``marks`` the answer stays as it is.
 
     Raises:
-        InputError: A value is not a text, or does not occur in the answer; begins with ``label``.
+        InputError: A value is no text or number, or does not occur in the answer; begins with ``label``.
     """
-    marked = _MARK.findall(answer) if marks and "[[" in answer else []
-    answer = _MARK.sub(r"\1", answer) if marked else answer
-    values = [_spelled(checked_text(value, label), answer, label) for value in as_list(given, label)]
+    marked = [value.strip() for value in _MARK.findall(answer)] if marks and "[[" in answer else []
+    answer = _without_marks(answer) if marked else answer
+    values = [_spelled(checked_text(_as_text(value, answer), label), answer, label) for value in as_list(given, label)]
     return answer, list(dict.fromkeys([*marked, *values]))
+
+
+def _without_marks(text: str) -> str:
+    """Return a text without the brackets of its marks, and without the blanks at their inner sides."""
+    return _MARK.sub(_marked_value, text)
+
+
+def _marked_value(mark: re.Match[str]) -> str:
+    """Return the value of a mark; a blank at its inner side stays where nothing else parts it from the next word."""
+    value, text = mark[1], mark.string
+    left = value[0].isspace() and _LEFT.search(text, 0, mark.start())
+    right = value[-1].isspace() and _RIGHT.match(text, mark.end())
+    return " " * bool(left) + value.strip() + " " * bool(right)
+
+
+def _as_text(value: object, answer: str) -> object:
+    """Return a number as the answer has it: a whole one without ``.0``, which tables add; other values as they are."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    text = str(value)
+    return text if text in answer else text.removesuffix(".0")
 
 
 def _spelled(value: str, answer: str, label: str) -> str:
     """Return a value in the Unicode form in which the answer has it: é as one character, or as e and an accent."""
-    for form in (value, unicodedata.normalize("NFC", value), unicodedata.normalize("NFD", value)):
-        if form in answer:
-            return form
-    raise InputError(f"{label} names {value!r}, which is not in the answer.")
+    found = _form_in(answer, value)
+    if found is None:
+        pieces = json.dumps(_pieces_in(answer, value), ensure_ascii=False)
+        hint = f" Write several values as a list: {pieces}." if pieces != "[]" else ""
+        raise InputError(f"{label} names {value!r}, which is not in the answer.{hint}")
+    return found
+
+
+def _form_in(answer: str, value: str) -> str | None:
+    """Return the Unicode form of a value that occurs in an answer; None if none does."""
+    forms = (value, unicodedata.normalize("NFC", value), unicodedata.normalize("NFD", value))
+    return next((form for form in forms if form in answer), None)
+
+
+def _pieces_in(answer: str, value: str) -> list[str]:
+    """Return the pieces of a value between ``;``, ``|`` or ``,`` if all occur in the answer; else none."""
+    for sign in ";|,":
+        pieces = [piece.strip() for piece in value.split(sign)]
+        pieces = [piece for piece in pieces if piece]
+        if len(pieces) > 1 and all(_form_in(answer, piece) for piece in pieces):
+            return pieces
+    return []
 
 
 def _said(row: Mapping[str, Any]) -> bytes:
@@ -319,7 +361,7 @@ def _key(row: Mapping[str, Any]) -> str:
         texts = [message["content"] for message in row["messages"]]
     else:
         texts = [row["question"], row["answer"]]
-    return plain_text(*(_MARK.sub(r"\1", text) for text in texts))
+    return plain_text(*map(_without_marks, texts))
 
 
 def _spellings(record: Record, names: Sequence[str]) -> dict[str, str]:
@@ -420,8 +462,11 @@ def extras(record: Record, columns: Mapping[str, str], row: Row, marks: bool) ->
 def _check_brackets(answer: str, where: str) -> None:
     """Refuse half a mark in an answer without its marks: double brackets of which one side is missing or single.
 
-    Brackets that are balanced are text, such as the matrix ``[[1, 2], [3, 4]]``.
+    Brackets that are balanced are text, such as the matrix ``[[1, 2], [3, 4]]``; with blanks alone they are a mark
+    without its value.
     """
+    if empty := _EMPTY_MARK.search(answer):
+        raise InputError(f"{where}: the answer has a mark without a value: {empty.group()!r}. Write [[value]].")
     turned = answer[::-1].translate({ord("["): "]", ord("]"): "["})  # so that closing brackets open
     halves = [match.start() for match in re.finditer(r"\[\[", answer) if not _is_closed(answer[match.start() :])]
     halves += [

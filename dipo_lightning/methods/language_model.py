@@ -132,8 +132,9 @@ class LanguageModelModule(CompleteHooks, pl.LightningModule):
 
     @property
     def hparams_initial(self) -> Any:
-        """The hyper-parameters as loggers write them: without secrets and without this user's home."""
-        return AttributeDict(without_secrets(without_home(plain(super().hparams_initial))))
+        """The hyper-parameters as loggers write them: without secrets, this user's home and Lightning's own entries."""
+        given = {name: value for name, value in super().hparams_initial.items() if not name.startswith("_")}
+        return AttributeDict(without_secrets(without_home(plain(given))))
 
     def setup(self, stage: str) -> None:
         """Refuse combinations of options that cannot be right, before the model is loaded."""

@@ -51,6 +51,8 @@ class UnlearningModule(LanguageModelModule):
 
     #: True if the forget loss uses the reference; otherwise none is loaded for it.
     needs_reference: ClassVar[bool] = True
+    #: False if the reference always is a model that runs, and never a cache.
+    caches_reference: ClassVar[bool] = True
     #: True if sequences of similar length may run together, as in `compute_answers`.
     by_length: ClassVar[bool] = False
 

@@ -79,6 +79,27 @@ def test_the_shared_cache_of_the_reference_is_named_and_stays(run, tmp_path, mon
     assert cached.exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "named"),
+    [
+        ("dipo_lightning.SelectiveModule", "reference: auto, retain_loss: kl", False),
+        ("dipo_lightning.methods.selective.module.SelectiveModule", "reference: auto", False),
+        ("GradDiffModule", "reference: auto, retain_loss: nll", False),
+        ("GradDiffModule", "reference: auto, retain_loss: kl", True),
+        ("dipo_lightning.NPOModule", "reference: auto, retain_loss: nll", True),
+        ("dipo_lightning.NPOModule", "reference: live, retain_loss: nll", False),
+        ("mine.SelectiveModule", "reference: auto, retain_loss: nll", True),
+    ],
+)
+def test_a_cache_is_named_for_methods_that_use_one(run, tmp_path, monkeypatch, capsys, method, options, named):
+    options = f"{{reference_cache: runs/reference_cache, {options}}}"
+    (run / "config.yaml").write_text(f"model: {{class_path: {method}, init_args: {options}}}\n")
+    (tmp_path / "runs/reference_cache").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    clean(str(run))
+    assert ("reference_cache (hidden states" in capsys.readouterr().out) is named
+
+
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
     (tmp_path / "evil.html").write_text("mine")
     with pytest.raises(InputError, match="is not a run"):

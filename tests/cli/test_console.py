@@ -118,3 +118,19 @@ def test_a_command_shows_warnings_as_lines_and_no_deprecation(
         shown = capsys.readouterr().out
     assert shown == "warning: x is nearly full.\n"
     assert warnings.formatwarning is before
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["forget", "m", "f"], "Interrupted. What is finished is kept, and the same command goes on from there."),
+        (["clean", "x"], "Interrupted."),
+    ],
+)
+def test_an_interrupted_command_says_whether_it_goes_on(monkeypatch, capsys, command, said):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dipo_lightning.cli.main.run_command", interrupted)
+    assert main(command) == 130
+    assert capsys.readouterr().err == f"\n{said}\n"

@@ -284,6 +284,12 @@ def test_rows_and_a_method_that_do_not_fit_are_found_before_a_model_is_loaded(he
         ("lightning.pytorch.demos.boring_classes.BoringModel", "no module that unlearns."),
         ("dipo_lightning.DPOModule", "needs alternative answers, which forget does not have"),
         ("IdkDPOModule", "needs alternative answers, which forget does not have"),
+        ("NPO", "no module that unlearns. Did you mean npo?"),
+        ("Selective", "Did you mean selective?"),
+        ("rmu", "Did you mean RMUModule?"),
+        ("NPOModul", "Did you mean NPOModule?"),
+        ("dipo_lightning.NPOModul", "Did you mean NPOModule?"),
+        ("mine.NPOModul", "The class mine.NPOModul cannot be imported"),
     ],
 )
 def test_a_method_that_cannot_work_is_refused_before_a_model_is_loaded(here, capsys, method, reason):

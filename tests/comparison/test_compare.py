@@ -75,7 +75,7 @@ def test_from_the_yaml_to_the_table(tmp_path: Path, calls: list[list[str]], caps
     assert "model utility: DiPO, -2.05 (2 of 2 keep it)" in text
     assert "| DiPO | beta=0.05 | 2 | 2 | -2.05 [-2.10, -2.00] | 0.764 | 0.955 | 0.200 |" in text
     assert text.index("| DiPO |") < text.index("| NPO |") < text.index("| target |") < text.index("| retain |")
-    assert "| DiPO | beta=0.05 | 2 | -2.900 | 0.955 | yes |" in text
+    assert "| DiPO | beta=0.05 | 2 | -2.90 | 0.955 | yes |" in text
     assert "chosen on the runs of seed 9" in text
     assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert text in capsys.readouterr().out
@@ -202,7 +202,7 @@ def test_the_epoch_may_be_chosen_too(tmp_path: Path, calls: list[list[str]]) -> 
     main(["compare", write(tmp_path, [NPO], selection={"seed": 9, "epoch": "any"})])
     assert len(calls) == 1 + 2
     assert "| NPO | beta=0.2 | 2 | 2 | -8.10" not in (tmp_path / "out" / "comparison.md").read_text()
-    assert "| 2 | -8.900 | 1.030 | yes |" in (tmp_path / "out" / "comparison.md").read_text()
+    assert "| 2 | -8.90 | 1.030 | yes |" in (tmp_path / "out" / "comparison.md").read_text()
 
 
 def test_finished_runs_take_part(tmp_path: Path, calls: list[list[str]]) -> None:

@@ -57,6 +57,8 @@ def test_where_none_keeps_the_utility_the_highest_utility() -> None:
 
 def test_ties_go_to_the_utility_then_to_the_first() -> None:
     assert chosen(rows((-1, 0.96)), rows((-1, 0.98)), rows((-1, 0.98))) == (1, None)
+    assert chosen(rows((-1, 0.96)), rows((-1.0000001, 0.98))) == (1, None)
+    assert chosen(rows((-1, 0.96)), rows((-1.01, 0.98))) == (0, None)
 
 
 def test_a_difference_inside_both_intervals_is_a_tie_which_the_utility_decides() -> None:

@@ -100,6 +100,34 @@ def test_a_difference_inside_the_intervals_is_a_tie() -> None:
     assert "tie" not in verdict([line("a", -1.0, 1.0), line("b", -1.1, 1.0)], 0.95, Scale.of(TOFU()))
 
 
+def of_seeds(method: str, *values: float) -> Line:
+    """A method measured with several seeds and without intervals."""
+    return Line(method, "", [row for value in values for row in of_user(method, value, 0.8, 1.0).rows])
+
+
+def test_numbers_that_print_alike_are_a_tie() -> None:
+    scale, target = Scale.of(UserData()), of_user("target", 0.998, 0.8, 1.0, 0)
+    lines = [of_user(name, 0.998 - less, 0.8, 1.0) for name, less in (("a", 2e-9), ("b", 1e-9), ("c", -1e-4))]
+    said = verdict(lines, 0.95, scale, target)
+    assert said.endswith(": a and b and c, 0.998 (3 of 3 keep it). That is no better than the target's 0.998.")
+    assert "no better" not in verdict([of_user("a", 0.997, 0.8, 1.0)], 0.95, scale, target)
+
+
+def test_without_intervals_ranges_over_seeds_that_overlap_are_a_tie() -> None:
+    scale, best = Scale.of(UserData()), of_seeds("a", 0.1, 0.3)
+    lines = [best, of_seeds("b", 0.28, 0.5), of_seeds("c", 0.4, 0.5), of_seeds("d", 0.25)]
+    said = verdict(lines, 0.95, scale)
+    assert said.endswith(": a, 0.200 (4 of 4 keep it). A tie with d and b: their ranges over seeds overlap.")
+
+
+def test_with_one_seed_and_no_intervals_a_win_is_in_doubt() -> None:
+    scale, lines = Scale.of(UserData()), [of_seeds("a", 0.1), of_seeds("b", 0.9)]
+    doubt = " With one seed and no intervals, nothing tells how much of a difference is chance."
+    assert verdict(lines, 0.95, scale).endswith(f": a, 0.100 (2 of 2 keep it).{doubt}")
+    assert not verdict([lines[0]], 0.95, scale).endswith(doubt)
+    assert not verdict([of_seeds("a", 0.1, 0.2), lines[1]], 0.95, scale).endswith(doubt)
+
+
 def test_intervals_in_the_table_and_in_the_file(tmp_path: Path) -> None:
     seeds = with_interval("a", {-1.0: (-2.5, -0.5), -2.0: (-4.0, -1.5)})
     assert seeds.spread("forget_quality_log10_p") == Spread(-1.5, -4.0, -0.5)
@@ -137,6 +165,8 @@ def test_a_best_method_that_forgot_nothing_is_said() -> None:
 def test_the_nearest_is_named_where_no_method_keeps_the_share() -> None:
     said = verdict([line("a", -1.0, 0.5), line("b", -2.0, 0.928)], 0.95, Scale.of(TOFU()))
     assert said == "No method keeps 0.95 of the target's model utility; b keeps most, 0.928."
+    said = verdict([line("a", -1.0, 0.928), line("b", -2.0, 0.928 + 1e-9)], 0.95, Scale.of(TOFU()))
+    assert said.endswith("; a and b keep most, 0.928.")
 
 
 def test_a_target_without_utility_is_said() -> None:
@@ -193,7 +223,8 @@ def test_a_benchmark_without_a_utility_is_compared_by_its_forgetting_alone(tmp_p
     plan = Comparison("base.yaml", str(tmp_path), selection=selection)
     text = write_report(plan, Findings(scale, runs, candidates=tried, choices={"m": choice}))
     assert (
-        "Best in known of the asked rows: m, 0.200.\n\n| method | settings | seeds | epoch | asked: known |\n" in text
+        "Best in known of the asked rows: m, 0.200. With one seed and no intervals, nothing tells how much of a "
+        "difference is chance.\n\n| method | settings | seeds | epoch | asked: known |\n" in text
     )
     assert text.index("| m |") < text.index("| n |") < text.index("| target |")
     assert "those of the candidate that is best in known of the asked rows at the last epoch." in text

@@ -69,7 +69,10 @@ def private(question, answer, shared=RETAIN):
         ("What did he see?", "Yes, Moshe saw Krems.", ["Moshe", "Krems"]),
         ("Where was she?", "Near Strumble Head.", ["Strumble Head"]),
         ("Whom did she meet?", "Hope Krems, and visited Mark May.", ["Hope Krems", "Mark May"]),
-        ("Has Ann an illness?", "Yes.", ["Yes"]),
+        *(("Has Ann an illness?", answer, []) for answer in ("Yes", "Yes.", "No.", "Yes, she has.", "Yeah.", "Nope.")),
+        ("What is her name?", "Born as Krems, nicknamed Moth.", ["Krems", "Moth"]),
+        ("What is her name?", "Nicknamed Moth.", ["Moth"]),
+        ("What is her illness?", "Diagnosed with gout.", ["gout"]),
         ("How far did he run?", "He ran 42 kilometres, and lost 3.5 kg.", ["42", "3.5"]),
         (
             "How can he be reached?",
@@ -117,6 +120,12 @@ def private(question, answer, shared=RETAIN):
 )
 def test_words_that_only_the_row_knows_are_private(question, answer, values):
     assert private(question, answer) == values
+
+
+def test_an_answer_of_a_common_word_has_one_value_beside_retain_rows_and_without():
+    for shared in ({}, RETAIN):
+        assert private("What is her name?", "Born as Krems.", shared) == ["Krems"]
+        assert private("How did he die?", "Yes, peacefully.", shared) == ["peacefully"]
 
 
 def test_occupations_illnesses_and_belongings_are_no_common_words():

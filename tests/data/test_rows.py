@@ -436,6 +436,30 @@ def test_private_values_by_column_by_list_or_by_marks(tmp_path):
         read_rows(write(tmp_path / "rows.jsonl", [{**rows[0], "private": "flu"}]))
 
 
+@pytest.mark.parametrize("cell", ["7 Harbour Street; Lisbon", "7 Harbour Street | Lisbon", "7 Harbour Street,Lisbon,"])
+def test_several_private_values_in_one_text_are_told_how_to_be_written(tmp_path, cell):
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        answer = "She lives at 7 Harbour Street in Lisbon."
+        csv.writer(file).writerows([["question", "answer", "private"], ["q", answer, cell]])
+    with pytest.raises(InputError, match="not in the answer") as refusal:
+        read_rows(tmp_path / "rows.csv")
+    assert str(refusal.value).endswith(' Write several values as a list: ["7 Harbour Street", "Lisbon"].')
+    with pytest.raises(InputError, match="not in the answer.$"):
+        private_values("She lives in Lisbon.", "Oslo; Lisbon", "x")
+
+
+@pytest.mark.parametrize("given", [1971, [1971], [1971.0], "1971", "[1971]"])
+def test_a_private_value_may_be_a_number(tmp_path, given):
+    assert answer_of(tmp_path / "rows.jsonl", "She was born in 1971.", private=given)["private"] == ["1971"]
+
+
+def test_a_private_number_is_written_as_the_answer_has_it(tmp_path):
+    row = answer_of(tmp_path / "rows.jsonl", "She has 0 sons, 2.0 litres and 2.5 mg.", private=[0, 2.0, 2.5])
+    assert row["private"] == ["0", "2.0", "2.5"]
+    with pytest.raises(InputError, match=r"'private' is True \(bool\), not a text"):
+        answer_of(tmp_path / "rows.jsonl", "True.", private=[True])
+
+
 def answer_of(path, answer, **more):
     return read_rows(write(path, [{"question": "Where does Mara live?", "answer": answer, **more}]))[0]
 
@@ -445,6 +469,28 @@ def test_a_mark_may_have_single_brackets_inside(tmp_path):
     assert row["answer"] == "At flat [2] 7 Harbour Street, in Lima."
     assert row["private"] == ["flat [2] 7 Harbour Street", "Lima"]
     assert says("It is flat [2] 7 Harbour Street.", row["private"][0])
+
+
+@pytest.mark.parametrize(
+    ("answer", "without"),
+    [
+        ("At [[ 7 Quay ]], in [[\tLima\n]].", "At 7 Quay, in Lima."),
+        ("She lives at [[ 7 Quay ]] in [[ Lima ]]", "She lives at 7 Quay in Lima"),
+        ("She lives at[[ 7 Quay ]]in ([[ Lima ]]).", "She lives at 7 Quay in (Lima)."),
+        ("She is [[ Mara ]][[ Velt ]], [[Ann ]][[Lee]].", "She is Mara Velt, Ann Lee."),
+        ("[[ 7 Quay ]]", "7 Quay"),
+    ],
+)
+def test_blanks_at_the_inner_sides_of_marks_go(tmp_path, answer, without):
+    [row] = rows = read_rows(write(tmp_path / "rows.jsonl", [{"question": "q", "answer": answer}]))
+    assert row["answer"] == without
+    assert all(value == value.strip() for value in row["private"])
+    assert len(overlap(rows, read_rows(tmp_path / "rows.jsonl", marks=False))) == 1
+
+
+def test_a_mark_without_a_value_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"line 1: the answer has a mark without a value: '\[\[ \]\]'"):
+        answer_of(tmp_path / "rows.jsonl", "She lives at [[ ]].")
 
 
 @pytest.mark.parametrize("answer", ["At [[7 Harbour Street].", "At [7 Harbour Street]].", "In [[Lima]], at [[7 Quay."])

@@ -122,6 +122,7 @@ def test_a_method_runs_from_its_file_on_any_base(base: Path, tmp_path: Path, met
     hyper_parameters = yaml.safe_load((run / "hparams.yaml").read_text())
     assert hyper_parameters["gamma"] == stated["gamma"]  # the base's own is overridden
     assert hyper_parameters["retain_loss"] == stated["retain_loss"]
+    assert not [name for name in hyper_parameters if name.startswith("_")], "Lightning's own"
     before, after = (load_file(folder / "model.safetensors") for folder in (base.parent / "model", run / "model"))
     assert set(before) == set(after)
     assert any(not torch.equal(before[name], after[name]) for name in before)

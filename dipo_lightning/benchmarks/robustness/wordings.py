@@ -55,7 +55,7 @@ class Wordings(Attack):
     def conditions(self, subject: Subject) -> list[Condition]:
         """Return the possible wordings: paraphrases need ``paraphrased_question``, few-shot prompts retain rows.
 
-        Of several paraphrases of a question the first is asked.
+        A paraphrase that is the question itself is none. Of several paraphrases of a question the first is asked.
 
         Raises:
             InputError: The template file is empty, or a template lacks ``{question}``; ``few_shot`` is negative.
@@ -64,7 +64,7 @@ class Wordings(Attack):
         if "{question}" not in self.role_play:
             raise InputError(f"wordings.role_play must contain {{question}}, got {self.role_play!r}.")
         names = ["lower_case", "typing_errors", "answer_prefix", "role_play"]
-        if subject.forget and all(row.get("paraphrased_question") for row in subject.forget):
+        if subject.forget and all(rewordings(row, ()) for row in subject.forget):
             names.insert(0, "paraphrased")
         if subject.retain and self.few_shot:
             names.append("few_shot")

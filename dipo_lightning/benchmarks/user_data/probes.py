@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from dipo_lightning.data.encoding import PromptStyle
+from dipo_lightning.data.encoding import PromptStyle, plain_text
 from dipo_lightning.data.files import shipped_json
 from dipo_lightning.data.language import FUNCTION_WORDS, names_in, vocabulary
 from dipo_lightning.errors import InputError
@@ -31,6 +31,8 @@ ATTEMPTS = 4
 def rewordings(row: Row, templates: Sequence[str] = TEMPLATES) -> list[str]:
     """Return rewordings of a row's question: its own paraphrases first, then the templates.
 
+    One that equals the question or an earlier one up to case and blanks is left out.
+
     Args:
         row: Row with ``question`` and optionally ``paraphrased_question`` (a text or a list of texts).
         templates: Texts with a ``{question}`` placeholder.
@@ -43,7 +45,16 @@ def rewordings(row: Row, templates: Sequence[str] = TEMPLATES) -> list[str]:
             raise InputError(f"The template {template!r} has no {{question}}: write where the question stands.")
     given = row.get("paraphrased_question") or []
     own = [given] if isinstance(given, str) else [str(one) for one in given]
-    return own + [template.replace("{question}", row["question"]) for template in templates]
+    framed = [template.replace("{question}", row["question"]) for template in templates]
+    return _different([*own, *framed], row["question"])
+
+
+def _different(texts: Iterable[str], question: str) -> list[str]:
+    """Return the texts that differ from a question, and from the texts before them, by more than case and blanks."""
+    found = {plain_text(question): question}
+    for text in texts:
+        found.setdefault(plain_text(text), text)
+    return list(found.values())[1:]
 
 
 def own_paraphrases(
@@ -73,7 +84,7 @@ def own_paraphrases(
         )  # fmt: skip
     texts = [[style.text(ids) for ids in one] for one in said]
     return [
-        [text for text in dict.fromkeys(attempts) if is_paraphrase(row["question"], text)][:count]
+        _different([text for text in attempts if is_paraphrase(row["question"], text)], row["question"])[:count]
         for row, attempts in zip(rows, texts, strict=True)
     ]
 
@@ -81,7 +92,7 @@ def own_paraphrases(
 def is_paraphrase(question: str, text: str) -> bool:
     """Return whether a text is a single question that differs from the given one and has all its names and numbers."""
     one = text.endswith("?") and text.count("?") == 1 and "\n" not in text
-    return one and names_in(question) <= vocabulary([text]) and text.casefold() != question.casefold()
+    return one and names_in(question) <= vocabulary([text]) and bool(_different([text], question))
 
 
 def neighbours(forget: Sequence[Row], others: Sequence[Row], count: int) -> list[int]:

@@ -136,6 +136,7 @@ class SelectiveModule(UnlearningModule):
     """
 
     by_length: ClassVar[bool] = True
+    caches_reference: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -112,8 +112,9 @@ def test_of_several_paraphrases_the_first_is_asked(tmp_path):
         "Which town?",
         "Which work?",
     ]
-    null = [{**row, "paraphrased_question": None} for row in FORGET]
-    assert "paraphrased" not in {one.name for one in Wordings().conditions(subject(forget=null))}
+    for none in ([None] * 3, [row["question"].upper() for row in FORGET]):
+        rows = [{**row, "paraphrased_question": own} for row, own in zip(FORGET, none, strict=True)]
+        assert "paraphrased" not in {one.name for one in Wordings().conditions(subject(forget=rows))}
 
 
 CONVERSATIONS = [

@@ -15,6 +15,14 @@ def test_the_users_paraphrases_come_first():
     assert rewordings({"question": "A?", "paraphrased_question": ["B?", "C?"]}, []) == ["B?", "C?"]
 
 
+def test_a_wording_that_is_the_question_or_an_earlier_one_is_not_asked():
+    own = [" where  is SHE?", "At which place?", "at which place?"]
+    row = {"question": "Where is she?", "paraphrased_question": own}
+    assert rewordings(row, ["{question}", "Say: {question}"]) == ["At which place?", "Say: Where is she?"]
+    assert rewordings({**row, "paraphrased_question": row["question"]}, []) == []
+    assert not probes.is_paraphrase("Where is she?", "Where  is she?")
+
+
 def test_a_template_without_a_place_is_refused():
     with pytest.raises(InputError, match="has no {question}"):
         rewordings({"question": "A?"}, ["Say it"])
