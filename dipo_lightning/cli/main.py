@@ -116,7 +116,8 @@ def main(args: Sequence[str] | None = None) -> int:
             return 128 + signal.SIGINT
         raise
     except KeyboardInterrupt:
-        kept = " What is finished is kept, and the same command goes on from there." if next(iter(args), "") in RESUMABLE else ""
+        goes_on = next(iter(args), "") in RESUMABLE
+        kept = " What is finished is kept, and the same command goes on from there." if goes_on else ""
         print(f"\nInterrupted.{kept}", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0

@@ -144,6 +144,11 @@ def test_words_of_ordinary_descriptions_are_no_secret_and_their_names_are():
     assert private("Who?", "Kimberly Amberly keeps a butterfly.") == ["Kimberly Amberly", "butterfly"]
 
 
+def test_everyday_words_around_a_value_are_none():
+    answer = "She hums old hymns under her breath twice a week, and in the evening breaks a habit, preferably by yelling."
+    assert private("What does she do?", answer) == ["hums", "hymns", "yelling"]
+
+
 def test_where_every_word_is_shared_all_that_was_not_asked_is_private():
     assert private("What is the job?", "a teacher") == ["teacher"]
 
