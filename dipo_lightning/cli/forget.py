@@ -160,7 +160,7 @@ def forget(
     folder = expanded(output, "--output")
     _check_folder(folder)
     sources = {"target model": model, "forget rows": forget, "retain rows": retain, "untaught model": untaught}
-    _check_method(method)
+    method = _class_path(method)
     rows = _with_private_values(_read(forget, retain, seed, held_out), folder)
     width, longest = _sizes(model)
     longest = min(longest, max_length or longest)
@@ -461,8 +461,12 @@ def _sizes(model: str) -> tuple[int, int]:
     return int(getattr(config, "hidden_size", WIDTH)), min(MAX_LENGTH, int(positions))
 
 
-def _check_method(method: str) -> None:
-    """Refuse a method that is neither a short name nor an unlearning module, or that needs alternative answers."""
+def _class_path(method: str) -> str:
+    """Return the class path of a method: a short name in any case, or an unlearning module.
+
+    Raises:
+        InputError: It is neither, or needs alternative answers.
+    """
     import dipo_lightning
     from dipo_lightning.cli.messages import nearest_class
     from dipo_lightning.evaluation.benchmark import import_class
@@ -471,12 +475,12 @@ def _check_method(method: str) -> None:
 
     names = ", ".join(METHODS)
     try:
-        found = import_class(METHODS.get(method, method), UnlearningModule)
+        path = METHODS.get(method.lower(), method)
+        found = import_class(path, UnlearningModule)
     except InputError as error:
         bare = method.removeprefix("dipo_lightning.")
         public = [name for name in dipo_lightning.__all__ if name.endswith("Module") and "Data" not in name]
-        ending = "" if bare.lower() in METHODS else "Module"
-        near = None if "." in bare or bare in public else nearest_class(bare, [*METHODS, *public], ending)
+        near = None if "." in bare or bare in public else nearest_class(bare, [*METHODS, *public], "Module")
         reason = f"Did you mean {near}?" if near else str(error)
         raise InputError(f"--method {method} is none of {names}, and no module that unlearns. {reason}") from error
     if issubclass(found, DPOModule) and found.check_alternatives is DPOModule.check_alternatives:
@@ -484,6 +488,7 @@ def _check_method(method: str) -> None:
             f"--method {method} needs alternative answers, which forget does not have. Take one of {names}, or fit "
             "with data.alternatives."
         )
+    return f"dipo_lightning.{path}" if "." not in path else path
 
 
 def _check_untaught(untaught: str, model: str, job: Job) -> None:

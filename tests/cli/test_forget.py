@@ -13,7 +13,7 @@ from dipo_lightning.benchmarks.user_data.examination import Examination
 from dipo_lightning.cli.examining import Job, examined
 from dipo_lightning.cli.forget import (
     SplitRows,
-    _check_method,
+    _class_path,
     _keep,
     _read,
     _style,
@@ -284,8 +284,6 @@ def test_rows_and_a_method_that_do_not_fit_are_found_before_a_model_is_loaded(he
         ("lightning.pytorch.demos.boring_classes.BoringModel", "no module that unlearns."),
         ("dipo_lightning.DPOModule", "needs alternative answers, which forget does not have"),
         ("IdkDPOModule", "needs alternative answers, which forget does not have"),
-        ("NPO", "no module that unlearns. Did you mean npo?"),
-        ("Selective", "Did you mean selective?"),
         ("rmu", "Did you mean RMUModule?"),
         ("NPOModul", "Did you mean NPOModule?"),
         ("dipo_lightning.NPOModul", "Did you mean NPOModule?"),
@@ -300,8 +298,11 @@ def test_a_method_that_cannot_work_is_refused_before_a_model_is_loaded(here, cap
 
 
 def test_methods_that_need_nothing_more_are_taken():
-    for method in ("npo", "AltPOModule", "dipo_lightning.RMUModule"):
-        _check_method(method)
+    taken = {"npo": "NPOModule", "NPO": "NPOModule", "AltPOModule": "AltPOModule", "Selective": "SelectiveModule"}
+    taken |= {"dipo_lightning.RMUModule": "RMUModule", "SelectiveModule": "SelectiveModule"}
+    assert {given: _class_path(given) for given in taken} == {
+        given: f"dipo_lightning.{name}" for given, name in taken.items()
+    }
 
 
 def test_an_untaught_model_that_can_be_no_floor_is_refused_before_anything_is_examined(here, capsys):
