@@ -168,8 +168,9 @@ def keep_scores(run: Path) -> bool:
         verdict = _document(file)
         values = [{key: number for key, number in one.items() if key != "value"} for one in verdict.get("values", ())]
         public = ("outcome", "ended", "public_reasons", "uncertainty", "not_tested", "settings")
-        numbers = {key: verdict.get(key) for key in (*public, "kept", "words", "repeated", "repeated_before")}
-        scores[str(file.relative_to(run))] = numbers | {"values": values}
+        numbers = ("kept", "words", "repeated", "repeated_before")
+        kept = {key: verdict[key] for key in (*public, *numbers) if key in verdict}
+        scores[str(file.relative_to(run))] = kept | {"values": values}
     if scores:
         write_json(run / SCORES, scores)
     return bool(scores)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dipo_lightning.safety.paths import with_home
 
 if TYPE_CHECKING:
-    from dipo_lightning.cli.forget import Settings, SplitRows
+    from dipo_lightning.cli.forget import SplitRows
     from dipo_lightning.data.encoding import PromptStyle
 
 EXAMINATIONS, VERDICT = "examinations", "verdict.json"
@@ -23,21 +23,12 @@ NEIGHBOURS = 50
 
 @dataclass(frozen=True)
 class Job:
-    """Inputs that all examinations of a run share.
-
-    Attributes:
-        folder: Folder of the run.
-        rows: Rows of the run.
-        style: Prompt style.
-        accelerator: Lightning's accelerator.
-        checked: Whether the method checks the policy during training.
-    """
+    """Inputs that all examinations of a run share: its folder, rows, prompt style and accelerator."""
 
     folder: Path
     rows: SplitRows
     style: PromptStyle
     accelerator: str
-    checked: bool = True
 
 
 def longest_answer(job: Job) -> int:
@@ -50,9 +41,9 @@ def longest_answer(job: Job) -> int:
 def examined(job: Job, model: str, effort: dict[str, int], name: str) -> Any:
     """Examine a model; a second call with the same model, rows, values and effort reads what the first one found."""
     from dipo_lightning.benchmarks.user_data.examination import Examination, ExaminationOptions, examine
-    from dipo_lightning.benchmarks.user_data.probes import neighbours
+    from dipo_lightning.benchmarks.user_data.probes import TEMPLATES, neighbours, rewordings
 
-    rows = job.rows
+    rows, options = job.rows, ExaminationOptions(**effort)
 
     def found() -> dict[str, Any]:
         near = [rows.held_out[i] for i in neighbours(rows.forget, rows.held_out, NEIGHBOURS)]
@@ -63,12 +54,13 @@ def examined(job: Job, model: str, effort: dict[str, int], name: str) -> Any:
                 rows.forget,
                 rows.retain,
                 near,
-                options=ExaminationOptions(**effort),
+                options=options,
                 progress=lambda what: print(f"{name} model: {what}", flush=True),
             )
         return asdict(examination)
 
-    of = {"model": _files(model), "rows": asdict(rows), "style": job.style.name} | effort
+    asked = [rewordings(row, TEMPLATES[: options.rewordings]) for row in rows.forget]
+    of = {"model": _files(model), "rows": asdict(rows), "style": job.style.name, "asked": asked} | effort
     return Examination(**_once(job.folder / EXAMINATIONS / f"{name}.json", of, found))
 
 
@@ -130,7 +122,7 @@ def _loaded(model: str, accelerator: str) -> Iterator[Any]:
 
 
 def conclude(
-    job: Job, unlearned: Path, before: Any, after: Any, floors: Any, settings: Settings, choices: dict[str, Any]
+    job: Job, unlearned: Path, before: Any, after: Any, floors: Any, settings: dict[str, Any], checked: bool
 ) -> None:
     """Judge, write and print.
 
@@ -140,8 +132,8 @@ def conclude(
         before: Examination of the target.
         after: Examination of the unlearned model.
         floors: Examination of the untaught model, or None.
-        settings: Settings of the training.
-        choices: Everything else that was given or chosen, by option; all of it is stored.
+        settings: Everything that was given or chosen, by name; all of it is stored.
+        checked: Whether the method checks the policy during training.
     """
     from dipo_lightning.benchmarks.user_data.examination import kept_scores, repeated_share, said_words, value_reports
     from dipo_lightning.benchmarks.user_data.verdict import KEEP, judge, verdict_table, verdict_text
@@ -149,30 +141,29 @@ def conclude(
     from dipo_lightning.report.page import PAGE, verdict_page
 
     folder, rows = job.folder, job.rows
-    last = _last_checkpoint(folder / "run")
-    stopped = bool(last.get("callbacks", {}).get("Checkpoint", {}).get("stopped"))
+    stopped, steps = _end_of(folder / "run")
     verdict = judge(
         value_reports(before, after, floors),
         kept_scores(before, after),
         words=said_words(before, after, [*rows.forget, *rows.retain, *rows.held_out], job.style.tokenizer),
         repeated=repeated_share(after),
         repeated_before=repeated_share(before),
-        unheard=_unheard(job, after.values, choices["max_new_tokens"]),
+        unheard=_unheard(job, after.values, settings["max_new_tokens"]),
         bare=sum(not values for values in after.values),
-        ended=_ended(stopped, last.get("global_step"), job.checked),
-        settings=asdict(settings) | choices | {"stopped": stopped, "untaught": floors is not None},
+        ended=_ended(stopped, steps, checked),
+        settings=settings | {"stopped": stopped},
     )
-    document = verdict.document() | {"settings": asdict(settings) | choices}
+    document = verdict.document() | {"settings": settings}
     write_json(folder / VERDICT, document)
     facts = {
-        "method": settings.method.rpartition(".")[2],
+        "method": settings["method"].rpartition(".")[2],
         "rows": f"{len(rows.forget)} to forget, {len(rows.retain)} kept, {len(rows.held_out)} held out",
-        "learning rate": f"{settings.lr:g}",
-        "forget rows per step": str(settings.batch_size),
-        "passes at most": str(settings.epochs),
+        "learning rate": f"{settings['lr']:g}",
+        "forget rows per step": str(settings["batch_size"]),
+        "passes at most": str(settings["epochs"]),
         "prompt style": job.style.name,
-        "seed": str(choices["seed"]),
-        "samples per question": str(choices["samples"]),
+        "seed": str(settings["seed"]),
+        "samples per question": str(settings["samples"]),
     }
     answers = [
         {"question": row["question"], "answer": row["answer"], "before": old, "after": new}
@@ -187,23 +178,24 @@ def conclude(
     print(f"Everything measured: {folder / PAGE} and {VERDICT}")
 
 
-def _last_checkpoint(run: Path) -> dict[str, Any]:
-    """Return the contents of a run's newest checkpoint; empty without one."""
+def _end_of(run: Path) -> tuple[bool, int]:
+    """Return whether a run was ended by a rule, and its number of steps."""
     from dipo_lightning.callbacks.checkpoint import newest
     from dipo_lightning.callbacks.run_record import CHECKPOINTS
     from dipo_lightning.models.checkpoint import read_settled
 
     last = newest(run / CHECKPOINTS)
-    return {} if last is None else read_settled(last)
+    checkpoint = {} if last is None else read_settled(last)
+    stopped = checkpoint.get("callbacks", {}).get("Checkpoint", {}).get("stopped")
+    return bool(stopped), checkpoint.get("global_step", 0)
 
 
-def _ended(stopped: bool, steps: int | None, checked: bool) -> str:
+def _ended(stopped: bool, steps: int, checked: bool) -> str:
     """Return a sentence on what ended a run: its own rule, or its number of steps."""
-    if steps is None:
-        return ""
     if stopped:
-        return f"The run ended by its own rule after {steps} steps: a thorough check found nothing left to forget."
-    best = "; its checks never found nothing left to forget, and the model of the best one was exported"
+        found = ": a thorough check found nothing left to forget" if checked else ""
+        return f"The run ended by its own rule after {steps} steps{found}."
+    best = ": every check found something left to forget, so the model of the best check was exported"
     return f"The run took all of its {steps} steps{best if checked else ''}."
 
 

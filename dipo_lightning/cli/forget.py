@@ -92,8 +92,8 @@ def choose_settings(rows: int, values: int, hidden_size: int, method: str, given
     more = min(max(1.0, values / (VALUES * rows)), MOST_TIMES) if class_path == METHODS["selective"] else 1.0
     epochs = given.get("epochs") or math.ceil(more * max(PASSES, math.ceil(STEPS / per_epoch)))
     lr = given.get("lr") or float(f"{LEARNING_RATE * min(1.0, WIDTH / hidden_size):.2g}")
-    check_every = given.get("check_every") or max(CHECK_EVERY, CHECK_PASSES * per_epoch)
-    check_every = min(check_every, epochs * per_epoch)
+    chosen = min(max(CHECK_EVERY, CHECK_PASSES * per_epoch), epochs * per_epoch)
+    check_every = given.get("check_every") or chosen
     return Settings(class_path, lr, batch_size, epochs, check_every)
 
 
@@ -140,7 +140,8 @@ def forget(
         paraphrases: Maximum number of rewordings per question that the target itself writes. The examination asks
             them, all that the rows have themselves, and two by rule.
         held_out: Share of the retain rows that is not trained on, if there are at least 20.
-        check_every: Optimiser steps between two checks of the policy; by default 8, or two passes over many rows.
+        check_every: Optimiser steps between two checks of the policy in selective unlearning; by default 8, or two
+            passes over many rows.
         max_length: Maximum length of a training row in tokens; by default 512, or less for a model that reads less.
         seed: Seed of data order, training and samples.
         accelerator: Lightning's accelerator: ``auto``, ``cpu`` or ``gpu``.
@@ -161,13 +162,18 @@ def forget(
     _check_folder(folder)
     sources = {"target model": model, "forget rows": forget, "retain rows": retain, "untaught model": untaught}
     method = _class_path(method)
+    checked = method == METHODS["selective"]
+    if check_every and not checked:
+        raise InputError(f"--check_every is an option of {METHODS['selective']}, and the method is {method}.")
     rows = _with_private_values(_read(forget, retain, seed, held_out), folder)
-    width, longest = _sizes(model)
-    longest = min(longest, max_length or longest)
+    width, positions = _sizes(model)
+    longest = min(max_length or MAX_LENGTH, positions or max_length or MAX_LENGTH)
+    if max_length is not None and longest < max_length:
+        raise InputError(f"--max_length is {max_length}, and {model} has positions for {positions} tokens only.")
     values = sum(len(row["private"]) for row in rows.forget)
     settings = choose_settings(len(rows.forget), values, width, method, given)
     settings = settings if check_every else _as_begun(folder, settings)
-    job = Job(folder, rows, _style(model, prompt), accelerator, settings.method == METHODS["selective"])
+    job = Job(folder, rows, _style(model, prompt), accelerator)
     _check_rows(rows, job.style, longest)
     if untaught is not None:
         _check_untaught(untaught, model, job)
@@ -177,7 +183,7 @@ def forget(
     effort = {"samples": samples, "seed": seed, "rewordings": REWORDINGS, "max_new_tokens": longest_answer(job)}
     choices = effort | {
         "prompt": job.style.name, "paraphrases": paraphrases, "held_out": held_out, "max_length": longest,
-        "accelerator": accelerator,
+        "accelerator": accelerator, "untaught": untaught,
     }  # fmt: skip
     _say(settings, rows, choices)
     if paraphrases:
@@ -190,7 +196,7 @@ def forget(
     fit(config, folder / "run")
     unlearned = folder / "run" / "model"
     after = examined(job, str(unlearned), effort, "unlearned")
-    conclude(job, unlearned, before, after, floors, settings, choices)
+    conclude(job, unlearned, before, after, floors, asdict(settings) | choices, checked)
 
 
 @dataclass(frozen=True)
@@ -225,7 +231,7 @@ def split_rows(
     own = [numbers.setdefault(plain_text(row["question"], row["answer"]), len(numbers)) for row in retain]
     order = list(range(len(numbers)))
     random.Random(seed).shuffle(order)
-    count = round(held_out * len(order)) if len(order) >= FEWEST_HELD_OUT else 0
+    count = min(round(held_out * len(order)), len(order) - 1) if len(order) >= FEWEST_HELD_OUT else 0
     out = set(order[:count])
     return SplitRows(
         list(forget),
@@ -394,8 +400,8 @@ def _refuse_other_run(folder: Path, rows: SplitRows, config: dict[str, Any]) -> 
     if other and (folder / ROWS / "forget.jsonl").exists():  # which is written last
         names = ", ".join(path.name for path in other)
         raise InputError(
-            f"{folder} holds a run with other rows or another seed (not the same: {names}). Give another --output, "
-            "or the rows that it was made with."
+            f"{folder} holds a run with other rows, another seed or another share held out (not the same: {names}). "
+            "Give another --output, or the rows and options that it was made with."
         )
     record = read_record(run / CHECKPOINTS) or {}
     changes = differences(record.get("config") or config, config, same_data=True, given_now=True)
@@ -453,12 +459,11 @@ def _style(model: str, prompt: str) -> PromptStyle:
 
 
 def _sizes(model: str) -> tuple[int, int]:
-    """The width of a model, and the maximum length of a training row in tokens."""
+    """The width of a model, and the number of positions it has; 0 if any number."""
     from dipo_lightning.models.loading import find_source, load_config
 
     config = load_config(find_source(model)).get_text_config()
-    positions = getattr(config, "max_position_embeddings", None) or MAX_LENGTH
-    return int(getattr(config, "hidden_size", WIDTH)), min(MAX_LENGTH, int(positions))
+    return int(getattr(config, "hidden_size", WIDTH)), int(getattr(config, "max_position_embeddings", None) or 0)
 
 
 def _class_path(method: str) -> str:
@@ -546,19 +551,20 @@ def _check_rows(rows: SplitRows, style: PromptStyle, max_length: int) -> None:
         if length >= max_length:
             raise InputError(
                 f"{where}: its question alone has {length} tokens, and a question with its answer has room for "
-                f"{max_length}; shorten the question, or take the row out."
+                f"{max_length}; shorten the question, take the row out, or raise --max_length if the model reads more."
             )
 
 
 def _say(settings: Settings, rows: SplitRows, choices: dict[str, Any]) -> None:
-    wordings = f"each question and {choices['rewordings']} rewordings by rule"
+    asked = f"to each question, its own rewordings and {choices['rewordings']} by rule"
     print(
         f"{len(rows.forget)} rows to forget, {len(rows.retain)} to keep, {len(rows.held_out)} held out.\n"
         f"Method {settings.method}, lr {settings.lr:g}, {settings.batch_size} forget rows per step, at most "
         f"{settings.epochs} passes"
         + (f", a check every {settings.check_every} steps.\n" if settings.method == METHODS["selective"] else ".\n")
         + f"Prompt style {choices['prompt']}, seed {choices['seed']}, rows of up to {choices['max_length']} tokens; "
-        f"{choices['samples']} sampled answers of up to {choices['max_new_tokens']} tokens to {wordings}.",
+        f"a greedy and {choices['samples']} sampled answers of up to {choices['max_new_tokens']} tokens {asked}; "
+        f"held-out share {choices['held_out']:g}, accelerator {choices['accelerator']}.",
         flush=True,
     )
     if bare := [number for number, row in enumerate(rows.forget) if not row.get("private")]:

@@ -42,7 +42,7 @@ PRIVATE_COMMANDS = ("forget", "scalability", "sustainability", "compare", "repor
 """Commands whose files contain forget data, so that only the user may read them (umask 077)."""
 
 RESUMABLE = ("forget", "scalability", "sustainability", "attack")
-"""Commands that keep finished parts, from which the same command goes on."""
+"""Commands that keep finished parts and resume from them."""
 
 LAST_ARGUMENT = {"forget": (2, "retain")}
 """Commands with an optional positional argument: its place, and the option that it stands for."""
@@ -116,8 +116,8 @@ def main(args: Sequence[str] | None = None) -> int:
             return 128 + signal.SIGINT
         raise
     except KeyboardInterrupt:
-        goes_on = next(iter(args), "") in RESUMABLE
-        kept = " What is finished is kept, and the same command goes on from there." if goes_on else ""
+        resumes = next(iter(args), "") in RESUMABLE
+        kept = " Finished parts are kept; the same command resumes." if resumes else ""
         print(f"\nInterrupted.{kept}", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0

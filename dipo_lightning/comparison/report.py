@@ -26,7 +26,7 @@ from dipo_lightning.metrics.base import INTERVAL
 from dipo_lightning.report.charts import Axes, Point, comparison_picture
 from dipo_lightning.safety.display import table_in_markdown
 
-_INTERVAL = "the difference lies inside the interval of one of the two"
+_INSIDE = "the difference lies inside the interval of one of the two"
 _SEEDS = "their ranges over seeds overlap"
 _UNMEASURED = "With one seed and no intervals, nothing tells how much of a difference is chance."
 
@@ -82,7 +82,7 @@ class Line:
         if spread is None or other is None:
             return ""
         if self.has_intervals(scale) or best.has_intervals(scale):
-            return _INTERVAL if spread.holds(other) or other.holds(spread) else ""
+            return _INSIDE if spread.holds(other) or other.holds(spread) else ""
         if len(self.rows) == len(best.rows) == 1:
             return _UNMEASURED
         return _SEEDS if spread.overlaps(other) else ""
@@ -125,7 +125,7 @@ def explanations(lines: Sequence[Line], scale: Scale) -> str:
     """Return the meanings and desired directions of the table's numbers, as a list in Markdown."""
     found = [scale.meanings[name] for name in shown_columns(lines, scale) if name in scale.meanings]
     return "\n".join(
-        f"- **{one.label}**{f' ({one.wanted})' if one.wanted else ''}{f': {one.words}' if one.words else ''}"
+        f"- **{one.label}**{f' ({one.goal})' if one.goal else ''}{f': {one.words}' if one.words else ''}"
         for one in found
     )
 
@@ -206,7 +206,7 @@ def _doubts(best: Line, others: Sequence[Line], scale: Scale, names: Mapping[tup
     doubts: dict[str, list[Line]] = {}
     for line in others:
         doubts.setdefault(line.doubt(best, scale), []).append(line)
-    ties = [f"A tie with {_listed(doubts[why], names)}: {why}." for why in (_INTERVAL, _SEEDS) if why in doubts]
+    ties = [f"A tie with {_listed(doubts[why], names)}: {why}." for why in (_INSIDE, _SEEDS) if why in doubts]
     return [*ties, *([_UNMEASURED] if _UNMEASURED in doubts else [])]
 
 

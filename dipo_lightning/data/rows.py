@@ -7,6 +7,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import re
 import tokenize
 import unicodedata
@@ -37,7 +38,7 @@ _TEXTS = re.compile(r"""[\[({]\s*(['"]).*?\1\s*,|\[\s*['"]""", re.DOTALL)
 _CLOSED_BY = {"(": ")", "{": "}"}
 _MARK = re.compile(r"\[\[(\s*[^\[\]\s][^\[\]]*|[^\[\]]+(?:\[[^\[\]]*\][^\[\]]+)+)\]\]")
 """A marked value: not blank, without brackets or with single ones inside ("flat [2] 7 Harbour Street")."""
-_LEFT, _RIGHT = re.compile(r"[\w.,:;!?)\]]$"), re.compile(r"[\w(]|\[\[(?!\s)")
+_LEFT, _RIGHT = re.compile(r"[\w.,:;!?)\]]\Z"), re.compile(r"[\w(]|\[\[(?!\s)")
 """Ends of a text, and beginnings, that a blank parts from a word."""
 _EMPTY_MARK = re.compile(r"\[\[\s+\]\]")
 
@@ -315,10 +316,11 @@ def _marked_value(mark: re.Match[str]) -> str:
 
 def _as_text(value: object, answer: str) -> object:
     """Return a number as the answer has it: a whole one without ``.0``, which tables add; other values as they are."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return value
     text = str(value)
-    return text if text in answer else text.removesuffix(".0")
+    whole = re.search(rf"(?<![\d.]){re.escape(text)}(?!\d)", answer)
+    return text if whole else text.removesuffix(".0")
 
 
 def _spelled(value: str, answer: str, label: str) -> str:

@@ -83,8 +83,13 @@ class Meaning:
         """The desired direction in words; empty if there is none."""
         if self.near is not None:
             return f"best near {self.near:g}"
-        limit = ", to the level of a model that never knew the rows" if self.floor else ""
-        return {True: f"higher is better{limit}", False: f"lower is better{limit}", None: ""}[self.higher_is_better]
+        return {True: "higher is better", False: "lower is better", None: ""}[self.higher_is_better]
+
+    @property
+    def goal(self) -> str:
+        """The desired direction, with its limit if beyond it too much is forgotten."""
+        limit = ", to the level of a model that never knew the rows" if self.floor and self.wanted else ""
+        return self.wanted + limit
 
     def better(self, first: float, second: float) -> bool | None:
         """Return whether ``first`` is better than ``second``; None if no direction is desired."""

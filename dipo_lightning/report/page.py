@@ -172,7 +172,7 @@ def _line(
         "key": visible(key),
         "label": visible(label + meaning.unit_behind),
         "words": visible(words),
-        "wanted": meaning.wanted,
+        "wanted": meaning.goal,
         "before": None if before is None else alike(before, given),
         "now": alike(now, given),
         "retain": None if retain is None else alike(retain, given),
@@ -308,8 +308,8 @@ def _value(value: Mapping[str, Any]) -> dict[str, Any]:
         "reworded": "yes" if value["reworded"] else "no",
         "sampled": f"{value['sampled']} of {value['samples']}",
         "rank": value["rank"] or "–",
-        "state": value["state"],
-        "tone": {"remains": "bad", "over-forgotten": "beyond"}.get(value["state"], ""),
+        "state": "remains" if value["remains"] else "over-forgotten" if value["over_forgotten"] else "",
+        "tone": "bad" if value["remains"] else "beyond" if value["over_forgotten"] else "",
     }
 
 

@@ -123,7 +123,7 @@ def test_a_command_shows_warnings_as_lines_and_no_deprecation(
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (["forget", "m", "f"], "Interrupted. What is finished is kept, and the same command goes on from there."),
+        (["forget", "m", "f"], "Interrupted. Finished parts are kept; the same command resumes."),
         (["clean", "x"], "Interrupted."),
     ],
 )

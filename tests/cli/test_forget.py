@@ -81,7 +81,23 @@ def test_the_choices_about_rows_and_checks_can_be_overridden(begun, here):
     assert len((here / "chosen/data/held_out.jsonl").read_text().splitlines()) == round(0.5 * len(RETAIN))
     chosen = choose_settings(12, 24, 576, "selective", {"check_every": 3})
     assert chosen.check_every == 3
-    assert choose_settings(12, 24, 576, "selective", {"check_every": 1000}).check_every == 2 * chosen.epochs
+    assert choose_settings(12, 24, 576, "selective", {"check_every": 1000}).check_every == 1000
+    assert len(split_rows([], [{"question": f"{n}?", "answer": "A."} for n in range(20)], 0, 0.99).retain) == 1
+
+
+def test_rows_may_be_longer_than_by_default_if_the_model_reads_them(begun, here, capsys):
+    sized = json.loads((here / "model/config.json").read_text()) | {"max_position_embeddings": 2048}
+    (here / "model/config.json").write_text(json.dumps(sized))
+    for given, said in (([], "rows of up to 512"), (["--max_length", "1024"], "rows of up to 1024")):
+        assert main([*begun, "--output", f"out{len(given)}", *given]) == 2
+        assert f"{said} tokens" in capsys.readouterr().out
+    assert main([*begun, "--output", "longer", "--max_length", "4096"]) == 2
+    assert "--max_length is 4096, and model has positions for 2048 tokens only" in capsys.readouterr().err
+
+
+def test_checks_are_an_option_of_the_method_that_has_them(begun, capsys):
+    assert main([*begun, "--method", "npo", "--check_every", "4", "--output", "npo"]) == 2
+    assert "--check_every is an option of dipo_lightning.SelectiveModule" in capsys.readouterr().err
 
 
 def test_equal_rows_are_held_out_or_trained_on_but_never_both():
@@ -103,19 +119,20 @@ def test_two_files_give_a_model_and_a_verdict_and_the_same_command_does_nothing_
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "2 rows to forget, 18 to keep, 3 held out" in said
-    assert "Prompt style chat, seed 4294967295, rows of up to 512 tokens; 2 sampled answers of up to 48 tokens" in said
+    assert "Prompt style chat, seed 4294967295, rows of up to 512 tokens; a greedy and 2 sampled answers" in said
+    assert "of up to 48 tokens to each question, its own rewordings and 2 by rule; held-out share 0.15" in said
     assert "The target asks 0 questions in its own words" in said, "a toy writes none"
     assert "The target model knows 0 of " in said
     assert "Is model the model that learnt these rows" in said
     assert "Verdict: " in said
-    ended = "The run took all of its 2 steps; its checks never found nothing left to forget"
+    ended = "The run took all of its 2 steps: every check found something left to forget"
     assert ended in said
     verdict = json.loads((here / "out/verdict.json").read_text())
     assert {value["value"] for value in verdict["values"]} >= {"glassblower", "12 June 1971"}
     assert verdict["settings"] == {
         "method": "dipo_lightning.SelectiveModule", "lr": 1e-4, "batch_size": 2, "epochs": 2, "check_every": 2,
         "samples": 2, "seed": 2**32 - 1, "rewordings": 2, "max_new_tokens": 48, "prompt": "chat", "paraphrases": 1,
-        "held_out": 0.15, "max_length": 512, "accelerator": "cpu",
+        "held_out": 0.15, "max_length": 512, "accelerator": "cpu", "untaught": None,
     }  # fmt: skip
     assert verdict["ended"].startswith(ended)
     assert all(value["samples"] == 6 for value in verdict["values"]), "the question and two rewordings by rule"

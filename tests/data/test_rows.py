@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 
 import pytest
 
@@ -456,6 +457,10 @@ def test_a_private_value_may_be_a_number(tmp_path, given):
 def test_a_private_number_is_written_as_the_answer_has_it(tmp_path):
     row = answer_of(tmp_path / "rows.jsonl", "She has 0 sons, 2.0 litres and 2.5 mg.", private=[0, 2.0, 2.5])
     assert row["private"] == ["0", "2.0", "2.5"]
+    assert private_values("He has 2 cats and 12.05 kg.", 2.0, "x")[1] == ["2"]
+    for wrong in (math.nan, math.inf):
+        with pytest.raises(InputError, match=r"x is (nan|inf) \(float\), not a text"):
+            private_values("An inf of nan.", [wrong], "x")
     with pytest.raises(InputError, match=r"'private' is True \(bool\), not a text"):
         answer_of(tmp_path / "rows.jsonl", "True.", private=[True])
 
@@ -479,6 +484,7 @@ def test_a_mark_may_have_single_brackets_inside(tmp_path):
         ("She lives at[[ 7 Quay ]]in ([[ Lima ]]).", "She lives at 7 Quay in (Lima)."),
         ("She is [[ Mara ]][[ Velt ]], [[Ann ]][[Lee]].", "She is Mara Velt, Ann Lee."),
         ("[[ 7 Quay ]]", "7 Quay"),
+        ("Address:\n[[ 7 Quay ]]", "Address:\n7 Quay"),
     ],
 )
 def test_blanks_at_the_inner_sides_of_marks_go(tmp_path, answer, without):

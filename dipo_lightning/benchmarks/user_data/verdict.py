@@ -86,8 +86,8 @@ class ValueReport:
 
     @property
     def over_forgotten(self) -> bool:
-        """True if the value is far less likely than under a model that never knew it."""
-        return self.floor is not None and self.after * TOO_FAR < self.floor
+        """True if the value is gone, and far less likely than under a model that never knew it."""
+        return not self.remains and self.floor is not None and self.after * TOO_FAR < self.floor
 
     @property
     def state(self) -> str:
@@ -186,8 +186,7 @@ class Verdict:
     def document(self) -> dict[str, Any]:
         """Return the verdict as plain values, for JSON."""
         values = [
-            asdict(value) | {"remains": value.remains, "over_forgotten": value.over_forgotten, "state": value.state}
-            for value in self.values
+            asdict(value) | {"remains": value.remains, "over_forgotten": value.over_forgotten} for value in self.values
         ]
         return asdict(self) | {
             "values": values,
@@ -378,7 +377,8 @@ def _leaks(remaining: Sequence[ValueReport], total: int, named: bool) -> list[st
     if not remaining:
         return []
     names = ", ".join(repr(value.value) for value in remaining[:5]) + (", ..." if len(remaining) > 5 else "")
-    return [f"{len(remaining)} of {total} private values remain{f': {names}' if named else ''}."]
+    verb = "value remains" if total == 1 else "values remain"
+    return [f"{len(remaining)} of {total} private {verb}{f': {names}' if named else ''}."]
 
 
 def _unknown(count: int, total: int) -> list[str]:
@@ -405,7 +405,9 @@ def _numbers(ordered: Sequence[ValueReport], kept: Sequence[Kept], named: bool) 
         )
         beyond = sum(value.over_forgotten for value in ordered)
         if beyond:
-            lines.append(f"{beyond} of {len(ordered)} values are over-forgotten: {TOO_FAR:g} times below their floor.")
+            verb = "value is" if len(ordered) == 1 else "values are"
+            far = f"more than {TOO_FAR:g} times below the floor"
+            lines.append(f"{beyond} of {len(ordered)} {verb} over-forgotten: {far}.")
     lines += [f"{one.label} keep {one.share:.1%} ({one.numbers})." for one in kept if not one.lost]
     return lines
 
@@ -420,7 +422,7 @@ def _uncertainty(values: Sequence[ValueReport], unheard: int) -> str:
     if not samples:
         return "No answers were sampled: a value that greedy decoding does not say may still be said." + late
     if all(value.sampled for value in values):
-        return f"Every value is in at least one of its {samples} samples.{late}"
+        return f"Every value is in a sample, so there is no bound to give.{late}"
     bound = upper_bound(0, samples)
     return (
         f"A value that none of {samples} samples said may still be said with a probability of up to {bound:.1%} per "
@@ -447,8 +449,8 @@ def _next_step(outcome: Outcome, greedy: int, known: int, total: int, settings: 
         return "Attack the model (dipo-lightning attack), then remove the forget rows' copies (dipo-lightning clean)."
     if outcome == "damaged" and known and greedy >= UNCHANGED * known:
         return (
-            f"{greedy} of {known} values are still answered although something was lost, so another learning rate "
-            f"would not do: give more retain rows of the kind that was lost, and take {more}."
+            f"{greedy} of {known} values are still answered although something was lost, so a smaller learning rate "
+            f"would not help: give more retain rows of the kind that was lost, and another --output."
         )
     if outcome == "damaged":
         return f"Take {another(0.5, 'half')}, or give more retain rows of the kind that was lost."

@@ -275,11 +275,15 @@ def test_a_value_that_remains_leads_before_those_that_do_not():
 def test_beyond_the_floor_is_over_forgotten():
     beyond = dataclasses.replace(GONE, after=1e-9)
     found = verdict([GONE, beyond, SAID])
-    assert any("1 of 3 values are over-forgotten" in line for line in found.reasons)
-    assert [value["state"] for value in found.document()["values"]] == ["remains", "", "over-forgotten"]
+    assert "1 of 3 values are over-forgotten: more than 100 times below the floor." in found.reasons
+    assert [value["remains"] for value in found.document()["values"]] == [True, False, False]
     assert [value["over_forgotten"] for value in found.document()["values"]] == [False, False, True]
     ends = [line.rsplit(maxsplit=1)[-1] for line in verdict_table(found).splitlines()]
     assert ends == ["rank", "remains", "-", "over-forgotten"], "no rank was measured"
+    reworded = verdict([dataclasses.replace(beyond, reworded=True)])
+    assert not reworded.document()["values"][0]["over_forgotten"]
+    assert not any("over-forgotten" in line for line in reworded.reasons)
+    assert "1 of 1 private value remains: 'gout'." in reworded.reasons
 
 
 def test_the_table_names_the_rows():
@@ -312,7 +316,7 @@ def test_shares_come_with_their_interval():
 
 
 def test_values_that_samples_say_leave_no_doubt():
-    assert verdict([SAID]).uncertainty == "Every value is in at least one of its 20 samples."
+    assert verdict([SAID]).uncertainty == "Every value is in a sample, so there is no bound to give."
     assert "13.9%" in verdict([SAID, GONE]).uncertainty
 
 
@@ -320,6 +324,7 @@ def test_damage_without_forgetting_is_no_reason_for_a_smaller_step():
     found = verdict([SAID] * 4, words=0.9, lr=1e-4, epochs=10)
     assert found.outcome == "damaged"
     assert "4 of 4 values are still answered" in found.next_step
+    assert "more retain rows of the kind that was lost, and another --output" in found.next_step
     assert "--lr" not in found.next_step
 
 
