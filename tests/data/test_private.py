@@ -145,9 +145,7 @@ def test_words_of_ordinary_descriptions_are_no_secret_and_their_names_are():
 
 
 def test_everyday_words_around_a_value_are_none():
-    answer = (
-        "She hums old hymns under her breath, and in the evening breaks a habit, preferably by yelling."
-    )
+    answer = "She hums old hymns under her breath, and in the evening breaks a habit, preferably by yelling."
     assert private("What does she do?", answer) == ["hums", "hymns", "yelling"]
 
 
