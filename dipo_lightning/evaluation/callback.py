@@ -42,8 +42,9 @@ from dipo_lightning.evaluation.aggregates import (
     user_metrics,
 )
 from dipo_lightning.evaluation.benchmark import Benchmark
+from dipo_lightning.evaluation.logs import check_comparable, read_log
 from dipo_lightning.evaluation.provenance import provenance, run_settings, weights
-from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog, Measuring, with_skipped
+from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog, Measuring, Row, with_skipped
 from dipo_lightning.evaluation.run_folder import is_trial, run_folder, write_json
 from dipo_lightning.evaluation.schedule import Schedule, Scheduled, interruptible
 from dipo_lightning.evaluation.tensorboard import RunLogger, answers_table, chart_values
@@ -141,6 +142,21 @@ class Evaluation(Scheduled):
     def sources(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
         """Return the rows as read, by set, for metrics that need them (`RowValues.measured`)."""
         return {}
+
+    def read_retain(self, path: str, usual: str = "") -> EvaluationLog:
+        """Read a retain model's log, and check that it has the settings and questions of this evaluation (`sources`).
+
+        Args:
+            path: The log, as for `read_log`.
+            usual: File to read if ``path`` names a data set of logs.
+        """
+        retain = read_log(path, usual, self.benchmark)
+        planned: dict[str, list[Row]] = {
+            name: [{"index": row["index"], "question": row["question"]} for row in rows]
+            for name, rows in self.sources().items()
+        }
+        check_comparable(EvaluationLog(self.benchmark.format, self.settings, planned), retain, self.benchmark)
+        return retain
 
     # Parts of an evaluation.
 

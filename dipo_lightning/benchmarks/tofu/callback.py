@@ -13,9 +13,8 @@ from dipo_lightning.data.prompts import PromptName
 from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Evaluation
 from dipo_lightning.evaluation.gradients import gradient_norms, without_end
-from dipo_lightning.evaluation.logs import check_comparable, read_log
 from dipo_lightning.evaluation.questions import MAX_NEW_TOKENS, evaluate_rows
-from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog, Row
+from dipo_lightning.evaluation.rows import EvaluatedRows
 
 
 class TOFUEvaluation(Evaluation):
@@ -90,13 +89,7 @@ class TOFUEvaluation(Evaluation):
             self.no_retain = f"fast_dev_run measures only {FAST_DEV_ROWS} rows of each set"
         elif self.retain_log is not None:
             usual = self.benchmark.hub_log(str(getattr(pl_module, "pretrained", "")), {"split": read.split})
-            self.retain = read_log(self.retain_log, usual, self.benchmark)
-            planned: dict[str, list[Row]] = {
-                name: [{"index": row["index"], "question": row["question"]} for row in rows]
-                for name, rows in self.sources().items()
-            }
-            mine = EvaluationLog(self.benchmark.format, self.settings, planned)
-            check_comparable(mine, self.retain, self.benchmark)
+            self.retain = self.read_retain(self.retain_log, usual)
 
     def sources(self) -> dict[str, list[dict[str, Any]]]:
         """Return the rows to measure, as they were read."""

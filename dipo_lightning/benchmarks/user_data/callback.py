@@ -13,9 +13,8 @@ from dipo_lightning.benchmarks.user_data.metrics import UserData
 from dipo_lightning.data.encoding import PromptStyle
 from dipo_lightning.errors import InputError, check_numbers
 from dipo_lightning.evaluation.callback import FAST_DEV_ROWS, Evaluation
-from dipo_lightning.evaluation.logs import check_comparable, read_log
 from dipo_lightning.evaluation.questions import evaluate_rows
-from dipo_lightning.evaluation.rows import EvaluatedRows, EvaluationLog, Row
+from dipo_lightning.evaluation.rows import EvaluatedRows
 
 MAX_NEW_TOKENS = 128
 
@@ -86,12 +85,7 @@ class MemorizationEvaluation(Evaluation):
                 self.sets[name] = question_rows(chosen, style.tokenizer, self.text_tokens)
         self.retain = None
         if self.retain_log is not None and not self.is_trial(trainer):
-            self.retain = read_log(self.retain_log, benchmark=self.benchmark)
-            planned: dict[str, list[Row]] = {
-                name: [{"index": row["index"], "question": row["question"]} for row in rows]
-                for name, rows in self.sets.items()
-            }
-            check_comparable(EvaluationLog(self.benchmark.format, self.settings, planned), self.retain, self.benchmark)
+            self.retain = self.read_retain(self.retain_log)
 
     @property
     def settings(self) -> dict[str, Any]:
