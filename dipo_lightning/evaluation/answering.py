@@ -38,7 +38,7 @@ from dipo_lightning.evaluation.shared_prompts import (
     prompt_of,
 )
 from dipo_lightning.models.answers import IGNORED
-from dipo_lightning.models.distributed import evaluation_mode, plan_batches, shared_out, unsharded
+from dipo_lightning.models.distributed import evaluation_mode, plan_batches, rank_and_world, shared_out, unsharded
 from dipo_lightning.models.inspection import (
     check_ids,
     context_length,
@@ -165,7 +165,7 @@ def score_and_answer(
     with evaluation_mode(policy), unsharded(policy):
         if not rows or not run.holds(rows):
             return {}, {}
-        results = shared_out(_units(rows, batch_rows), answers, progress)
+        results = shared_out(_units(rows, batch_rows, rank_and_world()[1]), answers, progress)
     scores = {
         index: one
         for number, (scored, _) in results.items()
@@ -174,16 +174,20 @@ def score_and_answer(
     return scores, {number: said for number, (_, said) in results.items()}
 
 
-def _units(rows: Sequence[_Row], batch_rows: int) -> list[list[_Row]]:
-    """Batch rows with answers of similar length.
+def _units(rows: Sequence[_Row], batch_rows: int, world: int) -> list[list[_Row]]:
+    """Batch rows with answers of similar length, such that all processes have equal shares.
 
-    The number of batches is even unless they would be small, so that two processes get the same share.
+    The rows of ``world`` successive batches are dealt out in turn, and the number of batches is a multiple of ``world``
+    unless they would be small.
     """
     order = sorted(rows, key=lambda row: (-row.question.expected, -len(row.layout), row.number))
     count = -(-len(order) // batch_rows)
-    count += count % 2 if len(order) >= 2 * EFFICIENT else 0
+    count += -count % world if len(order) >= world * EFFICIENT else 0
     size = -(-len(order) // count)
-    return [order[i : i + size] for i in range(0, len(order), size)]
+    starts = range(0, len(order), world * size)
+    windows = [order[start : start + world * size] for start in starts]
+    parts = [min(world, -(-len(window) // size)) for window in windows]
+    return [window[i::part] for window, part in zip(windows, parts, strict=True) for i in range(part)]
 
 
 class _Run:
