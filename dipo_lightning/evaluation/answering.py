@@ -48,7 +48,7 @@ from dipo_lightning.models.inspection import (
 )
 
 if TYPE_CHECKING:
-    from dipo_lightning.evaluation.kv_cache import Pairs
+    from dipo_lightning.models.kv_cache import Pairs
 
 EFFICIENT = 32  # rows; in a smaller batch each token costs more time
 SHRUNK = 0.75  # finished rows leave a batch when at most this share of it is unfinished
@@ -233,7 +233,7 @@ class _Run:
 
     def compute_beginning(self) -> None:
         """Compute the keys and values of the tokens with which all prompts begin."""
-        from dipo_lightning.evaluation.kv_cache import expanded, pairs
+        from dipo_lightning.models.kv_cache import expanded, pairs
 
         if self.common and not self.beginning:
             ids = torch.tensor([self.questions[0].prompt[: self.common]], device=self.device)
@@ -300,7 +300,7 @@ class _Run:
 
     def _forward(self, rows: Sequence[_Row]) -> tuple[PackedBatch, Tensor, Any]:
         """Run the prompts with all their answers, and return the batch, its logits (M, V) and the cache."""
-        from dipo_lightning.evaluation.kv_cache import expanded
+        from dipo_lightning.models.kv_cache import expanded
 
         groups = [
             [tuple(part[self.common :] for part in self.examples[index]) for index in row.question.examples]
@@ -321,7 +321,7 @@ class _Run:
 
     def _after_forward(self, rows: list[_Row], batch: PackedBatch, logits: Tensor, cache: Any) -> _Kept | None:
         """Read the scores and the part of each answer inside its tree; keep the cache of the unfinished rows."""
-        from dipo_lightning.evaluation.kv_cache import taken
+        from dipo_lightning.models.kv_cache import taken
 
         choices = first_choices(logits)
         scored = [index for row in rows for index in row.question.examples]
@@ -363,7 +363,7 @@ class _Run:
 
     def _decode(self, parts: Sequence[_Kept], probe: bool = False) -> None:
         """Continue all rows, token by token, from the last token of each."""
-        from dipo_lightning.evaluation.kv_cache import joined, selected
+        from dipo_lightning.models.kv_cache import joined, selected
 
         rows = [row for part in parts for row in part.rows]
         cache, mask = joined([part.pairs for part in parts], [part.mask for part in parts])

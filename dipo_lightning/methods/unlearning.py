@@ -53,8 +53,6 @@ class UnlearningModule(LanguageModelModule):
     needs_reference: ClassVar[bool] = True
     #: False if the reference always is a model that runs, and never a cache.
     caches_reference: ClassVar[bool] = True
-    #: True if sequences of similar length may run together, as in `compute_answers`.
-    by_length: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -154,8 +152,7 @@ class UnlearningModule(LanguageModelModule):
         parts = {part: batch[part] for part in self.parts(batch)}
         self.read_reference(parts)
         terms = compute_answers(
-            self.policy, parts, self.losses, batch.get("denominators"), self.from_hidden, self.chunk_size,
-            self.by_length,
+            self.policy, parts, self.losses, batch.get("denominators"), self.from_hidden, self.chunk_size
         )  # fmt: skip
         loss = self.objective(terms)
         self.remember(loss, batch, terms)

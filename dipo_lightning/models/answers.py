@@ -20,13 +20,11 @@ from dipo_lightning.errors import RunError
 from dipo_lightning.losses.chunking import in_chunks, sequence_reduce
 from dipo_lightning.losses.likelihood import chunked_kl_sum, chunked_nll, chunked_nll_sum, token_kl, token_nll
 from dipo_lightning.models.distributed import is_sharded
-from dipo_lightning.models.head import Head, decoder, output_head
+from dipo_lightning.models.grouping import hidden_at
+from dipo_lightning.models.head import Head, output_head
 
 IGNORED = -100
 """Label of a position that is not supervised (torch's default ``ignore_index``)."""
-
-FORWARD_TOKENS = 128
-"""Fixed cost of another forward and backward pass, in tokens; about right for 135 million weights on a CPU."""
 
 TokenBatch: TypeAlias = dict[str, Tensor]
 """``input_ids``, ``attention_mask``, ``labels`` (batch, length) and ``index`` (batch,), all int64."""
@@ -242,7 +240,6 @@ class _How(NamedTuple):
 
     denominators: Mapping[str, float] | None
     chunk_size: int
-    by_length: bool
 
 
 def compute_answers(
@@ -252,7 +249,6 @@ def compute_answers(
     denominators: Mapping[str, float] | None = None,
     from_hidden: bool = False,
     chunk_size: int = 1024,
-    by_length: bool = False,
 ) -> dict[str, Tensor]:
     """Run ``model`` over all parts at once and return the result of ``compute`` on their supervised positions.
 
@@ -262,13 +258,12 @@ def compute_answers(
         compute: Called with one `Answers` per part. With ``from_hidden`` it runs inside the model's forward, where a
             sharded output projection is gathered.
         denominators: See `Answers`.
-        from_hidden: Pass hidden states and the head instead of logits; valid if `known_head` finds one.
+        from_hidden: Pass hidden states and the head instead of logits; valid if `known_head` finds one. On a CPU the
+            batch may run in several forwards (`dipo_lightning.models.grouping`); accumulated gradients then take
+            memory for one more.
         chunk_size: See `Answers`.
-        by_length: With ``from_hidden``, on a CPU and not sharded, run sequences of similar length together
-            (`length_groups`) instead of all at once. Equal up to rounding; hooks see each group, and a gradient that is
-            there already (accumulation) is kept beside the new one.
     """
-    how = _How(denominators, chunk_size, by_length)
+    how = _How(denominators, chunk_size)
     if not from_hidden:
         logits = answer_logits(model, concatenate(list(parts.values())))
         return compute(_answers(parts, how, logits, None))
@@ -291,29 +286,15 @@ def answer_logits(model: nn.Module, batch: TokenBatch) -> Tensor:
     return logits if logits.dim() == 2 else logits[positions]  # some families ignore the positions
 
 
-def answer_hidden(model: nn.Module, batch: TokenBatch, by_length: bool = False) -> Tensor:
+def answer_hidden(model: nn.Module, batch: TokenBatch) -> Tensor:
     """Return the (N, H) final hidden states of ``model`` at the supervised positions; not through FSDP2's root.
 
     Args:
         model: A ``transformers`` causal LM.
-        batch: Token batch.
-        by_length: See `compute_answers`.
+        batch: Token batch, which may run in several forwards (`dipo_lightning.models.grouping`).
     """
     positions = supervised_positions(batch["labels"])
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-
-    def states(rows: Any, end: int | None = None) -> Tensor:
-        output = decoder(model)(input_ids=ids[rows, :end], attention_mask=mask[rows, :end], use_cache=False)
-        return output.last_hidden_state[positions[rows, :end]]
-
-    grouped = by_length and ids.device.type == "cpu" and not is_sharded(model)
-    lengths = used_lengths(batch) if grouped else []
-    groups = length_groups(lengths)
-    if len(groups) < 2:
-        return states(slice(None))
-    found = torch.cat([states(rows, max(lengths[row] for row in rows)) for rows in groups])
-    sequences = supervised_sequences(batch["labels"])
-    return found[torch.cat([torch.isin(sequences, torch.tensor(rows)).nonzero()[:, 0] for rows in groups]).argsort()]
+    return hidden_at(model, batch["input_ids"], batch["attention_mask"], positions, used_lengths(batch))
 
 
 def used_lengths(batch: TokenBatch) -> list[int]:
@@ -322,34 +303,10 @@ def used_lengths(batch: TokenBatch) -> list[int]:
     return (used * torch.arange(1, used.shape[1] + 1, device=used.device)).amax(1).clamp(min=1).tolist()
 
 
-def length_groups(lengths: Sequence[int]) -> list[list[int]]:
-    """Group sequences by length so that all tokens, with padding, and `FORWARD_TOKENS` per group add up to the least.
-
-    Args:
-        lengths: Number of tokens of each sequence.
-
-    Returns:
-        Indices of each group's sequences, ascending; groups of shorter sequences come first.
-    """
-    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
-    costs, starts = [0], [0]  # of the cheapest groups of the first 0, 1, ... sequences, and where their last one starts
-    for end in range(1, len(order) + 1):
-        longest = lengths[order[end - 1]]
-        cost, start = min((costs[start] + (end - start) * longest + FORWARD_TOKENS, start) for start in range(end))
-        costs.append(cost)
-        starts.append(start)
-    groups: list[list[int]] = []
-    end = len(order)
-    while end:
-        groups.insert(0, sorted(order[starts[end] : end]))
-        end = starts[end]
-    return groups
-
-
 def _run_from_hidden(
     model: nn.Module, parts: Mapping[str, TokenBatch], compute: Compute, how: _How
 ) -> dict[str, Tensor]:
-    hidden = answer_hidden(model, concatenate(list(parts.values())), how.by_length)
+    hidden = answer_hidden(model, concatenate(list(parts.values())))
     return compute(_answers(parts, how, hidden, output_head(model)))
 
 

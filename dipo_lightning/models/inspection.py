@@ -48,11 +48,12 @@ def leaves_rows_alone(model: nn.Module, layout: str, length: int, try_out: Calla
 def same_logits(logits: Tensor, expected: Tensor) -> bool:
     """Return whether (..., V) logits agree up to rounding, relative to their standard deviation over V.
 
-    The tolerance is tight for exact float32 products, and wide for other dtypes or if
+    The tolerance is tight for float64 and exact float32 products, and wide for other dtypes or if
     `torch.set_float32_matmul_precision` allows TF32 or bfloat16 products.
     """
     gap = (logits.float() - expected.float()).abs() / expected.float().std(-1, keepdim=True).clamp_min(1e-6)
-    exact = logits.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    single = logits.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    exact = single or logits.dtype == torch.float64
     return bool(gap.max() < 1e-3 if exact else gap.mean() < 0.1)
 
 

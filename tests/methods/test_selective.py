@@ -38,7 +38,7 @@ from dipo_lightning.methods.selective.module import (
     text_openings,
 )
 from dipo_lightning.methods.selective.targets import and_repetition, blind_target, contrast_loss, excess, mean_of
-from dipo_lightning.models import answers
+from dipo_lightning.models import grouping
 from dipo_lightning.models.answers import IGNORED, answer_hidden
 from dipo_lightning.models.loading import load_policy
 from dipo_lightning.models.lora import LoRA
@@ -626,18 +626,18 @@ def assert_equal_weights(one: SelectiveModule, other: SelectiveModule, **toleran
 def test_memory_and_groups_change_nothing_but_the_time(tmp_path, monkeypatch, lora):
     forwards = []
 
-    def counted(model, batch, by_length=False):
+    def counted(model, batch):
         forwards.append((batch["input_ids"].tolist(), batch["attention_mask"].tolist()))
-        return answer_hidden(model, batch, by_length)
+        return answer_hidden(model, batch)
 
     monkeypatch.setattr(references, "answer_hidden", counted)
-    monkeypatch.setattr(answers, "FORWARD_TOKENS", 0)
+    monkeypatch.setattr(grouping, "FORWARD_TOKENS", 0)
     quick = fit(tmp_path / "quick", [*ROWS, *ROWS], 0, method={"lora": lora})
     assert forwards, "the reference model ran"
     assert all(forwards.count(one) == 1 for one in forwards), "and never on the same view of the same sequence"
     assert quick.frozen_reference._memory is None, "freed"
     monkeypatch.setattr(ModelReference, "remember", lambda reference: None)
-    monkeypatch.setattr(SelectiveModule, "by_length", False)
+    monkeypatch.setattr(grouping, "FORWARD_TOKENS", 10**6)
     plain = fit(tmp_path / "plain", [*ROWS, *ROWS], 0, method={"lora": lora})
     assert_equal_weights(quick, plain, rtol=1e-4, atol=1e-6)
     asked = torch.arange(5, 20)[None]

@@ -135,7 +135,6 @@ class SelectiveModule(UnlearningModule):
         **options: Those of `UnlearningModule`.
     """
 
-    by_length: ClassVar[bool] = True
     caches_reference: ClassVar[bool] = False
 
     def __init__(
