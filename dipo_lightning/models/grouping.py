@@ -180,7 +180,7 @@ def _try_out(model: nn.Module, ids: Tensor, mask: Tensor, plan: Plan, rows: list
     start = plan.beginning
 
     def values(plan: Plan) -> tuple[Tensor, Tensor]:
-        """States after the beginning, and the gradient of a sum of them on the embeddings of the beginning and the rest."""
+        """States after the beginning, and the gradient of their weighted sum on the embeddings."""
         embedded = decoder(model).get_input_embeddings()(ids[ends]).detach().requires_grad_()  # type: ignore[operator]
 
         def inputs(rows: list[int], first: int, end: int) -> dict[str, Tensor]:
