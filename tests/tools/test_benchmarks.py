@@ -22,12 +22,19 @@ def test_every_essential_variant_takes_a_step(size):
 
 
 def test_a_size_may_be_of_rows_of_different_lengths():
-    from tools.benchmarks.steps import Size
+    from tools.benchmarks.steps import Size, make_batch
 
     assert Size.of("2x2048").lengths == [2048, 2048]
     assert Size.of("1x30-80").lengths == [30]
     assert Size.of("6x30-80").lengths == [30, 40, 50, 60, 70, 80]
     assert Size.of("2x80-300").prompts == [20, 1]
+    shared = Size.of("3x24+56-60")
+    assert (shared.lengths, shared.prompts) == ([80, 82, 84], [38, 38, 39])
+    batch = make_batch(shared.lengths, shared.prompts, 50, torch.device("cpu"), shared.beginning)
+    rows = torch.cat([part["input_ids"] for part in batch.values()])
+    assert (rows[:, :24] == rows[0, :24]).all()
+    assert (rows[:, 24] != rows[0, 24]).any()
+    assert [(part["labels"] != -100).sum().item() for part in batch.values()] == [42 + 44 + 45] * 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")

@@ -66,8 +66,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--sizes",
         nargs="+",
-        default=["8x80", "2x2048"],
-        help="rows x tokens, of forget and of retain; 8x30-80 for rows of 30 to 80 tokens",
+        default=["8x80", "8x24+56", "2x2048"],
+        help="rows x tokens, of forget and of retain; 8x30-80 for rows of 30 to 80 tokens, 8x24+56 for rows that share "
+        "the first 24, as with a chat template",
     )
     parser.add_argument("--variants", nargs="+", choices=steps.NAMES, metavar="NAME", help=f"of {steps.NAMES}")
     parser.add_argument("--layers", type=int, help="only the first so many of the model")

@@ -200,18 +200,22 @@ class Size:
         rows: Number of rows.
         shortest: Tokens of the first row.
         longest: Tokens of the last row.
+        beginning: Tokens with which all rows begin, as a chat template makes them.
     """
 
     rows: int
     shortest: int
     longest: int
+    beginning: int = 0
 
     @classmethod
     def of(cls, text: str) -> Size:
-        """Read ``8x80``, or ``8x30-80`` for rows of 30 to 80 tokens."""
+        """Read ``8x80``, or ``8x30-80`` for rows of 30 to 80 tokens, or ``8x24+56`` for rows that share 24 of 80."""
         rows, length = text.split("x")
-        shortest, _, longest = length.partition("-")
-        return cls(int(rows), int(shortest), int(longest or shortest))
+        shared, _, rest = length.rpartition("+")
+        shortest, _, longest = rest.partition("-")
+        beginning = int(shared or 0)
+        return cls(int(rows), beginning + int(shortest), beginning + int(longest or shortest), beginning)
 
     @property
     def lengths(self) -> list[int]:
@@ -221,16 +225,27 @@ class Size:
 
     @property
     def prompts(self) -> list[int]:
-        """Tokens of each prompt: a quarter of a short row, and one token of a long row."""
-        return [length // 4 if length < 256 else 1 for length in self.lengths]
+        """Tokens of each prompt: the beginning, and a quarter of the rest of a short row or one token of a long one."""
+        rests = [length - self.beginning for length in self.lengths]
+        return [self.beginning + (rest // 4 if rest < 256 else 1) for rest in rests]
 
 
-def make_batch(lengths: Sequence[int], prompts: Sequence[int], vocabulary: int, device: torch.device) -> Batch:
-    """Forget and retain rows of random tokens, given the lengths of rows and prompts; the rest is supervised."""
+def make_batch(
+    lengths: Sequence[int], prompts: Sequence[int], vocabulary: int, device: torch.device, shared: int = 0
+) -> Batch:
+    """Forget and retain rows of random tokens, given the lengths of rows, prompts and a shared beginning.
+
+    The tokens after the prompts are supervised.
+    """
     generator = torch.Generator().manual_seed(0)
 
+    def tokens(count: int) -> list[int]:
+        return torch.randint(vocabulary, (count,), generator=generator).tolist()
+
+    beginning = tokens(shared)
+
     def part() -> TokenBatch:
-        ids = [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in lengths]
+        ids = [beginning + tokens(length - shared) for length in lengths]
         examples = [
             {"index": index, "input_ids": row, "labels": [-100] * prompt + row[prompt:]}
             for index, (row, prompt) in enumerate(zip(ids, prompts, strict=True))
@@ -418,7 +433,7 @@ def measure(
     policy: Any, size: Size, names: Sequence[str], rounds: int, device: torch.device, dtype: str
 ) -> dict[str, list[Measured]]:
     """Measure variants in turns."""
-    batch = make_batch(size.lengths, size.prompts, policy.config.vocab_size, device)
+    batch = make_batch(size.lengths, size.prompts, policy.config.vocab_size, device, size.beginning)
     reference = copy.deepcopy(policy).requires_grad_(False).eval()
     with tempfile.TemporaryDirectory() as folder:
         made = {}
