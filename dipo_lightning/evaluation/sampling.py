@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,8 +50,10 @@ def sample(
     stop_ids: Sequence[int],
     seeds: Sequence[int],
     temperature: float = 1.0,
+    min_p: float = 0.0,
     visible: Sequence[Sequence[int]] | None = None,
     banned: Sequence[Sequence[int]] | None = None,
+    banned_first: Sequence[Sequence[int]] | None = None,
     observe: Callable[[list[int], Tensor, list[list[int]]], None] | None = None,
 ) -> list[list[list[int]]]:
     """Sample several continuations of each prompt; the prompt itself is computed once.
@@ -66,8 +69,10 @@ def sample(
         stop_ids: Ids that end a continuation.
         seeds: A seed per prompt.
         temperature: Sampling temperature, above 0.
+        min_p: Probability, as a share of the likeliest token's, below which a token is not sampled.
         visible: For each prompt, 1 per token, or 0 if the model must not attend to it; positions are unchanged.
         banned: For each prompt, tokens that must not be sampled.
+        banned_first: For each prompt, further tokens with which a continuation must not begin.
         observe: Called before each new token with the numbers of the n unfinished continuations (``prompt * samples +
             sample``), their (n, V) logits and their tokens so far.
 
@@ -83,11 +88,11 @@ def sample(
     for batch in _batches(policy, prompts, room, samples, visible is not None):
         generators = [torch.Generator().manual_seed(seeds[number]) for number in batch]
         view = [[1] * len(prompts[n]) if visible is None else list(visible[n]) for n in batch]
-        limits = [[] if banned is None else list(banned[n]) for n in batch]
+        limits = [[list(one[n]) if one else [] for n in batch] for one in (banned, banned_first)]
         numbers = [number * samples + place for number in batch for place in range(samples)]
         found = _sample_batch(
-            policy, [list(prompts[n]) for n in batch], view, limits, generators, samples, room[batch[0]],
-            set(stop_ids), temperature, numbers, observe,
+            policy, [list(prompts[n]) for n in batch], view, *limits, generators, samples, room[batch[0]],
+            set(stop_ids), temperature, min_p, numbers, observe,
         )  # fmt: skip
         for number, continuations in zip(batch, found, strict=True):
             said[number] = continuations
@@ -121,11 +126,13 @@ def _sample_batch(
     prompts: list[list[int]],
     visible: list[list[int]],
     banned: list[list[int]],
+    banned_first: list[list[int]],
     generators: list[torch.Generator],
     samples: int,
     max_new_tokens: int,
     stop_ids: set[int],
     temperature: float,
+    min_p: float,
     numbers: list[int],
     observe: Callable[[list[int], Tensor, list[list[int]]], None] | None,
 ) -> list[list[list[int]]]:
@@ -150,14 +157,19 @@ def _sample_batch(
     rows = list(range(len(said)))  # still in the batch
     going = set(rows)
     for step in range(max_new_tokens):
-        for place, row in enumerate(rows if any(banned) else ()):
-            logits[place, banned[row // samples]] = torch.finfo(logits.dtype).min
+        for limits in (banned,) if step else (banned, banned_first):
+            for place, row in enumerate(rows if any(limits) else ()):
+                logits[place, limits[row // samples]] = torch.finfo(logits.dtype).min
         if observe:
             places = [place for place, row in enumerate(rows) if row in going]
             unfinished = [rows[place] for place in places]
             observe([numbers[row] for row in unfinished], logits[places], [said[row] for row in unfinished])
         uniform = torch.cat([torch.rand(samples, generator=one, dtype=torch.float64) for one in generators])
-        tokens = draw_tokens(logits / temperature, uniform[rows])
+        logits = logits / temperature
+        if min_p:
+            unlikely = logits < logits.amax(-1, keepdim=True) + math.log(min_p)
+            logits = logits.masked_fill(unlikely, torch.finfo(logits.dtype).min)
+        tokens = draw_tokens(logits, uniform[rows])
         for row, token in zip(rows, tokens.tolist(), strict=True):
             if row in going and token in stop_ids:
                 going.discard(row)

@@ -22,7 +22,14 @@ from dipo_lightning.losses.likelihood import token_kl
 from dipo_lightning.methods.dipo.loss import dipo_loss
 from dipo_lightning.methods.selective import checks
 from dipo_lightning.methods.selective import module as selective
-from dipo_lightning.methods.selective.bans import completions, first_tokens, following, token_forms
+from dipo_lightning.methods.selective.bans import (
+    WordEdges,
+    completions,
+    first_tokens,
+    following,
+    token_forms,
+    word_edges,
+)
 from dipo_lightning.methods.selective.checks import RISK, Check, Risk, private_runs
 from dipo_lightning.methods.selective.examples import (
     MOST_NEIGHBOURS,
@@ -37,7 +44,7 @@ from dipo_lightning.methods.selective.module import (
     general_prompts,
     text_openings,
 )
-from dipo_lightning.methods.selective.targets import and_repetition, blind_target, contrast_loss, excess, mean_of
+from dipo_lightning.methods.selective.targets import MIN_P, and_repetition, blind_target, contrast_loss, excess, mean_of
 from dipo_lightning.models import grouping
 from dipo_lightning.models.answers import IGNORED, answer_hidden
 from dipo_lightning.models.loading import load_policy
@@ -74,10 +81,14 @@ def test_only_private_positions_get_the_blind_distribution(logits):
     private = torch.tensor([True, False, True, False, False])
     banned = torch.zeros(N, V, dtype=torch.bool)
     banned[:4, 3] = True
+    blind[2, 1] = blind[2].max() - 3.1  # below 5 % of the likeliest one, that at 3 left out
+    blind[2, 3] += 9
     target = blind_target(reference, blind, private, banned)
     assert torch.equal(target[4], reference[4].log_softmax(-1))
     expected = torch.where(private[:, None], blind, reference).softmax(-1)
     expected[:4, 3] = 0
+    expected[private] *= expected[private] >= MIN_P * expected[private].amax(-1, keepdim=True)
+    assert expected[2, 1] == 0
     torch.testing.assert_close(target.exp(), expected / expected.sum(-1, keepdim=True))
 
 
@@ -251,7 +262,8 @@ def test_a_private_word_that_begins_like_a_word_of_its_question_is_banned_at_its
 
 
 def test_the_risk_of_an_answer_is_its_expected_number_of_private_values():
-    risk = Risk([[1], [0, 2], []], [{}, {}, {7: [([8, 7], 1), ([7], 1), ([9, 7], 0)]}], samples=2)
+    edges = WordEdges(frozenset(), frozenset())
+    risk = Risk([[1], [0, 2], []], [{}, {}, {7: [([8, 7], 1), ([7], 1), ([9, 7], 0)]}], 2, edges)
     chances = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.25, 0.25]])
     risk.add([1, 2, 5], chances, [[], [7], []])
     risk.add([1], torch.tensor([[0.5, 0.5, 0.0]]), [[0]])
@@ -261,6 +273,36 @@ def test_the_risk_of_an_answer_is_its_expected_number_of_private_values():
     assert [one[3] for one in risk.notable] == pytest.approx([0.2, 0.1, 0.3, 0.5])
     risk.add([4, 5], torch.tensor([[0.25, 0.5, 0.25]] * 2), [[1, 8, 7], [7, 1]])
     assert risk.of_answer[4:] == pytest.approx([0.5, 0]), "once, whatever the number of words that it continues"
+
+
+def test_no_value_begins_inside_a_word():
+    edges = WordEdges(frozenset([0, 7]), frozenset([5]))
+    risk = Risk([[0, 1], []], [{}, {7: [([7], 1)], 8: [([7, 8], 0)]}], 2, edges)
+    chances = torch.tensor([[0.25, 0.5, 0.25]] * 4)
+    risk.add([0, 1, 2, 3], chances, [[5], [6], [5, 7], [6, 7]])
+    assert risk.of_answer == pytest.approx([0.5, 0.75, 0, 0.5])
+    risk.add([2, 3], chances[:2], [[5, 7, 8], [6, 7, 8]])
+    assert risk.of_answer == pytest.approx([0.5, 0.75, 0, 0.75])
+    risk.add([2], chances[:1], [[7, 8]])
+    assert risk.of_answer[2] == pytest.approx(0.25), "the beginning of an answer begins a word"
+
+
+def test_tokens_that_continue_a_word_are_found_by_decoding():
+    tokenizer = toy_tokenizer()
+    edges = word_edges(tokenizer)
+    (the,), (spaced,), (stop,) = (encode(tokenizer, text)[-1:] for text in ("the", " the", "."))
+    assert edges.inside([the], the)
+    assert edges.inside([spaced], the)
+    assert not edges.inside([the], spaced)
+    assert not edges.inside([the], stop)
+    assert not edges.inside([stop], the)
+    assert not edges.inside([], the)
+
+
+def test_tokens_that_continue_a_word_fit_the_vocabulary(maker):
+    continuing = maker.continuing(10**6)
+    assert continuing == sorted(maker.edges.continuing)
+    assert maker.continuing(20) == [token for token in continuing if token < 20]
 
 
 def test_only_the_rest_of_a_word_makes_its_first_token_a_risk(maker, monkeypatch):

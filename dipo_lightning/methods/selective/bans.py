@@ -8,10 +8,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from dipo_lightning.data.encoding import encode
 from dipo_lightning.data.language import FUNCTION_WORDS, is_common_word
+
+PART = "\ufffd"
+"""What a part of a character decodes to."""
 
 
 def completions(
@@ -59,10 +62,45 @@ def by_last(pairs: Iterable[tuple[list[int], int]]) -> dict[int, list[tuple[list
     return found
 
 
-def following(pairs: Mapping[int, Sequence[tuple[list[int], int]]], ids: Sequence[int]) -> list[int]:
-    """Return the tokens of pairs (`by_last`) whose preceding tokens are the last ones of a text."""
+class WordEdges(NamedTuple):
+    """Tokens that meet inside a word.
+
+    Attributes:
+        continuing: Tokens that begin with a letter or digit and without a space.
+        open: Tokens that end with a letter or digit.
+    """
+
+    continuing: frozenset[int]
+    open: frozenset[int]
+
+    def inside(self, before: Sequence[int], token: int) -> bool:
+        """Return whether a token continues the last word of the tokens before it."""
+        return bool(before) and before[-1] in self.open and token in self.continuing
+
+
+def word_edges(tokenizer: Any) -> WordEdges:
+    """Find out by decoding which tokens continue a word, and which leave it open."""
+    word = encode(tokenizer, "the")
+    length = len(tokenizer.decode(word))
+    texts = [text[length:] for text in tokenizer.batch_decode([[*word, token] for token in range(len(tokenizer))])]
+
+    def of_word(sign: str) -> bool:
+        return sign.isalnum() or sign == PART
+
+    continuing = frozenset(token for token, text in enumerate(texts) if of_word(text[:1]))
+    return WordEdges(continuing, frozenset(token for token, text in enumerate(texts) if of_word(text[-1:])))
+
+
+def following(
+    pairs: Mapping[int, Sequence[tuple[list[int], int]]], ids: Sequence[int], edges: WordEdges | None = None
+) -> list[int]:
+    """Return the tokens of pairs (`by_last`) whose preceding tokens are the last ones of a text.
+
+    With ``edges``, these must begin a word there: the "Wed" of "TheWed" begins no "Wedding".
+    """
     there = pairs.get(ids[-1], ()) if ids else ()
-    return sorted({token for before, token in there if list(ids[-len(before) :]) == before})
+    last = ((before, token) for before, token in there if list(ids[-len(before) :]) == before)
+    return sorted({t for before, t in last if not (edges and edges.inside(ids[: -len(before)], before[0]))})
 
 
 def _is_latin(letter: str) -> bool:

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from dipo_lightning.evaluation.scoring import TokenScores, score
-from dipo_lightning.methods.selective.bans import following
+from dipo_lightning.methods.selective.bans import WordEdges, following
 from dipo_lightning.methods.selective.examples import ExampleMaker, PrivateExample
 from dipo_lightning.methods.selective.targets import padded
 from dipo_lightning.models.answers import IGNORED
@@ -121,10 +121,10 @@ class Check:
         """
         prompts = [example.input_ids[: example.start] for example in asked]
         maker, rows = self.maker, [example.index for example in asked]
-        own = Risk([maker.watched[row] for row in rows], [maker.watched_names[row] for row in rows], samples)
-        of_any = Risk(
-            [maker.banned[row] for row in rows], [maker.completions[row] for row in rows], samples, least=math.inf
-        )
+        watched = [maker.watched[row] for row in rows], [maker.watched_names[row] for row in rows]
+        banned = [maker.banned[row] for row in rows], [maker.completions[row] for row in rows]
+        own = Risk(*watched, samples, maker.edges)
+        of_any = Risk(*banned, samples, maker.edges, least=math.inf)
 
         def observe(numbers: list[int], logits: Tensor, said: list[list[int]]) -> None:
             chances = logits.float().softmax(-1)
@@ -199,6 +199,7 @@ class Risk:
         tokens: Tokens that begin a private value, by prompt.
         after: Tokens that continue a private value whose first token may begin anything, by prompt (`by_last`).
         samples: Number of answers to each prompt.
+        edges: Tokens that meet inside a word, where no value begins.
         least: Probability from which a token is notable.
 
     Attributes:
@@ -211,19 +212,25 @@ class Risk:
         tokens: Sequence[Collection[int]],
         after: Sequence[Mapping[int, Sequence[tuple[list[int], int]]]],
         samples: int,
+        edges: WordEdges,
         least: float = NOTABLE,
     ) -> None:
-        self.after, self.samples, self.least = after, samples, least
+        self.after, self.samples, self.edges, self.least = after, samples, edges, least
         self.tokens = padded([list(one) for one in tokens])
+        held = [token in edges.continuing for token in self.tokens.flatten().tolist()]
+        self.continuing = torch.tensor(held, dtype=torch.bool).reshape(self.tokens.shape)
         self.of_answer = [0.0] * len(tokens) * samples
         self.notable: list[tuple[int, int, int, float]] = []
         self._places = [0] * len(self.of_answer)
 
     def add(self, numbers: Sequence[int], chances: Tensor, said: Sequence[Sequence[int]]) -> None:
         """Add the next position of some answers, given the (n, V) probabilities and the answers' tokens so far."""
-        self.tokens = self.tokens.to(chances.device)
-        tokens = self.tokens[torch.tensor(numbers, dtype=torch.long, device=chances.device) // self.samples]
-        found = torch.where(tokens >= 0, chances.gather(1, tokens.clamp(min=0)), 0.0)
+        self.tokens, self.continuing = self.tokens.to(chances.device), self.continuing.to(chances.device)
+        prompts = torch.tensor(numbers, dtype=torch.long, device=chances.device) // self.samples
+        tokens, continuing = self.tokens[prompts], self.continuing[prompts]
+        inside = [bool(ids) and ids[-1] in self.edges.open for ids in said]
+        begin = ~(continuing & torch.tensor(inside, dtype=torch.bool, device=chances.device)[:, None])
+        found = torch.where((tokens >= 0) & begin, chances.gather(1, tokens.clamp(min=0)), 0.0)
         for row, slot in (found >= self.least).nonzero().tolist():
             number = numbers[row]
             self.notable.append((number, self._places[number], int(tokens[row, slot]), float(found[row, slot])))
@@ -231,5 +238,5 @@ class Risk:
             self.of_answer[number] += chance
             self._places[number] += 1
         for row, (number, ids) in enumerate(zip(numbers, said, strict=True)):
-            if more := following(self.after[number // self.samples], ids):
+            if more := following(self.after[number // self.samples], ids, self.edges):
                 self.of_answer[number] += float(chances[row, more].sum())

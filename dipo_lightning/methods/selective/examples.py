@@ -30,7 +30,7 @@ from dipo_lightning.data.private import (
     token_places,
 )
 from dipo_lightning.errors import InputError
-from dipo_lightning.methods.selective.bans import by_last, completions, first_tokens, following, token_forms
+from dipo_lightning.methods.selective.bans import by_last, completions, first_tokens, following, token_forms, word_edges
 from dipo_lightning.models.answers import IGNORED, first_supervised
 
 Row = Mapping[str, Any]
@@ -118,6 +118,7 @@ class ExampleMaker:
     """Builder of examples for the forget rows, with each row's private values and subject.
 
     Attributes:
+        edges: Tokens that meet inside a word.
         spans: Private spans of each row's answer.
         shared: Number of retain rows that contain each word (`rows_with_words`).
         names: Names in each row's question that identify its subject.
@@ -136,6 +137,7 @@ class ExampleMaker:
         shared = rows_with_words(retain)
         self.rows, self.style, self.max_length, self.shared = rows, style, max_length, shared
         self.tokenizer: Any = style.tokenizer
+        self.edges = word_edges(self.tokenizer)
         self.spans = [private_spans(row, shared) for row in rows]
         self.subjects = [identifiers(row["question"], shared) for row in rows]
         self.names = [own & names_in(row["question"]) for row, own in zip(rows, self.subjects, strict=True)]
@@ -349,6 +351,10 @@ class ExampleMaker:
         text = self.tokenizer.decode(ids)
         named = [Span(word.start, word.end) for word in words(text) if word.text in self.subjects[index]]
         return [int(not flag) for flag in token_flags(token_places(self.tokenizer, ids, text), named)]
+
+    def continuing(self, size: int) -> list[int]:
+        """Return the tokens of a vocabulary of some size that continue the word before them."""
+        return sorted(token for token in self.edges.continuing if token < size)
 
     def endings(self) -> list[int]:
         """Return the tokens that end a sentence or the turn."""

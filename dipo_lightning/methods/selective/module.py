@@ -6,10 +6,12 @@ preferred distribution is that of the reference model without sight of the quest
 
     pi_w,t = softmax(h_blind,t, private words at -inf)
 
-where h_blind are the reference model's logits with the subject's name masked out of its attention. At the other
-positions of forget answers it is the reference model's distribution without the private words. Everywhere else it is
-the reference model's distribution itself: on retain answers, on its own answers to general questions and to the forget
-questions about the subjects of retain rows, and on its own running text.
+where h_blind are the reference model's logits with the subject's name masked out of its attention. Left out are tokens
+below 5 % of the likeliest one's probability and, where a private word began, tokens that continue the word before it
+("the" + "atre"): the blind view may be all but sure of the banned token, and its tail is not made of words. At the
+other positions of forget answers it is the reference model's distribution without the private words. Everywhere else it
+is the reference model's distribution itself: on retain answers, on its own answers to general questions and to the
+forget questions about the subjects of retain rows, and on its own running text.
 
 At private positions the dispreferred distribution is the policy's own (``dispreferred: policy``): the gradient of the
 DiPO margin <pi_w - pi_theta, h_theta> is then that of KL(pi_w || pi_theta), which vanishes once the policy answers like
@@ -50,6 +52,7 @@ from dipo_lightning.losses.likelihood import token_kl
 from dipo_lightning.methods.selective.checks import LEAST_CHECKS, RISK, Check
 from dipo_lightning.methods.selective.examples import MOST_NEIGHBOURS, ExampleMaker, PrivateExample
 from dipo_lightning.methods.selective.targets import (
+    MIN_P,
     and_repetition,
     blind_target,
     contrast_loss,
@@ -68,6 +71,7 @@ from dipo_lightning.models.answers import (
     supervised_positions,
 )
 from dipo_lightning.models.distributed import evaluation_mode, unsharded
+from dipo_lightning.models.inspection import vocabulary_size
 from dipo_lightning.reference.blind import blind_answers, check_blindness, forward_reference
 from dipo_lightning.reference.references import ModelReference, Reference
 
@@ -171,6 +175,7 @@ class SelectiveModule(UnlearningModule):
         self._general: list[dict[str, Any]] = []
         self._neighbours: list[dict[str, Any]] = []
         self._endings: list[int] = []
+        self._continuing: list[int] = []
         self._checked = 0  # the step of the last check
         self._blind: Answers | None = None
         self._current: list[PrivateExample] = []
@@ -219,6 +224,7 @@ class SelectiveModule(UnlearningModule):
             raise InputError(NO_VALUES)
         self._wordings = [maker.wordings(i, TEMPLATES) for i in range(len(maker.rows))]
         self._endings = maker.endings()
+        self._continuing = maker.continuing(vocabulary_size(self.policy))
         assert isinstance(self.frozen_reference, ModelReference)
         if self.device.type == "cpu" and not self.sharded:
             self.frozen_reference.remember()
@@ -249,6 +255,11 @@ class SelectiveModule(UnlearningModule):
             "variants",
             visible=[example.visible[:first] for example, first in zip(asked, begun, strict=True)],
             banned=[self._maker.banned[example.index] for example in asked],
+            banned_first=[
+                [] if example.input_ids[first] in self._continuing else self._continuing
+                for example, first in zip(asked, begun, strict=True)
+            ],
+            min_p=MIN_P,
         )
         found = []
         for example, answers in zip(asked, said, strict=True):
@@ -366,6 +377,8 @@ class SelectiveModule(UnlearningModule):
         starts = [flag and not before for one in self._current for before, flag in pairwise([False, *one.flags])]
         begins = torch.tensor(starts, device=device)
         more = padded([tokens for example in self._current for tokens in self._maker.completing(example)]).to(device)
+        continuing = torch.tensor(self._continuing, dtype=torch.long, device=device)
+        new_word = private & ~torch.isin(forget.labels, continuing)
         same = forget.sequence_ids == forget.sequence_ids.roll(1)
         same[:1] = False  # nothing precedes the first position, even if there is no other sequence
         before = torch.where(same & private, forget.labels.roll(1), IGNORED)
@@ -375,6 +388,7 @@ class SelectiveModule(UnlearningModule):
             secret = self._secret_tokens(forget, positions, private[positions], more[positions], policy.shape[-1])
             banned = secret.clone()
             banned[:, self._endings] |= begins[positions][:, None]  # an answer that ends there says nothing
+            banned[:, continuing] |= new_word[positions][:, None]
             banned = and_repetition(banned, before[positions])
             target = blind_target(frozen, blind, private[positions], banned)
             found = token_kl(policy, target)

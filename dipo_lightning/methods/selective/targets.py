@@ -9,6 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+MIN_P = 0.05
+"""Probability beside that of the likeliest token, below which a token is left out where a private value stood.
+
+The blind view is often sure of the very token that is banned. Scaled up to 1, its tail would be words that are none.
+"""
+
 
 def blind_target(reference: Tensor, blind: Tensor, private: Tensor, banned: Tensor) -> Tensor:
     """Compute the preferred distribution of each position.
@@ -20,11 +26,13 @@ def blind_target(reference: Tensor, blind: Tensor, private: Tensor, banned: Tens
         banned: (n, V) bool, tokens with probability 0 in the preferred distribution.
 
     Returns:
-        (n, V) log-probabilities: of the blind view at private positions, of the reference elsewhere, without banned
-        tokens.
+        (n, V) log-probabilities: of the blind view's likelier tokens (`MIN_P`) at private positions, of the reference
+        elsewhere, without banned tokens.
     """
-    logits = torch.where(private[:, None], blind, reference)
-    return logits.masked_fill(banned, torch.finfo(logits.dtype).min).log_softmax(-1)
+    lowest = torch.finfo(reference.dtype).min
+    logits = torch.where(private[:, None], blind, reference).masked_fill(banned, lowest)
+    unlikely = logits < logits.amax(-1, keepdim=True) + math.log(MIN_P)
+    return logits.masked_fill(unlikely & private[:, None], lowest).log_softmax(-1)
 
 
 def and_repetition(banned: Tensor, before: Tensor) -> Tensor:
