@@ -177,7 +177,7 @@ def score_and_answer(
 def _units(rows: Sequence[_Row], batch_rows: int, world: int) -> list[list[_Row]]:
     """Batch rows with answers of similar length, such that all processes have equal shares.
 
-    The rows of ``world`` successive batches are dealt out in turn, and the number of batches is a multiple of ``world``
+    The rows of ``world`` successive batches are dealt out in turn, and each process has as many batches as the others
     unless they would be small.
     """
     order = sorted(rows, key=lambda row: (-row.question.expected, -len(row.layout), row.number))

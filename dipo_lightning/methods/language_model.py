@@ -34,6 +34,7 @@ from dipo_lightning.models.distributed import (
     transformer_blocks,
 )
 from dipo_lightning.models.fingerprint import model_fingerprint
+from dipo_lightning.models.grouping import run_whole
 from dipo_lightning.models.head import output_projection
 from dipo_lightning.models.hooks import CompleteHooks
 from dipo_lightning.models.inspection import check_rows, compare_rows, dropout_rates
@@ -238,6 +239,8 @@ class LanguageModelModule(CompleteHooks, pl.LightningModule):
         if self.compile_blocks:
             for block in transformer_blocks(model):
                 block.compile()
+        if self.activation_checkpointing or self.compile_blocks or self.keeps_dropout:
+            run_whole(model)  # the reference too, so that before the first step both are equal to the last bit
         strategy = self.trainer.strategy if self._trainer is not None else None
         if isinstance(strategy, ModelParallelStrategy):
             assert self.device_mesh is not None

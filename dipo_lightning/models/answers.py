@@ -259,8 +259,8 @@ def compute_answers(
             sharded output projection is gathered.
         denominators: See `Answers`.
         from_hidden: Pass hidden states and the head instead of logits; valid if `known_head` finds one. On a CPU the
-            batch may run in several forwards (`dipo_lightning.models.grouping`); accumulated gradients then take
-            memory for one more.
+            batch may run in several forwards (`dipo_lightning.models.grouping`); with gradient accumulation this
+            needs memory for a second copy of the gradients.
         chunk_size: See `Answers`.
     """
     how = _How(denominators, chunk_size)

@@ -1,4 +1,4 @@
-"""Forward passes of a training batch on a CPU, in groups that compute no token for nothing.
+"""Forward passes of a training batch on a CPU, in groups that waste no computation on padding or repeated tokens.
 
 Two things are saved. Sequences of similar length run together, since the longest of a forward decides how much padding
 the others get. And a beginning that many sequences share, such as the one that a chat template gives all prompts, runs
@@ -10,22 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from os.path import commonprefix
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from dipo_lightning.models.distributed import is_sharded
 from dipo_lightning.models.head import causal_lm, decoder
-from dipo_lightning.models.inspection import dropout_rates, leaves_rows_alone, same_logits
+from dipo_lightning.models.inspection import dropout_rates, rope_types, vocabulary_size
 
 FORWARD_TOKENS = 128
-"""Fixed cost of another forward and backward pass, in tokens; about right for 135 million weights on a CPU."""
+"""Fixed cost of one more forward and backward pass, in tokens; about right for 135 million weights on a CPU."""
 WORTHWHILE = 8
 """Minimum number of tokens of a shared beginning."""
 
 Inputs = Callable[[list[int], int, int], dict[str, Tensor]]
-"""Arguments of the decoder for some rows, from one place to another: their ids, or the embeddings of these."""
+"""Arguments of the decoder for some rows, from position ``start`` to ``end``: token ids or their embeddings."""
+
+_whole: WeakSet[nn.Module] = WeakSet()
+_shares: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 class Plan(NamedTuple):
@@ -45,7 +49,8 @@ class Plan(NamedTuple):
 def hidden_at(model: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor, lengths: Sequence[int]) -> Tensor:
     """Return the final hidden states of a causal LM at some positions.
 
-    On a GPU, sharded, or with hooks inside the decoder, which expect to see the whole batch, it takes one forward.
+    A model on a GPU, a sharded model, one that `run_whole` names, or one with hooks inside the decoder, which expect
+    the whole batch, runs in one forward.
 
     Args:
         model: A ``transformers`` causal LM.
@@ -62,10 +67,12 @@ def hidden_at(model: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor, le
         return {"input_ids": ids[rows, start:end]}
 
     plan = Plan(0, [], [])
-    if ids.device.type == "cpu" and not is_sharded(model) and not _hooked(model):
+    if ids.device.type == "cpu" and not is_sharded(model) and causal_lm(model) not in _whole and not _hooked(model):
         ready = (positions | (mask == 0)).int().cummax(1).values == 0  # before the first needed or masked position
-        plan = forward_plan([row[:end].tolist() for row, end in zip(ids, ready.sum(1).tolist(), strict=True)], lengths)
-        if plan.beginning and not _continues(model, ids, mask, plan, lengths):
+        ends = zip(ready.sum(1).tolist(), lengths, strict=True)
+        beginnings = [row[: min(end, length - 1)].tolist() for row, (end, length) in zip(ids, ends, strict=True)]
+        plan = forward_plan(beginnings, lengths)
+        if plan.beginning and not _can_share(model):
             plan = Plan(0, [], length_groups(lengths))
     if not plan.beginning and len(plan.others) < 2:
         return decoder(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[positions]
@@ -75,6 +82,11 @@ def hidden_at(model: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor, le
     found = torch.cat([one[positions[rows, start : start + one.shape[1]]] for one, rows, start in each])
     sequences = positions.nonzero()[:, 0]
     return found[torch.cat([torch.isin(sequences, torch.tensor(rows)).nonzero()[:, 0] for rows in groups]).argsort()]
+
+
+def run_whole(model: nn.Module) -> None:
+    """Run all batches of a model in one forward from now on."""
+    _whole.add(causal_lm(model))
 
 
 def forward_plan(beginnings: Sequence[Sequence[int]], lengths: Sequence[int]) -> Plan:
@@ -155,46 +167,52 @@ def _states(model: nn.Module, inputs: Inputs, mask: Tensor, plan: Plan, lengths:
 
 
 def _hooked(model: nn.Module) -> bool:
-    """Return whether a module inside the decoder has hooks."""
+    """Return whether a module inside the decoder has hooks other than those by which transformers collects outputs."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, kind) for module in decoder(model).modules() for kind in kinds)
+    hooks = (hook for module in decoder(model).modules() for kind in kinds for hook in getattr(module, kind).values())
+    return any(not getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)
 
 
-def _continues(model: nn.Module, ids: Tensor, mask: Tensor, plan: Plan, lengths: Sequence[int]) -> bool:
-    """Test on the longest and the shortest sequence whether states and gradients are those of the sequence alone.
+def _can_share(model: nn.Module) -> bool:
+    """Return whether sequences can continue from the keys and values of a beginning; tested once per model.
 
-    Random numbers (dropout) would be drawn once for a shared beginning, and recomputed activations have no cache.
+    Random numbers (dropout) would be drawn once for all sequences, recomputed activations have no cache, and some
+    rotary embeddings depend on the length of the whole sequence.
     """
     causal = causal_lm(model)
-    if getattr(causal, "is_activation_checkpointing", False) or (model.training and dropout_rates(model)):
+    checkpointed = getattr(causal, "is_activation_checkpointing", False)
+    if checkpointed or (model.training and dropout_rates(model)) or rope_types(model) & {"dynamic", "longrope"}:
         return False
-    rows = sorted((row for group in plan.sharing for row in group), key=lambda row: lengths[row])
-    layout = f"shared beginning in {'training' if model.training else 'evaluation'}"
-    return leaves_rows_alone(model, layout, lengths[rows[-1]], lambda: _try_out(model, ids, mask, plan, rows, lengths))
+    if causal not in _shares:
+        _shares[causal] = _try_out(model)
+    return _shares[causal]
 
 
-def _try_out(model: nn.Module, ids: Tensor, mask: Tensor, plan: Plan, rows: list[int], lengths: Sequence[int]) -> bool:
-    ends = [rows[0], rows[-1]]
-    mask, lengths = mask[ends], [lengths[row] for row in ends]
-
-    start = plan.beginning
+def _try_out(model: nn.Module) -> bool:
+    """Compare states and gradients of two short sequences that share a beginning with those of each alone."""
+    start, lengths = 8, [11, 17]
+    embeddings: Any = decoder(model).get_input_embeddings()
+    ids = torch.arange(2 * lengths[1], device=embeddings.weight.device).view(2, -1) % vocabulary_size(model)
+    ids[1, :start] = ids[0, :start]
 
     def values(plan: Plan) -> tuple[Tensor, Tensor]:
         """States after the beginning, and the gradient of their weighted sum on the embeddings."""
-        embedded = decoder(model).get_input_embeddings()(ids[ends]).detach().requires_grad_()  # type: ignore[operator]
+        embedded = embeddings(ids).detach().requires_grad_()
 
         def inputs(rows: list[int], first: int, end: int) -> dict[str, Tensor]:
             return {"inputs_embeds": embedded[rows, first:end]}
 
-        found = zip(_states(model, inputs, mask, plan, lengths), lengths, strict=True)
+        found = zip(_states(model, inputs, torch.ones_like(ids), plan, lengths), lengths, strict=True)
         states = torch.cat([one[0, start - plan.beginning : length - plan.beginning] for one, length in found])
         weights = torch.arange(states.numel(), device=states.device).view_as(states).cos()
         (gradient,) = torch.autograd.grad((states * weights).sum(), embedded)
         return states.detach(), torch.cat([gradient[:, :start].sum(0), *gradient[:, start:]])
 
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.autocast(ids.device.type, enabled=False):
             shared, alone = values(Plan(start, [[0], [1]], [])), values(Plan(0, [], [[0], [1]]))
-    except Exception:  # the family needs a cache of its own kind, ids, or one token at a time
+    except Exception:  # the family needs its own kind of cache, needs token ids, or decodes one token at a time
         return False
-    return all(map(same_logits, shared, alone))
+    norm, pairs = torch.linalg.vector_norm, zip(shared, alone, strict=True)
+    tolerance = max(torch.finfo(dtype).eps for dtype in (shared[0].dtype, torch.float32)) ** 0.5
+    return all(norm(here - there) < tolerance * norm(there) for here, there in pairs)

@@ -7,6 +7,7 @@ beyond the table's end. A list of families would go out of date, so rows in a la
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,14 +22,15 @@ from torch import Tensor, nn
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.head import causal_lm
 
-_tried: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()  # longest row that passed, by layout
+_tried: WeakKeyDictionary[nn.Module, dict[str, tuple[float, float]]] = WeakKeyDictionary()
+"""By layout, the lengths of the longest row that passed and the shortest one that failed."""
 
 
 def leaves_rows_alone(model: nn.Module, layout: str, length: int, try_out: Callable[[], bool]) -> bool:
     """Return whether a layout of several rows in a batch leaves each row's logits unchanged.
 
-    The result is remembered per model and layout, and tested again for rows longer than any before. Collective if the
-    model is sharded.
+    The result is remembered per model and layout: a shorter row than one that passed passes, and a longer one than one
+    that failed fails. Collective if the model is sharded.
 
     Args:
         model: The model.
@@ -38,11 +40,11 @@ def leaves_rows_alone(model: nn.Module, layout: str, length: int, try_out: Calla
     """
     known = _tried.setdefault(causal_lm(model), {})
     layout = f"{layout} {attention_implementation(model)}"
-    if length > known.get(layout, 0):
-        known[layout] = length if try_out() else -torch.inf
-    elif known.get(layout, 0) > -torch.inf:
-        return True
-    return known[layout] > 0
+    passed, failed = known.get(layout, (0, math.inf))
+    if passed < length < failed:
+        passed, failed = (length, failed) if try_out() else (passed, length)
+        known[layout] = passed, failed
+    return length <= passed
 
 
 def same_logits(logits: Tensor, expected: Tensor) -> bool:

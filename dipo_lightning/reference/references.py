@@ -82,7 +82,7 @@ class ModelReference:
         self._memory, self._room = {}, most
 
     def stop_remembering(self) -> None:
-        """Compute every batch in one forward again, and free the memory."""
+        """Compute the sequences of a batch together again, and free the memory."""
         self._memory = None
 
     def frozen(self) -> AbstractContextManager:
@@ -93,7 +93,7 @@ class ModelReference:
     def answers(
         self, parts: Mapping[str, TokenBatch], from_hidden: bool = True, chunk_size: int = 1024
     ) -> dict[str, Answers]:
-        """Return the answers of all parts, from one forward unless sequences are remembered.
+        """Return the answers of all parts, computed together unless sequences are remembered.
 
         The rounding of a matrix product depends on its shape. On the forget rows alone the reference would differ from
         the policy's joint forward by rounding; on the same joint batch both are equal to the last bit until the first

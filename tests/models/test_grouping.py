@@ -12,7 +12,7 @@ from torch import Tensor
 import dipo_lightning.models.grouping as module
 from dipo_lightning.models.answers import TokenBatch, answer_hidden, collate
 from dipo_lightning.models.distributed import checkpoint_activations
-from dipo_lightning.models.grouping import Plan, forward_plan, length_groups
+from dipo_lightning.models.grouping import Plan, forward_plan, length_groups, run_whole
 from dipo_lightning.models.head import decoder
 from dipo_lightning.models.lora import LoRA, add_lora
 from tests.helpers.families import SIZES, family_model
@@ -188,6 +188,59 @@ def test_hooks_see_the_whole_batch(monkeypatch):
     assert seen == [6]
     handle.remove()
     assert forwards_of(model, monkeypatch)[0] == 10
+
+
+def test_hooks_that_collect_outputs_for_transformers_need_no_whole_batch(monkeypatch):
+    model = exact("llama")
+    model(input_ids=torch.arange(5)[None], output_hidden_states=True)
+    assert any(module._forward_hooks for module in decoder(model).modules()), "they stay"
+    assert forwards_of(model, monkeypatch)[0] == 10
+
+
+def test_a_model_may_ask_for_one_forward(monkeypatch):
+    model = exact("llama")
+    run_whole(model)
+    assert forwards_of(model, monkeypatch) == [6 * 31]
+
+
+def test_a_row_that_ends_inside_the_beginning_keeps_its_last_token(monkeypatch):
+    monkeypatch.setattr(module, "FORWARD_TOKENS", 4)
+    rows = [BEGINNING, BEGINNING + [20, 21, 22], BEGINNING + [30, 31]]
+    labels = [[-100] * 10, [-100] * 11 + [21, 22], [-100] * 11 + [31]]
+    batch = collate([{"input_ids": a, "labels": b, "index": 0} for a, b in zip(rows, labels, strict=True)])
+    assert assert_equals_one_forward(exact("llama"), batch, monkeypatch, cost=1)[0] == 9
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "phi3", "qwen2"])
+def test_rows_longer_than_a_sliding_window_share_their_beginning(family, monkeypatch):
+    model = family_model(family).double().eval()
+    window = getattr(model.config, "sliding_window", None) or 24
+    begin = [5 + place % 50 for place in range(window + 6)]
+    batch = batch_of(40, 35, 50, 45, beginning=begin)
+    assert assert_equals_one_forward(model, batch, monkeypatch)[0] == len(begin)
+
+
+def test_rotary_embeddings_that_depend_on_the_length_of_a_row_share_nothing(monkeypatch):
+    model = exact("llama")
+    model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    assert forwards_of(model, monkeypatch)[0] != 10
+
+
+def test_bfloat16_products_are_tested_in_float32(monkeypatch):
+    model = toy_model()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert forwards_of(model, monkeypatch)[0] == 10
+
+
+@pytest.mark.parametrize("family", ["llama", "rwkv"])
+def test_whether_a_model_can_share_is_tested_once(family, monkeypatch):
+    tried = []
+    whole = module._try_out
+    monkeypatch.setattr(module, "_try_out", lambda model: tried.append(0) or whole(model))
+    model = exact(family)
+    for _ in range(3):
+        forwards_of(model, monkeypatch)
+    assert len(tried) == 1
 
 
 def test_a_family_whose_cache_cuts_the_gradient_runs_from_the_first_token(monkeypatch):

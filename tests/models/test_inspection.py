@@ -12,7 +12,14 @@ from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.scoring import score
 from dipo_lightning.models.answers import collate, compute_answers
 from dipo_lightning.models.distributed import checkpoint_activations, transformer_blocks
-from dipo_lightning.models.inspection import check_causal, check_rows, check_training, position_limit, same_logits
+from dipo_lightning.models.inspection import (
+    check_causal,
+    check_rows,
+    check_training,
+    leaves_rows_alone,
+    position_limit,
+    same_logits,
+)
 from tests.evaluation.test_generation import plain_generate
 from tests.evaluation.test_scoring import plain_score
 from tests.helpers.families import SIZES, family_model
@@ -225,3 +232,15 @@ def test_products_in_tf32_are_rounding_too():
         assert not same_logits(logits.flip(-1), logits)
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_a_layout_is_tried_again_only_between_the_lengths_that_passed_and_failed():
+    model, tried = toy_model(), []
+
+    def held(length: int, result: bool) -> bool:
+        return leaves_rows_alone(model, "layout", length, lambda: tried.append(length) or result)
+
+    assert [held(5, True), held(4, False), held(9, False), held(12, True), held(7, True), held(6, False)] == [
+        True, True, False, False, True, True,
+    ]  # fmt: skip
+    assert tried == [5, 9, 7]
