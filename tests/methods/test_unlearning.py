@@ -22,7 +22,9 @@ from dipo_lightning.methods.pdu import PDUModule
 from dipo_lightning.methods.preference import DPOModule, NPOModule
 from dipo_lightning.methods.rmu import RMUModule
 from dipo_lightning.methods.undial import UNDIALModule
+from dipo_lightning.models import grouping
 from dipo_lightning.models.answers import Answers, divergence
+from dipo_lightning.models.lora import LoRA
 from dipo_lightning.reference.references import AdaptersOffReference, HiddenStatesReference, LiveReference
 from tests.helpers.methods import CLASSES, options_of
 from tests.helpers.toys import FAMILIES, save_toy
@@ -99,6 +101,43 @@ def test_every_method_takes_finite_steps_and_logs_its_terms(files: Path, cls: ty
     assert any(moved)
     if not module.reference_parts:
         assert module.frozen_reference is None, "a method that needs no reference loads none"
+
+
+class FirstGap(DiPOModule):
+    """Notes the largest difference between policy and reference before the first step."""
+
+    gaps: tuple[float, ...] = ()
+
+    def losses(self, answers: dict[str, Answers]) -> dict[str, torch.Tensor]:
+        pairs = ((one.logits.detach(), self.reference_logits(one)) for one in answers.values())
+        self.gaps = self.gaps or tuple(float((here - there).abs().max()) for here, there in pairs)
+        return super().losses(answers)
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["live", "adapters_off"])
+@pytest.mark.parametrize(
+    ("options", "shared"),
+    [({}, True), ({"activation_checkpointing": True}, False), ({"compile_blocks": True}, False)],
+    ids=["plain", "activation_checkpointing", "compile_blocks"],
+)
+def test_on_a_cpu_policy_and_reference_are_equal_to_the_last_bit_before_the_first_step(
+    files: Path, monkeypatch: pytest.MonkeyPatch, lora: LoRA | None, options: dict[str, Any], shared: bool
+) -> None:
+    monkeypatch.setattr(grouping, "FORWARD_TOKENS", 1)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: None)
+    beginnings: list[int] = []
+    chosen = grouping.forward_plan
+
+    def noted(*arguments: Any) -> grouping.Plan:
+        plan = chosen(*arguments)
+        beginnings.append(plan.beginning)
+        return plan
+
+    monkeypatch.setattr(grouping, "forward_plan", noted)
+    reference = "live" if lora is None else "adapters_off"
+    module, _ = fit(files, FirstGap, retain_loss="kl", reference=reference, lora=lora, steps=1, **options)
+    assert module.gaps == (0, 0)
+    assert any(beginnings) == shared
 
 
 class AnotherDefaultDevice(SingleDeviceStrategy):
