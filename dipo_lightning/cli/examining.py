@@ -141,7 +141,7 @@ def conclude(
     from dipo_lightning.report.page import PAGE, verdict_page
 
     folder, rows = job.folder, job.rows
-    stopped, steps = _end_of(folder / "run")
+    stopped, steps, ending = _end_of(folder / "run")
     verdict = judge(
         value_reports(before, after, floors),
         kept_scores(before, after),
@@ -150,7 +150,7 @@ def conclude(
         repeated_before=repeated_share(before),
         unheard=_unheard(job, after.values, settings["max_new_tokens"]),
         bare=sum(not values for values in after.values),
-        ended=_ended(stopped, steps, checked),
+        ended=_ended(stopped, steps, ending, checked),
         settings=settings | {"stopped": stopped},
     )
     document = verdict.document() | {"settings": settings}
@@ -178,8 +178,8 @@ def conclude(
     print(f"Everything measured: {folder / PAGE} and {VERDICT}")
 
 
-def _end_of(run: Path) -> tuple[bool, int]:
-    """Return whether a run was ended by a rule, and its number of steps."""
+def _end_of(run: Path) -> tuple[bool, int, str]:
+    """Return whether a run was ended by a rule, its number of steps, and what ended it if its method says so."""
     from dipo_lightning.callbacks.checkpoint import newest
     from dipo_lightning.callbacks.run_record import CHECKPOINTS
     from dipo_lightning.models.checkpoint import read_settled
@@ -187,14 +187,13 @@ def _end_of(run: Path) -> tuple[bool, int]:
     last = newest(run / CHECKPOINTS)
     checkpoint = {} if last is None else read_settled(last)
     stopped = checkpoint.get("callbacks", {}).get("Checkpoint", {}).get("stopped")
-    return bool(stopped), checkpoint.get("global_step", 0)
+    return bool(stopped), checkpoint.get("global_step", 0), checkpoint.get("ending", "")
 
 
-def _ended(stopped: bool, steps: int, checked: bool) -> str:
+def _ended(stopped: bool, steps: int, ending: str, checked: bool) -> str:
     """Return a sentence on what ended a run: its own rule, or its number of steps."""
     if stopped:
-        found = ": a thorough check found nothing left to forget" if checked else ""
-        return f"The run ended by its own rule after {steps} steps{found}."
+        return f"The run ended by its own rule after {steps} steps{f': {ending}' if ending else ''}."
     best = ": every check found something left to forget, so the model of the best check was exported"
     return f"The run took all of its {steps} steps{best if checked else ''}."
 

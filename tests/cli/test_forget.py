@@ -10,7 +10,7 @@ import torch
 
 from dipo_lightning.benchmarks.user_data import examination
 from dipo_lightning.benchmarks.user_data.examination import Examination
-from dipo_lightning.cli.examining import Job, examined
+from dipo_lightning.cli.examining import Job, _ended, examined
 from dipo_lightning.cli.forget import (
     SplitRows,
     _class_path,
@@ -98,6 +98,19 @@ def test_rows_may_be_longer_than_by_default_if_the_model_reads_them(begun, here,
 def test_checks_are_an_option_of_the_method_that_has_them(begun, capsys):
     assert main([*begun, "--method", "npo", "--check_every", "4", "--output", "npo"]) == 2
     assert "--check_every is an option of dipo_lightning.SelectiveModule" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stopped", "ending", "checked", "said"),
+    [
+        (True, "8 checks in succession found no leak", True, "by its own rule after 9 steps: 8 checks in succession"),
+        (True, "", False, "The run ended by its own rule after 9 steps."),
+        (False, "", True, "took all of its 9 steps: every check found something left to forget"),
+        (False, "", False, "The run took all of its 9 steps."),
+    ],
+)
+def test_the_verdict_says_what_ended_the_run(stopped, ending, checked, said):
+    assert said in _ended(stopped, 9, ending, checked)
 
 
 def test_equal_rows_are_held_out_or_trained_on_but_never_both():

@@ -760,6 +760,21 @@ def test_no_run_ends_before_its_fourth_check(tmp_path, monkeypatch):
     assert module.trainer.callback_metrics["train/remaining"] == 1.5, "an early check counts one more"
 
 
+def test_checks_in_succession_without_a_leak_end_a_run(tmp_path, monkeypatch):
+    leaks = iter([0, 0, 1, *[0] * 20])
+    monkeypatch.setattr(Check, "ask", lambda *_: (next(leaks), 0.5))
+    monkeypatch.setattr(selective, "QUIET_CHECKS", 3)
+    saved = tmp_path / "saved.ckpt"
+    options = {"check_every": 1, "method": {"stop": True}, "batch_size": 1, "steps": None}
+    cut = fit(tmp_path, [*ROWS] * 4, callbacks=(SaveAndStop(saved, 5, False),), **options)
+    assert cut.trainer.global_step == 5
+    module = fit(tmp_path, [*ROWS] * 4, resumed=saved, **options)
+    assert module.trainer.global_step == 6, "the checks before the interruption count"
+    checkpoint: dict[str, Any] = {}
+    module.on_save_checkpoint(checkpoint)
+    assert checkpoint["ending"] == "3 checks in succession found no leak"
+
+
 def test_the_retain_term_is_a_mean_over_the_global_batch(tmp_path):
     term = {"gamma": 0.0, "retain_loss": "nll"}
     kept = [*KEPT, {"question": "Where is Bo?", "answer": "Bo is in the old town by the river."}]

@@ -33,6 +33,10 @@ LEAST_CHECKS = 4
 
 To earlier ones a value counts as remaining, so that their models are hardly ever the best.
 """
+QUIET_CHECKS = 8
+"""Number of successive checks without a leak that end a run, whatever the risk: further steps hardly lower it then."""
+NOTHING_LEFT = "a thorough check found nothing left to forget"
+"""What ends a run that is as good as the checks can tell."""
 RISK = 2e-4
 """Maximum number of private values expected per sampled answer, in a check that ends a run."""
 NOTABLE = 1e-4

@@ -49,7 +49,7 @@ from dipo_lightning.errors import InputError, check_numbers, check_positive
 from dipo_lightning.evaluation.generation import generate
 from dipo_lightning.evaluation.sampling import answer_room, sample, torch_seed
 from dipo_lightning.losses.likelihood import token_kl
-from dipo_lightning.methods.selective.checks import LEAST_CHECKS, RISK, Check
+from dipo_lightning.methods.selective.checks import LEAST_CHECKS, NOTHING_LEFT, QUIET_CHECKS, RISK, Check
 from dipo_lightning.methods.selective.examples import MOST_NEIGHBOURS, ExampleMaker, PrivateExample
 from dipo_lightning.methods.selective.targets import (
     MIN_P,
@@ -133,7 +133,8 @@ class SelectiveModule(UnlearningModule):
         check_every: Optimiser steps between two checks; the last step is checked too; 0 for no checks.
         stop: End the run at a check, from the fourth on, where no sample contains a private value, at most one in 5,000
             answers is expected to, no answer's first value is likelier than 0.001, no answer's values are likelier than
-            its false variants, and a thorough check confirms all this.
+            its false variants, and a thorough check confirms all this; or at the eighth check in succession that finds
+            no leak.
         retain_loss: ``kl`` (divergence from the reference model), ``nll`` or ``none``.
         reference: ``live``, ``adapters_off`` (with LoRA) or ``auto``.
         **options: Those of `UnlearningModule`.
@@ -177,6 +178,8 @@ class SelectiveModule(UnlearningModule):
         self._endings: list[int] = []
         self._continuing: list[int] = []
         self._checked = 0  # the step of the last check
+        self._quiet = 0  # checks in succession without a leak
+        self._ending = ""  # what ended the run
         self._blind: Answers | None = None
         self._current: list[PrivateExample] = []
 
@@ -205,7 +208,7 @@ class SelectiveModule(UnlearningModule):
         """Make the training rows beside those of the data module."""
         super().on_fit_start()
         if self.trainer.ckpt_path is None:
-            self._checked = 0
+            self._checked, self._quiet, self._ending = 0, 0, ""
         self.make_examples()
 
     def make_examples(self) -> None:
@@ -459,27 +462,30 @@ class SelectiveModule(UnlearningModule):
         two = [number % len(TEMPLATES), (number + 1) % len(TEMPLATES)]
         remaining, risk = check.ask([wordings[i] for wordings in self._wordings for i in two], self.samples)
         early = number < LEAST_CHECKS
+        self._quiet = 0 if remaining else self._quiet + 1
         left = remaining + min(risk, 0.99) + early  # the number of remaining values decides first
         if self.stop and not early and not remaining and risk <= RISK:
             left = check.ask_thoroughly()
-            if not left:
-                self.trainer.should_stop = True
-                rank_zero_info(f"step {self.trainer.global_step}: nothing is left to forget, so the run ends.")
+        if self.stop and (not left or self._quiet >= QUIET_CHECKS):
+            self.trainer.should_stop = True
+            self._ending = f"{self._quiet} checks in succession found no leak" if left else NOTHING_LEFT
+            rank_zero_info(f"step {self.trainer.global_step}: {self._ending}, so the run ends.")
         self.leaks = (check.risky + self.leaks)[: check.most_risky]
         self.log("train/remaining", left)
 
     # State in checkpoints: plain values.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also save the leaked answers, and the step of the last check."""
+        """Also save the leaked answers, the last check, and what ended the run."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["checked"] = self._checked
+        checkpoint |= {"checked": self._checked, "quiet": self._quiet, "ending": self._ending}
         checkpoint["leaks"] = [asdict(leak) for leak in self.leaks]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also restore the leaked answers, and the step of the last check."""
+        """Also restore the leaked answers, the last check, and what ended the run."""
         super().on_load_checkpoint(checkpoint)
-        self._checked = checkpoint.get("checked", 0)
+        self._checked, self._quiet = checkpoint.get("checked", 0), checkpoint.get("quiet", 0)
+        self._ending = checkpoint.get("ending", "")
         self.leaks = [PrivateExample(**leak) for leak in checkpoint.get("leaks", [])]
 
 
