@@ -182,12 +182,14 @@ def _end_of(run: Path) -> tuple[bool, int, str]:
     """Return whether a run was ended by a rule, its number of steps, and what ended it if its method says so."""
     from dipo_lightning.callbacks.checkpoint import newest
     from dipo_lightning.callbacks.run_record import CHECKPOINTS
+    from dipo_lightning.methods.selective.checks import NOTHING_LEFT
     from dipo_lightning.models.checkpoint import read_settled
 
     last = newest(run / CHECKPOINTS)
     checkpoint = {} if last is None else read_settled(last)
     stopped = checkpoint.get("callbacks", {}).get("Checkpoint", {}).get("stopped")
-    return bool(stopped), checkpoint.get("global_step", 0), checkpoint.get("ending", "")
+    ending = checkpoint.get("ending", NOTHING_LEFT if "checked" in checkpoint else "")
+    return bool(stopped), checkpoint.get("global_step", 0), ending
 
 
 def _ended(stopped: bool, steps: int, ending: str, checked: bool) -> str:

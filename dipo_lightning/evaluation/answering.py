@@ -38,7 +38,7 @@ from dipo_lightning.evaluation.shared_prompts import (
     prompt_of,
 )
 from dipo_lightning.models.answers import IGNORED
-from dipo_lightning.models.distributed import evaluation_mode, plan_batches, rank_and_world, shared_out, unsharded
+from dipo_lightning.models.distributed import evaluation_mode, plan_batches, shared_out, unsharded
 from dipo_lightning.models.inspection import (
     check_ids,
     context_length,
@@ -165,7 +165,7 @@ def score_and_answer(
     with evaluation_mode(policy), unsharded(policy):
         if not rows or not run.holds(rows):
             return {}, {}
-        results = shared_out(_units(rows, batch_rows, rank_and_world()[1]), answers, progress)
+        results = shared_out(_units(rows, batch_rows), answers, progress)
     scores = {
         index: one
         for number, (scored, _) in results.items()
@@ -174,20 +174,18 @@ def score_and_answer(
     return scores, {number: said for number, (_, said) in results.items()}
 
 
-def _units(rows: Sequence[_Row], batch_rows: int, world: int) -> list[list[_Row]]:
-    """Batch rows with answers of similar length, such that all processes have equal shares.
+def _units(rows: Sequence[_Row], batch_rows: int) -> list[list[_Row]]:
+    """Batch rows with answers of similar length, the same on any number of processes.
 
-    The rows of ``world`` successive batches are dealt out in turn, and each process has as many batches as the others
-    unless they would be small.
+    The number of batches is even unless they would be small, and the rows of two successive batches are dealt out in
+    turn, so that two processes get the same share.
     """
     order = sorted(rows, key=lambda row: (-row.question.expected, -len(row.layout), row.number))
     count = -(-len(order) // batch_rows)
-    count += -count % world if len(order) >= world * EFFICIENT else 0
+    count += count % 2 if len(order) >= 2 * EFFICIENT else 0
     size = -(-len(order) // count)
-    starts = range(0, len(order), world * size)
-    windows = [order[start : start + world * size] for start in starts]
-    parts = [min(world, -(-len(window) // size)) for window in windows]
-    return [window[i::part] for window, part in zip(windows, parts, strict=True) for i in range(part)]
+    windows = [order[start : start + 2 * size] for start in range(0, len(order), 2 * size)]
+    return [window[i :: min(2, -(-len(window) // size))] for window in windows for i in range(-(-len(window) // size))]
 
 
 class _Run:

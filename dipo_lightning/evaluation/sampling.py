@@ -157,9 +157,10 @@ def _sample_batch(
     rows = list(range(len(said)))  # still in the batch
     going = set(rows)
     for step in range(max_new_tokens):
-        for limits in (banned,) if step else (banned, banned_first):
-            for place, row in enumerate(rows if any(limits) else ()):
-                logits[place, limits[row // samples]] = torch.finfo(logits.dtype).min
+        for place, row in enumerate(rows if any(banned) else ()):
+            logits[place, banned[row // samples]] = torch.finfo(logits.dtype).min
+        for prompt, first in enumerate([] if step else banned_first):
+            logits[prompt * samples : (prompt + 1) * samples, first] = torch.finfo(logits.dtype).min
         if observe:
             places = [place for place, row in enumerate(rows) if row in going]
             unfinished = [rows[place] for place in places]

@@ -184,7 +184,8 @@ def _can_share(model: nn.Module) -> bool:
     if checkpointed or (model.training and dropout_rates(model)) or rope_types(model) & {"dynamic", "longrope"}:
         return False
     if causal not in _shares:
-        _shares[causal] = _try_out(model)
+        with torch.inference_mode(False):
+            _shares[causal] = _try_out(model)
     return _shares[causal]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dipo_lightning.data.encoding import encode
-from dipo_lightning.data.language import FUNCTION_WORDS, is_common_word
+from dipo_lightning.data.language import FUNCTION_WORDS, is_common_word, unspaced
 
 PART = "\ufffd"
 """What a part of a character decodes to."""
@@ -66,7 +66,8 @@ class WordEdges(NamedTuple):
     """Tokens that meet inside a word.
 
     Attributes:
-        continuing: Tokens that begin with a letter or digit and without a space.
+        continuing: Tokens that begin inside a word: with a letter, digit or combining mark, and without a space, or in
+            the middle of a character.
         open: Tokens that end with a letter or digit.
     """
 
@@ -80,15 +81,22 @@ class WordEdges(NamedTuple):
 
 def word_edges(tokenizer: Any) -> WordEdges:
     """Find out by decoding which tokens continue a word, and which leave it open."""
-    word = encode(tokenizer, "the")
-    length = len(tokenizer.decode(word))
-    texts = [text[length:] for text in tokenizer.batch_decode([[*word, token] for token in range(len(tokenizer))])]
+    word, tokens = encode(tokenizer, "the"), sorted(set(tokenizer.get_vocab().values()))
+    decoded = tokenizer.batch_decode([word, *([*word, token] for token in tokens)], clean_up_tokenization_spaces=False)
+    texts = [text[len(decoded[0]) :] for text in decoded[1:]]
 
-    def of_word(sign: str) -> bool:
-        return sign.isalnum() or sign == PART
+    def spaced(sign: str) -> bool:
+        return sign.isalnum() and not unspaced(sign)
 
-    continuing = frozenset(token for token, text in enumerate(texts) if of_word(text[:1]))
-    return WordEdges(continuing, frozenset(token for token, text in enumerate(texts) if of_word(text[-1:])))
+    def inside(sign: str) -> bool:
+        return spaced(sign) or sign == PART or unicodedata.category(sign or " ").startswith("M")
+
+    begins = zip(tokens, texts, strict=True)
+    ends = zip(tokens, texts, strict=True)
+    return WordEdges(
+        frozenset(token for token, text in begins if inside(text[:1])),
+        frozenset(token for token, text in ends if spaced(text[-1:])),
+    )
 
 
 def following(
@@ -96,7 +104,7 @@ def following(
 ) -> list[int]:
     """Return the tokens of pairs (`by_last`) whose preceding tokens are the last ones of a text.
 
-    With ``edges``, these must begin a word there: the "Wed" of "TheWed" begins no "Wedding".
+    With ``edges``, the preceding tokens must begin a word there: the "Wed" of "TheWed" begins no "Wedding".
     """
     there = pairs.get(ids[-1], ()) if ids else ()
     last = ((before, token) for before, token in there if list(ids[-len(before) :]) == before)

@@ -60,6 +60,7 @@ class Check:
             its own) and ``observe``, and returns the same on every process.
         broadcast: Function that returns the first process's object on every process.
         risky: The riskiest answers, as training rows.
+        leaks: Number of leaks found so far.
     """
 
     policy: nn.Module
@@ -71,6 +72,7 @@ class Check:
     sample: Callable[..., list[list[list[int]]]]
     broadcast: Callable[[Any], Any]
     risky: list[PrivateExample] = field(default_factory=list)
+    leaks: int = 0
 
     @property
     def most_risky(self) -> int:
@@ -89,6 +91,7 @@ class Check:
         found = sum(self.maker.says_value(index, ids) for index, _, ids in answered)
         sayable, likelier = self._values_left(asked)
         remaining = found + sayable + likelier
+        self.leaks += remaining
         if not remaining:  # else the risk decides nothing, and an upper bound will do
             for number, other in self._other_words(notable, answered):
                 own[number] -= other

@@ -353,7 +353,7 @@ class ExampleMaker:
         return [int(not flag) for flag in token_flags(token_places(self.tokenizer, ids, text), named)]
 
     def continuing(self, size: int) -> list[int]:
-        """Return the tokens of a vocabulary of some size that continue the word before them."""
+        """Return the tokens of a vocabulary of some size that would continue a word."""
         return sorted(token for token in self.edges.continuing if token < size)
 
     def endings(self) -> list[int]:

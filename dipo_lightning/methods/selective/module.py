@@ -7,7 +7,7 @@ preferred distribution is that of the reference model without sight of the quest
     pi_w,t = softmax(h_blind,t, private words at -inf)
 
 where h_blind are the reference model's logits with the subject's name masked out of its attention. Left out are tokens
-below 5 % of the likeliest one's probability and, where a private word began, tokens that continue the word before it
+below 5 % of the likeliest one's probability and, where the private token begins a word, tokens that would continue one
 ("the" + "atre"): the blind view may be all but sure of the banned token, and its tail is not made of words. At the
 other positions of forget answers it is the reference model's distribution without the private words. Everywhere else it
 is the reference model's distribution itself: on retain answers, on its own answers to general questions and to the
@@ -134,7 +134,7 @@ class SelectiveModule(UnlearningModule):
         stop: End the run at a check, from the fourth on, where no sample contains a private value, at most one in 5,000
             answers is expected to, no answer's first value is likelier than 0.001, no answer's values are likelier than
             its false variants, and a thorough check confirms all this; or at the eighth check in succession that finds
-            no leak.
+            fault with nothing but the expected number.
         retain_loss: ``kl`` (divergence from the reference model), ``nll`` or ``none``.
         reference: ``live``, ``adapters_off`` (with LoRA) or ``auto``.
         **options: Those of `UnlearningModule`.
@@ -259,7 +259,7 @@ class SelectiveModule(UnlearningModule):
             visible=[example.visible[:first] for example, first in zip(asked, begun, strict=True)],
             banned=[self._maker.banned[example.index] for example in asked],
             banned_first=[
-                [] if example.input_ids[first] in self._continuing else self._continuing
+                [] if example.input_ids[first] in self._maker.edges.continuing else self._continuing
                 for example, first in zip(asked, begun, strict=True)
             ],
             min_p=MIN_P,
@@ -380,8 +380,9 @@ class SelectiveModule(UnlearningModule):
         starts = [flag and not before for one in self._current for before, flag in pairwise([False, *one.flags])]
         begins = torch.tensor(starts, device=device)
         more = padded([tokens for example in self._current for tokens in self._maker.completing(example)]).to(device)
-        continuing = torch.tensor(self._continuing, dtype=torch.long, device=device)
-        new_word = private & ~torch.isin(forget.labels, continuing)
+        continuing = torch.zeros(max(self._continuing, default=0) + 1, dtype=torch.bool)
+        continuing[self._continuing] = True
+        new_word = private & ~torch.isin(forget.labels, continuing.nonzero()[:, 0].to(device))
         same = forget.sequence_ids == forget.sequence_ids.roll(1)
         same[:1] = False  # nothing precedes the first position, even if there is no other sequence
         before = torch.where(same & private, forget.labels.roll(1), IGNORED)
@@ -391,7 +392,7 @@ class SelectiveModule(UnlearningModule):
             secret = self._secret_tokens(forget, positions, private[positions], more[positions], policy.shape[-1])
             banned = secret.clone()
             banned[:, self._endings] |= begins[positions][:, None]  # an answer that ends there says nothing
-            banned[:, continuing] |= new_word[positions][:, None]
+            banned[:, : len(continuing)] |= new_word[positions][:, None] & continuing.to(device)
             banned = and_repetition(banned, before[positions])
             target = blind_target(frozen, blind, private[positions], banned)
             found = token_kl(policy, target)
@@ -462,10 +463,10 @@ class SelectiveModule(UnlearningModule):
         two = [number % len(TEMPLATES), (number + 1) % len(TEMPLATES)]
         remaining, risk = check.ask([wordings[i] for wordings in self._wordings for i in two], self.samples)
         early = number < LEAST_CHECKS
-        self._quiet = 0 if remaining else self._quiet + 1
         left = remaining + min(risk, 0.99) + early  # the number of remaining values decides first
         if self.stop and not early and not remaining and risk <= RISK:
             left = check.ask_thoroughly()
+        self._quiet = 0 if remaining or check.leaks else self._quiet + 1
         if self.stop and (not left or self._quiet >= QUIET_CHECKS):
             self.trainer.should_stop = True
             self._ending = f"{self._quiet} checks in succession found no leak" if left else NOTHING_LEFT
