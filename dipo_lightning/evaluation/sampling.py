@@ -88,10 +88,10 @@ def sample(
     for batch in _batches(policy, prompts, room, samples, visible is not None):
         generators = [torch.Generator().manual_seed(seeds[number]) for number in batch]
         view = [[1] * len(prompts[n]) if visible is None else list(visible[n]) for n in batch]
-        limits = [[list(one[n]) if one else [] for n in batch] for one in (banned, banned_first)]
+        limits, first = ([list(one[n]) if one else [] for n in batch] for one in (banned, banned_first))
         numbers = [number * samples + place for number in batch for place in range(samples)]
         found = _sample_batch(
-            policy, [list(prompts[n]) for n in batch], view, *limits, generators, samples, room[batch[0]],
+            policy, [list(prompts[n]) for n in batch], view, limits, first, generators, samples, room[batch[0]],
             set(stop_ids), temperature, min_p, numbers, observe,
         )  # fmt: skip
         for number, continuations in zip(batch, found, strict=True):

@@ -192,7 +192,8 @@ def _can_share(model: nn.Module) -> bool:
 def _try_out(model: nn.Module) -> bool:
     """Compare states and gradients of two short sequences that share a beginning with those of each alone."""
     start, lengths = 8, [11, 17]
-    embeddings: Any = decoder(model).get_input_embeddings()
+    run: Any = decoder(model)
+    embeddings = run.get_input_embeddings()
     ids = torch.arange(2 * lengths[1], device=embeddings.weight.device).view(2, -1) % vocabulary_size(model)
     ids[1, :start] = ids[0, :start]
 

@@ -78,6 +78,30 @@ def test_hidden_tokens_are_not_seen_and_banned_ones_not_said():
         assert not set(sum(said[number], [])) & set(banned[number])
 
 
+def test_what_is_banned_at_the_beginning_may_follow_it():
+    model = toy_model()
+    everything = range(model.config.vocab_size)
+    first = [[token for token in everything if token not in {30 + place, 31 + place}] for place in range(4)]
+    options = {"samples": 8, "max_new_tokens": 6, "stop_ids": [2], "seeds": [4, 5, 6, 7]}
+    said = sample(model, PROMPTS, banned_first=first, **options)
+    for place, answers in enumerate(said):
+        assert {answer[0] for answer in answers} <= {30 + place, 31 + place}
+        assert {token for answer in answers for token in answer[1:]} & set(first[place])
+
+
+def test_with_the_largest_min_p_only_the_likeliest_token_is_sampled():
+    model = toy_model()
+    options = {"samples": 3, "max_new_tokens": 6, "stop_ids": []}
+    likeliest, low = (sample(model, PROMPTS, min_p=p, seeds=[4, 5, 6, 7], **options) for p in (1.0, 0.05))
+    ids = torch.tensor([PROMPTS[0]])
+    with torch.no_grad():
+        logits = model(ids).logits[0, -1]
+    assert {answer[0] for answer in likeliest[0]} == {int(logits.argmax())}
+    assert all(len({tuple(answer) for answer in answers}) == 1 for answers in likeliest)
+    chances = logits.softmax(-1)
+    assert all(chances[answer[0]] >= 0.05 * chances.max() for answer in low[0])
+
+
 def test_an_observer_sees_the_logits_of_every_position_of_each_continuation():
     model, seen, texts = toy_model(), {}, {}
     with torch.no_grad():

@@ -778,6 +778,19 @@ def test_checks_in_succession_without_a_leak_end_a_run(tmp_path, monkeypatch):
     assert checkpoint["ending"] == "3 checks in succession found no leak"
 
 
+def test_a_leak_in_a_thorough_check_counts(tmp_path, monkeypatch):
+    def thorough(check: Check) -> float:
+        check.leaks += 1
+        return 1e-5
+
+    monkeypatch.setattr(Check, "ask", lambda *_: (0, 0.0))
+    monkeypatch.setattr(Check, "ask_thoroughly", thorough)
+    monkeypatch.setattr(selective, "QUIET_CHECKS", 2)
+    monkeypatch.setattr(selective, "LEAST_CHECKS", 1)
+    module = fit(tmp_path, [*ROWS, *ROWS], check_every=1, method={"stop": True})
+    assert module.trainer.global_step == 4, "the run takes all its steps"
+
+
 def test_the_retain_term_is_a_mean_over_the_global_batch(tmp_path):
     term = {"gamma": 0.0, "retain_loss": "nll"}
     kept = [*KEPT, {"question": "Where is Bo?", "answer": "Bo is in the old town by the river."}]

@@ -227,6 +227,7 @@ class SelectiveModule(UnlearningModule):
             raise InputError(NO_VALUES)
         self._wordings = [maker.wordings(i, TEMPLATES) for i in range(len(maker.rows))]
         self._endings = maker.endings()
+        assert self.policy is not None
         self._continuing = maker.continuing(vocabulary_size(self.policy))
         assert isinstance(self.frozen_reference, ModelReference)
         if self.device.type == "cpu" and not self.sharded:
