@@ -778,6 +778,25 @@ def test_checks_in_succession_without_a_leak_end_a_run(tmp_path, monkeypatch):
     assert checkpoint["ending"] == "3 checks in succession found no leak"
 
 
+def test_where_a_private_word_begins_the_target_continues_no_word(tmp_path, monkeypatch):
+    targets = []
+
+    def noted(reference, blind, private, banned):
+        target = blind_target(reference, blind, private, banned)
+        targets.append((private, banned))
+        return target
+
+    monkeypatch.setattr(selective, "blind_target", noted)
+    module = fit(tmp_path, ROWS, 0)
+    continuing = torch.tensor(module._continuing)
+    assert len(continuing)
+    for private, banned in targets:
+        held = banned[:, continuing].all(1)
+        assert held.any(), "where a private word begins"
+        assert not held[~private].any()
+    assert any((private & ~banned[:, continuing].all(1)).any() for private, banned in targets), "not inside one"
+
+
 def test_a_leak_in_a_thorough_check_counts(tmp_path, monkeypatch):
     def thorough(check: Check) -> float:
         check.leaks += 1

@@ -381,9 +381,8 @@ class SelectiveModule(UnlearningModule):
         starts = [flag and not before for one in self._current for before, flag in pairwise([False, *one.flags])]
         begins = torch.tensor(starts, device=device)
         more = padded([tokens for example in self._current for tokens in self._maker.completing(example)]).to(device)
-        continuing = torch.zeros(max(self._continuing, default=0) + 1, dtype=torch.bool)
-        continuing[self._continuing] = True
-        new_word = private & ~torch.isin(forget.labels, continuing.nonzero()[:, 0].to(device))
+        continuing = torch.tensor(self._continuing, dtype=torch.long, device=device)
+        new_word = private & ~torch.isin(forget.labels, continuing)
         same = forget.sequence_ids == forget.sequence_ids.roll(1)
         same[:1] = False  # nothing precedes the first position, even if there is no other sequence
         before = torch.where(same & private, forget.labels.roll(1), IGNORED)
@@ -393,7 +392,8 @@ class SelectiveModule(UnlearningModule):
             secret = self._secret_tokens(forget, positions, private[positions], more[positions], policy.shape[-1])
             banned = secret.clone()
             banned[:, self._endings] |= begins[positions][:, None]  # an answer that ends there says nothing
-            banned[:, : len(continuing)] |= new_word[positions][:, None] & continuing.to(device)
+            inside = torch.zeros_like(banned[0]).index_fill(0, continuing, True)
+            banned |= new_word[positions][:, None] & inside
             banned = and_repetition(banned, before[positions])
             target = blind_target(frozen, blind, private[positions], banned)
             found = token_kl(policy, target)
