@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -185,7 +186,8 @@ def _units(rows: Sequence[_Row], batch_rows: int) -> list[list[_Row]]:
     count += count % 2 if len(order) >= 2 * EFFICIENT else 0
     size = -(-len(order) // count)
     windows = [order[start : start + 2 * size] for start in range(0, len(order), 2 * size)]
-    return [window[i :: min(2, -(-len(window) // size))] for window in windows for i in range(-(-len(window) // size))]
+    parts = [1 + (len(window) > size) for window in windows]
+    return [window[i::part] for window, part in zip(windows, parts, strict=True) for i in range(part)]
 
 
 class _Run:
@@ -396,9 +398,7 @@ def common_beginning(prompts: Sequence[list[int]]) -> int:
     """Return the length of the prefix that all prompts share and none equals; 0 if it is too short to save time."""
     if len(prompts) < 2:
         return 0
-    first, last = min(prompts), max(prompts)
-    most = min(map(len, prompts)) - 1
-    count = next((i for i in range(most) if first[i] != last[i]), most)
+    count = min(len(commonprefix(prompts)), min(map(len, prompts)) - 1)
     return count if count >= WORTHWHILE else 0
 
 

@@ -91,11 +91,10 @@ def word_edges(tokenizer: Any) -> WordEdges:
     def inside(sign: str) -> bool:
         return spaced(sign) or sign == PART or unicodedata.category(sign or " ").startswith("M")
 
-    begins = zip(tokens, texts, strict=True)
-    ends = zip(tokens, texts, strict=True)
+    said = dict(zip(tokens, texts, strict=True))
     return WordEdges(
-        frozenset(token for token, text in begins if inside(text[:1])),
-        frozenset(token for token, text in ends if spaced(text[-1:])),
+        frozenset(token for token, text in said.items() if inside(text[:1])),
+        frozenset(token for token, text in said.items() if spaced(text[-1:])),
     )
 
 
