@@ -35,6 +35,7 @@ from dipo_lightning.methods.selective.examples import (
     MOST_NEIGHBOURS,
     ExampleMaker,
     PrivateExample,
+    RarestWord,
     identifiers,
 )
 from dipo_lightning.methods.selective.module import (
@@ -313,7 +314,8 @@ def test_only_the_rest_of_a_word_makes_its_first_token_a_risk(maker, monkeypatch
     ids = maker.style.answer_ids("Mara Velt works as a")
     whole = encode(maker.tokenizer, " glassblower")
     assert len(whole) > 2
-    monkeypatch.setattr(maker, "watched", [{whole[0]: [whole[1:]], whole[1]: []}, {}])
+    words = [RarestWord(rest, "glassblower", "glassblower") for rest in (whole[1:], [])]
+    monkeypatch.setattr(maker, "watched", [dict(zip(whole, ([word] for word in words), strict=False)), {}])
     prompt = maker.style.prompt(ROWS[0]["question"])
     check = Check(policy, maker, [[]], [], torch.device("cpu"), 0, pytest.fail, lambda found: found)
     others = check._other_words([(5, len(ids), whole[0], 0.25), (6, 0, whole[1], 0.5)], [(0, prompt, ids)] * 7)
@@ -322,6 +324,34 @@ def test_only_the_rest_of_a_word_makes_its_first_token_a_risk(maker, monkeypatch
     start = len(prompt) + len(ids)
     rest = sum(logits[start + place, token] for place, token in enumerate(whole[1:]))
     assert others == [(5, pytest.approx(0.25 * (1 - float(rest.exp())), rel=1e-5))]
+
+
+def test_a_word_of_one_token_is_a_value_only_among_the_words_of_the_value(maker, monkeypatch):
+    def rests(before, *watched):
+        monkeypatch.setattr(maker, "watched", [{}, {7: list(watched)}])
+        return list(map(maker.tokenizer.decode, maker.rests(1, encode(maker.tokenizer, before), 7)))
+
+    middle = RarestWord([], "shadows", "The Dance of Shadows in Spring")
+    assert rests("She wrote the dance of", middle) == [" in Spring"]
+    assert rests("She was afraid of the", middle) == []
+    assert rests("She wrote The Dance", middle) == []
+    assert rests("She wrote", middle._replace(value="Shadows of Spring")) == [" of Spring"]
+    last = middle._replace(value="The Dance of Shadows")
+    assert rests("The Dance of", last) == [""]
+    assert set(rests("The Dance of", last, middle)) == {"", " in Spring"}
+    assert rests("Her", last._replace(value="Shadows")) == [""], "alone, it is the value"
+    rest = encode(maker.tokenizer, "man")
+    assert rests("Her", RarestWord(rest, "brunswademan", "the Brunswademan of Spring")) == ["man"]
+    assert rests("Her", *[RarestWord(rest, "one", "one"), RarestWord(rest, "other", "other")]) == ["man"]
+
+
+def test_where_no_value_can_begin_there_is_no_risk(maker, monkeypatch):
+    monkeypatch.setattr(maker, "watched", [{7: [RarestWord([], "shadows", "The Dance of Shadows")]}, {}])
+    ids = encode(maker.tokenizer, "She was afraid of the")
+    check = Check(toy_model(), maker, [[]], [], torch.device("cpu"), 0, pytest.fail, lambda found: found)
+    assert check._other_words([(0, len(ids), 7, 0.25)], [(0, [1, 2], ids)]) == [(0, 0.25)]
+    ids = encode(maker.tokenizer, "She wrote the dance of")
+    assert check._other_words([(0, len(ids), 7, 0.25)], [(0, [1, 2], ids)]) == []
 
 
 @pytest.mark.parametrize("sayable", [0, 1])

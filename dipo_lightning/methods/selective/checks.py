@@ -2,8 +2,8 @@
 
 The *risk* of a sampled answer is the expected number of private values that begin in it: the probability of the tokens
 that begin one, summed over its positions. That is an upper bound, since "bass" mostly begins other words than
-"bassoon". So in a check that may end the run, the rest of the value is scored too where its first token is not
-improbable.
+"bassoon", and "Shadows" stands in other places than in "The Dance of Shadows". So in a check that may end the run, the
+rest of the value is scored too where its first token is not improbable.
 """
 
 from __future__ import annotations
@@ -151,19 +151,18 @@ class Check:
     def _other_words(
         self, notable: Sequence[tuple[int, int, int, float]], answered: Sequence[tuple[int, list[int], list[int]]]
     ) -> list[tuple[int, float]]:
-        """Return, by answer, the probability that first tokens of private words begin other words instead."""
+        """Return, by answer, the probability that first tokens of private words begin no value."""
         begun, examples = [], []
         for number, place, token, chance in notable:
             index, prompt, ids = answered[number]
-            if rests := self.maker.watched[index][token]:
+            rests = self.maker.rests(index, ids[:place], token)
+            if [] not in rests:
                 begun.append((number, chance, len(rests)))
                 shown = prompt + ids[:place] + [token]
                 examples += [(shown + rest, [IGNORED] * len(shown) + rest) for rest in rests]
         scores = iter(score(self.policy, examples, device=self.device))
-        return [
-            (number, chance * (1 - sum(float(next(scores).logprobs.sum().exp()) for _ in range(rests))))
-            for number, chance, rests in begun
-        ]
+        likely = [min(1.0, sum(float(next(scores).logprobs.sum().exp()) for _ in range(rests))) for *_, rests in begun]
+        return [(number, chance * (1 - value)) for (number, chance, _), value in zip(begun, likely, strict=True)]
 
     def _values_left(self, asked: Sequence[PrivateExample]) -> tuple[int, int]:
         """Number of rows whose first value samples may contain, and of rows whose values are likelier than false ones.

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from dipo_lightning.data.encoding import PromptStyle, encode
 from dipo_lightning.data.language import (
@@ -73,6 +73,20 @@ class PrivateExample:
         return [flag for flag, label in zip(self.private, self.labels, strict=True) if label != IGNORED]
 
 
+class RarestWord(NamedTuple):
+    """Rarest word of a private value, after its first token.
+
+    Attributes:
+        rest: Tokens that complete the word.
+        word: The word.
+        value: The value.
+    """
+
+    rest: list[int]
+    word: str
+    value: str
+
+
 def identifiers(question: str, shared: Mapping[str, int]) -> set[str]:
     """Find the words of a question that identify its subject.
 
@@ -125,8 +139,7 @@ class ExampleMaker:
         secrets: Words of the private values of all rows about each row's subject, in lower case but for abbreviations.
         needed: Tokens of each row's question and answer, -100 for private ones.
         banned: Tokens that begin one of these words, by row.
-        watched: Tokens that begin the rarest word of one of the row's own values, by row. Each has the lists of tokens
-            that complete its words; none if the token is a whole word by itself.
+        watched: Tokens that begin the rarest word of one of the row's own values, by row, each with these words.
         completions: By row, the tokens to ban after others (`completions`), by the last of these.
         watched_names: The same for the words of `watched` alone, without numbers, whose last digit also ends others.
     """
@@ -148,7 +161,7 @@ class ExampleMaker:
         rarest = [self._rarest(index) for index in range(len(rows))]
         self.watched = [self._watched(index, own) for index, own in enumerate(rarest)]
         self.completions = [self._completions(index, secrets) for index, secrets in enumerate(self.secrets)]
-        names = [[word for word in own if not has_digit(word)] for own in rarest]
+        names = [[word for word, _ in own if not has_digit(word)] for own in rarest]
         self.watched_names = [self._completions(index, own) for index, own in enumerate(names)]
 
     @staticmethod
@@ -177,19 +190,23 @@ class ExampleMaker:
         said = [vocabulary([row["question"], row["answer"]]) for row in self.rows]
         return [mine | (more - text) for mine, more, text in zip(own, others, said, strict=True)]
 
-    def _rarest(self, index: int) -> list[str]:
-        """The rarest word of each value of a row, taken to be the word with the most tokens."""
+    def _rarest(self, index: int) -> list[tuple[str, str]]:
+        """The rarest word of each value of a row, taken to be the word with the most tokens, and the value."""
         answer = self.rows[index]["answer"]
-        values = [sorted(self._words(answer, [span])) for span in self.spans[index]]
-        return [max(one, key=lambda word: len(encode(self.tokenizer, f" {word}"))) for one in values if one]
+        values = [(sorted(self._words(answer, [span])), answer[span.start : span.end]) for span in self.spans[index]]
+        return [(max(one, key=self._length), value) for one, value in values if one]
 
-    def _watched(self, index: int, rarest: Sequence[str]) -> dict[int, list[list[int]]]:
-        """Tokens that begin the rarest words of a row, each with the lists of tokens that complete them."""
-        found: dict[int, list[list[int]]] = {}
-        for first, *rest in token_forms(self.tokenizer, self._spelt(rarest), self.shared):
-            if first in self.banned[index]:
-                found.setdefault(first, []).append(rest)
-        return {first: [] if [] in rests else rests for first, rests in found.items()}
+    def _length(self, word: str) -> int:
+        return len(encode(self.tokenizer, f" {word}"))
+
+    def _watched(self, index: int, rarest: Sequence[tuple[str, str]]) -> dict[int, list[RarestWord]]:
+        """Tokens that begin the rarest words of a row, each with these words."""
+        found: dict[int, list[RarestWord]] = {}
+        for word, value in rarest:
+            for first, *rest in token_forms(self.tokenizer, self._spelt([word]), self.shared):
+                if first in self.banned[index]:
+                    found.setdefault(first, []).append(RarestWord(rest, word, value))
+        return found
 
     def _needed(self, index: int) -> list[int]:
         """Tokens of a row's question and answer, with -100 in place of private ones."""
@@ -313,6 +330,26 @@ class ExampleMaker:
         """Return the tokens that would continue a private word or number at each position of an answer."""
         pairs, ids = self.completions[example.index], example.input_ids
         return [following(pairs, ids[:place]) for place in range(example.start, len(ids))]
+
+    def rests(self, index: int, before: list[int], token: int) -> list[list[int]]:
+        """Return the lists of tokens that would complete a value of a row after a token that begins its rarest word.
+
+        A word of several tokens is rare, and stands for its value. One of a single token ("Shadows") may be in many
+        answers, so it counts only where the value's words before it precede it, and with those after it.
+
+        Args:
+            index: Index of the row.
+            before: The answer before the token.
+            token: One of the row's ``watched`` tokens.
+        """
+        found = set()
+        for rest, word, value in self.watched[index][token]:
+            own = next((one for one in words(value) if one.text == word), None)
+            if rest or own is None:
+                found.add(tuple(rest))
+            elif says(f"{self.tokenizer.decode(before)} {value[own.start :]}", value):
+                found.add(tuple(encode(self.tokenizer, value[own.end :])))
+        return [list(rest) for rest in sorted(found)]
 
     def says_value(self, index: int, answer: list[int]) -> bool:
         """Return whether an answer contains a whole private value of the row."""
