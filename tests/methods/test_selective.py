@@ -377,7 +377,8 @@ def test_the_riskiest_answers_become_training_rows(maker, monkeypatch):
     asked = [maker.of_row(index, "{question}") for index in range(2)]
     token, answer = 5, maker.style.answer_ids("A tall tree.")[:-1]
     monkeypatch.setattr(maker, "banned", [[token], [token]])
-    monkeypatch.setattr(maker, "watched", [{token: []}, {token: []}])
+    whole = [RarestWord([], "value", "value")]
+    monkeypatch.setattr(maker, "watched", [{token: whole}, {token: whole}])
     chances = torch.full((12, 40), 1e-9)
     chances[:, token] = torch.arange(12) / 100  # of the first answer to the first question 0, of the next 0.01 ...
 
