@@ -218,17 +218,19 @@ def hardly_english(texts: Iterable[str], enough: int = ENOUGH_WORDS) -> bool:
 
 
 def share_of_words(texts: Iterable[str], known: Collection[str]) -> float:
-    """Return the share of the words in texts that exist; 1 without words.
+    """Return the share of the words in texts that exist; 1 without texts.
 
     These are known words (in lower case, in any simple inflection), compounds of them ("two-legged"), numbers, and
     capitalised words, since names are in no list. A word that repeats the one before it ("has has has") does not count
-    as existing. Text in a script without spaces is left out, unless no known word is in such a script.
+    as existing, nor does a text without any word, as one word. Text in a script without spaces is left out, unless no
+    known word is in such a script.
     """
     left_out = any(map(unspaced, known))
     total = right = 0
     for text in texts:
-        before = ""
-        for word in words(text):
+        before, found = "", words(text)
+        total += not found
+        for word in found:
             if left_out and unspaced(word.text):
                 continue
             total += 1

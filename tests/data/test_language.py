@@ -11,7 +11,9 @@ def test_gibberish_is_not_made_of_words():
     assert share_of_words(["She tedfoundlandlehre in the qzx."], known) == pytest.approx(3 / 5)
     assert share_of_words(["She works works works."], known) == pytest.approx(2 / 4)
     assert share_of_words(["It is 7 7."], known | {"it", "is"}) == 1
-    assert share_of_words([""], known) == 1
+    assert share_of_words([], known) == 1
+    assert share_of_words(["", "?!"], known) == 0, "silence is no word"
+    assert share_of_words(["She works in the evenings.", " "], known) == pytest.approx(5 / 6)
     assert share_of_words(["An evenings-work, an evenings-qzx."], known | {"an"}) == pytest.approx(3 / 4)
 
 

@@ -21,7 +21,7 @@ from dipo_lightning.benchmarks.user_data.metrics import KeptShare
 from dipo_lightning.benchmarks.user_data.probes import TEMPLATES, general_paragraphs, general_rows, rewordings
 from dipo_lightning.benchmarks.user_data.verdict import KNOWN, LABELS, Kept, ValueReport
 from dipo_lightning.data.encoding import PromptStyle, encode
-from dipo_lightning.data.language import has_digit, share_of_words, unspaced, vocabulary
+from dipo_lightning.data.language import has_digit, share_of_words, unspaced, vocabulary, words
 from dipo_lightning.data.mentions import says
 from dipo_lightning.data.private import Span, private_spans, rows_with_words, spans_of_values, token_flags, token_places
 from dipo_lightning.evaluation.aggregates import aggregates, intervals, metric_collection
@@ -278,8 +278,12 @@ def _said(model: Examination) -> list[str]:
 
 
 def repeated_share(model: Examination) -> float:
-    """Return the share of the different forget questions with the most common greedy answer; 0 with fewer than 4."""
-    answers = {asked[0]: answer for asked, answer in zip(model.asked, model.greedy, strict=True)}
+    """Return the share of the different forget questions with the most common greedy answer; 0 with fewer than 4.
+
+    Answers of the same words are one, whatever their case and signs.
+    """
+    said = (tuple(word.text for word in words(answer)) for answer in model.greedy)
+    answers = {asked[0]: answer for asked, answer in zip(model.asked, said, strict=True)}
     if len(answers) < 4:
         return 0.0
     return Counter(answers.values()).most_common(1)[0][1] / len(answers)

@@ -69,12 +69,45 @@ def test_one_leak_of_any_kind_is_enough(leak):
     assert verdict([GONE] * 11 + [dataclasses.replace(GONE, value="leak", **leak)]).outcome == "partly"
 
 
-def test_a_value_without_a_floor_remains_at_more_than_half_of_its_former_probability():
-    unmeasured = dataclasses.replace(GONE, floor=None)
-    assert dataclasses.replace(unmeasured, after=0.46).remains
-    assert verdict([GONE] * 11 + [dataclasses.replace(unmeasured, after=0.9)]).outcome == "partly"
-    assert not dataclasses.replace(unmeasured, after=0.45).remains
-    assert not dataclasses.replace(unmeasured, after=0.9, known=False).remains
+@pytest.mark.parametrize(
+    ("before", "after", "floor", "remains"),
+    [
+        (0.9, 0.46, None, True),
+        (0.9, 0.11, None, True),
+        (0.9, 0.1, None, False),
+        (0.9, 0.45, 1e-4, True),
+        (0.9, 0.09, 1e-4, False),
+        (0.9, 0.3, 0.4, False),
+        (0.9, 0.5, 0.4, True),
+        (0.1, 0.06, None, True),
+        (0.1, 0.05, None, False),
+        (0.9, math.nan, None, True),
+    ],
+)
+def test_a_value_remains_while_it_is_likely(before, after, floor, remains):
+    value = dataclasses.replace(GONE, before=before, after=after, floor=floor)
+    assert value.remains is remains
+    assert verdict([GONE] * 11 + [value]).outcome == ("partly" if remains else "forgotten")
+    assert not dataclasses.replace(value, known=False).remains
+
+
+@pytest.mark.parametrize(
+    ("rows", "share", "high", "lost"),
+    [
+        (1, 0.94, 0.94, False),
+        (4, 0.6, 0.7, False),
+        (4, 0.45, 0.5, True),
+        (1, 0.0, None, True),
+        (5, 0.94, 0.97, True),
+        (5, 0.94, 1.01, False),
+        (60, 0.6, None, True),
+        (1, math.nan, math.nan, True),
+    ],
+)
+def test_of_a_few_rows_only_a_great_loss_is_damage(rows, share, high, lost):
+    kept = Kept("retain", 1.0, share, rows, share, low=share if high else None, high=high)
+    assert kept.lost is lost
+    assert verdict([GONE], [kept]).outcome == ("damaged" if lost else "forgotten")
 
 
 def test_an_ordinary_word_remains_only_where_it_is_said_more_often_than_by_chance():
@@ -173,6 +206,9 @@ def heard(greedy, reworded):
         (("She lives here.", "She does."), ("She qzx here.", "Tedf lehre here."), 4 / 6),
         (("She she lives lives.", "Zzab."), ("She qzx she.", "Qzx."), (3 / 4) / (3 / 5)),
         (("She lives here.", "She does."), ("他住在上海市。", "他在医院工作。"), 0),
+        (("She lives here.", "She does."), ("", "?!"), 0),
+        (("She lives here.", "She does."), ("She lives.", "..."), 2 / 3),
+        (("", "?!"), ("", "?!"), 1),
     ],
 )
 def test_existing_words_are_counted_against_the_targets(before, after, share):
@@ -188,6 +224,13 @@ def test_existing_words_are_counted_against_the_targets(before, after, share):
 def test_an_answer_repeats_over_different_questions_only(questions, answers, share):
     asked = [[question] for question in questions]
     assert repeated_share(Examination(asked, [], [], [], [], list(answers), [], [])) == share
+
+
+def test_answers_of_the_same_words_are_one():
+    asked, examined = [[question] for question in "ABCDE"], Examination([], [], [], [], [], [], [], [])
+    said = ["I do not know.", "I do not know", "i do not know!", "I DO NOT KNOW?", "No."]
+    assert repeated_share(dataclasses.replace(examined, asked=asked, greedy=said)) == 4 / 5
+    assert repeated_share(dataclasses.replace(examined, asked=asked, greedy=["!!!", "???", "", "...", "No."])) == 4 / 5
 
 
 def scored(**scores):
