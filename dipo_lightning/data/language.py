@@ -100,7 +100,7 @@ def names_in(question: str) -> set[str]:
 
 _FULL_NAME = re.compile(r"\p{Lu}[\p{L}\p{M}'’-]*\s+\p{Lu}")
 """Two capitalised words, which are a name at the beginning of a sentence too ("Joy Young told the police")."""
-_COMMON_NAMES = frozenset(
+COMMON_NAMES = frozenset(
     ["chance", "drew", "earnest", "honor", "honour", "hope", "love", "lucky", "mark", "may", "passion", "rose", "true"]
     + ["unity", "will", "young"]
 )
@@ -116,7 +116,7 @@ def is_certain_name(text: str, word: Word) -> bool:
         return True
     if _FULL_NAME.match(text, word.start) is None:  # most words need no look at the lists
         return False
-    return word.text in _COMMON_NAMES or not is_common_word(word.text)
+    return word.text in COMMON_NAMES or not is_common_word(word.text)
 
 
 def is_capitalised_inside(text: str, word: Word) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import regex as re
 
 from dipo_lightning.data.language import (
+    COMMON_NAMES,
     FUNCTION_WORDS,
     PARTICLES,
     Word,
@@ -26,11 +27,10 @@ from dipo_lightning.data.language import (
     is_name,
     opens_sentence,
     relatives,
-    vocabulary,
     words,
 )
 from dipo_lightning.data.loader import Example
-from dipo_lightning.data.mentions import MONTHS, is_date
+from dipo_lightning.data.mentions import MONTHS, UNIT, is_date
 from dipo_lightning.data.tokenization import CheckedOnDemand, LazyRows
 from dipo_lightning.models.answers import IGNORED
 
@@ -80,29 +80,28 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
     A word is private if it is not a common word, no form of it occurs in the question, by itself or as a part of a
     compound ("Irish-based"), and it is rare in the retain rows (`is_rare`). But:
 
+    - A name is in the question only if it is spelt alike there: Robert is not in one about Emma Roberts.
     - Numbers are private even if retain rows contain them, and so are capitalised words inside a sentence that a single
       retain row contains.
     - If no word qualifies, all uncommon words that are not in the question are private.
     - Without any of these, the common words of a very short answer are, or a longer answer is one value up to its last
       common word.
 
-    Adjacent names and numbers form one value ("12 June 1971", "Harbour Street", "J. K. van der Berg"), as do the parts
-    of a date, number or web address. Any other word is a value by itself.
+    Adjacent names form one value ("Harbour Street", "J. K. van der Berg"), also with a short number ("7 Harbour
+    Street", "Flat 12"), as do the parts of a date, number or web address. Any other word is a value by itself.
 
     Args:
         question: The question; empty for a plain text.
         answer: The true answer.
         shared: Words of the retain rows, with the number of rows that contain each (`rows_with_words`).
     """
-    forms = {form for word in vocabulary([question]) for form in (word, *compound_parts(word))}
-    asked = {form for word in forms for form in (word, base_form(word), *map(base_form, relatives(word)))}
-    passed = _without_content(answer)
+    asked, passed = _Asked(question), _without_content(answer)
     content = [
         word
         for word in words(answer)
         if not any(start <= word.start < end for start, end in passed)
         and word.text not in FUNCTION_WORDS
-        and not all(_is_asked(part, asked) for part in _parts(word.text))
+        and not all(asked.names(part) if _may_be_name(answer, word) else part in asked for part in _parts(word.text))
     ]
     new = [word for word in content if not _is_common(answer, word, asked)]
     chosen = [word for word in new if _is_own(answer, word, shared)] or new
@@ -120,26 +119,57 @@ _NUMBERED = re.compile(r"^\s*\p{N}{1,2}[.)](?=\s)", re.MULTILINE)
 """Number of a line of a list; a year is none."""
 
 
+_AFTER_NUMBER = re.compile(rf"(?<=\p{{N}}){_BLANK}?(?:{UNIT}|s)(?:/(?:{UNIT}|s))*(?![\p{{L}}\p{{N}}])")
+"""Unit after a number ("3.1 mmol/L")."""
+
+
 def _without_content(answer: str) -> list[tuple[int, int]]:
-    """Return the ranges of the particles between names, and of the numbers of the lines of a list."""
+    """Return the ranges of the particles between names, of units, and of the numbers of the lines of a list."""
     numbered = list(_NUMBERED.finditer(answer))
-    return [found.span() for found in [*_AFTER_NAME.finditer(answer), *numbered * (len(numbered) > 1)]]
+    passed = [*_AFTER_NAME.finditer(answer), *_AFTER_NUMBER.finditer(answer), *numbered * (len(numbered) > 1)]
+    return [found.span() for found in passed]
 
 
-def _is_common(text: str, word: Word, asked: Collection[str]) -> bool:
+class _Asked:
+    """Words of a question, in all forms; a word is in it if a form of the word is."""
+
+    def __init__(self, question: str) -> None:
+        self._names: set[str] = set()  # as they are spelt
+        others: set[str] = set()
+        for word in words(question):
+            (self._names if is_certain_name(question, word) else others).update((word.text, *compound_parts(word.text)))
+        self._others = _forms(others)
+        self._all = self._others | _forms(self._names)
+
+    def __contains__(self, word: str) -> bool:
+        return word in self._all or base_form(word) in self._all
+
+    def names(self, name: str) -> bool:
+        """Return whether the question has a name as it is spelt, or a form of it among the words that are no names."""
+        if name in self._names:
+            return True
+        return name not in COMMON_NAMES and (name in self._others or base_form(name) in self._others)
+
+
+def _forms(found: Collection[str]) -> set[str]:
+    return {form for word in found for form in (word, base_form(word), *map(base_form, relatives(word)))}
+
+
+def _may_be_name(text: str, word: Word) -> bool:
+    """Return whether a word is a name, or opens a sentence and is no common word."""
+    return is_certain_name(text, word) or (text[word.start].isupper() and not is_common_word(word.text))
+
+
+def _is_common(text: str, word: Word, asked: _Asked) -> bool:
     """Return whether a word that is no name, or each part of a compound, is a common word or in the question."""
     if is_certain_name(text, word):
         return False
-    return all(is_common_word(part) or _is_asked(part, asked) for part in _parts(word.text))
+    return all(is_common_word(part) or part in asked for part in _parts(word.text))
 
 
 def _parts(word: str) -> list[str]:
     """Return the parts of a compound, or the word itself."""
     return compound_parts(word) or [word]
-
-
-def _is_asked(word: str, asked: Collection[str]) -> bool:
-    return word in asked or base_form(word) in asked
 
 
 def _is_own(text: str, word: Word, shared: Mapping[str, int]) -> bool:
@@ -219,8 +249,8 @@ _IN_DATE = re.compile(rf"{_BLANK}*,?{_BLANK}*(?:of{_BLANK}+)?(?=\p{{N}}{{4}}(?!\
 def _belong_together(answer: str, start: int, first: Word, second: Word) -> bool:
     """Return whether two words are names or numbers with nothing between them but what one value may have.
 
-    These are a blank, particles, the full stop of an initial, or the signs of a number, web address or date. A long
-    number belongs to no word that opens a sentence ("Ring 555-0182"), except for a month.
+    These are a blank, particles, the full stop of an initial, or the signs of a number, web address or date. A number
+    and a name belong together if the number is short (`_is_part_of_name`).
 
     Args:
         answer: The answer.
@@ -238,8 +268,41 @@ def _belong_together(answer: str, start: int, first: Word, second: Word) -> bool
         return True
     if not (is_name(answer, first) and is_name(answer, second) and only(_BETWEEN)):
         return False
-    opens = opens_sentence(answer, first.start) and not has_digit(first.text) and first.text not in MONTHS
-    return not (opens and sum(map(str.isdecimal, second.text)) > 2)
+    if has_digit(first.text) == has_digit(second.text) or "°" in answer[first.end : second.start]:
+        return True
+    if is_date(answer[start : first.end]):
+        return False  # "in March 2015 Ana Ruiz"
+    return _is_part_of_name(answer, second if has_digit(second.text) else first, first)
+
+
+_MORE_NUMBERS = re.compile(rf"(?:{_BLANK}|[-/–:])\p{{N}}|{_BLANK}*(?:{'|'.join(MONTHS)})(?!\p{{L}})", re.IGNORECASE)
+"""Further parts of a number or date."""
+_YEAR_BEFORE = re.compile(r"\b(?:in|since|until|till|by|before|after|during|around)\s+$", re.IGNORECASE)
+"""Word before a year."""
+
+
+def _is_part_of_name(answer: str, number: Word, first: Word) -> bool:
+    """Return whether a number beside a name is part of it, as in "7 Harbour Street" and "Flat 12".
+
+    A number is none that has more than four digits ("Visa 4111111111111234"), a point or comma or a unit ("Metformin
+    500 mg"), that goes on after the name ("Tel 030 9018"), or that is a year ("in 2019 Maria Bauer"). A number of three
+    digits and more does not belong to a word that opens a sentence, either ("Ring 555").
+
+    Args:
+        answer: The answer.
+        number: The number.
+        first: The first of both words.
+    """
+    if number is first:
+        is_year = len(number.text) == 4 and _YEAR_BEFORE.search(answer[: number.start])
+        return not is_year and re.fullmatch(r"\p{N}{1,4}\p{L}?", number.text) is not None
+    opens = opens_sentence(answer, first.start) and first.text not in MONTHS
+    if opens and sum(map(str.isdecimal, number.text)) > 2:
+        return False
+    if re.fullmatch(r"\p{Lu}{1,2}", answer[first.start : first.end]):
+        return True  # the letters of a code: "KX 447 0931"
+    short = re.fullmatch(r"\p{N}{1,4}\p{L}?|\p{L}+\p{N}+", number.text) is not None
+    return short and not (_MORE_NUMBERS.match(answer, number.end) or _AFTER_NUMBER.match(answer, number.end))
 
 
 class PrivateTokens(CheckedOnDemand):

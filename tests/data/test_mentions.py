@@ -129,3 +129,40 @@ from dipo_lightning.data.mentions import says
 )
 def test_a_text_says_a_value_by_its_words(text, value, said):
     assert says(text, value) is said
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "said"),
+    [
+        ("$85,000", "85k", True),
+        ("85 thousand", "85,000", True),
+        ("2.3 million", "2,300,000", True),
+        ("It was 1.250,50 €", "1,250.50", True),
+        ("He is 1.87m high", "1.87", True),
+        ("Bo was born on 12 June 1971", "12.6.71", True),
+        ("12/06/71", "12 June 1971", True),
+        ("June 12, 1971", "12.6.71", True),
+        ("Her name is Lukasz Wojcik.", "Łukasz Wójcik", True),
+        ("Soren", "Søren", True),
+        ("Đorđe", "Dorde", True),
+        ("Forty\u2011three", "43", True),
+        ("Forty\u2010three", "43", True),
+        ("3,5 percent", "3.5", True),
+        ("He earns 85K", "85,000", True),
+        ("1.5 billion", "1,500,000,000", True),
+        ("a 12,5 % share", "12.5", True),
+        ("Jean\u2011Luc came", "Jean-Luc", True),
+        ("12-06-71", "1971-06-12", True),
+        ("85k", "85", False),
+        ("rooms 1,2,3", "2", False),
+        ("rooms 1,2,3", "1.2", False),
+        ("12/06/72", "12 June 1971", False),
+        ("2.3 million", "2.3 thousand", False),
+        ("He has 85 kites", "85,000", False),
+        ("12.6.71.4", "12 June 1971", False),
+        ("7 June", "12.6.71", False),
+        ("1,250", "1.25", False),
+    ],
+)
+def test_amounts_letters_and_years_in_other_spellings(text: str, value: str, said: bool) -> None:
+    assert says(text, value) is said
