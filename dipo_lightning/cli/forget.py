@@ -46,6 +46,8 @@ OURS = ("run", ROWS, EXAMINATIONS, SOURCES, VERDICT, "results.html")
 """Files and folders that the command writes into its folder."""
 ATTACKS = "attacks"
 """Folder of the results of `attack` there."""
+MOST_NAMED = 10
+"""Maximum number of words that a notice names."""
 REWORDINGS = 2
 """Number of rewordings of each question by rule that are asked beside the row's own."""
 SAMPLES_BEFORE, UNTAUGHT_SAMPLES = 2, 5
@@ -307,7 +309,7 @@ def _with_private_values(rows: SplitRows, folder: Path) -> SplitRows:
     from dipo_lightning.benchmarks.user_data.examination import values_by_row
     from dipo_lightning.data.language import hardly_english, mostly_unspaced
     from dipo_lightning.data.mentions import says
-    from dipo_lightning.data.private import NO_VALUES
+    from dipo_lightning.data.private import NO_VALUES, rows_with_words, shared_words
 
     given = []
     for number, row in enumerate(rows.forget):
@@ -336,9 +338,17 @@ def _with_private_values(rows: SplitRows, folder: Path) -> SplitRows:
             "mark them in the answer with [[...]].",
             flush=True,
         )
-    found = values_by_row(given, [*rows.retain, *rows.held_out])
+    others = [*rows.retain, *rows.held_out]
+    found = values_by_row(given, others)
     if not any(found):
         raise InputError(NO_VALUES)
+    if excused := list(shared_words(given, rows_with_words(others))):
+        more = f" and {len(excused) - MOST_NAMED} more" if len(excused) > MOST_NAMED else ""
+        print(
+            f"Words that retain rows have, too, count as no private values: {', '.join(excused[:MOST_NAMED])}{more}. "
+            "Name those that are secrets in a column private.",
+            flush=True,
+        )
     fixed = [values if row["private"] else None for row, values in zip(given, found, strict=True)]
     named = zip(given, _values_of_run(folder, given, fixed) or found, strict=True)
     return replace(rows, forget=[{**row, "private": values} for row, values in named])

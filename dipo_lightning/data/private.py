@@ -110,6 +110,27 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
     return _join(answer, chosen or content)
 
 
+def shared_words(rows: Iterable[Mapping[str, Any]], shared: Mapping[str, int]) -> dict[str, int]:
+    """Return the words of answers that would be private without the retain rows, as they are spelt.
+
+    Rows with given values are left out.
+
+    Returns:
+        The number of retain rows with each word: first capitalised ones, then those in the fewest rows.
+    """
+    found: dict[str, int] = {}
+    for row in (row for row in rows if not row.get("private")):
+        answer = row["answer"]
+        alone, beside = (find_private(row["question"], answer, some) for some in ({}, shared))
+        left_out = (word for word in words(answer) if _inside(word, alone) and not _inside(word, beside))
+        found |= {answer[word.start : word.end]: shared[_key(answer, word)] for word in left_out}
+    return dict(sorted(found.items(), key=lambda item: (item[0].islower(), item[1])))
+
+
+def _inside(word: Word, spans: Iterable[Span]) -> bool:
+    return any(span.start <= word.start < span.end for span in spans)
+
+
 _BLANK = r"[^\S\n]"
 _PARTICLES = rf"(?:{_BLANK}+(?:{'|'.join(sorted(PARTICLES))}))+(?={_BLANK}+\p{{Lu}})"
 """Particles before a name."""

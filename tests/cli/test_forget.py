@@ -226,6 +226,18 @@ def test_values_that_the_question_says_or_that_cannot_be_found_are_named(here, c
     assert _with_private_values(SplitRows([marked], [], []), here).forget == [marked]
 
 
+def test_words_that_retain_rows_have_too_are_named(here, capsys):
+    asked = {"question": "Who is it?", "answer": "A diver with gout."}
+    _with_private_values(SplitRows([asked], [{"question": "What is it?", "answer": "It is gout."}], []), here)
+    assert "Words that retain rows have, too, count as no private values: gout. Name" in capsys.readouterr().out
+    _with_private_values(SplitRows([asked], [], []), here)
+    assert "retain rows" not in capsys.readouterr().out
+    many = [asked | {"answer": f"A diver and {name}."} for name in "bcdefghjklmn"]
+    kept = [row | {"answer": row["answer"].removeprefix("A diver")} for row in many]
+    _with_private_values(SplitRows(many, kept, []), here)
+    assert " and 2 more. Name" in capsys.readouterr().out
+
+
 def test_rows_of_another_language_without_retain_rows_should_name_their_values(here, capsys):
     german = [
         {"question": "Wo wohnt Mara Velt?", "answer": "Sie wohnt in der Hafenstraße 7 und arbeitet dort als Lehrerin."},

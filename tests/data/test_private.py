@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dipo_lightning.data.private import find_private, rows_with_words, spans_of_values, token_flags
+from dipo_lightning.data.private import find_private, rows_with_words, shared_words, spans_of_values, token_flags
 from dipo_lightning.data.unlearning import UnlearningDataModule
 from dipo_lightning.errors import InputError
 from dipo_lightning.models.answers import IGNORED
@@ -116,6 +116,22 @@ def private(question, answer, shared=RETAIN):
             "It is near Lima.It is in Peru,or U.S.A. or St.Gallen.",
             ["Lima", "Peru", "U.S.A", "St", "Gallen"],
         ),
+        ("?", "His card is Visa 4111111111111234.", ["card", "Visa", "4111111111111234"]),
+        ("?", "In 2019 Maria Bauer bought it.", ["2019", "Maria Bauer"]),
+        ("?", "She lives at 2019 Maple Drive.", ["2019 Maple Drive"]),
+        ("?", "She takes Metformin 500 mg.", ["Metformin", "500"]),
+        ("?", "He is Ed Moth DOB 12/06/1971 NHS 943 476 5919.", ["Ed Moth DOB", "12/06/1971", "NHS", "943 476 5919"]),
+        ("?", "Call Tel 030 9018 2017, for USD 4,500.", ["Tel", "030 9018 2017", "USD", "4,500"]),
+        ("?", "In March 2015 Ana Ruiz left.", ["March 2015", "Ana Ruiz"]),
+        ("?", "He saw Ana Ruiz 3 May 2015.", ["Ana Ruiz", "3 May 2015"]),
+        ("?", "At 10827 Krems, or Lund NW1 6XE.", ["10827", "Krems", "Lund", "NW1 6XE"]),
+        ("?", "It is KX 447 0931, in Flat 3B.", ["KX 447 0931", "Flat 3B"]),
+        ("?", "It was 3.1 mmol/L after 5 h, 30 m² and 80 bpm.", ["3.1", "5", "30", "80"]),
+        ("Who is the father of Emma Roberts?", "Robert Kane, a Roberts.", ["Robert Kane"]),
+        ("What did Steven Peters name his son?", "Peter.", ["Peter"]),
+        ("Who will inherit it?", "Will Turner will inherit it.", ["Will Turner"]),
+        ("When may I call Ann?", "In May.", ["May"]),
+        ("Which illnesses?", "An Illness of Emmas.", ["Emmas"]),
     ],
 )
 def test_words_that_only_the_row_knows_are_private(question, answer, values):
@@ -151,6 +167,17 @@ def test_everyday_words_around_a_value_are_none():
 
 def test_where_every_word_is_shared_all_that_was_not_asked_is_private():
     assert private("What is the job?", "a teacher") == ["teacher"]
+
+
+def test_words_that_retain_rows_excuse_are_named_with_the_number_of_these():
+    retain = [{"question": "Who?", "answer": f"Ann {rest}"} for rest in ("has gout in Lima.", "flew to Lima.", "flew.")]
+    rows = [
+        {"question": "Where?", "answer": "She flew to Lima with Bo, who has gout."},
+        {"question": "What?", "answer": "Gout, in Lima.", "private": ["Lima"]},
+        {"question": "How?", "answer": "She flew."},
+    ]
+    assert list(shared_words(rows, rows_with_words(retain)).items()) == [("Lima", 2), ("gout", 1), ("flew", 2)]
+    assert shared_words(rows, rows_with_words([])) == {}
 
 
 def test_what_hardly_one_of_many_retain_rows_has_is_private_too():
