@@ -41,7 +41,8 @@ class Word(NamedTuple):
 _NEW_SENTENCE = r"(?<=\p{Ll})\.(?=\p{Lu}\p{Ll})"
 """Full stop with no blank after it ("in Lima.It is")."""
 _JOINTS = (
-    r"[-'’@_+#&](?=[\p{L}\p{N}])",  # of compounds, contractions, e-mail addresses and account names
+    r"[-'’](?=[\p{L}\p{N}])",  # of compounds and contractions
+    r"(?!(?<=\p{Ll})!(?=\p{Lu}\p{Ll}))[@_+#&$!^*=~|\\%]+(?=[\p{L}\p{N}])",  # of addresses, accounts and passwords
     r"(?<=\p{N}),(?=\p{N})",  # between thousands
     rf"(?!{_NEW_SENTENCE})\.(?=[\p{{L}}\p{{N}}])",  # of decimals, abbreviations and addresses
 )

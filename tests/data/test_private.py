@@ -132,6 +132,9 @@ def private(question, answer, shared=RETAIN):
         ("Who will inherit it?", "Will Turner will inherit it.", ["Will Turner"]),
         ("When may I call Ann?", "In May.", ["May"]),
         ("Which illnesses?", "An Illness of Emmas.", ["Emmas"]),
+        ("Which password?", "P@$$w0rd!", ["P@$$w0rd"]),
+        ("Which password?", "It is 'Tr0ub4dor&3!xY', or Sun!shine#2024$.", ["Tr0ub4dor&3!xY", "Sun!shine#2024"]),
+        ("Who?", "It was Krill!Moth, I'd say.", ["Krill", "Moth"]),
     ],
 )
 def test_words_that_only_the_row_knows_are_private(question, answer, values):
