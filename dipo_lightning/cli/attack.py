@@ -17,7 +17,7 @@ from dipo_lightning.benchmarks.robustness.tables import PARTS
 from dipo_lightning.benchmarks.robustness.wordings import Wordings
 from dipo_lightning.data.prompts import PromptName
 from dipo_lightning.errors import InputError
-from dipo_lightning.safety.paths import expanded, with_home
+from dipo_lightning.safety.paths import expanded, refuse_model_folder, with_home
 
 if TYPE_CHECKING:
     import torch
@@ -96,6 +96,7 @@ def attack(
     model, others, place = str(run.get("model", unlearned)), {"retain": retain, "target": target}, chosen_device(device)
     beside = given / "attacks" if run else Path(f"{model.rstrip('/').rpartition('/')[2]}-attacks")
     folder = beside if output is None else expanded(output, "output")
+    refuse_model_folder(folder, "--output")
     models = {"unlearned": model} | {name: source for name, source in others.items() if source is not None}
     if prompt is None and not run.get("prompt"):
         run["prompt"] = _usual_prompt(data or getattr(run.get("module"), "data", None), split)

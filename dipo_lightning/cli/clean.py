@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from dipo_lightning.benchmarks.robustness.running import PARTS, RESULT
 from dipo_lightning.callbacks.run_record import CHECKPOINTS, LOCK, RECORD, remove
 from dipo_lightning.cli.examining import EXAMINATIONS, VERDICT
 from dipo_lightning.cli.forget import ATTACKS, OURS, ROWS, SOURCES, read_sources
@@ -23,7 +24,10 @@ SCORES = "scores.json"
 CACHE = "hidden states of the forget rows under the target model; runs share them, and make them again when needed"
 """Role of the folder of a run's reference caches."""
 
-_SIGNS = (f"{CHECKPOINTS}/{RECORD}", f"{CHECKPOINTS}/{LOCK}", "evaluations/*_epoch=*_step=*.json")
+_SIGNS = (
+    *(f"{CHECKPOINTS}/{RECORD}", f"{CHECKPOINTS}/{LOCK}", "evaluations/*_epoch=*_step=*.json"),
+    *(RESULT, f"{PARTS}/unlearned_*.json"),  # of a model that was attacked
+)
 _LOGS = ("hparams.yaml", "console.log", "events.out.tfevents.*")
 _REASONS = (
     ("evaluations", "every row: questions, true answers, the model's answers"),
@@ -41,6 +45,7 @@ _PATTERNS = (
     ("*.html", "answers before and after"),
     ("*.ckpt", "weights during training"),
     (VERDICT, "private values"),
+    *((name, "questions, true answers, the models' answers under attack") for name in (RESULT, f"{PARTS}/*.json")),
     ("*.log", "printed answers"),
     ("log.txt", "printed answers"),
     ("*.jsonl", "rows"),

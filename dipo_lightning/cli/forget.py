@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dipo_lightning.cli.configs import filled
 from dipo_lightning.cli.examining import EXAMINATIONS, VERDICT, Job, conclude, examined, longest_answer, paraphrased
 from dipo_lightning.errors import InputError, check_numbers, check_seed
-from dipo_lightning.safety.paths import expanded
+from dipo_lightning.safety.paths import expanded, refuse_model_folder
 
 if TYPE_CHECKING:
     from dipo_lightning.data.encoding import PromptStyle
@@ -380,11 +380,12 @@ def _check_folder(folder: Path) -> None:
     """Refuse a folder that cannot be made, or that has files of the user's under the names of this command's.
 
     Raises:
-        InputError: It is a file or inside one, or it has such files.
+        InputError: It is a file, a model's folder or inside one, or it has such files.
     """
     for place in (folder, *folder.parents):
         if place.exists() and not place.is_dir():
             raise InputError(f"--output is {folder}, but {place} is a file. Give another folder.")
+    refuse_model_folder(folder, "--output")
     theirs = [] if read_sources(folder) else [name for name in (*OURS, ATTACKS) if (folder / name).exists()]
     if theirs:
         raise InputError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dipo_lightning.errors import check_choice
-from dipo_lightning.safety.paths import expanded, with_home
+from dipo_lightning.safety.paths import expanded, refuse_model_folder, with_home
 
 _LABEL = 60
 """Maximum length in characters of the tasks' names in the name of a log."""
@@ -71,6 +71,7 @@ def lm_eval(
     source = str(run.get("model", model))
     beside = run.get("evaluations") or Path(f"{Path(source).name}-lm-eval")
     folder = beside if output is None else expanded(output, "output")
+    refuse_model_folder(folder, "--output")
     loaded = load_tasks(names, options)
     tokenizer = load_tokenizer(source)
     place = chosen_device(device)

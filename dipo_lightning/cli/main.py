@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dipo_lightning.cli import PARENT, VERBOSE
@@ -18,6 +18,7 @@ from dipo_lightning.errors import DiPOError, InputError, root_cause
 from dipo_lightning.safety.paths import expanded
 
 if TYPE_CHECKING:
+    import inspect
     from pathlib import Path
 
 COMMANDS = {
@@ -167,8 +168,9 @@ def run_command(name: str, args: list[str]) -> None:
 def spelled_out(name: str, function: Callable[..., Any], args: Sequence[str]) -> list[str]:
     """Return the arguments of a command as the parser takes them.
 
-    An optional last positional argument gets its option's name, a switch such as ``--yes`` its value (``--yes=true``);
-    ``~`` in ``--output`` and the short names of shipped configurations are expanded.
+    An optional last positional argument gets its option's name, a switch such as ``--yes`` its value (``--yes=true``),
+    and a list such as ``wordings,prefixes`` its brackets; ``~`` in ``--output`` and the short names of shipped
+    configurations are expanded.
     """
     import inspect
 
@@ -186,12 +188,34 @@ def spelled_out(name: str, function: Callable[..., Any], args: Sequence[str]) ->
         number, option = LAST_ARGUMENT[name]
         for place in positional(args)[number : number + 1]:
             args = [*args[:place], f"--{option}", *args[place:]]
+    lists = list_options(parameters.values())
     for place, (before, argument) in enumerate(zip(["", *args], args, strict=False)):
-        if before == "--output":
+        option, sign, value = argument.partition("=")
+        if before in lists:
+            args[place] = bracketed(argument)
+        elif sign and option in lists:
+            args[place] = f"{option}={bracketed(value)}"
+        elif before == "--output":
             args[place] = str(expanded(argument, "output"))
         elif argument.startswith("--output="):
             args[place] = f"--output={expanded(argument.removeprefix('--output='), 'output')}"
     return args
+
+
+def list_options(parameters: Iterable[inspect.Parameter]) -> set[str]:
+    """Return the options that take a list, those of options that are data classes among them."""
+    import dataclasses
+
+    types = {f"--{one.name}": str(one.annotation) for one in parameters}
+    for one in parameters:
+        if dataclasses.is_dataclass(one.default):
+            types |= {f"--{one.name}.{field.name}": str(field.type) for field in dataclasses.fields(one.default)}
+    return {option for option, kind in types.items() if kind.startswith(("tuple[", "list["))}
+
+
+def bracketed(items: str) -> str:
+    """Return a list as YAML has it: ``a,b`` becomes ``[a,b]``."""
+    return items if items.startswith("[") else f"[{items}]"
 
 
 def positional(args: Sequence[str]) -> list[int]:
@@ -246,8 +270,10 @@ def _class_in(part: str, path: Path) -> str | None:
 
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError:
-        return None  # the parser says what is wrong with it
+    except yaml.YAMLError as error:
+        problem, mark = getattr(error, "problem", None) or error, getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise InputError(f"The config {path} is not YAML{where}: {problem}.") from error
     except UnicodeDecodeError as error:
         raise InputError(f"The config {path} is not UTF-8 text ({error.reason}).") from error
     value = config.get(part) if isinstance(config, dict) else None

@@ -118,10 +118,12 @@ def nearest_class(name: str, known: Iterable[str], ends: str) -> str | None:
 
 def suggestion(message: str, parser: Any) -> str:
     """Return a suggestion for a message about an unknown option; empty for other messages."""
-    found = re.search(r"Option '([\w.]+)' is not accepted|nrecognized arguments: --([\w.-]+)", message)
+    found = re.search(
+        r"Option '([\w.]+)' is not accepted|nrecognized arguments: --([\w.-]+)|not accept option '([\w.]+)'", message
+    )
     if found is None:
         return ""
-    unknown = next(group for group in found.groups() if group).split(".")[-1].replace("-", "_")
+    *section, unknown = next(group for group in found.groups() if group).replace("-", "_").split(".")
     sections = {action.dest.split(".")[0] for action in parser._actions}
     if unknown in USUAL and USUAL[unknown].split(".")[0] in sections:
         return f". Did you mean '--{USUAL[unknown]}'?"
@@ -131,7 +133,10 @@ def suggestion(message: str, parser: Any) -> str:
     named = re.search(r"class_path '([\w.]+)'", message)
     if not named and (place := next((part for part, of in INSIDE.items() if unknown in init_options(of)), None)):
         return f". Did you mean '--{place}.{unknown}'?"
-    known = init_options(named.group(1)) if named else {action.dest.split(".")[-1] for action in parser._actions}
+    if of := named[1] if named else INSIDE.get(".".join(section)):
+        known = init_options(of)
+    else:
+        known = {action.dest.split(".")[-1] for action in parser._actions}
     near = difflib.get_close_matches(unknown, sorted(known), n=1)
     return f". Did you mean {near[0]!r}?" if near else f". There is: {', '.join(sorted(known))}"
 

@@ -31,6 +31,8 @@ from torch import nn
 from dipo_lightning.errors import InputError, check_numbers, check_positive
 from dipo_lightning.models.lora import BYTES
 
+LONGEST = 1_000_000
+"""Maximum length of a row in tokens; the sizes of much longer ones overflow."""
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.2-1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64,
                      "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
@@ -86,6 +88,8 @@ class Run:
         sizes = ("gpus", "batch_size", "length", "answer_length", "lora_rank", "chunk_size")
         check_numbers("", {name: getattr(self, name) for name in sizes})
         check_positive("", {"memory_gb": self.memory_gb})
+        if self.length > LONGEST:
+            raise InputError(f"length is {self.length}; it can be {LONGEST} tokens at most.")
         if self.answer_length > self.length:
             raise InputError(
                 f"answer_length is {self.answer_length}, more than the {self.length} tokens of a row (length)."

@@ -100,7 +100,10 @@ def _options(benchmark: Benchmark, log: EvaluationLog, given: Mapping[str, Any])
 def _retain(benchmark: Benchmark, log: EvaluationLog, path: str | Path) -> EvaluationLog:
     metrics = benchmark.metrics(benchmark.settings_of(log)).values()
     if not any(getattr(metric, "needs_retain", ()) for metric in metrics):
-        raise InputError(f"{log.path}: {benchmark.title} uses no log of a retain model; leave --retain_log out.")
+        raise InputError(
+            f"{log.path}: no number of {benchmark.title} is computed from the log of a retain model (fit and its page "
+            "show one beside them); leave --retain_log out."
+        )
     retain = read_log(path, benchmark=benchmark)
     check_comparable(log, retain, benchmark)
     return retain

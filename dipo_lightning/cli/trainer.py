@@ -35,7 +35,7 @@ from dipo_lightning.cli.run_folder import (
     prepare_run,
     read_fingerprints,
 )
-from dipo_lightning.errors import DiPOError, InputError, root_cause
+from dipo_lightning.errors import DiPOError, InputError, check_seed, root_cause
 from dipo_lightning.evaluation.callback import refuse_twins
 from dipo_lightning.evaluation.provenance import command_options
 from dipo_lightning.evaluation.run_folder import (
@@ -54,7 +54,7 @@ from dipo_lightning.methods.language_model import LanguageModelModule
 from dipo_lightning.models.checkpoint import read_settled
 from dipo_lightning.models.distributed import check_accelerator, check_strategy
 from dipo_lightning.models.loading import find_source
-from dipo_lightning.safety.paths import expanded
+from dipo_lightning.safety.paths import expanded, refuse_model_folder
 from dipo_lightning.safety.redaction import without_home, without_secrets
 
 COMMANDS = ("fit", "validate", "test")
@@ -133,6 +133,8 @@ class DiPOCLI(LightningCLI):
         if isinstance(pretrained := model.get("pretrained"), str):
             find_source(pretrained)
         limits = (config.trainer.max_epochs, config.trainer.max_time)
+        if self.subcommand == "fit":
+            self._refuse_no_step()
         if self.subcommand == "fit" and limits == (None, None) and config.trainer.max_steps == -1:
             config.trainer.max_epochs = EPOCHS  # Lightning's own default is 1000
             if is_first_process():
@@ -193,11 +195,19 @@ class DiPOCLI(LightningCLI):
                 "or --trainer.callbacks+=MemorizationEvaluation for your own rows."
             )
 
+    def _refuse_no_step(self) -> None:
+        """Refuse a fit that would take no step, and export the untouched model as an unlearned one."""
+        trainer = self.config[self.subcommand].trainer
+        for name in ("max_epochs", "max_steps", "limit_train_batches"):
+            if trainer[name] == 0:
+                raise InputError(f"trainer.{name} is 0, so that nothing would be trained; leave it out.")
+
     def _enter_run(self, folder: Path) -> bool:
         """Set all output paths of the run to ``folder``; returns whether it resumes from a checkpoint."""
         config = self.config[self.subcommand]
         config.trainer.default_root_dir = str(folder)
         config.trainer.logger = loggers_in(folder, config.trainer.logger)
+        refuse_model_folder(folder, "run")
         if self.subcommand != "fit":
             return False
         if config.trainer.enable_checkpointing is False:
@@ -283,6 +293,9 @@ class DiPOCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments without Lightning's warning about ``args`` and ``sys.argv``."""
         self.config = parser.parse_args(args)
+        seed = self.config[self.config.subcommand].seed_everything
+        if isinstance(seed, int):
+            check_seed("seed_everything", seed)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing; in Lightning the checkpoint's hyper-parameters override the command line."""

@@ -62,11 +62,7 @@ def configuration(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[st
     """Return the options of the run as plain values: the config of the command line, or those of a Python program."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, SaveConfigCallback):
-            config = command_options(callback)
-            run, checkpoint = config.get("run"), config.get("ckpt_path")
-            if run and checkpoint and Path(run) in Path(checkpoint).parents:
-                config["ckpt_path"] = None  # the run's own, from which it resumed
-            return config
+            return command_options(callback)
     names = ("max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val", "limit_train_batches")
     settings = {name: getattr(trainer, name, None) for name in names}
     data, of_data = getattr(trainer, "datamodule", None), ("prompt", "prompt_options", "max_length", "seed")
@@ -79,9 +75,16 @@ def configuration(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[st
 
 
 def command_options(callback: SaveConfigCallback) -> dict[str, Any]:
-    """Return the options of a command as plain values, asking jsonargparse once: that takes as long as some steps."""
+    """Return the options of a command as plain values, without the checkpoint from which a run resumes by itself.
+
+    jsonargparse is asked once: that takes as long as some steps.
+    """
     if callback not in _OPTIONS:
-        _OPTIONS[callback] = yaml.safe_load(callback.parser.dump(callback.config, skip_none=False))
+        config = yaml.safe_load(callback.parser.dump(callback.config, skip_none=False))
+        run, checkpoint = config.get("run"), config.get("ckpt_path")
+        if run and checkpoint and Path(run) in Path(checkpoint).parents:
+            config["ckpt_path"] = None
+        _OPTIONS[callback] = config
     return copy.deepcopy(_OPTIONS[callback])
 
 

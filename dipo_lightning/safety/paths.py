@@ -27,6 +27,25 @@ def expanded(path: str, option: str) -> Path:
     return found
 
 
+def refuse_model_folder(folder: Path, option: str) -> None:
+    """Refuse to write results, which hold forget data, into the folder of a model or below it.
+
+    Args:
+        folder: The folder, which may not exist yet.
+        option: The user's option, for the message.
+
+    Raises:
+        InputError: The folder is a model's, or lies in one.
+    """
+    for place in (folder.absolute(), *folder.absolute().parents):
+        described = any((place / name).is_file() for name in ("config.json", "adapter_config.json"))
+        if described and next(place.glob("*.safetensors"), None) is not None:
+            raise InputError(
+                f"{option} is {folder}, but {place} is the folder of a model, which should hold no forget "
+                "data. Give another folder."
+            )
+
+
 def read_text(path: str, option: str) -> str:
     """Return the text of a file; arguments as for `expanded`.
 

@@ -184,3 +184,22 @@ def test_a_run_that_holds_a_configuration_of_a_model_is_cleaned_all_the_same(run
     clean(str(run), yes=True)
     assert not texts(run)
     assert (run / "model/model.safetensors").exists()
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_what_an_attack_on_a_model_writes_is_found(tmp_path, interrupted):
+    folder = tmp_path / "toy-attacks"
+    (folder / "parts").mkdir(parents=True)
+    written = [folder / "parts" / f"{name}.json" for name in ("unlearned_plain", "target_plain")]
+    written += [] if interrupted else [folder / "robustness.json"]
+    for file in written:
+        file.write_text(SECRET)
+    (folder / "robustness.md").write_text("| 0.5 |")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/mine.json").write_text(SECRET)
+    for place in (folder, tmp_path):
+        copies, runs = find_copies(place)
+        assert {copy.path for copy in copies} == set(written)
+        assert runs == [folder]
+    clean(str(folder), yes=True)
+    assert texts(tmp_path) == {"parts/mine.json"}

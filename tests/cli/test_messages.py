@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from dipo_lightning.cli.main import COMMANDS, SUMMARIES, TRAINER_COMMANDS, main
+from dipo_lightning.cli.attack import attack
+from dipo_lightning.cli.main import COMMANDS, SUMMARIES, TRAINER_COMMANDS, main, spelled_out
 
 WRONG = {
     "--model=NPO": "model: there is no class 'NPO'. Did you mean 'NPOModule'?",
@@ -47,3 +48,12 @@ def test_help_imports_no_heavy_library() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "fit " in done.stdout
+
+
+def test_a_list_needs_no_brackets() -> None:
+    given = ["model", "--attacks", "wordings", "--metrics=probability,rouge", "--prefixes.shares", "0,100"]
+    found = spelled_out("attack", attack, [*given, "--attacks=[sampling, prefixes]", "--sampling.k=3"])
+    assert found == [
+        *("model", "--attacks", "[wordings]", "--metrics=[probability,rouge]", "--prefixes.shares", "[0,100]"),
+        *("--attacks=[sampling, prefixes]", "--sampling.k=[3]"),
+    ]

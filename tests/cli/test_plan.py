@@ -113,6 +113,7 @@ def test_it_says_whether_it_fits(capsys: pytest.CaptureFixture[str]) -> None:
         ({"gpus": 0}, "gpus is 0"),
         ({"memory_gb": -1}, "memory_gb"),
         ({"answer_length": 600}, "answer_length"),
+        ({"length": 10**11}, "length is 100000000000; it can be 1000000 tokens at most"),
         ({"reference": "adapters_off"}, "trainable: lora"),
         ({"trainable": "qlora", "reference": "none"}, "needs strategy: ddp .on one GPU too. and compute_dtype"),
     ],

@@ -162,7 +162,7 @@ def test_a_retrained_auc_for_a_log_of_another_benchmark_is_refused(tmp_path: Pat
 
 def test_user_data_has_no_second_model(tmp_path: Path) -> None:
     path = write(tmp_path, user_data_log())
-    with pytest.raises(InputError, match="uses no log of a retain model"):
+    with pytest.raises(InputError, match="is computed from the log of a retain model"):
         score(path, path)
 
 

@@ -203,6 +203,8 @@ LIGHTNINGS = {
                                                "init_args": {"scheduling": {0: 2}}}],
                                 "accumulate_grad_batches": 2}, "accumulate_grad_batches"),
     "more than all batches": ({"limit_train_batches": 2.5}, "limit_train_batches"),
+    **{f"no step by {name}": ({name: number}, f"trainer.{name} is 0, so that nothing would be trained")
+       for name, number in (("max_epochs", 0), ("max_steps", 0), ("limit_train_batches", 0.0))},
     "a rule about what nothing logs": ({"callbacks": [{"class_path": "EarlyStopping", "init_args": {
         "monitor": "utility", "check_on_train_epoch_end": True}}]}, "utility"),
     "what a constructor refuses": ({"callbacks": [{"class_path": "EarlyStopping", "init_args": {
@@ -358,3 +360,45 @@ def test_another_model_is_measured_into_a_folder_of_its_own(config: dict[str, An
     found = evaluated(here / "another", "_test")
     assert found["provenance"]["pretrained"] == str(folder / "other")
     assert found["aggregates"] != evaluated(here / "run", "")["aggregates"]
+
+
+def test_the_config_of_a_resumed_run_measures_another_model(config: dict[str, Any], folder: Path) -> None:
+    """`config.yaml` does not name the checkpoint that the run found in its own folder."""
+    assert command("fit", config, "--run=run") == 0
+    assert command("fit", config, "--run=run", f"--trainer.max_epochs={config['trainer']['max_epochs'] + 1}") == 0
+    kept = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert kept["ckpt_path"] is None
+    another = ["--model.pretrained", str(folder / "other")]
+    assert main(["test", "--config=run/config.yaml", *another, "--run=measured"]) == 0
+
+
+@pytest.mark.parametrize("name", ["fit", "validate"])
+def test_a_model_s_folder_is_no_run(
+    config: dict[str, Any], name: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(config["model"]["init_args"]["pretrained"], here / "model")
+    before = sorted((here / "model").rglob("*"))
+    for run in ("model", "model/run"):
+        said = refused(capsys, name, config, f"--run={run}")
+        assert f"run is {run}, but {here / 'model'} is the folder of a model" in said
+    assert sorted((here / "model").rglob("*")) == before
+
+
+def test_a_config_that_is_no_yaml_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("broken.yaml").write_text("trainer: {}\nmodel: [a, b\n")
+    assert main(["fit", "--config=broken.yaml"]) == 2
+    assert "The config broken.yaml is not YAML in line 3, column 1: expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_run_accepts_is_named(
+    config: dict[str, Any], seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"seed_everything is {seed}; give a number" in refused(capsys, "fit", config | {"seed_everything": seed})
+
+
+def test_the_nearest_option_of_a_config_is_given(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("wrong.yaml").write_text("trainer: {max_epoch: 2}\n")
+    with pytest.raises(SystemExit):
+        main(["fit", "--config=wrong.yaml"])
+    assert "'trainer.max_epoch'. Did you mean 'max_epochs'?" in capsys.readouterr().err

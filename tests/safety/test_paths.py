@@ -23,7 +23,7 @@ from dipo_lightning.quickstart import quickstart
 from dipo_lightning.quickstart.muse_small import muse_small
 from dipo_lightning.report.page import report
 from dipo_lightning.report.runs import read_run
-from dipo_lightning.safety.paths import expanded, with_home
+from dipo_lightning.safety.paths import expanded, refuse_model_folder, with_home
 
 
 @pytest.fixture
@@ -47,6 +47,18 @@ def test_where_a_command_writes_is_filled_in(home: Path) -> None:
     assert found == ["c.yaml", f"--output={home}/a", "--output", f"{home}/scratch/b", "--dry_run=true"]
     (home / "c.yaml").write_text("{base: base.yaml, output: ~/out, methods: [{name: DiPO}]}")
     assert read_comparison(home / "c.yaml").output == str(home / "out")
+
+
+def test_the_folder_of_a_model_is_no_place_for_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    refuse_model_folder(tmp_path / "model", "run")
+    (tmp_path / "model/model.safetensors").write_text("")
+    monkeypatch.chdir(tmp_path / "model")
+    for folder in (tmp_path / "model", tmp_path / "model/a/b", Path("out")):
+        with pytest.raises(InputError, match=r"run is .*, but .*/model is the folder of a model"):
+            refuse_model_folder(folder, "run")
+    refuse_model_folder(tmp_path / "other", "run")
 
 
 def test_a_name_after_the_tilde_that_is_no_users_stays(home: Path) -> None:
