@@ -95,12 +95,12 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
         answer: The true answer.
         shared: Words of the retain rows, with the number of rows that contain each (`rows_with_words`).
     """
-    asked, passed = _Asked(question), _without_content(answer)
+    asked, passed, said = _Asked(question), _without_content(answer), words(answer)
     content = [
         word
-        for word in words(answer)
+        for place, word in enumerate(said)
         if not any(start <= word.start < end for start, end in passed)
-        and word.text not in FUNCTION_WORDS
+        and (word.text not in FUNCTION_WORDS or _inside_name(answer, said, place))
         and not all(asked.names(part) if _may_be_name(answer, word) else part in asked for part in _parts(word.text))
     ]
     new = [word for word in content if not _is_common(answer, word, asked)]
@@ -129,6 +129,20 @@ def shared_words(rows: Iterable[Mapping[str, Any]], shared: Mapping[str, int]) -
 
 def _inside(word: Word, spans: Iterable[Span]) -> bool:
     return any(span.start <= word.start < span.end for span in spans)
+
+
+NO_PART = frozenset(["a", "the", "i", "mr", "mrs", "ms", "dr"])
+"""Function words beside a name that are no part of it."""
+
+
+def _inside_name(answer: str, said: Sequence[Word], place: int) -> bool:
+    """Return whether a function word is part of a name (Do Thi Ha, An Nguyen): capitalised, and beside another one."""
+    word = said[place]
+    if word.text in NO_PART or answer.isupper() or not is_capitalised_inside(answer, word):
+        return False
+    beside = [other for other in said[max(0, place - 1) : place + 2] if other.text not in FUNCTION_WORDS]
+    gaps = ((other, answer[min(word.end, other.end) : max(word.start, other.start)]) for other in beside)
+    return any(gap == " " and answer[other.start].isupper() for other, gap in gaps)
 
 
 _BLANK = r"[^\S\n]"

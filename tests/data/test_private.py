@@ -135,6 +135,8 @@ def private(question, answer, shared=RETAIN):
         ("Which password?", "P@$$w0rd!", ["P@$$w0rd"]),
         ("Which password?", "It is 'Tr0ub4dor&3!xY', or Sun!shine#2024$.", ["Tr0ub4dor&3!xY", "Sun!shine#2024"]),
         ("Who?", "It was Krill!Moth, I'd say.", ["Krill", "Moth"]),
+        ("Who?", "It was Do Thi Ha, An Nguyen and Prof. Li So.", ["Do Thi Ha", "An Nguyen", "Li So"]),
+        ("Who?", "It was Mr Krill, in The Moth, and I saw Ann Velt.", ["Krill", "Moth", "Ann Velt"]),
     ],
 )
 def test_words_that_only_the_row_knows_are_private(question, answer, values):
