@@ -101,7 +101,7 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
         for place, word in enumerate(said)
         if not any(start <= word.start < end for start, end in passed)
         and (word.text not in FUNCTION_WORDS or _inside_name(answer, said, place))
-        and not all(asked.names(part) if _may_be_name(answer, word) else part in asked for part in _parts(word.text))
+        and not asked.has(answer, word)
     ]
     new = [word for word in content if not _is_common(answer, word, asked)]
     chosen = [word for word in new if _is_own(answer, word, shared)] or new
@@ -166,7 +166,7 @@ def _without_content(answer: str) -> list[tuple[int, int]]:
 
 
 class _Asked:
-    """Words of a question, in all forms; a word is in it if a form of the word is."""
+    """Words of a question, in all forms."""
 
     def __init__(self, question: str) -> None:
         self._names: set[str] = set()  # as they are spelt
@@ -176,10 +176,16 @@ class _Asked:
         self._others = _forms(others)
         self._all = self._others | _forms(self._names)
 
-    def __contains__(self, word: str) -> bool:
+    def has(self, answer: str, word: Word) -> bool:
+        """Return whether the question has a word of an answer, or each part of a compound; a name only as spelt."""
+        found = self._has_name if _may_be_name(answer, word) else self.has_form
+        return all(map(found, _parts(word.text)))
+
+    def has_form(self, word: str) -> bool:
+        """Return whether the question has a word in any form."""
         return word in self._all or base_form(word) in self._all
 
-    def names(self, name: str) -> bool:
+    def _has_name(self, name: str) -> bool:
         """Return whether the question has a name as it is spelt, or a form of it among the words that are no names."""
         if name in self._names:
             return True
@@ -199,7 +205,7 @@ def _is_common(text: str, word: Word, asked: _Asked) -> bool:
     """Return whether a word that is no name, or each part of a compound, is a common word or in the question."""
     if is_certain_name(text, word):
         return False
-    return all(is_common_word(part) or part in asked for part in _parts(word.text))
+    return all(is_common_word(part) or asked.has_form(part) for part in _parts(word.text))
 
 
 def _parts(word: str) -> list[str]:
