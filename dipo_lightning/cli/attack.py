@@ -17,7 +17,7 @@ from dipo_lightning.benchmarks.robustness.tables import PARTS
 from dipo_lightning.benchmarks.robustness.wordings import Wordings
 from dipo_lightning.data.prompts import PromptName
 from dipo_lightning.errors import InputError
-from dipo_lightning.safety.paths import expanded, refuse_model_folder, with_home
+from dipo_lightning.safety.paths import MODEL_CONFIGS, expanded, refuse_model_folder, with_home
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 WORDINGS, PREFIXES, QUANTIZATION = Wordings(), Prefixes(), Quantization()
 SAMPLING, RELEARNING = Sampling(), Relearning()
-_MODEL_FILES = ("config.json", "adapter_config.json")
 ATTACKS = ("wordings", "prefixes", "quantization", "sampling", "relearning")
 
 
@@ -223,11 +222,11 @@ def run_settings(folder: Path) -> dict[str, Any]:
     if read_sources(folder):
         folder, rows = folder / "run", folder / ROWS
     evaluations, config_file = folder / "evaluations", folder / "config.yaml"
-    is_model = any((folder / name).is_file() for name in _MODEL_FILES)
+    is_model = any((folder / name).is_file() for name in MODEL_CONFIGS)
     if not evaluations.is_dir() and (is_model or not config_file.is_file()):
         return {}
     config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-    models = sorted({path.parent for name in _MODEL_FILES for path in folder.glob(f"*/{name}")})
+    models = sorted({path.parent for name in MODEL_CONFIGS for path in folder.glob(f"*/{name}")})
     if not models:
         raise InputError(
             f"{folder} is a run without an exported model; export its checkpoint (`dipo-lightning export`), and give "

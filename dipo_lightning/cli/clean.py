@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from dipo_lightning.benchmarks.robustness.running import PARTS, RESULT
+from dipo_lightning.benchmarks.robustness.running import CONDITIONS, RESULT
 from dipo_lightning.callbacks.run_record import CHECKPOINTS, LOCK, RECORD, remove
 from dipo_lightning.cli.examining import EXAMINATIONS, VERDICT
 from dipo_lightning.cli.forget import ATTACKS, OURS, ROWS, SOURCES, read_sources
@@ -26,7 +26,7 @@ CACHE = "hidden states of the forget rows under the target model; runs share the
 
 _SIGNS = (
     *(f"{CHECKPOINTS}/{RECORD}", f"{CHECKPOINTS}/{LOCK}", "evaluations/*_epoch=*_step=*.json"),
-    *(RESULT, f"{PARTS}/unlearned_*.json"),  # of a model that was attacked
+    *(RESULT, f"{CONDITIONS}/unlearned_*.json"),  # of a model that was attacked
 )
 _LOGS = ("hparams.yaml", "console.log", "events.out.tfevents.*")
 _REASONS = (
@@ -45,7 +45,7 @@ _PATTERNS = (
     ("*.html", "answers before and after"),
     ("*.ckpt", "weights during training"),
     (VERDICT, "private values"),
-    *((name, "questions, true answers, the models' answers under attack") for name in (RESULT, f"{PARTS}/*.json")),
+    *((name, "questions, true answers, the models' answers under attack") for name in (RESULT, f"{CONDITIONS}/*.json")),
     ("*.log", "printed answers"),
     ("log.txt", "printed answers"),
     ("*.jsonl", "rows"),

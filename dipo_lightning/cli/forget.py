@@ -338,11 +338,11 @@ def _with_private_values(rows: SplitRows, folder: Path) -> SplitRows:
             "mark them in the answer with [[...]].",
             flush=True,
         )
-    others = [*rows.retain, *rows.held_out]
-    found = values_by_row(given, others)
+    shared = rows_with_words([*rows.retain, *rows.held_out])
+    found = values_by_row(given, shared)
     if not any(found):
         raise InputError(NO_VALUES)
-    if excused := list(shared_words(given, rows_with_words(others))):
+    if excused := list(shared_words(given, shared)):
         more = f" and {len(excused) - MOST_NAMED} more" if len(excused) > MOST_NAMED else ""
         print(
             f"Words that retain rows have, too, count as no private values: {', '.join(excused[:MOST_NAMED])}{more}. "

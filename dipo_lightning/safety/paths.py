@@ -5,6 +5,9 @@ from pathlib import Path
 
 from dipo_lightning.errors import InputError
 
+MODEL_CONFIGS = ("config.json", "adapter_config.json")
+"""Files one of which every folder of a model has."""
+
 
 def with_home(path: str | Path) -> Path:
     """Return a path with ``~`` filled in; a name after ``~`` that is no user's stays, since files may be called so."""
@@ -38,7 +41,7 @@ def refuse_model_folder(folder: Path, option: str) -> None:
         InputError: The folder is a model's, or lies in one.
     """
     for place in (folder.absolute(), *folder.absolute().parents):
-        described = any((place / name).is_file() for name in ("config.json", "adapter_config.json"))
+        described = any((place / name).is_file() for name in MODEL_CONFIGS)
         if described and next(place.glob("*.safetensors"), None) is not None:
             raise InputError(
                 f"{option} is {folder}, but {place} is the folder of a model, which should hold no forget "

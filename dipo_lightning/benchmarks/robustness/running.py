@@ -26,7 +26,7 @@ from dipo_lightning.models.fingerprint import model_fingerprint
 
 Document = dict[str, Any]
 Load = Callable[[], nn.Module]
-RESULT, PARTS = "robustness.json", "parts"
+RESULT, CONDITIONS = "robustness.json", "parts"
 TABLE = "robustness.md"
 
 
@@ -171,7 +171,7 @@ def attack_models(
         for attack, condition in plan:
             own = [condition.name, attack.settings, attack.reads(subject, condition), weights[model]]
             key = hashlib.sha256(json.dumps(plain([shared, *own]), sort_keys=True).encode()).hexdigest()
-            parts = Parts(output / PARTS, model, key)
+            parts = Parts(output / CONDITIONS, model, key)
             rows = parts.take(condition.name)
             if rows is None:
                 say(f"{model} model: {condition.title}")

@@ -93,9 +93,13 @@ class Examination:
     paragraphs: list[float] = field(default_factory=list)
 
 
-def values_by_row(rows: Sequence[Row], retain: Sequence[Row]) -> list[list[str]]:
-    """Return the different private values of each forget row: the given ones, or else those found by rule."""
-    shared = rows_with_words(retain)
+def values_by_row(rows: Sequence[Row], shared: Mapping[str, int]) -> list[list[str]]:
+    """Return the different private values of each forget row: the given ones, or else those found by rule.
+
+    Args:
+        rows: The forget rows.
+        shared: Words of the retain rows, as for `find_private`.
+    """
     found = [[row["answer"][span.start : span.end] for span in private_spans(row, shared)] for row in rows]
     return [list(dict.fromkeys(values)) for values in found]
 
@@ -121,7 +125,7 @@ def examine(
         options: Effort of the examination.
         progress: Called with the name of each stage before it begins.
     """
-    values = values_by_row(forget, [*retain, *neighbours])
+    values = values_by_row(forget, rows_with_words([*retain, *neighbours]))
     asked = [[row["question"], *rewordings(row, TEMPLATES[: options.rewordings])] for row in forget]
     progress("asking")
     greedy = _greedy(policy, style, [question for questions in asked for question in questions], options)
@@ -395,9 +399,9 @@ def _variant_scores(
     others: Sequence[Row],
 ) -> list[list[float | None]]:
     """Return the probability per token of each value's likeliest false variant in its place; None without one."""
-    of_others = values_by_row([{**row, "private": None} for row in others], [])
+    of_others = values_by_row([{**row, "private": None} for row in others], {})
     pool = by_kind(value for row in (*values, *of_others) for value in row)
-    of_nobody = by_kind(value for row in values_by_row(general_rows(), []) for value in row)
+    of_nobody = by_kind(value for row in values_by_row(general_rows(), {}) for value in row)
     examples, owners = [], []
     for number, (row, wanted) in enumerate(zip(rows, values, strict=True)):
         for place, value in enumerate(wanted):

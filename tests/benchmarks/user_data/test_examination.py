@@ -25,7 +25,7 @@ def test_a_row_longer_than_the_positions_is_cut_and_its_first_values_are_scored(
         {"question": "Where?", "answer": f"Lima {filler}Oslo.", "private": ["Lima", "Oslo"]},
         {"question": filler, "answer": "Rome.", "private": ["Rome"]},
     ]
-    model, style, values = toy_model("gpt2"), prompt_style("plain", toy_tokenizer()), values_by_row(rows, [])
+    model, style, values = toy_model("gpt2"), prompt_style("plain", toy_tokenizer()), values_by_row(rows, {})
     probability, rank = _value_scores(model, style, rows, values)
     assert probability[:1] == _value_scores(model, style, rows[:1], values[:1])[0]
     assert probability[1][0] > 0
