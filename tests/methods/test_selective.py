@@ -432,6 +432,15 @@ def test_a_thorough_check_confirms_only_what_no_wording_contradicts(place, monke
     assert check.ask_thoroughly() == 0
 
 
+@pytest.mark.parametrize(("rows", "expected"), [(1, 10), (40, 10), (50, 8), (200, 2), (1000, 1)])
+def test_a_thorough_check_of_many_rows_takes_fewer_samples_of_each(rows, expected, monkeypatch):
+    check = Check(None, None, [list(range(6))] * rows, [], torch.device("cpu"), 0, None, None)
+    taken = []
+    monkeypatch.setattr(check, "ask", lambda asked, samples, purpose: taken.append((len(asked), samples)) or (0, 0.0))
+    check.ask_thoroughly()
+    assert taken == [(rows, expected)] * 6
+
+
 def test_draws_repeat_with_their_generator():
     pool = list(range(9))
     first = drawn(pool, 4, torch.Generator().manual_seed(1))

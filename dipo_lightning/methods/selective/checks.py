@@ -23,8 +23,9 @@ from dipo_lightning.methods.selective.examples import ExampleMaker, PrivateExamp
 from dipo_lightning.methods.selective.targets import padded
 from dipo_lightning.models.answers import IGNORED
 
-THOROUGH_SAMPLES = 10
-"""Samples per wording in the check that ends a run."""
+THOROUGH_SAMPLES, MOST_THOROUGH_SAMPLES = 10, 2400
+"""Samples per row and wording in the check that ends a run, and about the most in all: of many rows fewer are taken, so
+that this check takes no longer than another."""
 SAYABLE = 1e-3
 """Probability of an answer's first value, given the text before it, above which twenty samples may contain it."""
 
@@ -112,8 +113,10 @@ class Check:
             by a thorough one. The later a leak is found, the smaller the number.
         """
         every, total = list(zip(*self.wordings, strict=True)), 0.0
+        fair = MOST_THOROUGH_SAMPLES // sum(map(len, every))
+        samples = min(THOROUGH_SAMPLES, max(1, fair))
         for place, wordings in enumerate(every):
-            remaining, risk = self.ask(wordings, THOROUGH_SAMPLES, f"thorough check, wording {place}")
+            remaining, risk = self.ask(wordings, samples, f"thorough check, wording {place}")
             total += risk
             if remaining or total > RISK * len(every):
                 return RISK * (len(every) - place - 1 / (2 + remaining)) / len(every)
