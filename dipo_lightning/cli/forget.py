@@ -30,7 +30,7 @@ STEPS = 64
 """Maximum number of optimiser steps for few rows; the stopping rule ends most runs sooner."""
 PASSES = 16
 """Maximum number of passes over the forget rows, if these passes take at least `STEPS` steps."""
-VALUES, MOST_TIMES = 2, 4
+VALUES, MOST_TIMES = 4, 4
 """Private values per forget row that these numbers suit, and the largest factor by which more values raise them."""
 CHECK_EVERY, CHECK_PASSES = 8, 2
 """Minimum number of optimiser steps, and of passes over the forget rows, between two checks: a check of many rows takes

@@ -51,11 +51,11 @@ def test_steps_grow_with_the_rows_and_one_row_is_enough(rows):
 
 
 def test_more_private_values_per_row_allow_more_steps_of_the_method_that_ends_by_itself():
-    few, many = (choose_settings(12, values, 576, "selective", {}).epochs for values in (24, 46))
+    few, many = (choose_settings(12, values, 576, "selective", {}).epochs for values in (48, 92))
     assert (few, many) == (32, 62)
     assert choose_settings(12, 6, 576, "selective", {}).epochs == few
-    assert choose_settings(12, 46, 576, "npo", {}).epochs == few
-    assert choose_settings(12, 46, 576, "selective", {"epochs": 3}).epochs == 3
+    assert choose_settings(12, 92, 576, "npo", {}).epochs == few
+    assert choose_settings(12, 92, 576, "selective", {"epochs": 3}).epochs == 3
 
 
 def test_a_wider_model_gets_a_smaller_learning_rate_and_what_is_given_is_taken():

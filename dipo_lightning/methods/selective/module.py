@@ -150,7 +150,7 @@ class SelectiveModule(UnlearningModule):
         sentence_weight: float = 1.0,
         ceiling: float = 1e-4,
         ceiling_weight: float = 1.0,
-        general_weight: float = 1.0,
+        general_weight: float = 2.0,
         alternatives: int = 3,
         samples: int = 6,
         check_every: int = 8,
