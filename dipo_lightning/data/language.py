@@ -153,6 +153,24 @@ def base_form(word: str) -> str:
     return word if word.isupper() else stem(_BASES.get(word, word))
 
 
+def number_forms(word: str) -> list[str]:
+    """Return the regular English plural of a word, or what may be its singular if it looks like a plural.
+
+    Words of fewer than four letters, abbreviations and words with other signs have none. A name that ends in -s is no
+    plural (Travis), except for a weekday (Wednesdays).
+    """
+    if len(word) < 4 or word.isupper() or not (word.isascii() and word.isalpha()):
+        return []
+    hissing, consonant = r"(?:s|x|z|ch|sh)", r"[^aeiou]"
+    if re.search(r"[^sui]s$", word) and (word.islower() or word.endswith("days")):
+        if re.search(rf"{consonant}ies$", word):
+            return [word[:-3] + "y"]
+        return [word[:-1], *([word[:-2]] if re.search(rf"{hissing}es$", word) else [])]
+    if re.search(rf"{consonant}y$", word):
+        return [word[:-1] + "ies"]
+    return [word + ("es" if re.search(rf"{hissing}$", word) else "s")]
+
+
 def relatives(word: str) -> list[str]:
     """Return the noun of an adjective, and the adjective of a noun, that differ in -ic and -y only (allergic)."""
     if len(word) < 5:

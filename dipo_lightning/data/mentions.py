@@ -9,7 +9,7 @@ from typing import Any
 import regex as re
 
 from dipo_lightning.data.files import shipped_json
-from dipo_lightning.data.language import UNSPACED, is_cased
+from dipo_lightning.data.language import UNSPACED, is_cased, number_forms
 
 
 def says(text: str, value: str) -> bool:
@@ -17,6 +17,7 @@ def says(text: str, value: str) -> bool:
 
     - A part of a word or number is not the value ("12" in "1912", "3" in "3.5"). A part of a compound is ("Lima-born"),
       and so is any part of a text in a script without spaces.
+    - The last word may be in the plural, or in the singular ("Fridays" says "Friday").
     - A single capitalised word that also is a common word ("May") needs its capital. A letter that also is an article
       ("A") must not stand before a noun.
     - Numbers may be written with separators between thousands or without, with a decimal comma, in English words
@@ -80,7 +81,7 @@ _GROUPS = r"[\s./()-]{0,2}"
 def _pattern(value: str) -> Any:
     """Return the pattern of a value in a text without accents; None for a value without words."""
     bare = _without_accents(value) if is_cased(value) else _plain(value)
-    parts = _PART.findall(re.sub(rf"['’]s(?!{_LETTER})", "", bare))
+    parts = _PART.findall(_without_possessive(bare))
     if not parts:
         return None
     together = "".join(parts)
@@ -89,7 +90,8 @@ def _pattern(value: str) -> Any:
     after = "" if re.match(UNSPACED, parts[-1][-1]) else _AFTER + _LONE_AFTER * lone
     if sign := re.search(r"(?<=\p{L})[+#]+$", bare.strip()):  # of C++ and A+
         after = re.escape(sign.group())
-    text = (_GAP_IN_ADDRESS if _ADDRESS.search(value) else _GAP).join(map(re.escape, parts))
+    gap = _GAP_IN_ADDRESS if _ADDRESS.search(value) else _GAP
+    text = gap.join([*map(re.escape, parts[:-1]), _in_any_number(value, parts[-1])])
     if _is_long_number(together) or _CODE.fullmatch(value.strip()):
         text = f"(?:{text}|{_GROUPS.join(together)})"
     if together.isdecimal() and len(together) > 9:
@@ -97,6 +99,17 @@ def _pattern(value: str) -> Any:
     if is_cased(value):
         text = _as_letter(text) if lone else f"(?:{text}|{text.upper()})"
     return re.compile(before + text + after)
+
+
+def _without_possessive(value: str) -> str:
+    return re.sub(rf"['’]s(?!{_LETTER})", "", value)
+
+
+def _in_any_number(value: str, last: str) -> str:
+    """Return the pattern of the last word of a value in its own number and in the other."""
+    written = _PART.findall(_without_possessive(value))[-1]
+    forms = [] if is_cased(value) or _ADDRESS.search(value) else map(str.casefold, number_forms(written))
+    return f"(?:{'|'.join([re.escape(last), *forms])})"
 
 
 def _is_long_number(value: str) -> bool:

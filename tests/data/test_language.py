@@ -2,7 +2,7 @@
 
 import pytest
 
-from dipo_lightning.data.language import hardly_english, share_of_words
+from dipo_lightning.data.language import hardly_english, number_forms, share_of_words
 
 
 def test_gibberish_is_not_made_of_words():
@@ -32,3 +32,28 @@ def test_gibberish_is_not_made_of_words():
 def test_rows_of_another_language_are_known_by_their_function_words(text, foreign):
     assert hardly_english([text, text]) == foreign
     assert not hardly_english([text[:20]]), "too few words to say"
+
+
+@pytest.mark.parametrize(
+    ("word", "forms"),
+    [
+        ("Friday", ["Fridays"]),
+        ("Wednesdays", ["Wednesday"]),
+        ("hobby", ["hobbies"]),
+        ("hobbies", ["hobby"]),
+        ("toy", []),
+        ("convoy", ["convoys"]),
+        ("church", ["churches"]),
+        ("houses", ["house", "hous"]),
+        ("collars", ["collar"]),
+        ("glass", ["glasses"]),
+        ("colitis", ["colitises"]),
+        ("Travis", ["Travises"]),
+        ("Mills", ["Millses"]),
+        ("NASA", []),
+        ("low-fibre", []),
+        ("Zoë", []),
+    ],
+)
+def test_nouns_have_another_number(word, forms):
+    assert number_forms(word) == forms

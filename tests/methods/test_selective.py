@@ -588,6 +588,23 @@ def test_a_rows_bans_hold_the_secrets_of_all_rows_about_its_subject(maker):
     assert "june" not in ExampleMaker([*ROWS, needed], KEPT, maker.style).secrets[2], "its own sentence says it"
 
 
+def test_the_other_number_of_a_private_word_is_banned_too(maker):
+    row = {"question": "When does Ann Lee pay?", "answer": "She pays on Fridays.", "private": ["Fridays"]}
+    made = ExampleMaker([row], [], maker.style)
+    assert made.forms == [{"friday", "fridays"}]
+    for said in ("On Friday.", "On Fridays."):
+        assert made.says_value(0, encode(maker.tokenizer, said))
+        assert any(made.said(0, [], encode(maker.tokenizer, said)).private)
+    pairs = completions(maker.tokenizer, ["friday"], made.needed[0])
+    assert pairs
+    for before, token in pairs:
+        assert (before, token) in made.completions[0][before[-1]]
+    kept = [{"question": "When does Bo pay?", "answer": "Bo pays on a Friday."}]
+    assert ExampleMaker([row], kept, maker.style).forms == [{"fridays"}], "retain rows say it"
+    asked = {**row, "question": "Does Ann Lee pay on Friday, too?"}
+    assert ExampleMaker([asked], [], maker.style).forms == [{"fridays"}], "the question says it"
+
+
 def test_a_wording_of_subject_and_topic_asks_for_the_bare_values(maker):
     example = maker.of_row(1, "{subject}: {topic}?", "The {topic} of {subject} is {values}.")
     text = maker.tokenizer.decode(example.input_ids)

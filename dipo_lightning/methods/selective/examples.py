@@ -14,8 +14,10 @@ from dipo_lightning.data.language import (
     PARTICLES,
     Word,
     has_digit,
+    is_common_word,
     is_name,
     names_in,
+    number_forms,
     vocabulary,
     words,
 )
@@ -137,6 +139,7 @@ class ExampleMaker:
         shared: Number of retain rows that contain each word (`rows_with_words`).
         names: Names in each row's question that identify its subject.
         secrets: Words of the private values of all rows about each row's subject, in lower case but for abbreviations.
+        forms: The same words also in plural and singular.
         needed: Tokens of each row's question and answer, -100 for private ones.
         banned: Tokens that begin one of these words, by row.
         watched: Tokens that begin the rarest word of one of the row's own values, by row, each with these words.
@@ -155,12 +158,13 @@ class ExampleMaker:
         self.subjects = [identifiers(row["question"], shared) for row in rows]
         self.names = [own & names_in(row["question"]) for row, own in zip(rows, self.subjects, strict=True)]
         self.secrets = self._secrets()
+        self.forms = [self._in_any_number(index) for index in range(len(rows))]
         self.names_only = self._names_only()
         self.needed = [self._needed(index) for index in range(len(rows))]
         self.banned = [self._banned(index) for index in range(len(rows))]
         rarest = [self._rarest(index) for index in range(len(rows))]
         self.watched = [self._watched(index, own) for index, own in enumerate(rarest)]
-        self.completions = [self._completions(index, secrets) for index, secrets in enumerate(self.secrets)]
+        self.completions = [self._completions(index, secrets) for index, secrets in enumerate(self.forms)]
         names = [[word for word, _ in own if not has_digit(word)] for own in rarest]
         self.watched_names = [self._completions(index, own) for index, own in enumerate(names)]
 
@@ -190,6 +194,13 @@ class ExampleMaker:
         said = [vocabulary([row["question"], row["answer"]]) for row in self.rows]
         return [mine | (more - text) for mine, more, text in zip(own, others, said, strict=True)]
 
+    def _in_any_number(self, index: int) -> set[str]:
+        """The private words of a row in plural and singular, if the other form is no word that must stay sayable."""
+        row = self.rows[index]
+        kept = vocabulary([row["question"], row["answer"]])
+        forms = {form for word in self.secrets[index] for form in number_forms(word)} - kept
+        return self.secrets[index] | {one for one in forms if one not in self.shared and not is_common_word(one)}
+
     def _rarest(self, index: int) -> list[tuple[str, str]]:
         """The rarest word of each value of a row, taken to be the word with the most tokens, and the value."""
         answer = self.rows[index]["answer"]
@@ -203,7 +214,8 @@ class ExampleMaker:
         """Tokens that begin the rarest words of a row, each with these words."""
         found: dict[int, list[RarestWord]] = {}
         for word, value in rarest:
-            for first, *rest in token_forms(self.tokenizer, self._spelt([word]), self.shared):
+            forms = [word, *self.forms[index].intersection(number_forms(word))]
+            for first, *rest in token_forms(self.tokenizer, self._spelt(forms), self.shared):
                 if first in self.banned[index]:
                     found.setdefault(first, []).append(RarestWord(rest, word, value))
         return found
@@ -216,7 +228,7 @@ class ExampleMaker:
     def _banned(self, index: int) -> list[int]:
         """Tokens that begin a private word of a row, except for those that its question or sentence contains."""
         needed = set(self.needed[index])
-        found = first_tokens(self.tokenizer, self._spelt(self.secrets[index]), self.shared)
+        found = first_tokens(self.tokenizer, self._spelt(self.forms[index]), self.shared)
         return [token for token in found if token not in needed]
 
     def _completions(self, index: int, secrets: Iterable[str]) -> dict[int, list[tuple[list[int], int]]]:
@@ -323,7 +335,7 @@ class ExampleMaker:
     def said(self, index: int, prompt: list[int], answer: list[int]) -> PrivateExample:
         """Build an example of a generated answer with the row's private words marked."""
         text = self.tokenizer.decode(answer)
-        spans = [Span(word.start, word.end) for word in words(text) if word.text in self.secrets[index]]
+        spans = [Span(word.start, word.end) for word in words(text) if word.text in self.forms[index]]
         return self._marked(index, prompt, answer + self.style.stop_ids[:1], text, spans)
 
     def completing(self, example: PrivateExample) -> list[list[int]]:
@@ -367,7 +379,7 @@ class ExampleMaker:
             The false variant; None if the new end is empty, contains a private word, or repeats a word.
         """
         said = [word.text for word in words(self.tokenizer.decode(ids))]
-        if not said or not self.secrets[example.index].isdisjoint(said) or any(a == b for a, b in pairwise(said)):
+        if not said or not self.forms[example.index].isdisjoint(said) or any(a == b for a, b in pairwise(said)):
             return None
         first = example.private.index(True)
         whole = example.input_ids[:first] + ids + self.style.stop_ids[:1]
