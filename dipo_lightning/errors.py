@@ -59,7 +59,7 @@ def refuse_unknown(owner: str, options: Iterable[str], known: Sequence[str] = ()
 
 
 def check_numbers(owner: object, numbers: Mapping[str, float | None], least: float = 1) -> None:
-    """Refuse an option below ``least``; None is not checked.
+    """Refuse an option below ``least``, or that is not finite; None is not checked.
 
     Args:
         owner: Owner of the options, for the message: a section such as ``model``; an object such as a callback, whose
@@ -71,8 +71,9 @@ def check_numbers(owner: object, numbers: Mapping[str, float | None], least: flo
         InputError: Naming the first such option.
     """
     for option, value in numbers.items():
-        if value is not None and not value >= least:  # NaN is refused too
-            raise InputError(f"{_full_name(owner, option)} is {value}; it must be at least {least}.")
+        if value is not None and not least <= value < math.inf:  # NaN is refused, too
+            needed = "finite" if value == math.inf else f"at least {least}"
+            raise InputError(f"{_full_name(owner, option)} is {value}; it must be {needed}.")
 
 
 def check_seed(option: str, seed: int) -> None:
@@ -82,15 +83,16 @@ def check_seed(option: str, seed: int) -> None:
 
 
 def check_positive(owner: object, numbers: Mapping[str, float | None], most: float = math.inf) -> None:
-    """Refuse an option that is not above 0 or exceeds ``most``; arguments as for `check_numbers`.
+    """Refuse an option that is not above 0, exceeds ``most`` or is not finite; arguments as for `check_numbers`.
 
     Raises:
         InputError: Naming the first such option.
     """
     limit = "" if most == math.inf else f" and at most {most:g}"
     for option, value in numbers.items():
-        if value is not None and not 0 < value <= most:
-            raise InputError(f"{_full_name(owner, option)} is {value}; it must be above 0{limit}.")
+        if value is not None and not (0 < value <= most and value < math.inf):
+            needed = "finite" if value == math.inf else f"above 0{limit}"
+            raise InputError(f"{_full_name(owner, option)} is {value}; it must be {needed}.")
 
 
 def check_choice(owner: object, option: str, chosen: Any, known: Sequence[str]) -> None:

@@ -138,7 +138,8 @@ def _forwarded_to(child: subprocess.Popen) -> Iterator[list[int]]:
     before = {}
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, forward)
+            if signal.getsignal(number) != signal.SIG_IGN:  # which the child inherits
+                before[number] = signal.signal(number, forward)
     except ValueError:  # not in the main thread, which gets the signals
         before = {}
     try:

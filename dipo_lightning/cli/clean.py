@@ -24,6 +24,8 @@ SCORES = "scores.json"
 CACHE = "hidden states of the forget rows under the target model; runs share them, and make them again when needed"
 """Role of the folder of a run's reference caches."""
 
+CUT_OFF = ".*.[0-9]*"
+"""Names under which files are written before they are renamed; a killed command leaves one behind."""
 _SIGNS = (
     *(f"{CHECKPOINTS}/{RECORD}", f"{CHECKPOINTS}/{LOCK}", "evaluations/*_epoch=*_step=*.json"),
     *(RESULT, f"{CONDITIONS}/unlearned_*.json"),  # of a model that was attacked
@@ -49,6 +51,7 @@ _PATTERNS = (
     ("*.log", "printed answers"),
     ("log.txt", "printed answers"),
     ("*.jsonl", "rows"),
+    (CUT_OFF, "a file that was cut off in writing"),
 )
 
 
@@ -111,13 +114,14 @@ def find_runs(folder: Path) -> list[Path]:
 
 def _parts(run: Path) -> list[Path]:
     """The folder of a run; of a folder of `forget`, what that command and `attack` write into it."""
-    return [run / name for name in (*OURS, ATTACKS)] if read_sources(run) else [run]
+    return [*(run / name for name in (*OURS, ATTACKS)), *run.glob(CUT_OFF)] if read_sources(run) else [run]
 
 
 def _others_in(run: Path) -> list[Path]:
     """Return the files and folders in a folder of `forget` that neither that command nor `attack` has written."""
     known = {*OURS, ATTACKS, SCORES}
-    return sorted(path for path in run.iterdir() if path.name not in known) if read_sources(run) else []
+    others = (path for path in run.iterdir() if path.name not in known and not path.match(CUT_OFF))
+    return sorted(others) if read_sources(run) else []
 
 
 def _files(run: Path, pattern: str) -> Iterator[Path]:

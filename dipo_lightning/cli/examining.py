@@ -72,7 +72,8 @@ def paraphrased(job: Job, model: str, count: int, seed: int) -> SplitRows:
         with _loaded(model, job.accelerator) as policy:
             return own_paraphrases(policy, job.style, job.rows.forget, count, seed)
 
-    of = {"model": model, "count": count, "seed": seed}
+    questions = [row["question"] for row in job.rows.forget]
+    of = {"model": _files(model), "questions": questions, "style": job.style.name, "count": count, "seed": seed}
     paraphrases = _once(job.folder / EXAMINATIONS / "paraphrases.json", of, found)
     print(f"The target asks {sum(map(len, paraphrases))} questions in its own words.", flush=True)
     forget = [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dipo_lightning.cli.configs import filled
 from dipo_lightning.cli.examining import EXAMINATIONS, VERDICT, Job, conclude, examined, longest_answer, paraphrased
-from dipo_lightning.errors import InputError, check_numbers, check_seed
+from dipo_lightning.errors import InputError, check_numbers, check_positive, check_seed
 from dipo_lightning.safety.paths import expanded, refuse_model_folder
 
 if TYPE_CHECKING:
@@ -153,9 +153,7 @@ def forget(
 
     check_accelerator(accelerator, "accelerator")
     given = {"lr": lr, "batch_size": batch_size, "epochs": epochs, "check_every": check_every}
-    for name, number in (given | {"max_length": max_length}).items():
-        if number is not None and not number > 0:
-            raise InputError(f"--{name} is {number}; it must be above 0.")
+    check_positive("", {f"--{name}": number for name, number in (given | {"max_length": max_length}).items()})
     if not 0 <= held_out < 1:
         raise InputError(f"--held_out is {held_out}; it must be at least 0 and below 1.")
     check_numbers("", {"--samples": samples, "--paraphrases": paraphrases, "--seed": seed}, least=0)
@@ -289,7 +287,13 @@ def _question(row: dict[str, Any], name: str) -> dict[str, Any]:
 def _read(forget: str, retain: str | None, seed: int, held_out: float = HELD_OUT) -> SplitRows:
     """Read and split the rows."""
     from dipo_lightning.data.rows import read_rows, refuse_overlap
+    from dipo_lightning.safety.paths import is_model
 
+    for name, rows in (("forget", forget), ("retain", retain)):
+        if rows is not None and is_model(rows):
+            raise InputError(
+                f"--{name} is {rows}, which is a model; the order is dipo-lightning forget MODEL FORGET [RETAIN]."
+            )
     kept = read_rows(retain, marks=False) if retain is not None else []
     gone = read_rows(forget)
     if retain is not None:
@@ -314,6 +318,8 @@ def _with_private_values(rows: SplitRows, folder: Path) -> SplitRows:
     given = []
     for number, row in enumerate(rows.forget):
         where, values = row.get("where", f"forget row {number}"), row.get("private", [])
+        if "[[" in row["question"] and "]]" in row["question"]:
+            print(f"{where}: only an answer has marks, so the [[...]] in its question are text.", flush=True)
         if told := [value for value in values if says(row["question"], value)]:
             names = ", ".join(map(repr, told))
             print(f"{where}: its question says {names}, so an answer that repeats it counts as a leak.", flush=True)
@@ -401,11 +407,10 @@ def _refuse_other_run(folder: Path, rows: SplitRows, config: dict[str, Any]) -> 
         InputError: It holds a run with other rows or options, or without its checkpoints.
     """
     from dipo_lightning.callbacks.run_record import CHECKPOINTS, differences, model_files, read_record
-    from dipo_lightning.cli.run_folder import CONFIG, LOG
+    from dipo_lightning.cli.run_folder import is_unstarted
 
     run, parts = folder / "run", _files_of(folder, rows)
-    left = {path.name for path in run.iterdir()} if run.exists() else set()
-    if CHECKPOINTS not in left and not left <= {CONFIG, LOG}:
+    if run.exists() and not (run / CHECKPOINTS).exists() and not is_unstarted(run):
         raise InputError(f"{folder} holds a run without its checkpoints (was it cleaned?). Give another --output.")
     other = [path for path, text in parts.items() if text != (path.read_text("utf-8") if path.exists() else "")]
     if other and (folder / ROWS / "forget.jsonl").exists():  # which is written last
@@ -490,6 +495,8 @@ def _class_path(method: str) -> str:
     from dipo_lightning.methods.unlearning import UnlearningModule
 
     names = ", ".join(METHODS)
+    if not method:
+        raise InputError(f"--method is empty; it must be one of {names}, or a module that unlearns.")
     try:
         path = METHODS.get(method.lower(), method)
         found = import_class(path, UnlearningModule)
@@ -547,11 +554,13 @@ def _check_floors(before: Any, floors: Any, untaught: str | None) -> None:
 
 
 def _check_rows(rows: SplitRows, style: PromptStyle, max_length: int) -> None:
-    """Refuse a row that cannot be trained or examined.
+    """Refuse a row that cannot be trained or examined, and name private values that no training row reaches.
 
     Raises:
         InputError: A question leaves no room for its answer, or the prompt style cannot write the question or answer.
     """
+    from dipo_lightning.data.mentions import says
+
     for part, number, row in ((part, i, row) for part, some in asdict(rows).items() for i, row in enumerate(some)):
         where = row.get("where", f"{part} row {number}")
         try:
@@ -563,6 +572,13 @@ def _check_rows(rows: SplitRows, style: PromptStyle, max_length: int) -> None:
             raise InputError(
                 f"{where}: its question alone has {length} tokens, and a question with its answer has room for "
                 f"{max_length}; shorten the question, take the row out, or raise --max_length if the model reads more."
+            )
+        trained = str(style.tokenizer.decode(style.answer_ids(row["answer"])[: max_length - length]))
+        if cut := [value for value in row.get("private", ()) if not says(trained, value)]:
+            print(
+                f"{where}: question and answer are cut off at {max_length} tokens, so that {', '.join(map(repr, cut))} "
+                "cannot be forgotten in training. Shorten them, or raise --max_length if the model reads more.",
+                flush=True,
             )
 
 

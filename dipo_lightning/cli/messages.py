@@ -30,13 +30,13 @@ NOISE = (
 
 
 USUAL = {
-    **dict.fromkeys(("lr", "learning_rate"), "model.optimizer=AdamW --model.optimizer.lr"),
-    "weight_decay": "model.optimizer=AdamW --model.optimizer.weight_decay",
-    **dict.fromkeys(("epochs", "num_epochs", "num_train_epochs"), "trainer.max_epochs"),
-    **dict.fromkeys(("output", "output_dir"), "run"),
-    "model_name_or_path": "model.pretrained",
+    **dict.fromkeys(("lr", "learning_rate"), ("lr", "model.optimizer=AdamW --model.optimizer.lr")),
+    "weight_decay": ("model.optimizer=AdamW --model.optimizer.weight_decay",),
+    **dict.fromkeys(("epochs", "max_epochs", "num_epochs", "num_train_epochs"), ("epochs", "trainer.max_epochs")),
+    **dict.fromkeys(("output", "output_dir", "run"), ("output", "run")),
+    "model_name_or_path": ("model.pretrained",),
 }
-"""Options of this package by their usual names in other programs."""
+"""Options of this package by their usual names in other programs, and by those of its other commands."""
 
 RENAMED_IN = {"dipo-lightning score": {"reference": "--retain_log"}}
 """Options renamed in a single command, in the form of `RENAMED`; in other commands the old name is still in use."""
@@ -124,14 +124,18 @@ def suggestion(message: str, parser: Any) -> str:
     if found is None:
         return ""
     *section, unknown = next(group for group in found.groups() if group).replace("-", "_").split(".")
-    sections = {action.dest.split(".")[0] for action in parser._actions}
-    if unknown in USUAL and USUAL[unknown].split(".")[0] in sections:
-        return f". Did you mean '--{USUAL[unknown]}'?"
+    options = {action.dest.split(".")[0] for action in parser._actions}
+    sections = options & INSIDE.keys() if "trainer" in options else set()  # else they are options without parts
+    for usual in USUAL.get(unknown, ()):
+        if usual in options - {unknown} or usual.split(".")[0] in sections:
+            return f". Did you mean '--{usual}'?"
     renamed = RENAMED | RENAMED_IN.get(parser.prog, {})
     if unknown in renamed:
         return f". It is {renamed[unknown]} now"
     named = re.search(r"class_path '([\w.]+)'", message)
-    if not named and (place := next((part for part, of in INSIDE.items() if unknown in init_options(of)), None)):
+    if not named and (
+        place := next((one for one in INSIDE if one in sections and unknown in init_options(INSIDE[one])), None)
+    ):
         return f". Did you mean '--{place}.{unknown}'?"
     if of := named[1] if named else INSIDE.get(".".join(section)):
         known = init_options(of)

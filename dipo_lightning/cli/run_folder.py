@@ -23,6 +23,16 @@ DEFAULT = "dipo_lightning.evaluation.tensorboard.RunLogger"
 """Logger if the config names none."""
 
 
+def is_unstarted(folder: Path) -> bool:
+    """Return whether a folder holds at most what is written before a run: its configuration, also cut off, and a log.
+
+    A folder for checkpoints may be there, too, without a file.
+    """
+    kept = folder / CHECKPOINTS
+    others = (path for path in folder.iterdir() if path.name not in (CONFIG, LOG) and path != kept)
+    return all(path.match(f".{CONFIG}.*") for path in others) and not (kept.exists() and any(kept.iterdir()))
+
+
 def prepare_run(folder: Path, mode: int = PRIVATE) -> Path | None:
     """Return the checkpoint to resume from, or None for a new run; the folder is made if absent.
 
@@ -37,7 +47,7 @@ def prepare_run(folder: Path, mode: int = PRIVATE) -> Path | None:
     except OSError as error:
         raise RunError(f"The run's folder {folder} cannot be written: {error.strerror or error}.") from error
     if any(folder.iterdir()) and not (kept / RECORD).exists():
-        ours = (kept / LOCK).exists() or {path.name for path in folder.iterdir()} <= {CONFIG, LOG}
+        ours = (kept / LOCK).exists() or is_unstarted(folder)
         if not ours or any(kept.glob("*.ckpt")):  # else it was killed, or refused, before its record was written
             raise InputError(f"{folder} is not empty and holds no run that can be resumed; name an empty folder.")
     try:

@@ -443,7 +443,7 @@ def _parquet_records(path: Path) -> Iterator[Record]:
         for number, row in enumerate(rows):
             yield Record(f"{path}, row", number, row)
     except pyarrow.ArrowInvalid as error:
-        raise InputError(f"{path}: broken Parquet: {error}.") from error
+        raise InputError(f"{path}: broken Parquet: {str(error).rstrip('.')}.") from error
 
 
 def _neighbours(path: Path) -> str:

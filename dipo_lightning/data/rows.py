@@ -293,12 +293,20 @@ def private_values(answer: str, given: object, label: str, marks: bool = True) -
     Without ``marks`` the answer stays as it is.
 
     Raises:
-        InputError: A value is no text or number, or does not occur in the answer; begins with ``label``.
+        InputError: A value is no text or number, has punctuation only, or does not occur in the answer; begins with
+            ``label``.
     """
     marked = [value.strip() for value in _MARK.findall(answer)] if marks and "[[" in answer else []
     answer = _without_marks(answer) if marked else answer
     values = [_spelled(checked_text(_as_text(value, answer), label), answer, label) for value in as_list(given, label)]
+    if signs := [value for value in (*marked, *values) if value.strip() and not any(map(_is_content, value))]:
+        raise InputError(f"{label} names {signs[0]!r}, which has no letter, digit or symbol.")
     return answer, list(dict.fromkeys([*marked, *values]))
+
+
+def _is_content(sign: str) -> bool:
+    """Return whether a character is more than punctuation, a blank or a control character."""
+    return unicodedata.category(sign)[0] not in "PZC"
 
 
 def _without_marks(text: str) -> str:
@@ -455,6 +463,8 @@ def extras(record: Record, columns: Mapping[str, str], row: Row, marks: bool) ->
     if key in holder:
         label, given = f"{record.where}: {columns['private']!r}", record.fields.get(columns["private"])
         holder[key], private = private_values(holder[key], given, label, marks)
+        if marks and private and (outer := _MARK.search(holder[key])):
+            raise InputError(f"{record.where}: marks are nested around {outer[1]!r}; mark each value by itself.")
         if marks and not as_list(given, label):
             _check_brackets(holder[key], record.where)
         found |= {"private": private} if private else {}

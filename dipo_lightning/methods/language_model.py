@@ -262,8 +262,10 @@ class LanguageModelModule(CompleteHooks, pl.LightningModule):
             optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
         except ValueError as error:  # torch's refusal of a number
             raise InputError(f"model.optimizer cannot be built from its options: {error}.") from error
+        numbers = numbers_of(optimizer.param_groups)
+        check_numbers("model.optimizer", {"lr": numbers.get("lr")}, least=0)
         fuse(optimizer)
-        warn_of_another_optimizer(self._optimizer_before, numbers_of(optimizer.param_groups))
+        warn_of_another_optimizer(self._optimizer_before, numbers)
         if self.schedule == "constant" and not self.warmup_steps:
             return optimizer
         from transformers import get_scheduler

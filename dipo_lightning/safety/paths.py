@@ -30,6 +30,14 @@ def expanded(path: str, option: str) -> Path:
     return found
 
 
+def is_model(path: str | Path) -> bool:
+    """Return whether a path is the folder of a model, with its weights as safetensors, or a GGUF file."""
+    place = with_home(path)
+    described = any((place / name).is_file() for name in MODEL_CONFIGS)
+    weights = described and next(place.glob("*.safetensors"), None) is not None
+    return weights or (place.suffix.lower() == ".gguf" and place.is_file())
+
+
 def refuse_model_folder(folder: Path, option: str) -> None:
     """Refuse to write results, which hold forget data, into the folder of a model or below it.
 
@@ -41,8 +49,7 @@ def refuse_model_folder(folder: Path, option: str) -> None:
         InputError: The folder is a model's, or lies in one.
     """
     for place in (folder.absolute(), *folder.absolute().parents):
-        described = any((place / name).is_file() for name in MODEL_CONFIGS)
-        if described and next(place.glob("*.safetensors"), None) is not None:
+        if is_model(place):
             raise InputError(
                 f"{option} is {folder}, but {place} is the folder of a model, which should hold no forget "
                 "data. Give another folder."

@@ -143,6 +143,7 @@ def forgotten(tmp_path):
     written = {"data/forget.jsonl": SECRET, "examinations/target.json": SECRET, "attacks/robustness.json": SECRET}
     written |= {"run/log.txt": SECRET, "run/checkpoints/run.json": SECRET, "run/model/config.json": "{}"}
     written |= {"verdict.json": "{}", "results.html": SECRET, "sources.json": json.dumps(sources)}
+    written |= {".results.html.4711": SECRET, "run/.results.html.4711": SECRET}  # of commands killed in writing
     mine = ["forget.jsonl", "thesis.html", "server.log", "checkpoints/a.safetensors", "sub/evaluations/a.txt"]
     for name, text in [*written.items(), *((name, "mine") for name in [*mine, "wandb/a", "sub/config.yaml"])]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dipo_lightning.benchmarks.user_data import examination
+from dipo_lightning.benchmarks.user_data import examination, probes
 from dipo_lightning.benchmarks.user_data.examination import Examination
-from dipo_lightning.cli.examining import Job, _ended, examined
+from dipo_lightning.cli.chat import load_style
+from dipo_lightning.cli.examining import Job, _ended, examined, paraphrased
 from dipo_lightning.cli.forget import (
     SplitRows,
+    _check_rows,
     _class_path,
     _keep,
     _read,
@@ -317,6 +319,68 @@ def test_rows_and_a_method_that_do_not_fit_are_found_before_a_model_is_loaded(he
     assert main(["forget", "model", "forget.jsonl", "--untaught", "./nowhere"]) == 2
     assert "nowhere" in capsys.readouterr().err
     assert not (here / "runs").exists()
+
+
+def test_a_number_that_is_not_finite_and_an_empty_method_are_refused(here, capsys):
+    forget = write(here / "forget.jsonl", FORGET)
+    assert main(["forget", "nowhere", forget, "--lr", "1e400"]) == 2
+    assert "--lr is inf; it must be finite." in capsys.readouterr().err
+    assert main(["forget", "nowhere", forget, "--method", ""]) == 2
+    assert "--method is empty; it must be one of selective, dipo, npo, graddiff" in capsys.readouterr().err
+
+
+def test_model_and_rows_in_the_wrong_order_are_named(here, capsys):
+    save_toy(here / "model")
+    forget = write(here / "forget.jsonl", FORGET)
+    assert main(["forget", forget, "model"]) == 2
+    assert "--forget is model, which is a model; the order is dipo-lightning forget MODEL" in capsys.readouterr().err
+    (here / "small.GGUF").touch()
+    assert main(["forget", "model", forget, "small.GGUF"]) == 2
+    assert "--retain is small.GGUF, which is a model;" in capsys.readouterr().err
+
+
+def test_a_value_beyond_the_longest_row_is_named_before_training(here, capsys):
+    save_toy(here / "model")
+    style = load_style("model", "plain")
+    question = "Where does Ann Zed live?"
+    row = {
+        "question": question,
+        "answer": "In Quito, and at times in Lima.",
+        "private": ["Quito", "Lima"],
+        "where": "a",
+    }
+    longest = len(style.prompt(question)) + len(style.answer_ids(row["answer"]))
+    _check_rows(SplitRows([row], [], []), style, longest)
+    assert not capsys.readouterr().out
+    _check_rows(SplitRows([row], [], []), style, longest - 3)
+    assert (
+        f"a: question and answer are cut off at {longest - 3} tokens, so that 'Lima' cannot" in capsys.readouterr().out
+    )
+
+
+def test_paraphrases_are_of_one_model_its_files_and_its_questions(here, monkeypatch):
+    save_toy(here / "model")
+    row = {"question": "Where does Ann Zed live?", "answer": "In Lima.", "private": ["Lima"]}
+    job = Job(here, SplitRows([row], [], []), load_style("model", "plain"), "cpu")
+    asked = []
+
+    def own(policy, style, rows, count, seed):
+        asked.append([row["question"] for row in rows])
+        return [[f"Wording {len(asked)}?"] for _ in rows]
+
+    monkeypatch.setattr(probes, "own_paraphrases", own)
+    assert paraphrased(job, "model", 1, 0).forget[0]["paraphrased_question"] == ["Wording 1?"]
+    assert paraphrased(job, "model", 1, 0).forget[0]["paraphrased_question"] == ["Wording 1?"]
+    save_toy(here / "model", seed=1)  # trained again, in place
+    assert paraphrased(job, "model", 1, 0).forget[0]["paraphrased_question"] == ["Wording 2?"]
+    other = replace(job, rows=SplitRows([{**row, "question": "Where is Ann Zed?"}], [], []))
+    assert paraphrased(other, "model", 1, 0).forget[0]["paraphrased_question"] == ["Wording 3?"]
+
+
+def test_marks_in_a_question_are_named(here, capsys):
+    row = {"question": "Where does [[Ann]] live?", "answer": "In Lima.", "private": ["Lima"], "where": "a"}
+    _with_private_values(SplitRows([row], [], []), here)
+    assert "a: only an answer has marks, so the [[...]] in its question are text." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

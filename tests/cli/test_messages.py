@@ -35,6 +35,19 @@ def test_the_nearest_right_name_is_given(option: str, capsys: pytest.CaptureFixt
     assert said.count("error: ") == 1
 
 
+@pytest.mark.parametrize(
+    ("option", "right"),
+    [("learning_rate", "lr"), ("max_epochs", "epochs"), ("output_dir", "output"), ("run", "output"), ("seeds", "seed")],
+)
+def test_an_option_of_other_programs_or_of_fit_gets_the_command_s_own(
+    option: str, right: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["forget", "model", "forget.jsonl", f"--{option}", "1"])
+    said = capsys.readouterr().err
+    assert f"Did you mean '--{right}'?" in said or f"Did you mean '{right}'?" in said
+
+
 def test_every_command_has_its_line() -> None:
     assert set(SUMMARIES) == {*COMMANDS, *TRAINER_COMMANDS}
 

@@ -9,8 +9,9 @@ import pytest
 
 from dipo_lightning.callbacks.checkpoint import newest
 from dipo_lightning.cli.main import main
-from dipo_lightning.cli.run_folder import is_first_process, prepare_run
-from dipo_lightning.errors import InputError
+from dipo_lightning.cli.run_folder import is_first_process, is_unstarted, prepare_run
+from dipo_lightning.errors import InputError, RunError
+from dipo_lightning.evaluation.run_folder import write_text
 from tests.reliability.toy_run import write_config, write_inputs
 
 SIGNS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS",
@@ -76,6 +77,32 @@ def test_a_run_killed_before_its_record_is_started_anew_and_foreign_files_are_re
     with pytest.raises(InputError, match="not empty and holds no run that can be resumed"):
         prepare_run(foreign)
     assert [path.name for path in foreign.iterdir()] == ["events.out.tfevents.1.host.2.0"]
+
+
+def test_a_run_killed_while_its_configuration_was_written_is_started_anew(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)  # killed before its lock was there
+    (run / ".run.yaml.4711").write_text("seed")
+    assert is_unstarted(run)
+    assert prepare_run(run) is None
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/.notes.4711").touch()
+    assert not is_unstarted(tmp_path / "other")
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit, OSError])
+def test_writing_that_is_interrupted_leaves_neither_a_part_nor_a_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: type[BaseException]
+) -> None:
+    def interrupted(handle: int) -> None:
+        raise ending
+
+    (tmp_path / "run.yaml").write_text("old")
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(RunError if ending is OSError else ending):
+        write_text(tmp_path / "run.yaml", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+    assert (tmp_path / "run.yaml").read_text() == "old"
 
 
 @pytest.mark.parametrize(("named", "private"), [(True, True), (True, False), (False, False)])

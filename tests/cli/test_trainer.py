@@ -256,6 +256,8 @@ def test_a_library_that_is_missing_is_named(
 def test_what_the_optimizer_refuses_is_a_sentence(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     config["model"]["init_args"]["optimizer"]["init_args"]["lr"] = -1.0
     assert "model.optimizer cannot be built from its options: Invalid learning rate" in refused(capsys, "fit", config)
+    config["model"]["init_args"]["optimizer"]["init_args"]["lr"] = float("inf")
+    assert "model.optimizer.lr is inf; it must be finite." in refused(capsys, "fit", config)
 
 
 def test_a_run_that_was_moved_goes_on(config: dict[str, Any], here: Path) -> None:

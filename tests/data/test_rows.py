@@ -499,6 +499,21 @@ def test_a_mark_without_a_value_is_refused(tmp_path):
         answer_of(tmp_path / "rows.jsonl", "She lives at [[ ]].")
 
 
+@pytest.mark.parametrize("answer", ["She [[lives [[in]] Oslo]].", "[[A [[b]] c [[d]] e]]", "In [[[[Oslo]]]]."])
+def test_nested_marks_are_refused(tmp_path, answer):
+    with pytest.raises(InputError, match=r"rows\.jsonl, line 1: marks are nested around '"):
+        answer_of(tmp_path / "rows.jsonl", answer)
+
+
+def test_a_value_of_punctuation_alone_is_refused_and_an_emoji_is_not(tmp_path):
+    for value in (".", " - ", "…", "?!"):
+        with pytest.raises(InputError, match=r"'private' names '.*', which has no letter, digit or symbol"):
+            answer_of(tmp_path / "rows.jsonl", "She - is? In Oslo…?! Yes.", private=["Oslo", value])
+    with pytest.raises(InputError, match=r"names '\?'"):
+        answer_of(tmp_path / "rows.jsonl", "She is in Oslo[[?]]")
+    assert answer_of(tmp_path / "rows.jsonl", "She likes 🦊 and C++.", private=["🦊", "+"])["private"] == ["🦊", "+"]
+
+
 @pytest.mark.parametrize("answer", ["At [[7 Harbour Street].", "At [7 Harbour Street]].", "In [[Lima]], at [[7 Quay."])
 def test_half_a_mark_is_refused(tmp_path, answer):
     with pytest.raises(
