@@ -105,8 +105,8 @@ ANY_CALLBACK = frozenset({
 })  # fmt: skip
 """Callbacks that change no number of a run."""
 
-_LOOKED_AT = 1 << 20
-"""Bytes at either end of a model's file that enter its hash."""
+_LOOKED_AT, _PLACES = 1 << 16, 64
+"""Bytes that enter the hash of a model's file at each place, and number of these places, evenly over the file."""
 
 MAY_GROW = ("trainer.max_epochs", "trainer.max_steps")
 
@@ -136,19 +136,22 @@ def describe_run(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str
 
 
 def model_files(pretrained: Any) -> str | None:
-    """Return a hash of the sizes, beginnings and ends of a local model's files; None for a model of the hub.
+    """Return a hash of the sizes and of parts of a local model's files; None for a model of the hub.
 
-    A quick check for other weights under the same name; a resume compares the weights themselves.
+    A quick check for other weights, another tokenizer or chat template under the same name; a resume compares the
+    weights themselves.
     """
     path = with_home(str(pretrained))
     digest = hashlib.sha256()
-    found = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("config.json")])
+    patterns = ("*.safetensors", "config.json", "tokenizer*.json", "*.jinja")
+    found = [path] if path.is_file() else sorted(file for pattern in patterns for file in path.glob(pattern))
     for file in found:
         size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
         with file.open("rb") as content:
-            start = content.read(_LOOKED_AT)
-            content.seek(max(0, size - _LOOKED_AT))
-            digest.update(f"{file.name} {size}".encode() + start + content.read(_LOOKED_AT))
+            for place in range(_PLACES):
+                content.seek(max(0, size - _LOOKED_AT) * place // (_PLACES - 1))
+                digest.update(content.read(_LOOKED_AT))
     return digest.hexdigest() if found else None
 
 
@@ -276,11 +279,24 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:59] + "…"
 
 
+LOCKED = "two runs would write over each other. Wait until it has ended, or name another folder."
+"""Advice of a refusal of a folder that another process has."""
+
+
 class FolderLock:
-    """Exclusive lock on a folder, held by this process until it releases it or ends in any way."""
+    """Exclusive lock on a folder, held by this process until it releases it or ends in any way.
+
+    As a context it is released at the end of the block.
+    """
 
     def __init__(self) -> None:
         self._file: TextIO | None = None
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self.release()
 
     @property
     def held(self) -> bool:
@@ -293,8 +309,10 @@ class FolderLock:
         assert self._file is not None
         return self._file.fileno()
 
-    def hold(self, folder: Path, patience: float = 0.0) -> None:
+    def hold(self, folder: Path, patience: float = 0.0, advice: str = LOCKED) -> None:
         """Take the lock, waiting up to ``patience`` seconds; does nothing on a system without file locks.
+
+        ``advice`` follows the name of the other process in the refusal.
 
         Raises:
             InputError: Another process has it.
@@ -324,10 +342,7 @@ class FolderLock:
             file.seek(0)
             who = file.read().strip() or "another process"
             file.close()
-            raise InputError(
-                f"{folder} is in use by {who}: two runs would write over each other. Wait until it has ended, or name "
-                "another folder."
-            ) from error
+            raise InputError(f"{folder} is in use by {who}: {advice}") from error
         except OSError:  # a file system without locks
             file.close()
             return

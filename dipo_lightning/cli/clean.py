@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,18 @@ from typing import Any
 import yaml
 
 from dipo_lightning.benchmarks.robustness.running import CONDITIONS, RESULT
-from dipo_lightning.callbacks.run_record import CHECKPOINTS, LOCK, RECORD, remove
+from dipo_lightning.callbacks.run_record import CHECKPOINTS, LOCK, RECORD, FolderLock, remove
 from dipo_lightning.cli.examining import EXAMINATIONS, VERDICT
-from dipo_lightning.cli.forget import ATTACKS, OURS, ROWS, SOURCES, read_sources
+from dipo_lightning.cli.forget import ATTACKS, OURS, ROWS, SCORES, SOURCES, read_sources
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.run_folder import write_json
 from dipo_lightning.safety.paths import with_home
 
-SCORES = "scores.json"
-"""File with the numbers of the evaluations, which stay; without any row."""
-
 CACHE = "hidden states of the forget rows under the target model; runs share them, and make them again when needed"
 """Role of the folder of a run's reference caches."""
 
+_KEPT = ("retain rows", "untaught model")
+"""Sources of a run of `forget` that hold nothing to be erased."""
 CUT_OFF = ".*.[0-9]*"
 """Names under which files are written before they are renamed; a killed command leaves one behind."""
 _SIGNS = (
@@ -77,24 +77,48 @@ def clean(run: str, yes: bool = False) -> None:
             is left alone.
         yes: Remove the copies; without it they are only listed.
     """
+    if not run:
+        raise InputError("The name of the run folder is empty.")
     folder = with_home(run)
     copies, runs = find_copies(folder)
+    for one in runs:
+        _check_scores(one)
     for copy in copies:
         print(f"{copy.size / 1e6:10.1f} MB  {copy.path.relative_to(folder)}  ({copy.why})")
     if not copies:
         print(f"{folder} holds no copy of the forget rows.")
     elif yes:
-        numbers = "".join(f" The numbers are in {one / SCORES}." for one in runs if keep_scores(one))
-        for copy in copies:
-            remove(copy.path)
+        with _locked(runs):
+            numbers = "".join(f" The numbers are in {one / SCORES}." for one in runs if keep_scores(one))
+            for copy in copies:
+                remove(copy.path)
         print(f"Removed {len(copies)} copies.{numbers}")
     else:
         print(f"{len(copies)} copies; add --yes to remove them. The numbers of the evaluations will stay in {SCORES}.")
     for one in runs:
         for name, path in outside(one).items():
-            print(f"Outside the run folder, for you to remove: {path} ({name})")
+            print(f"Outside {one}, for you to remove: {path} ({name})")
         if others := _others_in(one):
             print(f"Not written by forget, and so not looked into: {', '.join(map(str, others))}")
+
+
+def _locked(runs: Sequence[Path]) -> ExitStack:
+    """Hold the locks of runs and of those in them, so that nothing is removed from a run in progress.
+
+    Raises:
+        InputError: Another process has one.
+    """
+    locks = ExitStack()
+    places = {path.parent for run in runs for path in _files(run, f"{CHECKPOINTS}/{LOCK}")}
+    for place in sorted(places | {run for run in runs if read_sources(run)}):
+        lock = FolderLock()
+        try:
+            lock.hold(place, advice="nothing was removed. Wait until it has ended.")
+        except InputError:
+            locks.close()
+            raise
+        locks.callback(lock.release)
+    return locks
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -119,7 +143,7 @@ def _parts(run: Path) -> list[Path]:
 
 def _others_in(run: Path) -> list[Path]:
     """Return the files and folders in a folder of `forget` that neither that command nor `attack` has written."""
-    known = {*OURS, ATTACKS, SCORES}
+    known = {*OURS, ATTACKS, SCORES, LOCK}
     others = (path for path in run.iterdir() if path.name not in known and not path.match(CUT_OFF))
     return sorted(others) if read_sources(run) else []
 
@@ -145,7 +169,8 @@ def find_copies(folder: Path) -> tuple[list[Copy], list[Path]]:
         InputError: The folder does not exist, or is not a run.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: there is no such folder; give the folder of a run.")
+        what = "is a file" if folder.exists() else "there is no such folder"
+        raise InputError(f"{folder}: {what}; give the folder of a run.")
     runs = find_runs(folder)
     if not runs and not (folder / SCORES).exists():
         raise InputError(f"{folder} is not a run: it holds no checkpoints, evaluations or logs. Nothing was removed.")
@@ -166,10 +191,25 @@ def _copies_in(run: Path) -> list[Copy]:
     return [Copy(path, found[path], _size(path)) for path in sorted(whole - inside)]
 
 
+def _check_scores(run: Path) -> None:
+    """Refuse a file of the user's under the name of the file of numbers.
+
+    Raises:
+        InputError: There is one; nothing has been removed.
+    """
+    path = run / SCORES
+    numbers = _document(path)
+    ours = all(isinstance(one, dict) and not {"aggregates", "values"}.isdisjoint(one) for one in numbers.values())
+    if path.exists() and not (numbers and ours):
+        raise InputError(
+            f"{path} is no file of clean, which keeps numbers under that name: rename it. Nothing was removed."
+        )
+
+
 def keep_scores(run: Path) -> bool:
     """Write the numbers of all evaluations, by file, to one JSON file without rows and texts; False without any."""
     scores = _document(run / SCORES)
-    for file in sorted(_files(run, "evaluations/*.json")):
+    for file in sorted([*_files(run, "evaluations/*.json"), *_files(run, RESULT)]):
         document = _document(file)
         where = {key: document.get("provenance", {}).get(key) for key in ("epoch", "step")}
         scores[str(file.relative_to(run))] = where | {"aggregates": document.get("aggregates", {})}
@@ -189,7 +229,7 @@ def outside(run: Path) -> dict[str, str]:
     """Return the paths outside the run that its configuration names, by their role."""
     found: dict[str, str] = {}
     for file in sorted(_files(run, SOURCES)):
-        found |= read_sources(file.parent)
+        found |= {role: path for role, path in read_sources(file.parent).items() if role not in _KEPT}
     for file in sorted(_files(run, "config.yaml")):
         config = _options(file)
         method = config.get("model") or {}
@@ -202,8 +242,9 @@ def outside(run: Path) -> dict[str, str]:
         named[CACHE] = _cache(run, model.get("reference_cache")) if _may_cache(method) else None
         for name, path in named.items():
             if path and not Path(path).resolve().is_relative_to(run.resolve()):
-                found[name] = str(path)
-    return found
+                found.setdefault(name, str(path))  # a run of forget names its own copy of the rows
+    links = (path for name in (*dict(_REASONS), *dict(_PATTERNS)) for path in _files(run, name) if path.is_symlink())
+    return found | {f"the goal of the link {path.relative_to(run)}": str(path.resolve()) for path in links}
 
 
 def _may_cache(method: dict[str, Any]) -> bool:

@@ -60,7 +60,7 @@ def examined(job: Job, model: str, effort: dict[str, int], name: str) -> Any:
         return asdict(examination)
 
     asked = [rewordings(row, TEMPLATES[: options.rewordings]) for row in rows.forget]
-    of = {"model": _files(model), "rows": asdict(rows), "style": job.style.name, "asked": asked} | effort
+    of = {"model": _files(model), "rows": asdict(rows), "style": job.style.fingerprint(), "asked": asked} | effort
     return Examination(**_once(job.folder / EXAMINATIONS / f"{name}.json", of, found))
 
 
@@ -73,7 +73,13 @@ def paraphrased(job: Job, model: str, count: int, seed: int) -> SplitRows:
             return own_paraphrases(policy, job.style, job.rows.forget, count, seed)
 
     questions = [row["question"] for row in job.rows.forget]
-    of = {"model": _files(model), "questions": questions, "style": job.style.name, "count": count, "seed": seed}
+    of = {
+        "model": _files(model),
+        "questions": questions,
+        "style": job.style.fingerprint(),
+        "count": count,
+        "seed": seed,
+    }
     paraphrases = _once(job.folder / EXAMINATIONS / "paraphrases.json", of, found)
     print(f"The target asks {sum(map(len, paraphrases))} questions in its own words.", flush=True)
     forget = [

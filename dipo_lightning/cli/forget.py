@@ -44,8 +44,10 @@ MAX_LENGTH = 512
 ROWS, SOURCES = "data", "sources.json"
 OURS = ("run", ROWS, EXAMINATIONS, SOURCES, VERDICT, "results.html")
 """Files and folders that the command writes into its folder."""
-ATTACKS = "attacks"
-"""Folder of the results of `attack` there."""
+ATTACKS, SCORES = "attacks", "scores.json"
+"""Folder of the results of `attack` there, and file of the numbers that `clean` keeps."""
+PATIENCE = 30.0
+"""Seconds to wait for the run of a killed command, which may still be saving."""
 MOST_NAMED = 10
 """Maximum number of words that a notice names."""
 REWORDINGS = 2
@@ -148,6 +150,7 @@ def forget(
         seed: Seed of data order, training and samples.
         accelerator: Lightning's accelerator: ``auto``, ``cpu`` or ``gpu``.
     """
+    from dipo_lightning.callbacks.run_record import FolderLock
     from dipo_lightning.cli.child import fit
     from dipo_lightning.models.distributed import check_accelerator
 
@@ -179,24 +182,26 @@ def forget(
         _check_untaught(untaught, model, job)
     config = run_config(folder, model, settings, job.style.name, seed, accelerator, bool(rows.retain), longest)
     _refuse_other_run(folder, rows, config)
-    _keep(folder, {name: source for name, source in sources.items() if source}, rows)
-    effort = {"samples": samples, "seed": seed, "rewordings": REWORDINGS, "max_new_tokens": longest_answer(job)}
-    choices = effort | {
-        "prompt": job.style.name, "paraphrases": paraphrases, "held_out": held_out, "max_length": longest,
-        "accelerator": accelerator, "untaught": untaught,
-    }  # fmt: skip
-    _say(settings, rows, choices)
-    if paraphrases:
-        job = replace(job, rows=paraphrased(job, model, paraphrases, seed))
-    before = examined(job, model, effort | {"samples": min(samples, SAMPLES_BEFORE)}, "target")
-    _say_known(before, model)
-    often = effort | {"samples": UNTAUGHT_SAMPLES * samples}
-    floors = None if untaught is None else examined(job, untaught, often, "untaught")
-    _check_floors(before, floors, untaught)
-    fit(config, folder / "run")
-    unlearned = folder / "run" / "model"
-    after = examined(job, str(unlearned), effort, "unlearned")
-    conclude(job, unlearned, before, after, floors, asdict(settings) | choices, checked)
+    with FolderLock() as lock:
+        lock.hold(folder, patience=PATIENCE)
+        _keep(folder, {name: source for name, source in sources.items() if source}, rows)
+        effort = {"samples": samples, "seed": seed, "rewordings": REWORDINGS, "max_new_tokens": longest_answer(job)}
+        choices = effort | {
+            "prompt": job.style.name, "paraphrases": paraphrases, "held_out": held_out, "max_length": longest,
+            "accelerator": accelerator, "untaught": untaught,
+        }  # fmt: skip
+        _say(settings, rows, choices)
+        if paraphrases:
+            job = replace(job, rows=paraphrased(job, model, paraphrases, seed))
+        before = examined(job, model, effort | {"samples": min(samples, SAMPLES_BEFORE)}, "target")
+        _say_known(before, model)
+        often = effort | {"samples": UNTAUGHT_SAMPLES * samples}
+        floors = None if untaught is None else examined(job, untaught, often, "untaught")
+        _check_floors(before, floors, untaught)
+        fit(config, folder / "run", lock)
+        unlearned = folder / "run" / "model"
+        after = examined(job, str(unlearned), effort, "unlearned")
+        conclude(job, unlearned, before, after, floors, asdict(settings) | choices, checked)
 
 
 @dataclass(frozen=True)
@@ -356,7 +361,10 @@ def _with_private_values(rows: SplitRows, folder: Path) -> SplitRows:
             flush=True,
         )
     fixed = [values if row["private"] else None for row, values in zip(given, found, strict=True)]
-    named = zip(given, _values_of_run(folder, given, fixed) or found, strict=True)
+    began = _values_of_run(folder, given, fixed)
+    if began and began != found:
+        print(f"The run in {folder} goes on with the private values that it began with.", flush=True)
+    named = zip(given, began or found, strict=True)
     return replace(rows, forget=[{**row, "private": values} for row, values in named])
 
 
@@ -388,11 +396,14 @@ def _check_folder(folder: Path) -> None:
     Raises:
         InputError: It is a file, a model's folder or inside one, or it has such files.
     """
+    from dipo_lightning.callbacks.run_record import LOCK
+
     for place in (folder, *folder.parents):
         if place.exists() and not place.is_dir():
             raise InputError(f"--output is {folder}, but {place} is a file. Give another folder.")
     refuse_model_folder(folder, "--output")
-    theirs = [] if read_sources(folder) else [name for name in (*OURS, ATTACKS) if (folder / name).exists()]
+    names = () if read_sources(folder) else (*OURS, ATTACKS, SCORES, LOCK)
+    theirs = [name for name in names if (folder / name).exists()]
     if theirs:
         raise InputError(
             f"{folder} has {', '.join(theirs)}, which are not of a run of forget: they would be replaced, or removed "

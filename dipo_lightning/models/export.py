@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 
 _PARTIAL = ".partial"
+_REPLACED = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "*.jinja", "additional_chat_templates")
+"""Files and folders of an export that a later one of the same model may lack."""
 
 
 def is_free(folder: Path) -> bool:
@@ -114,7 +116,7 @@ def _move_up(partial: Path) -> None:
     """Replace the contents of the folder around ``partial`` by its own, the configurations last.
 
     Each new file takes the place of the old one, and what only the earlier export had goes at the end: a failure at any
-    moment leaves all of the new files, here or there.
+    moment leaves all of the new files, here or there. Files that no export writes stay.
     """
     new = sorted(partial.iterdir(), key=lambda file: file.suffix == ".json")
     for file in new:
@@ -123,10 +125,10 @@ def _move_up(partial: Path) -> None:
             shutil.rmtree(target)
         file.replace(target)
     names = {partial.name, *(file.name for file in new)}
-    for old in partial.parent.iterdir():
-        if old.is_dir() and old.name not in names:
+    for old in [old for pattern in _REPLACED for old in partial.parent.glob(pattern) if old.name not in names]:
+        if old.is_dir():
             shutil.rmtree(old)
-        elif old.name not in names:
+        else:
             old.unlink()
     partial.rmdir()
 

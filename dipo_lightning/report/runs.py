@@ -99,6 +99,8 @@ def _find(folder: Path) -> Path:
     for place in (folder, folder.parent):
         if (place / "verdict.json").is_file():
             raise InputError(f"{place} is a run of forget, which has written its page: {place / 'results.html'}.")
+    if (folder / "scores.json").is_file():
+        raise InputError(f"{folder} was cleaned: its evaluations are gone, and their numbers are in scores.json there.")
     raise InputError(
         f"{folder} holds no evaluations (evaluations/*.json). Run with an evaluation callback in trainer.callbacks, or "
         "give another folder."

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from dipo_lightning.callbacks.run_record import FolderLock, describe_run, read_record, refuse_changes, write_record
+from dipo_lightning.callbacks.run_record import (
+    FolderLock,
+    describe_run,
+    model_files,
+    read_record,
+    refuse_changes,
+    write_record,
+)
 from dipo_lightning.errors import InputError
 
 CONFIG: dict[str, Any] = {
@@ -147,3 +154,19 @@ def test_each_of_several_callbacks_of_a_kind_counts() -> None:
     rules[0]["init_args"]["threshold"] = 0.2
     with pytest.raises(InputError, match=r"callbacks\.StopAtThreshold\.threshold was 0\.1, now 0\.2"):
         refuse_changes(describe_run(before, ROWS), describe_run(changed("trainer/callbacks", rules), ROWS), Path("run"))
+
+
+def test_other_weights_anywhere_another_tokenizer_and_another_template_are_other_files(tmp_path: Path) -> None:
+    weights = bytearray(8 << 20)
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"):
+        (tmp_path / name).write_bytes(weights if name == "model.safetensors" else b"{}")
+    found = {model_files(tmp_path)}
+    for part in range(16):  # the weights of each layer
+        changed = weights.copy()
+        changed[part << 19 : (part + 1) << 19] = b"1" * (1 << 19)
+        (tmp_path / "model.safetensors").write_bytes(changed)
+        found.add(model_files(tmp_path))
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        (tmp_path / name).write_text("other")
+        found.add(model_files(tmp_path))
+    assert len(found) == 19

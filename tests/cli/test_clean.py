@@ -1,14 +1,18 @@
 """`clean` lists and removes what holds forget texts or the target's weights, and nothing else."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
+from dipo_lightning.callbacks.run_record import FolderLock
 from dipo_lightning.cli.clean import clean, find_copies
 from dipo_lightning.cli.main import main
 from dipo_lightning.errors import InputError
 
 SECRET = "glassblower"
+ATTACK = json.dumps({"aggregates": {"recall": 0.5}, "sets": {"forget": [SECRET]}})
 
 
 @pytest.fixture
@@ -140,7 +144,7 @@ def forgotten(tmp_path):
     """A folder of forget that has been given to the command although it has files of its user."""
     folder = tmp_path / "project"
     sources = {"target model": "model", "forget rows": str(folder / "forget.jsonl")}
-    written = {"data/forget.jsonl": SECRET, "examinations/target.json": SECRET, "attacks/robustness.json": SECRET}
+    written = {"data/forget.jsonl": SECRET, "examinations/target.json": SECRET, "attacks/robustness.json": ATTACK}
     written |= {"run/log.txt": SECRET, "run/checkpoints/run.json": SECRET, "run/model/config.json": "{}"}
     written |= {"verdict.json": "{}", "results.html": SECRET, "sources.json": json.dumps(sources)}
     written |= {".results.html.4711": SECRET, "run/.results.html.4711": SECRET}  # of commands killed in writing
@@ -156,14 +160,80 @@ def test_of_a_folder_of_forget_only_what_the_command_writes_is_removed(forgotten
     clean(str(forgotten), yes=True)
     assert {path for path in forgotten.rglob("*") if path.is_file() and path.read_text() == "mine"} == mine
     assert len(mine) == 7
+    scores = json.loads((forgotten / "scores.json").read_text())
+    assert scores["attacks/robustness.json"]["aggregates"] == {"recall": 0.5}
     assert not texts(forgotten)
     left = {path.name for path in forgotten.rglob("*") if path.is_file()} - {path.name for path in mine}
-    assert left == {"config.json", "sources.json", "scores.json"}
+    assert left == {"config.json", "sources.json", "scores.json", "lock"}
     said = capsys.readouterr().out
     assert (
         f"Not written by forget, and so not looked into: {forgotten / 'checkpoints'}, {forgotten / 'forget.jsonl'}"
         in said
     )
+
+
+def test_the_user_s_forget_rows_are_named_also_after_the_folder_was_moved(forgotten, tmp_path, capsys):
+    copy = f"data: {{init_args: {{forget: {forgotten}/data/forget.jsonl}}}}"
+    (forgotten / "run/config.yaml").write_text(f"model: {{init_args: {{pretrained: model}}}}\n{copy}\n")
+    sources = json.loads((forgotten / "sources.json").read_text())
+    (forgotten / "sources.json").write_text(json.dumps(sources | {"retain rows": "retain.jsonl"}))
+    forgotten.rename(tmp_path / "moved")
+    clean(str(tmp_path / "moved"))
+    named = [line for line in capsys.readouterr().out.splitlines() if "for you to remove" in line]
+    assert [line.partition("remove: ")[2] for line in named] == [
+        "model (target model)",
+        f"{forgotten / 'forget.jsonl'} (forget rows)",
+    ]
+
+
+def test_a_run_in_progress_is_left_alone(forgotten):
+    (forgotten / "run/checkpoints/lock").touch()
+    before = sorted(forgotten.rglob("*"))
+    for place in (forgotten, forgotten / "run/checkpoints"):
+        lock = FolderLock()
+        code = f"from tests.cli.test_clean import *; clean({str(forgotten)!r}, yes=True)"
+        lock.hold(place)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        lock.release()
+        assert f"{place} is in use by process" in done.stderr
+        assert "nothing was removed. Wait until it has ended." in done.stderr
+        assert set(before) <= set(forgotten.rglob("*"))
+    clean(str(forgotten), yes=True)
+    assert not texts(forgotten)
+
+
+def test_the_user_s_file_of_scores_stays(forgotten, run):
+    for folder in (forgotten, run):
+        (folder / "scores.json").write_text('{"mine": {"a": 1}}')
+        before = sorted(folder.rglob("*"))
+        with pytest.raises(InputError, match=r"scores\.json is no file of clean, .* Nothing was removed"):
+            clean(str(folder), yes=True)
+        assert sorted(folder.rglob("*")) == before
+        assert (folder / "scores.json").read_text() == '{"mine": {"a": 1}}'
+
+
+def test_cleaned_twice_is_cleaned(forgotten, run, capsys):
+    for folder in (forgotten, run):
+        clean(str(folder), yes=True)
+        kept = (folder / "scores.json").read_text()
+        clean(str(folder), yes=True)
+        assert "holds no copy of the forget rows" in capsys.readouterr().out
+        assert (folder / "scores.json").read_text() == kept
+
+
+def test_a_link_to_checkpoints_elsewhere_is_named(run, tmp_path, capsys):
+    (run / "checkpoints").rename(tmp_path / "disk")
+    (run / "checkpoints").symlink_to(tmp_path / "disk")
+    clean(str(run), yes=True)
+    assert f"remove: {tmp_path / 'disk'} (the goal of the link checkpoints)" in capsys.readouterr().out
+    assert (tmp_path / "disk/last.ckpt").exists()
+
+
+def test_a_name_that_is_no_folder_is_refused(run):
+    with pytest.raises(InputError, match="The name of the run folder is empty"):
+        clean("")
+    with pytest.raises(InputError, match="is a file; give the folder of a run"):
+        clean(str(run / "config.yaml"))
 
 
 def test_another_run_in_a_folder_of_forget_is_a_run_of_its_own(forgotten, run):

@@ -10,6 +10,7 @@ import torch
 
 from dipo_lightning.benchmarks.user_data import examination, probes
 from dipo_lightning.benchmarks.user_data.examination import Examination
+from dipo_lightning.callbacks.run_record import FolderLock
 from dipo_lightning.cli.chat import load_style
 from dipo_lightning.cli.examining import Job, _ended, examined, paraphrased
 from dipo_lightning.cli.forget import (
@@ -26,6 +27,7 @@ from dipo_lightning.cli.forget import (
 )
 from dipo_lightning.cli.main import main, positional
 from dipo_lightning.data.files import json_lines
+from dipo_lightning.data.prompts import ChatStyle
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.quickstart.model import train_tokenizer
 from tests.helpers.toys import save_toy, toy_tokenizer
@@ -543,6 +545,28 @@ def test_a_folder_with_files_under_the_names_of_forgets_is_refused(begun, here, 
         assert f"--output is {output}, but forget.jsonl is a file" in capsys.readouterr().err
 
 
+def test_two_commands_in_one_folder_do_not_meet(begun, here, capsys, monkeypatch):
+    monkeypatch.setattr("dipo_lightning.cli.forget.PATIENCE", 0.0)
+    with FolderLock() as lock:
+        lock.hold(here / "out")
+        before = contents(here / "out")
+        assert main(begun) == 2
+        assert "out is in use by process" in capsys.readouterr().err
+        assert contents(here / "out") == before
+    assert main(begun) == 2
+    assert "the target is examined" in capsys.readouterr().err
+
+
+def test_a_run_that_keeps_its_private_values_says_so(begun, here, capsys):
+    kept = here / "out/data/forget.jsonl"
+    rows = [json.loads(line) for line in kept.read_text().splitlines()]
+    rows[0]["private"] = rows[0]["private"][:1] + ["lives"]  # as an earlier rule, or the user, named them
+    kept.write_text(json_lines(rows))
+    assert main(begun) == 2
+    assert "The run in out goes on with the private values that it began with." in capsys.readouterr().out
+    assert kept.read_text() == json_lines(rows)
+
+
 def test_a_run_without_its_checkpoints_gets_no_rows_again(begun, here, capsys):
     (here / "out/run/model").mkdir(parents=True)
     (here / "out/data/forget.jsonl").unlink()
@@ -609,6 +633,13 @@ def test_an_examination_is_read_again_only_for_the_same_model_rows_values_and_ef
     other = replace(rows, forget=[{**rows.forget[0], "private": ["Ann."]}])
     examined(replace(job, rows=other), "model", {"samples": 3}, "target")
     assert len(made) == 5
+    style = _style("model", "chat")
+    template = style.tokenizer.chat_template
+    for text in (template, template, "{# another #}In short: " + template):
+        style = _style("model", "chat")
+        style.tokenizer.chat_template = text
+        examined(replace(job, style=ChatStyle(style.tokenizer)), "model", {"samples": 3}, "target")
+    assert len(made) == 7
 
 
 def test_the_configuration_is_what_fit_reads(tmp_path):

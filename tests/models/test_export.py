@@ -50,11 +50,15 @@ def test_a_folder_that_is_there_is_filled_and_stays_the_same_folder(tmp_path: Pa
     check_place(folder, "export")
     save_model(toy_model(), folder, toy_tokenizer())
     (place / "additional_chat_templates").mkdir()  # of the earlier export
+    (place / "model-00001-of-00002.safetensors").touch()
+    (place / "model-q4.gguf").write_text("mine")
     save_model(toy_model(seed=1), folder, toy_tokenizer(), replace=True)
     read = load_policy(str(folder)).state_dict()
     assert all(value.equal(read[name]) for name, value in toy_model(seed=1).state_dict().items())
     assert (folder.is_symlink(), place.stat().st_ino) == (link, inode)
-    assert {path.suffix for path in place.iterdir()} == {".json", ".jinja", ".safetensors"}
+    assert {path.suffix for path in place.iterdir()} == {".json", ".jinja", ".safetensors", ".gguf"}
+    assert [path.name for path in place.glob("*.safetensors")] == ["model.safetensors"]
+    assert (place / "model-q4.gguf").read_text() == "mine"
     assert {path.name for path in tmp_path.iterdir()} == {"place", folder.name}
 
 
