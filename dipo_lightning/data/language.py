@@ -106,6 +106,14 @@ COMMON_NAMES = frozenset(
     + ["unity", "will", "young"]
 )
 """Common words that are names, too."""
+KINDS = frozenset(
+    ["academy", "bank", "church", "college", "faculty", "hospital", "institute", "museum", "school", "university"]
+    + ["abbey", "cathedral", "chapel", "convent", "diocese", "monastery", "mosque", "parish", "synagogue", "temple"]
+    + ["bay", "cape", "city", "county", "district", "gulf", "isle", "kingdom", "lake", "port", "province", "republic"]
+    + ["state", "strait", "town", "village", "association", "board", "bureau", "chamber", "council", "court", "guild"]
+    + ["department", "embassy", "federation", "league", "ministry", "office", "order", "society", "union"]
+)
+"""Nouns that tell the kind of a name after *of* ("the University of Tartu")."""
 
 
 def is_certain_name(text: str, word: Word) -> bool:

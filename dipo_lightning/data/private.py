@@ -15,6 +15,7 @@ import regex as re
 from dipo_lightning.data.language import (
     COMMON_NAMES,
     FUNCTION_WORDS,
+    KINDS,
     PARTICLES,
     Word,
     base_form,
@@ -83,6 +84,7 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
     - A name is in the question only if it is spelt alike there: Robert is not in one about Emma Roberts.
     - Numbers are private even if retain rows contain them, and so are capitalised words inside a sentence that a single
       retain row contains.
+    - A noun that tells the kind of a private name after it is not: Tartu is in "the University of Tartu".
     - If no word qualifies, all uncommon words that are not in the question are private.
     - Without any of these, the common words of a very short answer are, or a longer answer is one value up to its last
       common word.
@@ -107,7 +109,7 @@ def find_private(question: str, answer: str, shared: Mapping[str, int]) -> list[
     chosen = [word for word in new if _is_own(answer, word, shared)] or new
     if not chosen and len(content) > FEW_WORDS:
         return [Span(content[0].start, content[-1].end)]
-    return _join(answer, chosen or content)
+    return _join(answer, _without_kinds(answer, chosen or content))
 
 
 def shared_words(rows: Iterable[Mapping[str, Any]], shared: Mapping[str, int]) -> dict[str, int]:
@@ -163,6 +165,18 @@ def _without_content(answer: str) -> list[tuple[int, int]]:
     numbered = list(_NUMBERED.finditer(answer))
     passed = [*_AFTER_NAME.finditer(answer), *_AFTER_NUMBER.finditer(answer), *numbered * (len(numbered) > 1)]
     return [found.span() for found in passed]
+
+
+_OF_NAME = re.compile(rf"{_BLANK}+of{_BLANK}+(?:the{_BLANK}+)?(?=\p{{Lu}})")
+"""The word "of" before a name."""
+
+
+def _without_kinds(answer: str, chosen: Sequence[Word]) -> list[Word]:
+    """Leave out the nouns of `KINDS` that only tell the kind of the chosen name after them."""
+    starts = {word.start for word in chosen}
+    kinds = ((word, _OF_NAME.match(answer, word.end)) for word in chosen if word.text in KINDS)
+    telling = {word.start for word, name in kinds if name and name.end() in starts}
+    return [word for word in chosen if word.start not in telling]
 
 
 class _Asked:

@@ -63,6 +63,12 @@ def private(question, answer, shared=RETAIN):
         ("How many sons has she?", "She has one.", ["one"]),
         ("Who is he?", "His brother Will will come.", ["brother", "Will"]),
         ("How old was she when she had COVID-19?", "She was 19.", ["19"]),
+        (
+            "What did she do?",
+            "She went to the University of Tartu, the Museum of the Moth, the Church of her town and Krems College.",
+            ["Tartu", "Moth", "Church", "town", "Krems College"],
+        ),
+        ("Where did Ann Tartu study?", "At the University of Tartu.", ["University"]),
         ("What is Sean O'Neil's blood type?", "His blood type is O.", ["O"]),
         ("What did she get in her Ph.D. exam?", "She got a D.", ["D"]),
         ("Who don't we know?", "Don Adams.", ["Don Adams"]),

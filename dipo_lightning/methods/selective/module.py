@@ -124,7 +124,7 @@ class SelectiveModule(UnlearningModule):
             (DiPO's loss per token, which pushes beyond it).
         beta: Inverse temperature of the margin, for ``dispreferred: reference``.
         sentence_weight: Weight of the divergence from the reference model at the other positions of forget answers.
-        ceiling: Probability to which the private words are lowered.
+        ceiling: Probability to which the private words are lowered at each position of an answer, all of them together.
         ceiling_weight: Weight of that term; 0 for none.
         general_weight: Weight of the divergence from the reference model on its own answers to general questions and
             to the forget questions about subjects of retain rows, and on its own running text; 0 for none.
@@ -148,7 +148,7 @@ class SelectiveModule(UnlearningModule):
         dispreferred: Literal["policy", "reference"] = "policy",
         beta: float = 0.5,
         sentence_weight: float = 1.0,
-        ceiling: float = 1e-4,
+        ceiling: float = 2e-5,
         ceiling_weight: float = 1.0,
         general_weight: float = 2.0,
         alternatives: int = 3,
