@@ -244,7 +244,7 @@ def outside(run: Path) -> dict[str, str]:
             if path and not Path(path).resolve().is_relative_to(run.resolve()):
                 found.setdefault(name, str(path))  # a run of forget names its own copy of the rows
     links = (path for name in (*dict(_REASONS), *dict(_PATTERNS)) for path in _files(run, name) if path.is_symlink())
-    return found | {f"the goal of the link {path.relative_to(run)}": str(path.resolve()) for path in links}
+    return found | {f"the target of the link {path.relative_to(run)}": str(path.resolve()) for path in links}
 
 
 def _may_cache(method: dict[str, Any]) -> bool:

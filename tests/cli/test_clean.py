@@ -225,7 +225,7 @@ def test_a_link_to_checkpoints_elsewhere_is_named(run, tmp_path, capsys):
     (run / "checkpoints").rename(tmp_path / "disk")
     (run / "checkpoints").symlink_to(tmp_path / "disk")
     clean(str(run), yes=True)
-    assert f"remove: {tmp_path / 'disk'} (the goal of the link checkpoints)" in capsys.readouterr().out
+    assert f"remove: {tmp_path / 'disk'} (the target of the link checkpoints)" in capsys.readouterr().out
     assert (tmp_path / "disk/last.ckpt").exists()
 
 
