@@ -148,7 +148,7 @@ class SelectiveModule(UnlearningModule):
         dispreferred: Literal["policy", "reference"] = "policy",
         beta: float = 0.5,
         sentence_weight: float = 1.0,
-        ceiling: float = 2e-5,
+        ceiling: float = 1e-4,
         ceiling_weight: float = 1.0,
         general_weight: float = 2.0,
         alternatives: int = 3,
