@@ -24,8 +24,6 @@ CACHE = "hidden states of the forget rows under the target model; runs share the
 
 _KEPT = ("retain rows", "untaught model")
 """Sources of a run of `forget` that hold nothing to be erased."""
-CUT_OFF = ".*.[0-9]*"
-"""Names under which files are written before they are renamed; a killed command leaves one behind."""
 _SIGNS = (
     *(f"{CHECKPOINTS}/{RECORD}", f"{CHECKPOINTS}/{LOCK}", "evaluations/*_epoch=*_step=*.json"),
     *(RESULT, f"{CONDITIONS}/unlearned_*.json"),  # of a model that was attacked
@@ -51,7 +49,7 @@ _PATTERNS = (
     ("*.log", "printed answers"),
     ("log.txt", "printed answers"),
     ("*.jsonl", "rows"),
-    (CUT_OFF, "a file that was cut off in writing"),
+    *((f".*.{kind}.[0-9]*", "a file that was cut off in writing") for kind in ("html", "json", "jsonl", "ckpt")),
 )
 
 
@@ -88,7 +86,9 @@ def clean(run: str, yes: bool = False) -> None:
     if not copies:
         print(f"{folder} holds no copy of the forget rows.")
     elif yes:
-        with _locked(runs):
+        with ExitStack() as locks:
+            for place in _locked_places(runs):
+                locks.enter_context(FolderLock()).hold(place, advice="nothing was removed. Wait until it has ended.")
             numbers = "".join(f" The numbers are in {one / SCORES}." for one in runs if keep_scores(one))
             for copy in copies:
                 remove(copy.path)
@@ -102,23 +102,10 @@ def clean(run: str, yes: bool = False) -> None:
             print(f"Not written by forget, and so not looked into: {', '.join(map(str, others))}")
 
 
-def _locked(runs: Sequence[Path]) -> ExitStack:
-    """Hold the locks of runs and of those in them, so that nothing is removed from a run in progress.
-
-    Raises:
-        InputError: Another process has one.
-    """
-    locks = ExitStack()
-    places = {path.parent for run in runs for path in _files(run, f"{CHECKPOINTS}/{LOCK}")}
-    for place in sorted(places | {run for run in runs if read_sources(run)}):
-        lock = FolderLock()
-        try:
-            lock.hold(place, advice="nothing was removed. Wait until it has ended.")
-        except InputError:
-            locks.close()
-            raise
-        locks.callback(lock.release)
-    return locks
+def _locked_places(runs: Sequence[Path]) -> list[Path]:
+    """Return the folders that runs in progress have locked: those of checkpoints, and the folder of `forget`."""
+    kept = {path.parent for run in runs for path in _files(run, f"{CHECKPOINTS}/{LOCK}")}
+    return sorted(kept | {run for run in runs if read_sources(run)})
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -138,14 +125,16 @@ def find_runs(folder: Path) -> list[Path]:
 
 def _parts(run: Path) -> list[Path]:
     """The folder of a run; of a folder of `forget`, what that command and `attack` write into it."""
-    return [*(run / name for name in (*OURS, ATTACKS)), *run.glob(CUT_OFF)] if read_sources(run) else [run]
+    if not read_sources(run):
+        return [run]
+    cut_off = (path for name in (*OURS, SCORES) for path in run.glob(f".{name}.[0-9]*"))
+    return [*(run / name for name in (*OURS, ATTACKS)), *cut_off]
 
 
 def _others_in(run: Path) -> list[Path]:
     """Return the files and folders in a folder of `forget` that neither that command nor `attack` has written."""
-    known = {*OURS, ATTACKS, SCORES, LOCK}
-    others = (path for path in run.iterdir() if path.name not in known and not path.match(CUT_OFF))
-    return sorted(others) if read_sources(run) else []
+    known = {*_parts(run), run / SCORES, run / LOCK}
+    return sorted(path for path in run.iterdir() if path not in known) if read_sources(run) else []
 
 
 def _files(run: Path, pattern: str) -> Iterator[Path]:

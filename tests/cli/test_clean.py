@@ -221,6 +221,14 @@ def test_cleaned_twice_is_cleaned(forgotten, run, capsys):
         assert (folder / "scores.json").read_text() == kept
 
 
+def test_hidden_files_of_the_user_s_stay(forgotten, run):
+    for folder in (forgotten, run):
+        for name in (".backup.7z", ".notes.2024"):
+            (folder / name).write_text("mine")
+        clean(str(folder), yes=True)
+        assert {path.name for path in folder.glob(".*")} == {".backup.7z", ".notes.2024"}
+
+
 def test_a_link_to_checkpoints_elsewhere_is_named(run, tmp_path, capsys):
     (run / "checkpoints").rename(tmp_path / "disk")
     (run / "checkpoints").symlink_to(tmp_path / "disk")
