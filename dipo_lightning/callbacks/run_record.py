@@ -279,6 +279,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:59] + "…"
 
 
+PATIENCE = 30.0
+"""Seconds that a command waits for the run of a killed one, which may still be saving."""
 LOCKED = "two runs would write over each other. Wait until it has ended, or name another folder."
 """Advice of a refusal of a folder that another process has."""
 

@@ -209,7 +209,13 @@ def _ended(stopped: bool, steps: int, ending: str, checked: bool) -> str:
 
 def _unheard(job: Job, values: Sequence[Sequence[str]], longest: int) -> int:
     """Number of private values that lie beyond the maximum length of an examined answer."""
+    rows = zip(job.rows.forget, values, strict=True)
+    return sum(len(beyond(job.style, row["answer"], some, longest)) for row, some in rows)
+
+
+def beyond(style: PromptStyle, answer: str, values: Sequence[str], longest: int) -> list[str]:
+    """Return the values that the first tokens of an answer, ``longest`` of them, do not say."""
     from dipo_lightning.data.mentions import says
 
-    heard = [str(job.style.tokenizer.decode(job.style.answer_ids(row["answer"])[:longest])) for row in job.rows.forget]
-    return sum(not says(text, value) for text, row in zip(heard, values, strict=True) for value in row)
+    heard = str(style.tokenizer.decode(style.answer_ids(answer)[:longest]))
+    return [value for value in values if not says(heard, value)]

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dipo_lightning.cli.configs import filled
-from dipo_lightning.cli.examining import EXAMINATIONS, VERDICT, Job, conclude, examined, longest_answer, paraphrased
+from dipo_lightning.cli.examining import (
+    EXAMINATIONS,
+    VERDICT,
+    Job,
+    beyond,
+    conclude,
+    examined,
+    longest_answer,
+    paraphrased,
+)  # fmt: skip
 from dipo_lightning.errors import InputError, check_numbers, check_positive, check_seed
 from dipo_lightning.safety.paths import expanded, refuse_model_folder
 
@@ -46,8 +55,6 @@ OURS = ("run", ROWS, EXAMINATIONS, SOURCES, VERDICT, "results.html")
 """Files and folders that the command writes into its folder."""
 ATTACKS, SCORES = "attacks", "scores.json"
 """Folder of the results of `attack` there, and file of the numbers that `clean` keeps."""
-PATIENCE = 30.0
-"""Seconds to wait for the run of a killed command, which may still be saving."""
 MOST_NAMED = 10
 """Maximum number of words that a notice names."""
 REWORDINGS = 2
@@ -150,7 +157,7 @@ def forget(
         seed: Seed of data order, training and samples.
         accelerator: Lightning's accelerator: ``auto``, ``cpu`` or ``gpu``.
     """
-    from dipo_lightning.callbacks.run_record import FolderLock
+    from dipo_lightning.callbacks.run_record import PATIENCE, FolderLock
     from dipo_lightning.cli.child import fit
     from dipo_lightning.models.distributed import check_accelerator
 
@@ -183,7 +190,7 @@ def forget(
     config = run_config(folder, model, settings, job.style.name, seed, accelerator, bool(rows.retain), longest)
     _refuse_other_run(folder, rows, config)
     with FolderLock() as lock:
-        lock.hold(folder, patience=PATIENCE)
+        lock.hold(folder, PATIENCE)
         _keep(folder, {name: source for name, source in sources.items() if source}, rows)
         effort = {"samples": samples, "seed": seed, "rewordings": REWORDINGS, "max_new_tokens": longest_answer(job)}
         choices = effort | {
@@ -570,13 +577,11 @@ def _check_rows(rows: SplitRows, style: PromptStyle, max_length: int) -> None:
     Raises:
         InputError: A question leaves no room for its answer, or the prompt style cannot write the question or answer.
     """
-    from dipo_lightning.data.mentions import says
-
     for part, number, row in ((part, i, row) for part, some in asdict(rows).items() for i, row in enumerate(some)):
         where = row.get("where", f"{part} row {number}")
         try:
             length = len(style.prompt(row["question"]))
-            style.answer_ids(row["answer"])
+            whole = length + len(style.answer_ids(row["answer"]))
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
         if length >= max_length:
@@ -584,8 +589,8 @@ def _check_rows(rows: SplitRows, style: PromptStyle, max_length: int) -> None:
                 f"{where}: its question alone has {length} tokens, and a question with its answer has room for "
                 f"{max_length}; shorten the question, take the row out, or raise --max_length if the model reads more."
             )
-        trained = str(style.tokenizer.decode(style.answer_ids(row["answer"])[: max_length - length]))
-        if cut := [value for value in row.get("private", ()) if not says(trained, value)]:
+        values = row.get("private", ()) if whole > max_length else ()
+        if values and (cut := beyond(style, row["answer"], values, max_length - length)):
             print(
                 f"{where}: question and answer are cut off at {max_length} tokens, so that {', '.join(map(repr, cut))} "
                 "cannot be forgotten in training. Shorten them, or raise --max_length if the model reads more.",

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dipo_lightning.callbacks.run_record import FolderLock
+from dipo_lightning.callbacks.run_record import PATIENCE, FolderLock
 from dipo_lightning.cli import child
 from dipo_lightning.cli.configs import find_config
 from dipo_lightning.cli.run_folder import CONFIG
@@ -176,7 +176,7 @@ def _sequence(run: str | None, folder: Path, steps: list[Step], kind: str) -> No
     for step in steps:  # check them all first: nothing runs if one is wrong
         check_earlier(step, step_config(config, step, epochs_taken(steps[0])))
     lock = FolderLock()
-    lock.hold(folder, patience=30.0)  # the run of a killed command may still be saving
+    lock.hold(folder, PATIENCE)
     try:
         for step in steps:
             if step.results.is_file():

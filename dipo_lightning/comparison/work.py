@@ -14,6 +14,7 @@ from typing import Any, Literal
 from dipo_lightning.callbacks.checkpoint import newest
 from dipo_lightning.callbacks.run_record import (
     CHECKPOINTS,
+    PATIENCE,
     FolderLock,
     model_files,
     other_logs,
@@ -130,9 +131,6 @@ def make_room(run: Run) -> None:
     if run.folder.exists():
         move_aside(run.folder)
 
-
-PATIENCE = 30.0
-"""Seconds to wait for the run that a killed comparison left behind to save its state and end."""
 
 NAMES_OF_ROWS = {"data", "split", "forget", "train"}
 """Options of the data modules that determine the rows: with equal values, two runs are on the same data."""

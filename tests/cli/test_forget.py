@@ -546,7 +546,7 @@ def test_a_folder_with_files_under_the_names_of_forgets_is_refused(begun, here, 
 
 
 def test_two_commands_in_one_folder_do_not_meet(begun, here, capsys, monkeypatch):
-    monkeypatch.setattr("dipo_lightning.cli.forget.PATIENCE", 0.0)
+    monkeypatch.setattr("dipo_lightning.callbacks.run_record.PATIENCE", 0.0)
     with FolderLock() as lock:
         lock.hold(here / "out")
         before = contents(here / "out")
