@@ -24,6 +24,7 @@ from dipo_lightning.methods.selective import checks
 from dipo_lightning.methods.selective import module as selective
 from dipo_lightning.methods.selective.bans import (
     WordEdges,
+    by_last,
     completions,
     first_tokens,
     following,
@@ -226,7 +227,13 @@ def test_numbers_are_banned_at_their_last_token():
     assert len(whole) > 1
     assert completions(tokenizer, ["1971"]) == [(whole[:-1], whole[-1])]
     assert completions(tokenizer, ["1971", "glassblower"])[0] == (whole[:-1], whole[-1])
-    assert completions(tokenizer, ["19"]) == [], "years begin with it"
+    assert completions(tokenizer, ["18", "19", "20", "7"]) == [], "years begin with them, and a digit with all numbers"
+    tens, ones = encode(tokenizer, "27")
+    assert completions(tokenizer, ["27"]) == [([tens], ones)]
+    pairs = by_last(completions(tokenizer, ["27"]))
+    edges = word_edges(tokenizer)
+    assert following(pairs, [*encode(tokenizer, "Is"), *encode(tokenizer, " 2")], edges) == [ones]
+    assert following(pairs, encode(tokenizer, "12"), edges) == [], "inside another number"
     flat = encode(tokenizer, "3B")
     assert (flat[:-1], flat[-1]) in completions(tokenizer, ["3b"]), "with its capitals, too"
 
@@ -260,6 +267,15 @@ def test_a_private_word_that_begins_like_a_word_of_its_question_is_banned_at_its
     assert first not in maker.banned[0]
     for found in (maker.completions[0], maker.watched_names[0]):
         assert second in following(found, [first])
+
+
+def test_a_number_that_is_a_whole_value_counts_as_expected():
+    row = {"question": "Who are Mara Velt's children?", "answer": "Oda is 27, and Ulf lives at [[36 Eider Straat]]."}
+    maker = ExampleMaker([row], [], prompt_style("plain", toy_tokenizer()))
+    for found, numbers in ((maker.completions[0], ("27", "36")), (maker.watched_names[0], ("27",))):
+        for number in ("27", "36"):
+            tens, ones = encode(maker.tokenizer, number)
+            assert (ones in following(found, [tens])) == (number in numbers)
 
 
 def test_the_risk_of_an_answer_is_its_expected_number_of_private_values():

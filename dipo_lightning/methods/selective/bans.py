@@ -16,14 +16,17 @@ from dipo_lightning.data.language import FUNCTION_WORDS, is_common_word, unspace
 PART = "\ufffd"
 """What a part of a character decodes to."""
 
+CENTURIES = frozenset({"18", "19", "20"})
+"""Numbers that years begin with."""
+
 
 def completions(
     tokenizer: Any, secrets: Iterable[str], needed: Sequence[int] = (), shared: Collection[str] = ()
 ) -> list[tuple[list[int], int]]:
     """Return the tokens to ban after others, for words whose first token cannot be banned.
 
-    The first token of a number is often a single digit, so of a number the last token is banned, after all others. A
-    number of two digits is under no ban, since years begin with it.
+    The first token of a number is often a single digit, so of a number the last token is banned, after all others.
+    Those of `CENTURIES` are under no ban, since no year of that century could be said.
 
     The first token of a name may be a single letter (" H" of " Harkness"), another word (" to" of " toffees") or needed
     for one (" glass" of " glassblower"), so of a word the first token is banned with which it can be told from these,
@@ -40,7 +43,7 @@ def completions(
     """
     secrets = sorted(secrets)
     numbers = [form for word in secrets if word[0].isdigit() for form in dict.fromkeys([word, word.upper()])]
-    tokens = (encode(tokenizer, form) for form in numbers if len(form) > 2 or not form.isdecimal())
+    tokens = (encode(tokenizer, form) for form in numbers if len(form) > 1 and form not in CENTURIES)
     found = [(ids[:-1], ids[-1]) for ids in tokens if len(ids) > 1]
     for ids, first in word_forms(tokenizer, (word for word in secrets if not word[0].isdigit()), shared):
         new = (place for place in range(first, len(ids)) if not _occurs(ids[: place + 1], needed))

@@ -144,7 +144,7 @@ class ExampleMaker:
         banned: Tokens that begin one of these words, by row.
         watched: Tokens that begin the rarest word of one of the row's own values, by row, each with these words.
         completions: By row, the tokens to ban after others (`completions`), by the last of these.
-        watched_names: The same for the words of `watched` alone, without numbers, whose last digit also ends others.
+        watched_names: The same for the words of `watched` alone, of numbers only for those that are a whole value.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class ExampleMaker:
         rarest = [self._rarest(index) for index in range(len(rows))]
         self.watched = [self._watched(index, own) for index, own in enumerate(rarest)]
         self.completions = [self._completions(index, secrets) for index, secrets in enumerate(self.forms)]
-        names = [[word for word, _ in own if not has_digit(word)] for own in rarest]
+        names = [[word for word, value in own if not has_digit(word) or len(words(value)) == 1] for own in rarest]
         self.watched_names = [self._completions(index, own) for index, own in enumerate(names)]
 
     @staticmethod
