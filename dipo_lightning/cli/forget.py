@@ -610,6 +610,12 @@ def _say(settings: Settings, rows: SplitRows, choices: dict[str, Any]) -> None:
         f"held-out share {choices['held_out']:g}, accelerator {choices['accelerator']}.",
         flush=True,
     )
+    if not rows.retain and settings.method == METHODS["selective"]:  # any other method warns by itself
+        print(
+            "Without rows to keep, only the target's own answers to general questions and its running text preserve "
+            "the rest of it, and no retain or held-out row is examined.",
+            flush=True,
+        )
     if bare := [number for number, row in enumerate(rows.forget) if not row.get("private")]:
         print(f"No private value was found in the forget rows {', '.join(map(str, bare))}: nothing follows them.")
 

@@ -99,6 +99,13 @@ def test_rows_may_be_longer_than_by_default_if_the_model_reads_them(begun, here,
     assert "--max_length is 4096, and model has positions for 2048 tokens only" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("more", "said"), [([], 1), (["--retain", "retain.jsonl"], 0), (["--method", "npo"], 0)])
+def test_what_preserves_the_rest_without_rows_to_keep_is_said(begun, here, capsys, more, said):
+    write(here / "retain.jsonl", RETAIN)
+    assert main([*begun, *more, "--output", "kept"]) == 2
+    assert capsys.readouterr().out.count("Without rows to keep, only the target's own answers") == said
+
+
 def test_checks_are_an_option_of_the_method_that_has_them(begun, capsys):
     assert main([*begun, "--method", "npo", "--check_every", "4", "--output", "npo"]) == 2
     assert "--check_every is an option of dipo_lightning.SelectiveModule" in capsys.readouterr().err
