@@ -11,6 +11,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,6 +21,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.logs import evaluations_of_runs, last_of_each
 from dipo_lightning.evaluation.run_folder import write_json
+from dipo_lightning.models.loading import local_files
 from dipo_lightning.safety.paths import with_home
 
 
@@ -110,6 +112,9 @@ _LOOKED_AT, _PLACES = 1 << 16, 64
 
 MAY_GROW = ("trainer.max_epochs", "trainer.max_steps")
 
+SOURCES = ("data.data", "data.forget", "data.retain", "data.train")
+"""Options that name files of rows, which may have moved."""
+
 
 def read_record(folder: Path) -> dict[str, Any] | None:
     """Return the record in a folder of checkpoints; None if there is none."""
@@ -141,10 +146,8 @@ def model_files(pretrained: Any) -> str | None:
     A quick check for other weights, another tokenizer or chat template under the same name; a resume compares the
     weights themselves.
     """
-    path = with_home(str(pretrained))
     digest = hashlib.sha256()
-    patterns = ("*.safetensors", "config.json", "tokenizer*.json", "*.jinja")
-    found = [path] if path.is_file() else sorted(file for pattern in patterns for file in path.glob(pattern))
+    found = local_files(str(pretrained))
     for file in found:
         size = file.stat().st_size
         digest.update(f"{file.name} {size}".encode())
@@ -189,7 +192,8 @@ def refuse_changes(record: Mapping[str, Any], now: Mapping[str, Any], place: Pat
         InputError: They differ in something that the results depend on.
     """
     rows = [side.get("data") or {} for side in (record, now)]
-    changes = differences(record.get("config") or {}, now["config"], same_data=rows[0] == rows[1])
+    same_model = record.get("model") is not None and record["model"] == now["model"]
+    changes = differences(record.get("config") or {}, now["config"], rows[0] == rows[1], same_model)
     for part in sorted(rows[0].keys() & rows[1].keys()):
         if rows[0][part] != rows[1][part]:
             counts = " then, ".join(str(side[part].get("rows")) for side in rows)
@@ -206,17 +210,18 @@ def refuse_changes(record: Mapping[str, Any], now: Mapping[str, Any], place: Pat
 
 
 def differences(
-    before: Mapping[str, Any], now: Mapping[str, Any], same_data: bool, given_now: bool = False
+    before: Mapping[str, Any], now: Mapping[str, Any], same_data: bool, same_model: bool, given_now: bool = False
 ) -> list[str]:
     """List the relevant options that differ, with both values.
 
-    With ``same_data`` a data file may have moved; with ``given_now`` options that ``now`` leaves out do not count.
+    With ``same_data`` a data file may have moved, with ``same_model`` the model; with ``given_now`` options that
+    ``now`` leaves out do not count.
     """
     old, new = flat_options(before), flat_options(now)
     found = []
     for name in sorted(new if given_now else old.keys() | new.keys()):
         one, two = old.get(name), new.get(name)
-        if one == two or _may_differ(name, one, two, same_data):
+        if one == two or _may_differ(name, one, two, same_data, same_model):
             continue
         found.append(f"{name} was {_short(one)}, now {_short(two)}")
     return found
@@ -250,7 +255,7 @@ def flat_options(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _may_differ(name: str, before: Any, now: Any, same_data: bool) -> bool:
+def _may_differ(name: str, before: Any, now: Any, same_data: bool, same_model: bool) -> bool:
     if any(name == free or name.startswith(f"{free}.") for free in ANY_VALUE):
         return True
     if name.startswith("trainer.callbacks.") and name.split(".")[2] in ANY_CALLBACK:
@@ -260,8 +265,8 @@ def _may_differ(name: str, before: Any, now: Any, same_data: bool) -> bool:
     if isinstance(before, str) and isinstance(now, str):
         if _same_place(before, now):
             return True
-        moved = not Path(before).exists() and Path(now).exists()  # the loaded weights are compared all the same
-        return (name.startswith("data.") and same_data and Path(now).exists()) or (name == "model.pretrained" and moved)
+        same = {"model.pretrained": same_model and not with_home(before).exists()} | dict.fromkeys(SOURCES, same_data)
+        return same.get(name, False) and with_home(now).exists()
     return False
 
 
@@ -281,6 +286,8 @@ def _short(value: Any) -> str:
 
 PATIENCE = 30.0
 """Seconds that a command waits for the run of a killed one, which may still be saving."""
+HELD_BY = "process"
+"""First word of a lock's file."""
 LOCKED = "two runs would write over each other. Wait until it has ended, or name another folder."
 """Advice of a refusal of a folder that another process has."""
 
@@ -348,9 +355,14 @@ class FolderLock:
         except OSError:  # a file system without locks
             file.close()
             return
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        try:
+            file.truncate(0)
+            file.write(f"{HELD_BY} {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        except OSError as error:  # a full disk
+            with suppress(OSError):  # what could not be written is tried again
+                file.close()
+            raise RunError(f"The run's folder {folder} cannot be written: {error.strerror or error}.") from error
         self._file = file
         _held.append(self)
 
@@ -360,6 +372,11 @@ class FolderLock:
             self._file.close()
             self._file = None
             _held.remove(self)
+
+
+def is_lock(path: Path) -> bool:
+    """Return whether a file is one of a `FolderLock`, and no user's file of that name."""
+    return path.is_file() and path.read_bytes()[: len(HELD_BY)] in (b"", HELD_BY.encode())
 
 
 _held: list[FolderLock] = []

@@ -17,6 +17,7 @@ from dipo_lightning.benchmarks.robustness.tables import PARTS
 from dipo_lightning.benchmarks.robustness.wordings import Wordings
 from dipo_lightning.data.prompts import PromptName
 from dipo_lightning.errors import InputError
+from dipo_lightning.models.export import PARTIAL, check_place
 from dipo_lightning.safety.paths import MODEL_CONFIGS, expanded, refuse_model_folder, with_home
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def attack(
     """
     from dipo_lightning.benchmarks.robustness.running import attack_models, build_attacks, named_attacks
     from dipo_lightning.benchmarks.robustness.tables import markdown_table
+    from dipo_lightning.callbacks.run_record import FolderLock
 
     chosen = named_attacks(attacks, (wordings, prefixes, quantization, sampling, relearning))
     given = with_home(unlearned)
@@ -96,6 +98,7 @@ def attack(
     beside = given / "attacks" if run else Path(f"{model.rstrip('/').rpartition('/')[2]}-attacks")
     folder = beside if output is None else expanded(output, "output")
     refuse_model_folder(folder, "--output")
+    check_place(folder, "attack", replace=True)
     models = {"unlearned": model} | {name: source for name, source in others.items() if source is not None}
     if prompt is None and not run.get("prompt"):
         run["prompt"] = _usual_prompt(data or getattr(run.get("module"), "data", None), split)
@@ -112,16 +115,18 @@ def attack(
     if max_new_tokens is not None:
         subject = replace(subject, max_new_tokens=max_new_tokens)
     replaced = _log_in_run(run)
-    document = attack_models(
-        {name: partial(_load, source, place) for name, source in models.items()},
-        subject,
-        build_attacks(chosen, further),
-        folder,
-        run.get("provenance"),
-        replaced=replaced,
-    )
-    if replaced is not None:
-        _add_to_run(replaced, document)
+    with FolderLock() as lock:
+        lock.hold(folder, advice="two attacks would write over each other. Wait until it has ended.")
+        document = attack_models(
+            {name: partial(_load, source, place) for name, source in models.items()},
+            subject,
+            build_attacks(chosen, further),
+            folder,
+            run.get("provenance"),
+            replaced=replaced,
+        )
+        if replaced is not None:
+            _add_to_run(replaced, document)
     if retain is None:
         print("No retain model was given (--retain): no score R, and no comparison with a model that never knew.")
     print(f"{markdown_table(document)}\n\nEvery row, the table and the pictures: {folder}")
@@ -227,6 +232,7 @@ def run_settings(folder: Path) -> dict[str, Any]:
         return {}
     config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
     models = sorted({path.parent for name in MODEL_CONFIGS for path in folder.glob(f"*/{name}")})
+    models = [path for path in models if not path.name.endswith(PARTIAL)]
     if not models:
         raise InputError(
             f"{folder} is a run without an exported model; export its checkpoint (`dipo-lightning export`), and give "

@@ -12,15 +12,19 @@ from typing import Any
 import yaml
 
 from dipo_lightning.benchmarks.robustness.running import CONDITIONS, RESULT
-from dipo_lightning.callbacks.run_record import CHECKPOINTS, LOCK, RECORD, FolderLock, remove
+from dipo_lightning.callbacks.run_record import CHECKPOINTS, LOCK, RECORD, FolderLock, is_lock, remove
 from dipo_lightning.cli.examining import EXAMINATIONS, VERDICT
 from dipo_lightning.cli.forget import ATTACKS, OURS, ROWS, SCORES, SOURCES, read_sources
 from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.run_folder import write_json
+from dipo_lightning.models.export import PARTIAL
 from dipo_lightning.safety.paths import with_home
 
 CACHE = "hidden states of the forget rows under the target model; runs share them, and make them again when needed"
 """Role of the folder of a run's reference caches."""
+
+MODEL = Path("run", "model")
+"""Folder of the exported model in a run of `forget`."""
 
 _KEPT = ("retain rows", "untaught model")
 """Sources of a run of `forget` that hold nothing to be erased."""
@@ -39,6 +43,7 @@ _REASONS = (
     ("media", "tables of answers and pictures of a CSV logger"),
     ("wandb", "tables of answers and pages of a W&B logger"),
     ("mlruns", "tables of answers and pages of an MLflow logger"),
+    (f"*{PARTIAL}", "weights of an export that was cut off"),
 )
 _PATTERNS = (
     ("events.out.tfevents.*", "answers as text, and curves"),
@@ -81,6 +86,7 @@ def clean(run: str, yes: bool = False) -> None:
     copies, runs = find_copies(folder)
     for one in runs:
         _check_scores(one)
+    unended = [run for run in runs if (run / MODEL).is_dir() and not _has_verdict(run)]
     for copy in copies:
         print(f"{copy.size / 1e6:10.1f} MB  {copy.path.relative_to(folder)}  ({copy.why})")
     if not copies:
@@ -100,12 +106,19 @@ def clean(run: str, yes: bool = False) -> None:
             print(f"Outside {one}, for you to remove: {path} ({name})")
         if others := _others_in(one):
             print(f"Not written by forget, and so not looked into: {', '.join(map(str, others))}")
+        if one in unended:
+            print(f"The run in {one} has not ended: {one / MODEL} may still know the rows. Remove it, or train anew.")
+
+
+def _has_verdict(run: Path) -> bool:
+    """Return whether a run of `forget` has ended with a verdict, or had before it was cleaned; True of other runs."""
+    return not read_sources(run) or (run / VERDICT).exists() or VERDICT in _document(run / SCORES)
 
 
 def _locked_places(runs: Sequence[Path]) -> list[Path]:
-    """Return the folders that runs in progress have locked: those of checkpoints, and the folder of `forget`."""
-    kept = {path.parent for run in runs for path in _files(run, f"{CHECKPOINTS}/{LOCK}")}
-    return sorted(kept | {run for run in runs if read_sources(run)})
+    """Return the folders that runs in progress have locked: of checkpoints, of attacks, and of `forget`."""
+    kept = {path.parent for run in runs for name in (CHECKPOINTS, ATTACKS) for path in _files(run, f"{name}/{LOCK}")}
+    return sorted(kept | {run for run in runs if read_sources(run) or is_lock(run / LOCK)})
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -174,7 +187,8 @@ def _copies_in(run: Path) -> list[Copy]:
         found |= {path: why for path in _files(run, pattern) if not path.is_symlink()}
     exported = {path.parent for path in _files(run, "config.json") if not _is_run(path.parent)}
     of_others = {path for path in found if path.name in (EXAMINATIONS, ROWS) and not read_sources(path.parent)}
-    kept = {path for path in found if any(parent in exported for parent in path.parents)} | of_others
+    cut_off = {path for path in found if path.name.endswith(PARTIAL)}
+    kept = {path for path in found if any(parent in exported for parent in path.parents)} - cut_off | of_others
     whole = found.keys() - kept
     inside = {path for path in whole if any(parent in whole for parent in path.parents)}
     return [Copy(path, found[path], _size(path)) for path in sorted(whole - inside)]

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dipo_lightning
 from dipo_lightning.safety.paths import with_home
 
 if TYPE_CHECKING:
@@ -60,7 +61,10 @@ def examined(job: Job, model: str, effort: dict[str, int], name: str) -> Any:
         return asdict(examination)
 
     asked = [rewordings(row, TEMPLATES[: options.rewordings]) for row in rows.forget]
-    of = {"model": _files(model), "rows": asdict(rows), "style": job.style.fingerprint(), "asked": asked} | effort
+    of = {
+        "version": dipo_lightning.__version__, "model": _files(model), "rows": asdict(rows),
+        "style": job.style.fingerprint(), "asked": asked, **effort,
+    }  # fmt: skip
     return Examination(**_once(job.folder / EXAMINATIONS / f"{name}.json", of, found))
 
 
@@ -94,8 +98,11 @@ def _once(path: Path, of: dict[str, Any], make: Callable[[], Any]) -> Any:
     from dipo_lightning.evaluation.run_folder import write_json
 
     key = json.loads(json.dumps(of))
-    written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if written.get("of") == key:
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # damaged: made anew
+        written = None
+    if isinstance(written, dict) and written.get("of") == key and "found" in written:
         return written["found"]
     found = make()
     path.parent.mkdir(mode=0o700, exist_ok=True)

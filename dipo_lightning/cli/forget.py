@@ -21,9 +21,10 @@ from dipo_lightning.cli.examining import (
     paraphrased,
 )  # fmt: skip
 from dipo_lightning.errors import InputError, check_numbers, check_positive, check_seed
-from dipo_lightning.safety.paths import expanded, refuse_model_folder
+from dipo_lightning.safety.paths import expanded, is_model, refuse_model_folder
 
 if TYPE_CHECKING:
+    from dipo_lightning.callbacks.run_record import FolderLock
     from dipo_lightning.data.encoding import PromptStyle
 
 METHODS = {
@@ -158,28 +159,16 @@ def forget(
         accelerator: Lightning's accelerator: ``auto``, ``cpu`` or ``gpu``.
     """
     from dipo_lightning.callbacks.run_record import PATIENCE, FolderLock
-    from dipo_lightning.cli.child import fit
-    from dipo_lightning.models.distributed import check_accelerator
 
-    check_accelerator(accelerator, "accelerator")
-    given = {"lr": lr, "batch_size": batch_size, "epochs": epochs, "check_every": check_every}
-    check_positive("", {f"--{name}": number for name, number in (given | {"max_length": max_length}).items()})
-    if not 0 <= held_out < 1:
-        raise InputError(f"--held_out is {held_out}; it must be at least 0 and below 1.")
-    check_numbers("", {"--samples": samples, "--paraphrases": paraphrases, "--seed": seed}, least=0)
-    check_seed("--seed", seed)
+    given = {"lr": lr, "batch_size": batch_size, "epochs": epochs, "check_every": check_every, "max_length": max_length}
+    _check_options(given, {"samples": samples, "paraphrases": paraphrases, "seed": seed}, held_out, accelerator)
     folder = expanded(output, "--output")
     _check_folder(folder)
-    sources = {"target model": model, "forget rows": forget, "retain rows": retain, "untaught model": untaught}
     method = _class_path(method)
-    checked = method == METHODS["selective"]
-    if check_every and not checked:
+    if check_every and method != METHODS["selective"]:
         raise InputError(f"--check_every is an option of {METHODS['selective']}, and the method is {method}.")
     rows = _with_private_values(_read(forget, retain, seed, held_out), folder)
-    width, positions = _sizes(model)
-    longest = min(max_length or MAX_LENGTH, positions or max_length or MAX_LENGTH)
-    if max_length is not None and longest < max_length:
-        raise InputError(f"--max_length is {max_length}, and {model} has positions for {positions} tokens only.")
+    width, longest = _sizes(model, max_length)
     values = sum(len(row["private"]) for row in rows.forget)
     settings = choose_settings(len(rows.forget), values, width, method, given)
     settings = settings if check_every else _as_begun(folder, settings)
@@ -189,26 +178,57 @@ def forget(
         _check_untaught(untaught, model, job)
     config = run_config(folder, model, settings, job.style.name, seed, accelerator, bool(rows.retain), longest)
     _refuse_other_run(folder, rows, config)
+    choices = {
+        "samples": samples, "seed": seed, "rewordings": REWORDINGS, "max_new_tokens": longest_answer(job),
+        "prompt": job.style.name, "paraphrases": paraphrases, "held_out": held_out, "max_length": longest,
+        "accelerator": accelerator, "untaught": untaught,
+    }  # fmt: skip
+    sources = {"target model": model, "forget rows": forget, "retain rows": retain, "untaught model": untaught}
     with FolderLock() as lock:
         lock.hold(folder, PATIENCE)
         _keep(folder, {name: source for name, source in sources.items() if source}, rows)
-        effort = {"samples": samples, "seed": seed, "rewordings": REWORDINGS, "max_new_tokens": longest_answer(job)}
-        choices = effort | {
-            "prompt": job.style.name, "paraphrases": paraphrases, "held_out": held_out, "max_length": longest,
-            "accelerator": accelerator, "untaught": untaught,
-        }  # fmt: skip
         _say(settings, rows, choices)
-        if paraphrases:
-            job = replace(job, rows=paraphrased(job, model, paraphrases, seed))
-        before = examined(job, model, effort | {"samples": min(samples, SAMPLES_BEFORE)}, "target")
-        _say_known(before, model)
-        often = effort | {"samples": UNTAUGHT_SAMPLES * samples}
-        floors = None if untaught is None else examined(job, untaught, often, "untaught")
-        _check_floors(before, floors, untaught)
-        fit(config, folder / "run", lock)
-        unlearned = folder / "run" / "model"
-        after = examined(job, str(unlearned), effort, "unlearned")
-        conclude(job, unlearned, before, after, floors, asdict(settings) | choices, checked)
+        _unlearn(job, model, config, settings, choices, lock)
+
+
+def _unlearn(
+    job: Job, model: str, config: dict[str, Any], settings: Settings, choices: dict[str, Any], lock: FolderLock
+) -> None:
+    """Examine the target, train, examine the unlearned model, and conclude, each unless it is done."""
+    from dipo_lightning.cli.child import fit
+
+    effort = {name: choices[name] for name in ("samples", "seed", "rewordings", "max_new_tokens")}
+    untaught, samples = choices["untaught"], choices["samples"]
+    if choices["paraphrases"]:
+        job = replace(job, rows=paraphrased(job, model, choices["paraphrases"], choices["seed"]))
+    before = examined(job, model, effort | {"samples": min(samples, SAMPLES_BEFORE)}, "target")
+    _say_known(before, model)
+    often = effort | {"samples": UNTAUGHT_SAMPLES * samples}
+    floors = None if untaught is None else examined(job, untaught, often, "untaught")
+    _check_floors(before, floors, untaught)
+    fit(config, job.folder / "run", lock)
+    unlearned = job.folder / "run" / "model"
+    if not is_model(unlearned):
+        raise InputError(
+            f"The run is finished, but its model is not in {unlearned} any more. Move it back, or give another "
+            "--output to train anew."
+        )
+    after = examined(job, str(unlearned), effort, "unlearned")
+    conclude(job, unlearned, before, after, floors, asdict(settings) | choices, settings.method == METHODS["selective"])
+
+
+def _check_options(
+    positive: dict[str, float | None], others: dict[str, int], held_out: float, accelerator: str
+) -> None:
+    """Refuse a number out of range, or an accelerator that this machine lacks."""
+    from dipo_lightning.models.distributed import check_accelerator
+
+    check_accelerator(accelerator, "accelerator")
+    check_positive("", {f"--{name}": number for name, number in positive.items()})
+    if not 0 <= held_out < 1:
+        raise InputError(f"--held_out is {held_out}; it must be at least 0 and below 1.")
+    check_numbers("", {f"--{name}": number for name, number in others.items()}, least=0)
+    check_seed("--seed", others["seed"])
 
 
 @dataclass(frozen=True)
@@ -299,7 +319,6 @@ def _question(row: dict[str, Any], name: str) -> dict[str, Any]:
 def _read(forget: str, retain: str | None, seed: int, held_out: float = HELD_OUT) -> SplitRows:
     """Read and split the rows."""
     from dipo_lightning.data.rows import read_rows, refuse_overlap
-    from dipo_lightning.safety.paths import is_model
 
     for name, rows in (("forget", forget), ("retain", retain)):
         if rows is not None and is_model(rows):
@@ -380,7 +399,10 @@ def _values_of_run(folder: Path, rows: Sequence[dict[str, Any]], fixed: Sequence
     path = folder / ROWS / "forget.jsonl"
     if not (path.is_file() and read_sources(folder)):
         return []
-    began = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        began = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise InputError(f"{path}, the copy of the rows that the run in {folder} began with, is damaged.") from error
     if len(began) != len(rows):
         return []
     values = [old.get("private", []) if own is None else own for old, own in zip(began, fixed, strict=True)]
@@ -390,11 +412,19 @@ def _values_of_run(folder: Path, rows: Sequence[dict[str, Any]], fixed: Sequence
 
 def _as_begun(folder: Path, settings: Settings) -> Settings:
     """The settings, with ``check_every`` of the run in the folder if there is one, even if it gets more passes now."""
-    from dipo_lightning.callbacks.run_record import CHECKPOINTS, flat_options, read_record
+    from dipo_lightning.callbacks.run_record import flat_options
 
-    record = read_record(folder / "run" / CHECKPOINTS) or {}
-    began = flat_options(record.get("config") or {}).get("model.check_every")
+    began = flat_options(_record(folder).get("config") or {}).get("model.check_every")
     return settings if began is None else replace(settings, check_every=began)
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """The record of the run in a folder; empty without a checkpoint, since such a run begins anew."""
+    from dipo_lightning.callbacks.checkpoint import newest
+    from dipo_lightning.callbacks.run_record import CHECKPOINTS, read_record
+
+    kept = folder / "run" / CHECKPOINTS
+    return (read_record(kept) if newest(kept) else None) or {}
 
 
 def _check_folder(folder: Path) -> None:
@@ -403,14 +433,15 @@ def _check_folder(folder: Path) -> None:
     Raises:
         InputError: It is a file, a model's folder or inside one, or it has such files.
     """
-    from dipo_lightning.callbacks.run_record import LOCK
+    from dipo_lightning.callbacks.run_record import LOCK, is_lock
 
     for place in (folder, *folder.parents):
         if place.exists() and not place.is_dir():
             raise InputError(f"--output is {folder}, but {place} is a file. Give another folder.")
     refuse_model_folder(folder, "--output")
     names = () if read_sources(folder) else (*OURS, ATTACKS, SCORES, LOCK)
-    theirs = [name for name in names if (folder / name).exists()]
+    ours = {LOCK} if is_lock(folder / LOCK) else set()  # of a command that was ended before it wrote anything else
+    theirs = [name for name in names if (folder / name).exists() and name not in ours]
     if theirs:
         raise InputError(
             f"{folder} has {', '.join(theirs)}, which are not of a run of forget: they would be replaced, or removed "
@@ -424,7 +455,7 @@ def _refuse_other_run(folder: Path, rows: SplitRows, config: dict[str, Any]) -> 
     Raises:
         InputError: It holds a run with other rows or options, or without its checkpoints.
     """
-    from dipo_lightning.callbacks.run_record import CHECKPOINTS, differences, model_files, read_record
+    from dipo_lightning.callbacks.run_record import CHECKPOINTS, differences, model_files
     from dipo_lightning.cli.run_folder import is_unstarted
 
     run, parts = folder / "run", _files_of(folder, rows)
@@ -437,9 +468,10 @@ def _refuse_other_run(folder: Path, rows: SplitRows, config: dict[str, Any]) -> 
             f"{folder} holds a run with other rows, another seed or another share held out (not the same: {names}). "
             "Give another --output, or the rows and options that it was made with."
         )
-    record = read_record(run / CHECKPOINTS) or {}
-    changes = differences(record.get("config") or config, config, same_data=True, given_now=True)
-    if record.get("model") not in (None, model_files(config["model"]["init_args"]["pretrained"])):
+    record, files = _record(folder), model_files(config["model"]["init_args"]["pretrained"])
+    same_model = files is not None and files == record.get("model")
+    changes = differences(record.get("config") or config, config, True, same_model, given_now=True)
+    if record.get("model") not in (None, files):
         changes.append("the files of the model have changed")
     if changes:
         raise InputError(
@@ -492,12 +524,20 @@ def _style(model: str, prompt: str) -> PromptStyle:
     return load_style(model, prompt)
 
 
-def _sizes(model: str) -> tuple[int, int]:
-    """The width of a model, and the number of positions it has; 0 if any number."""
+def _sizes(model: str, max_length: int | None) -> tuple[int, int]:
+    """The width of a model, and the maximum length of a training row in tokens.
+
+    Raises:
+        InputError: The length that the user gives exceeds the model's number of positions.
+    """
     from dipo_lightning.models.loading import find_source, load_config
 
     config = load_config(find_source(model)).get_text_config()
-    return int(getattr(config, "hidden_size", WIDTH)), int(getattr(config, "max_position_embeddings", None) or 0)
+    positions = int(getattr(config, "max_position_embeddings", None) or 0)  # 0 if any number
+    longest = min(max_length or MAX_LENGTH, positions or max_length or MAX_LENGTH)
+    if max_length is not None and longest < max_length:
+        raise InputError(f"--max_length is {max_length}, and {model} has positions for {positions} tokens only.")
+    return int(getattr(config, "hidden_size", WIDTH)), longest
 
 
 def _class_path(method: str) -> str:

@@ -129,7 +129,9 @@ def suggestion(message: str, parser: Any) -> str:
     for usual in USUAL.get(unknown, ()):
         if usual in options - {unknown} or usual.split(".")[0] in sections:
             return f". Did you mean '--{usual}'?"
-    renamed = RENAMED | RENAMED_IN.get(parser.prog, {})
+    own = options - INSIDE.keys()
+    renamed = {old: new for old, new in RENAMED.items() if sections or section or new.split(".")[0] in own}
+    renamed |= RENAMED_IN.get(parser.prog, {})
     if unknown in renamed:
         return f". It is {renamed[unknown]} now"
     named = re.search(r"class_path '([\w.]+)'", message)

@@ -22,7 +22,7 @@ from dipo_lightning.evaluation.aggregates import (
 )
 from dipo_lightning.evaluation.benchmark import Benchmark, Headline, benchmark_of
 from dipo_lightning.evaluation.callback import Evaluation
-from dipo_lightning.evaluation.logs import only_run, read_log
+from dipo_lightning.evaluation.logs import only_run, read_log, refuse_without_evaluations
 from dipo_lightning.report.runs import Document, read_documents
 
 Row = dict[str, Any]
@@ -118,6 +118,7 @@ def read_evaluations(folder: Path, name: str | None = None) -> tuple[Benchmark, 
         InputError: No evaluations were found, they are of several runs or benchmarks, or a file is not an evaluation.
     """
     if (run := only_run(folder)) is None:
+        refuse_without_evaluations(folder)
         raise InputError(f"{folder} holds the evaluations of 0 runs; name the folder of one run.")
     found = read_documents(run, name)
     if name is None:

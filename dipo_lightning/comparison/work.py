@@ -22,6 +22,7 @@ from dipo_lightning.callbacks.run_record import (
     retain_logs,
 )
 from dipo_lightning.cli import child
+from dipo_lightning.cli.forget import SCORES
 from dipo_lightning.cli.run_folder import LOG, is_finished, read_fingerprints
 from dipo_lightning.comparison.configs import (
     Config,
@@ -52,6 +53,7 @@ from dipo_lightning.comparison.results import (
 from dipo_lightning.errors import DiPOError, InputError, RunError
 from dipo_lightning.evaluation.benchmark import Benchmark, import_class
 from dipo_lightning.evaluation.run_folder import move_aside
+from dipo_lightning.safety.paths import is_model
 
 State = Literal["finished", "interrupted", "new"]
 
@@ -124,9 +126,13 @@ def execute(run: Run, keep_checkpoints: bool = False, lock: FolderLock | None = 
 
 
 def make_room(run: Run) -> None:
-    """Clear the folder of ``run``: delete an attempt that has no checkpoint; move any other run aside."""
+    """Clear the folder of ``run``: delete an attempt that has no checkpoint; move any other run aside.
+
+    A run that was cleaned has no checkpoint either, but a model or numbers.
+    """
     begun = child.was_begun_with(run.config, run.folder)
-    if begun and not is_finished(run.folder) and not newest(run.folder / CHECKPOINTS):
+    kept = (run.folder / SCORES).exists() or any(is_model(path.parent) for path in run.folder.rglob("*.safetensors"))
+    if begun and not kept and not is_finished(run.folder) and not newest(run.folder / CHECKPOINTS):
         shutil.rmtree(run.folder)
     if run.folder.exists():
         move_aside(run.folder)

@@ -265,6 +265,8 @@ def last_evaluation(folder: Path, benchmark: Benchmark | None = None) -> Path:
     """
     run = only_run(folder)
     logs = evaluations_of_runs(folder.glob("*.json") if run is None else run.glob("evaluations/*.json"))
+    if {log.name for log in logs} <= _OF_FORGET:
+        refuse_without_evaluations(folder)
     if not logs:
         raise InputError(f"{folder}: no evaluation log in this folder; name a log, or a run that evaluated its model")
     logs = last_of_each(logs)
@@ -285,6 +287,25 @@ def only_run(folder: Path) -> Path | None:
     if len(runs) > 1:
         raise InputError(f"{folder} holds {len(runs)} runs; give one of them: {', '.join(map(str, runs[:6]))}.")
     return runs[0] if runs else None
+
+
+_OF_FORGET = frozenset({"verdict.json", "sources.json", "scores.json"})
+"""Files of `forget` and of `clean` that are no evaluations."""
+
+
+def refuse_without_evaluations(folder: Path) -> None:
+    """Refuse a folder of `forget`, which has a verdict in place of evaluations, or a run that was cleaned.
+
+    Raises:
+        InputError: It is one of these, or the run inside.
+    """
+    for place in (folder, folder.parent):
+        if (place / "verdict.json").is_file():
+            raise InputError(f"{place} is a run of forget, which has written its page: {place / 'results.html'}.")
+        if (place / "scores.json").is_file():
+            raise InputError(
+                f"{place} was cleaned: its evaluations are gone, and their numbers are in scores.json there."
+            )
 
 
 def evaluations_of_runs(logs: Iterable[Path]) -> list[Path]:

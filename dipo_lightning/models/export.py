@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import shutil
@@ -23,14 +24,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-_PARTIAL = ".partial"
+PARTIAL = ".partial"
+"""End of the name of the folder of an export in progress."""
 _REPLACED = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "*.jinja", "additional_chat_templates")
 """Files and folders of an export that a later one of the same model may lack."""
 
 
 def is_free(folder: Path) -> bool:
     """Return whether an export may go to a folder: it is absent, or empty but for what a killed export began."""
-    return not folder.exists() or (folder.is_dir() and all(path.name == _PARTIAL for path in folder.iterdir()))
+    return not folder.exists() or (folder.is_dir() and all(path.name == PARTIAL for path in folder.iterdir()))
 
 
 def check_place(folder: Path, owner: str, replace: bool = False) -> None:
@@ -88,7 +90,7 @@ def save_model(
     folder = folder.resolve()
     taken = not (replace or is_free(folder))
     fill = folder.is_dir() and not taken
-    partial = folder / _PARTIAL if fill else folder.with_name(folder.name + _PARTIAL)
+    partial = folder / PARTIAL if fill else folder.with_name(folder.name + PARTIAL)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -149,7 +151,10 @@ def _write(
         saver.save_pretrained(partial, state_dict=state)
         _hide_home(partial / "adapter_config.json")
     if tokenizer is not None:
-        tokenizer.save_pretrained(partial)
+        try:
+            tokenizer.save_pretrained(partial)
+        except Exception as error:  # the tokenizers library raises nothing more specific on a full disk
+            raise OSError(errno.EIO, str(error)) from error
     if card is not None:
         (partial / "README.md").write_text(card, encoding="utf-8")
     os.umask(umask := os.umask(0o077))

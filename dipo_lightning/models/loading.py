@@ -35,6 +35,8 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _PACKAGE = "package:"
 _NUMBER = re.compile(r"\.\d+(?=\.)")
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_DESCRIPTIONS = ("config.json", _ADAPTER_CONFIG, "tokenizer*.json", "*.jinja")
+"""Files beside a model's weights that decide what it says."""
 
 
 @dataclass(frozen=True)
@@ -241,6 +243,22 @@ def is_same_model(one: str, other: str) -> bool:
     if len(files[0]) != len(files[1]):
         return False
     return all(a.samefile(b) or filecmp.cmp(a, b, shallow=False) for a, b in zip(*files, strict=True))
+
+
+def local_files(pretrained: str) -> list[Path]:
+    """The files on this machine that make a model: weights, configurations, tokenizers, templates; none if not found.
+
+    Those of a model with adapters are its own and the adapters'.
+    """
+    try:
+        source = find_source(pretrained)
+    except InputError:
+        return []
+    folders = [source.location] if source.local and source.gguf is None else []
+    folders += [] if source.adapters is None else [source.adapters]
+    described = (path for folder in folders for name in _DESCRIPTIONS for path in sorted(Path(folder).glob(name)))
+    adapters = [] if source.local or source.adapters is None else [Path(source.adapters) / _ADAPTER_WEIGHTS]
+    return [path for path in (*_weight_files(source), *adapters, *described) if path.is_file()]
 
 
 def _weight_files(source: ModelSource) -> list[Path]:

@@ -13,7 +13,7 @@ from dipo_lightning.errors import InputError
 from dipo_lightning.evaluation.aggregates import document_meanings, flat_numbers
 from dipo_lightning.evaluation.benchmark import benchmark_of
 from dipo_lightning.evaluation.colours import MODEL
-from dipo_lightning.evaluation.logs import evaluations_of_runs, only_run
+from dipo_lightning.evaluation.logs import evaluations_of_runs, only_run, refuse_without_evaluations
 from dipo_lightning.safety.paths import with_home
 
 Document = dict[str, Any]
@@ -96,11 +96,7 @@ def _find(folder: Path) -> Path:
         raise InputError(f"{folder}: there is no such folder; give a run's folder, the one it printed at its end.")
     if (run := only_run(folder)) is not None:
         return run
-    for place in (folder, folder.parent):
-        if (place / "verdict.json").is_file():
-            raise InputError(f"{place} is a run of forget, which has written its page: {place / 'results.html'}.")
-    if (folder / "scores.json").is_file():
-        raise InputError(f"{folder} was cleaned: its evaluations are gone, and their numbers are in scores.json there.")
+    refuse_without_evaluations(folder)
     raise InputError(
         f"{folder} holds no evaluations (evaluations/*.json). Run with an evaluation callback in trainer.callbacks, or "
         "give another folder."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from dipo_lightning.callbacks.run_record import (
     refuse_changes,
     write_record,
 )
-from dipo_lightning.errors import InputError
+from dipo_lightning.errors import InputError, RunError
 
 CONFIG: dict[str, Any] = {
     "seed_everything": 1,
@@ -100,6 +101,61 @@ def test_other_rows_are_refused_and_a_moved_file_with_the_same_rows_is_not(tmp_p
     other = {"forget": {"rows": 5, "sha256": "b"}}
     with pytest.raises(InputError, match=r"the forget rows \(4 then, 5 now\) have other texts"):
         refuse_changes(describe_run(CONFIG, ROWS), describe_run(CONFIG, other), tmp_path)
+
+
+def test_a_model_may_only_have_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("old", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text(name)
+    local, hub = (describe_run(changed("model/init_args/pretrained", name), ROWS) for name in ("old", "org/name"))
+    (tmp_path / "old").rename(tmp_path / "new")
+    new, other = (describe_run(changed("model/init_args/pretrained", name), ROWS) for name in ("new", "other"))
+    refuse_changes(local, new, tmp_path)
+    for before in (local, hub):
+        with pytest.raises(InputError, match=r"model\.pretrained was .*, now other"):
+            refuse_changes(before, other, tmp_path)
+
+
+def test_an_option_that_names_no_file_is_refused_beside_a_folder_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chat").mkdir()
+    with pytest.raises(InputError, match=r"data\.prompt was plain, now chat"):
+        refuse_changes(
+            describe_run(CONFIG, ROWS), describe_run(changed("data/init_args/prompt", "chat"), ROWS), tmp_path
+        )
+
+
+def test_a_lock_on_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to("/dev/full")
+    with pytest.raises(RunError, match=rf"folder {tmp_path} cannot be written"):
+        FolderLock().hold(tmp_path)
+
+
+def test_every_form_of_a_model_has_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = {"gguf/m.gguf": "1", "weights/__init__.py": "", "weights/a/m.gguf": "1", "base/model.safetensors": "1"}
+    written["base/config.json"] = "{}"
+    for folder, base in (("adapters", str(tmp_path / "base")), ("of_hub", "org/hub")):
+        written[f"{folder}/adapter_config.json"] = json.dumps({"base_model_name_or_path": base})
+        written[f"{folder}/adapter_model.safetensors"] = "1"
+    for name, text in written.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for source, files in {
+        str(tmp_path / "gguf"): ["gguf/m.gguf"],
+        "package:weights": ["weights/a/m.gguf"],
+        str(tmp_path / "adapters"): ["adapters/adapter_model.safetensors", "base/model.safetensors"],
+        str(tmp_path / "of_hub"): ["of_hub/adapter_model.safetensors"],
+    }.items():
+        for file in files:
+            before = model_files(source)
+            (tmp_path / file).write_text("2")
+            assert None is not before != model_files(source)
+    assert model_files("org/hub") is None
+    assert model_files(None) is None
 
 
 def test_other_weights_under_the_same_name_are_refused(tmp_path: Path) -> None:

@@ -221,6 +221,37 @@ def test_cleaned_twice_is_cleaned(forgotten, run, capsys):
         assert (folder / "scores.json").read_text() == kept
 
 
+def test_weights_of_an_export_that_was_cut_off_are_removed(forgotten, run):
+    for model in (forgotten / "run/model", run / "model"):
+        for part in (model / ".partial", model.with_name("model.partial")):
+            part.mkdir()
+            for name in ("config.json", "model.safetensors"):
+                (part / name).write_text(SECRET)
+        clean(str(model.parents[1] if model.is_relative_to(forgotten) else run), yes=True)
+        assert (model / "config.json").exists()
+        assert not list(model.parent.rglob("*.partial"))
+    assert not texts(run)
+
+
+def test_a_model_of_a_run_that_has_not_ended_is_named(forgotten, capsys):
+    clean(str(forgotten))
+    assert "has not ended" not in capsys.readouterr().out
+    (forgotten / "verdict.json").unlink()
+    for yes in (False, True, True):
+        clean(str(forgotten), yes=yes)
+        assert f"has not ended: {forgotten / 'run/model'} may still know the rows" in capsys.readouterr().out
+
+
+def test_attacks_in_progress_are_left_alone(forgotten):
+    (forgotten / "attacks/lock").touch()
+    code = f"from tests.cli.test_clean import *; clean({str(forgotten)!r}, yes=True)"
+    with FolderLock() as lock:
+        lock.hold(forgotten / "attacks")
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert f"{forgotten / 'attacks'} is in use by process" in done.stderr
+    assert (forgotten / "attacks/robustness.json").exists()
+
+
 def test_hidden_files_of_the_user_s_stay(forgotten, run):
     for folder in (forgotten, run):
         for name in (".backup.7z", ".notes.2024"):

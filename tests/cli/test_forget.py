@@ -12,7 +12,7 @@ from dipo_lightning.benchmarks.user_data import examination, probes
 from dipo_lightning.benchmarks.user_data.examination import Examination
 from dipo_lightning.callbacks.run_record import FolderLock
 from dipo_lightning.cli.chat import load_style
-from dipo_lightning.cli.examining import Job, _ended, examined, paraphrased
+from dipo_lightning.cli.examining import Job, _ended, _once, examined, paraphrased
 from dipo_lightning.cli.forget import (
     SplitRows,
     _check_rows,
@@ -176,6 +176,10 @@ def test_two_files_give_a_model_and_a_verdict_and_the_same_command_does_nothing_
     assert f"Verdict: {verdict['outcome']}" in page
     assert ended in page
     assert page.count("glassblower") >= 2, "in the table of values and in the true answer"
+    (here / "out/run/model").rename(here / "gone")
+    assert main(command) == 2
+    assert "its model is not in out/run/model any more" in capsys.readouterr().err
+    (here / "gone").rename(here / "out/run/model")
     assert main(["clean", "out", "--yes"]) == 0
     left = [path for path in (here / "out").rglob("*") if path.is_file() and b"glassblower" in path.read_bytes()]
     assert not left
@@ -508,6 +512,40 @@ def test_the_rows_of_a_run_stay_as_they_are(begun, here, capsys):
     assert contents(here / "out") == before
     assert main(begun) == 2
     assert "the target is examined" in capsys.readouterr().err
+
+
+def test_a_command_that_was_ended_at_once_can_be_repeated(begun, here, capsys):
+    for text, code in (("", "the target is examined"), ("process 1 on here\n", "the target is examined"), ("mine", "")):
+        (here / f"at_once{len(text)}").mkdir()
+        (here / f"at_once{len(text)}/lock").write_text(text)
+        assert main([*begun, "--output", f"at_once{len(text)}"]) == 2
+        assert (code or "has lock, which are not of a run of forget") in capsys.readouterr().err
+
+
+def test_a_run_without_a_checkpoint_takes_other_options(begun, here, capsys):
+    kept = here / "out/run/checkpoints"
+    kept.mkdir(parents=True)
+    init = {"pretrained": "model", "check_every": 1, "optimizer": {"class_path": "AdamW", "init_args": {"lr": 9.0}}}
+    config = {"model": {"class_path": "dipo_lightning.SelectiveModule", "init_args": init}}
+    (kept / "run.json").write_text(json.dumps({"config": config, "model": None}))
+    assert main(begun) == 2
+    assert "the target is examined" in capsys.readouterr().err
+    (kept / "last.ckpt").touch()
+    assert main(begun) == 2
+    said = capsys.readouterr().err
+    assert "out holds a run that began with other options" in said
+    assert "model.optimizer.lr was 9.0, now 0.0001" in said
+
+
+def test_a_damaged_copy_of_the_rows_is_named_and_a_damaged_examination_is_made_anew(begun, here, capsys):
+    copy = here / "out/data/forget.jsonl"
+    copy.write_text(copy.read_text()[:-9])
+    assert main(begun) == 2
+    assert "out/data/forget.jsonl, the copy of the rows that the run in out began with, is" in capsys.readouterr().err
+    for text in ('{"of": {}, "fou', "[]", '{"of": {}}'):
+        (here / "it.json").write_text(text)
+        assert _once(here / "it.json", {}, lambda: 3) == 3
+        assert _once(here / "it.json", {}, lambda: 4) == 3
 
 
 def test_a_folder_of_something_else_is_left_alone(begun, here, capsys):

@@ -48,6 +48,15 @@ def test_an_option_of_other_programs_or_of_fit_gets_the_command_s_own(
     assert f"Did you mean '--{right}'?" in said or f"Did you mean '{right}'?" in said
 
 
+def test_an_old_name_is_explained_only_where_its_new_one_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, said in (["fit"], "It is model.pair.alpha now"), (["forget", "model", "rows.jsonl"], "There is: "):
+        with pytest.raises(SystemExit):
+            main([*command, "--alpha", "1"])
+        message = capsys.readouterr().err
+        assert said in message
+        assert ("model.pair" in message) == (command == ["fit"])
+
+
 def test_every_command_has_its_line() -> None:
     assert set(SUMMARIES) == {*COMMANDS, *TRAINER_COMMANDS}
 

@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,22 @@ def test_an_interrupted_run_is_resumed_in_its_folder(tmp_path: Path, calls: list
     calls.clear()
     main(["compare", path])
     assert calls == [["fit", "--config", str(run / "run.yaml"), "--run", str(run)]]
+
+
+@pytest.mark.parametrize("left", ["scores.json", "models/unlearned/model.safetensors"])
+def test_what_clean_leaves_of_a_run_is_kept_aside(tmp_path: Path, calls: list[list[str]], left: str) -> None:
+    path = write(tmp_path, [NPO], seeds=[0])
+    main(["compare", path])
+    run = next((tmp_path / "out" / "runs").rglob("seed0"))
+    shutil.rmtree(run / "checkpoints")
+    shutil.rmtree(run / "evaluations")
+    for file in (run / left, *([run / "models/unlearned/config.json"] if "models" in left else [])):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+    calls.clear()
+    main(["compare", path])
+    assert len(calls) == 1
+    assert (run.with_name("seed0-earlier1") / left).exists()
 
 
 def test_a_run_of_another_base_is_kept_aside_and_done_anew(tmp_path: Path, calls: list[list[str]]) -> None:

@@ -36,6 +36,18 @@ def test_a_full_disk_in_an_export_is_a_sentence_and_leaves_what_was_there(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_full_disk_after_the_weights_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = toy_tokenizer()
+
+    def full(*_: object) -> None:
+        raise Exception("File too large (os error 27)")  # noqa: TRY002 - as `tokenizers` does
+
+    monkeypatch.setattr(tokenizer, "save_pretrained", full)
+    with pytest.raises(RunError, match=r"could not be written to .*model: File too large"):
+        save_model(toy_model(), tmp_path / "model", tokenizer)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("link", [False, True])
 def test_a_folder_that_is_there_is_filled_and_stays_the_same_folder(tmp_path: Path, link: bool) -> None:
     """A mount point can be neither removed nor renamed, and a link to a folder is no folder."""

@@ -10,9 +10,11 @@ from html.parser import HTMLParser
 import pytest
 
 from dipo_lightning.cli.main import main
+from dipo_lightning.comparison.results import read_evaluations
 from dipo_lightning.errors import InputError, RunError
 from dipo_lightning.evaluation.aggregates import document_meanings
 from dipo_lightning.evaluation.benchmark import installed_benchmarks
+from dipo_lightning.evaluation.logs import last_evaluation
 from dipo_lightning.metrics import Meaning
 from dipo_lightning.report.card import CardFacts, model_card
 from dipo_lightning.report.charts import evaluation_charts
@@ -230,6 +232,16 @@ def test_bad_folders_are_named(tmp_path):
     for place in (tmp_path, tmp_path / "run"):
         with pytest.raises(InputError, match=rf"is a run of forget.*{tmp_path}/results\.html"):
             read_run(place)
+        with pytest.raises(InputError, match=r"is a run of forget"):
+            last_evaluation(place)
+        with pytest.raises(InputError, match=r"is a run of forget"):
+            read_evaluations(place)
+    (tmp_path / "verdict.json").rename(tmp_path / "scores.json")
+    for place in (tmp_path, tmp_path / "run"):
+        with pytest.raises(InputError, match=rf"{tmp_path} was cleaned"):
+            read_run(place)
+        with pytest.raises(InputError, match=rf"{tmp_path} was cleaned"):
+            last_evaluation(place)
     for name in ("one", "two"):
         write_run(tmp_path / name, document(0, "Ann."))
     with pytest.raises(InputError, match=r"holds 2 runs.*one.*two"):

@@ -17,6 +17,7 @@ from dipo_lightning.benchmarks.robustness.attack import Attack, Condition, ask, 
 from dipo_lightning.benchmarks.robustness.callback import RobustnessEvaluation
 from dipo_lightning.benchmarks.robustness.running import build_attacks
 from dipo_lightning.benchmarks.robustness.tables import markdown_table
+from dipo_lightning.callbacks.run_record import FolderLock
 from dipo_lightning.cli.main import main
 from dipo_lightning.cli.score import score
 from dipo_lightning.errors import InputError
@@ -347,6 +348,7 @@ def test_a_run_on_own_rows_gives_those_that_were_unlearned(tmp_path, monkeypatch
 def test_a_run_of_forget_gives_its_model_and_its_rows(tmp_path, capsys):
     folder = tmp_path / "moved"
     save_toy(folder / "run/model")
+    save_toy(folder / "run/model.partial")  # of a killed export
     (folder / "sources.json").write_text('{"target model": "target", "forget rows": "mine.jsonl"}')
     init = "{forget: out/data/forget.jsonl, prompt: plain, tokenizer: x}"
     data = f"data:\n  class_path: dipo_lightning.UnlearningDataModule\n  init_args: {init}\n"
@@ -356,6 +358,13 @@ def test_a_run_of_forget_gives_its_model_and_its_rows(tmp_path, capsys):
     assert "moved/data/forget.jsonl" in capsys.readouterr().err, "the rows were cleaned away"
     (folder / "data").mkdir()
     (folder / "data/forget.jsonl").write_text('{"question": "Who is it?", "answer": "The author"}\n')
+    (tmp_path / "file").touch()
+    assert main([*args, "--output", str(tmp_path / "file/attacks")]) == 2
+    assert "file is not a folder that you may write to" in capsys.readouterr().err
+    with FolderLock() as lock:
+        lock.hold(folder / "attacks")
+        assert main(args) == 2
+        assert "attacks is in use by process" in capsys.readouterr().err
     assert main(args) == 0
     log = read_log(folder / "attacks/robustness.json")
     assert [row["question"] for row in log.sets["unlearned_plain"]] == ["Who is it?"]
